@@ -1,0 +1,2 @@
+//! The relabel command.
+fn main() {}
