@@ -1,1 +1,13 @@
-//! runkit
+//! What every long-running program of this workspace needs around its real work: durable files,
+//! output locks, signals, exit codes, progress, logs, configuration, manifests and work shards.
+//!
+//! The crate knows nothing of machine learning, images or Parquet. Its promises:
+//!
+//! * a file under its final name is complete and synced ([`files`]);
+//! * one output has one writer, and who is refused learns who holds it ([`lock`]);
+//! * a stop request is seen between two pieces of work, a second one ends the process ([`signals`]);
+//! * the log and the progress bar do not tear each other ([`logging`], [`progress`]);
+//! * what differs between two runs is named field by field ([`manifest`]).
+
+pub mod fault;
+pub mod files;

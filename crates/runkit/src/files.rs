@@ -1,0 +1,138 @@
+//! Durable files: the only way this workspace puts bytes under a final name.
+//!
+//! A file under its final name is complete and on the disk, whatever kills the process or the
+//! machine. The order is: unique temporary name in the same folder, write, `fsync`, rename, `fsync`
+//! of the folder. [`AtomicFile`] does it piece by piece, [`write_atomic`] for a closure,
+//! [`write_json_atomic`] for a value. Every step passes a [`crate::fault`] point.
+//!
+//! Temporary files of a killed run are removed by [`remove_stale_temporaries`] at the next start.
+
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+
+mod atomic;
+mod error;
+
+pub use atomic::AtomicFile;
+pub use error::{FileError, Operation};
+
+use atomic::{TEMPORARY_SUFFIX, parent_of};
+
+/// Writes a file through a buffer and commits it when `write` succeeds.
+///
+/// # Errors
+/// What `write` returned (kept whole if it came from the file), or a failing commit.
+pub fn write_atomic(
+    path: impl AsRef<Path>,
+    write: impl FnOnce(&mut dyn Write) -> io::Result<()>,
+) -> Result<(), FileError> {
+    let path = path.as_ref();
+    let fail = |cause| FileError::new(path, Operation::Write, cause);
+    let mut buffered = io::BufWriter::with_capacity(1 << 16, AtomicFile::create(path)?);
+    write(&mut buffered).map_err(fail)?;
+    buffered.into_inner().map_err(|error| fail(error.into_error()))?.commit()
+}
+
+/// Writes `value` as indented JSON with a final newline.
+///
+/// # Errors
+/// When the value cannot be written as JSON (a map whose keys are not text), or the file cannot.
+pub fn write_json_atomic<T: Serialize + ?Sized>(
+    path: impl AsRef<Path>,
+    value: &T,
+) -> Result<(), FileError> {
+    let path = path.as_ref();
+    let mut text = serde_json::to_vec_pretty(value)
+        .map_err(|error| FileError::new(path, Operation::Serialize, error.into()))?;
+    text.push(b'\n');
+    write_atomic(path, |writer| writer.write_all(&text))
+}
+
+/// Removes the temporary files that killed runs left in `folder` (not in folders below it) and
+/// returns their paths.
+///
+/// Only names of our own pattern are touched, and only those no living process has open. Call it
+/// while holding the lock of the output, so that two starting runs do not race over it. A folder
+/// that does not exist holds no leftovers.
+///
+/// # Errors
+/// When the folder cannot be listed or a leftover cannot be removed.
+pub fn remove_stale_temporaries(folder: impl AsRef<Path>) -> Result<Vec<PathBuf>, FileError> {
+    let folder = folder.as_ref();
+    let list = |cause| FileError::new(folder, Operation::List, cause);
+    let entries = match std::fs::read_dir(folder) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        other => other.map_err(list)?,
+    };
+    let mut removed = Vec::new();
+    for entry in entries {
+        let path = entry.map_err(list)?.path();
+        if is_temporary_name(&path) && remove_if_stale(&path)? {
+            removed.push(path);
+        }
+    }
+    removed.sort();
+    Ok(removed)
+}
+
+/// Makes a folder with all its parents and syncs each new entry, so that the folder survives a power
+/// cut as its files do. An existing folder is fine.
+///
+/// # Errors
+/// When a folder cannot be made or a file stands in the way.
+pub fn create_folder(path: impl AsRef<Path>) -> Result<(), FileError> {
+    let path = path.as_ref();
+    let fail = |cause| FileError::new(path, Operation::CreateFolder, cause);
+    let missing: Vec<&Path> = path
+        .ancestors()
+        .take_while(|ancestor| !ancestor.as_os_str().is_empty() && !ancestor.exists())
+        .collect();
+    std::fs::create_dir_all(path).map_err(fail)?;
+    missing.iter().rev().try_for_each(|folder| sync_folder(parent_of(folder))).map_err(fail)
+}
+
+/// The bytes this process may still write on the disk that holds `path`; for a path that does not
+/// exist yet, on the disk of the nearest folder above it.
+///
+/// # Errors
+/// When the disk cannot be asked.
+pub fn free_space(path: impl AsRef<Path>) -> Result<u64, FileError> {
+    let path = path.as_ref();
+    let existing = path.ancestors().find(|ancestor| ancestor.exists()).unwrap_or(Path::new("."));
+    fs4::available_space(existing)
+        .map_err(|cause| FileError::new(path, Operation::FreeSpace, cause))
+}
+
+fn sync_folder(folder: &Path) -> io::Result<()> {
+    match std::fs::File::open(folder)?.sync_all() {
+        // Some network file systems cannot sync a folder; they have no order to protect either.
+        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => Ok(()),
+        other => other,
+    }
+}
+
+fn is_temporary_name(path: &Path) -> bool {
+    let name = path.file_name().map(|name| name.as_encoded_bytes()).unwrap_or_default();
+    name.first() == Some(&b'.') && name.ends_with(TEMPORARY_SUFFIX.as_bytes())
+}
+
+fn remove_if_stale(path: &Path) -> Result<bool, FileError> {
+    let gone = |error: &io::Error| error.kind() == io::ErrorKind::NotFound;
+    let fail = |cause| FileError::new(path, Operation::Remove, cause);
+    if !path.symlink_metadata().is_ok_and(|found| found.is_file()) {
+        return Ok(false);
+    }
+    let file = match std::fs::File::open(path) {
+        Err(error) if gone(&error) => return Ok(false),
+        other => other.map_err(fail)?,
+    };
+    if file.try_lock().is_err() {
+        return Ok(false);
+    }
+    match std::fs::remove_file(path) {
+        Err(error) if gone(&error) => Ok(false),
+        other => other.map(|()| true).map_err(fail),
+    }
+}
