@@ -114,7 +114,7 @@ fn sync_folder(folder: &Path) -> io::Result<()> {
 }
 
 fn is_temporary_name(path: &Path) -> bool {
-    let name = path.file_name().map(|name| name.as_encoded_bytes()).unwrap_or_default();
+    let name = path.file_name().map(std::ffi::OsStr::as_encoded_bytes).unwrap_or_default();
     name.first() == Some(&b'.') && name.ends_with(TEMPORARY_SUFFIX.as_bytes())
 }
 

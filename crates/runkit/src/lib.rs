@@ -9,5 +9,13 @@
 //! * the log and the progress bar do not tear each other ([`logging`], [`progress`]);
 //! * what differs between two runs is named field by field ([`manifest`]).
 
+pub mod config;
+pub mod exit;
 pub mod fault;
 pub mod files;
+pub mod lock;
+pub mod logging;
+pub mod manifest;
+pub mod progress;
+pub mod shard;
+pub mod signals;

@@ -1,0 +1,250 @@
+//! One output, one writer: advisory locks that say who holds them.
+//!
+//! The lock is `flock` on a small file that the holder fills with its process number, host, start
+//! and command line. The kernel lets go of it when the holder ends, also by `kill -9`, so there is no
+//! stale lock to remove; the file itself is never deleted, because someone else may just have opened
+//! it. On file systems that grant every `flock` (some network ones) the lock protects nothing; what
+//! is written is still whole, since temporary names are unique ([`crate::files`]).
+
+use std::fmt;
+use std::fs::{File, OpenOptions, TryLockError};
+use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use crate::logging::escape_for_terminal;
+
+/// Much more than the holders' lines ever need: a foreign file under this name is not read whole.
+const MAXIMUM_HOLDER_BYTES: u64 = 1 << 16;
+/// A command line is shown and kept up to this many characters.
+const MAXIMUM_COMMAND_CHARACTERS: usize = 300;
+
+/// A lock was not obtained.
+#[derive(Debug, thiserror::Error)]
+pub enum LockError {
+    /// Someone else holds it.
+    #[error(
+        "{} is held by {}\nhint: wait for it or stop it, then run the same command again",
+        path.display(),
+        Holders(holders)
+    )]
+    Held {
+        /// The lock file.
+        path: PathBuf,
+        /// Who wrote into the lock file and is still alive; empty if nobody did.
+        holders: Vec<Holder>,
+    },
+    /// The lock file cannot be used.
+    #[error("cannot lock {}: {cause}", path.display())]
+    Unusable {
+        /// The lock file.
+        path: PathBuf,
+        /// Why not.
+        cause: io::Error,
+    },
+}
+
+/// Who holds a lock, as written into the lock file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Holder {
+    /// Process number on `host`.
+    pub process: u32,
+    /// Seconds since 1970 at which the lock was taken.
+    pub since: u64,
+    /// Name of the machine.
+    pub host: String,
+    /// The command line, shortened.
+    pub command: String,
+}
+
+/// A held lock; dropping it lets go.
+#[derive(Debug)]
+pub struct OutputLock {
+    path: PathBuf,
+    /// The lock belongs to the open file.
+    _file: File,
+}
+
+impl OutputLock {
+    /// Takes the lock for one process alone, without waiting. `path` is the lock file, made if
+    /// missing, in a folder that exists.
+    ///
+    /// # Errors
+    /// [`LockError::Held`] naming the holders, or [`LockError::Unusable`].
+    pub fn exclusive(path: impl AsRef<Path>) -> Result<Self, LockError> {
+        let path = path.as_ref();
+        let mut file = open(path)?;
+        file.try_lock().map_err(|error| refused(path, &mut file, error))?;
+        let written = file.set_len(0).and_then(|()| add_holder(&mut file));
+        written.map_err(|cause| unusable(path, cause))?;
+        Ok(Self { path: path.to_owned(), _file: file })
+    }
+
+    /// Takes the lock together with other shared holders (the shards of one output); an exclusive
+    /// holder excludes them, and they exclude an exclusive one.
+    ///
+    /// # Errors
+    /// [`LockError::Held`] naming the exclusive holder, or [`LockError::Unusable`].
+    pub fn shared(path: impl AsRef<Path>) -> Result<Self, LockError> {
+        let path = path.as_ref();
+        let mut file = open(path)?;
+        // The first of several shared holders clears the names of earlier runs. Alone for a moment,
+        // it may be refused next (the conversion is not atomic), which is an honest answer.
+        if file.try_lock().is_ok() {
+            file.set_len(0).map_err(|cause| unusable(path, cause))?;
+        }
+        file.try_lock_shared().map_err(|error| refused(path, &mut file, error))?;
+        add_holder(&mut file).map_err(|cause| unusable(path, cause))?;
+        Ok(Self { path: path.to_owned(), _file: file })
+    }
+
+    /// The lock file.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+fn open(path: &Path) -> Result<File, LockError> {
+    let opened = OpenOptions::new().read(true).append(true).create(true).open(path);
+    opened.map_err(|cause| unusable(path, cause))
+}
+
+fn unusable(path: &Path, cause: io::Error) -> LockError {
+    LockError::Unusable { path: path.to_owned(), cause }
+}
+
+fn refused(path: &Path, file: &mut File, error: TryLockError) -> LockError {
+    match error {
+        TryLockError::Error(cause) => unusable(path, cause),
+        TryLockError::WouldBlock => {
+            let mut holders = read_holders(file).unwrap_or_default();
+            holders.retain(Holder::may_be_alive);
+            LockError::Held { path: path.to_owned(), holders }
+        }
+    }
+}
+
+fn add_holder(file: &mut File) -> io::Result<()> {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |elapsed| elapsed.as_secs());
+    let words: Vec<String> = std::env::args_os()
+        .enumerate()
+        .map(|(index, word)| match index {
+            0 => Path::new(&word).file_name().unwrap_or(&word).to_string_lossy().into_owned(),
+            _ => word.to_string_lossy().into_owned(),
+        })
+        .collect();
+    let command: String =
+        escape_for_terminal(&words.join(" ")).chars().take(MAXIMUM_COMMAND_CHARACTERS).collect();
+    // One write of one line: appends of several shared holders do not mix.
+    let line = format!("{}\t{since}\t{}\t{command}\n", std::process::id(), host_name());
+    file.write_all(line.as_bytes())
+}
+
+fn read_holders(file: &mut File) -> io::Result<Vec<Holder>> {
+    let mut bytes = Vec::new();
+    file.seek(SeekFrom::Start(0))?;
+    file.take(MAXIMUM_HOLDER_BYTES).read_to_end(&mut bytes)?;
+    Ok(String::from_utf8_lossy(&bytes).lines().filter_map(Holder::parse).collect())
+}
+
+/// The machine's name; empty where the system does not tell.
+fn host_name() -> String {
+    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    escape_for_terminal(name.trim()).into_owned()
+}
+
+impl Holder {
+    fn parse(line: &str) -> Option<Self> {
+        let mut fields = line.splitn(4, '\t');
+        Some(Self {
+            process: fields.next()?.parse().ok()?,
+            since: fields.next()?.parse().ok()?,
+            host: escape_for_terminal(fields.next()?).into_owned(),
+            command: escape_for_terminal(fields.next()?).into_owned(),
+        })
+    }
+
+    /// False only for a process of this machine that is known to have ended.
+    fn may_be_alive(&self) -> bool {
+        let processes = Path::new("/proc");
+        self.host != host_name()
+            || !processes.join("self").exists()
+            || processes.join(self.process.to_string()).exists()
+    }
+}
+
+impl fmt::Display for Holder {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "process {} ({})", self.process, self.command)?;
+        if self.host != host_name() {
+            write!(formatter, " on {}", self.host)?;
+        }
+        let start = UNIX_EPOCH + Duration::from_secs(self.since);
+        match SystemTime::now().duration_since(start) {
+            Ok(age) => write!(formatter, ", for {}", indicatif::HumanDuration(age)),
+            Err(_) => Ok(()),
+        }
+    }
+}
+
+struct Holders<'a>(&'a [Holder]);
+
+impl fmt::Display for Holders<'_> {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Some((first, others)) = self.0.split_first() else {
+            return formatter.write_str("another process");
+        };
+        write!(formatter, "{first}")?;
+        others.iter().try_for_each(|holder| write!(formatter, " and {holder}"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Holder, LockError, OutputLock};
+
+    #[test]
+    fn a_second_exclusive_holder_is_told_who_the_first_is() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("labels.lock");
+        let first = OutputLock::exclusive(&path).unwrap();
+        let refused = OutputLock::exclusive(&path).unwrap_err();
+        let message = refused.to_string();
+        assert!(message.contains(&format!("process {}", std::process::id())), "{message}");
+        assert!(message.contains("labels.lock"), "{message}");
+        assert!(matches!(OutputLock::shared(&path), Err(LockError::Held { .. })));
+        drop(first);
+        OutputLock::exclusive(&path).unwrap();
+    }
+
+    #[test]
+    fn shared_holders_are_all_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("labels.lock");
+        std::fs::write(&path, "999999999\t0\tnowhere\told leftover\n").unwrap();
+        let _first = OutputLock::shared(&path).unwrap();
+        let _second = OutputLock::shared(&path).unwrap();
+        match OutputLock::exclusive(&path) {
+            Err(LockError::Held { holders, .. }) => assert_eq!(holders.len(), 2, "{holders:?}"),
+            other => panic!("expected a refusal, got {other:?}"),
+        }
+    }
+
+    #[test]
+    fn foreign_contents_are_harmless() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("labels.lock");
+        std::fs::write(&path, b"\xff\xfe garbage\nmore").unwrap();
+        let _held = OutputLock::exclusive(&path).unwrap();
+        assert_eq!(Holder::parse("1\t2\t\x1b[2J\tx\x07").unwrap().host, "\\u{1b}[2J");
+        assert_eq!(Holder::parse("not a line"), None);
+    }
+
+    #[test]
+    fn a_missing_folder_is_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let message =
+            OutputLock::exclusive(folder.path().join("absent/x.lock")).unwrap_err().to_string();
+        assert!(message.contains("absent/x.lock"), "{message}");
+    }
+}

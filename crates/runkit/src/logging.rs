@@ -1,0 +1,198 @@
+//! Logs on stderr, as text or JSON lines, that never tear the progress bar and never let logged text
+//! drive the terminal.
+//!
+//! stdout belongs to results. Every log line goes through the same [`indicatif::MultiProgress`] that
+//! draws the bars, which takes the bar away, writes the line and draws the bar again.
+
+use std::borrow::Cow;
+use std::fmt::Write as _;
+use std::io::{self, IsTerminal, Write};
+use std::sync::LazyLock;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use indicatif::MultiProgress;
+use tracing_subscriber::EnvFilter;
+use tracing_subscriber::fmt::MakeWriter;
+
+/// How log lines look.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum LogFormat {
+    /// One readable line per event.
+    #[default]
+    Text,
+    /// One JSON object per event, for collectors.
+    Json,
+}
+
+/// The words `text` and `json`, as of `--log-format`.
+impl std::str::FromStr for LogFormat {
+    type Err = LoggingError;
+
+    fn from_str(text: &str) -> Result<Self, LoggingError> {
+        match text {
+            "text" => Ok(Self::Text),
+            "json" => Ok(Self::Json),
+            _ => Err(LoggingError::Format(escape_for_terminal(text).into_owned())),
+        }
+    }
+}
+
+/// Logging cannot be set up.
+#[derive(Debug, thiserror::Error)]
+pub enum LoggingError {
+    /// The log format is not known.
+    #[error("unknown log format {0:?}: expected text or json")]
+    Format(String),
+    /// `RUST_LOG` is set and cannot be understood.
+    #[error(
+        "RUST_LOG is not understood: {0}\nhint: a level (info) or a list such as warn,relabel=debug"
+    )]
+    Filter(String),
+    /// Logging was set up before in this process.
+    #[error("logging is already set up in this process")]
+    AlreadySet,
+}
+
+static QUIET: AtomicBool = AtomicBool::new(false);
+
+pub(crate) static BARS: LazyLock<MultiProgress> = LazyLock::new(MultiProgress::new);
+
+/// Whether `-q` was given: then there is no progress bar either.
+pub(crate) fn is_quiet() -> bool {
+    QUIET.load(Ordering::Relaxed)
+}
+
+/// Sets up logging for the process. `verbosity` is the count of `-v` minus the count of `-q`:
+/// −2 errors only, −1 warnings, 0 information, 1 debugging, 2 everything. `RUST_LOG`, when set and
+/// not empty, decides instead of the level. `NO_COLOR` is honoured.
+///
+/// # Errors
+/// When `RUST_LOG` cannot be understood, or logging was set up before.
+pub fn init(verbosity: i8, format: LogFormat) -> Result<(), LoggingError> {
+    QUIET.store(verbosity < 0, Ordering::Relaxed);
+    let filter = match std::env::var("RUST_LOG") {
+        Ok(asked) if !asked.trim().is_empty() => {
+            EnvFilter::try_new(asked).map_err(|error| LoggingError::Filter(error.to_string()))?
+        }
+        _ => EnvFilter::new(default_filter(verbosity)),
+    };
+    let builder =
+        tracing_subscriber::fmt().with_env_filter(filter).with_writer(BarAwareStderr::default);
+    let result = match format {
+        LogFormat::Json => builder.json().try_init(),
+        LogFormat::Text => {
+            let no_color = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+            let coloured = io::stderr().is_terminal() && !no_color;
+            builder.with_ansi(coloured).with_target(verbosity > 0).try_init()
+        }
+    };
+    result.map_err(|_| LoggingError::AlreadySet)
+}
+
+/// The libraries below us stay at information level unless everything is asked for.
+fn default_filter(verbosity: i8) -> &'static str {
+    match verbosity {
+        ..=-2 => "error",
+        -1 => "warn",
+        0 => "info",
+        1 => "debug,ureq=info,ureq_proto=info,rustls=info,hf_hub=info",
+        2.. => "trace",
+    }
+}
+
+/// Makes text of unknown origin (captions, file names, model names) safe and visible in a log line:
+/// control characters, line ends, bidirectional overrides and zero-width characters become `\n`,
+/// `\t`, `\r` or `\u{…}`.
+pub fn escape_for_terminal(text: &str) -> Cow<'_, str> {
+    if !text.chars().any(needs_escape) {
+        return Cow::Borrowed(text);
+    }
+    let mut escaped = String::with_capacity(text.len() + 16);
+    for character in text.chars() {
+        match character {
+            '\n' => escaped.push_str("\\n"),
+            '\r' => escaped.push_str("\\r"),
+            '\t' => escaped.push_str("\\t"),
+            _ if needs_escape(character) => {
+                // Writing to a String cannot fail.
+                let _ = write!(escaped, "{}", character.escape_unicode());
+            }
+            _ => escaped.push(character),
+        }
+    }
+    Cow::Owned(escaped)
+}
+
+fn needs_escape(character: char) -> bool {
+    character.is_control()
+        || matches!(character,
+            '\u{061c}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}'
+            | '\u{2060}'..='\u{2069}' | '\u{feff}' | '\u{fff9}'..='\u{fffb}')
+}
+
+/// Collects one event's bytes and writes them at once while the bars are taken away.
+#[derive(Default)]
+struct BarAwareStderr {
+    line: Vec<u8>,
+}
+
+impl Write for BarAwareStderr {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.line.extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        let line = std::mem::take(&mut self.line);
+        if line.is_empty() { Ok(()) } else { BARS.suspend(|| io::stderr().write_all(&line)) }
+    }
+}
+
+impl Drop for BarAwareStderr {
+    fn drop(&mut self) {
+        // A log line that cannot be written has nowhere to be reported.
+        let _ = self.flush();
+    }
+}
+
+// `MakeWriter` is implemented for closures that return a writer; this line keeps that promise
+// visible, since the type is only used through one.
+const _: fn() = || {
+    fn is_make_writer<'a, M: MakeWriter<'a>>(_: M) {}
+    is_make_writer(BarAwareStderr::default);
+};
+
+#[cfg(test)]
+mod tests {
+    use super::{LogFormat, default_filter, escape_for_terminal};
+    use tracing_subscriber::EnvFilter;
+
+    #[test]
+    fn hostile_text_is_made_visible() {
+        assert_eq!(escape_for_terminal("a red \u{1b}[31mfox\u{7}"), "a red \\u{1b}[31mfox\\u{7}");
+        assert_eq!(escape_for_terminal("two\nlines\ttab\r"), "two\\nlines\\ttab\\r");
+        assert_eq!(escape_for_terminal("\u{202e}gnp.exe\u{9b}2J"), "\\u{202e}gnp.exe\\u{9b}2J");
+    }
+
+    #[test]
+    fn ordinary_text_is_untouched_and_not_copied() {
+        for text in ["", "a fox", "ein Füchslein, 狐 🦊", "back\\slash"] {
+            assert!(
+                matches!(escape_for_terminal(text), std::borrow::Cow::Borrowed(same) if same == text)
+            );
+        }
+    }
+
+    #[test]
+    fn every_verbosity_has_a_valid_filter() {
+        for verbosity in i8::MIN..=i8::MAX {
+            EnvFilter::try_new(default_filter(verbosity)).unwrap();
+        }
+    }
+
+    #[test]
+    fn formats_are_read() {
+        assert_eq!("json".parse::<LogFormat>().unwrap(), LogFormat::Json);
+        assert!("yaml".parse::<LogFormat>().unwrap_err().to_string().contains("text or json"));
+    }
+}

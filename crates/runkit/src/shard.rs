@@ -1,0 +1,244 @@
+//! Which share of the work this process takes, when several work on one output.
+
+use std::fmt;
+use std::str::FromStr;
+
+/// Share `index` of `count`, counted from zero: 0/4, 1/4, 2/4, 3/4.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Shard {
+    index: u64,
+    count: u64,
+}
+
+/// A share of the work is not understood.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ShardError {
+    /// Not of the form `i/n`.
+    #[error("shard {0:?} is not understood: expected INDEX/COUNT, zero-based, such as 0/4")]
+    Form(String),
+    /// The index is not below the count.
+    #[error(
+        "shard {index}/{count} does not exist: shards are zero-based, so the {count} shards are \
+         0/{count} to {last}/{count}",
+        last = count.saturating_sub(1)
+    )]
+    Range {
+        /// The index given.
+        index: u64,
+        /// The count given.
+        count: u64,
+    },
+    /// There cannot be zero shards.
+    #[error("shard {0:?} is not understood: the count must be at least 1")]
+    NoShards(String),
+    /// One of two variables that belong together is missing.
+    #[error("{set} is set but {missing} is not\nhint: set both, or give --shard INDEX/COUNT")]
+    Incomplete {
+        /// The variable that is there.
+        set: &'static str,
+        /// The variable that is not.
+        missing: &'static str,
+    },
+    /// A variable does not hold what it should.
+    #[error("{variable}={value:?} is not understood: expected {expected}")]
+    Variable {
+        /// Its name.
+        variable: &'static str,
+        /// What it holds.
+        value: String,
+        /// What it should hold.
+        expected: &'static str,
+    },
+}
+
+impl Shard {
+    /// All of the work: 0/1.
+    pub const WHOLE: Self = Self { index: 0, count: 1 };
+
+    /// Share `index` of `count`.
+    ///
+    /// # Errors
+    /// When `index` is not below `count`.
+    pub fn new(index: u64, count: u64) -> Result<Self, ShardError> {
+        if index < count {
+            Ok(Self { index, count })
+        } else {
+            Err(ShardError::Range { index, count })
+        }
+    }
+
+    /// Zero-based number of this share.
+    pub fn index(self) -> u64 {
+        self.index
+    }
+
+    /// Number of shares.
+    pub fn count(self) -> u64 {
+        self.count
+    }
+
+    /// Whether this is all of the work.
+    pub fn is_whole(self) -> bool {
+        self.count == 1
+    }
+
+    /// Whether item `item` of a list belongs to this share. Each item belongs to exactly one share,
+    /// and the shares differ by at most one item.
+    pub fn owns(self, item: u64) -> bool {
+        item % self.count == self.index
+    }
+
+    /// The share of this process: `explicit` (a flag) if given, else `RANK` and `WORLD_SIZE` (as
+    /// torchrun sets them), else `SLURM_ARRAY_TASK_ID` and `SLURM_ARRAY_TASK_COUNT` (with
+    /// `SLURM_ARRAY_TASK_MIN` and `_STEP`, since arrays need not start at 0), else the whole.
+    ///
+    /// # Errors
+    /// When the variables are incomplete or hold something else than a share.
+    pub fn from_environment(explicit: Option<Self>) -> Result<Self, ShardError> {
+        Self::from_lookup(explicit, |name| {
+            std::env::var_os(name).map(|value| value.to_string_lossy().into_owned())
+        })
+    }
+
+    /// As [`Shard::from_environment`] with any other source of variables.
+    ///
+    /// # Errors
+    /// As [`Shard::from_environment`].
+    pub fn from_lookup(
+        explicit: Option<Self>,
+        lookup: impl Fn(&str) -> Option<String>,
+    ) -> Result<Self, ShardError> {
+        if let Some(shard) = explicit {
+            return Ok(shard);
+        }
+        let number = |variable: &'static str| {
+            lookup(variable).filter(|value| !value.is_empty()).map_or(Ok(None), |value| {
+                let expected = "a whole number, zero or more";
+                let parsed = value.trim().parse::<u64>().map(Some);
+                parsed.map_err(|_| ShardError::Variable { variable, value, expected })
+            })
+        };
+        let pair = |index: &'static str, count: &'static str| match (number(index)?, number(count)?)
+        {
+            (Some(index), Some(count)) => Ok(Some((index, count))),
+            (None, None) => Ok(None),
+            (Some(_), None) => Err(ShardError::Incomplete { set: index, missing: count }),
+            (None, Some(_)) => Err(ShardError::Incomplete { set: count, missing: index }),
+        };
+        if let Some((index, count)) = pair("RANK", "WORLD_SIZE")? {
+            return Self::new(index, count);
+        }
+        if let Some((task, count)) = pair("SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_COUNT")? {
+            let first = number("SLURM_ARRAY_TASK_MIN")?.unwrap_or(0);
+            let step = number("SLURM_ARRAY_TASK_STEP")?.unwrap_or(1).max(1);
+            let offset = task.checked_sub(first).filter(|offset| offset.is_multiple_of(step));
+            let offset = offset.ok_or_else(|| ShardError::Variable {
+                variable: "SLURM_ARRAY_TASK_ID",
+                value: task.to_string(),
+                expected: "SLURM_ARRAY_TASK_MIN plus a multiple of SLURM_ARRAY_TASK_STEP",
+            })?;
+            return Self::new(offset / step, count);
+        }
+        Ok(Self::WHOLE)
+    }
+}
+
+impl fmt::Display for Shard {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "{}/{}", self.index, self.count)
+    }
+}
+
+/// Reads `i/n`.
+impl FromStr for Shard {
+    type Err = ShardError;
+
+    fn from_str(text: &str) -> Result<Self, ShardError> {
+        let form = || ShardError::Form(text.to_owned());
+        let digits = |part: &str| {
+            let plain = !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_digit());
+            if plain { part.parse::<u64>().ok() } else { None }
+        };
+        let (index, count) = text.split_once('/').ok_or_else(form)?;
+        let (index, count) = (digits(index).ok_or_else(form)?, digits(count).ok_or_else(form)?);
+        if count == 0 {
+            Err(ShardError::NoShards(text.to_owned()))
+        } else {
+            Self::new(index, count)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Shard, ShardError};
+
+    fn environment(variables: &[(&str, &str)]) -> Result<Shard, ShardError> {
+        Shard::from_lookup(None, |name| {
+            let found = variables.iter().find(|(variable, _)| *variable == name);
+            found.map(|(_, value)| (*value).to_owned())
+        })
+    }
+
+    #[test]
+    fn shares_are_read_and_shown() {
+        for text in ["0/1", "0/4", "3/4", "17/1000"] {
+            assert_eq!(text.parse::<Shard>().unwrap().to_string(), text);
+        }
+    }
+
+    #[test]
+    fn wrong_shares_are_refused_with_the_meaning() {
+        for text in ["", "/", "1", "1/", "/2", "a/2", "-1/2", "+1/2", "1/2/3", " 1/2", "1.0/2"] {
+            assert!(matches!(text.parse::<Shard>(), Err(ShardError::Form(_))), "{text:?}");
+        }
+        assert!(matches!("0/0".parse::<Shard>(), Err(ShardError::NoShards(_))));
+        let message = "4/4".parse::<Shard>().unwrap_err().to_string();
+        assert!(message.contains("zero-based") && message.contains("0/4 to 3/4"), "{message}");
+    }
+
+    #[test]
+    fn every_item_has_exactly_one_owner() {
+        for count in 1..8 {
+            let shards: Vec<Shard> =
+                (0..count).map(|index| Shard::new(index, count).unwrap()).collect();
+            for item in 0..50 {
+                assert_eq!(shards.iter().filter(|shard| shard.owns(item)).count(), 1);
+            }
+        }
+    }
+
+    #[test]
+    fn the_environment_decides_in_order() {
+        assert_eq!(environment(&[]).unwrap(), Shard::WHOLE);
+        let torchrun = [("RANK", "2"), ("WORLD_SIZE", "3"), ("SLURM_ARRAY_TASK_ID", "0")];
+        assert_eq!(environment(&torchrun).unwrap(), Shard::new(2, 3).unwrap());
+        let slurm = [("SLURM_ARRAY_TASK_ID", "5"), ("SLURM_ARRAY_TASK_COUNT", "3")];
+        assert!(matches!(environment(&slurm), Err(ShardError::Range { .. })));
+        let slurm =
+            [slurm[0], slurm[1], ("SLURM_ARRAY_TASK_MIN", "1"), ("SLURM_ARRAY_TASK_STEP", "2")];
+        assert_eq!(environment(&slurm).unwrap(), Shard::new(2, 3).unwrap());
+        let explicit = Shard::new(1, 2).unwrap();
+        assert_eq!(Shard::from_lookup(Some(explicit), |_| Some("x".to_owned())).unwrap(), explicit);
+    }
+
+    #[test]
+    fn incomplete_or_odd_environments_are_refused() {
+        let incomplete = ShardError::Incomplete { set: "RANK", missing: "WORLD_SIZE" };
+        assert_eq!(environment(&[("RANK", "0")]).unwrap_err(), incomplete);
+        assert!(matches!(
+            environment(&[("RANK", "-1"), ("WORLD_SIZE", "2")]),
+            Err(ShardError::Variable { variable: "RANK", .. })
+        ));
+        assert!(matches!(
+            environment(&[("RANK", "2"), ("WORLD_SIZE", "2")]),
+            Err(ShardError::Range { .. })
+        ));
+        let slurm = [
+            ("SLURM_ARRAY_TASK_ID", "0"),
+            ("SLURM_ARRAY_TASK_COUNT", "2"),
+            ("SLURM_ARRAY_TASK_MIN", "1"),
+        ];
+        assert!(matches!(environment(&slurm), Err(ShardError::Variable { .. })));
+    }
+}
