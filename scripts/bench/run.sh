@@ -1,0 +1,58 @@
+#!/usr/bin/env bash
+# The benchmark: the product beside the Python way people use today, on one machine, one program
+# at a time; then the single parts. Figures go to standard output and out/bench/*.md.
+#
+#   BENCH_PARTS="sides towers decode vote memory"   what to run (default: all)
+#   BENCH_SIZE=full|small    checkpoints: the published shapes, or toys to try the script (default full)
+#   BENCH_PAIRS=N            pairs (default 32); BENCH_PAIRS_PER_PROMPT=N (default 16, as in Pick-a-Pic)
+#   BENCH_BATCH=N            batch size of the batched Python way (default 8)
+#   BENCH_SKIP="NAME ..."    runs of `sides` to leave out, e.g. "python-batched-bf16"
+set -euo pipefail
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
+cd "$root"
+python=$(scripts/parity/venv.sh)
+relabel="$root/target/release/relabel"
+size=${BENCH_SIZE:-full}
+parts=" ${BENCH_PARTS:-sides towers decode vote memory} "
+[ -x "$relabel" ] || { echo "bench: $relabel is missing; run make setup" >&2; exit 1; }
+mkdir -p out/bench
+
+# Our benches are built by cargo against the libtorch of the project's own virtual environment.
+cargo_bench() {
+    if [ -z "${LIBTORCH:-}" ]; then
+        # shellcheck disable=SC1091
+        source "$root/.venv/bin/activate"
+        export LIBTORCH_USE_PYTORCH=1
+    fi
+    cargo bench --quiet "$@"
+}
+
+if [[ $parts == *" sides "* ]]; then
+    echo "== side by side, $size size =="
+    models="out/parity/$size"
+    "$python" scripts/parity/build_checkpoints.py --size "$size" --out "$models"
+    "$python" scripts/parity/make_pairs.py --pairs "${BENCH_PAIRS:-32}" --pairs-per-prompt "${BENCH_PAIRS_PER_PROMPT:-16}" \
+        --size 512 --seed 7 --out "out/bench/pairs-$size.parquet"
+    # shellcheck disable=SC2086  # a list of names
+    "$python" scripts/bench/side_by_side.py --relabel "$relabel" --pairs "out/bench/pairs-$size.parquet" \
+        --scorers-dir "$models" --out "out/bench/$size" --batch-size "${BENCH_BATCH:-8}" --skip ${BENCH_SKIP:-}
+fi
+if [[ $parts == *" towers "* ]]; then
+    echo "== towers: share of the machine's matrix-product rate =="
+    (cargo_bench -p nn --bench towers) | tee out/bench/towers.txt
+fi
+if [[ $parts == *" decode "* ]]; then
+    echo "== decoding and preprocessing, one core =="
+    (cargo_bench -p media --bench decode) | tee out/bench/decode.txt
+    "$python" scripts/bench/pillow_decode.py | tee out/bench/pillow_decode.txt
+fi
+if [[ $parts == *" vote "* ]]; then
+    echo "== relabel vote, a million rows =="
+    "$python" scripts/bench/make_large_labels.py --rows 1000000 --out out/bench/million.parquet
+    /usr/bin/env time -f "relabel vote: %e s, peak %M KiB" \
+        "$relabel" vote --labels out/bench/million.parquet --out out/bench/million-revoted.parquet
+fi
+if [[ $parts == *" memory "* ]]; then
+    echo "== peak memory against the number of rows =="
+    scripts/bench/memory.sh
+fi
