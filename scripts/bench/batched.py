@@ -23,11 +23,16 @@ BATCHES_AHEAD = 2
 def prepare(batch: list[bytes], recipes: dict[tuple, Scorer]) -> dict[tuple, torch.Tensor]:
     """Decodes a batch of pictures once and makes the pixels [B,3,S,S] of every recipe."""
     images = [decode(data) for data in batch]
-    return {recipe: torch.stack([scorer.pixels(image) for image in images]) for recipe, scorer in recipes.items()}
+    return {
+        recipe: torch.stack([scorer.pixels(image) for image in images])
+        for recipe, scorer in recipes.items()
+    }
 
 
 @torch.inference_mode()
-def image_features(scorers: list[Scorer], pictures: dict[str, bytes], batch_size: int) -> dict[tuple, torch.Tensor]:
+def image_features(
+    scorers: list[Scorer], pictures: dict[str, bytes], batch_size: int
+) -> dict[tuple, torch.Tensor]:
     """Features [N,D] of all pictures for every distinct (tower, recipe)."""
     recipes = {scorer.recipe: scorer for scorer in scorers}
     towers = {(scorer.tower, scorer.recipe): scorer for scorer in scorers}
@@ -47,10 +52,14 @@ def image_features(scorers: list[Scorer], pictures: dict[str, bytes], batch_size
 
 
 @torch.inference_mode()
-def text_features(scorers: list[Scorer], captions: list[str], batch_size: int) -> dict[tuple, torch.Tensor]:
+def text_features(
+    scorers: list[Scorer], captions: list[str], batch_size: int
+) -> dict[tuple, torch.Tensor]:
     """Features [M,D] of all captions for every distinct (tower, tokenizer)."""
-    towers = {(scorer.tower, scorer.entry["tokenizer"]): scorer for scorer in scorers if scorer.needs_text}
-    # Captions of similar length together: the Hugging Face tokenizer pads to the longest of a batch.
+    towers = {
+        (scorer.tower, scorer.entry["tokenizer"]): scorer for scorer in scorers if scorer.needs_text
+    }
+    # Captions of similar length together: Hugging Face pads to the longest of a batch.
     order = sorted(range(len(captions)), key=lambda index: len(captions[index]))
     features = {}
     for key, scorer in towers.items():
@@ -83,8 +92,13 @@ def main() -> None:
         image = images[(scorer.tower, scorer.recipe)]
         text = None
         if scorer.needs_text:
-            text = texts[(scorer.tower, scorer.entry["tokenizer"])][[text_of[pair.caption] for pair in pairs]]
-        sides = [scorer.scores(image[[image_of[pair.uids[side]] for pair in pairs]], text) for side in (0, 1)]
+            text = texts[(scorer.tower, scorer.entry["tokenizer"])][
+                [text_of[pair.caption] for pair in pairs]
+            ]
+        sides = [
+            scorer.scores(image[[image_of[pair.uids[side]] for pair in pairs]], text)
+            for side in (0, 1)
+        ]
         scores[scorer.name] = np.stack([side.numpy() for side in sides], axis=1)
     measured.finished()
     write_scores(arguments.out, pairs, scores)

@@ -12,20 +12,34 @@ DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16}
 
 
 def parse_arguments(description: str, batch_size: bool) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--pairs", type=Path, required=True)
     parser.add_argument("--scorers-dir", type=Path, required=True, help="folder with scorers.toml")
-    parser.add_argument("--out", type=Path, required=True, help="Parquet file of scores; FILE.json beside it holds the times")
-    parser.add_argument("--dtype", choices=DTYPES, default="f32", help="type of weights and activations (default f32)")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        required=True,
+        help="Parquet file of scores; FILE.json beside it holds the times",
+    )
+    parser.add_argument(
+        "--dtype",
+        choices=DTYPES,
+        default="f32",
+        help="type of weights and activations (default f32)",
+    )
     if batch_size:
-        parser.add_argument("--batch-size", type=int, default=8, help="pictures of one forward pass (default 8)")
+        parser.add_argument(
+            "--batch-size", type=int, default=8, help="pictures of one forward pass (default 8)"
+        )
     arguments = parser.parse_args()
     arguments.dtype = DTYPES[arguments.dtype]
     return arguments
 
 
 class Measured:
-    """Wall time from here to `loaded` and from there to `finished`; imports are before both, in Python's favour."""
+    """Wall time from here to `loaded` and on to `finished`; imports come before, in Python's favour."""
 
     def __init__(self) -> None:
         self.start = time.perf_counter()

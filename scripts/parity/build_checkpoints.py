@@ -1,4 +1,4 @@
-"""Builds reward models with random weights in the published layouts, and the scorers.toml naming them.
+"""Builds reward models with random weights in the published layouts, and their scorers.toml.
 
 --size full   the four published shapes and file formats (11.6 GB):
     clip       open_clip ViT-H-14, `open_clip_pytorch_model.bin`: a pickled OrderedDict, f32
@@ -20,12 +20,13 @@ import math
 import re
 from collections import OrderedDict
 from pathlib import Path
+from typing import NamedTuple
 
 import open_clip
 import torch
 from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
-from transformers.utils import logging as transformers_logging
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+from transformers.utils import logging as transformers_logging
 
 # How much of one residual branch enters the stream, divided by sqrt(2 x layers): 1 would keep the
 # variance of the embeddings and that of all branches together equal.
@@ -58,7 +59,7 @@ def standard_deviation(name: str, shape: torch.Size, layers: int) -> tuple[float
     if re.search(r"[qk]_proj\.weight$", name):
         return 0.0, math.sqrt(ATTENTION_GAIN / shape[1])
     if re.search(r"(out_proj|c_proj|fc2)\.weight$", name):
-        # What the branch adds has unit variance times the branch scale; gelu keeps about a third of the variance.
+        # A branch adds its scale in standard deviations; gelu keeps about a third of the variance.
         gain = 1.0 if "out_proj" in name else 1.7
         return 0.0, gain * branch_scale(layers) / math.sqrt(shape[1])
     if name in ("visual.proj", "text_projection"):
@@ -71,7 +72,9 @@ def fill(model: torch.nn.Module, vision_layers: int, text_layers: int, seed: int
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in list(model.named_parameters()):
         vision = name.startswith("vis")
-        mean, deviation = standard_deviation(name, parameter.shape, vision_layers if vision else text_layers)
+        mean, deviation = standard_deviation(
+            name, parameter.shape, vision_layers if vision else text_layers
+        )
         value = torch.empty(parameter.shape, dtype=torch.float32)
         value.normal_(0.0, 1.0, generator=generator).mul_(deviation).add_(mean)
         if name.endswith("in_proj_weight"):
@@ -90,34 +93,51 @@ def build_open_clip(config: dict, seed: int) -> OrderedDict:
 
 
 def build_transformers(config: CLIPConfig, seed: int, position_ids: bool) -> CLIPModel:
-    """transformers' own class; `position_ids` saves these buffers too, as releases before 4.31 did."""
+    """transformers' own class; `position_ids` are saved too as releases before 4.31 did."""
     with torch.device("meta"):
         model = CLIPModel(config)
     fill(model, config.vision_config.num_hidden_layers, config.text_config.num_hidden_layers, seed)
+    patches = (config.vision_config.image_size // config.vision_config.patch_size) ** 2
     for tower, count in (
-        (model.vision_model, (config.vision_config.image_size // config.vision_config.patch_size) ** 2 + 1),
+        (model.vision_model, patches + 1),
         (model.text_model, config.text_config.max_position_embeddings),
     ):
-        tower.embeddings.register_buffer("position_ids", torch.arange(count).expand((1, -1)).clone(), persistent=position_ids)
+        tower.embeddings.register_buffer(
+            "position_ids", torch.arange(count).expand((1, -1)).clone(), persistent=position_ids
+        )
     return model
 
 
-def clip_config(projection: int, activation: str, vision: dict, text: dict) -> CLIPConfig:
-    """A config as the published ones: legacy token ids, of which `eos_token_id` 2 is the notorious one."""
-    text = text | {"hidden_act": activation, "projection_dim": projection, "bos_token_id": 0, "pad_token_id": 1, "eos_token_id": 2}
-    vision = vision | {"hidden_act": activation, "projection_dim": projection}
-    return CLIPConfig(text_config=text, vision_config=vision, projection_dim=projection)
+def clip_config(projection: int, activation: str, vision: "Tower", text: "Tower") -> CLIPConfig:
+    """A config as the published ones, with their legacy token ids (`eos_token_id` is 2)."""
+    common = {"hidden_act": activation, "projection_dim": projection}
+    text_config = (
+        common
+        | text.transformers()
+        | {
+            "bos_token_id": 0,
+            "pad_token_id": 1,
+            "eos_token_id": 2,
+        }
+    )
+    return CLIPConfig(
+        text_config=text_config,
+        vision_config=common | vision.transformers(),
+        projection_dim=projection,
+    )
 
 
 def aesthetic_head(width: int, seed: int) -> OrderedDict:
-    """LAION's head: five linear layers without activations, here with outputs around 5.2 as the real one's."""
+    """LAION's head: five linear layers without activations, with the real one's offset and norm."""
     generator = torch.Generator().manual_seed(seed)
     state: OrderedDict = OrderedDict()
     widths = [width, 1024, 128, 64, 16, 1]
     for layer, (inputs, outputs) in zip((0, 2, 4, 6, 7), zip(widths, widths[1:])):
-        state[f"layers.{layer}.weight"] = torch.randn(outputs, inputs, generator=generator) / math.sqrt(inputs)
+        state[f"layers.{layer}.weight"] = torch.randn(
+            outputs, inputs, generator=generator
+        ) / math.sqrt(inputs)
         state[f"layers.{layer}.bias"] = torch.randn(outputs, generator=generator) * 0.01
-    # The whole head is affine; the first layer is scaled so that the norm of its direction is the real one's, 18.
+    # The head as a whole is affine: 5.24 + w.x, where the norm of w is 18.
     direction = state["layers.0.weight"]
     for layer in (2, 4, 6, 7):
         direction = state[f"layers.{layer}.weight"] @ direction
@@ -127,41 +147,54 @@ def aesthetic_head(width: int, seed: int) -> OrderedDict:
 
 
 def save_tokenizer(folder: Path, image_size: int) -> None:
-    """CLIP's vocabulary as transformers writes it, from the merges in the open_clip wheel, and the image processor's config."""
+    """CLIP's vocabulary (of the open_clip wheel) and image processor as transformers writes them."""
     packed = Path(open_clip.__file__).parent / "bpe_simple_vocab_16e6.txt.gz"
-    merges = gzip.open(packed, "rt", encoding="utf-8").read().split("\n")[1 : 49152 - 256 - 2 + 1]
+    lines = gzip.decompress(packed.read_bytes()).decode("utf-8").split("\n")
+    merges = lines[1 : 49152 - 256 - 2 + 1]
     alphabet = list(open_clip.tokenizer.bytes_to_unicode().values())
-    tokens = alphabet + [character + "</w>" for character in alphabet] + [merge.replace(" ", "") for merge in merges]
+    tokens = (
+        alphabet
+        + [character + "</w>" for character in alphabet]
+        + [merge.replace(" ", "") for merge in merges]
+    )
     tokens += ["<|startoftext|>", "<|endoftext|>"]
     vocabulary = {token: number for number, token in enumerate(tokens)}
     assert len(vocabulary) == 49408
     pairs = [tuple(merge.split()) for merge in merges]
     CLIPTokenizer(vocab=vocabulary, merges=pairs, model_max_length=77).save_pretrained(folder)
     (folder / "vocab.json").write_text(json.dumps(vocabulary, ensure_ascii=False), encoding="utf-8")
-    (folder / "merges.txt").write_text("#version: 0.2\n" + "\n".join(merges) + "\n", encoding="utf-8")
+    (folder / "merges.txt").write_text(
+        "#version: 0.2\n" + "\n".join(merges) + "\n", encoding="utf-8"
+    )
     CLIPImageProcessorPil(
         size={"shortest_edge": image_size}, crop_size={"height": image_size, "width": image_size}
     ).save_pretrained(folder)
 
 
-def save_open_clip(folder: Path, file: str, config: dict, seed: int, half: bool, with_config: bool) -> None:
-    """A pickle as torch.save writes it: a plain OrderedDict, or with `half` HPS's {'state_dict': f16}."""
-    folder.mkdir(parents=True, exist_ok=True)
+def save_open_clip(
+    file: Path, config: dict, seed: int, half: bool = False, with_config: bool = True
+) -> None:
+    """A pickle as torch.save writes it: a plain OrderedDict, or with `half` {'state_dict': f16}."""
+    file.parent.mkdir(parents=True, exist_ok=True)
     state = build_open_clip(config, seed)
     if half:
         for name in state:
             state[name] = state[name].half()
-        torch.save({"state_dict": state}, folder / file)
+        torch.save({"state_dict": state}, file)
     else:
-        torch.save(state, folder / file)
-    if with_config:
-        preprocess = {"mean": list(open_clip.OPENAI_DATASET_MEAN), "std": list(open_clip.OPENAI_DATASET_STD)}
-        text = json.dumps({"model_cfg": config, "preprocess_cfg": preprocess}, indent=2)
-        (folder / "open_clip_config.json").write_text(text + "\n")
+        torch.save(state, file)
+    if not with_config:
+        return
+    preprocess = {
+        "mean": list(open_clip.OPENAI_DATASET_MEAN),
+        "std": list(open_clip.OPENAI_DATASET_STD),
+    }
+    text = json.dumps({"model_cfg": config, "preprocess_cfg": preprocess}, indent=2)
+    (file.parent / "open_clip_config.json").write_text(text + "\n")
 
 
 def save_transformers(folder: Path, config: CLIPConfig, seed: int, form: str) -> None:
-    """`form`: "single" safetensors (with position_ids), "sharded" safetensors, or "pickle" pytorch_model.bin."""
+    """`form`: "single" safetensors (with position_ids), "sharded" safetensors, or "pickle"."""
     folder.mkdir(parents=True, exist_ok=True)
     model = build_transformers(config, seed, position_ids=form == "single")
     if form == "pickle":
@@ -173,79 +206,166 @@ def save_transformers(folder: Path, config: CLIPConfig, seed: int, form: str) ->
     save_tokenizer(folder, config.vision_config.image_size)
 
 
-def write_scorers(path: Path, scorers: list[dict]) -> None:
-    blocks = []
-    for scorer in scorers:
-        lines = ["[[scorer]]"] + [f"{key} = {json.dumps(value)}" for key, value in scorer.items()]
-        blocks.append("\n".join(lines) + "\n")
-    path.write_text("# Random weights in the published layouts; written by build_checkpoints.py.\n\n" + "\n".join(blocks))
+class Tower(NamedTuple):
+    """The shape of a transformer; patch and image are 0 for text."""
 
+    width: int
+    heads: int
+    layers: int
+    mlp: int
+    patch: int = 0
+    image: int = 0
 
-HPS = {"layout": "open_clip", "preprocess": "hps", "hps_resize": "legacy", "tokenizer": "open_clip"}
-HUGGING_FACE = {"layout": "transformers", "preprocess": "hf", "tokenizer": "hf"}
+    def transformers(self) -> dict:
+        """As transformers' configs spell it."""
+        shape = {
+            "hidden_size": self.width,
+            "intermediate_size": self.mlp,
+            "num_hidden_layers": self.layers,
+            "num_attention_heads": self.heads,
+        }
+        return shape | ({"image_size": self.image, "patch_size": self.patch} if self.patch else {})
+
+    def open_clip(self) -> dict:
+        """As open_clip's `model_cfg` spells it."""
+        shape = {"width": self.width, "layers": self.layers, "mlp_ratio": self.mlp / self.width}
+        if self.patch:
+            head_width = self.width // self.heads
+            return shape | {
+                "head_width": head_width,
+                "image_size": self.image,
+                "patch_size": self.patch,
+            }
+        return shape | {"heads": self.heads, "context_length": 77, "vocab_size": 49408}
 
 
 def full(out: Path, head: Path | None) -> None:
-    vision_h = {"hidden_size": 1280, "intermediate_size": 5120, "num_hidden_layers": 32, "num_attention_heads": 16, "image_size": 224, "patch_size": 14}
-    text_h = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16}
-    vision_l = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16, "image_size": 224, "patch_size": 14}
-    text_l = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12}
     vit_h = open_clip.get_model_config("ViT-H-14")
+    huge = clip_config(1024, "gelu", Tower(1280, 16, 32, 5120, 14, 224), Tower(1024, 16, 24, 4096))
+    large = clip_config(
+        768, "quick_gelu", Tower(1024, 16, 24, 4096, 14, 224), Tower(768, 12, 12, 3072)
+    )
     steps = {
-        "clip": lambda f: save_open_clip(f, "open_clip_pytorch_model.bin", vit_h, 1, half=False, with_config=True),
-        "hps": lambda f: save_open_clip(f, "HPS_v2_compressed.pt", vit_h, 2, half=True, with_config=False),
-        "pickscore": lambda f: save_transformers(f, clip_config(1024, "gelu", vision_h, text_h), 3, "single"),
-        "aesthetic": lambda f: save_transformers(f, clip_config(768, "quick_gelu", vision_l, text_l), 4, "single"),
+        "clip": lambda to: save_open_clip(to / "open_clip_pytorch_model.bin", vit_h, 1),
+        # HPS is published without a config; scorers.toml names the architecture instead.
+        "hps": lambda to: save_open_clip(
+            to / "HPS_v2_compressed.pt", vit_h, 2, half=True, with_config=False
+        ),
+        "pickscore": lambda to: save_transformers(to, huge, 3, "single"),
+        "aesthetic": lambda to: save_transformers(to, large, 4, "single"),
     }
     build(out, steps)
     save_head(out / "aesthetic" / "sac+logos+ava1-l14-linearMSE.pth", 768, 5, head)
-    write_scorers(out / "scorers.toml", [
-        {"name": "clip", "kind": "clip", "model": "clip", "weights": "open_clip_pytorch_model.bin"} | HPS,
-        {"name": "hps", "kind": "clip", "model": "hps", "architecture": "ViT-H-14", "weights": "HPS_v2_compressed.pt"} | HPS,
-        {"name": "pickscore", "kind": "clip", "model": "pickscore"} | HUGGING_FACE,
-        {"name": "aesthetic", "kind": "aesthetic", "model": "aesthetic", "head": "aesthetic/sac+logos+ava1-l14-linearMSE.pth",
-         "layout": "transformers", "preprocess": "hf"},
-    ])
+    hps = HPS.replace('model = "hps"', 'model = "hps"\narchitecture = "ViT-H-14"')
+    write_scorers(out, [CLIP, hps, PICKSCORE, AESTHETIC])
 
 
-def small(out: Path, head: Path | None) -> None:
-    def vision(width: int, heads: int, layers: int, mlp: int, patch: int, image: int) -> dict:
-        return {"hidden_size": width, "intermediate_size": mlp, "num_hidden_layers": layers, "num_attention_heads": heads,
-                "image_size": image, "patch_size": patch}
-
-    def text(width: int, heads: int, layers: int, mlp: int) -> dict:
-        return {"hidden_size": width, "intermediate_size": mlp, "num_hidden_layers": layers, "num_attention_heads": heads}
-
-    clip = {"embed_dim": 36,
-            "vision_cfg": {"image_size": 56, "layers": 3, "width": 100, "head_width": 20, "patch_size": 7},
-            "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 60, "heads": 5, "layers": 2}}
-    hps = {"embed_dim": 24, "quick_gelu": True,
-           "vision_cfg": {"image_size": 48, "layers": 2, "width": 80, "head_width": 16, "patch_size": 16, "mlp_ratio": 3.0},
-           "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 40, "heads": 5, "layers": 3}}
+def small(out: Path) -> None:
+    clip = {
+        "embed_dim": 36,
+        "vision_cfg": Tower(100, 5, 3, 400, 7, 56).open_clip(),
+        "text_cfg": Tower(60, 5, 2, 240).open_clip(),
+    }
+    hps = {
+        "embed_dim": 24,
+        "quick_gelu": True,
+        "vision_cfg": Tower(80, 5, 2, 240, 16, 48).open_clip(),
+        "text_cfg": Tower(40, 5, 3, 160).open_clip(),
+    }
+    gelu = clip_config(28, "gelu", Tower(100, 5, 3, 260, 7, 56), Tower(40, 5, 3, 140))
+    quick = clip_config(44, "quick_gelu", Tower(60, 5, 4, 240, 16, 48), Tower(60, 3, 2, 180))
+    wide = clip_config(20, "quick_gelu", Tower(120, 6, 2, 480, 14, 70), Tower(80, 5, 2, 320))
     steps = {
-        "clip": lambda f: save_open_clip(f, "open_clip_pytorch_model.bin", clip, 11, half=False, with_config=True),
-        "hps": lambda f: save_open_clip(f, "HPS_v2_compressed.pt", hps, 12, half=True, with_config=True),
-        "pickscore": lambda f: save_transformers(f, clip_config(28, "gelu", vision(100, 5, 3, 260, 7, 56), text(40, 5, 3, 140)), 13, "sharded"),
-        "aesthetic": lambda f: save_transformers(f, clip_config(44, "quick_gelu", vision(60, 5, 4, 240, 16, 48), text(60, 3, 2, 180)), 14, "single"),
-        "pickled": lambda f: save_transformers(f, clip_config(20, "quick_gelu", vision(120, 6, 2, 480, 14, 70), text(80, 5, 2, 320)), 15, "pickle"),
+        "clip": lambda to: save_open_clip(to / "open_clip_pytorch_model.bin", clip, 11),
+        "hps": lambda to: save_open_clip(to / "HPS_v2_compressed.pt", hps, 12, half=True),
+        "pickscore": lambda to: save_transformers(to, gelu, 13, "sharded"),
+        "aesthetic": lambda to: save_transformers(to, quick, 14, "single"),
+        "pickled": lambda to: save_transformers(to, wide, 15, "pickle"),
     }
     build(out, steps)
-    save_head(out / "aesthetic" / "sac+logos+ava1-l14-linearMSE.pth", 44, 16, head)
-    save_head(out / "pickscore" / "head.pth", 28, 17, None)
-    write_scorers(out / "scorers.toml", [
-        {"name": "clip", "kind": "clip", "model": "clip", "weights": "open_clip_pytorch_model.bin"} | HPS,
-        {"name": "hps", "kind": "clip", "model": "hps", "weights": "HPS_v2_compressed.pt"} | HPS | {"hps_resize": "antialias"},
-        {"name": "pickscore", "kind": "clip", "model": "pickscore"} | HUGGING_FACE,
-        {"name": "aesthetic", "kind": "aesthetic", "model": "aesthetic", "head": "aesthetic/sac+logos+ava1-l14-linearMSE.pth",
-         "layout": "transformers", "preprocess": "hf"},
-        # the same tower with another recipe
-        {"name": "clip_stock", "kind": "clip", "model": "clip", "weights": "open_clip_pytorch_model.bin",
-         "layout": "open_clip", "preprocess": "open_clip", "tokenizer": "open_clip"},
-        # a head on another scorer's image features
-        {"name": "aesthetic_shared", "kind": "aesthetic", "model": "pickscore", "head": "pickscore/head.pth",
-         "layout": "transformers", "preprocess": "hf"},
-        {"name": "pickled", "kind": "clip", "model": "pickled", "weights": "pytorch_model.bin"} | HUGGING_FACE,
-    ])
+    save_head(out / "aesthetic" / "sac+logos+ava1-l14-linearMSE.pth", 44, 16)
+    save_head(out / "pickscore" / "head.pth", 28, 17)
+    antialiased = HPS.replace("legacy", "antialias")
+    write_scorers(
+        out, [CLIP, antialiased, PICKSCORE, AESTHETIC, CLIP_STOCK, AESTHETIC_SHARED, PICKLED]
+    )
+
+
+CLIP = """
+name = "clip"
+kind = "clip"
+model = "clip"
+layout = "open_clip"
+weights = "open_clip_pytorch_model.bin"
+preprocess = "hps"
+hps_resize = "legacy"
+tokenizer = "open_clip"
+"""
+
+HPS = """
+name = "hps"
+kind = "clip"
+model = "hps"
+layout = "open_clip"
+weights = "HPS_v2_compressed.pt"
+preprocess = "hps"
+hps_resize = "legacy"
+tokenizer = "open_clip"
+"""
+
+PICKSCORE = """
+name = "pickscore"
+kind = "clip"
+model = "pickscore"
+layout = "transformers"
+preprocess = "hf"
+tokenizer = "hf"
+"""
+
+AESTHETIC = """
+name = "aesthetic"
+kind = "aesthetic"
+model = "aesthetic"
+layout = "transformers"
+head = "aesthetic/sac+logos+ava1-l14-linearMSE.pth"
+preprocess = "hf"
+"""
+
+# The tower of `clip` with another recipe.
+CLIP_STOCK = """
+name = "clip_stock"
+kind = "clip"
+model = "clip"
+layout = "open_clip"
+weights = "open_clip_pytorch_model.bin"
+preprocess = "open_clip"
+tokenizer = "open_clip"
+"""
+
+# A head on the image features of `pickscore`.
+AESTHETIC_SHARED = """
+name = "aesthetic_shared"
+kind = "aesthetic"
+model = "pickscore"
+layout = "transformers"
+head = "pickscore/head.pth"
+preprocess = "hf"
+"""
+
+PICKLED = """
+name = "pickled"
+kind = "clip"
+model = "pickled"
+layout = "transformers"
+weights = "pytorch_model.bin"
+preprocess = "hf"
+tokenizer = "hf"
+"""
+
+
+def write_scorers(out: Path, entries: list[str]) -> None:
+    text = "# Random weights in the published layouts; written by build_checkpoints.py.\n"
+    (out / "scorers.toml").write_text(text + "".join(f"\n[[scorer]]{entry}" for entry in entries))
 
 
 def build(out: Path, steps: dict) -> None:
@@ -261,7 +381,7 @@ def build(out: Path, steps: dict) -> None:
         print(f"{out / name}: {size / 1e6:.1f} MB", flush=True)
 
 
-def save_head(path: Path, width: int, seed: int, given: Path | None) -> None:
+def save_head(path: Path, width: int, seed: int, given: Path | None = None) -> None:
     """A random head, or a copy of the given file."""
     if given is not None:
         path.write_bytes(given.read_bytes())
@@ -271,14 +391,23 @@ def save_head(path: Path, width: int, seed: int, given: Path | None) -> None:
 
 def main() -> None:
     transformers_logging.disable_progress_bar()
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--size", choices=("small", "full"), required=True)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--head", type=Path, help="an aesthetic head of LAION's to use instead of a random one")
+    parser.add_argument(
+        "--head", type=Path, help="with full: LAION's aesthetic head instead of a random one"
+    )
     arguments = parser.parse_args()
+    if arguments.head and arguments.size == "small":
+        parser.error("--head has the width of the full size")
     arguments.out.mkdir(parents=True, exist_ok=True)
     with torch.no_grad():
-        (full if arguments.size == "full" else small)(arguments.out, arguments.head)
+        if arguments.size == "full":
+            full(arguments.out, arguments.head)
+        else:
+            small(arguments.out)
     print(arguments.out / "scorers.toml")
 
 

@@ -49,7 +49,12 @@ def read_pairs(path: Path) -> list[Pair]:
     files = sorted(path.rglob("*.parquet")) if path.is_dir() else [path]
     rows = [row for file in files for row in pq.read_table(file, columns=COLUMNS).to_pylist()]
     return [
-        Pair(str(row["ranking_id"]), row["caption"], (row["image_0_uid"], row["image_1_uid"]), (row["jpg_0"], row["jpg_1"]))
+        Pair(
+            str(row["ranking_id"]),
+            row["caption"],
+            (row["image_0_uid"], row["image_1_uid"]),
+            (row["jpg_0"], row["jpg_1"]),
+        )
         for row in rows
     ]
 
@@ -63,11 +68,19 @@ class LaionHead(nn.Module):
 
     def __init__(self, state: dict[str, torch.Tensor]):
         super().__init__()
-        widths = [state["layers.0.weight"].shape[1]] + [state[f"layers.{n}.weight"].shape[0] for n in (0, 2, 4, 6, 7)]
+        widths = [state["layers.0.weight"].shape[1]] + [
+            state[f"layers.{n}.weight"].shape[0] for n in (0, 2, 4, 6, 7)
+        ]
         sizes = list(zip(widths, widths[1:]))
         self.layers = nn.Sequential(
-            nn.Linear(*sizes[0]), nn.Dropout(0.2), nn.Linear(*sizes[1]), nn.Dropout(0.2),
-            nn.Linear(*sizes[2]), nn.Dropout(0.1), nn.Linear(*sizes[3]), nn.Linear(*sizes[4]),
+            nn.Linear(*sizes[0]),
+            nn.Dropout(0.2),
+            nn.Linear(*sizes[1]),
+            nn.Dropout(0.2),
+            nn.Linear(*sizes[2]),
+            nn.Dropout(0.1),
+            nn.Linear(*sizes[3]),
+            nn.Linear(*sizes[4]),
         )
         self.load_state_dict(state)
 
@@ -76,19 +89,24 @@ class LaionHead(nn.Module):
 
 
 def hps_transform(image: Image.Image, size: int, antialias: bool) -> torch.Tensor:
-    """HPSv2's ResizeMaxSize on a float tensor: longest side to `size`, zero padding, then normalisation."""
+    """HPSv2's ResizeMaxSize on a float tensor: longest side to `size`, zero padding, normalised."""
     tensor = vision_functional.to_tensor(image)
     height, width = tensor.shape[1:]
     scale = size / float(max(height, width))
     if scale != 1.0:
         height, width = round(height * scale), round(width * scale)
         tensor = vision_functional.resize(
-            tensor, [height, width], vision_functional.InterpolationMode.BICUBIC, antialias=antialias
+            tensor,
+            [height, width],
+            vision_functional.InterpolationMode.BICUBIC,
+            antialias=antialias,
         )
     pad_width, pad_height = size - width, size - height
     left, top = pad_width // 2, pad_height // 2
     tensor = vision_functional.pad(tensor, [left, top, pad_width - left, pad_height - top], fill=0)
-    return vision_functional.normalize(tensor, open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD)
+    return vision_functional.normalize(
+        tensor, open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD
+    )
 
 
 @dataclass
@@ -112,11 +130,16 @@ class Scorer:
             file = self.model_folder / self.entry.get("weights", "")
             # Files of older releases hold `position_ids`; transformers ignores them.
             self.network = CLIPModel.from_pretrained(
-                self.model_folder, dtype=torch.float32, attn_implementation="sdpa", use_safetensors=file.suffix != ".bin"
+                self.model_folder,
+                dtype=torch.float32,
+                attn_implementation="sdpa",
+                use_safetensors=file.suffix != ".bin",
             )
         self.network = self.network.to(self.dtype).eval()
         if self.entry["kind"] == "aesthetic":
-            state = torch.load(self.folder / self.entry["head"], map_location="cpu", weights_only=True)
+            state = torch.load(
+                self.folder / self.entry["head"], map_location="cpu", weights_only=True
+            )
             self.head = LaionHead(state).eval()
         self.prepare()
         return self
@@ -133,7 +156,11 @@ class Scorer:
     @property
     def recipe(self) -> tuple:
         """Two scorers with equal recipes take the same pixels."""
-        return (self.entry["preprocess"], self.entry.get("hps_resize") if self.entry["preprocess"] == "hps" else None, self.image_size)
+        return (
+            self.entry["preprocess"],
+            self.entry.get("hps_resize") if self.entry["preprocess"] == "hps" else None,
+            self.image_size,
+        )
 
     def prepare(self) -> None:
         if self.entry["layout"] == "open_clip":
@@ -143,24 +170,32 @@ class Scorer:
             self.image_size = self.network.config.vision_config.image_size
         if self.entry["preprocess"] == "hf":
             self.processor = CLIPImageProcessorPil(
-                size={"shortest_edge": self.image_size}, crop_size={"height": self.image_size, "width": self.image_size}
+                size={"shortest_edge": self.image_size},
+                crop_size={"height": self.image_size, "width": self.image_size},
             )
         elif self.entry["preprocess"] == "open_clip":
             self.processor = open_clip.image_transform(
-                self.image_size, is_train=False, mean=open_clip.OPENAI_DATASET_MEAN, std=open_clip.OPENAI_DATASET_STD
+                self.image_size,
+                is_train=False,
+                mean=open_clip.OPENAI_DATASET_MEAN,
+                std=open_clip.OPENAI_DATASET_STD,
             )
         if self.entry["kind"] == "clip":
             if self.entry["tokenizer"] == "hf":
                 self.tokenizer = AutoTokenizer.from_pretrained(self.model_folder)
             else:
-                self.tokenizer = open_clip.SimpleTokenizer(context_length=self.network.context_length)
+                self.tokenizer = open_clip.SimpleTokenizer(
+                    context_length=self.network.context_length
+                )
 
     def pixels(self, image: Image.Image) -> torch.Tensor:
         """The network's input [3,S,S] for one picture."""
         if self.entry["preprocess"] == "hf":
             return self.processor(images=image, return_tensors="pt")["pixel_values"][0]
         if self.entry["preprocess"] == "hps":
-            return hps_transform(image, self.image_size, self.entry.get("hps_resize", "legacy") == "antialias")
+            return hps_transform(
+                image, self.image_size, self.entry.get("hps_resize", "legacy") == "antialias"
+            )
         return self.processor(image)
 
     def image_features(self, pixels: torch.Tensor) -> torch.Tensor:
@@ -175,7 +210,9 @@ class Scorer:
     def text_features(self, captions: list[str]) -> torch.Tensor:
         """Captions to normalised features [B,D] in f32."""
         if self.entry["tokenizer"] == "hf":
-            tokens = self.tokenizer(captions, padding=True, truncation=True, max_length=77, return_tensors="pt")
+            tokens = self.tokenizer(
+                captions, padding=True, truncation=True, max_length=77, return_tensors="pt"
+            )
         else:
             tokens = {"input_ids": self.tokenizer(captions)}
         if self.entry["layout"] == "open_clip":
@@ -184,7 +221,9 @@ class Scorer:
             features = self.network.get_text_features(**tokens).pooler_output
         return functional.normalize(features.float(), dim=-1)
 
-    def scores(self, image_features: torch.Tensor, text_features: torch.Tensor | None) -> torch.Tensor:
+    def scores(
+        self, image_features: torch.Tensor, text_features: torch.Tensor | None
+    ) -> torch.Tensor:
         """Scores [B] of matching rows: the cosine, or the head's output."""
         if self.head is not None:
             return self.head(image_features).flatten()
@@ -205,7 +244,9 @@ def load_open_clip(folder: Path, entry: dict) -> nn.Module:
         network = open_clip.model.CLIP(**config)
     state = torch.load(folder / entry["weights"], map_location="cpu", weights_only=True, mmap=True)
     state = state.get("state_dict", state)
-    network.load_state_dict({name: value.float() for name, value in state.items()}, strict=True, assign=True)
+    network.load_state_dict(
+        {name: value.float() for name, value in state.items()}, strict=True, assign=True
+    )
     # The causal mask is no part of a checkpoint.
     length = network.context_length
     network.attn_mask = torch.full((length, length), float("-inf")).triu_(1)
@@ -227,7 +268,7 @@ def load_all(scorers: list[Scorer]) -> None:
 
 
 def write_scores(path: Path, pairs: list[Pair], scores: dict[str, np.ndarray]) -> None:
-    """A Parquet file: pair_id and `{scorer}_score_0`, `{scorer}_score_1`, in the order of the pairs; `scores` are [N,2]."""
+    """A Parquet file of pair_id and `{scorer}_score_{0,1}` in the order given; `scores` are [N,2]."""
     import pyarrow as pa
 
     columns: dict = {"pair_id": [pair.pair_id for pair in pairs]}

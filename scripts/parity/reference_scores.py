@@ -1,6 +1,7 @@
-"""Scores every pair with transformers and open_clip in f32: one picture and one caption at a time, one network in memory.
+"""Scores every pair with transformers and open_clip in f32, one picture or caption at a time.
 
-Pictures and captions that recur are computed once; nothing else is clever here. The output is what
+Pictures and captions that recur are computed once and one network is in memory at a time; nothing
+else is clever here. The output is what
 compare.py holds the product's labels against.
 """
 
@@ -11,18 +12,24 @@ from pathlib import Path
 
 import numpy as np
 import torch
-
 from reference import decode, read_pairs, read_scorers, write_scores
 
 
 @torch.no_grad()
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--pairs", type=Path, required=True)
     parser.add_argument("--scorers-dir", type=Path, required=True, help="folder with scorers.toml")
     parser.add_argument("--out", type=Path, required=True, help="Parquet file of scores")
     parser.add_argument("--limit", type=int, help="only the first pairs")
-    parser.add_argument("--dtype", choices=("f32", "f64"), default="f32", help="f64 tells how far f32 itself is from exact (default f32)")
+    parser.add_argument(
+        "--dtype",
+        choices=("f32", "f64"),
+        default="f32",
+        help="f64 tells how far f32 itself is from exact (default f32)",
+    )
     arguments = parser.parse_args()
 
     pairs = read_pairs(arguments.pairs)[: arguments.limit]
@@ -33,13 +40,26 @@ def main() -> None:
     for scorer in read_scorers(arguments.scorers_dir, dtype):
         start = time.perf_counter()
         scorer.load()
-        image = {uid: scorer.image_features(scorer.pixels(decode(data))[None]) for uid, data in pictures.items()}
-        text = {caption: scorer.text_features([caption]) for caption in captions} if scorer.needs_text else {}
+        image = {
+            uid: scorer.image_features(scorer.pixels(decode(data))[None])
+            for uid, data in pictures.items()
+        }
+        text = (
+            {caption: scorer.text_features([caption]) for caption in captions}
+            if scorer.needs_text
+            else {}
+        )
         scores[scorer.name] = np.array(
-            [[scorer.scores(image[uid], text.get(pair.caption)).item() for uid in pair.uids] for pair in pairs]
+            [
+                [scorer.scores(image[uid], text.get(pair.caption)).item() for uid in pair.uids]
+                for pair in pairs
+            ]
         )
         seconds = time.perf_counter() - start
-        print(f"{scorer.name}: {len(image)} pictures, {len(text)} captions, {seconds:.1f} s", flush=True)
+        print(
+            f"{scorer.name}: {len(image)} pictures, {len(text)} captions, {seconds:.1f} s",
+            flush=True,
+        )
         del scorer.network, image, text
         gc.collect()
     write_scores(arguments.out, pairs, scores)
