@@ -76,6 +76,8 @@ def text_features(
 @torch.inference_mode()
 def main() -> None:
     arguments = parse_arguments(__doc__, batch_size=True)
+    # nn.MultiheadAttention in open_clip: scaled_dot_product_attention, ahead of its own fast path.
+    torch.backends.mha.set_fastpath_enabled(False)
     measured = Measured()
     pairs = read_pairs(arguments.pairs)
     scorers = read_scorers(arguments.scorers_dir, arguments.dtype)
