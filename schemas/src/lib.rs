@@ -1,1 +1,18 @@
-//! schemas
+//! The contract of the files that pass between the stages: their columns, their readers and their
+//! writers. One module per file: [`pairs`] (what goes into `relabel`) and [`labels`] (what comes out
+//! of it). [`columns`] is the one table from which the Arrow schemas, the reference page
+//! `docs/labels-schema.md` and the DuckDB views `schemas/duckdb/labels.sql` all follow
+//! ([`reference`](mod@reference)).
+//!
+//! Whoever reads or writes one of these files goes through this crate, so that a file has one meaning
+//! in the whole workspace. The crate knows Arrow and Parquet; it knows nothing of images, networks or
+//! how a consensus is formed.
+//!
+//! Input files are not trusted: [`input`] holds the limits that are checked in the footer before a
+//! byte of data is read, and a panic of the Parquet library on hostile bytes becomes an error there.
+
+pub mod columns;
+pub mod input;
+pub mod labels;
+pub mod pairs;
+pub mod reference;

@@ -1,0 +1,129 @@
+//! The tool of the file contract: makes the reference page and the DuckDB views, and says what a
+//! file is.
+
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::{Context, Result, bail};
+use clap::{Parser, Subcommand};
+use schemas::labels::{LabelsError, LabelsFile};
+use schemas::pairs::{InputFile, PairFile, PairsError};
+use schemas::reference;
+
+/// The file contract of the pipeline: reference page, DuckDB views, checks of files.
+#[derive(Parser)]
+#[command(version, max_term_width = 79)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Write docs/labels-schema.md and schemas/duckdb/labels.sql
+    Docs {
+        /// Write nothing; fail when a file is not up to date
+        #[arg(long)]
+        check: bool,
+        /// Root of the repository
+        #[arg(long, default_value = ".")]
+        root: PathBuf,
+    },
+    /// Print the DuckDB views of a labels file
+    Sql {
+        /// The labels file
+        #[arg(long)]
+        labels: PathBuf,
+    },
+    /// Say what a file is, and whether it is valid to its last row
+    Check {
+        /// A labels or pairs file
+        file: PathBuf,
+    },
+}
+
+fn main() -> ExitCode {
+    match run(Arguments::parse().command) {
+        Ok(()) => ExitCode::SUCCESS,
+        // Whoever reads the output has seen enough.
+        Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) => {
+            let _nobody_listens = writeln!(io::stderr(), "error: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    error.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
+}
+
+fn run(command: Command) -> Result<()> {
+    match command {
+        Command::Docs { check: true, root } => match reference::outdated(&root).as_slice() {
+            [] => Ok(()),
+            files => bail!("not up to date: {}; hint: run `schemas docs`", files.join(", ")),
+        },
+        Command::Docs { check: false, root } => Ok(reference::write_generated(&root)?),
+        Command::Sql { labels } => {
+            let file = LabelsFile::open(&labels)?;
+            let path = labels.to_str().context("expected a path in UTF-8")?;
+            let views = reference::duckdb_views(file.schema().scorers(), path);
+            Ok(io::stdout().write_all(views.as_bytes())?)
+        }
+        Command::Check { file } => {
+            let sentence = check(&file)?;
+            Ok(writeln!(io::stdout(), "{}: {sentence}", file.display())?)
+        }
+    }
+}
+
+/// Reads the file whole, as labels or as pairs.
+fn check(path: &Path) -> Result<String> {
+    let labels = match LabelsFile::open(path) {
+        Ok(file) => return check_labels(&file),
+        Err(LabelsError::Columns { problems, .. }) => problems,
+        Err(error) => return Err(error.into()),
+    };
+    let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let input = InputFile { path: path.to_owned(), source_file: name };
+    match PairFile::open_without_images(&input) {
+        Ok(_) => check_pairs(&input),
+        Err(PairsError::Columns { problems: pairs, .. }) => bail!(
+            "{}: neither labels nor pairs\n  not labels:\n    {}\n  not pairs:\n    {}",
+            path.display(),
+            labels.join("\n    "),
+            pairs.join("\n    ")
+        ),
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn check_labels(file: &LabelsFile) -> Result<String> {
+    let mut ids = std::collections::HashSet::new();
+    for batch in file.batches()? {
+        let batch = batch?;
+        for id in batch.pair_id().iter().flatten() {
+            if !ids.insert(blake3::hash(id.as_bytes())) {
+                bail!("{}: expected each pair_id once, found {id:?} twice", file.path().display());
+            }
+        }
+    }
+    let scorers = file.schema().scorers().join(", ");
+    Ok(format!("valid labels, {} rows, scorers {scorers}", file.num_rows()))
+}
+
+fn check_pairs(input: &InputFile) -> Result<String> {
+    let with_images = PairFile::open(input);
+    let (file, images) = match with_images {
+        Ok(file) => (file, "with images"),
+        Err(PairsError::Columns { .. }) => {
+            (PairFile::open_without_images(input)?, "without images")
+        }
+        Err(error) => return Err(error.into()),
+    };
+    let rows = if file.has_images() { file.rows_with_images(64)? } else { file.plan_rows()? };
+    rows.into_iter().try_for_each(|batch| batch.map(drop))?;
+    Ok(format!("valid pairs {images}, {} rows", file.num_rows()))
+}

@@ -1,0 +1,266 @@
+//! The one table of columns. The Arrow schemas, the checks of the readers, the reference page and
+//! the DuckDB views are made from it, so they cannot disagree.
+
+use std::borrow::Cow;
+
+use arrow::datatypes::DataType;
+
+/// The type of a column of `labels.parquet`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ColumnType {
+    /// UTF-8 text.
+    Text,
+    /// UTF-8 text with few distinct values, an Arrow dictionary (pandas reads it as a category).
+    Category,
+    /// 64-bit signed integer.
+    Int64,
+    /// 8-bit signed integer.
+    Int8,
+    /// Single precision number, never NaN or infinite.
+    Float32,
+    /// Double precision number, never NaN or infinite.
+    Float64,
+}
+
+impl ColumnType {
+    /// The Arrow type that the file declares to its readers.
+    pub fn file_type(self) -> DataType {
+        match self {
+            Self::Text => DataType::Utf8,
+            Self::Category => {
+                DataType::Dictionary(Box::new(DataType::Int32), Box::new(DataType::Utf8))
+            }
+            Self::Int64 => DataType::Int64,
+            Self::Int8 => DataType::Int8,
+            Self::Float32 => DataType::Float32,
+            Self::Float64 => DataType::Float64,
+        }
+    }
+
+    /// The Arrow type in memory. Text is held as views of the pages it was read from: no copy on the
+    /// way through, and no 2 GiB limit on the text of one batch.
+    pub fn memory_type(self) -> DataType {
+        match self {
+            Self::Text | Self::Category => DataType::Utf8View,
+            other => other.file_type(),
+        }
+    }
+
+    /// The type that Parquet itself stores, as Arrow names it without an embedded Arrow schema.
+    pub(crate) fn stored_type(self) -> DataType {
+        match self {
+            Self::Text | Self::Category => DataType::Utf8,
+            other => other.file_type(),
+        }
+    }
+
+    /// The name in the reference page.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Text => "string",
+            Self::Category => "string (dictionary)",
+            Self::Int64 => "int64",
+            Self::Int8 => "int8",
+            Self::Float32 => "float32",
+            Self::Float64 => "float64",
+        }
+    }
+}
+
+/// One column of `labels.parquet`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Column {
+    /// The name in the file.
+    pub name: String,
+    /// The type of its values.
+    pub kind: ColumnType,
+    /// Whether a value may be null, which means "not computed" or "not in the input".
+    pub nullable: bool,
+    /// One sentence for the reference page.
+    pub meaning: Cow<'static, str>,
+}
+
+impl Column {
+    fn new(
+        name: impl Into<String>,
+        kind: ColumnType,
+        nullable: bool,
+        meaning: impl Into<Cow<'static, str>>,
+    ) -> Self {
+        Self { name: name.into(), kind, nullable, meaning: meaning.into() }
+    }
+}
+
+/// The columns that stand before those of the scorers in `labels.parquet`.
+pub(crate) const COLUMNS_BEFORE_SCORERS: usize = 7;
+/// The columns of each scorer in `labels.parquet`.
+pub(crate) const COLUMNS_PER_SCORER: usize = 3;
+/// The end of the name of a vote column; the scorers of a file are found by it.
+pub(crate) const VOTE_SUFFIX: &str = "_vote";
+
+/// The columns of `labels.parquet` for these scorers, in file order.
+pub fn labels_columns<S: AsRef<str>>(scorers: &[S]) -> Vec<Column> {
+    use ColumnType::{Category, Float32, Float64, Int8, Int64, Text};
+    let mut columns = vec![
+        Column::new(
+            "pair_id",
+            Text,
+            false,
+            "stable name of the pair, unique in the file: the input's `ranking_id` where it has \
+             one, else `source_file:source_row`",
+        ),
+        Column::new("source_file", Category, false, "input file the pair comes from"),
+        Column::new("source_row", Int64, false, "row of the pair in that file, from 0"),
+        Column::new("caption", Text, true, "prompt of both images, as in the input"),
+        Column::new("image_0_uid", Text, true, "name of image 0, as in the input"),
+        Column::new("image_1_uid", Text, true, "name of image 1, as in the input"),
+        Column::new(
+            "human_label_0",
+            Float64,
+            true,
+            "the input's `label_0`: 1 when people preferred image 0, 0 when image 1, 0.5 for a tie",
+        ),
+    ];
+    for scorer in scorers {
+        let scorer = scorer.as_ref();
+        for image in [0, 1] {
+            columns.push(Column::new(
+                format!("{scorer}_score_{image}"),
+                Float32,
+                true,
+                format!(
+                    "raw score of image {image} by `{scorer}`: a cosine for a clip-type scorer, \
+                     the head's output for an aesthetic one"
+                ),
+            ));
+        }
+        columns.push(Column::new(
+            format!("{scorer}{VOTE_SUFFIX}"),
+            Int8,
+            true,
+            format!(
+                "vote of `{scorer}`: +1 when `{scorer}_score_0` ≥ `{scorer}_score_1` (Eq. 6), \
+                 else -1; null where it does not vote"
+            ),
+        ));
+    }
+    columns.extend([
+        Column::new("vote_sum", Int8, true, "sum of the votes; null when `status` is not `ok`"),
+        Column::new(
+            "consensus",
+            Int8,
+            true,
+            "sign of `vote_sum` (Eq. 7): +1 for image 0, -1 for image 1, 0 for a tie; null when \
+             `status` is not `ok`",
+        ),
+        Column::new("status", Text, false, "`ok`, or why the row has no votes (see below)"),
+        Column::new("error", Text, true, "detail of the failure, for people; null when `ok`"),
+    ]);
+    columns
+}
+
+/// What a column of the pairs may be stored as.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PairType {
+    /// Text in any of Arrow's forms.
+    Text,
+    /// A floating point or whole number.
+    Number,
+    /// A whole number or text.
+    Identifier,
+    /// True or false.
+    Boolean,
+    /// An encoded image (JPEG, PNG, WebP): plain bytes, or the struct `{bytes, path}` of the
+    /// `datasets` library.
+    Image,
+}
+
+impl PairType {
+    /// The name in the reference page and in errors.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Text => "string",
+            Self::Number => "float64, float32 or integer",
+            Self::Identifier => "integer or string",
+            Self::Boolean => "bool",
+            Self::Image => "binary or struct{bytes, path}",
+        }
+    }
+}
+
+/// When a column of the pairs must be there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Presence {
+    /// Always.
+    Required,
+    /// Only where images are read.
+    WithImages,
+    /// Never; absent is the same as null in every row.
+    Optional,
+}
+
+/// One column of a pairs file, in Pick-a-Pic's naming.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PairColumn {
+    /// The name in the file.
+    pub name: &'static str,
+    /// What it may be stored as.
+    pub kind: PairType,
+    /// When it must be there.
+    pub presence: Presence,
+    /// One sentence for the reference page.
+    pub meaning: &'static str,
+}
+
+/// The columns that are read from a pairs file. Others, such as the rest of Pick-a-Pic's, are never
+/// read and may have any type.
+pub const PAIR_COLUMNS: [PairColumn; 8] = [
+    PairColumn {
+        name: "caption",
+        kind: PairType::Text,
+        presence: Presence::Required,
+        meaning: "prompt of both images",
+    },
+    PairColumn {
+        name: "image_0_uid",
+        kind: PairType::Text,
+        presence: Presence::Required,
+        meaning: "name of image 0; equal names are the same image",
+    },
+    PairColumn {
+        name: "image_1_uid",
+        kind: PairType::Text,
+        presence: Presence::Required,
+        meaning: "name of image 1; equal names are the same image",
+    },
+    PairColumn {
+        name: "jpg_0",
+        kind: PairType::Image,
+        presence: Presence::WithImages,
+        meaning: "encoded image 0",
+    },
+    PairColumn {
+        name: "jpg_1",
+        kind: PairType::Image,
+        presence: Presence::WithImages,
+        meaning: "encoded image 1",
+    },
+    PairColumn {
+        name: "label_0",
+        kind: PairType::Number,
+        presence: Presence::Optional,
+        meaning: "people's choice: 1 for image 0, 0 for image 1, 0.5 for a tie; NaN counts as null",
+    },
+    PairColumn {
+        name: "ranking_id",
+        kind: PairType::Identifier,
+        presence: Presence::Optional,
+        meaning: "name of the pair; null or empty counts as absent",
+    },
+    PairColumn {
+        name: "has_label",
+        kind: PairType::Boolean,
+        presence: Presence::Optional,
+        meaning: "whether `label_0` was given by a person",
+    },
+];

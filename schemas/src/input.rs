@@ -1,0 +1,309 @@
+//! Opening a Parquet file that is not trusted: one clear sentence for what is not Parquet, limits on
+//! what its footer claims, and containment of panics in the Parquet library.
+//!
+//! The footer is checked against the limits below before any data is read. Data is then read page by
+//! page; the format gives the size of a page in 31 bits, so one page of each column that is read, at
+//! most [`MAX_PAGE_BYTES`], is the bound on what a hostile file can make a reader hold.
+
+use std::fs::File;
+use std::io::{self, Read, Seek, SeekFrom};
+use std::ops::Range;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use parquet::errors::ParquetError;
+use parquet::file::metadata::{ColumnChunkMetaData, ParquetMetaData, ParquetMetaDataReader};
+
+/// The largest footer that is parsed. A Pick-a-Pic shard has about 100 kB; parsing takes up to some
+/// ten times this in memory.
+pub const MAX_FOOTER_BYTES: u64 = 64 << 20;
+/// The largest uncompressed size that a column chunk (one column of one row group) may claim. The
+/// published shards hold about 500 MB in unknown row groups, so a whole shard fits.
+pub const MAX_COLUMN_CHUNK_BYTES: i64 = 4 << 30;
+/// The largest page: what the 31 bits of a page header can say.
+pub const MAX_PAGE_BYTES: i64 = i32::MAX as i64;
+/// The most rows that one file may claim; the largest published split has under 2²⁰.
+pub const MAX_ROWS: i64 = 1 << 32;
+
+const MAGIC: &[u8; 4] = b"PAR1";
+const ENCRYPTED_MAGIC: &[u8; 4] = b"PARE";
+/// The length of the footer (4 bytes) and the mark.
+const TAIL_BYTES: u64 = 8;
+/// The mark at the start, and the tail.
+const SMALLEST_FILE: u64 = 4 + TAIL_BYTES;
+
+/// Why a file could not be read as Parquet.
+#[derive(Debug, thiserror::Error)]
+pub enum InputError {
+    /// The operating system refused.
+    #[error("cannot read {}: {cause}", path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        #[source]
+        cause: io::Error,
+    },
+    /// The file does not have the outer form of Parquet.
+    #[error("{}: expected a Parquet file, found {found}", path.display())]
+    NotParquet {
+        /// The file.
+        path: PathBuf,
+        /// What it looks like instead.
+        found: String,
+    },
+    /// The footer claims more than a named limit allows.
+    #[error("{}: {what} claims {found}, the limit is {limit}; hint: rewrite the file with smaller row groups, or check where it comes from", path.display())]
+    Limit {
+        /// The file.
+        path: PathBuf,
+        /// What claims it.
+        what: String,
+        /// The claimed number of bytes or rows.
+        found: i64,
+        /// The limit it breaks.
+        limit: i64,
+    },
+    /// The file is damaged, or uses a feature that is not supported.
+    #[error("{}: damaged or unsupported Parquet: {detail}; hint: fetch or write the file again", path.display())]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// What the Parquet library said.
+        detail: String,
+    },
+}
+
+/// A Parquet file whose footer was read and found plausible.
+#[derive(Clone, Debug)]
+pub(crate) struct ParquetInput {
+    path: PathBuf,
+    metadata: Arc<ParquetMetaData>,
+    fingerprint: String,
+    file_length: u64,
+}
+
+impl ParquetInput {
+    /// Reads and checks the footer.
+    pub(crate) fn open(path: &Path) -> Result<Self, InputError> {
+        let fail = |cause| InputError::Io { path: path.to_owned(), cause };
+        let mut file = File::open(path).map_err(fail)?;
+        let described = file.metadata().map_err(fail)?;
+        if !described.is_file() {
+            return Err(not_parquet(path, "a folder or a device"));
+        }
+        let file_length = described.len();
+        let footer = read_footer(&mut file, path, file_length)?;
+        let mut hasher = blake3::Hasher::new();
+        hasher.update(&file_length.to_le_bytes()).update(&footer);
+        let metadata = contained(path, || ParquetMetaDataReader::decode_metadata(&footer))?;
+        let input = Self {
+            path: path.to_owned(),
+            metadata: Arc::new(metadata),
+            fingerprint: hasher.finalize().to_hex().to_string(),
+            file_length,
+        };
+        input.check_rows()?;
+        Ok(input)
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    pub(crate) fn metadata(&self) -> &Arc<ParquetMetaData> {
+        &self.metadata
+    }
+
+    /// blake3 of the file's length and footer, in hexadecimal.
+    pub(crate) fn fingerprint(&self) -> &str {
+        &self.fingerprint
+    }
+
+    pub(crate) fn num_rows(&self) -> i64 {
+        self.metadata.file_metadata().num_rows()
+    }
+
+    /// The file, opened anew, so that readers do not share a position.
+    pub(crate) fn reopen(&self) -> Result<File, InputError> {
+        let fail = |cause| InputError::Io { path: self.path.clone(), cause };
+        let file = File::open(&self.path).map_err(fail)?;
+        let found = file.metadata().map_err(fail)?.len();
+        if found != self.file_length {
+            return Err(self.damaged(format!(
+                "the file had {} bytes when it was opened and has {found} now",
+                self.file_length
+            )));
+        }
+        Ok(file)
+    }
+
+    pub(crate) fn damaged(&self, detail: impl Into<String>) -> InputError {
+        InputError::Damaged { path: self.path.clone(), detail: detail.into() }
+    }
+
+    /// Runs a step of the Parquet library on this file.
+    pub(crate) fn contained<T>(
+        &self,
+        step: impl FnOnce() -> Result<T, ParquetError>,
+    ) -> Result<T, InputError> {
+        contained(&self.path, step)
+    }
+
+    /// The row groups that hold rows of `rows`, and the row at which the first of them starts.
+    pub(crate) fn row_groups_of(&self, rows: &Range<i64>) -> (Vec<usize>, i64) {
+        let (mut chosen, mut first_row, mut start) = (Vec::new(), rows.start, 0_i64);
+        for (index, group) in self.metadata.row_groups().iter().enumerate() {
+            let end = start.saturating_add(group.num_rows());
+            if start < rows.end && end > rows.start {
+                if chosen.is_empty() {
+                    first_row = start;
+                }
+                chosen.push(index);
+            }
+            start = end;
+        }
+        (chosen, first_row)
+    }
+
+    fn check_rows(&self) -> Result<(), InputError> {
+        let columns = self.metadata.file_metadata().schema_descr().num_columns();
+        let mut total = 0_i64;
+        for (index, group) in self.metadata.row_groups().iter().enumerate() {
+            if group.num_rows() < 0 || group.num_columns() != columns {
+                return Err(self.damaged(format!(
+                    "row group {index} claims {} rows in {} columns; the schema has {columns}",
+                    group.num_rows(),
+                    group.num_columns()
+                )));
+            }
+            total = total.saturating_add(group.num_rows());
+        }
+        if total > MAX_ROWS {
+            return Err(self.limit("the file", total, MAX_ROWS));
+        }
+        if total != self.num_rows() {
+            return Err(self.damaged(format!(
+                "the footer claims {} rows, its row groups {total}",
+                self.num_rows()
+            )));
+        }
+        Ok(())
+    }
+
+    /// Checks the sizes and places that the footer claims for the leaf columns to be read.
+    pub(crate) fn check_chunks(&self, leaves: &[usize]) -> Result<(), InputError> {
+        for (index, group) in self.metadata.row_groups().iter().enumerate() {
+            for &leaf in leaves {
+                let Some(chunk) = group.columns().get(leaf) else { continue };
+                let named =
+                    || format!("column {} of row group {index}", chunk.column_path().string());
+                if chunk.uncompressed_size() > MAX_COLUMN_CHUNK_BYTES {
+                    let found = chunk.uncompressed_size();
+                    return Err(self.limit(&named(), found, MAX_COLUMN_CHUNK_BYTES));
+                }
+                if !self.lies_inside(chunk) {
+                    return Err(self.damaged(format!(
+                        "{} is said to lie outside the file's {} bytes",
+                        named(),
+                        self.file_length
+                    )));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn lies_inside(&self, chunk: &ColumnChunkMetaData) -> bool {
+        let start = match chunk.dictionary_page_offset() {
+            Some(dictionary) if dictionary > 0 => dictionary.min(chunk.data_page_offset()),
+            _ => chunk.data_page_offset(),
+        };
+        let end = start.checked_add(chunk.compressed_size());
+        start >= 0
+            && chunk.compressed_size() >= 0
+            && chunk.uncompressed_size() >= 0
+            && chunk.num_values() >= 0
+            && end
+                .and_then(|end| u64::try_from(end).ok())
+                .is_some_and(|end| end <= self.file_length - TAIL_BYTES)
+    }
+
+    fn limit(&self, what: &str, found: i64, limit: i64) -> InputError {
+        InputError::Limit { path: self.path.clone(), what: what.to_owned(), found, limit }
+    }
+}
+
+fn not_parquet(path: &Path, found: impl Into<String>) -> InputError {
+    InputError::NotParquet { path: path.to_owned(), found: found.into() }
+}
+
+/// The bytes of the footer's metadata, once its outer form and length were checked.
+fn read_footer(file: &mut File, path: &Path, length: u64) -> Result<Vec<u8>, InputError> {
+    let fail = |cause| InputError::Io { path: path.to_owned(), cause };
+    if length == 0 {
+        return Err(not_parquet(path, "an empty file"));
+    }
+    let mut head = [0_u8; 4];
+    let mut tail = [0_u8; TAIL_BYTES as usize];
+    if length < SMALLEST_FILE {
+        return Err(not_parquet(path, format!("{length} bytes, too few for any Parquet file")));
+    }
+    file.read_exact(&mut head).map_err(fail)?;
+    file.seek(SeekFrom::Start(length - TAIL_BYTES)).map_err(fail)?;
+    file.read_exact(&mut tail).map_err(fail)?;
+    let [a, b, c, d, mark @ ..] = tail;
+    match (&head == MAGIC, &mark) {
+        (true, MAGIC) => {}
+        (_, ENCRYPTED_MAGIC) => return Err(not_parquet(path, "an encrypted one")),
+        (true, _) => {
+            let found = format!(
+                "only the beginning of one: its {length} bytes do not end with the mark PAR1; \
+                 hint: the download or copy was cut short"
+            );
+            return Err(not_parquet(path, found));
+        }
+        (false, _) => return Err(not_parquet(path, "other data (no mark PAR1 at both ends)")),
+    }
+    let footer_length = u64::from(u32::from_le_bytes([a, b, c, d]));
+    if footer_length > length - SMALLEST_FILE {
+        return Err(InputError::Damaged {
+            path: path.to_owned(),
+            detail: format!("a footer of {footer_length} bytes in a file of {length}"),
+        });
+    }
+    if footer_length > MAX_FOOTER_BYTES {
+        return Err(InputError::Limit {
+            path: path.to_owned(),
+            what: "the footer".to_owned(),
+            found: i64::from(u32::from_le_bytes([a, b, c, d])),
+            limit: MAX_FOOTER_BYTES as i64,
+        });
+    }
+    let mut footer = vec![0_u8; footer_length as usize];
+    file.seek(SeekFrom::Start(length - TAIL_BYTES - footer_length)).map_err(fail)?;
+    file.read_exact(&mut footer).map_err(fail)?;
+    Ok(footer)
+}
+
+/// Runs a step of the Parquet library; an error or a panic (which it may do on malformed bytes, by
+/// its own account: apache/arrow-rs, `SECURITY.md`) becomes an [`InputError`] that names the file.
+pub(crate) fn contained<T>(
+    path: &Path,
+    step: impl FnOnce() -> Result<T, ParquetError>,
+) -> Result<T, InputError> {
+    let damaged = |detail: String| InputError::Damaged { path: path.to_owned(), detail };
+    // Whatever the step was working on is dropped by the caller after a panic, never used again.
+    match catch_unwind(AssertUnwindSafe(step)) {
+        Ok(result) => result.map_err(|error| damaged(error.to_string())),
+        Err(payload) => {
+            let message = payload
+                .downcast_ref::<String>()
+                .map(String::as_str)
+                .or_else(|| payload.downcast_ref::<&str>().copied())
+                .unwrap_or("no message");
+            Err(damaged(format!("the reader gave up ({message})")))
+        }
+    }
+}

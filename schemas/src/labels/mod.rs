@@ -1,0 +1,91 @@
+//! `labels.parquet`, the output of `relabel`: one row per pair, in input order, with the scores, the
+//! votes and the consensus. Every input row is in it once, and a row without votes says why.
+//!
+//! [`LabelsSchema`] is the set of columns for a list of scorers, [`LabelRow`] one row, [`LabelBatch`]
+//! many rows by column, [`LabelsWriter`] and [`LabelsFile`] the file. How votes and a consensus are
+//! formed is not decided here.
+
+mod batch;
+mod file;
+mod row;
+mod schema;
+mod writer;
+
+use std::path::PathBuf;
+
+use arrow::error::ArrowError;
+use parquet::errors::ParquetError;
+use runkit::files::FileError;
+
+use crate::input::InputError;
+
+pub use batch::{LabelBatch, LabelBatchBuilder};
+pub use file::{LabelBatches, LabelsFile};
+pub use row::{LabelRow, Status};
+pub use schema::{LabelsSchema, MAX_SCORERS};
+pub use writer::{LabelsWriter, ROW_GROUP_ROWS};
+
+/// The version of the columns and their meaning. It grows when a reader of the old version would
+/// misread a file; a new column is no reason.
+pub const SCHEMA_VERSION: u32 = 1;
+/// The metadata key of [`SCHEMA_VERSION`]; the writer sets it.
+pub const KEY_SCHEMA_VERSION: &str = "relabel.schema_version";
+/// The metadata key of the fingerprint of everything the file was computed from.
+pub const KEY_FINGERPRINT: &str = "relabel.fingerprint";
+/// The metadata key of the manifest, as JSON.
+pub const KEY_MANIFEST: &str = "relabel.manifest";
+
+/// Why labels could not be read or written.
+#[derive(Debug, thiserror::Error)]
+pub enum LabelsError {
+    /// The file is not readable Parquet.
+    #[error(transparent)]
+    Input(#[from] InputError),
+    /// The file is Parquet but not labels; all reasons are listed.
+    #[error("{}: not a labels file:\n  {}", path.display(), problems.join("\n  "))]
+    Columns {
+        /// The file.
+        path: PathBuf,
+        /// One sentence for each column.
+        problems: Vec<String>,
+    },
+    /// The file was written by another version of the schema.
+    #[error("{}: expected schema version {SCHEMA_VERSION}, found {found:?}; hint: read it with the version that wrote it, or make it again", path.display())]
+    Version {
+        /// The file.
+        path: PathBuf,
+        /// What its metadata says.
+        found: String,
+    },
+    /// The names of the scorers cannot be names of columns.
+    #[error("scorer names: {problem}")]
+    Scorers {
+        /// What is wrong with them.
+        problem: String,
+    },
+    /// A row or batch that must not be in a labels file.
+    #[error("row {row} ({pair_id:?}): {problem}")]
+    Row {
+        /// The row, counted from 0 where it was given.
+        row: usize,
+        /// Its pair.
+        pair_id: String,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// Columns that do not fit together.
+    #[error("labels: columns do not fit: {0}")]
+    Batch(#[from] ArrowError),
+    /// The bytes could not be written.
+    #[error("cannot write {}: {cause}", path.display())]
+    Write {
+        /// The file.
+        path: PathBuf,
+        /// What the Parquet library or the system said.
+        #[source]
+        cause: ParquetError,
+    },
+    /// The file could not be created or made durable.
+    #[error(transparent)]
+    File(#[from] FileError),
+}

@@ -1,0 +1,261 @@
+//! Writing `labels.parquet`: durable, and the same bytes for the same rows however they arrive.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use arrow::array::{Array, ArrayRef, AsArray};
+use arrow::compute::concat;
+use arrow::datatypes::DataType;
+use parquet::arrow::ArrowWriter;
+use parquet::arrow::arrow_writer::{ArrowColumnWriter, ArrowRowGroupWriterFactory, compute_leaves};
+use parquet::basic::{Compression, ZstdLevel};
+use parquet::errors::ParquetError;
+use parquet::file::metadata::KeyValue;
+use parquet::file::properties::{EnabledStatistics, WriterProperties};
+use parquet::file::writer::SerializedFileWriter;
+use parquet::schema::types::ColumnPath;
+use rayon::prelude::*;
+use runkit::files::AtomicFile;
+
+use super::batch::{LabelBatch, LabelBatchBuilder};
+use super::row::LabelRow;
+use super::schema::LabelsSchema;
+use super::{KEY_SCHEMA_VERSION, LabelsError, SCHEMA_VERSION};
+use crate::columns::ColumnType;
+
+/// The rows of a row group: the unit in which DuckDB reads in parallel
+/// (duckdb.org/docs/stable/data/parquet/tips).
+pub const ROW_GROUP_ROWS: usize = 122_880;
+/// A row group is also closed when its text reaches this many bytes, so that huge captions do not
+/// pile up in memory.
+const ROW_GROUP_TEXT_BYTES: usize = 256 << 20;
+/// zstd level: most of the gain of the higher ones at a fraction of their time.
+const ZSTD_LEVEL: i32 = 3;
+/// How many single rows are collected before they become a batch.
+const BUFFERED_ROWS: usize = 8192;
+
+/// Writes a labels file. Nothing stands under the final name before [`LabelsWriter::finish`].
+///
+/// The bytes depend on the rows, the schema and the metadata alone, not on how the rows were grouped
+/// into calls: row groups are cut by counting rows and bytes of text, and encoded whole.
+#[derive(Debug)]
+pub struct LabelsWriter {
+    path: PathBuf,
+    schema: LabelsSchema,
+    file: SerializedFileWriter<AtomicFile>,
+    encoders: ArrowRowGroupWriterFactory,
+    single_rows: LabelBatchBuilder,
+    /// Slices of the row group that is being filled.
+    pending: Vec<LabelBatch>,
+    pending_rows: usize,
+    pending_text_bytes: usize,
+    written_rows: usize,
+}
+
+impl LabelsWriter {
+    /// Starts a file. The metadata goes into the file's key-value metadata beside the schema version,
+    /// which is added.
+    ///
+    /// # Errors
+    /// When the file cannot be created.
+    pub fn create(
+        path: impl AsRef<Path>,
+        schema: &LabelsSchema,
+        metadata: &BTreeMap<String, String>,
+    ) -> Result<Self, LabelsError> {
+        let path = path.as_ref();
+        let fail = |cause| LabelsError::Write { path: path.to_owned(), cause };
+        let properties = properties(schema, metadata).map_err(fail)?;
+        let writer =
+            ArrowWriter::try_new(AtomicFile::create(path)?, schema.file_schema(), Some(properties));
+        let (file, encoders) =
+            writer.and_then(ArrowWriter::into_serialized_writer).map_err(fail)?;
+        Ok(Self {
+            path: path.to_owned(),
+            schema: schema.clone(),
+            file,
+            encoders,
+            single_rows: LabelBatchBuilder::new(schema),
+            pending: Vec::new(),
+            pending_rows: 0,
+            pending_text_bytes: 0,
+            written_rows: 0,
+        })
+    }
+
+    /// Adds one row.
+    ///
+    /// # Errors
+    /// When the row does not fit the schema or holds NaN, an infinity or an impossible vote, or when
+    /// the disk fails. Values are checked when a batch of rows is full, so the error may come with a
+    /// later row or with `finish`; it names the row.
+    pub fn write(&mut self, row: &LabelRow) -> Result<(), LabelsError> {
+        self.single_rows.push(row)?;
+        if self.single_rows.len() >= BUFFERED_ROWS { self.take_single_rows() } else { Ok(()) }
+    }
+
+    /// Adds the rows of a batch.
+    ///
+    /// # Errors
+    /// As [`LabelsWriter::write`], and when the batch is of other scorers.
+    pub fn write_batch(&mut self, batch: &LabelBatch) -> Result<(), LabelsError> {
+        self.take_single_rows()?;
+        self.append(batch)
+    }
+
+    /// How many rows were added.
+    pub fn num_rows(&self) -> usize {
+        self.written_rows + self.pending_rows + self.single_rows.len()
+    }
+
+    /// Writes the rest and makes the file durable under its final name.
+    ///
+    /// # Errors
+    /// As [`LabelsWriter::write`]; nothing changes under the final name then.
+    pub fn finish(mut self) -> Result<(), LabelsError> {
+        self.take_single_rows()?;
+        self.flush_row_group()?;
+        let fail = |cause| LabelsError::Write { path: self.path.clone(), cause };
+        let file = self.file.into_inner().map_err(fail)?;
+        Ok(file.commit()?)
+    }
+
+    fn take_single_rows(&mut self) -> Result<(), LabelsError> {
+        if self.single_rows.is_empty() {
+            return Ok(());
+        }
+        let batch = self.single_rows.finish()?;
+        self.append(&batch)
+    }
+
+    /// Adds a batch to the row group, cutting it where row groups end.
+    fn append(&mut self, batch: &LabelBatch) -> Result<(), LabelsError> {
+        if batch.schema() != &self.schema {
+            let problem = format!(
+                "expected a batch of {:?}, found one of {:?}",
+                self.schema.scorers(),
+                batch.schema().scorers()
+            );
+            return Err(LabelsError::Scorers { problem });
+        }
+        let before = self.written_rows + self.pending_rows;
+        batch.check().map_err(|error| match error {
+            LabelsError::Row { row, pair_id, problem } => {
+                LabelsError::Row { row: before + row, pair_id, problem }
+            }
+            other => other,
+        })?;
+        let text = text_bytes(batch);
+        let mut start = 0;
+        for (row, bytes) in text.into_iter().enumerate() {
+            self.pending_rows += 1;
+            self.pending_text_bytes += bytes;
+            if self.pending_rows == ROW_GROUP_ROWS
+                || self.pending_text_bytes >= ROW_GROUP_TEXT_BYTES
+            {
+                self.pending.push(batch.slice(start, row + 1 - start));
+                self.flush_row_group()?;
+                start = row + 1;
+            }
+        }
+        if start < batch.num_rows() {
+            self.pending.push(batch.slice(start, batch.num_rows() - start));
+        }
+        Ok(())
+    }
+
+    /// Encodes the row group, its columns in parallel, and appends it to the file.
+    fn flush_row_group(&mut self) -> Result<(), LabelsError> {
+        if self.pending_rows == 0 {
+            return Ok(());
+        }
+        let fail = |cause| LabelsError::Write { path: self.path.clone(), cause };
+        let index = self.file.flushed_row_groups().len();
+        let encoders = self.encoders.create_column_writers(index).map_err(fail)?;
+        let pending = std::mem::take(&mut self.pending);
+        let fields = self.schema.memory_schema().fields();
+        let chunks = encoders
+            .into_par_iter()
+            .enumerate()
+            .map(|(column, mut encoder)| {
+                let field = fields.get(column).ok_or_else(|| {
+                    ParquetError::General(format!("no field for column {column}"))
+                })?;
+                encode(&mut encoder, field, &pending, column)?;
+                encoder.close()
+            })
+            .collect::<Vec<_>>();
+        let mut group = self.file.next_row_group().map_err(fail)?;
+        for chunk in chunks {
+            chunk.and_then(|chunk| chunk.append_to_row_group(&mut group)).map_err(fail)?;
+        }
+        group.close().map_err(fail)?;
+        self.written_rows += self.pending_rows;
+        self.pending_rows = 0;
+        self.pending_text_bytes = 0;
+        Ok(())
+    }
+}
+
+fn encode(
+    encoder: &mut ArrowColumnWriter,
+    field: &arrow::datatypes::Field,
+    batches: &[LabelBatch],
+    column: usize,
+) -> Result<(), ParquetError> {
+    let slices: Vec<&dyn Array> =
+        batches.iter().map(|batch| batch.record_batch().column(column).as_ref()).collect();
+    let whole: ArrayRef = concat(&slices)?;
+    for leaf in compute_leaves(field, &whole)? {
+        encoder.write(&leaf)?;
+    }
+    Ok(())
+}
+
+/// The bytes of text in each row.
+fn text_bytes(batch: &LabelBatch) -> Vec<usize> {
+    let mut bytes = vec![0_usize; batch.num_rows()];
+    for column in batch.record_batch().columns() {
+        if *column.data_type() == DataType::Utf8View {
+            for (sum, length) in bytes.iter_mut().zip(column.as_string_view().lengths()) {
+                *sum += length as usize;
+            }
+        }
+    }
+    bytes
+}
+
+/// How the columns are stored. No time, host or version of ours is among it.
+fn properties(
+    schema: &LabelsSchema,
+    metadata: &BTreeMap<String, String>,
+) -> Result<WriterProperties, ParquetError> {
+    let mut metadata = metadata.clone();
+    metadata.insert(KEY_SCHEMA_VERSION.to_owned(), SCHEMA_VERSION.to_string());
+    let pairs = metadata.into_iter().map(|(key, value)| KeyValue::new(key, value)).collect();
+    let mut builder = WriterProperties::builder()
+        .set_compression(Compression::ZSTD(ZstdLevel::try_new(ZSTD_LEVEL)?))
+        .set_max_row_group_row_count(Some(ROW_GROUP_ROWS))
+        .set_statistics_enabled(EnabledStatistics::Page)
+        .set_key_value_metadata(Some(pairs))
+        .set_dictionary_enabled(false);
+    for column in schema.columns() {
+        if has_few_values(&column.name, column.kind) {
+            builder = builder.set_column_dictionary_enabled(ColumnPath::from(column.name), true);
+        }
+    }
+    Ok(builder.build())
+}
+
+/// Whether a dictionary pays: always for the columns with a handful of values, and for captions,
+/// which recur in neighbouring pairs. Uids and scores are nearly all different.
+fn has_few_values(name: &str, kind: ColumnType) -> bool {
+    matches!(kind, ColumnType::Category | ColumnType::Int8)
+        || matches!(name, "human_label_0" | "status" | "error" | "caption")
+}
+
+#[expect(dead_code, reason = "asserts at compile time that a writer can move between threads")]
+fn writer_is_send(writer: LabelsWriter) -> impl Send {
+    Arc::new(std::sync::Mutex::new(writer))
+}

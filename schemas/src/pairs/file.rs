@@ -1,0 +1,205 @@
+//! One pairs file, opened and checked.
+
+use std::ops::Range;
+use std::path::Path;
+use std::sync::Arc;
+
+use parquet::arrow::ProjectionMask;
+use parquet::arrow::arrow_reader::{
+    ArrowReaderMetadata, ArrowReaderOptions, ParquetRecordBatchReaderBuilder,
+};
+
+use super::layout::Layout;
+use super::rows::{PairRow, PairRows};
+use super::{InputFile, PairsError};
+use crate::input::ParquetInput;
+
+/// The rows of a batch of [`PairFile::plan_rows`]; texts are small, so a batch is about 2 MB.
+const PLAN_BATCH_ROWS: usize = 8192;
+
+/// A row group: the unit in which Parquet can be read from the middle.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RowGroup {
+    /// The number of its first row in the file.
+    pub first_row: i64,
+    /// How many rows it has.
+    pub num_rows: i64,
+    /// The size of all its columns on the disk, in bytes, as the footer says.
+    pub compressed_bytes: i64,
+}
+
+/// A pairs file whose columns were checked. It holds the footer, not the rows, and no open file.
+#[derive(Clone, Debug)]
+pub struct PairFile {
+    input: InputFile,
+    parquet: ParquetInput,
+    reader: ArrowReaderMetadata,
+    layout: Layout,
+}
+
+impl PairFile {
+    /// Opens a file that must have images.
+    ///
+    /// # Errors
+    /// When it is not readable Parquet, breaks a limit of [`crate::input`], or lacks columns: then
+    /// one error lists all that are missing or of the wrong type.
+    pub fn open(input: &InputFile) -> Result<Self, PairsError> {
+        Self::open_as(input, true)
+    }
+
+    /// Opens a file of which only the texts and labels are wanted, such as the `no_images` variants
+    /// of Pick-a-Pic.
+    ///
+    /// # Errors
+    /// As [`PairFile::open`], but columns of images are not asked for.
+    pub fn open_without_images(input: &InputFile) -> Result<Self, PairsError> {
+        Self::open_as(input, false)
+    }
+
+    fn open_as(input: &InputFile, images: bool) -> Result<Self, PairsError> {
+        let parquet = ParquetInput::open(&input.path)?;
+        let metadata = Arc::clone(parquet.metadata());
+        let stored = parquet.contained(|| {
+            let plain = ArrowReaderOptions::new().with_skip_arrow_metadata(true);
+            ArrowReaderMetadata::try_new(Arc::clone(&metadata), plain)
+        })?;
+        let layout = parquet
+            .contained(|| Ok(Layout::find(stored.schema(), stored.parquet_schema(), images)))?
+            .map_err(|problems| PairsError::Columns { path: input.path.clone(), problems })?;
+        parquet.check_chunks(&layout.text_leaves)?;
+        parquet.check_chunks(&layout.image_leaves)?;
+        let reader = parquet.contained(|| {
+            let views = ArrowReaderOptions::new().with_schema(Arc::clone(&layout.schema));
+            ArrowReaderMetadata::try_new(metadata, views)
+        })?;
+        Ok(Self { input: input.clone(), parquet, reader, layout })
+    }
+
+    /// Where the file is.
+    pub fn path(&self) -> &Path {
+        &self.input.path
+    }
+
+    /// Its name in the output.
+    pub fn source_file(&self) -> &str {
+        &self.input.source_file
+    }
+
+    /// How many pairs it holds.
+    pub fn num_rows(&self) -> i64 {
+        self.parquet.num_rows()
+    }
+
+    /// blake3 of the file's length and footer (which holds the sizes, places and statistics of all
+    /// its data), in hexadecimal: cheap, and enough to notice that a file was replaced.
+    pub fn fingerprint(&self) -> String {
+        self.parquet.fingerprint().to_owned()
+    }
+
+    /// The row groups, in file order.
+    pub fn row_groups(&self) -> Vec<RowGroup> {
+        let mut first_row = 0;
+        let groups = self.parquet.metadata().row_groups().iter();
+        groups
+            .map(|group| {
+                let compressed_bytes = group
+                    .columns()
+                    .iter()
+                    .fold(0_i64, |sum, chunk| sum.saturating_add(chunk.compressed_size().max(0)));
+                let here = RowGroup { first_row, num_rows: group.num_rows(), compressed_bytes };
+                first_row += group.num_rows();
+                here
+            })
+            .collect()
+    }
+
+    /// Whether the file was opened with its images.
+    pub fn has_images(&self) -> bool {
+        !self.layout.image_leaves.is_empty()
+    }
+
+    /// Streams all rows without their images ([`PairRow::image`] is `None` twice).
+    ///
+    /// # Errors
+    /// When the file is gone, changed or damaged; the same for each item.
+    pub fn plan_rows(&self) -> Result<PairRows, PairsError> {
+        self.plan_rows_in(0..self.num_rows())
+    }
+
+    /// [`PairFile::plan_rows`] for some of the rows; the range is cut to the file.
+    ///
+    /// # Errors
+    /// As [`PairFile::plan_rows`].
+    pub fn plan_rows_in(&self, rows: Range<i64>) -> Result<PairRows, PairsError> {
+        self.stream(rows, PLAN_BATCH_ROWS, false)
+    }
+
+    /// Streams all rows with their images, at most `batch_rows` at a time.
+    ///
+    /// Images are not copied: each keeps the page it was read from in memory, which holds up to a
+    /// megabyte of images, or one larger image, in usual files.
+    ///
+    /// # Errors
+    /// As [`PairFile::plan_rows`].
+    pub fn rows_with_images(&self, batch_rows: usize) -> Result<PairRows, PairsError> {
+        self.rows_with_images_in(0..self.num_rows(), batch_rows)
+    }
+
+    /// [`PairFile::rows_with_images`] for some of the rows; the range is cut to the file. Row groups
+    /// before the range are not touched, pages before it are not decompressed.
+    ///
+    /// # Errors
+    /// As [`PairFile::plan_rows`].
+    pub fn rows_with_images_in(
+        &self,
+        rows: Range<i64>,
+        batch_rows: usize,
+    ) -> Result<PairRows, PairsError> {
+        self.stream(rows, batch_rows, true)
+    }
+
+    fn stream(
+        &self,
+        rows: Range<i64>,
+        batch_rows: usize,
+        images: bool,
+    ) -> Result<PairRows, PairsError> {
+        let start = rows.start.clamp(0, self.num_rows());
+        let rows = start..rows.end.clamp(start, self.num_rows());
+        let (groups, first_row) = self.parquet.row_groups_of(&rows);
+        let file = self.parquet.reopen()?;
+        let mut leaves = self.layout.text_leaves.clone();
+        if images {
+            leaves.extend(&self.layout.image_leaves);
+        }
+        let reader = self.parquet.contained(|| {
+            let builder =
+                ParquetRecordBatchReaderBuilder::new_with_metadata(file, self.reader.clone());
+            let mask = ProjectionMask::leaves(builder.parquet_schema(), leaves);
+            builder
+                .with_batch_size(batch_rows.max(1))
+                .with_row_groups(groups)
+                .with_projection(mask)
+                // Both are between 0 and the number of rows.
+                .with_offset((rows.start - first_row) as usize)
+                .with_limit((rows.end - rows.start) as usize)
+                .build()
+        })?;
+        Ok(PairRows::new(reader, self.parquet.clone(), &self.input.source_file, rows))
+    }
+}
+
+/// The rows of a file, batch by batch.
+impl PairRows {
+    /// All rows of the remaining batches at once, for small files and tests.
+    ///
+    /// # Errors
+    /// The first error of a batch.
+    pub fn collect_rows(self) -> Result<Vec<PairRow>, PairsError> {
+        let mut rows = Vec::new();
+        for batch in self {
+            rows.extend(batch?);
+        }
+        Ok(rows)
+    }
+}
