@@ -1,1 +1,136 @@
-//! text
+//! Captions, turned into token ids, exactly as the two tokenizers of the CLIP family do it: open_clip's
+//! ([`OpenClipTokenizer`]) and transformers' ([`HuggingFaceTokenizer`]). They share the vocabulary and
+//! the byte-pair merges and differ in how they clean the text, so a caption with curly quotes or HTML
+//! entities has other tokens in one than in the other.
+//!
+//! open_clip's cleaning includes ftfy; `ftfy` is a port of it in full rather than the `plsfix` crate,
+//! which leaves terminal escapes, unescapes entities in HTML and panics on some long captions.
+
+mod bpe;
+mod clean;
+mod ftfy;
+mod html;
+mod hugging_face;
+mod open_clip;
+mod vocabulary;
+
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+pub use self::clean::clean;
+pub use self::hugging_face::HuggingFaceTokenizer;
+pub use self::open_clip::OpenClipTokenizer;
+use self::vocabulary::Vocabulary;
+
+/// The token ids of one caption.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Tokens {
+    /// Start, caption, end, padding: as many ids as the context holds.
+    pub ids: Vec<i64>,
+    /// Index into `ids` of the first end-of-text token, where the text networks read their answer.
+    pub end_index: usize,
+}
+
+impl Tokens {
+    /// Cuts the tokens to the context, ends them and pads them. `tokens` holds the start already.
+    fn framed(mut tokens: Vec<u32>, end: u32, padding: u32, context_length: usize) -> Self {
+        tokens.truncate(context_length.saturating_sub(1));
+        tokens.push(end);
+        // a caption may spell out the end token; the first one counts
+        let end_index = tokens.iter().position(|&id| id == end).unwrap_or(0);
+        tokens.resize(context_length, padding);
+        Self { ids: tokens.into_iter().map(i64::from).collect(), end_index }
+    }
+}
+
+/// Turns captions into token ids. Any text is a valid caption, of any length, the empty one too.
+pub trait Tokenizer: Send + Sync {
+    /// The ids of a caption.
+    fn encode(&self, caption: &str) -> Tokens;
+
+    /// How many ids [`Tokenizer::encode`] gives.
+    fn context_length(&self) -> usize;
+
+    /// How many rows an embedding table needs: the largest id plus one.
+    fn vocabulary_size(&self) -> usize;
+
+    /// A name for what this tokenizer computes, `kind:context:hash of the vocabulary`: the same on every
+    /// machine, for manifests.
+    fn fingerprint(&self) -> String;
+}
+
+/// The two tokenizers of the CLIP family.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum TokenizerKind {
+    /// transformers' `CLIPTokenizer`.
+    #[serde(rename = "hf")]
+    HuggingFace,
+    /// open_clip's `SimpleTokenizer`.
+    #[serde(rename = "open_clip")]
+    OpenClip,
+}
+
+/// Why a tokenizer cannot be made.
+#[derive(Debug, thiserror::Error)]
+pub enum TokenizerError {
+    /// A file or folder cannot be read.
+    #[error("cannot read {}", path.display())]
+    Read {
+        /// The file or folder.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// A file holds something else than its name says.
+    #[error("{}: expected {expected}, found {found}", path.display())]
+    Malformed {
+        /// The file.
+        path: PathBuf,
+        /// What belongs there.
+        expected: String,
+        /// What stands there.
+        found: String,
+    },
+    /// The start and end of text do not fit.
+    #[error("expected a context of at least 2 tokens, found {found}")]
+    ContextLength {
+        /// The length asked for.
+        found: usize,
+    },
+}
+
+/// Makes a tokenizer from the files of a model folder (`tokenizer.json`; `vocab.json` and `merges.txt`;
+/// `merges.txt`; `bpe_simple_vocab*.txt.gz`; the first of these that is there), or from CLIP's own
+/// vocabulary of 49,408 tokens where the folder has none of them or is `None`.
+///
+/// # Errors
+/// A file that is unreadable, malformed or cut short, or a context of fewer than two tokens.
+pub fn load(
+    kind: TokenizerKind,
+    folder: Option<&Path>,
+    context_length: usize,
+) -> Result<Box<dyn Tokenizer>, TokenizerError> {
+    Ok(match kind {
+        TokenizerKind::HuggingFace => Box::new(HuggingFaceTokenizer::load(folder, context_length)?),
+        TokenizerKind::OpenClip => Box::new(OpenClipTokenizer::load(folder, context_length)?),
+    })
+}
+
+fn check_context_length(found: usize) -> Result<(), TokenizerError> {
+    if found < 2 { Err(TokenizerError::ContextLength { found }) } else { Ok(()) }
+}
+
+/// `name:context:hash`, the hash over ids and merges.
+fn fingerprint(name: &str, context_length: usize, vocabulary: &Vocabulary) -> String {
+    let mut tokens: Vec<_> = vocabulary.ids.iter().collect();
+    tokens.sort();
+    let mut hasher = blake3::Hasher::new();
+    for (token, id) in tokens {
+        hasher.update(token.as_bytes()).update(&[0]).update(&id.to_le_bytes());
+    }
+    for (left, right) in &vocabulary.merges {
+        hasher.update(left.as_bytes()).update(&[0]).update(right.as_bytes()).update(&[0]);
+    }
+    format!("{name}:{context_length}:{}", &hasher.finalize().to_hex()[..16])
+}
