@@ -192,4 +192,5 @@ impl fmt::Display for Suggestion<'_> {
 }
 
 #[cfg(test)]
+#[expect(clippy::disallowed_methods, reason = "fixtures need not be durable")]
 mod tests;

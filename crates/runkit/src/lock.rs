@@ -200,6 +200,7 @@ impl fmt::Display for Holders<'_> {
 }
 
 #[cfg(test)]
+#[expect(clippy::disallowed_methods, reason = "fixtures need not be durable")]
 mod tests {
     use super::{Holder, LockError, OutputLock};
 

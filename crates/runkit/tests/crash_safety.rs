@@ -3,7 +3,9 @@
 //! The children are this test binary again: [`child`] runs the role named in `RUNKIT_TEST_ROLE`.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
-#![allow(unsafe_code)]
+#![expect(unsafe_code, reason = "signals and limits of child processes")]
+#![expect(clippy::disallowed_methods, reason = "fixtures need not be durable")]
+#![expect(clippy::print_stdout, reason = "a child talks to its parent through stdout")]
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
@@ -341,8 +343,9 @@ fn a_closed_stdout_ends_the_printing_process_silently() {
     let mut running = Running::start("print", folder.path());
     let mut stderr = running.child.stderr.take().unwrap();
     // Closing our end is what `head` does.
-    let replacement = Command::new("true").stdout(Stdio::piped()).spawn().unwrap();
-    running.stdout = BufReader::new(replacement.stdout.unwrap());
+    let mut replacement = Command::new("true").stdout(Stdio::piped()).spawn().unwrap();
+    running.stdout = BufReader::new(replacement.stdout.take().unwrap());
+    replacement.wait().unwrap();
     assert_eq!(running.wait().signal(), Some(libc::SIGPIPE));
     let mut said = String::new();
     stderr.read_to_string(&mut said).unwrap();

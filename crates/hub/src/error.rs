@@ -1,0 +1,189 @@
+//! Everything that can go wrong between a name and a file.
+
+use std::io;
+use std::path::PathBuf;
+
+/// A name did not lead to a file.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum HubError {
+    /// The name is neither a usable path nor `hf://owner/name[@revision]`.
+    #[error(
+        "{name:?} is not a repository: {problem}\nhint: expected a folder or hf://owner/name[@revision]"
+    )]
+    Name {
+        /// The name given.
+        name: String,
+        /// What is wrong with it.
+        problem: &'static str,
+    },
+    /// A file name would lead out of its repository, or cannot be one.
+    #[error("{file:?} is not a file name inside {repository}: {problem}")]
+    FileName {
+        /// The file name given.
+        file: String,
+        /// The repository.
+        repository: String,
+        /// What is wrong with it.
+        problem: &'static str,
+    },
+    /// The folder does not exist.
+    #[error("{} is not a folder{}", path.display(), if *.is_file { ": expected a folder, found a file" } else { ": nothing is there\nhint: paths are relative to the file that names them; a repository of the hub is hf://owner/name" })]
+    Folder {
+        /// The folder looked for.
+        path: PathBuf,
+        /// Whether a file stands there instead.
+        is_file: bool,
+    },
+    /// A folder does not hold a file.
+    #[error("{} has no file {file}: it holds {}", folder.display(), listing(holds))]
+    Missing {
+        /// The folder.
+        folder: PathBuf,
+        /// The file looked for.
+        file: String,
+        /// What the folder holds instead.
+        holds: Vec<String>,
+    },
+    /// A file is not in the cache and downloading is switched off.
+    #[error(
+        "{what} of {repository} is not in the cache and HF_HUB_OFFLINE forbids to download it; looked in {}\n\
+         hint: download it where there is a network, or point HF_HOME or HF_HUB_CACHE to a cache that holds it",
+        looked_in.display()
+    )]
+    Offline {
+        /// The repository with its revision.
+        repository: String,
+        /// The file or revision that is missing.
+        what: String,
+        /// The place in the cache where it was expected.
+        looked_in: PathBuf,
+    },
+    /// The hub knows no such repository or revision, or does not show it to this user.
+    #[error(
+        "{endpoint} has no {repository}, or does not show it to you (HTTP {status})\n\
+         hint: check the name and the revision; for a gated or private one accept its terms and set HF_TOKEN"
+    )]
+    Refused {
+        /// The hub's address.
+        endpoint: String,
+        /// The repository with its revision.
+        repository: String,
+        /// The answer's status.
+        status: u16,
+    },
+    /// The repository has no such file.
+    #[error("{repository} has no file {file} on {endpoint}")]
+    NotOnHub {
+        /// The hub's address.
+        endpoint: String,
+        /// The repository with its revision.
+        repository: String,
+        /// The file looked for.
+        file: String,
+    },
+    /// The download failed.
+    #[error(
+        "cannot download {what} of {repository} from {endpoint}: {problem}\nhint: run the same command again; finished files are kept"
+    )]
+    Download {
+        /// The hub's address.
+        endpoint: String,
+        /// The repository with its revision.
+        repository: String,
+        /// The file, or what else was asked for.
+        what: String,
+        /// What happened.
+        problem: String,
+    },
+    /// The disk of the cache has no room for the file.
+    #[error(
+        "no room for {file} of {repository}: {needed} bytes needed, {available} available in {}\n\
+         hint: free some space or point HF_HUB_CACHE to another disk",
+        cache.display()
+    )]
+    NoSpace {
+        /// The file.
+        file: String,
+        /// The repository with its revision.
+        repository: String,
+        /// Bytes still to download.
+        needed: u64,
+        /// Bytes free.
+        available: u64,
+        /// The cache folder.
+        cache: PathBuf,
+    },
+    /// What arrived is not what the hub announced; it was removed.
+    #[error(
+        "{file} of {repository} arrived damaged and was removed: expected {expected}, found {found}\n\
+         hint: run the same command again"
+    )]
+    Damaged {
+        /// The file.
+        file: String,
+        /// The repository with its revision.
+        repository: String,
+        /// Announced SHA-256 or size.
+        expected: String,
+        /// SHA-256 or size of what arrived.
+        found: String,
+    },
+    /// A cached file is a link to somewhere outside the cache.
+    #[error("{} leads outside the cache, to {}", path.display(), target.display())]
+    Outside {
+        /// The cached path.
+        path: PathBuf,
+        /// Where it leads.
+        target: PathBuf,
+    },
+    /// There is no place for a cache.
+    #[error(
+        "no cache folder: HF_HUB_CACHE, HF_HOME and HOME are all unset\nhint: set HF_HUB_CACHE to a folder"
+    )]
+    NoCache,
+    /// An environment variable does not hold what it should.
+    #[error("{variable}={value:?} is not understood: expected {expected}")]
+    Variable {
+        /// Its name.
+        variable: &'static str,
+        /// What it holds.
+        value: String,
+        /// What it should hold.
+        expected: &'static str,
+    },
+    /// A file or folder cannot be read.
+    #[error("cannot read {}: {cause}", path.display())]
+    Read {
+        /// The file or folder.
+        path: PathBuf,
+        /// Why not.
+        cause: io::Error,
+    },
+    /// A file cannot be written.
+    #[error(transparent)]
+    Write(#[from] runkit::files::FileError),
+}
+
+impl HubError {
+    pub(crate) fn read(path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Self {
+        let path = path.into();
+        move |cause| Self::Read { path, cause }
+    }
+}
+
+/// At most this many names are listed in an error.
+const SHOWN_NAMES: usize = 20;
+
+fn listing(names: &[String]) -> String {
+    if names.is_empty() {
+        return "nothing".to_owned();
+    }
+    let shown = names.get(..SHOWN_NAMES).unwrap_or(names);
+    let rest = names.len() - shown.len();
+    let mut text = runkit::logging::escape_for_terminal(&shown.join(", ")).into_owned();
+    if rest > 0 {
+        text += &format!(" and {rest} more");
+    }
+    text
+}
