@@ -5,6 +5,10 @@
 //!
 //! open_clip's cleaning includes ftfy; `ftfy` is a port of it in full rather than the `plsfix` crate,
 //! which leaves terminal escapes, unescapes entities in HTML and panics on some long captions.
+//!
+//! Measured against the originals on 24,802 captions, most of them random Unicode and mojibake: the
+//! cleaned text and transformers' ids agree on all, open_clip's ids on all but one. That one holds a
+//! letter which Unicode 17 added: Python's `regex` package knows it and the `regex` crate does not yet.
 
 mod bpe;
 mod clean;
