@@ -1,1 +1,22 @@
-//! nn
+//! The networks, and the only place where libtorch is called layer by layer.
+//!
+//! - [`device`]: which device and precision, threads, inference mode;
+//! - [`weights`]: checkpoint files to tensors: memory-mapped, checked, strict, no code run;
+//! - [`clip`]: the two towers of CLIP-type models, in the layouts of `transformers` and `open_clip`;
+//! - [`aesthetic`]: the LAION aesthetic head on CLIP image features.
+//!
+//! Pictures, texts, Parquet and where files come from are other crates' matters.
+//!
+//! Names of tensors carry their shape: `B` batch, `C` channels, `H` height, `W` width of a picture
+//! or of a network, `L` tokens, `D` the joint embedding.
+
+#![allow(non_snake_case, reason = "names of tensors carry their shape")]
+
+pub mod aesthetic;
+pub mod clip;
+pub mod device;
+pub mod error;
+mod shim;
+pub mod weights;
+
+pub use error::NetworkError;

@@ -1,0 +1,64 @@
+//! Compiles the C++ shim against the libtorch that torch-sys found, and tells every crate that
+//! links us how its binaries find that libtorch at run time.
+//!
+//! A library cannot set the run-time path of a binary, so a package with binaries, tests or benches
+//! that link libtorch repeats the arguments in its own build script:
+//!
+//! ```ignore
+//! fn main() {
+//!     for argument in std::env::var("DEP_NN_SHIM_LINK_ARGUMENTS").unwrap_or_default().split(' ') {
+//!         println!("cargo:rustc-link-arg={argument}");
+//!     }
+//! }
+//! ```
+//!
+//! Which libtorch it is, torch-sys decides: `LIBTORCH=<folder>`, or with `LIBTORCH_USE_PYTORCH=1`
+//! the one of the active Python environment.
+
+use std::env;
+use std::error::Error;
+use std::path::PathBuf;
+
+fn main() -> Result<(), Box<dyn Error>> {
+    // torch-sys has `links = "tch"`; this is the `lib` folder it links against.
+    let lib = PathBuf::from(env::var("DEP_TCH_LIBTORCH_LIB")?);
+    let include = match env::var("LIBTORCH_INCLUDE") {
+        Ok(folder) => PathBuf::from(folder).join("include"),
+        Err(_) => lib.parent().ok_or("libtorch's lib folder has no parent")?.join("include"),
+    };
+    for file in ["build.rs", "csrc/shim.h", "csrc/shim.cpp"] {
+        println!("cargo:rerun-if-changed={file}");
+    }
+    println!("cargo:rerun-if-env-changed=LIBTORCH_INCLUDE");
+    println!("cargo:rerun-if-env-changed=LIBTORCH_CXX11_ABI");
+
+    let abi = env::var("LIBTORCH_CXX11_ABI").unwrap_or_else(|_| "1".to_owned());
+    cc::Build::new()
+        .cpp(true)
+        .std("c++17")
+        .pic(true)
+        .warnings(false)
+        .include(&include)
+        .include(include.join("torch/csrc/api/include"))
+        .define("_GLIBCXX_USE_CXX11_ABI", abi.as_str())
+        .file("csrc/shim.cpp")
+        .compile("nn_shim");
+    // The shim refers to c10 and torch_cpu directly; libraries follow the archive that needs them.
+    println!("cargo:rustc-link-search=native={}", lib.display());
+    println!("cargo:rustc-link-lib=torch_cpu");
+    println!("cargo:rustc-link-lib=c10");
+
+    // DT_RUNPATH rather than DT_RPATH, so that LD_LIBRARY_PATH still decides on other machines.
+    let mut arguments = vec![format!("-Wl,--enable-new-dtags,-rpath,{}", lib.display())];
+    // No symbol of ours refers to the CUDA libraries, so the linker would drop them and libtorch
+    // would never see a GPU: they register themselves when they are loaded.
+    if lib.join("libtorch_cuda.so").exists() {
+        arguments.push("-Wl,--no-as-needed,-ltorch_cuda,-lc10_cuda,--as-needed".to_owned());
+    }
+    for argument in &arguments {
+        println!("cargo:rustc-link-arg={argument}");
+    }
+    println!("cargo:libtorch={}", lib.display());
+    println!("cargo:link_arguments={}", arguments.join(" "));
+    Ok(())
+}

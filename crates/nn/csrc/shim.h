@@ -1,0 +1,46 @@
+// The C interface of what libtorch has and tch does not bind.
+//
+// Rules, the same for every function:
+// - no exception leaves: on failure the function returns null (or false) and sets *error to a
+//   message made by strdup, which the caller releases with nn_free_text;
+// - `Tensor` is at::Tensor: arguments are borrowed, a returned one belongs to the caller;
+// - nothing here keeps global state.
+#pragma once
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+typedef void *Tensor;
+
+void nn_free_text(char *text);
+
+// A CPU tensor over memory that somebody else owns. `release(owner)` is called exactly once: when
+// the last tensor that shares the memory is gone, or before this returns null.
+Tensor nn_tensor_over_memory(void *data, const int64_t *sizes, const int64_t *strides,
+                             size_t dimensions, int scalar_type, void (*release)(void *),
+                             void *owner, char **error);
+
+// Enters c10::InferenceMode on this thread; nn_inference_leave undoes it. Pairs must nest, and
+// both ends run on one thread.
+void *nn_inference_enter(char **error);
+void nn_inference_leave(void *guard);
+
+// oneDNN linear layers with a weight kept in the layout its kernels want, and with what follows
+// the product done while the result is still in registers. CPU only.
+
+// The weight [out, in] in oneDNN's own layout, for inputs of about `rows` rows.
+Tensor nn_linear_pack(Tensor weight, int64_t rows, char **error);
+
+// input [.., in] times a packed weight, plus bias; then, where `after` is not null, the activation
+// of that name ("gelu": exact; "swish"), or where `residual` is not null, plus residual.
+Tensor nn_linear_packed(Tensor input, Tensor weight, Tensor bias, const char *after,
+                        Tensor residual, char **error);
+
+#ifdef __cplusplus
+}
+#endif

@@ -1,0 +1,102 @@
+//! Multi-head self-attention.
+//!
+//! `B` batch, `L` tokens, `W` width of the network, `H` heads, `E` width of a head (`W = H·E`).
+
+use tch::{TchError, Tensor};
+
+use super::ClipLayout;
+use super::linear::Linear;
+use crate::weights::Loader;
+
+/// Self-attention. Query, key and value are three products rather than one: either layout then is
+/// the file's own memory, and at these widths one product is not faster.
+#[derive(Debug)]
+pub(super) struct Attention {
+    query: Linear,
+    key: Linear,
+    value: Linear,
+    out: Linear,
+    heads: i64,
+}
+
+impl Attention {
+    pub(super) fn load(
+        loader: &mut Loader<'_>,
+        layout: ClipLayout,
+        name: &str,
+        width: i64,
+        heads: i64,
+    ) -> Self {
+        let [query, key, value] = match layout {
+            ClipLayout::Transformers => ["q_proj", "k_proj", "v_proj"]
+                .map(|part| Linear::load(loader, &format!("{name}.{part}"), width, width)),
+            ClipLayout::OpenClip => {
+                let weight = loader.tensor(&format!("{name}.in_proj_weight"), &[3 * width, width]);
+                let bias = loader.tensor(&format!("{name}.in_proj_bias"), &[3 * width]);
+                // The shapes are as asked for, so the rows are there.
+                [0, 1, 2].map(|part| {
+                    let rows = |tensor: &Tensor| tensor.narrow(0, part * width, width);
+                    Linear::new(loader, rows(&weight), rows(&bias))
+                })
+            }
+        };
+        let out = Linear::load(loader, &format!("{name}.out_proj"), width, width);
+        Self { query, key, value, out, heads }
+    }
+
+    /// `stream_BLW + attention(x_BLW)`. Every token attends to all, or with `causal` to itself and
+    /// those before it.
+    pub(super) fn add_to(
+        &self,
+        stream_BLW: Tensor,
+        x_BLW: &Tensor,
+        causal: bool,
+    ) -> Result<Tensor, TchError> {
+        let mixed_BLW = self.mix(x_BLW, x_BLW, None, causal)?;
+        self.out.add_to(stream_BLW, &mixed_BLW)
+    }
+
+    /// As [`Attention::add_to`] for one token of each sequence, `chosen_B1W` of `x_BLW`, which
+    /// attends to where `mask_B11L` is true, or to all.
+    pub(super) fn add_one_to(
+        &self,
+        stream_B1W: Tensor,
+        chosen_B1W: &Tensor,
+        x_BLW: &Tensor,
+        mask_B11L: Option<&Tensor>,
+    ) -> Result<Tensor, TchError> {
+        let mixed_B1W = self.mix(chosen_B1W, x_BLW, mask_B11L, false)?;
+        self.out.add_to(stream_B1W, &mixed_B1W)
+    }
+
+    fn mix(
+        &self,
+        from_BLW: &Tensor,
+        to_BLW: &Tensor,
+        mask_B11L: Option<&Tensor>,
+        causal: bool,
+    ) -> Result<Tensor, TchError> {
+        let query_BHLE = self.by_head(&self.query.forward(from_BLW)?)?;
+        let key_BHLE = self.by_head(&self.key.forward(to_BLW)?)?;
+        let value_BHLE = self.by_head(&self.value.forward(to_BLW)?)?;
+        let mixed_BHLE = Tensor::f_scaled_dot_product_attention(
+            &query_BHLE,
+            &key_BHLE,
+            &value_BHLE,
+            mask_B11L,
+            0.0,
+            causal,
+            None,
+            false,
+        )?;
+        let (batch, heads, length, head_width) = mixed_BHLE.size4()?;
+        // The fused kernels leave the heads beside each other, so that this copies nothing.
+        mixed_BHLE.f_transpose(1, 2)?.f_reshape([batch, length, heads * head_width])
+    }
+
+    /// `[B, L, W]` as a view `[B, H, L, E]`.
+    fn by_head(&self, x_BLW: &Tensor) -> Result<Tensor, TchError> {
+        let (batch, length, width) = x_BLW.size3()?;
+        x_BLW.f_view([batch, length, self.heads, width / self.heads])?.f_transpose(1, 2)
+    }
+}

@@ -1,0 +1,129 @@
+//! One residual block of either tower: attention, then a perceptron, each after a normalisation.
+
+use tch::{TchError, Tensor};
+
+use super::attention::Attention;
+use super::linear::Perceptron;
+use super::{Activation, ClipLayout};
+use crate::weights::Loader;
+
+/// Layer normalisation over the last dimension.
+#[derive(Debug)]
+pub(super) struct LayerNorm {
+    weight: Tensor,
+    bias: Tensor,
+    epsilon: f64,
+}
+
+impl LayerNorm {
+    pub(super) fn load(loader: &mut Loader<'_>, name: &str, width: i64, epsilon: f64) -> Self {
+        Self {
+            weight: loader.tensor(&format!("{name}.weight"), &[width]),
+            bias: loader.tensor(&format!("{name}.bias"), &[width]),
+            epsilon,
+        }
+    }
+
+    pub(super) fn forward(&self, input: &Tensor) -> Result<Tensor, TchError> {
+        let (weight, bias) = (Some(&self.weight), Some(&self.bias));
+        input.f_layer_norm(self.weight.size(), weight, bias, self.epsilon, true)
+    }
+}
+
+/// The sizes of a tower's blocks.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct BlockSizes {
+    pub(super) width: i64,
+    pub(super) heads: i64,
+    pub(super) mlp_width: i64,
+    pub(super) activation: Activation,
+    pub(super) layer_norm_epsilon: f64,
+}
+
+/// A residual block.
+#[derive(Debug)]
+pub(super) struct Block {
+    norm_1: LayerNorm,
+    attention: Attention,
+    norm_2: LayerNorm,
+    mlp: Perceptron,
+}
+
+impl Block {
+    pub(super) fn load(
+        loader: &mut Loader<'_>,
+        layout: ClipLayout,
+        name: &str,
+        sizes: BlockSizes,
+    ) -> Self {
+        let BlockSizes { width, heads, mlp_width, activation, layer_norm_epsilon } = sizes;
+        let [norm_1, norm_2, attention, fc1, fc2] = match layout {
+            ClipLayout::Transformers => {
+                ["layer_norm1", "layer_norm2", "self_attn", "mlp.fc1", "mlp.fc2"]
+            }
+            ClipLayout::OpenClip => ["ln_1", "ln_2", "attn", "mlp.c_fc", "mlp.c_proj"],
+        }
+        .map(|part| format!("{name}.{part}"));
+        Self {
+            norm_1: LayerNorm::load(loader, &norm_1, width, layer_norm_epsilon),
+            attention: Attention::load(loader, layout, &attention, width, heads),
+            norm_2: LayerNorm::load(loader, &norm_2, width, layer_norm_epsilon),
+            mlp: Perceptron::load(loader, [&fc1, &fc2], width, mlp_width, activation),
+        }
+    }
+
+    /// All tokens of the stream `[B, L, W]`.
+    pub(super) fn forward(&self, mut x_BLW: Tensor, causal: bool) -> Result<Tensor, TchError> {
+        let normed_BLW = self.norm_1.forward(&x_BLW)?;
+        x_BLW = self.attention.add_to(x_BLW, &normed_BLW, causal)?;
+        let normed_BLW = self.norm_2.forward(&x_BLW)?;
+        self.mlp.add_to(x_BLW, &normed_BLW)
+    }
+
+    /// One token of each sequence, for the last block of a tower, whose other tokens nobody reads:
+    /// `[B, L, W]` to `[B, 1, W]`.
+    pub(super) fn forward_one(&self, x_BLW: &Tensor, choice: &Choice) -> Result<Tensor, TchError> {
+        let normed_BLW = self.norm_1.forward(x_BLW)?;
+        let normed_B1W = choice.pick(&normed_BLW)?;
+        let mask_B11L = choice.mask_B11L.as_ref();
+        let mut x_B1W = choice.pick(x_BLW)?;
+        x_B1W = self.attention.add_one_to(x_B1W, &normed_B1W, &normed_BLW, mask_B11L)?;
+        let normed_B1W = self.norm_2.forward(&x_B1W)?;
+        self.mlp.add_to(x_B1W, &normed_B1W)
+    }
+}
+
+/// Which token of each sequence a tower reads at its end.
+#[derive(Debug)]
+pub(super) struct Choice {
+    /// Index of the token, none for the first one of every sequence.
+    index_B11: Option<Tensor>,
+    /// True where it may look, none for everywhere.
+    mask_B11L: Option<Tensor>,
+}
+
+impl Choice {
+    /// The first token, which looks everywhere.
+    pub(super) fn first() -> Self {
+        Self { index_B11: None, mask_B11L: None }
+    }
+
+    /// The token at `index_B` of `length`, which looks at itself and those before it.
+    pub(super) fn causal(index_B: &Tensor, length: i64) -> Result<Self, TchError> {
+        let index_B11 = index_B.f_view([-1, 1, 1])?;
+        let places_L = Tensor::f_arange(length, (tch::Kind::Int64, index_B.device()))?;
+        let mask_B11L = places_L.f_le_tensor(&index_B.f_view([-1, 1, 1, 1])?)?;
+        Ok(Self { index_B11: Some(index_B11), mask_B11L: Some(mask_B11L) })
+    }
+
+    /// `[B, L, W]` to `[B, 1, W]`.
+    fn pick(&self, x_BLW: &Tensor) -> Result<Tensor, TchError> {
+        match &self.index_B11 {
+            // Contiguous, since the stream is added to in place.
+            None => x_BLW.f_narrow(1, 0, 1)?.f_contiguous(),
+            Some(index_B11) => {
+                x_BLW.f_gather(1, &index_B11.f_expand([-1, -1, x_BLW.size3()?.2], false)?, false)
+            }
+        }
+    }
+}

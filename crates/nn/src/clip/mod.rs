@@ -1,0 +1,148 @@
+//! CLIP-type models: a vision tower and a text tower that map into one space.
+//!
+//! The same network is published in two layouts. `transformers` (`CLIPModel`) keeps query, key and
+//! value apart and the projections transposed; `open_clip` keeps them together. [`ClipModel::load`]
+//! reads either into the same blocks.
+//!
+//! Behaviour follows huggingface/transformers `src/transformers/models/clip/modeling_clip.py` at
+//! v5.23.0 and mlfoundations/open_clip `src/open_clip/transformer.py` at v3.3.0; features agree to
+//! 1e-5 in f32 (`tests/clip_goldens.rs`).
+
+mod attention;
+mod block;
+mod config;
+mod linear;
+mod open_clip_config;
+mod published;
+mod text;
+mod transformers_config;
+mod vision;
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+use tch::Device;
+
+pub use config::{Activation, ClipConfig, ConfigError, TextConfig, VisionConfig};
+pub use published::PUBLISHED_NAMES;
+pub use text::TextTower;
+pub use vision::VisionTower;
+
+use crate::device::{DeviceError, Precision};
+use crate::weights::{Loader, Weights, WeightsError};
+
+/// How the tensors of a checkpoint are named and laid out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ClipLayout {
+    /// `CLIPModel.save_pretrained` of `transformers`.
+    Transformers,
+    /// A state dict of `open_clip`, plain or under `state_dict`.
+    OpenClip,
+}
+
+impl ClipLayout {
+    /// The usual names of the weights in a model folder, the best first, for
+    /// [`Weights::open_folder`]. Some published folders hold both layouts.
+    pub fn weight_files(self) -> &'static [&'static str] {
+        match self {
+            Self::Transformers => &[
+                "model.safetensors",
+                "model.safetensors.index.json",
+                "pytorch_model.bin",
+                "pytorch_model.bin.index.json",
+            ],
+            Self::OpenClip => &[
+                "open_clip_model.safetensors",
+                "open_clip_pytorch_model.safetensors",
+                "open_clip_pytorch_model.bin",
+            ],
+        }
+    }
+
+    /// The name of the configuration in a model folder.
+    pub fn config_file(self) -> &'static str {
+        match self {
+            Self::Transformers => "config.json",
+            Self::OpenClip => "open_clip_config.json",
+        }
+    }
+}
+
+impl fmt::Display for ClipLayout {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(match self {
+            Self::Transformers => "transformers",
+            Self::OpenClip => "open_clip",
+        })
+    }
+}
+
+/// Which towers to load; what is not loaded takes no memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ClipParts {
+    /// The vision tower.
+    pub vision: bool,
+    /// The text tower.
+    pub text: bool,
+}
+
+impl ClipParts {
+    /// Both towers.
+    pub const BOTH: Self = Self { vision: true, text: true };
+    /// The vision tower alone, for scorers that read no caption.
+    pub const VISION: Self = Self { vision: true, text: false };
+    /// The text tower alone.
+    pub const TEXT: Self = Self { vision: false, text: true };
+}
+
+/// A CLIP-type model could not be loaded.
+#[derive(Debug, thiserror::Error)]
+pub enum ClipError {
+    /// The configuration describes no network that is built here.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The checkpoint could not be read or does not fit.
+    #[error(transparent)]
+    Weights(#[from] WeightsError),
+    /// The precision cannot be used on the device.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
+}
+
+/// The towers that were asked for.
+#[derive(Debug)]
+pub struct ClipModel {
+    /// The configuration it was loaded with.
+    pub config: ClipConfig,
+    /// The vision tower, where asked for.
+    pub vision: Option<VisionTower>,
+    /// The text tower, where asked for.
+    pub text: Option<TextTower>,
+}
+
+impl ClipModel {
+    /// Loads the towers `parts` names. Strict: every tensor of them must be there with the shape
+    /// that the configuration implies, and the file may hold nothing that has no place in the
+    /// model; all differences are reported in one error. Tensors of a tower that was not asked for
+    /// are passed over, and so are position numbers, the causal mask, and scale and bias of logits.
+    pub fn load(
+        config: &ClipConfig,
+        layout: ClipLayout,
+        weights: &Weights,
+        parts: ClipParts,
+        device: Device,
+        precision: Precision,
+    ) -> Result<Self, ClipError> {
+        config.validate()?;
+        precision.check(device)?;
+        let network = format!("CLIP model ({layout} layout)");
+        let mut loader = Loader::new(weights, network, device, precision);
+        let vision = parts.vision.then(|| VisionTower::load(config, layout, &mut loader));
+        let text = parts.text.then(|| TextTower::load(config, layout, &mut loader));
+        loader.finish(|name| {
+            (!parts.vision && vision::owns(layout, name)) || (!parts.text && text::owns(layout, name))
+        })?;
+        Ok(Self { config: config.clone(), vision, text })
+    }
+}

@@ -1,0 +1,200 @@
+//! `open_clip_config.json`, with its `model_cfg` or bare as in open_clip's `model_configs/`. What a
+//! file leaves out has the library's default: mlfoundations/open_clip `src/open_clip/model.py`
+//! (`CLIPVisionCfg`, `CLIPTextCfg`) at v3.3.0.
+//!
+//! An option that would change the network and is not built here is refused by name, unless it is
+//! set to the value that leaves it off.
+
+use serde::Deserialize;
+use serde_json::{Map, Value, json};
+
+use super::config::{
+    Activation, ClipConfig, Problem, TextConfig, VisionConfig, square, unsupported,
+};
+
+#[derive(Deserialize)]
+struct Top {
+    embed_dim: i64,
+    #[serde(default)]
+    quick_gelu: bool,
+    vision_cfg: Vision,
+    text_cfg: Text,
+    #[serde(flatten)]
+    rest: Map<String, Value>,
+}
+
+#[derive(Deserialize)]
+struct Vision {
+    #[serde(default = "default_layers")]
+    layers: Value,
+    #[serde(default = "default_vision_width")]
+    width: i64,
+    #[serde(default = "default_head_width")]
+    head_width: i64,
+    #[serde(default = "default_ratio")]
+    mlp_ratio: f64,
+    #[serde(default = "default_patch_size")]
+    patch_size: Value,
+    #[serde(default = "default_image_size")]
+    image_size: Value,
+    #[serde(flatten)]
+    rest: Map<String, Value>,
+}
+
+#[derive(Deserialize)]
+struct Text {
+    #[serde(default = "default_context_length")]
+    context_length: i64,
+    #[serde(default = "default_vocabulary_size")]
+    vocab_size: i64,
+    #[serde(default = "default_text_width")]
+    width: i64,
+    #[serde(default = "default_heads")]
+    heads: i64,
+    #[serde(default = "default_layers")]
+    layers: Value,
+    #[serde(default = "default_ratio")]
+    mlp_ratio: f64,
+    #[serde(flatten)]
+    rest: Map<String, Value>,
+}
+
+fn default_layers() -> Value {
+    12.into()
+}
+fn default_vision_width() -> i64 {
+    768
+}
+fn default_head_width() -> i64 {
+    64
+}
+fn default_ratio() -> f64 {
+    4.0
+}
+fn default_patch_size() -> Value {
+    16.into()
+}
+fn default_image_size() -> Value {
+    224.into()
+}
+fn default_context_length() -> i64 {
+    77
+}
+fn default_vocabulary_size() -> i64 {
+    49408
+}
+fn default_text_width() -> i64 {
+    512
+}
+fn default_heads() -> i64 {
+    8
+}
+
+/// Options that say nothing about the network in use: how it was trained or initialised, and which
+/// tokenizer belongs to it.
+const OF_NO_EFFECT: &[&str] = &[
+    "attn_pooler_heads",
+    "attn_pooler_queries",
+    "custom_text",
+    "eos_id",
+    "hf_model_pretrained",
+    "hf_pooler_type",
+    "hf_proj_type",
+    "hf_tokenizer_name",
+    "init_logit_bias",
+    "init_logit_scale",
+    "output_tokens",
+    "pad_id",
+    "patch_dropout",
+    "timm_drop",
+    "timm_drop_path",
+    "timm_model_pretrained",
+    "timm_pool",
+    "timm_proj",
+    "timm_proj_bias",
+    "tokenizer_kwargs",
+    "tokenizer_mode",
+];
+
+pub(super) fn read(json: &Value) -> Result<ClipConfig, Problem> {
+    let top = Top::deserialize(json.get("model_cfg").unwrap_or(json))?;
+    check("", &top.rest)?;
+    check("vision_cfg.", &top.vision_cfg.rest)?;
+    check("text_cfg.", &top.text_cfg.rest)?;
+    let activation = if top.quick_gelu { Activation::QuickGelu } else { Activation::Gelu };
+    let (vision, text) = (top.vision_cfg, top.text_cfg);
+    let head_width = vision.head_width;
+    if head_width < 1 || vision.width % head_width != 0 {
+        let hint = "expected a divisor of the width";
+        return Err(unsupported("vision_cfg.head_width", &head_width.into(), hint).into());
+    }
+    let config = ClipConfig {
+        embed_dim: top.embed_dim,
+        vision: VisionConfig {
+            image_size: square("vision_cfg.image_size", &vision.image_size)?,
+            patch_size: square("vision_cfg.patch_size", &vision.patch_size)?,
+            width: vision.width,
+            layers: layers("vision_cfg.layers", &vision.layers)?,
+            heads: vision.width / head_width,
+            mlp_width: mlp_width("vision_cfg.mlp_ratio", vision.width, vision.mlp_ratio)?,
+            activation,
+            layer_norm_epsilon: 1e-5,
+        },
+        text: TextConfig {
+            context_length: text.context_length,
+            vocabulary_size: text.vocab_size,
+            width: text.width,
+            layers: layers("text_cfg.layers", &text.layers)?,
+            heads: text.heads,
+            mlp_width: mlp_width("text_cfg.mlp_ratio", text.width, text.mlp_ratio)?,
+            activation,
+            layer_norm_epsilon: 1e-5,
+        },
+    };
+    config.validate()?;
+    Ok(config)
+}
+
+/// Refuses what is neither of no effect nor off.
+fn check(section: &str, rest: &Map<String, Value>) -> Result<(), Problem> {
+    for (option, value) in rest {
+        let off = match option.as_str() {
+            // The end token's place is an input of the text tower, so both rules are the same.
+            "pool_type" if section == "text_cfg." => {
+                matches!(value.as_str(), Some("argmax" | "eos" | "eot"))
+            }
+            "pool_type" => value == "tok",
+            "pos_embed_type" => value == "learnable",
+            "proj_type" => value == "linear",
+            "block_type" => value.is_null() || value == "default",
+            "norm_kwargs" | "act_kwargs" => value.is_null() || *value == json!({}),
+            other if OF_NO_EFFECT.contains(&other) => true,
+            _ => value.is_null() || *value == json!(false),
+        };
+        if !off {
+            let hint = match option.as_str() {
+                "hf_model_name" => "only open_clip's own text tower is built here",
+                "timm_model_name" => "only open_clip's own vision transformer is built here",
+                _ => "",
+            };
+            return Err(unsupported(&format!("{section}{option}"), value, hint).into());
+        }
+    }
+    Ok(())
+}
+
+/// A list of layer counts stands for a convolutional network.
+fn layers(option: &str, value: &Value) -> Result<i64, Problem> {
+    let hint = "only vision transformers are built here, with one number of layers";
+    value.as_i64().ok_or_else(|| unsupported(option, value, hint).into())
+}
+
+/// As Python's `int(width * mlp_ratio)`.
+fn mlp_width(option: &str, width: i64, ratio: f64) -> Result<i64, Problem> {
+    let product = width as f64 * ratio;
+    if product >= 1.0 && product < 1e9 {
+        Ok(product as i64)
+    } else {
+        Err(unsupported(option, &ratio.into(), "expected a small positive number").into())
+    }
+}

@@ -1,0 +1,243 @@
+//! Devices, precisions, threads, and inference mode.
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+use tch::{Cuda, Device, Kind};
+
+use crate::shim::InferenceMode;
+
+/// A device or precision that was asked for cannot be had.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum DeviceError {
+    /// The text names no device.
+    #[error("unknown device {0:?}, expected auto, cpu, cuda or cuda:N")]
+    UnknownDevice(String),
+    /// The text names no precision.
+    #[error("unknown precision {0:?}, expected f32, bf16 or f16")]
+    UnknownPrecision(String),
+    /// CUDA was asked for where libtorch sees none.
+    #[error(
+        "cuda was asked for, but libtorch sees no usable GPU\n\
+         hint: check the driver with nvidia-smi, or use --device cpu"
+    )]
+    NoCuda,
+    /// A GPU was asked for by a number that does not exist.
+    #[error("cuda:{index} was asked for, but there are only {count} GPUs (numbered from 0)")]
+    NoSuchGpu {
+        /// The number asked for.
+        index: usize,
+        /// How many GPUs libtorch sees.
+        count: usize,
+    },
+    /// Half precision on the CPU.
+    #[error(
+        "f16 on the CPU is about a hundred times slower than f32\n\
+         hint: use --dtype bf16, or f32 where scores must agree to the last digits"
+    )]
+    HalfOnCpu,
+}
+
+/// A device as the user names it: `auto`, `cpu`, `cuda` or `cuda:N`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub enum DeviceChoice {
+    /// The first GPU where libtorch sees one, else the CPU.
+    #[default]
+    Auto,
+    /// The CPU.
+    Cpu,
+    /// The GPU of this number.
+    Cuda(usize),
+}
+
+impl DeviceChoice {
+    /// The device itself; an error where it is not there.
+    pub fn resolve(self) -> Result<Device, DeviceError> {
+        match self {
+            Self::Cpu => Ok(Device::Cpu),
+            Self::Auto if Cuda::is_available() => Ok(Device::Cuda(0)),
+            Self::Auto => Ok(Device::Cpu),
+            Self::Cuda(_) if !Cuda::is_available() => Err(DeviceError::NoCuda),
+            Self::Cuda(index) => {
+                let count = usize::try_from(Cuda::device_count()).unwrap_or(0);
+                if index < count {
+                    Ok(Device::Cuda(index))
+                } else {
+                    Err(DeviceError::NoSuchGpu { index, count })
+                }
+            }
+        }
+    }
+}
+
+impl FromStr for DeviceChoice {
+    type Err = DeviceError;
+
+    fn from_str(text: &str) -> Result<Self, DeviceError> {
+        match text {
+            "auto" => Ok(Self::Auto),
+            "cpu" => Ok(Self::Cpu),
+            "cuda" => Ok(Self::Cuda(0)),
+            _ => text
+                .strip_prefix("cuda:")
+                .filter(|index| index.bytes().all(|byte| byte.is_ascii_digit()))
+                .and_then(|index| index.parse().ok())
+                .map(Self::Cuda)
+                .ok_or_else(|| DeviceError::UnknownDevice(text.to_owned())),
+        }
+    }
+}
+
+impl fmt::Display for DeviceChoice {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Auto => formatter.write_str("auto"),
+            Self::Cpu => formatter.write_str("cpu"),
+            Self::Cuda(index) => write!(formatter, "cuda:{index}"),
+        }
+    }
+}
+
+impl TryFrom<String> for DeviceChoice {
+    type Error = DeviceError;
+
+    fn try_from(text: String) -> Result<Self, DeviceError> {
+        text.parse()
+    }
+}
+
+impl From<DeviceChoice> for String {
+    fn from(choice: DeviceChoice) -> Self {
+        choice.to_string()
+    }
+}
+
+/// `auto`, `cpu`, `cuda` or `cuda:N`, as a device that is there.
+pub fn parse(text: &str) -> Result<Device, DeviceError> {
+    text.parse::<DeviceChoice>()?.resolve()
+}
+
+/// The number format a network computes in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Precision {
+    /// 32 bit floating point.
+    #[default]
+    F32,
+    /// 16 bit floating point with the exponent of `f32`.
+    Bf16,
+    /// IEEE 16 bit floating point; GPUs only.
+    F16,
+}
+
+impl Precision {
+    /// libtorch's name for it.
+    pub fn kind(self) -> Kind {
+        match self {
+            Self::F32 => Kind::Float,
+            Self::Bf16 => Kind::BFloat16,
+            Self::F16 => Kind::Half,
+        }
+    }
+
+    /// Refuses what would only look like a hang: `f16` on the CPU.
+    pub fn check(self, device: Device) -> Result<(), DeviceError> {
+        match (self, device) {
+            (Self::F16, Device::Cpu) => Err(DeviceError::HalfOnCpu),
+            _ => Ok(()),
+        }
+    }
+}
+
+impl FromStr for Precision {
+    type Err = DeviceError;
+
+    fn from_str(text: &str) -> Result<Self, DeviceError> {
+        match text {
+            "f32" => Ok(Self::F32),
+            "bf16" => Ok(Self::Bf16),
+            "f16" => Ok(Self::F16),
+            _ => Err(DeviceError::UnknownPrecision(text.to_owned())),
+        }
+    }
+}
+
+impl fmt::Display for Precision {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(match self {
+            Self::F32 => "f32",
+            Self::Bf16 => "bf16",
+            Self::F16 => "f16",
+        })
+    }
+}
+
+/// How many CPU threads libtorch uses for one operation.
+pub fn threads() -> usize {
+    usize::try_from(tch::get_num_threads()).unwrap_or(1)
+}
+
+/// Sets how many CPU threads libtorch uses for one operation, for all threads that call it later.
+/// Zero counts as one. Threads of other pools that spin beside them cost more than they give: the
+/// sum should not exceed the cores.
+pub fn set_threads(count: usize) {
+    tch::set_num_threads(i32::try_from(count.max(1)).unwrap_or(i32::MAX));
+}
+
+/// Runs `body` in libtorch's inference mode on this thread: no gradients and no bookkeeping for
+/// them. What it returns may be read and computed with, but not changed in place outside.
+pub fn inference<T>(body: impl FnOnce() -> T) -> T {
+    let _mode = InferenceMode::enter();
+    body()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn devices_are_read_and_written() {
+        for text in ["auto", "cpu", "cuda:0", "cuda:13"] {
+            assert_eq!(text.parse::<DeviceChoice>().unwrap().to_string(), text);
+        }
+        assert_eq!("cuda".parse::<DeviceChoice>().unwrap(), DeviceChoice::Cuda(0));
+        for text in ["", "gpu", "cuda:", "cuda:-1", "cuda:+1", "cuda:1x", "CPU", "cuda:99999999999999999999"] {
+            assert_eq!(
+                text.parse::<DeviceChoice>(),
+                Err(DeviceError::UnknownDevice(text.to_owned()))
+            );
+        }
+        assert_eq!(parse("cpu"), Ok(Device::Cpu));
+        if !Cuda::is_available() {
+            assert_eq!(parse("cuda:0"), Err(DeviceError::NoCuda));
+            assert_eq!(parse("auto"), Ok(Device::Cpu));
+        }
+    }
+
+    #[test]
+    fn precisions_are_read_and_written() {
+        for precision in [Precision::F32, Precision::Bf16, Precision::F16] {
+            let text = precision.to_string();
+            assert_eq!(text.parse::<Precision>().unwrap(), precision);
+            assert_eq!(serde_json::to_string(&precision).unwrap(), format!("{text:?}"));
+        }
+        assert!("fp32".parse::<Precision>().is_err());
+        assert_eq!(Precision::F16.check(Device::Cpu), Err(DeviceError::HalfOnCpu));
+        assert_eq!(Precision::Bf16.check(Device::Cpu), Ok(()));
+        assert_eq!(Precision::F16.check(Device::Cuda(0)), Ok(()));
+    }
+
+    #[test]
+    fn inference_mode_builds_no_graph_and_ends_with_the_closure() {
+        let leaf = tch::Tensor::ones([2], (Kind::Float, Device::Cpu)).set_requires_grad(true);
+        assert!(!inference(|| (&leaf * 2.0).requires_grad()));
+        assert!(!inference(|| inference(|| (&leaf * 2.0).requires_grad())));
+        assert!((&leaf * 2.0).requires_grad());
+        // A panic inside leaves the mode as well.
+        let unwound = std::panic::catch_unwind(|| inference(|| std::panic::panic_any(1)));
+        assert!(unwound.is_err());
+        assert!((&leaf * 2.0).requires_grad());
+    }
+}

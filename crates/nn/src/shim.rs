@@ -1,0 +1,202 @@
+//! Safe faces of the C++ shim (`csrc/shim.h`). All `unsafe` code of the crate is in this file and
+//! in `weights/mapped.rs`.
+
+use std::any::Any;
+use std::ffi::{CStr, c_char, c_int, c_void};
+use std::marker::PhantomData;
+
+use tch::{Kind, TchError, Tensor};
+use torch_sys::C_tensor;
+
+#[expect(unsafe_code, reason = "declarations of csrc/shim.h")]
+unsafe extern "C" {
+    fn nn_free_text(text: *mut c_char);
+    fn nn_tensor_over_memory(
+        data: *mut c_void,
+        sizes: *const i64,
+        strides: *const i64,
+        dimensions: usize,
+        scalar_type: c_int,
+        release: extern "C" fn(*mut c_void),
+        owner: *mut c_void,
+        error: *mut *mut c_char,
+    ) -> *mut C_tensor;
+    fn nn_inference_enter(error: *mut *mut c_char) -> *mut c_void;
+    fn nn_inference_leave(guard: *mut c_void);
+    fn nn_linear_pack(
+        weight: *const C_tensor,
+        rows: i64,
+        error: *mut *mut c_char,
+    ) -> *mut C_tensor;
+    fn nn_linear_packed(
+        input: *const C_tensor,
+        weight: *const C_tensor,
+        bias: *const C_tensor,
+        after: *const c_char,
+        residual: *const C_tensor,
+        error: *mut *mut c_char,
+    ) -> *mut C_tensor;
+}
+
+/// Takes the shim's message and frees it.
+#[expect(unsafe_code, reason = "reads and frees a C string")]
+fn take_error(text: *mut c_char) -> TchError {
+    if text.is_null() {
+        return TchError::Torch("libtorch failed without a message".to_owned());
+    }
+    // SAFETY: the shim sets the pointer only to a string made by strdup, and gives it to us.
+    let message = unsafe { CStr::from_ptr(text) }.to_string_lossy().into_owned();
+    // SAFETY: as above; freed once, not used after.
+    unsafe { nn_free_text(text) };
+    TchError::Torch(message)
+}
+
+/// c10::ScalarType's number for the kinds that checkpoints hold (`c10/core/ScalarType.h`).
+fn scalar_type(kind: Kind) -> c_int {
+    match kind {
+        Kind::Uint8 => 0,
+        Kind::Int8 => 1,
+        Kind::Int16 => 2,
+        Kind::Int => 3,
+        Kind::Int64 => 4,
+        Kind::Half => 5,
+        Kind::Float => 6,
+        Kind::Double => 7,
+        Kind::Bool => 11,
+        Kind::BFloat16 => 15,
+        other => unreachable!("no checkpoint format stores {other:?}"),
+    }
+}
+
+/// A tensor over memory that `owner` keeps alive; no byte is copied. The owner is dropped with the
+/// last tensor that shares the memory.
+///
+/// # Safety
+///
+/// For as long as `owner` lives, `data` must be readable and writable for every element that
+/// `sizes` and `strides` (in elements, none negative) reach, and aligned to the element.
+#[expect(unsafe_code, reason = "the caller vouches for the memory")]
+pub(crate) unsafe fn tensor_over_memory(
+    data: *mut u8,
+    sizes: &[i64],
+    strides: &[i64],
+    kind: Kind,
+    owner: Box<dyn Any + Send + Sync>,
+) -> Result<Tensor, TchError> {
+    extern "C" fn release(owner: *mut c_void) {
+        // SAFETY: made by Box::into_raw below; the shim calls this exactly once.
+        drop(unsafe { Box::from_raw(owner.cast::<Box<dyn Any + Send + Sync>>()) });
+    }
+    assert_eq!(sizes.len(), strides.len(), "sizes and strides have equal length");
+    // A second box, because the inner one is a wide pointer.
+    let owner = Box::into_raw(Box::new(owner)).cast::<c_void>();
+    let mut error = std::ptr::null_mut();
+    // SAFETY: sizes and strides are valid for their common length, the caller vouches for the
+    // data, and the shim releases the owner exactly once, also on failure.
+    let tensor = unsafe {
+        nn_tensor_over_memory(
+            data.cast(),
+            sizes.as_ptr(),
+            strides.as_ptr(),
+            sizes.len(),
+            scalar_type(kind),
+            release,
+            owner,
+            &mut error,
+        )
+    };
+    // SAFETY: both come from the shim's function just called.
+    unsafe { adopt(tensor, error) }
+}
+
+/// What a function of the shim returned.
+///
+/// # Safety
+///
+/// `tensor` is null, or a fresh at::Tensor that nobody else owns; where it is null, `error` is null
+/// or a message of the shim.
+#[expect(unsafe_code, reason = "takes ownership of a tensor")]
+unsafe fn adopt(tensor: *mut C_tensor, error: *mut c_char) -> Result<Tensor, TchError> {
+    if tensor.is_null() {
+        return Err(take_error(error));
+    }
+    // SAFETY: fresh, and from now on ours.
+    Ok(unsafe { Tensor::from_ptr(tensor) })
+}
+
+/// What a packed linear layer does to its result on the way out.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum After<'a> {
+    Nothing,
+    /// The exact GELU.
+    Gelu,
+    /// `x · σ(x)`.
+    Swish,
+    /// Plus another tensor of the result's shape.
+    Plus(&'a Tensor),
+}
+
+/// A weight `[out, in]` in oneDNN's own layout, for inputs of about `rows` rows. Only
+/// [`linear_packed`] can read the result.
+#[expect(unsafe_code, reason = "calls the shim")]
+pub(crate) fn linear_pack(weight: &Tensor, rows: i64) -> Result<Tensor, TchError> {
+    let mut error = std::ptr::null_mut();
+    // SAFETY: the tensor is borrowed for the call; the result is fresh or null with an error.
+    unsafe { adopt(nn_linear_pack(weight.as_ptr(), rows, &mut error), error) }
+}
+
+/// `input · weightᵀ + bias` with a weight of [`linear_pack`], then `after`.
+#[expect(unsafe_code, reason = "calls the shim")]
+pub(crate) fn linear_packed(
+    input: &Tensor,
+    weight: &Tensor,
+    bias: &Tensor,
+    after: After<'_>,
+) -> Result<Tensor, TchError> {
+    let (name, residual) = match after {
+        After::Nothing => (std::ptr::null(), std::ptr::null()),
+        After::Gelu => (c"gelu".as_ptr(), std::ptr::null()),
+        After::Swish => (c"swish".as_ptr(), std::ptr::null()),
+        After::Plus(residual) => (std::ptr::null(), residual.as_ptr()),
+    };
+    let mut error = std::ptr::null_mut();
+    // SAFETY: the tensors are borrowed for the call, the name is a C string or null; the result is
+    // fresh or null with an error.
+    unsafe {
+        let (input, weight, bias) = (input.as_ptr(), weight.as_ptr(), bias.as_ptr());
+        adopt(nn_linear_packed(input, weight, bias, name, residual, &mut error), error)
+    }
+}
+
+/// libtorch's inference mode on this thread, until dropped.
+pub(crate) struct InferenceMode {
+    guard: *mut c_void,
+    // The mode is a property of the thread: the guard must not leave it.
+    _thread_bound: PhantomData<*const ()>,
+}
+
+impl InferenceMode {
+    /// Enters the mode. Fails only if libtorch cannot allocate a few bytes; the mode is then off,
+    /// which changes speed, never a value.
+    #[expect(unsafe_code, reason = "calls the shim")]
+    pub(crate) fn enter() -> Self {
+        let mut error = std::ptr::null_mut();
+        // SAFETY: the pointer to the error is valid.
+        let guard = unsafe { nn_inference_enter(&mut error) };
+        if guard.is_null() {
+            drop(take_error(error));
+        }
+        Self { guard, _thread_bound: PhantomData }
+    }
+}
+
+impl Drop for InferenceMode {
+    #[expect(unsafe_code, reason = "calls the shim")]
+    fn drop(&mut self) {
+        if !self.guard.is_null() {
+            // SAFETY: made by nn_inference_enter on this thread and left once; guards nest, since
+            // `device::inference` is the only maker and holds them on its stack.
+            unsafe { nn_inference_leave(self.guard) };
+        }
+    }
+}

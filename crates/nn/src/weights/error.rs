@@ -1,0 +1,101 @@
+//! What reading a checkpoint can report.
+
+use std::path::PathBuf;
+
+use tch::TchError;
+
+/// A checkpoint could not be read, or does not fit the network.
+#[derive(Debug, thiserror::Error)]
+pub enum WeightsError {
+    /// The file could not be opened, read or mapped. The message names it.
+    #[error(transparent)]
+    Io(#[from] std::io::Error),
+    /// A folder holds no weights file of the names looked for.
+    #[error("{}: no weights file, looked for {names}", folder.display())]
+    NoWeights {
+        /// The folder.
+        folder: PathBuf,
+        /// The names looked for.
+        names: String,
+    },
+    /// The content is no format that is read here.
+    #[error(
+        "{}: expected safetensors or a PyTorch zip pickle, found {found}\n\
+         hint: {hint}", file.display()
+    )]
+    Format {
+        /// The file.
+        file: PathBuf,
+        /// What the content looks like.
+        found: &'static str,
+        /// What to do about it.
+        hint: &'static str,
+    },
+    /// The file breaks its own format: truncated, damaged, or made to mislead.
+    #[error("{}: {reason}", file.display())]
+    Invalid {
+        /// The file.
+        file: PathBuf,
+        /// What was expected and what was found.
+        reason: String,
+    },
+    /// A pickle asks for a Python object that is not plain tensor data.
+    #[error(
+        "{}: refused the global {module}.{name}: only plain tensor data is read from a pickle\n\
+         hint: keep only the state dict, or convert the file to safetensors", file.display()
+    )]
+    RefusedGlobal {
+        /// The file.
+        file: PathBuf,
+        /// The Python module.
+        module: String,
+        /// The name in it.
+        name: String,
+    },
+    /// A pickle uses an instruction that no checkpoint needs.
+    #[error("{}: refused the pickle instruction {opcode} at byte {position}", file.display())]
+    RefusedOpcode {
+        /// The file.
+        file: PathBuf,
+        /// The instruction's name or number.
+        opcode: String,
+        /// Where in `data.pkl` it stands.
+        position: usize,
+    },
+    /// A tensor that was asked for is not there.
+    #[error("{}: no tensor {name:?}", file.display())]
+    NoTensor {
+        /// The file.
+        file: PathBuf,
+        /// The name asked for.
+        name: String,
+    },
+    /// The checkpoint is not one of the network that was configured. All differences at once.
+    #[error(
+        "{}: the checkpoint does not fit the {network}: {missing_count} missing, \
+         {misshapen_count} misshapen, {unexpected_count} unexpected tensors{listing}",
+        file.display()
+    )]
+    Mismatch {
+        /// The (first) file.
+        file: PathBuf,
+        /// The network that was to be filled.
+        network: String,
+        /// How many names are not in the file.
+        missing_count: usize,
+        /// How many have another shape.
+        misshapen_count: usize,
+        /// How many are in the file and have no place.
+        unexpected_count: usize,
+        /// The first names of each sort, one a line.
+        listing: String,
+    },
+    /// libtorch refused, most often for want of memory.
+    #[error("{}: libtorch: {source}", file.display())]
+    Torch {
+        /// The (first) file.
+        file: PathBuf,
+        /// libtorch's own words.
+        source: TchError,
+    },
+}

@@ -1,0 +1,185 @@
+//! Filling a network from a checkpoint, strictly.
+
+use std::collections::HashSet;
+use std::fmt::Write;
+
+use tch::{Device, Kind, TchError, Tensor};
+
+use super::{Weights, WeightsError};
+use crate::device::Precision;
+
+/// How many names of each sort an error lists.
+const LISTED: usize = 10;
+
+/// Hands out tensors by name and shape and keeps account of them. What does not fit is collected;
+/// [`Loader::finish`] reports all of it at once. Until then a tensor that is not there is replaced
+/// by zeros of the right shape that occupy no memory, so that a network can be put together before
+/// it is known whether it may be used.
+pub struct Loader<'a> {
+    weights: &'a Weights,
+    network: String,
+    device: Device,
+    precision: Precision,
+    asked: HashSet<String>,
+    missing: Vec<String>,
+    misshapen: Vec<String>,
+    failure: Option<WeightsError>,
+}
+
+impl<'a> Loader<'a> {
+    /// A loader for one network, named for messages (`ViT-H/14 vision tower`).
+    pub fn new(
+        weights: &'a Weights,
+        network: impl Into<String>,
+        device: Device,
+        precision: Precision,
+    ) -> Self {
+        Self {
+            weights,
+            network: network.into(),
+            device,
+            precision,
+            asked: HashSet::new(),
+            missing: Vec::new(),
+            misshapen: Vec::new(),
+            failure: None,
+        }
+    }
+
+    /// The checkpoint it reads from.
+    pub fn weights(&self) -> &'a Weights {
+        self.weights
+    }
+
+    /// The precision tensors are converted to.
+    pub fn precision(&self) -> Precision {
+        self.precision
+    }
+
+    /// The device tensors go to.
+    pub fn device(&self) -> Device {
+        self.device
+    }
+
+    /// A tensor in the network's precision and on its device, contiguous. Where the file already
+    /// has it so, it is the file's own memory.
+    pub fn tensor(&mut self, name: &str, shape: &[i64]) -> Tensor {
+        self.tensor_in(name, shape, self.precision.kind())
+    }
+
+    /// As [`Loader::tensor`], in another number format.
+    pub fn tensor_in(&mut self, name: &str, shape: &[i64], kind: Kind) -> Tensor {
+        match self.stored(name, shape) {
+            Some(stored) => {
+                let converted = convert(&stored, kind, self.device);
+                self.or_stand_in(converted, shape, kind)
+            }
+            None => stand_in(shape, kind, self.device),
+        }
+    }
+
+    /// The error that lists everything, or nothing to report. `elsewhere` says which names of the
+    /// file belong to parts that were not asked for.
+    pub fn finish(self, elsewhere: impl Fn(&str) -> bool) -> Result<(), WeightsError> {
+        let unexpected: Vec<String> = self
+            .weights
+            .names()
+            .filter(|name| !self.asked.contains(*name) && !is_ignorable(name) && !elsewhere(name))
+            .map(str::to_owned)
+            .collect();
+        if self.missing.is_empty() && self.misshapen.is_empty() && unexpected.is_empty() {
+            return self.failure.map_or(Ok(()), Err);
+        }
+        let mut listing = String::new();
+        list(&mut listing, "missing", &self.missing);
+        list(&mut listing, "misshapen", &self.misshapen);
+        list(&mut listing, "unexpected", &unexpected);
+        Err(WeightsError::Mismatch {
+            file: self.weights.describe(),
+            network: self.network,
+            missing_count: self.missing.len(),
+            misshapen_count: self.misshapen.len(),
+            unexpected_count: unexpected.len(),
+            listing,
+        })
+    }
+
+    /// The tensor as stored, or none after noting what is wrong with it.
+    fn stored(&mut self, name: &str, shape: &[i64]) -> Option<Tensor> {
+        self.asked.insert(name.to_owned());
+        match self.weights.shape(name) {
+            None => {
+                self.missing.push(name.to_owned());
+                None
+            }
+            Some(found) if found != shape => {
+                self.misshapen.push(format!("{name}: expected {shape:?}, found {found:?}"));
+                None
+            }
+            Some(_) => match self.weights.tensor(name) {
+                Ok(tensor) => Some(tensor),
+                Err(error) => {
+                    self.failure.get_or_insert(error);
+                    None
+                }
+            },
+        }
+    }
+
+    fn or_stand_in(
+        &mut self,
+        tensor: Result<Tensor, TchError>,
+        shape: &[i64],
+        kind: Kind,
+    ) -> Tensor {
+        tensor.unwrap_or_else(|source| {
+            self.fail(source);
+            stand_in(shape, kind, self.device)
+        })
+    }
+
+    /// Keeps the first failure of libtorch for [`Loader::finish`].
+    pub(crate) fn fail(&mut self, source: TchError) {
+        let file = self.weights.describe();
+        self.failure.get_or_insert(WeightsError::Torch { file, source });
+    }
+}
+
+/// Names that carry no weights of a tower: position numbers that older `transformers` saved, the
+/// causal mask of old `open_clip`, the sizes in OpenAI's archives, and the scale and bias of the
+/// logits, which a cosine does without.
+fn is_ignorable(name: &str) -> bool {
+    name == "position_ids"
+        || name.ends_with(".position_ids")
+        || matches!(
+            name.strip_prefix("text.").unwrap_or(name),
+            "attn_mask"
+                | "input_resolution"
+                | "context_length"
+                | "vocab_size"
+                | "logit_scale"
+                | "logit_bias"
+        )
+}
+
+fn convert(stored: &Tensor, kind: Kind, device: Device) -> Result<Tensor, TchError> {
+    // One call each: where nothing changes, each returns the same memory.
+    stored.f_to_device(device)?.f_to_kind(kind)?.f_contiguous()
+}
+
+/// Zeros of any shape in the memory of one number.
+fn stand_in(shape: &[i64], kind: Kind, device: Device) -> Tensor {
+    Tensor::f_zeros([] as [i64; 0], (kind, device))
+        .and_then(|zero| zero.f_expand(shape, false))
+        .unwrap_or_default()
+}
+
+fn list(text: &mut String, sort: &str, names: &[String]) {
+    for name in names.iter().take(LISTED) {
+        // Writing to a String cannot fail. Names come from a file: escape what a terminal obeys.
+        let _ = write!(text, "\n  {sort}: {}", name.escape_debug());
+    }
+    if names.len() > LISTED {
+        let _ = write!(text, "\n  {sort}: … and {} more", names.len() - LISTED);
+    }
+}

@@ -1,0 +1,139 @@
+//! Checkpoint files to tensors, without running code from them and without a second copy.
+//!
+//! What is read: safetensors, one file or sharded with an `*.index.json`, and the zip pickles that
+//! `torch.save` writes since PyTorch 1.6 (`.pt`, `.bin`, `.pth`). The content decides which it is,
+//! not the name. Files are memory-mapped: a tensor whose number format and layout already fit is
+//! the file's own pages, any other is converted one by one when it is asked for.
+//!
+//! A file is untrusted input. Every offset, size and stride is checked before memory is touched,
+//! pickles are read by a machine that can only build plain data ([`WeightsError::RefusedGlobal`]),
+//! and memory is bounded by the size of the file. A mapped file must not be shortened while the
+//! program runs; the operating system ends a program that reads beyond its end.
+
+mod archive;
+mod error;
+mod folder;
+mod loader;
+mod mapped;
+mod pickle;
+mod safetensors;
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use tch::{Kind, Tensor};
+
+pub use error::WeightsError;
+pub use loader::Loader;
+use mapped::MappedFile;
+
+/// Where one tensor lies.
+#[derive(Debug, Clone)]
+struct Stored {
+    file: Arc<MappedFile>,
+    /// First byte in the file.
+    offset: usize,
+    kind: Kind,
+    shape: Vec<i64>,
+    /// In elements, as PyTorch counts.
+    strides: Vec<i64>,
+}
+
+/// The named tensors of a checkpoint. Opening reads headers only.
+#[derive(Debug, Default)]
+pub struct Weights {
+    files: Vec<PathBuf>,
+    tensors: BTreeMap<String, Stored>,
+}
+
+impl Weights {
+    /// Opens a checkpoint: a weights file, an `*.index.json`, or a folder that holds one under a
+    /// usual name (those of `transformers` before those of `open_clip`).
+    pub fn open(path: impl AsRef<Path>) -> Result<Self, WeightsError> {
+        let path = path.as_ref();
+        if path.is_dir() {
+            Self::open_folder(path, folder::USUAL_NAMES)
+        } else {
+            folder::open_path(path)
+        }
+    }
+
+    /// Opens the first file of `folder` that has one of `names`; an `*.index.json` stands for its
+    /// shards.
+    pub fn open_folder(folder: impl AsRef<Path>, names: &[&str]) -> Result<Self, WeightsError> {
+        let folder = folder.as_ref();
+        for name in names {
+            let path = folder.join(name);
+            if path.is_file() {
+                return folder::open_path(&path);
+            }
+        }
+        Err(WeightsError::NoWeights { folder: folder.to_owned(), names: names.join(", ") })
+    }
+
+    /// Opens several files as one checkpoint. A name that stands in two of them is an error.
+    pub fn open_files(paths: &[impl AsRef<Path>]) -> Result<Self, WeightsError> {
+        let mut all = Self::default();
+        for path in paths {
+            let one = folder::open_path(path.as_ref())?;
+            all.merge(one)?;
+        }
+        Ok(all)
+    }
+
+    /// The files that were opened, an index before its shards: what a checksum has to cover.
+    pub fn files(&self) -> &[PathBuf] {
+        &self.files
+    }
+
+    /// All names, sorted.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.tensors.keys().map(String::as_str)
+    }
+
+    /// True where a tensor of this name is there.
+    pub fn contains(&self, name: &str) -> bool {
+        self.tensors.contains_key(name)
+    }
+
+    /// The shape of a tensor.
+    pub fn shape(&self, name: &str) -> Option<&[i64]> {
+        self.tensors.get(name).map(|stored| stored.shape.as_slice())
+    }
+
+    /// The number format of a tensor.
+    pub fn kind(&self, name: &str) -> Option<Kind> {
+        self.tensors.get(name).map(|stored| stored.kind)
+    }
+
+    /// A tensor as it is stored: over the mapped file, with the file's format and strides. Writing
+    /// into it changes a private copy of the page, never the file.
+    pub fn tensor(&self, name: &str) -> Result<Tensor, WeightsError> {
+        let stored = self.tensors.get(name).ok_or_else(|| WeightsError::NoTensor {
+            file: self.describe(),
+            name: name.to_owned(),
+        })?;
+        stored.file.tensor(stored.offset, stored.kind, &stored.shape, &stored.strides)
+    }
+
+    /// The path for messages.
+    fn describe(&self) -> PathBuf {
+        self.files.first().cloned().unwrap_or_default()
+    }
+
+    fn merge(&mut self, other: Self) -> Result<(), WeightsError> {
+        let file = other.describe();
+        for (name, stored) in other.tensors {
+            if self.tensors.contains_key(&name) {
+                return Err(WeightsError::Invalid {
+                    file,
+                    reason: format!("tensor {name:?} stands in another file as well"),
+                });
+            }
+            self.tensors.insert(name, stored);
+        }
+        self.files.extend(other.files);
+        Ok(())
+    }
+}

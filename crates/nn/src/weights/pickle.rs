@@ -1,0 +1,566 @@
+//! A machine that reads the pickles of `torch.save` and can do nothing else.
+//!
+//! Python's pickle is a program for a stack machine whose `GLOBAL` and `REDUCE` call any function.
+//! Here the only globals are those that describe tensors (`Global`); each is a case of a match,
+//! nothing is imported or called, and every other name is an error that says which.
+//!
+//! All containers live in one arena and a value is at most a number into it. So sharing, cycles and
+//! nesting cost nothing beyond the bytes that made them: no program of n bytes makes more than n
+//! values, dropping them does not recurse, and the caller bounds n.
+//!
+//! The instructions are those of pickle protocol 2, which `torch.save` writes, and the plain data
+//! ones of 4 (`Lib/pickle.py` of CPython 3.11); the tensor calls are those of
+//! pytorch/pytorch `torch/_utils.py` and `torch/serialization.py` at v2.11.0.
+
+use std::collections::HashMap;
+use std::path::Path;
+
+use tch::Kind;
+
+use super::WeightsError;
+use super::mapped::invalid;
+
+/// A tensor as the pickle describes it; nothing is checked against the storage yet.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct PickledTensor {
+    /// Key of the storage in the zip.
+    pub(super) storage: String,
+    pub(super) kind: Kind,
+    /// First element in the storage.
+    pub(super) offset: usize,
+    pub(super) shape: Vec<i64>,
+    /// In elements.
+    pub(super) strides: Vec<i64>,
+}
+
+/// The named tensors of a state dict, or of the one under `state_dict`. A leading `module.` that
+/// all names share is taken off. Other entries (an epoch, arguments) are passed over.
+pub(super) fn read(
+    path: &Path,
+    program: &[u8],
+) -> Result<Vec<(String, PickledTensor)>, WeightsError> {
+    let mut machine = Machine::new(path, program);
+    let top = machine.run()?;
+    let mut tensors = machine.state_dict(top)?;
+    if tensors.iter().all(|(name, _)| name.starts_with("module.")) {
+        for (name, _) in &mut tensors {
+            name.drain(.."module.".len());
+        }
+    }
+    Ok(tensors)
+}
+
+/// The Python names that may stand in a checkpoint.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Global {
+    OrderedDict,
+    RebuildTensor,
+    RebuildParameter,
+    Size,
+    Storage(Kind),
+    /// Data that describes no tensor: read, kept as [`Value::Inert`], never used.
+    Inert,
+}
+
+fn global(module: &str, name: &str) -> Option<Global> {
+    Some(match (module, name) {
+        ("collections", "OrderedDict") => Global::OrderedDict,
+        ("torch._utils", "_rebuild_tensor_v2") => Global::RebuildTensor,
+        ("torch._utils", "_rebuild_parameter") | ("torch.nn.parameter", "Parameter") => {
+            Global::RebuildParameter
+        }
+        ("torch", "Size") => Global::Size,
+        ("torch", "FloatStorage") => Global::Storage(Kind::Float),
+        ("torch", "HalfStorage") => Global::Storage(Kind::Half),
+        ("torch", "BFloat16Storage") => Global::Storage(Kind::BFloat16),
+        ("torch", "DoubleStorage") => Global::Storage(Kind::Double),
+        ("torch", "LongStorage") => Global::Storage(Kind::Int64),
+        ("torch", "IntStorage") => Global::Storage(Kind::Int),
+        ("torch", "ShortStorage") => Global::Storage(Kind::Int16),
+        ("torch", "CharStorage") => Global::Storage(Kind::Int8),
+        ("torch", "ByteStorage") => Global::Storage(Kind::Uint8),
+        ("torch", "BoolStorage") => Global::Storage(Kind::Bool),
+        (
+            "torch",
+            "float32" | "float16" | "bfloat16" | "float64" | "int64" | "int32" | "int16" | "int8"
+            | "uint8" | "bool" | "device",
+        )
+        | ("argparse", "Namespace")
+        | ("numpy", "dtype")
+        | ("numpy.core.multiarray" | "numpy._core.multiarray", "scalar")
+        | ("_codecs", "encode") => Global::Inert,
+        _ => return None,
+    })
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Value {
+    Integer(i64),
+    Text(usize),
+    List(usize),
+    Tuple(usize),
+    Dict(usize),
+    Storage(usize),
+    Tensor(usize),
+    Global(Global),
+    /// None, numbers with a point, truth values, bytes, and objects of no meaning here.
+    Inert,
+}
+
+#[derive(Debug)]
+struct Storage {
+    key: usize,
+    kind: Kind,
+}
+
+struct Machine<'a> {
+    path: &'a Path,
+    program: &'a [u8],
+    position: usize,
+    stack: Vec<Value>,
+    /// Heights of the stack at each MARK.
+    marks: Vec<usize>,
+    memo: HashMap<u32, Value>,
+    texts: Vec<String>,
+    /// Lists and tuples.
+    sequences: Vec<Vec<Value>>,
+    dicts: Vec<Vec<(Value, Value)>>,
+    storages: Vec<Storage>,
+    tensors: Vec<PickledTensor>,
+}
+
+impl<'a> Machine<'a> {
+    fn new(path: &'a Path, program: &'a [u8]) -> Self {
+        Self {
+            path,
+            program,
+            position: 0,
+            stack: Vec::new(),
+            marks: Vec::new(),
+            memo: HashMap::new(),
+            texts: Vec::new(),
+            sequences: Vec::new(),
+            dicts: Vec::new(),
+            storages: Vec::new(),
+            tensors: Vec::new(),
+        }
+    }
+
+    fn broken(&self, what: &str) -> WeightsError {
+        invalid(self.path, format!("broken pickle at byte {}: {what}", self.position))
+    }
+
+    fn refused(&self, opcode: &str) -> WeightsError {
+        WeightsError::RefusedOpcode {
+            file: self.path.to_owned(),
+            opcode: opcode.to_owned(),
+            position: self.position.saturating_sub(1),
+        }
+    }
+
+    /// Runs to STOP and returns the value on top.
+    fn run(&mut self) -> Result<Value, WeightsError> {
+        loop {
+            match self.take::<1>()?[0] {
+                // PROTO
+                0x80 => {
+                    let [version] = self.take()?;
+                    if !(2..=5).contains(&version) {
+                        return Err(self.broken("expected protocol 2 to 5"));
+                    }
+                }
+                // FRAME: its length says nothing that the instructions do not.
+                0x95 => drop(self.take::<8>()?),
+                b'.' => return self.pop(),
+                b'(' => self.marks.push(self.stack.len()),
+                b'0' => drop(self.pop()?),
+                // NONE, NEWTRUE, NEWFALSE
+                b'N' | 0x88 | 0x89 => self.stack.push(Value::Inert),
+                b'J' => {
+                    let number = i32::from_le_bytes(self.take()?);
+                    self.stack.push(Value::Integer(i64::from(number)));
+                }
+                b'K' => {
+                    let [number] = self.take()?;
+                    self.stack.push(Value::Integer(i64::from(number)));
+                }
+                b'M' => {
+                    let number = u16::from_le_bytes(self.take()?);
+                    self.stack.push(Value::Integer(i64::from(number)));
+                }
+                0x8a => self.long()?,
+                // BINFLOAT
+                b'G' => {
+                    self.take::<8>()?;
+                    self.stack.push(Value::Inert);
+                }
+                b'X' => {
+                    let length = u32::from_le_bytes(self.take()?);
+                    self.text(length as usize)?;
+                }
+                0x8c => {
+                    let [length] = self.take()?;
+                    self.text(usize::from(length))?;
+                }
+                // BINBYTES, SHORT_BINBYTES
+                b'B' => {
+                    let length = u32::from_le_bytes(self.take()?);
+                    self.bytes(length as usize)?;
+                    self.stack.push(Value::Inert);
+                }
+                b'C' => {
+                    let [length] = self.take()?;
+                    self.bytes(usize::from(length))?;
+                    self.stack.push(Value::Inert);
+                }
+                b']' => {
+                    let list = self.sequence(Vec::new());
+                    self.stack.push(Value::List(list));
+                }
+                b'a' => {
+                    let item = self.pop()?;
+                    self.extend_list(vec![item])?;
+                }
+                b'e' => {
+                    let items = self.pop_to_mark()?;
+                    self.extend_list(items)?;
+                }
+                b')' => self.push_tuple(Vec::new()),
+                b't' => {
+                    let items = self.pop_to_mark()?;
+                    self.push_tuple(items);
+                }
+                count @ 0x85..=0x87 => {
+                    let items = self.pop_many(usize::from(count - 0x84))?;
+                    self.push_tuple(items);
+                }
+                b'}' => {
+                    self.dicts.push(Vec::new());
+                    self.stack.push(Value::Dict(self.dicts.len() - 1));
+                }
+                b's' => {
+                    let items = self.pop_many(2)?;
+                    self.extend_dict(&items)?;
+                }
+                b'u' => {
+                    let items = self.pop_to_mark()?;
+                    self.extend_dict(&items)?;
+                }
+                // BINPUT, LONG_BINPUT, MEMOIZE
+                b'q' => {
+                    let [index] = self.take()?;
+                    self.remember(u32::from(index))?;
+                }
+                b'r' => {
+                    let index = u32::from_le_bytes(self.take()?);
+                    self.remember(index)?;
+                }
+                0x94 => {
+                    let index = u32::try_from(self.memo.len()).unwrap_or(u32::MAX);
+                    self.remember(index)?;
+                }
+                // BINGET, LONG_BINGET
+                b'h' => {
+                    let [index] = self.take()?;
+                    self.recall(u32::from(index))?;
+                }
+                b'j' => {
+                    let index = u32::from_le_bytes(self.take()?);
+                    self.recall(index)?;
+                }
+                b'c' => {
+                    let (module, name) = (self.line()?, self.line()?);
+                    self.push_global(&module, &name)?;
+                }
+                // STACK_GLOBAL
+                0x93 => {
+                    let (name, module) = (self.pop()?, self.pop()?);
+                    let (Value::Text(name), Value::Text(module)) = (name, module) else {
+                        return Err(self.broken("a global must be named by two texts"));
+                    };
+                    let (module, name) = (self.texts[module].clone(), self.texts[name].clone());
+                    self.push_global(&module, &name)?;
+                }
+                b'Q' => self.persistent()?,
+                // REDUCE; NEWOBJ is the same for the few classes known here.
+                b'R' | 0x81 => {
+                    let (arguments, callable) = (self.pop()?, self.pop()?);
+                    let value = self.call(callable, arguments)?;
+                    self.stack.push(value);
+                }
+                // BUILD sets attributes (`_metadata` of a state dict): of no meaning here.
+                b'b' => {
+                    self.pop()?;
+                    match self.stack.last() {
+                        Some(Value::Dict(_) | Value::Tensor(_) | Value::Inert) => {}
+                        _ => return Err(self.broken("attributes set on a value that has none")),
+                    }
+                }
+                other => return Err(self.refused(&opcode_name(other))),
+            }
+        }
+    }
+
+    fn take<const N: usize>(&mut self) -> Result<[u8; N], WeightsError> {
+        let taken = self.program.get(self.position..).and_then(<[u8]>::first_chunk::<N>).copied();
+        self.position = self.position.saturating_add(N);
+        taken.ok_or_else(|| self.broken("it ends in the middle"))
+    }
+
+    fn bytes(&mut self, length: usize) -> Result<&'a [u8], WeightsError> {
+        let end = self.position.checked_add(length);
+        let bytes = end.and_then(|end| self.program.get(self.position..end));
+        let Some(bytes) = bytes else {
+            return Err(self.broken(&format!("a text of {length} bytes reaches beyond its end")));
+        };
+        self.position += length;
+        Ok(bytes)
+    }
+
+    fn text(&mut self, length: usize) -> Result<(), WeightsError> {
+        // Python writes lone surrogates, which UTF-8 forbids; no name of a tensor has them.
+        let text = String::from_utf8_lossy(self.bytes(length)?).into_owned();
+        self.texts.push(text);
+        self.stack.push(Value::Text(self.texts.len() - 1));
+        Ok(())
+    }
+
+    fn line(&mut self) -> Result<String, WeightsError> {
+        let rest = self.program.get(self.position..).unwrap_or_default();
+        let Some(length) = rest.iter().position(|byte| *byte == b'\n') else {
+            return Err(self.broken("a name without an end"));
+        };
+        let line = String::from_utf8_lossy(&rest[..length]).into_owned();
+        self.position += length + 1;
+        Ok(line)
+    }
+
+    /// LONG1: little-endian two's complement of any length; those beyond 64 bits are nowhere used.
+    fn long(&mut self) -> Result<(), WeightsError> {
+        let [length] = self.take()?;
+        let bytes = self.bytes(usize::from(length))?;
+        let value = if bytes.len() <= 8 {
+            let negative = bytes.last().is_some_and(|byte| byte & 0x80 != 0);
+            let mut wide = [if negative { 0xff } else { 0 }; 8];
+            wide[..bytes.len()].copy_from_slice(bytes);
+            Value::Integer(i64::from_le_bytes(wide))
+        } else {
+            Value::Inert
+        };
+        self.stack.push(value);
+        Ok(())
+    }
+
+    /// The lowest height to which the stack may be taken down.
+    fn floor(&self) -> usize {
+        self.marks.last().copied().unwrap_or(0)
+    }
+
+    fn pop(&mut self) -> Result<Value, WeightsError> {
+        if self.stack.len() <= self.floor() {
+            return Err(self.broken("it takes a value from an empty stack"));
+        }
+        // The stack is higher than the floor, so the default is never taken.
+        Ok(self.stack.pop().unwrap_or(Value::Inert))
+    }
+
+    fn pop_many(&mut self, count: usize) -> Result<Vec<Value>, WeightsError> {
+        if self.stack.len() < self.floor() + count {
+            return Err(self.broken("it takes a value from an empty stack"));
+        }
+        Ok(self.stack.split_off(self.stack.len() - count))
+    }
+
+    fn pop_to_mark(&mut self) -> Result<Vec<Value>, WeightsError> {
+        match self.marks.pop() {
+            // Nothing goes below a mark while it stands, so the height is within the stack.
+            Some(height) if height <= self.stack.len() => Ok(self.stack.split_off(height)),
+            _ => Err(self.broken("it looks for a mark that is not there")),
+        }
+    }
+
+    fn sequence(&mut self, items: Vec<Value>) -> usize {
+        self.sequences.push(items);
+        self.sequences.len() - 1
+    }
+
+    fn push_tuple(&mut self, items: Vec<Value>) {
+        let tuple = self.sequence(items);
+        self.stack.push(Value::Tuple(tuple));
+    }
+
+    fn extend_list(&mut self, items: Vec<Value>) -> Result<(), WeightsError> {
+        match self.stack.last() {
+            Some(Value::List(list)) => self.sequences[*list].extend(items),
+            Some(Value::Inert) => {}
+            _ => return Err(self.broken("items added to a value that is no list")),
+        }
+        Ok(())
+    }
+
+    fn extend_dict(&mut self, items: &[Value]) -> Result<(), WeightsError> {
+        let (pairs, rest) = items.as_chunks::<2>();
+        match self.stack.last() {
+            Some(Value::Dict(dict)) if rest.is_empty() => {
+                self.dicts[*dict].extend(pairs.iter().map(|[key, value]| (*key, *value)));
+                Ok(())
+            }
+            _ => Err(self.broken("pairs added to a value that is no dict")),
+        }
+    }
+
+    fn remember(&mut self, index: u32) -> Result<(), WeightsError> {
+        let Some(value) = self.stack.last() else {
+            return Err(self.broken("it remembers the top of an empty stack"));
+        };
+        self.memo.insert(index, *value);
+        Ok(())
+    }
+
+    fn recall(&mut self, index: u32) -> Result<(), WeightsError> {
+        let Some(value) = self.memo.get(&index) else {
+            return Err(self.broken(&format!("it recalls value {index}, which was never kept")));
+        };
+        self.stack.push(*value);
+        Ok(())
+    }
+
+    fn push_global(&mut self, module: &str, name: &str) -> Result<(), WeightsError> {
+        let global = global(module, name).ok_or_else(|| WeightsError::RefusedGlobal {
+            file: self.path.to_owned(),
+            module: module.escape_debug().to_string(),
+            name: name.escape_debug().to_string(),
+        })?;
+        self.stack.push(Value::Global(global));
+        Ok(())
+    }
+
+    /// BINPERSID: ('storage', type, key, location, elements). The location (`cuda:0`) says where
+    /// the tensor was when it was saved and is of no concern; the size is checked against the zip.
+    fn persistent(&mut self) -> Result<(), WeightsError> {
+        let id = self.pop()?;
+        let items = self.items(id)?;
+        let [
+            Value::Text(tag),
+            Value::Global(Global::Storage(kind)),
+            Value::Text(key),
+            Value::Text(_),
+            Value::Integer(_),
+        ] = items[..]
+        else {
+            return Err(self.broken("a storage is not described as torch.save does"));
+        };
+        if self.texts[tag] != "storage" {
+            return Err(self.broken("a persistent object that is no storage"));
+        }
+        self.storages.push(Storage { key, kind });
+        self.stack.push(Value::Storage(self.storages.len() - 1));
+        Ok(())
+    }
+
+    /// What a list or tuple holds.
+    fn items(&self, value: Value) -> Result<&[Value], WeightsError> {
+        match value {
+            Value::Tuple(index) | Value::List(index) => Ok(&self.sequences[index]),
+            _ => Err(self.broken("expected a tuple")),
+        }
+    }
+
+    fn integers(&self, value: Value) -> Result<Vec<i64>, WeightsError> {
+        self.items(value)?
+            .iter()
+            .map(|item| match item {
+                Value::Integer(number) => Ok(*number),
+                _ => Err(self.broken("expected whole numbers")),
+            })
+            .collect()
+    }
+
+    /// The few calls a checkpoint makes, done here instead of called.
+    fn call(&mut self, callable: Value, arguments: Value) -> Result<Value, WeightsError> {
+        let Value::Global(global) = callable else {
+            return Err(self.broken("it calls a value that is no function"));
+        };
+        match global {
+            Global::Inert => Ok(Value::Inert),
+            Global::OrderedDict => {
+                if !self.items(arguments)?.is_empty() {
+                    return Err(self.broken("an OrderedDict made with arguments"));
+                }
+                self.dicts.push(Vec::new());
+                Ok(Value::Dict(self.dicts.len() - 1))
+            }
+            Global::Size => match self.items(arguments)?[..] {
+                [sizes @ (Value::Tuple(_) | Value::List(_))] => Ok(sizes),
+                _ => Err(self.broken("a torch.Size made of something else than a tuple")),
+            },
+            Global::RebuildParameter => match self.items(arguments)?.first() {
+                Some(tensor @ Value::Tensor(_)) => Ok(*tensor),
+                _ => Err(self.broken("a parameter made of something else than a tensor")),
+            },
+            Global::RebuildTensor => self.rebuild_tensor(arguments),
+            Global::Storage(_) => Err(self.broken("it calls a type of storage")),
+        }
+    }
+
+    /// _rebuild_tensor_v2(storage, offset, size, stride, requires_grad, hooks, …).
+    fn rebuild_tensor(&mut self, arguments: Value) -> Result<Value, WeightsError> {
+        let (storage, offset, shape, strides) = match self.items(arguments)? {
+            [Value::Storage(storage), Value::Integer(offset), shape, strides, ..] => {
+                (*storage, *offset, self.integers(*shape)?, self.integers(*strides)?)
+            }
+            _ => return Err(self.broken("a tensor is not described as torch.save does")),
+        };
+        let Ok(offset) = usize::try_from(offset) else {
+            return Err(self.broken("a tensor with a negative offset"));
+        };
+        let Storage { key, kind } = self.storages[storage];
+        self.tensors.push(PickledTensor {
+            storage: self.texts[key].clone(),
+            kind,
+            offset,
+            shape,
+            strides,
+        });
+        Ok(Value::Tensor(self.tensors.len() - 1))
+    }
+
+    /// The tensors of a dict, or of the dict under its `state_dict`.
+    fn state_dict(&self, top: Value) -> Result<Vec<(String, PickledTensor)>, WeightsError> {
+        let expected = "expected a dict of tensors, or one under the key \"state_dict\"";
+        let Value::Dict(top) = top else {
+            return Err(invalid(self.path, format!("{expected}, found another object")));
+        };
+        let inner = self.dicts[top].iter().rev().find_map(|pair| match pair {
+            (Value::Text(key), Value::Dict(dict)) if self.texts[*key] == "state_dict" => Some(*dict),
+            _ => None,
+        });
+        // As in Python, the last of two equal keys counts.
+        let mut tensors = HashMap::new();
+        for pair in &self.dicts[inner.unwrap_or(top)] {
+            if let (Value::Text(key), Value::Tensor(tensor)) = pair {
+                tensors.insert(self.texts[*key].as_str(), *tensor);
+            }
+        }
+        if tensors.is_empty() {
+            return Err(invalid(self.path, format!("{expected}, found a dict without tensors")));
+        }
+        Ok(tensors
+            .into_iter()
+            .map(|(name, tensor)| (name.to_owned(), self.tensors[tensor].clone()))
+            .collect())
+    }
+}
+
+/// Names of the instructions that are refused although Python knows them.
+fn opcode_name(opcode: u8) -> String {
+    match opcode {
+        b'i' => "INST".to_owned(),
+        b'o' => "OBJ".to_owned(),
+        b'P' => "PERSID".to_owned(),
+        0x82..=0x84 => "EXT".to_owned(),
+        0x92 => "NEWOBJ_EX".to_owned(),
+        0x8b => "LONG4".to_owned(),
+        other => format!("0x{other:02x}"),
+    }
+}
