@@ -19,13 +19,6 @@ const RETRIES: usize = 5;
 /// How long another process may take to download the same file before we give up.
 const LONGEST_WAIT: Duration = Duration::from_secs(3600);
 
-/// What a request for a file led to.
-pub(crate) enum Fetched {
-    File(PathBuf),
-    /// The commit has no such file.
-    Absent,
-}
-
 /// A repository on the hub.
 pub(crate) struct Remote<'a> {
     settings: &'a Settings,
@@ -54,22 +47,28 @@ impl<'a> Remote<'a> {
         }
     }
 
-    /// Downloads a file of `commit` into the cache.
-    pub(crate) fn fetch(&self, commit: &str, file: &str) -> Result<Fetched, HubError> {
+    /// Brings a file of `commit` into the cache; false when the commit has no such file.
+    pub(crate) fn fetch(&self, commit: &str, file: &str) -> Result<bool, HubError> {
         check_url_safe(&self.name.shown(), file)?;
         let api = self.api(file)?;
         let repository = api.repo(self.hub_name(commit));
         let metadata = match self.guarded(file, || api.metadata(&repository.url(file)))? {
-            Err(error) if status_of(&error) == Some(404) => return Ok(Fetched::Absent),
+            Err(error) if status_of(&error) == Some(404) => return Ok(false),
             other => other.map_err(|error| self.explain(file, &error))?,
         };
         self.check_answer(commit, file, &metadata)?;
+        self.cached.remove_dangling(commit, file)?;
         let blob = self.cached.blob(metadata.etag());
+        // Another revision may have brought the same contents.
+        if std::fs::metadata(&blob).is_ok_and(|found| found.len() == metadata.size() as u64) {
+            self.cached.link(commit, file, metadata.etag())?;
+            return Ok(true);
+        }
         self.check_space(file, &metadata, &blob)?;
         tracing::info!("downloading {file} of {} ({} bytes)", self.name.shown(), metadata.size());
         let pointer = self.download(&repository, commit, file)?;
         self.verify(file, &metadata, &blob, &pointer)?;
-        Ok(Fetched::File(pointer))
+        Ok(true)
     }
 
     fn download(

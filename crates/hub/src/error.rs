@@ -28,7 +28,7 @@ pub enum HubError {
         problem: &'static str,
     },
     /// The folder does not exist.
-    #[error("{} is not a folder{}", path.display(), if *.is_file { ": expected a folder, found a file" } else { ": nothing is there\nhint: paths are relative to the file that names them; a repository of the hub is hf://owner/name" })]
+    #[error("{} is not a folder: {}", path.display(), instead(*is_file))]
     Folder {
         /// The folder looked for.
         path: PathBuf,
@@ -47,8 +47,10 @@ pub enum HubError {
     },
     /// A file is not in the cache and downloading is switched off.
     #[error(
-        "{what} of {repository} is not in the cache and HF_HUB_OFFLINE forbids to download it; looked in {}\n\
-         hint: download it where there is a network, or point HF_HOME or HF_HUB_CACHE to a cache that holds it",
+        "{what} of {repository} is not in the cache and HF_HUB_OFFLINE forbids to download it; \
+         looked in {}\n\
+         hint: download it where there is a network, or point HF_HOME or HF_HUB_CACHE to a cache \
+         that holds it",
         looked_in.display()
     )]
     Offline {
@@ -62,7 +64,8 @@ pub enum HubError {
     /// The hub knows no such repository or revision, or does not show it to this user.
     #[error(
         "{endpoint} has no {repository}, or does not show it to you (HTTP {status})\n\
-         hint: check the name and the revision; for a gated or private one accept its terms and set HF_TOKEN"
+         hint: check the name and the revision; for a gated or private one accept its terms and \
+         set HF_TOKEN"
     )]
     Refused {
         /// The hub's address.
@@ -169,6 +172,15 @@ impl HubError {
     pub(crate) fn read(path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Self {
         let path = path.into();
         move |cause| Self::Read { path, cause }
+    }
+}
+
+fn instead(is_file: bool) -> &'static str {
+    if is_file {
+        "expected a folder, found a file"
+    } else {
+        "nothing is there\nhint: paths are relative to the file that names them; a repository of \
+         the hub is hf://owner/name"
     }
 }
 

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use crate::cache::CachedRepository;
-use crate::download::{Fetched, Remote};
+use crate::download::Remote;
 use crate::name::{HubName, check_file};
 use crate::{HubError, Settings};
 
@@ -156,13 +156,11 @@ impl Repository {
         if hub.settings.offline || hub.cached.is_known_absent(&hub.commit, file) {
             return Ok(None);
         }
-        match Remote::new(&hub.settings, &hub.name, &hub.cached).fetch(&hub.commit, file)? {
-            Fetched::File(_) => hub.cached.file(&hub.commit, file),
-            Fetched::Absent => {
-                hub.cached.remember_absence(&hub.commit, file)?;
-                Ok(None)
-            }
+        if Remote::new(&hub.settings, &hub.name, &hub.cached).fetch(&hub.commit, file)? {
+            return hub.cached.file(&hub.commit, file);
         }
+        hub.cached.remember_absence(&hub.commit, file)?;
+        Ok(None)
     }
 
     /// The folder that holds the files: the folder itself, or the snapshot in the cache once it

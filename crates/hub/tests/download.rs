@@ -30,7 +30,7 @@ fn downloads() {
     let output = command.output().unwrap();
     let shown = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{shown}");
-    assert!(shown.contains("test result: ok. 8 passed"), "{shown}");
+    assert!(shown.contains("test result: ok. 9 passed"), "{shown}");
 }
 
 #[derive(Clone)]
@@ -217,6 +217,22 @@ fn hub_server_the_rest_of_an_interrupted_download_is_fetched_or_started_over() {
         let path = hub.open("hf://owner/name").unwrap().file("model.safetensors").unwrap();
         assert_eq!(fs::read(path).unwrap(), b"abc", "{left:?}");
     }
+}
+
+#[test]
+#[ignore = "run by `downloads`"]
+fn hub_server_cleaned_and_shared_contents_are_linked_again() {
+    let hub = Hub::start(&[("unet/model.safetensors", Served::new(SHA256_OF_ABC, b"abc"))]);
+    let repository = hub.open("hf://owner/name").unwrap();
+    let path = repository.file("unet/model.safetensors").unwrap();
+    // The contents are gone, the link is left.
+    fs::remove_file(hub.blob(SHA256_OF_ABC)).unwrap();
+    assert_eq!(fs::read(repository.file("unet/model.safetensors").unwrap()).unwrap(), b"abc");
+    // The link is gone, the contents are left: one question, no download.
+    fs::remove_file(&path).unwrap();
+    let requests = hub.requests();
+    assert_eq!(fs::read(repository.file("unet/model.safetensors").unwrap()).unwrap(), b"abc");
+    assert_eq!(hub.requests(), requests + 1);
 }
 
 #[test]
