@@ -20,6 +20,11 @@ use tch::Kind;
 use super::WeightsError;
 use super::mapped::invalid;
 
+/// More dimensions than any tensor has; so that one long tuple cannot be copied again and again.
+const MOST_DIMENSIONS: usize = 32;
+/// Longer than any storage's key, which is a number; as above.
+const LONGEST_KEY: usize = 64;
+
 /// A tensor as the pickle describes it; nothing is checked against the storage yet.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct PickledTensor {
@@ -450,8 +455,8 @@ impl<'a> Machine<'a> {
         else {
             return Err(self.broken("a storage is not described as torch.save does"));
         };
-        if self.texts[tag] != "storage" {
-            return Err(self.broken("a persistent object that is no storage"));
+        if self.texts[tag] != "storage" || self.texts[key].len() > LONGEST_KEY {
+            return Err(self.broken("a storage is not described as torch.save does"));
         }
         self.storages.push(Storage { key, kind });
         self.stack.push(Value::Storage(self.storages.len() - 1));
@@ -466,8 +471,13 @@ impl<'a> Machine<'a> {
         }
     }
 
+    /// Sizes or strides.
     fn integers(&self, value: Value) -> Result<Vec<i64>, WeightsError> {
-        self.items(value)?
+        let items = self.items(value)?;
+        if items.len() > MOST_DIMENSIONS {
+            return Err(self.broken(&format!("a tensor of {} dimensions", items.len())));
+        }
+        items
             .iter()
             .map(|item| match item {
                 Value::Integer(number) => Ok(*number),
