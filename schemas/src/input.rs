@@ -54,13 +54,19 @@ pub enum InputError {
         found: String,
     },
     /// The footer claims more than a named limit allows.
-    #[error("{}: {what} claims {found}, the limit is {limit}; hint: rewrite the file with smaller row groups, or check where it comes from", path.display())]
+    #[error(
+        "{}: {what}: expected at most {limit} {unit}, found a claim of {found}; \
+         hint: rewrite the file with smaller row groups, or check where it comes from",
+        path.display()
+    )]
     Limit {
         /// The file.
         path: PathBuf,
         /// What claims it.
         what: String,
-        /// The claimed number of bytes or rows.
+        /// What is counted.
+        unit: &'static str,
+        /// The claimed number.
         found: i64,
         /// The limit it breaks.
         limit: i64,
@@ -181,7 +187,7 @@ impl ParquetInput {
             total = total.saturating_add(group.num_rows());
         }
         if total > MAX_ROWS {
-            return Err(self.limit("the file", total, MAX_ROWS));
+            return Err(self.limit("the file", "rows", total, MAX_ROWS));
         }
         if total != self.num_rows() {
             return Err(self.damaged(format!(
@@ -201,7 +207,7 @@ impl ParquetInput {
                     || format!("column {} of row group {index}", chunk.column_path().string());
                 if chunk.uncompressed_size() > MAX_COLUMN_CHUNK_BYTES {
                     let found = chunk.uncompressed_size();
-                    return Err(self.limit(&named(), found, MAX_COLUMN_CHUNK_BYTES));
+                    return Err(self.limit(&named(), "bytes", found, MAX_COLUMN_CHUNK_BYTES));
                 }
                 if !self.lies_inside(chunk) {
                     return Err(self.damaged(format!(
@@ -230,8 +236,8 @@ impl ParquetInput {
                 .is_some_and(|end| end <= self.file_length - TAIL_BYTES)
     }
 
-    fn limit(&self, what: &str, found: i64, limit: i64) -> InputError {
-        InputError::Limit { path: self.path.clone(), what: what.to_owned(), found, limit }
+    fn limit(&self, what: &str, unit: &'static str, found: i64, limit: i64) -> InputError {
+        InputError::Limit { path: self.path.clone(), what: what.to_owned(), unit, found, limit }
     }
 }
 
@@ -277,6 +283,7 @@ fn read_footer(file: &mut File, path: &Path, length: u64) -> Result<Vec<u8>, Inp
         return Err(InputError::Limit {
             path: path.to_owned(),
             what: "the footer".to_owned(),
+            unit: "bytes",
             found: i64::from(u32::from_le_bytes([a, b, c, d])),
             limit: MAX_FOOTER_BYTES as i64,
         });

@@ -241,6 +241,8 @@ fn the_schema_is_what_it_was() {
             "decode_error",
             "image_too_large",
             "missing_caption",
+            "empty_caption",
+            "caption_too_long",
             "uid_conflict",
             "non_finite",
             "scorer_error",

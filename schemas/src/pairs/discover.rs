@@ -9,6 +9,12 @@ use super::PairsError;
 const EXTENSION: &str = "parquet";
 /// The characters that make a name a pattern.
 const PATTERN_CHARACTERS: [char; 3] = ['*', '?', '['];
+/// As a shell matches: `*` does not reach into folders, nor match a leading dot.
+const PATTERN_RULES: glob::MatchOptions = glob::MatchOptions {
+    case_sensitive: true,
+    require_literal_separator: true,
+    require_literal_leading_dot: true,
+};
 
 /// One input file.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -53,7 +59,9 @@ fn find(input: &Path) -> Result<Vec<InputFile>, PairsError> {
         Some(pattern) if pattern.contains(PATTERN_CHARACTERS) => {
             let search = |detail| PairsError::Search { path: input.to_owned(), detail };
             let mut paths = Vec::new();
-            for found in glob::glob(pattern).map_err(|error| search(error.to_string()))? {
+            for found in glob::glob_with(pattern, PATTERN_RULES)
+                .map_err(|error| search(error.to_string()))?
+            {
                 let path = found.map_err(|error| search(error.to_string()))?;
                 if path.is_file() {
                     paths.push(path);

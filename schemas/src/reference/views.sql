@@ -51,7 +51,7 @@ WITH voters AS (
 ),
 again AS (
     SELECT labels.*,
-        CASE WHEN status = 'ok' AND {scorer}_is_voter THEN if({scorer}_score_0 >= {scorer}_score_1, 1, -1) END AS {scorer}_again --each ,
+        CASE WHEN status = 'ok' AND {scorer}_is_voter THEN CASE WHEN {scorer}_score_0 >= {scorer}_score_1 THEN 1 WHEN {scorer}_score_0 < {scorer}_score_1 THEN -1 END END AS {scorer}_again --each ,
     FROM labels, voters
 ),
 summed AS (

@@ -12,7 +12,7 @@ use schemas::labels::{LabelRow, Status};
 use schemas::pairs::{InputFile, PairFile};
 
 /// The default columns of a pairs file of `rows` rows; a test replaces what it is about.
-pub fn pair_columns(rows: i64) -> Vec<(&'static str, ArrayRef)> {
+pub(crate) fn pair_columns(rows: i64) -> Vec<(&'static str, ArrayRef)> {
     let text = |prefix: &str| -> ArrayRef {
         Arc::new(StringArray::from_iter_values((0..rows).map(|row| format!("{prefix} {row}"))))
     };
@@ -36,7 +36,7 @@ pub fn pair_columns(rows: i64) -> Vec<(&'static str, ArrayRef)> {
 }
 
 /// `columns` with one of them replaced or added.
-pub fn with(
+pub(crate) fn with(
     mut columns: Vec<(&'static str, ArrayRef)>,
     name: &'static str,
     array: ArrayRef,
@@ -49,7 +49,7 @@ pub fn with(
 }
 
 /// `columns` without one of them.
-pub fn without(
+pub(crate) fn without(
     mut columns: Vec<(&'static str, ArrayRef)>,
     name: &str,
 ) -> Vec<(&'static str, ArrayRef)> {
@@ -58,7 +58,10 @@ pub fn without(
 }
 
 /// The bytes of a Parquet file of these columns.
-pub fn parquet_bytes(columns: Vec<(&'static str, ArrayRef)>, row_group_rows: usize) -> Vec<u8> {
+pub(crate) fn parquet_bytes(
+    columns: Vec<(&'static str, ArrayRef)>,
+    row_group_rows: usize,
+) -> Vec<u8> {
     let batch =
         RecordBatch::try_from_iter_with_nullable(columns.into_iter().map(|(n, a)| (n, a, true)))
             .unwrap();
@@ -71,7 +74,7 @@ pub fn parquet_bytes(columns: Vec<(&'static str, ArrayRef)>, row_group_rows: usi
 
 /// Writes bytes for a test.
 #[expect(clippy::disallowed_methods, reason = "test input needs no durability")]
-pub fn put(folder: &Path, name: &str, bytes: &[u8]) -> PathBuf {
+pub(crate) fn put(folder: &Path, name: &str, bytes: &[u8]) -> PathBuf {
     let path = folder.join(name);
     std::fs::create_dir_all(path.parent().unwrap()).unwrap();
     std::fs::write(&path, bytes).unwrap();
@@ -79,18 +82,18 @@ pub fn put(folder: &Path, name: &str, bytes: &[u8]) -> PathBuf {
 }
 
 /// The file as an input named `pairs.parquet`.
-pub fn input(path: PathBuf) -> InputFile {
+pub(crate) fn input(path: PathBuf) -> InputFile {
     InputFile { path, source_file: "pairs.parquet".to_owned() }
 }
 
 /// Writes a pairs file of these columns in row groups of 4 and opens it.
-pub fn open_pairs(folder: &Path, columns: Vec<(&'static str, ArrayRef)>) -> PairFile {
+pub(crate) fn open_pairs(folder: &Path, columns: Vec<(&'static str, ArrayRef)>) -> PairFile {
     let path = put(folder, "pairs.parquet", &parquet_bytes(columns, 4));
     PairFile::open(&input(path)).unwrap()
 }
 
 /// A row of labels for two scorers; every fifth failed.
-pub fn label_row(row: i64) -> LabelRow {
+pub(crate) fn label_row(row: i64) -> LabelRow {
     let failed = row % 5 == 4;
     let score = |image: i64| (!failed).then(|| ((row * 31 + image * 17) % 101) as f32 / 100.0);
     let scores = [score(0), score(1)];
