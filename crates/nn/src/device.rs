@@ -203,7 +203,16 @@ mod tests {
             assert_eq!(text.parse::<DeviceChoice>().unwrap().to_string(), text);
         }
         assert_eq!("cuda".parse::<DeviceChoice>().unwrap(), DeviceChoice::Cuda(0));
-        for text in ["", "gpu", "cuda:", "cuda:-1", "cuda:+1", "cuda:1x", "CPU", "cuda:99999999999999999999"] {
+        for text in [
+            "",
+            "gpu",
+            "cuda:",
+            "cuda:-1",
+            "cuda:+1",
+            "cuda:1x",
+            "CPU",
+            "cuda:99999999999999999999",
+        ] {
             assert_eq!(
                 text.parse::<DeviceChoice>(),
                 Err(DeviceError::UnknownDevice(text.to_owned()))

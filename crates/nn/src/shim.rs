@@ -23,11 +23,8 @@ unsafe extern "C" {
     ) -> *mut C_tensor;
     fn nn_inference_enter(error: *mut *mut c_char) -> *mut c_void;
     fn nn_inference_leave(guard: *mut c_void);
-    fn nn_linear_pack(
-        weight: *const C_tensor,
-        rows: i64,
-        error: *mut *mut c_char,
-    ) -> *mut C_tensor;
+    fn nn_linear_pack(weight: *const C_tensor, rows: i64, error: *mut *mut c_char)
+    -> *mut C_tensor;
     fn nn_linear_packed(
         input: *const C_tensor,
         weight: *const C_tensor,

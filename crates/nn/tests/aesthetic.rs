@@ -1,5 +1,4 @@
 //! The aesthetic head against PyTorch, from a file that was saved on a GPU.
-#![expect(clippy::unwrap_used, reason = "tests")]
 
 use std::path::Path;
 
@@ -38,4 +37,29 @@ fn another_checkpoint_is_refused() {
     let text = error.to_string();
     assert!(text.contains("10 missing"), "{text}");
     assert!(text.contains("missing: layers.0.weight"), "{text}");
+}
+
+/// The published head: `AESTHETIC_HEAD=sac+logos+ava1-l14-linearMSE.pth cargo test -- --ignored`.
+#[test]
+#[ignore = "needs the published file, named by AESTHETIC_HEAD"]
+fn the_published_head_gives_its_known_scores() {
+    let file = std::env::var("AESTHETIC_HEAD").unwrap();
+    let head = AestheticHead::load(&Weights::open(file).unwrap(), Device::Cpu).unwrap();
+    let zeros = || Tensor::zeros([768], (Kind::Float, Device::Cpu));
+    let unit = |place: i64| {
+        let unit = zeros();
+        drop(unit.get(place).fill_(1.0));
+        unit
+    };
+    let ramp = Tensor::arange(768, (Kind::Float, Device::Cpu)) - 383.5;
+    let ramp = &ramp / ramp.norm();
+    let flat = zeros() + 1.0 / 768f64.sqrt();
+    let features = Tensor::stack(&[zeros(), flat, unit(0), unit(767), ramp], 0);
+    let scores = Vec::<f32>::try_from(head.forward(&features)).unwrap();
+    println!("{scores:?}");
+    for (score, known) in
+        scores.iter().zip([5.236_645_7, 4.883_284_6, 4.545_052_5, 5.451_654_4, 4.215_948_6])
+    {
+        assert!((score - known).abs() < 2e-6, "{score} is not {known}");
+    }
 }

@@ -46,7 +46,8 @@ fn tensor_pickle(offset: &[u8], sizes: &[u8], strides: &[u8]) -> Vec<u8> {
 
 #[test]
 fn a_plain_tensor_is_read() {
-    let bytes: Vec<u8> = [0f32, 1.0, 2.0, 3.0, 4.0, 5.0].iter().flat_map(|x| x.to_le_bytes()).collect();
+    let bytes: Vec<u8> =
+        [0f32, 1.0, 2.0, 3.0, 4.0, 5.0].iter().flat_map(|x| x.to_le_bytes()).collect();
     let program = tensor_pickle(b"K\x01", b"K\x02K\x02\x86", b"K\x01K\x02\x86");
     // Names with dots are names: nothing is written anywhere.
     for prefix in ["archive", "..", "a b"] {
@@ -59,7 +60,10 @@ fn a_plain_tensor_is_read() {
         let weights = open(&zip).unwrap();
         let tensor = weights.tensor("w").unwrap();
         assert_eq!((tensor.size(), tensor.stride()), (vec![2, 2], vec![1, 2]));
-        assert_eq!(Vec::<f32>::try_from(tensor.contiguous().view(-1)).unwrap(), [1.0, 3.0, 2.0, 4.0]);
+        assert_eq!(
+            Vec::<f32>::try_from(tensor.contiguous().view(-1)).unwrap(),
+            [1.0, 3.0, 2.0, 4.0]
+        );
     }
 }
 
@@ -71,7 +75,10 @@ fn code_is_refused_by_name() {
         (b"\x80\x02cbuiltins\neval\nX\x01\x00\x00\x001\x85R.", "builtins.eval"),
         (b"\x80\x04\x8c\x02os\x8c\x06system\x93\x8c\x02id\x85R.", "os.system"),
         (b"\x80\x02ctorch\nload\nX\x01\x00\x00\x001\x85R.", "torch.load"),
-        (b"\x80\x02ctorch.storage\n_load_from_bytes\nC\x01a\x85R.", "torch.storage._load_from_bytes"),
+        (
+            b"\x80\x02ctorch.storage\n_load_from_bytes\nC\x01a\x85R.",
+            "torch.storage._load_from_bytes",
+        ),
         (b"\x80\x02ctorch._utils\n_rebuild_tensor_v2.__globals__\n.", "__globals__"),
         (b"\x80\x02c\x1b[31mevil\nx\n.", "\\u{1b}[31mevil.x"),
     ];
@@ -184,10 +191,18 @@ fn tensors_stay_in_their_storage() {
         (b"K\x00", b"K\x02\x85", row_major, "impossible"),
         // A terabyte out of one number, by a stride of zero.
         (b"K\x00", b"\x8a\x06\x00\x00\x00\x00\x00\x01\x85", b"K\x00\x85", "storage has 6"),
-        (b"K\x00", b"\x8a\x08\xff\xff\xff\xff\xff\xff\xff\x7f\x8a\x08\xff\xff\xff\xff\xff\xff\xff\x7f\x86",
-            b"K\x01K\x01\x86", "impossible"),
-        (b"K\x00", b"K\x02K\x02\x86",
-            b"\x8a\x08\xff\xff\xff\xff\xff\xff\xff\x7f\x8a\x08\xff\xff\xff\xff\xff\xff\xff\x7f\x86", "impossible"),
+        (
+            b"K\x00",
+            b"\x8a\x08\xff\xff\xff\xff\xff\xff\xff\x7f\x8a\x08\xff\xff\xff\xff\xff\xff\xff\x7f\x86",
+            b"K\x01K\x01\x86",
+            "impossible",
+        ),
+        (
+            b"K\x00",
+            b"K\x02K\x02\x86",
+            b"\x8a\x08\xff\xff\xff\xff\xff\xff\xff\x7f\x8a\x08\xff\xff\xff\xff\xff\xff\xff\x7f\x86",
+            "storage has 6",
+        ),
         (b"K\x00", b"K\x02\x85", b"N", "expected a tuple"),
         (b"K\x00", b"N\x85", b"K\x01\x85", "whole numbers"),
     ] {
@@ -218,7 +233,8 @@ fn other_formats_are_named() {
         let error = open(bytes).unwrap_err().to_string();
         assert!(error.contains(reason), "{error}");
     }
-    let script = zipped(&[("m/data.pkl", b"\x80\x02N."), ("m/constants.pkl", b""), ("m/code/x.py", b"")]);
+    let script =
+        zipped(&[("m/data.pkl", b"\x80\x02N."), ("m/constants.pkl", b""), ("m/code/x.py", b"")]);
     assert!(open(&script).unwrap_err().to_string().contains("TorchScript"));
     let document = zipped(&[("word/document.xml", b"x")]);
     assert!(open(&document).unwrap_err().to_string().contains("without one data.pkl"));
@@ -282,7 +298,10 @@ fn safetensors_headers_are_checked() {
         drop(weights.tensor("a"));
     }
     // Unaligned data is read all the same.
-    let odd = format!(r#"{{"b":{{"dtype":"U8","shape":[1],"data_offsets":[0,1]}},"a":{}}}"#, entry("[2]", 1, 9));
+    let odd = format!(
+        r#"{{"b":{{"dtype":"U8","shape":[1],"data_offsets":[0,1]}},"a":{}}}"#,
+        entry("[2]", 1, 9)
+    );
     let data = [&[7u8][..], &1.5f32.to_le_bytes(), &(-2f32).to_le_bytes()].concat();
     for padding in 0..4 {
         let header = format!("{odd}{}", " ".repeat(padding));
@@ -322,7 +341,9 @@ fn damaged_files_are_errors_or_weights() {
         }
         let mut seed = 0x9e37_79b9_7f4a_7c15u64;
         for _ in 0..200 {
-            seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            seed = seed
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1_442_695_040_888_963_407);
             let place = (seed >> 33) as usize;
             let mut damaged = whole.clone();
             // Every second time near the end or the beginning, where the directories are.

@@ -198,7 +198,11 @@ impl ClipConfig {
             ("the text layer_norm_eps", text.layer_norm_epsilon),
         ] {
             if !(epsilon > 0.0 && epsilon < 1.0) {
-                return Err(unsupported(option, &epsilon.into(), "expected a small positive number"));
+                return Err(unsupported(
+                    option,
+                    &epsilon.into(),
+                    "expected a small positive number",
+                ));
             }
         }
         Ok(())

@@ -141,7 +141,8 @@ impl ClipModel {
         let vision = parts.vision.then(|| VisionTower::load(config, layout, &mut loader));
         let text = parts.text.then(|| TextTower::load(config, layout, &mut loader));
         loader.finish(|name| {
-            (!parts.vision && vision::owns(layout, name)) || (!parts.text && text::owns(layout, name))
+            (!parts.vision && vision::owns(layout, name))
+                || (!parts.text && text::owns(layout, name))
         })?;
         Ok(Self { config: config.clone(), vision, text })
     }

@@ -192,7 +192,7 @@ fn layers(option: &str, value: &Value) -> Result<i64, Problem> {
 /// As Python's `int(width * mlp_ratio)`.
 fn mlp_width(option: &str, width: i64, ratio: f64) -> Result<i64, Problem> {
     let product = width as f64 * ratio;
-    if product >= 1.0 && product < 1e9 {
+    if (1.0..1e9).contains(&product) {
         Ok(product as i64)
     } else {
         Err(unsupported(option, &ratio.into(), "expected a small positive number").into())

@@ -49,7 +49,9 @@ impl TextTower {
         let (width, epsilon) = (text.width, text.layer_norm_epsilon);
         // open_clip's later checkpoints keep the text tower in a module of its own.
         let prefix = match layout {
-            ClipLayout::OpenClip if loader.weights().contains("text.token_embedding.weight") => "text.",
+            ClipLayout::OpenClip if loader.weights().contains("text.token_embedding.weight") => {
+                "text."
+            }
             _ => "",
         };
         let [tokens, positions, blocks, final_norm, projection] = match layout {
@@ -120,11 +122,14 @@ impl TextTower {
     ) -> Result<Tensor, NetworkError> {
         let (size, ends) = (tokens_BL.size(), end_index_B.size());
         let ([batch, length], [ends]) = (&size[..], &ends[..]) else {
-            return Err(unfit(format!("expected tokens [B, L] and ends [B], found {size:?}, {ends:?}")));
+            return Err(unfit(format!(
+                "expected tokens [B, L] and ends [B], found {size:?}, {ends:?}"
+            )));
         };
         if batch != ends || *length > self.context_length {
             let most = self.context_length;
-            let reason = format!("expected tokens [B, L ≤ {most}] and ends [B], found {size:?}, [{ends}]");
+            let reason =
+                format!("expected tokens [B, L ≤ {most}] and ends [B], found {size:?}, [{ends}]");
             return Err(unfit(reason));
         }
         if *batch == 0 {
@@ -136,7 +141,12 @@ impl TextTower {
 
     /// Checks the values, since a wrong index on a GPU ends the whole process, and returns the last
     /// end.
-    fn check(&self, tokens_BL: &Tensor, end_index_B: &Tensor, length: i64) -> Result<i64, NetworkError> {
+    fn check(
+        &self,
+        tokens_BL: &Tensor,
+        end_index_B: &Tensor,
+        length: i64,
+    ) -> Result<i64, NetworkError> {
         if length == 0 {
             return Err(unfit("expected at least one token".to_owned()));
         }
@@ -166,7 +176,8 @@ impl TextTower {
         let tokens_BL = tokens_BL.f_to_device(self.device)?;
         let end_index_B = end_index_B.f_to_device(self.device)?;
         let length = tokens_BL.size2()?.1;
-        let mut x_BLW = Tensor::f_embedding(&self.token_embedding_VW, &tokens_BL, -1, false, false)?;
+        let mut x_BLW =
+            Tensor::f_embedding(&self.token_embedding_VW, &tokens_BL, -1, false, false)?;
         drop(x_BLW.f_add_(&self.position_embedding_LW.f_narrow(0, 0, length)?)?);
         let choice = Choice::causal(&end_index_B, length)?;
         let pooled_B1W = run_blocks(&self.blocks, x_BLW, true, &choice)?;

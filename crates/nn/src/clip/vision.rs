@@ -96,10 +96,18 @@ impl VisionTower {
             position_embedding_LW: loader.tensor(names.position, &[vision.tokens(), width]),
             pre_norm: LayerNorm::load(loader, names.pre_norm, width, epsilon),
             blocks: (0..vision.layers)
-                .map(|index| Block::load(loader, layout, &format!("{}.{index}", names.blocks), sizes))
+                .map(|index| {
+                    Block::load(loader, layout, &format!("{}.{index}", names.blocks), sizes)
+                })
                 .collect(),
             post_norm: LayerNorm::load(loader, names.post_norm, width, epsilon),
-            projection_WD: load_projection(loader, layout, names.projection, width, config.embed_dim),
+            projection_WD: load_projection(
+                loader,
+                layout,
+                names.projection,
+                width,
+                config.embed_dim,
+            ),
             image_size: vision.image_size,
             patch_size: patch,
             device: loader.device(),

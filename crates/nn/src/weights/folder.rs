@@ -119,9 +119,20 @@ mod tests {
     #[test]
     fn shards_stay_in_their_folder() {
         assert!(is_plain_file_name("model-00001-of-00002.safetensors"));
-        for name in
-            ["", ".", "..", "/etc/passwd", "../x", "a/b", "a/", "./a", "a\\b", "C:x", "a\0b", "..\\x"]
-        {
+        for name in [
+            "",
+            ".",
+            "..",
+            "/etc/passwd",
+            "../x",
+            "a/b",
+            "a/",
+            "./a",
+            "a\\b",
+            "C:x",
+            "a\0b",
+            "..\\x",
+        ] {
             assert!(!is_plain_file_name(name), "{name:?}");
         }
     }

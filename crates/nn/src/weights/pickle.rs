@@ -542,7 +542,9 @@ impl<'a> Machine<'a> {
             return Err(invalid(self.path, format!("{expected}, found another object")));
         };
         let inner = self.dicts[top].iter().rev().find_map(|pair| match pair {
-            (Value::Text(key), Value::Dict(dict)) if self.texts[*key] == "state_dict" => Some(*dict),
+            (Value::Text(key), Value::Dict(dict)) if self.texts[*key] == "state_dict" => {
+                Some(*dict)
+            }
             _ => None,
         });
         // As in Python, the last of two equal keys counts.

@@ -31,7 +31,10 @@ pub(super) fn read(file: &Arc<MappedFile>) -> Result<BTreeMap<String, Stored>, W
             .collect::<Option<Vec<i64>>>()
             .filter(|shape| element_count(shape).is_some_and(|count| count <= i64::MAX as usize))
             .ok_or_else(|| {
-                invalid(file.path(), format!("tensor {name:?} has the impossible shape {:?}", info.shape))
+                invalid(
+                    file.path(),
+                    format!("tensor {name:?} has the impossible shape {:?}", info.shape),
+                )
             })?;
         let stored = Stored {
             file: Arc::clone(file),
