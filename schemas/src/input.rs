@@ -314,3 +314,17 @@ pub(crate) fn contained<T>(
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_panic_of_the_library_becomes_an_error() {
+        let path = Path::new("some.parquet");
+        let result = contained::<()>(path, || panic!("index {} out of bounds", 7));
+        let message = result.unwrap_err().to_string();
+        assert!(message.starts_with("some.parquet: damaged"), "{message}");
+        assert!(message.contains("index 7 out of bounds"), "{message}");
+    }
+}

@@ -50,8 +50,11 @@ fn a_large_row_group_streams() {
     for batch in file.rows_with_images(8).unwrap() {
         let batch = batch.unwrap();
         rows += batch.len();
-        bytes +=
-            batch.iter().flat_map(|r| r.image.iter().flatten()).map(bytes::Bytes::len).sum::<usize>();
+        bytes += batch
+            .iter()
+            .flat_map(|r| r.image.iter().flatten())
+            .map(bytes::Bytes::len)
+            .sum::<usize>();
     }
     assert_eq!((rows, bytes), (400, 400 * 2 * 500_000));
     let grown = peak_memory() - before;

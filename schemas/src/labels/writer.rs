@@ -9,7 +9,7 @@ use arrow::compute::concat;
 use arrow::datatypes::DataType;
 use parquet::arrow::ArrowWriter;
 use parquet::arrow::arrow_writer::{ArrowColumnWriter, ArrowRowGroupWriterFactory, compute_leaves};
-use parquet::basic::{Compression, ZstdLevel};
+use parquet::basic::{Compression, Encoding, ZstdLevel};
 use parquet::errors::ParquetError;
 use parquet::file::metadata::KeyValue;
 use parquet::file::properties::{EnabledStatistics, WriterProperties};
@@ -241,8 +241,13 @@ fn properties(
         .set_key_value_metadata(Some(pairs))
         .set_dictionary_enabled(false);
     for column in schema.columns() {
+        let path = ColumnPath::from(column.name.as_str());
         if has_few_values(&column.name, column.kind) {
-            builder = builder.set_column_dictionary_enabled(ColumnPath::from(column.name), true);
+            builder = builder.set_column_dictionary_enabled(path, true);
+        } else if column.kind == ColumnType::Float32 {
+            // Scores are alike in their high bytes only: split by byte they take 11 % less
+            // (benches/labels.rs), and DuckDB and pyarrow read them so.
+            builder = builder.set_column_encoding(path, Encoding::BYTE_STREAM_SPLIT);
         }
     }
     Ok(builder.build())
