@@ -1,0 +1,196 @@
+//! `scorers.toml`: one `[[scorer]]` entry per reward model.
+
+use std::collections::HashSet;
+use std::path::{Path, PathBuf};
+
+use media::preprocess::HpsResize;
+use media::text::TokenizerKind;
+use nn::clip::ClipLayout;
+use serde::{Deserialize, Serialize};
+
+use crate::ScorerError;
+
+/// The whole file.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ScorersConfig {
+    /// The entries, in the order in which their columns appear in the labels.
+    #[serde(default)]
+    pub scorer: Vec<ScorerConfig>,
+    /// The folder that relative paths start from; not part of the file.
+    #[serde(skip)]
+    pub folder: PathBuf,
+    /// The file itself; not part of it.
+    #[serde(skip)]
+    pub file: PathBuf,
+}
+
+/// One reward model.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ScorerConfig {
+    /// Column prefix in the labels: lower-case letters, digits and underscores.
+    pub name: String,
+    /// What turns features into a score.
+    pub kind: Kind,
+    /// A folder (relative to the file) or `hf://owner/name[@revision]`.
+    pub model: String,
+    /// How the checkpoint names its tensors.
+    pub layout: ClipLayout,
+    /// The weights file inside `model`; found by the layout's usual names when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub weights: Option<String>,
+    /// A published open_clip architecture, for folders without `open_clip_config.json`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub architecture: Option<String>,
+    /// The aesthetic head: a `.pth` or safetensors file (relative to the TOML file), or
+    /// `hf://owner/name[@revision]/file`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub head: Option<String>,
+    /// How pixels become the network's input.
+    pub preprocess: PreprocessName,
+    /// Which bicubic the `hps` recipe uses; `legacy` when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hps_resize: Option<HpsResizeName>,
+    /// How captions become tokens; by layout when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tokenizer: Option<TokenizerKind>,
+}
+
+/// What turns features into a score.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Kind {
+    /// Cosine of image and caption features (CLIP, HPS v2, PickScore).
+    Clip,
+    /// LAION's linear head on normalised image features; the caption is ignored.
+    Aesthetic,
+}
+
+/// Named preprocessing, as in `scorers.toml`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PreprocessName {
+    /// transformers' CLIPImageProcessor on Pillow.
+    Hf,
+    /// HPS v2's longest-side float resize with zero padding.
+    Hps,
+    /// Stock open_clip validation transform.
+    OpenClip,
+}
+
+/// Which bicubic the `hps` recipe uses.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum HpsResizeName {
+    /// Without antialiasing, as torchvision before 0.17 did: what HPS v2 was trained with.
+    #[default]
+    Legacy,
+    /// With antialiasing, as torchvision does today.
+    Antialias,
+}
+
+impl From<HpsResizeName> for HpsResize {
+    fn from(name: HpsResizeName) -> Self {
+        match name {
+            HpsResizeName::Legacy => Self::Legacy,
+            HpsResizeName::Antialias => Self::Antialias,
+        }
+    }
+}
+
+impl ScorersConfig {
+    /// Reads and checks `file`.
+    ///
+    /// # Errors
+    /// Unreadable file, unknown keys or values (with the nearest known one), an entry whose keys do not
+    /// fit its kind, or two entries of one name.
+    pub fn read(file: &Path) -> Result<Self, ScorerError> {
+        let mut config: Self = runkit::config::read_toml(file)?;
+        config.file = file.to_path_buf();
+        config.folder = file.parent().map(Path::to_path_buf).unwrap_or_default();
+        config.validate()?;
+        Ok(config)
+    }
+
+    /// Checks what the types cannot say.
+    ///
+    /// # Errors
+    /// See [`ScorersConfig::read`].
+    pub fn validate(&self) -> Result<(), ScorerError> {
+        if self.scorer.is_empty() {
+            return Err(ScorerError::Empty(self.file.clone()));
+        }
+        let mut names = HashSet::new();
+        for (number, scorer) in self.scorer.iter().enumerate() {
+            let problem = scorer.problem().or_else(|| {
+                (!names.insert(scorer.name.as_str())).then(|| {
+                    "another entry has the same name; names are column prefixes and must differ"
+                        .to_owned()
+                })
+            });
+            if let Some(problem) = problem {
+                let name = if scorer.name.is_empty() {
+                    format!("#{}", number + 1)
+                } else {
+                    scorer.name.clone()
+                };
+                return Err(ScorerError::Invalid {
+                    file: self.file.clone(),
+                    scorer: name,
+                    problem,
+                });
+            }
+        }
+        Ok(())
+    }
+}
+
+impl ScorerConfig {
+    fn problem(&self) -> Option<String> {
+        let name_is_plain = self.name.starts_with(|c: char| c.is_ascii_lowercase())
+            && self.name.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_');
+        if !name_is_plain {
+            return Some(format!(
+                "name {:?} cannot be a column prefix; use lower-case letters, digits and underscores, a letter first",
+                self.name
+            ));
+        }
+        match (self.kind, &self.head) {
+            (Kind::Aesthetic, None) => {
+                return Some(
+                    "kind = \"aesthetic\" needs `head`, the file of the linear layers".to_owned(),
+                );
+            }
+            (Kind::Clip, Some(_)) => {
+                return Some("`head` belongs to kind = \"aesthetic\" only".to_owned());
+            }
+            _ => {}
+        }
+        if self.hps_resize.is_some() && self.preprocess != PreprocessName::Hps {
+            return Some("`hps_resize` belongs to preprocess = \"hps\" only".to_owned());
+        }
+        if self.architecture.is_some() && self.layout != ClipLayout::OpenClip {
+            return Some("`architecture` belongs to layout = \"open_clip\" only; transformers models have a config.json".to_owned());
+        }
+        if self.kind == Kind::Aesthetic && self.tokenizer.is_some() {
+            return Some(
+                "`tokenizer` has no meaning for kind = \"aesthetic\", which ignores the caption"
+                    .to_owned(),
+            );
+        }
+        if self.model.is_empty() {
+            return Some("`model` is empty; name a folder or hf://owner/name".to_owned());
+        }
+        None
+    }
+
+    /// The tokenizer this entry uses: its own, or the one its layout's Python library uses.
+    #[must_use]
+    pub fn tokenizer_kind(&self) -> TokenizerKind {
+        self.tokenizer.unwrap_or(match self.layout {
+            ClipLayout::Transformers => TokenizerKind::HuggingFace,
+            ClipLayout::OpenClip => TokenizerKind::OpenClip,
+        })
+    }
+}

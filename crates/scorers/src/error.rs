@@ -1,0 +1,77 @@
+//! What can go wrong between `scorers.toml` and a score.
+
+use std::path::PathBuf;
+
+/// An error of configuring, loading or running the reward models.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ScorerError {
+    /// `scorers.toml` cannot be read or parsed.
+    #[error(transparent)]
+    Toml(#[from] runkit::config::ConfigError),
+    /// A value of `scorers.toml` makes no sense.
+    #[error("{}: scorer `{scorer}`: {problem}", file.display())]
+    Invalid {
+        /// The configuration file.
+        file: PathBuf,
+        /// The name of the entry, or its number when it has none.
+        scorer: String,
+        /// What is wrong, with a hint.
+        problem: String,
+    },
+    /// The file lists no scorer.
+    #[error("{}: no `[[scorer]]` entry found; hint: start from data/mini/scorers.toml", .0.display())]
+    Empty(PathBuf),
+    /// A model folder, hub name or one of its files cannot be had.
+    #[error("scorer `{scorer}`: {source}")]
+    Hub {
+        /// The entry that names the model.
+        scorer: String,
+        /// The cause.
+        source: hub::HubError,
+    },
+    /// A file of the model cannot be read.
+    #[error("scorer `{scorer}`: {}: {problem}", file.display())]
+    File {
+        /// The entry that names the model.
+        scorer: String,
+        /// The file.
+        file: PathBuf,
+        /// What was expected and what was found.
+        problem: String,
+    },
+    /// A checkpoint cannot be read, or does not hold the network that its configuration describes.
+    #[error("scorer `{scorer}`: {source}")]
+    Network {
+        /// The entry that names the model.
+        scorer: String,
+        /// The cause.
+        source: nn::clip::ClipError,
+    },
+    /// A model's pixel size, mean or standard deviation cannot be a preprocessing recipe.
+    #[error("scorer `{scorer}`: {source}")]
+    Recipe {
+        /// The entry that names the model.
+        scorer: String,
+        /// The cause.
+        source: media::preprocess::PreprocessError,
+    },
+    /// The vocabulary cannot be read.
+    #[error("scorer `{scorer}`: {source}")]
+    Tokenizer {
+        /// The entry that names the model.
+        scorer: String,
+        /// The cause.
+        source: media::text::TokenizerError,
+    },
+    /// A network could not be run on a batch.
+    #[error("{tower}: a batch of {batch} failed: {source}")]
+    Forward {
+        /// Which tower.
+        tower: String,
+        /// How many images or captions the batch held.
+        batch: usize,
+        /// The cause.
+        source: nn::NetworkError,
+    },
+}

@@ -1,0 +1,64 @@
+//! What a score depends on, written beside the scores: enough to tell two runs apart, nothing that
+//! differs between two equal runs (no time, no host, no path).
+
+use serde::{Deserialize, Serialize};
+
+/// The scorers of a run.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ScorersManifest {
+    /// One record per scorer, in column order.
+    pub scorers: Vec<ScorerRecord>,
+    /// The type the networks computed in: `f32`, `bf16` or `f16`.
+    pub dtype: String,
+    /// The kind of device: `cpu` or `cuda`. Their last bits differ.
+    pub device: String,
+}
+
+/// One scorer.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ScorerRecord {
+    /// The column prefix.
+    pub name: String,
+    /// `clip` or `aesthetic`.
+    pub kind: String,
+    /// What sees the picture.
+    pub image: ImageTowerRecord,
+    /// What reads the caption, when something does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub text: Option<TextTowerRecord>,
+    /// The aesthetic head's file, when there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub head: Option<WeightsRecord>,
+}
+
+/// An image tower and its input.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ImageTowerRecord {
+    /// The checkpoint.
+    pub weights: Vec<WeightsRecord>,
+    /// The hub revision the weights came from, when they came from a hub.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub revision: Option<String>,
+    /// `transformers` or `open_clip`.
+    pub layout: String,
+    /// The preprocessing recipe with its size, such as `hf-bicubic-224`.
+    pub preprocess: String,
+}
+
+/// A text tower and its input.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct TextTowerRecord {
+    /// The tokenizer with a fingerprint of its vocabulary.
+    pub tokenizer: String,
+    /// Tokens a caption is cut to.
+    pub context_length: usize,
+}
+
+/// One file of weights.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct WeightsRecord {
+    /// The file's own name, without its folder.
+    pub file: String,
+    /// Its content.
+    pub sha256: String,
+}

@@ -1,0 +1,39 @@
+//! What the processor does before a network sees anything: pixels and tokens, ready for a batch.
+
+use media::text::Tokens;
+
+/// One picture after preprocessing: a CHW f32 block of 3·size·size for each distinct recipe of the
+/// set, in the set's order.
+#[derive(Debug, Clone)]
+pub struct PreparedImage {
+    pub(crate) blocks: Vec<Vec<f32>>,
+}
+
+impl PreparedImage {
+    /// Bytes held.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.blocks.iter().map(|block| block.len() * size_of::<f32>()).sum()
+    }
+}
+
+/// Captions after tokenization: for each distinct tokenizer of the set, one entry per caption.
+#[derive(Debug, Clone)]
+pub struct PreparedTexts {
+    pub(crate) tokens: Vec<Vec<Tokens>>,
+    pub(crate) captions: usize,
+}
+
+impl PreparedTexts {
+    /// How many captions.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.captions
+    }
+
+    /// Whether there is none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.captions == 0
+    }
+}

@@ -1,0 +1,87 @@
+//! From normalised features to a number: the part of a reward model that is its own.
+
+use nn::aesthetic::AestheticHead;
+use tch::{Kind, Tensor};
+
+/// A reward model on top of shared towers.
+pub trait Scorer: Send {
+    /// The column prefix.
+    fn name(&self) -> &str;
+    /// Which image tower's features it takes, as an index into the set's image towers.
+    fn image_tower(&self) -> usize;
+    /// Which text tower's features it takes; `None` when the caption is ignored.
+    fn text_tower(&self) -> Option<usize>;
+    /// Scores N pictures with their captions.
+    ///
+    /// `image_features_ND` and, where [`Scorer::text_tower`] is some, `text_features_ND` are f32 and of
+    /// unit length; the result is f32 of shape [N] on the same device. Larger is better.
+    #[expect(non_snake_case, reason = "shape suffixes: N images, D embedding")]
+    fn score(&self, image_features_ND: &Tensor, text_features_ND: Option<&Tensor>) -> Tensor;
+}
+
+/// Cosine of image and caption, raw: no logit scale, no ×100.
+///
+/// SalesforceAIResearch/DiffusionDPO `utils/{clip,hps,pickscore}_utils.py` at 5233e759.
+#[derive(Debug)]
+pub struct CosineScorer {
+    pub(crate) name: String,
+    pub(crate) image_tower: usize,
+    pub(crate) text_tower: usize,
+}
+
+impl Scorer for CosineScorer {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn image_tower(&self) -> usize {
+        self.image_tower
+    }
+
+    fn text_tower(&self) -> Option<usize> {
+        Some(self.text_tower)
+    }
+
+    #[expect(non_snake_case, reason = "shape suffixes: N images, D embedding")]
+    fn score(&self, image_features_ND: &Tensor, text_features_ND: Option<&Tensor>) -> Tensor {
+        match text_features_ND {
+            Some(text) => (image_features_ND * text).sum_dim_intlist(-1, false, Kind::Float),
+            // A cosine without a caption is undefined; NaN is recorded as `non_finite`.
+            None => Tensor::full(
+                [image_features_ND.size()[0]],
+                f64::NAN,
+                (Kind::Float, image_features_ND.device()),
+            ),
+        }
+    }
+}
+
+/// LAION's aesthetic predictor: five linear layers on the unit image feature.
+///
+/// christophschuhmann/improved-aesthetic-predictor at 6934dd81, and DiffusionDPO
+/// `utils/aes_utils.py` at 5233e759.
+#[derive(Debug)]
+pub struct AestheticScorer {
+    pub(crate) name: String,
+    pub(crate) image_tower: usize,
+    pub(crate) head: AestheticHead,
+}
+
+impl Scorer for AestheticScorer {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn image_tower(&self) -> usize {
+        self.image_tower
+    }
+
+    fn text_tower(&self) -> Option<usize> {
+        None
+    }
+
+    #[expect(non_snake_case, reason = "shape suffixes: N images, D embedding")]
+    fn score(&self, image_features_ND: &Tensor, _text_features_ND: Option<&Tensor>) -> Tensor {
+        self.head.forward(image_features_ND)
+    }
+}

@@ -1,0 +1,196 @@
+//! What each command does with what was typed.
+
+mod check;
+mod vote;
+
+use std::fmt::Write as _;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result, ensure};
+use nn::device::{self, Precision};
+use runkit::exit::ExitStatus;
+use runkit::shard::Shard;
+use scorers::Compute;
+
+use crate::cli::{Command, InspectArguments, ReportFormat, ScoreArguments, ScoreSettings};
+use crate::inspect::Report;
+use crate::score::{self, Config};
+
+/// Images per forward where nothing else is said. On a CPU larger batches gain nothing and smaller
+/// ones a little; on a GPU 64 fills an 80 GB card's matrix units with room to spare.
+const BATCH_SIZE_CPU: usize = 8;
+const BATCH_SIZE_CUDA: usize = 64;
+
+/// Runs one command.
+///
+/// # Errors
+/// Whatever stopped it, in one sentence.
+pub fn run(command: Command) -> Result<ExitStatus> {
+    match command {
+        Command::Score(arguments) => score(&arguments),
+        Command::Check(arguments) => match settings(&arguments)? {
+            Some(settings) => check::run(&config(settings, &arguments, Output::NotNeeded)?),
+            None => Ok(ExitStatus::Done),
+        },
+        Command::Vote(arguments) => vote::run(&arguments),
+        Command::Inspect(arguments) => inspect(&arguments),
+    }
+}
+
+/// Prints an error with its causes on stderr, control characters made visible.
+pub fn report(error: &anyhow::Error) {
+    let mut text = String::new();
+    for (index, cause) in error.chain().enumerate() {
+        let cause = cause.to_string();
+        // A cause that its parent already quotes says nothing new.
+        if !text.contains(&cause) {
+            let _ = write!(text, "{}{cause}", if index == 0 { "error: " } else { "\n  because: " });
+        }
+    }
+    for line in text.lines() {
+        let _ = writeln!(std::io::stderr(), "{}", runkit::logging::escape_for_terminal(line));
+    }
+}
+
+fn score(arguments: &ScoreArguments) -> Result<ExitStatus> {
+    let Some(settings) = settings(arguments)? else { return Ok(ExitStatus::Done) };
+    let config = config(settings, arguments, Output::Needed)?;
+    let stop = runkit::signals::install().context("installing signal handlers")?;
+    match score::run(&config, &stop)? {
+        score::End::Stopped(signal) => {
+            tracing::warn!("stopped; finished parts are kept, the same command goes on from there");
+            Ok(signal.into())
+        }
+        score::End::ShardDone { waiting_for } => {
+            say(&format!(
+                "share {} done; {waiting_for} parts of other shares are missing before {} can be written\n",
+                config.shard,
+                config.out.display()
+            ))?;
+            Ok(ExitStatus::Done)
+        }
+        score::End::Done => {
+            let report = Report::of(&config.out)?;
+            say(&format!("{}\nlabels: {}\n", report.to_text(), config.out.display()))?;
+            Ok(if report.failed_rows > config.settings.max_failed.unwrap_or(0) {
+                ExitStatus::TooManyFailedRows
+            } else {
+                ExitStatus::Done
+            })
+        }
+    }
+}
+
+fn inspect(arguments: &InspectArguments) -> Result<ExitStatus> {
+    runkit::signals::quiet_broken_pipe().context("setting up signals")?;
+    let report = Report::of(&arguments.labels)?;
+    match arguments.format {
+        ReportFormat::Text => say(&report.to_text())?,
+        ReportFormat::Json => say(&format!("{}\n", serde_json::to_string_pretty(&report)?))?,
+    }
+    Ok(ExitStatus::Done)
+}
+
+/// The settings from flags, environment and file; `None` when they were only to be printed.
+fn settings(arguments: &ScoreArguments) -> Result<Option<ScoreSettings>> {
+    let mut settings = match &arguments.config {
+        Some(file) => {
+            let mut from_file: ScoreSettings = runkit::config::read_toml(file)?;
+            let folder = file.parent().unwrap_or(Path::new(""));
+            from_file.resolve_paths(folder);
+            runkit::config::merge(&arguments.settings, &from_file)?
+        }
+        None => arguments.settings.clone(),
+    };
+    settings.shard = arguments.settings.shard;
+    if arguments.print_config {
+        let resolved = settings.with_defaults()?;
+        say(&runkit::config::to_toml_string(&resolved)?)?;
+        return Ok(None);
+    }
+    Ok(Some(settings))
+}
+
+#[derive(PartialEq)]
+enum Output {
+    Needed,
+    NotNeeded,
+}
+
+fn config(settings: ScoreSettings, arguments: &ScoreArguments, output: Output) -> Result<Config> {
+    let settings = settings.with_defaults()?;
+    let pairs = settings.pairs.clone().filter(|pairs| !pairs.is_empty());
+    let pairs = pairs.context(
+        "no pairs given; hint: --pairs FOLDER, or `pairs = [...]` in --config FILE.toml",
+    )?;
+    let scorers = settings
+        .scorers
+        .clone()
+        .context("no scorers given; hint: --scorers data/mini/scorers.toml")?;
+    let out = match (settings.out.clone(), output) {
+        (Some(out), _) => out,
+        (None, Output::NotNeeded) => PathBuf::from("labels.parquet"),
+        (None, Output::Needed) => anyhow::bail!("no output given; hint: --out labels.parquet"),
+    };
+    ensure!(out.file_name().is_some(), "--out {} does not name a file", out.display());
+    let compute = compute(&settings)?;
+    let batch_size = settings.batch_size.unwrap_or(BATCH_SIZE_CPU);
+    ensure!(batch_size > 0, "--batch-size 0 scores nothing; hint: leave it out for the default");
+    ensure!(settings.limit != Some(0), "--limit 0 takes no pair; hint: leave it out to take all");
+    let shard = Shard::from_environment(settings.shard)?;
+    ensure!(
+        shard.is_whole() || !arguments.fresh,
+        "--fresh with a share of the work would remove what the other shares did; hint: remove {} by hand",
+        score::work_folder(&out).display()
+    );
+    Ok(Config {
+        pairs,
+        scorers,
+        out,
+        batch_size,
+        compute,
+        shard,
+        ties: settings.ties.unwrap_or_default(),
+        limit: settings.limit,
+        fresh: arguments.fresh,
+        settings,
+    })
+}
+
+fn compute(settings: &ScoreSettings) -> Result<Compute> {
+    let device = device::parse(settings.device.as_deref().unwrap_or("auto"))?;
+    let precision: Precision = settings.dtype.as_deref().unwrap_or("f32").parse()?;
+    precision.check(device)?;
+    Ok(Compute { device, precision })
+}
+
+impl ScoreSettings {
+    /// Paths of a settings file are relative to it.
+    fn resolve_paths(&mut self, folder: &Path) {
+        let pairs = self.pairs.iter_mut().flatten();
+        for path in pairs.chain(&mut self.scorers).chain(&mut self.out) {
+            if path.is_relative() {
+                *path = folder.join(&*path);
+            }
+        }
+    }
+
+    /// Everything said, for `--print-config` and the copy beside the output.
+    fn with_defaults(&self) -> Result<Self> {
+        let device = self.device.clone().unwrap_or_else(|| "auto".to_owned());
+        let on_gpu = device::parse(&device)?.is_cuda();
+        let mut settings = self.clone();
+        settings.batch_size.get_or_insert(if on_gpu { BATCH_SIZE_CUDA } else { BATCH_SIZE_CPU });
+        settings.dtype.get_or_insert_with(|| "f32".to_owned());
+        settings.ties.get_or_insert_default();
+        settings.max_failed.get_or_insert(0);
+        settings.device = Some(device);
+        Ok(settings)
+    }
+}
+
+/// Writes a result to stdout.
+fn say(text: &str) -> Result<()> {
+    std::io::stdout().write_all(text.as_bytes()).context("writing to stdout")
+}

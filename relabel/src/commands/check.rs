@@ -1,0 +1,103 @@
+//! `relabel check`: everything a long run needs, tried before it.
+
+use std::fmt::Write as _;
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use runkit::exit::ExitStatus;
+use scorers::ScorersConfig;
+
+use crate::score::{self, Config, Rehearsal};
+
+/// Bytes of a labels row on disk, generously: measured files have 100 to 200.
+const LABEL_BYTES: u64 = 400;
+
+/// Runs the command.
+pub(super) fn run(config: &Config) -> Result<ExitStatus> {
+    let rehearsal = score::rehearse(config)?;
+    super::say(&describe(config, &rehearsal)?)?;
+    Ok(ExitStatus::Done)
+}
+
+fn describe(config: &Config, rehearsal: &Rehearsal) -> Result<String> {
+    let mut text = String::new();
+    let manifest = &rehearsal.manifest;
+    let gigabytes = rehearsal.input_bytes as f64 / 1e9;
+    // Writing to a String cannot fail.
+    let _ = writeln!(
+        text,
+        "pairs      {} in {} files ({gigabytes:.2} GB)",
+        manifest.input.rows,
+        manifest.input.files.len()
+    );
+    let slots = 2.0 * manifest.input.rows as f64;
+    let _ = writeln!(
+        text,
+        "images     {} distinct, each stands in {:.2} places",
+        rehearsal.images,
+        slots / rehearsal.images.max(1) as f64
+    );
+    let _ = writeln!(text, "captions   {} distinct", rehearsal.captions);
+    for (entry, record) in
+        ScorersConfig::read(&config.scorers)?.scorer.iter().zip(&manifest.scorers.scorers)
+    {
+        let weights: Vec<String> = record
+            .image
+            .weights
+            .iter()
+            .chain(&record.head)
+            .map(|weights| {
+                format!("{} {}", weights.file, weights.sha256.get(..12).unwrap_or_default())
+            })
+            .collect();
+        let _ = writeln!(
+            text,
+            "scorer     {}: {} {}, {}, {}",
+            entry.name,
+            record.kind,
+            record.image.layout,
+            record.image.preprocess,
+            weights.join(", ")
+        );
+    }
+    let _ = writeln!(
+        text,
+        "networks   loaded in {:.1} s, {} on {}, {} images a batch",
+        rehearsal.loading.as_secs_f64(),
+        manifest.scorers.dtype,
+        manifest.scorers.device,
+        config.batch_size
+    );
+    if let Some(rate) = rehearsal.images_per_second {
+        let seconds = rehearsal.images as f64 / rate / config.shard.count() as f64;
+        let _ = writeln!(
+            text,
+            "time       {rate:.2} images/s, about {} for {}",
+            duration(Duration::from_secs_f64(seconds)),
+            if config.shard.is_whole() {
+                "all".to_owned()
+            } else {
+                format!("share {}", config.shard)
+            }
+        );
+    }
+    let needed = manifest.input.rows * LABEL_BYTES;
+    let _ = writeln!(
+        text,
+        "disk       about {:.1} MB needed, {:.1} GB free",
+        needed as f64 / 1e6,
+        rehearsal.free_bytes as f64 / 1e9
+    );
+    ensure!(
+        needed <= rehearsal.free_bytes,
+        "{}: about {needed} bytes are needed but only {} are free; hint: choose another --out",
+        config.out.display(),
+        rehearsal.free_bytes
+    );
+    let _ = writeln!(text, "output     {}: {}", config.out.display(), rehearsal.output);
+    Ok(text)
+}
+
+fn duration(duration: Duration) -> String {
+    indicatif::HumanDuration(duration).to_string()
+}

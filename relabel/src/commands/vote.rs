@@ -1,0 +1,152 @@
+//! `relabel vote`: decides again from the scores of a labels file, column by column.
+
+use anyhow::{Context as _, Result, bail, ensure};
+use arrow::array::{Array as _, Int8Array, Int8Builder};
+use runkit::exit::ExitStatus;
+use schemas::labels::{
+    KEY_FINGERPRINT, KEY_MANIFEST, LabelBatch, LabelsFile, LabelsSchema, LabelsWriter, Status,
+};
+use serde_json::{Value, json};
+
+use crate::cli::VoteArguments;
+use crate::inspect::Report;
+use crate::vote::{Moments, TiePolicy, vote};
+
+/// Runs the command.
+pub(super) fn run(arguments: &VoteArguments) -> Result<ExitStatus> {
+    let labels = LabelsFile::open(&arguments.labels)?;
+    ensure!(
+        same_file(&arguments.labels, &arguments.out).is_none_or(|same| !same),
+        "--out is the file that is read; hint: name another, nothing of the input is lost that way"
+    );
+    let voters = voters(&labels, arguments)?;
+    let schema = LabelsSchema::new(&voters)?;
+    let scale = match arguments.ties {
+        TiePolicy::Margin => margin_scale(&labels, &schema)?,
+        _ => vec![1.0; voters.len()],
+    };
+    let mut metadata = labels.metadata().clone();
+    let manifest =
+        manifest(metadata.get(KEY_MANIFEST).map(String::as_str), &voters, arguments.ties)
+            .with_context(|| {
+                format!("{}: its manifest cannot be read", arguments.labels.display())
+            })?;
+    metadata.insert(KEY_FINGERPRINT.to_owned(), runkit::manifest::fingerprint(&manifest)?);
+    metadata.insert(KEY_MANIFEST.to_owned(), runkit::manifest::canonical_json(&manifest)?);
+
+    let mut writer = LabelsWriter::create(&arguments.out, &schema, &metadata)?;
+    for batch in labels.batches()? {
+        let batch = of_voters(&batch?, &schema)?;
+        writer.write_batch(&decide(&batch, arguments.ties, &scale)?)?;
+    }
+    writer.finish()?;
+    super::say(&format!(
+        "{}\nlabels: {}\n",
+        Report::of(&arguments.out)?.to_text(),
+        arguments.out.display()
+    ))?;
+    Ok(ExitStatus::Done)
+}
+
+fn same_file(one: &std::path::Path, other: &std::path::Path) -> Option<bool> {
+    Some(one.canonicalize().ok()? == other.canonicalize().ok()?)
+}
+
+/// The scorers that vote, in column order.
+fn voters(labels: &LabelsFile, arguments: &VoteArguments) -> Result<Vec<String>> {
+    let scorers = labels.schema().scorers();
+    let Some(asked) = &arguments.voters else { return Ok(scorers.to_vec()) };
+    for name in asked {
+        if !scorers.contains(name) {
+            let nearest = runkit::config::nearest_name(name, scorers.iter().map(String::as_str));
+            let hint =
+                nearest.map(|name| format!("; hint: did you mean `{name}`?")).unwrap_or_default();
+            bail!(
+                "{} has no scorer `{name}`, only {}{hint}",
+                arguments.labels.display(),
+                scorers.join(", ")
+            );
+        }
+    }
+    Ok(scorers.iter().filter(|name| asked.contains(name)).cloned().collect())
+}
+
+/// The manifest of the new file: that of the old one with other voters and another tie policy.
+fn manifest(old: Option<&str>, voters: &[String], ties: TiePolicy) -> Result<Value> {
+    let mut manifest: Value = serde_json::from_str(old.unwrap_or("{}"))?;
+    let Some(fields) = manifest.as_object_mut() else { bail!("expected a JSON object") };
+    fields.insert("voters".to_owned(), json!(voters));
+    fields.insert("ties".to_owned(), json!(ties));
+    if let Some(Value::Array(scorers)) = fields.get_mut("scorers") {
+        scorers.retain(|scorer| voters.iter().any(|name| scorer["name"] == name.as_str()));
+    }
+    Ok(manifest)
+}
+
+/// The columns of the voters alone.
+fn of_voters(batch: &LabelBatch, schema: &LabelsSchema) -> Result<LabelBatch> {
+    let columns = schema
+        .columns()
+        .iter()
+        .map(|column| {
+            let found = batch.record_batch().column_by_name(&column.name);
+            found.cloned().with_context(|| format!("the labels have no column {}", column.name))
+        })
+        .collect::<Result<_>>()?;
+    Ok(LabelBatch::try_new(schema, columns)?)
+}
+
+/// Whether a row can be voted on: it was, and every voter scored both images.
+fn can_vote(batch: &LabelBatch, row: usize) -> bool {
+    batch.status().value(row) == Status::Ok.as_str()
+        && (0..batch.schema().scorers().len())
+            .all(|scorer| batch.scores(scorer).iter().all(|scores| scores.is_valid(row)))
+}
+
+fn decide(batch: &LabelBatch, ties: TiePolicy, scale: &[f64]) -> Result<LabelBatch> {
+    let rows = batch.num_rows();
+    let able: Vec<bool> = (0..rows).map(|row| can_vote(batch, row)).collect();
+    let mut sums = vec![0i8; rows];
+    let mut margins = vec![0f64; rows];
+    let mut votes: Vec<Int8Array> = Vec::with_capacity(scale.len());
+    for (scorer, scale) in scale.iter().enumerate() {
+        let [first, second] = batch.scores(scorer);
+        let mut column = Int8Builder::with_capacity(rows);
+        for row in 0..rows {
+            if !able[row] {
+                column.append_null();
+                continue;
+            }
+            let (first, second) = (first.value(row), second.value(row));
+            let vote = vote(first, second);
+            column.append_value(vote);
+            sums[row] += vote;
+            margins[row] += (f64::from(first) - f64::from(second)) / scale;
+        }
+        votes.push(column.finish());
+    }
+    let human = batch.human_label_0();
+    let decisions = (0..rows).map(|row| {
+        let human = human.is_valid(row).then(|| human.value(row));
+        able[row].then(|| ties.decide(sums[row], human, margins[row]))
+    });
+    let consensus = decisions.collect::<Int8Array>();
+    let sums =
+        sums.iter().zip(&able).map(|(&sum, &able)| able.then_some(sum)).collect::<Int8Array>();
+    Ok(batch.with_decisions(votes, sums, consensus)?)
+}
+
+/// The standard deviation of each voter's margins over the rows that have votes.
+fn margin_scale(labels: &LabelsFile, schema: &LabelsSchema) -> Result<Vec<f64>> {
+    let mut moments = vec![Moments::default(); schema.scorers().len()];
+    for batch in labels.batches()? {
+        let batch = of_voters(&batch?, schema)?;
+        for row in (0..batch.num_rows()).filter(|&row| can_vote(&batch, row)) {
+            for (scorer, moments) in moments.iter_mut().enumerate() {
+                let [first, second] = batch.scores(scorer);
+                moments.add(f64::from(first.value(row)) - f64::from(second.value(row)));
+            }
+        }
+    }
+    Ok(moments.iter().map(|moments| moments.standard_deviation().max(f64::MIN_POSITIVE)).collect())
+}

@@ -1,0 +1,338 @@
+//! What a labels file says about its scorers: who votes how, who agrees with whom and with people,
+//! how clear the margins are, what failed, and whether a scorer looks broken.
+
+mod text;
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use anyhow::{Context as _, Result};
+use arrow::array::{Array as _, Int8Array};
+use schemas::labels::{LabelBatch, LabelsFile};
+use serde::Serialize;
+
+use crate::vote::Moments;
+
+/// A scorer whose scores vary less than this share of their mean magnitude tells images apart by
+/// rounding alone.
+const COLLAPSED_SPREAD: f64 = 1e-4;
+/// More exactly equal scores than this share of the pairs mean a constant or coarsely rounded scorer.
+const COLLAPSED_EQUAL_SHARE: f64 = 0.2;
+/// A share of votes for one position beyond this means that the scorer looks at the position (or at
+/// nothing): images of a pair stand in no particular order.
+const ONE_SIDED_SHARE: f64 = 0.95;
+/// Fewer pairs than this say nothing about collapse.
+const ENOUGH_PAIRS: u64 = 20;
+
+/// The quantiles of margins that are reported.
+const QUANTILES: [f64; 5] = [0.05, 0.25, 0.5, 0.75, 0.95];
+
+/// Everything `relabel inspect` prints; `--format json` is this as it stands.
+#[derive(Debug, Clone, Serialize)]
+pub struct Report {
+    /// Rows of the file.
+    pub rows: u64,
+    /// Rows with votes.
+    pub voted_rows: u64,
+    /// Rows without.
+    pub failed_rows: u64,
+    /// How many rows failed, by reason.
+    pub failures: BTreeMap<String, u64>,
+    /// The consensus over the rows with votes.
+    pub consensus: ConsensusReport,
+    /// One entry per scorer, in column order.
+    pub scorers: Vec<ScorerReport>,
+    /// Share of the voted pairs on which two scorers vote alike; row and column in scorer order.
+    pub agreement: Vec<Vec<f64>>,
+    /// Cohen's kappa of the same.
+    pub kappa: Vec<Vec<f64>>,
+    /// Pairs of the voted rows on which a person had a preference.
+    pub human_pairs: u64,
+    /// Pairs of the voted rows that a person called a tie.
+    pub human_ties: u64,
+    /// What looks wrong, in sentences.
+    pub warnings: Vec<String>,
+}
+
+/// The consensus over all rows with votes.
+#[derive(Debug, Clone, Default, Serialize)]
+pub struct ConsensusReport {
+    /// Rows decided for the first image.
+    pub first: u64,
+    /// Rows decided for the second image.
+    pub second: u64,
+    /// Rows left undecided.
+    pub ties: u64,
+    /// Rows whose votes summed to zero, whatever became of them.
+    pub vote_ties: u64,
+    /// Rows on which all scorers agree.
+    pub unanimous: u64,
+    /// Share of the decided rows with a human preference that agree with it.
+    pub human_agreement: Option<f64>,
+    /// The same over all rows with a human preference, an undecided one counting one half.
+    pub human_agreement_ties_half: Option<f64>,
+}
+
+/// One scorer.
+#[derive(Debug, Clone, Serialize)]
+pub struct ScorerReport {
+    /// Its name.
+    pub name: String,
+    /// Share of its votes for the first image.
+    pub first_share: f64,
+    /// Mean of its scores.
+    pub score_mean: f64,
+    /// Standard deviation of its scores.
+    pub score_deviation: f64,
+    /// The 5 %, 25 %, 50 %, 75 % and 95 % quantiles of |score_0 − score_1|.
+    pub margin_quantiles: [f64; 5],
+    /// Pairs with exactly equal scores (votes for the first image by Equation 6).
+    pub equal_scores: u64,
+    /// Share of the pairs with a human preference on which it votes alike.
+    pub human_agreement: Option<f64>,
+}
+
+/// Counts while batches stream by.
+struct Counting {
+    names: Vec<String>,
+    report: Report,
+    scores: Vec<Moments>,
+    margins: Vec<Vec<f32>>,
+    first: Vec<u64>,
+    equal: Vec<u64>,
+    alike: Vec<Vec<u64>>,
+    human_alike: Vec<u64>,
+    consensus_alike: u64,
+    consensus_decided: u64,
+}
+
+impl Report {
+    /// Reads `labels` once, batch by batch.
+    ///
+    /// # Errors
+    /// A file that is not a labels file, or is damaged.
+    pub fn of(labels: &Path) -> Result<Self> {
+        let file = LabelsFile::open(labels)?;
+        let mut counting = Counting::new(file.schema().scorers());
+        for batch in file.batches()? {
+            counting.add(&batch.with_context(|| format!("reading {}", labels.display()))?);
+        }
+        Ok(counting.finish())
+    }
+}
+
+impl Counting {
+    fn new(scorers: &[String]) -> Self {
+        let count = scorers.len();
+        Self {
+            names: scorers.to_vec(),
+            report: Report {
+                rows: 0,
+                voted_rows: 0,
+                failed_rows: 0,
+                failures: BTreeMap::new(),
+                consensus: ConsensusReport::default(),
+                scorers: Vec::new(),
+                agreement: vec![vec![0.0; count]; count],
+                kappa: vec![vec![0.0; count]; count],
+                human_pairs: 0,
+                human_ties: 0,
+                warnings: Vec::new(),
+            },
+            scores: vec![Moments::default(); count],
+            margins: vec![Vec::new(); count],
+            first: vec![0; count],
+            equal: vec![0; count],
+            alike: vec![vec![0; count]; count],
+            human_alike: vec![0; count],
+            consensus_alike: 0,
+            consensus_decided: 0,
+        }
+    }
+
+    fn add(&mut self, batch: &LabelBatch) {
+        let mut votes = vec![0i8; self.names.len()];
+        for row in 0..batch.num_rows() {
+            self.report.rows += 1;
+            let value = |column: &Int8Array| column.is_valid(row).then(|| column.value(row));
+            let (Some(sum), Some(consensus)) = (value(batch.vote_sum()), value(batch.consensus()))
+            else {
+                self.report.failed_rows += 1;
+                *self.report.failures.entry(batch.status().value(row).to_owned()).or_default() += 1;
+                continue;
+            };
+            self.report.voted_rows += 1;
+            for (scorer, vote) in votes.iter_mut().enumerate() {
+                let [first, second] = batch.scores(scorer);
+                *vote = value(batch.votes(scorer)).unwrap_or(0);
+                if first.is_null(row) || second.is_null(row) {
+                    continue;
+                }
+                let (first, second) = (first.value(row), second.value(row));
+                self.scores[scorer].add(f64::from(first));
+                self.scores[scorer].add(f64::from(second));
+                self.margins[scorer].push((first - second).abs());
+                self.first[scorer] += u64::from(*vote > 0);
+                self.equal[scorer] += u64::from(first == second);
+            }
+            for (alike, one) in self.alike.iter_mut().zip(&votes) {
+                for (alike, other) in alike.iter_mut().zip(&votes) {
+                    *alike += u64::from(one == other);
+                }
+            }
+            let human = batch.human_label_0();
+            let human = human.is_valid(row).then(|| human.value(row));
+            self.add_consensus(sum, consensus, &votes, human);
+        }
+    }
+
+    fn add_consensus(&mut self, sum: i8, consensus: i8, votes: &[i8], human: Option<f64>) {
+        let report = &mut self.report.consensus;
+        report.first += u64::from(consensus > 0);
+        report.second += u64::from(consensus < 0);
+        report.ties += u64::from(consensus == 0);
+        report.vote_ties += u64::from(sum == 0);
+        report.unanimous += u64::from(usize::from(sum.unsigned_abs()) == votes.len());
+        let human = match human {
+            Some(label) if label > 0.5 => 1,
+            Some(label) if label < 0.5 => -1,
+            Some(_) => {
+                self.report.human_ties += 1;
+                return;
+            }
+            None => return,
+        };
+        self.report.human_pairs += 1;
+        for (alike, vote) in self.human_alike.iter_mut().zip(votes) {
+            *alike += u64::from(*vote == human);
+        }
+        self.consensus_decided += u64::from(consensus != 0);
+        self.consensus_alike += u64::from(consensus == human);
+    }
+
+    fn finish(mut self) -> Report {
+        let voted = self.report.voted_rows;
+        let share = |part: u64, whole: u64| (whole > 0).then(|| part as f64 / whole as f64);
+        for scorer in 0..self.names.len() {
+            for other in 0..self.names.len() {
+                let agreement = share(self.alike[scorer][other], voted).unwrap_or(0.0);
+                let (one, two) =
+                    (share(self.first[scorer], voted), share(self.first[other], voted));
+                self.report.agreement[scorer][other] = agreement;
+                self.report.kappa[scorer][other] =
+                    kappa(agreement, one.unwrap_or(0.0), two.unwrap_or(0.0));
+            }
+            let scorer = ScorerReport {
+                name: self.names[scorer].clone(),
+                first_share: share(self.first[scorer], voted).unwrap_or(0.0),
+                score_mean: self.scores[scorer].mean(),
+                score_deviation: self.scores[scorer].standard_deviation(),
+                margin_quantiles: quantiles(&mut self.margins[scorer]),
+                equal_scores: self.equal[scorer],
+                human_agreement: share(self.human_alike[scorer], self.report.human_pairs),
+            };
+            self.report.warnings.extend(warning(&scorer, voted));
+            self.report.scorers.push(scorer);
+        }
+        let undecided = self.report.human_pairs - self.consensus_decided;
+        let consensus = &mut self.report.consensus;
+        consensus.human_agreement = share(self.consensus_alike, self.consensus_decided);
+        consensus.human_agreement_ties_half =
+            share(2 * self.consensus_alike + undecided, 2 * self.report.human_pairs);
+        self.report
+    }
+}
+
+/// Cohen's kappa of two voters: agreement beyond chance, from their agreement and their shares of
+/// votes for the first image. 1 when both always vote alike, even when chance alone explains it.
+fn kappa(agreement: f64, first_share: f64, other_first_share: f64) -> f64 {
+    let chance = first_share * other_first_share + (1.0 - first_share) * (1.0 - other_first_share);
+    if chance >= 1.0 { 1.0 } else { (agreement - chance) / (1.0 - chance) }
+}
+
+/// Exact quantiles by the nearest rank; zeros when there is no value.
+fn quantiles(values: &mut [f32]) -> [f64; 5] {
+    values.sort_unstable_by(f32::total_cmp);
+    QUANTILES.map(|quantile| {
+        let rank = (quantile * (values.len() as f64 - 1.0)).round().max(0.0) as usize;
+        values.get(rank).copied().map_or(0.0, f64::from)
+    })
+}
+
+/// What looks wrong with a scorer, if something does.
+fn warning(scorer: &ScorerReport, voted: u64) -> Option<String> {
+    if voted < ENOUGH_PAIRS {
+        return None;
+    }
+    let name = &scorer.name;
+    let equal = scorer.equal_scores as f64 / voted as f64;
+    let magnitude = scorer.score_mean.abs().max(f64::MIN_POSITIVE);
+    if scorer.score_deviation < COLLAPSED_SPREAD * magnitude {
+        return Some(format!(
+            "{name}: the scores hardly differ (standard deviation {:.1e} around {:.4}); its votes are rounding \
+             noise. Is this the right checkpoint, layout and preprocessing?",
+            scorer.score_deviation, scorer.score_mean
+        ));
+    }
+    if equal > COLLAPSED_EQUAL_SHARE {
+        return Some(format!(
+            "{name}: {:.0} % of the pairs have exactly equal scores, which count as votes for the first image. \
+             Were the scores rounded?",
+            100.0 * equal
+        ));
+    }
+    if scorer.first_share > ONE_SIDED_SHARE || scorer.first_share < 1.0 - ONE_SIDED_SHARE {
+        return Some(format!(
+            "{name}: {:.0} % of its votes go to the first image; images of a pair should stand in no particular order",
+            100.0 * scorer.first_share
+        ));
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn kappa_of_known_tables() {
+        // Cohen 1960's kind of table: 70 % agreement with shares 0.6 and 0.7 → chance 0.54.
+        assert!((kappa(0.7, 0.6, 0.7) - (0.7 - 0.54) / 0.46).abs() < 1e-12);
+        assert_eq!(kappa(0.5, 0.5, 0.5), 0.0);
+        assert_eq!(kappa(1.0, 0.5, 0.5), 1.0);
+        assert_eq!(kappa(0.0, 0.5, 0.5), -1.0);
+        assert_eq!(kappa(1.0, 1.0, 1.0), 1.0);
+    }
+
+    #[test]
+    fn quantiles_are_values_that_occur() {
+        let mut values: Vec<f32> = (0..=100u8).rev().map(f32::from).collect();
+        assert_eq!(quantiles(&mut values), [5.0, 25.0, 50.0, 75.0, 95.0]);
+        assert_eq!(quantiles(&mut [3.0]), [3.0; 5]);
+        assert_eq!(quantiles(&mut []), [0.0; 5]);
+    }
+
+    fn scorer() -> ScorerReport {
+        ScorerReport {
+            name: "clip".to_owned(),
+            first_share: 0.5,
+            score_mean: 0.25,
+            score_deviation: 0.05,
+            margin_quantiles: [0.0; 5],
+            equal_scores: 0,
+            human_agreement: None,
+        }
+    }
+
+    #[test]
+    fn a_collapsed_or_one_sided_scorer_is_named() {
+        assert_eq!(warning(&scorer(), 1000), None);
+        let flat = ScorerReport { score_deviation: 1e-6, ..scorer() };
+        assert!(warning(&flat, 1000).is_some_and(|text| text.contains("hardly differ")));
+        assert_eq!(warning(&flat, 5), None);
+        let rounded = ScorerReport { equal_scores: 300, ..scorer() };
+        assert!(warning(&rounded, 1000).is_some_and(|text| text.contains("exactly equal")));
+        let one_sided = ScorerReport { first_share: 0.01, ..scorer() };
+        assert!(warning(&one_sided, 1000).is_some_and(|text| text.contains("no particular order")));
+    }
+}

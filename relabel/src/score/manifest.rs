@@ -1,0 +1,112 @@
+//! What the labels depend on: equal manifests mean equal labels, and a run is only continued by one
+//! whose manifest is equal.
+
+use std::collections::BTreeMap;
+
+use anyhow::Result;
+use schemas::labels::{KEY_FINGERPRINT, KEY_MANIFEST, KEY_SCHEMA_VERSION, SCHEMA_VERSION};
+use scorers::ScorersManifest;
+use serde::{Deserialize, Serialize};
+
+use super::plan::Plan;
+use crate::vote::TiePolicy;
+
+/// The manifest of a labels file. No time, no host, no absolute path.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Manifest {
+    /// The version of this program.
+    pub crate_version: String,
+    /// The version of the labels' columns.
+    pub schema_version: u32,
+    /// The scorers with their checkpoints, recipes, type and kind of device.
+    #[serde(flatten)]
+    pub scorers: ScorersManifest,
+    /// Images per forward; the last bits of a score depend on it.
+    pub batch_size: usize,
+    /// Which scorers vote; all that have columns.
+    pub voters: Vec<String>,
+    /// What a tie becomes.
+    pub ties: TiePolicy,
+    /// At most this many rows were taken.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limit: Option<u64>,
+    /// The inputs.
+    pub input: InputRecord,
+}
+
+/// What was labelled.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct InputRecord {
+    /// Pairs.
+    pub rows: u64,
+    /// A checksum of ids, captions, uids and human labels.
+    pub content: String,
+    /// The files, in order.
+    pub files: Vec<FileRecord>,
+}
+
+/// One input file.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct FileRecord {
+    /// Its name below the input folder, as in the column `source_file`.
+    pub source_file: String,
+    /// The rows taken.
+    pub rows: u64,
+    /// Its length and footer, hashed.
+    pub fingerprint: String,
+}
+
+impl Manifest {
+    /// Describes a run.
+    #[must_use]
+    pub fn new(
+        scorers: &ScorersManifest,
+        plan: &Plan,
+        batch_size: usize,
+        ties: TiePolicy,
+        limit: Option<u64>,
+    ) -> Self {
+        Self {
+            crate_version: env!("CARGO_PKG_VERSION").to_owned(),
+            schema_version: SCHEMA_VERSION,
+            voters: scorers.scorers.iter().map(|scorer| scorer.name.clone()).collect(),
+            scorers: scorers.clone(),
+            batch_size,
+            ties,
+            limit,
+            input: InputRecord {
+                rows: plan.pairs(),
+                content: plan.content.clone(),
+                files: plan
+                    .files
+                    .iter()
+                    .map(|file| FileRecord {
+                        source_file: file.input.source_file.clone(),
+                        rows: file.rows,
+                        fingerprint: file.fingerprint.clone(),
+                    })
+                    .collect(),
+            },
+        }
+    }
+
+    /// A checksum of the whole.
+    ///
+    /// # Errors
+    /// Never in practice: every field is plain data.
+    pub fn fingerprint(&self) -> Result<String> {
+        Ok(runkit::manifest::fingerprint(self)?)
+    }
+
+    /// The key-value metadata of the labels file.
+    ///
+    /// # Errors
+    /// Never in practice: every field is plain data.
+    pub fn metadata(&self) -> Result<BTreeMap<String, String>> {
+        Ok(BTreeMap::from([
+            (KEY_SCHEMA_VERSION.to_owned(), SCHEMA_VERSION.to_string()),
+            (KEY_FINGERPRINT.to_owned(), self.fingerprint()?),
+            (KEY_MANIFEST.to_owned(), runkit::manifest::canonical_json(self)?),
+        ]))
+    }
+}

@@ -1,0 +1,281 @@
+//! Parts: what has been scored of one input file, complete or not there at all.
+//!
+//! A part holds a row for every combination whose image is owned by its file, and a row for every
+//! other place an image stands in the file, with the checksum of the bytes found there: a uid that
+//! names different bytes elsewhere is noticed at the merge instead of being given foreign scores.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use anyhow::{Context as _, Result, ensure};
+use arrow::array::{
+    Array, ArrayRef, AsArray, Float32Builder, RecordBatch, StringBuilder, UInt32Builder,
+    UInt64Builder,
+};
+use arrow::datatypes::{DataType, Field, Float32Type, Schema, UInt32Type, UInt64Type};
+use parquet::arrow::ArrowWriter;
+use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
+use parquet::basic::{Compression, ZstdLevel};
+use parquet::file::metadata::KeyValue;
+use parquet::file::properties::WriterProperties;
+use runkit::files::AtomicFile;
+use schemas::labels::Status;
+
+/// The metadata key that ties a part to its run.
+const FINGERPRINT: &str = "relabel.fingerprint";
+
+/// Rows kept in memory before they are encoded.
+const ROWS_PER_BATCH: usize = 4096;
+
+/// One row of a part.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct PartRow {
+    /// 2·row + position, within the input file.
+    pub(crate) slot: u64,
+    /// xxh3 of the encoded image; null when there is none.
+    pub(crate) content: Option<u64>,
+    /// What was scored; null for an image that another place owns.
+    pub(crate) combination: Option<u32>,
+    /// Whether it could be scored.
+    pub(crate) status: Status,
+    /// Why not.
+    pub(crate) error: Option<String>,
+    /// One score per scorer; empty unless the status is ok.
+    pub(crate) scores: Vec<f32>,
+}
+
+/// The file of part `index` of `count`.
+pub(crate) fn path(folder: &Path, index: usize, count: usize) -> PathBuf {
+    folder.join(format!("part-{index:05}-of-{count:05}.parquet"))
+}
+
+fn schema(scorers: &[String]) -> Schema {
+    let mut fields = vec![
+        Field::new("slot", DataType::UInt64, false),
+        Field::new("content", DataType::UInt64, true),
+        Field::new("combination", DataType::UInt32, true),
+        Field::new("status", DataType::Utf8, false),
+        Field::new("error", DataType::Utf8, true),
+    ];
+    fields.extend(scorers.iter().map(|name| Field::new(name, DataType::Float32, true)));
+    Schema::new(fields)
+}
+
+/// Writes one part; nothing stands under its name until [`PartWriter::finish`].
+pub(crate) struct PartWriter {
+    writer: ArrowWriter<AtomicFile>,
+    schema: Arc<Schema>,
+    path: PathBuf,
+    rows: Vec<PartRow>,
+    scorers: usize,
+}
+
+impl PartWriter {
+    pub(crate) fn create(path: &Path, scorers: &[String], fingerprint: &str) -> Result<Self> {
+        let schema = Arc::new(schema(scorers));
+        let properties = WriterProperties::builder()
+            .set_compression(Compression::ZSTD(ZstdLevel::default()))
+            .set_created_by("relabel".to_owned())
+            .set_key_value_metadata(Some(vec![KeyValue::new(
+                FINGERPRINT.to_owned(),
+                fingerprint.to_owned(),
+            )]))
+            .build();
+        let file = AtomicFile::create(path)?;
+        let writer = ArrowWriter::try_new(file, Arc::clone(&schema), Some(properties))?;
+        Ok(Self {
+            writer,
+            schema,
+            path: path.to_path_buf(),
+            rows: Vec::new(),
+            scorers: scorers.len(),
+        })
+    }
+
+    pub(crate) fn write(&mut self, row: PartRow) -> Result<()> {
+        self.rows.push(row);
+        if self.rows.len() >= ROWS_PER_BATCH { self.flush() } else { Ok(()) }
+    }
+
+    pub(crate) fn finish(mut self) -> Result<()> {
+        self.flush()?;
+        let path = self.path;
+        let file = self
+            .writer
+            .into_inner()
+            .with_context(|| format!("{}: cannot be written", path.display()))?;
+        file.commit()?;
+        Ok(())
+    }
+
+    fn flush(&mut self) -> Result<()> {
+        let (mut slot, mut content, mut combination) =
+            (UInt64Builder::new(), UInt64Builder::new(), UInt32Builder::new());
+        let (mut status, mut error) = (StringBuilder::new(), StringBuilder::new());
+        let mut scores: Vec<Float32Builder> =
+            (0..self.scorers).map(|_| Float32Builder::new()).collect();
+        for row in self.rows.drain(..) {
+            slot.append_value(row.slot);
+            content.append_option(row.content);
+            combination.append_option(row.combination);
+            status.append_value(row.status.as_str());
+            error.append_option(row.error);
+            for (index, builder) in scores.iter_mut().enumerate() {
+                builder.append_option(row.scores.get(index).copied());
+            }
+        }
+        let mut columns: Vec<ArrayRef> = vec![
+            Arc::new(slot.finish()),
+            Arc::new(content.finish()),
+            Arc::new(combination.finish()),
+            Arc::new(status.finish()),
+            Arc::new(error.finish()),
+        ];
+        columns.extend(scores.iter_mut().map(|builder| Arc::new(builder.finish()) as ArrayRef));
+        let batch = RecordBatch::try_new(Arc::clone(&self.schema), columns)?;
+        self.writer
+            .write(&batch)
+            .with_context(|| format!("{}: cannot be written", self.path.display()))
+    }
+}
+
+/// Whether a complete part of this very run stands at `path`.
+///
+/// # Errors
+/// A part of another run, or one that is damaged: neither can come from an interrupted run, so the
+/// user decides what happens to it.
+pub(crate) fn is_done(path: &Path, fingerprint: &str) -> Result<bool> {
+    if !path.exists() {
+        return Ok(false);
+    }
+    let reader = open(path)?;
+    let of_this_run = reader
+        .metadata()
+        .file_metadata()
+        .key_value_metadata()
+        .into_iter()
+        .flatten()
+        .any(|entry| entry.key == FINGERPRINT && entry.value.as_deref() == Some(fingerprint));
+    ensure!(
+        of_this_run,
+        "{}: this part belongs to another run; hint: remove it, or start over with --fresh",
+        path.display()
+    );
+    Ok(true)
+}
+
+/// Calls `each` for every row of a part, in order.
+pub(crate) fn read(
+    path: &Path,
+    scorers: &[String],
+    mut each: impl FnMut(PartRow) -> Result<()>,
+) -> Result<()> {
+    let reader = open(path)?;
+    let found = reader.schema().fields().clone();
+    let expected = schema(scorers);
+    ensure!(
+        found
+            .iter()
+            .map(|field| field.name())
+            .eq(expected.fields().iter().map(|field| field.name())),
+        "{}: expected the columns of a part, found {:?}; hint: start over with --fresh",
+        path.display(),
+        found.iter().map(|field| field.name()).collect::<Vec<_>>()
+    );
+    for batch in reader.build()? {
+        let batch = batch.with_context(|| damaged(path))?;
+        let slot = batch.column(0).as_primitive::<UInt64Type>();
+        let content = batch.column(1).as_primitive::<UInt64Type>();
+        let combination = batch.column(2).as_primitive::<UInt32Type>();
+        let status = batch.column(3).as_string::<i32>();
+        let error = batch.column(4).as_string::<i32>();
+        let scores: Vec<_> = (5..batch.num_columns())
+            .map(|index| batch.column(index).as_primitive::<Float32Type>())
+            .collect();
+        for row in 0..batch.num_rows() {
+            let status: Status =
+                status.value(row).parse().map_err(|_| anyhow::anyhow!(damaged(path)))?;
+            each(PartRow {
+                slot: slot.value(row),
+                content: content.is_valid(row).then(|| content.value(row)),
+                combination: combination.is_valid(row).then(|| combination.value(row)),
+                status,
+                error: error.is_valid(row).then(|| error.value(row).to_owned()),
+                scores: scores
+                    .iter()
+                    .filter(|column| column.is_valid(row))
+                    .map(|column| column.value(row))
+                    .collect(),
+            })?;
+        }
+    }
+    Ok(())
+}
+
+fn open(path: &Path) -> Result<ParquetRecordBatchReaderBuilder<std::fs::File>> {
+    let file = std::fs::File::open(path)
+        .with_context(|| format!("{}: cannot be opened", path.display()))?;
+    ParquetRecordBatchReaderBuilder::try_new(file).with_context(|| damaged(path))
+}
+
+fn damaged(path: &Path) -> String {
+    format!(
+        "{}: this part is damaged; hint: remove it and run the same command again",
+        path.display()
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_part_reads_back_as_written_and_belongs_to_one_run() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = path(folder.path(), 3, 12);
+        assert!(path.ends_with("part-00003-of-00012.parquet"));
+        let scorers = vec!["clip".to_owned(), "hps".to_owned()];
+        let rows = vec![
+            PartRow {
+                slot: 0,
+                content: Some(u64::MAX),
+                combination: Some(7),
+                status: Status::Ok,
+                error: None,
+                scores: vec![0.25, -1.0],
+            },
+            PartRow {
+                slot: 1,
+                content: None,
+                combination: Some(8),
+                status: Status::MissingImage,
+                error: Some("null".to_owned()),
+                scores: vec![],
+            },
+            PartRow {
+                slot: 2,
+                content: Some(1),
+                combination: None,
+                status: Status::Ok,
+                error: None,
+                scores: vec![],
+            },
+        ];
+        assert!(!is_done(&path, "a").unwrap());
+        let mut writer = PartWriter::create(&path, &scorers, "a").unwrap();
+        rows.iter().for_each(|row| writer.write(row.clone()).unwrap());
+        assert!(!path.exists(), "nothing under the final name before the end");
+        writer.finish().unwrap();
+        let mut found = Vec::new();
+        read(&path, &scorers, |row| {
+            found.push(row);
+            Ok(())
+        })
+        .unwrap();
+        assert_eq!(found, rows);
+        assert!(is_done(&path, "a").unwrap());
+        assert!(is_done(&path, "b").unwrap_err().to_string().contains("another run"));
+        let message = read(&path, &scorers[..1], |_| Ok(())).unwrap_err().to_string();
+        assert!(message.contains("expected the columns"), "{message}");
+    }
+}
