@@ -1,0 +1,74 @@
+# What a user types. Every target does what of `setup` is missing.
+#
+#   make setup      libtorch in ./.venv, then the programs in ./target/release
+#   make relabel    PAIRS= SCORERS= LABELS= DEVICE= ARGS=   score pairs, write votes and consensus
+#   make test       all tests, the notebook included
+#   make lint       formatting, lints, documentation, generated pages
+#   make parity     the Python libraries and ours on the same random weights, full published size
+#   make bench      speed and memory beside the Python way
+#   make docs       the generated reference pages
+
+PAIRS   ?= data/sample
+SCORERS ?= data/mini/scorers.toml
+LABELS  ?= data/labels.parquet
+DEVICE  ?= auto
+ARGS    ?=
+
+VENV    := $(CURDIR)/.venv
+TORCH   := 2.11.0
+
+# A user's own libtorch wins; otherwise the one of the project's virtual environment is used, and
+# nothing but that environment is needed.
+ifndef LIBTORCH
+export LIBTORCH_USE_PYTORCH := 1
+export VIRTUAL_ENV := $(VENV)
+export PATH := $(VENV)/bin:$(PATH)
+TORCH_STAMP := $(VENV)/.torch-$(TORCH)
+endif
+
+.DEFAULT_GOAL := help
+.PHONY: help setup build relabel test lint parity bench docs clean
+
+help:
+	@sed -n '3,9s/^#   //p' Makefile
+
+setup: build
+	@echo "ready: make relabel"
+
+$(VENV)/.torch-$(TORCH): scripts/setup.sh
+	scripts/setup.sh $(VENV) $(TORCH)
+
+build: $(TORCH_STAMP)
+	cargo build --release --locked --bins
+
+relabel: build
+	target/release/relabel score --pairs $(PAIRS) --scorers $(SCORERS) --out $(LABELS) --device $(DEVICE) $(ARGS)
+
+$(VENV)/.notebook: notebooks/requirements.txt $(TORCH_STAMP)
+	test -x $(VENV)/bin/python || python3 -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet --requirement notebooks/requirements.txt
+	touch $@
+
+test: build $(VENV)/.notebook
+	cargo test --release --locked --workspace
+	target/release/relabel score --quiet --pairs data/sample --scorers data/mini/scorers.toml --out out/test/labels.parquet --fresh
+	$(VENV)/bin/python scripts/checks/duckdb_recheck.py out/test/labels.parquet
+	LABELS=out/test/labels.parquet $(VENV)/bin/python scripts/checks/run_notebook.py
+
+lint: build
+	cargo fmt --all --check
+	cargo clippy --release --locked --workspace --all-targets -- --deny warnings
+	RUSTDOCFLAGS="--deny warnings" cargo doc --release --locked --workspace --no-deps --document-private-items
+	cargo run --quiet --release --locked -p schemas -- docs --check
+
+parity: build
+	scripts/parity/run.sh
+
+bench: build
+	scripts/bench/run.sh
+
+docs: build
+	cargo run --quiet --release --locked -p schemas -- docs
+
+clean:
+	rm -rf target out data/labels*.parquet data/labels*.parquet.work
