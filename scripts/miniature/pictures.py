@@ -18,11 +18,12 @@ DRAWINGS = ROOT / "data" / "downloads" / "drawings"
 SAMPLE = ROOT / "data" / "sample"
 MINI = ROOT / "data" / "mini"
 
+# The styles of the sample. Drawings of any further style in the catalogue are trained on.
 STYLES = ("noto", "twemoji", "openmoji")
 DEGRADATIONS = ("blur", "noise", "jpeg", "washed")
 
 SPLIT_SEED = 20_250_301
-# Names of which two styles (one style) are never shown to a model in training.
+# Names of which two of those styles (one of them) are never shown to a model in training.
 SAMPLE_NAMES = 160
 HELD_OUT_NAMES = 120
 
@@ -108,6 +109,8 @@ def drawings() -> tuple[Drawing, ...]:
             else:
                 split = "train"
             result.append(Drawing(entry["name"], entry["codepoints"], style, split))
+        for style in entry["styles"][len(STYLES) :]:
+            result.append(Drawing(entry["name"], entry["codepoints"], style, "train"))
     return tuple(result)
 
 

@@ -1,0 +1,468 @@
+"""Train the four reward models of the miniature world and write data/mini.
+
+1. clip: contrastive on (picture, caption), degraded pictures among them.
+2. hps: clip tuned on preferences for quality given the caption, on HPS's input recipe.
+3. pickscore: clip tuned on labels of the noisy annotator of make_sample.py.
+4. aesthetic: a linear head on clip's image features, regressed on colour and contrast.
+
+Only drawings of the split "train" are used. `--quick` trains a few steps: the right files, no skill.
+"""
+
+import argparse
+import dataclasses
+import math
+import time
+import typing
+
+import numpy
+import torch
+from torch.nn import functional
+
+import make_sample
+import networks
+import pictures
+from pictures import MINI, Picture
+
+SEED = 11
+# One thread: the same bits whatever the machine, and no waiting for the other where cores are shared.
+THREADS = 1
+STAGES = ("clip", "aesthetic", "pickscore", "hps")
+
+# Contrastive training.
+VARIANTS = 5  # composed pictures per drawing, of which about one in four is degraded
+CLIP_STEPS = 2_400
+CLIP_BATCH = 192
+CLIP_LEARNING_RATE = 1.2e-3
+DESCRIPTIVE_SHARE = 0.25
+
+# Preference tuning.
+PREFERENCE_PAIRS = 10_000
+PREFERENCE_STEPS = 400
+PREFERENCE_BATCH = 64
+PREFERENCE_LEARNING_RATE = 2e-4
+
+# Patches of 64 that a training picture keeps, from which share of the steps on. Dropping the others
+# at random (as FLIP does) is faster and keeps a small network from learning drawings by heart.
+CLIP_PATCHES = ((0.0, 20), (0.8, 40), (0.93, None))
+PREFERENCE_PATCHES = ((0.0, 36), (0.7, None))
+
+# The aesthetic head.
+HEAD_STEPS = 3_000
+HEAD_BATCH = 512
+
+
+@dataclasses.dataclass(frozen=True)
+class Schedule:
+    """How long each training takes."""
+
+    variants: int = VARIANTS
+    clip_steps: int = CLIP_STEPS
+    preference_pairs: int = PREFERENCE_PAIRS
+    preference_steps: int = PREFERENCE_STEPS
+    head_steps: int = HEAD_STEPS
+
+
+QUICK = Schedule(
+    variants=1, clip_steps=20, preference_pairs=600, preference_steps=5, head_steps=100
+)
+
+
+def learning_rate(step: int, steps: int, peak: float) -> float:
+    """A short linear warm-up, then a cosine to a hundredth."""
+    warm_up = max(1, steps // 20)
+    if step < warm_up:
+        return peak * (step + 1) / warm_up
+    progress = (step - warm_up) / max(1, steps - warm_up)
+    return peak * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * progress)))
+
+
+def patches_at(progress: float, plan: tuple[tuple[float, int | None], ...]) -> int | None:
+    """How many patches are kept at this share of the steps; None for all."""
+    return next(kept for start, kept in reversed(plan) if progress >= start)
+
+
+def optimizer_for(model: torch.nn.Module, peak: float) -> torch.optim.AdamW:
+    """AdamW; gains, biases and the logit scale do not decay."""
+    decayed = [tensor for tensor in model.parameters() if tensor.ndim >= 2]
+    others = [tensor for tensor in model.parameters() if tensor.ndim < 2]
+    groups = [{"params": decayed, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=peak, betas=(0.9, 0.98), fused=True)
+
+
+def update(model: torch.nn.Module, optimizer: torch.optim.AdamW, loss: torch.Tensor, rate: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    optimizer.zero_grad()
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    optimizer.step()
+    with torch.no_grad():
+        model.logit_scale.clamp_(math.log(5.0), math.log(100.0))
+
+
+class Tokens:
+    """Captions to ids, padded to the longest of a batch; each caption is tokenised once."""
+
+    def __init__(self, encode: typing.Callable[[str], list[int]]) -> None:
+        self.encode = encode
+        self.known: dict[str, list[int]] = {}
+
+    @classmethod
+    def hf(cls) -> "Tokens":
+        tokenizer = networks.hf_tokenizer()
+        return cls(lambda caption: tokenizer(caption)["input_ids"])
+
+    @classmethod
+    def open_clip(cls) -> "Tokens":
+        networks.save_open_clip_vocabulary(MINI / "hps")
+        tokenizer = networks.open_clip_tokenizer(MINI / "hps")
+        ends = tokenizer.sot_token_id, tokenizer.eot_token_id
+        return cls(lambda caption: [ends[0], *tokenizer.encode(caption), ends[1]])
+
+    def __call__(self, captions: list[str]) -> torch.Tensor:
+        rows = []
+        for caption in captions:
+            if caption not in self.known:
+                self.known[caption] = self.encode(caption)
+            rows.append(self.known[caption])
+        length = max(len(row) for row in rows)
+        # Every row ends with the end of text, and what follows it does not count.
+        return torch.tensor([row + row[-1:] * (length - len(row)) for row in rows])
+
+
+def training_picture(
+    drawing: pictures.Drawing, generator: numpy.random.Generator, *, degraded: bool, kind=None
+) -> Picture:
+    """A picture as the sample has them, encoded and decoded like them."""
+    picture = pictures.compose(drawing, generator, varied=True)
+    if degraded:
+        picture = pictures.degrade(picture, generator, kind)
+    data, _ = pictures.encode(picture.image, generator)
+    return dataclasses.replace(picture, image=networks.decode(data))
+
+
+def training_drawings() -> list[pictures.Drawing]:
+    return [drawing for drawing in pictures.drawings() if drawing.split == "train"]
+
+
+def by_name(drawings: list[pictures.Drawing]) -> dict[str, list[pictures.Drawing]]:
+    result: dict[str, list[pictures.Drawing]] = {}
+    for drawing in drawings:
+        result.setdefault(drawing.name, []).append(drawing)
+    return result
+
+
+# 1. Contrastive.
+
+
+def train_clip(schedule: Schedule, log) -> networks.CLIPModel:
+    generator = numpy.random.default_rng(SEED)
+    numbers_of: dict[str, list[int]] = {}
+    levels, shown = [], []
+    for drawing in training_drawings():
+        for variant in range(schedule.variants):
+            picture = training_picture(drawing, generator, degraded=len(shown) % 4 == 3)
+            numbers_of.setdefault(drawing.name, []).append(len(shown))
+            levels.append(networks.hf_levels(picture.image))
+            shown.append(picture)
+    levels = torch.from_numpy(numpy.stack(levels)).permute(0, 3, 1, 2)
+    log(f"clip: {len(shown)} pictures of {len(numbers_of)} names")
+
+    names = list(numbers_of)
+    tokens = Tokens.hf()
+    model = networks.new_clip().train()
+    with torch.no_grad():
+        model.logit_scale.fill_(math.log(1 / 0.07))
+    optimizer = optimizer_for(model, CLIP_LEARNING_RATE)
+    for step in range(schedule.clip_steps):
+        chosen = generator.choice(len(names), CLIP_BATCH, replace=False)
+        numbers = [int(generator.choice(numbers_of[names[index]])) for index in chosen]
+        captions = [
+            pictures.descriptive_caption(shown[number], generator)
+            if generator.random() < DESCRIPTIVE_SHARE
+            else pictures.caption(shown[number].drawing.name, generator)
+            for number in numbers
+        ]
+        pixels = networks.normalise(shifted(levels[numbers], generator).float() / 255)
+        kept = patches_at(step / schedule.clip_steps, CLIP_PATCHES)
+        with torch.autocast("cpu", torch.bfloat16):
+            image = networks.image_features(model, pixels, kept)
+            text = networks.text_features(model, tokens(captions))
+        image = functional.normalize(image.float(), dim=-1)
+        text = functional.normalize(text.float(), dim=-1)
+        logits = model.logit_scale.exp() * image @ text.T
+        target = torch.arange(len(numbers))
+        loss = (functional.cross_entropy(logits, target) + functional.cross_entropy(logits.T, target)) / 2
+        update(model, optimizer, loss, learning_rate(step, schedule.clip_steps, CLIP_LEARNING_RATE))
+        if step % 50 == 0 or step == schedule.clip_steps - 1:
+            right = (logits.argmax(1) == target).float().mean()
+            log(f"clip: step {step} loss {loss:.3f} right {right:.3f} scale {model.logit_scale.exp():.1f}")
+    return model.eval()
+
+
+def shifted(levels: torch.Tensor, generator: numpy.random.Generator) -> torch.Tensor:
+    """The batch [B, 3, 64, 64] moved by up to three pixels, edges repeated."""
+    padded = functional.pad(levels.float(), (3, 3, 3, 3), mode="replicate")
+    top, left = generator.integers(0, 7, size=2)
+    return padded[:, :, top : top + networks.IMAGE_SIZE, left : left + networks.IMAGE_SIZE]
+
+
+# 2 and 3. Preferences.
+
+
+@dataclasses.dataclass(frozen=True)
+class Preference:
+    """Two pictures, a caption, and the probability that the first one is preferred."""
+
+    pictures: tuple[Picture, Picture]
+    name: str  # what the caption names
+    caption: str
+    label: float
+
+
+def quality_preference(drawings: dict[str, list], generator: numpy.random.Generator) -> Preference:
+    """Clean over degraded, mild over severe, right over wrong; style and background do not count."""
+    names = list(drawings)
+    name, other = (names[index] for index in generator.choice(len(names), 2, replace=False))
+    kind = generator.choice(("degraded", "severe", "wrong"), p=(0.60, 0.15, 0.25))
+
+    def make(of: str, degraded: bool, degradation=None) -> Picture:
+        drawing = drawings[of][int(generator.integers(len(drawings[of])))]
+        return training_picture(drawing, generator, degraded=degraded, kind=degradation)
+
+    if kind == "degraded":
+        better, worse = make(name, False), make(name, True)
+    elif kind == "severe":
+        degradation = str(generator.choice(pictures.DEGRADATIONS))
+        better, worse = sorted(
+            (make(name, True, degradation), make(name, True, degradation)),
+            key=lambda picture: picture.severity,
+        )
+    else:
+        degraded = bool(generator.random() < 0.2)
+        better, worse = make(name, degraded), make(other, degraded)
+    caption = pictures.caption(name, generator)
+    if generator.random() < 0.5:
+        return Preference((better, worse), name, caption, 1.0)
+    return Preference((worse, better), name, caption, 0.0)
+
+
+def annotator_preference(drawings: dict[str, list], generator: numpy.random.Generator) -> Preference:
+    """A pair as the sample has them, labelled by a noisy annotator of average taste."""
+    names = list(drawings)
+    name, other = (names[index] for index in generator.choice(len(names), 2, replace=False))
+    shown = []
+    for _ in range(2):
+        kind = generator.choice(("clean", "wrong", "degraded"), p=(0.60, 0.20, 0.20))
+        choices = drawings[other if kind == "wrong" else name]
+        drawing = choices[int(generator.integers(len(choices)))]
+        shown.append(training_picture(drawing, generator, degraded=kind == "degraded"))
+    average = dict.fromkeys(pictures.STYLES, 0.0)
+    seen = [
+        make_sample.utility(picture, name, average)
+        + float(generator.normal(0.0, make_sample.NOISE_DEVIATION))
+        for picture in shown
+    ]
+    label = make_sample.label_of(seen[0] - seen[1])
+    return Preference((shown[0], shown[1]), name, pictures.caption(name, generator), label)
+
+
+def tune(clip: networks.CLIPModel, kind: str, schedule: Schedule, log) -> networks.CLIPModel:
+    """A copy of clip tuned on preferences: softmax over the two logits, as PickScore and HPS do."""
+    generator = numpy.random.default_rng((SEED, 2 if kind == "hps" else 3))
+    drawings = training_drawings()
+    if kind == "pickscore":
+        # The annotator's taste is about these styles.
+        drawings = [drawing for drawing in drawings if drawing.style in pictures.STYLES]
+    drawings = by_name(drawings)
+    make = quality_preference if kind == "hps" else annotator_preference
+    pairs = [make(drawings, generator) for _ in range(schedule.preference_pairs)]
+    pixels = torch.stack([input_values(picture, kind) for pair in pairs for picture in pair.pictures])
+    labels = torch.tensor([pair.label for pair in pairs])
+    log(f"{kind}: {len(pairs)} pairs")
+
+    tokens = Tokens.open_clip() if kind == "hps" else Tokens.hf()
+    model = networks.new_clip()
+    model.load_state_dict(clip.state_dict())
+    model.train()
+    optimizer = optimizer_for(model, PREFERENCE_LEARNING_RATE)
+    order = numpy.empty(0, numpy.int64)
+    for step in range(schedule.preference_steps):
+        if len(order) < PREFERENCE_BATCH:
+            order = generator.permutation(len(pairs))
+        batch, order = torch.from_numpy(order[:PREFERENCE_BATCH]), order[PREFERENCE_BATCH:]
+        both = torch.stack([2 * batch, 2 * batch + 1], dim=1).flatten()
+        inputs = networks.normalise(shifted(pixels[both], generator))
+        kept = patches_at(step / schedule.preference_steps, PREFERENCE_PATCHES)
+        with torch.autocast("cpu", torch.bfloat16):
+            image = networks.image_features(model, inputs, kept)
+            text = networks.text_features(model, tokens([pairs[index].caption for index in batch]))
+        image = functional.normalize(image.float(), dim=-1).view(len(batch), 2, -1)
+        text = functional.normalize(text.float(), dim=-1)
+        logits = model.logit_scale.exp() * (image * text[:, None]).sum(-1)
+        target = torch.stack([labels[batch], 1 - labels[batch]], dim=1)
+        loss = functional.cross_entropy(logits, target)
+        rate = learning_rate(step, schedule.preference_steps, PREFERENCE_LEARNING_RATE)
+        update(model, optimizer, loss, rate)
+        if step % 50 == 0 or step == schedule.preference_steps - 1:
+            decided = labels[batch] != 0.5
+            right = ((logits[:, 0] > logits[:, 1]) == (labels[batch] > 0.5))[decided].float().mean()
+            log(f"{kind}: step {step} loss {loss:.3f} right {right:.3f}")
+    return model.eval()
+
+
+def input_values(picture: Picture, kind: str) -> torch.Tensor:
+    """The recipe that the scorer uses, before normalisation: [3, 64, 64] in half precision."""
+    if kind == "hps":
+        return networks.hps_values(picture.image).half()
+    return torch.from_numpy(networks.hf_levels(picture.image)).permute(2, 0, 1).div(255).half()
+
+
+# 4. The aesthetic head.
+
+
+def aesthetic_value(picture: Picture, clean: Picture) -> float:
+    """How colourful and rich in contrast the clean picture is, less what degradation takes: 1 to 10.
+
+    Colourfulness after Hasler and Suesstrunk (2003); contrast is the deviation of luminance.
+    """
+    values = numpy.asarray(clean.image, numpy.float64)
+    red, green, blue = values[..., 0], values[..., 1], values[..., 2]
+    opponents = (red - green, 0.5 * (red + green) - blue)
+    spread = math.hypot(*(float(one.std()) for one in opponents))
+    mean = math.hypot(*(float(one.mean()) for one in opponents))
+    colourfulness = spread + 0.3 * mean
+    contrast = float((0.299 * red + 0.587 * green + 0.114 * blue).std())
+    value = 2.5 + 4.5 * min(colourfulness / 90, 1) + 3.0 * min(contrast / 75, 1)
+    return min(10.0, max(1.0, value - 2.5 * picture.severity))
+
+
+def aesthetic_picture(drawing: pictures.Drawing, generator: numpy.random.Generator):
+    """A picture, one in three degraded, with its aesthetic value."""
+    clean = pictures.compose(drawing, generator, varied=True)
+    picture = pictures.degrade(clean, generator) if generator.random() < 0.33 else clean
+    value = aesthetic_value(picture, clean)
+    data, _ = pictures.encode(picture.image, generator)
+    return dataclasses.replace(picture, image=networks.decode(data)), value
+
+
+@torch.no_grad()
+def clip_image_features(clip: networks.CLIPModel, levels: torch.Tensor) -> torch.Tensor:
+    """Normalised features [N, D] of uint8 [N, 3, 64, 64], as they are when scored: in f32."""
+    features = [
+        networks.image_features(clip, networks.normalise(part.float() / 255))
+        for part in levels.split(256)
+    ]
+    return functional.normalize(torch.cat(features), dim=-1)
+
+
+def train_head(clip: networks.CLIPModel, schedule: Schedule, log) -> networks.AestheticHead:
+    generator = numpy.random.default_rng((SEED, 4))
+    levels, values = [], []
+    for drawing in training_drawings():
+        for _ in range(min(2, schedule.variants)):
+            picture, value = aesthetic_picture(drawing, generator)
+            levels.append(networks.hf_levels(picture.image))
+            values.append(value)
+    features = clip_image_features(clip, torch.from_numpy(numpy.stack(levels)).permute(0, 3, 1, 2))
+    targets = torch.tensor(values)
+    log(f"aesthetic: {len(values)} pictures, mean {targets.mean():.2f}, deviation {targets.std():.2f}")
+
+    head = networks.AestheticHead().train()
+    with torch.no_grad():
+        head.layers[-1].bias.fill_(float(targets.mean()))
+    optimizer = torch.optim.AdamW(head.parameters(), lr=1e-3, weight_decay=1e-4)
+    for step in range(schedule.head_steps):
+        batch = torch.from_numpy(generator.integers(0, len(targets), HEAD_BATCH))
+        loss = functional.mse_loss(head(features[batch]).flatten(), targets[batch])
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(step, schedule.head_steps, 1e-3)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        if step % 500 == 0 or step == schedule.head_steps - 1:
+            log(f"aesthetic: step {step} squared error {loss:.3f}")
+    return head.eval()
+
+
+SCORERS = """\
+# The four reward models of the miniature world, in the published layouts.
+
+[[scorer]]
+name = "clip"
+kind = "clip"
+model = "clip"
+layout = "transformers"
+preprocess = "hf"
+tokenizer = "hf"
+
+[[scorer]]
+name = "hps"
+kind = "clip"
+model = "hps"
+layout = "open_clip"
+weights = "open_clip_pytorch_model.pt"
+preprocess = "hps"
+hps_resize = "legacy"
+tokenizer = "open_clip"
+
+[[scorer]]
+name = "pickscore"
+kind = "clip"
+model = "pickscore"
+layout = "transformers"
+preprocess = "hf"
+tokenizer = "hf"
+
+[[scorer]]
+name = "aesthetic"
+kind = "aesthetic"
+model = "clip"
+layout = "transformers"
+head = "aesthetic/linear-mse.pth"
+preprocess = "hf"
+"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="a few steps only")
+    parser.add_argument(
+        "--stages",
+        nargs="+",
+        choices=STAGES,
+        default=STAGES,
+        help="what to train; the later ones start from data/mini/clip",
+    )
+    arguments = parser.parse_args()
+    schedule = QUICK if arguments.quick else Schedule()
+
+    torch.set_num_threads(THREADS)
+    start = time.monotonic()
+
+    def log(message: str) -> None:
+        print(f"{time.monotonic() - start:7.1f} s  {message}", flush=True)
+
+    for folder in ("aesthetic", "hps"):
+        (MINI / folder).mkdir(parents=True, exist_ok=True)
+    (MINI / "scorers.toml").write_text(SCORERS)
+    for number, stage in enumerate(STAGES):
+        if stage not in arguments.stages:
+            continue
+        torch.manual_seed(SEED + number)
+        if stage == "clip":
+            networks.save_transformers(train_clip(schedule, log), MINI / "clip")
+            continue
+        clip = networks.load_transformers(MINI / "clip")
+        if stage == "aesthetic":
+            head = train_head(clip, schedule, log)
+            torch.save(head.state_dict(), MINI / "aesthetic" / "linear-mse.pth")
+        elif stage == "pickscore":
+            networks.save_transformers(tune(clip, stage, schedule, log), MINI / "pickscore")
+        else:
+            networks.save_open_clip(tune(clip, stage, schedule, log), MINI / "hps")
+    log("done")
+
+
+if __name__ == "__main__":
+    main()
