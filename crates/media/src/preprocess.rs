@@ -175,21 +175,19 @@ impl Recipe {
     fn crop(&self, image: &Image, rounding: Rounding, out: &mut [f32]) {
         let (resized, window) = crop_geometry(image.width(), image.height(), self.size, rounding);
         let crop = RESIZER.with_borrow_mut(|resizer| {
-            resizer.resize_window(image, resized, window, Filter::Bicubic)
+            resizer.resize_within(image, resized, window, Filter::Bicubic)
         });
-        // The window lies in the resized image by construction; if it did not, black is what
-        // Pillow's crop shows outside of an image.
-        let crop = crop.map(|crop| crop.to_rgb().into_owned().into_pixels()).unwrap_or_default();
-        let area = out.len() / 3;
-        for (channel, (plane, normalize)) in
-            out.chunks_exact_mut(area).zip(self.normalize()).enumerate()
-        {
-            let table: [f32; 256] =
-                std::array::from_fn(|value| normalize.apply(value as f32 / 255.0));
-            plane.fill(table[0]);
-            for (value, pixel) in plane.iter_mut().zip(crop.as_chunks::<3>().0) {
-                *value = table[usize::from(pixel[channel])];
-            }
+        let tables = self.normalize().map(|normalize| -> [f32; 256] {
+            std::array::from_fn(|value| normalize.apply(value as f32 / 255.0))
+        });
+        let (red, rest) = out.split_at_mut(out.len() / 3);
+        let (green, blue) = rest.split_at_mut(red.len());
+        let planes = red.iter_mut().zip(green).zip(blue);
+        for (((red, green), blue), pixel) in planes.zip(crop.to_rgb().pixels().as_chunks().0) {
+            let [r, g, b]: [u8; 3] = *pixel;
+            *red = tables[0][usize::from(r)];
+            *green = tables[1][usize::from(g)];
+            *blue = tables[2][usize::from(b)];
         }
     }
 
@@ -260,7 +258,8 @@ enum Rounding {
     HalfEven,
 }
 
-/// Size of the whole resized image, and the central window of `size`×`size`.
+/// Size of the whole resized image, neither side below `size`, and its central window of
+/// `size`×`size`.
 fn crop_geometry(width: u32, height: u32, size: u32, rounding: Rounding) -> ((u32, u32), Window) {
     let (short, long) = (width.min(height), width.max(height));
     let long = u64::from(size) * u64::from(long) / u64::from(short.max(1));

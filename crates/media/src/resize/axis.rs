@@ -31,6 +31,9 @@ pub(super) struct Tap {
     pub(super) count: usize,
 }
 
+/// Four coefficients, cut in halves.
+pub(super) type Halves = [i32; 4];
+
 /// Coefficients of consecutive output positions.
 #[derive(Debug, Clone)]
 pub(super) struct Axis {
@@ -39,8 +42,9 @@ pub(super) struct Axis {
     stride: usize,
     real: Vec<f64>,
     fixed: Vec<i32>,
-    /// Each group of four coefficients as [high halves; 4] [low halves; 4].
-    halves: Vec<[i16; 8]>,
+    /// Each group of four coefficients k as pairs of 16-bit halves, the earlier in the low bits:
+    /// [high k₁k₀, high k₃k₂, low k₁k₀, low k₃k₂].
+    halves: Vec<Halves>,
     /// Where the length is unchanged: the input position of the first output position.
     copy_start: Option<usize>,
 }
@@ -113,7 +117,7 @@ impl Axis {
     }
 
     /// Input range and halved coefficients of every output position, in groups of four.
-    pub(super) fn halves(&self) -> impl Iterator<Item = (Tap, &[[i16; 8]])> {
+    pub(super) fn halves(&self) -> impl Iterator<Item = (Tap, &[Halves])> {
         self.taps.iter().copied().zip(self.halves.chunks_exact(self.stride / 4))
     }
 }
@@ -125,13 +129,11 @@ fn fixed(weight: f64) -> i32 {
 }
 
 /// `coefficient == (high << SPLIT_BITS) + low` with `0 <= low < 1 << SPLIT_BITS`.
-fn split(four: [i32; 4]) -> [i16; 8] {
-    let mut halves = [0; 8];
-    for (place, coefficient) in four.into_iter().enumerate() {
-        halves[place] = (coefficient >> SPLIT_BITS) as i16;
-        halves[place + 4] = (coefficient & ((1 << SPLIT_BITS) - 1)) as i16;
-    }
-    halves
+fn split(four: [i32; 4]) -> Halves {
+    let high = four.map(|coefficient| coefficient >> SPLIT_BITS);
+    let low = four.map(|coefficient| coefficient & ((1 << SPLIT_BITS) - 1));
+    let pair = |first: i32, second: i32| first & 0xffff | second << 16;
+    [pair(high[0], high[1]), pair(high[2], high[3]), pair(low[0], low[1]), pair(low[2], low[3])]
 }
 
 fn bicubic(x: f64) -> f64 {

@@ -35,6 +35,18 @@ impl Resizer {
         if !window.fits(size) {
             return Err(WindowError { window, size });
         }
+        Ok(self.resize_within(image, size, window, filter))
+    }
+
+    /// [`Resizer::resize_window`] for a window that is known to lie within the resized image.
+    pub(crate) fn resize_within(
+        &mut self,
+        image: &Image,
+        size: (u32, u32),
+        window: Window,
+        filter: Filter,
+    ) -> Image {
+        debug_assert!(window.fits(size));
         let source = Plane {
             data: image.pixels(),
             width: image.width() as usize,
@@ -55,7 +67,7 @@ impl Resizer {
             Mode::Grey16 => nearest(source, size, window),
             _ => self.convolve(source, size, window, filter),
         };
-        Ok(image.with_pixels(window.width, window.height, pixels))
+        image.with_pixels(window.width, window.height, pixels)
     }
 }
 
