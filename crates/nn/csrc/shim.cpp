@@ -72,19 +72,14 @@ Tensor nn_linear_pack(Tensor weight, int64_t rows, char **error) {
   });
 }
 
-Tensor nn_linear_packed(Tensor input, Tensor weight, Tensor bias, const char *after,
-                        Tensor residual, char **error) {
+Tensor nn_linear_packed(Tensor input, Tensor weight, Tensor bias, const char *activation,
+                        char **error) {
   return guarded(error, [&]() -> Tensor {
-    static const auto plain = operator_named("mkldnn::_linear_pointwise", "");
-    static const auto binary = operator_named("mkldnn::_linear_pointwise", "binary");
-    if (residual != nullptr) {
-      return call(binary, {borrowed(input), borrowed(residual), borrowed(weight), borrowed(bias),
-                           std::string("add")});
-    }
-    const std::string attribute = after == nullptr ? "none" : after;
-    c10::List<std::optional<at::Scalar>> scalars;
-    return call(plain, {borrowed(input), borrowed(weight), borrowed(bias), attribute,
-                        std::move(scalars), std::string("none")});
+    static const auto linear = operator_named("mkldnn::_linear_pointwise", "");
+    // Numbers some activations take, and a variant of the name: "none" is the exact GELU.
+    c10::List<std::optional<at::Scalar>> parameters;
+    return call(linear, {borrowed(input), borrowed(weight), borrowed(bias),
+                         std::string(activation), std::move(parameters), std::string("none")});
   });
 }
 

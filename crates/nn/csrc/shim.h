@@ -30,16 +30,16 @@ Tensor nn_tensor_over_memory(void *data, const int64_t *sizes, const int64_t *st
 void *nn_inference_enter(char **error);
 void nn_inference_leave(void *guard);
 
-// oneDNN linear layers with a weight kept in the layout its kernels want, and with what follows
-// the product done while the result is still in registers. CPU only.
+// oneDNN linear layers with a weight kept in the layout its kernels want, and with the activation
+// done while the result is still at hand. CPU only.
 
 // The weight [out, in] in oneDNN's own layout, for inputs of about `rows` rows.
 Tensor nn_linear_pack(Tensor weight, int64_t rows, char **error);
 
-// input [.., in] times a packed weight, plus bias; then, where `after` is not null, the activation
-// of that name ("gelu": exact; "swish"), or where `residual` is not null, plus residual.
-Tensor nn_linear_packed(Tensor input, Tensor weight, Tensor bias, const char *after,
-                        Tensor residual, char **error);
+// activation(input [.., in] times a packed weight, plus bias), where the activation is one of
+// "none", "gelu" (the exact one) and "swish".
+Tensor nn_linear_packed(Tensor input, Tensor weight, Tensor bias, const char *activation,
+                        char **error);
 
 #ifdef __cplusplus
 }

@@ -29,8 +29,7 @@ unsafe extern "C" {
         input: *const C_tensor,
         weight: *const C_tensor,
         bias: *const C_tensor,
-        after: *const c_char,
-        residual: *const C_tensor,
+        activation: *const c_char,
         error: *mut *mut c_char,
     ) -> *mut C_tensor;
 }
@@ -123,14 +122,12 @@ unsafe fn adopt(tensor: *mut C_tensor, error: *mut c_char) -> Result<Tensor, Tch
 
 /// What a packed linear layer does to its result on the way out.
 #[derive(Debug, Clone, Copy)]
-pub(crate) enum After<'a> {
+pub(crate) enum After {
     Nothing,
     /// The exact GELU.
     Gelu,
     /// `x · σ(x)`.
     Swish,
-    /// Plus another tensor of the result's shape.
-    Plus(&'a Tensor),
 }
 
 /// A weight `[out, in]` in oneDNN's own layout, for inputs of about `rows` rows. Only
@@ -148,20 +145,19 @@ pub(crate) fn linear_packed(
     input: &Tensor,
     weight: &Tensor,
     bias: &Tensor,
-    after: After<'_>,
+    after: After,
 ) -> Result<Tensor, TchError> {
-    let (name, residual) = match after {
-        After::Nothing => (std::ptr::null(), std::ptr::null()),
-        After::Gelu => (c"gelu".as_ptr(), std::ptr::null()),
-        After::Swish => (c"swish".as_ptr(), std::ptr::null()),
-        After::Plus(residual) => (std::ptr::null(), residual.as_ptr()),
+    let activation = match after {
+        After::Nothing => c"none",
+        After::Gelu => c"gelu",
+        After::Swish => c"swish",
     };
     let mut error = std::ptr::null_mut();
-    // SAFETY: the tensors are borrowed for the call, the name is a C string or null; the result is
-    // fresh or null with an error.
+    // SAFETY: the tensors and the name are borrowed for the call; the result is fresh or null with
+    // an error.
     unsafe {
         let (input, weight, bias) = (input.as_ptr(), weight.as_ptr(), bias.as_ptr());
-        adopt(nn_linear_packed(input, weight, bias, name, residual, &mut error), error)
+        adopt(nn_linear_packed(input, weight, bias, activation.as_ptr(), &mut error), error)
     }
 }
 
