@@ -1,7 +1,7 @@
 """Executes notebooks/labels.ipynb from top to bottom and fails on the first error.
 
-    python scripts/checks/run_notebook.py [--labels LABELS.parquet] [--pairs PAIRS] [--views VIEWS.sql]
-                                          [--html OUT.html]
+    python scripts/checks/run_notebook.py [--labels LABELS.parquet] [--pairs PAIRS]
+                                          [--views VIEWS.sql] [--html OUT.html]
 
 Works from any folder. The notebook itself is not changed; --html writes a copy with its results.
 Without --labels and --pairs it reads what `make relabel` writes. The packages it needs are those of
