@@ -65,6 +65,17 @@ void *nn_inference_enter(char **error) {
 
 void nn_inference_leave(void *guard) { delete static_cast<c10::InferenceMode *>(guard); }
 
+Tensor nn_linear_scaled(Tensor input, Tensor weight, Tensor bias, double scale, char **error) {
+  return guarded(error, [&]() -> Tensor {
+    const auto &rows = borrowed(input);
+    auto sizes = rows.sizes().vec();
+    auto flat = at::addmm(borrowed(bias), rows.reshape({-1, rows.size(-1)}),
+                          borrowed(weight).t(), /*beta=*/1, /*alpha=*/scale);
+    sizes.back() = flat.size(-1);
+    return new at::Tensor(flat.view(sizes));
+  });
+}
+
 Tensor nn_linear_pack(Tensor weight, int64_t rows, char **error) {
   return guarded(error, [&]() -> Tensor {
     static const auto pack = operator_named("mkldnn::_reorder_linear_weight", "");

@@ -30,6 +30,10 @@ Tensor nn_tensor_over_memory(void *data, const int64_t *sizes, const int64_t *st
 void *nn_inference_enter(char **error);
 void nn_inference_leave(void *guard);
 
+// scale · (input [.., in] · weight [out, in] transposed) + bias: the product takes the factor for
+// nothing. Any device.
+Tensor nn_linear_scaled(Tensor input, Tensor weight, Tensor bias, double scale, char **error);
+
 // oneDNN linear layers with a weight kept in the layout its kernels want, and with the activation
 // done while the result is still at hand. CPU only.
 

@@ -23,6 +23,13 @@ unsafe extern "C" {
     ) -> *mut C_tensor;
     fn nn_inference_enter(error: *mut *mut c_char) -> *mut c_void;
     fn nn_inference_leave(guard: *mut c_void);
+    fn nn_linear_scaled(
+        input: *const C_tensor,
+        weight: *const C_tensor,
+        bias: *const C_tensor,
+        scale: f64,
+        error: *mut *mut c_char,
+    ) -> *mut C_tensor;
     fn nn_linear_pack(weight: *const C_tensor, rows: i64, error: *mut *mut c_char)
     -> *mut C_tensor;
     fn nn_linear_packed(
@@ -118,6 +125,22 @@ unsafe fn adopt(tensor: *mut C_tensor, error: *mut c_char) -> Result<Tensor, Tch
     }
     // SAFETY: fresh, and from now on ours.
     Ok(unsafe { Tensor::from_ptr(tensor) })
+}
+
+/// `scale · input · weightᵀ + bias`, for an input of at least two dimensions.
+#[expect(unsafe_code, reason = "calls the shim")]
+pub(crate) fn linear_scaled(
+    input: &Tensor,
+    weight: &Tensor,
+    bias: &Tensor,
+    scale: f64,
+) -> Result<Tensor, TchError> {
+    let mut error = std::ptr::null_mut();
+    // SAFETY: the tensors are borrowed for the call; the result is fresh or null with an error.
+    unsafe {
+        let (input, weight, bias) = (input.as_ptr(), weight.as_ptr(), bias.as_ptr());
+        adopt(nn_linear_scaled(input, weight, bias, scale, &mut error), error)
+    }
 }
 
 /// What a packed linear layer does to its result on the way out.

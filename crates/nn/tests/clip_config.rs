@@ -1,13 +1,14 @@
 //! Configurations as they are published, and those that describe another kind of network.
+#![expect(clippy::unwrap_used, reason = "tests")]
 
 use std::path::Path;
 
 use nn::clip::{Activation, ClipConfig, ClipLayout, ConfigError, PUBLISHED_NAMES};
 
 fn read(json: &str, layout: ClipLayout) -> Result<ClipConfig, ConfigError> {
-    let folder = tempfile::tempdir().expect("a folder for a test");
+    let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("config.json");
-    fs_err::write(&file, json).expect("a file for a test");
+    fs_err::write(&file, json).unwrap();
     ClipConfig::read(&file, layout)
 }
 

@@ -17,22 +17,42 @@ use crate::weights::Loader;
 /// oneDNN is told this many rows to choose a layout for: a batch of eight pictures. Others work.
 const PACKED_FOR_ROWS: i64 = 2048;
 
-/// What QuickGELU scales its argument by.
+/// What QuickGELU multiplies its argument by.
 const QUICK_GELU: f64 = 1.702;
 
-/// `x · weightᵀ + bias`, with the weight as PyTorch keeps it, `[out, in]`, or packed.
+/// `scale · x · weightᵀ + bias`, with the weight as PyTorch keeps it, `[out, in]`, or packed.
 #[derive(Debug)]
 pub(super) struct Linear {
     weight: Tensor,
     bias: Tensor,
+    /// One, unless the layer was loaded with a factor. A packed weight has it inside.
+    scale: f64,
     packed: bool,
 }
 
 impl Linear {
     /// The layer `name.weight`, `name.bias`.
     pub(super) fn load(loader: &mut Loader<'_>, name: &str, input: i64, output: i64) -> Self {
-        let weight = loader.tensor(&format!("{name}.weight"), &[output, input]);
-        let bias = loader.tensor(&format!("{name}.bias"), &[output]);
+        Self::load_scaled(loader, name, input, output, 1.0)
+    }
+
+    /// As [`Linear::load`], with `scale` times its product.
+    fn load_scaled(
+        loader: &mut Loader<'_>,
+        name: &str,
+        input: i64,
+        output: i64,
+        scale: f64,
+    ) -> Self {
+        let (weight, bias) = (format!("{name}.weight"), format!("{name}.bias"));
+        let bias = loader.tensor(&bias, &[output]);
+        if scale == 1.0 || !can_pack(loader) {
+            let weight = loader.tensor(&weight, &[output, input]);
+            return Self { scale, ..Self::new(loader, weight, bias) };
+        }
+        // Scaled before it is rounded.
+        let weight = loader.tensor_in(&weight, &[output, input], Kind::Float) * scale;
+        let weight = weight.to_kind(loader.precision().kind());
         Self::new(loader, weight, bias)
     }
 
@@ -40,18 +60,20 @@ impl Linear {
     pub(super) fn new(loader: &mut Loader<'_>, weight: Tensor, bias: Tensor) -> Self {
         if can_pack(loader) {
             match shim::linear_pack(&weight, PACKED_FOR_ROWS) {
-                Ok(weight) => return Self { weight, bias, packed: true },
+                Ok(weight) => return Self { weight, bias, scale: 1.0, packed: true },
                 Err(error) => loader.fail(error),
             }
         }
-        Self { weight, bias, packed: false }
+        Self { weight, bias, scale: 1.0, packed: false }
     }
 
     pub(super) fn forward(&self, input: &Tensor) -> Result<Tensor, TchError> {
         if self.packed {
             shim::linear_packed(input, &self.weight, &self.bias, After::Nothing)
-        } else {
+        } else if self.scale == 1.0 {
             input.f_linear(&self.weight, Some(&self.bias))
+        } else {
+            shim::linear_scaled(input, &self.weight, &self.bias, self.scale)
         }
     }
 
@@ -62,6 +84,10 @@ impl Linear {
 }
 
 /// A perceptron: a wide layer, an activation, and a layer back.
+///
+/// QuickGELU is computed as SiLU, for which there are kernels of one pass: with y = 1.702 x,
+/// x·σ(1.702 x) is y·σ(y) / 1.702, so the wide layer gives 1.702 times as much and the layer back
+/// takes it off.
 #[derive(Debug)]
 pub(super) struct Perceptron {
     wide: Linear,
@@ -78,30 +104,17 @@ impl Perceptron {
         wide: i64,
         activation: Activation,
     ) -> Self {
-        let [wide_name, back_name] = names;
-        if activation == Activation::Gelu || !can_pack(loader) {
-            return Self {
-                wide: Linear::load(loader, wide_name, width, wide),
-                back: Linear::load(loader, back_name, wide, width),
-                activation,
-            };
-        }
-        // oneDNN knows x·σ(x) alone. With y = 1.702 x, x·σ(1.702 x) is y·σ(y) / 1.702: the factors
-        // go into the weights, before they are rounded.
-        let kind = loader.precision().kind();
-        let mut scaled = |name: String, shape: &[i64], factor: f64| {
-            let tensor = loader.tensor_in(&name, shape, Kind::Float);
-            (tensor * factor).to_kind(kind)
+        let (up, down) = match activation {
+            Activation::Gelu => (1.0, 1.0),
+            Activation::QuickGelu => (QUICK_GELU, 1.0 / QUICK_GELU),
         };
-        let wide_weight = scaled(format!("{wide_name}.weight"), &[wide, width], QUICK_GELU);
-        let wide_bias = scaled(format!("{wide_name}.bias"), &[wide], QUICK_GELU);
-        let back_weight = scaled(format!("{back_name}.weight"), &[width, wide], 1.0 / QUICK_GELU);
-        let back_bias = loader.tensor(&format!("{back_name}.bias"), &[width]);
-        Self {
-            wide: Linear::new(loader, wide_weight, wide_bias),
-            back: Linear::new(loader, back_weight, back_bias),
-            activation,
+        let [wide_name, back_name] = names;
+        let mut wide_layer = Linear::load_scaled(loader, wide_name, width, wide, up);
+        if activation == Activation::QuickGelu {
+            wide_layer.bias = &wide_layer.bias * up;
         }
+        let back_layer = Linear::load_scaled(loader, back_name, wide, width, down);
+        Self { wide: wide_layer, back: back_layer, activation }
     }
 
     /// `stream + perceptron(input)`.
@@ -113,20 +126,13 @@ impl Perceptron {
             };
             shim::linear_packed(input, &self.wide.weight, &self.wide.bias, after)?
         } else {
-            activate(self.wide.forward(input)?, self.activation)?
+            let mut hidden = self.wide.forward(input)?;
+            match self.activation {
+                Activation::Gelu => hidden.f_gelu_("none")?,
+                Activation::QuickGelu => hidden.f_silu_()?,
+            }
         };
         self.back.add_to(stream, &hidden)
-    }
-}
-
-/// In place: the values before are not needed again.
-fn activate(mut hidden: Tensor, activation: Activation) -> Result<Tensor, TchError> {
-    match activation {
-        Activation::Gelu => hidden.f_gelu_("none"),
-        Activation::QuickGelu => {
-            let mut gate = hidden.f_mul_scalar(QUICK_GELU)?;
-            hidden.f_mul_(&gate.f_sigmoid_()?)
-        }
     }
 }
 
