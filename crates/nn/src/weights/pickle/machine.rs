@@ -1,105 +1,17 @@
-//! A machine that reads the pickles of `torch.save` and can do nothing else.
-//!
-//! Python's pickle is a program for a stack machine whose `GLOBAL` and `REDUCE` call any function.
-//! Here the only globals are those that describe tensors (`Global`); each is a case of a match,
-//! nothing is imported or called, and every other name is an error that says which.
-//!
-//! All containers live in one arena and a value is at most a number into it. So sharing, cycles and
-//! nesting cost nothing beyond the bytes that made them: no program of n bytes makes more than n
-//! values, dropping them does not recurse, and the caller bounds n.
-//!
-//! The instructions are those of pickle protocol 2, which `torch.save` writes, and the plain data
-//! ones of 4 (`Lib/pickle.py` of CPython 3.11); the tensor calls are those of
-//! pytorch/pytorch `torch/_utils.py` and `torch/serialization.py` at v2.11.0.
+//! The stack machine: its values and its instructions. What its calls mean is in `tensors`.
 
 use std::collections::HashMap;
 use std::path::Path;
 
 use tch::Kind;
 
-use super::WeightsError;
-use super::mapped::invalid;
+use super::{Global, PickledTensor, global};
+use crate::weights::WeightsError;
+use crate::weights::mapped::invalid;
 
-/// More dimensions than any tensor has; so that one long tuple cannot be copied again and again.
-const MOST_DIMENSIONS: usize = 32;
-/// Longer than any storage's key, which is a number; as above.
-const LONGEST_KEY: usize = 64;
-
-/// A tensor as the pickle describes it; nothing is checked against the storage yet.
-#[derive(Debug, Clone, PartialEq)]
-pub(super) struct PickledTensor {
-    /// Key of the storage in the zip.
-    pub(super) storage: String,
-    pub(super) kind: Kind,
-    /// First element in the storage.
-    pub(super) offset: usize,
-    pub(super) shape: Vec<i64>,
-    /// In elements.
-    pub(super) strides: Vec<i64>,
-}
-
-/// The named tensors of a state dict, or of the one under `state_dict`. A leading `module.` that
-/// all names share is taken off. Other entries (an epoch, arguments) are passed over.
-pub(super) fn read(
-    path: &Path,
-    program: &[u8],
-) -> Result<Vec<(String, PickledTensor)>, WeightsError> {
-    let mut machine = Machine::new(path, program);
-    let top = machine.run()?;
-    let mut tensors = machine.state_dict(top)?;
-    if tensors.iter().all(|(name, _)| name.starts_with("module.")) {
-        for (name, _) in &mut tensors {
-            name.drain(.."module.".len());
-        }
-    }
-    Ok(tensors)
-}
-
-/// The Python names that may stand in a checkpoint.
-#[derive(Debug, Clone, Copy, PartialEq)]
-enum Global {
-    OrderedDict,
-    RebuildTensor,
-    RebuildParameter,
-    Size,
-    Storage(Kind),
-    /// Data that describes no tensor: read, kept as [`Value::Inert`], never used.
-    Inert,
-}
-
-fn global(module: &str, name: &str) -> Option<Global> {
-    Some(match (module, name) {
-        ("collections", "OrderedDict") => Global::OrderedDict,
-        ("torch._utils", "_rebuild_tensor_v2") => Global::RebuildTensor,
-        ("torch._utils", "_rebuild_parameter") | ("torch.nn.parameter", "Parameter") => {
-            Global::RebuildParameter
-        }
-        ("torch", "Size") => Global::Size,
-        ("torch", "FloatStorage") => Global::Storage(Kind::Float),
-        ("torch", "HalfStorage") => Global::Storage(Kind::Half),
-        ("torch", "BFloat16Storage") => Global::Storage(Kind::BFloat16),
-        ("torch", "DoubleStorage") => Global::Storage(Kind::Double),
-        ("torch", "LongStorage") => Global::Storage(Kind::Int64),
-        ("torch", "IntStorage") => Global::Storage(Kind::Int),
-        ("torch", "ShortStorage") => Global::Storage(Kind::Int16),
-        ("torch", "CharStorage") => Global::Storage(Kind::Int8),
-        ("torch", "ByteStorage") => Global::Storage(Kind::Uint8),
-        ("torch", "BoolStorage") => Global::Storage(Kind::Bool),
-        (
-            "torch",
-            "float32" | "float16" | "bfloat16" | "float64" | "int64" | "int32" | "int16" | "int8"
-            | "uint8" | "bool" | "device",
-        )
-        | ("argparse", "Namespace")
-        | ("numpy", "dtype")
-        | ("numpy.core.multiarray" | "numpy._core.multiarray", "scalar")
-        | ("_codecs", "encode") => Global::Inert,
-        _ => return None,
-    })
-}
-
+/// A number, or a place in one of the arenas of [`Machine`].
 #[derive(Debug, Clone, Copy)]
-enum Value {
+pub(super) enum Value {
     Integer(i64),
     Text(usize),
     List(usize),
@@ -112,30 +24,32 @@ enum Value {
     Inert,
 }
 
-#[derive(Debug)]
-struct Storage {
-    key: usize,
-    kind: Kind,
+/// Where a tensor's numbers lie: the text of its key, and their format.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Storage {
+    pub(super) key: usize,
+    pub(super) kind: Kind,
 }
 
-struct Machine<'a> {
-    path: &'a Path,
+/// A run of one program. It owns everything the program makes.
+pub(super) struct Machine<'a> {
+    pub(super) path: &'a Path,
     program: &'a [u8],
     position: usize,
-    stack: Vec<Value>,
+    pub(super) stack: Vec<Value>,
     /// Heights of the stack at each MARK.
     marks: Vec<usize>,
     memo: HashMap<u32, Value>,
-    texts: Vec<String>,
+    pub(super) texts: Vec<String>,
     /// Lists and tuples.
-    sequences: Vec<Vec<Value>>,
-    dicts: Vec<Vec<(Value, Value)>>,
-    storages: Vec<Storage>,
-    tensors: Vec<PickledTensor>,
+    pub(super) sequences: Vec<Vec<Value>>,
+    pub(super) dicts: Vec<Vec<(Value, Value)>>,
+    pub(super) storages: Vec<Storage>,
+    pub(super) tensors: Vec<PickledTensor>,
 }
 
 impl<'a> Machine<'a> {
-    fn new(path: &'a Path, program: &'a [u8]) -> Self {
+    pub(super) fn new(path: &'a Path, program: &'a [u8]) -> Self {
         Self {
             path,
             program,
@@ -151,7 +65,7 @@ impl<'a> Machine<'a> {
         }
     }
 
-    fn broken(&self, what: &str) -> WeightsError {
+    pub(super) fn broken(&self, what: &str) -> WeightsError {
         invalid(self.path, format!("broken pickle at byte {}: {what}", self.position))
     }
 
@@ -164,7 +78,7 @@ impl<'a> Machine<'a> {
     }
 
     /// Runs to STOP and returns the value on top.
-    fn run(&mut self) -> Result<Value, WeightsError> {
+    pub(super) fn run(&mut self) -> Result<Value, WeightsError> {
         loop {
             match self.take::<1>()?[0] {
                 // PROTO
@@ -361,7 +275,7 @@ impl<'a> Machine<'a> {
         self.marks.last().copied().unwrap_or(0)
     }
 
-    fn pop(&mut self) -> Result<Value, WeightsError> {
+    pub(super) fn pop(&mut self) -> Result<Value, WeightsError> {
         if self.stack.len() <= self.floor() {
             return Err(self.broken("it takes a value from an empty stack"));
         }
@@ -438,129 +352,6 @@ impl<'a> Machine<'a> {
         })?;
         self.stack.push(Value::Global(global));
         Ok(())
-    }
-
-    /// BINPERSID: ('storage', type, key, location, elements). The location (`cuda:0`) says where
-    /// the tensor was when it was saved and is of no concern; the size is checked against the zip.
-    fn persistent(&mut self) -> Result<(), WeightsError> {
-        let id = self.pop()?;
-        let items = self.items(id)?;
-        let [
-            Value::Text(tag),
-            Value::Global(Global::Storage(kind)),
-            Value::Text(key),
-            Value::Text(_),
-            Value::Integer(_),
-        ] = items[..]
-        else {
-            return Err(self.broken("a storage is not described as torch.save does"));
-        };
-        if self.texts[tag] != "storage" || self.texts[key].len() > LONGEST_KEY {
-            return Err(self.broken("a storage is not described as torch.save does"));
-        }
-        self.storages.push(Storage { key, kind });
-        self.stack.push(Value::Storage(self.storages.len() - 1));
-        Ok(())
-    }
-
-    /// What a list or tuple holds.
-    fn items(&self, value: Value) -> Result<&[Value], WeightsError> {
-        match value {
-            Value::Tuple(index) | Value::List(index) => Ok(&self.sequences[index]),
-            _ => Err(self.broken("expected a tuple")),
-        }
-    }
-
-    /// Sizes or strides.
-    fn integers(&self, value: Value) -> Result<Vec<i64>, WeightsError> {
-        let items = self.items(value)?;
-        if items.len() > MOST_DIMENSIONS {
-            return Err(self.broken(&format!("a tensor of {} dimensions", items.len())));
-        }
-        items
-            .iter()
-            .map(|item| match item {
-                Value::Integer(number) => Ok(*number),
-                _ => Err(self.broken("expected whole numbers")),
-            })
-            .collect()
-    }
-
-    /// The few calls a checkpoint makes, done here instead of called.
-    fn call(&mut self, callable: Value, arguments: Value) -> Result<Value, WeightsError> {
-        let Value::Global(global) = callable else {
-            return Err(self.broken("it calls a value that is no function"));
-        };
-        match global {
-            Global::Inert => Ok(Value::Inert),
-            Global::OrderedDict => {
-                if !self.items(arguments)?.is_empty() {
-                    return Err(self.broken("an OrderedDict made with arguments"));
-                }
-                self.dicts.push(Vec::new());
-                Ok(Value::Dict(self.dicts.len() - 1))
-            }
-            Global::Size => match self.items(arguments)?[..] {
-                [sizes @ (Value::Tuple(_) | Value::List(_))] => Ok(sizes),
-                _ => Err(self.broken("a torch.Size made of something else than a tuple")),
-            },
-            Global::RebuildParameter => match self.items(arguments)?.first() {
-                Some(tensor @ Value::Tensor(_)) => Ok(*tensor),
-                _ => Err(self.broken("a parameter made of something else than a tensor")),
-            },
-            Global::RebuildTensor => self.rebuild_tensor(arguments),
-            Global::Storage(_) => Err(self.broken("it calls a type of storage")),
-        }
-    }
-
-    /// _rebuild_tensor_v2(storage, offset, size, stride, requires_grad, hooks, …).
-    fn rebuild_tensor(&mut self, arguments: Value) -> Result<Value, WeightsError> {
-        let (storage, offset, shape, strides) = match self.items(arguments)? {
-            [Value::Storage(storage), Value::Integer(offset), shape, strides, ..] => {
-                (*storage, *offset, self.integers(*shape)?, self.integers(*strides)?)
-            }
-            _ => return Err(self.broken("a tensor is not described as torch.save does")),
-        };
-        let Ok(offset) = usize::try_from(offset) else {
-            return Err(self.broken("a tensor with a negative offset"));
-        };
-        let Storage { key, kind } = self.storages[storage];
-        self.tensors.push(PickledTensor {
-            storage: self.texts[key].clone(),
-            kind,
-            offset,
-            shape,
-            strides,
-        });
-        Ok(Value::Tensor(self.tensors.len() - 1))
-    }
-
-    /// The tensors of a dict, or of the dict under its `state_dict`.
-    fn state_dict(&self, top: Value) -> Result<Vec<(String, PickledTensor)>, WeightsError> {
-        let expected = "expected a dict of tensors, or one under the key \"state_dict\"";
-        let Value::Dict(top) = top else {
-            return Err(invalid(self.path, format!("{expected}, found another object")));
-        };
-        let inner = self.dicts[top].iter().rev().find_map(|pair| match pair {
-            (Value::Text(key), Value::Dict(dict)) if self.texts[*key] == "state_dict" => {
-                Some(*dict)
-            }
-            _ => None,
-        });
-        // As in Python, the last of two equal keys counts.
-        let mut tensors = HashMap::new();
-        for pair in &self.dicts[inner.unwrap_or(top)] {
-            if let (Value::Text(key), Value::Tensor(tensor)) = pair {
-                tensors.insert(self.texts[*key].as_str(), *tensor);
-            }
-        }
-        if tensors.is_empty() {
-            return Err(invalid(self.path, format!("{expected}, found a dict without tensors")));
-        }
-        Ok(tensors
-            .into_iter()
-            .map(|(name, tensor)| (name.to_owned(), self.tensors[tensor].clone()))
-            .collect())
     }
 }
 

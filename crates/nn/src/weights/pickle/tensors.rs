@@ -1,0 +1,145 @@
+//! What the calls of a pickle mean: storages, tensors, and the state dict at the end.
+
+use std::collections::HashMap;
+
+use super::machine::{Machine, Storage, Value};
+use super::{Global, PickledTensor};
+use crate::weights::WeightsError;
+use crate::weights::mapped::invalid;
+
+/// More dimensions than any tensor has; so that one long tuple cannot be copied again and again.
+const MOST_DIMENSIONS: usize = 32;
+/// Longer than any storage's key, which is a number; as above.
+const LONGEST_KEY: usize = 64;
+
+impl Machine<'_> {
+    /// BINPERSID: ('storage', type, key, location, elements). The location (`cuda:0`) says where
+    /// the tensor was when it was saved and is of no concern; the size is checked against the zip.
+    pub(super) fn persistent(&mut self) -> Result<(), WeightsError> {
+        let id = self.pop()?;
+        let items = self.items(id)?;
+        let [
+            Value::Text(tag),
+            Value::Global(Global::Storage(kind)),
+            Value::Text(key),
+            Value::Text(_),
+            Value::Integer(_),
+        ] = items[..]
+        else {
+            return Err(self.broken("a storage is not described as torch.save does"));
+        };
+        if self.texts[tag] != "storage" || self.texts[key].len() > LONGEST_KEY {
+            return Err(self.broken("a storage is not described as torch.save does"));
+        }
+        self.storages.push(Storage { key, kind });
+        self.stack.push(Value::Storage(self.storages.len() - 1));
+        Ok(())
+    }
+
+    /// What a list or tuple holds.
+    fn items(&self, value: Value) -> Result<&[Value], WeightsError> {
+        match value {
+            Value::Tuple(index) | Value::List(index) => Ok(&self.sequences[index]),
+            _ => Err(self.broken("expected a tuple")),
+        }
+    }
+
+    /// Sizes or strides.
+    fn integers(&self, value: Value) -> Result<Vec<i64>, WeightsError> {
+        let items = self.items(value)?;
+        if items.len() > MOST_DIMENSIONS {
+            return Err(self.broken(&format!("a tensor of {} dimensions", items.len())));
+        }
+        items
+            .iter()
+            .map(|item| match item {
+                Value::Integer(number) => Ok(*number),
+                _ => Err(self.broken("expected whole numbers")),
+            })
+            .collect()
+    }
+
+    /// The few calls a checkpoint makes, done here instead of called.
+    pub(super) fn call(
+        &mut self,
+        callable: Value,
+        arguments: Value,
+    ) -> Result<Value, WeightsError> {
+        let Value::Global(global) = callable else {
+            return Err(self.broken("it calls a value that is no function"));
+        };
+        match global {
+            Global::Inert => Ok(Value::Inert),
+            Global::OrderedDict => {
+                if !self.items(arguments)?.is_empty() {
+                    return Err(self.broken("an OrderedDict made with arguments"));
+                }
+                self.dicts.push(Vec::new());
+                Ok(Value::Dict(self.dicts.len() - 1))
+            }
+            Global::Size => match self.items(arguments)?[..] {
+                [sizes @ (Value::Tuple(_) | Value::List(_))] => Ok(sizes),
+                _ => Err(self.broken("a torch.Size made of something else than a tuple")),
+            },
+            Global::RebuildParameter => match self.items(arguments)?.first() {
+                Some(tensor @ Value::Tensor(_)) => Ok(*tensor),
+                _ => Err(self.broken("a parameter made of something else than a tensor")),
+            },
+            Global::RebuildTensor => self.rebuild_tensor(arguments),
+            Global::Storage(_) => Err(self.broken("it calls a type of storage")),
+        }
+    }
+
+    /// _rebuild_tensor_v2(storage, offset, size, stride, requires_grad, hooks, …).
+    fn rebuild_tensor(&mut self, arguments: Value) -> Result<Value, WeightsError> {
+        let (storage, offset, shape, strides) = match self.items(arguments)? {
+            [Value::Storage(storage), Value::Integer(offset), shape, strides, ..] => {
+                (*storage, *offset, self.integers(*shape)?, self.integers(*strides)?)
+            }
+            _ => return Err(self.broken("a tensor is not described as torch.save does")),
+        };
+        let Ok(offset) = usize::try_from(offset) else {
+            return Err(self.broken("a tensor with a negative offset"));
+        };
+        let Storage { key, kind } = self.storages[storage];
+        self.tensors.push(PickledTensor {
+            storage: self.texts[key].clone(),
+            kind,
+            offset,
+            shape,
+            strides,
+        });
+        Ok(Value::Tensor(self.tensors.len() - 1))
+    }
+
+    /// The tensors of a dict, or of the dict under its `state_dict`.
+    pub(super) fn state_dict(
+        &self,
+        top: Value,
+    ) -> Result<Vec<(String, PickledTensor)>, WeightsError> {
+        let expected = "expected a dict of tensors, or one under the key \"state_dict\"";
+        let Value::Dict(top) = top else {
+            return Err(invalid(self.path, format!("{expected}, found another object")));
+        };
+        let inner = self.dicts[top].iter().rev().find_map(|pair| match pair {
+            (Value::Text(key), Value::Dict(dict)) if self.texts[*key] == "state_dict" => {
+                Some(*dict)
+            }
+            _ => None,
+        });
+        // As in Python, the last of two equal keys counts.
+        let mut tensors = HashMap::new();
+        for pair in &self.dicts[inner.unwrap_or(top)] {
+            if let (Value::Text(key), Value::Tensor(tensor)) = pair {
+                tensors.insert(self.texts[*key].as_str(), *tensor);
+            }
+        }
+        if tensors.is_empty() {
+            return Err(invalid(self.path, format!("{expected}, found a dict without tensors")));
+        }
+        Ok(tensors
+            .into_iter()
+            .map(|(name, tensor)| (name.to_owned(), self.tensors[tensor].clone()))
+            .collect())
+    }
+}
