@@ -30,7 +30,7 @@ pub fn run(command: Command) -> Result<ExitStatus> {
     match command {
         Command::Score(arguments) => score(&arguments),
         Command::Check(arguments) => match settings(&arguments)? {
-            Some(settings) => check::run(&config(settings, &arguments, Output::NotNeeded)?),
+            Some(settings) => check::run(&config(&settings, &arguments, Output::NotNeeded)?),
             None => Ok(ExitStatus::Done),
         },
         Command::Vote(arguments) => vote::run(&arguments),
@@ -55,12 +55,20 @@ pub fn report(error: &anyhow::Error) {
 
 fn score(arguments: &ScoreArguments) -> Result<ExitStatus> {
     let Some(settings) = settings(arguments)? else { return Ok(ExitStatus::Done) };
-    let config = config(settings, arguments, Output::Needed)?;
+    let config = config(&settings, arguments, Output::Needed)?;
     let stop = runkit::signals::install().context("installing signal handlers")?;
     match score::run(&config, &stop)? {
         score::End::Stopped(signal) => {
             tracing::warn!("stopped; finished parts are kept, the same command goes on from there");
             Ok(signal.into())
+        }
+        score::End::ShardDone { waiting_for: 0 } => {
+            say(&format!(
+                "share {} done; another share is writing {}\n",
+                config.shard,
+                config.out.display()
+            ))?;
+            Ok(ExitStatus::Done)
         }
         score::End::ShardDone { waiting_for } => {
             say(&format!(
@@ -118,7 +126,7 @@ enum Output {
     NotNeeded,
 }
 
-fn config(settings: ScoreSettings, arguments: &ScoreArguments, output: Output) -> Result<Config> {
+fn config(settings: &ScoreSettings, arguments: &ScoreArguments, output: Output) -> Result<Config> {
     let settings = settings.with_defaults()?;
     let pairs = settings.pairs.clone().filter(|pairs| !pairs.is_empty());
     let pairs = pairs.context(

@@ -93,7 +93,7 @@ pub struct ScorerReport {
 }
 
 /// Counts while batches stream by.
-struct Counting {
+pub(crate) struct Counting {
     names: Vec<String>,
     report: Report,
     scores: Vec<Moments>,
@@ -122,7 +122,7 @@ impl Report {
 }
 
 impl Counting {
-    fn new(scorers: &[String]) -> Self {
+    pub(crate) fn new(scorers: &[String]) -> Self {
         let count = scorers.len();
         Self {
             names: scorers.to_vec(),
@@ -150,7 +150,7 @@ impl Counting {
         }
     }
 
-    fn add(&mut self, batch: &LabelBatch) {
+    pub(crate) fn add(&mut self, batch: &LabelBatch) {
         let mut votes = vec![0i8; self.names.len()];
         for row in 0..batch.num_rows() {
             self.report.rows += 1;
@@ -210,7 +210,7 @@ impl Counting {
         self.consensus_alike += u64::from(consensus == human);
     }
 
-    fn finish(mut self) -> Report {
+    pub(crate) fn finish(mut self) -> Report {
         let voted = self.report.voted_rows;
         let share = |part: u64, whole: u64| (whole > 0).then(|| part as f64 / whole as f64);
         for scorer in 0..self.names.len() {

@@ -28,7 +28,7 @@ pub enum ScorerError {
         /// The entry that names the model.
         scorer: String,
         /// The cause.
-        source: hub::HubError,
+        source: Box<hub::HubError>,
     },
     /// A file of the model cannot be read.
     #[error("scorer `{scorer}`: {}: {problem}", file.display())]
@@ -46,7 +46,7 @@ pub enum ScorerError {
         /// The entry that names the model.
         scorer: String,
         /// The cause.
-        source: nn::clip::ClipError,
+        source: Box<nn::clip::ClipError>,
     },
     /// A model's pixel size, mean or standard deviation cannot be a preprocessing recipe.
     #[error("scorer `{scorer}`: {source}")]
@@ -74,4 +74,17 @@ pub enum ScorerError {
         /// The cause.
         source: nn::NetworkError,
     },
+}
+
+/// The constructors below take the scorer's name first, so that `map_err` reads as a sentence.
+impl ScorerError {
+    pub(crate) fn hub(scorer: &str) -> impl Fn(hub::HubError) -> Self + Copy + '_ {
+        move |source| Self::Hub { scorer: scorer.to_owned(), source: Box::new(source) }
+    }
+
+    pub(crate) fn network<E: Into<nn::clip::ClipError>>(
+        scorer: &str,
+    ) -> impl Fn(E) -> Self + Copy + '_ {
+        move |source| Self::Network { scorer: scorer.to_owned(), source: Box::new(source.into()) }
+    }
 }

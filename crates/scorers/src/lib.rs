@@ -13,6 +13,7 @@ mod config;
 mod error;
 mod load;
 mod manifest;
+mod model;
 mod prepare;
 mod score;
 mod set;

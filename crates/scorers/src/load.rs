@@ -1,57 +1,22 @@
-//! From `scorers.toml` to networks: finds each checkpoint's files, works out what is shared, reads
-//! every distinct checkpoint once.
+//! From `scorers.toml` to networks: works out what the scorers share and reads every distinct
+//! checkpoint once.
 
 use std::cell::Cell;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use hub::Repository;
-use media::preprocess::{CLIP_MEAN, CLIP_STD, Kind as RecipeKind, Recipe};
+use media::preprocess::{Kind as RecipeKind, Recipe};
 use media::text::Tokenizer;
 use nn::aesthetic::AestheticHead;
-use nn::clip::{ClipConfig, ClipLayout, ClipModel, ClipParts, TextTower, VisionTower};
+use nn::clip::{ClipModel, TextTower, VisionTower};
 use nn::weights::Weights;
-use serde::Deserialize;
 
-use crate::manifest::{ImageTowerRecord, ScorerRecord, TextTowerRecord, WeightsRecord};
+use crate::manifest::{ImageTowerRecord, ScorerRecord, ScorersManifest, TextTowerRecord};
+use crate::model::{Model, find_model, head_file, invalid, record};
 use crate::score::{AestheticScorer, CosineScorer};
 use crate::set::{CaptionTower, Compute, ImageTower};
-use crate::{
-    Kind, PreprocessName, Scorer, ScorerConfig, ScorerError, ScorerSet, ScorersConfig,
-    ScorersManifest,
-};
-
-/// Names under which the Python libraries save weights, most wanted first.
-const TRANSFORMERS_WEIGHTS: [&str; 4] = [
-    "model.safetensors",
-    "model.safetensors.index.json",
-    "pytorch_model.bin",
-    "pytorch_model.bin.index.json",
-];
-const OPEN_CLIP_WEIGHTS: [&str; 4] = [
-    "open_clip_model.safetensors",
-    "open_clip_pytorch_model.safetensors",
-    "open_clip_pytorch_model.bin",
-    "open_clip_pytorch_model.pt",
-];
-/// Files a tokenizer may read; fetched so that a hub model has them beside its weights.
-const TOKENIZER_FILES: [&str; 3] = ["tokenizer.json", "vocab.json", "merges.txt"];
-
-/// A checkpoint that one or more scorers use.
-struct Model {
-    layout: ClipLayout,
-    /// The scorer that named it first, for errors.
-    scorer: String,
-    config: ClipConfig,
-    files: Vec<PathBuf>,
-    records: Vec<WeightsRecord>,
-    revision: Option<String>,
-    folder: Option<PathBuf>,
-    mean: [f32; 3],
-    std: [f32; 3],
-    parts: ClipParts,
-}
+use crate::{Kind, PreprocessName, Scorer, ScorerConfig, ScorerError, ScorerSet, ScorersConfig};
 
 /// Where each scorer's parts are, before any weights are read.
 struct Layouts {
@@ -76,11 +41,12 @@ pub(crate) fn describe(
 
 pub(crate) fn load(config: &ScorersConfig, compute: Compute) -> Result<ScorerSet, ScorerError> {
     let layouts = lay_out(config, compute)?;
-    let mut networks: Vec<(Option<Arc<VisionTower>>, Option<Arc<TextTower>>)> = Vec::new();
+    let mut visions: Vec<Option<Arc<VisionTower>>> = Vec::new();
+    let mut texts: Vec<Option<Arc<TextTower>>> = Vec::new();
     for model in &layouts.models {
-        let network = |source| ScorerError::Network { scorer: model.scorer.clone(), source };
         tracing::info!(scorer = model.scorer, weights = %show(&model.files), "loading");
-        let weights = Weights::open_files(&model.files).map_err(|error| network(error.into()))?;
+        let weights =
+            Weights::open_files(&model.files).map_err(ScorerError::network(&model.scorer))?;
         let clip = ClipModel::load(
             &model.config,
             model.layout,
@@ -89,19 +55,20 @@ pub(crate) fn load(config: &ScorersConfig, compute: Compute) -> Result<ScorerSet
             compute.device,
             compute.precision,
         )
-        .map_err(network)?;
-        networks.push((clip.vision.map(Arc::new), clip.text.map(Arc::new)));
+        .map_err(ScorerError::network(&model.scorer))?;
+        visions.push(clip.vision.map(Arc::new));
+        texts.push(clip.text.map(Arc::new));
     }
     let mut image_towers = Vec::new();
     for &(model, recipe) in &layouts.image_towers {
-        if let Some(network) = &networks[model].0 {
+        if let Some(network) = &visions[model] {
             let name = format!("image tower of {}", layouts.models[model].scorer);
             image_towers.push(ImageTower { name, network: Arc::clone(network), recipe });
         }
     }
     let mut text_towers = Vec::new();
     for &(model, tokenizer) in &layouts.text_towers {
-        if let Some(network) = &networks[model].1 {
+        if let Some(network) = &texts[model] {
             let name = format!("text tower of {}", layouts.models[model].scorer);
             text_towers.push(CaptionTower { name, network: Arc::clone(network), tokenizer });
         }
@@ -114,12 +81,11 @@ pub(crate) fn load(config: &ScorersConfig, compute: Compute) -> Result<ScorerSet
                 scorers.push(Box::new(CosineScorer { name, image_tower, text_tower: *text_tower }));
             }
             (None, Some(file)) => {
-                let network = |source| ScorerError::Network { scorer: entry.name.clone(), source };
-                let weights = Weights::open(file).map_err(|error| network(error.into()))?;
+                let network = ScorerError::network(&entry.name);
+                let weights = Weights::open(file).map_err(network)?;
                 let embedding =
                     layouts.models[layouts.image_towers[image_tower].0].config.embed_dim;
-                let head = AestheticHead::load(&weights, compute.device)
-                    .map_err(|error| network(error.into()))?;
+                let head = AestheticHead::load(&weights, compute.device).map_err(network)?;
                 if head.input_width() != embedding {
                     return Err(ScorerError::File {
                         scorer: entry.name.clone(),
@@ -231,148 +197,6 @@ fn index_of<T: PartialEq>(items: &mut Vec<T>, item: T) -> usize {
     })
 }
 
-fn find_model(
-    config: &ScorersConfig,
-    entry: &ScorerConfig,
-    models: &mut Vec<Model>,
-) -> Result<usize, ScorerError> {
-    let hub = |source| ScorerError::Hub { scorer: entry.name.clone(), source };
-    let repository = Repository::open(&entry.model, &config.folder).map_err(hub)?;
-    let files = weight_files(config, entry, &repository)?;
-    if let Some(known) =
-        models.iter().position(|model| model.files == files && model.layout == entry.layout)
-    {
-        return Ok(known);
-    }
-    let (clip, statistics) = match entry.layout {
-        ClipLayout::Transformers => {
-            let clip = read_config(entry, &repository.file("config.json").map_err(hub)?)?;
-            let statistics = repository.optional_file("preprocessor_config.json").map_err(hub)?;
-            (clip, statistics.map(|file| Statistics::read(entry, &file)).transpose()?)
-        }
-        ClipLayout::OpenClip => open_clip_config(config, entry, &repository)?,
-    };
-    for name in TOKENIZER_FILES {
-        repository.optional_file(name).map_err(hub)?;
-    }
-    let records = files.iter().map(|file| record(entry, file)).collect::<Result<_, _>>()?;
-    let (mean, std) = statistics.unwrap_or_default().or_published();
-    models.push(Model {
-        layout: entry.layout,
-        scorer: entry.name.clone(),
-        config: clip,
-        records,
-        revision: repository.revision().map(str::to_owned),
-        folder: files.first().and_then(|file| file.parent()).map(Path::to_path_buf),
-        files,
-        mean,
-        std,
-        parts: ClipParts { vision: false, text: false },
-    });
-    Ok(models.len() - 1)
-}
-
-fn open_clip_config(
-    config: &ScorersConfig,
-    entry: &ScorerConfig,
-    repository: &Repository,
-) -> Result<(ClipConfig, Option<Statistics>), ScorerError> {
-    if let Some(architecture) = &entry.architecture {
-        let published = ClipConfig::published(architecture).map_err(|source| {
-            ScorerError::Network { scorer: entry.name.clone(), source: source.into() }
-        })?;
-        return Ok((published, None));
-    }
-    let file = repository
-        .optional_file("open_clip_config.json")
-        .map_err(|source| ScorerError::Hub { scorer: entry.name.clone(), source })?;
-    let Some(file) = file else {
-        let problem = format!(
-            "model `{}` has no open_clip_config.json; hint: name its architecture, for example architecture = \"ViT-H-14\"",
-            entry.model
-        );
-        return Err(invalid(config, entry, problem));
-    };
-    Ok((read_config(entry, &file)?, Some(Statistics::read(entry, &file)?)))
-}
-
-fn read_config(entry: &ScorerConfig, file: &Path) -> Result<ClipConfig, ScorerError> {
-    ClipConfig::read(file, entry.layout).map_err(|source| ScorerError::Network {
-        scorer: entry.name.clone(),
-        source: source.into(),
-    })
-}
-
-fn weight_files(
-    config: &ScorersConfig,
-    entry: &ScorerConfig,
-    repository: &Repository,
-) -> Result<Vec<PathBuf>, ScorerError> {
-    let hub = |source| ScorerError::Hub { scorer: entry.name.clone(), source };
-    let names: &[&str] = match (&entry.weights, entry.layout) {
-        (Some(name), _) => &[name.as_str()],
-        (None, ClipLayout::Transformers) => &TRANSFORMERS_WEIGHTS,
-        (None, ClipLayout::OpenClip) => &OPEN_CLIP_WEIGHTS,
-    };
-    let mut found = None;
-    for name in names {
-        found = match &entry.weights {
-            Some(_) => Some(repository.file(name).map_err(hub)?),
-            None => repository.optional_file(name).map_err(hub)?,
-        };
-        if found.is_some() {
-            break;
-        }
-    }
-    let Some(file) = found else {
-        let problem = format!(
-            "model `{}` holds none of {}; hint: name the file with `weights`",
-            entry.model,
-            names.join(", ")
-        );
-        return Err(invalid(config, entry, problem));
-    };
-    if file.extension().is_none_or(|extension| extension != "json") {
-        return Ok(vec![file]);
-    }
-    // A sharded checkpoint: every shard its index names, each through the repository's path checks.
-    let index: ShardIndex = read_json(entry, &file)?;
-    let mut shards: Vec<&String> = index.weight_map.values().collect();
-    shards.sort();
-    shards.dedup();
-    shards.into_iter().map(|shard| repository.file(shard).map_err(hub)).collect()
-}
-
-#[derive(Deserialize)]
-struct ShardIndex {
-    weight_map: std::collections::BTreeMap<String, String>,
-}
-
-/// Pixel mean and standard deviation, as `preprocessor_config.json` (transformers) or
-/// `open_clip_config.json` spell them.
-#[derive(Default, Deserialize)]
-struct Statistics {
-    #[serde(alias = "mean")]
-    image_mean: Option<[f32; 3]>,
-    #[serde(alias = "std")]
-    image_std: Option<[f32; 3]>,
-    preprocess_cfg: Option<Box<Statistics>>,
-}
-
-impl Statistics {
-    fn read(entry: &ScorerConfig, file: &Path) -> Result<Self, ScorerError> {
-        let read: Self = read_json(entry, file)?;
-        Ok(match read.preprocess_cfg {
-            Some(nested) => *nested,
-            None => read,
-        })
-    }
-
-    fn or_published(self) -> ([f32; 3], [f32; 3]) {
-        (self.image_mean.unwrap_or(CLIP_MEAN), self.image_std.unwrap_or(CLIP_STD))
-    }
-}
-
 fn recipe_of(entry: &ScorerConfig, model: &Model) -> Result<Recipe, ScorerError> {
     let kind = match entry.preprocess {
         PreprocessName::Hf => RecipeKind::Hf,
@@ -403,57 +227,6 @@ fn tokenizer_of(entry: &ScorerConfig, model: &Model) -> Result<Box<dyn Tokenizer
         });
     }
     Ok(tokenizer)
-}
-
-fn head_file(config: &ScorersConfig, entry: &ScorerConfig) -> Result<PathBuf, ScorerError> {
-    let head = entry.head.as_deref().unwrap_or_default();
-    let hub = |source| ScorerError::Hub { scorer: entry.name.clone(), source };
-    if let Some(rest) = head.strip_prefix("hf://") {
-        let mut parts = rest.splitn(3, '/');
-        if let (Some(owner), Some(name), Some(file)) = (parts.next(), parts.next(), parts.next()) {
-            return Repository::open(&format!("hf://{owner}/{name}"), &config.folder)
-                .and_then(|repository| repository.file(file))
-                .map_err(hub);
-        }
-        return Err(invalid(
-            config,
-            entry,
-            format!("head `{head}` names no file; expected hf://owner/name/file"),
-        ));
-    }
-    let file = config.folder.join(head);
-    if !file.is_file() {
-        let problem = format!(
-            "head {} is not a file; hint: the path is relative to the TOML file",
-            file.display()
-        );
-        return Err(invalid(config, entry, problem));
-    }
-    Ok(file)
-}
-
-fn record(entry: &ScorerConfig, file: &Path) -> Result<WeightsRecord, ScorerError> {
-    let sha256 = hub::sha256_file(file)
-        .map_err(|source| ScorerError::Hub { scorer: entry.name.clone(), source })?;
-    let name = file.file_name().unwrap_or_default().to_string_lossy().into_owned();
-    Ok(WeightsRecord { file: name, sha256 })
-}
-
-fn read_json<T: for<'a> Deserialize<'a>>(
-    entry: &ScorerConfig,
-    file: &Path,
-) -> Result<T, ScorerError> {
-    let fail = |problem: String| ScorerError::File {
-        scorer: entry.name.clone(),
-        file: file.to_path_buf(),
-        problem,
-    };
-    let text = fs_err::read_to_string(file).map_err(|error| fail(error.to_string()))?;
-    serde_json::from_str(&text).map_err(|error| fail(format!("expected JSON: {error}")))
-}
-
-fn invalid(config: &ScorersConfig, entry: &ScorerConfig, problem: String) -> ScorerError {
-    ScorerError::Invalid { file: config.file.clone(), scorer: entry.name.clone(), problem }
 }
 
 fn show(files: &[PathBuf]) -> String {

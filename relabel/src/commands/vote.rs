@@ -1,5 +1,7 @@
 //! `relabel vote`: decides again from the scores of a labels file, column by column.
 
+use std::sync::mpsc::sync_channel;
+
 use anyhow::{Context as _, Result, bail, ensure};
 use arrow::array::{Array as _, Int8Array, Int8Builder};
 use runkit::exit::ExitStatus;
@@ -9,8 +11,11 @@ use schemas::labels::{
 use serde_json::{Value, json};
 
 use crate::cli::VoteArguments;
-use crate::inspect::Report;
+use crate::inspect::{Counting, Report};
 use crate::vote::{Moments, TiePolicy, vote};
+
+/// Batches of 16,384 rows that wait for the writer at most.
+const BATCHES_AHEAD: usize = 2;
 
 /// Runs the command.
 pub(super) fn run(arguments: &VoteArguments) -> Result<ExitStatus> {
@@ -34,17 +39,31 @@ pub(super) fn run(arguments: &VoteArguments) -> Result<ExitStatus> {
     metadata.insert(KEY_FINGERPRINT.to_owned(), runkit::manifest::fingerprint(&manifest)?);
     metadata.insert(KEY_MANIFEST.to_owned(), runkit::manifest::canonical_json(&manifest)?);
 
+    // Reading, deciding and counting run beside the writing, which takes as long as all of them.
     let mut writer = LabelsWriter::create(&arguments.out, &schema, &metadata)?;
-    for batch in labels.batches()? {
-        let batch = of_voters(&batch?, &schema)?;
-        writer.write_batch(&decide(&batch, arguments.ties, &scale)?)?;
-    }
+    let report = std::thread::scope(|scope| -> Result<Report> {
+        let (sender, receiver) = sync_channel(BATCHES_AHEAD);
+        let (schema, scale) = (&schema, &scale);
+        let reader = scope.spawn(move || -> Result<Report> {
+            let mut counting = Counting::new(schema.scorers());
+            for batch in labels.batches()? {
+                let batch = decide(&of_voters(&batch?, schema)?, arguments.ties, scale)?;
+                counting.add(&batch);
+                // The writer is gone when it failed; its error is the one to report.
+                if sender.send(batch).is_err() {
+                    break;
+                }
+            }
+            Ok(counting.finish())
+        });
+        for batch in receiver {
+            writer.write_batch(&batch)?;
+        }
+        // The closure does not panic; if it did, the panic goes on here.
+        reader.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })?;
     writer.finish()?;
-    super::say(&format!(
-        "{}\nlabels: {}\n",
-        Report::of(&arguments.out)?.to_text(),
-        arguments.out.display()
-    ))?;
+    super::say(&format!("{}\nlabels: {}\n", report.to_text(), arguments.out.display()))?;
     Ok(ExitStatus::Done)
 }
 

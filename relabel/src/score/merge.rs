@@ -106,19 +106,25 @@ impl Scores {
 
     /// Owners stand first in the input, so a part's row about an image always comes after its owner's.
     fn take(&mut self, plan: &Plan, file: &PlannedFile, row: PartRow) -> Result<()> {
+        const FOREIGN: &str = "a row does not belong to this run; hint: remove the part and run the same command again";
         let slot = 2 * file.first_row + row.slot;
-        let Some(combination) = row.combination else {
-            let combination = plan.rows[usize::try_from(slot / 2)?][usize::from(slot % 2 == 1)];
-            let image = plan.combinations[combination as usize].image as usize;
+        let combination = match row.combination {
+            Some(combination) => combination,
+            None => {
+                let row = plan.rows.get(usize::try_from(slot / 2)?).context(FOREIGN)?;
+                row[usize::from(slot % 2 == 1)]
+            }
+        };
+        let image = plan.combinations.get(combination as usize).context(FOREIGN)?.image as usize;
+        if row.combination.is_none() {
             if self.content[image] != row.content {
                 self.conflicts.insert(slot, conflict(plan, image, row.content));
             }
             return Ok(());
-        };
-        let image = plan.combinations[combination as usize].image as usize;
+        }
         self.content[image] = row.content;
         if row.status == Status::Ok {
-            ensure!(row.scores.len() == self.scorers, "a scored row lacks scores");
+            ensure!(row.scores.len() == self.scorers, FOREIGN);
             let start = combination as usize * self.scorers;
             self.values[start..start + self.scorers].copy_from_slice(&row.scores);
         } else {

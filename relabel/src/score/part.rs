@@ -16,10 +16,11 @@ use arrow::datatypes::{DataType, Field, Float32Type, Schema, UInt32Type, UInt64T
 use parquet::arrow::ArrowWriter;
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use parquet::basic::{Compression, ZstdLevel};
+use parquet::errors::ParquetError;
 use parquet::file::metadata::KeyValue;
 use parquet::file::properties::WriterProperties;
-use runkit::files::AtomicFile;
 use schemas::labels::Status;
+use schemas::sink::{Sink, write_error};
 
 /// The metadata key that ties a part to its run.
 const FINGERPRINT: &str = "relabel.fingerprint";
@@ -63,7 +64,7 @@ fn schema(scorers: &[String]) -> Schema {
 
 /// Writes one part; nothing stands under its name until [`PartWriter::finish`].
 pub(crate) struct PartWriter {
-    writer: ArrowWriter<AtomicFile>,
+    writer: ArrowWriter<Sink>,
     schema: Arc<Schema>,
     path: PathBuf,
     rows: Vec<PartRow>,
@@ -81,7 +82,7 @@ impl PartWriter {
                 fingerprint.to_owned(),
             )]))
             .build();
-        let file = AtomicFile::create(path)?;
+        let file = Sink::create(path)?;
         let writer = ArrowWriter::try_new(file, Arc::clone(&schema), Some(properties))?;
         Ok(Self {
             writer,
@@ -99,12 +100,8 @@ impl PartWriter {
 
     pub(crate) fn finish(mut self) -> Result<()> {
         self.flush()?;
-        let path = self.path;
-        let file = self
-            .writer
-            .into_inner()
-            .with_context(|| format!("{}: cannot be written", path.display()))?;
-        file.commit()?;
+        self.writer.finish().map_err(|error| cannot_write(&self.path, error))?;
+        self.writer.inner_mut().commit()?;
         Ok(())
     }
 
@@ -133,9 +130,7 @@ impl PartWriter {
         ];
         columns.extend(scores.iter_mut().map(|builder| Arc::new(builder.finish()) as ArrayRef));
         let batch = RecordBatch::try_new(Arc::clone(&self.schema), columns)?;
-        self.writer
-            .write(&batch)
-            .with_context(|| format!("{}: cannot be written", self.path.display()))
+        self.writer.write(&batch).map_err(|error| cannot_write(&self.path, error))
     }
 }
 
@@ -148,7 +143,11 @@ pub(crate) fn is_done(path: &Path, fingerprint: &str) -> Result<bool> {
     if !path.exists() {
         return Ok(false);
     }
-    let reader = open(path)?;
+    let reader = match open(path) {
+        // Another share has merged and removed it just now.
+        Err(_) if !path.exists() => return Ok(false),
+        reader => reader?,
+    };
     let of_this_run = reader
         .metadata()
         .file_metadata()
@@ -216,6 +215,15 @@ fn open(path: &Path) -> Result<ParquetRecordBatchReaderBuilder<std::fs::File>> {
     let file = std::fs::File::open(path)
         .with_context(|| format!("{}: cannot be opened", path.display()))?;
     ParquetRecordBatchReaderBuilder::try_new(file).with_context(|| damaged(path))
+}
+
+fn cannot_write(path: &Path, error: ParquetError) -> anyhow::Error {
+    match write_error(path, error) {
+        Ok(error) => error.into(),
+        Err(error) => {
+            anyhow::Error::new(error).context(format!("{}: cannot be written", path.display()))
+        }
+    }
 }
 
 fn damaged(path: &Path) -> String {

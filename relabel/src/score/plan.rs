@@ -235,9 +235,9 @@ impl Planner {
             }
         };
         let mut combinations = [NONE; 2];
-        for position in 0..2 {
-            let image = self.image(row.image_uid[position].as_deref(), slot + position as u64);
-            combinations[position] = self.combination(Combination { image, caption });
+        for ((combination, uid), slot) in combinations.iter_mut().zip(&row.image_uid).zip(slot..) {
+            let image = self.image(uid.as_deref(), slot);
+            *combination = self.combination(Combination { image, caption });
         }
         self.plan.rows.push(combinations);
         Ok(())
