@@ -33,7 +33,10 @@ pub fn run(command: Command) -> Result<ExitStatus> {
             Some(settings) => check::run(&config(&settings, &arguments, Output::NotNeeded)?),
             None => Ok(ExitStatus::Done),
         },
-        Command::Vote(arguments) => vote::run(&arguments),
+        Command::Vote(arguments) => {
+            runkit::signals::ignore_file_size_signal().context("setting up signals")?;
+            vote::run(&arguments)
+        }
         Command::Inspect(arguments) => inspect(&arguments),
     }
 }

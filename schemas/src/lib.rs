@@ -16,3 +16,4 @@ pub mod input;
 pub mod labels;
 pub mod pairs;
 pub mod reference;
+pub mod sink;

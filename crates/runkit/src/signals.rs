@@ -68,8 +68,16 @@ pub fn install() -> io::Result<StopFlag> {
         flag::register_usize(signal, Arc::clone(&stop.signal), number)?;
         flag::register(signal, Arc::clone(&asked))?;
     }
-    set_disposition(libc::SIGXFSZ, libc::SIG_IGN)?;
+    ignore_file_size_signal()?;
     Ok(stop)
+}
+
+/// Ignores SIGXFSZ, as [`install`] does, for commands that are over too soon to be stopped politely.
+///
+/// # Errors
+/// When the operating system refuses.
+pub fn ignore_file_size_signal() -> io::Result<()> {
+    set_disposition(libc::SIGXFSZ, libc::SIG_IGN)
 }
 
 /// Gives SIGPIPE its default action, so that `program inspect | head` ends silently as `cat` would,

@@ -6,9 +6,10 @@
 
 use std::fs::File;
 use std::os::unix::fs::FileExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
+use runkit::files::{FileError, Operation};
 use scorers::{Features, ScorerSet};
 
 /// Captions encoded together.
@@ -21,6 +22,8 @@ const BUFFER_BYTES: usize = 1 << 20;
 #[derive(Debug)]
 pub struct CaptionText {
     file: File,
+    /// Where the file is, for messages.
+    folder: PathBuf,
     /// End of each caption in the file.
     ends: Vec<u64>,
     buffer: Vec<u8>,
@@ -28,19 +31,26 @@ pub struct CaptionText {
 
 impl CaptionText {
     pub(crate) fn new(scratch: &Path) -> Result<Self> {
-        Ok(Self { file: scratch_file(scratch)?, ends: Vec::new(), buffer: Vec::new() })
+        Ok(Self {
+            file: scratch_file(scratch)?,
+            folder: scratch.to_path_buf(),
+            ends: Vec::new(),
+            buffer: Vec::new(),
+        })
     }
 
-    pub(crate) fn push(&mut self, caption: &str) -> std::io::Result<()> {
+    pub(crate) fn push(&mut self, caption: &str) -> Result<(), FileError> {
         let end = self.ends.last().copied().unwrap_or(0) + caption.len() as u64;
         self.ends.push(end);
         self.buffer.extend_from_slice(caption.as_bytes());
         if self.buffer.len() >= BUFFER_BYTES { self.finish() } else { Ok(()) }
     }
 
-    pub(crate) fn finish(&mut self) -> std::io::Result<()> {
+    pub(crate) fn finish(&mut self) -> Result<(), FileError> {
         let end = self.ends.last().copied().unwrap_or(0);
-        self.file.write_all_at(&self.buffer, end - self.buffer.len() as u64)?;
+        self.file
+            .write_all_at(&self.buffer, end - self.buffer.len() as u64)
+            .map_err(|cause| FileError::new(&self.folder, Operation::Write, cause))?;
         self.buffer.clear();
         Ok(())
     }
@@ -96,7 +106,7 @@ impl<'run> CaptionFeatures<'run> {
         for &caption in captions {
             let group = caption as usize / GROUP;
             if !self.encoded[group] {
-                self.encode(group).context("keeping caption features in the scratch folder")?;
+                self.encode(group)?;
                 self.encoded[group] = true;
             }
         }
@@ -128,7 +138,8 @@ impl<'run> CaptionFeatures<'run> {
             let bytes: Vec<u8> = rows.iter().flat_map(|value| value.to_le_bytes()).collect();
             tower
                 .file
-                .write_all_at(&bytes, (indices.start * tower.width * size_of::<f32>()) as u64)?;
+                .write_all_at(&bytes, (indices.start * tower.width * size_of::<f32>()) as u64)
+                .map_err(|cause| FileError::new(&self.text.folder, Operation::Write, cause))?;
         }
         Ok(())
     }

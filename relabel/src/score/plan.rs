@@ -12,7 +12,7 @@
 use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Result, ensure};
 use schemas::labels::Status;
 use schemas::pairs::{InputFile, PairFile, PairRow};
 use xxhash_rust::xxh3::{Xxh3, xxh3_128};
@@ -154,7 +154,7 @@ impl Plan {
             );
         }
         planner.plan.content = format!("{:032x}", planner.content.digest128());
-        planner.plan.captions.finish().context("writing the captions to the scratch folder")?;
+        planner.plan.captions.finish()?;
         Ok(planner.plan)
     }
 
@@ -247,7 +247,7 @@ impl Planner {
         let next = self.captions.len() as u32;
         let known = *self.captions.entry(xxh3_128(caption.as_bytes())).or_insert(next);
         if known == next {
-            self.plan.captions.push(caption).context("writing a caption to the scratch folder")?;
+            self.plan.captions.push(caption)?;
         }
         Ok(known)
     }

@@ -11,13 +11,14 @@ mod row;
 mod schema;
 mod writer;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use arrow::error::ArrowError;
 use parquet::errors::ParquetError;
 use runkit::files::FileError;
 
 use crate::input::InputError;
+use crate::sink::write_error;
 
 pub use batch::{LabelBatch, LabelBatchBuilder};
 pub use file::{LabelBatches, LabelsFile};
@@ -88,4 +89,14 @@ pub enum LabelsError {
     /// The file could not be created or made durable.
     #[error(transparent)]
     File(#[from] FileError),
+}
+
+impl LabelsError {
+    /// An error of the Parquet writer; that of the disk behind it, if there is one.
+    fn write(path: &Path, cause: ParquetError) -> Self {
+        match write_error(path, cause) {
+            Ok(error) => Self::File(error),
+            Err(cause) => Self::Write { path: path.to_owned(), cause },
+        }
+    }
 }

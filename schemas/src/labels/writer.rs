@@ -16,13 +16,13 @@ use parquet::file::properties::{EnabledStatistics, WriterProperties};
 use parquet::file::writer::SerializedFileWriter;
 use parquet::schema::types::ColumnPath;
 use rayon::prelude::*;
-use runkit::files::AtomicFile;
 
 use super::batch::{LabelBatch, LabelBatchBuilder};
 use super::row::LabelRow;
 use super::schema::LabelsSchema;
 use super::{KEY_SCHEMA_VERSION, LabelsError, SCHEMA_VERSION};
 use crate::columns::ColumnType;
+use crate::sink::Sink;
 
 /// The rows of a row group: the unit in which DuckDB reads in parallel
 /// (duckdb.org/docs/stable/data/parquet/tips).
@@ -43,7 +43,7 @@ const BUFFERED_ROWS: usize = 8192;
 pub struct LabelsWriter {
     path: PathBuf,
     schema: LabelsSchema,
-    file: SerializedFileWriter<AtomicFile>,
+    file: SerializedFileWriter<Sink>,
     encoders: ArrowRowGroupWriterFactory,
     single_rows: LabelBatchBuilder,
     /// Slices of the row group that is being filled.
@@ -65,10 +65,10 @@ impl LabelsWriter {
         metadata: &BTreeMap<String, String>,
     ) -> Result<Self, LabelsError> {
         let path = path.as_ref();
-        let fail = |cause| LabelsError::Write { path: path.to_owned(), cause };
+        let fail = |cause| LabelsError::write(path, cause);
         let properties = properties(schema, metadata).map_err(fail)?;
         let writer =
-            ArrowWriter::try_new(AtomicFile::create(path)?, schema.file_schema(), Some(properties));
+            ArrowWriter::try_new(Sink::create(path)?, schema.file_schema(), Some(properties));
         let (file, encoders) =
             writer.and_then(ArrowWriter::into_serialized_writer).map_err(fail)?;
         Ok(Self {
@@ -116,9 +116,9 @@ impl LabelsWriter {
     pub fn finish(mut self) -> Result<(), LabelsError> {
         self.take_single_rows()?;
         self.flush_row_group()?;
-        let fail = |cause| LabelsError::Write { path: self.path.clone(), cause };
-        let file = self.file.into_inner().map_err(fail)?;
-        Ok(file.commit()?)
+        let fail = |cause| LabelsError::write(&self.path, cause);
+        self.file.finish().map_err(fail)?;
+        Ok(self.file.inner_mut().commit()?)
     }
 
     fn take_single_rows(&mut self) -> Result<(), LabelsError> {
@@ -170,7 +170,7 @@ impl LabelsWriter {
         if self.pending_rows == 0 {
             return Ok(());
         }
-        let fail = |cause| LabelsError::Write { path: self.path.clone(), cause };
+        let fail = |cause| LabelsError::write(&self.path, cause);
         let index = self.file.flushed_row_groups().len();
         let encoders = self.encoders.create_column_writers(index).map_err(fail)?;
         let pending = std::mem::take(&mut self.pending);
