@@ -1,0 +1,266 @@
+//! `kill -9` at any moment and the same command again: the bytes of an undisturbed run. Other settings
+//! are refused, SIGTERM saves and says so, a finished output stays as it is.
+#![expect(clippy::unwrap_used, reason = "a test stops where something is missing")]
+
+mod common;
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use common::{Run, Running, World, pairs_parquet, sample_pairs, scorer_entry, wait_until};
+
+const OUT: &str = "out/labels.parquet";
+/// What a finished run leaves.
+const FINISHED: [&str; 2] = ["labels.config.toml", "labels.parquet"];
+/// The points of `runkit::fault` that every durable file passes.
+const FAULT_POINTS: [&str; 5] = ["open", "write", "sync", "rename", "marker"];
+
+/// Small inputs, a cheap configuration, and what an undisturbed run makes of them.
+struct Case {
+    world: World,
+    scorers: PathBuf,
+    labels: Vec<u8>,
+    settings: Vec<u8>,
+    duration: Duration,
+}
+
+impl Case {
+    fn new(rows: usize) -> Self {
+        Self::of(World::with_sample(rows))
+    }
+
+    fn of(world: World) -> Self {
+        let scorers = world.two_scorers();
+        let started = Instant::now();
+        Run::of(&mut world.score(&scorers, OUT, &[])).expect_code(0);
+        let duration = started.elapsed();
+        let (labels, settings) = (world.bytes(OUT), world.bytes("out/labels.config.toml"));
+        let case = Self { world, scorers, labels, settings, duration };
+        case.forget();
+        case
+    }
+
+    fn command(&self, more: &[&str]) -> Command {
+        self.world.score(&self.scorers, OUT, more)
+    }
+
+    fn faulty(&self, fault: &str) -> Command {
+        let mut command = self.command(&[]);
+        command.env("RUNKIT_FAULT", fault);
+        command
+    }
+
+    /// Removes everything a run left.
+    fn forget(&self) {
+        std::fs::remove_dir_all(self.world.path("out")).unwrap();
+    }
+
+    /// What stands under the final name is the whole file or nothing.
+    #[track_caller]
+    fn assert_whole_or_absent(&self) {
+        match std::fs::read(self.world.path(OUT)) {
+            Ok(found) => assert!(found == self.labels, "half a file under the final name"),
+            Err(error) => assert_eq!(error.kind(), std::io::ErrorKind::NotFound),
+        }
+    }
+
+    /// The run is done, with the undisturbed run's bytes and nothing lying about.
+    #[track_caller]
+    fn assert_finished(&self) {
+        assert!(self.world.bytes(OUT) == self.labels, "other bytes than undisturbed");
+        assert_eq!(self.world.bytes("out/labels.config.toml"), self.settings);
+        assert_eq!(self.world.names("out"), FINISHED);
+    }
+}
+
+/// Numbers that are the same on every run of the test (splitmix64).
+struct Numbers(u64);
+
+impl Numbers {
+    /// A share of `whole`.
+    fn part_of(&mut self, whole: Duration) -> Duration {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut number = self.0;
+        number = (number ^ (number >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        number = (number ^ (number >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        whole.mul_f64(((number ^ (number >> 31)) >> 11) as f64 / (1u64 << 53) as f64)
+    }
+}
+
+#[test]
+fn killed_at_any_time_and_again_while_it_goes_on_the_bytes_are_the_same() {
+    let case = Case::new(12);
+    let mut numbers = Numbers(2);
+    let mut killed = 0;
+    for _round in 0..10 {
+        for _attempt in 0..2 {
+            let run = Running::start(&mut case.command(&[]));
+            std::thread::sleep(numbers.part_of(case.duration));
+            killed += usize::from(run.kill().was_killed());
+            case.assert_whole_or_absent();
+        }
+        Run::of(&mut case.command(&[])).expect_code(0);
+        case.assert_finished();
+        case.forget();
+    }
+    assert!(killed >= 10, "only {killed} of 20 runs were killed before their end");
+}
+
+#[test]
+fn killed_at_every_passage_of_every_fault_point_the_bytes_are_the_same() {
+    let case = Case::of(World::with_pairs(&sample_pairs(2)));
+    for point in FAULT_POINTS {
+        let mut passages = 0;
+        loop {
+            let run = Run::of(&mut case.faulty(&format!("{point}:{}", passages + 1)));
+            case.assert_whole_or_absent();
+            if !run.was_killed() {
+                run.expect_code(0);
+                break;
+            }
+            passages += 1;
+            Run::of(&mut case.command(&[])).expect_code(0);
+            case.assert_finished();
+            case.forget();
+        }
+        case.assert_finished();
+        case.forget();
+        // The manifest of the run, its part, the labels and the settings.
+        let expected = if point == "write" { 4..=12 } else { 4..=4 };
+        assert!(expected.contains(&passages), "{point}: {passages} passages");
+    }
+}
+
+#[test]
+fn a_run_that_dies_after_each_file_it_finishes_comes_to_its_end() {
+    let case = Case::new(6);
+    let mut deaths = 0;
+    while Run::of(&mut case.faulty("marker:1")).was_killed() {
+        deaths += 1;
+        assert!(deaths < 10, "no progress between one kill and the next");
+    }
+    assert_eq!(deaths, 6, "the manifest, three parts, the labels and the settings");
+    case.assert_finished();
+}
+
+#[test]
+fn an_error_of_the_disk_at_any_step_is_told_and_the_rerun_finishes() {
+    let case = Case::new(3);
+    for (point, reason) in [
+        ("open:2:EACCES", "ermission"),
+        ("write:3:ENOSPC", "no space left"),
+        ("sync:3:EIO", "nput/output"),
+        ("rename:5:EIO", "nput/output"),
+        ("marker:6:EROFS", "ead-only"),
+    ] {
+        let run = Run::of(&mut case.faulty(point));
+        let folder = case.world.path("out").display().to_string();
+        run.expect_error(&[reason, &folder]);
+        case.assert_whole_or_absent();
+        Run::of(&mut case.command(&[])).expect_code(0);
+        case.assert_finished();
+        case.forget();
+    }
+}
+
+#[test]
+fn sigterm_saves_and_the_rerun_finishes() {
+    let case = Case::new(12);
+    let slow = World::with_sample(300);
+    let scorers = slow.two_scorers();
+    let run = Running::start(&mut slow.score(&scorers, OUT, &["--batch-size", "2"]));
+    wait_until("it works", || slow.path("out/labels.parquet.work/parts").exists());
+    run.signal("TERM");
+    let asked = Instant::now();
+    let run = run.finish().expect_code(143);
+    assert!(asked.elapsed() < Duration::from_secs(30));
+    assert!(run.stderr.contains("the same command goes on from there"), "{run:#?}");
+    assert_eq!(slow.names("out"), ["labels.parquet.work"]);
+    let leftovers = slow.names("out/labels.parquet.work/parts");
+    assert!(leftovers.iter().all(|name| name.ends_with(".parquet") && !name.starts_with('.')));
+
+    // Asked at about the end: it may as well be done.
+    let run = Running::start(&mut case.command(&[]));
+    wait_until("it works", || case.world.path("out/labels.parquet.work/parts").exists());
+    run.signal("TERM");
+    let code = run.finish().code();
+    assert!(matches!(code, Some(143 | 0)), "{code:?}");
+    Run::of(&mut case.command(&[])).expect_code(0);
+    case.assert_finished();
+}
+
+/// Runs `more` against what stands in `out` and expects a refusal that names `field` and changes
+/// nothing.
+#[track_caller]
+fn assert_refused(case: &Case, scorers: &Path, more: &[&str], field: &str) {
+    let before = case.world.files("out");
+    let run = Run::of(&mut case.world.score(scorers, OUT, more));
+    run.expect_error(&[field, "another run", "hint: ", "--fresh"]);
+    let mut after = case.world.files("out");
+    // The lock file says who held it last.
+    after.retain(|path, _| path.extension().is_none_or(|extension| extension != "lock"));
+    for (path, bytes) in after {
+        assert!(before.get(&path) == Some(&bytes), "{} changed", path.display());
+    }
+}
+
+fn assert_other_settings_are_refused(case: &Case) {
+    let other = case.world.scorers("other.toml", &[scorer_entry("clip")]);
+    assert_refused(case, &case.scorers, &["--batch-size", "3"], "batch_size");
+    assert_refused(case, &case.scorers, &["--ties", "human"], "ties");
+    assert_refused(case, &case.scorers, &["--limit", "7"], "limit");
+    assert_refused(case, &case.scorers, &["--dtype", "bf16"], "dtype");
+    assert_refused(case, &other, &[], "scorers");
+    let file = case.world.bytes("pairs/1.parquet");
+    let mut pairs = sample_pairs(8).split_off(4);
+    pairs[1].caption = Some("another caption".to_owned());
+    case.world.put("pairs/1.parquet", &pairs_parquet(&pairs));
+    assert_refused(case, &case.scorers, &[], "input");
+    case.world.put("pairs/1.parquet", &file);
+}
+
+#[test]
+fn going_on_with_other_settings_or_inputs_is_refused_by_name() {
+    let case = Case::new(12);
+    assert!(Run::of(&mut case.faulty("rename:3")).was_killed());
+    let parts = case.world.names("out/labels.parquet.work/parts");
+    assert_eq!(parts, ["part-00000-of-00003.parquet", "part-00001-of-00003.parquet"]);
+    assert_other_settings_are_refused(&case);
+    Run::of(&mut case.command(&[])).expect_code(0);
+    case.assert_finished();
+}
+
+#[test]
+fn a_finished_output_is_neither_made_again_nor_overwritten() {
+    let case = Case::new(12);
+    Run::of(&mut case.command(&[])).expect_code(0);
+    let written = std::fs::metadata(case.world.path(OUT)).unwrap().modified().unwrap();
+    let run = Run::of(&mut case.command(&[])).expect_code(0);
+    assert!(run.stderr.contains("already complete"), "{run:#?}");
+    assert!(run.stdout.contains("12 pairs"), "{run:#?}");
+    assert_eq!(std::fs::metadata(case.world.path(OUT)).unwrap().modified().unwrap(), written);
+    assert_other_settings_are_refused(&case);
+    case.assert_finished();
+
+    // A file that is something else is left alone as well.
+    case.world.put(OUT, b"a diary");
+    Run::of(&mut case.command(&[])).expect_error(&["labels.parquet", "--fresh"]);
+    assert_eq!(case.world.bytes(OUT), b"a diary");
+    Run::of(&mut case.command(&["--fresh"])).expect_code(0);
+    case.assert_finished();
+}
+
+#[test]
+fn fresh_forgets_what_another_run_left() {
+    let case = Case::new(12);
+    let mut other = case.command(&["--batch-size", "2"]);
+    assert!(Run::of(other.env("RUNKIT_FAULT", "rename:3")).was_killed());
+    Run::of(&mut case.command(&[])).expect_error(&["batch_size"]);
+    Run::of(&mut case.command(&["--fresh"])).expect_code(0);
+    case.assert_finished();
+    Run::of(&mut case.command(&["--fresh", "--ties", "first"])).expect_code(0);
+    assert!(case.world.bytes(OUT) != case.labels, "made again with the other policy");
+    Run::of(&mut case.command(&["--fresh"])).expect_code(0);
+    case.assert_finished();
+}

@@ -1,0 +1,115 @@
+//! A full disk and a limit on file sizes: one clear error that names the file, nothing half-written,
+//! and the rerun finishes.
+#![expect(clippy::unwrap_used, reason = "a test stops where something is missing")]
+
+mod common;
+
+use std::path::Path;
+use std::process::Command;
+
+use common::{Run, World, relabel};
+
+/// The same command under `ulimit -f`, in blocks of 512 bytes as POSIX has it.
+fn with_file_size_limit(command: &Command, blocks: u32) -> Command {
+    let mut limited = relabel([""; 0]);
+    let mut shell = Command::new("sh");
+    shell.arg("-c").arg(format!("ulimit -f {blocks} && exec \"$0\" \"$@\""));
+    shell.arg(limited.get_program()).args(command.get_args());
+    for (name, value) in limited.get_envs() {
+        match value {
+            Some(value) => shell.env(name, value),
+            None => shell.env_remove(name),
+        };
+    }
+    limited = shell;
+    limited
+}
+
+#[test]
+fn a_limit_on_file_sizes_is_told_and_the_rerun_finishes() {
+    let world = World::with_sample(12);
+    let scorers = world.two_scorers();
+    Run::of(&mut world.score(&scorers, "labels.parquet", &[])).expect_code(0);
+    let (labels, length) = (world.bytes("labels.parquet"), world.bytes("labels.parquet").len());
+    let largest = u32::try_from(length / 512).unwrap();
+    for (blocks, reason) in [
+        (0, "File too large"),
+        (2, "file-size limit"),
+        (largest / 2, "file-size limit"),
+        (largest, "file-size limit"),
+    ] {
+        let command = world.score(&scorers, "out/labels.parquet", &[]);
+        let run = Run::of(&mut with_file_size_limit(&command, blocks));
+        let folder = world.path("out").display().to_string();
+        run.expect_error(&[reason, &folder]);
+        assert!(!world.path("out/labels.parquet").exists());
+        let leftovers = world.names("out");
+        assert!(leftovers.is_empty() || leftovers == ["labels.parquet.work"], "{leftovers:?}");
+    }
+    Run::of(&mut world.score(&scorers, "out/labels.parquet", &[])).expect_code(0);
+    assert!(world.bytes("out/labels.parquet") == labels);
+    assert_eq!(world.names("out"), ["labels.config.toml", "labels.parquet"]);
+}
+
+/// A mounted memory disk, unmounted when the test ends.
+struct SmallDisk<'folder>(&'folder Path);
+
+impl<'folder> SmallDisk<'folder> {
+    /// `None` where this process may not mount.
+    fn mount(folder: &'folder Path, options: &str) -> Option<Self> {
+        std::fs::create_dir_all(folder).unwrap();
+        let mut mount = Command::new("mount");
+        mount.args(["-t", "tmpfs", "-o", options, "tmpfs"]).arg(folder);
+        match mount.output() {
+            Ok(output) if output.status.success() => Some(Self(folder)),
+            refused => {
+                println!("skipped: a memory disk cannot be mounted here: {refused:?}");
+                None
+            }
+        }
+    }
+}
+
+impl Drop for SmallDisk<'_> {
+    fn drop(&mut self) {
+        let unmounted = Command::new("umount").arg(self.0).status();
+        assert!(unmounted.is_ok_and(|status| status.success()), "{} stays", self.0.display());
+    }
+}
+
+#[test]
+fn a_full_disk_is_told_and_with_room_the_rerun_finishes() {
+    let world = World::with_sample(12);
+    let scorers = world.two_scorers();
+    Run::of(&mut world.score(&scorers, "labels.parquet", &[])).expect_code(0);
+    let labels = world.bytes("labels.parquet");
+    let folder = world.path("disk");
+    let Some(_disk) = SmallDisk::mount(&folder, "size=1m") else { return };
+
+    // The disk has 256 pages; all but some are taken by something else.
+    for pages_left in [1, 5, 9] {
+        world.put("disk/ballast", &vec![1; (256 - pages_left) * 4096]);
+        let run = Run::of(&mut world.score(&scorers, "disk/labels.parquet", &[]));
+        let run = run.expect_error(&["o space left", folder.to_str().unwrap()]);
+        assert!(!world.path("disk/labels.parquet").exists(), "{run:#?}");
+    }
+    std::fs::remove_file(world.path("disk/ballast")).unwrap();
+    Run::of(&mut world.score(&scorers, "disk/labels.parquet", &[])).expect_code(0);
+    assert!(world.bytes("disk/labels.parquet") == labels);
+    assert_eq!(world.names("disk"), ["labels.config.toml", "labels.parquet"]);
+}
+
+#[test]
+fn a_vote_that_finds_no_room_leaves_the_old_file_as_it_was() {
+    let world = World::with_sample(12);
+    let scorers = world.two_scorers();
+    Run::of(&mut world.score(&scorers, "labels.parquet", &[])).expect_code(0);
+    let old = world.put("again.parquet", b"something that was there");
+    let mut command = relabel(["vote", "--ties", "first", "--labels"]);
+    command.arg(world.path("labels.parquet")).arg("--out").arg(&old);
+    let run = Run::of(&mut with_file_size_limit(&command, 2));
+    run.expect_error(&["file-size limit", "again.parquet"]);
+    assert_eq!(world.bytes("again.parquet"), b"something that was there");
+    Run::of(&mut command).expect_code(0);
+    assert_eq!(world.labels("again.parquet").len(), 12);
+}

@@ -1,0 +1,124 @@
+//! Several processes on one output: shares make the bytes of a single run, strangers are told who is
+//! at work.
+#![expect(clippy::unwrap_used, reason = "a test stops where something is missing")]
+
+mod common;
+
+use common::{Run, Running, World, wait_until};
+
+const OUT: &str = "shared/labels.parquet";
+
+/// A world of three files, and the bytes one process alone makes of them.
+fn world() -> (World, std::path::PathBuf, Vec<u8>) {
+    let world = World::with_sample(12);
+    let scorers = world.two_scorers();
+    Run::of(&mut world.score(&scorers, "alone/labels.parquet", &[])).expect_code(0);
+    let labels = world.bytes("alone/labels.parquet");
+    (world, scorers, labels)
+}
+
+#[test]
+fn shares_in_any_order_make_the_bytes_of_one_run() {
+    let (world, scorers, alone) = world();
+    for (share, missing) in [("2/3", 2), ("0/3", 1)] {
+        let run = Run::of(&mut world.score(&scorers, OUT, &["--shard", share])).expect_code(0);
+        let says = format!("share {share} done; {missing} parts of other shares are missing");
+        assert!(run.stdout.contains(&says), "{run:#?}");
+        assert!(run.stdout.contains(world.path(OUT).to_str().unwrap()), "{run:#?}");
+        assert!(!world.path(OUT).exists());
+    }
+    let run = Run::of(&mut world.score(&scorers, OUT, &["--shard", "1/3"])).expect_code(0);
+    assert!(run.stdout.starts_with("12 pairs"), "the last share merges: {run:#?}");
+    assert!(world.bytes(OUT) == alone, "other bytes than one run");
+    assert_eq!(world.names("shared"), ["labels.config.toml", "labels.parquet"]);
+
+    // Every share finds the work done, and so does one run for all.
+    for more in [&["--shard", "0/3"][..], &[]] {
+        let run = Run::of(&mut world.score(&scorers, OUT, more)).expect_code(0);
+        assert!(run.stderr.contains("already complete"), "{run:#?}");
+    }
+    assert!(world.bytes(OUT) == alone);
+}
+
+#[test]
+fn shares_at_the_same_time_make_the_bytes_of_one_run() {
+    let (world, scorers, alone) = world();
+    for _round in 0..3 {
+        let shares = ["0/3", "1/3", "2/3"]
+            .map(|share| Running::start(&mut world.score(&scorers, OUT, &["--shard", share])));
+        let runs = shares.map(|share| share.finish().expect_code(0));
+        assert!(runs.iter().any(|run| run.stdout.starts_with("12 pairs")), "{runs:#?}");
+        assert!(world.bytes(OUT) == alone, "other bytes than one run");
+        assert_eq!(world.names("shared"), ["labels.config.toml", "labels.parquet"]);
+        std::fs::remove_dir_all(world.path("shared")).unwrap();
+    }
+}
+
+#[test]
+fn a_killed_share_is_finished_by_its_rerun_or_by_one_run_for_all() {
+    let (world, scorers, alone) = world();
+    for rest in [&[&["--shard", "0/2"][..], &["--shard", "1/2"]][..], &[&[]]] {
+        // Share 0 of 2 has the first and the third file; it dies after the first.
+        let mut command = world.score(&scorers, OUT, &["--shard", "0/2"]);
+        assert!(Run::of(command.env("RUNKIT_FAULT", "rename:2")).was_killed());
+        for more in rest {
+            Run::of(&mut world.score(&scorers, OUT, more)).expect_code(0);
+        }
+        assert!(world.bytes(OUT) == alone, "other bytes than one run");
+        std::fs::remove_dir_all(world.path("shared")).unwrap();
+    }
+}
+
+#[test]
+fn the_environment_of_a_launcher_names_the_share() {
+    let (world, scorers, alone) = world();
+    for rank in ["1", "0"] {
+        let mut command = world.score(&scorers, OUT, &[]);
+        command.env("RANK", rank).env("WORLD_SIZE", "2");
+        Run::of(&mut command).expect_code(0);
+    }
+    assert!(world.bytes(OUT) == alone, "other bytes than one run");
+
+    let mut command = world.score(&scorers, "other.parquet", &[]);
+    Run::of(command.env("RANK", "0")).expect_error(&["WORLD_SIZE"]);
+    let fresh = &["--shard", "0/2", "--fresh"];
+    Run::of(&mut world.score(&scorers, OUT, fresh)).expect_error(&["--fresh", "other shares"]);
+    assert!(world.bytes(OUT) == alone);
+    for (share, says) in [("3/3", "zero-based"), ("x", "INDEX/COUNT")] {
+        let run = Run::of(&mut world.score(&scorers, OUT, &["--shard", share])).expect_code(2);
+        assert!(run.stderr.contains(says), "{run:#?}");
+    }
+}
+
+#[test]
+fn shares_of_another_run_are_refused() {
+    let (world, scorers, _) = world();
+    Run::of(&mut world.score(&scorers, OUT, &["--shard", "0/3"])).expect_code(0);
+    let other = &["--shard", "1/3", "--batch-size", "2"];
+    Run::of(&mut world.score(&scorers, OUT, other)).expect_error(&["batch_size", "another run"]);
+}
+
+#[test]
+fn the_second_run_on_one_output_is_told_who_holds_it() {
+    let world = World::with_sample(300);
+    let scorers = world.two_scorers();
+    let first = Running::start(&mut world.score(&scorers, OUT, &["--batch-size", "2"]));
+    wait_until("the first run works", || world.path("shared/labels.parquet.work").exists());
+    first.signal("STOP");
+    let holder = format!("process {}", first.0.id());
+    Run::of(&mut world.score(&scorers, OUT, &[])).expect_error(&[
+        &holder,
+        "is held by",
+        "labels.parquet.lock",
+        "hint: ",
+    ]);
+    let share = &["--shard", "0/3"];
+    Run::of(&mut world.score(&scorers, OUT, share)).expect_error(&[&holder, "is held by"]);
+    assert!(first.kill().was_killed(), "the first run was still at work");
+
+    // The lock of a killed run is free.
+    let mut next = world.score(&scorers, OUT, &["--batch-size", "2", "--limit", "3"]);
+    Run::of(&mut next).expect_error(&["another run", "limit"]);
+    let run = ["--batch-size", "2", "--limit", "3", "--fresh"];
+    Run::of(&mut world.score(&scorers, OUT, &run)).expect_code(0);
+}

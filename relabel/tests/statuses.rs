@@ -1,0 +1,232 @@
+//! Rows that cannot be voted on: kept, with their reason, while the run goes on.
+#![expect(clippy::unwrap_used, reason = "a test stops where something is missing")]
+
+mod common;
+
+use std::path::Path;
+
+use common::{MINI, Pair, Run, World, sample_pairs, scorer_entry};
+use schemas::labels::{LabelRow, Status};
+
+const JPEG: &[u8] = b"\xff\xd8\xff";
+const PNG: &[u8] = b"\x89PNG";
+
+/// An image of the sample whose bytes begin like this.
+fn sample_image(begins: &[u8]) -> Vec<u8> {
+    let images = sample_pairs(100).into_iter().flat_map(|pair| pair.image).flatten();
+    images.into_iter().find(|image| image.starts_with(begins)).unwrap()
+}
+
+/// A PNG whose header states 60000x60000 pixels, with a checksum that fits.
+fn oversized_png() -> Vec<u8> {
+    let mut png = sample_image(PNG);
+    png[16..20].copy_from_slice(&60_000u32.to_be_bytes());
+    png[20..24].copy_from_slice(&60_000u32.to_be_bytes());
+    let mut crc = u32::MAX;
+    for &byte in &png[12..29] {
+        crc ^= u32::from(byte);
+        for _ in 0..8 {
+            crc = (crc >> 1) ^ (0xedb8_8320 * (crc & 1));
+        }
+    }
+    png[29..33].copy_from_slice(&(!crc).to_be_bytes());
+    png
+}
+
+fn truncated_jpeg() -> Vec<u8> {
+    let mut jpeg = sample_image(JPEG);
+    jpeg.truncate(jpeg.len() * 2 / 3);
+    jpeg
+}
+
+/// A sound pair whose uids are nobody else's.
+fn pair(number: usize) -> Pair {
+    let mut pair = sample_pairs(number + 1).pop().unwrap();
+    pair.ranking_id = Some(number as i64);
+    pair.uid = [Some(format!("left {number}")), Some(format!("right {number}"))];
+    pair
+}
+
+fn with_image(number: usize, position: usize, image: Option<Vec<u8>>) -> Pair {
+    let mut pair = pair(number);
+    pair.image[position] = image;
+    pair
+}
+
+fn with_caption(number: usize, caption: Option<&str>) -> Pair {
+    Pair { caption: caption.map(str::to_owned), ..pair(number) }
+}
+
+/// The row has this status, a reason that says `words`, and no votes; where an image could be scored,
+/// its scores are there.
+#[track_caller]
+fn assert_failed(row: &LabelRow, status: Status, words: &str, scored: [bool; 2]) {
+    assert_eq!(row.status, status, "{row:#?}");
+    assert!(row.error.as_deref().unwrap().contains(words), "{row:#?}");
+    assert_eq!((row.vote_sum, row.consensus), (None, None), "{row:#?}");
+    assert!(row.votes.iter().all(Option::is_none), "{row:#?}");
+    for scores in &row.scores {
+        assert_eq!(scores.map(|score| score.is_some()), scored, "{row:#?}");
+    }
+}
+
+#[test]
+fn what_cannot_be_scored_is_kept_with_its_reason() {
+    let huge = "a".repeat(1 << 20);
+    let nobody = Pair { uid: [None, Some(String::new())], ..pair(8) };
+    let pairs = [
+        pair(0),
+        with_image(1, 0, None),
+        with_image(2, 1, Some(Vec::new())),
+        with_image(3, 0, Some(b"this is no image at all, only some text".to_vec())),
+        with_image(4, 1, Some(truncated_jpeg())),
+        with_image(5, 0, Some(oversized_png())),
+        with_caption(6, None),
+        with_caption(7, Some(" \t\n ")),
+        nobody,
+        with_caption(9, Some(&huge)),
+        // The uid of row 0 with the bytes of another picture.
+        Pair { uid: pair(0).uid, ..pair(10) },
+        // An id that stood before, and none.
+        Pair { ranking_id: Some(0), ..pair(11) },
+        Pair { ranking_id: None, ..pair(12) },
+        // Zero-width, right-to-left and control characters are a caption like another.
+        with_caption(13, Some("\u{200f}\u{202e}שלום\u{200b} \u{1b}[31m\0 <script>")),
+    ];
+    let world = World::with_pairs(&pairs);
+    let scorers = world.two_scorers();
+    let run = Run::of(&mut world.score(&scorers, "l.parquet", &[])).expect_code(3);
+    assert!(run.stdout.starts_with("14 pairs: 5 voted on, 9 failed\n"), "{run:#?}");
+    assert!(run.stdout.contains("\n  2 decode_error\n"), "{run:#?}");
+
+    let rows = world.labels("l.parquet");
+    assert_eq!(rows.len(), pairs.len());
+    assert_eq!(rows[9].caption.as_ref().map(String::len), Some(1 << 20), "kept whole");
+    assert_failed(&rows[1], Status::MissingImage, "image_0: image is null or empty", [false, true]);
+    assert_failed(&rows[2], Status::MissingImage, "image_1", [true, false]);
+    assert_failed(&rows[3], Status::DecodeError, "image_0", [false, true]);
+    assert_failed(&rows[4], Status::DecodeError, "image_1", [true, false]);
+    assert_failed(&rows[5], Status::ImageTooLarge, "60000", [false, true]);
+    assert_failed(&rows[6], Status::MissingCaption, "null", [false; 2]);
+    assert_failed(&rows[7], Status::EmptyCaption, "empty", [false; 2]);
+    assert_failed(&rows[9], Status::CaptionTooLong, "1048576", [false; 2]);
+    assert_failed(&rows[10], Status::UidConflict, "0.parquet row 0", [false; 2]);
+    for number in [0, 8, 11, 12, 13] {
+        assert_eq!(rows[number].status, Status::Ok, "{:#?}", rows[number]);
+        assert!(rows[number].vote_sum.is_some());
+    }
+    let ids: Vec<&str> = rows.iter().map(|row| row.pair_id.as_str()).collect();
+    assert_eq!((ids[0], ids[11], ids[12]), ("0", "0.parquet:11", "0.parquet:12"));
+    let mut distinct = ids.clone();
+    distinct.sort_unstable();
+    distinct.dedup();
+    assert_eq!(distinct.len(), ids.len(), "ids are unique");
+    assert!(run.stderr.contains("ranking_id"), "the renamed row is mentioned: {}", run.stderr);
+
+    // The same command again: nothing to do, and as many failures as before.
+    let before = world.bytes("l.parquet");
+    Run::of(&mut world.score(&scorers, "l.parquet", &[])).expect_code(3);
+    Run::of(&mut world.score(&scorers, "l.parquet", &["--max-failed", "8"])).expect_code(3);
+    Run::of(&mut world.score(&scorers, "l.parquet", &["--max-failed", "9"])).expect_code(0);
+    assert_eq!(world.bytes("l.parquet"), before);
+}
+
+#[test]
+fn a_file_of_nothing_but_failures_is_a_labels_file_too() {
+    let pairs = [with_caption(0, None), with_image(1, 0, None)];
+    let world = World::with_pairs(&pairs);
+    let scorers = world.two_scorers();
+    let run =
+        Run::of(&mut world.score(&scorers, "l.parquet", &["--ties", "margin"])).expect_code(3);
+    assert!(run.stdout.starts_with("2 pairs: 0 voted on, 2 failed\n"), "{run:#?}");
+    assert_eq!(world.labels("l.parquet").len(), 2);
+}
+
+#[test]
+fn a_uid_with_other_bytes_elsewhere_gets_no_foreign_scores() {
+    let mut pairs = [pair(0), pair(1), pair(2)];
+    pairs[1].uid[1] = pairs[0].uid[0].clone();
+    pairs[2].uid[0] = pairs[0].uid[0].clone();
+    pairs[2].image[0] = pairs[0].image[0].clone();
+    let world = World::with_pairs(&pairs);
+    let scorers = world.two_scorers();
+    Run::of(&mut world.score(&scorers, "l.parquet", &[])).expect_code(3);
+    let rows = world.labels("l.parquet");
+    assert_eq!(rows[0].status, Status::Ok);
+    assert_failed(&rows[1], Status::UidConflict, "image_1: the same uid", [true, false]);
+    assert_eq!(rows[2].status, Status::Ok, "the same uid with the same bytes: {:#?}", rows[2]);
+}
+
+/// The place of a tensor's values in a safetensors file.
+fn tensor_bytes(file: &[u8], name: &str) -> std::ops::Range<usize> {
+    let header_length = u64::from_le_bytes(file[..8].try_into().unwrap()) as usize;
+    let header: serde_json::Value = serde_json::from_slice(&file[8..8 + header_length]).unwrap();
+    assert_eq!(header[name]["dtype"], "F32");
+    let place = |end: usize| header[name]["data_offsets"][end].as_u64().unwrap() as usize;
+    8 + header_length + place(0)..8 + header_length + place(1)
+}
+
+/// `data/mini`'s pickscore with NaN where `broken` says, as an entry of its own.
+fn pickscore_with_nan(
+    world: &World,
+    tensor: &str,
+    broken: impl Fn(std::ops::Range<usize>) -> std::ops::Range<usize>,
+) -> String {
+    for entry in std::fs::read_dir(Path::new(MINI).join("pickscore")).unwrap() {
+        let path = entry.unwrap().path();
+        let name = path.file_name().unwrap().to_str().unwrap();
+        let mut bytes = std::fs::read(&path).unwrap();
+        if name == "model.safetensors" {
+            let values = broken(tensor_bytes(&bytes, tensor));
+            bytes[values].chunks_exact_mut(4).for_each(|value| {
+                value.copy_from_slice(&f32::NAN.to_le_bytes());
+            });
+        }
+        world.put(&format!("broken/{name}"), &bytes);
+    }
+    let entry = scorer_entry("pickscore");
+    entry.replace(&format!("{MINI}/pickscore"), world.path("broken").to_str().unwrap())
+}
+
+#[test]
+fn a_network_of_nan_gives_no_vote_and_stops_nothing() {
+    let world = World::with_sample(9);
+    let broken = pickscore_with_nan(&world, "visual_projection.weight", |whole| whole);
+    let scorers = world.scorers("scorers.toml", &[scorer_entry("clip"), broken]);
+    let run = Run::of(&mut world.score(&scorers, "l.parquet", &[])).expect_code(3);
+    assert!(run.stdout.starts_with("9 pairs: 0 voted on, 9 failed\n"), "{run:#?}");
+    for row in world.labels("l.parquet") {
+        assert_failed(&row, Status::NonFinite, "scorer `pickscore` gave NaN", [false; 2]);
+    }
+}
+
+#[test]
+fn nan_reaches_only_the_captions_that_touch_it() {
+    let world = World::with_sample(24);
+    let vocabulary = std::fs::read(Path::new(MINI).join("pickscore/vocab.json")).unwrap();
+    let vocabulary: serde_json::Value = serde_json::from_slice(&vocabulary).unwrap();
+    let token = vocabulary["a</w>"].as_u64().expect("every letter is a token") as usize;
+    let table = "text_model.embeddings.token_embedding.weight";
+    let width = 4 * 96;
+    let broken = pickscore_with_nan(&world, table, |whole| {
+        whole.start + token * width..whole.start + (token + 1) * width
+    });
+    let scorers = world.scorers("scorers.toml", &[scorer_entry("clip"), broken]);
+    Run::of(&mut world.score(&scorers, "l.parquet", &[])).expect_code(3);
+    let rows = world.labels("l.parquet");
+    let words = |row: &LabelRow| -> Vec<String> {
+        row.caption.as_deref().unwrap().split_whitespace().map(str::to_owned).collect()
+    };
+    let (mut touched, mut untouched) = (0, 0);
+    for row in &rows {
+        if words(row).iter().any(|word| word == "a") {
+            assert_eq!(row.status, Status::NonFinite, "{row:#?}");
+            touched += 1;
+        // A longer word may end in this very token.
+        } else if !words(row).iter().any(|word| word.ends_with('a')) {
+            assert_eq!(row.status, Status::Ok, "{row:#?}");
+            untouched += 1;
+        }
+    }
+    assert!(touched > 0 && untouched > 0, "{touched} and {untouched}");
+}
