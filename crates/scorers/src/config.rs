@@ -194,3 +194,57 @@ impl ScorerConfig {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(text: &str) -> Result<ScorersConfig, ScorerError> {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("scorers.toml");
+        fs_err::write(&file, text).unwrap();
+        ScorersConfig::read(&file)
+    }
+
+    const CLIP: &str = "[[scorer]]\nname = \"clip\"\nkind = \"clip\"\nmodel = \"m\"\nlayout = \"open_clip\"\npreprocess = \"hps\"\n";
+
+    #[test]
+    fn defaults_follow_the_layout() {
+        let config = read(CLIP).unwrap();
+        assert_eq!(config.scorer[0].tokenizer_kind(), TokenizerKind::OpenClip);
+        assert_eq!(config.scorer[0].hps_resize, None);
+        let config = read(&CLIP.replace("open_clip", "transformers")).unwrap();
+        assert_eq!(config.scorer[0].tokenizer_kind(), TokenizerKind::HuggingFace);
+    }
+
+    #[test]
+    fn the_published_scorers_are_a_valid_configuration() {
+        let file =
+            Path::new(env!("CARGO_MANIFEST_DIR")).join("../../relabel/scorers/published.toml");
+        let config = ScorersConfig::read(&file).unwrap();
+        let names: Vec<&str> = config.scorer.iter().map(|scorer| scorer.name.as_str()).collect();
+        assert_eq!(names, ["clip", "hps", "pickscore", "aesthetic"]);
+    }
+
+    #[test]
+    fn what_makes_no_sense_is_named() {
+        let changed = |from: &str, to: &str| read(&CLIP.replace(from, to)).unwrap_err().to_string();
+        for (text, expected) in [
+            (read("").unwrap_err().to_string(), "no `[[scorer]]` entry"),
+            (read(&format!("{CLIP}{CLIP}")).unwrap_err().to_string(), "same name"),
+            (changed("name = \"clip\"", "name = \"Clip 2\""), "column prefix"),
+            (changed("kind = \"clip\"", "kind = \"aesthetic\""), "needs `head`"),
+            (changed("preprocess", "head = \"x\"\npreprocess"), "belongs to kind"),
+            (changed("\"hps\"", "\"hf\"\nhps_resize = \"legacy\""), "belongs to preprocess"),
+            (
+                changed("\"open_clip\"", "\"transformers\"\narchitecture = \"ViT-H-14\""),
+                "config.json",
+            ),
+            (changed("model = \"m\"", "model = \"\""), "`model` is empty"),
+            (changed("preprocess", "preproces"), "did you mean `preprocess`"),
+            (changed("\"hps\"", "\"hpss\""), "did you mean `hps`"),
+        ] {
+            assert!(text.contains(expected), "{text:?} should contain {expected:?}");
+        }
+    }
+}
