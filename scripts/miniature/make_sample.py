@@ -4,8 +4,8 @@ Simulated people work at the same time. Each has one caption and two pictures, s
 the winner and receives a new challenger, two to five times, as in the real collection; so pictures
 recur across pairs. The label comes from a noisy annotator described in data/README.md.
 
-Every picture is composed from a drawing of the split "sample" (see pictures.py), which no model of
-data/mini has been trained on.
+The pictures are composed from drawings of the splits "sample", which no model of data/mini has been
+trained on, and "shared", which were trained on in other compositions (see pictures.py).
 """
 
 import csv
@@ -83,7 +83,7 @@ class Sample:
         self.generator = numpy.random.default_rng(SEED)
         self.by_name: dict[str, list[pictures.Drawing]] = {}
         for drawing in pictures.drawings():
-            if drawing.split == "sample":
+            if drawing.split in ("sample", "shared"):
                 self.by_name.setdefault(drawing.name, []).append(drawing)
         self.names = list(self.by_name)
         self.unused_names = list(self.generator.permutation(self.names))

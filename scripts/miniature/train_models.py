@@ -5,7 +5,7 @@
 3. pickscore: clip tuned on labels of the noisy annotator of make_sample.py.
 4. aesthetic: a linear head on clip's image features, regressed on colour and contrast.
 
-Only drawings of the split "train" are used. `--quick` trains a few steps: the right files, no skill.
+Only drawings of the splits "train" and "shared" are used. `--quick` trains a few steps: the right files, no skill.
 """
 
 import argparse
@@ -30,21 +30,24 @@ STAGES = ("clip", "aesthetic", "pickscore", "hps")
 
 # Contrastive training.
 VARIANTS = 5  # composed pictures per drawing, of which about one in four is degraded
-CLIP_STEPS = 2_400
 CLIP_BATCH = 192
-CLIP_LEARNING_RATE = 1.2e-3
 DESCRIPTIVE_SHARE = 0.25
 
 # Preference tuning.
-PREFERENCE_PAIRS = 10_000
-PREFERENCE_STEPS = 400
+PREFERENCE_PAIRS = 8_000
+PREFERENCE_STEPS = 320
 PREFERENCE_BATCH = 64
 PREFERENCE_LEARNING_RATE = 2e-4
 
 # Patches of 64 that a training picture keeps, from which share of the steps on. Dropping the others
 # at random (as FLIP does) is faster and keeps a small network from learning drawings by heart.
-CLIP_PATCHES = ((0.0, 20), (0.8, 40), (0.93, None))
 PREFERENCE_PATCHES = ((0.0, 36), (0.7, None))
+# Contrastive training goes in rounds, each with freshly composed pictures and a cosine of its own.
+# Of each: steps, peak learning rate, patches, share of turned and tinted pictures.
+CLIP_ROUNDS = (
+    (3_000, 1.2e-3, ((0.0, 20), (0.85, 40), (0.95, None)), 1.0),
+    (2_200, 1.0e-3, ((0.0, 24), (0.70, 40), (0.92, None)), 0.3),
+)
 
 # The aesthetic head.
 HEAD_STEPS = 3_000
@@ -56,14 +59,14 @@ class Schedule:
     """How long each training takes."""
 
     variants: int = VARIANTS
-    clip_steps: int = CLIP_STEPS
+    clip_rounds: tuple = CLIP_ROUNDS
     preference_pairs: int = PREFERENCE_PAIRS
     preference_steps: int = PREFERENCE_STEPS
     head_steps: int = HEAD_STEPS
 
 
 QUICK = Schedule(
-    variants=1, clip_steps=20, preference_pairs=600, preference_steps=5, head_steps=100
+    variants=1, clip_rounds=((20, 1e-3, ((0.0, 20),), 1.0),), preference_pairs=600, preference_steps=5, head_steps=100
 )
 
 
@@ -142,7 +145,7 @@ def training_picture(
 
 
 def training_drawings() -> list[pictures.Drawing]:
-    return [drawing for drawing in pictures.drawings() if drawing.split == "train"]
+    return [drawing for drawing in pictures.drawings() if drawing.split in ("train", "shared")]
 
 
 def by_name(drawings: list[pictures.Drawing]) -> dict[str, list[pictures.Drawing]]:
@@ -156,7 +159,22 @@ def by_name(drawings: list[pictures.Drawing]) -> dict[str, list[pictures.Drawing
 
 
 def train_clip(schedule: Schedule, log) -> networks.CLIPModel:
-    generator = numpy.random.default_rng(SEED)
+    torch.manual_seed(SEED)
+    model = networks.new_clip()
+    with torch.no_grad():
+        model.logit_scale.fill_(math.log(1 / 0.07))
+    for number in range(len(schedule.clip_rounds)):
+        train_clip_round(model, number, schedule, log)
+    return model.eval()
+
+
+def train_clip_round(model: networks.CLIPModel, number: int, schedule: Schedule, log) -> None:
+    """One round on pictures composed for it."""
+    steps, peak, patches, varied_share = schedule.clip_rounds[number]
+    seed = SEED + 1_000 * number
+    if number > 0:
+        torch.manual_seed(seed)
+    generator = numpy.random.default_rng(seed)
     numbers_of: dict[str, list[int]] = {}
     levels, shown = [], []
     for drawing in training_drawings():
@@ -170,21 +188,27 @@ def train_clip(schedule: Schedule, log) -> networks.CLIPModel:
 
     names = list(numbers_of)
     tokens = Tokens.hf()
-    model = networks.new_clip().train()
-    with torch.no_grad():
-        model.logit_scale.fill_(math.log(1 / 0.07))
-    optimizer = optimizer_for(model, CLIP_LEARNING_RATE)
-    for step in range(schedule.clip_steps):
+    model.train()
+    optimizer = optimizer_for(model, peak)
+    for step in range(steps):
         chosen = generator.choice(len(names), CLIP_BATCH, replace=False)
         numbers = [int(generator.choice(numbers_of[names[index]])) for index in chosen]
+        told = generator.random(len(numbers)) < DESCRIPTIVE_SHARE
         captions = [
             pictures.descriptive_caption(shown[number], generator)
-            if generator.random() < DESCRIPTIVE_SHARE
+            if tell
             else pictures.caption(shown[number].drawing.name, generator)
-            for number in numbers
+            for number, tell in zip(numbers, told, strict=True)
         ]
-        pixels = networks.normalise(shifted(levels[numbers], generator).float() / 255)
-        kept = patches_at(step / schedule.clip_steps, CLIP_PATCHES)
+        pixels = shifted(levels[numbers], generator) / 255
+        # Where the caption tells the background or a degradation, the picture stays as it is.
+        plain = ~told
+        if varied_share < 1.0:
+            plain &= generator.random(len(numbers)) < varied_share
+        plain = torch.from_numpy(plain)
+        pixels[plain] = varied(pixels[plain])
+        pixels = networks.normalise(pixels)
+        kept = patches_at(step / steps, patches)
         with torch.autocast("cpu", torch.bfloat16):
             image = networks.image_features(model, pixels, kept)
             text = networks.text_features(model, tokens(captions))
@@ -193,11 +217,10 @@ def train_clip(schedule: Schedule, log) -> networks.CLIPModel:
         logits = model.logit_scale.exp() * image @ text.T
         target = torch.arange(len(numbers))
         loss = (functional.cross_entropy(logits, target) + functional.cross_entropy(logits.T, target)) / 2
-        update(model, optimizer, loss, learning_rate(step, schedule.clip_steps, CLIP_LEARNING_RATE))
-        if step % 50 == 0 or step == schedule.clip_steps - 1:
+        update(model, optimizer, loss, learning_rate(step, steps, peak))
+        if step % 50 == 0 or step == steps - 1:
             right = (logits.argmax(1) == target).float().mean()
             log(f"clip: step {step} loss {loss:.3f} right {right:.3f} scale {model.logit_scale.exp():.1f}")
-    return model.eval()
 
 
 def shifted(levels: torch.Tensor, generator: numpy.random.Generator) -> torch.Tensor:
@@ -205,6 +228,30 @@ def shifted(levels: torch.Tensor, generator: numpy.random.Generator) -> torch.Te
     padded = functional.pad(levels.float(), (3, 3, 3, 3), mode="replicate")
     top, left = generator.integers(0, 7, size=2)
     return padded[:, :, top : top + networks.IMAGE_SIZE, left : left + networks.IMAGE_SIZE]
+
+
+def varied(values: torch.Tensor) -> torch.Tensor:
+    """Each picture of the batch [B, 3, 64, 64] turned, scaled, sheared and tinted a little at random."""
+    count = len(values)
+
+    def between(low: float, high: float, *shape: int) -> torch.Tensor:
+        return low + (high - low) * torch.rand(count, *shape)
+
+    angle, scale, shear = between(-0.3, 0.3), between(0.85, 1.2), between(-0.15, 0.15)
+    stretch = between(0.85, 1.15)
+    cosine, sine = scale * angle.cos(), scale * angle.sin()
+    matrix = torch.stack(
+        [
+            torch.stack([cosine * stretch, shear - sine, between(-0.1, 0.1)], dim=1),
+            torch.stack([sine, cosine / stretch, between(-0.1, 0.1)], dim=1),
+        ],
+        dim=1,
+    )
+    grid = functional.affine_grid(matrix, list(values.shape), align_corners=False)
+    moved = functional.grid_sample(values, grid, padding_mode="border", align_corners=False)
+    grey = moved.mean(1, keepdim=True)
+    coloured = grey + between(0.3, 1.3, 1, 1, 1) * (moved - grey)
+    return (coloured * between(0.8, 1.15, 3, 1, 1)).clamp(0, 1)
 
 
 # 2 and 3. Preferences.
