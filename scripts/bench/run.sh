@@ -11,7 +11,7 @@ set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 cd "$root"
 python=$(scripts/parity/venv.sh)
-relabel="$root/target/release/relabel"
+relabel="${RELABEL:-$root/target/release/relabel}"
 size=${BENCH_SIZE:-full}
 parts=" ${BENCH_PARTS:-sides towers decode vote memory} "
 [ -x "$relabel" ] || { echo "bench: $relabel is missing; run make setup" >&2; exit 1; }

@@ -60,7 +60,10 @@ def read_pairs(path: Path) -> list[Pair]:
 
 
 def decode(data: bytes) -> Image.Image:
-    return Image.open(io.BytesIO(data)).convert("RGB")
+    """The picture in its own mode: stock open_clip resizes before it converts to RGB."""
+    image = Image.open(io.BytesIO(data))
+    image.load()
+    return image
 
 
 class LaionHead(nn.Module):
@@ -191,10 +194,10 @@ class Scorer:
     def pixels(self, image: Image.Image) -> torch.Tensor:
         """The network's input [3,S,S] for one picture."""
         if self.entry["preprocess"] == "hf":
-            return self.processor(images=image, return_tensors="pt")["pixel_values"][0]
+            return self.processor(images=image.convert("RGB"), return_tensors="pt")["pixel_values"][0]
         if self.entry["preprocess"] == "hps":
             return hps_transform(
-                image, self.image_size, self.entry.get("hps_resize", "legacy") == "antialias"
+                image.convert("RGB"), self.image_size, self.entry.get("hps_resize", "legacy") == "antialias"
             )
         return self.processor(image)
 

@@ -11,7 +11,7 @@ set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 cd "$root"
 python=$(scripts/parity/venv.sh)
-relabel="$root/target/release/relabel"
+relabel="${RELABEL:-$root/target/release/relabel}"
 work=${PARITY_OUT:-out/parity}
 sizes=${PARITY_SIZE:-all}
 [ -x "$relabel" ] || { echo "parity: $relabel is missing; run make setup" >&2; exit 1; }
