@@ -21,13 +21,13 @@ pub struct Cli {
     #[command(subcommand)]
     pub command: Command,
     /// Say more on stderr (twice: everything).
-    #[arg(short, long, global = true, action = ArgAction::Count, conflicts_with = "quiet")]
+    #[arg(short, long, global = true, action = ArgAction::Count, conflicts_with = "quiet", display_order = 100)]
     pub verbose: u8,
     /// Say less: warnings only, no progress (twice: errors only).
-    #[arg(short, long, global = true, action = ArgAction::Count)]
+    #[arg(short, long, global = true, action = ArgAction::Count, display_order = 101)]
     pub quiet: u8,
     /// How log lines look: text or json.
-    #[arg(long, global = true, value_name = "FORMAT", default_value = "text")]
+    #[arg(long, global = true, value_name = "FORMAT", default_value = "text", display_order = 102)]
     pub log_format: LogFormat,
 }
 
