@@ -52,7 +52,8 @@ pub(crate) fn relabel<I: AsRef<std::ffi::OsStr>>(
     command
 }
 
-/// How a run of the program ended. Making one checks what holds for every run: no panic.
+/// How a run of the program ended. Making one checks what holds for every run: text in UTF-8, and no
+/// panic.
 #[derive(Debug)]
 pub(crate) struct Run {
     pub(crate) status: ExitStatus,
@@ -96,7 +97,7 @@ impl Run {
 
 impl From<Output> for Run {
     fn from(output: Output) -> Self {
-        let text = |bytes: Vec<u8>| String::from_utf8(bytes).expect("the program prints UTF-8");
+        let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
         let run = Self {
             status: output.status,
             stdout: text(output.stdout),

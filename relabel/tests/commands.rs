@@ -1,0 +1,352 @@
+//! The commands around a run: `vote`, `inspect`, `check`, settings from flags, environment and files,
+//! and the help.
+#![expect(clippy::unwrap_used, reason = "a test stops where something is missing")]
+
+mod common;
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::process::Command;
+
+use common::{Run, World, relabel};
+use schemas::labels::{KEY_MANIFEST, LabelRow, LabelsFile, LabelsSchema, LabelsWriter, Status};
+
+const SCORERS: [&str; 4] = ["clip", "hps", "pickscore", "aesthetic"];
+
+/// Scores that hold ties of votes, majorities and an equal pair; every tenth row failed.
+fn rows(count: i64) -> Vec<LabelRow> {
+    let row = |number: i64| {
+        let failed = number % 10 == 9;
+        let score = |scorer: i64, image: i64| {
+            let value = (number * 37 + scorer * 53 + image * (71 + 6 * scorer)) % 64;
+            (!failed).then_some(value as f32 / 64.0)
+        };
+        let scores: Vec<_> = (0..4).map(|scorer| [score(scorer, 0), score(scorer, 1)]).collect();
+        let vote =
+            |[first, second]: &[Option<f32>; 2]| Some(if (*first)? >= (*second)? { 1 } else { -1 });
+        let votes: Vec<Option<i8>> = scores.iter().map(vote).collect();
+        let sum = (!failed).then(|| votes.iter().flatten().sum::<i8>());
+        LabelRow {
+            pair_id: format!("pair {number}"),
+            source_file: "pairs.parquet".to_owned(),
+            source_row: number,
+            caption: Some(format!("caption {}", number / 3)),
+            image_uid: [Some(format!("left {number}")), Some(format!("right {number}"))],
+            human_label_0: (number % 7 != 0).then_some((number % 3) as f64 / 2.0),
+            scores,
+            votes,
+            vote_sum: sum,
+            consensus: sum.map(i8::signum),
+            status: if failed { Status::DecodeError } else { Status::Ok },
+            error: failed.then(|| "image_0: cut short".to_owned()),
+        }
+    };
+    (0..count).map(row).collect()
+}
+
+/// A labels file that no network was needed for.
+fn labels_file(world: &World, rows: &[LabelRow]) -> PathBuf {
+    let path = world.path("labels.parquet");
+    let names: Vec<_> = SCORERS.iter().map(|name| serde_json::json!({"name": name})).collect();
+    let manifest = serde_json::json!({"scorers": names, "ties": "zero"}).to_string();
+    let metadata = BTreeMap::from([(KEY_MANIFEST.to_owned(), manifest)]);
+    let schema = LabelsSchema::new(&SCORERS).unwrap();
+    let mut writer = LabelsWriter::create(&path, &schema, &metadata).unwrap();
+    rows.iter().for_each(|row| writer.write(row).unwrap());
+    writer.finish().unwrap();
+    path
+}
+
+fn vote(world: &World, out: &str, more: &[&str]) -> Command {
+    let mut command = relabel(["vote", "--labels"]);
+    command.arg(world.path("labels.parquet")).arg("--out").arg(world.path(out)).args(more);
+    command
+}
+
+fn sign(value: f64) -> i8 {
+    i8::from(value > 0.0) - i8::from(value < 0.0)
+}
+
+/// The population standard deviation of each scorer's margins.
+fn deviations(rows: &[LabelRow]) -> Vec<f64> {
+    let margin = |scores: &[Option<f32>; 2]| Some(f64::from(scores[0]?) - f64::from(scores[1]?));
+    let deviation = |scorer: usize| {
+        let margins: Vec<f64> = rows.iter().filter_map(|row| margin(&row.scores[scorer])).collect();
+        let mean = margins.iter().sum::<f64>() / margins.len() as f64;
+        let squares: f64 = margins.iter().map(|margin| (margin - mean).powi(2)).sum();
+        (squares / margins.len() as f64).sqrt()
+    };
+    (0..4).map(deviation).collect()
+}
+
+#[test]
+fn vote_decides_ties_as_asked_and_nothing_else() {
+    let world = World::empty();
+    let rows = rows(200);
+    labels_file(&world, &rows);
+    let deviations = deviations(&rows);
+    for policy in ["zero", "human", "first", "second", "margin"] {
+        Run::of(&mut vote(&world, "out.parquet", &["--ties", policy])).expect_code(0);
+        let (mut ties, mut decided) = (0, 0);
+        for (new, old) in world.labels("out.parquet").iter().zip(&rows) {
+            let mut expected = old.clone();
+            if old.vote_sum == Some(0) {
+                ties += 1;
+                let standard: f64 = (0..4)
+                    .map(|scorer| {
+                        let [first, second] = old.scores[scorer].map(|score| score.unwrap());
+                        (f64::from(first) - f64::from(second)) / deviations[scorer]
+                    })
+                    .sum();
+                expected.consensus = Some(match policy {
+                    "zero" => 0,
+                    "human" => old.human_label_0.map_or(0, |label| sign(label - 0.5)),
+                    "first" => 1,
+                    "second" => -1,
+                    _ => sign(standard),
+                });
+                decided += usize::from(expected.consensus != Some(0));
+            }
+            assert_eq!(*new, expected, "--ties {policy}");
+        }
+        assert!(ties > 10, "{ties} ties");
+        assert_eq!(decided == 0, policy == "zero", "--ties {policy} decided {decided}");
+        let file = LabelsFile::open(world.path("out.parquet")).unwrap();
+        let manifest = &file.metadata()[KEY_MANIFEST];
+        assert!(manifest.contains(&format!("\"ties\":\"{policy}\"")), "{manifest}");
+    }
+    let again = vote(&world, "again.parquet", &["--ties", "margin"]).output().unwrap();
+    assert!(again.status.success());
+    assert!(world.bytes("again.parquet") == world.bytes("out.parquet"), "equal input, equal bytes");
+}
+
+#[test]
+fn vote_of_some_voters_leaves_the_others_out() {
+    let world = World::empty();
+    let rows = rows(60);
+    labels_file(&world, &rows);
+    let run = Run::of(&mut vote(&world, "two.parquet", &["--voters", "aesthetic,clip"]));
+    run.expect_code(0);
+    let file = LabelsFile::open(world.path("two.parquet")).unwrap();
+    assert_eq!(file.schema().scorers(), ["clip", "aesthetic"], "in the order of the columns");
+    let new = file.read_rows().unwrap();
+    assert_eq!(new.len(), rows.len());
+    for (new, old) in new.iter().zip(&rows) {
+        assert_eq!((&new.pair_id, new.status, &new.error), (&old.pair_id, old.status, &old.error));
+        assert_eq!(new.votes, [old.votes[0], old.votes[3]]);
+        let sum = old.votes[0].and_then(|one| Some(one + old.votes[3]?));
+        assert_eq!((new.vote_sum, new.consensus), (sum, sum.map(i8::signum)));
+    }
+    let manifest = &file.metadata()[KEY_MANIFEST];
+    assert!(manifest.contains("\"voters\":[\"clip\",\"aesthetic\"]"), "{manifest}");
+    assert!(!manifest.contains("hps"), "{manifest}");
+}
+
+#[test]
+fn vote_refuses_unknown_voters_and_its_own_input() {
+    let world = World::empty();
+    let labels = labels_file(&world, &rows(20));
+    let before = world.bytes("labels.parquet");
+    Run::of(&mut vote(&world, "out.parquet", &["--voters", "clip,pikscore"])).expect_error(&[
+        "labels.parquet",
+        "pikscore",
+        "did you mean `pickscore`",
+    ]);
+    std::os::unix::fs::symlink(&labels, world.path("link.parquet")).unwrap();
+    for out in ["labels.parquet", "./labels.parquet", "link.parquet"] {
+        Run::of(&mut vote(&world, out, &[])).expect_error(&["--out", "hint: "]);
+    }
+    assert!(world.bytes("labels.parquet") == before);
+    assert_eq!(world.names(""), ["labels.parquet", "link.parquet"]);
+    world.put("labels.parquet", &before[..before.len() / 2]);
+    Run::of(&mut vote(&world, "out.parquet", &[])).expect_error(&["labels.parquet"]);
+    assert!(!world.path("out.parquet").exists());
+}
+
+fn inspect(world: &World, more: &[&str]) -> Run {
+    Run::of(relabel(["inspect"]).arg(world.path("labels.parquet")).args(more))
+}
+
+#[test]
+fn inspect_counts_what_the_file_holds() {
+    let world = World::empty();
+    let rows = rows(200);
+    labels_file(&world, &rows);
+    let run = inspect(&world, &["--format", "json"]).expect_code(0);
+    let report: serde_json::Value = serde_json::from_str(&run.stdout).unwrap();
+    let keys: Vec<&String> = report.as_object().unwrap().keys().collect();
+    let expected = [
+        "rows",
+        "voted_rows",
+        "failed_rows",
+        "failures",
+        "consensus",
+        "scorers",
+        "agreement",
+        "kappa",
+        "human_pairs",
+        "human_ties",
+        "warnings",
+    ];
+    assert_eq!(keys, expected);
+    let voted: Vec<&LabelRow> = rows.iter().filter(|row| row.status == Status::Ok).collect();
+    let count = |is: &dyn Fn(&LabelRow) -> bool| voted.iter().filter(|row| is(row)).count();
+    assert_eq!(report["rows"], 200);
+    assert_eq!(report["voted_rows"], voted.len());
+    assert_eq!(report["failures"], serde_json::json!({"decode_error": 20}));
+    assert_eq!(report["consensus"]["first"], count(&|row| row.consensus == Some(1)));
+    assert_eq!(report["consensus"]["ties"], count(&|row| row.consensus == Some(0)));
+    assert_eq!(report["human_ties"], count(&|row| row.human_label_0 == Some(0.5)));
+    let alike = count(&|row| row.votes[1] == row.votes[2]) as f64 / voted.len() as f64;
+    assert!((report["agreement"][1][2].as_f64().unwrap() - alike).abs() < 1e-12);
+    assert_eq!(report["agreement"][1][2], report["agreement"][2][1]);
+    assert_eq!(report["kappa"][3][3], 1.0);
+
+    let text = inspect(&world, &[]).expect_code(0);
+    assert!(text.stdout.starts_with("200 pairs: 180 voted on, 20 failed\n  20 decode_error\n"));
+    assert!(text.stdout.contains("Cohen's kappa"), "{text:#?}");
+    for line in text.stdout.lines() {
+        assert!(line.chars().count() <= 100, "{} columns: {line}", line.chars().count());
+    }
+    assert_eq!((text.stderr.as_str(), run.stderr.as_str()), ("", ""));
+}
+
+#[test]
+fn inspect_tells_what_is_no_labels_file_and_is_quiet_when_nobody_reads() {
+    let world = World::with_sample(3);
+    for (name, says) in
+        [("absent.parquet", "cannot read"), ("pairs/0.parquet", "not a labels file")]
+    {
+        Run::of(relabel(["inspect"]).arg(world.path(name))).expect_error(&[name, says]);
+    }
+    labels_file(&world, &rows(20));
+    let mut shell = Command::new("sh");
+    let script = "(\"$0\" inspect \"$1\"; echo \"code $?\" >&2) | true";
+    shell
+        .arg("-c")
+        .arg(script)
+        .arg(env!("CARGO_BIN_EXE_relabel"))
+        .arg(world.path("labels.parquet"));
+    let run = Run::of(&mut shell);
+    assert_eq!(run.stderr, "code 141\n", "ended by SIGPIPE without a word");
+}
+
+#[test]
+fn check_says_what_a_run_needs_and_writes_nothing() {
+    let world = World::with_sample(6);
+    let scorers = world.two_scorers();
+    let before = world.files("");
+    let mut command = relabel(["check", "--pairs"]);
+    command.arg(world.path("pairs")).arg("--scorers").arg(&scorers);
+    command.arg("--out").arg(world.path("new/folder/labels.parquet"));
+    let run = Run::of(&mut command).expect_code(0);
+    for line in [
+        "pairs      6 in 3 files",
+        "scorer     clip: ",
+        "scorer     aesthetic: ",
+        "networks   loaded in ",
+        "images/s",
+        "labels.parquet: new",
+    ] {
+        assert!(run.stdout.contains(line), "{line:?} in {run:#?}");
+    }
+    assert!(before == world.files(""), "something was written");
+
+    let mut killed = world.score(&scorers, "labels.parquet", &[]);
+    assert!(Run::of(killed.env("RUNKIT_FAULT", "rename:3")).was_killed());
+    let begun = world.files("");
+    let mut command = relabel(["check", "--pairs"]);
+    command.arg(world.path("pairs")).arg("--scorers").arg(&scorers);
+    let run = Run::of(command.arg("--out").arg(world.path("labels.parquet"))).expect_code(0);
+    assert!(run.stdout.contains("goes on, 2 of 3 files are done"), "{run:#?}");
+    assert!(begun == world.files(""), "something was written");
+}
+
+#[test]
+fn settings_come_from_flag_then_environment_then_file_then_default() {
+    let world = World::with_sample(3);
+    let scorers = world.two_scorers();
+    let more = ["--ties", "human", "--batch-size", "3", "--max-failed", "2", "--print-config"];
+    let printed = Run::of(&mut world.score(&scorers, "labels.parquet", &more)).expect_code(0);
+    let config = world.put("run.toml", printed.stdout.as_bytes());
+    let mut from_file = relabel(["score", "--print-config", "--config"]);
+    from_file.arg(&config);
+    assert_eq!(Run::of(&mut from_file).expect_code(0).stdout, printed.stdout, "round trip");
+    from_file.env("RELABEL_BATCH_SIZE", "5");
+    assert!(Run::of(&mut from_file).stdout.contains("batch_size = 5\n"));
+    from_file.args(["--batch-size", "7"]);
+    assert!(Run::of(&mut from_file).stdout.contains("batch_size = 7\n"));
+    assert!(!world.path("labels.parquet").exists(), "only printed");
+
+    // Paths in a file are relative to it, and what a run saves beside its output repeats it.
+    let text = "pairs = [\"pairs\"]\nscorers = \"two.toml\"\nout = \"labels.parquet\"\n";
+    let config = world.put("relative.toml", text.as_bytes());
+    let run = Run::of(relabel(["score", "-q", "--config"]).arg(&config)).expect_code(0);
+    assert_eq!(run.stderr, "", "-q says nothing where nothing is wrong");
+    assert_eq!(world.labels("labels.parquet").len(), 3);
+    let saved = world.path("labels.config.toml");
+    let run = Run::of(relabel(["score", "--log-format", "json", "--config"]).arg(&saved));
+    let run = run.expect_code(0);
+    assert!(run.stderr.contains("already complete"), "{run:#?}");
+    for line in run.stderr.lines() {
+        serde_json::from_str::<serde_json::Value>(line).unwrap();
+    }
+
+    let config = world.put("typo.toml", format!("{text}batch-size = 3\n").as_bytes());
+    Run::of(relabel(["score", "--config"]).arg(&config)).expect_error(&[
+        "typo.toml",
+        "batch-size",
+        "batch_size",
+    ]);
+}
+
+#[test]
+fn help_fits_80_columns_and_names_every_flag() {
+    let common = ["verbose", "quiet", "log-format", "help", "version"];
+    let score = [
+        "pairs",
+        "scorers",
+        "out",
+        "limit",
+        "batch-size",
+        "device",
+        "dtype",
+        "ties",
+        "max-failed",
+        "shard",
+        "config",
+        "print-config",
+        "fresh",
+    ];
+    for (command, own) in [
+        (None, &[][..]),
+        (Some("score"), &score),
+        (Some("check"), &score),
+        (Some("vote"), &["labels", "out", "voters", "ties"]),
+        (Some("inspect"), &["format"]),
+    ] {
+        for flag in ["-h", "--help"] {
+            let run = Run::of(&mut relabel(command.into_iter().chain([flag]))).expect_code(0);
+            for line in run.stdout.lines() {
+                assert!(line.chars().count() <= 80, "{command:?} {flag}: {line}");
+            }
+            let mut found: Vec<&str> = run
+                .stdout
+                .lines()
+                .filter_map(|line| line.trim_start().strip_prefix('-'))
+                .filter_map(|line| {
+                    line.split_once("--").or(line.strip_prefix('-').map(|l| ("", l)))
+                })
+                .filter_map(|(_, name)| name.split([' ', '.', '<']).next())
+                // Flags that a sentence speaks of are followed by a comma.
+                .filter(|name| !name.ends_with(','))
+                .collect();
+            let mut expected: Vec<&str> = own.iter().copied().chain(common).collect();
+            found.sort_unstable();
+            expected.sort_unstable();
+            assert_eq!(found, expected, "{command:?} {flag}");
+        }
+    }
+    let run = Run::of(&mut relabel(["score", "--pears", "x"])).expect_code(2);
+    assert!(run.stderr.contains("--pairs"), "{run:#?}");
+}
