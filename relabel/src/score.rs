@@ -22,7 +22,7 @@ use runkit::progress::Progress;
 use runkit::shard::Shard;
 use runkit::signals::{Signal, StopFlag};
 use schemas::pairs::discover;
-use scorers::{Compute, ScorerSet, ScorersConfig};
+use scorers::{Compute, DescribedScorers, ScorerSet, ScorersConfig};
 
 use self::captions::CaptionFeatures;
 pub use self::captions::CaptionText;
@@ -93,7 +93,8 @@ pub fn run(config: &Config, stop: &StopFlag) -> Result<End> {
         plan.files.len()
     );
     let described = ScorerSet::describe(&scorers, config.compute)?;
-    let manifest = Manifest::new(&described, &plan, config.batch_size, config.ties, config.limit);
+    let manifest =
+        Manifest::new(described.manifest(), &plan, config.batch_size, config.ties, config.limit);
     let fingerprint = manifest.fingerprint()?;
     if work::already_complete(config, &manifest)? {
         tracing::info!(labels = %config.out.display(), "already complete");
@@ -107,7 +108,7 @@ pub fn run(config: &Config, stop: &StopFlag) -> Result<End> {
     // The networks are loaded before anything is written: a wrong checkpoint leaves no trace.
     let set = match todo.files.is_empty() {
         true => None,
-        false => Some(load(config, &scorers, &plan)?),
+        false => Some(load(described, &plan)?),
     };
     work::prepare(config, &manifest, &parts)?;
     let _share_lock = (!config.shard.is_whole())
@@ -199,7 +200,7 @@ pub fn rehearse(config: &Config) -> Result<Rehearsal> {
         plan.files.len()
     );
     let loading = Instant::now();
-    let set = ScorerSet::load(&scorers, config.compute)?;
+    let set = ScorerSet::describe(&scorers, config.compute)?.load()?;
     let loading = loading.elapsed();
     let manifest =
         Manifest::new(set.manifest(), &plan, config.batch_size, config.ties, config.limit);
@@ -269,15 +270,15 @@ impl Todo {
     }
 }
 
-fn load(config: &Config, scorers: &ScorersConfig, plan: &Plan) -> Result<ScorerSet> {
+fn load(described: DescribedScorers, plan: &Plan) -> Result<ScorerSet> {
     let loading = Instant::now();
-    let set = ScorerSet::load(scorers, config.compute)?;
+    let set = described.load()?;
     tracing::info!(
         pairs = plan.pairs(),
         images = plan.images(),
         captions = plan.captions.len(),
         scorers = set.names().join(","),
-        dtype = %config.compute.precision,
+        dtype = %set.compute().precision,
         loading_seconds = format!("{:.1}", loading.elapsed().as_secs_f64()),
         "scoring"
     );

@@ -20,6 +20,7 @@ mod set;
 
 pub use config::{HpsResizeName, Kind, PreprocessName, ScorerConfig, ScorersConfig};
 pub use error::ScorerError;
+pub use load::DescribedScorers;
 pub use manifest::{
     ImageTowerRecord, ScorerRecord, ScorersManifest, TextTowerRecord, WeightsRecord,
 };

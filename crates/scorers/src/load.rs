@@ -2,6 +2,7 @@
 //! checkpoint once.
 
 use std::cell::Cell;
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,15 +12,20 @@ use media::text::Tokenizer;
 use nn::aesthetic::AestheticHead;
 use nn::clip::{ClipModel, TextTower, VisionTower};
 use nn::weights::Weights;
+use rayon::prelude::*;
 
-use crate::manifest::{ImageTowerRecord, ScorerRecord, ScorersManifest, TextTowerRecord};
+use crate::manifest::{
+    ImageTowerRecord, ScorerRecord, ScorersManifest, TextTowerRecord, WeightsRecord,
+};
 use crate::model::{Model, find_model, head_file, invalid, record};
 use crate::score::{AestheticScorer, CosineScorer};
 use crate::set::{CaptionTower, Compute, ImageTower};
 use crate::{Kind, PreprocessName, Scorer, ScorerConfig, ScorerError, ScorerSet, ScorersConfig};
 
-/// Where each scorer's parts are, before any weights are read.
-struct Layouts {
+/// The scorers of a configuration with every file found and checked, before any weights are read.
+pub struct DescribedScorers {
+    config: ScorersConfig,
+    compute: Compute,
     models: Vec<Model>,
     recipes: Vec<Recipe>,
     tokenizers: Vec<Box<dyn Tokenizer>>,
@@ -27,20 +33,44 @@ struct Layouts {
     image_towers: Vec<(usize, usize)>,
     /// (model, tokenizer) of each text tower.
     text_towers: Vec<(usize, usize)>,
-    /// (image tower, text tower, head file) of each scorer.
-    scorers: Vec<(usize, Option<usize>, Option<PathBuf>)>,
+    scorers: Vec<Parts>,
     manifest: ScorersManifest,
 }
 
-pub(crate) fn describe(
-    config: &ScorersConfig,
-    compute: Compute,
-) -> Result<ScorersManifest, ScorerError> {
-    Ok(lay_out(config, compute)?.manifest)
+/// What a scorer is made of.
+struct Parts {
+    image_tower: usize,
+    text_tower: Option<usize>,
+    head: Option<PathBuf>,
 }
 
-pub(crate) fn load(config: &ScorersConfig, compute: Compute) -> Result<ScorerSet, ScorerError> {
-    let layouts = lay_out(config, compute)?;
+impl std::fmt::Debug for DescribedScorers {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter
+            .debug_struct("DescribedScorers")
+            .field("manifest", &self.manifest)
+            .finish_non_exhaustive()
+    }
+}
+
+impl DescribedScorers {
+    /// What the scores depend on.
+    #[must_use]
+    pub fn manifest(&self) -> &ScorersManifest {
+        &self.manifest
+    }
+
+    /// Reads the weights into networks.
+    ///
+    /// # Errors
+    /// The first checkpoint that does not hold the network its configuration describes.
+    pub fn load(self) -> Result<ScorerSet, ScorerError> {
+        load(self)
+    }
+}
+
+fn load(layouts: DescribedScorers) -> Result<ScorerSet, ScorerError> {
+    let (config, compute) = (&layouts.config, layouts.compute);
     let mut visions: Vec<Option<Arc<VisionTower>>> = Vec::new();
     let mut texts: Vec<Option<Arc<TextTower>>> = Vec::new();
     for model in &layouts.models {
@@ -74,11 +104,11 @@ pub(crate) fn load(config: &ScorersConfig, compute: Compute) -> Result<ScorerSet
         }
     }
     let mut scorers: Vec<Box<dyn Scorer>> = Vec::new();
-    for (entry, (image_tower, text_tower, head)) in config.scorer.iter().zip(&layouts.scorers) {
-        let (name, image_tower) = (entry.name.clone(), *image_tower);
-        match (text_tower, head) {
+    for (entry, parts) in config.scorer.iter().zip(&layouts.scorers) {
+        let (name, image_tower) = (entry.name.clone(), parts.image_tower);
+        match (parts.text_tower, &parts.head) {
             (Some(text_tower), _) => {
-                scorers.push(Box::new(CosineScorer { name, image_tower, text_tower: *text_tower }));
+                scorers.push(Box::new(CosineScorer { name, image_tower, text_tower }));
             }
             (None, Some(file)) => {
                 let network = ScorerError::network(&entry.name);
@@ -121,9 +151,14 @@ pub(crate) fn load(config: &ScorersConfig, compute: Compute) -> Result<ScorerSet
     })
 }
 
-fn lay_out(config: &ScorersConfig, compute: Compute) -> Result<Layouts, ScorerError> {
+pub(crate) fn describe(
+    config: &ScorersConfig,
+    compute: Compute,
+) -> Result<DescribedScorers, ScorerError> {
     config.validate()?;
-    let mut layouts = Layouts {
+    let mut described = DescribedScorers {
+        config: config.clone(),
+        compute,
         models: Vec::new(),
         recipes: Vec::new(),
         tokenizers: Vec::new(),
@@ -136,39 +171,57 @@ fn lay_out(config: &ScorersConfig, compute: Compute) -> Result<Layouts, ScorerEr
             device: if compute.device.is_cuda() { "cuda" } else { "cpu" }.to_owned(),
         },
     };
-    let mut tokenizer_keys: Vec<String> = Vec::new();
     for entry in &config.scorer {
-        let model = find_model(config, entry, &mut layouts.models)?;
-        layouts.models[model].parts.vision = true;
-
-        let recipe = recipe_of(entry, &layouts.models[model])?;
-        let recipe = index_of(&mut layouts.recipes, recipe);
-        let image_tower = index_of(&mut layouts.image_towers, (model, recipe));
-
+        let model = find_model(config, entry, &mut described.models)?;
+        described.models[model].parts.vision = true;
+        let recipe = recipe_of(entry, &described.models[model])?;
+        let recipe = index_of(&mut described.recipes, recipe);
+        let image_tower = index_of(&mut described.image_towers, (model, recipe));
         let (text_tower, head) = match entry.kind {
             Kind::Clip => {
-                layouts.models[model].parts.text = true;
-                let tokenizer = tokenizer_of(entry, &layouts.models[model])?;
-                let key = format!("{} {}", tokenizer.fingerprint(), tokenizer.context_length());
-                let known = tokenizer_keys.iter().position(|other| *other == key);
-                let index = known.unwrap_or_else(|| {
-                    tokenizer_keys.push(key);
-                    layouts.tokenizers.push(tokenizer);
-                    layouts.tokenizers.len() - 1
+                described.models[model].parts.text = true;
+                let tokenizer = tokenizer_of(entry, &described.models[model])?;
+                let known = described.tokenizers.iter();
+                let known = known
+                    .map(|known| known.fingerprint())
+                    .position(|known| known == tokenizer.fingerprint());
+                let tokenizer = known.unwrap_or_else(|| {
+                    described.tokenizers.push(tokenizer);
+                    described.tokenizers.len() - 1
                 });
-                (Some(index_of(&mut layouts.text_towers, (model, index))), None)
+                (Some(index_of(&mut described.text_towers, (model, tokenizer))), None)
             }
             Kind::Aesthetic => (None, Some(head_file(config, entry)?)),
         };
-        let text = text_tower.map(|tower| {
-            let tokenizer = &layouts.tokenizers[layouts.text_towers[tower].1];
-            TextTowerRecord {
-                tokenizer: tokenizer.fingerprint(),
-                context_length: tokenizer.context_length(),
-            }
-        });
-        let model = &layouts.models[model];
-        layouts.manifest.scorers.push(ScorerRecord {
+        described.scorers.push(Parts { image_tower, text_tower, head });
+    }
+    described.manifest.scorers = records(&described)?;
+    Ok(described)
+}
+
+/// The manifest's records, with the checksum of every weights file, each file read once.
+fn records(described: &DescribedScorers) -> Result<Vec<ScorerRecord>, ScorerError> {
+    let heads = described.config.scorer.iter().zip(&described.scorers);
+    let heads =
+        heads.filter_map(|(entry, parts)| Some((entry.name.as_str(), parts.head.as_ref()?)));
+    let models = described.models.iter();
+    let files: BTreeMap<&PathBuf, &str> = models
+        .flat_map(|model| model.files.iter().map(|file| (model.scorer.as_str(), file)))
+        .chain(heads)
+        .map(|(scorer, file)| (file, scorer))
+        .collect();
+    tracing::debug!(files = files.len(), "checksums of the weights");
+    let checksums: BTreeMap<&PathBuf, WeightsRecord> = files
+        .into_par_iter()
+        .map(|(file, scorer)| record(scorer, file).map(|record| (file, record)))
+        .collect::<Result<_, ScorerError>>()?;
+    let of = |files: &[PathBuf]| {
+        files.iter().filter_map(|file| checksums.get(file).cloned()).collect::<Vec<_>>()
+    };
+    let scorers = described.config.scorer.iter().zip(&described.scorers).map(|(entry, parts)| {
+        let (model, recipe) = described.image_towers[parts.image_tower];
+        let model = &described.models[model];
+        ScorerRecord {
             name: entry.name.clone(),
             kind: match entry.kind {
                 Kind::Clip => "clip",
@@ -176,17 +229,22 @@ fn lay_out(config: &ScorersConfig, compute: Compute) -> Result<Layouts, ScorerEr
             }
             .to_owned(),
             image: ImageTowerRecord {
-                weights: model.records.clone(),
+                weights: of(&model.files),
                 revision: model.revision.clone(),
                 layout: model.layout.to_string(),
-                preprocess: layouts.recipes[recipe].name(),
+                preprocess: described.recipes[recipe].name(),
             },
-            text,
-            head: head.as_deref().map(|file| record(entry, file)).transpose()?,
-        });
-        layouts.scorers.push((image_tower, text_tower, head));
-    }
-    Ok(layouts)
+            text: parts.text_tower.map(|tower| {
+                let tokenizer = &described.tokenizers[described.text_towers[tower].1];
+                TextTowerRecord {
+                    tokenizer: tokenizer.fingerprint(),
+                    context_length: tokenizer.context_length(),
+                }
+            }),
+            head: parts.head.as_ref().and_then(|head| checksums.get(head).cloned()),
+        }
+    });
+    Ok(scorers.collect())
 }
 
 /// The index of `item`, added when new.

@@ -34,7 +34,6 @@ pub(crate) struct Model {
     pub(crate) scorer: String,
     pub(crate) config: ClipConfig,
     pub(crate) files: Vec<PathBuf>,
-    pub(crate) records: Vec<WeightsRecord>,
     pub(crate) revision: Option<String>,
     pub(crate) folder: Option<PathBuf>,
     pub(crate) mean: [f32; 3],
@@ -66,13 +65,11 @@ pub(crate) fn find_model(
     for name in TOKENIZER_FILES {
         repository.optional_file(name).map_err(hub)?;
     }
-    let records = files.iter().map(|file| record(entry, file)).collect::<Result<_, _>>()?;
     let (mean, std) = statistics.unwrap_or_default().or_published();
     models.push(Model {
         layout: entry.layout,
         scorer: entry.name.clone(),
         config: clip,
-        records,
         revision: repository.revision().map(str::to_owned),
         folder: repository.folder().map(Path::to_path_buf),
         files,
@@ -209,8 +206,9 @@ pub(crate) fn head_file(
     Ok(file)
 }
 
-pub(crate) fn record(entry: &ScorerConfig, file: &Path) -> Result<WeightsRecord, ScorerError> {
-    let sha256 = hub::sha256_file(file).map_err(ScorerError::hub(&entry.name))?;
+/// Name and checksum of a file; `scorer` is named in errors.
+pub(crate) fn record(scorer: &str, file: &Path) -> Result<WeightsRecord, ScorerError> {
+    let sha256 = hub::sha256_file(file).map_err(ScorerError::hub(scorer))?;
     let name = file.file_name().unwrap_or_default().to_string_lossy().into_owned();
     Ok(WeightsRecord { file: name, sha256 })
 }

@@ -17,7 +17,8 @@ use nn::device::{Precision, inference};
 use tch::{Device, Kind, Tensor};
 
 use crate::{
-    PreparedImage, PreparedTexts, Scorer, ScorerError, ScorersConfig, ScorersManifest, load,
+    DescribedScorers, PreparedImage, PreparedTexts, Scorer, ScorerError, ScorersConfig,
+    ScorersManifest, load,
 };
 
 /// Captions per forward of a text tower. Short captions of one forward share its length, so a larger
@@ -108,23 +109,15 @@ impl ImagePreparation {
 }
 
 impl ScorerSet {
-    /// Loads every scorer of `config`; each distinct checkpoint once.
+    /// Finds the files of every scorer of `config`, checks their configurations and works out what the
+    /// scorers share; [`DescribedScorers::load`] reads the weights.
     ///
     /// # Errors
-    /// The first file that is missing, does not parse, or does not hold the network it should.
-    pub fn load(config: &ScorersConfig, compute: Compute) -> Result<Self, ScorerError> {
-        load::load(config, compute)
-    }
-
-    /// Everything [`ScorerSet::load`] does except reading the weights into networks: names, files,
-    /// configurations and checksums.
-    ///
-    /// # Errors
-    /// As [`ScorerSet::load`], less what only the tensors tell.
+    /// The first file that is missing or does not parse.
     pub fn describe(
         config: &ScorersConfig,
         compute: Compute,
-    ) -> Result<ScorersManifest, ScorerError> {
+    ) -> Result<DescribedScorers, ScorerError> {
         load::describe(config, compute)
     }
 
