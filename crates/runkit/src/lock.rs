@@ -19,6 +19,10 @@ const MAXIMUM_HOLDER_BYTES: u64 = 1 << 16;
 /// A command line is shown and kept up to this many characters.
 const MAXIMUM_COMMAND_CHARACTERS: usize = 300;
 
+/// How often, and after how long, a shared lock is asked for again that nobody says to hold.
+const MOMENTS: u32 = 100;
+const MOMENT: Duration = Duration::from_millis(10);
+
 /// A lock was not obtained.
 #[derive(Debug, thiserror::Error)]
 pub enum LockError {
@@ -88,12 +92,12 @@ impl OutputLock {
     pub fn shared(path: impl AsRef<Path>) -> Result<Self, LockError> {
         let path = path.as_ref();
         let mut file = open(path)?;
-        // The first of several shared holders clears the names of earlier runs. Alone for a moment,
-        // it may be refused next (the conversion is not atomic), which is an honest answer.
+        // The first of several shared holders clears the names of earlier runs; for that moment it is
+        // alone.
         if file.try_lock().is_ok() {
             file.set_len(0).map_err(|cause| unusable(path, cause))?;
         }
-        file.try_lock_shared().map_err(|error| refused(path, &mut file, error))?;
+        share(path, &mut file)?;
         add_holder(&mut file).map_err(|cause| unusable(path, cause))?;
         Ok(Self { path: path.to_owned(), _file: file })
     }
@@ -102,6 +106,19 @@ impl OutputLock {
     pub fn path(&self) -> &Path {
         &self.path
     }
+}
+
+/// Locks `file` together with others. Several that start at once meet in the moment in which the
+/// first is alone: so a refusal counts only when it lasts, or when the one who refuses has a name.
+fn share(path: &Path, file: &mut File) -> Result<(), LockError> {
+    for _ in 0..MOMENTS {
+        let Err(error) = file.try_lock_shared() else { return Ok(()) };
+        match refused(path, file, error) {
+            LockError::Held { holders, .. } if holders.is_empty() => std::thread::sleep(MOMENT),
+            error => return Err(error),
+        }
+    }
+    file.try_lock_shared().map_err(|error| refused(path, file, error))
 }
 
 fn open(path: &Path) -> Result<File, LockError> {
@@ -228,6 +245,25 @@ mod tests {
         match OutputLock::exclusive(&path) {
             Err(LockError::Held { holders, .. }) => assert_eq!(holders.len(), 2, "{holders:?}"),
             other => panic!("expected a refusal, got {other:?}"),
+        }
+    }
+
+    #[test]
+    fn shared_holders_that_start_at_once_do_not_refuse_each_other() {
+        let folder = tempfile::tempdir().unwrap();
+        for round in 0..50 {
+            let path = folder.path().join(format!("{round}.lock"));
+            let all = std::sync::Barrier::new(4);
+            std::thread::scope(|scope| {
+                for _ in 0..4 {
+                    scope.spawn(|| {
+                        all.wait();
+                        let held = OutputLock::shared(&path);
+                        all.wait();
+                        held.unwrap();
+                    });
+                }
+            });
         }
     }
 
