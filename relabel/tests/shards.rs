@@ -103,7 +103,8 @@ fn the_second_run_on_one_output_is_told_who_holds_it() {
     let world = World::with_sample(300);
     let scorers = world.two_scorers();
     let first = Running::start(&mut world.score(&scorers, OUT, &["--batch-size", "2"]));
-    wait_until("the first run works", || world.path("shared/labels.parquet.work").exists());
+    let begun = world.path("shared/labels.parquet.work/manifest.json");
+    wait_until("the first run works", || begun.exists());
     first.signal("STOP");
     let holder = format!("process {}", first.0.id());
     Run::of(&mut world.score(&scorers, OUT, &[])).expect_error(&[
