@@ -17,9 +17,10 @@ use crate::cli::{Command, InspectArguments, ReportFormat, ScoreArguments, ScoreS
 use crate::inspect::Report;
 use crate::score::{self, Config};
 
-/// Images per forward where nothing else is said. On a CPU larger batches gain nothing and smaller
-/// ones a little; on a GPU 64 fills an 80 GB card's matrix units with room to spare.
-const BATCH_SIZE_CPU: usize = 8;
+/// Images per forward where nothing else is said. On a CPU the networks come nearest to the speed of a
+/// plain matrix product with 16 (docs/performance.md); 64 is meant to fill a GPU's matrix units, and was
+/// not measured.
+const BATCH_SIZE_CPU: usize = 16;
 const BATCH_SIZE_CUDA: usize = 64;
 
 /// Runs one command.

@@ -137,7 +137,7 @@ fn columns_are_those_of_the_contract() {
     let manifest = &file.metadata()["relabel.manifest"];
     let here = world.path("").display().to_string();
     assert!(!manifest.contains(&here), "the manifest holds no path: {manifest}");
-    for key in ["\"sha256\"", "\"batch_size\":8", "\"dtype\":\"f32\"", "\"ties\":\"zero\""] {
+    for key in ["\"sha256\"", "\"batch_size\":16", "\"dtype\":\"f32\"", "\"ties\":\"zero\""] {
         assert!(manifest.contains(key), "{key} in {manifest}");
     }
 }
