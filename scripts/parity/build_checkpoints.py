@@ -5,6 +5,8 @@
     hps        open_clip ViT-H-14, `HPS_v2_compressed.pt`: {'state_dict': ...}, f16
     pickscore  transformers CLIPModel ViT-H/14, `model.safetensors`, f32, with `position_ids`
     aesthetic  transformers CLIPModel ViT-L/14, `model.safetensors`, f32, and LAION's head as `.pth`
+--size vit-l  ViT-L/14 with both towers in both layouts (3.4 GB):
+    scored by the cosine, which `full` has of ViT-H/14 alone
 --size small  seven models of odd shapes that between them use every layout, activation,
     preprocessing and tokenizer.
 
@@ -260,6 +262,19 @@ def full(out: Path, head: Path | None) -> None:
     write_scorers(out, [CLIP, hps, PICKSCORE, AESTHETIC])
 
 
+def vit_l(out: Path) -> None:
+    quick = open_clip.get_model_config("ViT-L-14-quickgelu")
+    large = clip_config(
+        768, "quick_gelu", Tower(1024, 16, 24, 4096, 14, 224), Tower(768, 12, 12, 3072)
+    )
+    steps = {
+        "clip": lambda to: save_open_clip(to / "open_clip_pytorch_model.bin", quick, 21),
+        "pickscore": lambda to: save_transformers(to, large, 22, "single"),
+    }
+    build(out, steps)
+    write_scorers(out, [CLIP, CLIP_STOCK, PICKSCORE])
+
+
 def small(out: Path) -> None:
     clip = {
         "embed_dim": 36,
@@ -394,18 +409,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--size", choices=("small", "full"), required=True)
+    parser.add_argument("--size", choices=("small", "full", "vit-l"), required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument(
         "--head", type=Path, help="with full: LAION's aesthetic head instead of a random one"
     )
     arguments = parser.parse_args()
-    if arguments.head and arguments.size == "small":
+    if arguments.head and arguments.size != "full":
         parser.error("--head has the width of the full size")
     arguments.out.mkdir(parents=True, exist_ok=True)
     with torch.no_grad():
         if arguments.size == "full":
             full(arguments.out, arguments.head)
+        elif arguments.size == "vit-l":
+            vit_l(arguments.out)
         else:
             small(arguments.out)
     print(arguments.out / "scorers.toml")

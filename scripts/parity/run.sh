@@ -3,7 +3,7 @@
 # through transformers/open_clip and through the product, differences in a table. Exits 1 beyond
 # the bounds (compare.py).
 #
-#   PARITY_SIZE=small|full|all   which checkpoints (default all; full: 12 GB on disk, minutes)
+#   PARITY_SIZE=small|vit-l|full|all   which checkpoints (default all; 15 GB on disk, minutes)
 #   PARITY_OUT=DIR               work folder, kept for the next run (default out/parity)
 #   PARITY_PAIRS=N               pairs at full size (default 16)
 #   PARITY_HEAD=FILE             an aesthetic head of LAION's instead of a random one, at full size
@@ -15,16 +15,16 @@ relabel="${RELABEL:-$root/target/release/relabel}"
 work=${PARITY_OUT:-out/parity}
 sizes=${PARITY_SIZE:-all}
 [ -x "$relabel" ] || { echo "parity: $relabel is missing; run make setup" >&2; exit 1; }
-[ "$sizes" != all ] || sizes="small full"
+[ "$sizes" != all ] || sizes="small vit-l full"
 
 status=0
 for size in $sizes; do
     folder="$work/$size"
     mkdir -p "$folder"
     head=()
-    if [ "$size" = full ]; then
+    if [ "$size" != small ]; then
         pairs=(--pairs "${PARITY_PAIRS:-16}" --pairs-per-prompt 4 --size 512)
-        [ -z "${PARITY_HEAD:-}" ] || head=(--head "$PARITY_HEAD")
+        [ "$size" != full ] || [ -z "${PARITY_HEAD:-}" ] || head=(--head "$PARITY_HEAD")
     else
         pairs=(--pairs 64 --pairs-per-prompt 3 --size 160)
     fi
