@@ -101,7 +101,7 @@ fn every_pair_is_written_once_in_order_with_votes_that_follow_from_its_scores() 
 fn columns_are_those_of_the_contract() {
     let world = World::with_sample(6);
     let scorers = world.two_scorers();
-    Run::of(&mut world.score(&scorers, "labels.parquet", &["--batch-size", "8"])).expect_code(0);
+    Run::of(&mut world.score(&scorers, "labels.parquet", &["--batch-size", "5"])).expect_code(0);
     let bytes = bytes::Bytes::from(world.bytes("labels.parquet"));
     let reader =
         parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder::try_new(bytes).unwrap();
@@ -137,7 +137,7 @@ fn columns_are_those_of_the_contract() {
     let manifest = &file.metadata()["relabel.manifest"];
     let here = world.path("").display().to_string();
     assert!(!manifest.contains(&here), "the manifest holds no path: {manifest}");
-    for key in ["\"sha256\"", "\"batch_size\":16", "\"dtype\":\"f32\"", "\"ties\":\"zero\""] {
+    for key in ["\"sha256\"", "\"batch_size\":5", "\"dtype\":\"f32\"", "\"ties\":\"zero\""] {
         assert!(manifest.contains(key), "{key} in {manifest}");
     }
 }
