@@ -25,7 +25,7 @@ pub struct Difference {
     pub new: Option<Value>,
 }
 
-/// "scorers[1].preprocess: was "hf", now "hps""
+/// `scorers[1].preprocess: was "hf", now "hps"`
 impl fmt::Display for Difference {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         let field = if self.field.is_empty() { "the whole" } else { &self.field };

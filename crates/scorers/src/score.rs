@@ -14,7 +14,7 @@ pub trait Scorer: Send {
     /// Scores N pictures with their captions.
     ///
     /// `image_features_ND` and, where [`Scorer::text_tower`] is some, `text_features_ND` are f32 and of
-    /// unit length; the result is f32 of shape [N] on the same device. Larger is better.
+    /// unit length; the result is f32 of shape `[N]` on the same device. Larger is better.
     #[expect(non_snake_case, reason = "shape suffixes: N images, D embedding")]
     fn score(&self, image_features_ND: &Tensor, text_features_ND: Option<&Tensor>) -> Tensor;
 }

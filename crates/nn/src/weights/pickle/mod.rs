@@ -61,7 +61,7 @@ enum Global {
     RebuildParameter,
     Size,
     Storage(Kind),
-    /// Data that describes no tensor: read, kept as [`Value::Inert`], never used.
+    /// Data that describes no tensor: read, kept as `Value::Inert`, never used.
     Inert,
 }
 
