@@ -81,7 +81,7 @@ pub struct ScoreSettings {
     #[arg(long, value_name = "N")]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub limit: Option<u64>,
-    /// Images per forward [default: 16 on a CPU, 64 on a GPU].
+    /// Images per forward [default: 8 on a CPU, 16 in bf16, 64 on a GPU].
     #[arg(long, value_name = "N", env = "RELABEL_BATCH_SIZE")]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub batch_size: Option<usize>,

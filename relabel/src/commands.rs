@@ -17,10 +17,10 @@ use crate::cli::{Command, InspectArguments, ReportFormat, ScoreArguments, ScoreS
 use crate::inspect::Report;
 use crate::score::{self, Config};
 
-/// Images per forward where nothing else is said. On a CPU the networks come nearest to the speed of a
-/// plain matrix product with 16 (docs/performance.md); 64 is meant to fill a GPU's matrix units, and was
-/// not measured.
-const BATCH_SIZE_CPU: usize = 16;
+/// Images per forward where nothing else is said. On a CPU these come nearest to the speed of a plain
+/// matrix product (docs/performance.md); 64 is meant to fill a GPU's matrix units, and was not measured.
+const BATCH_SIZE_CPU_F32: usize = 8;
+const BATCH_SIZE_CPU_BF16: usize = 16;
 const BATCH_SIZE_CUDA: usize = 64;
 
 /// Runs one command.
@@ -147,7 +147,7 @@ fn config(settings: &ScoreSettings, arguments: &ScoreArguments, output: Output) 
     };
     ensure!(out.file_name().is_some(), "--out {} does not name a file", out.display());
     let compute = compute(&settings)?;
-    let batch_size = settings.batch_size.unwrap_or(BATCH_SIZE_CPU);
+    let batch_size = settings.batch_size.unwrap_or(BATCH_SIZE_CPU_F32);
     ensure!(batch_size > 0, "--batch-size 0 scores nothing; hint: leave it out for the default");
     ensure!(settings.limit != Some(0), "--limit 0 takes no pair; hint: leave it out to take all");
     let shard = Shard::from_environment(settings.shard)?;
@@ -193,8 +193,12 @@ impl ScoreSettings {
         let device = self.device.clone().unwrap_or_else(|| "auto".to_owned());
         let on_gpu = device::parse(&device)?.is_cuda();
         let mut settings = self.clone();
-        settings.batch_size.get_or_insert(if on_gpu { BATCH_SIZE_CUDA } else { BATCH_SIZE_CPU });
-        settings.dtype.get_or_insert_with(|| "f32".to_owned());
+        let dtype = settings.dtype.get_or_insert_with(|| "f32".to_owned());
+        settings.batch_size.get_or_insert(match (on_gpu, dtype.as_str()) {
+            (true, _) => BATCH_SIZE_CUDA,
+            (false, "bf16") => BATCH_SIZE_CPU_BF16,
+            (false, _) => BATCH_SIZE_CPU_F32,
+        });
         settings.ties.get_or_insert_default();
         settings.max_failed.get_or_insert(0);
         settings.device = Some(device);
