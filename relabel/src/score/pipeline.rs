@@ -1,7 +1,7 @@
 //! One input file through the networks: read → decode and preprocess → batches → scores → part.
 //!
 //! On a CPU the stages take turns, each with every core: libtorch's threads spin while they wait, and
-//! two pools that want the same cores slow each other two to three times. On a GPU decoding runs
+//! two pools that want the same cores slow each other. On a GPU decoding runs
 //! ahead in its own threads, a bounded number of batches at most.
 
 use std::collections::VecDeque;

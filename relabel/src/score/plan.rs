@@ -6,8 +6,7 @@
 //! result independent of how the files are split between processes: whoever works on the owner's
 //! file computes the same batch, and the merge hands the scores to every other place.
 //!
-//! Memory: about 60 bytes a pair while planning and 30 after; captions themselves go to a scratch
-//! file.
+//! Memory: a few numbers a pair; captions themselves go to a scratch file.
 
 use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
