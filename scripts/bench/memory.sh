@@ -2,13 +2,13 @@
 # Peak memory of `relabel score` on N and on 10 N rows of tiny pictures with the small models of
 # data/mini: the two figures should be alike.
 #
-#   MEMORY_ROWS=N   the smaller number of rows (default 2000)
+#   MEMORY_ROWS=N   the smaller number of rows (default 300)
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 cd "$root"
 python=$(scripts/parity/venv.sh)
 relabel="$root/target/release/relabel"
-rows=${MEMORY_ROWS:-2000}
+rows=${MEMORY_ROWS:-300}
 work=out/bench/memory
 mkdir -p "$work"
 for count in "$rows" $((rows * 10)); do

@@ -43,8 +43,9 @@ if [[ $parts == *" towers "* ]]; then
 fi
 if [[ $parts == *" decode "* ]]; then
     echo "== decoding and preprocessing, one core =="
-    (cargo_bench -p media --bench decode) | tee out/bench/decode.txt
-    "$python" scripts/bench/pillow_decode.py | tee out/bench/pillow_decode.txt
+    mkdir -p out/bench/pictures
+    "$python" scripts/bench/pillow_decode.py out/bench/pictures | tee out/bench/pillow_decode.txt
+    (cargo_bench -p media --bench decode -- "$root/out/bench/pictures") | tee out/bench/decode.txt
 fi
 if [[ $parts == *" vote "* ]]; then
     echo "== relabel vote, a million rows =="

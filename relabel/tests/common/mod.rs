@@ -10,6 +10,7 @@ use std::io::Read as _;
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::sync::mpsc::RecvTimeoutError;
 use std::time::Duration;
 
 use schemas::labels::{LabelRow, LabelsFile};
@@ -22,6 +23,9 @@ pub(crate) use pairs::{Pair, pairs_parquet, pairs_parquet_with_structs, parquet_
 pub(crate) const SAMPLE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../data/sample");
 pub(crate) const MINI: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../data/mini");
 pub(crate) const ALL_SCORERS: [&str; 4] = ["clip", "hps", "pickscore", "aesthetic"];
+
+/// Every run of these tests takes seconds; this is for machines that do much else.
+const LONGEST_RUN: Duration = Duration::from_secs(300);
 
 /// Variables of the caller's shell that would change what the program does.
 const FOREIGN_VARIABLES: [&str; 12] = [
@@ -62,8 +66,23 @@ pub(crate) struct Run {
 }
 
 impl Run {
+    /// Runs the command to its end. One that hangs is killed, and the test fails saying so.
+    #[track_caller]
     pub(crate) fn of(command: &mut Command) -> Self {
-        Self::from(command.output().unwrap())
+        let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let process = child.id().to_string();
+        let (ended, end) = std::sync::mpsc::channel::<()>();
+        let watch = std::thread::spawn(move || {
+            let hangs = end.recv_timeout(LONGEST_RUN) == Err(RecvTimeoutError::Timeout);
+            if hangs {
+                Command::new("kill").args(["-9", &process]).status().unwrap();
+            }
+            hangs
+        });
+        let output = child.wait_with_output().unwrap();
+        drop(ended);
+        assert!(!watch.join().unwrap(), "{command:?} was still running after {LONGEST_RUN:?}");
+        Self::from(output)
     }
 
     pub(crate) fn code(&self) -> Option<i32> {
