@@ -8,8 +8,11 @@
 #include <vector>
 
 #include <ATen/ATen.h>
+#include <ATen/CPUGeneratorImpl.h>
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <c10/core/InferenceMode.h>
+#include <torch/csrc/autograd/autograd.h>
+#include <torch/csrc/autograd/custom_function.h>
 
 namespace {
 
@@ -36,6 +39,68 @@ Tensor call(const c10::OperatorHandle &handle, std::vector<c10::IValue> stack) {
   handle.callBoxed(&stack);
   return new at::Tensor(std::move(stack.at(0)).toTensor());
 }
+
+// A function of the caller's, and what it owns.
+struct Segment : torch::CustomClassHolder {
+  using Run = Tensor (*)(void *, const Tensor *, size_t, char **);
+
+  Segment(Run run, void (*release)(void *), void *owner)
+      : run(run), release(release), owner(owner) {}
+  ~Segment() override { release(owner); }
+
+  at::Tensor operator()(const std::vector<at::Tensor> &inputs) const {
+    std::vector<Tensor> borrowed_inputs;
+    borrowed_inputs.reserve(inputs.size());
+    for (const auto &input : inputs)
+      borrowed_inputs.push_back(const_cast<at::Tensor *>(&input));
+    char *message = nullptr;
+    std::unique_ptr<at::Tensor> output(static_cast<at::Tensor *>(
+        run(owner, borrowed_inputs.data(), borrowed_inputs.size(), &message)));
+    if (!output) {
+      std::string text = message ? message : "a checkpointed segment failed";
+      free(message);
+      throw std::runtime_error(text);
+    }
+    return *output;
+  }
+
+  Run run;
+  void (*release)(void *);
+  void *owner;
+};
+
+// Runs a segment without a graph, keeps its inputs, and runs it again for the gradients.
+struct Checkpoint : torch::autograd::Function<Checkpoint> {
+  static at::Tensor forward(torch::autograd::AutogradContext *context, at::TensorList inputs,
+                            c10::intrusive_ptr<Segment> segment) {
+    context->saved_data["segment"] = c10::IValue::make_capsule(segment);
+    auto kept = inputs.vec();
+    context->save_for_backward(kept);
+    return (*segment)(kept);
+  }
+
+  static torch::autograd::variable_list backward(torch::autograd::AutogradContext *context,
+                                                 torch::autograd::variable_list gradients) {
+    auto segment =
+        c10::static_intrusive_pointer_cast<Segment>(context->saved_data["segment"].toCapsule());
+    std::vector<at::Tensor> inputs;
+    for (const auto &saved : context->get_saved_variables()) {
+      auto input = saved.detach();
+      input.set_requires_grad(saved.requires_grad());
+      inputs.push_back(input);
+    }
+    {
+      at::AutoGradMode recording(true);
+      auto output = (*segment)(inputs);
+      torch::autograd::backward({output}, {gradients.at(0)});
+    }
+    torch::autograd::variable_list results;
+    for (const auto &input : inputs)
+      results.push_back(input.requires_grad() ? input.grad() : at::Tensor());
+    results.emplace_back(); // the segment
+    return results;
+  }
+};
 
 } // namespace
 
@@ -89,8 +154,58 @@ Tensor nn_linear_packed(Tensor input, Tensor weight, Tensor bias, const char *ac
     static const auto linear = operator_named("mkldnn::_linear_pointwise", "");
     // Numbers some activations take, and a variant of the name: "none" is the exact GELU.
     c10::List<std::optional<at::Scalar>> parameters;
-    return call(linear, {borrowed(input), borrowed(weight), borrowed(bias),
+    auto addend = bias ? c10::IValue(borrowed(bias)) : c10::IValue();
+    return call(linear, {borrowed(input), borrowed(weight), addend,
                          std::string(activation), std::move(parameters), std::string("none")});
+  });
+}
+
+Tensor nn_conv2d_pack(Tensor weight, int64_t stride, int64_t padding, const int64_t *input_size,
+                      char **error) {
+  return guarded(error, [&]() -> Tensor {
+    static const auto pack = operator_named("mkldnn::_reorder_convolution_weight", "");
+    using Pair = std::vector<int64_t>;
+    return call(pack, {borrowed(weight), Pair(2, padding), Pair(2, stride), Pair(2, 1),
+                       int64_t{1}, Pair(input_size, input_size + 4)});
+  });
+}
+
+Tensor nn_conv2d_packed(Tensor input, Tensor weight, Tensor bias, int64_t stride, int64_t padding,
+                        char **error) {
+  return guarded(error, [&]() -> Tensor {
+    static const auto convolution = operator_named("mkldnn::_convolution_pointwise", "");
+    using Pair = std::vector<int64_t>;
+    c10::List<std::optional<at::Scalar>> parameters;
+    return call(convolution,
+                {borrowed(input), borrowed(weight), borrowed(bias), Pair(2, padding),
+                 Pair(2, stride), Pair(2, 1), int64_t{1}, std::string("none"),
+                 std::move(parameters), std::string("none")});
+  });
+}
+
+Tensor nn_channels_last(Tensor tensor, char **error) {
+  return guarded(error, [&]() -> Tensor {
+    return new at::Tensor(borrowed(tensor).contiguous(at::MemoryFormat::ChannelsLast));
+  });
+}
+
+Tensor nn_normal(uint64_t seed, const int64_t *sizes, size_t dimensions, char **error) {
+  return guarded(error, [&]() -> Tensor {
+    auto generator = at::make_generator<at::CPUGeneratorImpl>(seed);
+    return new at::Tensor(
+        at::randn(at::IntArrayRef(sizes, dimensions), generator, at::TensorOptions(at::kFloat)));
+  });
+}
+
+Tensor nn_checkpoint(const Tensor *inputs, size_t count,
+                     Tensor (*run)(void *, const Tensor *, size_t, char **),
+                     void (*release)(void *), void *owner, char **error) {
+  return guarded(error, [&]() -> Tensor {
+    auto segment = c10::make_intrusive<Segment>(run, release, owner);
+    std::vector<at::Tensor> tensors;
+    for (size_t index = 0; index < count; ++index)
+      tensors.push_back(borrowed(inputs[index]));
+    return new at::Tensor(Checkpoint::apply(at::TensorList(tensors), segment));
   });
 }
 

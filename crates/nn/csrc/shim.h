@@ -41,9 +41,32 @@ Tensor nn_linear_scaled(Tensor input, Tensor weight, Tensor bias, double scale, 
 Tensor nn_linear_pack(Tensor weight, int64_t rows, char **error);
 
 // activation(input [.., in] times a packed weight, plus bias), where the activation is one of
-// "none", "gelu" (the exact one) and "swish".
+// "none", "gelu" (the exact one) and "swish". The bias may be null.
 Tensor nn_linear_packed(Tensor input, Tensor weight, Tensor bias, const char *activation,
                         char **error);
+
+// The weight [out, in, k, k] of a convolution in oneDNN's own layout, for inputs of about the
+// four sizes given. CPU only.
+Tensor nn_conv2d_pack(Tensor weight, int64_t stride, int64_t padding, const int64_t *input_size,
+                      char **error);
+
+// The convolution of input [B, in, H, W] with a packed weight, plus bias.
+Tensor nn_conv2d_packed(Tensor input, Tensor weight, Tensor bias, int64_t stride, int64_t padding,
+                        char **error);
+
+// The tensor [B, C, H, W] with its channels last in memory; itself where they are. Any device.
+Tensor nn_channels_last(Tensor tensor, char **error);
+
+// Unit normal numbers as torch.randn(sizes, generator=torch.Generator("cpu").manual_seed(seed)).
+Tensor nn_normal(uint64_t seed, const int64_t *sizes, size_t dimensions, char **error);
+
+// Gradient checkpointing. `run(owner, inputs, error)` computes one fresh tensor from borrowed
+// inputs, or returns null with *error set by strdup. It is called once without a graph now, and
+// once more in the backward pass, which may be on another thread; then gradients flow to the
+// inputs and to every leaf that it uses. `release(owner)` is called exactly once.
+Tensor nn_checkpoint(const Tensor *inputs, size_t count,
+                     Tensor (*run)(void *owner, const Tensor *inputs, size_t count, char **error),
+                     void (*release)(void *owner), void *owner, char **error);
 
 #ifdef __cplusplus
 }

@@ -1,6 +1,35 @@
-//! What running a network can report.
+//! What loading and running a network can report.
 
 use tch::TchError;
+
+use crate::config::ConfigError;
+use crate::device::DeviceError;
+use crate::weights::WeightsError;
+
+/// A network could not be loaded.
+#[derive(Debug, thiserror::Error)]
+pub enum ModelError {
+    /// The configuration describes no network that is built here.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The checkpoint could not be read or does not fit.
+    #[error(transparent)]
+    Weights(#[from] WeightsError),
+    /// The precision cannot be used on the device.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
+    /// A file could not be written. The message names it.
+    #[error(transparent)]
+    File(#[from] runkit::files::FileError),
+    /// A folder is not the model that was expected.
+    #[error("{}: {reason}", folder.display())]
+    Folder {
+        /// The folder.
+        folder: std::path::PathBuf,
+        /// What was expected and what was found, with a hint.
+        reason: String,
+    },
+}
 
 /// A network could not be run.
 #[derive(Debug, thiserror::Error)]

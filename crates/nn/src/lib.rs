@@ -3,7 +3,9 @@
 //! - [`device`]: which device and precision, threads, inference mode;
 //! - [`weights`]: checkpoint files to tensors: memory-mapped, checked, strict, no code run;
 //! - [`clip`]: the two towers of CLIP-type models, in the layouts of `transformers` and `open_clip`;
-//! - [`aesthetic`]: the LAION aesthetic head on CLIP image features.
+//! - [`aesthetic`]: the LAION aesthetic head on CLIP image features;
+//! - [`unet`]: the denoising network of Stable Diffusion 1.5, 2.1 and XL, for inference and training;
+//! - [`rng`]: noise from a seed, as Python's torch draws it.
 //!
 //! Pictures, texts, Parquet and where files come from are other crates' matters.
 //!
@@ -14,9 +16,13 @@
 
 pub mod aesthetic;
 pub mod clip;
+pub mod config;
 pub mod device;
 pub mod error;
+mod layers;
+pub mod rng;
 mod shim;
+pub mod unet;
 pub mod weights;
 
-pub use error::NetworkError;
+pub use error::{ModelError, NetworkError};

@@ -39,6 +39,41 @@ unsafe extern "C" {
         activation: *const c_char,
         error: *mut *mut c_char,
     ) -> *mut C_tensor;
+    fn nn_conv2d_pack(
+        weight: *const C_tensor,
+        stride: i64,
+        padding: i64,
+        input_size: *const i64,
+        error: *mut *mut c_char,
+    ) -> *mut C_tensor;
+    fn nn_conv2d_packed(
+        input: *const C_tensor,
+        weight: *const C_tensor,
+        bias: *const C_tensor,
+        stride: i64,
+        padding: i64,
+        error: *mut *mut c_char,
+    ) -> *mut C_tensor;
+    fn nn_channels_last(tensor: *const C_tensor, error: *mut *mut c_char) -> *mut C_tensor;
+    fn nn_normal(
+        seed: u64,
+        sizes: *const i64,
+        dimensions: usize,
+        error: *mut *mut c_char,
+    ) -> *mut C_tensor;
+    fn nn_checkpoint(
+        inputs: *const *const C_tensor,
+        count: usize,
+        run: extern "C" fn(
+            *mut c_void,
+            *const *const C_tensor,
+            usize,
+            *mut *mut c_char,
+        ) -> *mut C_tensor,
+        release: extern "C" fn(*mut c_void),
+        owner: *mut c_void,
+        error: *mut *mut c_char,
+    ) -> *mut C_tensor;
 }
 
 /// Takes the shim's message and frees it.
@@ -167,7 +202,7 @@ pub(crate) fn linear_pack(weight: &Tensor, rows: i64) -> Result<Tensor, TchError
 pub(crate) fn linear_packed(
     input: &Tensor,
     weight: &Tensor,
-    bias: &Tensor,
+    bias: Option<&Tensor>,
     after: After,
 ) -> Result<Tensor, TchError> {
     let activation = match after {
@@ -176,11 +211,116 @@ pub(crate) fn linear_packed(
         After::Swish => c"swish",
     };
     let mut error = std::ptr::null_mut();
-    // SAFETY: the tensors and the name are borrowed for the call; the result is fresh or null with
-    // an error.
+    // SAFETY: the tensors and the name are borrowed for the call, the bias may be null; the result
+    // is fresh or null with an error.
+    unsafe {
+        let bias = bias.map_or(std::ptr::null(), Tensor::as_ptr);
+        let (input, weight) = (input.as_ptr(), weight.as_ptr());
+        adopt(nn_linear_packed(input, weight, bias, activation.as_ptr(), &mut error), error)
+    }
+}
+
+/// The weight `[O, I, K, K]` of a convolution in oneDNN's own layout, for inputs of about this
+/// size. Only [`conv2d_packed`] can read the result.
+#[expect(unsafe_code, reason = "calls the shim")]
+pub(crate) fn conv2d_pack(
+    weight: &Tensor,
+    stride: i64,
+    padding: i64,
+    input_size: &[i64; 4],
+) -> Result<Tensor, TchError> {
+    let mut error = std::ptr::null_mut();
+    // SAFETY: the arguments are borrowed for the call; the result is fresh or null with an error.
+    unsafe {
+        let size = input_size.as_ptr();
+        adopt(nn_conv2d_pack(weight.as_ptr(), stride, padding, size, &mut error), error)
+    }
+}
+
+/// A convolution with a weight of [`conv2d_pack`].
+#[expect(unsafe_code, reason = "calls the shim")]
+pub(crate) fn conv2d_packed(
+    input: &Tensor,
+    weight: &Tensor,
+    bias: &Tensor,
+    stride: i64,
+    padding: i64,
+) -> Result<Tensor, TchError> {
+    let mut error = std::ptr::null_mut();
+    // SAFETY: the arguments are borrowed for the call; the result is fresh or null with an error.
     unsafe {
         let (input, weight, bias) = (input.as_ptr(), weight.as_ptr(), bias.as_ptr());
-        adopt(nn_linear_packed(input, weight, bias, activation.as_ptr(), &mut error), error)
+        adopt(nn_conv2d_packed(input, weight, bias, stride, padding, &mut error), error)
+    }
+}
+
+/// `[B, C, H, W]` with the channels last in memory; the same memory where they are.
+#[expect(unsafe_code, reason = "calls the shim")]
+pub(crate) fn channels_last(tensor: &Tensor) -> Result<Tensor, TchError> {
+    let mut error = std::ptr::null_mut();
+    // SAFETY: the tensor is borrowed for the call; the result is fresh or null with an error.
+    unsafe { adopt(nn_channels_last(tensor.as_ptr(), &mut error), error) }
+}
+
+/// Unit normal numbers of a CPU generator of this seed.
+#[expect(unsafe_code, reason = "calls the shim")]
+pub(crate) fn normal(seed: u64, sizes: &[i64]) -> Result<Tensor, TchError> {
+    let mut error = std::ptr::null_mut();
+    // SAFETY: the sizes are borrowed for the call; the result is fresh or null with an error.
+    unsafe { adopt(nn_normal(seed, sizes.as_ptr(), sizes.len(), &mut error), error) }
+}
+
+/// A part of a network from its inputs to its output.
+pub(crate) type SegmentFunction = Box<dyn Fn(&[Tensor]) -> Result<Tensor, TchError>>;
+
+/// Runs `segment` without recording, and once more where the gradients are computed: memory is
+/// spent on its inputs only. One input at least must record gradients, or none come about.
+#[expect(unsafe_code, reason = "calls the shim")]
+pub(crate) fn checkpoint(inputs: &[&Tensor], segment: SegmentFunction) -> Result<Tensor, TchError> {
+    extern "C" fn run(
+        owner: *mut c_void,
+        inputs: *const *const C_tensor,
+        count: usize,
+        error: *mut *mut c_char,
+    ) -> *mut C_tensor {
+        // SAFETY: made by Box::into_raw below, and alive until `release`.
+        let segment = unsafe { &*owner.cast::<SegmentFunction>() };
+        let attempt = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            let inputs: Vec<Tensor> = (0..count)
+                // SAFETY: the shim passes `count` live tensors; clones share them.
+                .map(|index| unsafe { Tensor::clone_from_ptr((*inputs.add(index)).cast_mut()) })
+                .collect();
+            segment(&inputs)
+        }));
+        let problem = match attempt {
+            Ok(Ok(output)) => {
+                let pointer = output.as_ptr().cast_mut();
+                // The shim owns it from now on.
+                std::mem::forget(output);
+                return pointer;
+            }
+            Ok(Err(problem)) => problem.to_string(),
+            Err(_) => "a checkpointed part of the network panicked".to_owned(),
+        };
+        let text = std::ffi::CString::new(problem.replace('\0', " ")).unwrap_or_default();
+        // SAFETY: `error` is the shim's; strdup gives it memory that its `free` releases.
+        unsafe { *error = libc::strdup(text.as_ptr()) };
+        std::ptr::null_mut()
+    }
+    extern "C" fn release(owner: *mut c_void) {
+        // SAFETY: made by Box::into_raw below; the shim calls this exactly once.
+        drop(unsafe { Box::from_raw(owner.cast::<SegmentFunction>()) });
+    }
+    let pointers: Vec<*const C_tensor> = inputs.iter().map(|input| input.as_ptr()).collect();
+    let owner = Box::into_raw(Box::new(segment)).cast::<c_void>();
+    let mut error = std::ptr::null_mut();
+    // SAFETY: the inputs are borrowed for the call, and the shim releases the owner exactly once.
+    // The segment may run on a thread of libtorch's: it reads weights, which nobody writes to
+    // between a forward pass and its backward pass.
+    unsafe {
+        let output =
+            nn_checkpoint(pointers.as_ptr(), pointers.len(), run, release, owner, &mut error);
+        adopt(output, error)
     }
 }
 

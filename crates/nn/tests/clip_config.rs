@@ -3,7 +3,8 @@
 
 use std::path::Path;
 
-use nn::clip::{Activation, ClipConfig, ClipLayout, ConfigError, PUBLISHED_NAMES};
+use nn::clip::{Activation, ClipConfig, ClipLayout, PUBLISHED_NAMES};
+use nn::config::ConfigError;
 
 fn read(json: &str, layout: ClipLayout) -> Result<ClipConfig, ConfigError> {
     let folder = tempfile::tempdir().unwrap();

@@ -46,7 +46,7 @@ pub enum ScorerError {
         /// The entry that names the model.
         scorer: String,
         /// The cause.
-        source: Box<nn::clip::ClipError>,
+        source: Box<nn::ModelError>,
     },
     /// A model's pixel size, mean or standard deviation cannot be a preprocessing recipe.
     #[error("scorer `{scorer}`: {source}")]
@@ -82,9 +82,7 @@ impl ScorerError {
         move |source| Self::Hub { scorer: scorer.to_owned(), source: Box::new(source) }
     }
 
-    pub(crate) fn network<E: Into<nn::clip::ClipError>>(
-        scorer: &str,
-    ) -> impl Fn(E) -> Self + Copy + '_ {
+    pub(crate) fn network<E: Into<nn::ModelError>>(scorer: &str) -> impl Fn(E) -> Self + Copy + '_ {
         move |source| Self::Network { scorer: scorer.to_owned(), source: Box::new(source.into()) }
     }
 }

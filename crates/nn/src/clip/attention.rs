@@ -5,7 +5,7 @@
 use tch::{TchError, Tensor};
 
 use super::ClipLayout;
-use super::linear::Linear;
+use crate::layers::Linear;
 use crate::weights::Loader;
 
 /// Self-attention. Query, key and value are three products rather than one: either layout then is
@@ -36,7 +36,7 @@ impl Attention {
                 // The shapes are as asked for, so the rows are there.
                 [0, 1, 2].map(|part| {
                     let rows = |tensor: &Tensor| tensor.narrow(0, part * width, width);
-                    Linear::new(loader, rows(&weight), rows(&bias))
+                    Linear::new(loader, rows(&weight), Some(rows(&bias)))
                 })
             }
         };

@@ -3,46 +3,23 @@
 use tch::{TchError, Tensor};
 
 use super::attention::Attention;
-use super::linear::Perceptron;
 use super::{Activation, ClipLayout};
+use crate::layers::{LayerNorm, Perceptron};
 use crate::weights::Loader;
-
-/// Layer normalisation over the last dimension.
-#[derive(Debug)]
-pub(super) struct LayerNorm {
-    weight: Tensor,
-    bias: Tensor,
-    epsilon: f64,
-}
-
-impl LayerNorm {
-    pub(super) fn load(loader: &mut Loader<'_>, name: &str, width: i64, epsilon: f64) -> Self {
-        Self {
-            weight: loader.tensor(&format!("{name}.weight"), &[width]),
-            bias: loader.tensor(&format!("{name}.bias"), &[width]),
-            epsilon,
-        }
-    }
-
-    pub(super) fn forward(&self, input: &Tensor) -> Result<Tensor, TchError> {
-        let (weight, bias) = (Some(&self.weight), Some(&self.bias));
-        input.f_layer_norm(self.weight.size(), weight, bias, self.epsilon, true)
-    }
-}
 
 /// The sizes of a tower's blocks.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct BlockSizes {
-    pub(super) width: i64,
-    pub(super) heads: i64,
-    pub(super) mlp_width: i64,
-    pub(super) activation: Activation,
-    pub(super) layer_norm_epsilon: f64,
+pub(crate) struct BlockSizes {
+    pub(crate) width: i64,
+    pub(crate) heads: i64,
+    pub(crate) mlp_width: i64,
+    pub(crate) activation: Activation,
+    pub(crate) layer_norm_epsilon: f64,
 }
 
 /// A residual block.
 #[derive(Debug)]
-pub(super) struct Block {
+pub(crate) struct Block {
     norm_1: LayerNorm,
     attention: Attention,
     norm_2: LayerNorm,
@@ -50,7 +27,7 @@ pub(super) struct Block {
 }
 
 impl Block {
-    pub(super) fn load(
+    pub(crate) fn load(
         loader: &mut Loader<'_>,
         layout: ClipLayout,
         name: &str,
@@ -73,7 +50,7 @@ impl Block {
     }
 
     /// All tokens of the stream `[B, L, W]`.
-    pub(super) fn forward(&self, mut x_BLW: Tensor, causal: bool) -> Result<Tensor, TchError> {
+    pub(crate) fn forward(&self, mut x_BLW: Tensor, causal: bool) -> Result<Tensor, TchError> {
         let normed_BLW = self.norm_1.forward(&x_BLW)?;
         x_BLW = self.attention.add_to(x_BLW, &normed_BLW, causal)?;
         let normed_BLW = self.norm_2.forward(&x_BLW)?;

@@ -1,64 +1,18 @@
 //! The sizes of a CLIP-type model, and where they come from.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::{ClipLayout, open_clip_config, published, transformers_config};
+use crate::config::{ConfigError, invalid, read_json, unsupported};
 
 /// The largest size of any dimension: far above every published model, and small enough that no
 /// product of them overflows.
 const LARGEST: i64 = 1 << 20;
 /// The largest number of blocks.
 const MOST_LAYERS: i64 = 1 << 10;
-/// A configuration is a page of text.
-const LARGEST_FILE_BYTES: u64 = 1 << 20;
-
-/// A configuration could not be read, or describes no network that is built here.
-#[derive(Debug, thiserror::Error)]
-pub enum ConfigError {
-    /// The file could not be read. The message names it.
-    #[error(transparent)]
-    Io(#[from] std::io::Error),
-    /// The file is not the JSON that was expected.
-    #[error("{}: not a valid model configuration: {reason}", file.display())]
-    Invalid {
-        /// The file.
-        file: PathBuf,
-        /// What was expected and what was found.
-        reason: String,
-    },
-    /// The configuration asks for a variant that is not built here.
-    #[error("the model configuration sets {option} to {value}, which is not supported{hint}")]
-    Unsupported {
-        /// The option, with its section.
-        option: String,
-        /// Its value.
-        value: String,
-        /// What is supported instead, on a line of its own.
-        hint: String,
-    },
-    /// A size is impossible.
-    #[error("the model configuration gives {what} as {found}, expected {expected}")]
-    Size {
-        /// Which size.
-        what: &'static str,
-        /// What was found.
-        found: i64,
-        /// What is possible.
-        expected: String,
-    },
-    /// No published architecture has this name.
-    #[error("unknown architecture {name:?}, expected one of {known}")]
-    UnknownArchitecture {
-        /// The name asked for.
-        name: String,
-        /// The names that are known.
-        known: String,
-    },
-}
-
 /// The activation between the two layers of each perceptron.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -137,19 +91,13 @@ impl VisionConfig {
 impl ClipConfig {
     /// Reads the configuration file of a model.
     pub fn read(file: &Path, layout: ClipLayout) -> Result<Self, ConfigError> {
-        let invalid = |reason: String| ConfigError::Invalid { file: file.to_owned(), reason };
-        let bytes = fs_err::metadata(file)?.len();
-        if bytes > LARGEST_FILE_BYTES {
-            return Err(invalid(format!("{bytes} bytes, expected a page of JSON")));
-        }
-        let json: Value = serde_json::from_slice(&fs_err::read(file)?)
-            .map_err(|error| invalid(error.to_string()))?;
+        let json = read_json(file)?;
         let config = match layout {
             ClipLayout::Transformers => transformers_config::read(&json),
             ClipLayout::OpenClip => open_clip_config::read(&json),
         };
         config.map_err(|problem| match problem {
-            Problem::Json(reason) => invalid(reason),
+            Problem::Json(reason) => invalid(file, reason),
             Problem::Config(error) => error,
         })
     }
@@ -164,8 +112,8 @@ impl ClipConfig {
 
     /// Checks that all sizes are possible. [`super::ClipModel::load`] does it as well.
     pub fn validate(&self) -> Result<(), ConfigError> {
-        let (vision, text) = (&self.vision, &self.text);
-        for (what, found, most) in [
+        let vision = &self.vision;
+        sizes([
             ("embed_dim", self.embed_dim, LARGEST),
             ("the image size", vision.image_size, 1 << 14),
             ("the patch size", vision.patch_size, vision.image_size),
@@ -173,40 +121,52 @@ impl ClipConfig {
             ("the number of vision layers", vision.layers, MOST_LAYERS),
             ("the vision perceptron width", vision.mlp_width, LARGEST),
             ("the number of vision heads", vision.heads, vision.width),
-            ("the context length", text.context_length, LARGEST),
-            ("the vocabulary size", text.vocabulary_size, 1 << 30),
-            ("the text width", text.width, LARGEST),
-            ("the number of text layers", text.layers, MOST_LAYERS),
-            ("the text perceptron width", text.mlp_width, LARGEST),
-            ("the number of text heads", text.heads, text.width),
-        ] {
-            if found < 1 || found > most {
-                return Err(ConfigError::Size { what, found, expected: format!("1 to {most}") });
-            }
-        }
-        for (what, width, heads) in [
-            ("the vision width", vision.width, vision.heads),
-            ("the text width", text.width, text.heads),
-        ] {
-            if width % heads != 0 {
-                let expected = format!("a multiple of the {heads} heads");
-                return Err(ConfigError::Size { what, found: width, expected });
-            }
-        }
-        for (option, epsilon) in [
-            ("the vision layer_norm_eps", vision.layer_norm_epsilon),
-            ("the text layer_norm_eps", text.layer_norm_epsilon),
-        ] {
-            if !(epsilon > 0.0 && epsilon < 1.0) {
-                return Err(unsupported(
-                    option,
-                    &epsilon.into(),
-                    "expected a small positive number",
-                ));
-            }
-        }
-        Ok(())
+        ])?;
+        heads("the vision width", vision.width, vision.heads)?;
+        epsilon("the vision layer_norm_eps", vision.layer_norm_epsilon)?;
+        self.text.validate()
     }
+}
+
+impl TextConfig {
+    /// Checks that all sizes are possible. Loading does it as well.
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        sizes([
+            ("the context length", self.context_length, LARGEST),
+            ("the vocabulary size", self.vocabulary_size, 1 << 30),
+            ("the text width", self.width, LARGEST),
+            ("the number of text layers", self.layers, MOST_LAYERS),
+            ("the text perceptron width", self.mlp_width, LARGEST),
+            ("the number of text heads", self.heads, self.width),
+        ])?;
+        heads("the text width", self.width, self.heads)?;
+        epsilon("the text layer_norm_eps", self.layer_norm_epsilon)
+    }
+}
+
+/// Each size is at least one and at most the number beside it.
+fn sizes<const N: usize>(sizes: [(&'static str, i64, i64); N]) -> Result<(), ConfigError> {
+    for (what, found, most) in sizes {
+        if found < 1 || found > most {
+            return Err(ConfigError::Size { what, found, expected: format!("1 to {most}") });
+        }
+    }
+    Ok(())
+}
+
+fn heads(what: &'static str, width: i64, heads: i64) -> Result<(), ConfigError> {
+    if width % heads == 0 {
+        return Ok(());
+    }
+    let expected = format!("a multiple of the {heads} heads");
+    Err(ConfigError::Size { what, found: width, expected })
+}
+
+fn epsilon(option: &str, epsilon: f64) -> Result<(), ConfigError> {
+    if epsilon > 0.0 && epsilon < 1.0 {
+        return Ok(());
+    }
+    Err(unsupported(option, &epsilon.into(), "expected a small positive number"))
 }
 
 /// What a reader of one layout can find wrong: the file is named by the caller.
@@ -227,16 +187,6 @@ impl From<ConfigError> for Problem {
     fn from(error: ConfigError) -> Self {
         Self::Config(error)
     }
-}
-
-/// An option whose value is not built here; `hint` may be empty.
-pub(super) fn unsupported(option: &str, value: &Value, hint: &str) -> ConfigError {
-    let mut value = value.to_string();
-    if value.chars().count() > 60 {
-        value = value.chars().take(60).chain(['…']).collect();
-    }
-    let hint = if hint.is_empty() { String::new() } else { format!("\nhint: {hint}") };
-    ConfigError::Unsupported { option: option.to_owned(), value, hint }
 }
 
 /// A side length: a number, or two equal ones.

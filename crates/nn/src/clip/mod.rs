@@ -9,13 +9,12 @@
 //! 1e-5 in f32 (`tests/clip_goldens.rs`).
 
 mod attention;
-mod block;
+pub(crate) mod block;
 mod config;
-mod linear;
 mod open_clip_config;
 mod published;
 mod text;
-mod transformers_config;
+pub(crate) mod transformers_config;
 mod vision;
 
 use std::fmt;
@@ -23,13 +22,14 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 use tch::Device;
 
-pub use config::{Activation, ClipConfig, ConfigError, TextConfig, VisionConfig};
+pub use config::{Activation, ClipConfig, TextConfig, VisionConfig};
 pub use published::PUBLISHED_NAMES;
 pub use text::TextTower;
 pub use vision::VisionTower;
 
-use crate::device::{DeviceError, Precision};
-use crate::weights::{Loader, Weights, WeightsError};
+use crate::ModelError;
+use crate::device::Precision;
+use crate::weights::{Loader, Weights};
 
 /// How the tensors of a checkpoint are named and laid out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -96,20 +96,6 @@ impl ClipParts {
     pub const TEXT: Self = Self { vision: false, text: true };
 }
 
-/// A CLIP-type model could not be loaded.
-#[derive(Debug, thiserror::Error)]
-pub enum ClipError {
-    /// The configuration describes no network that is built here.
-    #[error(transparent)]
-    Config(#[from] ConfigError),
-    /// The checkpoint could not be read or does not fit.
-    #[error(transparent)]
-    Weights(#[from] WeightsError),
-    /// The precision cannot be used on the device.
-    #[error(transparent)]
-    Device(#[from] DeviceError),
-}
-
 /// The towers that were asked for.
 #[derive(Debug)]
 pub struct ClipModel {
@@ -133,7 +119,7 @@ impl ClipModel {
         parts: ClipParts,
         device: Device,
         precision: Precision,
-    ) -> Result<Self, ClipError> {
+    ) -> Result<Self, ModelError> {
         config.validate()?;
         precision.check(device)?;
         let network = format!("CLIP model ({layout} layout)");

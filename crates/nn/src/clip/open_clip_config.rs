@@ -8,9 +8,8 @@
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
-use super::config::{
-    Activation, ClipConfig, Problem, TextConfig, VisionConfig, square, unsupported,
-};
+use super::config::{Activation, ClipConfig, Problem, TextConfig, VisionConfig, square};
+use crate::config::unsupported;
 
 #[derive(Deserialize)]
 struct Top {

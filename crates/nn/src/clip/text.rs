@@ -4,11 +4,12 @@
 
 use tch::{Device, Kind, Tensor};
 
-use super::block::{Block, BlockSizes, Choice, LayerNorm};
+use super::block::{Block, BlockSizes, Choice};
 use super::vision::{load_projection, project, run_blocks};
 use super::{ClipConfig, ClipLayout};
 use crate::device::inference;
 use crate::error::NetworkError;
+use crate::layers::LayerNorm;
 use crate::weights::Loader;
 
 /// The text tower of a CLIP-type model, with its projection.

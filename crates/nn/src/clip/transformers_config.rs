@@ -4,9 +4,8 @@
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::config::{
-    Activation, ClipConfig, ConfigError, Problem, TextConfig, VisionConfig, square, unsupported,
-};
+use super::config::{Activation, ClipConfig, Problem, TextConfig, VisionConfig, square};
+use crate::config::{ConfigError, unsupported};
 
 #[derive(Deserialize)]
 struct Top {
@@ -24,9 +23,10 @@ fn default_projection() -> i64 {
     512
 }
 
+/// The text section, or the whole `config.json` of a `CLIPTextModel`.
 #[derive(Deserialize)]
 #[serde(default)]
-struct Text {
+pub(crate) struct Text {
     vocab_size: i64,
     hidden_size: i64,
     intermediate_size: i64,
@@ -49,6 +49,22 @@ impl Default for Text {
             hidden_act: "quick_gelu".to_owned(),
             layer_norm_eps: 1e-5,
         }
+    }
+}
+
+impl Text {
+    /// The sizes, unchecked; `section` with its dot stands before the names in messages.
+    pub(crate) fn config(self, section: &str) -> Result<TextConfig, ConfigError> {
+        Ok(TextConfig {
+            context_length: self.max_position_embeddings,
+            vocabulary_size: self.vocab_size,
+            width: self.hidden_size,
+            layers: self.num_hidden_layers,
+            heads: self.num_attention_heads,
+            mlp_width: self.intermediate_size,
+            activation: activation(&format!("{section}hidden_act"), self.hidden_act)?,
+            layer_norm_epsilon: self.layer_norm_eps,
+        })
     }
 }
 
@@ -106,16 +122,7 @@ pub(super) fn read(json: &Value) -> Result<ClipConfig, Problem> {
             activation: activation("vision_config.hidden_act", vision.hidden_act)?,
             layer_norm_epsilon: vision.layer_norm_eps,
         },
-        text: TextConfig {
-            context_length: text.max_position_embeddings,
-            vocabulary_size: text.vocab_size,
-            width: text.hidden_size,
-            layers: text.num_hidden_layers,
-            heads: text.num_attention_heads,
-            mlp_width: text.intermediate_size,
-            activation: activation("text_config.hidden_act", text.hidden_act)?,
-            layer_norm_epsilon: text.layer_norm_eps,
-        },
+        text: text.config("text_config.")?,
     };
     config.validate()?;
     Ok(config)

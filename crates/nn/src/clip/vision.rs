@@ -5,10 +5,11 @@
 
 use tch::{Device, Kind, Tensor};
 
-use super::block::{Block, BlockSizes, Choice, LayerNorm};
+use super::block::{Block, BlockSizes, Choice};
 use super::{ClipConfig, ClipLayout};
 use crate::device::{Precision, inference};
 use crate::error::NetworkError;
+use crate::layers::LayerNorm;
 use crate::weights::Loader;
 
 const CHANNELS: i64 = 3;

@@ -70,6 +70,18 @@ pub enum WeightsError {
         /// The name asked for.
         name: String,
     },
+    /// A tensor holds a NaN or an infinity.
+    #[error(
+        "{}: tensor {name:?} holds NaN or infinite values\n\
+         hint: the training that wrote it diverged, or the file is damaged: use another checkpoint",
+        file.display()
+    )]
+    NotFinite {
+        /// The (first) file.
+        file: PathBuf,
+        /// The tensor.
+        name: String,
+    },
     /// The checkpoint is not one of the network that was configured. All differences at once.
     #[error(
         "{}: the checkpoint does not fit the {network}: {missing_count} missing, \

@@ -20,6 +20,8 @@ pub struct Loader<'a> {
     network: String,
     device: Device,
     precision: Precision,
+    /// Where tensors are to be trained: all handed out so far.
+    trained: Option<Vec<(String, Tensor)>>,
     asked: HashSet<String>,
     missing: Vec<String>,
     misshapen: Vec<String>,
@@ -39,11 +41,33 @@ impl<'a> Loader<'a> {
             network: network.into(),
             device,
             precision,
+            trained: None,
             asked: HashSet::new(),
             missing: Vec::new(),
             misshapen: Vec::new(),
             failure: None,
         }
+    }
+
+    /// As [`Loader::new`], for a network to be trained: every tensor is an f32 copy that records
+    /// gradients, and [`Loader::take_trained`] lists them. The layers compute in `precision`.
+    pub fn for_training(
+        weights: &'a Weights,
+        network: impl Into<String>,
+        device: Device,
+        precision: Precision,
+    ) -> Self {
+        Self { trained: Some(Vec::new()), ..Self::new(weights, network, device, precision) }
+    }
+
+    /// True where the network is to be trained.
+    pub fn trains(&self) -> bool {
+        self.trained.is_some()
+    }
+
+    /// The tensors to be trained, by the names of the checkpoint, in the order they were asked for.
+    pub fn take_trained(&mut self) -> Vec<(String, Tensor)> {
+        self.trained.as_mut().map(std::mem::take).unwrap_or_default()
     }
 
     /// The checkpoint it reads from.
@@ -64,7 +88,17 @@ impl<'a> Loader<'a> {
     /// A tensor in the network's precision and on its device, contiguous. Where the file already
     /// has it so, it is the file's own memory.
     pub fn tensor(&mut self, name: &str, shape: &[i64]) -> Tensor {
-        self.tensor_in(name, shape, self.precision.kind())
+        if self.trained.is_none() {
+            return self.tensor_in(name, shape, self.precision.kind());
+        }
+        let stored = self.tensor_in(name, shape, Kind::Float);
+        // A copy of its own, since the file's pages are not to be written to.
+        let copy = stored.f_empty_like().and_then(|mut copy| copy.f_copy_(&stored).map(|()| copy));
+        let leaf = self.or_stand_in(copy, shape, Kind::Float).set_requires_grad(true);
+        if let Some(trained) = &mut self.trained {
+            trained.push((name.to_owned(), leaf.shallow_clone()));
+        }
+        leaf
     }
 
     /// As [`Loader::tensor`], in another number format.
@@ -72,7 +106,9 @@ impl<'a> Loader<'a> {
         match self.stored(name, shape) {
             Some(stored) => {
                 let converted = convert(&stored, kind, self.device);
-                self.or_stand_in(converted, shape, kind)
+                let tensor = self.or_stand_in(converted, shape, kind);
+                self.check_finite(name, &tensor);
+                tensor
             }
             None => stand_in(shape, kind, self.device),
         }
@@ -136,6 +172,20 @@ impl<'a> Loader<'a> {
             self.fail(source);
             stand_in(shape, kind, self.device)
         })
+    }
+
+    /// Notes a tensor that holds a NaN or an infinity: either makes the sum one.
+    fn check_finite(&mut self, name: &str, tensor: &Tensor) {
+        let sum = tensor.f_sum(Kind::Float).and_then(|sum| sum.f_double_value(&[]));
+        match sum {
+            Ok(sum) if sum.is_finite() => {}
+            Ok(_) => {
+                let file = self.weights.describe();
+                let name = name.to_owned();
+                self.failure.get_or_insert(WeightsError::NotFinite { file, name });
+            }
+            Err(source) => self.fail(source),
+        }
     }
 
     /// Keeps the first failure of libtorch for [`Loader::finish`].

@@ -27,6 +27,7 @@ use tch::{Kind, Tensor};
 pub use error::WeightsError;
 pub use loader::Loader;
 use mapped::MappedFile;
+pub use safetensors::write as write_safetensors;
 
 /// Where one tensor lies.
 #[derive(Debug, Clone)]

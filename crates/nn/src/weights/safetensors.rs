@@ -2,10 +2,14 @@
 //! tile the data exactly, and that every shape fits its bytes.
 
 use std::collections::BTreeMap;
+use std::io::{self, Write as _};
+use std::path::Path;
 use std::sync::Arc;
 
+use runkit::files::{AtomicFile, FileError, Operation};
 use safetensors::{Dtype, SafeTensors};
-use tch::Kind;
+use serde_json::{Map, Value, json};
+use tch::{Device, Kind, TchError, Tensor};
 
 use super::mapped::{MappedFile, element_count, invalid, row_major_strides};
 use super::{Stored, WeightsError};
@@ -60,6 +64,61 @@ fn kind_of(dtype: Dtype) -> Option<Kind> {
         Dtype::BF16 => Kind::BFloat16,
         Dtype::F32 => Kind::Float,
         Dtype::F64 => Kind::Double,
+        _ => return None,
+    })
+}
+
+/// Writes tensors by name to a safetensors file that appears whole or not at all, with the mark
+/// `format: pt` that PyTorch's libraries look for. One tensor at a time is copied to the CPU.
+///
+/// # Errors
+/// Where the file cannot be written, or a tensor cannot be brought to the CPU.
+pub fn write(path: &Path, tensors: &[(String, Tensor)]) -> Result<(), FileError> {
+    let fail = |cause: io::Error| FileError::new(path, Operation::Write, cause);
+    let torch = |error: TchError| fail(io::Error::other(error.to_string()));
+    let mut header = Map::new();
+    header.insert("__metadata__".to_owned(), json!({"format": "pt"}));
+    let mut end = 0;
+    for (name, tensor) in tensors {
+        let (dtype, size) = dtype_of(tensor.kind()).ok_or_else(|| {
+            fail(io::Error::other(format!("tensor {name:?} has an unsupported type")))
+        })?;
+        let start = end;
+        end += tensor.numel() * size;
+        let entry = json!({"dtype": dtype, "shape": tensor.size(), "data_offsets": [start, end]});
+        header.insert(name.clone(), entry);
+    }
+    let mut header = Value::Object(header).to_string().into_bytes();
+    // The data begin at a multiple of eight bytes.
+    header.resize(header.len().next_multiple_of(LENGTH_BYTES), b' ');
+    let mut file = AtomicFile::create(path)?;
+    file.write_all(&(header.len() as u64).to_le_bytes()).map_err(fail)?;
+    file.write_all(&header).map_err(fail)?;
+    let mut bytes = Vec::new();
+    for (_, tensor) in tensors {
+        let tensor = tensor.f_detach().and_then(|tensor| tensor.f_to_device(Device::Cpu));
+        let tensor = tensor.and_then(|tensor| tensor.f_contiguous()).map_err(torch)?;
+        let (_, size) = dtype_of(tensor.kind()).unwrap_or_default();
+        bytes.resize(tensor.numel() * size, 0);
+        tensor.f_copy_data_u8(&mut bytes, tensor.numel()).map_err(torch)?;
+        file.write_all(&bytes).map_err(fail)?;
+    }
+    file.commit()
+}
+
+/// The format's name of a number format, and its bytes.
+fn dtype_of(kind: Kind) -> Option<(&'static str, usize)> {
+    Some(match kind {
+        Kind::Bool => ("BOOL", 1),
+        Kind::Uint8 => ("U8", 1),
+        Kind::Int8 => ("I8", 1),
+        Kind::Int16 => ("I16", 2),
+        Kind::Int => ("I32", 4),
+        Kind::Int64 => ("I64", 8),
+        Kind::Half => ("F16", 2),
+        Kind::BFloat16 => ("BF16", 2),
+        Kind::Float => ("F32", 4),
+        Kind::Double => ("F64", 8),
         _ => return None,
     })
 }

@@ -9,9 +9,11 @@ use std::sync::OnceLock;
 
 use tch::{Device, Kind, TchError, Tensor};
 
-use super::Activation;
+use super::cast;
+use crate::clip::Activation;
 use crate::device::Precision;
-use crate::shim::{self, After};
+use crate::shim;
+pub(crate) use crate::shim::After;
 use crate::weights::Loader;
 
 /// oneDNN is told this many rows to choose a layout for: a batch of eight pictures. Others work.
@@ -22,9 +24,9 @@ const QUICK_GELU: f64 = 1.702;
 
 /// `scale · x · weightᵀ + bias`, with the weight as PyTorch keeps it, `[out, in]`, or packed.
 #[derive(Debug)]
-pub(super) struct Linear {
+pub(crate) struct Linear {
     weight: Tensor,
-    bias: Tensor,
+    bias: Option<Tensor>,
     /// One, unless the layer was loaded with a factor. A packed weight has it inside.
     scale: f64,
     packed: bool,
@@ -32,8 +34,48 @@ pub(super) struct Linear {
 
 impl Linear {
     /// The layer `name.weight`, `name.bias`.
-    pub(super) fn load(loader: &mut Loader<'_>, name: &str, input: i64, output: i64) -> Self {
+    pub(crate) fn load(loader: &mut Loader<'_>, name: &str, input: i64, output: i64) -> Self {
         Self::load_scaled(loader, name, input, output, 1.0)
+    }
+
+    /// The layer `name.weight`, which has no bias.
+    pub(crate) fn load_without_bias(
+        loader: &mut Loader<'_>,
+        name: &str,
+        input: i64,
+        output: i64,
+    ) -> Self {
+        let weight = loader.tensor(&format!("{name}.weight"), &[output, input]);
+        Self::new(loader, weight, None)
+    }
+
+    /// The layer `name.weight` `[out, in, 1, 1]`, `name.bias`: a convolution of single pixels.
+    pub(crate) fn load_convolution(
+        loader: &mut Loader<'_>,
+        name: &str,
+        input: i64,
+        output: i64,
+    ) -> Self {
+        let weight = loader.tensor(&format!("{name}.weight"), &[output, input, 1, 1]);
+        let bias = loader.tensor(&format!("{name}.bias"), &[output]);
+        Self::new(loader, weight.flatten(1, -1), Some(bias))
+    }
+
+    /// Two layers of `output` columns each, over the upper and the lower rows of `name.weight` and
+    /// `name.bias`.
+    pub(crate) fn load_halves(
+        loader: &mut Loader<'_>,
+        name: &str,
+        input: i64,
+        output: i64,
+    ) -> [Self; 2] {
+        let weight = loader.tensor(&format!("{name}.weight"), &[2 * output, input]);
+        let bias = loader.tensor(&format!("{name}.bias"), &[2 * output]);
+        // The shapes are as asked for, so the rows are there.
+        [0, output].map(|start| {
+            let rows = |tensor: &Tensor| tensor.narrow(0, start, output);
+            Self::new(loader, rows(&weight), Some(rows(&bias)))
+        })
     }
 
     /// As [`Linear::load`], with `scale` times its product.
@@ -45,7 +87,7 @@ impl Linear {
         scale: f64,
     ) -> Self {
         let (weight, bias) = (format!("{name}.weight"), format!("{name}.bias"));
-        let bias = loader.tensor(&bias, &[output]);
+        let bias = Some(loader.tensor(&bias, &[output]));
         if scale == 1.0 || !can_pack(loader) {
             let weight = loader.tensor(&weight, &[output, input]);
             return Self { scale, ..Self::new(loader, weight, bias) };
@@ -57,7 +99,7 @@ impl Linear {
     }
 
     /// A layer of tensors at hand, in the loader's precision and on its device.
-    pub(super) fn new(loader: &mut Loader<'_>, weight: Tensor, bias: Tensor) -> Self {
+    pub(crate) fn new(loader: &mut Loader<'_>, weight: Tensor, bias: Option<Tensor>) -> Self {
         if can_pack(loader) {
             match shim::linear_pack(&weight, PACKED_FOR_ROWS) {
                 Ok(weight) => return Self { weight, bias, scale: 1.0, packed: true },
@@ -67,18 +109,35 @@ impl Linear {
         Self { weight, bias, scale: 1.0, packed: false }
     }
 
-    pub(super) fn forward(&self, input: &Tensor) -> Result<Tensor, TchError> {
+    pub(crate) fn forward(&self, input: &Tensor) -> Result<Tensor, TchError> {
+        self.forward_then(input, After::Nothing)
+    }
+
+    /// [`Linear::forward`], and what comes after it in the same pass where the layer is packed.
+    pub(crate) fn forward_then(&self, input: &Tensor, after: After) -> Result<Tensor, TchError> {
         if self.packed {
-            shim::linear_packed(input, &self.weight, &self.bias, After::Nothing)
-        } else if self.scale == 1.0 {
-            input.f_linear(&self.weight, Some(&self.bias))
-        } else {
-            shim::linear_scaled(input, &self.weight, &self.bias, self.scale)
+            return shim::linear_packed(input, &self.weight, self.bias.as_ref(), after);
+        }
+        let mut result = match &self.bias {
+            Some(bias) if self.scale != 1.0 => {
+                shim::linear_scaled(input, &self.weight, bias, self.scale)?
+            }
+            bias => {
+                let kind = input.kind();
+                let bias = bias.as_ref().map(|bias| cast(bias, kind)).transpose()?;
+                input.f_linear(&cast(&self.weight, kind)?, bias.as_ref())?
+            }
+        };
+        match after {
+            After::Nothing => Ok(result),
+            After::Gelu if result.requires_grad() => result.f_gelu("none"),
+            After::Gelu => result.f_gelu_("none"),
+            After::Swish => super::silu(result),
         }
     }
 
     /// `stream + forward(input)`, in place: oneDNN's own way of adding measures slower.
-    pub(super) fn add_to(&self, mut stream: Tensor, input: &Tensor) -> Result<Tensor, TchError> {
+    pub(crate) fn add_to(&self, mut stream: Tensor, input: &Tensor) -> Result<Tensor, TchError> {
         stream.f_add_(&self.forward(input)?)
     }
 }
@@ -89,7 +148,7 @@ impl Linear {
 /// x·σ(1.702 x) is y·σ(y) / 1.702, so the wide layer gives 1.702 times as much and the layer back
 /// takes it off.
 #[derive(Debug)]
-pub(super) struct Perceptron {
+pub(crate) struct Perceptron {
     wide: Linear,
     back: Linear,
     activation: Activation,
@@ -97,7 +156,7 @@ pub(super) struct Perceptron {
 
 impl Perceptron {
     /// The layers named by `names`, of `width` and `wide` columns.
-    pub(super) fn load(
+    pub(crate) fn load(
         loader: &mut Loader<'_>,
         names: [&str; 2],
         width: i64,
@@ -111,27 +170,19 @@ impl Perceptron {
         let [wide_name, back_name] = names;
         let mut wide_layer = Linear::load_scaled(loader, wide_name, width, wide, up);
         if activation == Activation::QuickGelu {
-            wide_layer.bias = &wide_layer.bias * up;
+            wide_layer.bias = wide_layer.bias.map(|bias| bias * up);
         }
         let back_layer = Linear::load_scaled(loader, back_name, wide, width, down);
         Self { wide: wide_layer, back: back_layer, activation }
     }
 
     /// `stream + perceptron(input)`.
-    pub(super) fn add_to(&self, stream: Tensor, input: &Tensor) -> Result<Tensor, TchError> {
-        let hidden = if self.wide.packed {
-            let after = match self.activation {
-                Activation::Gelu => After::Gelu,
-                Activation::QuickGelu => After::Swish,
-            };
-            shim::linear_packed(input, &self.wide.weight, &self.wide.bias, after)?
-        } else {
-            let mut hidden = self.wide.forward(input)?;
-            match self.activation {
-                Activation::Gelu => hidden.f_gelu_("none")?,
-                Activation::QuickGelu => hidden.f_silu_()?,
-            }
+    pub(crate) fn add_to(&self, stream: Tensor, input: &Tensor) -> Result<Tensor, TchError> {
+        let after = match self.activation {
+            Activation::Gelu => After::Gelu,
+            Activation::QuickGelu => After::Swish,
         };
+        let hidden = self.wide.forward_then(input, after)?;
         self.back.add_to(stream, &hidden)
     }
 }
@@ -140,12 +191,14 @@ impl Perceptron {
 fn can_pack(loader: &Loader<'_>) -> bool {
     static WORKS: OnceLock<bool> = OnceLock::new();
     (loader.device(), loader.precision()) == (Device::Cpu, Precision::Bf16)
+        && !loader.trains()
         && *WORKS.get_or_init(|| {
             let ones = |shape: &[i64]| Tensor::f_ones(shape, (Kind::BFloat16, Device::Cpu));
             let product = || {
                 let weight = shim::linear_pack(&ones(&[32, 32])?, PACKED_FOR_ROWS)?;
                 let input = ones(&[2, 32])?;
-                let sum = shim::linear_packed(&input, &weight, &ones(&[32])?, After::Nothing)?;
+                let sum =
+                    shim::linear_packed(&input, &weight, Some(&ones(&[32])?), After::Nothing)?;
                 sum.f_double_value(&[1, 31])
             };
             product().is_ok_and(|value: f64| value == 33.0)

@@ -1,0 +1,42 @@
+//! Layers that several networks share. Each is loaded by name from a [`Loader`](crate::weights::Loader),
+//! and computes in the number format of its input: weights kept in another one, as those being
+//! trained are, are cast on the way.
+//!
+//! Pictures `[B, C, H, W]` are kept channels last in memory, the layout in which convolutions and
+//! group normalisation are fastest and in which `[B, H·W, C]` is a view.
+//!
+//! Results are written in place where no gradient can need what was there: a tensor that records
+//! none is nobody's saved input.
+
+mod convolution;
+mod linear;
+mod normalization;
+mod resnet;
+mod sampling;
+
+pub(crate) use convolution::Conv2d;
+pub(crate) use linear::{Linear, Perceptron};
+pub(crate) use normalization::{GroupNorm, LayerNorm};
+pub(crate) use resnet::{ResnetBlock, ResnetSizes};
+pub(crate) use sampling::{Downsample, Upsample};
+
+use tch::{Kind, TchError, Tensor};
+
+/// The tensor in another number format; itself where it has that format.
+pub(crate) fn cast(tensor: &Tensor, kind: Kind) -> Result<Tensor, TchError> {
+    if tensor.kind() == kind { Ok(tensor.shallow_clone()) } else { tensor.f_to_kind(kind) }
+}
+
+/// `stream + update`, into the memory of the fresh `update` where gradients allow.
+pub(crate) fn add(stream: &Tensor, mut update: Tensor) -> Result<Tensor, TchError> {
+    if update.requires_grad() || stream.requires_grad() {
+        stream.f_add(&update)
+    } else {
+        update.f_add_(stream)
+    }
+}
+
+/// `x · σ(x)`, in place where gradients allow; `x` must be fresh.
+pub(crate) fn silu(mut x: Tensor) -> Result<Tensor, TchError> {
+    if x.requires_grad() { x.f_silu() } else { x.f_silu_() }
+}

@@ -1,0 +1,73 @@
+//! The residual block of the UNet and of the autoencoder.
+//!
+//! huggingface/diffusers `src/diffusers/models/resnet.py` (`ResnetBlock2D`) at v0.42.1.
+
+use tch::{TchError, Tensor};
+
+use super::{Conv2d, GroupNorm, Linear, add};
+use crate::weights::Loader;
+
+/// The sizes of a residual block.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct ResnetSizes {
+    /// Channels in.
+    pub(crate) input: i64,
+    /// Channels out.
+    pub(crate) output: i64,
+    /// Width of the time embedding, where there is one.
+    pub(crate) embedding: Option<i64>,
+    /// Groups of the normalisations.
+    pub(crate) groups: i64,
+    /// What the normalisations add to the variance.
+    pub(crate) epsilon: f64,
+}
+
+/// Two normalised convolutions beside a shortcut; the time embedding is added between them.
+#[derive(Debug)]
+pub(crate) struct ResnetBlock {
+    norm_1: GroupNorm,
+    conv_1: Conv2d,
+    time: Option<Linear>,
+    norm_2: GroupNorm,
+    conv_2: Conv2d,
+    shortcut: Option<Conv2d>,
+}
+
+impl ResnetBlock {
+    pub(crate) fn load(loader: &mut Loader<'_>, name: &str, sizes: ResnetSizes) -> Self {
+        let ResnetSizes { input, output, embedding, groups, epsilon } = sizes;
+        let part = |part: &str| format!("{name}.{part}");
+        Self {
+            norm_1: GroupNorm::load(loader, &part("norm1"), groups, input, epsilon),
+            conv_1: Conv2d::load(loader, &part("conv1"), input, output, 3, 1, 1),
+            time: embedding
+                .map(|width| Linear::load(loader, &part("time_emb_proj"), width, output)),
+            norm_2: GroupNorm::load(loader, &part("norm2"), groups, output, epsilon),
+            conv_2: Conv2d::load(loader, &part("conv2"), output, output, 3, 1, 1),
+            shortcut: (input != output)
+                .then(|| Conv2d::load(loader, &part("conv_shortcut"), input, output, 1, 1, 0)),
+        }
+    }
+
+    /// `x_BCHW` with `embedding_BD`, the time embedding after its activation, to `[B, C', H, W]`.
+    pub(crate) fn forward(
+        &self,
+        x_BCHW: &Tensor,
+        embedding_BD: Option<&Tensor>,
+    ) -> Result<Tensor, TchError> {
+        let mut hidden_BCHW = self.conv_1.forward(&self.norm_1.forward_silu(x_BCHW)?)?;
+        if let (Some(time), Some(embedding_BD)) = (&self.time, embedding_BD) {
+            let shift_BC11 = time.forward(embedding_BD)?.f_unsqueeze(-1)?.f_unsqueeze(-1)?;
+            hidden_BCHW = if shift_BC11.requires_grad() || hidden_BCHW.requires_grad() {
+                hidden_BCHW.f_add(&shift_BC11)?
+            } else {
+                hidden_BCHW.f_add_(&shift_BC11)?
+            };
+        }
+        let hidden_BCHW = self.norm_2.forward_silu(&hidden_BCHW)?;
+        match &self.shortcut {
+            None => self.conv_2.add_to(x_BCHW, &hidden_BCHW),
+            Some(shortcut) => add(&self.conv_2.forward(&hidden_BCHW)?, shortcut.forward(x_BCHW)?),
+        }
+    }
+}

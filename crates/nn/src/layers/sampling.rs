@@ -1,0 +1,63 @@
+//! Halving and doubling the sides of a picture.
+//!
+//! huggingface/diffusers `src/diffusers/models/{downsampling,upsampling}.py` at v0.42.1.
+
+use tch::{TchError, Tensor};
+
+use super::Conv2d;
+use crate::weights::Loader;
+
+/// A convolution with a stride of two.
+#[derive(Debug)]
+pub(crate) struct Downsample {
+    conv: Conv2d,
+    /// The autoencoder pads below and at the right only.
+    asymmetric: bool,
+}
+
+impl Downsample {
+    /// `name.conv`, padded by one on all sides, or with `asymmetric` below and at the right only.
+    pub(crate) fn load(
+        loader: &mut Loader<'_>,
+        name: &str,
+        channels: i64,
+        asymmetric: bool,
+    ) -> Self {
+        let padding = i64::from(!asymmetric);
+        let conv = format!("{name}.conv");
+        Self { conv: Conv2d::load(loader, &conv, channels, channels, 3, 2, padding), asymmetric }
+    }
+
+    /// `[B, C, H, W]` to `[B, C, ⌈H/2⌉, ⌈W/2⌉]` (with asymmetric padding the floor).
+    pub(crate) fn forward(&self, x_BCHW: &Tensor) -> Result<Tensor, TchError> {
+        if self.asymmetric {
+            self.conv.forward(&x_BCHW.f_constant_pad_nd([0, 1, 0, 1])?)
+        } else {
+            self.conv.forward(x_BCHW)
+        }
+    }
+}
+
+/// Every pixel four times, then a convolution.
+#[derive(Debug)]
+pub(crate) struct Upsample {
+    conv: Conv2d,
+}
+
+impl Upsample {
+    /// `name.conv`.
+    pub(crate) fn load(loader: &mut Loader<'_>, name: &str, channels: i64) -> Self {
+        Self { conv: Conv2d::load(loader, &format!("{name}.conv"), channels, channels, 3, 1, 1) }
+    }
+
+    /// `[B, C, H, W]` to `[B, C, 2·H, 2·W]`, or to the height and width of `size`.
+    pub(crate) fn forward(
+        &self,
+        x_BCHW: &Tensor,
+        size: Option<(i64, i64)>,
+    ) -> Result<Tensor, TchError> {
+        let (_, _, height, width) = x_BCHW.size4()?;
+        let (height, width) = size.unwrap_or((2 * height, 2 * width));
+        self.conv.forward(&x_BCHW.f_upsample_nearest2d([height, width], None, None)?)
+    }
+}

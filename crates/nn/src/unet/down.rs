@@ -1,0 +1,136 @@
+//! The blocks on the way down: `DownBlock2D` and `CrossAttnDownBlock2D`.
+//!
+//! huggingface/diffusers `src/diffusers/models/unets/unet_2d_blocks.py` at v0.42.1.
+
+use std::sync::Arc;
+
+use tch::{TchError, Tensor};
+
+use super::transformer::{Transformer, TransformerSizes};
+use super::{Conditions, UNetConfig};
+use crate::layers::{Downsample, ResnetBlock};
+use crate::shim;
+use crate::weights::Loader;
+
+/// Residual blocks, a transformer after each where the block attends, and a halving at the end but
+/// for the last block.
+#[derive(Debug)]
+pub(super) struct DownBlock {
+    resnets: Vec<Layer<ResnetBlock>>,
+    transformers: Vec<Layer<Transformer>>,
+    downsampler: Option<Downsample>,
+}
+
+impl DownBlock {
+    pub(super) fn load(config: &UNetConfig, index: usize, loader: &mut Loader<'_>) -> Self {
+        let name = format!("down_blocks.{index}");
+        let channels = &config.block_out_channels;
+        let output = channels[index];
+        let input = if index == 0 { config.first_channels() } else { channels[index - 1] };
+        let layers = config.layers[index];
+        let resnets = (0..layers)
+            .map(|layer| {
+                let sizes = config.resnet_sizes(if layer == 0 { input } else { output }, output);
+                Layer::new(ResnetBlock::load(loader, &format!("{name}.resnets.{layer}"), sizes))
+            })
+            .collect();
+        let sizes = TransformerSizes {
+            channels: output,
+            heads: config.heads[index],
+            layers: config.transformer_layers[index],
+            only_cross_attention: config.only_cross_attention[index],
+        };
+        let attended = if config.down_attends[index] { layers } else { 0 };
+        let transformers = (0..attended)
+            .map(|layer| {
+                let name = format!("{name}.attentions.{layer}");
+                Layer::new(Transformer::load(config, loader, &name, sizes))
+            })
+            .collect();
+        let downsampler = (index + 1 < channels.len())
+            .then(|| Downsample::load(loader, &format!("{name}.downsamplers.0"), output, false));
+        Self { resnets, transformers, downsampler }
+    }
+
+    /// `[B, C, H, W]` to the block's channels and half the sides; every result is a skip for the
+    /// way up.
+    pub(super) fn forward(
+        &self,
+        mut x_BCHW: Tensor,
+        conditions: &Conditions,
+        skips: &mut Vec<Tensor>,
+    ) -> Result<Tensor, TchError> {
+        for (index, resnet) in self.resnets.iter().enumerate() {
+            x_BCHW = checkpointed(resnet, &x_BCHW, conditions)?;
+            if let Some(transformer) = self.transformers.get(index) {
+                x_BCHW = checkpointed(transformer, &x_BCHW, conditions)?;
+            }
+            skips.push(x_BCHW.shallow_clone());
+        }
+        if let Some(downsampler) = &self.downsampler {
+            x_BCHW = downsampler.forward(&x_BCHW)?;
+            skips.push(x_BCHW.shallow_clone());
+        }
+        Ok(x_BCHW)
+    }
+}
+
+/// A part of the network that gradient checkpointing may run again, and so shares.
+#[derive(Debug)]
+pub(super) struct Layer<T>(Arc<T>);
+
+impl<T> Layer<T> {
+    #[expect(
+        clippy::arc_with_non_send_sync,
+        reason = "libtorch may run a checkpointed part on its own thread, which only reads it"
+    )]
+    pub(super) fn new(part: T) -> Self {
+        Self(Arc::new(part))
+    }
+}
+
+/// A part that a feature map passes through.
+pub(super) trait Part: 'static {
+    /// Which of the conditions it reads.
+    fn condition(conditions: &Conditions) -> &Tensor;
+    /// `[B, C, H, W]` to `[B, C', H, W]`.
+    fn apply(&self, x_BCHW: &Tensor, condition: &Tensor) -> Result<Tensor, TchError>;
+}
+
+impl Part for ResnetBlock {
+    fn condition(conditions: &Conditions) -> &Tensor {
+        &conditions.embedding_BD
+    }
+
+    fn apply(&self, x_BCHW: &Tensor, condition: &Tensor) -> Result<Tensor, TchError> {
+        self.forward(x_BCHW, Some(condition))
+    }
+}
+
+impl Part for Transformer {
+    fn condition(conditions: &Conditions) -> &Tensor {
+        &conditions.text_BLD
+    }
+
+    fn apply(&self, x_BCHW: &Tensor, condition: &Tensor) -> Result<Tensor, TchError> {
+        self.forward(x_BCHW, condition)
+    }
+}
+
+/// The part applied, with checkpointing where that is on and gradients are recorded.
+pub(super) fn checkpointed<T: Part>(
+    layer: &Layer<T>,
+    x_BCHW: &Tensor,
+    conditions: &Conditions,
+) -> Result<Tensor, TchError> {
+    let condition = T::condition(conditions);
+    if !conditions.checkpointing || !x_BCHW.requires_grad() {
+        return layer.0.apply(x_BCHW, condition);
+    }
+    let part = Arc::clone(&layer.0);
+    let segment = move |inputs: &[Tensor]| match inputs {
+        [x_BCHW, condition] => part.apply(x_BCHW, condition),
+        _ => Err(TchError::Shape("a checkpointed part takes two inputs".to_owned())),
+    };
+    shim::checkpoint(&[x_BCHW, condition], Box::new(segment))
+}

@@ -1,0 +1,282 @@
+//! `UNet2DConditionModel`: the network that predicts the noise (or velocity) in a noisy latent from
+//! the time step and the text.
+//!
+//! One file for each part, each field loaded under its name in the checkpoint. Behaviour follows
+//! huggingface/diffusers `src/diffusers/models/unets/unet_2d_condition.py` at v0.42.1; outputs agree
+//! to 1e-4 of their size in f32, gradients to 1e-3 (`tests/unet_goldens.rs`).
+
+mod attention;
+mod config;
+mod down;
+mod embedding;
+mod mid;
+mod transformer;
+mod up;
+
+use std::path::Path;
+
+use tch::{Device, Kind, Tensor};
+
+pub use config::UNetConfig;
+use down::DownBlock;
+use embedding::{AddedEmbedding, TimeEmbedding};
+use mid::MidBlock;
+use up::UpBlock;
+
+use crate::device::{Precision, inference};
+use crate::error::{ModelError, NetworkError};
+use crate::layers::{Conv2d, GroupNorm};
+use crate::shim;
+use crate::weights::{Loader, Weights, write_safetensors};
+
+/// The usual names of the weights in a folder, the best first, for [`Weights::open_folder`].
+pub const WEIGHT_FILES: &[&str] = &[
+    "diffusion_pytorch_model.safetensors",
+    "diffusion_pytorch_model.safetensors.index.json",
+    "diffusion_pytorch_model.fp16.safetensors",
+    "diffusion_pytorch_model.safetensors.index.fp16.json",
+    "diffusion_pytorch_model.bin",
+];
+
+/// What SDXL's network is told besides the text.
+#[derive(Debug)]
+pub struct AddedConditions {
+    /// The second text encoder's projected features, `[B, D]`.
+    pub pooled_BD: Tensor,
+    /// Original height and width, top and left of the crop, target height and width: `[B, 6]`.
+    pub time_ids_B6: Tensor,
+}
+
+/// The network.
+#[derive(Debug)]
+pub struct UNet {
+    config: UNetConfig,
+    conv_in: Conv2d,
+    time_embedding: TimeEmbedding,
+    added_embedding: Option<AddedEmbedding>,
+    down_blocks: Vec<DownBlock>,
+    mid_block: MidBlock,
+    up_blocks: Vec<UpBlock>,
+    norm_out: GroupNorm,
+    conv_out: Conv2d,
+    parameters: Vec<(String, Tensor)>,
+    device: Device,
+    precision: Precision,
+    checkpointing: bool,
+}
+
+impl UNet {
+    /// Loads the network for inference in `precision`: strict, every tensor with its shape and
+    /// finite, all differences in one error.
+    ///
+    /// # Errors
+    /// Where the checkpoint does not fit the configuration, or the precision not the device.
+    pub fn load(
+        config: &UNetConfig,
+        weights: &Weights,
+        device: Device,
+        precision: Precision,
+    ) -> Result<Self, ModelError> {
+        Self::build(config, Loader::new(weights, "UNet", device, precision))
+    }
+
+    /// Loads the network for training: weights are f32 and record gradients, products are computed
+    /// in `precision` (bf16 as autocast does it: every weight is cast where it is used).
+    ///
+    /// # Errors
+    /// As [`UNet::load`].
+    pub fn load_for_training(
+        config: &UNetConfig,
+        weights: &Weights,
+        device: Device,
+        precision: Precision,
+    ) -> Result<Self, ModelError> {
+        Self::build(config, Loader::for_training(weights, "UNet", device, precision))
+    }
+
+    fn build(config: &UNetConfig, mut loader: Loader<'_>) -> Result<Self, ModelError> {
+        config.validate()?;
+        let (device, precision) = (loader.device(), loader.precision());
+        precision.check(device)?;
+        let channels = &config.block_out_channels;
+        let (first, groups) = (config.first_channels(), config.norm_num_groups);
+        let loader_ref = &mut loader;
+        let (inputs, outputs) = (config.in_channels, config.out_channels);
+        let mut network = Self {
+            config: config.clone(),
+            conv_in: Conv2d::load(loader_ref, "conv_in", inputs, first, 3, 1, 1),
+            time_embedding: TimeEmbedding::load(config, loader_ref),
+            added_embedding: AddedEmbedding::load(config, loader_ref),
+            down_blocks: (0..channels.len())
+                .map(|index| DownBlock::load(config, index, loader_ref))
+                .collect(),
+            mid_block: MidBlock::load(config, loader_ref),
+            up_blocks: (0..channels.len())
+                .map(|index| UpBlock::load(config, index, loader_ref))
+                .collect(),
+            norm_out: GroupNorm::load(loader_ref, "conv_norm_out", groups, first, config.norm_eps),
+            conv_out: Conv2d::load(loader_ref, "conv_out", first, outputs, 3, 1, 1),
+            parameters: Vec::new(),
+            device,
+            precision,
+            checkpointing: false,
+        };
+        network.parameters = loader.take_trained();
+        loader.finish(|_| false)?;
+        Ok(network)
+    }
+
+    /// The configuration it was loaded with.
+    pub fn config(&self) -> &UNetConfig {
+        &self.config
+    }
+
+    /// The device it is on.
+    pub fn device(&self) -> Device {
+        self.device
+    }
+
+    /// The precision it computes in.
+    pub fn precision(&self) -> Precision {
+        self.precision
+    }
+
+    /// The tensors that are trained, by their names in the checkpoint: f32 leaves. Empty for a
+    /// network loaded for inference.
+    pub fn parameters(&self) -> &[(String, Tensor)] {
+        &self.parameters
+    }
+
+    /// Gradient checkpointing: with it, only the inputs of each residual block and each transformer
+    /// are kept for the backward pass, which computes the rest again. Gradients are the same.
+    pub fn set_gradient_checkpointing(&mut self, on: bool) {
+        self.checkpointing = on;
+    }
+
+    /// The prediction for noisy latents `latents_BCHW` at `timesteps_B` (any kind of number), given
+    /// the text `text_BLD` (and for SDXL `added`): `[B, C', H, W]` f32. A batch of one timestep or
+    /// text serves all rows.
+    ///
+    /// A network loaded for inference runs in libtorch's inference mode: its result records no
+    /// gradients and must not be changed in place outside of that mode.
+    ///
+    /// # Errors
+    /// Where a shape does not fit, or libtorch has not enough memory.
+    pub fn forward(
+        &self,
+        latents_BCHW: &Tensor,
+        timesteps_B: &Tensor,
+        text_BLD: &Tensor,
+        added: Option<&AddedConditions>,
+    ) -> Result<Tensor, NetworkError> {
+        self.check(latents_BCHW, timesteps_B, text_BLD, added)?;
+        if self.parameters.is_empty() {
+            inference(|| self.compute(latents_BCHW, timesteps_B, text_BLD, added))
+        } else {
+            self.compute(latents_BCHW, timesteps_B, text_BLD, added)
+        }
+    }
+
+    fn compute(
+        &self,
+        latents_BCHW: &Tensor,
+        timesteps_B: &Tensor,
+        text_BLD: &Tensor,
+        added: Option<&AddedConditions>,
+    ) -> Result<Tensor, NetworkError> {
+        let kind = self.precision.kind();
+        let batch = latents_BCHW.size4()?.0;
+        let timesteps_B = timesteps_B
+            .f_to_device(self.device)?
+            .f_to_kind(Kind::Float)?
+            .f_expand([batch], false)?;
+        let text_BLD = text_BLD.f_to_device(self.device)?.f_to_kind(kind)?;
+        let (_, length, width) = text_BLD.size3()?;
+        let text_BLD = text_BLD.f_expand([batch, length, width], false)?.f_contiguous()?;
+        let mut embedding_BD = self.time_embedding.forward(&timesteps_B, kind)?;
+        if let (Some(layer), Some(added)) = (&self.added_embedding, added) {
+            embedding_BD = embedding_BD.f_add(&layer.forward(added, self.device, kind)?)?;
+        }
+        // Every residual block begins with this activation of it.
+        let embedding_BD = embedding_BD.f_silu()?;
+        let conditions = Conditions { embedding_BD, text_BLD, checkpointing: self.checkpointing };
+
+        let latents_BCHW = latents_BCHW.f_to_device(self.device)?.f_to_kind(kind)?;
+        let mut x_BCHW = self.conv_in.forward(&shim::channels_last(&latents_BCHW)?)?;
+        let mut skips = vec![x_BCHW.shallow_clone()];
+        for block in &self.down_blocks {
+            x_BCHW = block.forward(x_BCHW, &conditions, &mut skips)?;
+        }
+        x_BCHW = self.mid_block.forward(x_BCHW, &conditions)?;
+        for block in &self.up_blocks {
+            x_BCHW = block.forward(x_BCHW, &conditions, &mut skips)?;
+        }
+        let x_BCHW = self.conv_out.forward(&self.norm_out.forward_silu(&x_BCHW)?)?;
+        Ok(x_BCHW.f_to_kind(Kind::Float)?.f_contiguous()?)
+    }
+
+    fn check(
+        &self,
+        latents_BCHW: &Tensor,
+        timesteps_B: &Tensor,
+        text_BLD: &Tensor,
+        added: Option<&AddedConditions>,
+    ) -> Result<(), NetworkError> {
+        let unfit = |reason: String| Err(NetworkError::Input { network: "UNet", reason });
+        let (channels, width) = (self.config.in_channels, self.config.cross_attention_dim);
+        let (latents, times) = (latents_BCHW.size(), timesteps_B.size());
+        let [batch, found, height, side] = latents[..] else {
+            return unfit(format!("expected latents [B, {channels}, H, W], found {latents:?}"));
+        };
+        if found != channels || batch < 1 || height < 1 || side < 1 {
+            return unfit(format!("expected latents [B, {channels}, H, W], found {latents:?}"));
+        }
+        if !matches!(times[..], [rows] if rows == 1 || rows == batch) {
+            return unfit(format!("expected timesteps [{batch}] or [1], found {times:?}"));
+        }
+        let text = text_BLD.size();
+        if !matches!(text[..], [rows, length, found]
+            if (rows == 1 || rows == batch) && length > 0 && found == width)
+        {
+            return unfit(format!("expected text [{batch}, L, {width}], found {text:?}"));
+        }
+        match (&self.added_embedding, added) {
+            (None, None) => Ok(()),
+            (None, Some(_)) => unfit("expected no added conditions".to_owned()),
+            (Some(_), None) => unfit("expected added conditions, as SDXL has them".to_owned()),
+            (Some(layer), Some(added)) => layer.check(added, batch),
+        }
+    }
+
+    /// Writes `config.json` and `diffusion_pytorch_model.safetensors` into `folder`, which must
+    /// exist: f32, what diffusers' `from_pretrained` loads, key for key.
+    ///
+    /// # Errors
+    /// Where a file cannot be written, or the network was loaded for inference, which keeps its
+    /// weights in the layout of the kernels.
+    pub fn save(&self, folder: &Path) -> Result<(), ModelError> {
+        if self.parameters.is_empty() {
+            return Err(ModelError::Folder {
+                folder: folder.to_owned(),
+                reason: "a network loaded for inference cannot be saved\n\
+                    hint: load it for training, or copy the folder it came from"
+                    .to_owned(),
+            });
+        }
+        let weights = folder.join("diffusion_pytorch_model.safetensors");
+        write_safetensors(&weights, &self.parameters)?;
+        runkit::files::write_json_atomic(folder.join("config.json"), self.config.source())?;
+        Ok(())
+    }
+}
+
+/// What every block is given.
+#[derive(Debug)]
+struct Conditions {
+    /// The time embedding after its activation, `[B, D]`.
+    embedding_BD: Tensor,
+    /// The text, `[B, L, D]`.
+    text_BLD: Tensor,
+    /// Whether blocks are run again for the gradients.
+    checkpointing: bool,
+}

@@ -1,0 +1,162 @@
+//! The transformer over the pixels of a feature map.
+//!
+//! huggingface/diffusers `src/diffusers/models/transformers/transformer_2d.py` and
+//! `src/diffusers/models/attention.py` (`BasicTransformerBlock`) at v0.42.1.
+
+use tch::{TchError, Tensor};
+
+use super::UNetConfig;
+use super::attention::Attention;
+use crate::layers::{GroupNorm, LayerNorm, Linear, add};
+use crate::shim::After;
+use crate::weights::Loader;
+
+/// What the group normalisation adds to the variance, whatever the configuration says elsewhere.
+const NORM_EPSILON: f64 = 1e-6;
+/// What the layer normalisations add.
+const LAYER_NORM_EPSILON: f64 = 1e-5;
+/// How much wider the perceptrons are.
+const WIDENING: i64 = 4;
+
+/// The sizes of one transformer.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct TransformerSizes {
+    pub(super) channels: i64,
+    pub(super) heads: i64,
+    pub(super) layers: i64,
+    pub(super) only_cross_attention: bool,
+}
+
+/// Blocks of attention over the pixels `[B, H·W, C]`, with a shortcut around them.
+#[derive(Debug)]
+pub(super) struct Transformer {
+    norm: GroupNorm,
+    proj_in: Linear,
+    blocks: Vec<Block>,
+    proj_out: Linear,
+}
+
+impl Transformer {
+    pub(super) fn load(
+        config: &UNetConfig,
+        loader: &mut Loader<'_>,
+        name: &str,
+        sizes: TransformerSizes,
+    ) -> Self {
+        let channels = sizes.channels;
+        let groups = config.norm_num_groups;
+        let norm = GroupNorm::load(loader, &format!("{name}.norm"), groups, channels, NORM_EPSILON);
+        // A convolution of one pixel is a linear layer on a view, and channels last the same memory.
+        let mut project = |part: &str| {
+            let name = format!("{name}.{part}");
+            if config.use_linear_projection {
+                Linear::load(loader, &name, channels, channels)
+            } else {
+                Linear::load_convolution(loader, &name, channels, channels)
+            }
+        };
+        let (proj_in, proj_out) = (project("proj_in"), project("proj_out"));
+        let blocks = (0..sizes.layers)
+            .map(|index| {
+                Block::load(config, loader, &format!("{name}.transformer_blocks.{index}"), sizes)
+            })
+            .collect();
+        Self { norm, proj_in, blocks, proj_out }
+    }
+
+    /// `[B, C, H, W]`, channels last, to the same shape.
+    pub(super) fn forward(&self, x_BCHW: &Tensor, text_BLD: &Tensor) -> Result<Tensor, TchError> {
+        let (batch, channels, height, width) = x_BCHW.size4()?;
+        let normed_BHWC = self.norm.forward(x_BCHW)?.f_permute([0, 2, 3, 1])?;
+        let mut x_BLC =
+            self.proj_in.forward(&normed_BHWC.f_reshape([batch, height * width, channels])?)?;
+        for block in &self.blocks {
+            x_BLC = block.forward(x_BLC, text_BLD)?;
+        }
+        let update_BCHW = self
+            .proj_out
+            .forward(&x_BLC)?
+            .f_view([batch, height, width, channels])?
+            .f_permute([0, 3, 1, 2])?;
+        add(x_BCHW, update_BCHW)
+    }
+}
+
+/// Attention to itself, to the text, and a gated perceptron, each normalised and added.
+#[derive(Debug)]
+struct Block {
+    norm_1: LayerNorm,
+    attention_1: Attention,
+    norm_2: LayerNorm,
+    attention_2: Attention,
+    norm_3: LayerNorm,
+    perceptron: GatedPerceptron,
+    only_cross_attention: bool,
+}
+
+impl Block {
+    fn load(
+        config: &UNetConfig,
+        loader: &mut Loader<'_>,
+        name: &str,
+        sizes: TransformerSizes,
+    ) -> Self {
+        let TransformerSizes { channels, heads, only_cross_attention, .. } = sizes;
+        let text = config.cross_attention_dim;
+        let first = if only_cross_attention { text } else { channels };
+        let part = |part: &str| format!("{name}.{part}");
+        let norm = |loader: &mut Loader<'_>, name: &str| {
+            LayerNorm::load(loader, &part(name), channels, LAYER_NORM_EPSILON)
+        };
+        let attention = |loader: &mut Loader<'_>, name: &str, context: i64| {
+            let upcast = config.upcast_attention;
+            Attention::load(loader, &part(name), channels, context, heads, upcast)
+        };
+        Self {
+            norm_1: norm(loader, "norm1"),
+            attention_1: attention(loader, "attn1", first),
+            norm_2: norm(loader, "norm2"),
+            attention_2: attention(loader, "attn2", text),
+            norm_3: norm(loader, "norm3"),
+            perceptron: GatedPerceptron::load(loader, &part("ff"), channels),
+            only_cross_attention,
+        }
+    }
+
+    fn forward(&self, x_BLC: Tensor, text_BLD: &Tensor) -> Result<Tensor, TchError> {
+        let normed_BLC = self.norm_1.forward(&x_BLC)?;
+        let context = if self.only_cross_attention { text_BLD } else { &normed_BLC };
+        let x_BLC = add(&x_BLC, self.attention_1.forward(&normed_BLC, context)?)?;
+        let normed_BLC = self.norm_2.forward(&x_BLC)?;
+        let x_BLC = add(&x_BLC, self.attention_2.forward(&normed_BLC, text_BLD)?)?;
+        add(&x_BLC, self.perceptron.forward(&self.norm_3.forward(&x_BLC)?)?)
+    }
+}
+
+/// GEGLU: half of a wide layer times the GELU of the other half, and a layer back. The halves are
+/// two layers over the rows of one weight, so that neither has to be cut out of the other's result.
+#[derive(Debug)]
+struct GatedPerceptron {
+    value: Linear,
+    gate: Linear,
+    back: Linear,
+}
+
+impl GatedPerceptron {
+    fn load(loader: &mut Loader<'_>, name: &str, channels: i64) -> Self {
+        let wide = WIDENING * channels;
+        let [value, gate] =
+            Linear::load_halves(loader, &format!("{name}.net.0.proj"), channels, wide);
+        let back = Linear::load(loader, &format!("{name}.net.2"), wide, channels);
+        Self { value, gate, back }
+    }
+
+    fn forward(&self, x_BLC: &Tensor) -> Result<Tensor, TchError> {
+        let mut value = self.value.forward(x_BLC)?;
+        let gate = self.gate.forward_then(x_BLC, After::Gelu)?;
+        let gated =
+            if value.requires_grad() { value.f_mul(&gate)? } else { value.f_mul_(&gate)? };
+        drop(gate);
+        self.back.forward(&gated)
+    }
+}
