@@ -5,6 +5,7 @@
 //! - [`clip`]: the two towers of CLIP-type models, in the layouts of `transformers` and `open_clip`;
 //! - [`aesthetic`]: the LAION aesthetic head on CLIP image features;
 //! - [`unet`]: the denoising network of Stable Diffusion 1.5, 2.1 and XL, for inference and training;
+//! - [`schedule`]: noise schedules and samplers, as diffusers computes them;
 //! - [`rng`]: noise from a seed, as Python's torch draws it.
 //!
 //! Pictures, texts, Parquet and where files come from are other crates' matters.
@@ -21,6 +22,7 @@ pub mod device;
 pub mod error;
 mod layers;
 pub mod rng;
+pub mod schedule;
 mod shim;
 pub mod unet;
 pub mod weights;

@@ -1,0 +1,100 @@
+//! Noise for training: huggingface/diffusers `src/diffusers/schedulers/scheduling_ddpm.py` at
+//! v0.42.1.
+
+use tch::{Device, TchError, Tensor};
+
+use super::config::{PredictionType, ScheduleConfig};
+use super::{ScheduleError, noise};
+
+/// The forward process: a timestep of its own for every sample.
+///
+/// Where latents are not f32, the sums are still made in f32 and rounded at the end (diffusers
+/// rounds ᾱ to their type first).
+#[derive(Debug)]
+pub struct TrainingSchedule {
+    alphas_cumprod_T: Tensor,
+    signal_T: Tensor,
+    noise_T: Tensor,
+    prediction_type: PredictionType,
+}
+
+impl TrainingSchedule {
+    /// The schedule of a configuration, whatever its class, with tables on `device`.
+    ///
+    /// # Errors
+    /// Where the betas are no noise schedule.
+    pub fn new(config: &ScheduleConfig, device: Device) -> Result<Self, ScheduleError> {
+        let alphas_cumprod_T = noise::alphas_cumprod(config, true)?;
+        let signal_T = alphas_cumprod_T.f_sqrt()?.f_to_device(device)?;
+        let noise_T = alphas_cumprod_T.f_rsub_scalar(1.0)?.f_sqrt()?.f_to_device(device)?;
+        let prediction_type = config.prediction_type;
+        Ok(Self {
+            alphas_cumprod_T: alphas_cumprod_T.f_to_device(device)?,
+            signal_T,
+            noise_T,
+            prediction_type,
+        })
+    }
+
+    /// √ᾱ·latents + √(1−ᾱ)·noise, in the type of `latents`.
+    ///
+    /// `latents` and `noise` are `[B, …]`, `timesteps_B` i64 `[B]` in `0..num_train_timesteps`, all
+    /// on the device of the schedule.
+    ///
+    /// # Errors Where shapes differ or a timestep is out of range; on a GPU the latter ends the
+    /// process's use of it.
+    pub fn add_noise(
+        &self,
+        latents: &Tensor,
+        noise: &Tensor,
+        timesteps_B: &Tensor,
+    ) -> Result<Tensor, TchError> {
+        let (signal, share) = self.shares(latents, noise, timesteps_B)?;
+        signal.f_mul(latents)?.f_add(&share.f_mul(noise)?)?.f_to_kind(latents.kind())
+    }
+
+    /// √ᾱ·noise − √(1−ᾱ)·latents, what a network of [`PredictionType::VPrediction`] is trained to
+    /// give; arguments and errors as for [`Self::add_noise`].
+    pub fn velocity(
+        &self,
+        latents: &Tensor,
+        noise: &Tensor,
+        timesteps_B: &Tensor,
+    ) -> Result<Tensor, TchError> {
+        let (signal, share) = self.shares(latents, noise, timesteps_B)?;
+        signal.f_mul(noise)?.f_sub(&share.f_mul(latents)?)?.f_to_kind(latents.kind())
+    }
+
+    /// The shares of signal and noise of each sample, f32 `[B, 1, …]`.
+    fn shares(
+        &self,
+        latents: &Tensor,
+        noise: &Tensor,
+        timesteps_B: &Tensor,
+    ) -> Result<(Tensor, Tensor), TchError> {
+        let size = latents.size();
+        let batch = size.first().copied().unwrap_or(0);
+        if noise.size() != size || timesteps_B.size() != [batch] || size.is_empty() {
+            return Err(TchError::Shape(format!(
+                "latents {size:?}, noise {:?} and timesteps {:?}: expected equal shapes, and a \
+                 timestep for each sample",
+                noise.size(),
+                timesteps_B.size()
+            )));
+        }
+        let mut column = vec![1; size.len()];
+        column[0] = batch;
+        let shares = |table_T: &Tensor| table_T.f_index_select(0, timesteps_B)?.f_reshape(&column);
+        Ok((shares(&self.signal_T)?, shares(&self.noise_T)?))
+    }
+
+    /// ᾱ: what is left of the signal's power at each timestep, f32 `[num_train_timesteps]`.
+    pub fn alphas_cumprod(&self) -> &Tensor {
+        &self.alphas_cumprod_T
+    }
+
+    /// What the network is trained to predict.
+    pub fn prediction_type(&self) -> PredictionType {
+        self.prediction_type
+    }
+}
