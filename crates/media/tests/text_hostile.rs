@@ -208,7 +208,7 @@ fn wrong_files_are_refused_by_name() {
         ("tokenizer.json", b"{}", "model"),
         ("tokenizer.json", b"[1, 2]", "a byte-pair tokenizer"),
         ("tokenizer.json", br#"{"model":{"type":"WordPiece","vocab":{}}}"#, "merges"),
-        ("tokenizer.json", br#"{"model":{"vocab":{},"merges":[]}}"#, "an id for the token"),
+        ("tokenizer.json", br#"{"model":{"vocab":{},"merges":[]}}"#, "the token"),
         ("tokenizer.json", b"\xff\xfe", "UTF-8"),
         ("merges.txt", b"#version\na b", "a newline at its end"),
         ("merges.txt", b"#version\na b c\n", "\"a b c\" as merge or line 2"),
