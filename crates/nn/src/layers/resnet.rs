@@ -4,7 +4,7 @@
 
 use tch::{TchError, Tensor};
 
-use super::{Conv2d, GroupNorm, Linear, add};
+use super::{Conv2d, GroupNorm, Linear};
 use crate::weights::Loader;
 
 /// The sizes of a residual block.
@@ -30,7 +30,8 @@ pub(crate) struct ResnetBlock {
     time: Option<Linear>,
     norm_2: GroupNorm,
     conv_2: Conv2d,
-    shortcut: Option<Conv2d>,
+    /// A convolution of single pixels.
+    shortcut: Option<Linear>,
 }
 
 impl ResnetBlock {
@@ -45,7 +46,7 @@ impl ResnetBlock {
             norm_2: GroupNorm::load(loader, &part("norm2"), groups, output, epsilon),
             conv_2: Conv2d::load(loader, &part("conv2"), output, output, 3, 1, 1),
             shortcut: (input != output)
-                .then(|| Conv2d::load(loader, &part("conv_shortcut"), input, output, 1, 1, 0)),
+                .then(|| Linear::load_convolution(loader, &part("conv_shortcut"), input, output)),
         }
     }
 
@@ -67,7 +68,10 @@ impl ResnetBlock {
         let hidden_BCHW = self.norm_2.forward_silu(&hidden_BCHW)?;
         match &self.shortcut {
             None => self.conv_2.add_to(x_BCHW, &hidden_BCHW),
-            Some(shortcut) => add(&self.conv_2.forward(&hidden_BCHW)?, shortcut.forward(x_BCHW)?),
+            Some(shortcut) => {
+                let shortcut_BHWC = shortcut.forward(&x_BCHW.f_permute([0, 2, 3, 1])?)?;
+                self.conv_2.add_to(&shortcut_BHWC.f_permute([0, 3, 1, 2])?, &hidden_BCHW)
+            }
         }
     }
 }

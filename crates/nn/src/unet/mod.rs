@@ -94,8 +94,9 @@ impl UNet {
         Self::build(config, Loader::for_training(weights, "UNet", device, precision))
     }
 
-    fn build(config: &UNetConfig, mut loader: Loader<'_>) -> Result<Self, ModelError> {
+    fn build(config: &UNetConfig, loader: Loader<'_>) -> Result<Self, ModelError> {
         config.validate()?;
+        let mut loader = loader.refusing_non_finite();
         let (device, precision) = (loader.device(), loader.precision());
         precision.check(device)?;
         let channels = &config.block_out_channels;

@@ -24,7 +24,7 @@ const LARGEST_INDEX_BYTES: u64 = 32 << 20;
 
 /// Opens one file: weights, or an index of shards.
 pub(super) fn open_path(path: &Path) -> Result<Weights, WeightsError> {
-    if path.to_str().is_some_and(|path| path.ends_with(".index.json")) {
+    if path.to_str().is_some_and(is_index) {
         return open_index(path);
     }
     let file = MappedFile::open(path)?;
@@ -36,6 +36,12 @@ pub(super) fn open_path(path: &Path) -> Result<Weights, WeightsError> {
         }
     };
     Ok(Weights { files: vec![path.to_owned()], tensors })
+}
+
+/// True for the name of an index: `model.safetensors.index.json`, or of a variant in half
+/// precision, `model.safetensors.index.fp16.json`.
+fn is_index(name: &str) -> bool {
+    name.ends_with(".index.json") || name.ends_with(".index.fp16.json")
 }
 
 enum Content {
@@ -87,7 +93,7 @@ fn open_index(path: &Path) -> Result<Weights, WeightsError> {
             return Err(invalid(path, reason));
         }
         let shard_path = folder.join(shard);
-        if shard.ends_with(".index.json") {
+        if is_index(shard) {
             return Err(invalid(path, format!("shard {shard:?} is an index itself")));
         }
         let opened = open_path(&shard_path)?;

@@ -20,6 +20,8 @@ pub struct Loader<'a> {
     network: String,
     device: Device,
     precision: Precision,
+    /// Whether a NaN or an infinity among the weights is an error.
+    refuses_non_finite: bool,
     /// Where tensors are to be trained: all handed out so far.
     trained: Option<Vec<(String, Tensor)>>,
     asked: HashSet<String>,
@@ -41,6 +43,7 @@ impl<'a> Loader<'a> {
             network: network.into(),
             device,
             precision,
+            refuses_non_finite: false,
             trained: None,
             asked: HashSet::new(),
             missing: Vec::new(),
@@ -58,6 +61,15 @@ impl<'a> Loader<'a> {
         precision: Precision,
     ) -> Self {
         Self { trained: Some(Vec::new()), ..Self::new(weights, network, device, precision) }
+    }
+
+    /// A weight that is NaN or infinite is an error from now on. Reads every weight once.
+    ///
+    /// A reward model with such weights still scores what does not touch them; a network whose
+    /// output is its next input does not.
+    #[must_use]
+    pub fn refusing_non_finite(self) -> Self {
+        Self { refuses_non_finite: true, ..self }
     }
 
     /// True where the network is to be trained.
@@ -107,7 +119,9 @@ impl<'a> Loader<'a> {
             Some(stored) => {
                 let converted = convert(&stored, kind, self.device);
                 let tensor = self.or_stand_in(converted, shape, kind);
-                self.check_finite(name, &tensor);
+                if self.refuses_non_finite {
+                    self.check_finite(name, &tensor);
+                }
                 tensor
             }
             None => stand_in(shape, kind, self.device),

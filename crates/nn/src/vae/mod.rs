@@ -1,0 +1,333 @@
+//! `AutoencoderKL`: pictures to latents of an eighth of their sides, and back.
+//!
+//! Behaviour follows huggingface/diffusers `src/diffusers/models/autoencoders/{autoencoder_kl,vae}.py`
+//! at v0.42.1; results agree to 1e-4 of their size in f32 (`tests/diffusion_vae.rs`).
+//!
+//! `B` batch, `C` channels, `H` and `W` height and width of a picture or a latent.
+
+mod blocks;
+mod config;
+
+use tch::{Device, Kind, TchError, Tensor};
+
+use blocks::{DownBlock, EPSILON, MidBlock, UpBlock};
+pub use config::VaeConfig;
+
+use crate::device::{Precision, inference};
+use crate::error::{ModelError, NetworkError};
+use crate::layers::{Conv2d, GroupNorm};
+use crate::shim;
+use crate::weights::{Loader, Weights};
+
+/// Pixels of a batch that are computed at once; a larger batch is cut into smaller ones. Beyond
+/// this nothing gets faster, and memory grows by some kilobytes a pixel.
+const PIXELS_AT_ONCE: i64 = 4 * 512 * 512;
+
+/// What is wrong is said of this network.
+const NETWORK: &str = "VAE";
+
+/// The distribution of the latents of pictures: independent normal numbers. f32, on the network's
+/// device.
+#[derive(Debug)]
+pub struct Posterior {
+    /// Means, `[B, C, H/f, W/f]`, not scaled.
+    pub mean_BCHW: Tensor,
+    /// Logarithms of the variances, between -30 and 20, of the same shape.
+    pub log_variance_BCHW: Tensor,
+}
+
+impl Posterior {
+    /// The standard deviations, `[B, C, H/f, W/f]`.
+    ///
+    /// # Errors
+    /// Where libtorch has not enough memory.
+    pub fn standard_deviation(&self) -> Result<Tensor, NetworkError> {
+        Ok(self.log_variance_BCHW.f_mul_scalar(0.5)?.f_exp()?)
+    }
+
+    /// The latents of unit normal `noise_BCHW` of the same shape, on any device; not scaled.
+    ///
+    /// # Errors
+    /// Where the shapes differ, or libtorch has not enough memory.
+    pub fn sample(&self, noise_BCHW: &Tensor) -> Result<Tensor, NetworkError> {
+        let (expected, found) = (self.mean_BCHW.size(), noise_BCHW.size());
+        if expected != found {
+            let reason = format!("expected noise {expected:?}, found {found:?}");
+            return Err(NetworkError::Input { network: NETWORK, reason });
+        }
+        let noise_BCHW = noise_BCHW.f_to_device(self.mean_BCHW.device())?.f_to_kind(Kind::Float)?;
+        Ok(self.mean_BCHW.f_add(&self.standard_deviation()?.f_mul(&noise_BCHW)?)?)
+    }
+}
+
+/// An autoencoder.
+#[derive(Debug)]
+pub struct Vae {
+    config: VaeConfig,
+    encoder: Encoder,
+    quant_conv: Option<Conv2d>,
+    post_quant_conv: Option<Conv2d>,
+    decoder: Decoder,
+    device: Device,
+    precision: Precision,
+}
+
+impl Vae {
+    /// Loads the network for inference, strictly. In f16 it computes in f32 where its
+    /// configuration says that f16 is not enough (`force_upcast`).
+    ///
+    /// # Errors
+    /// Where the checkpoint does not fit the configuration, or the precision not the device.
+    pub fn load(
+        config: &VaeConfig,
+        weights: &Weights,
+        device: Device,
+        precision: Precision,
+    ) -> Result<Self, ModelError> {
+        config.validate()?;
+        precision.check(device)?;
+        let precision = match precision {
+            Precision::F16 if config.force_upcast => Precision::F32,
+            precision => precision,
+        };
+        let mut loader = Loader::new(weights, NETWORK, device, precision).refusing_non_finite();
+        let latents = config.latent_channels;
+        let mut pointwise = |name: &str, channels: i64| {
+            Conv2d::load(&mut loader, name, channels, channels, 1, 1, 0)
+        };
+        let quant_conv = config.use_quant_conv.then(|| pointwise("quant_conv", 2 * latents));
+        let post_quant_conv =
+            config.use_post_quant_conv.then(|| pointwise("post_quant_conv", latents));
+        let network = Self {
+            config: config.clone(),
+            encoder: Encoder::load(&mut loader, config),
+            quant_conv,
+            post_quant_conv,
+            decoder: Decoder::load(&mut loader, config),
+            device,
+            precision,
+        };
+        loader.finish(|_| false)?;
+        Ok(network)
+    }
+
+    /// The configuration it was loaded with.
+    pub fn config(&self) -> &VaeConfig {
+        &self.config
+    }
+
+    /// The precision it computes in.
+    pub fn precision(&self) -> Precision {
+        self.precision
+    }
+
+    /// What latents are multiplied by for the UNet.
+    pub fn scaling_factor(&self) -> f64 {
+        self.config.scaling_factor
+    }
+
+    /// Encodes pictures: `pixels_BCHW` in [-1, 1] on any device, sides multiples of
+    /// [`VaeConfig::downscale`]. What it returns may be used in training.
+    ///
+    /// # Errors
+    /// Where a shape does not fit, a number is not finite, or libtorch has not enough memory.
+    pub fn encode(&self, pixels_BCHW: &Tensor) -> Result<Posterior, NetworkError> {
+        let factor = self.config.downscale();
+        check_shape("pixels", pixels_BCHW, self.config.in_channels, factor)?;
+        let moments_BCHW = self.sliced(pixels_BCHW, 1, |pixels_BCHW| {
+            let moments_BCHW = self.encoder.forward(pixels_BCHW)?;
+            match &self.quant_conv {
+                None => Ok(moments_BCHW),
+                Some(layer) => layer.forward(&moments_BCHW),
+            }
+        })?;
+        check_finite(("pixels", pixels_BCHW), &moments_BCHW)?;
+        let latents = self.config.latent_channels;
+        // Outside of inference mode, so that these are tensors like any other.
+        Ok(Posterior {
+            mean_BCHW: moments_BCHW.f_narrow(1, 0, latents)?.f_add_scalar(0.0)?,
+            log_variance_BCHW: moments_BCHW.f_narrow(1, latents, latents)?.f_clamp(-30.0, 20.0)?,
+        })
+    }
+
+    /// Decodes latents `[B, C, H, W]` on any device, not scaled (divided by
+    /// [`Vae::scaling_factor`], plus [`VaeConfig::shift_factor`]): pictures `[B, C, f·H, f·W]` f32,
+    /// about in [-1, 1].
+    ///
+    /// The result comes from libtorch's inference mode: it may be read and computed with, but not
+    /// changed in place outside of that mode.
+    ///
+    /// # Errors
+    /// As [`Vae::encode`].
+    pub fn decode(&self, latents_BCHW: &Tensor) -> Result<Tensor, NetworkError> {
+        check_shape("latents", latents_BCHW, self.config.latent_channels, 1)?;
+        let pixels_BCHW = self.sliced(latents_BCHW, self.config.downscale(), |latents_BCHW| {
+            match &self.post_quant_conv {
+                None => self.decoder.forward(latents_BCHW),
+                Some(layer) => self.decoder.forward(&layer.forward(latents_BCHW)?),
+            }
+        })?;
+        check_finite(("latents", latents_BCHW), &pixels_BCHW)?;
+        Ok(pixels_BCHW)
+    }
+
+    /// `compute` on as many rows at once as memory allows, `scale` pixels to a side of `x_BCHW`.
+    /// Contiguous f32.
+    fn sliced(
+        &self,
+        x_BCHW: &Tensor,
+        scale: i64,
+        compute: impl Fn(&Tensor) -> Result<Tensor, TchError>,
+    ) -> Result<Tensor, NetworkError> {
+        let (_, _, height, width) = x_BCHW.size4()?;
+        let pixels = height.saturating_mul(width).saturating_mul(scale * scale);
+        let rows = (PIXELS_AT_ONCE / pixels).max(1);
+        inference(|| {
+            let parts = x_BCHW
+                .f_split(rows, 0)?
+                .iter()
+                .map(|part_BCHW| {
+                    let part_BCHW =
+                        part_BCHW.f_to_device(self.device)?.f_to_kind(self.precision.kind())?;
+                    let result_BCHW = compute(&shim::channels_last(&part_BCHW)?)?;
+                    result_BCHW.f_to_kind(Kind::Float)?.f_contiguous()
+                })
+                .collect::<Result<Vec<_>, TchError>>()?;
+            match &parts[..] {
+                [only] => Ok(only.shallow_clone()),
+                parts => Ok(Tensor::f_cat(parts, 0)?),
+            }
+        })
+    }
+}
+
+/// Pictures to moments.
+#[derive(Debug)]
+struct Encoder {
+    conv_in: Conv2d,
+    down_blocks: Vec<DownBlock>,
+    mid_block: MidBlock,
+    conv_norm_out: GroupNorm,
+    conv_out: Conv2d,
+}
+
+impl Encoder {
+    fn load(loader: &mut Loader<'_>, config: &VaeConfig) -> Self {
+        let channels = &config.block_out_channels;
+        let (first, deepest) = (config.first(), config.deepest());
+        let moments = 2 * config.latent_channels;
+        let groups = config.norm_num_groups;
+        let befores = std::iter::once(&first).chain(channels);
+        Self {
+            conv_in: Conv2d::load(loader, "encoder.conv_in", config.in_channels, first, 3, 1, 1),
+            down_blocks: befores
+                .zip(channels)
+                .enumerate()
+                .map(|(index, (before, after))| {
+                    let name = format!("encoder.down_blocks.{index}");
+                    let halves = index + 1 < channels.len();
+                    DownBlock::load(loader, config, &name, [*before, *after], halves)
+                })
+                .collect(),
+            mid_block: MidBlock::load(loader, config, "encoder.mid_block"),
+            conv_norm_out: GroupNorm::load(
+                loader,
+                "encoder.conv_norm_out",
+                groups,
+                deepest,
+                EPSILON,
+            ),
+            conv_out: Conv2d::load(loader, "encoder.conv_out", deepest, moments, 3, 1, 1),
+        }
+    }
+
+    fn forward(&self, pixels_BCHW: &Tensor) -> Result<Tensor, TchError> {
+        let mut x_BCHW = self.conv_in.forward(pixels_BCHW)?;
+        for block in &self.down_blocks {
+            x_BCHW = block.forward(x_BCHW)?;
+        }
+        let x_BCHW = self.mid_block.forward(&x_BCHW)?;
+        self.conv_out.forward(&self.conv_norm_out.forward_silu(&x_BCHW)?)
+    }
+}
+
+/// Latents to pictures.
+#[derive(Debug)]
+struct Decoder {
+    conv_in: Conv2d,
+    mid_block: MidBlock,
+    up_blocks: Vec<UpBlock>,
+    conv_norm_out: GroupNorm,
+    conv_out: Conv2d,
+}
+
+impl Decoder {
+    fn load(loader: &mut Loader<'_>, config: &VaeConfig) -> Self {
+        let channels = &config.block_out_channels;
+        let (first, deepest) = (config.first(), config.deepest());
+        let (latents, pixels) = (config.latent_channels, config.out_channels);
+        let groups = config.norm_num_groups;
+        let befores = std::iter::once(&deepest).chain(channels.iter().rev());
+        Self {
+            conv_in: Conv2d::load(loader, "decoder.conv_in", latents, deepest, 3, 1, 1),
+            mid_block: MidBlock::load(loader, config, "decoder.mid_block"),
+            up_blocks: befores
+                .zip(channels.iter().rev())
+                .enumerate()
+                .map(|(index, (before, after))| {
+                    let name = format!("decoder.up_blocks.{index}");
+                    let doubles = index + 1 < channels.len();
+                    UpBlock::load(loader, config, &name, [*before, *after], doubles)
+                })
+                .collect(),
+            conv_norm_out: GroupNorm::load(loader, "decoder.conv_norm_out", groups, first, EPSILON),
+            conv_out: Conv2d::load(loader, "decoder.conv_out", first, pixels, 3, 1, 1),
+        }
+    }
+
+    fn forward(&self, latents_BCHW: &Tensor) -> Result<Tensor, TchError> {
+        let mut x_BCHW = self.mid_block.forward(&self.conv_in.forward(latents_BCHW)?)?;
+        for block in &self.up_blocks {
+            x_BCHW = block.forward(x_BCHW)?;
+        }
+        self.conv_out.forward(&self.conv_norm_out.forward_silu(&x_BCHW)?)
+    }
+}
+
+fn check_shape(what: &str, x: &Tensor, channels: i64, factor: i64) -> Result<(), NetworkError> {
+    let size = x.size();
+    let fits = |side: i64| side > 0 && side % factor == 0;
+    match size[..] {
+        [batch, found, height, width]
+            if batch > 0 && found == channels && fits(height) && fits(width) =>
+        {
+            Ok(())
+        }
+        _ => {
+            let sides = match factor {
+                1 => String::new(),
+                _ => format!(" with sides that are multiples of {factor}"),
+            };
+            let reason = format!("expected {what} [B, {channels}, H, W]{sides}, found {size:?}");
+            Err(NetworkError::Input { network: NETWORK, reason })
+        }
+    }
+}
+
+/// An error where the result is not finite, which says whether the input was.
+fn check_finite((what, input): (&str, &Tensor), result: &Tensor) -> Result<(), NetworkError> {
+    if is_finite(result)? {
+        return Ok(());
+    }
+    let reason = if is_finite(input)? {
+        format!("finite {what} became NaN or infinite inside\nhint: try --dtype f32")
+    } else {
+        format!("expected finite {what}, found NaN or infinite ones")
+    };
+    Err(NetworkError::Input { network: NETWORK, reason })
+}
+
+/// True where no number is NaN or infinite.
+pub(crate) fn is_finite(tensor: &Tensor) -> Result<bool, TchError> {
+    Ok(tensor.f_isfinite()?.f_all()?.f_int64_value(&[])? != 0)
+}
