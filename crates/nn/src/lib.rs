@@ -21,10 +21,13 @@ pub mod config;
 pub mod device;
 pub mod error;
 mod layers;
+pub mod pipeline;
 pub mod rng;
 pub mod schedule;
 mod shim;
+pub mod text;
 pub mod unet;
+pub mod vae;
 pub mod weights;
 
 pub use error::{ModelError, NetworkError};

@@ -1,0 +1,418 @@
+//! Runs a diffusion network, or a whole pipeline, on tensors from a file: the side of this crate in
+//! `scripts/parity/diffusion_parity.py` and `scripts/bench/diffusion.py`. The side of diffusers,
+//! `scripts/parity/diffusion_reference.py`, takes the same arguments.
+//!
+//! ```text
+//! cargo run --release -p nn --example diffusion -- COMMAND key=value...
+//! ```
+//!
+//! | command | `model=` | reads from `input=` | writes to `output=` |
+//! |---|---|---|---|
+//! | `forward` | UNet | `latents timesteps text [pooled time_ids]` | `output` |
+//! | `backward` | UNet | the same and `target` | `loss`, and `gradient.NAME` for `parameters=NAME,...` |
+//! | `vae-encode` | VAE | `pixels` | `mean log_variance` |
+//! | `vae-decode` | VAE | `latents` | `pixels` |
+//! | `text` | text encoder | `tokens` | `last penultimate [pooled]` |
+//! | `image` | pipeline | `prompt_0 [prompt_1] negative_0 [negative_1]`, tokens | `images`, u8 `[B, H, W, 3]` |
+//! | `save` | UNet | | the folder of a UNet |
+//! | `gemm` | | | |
+//!
+//! All: `precision=f32|bf16|f16 device=cpu threads=N repeats=N` (timed runs after the first one).
+//! `backward`: `checkpointing=true`. `image`: `seeds=1,2 steps=20 guidance=7.5 sampler=ddim height=64
+//! width=64 unet=FOLDER empty_negative=true`. The output may be left out. One line of JSON goes to
+//! standard output: seconds of loading, of the first run and of the others, the peak of the resident
+//! memory, and for `gemm` operations per second of a product of two 2048 x 2048 matrices.
+#![allow(non_snake_case, reason = "names of tensors carry their shape")]
+#![expect(clippy::print_stdout, clippy::print_stderr, reason = "a program")]
+
+use std::collections::BTreeMap;
+use std::error::Error;
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::str::FromStr;
+use std::time::Instant;
+
+use nn::device::{self, Precision, inference};
+use nn::pipeline::{Picture, Pipeline, PipelineFiles, SampleRequest};
+use nn::schedule::SamplerKind;
+use nn::text::{self, TextEncoder, TextEncoderConfig};
+use nn::unet::{self, AddedConditions, UNet, UNetConfig};
+use nn::vae::{Vae, VaeConfig};
+use nn::weights::{Weights, write_safetensors};
+use serde_json::{Value, json};
+use tch::{Cuda, Device, Kind, Tensor};
+
+type Result<T> = std::result::Result<T, Box<dyn Error>>;
+
+fn main() -> ExitCode {
+    match run() {
+        Ok(report) => {
+            println!("{report}");
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            eprintln!("diffusion: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> Result<Value> {
+    let mut options = Options::read()?;
+    let command = options.command.clone();
+    let threads = options.number("threads", device::threads())?;
+    device::set_threads(threads);
+    let device = device::parse(&options.text("device", "cpu"))?;
+    let precision = options.number("precision", Precision::F32)?;
+    let repeats = options.number("repeats", 0)?;
+    let mut run = Run { options, device, precision, repeats, report: BTreeMap::new() };
+    run.note("command", json!(command));
+    run.note("precision", json!(precision));
+    run.note("threads", json!(device::threads()));
+    let outputs = match command.as_str() {
+        "forward" => run.forward()?,
+        "backward" => run.backward()?,
+        "vae-encode" => run.vae_encode()?,
+        "vae-decode" => run.vae_decode()?,
+        "text" => run.text()?,
+        "image" => run.image()?,
+        "save" => run.save()?,
+        "gemm" => run.gemm()?,
+        other => return Err(format!("unknown command {other:?}").into()),
+    };
+    if let Some(file) = run.options.take("output") {
+        write_safetensors(Path::new(&file), &outputs)?;
+    }
+    run.options.finish()?;
+    run.note("peak_rss_bytes", json!(peak_resident_bytes()?));
+    Ok(json!(run.report))
+}
+
+/// Tensors by name.
+type Named = Vec<(String, Tensor)>;
+
+struct Run {
+    options: Options,
+    device: Device,
+    precision: Precision,
+    repeats: usize,
+    report: BTreeMap<&'static str, Value>,
+}
+
+impl Run {
+    fn note(&mut self, name: &'static str, value: Value) {
+        self.report.insert(name, value);
+    }
+
+    /// Times `body`: the seconds of loading.
+    fn load<T>(&mut self, body: impl FnOnce(&mut Self) -> Result<T>) -> Result<T> {
+        let start = Instant::now();
+        let loaded = body(self)?;
+        self.wait();
+        self.note("load_seconds", json!(start.elapsed().as_secs_f64()));
+        Ok(loaded)
+    }
+
+    /// Runs `body` once, and then `repeats` times: what the last run gave.
+    fn time<T>(&mut self, mut body: impl FnMut() -> Result<T>) -> Result<T> {
+        let mut seconds = Vec::new();
+        let mut last = None;
+        for _ in 0..=self.repeats {
+            // What the run before gave is gone before the next one needs its memory.
+            drop(last.take());
+            let start = Instant::now();
+            last = Some(body()?);
+            self.wait();
+            seconds.push(start.elapsed().as_secs_f64());
+        }
+        self.note("first_seconds", json!(seconds.remove(0)));
+        self.note("seconds", json!(seconds));
+        last.ok_or_else(|| "nothing was run".into())
+    }
+
+    fn wait(&self) {
+        if let Device::Cuda(index) = self.device {
+            Cuda::synchronize(i64::try_from(index).unwrap_or(0));
+        }
+    }
+
+    /// The tensors of the input file, on the device.
+    fn inputs(&mut self) -> Result<BTreeMap<String, Tensor>> {
+        let weights = Weights::open(self.options.path("input")?)?;
+        weights
+            .names()
+            .map(|name| Ok((name.to_owned(), weights.tensor(name)?.f_to_device(self.device)?)))
+            .collect()
+    }
+
+    fn unet(&mut self, training: bool) -> Result<UNet> {
+        let folder = self.options.path("model")?;
+        let (device, precision) = (self.device, self.precision);
+        self.load(|_| {
+            let config = UNetConfig::read(&folder.join("config.json"))?;
+            let weights = Weights::open_folder(&folder, unet::WEIGHT_FILES)?;
+            Ok(if training {
+                UNet::load_for_training(&config, &weights, device, precision)?
+            } else {
+                UNet::load(&config, &weights, device, precision)?
+            })
+        })
+    }
+
+    fn vae(&mut self) -> Result<Vae> {
+        let folder = self.options.path("model")?;
+        let (device, precision) = (self.device, self.precision);
+        self.load(|_| {
+            let config = VaeConfig::read(&folder.join("config.json"))?;
+            let weights = Weights::open_folder(&folder, unet::WEIGHT_FILES)?;
+            Ok(Vae::load(&config, &weights, device, precision)?)
+        })
+    }
+
+    fn forward(&mut self) -> Result<Named> {
+        let inputs = UNetInputs::read(self.inputs()?)?;
+        let unet = self.unet(false)?;
+        let output_BCHW = self.time(|| inputs.run(&unet))?;
+        Ok(vec![("output".to_owned(), output_BCHW)])
+    }
+
+    fn backward(&mut self) -> Result<Named> {
+        let mut inputs = self.inputs()?;
+        let target_BCHW = take(&mut inputs, "target")?;
+        let inputs = UNetInputs::read(inputs)?;
+        let wanted = self.options.list("parameters");
+        let checkpointing = self.options.number("checkpointing", false)?;
+        let mut unet = self.unet(true)?;
+        unet.set_gradient_checkpointing(checkpointing);
+        let parameters: Vec<&Tensor> = unet.parameters().iter().map(|(_, value)| value).collect();
+        let (loss, gradients) = self.time(|| {
+            let loss = (inputs.run(&unet)? - &target_BCHW).square().mean(Kind::Float);
+            // Gradients of this pass alone. Checkpointed blocks add theirs to the parameters', which
+            // were emptied.
+            let gradients = if checkpointing {
+                parameters.iter().for_each(|parameter| {
+                    let mut gradient = parameter.grad();
+                    if gradient.defined() {
+                        drop(gradient.zero_());
+                    }
+                });
+                loss.backward();
+                parameters.iter().map(|parameter| parameter.grad()).collect()
+            } else {
+                Tensor::f_run_backward(&[&loss], &parameters, false, false)?
+            };
+            Ok((loss.detach(), gradients))
+        })?;
+        let mut outputs = vec![("loss".to_owned(), loss)];
+        for name in wanted {
+            let place = unet.parameters().iter().position(|(found, _)| *found == name);
+            let place = place.ok_or_else(|| format!("the UNet has no parameter {name:?}"))?;
+            outputs.push((format!("gradient.{name}"), gradients[place].shallow_clone()));
+        }
+        Ok(outputs)
+    }
+
+    fn vae_encode(&mut self) -> Result<Named> {
+        let pixels_BCHW = take(&mut self.inputs()?, "pixels")?;
+        let vae = self.vae()?;
+        let posterior = self.time(|| Ok(vae.encode(&pixels_BCHW)?))?;
+        Ok(vec![
+            ("mean".to_owned(), posterior.mean_BCHW),
+            ("log_variance".to_owned(), posterior.log_variance_BCHW),
+        ])
+    }
+
+    fn vae_decode(&mut self) -> Result<Named> {
+        let latents_BCHW = take(&mut self.inputs()?, "latents")?;
+        let vae = self.vae()?;
+        let pixels_BCHW = self.time(|| Ok(vae.decode(&latents_BCHW)?))?;
+        Ok(vec![("pixels".to_owned(), pixels_BCHW)])
+    }
+
+    fn text(&mut self) -> Result<Named> {
+        let tokens_BL = take(&mut self.inputs()?, "tokens")?;
+        let folder = self.options.path("model")?;
+        let (device, precision) = (self.device, self.precision);
+        let encoder = self.load(|_| {
+            let config = TextEncoderConfig::read(&folder.join("config.json"))?;
+            let weights = Weights::open_folder(&folder, text::WEIGHT_FILES)?;
+            Ok(TextEncoder::load(&config, &weights, device, precision)?)
+        })?;
+        let encoding = self.time(|| Ok(encoder.encode(&tokens_BL)?))?;
+        let mut outputs = vec![
+            ("last".to_owned(), encoding.hidden_states),
+            ("penultimate".to_owned(), encoding.penultimate),
+        ];
+        outputs.extend(encoding.pooled.map(|pooled_BD| ("pooled".to_owned(), pooled_BD)));
+        Ok(outputs)
+    }
+
+    fn image(&mut self) -> Result<Named> {
+        let mut inputs = self.inputs()?;
+        let options = &mut self.options;
+        let folder = options.path("model")?;
+        let unet = options.take("unet").map(PathBuf::from);
+        let seeds = options
+            .list("seeds")
+            .iter()
+            .map(|seed| seed.parse())
+            .collect::<std::result::Result<Vec<u64>, _>>()?;
+        let steps = options.number("steps", 20)?;
+        let guidance = options.number("guidance", 7.5)?;
+        let sampler = options.number("sampler", SamplerKind::Ddim)?;
+        let (height, width) = (options.number("height", 64)?, options.number("width", 64)?);
+        let empty = options.number("empty_negative", false)?;
+        let (device, precision) = (self.device, self.precision);
+        let pipeline = self.load(|_| {
+            let files = PipelineFiles::open(&folder, unet.as_deref())?;
+            Ok(Pipeline::load(&files, device, precision)?)
+        })?;
+        let mut tokens = |kind: &str| -> Result<Vec<Tensor>> {
+            let encoders = 0..pipeline.text_encoders.len();
+            encoders.map(|index| take(&mut inputs, &format!("{kind}_{index}"))).collect()
+        };
+        let (prompt, negative) = (tokens("prompt")?, tokens("negative")?);
+        let pictures = self.time(|| {
+            let request = SampleRequest {
+                prompt: &pipeline.encode_text(&prompt)?,
+                negative: &pipeline.encode_negative(&negative, empty)?,
+                seeds: &seeds,
+                steps,
+                guidance,
+                sampler,
+                height,
+                width,
+            };
+            let drawn = pipeline.sample(&request, &mut |_, _| ControlFlow::Continue(()))?;
+            drawn.ok_or_else(|| "sampling was broken off".into())
+        })?;
+        Ok(vec![("images".to_owned(), stack(&pictures)?)])
+    }
+
+    fn save(&mut self) -> Result<Named> {
+        let folder = self.options.path("output")?;
+        let unet = self.unet(true)?;
+        fs_err::create_dir_all(&folder)?;
+        unet.save(&folder)?;
+        Ok(Named::new())
+    }
+
+    /// The machine's own rate: one large matrix product in the precision.
+    fn gemm(&mut self) -> Result<Named> {
+        const SIDE: i64 = 2048;
+        let options = (self.precision.kind(), self.device);
+        let left = Tensor::f_randn([SIDE, SIDE], options)?;
+        let right = Tensor::f_randn([SIDE, SIDE], options)?;
+        drop(self.time(|| Ok(inference(|| left.f_linear(&right, None::<&Tensor>))?))?);
+        let seconds = self.report.get("seconds").and_then(Value::as_array);
+        let seconds = seconds.into_iter().flatten().filter_map(Value::as_f64);
+        let best = seconds.fold(f64::INFINITY, f64::min);
+        self.note("operations_per_second", json!(2.0 * (SIDE * SIDE * SIDE) as f64 / best));
+        Ok(Named::new())
+    }
+}
+
+struct UNetInputs {
+    latents_BCHW: Tensor,
+    timesteps_B: Tensor,
+    text_BLD: Tensor,
+    added: Option<AddedConditions>,
+}
+
+impl UNetInputs {
+    fn read(mut inputs: BTreeMap<String, Tensor>) -> Result<Self> {
+        let added = match inputs.remove("pooled") {
+            None => None,
+            Some(pooled_BD) => {
+                Some(AddedConditions { pooled_BD, time_ids_B6: take(&mut inputs, "time_ids")? })
+            }
+        };
+        Ok(Self {
+            latents_BCHW: take(&mut inputs, "latents")?,
+            timesteps_B: take(&mut inputs, "timesteps")?,
+            text_BLD: take(&mut inputs, "text")?,
+            added,
+        })
+    }
+
+    fn run(&self, unet: &UNet) -> Result<Tensor> {
+        let Self { latents_BCHW, timesteps_B, text_BLD, added } = self;
+        Ok(unet.forward(latents_BCHW, timesteps_B, text_BLD, added.as_ref())?)
+    }
+}
+
+fn take(inputs: &mut BTreeMap<String, Tensor>, name: &str) -> Result<Tensor> {
+    inputs.remove(name).ok_or_else(|| format!("the input has no tensor {name:?}").into())
+}
+
+/// Pictures of equal size as one tensor, u8 `[B, H, W, 3]`.
+fn stack(pictures: &[Picture]) -> Result<Tensor> {
+    let parts = pictures
+        .iter()
+        .map(|picture| {
+            let shape = [1, i64::try_from(picture.height)?, i64::try_from(picture.width)?, 3];
+            Ok(Tensor::f_from_slice(&picture.pixels)?.f_view(shape)?)
+        })
+        .collect::<Result<Vec<_>>>()?;
+    Ok(Tensor::f_cat(&parts, 0)?)
+}
+
+/// The most memory that was resident at once, mapped files included (Linux).
+fn peak_resident_bytes() -> Result<u64> {
+    let status = fs_err::read_to_string("/proc/self/status")?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+    let kibibytes = line.and_then(|line| line.split_whitespace().next()).ok_or("no VmHWM")?;
+    Ok(kibibytes.parse::<u64>()? * 1024)
+}
+
+/// The command line: a command, then `key=value`.
+struct Options {
+    command: String,
+    values: BTreeMap<String, String>,
+}
+
+impl Options {
+    fn read() -> Result<Self> {
+        let mut arguments = std::env::args().skip(1);
+        let command = arguments.next().ok_or("expected a command")?;
+        let values = arguments
+            .map(|argument| match argument.split_once('=') {
+                Some((key, value)) => Ok((key.to_owned(), value.to_owned())),
+                None => Err(format!("expected key=value, found {argument:?}").into()),
+            })
+            .collect::<Result<_>>()?;
+        Ok(Self { command, values })
+    }
+
+    fn take(&mut self, key: &str) -> Option<String> {
+        self.values.remove(key)
+    }
+
+    fn text(&mut self, key: &str, default: &str) -> String {
+        self.take(key).unwrap_or_else(|| default.to_owned())
+    }
+
+    fn path(&mut self, key: &str) -> Result<PathBuf> {
+        self.take(key).map(PathBuf::from).ok_or_else(|| format!("expected {key}=PATH").into())
+    }
+
+    fn list(&mut self, key: &str) -> Vec<String> {
+        let text = self.text(key, "");
+        text.split(',').filter(|part| !part.is_empty()).map(str::to_owned).collect()
+    }
+
+    fn number<T: FromStr<Err: Error + 'static>>(&mut self, key: &str, default: T) -> Result<T> {
+        match self.take(key) {
+            None => Ok(default),
+            Some(text) => Ok(text.parse().map_err(|error| format!("{key}={text}: {error}"))?),
+        }
+    }
+
+    fn finish(&self) -> Result<()> {
+        match self.values.keys().next() {
+            None => Ok(()),
+            Some(key) => Err(format!("unknown option {key:?} of {}", self.command).into()),
+        }
+    }
+}
