@@ -1,0 +1,118 @@
+//! The command line as typed. What the words mean is decided in [`crate::commands`].
+
+use std::path::PathBuf;
+
+use clap::{ArgAction, Args, Parser, Subcommand};
+use nn::schedule::SamplerKind;
+use runkit::logging::LogFormat;
+use serde::{Deserialize, Serialize};
+
+use crate::generate::{ModelSource, Size};
+
+/// From diffusion models and prompts to pictures.
+#[derive(Debug, Parser)]
+#[command(name = "evaluate", version, max_term_width = 80, propagate_version = true)]
+#[command(after_help = "Exit codes: 0 done, 1 failed, 2 usage, 130/143 stopped by a signal \
+    after a clean save.")]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+    /// Say more on stderr (twice: everything).
+    #[arg(short, long, global = true, action = ArgAction::Count, conflicts_with = "quiet", display_order = 100)]
+    pub verbose: u8,
+    /// Say less: warnings only, no progress (twice: errors only).
+    #[arg(short, long, global = true, action = ArgAction::Count, display_order = 101)]
+    pub quiet: u8,
+    /// How log lines look: text or json.
+    #[arg(long, global = true, value_name = "FORMAT", default_value = "text", display_order = 102)]
+    pub log_format: LogFormat,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Draw pictures of prompts with one or more diffusion models.
+    Generate(GenerateArguments),
+}
+
+/// `evaluate generate`.
+#[derive(Debug, Clone, Args)]
+pub struct GenerateArguments {
+    /// The settings that a file can hold as well.
+    #[command(flatten)]
+    pub settings: GenerateSettings,
+    /// Read settings from this TOML file; flags and environment win.
+    #[arg(long, value_name = "FILE.toml")]
+    pub config: Option<PathBuf>,
+    /// Print the resolved settings as TOML and stop.
+    #[arg(long)]
+    pub print_config: bool,
+    /// Start over: remove the pictures of an earlier run of this output.
+    #[arg(long)]
+    pub fresh: bool,
+}
+
+/// Settings of `evaluate generate`, each unset until flag, environment or file sets it.
+#[derive(Debug, Clone, Default, Args, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct GenerateSettings {
+    /// A model: a name, and a pipeline's folder in the layout of diffusers; with
+    /// unet= another folder stands in for its UNet. Repeat for more models.
+    #[arg(long, value_name = "NAME=DIR[,unet=DIR]")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub model: Option<Vec<ModelSource>>,
+    /// Text files with a prompt in each line. A file is a set, named as it is.
+    #[arg(long, value_name = "FILE", num_args = 1..)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub prompts: Option<Vec<PathBuf>>,
+    /// The folder to write.
+    #[arg(long, value_name = "DIR")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub out: Option<PathBuf>,
+    /// Pictures of each prompt [default: 5].
+    #[arg(long, value_name = "N")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub seeds: Option<u64>,
+    /// The first seed; the others follow [default: 0].
+    #[arg(long, value_name = "N")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub base_seed: Option<u64>,
+    /// Denoising steps [default: 50].
+    #[arg(long, value_name = "N")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub steps: Option<usize>,
+    /// Guidance scale; 1 or less is none [default: 7.5, SDXL 5.0].
+    #[arg(long, value_name = "X", allow_negative_numbers = true)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub guidance: Option<f64>,
+    /// ddim, pndm, euler or dpmpp-2m [default: the model's own].
+    #[arg(long, value_name = "NAME")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scheduler: Option<SamplerKind>,
+    /// Height, or height and width, in pixels [default: the model's own].
+    #[arg(long, value_name = "H|HxW")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub size: Option<Size>,
+    /// What to keep away from [default: none].
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub negative: Option<String>,
+    /// Pictures drawn together [default: as many as make 512x512 pixels on a
+    /// CPU, 16 times as many on a GPU; at most 64].
+    #[arg(long, value_name = "N", env = "EVALUATE_BATCH_SIZE")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub batch_size: Option<usize>,
+    /// Where to compute: auto, cpu, cuda or cuda:N [default: auto].
+    #[arg(long, value_name = "DEVICE", env = "EVALUATE_DEVICE")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub device: Option<String>,
+    /// Type of the networks: f32, bf16 or f16 [default: f32].
+    #[arg(long, value_name = "TYPE", env = "EVALUATE_DTYPE")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dtype: Option<String>,
+    /// Take only the first N prompts of each file.
+    #[arg(long, value_name = "N")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limit: Option<usize>,
+}

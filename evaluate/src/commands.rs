@@ -1,0 +1,181 @@
+//! What each command does with what was typed.
+
+use std::collections::HashSet;
+use std::fmt::Write as _;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result, ensure};
+use nn::device::{self, Precision};
+use runkit::exit::ExitStatus;
+
+use crate::cli::{Command, GenerateArguments, GenerateSettings};
+use crate::generate::{self, Config};
+
+const SEEDS: u64 = 5;
+const STEPS: usize = 50;
+
+/// Runs one command.
+///
+/// # Errors
+/// Whatever stopped it, in one sentence.
+pub fn run(command: Command) -> Result<ExitStatus> {
+    match command {
+        Command::Generate(arguments) => generate(&arguments),
+    }
+}
+
+/// Prints an error with its causes on stderr, control characters made visible.
+pub fn report(error: &anyhow::Error) {
+    let mut text = String::new();
+    for (index, cause) in error.chain().enumerate() {
+        let cause = cause.to_string();
+        // A cause that its parent already quotes says nothing new.
+        if !text.contains(&cause) {
+            let _ = write!(text, "{}{cause}", if index == 0 { "error: " } else { "\n  because: " });
+        }
+    }
+    for line in text.lines() {
+        let _ = writeln!(std::io::stderr(), "{}", runkit::logging::escape_for_terminal(line));
+    }
+}
+
+fn generate(arguments: &GenerateArguments) -> Result<ExitStatus> {
+    let Some(settings) = settings(arguments)? else { return Ok(ExitStatus::Done) };
+    let config = config(settings, arguments.fresh)?;
+    let stop = runkit::signals::install().context("installing signal handlers")?;
+    match generate::run(&config, &stop)? {
+        generate::End::Stopped(signal) => {
+            tracing::warn!(
+                "stopped; finished images are kept, the same command goes on from there"
+            );
+            Ok(signal.into())
+        }
+        generate::End::Done { pictures, drawn } => {
+            let folder = generate::images_folder(&config.out);
+            say(&format!(
+                "{pictures} images, {drawn} of them new\nimages: {}\n",
+                folder.display()
+            ))?;
+            Ok(ExitStatus::Done)
+        }
+    }
+}
+
+/// The settings from flags, environment and file; `None` when they were only to be printed.
+fn settings(arguments: &GenerateArguments) -> Result<Option<GenerateSettings>> {
+    let settings = match &arguments.config {
+        Some(file) => {
+            let mut from_file: GenerateSettings = runkit::config::read_toml(file)?;
+            from_file.resolve_paths(file.parent().unwrap_or(Path::new("")));
+            runkit::config::merge(&arguments.settings, &from_file)?
+        }
+        None => arguments.settings.clone(),
+    }
+    .with_defaults();
+    if arguments.print_config {
+        say(&runkit::config::to_toml_string(&settings)?)?;
+        return Ok(None);
+    }
+    Ok(Some(settings))
+}
+
+fn config(settings: GenerateSettings, fresh: bool) -> Result<Config> {
+    let models = settings.model.clone().filter(|models| !models.is_empty());
+    let models = models.context("no model given; hint: --model mini=data/mini/sd")?;
+    let mut names = HashSet::new();
+    for model in &models {
+        ensure!(
+            names.insert(&model.name),
+            "two models are called {}; hint: the name before = is the user's to choose",
+            model.name
+        );
+    }
+    let prompts = settings.prompts.clone().filter(|prompts| !prompts.is_empty());
+    let prompts =
+        prompts.context("no prompts given; hint: --prompts FILE.txt with a prompt in each line")?;
+    let out = settings.out.clone().context("no output given; hint: --out eval")?;
+
+    let (first, count) = (settings.base_seed.unwrap_or(0), settings.seeds.unwrap_or(SEEDS));
+    ensure!(count > 0, "--seeds 0 draws nothing; hint: leave it out for {SEEDS}");
+    let last = first.checked_add(count).filter(|&last| i64::try_from(last).is_ok());
+    let last =
+        last.with_context(|| format!("--base-seed {first} is too large for {count} seeds"))?;
+    let steps = settings.steps.unwrap_or(STEPS);
+    ensure!(steps > 0, "--steps 0 takes no noise away; hint: leave it out for {STEPS}");
+    if let Some(guidance) = settings.guidance {
+        ensure!(
+            guidance.is_finite() && guidance >= 0.0,
+            "--guidance {guidance} is not a scale; hint: 1 is none, 7.5 is usual"
+        );
+    }
+    let zero = |value: Option<usize>| value == Some(0);
+    ensure!(!zero(settings.batch_size), "--batch-size 0 draws nothing; hint: leave it out");
+    ensure!(!zero(settings.limit), "--limit 0 takes no prompt; hint: leave it out to take all");
+    let device = device::parse(settings.device.as_deref().unwrap_or("auto"))?;
+    let precision: Precision = settings.dtype.as_deref().unwrap_or("f32").parse()?;
+    precision.check(device)?;
+    Ok(Config {
+        models,
+        prompts,
+        out,
+        seeds: first..last,
+        steps,
+        guidance: settings.guidance,
+        scheduler: settings.scheduler,
+        size: settings.size,
+        negative: settings.negative.clone(),
+        batch_size: settings.batch_size,
+        device,
+        precision,
+        limit: settings.limit,
+        fresh,
+        settings,
+    })
+}
+
+impl GenerateSettings {
+    /// Paths of a settings file are relative to it.
+    fn resolve_paths(&mut self, folder: &Path) {
+        self.change_paths(|path| {
+            if path.is_relative() {
+                *path = folder.join(&*path);
+            }
+        });
+    }
+
+    /// The settings as they are saved: a valid `--config` wherever the file lies.
+    pub(crate) fn with_absolute_paths(&self) -> Self {
+        let mut settings = self.clone();
+        settings.change_paths(|path| {
+            if let Ok(absolute) = std::path::absolute(&*path) {
+                *path = absolute;
+            }
+        });
+        settings
+    }
+
+    fn change_paths(&mut self, change: impl Fn(&mut PathBuf)) {
+        let models = self.model.iter_mut().flatten();
+        let of_models =
+            models.flat_map(|model| [&mut model.folder].into_iter().chain(&mut model.unet));
+        let others = self.prompts.iter_mut().flatten().chain(&mut self.out);
+        of_models.chain(others).for_each(change);
+    }
+
+    /// Everything said that does not depend on a model, for `--print-config` and the copy beside the
+    /// output.
+    fn with_defaults(mut self) -> Self {
+        self.seeds.get_or_insert(SEEDS);
+        self.base_seed.get_or_insert(0);
+        self.steps.get_or_insert(STEPS);
+        self.device.get_or_insert_with(|| "auto".to_owned());
+        self.dtype.get_or_insert_with(|| "f32".to_owned());
+        self
+    }
+}
+
+/// Writes a result to stdout.
+fn say(text: &str) -> Result<()> {
+    std::io::stdout().write_all(text.as_bytes()).context("writing to stdout")
+}

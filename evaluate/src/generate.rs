@@ -1,0 +1,410 @@
+//! `evaluate generate`: a picture for every model, prompt and seed.
+//!
+//! The output folder holds `manifest.json`, which is written first, and
+//! `images/MODEL/PROMPT_ID/SEED.png`. A picture appears under its name only when complete and
+//! synced. What is drawn together follows from the whole list of jobs, whatever of it is there
+//! already: so a run that is killed at any instant is finished by the same command, with the same
+//! bytes.
+
+mod manifest;
+mod model;
+mod painter;
+mod picture;
+
+use std::collections::{BTreeSet, HashSet};
+use std::ops::{ControlFlow, Range};
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use anyhow::{Context as _, Result, bail, ensure};
+use nn::device::Precision;
+use nn::pipeline::Picture;
+use nn::schedule::SamplerKind;
+use rayon::prelude::*;
+use runkit::lock::OutputLock;
+use runkit::logging::escape_for_terminal;
+use runkit::progress::Progress;
+use runkit::signals::{Signal, StopFlag};
+use tch::Device;
+
+pub use self::manifest::Manifest;
+use self::model::Model;
+pub use self::model::{ModelRecord, ModelSource, Size};
+use self::painter::Painter;
+use self::picture::Recipe;
+pub use self::picture::{PARAMETERS_KEY, RECIPE_KEY};
+use crate::cli::GenerateSettings;
+use crate::prompts::{self, Prompt};
+
+const PROGRAM: &str = "evaluate";
+const VERSION: &str = env!("CARGO_PKG_VERSION");
+const MANIFEST: &str = "manifest.json";
+
+/// Pixels drawn together where nothing else is said: one picture of Stable Diffusion 1.5 on a CPU.
+const BATCH_PIXELS_CPU: i64 = 512 * 512;
+const BATCH_PIXELS_CUDA: i64 = 16 * BATCH_PIXELS_CPU;
+const LARGEST_DEFAULT_BATCH: i64 = 64;
+
+/// A validated run.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// The models.
+    pub models: Vec<ModelSource>,
+    /// Files of prompts.
+    pub prompts: Vec<PathBuf>,
+    /// The folder to write.
+    pub out: PathBuf,
+    /// The seeds of each prompt.
+    pub seeds: Range<u64>,
+    /// Denoising steps.
+    pub steps: usize,
+    /// Guidance scale, if not the family's own.
+    pub guidance: Option<f64>,
+    /// How noise is taken away, if not the model's own way.
+    pub scheduler: Option<SamplerKind>,
+    /// Height and width, if not the model's own.
+    pub size: Option<Size>,
+    /// What to keep away from. None and the empty text are not the same to SDXL.
+    pub negative: Option<String>,
+    /// Pictures drawn together, if not the default.
+    pub batch_size: Option<usize>,
+    /// Where the networks compute.
+    pub device: Device,
+    /// In which type.
+    pub precision: Precision,
+    /// At most this many prompts of each file.
+    pub limit: Option<usize>,
+    /// Remove what an earlier run left.
+    pub fresh: bool,
+    /// The settings it was made from, saved beside the output.
+    pub settings: GenerateSettings,
+}
+
+/// How a run ended.
+#[derive(Debug)]
+pub enum End {
+    /// All pictures are there.
+    Done {
+        /// Pictures of this command.
+        pictures: usize,
+        /// Those of them that were drawn now.
+        drawn: usize,
+    },
+    /// A signal came.
+    Stopped(Signal),
+}
+
+/// One picture to draw.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Job<'run> {
+    prompt: &'run Prompt,
+    seed: u64,
+}
+
+impl Config {
+    /// `cpu` or `cuda`.
+    fn device_kind(&self) -> &'static str {
+        if self.device.is_cuda() { "cuda" } else { "cpu" }
+    }
+
+    fn batch_size(&self, size: Size) -> usize {
+        let pixels = if self.device.is_cuda() { BATCH_PIXELS_CUDA } else { BATCH_PIXELS_CPU };
+        let default = (pixels / (size.height * size.width)).clamp(1, LARGEST_DEFAULT_BATCH);
+        self.batch_size.unwrap_or(usize::try_from(default).unwrap_or(1))
+    }
+
+    fn picture_path(&self, model: &Model, job: &Job<'_>) -> PathBuf {
+        self.prompt_folder(model, job.prompt).join(format!("{}.png", job.seed))
+    }
+
+    fn prompt_folder(&self, model: &Model, prompt: &Prompt) -> PathBuf {
+        images_folder(&self.out).join(&model.name).join(&prompt.id)
+    }
+}
+
+/// Where the pictures of an output folder are.
+#[must_use]
+pub fn images_folder(out: &Path) -> PathBuf {
+    out.join("images")
+}
+
+/// Runs `config` until it is done or stopped.
+///
+/// # Errors
+/// One sentence about what is wrong with a model, the prompts, the output, or an earlier run of
+/// another recipe.
+pub fn run(config: &Config, stop: &StopFlag) -> Result<End> {
+    let prompts = prompts::read(&config.prompts, config.limit)?;
+    let models: Vec<Model> =
+        config.models.iter().map(|source| Model::open(source, config)).collect::<Result<_>>()?;
+    runkit::files::create_folder(&config.out)?;
+    let _lock = OutputLock::exclusive(config.out.join(".lock"))?;
+
+    let manifest = Manifest::new(config, &models, &prompts);
+    let manifest = match Manifest::read(&config.out.join(MANIFEST)) {
+        Ok(Some(earlier)) if config.fresh => {
+            forget(&config.out, &earlier)?;
+            manifest
+        }
+        Ok(Some(earlier)) => join(manifest, earlier, &config.out)?,
+        Ok(None) => {
+            refuse_foreign_pictures(&config.out, &models)?;
+            manifest
+        }
+        Err(error) => return Err(error),
+    };
+
+    let jobs = jobs(&prompts, config.seeds.clone());
+    let work: Vec<Work<'_>> = models.iter().map(|model| Work::find(config, model, &jobs)).collect();
+    let pictures = jobs.len() * models.len();
+    let missing: usize = work.iter().map(|work| work.missing).sum();
+    tell_what_is_cut(config, &work);
+
+    let started = Instant::now();
+    let progress = Progress::new("drawing", "images", pictures as u64);
+    progress.already_done((pictures - missing) as u64);
+    let mut prepared = false;
+    for work in work.iter().filter(|work| work.missing > 0) {
+        let loading = Instant::now();
+        let mut painter = Painter::load(work.model, config)?;
+        let seconds = loading.elapsed().as_secs_f64();
+        tracing::info!(
+            model = work.model.name,
+            images = work.missing,
+            size = %work.model.record.size,
+            steps = config.steps,
+            scheduler = %work.model.record.scheduler,
+            batch_size = work.batch_size,
+            loading_seconds = format!("{seconds:.1}"),
+            "drawing"
+        );
+        if !prepared {
+            // A model that cannot be loaded leaves no trace.
+            prepare(config, &manifest)?;
+            prepared = true;
+        }
+        if let Some(signal) = work.draw(&mut painter, config, &progress, stop)? {
+            return Ok(End::Stopped(signal));
+        }
+    }
+    if !prepared {
+        prepare(config, &manifest)?;
+    }
+    if missing > 0 {
+        let rate = missing as f64 / started.elapsed().as_secs_f64();
+        tracing::info!("{rate:.3} images/s, loading included");
+    }
+    progress.finish();
+    Ok(End::Done { pictures, drawn: missing })
+}
+
+/// All jobs of one model: the seeds of each prompt follow each other. Prompts of two sets that are
+/// one picture are one job.
+fn jobs(prompts: &[Prompt], seeds: Range<u64>) -> Vec<Job<'_>> {
+    let mut seen = HashSet::new();
+    let distinct = prompts.iter().filter(|prompt| seen.insert(prompt.id.as_str()));
+    distinct.flat_map(|prompt| seeds.clone().map(move |seed| Job { prompt, seed })).collect()
+}
+
+/// What is to be drawn with one model.
+struct Work<'run> {
+    model: &'run Model,
+    batch_size: usize,
+    /// The batches that are not complete, each with which of its jobs are missing.
+    batches: Vec<(&'run [Job<'run>], Vec<bool>)>,
+    missing: usize,
+}
+
+impl<'run> Work<'run> {
+    fn find(config: &Config, model: &'run Model, jobs: &'run [Job<'run>]) -> Self {
+        let batch_size = config.batch_size(model.record.size);
+        let batches: Vec<_> = jobs
+            .chunks(batch_size)
+            .map(|batch| {
+                let absent = |job: &Job<'_>| !config.picture_path(model, job).is_file();
+                (batch, batch.iter().map(absent).collect::<Vec<bool>>())
+            })
+            .filter(|(_, missing)| missing.contains(&true))
+            .collect();
+        let missing = batches
+            .iter()
+            .map(|(_, missing)| missing.iter().filter(|missing| **missing).count())
+            .sum();
+        Self { model, batch_size, batches, missing }
+    }
+
+    /// Draws and writes; the signal that stopped it, if one did. A batch that is partly there is
+    /// drawn again as a whole, and what is there stays.
+    fn draw(
+        &self,
+        painter: &mut Painter<'_>,
+        config: &Config,
+        progress: &Progress,
+        stop: &StopFlag,
+    ) -> Result<Option<Signal>> {
+        for (batch, missing) in &self.batches {
+            let drawn = painter.draw(batch, &mut |done, all| {
+                progress.message(format!("step {done} of {all}"));
+                match stop.requested() {
+                    Some(_) => ControlFlow::Break(()),
+                    None => ControlFlow::Continue(()),
+                }
+            })?;
+            let Some(pictures) = drawn else { return Ok(stop.requested()) };
+            let fresh: Vec<(&Job<'_>, &Picture)> = batch
+                .iter()
+                .zip(&pictures)
+                .zip(missing)
+                .filter(|(_, missing)| **missing)
+                .map(|(pair, _)| pair)
+                .collect();
+            self.write(&fresh, config)?;
+            progress.add(fresh.len() as u64);
+            if stop.requested().is_some() {
+                return Ok(stop.requested());
+            }
+        }
+        Ok(None)
+    }
+
+    fn write(&self, fresh: &[(&Job<'_>, &Picture)], config: &Config) -> Result<()> {
+        let mut folders = HashSet::new();
+        for (job, _) in fresh {
+            if folders.insert(&job.prompt.id) {
+                let folder = config.prompt_folder(self.model, job.prompt);
+                runkit::files::create_folder(&folder)?;
+                runkit::files::remove_stale_temporaries(&folder)?;
+            }
+        }
+        let record = &self.model.record;
+        let dtype = config.precision.to_string();
+        fresh.par_iter().try_for_each(|(job, picture)| {
+            let recipe = Recipe {
+                prompt: &job.prompt.text,
+                negative: config.negative.as_deref(),
+                seed: job.seed,
+                steps: config.steps,
+                guidance: record.guidance,
+                scheduler: record.scheduler,
+                size: record.size,
+                model: &self.model.name,
+                checkpoint: &record.checkpoint,
+                dtype: &dtype,
+                device: config.device_kind(),
+                program: PROGRAM,
+                version: VERSION,
+            };
+            let bytes = picture::encode(picture, &recipe)?;
+            picture::write(&config.picture_path(self.model, job), &bytes)
+        })
+    }
+}
+
+/// Says once of each prompt that is too long what of it is not read.
+fn tell_what_is_cut(config: &Config, work: &[Work<'_>]) {
+    let mut said = BTreeSet::new();
+    for work in work {
+        let jobs = work.batches.iter().flat_map(|(batch, _)| batch.iter());
+        let prompts = jobs.map(|job| (job.prompt.id.as_str(), job.prompt.text.as_str()));
+        let negative = config.negative.iter().map(|text| ("negative", text.as_str()));
+        for (id, text) in prompts.chain(negative) {
+            if said.contains(id) {
+                continue;
+            }
+            if let Some(cut) = work.model.cut(text) {
+                tracing::warn!(
+                    "prompt {id} is too long for model {} and is cut; not read: {:?}",
+                    work.model.name,
+                    escape_for_terminal(cut)
+                );
+            }
+            said.insert(id);
+        }
+    }
+}
+
+/// The manifest of the folder after this run.
+fn join(manifest: Manifest, earlier: Manifest, out: &Path) -> Result<Manifest> {
+    const SHOWN: usize = 8;
+    manifest.joined(earlier).or_else(|differences| {
+        let mut lines: Vec<String> =
+            differences.iter().take(SHOWN).map(|difference| format!("  {difference}")).collect();
+        if differences.len() > SHOWN {
+            lines.push(format!("  and {} more", differences.len() - SHOWN));
+        }
+        bail!(
+            "{} holds pictures of another recipe, which differs from this one:\n{}\n\
+             hint: choose another --out, or start over with --fresh",
+            out.display(),
+            lines.join("\n")
+        )
+    })
+}
+
+/// The manifest is written before any picture: pictures without one are somebody else's.
+fn refuse_foreign_pictures(out: &Path, models: &[Model]) -> Result<()> {
+    let mut folders = models.iter().map(|model| images_folder(out).join(&model.name));
+    if let Some(folder) = folders.find(|folder| folder.exists()) {
+        bail!(
+            "{} exists, but {MANIFEST}, which would say what it holds, does not; hint: choose \
+             another --out",
+            folder.display()
+        );
+    }
+    Ok(())
+}
+
+/// Removes the pictures that a manifest speaks of, and then the manifest.
+fn forget(out: &Path, manifest: &Manifest) -> Result<()> {
+    let gone = |result: std::io::Result<()>, path: &Path| match result {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("{}: cannot be removed", path.display()))
+        }
+        _ => Ok(()),
+    };
+    for name in manifest.models.keys() {
+        // The name becomes a path: it must be one that this program gives.
+        let source: Result<ModelSource, String> = format!("{name}=x").parse();
+        ensure!(source.is_ok(), "{}: the manifest is not one of this program", out.display());
+        let folder = images_folder(out).join(name);
+        gone(std::fs::remove_dir_all(&folder), &folder)?;
+    }
+    let file = out.join(MANIFEST);
+    gone(std::fs::remove_file(&file), &file)
+}
+
+/// The manifest, and the resolved settings as a valid `--config` themselves.
+fn prepare(config: &Config, manifest: &Manifest) -> Result<()> {
+    runkit::files::remove_stale_temporaries(&config.out)?;
+    let mut text = serde_json::to_string_pretty(manifest)?;
+    text.push('\n');
+    write_if_other(&config.out.join(MANIFEST), &text)?;
+    let settings = config.settings.with_absolute_paths();
+    write_if_other(&config.out.join("config.toml"), &runkit::config::to_toml_string(&settings)?)
+}
+
+fn write_if_other(path: &Path, text: &str) -> Result<()> {
+    if std::fs::read(path).is_ok_and(|found| found == text.as_bytes()) {
+        return Ok(());
+    }
+    picture::write(path, text.as_bytes())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn prompt(id: &str, set: &str) -> Prompt {
+        Prompt { id: id.to_owned(), text: "a fox".to_owned(), set: set.to_owned() }
+    }
+
+    #[test]
+    fn seeds_of_a_prompt_follow_each_other_and_shared_prompts_are_drawn_once() {
+        let prompts =
+            [prompt("00001-a", "one"), prompt("00002-b", "one"), prompt("00001-a", "two")];
+        let jobs = jobs(&prompts, 3..5);
+        let listed: Vec<(&str, u64)> =
+            jobs.iter().map(|job| (job.prompt.id.as_str(), job.seed)).collect();
+        assert_eq!(listed, [("00001-a", 3), ("00001-a", 4), ("00002-b", 3), ("00002-b", 4)]);
+    }
+}

@@ -1,0 +1,106 @@
+//! The networks of one model at work: from jobs to pictures.
+
+use std::collections::HashMap;
+use std::ops::ControlFlow;
+
+use anyhow::{Context as _, Result};
+use media::text::Tokenizer as _;
+use nn::NetworkError;
+use nn::pipeline::{Picture, Pipeline, SampleRequest, TextConditions};
+use tch::Tensor;
+
+use super::model::Model;
+use super::{Config, Job};
+
+/// A loaded model.
+pub(super) struct Painter<'run> {
+    model: &'run Model,
+    config: &'run Config,
+    pipeline: Pipeline,
+    negative: TextConditions,
+    /// Encoded prompts, by id. A batch needs its own only; jobs of one prompt follow each other, so
+    /// those of the batch before are all that can be needed again.
+    texts: HashMap<String, TextConditions>,
+}
+
+impl<'run> Painter<'run> {
+    /// Loads the networks and encodes the negative prompt.
+    pub(super) fn load(model: &'run Model, config: &'run Config) -> Result<Self> {
+        let pipeline = Pipeline::load(&model.files, config.device, config.precision)
+            .with_context(|| format!("model {}", model.name))?;
+        let text = config.negative.as_deref();
+        // Without a negative prompt SDXL takes zeros; with an empty one it does not.
+        let tokens = tokens(model, text.unwrap_or_default())?;
+        let negative = pipeline.encode_negative(&tokens, text.is_none())?;
+        Ok(Self { model, config, pipeline, negative, texts: HashMap::new() })
+    }
+
+    /// Draws the pictures of `jobs` together; none where `progress` breaks. `progress` is told after
+    /// each call of the UNet how many are done, and of how many.
+    pub(super) fn draw(
+        &mut self,
+        jobs: &[Job<'_>],
+        progress: &mut dyn FnMut(usize, usize) -> ControlFlow<()>,
+    ) -> Result<Option<Vec<Picture>>> {
+        self.draw_together(jobs, progress).map_err(|error| {
+            let hint = match error.downcast_ref::<NetworkError>() {
+                Some(error) if error.is_out_of_memory() && jobs.len() > 1 => {
+                    format!("; hint: --batch-size {}", jobs.len() / 2)
+                }
+                Some(error) if error.is_out_of_memory() => "; hint: a smaller --size".to_owned(),
+                _ => String::new(),
+            };
+            let first = jobs.first().map(|job| format!(" from prompt {}", job.prompt.id));
+            let [name, first] = [self.model.name.as_str(), first.as_deref().unwrap_or_default()];
+            error.context(format!("model {name}: cannot draw {} pictures{first}{hint}", jobs.len()))
+        })
+    }
+
+    fn draw_together(
+        &mut self,
+        jobs: &[Job<'_>],
+        progress: &mut dyn FnMut(usize, usize) -> ControlFlow<()>,
+    ) -> Result<Option<Vec<Picture>>> {
+        self.texts.retain(|id, _| jobs.iter().any(|job| job.prompt.id == *id));
+        for job in jobs {
+            if !self.texts.contains_key(&job.prompt.id) {
+                // Alone, so that its last bits do not depend on who else is in the batch.
+                let text = self.pipeline.encode_text(&tokens(self.model, &job.prompt.text)?)?;
+                self.texts.insert(job.prompt.id.clone(), text);
+            }
+        }
+        let rows: Vec<&TextConditions> =
+            jobs.iter().filter_map(|job| self.texts.get(&job.prompt.id)).collect();
+        let seeds: Vec<u64> = jobs.iter().map(|job| job.seed).collect();
+        let record = &self.model.record;
+        let request = SampleRequest {
+            prompt: &stacked(&rows)?,
+            negative: &self.negative,
+            seeds: &seeds,
+            steps: self.config.steps,
+            guidance: record.guidance,
+            sampler: record.scheduler,
+            height: record.size.height,
+            width: record.size.width,
+        };
+        Ok(self.pipeline.sample(&request, progress)?)
+    }
+}
+
+/// The tokens of a text, `[1, L]` for each text encoder.
+fn tokens(model: &Model, text: &str) -> Result<Vec<Tensor>> {
+    let tokenizers = model.tokenizers.iter();
+    tokenizers
+        .map(|tokenizer| Ok(Tensor::f_from_slice(&tokenizer.encode(text).ids)?.f_unsqueeze(0)?))
+        .collect()
+}
+
+/// The rows under each other.
+fn stacked(rows: &[&TextConditions]) -> Result<TextConditions> {
+    let hidden: Vec<&Tensor> = rows.iter().map(|row| &row.hidden_BLD).collect();
+    let pooled: Option<Vec<&Tensor>> = rows.iter().map(|row| row.pooled_BD.as_ref()).collect();
+    Ok(TextConditions {
+        hidden_BLD: Tensor::f_cat(&hidden, 0)?,
+        pooled_BD: pooled.map(|pooled| Tensor::f_cat(&pooled, 0)).transpose()?,
+    })
+}

@@ -1,0 +1,134 @@
+//! Models, prompts, settings and outputs that are not right: one clear sentence each.
+#![expect(clippy::unwrap_used, reason = "a test stops where something is missing")]
+
+mod common;
+
+use common::{Run, World, evaluate, model};
+
+/// Runs the tiny pipeline with these settings, and expects an error and no trace of it.
+#[track_caller]
+fn refused(world: &World, models: &[&str], more: &[&str], says: &[&str]) {
+    let run = Run::of(&mut world.generate(models, more));
+    run.expect_error(says);
+    assert!(!world.path("out/images").exists());
+    assert!(!world.path("out/manifest.json").exists());
+}
+
+#[test]
+fn a_folder_that_is_no_whole_pipeline_is_refused() {
+    let world = World::new(&["a fox"]);
+    let absent = format!("sd={}", world.path("absent").display());
+    refused(&world, &[&absent], &[], &["model sd", "absent", "model_index.json", "hint"]);
+    for part in ["unet", "vae", "text_encoder", "tokenizer", "scheduler"] {
+        let folder = world.copy_pipeline("sd");
+        std::fs::remove_dir_all(folder.join(part)).unwrap();
+        let source = format!("mine={}", folder.display());
+        refused(&world, &[&source], &[], &["model mine", &format!("lacks its {part}")]);
+        std::fs::remove_dir_all(folder).unwrap();
+    }
+    let source = format!("{},unet={}", model("sd"), world.path("").display());
+    refused(&world, &[&source], &[], &["model sd", "config.json"]);
+    // The UNet of another family.
+    let other = common::pipeline("sdxl");
+    let source = format!("{},unet={}", model("sd"), other.display());
+    refused(&world, &[&source], &[], &["model sd", "the UNet reads text of width", "hint"]);
+}
+
+#[test]
+fn checkpoints_that_do_not_fit_leave_no_trace() {
+    let world = World::new(&["a fox"]);
+    let folder = world.copy_pipeline("sd");
+    let weights = "sd/unet/diffusion_pytorch_model.safetensors";
+    let bytes = std::fs::read(world.path(weights)).unwrap();
+    world.put(weights, &bytes[..bytes.len() / 2]);
+    let source = format!("sd={}", folder.display());
+    refused(&world, &[&source], &[], &["model sd", "diffusion_pytorch_model.safetensors"]);
+    // A tokenizer that gives tokens which the text encoder does not know.
+    world.put(weights, &bytes);
+    let tokenizer = "sd/tokenizer/tokenizer.json";
+    let text = std::fs::read_to_string(world.path(tokenizer)).unwrap();
+    world.put(tokenizer, text.replace("\"unused5\": 57", "\"unused5\": 5757").as_bytes());
+    refused(&world, &[&source], &[], &["sd/tokenizer", "its text encoder reads", "hint"]);
+}
+
+#[test]
+fn settings_that_make_no_sense_are_refused() {
+    let world = World::new(&["a fox"]);
+    let sd = model("sd");
+    let refused = |more: &[&str], says: &[&str]| refused(&world, &[&sd], more, says);
+    refused(&["--size", "17"], &["--size 17x17", "multiples of 2", "hint: --size 18x18"]);
+    refused(&["--size", "16x15"], &["multiples of 2", "hint: --size 16x16"]);
+    refused(&["--seeds", "0"], &["--seeds 0", "hint"]);
+    refused(&["--base-seed", "9223372036854775807"], &["--base-seed", "too large"]);
+    refused(&["--steps", "0"], &["--steps 0", "hint"]);
+    refused(&["--steps", "1001"], &["pndm cannot take 1001 steps"]);
+    refused(&["--guidance", "-1"], &["--guidance -1", "hint"]);
+    refused(&["--guidance", "NaN"], &["--guidance NaN", "hint"]);
+    refused(&["--batch-size", "0"], &["--batch-size 0", "hint"]);
+    refused(&["--limit", "0"], &["--limit 0", "hint"]);
+    refused(&["--device", "gpu"], &["unknown device \"gpu\""]);
+    refused(&["--dtype", "fp16"], &["unknown precision \"fp16\""]);
+    refused(&["--dtype", "f16", "--device", "cpu"], &["f16 on the CPU", "hint"]);
+    let run = Run::of(&mut world.generate(&[&sd, &sd], &[]));
+    run.expect_error(&["two models are called sd", "hint"]);
+    let run = Run::of(&mut world.generate(&[], &[]));
+    run.expect_error(&["no model given", "hint: --model"]);
+    for (arguments, says) in [
+        (vec!["--model", &sd], "no prompts given"),
+        (vec!["--model", &sd, "--prompts", "x.txt"], "no output given"),
+    ] {
+        Run::of(evaluate(["generate"]).args(arguments)).expect_error(&[says, "hint: "]);
+    }
+}
+
+#[test]
+fn slips_on_the_command_line_are_usage_errors() {
+    let world = World::new(&["a fox"]);
+    let sd = model("sd");
+    for (more, says) in [
+        (["--scheduler", "heun"], "expected ddim, pndm, euler or dpmpp-2m"),
+        (["--size", "big"], "expected a height"),
+        (["--model", "x"], "expected NAME=DIR"),
+        (["--seeds", "-1"], "--seeds"),
+        (["--sede", "1"], "--seed"),
+    ] {
+        let run = Run::of(&mut world.generate(&[&sd], &more)).expect_code(2);
+        assert!(run.stderr.contains(says), "{says:?} is not in {run:#?}");
+    }
+    let file = world.put("run.toml", b"scheduler = \"eular\"\n");
+    let run = Run::of(evaluate(["generate", "--config"]).arg(file));
+    run.expect_error(&["run.toml:1:13", "did you mean `euler`"]);
+}
+
+#[test]
+fn prompts_that_are_none_are_refused() {
+    let world = World::new(&[]);
+    let sd = model("sd");
+    let refused = |says: &[&str]| refused(&world, &[&sd], &[], says);
+    refused(&["prompts.txt: expected a prompt in each line", "hint"]);
+    world.put("prompts.txt", b"a fox\n\xff\xfe\n");
+    refused(&["prompts.txt:2: expected UTF-8 text", "hint"]);
+    std::fs::remove_file(world.path("prompts.txt")).unwrap();
+    refused(&["cannot read", "prompts.txt"]);
+}
+
+#[test]
+fn an_output_that_cannot_be_written_is_refused() {
+    let world = World::new(&["a fox"]);
+    let sd = model("sd");
+    world.put("out", b"a file");
+    Run::of(&mut world.generate(&[&sd], &[])).expect_error(&["cannot create folder", "/out"]);
+    std::fs::remove_file(world.path("out")).unwrap();
+
+    world.put("out/images/sd/mine.png", b"somebody's picture");
+    for more in [&[][..], &["--fresh"]] {
+        let run = Run::of(&mut world.generate(&[&sd], more));
+        run.expect_error(&["images/sd exists", "manifest.json", "hint: choose another --out"]);
+    }
+    world.put("out/manifest.json", b"{\"name\": \"an app\"}");
+    for more in [&[][..], &["--fresh"]] {
+        let run = Run::of(&mut world.generate(&[&sd], more));
+        run.expect_error(&["manifest.json: expected the manifest", "hint: choose another --out"]);
+    }
+    assert_eq!(world.files("out").len(), 2, "nothing is touched");
+}

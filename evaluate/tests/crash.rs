@@ -1,0 +1,145 @@
+//! `kill -9` at any moment and the same command again: the bytes of an undisturbed run. Signals stop
+//! cleanly, and two runs do not write one folder.
+#![expect(clippy::unwrap_used, reason = "a test stops where something is missing")]
+
+mod common;
+
+use std::collections::BTreeMap;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use common::{Run, Running, World, model, wait_until};
+
+/// Six pictures in batches of four, and what an undisturbed run makes of them.
+struct Case {
+    world: World,
+    expected: BTreeMap<String, Vec<u8>>,
+}
+
+impl Case {
+    fn new() -> Self {
+        let world = World::new(&["a fox", "a mill"]);
+        let mut case = Self { world, expected: BTreeMap::new() };
+        Run::of(&mut case.command()).expect_drawn(6, 6);
+        case.expected = case.world.files("out");
+        assert_eq!(case.expected.len(), 8, "six pictures, the manifest and the settings");
+        case.forget();
+        case
+    }
+
+    fn command(&self) -> Command {
+        let more = ["--seeds", "3", "--batch-size", "4"];
+        self.world.generate(&[&model("sd")], &more)
+    }
+
+    fn faulty(&self, fault: &str) -> Command {
+        let mut command = self.command();
+        command.env("RUNKIT_FAULT", fault);
+        command
+    }
+
+    fn forget(&self) {
+        std::fs::remove_dir_all(self.world.path("out")).unwrap();
+    }
+
+    /// What stands under a final name is the whole file.
+    #[track_caller]
+    fn assert_whole_files(&self) {
+        if self.world.path("out").exists() {
+            for (name, bytes) in self.world.files("out") {
+                if !name.ends_with(".runkit-tmp") {
+                    assert!(self.expected[&name] == bytes, "{name} is not whole");
+                }
+            }
+        }
+    }
+
+    #[track_caller]
+    fn assert_finished(&self) {
+        let found = self.world.files("out");
+        assert_eq!(found.keys().collect::<Vec<_>>(), self.expected.keys().collect::<Vec<_>>());
+        for (name, bytes) in found {
+            assert!(self.expected[&name] == bytes, "{name} has other bytes than undisturbed");
+        }
+    }
+}
+
+#[test]
+fn killed_at_every_file_the_bytes_are_the_same() {
+    let case = Case::new();
+    for point in ["open", "rename"] {
+        let mut passages = 0;
+        loop {
+            let run = Run::of(&mut case.faulty(&format!("{point}:{}", passages + 1)));
+            case.assert_whole_files();
+            if !run.was_killed() {
+                run.expect_drawn(6, 6);
+                break;
+            }
+            passages += 1;
+            Run::of(&mut case.command()).expect_code(0);
+            case.assert_finished();
+            case.forget();
+        }
+        case.assert_finished();
+        case.forget();
+        assert_eq!(passages, 8, "{point}");
+    }
+}
+
+#[test]
+fn a_run_that_dies_after_each_file_comes_to_its_end() {
+    let case = Case::new();
+    let mut deaths = 0;
+    while Run::of(&mut case.faulty("marker:1")).was_killed() {
+        deaths += 1;
+        case.assert_whole_files();
+        assert!(deaths < 12, "no progress between one kill and the next");
+    }
+    assert_eq!(deaths, 8);
+    case.assert_finished();
+}
+
+#[test]
+fn an_error_of_the_disk_is_told_and_the_rerun_finishes() {
+    let case = Case::new();
+    for (fault, reason) in [
+        ("open:1:EACCES", "ermission"),
+        ("write:4:ENOSPC", "no space left"),
+        ("sync:5:EIO", "nput/output"),
+    ] {
+        Run::of(&mut case.faulty(fault)).expect_error(&[reason, "/out/"]);
+        case.assert_whole_files();
+        Run::of(&mut case.command()).expect_code(0);
+        case.assert_finished();
+        case.forget();
+    }
+}
+
+#[test]
+fn signals_stop_and_the_rerun_goes_on() {
+    for (signal, code) in [("TERM", 143), ("INT", 130)] {
+        let world = World::new(&["a fox", "a mill"]);
+        // An endless run: the second batch takes the program much longer than the test.
+        let long = ["--seeds", "400", "--steps", "500", "--batch-size", "1"];
+        let run = Running::start(&mut world.generate(&[&model("sd")], &long));
+        wait_until("it works", || world.path("out/manifest.json").exists());
+        run.signal(signal);
+        let asked = Instant::now();
+        let run = run.finish().expect_code(code);
+        assert!(asked.elapsed() < Duration::from_secs(30));
+        assert!(run.stderr.contains("the same command goes on from there"), "{run:#?}");
+        assert!(world.files("out").keys().all(|name| !name.ends_with(".runkit-tmp")));
+    }
+}
+
+#[test]
+fn a_second_run_is_told_who_is_at_work() {
+    let world = World::new(&["a fox"]);
+    let long = ["--seeds", "400", "--steps", "500", "--batch-size", "1"];
+    let first = Running::start(&mut world.generate(&[&model("sd")], &long));
+    wait_until("it works", || world.path("out/manifest.json").exists());
+    let process = format!("process {}", first.0.id());
+    let run = Run::of(&mut world.generate(&[&model("sd")], &long));
+    run.expect_error(&["is held by", &process, "hint: wait for it"]);
+}
