@@ -9,7 +9,6 @@ Two stages, each resumed from what is on disk: `vae` and `unet`. Weights are sav
 """
 
 import argparse
-import json
 import math
 import pathlib
 import time
@@ -26,12 +25,14 @@ from pictures import MINI, ROOT
 
 SEED = 23
 OUT = MINI / "sd"
+PROMPTS = MINI / "prompts.txt"
 WORK = ROOT / "data" / "downloads" / "diffusion"
 STAGES = ("vae", "unet")
 
-# The captions the pipeline knows: the 160 names of the sample first, then as many of the held-out
-# names as make this many.
-NAMES = 200
+# The captions the pipeline knows: the names of the sample.
+NAMES = 160
+# Those of them in prompts.txt.
+PROMPT_NAMES = 100
 # Styles that are drawn; the others are too far from these three to mix in a network of this size.
 STYLES = pictures.STYLES
 VARIANTS = 24  # composed pictures per drawing
@@ -39,12 +40,12 @@ DEGRADED_SHARE = 0.33
 WHITE_SHARE = 0.7
 CAPTIONLESS_SHARE = 0.1
 
-VAE_STEPS = 1_500
+VAE_STEPS = 1_400
 VAE_BATCH = 16
 VAE_RATE = 1.5e-3
 KL_WEIGHT = 1e-6
 
-UNET_STEPS = 7_000
+UNET_STEPS = 6_000
 UNET_BATCH = 64
 UNET_RATE = 1e-3
 EMA_DECAY = 0.9995
@@ -58,6 +59,11 @@ def known_names() -> list[str]:
     for drawing in pictures.drawings():
         rank[drawing.name] = min(rank.get(drawing.name, 9), order[drawing.split])
     return sorted(rank, key=lambda name: rank[name])[:NAMES]
+
+
+def prompts(names: list[str]) -> list[str]:
+    """A caption of each of the first names, to draw from."""
+    return [f"a picture of {pictures.article(name)} {name}" for name in names[:PROMPT_NAMES]]
 
 
 def compose_all() -> tuple[torch.Tensor, torch.Tensor, list[str]]:
@@ -82,8 +88,8 @@ def compose_all() -> tuple[torch.Tensor, torch.Tensor, list[str]]:
 
 
 def floats(pixels: torch.Tensor) -> torch.Tensor:
-    """uint8 to the range -1 to 1, channels last in memory."""
-    return (pixels.float() / 127.5 - 1.0).contiguous(memory_format=torch.channels_last)
+    """uint8 to the range -1 to 1."""
+    return pixels.float() / 127.5 - 1.0
 
 
 def rate_at(step: int, steps: int, peak: float) -> float:
@@ -200,7 +206,7 @@ def training(network: torch.nn.Module, steps: int, peak: float, decay: float, lo
 
 def train_vae(pixels: torch.Tensor, steps: int) -> AutoencoderKL:
     torch.manual_seed(SEED)
-    vae = new_vae().to(memory_format=torch.channels_last)
+    vae = new_vae()
     with torch.no_grad():
         # Starts with little noise on the latents: at the default of one it drowns the colours.
         vae.quant_conv.bias[4:] = -6.0
@@ -208,16 +214,15 @@ def train_vae(pixels: torch.Tensor, steps: int) -> AutoencoderKL:
 
     def loss_of(step: int) -> torch.Tensor:
         images = floats(pixels[torch.randint(len(pixels), (VAE_BATCH,))])
-        with torch.autocast("cpu", torch.bfloat16):
-            posterior = vae.encode(images).latent_dist
-            result = vae.decode(posterior.sample()).sample.float()
+        posterior = vae.encode(images).latent_dist
+        result = vae.decode(posterior.sample()).sample
         difference = result - images
         # Edges count: without the second term thin lines come out as smears.
         edges = [difference.diff(dim=axis).abs().mean() for axis in (2, 3)]
         # So do colours: without the third term outlines take up the latents first, and stay there.
         colours = [functional.avg_pool2d(difference, side).square().mean() for side in (4, 8)]
         reconstruction = difference.square().mean() + 0.2 * difference.abs().mean() + 0.2 * sum(edges) + 2 * sum(colours)
-        return reconstruction + KL_WEIGHT * posterior.kl().float().mean()
+        return reconstruction + KL_WEIGHT * posterior.kl().mean()
 
     training(vae, steps, VAE_RATE, 0.998, loss_of, WORK / "vae.pt")
     return vae.eval()
@@ -258,7 +263,7 @@ def train_unet(vae: AutoencoderKL, pixels: torch.Tensor, labels: torch.Tensor, n
     forms = len(texts[0])
     hidden = encode_texts([text for group in texts for text in group] + [""])
     torch.manual_seed(SEED + 1)
-    unet = new_unet().to(memory_format=torch.channels_last)
+    unet = new_unet()
     cumulative = scheduler().alphas_cumprod
 
     def loss_of(step: int) -> torch.Tensor:
@@ -270,9 +275,8 @@ def train_unet(vae: AutoencoderKL, pixels: torch.Tensor, labels: torch.Tensor, n
         timesteps = torch.randint(1000, (UNET_BATCH,))
         alpha = cumulative[timesteps].view(-1, 1, 1, 1)
         noisy = alpha.sqrt() * latents + (1 - alpha).sqrt() * noise
-        with torch.autocast("cpu", torch.bfloat16):
-            prediction = unet(noisy.contiguous(memory_format=torch.channels_last), timesteps, hidden[rows]).sample
-        error = (prediction.float() - noise).square().mean(dim=(1, 2, 3))
+        prediction = unet(noisy, timesteps, hidden[rows]).sample
+        error = (prediction - noise).square().mean(dim=(1, 2, 3))
         ratio = (alpha / (1 - alpha)).flatten()
         return (error * ratio.clamp(max=SNR_GAMMA) / ratio).mean()
 
@@ -316,8 +320,8 @@ def main() -> None:
         vae = AutoencoderKL.from_pretrained(WORK / "vae").eval()
         unet = train_unet(vae, pixels, labels, names, arguments.unet_steps)
         save(vae, unet)
-        (OUT / "names.json").write_text(json.dumps(names, ensure_ascii=False, indent=1) + "\n")
-        print(f"wrote {OUT}", flush=True)
+        PROMPTS.write_text("".join(f"{caption}\n" for caption in prompts(names)), encoding="utf-8")
+        print(f"wrote {OUT} and {PROMPTS}", flush=True)
 
 
 if __name__ == "__main__":

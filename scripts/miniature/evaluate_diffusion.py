@@ -1,0 +1,106 @@
+"""Measure data/mini/sd: do its pictures show what was asked for? Draws data/mini/prompts.txt with the product
+itself, asks the miniature CLIP which of 20 captions fits each picture best, writes the share into
+data/mini/report.json and a contact sheet. Exits with 1 where the bound does not hold.
+
+    evaluate_diffusion.py [--work DIR] [--sheet FILE.png]
+"""
+
+import argparse
+import json
+import pathlib
+import subprocess
+import sys
+
+import numpy
+from PIL import Image, ImageDraw
+
+from evaluate_models import TransformersModel, share
+from pictures import MINI, ROOT
+
+SEED = 23
+SEEDS = 5
+STEPS = 25
+GUIDANCE = 4.0
+SCHEDULER = "dpmpp-2m"
+CANDIDATES = 20
+LEAST_RETRIEVAL = 0.60
+
+SHEET_COLUMNS, SHEET_ROWS = 10, 10
+SHEET_SIDE, SHEET_LABEL = 96, 14
+
+
+def draw(work: pathlib.Path) -> list[tuple[str, list[Image.Image]]]:
+    """Every prompt and its pictures, one a seed."""
+    command = [
+        ROOT / "target" / "release" / "evaluate", "generate", "--quiet",
+        "--model", f"sd={MINI / 'sd'}", "--prompts", MINI / "prompts.txt", "--out", work,
+        "--seeds", SEEDS, "--steps", STEPS, "--guidance", GUIDANCE, "--scheduler", SCHEDULER,
+    ]  # fmt: skip
+    subprocess.run([str(part) for part in command], check=True, stdout=subprocess.DEVNULL)
+    prompts = json.loads((work / "manifest.json").read_text())["prompts"]["prompts"]
+    return [
+        (text, [Image.open(work / "images" / "sd" / name / f"{seed}.png") for seed in range(SEEDS)])
+        for name, text in sorted(prompts.items())
+    ]
+
+
+def ranks(drawn: list[tuple[str, list[Image.Image]]]) -> numpy.ndarray:
+    """How many of 19 other captions fit each picture better than its own, [prompts, seeds]."""
+    clip = TransformersModel("clip")
+    texts = clip.text([text for text, _ in drawn]).numpy()
+    images = clip.image([one for _, pictures in drawn for one in pictures]).numpy()
+    images = images.reshape(len(drawn), SEEDS, -1)
+    cosines = images @ texts.T
+    generator = numpy.random.default_rng(SEED)
+    result = numpy.empty((len(drawn), SEEDS), int)
+    for index in range(len(drawn)):
+        others = numpy.delete(numpy.arange(len(drawn)), index)
+        for seed in range(SEEDS):
+            rivals = generator.choice(others, CANDIDATES - 1, replace=False)
+            result[index, seed] = (cosines[index, seed, rivals] >= cosines[index, seed, index]).sum()
+    return result
+
+
+def sheet(drawn: list[tuple[str, list[Image.Image]]], file: pathlib.Path) -> None:
+    """One picture of each prompt (seed 0: not chosen), with its name."""
+    page = Image.new("RGB", (SHEET_COLUMNS * SHEET_SIDE, SHEET_ROWS * (SHEET_SIDE + SHEET_LABEL)), "white")
+    text = ImageDraw.Draw(page)
+    for place, (caption, pictures) in enumerate(drawn[: SHEET_COLUMNS * SHEET_ROWS]):
+        left = place % SHEET_COLUMNS * SHEET_SIDE
+        top = place // SHEET_COLUMNS * (SHEET_SIDE + SHEET_LABEL)
+        large = pictures[0].resize((SHEET_SIDE - 8, SHEET_SIDE - 8), Image.Resampling.LANCZOS)
+        page.paste(large, (left + 4, top + 4))
+        name = caption.removeprefix("a picture of ").split(" ", 1)[1]
+        text.text((left + 4, top + SHEET_SIDE - 2), name[:17], fill="black", font_size=10)
+    page.save(file, optimize=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=pathlib.Path, default=ROOT / "out" / "miniature-sd")
+    parser.add_argument("--sheet", type=pathlib.Path, default=ROOT / "docs" / "miniature-sd.png")
+    arguments = parser.parse_args()
+    drawn = draw(arguments.work)
+    places = ranks(drawn)
+    figures = {
+        "prompts": len(drawn),
+        "seeds": SEEDS,
+        "steps": STEPS,
+        "guidance": GUIDANCE,
+        "scheduler": SCHEDULER,
+        "right_caption_first_of_20": share(places == 0),
+        "right_caption_first_of_20_best_seed": share((places == 0).any(axis=1)),
+    }
+    print(json.dumps(figures, indent=2))
+    sheet(drawn, arguments.sheet)
+    file = MINI / "report.json"
+    report = json.loads(file.read_text())
+    report["diffusion"] = figures
+    holds = figures["right_caption_first_of_20"] >= LEAST_RETRIEVAL
+    report["bounds_hold"]["right caption of 20 for drawn pictures"] = holds
+    file.write_text(json.dumps(report, indent=2) + "\n")
+    sys.exit(0 if holds else 1)
+
+
+if __name__ == "__main__":
+    main()
