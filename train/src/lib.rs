@@ -1,0 +1,1 @@
+//! `train`: Diffusion-DPO on consensus labels with a moving reference.
