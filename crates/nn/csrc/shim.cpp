@@ -1,5 +1,6 @@
 #include "shim.h"
 
+#include <cmath>
 #include <cstdlib>
 #include <cstring>
 #include <exception>
@@ -16,7 +17,7 @@
 
 namespace {
 
-// Runs `body`; an exception becomes *error and a null result.
+// Runs `body`; an exception becomes *error and a null or false result.
 template <typename Body> auto guarded(char **error, Body body) -> decltype(body()) {
   try {
     return body();
@@ -25,10 +26,18 @@ template <typename Body> auto guarded(char **error, Body body) -> decltype(body(
   } catch (...) {
     *error = strdup("an exception that is not a std::exception");
   }
-  return nullptr;
+  return {};
 }
 
 const at::Tensor &borrowed(Tensor tensor) { return *static_cast<at::Tensor *>(tensor); }
+
+std::vector<at::Tensor> borrowed_list(const Tensor *tensors, size_t count) {
+  std::vector<at::Tensor> list;
+  list.reserve(count);
+  for (size_t index = 0; index < count; ++index)
+    list.push_back(borrowed(tensors[index]));
+  return list;
+}
 
 // Operators that PyTorch registers for its compiler and gives no C++ name: found by name once.
 c10::OperatorHandle operator_named(const char *name, const char *overload) {
@@ -202,10 +211,54 @@ Tensor nn_checkpoint(const Tensor *inputs, size_t count,
                      void (*release)(void *), void *owner, char **error) {
   return guarded(error, [&]() -> Tensor {
     auto segment = c10::make_intrusive<Segment>(run, release, owner);
-    std::vector<at::Tensor> tensors;
-    for (size_t index = 0; index < count; ++index)
-      tensors.push_back(borrowed(inputs[index]));
+    auto tensors = borrowed_list(inputs, count);
     return new at::Tensor(Checkpoint::apply(at::TensorList(tensors), segment));
+  });
+}
+
+bool nn_fused_adamw(const Tensor *parameters, const Tensor *gradients, const Tensor *first_moments,
+                    const Tensor *second_moments, const Tensor *steps, size_t count,
+                    double learning_rate, double beta1, double beta2, double weight_decay,
+                    double epsilon, char **error) {
+  return guarded(error, [&]() -> bool {
+    at::NoGradGuard no_grad;
+    auto step_list = borrowed_list(steps, count);
+    at::_foreach_add_(step_list, 1);
+    at::_fused_adamw_(borrowed_list(parameters, count), borrowed_list(gradients, count),
+                      borrowed_list(first_moments, count), borrowed_list(second_moments, count),
+                      /*max_exp_avg_sqs=*/{}, step_list, learning_rate, beta1, beta2, weight_decay,
+                      epsilon, /*amsgrad=*/false, /*maximize=*/false, /*grad_scale=*/{},
+                      /*found_inf=*/{});
+    return true;
+  });
+}
+
+Tensor nn_clip_gradients(const Tensor *gradients, size_t count, double max_norm, char **error) {
+  return guarded(error, [&]() -> Tensor {
+    at::NoGradGuard no_grad;
+    auto list = borrowed_list(gradients, count);
+    auto total = at::linalg_vector_norm(at::stack(at::_foreach_norm(list, 2)), 2);
+    if (std::isfinite(max_norm)) {
+      // In Python's order: a number divided by a tensor is the reciprocal times the number.
+      auto factor = (total + 1e-6).reciprocal() * max_norm;
+      at::_foreach_mul_(list, factor.clamp_max(1.0));
+    }
+    return new at::Tensor(total);
+  });
+}
+
+bool nn_drop_gradients(const Tensor *parameters, size_t count, char **error) {
+  return guarded(error, [&]() -> bool {
+    for (auto &parameter : borrowed_list(parameters, count))
+      parameter.mutable_grad() = at::Tensor();
+    return true;
+  });
+}
+
+bool nn_add_scaled(Tensor target, Tensor addend, double factor, char **error) {
+  return guarded(error, [&]() -> bool {
+    borrowed(target).add_(borrowed(addend), factor);
+    return true;
   });
 }
 

@@ -68,6 +68,24 @@ Tensor nn_checkpoint(const Tensor *inputs, size_t count,
                      Tensor (*run)(void *owner, const Tensor *inputs, size_t count, char **error),
                      void (*release)(void *owner), void *owner, char **error);
 
+// One step of AdamW by PyTorch's fused kernel, in place: weights, moments and the step counts (one f32
+// number for each weight), which are raised by one first. All lists are `count` long; f32.
+bool nn_fused_adamw(const Tensor *parameters, const Tensor *gradients, const Tensor *first_moments,
+                    const Tensor *second_moments, const Tensor *steps, size_t count,
+                    double learning_rate, double beta1, double beta2, double weight_decay,
+                    double epsilon, char **error);
+
+// The 2-norm of all gradients together as torch.nn.utils.clip_grad_norm_ computes it, 0-dim and on
+// their device; the gradients are scaled in place where it exceeds a finite max_norm. Nothing waits
+// for the device. `count` is at least one.
+Tensor nn_clip_gradients(const Tensor *gradients, size_t count, double max_norm, char **error);
+
+// Takes the gradients off the parameters, as zero_grad(set_to_none=True) does.
+bool nn_drop_gradients(const Tensor *parameters, size_t count, char **error);
+
+// target += factor * addend, in place and in one rounding where the processor can.
+bool nn_add_scaled(Tensor target, Tensor addend, double factor, char **error);
+
 #ifdef __cplusplus
 }
 #endif

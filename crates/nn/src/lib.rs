@@ -5,6 +5,7 @@
 //! - [`clip`]: the two towers of CLIP-type models, in the layouts of `transformers` and `open_clip`;
 //! - [`aesthetic`]: the LAION aesthetic head on CLIP image features;
 //! - [`unet`]: the denoising network of Stable Diffusion 1.5, 2.1 and XL, for inference and training;
+//! - [`optimizer`]: AdamW, Adafactor, and the norm of gradients, as PyTorch's libraries have them;
 //! - [`schedule`]: noise schedules and samplers, as diffusers computes them;
 //! - [`rng`]: noise from a seed, as Python's torch draws it.
 //!
@@ -21,6 +22,7 @@ pub mod config;
 pub mod device;
 pub mod error;
 mod layers;
+pub mod optimizer;
 pub mod pipeline;
 pub mod rng;
 pub mod schedule;

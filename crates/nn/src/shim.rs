@@ -74,6 +74,37 @@ unsafe extern "C" {
         owner: *mut c_void,
         error: *mut *mut c_char,
     ) -> *mut C_tensor;
+    fn nn_fused_adamw(
+        parameters: *const *const C_tensor,
+        gradients: *const *const C_tensor,
+        first_moments: *const *const C_tensor,
+        second_moments: *const *const C_tensor,
+        steps: *const *const C_tensor,
+        count: usize,
+        learning_rate: f64,
+        beta1: f64,
+        beta2: f64,
+        weight_decay: f64,
+        epsilon: f64,
+        error: *mut *mut c_char,
+    ) -> bool;
+    fn nn_clip_gradients(
+        gradients: *const *const C_tensor,
+        count: usize,
+        max_norm: f64,
+        error: *mut *mut c_char,
+    ) -> *mut C_tensor;
+    fn nn_drop_gradients(
+        parameters: *const *const C_tensor,
+        count: usize,
+        error: *mut *mut c_char,
+    ) -> bool;
+    fn nn_add_scaled(
+        target: *const C_tensor,
+        addend: *const C_tensor,
+        factor: f64,
+        error: *mut *mut c_char,
+    ) -> bool;
 }
 
 /// Takes the shim's message and frees it.
@@ -322,6 +353,94 @@ pub(crate) fn checkpoint(inputs: &[&Tensor], segment: SegmentFunction) -> Result
             nn_checkpoint(pointers.as_ptr(), pointers.len(), run, release, owner, &mut error);
         adopt(output, error)
     }
+}
+
+/// What one step of AdamW reads and writes: lists of equal length and order, f32.
+#[derive(Debug)]
+pub(crate) struct AdamWTensors<'a> {
+    pub(crate) parameters: &'a [Tensor],
+    pub(crate) gradients: &'a [Tensor],
+    pub(crate) first_moments: &'a [Tensor],
+    pub(crate) second_moments: &'a [Tensor],
+    /// One number each.
+    pub(crate) steps: &'a [Tensor],
+}
+
+/// One step of AdamW by PyTorch's fused kernel; the step counts are raised by one first.
+#[expect(unsafe_code, reason = "calls the shim")]
+pub(crate) fn fused_adamw(
+    tensors: &AdamWTensors<'_>,
+    learning_rate: f64,
+    [beta1, beta2]: [f64; 2],
+    weight_decay: f64,
+    epsilon: f64,
+) -> Result<(), TchError> {
+    let count = tensors.parameters.len();
+    let lists = [
+        tensors.parameters,
+        tensors.gradients,
+        tensors.first_moments,
+        tensors.second_moments,
+        tensors.steps,
+    ];
+    assert!(lists.iter().all(|list| list.len() == count), "lists have equal length");
+    let [parameters, gradients, first, second, steps] = lists.map(pointers);
+    let mut error = std::ptr::null_mut();
+    // SAFETY: every list holds `count` tensors that are borrowed for the call.
+    let done = unsafe {
+        nn_fused_adamw(
+            parameters.as_ptr(),
+            gradients.as_ptr(),
+            first.as_ptr(),
+            second.as_ptr(),
+            steps.as_ptr(),
+            count,
+            learning_rate,
+            beta1,
+            beta2,
+            weight_decay,
+            epsilon,
+            &mut error,
+        )
+    };
+    if done { Ok(()) } else { Err(take_error(error)) }
+}
+
+/// The norm of all gradients together, which are scaled in place where it exceeds a finite
+/// `max_norm`. At least one gradient.
+#[expect(unsafe_code, reason = "calls the shim")]
+pub(crate) fn clip_gradients(gradients: &[Tensor], max_norm: f64) -> Result<Tensor, TchError> {
+    let list = pointers(gradients);
+    let mut error = std::ptr::null_mut();
+    // SAFETY: the tensors are borrowed for the call; the result is fresh or null with an error.
+    unsafe { adopt(nn_clip_gradients(list.as_ptr(), list.len(), max_norm, &mut error), error) }
+}
+
+/// Takes the gradients off the parameters.
+#[expect(unsafe_code, reason = "calls the shim")]
+pub(crate) fn drop_gradients(parameters: &[Tensor]) -> Result<(), TchError> {
+    let list = pointers(parameters);
+    let mut error = std::ptr::null_mut();
+    // SAFETY: the tensors are borrowed for the call.
+    let done = unsafe { nn_drop_gradients(list.as_ptr(), list.len(), &mut error) };
+    if done { Ok(()) } else { Err(take_error(error)) }
+}
+
+/// `target += factor · addend`, in place, rounded once where the processor can.
+#[expect(unsafe_code, reason = "calls the shim")]
+pub(crate) fn add_scaled(
+    target: &mut Tensor,
+    addend: &Tensor,
+    factor: f64,
+) -> Result<(), TchError> {
+    let mut error = std::ptr::null_mut();
+    // SAFETY: the tensors are borrowed for the call.
+    let done = unsafe { nn_add_scaled(target.as_ptr(), addend.as_ptr(), factor, &mut error) };
+    if done { Ok(()) } else { Err(take_error(error)) }
+}
+
+fn pointers(tensors: &[Tensor]) -> Vec<*const C_tensor> {
+    tensors.iter().map(Tensor::as_ptr).collect()
 }
 
 /// libtorch's inference mode on this thread, until dropped.

@@ -1,8 +1,11 @@
 //! Two-dimensional convolution.
 
+use std::sync::OnceLock;
+
 use tch::{Device, Kind, TchError, Tensor};
 
 use super::cast;
+use crate::device::Precision;
 use crate::shim;
 use crate::weights::Loader;
 
@@ -35,17 +38,18 @@ impl Conv2d {
         let weight = loader.tensor(&format!("{name}.weight"), &[output, input, kernel, kernel]);
         let bias = loader.tensor(&format!("{name}.bias"), &[output]);
         let plain = |weight, bias| Self { weight, bias, stride, padding, packed: false };
-        if loader.trains() {
+        if !loader.may_pack() {
             return plain(weight, bias);
         }
-        let prepared = if loader.device() == Device::Cpu {
+        let packed = can_pack(loader);
+        let prepared = if packed {
             let side = PACKED_FOR_SIDE;
             shim::conv2d_pack(&weight, stride, padding, &[2, input, side, side])
         } else {
             shim::channels_last(&weight)
         };
         match prepared {
-            Ok(weight) => Self { packed: loader.device() == Device::Cpu, ..plain(weight, bias) },
+            Ok(weight) => Self { packed, ..plain(weight, bias) },
             Err(error) => {
                 loader.fail(error);
                 plain(weight, bias)
@@ -73,4 +77,21 @@ impl Conv2d {
     pub(crate) fn add_to(&self, stream: &Tensor, x: &Tensor) -> Result<Tensor, TchError> {
         super::add(stream, self.forward(x)?)
     }
+}
+
+/// True where weights are packed: on a CPU, in bf16 only if its oneDNN can, which needs AVX-512 or
+/// newer. Tried once.
+fn can_pack(loader: &Loader<'_>) -> bool {
+    static BF16_WORKS: OnceLock<bool> = OnceLock::new();
+    loader.device() == Device::Cpu
+        && loader.may_pack()
+        && match loader.precision() {
+            Precision::F32 => true,
+            Precision::F16 => false,
+            Precision::Bf16 => *BF16_WORKS.get_or_init(|| {
+                Tensor::f_ones([32, 32, 3, 3], (Kind::BFloat16, Device::Cpu))
+                    .and_then(|weight| shim::conv2d_pack(&weight, 1, 1, &[2, 32, 32, 32]))
+                    .is_ok()
+            }),
+        }
 }

@@ -191,7 +191,7 @@ impl Perceptron {
 fn can_pack(loader: &Loader<'_>) -> bool {
     static WORKS: OnceLock<bool> = OnceLock::new();
     (loader.device(), loader.precision()) == (Device::Cpu, Precision::Bf16)
-        && !loader.trains()
+        && loader.may_pack()
         && *WORKS.get_or_init(|| {
             let ones = |shape: &[i64]| Tensor::f_ones(shape, (Kind::BFloat16, Device::Cpu));
             let product = || {

@@ -80,10 +80,6 @@ impl DownBlock {
 pub(super) struct Layer<T>(Arc<T>);
 
 impl<T> Layer<T> {
-    #[expect(
-        clippy::arc_with_non_send_sync,
-        reason = "libtorch may run a checkpointed part on its own thread, which only reads it"
-    )]
     pub(super) fn new(part: T) -> Self {
         Self(Arc::new(part))
     }

@@ -43,10 +43,10 @@ impl MidBlock {
 
     pub(super) fn forward(
         &self,
-        x_BCHW: Tensor,
+        x_BCHW: &Tensor,
         conditions: &Conditions,
     ) -> Result<Tensor, TchError> {
-        let x_BCHW = checkpointed(&self.resnet_1, &x_BCHW, conditions)?;
+        let x_BCHW = checkpointed(&self.resnet_1, x_BCHW, conditions)?;
         let x_BCHW = checkpointed(&self.transformer, &x_BCHW, conditions)?;
         checkpointed(&self.resnet_2, &x_BCHW, conditions)
     }

@@ -27,7 +27,7 @@ use crate::device::{Precision, inference};
 use crate::error::{ModelError, NetworkError};
 use crate::layers::{Conv2d, GroupNorm};
 use crate::shim;
-use crate::weights::{Loader, Weights, write_safetensors};
+use crate::weights::{Loader, Purpose, Weights, write_safetensors};
 
 /// The usual names of the weights in a folder, the best first, for [`Weights::open_folder`].
 pub const WEIGHT_FILES: &[&str] = &[
@@ -62,6 +62,7 @@ pub struct UNet {
     parameters: Vec<(String, Tensor)>,
     device: Device,
     precision: Precision,
+    purpose: Purpose,
     checkpointing: bool,
 }
 
@@ -94,10 +95,55 @@ impl UNet {
         Self::build(config, Loader::for_training(weights, "UNet", device, precision))
     }
 
+    /// Loads the frozen companion of a network in training: it computes in `precision` what a network
+    /// of the same weights loaded by [`UNet::load_for_training`] computes, bit for bit, records no
+    /// gradients, and holds the weights in that precision: in bf16 half the memory. Casting a weight
+    /// once or at every use gives the same bits. [`UNet::load`] would be faster by a little, and differ
+    /// in the last bits.
+    ///
+    /// # Errors
+    /// As [`UNet::load`].
+    pub fn load_reference(
+        config: &UNetConfig,
+        weights: &Weights,
+        device: Device,
+        precision: Precision,
+    ) -> Result<Self, ModelError> {
+        Self::build(config, Loader::for_reference(weights, "UNet", device, precision))
+    }
+
+    /// Takes over the weights of a network in training, cast to the precision of this reference.
+    /// Nothing waits for the device.
+    ///
+    /// # Errors
+    /// Where this is no reference, or one of another network or another precision.
+    pub fn copy_weights_from(&mut self, trained: &Self) -> Result<(), NetworkError> {
+        let refused =
+            |reason: &str| Err(NetworkError::Input { network: "UNet", reason: reason.to_owned() });
+        if self.purpose != Purpose::Reference {
+            return refused("weights can be copied into a reference only (UNet::load_reference)");
+        }
+        if trained.parameters.is_empty() {
+            return refused("a network loaded for inference has no plain weights to copy");
+        }
+        let tensors = |network: &Self| -> Vec<(String, Vec<i64>)> {
+            network.parameters.iter().map(|(name, value)| (name.clone(), value.size())).collect()
+        };
+        if tensors(self) != tensors(trained) || self.precision != trained.precision {
+            return refused("expected a network of the reference's tensors and precision");
+        }
+        tch::no_grad(|| {
+            for ((_, own), (_, other)) in self.parameters.iter_mut().zip(&trained.parameters) {
+                own.f_copy_(other)?;
+            }
+            Ok(())
+        })
+    }
+
     fn build(config: &UNetConfig, loader: Loader<'_>) -> Result<Self, ModelError> {
         config.validate()?;
         let mut loader = loader.refusing_non_finite();
-        let (device, precision) = (loader.device(), loader.precision());
+        let (device, precision, purpose) = (loader.device(), loader.precision(), loader.purpose());
         precision.check(device)?;
         let channels = &config.block_out_channels;
         let (first, groups) = (config.first_channels(), config.norm_num_groups);
@@ -120,9 +166,10 @@ impl UNet {
             parameters: Vec::new(),
             device,
             precision,
+            purpose,
             checkpointing: false,
         };
-        network.parameters = loader.take_trained();
+        network.parameters = loader.take_parameters();
         loader.finish(|_| false)?;
         Ok(network)
     }
@@ -142,8 +189,8 @@ impl UNet {
         self.precision
     }
 
-    /// The tensors that are trained, by their names in the checkpoint: f32 leaves. Empty for a
-    /// network loaded for inference.
+    /// The tensors that are trained, by their names in the checkpoint: f32 leaves. Of a reference, its
+    /// weights in its precision. Empty for a network loaded for inference.
     pub fn parameters(&self) -> &[(String, Tensor)] {
         &self.parameters
     }
@@ -159,7 +206,8 @@ impl UNet {
     /// text serves all rows.
     ///
     /// A network loaded for inference runs in libtorch's inference mode: its result records no
-    /// gradients and must not be changed in place outside of that mode.
+    /// gradients and must not be changed in place outside of that mode. The result of a reference
+    /// records none and is an ordinary tensor.
     ///
     /// # Errors
     /// Where a shape does not fit, or libtorch has not enough memory.
@@ -171,10 +219,11 @@ impl UNet {
         added: Option<&AddedConditions>,
     ) -> Result<Tensor, NetworkError> {
         self.check(latents_BCHW, timesteps_B, text_BLD, added)?;
-        if self.parameters.is_empty() {
-            inference(|| self.compute(latents_BCHW, timesteps_B, text_BLD, added))
-        } else {
-            self.compute(latents_BCHW, timesteps_B, text_BLD, added)
+        let compute = || self.compute(latents_BCHW, timesteps_B, text_BLD, added);
+        match self.purpose {
+            Purpose::Inference => inference(compute),
+            Purpose::Training => compute(),
+            Purpose::Reference => tch::no_grad(compute),
         }
     }
 
@@ -208,7 +257,7 @@ impl UNet {
         for block in &self.down_blocks {
             x_BCHW = block.forward(x_BCHW, &conditions, &mut skips)?;
         }
-        x_BCHW = self.mid_block.forward(x_BCHW, &conditions)?;
+        x_BCHW = self.mid_block.forward(&x_BCHW, &conditions)?;
         for block in &self.up_blocks {
             x_BCHW = block.forward(x_BCHW, &conditions, &mut skips)?;
         }
@@ -250,7 +299,8 @@ impl UNet {
     }
 
     /// Writes `config.json` and `diffusion_pytorch_model.safetensors` into `folder`, which must
-    /// exist: f32, what diffusers' `from_pretrained` loads, key for key.
+    /// exist: what diffusers' `from_pretrained` loads, key for key; f32, of a reference in its
+    /// precision.
     ///
     /// # Errors
     /// Where a file cannot be written, or the network was loaded for inference, which keeps its

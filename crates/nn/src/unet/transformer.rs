@@ -71,7 +71,7 @@ impl Transformer {
         let mut x_BLC =
             self.proj_in.forward(&normed_BHWC.f_reshape([batch, height * width, channels])?)?;
         for block in &self.blocks {
-            x_BLC = block.forward(x_BLC, text_BLD)?;
+            x_BLC = block.forward(&x_BLC, text_BLD)?;
         }
         let update_BCHW = self
             .proj_out
@@ -123,10 +123,10 @@ impl Block {
         }
     }
 
-    fn forward(&self, x_BLC: Tensor, text_BLD: &Tensor) -> Result<Tensor, TchError> {
-        let normed_BLC = self.norm_1.forward(&x_BLC)?;
+    fn forward(&self, x_BLC: &Tensor, text_BLD: &Tensor) -> Result<Tensor, TchError> {
+        let normed_BLC = self.norm_1.forward(x_BLC)?;
         let context = if self.only_cross_attention { text_BLD } else { &normed_BLC };
-        let x_BLC = add(&x_BLC, self.attention_1.forward(&normed_BLC, context)?)?;
+        let x_BLC = add(x_BLC, self.attention_1.forward(&normed_BLC, context)?)?;
         let normed_BLC = self.norm_2.forward(&x_BLC)?;
         let x_BLC = add(&x_BLC, self.attention_2.forward(&normed_BLC, text_BLD)?)?;
         add(&x_BLC, self.perceptron.forward(&self.norm_3.forward(&x_BLC)?)?)

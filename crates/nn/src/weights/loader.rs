@@ -11,6 +11,17 @@ use crate::device::Precision;
 /// How many names of each sort an error lists.
 const LISTED: usize = 10;
 
+/// What a network is loaded for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Purpose {
+    /// Layers may keep weights in the layout of the kernels.
+    Inference,
+    /// Weights are f32 leaves that record gradients.
+    Training,
+    /// Weights are in the compute precision and are computed with as those being trained are.
+    Reference,
+}
+
 /// Hands out tensors by name and shape and keeps account of them. What does not fit is collected;
 /// [`Loader::finish`] reports all of it at once. Until then a tensor that is not there is replaced
 /// by zeros of the right shape that occupy no memory, so that a network can be put together before
@@ -22,8 +33,9 @@ pub struct Loader<'a> {
     precision: Precision,
     /// Whether a NaN or an infinity among the weights is an error.
     refuses_non_finite: bool,
-    /// Where tensors are to be trained: all handed out so far.
-    trained: Option<Vec<(String, Tensor)>>,
+    purpose: Purpose,
+    /// All tensors handed out so far, unless for inference.
+    parameters: Vec<(String, Tensor)>,
     asked: HashSet<String>,
     missing: Vec<String>,
     misshapen: Vec<String>,
@@ -44,7 +56,8 @@ impl<'a> Loader<'a> {
             device,
             precision,
             refuses_non_finite: false,
-            trained: None,
+            purpose: Purpose::Inference,
+            parameters: Vec::new(),
             asked: HashSet::new(),
             missing: Vec::new(),
             misshapen: Vec::new(),
@@ -53,14 +66,26 @@ impl<'a> Loader<'a> {
     }
 
     /// As [`Loader::new`], for a network to be trained: every tensor is an f32 copy that records
-    /// gradients, and [`Loader::take_trained`] lists them. The layers compute in `precision`.
+    /// gradients, and [`Loader::take_parameters`] lists them. The layers compute in `precision`.
     pub fn for_training(
         weights: &'a Weights,
         network: impl Into<String>,
         device: Device,
         precision: Precision,
     ) -> Self {
-        Self { trained: Some(Vec::new()), ..Self::new(weights, network, device, precision) }
+        Self { purpose: Purpose::Training, ..Self::new(weights, network, device, precision) }
+    }
+
+    /// As [`Loader::new`], for a network that computes what one being trained would, bit for bit,
+    /// and takes its weights over from time to time: every tensor is a copy in `precision`, laid
+    /// out as the trained one, and [`Loader::take_parameters`] lists them.
+    pub fn for_reference(
+        weights: &'a Weights,
+        network: impl Into<String>,
+        device: Device,
+        precision: Precision,
+    ) -> Self {
+        Self { purpose: Purpose::Reference, ..Self::new(weights, network, device, precision) }
     }
 
     /// A weight that is NaN or infinite is an error from now on. Reads every weight once.
@@ -72,14 +97,21 @@ impl<'a> Loader<'a> {
         Self { refuses_non_finite: true, ..self }
     }
 
-    /// True where the network is to be trained.
-    pub fn trains(&self) -> bool {
-        self.trained.is_some()
+    /// What the network is loaded for.
+    pub(crate) fn purpose(&self) -> Purpose {
+        self.purpose
     }
 
-    /// The tensors to be trained, by the names of the checkpoint, in the order they were asked for.
-    pub fn take_trained(&mut self) -> Vec<(String, Tensor)> {
-        self.trained.as_mut().map(std::mem::take).unwrap_or_default()
+    /// True where layers may keep weights in the layout of the kernels, rather than as plain tensors
+    /// that are written to later.
+    pub(crate) fn may_pack(&self) -> bool {
+        self.purpose == Purpose::Inference
+    }
+
+    /// The tensors of a network to be trained, or of its reference, by the names of the checkpoint, in
+    /// the order they were asked for.
+    pub fn take_parameters(&mut self) -> Vec<(String, Tensor)> {
+        std::mem::take(&mut self.parameters)
     }
 
     /// The checkpoint it reads from.
@@ -100,17 +132,18 @@ impl<'a> Loader<'a> {
     /// A tensor in the network's precision and on its device, contiguous. Where the file already
     /// has it so, it is the file's own memory.
     pub fn tensor(&mut self, name: &str, shape: &[i64]) -> Tensor {
-        if self.trained.is_none() {
-            return self.tensor_in(name, shape, self.precision.kind());
-        }
-        let stored = self.tensor_in(name, shape, Kind::Float);
+        let kind = match self.purpose {
+            Purpose::Inference => return self.tensor_in(name, shape, self.precision.kind()),
+            Purpose::Training => Kind::Float,
+            Purpose::Reference => self.precision.kind(),
+        };
+        let stored = self.tensor_in(name, shape, kind);
         // A copy of its own, since the file's pages are not to be written to.
         let copy = stored.f_empty_like().and_then(|mut copy| copy.f_copy_(&stored).map(|()| copy));
-        let leaf = self.or_stand_in(copy, shape, Kind::Float).set_requires_grad(true);
-        if let Some(trained) = &mut self.trained {
-            trained.push((name.to_owned(), leaf.shallow_clone()));
-        }
-        leaf
+        let copy = self.or_stand_in(copy, shape, kind);
+        let copy = copy.set_requires_grad(self.purpose == Purpose::Training);
+        self.parameters.push((name.to_owned(), copy.shallow_clone()));
+        copy
     }
 
     /// As [`Loader::tensor`], in another number format.

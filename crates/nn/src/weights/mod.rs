@@ -26,6 +26,7 @@ use tch::{Kind, Tensor};
 
 pub use error::WeightsError;
 pub use loader::Loader;
+pub(crate) use loader::Purpose;
 use mapped::MappedFile;
 pub use safetensors::write as write_safetensors;
 
