@@ -1,11 +1,12 @@
-//! The one table of columns. The Arrow schemas, the checks of the readers, the reference page and
+//! The one table of columns. The Arrow schemas, the checks of the readers, the reference pages and
 //! the DuckDB views are made from it, so they cannot disagree.
 
 use std::borrow::Cow;
+use std::sync::Arc;
 
-use arrow::datatypes::DataType;
+use arrow::datatypes::{DataType, Field};
 
-/// The type of a column of `labels.parquet`.
+/// The type of a column of `labels.parquet` or of cached latents.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ColumnType {
     /// UTF-8 text.
@@ -14,12 +15,18 @@ pub enum ColumnType {
     Category,
     /// 64-bit signed integer.
     Int64,
+    /// 32-bit signed integer.
+    Int32,
     /// 8-bit signed integer.
     Int8,
     /// Single precision number, never NaN or infinite.
     Float32,
     /// Double precision number, never NaN or infinite.
     Float64,
+    /// A list of half precision numbers, never NaN or infinite.
+    Float16List,
+    /// A list of single precision numbers, never NaN or infinite.
+    Float32List,
 }
 
 impl ColumnType {
@@ -31,9 +38,12 @@ impl ColumnType {
                 DataType::Dictionary(Box::new(DataType::Int32), Box::new(DataType::Utf8))
             }
             Self::Int64 => DataType::Int64,
+            Self::Int32 => DataType::Int32,
             Self::Int8 => DataType::Int8,
             Self::Float32 => DataType::Float32,
             Self::Float64 => DataType::Float64,
+            Self::Float16List => list_of(DataType::Float16),
+            Self::Float32List => list_of(DataType::Float32),
         }
     }
 
@@ -60,14 +70,22 @@ impl ColumnType {
             Self::Text => "string",
             Self::Category => "string (dictionary)",
             Self::Int64 => "int64",
+            Self::Int32 => "int32",
             Self::Int8 => "int8",
             Self::Float32 => "float32",
             Self::Float64 => "float64",
+            Self::Float16List => "list of float16",
+            Self::Float32List => "list of float32",
         }
     }
 }
 
-/// One column of `labels.parquet`.
+/// A list whose elements are never null, named as the Parquet format asks for.
+fn list_of(element: DataType) -> DataType {
+    DataType::List(Arc::new(Field::new("element", element, false)))
+}
+
+/// One column of `labels.parquet` or of cached latents.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Column {
     /// The name in the file.
@@ -157,6 +175,120 @@ pub fn labels_columns<S: AsRef<str>>(scorers: &[S]) -> Vec<Column> {
         Column::new("error", Text, true, "detail of the failure, for people; null when `ok`"),
     ]);
     columns
+}
+
+/// The number type that cached latents and text features are stored in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StoredFloat {
+    /// IEEE half precision: 11 significant bits, more than bf16 has.
+    Float16,
+    /// Single precision.
+    Float32,
+}
+
+impl StoredFloat {
+    /// The name in manifests: `float16` or `float32`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Float16 => "float16",
+            Self::Float32 => "float32",
+        }
+    }
+
+    /// The bytes of one number.
+    pub fn bytes(self) -> usize {
+        match self {
+            Self::Float16 => 2,
+            Self::Float32 => 4,
+        }
+    }
+
+    /// A list of such numbers.
+    pub fn list(self) -> ColumnType {
+        match self {
+            Self::Float16 => ColumnType::Float16List,
+            Self::Float32 => ColumnType::Float32List,
+        }
+    }
+}
+
+/// The columns of a part of cached latents, in file order; with `flipped` also those of the mirrored
+/// images.
+pub fn latents_columns(stored: StoredFloat, flipped: bool) -> Vec<Column> {
+    use ColumnType::{Category, Int32, Int64, Text};
+    let mut columns = vec![
+        Column::new("pair_id", Text, false, "name of the pair, as in the labels"),
+        Column::new("source_file", Category, false, "input file the pair comes from"),
+        Column::new("source_row", Int64, false, "row of the pair in that file, from 0"),
+        Column::new("caption", Text, true, "prompt of both images, as in the input"),
+        Column::new(
+            "caption_index",
+            Int64,
+            true,
+            "number of the caption in `captions-*.parquet`; null when `caption` is",
+        ),
+        Column::new("image_0_uid", Text, true, "name of image 0, as in the input"),
+        Column::new("image_1_uid", Text, true, "name of image 1, as in the input"),
+    ];
+    for image in [0, 1] {
+        for (name, meaning) in [
+            ("height", "height of image {} before it was resized, in pixels"),
+            ("width", "width of image {} before it was resized, in pixels"),
+            ("crop_top", "first row of the resized image {} that was encoded"),
+            ("crop_left", "first column of the resized image {} that was encoded"),
+        ] {
+            let meaning = meaning.replace("{}", &image.to_string());
+            columns.push(Column::new(format!("image_{image}_{name}"), Int32, true, meaning));
+        }
+        for variant in if flipped { &["", "flipped_"][..] } else { &[""] } {
+            let mirrored = if variant.is_empty() { "" } else { ", mirrored left to right" };
+            for (name, meaning) in [
+                ("mean", "mean of the latents"),
+                ("standard_deviation", "standard deviation of the latents"),
+            ] {
+                columns.push(Column::new(
+                    format!("image_{image}_{variant}{name}"),
+                    stored.list(),
+                    true,
+                    format!(
+                        "{meaning} of image {image}{mirrored}: channel, row, column; not scaled"
+                    ),
+                ));
+            }
+        }
+    }
+    columns.extend([
+        Column::new("status", Text, false, "`ok`, or why the row has no latents: a `status` of the labels"),
+        Column::new("error", Text, true, "detail of the failure, for people; null when `ok`"),
+    ]);
+    columns
+}
+
+/// The columns of a part of cached captions, in file order.
+pub fn captions_columns(stored: StoredFloat) -> Vec<Column> {
+    vec![
+        Column::new(
+            "caption_index",
+            ColumnType::Int64,
+            false,
+            "number of the caption in the cache, from 0: the empty caption, then all in order of \
+             first appearance",
+        ),
+        Column::new("caption", ColumnType::Text, false, "the caption"),
+        Column::new(
+            "hidden_states",
+            stored.list(),
+            false,
+            "what the UNet attends to: token, feature; of SDXL the features of both text encoders \
+             side by side",
+        ),
+        Column::new(
+            "pooled",
+            stored.list(),
+            true,
+            "the projected features of SDXL's second text encoder; null elsewhere",
+        ),
+    ]
 }
 
 /// What a column of the pairs may be stored as.

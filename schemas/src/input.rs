@@ -5,6 +5,7 @@
 //! page; the format gives the size of a page in 31 bits, so one page of each column that is read, at
 //! most [`MAX_PAGE_BYTES`], is the bound on what a hostile file can make a reader hold.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
 use std::ops::Range;
@@ -13,7 +14,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use parquet::errors::ParquetError;
-use parquet::file::metadata::{ColumnChunkMetaData, ParquetMetaData, ParquetMetaDataReader};
+use parquet::file::metadata::{
+    ColumnChunkMask, ColumnChunkMetaData, PageIndexPolicy, ParquetMetaData, ParquetMetaDataReader,
+};
 
 /// The largest footer that is parsed. A Pick-a-Pic shard has about 100 kB; parsing takes up to some
 /// ten times this in memory.
@@ -143,6 +146,35 @@ impl ParquetInput {
             )));
         }
         Ok(file)
+    }
+
+    /// The footer together with the places of all pages of the leaf columns `leaves`, read anew from
+    /// `file`: a reader that is given it touches the pages of the rows it wants alone.
+    pub(crate) fn with_page_places(
+        &self,
+        file: &File,
+        leaves: &[usize],
+    ) -> Result<Arc<ParquetMetaData>, InputError> {
+        self.contained(|| {
+            let mut reader =
+                ParquetMetaDataReader::new_with_metadata(self.metadata.as_ref().clone())
+                    .with_column_index_policy(PageIndexPolicy::Skip)
+                    .with_offset_index_policy(PageIndexPolicy::Optional)
+                    .with_offset_index_mask(ColumnChunkMask::columns(leaves.iter().copied()));
+            reader.read_page_indexes(file)?;
+            reader.finish().map(Arc::new)
+        })
+    }
+
+    /// The file's key-value metadata without Arrow's own entry.
+    pub(crate) fn key_values(&self) -> BTreeMap<String, String> {
+        let pairs = self.metadata.file_metadata().key_value_metadata();
+        pairs
+            .into_iter()
+            .flatten()
+            .filter(|pair| pair.key != parquet::arrow::ARROW_SCHEMA_META_KEY)
+            .map(|pair| (pair.key.clone(), pair.value.clone().unwrap_or_default()))
+            .collect()
     }
 
     pub(crate) fn damaged(&self, detail: impl Into<String>) -> InputError {

@@ -1,8 +1,8 @@
 //! The contract of the files that pass between the stages: their columns, their readers and their
-//! writers. One module per file: [`pairs`] (what goes into `relabel`) and [`labels`] (what comes out
-//! of it). [`columns`] is the one table from which the Arrow schemas, the reference page
-//! `docs/labels-schema.md` and the DuckDB views `schemas/duckdb/labels.sql` all follow
-//! ([`reference`](mod@reference)).
+//! writers. One module per file: [`pairs`] (what goes into `relabel`), [`labels`] (what comes out of
+//! it) and [`latents`] (what `train cache` makes of pairs). [`columns`] is the one table from which the
+//! Arrow schemas, the reference pages `docs/labels-schema.md` and `docs/latents-schema.md` and the
+//! DuckDB views `schemas/duckdb/*.sql` all follow ([`reference`](mod@reference)).
 //!
 //! Whoever reads or writes one of these files goes through this crate, so that a file has one meaning
 //! in the whole workspace. The crate knows Arrow and Parquet; it knows nothing of images, networks or
@@ -14,6 +14,7 @@
 pub mod columns;
 pub mod input;
 pub mod labels;
+pub mod latents;
 pub mod pairs;
 pub mod reference;
 pub mod sink;

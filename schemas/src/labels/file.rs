@@ -56,7 +56,7 @@ impl LabelsFile {
         }
         let schema =
             LabelsSchema::new(&scorers).map_err(|error| columns(vec![error.to_string()]))?;
-        let key_values = key_values(&parquet);
+        let key_values = parquet.key_values();
         if let Some(found) = key_values.get(KEY_SCHEMA_VERSION)
             && *found != SCHEMA_VERSION.to_string()
         {
@@ -228,12 +228,3 @@ fn find_columns(
     if problems.is_empty() { Ok((places, Schema::new(fields))) } else { Err(problems) }
 }
 
-fn key_values(parquet: &ParquetInput) -> BTreeMap<String, String> {
-    let pairs = parquet.metadata().file_metadata().key_value_metadata();
-    pairs
-        .into_iter()
-        .flatten()
-        .filter(|pair| pair.key != parquet::arrow::ARROW_SCHEMA_META_KEY)
-        .map(|pair| (pair.key.clone(), pair.value.clone().unwrap_or_default()))
-        .collect()
-}

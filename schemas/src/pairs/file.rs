@@ -26,6 +26,8 @@ pub struct RowGroup {
     pub num_rows: i64,
     /// The size of all its columns on the disk, in bytes, as the footer says.
     pub compressed_bytes: i64,
+    /// The size of the columns that are read of it, decompressed, in bytes, as the footer says.
+    pub uncompressed_bytes: i64,
 }
 
 /// A pairs file whose columns were checked. It holds the footer, not the rows, and no open file.
@@ -106,7 +108,12 @@ impl PairFile {
                     .columns()
                     .iter()
                     .fold(0_i64, |sum, chunk| sum.saturating_add(chunk.compressed_size().max(0)));
-                let here = RowGroup { first_row, num_rows: group.num_rows(), compressed_bytes };
+                let leaves = self.layout.text_leaves.iter().chain(&self.layout.image_leaves);
+                let uncompressed_bytes = leaves
+                    .filter_map(|&leaf| group.columns().get(leaf))
+                    .fold(0_i64, |sum, chunk| sum.saturating_add(chunk.uncompressed_size().max(0)));
+                let num_rows = group.num_rows();
+                let here = RowGroup { first_row, num_rows, compressed_bytes, uncompressed_bytes };
                 first_row += group.num_rows();
                 here
             })

@@ -1,0 +1,121 @@
+//! Cached latents, the output of `train cache`: what the autoencoder and the text encoders make of
+//! pairs, so that training needs neither.
+//!
+//! A cache is a folder with two files for each input file: `latents-*.parquet` ([`LatentsFile`],
+//! [`LatentsWriter`]) has a row for each of its pairs, in the same order, and `captions-*.parquet`
+//! ([`CaptionsFile`], [`CaptionsWriter`]) one for each caption that stands in no file before it. No
+//! label is in them, so a cache serves every labelling of its pairs.
+//!
+//! Both are read at random, a row at a time: a data page holds at least one row and not much more
+//! than [`PAGE_BYTES`], and the page index says where it is.
+
+mod file;
+mod layout;
+mod row;
+mod table;
+mod writer;
+
+use std::path::{Path, PathBuf};
+
+use arrow::error::ArrowError;
+use parquet::errors::ParquetError;
+use runkit::files::FileError;
+
+use crate::input::InputError;
+use crate::sink::write_error;
+
+pub use crate::columns::StoredFloat;
+pub use file::{CaptionsFile, LatentRows, LatentsFile};
+pub use layout::{CaptionsLayout, LatentsLayout};
+pub use row::{CaptionRow, Geometry, ImageMoments, LatentRow, Moments};
+pub use table::PAGE_BYTES;
+pub use writer::{CaptionsWriter, LatentsWriter};
+
+/// The version of the columns and their meaning. It grows when a reader of the old version would
+/// misread a file; a new column is no reason.
+pub const SCHEMA_VERSION: u32 = 1;
+/// The metadata key of [`SCHEMA_VERSION`]; the writers set it.
+pub const KEY_SCHEMA_VERSION: &str = "latents.schema_version";
+/// The metadata key of the fingerprint of everything the cache was computed from.
+pub const KEY_FINGERPRINT: &str = "latents.fingerprint";
+/// The metadata key of the manifest, as JSON.
+pub const KEY_MANIFEST: &str = "latents.manifest";
+/// The metadata key of what is particular to one part, as JSON.
+pub const KEY_PART: &str = "latents.part";
+/// The metadata key of the shape of what a list holds; the writers set it.
+pub const KEY_SHAPE: &str = "latents.shape";
+
+/// `latents-00003-of-00012.parquet`: the latents of input file 3 of 12.
+pub fn latents_name(index: usize, count: usize) -> String {
+    format!("latents-{index:05}-of-{count:05}.parquet")
+}
+
+/// `captions-00003-of-00012.parquet`: the captions that first stand in input file 3 of 12.
+pub fn captions_name(index: usize, count: usize) -> String {
+    format!("captions-{index:05}-of-{count:05}.parquet")
+}
+
+/// Why cached latents could not be read or written.
+#[derive(Debug, thiserror::Error)]
+pub enum LatentsError {
+    /// The file is not readable Parquet.
+    #[error(transparent)]
+    Input(#[from] InputError),
+    /// The file is Parquet but not this part of a cache; all reasons are listed.
+    #[error(
+        "{}: not {what}:\n  {}\nhint: name the folder that `train cache` wrote",
+        path.display(),
+        problems.join("\n  ")
+    )]
+    Columns {
+        /// The file.
+        path: PathBuf,
+        /// What was expected.
+        what: &'static str,
+        /// One sentence for each column.
+        problems: Vec<String>,
+    },
+    /// The file was written by another version of the schema.
+    #[error("{}: expected schema version {SCHEMA_VERSION}, found {found:?}; hint: read it with the version that wrote it, or make it again", path.display())]
+    Version {
+        /// The file.
+        path: PathBuf,
+        /// What its metadata says.
+        found: String,
+    },
+    /// A row that must not be in the file, or is asked of it and is not there.
+    #[error("{}: row {row}: {problem}", path.display())]
+    Row {
+        /// The file.
+        path: PathBuf,
+        /// The row, counted from 0.
+        row: i64,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// Columns that do not fit together.
+    #[error("latents: columns do not fit: {0}")]
+    Batch(#[from] ArrowError),
+    /// The bytes could not be written.
+    #[error("cannot write {}: {cause}", path.display())]
+    Write {
+        /// The file.
+        path: PathBuf,
+        /// What the Parquet library or the system said.
+        #[source]
+        cause: ParquetError,
+    },
+    /// The file could not be created or made durable.
+    #[error(transparent)]
+    File(#[from] FileError),
+}
+
+impl LatentsError {
+    /// An error of the Parquet writer; that of the disk behind it, if there is one.
+    fn write(path: &Path, cause: ParquetError) -> Self {
+        match write_error(path, cause) {
+            Ok(error) => Self::File(error),
+            Err(cause) => Self::Write { path: path.to_owned(), cause },
+        }
+    }
+}

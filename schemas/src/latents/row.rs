@@ -1,0 +1,67 @@
+//! One row of each of the two files.
+
+use crate::labels::Status;
+
+/// Where the pixels that were encoded come from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Geometry {
+    /// Height and width of the decoded image, in pixels.
+    pub size: (u32, u32),
+    /// First row and first column of the resized image.
+    pub crop: (u32, u32),
+}
+
+/// A distribution of latents: independent normal numbers, in the order channel, row, column.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Moments {
+    /// Means, not scaled.
+    pub mean: Vec<f32>,
+    /// Standard deviations, not scaled.
+    pub standard_deviation: Vec<f32>,
+}
+
+/// The latents of one image.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ImageMoments {
+    /// Of the image as it is.
+    pub plain: Moments,
+    /// Of the image mirrored left to right, where the cache holds that.
+    pub flipped: Option<Moments>,
+}
+
+/// One row of `latents-*.parquet` but for the latents themselves;
+/// [`crate::columns::latents_columns`] says what each value means.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LatentRow {
+    /// Stable name of the pair.
+    pub pair_id: String,
+    /// The input file.
+    pub source_file: String,
+    /// The row in that file, from 0.
+    pub source_row: i64,
+    /// The prompt.
+    pub caption: Option<String>,
+    /// The number of the prompt in the cache.
+    pub caption_index: Option<i64>,
+    /// The names of the two images.
+    pub image_uid: [Option<String>; 2],
+    /// Where the pixels come from; there where the latents are.
+    pub geometry: [Option<Geometry>; 2],
+    /// Whether there are latents.
+    pub status: Status,
+    /// Detail of a failure.
+    pub error: Option<String>,
+}
+
+/// One row of `captions-*.parquet`; [`crate::columns::captions_columns`] says what each value means.
+#[derive(Clone, Debug, PartialEq)]
+pub struct CaptionRow {
+    /// The number of the caption in the cache.
+    pub caption_index: i64,
+    /// The caption.
+    pub caption: String,
+    /// Features of every token, in the order token, feature.
+    pub hidden_states: Vec<f32>,
+    /// Features of the whole, for SDXL.
+    pub pooled: Option<Vec<f32>>,
+}
