@@ -105,7 +105,7 @@ pub fn free_space(path: impl AsRef<Path>) -> Result<u64, FileError> {
         .map_err(|cause| FileError::new(path, Operation::FreeSpace, cause))
 }
 
-fn sync_folder(folder: &Path) -> io::Result<()> {
+pub(crate) fn sync_folder(folder: &Path) -> io::Result<()> {
     match std::fs::File::open(folder)?.sync_all() {
         // Some network file systems cannot sync a folder; they have no order to protect either.
         Err(error) if error.raw_os_error() == Some(libc::EINVAL) => Ok(()),

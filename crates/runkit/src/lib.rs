@@ -7,6 +7,7 @@
 //! * one output has one writer, and who is refused learns who holds it ([`lock`]);
 //! * a stop request is seen between two pieces of work, a second one ends the process ([`signals`]);
 //! * the log and the progress bar do not tear each other ([`logging`], [`progress`]);
+//! * the figures of a resumed run are those of an uninterrupted one ([`metrics`]);
 //! * what differs between two runs is named field by field ([`manifest`]).
 
 pub mod config;
@@ -16,6 +17,7 @@ pub mod files;
 pub mod lock;
 pub mod logging;
 pub mod manifest;
+pub mod metrics;
 pub mod progress;
 pub mod shard;
 pub mod signals;
