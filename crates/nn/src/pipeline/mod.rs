@@ -103,13 +103,41 @@ impl Pipeline {
         precision: Precision,
     ) -> Result<Self, ModelError> {
         let unet_config = UNetConfig::read(&files.unet.config)?;
+        Self::load_around(files, &unet_config, device, precision, |weights| {
+            UNet::load(&unet_config, weights, device, precision)
+        })
+    }
+
+    /// Loads all networks, the UNet for training: its weights are f32 and record gradients, and
+    /// [`Pipeline::sample`] draws with the weights as they stand.
+    ///
+    /// # Errors
+    /// As [`Pipeline::load`].
+    pub fn load_for_training(
+        files: &PipelineFiles,
+        device: Device,
+        precision: Precision,
+    ) -> Result<Self, ModelError> {
+        let unet_config = UNetConfig::read(&files.unet.config)?;
+        Self::load_around(files, &unet_config, device, precision, |weights| {
+            UNet::load_for_training(&unet_config, weights, device, precision)
+        })
+    }
+
+    fn load_around(
+        files: &PipelineFiles,
+        unet_config: &UNetConfig,
+        device: Device,
+        precision: Precision,
+        load_unet: impl FnOnce(&Weights) -> Result<UNet, ModelError>,
+    ) -> Result<Self, ModelError> {
         let vae_config = VaeConfig::read(&files.vae.config)?;
         let text_configs = files
             .text_encoders
             .iter()
             .map(|text| TextEncoderConfig::read(&text.config))
             .collect::<Result<Vec<_>, _>>()?;
-        check_fit(files, &unet_config, &vae_config, &text_configs)?;
+        check_fit(files, unet_config, &vae_config, &text_configs)?;
         let mut schedule = ScheduleConfig::read(&files.scheduler_config)?;
         if files.family == Family::StableDiffusion {
             schedule = as_stable_diffusion(schedule);
@@ -117,7 +145,7 @@ impl Pipeline {
         let weights = |network: &NetworkFiles| Weights::open(&network.weights);
         Ok(Self {
             family: files.family,
-            unet: UNet::load(&unet_config, &weights(&files.unet)?, device, precision)?,
+            unet: load_unet(&weights(&files.unet)?)?,
             vae: Vae::load(&vae_config, &weights(&files.vae)?, device, precision)?,
             text_encoders: files
                 .text_encoders
@@ -129,6 +157,11 @@ impl Pipeline {
             force_zeros_for_empty_prompt: files.force_zeros_for_empty_prompt,
             device,
         })
+    }
+
+    /// The device it is on.
+    pub fn device(&self) -> Device {
+        self.device
     }
 
     /// Encodes texts: for each text encoder the tokens of its tokenizer, `[B, 77]` i64 with their

@@ -7,6 +7,7 @@
 
 mod attention;
 mod config;
+mod cost;
 mod down;
 mod embedding;
 mod mid;
@@ -18,6 +19,7 @@ use std::path::Path;
 use tch::{Device, Kind, Tensor};
 
 pub use config::UNetConfig;
+pub use cost::UNetCost;
 use down::DownBlock;
 use embedding::{AddedEmbedding, TimeEmbedding};
 use mid::MidBlock;

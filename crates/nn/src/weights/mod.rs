@@ -28,7 +28,9 @@ pub use error::WeightsError;
 pub use loader::Loader;
 pub(crate) use loader::Purpose;
 use mapped::MappedFile;
-pub use safetensors::write as write_safetensors;
+pub use safetensors::{
+    write as write_safetensors, write_with_metadata as write_safetensors_with_metadata,
+};
 
 /// Where one tensor lies.
 #[derive(Debug, Clone)]

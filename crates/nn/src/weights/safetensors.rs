@@ -74,10 +74,24 @@ fn kind_of(dtype: Dtype) -> Option<Kind> {
 /// # Errors
 /// Where the file cannot be written, or a tensor cannot be brought to the CPU.
 pub fn write(path: &Path, tensors: &[(String, Tensor)]) -> Result<(), FileError> {
+    write_with_metadata(path, tensors, &[])
+}
+
+/// As [`write`], with more texts by key in the header's metadata, in the order given.
+///
+/// # Errors
+/// As [`write`].
+pub fn write_with_metadata(
+    path: &Path,
+    tensors: &[(String, Tensor)],
+    metadata: &[(&str, String)],
+) -> Result<(), FileError> {
     let fail = |cause: io::Error| FileError::new(path, Operation::Write, cause);
     let torch = |error: TchError| fail(io::Error::other(error.to_string()));
     let mut header = Map::new();
-    header.insert("__metadata__".to_owned(), json!({"format": "pt"}));
+    let mut texts = Map::from_iter([("format".to_owned(), json!("pt"))]);
+    texts.extend(metadata.iter().map(|(key, text)| ((*key).to_owned(), json!(text))));
+    header.insert("__metadata__".to_owned(), Value::Object(texts));
     let mut end = 0;
     for (name, tensor) in tensors {
         let (dtype, size) = dtype_of(tensor.kind()).ok_or_else(|| {
