@@ -2,8 +2,23 @@
 
 use std::process::ExitCode;
 
+use clap::Parser as _;
 use runkit::exit::ExitStatus;
+use train::cli::Cli;
 
 fn main() -> ExitCode {
-    ExitStatus::Done.into()
+    let cli = Cli::parse();
+    let verbosity =
+        i8::try_from(cli.verbose).unwrap_or(i8::MAX) - i8::try_from(cli.quiet).unwrap_or(i8::MAX);
+    let status = match runkit::logging::init(verbosity, cli.log_format) {
+        Ok(()) => train::commands::run(cli.command),
+        Err(error) => Err(error.into()),
+    };
+    match status {
+        Ok(status) => status.into(),
+        Err(error) => {
+            train::commands::report(&error);
+            ExitStatus::Failed.into()
+        }
+    }
 }

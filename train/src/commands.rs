@@ -1,0 +1,126 @@
+//! What each command does with what was typed.
+
+use std::fmt::Write as _;
+use std::io::Write as _;
+
+use anyhow::{Context as _, Result};
+use indicatif::{HumanBytes, HumanCount};
+use nn::device::Precision;
+use runkit::exit::ExitStatus;
+
+use crate::cache;
+use crate::cli::{CacheArguments, Command, RunArguments, RunSettings};
+use crate::config::{self, Config};
+use crate::plan::Plan;
+use crate::run::{self, End, Prepared};
+
+/// Runs one command.
+///
+/// # Errors
+/// Whatever stopped it, in one sentence.
+pub fn run(command: Command) -> Result<ExitStatus> {
+    match command {
+        Command::Run(arguments) => train(&arguments),
+        Command::Plan(arguments) => plan(&arguments),
+        Command::Cache(arguments) => write_cache(&arguments),
+    }
+}
+
+/// Prints an error with its causes on stderr, control characters made visible.
+pub fn report(error: &anyhow::Error) {
+    let mut text = String::new();
+    for (index, cause) in error.chain().enumerate() {
+        let cause = cause.to_string();
+        // A cause that its parent already quotes says nothing new.
+        if !text.contains(&cause) {
+            let _ = write!(text, "{}{cause}", if index == 0 { "error: " } else { "\n  because: " });
+        }
+    }
+    for line in text.lines() {
+        let _ = writeln!(std::io::stderr(), "{}", runkit::logging::escape_for_terminal(line));
+    }
+}
+
+fn train(arguments: &RunArguments) -> Result<ExitStatus> {
+    let Some(settings) = settings(arguments)? else { return Ok(ExitStatus::Done) };
+    let config = Config::new(&settings, arguments.fresh)?;
+    let stop = runkit::signals::install().context("installing signal handlers")?;
+    match run::run(&config, &stop)? {
+        End::Stopped(signal) => {
+            tracing::warn!("stopped; the steps done are kept, the same command goes on from there");
+            Ok(signal.into())
+        }
+        End::Done { pipeline, probe } => {
+            let mut text = String::new();
+            if let Some(probe) = probe {
+                let _ = writeln!(
+                    text,
+                    "on the probe: loss {:.4} (ln 2 is 0.6931), implicit accuracy {:.3}",
+                    probe.loss, probe.accuracy
+                );
+            }
+            let _ = writeln!(text, "pipeline: {}", pipeline.display());
+            say(&text)?;
+            Ok(ExitStatus::Done)
+        }
+    }
+}
+
+fn plan(arguments: &RunArguments) -> Result<ExitStatus> {
+    let Some(settings) = settings(arguments)? else { return Ok(ExitStatus::Done) };
+    let config = Config::new(&settings, arguments.fresh)?;
+    runkit::signals::quiet_broken_pipe().context("setting up signals")?;
+    let prepared = Prepared::new(&config)?;
+    say(&Plan::new(&config, &prepared)?.text)?;
+    Ok(ExitStatus::Done)
+}
+
+fn write_cache(arguments: &CacheArguments) -> Result<ExitStatus> {
+    let device = nn::device::parse(&arguments.device)?;
+    let precision: Precision = arguments.dtype.parse()?;
+    precision.check(device)?;
+    let config = cache::Config {
+        model: arguments.model.clone(),
+        pairs: arguments.pairs.clone(),
+        out: arguments.out.clone(),
+        resolution: arguments.resolution,
+        hflip: arguments.hflip,
+        device,
+        precision,
+        batch_size: arguments.batch_size,
+        fresh: arguments.fresh,
+    };
+    let stop = runkit::signals::install().context("installing signal handlers")?;
+    match cache::write(&config, &stop)? {
+        cache::End::Stopped(signal) => {
+            tracing::warn!("stopped; finished parts are kept, the same command goes on from there");
+            Ok(signal.into())
+        }
+        cache::End::Done(summary) => {
+            say(&format!(
+                "{} pairs, {} of them failed, {} captions, {}\ncache: {}\n",
+                HumanCount(summary.rows),
+                HumanCount(summary.failed),
+                HumanCount(summary.captions),
+                HumanBytes(summary.bytes),
+                config.out.display()
+            ))?;
+            Ok(ExitStatus::Done)
+        }
+    }
+}
+
+/// The settings from flags, environment, file and recipes; `None` when they were only to be printed.
+fn settings(arguments: &RunArguments) -> Result<Option<RunSettings>> {
+    let settings = config::settings(arguments)?;
+    if arguments.print_config {
+        say(&runkit::config::to_toml_string(&settings)?)?;
+        return Ok(None);
+    }
+    Ok(Some(settings))
+}
+
+/// Writes a result to stdout.
+fn say(text: &str) -> Result<()> {
+    std::io::stdout().write_all(text.as_bytes()).context("writing to stdout")
+}

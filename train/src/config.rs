@@ -1,0 +1,426 @@
+//! Settings as typed, over recipes and defaults, to a run that makes sense.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result, ensure};
+use nn::device::{self, DeviceChoice, Precision};
+use tch::Device;
+
+use crate::cli::{OptimizerKind, RunArguments, RunSettings};
+use crate::learning_rate::{LearningRate, Schedule};
+use crate::preference::{Preference, Ties};
+use crate::recipe;
+
+/// Pairs computed at once where nothing else is said: more is hardly faster at the published sizes.
+const LARGEST_DEFAULT_MICRO_BATCH: u64 = 4;
+/// Threads that decode ahead of a GPU: one decodes and resizes some 80 pairs a second.
+const DATA_THREADS_CUDA: usize = 8;
+/// More beside libtorch's own threads would slow both down.
+const DATA_THREADS_CPU: usize = 1;
+
+/// A validated run.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// The pipeline to train.
+    pub model: PathBuf,
+    /// Pairs, or what was made of them.
+    pub source: Source,
+    /// What is thought of them.
+    pub labels: PathBuf,
+    /// The folder to write.
+    pub out: PathBuf,
+    /// What decides which image is better.
+    pub preference: Preference,
+    /// What becomes of ties.
+    pub ties: Ties,
+    /// Whether pairs that people found equal are left out.
+    pub drop_human_ties: bool,
+    /// Steps between refreshes of the reference; 0 for none.
+    pub reference_every: u64,
+    /// β, with the factor of one half.
+    pub beta: f64,
+    /// Optimizer steps.
+    pub steps: u64,
+    /// Pairs of an optimizer step.
+    pub batch_size: u64,
+    /// Pairs computed at once.
+    pub micro_batch: u64,
+    /// The rate of every step, `scale_lr` applied.
+    pub learning_rate: LearningRate,
+    /// The optimizer.
+    pub optimizer: OptimizerKind,
+    /// AdamW's decays.
+    pub adam_betas: [f64; 2],
+    /// AdamW's epsilon.
+    pub adam_epsilon: f64,
+    /// Decay of the weights.
+    pub weight_decay: f64,
+    /// The largest norm of gradients; none for any.
+    pub max_grad_norm: Option<f64>,
+    /// Share of captions that are dropped.
+    pub caption_dropout: f64,
+    /// Height and width of images; none for the model's own.
+    pub resolution: Option<i64>,
+    /// Whether images are mirrored at random.
+    pub hflip: bool,
+    /// Whether images are cropped at random.
+    pub random_crop: bool,
+    /// Whether activations are computed again.
+    pub grad_checkpointing: bool,
+    /// Seed of everything random.
+    pub seed: u64,
+    /// Steps between checkpoints.
+    pub checkpoint_every: u64,
+    /// Checkpoints kept.
+    pub keep: usize,
+    /// Steps that are recorded.
+    pub record_steps: u64,
+    /// Pairs of the probe.
+    pub probe_pairs: u64,
+    /// Steps between probes; 0 for none.
+    pub probe_every: u64,
+    /// What sample images are drawn.
+    pub samples: Samples,
+    /// Device.
+    pub device: Device,
+    /// What networks compute in.
+    pub precision: Precision,
+    /// Threads that decode.
+    pub data_threads: usize,
+    /// Bytes read ahead.
+    pub data_memory: u64,
+    /// Whether what an earlier run left is removed.
+    pub fresh: bool,
+    /// What it was made from, saved beside the output.
+    pub settings: RunSettings,
+}
+
+/// Where images and captions come from.
+#[derive(Debug, Clone)]
+pub enum Source {
+    /// Parquet files of pairs.
+    Pairs(Vec<PathBuf>),
+    /// A folder of `train cache`.
+    Cache(PathBuf),
+}
+
+/// Which sample images are drawn.
+#[derive(Debug, Clone)]
+pub struct Samples {
+    /// Steps from one set to the next; 0 for none.
+    pub every: u64,
+    /// The prompts, a line each; none for captions of the probe.
+    pub prompts: Option<PathBuf>,
+    /// Denoising steps.
+    pub steps: usize,
+    /// Guidance; none for the pipeline's usual one.
+    pub guidance: Option<f64>,
+}
+
+/// The settings from flags, environment, file and recipes, with defaults.
+///
+/// # Errors
+/// Where a file cannot be read, or a name is unknown.
+pub fn settings(arguments: &RunArguments) -> Result<RunSettings> {
+    let settings = match &arguments.config {
+        Some(file) => {
+            let mut from_file: RunSettings = runkit::config::read_toml(file)?;
+            from_file.resolve_paths(file.parent().unwrap_or(Path::new("")));
+            // A source on the command line stands in for that of the file, whichever it is.
+            if arguments.settings.pairs.is_some() || arguments.settings.cache.is_some() {
+                from_file.pairs = None;
+                from_file.cache = None;
+            }
+            runkit::config::merge(&arguments.settings, &from_file)?
+        }
+        None => arguments.settings.clone(),
+    };
+    let below = recipe::settings(settings.recipe.as_deref().unwrap_or_default())?;
+    runkit::config::merge(&settings, &below)?.with_defaults()
+}
+
+impl Config {
+    /// Checks settings that [`settings`] completed.
+    ///
+    /// # Errors
+    /// Where one is missing, impossible, or does not go with another.
+    pub fn new(settings: &RunSettings, fresh: bool) -> Result<Self> {
+        let model = settings.model.clone().context("no model given; hint: --model data/mini/sd")?;
+        let pairs = settings.pairs.clone().filter(|pairs| !pairs.is_empty());
+        let source = match (pairs, settings.cache.clone()) {
+            (Some(pairs), None) => Source::Pairs(pairs),
+            (None, Some(cache)) => Source::Cache(cache),
+            (Some(_), Some(_)) => {
+                anyhow::bail!("both pairs and a cache are given; hint: name one of them")
+            }
+            (None, None) => anyhow::bail!(
+                "no pairs given; hint: --pairs FOLDER, or --cache with what train cache wrote"
+            ),
+        };
+        let labels = settings
+            .labels
+            .clone()
+            .context("no labels given; hint: --labels data/labels.parquet, which relabel writes")?;
+        let out = settings.out.clone().context("no output given; hint: --out runs/NAME")?;
+
+        let steps = positive("--steps", settings.steps)?;
+        let batch_size = positive("--batch-size", settings.batch_size)?;
+        let micro_batch = positive("--micro-batch", settings.micro_batch)?;
+        ensure!(
+            batch_size % micro_batch == 0,
+            "--batch-size {batch_size} is not a multiple of --micro-batch {micro_batch}; hint: --micro-batch {}",
+            largest_divisor(batch_size, micro_batch)
+        );
+        steps
+            .checked_mul(batch_size)
+            .filter(|pairs| i64::try_from(*pairs).is_ok())
+            .with_context(|| {
+                format!("--steps {steps} of --batch-size {batch_size} are more pairs than can be counted")
+            })?;
+        let rate = number("--lr", settings.lr, 0.0..f64::INFINITY)?;
+        let scale = if settings.scale_lr.unwrap_or(true) { batch_size as f64 } else { 1.0 };
+        let learning_rate = LearningRate::new(
+            settings.lr_schedule.unwrap_or_default(),
+            rate * scale,
+            settings.warmup_steps.unwrap_or(0),
+            steps,
+        )?;
+        let beta = number("--beta", settings.beta, f64::MIN_POSITIVE..f64::INFINITY)?;
+        let below_one = 0.0..1.0;
+        let adam_betas = [
+            number("--adam-beta1", settings.adam_beta1, below_one.clone())?,
+            number("--adam-beta2", settings.adam_beta2, below_one)?,
+        ];
+        let epsilon = f64::MIN_POSITIVE..f64::INFINITY;
+        let adam_epsilon = number("--adam-epsilon", settings.adam_epsilon, epsilon)?;
+        let weight_decay = number("--weight-decay", settings.weight_decay, 0.0..f64::INFINITY)?;
+        let norm = number("--max-grad-norm", settings.max_grad_norm, 0.0..f64::INFINITY)?;
+        let caption_dropout =
+            number("--caption-dropout", settings.caption_dropout, 0.0..1.0 + 1e-9)?;
+        let guidance = settings.sample_guidance;
+        if guidance.is_some() {
+            number("--sample-guidance", guidance, 0.0..f64::INFINITY)?;
+        }
+        if let Some(resolution) = settings.resolution {
+            ensure!(resolution > 0, "--resolution {resolution} is not a size in pixels");
+        }
+        let device = device::parse(settings.device.as_deref().unwrap_or("auto"))?;
+        let precision: Precision = settings.dtype.as_deref().unwrap_or("f32").parse()?;
+        precision.check(device)?;
+        let keep = settings.keep.unwrap_or(2);
+        ensure!(keep > 0, "--keep 0 would leave nothing to go on from; hint: --keep 1");
+        let data_threads = settings.data_threads.unwrap_or(DATA_THREADS_CPU);
+        ensure!(data_threads > 0, "--data-threads 0 decodes nothing; hint: leave it out");
+        let data_memory = positive("--data-memory", settings.data_memory)?;
+        Ok(Self {
+            model,
+            source,
+            labels,
+            out,
+            preference: settings.preference.clone().unwrap_or_default(),
+            ties: settings.ties.unwrap_or_default(),
+            drop_human_ties: settings.drop_human_ties.unwrap_or(false),
+            reference_every: settings.reference_every.unwrap_or(0),
+            beta,
+            steps,
+            batch_size,
+            micro_batch,
+            learning_rate,
+            optimizer: settings.optimizer.unwrap_or_default(),
+            adam_betas,
+            adam_epsilon,
+            weight_decay,
+            max_grad_norm: (norm > 0.0).then_some(norm),
+            caption_dropout,
+            resolution: settings.resolution,
+            hflip: settings.hflip.unwrap_or(false),
+            random_crop: settings.random_crop.unwrap_or(false),
+            grad_checkpointing: settings.grad_checkpointing.unwrap_or(false),
+            seed: settings.seed.unwrap_or(0),
+            checkpoint_every: positive("--checkpoint-every", settings.checkpoint_every)?,
+            keep,
+            record_steps: settings.record_steps.unwrap_or(0),
+            probe_pairs: settings.probe_pairs.unwrap_or(0),
+            probe_every: settings.probe_every.unwrap_or(0),
+            samples: Samples {
+                every: settings.sample_every.unwrap_or(0),
+                prompts: settings.sample_prompts.clone(),
+                steps: settings.sample_steps.filter(|steps| *steps > 0).context(
+                    "--sample-steps 0 takes no noise away; hint: --sample-every 0 draws no images",
+                )?,
+                guidance,
+            },
+            device,
+            precision,
+            data_threads,
+            data_memory: data_memory.saturating_mul(1 << 20),
+            fresh,
+            settings: settings.clone(),
+        })
+    }
+}
+
+impl RunSettings {
+    /// Paths of a settings file are relative to it.
+    fn resolve_paths(&mut self, folder: &Path) {
+        self.change_paths(|path| {
+            if path.is_relative() {
+                *path = folder.join(&*path);
+            }
+        });
+    }
+
+    /// The settings as they are saved: a valid `--config` wherever the file lies.
+    #[must_use]
+    pub fn with_absolute_paths(&self) -> Self {
+        let mut settings = self.clone();
+        settings.change_paths(|path| {
+            if let Ok(absolute) = std::path::absolute(&*path) {
+                *path = absolute;
+            }
+        });
+        settings
+    }
+
+    fn change_paths(&mut self, change: impl Fn(&mut PathBuf)) {
+        let single = [
+            &mut self.model,
+            &mut self.cache,
+            &mut self.labels,
+            &mut self.out,
+            &mut self.sample_prompts,
+        ];
+        single.into_iter().flatten().chain(self.pairs.iter_mut().flatten()).for_each(change);
+    }
+
+    /// Everything said that does not depend on the model or the data.
+    fn with_defaults(mut self) -> Result<Self> {
+        let choice: DeviceChoice = self.device.as_deref().unwrap_or("auto").parse()?;
+        let on_gpu = choice.resolve()?.is_cuda();
+        self.preference.get_or_insert_default();
+        self.ties.get_or_insert_default();
+        self.drop_human_ties.get_or_insert(false);
+        self.reference_every.get_or_insert(100);
+        self.beta.get_or_insert(5000.0);
+        self.steps.get_or_insert(2000);
+        let batch_size = *self.batch_size.get_or_insert(128);
+        self.micro_batch.get_or_insert(largest_divisor(batch_size, LARGEST_DEFAULT_MICRO_BATCH));
+        self.lr.get_or_insert(1e-8);
+        self.scale_lr.get_or_insert(true);
+        self.lr_schedule.get_or_insert(Schedule::ConstantWithWarmup);
+        self.warmup_steps.get_or_insert(500);
+        self.optimizer.get_or_insert_default();
+        self.adam_beta1.get_or_insert(0.9);
+        self.adam_beta2.get_or_insert(0.999);
+        self.adam_epsilon.get_or_insert(1e-8);
+        self.weight_decay.get_or_insert(0.01);
+        self.max_grad_norm.get_or_insert(1.0);
+        self.caption_dropout.get_or_insert(0.2);
+        self.hflip.get_or_insert(false);
+        self.random_crop.get_or_insert(false);
+        self.grad_checkpointing.get_or_insert(false);
+        self.seed.get_or_insert(0);
+        self.checkpoint_every.get_or_insert(500);
+        self.keep.get_or_insert(2);
+        self.record_steps.get_or_insert(0);
+        self.probe_pairs.get_or_insert(16);
+        self.probe_every.get_or_insert(50);
+        self.sample_every.get_or_insert(500);
+        self.sample_steps.get_or_insert(25);
+        self.device = Some(choice.to_string());
+        self.dtype.get_or_insert_with(|| "f32".to_owned());
+        let threads = if on_gpu { DATA_THREADS_CUDA } else { DATA_THREADS_CPU };
+        self.data_threads.get_or_insert(threads);
+        self.data_memory.get_or_insert(1024);
+        Ok(self)
+    }
+}
+
+/// The largest divisor of `number` that is at most `limit`.
+fn largest_divisor(number: u64, limit: u64) -> u64 {
+    (1..=limit.clamp(1, 4096)).rev().find(|divisor| number.is_multiple_of(*divisor)).unwrap_or(1)
+}
+
+fn positive(flag: &str, value: Option<u64>) -> Result<u64> {
+    let value = value.unwrap_or(0);
+    ensure!(value > 0, "{flag} 0 does nothing; hint: leave it out for the default");
+    Ok(value)
+}
+
+fn number(flag: &str, value: Option<f64>, range: std::ops::Range<f64>) -> Result<f64> {
+    let value = value.unwrap_or(f64::NAN);
+    ensure!(
+        range.contains(&value),
+        "{flag} {value} is not possible; expected {}",
+        match (range.start == 0.0, range.end.is_finite()) {
+            (true, true) => "a number from 0 to 1",
+            (true, false) => "0 or a positive number",
+            _ => "a positive number",
+        }
+    );
+    Ok(value)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser as _;
+
+    use super::*;
+    use crate::cli::{Cli, Command};
+
+    fn config(flags: &[&str]) -> Result<Config> {
+        let fixed = ["train", "run", "--model", "m", "--pairs", "p", "--labels", "l", "--out", "o"];
+        let cli = Cli::try_parse_from(fixed.iter().chain(flags))?;
+        let Command::Run(arguments) = cli.command else { unreachable!() };
+        Config::new(&settings(&arguments)?, arguments.fresh)
+    }
+
+    #[test]
+    fn defaults_are_those_of_the_paper() {
+        let config = config(&["--device", "cpu"]).unwrap();
+        assert_eq!((config.steps, config.batch_size, config.micro_batch), (2000, 128, 4));
+        assert_eq!((config.reference_every, config.beta), (100, 5000.0));
+        assert!((config.learning_rate.peak() - 1.28e-6).abs() < 1e-18);
+        assert_eq!(config.max_grad_norm, Some(1.0));
+        assert_eq!(config.caption_dropout, 0.2);
+    }
+
+    #[test]
+    fn flags_win_over_recipes_and_later_recipes_over_earlier_ones() {
+        let given = ["--recipe", "sdxl,paper/hps-frozen", "--batch-size", "6", "--dtype", "f32"];
+        let config = config(&given).unwrap();
+        assert_eq!(config.preference, Preference::Scorer("hps".to_owned()));
+        assert_eq!((config.reference_every, config.batch_size), (0, 6));
+        assert_eq!((config.micro_batch, config.resolution), (1, Some(1024)));
+        assert_eq!(config.max_grad_norm, None);
+        assert!(config.grad_checkpointing && config.hflip);
+    }
+
+    #[test]
+    fn what_makes_no_sense_is_one_sentence_with_the_flag() {
+        for (flags, words) in [
+            (vec!["--batch-size", "10", "--micro-batch", "4"], "--micro-batch 2"),
+            (vec!["--batch-size", "0"], "--batch-size 0"),
+            (vec!["--steps", "0"], "--steps 0"),
+            (vec!["--beta", "nan"], "--beta NaN"),
+            (vec!["--lr=-1"], "--lr -1"),
+            (vec!["--caption-dropout", "1.5"], "from 0 to 1"),
+            (vec!["--adam-beta2", "1"], "--adam-beta2 1"),
+            (vec!["--keep", "0"], "--keep 1"),
+            (vec!["--recipe", "sd-15"], "did you mean sd15?"),
+            (vec!["--dtype", "fp16"], "expected f32, bf16 or f16"),
+            (vec!["--steps", "9999999999999999999"], "more pairs than can be counted"),
+        ] {
+            let message = format!("{:#}", config(&flags).unwrap_err());
+            assert!(message.contains(words), "{flags:?}: {message}");
+        }
+    }
+
+    #[test]
+    fn divisors() {
+        assert_eq!(largest_divisor(128, 4), 4);
+        assert_eq!(largest_divisor(6, 4), 3);
+        assert_eq!(largest_divisor(7, 4), 1);
+        assert_eq!(largest_divisor(10, 4), 2);
+    }
+}

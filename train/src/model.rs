@@ -1,0 +1,218 @@
+//! The model that training begins with: a pipeline in the layout of diffusers, everything that is
+//! known of it before its networks are loaded, and then the networks themselves.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use media::text::{HuggingFaceTokenizer, Tokenizer as _};
+use nn::device::Precision;
+use nn::pipeline::{Pipeline, PipelineFiles, TextConditions};
+use nn::schedule::{ScheduleConfig, TrainingSchedule};
+use nn::text::TextEncoderConfig;
+use nn::unet::{UNet, UNetConfig};
+use nn::vae::VaeConfig;
+use nn::weights::Weights;
+use rayon::prelude::*;
+use tch::{Device, Tensor};
+
+/// Images wider than this are a slip of the finger.
+const LARGEST_RESOLUTION: i64 = 16_384;
+
+/// A pipeline whose files are all there and fit the run.
+pub struct BaseModel {
+    /// Its files.
+    pub files: PipelineFiles,
+    /// One for each text encoder.
+    pub tokenizers: Vec<HuggingFaceTokenizer>,
+    /// Height and width of training images in pixels.
+    pub resolution: i64,
+    /// Channels, height and width of their latents.
+    pub latent_size: [i64; 3],
+    /// The UNet's configuration.
+    pub unet: UNetConfig,
+    /// The noise schedule.
+    pub schedule: ScheduleConfig,
+}
+
+impl std::fmt::Debug for BaseModel {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter
+            .debug_struct("BaseModel")
+            .field("files", &self.files)
+            .field("resolution", &self.resolution)
+            .field("latent_size", &self.latent_size)
+            .finish_non_exhaustive()
+    }
+}
+
+impl BaseModel {
+    /// Looks at everything but the numbers in the weights. `resolution` is in pixels; none for the
+    /// size that the UNet was made for.
+    ///
+    /// # Errors
+    /// Where the folder is no such pipeline or not complete, or the autoencoder cannot take images
+    /// of this size.
+    pub fn open(folder: &Path, resolution: Option<i64>) -> Result<Self> {
+        let files = PipelineFiles::open(folder, None)?;
+        let unet = UNetConfig::read(&files.unet.config)?;
+        let vae = VaeConfig::read(&files.vae.config)?;
+        let factor = vae.downscale();
+        let resolution = match (resolution, unet.sample_size) {
+            (Some(resolution), _) => resolution,
+            (None, Some((height, width))) if height == width => height * factor,
+            (None, _) => bail!(
+                "{}: the UNet names no square sample_size; hint: give --resolution",
+                files.unet.config.display()
+            ),
+        };
+        ensure!(
+            (1..=LARGEST_RESOLUTION).contains(&resolution) && resolution % factor == 0,
+            "--resolution {resolution} does not fit the model's autoencoder: expected a multiple of \
+             {factor}; hint: --resolution {}",
+            ((resolution + factor / 2) / factor).clamp(1, LARGEST_RESOLUTION / factor) * factor
+        );
+        let side = resolution / factor;
+        let schedule = ScheduleConfig::read(&files.scheduler_config)?;
+        Ok(Self {
+            tokenizers: tokenizers(&files)?,
+            resolution,
+            latent_size: [vae.latent_channels, side, side],
+            unet,
+            schedule,
+            files,
+        })
+    }
+
+    /// What the model is: the SHA-256 of each file that is read, by part and name, and for
+    /// tokenizers what they are. Large files are hashed side by side.
+    ///
+    /// # Errors
+    /// Where a file cannot be read.
+    pub fn parts(&self) -> Result<BTreeMap<String, String>> {
+        let files = &self.files;
+        let mut paths = vec![("scheduler".to_owned(), files.scheduler_config.clone())];
+        let text_encoders = files.text_encoders.iter().zip(["text_encoder", "text_encoder_2"]);
+        for (network, part) in
+            [(&files.unet, "unet"), (&files.vae, "vae")].into_iter().chain(text_encoders)
+        {
+            paths.push((part.to_owned(), network.config.clone()));
+            let weights = Weights::open(&network.weights)?;
+            paths.extend(weights.files().iter().map(|file| (part.to_owned(), file.clone())));
+        }
+        let name =
+            |path: &PathBuf| path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let mut parts = paths
+            .par_iter()
+            .map(|(part, path)| Ok((format!("{part}/{}", name(path)), hub::sha256_file(path)?)))
+            .collect::<Result<BTreeMap<_, _>>>()?;
+        for (tokenizer, part) in self.tokenizers.iter().zip(["tokenizer", "tokenizer_2"]) {
+            parts.insert(part.to_owned(), tokenizer.fingerprint());
+        }
+        Ok(parts)
+    }
+
+    /// The tokens of texts, `[B, L]` i64 for each text encoder.
+    ///
+    /// # Errors
+    /// Where libtorch has not enough memory.
+    pub fn tokens<S: AsRef<str>>(&self, texts: &[S]) -> Result<Vec<Tensor>> {
+        self.tokenizers
+            .iter()
+            .map(|tokenizer| {
+                let rows = texts
+                    .iter()
+                    .map(|text| Tensor::f_from_slice(&tokenizer.encode(text.as_ref()).ids))
+                    .collect::<Result<Vec<_>, _>>()?;
+                Ok(Tensor::f_stack(&rows, 0)?)
+            })
+            .collect()
+    }
+}
+
+fn tokenizers(files: &PipelineFiles) -> Result<Vec<HuggingFaceTokenizer>> {
+    let mut tokenizers = Vec::with_capacity(files.tokenizers.len());
+    for (folder, encoder) in files.tokenizers.iter().zip(&files.text_encoders) {
+        let tokenizer = HuggingFaceTokenizer::open(folder)?;
+        let sizes = TextEncoderConfig::read(&encoder.config)?.sizes;
+        let (context, vocabulary) = (tokenizer.context_length(), tokenizer.vocabulary_size());
+        let fits =
+            |ours: usize, limit: i64| usize::try_from(limit).is_ok_and(|limit| ours <= limit);
+        ensure!(
+            fits(context, sizes.context_length) && fits(vocabulary, sizes.vocabulary_size),
+            "{}: it gives {context} of {vocabulary} tokens, its text encoder reads {} of {}; \
+             hint: the two folders are of different models",
+            folder.display(),
+            sizes.context_length,
+            sizes.vocabulary_size
+        );
+        tokenizers.push(tokenizer);
+    }
+    Ok(tokenizers)
+}
+
+/// Where the weights of a run come from.
+#[derive(Debug, Clone, Copy)]
+pub enum Start<'a> {
+    /// The base model: model and reference are equal.
+    Base,
+    /// A checkpoint's folders `unet` and `reference`.
+    Checkpoint(&'a Path),
+}
+
+/// The networks in memory.
+#[derive(Debug)]
+pub struct Networks {
+    /// The pipeline with the UNet that is trained: f32 weights that record gradients.
+    pub pipeline: Pipeline,
+    /// The UNet that gains are measured against, in the compute type, through the same casts.
+    pub reference: UNet,
+    /// How noise is added, and what is predicted.
+    pub schedule: TrainingSchedule,
+    /// The empty caption, a row.
+    pub empty: TextConditions,
+}
+
+impl Networks {
+    /// Loads everything.
+    ///
+    /// # Errors
+    /// Where a checkpoint does not fit its configuration, or there is not enough memory.
+    pub fn load(
+        base: &BaseModel,
+        start: Start<'_>,
+        device: Device,
+        precision: Precision,
+    ) -> Result<Self> {
+        let folder = &base.files.folder;
+        let (trained, reference) = match start {
+            Start::Base => (base.files.clone(), base.files.unet.weights.clone()),
+            Start::Checkpoint(checkpoint) => {
+                let trained = PipelineFiles::open(folder, Some(&checkpoint.join("unet")))?;
+                let reference = PipelineFiles::open(folder, Some(&checkpoint.join("reference")))?;
+                (trained, reference.unet.weights)
+            }
+        };
+        let context = || format!("loading the model {}", folder.display());
+        let pipeline =
+            Pipeline::load_for_training(&trained, device, precision).with_context(context)?;
+        let weights = Weights::open(&reference)?;
+        let reference = UNet::load_reference(&base.unet, &weights, device, precision)?;
+        let schedule = TrainingSchedule::new(&base.schedule, device)?;
+        let empty = pipeline.encode_text(&base.tokens(&[""])?)?;
+        Ok(Self { pipeline, reference, schedule, empty })
+    }
+
+    /// The base model as a reference, whatever the run has come to.
+    ///
+    /// # Errors
+    /// As [`Networks::load`].
+    pub fn load_base_reference(
+        base: &BaseModel,
+        device: Device,
+        precision: Precision,
+    ) -> Result<UNet> {
+        let weights = Weights::open(&base.files.unet.weights)?;
+        Ok(UNet::load_reference(&base.unet, &weights, device, precision)?)
+    }
+}

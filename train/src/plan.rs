@@ -1,0 +1,300 @@
+//! `train plan`: what a run would be, before it is begun. Nothing is loaded and nothing is written.
+
+use std::fmt::Write as _;
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+use indicatif::{HumanBytes, HumanCount, HumanDuration};
+use media::text::Tokenizer as _;
+use nn::device::Precision;
+use nn::pipeline::NetworkFiles;
+use nn::unet::UNetCost;
+use nn::vae::VaeConfig;
+use nn::weights::Weights;
+use tch::{Device, Kind, Tensor};
+
+use crate::cli::OptimizerKind;
+use crate::config::{Config, Source};
+use crate::run::Prepared;
+
+/// What a process with libtorch takes before it does anything: code, threads, allocators.
+const PROCESS_BYTES_CPU: f64 = 0.35e9;
+/// The context of a GPU and the workspaces of its libraries.
+const PROCESS_BYTES_CUDA: f64 = 0.9e9;
+/// Tensors of the largest size that a layer's backward pass has beside those kept.
+const PASSING_TENSORS: f64 = 6.0;
+/// How much of what a plain matrix product reaches the networks reach.
+const SHARE_OF_PEAK: f64 = 0.8;
+/// How long the matrix product is tried.
+const TRIAL: Duration = Duration::from_millis(500);
+
+/// What a run would be.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Plan {
+    /// Passes over the selected pairs.
+    pub epochs: f64,
+    /// Parameters of the UNet.
+    pub parameters: f64,
+    /// Bytes at the peak, by what they are for.
+    pub memory: Vec<(&'static str, f64)>,
+    /// Floating point operations of the run.
+    pub operations: f64,
+    /// What the device was measured to do of them in a second.
+    pub operations_per_second: f64,
+    /// The text for people.
+    pub text: String,
+}
+
+impl Plan {
+    /// Bytes at the peak.
+    pub fn peak_bytes(&self) -> f64 {
+        self.memory.iter().map(|(_, bytes)| bytes).sum()
+    }
+
+    /// Plans a run.
+    ///
+    /// # Errors
+    /// Where a weights file cannot be read, or the device cannot be tried.
+    pub fn new(config: &Config, prepared: &Prepared) -> Result<Self> {
+        let base = &prepared.base;
+        let [_, height, width] = base.latent_size;
+        let tokens = base.tokenizers.first().map_or(77, |tokenizer| tokenizer.context_length());
+        let cost = base.unet.cost(height, width, i64::try_from(tokens)?);
+        let parameters = parameters(&base.files.unet)?;
+        let memory = memory(config, prepared, &cost, &parameters)?;
+        let pairs = config.steps as f64 * config.batch_size as f64;
+        let operations = pairs * operations_of_pair(config, prepared, &cost)?;
+        let operations_per_second = trial(config.device, config.precision)?;
+        let mut plan = Self {
+            epochs: pairs / prepared.counts().selected.max(1) as f64,
+            parameters: parameters.iter().sum(),
+            memory,
+            operations,
+            operations_per_second,
+            text: String::new(),
+        };
+        plan.text = plan.describe(config, prepared);
+        Ok(plan)
+    }
+
+    fn describe(&self, config: &Config, prepared: &Prepared) -> String {
+        let counts = prepared.counts();
+        let bytes = |bytes: f64| HumanBytes(bytes.max(0.0) as u64);
+        let seconds = self.operations / self.operations_per_second;
+        let time = Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX);
+        let mut text = String::new();
+        // Writing to a String cannot fail.
+        let mut line = |name: &str, value: String| {
+            let _ = writeln!(text, "{name:<22}{value}");
+        };
+        line(
+            "pairs",
+            format!(
+                "{} of {} ({} failed, {} left out as ties or without a preference, {} not in the cache)",
+                HumanCount(counts.selected),
+                HumanCount(counts.rows),
+                HumanCount(counts.failed),
+                HumanCount(counts.left_out),
+                HumanCount(counts.uncached)
+            ),
+        );
+        line(
+            "preference",
+            format!("{}, ties: {:?}", config.preference, config.ties).to_lowercase(),
+        );
+        line(
+            "steps",
+            format!(
+                "{} of {} pairs in micro-batches of {}: {:.2} epochs",
+                HumanCount(config.steps),
+                config.batch_size,
+                config.micro_batch,
+                self.epochs
+            ),
+        );
+        let rate = config.settings.lr.unwrap_or_default();
+        let scaled = match config.settings.scale_lr {
+            Some(false) => "not scaled by the batch size".to_owned(),
+            _ => format!("{rate:e} · {} pairs of a batch", config.batch_size),
+        };
+        line("effective lr", format!("{:e} ({scaled})", config.learning_rate.peak()));
+        line(
+            "reference",
+            match config.reference_every {
+                0 => "the base model, to the end".to_owned(),
+                every => {
+                    format!("renewed after every {every} steps, {} times", config.steps / every)
+                }
+            },
+        );
+        line("resolution", format!("{0} x {0}", prepared.base.resolution));
+        line("parameters", HumanCount(self.parameters as u64).to_string());
+        line("peak memory", format!("{} (estimate)", bytes(self.peak_bytes())));
+        for (name, amount) in &self.memory {
+            line(&format!("  {name}"), bytes(*amount).to_string());
+        }
+        line(
+            "work",
+            format!(
+                "{:.2} TFLOP a pair, {:.1} TFLOP/s of a matrix product here",
+                self.operations / (config.steps * config.batch_size) as f64 / 1e12,
+                self.operations_per_second / SHARE_OF_PEAK / 1e12
+            ),
+        );
+        line("time", format!("{} (estimate, without sample images)", HumanDuration(time)));
+        text
+    }
+}
+
+/// The numbers of every weight of a network.
+fn parameters(files: &NetworkFiles) -> Result<Vec<f64>> {
+    let weights = Weights::open(&files.weights)?;
+    let count = |name: &str| {
+        weights.shape(name).map_or(0.0, |shape| shape.iter().map(|size| *size as f64).product())
+    };
+    Ok(weights.names().map(count).collect())
+}
+
+/// The state of the optimizer in numbers.
+fn state(kind: OptimizerKind, files: &NetworkFiles) -> Result<f64> {
+    let weights = Weights::open(&files.weights)?;
+    let numbers = |name: &str| {
+        let shape: Vec<f64> =
+            weights.shape(name).unwrap_or_default().iter().map(|size| *size as f64).collect();
+        let all: f64 = shape.iter().product();
+        match (kind, &shape[..]) {
+            (OptimizerKind::Adamw, _) => 2.0 * all,
+            // A row and a column in place of the last two dimensions.
+            (OptimizerKind::Adafactor, [.., rows, columns]) => all / columns + all / rows,
+            (OptimizerKind::Adafactor, _) => all,
+        }
+    };
+    Ok(weights.names().map(numbers).sum())
+}
+
+fn bytes_of(precision: Precision) -> f64 {
+    match precision {
+        Precision::F32 => 4.0,
+        Precision::Bf16 | Precision::F16 => 2.0,
+    }
+}
+
+/// Bytes at the peak: at the end of the last micro-batch's forward pass.
+fn memory(
+    config: &Config,
+    prepared: &Prepared,
+    cost: &UNetCost,
+    parameters: &[f64],
+) -> Result<Vec<(&'static str, f64)>> {
+    let files = &prepared.base.files;
+    let count: f64 = parameters.iter().sum();
+    let size = bytes_of(config.precision);
+    let mut encoders = 0.0;
+    for network in std::iter::once(&files.vae).chain(&files.text_encoders) {
+        encoders += self::parameters(network)?.iter().sum::<f64>() * size;
+    }
+    let rows = 2.0 * config.micro_batch as f64;
+    let kept = match config.grad_checkpointing {
+        false => cost.kept,
+        true => cost.kept_with_checkpointing + cost.largest_part,
+    };
+    let passing = PASSING_TENSORS * cost.largest_tensor;
+    // Every weight is cast where it is used, and the cast kept for the gradients.
+    let casts = match config.precision {
+        Precision::F32 => 0.0,
+        Precision::Bf16 | Precision::F16 => count * size,
+    };
+    let activations = rows * kept * size + casts;
+    let gradients = 4.0 * count;
+    // In the only micro-batch of a step, gradients come as activations go.
+    let gradients = if config.batch_size == config.micro_batch {
+        (gradients - activations).max(0.0)
+    } else {
+        gradients
+    };
+    let process = if config.device.is_cuda() { PROCESS_BYTES_CUDA } else { PROCESS_BYTES_CPU };
+    let ahead = if config.device.is_cuda() { 0.0 } else { data_bytes(config) };
+    Ok(vec![
+        ("weights", 4.0 * count),
+        ("optimizer", 4.0 * state(config.optimizer, &files.unet)?),
+        ("gradients", gradients),
+        ("reference", size * count),
+        ("encoders", encoders),
+        ("activations", activations),
+        ("passing", rows * passing * size),
+        ("read ahead", ahead),
+        ("process", process),
+    ])
+}
+
+/// What is read ahead, at most.
+fn data_bytes(config: &Config) -> f64 {
+    let paths = match &config.source {
+        Source::Pairs(paths) => paths.clone(),
+        Source::Cache(folder) => vec![folder.clone()],
+    };
+    let files = schemas::pairs::discover(&paths).unwrap_or_default();
+    let length = |path: &std::path::Path| path.metadata().map_or(0, |found| found.len());
+    let all: u64 = files.iter().map(|file| length(&file.path)).sum();
+    all.min(config.data_memory) as f64
+}
+
+/// Operations of one pair: two images through both UNets, the model's gradients, the encoder.
+fn operations_of_pair(config: &Config, prepared: &Prepared, cost: &UNetCost) -> Result<f64> {
+    // Forward, backward at twice that, the reference.
+    let passes = if config.grad_checkpointing { 5.0 } else { 4.0 };
+    let encoder = match config.source {
+        Source::Cache(_) => 0.0,
+        Source::Pairs(_) => {
+            encoder_operations(&VaeConfig::read(&prepared.base.files.vae.config)?, prepared)
+        }
+    };
+    Ok(2.0 * (passes * cost.forward_operations + encoder))
+}
+
+/// Operations of the autoencoder's way down, its convolutions.
+fn encoder_operations(vae: &VaeConfig, prepared: &Prepared) -> f64 {
+    const KERNEL: f64 = 9.0;
+    let mut side = prepared.base.resolution as f64;
+    let mut products = 0.0;
+    let mut input = vae.block_out_channels.first().map_or(0.0, |channels| *channels as f64);
+    let levels = vae.block_out_channels.len();
+    products += KERNEL * vae.in_channels as f64 * input * side * side;
+    for (level, channels) in vae.block_out_channels.iter().enumerate() {
+        let output = *channels as f64;
+        for layer in 0..vae.layers_per_block {
+            let from = if layer == 0 { input } else { output };
+            products += KERNEL * (from + output) * output * side * side;
+        }
+        input = output;
+        if level + 1 < levels {
+            side /= 2.0;
+            products += KERNEL * output * output * side * side;
+        }
+    }
+    // The middle: two residual blocks, and attention between all places.
+    products += 4.0 * KERNEL * input * input * side * side;
+    products += 4.0 * input * input * side * side + 2.0 * input * side.powi(4);
+    2.0 * products
+}
+
+/// What of a matrix product's operations in a second the networks reach.
+fn trial(device: Device, precision: Precision) -> Result<f64> {
+    let side = if device.is_cuda() { 8192 } else { 1024 };
+    let matrix =
+        Tensor::f_ones([side, side], (Kind::Float, device))?.f_to_kind(precision.kind())?;
+    let product = || -> Result<()> {
+        // Reading a number waits for the device.
+        let _ = matrix.f_matmul(&matrix)?.f_get(0)?.f_get(0)?.f_double_value(&[])?;
+        Ok(())
+    };
+    product()?;
+    let start = Instant::now();
+    let mut count = 0.0;
+    while start.elapsed() < TRIAL {
+        product()?;
+        count += 1.0;
+    }
+    let operations = 2.0 * (side as f64).powi(3) * count;
+    Ok(SHARE_OF_PEAK * operations / start.elapsed().as_secs_f64())
+}

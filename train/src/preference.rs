@@ -1,0 +1,466 @@
+//! From a row of labels to what the loss is told of a pair: the probability that image 0 is the
+//! better one, and the weight of the pair.
+//!
+//! Images stay in dataset order, so one loss serves every labelling ([`crate::loss`]), and what is
+//! computed of the images never depends on the labels.
+
+use std::fmt;
+use std::str::FromStr;
+
+use clap::ValueEnum;
+use schemas::labels::{LabelRow, LabelsError, LabelsFile, Status};
+use serde::{Deserialize, Serialize};
+
+use crate::randomness::Choice;
+
+/// What decides which image of a pair is the better one.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub enum Preference {
+    /// The majority of the scorers: the labels' `consensus` (Equation 7).
+    #[default]
+    Consensus,
+    /// People: the labels' `human_label_0`, as in Diffusion-DPO. One half stays one half.
+    Human,
+    /// One scorer's vote (Equation 6).
+    Scorer(String),
+    /// One scorer's vote, another scorer drawn for every optimizer step.
+    RandomScorer,
+    /// The sum of one loss for each scorer (Equation 10): the share of votes for image 0.
+    Vanilla,
+    /// The image with the higher sum of raw scores.
+    ScoreSum,
+    /// The image with the higher sum of scores, each scorer's divided by its standard deviation
+    /// over all scored images.
+    NormalizedSum,
+}
+
+const PREFERENCES: &str =
+    "consensus, human, scorer:NAME, random-scorer, vanilla, score-sum or normalized-sum";
+
+impl FromStr for Preference {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "consensus" => Ok(Self::Consensus),
+            "human" => Ok(Self::Human),
+            "random-scorer" => Ok(Self::RandomScorer),
+            "vanilla" => Ok(Self::Vanilla),
+            "score-sum" => Ok(Self::ScoreSum),
+            "normalized-sum" => Ok(Self::NormalizedSum),
+            _ => text
+                .strip_prefix("scorer:")
+                .filter(|name| !name.is_empty())
+                .map(|name| Self::Scorer(name.to_owned()))
+                .ok_or_else(|| format!("expected {PREFERENCES}, found {text:?}")),
+        }
+    }
+}
+
+impl fmt::Display for Preference {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(match self {
+            Self::Consensus => "consensus",
+            Self::Human => "human",
+            Self::Scorer(name) => return write!(formatter, "scorer:{name}"),
+            Self::RandomScorer => "random-scorer",
+            Self::Vanilla => "vanilla",
+            Self::ScoreSum => "score-sum",
+            Self::NormalizedSum => "normalized-sum",
+        })
+    }
+}
+
+impl TryFrom<String> for Preference {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        text.parse()
+    }
+}
+
+impl From<Preference> for String {
+    fn from(preference: Preference) -> Self {
+        preference.to_string()
+    }
+}
+
+/// What becomes of a pair whose scorers are evenly split, or whose sums are equal.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Ties {
+    /// It is left out: no gradient, and no place in a batch.
+    #[default]
+    Drop,
+    /// People decide; where they did not, it is left out.
+    Human,
+    /// Image 0 is the better one.
+    First,
+    /// Image 1 is the better one: the paper's "-1 otherwise".
+    Second,
+    /// Both are as good: a probability of one half.
+    Half,
+}
+
+/// What the loss is told of a pair.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Judgement {
+    /// The same at every step.
+    Fixed {
+        /// That image 0 is the better one, 0 to 1.
+        probability: f32,
+        /// Of the pair in the batch's mean, above 0.
+        weight: f32,
+    },
+    /// The vote of the scorer whose turn it is.
+    ByScorer {
+        /// A bit for each scorer, the first the lowest: set where it prefers image 0.
+        votes: u128,
+    },
+}
+
+impl Judgement {
+    /// Probability and weight at an optimizer step. `scorer` is the one whose turn it is, as
+    /// [`scorer_of_step`] draws it.
+    pub fn at(self, scorer: usize) -> (f32, f32) {
+        match self {
+            Self::Fixed { probability, weight } => (probability, weight),
+            Self::ByScorer { votes } => {
+                let first = votes.checked_shr(u32::try_from(scorer).unwrap_or(u32::MAX));
+                (if first.unwrap_or(0) & 1 == 1 { 1.0 } else { 0.0 }, 1.0)
+            }
+        }
+    }
+}
+
+/// Which of `scorers` has its turn at an optimizer step (from 1): a function of seed and step.
+pub fn scorer_of_step(seed: u64, step: u64, scorers: usize) -> usize {
+    let count = u64::try_from(scorers).unwrap_or(u64::MAX);
+    usize::try_from(Choice::Scorer.below(seed, step, count)).unwrap_or(0)
+}
+
+/// A preference cannot be had from a labels file.
+#[derive(Debug, thiserror::Error)]
+pub enum PreferenceError {
+    /// The labels hold no votes of that scorer.
+    #[error("{}: expected votes of the scorer {name:?}, found those of {found}; hint: --preference scorer:NAME with one of these", path.display())]
+    UnknownScorer {
+        /// The labels file.
+        path: std::path::PathBuf,
+        /// The scorer asked for.
+        name: String,
+        /// The scorers of the file.
+        found: String,
+    },
+    /// Scores that are all equal have no scale.
+    #[error("{}: the scores of {name:?} are all equal, so that they have no standard deviation; hint: --preference score-sum", path.display())]
+    NoDeviation {
+        /// The labels file.
+        path: std::path::PathBuf,
+        /// The scorer.
+        name: String,
+    },
+    /// The labels cannot be read.
+    #[error(transparent)]
+    Labels(#[from] LabelsError),
+}
+
+/// Decides what each pair's judgement is.
+#[derive(Debug, Clone)]
+pub struct Judge {
+    preference: Preference,
+    ties: Ties,
+    drop_human_ties: bool,
+    scorers: Vec<String>,
+    /// The place of the one scorer that is asked.
+    scorer: usize,
+    /// What each scorer's difference is multiplied by in a sum.
+    factors: Vec<f64>,
+}
+
+impl Judge {
+    /// Makes a judge for a labels file. For [`Preference::NormalizedSum`] all scores are read once.
+    ///
+    /// `drop_human_ties` leaves out the pairs that people found equal (a label of one half),
+    /// whoever is asked, as the reference implementation of Diffusion-DPO does.
+    ///
+    /// # Errors
+    /// Where the file has no such scorer, a scorer's scores are all equal and are to be normalised,
+    /// or the file cannot be read.
+    pub fn new(
+        labels: &LabelsFile,
+        preference: &Preference,
+        ties: Ties,
+        drop_human_ties: bool,
+    ) -> Result<Self, PreferenceError> {
+        let scorers = labels.schema().scorers().to_vec();
+        let scorer = match preference {
+            Preference::Scorer(name) => scorers
+                .iter()
+                .position(|scorer| scorer == name)
+                .ok_or_else(|| PreferenceError::UnknownScorer {
+                    path: labels.path().to_owned(),
+                    name: name.clone(),
+                    found: scorers.join(", "),
+                })?,
+            _ => 0,
+        };
+        let factors = match preference {
+            Preference::NormalizedSum => inverse_deviations(labels)?,
+            _ => vec![1.0; scorers.len()],
+        };
+        Ok(Self { preference: preference.clone(), ties, drop_human_ties, scorers, scorer, factors })
+    }
+
+    /// The scorers of the labels, in the order of [`Judgement::ByScorer`]'s bits.
+    pub fn scorers(&self) -> &[String] {
+        &self.scorers
+    }
+
+    /// What each scorer's difference is multiplied by: one over its standard deviation for
+    /// [`Preference::NormalizedSum`], else one.
+    pub fn factors(&self) -> &[f64] {
+        &self.factors
+    }
+
+    /// The judgement of a row; none where it is left out.
+    pub fn judge(&self, row: &LabelRow) -> Option<Judgement> {
+        if row.status != Status::Ok {
+            return None;
+        }
+        let human = row.human_label_0.filter(|label| (0.0..=1.0).contains(label));
+        if self.drop_human_ties && human == Some(0.5) {
+            return None;
+        }
+        let fixed = |probability: f64| Judgement::Fixed {
+            // A label has few digits.
+            probability: probability as f32,
+            weight: 1.0,
+        };
+        let by_sign = |sign: f64| {
+            if sign == 0.0 {
+                let probability = match self.ties {
+                    Ties::Drop => None,
+                    Ties::Human => human,
+                    Ties::First => Some(1.0),
+                    Ties::Second => Some(0.0),
+                    Ties::Half => Some(0.5),
+                };
+                probability.map(fixed)
+            } else {
+                Some(fixed(if sign > 0.0 { 1.0 } else { 0.0 }))
+            }
+        };
+        match &self.preference {
+            Preference::Consensus => by_sign(f64::from(row.consensus?)),
+            Preference::Human => human.map(fixed),
+            Preference::Scorer(_) => by_sign(f64::from((*row.votes.get(self.scorer)?)?)),
+            Preference::RandomScorer => {
+                let mut votes = 0;
+                for (index, vote) in row.votes.iter().enumerate() {
+                    votes |= u128::from((*vote)? > 0) << index;
+                }
+                Some(Judgement::ByScorer { votes })
+            }
+            Preference::Vanilla => {
+                let votes = row.votes.iter().copied().collect::<Option<Vec<i8>>>()?;
+                let first = votes.iter().filter(|vote| **vote > 0).count();
+                (!votes.is_empty()).then(|| fixed(first as f64 / votes.len() as f64))
+            }
+            Preference::ScoreSum | Preference::NormalizedSum => {
+                let mut sum = 0.0;
+                for (scores, factor) in row.scores.iter().zip(&self.factors) {
+                    let [first, second] = *scores;
+                    sum += (f64::from(first?) - f64::from(second?)) * factor;
+                }
+                by_sign(sum)
+            }
+        }
+    }
+}
+
+/// One over the standard deviation of each scorer's scores over all images of rows with votes.
+fn inverse_deviations(labels: &LabelsFile) -> Result<Vec<f64>, PreferenceError> {
+    // Welford's method: one pass, no loss of digits.
+    let mut moments = vec![(0u64, 0.0f64, 0.0f64); labels.schema().scorers().len()];
+    for batch in labels.batches()? {
+        let batch = batch?;
+        for index in 0..batch.num_rows() {
+            let row = batch.row(index)?;
+            if row.status != Status::Ok {
+                continue;
+            }
+            for ((count, mean, squares), scores) in moments.iter_mut().zip(&row.scores) {
+                for score in scores.iter().flatten().map(|score| f64::from(*score)) {
+                    *count += 1;
+                    let distance = score - *mean;
+                    *mean += distance / *count as f64;
+                    *squares += distance * (score - *mean);
+                }
+            }
+        }
+    }
+    let deviation =
+        |(count, _, squares): &(u64, f64, f64)| (squares / (*count).max(1) as f64).sqrt();
+    moments
+        .iter()
+        .zip(labels.schema().scorers())
+        .map(|(moments, name)| match deviation(moments) {
+            deviation if deviation > 0.0 => Ok(1.0 / deviation),
+            _ => Err(PreferenceError::NoDeviation {
+                path: labels.path().to_owned(),
+                name: name.clone(),
+            }),
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn row(votes: [i8; 4], human: Option<f64>) -> LabelRow {
+        let sum: i8 = votes.iter().sum();
+        LabelRow {
+            pair_id: "a".to_owned(),
+            source_file: "f".to_owned(),
+            source_row: 0,
+            caption: Some("c".to_owned()),
+            image_uid: [Some("0".to_owned()), Some("1".to_owned())],
+            human_label_0: human,
+            scores: votes.iter().map(|vote| [Some(f32::from(*vote)), Some(0.0)]).collect(),
+            votes: votes.map(Some).to_vec(),
+            vote_sum: Some(sum),
+            consensus: Some(sum.signum()),
+            status: Status::Ok,
+            error: None,
+        }
+    }
+
+    fn judge(preference: Preference, ties: Ties) -> Judge {
+        Judge {
+            preference,
+            ties,
+            drop_human_ties: false,
+            scorers: ["clip", "hps", "pickscore", "aesthetic"].map(str::to_owned).to_vec(),
+            scorer: 1,
+            factors: vec![1.0; 4],
+        }
+    }
+
+    fn probability(judge: &Judge, row: &LabelRow) -> Option<f32> {
+        judge.judge(row).map(|judgement| judgement.at(0).0)
+    }
+
+    const TIE: [i8; 4] = [1, -1, 1, -1];
+
+    #[test]
+    fn names_are_read_and_written() {
+        for text in [
+            "consensus",
+            "human",
+            "scorer:hps",
+            "random-scorer",
+            "vanilla",
+            "score-sum",
+            "normalized-sum",
+        ] {
+            assert_eq!(text.parse::<Preference>().unwrap().to_string(), text);
+        }
+        for text in ["", "scorer:", "Consensus", "hps"] {
+            assert!(text.parse::<Preference>().unwrap_err().contains("scorer:NAME"), "{text}");
+        }
+    }
+
+    #[test]
+    fn the_majority_decides_and_ties_follow_their_policy() {
+        let consensus = judge(Preference::Consensus, Ties::Drop);
+        assert_eq!(probability(&consensus, &row([1, 1, 1, -1], None)), Some(1.0));
+        assert_eq!(probability(&consensus, &row([-1, -1, 1, -1], None)), Some(0.0));
+        for (ties, expected) in [
+            (Ties::Drop, None),
+            (Ties::First, Some(1.0)),
+            (Ties::Second, Some(0.0)),
+            (Ties::Half, Some(0.5)),
+        ] {
+            let judge = judge(Preference::Consensus, ties);
+            assert_eq!(probability(&judge, &row(TIE, Some(1.0))), expected, "{ties:?}");
+        }
+        let human = judge(Preference::Consensus, Ties::Human);
+        for label in [0.0, 0.5, 1.0] {
+            assert_eq!(probability(&human, &row(TIE, Some(label))), Some(label as f32));
+        }
+        assert_eq!(probability(&human, &row(TIE, None)), None);
+    }
+
+    #[test]
+    fn failed_rows_are_left_out_whoever_is_asked() {
+        let mut failed = row([1, 1, 1, 1], Some(1.0));
+        failed.status = Status::DecodeError;
+        for preference in [Preference::Consensus, Preference::Human, Preference::Vanilla] {
+            assert_eq!(judge(preference, Ties::Half).judge(&failed), None);
+        }
+    }
+
+    #[test]
+    fn people_keep_their_half_unless_it_is_to_be_dropped() {
+        let mut human = judge(Preference::Human, Ties::Drop);
+        assert_eq!(probability(&human, &row(TIE, Some(0.5))), Some(0.5));
+        assert_eq!(probability(&human, &row(TIE, None)), None);
+        human.drop_human_ties = true;
+        assert_eq!(probability(&human, &row(TIE, Some(0.5))), None);
+        assert_eq!(probability(&human, &row(TIE, Some(1.0))), Some(1.0));
+        let mut consensus = judge(Preference::Consensus, Ties::Drop);
+        consensus.drop_human_ties = true;
+        assert_eq!(probability(&consensus, &row([1, 1, 1, 1], Some(0.5))), None);
+    }
+
+    #[test]
+    fn one_scorer_a_share_and_sums() {
+        let one = judge(Preference::Scorer("hps".to_owned()), Ties::Drop);
+        assert_eq!(probability(&one, &row([1, -1, 1, 1], None)), Some(0.0));
+        let share = judge(Preference::Vanilla, Ties::Drop);
+        assert_eq!(probability(&share, &row([1, -1, 1, 1], None)), Some(0.75));
+        assert_eq!(probability(&share, &row(TIE, None)), Some(0.5));
+        let sum = judge(Preference::ScoreSum, Ties::Second);
+        let mut scored = row(TIE, None);
+        scored.scores[3] = [Some(-100.0), Some(0.0)];
+        assert_eq!(probability(&sum, &scored), Some(0.0));
+        let mut scaled = judge(Preference::NormalizedSum, Ties::Second);
+        scaled.factors[3] = 0.001;
+        assert_eq!(probability(&scaled, &scored), Some(1.0));
+        assert_eq!(probability(&sum, &row(TIE, None)), Some(0.0), "an equal sum is a tie");
+    }
+
+    #[test]
+    fn a_random_scorer_has_its_turn_by_seed_and_step() {
+        let random = judge(Preference::RandomScorer, Ties::Drop);
+        let judged = random.judge(&row([1, -1, -1, 1], None)).unwrap();
+        let by_scorer: Vec<f32> = (0..4).map(|scorer| judged.at(scorer).0).collect();
+        assert_eq!(by_scorer, [1.0, 0.0, 0.0, 1.0]);
+        let turns: Vec<usize> = (1..=400).map(|step| scorer_of_step(5, step, 4)).collect();
+        assert_eq!(turns, (1..=400).map(|step| scorer_of_step(5, step, 4)).collect::<Vec<_>>());
+        for scorer in 0..4 {
+            let count = turns.iter().filter(|turn| **turn == scorer).count();
+            assert!((60..=140).contains(&count), "scorer {scorer}: {count} of 400");
+        }
+        assert_ne!(turns, (1..=400).map(|step| scorer_of_step(6, step, 4)).collect::<Vec<_>>());
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn swapping_the_images_turns_the_probability_around(
+            votes in proptest::array::uniform4(proptest::bool::ANY)
+        ) {
+            let votes = votes.map(|first| if first { 1 } else { -1 });
+            let swapped = votes.map(|vote: i8| -vote);
+            for preference in [Preference::Consensus, Preference::Vanilla, Preference::ScoreSum] {
+                let judge = judge(preference, Ties::Half);
+                let here = probability(&judge, &row(votes, None)).unwrap();
+                let there = probability(&judge, &row(swapped, None)).unwrap();
+                proptest::prop_assert_eq!(here, 1.0 - there);
+            }
+        }
+    }
+}

@@ -1,0 +1,92 @@
+//! Records of steps: all that someone needs to compute a step again in another framework.
+//!
+//! `record/step-000001-micro-000.safetensors`, one file for each micro-batch. Predictions stand apart
+//! for images 0 and images 1; texts, noise and timesteps once for a pair.
+
+use std::path::Path;
+
+use anyhow::Result;
+use nn::weights::write_safetensors_with_metadata;
+use tch::{Device, TchError, Tensor};
+
+use crate::step::{MicroBatch, Predictions};
+
+/// The folder of a run's records.
+pub const FOLDER: &str = "record";
+
+/// One micro-batch, copied to the CPU.
+#[derive(Debug)]
+pub struct Record {
+    pair_ids: Vec<String>,
+    tensors: Vec<(String, Tensor)>,
+}
+
+/// What is known of a step when its gradients are.
+#[derive(Debug, Clone, Copy)]
+pub struct StepFacts {
+    /// The optimizer step, from 1.
+    pub step: u64,
+    /// The learning rate of its update.
+    pub learning_rate: f64,
+    /// The norm of the gradients of the whole step, before clipping.
+    pub grad_norm: f64,
+    /// The step whose weights the reference has.
+    pub reference_step: u64,
+}
+
+impl Record {
+    /// Takes down a micro-batch.
+    ///
+    /// # Errors
+    /// Where libtorch has not enough memory.
+    pub fn of(batch: &MicroBatch, predictions: &Predictions) -> Result<Self, TchError> {
+        let pairs = batch.probability_P.size1()?;
+        let half = |both: &Tensor, image: i64| both.f_narrow(0, image * pairs, pairs);
+        let [first, second] = &batch.latents_PCHW;
+        let mut tensors = vec![
+            ("latents_0", first.shallow_clone()),
+            ("latents_1", second.shallow_clone()),
+            ("noise", batch.noise_PCHW.shallow_clone()),
+            ("timesteps", batch.timesteps_P.shallow_clone()),
+            ("prompt_embeds", batch.text.hidden_BLD.shallow_clone()),
+        ];
+        if let (Some(pooled), Some(time_ids)) = (&batch.text.pooled_BD, &batch.time_ids_P6) {
+            tensors.push(("pooled_embeds", pooled.shallow_clone()));
+            tensors.push(("time_ids", time_ids.shallow_clone()));
+        }
+        tensors.extend([
+            ("label_p", batch.probability_P.shallow_clone()),
+            ("weight_w", batch.weight_P.shallow_clone()),
+            ("model_pred_0", half(&predictions.model_2PCHW, 0)?),
+            ("model_pred_1", half(&predictions.model_2PCHW, 1)?),
+            ("ref_pred_0", half(&predictions.reference_2PCHW, 0)?),
+            ("ref_pred_1", half(&predictions.reference_2PCHW, 1)?),
+            ("z", predictions.logits_P.shallow_clone()),
+            ("loss", predictions.losses_P.shallow_clone()),
+        ]);
+        let copied = |(name, tensor): (&str, Tensor)| {
+            let copy = tensor.f_detach()?.f_to_device(Device::Cpu)?.f_contiguous()?;
+            Ok((name.to_owned(), copy))
+        };
+        let tensors = tensors.into_iter().map(copied).collect::<Result<Vec<_>, TchError>>()?;
+        Ok(Self { pair_ids: batch.pair_ids.clone(), tensors })
+    }
+
+    /// Writes it as micro-batch `micro` of the step.
+    ///
+    /// # Errors
+    /// Where the file cannot be written.
+    pub fn write(&self, run: &Path, facts: &StepFacts, micro: usize) -> Result<()> {
+        let folder = run.join(FOLDER);
+        runkit::files::create_folder(&folder)?;
+        let path = folder.join(format!("step-{:06}-micro-{micro:03}.safetensors", facts.step));
+        let metadata = [
+            ("pair_ids", serde_json::to_string(&self.pair_ids)?),
+            ("lr", facts.learning_rate.to_string()),
+            ("grad_norm", facts.grad_norm.to_string()),
+            ("reference_step", facts.reference_step.to_string()),
+        ];
+        write_safetensors_with_metadata(&path, &self.tensors, &metadata)?;
+        Ok(())
+    }
+}

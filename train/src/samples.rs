@@ -1,0 +1,185 @@
+//! Sample images of fixed prompts, so that one sees what training does.
+//!
+//! `samples/step-000500/00.png`: the prompts in order, each with a seed of its own that never
+//! changes. Prompt and seed are in the picture, as text.
+
+use std::ops::ControlFlow;
+use std::path::Path;
+
+use anyhow::{Context as _, Result, ensure};
+use nn::pipeline::{Family, Picture, SampleRequest};
+use nn::schedule::SamplerKind;
+use runkit::signals::StopFlag;
+use tch::Tensor;
+
+use crate::config::{Config, Samples};
+use crate::model::{BaseModel, Networks};
+
+/// The folder of a run's samples.
+pub const FOLDER: &str = "samples";
+/// Captions that are drawn where no prompts were given.
+const CAPTIONS: usize = 4;
+/// Pictures of a set: more would take longer than they tell.
+const MOST: usize = 64;
+
+/// What is drawn, and how.
+#[derive(Debug)]
+pub struct Sampler {
+    /// The prompts.
+    pub prompts: Vec<String>,
+    /// How.
+    settings: Samples,
+    /// The solver.
+    kind: SamplerKind,
+    /// Whether training computes activations again.
+    grad_checkpointing: bool,
+}
+
+impl Sampler {
+    /// Reads the prompts; `captions` are taken where no file was named. None where no samples are
+    /// to be drawn.
+    ///
+    /// # Errors
+    /// Where the file cannot be read or holds no prompt or too many.
+    pub fn new(config: &Config, captions: &[String], base: &BaseModel) -> Result<Option<Self>> {
+        let settings = &config.samples;
+        if settings.every == 0 {
+            return Ok(None);
+        }
+        let prompts = match &settings.prompts {
+            None => {
+                let mut distinct: Vec<String> = Vec::new();
+                for caption in captions {
+                    if !distinct.contains(caption) && distinct.len() < CAPTIONS {
+                        distinct.push(caption.clone());
+                    }
+                }
+                distinct
+            }
+            Some(path) => prompts(path)?,
+        };
+        if prompts.is_empty() {
+            return Ok(None);
+        }
+        let kind = base.schedule.sampler_kind().unwrap_or(SamplerKind::Ddim);
+        nn::schedule::Sampler::new(&base.schedule, kind, settings.steps)
+            .context("sample images cannot be drawn; hint: --sample-every 0 draws none")?;
+        Ok(Some(Self {
+            prompts,
+            settings: settings.clone(),
+            kind,
+            grad_checkpointing: config.grad_checkpointing,
+        }))
+    }
+
+    /// Whether pictures are due after this step.
+    pub fn is_due(&self, step: u64) -> bool {
+        step.is_multiple_of(self.settings.every)
+    }
+
+    /// Draws and writes the pictures of a step, and returns them with their PNG; none where it was
+    /// stopped.
+    ///
+    /// # Errors
+    /// Where there is not enough memory, or a file cannot be written.
+    pub fn draw(
+        &self,
+        base: &BaseModel,
+        networks: &mut Networks,
+        run: &Path,
+        step: u64,
+        stop: &StopFlag,
+    ) -> Result<Option<Vec<(Picture, Vec<u8>)>>> {
+        // Nothing is kept for gradients here.
+        networks.pipeline.unet.set_gradient_checkpointing(false);
+        let drawn = self.draw_all(base, networks, stop);
+        networks.pipeline.unet.set_gradient_checkpointing(self.grad_checkpointing);
+        let Some(pictures) = drawn? else { return Ok(None) };
+        let folder = run.join(FOLDER).join(format!("step-{step:06}"));
+        runkit::files::create_folder(&folder)?;
+        let mut written = Vec::with_capacity(pictures.len());
+        for (index, (picture, prompt)) in pictures.into_iter().zip(&self.prompts).enumerate() {
+            let bytes = self.encode(&picture, prompt, index, step)?;
+            let path = folder.join(format!("{index:02}.png"));
+            runkit::files::write_atomic(path, |file| file.write_all(&bytes))?;
+            written.push((picture, bytes));
+        }
+        Ok(Some(written))
+    }
+
+    /// One by one, so that memory does not grow beyond that of training.
+    fn draw_all(
+        &self,
+        base: &BaseModel,
+        networks: &Networks,
+        stop: &StopFlag,
+    ) -> Result<Option<Vec<Picture>>> {
+        let pipeline = &networks.pipeline;
+        let negative_tokens = base.tokens(&[""])?;
+        let negative = pipeline.encode_negative(&negative_tokens, true)?;
+        let guidance = self.settings.guidance.unwrap_or(match pipeline.family {
+            Family::StableDiffusion => 7.5,
+            Family::StableDiffusionXl => 5.0,
+        });
+        let mut pictures = Vec::with_capacity(self.prompts.len());
+        for (seed, prompt) in (0u64..).zip(&self.prompts) {
+            let tokens: Vec<Tensor> = base.tokens(&[prompt])?;
+            let request = SampleRequest {
+                prompt: &pipeline.encode_text(&tokens)?,
+                negative: &negative,
+                seeds: &[seed],
+                steps: self.settings.steps,
+                guidance,
+                sampler: self.kind,
+                height: base.resolution,
+                width: base.resolution,
+            };
+            let mut progress = |_, _| match stop.requested() {
+                Some(_) => ControlFlow::Break(()),
+                None => ControlFlow::Continue(()),
+            };
+            match pipeline.sample(&request, &mut progress)? {
+                Some(drawn) => pictures.extend(drawn),
+                None => return Ok(None),
+            }
+        }
+        Ok(Some(pictures))
+    }
+
+    fn encode(&self, picture: &Picture, prompt: &str, seed: usize, step: u64) -> Result<Vec<u8>> {
+        let side = |length: usize| u32::try_from(length).context("a picture is too large for PNG");
+        let mut bytes = Vec::new();
+        let mut encoder =
+            png::Encoder::new(&mut bytes, side(picture.width)?, side(picture.height)?);
+        encoder.set_color(png::ColorType::Rgb);
+        encoder.set_depth(png::BitDepth::Eight);
+        // iTXt is UTF-8, which tEXt is not.
+        encoder.add_itxt_chunk("prompt".to_owned(), prompt.to_owned())?;
+        let facts = [
+            ("seed", seed.to_string()),
+            ("step", step.to_string()),
+            ("sample steps", self.settings.steps.to_string()),
+        ];
+        for (key, text) in facts {
+            encoder.add_text_chunk(key.to_owned(), text)?;
+        }
+        let mut writer = encoder.write_header()?;
+        writer.write_image_data(&picture.pixels)?;
+        writer.finish()?;
+        Ok(bytes)
+    }
+}
+
+fn prompts(path: &Path) -> Result<Vec<String>> {
+    let text = std::fs::read_to_string(path)
+        .with_context(|| format!("cannot read the sample prompts {}", path.display()))?;
+    let prompts: Vec<String> =
+        text.lines().map(str::trim).filter(|line| !line.is_empty()).map(str::to_owned).collect();
+    ensure!(
+        (1..=MOST).contains(&prompts.len()),
+        "{}: expected 1 to {MOST} prompts, a line each, found {}",
+        path.display(),
+        prompts.len()
+    );
+    Ok(prompts)
+}

@@ -1,0 +1,384 @@
+//! One micro-batch: from examples to latents, noise and texts, through both networks, to a loss.
+//!
+//! Both images of a pair get the same noise and the same timestep; the noise of the autoencoder's
+//! posterior is drawn for each image. Everything drawn is a function of the seed and the position of
+//! the pair in the run ([`crate::randomness`]), so that neither the micro-batch nor a stop changes it.
+//!
+//! `P` pairs, `C` channels, `H` and `W` height and width of latents, `L` tokens, `D` width of a text.
+//! A batch of `2P` has the images 0 of all pairs, then the images 1.
+
+use std::collections::HashMap;
+
+use anyhow::{Context as _, Result, ensure};
+use nn::NetworkError;
+use nn::pipeline::{Family, Pipeline, TextConditions};
+use nn::rng;
+use nn::schedule::{PredictionType, TrainingSchedule};
+use nn::unet::{AddedConditions, UNet};
+use tch::{Device, Kind, Tensor};
+
+use crate::data::{Content, Example};
+use crate::loss::{self, PairErrors};
+use crate::model::{BaseModel, Networks};
+use crate::preference::Judgement;
+use crate::randomness::Choice;
+
+/// What makes a micro-batch of examples.
+#[derive(Debug, Clone, Copy)]
+pub struct Preparation<'run> {
+    /// The model's configuration and tokenizers.
+    pub base: &'run BaseModel,
+    /// The seed of the run.
+    pub seed: u64,
+    /// Share of captions that are dropped.
+    pub caption_dropout: f64,
+}
+
+/// A micro-batch on the device, f32 unless said otherwise.
+#[derive(Debug)]
+pub struct MicroBatch {
+    /// The pairs' names.
+    pub pair_ids: Vec<String>,
+    /// Latents of images 0 and of images 1, scaled for the UNet, `[P, C, H, W]` each.
+    pub latents_PCHW: [Tensor; 2],
+    /// Noise, one for both images of a pair, `[P, C, H, W]`.
+    pub noise_PCHW: Tensor,
+    /// Timesteps, one for both images of a pair, i64 `[P]`.
+    pub timesteps_P: Tensor,
+    /// The captions, `[P, L, D]`, and for SDXL pooled, `[P, D']`.
+    pub text: TextConditions,
+    /// For SDXL what the UNet is told of size and crop, `[P, 6]`.
+    pub time_ids_P6: Option<Tensor>,
+    /// That image 0 is the better one, `[P]`.
+    pub probability_P: Tensor,
+    /// Of each pair in the batch's mean, `[P]`.
+    pub weight_P: Tensor,
+    /// Their sum.
+    pub weight: f64,
+}
+
+/// What both networks make of a micro-batch.
+#[derive(Debug)]
+pub struct Predictions {
+    /// The model's, `[2P, C, H, W]`, which may record gradients.
+    pub model_2PCHW: Tensor,
+    /// The reference's, `[2P, C, H, W]`.
+    pub reference_2PCHW: Tensor,
+    /// Their errors.
+    pub errors: PairErrors,
+    /// z, `[P]`.
+    pub logits_P: Tensor,
+    /// softplus(z) − p·z, `[P]`, not weighted.
+    pub losses_P: Tensor,
+}
+
+/// Makes a micro-batch for an optimizer step whose random scorer is `scorer`.
+///
+/// # Errors
+/// Where an image cannot be encoded, which names the pairs, or there is not enough memory.
+pub fn prepare(
+    preparation: &Preparation<'_>,
+    networks: &Networks,
+    examples: Vec<Example<Judgement>>,
+    scorer: usize,
+) -> Result<MicroBatch> {
+    let Preparation { base, seed, caption_dropout } = *preparation;
+    let device = networks.pipeline.device();
+    let positions: Vec<u64> = examples.iter().map(|example| example.position).collect();
+    let pair_ids: Vec<String> = examples.iter().map(|example| example.pair_id.clone()).collect();
+    let (probability, weight): (Vec<f32>, Vec<f32>) =
+        examples.iter().map(|example| example.judgement.at(scorer)).unzip();
+    let dropped: Vec<bool> = positions
+        .iter()
+        .map(|position| Choice::CaptionDropout.happens(seed, *position, caption_dropout))
+        .collect();
+    let mut captions = Vec::with_capacity(examples.len());
+    let mut contents = Vec::with_capacity(examples.len());
+    for (example, dropped) in examples.into_iter().zip(&dropped) {
+        captions.push((!dropped).then_some(example.caption));
+        contents.push(example.content);
+    }
+    let naming = || format!("pairs {}", shown(&pair_ids));
+    let (latents_PCHW, text) =
+        encode(base, networks, seed, &positions, contents, &captions).with_context(naming)?;
+    let size = base.latent_size;
+    for latents_PCHW in &latents_PCHW {
+        let (expected, found) = (&size[..], latents_PCHW.size());
+        ensure!(
+            found.get(1..) == Some(expected),
+            "pairs {}: expected latents {expected:?}, found {found:?}; hint: the cache was made at \
+             another resolution",
+            shown(&pair_ids)
+        );
+    }
+    let noise_PCHW = normal(seed, Choice::Noise, &positions, 0, size, device)?;
+    let count = networks.schedule.alphas_cumprod().size1()?;
+    let timesteps: Vec<i64> = positions
+        .iter()
+        .map(|position| {
+            let below = Choice::Timestep.below(seed, *position, u64::try_from(count).unwrap_or(0));
+            i64::try_from(below).unwrap_or(0)
+        })
+        .collect();
+    let to_device = |numbers: &[f32]| Tensor::f_from_slice(numbers)?.f_to_device(device);
+    Ok(MicroBatch {
+        time_ids_P6: time_ids(networks, base.resolution, pair_ids.len())?,
+        pair_ids,
+        latents_PCHW,
+        noise_PCHW,
+        timesteps_P: Tensor::f_from_slice(&timesteps)?.f_to_device(device)?,
+        text,
+        probability_P: to_device(&probability)?,
+        weight_P: to_device(&weight)?,
+        weight: weight.iter().map(|weight| f64::from(*weight)).sum(),
+    })
+}
+
+/// What both networks of a micro-batch are given, and what they are to predict.
+#[derive(Debug)]
+pub struct Inputs {
+    noisy_2PCHW: Tensor,
+    timesteps_2P: Tensor,
+    text_2PLD: Tensor,
+    added: Option<AddedConditions>,
+    target_2PCHW: Tensor,
+}
+
+impl Inputs {
+    /// Adds noise, and doubles what the images of a pair share.
+    ///
+    /// # Errors
+    /// Where a shape does not fit, or there is not enough memory.
+    pub fn of(schedule: &TrainingSchedule, batch: &MicroBatch) -> Result<Self, NetworkError> {
+        let twice = |tensor: &Tensor| Tensor::f_cat(&[tensor, tensor], 0);
+        let [first_PCHW, second_PCHW] = &batch.latents_PCHW;
+        let latents_2PCHW = Tensor::f_cat(&[first_PCHW, second_PCHW], 0)?;
+        let noise_2PCHW = twice(&batch.noise_PCHW)?;
+        let timesteps_2P = twice(&batch.timesteps_P)?;
+        let noisy_2PCHW = schedule.add_noise(&latents_2PCHW, &noise_2PCHW, &timesteps_2P)?;
+        let target_2PCHW = match schedule.prediction_type() {
+            PredictionType::Epsilon => noise_2PCHW,
+            PredictionType::VPrediction => {
+                schedule.velocity(&latents_2PCHW, &noise_2PCHW, &timesteps_2P)?
+            }
+        };
+        let added = match (&batch.text.pooled_BD, &batch.time_ids_P6) {
+            (Some(pooled_PD), Some(time_ids_P6)) => Some(AddedConditions {
+                pooled_BD: twice(pooled_PD)?,
+                time_ids_B6: twice(time_ids_P6)?,
+            }),
+            _ => None,
+        };
+        let text_2PLD = twice(&batch.text.hidden_BLD)?;
+        Ok(Self { noisy_2PCHW, timesteps_2P, text_2PLD, added, target_2PCHW })
+    }
+
+    /// What a network predicts, `[2P, C, H, W]`, and its errors, `[2P]`.
+    ///
+    /// # Errors
+    /// Where a shape does not fit, or there is not enough memory.
+    pub fn predict(&self, network: &UNet) -> Result<(Tensor, Tensor), NetworkError> {
+        let (noisy, times) = (&self.noisy_2PCHW, &self.timesteps_2P);
+        let predicted_2PCHW =
+            network.forward(noisy, times, &self.text_2PLD, self.added.as_ref())?;
+        let errors_2P = loss::errors(&predicted_2PCHW, &self.target_2PCHW)?;
+        Ok((predicted_2PCHW, errors_2P))
+    }
+}
+
+/// What the networks of a micro-batch predict and how far off they are. The model's part records
+/// gradients, the reference's does not.
+///
+/// # Errors
+/// Where a shape does not fit, or there is not enough memory.
+pub fn predict(
+    model: &UNet,
+    reference: &UNet,
+    schedule: &TrainingSchedule,
+    beta: f64,
+    batch: &MicroBatch,
+) -> Result<Predictions, NetworkError> {
+    let inputs = Inputs::of(schedule, batch)?;
+    // First, since what it keeps in memory is gone before the model keeps its own.
+    let (reference_2PCHW, reference_2P) = inputs.predict(reference)?;
+    let (model_2PCHW, model_2P) = inputs.predict(model)?;
+    let errors = PairErrors::of(&model_2P, &reference_2P)?;
+    let logits_P = errors.logits(beta)?;
+    let losses_P = loss::losses(&logits_P, &batch.probability_P)?;
+    Ok(Predictions { model_2PCHW, reference_2PCHW, errors, logits_P, losses_P })
+}
+
+/// Latents of both images, and texts.
+fn encode(
+    base: &BaseModel,
+    networks: &Networks,
+    seed: u64,
+    positions: &[u64],
+    contents: Vec<Content>,
+    captions: &[Option<String>],
+) -> Result<([Tensor; 2], TextConditions)> {
+    let device = networks.pipeline.device();
+    let resolution = base.resolution;
+    let mut pixels: [Vec<Tensor>; 2] = [Vec::new(), Vec::new()];
+    let mut means: [Vec<Tensor>; 2] = [Vec::new(), Vec::new()];
+    let mut deviations: [Vec<Tensor>; 2] = [Vec::new(), Vec::new()];
+    let mut texts = Vec::new();
+    for content in contents {
+        match content {
+            Content::Pixels(images) => {
+                for (pixels, image) in pixels.iter_mut().zip(images) {
+                    let image = Tensor::f_from_slice(&image)?;
+                    pixels.push(image.f_view([1, 3, resolution, resolution])?);
+                }
+            }
+            Content::Latents { mean, standard_deviation, text } => {
+                for (all, one) in means.iter_mut().zip(mean) {
+                    all.push(one.f_unsqueeze(0)?);
+                }
+                for (all, one) in deviations.iter_mut().zip(standard_deviation) {
+                    all.push(one.f_unsqueeze(0)?);
+                }
+                texts.push(text);
+            }
+        }
+    }
+    let (mean_2PCHW, deviation_2PCHW) = if means[0].is_empty() {
+        let all: Vec<Tensor> = pixels.into_iter().flatten().collect();
+        let posterior = networks.pipeline.vae.encode(&Tensor::f_cat(&all, 0)?)?;
+        let deviation_2PCHW = posterior.standard_deviation()?;
+        (posterior.mean_BCHW, deviation_2PCHW)
+    } else {
+        let gathered = |parts: [Vec<Tensor>; 2]| {
+            let all: Vec<Tensor> = parts.into_iter().flatten().collect();
+            Tensor::f_cat(&all, 0)?.f_to_device(device)?.f_to_kind(Kind::Float)
+        };
+        (gathered(means)?, gathered(deviations)?)
+    };
+    let size = base.latent_size;
+    let noise = |image: u64| normal(seed, Choice::Posterior, positions, image, size, device);
+    let noise_2PCHW = Tensor::f_cat(&[noise(0)?, noise(1)?], 0)?;
+    let config = networks.pipeline.vae.config();
+    let latents_2PCHW = mean_2PCHW
+        .f_add(&deviation_2PCHW.f_mul(&noise_2PCHW)?)?
+        .f_sub_scalar(config.shift_factor.unwrap_or(0.0))?
+        .f_mul_scalar(config.scaling_factor)?;
+    let pairs = i64::try_from(positions.len())?;
+    let latents_PCHW =
+        [latents_2PCHW.f_narrow(0, 0, pairs)?, latents_2PCHW.f_narrow(0, pairs, pairs)?];
+    let text = if texts.is_empty() {
+        encode_captions(base, &networks.pipeline, &networks.empty, captions)?
+    } else {
+        cached_captions(&networks.empty, &texts, captions)?
+    };
+    Ok((latents_PCHW, text))
+}
+
+/// Each distinct caption once; a dropped one is the empty caption.
+fn encode_captions(
+    base: &BaseModel,
+    pipeline: &Pipeline,
+    empty: &TextConditions,
+    captions: &[Option<String>],
+) -> Result<TextConditions> {
+    let mut distinct: Vec<&str> = Vec::new();
+    let mut numbers: HashMap<&str, usize> = HashMap::new();
+    // The empty caption stands after the others.
+    let places: Vec<Option<usize>> = captions
+        .iter()
+        .map(|caption| {
+            let caption = caption.as_deref()?;
+            Some(*numbers.entry(caption).or_insert_with(|| {
+                distinct.push(caption);
+                distinct.len() - 1
+            }))
+        })
+        .collect();
+    let encoded = match distinct.is_empty() {
+        true => None,
+        false => Some(pipeline.encode_text(&base.tokens(&distinct)?)?),
+    };
+    let rows: Vec<i64> = places
+        .iter()
+        .map(|place| i64::try_from(place.unwrap_or(distinct.len())).unwrap_or(0))
+        .collect();
+    let device = pipeline.device();
+    let rows = Tensor::f_from_slice(&rows)?.f_to_device(device)?;
+    let gathered = |encoded: Option<&Tensor>, empty: &Tensor| -> Result<Tensor> {
+        let parts: Vec<&Tensor> = encoded.into_iter().chain([empty]).collect();
+        Ok(Tensor::f_cat(&parts, 0)?.f_index_select(0, &rows)?)
+    };
+    Ok(TextConditions {
+        hidden_BLD: gathered(encoded.as_ref().map(|text| &text.hidden_BLD), &empty.hidden_BLD)?,
+        pooled_BD: match &empty.pooled_BD {
+            None => None,
+            Some(empty) => {
+                Some(gathered(encoded.as_ref().and_then(|text| text.pooled_BD.as_ref()), empty)?)
+            }
+        },
+    })
+}
+
+/// Captions that a cache holds; a dropped one is the empty caption.
+fn cached_captions(
+    empty: &TextConditions,
+    texts: &[TextConditions],
+    captions: &[Option<String>],
+) -> Result<TextConditions> {
+    let device = empty.hidden_BLD.device();
+    let rows = || {
+        texts.iter().zip(captions).map(|(text, caption)| match caption {
+            Some(_) => text,
+            None => empty,
+        })
+    };
+    let hidden =
+        rows().map(|text| text.hidden_BLD.f_to_device(device)).collect::<Result<Vec<_>, _>>()?;
+    let pooled = match &empty.pooled_BD {
+        None => None,
+        Some(_) => {
+            let pooled = rows()
+                .map(|text| text.pooled_BD.as_ref().map(|pooled| pooled.f_to_device(device)))
+                .collect::<Option<Result<Vec<_>, _>>>()
+                .context("the cache holds no pooled texts; hint: it is of another model")??;
+            Some(Tensor::f_cat(&pooled, 0)?)
+        }
+    };
+    Ok(TextConditions { hidden_BLD: Tensor::f_cat(&hidden, 0)?, pooled_BD: pooled })
+}
+
+/// What the UNet of SDXL is told: the resolution as original and target size, no crop.
+fn time_ids(networks: &Networks, resolution: i64, pairs: usize) -> Result<Option<Tensor>> {
+    if networks.pipeline.family != Family::StableDiffusionXl {
+        return Ok(None);
+    }
+    let side = resolution as f32;
+    let ids = Tensor::f_from_slice(&[side, side, 0.0, 0.0, side, side])?;
+    let ids = ids.f_view([1, 6])?.f_expand([i64::try_from(pairs)?, 6], false)?;
+    Ok(Some(ids.f_contiguous()?.f_to_device(networks.pipeline.device())?))
+}
+
+/// Unit normal numbers of each position, `[P, C, H, W]`.
+fn normal(
+    seed: u64,
+    choice: Choice,
+    positions: &[u64],
+    index: u64,
+    size: [i64; 3],
+    device: Device,
+) -> Result<Tensor> {
+    let rows = positions
+        .iter()
+        .map(|position| rng::normal(choice.number(seed, *position, index), &size))
+        .collect::<Result<Vec<_>, _>>()?;
+    Ok(Tensor::f_stack(&rows, 0)?.f_to_device(device)?)
+}
+
+/// The first names of pairs, for messages.
+pub(crate) fn shown(pair_ids: &[String]) -> String {
+    const SHOWN: usize = 8;
+    let mut text = pair_ids.iter().take(SHOWN).cloned().collect::<Vec<_>>().join(", ");
+    if pair_ids.len() > SHOWN {
+        text += &format!(" and {} more", pair_ids.len() - SHOWN);
+    }
+    text
+}
