@@ -258,7 +258,12 @@ pub fn latents_columns(stored: StoredFloat, flipped: bool) -> Vec<Column> {
         }
     }
     columns.extend([
-        Column::new("status", Text, false, "`ok`, or why the row has no latents: a `status` of the labels"),
+        Column::new(
+            "status",
+            Text,
+            false,
+            "`ok`, or why the row has no latents: a `status` of the labels",
+        ),
         Column::new("error", Text, true, "detail of the failure, for people; null when `ok`"),
     ]);
     columns

@@ -36,6 +36,9 @@ fn outdated_files_are_named_and_made() {
     assert!(!fine && text.contains("docs/labels-schema.md, schemas/duckdb/labels.sql"), "{text}");
     assert!(tool(&["docs", "--root", root]).0);
     assert!(tool(&["docs", "--check", "--root", root]).0);
+    for name in ["docs/latents-schema.md", "schemas/duckdb/latents.sql"] {
+        assert!(folder.path().join(name).exists(), "{name}");
+    }
 }
 
 #[test]

@@ -8,6 +8,7 @@ use std::process::ExitCode;
 use anyhow::{Context, Result, bail};
 use clap::{Parser, Subcommand};
 use schemas::labels::{LabelsError, LabelsFile};
+use schemas::latents::{CaptionsFile, LatentsError, LatentsFile};
 use schemas::pairs::{InputFile, PairFile, PairsError};
 use schemas::reference;
 
@@ -21,7 +22,7 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Write docs/labels-schema.md and schemas/duckdb/labels.sql
+    /// Write docs/{labels,latents}-schema.md and schemas/duckdb/*.sql
     Docs {
         /// Write nothing; fail when a file is not up to date
         #[arg(long)]
@@ -38,7 +39,7 @@ enum Command {
     },
     /// Say what a file is, and whether it is valid to its last row
     Check {
-        /// A labels or pairs file
+        /// A file of labels, pairs, cached latents or captions
         file: PathBuf,
     },
 }
@@ -79,8 +80,16 @@ fn run(command: Command) -> Result<()> {
     }
 }
 
-/// Reads the file whole, as labels or as pairs.
+/// Reads the file whole, as whatever it is.
 fn check(path: &Path) -> Result<String> {
+    match LatentsFile::open(path) {
+        Ok(file) => return check_latents(&file),
+        Err(LatentsError::Columns { .. } | LatentsError::Input(_)) => {}
+        Err(error) => return Err(error.into()),
+    }
+    if let Ok(file) = CaptionsFile::open(path) {
+        return check_captions(&file);
+    }
     let labels = match LabelsFile::open(path) {
         Ok(file) => return check_labels(&file),
         Err(LabelsError::Columns { problems, .. }) => problems,
@@ -98,6 +107,39 @@ fn check(path: &Path) -> Result<String> {
         ),
         Err(error) => Err(error.into()),
     }
+}
+
+fn check_latents(file: &LatentsFile) -> Result<String> {
+    let layout = file.layout();
+    let mut failed = 0;
+    for rows in file.rows()? {
+        let rows = rows?;
+        let fine = |row: &&schemas::latents::LatentRow| row.status == schemas::labels::Status::Ok;
+        let wanted: Vec<i64> = rows.iter().filter(fine).map(|row| row.source_row).collect();
+        failed += rows.len() - wanted.len();
+        for image in [0, 1] {
+            file.moments_at(image, false, &wanted)?;
+            if layout.flipped {
+                file.moments_at(image, true, &wanted)?;
+            }
+        }
+    }
+    let [channels, height, width] = layout.shape;
+    let (rows, stored) = (file.num_rows(), layout.stored.name());
+    let flipped = if layout.flipped { ", also of mirrored images" } else { "" };
+    Ok(format!(
+        "valid latents, {rows} rows, {failed} of them failed, {channels}x{height}x{width} of {stored}{flipped}"
+    ))
+}
+
+fn check_captions(file: &CaptionsFile) -> Result<String> {
+    const TOGETHER: usize = 64;
+    let rows: Vec<i64> = (0..file.num_rows()).collect();
+    for rows in rows.chunks(TOGETHER) {
+        file.rows_at(rows)?;
+    }
+    let [tokens, features] = file.layout().shape;
+    Ok(format!("valid captions, {} rows, {tokens}x{features}", rows.len()))
 }
 
 fn check_labels(file: &LabelsFile) -> Result<String> {

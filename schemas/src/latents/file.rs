@@ -112,12 +112,11 @@ impl LatentsFile {
             let batch = batch?;
             let first = found.len();
             let place = |index: usize| rows.get(first + index).copied().unwrap_or(0);
-            let fail = |(index, problem): (usize, String)| {
-                self.table.row_error(place(index), problem)
-            };
-            let [mean, deviation] = names.each_ref().map(|name| {
-                lists_of(&batch, name, self.layout.numbers()).map_err(fail)
-            });
+            let fail =
+                |(index, problem): (usize, String)| self.table.row_error(place(index), problem);
+            let [mean, deviation] = names
+                .each_ref()
+                .map(|name| lists_of(&batch, name, self.layout.numbers()).map_err(fail));
             for (index, pair) in mean?.into_iter().zip(deviation?).enumerate() {
                 let (Some(mean), Some(standard_deviation)) = pair else {
                     return Err(fail((index, format!("it has no latents of image {image}"))));
@@ -241,11 +240,8 @@ impl CaptionsFile {
             captions_columns(stored)
         })?;
         let shape = shape(&table, &[2, 3], what)?;
-        let layout = CaptionsLayout {
-            stored,
-            shape: [shape[0], shape[1]],
-            pooled: shape.get(2).copied(),
-        };
+        let layout =
+            CaptionsLayout { stored, shape: [shape[0], shape[1]], pooled: shape.get(2).copied() };
         Ok(Self { table, layout })
     }
 
@@ -285,8 +281,7 @@ impl CaptionsFile {
             let null = |index| fail((index, "a value is null".to_owned()));
             let indices = numbers::<Int64Type>(&batch, "caption_index")?;
             let captions = texts(&batch, "caption")?;
-            let hidden =
-                lists_of(&batch, "hidden_states", self.layout.numbers()).map_err(fail)?;
+            let hidden = lists_of(&batch, "hidden_states", self.layout.numbers()).map_err(fail)?;
             let length = self.layout.pooled_numbers().unwrap_or(0);
             let pooled = lists_of(&batch, "pooled", length).map_err(fail)?;
             let columns = indices.into_iter().zip(captions).zip(hidden.into_iter().zip(pooled));

@@ -102,7 +102,8 @@ mod tests {
         for wrong in ["", "4", "4,64", "4,-1,64", "4,0,64", "4,x,2", "99999999,99999999,2"] {
             assert!(read(wrong, &[3]).is_err(), "{wrong:?}");
         }
-        let layout = LatentsLayout { stored: StoredFloat::Float16, shape: [4, 8, 8], flipped: true };
+        let layout =
+            LatentsLayout { stored: StoredFloat::Float16, shape: [4, 8, 8], flipped: true };
         assert_eq!((layout.numbers(), layout.row_bytes()), (256, 256 * 2 * 8));
         assert_eq!(layout.columns().len(), 7 + 2 * (4 + 4) + 2);
     }

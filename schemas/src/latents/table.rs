@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use arrow::array::{
-    Array, ArrayRef, ArrowPrimitiveType, AsArray, Float16Array, Float32Array, ListArray, RecordBatch,
+    Array, ArrayRef, ArrowPrimitiveType, AsArray, Float16Array, Float32Array, ListArray,
+    RecordBatch,
 };
 use arrow::buffer::{NullBuffer, OffsetBuffer};
 use arrow::compute::cast;
@@ -199,8 +200,7 @@ impl Table {
             let plain = ArrowReaderOptions::new().with_skip_arrow_metadata(true);
             ArrowReaderMetadata::try_new(Arc::clone(parquet.metadata()), plain)
         })?;
-        let unusable =
-            |problems| LatentsError::Columns { path: path.to_owned(), what, problems };
+        let unusable = |problems| LatentsError::Columns { path: path.to_owned(), what, problems };
         let metadata = parquet.key_values();
         let Some(version) = metadata.get(KEY_SCHEMA_VERSION) else {
             let problem = format!("expected metadata {KEY_SCHEMA_VERSION:?}, found none");
@@ -279,7 +279,7 @@ impl Table {
             return Err(self.row_error(pair[1], "rows must be asked for in ascending order"));
         }
         let ranges = consecutive(rows);
-        self.select(ranges, rows.len(), wanted)
+        self.select(&ranges, rows.len(), wanted)
     }
 
     /// Reads all rows of the columns that `wanted` names, in order.
@@ -288,12 +288,12 @@ impl Table {
         wanted: impl Fn(&str) -> bool,
     ) -> Result<TableRows, LatentsError> {
         let rows = usize::try_from(self.num_rows()).unwrap_or(0);
-        self.select(vec![0..rows], rows, wanted)
+        self.select(&[0..rows], rows, wanted)
     }
 
     fn select(
         &self,
-        ranges: Vec<Range<usize>>,
+        ranges: &[Range<usize>],
         rows: usize,
         wanted: impl Fn(&str) -> bool,
     ) -> Result<TableRows, LatentsError> {
@@ -306,7 +306,7 @@ impl Table {
             let metadata = ArrowReaderMetadata::try_new(metadata, options)?;
             let builder = ParquetRecordBatchReaderBuilder::new_with_metadata(file, metadata);
             let mask = ProjectionMask::leaves(builder.parquet_schema(), leaves);
-            let selection = RowSelection::from_consecutive_ranges(ranges.into_iter(), total);
+            let selection = RowSelection::from_consecutive_ranges(ranges.iter().cloned(), total);
             builder
                 .with_batch_size(BATCH_ROWS)
                 .with_projection(mask)
@@ -316,7 +316,7 @@ impl Table {
         Ok(TableRows { reader: Some(reader), parquet: self.parquet.clone(), left: rows })
     }
 
-    /// The type that Parquet stores a column as.
+    /// Whether the file has a column of this name.
     pub(super) fn has(&self, column: &str) -> bool {
         self.schema.column_with_name(column).is_some()
     }
@@ -399,17 +399,16 @@ fn find(columns: &[Column], stored: &Schema) -> Result<Vec<(String, usize)>, Vec
     if problems.is_empty() { Ok(places) } else { Err(problems) }
 }
 
-fn column<'batch>(batch: &'batch RecordBatch, name: &str) -> Result<&'batch ArrayRef, LatentsError> {
+fn column<'batch>(
+    batch: &'batch RecordBatch,
+    name: &str,
+) -> Result<&'batch ArrayRef, LatentsError> {
     let missing = || ArrowError::SchemaError(format!("no column {name:?}"));
     Ok(batch.column_by_name(name).ok_or_else(missing)?)
 }
 
-
 /// A column of text.
-pub(super) fn texts(
-    batch: &RecordBatch,
-    name: &str,
-) -> Result<Vec<Option<String>>, LatentsError> {
+pub(super) fn texts(batch: &RecordBatch, name: &str) -> Result<Vec<Option<String>>, LatentsError> {
     let texts = cast(column(batch, name)?, &DataType::Utf8)?;
     Ok(texts.as_string::<i32>().iter().map(|text| text.map(str::to_owned)).collect())
 }

@@ -141,9 +141,8 @@ impl LatentsWriter {
                     .collect();
                 let mean = moments.iter().map(|found| found.as_ref().map(|it| &it.mean[..]));
                 columns.push(lists(self.layout.stored, mean).map_err(unfit)?);
-                let deviation = moments
-                    .iter()
-                    .map(|found| found.as_ref().map(|it| &it.standard_deviation[..]));
+                let deviation =
+                    moments.iter().map(|found| found.as_ref().map(|it| &it.standard_deviation[..]));
                 columns.push(lists(self.layout.stored, deviation).map_err(unfit)?);
             }
         }

@@ -1,0 +1,25 @@
+--
+-- DuckDB views of a cache of latents. Start DuckDB in the root of the repository and:
+--     .read schemas/duckdb/latents.sql
+--     FROM latents_summary;
+-- The folder is that of the default; for another replace it in the two paths below.
+
+-- One row per pair.
+CREATE OR REPLACE VIEW latents AS
+SELECT * FROM read_parquet('{latents}/latents-*.parquet');
+
+-- One row per caption; JOIN latents USING (caption_index).
+CREATE OR REPLACE VIEW captions AS
+SELECT * FROM read_parquet('{latents}/captions-*.parquet');
+
+-- How many pairs of each input file have latents, and what these are like.
+CREATE OR REPLACE VIEW latents_summary AS
+SELECT source_file,
+       count(*) AS pairs,
+       count(*) FILTER (WHERE status <> 'ok') AS failed,
+       avg(list_avg(image_0_mean)) AS mean,
+       avg(list_stddev_pop(image_0_mean)) AS spread,
+       avg(list_avg(image_0_standard_deviation)) AS standard_deviation
+FROM latents
+GROUP BY source_file
+ORDER BY source_file;
