@@ -1,0 +1,97 @@
+//! The captions of one input file that stand in no file before it.
+
+use std::collections::BTreeMap;
+
+use anyhow::{Result, ensure};
+use schemas::latents::{
+    CaptionRow, CaptionsLayout, CaptionsWriter, KEY_FINGERPRINT, KEY_MANIFEST, KEY_PART,
+};
+use tch::Tensor;
+
+use super::manifest::stored;
+use super::networks::{Encoders, row};
+use super::plan::caption_problem;
+use super::{Part, PartRecord};
+
+/// Captions encoded together, always the same ones: the last bits of a feature depend on the group.
+const GROUP: usize = 32;
+
+impl Part<'_> {
+    /// The key-value metadata of both files.
+    pub(super) fn metadata(&self) -> Result<BTreeMap<String, String>> {
+        let file = &self.plan.files[self.index];
+        let record =
+            PartRecord { row_groups: file.row_groups.clone(), first_caption: file.first_caption };
+        Ok(BTreeMap::from([
+            (KEY_FINGERPRINT.to_owned(), self.fingerprint.to_owned()),
+            (KEY_MANIFEST.to_owned(), runkit::manifest::canonical_json(self.manifest)?),
+            (KEY_PART.to_owned(), runkit::manifest::canonical_json(&record)?),
+        ]))
+    }
+}
+
+/// Encodes and writes them.
+pub(super) fn write(part: &Part<'_>, encoders: &Encoders) -> Result<()> {
+    let planned = &part.plan.files[part.index];
+    let mut next = planned.first_caption;
+    let mut group: Vec<String> = Vec::with_capacity(GROUP);
+    if next == 0 {
+        group.push(String::new());
+        next += 1;
+    }
+    let layout = layout(part, encoders)?;
+    let mut writer = CaptionsWriter::create(part.captions_path(), layout, &part.metadata()?)?;
+    let mut written = planned.first_caption;
+    let mut flush = |group: &mut Vec<String>, writer: &mut CaptionsWriter| -> Result<()> {
+        let tokens = part.base.tokens(group)?;
+        let texts = encoders.texts(&tokens)?;
+        for (index, caption) in (0..).zip(group.drain(..)) {
+            writer.write(CaptionRow {
+                caption_index: written,
+                caption,
+                hidden_states: row(&texts.hidden_BLD, index)?,
+                pooled: texts.pooled_BD.as_ref().map(|pooled| row(pooled, index)).transpose()?,
+            })?;
+            written += 1;
+        }
+        Ok(())
+    };
+    for batch in part.plan.open(part.index)?.plan_rows()? {
+        for row in batch? {
+            let Some(caption) = row.caption else { continue };
+            // A caption is new where its number is the next.
+            if caption_problem(Some(&caption)).is_some()
+                || part.plan.caption(&caption) != Some(next)
+            {
+                continue;
+            }
+            next += 1;
+            group.push(caption);
+            if group.len() == GROUP {
+                flush(&mut group, &mut writer)?;
+            }
+        }
+    }
+    if !group.is_empty() {
+        flush(&mut group, &mut writer)?;
+    }
+    let (expected, found) = (planned.captions, written - planned.first_caption);
+    ensure!(
+        expected == found,
+        "{}: expected {expected} new captions, found {found}; hint: the file was changed",
+        planned.input.path.display()
+    );
+    Ok(writer.finish()?)
+}
+
+/// The shape of what the encoders make of the empty caption.
+fn layout(part: &Part<'_>, encoders: &Encoders) -> Result<CaptionsLayout> {
+    let empty = encoders.texts(&part.base.tokens(&[""])?)?;
+    let (_, tokens, features) = empty.hidden_BLD.size3()?;
+    let pooled = empty.pooled_BD.as_ref().map(Tensor::size2).transpose()?;
+    Ok(CaptionsLayout {
+        stored: stored(part.config.precision),
+        shape: [tokens, features],
+        pooled: pooled.map(|(_, length)| length),
+    })
+}

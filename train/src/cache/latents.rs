@@ -1,0 +1,437 @@
+//! The latents of one input file: read → decode and transform on all cores → encode → part.
+//!
+//! On a CPU the stages take turns, each with every core; on a GPU decoding runs ahead in its own
+//! threads, a bounded number of batches at most. A batch is a function of the file alone.
+
+use std::collections::{HashMap, HashSet};
+use std::fs::File;
+use std::os::unix::fs::FileExt as _;
+use std::sync::mpsc::sync_channel;
+
+use anyhow::{Context as _, Result};
+use bytes::Bytes;
+use media::decode::{Limits, decode};
+use media::resize::Resizer;
+use nn::NetworkError;
+use rayon::prelude::*;
+use runkit::progress::Progress;
+use runkit::signals::StopFlag;
+use schemas::labels::Status;
+use schemas::latents::{Geometry, ImageMoments, LatentRow, LatentsLayout, LatentsWriter, Moments};
+use schemas::pairs::{PairFile, PairRow, PairRows};
+use xxhash_rust::xxh3::xxh3_128;
+
+use super::Part;
+use super::manifest::stored;
+use super::networks::Encoders;
+use super::plan::caption_problem;
+use crate::data::transform::{Pixels, Transform};
+
+/// Rows read from Parquet at a time: with 2 images of some 150 kB each, about 10 MB.
+const ROWS_PER_READ: usize = 32;
+/// Batches decoded ahead of a GPU.
+const BATCHES_AHEAD: usize = 4;
+
+type Failure = (Status, String);
+
+/// Writes the part; false where a signal came before it was complete.
+pub(super) fn write(
+    part: &Part<'_>,
+    encoders: &Encoders,
+    progress: &Progress,
+    stop: &StopFlag,
+) -> Result<bool> {
+    let [height, width] = part.manifest.resolution;
+    let layout = LatentsLayout {
+        stored: stored(part.config.precision),
+        shape: part.manifest.latent_shape,
+        flipped: part.config.hflip,
+    };
+    let file = part.plan.open(part.index)?;
+    let batches = Batches {
+        repeated: repeated(&file)?,
+        rows: file.rows_with_images(ROWS_PER_READ)?,
+        pending: Vec::new().into_iter(),
+        seen: HashSet::new(),
+        batch_size: part.config.batch_size,
+        transform: Transform { height, width, random_crop: false, hflip: false },
+    };
+    let mut sink = PartSink {
+        part,
+        encoders,
+        source_file: file.source_file(),
+        layout,
+        writer: LatentsWriter::create(part.latents_path(), layout, &part.metadata()?)?,
+        scratch: Scratch::new(part, layout)?,
+        progress,
+        failed: 0,
+    };
+    let complete = if part.config.device.is_cuda() {
+        std::thread::scope(|scope| {
+            let (sender, receiver) = sync_channel(BATCHES_AHEAD);
+            scope.spawn(move || {
+                for batch in batches {
+                    // The receiver is gone when the run stops; then this thread ends as well.
+                    if sender.send(batch).is_err() {
+                        break;
+                    }
+                }
+            });
+            sink.take_all(receiver.into_iter(), stop)
+        })?
+    } else {
+        sink.take_all(batches, stop)?
+    };
+    if complete {
+        sink.writer.finish()?;
+    }
+    Ok(complete)
+}
+
+/// The images, by the checksum of their uid, that stand in the file more than once.
+fn repeated(file: &PairFile) -> Result<HashSet<u128>> {
+    let (mut seen, mut repeated) = (HashSet::new(), HashSet::new());
+    for batch in file.plan_rows()? {
+        for row in batch? {
+            for uid in row.image_uid.iter().flatten().filter(|uid| !uid.is_empty()) {
+                let uid = xxh3_128(uid.as_bytes());
+                if !seen.insert(uid) {
+                    repeated.insert(uid);
+                }
+            }
+        }
+    }
+    Ok(repeated)
+}
+
+/// One image of a row, after decoding.
+enum Picture {
+    /// To be encoded, and kept under its checksum where it comes again.
+    New(Box<Pixels>, Option<u128>),
+    /// Encoded before: its checksum.
+    Known(u128),
+    /// Neither; kept as well where it comes again.
+    Failed(Failure, Option<u128>),
+}
+
+/// One row, its images decoded.
+struct Prepared {
+    row: PairRow,
+    pictures: [Picture; 2],
+}
+
+/// The rows of a file, as many at a time as have a batch of new images.
+struct Batches {
+    repeated: HashSet<u128>,
+    rows: PairRows,
+    pending: std::vec::IntoIter<PairRow>,
+    /// The checksums of images that come again and were handed out.
+    seen: HashSet<u128>,
+    batch_size: usize,
+    transform: Transform,
+}
+
+/// What is to be done with one image.
+enum Order {
+    Decode(Bytes, Option<u128>),
+    Reuse(u128),
+    Missing,
+}
+
+impl Batches {
+    fn take(&mut self) -> Result<Vec<(PairRow, [Order; 2])>> {
+        let (mut taken, mut new) = (Vec::new(), 0);
+        while new < self.batch_size {
+            let Some(mut row) = self.pending.next() else {
+                match self.rows.next() {
+                    None => break,
+                    Some(rows) => self.pending = rows?.into_iter(),
+                }
+                continue;
+            };
+            let images = std::mem::take(&mut row.image);
+            let [first, second] = images;
+            let orders = [
+                self.order(first, row.image_uid[0].as_deref()),
+                self.order(second, row.image_uid[1].as_deref()),
+            ];
+            new += orders.iter().filter(|order| matches!(order, Order::Decode(..))).count();
+            taken.push((row, orders));
+        }
+        Ok(taken)
+    }
+
+    fn order(&mut self, image: Option<Bytes>, uid: Option<&str>) -> Order {
+        let Some(bytes) = image.filter(|bytes| !bytes.is_empty()) else { return Order::Missing };
+        let again = uid.is_some_and(|uid| self.repeated.contains(&xxh3_128(uid.as_bytes())));
+        if !again {
+            return Order::Decode(bytes, None);
+        }
+        // By what is in it rather than by its name: a name may stand for two images.
+        let content = xxh3_128(&bytes);
+        match self.seen.insert(content) {
+            true => Order::Decode(bytes, Some(content)),
+            false => Order::Reuse(content),
+        }
+    }
+}
+
+impl Order {
+    fn picture(self, transform: Transform) -> Picture {
+        let (bytes, key) = match self {
+            Self::Decode(bytes, key) => (bytes, key),
+            Self::Reuse(content) => return Picture::Known(content),
+            Self::Missing => {
+                let missing = "image is null or empty".to_owned();
+                return Picture::Failed((Status::MissingImage, missing), None);
+            }
+        };
+        match decode(&bytes, &Limits::default()) {
+            Ok(image) => {
+                let pixels =
+                    RESIZER.with_borrow_mut(|resizer| transform.apply_centrally(&image, resizer));
+                Picture::New(Box::new(pixels), key)
+            }
+            Err(error) => {
+                let status = error.reason().parse().unwrap_or(Status::DecodeError);
+                Picture::Failed((status, error.to_string()), key)
+            }
+        }
+    }
+}
+
+thread_local! {
+    /// Coefficients and buffers of this thread.
+    static RESIZER: std::cell::RefCell<Resizer> = std::cell::RefCell::new(Resizer::new());
+}
+
+impl Iterator for Batches {
+    type Item = Result<Vec<Prepared>>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let taken = match self.take() {
+            Ok(taken) if taken.is_empty() => return None,
+            Ok(taken) => taken,
+            Err(error) => return Some(Err(error)),
+        };
+        let transform = self.transform;
+        let prepared = taken.into_par_iter().map(|(row, orders)| Prepared {
+            pictures: orders.map(|order| order.picture(transform)),
+            row,
+        });
+        Some(Ok(prepared.collect()))
+    }
+}
+
+/// What is known of an image that was encoded, or not.
+type Encoded = Result<(Geometry, ImageMoments), Failure>;
+
+/// Encodes batches and writes them.
+struct PartSink<'run> {
+    part: &'run Part<'run>,
+    encoders: &'run Encoders,
+    source_file: &'run str,
+    layout: LatentsLayout,
+    writer: LatentsWriter,
+    scratch: Scratch,
+    progress: &'run Progress,
+    failed: u64,
+}
+
+impl PartSink<'_> {
+    fn take_all(
+        &mut self,
+        batches: impl Iterator<Item = Result<Vec<Prepared>>>,
+        stop: &StopFlag,
+    ) -> Result<bool> {
+        for batch in batches {
+            let batch = batch?;
+            let rows = batch.len() as u64;
+            self.take(batch)?;
+            self.progress.add(rows);
+            if self.failed > 0 {
+                self.progress.message(format!("{} failed", self.failed));
+            }
+            if stop.requested().is_some() {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    fn take(&mut self, batch: Vec<Prepared>) -> Result<()> {
+        let new: Vec<&Pixels> = batch
+            .iter()
+            .flat_map(|prepared| &prepared.pictures)
+            .filter_map(|picture| match picture {
+                Picture::New(pixels, _) => Some(pixels.as_ref()),
+                _ => None,
+            })
+            .collect();
+        let mut encoded = self.encode(&new)?.into_iter();
+        for Prepared { row, pictures } in batch {
+            let mut images: [Option<Encoded>; 2] = [None, None];
+            for (slot, picture) in images.iter_mut().zip(pictures) {
+                let (image, key) = match picture {
+                    Picture::New(_, key) => (encoded.next().context("an image was lost")?, key),
+                    Picture::Failed(failure, key) => (Err(failure), key),
+                    Picture::Known(content) => (self.scratch.get(content)?, None),
+                };
+                if let Some(key) = key {
+                    self.scratch.put(key, &image)?;
+                }
+                *slot = Some(image);
+            }
+            self.write(row, images)?;
+        }
+        Ok(())
+    }
+
+    /// Encodes images together; where that gives numbers that are not finite, one by one.
+    fn encode(&self, images: &[&Pixels]) -> Result<Vec<Encoded>> {
+        if images.is_empty() {
+            return Ok(Vec::new());
+        }
+        match self.moments(images) {
+            Ok(moments) => Ok(images
+                .iter()
+                .zip(moments)
+                .map(|(pixels, moments)| Ok((geometry(pixels), moments)))
+                .collect()),
+            Err(NetworkError::Input { reason, .. }) if images.len() == 1 => {
+                Ok(vec![Err((Status::NonFinite, format!("autoencoder: {reason}")))])
+            }
+            Err(NetworkError::Input { .. }) => images
+                .iter()
+                .map(|image| self.encode(std::slice::from_ref(image)))
+                .collect::<Result<Vec<_>>>()
+                .map(|all| all.into_iter().flatten().collect()),
+            Err(error) if error.is_out_of_memory() && images.len() > 1 => {
+                let hint = format!("hint: --batch-size {}", images.len() / 2);
+                Err(anyhow::Error::new(error).context(format!("too little memory; {hint}")))
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    fn moments(&self, images: &[&Pixels]) -> Result<Vec<ImageMoments>, NetworkError> {
+        let [height, width] = self.part.manifest.resolution;
+        let size = (i64::from(height), i64::from(width));
+        let pixels: Vec<&[f32]> = images.iter().map(|image| &image.values[..]).collect();
+        let plain = self.encoders.latents(&pixels, size, false)?;
+        let flipped: Vec<Option<Moments>> = match self.layout.flipped {
+            false => plain.iter().map(|_| None).collect(),
+            true => self.encoders.latents(&pixels, size, true)?.into_iter().map(Some).collect(),
+        };
+        let both = plain.into_iter().zip(flipped);
+        Ok(both.map(|(plain, flipped)| ImageMoments { plain, flipped }).collect())
+    }
+
+    fn write(&mut self, row: PairRow, images: [Option<Encoded>; 2]) -> Result<()> {
+        let [first, second] = images.map(|image| image.context("an image was lost"));
+        let (first, second) = (first?, second?);
+        let caption = caption_problem(row.caption.as_deref());
+        let outcome = match (caption, first, second) {
+            (Some(failure), _, _) => Err(failure),
+            (None, Err((status, error)), _) => Err((status, format!("image 0: {error}"))),
+            (None, _, Err((status, error))) => Err((status, format!("image 1: {error}"))),
+            (None, Ok(first), Ok(second)) => Ok([first, second]),
+        };
+        let (images, failure) = match outcome {
+            Ok(images) => (images.map(Some), None),
+            Err(failure) => ([None, None], Some(failure)),
+        };
+        self.failed += u64::from(failure.is_some());
+        let (status, error) = match failure {
+            None => (Status::Ok, None),
+            Some((status, error)) => (status, Some(error)),
+        };
+        let caption_index = row
+            .caption
+            .as_deref()
+            .filter(|caption| caption_problem(Some(caption)).is_none())
+            .and_then(|caption| self.part.plan.caption(caption));
+        let geometry = images.each_ref().map(|image| image.as_ref().map(|(geometry, _)| *geometry));
+        let row = LatentRow {
+            pair_id: row.pair_id,
+            source_file: self.source_file.to_owned(),
+            source_row: row.row,
+            caption: row.caption,
+            caption_index,
+            image_uid: row.image_uid,
+            geometry,
+            status,
+            error,
+        };
+        Ok(self.writer.write(row, images.map(|image| image.map(|(_, moments)| moments)))?)
+    }
+}
+
+fn geometry(pixels: &Pixels) -> Geometry {
+    Geometry { size: pixels.original_size, crop: pixels.crop }
+}
+
+/// Latents of images that come again in the part, in a scratch file that the system removes with the
+/// process, so that memory does not grow with the part.
+struct Scratch {
+    file: File,
+    /// What is known of each image; latents by their number in the file.
+    known: HashMap<u128, Result<(Geometry, u64), Failure>>,
+    stored: u64,
+    layout: LatentsLayout,
+}
+
+impl Scratch {
+    fn new(part: &Part<'_>, layout: LatentsLayout) -> Result<Self> {
+        let folder = &part.config.out;
+        let file = tempfile::tempfile_in(folder)
+            .with_context(|| format!("{}: cannot make a scratch file", folder.display()))?;
+        Ok(Self { file, known: HashMap::new(), stored: 0, layout })
+    }
+
+    /// Mean and deviation, and the same mirrored.
+    fn lists(&self) -> usize {
+        if self.layout.flipped { 4 } else { 2 }
+    }
+
+    fn bytes(&self) -> usize {
+        self.lists() * self.layout.numbers() * size_of::<f32>()
+    }
+
+    fn put(&mut self, key: u128, image: &Encoded) -> Result<()> {
+        let known = match image {
+            Err(failure) => Err(failure.clone()),
+            Ok((geometry, moments)) => {
+                let both = std::iter::once(&moments.plain).chain(&moments.flipped);
+                let bytes: Vec<u8> = both
+                    .flat_map(|moments| moments.mean.iter().chain(&moments.standard_deviation))
+                    .flat_map(|number| number.to_le_bytes())
+                    .collect();
+                let at = self.stored * self.bytes() as u64;
+                self.file.write_all_at(&bytes, at).context("writing a scratch file")?;
+                self.stored += 1;
+                Ok((*geometry, self.stored - 1))
+            }
+        };
+        self.known.insert(key, known);
+        Ok(())
+    }
+
+    fn get(&self, key: u128) -> Result<Encoded> {
+        let (geometry, number) = match self.known.get(&key).context("an image was lost")? {
+            Err(failure) => return Ok(Err(failure.clone())),
+            Ok(known) => *known,
+        };
+        let mut bytes = vec![0; self.bytes()];
+        self.file
+            .read_exact_at(&mut bytes, number * self.bytes() as u64)
+            .context("reading a scratch file")?;
+        let (words, _) = bytes.as_chunks();
+        let numbers: Vec<f32> = words.iter().map(|word| f32::from_le_bytes(*word)).collect();
+        let mut lists = numbers.chunks_exact(self.layout.numbers()).map(<[f32]>::to_vec);
+        let mut moments =
+            || Some(Moments { mean: lists.next()?, standard_deviation: lists.next()? });
+        let plain = moments().context("an image was lost")?;
+        Ok(Ok((geometry, ImageMoments { plain, flipped: moments() })))
+    }
+}

@@ -1,0 +1,114 @@
+//! What is to be encoded, from the small columns of the input.
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+
+use anyhow::{Result, ensure};
+use schemas::labels::Status;
+use schemas::pairs::{InputFile, PairFile, discover};
+use xxhash_rust::xxh3::xxh3_128;
+
+use crate::data::row_groups;
+
+/// The longest caption that is taken for a prompt, in bytes, as in relabelling.
+const MAX_CAPTION_BYTES: usize = 64 * 1024;
+
+/// The input files and the numbers of all captions.
+pub(super) struct Plan {
+    pub(super) files: Vec<PlannedFile>,
+    /// By the checksum of the caption: 0 is the empty one, the others in order of appearance.
+    captions: HashMap<u128, i64>,
+}
+
+/// One input file.
+pub(super) struct PlannedFile {
+    pub(super) input: InputFile,
+    pub(super) fingerprint: String,
+    pub(super) rows: u64,
+    pub(super) row_groups: Vec<(u32, u64)>,
+    /// The number of the first caption that stands in no file before it.
+    pub(super) first_caption: i64,
+    /// How many there are of them.
+    pub(super) captions: i64,
+}
+
+impl Plan {
+    pub(super) fn make(pairs: &[PathBuf]) -> Result<Self> {
+        let mut plan = Self { files: Vec::new(), captions: HashMap::new() };
+        for input in discover(pairs)? {
+            let file = PairFile::open(&input)?;
+            let first_caption = plan.next();
+            if plan.files.is_empty() {
+                plan.captions.insert(xxh3_128(b""), 0);
+            }
+            let mut rows = 0_u64;
+            for batch in file.plan_rows()? {
+                for row in batch? {
+                    rows += 1;
+                    if let Some(caption) = &row.caption
+                        && caption_problem(Some(caption)).is_none()
+                    {
+                        let next = plan.next();
+                        plan.captions.entry(xxh3_128(caption.as_bytes())).or_insert(next);
+                    }
+                }
+            }
+            ensure!(
+                i64::try_from(rows) == Ok(file.num_rows()),
+                "{}: its footer promises {} rows but {rows} could be read",
+                input.path.display(),
+                file.num_rows()
+            );
+            plan.files.push(PlannedFile {
+                fingerprint: file.fingerprint(),
+                rows,
+                row_groups: row_groups(&file)?,
+                first_caption,
+                captions: plan.next() - first_caption,
+                input,
+            });
+        }
+        Ok(plan)
+    }
+
+    fn next(&self) -> i64 {
+        i64::try_from(self.captions.len()).unwrap_or(i64::MAX)
+    }
+
+    /// All pairs.
+    pub(super) fn rows(&self) -> u64 {
+        self.files.iter().map(|file| file.rows).sum()
+    }
+
+    /// The number of a caption that was planned.
+    pub(super) fn caption(&self, caption: &str) -> Option<i64> {
+        self.captions.get(&xxh3_128(caption.as_bytes())).copied()
+    }
+
+    /// Opens an input file again, which must be the one that was planned.
+    pub(super) fn open(&self, index: usize) -> Result<PairFile> {
+        let planned = &self.files[index];
+        let file = PairFile::open(&planned.input)?;
+        ensure!(
+            file.fingerprint() == planned.fingerprint,
+            "{}: the file has changed since the run began; hint: run the same command again",
+            planned.input.path.display()
+        );
+        Ok(file)
+    }
+}
+
+/// Why a caption cannot be encoded, if so.
+pub(super) fn caption_problem(caption: Option<&str>) -> Option<(Status, String)> {
+    match caption {
+        None => Some((Status::MissingCaption, "caption is null".to_owned())),
+        Some(caption) if caption.len() > MAX_CAPTION_BYTES => Some((
+            Status::CaptionTooLong,
+            format!(
+                "caption has {} bytes; at most {MAX_CAPTION_BYTES} are taken for a prompt",
+                caption.len()
+            ),
+        )),
+        Some(_) => None,
+    }
+}

@@ -1,0 +1,360 @@
+//! Latents from the folder of a cache, read row by row in the order they are used.
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::{Path, PathBuf};
+
+use nn::pipeline::TextConditions;
+use schemas::labels::Status;
+use schemas::latents::{
+    CaptionsFile, Geometry, KEY_FINGERPRINT, KEY_MANIFEST, KEY_PART, LatentRow, LatentsFile,
+    Moments, captions_name, latents_name,
+};
+use schemas::pairs::positional_pair_id;
+use tch::Tensor;
+
+use super::augment::Draw;
+use super::join::SmallRow;
+use super::order::Place;
+use super::stream::{Item, Loader, Prepared, StreamOptions, Work};
+use super::{Content, DataError, Places};
+use crate::cache::{Manifest, PartRecord};
+
+/// What is loaded together, at most: enough that neighbours share an opened file.
+const CHUNK_BYTES: u64 = 128 << 20;
+
+/// A complete cache.
+#[derive(Debug)]
+pub(super) struct Cache {
+    folder: PathBuf,
+    manifest: Manifest,
+    fingerprint: String,
+    latents: Vec<LatentsFile>,
+    captions: Vec<CaptionsFile>,
+    parts: Vec<PartRecord>,
+}
+
+impl Cache {
+    /// Opens all parts.
+    pub(super) fn open(folder: &Path) -> Result<Self, DataError> {
+        let refuse = |reason: String| DataError::Cache { folder: folder.to_owned(), reason };
+        let count = parts_of(folder).map_err(refuse)?;
+        let (mut latents, mut captions, mut parts) = (Vec::new(), Vec::new(), Vec::new());
+        let mut fingerprint = None;
+        for index in 0..count {
+            let paths = [latents_name(index, count), captions_name(index, count)]
+                .map(|name| folder.join(name));
+            if let Some(missing) = paths.iter().find(|path| !path.exists()) {
+                return Err(refuse(format!(
+                    "the cache is not complete: {} is missing; hint: repeat the `train cache` that \
+                     began it",
+                    missing.file_name().unwrap_or_default().display()
+                )));
+            }
+            let [latents_path, captions_path] = paths;
+            let part = LatentsFile::open(latents_path)?;
+            let texts = CaptionsFile::open(captions_path)?;
+            for metadata in [part.metadata(), texts.metadata()] {
+                let found = metadata.get(KEY_FINGERPRINT).cloned().unwrap_or_default();
+                let expected = fingerprint.get_or_insert_with(|| found.clone());
+                if *expected != found || found.is_empty() {
+                    return Err(refuse(format!(
+                        "part {index} is of another cache than the part before; hint: make the \
+                         cache again in an empty folder"
+                    )));
+                }
+            }
+            parts.push(json::<PartRecord>(part.metadata(), KEY_PART).map_err(refuse)?);
+            latents.push(part);
+            captions.push(texts);
+        }
+        let first = latents.first().map(LatentsFile::metadata).cloned().unwrap_or_default();
+        let manifest = json::<Manifest>(&first, KEY_MANIFEST).map_err(refuse)?;
+        let cache = Self {
+            folder: folder.to_owned(),
+            manifest,
+            fingerprint: fingerprint.unwrap_or_default(),
+            latents,
+            captions,
+            parts,
+        };
+        cache.check().map_err(refuse)?;
+        Ok(cache)
+    }
+
+    /// What the parts say of themselves fits together.
+    fn check(&self) -> Result<(), String> {
+        let files = &self.manifest.input.files;
+        let hint = "hint: make the cache again in an empty folder";
+        if files.len() != self.latents.len() {
+            let (expected, found) = (files.len(), self.latents.len());
+            return Err(format!("expected {expected} parts, found {found}; {hint}"));
+        }
+        let mut next = 0;
+        let parts = self.parts.iter().zip(files).zip(self.latents.iter().zip(&self.captions));
+        for (index, ((part, file), (latents, captions))) in parts.enumerate() {
+            let rows = |rows: i64| u64::try_from(rows).unwrap_or(0);
+            let groups: u64 = part.row_groups.iter().map(|(rows, _)| u64::from(*rows)).sum();
+            let fits = rows(latents.num_rows()) == file.rows
+                && groups == file.rows
+                && part.first_caption == next
+                && latents.layout().shape == self.manifest.latent_shape;
+            if !fits {
+                return Err(format!("part {index} does not fit the others; {hint}"));
+            }
+            next += captions.num_rows();
+        }
+        Ok(())
+    }
+
+    pub(super) fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    pub(super) fn manifest(&self) -> &Manifest {
+        &self.manifest
+    }
+
+    pub(super) fn fingerprint(&self) -> &str {
+        &self.fingerprint
+    }
+
+    pub(super) fn files(&self) -> usize {
+        self.latents.len()
+    }
+
+    pub(super) fn source_file(&self, file: usize) -> &str {
+        self.manifest.input.files.get(file).map_or("", |file| &file.source_file)
+    }
+
+    pub(super) fn input_fingerprint(&self, file: usize) -> &str {
+        self.manifest.input.files.get(file).map_or("", |file| &file.fingerprint)
+    }
+
+    pub(super) fn path(&self, file: usize) -> &Path {
+        self.latents.get(file).map_or(&self.folder, LatentsFile::path)
+    }
+
+    pub(super) fn num_rows(&self, file: usize) -> i64 {
+        self.latents.get(file).map_or(0, LatentsFile::num_rows)
+    }
+
+    /// The row groups of the pairs, which the order is made of.
+    pub(super) fn row_groups(&self) -> Vec<Vec<(u32, u64)>> {
+        self.parts.iter().map(|part| part.row_groups.clone()).collect()
+    }
+
+    pub(super) fn each_row(
+        &self,
+        file: usize,
+        each: &mut dyn FnMut(SmallRow<'_>) -> Result<(), DataError>,
+    ) -> Result<(), DataError> {
+        let Some(part) = self.latents.get(file) else { return Ok(()) };
+        for batch in part.rows()? {
+            for row in batch? {
+                each(SmallRow {
+                    row: u32::try_from(row.source_row).unwrap_or(u32::MAX),
+                    pair_id: &row.pair_id,
+                    caption: row.caption.as_deref(),
+                    image_uid: row.image_uid.each_ref().map(Option::as_deref),
+                    usable: row.status == Status::Ok,
+                })?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The captions of these numbers.
+    fn texts(&self, mut numbers: Vec<i64>) -> Result<HashMap<i64, TextConditions>, DataError> {
+        numbers.sort_unstable();
+        numbers.dedup();
+        let part_of = |number: i64| self.parts.partition_point(|part| part.first_caption <= number);
+        let mut texts = HashMap::with_capacity(numbers.len());
+        for run in numbers.chunk_by(|before, after| part_of(*before) == part_of(*after)) {
+            let Some(&first) = run.first() else { continue };
+            let part = part_of(first).saturating_sub(1);
+            let (Some(file), Some(record)) = (self.captions.get(part), self.parts.get(part)) else {
+                continue;
+            };
+            let rows: Vec<i64> = run.iter().map(|number| number - record.first_caption).collect();
+            let [tokens, features] = file.layout().shape;
+            for row in file.rows_at(&rows)? {
+                let hidden = Tensor::f_from_slice(&row.hidden_states)?;
+                let pooled = row.pooled.map(|pooled| {
+                    Tensor::f_from_slice(&pooled).and_then(|pooled| pooled.f_unsqueeze(0))
+                });
+                let text = TextConditions {
+                    hidden_BLD: hidden.f_view([1, tokens, features])?,
+                    pooled_BD: pooled.transpose()?,
+                };
+                texts.insert(row.caption_index, text);
+            }
+        }
+        Ok(texts)
+    }
+}
+
+/// The number of parts, from the name of any of them.
+fn parts_of(folder: &Path) -> Result<usize, String> {
+    let hint = "hint: name the folder that `train cache` wrote";
+    let entries =
+        std::fs::read_dir(folder).map_err(|error| format!("cannot list it: {error}; {hint}"))?;
+    let names = entries.filter_map(Result::ok).map(|entry| entry.file_name());
+    let counts = names.filter_map(|name| {
+        let count = name.to_str()?.strip_prefix("latents-")?.strip_suffix(".parquet")?;
+        count.split_once("-of-")?.1.parse::<usize>().ok()
+    });
+    let counts: std::collections::BTreeSet<usize> = counts.collect();
+    match counts.iter().collect::<Vec<_>>()[..] {
+        [] => Err(format!("expected a cache, found no latents-*.parquet in it; {hint}")),
+        [count] => Ok(*count),
+        _ => Err(format!("it holds parts of several caches; {hint}")),
+    }
+}
+
+fn json<T: serde::de::DeserializeOwned>(
+    metadata: &BTreeMap<String, String>,
+    key: &str,
+) -> Result<T, String> {
+    let text = metadata.get(key).ok_or_else(|| format!("expected metadata {key:?}, found none"))?;
+    serde_json::from_str(text).map_err(|error| format!("metadata {key:?}: {error}"))
+}
+
+/// Reads chunks of a cache.
+pub(super) struct CacheLoader<'data> {
+    places: &'data Places,
+    cache: &'data Cache,
+    seed: u64,
+    hflip: bool,
+    chunk_rows: usize,
+}
+
+impl<'data> CacheLoader<'data> {
+    pub(super) fn new(places: &'data Places, cache: &'data Cache, options: &StreamOptions) -> Self {
+        let latents = cache.latents.first().map_or(0, |file| file.layout().numbers());
+        let text = cache.captions.first().map_or(0, |file| {
+            file.layout().numbers() + file.layout().pooled_numbers().unwrap_or(0)
+        });
+        let bytes = 4 * (4 * latents as u64 + text as u64);
+        // One chunk is used, one waits and one is being read.
+        let rows = (options.memory / 4).min(CHUNK_BYTES) / bytes.max(1);
+        let chunk_rows = usize::try_from(rows).unwrap_or(usize::MAX).clamp(1, 4096);
+        Self { places, cache, seed: options.seed, hflip: options.hflip, chunk_rows }
+    }
+
+    /// What is read of some rows of one part, in ascending order.
+    fn part(
+        &self,
+        file: usize,
+        wanted: &[(Place, usize)],
+        epoch: u64,
+    ) -> Result<Vec<(LatentRow, [Moments; 2])>, DataError> {
+        let Some(part) = self.cache.latents.get(file) else { return Ok(Vec::new()) };
+        let numbers: Vec<i64> = wanted.iter().map(|(place, _)| i64::from(place.row)).collect();
+        let rows = part.rows_at(&numbers)?;
+        let moments = |image: usize| {
+            let mirrors = |place: &Place| {
+                self.hflip && Draw::new(self.seed, epoch, *place, image as u64).mirrors()
+            };
+            let mut found: Vec<Option<Moments>> = wanted.iter().map(|_| None).collect();
+            for flipped in [false, true] {
+                let these: Vec<usize> = (0..wanted.len())
+                    .filter(|&at| {
+                        wanted.get(at).is_some_and(|(place, _)| mirrors(place) == flipped)
+                    })
+                    .collect();
+                let numbers: Vec<i64> =
+                    these.iter().filter_map(|&at| numbers.get(at)).copied().collect();
+                if numbers.is_empty() {
+                    continue;
+                }
+                for (at, moments) in
+                    these.into_iter().zip(part.moments_at(image, flipped, &numbers)?)
+                {
+                    if let Some(slot) = found.get_mut(at) {
+                        *slot = Some(moments);
+                    }
+                }
+            }
+            Ok::<_, DataError>(found)
+        };
+        let (first, second) = (moments(0)?, moments(1)?);
+        let both = first.into_iter().zip(second);
+        Ok(rows
+            .into_iter()
+            .zip(both)
+            .filter_map(|(row, (first, second))| Some((row, [first?, second?])))
+            .collect())
+    }
+}
+
+impl Loader for CacheLoader<'_> {
+    fn chunk_rows(&self) -> usize {
+        self.chunk_rows
+    }
+
+    fn load(
+        &mut self,
+        rows: &[usize],
+        position: u64,
+        epoch: u64,
+    ) -> Result<Option<Vec<Item>>, DataError> {
+        let mut wanted: Vec<(Place, usize)> =
+            rows.iter().enumerate().map(|(at, &row)| (self.places.rows.place(row), at)).collect();
+        wanted.sort_unstable();
+        let mut read = Vec::with_capacity(rows.len());
+        for run in wanted.chunk_by(|(before, _), (after, _)| before.file == after.file) {
+            let Some((first, _)) = run.first() else { continue };
+            let found = self.part(first.file as usize, run, epoch)?;
+            read.extend(run.iter().map(|(_, at)| *at).zip(found));
+        }
+        let texts = self
+            .cache
+            .texts(read.iter().filter_map(|(_, (row, _))| row.caption_index).collect())?;
+        let [channels, height, width] = self.cache.manifest.latent_shape;
+        let tensor = |numbers: &[f32]| {
+            Tensor::f_from_slice(numbers).and_then(|all| all.f_view([channels, height, width]))
+        };
+        let mut items: Vec<Option<Item>> = rows.iter().map(|_| None).collect();
+        for (at, (row, moments)) in read {
+            let (Some(&index), Some(slot)) = (rows.get(at), items.get_mut(at)) else { continue };
+            let Some(text) = row.caption_index.and_then(|number| texts.get(&number)) else {
+                continue;
+            };
+            let pair_id = match self.places.positional.get(index) {
+                Some(true) => positional_pair_id(&row.source_file, row.source_row),
+                _ => row.pair_id,
+            };
+            let geometry = row
+                .geometry
+                .map(|geometry| geometry.unwrap_or(Geometry { size: (0, 0), crop: (0, 0) }));
+            let [first, second] = &moments;
+            *slot = Some(Item {
+                index,
+                position: position + at as u64,
+                work: Work::Nothing(Prepared {
+                    pair_id,
+                    caption: row.caption.unwrap_or_default(),
+                    original_size: geometry.map(|geometry| geometry.size),
+                    crop: geometry.map(|geometry| geometry.crop),
+                    content: Content::Latents {
+                        mean: [tensor(&first.mean)?, tensor(&second.mean)?],
+                        standard_deviation: [
+                            tensor(&first.standard_deviation)?,
+                            tensor(&second.standard_deviation)?,
+                        ],
+                        text: TextConditions {
+                            hidden_BLD: text.hidden_BLD.shallow_clone(),
+                            pooled_BD: text.pooled_BD.as_ref().map(Tensor::shallow_clone),
+                        },
+                    },
+                }),
+            });
+        }
+        let lost = || DataError::Cache {
+            folder: self.cache.folder.clone(),
+            reason: "a pair or its caption is not where the cache says; hint: make the cache again"
+                .to_owned(),
+        };
+        items.into_iter().map(|item| item.ok_or_else(lost)).collect::<Result<_, _>>().map(Some)
+    }
+}

@@ -1,0 +1,153 @@
+//! Pairs as they are in the input: read window by window, decoded one by one.
+
+use std::collections::HashMap;
+use std::path::Path;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use media::decode::{Limits, decode};
+use media::resize::Resizer;
+use schemas::pairs::{PairFile, positional_pair_id};
+
+use super::augment::Draw;
+use super::gate::{Gate, Lease};
+use super::join::Source as _;
+use super::order::Place;
+use super::stream::{Item, Loader, Prepared, Work};
+use super::transform::Transform;
+use super::{Content, DataError, Places};
+
+/// Rows that Parquet decodes together: some ten megabytes of usual pairs.
+const READ_ROWS: usize = 16;
+/// Rows that are read over rather than opening the file again behind them.
+const LARGEST_GAP: u32 = 32;
+
+/// One pair as it was read.
+pub(super) struct Encoded {
+    place: Place,
+    epoch: u64,
+    pair_id: String,
+    caption: String,
+    images: [Bytes; 2],
+    /// Of the bytes of the images.
+    _lease: Lease,
+}
+
+impl Encoded {
+    /// Decodes and transforms both images.
+    pub(super) fn decode(
+        self,
+        places: &Places,
+        transform: Transform,
+        seed: u64,
+        resizer: &mut Resizer,
+    ) -> Result<Prepared, DataError> {
+        let mut pixels = |image: usize, bytes: &[u8]| {
+            let decoded = decode(bytes, &Limits::default()).map_err(|cause| DataError::Decode {
+                path: places.source.path(self.place.file as usize).to_owned(),
+                row: self.place.row,
+                pair_id: self.pair_id.clone(),
+                image,
+                cause,
+            })?;
+            let draw = Draw::new(seed, self.epoch, self.place, image as u64);
+            Ok::<_, DataError>(transform.apply(&decoded, draw, resizer))
+        };
+        let [first, second] = &self.images;
+        let pixels = [pixels(0, first)?, pixels(1, second)?];
+        Ok(Prepared {
+            pair_id: self.pair_id,
+            caption: self.caption,
+            original_size: pixels.each_ref().map(|pixels| pixels.original_size),
+            crop: pixels.each_ref().map(|pixels| pixels.crop),
+            content: Content::Pixels(pixels.map(|pixels| pixels.values)),
+        })
+    }
+}
+
+/// Reads windows of pairs.
+pub(super) struct PairLoader<'data> {
+    pub(super) places: &'data Places,
+    pub(super) files: &'data [PairFile],
+    pub(super) gate: &'data Arc<Gate>,
+}
+
+impl Loader for PairLoader<'_> {
+    fn chunk_rows(&self) -> usize {
+        usize::MAX
+    }
+
+    fn load(
+        &mut self,
+        rows: &[usize],
+        position: u64,
+        epoch: u64,
+    ) -> Result<Option<Vec<Item>>, DataError> {
+        let mut wanted: Vec<(Place, usize)> =
+            rows.iter().enumerate().map(|(at, &row)| (self.places.rows.place(row), at)).collect();
+        wanted.sort_unstable();
+        let mut found: Vec<Option<Encoded>> = rows.iter().map(|_| None).collect();
+        let mut held = 0_u64;
+        for run in wanted.chunk_by(|(before, _), (after, _)| {
+            before.file == after.file && after.row - before.row <= LARGEST_GAP
+        }) {
+            let (Some((first, _)), Some((last, _))) = (run.first(), run.last()) else { continue };
+            let Some(file) = self.files.get(first.file as usize) else { continue };
+            let at: HashMap<u32, usize> = run.iter().map(|(place, at)| (place.row, *at)).collect();
+            let range = i64::from(first.row)..i64::from(last.row) + 1;
+            for batch in file.rows_with_images_in(range, READ_ROWS)? {
+                for pair in batch? {
+                    let Some(row) = u32::try_from(pair.row).ok() else { continue };
+                    let Some(&at) = at.get(&row) else { continue };
+                    let place = Place { file: first.file, row };
+                    let positional =
+                        rows.get(at).and_then(|&row| self.places.positional.get(row)).copied();
+                    let pair_id = match positional {
+                        Some(true) => positional_pair_id(file.source_file(), pair.row),
+                        _ => pair.pair_id,
+                    };
+                    let images = images(file.path(), row, &pair_id, pair.image)?;
+                    let bytes = images.iter().map(|image| image.len() as u64).sum();
+                    let Some(lease) = self.gate.take(bytes, held) else { return Ok(None) };
+                    held += bytes;
+                    if let Some(slot) = found.get_mut(at) {
+                        *slot = Some(Encoded {
+                            place,
+                            epoch,
+                            pair_id,
+                            caption: pair.caption.unwrap_or_default(),
+                            images,
+                            _lease: lease,
+                        });
+                    }
+                }
+            }
+        }
+        let items = rows.iter().zip(found).zip(position..).map(|((&index, encoded), position)| {
+            let work = encoded.map(Work::Decode).ok_or_else(|| DataError::Thread {
+                what: "reads",
+                reason: format!("row {index} was not found again"),
+            })?;
+            Ok(Item { index, position, work })
+        });
+        items.collect::<Result<Vec<_>, DataError>>().map(Some)
+    }
+}
+
+/// Copies of both images: the page that they were read from may hold many that nobody wants.
+fn images(
+    path: &Path,
+    row: u32,
+    pair_id: &str,
+    images: [Option<Bytes>; 2],
+) -> Result<[Bytes; 2], DataError> {
+    let copy = |image: usize, bytes: Option<Bytes>| match bytes {
+        Some(bytes) if !bytes.is_empty() => Ok(Bytes::copy_from_slice(&bytes)),
+        _ => {
+            let (path, pair_id) = (path.to_owned(), pair_id.to_owned());
+            Err(DataError::MissingImage { path, row, pair_id, image })
+        }
+    };
+    let [first, second] = images;
+    Ok([copy(0, first)?, copy(1, second)?])
+}

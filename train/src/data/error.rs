@@ -1,0 +1,186 @@
+//! What can be wrong with the data of a run.
+
+use std::path::PathBuf;
+
+use media::decode::DecodeError;
+use nn::NetworkError;
+use schemas::labels::LabelsError;
+use schemas::latents::LatentsError;
+use schemas::pairs::PairsError;
+
+/// Why there is no dataset, or no next example. Each message names the file.
+#[derive(Debug, thiserror::Error)]
+pub enum DataError {
+    /// The pairs cannot be found or read.
+    #[error(transparent)]
+    Pairs(#[from] PairsError),
+    /// The labels cannot be read.
+    #[error(transparent)]
+    Labels(#[from] LabelsError),
+    /// The cache cannot be read.
+    #[error(transparent)]
+    Latents(#[from] LatentsError),
+    /// A file has more pairs than are numbered.
+    #[error("{}: expected at most 4294967295 pairs in a file, found {rows}; hint: cut it into several", path.display())]
+    TooManyRows {
+        /// The file.
+        path: PathBuf,
+        /// Its rows.
+        rows: i64,
+    },
+    /// The labels speak of a file that is not there.
+    #[error(
+        "{}: row {row} is of {source_file:?}, expected one of the files given ({files}); \
+         hint: give the pairs that were labelled, by the same folder",
+        labels.display()
+    )]
+    UnknownFile {
+        /// The labels.
+        labels: PathBuf,
+        /// The row of the labels.
+        row: u64,
+        /// What it names.
+        source_file: String,
+        /// Some of the files there are.
+        files: String,
+    },
+    /// The labels speak of a row that is not there.
+    #[error(
+        "{}: row {row} is of row {source_row} of {source_file:?}, which has {rows} rows; \
+         hint: give the pairs that were labelled, or label these",
+        labels.display()
+    )]
+    UnknownRow {
+        /// The labels.
+        labels: PathBuf,
+        /// The row of the labels.
+        row: u64,
+        /// The file.
+        source_file: String,
+        /// What it names.
+        source_row: i64,
+        /// The rows of the file.
+        rows: u32,
+    },
+    /// The labels speak twice of a pair.
+    #[error("{}: expected each pair once, found row {source_row} of {source_file:?} twice", labels.display())]
+    Twice {
+        /// The labels.
+        labels: PathBuf,
+        /// The file.
+        source_file: String,
+        /// Its row.
+        source_row: u32,
+    },
+    /// The labels are of other pairs.
+    #[error(
+        "{}: the labels are of other pairs: {field} of row {source_row} of {} is {found} there and \
+         {expected} in the labels; hint: give the pairs that were labelled, or label these",
+        labels.display(),
+        pairs.display()
+    )]
+    OtherPairs {
+        /// The labels.
+        labels: PathBuf,
+        /// The file of pairs.
+        pairs: PathBuf,
+        /// Its row.
+        source_row: u32,
+        /// Which column differs.
+        field: &'static str,
+        /// What the labels say.
+        expected: String,
+        /// What the pairs say.
+        found: String,
+    },
+    /// A row of labels is `ok` but cannot be trained on.
+    #[error("{}: row {row} has status ok and no caption; hint: label the pairs again", labels.display())]
+    NoCaption {
+        /// The labels.
+        labels: PathBuf,
+        /// The row of the labels.
+        row: u64,
+    },
+    /// No pair is left.
+    #[error(
+        "{}: no pair is left to train on: of {rows} rows {failed} failed, {left_out} were left out as \
+         ties or without a preference, and {uncached} are not in the cache; hint: look at the labels \
+         with `relabel inspect`, or decide ties with --ties",
+        labels.display()
+    )]
+    Empty {
+        /// The labels.
+        labels: PathBuf,
+        /// Rows of the labels.
+        rows: u64,
+        /// Rows without votes.
+        failed: u64,
+        /// Rows that the judgement left out.
+        left_out: u64,
+        /// Rows whose latents are missing.
+        uncached: u64,
+    },
+    /// The folder is no complete cache.
+    #[error("{}: {reason}", folder.display())]
+    Cache {
+        /// The folder.
+        folder: PathBuf,
+        /// What was expected and found, with a hint.
+        reason: String,
+    },
+    /// A stream is asked for what the data cannot give.
+    #[error("{0}")]
+    Options(String),
+    /// An image of a pair that is trained on is not there.
+    #[error(
+        "{}: pair {pair_id} (row {row}) has no image {image}, though its labels are ok; \
+         hint: give the pairs that were labelled",
+        path.display()
+    )]
+    MissingImage {
+        /// The file.
+        path: PathBuf,
+        /// Its row.
+        row: u32,
+        /// The pair.
+        pair_id: String,
+        /// Which image.
+        image: usize,
+    },
+    /// An image of a pair that is trained on cannot be decoded.
+    #[error(
+        "{}: image {image} of pair {pair_id} (row {row}): {cause}\n\
+         hint: its labels are ok, so the file has changed since it was labelled; label it again",
+        path.display()
+    )]
+    Decode {
+        /// The file.
+        path: PathBuf,
+        /// Its row.
+        row: u32,
+        /// The pair.
+        pair_id: String,
+        /// Which image.
+        image: usize,
+        /// What the decoder said.
+        #[source]
+        cause: DecodeError,
+    },
+    /// libtorch could not hold what was read.
+    #[error(transparent)]
+    Network(#[from] NetworkError),
+    /// A thread could not be started or ended early.
+    #[error("the thread that {what} ended: {reason}; hint: this is a bug, please report it")]
+    Thread {
+        /// What it does.
+        what: &'static str,
+        /// Why.
+        reason: String,
+    },
+}
+
+impl From<tch::TchError> for DataError {
+    fn from(error: tch::TchError) -> Self {
+        Self::Network(error.into())
+    }
+}

@@ -1,0 +1,96 @@
+//! A bound on the bytes that were read and not yet used.
+
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+
+/// Hands out leases of bytes up to a limit.
+#[derive(Debug)]
+pub(super) struct Gate {
+    limit: u64,
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    held: u64,
+    closed: bool,
+}
+
+/// Bytes that are held; dropping it gives them back.
+#[derive(Debug)]
+pub(super) struct Lease {
+    gate: Arc<Gate>,
+    bytes: u64,
+}
+
+impl Gate {
+    pub(super) fn new(limit: u64) -> Arc<Self> {
+        Arc::new(Self { limit, state: Mutex::default(), changed: Condvar::new() })
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        // A number is whole whatever panicked beside it.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits until `bytes` more fit and takes them. `own` is what the caller holds of a whole that
+    /// nobody can use before it is complete: where nothing else is held there is nothing to wait
+    /// for, and the limit gives way. None once the gate is closed.
+    pub(super) fn take(self: &Arc<Self>, bytes: u64, own: u64) -> Option<Lease> {
+        let mut state = self.state();
+        while !state.closed && state.held > own && state.held.saturating_add(bytes) > self.limit {
+            state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+        if state.closed {
+            return None;
+        }
+        state.held = state.held.saturating_add(bytes);
+        Some(Lease { gate: Arc::clone(self), bytes })
+    }
+
+    /// Lets nobody wait any longer.
+    pub(super) fn close(&self) {
+        self.state().closed = true;
+        self.changed.notify_all();
+    }
+
+    #[cfg(test)]
+    pub(super) fn held(&self) -> u64 {
+        self.state().held
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        let mut state = self.gate.state();
+        state.held = state.held.saturating_sub(self.bytes);
+        drop(state);
+        self.gate.changed.notify_all();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    #[test]
+    fn leases_wait_for_room_but_never_for_their_own() {
+        let gate = Gate::new(10);
+        let first = gate.take(8, 0).unwrap();
+        // A window larger than the limit, with nothing else held, is let through.
+        drop(first);
+        let whole: Vec<Lease> = (0..5).map(|part| gate.take(4, part * 4).unwrap()).collect();
+        assert_eq!(gate.held(), 20);
+        let waiting = std::thread::spawn({
+            let gate = Arc::clone(&gate);
+            move || gate.take(4, 0).map(|lease| lease.bytes)
+        });
+        std::thread::sleep(Duration::from_millis(50));
+        assert!(!waiting.is_finished());
+        drop(whole);
+        assert_eq!(waiting.join().unwrap(), Some(4));
+        gate.close();
+        assert!(gate.take(1, 0).is_none());
+    }
+}

@@ -1,0 +1,320 @@
+//! From files to examples: labels joined with pairs or with cached latents, an order, a stream.
+//!
+//! [`Dataset`] joins `labels.parquet` with the pairs by (`source_file`, `source_row`) and keeps a few
+//! tens of bytes of each pair; what is wrong with the input is said there, before anything long
+//! starts. [`Stream`] hands out examples in the order of an epoch (see [`WINDOW_BYTES`]), epoch after epoch,
+//! from any position on, reading and decoding ahead of the device within a bound of memory.
+//!
+//! What a row of labels means is not decided here: a function turns it into a judgement, of any type,
+//! or leaves the row out.
+
+mod augment;
+mod cached;
+mod encoded;
+mod error;
+mod gate;
+mod join;
+mod order;
+mod stream;
+pub(crate) mod transform;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use nn::pipeline::TextConditions;
+use schemas::labels::{LabelRow, LabelsFile};
+use schemas::pairs::{PairFile, discover};
+use tch::Tensor;
+
+use self::cached::Cache;
+pub use self::error::DataError;
+use self::join::{SmallRow, Source as _};
+pub use self::order::{BLOCK_BYTES, WINDOW_BYTES};
+use self::order::{Geometry, Rows};
+pub use self::stream::{Stream, StreamOptions};
+use crate::cache::Manifest;
+
+/// One pair, ready for the device.
+#[derive(Debug)]
+pub struct Example<J> {
+    /// The name of the pair, as in the labels.
+    pub pair_id: String,
+    /// The prompt.
+    pub caption: String,
+    /// What the labels say.
+    pub judgement: J,
+    /// Its number since the start of training, across epochs.
+    pub position: u64,
+    /// Height and width of both images before they were resized, in pixels.
+    pub original_size: [(u32, u32); 2],
+    /// First row and column of both crops in the resized images, before any mirroring.
+    pub crop: [(u32, u32); 2],
+    /// Pixels or latents.
+    pub content: Content,
+}
+
+/// What the networks read of a pair.
+#[derive(Debug)]
+pub enum Content {
+    /// Of both images the pixels: channel, row, column, in [-1, 1].
+    Pixels([Vec<f32>; 2]),
+    /// From a cache; f32, on the CPU.
+    Latents {
+        /// Of both images the mean of the latents, `[C, H, W]`, not scaled.
+        mean: [Tensor; 2],
+        /// Of both images the standard deviation of the latents, `[C, H, W]`, not scaled.
+        standard_deviation: [Tensor; 2],
+        /// The caption as the UNet reads it, one row.
+        text: TextConditions,
+    },
+}
+
+/// How many rows there are, and what became of them.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Rows of the labels.
+    pub rows: u64,
+    /// Of these, rows without votes: their status is not `ok`.
+    pub failed: u64,
+    /// Rows that the judgement left out, such as dropped ties.
+    pub left_out: u64,
+    /// Rows whose latents are not in the cache.
+    pub uncached: u64,
+    /// Rows that are trained on.
+    pub selected: u64,
+    /// Pairs of the input that the labels do not speak of.
+    pub unlabelled: u64,
+    /// The same for each input file.
+    pub by_file: Vec<FileCounts>,
+}
+
+/// How many rows of one input file there are, and what became of them.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct FileCounts {
+    /// The file, as the labels name it.
+    pub source_file: String,
+    /// Its pairs.
+    pub pairs: u64,
+    /// Rows of the labels that speak of them.
+    pub labelled: u64,
+    /// As [`Counts::failed`].
+    pub failed: u64,
+    /// As [`Counts::left_out`].
+    pub left_out: u64,
+    /// As [`Counts::uncached`].
+    pub uncached: u64,
+    /// As [`Counts::selected`].
+    pub selected: u64,
+}
+
+/// Labels joined with what they speak of.
+#[derive(Debug)]
+pub struct Dataset<J> {
+    places: Arc<Places>,
+    /// In the order of [`Places::rows`].
+    judgements: Vec<J>,
+    counts: Counts,
+    fingerprint: String,
+}
+
+/// Where the pairs of a dataset are: what the threads of a stream share.
+#[derive(Debug)]
+struct Places {
+    source: Source,
+    geometry: Geometry,
+    rows: Rows,
+    /// Of each row, whether the labels name the pair by its place though it has an id.
+    positional: Vec<bool>,
+}
+
+#[derive(Debug)]
+enum Source {
+    Pairs(Vec<PairFile>),
+    Cache(Box<Cache>),
+}
+
+impl<J> Dataset<J> {
+    /// Joins labels with the files, folders and patterns of `pairs`. `judge` is shown every row of
+    /// the labels whose status is `ok`, in their order; a row for which it has no answer is left out.
+    ///
+    /// The small columns of all pairs are read, their images are not.
+    ///
+    /// # Errors
+    /// When a file cannot be read or lacks columns, the labels belong to other pairs, or no pair is
+    /// left.
+    pub fn open(
+        pairs: &[PathBuf],
+        labels: &Path,
+        judge: &mut dyn FnMut(&LabelRow) -> Option<J>,
+    ) -> Result<Self, DataError> {
+        let inputs = discover(pairs)?;
+        let files = inputs.iter().map(PairFile::open).collect::<Result<Vec<PairFile>, _>>()?;
+        let groups = files.iter().map(row_groups).collect::<Result<Vec<_>, _>>()?;
+        Self::join(Source::Pairs(files), &groups, labels, judge)
+    }
+
+    /// Joins labels with the latents in the folder of a cache, as [`Dataset::open`] does with pairs.
+    /// The order of its epochs is that of the pairs the cache was made of.
+    ///
+    /// # Errors
+    /// As [`Dataset::open`], and when the cache is not complete.
+    pub fn open_cache(
+        folder: &Path,
+        labels: &Path,
+        judge: &mut dyn FnMut(&LabelRow) -> Option<J>,
+    ) -> Result<Self, DataError> {
+        let cache = Cache::open(folder)?;
+        let groups = cache.row_groups();
+        Self::join(Source::Cache(Box::new(cache)), &groups, labels, judge)
+    }
+
+    fn join(
+        source: Source,
+        groups: &[Vec<(u32, u64)>],
+        labels: &Path,
+        judge: &mut dyn FnMut(&LabelRow) -> Option<J>,
+    ) -> Result<Self, DataError> {
+        let labels = LabelsFile::open(labels)?;
+        let joined = join::join(&source, &labels, judge)?;
+        let mut hasher = blake3::Hasher::new();
+        let mut text = |text: &str| {
+            hasher.update(&(text.len() as u64).to_le_bytes()).update(text.as_bytes());
+        };
+        text(match &source {
+            Source::Pairs(_) => "pairs",
+            Source::Cache(cache) => cache.fingerprint(),
+        });
+        for file in 0..source.files() {
+            text(source.source_file(file));
+            text(&source.fingerprint(file));
+        }
+        for index in 0..joined.rows.len() {
+            hasher.update(&joined.rows.place(index).number().to_le_bytes());
+        }
+        Ok(Self {
+            places: Arc::new(Places {
+                source,
+                geometry: Geometry::new(groups),
+                rows: joined.rows,
+                positional: joined.positional,
+            }),
+            judgements: joined.judgements,
+            counts: joined.counts,
+            fingerprint: hasher.finalize().to_hex().to_string(),
+        })
+    }
+
+    /// The pairs of an epoch: those that are trained on.
+    pub fn len(&self) -> u64 {
+        self.places.rows.len() as u64
+    }
+
+    /// Never true: a dataset without a pair is refused.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// A checksum of which pairs are trained on: names and footers of the input files, and the rows
+    /// selected. What is thought of each pair is not in it.
+    pub fn fingerprint(&self) -> &str {
+        &self.fingerprint
+    }
+
+    /// How many rows there are, and what became of them.
+    pub fn counts(&self) -> &Counts {
+        &self.counts
+    }
+
+    /// The judgements of the pairs that are trained on, in input order.
+    pub fn judgements(&self) -> &[J] {
+        &self.judgements
+    }
+
+    /// What the cache was made with, where this is one.
+    pub fn cache(&self) -> Option<&Manifest> {
+        match &self.places.source {
+            Source::Pairs(_) => None,
+            Source::Cache(cache) => Some(cache.manifest()),
+        }
+    }
+}
+
+/// Rows and bytes of each row group, as the order takes them.
+pub(crate) fn row_groups(file: &PairFile) -> Result<Vec<(u32, u64)>, DataError> {
+    let rows = u32::try_from(file.num_rows());
+    if rows.is_err() {
+        return Err(DataError::TooManyRows { path: file.path().to_owned(), rows: file.num_rows() });
+    }
+    let number = |number: i64| u64::try_from(number).unwrap_or(0);
+    Ok(file
+        .row_groups()
+        .iter()
+        .map(|group| (u32::try_from(group.num_rows).unwrap_or(0), number(group.uncompressed_bytes)))
+        .collect())
+}
+
+impl join::Source for Source {
+    fn files(&self) -> usize {
+        match self {
+            Self::Pairs(files) => files.len(),
+            Self::Cache(cache) => cache.files(),
+        }
+    }
+
+    fn source_file(&self, file: usize) -> &str {
+        match self {
+            Self::Pairs(files) => files.get(file).map_or("", PairFile::source_file),
+            Self::Cache(cache) => cache.source_file(file),
+        }
+    }
+
+    fn path(&self, file: usize) -> &Path {
+        match self {
+            Self::Pairs(files) => files.get(file).map_or(Path::new(""), PairFile::path),
+            Self::Cache(cache) => cache.path(file),
+        }
+    }
+
+    fn fingerprint(&self, file: usize) -> String {
+        match self {
+            Self::Pairs(files) => files.get(file).map(PairFile::fingerprint).unwrap_or_default(),
+            Self::Cache(cache) => cache.input_fingerprint(file).to_owned(),
+        }
+    }
+
+    fn num_rows(&self, file: usize) -> u32 {
+        let rows = match self {
+            Self::Pairs(files) => files.get(file).map_or(0, PairFile::num_rows),
+            Self::Cache(cache) => cache.num_rows(file),
+        };
+        u32::try_from(rows).unwrap_or(0)
+    }
+
+    fn each_row(
+        &self,
+        file: usize,
+        each: &mut dyn FnMut(SmallRow<'_>) -> Result<(), DataError>,
+    ) -> Result<(), DataError> {
+        match self {
+            Self::Pairs(files) => {
+                let Some(file) = files.get(file) else { return Ok(()) };
+                for batch in file.plan_rows()? {
+                    for row in batch? {
+                        each(SmallRow {
+                            row: u32::try_from(row.row).unwrap_or(u32::MAX),
+                            pair_id: &row.pair_id,
+                            caption: row.caption.as_deref(),
+                            image_uid: row.image_uid.each_ref().map(Option::as_deref),
+                            usable: true,
+                        })?;
+                    }
+                }
+                Ok(())
+            }
+            Self::Cache(cache) => cache.each_row(file, each),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,358 @@
+//! Examples in the order of an epoch, epoch after epoch, read and decoded ahead of whoever trains.
+//!
+//! One thread reads windows of encoded pairs, or chunks of cached latents; others decode pairs. What
+//! was read and not yet used is bounded by [`StreamOptions::memory`], except that one window of
+//! [`super::WINDOW_BYTES`] always fits.
+
+use std::collections::VecDeque;
+use std::sync::mpsc::{Receiver, Sender, SyncSender, TryRecvError, channel, sync_channel};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+
+use media::resize::Resizer;
+
+use super::cached::CacheLoader;
+use super::encoded::{Encoded, PairLoader};
+use super::gate::Gate;
+use super::order::EpochOrder;
+use super::transform::Transform;
+use super::{Content, DataError, Dataset, Example, Places, Source};
+
+/// Most examples that are decoded ahead, however much memory there is.
+const MOST_AHEAD: u64 = 256;
+/// The largest side of an image: what a slip of the finger stops at.
+const LARGEST_SIDE: i64 = 16_384;
+
+/// How a dataset is streamed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StreamOptions {
+    /// The seed of order, crops and mirroring.
+    pub seed: u64,
+    /// Height and width of the pixels that are handed out.
+    pub resolution: (i64, i64),
+    /// Whether crops are random, else central.
+    pub random_crop: bool,
+    /// Whether every second image is mirrored left to right.
+    pub hflip: bool,
+    /// The examples that were used since the start of training, across epochs; the stream goes on
+    /// with the next. What lies before is not read.
+    pub position: u64,
+    /// Threads that decode; at least one.
+    pub threads: usize,
+    /// Bytes that may be read ahead; the order does not depend on it.
+    pub memory: u64,
+}
+
+/// One example on its way.
+pub(super) struct Item {
+    /// The number of its row in the dataset.
+    pub(super) index: usize,
+    pub(super) position: u64,
+    pub(super) work: Work,
+}
+
+/// What is left to do for an example.
+pub(super) enum Work {
+    Decode(Encoded),
+    Nothing(Prepared),
+}
+
+/// An example without its judgement.
+pub(super) struct Prepared {
+    pub(super) pair_id: String,
+    pub(super) caption: String,
+    pub(super) original_size: [(u32, u32); 2],
+    pub(super) crop: [(u32, u32); 2],
+    pub(super) content: Content,
+}
+
+/// What a thread that decodes is asked.
+struct Job {
+    encoded: Encoded,
+    reply: SyncSender<Result<Prepared, DataError>>,
+}
+
+/// An example that was asked for.
+enum Pending {
+    Working(Receiver<Result<Prepared, DataError>>),
+    Ready(Prepared),
+}
+
+/// An endless stream of examples. Dropping it ends its threads.
+pub struct Stream<J> {
+    dataset: Arc<Dataset<J>>,
+    /// None once it is being dropped.
+    chunks: Option<Receiver<Result<Vec<Item>, DataError>>>,
+    /// None once it is being dropped.
+    jobs: Option<Sender<Job>>,
+    waiting: VecDeque<Item>,
+    pending: VecDeque<(usize, u64, Pending)>,
+    /// What the reading thread ended with, to be said after the examples before it.
+    failure: Option<DataError>,
+    ahead: usize,
+    gate: Arc<Gate>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl<J> std::fmt::Debug for Stream<J> {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter
+            .debug_struct("Stream")
+            .field("waiting", &self.waiting.len())
+            .field("pending", &self.pending.len())
+            .finish_non_exhaustive()
+    }
+}
+
+impl<J: Clone> Stream<J> {
+    /// Starts to read.
+    ///
+    /// # Errors
+    /// When the resolution is impossible, or a cache holds no latents of this resolution, no mirrored
+    /// ones or, as any cache, no random crops.
+    pub fn start(dataset: Arc<Dataset<J>>, options: StreamOptions) -> Result<Self, DataError> {
+        let transform = check(&dataset.places, &options)?;
+        let threads = options.threads.max(1);
+        let pixels = 2 * 4 * transform.numbers() as u64;
+        let ahead = (options.memory / 4 / pixels.max(1)).min(MOST_AHEAD).max(threads as u64 + 1);
+        let gate = Gate::new(options.memory.saturating_sub(ahead.saturating_mul(pixels)));
+        let mut stream = Self {
+            dataset,
+            chunks: None,
+            jobs: None,
+            waiting: VecDeque::new(),
+            pending: VecDeque::new(),
+            failure: None,
+            ahead: usize::try_from(ahead).unwrap_or(usize::MAX),
+            gate,
+            threads: Vec::new(),
+        };
+        let places = Arc::clone(&stream.dataset.places);
+        let gate = Arc::clone(&stream.gate);
+        let cached = matches!(places.source, Source::Cache(_));
+        // The next window is complete before it is taken over; of a cache one more chunk waits.
+        let (chunk_sender, chunks) = sync_channel(usize::from(cached));
+        stream.chunks = Some(chunks);
+        stream.spawn("reads", move || read(&places, &options, &gate, &chunk_sender))?;
+        if !cached {
+            let (sender, jobs) = channel();
+            stream.jobs = Some(sender);
+            let jobs = Arc::new(Mutex::new(jobs));
+            for _ in 0..threads {
+                let (jobs, places) = (Arc::clone(&jobs), Arc::clone(&stream.dataset.places));
+                stream.spawn("decodes", move || decode(&jobs, &places, transform, options.seed))?;
+            }
+        }
+        Ok(stream)
+    }
+
+    fn spawn(
+        &mut self,
+        what: &'static str,
+        body: impl FnOnce() + Send + 'static,
+    ) -> Result<(), DataError> {
+        let thread = std::thread::Builder::new().name(format!("data-{what}")).spawn(body);
+        let failed = |error: std::io::Error| DataError::Thread { what, reason: error.to_string() };
+        self.threads.push(thread.map_err(failed)?);
+        Ok(())
+    }
+
+    /// The next example; waits where it is not ready.
+    ///
+    /// # Errors
+    /// When a file cannot be read or an image not be decoded. The stream is of no more use then.
+    pub fn next(&mut self) -> Result<Example<J>, DataError> {
+        self.top_up();
+        let Some((index, position, pending)) = self.pending.pop_front() else {
+            let ended = DataError::Thread { what: "reads", reason: "no reason given".to_owned() };
+            return Err(self.failure.take().unwrap_or(ended));
+        };
+        let prepared = match pending {
+            Pending::Ready(prepared) => prepared,
+            Pending::Working(reply) => reply.recv().map_err(|_| DataError::Thread {
+                what: "decodes",
+                reason: "it panicked".to_owned(),
+            })??,
+        };
+        // Others are put to work while this one is used.
+        self.top_up();
+        let Some(judgement) = self.dataset.judgements.get(index).cloned() else {
+            let reason = format!("pair {index} is unknown");
+            return Err(DataError::Thread { what: "reads", reason });
+        };
+        Ok(Example {
+            pair_id: prepared.pair_id,
+            caption: prepared.caption,
+            judgement,
+            position,
+            original_size: prepared.original_size,
+            crop: prepared.crop,
+            content: prepared.content,
+        })
+    }
+
+    /// Bytes that were read and not yet decoded.
+    #[cfg(test)]
+    pub(super) fn bytes_held(&self) -> u64 {
+        self.gate.held()
+    }
+
+    /// Asks for examples until enough are on their way; waits only where none is.
+    fn top_up(&mut self) {
+        while self.pending.len() < self.ahead {
+            let Some(item) = self.waiting.pop_front() else {
+                let Some(chunks) = &self.chunks else { return };
+                let chunk = match self.pending.is_empty() {
+                    true => chunks.recv().map_err(|_| TryRecvError::Disconnected),
+                    false => chunks.try_recv(),
+                };
+                match chunk {
+                    Ok(Ok(items)) => self.waiting.extend(items),
+                    Ok(Err(error)) => self.failure = Some(error),
+                    Err(_) => return,
+                }
+                continue;
+            };
+            let pending = match item.work {
+                Work::Nothing(prepared) => Pending::Ready(prepared),
+                Work::Decode(encoded) => {
+                    let (reply, answer) = sync_channel(1);
+                    if let Some(jobs) = &self.jobs {
+                        // Where all threads are gone the answer never comes, which is said then.
+                        let _gone = jobs.send(Job { encoded, reply });
+                    }
+                    Pending::Working(answer)
+                }
+            };
+            self.pending.push_back((item.index, item.position, pending));
+        }
+    }
+}
+
+impl<J> Drop for Stream<J> {
+    fn drop(&mut self) {
+        self.gate.close();
+        self.chunks = None;
+        self.jobs = None;
+        self.waiting.clear();
+        self.pending.clear();
+        for thread in self.threads.drain(..) {
+            // A panic was already reported by the thread itself.
+            let _ended = thread.join();
+        }
+    }
+}
+
+/// What the options ask of the data, if it can be had.
+fn check(places: &Places, options: &StreamOptions) -> Result<Transform, DataError> {
+    let (height, width) = options.resolution;
+    let side = |side: i64| (1..=LARGEST_SIDE).contains(&side).then(|| u32::try_from(side).ok());
+    let sides = (side(height).flatten(), side(width).flatten());
+    let (Some(height), Some(width)) = sides else {
+        return Err(DataError::Options(format!(
+            "expected a resolution of 1 to {LARGEST_SIDE} pixels, found {height}x{width}"
+        )));
+    };
+    if let Source::Cache(cache) = &places.source {
+        let folder = cache.folder().display();
+        let manifest = cache.manifest();
+        let refuse = |reason: String| Err(DataError::Options(format!("{folder}: {reason}")));
+        let [cached_height, cached_width] = manifest.resolution;
+        if (cached_height, cached_width) != (height, width) {
+            return refuse(format!(
+                "resolution: the cache was made for {cached_height}x{cached_width}, the run is of \
+                 {height}x{width}; hint: --resolution {cached_height}, or make another cache"
+            ));
+        }
+        if options.hflip && !manifest.hflip {
+            return refuse(
+                "hflip: the cache holds no mirrored images; hint: run without --hflip, or make the \
+                 cache with it"
+                    .to_owned(),
+            );
+        }
+        if options.random_crop {
+            return refuse(
+                "random_crop: a cache holds central crops only; hint: train on the pairs themselves"
+                    .to_owned(),
+            );
+        }
+    }
+    Ok(Transform { height, width, random_crop: options.random_crop, hflip: options.hflip })
+}
+
+/// What turns the numbers of rows into items.
+pub(super) trait Loader {
+    /// How many rows are loaded together, at most.
+    fn chunk_rows(&self) -> usize;
+
+    /// Items for `rows`, in their order; the first is at `position`. None when the stream is closed.
+    fn load(
+        &mut self,
+        rows: &[usize],
+        position: u64,
+        epoch: u64,
+    ) -> Result<Option<Vec<Item>>, DataError>;
+}
+
+/// The body of the thread that reads.
+fn read(
+    places: &Arc<Places>,
+    options: &StreamOptions,
+    gate: &Arc<Gate>,
+    chunks: &SyncSender<Result<Vec<Item>, DataError>>,
+) {
+    let result = match &places.source {
+        Source::Pairs(files) => {
+            let mut loader = PairLoader { places, files, gate };
+            read_epochs(places, options, &mut loader, chunks)
+        }
+        Source::Cache(cache) => {
+            read_epochs(places, options, &mut CacheLoader::new(places, cache, options), chunks)
+        }
+    };
+    if let Err(error) = result {
+        // Nobody listens where the stream was dropped.
+        let _gone = chunks.send(Err(error));
+    }
+}
+
+fn read_epochs(
+    places: &Places,
+    options: &StreamOptions,
+    loader: &mut dyn Loader,
+    chunks: &SyncSender<Result<Vec<Item>, DataError>>,
+) -> Result<(), DataError> {
+    let length = places.rows.len() as u64;
+    if length == 0 {
+        return Ok(());
+    }
+    let mut position = options.position;
+    loop {
+        let (epoch, inside) = (position / length, position % length);
+        let order = EpochOrder::new(&places.geometry, &places.rows, options.seed, epoch);
+        for window in order.window_at(inside)..order.windows() {
+            let rows = order.rows_of(window, &places.rows);
+            let used = usize::try_from(inside.saturating_sub(order.start_of(window)));
+            let rows = rows.get(used.unwrap_or(usize::MAX)..).unwrap_or_default();
+            for chunk in rows.chunks(loader.chunk_rows().max(1)) {
+                let Some(items) = loader.load(chunk, position, epoch)? else { return Ok(()) };
+                position += chunk.len() as u64;
+                if chunks.send(Ok(items)).is_err() {
+                    return Ok(());
+                }
+            }
+        }
+    }
+}
+
+/// The body of a thread that decodes.
+fn decode(jobs: &Mutex<Receiver<Job>>, places: &Places, transform: Transform, seed: u64) {
+    let mut resizer = Resizer::new();
+    loop {
+        let job = jobs.lock().unwrap_or_else(PoisonError::into_inner).recv();
+        let Ok(Job { encoded, reply }) = job else { return };
+        // Nobody listens where the stream was dropped.
+        let _gone = reply.send(encoded.decode(places, transform, seed, &mut resizer));
+    }
+}

@@ -1,0 +1,402 @@
+//! `train cache`: what the encoders make of pairs, the same bytes whatever happened on the way, and the
+//! same stream as from the pairs themselves.
+
+#![expect(clippy::unwrap_used, reason = "tests")]
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Arc;
+
+use arrow::array::{ArrayRef, BinaryArray, RecordBatch, StringArray};
+use nn::device::Precision;
+use nn::pipeline::{Pipeline, PipelineFiles};
+use parquet::arrow::ArrowWriter;
+use parquet::file::properties::WriterProperties;
+use runkit::signals::{Signal, StopFlag};
+use schemas::labels::{LabelRow, LabelsSchema, LabelsWriter, Status};
+use schemas::latents::{LatentsFile, StoredFloat, latents_name};
+use schemas::pairs::{PairFile, PairRow, discover};
+use tch::{Device, Kind, Tensor};
+use tempfile::TempDir;
+use train::cache::{self, Config, End};
+use train::data::{Content, Dataset, Example, Stream, StreamOptions};
+use train::model::BaseModel;
+
+const SAMPLE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../data/sample");
+const MODELS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../crates/nn/tests/fixtures/diffusion");
+const SIDE: i64 = 32;
+
+fn model(name: &str) -> PathBuf {
+    Path::new(MODELS).join(name)
+}
+
+/// The first rows of the sample as two files of pairs, in row groups of five.
+fn pairs(folder: &Path, change: impl Fn(usize, &mut PairRow)) -> PathBuf {
+    let input = folder.join("pairs");
+    fs_err::create_dir_all(&input).unwrap();
+    let sample = discover(&[PathBuf::from(SAMPLE)]).unwrap();
+    let mut rows: Vec<PairRow> =
+        PairFile::open(&sample[0]).unwrap().rows_with_images(64).unwrap().next().unwrap().unwrap();
+    rows.truncate(40);
+    rows.iter_mut().enumerate().for_each(|(index, row)| change(index, row));
+    for (name, rows) in [("a.parquet", &rows[..23]), ("b.parquet", &rows[23..])] {
+        let text = |value: fn(&PairRow) -> Option<&str>| -> ArrayRef {
+            Arc::new(rows.iter().map(value).collect::<StringArray>())
+        };
+        let image = |place: usize| -> ArrayRef {
+            Arc::new(rows.iter().map(|row| row.image[place].as_deref()).collect::<BinaryArray>())
+        };
+        let columns: Vec<(&str, ArrayRef)> = vec![
+            ("caption", text(|row| row.caption.as_deref())),
+            ("image_0_uid", text(|row| row.image_uid[0].as_deref())),
+            ("image_1_uid", text(|row| row.image_uid[1].as_deref())),
+            ("jpg_0", image(0)),
+            ("jpg_1", image(1)),
+            ("ranking_id", text(|row| Some(&row.pair_id))),
+        ];
+        let batch = RecordBatch::try_from_iter(columns).unwrap();
+        let properties = WriterProperties::builder().set_max_row_group_row_count(Some(5)).build();
+        let file = fs_err::File::create(input.join(name)).unwrap();
+        let mut writer = ArrowWriter::try_new(file, batch.schema(), Some(properties)).unwrap();
+        writer.write(&batch).unwrap();
+        writer.close().unwrap();
+    }
+    input
+}
+
+/// Labels of all pairs; every seventh is a tie.
+fn labels(folder: &Path, input: &Path) -> PathBuf {
+    let path = folder.join("labels.parquet");
+    let schema = LabelsSchema::new(&["clip"]).unwrap();
+    let mut writer = LabelsWriter::create(&path, &schema, &BTreeMap::new()).unwrap();
+    for file in discover(&[input.to_owned()]).unwrap() {
+        for row in PairFile::open(&file).unwrap().plan_rows().unwrap().collect_rows().unwrap() {
+            let fine = row.caption.is_some();
+            let sign = [0, 1, -1, 1, 1, -1, 1][(row.row % 7) as usize];
+            let label = LabelRow {
+                pair_id: row.pair_id,
+                source_file: file.source_file.clone(),
+                source_row: row.row,
+                caption: row.caption,
+                image_uid: row.image_uid,
+                human_label_0: None,
+                scores: vec![[None, None]],
+                votes: vec![None],
+                vote_sum: fine.then_some(sign),
+                consensus: fine.then_some(sign),
+                status: if fine { Status::Ok } else { Status::MissingCaption },
+                error: None,
+            };
+            writer.write(&label).unwrap();
+        }
+    }
+    writer.finish().unwrap();
+    path
+}
+
+fn judge(row: &LabelRow) -> Option<i8> {
+    row.consensus.filter(|sign| *sign != 0)
+}
+
+fn config(name: &str, input: &Path, out: &Path) -> Config {
+    Config {
+        model: model(name),
+        pairs: vec![input.to_owned()],
+        out: out.to_owned(),
+        resolution: Some(SIDE),
+        hflip: false,
+        device: Device::Cpu,
+        precision: Precision::F32,
+        batch_size: 8,
+        fresh: false,
+    }
+}
+
+fn write(config: &Config) -> cache::Summary {
+    match cache::write(config, &StopFlag::never()).unwrap() {
+        End::Done(summary) => summary,
+        End::Stopped(signal) => panic!("stopped by {signal:?}"),
+    }
+}
+
+fn refused(config: &Config) -> String {
+    format!("{:#}", cache::write(config, &StopFlag::never()).unwrap_err())
+}
+
+fn take(dataset: Dataset<i8>, hflip: bool, count: u64) -> Vec<Example<i8>> {
+    let options = StreamOptions {
+        seed: 11,
+        resolution: (SIDE, SIDE),
+        random_crop: false,
+        hflip,
+        position: 5,
+        threads: 1,
+        memory: 1 << 20,
+    };
+    let mut stream = Stream::start(Arc::new(dataset), options).unwrap();
+    (0..count).map(|_| stream.next().unwrap()).collect()
+}
+
+/// The largest difference, as a share of the largest number.
+fn difference(found: &Tensor, expected: &Tensor) -> f64 {
+    assert_eq!(found.size(), expected.size());
+    let difference = (found - expected).abs().max().double_value(&[]);
+    difference / expected.abs().max().double_value(&[]).max(1e-12)
+}
+
+fn files(folder: &Path) -> BTreeMap<String, Vec<u8>> {
+    fs_err::read_dir(folder)
+        .unwrap()
+        .map(|entry| entry.unwrap())
+        .filter(|entry| !entry.file_name().to_string_lossy().starts_with('.'))
+        .map(|entry| {
+            let name = entry.file_name().to_string_lossy().into_owned();
+            (name, fs_err::read(entry.path()).unwrap())
+        })
+        .collect()
+}
+
+/// From pairs and from their cache: the same pairs in the same order with the same mirroring, and the
+/// cache holds what the encoders make of the pixels and captions.
+#[test]
+fn a_cache_streams_what_the_encoders_make_of_the_pairs() {
+    for (name, hflip, precision, tolerance) in [
+        ("sd", false, Precision::F32, 1e-5),
+        ("sd", true, Precision::F32, 1e-5),
+        ("sdxl", true, Precision::Bf16, 0.03),
+    ] {
+        let folder = tempfile::tempdir().unwrap();
+        let input = pairs(folder.path(), |_, _| {});
+        let labels = labels(folder.path(), &input);
+        let out = folder.path().join("latents");
+        let config = Config { hflip, precision, ..config(name, &input, &out) };
+        let summary = write(&config);
+        assert_eq!((summary.rows, summary.failed), (40, 0));
+        let stored = LatentsFile::open(out.join(latents_name(0, 2))).unwrap().layout().stored;
+        let expected = match precision {
+            Precision::F32 => StoredFloat::Float32,
+            _ => StoredFloat::Float16,
+        };
+        assert_eq!(stored, expected);
+
+        let from_pairs = Dataset::open(&[input.clone()], &labels, &mut judge).unwrap();
+        let from_cache = Dataset::open_cache(&out, &labels, &mut judge).unwrap();
+        let (length, judgements) = (from_pairs.len(), from_pairs.judgements().to_vec());
+        assert_eq!((from_cache.len(), from_cache.judgements()), (length, &judgements[..]));
+        let manifest = from_cache.cache().unwrap();
+        let base = BaseModel::open(&model(name), Some(SIDE)).unwrap();
+        manifest.check_encoders(&base.parts().unwrap()).unwrap();
+        assert_eq!(manifest.resolution, [32, 32]);
+
+        let pipeline_files = PipelineFiles::open(&model(name), None).unwrap();
+        let pipeline = Pipeline::load(&pipeline_files, Device::Cpu, precision).unwrap();
+        let pairs = take(from_pairs, hflip, 2 * length);
+        let cached = take(from_cache, hflip, 2 * length);
+        let mut mirrored = 0;
+        for (pair, cached) in pairs.into_iter().zip(cached) {
+            assert_eq!(pair.pair_id, cached.pair_id);
+            assert_eq!((&pair.caption, pair.judgement), (&cached.caption, cached.judgement));
+            assert_eq!(pair.position, cached.position);
+            assert_eq!((pair.original_size, pair.crop), (cached.original_size, cached.crop));
+            let Content::Pixels(pixels) = pair.content else { panic!("no pixels") };
+            let Content::Latents { mean, standard_deviation, text } = cached.content else {
+                panic!("no latents")
+            };
+            for (image, pixels) in pixels.iter().enumerate() {
+                let pixels = Tensor::from_slice(pixels).view([1, 3, SIDE, SIDE]);
+                let posterior = pipeline.vae.encode(&pixels).unwrap();
+                let expected = posterior.mean_BCHW.squeeze_dim(0);
+                assert!(difference(&mean[image], &expected) < tolerance, "{name} {hflip}");
+                let expected = posterior.standard_deviation().unwrap().squeeze_dim(0);
+                assert!(difference(&standard_deviation[image], &expected) < tolerance);
+                let other = pipeline.vae.encode(&pixels.flip([3])).unwrap().mean_BCHW;
+                mirrored += usize::from(difference(&mean[image], &other.squeeze_dim(0)) < 0.02);
+            }
+            let tokens = base.tokens(&[&cached.caption]).unwrap();
+            let expected = pipeline.encode_text(&tokens).unwrap();
+            assert_eq!(text.hidden_BLD.kind(), Kind::Float);
+            assert!(difference(&text.hidden_BLD, &expected.hidden_BLD) < tolerance);
+            assert_eq!(text.pooled_BD.is_some(), name == "sdxl");
+            if let (Some(found), Some(expected)) = (&text.pooled_BD, &expected.pooled_BD) {
+                assert!(difference(found, expected) < tolerance);
+            }
+        }
+        // Were mirrored images mixed up with the others, most would fit the wrong one.
+        assert!(mirrored < length as usize, "{mirrored}");
+    }
+}
+
+#[test]
+fn every_row_is_in_it_and_what_cannot_be_encoded_says_why() {
+    let folder = tempfile::tempdir().unwrap();
+    let change = |index: usize, row: &mut PairRow| match index {
+        1 => row.image[1] = None,
+        2 => row.image[0] = Some(b"\xff\xd8\xffno picture".to_vec().into()),
+        3 => row.caption = None,
+        24 => row.caption = Some("x".repeat(70_000)),
+        // One uid for two pictures: each row has the latents of its own.
+        10 => row.image_uid[0] = Some("same".to_owned()),
+        11 => row.image_uid[0] = Some("same".to_owned()),
+        // And one picture twice.
+        12 => {
+            row.image_uid = [Some("twin".to_owned()), Some("twin".to_owned())];
+            row.image[1] = row.image[0].clone();
+        }
+        _ => {}
+    };
+    let input = pairs(folder.path(), change);
+    let labels = labels(folder.path(), &input);
+    let out = folder.path().join("latents");
+    let summary = write(&Config { hflip: true, ..config("sd", &input, &out) });
+    assert_eq!((summary.rows, summary.failed), (40, 4));
+    let parts = [0, 1].map(|index| LatentsFile::open(out.join(latents_name(index, 2))).unwrap());
+    let rows: Vec<_> =
+        parts.iter().flat_map(|part| part.rows().unwrap()).flat_map(Result::unwrap).collect();
+    assert_eq!(rows.len(), 40);
+    let status = |index: usize| (rows[index].status, rows[index].error.clone().unwrap_or_default());
+    assert_eq!(status(1).0, Status::MissingImage);
+    assert!(status(1).1.contains("image 1"), "{:?}", status(1));
+    assert_eq!(status(2).0, Status::DecodeError);
+    assert_eq!(status(3).0, Status::MissingCaption);
+    assert_eq!(status(24).0, Status::CaptionTooLong);
+    assert!(rows.iter().enumerate().all(|(index, row)| {
+        let row_of_file = if index < 23 { index } else { index - 23 };
+        row.source_row == row_of_file as i64
+    }));
+    let first = parts[0].moments_at(0, false, &[10, 11, 12]).unwrap();
+    assert_ne!(first[0], first[1]);
+    let second = parts[0].moments_at(1, false, &[12]).unwrap();
+    assert_eq!(first[2], second[0]);
+    let mirrored = parts[0].moments_at(0, true, &[12]).unwrap();
+    assert_eq!(mirrored, parts[0].moments_at(1, true, &[12]).unwrap());
+    assert_ne!(mirrored[0], first[2]);
+
+    // Labels call three of them fine, and the cache does not have them.
+    let dataset = Dataset::open_cache(&out, &labels, &mut judge).unwrap();
+    assert_eq!((dataset.counts().uncached, dataset.counts().failed), (3, 1));
+    let count = dataset.len();
+    assert_eq!(take(dataset, true, count).len() as u64, count);
+}
+
+#[test]
+fn another_run_is_refused_by_the_field_that_differs() {
+    let folder = tempfile::tempdir().unwrap();
+    let input = pairs(folder.path(), |_, _| {});
+    let labels = labels(folder.path(), &input);
+    let out = folder.path().join("latents");
+    let config = config("sd", &input, &out);
+    write(&config);
+    let before = files(&out);
+    // The same again has nothing to do.
+    write(&config);
+    assert_eq!(files(&out), before);
+    let resolution = Config { resolution: Some(16), ..config.clone() };
+    assert!(refused(&resolution).contains("resolution[0]: was 32, now 16"));
+    assert!(
+        refused(&Config { hflip: true, ..config.clone() }).contains("hflip: was false, now true")
+    );
+    let model = Config { model: model("sdxl"), ..config.clone() };
+    assert!(refused(&model).contains("encoders[\"vae/"), "{}", refused(&model));
+    let bf16 = Config { precision: Precision::Bf16, ..config.clone() };
+    assert!(refused(&bf16).contains("dtype: was \"f32\", now \"bf16\""));
+    let odd = Config { resolution: Some(33), ..config.clone() };
+    assert!(refused(&odd).contains("multiple of"), "{}", refused(&odd));
+    assert_eq!(files(&out), before);
+
+    // A stream asks for what the cache has.
+    let open = || Dataset::open_cache(&out, &labels, &mut judge);
+    let options = StreamOptions {
+        seed: 0,
+        resolution: (SIDE, SIDE),
+        random_crop: false,
+        hflip: false,
+        position: 0,
+        threads: 1,
+        memory: 1 << 20,
+    };
+    let start =
+        |options| Stream::start(Arc::new(open().unwrap()), options).unwrap_err().to_string();
+    assert!(start(StreamOptions { hflip: true, ..options }).contains("hflip"));
+    assert!(start(StreamOptions { random_crop: true, ..options }).contains("random_crop"));
+    assert!(start(StreamOptions { resolution: (64, 64), ..options }).contains("32x32"));
+    let other = BaseModel::open(&self::model("sdxl"), Some(SIDE)).unwrap();
+    let message =
+        open().unwrap().cache().unwrap().check_encoders(&other.parts().unwrap()).unwrap_err();
+    assert!(message.contains("text_encoder_2"), "{message}");
+
+    // Not complete, or not a cache.
+    fs_err::remove_file(out.join(latents_name(1, 2))).unwrap();
+    let message = open().unwrap_err().to_string();
+    assert!(message.contains("not complete") && message.contains("latents-00001"), "{message}");
+    let message = Dataset::open_cache(folder.path(), &labels, &mut judge).unwrap_err().to_string();
+    assert!(message.contains("no latents-*.parquet"), "{message}");
+    fs_err::remove_file(out.join("manifest.json")).unwrap();
+    assert!(refused(&config).contains("manifest.json"));
+    write(&Config { fresh: true, ..config });
+    assert_eq!(files(&out), before);
+}
+
+#[test]
+fn a_run_that_is_stopped_is_finished_with_the_same_bytes() {
+    let folder = tempfile::tempdir().unwrap();
+    let input = pairs(folder.path(), |_, _| {});
+    let whole = folder.path().join("whole");
+    write(&config("sd", &input, &whole));
+    let out = folder.path().join("stopped");
+    let config = config("sd", &input, &out);
+    let stop = StopFlag::never();
+    stop.request(Signal::Terminate);
+    assert!(matches!(cache::write(&config, &stop).unwrap(), End::Stopped(Signal::Terminate)));
+    assert!(!out.join(latents_name(0, 2)).exists());
+    write(&config);
+    assert_eq!(files(&out), files(&whole));
+}
+
+/// Killed at each point where a file is opened, written, synced or put in its place.
+#[test]
+fn a_run_that_is_killed_anywhere_is_finished_with_the_same_bytes() {
+    let folder = tempfile::tempdir().unwrap();
+    let input = pairs(folder.path(), |_, _| {});
+    let run = |out: &Path, fault: Option<String>| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_train"));
+        command
+            .arg("cache")
+            .args([Path::new("--model"), &model("sd"), Path::new("--pairs"), &input])
+            .args([Path::new("--out"), out])
+            .args(["--resolution", "32", "--device", "cpu", "-q"])
+            .env("OMP_NUM_THREADS", "1");
+        if let Some(fault) = fault {
+            command.env("RUNKIT_FAULT", fault);
+        }
+        command.output().unwrap()
+    };
+    let whole = folder.path().join("whole");
+    assert!(run(&whole, None).status.success());
+    // The manifest, and for each of two files captions and latents.
+    for (point, passages) in [("open", 5), ("rename", 5), ("marker", 5), ("sync", 2)] {
+        for passage in 1..=passages {
+            let out: TempDir = tempfile::tempdir_in(folder.path()).unwrap();
+            let fault = format!("{point}:{passage}");
+            assert!(!run(out.path(), Some(fault.clone())).status.success(), "{fault}");
+            let output = run(out.path(), None);
+            assert!(
+                output.status.success(),
+                "{fault}: {}",
+                String::from_utf8_lossy(&output.stderr)
+            );
+            assert!(files(out.path()) == files(&whole), "{fault}");
+            let left = fs_err::read_dir(out.path()).unwrap().map(|entry| entry.unwrap().path());
+            let left: Vec<_> =
+                left.filter(|path| path.to_string_lossy().ends_with("runkit-tmp")).collect();
+            assert!(left.is_empty(), "{fault}: {left:?}");
+        }
+    }
+    // A full disk: the error names the file, and what is done stays.
+    let out: TempDir = tempfile::tempdir_in(folder.path()).unwrap();
+    let output = run(out.path(), Some("write:9:ENOSPC".to_owned()));
+    let message = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(!output.status.success() && message.contains("no space left"), "{message}");
+    assert!(run(out.path(), None).status.success());
+    assert!(files(out.path()) == files(&whole));
+}
