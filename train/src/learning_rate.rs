@@ -1,0 +1,322 @@
+//! How the learning rate moves over the run.
+//!
+//! Names and values are those of huggingface/diffusers `src/diffusers/optimization.py`
+//! (`get_scheduler`) at v0.42.1. Steps are optimizer steps counted from zero: under warm-up the
+//! first update has the rate zero.
+
+use std::f64::consts::PI;
+
+use clap::ValueEnum;
+use serde::{Deserialize, Serialize};
+
+/// Where `polynomial` ends, whatever it starts from.
+const POLYNOMIAL_END: f64 = 1e-7;
+/// Hard restarts of `cosine-with-restarts`, unless said otherwise.
+const CYCLES: u64 = 1;
+/// Exponent of `polynomial`, unless said otherwise.
+const POWER: f64 = 1.0;
+
+/// The shape of the learning rate over the steps.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Schedule {
+    /// One value, without warm-up.
+    Constant,
+    /// Rises from zero, then one value.
+    #[default]
+    #[value(alias = "constant_with_warmup")]
+    #[serde(alias = "constant_with_warmup")]
+    ConstantWithWarmup,
+    /// Rises from zero, then falls in a line to zero at the last step.
+    Linear,
+    /// Rises from zero, then falls in half a cosine to zero at the last step.
+    Cosine,
+    /// As `cosine`, several times over.
+    #[value(alias = "cosine_with_restarts")]
+    #[serde(alias = "cosine_with_restarts")]
+    CosineWithRestarts,
+    /// Rises from zero, then falls as a power of the steps left to 1e-7 at the last step.
+    Polynomial,
+}
+
+/// A learning rate that cannot be.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+pub enum LearningRateError {
+    /// The highest rate is no rate.
+    #[error("the learning rate is {0:e}, expected a finite number that is not negative")]
+    Rate(f64),
+    /// A polynomial decay ends above where it starts.
+    #[error(
+        "the polynomial schedule ends at {POLYNOMIAL_END:e}, expected a learning rate above that, \
+         found {0:e}\nhint: choose another schedule, such as linear"
+    )]
+    PolynomialEnd(f64),
+    /// The rate would never reach its height.
+    #[error(
+        "warm-up takes {warmup_steps} steps of {training_steps}, expected fewer than all\n\
+         hint: lower the warm-up steps, or choose constant-with-warmup"
+    )]
+    Warmup {
+        /// Steps of warm-up.
+        warmup_steps: u64,
+        /// Steps of the run.
+        training_steps: u64,
+    },
+}
+
+/// The learning rate of every step of a run.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct LearningRate {
+    schedule: Schedule,
+    peak: f64,
+    warmup_steps: u64,
+    training_steps: u64,
+    cycles: u64,
+    power: f64,
+}
+
+impl LearningRate {
+    /// A schedule up to `peak` over `warmup_steps` (which `constant` does not heed), and from there
+    /// to the end of `training_steps`.
+    ///
+    /// # Errors
+    /// Where the rate is negative or not finite, and where a schedule that falls would have no step
+    /// to fall in or would rise.
+    pub fn new(
+        schedule: Schedule,
+        peak: f64,
+        warmup_steps: u64,
+        training_steps: u64,
+    ) -> Result<Self, LearningRateError> {
+        if !peak.is_finite() || peak < 0.0 {
+            return Err(LearningRateError::Rate(peak));
+        }
+        if schedule == Schedule::Polynomial && peak <= POLYNOMIAL_END {
+            return Err(LearningRateError::PolynomialEnd(peak));
+        }
+        let falls = !matches!(schedule, Schedule::Constant | Schedule::ConstantWithWarmup);
+        if falls && warmup_steps >= training_steps {
+            return Err(LearningRateError::Warmup { warmup_steps, training_steps });
+        }
+        let (cycles, power) = (CYCLES, POWER);
+        Ok(Self { schedule, peak, warmup_steps, training_steps, cycles, power })
+    }
+
+    /// The same with another number of hard restarts, for `cosine-with-restarts`.
+    #[must_use]
+    pub fn with_cycles(self, cycles: u64) -> Self {
+        Self { cycles, ..self }
+    }
+
+    /// The same with another exponent, for `polynomial`.
+    #[must_use]
+    pub fn with_power(self, power: f64) -> Self {
+        Self { power, ..self }
+    }
+
+    /// The highest rate.
+    pub fn peak(&self) -> f64 {
+        self.peak
+    }
+
+    /// The rate of the update after `step` earlier ones.
+    pub fn at(&self, step: u64) -> f64 {
+        self.peak * self.multiplier(step)
+    }
+
+    /// What part of the highest rate it is.
+    pub fn multiplier(&self, step: u64) -> f64 {
+        if self.schedule == Schedule::Constant {
+            return 1.0;
+        }
+        if step < self.warmup_steps {
+            return step as f64 / self.warmup_steps as f64;
+        }
+        let falling_steps = self.training_steps.saturating_sub(self.warmup_steps) as f64;
+        let progress = (step - self.warmup_steps) as f64 / falling_steps.max(1.0);
+        match self.schedule {
+            Schedule::Constant | Schedule::ConstantWithWarmup => 1.0,
+            Schedule::Linear => {
+                let left = self.training_steps as f64 - step as f64;
+                (left / falling_steps.max(1.0)).max(0.0)
+            }
+            Schedule::Cosine => half_wave(progress),
+            Schedule::CosineWithRestarts if progress >= 1.0 => 0.0,
+            Schedule::CosineWithRestarts => half_wave((self.cycles as f64 * progress).fract()),
+            Schedule::Polynomial if step > self.training_steps => POLYNOMIAL_END / self.peak,
+            Schedule::Polynomial => {
+                let range = self.peak - POLYNOMIAL_END;
+                (range * (1.0 - progress).powf(self.power) + POLYNOMIAL_END) / self.peak
+            }
+        }
+    }
+}
+
+/// A cosine from one at 0 to zero at 1.
+fn half_wave(progress: f64) -> f64 {
+    (0.5 * (1.0 + (PI * progress).cos())).max(0.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// `s = get_scheduler(name, AdamW([p], lr=1.28e-6), num_warmup_steps=4, num_training_steps=13,
+    /// num_cycles=cycles, power=power)`, then 15 times the rate before `o.step(); s.step()`:
+    /// diffusers 0.42.1. All rise alike over the first four.
+    #[test]
+    fn rates_are_those_of_diffusers() {
+        let rise = [0.0, 3.2e-7, 6.4e-7, 9.600000000000001e-7, 1.28e-6];
+        let cases: [(Schedule, u64, f64, [f64; 10]); 7] = [
+            (Schedule::ConstantWithWarmup, 1, 1.0, [1.28e-6; 10]),
+            (
+                Schedule::Linear,
+                1,
+                1.0,
+                [
+                    1.1377777777777777e-6,
+                    9.955555555555556e-7,
+                    8.533333333333334e-7,
+                    7.111111111111112e-7,
+                    5.688888888888889e-7,
+                    4.266666666666667e-7,
+                    2.8444444444444443e-7,
+                    1.4222222222222222e-7,
+                    0.0,
+                    0.0,
+                ],
+            ),
+            (
+                Schedule::Cosine,
+                1,
+                1.0,
+                [
+                    1.2414032773029814e-6,
+                    1.1302684435961458e-6,
+                    9.600000000000001e-7,
+                    7.511348337068356e-7,
+                    5.288651662931647e-7,
+                    3.2000000000000017e-7,
+                    1.4973155640385415e-7,
+                    3.8596722697018676e-8,
+                    0.0,
+                    3.859672269701861e-8,
+                ],
+            ),
+            (
+                Schedule::CosineWithRestarts,
+                1,
+                1.0,
+                [
+                    1.2414032773029814e-6,
+                    1.1302684435961458e-6,
+                    9.600000000000001e-7,
+                    7.511348337068356e-7,
+                    5.288651662931647e-7,
+                    3.2000000000000017e-7,
+                    1.4973155640385415e-7,
+                    3.8596722697018676e-8,
+                    0.0,
+                    0.0,
+                ],
+            ),
+            (
+                Schedule::CosineWithRestarts,
+                3,
+                1.0,
+                [
+                    9.600000000000001e-7,
+                    3.2000000000000017e-7,
+                    1.28e-6,
+                    9.600000000000003e-7,
+                    3.1999999999999985e-7,
+                    1.28e-6,
+                    9.6e-7,
+                    3.2000000000000043e-7,
+                    0.0,
+                    0.0,
+                ],
+            ),
+            (
+                Schedule::Polynomial,
+                1,
+                1.0,
+                [
+                    1.1488888888888891e-6,
+                    1.0177777777777778e-6,
+                    8.866666666666668e-7,
+                    7.555555555555556e-7,
+                    6.244444444444445e-7,
+                    4.933333333333334e-7,
+                    3.622222222222222e-7,
+                    2.3111111111111118e-7,
+                    1e-7,
+                    1e-7,
+                ],
+            ),
+            (
+                Schedule::Polynomial,
+                1,
+                2.0,
+                [
+                    1.0323456790123458e-6,
+                    8.138271604938272e-7,
+                    6.244444444444446e-7,
+                    4.641975308641976e-7,
+                    3.330864197530864e-7,
+                    2.3111111111111115e-7,
+                    1.582716049382716e-7,
+                    1.1456790123456792e-7,
+                    1e-7,
+                    1e-7,
+                ],
+            ),
+        ];
+        for (schedule, cycles, power, fall) in cases {
+            let rate = LearningRate::new(schedule, 1.28e-6, 4, 13).unwrap();
+            let rate = rate.with_cycles(cycles).with_power(power);
+            for (step, expected) in (0_u64..).zip(rise.iter().chain(&fall)) {
+                let found = rate.at(step);
+                assert!(
+                    (found - expected).abs() <= 1e-15 * 1.28e-6,
+                    "{schedule:?}, {cycles} cycles, power {power}, step {step}: {found:e} for \
+                     {expected:e}"
+                );
+            }
+        }
+        let constant = LearningRate::new(Schedule::Constant, 1.28e-6, 4, 13).unwrap();
+        assert!((0..20).all(|step| constant.at(step) == 1.28e-6));
+    }
+
+    #[test]
+    fn without_warm_up_the_first_step_has_the_whole_rate() {
+        for schedule in Schedule::value_variants() {
+            let rate = LearningRate::new(*schedule, 1e-4, 0, 10).unwrap();
+            assert!((rate.at(0) - 1e-4).abs() < 1e-18, "{schedule:?}");
+        }
+    }
+
+    #[test]
+    fn impossible_rates_are_refused() {
+        let refused = |schedule, peak, warmup, steps| {
+            LearningRate::new(schedule, peak, warmup, steps).unwrap_err().to_string()
+        };
+        assert!(refused(Schedule::Constant, f64::NAN, 0, 1).contains("finite"));
+        assert!(refused(Schedule::Constant, -1e-8, 0, 1).contains("negative"));
+        assert!(refused(Schedule::Polynomial, 1e-8, 0, 1).contains("hint"));
+        assert!(refused(Schedule::Linear, 1e-8, 10, 10).contains("hint"));
+        // A run shorter than its warm-up is a usual first try.
+        assert!(LearningRate::new(Schedule::ConstantWithWarmup, 1e-8, 500, 10).is_ok());
+    }
+
+    #[test]
+    fn names_are_read_as_written_and_as_diffusers_writes_them() {
+        for schedule in Schedule::value_variants() {
+            let name = schedule.to_possible_value().unwrap().get_name().to_owned();
+            assert_eq!(serde_json::to_value(schedule).unwrap(), name);
+            let theirs = name.replace('-', "_");
+            assert_eq!(Schedule::from_str(&theirs, false), Ok(*schedule));
+            assert_eq!(serde_json::from_value::<Schedule>(theirs.into()).unwrap(), *schedule);
+        }
+    }
+}
