@@ -288,7 +288,7 @@ impl Table {
         wanted: impl Fn(&str) -> bool,
     ) -> Result<TableRows, LatentsError> {
         let rows = usize::try_from(self.num_rows()).unwrap_or(0);
-        self.select(&[0..rows], rows, wanted)
+        self.select(std::slice::from_ref(&(0..rows)), rows, wanted)
     }
 
     fn select(

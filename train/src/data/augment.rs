@@ -33,7 +33,7 @@ impl Draw {
     pub(crate) fn crop(self, rows: u32, columns: u32) -> (u32, u32) {
         let among = |number: u64, last: u32| {
             let count = u128::from(last) + 1;
-            u32::try_from(u128::from(number) * count >> 64).unwrap_or(last)
+            u32::try_from((u128::from(number) * count) >> 64).unwrap_or(last)
         };
         (among(self.top, rows), among(self.left, columns))
     }

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 
 use nn::pipeline::TextConditions;
+use rayon::prelude::*;
 use schemas::labels::Status;
 use schemas::latents::{
     CaptionsFile, Geometry, KEY_FINGERPRINT, KEY_MANIFEST, KEY_PART, LatentRow, LatentsFile,
@@ -21,6 +22,8 @@ use crate::cache::{Manifest, PartRecord};
 
 /// What is loaded together, at most: enough that neighbours share an opened file.
 const CHUNK_BYTES: u64 = 128 << 20;
+/// Rows that one thread reads of a file at a time.
+const READ_TOGETHER: usize = 64;
 
 /// A complete cache.
 #[derive(Debug)]
@@ -168,12 +171,15 @@ impl Cache {
         numbers.sort_unstable();
         numbers.dedup();
         let part_of = |number: i64| self.parts.partition_point(|part| part.first_caption <= number);
-        let mut texts = HashMap::with_capacity(numbers.len());
-        for run in numbers.chunk_by(|before, after| part_of(*before) == part_of(*after)) {
-            let Some(&first) = run.first() else { continue };
-            let part = part_of(first).saturating_sub(1);
+        let runs: Vec<&[i64]> = numbers
+            .chunk_by(|before, after| part_of(*before) == part_of(*after))
+            .flat_map(|run| run.chunks(READ_TOGETHER))
+            .collect();
+        let read = |run: &&[i64]| -> Result<Vec<(i64, TextConditions)>, DataError> {
+            let mut texts = Vec::with_capacity(run.len());
+            let part = run.first().map_or(0, |&first| part_of(first).saturating_sub(1));
             let (Some(file), Some(record)) = (self.captions.get(part), self.parts.get(part)) else {
-                continue;
+                return Ok(texts);
             };
             let rows: Vec<i64> = run.iter().map(|number| number - record.first_caption).collect();
             let [tokens, features] = file.layout().shape;
@@ -186,10 +192,12 @@ impl Cache {
                     hidden_BLD: hidden.f_view([1, tokens, features])?,
                     pooled_BD: pooled.transpose()?,
                 };
-                texts.insert(row.caption_index, text);
+                texts.push((row.caption_index, text));
             }
-        }
-        Ok(texts)
+            Ok(texts)
+        };
+        let texts = runs.par_iter().map(read).collect::<Result<Vec<_>, DataError>>()?;
+        Ok(texts.into_iter().flatten().collect())
     }
 }
 
@@ -277,8 +285,8 @@ impl<'data> CacheLoader<'data> {
             }
             Ok::<_, DataError>(found)
         };
-        let (first, second) = (moments(0)?, moments(1)?);
-        let both = first.into_iter().zip(second);
+        let (first, second) = rayon::join(|| moments(0), || moments(1));
+        let both = first?.into_iter().zip(second?);
         Ok(rows
             .into_iter()
             .zip(both)
@@ -301,12 +309,17 @@ impl Loader for CacheLoader<'_> {
         let mut wanted: Vec<(Place, usize)> =
             rows.iter().enumerate().map(|(at, &row)| (self.places.rows.place(row), at)).collect();
         wanted.sort_unstable();
-        let mut read = Vec::with_capacity(rows.len());
-        for run in wanted.chunk_by(|(before, _), (after, _)| before.file == after.file) {
-            let Some((first, _)) = run.first() else { continue };
-            let found = self.part(first.file as usize, run, epoch)?;
-            read.extend(run.iter().map(|(_, at)| *at).zip(found));
-        }
+        let runs: Vec<&[(Place, usize)]> = wanted
+            .chunk_by(|(before, _), (after, _)| before.file == after.file)
+            .flat_map(|run| run.chunks(READ_TOGETHER))
+            .collect();
+        let read = |run: &&[(Place, usize)]| -> Result<Vec<_>, DataError> {
+            let file = run.first().map_or(0, |(first, _)| first.file as usize);
+            let found = self.part(file, run, epoch)?;
+            Ok(run.iter().map(|(_, at)| *at).zip(found).collect::<Vec<_>>())
+        };
+        let read = runs.par_iter().map(read).collect::<Result<Vec<_>, DataError>>()?;
+        let read: Vec<_> = read.into_iter().flatten().collect();
         let texts = self
             .cache
             .texts(read.iter().filter_map(|(_, (row, _))| row.caption_index).collect())?;

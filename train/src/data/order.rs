@@ -111,11 +111,6 @@ impl Rows {
         self.rows.len()
     }
 
-    /// All rows, file after file.
-    pub(crate) fn all(&self) -> &[u32] {
-        &self.rows
-    }
-
     /// The file and row of number `index`.
     pub(crate) fn place(&self, index: usize) -> Place {
         let file = self.starts.partition_point(|&start| start <= index).saturating_sub(1);
@@ -144,7 +139,7 @@ pub(crate) struct Place {
 impl Place {
     /// file · 2³² + row.
     pub(crate) fn number(self) -> u64 {
-        u64::from(self.file) << 32 | u64::from(self.row)
+        (u64::from(self.file) << 32) | u64::from(self.row)
     }
 }
 

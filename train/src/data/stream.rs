@@ -161,6 +161,7 @@ impl<J: Clone> Stream<J> {
     ///
     /// # Errors
     /// When a file cannot be read or an image not be decoded. The stream is of no more use then.
+    #[expect(clippy::should_implement_trait, reason = "it has no end, and ends with an error")]
     pub fn next(&mut self) -> Result<Example<J>, DataError> {
         self.top_up();
         let Some((index, position, pending)) = self.pending.pop_front() else {
