@@ -227,4 +227,3 @@ fn find_columns(
     }
     if problems.is_empty() { Ok((places, Schema::new(fields))) } else { Err(problems) }
 }
-
