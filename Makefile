@@ -2,6 +2,7 @@
 #
 #   make setup      libtorch in ./.venv, then the programs in ./target/release
 #   make relabel    PAIRS= SCORERS= LABELS= DEVICE= ARGS=   score pairs, write votes and consensus
+#   make train      MODEL= PAIRS= LABELS= RUN= DEVICE= ARGS=   align a diffusion model with the labels
 #   make test       all tests, the notebook included
 #   make lint       formatting, lints, documentation, generated pages
 #   make parity     the Python libraries and ours on the same random weights, full published size
@@ -11,6 +12,9 @@
 PAIRS   ?= data/sample
 SCORERS ?= data/mini/scorers.toml
 LABELS  ?= data/labels.parquet
+MODEL   ?= data/mini/sd
+RECIPE  ?= mini
+RUN     ?= runs/mini
 DEVICE  ?= auto
 ARGS    ?=
 
@@ -27,10 +31,10 @@ TORCH_STAMP := $(VENV)/.torch-$(TORCH)
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build relabel test lint parity bench docs clean
+.PHONY: help setup build relabel train test lint parity bench docs clean
 
 help:
-	@sed -n '3,9s/^#   //p' Makefile
+	@sed -n '3,10s/^#   //p' Makefile
 
 setup: build
 	@echo "ready: make relabel"
@@ -43,6 +47,10 @@ build: $(TORCH_STAMP)
 
 relabel: build
 	target/release/relabel score --pairs $(PAIRS) --scorers $(SCORERS) --out $(LABELS) --device $(DEVICE) $(ARGS)
+
+# An earlier run of RUN is gone on with; another one is refused, and ARGS=--fresh starts over.
+train: build
+	target/release/train run --recipe $(RECIPE) --model $(MODEL) --pairs $(PAIRS) --labels $(LABELS) --out $(RUN) --device $(DEVICE) $(ARGS)
 
 $(VENV)/.notebook: notebooks/requirements.txt $(TORCH_STAMP)
 	test -x $(VENV)/bin/python || python3 -m venv $(VENV)

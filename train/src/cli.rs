@@ -33,7 +33,6 @@ pub struct Cli {
 
 /// The commands.
 #[derive(Debug, Subcommand)]
-#[expect(clippy::large_enum_variant, reason = "made once, when the program starts")]
 pub enum Command {
     /// Train; the same command goes on where an earlier run was stopped.
     Run(RunArguments),

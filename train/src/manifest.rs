@@ -26,9 +26,9 @@ pub struct Manifest {
     pub pipeline: String,
     /// The SHA-256 of every file of the base model, by part.
     pub model: BTreeMap<String, String>,
-    /// The fingerprint of pairs and labels together.
+    /// A checksum of which pairs are trained on.
     pub data: String,
-    /// The fingerprint of the labels file.
+    /// A checksum of what is thought of each of them.
     pub labels: String,
     /// Pairs that are trained on.
     pub pairs: u64,
@@ -45,9 +45,9 @@ pub struct Manifest {
 /// What is known of the data.
 #[derive(Debug, Clone)]
 pub struct DataFacts {
-    /// The fingerprint of pairs and labels together.
+    /// A checksum of which pairs are trained on.
     pub fingerprint: String,
-    /// The fingerprint of the labels file.
+    /// A checksum of what is thought of each of them.
     pub labels: String,
     /// Pairs that are trained on.
     pub pairs: u64,

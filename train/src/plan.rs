@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use indicatif::{HumanBytes, HumanCount, HumanDuration};
-use media::text::Tokenizer as _;
+use media::text::Tokenizer;
 use nn::device::Precision;
 use nn::pipeline::NetworkFiles;
 use nn::unet::UNetCost;
@@ -58,7 +58,7 @@ impl Plan {
     pub fn new(config: &Config, prepared: &Prepared) -> Result<Self> {
         let base = &prepared.base;
         let [_, height, width] = base.latent_size;
-        let tokens = base.tokenizers.first().map_or(77, |tokenizer| tokenizer.context_length());
+        let tokens = base.tokenizers.first().map_or(77, Tokenizer::context_length);
         let cost = base.unet.cost(height, width, i64::try_from(tokens)?);
         let parameters = parameters(&base.files.unet)?;
         let memory = memory(config, prepared, &cost, &parameters)?;
@@ -136,14 +136,24 @@ impl Plan {
         line(
             "work",
             format!(
-                "{:.2} TFLOP a pair, {:.1} TFLOP/s of a matrix product here",
-                self.operations / (config.steps * config.batch_size) as f64 / 1e12,
-                self.operations_per_second / SHARE_OF_PEAK / 1e12
+                "{} a pair; a matrix product here does {}/s",
+                operations(self.operations / (config.steps * config.batch_size) as f64),
+                operations(self.operations_per_second / SHARE_OF_PEAK)
             ),
         );
         line("time", format!("{} (estimate, without sample images)", HumanDuration(time)));
         text
     }
+}
+
+/// Floating point operations, in a unit that leaves few digits.
+fn operations(count: f64) -> String {
+    let (unit, name) = match count {
+        1e12.. => (1e12, "TFLOP"),
+        1e9.. => (1e9, "GFLOP"),
+        _ => (1e6, "MFLOP"),
+    };
+    format!("{:.2} {name}", count / unit)
 }
 
 /// The numbers of every weight of a network.

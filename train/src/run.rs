@@ -8,7 +8,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use runkit::lock::OutputLock;
 use runkit::metrics::Metrics;
 use runkit::progress::Progress;
@@ -75,8 +75,22 @@ pub struct Prepared {
     pub dataset: Arc<Dataset<Judgement>>,
     /// The scorers of the labels.
     pub scorers: Vec<String>,
-    /// The fingerprint of the labels file.
+    /// A checksum of all judgements.
     pub labels: String,
+}
+
+/// A checksum of judgements in their order: what a run depends on of its labels.
+fn digest(judgements: &[Judgement]) -> String {
+    let mut hasher = blake3::Hasher::new();
+    for judgement in judgements {
+        match judgement {
+            Judgement::Fixed { probability, weight } => {
+                hasher.update(b"f").update(&probability.to_le_bytes()).update(&weight.to_le_bytes())
+            }
+            Judgement::ByScorer { votes } => hasher.update(b"v").update(&votes.to_le_bytes()),
+        };
+    }
+    hasher.finalize().to_hex().to_string()
 }
 
 impl Prepared {
@@ -86,6 +100,11 @@ impl Prepared {
     /// Where one of them cannot be used, or they do not belong together.
     pub fn new(config: &Config) -> Result<Self> {
         let base = BaseModel::open(&config.model, config.resolution)?;
+        ensure!(
+            config.labels.exists(),
+            "{}: expected labels, found nothing; hint: relabel score writes them",
+            config.labels.display()
+        );
         let labels = LabelsFile::open(&config.labels)?;
         let judge = Judge::new(&labels, &config.preference, config.ties, config.drop_human_ties)?;
         let mut judgement = |row: &schemas::labels::LabelRow| judge.judge(row);
@@ -95,9 +114,9 @@ impl Prepared {
         };
         Ok(Self {
             base,
+            labels: digest(dataset.judgements()),
             dataset: Arc::new(dataset),
             scorers: judge.scorers().to_vec(),
-            labels: labels.fingerprint(),
         })
     }
 
@@ -147,6 +166,8 @@ pub fn run(config: &Config, stop: &StopFlag) -> Result<End> {
     announce(config, &prepared);
     let fingerprint = manifest.fingerprint()?;
     let found = checkpoint::latest(&run.join(CHECKPOINTS), &fingerprint)?;
+    // An earlier start may have been killed before it did.
+    checkpoint::prune(&run.join(CHECKPOINTS), config.keep)?;
     // The networks are loaded before anything is written: a wrong model leaves no trace.
     let mut session = Session::start(config, &prepared, &manifest, found.as_ref())?;
     session.train(&prepared, stop)
@@ -224,7 +245,7 @@ impl<'run> Session<'run> {
         let settings = config.settings.with_absolute_paths();
         let text = runkit::config::to_toml_string(&settings)?;
         runkit::files::write_atomic(run.join(CONFIG), |file| file.write_all(text.as_bytes()))?;
-        let probe = probe(config, prepared, &networks)?;
+        let probe = probe(config, prepared, &networks, found.is_none())?;
         let captions = match &probe {
             Some(probe) => probe.captions.clone(),
             None => Vec::new(),
@@ -267,6 +288,8 @@ impl<'run> Session<'run> {
             if !self.draw(base, stop)? {
                 return self.stopped(stop);
             }
+        } else if self.samples_are_missing() && !self.draw(base, stop)? {
+            return self.stopped(stop);
         }
         let progress = Progress::new("training", "pairs", config.steps * config.batch_size);
         progress.already_done(self.trainer.position());
@@ -282,9 +305,7 @@ impl<'run> Session<'run> {
             ));
             progress.add(config.batch_size);
             let last = report.step == config.steps;
-            if self.sampler.as_ref().is_some_and(|sampler| last || sampler.is_due(report.step))
-                && !self.draw(base, stop)?
-            {
+            if self.samples_are_due() && !self.draw(base, stop)? {
                 return self.stopped(stop);
             }
             if last || report.step.is_multiple_of(config.checkpoint_every) {
@@ -335,6 +356,19 @@ impl<'run> Session<'run> {
         Ok(())
     }
 
+    fn samples_are_due(&self) -> bool {
+        let step = self.trainer.step;
+        let due = |sampler: &Sampler| step == self.config.steps || sampler.is_due(step);
+        self.sampler.as_ref().is_some_and(due)
+    }
+
+    /// Whether an earlier start was stopped while it drew those of its last step.
+    fn samples_are_missing(&self) -> bool {
+        let step = self.trainer.step;
+        let missing = |sampler: &Sampler| !sampler.is_drawn(self.run, step);
+        self.samples_are_due() && self.sampler.as_ref().is_some_and(missing)
+    }
+
     /// Draws sample images where there are any to draw; false where it was stopped.
     fn draw(&mut self, base: &BaseModel, stop: &StopFlag) -> Result<bool> {
         let Some(sampler) = &self.sampler else { return Ok(true) };
@@ -343,9 +377,10 @@ impl<'run> Session<'run> {
         let Some(pictures) = sampler.draw(base, networks, self.run, step, stop)? else {
             return Ok(false);
         };
-        for (index, (picture, png)) in pictures.iter().enumerate() {
+        for (index, drawn) in pictures.iter().enumerate() {
+            let picture = &drawn.picture;
             let size = (u32::try_from(picture.width)?, u32::try_from(picture.height)?);
-            self.metrics.image(step, &format!("samples/{index:02}"), size, png)?;
+            self.metrics.image(step, &format!("samples/{index:02}"), size, &drawn.png)?;
         }
         Ok(true)
     }
@@ -381,8 +416,14 @@ impl<'run> Session<'run> {
     }
 }
 
-/// The probe of the run: the one that an earlier start wrote, or a new one.
-fn probe(config: &Config, prepared: &Prepared, networks: &Networks) -> Result<Option<Probe>> {
+/// The probe of the run: the one that an earlier start wrote, or a new one. Where the reference is the
+/// base model still, it serves as such.
+fn probe(
+    config: &Config,
+    prepared: &Prepared,
+    networks: &Networks,
+    reference_is_base: bool,
+) -> Result<Option<Probe>> {
     if config.probe_pairs == 0 {
         return Ok(None);
     }
@@ -404,10 +445,14 @@ fn probe(config: &Config, prepared: &Prepared, networks: &Networks) -> Result<Op
     let mut stream = Stream::start(Arc::clone(&prepared.dataset), options)?;
     let count = config.probe_pairs.min(prepared.counts().selected);
     let examples = (0..count).map(|_| stream.next()).collect::<Result<Vec<_>, _>>()?;
-    let reference = Networks::load_base_reference(base, config.device, config.precision)?;
+    let loaded = match reference_is_base {
+        true => None,
+        false => Some(Networks::load_base_reference(base, config.device, config.precision)?),
+    };
+    let reference = loaded.as_ref().unwrap_or(&networks.reference);
     let preparation = Preparation { base, seed, caption_dropout: 0.0 };
     let scorers = prepared.scorers.len();
-    Probe::make(&preparation, networks, &reference, examples, scorers, rows, run).map(Some)
+    Probe::make(&preparation, networks, reference, examples, scorers, rows, run).map(Some)
 }
 
 /// Removes temporary files that killed starts left, in every folder that is written to.

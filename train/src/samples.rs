@@ -4,7 +4,7 @@
 //! changes. Prompt and seed are in the picture, as text.
 
 use std::ops::ControlFlow;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, ensure};
 use nn::pipeline::{Family, Picture, SampleRequest};
@@ -21,6 +21,15 @@ pub const FOLDER: &str = "samples";
 const CAPTIONS: usize = 4;
 /// Pictures of a set: more would take longer than they tell.
 const MOST: usize = 64;
+
+/// A picture, and the file that was made of it.
+#[derive(Debug)]
+pub struct Drawn {
+    /// Its pixels.
+    pub picture: Picture,
+    /// The PNG with its texts.
+    pub png: Vec<u8>,
+}
 
 /// What is drawn, and how.
 #[derive(Debug)]
@@ -77,6 +86,11 @@ impl Sampler {
         step.is_multiple_of(self.settings.every)
     }
 
+    /// Whether the pictures of a step are there.
+    pub fn is_drawn(&self, run: &Path, step: u64) -> bool {
+        (0..self.prompts.len()).all(|index| path(run, step, index).is_file())
+    }
+
     /// Draws and writes the pictures of a step, and returns them with their PNG; none where it was
     /// stopped.
     ///
@@ -89,20 +103,19 @@ impl Sampler {
         run: &Path,
         step: u64,
         stop: &StopFlag,
-    ) -> Result<Option<Vec<(Picture, Vec<u8>)>>> {
+    ) -> Result<Option<Vec<Drawn>>> {
         // Nothing is kept for gradients here.
         networks.pipeline.unet.set_gradient_checkpointing(false);
         let drawn = self.draw_all(base, networks, stop);
         networks.pipeline.unet.set_gradient_checkpointing(self.grad_checkpointing);
         let Some(pictures) = drawn? else { return Ok(None) };
-        let folder = run.join(FOLDER).join(format!("step-{step:06}"));
-        runkit::files::create_folder(&folder)?;
+        runkit::files::create_folder(folder(run, step))?;
         let mut written = Vec::with_capacity(pictures.len());
         for (index, (picture, prompt)) in pictures.into_iter().zip(&self.prompts).enumerate() {
             let bytes = self.encode(&picture, prompt, index, step)?;
-            let path = folder.join(format!("{index:02}.png"));
+            let path = path(run, step, index);
             runkit::files::write_atomic(path, |file| file.write_all(&bytes))?;
-            written.push((picture, bytes));
+            written.push(Drawn { picture, png: bytes });
         }
         Ok(Some(written))
     }
@@ -168,6 +181,14 @@ impl Sampler {
         writer.finish()?;
         Ok(bytes)
     }
+}
+
+fn folder(run: &Path, step: u64) -> PathBuf {
+    run.join(FOLDER).join(format!("step-{step:06}"))
+}
+
+fn path(run: &Path, step: u64, index: usize) -> PathBuf {
+    folder(run, step).join(format!("{index:02}.png"))
 }
 
 fn prompts(path: &Path) -> Result<Vec<String>> {

@@ -1,0 +1,183 @@
+//! What cannot be trained on is said in one sentence, before anything is written.
+#![expect(clippy::unwrap_used, reason = "a test stops where something is missing")]
+
+mod common;
+
+use common::{Run, World, label_row, pairs_parquet, pipeline, sample_pairs};
+use nn::weights::{Weights, write_safetensors};
+use schemas::labels::Status;
+
+/// The run is refused with these words and leaves nothing but, at most, its lock.
+#[track_caller]
+fn assert_refused(world: &World, more: &[&str], says: &[&str]) {
+    Run::of(&mut world.run("out", more)).expect_error(&[says, &["hint: "]].concat());
+    if world.path("out").exists() {
+        assert_eq!(world.names("out"), ["run.lock"]);
+    }
+}
+
+#[test]
+fn labels_of_other_pairs() {
+    let world = World::new(8);
+    let mut labels = world.labels();
+    labels[2].caption = Some("something else".to_owned());
+    let other = world.put_labels("other.parquet", &labels).display().to_string();
+    assert_refused(&world, &["--labels", &other], &["other.parquet", "other pairs", "caption"]);
+    let mut labels = world.labels();
+    labels[3].source_file = "elsewhere.parquet".to_owned();
+    let unknown = world.put_labels("unknown.parquet", &labels).display().to_string();
+    assert_refused(&world, &["--labels", &unknown], &["elsewhere.parquet"]);
+    let mut labels = world.labels();
+    labels[3].source_row = 99;
+    let beyond = world.put_labels("beyond.parquet", &labels).display().to_string();
+    assert_refused(&world, &["--labels", &beyond], &["row 99"]);
+}
+
+#[test]
+fn an_empty_selection() {
+    let world = World::new(8);
+    let mut labels = world.labels();
+    for row in &mut labels {
+        row.votes = [1, -1, 1, -1].map(Some).to_vec();
+        row.vote_sum = Some(0);
+        row.consensus = Some(0);
+    }
+    let ties = world.put_labels("ties.parquet", &labels).display().to_string();
+    assert_refused(&world, &["--labels", &ties], &["ties.parquet", "no pair", "--ties"]);
+    // With another policy they are what is trained on.
+    let half = ["--labels", &ties, "--ties", "half", "--steps", "1"];
+    Run::of(&mut world.run("half", &half)).expect_code(0);
+    for row in &mut labels {
+        row.status = Status::DecodeError;
+        row.votes = vec![None; 4];
+        row.scores = vec![[None, None]; 4];
+        (row.vote_sum, row.consensus) = (None, None);
+    }
+    let failed = world.put_labels("failed.parquet", &labels).display().to_string();
+    let more = ["--labels", &failed, "--ties", "half"];
+    assert_refused(&world, &more, &["failed.parquet", "no pair"]);
+}
+
+#[test]
+fn sizes_that_do_not_fit() {
+    let world = World::new(8);
+    assert_refused(&world, &["--resolution", "17"], &["--resolution 17", "multiple of 2"]);
+    assert_refused(&world, &["--resolution", "99999"], &["--resolution 99999"]);
+    assert_refused(
+        &world,
+        &["--batch-size", "6", "--micro-batch", "4"],
+        &["--batch-size 6", "--micro-batch 3"],
+    );
+    assert_refused(&world, &["--batch-size", "0"], &["--batch-size 0"]);
+}
+
+#[test]
+fn missing_images_and_damaged_ones_name_the_pair() {
+    let world = World::new(8);
+    let mut pairs = sample_pairs(4);
+    pairs[1].image[1].truncate(40);
+    world.put("spoilt/0.parquet", &pairs_parquet(&pairs));
+    let rows: Vec<_> = pairs
+        .iter()
+        .enumerate()
+        .map(|(row, pair)| label_row(pair, "0.parquet", row, [1, 1, 1, 1]))
+        .collect();
+    let labels = world.put_labels("spoilt.parquet", &rows).display().to_string();
+    let folder = world.path("spoilt").display().to_string();
+    let id = pairs[1].ranking_id.to_string();
+    Run::of(&mut world.run("out", &["--pairs", &folder, "--labels", &labels])).expect_error(&[
+        "0.parquet",
+        "image 1",
+        &id,
+        "hint: ",
+    ]);
+}
+
+#[test]
+fn preferences_that_the_labels_do_not_have() {
+    let world = World::new(8);
+    let more = ["--preference", "scorer:dino"];
+    assert_refused(&world, &more, &["labels.parquet", "\"dino\"", "clip, hps"]);
+    let usage = Run::of(&mut world.run("out", &["--preference", "majority"])).expect_code(2);
+    assert!(usage.stderr.contains("scorer:NAME"), "{usage:#?}");
+}
+
+#[test]
+fn what_is_missing_or_no_model() {
+    let world = World::new(8);
+    assert_refused(&world, &["--labels", "absent.parquet"], &["absent.parquet"]);
+    let nothing = world.path("nothing").display().to_string();
+    assert_refused(&world, &["--model", &nothing], &["nothing", "model_index.json"]);
+    let copy = world.copy_pipeline("sd");
+    std::fs::remove_dir_all(copy.join("vae")).unwrap();
+    let copy = copy.display().to_string();
+    Run::of(&mut world.run("out", &["--model", &copy])).expect_error(&["sd/vae", "lacks its vae"]);
+    assert!(!world.path("out").exists());
+}
+
+#[test]
+fn a_loss_that_is_not_finite_stops_before_the_update_and_names_the_pairs() {
+    let world = World::new(8);
+    // Weights of the last layer so large that the squared error leaves single precision.
+    let copy = world.copy_pipeline("sd");
+    let path = copy.join("unet/diffusion_pytorch_model.safetensors");
+    let weights = Weights::open(&path).unwrap();
+    let tensors: Vec<_> = weights
+        .names()
+        .map(|name| {
+            let tensor = weights.tensor(name).unwrap();
+            let scale = if name == "conv_out.bias" { 1e25 } else { 1.0 };
+            (name.to_owned(), (tensor + f64::from(scale > 1.0)) * scale)
+        })
+        .collect();
+    write_safetensors(&path, &tensors).unwrap();
+    let copy = copy.display().to_string();
+    let more = ["--model", &copy, "--probe-pairs", "0"];
+    let run = Run::of(&mut world.run("out", &more));
+    let ids = sample_pairs(8).iter().map(|pair| pair.ranking_id.to_string()).collect::<Vec<_>>();
+    assert!(ids.iter().any(|id| run.stderr.contains(id)), "{run:#?}");
+    run.expect_error(&["step 1", "NaN or infinite", "hint: "]);
+    assert!(!world.path("out/checkpoints").exists(), "nothing was trained");
+    assert!(world.metrics("out").is_empty());
+
+    // In the middle of a run: a learning rate that explodes. The last checkpoint stays.
+    let more = ["--lr", "1e30", "--warmup-steps", "4", "--checkpoint-every", "1"];
+    let more = [&more[..], &["--max-grad-norm", "0", "--probe-every", "0"]].concat();
+    Run::of(&mut world.run("explodes", &more)).expect_error(&["NaN or infinite", "pairs "]);
+    let kept = world.names("explodes/checkpoints");
+    assert!(!kept.is_empty());
+    let state = std::fs::read_to_string(
+        world.path("explodes/checkpoints").join(kept.last().unwrap()).join("state.json"),
+    );
+    let steps = world.metrics("explodes").last().unwrap()["step"].as_u64().unwrap();
+    assert!(state.unwrap().contains(&format!("\"step\": {steps},")));
+}
+
+#[test]
+fn settings_are_read_from_recipes_and_files_and_printed() {
+    let world = World::new(4);
+    let file =
+        world.put("settings.toml", b"pairs = [\"pairs\"]\nbeta = 7.0\nrecipe = [\"mini\"]\n");
+    let file = file.display().to_string();
+    let mut command = common::train(["run", "--config", &file, "--print-config", "--seed", "3"]);
+    let run = Run::of(&mut command).expect_code(0);
+    let pairs = world.path("pairs").display().to_string();
+    for words in ["beta = 7.0", "resolution = 64", "seed = 3", "keep = 2", &pairs] {
+        assert!(run.stdout.contains(words), "{words:?} is not in {}", run.stdout);
+    }
+    let wrong = world.put("wrong.toml", b"betta = 7.0\n").display().to_string();
+    Run::of(&mut common::train(["run", "--config", &wrong])).expect_error(&[
+        "wrong.toml",
+        "betta",
+        "did you mean `beta`?",
+    ]);
+    // What is saved beside a run is a settings file for the same run.
+    Run::of(&mut world.run("out", &["--steps", "2"])).expect_code(0);
+    let saved = world.path("out/config.toml").display().to_string();
+    let again = Run::of(&mut common::train(["run", "--config", &saved])).expect_code(0);
+    assert!(again.stderr.contains("already complete"), "{again:#?}");
+    let help = Run::of(&mut common::train(["run", "--help"])).expect_code(0);
+    let longest = help.stdout.lines().map(|line| line.chars().count()).max().unwrap();
+    assert!(longest <= 80, "a line of {longest}");
+    assert!(pipeline("sd").exists());
+}
