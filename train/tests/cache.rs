@@ -180,7 +180,7 @@ fn a_cache_streams_what_the_encoders_make_of_the_pairs() {
         };
         assert_eq!(stored, expected);
 
-        let from_pairs = Dataset::open(&[input.clone()], &labels, &mut judge).unwrap();
+        let from_pairs = Dataset::open(std::slice::from_ref(&input), &labels, &mut judge).unwrap();
         let from_cache = Dataset::open_cache(&out, &labels, &mut judge).unwrap();
         let (length, judgements) = (from_pairs.len(), from_pairs.judgements().to_vec());
         assert_eq!((from_cache.len(), from_cache.judgements()), (length, &judgements[..]));
