@@ -144,6 +144,14 @@ pub fn latest(checkpoints: &Path, run: &str) -> Result<Option<Checkpoint>> {
     Ok(None)
 }
 
+/// Whether there is a checkpoint to go on from, whole or damaged.
+///
+/// # Errors
+/// Where the folder cannot be read.
+pub fn exists(checkpoints: &Path) -> Result<bool> {
+    Ok(list(checkpoints)?.values().any(|folder| folder.join(MARKER).exists()))
+}
+
 /// Removes all but the newest `keep` checkpoints.
 ///
 /// # Errors

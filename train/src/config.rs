@@ -122,9 +122,11 @@ pub struct Samples {
 /// # Errors
 /// Where a file cannot be read, or a name is unknown.
 pub fn settings(arguments: &RunArguments) -> Result<RunSettings> {
+    arguments.settings.refuse_non_finite()?;
     let settings = match &arguments.config {
         Some(file) => {
             let mut from_file: RunSettings = runkit::config::read_toml(file)?;
+            from_file.refuse_non_finite().with_context(|| file.display().to_string())?;
             from_file.resolve_paths(file.parent().unwrap_or(Path::new("")));
             // A source on the command line stands in for that of the file, whichever it is.
             if arguments.settings.pairs.is_some() || arguments.settings.cache.is_some() {
@@ -261,6 +263,30 @@ impl Config {
 }
 
 impl RunSettings {
+    /// Refuses NaN and infinities by name: settings are laid over each other as JSON, which has none,
+    /// and would take the default in silence.
+    fn refuse_non_finite(&self) -> Result<()> {
+        for (name, value) in [
+            ("beta", self.beta),
+            ("lr", self.lr),
+            ("adam-beta1", self.adam_beta1),
+            ("adam-beta2", self.adam_beta2),
+            ("adam-epsilon", self.adam_epsilon),
+            ("weight-decay", self.weight_decay),
+            ("max-grad-norm", self.max_grad_norm),
+            ("caption-dropout", self.caption_dropout),
+            ("sample-guidance", self.sample_guidance),
+        ] {
+            let finite = value.is_none_or(f64::is_finite);
+            ensure!(
+                finite,
+                "--{name} {} is not possible; expected a finite number",
+                value.unwrap_or_default()
+            );
+        }
+        Ok(())
+    }
+
     /// Paths of a settings file are relative to it.
     fn resolve_paths(&mut self, folder: &Path) {
         self.change_paths(|path| {

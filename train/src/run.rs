@@ -155,7 +155,15 @@ pub fn run(config: &Config, stop: &StopFlag) -> Result<End> {
     if config.fresh {
         forget(run)?;
     }
-    manifest.refuse_another(run)?;
+    if let Err(other) = manifest.refuse_another(run) {
+        // Nothing is lost of a run that never came to a checkpoint, for one because its settings
+        // were wrong.
+        if export::is_complete(run) || checkpoint::exists(&run.join(CHECKPOINTS))? {
+            return Err(other);
+        }
+        tracing::info!("removing what another run left before its first checkpoint");
+        forget(run)?;
+    }
     if let Some(cache) = prepared.dataset.cache() {
         cache.check_encoders(&manifest.model).map_err(anyhow::Error::msg)?;
     }
@@ -240,6 +248,18 @@ impl<'run> Session<'run> {
                 (found.state.step, found.state.reference_step)
             }
         };
+        // What is wrong with a cache or with the prompts is said before anything is written.
+        let options = StreamOptions {
+            seed: config.seed,
+            resolution: (base.resolution, base.resolution),
+            random_crop: config.random_crop,
+            hflip: config.hflip,
+            position: step * config.batch_size,
+            threads: config.data_threads,
+            memory: config.data_memory,
+        };
+        let stream = Stream::start(Arc::clone(&prepared.dataset), options)?;
+        Sampler::new(config, &[], base)?;
         clean(run)?;
         runkit::files::write_json_atomic(run.join(manifest::FILE), manifest)?;
         let settings = config.settings.with_absolute_paths();
@@ -252,16 +272,6 @@ impl<'run> Session<'run> {
         };
         let sampler = Sampler::new(config, &captions, base)?;
         let metrics = Metrics::open(run, found.map(|_| step))?;
-        let options = StreamOptions {
-            seed: config.seed,
-            resolution: (base.resolution, base.resolution),
-            random_crop: config.random_crop,
-            hflip: config.hflip,
-            position: step * config.batch_size,
-            threads: config.data_threads,
-            memory: config.data_memory,
-        };
-        let stream = Stream::start(Arc::clone(&prepared.dataset), options)?;
         let scorers = prepared.scorers.len();
         let trainer =
             Trainer::new(config, base, networks, optimizer, stream, scorers, step, reference_step);

@@ -318,6 +318,17 @@ fn going_on_as_another_run_is_refused_by_name() {
 }
 
 #[test]
+fn a_run_that_never_came_to_a_checkpoint_is_not_in_the_way() {
+    let case = Case::new(&[]);
+    let other = case.faulty("metrics:2", &["--beta", "51", "--seed", "9"]).output().unwrap();
+    assert!(Run::from(other).was_killed());
+    assert!(case.world.path("out/probe.json").exists());
+    let run = Run::of(&mut case.command(&[])).expect_code(0);
+    assert!(run.stderr.contains("before its first checkpoint"), "{run:#?}");
+    case.assert_finished();
+}
+
+#[test]
 fn two_runs_of_one_folder_do_not_mix() {
     let world = World::new(PAIRS);
     let first = Running::start(&mut world.run("out", &["--steps", "500"]));

@@ -251,6 +251,24 @@ fn metrics_tell_what_people_look_for() {
 }
 
 #[test]
+fn an_alarm_is_raised_where_the_model_gets_worse_on_both_sides() {
+    let world = World::new(12);
+    let more = ["--lr", "0.05", "--probe-every", "2", "--warmup-steps", "0"];
+    let run = Run::of(&mut world.run("out", &more)).expect_code(0);
+    assert!(run.stderr.contains("have both risen"), "{run:#?}");
+    let alarmed = |line: &Map<String, Value>| line.contains_key("alarm");
+    let lines = world.metrics("out");
+    assert!(lines.iter().any(alarmed));
+    let last = lines.last().unwrap();
+    for side in ["better", "other"] {
+        let (now, base) = (format!("probe/error_{side}"), format!("probe/base_error_{side}"));
+        assert!(number(last, &now) > 1.1 * number(last, &base), "{last:?}");
+    }
+    Run::of(&mut world.run("calm", &[])).expect_code(0);
+    assert!(!world.metrics("calm").iter().any(alarmed));
+}
+
+#[test]
 fn preferences_change_the_labels_and_nothing_else() {
     let world = World::new(12);
     let run = |out: &str, more: &[&str]| {

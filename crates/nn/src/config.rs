@@ -57,12 +57,12 @@ pub(crate) fn read_json(file: &Path) -> Result<Value, ConfigError> {
     if bytes > LARGEST_FILE_BYTES {
         return Err(invalid(file, format!("{bytes} bytes, expected a page of JSON")));
     }
-    let value: Value = serde_json::from_slice(&fs_err::read(file)?)
+    let json: Value = serde_json::from_slice(&fs_err::read(file)?)
         .map_err(|error| invalid(file, error.to_string()))?;
-    // A list would pass for an object whose options are all left out.
-    if value.is_object() {
-        Ok(value)
+    if json.is_object() {
+        Ok(json)
     } else {
+        // serde would take the elements of a list for the fields, in order.
         Err(invalid(file, "expected a JSON object".to_owned()))
     }
 }

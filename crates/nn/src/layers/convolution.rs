@@ -5,7 +5,6 @@ use std::sync::OnceLock;
 use tch::{Device, Kind, TchError, Tensor};
 
 use super::cast;
-use crate::device::Precision;
 use crate::shim;
 use crate::weights::Loader;
 
@@ -41,7 +40,7 @@ impl Conv2d {
         if !loader.may_pack() {
             return plain(weight, bias);
         }
-        let packed = can_pack(loader);
+        let packed = loader.device() == Device::Cpu && can_pack(weight.kind());
         let prepared = if packed {
             let side = PACKED_FOR_SIDE;
             shim::conv2d_pack(&weight, stride, padding, &[2, input, side, side])
@@ -79,19 +78,23 @@ impl Conv2d {
     }
 }
 
-/// True where weights are packed: on a CPU, in bf16 only if its oneDNN can, which needs AVX-512 or
-/// newer. Tried once.
-fn can_pack(loader: &Loader<'_>) -> bool {
-    static BF16_WORKS: OnceLock<bool> = OnceLock::new();
-    loader.device() == Device::Cpu
-        && loader.may_pack()
-        && match loader.precision() {
-            Precision::F32 => true,
-            Precision::F16 => false,
-            Precision::Bf16 => *BF16_WORKS.get_or_init(|| {
-                Tensor::f_ones([32, 32, 3, 3], (Kind::BFloat16, Device::Cpu))
-                    .and_then(|weight| shim::conv2d_pack(&weight, 1, 1, &[2, 32, 32, 32]))
-                    .is_ok()
-            }),
-        }
+/// True where this CPU's oneDNN convolves this type: bf16 needs AVX-512 or newer. Tried once each.
+fn can_pack(kind: Kind) -> bool {
+    static F32: OnceLock<bool> = OnceLock::new();
+    static BF16: OnceLock<bool> = OnceLock::new();
+    let works = || {
+        let ones = |shape: &[i64]| Tensor::f_ones(shape, (kind, Device::Cpu));
+        let sum = || {
+            let weight = shim::conv2d_pack(&ones(&[32, 32, 1, 1])?, 1, 0, &[1, 32, 2, 2])?;
+            let pixels = shim::channels_last(&ones(&[1, 32, 2, 2])?)?;
+            shim::conv2d_packed(&pixels, &weight, &ones(&[32])?, 1, 0)?
+                .f_double_value(&[0, 31, 1, 1])
+        };
+        sum().is_ok_and(|value: f64| value == 33.0)
+    };
+    match kind {
+        Kind::Float => *F32.get_or_init(works),
+        Kind::BFloat16 => *BF16.get_or_init(works),
+        _ => false,
+    }
 }

@@ -1,0 +1,43 @@
+#!/usr/bin/env bash
+# Ten recorded training steps of the product, two reference refreshes among them, computed again with
+# diffusers and torch (train_replay.py). Exits 1 beyond the bounds.
+#
+#   PARITY_OUT=DIR    work folder (default out/parity)
+#   TRAIN, RELABEL    the programs (default target/release/{train,relabel})
+set -euo pipefail
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
+cd "$root"
+python=$(scripts/parity/venv.sh)
+train=${TRAIN:-$root/target/release/train}
+relabel=${RELABEL:-$root/target/release/relabel}
+work=${PARITY_OUT:-out/parity}/train
+for program in "$train" "$relabel"; do
+    [ -x "$program" ] || { echo "parity: $program is missing; run make setup" >&2; exit 1; }
+done
+mkdir -p "$work"
+labels=$work/labels.parquet
+[ -e "$labels" ] || "$relabel" score --quiet --pairs data/sample --scorers data/mini/scorers.toml --out "$labels"
+
+# replay NAME MODEL flags...
+replay() {
+    local name=$1 model=$2
+    shift 2
+    "$train" run --quiet --fresh --model "$model" --pairs data/sample --labels "$labels" --out "$work/$name" \
+        --device cpu --dtype f32 --steps 10 --record-steps 10 --checkpoint-every 10 --keep 1 \
+        --batch-size 8 --micro-batch 4 --reference-every 4 --warmup-steps 3 --probe-every 0 \
+        --sample-every 0 "$@"
+    echo "== ten training steps, $name: product against diffusers and torch, f32 =="
+    "$python" scripts/parity/train_replay.py "$work/$name" --model "$model"
+    echo
+}
+
+# The small pipelines of the tests have random weights: their z moves far at small learning rates.
+fixtures=crates/nn/tests/fixtures/diffusion
+status=0
+replay sd-adamw "$fixtures/sd" --beta 100 --lr 2.5e-6 || status=1
+replay sdxl-adafactor "$fixtures/sdxl" --beta 100 --lr 2.5e-6 --optimizer adafactor \
+    --preference vanilla --grad-checkpointing || status=1
+if [ -e data/mini/sd/model_index.json ]; then
+    replay mini-adamw data/mini/sd --beta 2000 --lr 1e-6 || status=1
+fi
+exit $status

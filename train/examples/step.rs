@@ -1,0 +1,195 @@
+//! Takes training steps on tensors from a file: the side of this project in
+//! `scripts/bench/train_step.py`. One step is what `train run` does with a micro-batch that is a whole
+//! batch: the reference's prediction, the model's, the loss, gradients, clipping, the update.
+//!
+//! ```text
+//! cargo run --release -p train --example step -- key=value...
+//! ```
+//!
+//! `model=` the folder of a UNet, `schedule=` a scheduler_config.json, `input=` a safetensors file with
+//! the tensors of a record (latents_0 latents_1 noise timesteps prompt_embeds label_p weight_w, for SDXL
+//! pooled_embeds and time_ids); `precision=f32|bf16|f16 device=cpu threads=N repeats=N` (steps after the
+//! first one), `checkpointing=true`, `optimizer=adamw|adafactor`, `beta=5000 lr=1e-6`; `output=` takes z,
+//! losses and the norm of the gradients of the last step. One line of JSON goes to standard output:
+//! seconds of loading, of the first step, of the others and their parts, and the peak of the resident
+//! memory.
+#![allow(non_snake_case, reason = "names of tensors carry their shape")]
+#![expect(clippy::print_stdout, reason = "a program")]
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::time::Instant;
+
+use anyhow::{Context as _, Result, bail};
+use nn::device::{self, Precision};
+use nn::optimizer::{Adafactor, AdafactorConfig, AdamW, AdamWConfig, Optimizer, clip_grad_norm};
+use nn::pipeline::TextConditions;
+use nn::schedule::{ScheduleConfig, TrainingSchedule};
+use nn::unet::{UNet, UNetConfig, WEIGHT_FILES};
+use nn::weights::{Weights, write_safetensors};
+use serde_json::json;
+use tch::{Cuda, Device, Kind, Tensor};
+use train::step::{MicroBatch, predict};
+
+fn main() -> Result<()> {
+    let mut options = Options::read()?;
+    let threads = options.number("threads", device::threads())?;
+    device::set_threads(threads);
+    let device = device::parse(&options.number("device", "cpu".to_owned())?)?;
+    let precision = options.number("precision", Precision::F32)?;
+    let (beta, learning_rate) = (options.number("beta", 5000.0)?, options.number("lr", 1e-6)?);
+    let repeats = options.number("repeats", 0_usize)?;
+    let checkpointing = options.number("checkpointing", false)?;
+    let optimizer = options.number("optimizer", "adamw".to_owned())?;
+    let (model, input) = (options.path("model")?, options.path("input")?);
+    let schedule = ScheduleConfig::read(&options.path("schedule")?)?;
+    let output = options.values.remove("output");
+    options.finish()?;
+
+    let start = Instant::now();
+    let batch = read_batch(&input, device)?;
+    let schedule = TrainingSchedule::new(&schedule, device)?;
+    let config = UNetConfig::read(&model.join("config.json"))?;
+    let open = || Weights::open_folder(&model, WEIGHT_FILES);
+    let mut unet = UNet::load_for_training(&config, &open()?, device, precision)?;
+    unet.set_gradient_checkpointing(checkpointing);
+    let reference = UNet::load_reference(&config, &open()?, device, precision)?;
+    let parameters = unet.parameters();
+    let mut optimizer: Box<dyn Optimizer> = match optimizer.as_str() {
+        "adamw" => Box::new(AdamW::new(parameters, AdamWConfig::default())?),
+        "adafactor" => Box::new(Adafactor::new(parameters, AdafactorConfig::default())?),
+        other => bail!("optimizer={other}: expected adamw or adafactor"),
+    };
+    wait(device);
+    let load_seconds = start.elapsed().as_secs_f64();
+
+    let mut parts: BTreeMap<&str, Vec<f64>> = BTreeMap::new();
+    let mut outputs = Vec::new();
+    for _ in 0..=repeats {
+        let start = Instant::now();
+        let predictions = predict(&unet, &reference, &schedule, beta, &batch)?;
+        let weighted = predictions.losses_P.f_mul(&batch.weight_P)?.f_sum(Kind::Float)?;
+        let loss = weighted.f_div_scalar(batch.weight)?;
+        wait(device);
+        let forward = start.elapsed().as_secs_f64();
+        loss.f_backward()?;
+        wait(device);
+        let backward = start.elapsed().as_secs_f64();
+        outputs = vec![
+            ("z".to_owned(), predictions.logits_P.f_detach()?),
+            ("loss".to_owned(), predictions.losses_P.f_detach()?),
+        ];
+        drop(predictions);
+        let norm = clip_grad_norm(parameters, Some(1.0))?;
+        wait(device);
+        let clipped = start.elapsed().as_secs_f64();
+        optimizer.step(learning_rate)?;
+        wait(device);
+        let updated = start.elapsed().as_secs_f64();
+        optimizer.zero_grad()?;
+        let seconds = start.elapsed().as_secs_f64();
+        for (name, seconds) in [
+            ("forward_seconds", forward),
+            ("backward_seconds", backward - forward),
+            ("clip_seconds", clipped - backward),
+            ("optimizer_seconds", updated - clipped),
+            ("seconds", seconds),
+        ] {
+            parts.entry(name).or_default().push(seconds);
+        }
+        outputs.push(("grad_norm".to_owned(), norm));
+    }
+    if let Some(output) = output {
+        write_safetensors(Path::new(&output), &outputs)?;
+    }
+    let first_seconds = parts.get("seconds").and_then(|all| all.first()).copied();
+    let mut report = json!({
+        "precision": precision,
+        "threads": device::threads(),
+        "load_seconds": load_seconds,
+        "first_seconds": first_seconds,
+        "peak_rss_bytes": peak_resident_bytes()?,
+    });
+    for (name, seconds) in parts {
+        report[name] = json!(seconds[1..]);
+    }
+    println!("{report}");
+    Ok(())
+}
+
+fn read_batch(file: &Path, device: Device) -> Result<MicroBatch> {
+    let weights = Weights::open(file)?;
+    let get = |name: &str| -> Result<Tensor> { Ok(weights.tensor(name)?.f_to_device(device)?) };
+    let optional = |name: &str| weights.contains(name).then(|| get(name)).transpose();
+    let weight_P = get("weight_w")?;
+    Ok(MicroBatch {
+        pair_ids: Vec::new(),
+        latents_PCHW: [get("latents_0")?, get("latents_1")?],
+        noise_PCHW: get("noise")?,
+        timesteps_P: get("timesteps")?,
+        text: TextConditions {
+            hidden_BLD: get("prompt_embeds")?,
+            pooled_BD: optional("pooled_embeds")?,
+        },
+        time_ids_P6: optional("time_ids")?,
+        probability_P: get("label_p")?,
+        weight: weight_P.f_sum(Kind::Double)?.f_double_value(&[])?,
+        weight_P,
+    })
+}
+
+fn wait(device: Device) {
+    if let Device::Cuda(index) = device {
+        Cuda::synchronize(i64::try_from(index).unwrap_or(0));
+    }
+}
+
+/// The most memory that was resident at once, mapped files included (Linux).
+fn peak_resident_bytes() -> Result<u64> {
+    let status = std::fs::read_to_string("/proc/self/status")?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+    let kibibytes = line.and_then(|line| line.split_whitespace().next()).context("no VmHWM")?;
+    Ok(kibibytes.parse::<u64>()? * 1024)
+}
+
+/// The command line: `key=value`.
+struct Options {
+    values: BTreeMap<String, String>,
+}
+
+impl Options {
+    fn read() -> Result<Self> {
+        let values = std::env::args()
+            .skip(1)
+            .map(|argument| match argument.split_once('=') {
+                Some((key, value)) => Ok((key.to_owned(), value.to_owned())),
+                None => bail!("expected key=value, found {argument:?}"),
+            })
+            .collect::<Result<_>>()?;
+        Ok(Self { values })
+    }
+
+    fn path(&mut self, key: &str) -> Result<PathBuf> {
+        let path = self.values.remove(key).map(PathBuf::from);
+        path.with_context(|| format!("expected {key}=PATH"))
+    }
+
+    fn number<T: FromStr<Err: std::error::Error + Send + Sync + 'static>>(
+        &mut self,
+        key: &str,
+        default: T,
+    ) -> Result<T> {
+        match self.values.remove(key) {
+            None => Ok(default),
+            Some(text) => text.parse().with_context(|| format!("{key}={text}")),
+        }
+    }
+
+    fn finish(&self) -> Result<()> {
+        match self.values.keys().next() {
+            None => Ok(()),
+            Some(key) => bail!("unknown option {key:?}"),
+        }
+    }
+}
