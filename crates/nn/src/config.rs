@@ -51,13 +51,20 @@ pub enum ConfigError {
     },
 }
 
-/// The JSON of a configuration file.
+/// The JSON object of a configuration file.
 pub(crate) fn read_json(file: &Path) -> Result<Value, ConfigError> {
     let bytes = fs_err::metadata(file)?.len();
     if bytes > LARGEST_FILE_BYTES {
         return Err(invalid(file, format!("{bytes} bytes, expected a page of JSON")));
     }
-    serde_json::from_slice(&fs_err::read(file)?).map_err(|error| invalid(file, error.to_string()))
+    let json: Value = serde_json::from_slice(&fs_err::read(file)?)
+        .map_err(|error| invalid(file, error.to_string()))?;
+    if json.is_object() {
+        Ok(json)
+    } else {
+        // serde would take the elements of a list for the fields, in order.
+        Err(invalid(file, "expected a JSON object".to_owned()))
+    }
 }
 
 /// A file that is not the JSON that was expected.

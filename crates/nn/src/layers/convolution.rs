@@ -1,5 +1,7 @@
 //! Two-dimensional convolution.
 
+use std::sync::OnceLock;
+
 use tch::{Device, Kind, TchError, Tensor};
 
 use super::cast;
@@ -38,14 +40,15 @@ impl Conv2d {
         if loader.trains() {
             return plain(weight, bias);
         }
-        let prepared = if loader.device() == Device::Cpu {
+        let packed = loader.device() == Device::Cpu && can_pack(weight.kind());
+        let prepared = if packed {
             let side = PACKED_FOR_SIDE;
             shim::conv2d_pack(&weight, stride, padding, &[2, input, side, side])
         } else {
             shim::channels_last(&weight)
         };
         match prepared {
-            Ok(weight) => Self { packed: loader.device() == Device::Cpu, ..plain(weight, bias) },
+            Ok(weight) => Self { packed, ..plain(weight, bias) },
             Err(error) => {
                 loader.fail(error);
                 plain(weight, bias)
@@ -72,5 +75,26 @@ impl Conv2d {
     /// `stream + forward(x)`.
     pub(crate) fn add_to(&self, stream: &Tensor, x: &Tensor) -> Result<Tensor, TchError> {
         super::add(stream, self.forward(x)?)
+    }
+}
+
+/// True where this CPU's oneDNN convolves this type: bf16 needs AVX-512 or newer. Tried once each.
+fn can_pack(kind: Kind) -> bool {
+    static F32: OnceLock<bool> = OnceLock::new();
+    static BF16: OnceLock<bool> = OnceLock::new();
+    let works = || {
+        let ones = |shape: &[i64]| Tensor::f_ones(shape, (kind, Device::Cpu));
+        let sum = || {
+            let weight = shim::conv2d_pack(&ones(&[32, 32, 1, 1])?, 1, 0, &[1, 32, 2, 2])?;
+            let pixels = shim::channels_last(&ones(&[1, 32, 2, 2])?)?;
+            shim::conv2d_packed(&pixels, &weight, &ones(&[32])?, 1, 0)?
+                .f_double_value(&[0, 31, 1, 1])
+        };
+        sum().is_ok_and(|value: f64| value == 33.0)
+    };
+    match kind {
+        Kind::Float => *F32.get_or_init(works),
+        Kind::BFloat16 => *BF16.get_or_init(works),
+        _ => false,
     }
 }
