@@ -71,15 +71,15 @@ pub struct GenerateSettings {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub out: Option<PathBuf>,
     /// Pictures of each prompt [default: 5].
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub seeds: Option<u64>,
     /// The first seed; the others follow [default: 0].
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub base_seed: Option<u64>,
     /// Denoising steps [default: 50].
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub steps: Option<usize>,
     /// Guidance scale; 1 or less is none [default: 7.5, SDXL 5.0].
@@ -100,7 +100,7 @@ pub struct GenerateSettings {
     pub negative: Option<String>,
     /// Pictures drawn together [default: as many as make 512x512 pixels on a
     /// CPU, 16 times as many on a GPU; at most 64].
-    #[arg(long, value_name = "N", env = "EVALUATE_BATCH_SIZE")]
+    #[arg(long, value_name = "N", allow_negative_numbers = true, env = "EVALUATE_BATCH_SIZE")]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub batch_size: Option<usize>,
     /// Where to compute: auto, cpu, cuda or cuda:N [default: auto].
@@ -112,7 +112,7 @@ pub struct GenerateSettings {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub dtype: Option<String>,
     /// Take only the first N prompts of each file.
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub limit: Option<usize>,
 }

@@ -148,12 +148,12 @@ def rows(models: Path, size: str) -> list[Row]:
         steps = 4
         found.append(image_row(f"image-256-{precision}", folder, precision, unet, vae, 1, 256, steps))
     if (MINI / "model_index.json").is_file():
-        unet, vae = (json.loads((MINI / part / "config.json").read_text()) for part in ("unet", "vae"))
-        side = unet["sample_size"] * 2 ** (len(vae["block_out_channels"]) - 1)
+        configs = [json.loads((MINI / part / "config.json").read_text()) for part in ("unet", "vae")]
+        side = configs[0]["sample_size"] * 2 ** (len(configs[1]["block_out_channels"]) - 1)
         for precision in ("f32", "bf16"):
             for batch in (1, 16):
                 row = f"mini-b{batch}-{precision}"
-                found.append(image_row(row, MINI, precision, unet, vae, batch, side, 20))
+                found.append(image_row(row, MINI, precision, *configs, batch, side, 20))
     return found
 
 

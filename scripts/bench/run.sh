@@ -2,18 +2,21 @@
 # The benchmark: the product beside the Python way people use today, on one machine, one program
 # at a time; then the single parts. Figures go to standard output and out/bench/*.md.
 #
-#   BENCH_PARTS="sides towers decode vote memory"   what to run (default: all)
+#   BENCH_PARTS="sides towers decode vote memory diffusion"   what to run (default: all)
 #   BENCH_SIZE=full|small    checkpoints: the published shapes, or toys to try the script (default full)
 #   BENCH_PAIRS=N            pairs (default 32); BENCH_PAIRS_PER_PROMPT=N (default 16, as in Pick-a-Pic)
 #   BENCH_BATCH=N            batch size of the batched Python way (default 8)
 #   BENCH_SKIP="NAME ..."    runs of `sides` to leave out, e.g. "python-batched-bf16"
+#   BENCH_ROWS="PATTERN ..." rows of `diffusion` to measure, e.g. "forward-* mini-*" (default: all)
+#   BENCH_ROUNDS=N           processes of each side in `diffusion` (default 3)
+#   BENCH_FRESH=1            measure rows of `diffusion` again that are there
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 cd "$root"
 python=$(scripts/parity/venv.sh)
 relabel="${RELABEL:-$root/target/release/relabel}"
 size=${BENCH_SIZE:-full}
-parts=" ${BENCH_PARTS:-sides towers decode vote memory} "
+parts=" ${BENCH_PARTS:-sides towers decode vote memory diffusion} "
 [ -x "$relabel" ] || { echo "bench: $relabel is missing; run make setup" >&2; exit 1; }
 mkdir -p out/bench
 
@@ -56,4 +59,11 @@ fi
 if [[ $parts == *" memory "* ]]; then
     echo "== peak memory against the number of rows =="
     scripts/bench/memory.sh
+fi
+if [[ $parts == *" diffusion "* ]]; then
+    echo "== diffusion networks beside diffusers, $size size =="
+    # shellcheck disable=SC2086  # a list of patterns
+    "$python" scripts/bench/diffusion.py --example "$(scripts/parity/diffusion_example.sh)" \
+        --models out/parity/diffusion --out out/bench --size "$size" --rounds "${BENCH_ROUNDS:-3}" \
+        ${BENCH_FRESH:+--fresh} --rows ${BENCH_ROWS:-}
 fi

@@ -207,8 +207,11 @@ def tokenizer(folder, pad):
     return CLIPTokenizer(**files, pad_token=pad, model_max_length=CONTEXT)
 
 
-def draw(folder, pipeline, tokenizers):
+def draw(folder, kind, tokenizers, **options):
     """Pictures of every solver; the negative prompt, the guidance and the steps change too."""
+    # As it lies on the disk: what stands in scheduler_config.json is no longer a default of its class.
+    pipeline = kind.from_pretrained(folder, **options)
+    pipeline.set_progress_bar_config(disable=True)
     base = pipeline.scheduler.config
     expected = {}
     for index, made in enumerate(tokenizers):
@@ -270,9 +273,8 @@ def pipelines(root):
         feature_extractor=None,
         requires_safety_checker=False,
     )
-    pipeline.set_progress_bar_config(disable=True)
     pipeline.save_pretrained(folder)
-    draw(folder, pipeline, [words])
+    draw(folder, StableDiffusionPipeline, [words], safety_checker=None)
 
     folder = root / "sdxl"
     first, second = tokenizer(folder / "tokenizer", "<|endoftext|>"), tokenizer(folder / "tokenizer_2", "a")
@@ -296,9 +298,8 @@ def pipelines(root):
         scheduler=EulerDiscreteScheduler.from_config(noise | dict(timestep_spacing="leading")),
         add_watermarker=False,
     )
-    pipeline.set_progress_bar_config(disable=True)
     pipeline.save_pretrained(folder)
-    draw(folder, pipeline, [first, second])
+    draw(folder, StableDiffusionXLPipeline, [first, second], add_watermarker=False)
 
 
 def main(root):

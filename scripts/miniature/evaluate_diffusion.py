@@ -12,6 +12,7 @@ import subprocess
 import sys
 
 import numpy
+import torch
 from PIL import Image, ImageDraw
 
 from evaluate_models import TransformersModel, share
@@ -44,6 +45,7 @@ def draw(work: pathlib.Path) -> list[tuple[str, list[Image.Image]]]:
     ]
 
 
+@torch.no_grad()
 def ranks(drawn: list[tuple[str, list[Image.Image]]]) -> numpy.ndarray:
     """How many of 19 other captions fit each picture better than its own, [prompts, seeds]."""
     clip = TransformersModel("clip")

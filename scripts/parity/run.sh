@@ -1,9 +1,11 @@
 #!/usr/bin/env bash
 # Parity with the Python libraries: random checkpoints in the published layouts, the same pairs
-# through transformers/open_clip and through the product, differences in a table. Exits 1 beyond
-# the bounds (compare.py).
+# through transformers/open_clip and through the product, the same latents, pictures and texts
+# through diffusers and through our diffusion networks; differences in tables. Exits 1 beyond the
+# bounds (compare.py, diffusion_parity.py).
 #
-#   PARITY_SIZE=small|vit-l|full|all   which checkpoints (default all; 15 GB on disk, minutes)
+#   PARITY_PARTS="scorers diffusion"   what to compare (default: both)
+#   PARITY_SIZE=small|vit-l|full|all   which checkpoints (default all; 40 GB on disk, minutes)
 #   PARITY_OUT=DIR               work folder, kept for the next run (default out/parity)
 #   PARITY_PAIRS=N               pairs at full size (default 16)
 #   PARITY_HEAD=FILE             an aesthetic head of LAION's instead of a random one, at full size
@@ -14,11 +16,13 @@ python=$(scripts/parity/venv.sh)
 relabel="${RELABEL:-$root/target/release/relabel}"
 work=${PARITY_OUT:-out/parity}
 sizes=${PARITY_SIZE:-all}
+parts=" ${PARITY_PARTS:-scorers diffusion} "
 [ -x "$relabel" ] || { echo "parity: $relabel is missing; run make setup" >&2; exit 1; }
 [ "$sizes" != all ] || sizes="small vit-l full"
 
 status=0
-for size in $sizes; do
+compare_scorers() {
+    local size=$1 folder head pairs
     folder="$work/$size"
     mkdir -p "$folder"
     head=()
@@ -39,5 +43,25 @@ for size in $sizes; do
     "$python" scripts/parity/compare.py --labels "$folder/labels.parquet" --reference "$folder/reference.parquet" \
         --scorers-dir "$folder" || status=1
     echo
-done
+}
+
+compare_diffusion() {
+    local size=$1
+    echo "== parity, $size size: diffusion networks against diffusers and transformers, f32 =="
+    "$python" scripts/parity/diffusion_parity.py --size "$size" --out "$work/diffusion" --example "$example" ||
+        status=1
+    echo
+}
+
+if [[ $parts == *" scorers "* ]]; then
+    for size in $sizes; do
+        compare_scorers "$size"
+    done
+fi
+if [[ $parts == *" diffusion "* ]]; then
+    example=$(scripts/parity/diffusion_example.sh)
+    for size in $sizes; do
+        [ "$size" = vit-l ] || compare_diffusion "$size"
+    done
+fi
 exit $status

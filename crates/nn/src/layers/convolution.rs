@@ -1,5 +1,6 @@
 //! Two-dimensional convolution.
 
+use std::cell::RefCell;
 use std::sync::OnceLock;
 
 use tch::{Device, Kind, TchError, Tensor};
@@ -11,17 +12,27 @@ use crate::weights::Loader;
 /// oneDNN is told a picture of this many rows and columns to choose a layout for. Others work.
 const PACKED_FOR_SIDE: i64 = 32;
 
+/// The size `[B, I, H, W]` of an input.
+type InputSize = [i64; 4];
+
 /// A square convolution with bias: `name.weight` `[O, I, K, K]` and `name.bias` `[O]`.
 ///
 /// For inference on a CPU the weight is kept in oneDNN's own layout, which PyTorch otherwise makes
 /// anew at every call: a third of the time of the deep layers of Stable Diffusion.
 #[derive(Debug)]
 pub(crate) struct Conv2d {
-    weight: Tensor,
+    weight: RefCell<Weight>,
     bias: Tensor,
     stride: i64,
     padding: i64,
-    packed: bool,
+}
+
+#[derive(Debug)]
+enum Weight {
+    /// As in the checkpoint.
+    Plain(Tensor),
+    /// In oneDNN's layout for inputs of this size.
+    Packed(Tensor, InputSize),
 }
 
 impl Conv2d {
@@ -34,48 +45,73 @@ impl Conv2d {
         stride: i64,
         padding: i64,
     ) -> Self {
-        let weight = loader.tensor(&format!("{name}.weight"), &[output, input, kernel, kernel]);
+        let weight_name = format!("{name}.weight");
+        let weight = loader.tensor(&weight_name, &[output, input, kernel, kernel]);
         let bias = loader.tensor(&format!("{name}.bias"), &[output]);
-        let plain = |weight, bias| Self { weight, bias, stride, padding, packed: false };
+        let of = |weight| Self { weight: RefCell::new(weight), bias, stride, padding };
         if !loader.may_pack() {
-            return plain(weight, bias);
+            return of(Weight::Plain(weight));
         }
-        let packed = loader.device() == Device::Cpu && can_pack(weight.kind());
-        let prepared = if packed {
-            let side = PACKED_FOR_SIDE;
-            shim::conv2d_pack(&weight, stride, padding, &[2, input, side, side])
+        let prepared = if loader.device() == Device::Cpu && can_pack(weight.kind()) {
+            let size = [2, input, PACKED_FOR_SIDE, PACKED_FOR_SIDE];
+            let packed = shim::conv2d_pack(&weight, stride, padding, &size);
+            packed.map(|packed| Weight::Packed(packed, size))
         } else {
-            shim::channels_last(&weight)
+            shim::channels_last(&weight).map(Weight::Plain)
         };
         match prepared {
-            Ok(weight) => Self { packed, ..plain(weight, bias) },
+            Ok(prepared) => {
+                let copied = matches!(prepared, Weight::Packed(..));
+                drop(weight);
+                if copied {
+                    loader.forget_pages(&weight_name);
+                }
+                of(prepared)
+            }
             Err(error) => {
                 loader.fail(error);
-                plain(weight, bias)
+                of(Weight::Plain(weight))
             }
         }
     }
 
     /// `[B, I, H, W]` to `[B, O, H', W']`, channels last.
     pub(crate) fn forward(&self, x: &Tensor) -> Result<Tensor, TchError> {
-        if self.packed {
-            return shim::conv2d_packed(x, &self.weight, &self.bias, self.stride, self.padding);
+        let (stride, padding, bias) = (self.stride, self.padding, &self.bias);
+        let mut weight = self.weight.borrow_mut();
+        match &mut *weight {
+            Weight::Packed(packed, size) => {
+                let (batch, channels, height, width) = x.size4()?;
+                let found = [batch, channels, height, width];
+                if *size != found && layout_depends_on_size() {
+                    let plain = packed.f_to_dense(None, false)?;
+                    *packed = shim::conv2d_pack(&plain, stride, padding, &found)?;
+                    *size = found;
+                }
+                shim::conv2d_packed(x, packed, bias, stride, padding)
+            }
+            Weight::Plain(plain) => {
+                let kind: Kind = x.kind();
+                let (weight, bias) = (cast(plain, kind)?, cast(bias, kind)?);
+                x.f_conv2d(&weight, Some(bias), [stride; 2], [padding; 2], [1, 1], 1)
+            }
         }
-        let kind: Kind = x.kind();
-        x.f_conv2d(
-            &cast(&self.weight, kind)?,
-            Some(cast(&self.bias, kind)?),
-            [self.stride; 2],
-            [self.padding; 2],
-            [1, 1],
-            1,
-        )
     }
 
     /// `stream + forward(x)`.
     pub(crate) fn add_to(&self, stream: &Tensor, x: &Tensor) -> Result<Tensor, TchError> {
         super::add(stream, self.forward(x)?)
     }
+}
+
+/// True where oneDNN's layout for a weight changes with the size of the input: a weight in another
+/// layout is converted at every call, which takes longer than the convolution. With AVX-512 one
+/// layout serves all sizes.
+fn layout_depends_on_size() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    return !std::arch::is_x86_feature_detected!("avx512f");
+    #[cfg(not(target_arch = "x86_64"))]
+    return true;
 }
 
 /// True where this CPU's oneDNN convolves this type: bf16 needs AVX-512 or newer. Tried once each.

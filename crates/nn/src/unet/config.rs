@@ -40,7 +40,6 @@ pub struct UNetConfig {
     pub(super) heads: Vec<i64>,
     pub(super) transformer_layers: Vec<i64>,
     pub(super) only_cross_attention: Vec<bool>,
-    pub(super) mid_only_cross_attention: bool,
     pub(super) use_linear_projection: bool,
     pub(super) upcast_attention: bool,
     pub(super) norm_num_groups: i64,
@@ -85,7 +84,6 @@ struct File {
     down_block_types: Vec<String>,
     up_block_types: Vec<String>,
     only_cross_attention: PerLevel<bool>,
-    mid_block_only_cross_attention: Option<bool>,
     block_out_channels: Vec<i64>,
     layers_per_block: PerLevel<usize>,
     norm_num_groups: Option<i64>,
@@ -114,7 +112,6 @@ impl Default for File {
             down_block_types: names([down, down, down, "DownBlock2D"]),
             up_block_types: names(["UpBlock2D", up, up, up]),
             only_cross_attention: PerLevel::One(false),
-            mid_block_only_cross_attention: None,
             block_out_channels: vec![320, 640, 1280, 1280],
             layers_per_block: PerLevel::One(2),
             norm_num_groups: Some(32),
@@ -216,9 +213,6 @@ impl UNetConfig {
             return Err(invalid(name, "cross_attention_dim differs between blocks".to_owned()));
         }
         let only = file.only_cross_attention.spread(levels, "only_cross_attention", name)?;
-        let mid_only = file
-            .mid_block_only_cross_attention
-            .unwrap_or(matches!(file.only_cross_attention, PerLevel::One(true)));
         let added = match file.addition_embed_type.as_deref() {
             None => None,
             Some("text_time") => {
@@ -267,7 +261,6 @@ impl UNetConfig {
             heads: file.attention_head_dim.spread(levels, "attention_head_dim", name)?,
             transformer_layers: per_block.spread(levels, "transformer_layers_per_block", name)?,
             only_cross_attention: only,
-            mid_only_cross_attention: mid_only,
             use_linear_projection: file.use_linear_projection,
             upcast_attention: file.upcast_attention.unwrap_or(false),
             norm_num_groups: file.norm_num_groups.unwrap_or(32),

@@ -26,7 +26,8 @@ impl MidBlock {
             channels,
             heads: config.heads[deepest],
             layers: config.transformer_layers[deepest],
-            only_cross_attention: config.mid_only_cross_attention,
+            // diffusers hands `mid_block_only_cross_attention` to another kind of block alone.
+            only_cross_attention: false,
         };
         let resnet = config.resnet_sizes(channels, channels);
         Self {

@@ -161,6 +161,12 @@ impl<'a> Loader<'a> {
         }
     }
 
+    /// Takes a tensor that was copied out of the memory of the process. Its pages are read from the
+    /// file again should anybody ask.
+    pub(crate) fn forget_pages(&self, name: &str) {
+        self.weights.forget_pages(name);
+    }
+
     /// The error that lists everything, or nothing to report. `elsewhere` says which names of the
     /// file belong to parts that were not asked for.
     pub fn finish(self, elsewhere: impl Fn(&str) -> bool) -> Result<(), WeightsError> {

@@ -85,6 +85,23 @@ impl MappedFile {
             .map_err(torch)
     }
 
+    /// Gives back the pages that lie wholly inside `length` bytes from `offset`. A page that was
+    /// written to is read from the file again.
+    #[expect(unsafe_code, reason = "advises the kernel")]
+    pub(super) fn forget(&self, offset: usize, length: usize) {
+        // A multiple of every page size.
+        const STEP: usize = 64 << 10;
+        let start = offset.next_multiple_of(STEP);
+        let end = offset.saturating_add(length).min(self.map.len()) / STEP * STEP;
+        #[cfg(unix)]
+        if start < end {
+            // SAFETY: the range lies in the mapping, which is private and of a file: its pages are
+            // filled again from there. Failing costs memory, nothing else.
+            let advice = memmap2::UncheckedAdvice::DontNeed;
+            let _ = unsafe { self.map.unchecked_advise_range(advice, start, end - start) };
+        }
+    }
+
     /// The elements in aligned memory; `offset` and shape were checked by the caller.
     fn copied(
         &self,

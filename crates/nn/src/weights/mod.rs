@@ -121,6 +121,15 @@ impl Weights {
         stored.file.tensor(stored.offset, stored.kind, &stored.shape, &stored.strides)
     }
 
+    /// Gives back the memory that a tensor's part of the mapped file occupies. What was written into
+    /// the tensor is lost.
+    fn forget_pages(&self, name: &str) {
+        if let Some(stored) = self.tensors.get(name) {
+            let elements = mapped::span(&stored.shape, &stored.strides).unwrap_or(0);
+            stored.file.forget(stored.offset, elements * stored.kind.elt_size_in_bytes());
+        }
+    }
+
     /// The path for messages.
     fn describe(&self) -> PathBuf {
         self.files.first().cloned().unwrap_or_default()

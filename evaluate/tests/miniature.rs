@@ -1,0 +1,57 @@
+//! The miniature pipeline draws what it is asked for: the miniature CLIP finds the caption of a picture
+//! among twenty far more often than chance. (`scripts/miniature/evaluate_diffusion.py` measures it on all
+//! captions and seeds: 78 %.)
+#![expect(clippy::unwrap_used, reason = "a test stops where something is missing")]
+
+mod common;
+
+use std::path::Path;
+
+use common::{Run, World};
+use media::decode::{Limits, decode};
+use nn::device::Precision;
+use scorers::{Compute, ScorerSet, ScorersConfig};
+use tch::Device;
+
+const MINI: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../data/mini");
+const CAPTIONS: usize = 20;
+/// Chance is 5 %.
+const LEAST: f64 = 0.6;
+
+#[test]
+fn pictures_show_what_was_asked_for() {
+    let world = World::new(&[]);
+    let prompts = Path::new(MINI).join("prompts.txt");
+    let captions = std::fs::read_to_string(&prompts).unwrap();
+    let captions: Vec<&str> = captions.lines().take(CAPTIONS).collect();
+    let limit = CAPTIONS.to_string();
+    let mut more = vec!["--prompts", prompts.to_str().unwrap(), "--limit", &limit];
+    more.extend(["--seeds", "2", "--steps", "20", "--guidance", "4", "--scheduler", "dpmpp-2m"]);
+    let run = Run::of(&mut world.generate(&[&format!("mini={MINI}/sd")], &more));
+    run.expect_drawn(2 * CAPTIONS, 2 * CAPTIONS);
+
+    let mut config = ScorersConfig::read(&Path::new(MINI).join("scorers.toml")).unwrap();
+    config.scorer.retain(|scorer| scorer.name == "clip");
+    let compute = Compute { device: Device::Cpu, precision: Precision::F32 };
+    let clip = ScorerSet::describe(&config, compute).unwrap().load().unwrap();
+    let preparation = clip.image_preparation();
+    // By path, so by prompt and then by seed.
+    let prepared: Vec<_> = world
+        .files("out/images")
+        .values()
+        .map(|png| preparation.prepare(&decode(png, &Limits::default()).unwrap()).unwrap())
+        .collect();
+    let images = clip.encode_images(&prepared.iter().collect::<Vec<_>>()).unwrap();
+    let texts = clip.encode_texts(&clip.prepare_texts(&captions)).unwrap();
+    let pairs: Vec<(usize, usize)> = (0..prepared.len())
+        .flat_map(|picture| (0..CAPTIONS).map(move |caption| (picture, caption)))
+        .collect();
+    let scores = &clip.score(&images, &texts, &pairs)[0];
+    let found = scores.chunks(CAPTIONS).enumerate().filter(|(picture, scores)| {
+        let right = scores[picture / 2];
+        scores.iter().filter(|score| **score >= right).count() == 1
+    });
+    let share = found.count() as f64 / prepared.len() as f64;
+    println!("the right caption of {CAPTIONS} comes first for {share:.3} of the pictures");
+    assert!(share >= LEAST, "{share}");
+}
