@@ -2,10 +2,10 @@
 
 The text encoder and its tokenizer are those of the miniature CLIP model, as Stable Diffusion's are
 OpenAI CLIP's. Trained here are an AutoencoderKL on 32 x 32 pictures (latents 4 x 8 x 8) and a
-UNet2DConditionModel on its latents. The miniature CLIP tells drawings apart at 32 pixels as well as at 64. About a third of the pictures are degraded and no caption says
-so: a model that draws what it saw draws both, and alignment has something to choose.
+UNet2DConditionModel on its latents. (The miniature CLIP tells drawings apart at 32 pixels as well as
+at 64.) About a third of the pictures are degraded and no caption says so: a model that draws what it saw draws both, and alignment has something to choose.
 
-Two stages, each resumed from what is on disk: `vae` and `unet`. Weights are saved in float16.
+Two stages, each resumed from what is on disk: `vae` and `unet`. Both are saved in float16.
 """
 
 import argparse
@@ -297,7 +297,9 @@ def save(vae: AutoencoderKL, unet: UNet2DConditionModel) -> None:
         feature_extractor=None,
         requires_safety_checker=False,
     )
-    pipeline.to(dtype=torch.float16)
+    # transformers loads in the type of the file, diffusers in float32: the text encoder stays in that.
+    vae.half()
+    unet.half()
     pipeline.save_pretrained(OUT, safe_serialization=True)
 
 

@@ -173,7 +173,7 @@ fn settings_are_read_from_recipes_and_files_and_printed() {
     let mut command = common::train(["run", "--config", &file, "--print-config", "--seed", "3"]);
     let run = Run::of(&mut command).expect_code(0);
     let pairs = world.path("pairs").display().to_string();
-    for words in ["beta = 7.0", "resolution = 64", "seed = 3", "keep = 2", &pairs] {
+    for words in ["beta = 7.0", "resolution = 32", "seed = 3", "keep = 2", &pairs] {
         assert!(run.stdout.contains(words), "{words:?} is not in {}", run.stdout);
     }
     let wrong = world.put("wrong.toml", b"betta = 7.0\n").display().to_string();
