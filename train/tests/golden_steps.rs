@@ -72,14 +72,12 @@ fn load<T>(
     make(&config, &weights, Device::Cpu, precision).unwrap()
 }
 
+/// Sees a step: its number, the network, its predictions, the gradients' norm.
+type Look<'a> = dyn FnMut(usize, &UNet, &[Predictions], &Tensor) + 'a;
+
 /// What a step is made of: calls `look` with the number of the step, its predictions and the
 /// gradients' norm, before the update.
-fn train(
-    golden: &Golden,
-    precision: Precision,
-    checkpointing: bool,
-    look: &mut dyn FnMut(usize, &UNet, &[Predictions], &Tensor),
-) -> UNet {
+fn train(golden: &Golden, precision: Precision, checkpointing: bool, look: &mut Look<'_>) -> UNet {
     let settings: serde_json::Value =
         serde_json::from_slice(&std::fs::read(fixtures().join("settings.json")).unwrap()).unwrap();
     let setting = |name: &str| settings[name].as_f64().unwrap();
