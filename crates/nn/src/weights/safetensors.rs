@@ -77,10 +77,10 @@ pub fn write(path: &Path, tensors: &[(String, Tensor)]) -> Result<(), FileError>
     write_with_metadata(path, tensors, &[])
 }
 
-/// As [`write`], with more texts by key in the header's metadata, in the order given.
+/// As [`write()`], with more texts by key in the header's metadata, in the order given.
 ///
 /// # Errors
-/// As [`write`].
+/// As [`write()`].
 pub fn write_with_metadata(
     path: &Path,
     tensors: &[(String, Tensor)],
