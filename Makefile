@@ -3,7 +3,9 @@
 #   make setup      libtorch in ./.venv, then the programs in ./target/release
 #   make relabel    PAIRS= SCORERS= LABELS= DEVICE= ARGS=   score pairs, write votes and consensus
 #   make train      MODEL= PAIRS= LABELS= RUN= DEVICE= ARGS=   align a diffusion model with the labels
-#   make test       all tests, the notebook included
+#   make evaluate   MODELS= PROMPTS= EVAL= SCORERS= LABELS= DEVICE= ARGS=   draw, judge, compare, report
+#   make experiments   the paper's design in the miniature world: docs/experiments.md (an hour or two)
+#   make test       all tests, the notebook and the report in a browser included
 #   make lint       formatting, lints, documentation, generated pages
 #   make parity     the Python libraries and ours on the same random weights, full published size
 #   make bench      speed and memory beside the Python way
@@ -15,6 +17,11 @@ LABELS  ?= data/labels.parquet
 MODEL   ?= data/mini/sd
 RECIPE  ?= mini
 RUN     ?= runs/mini
+MODELS  ?= base=$(MODEL) balanced=$(RUN)/pipeline
+PROMPTS ?= data/mini/validation.tsv
+EVAL    ?= eval
+# How the miniature pipeline draws; ARGS= of other models.
+DRAW    ?= --steps 25 --guidance 4 --scheduler dpmpp-2m
 DEVICE  ?= auto
 ARGS    ?=
 
@@ -31,10 +38,10 @@ TORCH_STAMP := $(VENV)/.torch-$(TORCH)
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build relabel train test lint parity bench docs clean
+.PHONY: help setup build relabel train evaluate experiments test lint parity bench docs clean
 
 help:
-	@sed -n '3,10s/^#   //p' Makefile
+	@sed -n '3,13s/^#   //p' Makefile
 
 setup: build
 	@echo "ready: make relabel"
@@ -51,6 +58,13 @@ relabel: build
 # An earlier run of RUN is gone on with; another one is refused, and ARGS=--fresh starts over.
 train: build
 	target/release/train run --recipe $(RECIPE) --model $(MODEL) --pairs $(PAIRS) --labels $(LABELS) --out $(RUN) --device $(DEVICE) $(ARGS)
+
+# An earlier evaluation in EVAL is gone on with: only what is new is drawn and judged.
+evaluate: build
+	target/release/evaluate run $(addprefix --model ,$(MODELS)) --prompts $(PROMPTS) --scorers $(SCORERS) $(DRAW) --labels $(LABELS) --out $(EVAL) --device $(DEVICE) $(ARGS)
+
+experiments: build
+	scripts/experiments/run.sh
 
 $(VENV)/.notebook: notebooks/requirements.txt $(TORCH_STAMP)
 	test -x $(VENV)/bin/python || python3 -m venv $(VENV)

@@ -1,5 +1,8 @@
 //! The command line as typed. What the words mean is decided in [`crate::commands`].
 
+pub mod run;
+pub mod score;
+
 use std::path::PathBuf;
 
 use clap::{ArgAction, Args, Parser, Subcommand};
@@ -9,11 +12,11 @@ use serde::{Deserialize, Serialize};
 
 use crate::generate::{ModelSource, Size};
 
-/// From diffusion models and prompts to pictures.
+/// From diffusion models and prompts to pictures, scores, win rates and a report.
 #[derive(Debug, Parser)]
 #[command(name = "evaluate", version, max_term_width = 80, propagate_version = true)]
 #[command(after_help = "Exit codes: 0 done, 1 failed, 2 usage, 130/143 stopped by a signal \
-    after a clean save.")]
+    after a clean save, 3 finished with more unscored images than --max-failed.")]
 pub struct Cli {
     /// What to do.
     #[command(subcommand)]
@@ -32,8 +35,13 @@ pub struct Cli {
 /// The commands.
 #[derive(Debug, Subcommand)]
 pub enum Command {
+    /// Draw pictures with every model, judge them, and compare the models:
+    /// tables, figures and a report.
+    Run(run::RunArguments),
     /// Draw pictures of prompts with one or more diffusion models.
     Generate(GenerateArguments),
+    /// Judge pictures by reward models: those of generate, and others.
+    Score(score::ScoreArguments),
 }
 
 /// `evaluate generate`.

@@ -1,5 +1,8 @@
 //! What each command does with what was typed.
 
+mod run;
+mod score;
+
 use std::collections::HashSet;
 use std::fmt::Write as _;
 use std::io::Write as _;
@@ -21,7 +24,9 @@ const STEPS: usize = 50;
 /// Whatever stopped it, in one sentence.
 pub fn run(command: Command) -> Result<ExitStatus> {
     match command {
+        Command::Run(arguments) => run::run(&arguments),
         Command::Generate(arguments) => generate(&arguments),
+        Command::Score(arguments) => score::run(&arguments),
     }
 }
 

@@ -11,7 +11,8 @@ mod model;
 mod painter;
 mod picture;
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::fmt::Write as _;
 use std::ops::{ControlFlow, Range};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -134,13 +135,20 @@ pub fn images_folder(out: &Path) -> PathBuf {
 /// One sentence about what is wrong with a model, the prompts, the output, or an earlier run of
 /// another recipe.
 pub fn run(config: &Config, stop: &StopFlag) -> Result<End> {
-    let prompts = prompts::read(&config.prompts, config.limit)?;
+    run_on(config, &prompts::read(&config.prompts, config.limit)?, stop)
+}
+
+/// As [`run`], of prompts that are read already.
+///
+/// # Errors
+/// As [`run`].
+pub fn run_on(config: &Config, prompts: &[Prompt], stop: &StopFlag) -> Result<End> {
     let models: Vec<Model> =
         config.models.iter().map(|source| Model::open(source, config)).collect::<Result<_>>()?;
     runkit::files::create_folder(&config.out)?;
     let _lock = OutputLock::exclusive(config.out.join(".lock"))?;
 
-    let manifest = Manifest::new(config, &models, &prompts);
+    let manifest = Manifest::new(config, &models, prompts);
     let manifest = match Manifest::read(&config.out.join(MANIFEST)) {
         Ok(Some(earlier)) if config.fresh => {
             forget(&config.out, &earlier)?;
@@ -154,7 +162,7 @@ pub fn run(config: &Config, stop: &StopFlag) -> Result<End> {
         Err(error) => return Err(error),
     };
 
-    let jobs = jobs(&prompts, config.seeds.clone());
+    let jobs = jobs(prompts, config.seeds.clone());
     let work: Vec<Work<'_>> = models.iter().map(|model| Work::find(config, model, &jobs)).collect();
     let pictures = jobs.len() * models.len();
     let missing: usize = work.iter().map(|work| work.missing).sum();
@@ -196,6 +204,41 @@ pub fn run(config: &Config, stop: &StopFlag) -> Result<End> {
     }
     progress.finish();
     Ok(End::Done { pictures, drawn: missing })
+}
+
+/// What [`run_on`] would do, in sentences: nothing is loaded or written.
+///
+/// # Errors
+/// What is wrong with a model, before its weights are read.
+pub fn plan(config: &Config, prompts: &[Prompt]) -> Result<String> {
+    let models: Vec<Model> =
+        config.models.iter().map(|source| Model::open(source, config)).collect::<Result<_>>()?;
+    let jobs = jobs(prompts, config.seeds.clone());
+    let mut sets = BTreeMap::<&str, usize>::new();
+    for prompt in prompts {
+        *sets.entry(&prompt.set).or_default() += 1;
+    }
+    let sets: Vec<String> =
+        sets.iter().map(|(set, prompts)| format!("{prompts} prompts of {set}")).collect();
+    let seeds = config.seeds.clone().count();
+    let mut text = format!("{}, {seeds} images each\n", sets.join(", "));
+    for model in &models {
+        let work = Work::find(config, model, &jobs);
+        let record = &model.record;
+        let _infallible = writeln!(
+            text,
+            "{}: {} of {} images to draw at {}, {} steps of {}, guidance {}, {} together",
+            model.name,
+            work.missing,
+            jobs.len(),
+            record.size,
+            config.steps,
+            record.scheduler,
+            record.guidance,
+            work.batch_size
+        );
+    }
+    Ok(text)
 }
 
 /// All jobs of one model: the seeds of each prompt follow each other. Prompts of two sets that are

@@ -2,21 +2,21 @@
 # The benchmark: the product beside the Python way people use today, on one machine, one program
 # at a time; then the single parts. Figures go to standard output and out/bench/*.md.
 #
-#   BENCH_PARTS="sides towers decode vote memory diffusion"   what to run (default: all)
+#   BENCH_PARTS="sides towers decode vote memory diffusion train"   what to run (default: all)
 #   BENCH_SIZE=full|small    checkpoints: the published shapes, or toys to try the script (default full)
 #   BENCH_PAIRS=N            pairs (default 32); BENCH_PAIRS_PER_PROMPT=N (default 16, as in Pick-a-Pic)
 #   BENCH_BATCH=N            batch size of the batched Python way (default 8)
 #   BENCH_SKIP="NAME ..."    runs of `sides` to leave out, e.g. "python-batched-bf16"
-#   BENCH_ROWS="PATTERN ..." rows of `diffusion` to measure, e.g. "forward-* mini-*" (default: all)
-#   BENCH_ROUNDS=N           processes of each side in `diffusion` (default 3)
-#   BENCH_FRESH=1            measure rows of `diffusion` again that are there
+#   BENCH_ROWS="PATTERN ..." rows of `diffusion` and `train` to measure, e.g. "forward-* *-f32" (default: all)
+#   BENCH_ROUNDS=N           processes of each side in `diffusion` (default 3) and `train` (default 2)
+#   BENCH_FRESH=1            measure rows of `diffusion` and `train` again that are there
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 cd "$root"
 python=$(scripts/parity/venv.sh)
 relabel="${RELABEL:-$root/target/release/relabel}"
 size=${BENCH_SIZE:-full}
-parts=" ${BENCH_PARTS:-sides towers decode vote memory diffusion} "
+parts=" ${BENCH_PARTS:-sides towers decode vote memory diffusion train} "
 [ -x "$relabel" ] || { echo "bench: $relabel is missing; run make setup" >&2; exit 1; }
 mkdir -p out/bench
 
@@ -63,7 +63,14 @@ fi
 if [[ $parts == *" diffusion "* ]]; then
     echo "== diffusion networks beside diffusers, $size size =="
     # shellcheck disable=SC2086  # a list of patterns
-    "$python" scripts/bench/diffusion.py --example "$(scripts/parity/diffusion_example.sh)" \
+    "$python" scripts/bench/diffusion.py --example "$(scripts/parity/example.sh diffusion)" \
         --models out/parity/diffusion --out out/bench --size "$size" --rounds "${BENCH_ROUNDS:-3}" \
+        ${BENCH_FRESH:+--fresh} --rows ${BENCH_ROWS:-}
+fi
+if [[ $parts == *" train "* ]]; then
+    echo "== training steps beside diffusers and torch, $size size =="
+    # shellcheck disable=SC2086  # a list of patterns
+    "$python" scripts/bench/train_step.py --example "$(scripts/parity/example.sh step)" \
+        --models out/parity/diffusion --out out/bench --size "$size" --rounds "${BENCH_ROUNDS:-2}" \
         ${BENCH_FRESH:+--fresh} --rows ${BENCH_ROWS:-}
 fi

@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
 # Parity with the Python libraries: random checkpoints in the published layouts, the same pairs
 # through transformers/open_clip and through the product, the same latents, pictures and texts
-# through diffusers and through our diffusion networks; differences in tables. Exits 1 beyond the
-# bounds (compare.py, diffusion_parity.py).
+# through diffusers and through our diffusion networks, recorded training steps computed again with
+# diffusers and torch; differences in tables. Exits 1 beyond the bounds (compare.py,
+# diffusion_parity.py, train_replay.py).
 #
-#   PARITY_PARTS="scorers diffusion"   what to compare (default: both)
+#   PARITY_PARTS="scorers diffusion train"   what to compare (default: all)
 #   PARITY_SIZE=small|vit-l|full|all   which checkpoints (default all; 40 GB on disk, minutes)
 #   PARITY_OUT=DIR               work folder, kept for the next run (default out/parity)
 #   PARITY_PAIRS=N               pairs at full size (default 16)
@@ -16,7 +17,7 @@ python=$(scripts/parity/venv.sh)
 relabel="${RELABEL:-$root/target/release/relabel}"
 work=${PARITY_OUT:-out/parity}
 sizes=${PARITY_SIZE:-all}
-parts=" ${PARITY_PARTS:-scorers diffusion} "
+parts=" ${PARITY_PARTS:-scorers diffusion train} "
 [ -x "$relabel" ] || { echo "parity: $relabel is missing; run make setup" >&2; exit 1; }
 [ "$sizes" != all ] || sizes="small vit-l full"
 
@@ -59,9 +60,12 @@ if [[ $parts == *" scorers "* ]]; then
     done
 fi
 if [[ $parts == *" diffusion "* ]]; then
-    example=$(scripts/parity/diffusion_example.sh)
+    example=$(scripts/parity/example.sh diffusion)
     for size in $sizes; do
         [ "$size" = vit-l ] || compare_diffusion "$size"
     done
+fi
+if [[ $parts == *" train "* ]]; then
+    PARITY_OUT=$work scripts/parity/train.sh || status=1
 fi
 exit $status

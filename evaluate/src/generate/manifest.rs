@@ -57,7 +57,14 @@ impl Manifest {
         }
     }
 
-    /// The manifest of a folder, if it has one.
+    /// The manifest of an output folder, if pictures were drawn there.
+    ///
+    /// # Errors
+    /// A manifest that cannot be read, or is another program's.
+    pub fn of_folder(out: &Path) -> Result<Option<Self>> {
+        Self::read(&out.join(super::MANIFEST))
+    }
+
     pub(super) fn read(file: &Path) -> Result<Option<Self>> {
         if !file.exists() {
             return Ok(None);

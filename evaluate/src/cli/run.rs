@@ -1,0 +1,74 @@
+//! `evaluate run` as typed.
+
+use std::path::PathBuf;
+
+use clap::Args;
+use serde::{Deserialize, Serialize};
+
+use super::GenerateSettings;
+use super::score::JudgeSettings;
+
+/// `evaluate run`.
+#[derive(Debug, Clone, Args)]
+pub struct RunArguments {
+    /// The settings that a file can hold as well.
+    #[command(flatten)]
+    pub settings: RunSettings,
+    /// Read settings from this TOML file; flags and environment win.
+    #[arg(long, value_name = "FILE.toml")]
+    pub config: Option<PathBuf>,
+    /// Print the resolved settings as TOML and stop.
+    #[arg(long)]
+    pub print_config: bool,
+    /// Say what would be drawn and scored, and stop.
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Start over: remove the pictures of an earlier run of this output.
+    #[arg(long)]
+    pub fresh: bool,
+}
+
+/// Settings of `evaluate run`, each unset until flag, environment or file sets it. In a file they stand
+/// in the tables `[generate]`, `[judges]` and `[report]`.
+#[derive(Debug, Clone, Default, Args, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RunSettings {
+    /// What is drawn, and how.
+    #[command(flatten)]
+    #[serde(default)]
+    pub generate: GenerateSettings,
+    /// How it is judged.
+    #[command(flatten)]
+    #[serde(default)]
+    pub judges: JudgeSettings,
+    /// What is made of the scores.
+    #[command(flatten)]
+    #[serde(default)]
+    pub report: ReportSettings,
+}
+
+/// What `run` does beside drawing and judging.
+#[derive(Debug, Clone, Default, Args, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ReportSettings {
+    /// Leave out prompts that this classifier finds unsafe: a folder, hf://owner/name,
+    /// or none [default: none]. The paper's is
+    /// hf://michellejieli/inappropriate_text_classifier.
+    #[arg(long, value_name = "MODEL")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub safe_filter: Option<String>,
+    /// A prompt is unsafe from this probability on [default: 0.5].
+    #[arg(long, value_name = "P")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub safe_threshold: Option<f64>,
+    /// Models that all others are compared with in the tables of preferences
+    /// [default: the first].
+    #[arg(long, value_name = "NAME,…", value_delimiter = ',')]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub baselines: Option<Vec<String>>,
+    /// The labels that a model was trained with: the report shows how far their
+    /// scorers agree.
+    #[arg(long, value_name = "FILE.parquet")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub labels: Option<PathBuf>,
+}

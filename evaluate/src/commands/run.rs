@@ -1,0 +1,141 @@
+//! `evaluate run`: draw, judge, count, report.
+
+use std::path::Path;
+
+use anyhow::{Context as _, Result, ensure};
+use runkit::exit::ExitStatus;
+use runkit::signals::StopFlag;
+use schemas::scores::ScoresFile;
+
+use super::{Config as Drawing, say, score as scoring};
+use crate::cli::run::{ReportSettings, RunArguments, RunSettings};
+use crate::prompts::{self, Prompt};
+use crate::report::{self, DroppedPrompt, ReportInputs};
+use crate::tables::{Tables, TablesConfig};
+use crate::{generate, score};
+
+const SAFE_THRESHOLD: f64 = 0.5;
+const NO_FILTER: &str = "none";
+
+pub(super) fn run(arguments: &RunArguments) -> Result<ExitStatus> {
+    let mut settings = match &arguments.config {
+        Some(file) => {
+            let mut from_file: RunSettings = runkit::config::read_toml(file)?;
+            from_file.resolve_paths(file.parent().unwrap_or(Path::new("")));
+            runkit::config::merge(&arguments.settings, &from_file)?
+        }
+        None => arguments.settings.clone(),
+    };
+    settings.generate = settings.generate.with_defaults();
+    if arguments.print_config {
+        say(&runkit::config::to_toml_string(&settings)?)?;
+        return Ok(ExitStatus::Done);
+    }
+    let drawing = super::config(settings.generate.clone(), arguments.fresh)?;
+    let judging = judging(&drawing, &settings)?;
+    let stop = runkit::signals::install().context("installing signal handlers")?;
+
+    let all = prompts::read(&drawing.prompts, drawing.limit)?;
+    let (prompts, dropped) = safe(all, &settings.report, &drawing)?;
+    if arguments.dry_run {
+        say(&generate::plan(&drawing, &prompts)?)?;
+        return Ok(ExitStatus::Done);
+    }
+    let summary = match draw_and_judge(&drawing, &judging, &prompts, &stop)? {
+        Ok(summary) => summary,
+        Err(signal) => {
+            tracing::warn!("stopped; what is done is kept, the same command goes on from there");
+            return Ok(signal.into());
+        }
+    };
+    report(&drawing, &settings.report, &dropped)?;
+    Ok(scoring::status(summary, &settings.judges))
+}
+
+/// The reward models at work on what is drawn: same folder, same device, same type.
+fn judging(drawing: &Drawing, settings: &RunSettings) -> Result<score::Config> {
+    let compute = scorers::Compute { device: drawing.device, precision: drawing.precision };
+    let (scorers, batch_size) = scoring::judges(&settings.judges, compute)?;
+    Ok(score::Config {
+        out: drawing.out.clone(),
+        prompts: drawing.prompts.clone(),
+        models: drawing.models.iter().map(|model| model.name.clone()).collect(),
+        images: Vec::new(),
+        seeds: Some(drawing.seeds.clone()),
+        limit: drawing.limit,
+        scorers,
+        batch_size,
+        compute,
+    })
+}
+
+/// The prompts that the safety filter keeps, and those that it drops.
+fn safe(
+    prompts: Vec<Prompt>,
+    settings: &ReportSettings,
+    drawing: &Drawing,
+) -> Result<(Vec<Prompt>, Vec<DroppedPrompt>)> {
+    let Some(model) = settings.safe_filter.as_deref().filter(|model| *model != NO_FILTER) else {
+        return Ok((prompts, Vec::new()));
+    };
+    let threshold = settings.safe_threshold.unwrap_or(SAFE_THRESHOLD);
+    todo!("{model} {threshold} {:?}", drawing.device)
+}
+
+fn draw_and_judge(
+    drawing: &Drawing,
+    judging: &score::Config,
+    prompts: &[Prompt],
+    stop: &StopFlag,
+) -> Result<Result<score::Summary, runkit::signals::Signal>> {
+    match generate::run_on(drawing, prompts, stop)? {
+        generate::End::Stopped(signal) => return Ok(Err(signal)),
+        generate::End::Done { pictures, drawn } => {
+            tracing::info!("{pictures} images, {drawn} of them new");
+        }
+    }
+    Ok(match score::run_on(judging, prompts, stop)? {
+        score::End::Stopped(signal) => Err(signal),
+        score::End::Done(summary) => Ok(summary),
+    })
+}
+
+/// Tables, figures and the report of the scores in the folder.
+fn report(drawing: &Drawing, settings: &ReportSettings, dropped: &[DroppedPrompt]) -> Result<()> {
+    let file = ScoresFile::open(drawing.out.join(score::SCORES))?;
+    let manifest: serde_json::Value =
+        file.manifest().and_then(|text| serde_json::from_str(text).ok()).unwrap_or_default();
+    let scores = file.read()?;
+    let first = drawing.models.first().map(|model| model.name.clone());
+    let config = TablesConfig {
+        baselines: settings.baselines.clone().unwrap_or_else(|| first.into_iter().collect()),
+        ..TablesConfig::default()
+    };
+    let tables = Tables::compute(&scores, &config)?;
+    tables.write(&drawing.out)?;
+    let inputs = ReportInputs {
+        folder: &drawing.out,
+        scores: &scores,
+        win_rates: &tables.win_rates,
+        means: &tables.means,
+        notes: &tables.notes,
+        labels: settings.labels.as_deref(),
+        manifest: &manifest,
+        dropped,
+    };
+    report::write(&inputs, &drawing.out)?;
+    say(&tables.to_text())?;
+    for (what, name) in [("scores", score::SCORES), ("tables", "tables.md"), ("report", "report.html")] {
+        say(&format!("{what}: {}\n", drawing.out.join(name).display()))?;
+    }
+    Ok(())
+}
+
+impl RunSettings {
+    /// Paths of a settings file are relative to it.
+    fn resolve_paths(&mut self, folder: &Path) {
+        self.generate.resolve_paths(folder);
+        let others = self.judges.scorers.iter_mut().chain(&mut self.report.labels);
+        others.filter(|path| path.is_relative()).for_each(|path| *path = folder.join(&*path));
+    }
+}

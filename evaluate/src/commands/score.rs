@@ -1,0 +1,130 @@
+//! `evaluate score`.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result, ensure};
+use nn::device::{self, Precision};
+use runkit::exit::ExitStatus;
+use scorers::Compute;
+
+use super::say;
+use crate::cli::score::{JudgeSettings, ScoreArguments, ScoreSettings};
+use crate::score::{self, Config, End, Summary};
+
+const BATCH_SIZE_CPU: usize = 8;
+const BATCH_SIZE_CUDA: usize = 64;
+
+pub(super) fn run(arguments: &ScoreArguments) -> Result<ExitStatus> {
+    let settings = match &arguments.config {
+        Some(file) => {
+            let mut from_file: ScoreSettings = runkit::config::read_toml(file)?;
+            from_file.resolve_paths(file.parent().unwrap_or(Path::new("")));
+            runkit::config::merge(&arguments.settings, &from_file)?
+        }
+        None => arguments.settings.clone(),
+    };
+    if arguments.print_config {
+        say(&runkit::config::to_toml_string(&settings)?)?;
+        return Ok(ExitStatus::Done);
+    }
+    let config = config(&settings)?;
+    let stop = runkit::signals::install().context("installing signal handlers")?;
+    match score::run(&config, &stop)? {
+        End::Stopped(signal) => {
+            tracing::warn!("stopped; scores are kept, the same command goes on from there");
+            Ok(signal.into())
+        }
+        End::Done(summary) => {
+            let Summary { pictures, scored, .. } = summary;
+            say(&format!(
+                "{pictures} images, {scored} of them scored now\nscores: {}\n",
+                config.out.join(score::SCORES).display()
+            ))?;
+            Ok(status(summary, &settings.judges))
+        }
+    }
+}
+
+/// Whether too many pictures have no score, which is said.
+pub(super) fn status(summary: Summary, judges: &JudgeSettings) -> ExitStatus {
+    let allowed = judges.max_failed.unwrap_or(0);
+    if summary.failed == 0 {
+        return ExitStatus::Done;
+    }
+    tracing::warn!(
+        "{} of {} images have no score of some metric; the column error of {} says why",
+        summary.failed,
+        summary.pictures,
+        score::SCORES
+    );
+    if summary.failed > allowed { ExitStatus::TooManyFailedRows } else { ExitStatus::Done }
+}
+
+fn config(settings: &ScoreSettings) -> Result<Config> {
+    let out = settings.out.clone().context("no output given; hint: --out eval")?;
+    let prompts = settings.prompts.clone().filter(|prompts| !prompts.is_empty());
+    let prompts = prompts.context("no prompts given; hint: --prompts FILE, as for generate")?;
+    ensure!(
+        settings.limit != Some(0),
+        "--limit 0 takes no prompt; hint: leave it out to take all"
+    );
+    let seeds = match settings.seeds {
+        None => {
+            ensure!(settings.base_seed.is_none(), "--base-seed says nothing without --seeds");
+            None
+        }
+        Some(count) => {
+            ensure!(count > 0, "--seeds 0 scores nothing; hint: leave it out for all");
+            let first = settings.base_seed.unwrap_or(0);
+            let last = first.checked_add(count).filter(|&last| i64::try_from(last).is_ok());
+            Some(first..last.context("--base-seed is too large")?)
+        }
+    };
+    let device = settings.device.as_deref().unwrap_or("auto");
+    let compute = compute(device, settings.dtype.as_deref().unwrap_or("f32"))?;
+    let (scorers, batch_size) = judges(&settings.judges, compute)?;
+    Ok(Config {
+        out,
+        prompts,
+        models: settings.models.clone().unwrap_or_default(),
+        images: settings.images.clone().unwrap_or_default(),
+        seeds,
+        limit: settings.limit,
+        scorers,
+        batch_size,
+        compute,
+    })
+}
+
+/// Where and in which type the reward models compute.
+pub(super) fn compute(device: &str, dtype: &str) -> Result<Compute> {
+    let device = device::parse(device)?;
+    let precision: Precision = dtype.parse()?;
+    precision.check(device)?;
+    Ok(Compute { device, precision })
+}
+
+/// The file of reward models, and how many pictures go through them together.
+pub(super) fn judges(judges: &JudgeSettings, compute: Compute) -> Result<(PathBuf, usize)> {
+    let scorers = judges.scorers.clone();
+    let scorers =
+        scorers.context("no reward models given; hint: --scorers data/mini/scorers.toml")?;
+    let default = if compute.device.is_cuda() { BATCH_SIZE_CUDA } else { BATCH_SIZE_CPU };
+    let batch_size = judges.score_batch_size.unwrap_or(default);
+    ensure!(batch_size > 0, "--score-batch-size 0 scores nothing; hint: leave it out");
+    Ok((scorers, batch_size))
+}
+
+impl ScoreSettings {
+    /// Paths of a settings file are relative to it.
+    fn resolve_paths(&mut self, folder: &Path) {
+        let of_prompts = self.prompts.iter_mut().flatten().map(|source| &mut source.file);
+        let of_images = self.images.iter_mut().flatten().map(|source| &mut source.folder);
+        let others = self.out.iter_mut().chain(&mut self.judges.scorers);
+        for path in of_prompts.chain(of_images).chain(others) {
+            if path.is_relative() {
+                *path = folder.join(&*path);
+            }
+        }
+    }
+}

@@ -1,0 +1,139 @@
+//! Pictures through the reward models: read → decode and preprocess → batches → scores.
+//!
+//! On a CPU the stages take turns, each with every core; on a GPU decoding runs ahead in a thread of
+//! its own, a bounded number of batches at most.
+
+use std::collections::BTreeMap;
+use std::sync::mpsc::sync_channel;
+
+use anyhow::Result;
+use media::decode::{Limits, decode};
+use rayon::prelude::*;
+use scorers::{Features, ImagePreparation, PreparedImage, ScorerSet};
+
+use super::pictures::Subject;
+
+/// Batches decoded ahead of a GPU.
+const BATCHES_AHEAD: usize = 4;
+/// Captions encoded together: always the same ones, since a feature's last bits depend on them.
+const CAPTIONS_TOGETHER: usize = 64;
+
+/// A batch with what decoding made of each picture.
+pub(super) struct Decoded<'run> {
+    pub(super) batch: &'run [Subject<'run>],
+    pub(super) images: Vec<Result<PreparedImage, String>>,
+}
+
+/// Decodes `batches` and hands them to `work`, in order, until it says that it is enough.
+pub(super) fn for_each_decoded<'run>(
+    batches: &'run [&'run [Subject<'run>]],
+    preparation: &ImagePreparation,
+    ahead: bool,
+    work: &mut dyn FnMut(Decoded<'run>) -> Result<bool>,
+) -> Result<()> {
+    let decoded = batches.iter().map(|batch| Decoded {
+        batch,
+        images: batch.par_iter().map(|subject| prepare(subject, preparation)).collect(),
+    });
+    if !ahead {
+        for batch in decoded {
+            if !work(batch)? {
+                break;
+            }
+        }
+        return Ok(());
+    }
+    std::thread::scope(|scope| {
+        let (sender, receiver) = sync_channel(BATCHES_AHEAD);
+        scope.spawn(move || {
+            for batch in decoded {
+                // The receiver is gone when the run stops; then this thread ends as well.
+                if sender.send(batch).is_err() {
+                    break;
+                }
+            }
+        });
+        for batch in receiver {
+            if !work(batch)? {
+                break;
+            }
+        }
+        Ok(())
+    })
+}
+
+/// A picture for the networks, or why there is none.
+fn prepare(subject: &Subject<'_>, preparation: &ImagePreparation) -> Result<PreparedImage, String> {
+    let path = subject.path.as_ref().ok_or_else(|| "no picture".to_owned())?;
+    let bytes = std::fs::read(path).map_err(|error| format!("cannot be read: {error}"))?;
+    let image = decode(&bytes, &Limits::default()).map_err(|error| error.to_string())?;
+    preparation.prepare(&image).map_err(|error| error.to_string())
+}
+
+/// The features of captions, each encoded once, in fixed groups.
+pub(super) struct Captions<'run> {
+    set: &'run ScorerSet,
+    texts: Vec<&'run str>,
+    index: BTreeMap<&'run str, usize>,
+    /// For each group, one row after another for each text tower, once it is needed.
+    groups: Vec<Option<Vec<Vec<f32>>>>,
+}
+
+impl<'run> Captions<'run> {
+    pub(super) fn new(set: &'run ScorerSet, texts: impl Iterator<Item = &'run str>) -> Self {
+        let mut captions = Self { set, texts: Vec::new(), index: BTreeMap::new(), groups: vec![] };
+        for text in texts {
+            if let std::collections::btree_map::Entry::Vacant(entry) = captions.index.entry(text) {
+                entry.insert(captions.texts.len());
+                captions.texts.push(text);
+            }
+        }
+        captions.groups.resize(captions.texts.len().div_ceil(CAPTIONS_TOGETHER), None);
+        captions
+    }
+
+    /// The features of `texts`, in their order.
+    fn get(&mut self, texts: &[&str]) -> Result<Features> {
+        let mut towers = vec![Vec::new(); self.set.text_tower_count()];
+        for text in texts {
+            let Some(&caption) = self.index.get(text) else { continue };
+            let (group, row) = (caption / CAPTIONS_TOGETHER, caption % CAPTIONS_TOGETHER);
+            let members = self.texts.chunks(CAPTIONS_TOGETHER).nth(group).unwrap_or_default();
+            if self.groups[group].is_none() {
+                let features = self.set.encode_texts(&self.set.prepare_texts(members))?;
+                let rows = (0..towers.len()).map(|tower| features.to_rows(tower)).collect();
+                self.groups[group] = Some(rows);
+            }
+            let rows = self.groups[group].iter().flatten();
+            for (tower, rows) in towers.iter_mut().zip(rows) {
+                let width = rows.len() / members.len();
+                tower.extend_from_slice(&rows[row * width..(row + 1) * width]);
+            }
+        }
+        Ok(self.set.text_features(&towers, texts.len()))
+    }
+}
+
+/// The scores of the pictures of a batch, each with its own caption: for each scorer of the set one
+/// number a picture.
+pub(super) fn score(
+    set: &ScorerSet,
+    captions: &mut Captions<'_>,
+    images: &[&PreparedImage],
+    texts: &[&str],
+) -> Result<Vec<Vec<f32>>> {
+    if images.is_empty() {
+        return Ok(vec![Vec::new(); set.scorers().len()]);
+    }
+    let image_features = set.encode_images(images)?;
+    let mut distinct = texts.to_vec();
+    distinct.sort_unstable();
+    distinct.dedup();
+    let text_features = captions.get(&distinct)?;
+    let combinations: Vec<(usize, usize)> = texts
+        .iter()
+        .enumerate()
+        .map(|(image, text)| (image, distinct.partition_point(|other| other < text)))
+        .collect();
+    Ok(set.score(&image_features, &text_features, &combinations))
+}

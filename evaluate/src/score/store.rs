@@ -1,0 +1,167 @@
+//! Scores already computed: what makes a killed run go on, and a grown one compute only what is new.
+//!
+//! One file of JSON lines for each metric, named by the metric and a fingerprint of everything its
+//! scores depend on but the picture and the caption: weights, preprocessing, tokenizer, type, device.
+//! A line has a checksum of the picture's bytes, one of the caption, and the score. Lines are added
+//! batch by batch and synced; a line that a kill cut short is dropped at the next start.
+
+use std::collections::HashMap;
+use std::fs::{File, OpenOptions};
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result};
+use scorers::ScorersManifest;
+use serde::{Deserialize, Serialize};
+
+/// Letters of a fingerprint in a file's name.
+const SHORT: usize = 16;
+
+/// What a score is of.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub(super) struct Key {
+    /// BLAKE3 of the picture's bytes.
+    pub(super) image: String,
+    /// BLAKE3 of the caption.
+    pub(super) prompt: String,
+}
+
+/// A score, or why there is none.
+pub(super) type Outcome = Result<f32, String>;
+
+/// A line. The score is a 32-bit number written as the 64-bit number it equals, so that it comes back
+/// as it was.
+#[derive(Debug, Serialize, Deserialize)]
+struct Line {
+    #[serde(flatten)]
+    key: Key,
+    #[serde(flatten)]
+    outcome: Written,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum Written {
+    Score(f64),
+    Error(String),
+}
+
+/// The scores of one metric.
+#[derive(Debug)]
+pub(super) struct Store {
+    path: PathBuf,
+    file: File,
+    outcomes: HashMap<Key, Outcome>,
+}
+
+impl Store {
+    /// Opens the scores of each scorer of `manifest` below `folder`, in its order.
+    pub(super) fn open_all(folder: &Path, manifest: &ScorersManifest) -> Result<Vec<Self>> {
+        runkit::files::create_folder(folder)?;
+        let scorers = manifest.scorers.iter();
+        scorers
+            .map(|record| {
+                let all = (record, &manifest.dtype, &manifest.device);
+                let fingerprint = runkit::manifest::fingerprint(&all)?;
+                let short = fingerprint.get(..SHORT).unwrap_or(&fingerprint);
+                Self::open(folder.join(format!("{}-{short}.jsonl", record.name)))
+            })
+            .collect()
+    }
+
+    fn open(path: PathBuf) -> Result<Self> {
+        let context = || format!("{}: cannot be opened", path.display());
+        let file = OpenOptions::new().read(true).append(true).create(true).open(&path);
+        let file = file.with_context(context)?;
+        let text = std::fs::read(&path).with_context(context)?;
+        let whole = text.iter().rposition(|&byte| byte == b'\n').map_or(0, |end| end + 1);
+        let mut outcomes = HashMap::new();
+        for (number, line) in (1..).zip(text[..whole].split(|&byte| byte == b'\n')) {
+            if line.is_empty() {
+                continue;
+            }
+            let line: Line = serde_json::from_slice(line).with_context(|| {
+                format!(
+                    "{}:{number}: not a score; hint: remove the file, its scores are computed again",
+                    path.display()
+                )
+            })?;
+            let outcome = match line.outcome {
+                Written::Score(score) => Ok(score as f32),
+                Written::Error(reason) => Err(reason),
+            };
+            outcomes.insert(line.key, outcome);
+        }
+        if whole < text.len() {
+            file.set_len(whole as u64).with_context(context)?;
+        }
+        Ok(Self { path, file, outcomes })
+    }
+
+    /// The score of `key`, if it is known.
+    pub(super) fn get(&self, key: &Key) -> Option<&Outcome> {
+        self.outcomes.get(key)
+    }
+
+    /// Adds the scores of a batch, durably. What is known stays.
+    pub(super) fn add(&mut self, outcomes: impl Iterator<Item = (Key, Outcome)>) -> Result<()> {
+        let mut text = Vec::new();
+        for (key, outcome) in outcomes {
+            if self.outcomes.contains_key(&key) {
+                continue;
+            }
+            let outcome = outcome.and_then(|score| match score.is_finite() {
+                true => Ok(score),
+                false => Err(format!("the score is {score}")),
+            });
+            let written = match &outcome {
+                Ok(score) => Written::Score(f64::from(*score)),
+                Err(reason) => Written::Error(reason.clone()),
+            };
+            let line = Line { key, outcome: written };
+            serde_json::to_writer(&mut text, &line)?;
+            text.push(b'\n');
+            self.outcomes.insert(line.key, outcome);
+        }
+        let written = self.file.write_all(&text).and_then(|()| self.file.sync_data());
+        written.with_context(|| format!("{}: cannot be written", self.path.display()))
+    }
+}
+
+#[cfg(test)]
+#[expect(clippy::disallowed_methods, reason = "fixtures need not be durable")]
+mod tests {
+    use super::*;
+
+    fn key(image: &str) -> Key {
+        Key { image: image.to_owned(), prompt: "p".to_owned() }
+    }
+
+    #[test]
+    fn scores_come_back_to_the_bit_and_a_cut_line_is_dropped() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("clip-0.jsonl");
+        let values = [0.1f32, f32::MIN_POSITIVE, 16_777_217.0, -0.3, f32::NAN];
+        let mut store = Store::open(path.clone()).unwrap();
+        let scores = (0..).zip(values);
+        store.add(scores.map(|(name, score)| (key(&format!("{name}")), Ok(score)))).unwrap();
+        store.add([(key("5"), Err("cut".to_owned()))].into_iter()).unwrap();
+        let whole = std::fs::read(&path).unwrap();
+        std::fs::write(&path, [&whole[..], b"{\"image\":\"9\",\"pro"].concat()).unwrap();
+        let mut store = Store::open(path.clone()).unwrap();
+        for (name, score) in values.iter().enumerate().take(4) {
+            let found = store.get(&key(&format!("{name}"))).unwrap().as_ref().unwrap();
+            assert_eq!(found.to_bits(), score.to_bits());
+        }
+        assert_eq!(store.get(&key("4")), Some(&Err("the score is NaN".to_owned())));
+        assert_eq!(store.get(&key("5")), Some(&Err("cut".to_owned())));
+        assert_eq!(store.get(&key("9")), None);
+        store.add([(key("0"), Ok(7.0)), (key("9"), Ok(1.0))].into_iter()).unwrap();
+        let store = Store::open(path.clone()).unwrap();
+        assert_eq!(store.get(&key("0")), Some(&Ok(0.1)), "what is known stays");
+        assert_eq!(store.get(&key("9")), Some(&Ok(1.0)));
+        std::fs::write(&path, b"{}\n").unwrap();
+        let error = Store::open(path).unwrap_err().to_string();
+        assert!(error.contains(":1: not a score; hint"), "{error}");
+    }
+}

@@ -1,0 +1,49 @@
+#!/usr/bin/env bash
+# The design of the paper in the miniature world, from the committed models to docs/experiments.md:
+# labels, twelve trainings of one budget, pictures of held-out captions, scores, win rates. A run that
+# was stopped goes on where it was.
+#
+#   EXPERIMENTS=DIR          work folder (default out/experiments)
+#   EXPERIMENTS_SPLIT=NAME   captions: test (default) or validation; only test writes the page
+#   EXPERIMENTS_MODELS="…"   which of the trainings below (default: all); the page needs all
+#   RELABEL, TRAIN, EVALUATE the programs (default target/release/…)
+set -euo pipefail
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
+cd "$root"
+relabel=${RELABEL:-target/release/relabel}
+train=${TRAIN:-target/release/train}
+evaluate=${EVALUATE:-target/release/evaluate}
+work=${EXPERIMENTS:-out/experiments}
+split=${EXPERIMENTS_SPLIT:-test}
+recipe=scripts/experiments/recipe.toml
+mkdir -p "$work"
+
+# The rows of the paper's tables: a name, who decides, and after how many steps the reference moves.
+declare -A preference=(
+    [balanced]="--preference consensus --reference-every 40"
+    [diffusion-dpo]="--preference human --drop-human-ties --reference-every 0"
+    [hps]="--preference scorer:hps --reference-every 40"
+    [clip]="--preference scorer:clip --reference-every 40"
+    [pickscore]="--preference scorer:pickscore --reference-every 40"
+    [aesthetic]="--preference scorer:aesthetic --reference-every 40"
+    [random-scorer]="--preference random-scorer --reference-every 40"
+    [vanilla]="--preference vanilla --reference-every 40"
+    [score-sum]="--preference score-sum --reference-every 40"
+    [normalized-sum]="--preference normalized-sum --reference-every 40"
+    [balanced-frozen]="--preference consensus --reference-every 0"
+    [dpo-moving]="--preference human --drop-human-ties --reference-every 40"
+)
+names=${EXPERIMENTS_MODELS:-diffusion-dpo balanced hps clip pickscore aesthetic random-scorer vanilla score-sum normalized-sum balanced-frozen dpo-moving}
+
+"$relabel" score --pairs data/sample --scorers data/mini/scorers.toml --device cpu --out "$work/labels.parquet"
+models=(--model base=data/mini/sd)
+for name in $names; do
+    echo "== $name =="
+    # shellcheck disable=SC2086  # a list of flags
+    "$train" run --config "$recipe" --model data/mini/sd --pairs data/sample --labels "$work/labels.parquet" \
+        --device cpu --out "$work/runs/$name" ${preference[$name]}
+    models+=(--model "$name=data/mini/sd,unet=$work/runs/$name/pipeline/unet")
+done
+"$evaluate" run "${models[@]}" --prompts "data/mini/$split.tsv" --scorers data/mini/scorers.toml \
+    --steps 25 --guidance 4 --scheduler dpmpp-2m --device cpu --baselines base,diffusion-dpo \
+    --labels "$work/labels.parquet" --out "$work/$split"

@@ -1,0 +1,67 @@
+"""The captions of the experiments: data/mini/validation.tsv and data/mini/test.tsv, in the manner of
+PartiPrompts, with the category of what is named.
+
+They are captions of the names that the pipeline knows, in the templates it was trained with, less those
+that stand in data/sample, which training sees. The two files have no name in common: what is tuned on
+the one says nothing about the other's names.
+"""
+
+import json
+
+import numpy
+import pyarrow.parquet
+
+import pictures
+from pictures import DRAWINGS, MINI, ROOT
+from train_diffusion import known_names
+
+SEED = 31
+TEMPLATES = ("{name}", "a picture of {article} {name}", "a drawing of {article} {name}")
+# Groups of emoji to categories, by the beginning of their name; all else is an object.
+CATEGORIES = {
+    "animal": "Animals",
+    "plant": "Plants",
+    "food": "Food",
+    "drink": "Food",
+    "transport": "Transport",
+    "place": "Places and sky",
+    "sky": "Places and sky",
+}
+VALIDATION_NAMES = 40
+TEST_CAPTIONS = 300
+
+
+def captions(names: list[str], known: set[str]) -> list[tuple[str, str]]:
+    """(caption, name), template after template."""
+    filled = (
+        (template.format(name=name, article=pictures.article(name)), name)
+        for template in TEMPLATES
+        for name in names
+    )
+    return [(caption, name) for caption, name in filled if caption not in known]
+
+
+def category(group: str) -> str:
+    found = (name for start, name in CATEGORIES.items() if group.startswith(start))
+    return next(found, "Objects")
+
+
+def main() -> None:
+    known: set[str] = set()
+    for file in sorted((ROOT / "data" / "sample").glob("*.parquet")):
+        known |= set(pyarrow.parquet.read_table(file, columns=["caption"])["caption"].to_pylist())
+    catalogue = json.loads((DRAWINGS / "catalogue.json").read_text())
+    categories = {entry["name"]: category(entry["category"]) for entry in catalogue}
+    names = known_names()
+    order = numpy.random.default_rng(SEED).permutation(len(names))
+    shuffled = [names[index] for index in order]
+    validation = captions(shuffled[:VALIDATION_NAMES], known)
+    test = captions(shuffled[VALIDATION_NAMES:], known)[:TEST_CAPTIONS]
+    for file, rows in (("validation.tsv", validation), ("test.tsv", test)):
+        lines = ["Prompt\tCategory", *(f"{caption}\t{categories[name]}" for caption, name in rows)]
+        (MINI / file).write_text("\n".join(lines) + "\n")
+        print(f"{MINI / file}: {len(rows)} captions")
+
+
+if __name__ == "__main__":
+    main()
