@@ -21,7 +21,7 @@ MODELS  ?= base=$(MODEL) balanced=$(RUN)/pipeline
 PROMPTS ?= data/mini/validation.tsv
 EVAL    ?= eval
 # How the miniature pipeline draws; ARGS= of other models.
-DRAW    ?= --steps 25 --guidance 4 --scheduler dpmpp-2m
+DRAW    ?= --steps 25 --guidance 2 --scheduler dpmpp-2m
 DEVICE  ?= auto
 ARGS    ?=
 
@@ -41,7 +41,7 @@ endif
 .PHONY: help setup build relabel train evaluate experiments test lint parity bench docs clean
 
 help:
-	@sed -n '3,13s/^#   //p' Makefile
+	@sed -n '3,12s/^#   //p' Makefile
 
 setup: build
 	@echo "ready: make relabel"

@@ -45,5 +45,5 @@ for name in $names; do
     models+=(--model "$name=data/mini/sd,unet=$work/runs/$name/pipeline/unet")
 done
 "$evaluate" run "${models[@]}" --prompts "data/mini/$split.tsv" --scorers data/mini/scorers.toml \
-    --steps 25 --guidance 4 --scheduler dpmpp-2m --device cpu --baselines base,diffusion-dpo \
+    --steps 25 --guidance 2 --scheduler dpmpp-2m --device cpu --baselines base,diffusion-dpo \
     --labels "$work/labels.parquet" --out "$work/$split"
