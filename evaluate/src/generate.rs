@@ -34,7 +34,7 @@ use self::painter::Painter;
 use self::picture::Recipe;
 pub use self::picture::{PARAMETERS_KEY, RECIPE_KEY};
 use crate::cli::GenerateSettings;
-use crate::prompts::{self, Prompt};
+use crate::prompts::{self, Limits, Prompt, PromptSource};
 
 const PROGRAM: &str = "evaluate";
 const VERSION: &str = env!("CARGO_PKG_VERSION");
@@ -51,7 +51,7 @@ pub struct Config {
     /// The models.
     pub models: Vec<ModelSource>,
     /// Files of prompts.
-    pub prompts: Vec<PathBuf>,
+    pub prompts: Vec<PromptSource>,
     /// The folder to write.
     pub out: PathBuf,
     /// The seeds of each prompt.
@@ -72,8 +72,8 @@ pub struct Config {
     pub device: Device,
     /// In which type.
     pub precision: Precision,
-    /// At most this many prompts of each file.
-    pub limit: Option<usize>,
+    /// How many prompts of each set.
+    pub limits: Limits,
     /// Remove what an earlier run left.
     pub fresh: bool,
     /// The settings it was made from, saved beside the output.
@@ -134,7 +134,7 @@ pub fn images_folder(out: &Path) -> PathBuf {
 /// One sentence about what is wrong with a model, the prompts, the output, or an earlier run of
 /// another recipe.
 pub fn run(config: &Config, stop: &StopFlag) -> Result<End> {
-    let prompts = prompts::read(&config.prompts, config.limit)?;
+    let prompts = prompts::read_limited(&config.prompts, config.limits)?;
     let models: Vec<Model> =
         config.models.iter().map(|source| Model::open(source, config)).collect::<Result<_>>()?;
     runkit::files::create_folder(&config.out)?;
@@ -395,7 +395,7 @@ mod tests {
     use super::*;
 
     fn prompt(id: &str, set: &str) -> Prompt {
-        Prompt { id: id.to_owned(), text: "a fox".to_owned(), set: set.to_owned() }
+        Prompt { id: id.to_owned(), text: "a fox".to_owned(), category: None, set: set.to_owned() }
     }
 
     #[test]

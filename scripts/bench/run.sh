@@ -63,7 +63,7 @@ fi
 if [[ $parts == *" diffusion "* ]]; then
     echo "== diffusion networks beside diffusers, $size size =="
     # shellcheck disable=SC2086  # a list of patterns
-    "$python" scripts/bench/diffusion.py --example "$(scripts/parity/diffusion_example.sh)" \
+    "$python" scripts/bench/diffusion.py --example "$(scripts/parity/example.sh diffusion)" \
         --models out/parity/diffusion --out out/bench --size "$size" --rounds "${BENCH_ROUNDS:-3}" \
         ${BENCH_FRESH:+--fresh} --rows ${BENCH_ROWS:-}
 fi

@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
 # Parity with the Python libraries: random checkpoints in the published layouts, the same pairs
 # through transformers/open_clip and through the product, the same latents, pictures and texts
-# through diffusers and through our diffusion networks; differences in tables. Exits 1 beyond the
-# bounds (compare.py, diffusion_parity.py).
+# through diffusers and through our diffusion networks, the same prompts through a safety classifier;
+# differences in tables. Exits 1 beyond the bounds (compare.py, diffusion_parity.py,
+# distilbert_parity.py).
 #
-#   PARITY_PARTS="scorers diffusion"   what to compare (default: both)
+#   PARITY_PARTS="scorers diffusion distilbert"   what to compare (default: all)
 #   PARITY_SIZE=small|vit-l|full|all   which checkpoints (default all; 40 GB on disk, minutes)
 #   PARITY_OUT=DIR               work folder, kept for the next run (default out/parity)
 #   PARITY_PAIRS=N               pairs at full size (default 16)
@@ -14,10 +15,13 @@ root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 cd "$root"
 python=$(scripts/parity/venv.sh)
 relabel="${RELABEL:-$root/target/release/relabel}"
+evaluate="${EVALUATE:-$root/target/release/evaluate}"
 work=${PARITY_OUT:-out/parity}
 sizes=${PARITY_SIZE:-all}
-parts=" ${PARITY_PARTS:-scorers diffusion} "
-[ -x "$relabel" ] || { echo "parity: $relabel is missing; run make setup" >&2; exit 1; }
+parts=" ${PARITY_PARTS:-scorers diffusion distilbert} "
+for program in "$relabel" "$evaluate"; do
+    [ -x "$program" ] || { echo "parity: $program is missing; run make setup" >&2; exit 1; }
+done
 [ "$sizes" != all ] || sizes="small vit-l full"
 
 status=0
@@ -53,15 +57,29 @@ compare_diffusion() {
     echo
 }
 
+compare_distilbert() {
+    local size=$1
+    echo "== parity, $size size: safety classifier against transformers, f32 =="
+    "$python" scripts/parity/distilbert_parity.py --size "$size" --out "$work/distilbert" --example "$example" \
+        --evaluate "$evaluate" || status=1
+    echo
+}
+
 if [[ $parts == *" scorers "* ]]; then
     for size in $sizes; do
         compare_scorers "$size"
     done
 fi
 if [[ $parts == *" diffusion "* ]]; then
-    example=$(scripts/parity/diffusion_example.sh)
+    example=$(scripts/parity/example.sh diffusion)
     for size in $sizes; do
         [ "$size" = vit-l ] || compare_diffusion "$size"
+    done
+fi
+if [[ $parts == *" distilbert "* ]]; then
+    example=$(scripts/parity/example.sh distilbert)
+    for size in $sizes; do
+        [ "$size" = vit-l ] || compare_distilbert "$size"
     done
 fi
 exit $status
