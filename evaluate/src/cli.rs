@@ -1,5 +1,6 @@
 //! The command line as typed. What the words mean is decided in [`crate::commands`].
 
+mod filter_prompts;
 pub mod run;
 pub mod score;
 
@@ -10,7 +11,9 @@ use nn::schedule::SamplerKind;
 use runkit::logging::LogFormat;
 use serde::{Deserialize, Serialize};
 
+pub use self::filter_prompts::FilterPromptsArguments;
 use crate::generate::{ModelSource, Size};
+use crate::prompts::{Preset, PromptSource};
 
 /// From diffusion models and prompts to pictures, scores, win rates and a report.
 #[derive(Debug, Parser)]
@@ -40,6 +43,8 @@ pub enum Command {
     Run(run::RunArguments),
     /// Draw pictures of prompts with one or more diffusion models.
     Generate(GenerateArguments),
+    /// Keep the prompts that a text classifier finds safe to show.
+    FilterPrompts(FilterPromptsArguments),
     /// Judge pictures by reward models: those of generate, and others.
     Score(score::ScoreArguments),
 }
@@ -70,10 +75,13 @@ pub struct GenerateSettings {
     #[arg(long, value_name = "NAME=DIR[,unet=DIR]")]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub model: Option<Vec<ModelSource>>,
-    /// Text files with a prompt in each line. A file is a set, named as it is.
-    #[arg(long, value_name = "FILE", num_args = 1..)]
+    /// Files of prompts: .tsv, .csv, .json, .jsonl, .parquet, or text with a
+    /// prompt in each line. A file is a set, named as it is or with name=; its
+    /// column is called prompt, caption or text, or is chosen with column=, and
+    /// its categories category or style, or category=; limit= takes the first N.
+    #[arg(long, value_name = "FILE[,OPTION=VALUE]", num_args = 1..)]
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub prompts: Option<Vec<PathBuf>>,
+    pub prompts: Option<Vec<PromptSource>>,
     /// The folder to write.
     #[arg(long, value_name = "DIR")]
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -119,8 +127,16 @@ pub struct GenerateSettings {
     #[arg(long, value_name = "TYPE", env = "EVALUATE_DTYPE")]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub dtype: Option<String>,
-    /// Take only the first N prompts of each file.
+    /// Take only the first N prompts of each set.
     #[arg(long, value_name = "N", allow_negative_numbers = true)]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub limit: Option<usize>,
+    /// Take the first prompts of each set, as many as the paper's tables stand
+    /// on: paper-sd15 (297 of Pick-a-Pic, 1129 of PartiPrompts, 150 of HPD),
+    /// paper-sdxl (100 of each) or paper-sd21 (300 of Pick-a-Pic). Sets are
+    /// known by the beginning of their names: pickapic, parti, hpd. The numbers
+    /// are of prompts found safe: give it what filter-prompts kept.
+    #[arg(long, value_name = "NAME", conflicts_with = "limit")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub preset: Option<Preset>,
 }

@@ -1,5 +1,6 @@
 //! What each command does with what was typed.
 
+mod filter_prompts;
 mod run;
 mod score;
 
@@ -14,6 +15,7 @@ use runkit::exit::ExitStatus;
 
 use crate::cli::{Command, GenerateArguments, GenerateSettings};
 use crate::generate::{self, Config};
+use crate::prompts::Limits;
 
 const SEEDS: u64 = 5;
 const STEPS: usize = 50;
@@ -27,6 +29,7 @@ pub fn run(command: Command) -> Result<ExitStatus> {
         Command::Run(arguments) => run::run(&arguments),
         Command::Generate(arguments) => generate(&arguments),
         Command::Score(arguments) => score::run(&arguments),
+        Command::FilterPrompts(arguments) => filter_prompts::run(&arguments),
     }
 }
 
@@ -117,6 +120,10 @@ fn config(settings: GenerateSettings, fresh: bool) -> Result<Config> {
     let zero = |value: Option<usize>| value == Some(0);
     ensure!(!zero(settings.batch_size), "--batch-size 0 draws nothing; hint: leave it out");
     ensure!(!zero(settings.limit), "--limit 0 takes no prompt; hint: leave it out to take all");
+    ensure!(
+        settings.limit.is_none() || settings.preset.is_none(),
+        "--limit and --preset both say how many prompts to take; hint: leave one out"
+    );
     let device = device::parse(settings.device.as_deref().unwrap_or("auto"))?;
     let precision: Precision = settings.dtype.as_deref().unwrap_or("f32").parse()?;
     precision.check(device)?;
@@ -133,7 +140,7 @@ fn config(settings: GenerateSettings, fresh: bool) -> Result<Config> {
         batch_size: settings.batch_size,
         device,
         precision,
-        limit: settings.limit,
+        limits: Limits { limit: settings.limit, preset: settings.preset },
         fresh,
         settings,
     })
@@ -164,7 +171,8 @@ impl GenerateSettings {
         let models = self.model.iter_mut().flatten();
         let of_models =
             models.flat_map(|model| [&mut model.folder].into_iter().chain(&mut model.unet));
-        let others = self.prompts.iter_mut().flatten().chain(&mut self.out);
+        let sources = self.prompts.iter_mut().flatten();
+        let others = sources.map(|source| &mut source.file).chain(&mut self.out);
         of_models.chain(others).for_each(change);
     }
 

@@ -35,7 +35,7 @@ use self::painter::Painter;
 use self::picture::Recipe;
 pub use self::picture::{PARAMETERS_KEY, RECIPE_KEY};
 use crate::cli::GenerateSettings;
-use crate::prompts::{self, Prompt};
+use crate::prompts::{self, Limits, Prompt, PromptSource};
 
 const PROGRAM: &str = "evaluate";
 const VERSION: &str = env!("CARGO_PKG_VERSION");
@@ -52,7 +52,7 @@ pub struct Config {
     /// The models.
     pub models: Vec<ModelSource>,
     /// Files of prompts.
-    pub prompts: Vec<PathBuf>,
+    pub prompts: Vec<PromptSource>,
     /// The folder to write.
     pub out: PathBuf,
     /// The seeds of each prompt.
@@ -73,8 +73,8 @@ pub struct Config {
     pub device: Device,
     /// In which type.
     pub precision: Precision,
-    /// At most this many prompts of each file.
-    pub limit: Option<usize>,
+    /// How many prompts of each set.
+    pub limits: Limits,
     /// Remove what an earlier run left.
     pub fresh: bool,
     /// The settings it was made from, saved beside the output.
@@ -135,7 +135,7 @@ pub fn images_folder(out: &Path) -> PathBuf {
 /// One sentence about what is wrong with a model, the prompts, the output, or an earlier run of
 /// another recipe.
 pub fn run(config: &Config, stop: &StopFlag) -> Result<End> {
-    run_on(config, &prompts::read(&config.prompts, config.limit)?, stop)
+    run_on(config, &prompts::read_limited(&config.prompts, config.limits)?, stop)
 }
 
 /// As [`run`], of prompts that are read already.
@@ -438,7 +438,7 @@ mod tests {
     use super::*;
 
     fn prompt(id: &str, set: &str) -> Prompt {
-        Prompt { id: id.to_owned(), text: "a fox".to_owned(), set: set.to_owned() }
+        Prompt { id: id.to_owned(), text: "a fox".to_owned(), category: None, set: set.to_owned() }
     }
 
     #[test]

@@ -2,7 +2,8 @@
 //! writers. One module per file: [`pairs`] (what goes into `relabel`), [`labels`] (what comes out of
 //! it) and [`latents`] (what `train cache` makes of pairs). [`columns`] is the one table from which the
 //! Arrow schemas, the reference pages `docs/labels-schema.md` and `docs/latents-schema.md` and the
-//! DuckDB views `schemas/duckdb/*.sql` all follow ([`reference`](mod@reference)).
+//! DuckDB views `schemas/duckdb/*.sql` all follow ([`reference`](mod@reference)). [`text`] reads the
+//! text of any other Parquet file, such as a list of prompts.
 //!
 //! Whoever reads or writes one of these files goes through this crate, so that a file has one meaning
 //! in the whole workspace. The crate knows Arrow and Parquet; it knows nothing of images, networks or
@@ -18,3 +19,4 @@ pub mod latents;
 pub mod pairs;
 pub mod reference;
 pub mod sink;
+pub mod text;

@@ -2,10 +2,10 @@
 # Parity with the Python libraries: random checkpoints in the published layouts, the same pairs
 # through transformers/open_clip and through the product, the same latents, pictures and texts
 # through diffusers and through our diffusion networks, recorded training steps computed again with
-# diffusers and torch; differences in tables. Exits 1 beyond the bounds (compare.py,
-# diffusion_parity.py, train_replay.py).
+# diffusers and torch, the same prompts through a safety classifier; differences in tables. Exits 1
+# beyond the bounds (compare.py, diffusion_parity.py, distilbert_parity.py, train_replay.py).
 #
-#   PARITY_PARTS="scorers diffusion train"   what to compare (default: all)
+#   PARITY_PARTS="scorers diffusion distilbert train"   what to compare (default: all)
 #   PARITY_SIZE=small|vit-l|full|all   which checkpoints (default all; 40 GB on disk, minutes)
 #   PARITY_OUT=DIR               work folder, kept for the next run (default out/parity)
 #   PARITY_PAIRS=N               pairs at full size (default 16)
@@ -15,10 +15,13 @@ root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 cd "$root"
 python=$(scripts/parity/venv.sh)
 relabel="${RELABEL:-$root/target/release/relabel}"
+evaluate="${EVALUATE:-$root/target/release/evaluate}"
 work=${PARITY_OUT:-out/parity}
 sizes=${PARITY_SIZE:-all}
-parts=" ${PARITY_PARTS:-scorers diffusion train} "
-[ -x "$relabel" ] || { echo "parity: $relabel is missing; run make setup" >&2; exit 1; }
+parts=" ${PARITY_PARTS:-scorers diffusion distilbert train} "
+for program in "$relabel" "$evaluate"; do
+    [ -x "$program" ] || { echo "parity: $program is missing; run make setup" >&2; exit 1; }
+done
 [ "$sizes" != all ] || sizes="small vit-l full"
 
 status=0
@@ -54,6 +57,14 @@ compare_diffusion() {
     echo
 }
 
+compare_distilbert() {
+    local size=$1
+    echo "== parity, $size size: safety classifier against transformers, f32 =="
+    "$python" scripts/parity/distilbert_parity.py --size "$size" --out "$work/distilbert" --example "$example" \
+        --evaluate "$evaluate" || status=1
+    echo
+}
+
 if [[ $parts == *" scorers "* ]]; then
     for size in $sizes; do
         compare_scorers "$size"
@@ -63,6 +74,12 @@ if [[ $parts == *" diffusion "* ]]; then
     example=$(scripts/parity/example.sh diffusion)
     for size in $sizes; do
         [ "$size" = vit-l ] || compare_diffusion "$size"
+    done
+fi
+if [[ $parts == *" distilbert "* ]]; then
+    example=$(scripts/parity/example.sh distilbert)
+    for size in $sizes; do
+        [ "$size" = vit-l ] || compare_distilbert "$size"
     done
 fi
 if [[ $parts == *" train "* ]]; then

@@ -4,6 +4,7 @@
 //! - [`weights`]: checkpoint files to tensors: memory-mapped, checked, strict, no code run;
 //! - [`clip`]: the two towers of CLIP-type models, in the layouts of `transformers` and `open_clip`;
 //! - [`aesthetic`]: the LAION aesthetic head on CLIP image features;
+//! - [`distilbert`]: classes of texts, for prompts that are safe to show;
 //! - [`unet`]: the denoising network of Stable Diffusion 1.5, 2.1 and XL, for inference and training;
 //! - [`optimizer`]: AdamW, Adafactor, and the norm of gradients, as PyTorch's libraries have them;
 //! - [`schedule`]: noise schedules and samplers, as diffusers computes them;
@@ -20,6 +21,7 @@ pub mod aesthetic;
 pub mod clip;
 pub mod config;
 pub mod device;
+pub mod distilbert;
 pub mod error;
 mod layers;
 pub mod optimizer;

@@ -1,7 +1,8 @@
 //! Captions, turned into token ids, exactly as the two tokenizers of the CLIP family do it: open_clip's
 //! ([`OpenClipTokenizer`]) and transformers' ([`HuggingFaceTokenizer`]). They share the vocabulary and
 //! the byte-pair merges and differ in how they clean the text, so a caption with curly quotes or HTML
-//! entities has other tokens in one than in the other.
+//! entities has other tokens in one than in the other. [`WordPieceTokenizer`] is BERT's, for networks that
+//! classify captions.
 //!
 //! open_clip's cleaning includes ftfy; `ftfy` is a port of it in full rather than the `plsfix` crate,
 //! which leaves terminal escapes, unescapes entities in HTML and panics on some long captions.
@@ -17,6 +18,7 @@ mod html;
 mod hugging_face;
 mod open_clip;
 mod vocabulary;
+mod wordpiece;
 
 use std::path::{Path, PathBuf};
 
@@ -26,6 +28,7 @@ pub use self::clean::clean;
 pub use self::hugging_face::HuggingFaceTokenizer;
 pub use self::open_clip::OpenClipTokenizer;
 use self::vocabulary::Vocabulary;
+pub use self::wordpiece::WordPieceTokenizer;
 
 /// The token ids of one caption.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]

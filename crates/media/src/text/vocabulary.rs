@@ -260,7 +260,7 @@ fn take_limited(path: &Path, reader: impl Read) -> Result<Vec<u8>, TokenizerErro
     Ok(bytes)
 }
 
-fn read_text(path: &Path) -> Result<String, TokenizerError> {
+pub(super) fn read_text(path: &Path) -> Result<String, TokenizerError> {
     utf8(path, read_limited(path)?)
 }
 

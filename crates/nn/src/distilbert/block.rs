@@ -1,0 +1,82 @@
+//! One block: self-attention and a perceptron, each added to the stream and normalised after it.
+
+use tch::{TchError, Tensor};
+
+use super::DistilBertConfig;
+use crate::clip::Activation;
+use crate::layers::{LayerNorm, Linear, Perceptron};
+use crate::weights::Loader;
+
+/// What normalisation adds to the variance; fixed in the library.
+pub(super) const EPSILON: f64 = 1e-12;
+
+/// A block.
+#[derive(Debug)]
+pub(super) struct Block {
+    query: Linear,
+    key: Linear,
+    value: Linear,
+    out: Linear,
+    heads: i64,
+    attention_norm: LayerNorm,
+    perceptron: Perceptron,
+    output_norm: LayerNorm,
+}
+
+impl Block {
+    pub(super) fn load(loader: &mut Loader<'_>, name: &str, config: &DistilBertConfig) -> Self {
+        let width = config.width;
+        let [query, key, value, out] = ["q_lin", "k_lin", "v_lin", "out_lin"]
+            .map(|part| Linear::load(loader, &format!("{name}.attention.{part}"), width, width));
+        let [wide, back] = ["lin1", "lin2"].map(|part| format!("{name}.ffn.{part}"));
+        let mut norm = |part: &str| {
+            LayerNorm::load(loader, &format!("{name}.{part}_layer_norm"), width, EPSILON)
+        };
+        Self {
+            query,
+            key,
+            value,
+            out,
+            heads: config.heads,
+            attention_norm: norm("sa"),
+            output_norm: norm("output"),
+            perceptron: Perceptron::load(
+                loader,
+                [&wide, &back],
+                width,
+                config.mlp_width,
+                Activation::Gelu,
+            ),
+        }
+    }
+
+    /// The stream `[B, L, W]`; every token attends to where `mask_B11L` is true, or to all.
+    pub(super) fn forward(
+        &self,
+        x_BLW: Tensor,
+        mask_B11L: Option<&Tensor>,
+    ) -> Result<Tensor, TchError> {
+        let mixed_BLW = self.mix(&x_BLW, mask_B11L)?;
+        let x_BLW = self.attention_norm.forward(&self.out.add_to(x_BLW, &mixed_BLW)?)?;
+        self.output_norm.forward(&self.perceptron.add_to(x_BLW.shallow_clone(), &x_BLW)?)
+    }
+
+    fn mix(&self, x_BLW: &Tensor, mask_B11L: Option<&Tensor>) -> Result<Tensor, TchError> {
+        let (batch, length, width) = x_BLW.size3()?;
+        let by_head = |layer: &Linear| {
+            let size = [batch, length, self.heads, width / self.heads];
+            layer.forward(x_BLW)?.f_view(size)?.f_transpose(1, 2)
+        };
+        let mixed_BHLE = Tensor::f_scaled_dot_product_attention(
+            &by_head(&self.query)?,
+            &by_head(&self.key)?,
+            &by_head(&self.value)?,
+            mask_B11L,
+            0.0,
+            false,
+            None,
+            false,
+        )?;
+        mixed_BHLE.f_transpose(1, 2)?.f_reshape([batch, length, width])
+    }
+}

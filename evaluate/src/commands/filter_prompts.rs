@@ -1,0 +1,74 @@
+//! `evaluate filter-prompts`: prompts in, those that are safe to show out.
+
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use runkit::exit::ExitStatus;
+
+use super::say;
+use crate::cli::FilterPromptsArguments;
+use crate::prompts::{self, FilteredSet, Judged, SafetyClassifier};
+
+/// Dropped prompts that are shown of each set.
+const SHOWN: usize = 5;
+
+pub(super) fn run(arguments: &FilterPromptsArguments) -> Result<ExitStatus> {
+    let threshold = arguments.safe_threshold;
+    ensure!(
+        threshold > 0.0 && threshold <= 1.0,
+        "--safe-threshold {threshold} is no threshold; hint: a probability above 0, 0.5 is usual"
+    );
+    let dropped_path = dropped_path(&arguments.out)?;
+    if let Some(source) = arguments.prompts.iter().find(|source| source.limit.is_some()) {
+        bail!(
+            "--prompts {source}: limit= counts prompts that are kept; hint: give it with the file \
+             that is written here, to evaluate generate"
+        );
+    }
+    let sets = prompts::read(&arguments.prompts)?;
+    let device = nn::device::parse(&arguments.device)?;
+    let classifier =
+        SafetyClassifier::open(&arguments.classifier, &arguments.unsafe_label, device)?;
+    let folder = arguments.out.parent().filter(|folder| !folder.as_os_str().is_empty());
+    runkit::files::create_folder(folder.unwrap_or(Path::new(".")))?;
+    let filtered = prompts::filter(sets, &classifier, threshold)?;
+    // What is asked for comes last: when it is there, so is the other.
+    prompts::write_judged(&dropped_path, filtered.iter().flat_map(|set| &set.dropped), false)?;
+    prompts::write_judged(&arguments.out, filtered.iter().flat_map(|set| &set.kept), true)?;
+    let mut text: String = filtered.iter().map(describe).collect();
+    let _ = writeln!(text, "kept: {}", arguments.out.display());
+    let _ = writeln!(text, "dropped: {}", dropped_path.display());
+    say(&text)?;
+    Ok(ExitStatus::Done)
+}
+
+/// `FILE.dropped.jsonl` for `FILE.jsonl`.
+fn dropped_path(out: &Path) -> Result<PathBuf> {
+    let stem = out
+        .file_name()
+        .and_then(|name| name.to_str())
+        .and_then(|name| name.strip_suffix(".jsonl").filter(|stem| !stem.is_empty()));
+    let stem = stem.with_context(|| {
+        format!("--out {} is not the name of a .jsonl file; hint: --out safe.jsonl", out.display())
+    })?;
+    Ok(out.with_file_name(format!("{stem}.dropped.jsonl")))
+}
+
+/// Figures of a set, and the first prompts that it lost.
+fn describe(set: &FilteredSet) -> String {
+    let (kept, dropped) = (set.kept.len(), set.dropped.len());
+    let rate = 100.0 * kept as f64 / (kept + dropped) as f64;
+    let mut text = format!(
+        "{}: {} prompts read, {kept} kept ({rate:.1} %), {dropped} dropped\n",
+        set.name(),
+        kept + dropped
+    );
+    for Judged { prompt, unsafe_probability } in set.dropped.iter().take(SHOWN) {
+        let _ = writeln!(text, "  dropped {} ({unsafe_probability:.3})", prompt.id);
+    }
+    if dropped > SHOWN {
+        let _ = writeln!(text, "  and {} more", dropped - SHOWN);
+    }
+    text
+}

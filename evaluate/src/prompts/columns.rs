@@ -1,0 +1,91 @@
+//! Which column of a table holds the prompts, and which their categories.
+
+use super::PromptSource;
+use super::error::{PromptsError, not_prompts};
+
+/// The usual names, the best first; upper and lower case are the same.
+const PROMPT_NAMES: [&str; 3] = ["prompt", "caption", "text"];
+const CATEGORY_NAMES: [&str; 2] = ["category", "style"];
+/// At most this many names are listed.
+const LISTED: usize = 20;
+
+/// The places of two columns in a table.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Columns {
+    pub(super) prompt: usize,
+    pub(super) category: Option<usize>,
+}
+
+impl Columns {
+    /// Finds the columns that `source` names, or those of the usual names. `hint` says what may be
+    /// wrong with the file where there are none.
+    pub(super) fn find(
+        names: &[String],
+        source: &PromptSource,
+        hint: &str,
+    ) -> Result<Self, PromptsError> {
+        let missing = |expected: String| {
+            let shown: Vec<String> =
+                names.iter().take(LISTED).map(|name| format!("{name:?}")).collect();
+            let more = match names.len().saturating_sub(LISTED) {
+                0 => String::new(),
+                rest => format!(" and {rest} more"),
+            };
+            let reason = format!(
+                "expected {expected}, found the columns {}{more}; {hint}",
+                shown.join(", ")
+            );
+            not_prompts(&source.file, reason)
+        };
+        let named = |name: &String| {
+            let place = names.iter().position(|other| other == name);
+            place.ok_or_else(|| missing(format!("a column {name:?}")))
+        };
+        let usual = |usual: &[&str]| {
+            let of = |name: &str| names.iter().position(|other| other.eq_ignore_ascii_case(name));
+            usual.iter().find_map(|name| of(name))
+        };
+        let prompt = match &source.column {
+            Some(name) => named(name)?,
+            None => usual(&PROMPT_NAMES)
+                .ok_or_else(|| missing("a column called prompt, caption or text".to_owned()))?,
+        };
+        let category = match &source.category {
+            Some(name) => Some(named(name)?),
+            None => usual(&CATEGORY_NAMES).filter(|&category| category != prompt),
+        };
+        Ok(Self { prompt, category })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn find(names: &[&str], source: &str) -> Result<(usize, Option<usize>), String> {
+        let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
+        let found = Columns::find(&names, &source.parse().unwrap(), "hint: x");
+        found.map(|columns| (columns.prompt, columns.category)).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn usual_names_are_found_and_others_asked_for() {
+        let parti = ["Prompt", "Category", "Challenge", "Note"];
+        assert_eq!(find(&parti, "x.tsv"), Ok((0, Some(1))));
+        assert_eq!(find(&parti, "x.tsv,column=Note,category=Challenge"), Ok((3, Some(2))));
+        assert_eq!(find(&["uid", "TEXT", "caption"], "x.tsv"), Ok((2, None)));
+        assert_eq!(find(&["style", "text"], "x.tsv,column=style"), Ok((0, None)));
+        let error = find(&["a", "b\u{1b}"], "x.tsv").unwrap_err();
+        assert!(error.starts_with("x.tsv: expected a column called prompt"), "{error}");
+        assert!(error.ends_with("found the columns \"a\", \"b\\u{1b}\"; hint: x"), "{error}");
+        let error = find(&parti, "x.tsv,column=prompt").unwrap_err();
+        assert!(
+            error.contains("expected a column \"prompt\", found the columns \"Prompt\""),
+            "{error}"
+        );
+        assert!(find(&parti, "x.tsv,category=style").unwrap_err().contains("a column \"style\""));
+        let many: Vec<String> = (0..30).map(|index| index.to_string()).collect();
+        let many: Vec<&str> = many.iter().map(String::as_str).collect();
+        assert!(find(&many, "x.tsv").unwrap_err().contains("\"19\" and 10 more"));
+    }
+}

@@ -1,0 +1,278 @@
+//! Which prompts are safe to show: a text classifier keeps those that it finds less likely unsafe
+//! than a threshold, and every decision is kept with its probability.
+//!
+//! The paper takes prompts that `michellejieli/inappropriate_text_classifier` calls SFW. It was
+//! trained on posts of a forum and drops much that is harmless.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use hub::Repository;
+use media::text::WordPieceTokenizer;
+use nn::device::Precision;
+use nn::distilbert::{DistilBert, WEIGHT_FILES};
+use rayon::prelude::*;
+use runkit::progress::Progress;
+use serde::{Deserialize, Serialize};
+use tch::Device;
+
+use super::json::{ID, SET};
+use super::{Prompt, PromptSet};
+
+/// Why prompts could not be told apart.
+#[derive(Debug, thiserror::Error)]
+pub enum FilterError {
+    /// The classifier or one of its files cannot be had.
+    #[error("the safety classifier: {0}")]
+    Hub(#[from] Box<hub::HubError>),
+    /// The classifier has no weights under a usual name.
+    #[error("the safety classifier {model} has none of {names}; hint: is it the right model?")]
+    NoWeights {
+        /// The folder or hub name.
+        model: String,
+        /// What was looked for.
+        names: String,
+    },
+    /// The network cannot be loaded.
+    #[error("the safety classifier: {0}")]
+    Model(#[from] nn::ModelError),
+    /// The tokenizer cannot be read.
+    #[error("the safety classifier: {0}")]
+    Tokenizer(#[from] media::text::TokenizerError),
+    /// The tokenizer gives tokens that the network does not know.
+    #[error(
+        "the safety classifier {model}: its tokenizer has {tokens} tokens, its network knows \
+         {known}; hint: the files are of different models"
+    )]
+    Vocabulary {
+        /// The folder or hub name.
+        model: String,
+        /// Tokens of the tokenizer.
+        tokens: usize,
+        /// Tokens of the network.
+        known: i64,
+    },
+    /// No class of the network is called as asked.
+    #[error(
+        "the safety classifier {model} has no class {label:?}, it has {known}; hint: \
+         --unsafe-label NAME chooses the one that is not safe"
+    )]
+    Label {
+        /// The folder or hub name.
+        model: String,
+        /// The name asked for.
+        label: String,
+        /// The names there are.
+        known: String,
+    },
+    /// The network could not be run.
+    #[error("the safety classifier: {0}")]
+    Network(#[from] nn::NetworkError),
+    /// The network gives no number for a prompt.
+    #[error("the safety classifier gives no probability for {0}; hint: its weights are damaged")]
+    NotANumber(String),
+    /// Results cannot be written.
+    #[error(transparent)]
+    Write(#[from] runkit::files::FileError),
+}
+
+/// The classifier in a manifest. No path.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClassifierRecord {
+    /// The commit of a hub repository; none for a folder.
+    pub revision: Option<String>,
+    /// The SHA-256 of its configuration and weights, by name.
+    pub files: BTreeMap<String, String>,
+    /// What its tokenizer computes.
+    pub tokenizer: String,
+    /// The class that is not safe.
+    pub unsafe_label: String,
+}
+
+/// A text classifier of which one class is not safe.
+pub struct SafetyClassifier {
+    tokenizer: WordPieceTokenizer,
+    network: DistilBert,
+    unsafe_class: usize,
+    record: ClassifierRecord,
+}
+
+/// A prompt and what the classifier makes of it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Judged {
+    /// The prompt.
+    pub prompt: Prompt,
+    /// How likely it is not safe, 0 to 1.
+    pub unsafe_probability: f32,
+}
+
+impl Judged {
+    /// Why a prompt was dropped, in words.
+    #[must_use]
+    pub fn reason(&self) -> String {
+        format!("unsafe with probability {:.3}", self.unsafe_probability)
+    }
+}
+
+/// A set, told apart.
+#[derive(Debug, Clone, PartialEq)]
+pub struct FilteredSet {
+    /// The prompts that are kept, in the order of the file.
+    pub kept: Vec<Judged>,
+    /// The others.
+    pub dropped: Vec<Judged>,
+    /// The set without its prompts.
+    set: PromptSet,
+}
+
+impl FilteredSet {
+    /// What the set is called.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.set.name
+    }
+
+    /// The set of the prompts that are kept; ids are those of the whole set. Its limit is still to be
+    /// taken ([`super::limited`]).
+    #[must_use]
+    pub fn into_kept(self) -> PromptSet {
+        let prompts = self.kept.into_iter().map(|judged| judged.prompt).collect();
+        PromptSet { prompts, ..self.set }
+    }
+}
+
+impl SafetyClassifier {
+    /// Opens a DistilBERT classifier: a folder, or `hf://owner/name[@revision]`. `unsafe_label` is
+    /// what it calls the class that is not safe; upper and lower case are the same.
+    ///
+    /// # Errors
+    /// Where a file is missing, damaged or of another kind of model, or no class has that name.
+    pub fn open(model: &str, unsafe_label: &str, device: Device) -> Result<Self, FilterError> {
+        let repository = Repository::open(model, Path::new("")).map_err(Box::new)?;
+        let (folder, weights) = fetch(&repository, model)?;
+        let network = DistilBert::open(&folder, device, Precision::F32)?;
+        let config = network.config();
+        let context = usize::try_from(config.context_length).unwrap_or(usize::MAX);
+        let tokenizer = WordPieceTokenizer::open(&folder, context)?;
+        let tokens = tokenizer.vocabulary_size();
+        if i64::try_from(tokens).is_ok_and(|tokens| tokens > config.vocabulary_size) {
+            let known = config.vocabulary_size;
+            return Err(FilterError::Vocabulary { model: model.to_owned(), tokens, known });
+        }
+        let labels = &config.labels;
+        let class = labels.iter().position(|label| label.eq_ignore_ascii_case(unsafe_label));
+        let unsafe_class = class.ok_or_else(|| FilterError::Label {
+            model: model.to_owned(),
+            label: unsafe_label.to_owned(),
+            known: labels.join(", "),
+        })?;
+        let mut files = BTreeMap::new();
+        for file in [folder.join("config.json"), weights] {
+            let name = file.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            files.insert(name, hub::sha256_file(&file).map_err(Box::new)?);
+        }
+        let record = ClassifierRecord {
+            revision: repository.revision().map(str::to_owned),
+            files,
+            tokenizer: tokenizer.fingerprint().to_owned(),
+            unsafe_label: labels.get(unsafe_class).cloned().unwrap_or_default(),
+        };
+        Ok(Self { tokenizer, network, unsafe_class, record })
+    }
+
+    /// What a manifest says of it.
+    pub fn record(&self) -> &ClassifierRecord {
+        &self.record
+    }
+
+    /// How likely each prompt is not safe. Of a long one the beginning is read.
+    fn judge(&self, prompts: &[Prompt], progress: &Progress) -> Result<Vec<f32>, FilterError> {
+        let tokenizer = &self.tokenizer;
+        let texts: Vec<Vec<i64>> =
+            prompts.par_iter().map(|prompt| tokenizer.encode(&prompt.text)).collect();
+        let probabilities =
+            self.network.probabilities(&texts, |texts| progress.add(texts as u64))?;
+        let of_class = |row: Vec<f32>| row.get(self.unsafe_class).copied().unwrap_or(f32::NAN);
+        let judged: Vec<f32> = probabilities.into_iter().map(of_class).collect();
+        match judged.iter().position(|probability| !probability.is_finite()) {
+            Some(place) => Err(FilterError::NotANumber(prompts[place].id.clone())),
+            None => Ok(judged),
+        }
+    }
+}
+
+/// Keeps the prompts whose probability to be unsafe is below `threshold`.
+///
+/// # Errors
+/// Where the classifier cannot be run.
+pub fn filter(
+    sets: Vec<PromptSet>,
+    classifier: &SafetyClassifier,
+    threshold: f32,
+) -> Result<Vec<FilteredSet>, FilterError> {
+    let all: usize = sets.iter().map(|set| set.prompts.len()).sum();
+    let progress = Progress::new("classifying", "prompts", all as u64);
+    let filtered = sets
+        .into_iter()
+        .map(|mut set| {
+            let prompts = std::mem::take(&mut set.prompts);
+            let probabilities = classifier.judge(&prompts, &progress)?;
+            let judged = prompts.into_iter().zip(probabilities);
+            let (kept, dropped) = judged
+                .map(|(prompt, unsafe_probability)| Judged { prompt, unsafe_probability })
+                .partition(|judged| judged.unsafe_probability < threshold);
+            Ok(FilteredSet { kept, dropped, set })
+        })
+        .collect();
+    progress.finish();
+    filtered
+}
+
+/// Writes prompts as JSON Lines that [`super::read`] takes, with the ids and sets they have here.
+///
+/// # Errors
+/// Where the file cannot be written.
+pub fn write_judged<'judged>(
+    path: &Path,
+    judged: impl IntoIterator<Item = &'judged Judged>,
+    kept: bool,
+) -> Result<(), FilterError> {
+    runkit::files::write_atomic(path, |writer| {
+        for Judged { prompt, unsafe_probability } in judged {
+            let line = serde_json::json!({
+                ID: prompt.id,
+                SET: prompt.set,
+                "prompt": prompt.text,
+                "category": prompt.category,
+                "unsafe_probability": unsafe_probability,
+                "kept": kept,
+            });
+            writeln!(writer, "{line}")?;
+        }
+        Ok(())
+    })?;
+    Ok(())
+}
+
+/// The folder of the model with all files that are read, and the file of its weights.
+fn fetch(repository: &Repository, model: &str) -> Result<(PathBuf, PathBuf), FilterError> {
+    repository.file("config.json").map_err(Box::new)?;
+    let optional = |name: &str| repository.optional_file(name).map_err(Box::new);
+    let mut weights = None;
+    for name in WEIGHT_FILES {
+        weights = optional(name)?;
+        if weights.is_some() {
+            break;
+        }
+    }
+    if optional("tokenizer.json")?.is_none() {
+        repository.file("vocab.txt").map_err(Box::new)?;
+        optional("tokenizer_config.json")?;
+    }
+    match (repository.folder(), weights) {
+        (Some(folder), Some(weights)) => Ok((folder.to_owned(), weights)),
+        _ => {
+            Err(FilterError::NoWeights { model: model.to_owned(), names: WEIGHT_FILES.join(", ") })
+        }
+    }
+}

@@ -1,0 +1,155 @@
+//! How many prompts of each set are taken.
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+/// The sample sizes behind the percentages that the paper prints, by the table they stand in. The
+/// paper does not give them: each is the smallest number of prompts for which every printed
+/// percentage is a whole number of wins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub enum Preset {
+    /// Table 1: 297 of Pick-a-Pic, 1129 of PartiPrompts, 150 of HPD.
+    PaperSd15,
+    /// Table 2: 100 of each.
+    PaperSdxl,
+    /// Table 5: 300 of Pick-a-Pic.
+    PaperSd21,
+}
+
+/// The paper's collections of prompts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Collection {
+    PickAPic,
+    PartiPrompts,
+    Hpd,
+}
+
+/// How many prompts of a set are taken where its source says nothing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Limits {
+    /// At most this many.
+    pub limit: Option<usize>,
+    /// As many as in the paper.
+    pub preset: Option<Preset>,
+}
+
+impl Limits {
+    /// The limit of a set by its name.
+    ///
+    /// # Errors
+    /// Where a preset is asked for and has no number for the set: what to do instead.
+    pub fn of(self, set: &str) -> Result<Option<usize>, String> {
+        let Some(preset) = self.preset else { return Ok(self.limit) };
+        match Collection::of(set) {
+            None => Err(format!(
+                "--preset {preset} does not know the set {set:?}; hint: after the file, add \
+                 ,name=pickapic or ,name=partiprompts or ,name=hpd, or ,limit=N"
+            )),
+            Some(collection) => match preset.size(collection) {
+                None => Err(format!(
+                    "--preset {preset} has no number for the set {set:?}: the paper's table is of \
+                     Pick-a-Pic alone; hint: after the file, add ,limit=N"
+                )),
+                size => Ok(size),
+            },
+        }
+    }
+}
+
+impl Preset {
+    const NAMES: [(Self, &'static str); 3] = [
+        (Self::PaperSd15, "paper-sd15"),
+        (Self::PaperSdxl, "paper-sdxl"),
+        (Self::PaperSd21, "paper-sd21"),
+    ];
+
+    fn size(self, collection: Collection) -> Option<usize> {
+        match (self, collection) {
+            (Self::PaperSd15, Collection::PickAPic) => Some(297),
+            (Self::PaperSd15, Collection::PartiPrompts) => Some(1129),
+            (Self::PaperSd15, Collection::Hpd) => Some(150),
+            (Self::PaperSdxl, _) => Some(100),
+            (Self::PaperSd21, Collection::PickAPic) => Some(300),
+            (Self::PaperSd21, _) => None,
+        }
+    }
+}
+
+impl Collection {
+    /// By the beginning of a set's name, its letters and digits alone.
+    fn of(set: &str) -> Option<Self> {
+        let plain: String =
+            set.chars().filter(|c| c.is_alphanumeric()).flat_map(char::to_lowercase).collect();
+        [("pickapic", Self::PickAPic), ("parti", Self::PartiPrompts), ("hpd", Self::Hpd)]
+            .into_iter()
+            .find_map(|(name, collection)| plain.starts_with(name).then_some(collection))
+    }
+}
+
+impl FromStr for Preset {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let known = Self::NAMES.iter().find(|(_, name)| *name == text);
+        known
+            .map(|(preset, _)| *preset)
+            .ok_or_else(|| format!("expected paper-sd15, paper-sdxl or paper-sd21, found {text:?}"))
+    }
+}
+
+impl fmt::Display for Preset {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let name = Self::NAMES.iter().find(|(preset, _)| preset == self);
+        formatter.write_str(name.map_or("", |(_, name)| name))
+    }
+}
+
+impl TryFrom<String> for Preset {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        text.parse()
+    }
+}
+
+impl From<Preset> for String {
+    fn from(preset: Preset) -> Self {
+        preset.to_string()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn presets_know_the_papers_sets() {
+        let of = |preset: &str, set: &str| {
+            Limits { limit: None, preset: Some(preset.parse().unwrap()) }.of(set)
+        };
+        for (set, sizes) in [
+            ("Pick-a-Pic validation", [297, 100, 300]),
+            ("pickapic_v1", [297, 100, 300]),
+            ("PartiPrompts", [1129, 100, 0]),
+            ("hpdv2_test_400", [150, 100, 0]),
+        ] {
+            for (preset, size) in ["paper-sd15", "paper-sdxl", "paper-sd21"].into_iter().zip(sizes)
+            {
+                match of(preset, set) {
+                    Ok(found) => assert_eq!(found, Some(size)),
+                    Err(error) => {
+                        assert!(size == 0 && error.contains("Pick-a-Pic alone"), "{error}")
+                    }
+                }
+            }
+        }
+        let error = of("paper-sd15", "my prompts").unwrap_err();
+        assert!(error.contains("hint: after the file, add ,name=pickapic"), "{error}");
+        assert_eq!(Limits::default().of("my prompts"), Ok(None));
+        assert_eq!(Limits { limit: Some(3), preset: None }.of("x"), Ok(Some(3)));
+        assert!("paper".parse::<Preset>().is_err());
+    }
+}

@@ -1,0 +1,305 @@
+//! What is drawn: prompts, read from files.
+//!
+//! | a file | holds |
+//! |---|---|
+//! | `.tsv` | columns that are tabs apart, raw: PartiPrompts as it is published |
+//! | `.csv` | columns that are commas apart |
+//! | `.json` | an array of texts (HPDv2's prompts) or of objects |
+//! | `.jsonl`, `.ndjson` | a text or an object in each line |
+//! | `.parquet` | Pick-a-Pic's rows, or any others with a column of text |
+//! | others | a prompt in each line |
+//!
+//! A file is a set ([`PromptSet`]) under its own name, unless [`PromptSource`] names it otherwise. A
+//! prompt that repeats an earlier one of its set is passed over, counted, and said.
+
+mod collect;
+mod columns;
+mod delimited;
+mod error;
+mod filter;
+mod json;
+mod limits;
+mod lines;
+mod parquet;
+mod source;
+
+use std::collections::HashSet;
+use std::io::Read as _;
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+pub use self::error::PromptsError;
+use self::error::not_prompts;
+pub use self::filter::{
+    ClassifierRecord, FilterError, FilteredSet, Judged, SafetyClassifier, filter, write_judged,
+};
+pub use self::limits::{Limits, Preset};
+pub use self::source::PromptSource;
+
+/// Far above every collection of prompts; a model given by mistake is larger.
+const LARGEST_FILE_BYTES: u64 = 64 << 20;
+
+/// A text to draw.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Prompt {
+    /// Its place in the file and a checksum of its text, such as `00012-8f14e45f`: sorts as the
+    /// file does, stays when lines are added after it, and is another for another text. Rows are
+    /// counted from 1, the line that names the columns left out.
+    pub id: String,
+    /// The text, without white space around it.
+    pub text: String,
+    /// What sort of prompt it is, where the file says so: PartiPrompts' category, HPD's style.
+    pub category: Option<String>,
+    /// The name of the set it comes from.
+    pub set: String,
+}
+
+/// The prompts of one file, or of a part of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PromptSet {
+    /// What it is called.
+    pub name: String,
+    /// The name of its file, without the folder.
+    pub file: String,
+    /// The prompts, in the order of the file, no text twice.
+    pub prompts: Vec<Prompt>,
+    /// Rows that repeated an earlier prompt and were passed over.
+    pub duplicates: usize,
+    /// At most this many are to be taken, by the source's own `limit=`.
+    limit: Option<usize>,
+}
+
+/// A set in a manifest.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SetRecord {
+    /// What it is called.
+    pub name: String,
+    /// The name of its file, without the folder.
+    pub file: String,
+    /// The BLAKE3 digest of the prompts, their ids and categories, in order.
+    pub blake3: String,
+    /// How many prompts there are.
+    pub prompts: usize,
+    /// Rows that repeated an earlier prompt and were passed over.
+    pub duplicates: usize,
+}
+
+impl PromptSet {
+    /// What a manifest says of the set.
+    #[must_use]
+    pub fn record(&self) -> SetRecord {
+        let mut hasher = blake3::Hasher::new();
+        for prompt in &self.prompts {
+            for part in [&prompt.id, &prompt.text, prompt.category.as_deref().unwrap_or_default()] {
+                // Texts hold no zero byte.
+                hasher.update(part.as_bytes()).update(&[0]);
+            }
+        }
+        SetRecord {
+            name: self.name.clone(),
+            file: self.file.clone(),
+            blake3: hasher.finalize().to_hex().to_string(),
+            prompts: self.prompts.len(),
+            duplicates: self.duplicates,
+        }
+    }
+}
+
+/// Reads the sets of several files, in order, each whole.
+///
+/// # Errors
+/// Where a file cannot be read, is not what its name says, or holds no prompt, and where two files
+/// would be one set.
+pub fn read(sources: &[PromptSource]) -> Result<Vec<PromptSet>, PromptsError> {
+    let mut names = HashSet::new();
+    let mut sets = Vec::new();
+    for source in sources {
+        for set in read_source(source)? {
+            if !names.insert(set.name.clone()) {
+                let reason = format!(
+                    "the set {:?} is given twice; hint: a set has the name of its file, give one \
+                     another with ,name=SET after the file",
+                    set.name
+                );
+                return Err(not_prompts(&source.file, reason));
+            }
+            sets.push(set);
+        }
+    }
+    Ok(sets)
+}
+
+/// Takes the first prompts of each set: as many as its source says, else as `limits` say.
+///
+/// # Errors
+/// Where a preset does not know a set.
+pub fn limited(sets: Vec<PromptSet>, limits: Limits) -> Result<Vec<PromptSet>, PromptsError> {
+    sets.into_iter()
+        .map(|mut set| {
+            let limit = match set.limit {
+                Some(limit) => Some(limit),
+                None => limits.of(&set.name).map_err(PromptsError::Limit)?,
+            };
+            set.prompts.truncate(limit.unwrap_or(usize::MAX));
+            Ok(set)
+        })
+        .collect()
+}
+
+/// Reads the prompts of several files, in order; of each set the first ones, as `limits` say.
+///
+/// # Errors
+/// As [`read`] and [`limited`].
+pub fn read_limited(sources: &[PromptSource], limits: Limits) -> Result<Vec<Prompt>, PromptsError> {
+    let sets = limited(read(sources)?, limits)?;
+    Ok(sets.into_iter().flat_map(|set| set.prompts).collect())
+}
+
+fn read_source(source: &PromptSource) -> Result<Vec<PromptSet>, PromptsError> {
+    if source.set_name().is_empty() {
+        return Err(not_prompts(&source.file, "expected the name of a file"));
+    }
+    let extension = source.file.extension().unwrap_or_default().to_string_lossy().to_lowercase();
+    match extension.as_str() {
+        "tsv" => delimited::read_tsv(source),
+        "csv" => delimited::read_csv(source),
+        "json" => json::read_array(source),
+        "jsonl" | "ndjson" => json::read_lines(source),
+        "parquet" => parquet::read(source),
+        _ => lines::read(source),
+    }
+}
+
+/// The whole of a file, without the mark that some editors put before UTF-8.
+fn read_bytes(path: &Path) -> Result<Vec<u8>, PromptsError> {
+    let read = |cause| PromptsError::Read { path: path.to_owned(), cause };
+    let file = std::fs::File::open(path).map_err(read)?;
+    let mut bytes = Vec::new();
+    file.take(LARGEST_FILE_BYTES + 1).read_to_end(&mut bytes).map_err(read)?;
+    if bytes.len() as u64 > LARGEST_FILE_BYTES {
+        let reason = format!("expected at most {} MiB of prompts", LARGEST_FILE_BYTES >> 20);
+        return Err(not_prompts(path, reason));
+    }
+    if bytes.starts_with(b"\xef\xbb\xbf") {
+        bytes.drain(..3);
+    }
+    Ok(bytes)
+}
+
+#[cfg(test)]
+#[expect(clippy::disallowed_methods, reason = "fixtures need not be durable")]
+mod tests {
+    use super::{Limits, Prompt, PromptSource, SetRecord, read, read_limited};
+
+    fn read_text(content: &[u8], limit: Option<usize>) -> Result<Vec<Prompt>, String> {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("parti.txt");
+        std::fs::write(&path, content).unwrap();
+        of_files(&[&path], limit)
+    }
+
+    fn of_files(
+        files: &[&std::path::PathBuf],
+        limit: Option<usize>,
+    ) -> Result<Vec<Prompt>, String> {
+        let sources: Vec<PromptSource> = files.iter().map(|path| (*path).clone().into()).collect();
+        let limits = Limits { limit, preset: None };
+        read_limited(&sources, limits).map_err(|error| error.to_string())
+    }
+
+    fn texts(prompts: &[Prompt]) -> Vec<&str> {
+        prompts.iter().map(|prompt| prompt.text.as_str()).collect()
+    }
+
+    #[test]
+    fn lines_are_prompts_with_stable_ids() {
+        let prompts = read_text(b"a fox\n\n  a cat\t\r\na fox\n\xc3\xa9t\xc3\xa9", None).unwrap();
+        assert_eq!(texts(&prompts), ["a fox", "a cat", "été"]);
+        // The row of the file, blank lines counted, and what `b3sum` prints for the text.
+        let ids: Vec<&str> = prompts.iter().map(|prompt| &*prompt.id).collect();
+        assert!(ids[0].starts_with("00001-") && ids[1].starts_with("00003-"), "{ids:?}");
+        assert!(ids[2].starts_with("00005-"), "{ids:?}");
+        assert!(prompts.iter().all(|prompt| prompt.set == "parti" && prompt.id.len() == 14));
+        let more = read_text(b"\xef\xbb\xbfa fox\n\n  a cat\nx\n", None).unwrap();
+        assert_eq!(prompts[..2], more[..2], "ids do not depend on what follows");
+        let other = read_text(b"a box\n", None).unwrap();
+        assert_ne!(prompts[0].id, other[0].id);
+    }
+
+    #[test]
+    fn a_limit_takes_the_first() {
+        assert_eq!(texts(&read_text(b"a\nb\nc\n", Some(2)).unwrap()), ["a", "b"]);
+        assert_eq!(texts(&read_text(b"a\nb\n", Some(9)).unwrap()), ["a", "b"]);
+    }
+
+    #[test]
+    fn what_is_no_text_is_refused_by_line() {
+        let error = read_text(b"fine\nna\xefve\n", None).unwrap_err();
+        assert!(error.contains("parti.txt:2: expected UTF-8"), "{error}");
+        assert!(error.contains("column 3") && error.contains("hint"), "{error}");
+        let error = read_text(b"f\0o\0x\0", None).unwrap_err();
+        assert!(error.contains("parti.txt:1: expected text, found a zero byte"), "{error}");
+        for empty in [&b""[..], b"\n \n\t\n", b"\xef\xbb\xbf"] {
+            let error = read_text(empty, None).unwrap_err();
+            assert!(error.contains("parti.txt: expected a prompt in each line"), "{error}");
+        }
+    }
+
+    #[test]
+    fn files_are_sets_of_their_own() {
+        let folder = tempfile::tempdir().unwrap();
+        let [one, two, three] = ["one.txt", "two", "one.md"].map(|name| folder.path().join(name));
+        std::fs::write(&one, "a\nb\n").unwrap();
+        std::fs::write(&two, "a\nc\n").unwrap();
+        std::fs::write(&three, "d\n").unwrap();
+        let prompts = of_files(&[&one, &two], Some(1)).unwrap();
+        assert_eq!(texts(&prompts), ["a", "a"]);
+        assert_eq!((&*prompts[0].set, &*prompts[1].set), ("one", "two"));
+        assert_eq!(prompts[0].id, prompts[1].id, "same row, same text: the same picture");
+        let error = of_files(&[&one, &three], None).unwrap_err();
+        assert!(error.contains("\"one\" is given twice"), "{error}");
+        for absent in ["absent.txt", "absent.Parquet", "absent.tsv", "absent.JSON"] {
+            let error = of_files(&[&folder.path().join(absent)], None).unwrap_err();
+            assert!(error.contains("cannot read") && error.contains(absent), "{error}");
+        }
+        assert!(of_files(&[&folder.path().to_owned()], None).is_err());
+    }
+
+    #[test]
+    fn limits_of_sources_come_before_others() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("x.txt");
+        std::fs::write(&path, "a\nb\nc\nd\n").unwrap();
+        let limits = Limits { limit: Some(3), preset: Some(super::Preset::PaperSd15) };
+        let source = |options: &str| -> PromptSource {
+            format!("{}{options}", path.display()).parse().unwrap()
+        };
+        let count = |options: &str| read_limited(&[source(options)], limits).map(|all| all.len());
+        assert_eq!(count(",limit=2").unwrap(), 2);
+        assert_eq!(count(",name=hpd").unwrap(), 4, "the preset takes 150");
+        assert!(count("").unwrap_err().to_string().contains("does not know the set \"x\""));
+        let two =
+            read_limited(&[source(",limit=1"), source(",name=y")], Limits::default()).unwrap();
+        assert_eq!(
+            two.iter().map(|prompt| &*prompt.set).collect::<Vec<_>>(),
+            ["x", "y", "y", "y", "y"]
+        );
+    }
+
+    #[test]
+    fn a_sets_record_follows_its_prompts() {
+        let record = |name: &str, content: &str| -> SetRecord {
+            let folder = tempfile::tempdir().unwrap();
+            let path = folder.path().join(name);
+            std::fs::write(&path, content).unwrap();
+            read(&[path.into()]).unwrap().remove(0).record()
+        };
+        let plain = record("a.txt", "fox\ncat\nfox\n");
+        assert_eq!((&*plain.name, &*plain.file), ("a", "a.txt"));
+        assert_eq!((plain.prompts, plain.duplicates), (2, 1));
+        assert_eq!(record("b.csv", "prompt\nfox\ncat\n").blake3, plain.blake3);
+        assert_ne!(record("a.txt", "cat\nfox\n").blake3, plain.blake3);
+        assert_ne!(record("b.csv", "prompt,style\nfox,x\ncat,x\n").blake3, plain.blake3);
+    }
+}

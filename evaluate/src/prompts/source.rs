@@ -1,0 +1,159 @@
+//! Where prompts come from, as typed: a file, and what to take of it.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+const OPTIONS: &str = "column=, category=, name= and limit=";
+
+/// `FILE[,column=NAME][,category=NAME][,name=SET][,limit=N]`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct PromptSource {
+    /// The file.
+    pub file: PathBuf,
+    /// The column that holds the prompts, if not one of the usual names.
+    pub column: Option<String>,
+    /// The column that holds their categories, if not one of the usual names.
+    pub category: Option<String>,
+    /// What the set is called, if not as the file.
+    pub name: Option<String>,
+    /// At most this many prompts are taken, the first ones.
+    pub limit: Option<usize>,
+}
+
+impl PromptSource {
+    /// What the set is called: the name given, or that of the file without its extension.
+    pub fn set_name(&self) -> String {
+        let stem = || self.file.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+        self.name.clone().unwrap_or_else(stem)
+    }
+}
+
+impl From<PathBuf> for PromptSource {
+    fn from(file: PathBuf) -> Self {
+        Self { file, column: None, category: None, name: None, limit: None }
+    }
+}
+
+impl FromStr for PromptSource {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let mut source = Self::from(PathBuf::new());
+        let mut rest = text;
+        // From the right, since a file's name may hold a comma.
+        while let Some((before, option)) = rest.rsplit_once(',') {
+            let Some((key, value)) = option.split_once('=') else { break };
+            if !key.bytes().all(|byte| byte.is_ascii_lowercase()) {
+                break;
+            }
+            source.set(key, value)?;
+            rest = before;
+        }
+        if rest.is_empty() {
+            return Err(format!("expected FILE, or FILE with {OPTIONS} after it, found {text:?}"));
+        }
+        Ok(Self { file: rest.into(), ..source })
+    }
+}
+
+impl PromptSource {
+    fn set(&mut self, key: &str, value: &str) -> Result<(), String> {
+        let text = match key {
+            "column" => &mut self.column,
+            "category" => &mut self.category,
+            "name" => &mut self.name,
+            "limit" => {
+                let wrong = || format!("expected limit=N of 1 or more, found {value:?}");
+                let limit = value.parse().ok().filter(|limit| *limit > 0).ok_or_else(wrong)?;
+                return match self.limit.replace(limit) {
+                    Some(_) => Err("limit= is given twice".to_owned()),
+                    None => Ok(()),
+                };
+            }
+            _ => return Err(format!("unknown option {key:?} of a file, expected {OPTIONS}")),
+        };
+        if value.is_empty() || value.contains(char::is_control) {
+            return Err(format!("expected a name after {key}=, found {value:?}"));
+        }
+        match text.replace(value.to_owned()) {
+            Some(_) => Err(format!("{key}= is given twice")),
+            None => Ok(()),
+        }
+    }
+}
+
+impl fmt::Display for PromptSource {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "{}", self.file.display())?;
+        for (key, value) in
+            [("column", &self.column), ("category", &self.category), ("name", &self.name)]
+        {
+            value.iter().try_for_each(|value| write!(formatter, ",{key}={value}"))?;
+        }
+        self.limit.iter().try_for_each(|limit| write!(formatter, ",limit={limit}"))
+    }
+}
+
+impl TryFrom<String> for PromptSource {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        text.parse()
+    }
+}
+
+impl From<PromptSource> for String {
+    fn from(source: PromptSource) -> Self {
+        source.to_string()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+
+    #[test]
+    fn sources_are_read_and_written() {
+        for text in [
+            "a.txt",
+            "a,b.tsv",
+            "x=1/y.csv",
+            "p.json,column=Prompt",
+            "p.parquet,name=pick-a-pic,limit=3",
+        ] {
+            assert_eq!(text.parse::<PromptSource>().unwrap().to_string(), text);
+        }
+        let source: PromptSource =
+            "d/a,b.tsv,limit=7,category=Challenge,column=The text".parse().unwrap();
+        assert_eq!(source.file, Path::new("d/a,b.tsv"));
+        assert_eq!(source.column.as_deref(), Some("The text"));
+        assert_eq!((source.category.as_deref(), source.limit), (Some("Challenge"), Some(7)));
+        assert_eq!(source.set_name(), "a,b");
+        assert_eq!("a.txt,name=b".parse::<PromptSource>().unwrap().set_name(), "b");
+        assert_eq!(source.to_string().parse::<PromptSource>().unwrap(), source);
+    }
+
+    #[test]
+    fn slips_are_named() {
+        for (text, says) in [
+            ("", "expected FILE"),
+            (",name=x", "expected FILE"),
+            ("a.txt,colum=b", "unknown option \"colum\""),
+            ("a.txt,limit=0", "limit=N of 1 or more"),
+            ("a.txt,limit=ten", "limit=N of 1 or more"),
+            ("a.txt,limit=1,limit=2", "limit= is given twice"),
+            ("a.txt,name=b,name=c", "name= is given twice"),
+            ("a.txt,name=", "expected a name after name="),
+            ("a.txt,column=a\u{1b}b", "expected a name after column="),
+        ] {
+            let error = text.parse::<PromptSource>().unwrap_err();
+            assert!(error.contains(says), "{text:?}: {error}");
+        }
+    }
+}

@@ -1,0 +1,264 @@
+//! Prompt sets in the layouts they are published in, and files that are none.
+#![expect(clippy::unwrap_used, reason = "a test stops where something is missing")]
+
+mod common;
+
+use std::sync::Arc;
+
+use arrow::array::{ArrayRef, BinaryArray, Int64Array, RecordBatch, StringArray};
+use common::{Run, World, model};
+use evaluate::prompts::{self, PromptSet, PromptSource};
+use parquet::arrow::ArrowWriter;
+
+fn read(world: &World, source: &str) -> Result<Vec<PromptSet>, String> {
+    let source: PromptSource = world.path(source).display().to_string().parse().unwrap();
+    prompts::read(&[source]).map_err(|error| error.to_string())
+}
+
+/// The one set of a file.
+#[track_caller]
+fn one(world: &World, source: &str) -> PromptSet {
+    let mut sets = read(world, source).unwrap();
+    assert_eq!(sets.len(), 1);
+    sets.remove(0)
+}
+
+fn texts(set: &PromptSet) -> Vec<&str> {
+    set.prompts.iter().map(|prompt| prompt.text.as_str()).collect()
+}
+
+fn categories(set: &PromptSet) -> Vec<Option<&str>> {
+    set.prompts.iter().map(|prompt| prompt.category.as_deref()).collect()
+}
+
+fn parquet(columns: Vec<(&str, ArrayRef)>) -> Vec<u8> {
+    let batch = RecordBatch::try_from_iter(columns).unwrap();
+    let mut bytes = Vec::new();
+    let mut writer = ArrowWriter::try_new(&mut bytes, batch.schema(), None).unwrap();
+    writer.write(&batch).unwrap();
+    writer.close().unwrap();
+    bytes
+}
+
+/// A row for each pair of images, as Pick-a-Pic has them.
+fn pick_a_pic() -> Vec<u8> {
+    let captions =
+        ["pirate guinea pig", "a fox", "a fox", "pirate guinea pig", "the moon", "a fox"];
+    let rows = captions.len() as i64;
+    parquet(vec![
+        ("are_different", Arc::new(Int64Array::from_iter_values(0..rows))),
+        ("caption", Arc::new(StringArray::from(captions.to_vec()))),
+        ("jpg_0", Arc::new(BinaryArray::from_iter_values((0..rows).map(|_| b"\xff\xd8")))),
+        ("label_0", Arc::new(Int64Array::from_iter_values(0..rows))),
+    ])
+}
+
+/// `PartiPrompts.tsv`: stray quotation marks, blanks, and notes that are often empty.
+const PARTI: &str = "Prompt\tCategory\tChallenge\tNote\n\
+    bond\tAbstract\tBasic\tBiology-inspired concepts with multiple meanings\n\
+    A logo called \"The Rumbury Wanderers\"\tWorld Knowledge\tImagination\t\n\
+    \"a wall. The word \"PEACE\tOutdoor Scenes\tComplex\t\n\
+    a semi-truck. \tVehicles\tSimple Detail\tDescription of \"Dogs Playing Poker\"\n";
+
+#[test]
+fn partiprompts_are_read_raw() {
+    let world = World::new(&[]);
+    world.put("PartiPrompts.tsv", PARTI.as_bytes());
+    let set = one(&world, "PartiPrompts.tsv");
+    assert_eq!((&*set.name, &*set.file, set.duplicates), ("PartiPrompts", "PartiPrompts.tsv", 0));
+    let expected = [
+        "bond",
+        "A logo called \"The Rumbury Wanderers\"",
+        "\"a wall. The word \"PEACE",
+        "a semi-truck.",
+    ];
+    assert_eq!(texts(&set), expected);
+    assert_eq!(set.prompts[2].category.as_deref(), Some("Outdoor Scenes"));
+    assert!(set.prompts[3].id.starts_with("00004-"), "the header is no row: {:?}", set.prompts[3]);
+    // A text file with the same prompts has the same ids.
+    world.put("same.txt", expected.join("\n").as_bytes());
+    let ids = |set: &PromptSet| set.prompts.iter().map(|p| p.id.clone()).collect::<Vec<_>>();
+    assert_eq!(ids(&one(&world, "same.txt")), ids(&set));
+
+    let set = one(&world, "PartiPrompts.tsv,category=Challenge,name=parti");
+    assert_eq!(set.name, "parti");
+    assert_eq!(set.prompts[3].category.as_deref(), Some("Simple Detail"));
+    world.put("windows.tsv", PARTI.replace('\n', "\r\n").as_bytes());
+    assert_eq!(texts(&one(&world, "windows.tsv")), expected);
+}
+
+#[test]
+fn hpdv2_prompts_are_read_from_arrays() {
+    let world = World::new(&[]);
+    world.put("anime.json", br#"["a \"fox\"", "caf\u00e9 \u2013 night", "a \"fox\"", " "]"#);
+    let set = one(&world, "anime.json");
+    assert_eq!(texts(&set), ["a \"fox\"", "café – night"]);
+    assert_eq!((set.duplicates, categories(&set)), (1, vec![None, None]));
+    world.put(
+        "test.json",
+        br#"[{"image_path": ["a.jpg"], "prompt": "a fox", "style": "photo"},
+             {"prompt": "a cat", "rank": [1, 0]}, {"prompt": "a dog", "style": 3}]"#,
+    );
+    let set = one(&world, "test.json");
+    assert_eq!(texts(&set), ["a fox", "a cat", "a dog"]);
+    assert_eq!(categories(&set), [Some("photo"), None, Some("3")]);
+}
+
+#[test]
+fn genevals_lines_are_read() {
+    let world = World::new(&[]);
+    world.put(
+        "geneval.jsonl",
+        b"\xef\xbb\xbf{\"tag\": \"single_object\", \"include\": [], \"prompt\": \"a photo of a bench\"}\n\n\
+          {\"tag\": \"counting\", \"include\": [], \"prompt\": \"a photo of two clocks\"}\n",
+    );
+    let set = one(&world, "geneval.jsonl,category=tag");
+    assert_eq!(categories(&set), [Some("single_object"), Some("counting")]);
+    assert!(set.prompts[1].id.starts_with("00003-"), "lines are counted: {:?}", set.prompts[1]);
+    world.put("plain.ndjson", b"\"a fox\"\n\"a cat\"\n");
+    assert_eq!(texts(&one(&world, "plain.ndjson")), ["a fox", "a cat"]);
+    // Somebody else's ids are not ours.
+    world.put("other.jsonl", b"{\"id\": \"../../x\", \"set\": \"y\", \"text\": \"a fox\"}\n");
+    let set = one(&world, "other.jsonl");
+    assert_eq!(set.name, "other");
+    assert!(set.prompts[0].id.starts_with("00001-"), "{:?}", set.prompts);
+}
+
+#[test]
+fn pick_a_pics_captions_are_read_once() {
+    let world = World::new(&[]);
+    world.put("validation_unique-00000-of-00001.Parquet", &pick_a_pic());
+    let set = one(&world, "validation_unique-00000-of-00001.Parquet,name=pickapic");
+    assert_eq!(texts(&set), ["pirate guinea pig", "a fox", "the moon"]);
+    assert_eq!((&*set.name, set.duplicates), ("pickapic", 3));
+    assert!(set.prompts[2].id.starts_with("00005-"));
+    let error =
+        read(&world, "validation_unique-00000-of-00001.Parquet,column=label_0").unwrap_err();
+    assert!(error.contains("expected text in the column \"label_0\", found Int64"), "{error}");
+    let error = read(&world, "validation_unique-00000-of-00001.Parquet,column=jpg_0").unwrap_err();
+    assert!(error.contains("expected text in the column \"jpg_0\", found Binary"), "{error}");
+}
+
+#[test]
+fn csv_is_read_with_its_quotes() {
+    let world = World::new(&[]);
+    world.put("x.csv", b"style,PROMPT\nphoto,\"a fox, \"\"red\"\"\nat night\"\n,a 5\" disk\n");
+    let set = one(&world, "x.csv");
+    assert_eq!(texts(&set), ["a fox, \"red\"\nat night", "a 5\" disk"]);
+    assert_eq!(categories(&set), [Some("photo"), None]);
+}
+
+#[test]
+fn what_is_no_table_of_prompts_is_refused_in_a_sentence() {
+    let world = World::new(&[]);
+    let pairs = pick_a_pic();
+    let no_captions = parquet(vec![("number", Arc::new(Int64Array::from(vec![1])))]);
+    let nulls = parquet(vec![("text", Arc::new(StringArray::from(vec![None::<&str>, Some(" ")])))]);
+    let mut damaged = pairs.clone();
+    let middle = damaged.len() / 2;
+    damaged[4..middle].fill(0xff);
+    for (name, bytes, says) in [
+        ("a.tsv", &b""[..], "a.tsv: expected a table of prompts, found nothing"),
+        ("a.tsv", b"Prompt\n", "expected prompts below the first line, found none"),
+        (
+            "a.tsv",
+            b"bond\tAbstract\n",
+            "found the columns \"bond\", \"Abstract\"; hint: the first line",
+        ),
+        (
+            "a.tsv",
+            b"Prompt\tCategory\nx\ty\nz\n",
+            "a.tsv:3: expected 2 columns as in the first line, found 1",
+        ),
+        ("a.tsv", b"Prompt\nna\xefve\n", "a.tsv:2: expected UTF-8 text"),
+        ("a.tsv", b"Prom\xefpt\nx\n", "a.tsv:1: expected UTF-8 text"),
+        ("a.tsv", b"Prompt\na\0b\n", "a.tsv:2: expected text, found a zero byte"),
+        ("a.csv", b"a,b\n1,2\n", "expected a column called prompt, caption or text"),
+        ("a.json", b"", "expected a JSON array of prompts, found EOF"),
+        ("a.json", b"[\"a fox\", \"a c", "hint: is the file cut short?"),
+        ("a.json", b"{\"prompt\": \"a fox\"}", "expected a JSON array of prompts, found an object"),
+        ("a.json", b"[]", "expected prompts in an array, found none"),
+        ("a.json", b"[\"a fox\", 3]", "element 2: expected text or an object, found a number"),
+        (
+            "a.json",
+            b"[{\"prompt\": [\"a fox\"]}]",
+            "element 1: expected text in \"prompt\", found an array",
+        ),
+        (
+            "a.json",
+            b"[{\"prompt\": \"a\"}, {}]",
+            "element 2: expected text in \"prompt\", found no such field",
+        ),
+        ("a.json", b"[{\"a\": 1, \"b\": 2}]", "found the columns \"a\", \"b\"; hint: choose one"),
+        ("a.json", b"[\"na\xefve\"]", "expected a JSON array of prompts, found"),
+        ("a.json", b"[\"a\\u0000b\"]", "element 1: expected text, found a zero byte"),
+        (
+            "a.jsonl",
+            b"{\"prompt\": \"a\"}\n{\"prompt\": \n",
+            "a.jsonl:2: expected a JSON object in each line",
+        ),
+        ("a.jsonl", b"\xff\xfe\n", "a.jsonl:1: expected UTF-8 text"),
+        ("a.parquet", b"", "a.parquet: expected a Parquet file, found an empty file"),
+        ("a.parquet", &pairs[..pairs.len() - 9], "hint: the download or copy was cut short"),
+        ("a.parquet", &damaged, "a.parquet: damaged or unsupported Parquet"),
+        ("a.parquet", &no_captions, "found the columns \"number\"; hint: choose one"),
+        ("a.parquet", &nulls, "expected rows with prompts, found none"),
+    ] {
+        world.put(name, bytes);
+        let error = read(&world, name).unwrap_err();
+        assert!(error.contains(says), "{says:?} is not in {error}");
+    }
+    let deep = "[".repeat(100_000);
+    world.put("deep.json", deep.as_bytes());
+    assert!(read(&world, "deep.json").unwrap_err().contains("recursion limit"));
+    world.put("a.txt", b"a fox\n");
+    let error = read(&world, "a.txt,column=Prompt").unwrap_err();
+    assert!(
+        error.contains("expected a table with the column \"Prompt\", found a text file"),
+        "{error}"
+    );
+    world.put("texts.json", b"[\"a fox\"]");
+    let error = read(&world, "texts.json,column=Prompt").unwrap_err();
+    assert!(error.contains("element 1: expected an object with \"Prompt\", found text"), "{error}");
+}
+
+#[test]
+fn pictures_are_drawn_of_tables() {
+    let world = World::new(&[]);
+    let parti = world.put("PartiPrompts.tsv", PARTI.as_bytes());
+    let pairs = world.put("pairs.parquet", &pick_a_pic());
+    let sd = model("sd");
+    let sources = [
+        format!("{},name=parti,limit=1", parti.display()),
+        format!("{},name=pickapic", pairs.display()),
+    ];
+    let more = ["--prompts", &sources[0], &sources[1], "--preset", "paper-sdxl", "--seeds", "1"];
+    Run::of(&mut world.generate(&[&sd], &more)).expect_drawn(4, 4);
+    let manifest: serde_json::Value =
+        serde_json::from_slice(&world.files("out")["manifest.json"]).unwrap();
+    let sets = manifest["prompts"].as_object().unwrap();
+    assert_eq!(sets["parti"].as_object().unwrap().values().collect::<Vec<_>>(), ["bond"]);
+    assert_eq!(sets["pickapic"].as_object().unwrap().len(), 3);
+    // The settings that were saved are a --config of their own.
+    let config = world.path("out/config.toml");
+    let mut again = common::evaluate(["generate", "--config"]);
+    Run::of(again.arg(config)).expect_drawn(0, 4);
+
+    let refused = |more: &[&str], says: &[&str]| {
+        Run::of(&mut world.generate(&[&sd], more)).expect_error(says);
+    };
+    let unknown = format!("{},name=mine", parti.display());
+    refused(
+        &["--prompts", &unknown, "--preset", "paper-sd15"],
+        &["paper-sd15 does not know the set \"mine\"", "hint: after the file, add ,name=pickapic"],
+    );
+    let file = world.put("both.toml", b"limit = 3\n");
+    let file = file.display().to_string();
+    refused(
+        &["--prompts", &unknown, "--preset", "paper-sd15", "--config", &file],
+        &["--limit and --preset both say", "hint"],
+    );
+    let run = Run::of(&mut world.generate(&[&sd], &["--prompts", "x.tsv,colum=Prompt"]));
+    let run = run.expect_code(2);
+    assert!(run.stderr.contains("unknown option \"colum\""), "{run:#?}");
+}

@@ -1,0 +1,180 @@
+//! Columns of text of any Parquet file, whatever else it holds: a list of prompts, for example.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use arrow::array::{Array as _, AsArray, StringArray};
+use arrow::datatypes::DataType;
+use parquet::arrow::ProjectionMask;
+use parquet::arrow::arrow_reader::{
+    ArrowReaderMetadata, ArrowReaderOptions, ParquetRecordBatchReaderBuilder,
+};
+use parquet::errors::ParquetError;
+
+use crate::input::{InputError, ParquetInput};
+
+const BATCH_ROWS: usize = 8192;
+
+/// A Parquet file of which columns of text are read. It holds the footer, not the rows.
+#[derive(Debug)]
+pub struct TextFile {
+    parquet: ParquetInput,
+    reader: ArrowReaderMetadata,
+}
+
+/// A column at the top level of a file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TextColumn {
+    /// Its name.
+    pub name: String,
+    /// Whether it holds text.
+    pub is_text: bool,
+    /// The type of what it holds, for messages.
+    pub type_name: String,
+}
+
+impl TextFile {
+    /// Opens a file and reads its footer.
+    ///
+    /// # Errors
+    /// When it is not readable Parquet, or breaks a limit of [`crate::input`].
+    pub fn open(path: &Path) -> Result<Self, InputError> {
+        let parquet = ParquetInput::open(path)?;
+        let metadata = Arc::clone(parquet.metadata());
+        // As Parquet stores it, where large, view and dictionary text is all plain text.
+        let plain = ArrowReaderOptions::new().with_skip_arrow_metadata(true);
+        let reader = parquet.contained(|| ArrowReaderMetadata::try_new(metadata, plain))?;
+        Ok(Self { parquet, reader })
+    }
+
+    /// The columns, in file order.
+    pub fn columns(&self) -> Vec<TextColumn> {
+        let fields = self.reader.schema().fields().iter();
+        fields
+            .map(|field| TextColumn {
+                name: field.name().clone(),
+                is_text: *field.data_type() == DataType::Utf8,
+                type_name: field.data_type().to_string(),
+            })
+            .collect()
+    }
+
+    /// Calls `body` for each row in order with the row's number, from 1, and its texts in `columns`,
+    /// places among [`TextFile::columns`] that hold text.
+    ///
+    /// # Errors
+    /// When a column is none of text, or the file is damaged.
+    pub fn for_each(
+        &self,
+        columns: &[usize],
+        mut body: impl FnMut(usize, &[Option<&str>]),
+    ) -> Result<(), InputError> {
+        let parquet_schema = self.reader.parquet_schema();
+        let leaves: Vec<usize> = (0..parquet_schema.num_columns())
+            .filter(|&leaf| columns.contains(&parquet_schema.get_column_root_idx(leaf)))
+            .collect();
+        self.parquet.check_chunks(&leaves)?;
+        let file = self.parquet.reopen()?;
+        let mut reader = self.parquet.contained(|| {
+            ParquetRecordBatchReaderBuilder::new_with_metadata(file, self.reader.clone())
+                .with_projection(ProjectionMask::leaves(parquet_schema, leaves))
+                .with_batch_size(BATCH_ROWS)
+                .build()
+        })?;
+        let mut row = 0;
+        // What is read has its columns in file order, each once.
+        let place = |column: usize| (0..column).filter(|other| columns.contains(other)).count();
+        while let Some(batch) =
+            self.parquet.contained(|| reader.next().transpose().map_err(ParquetError::from))?
+        {
+            let texts = columns.iter().map(|&column| {
+                let values = batch.columns().get(place(column));
+                values.and_then(|values| values.as_string_opt::<i32>())
+            });
+            let texts: Option<Vec<_>> = texts.collect();
+            let texts = texts.ok_or_else(|| self.parquet.damaged("a column holds no text"))?;
+            for index in 0..batch.num_rows() {
+                row += 1;
+                let values: Vec<Option<&str>> =
+                    texts.iter().map(|text| value(text, index)).collect();
+                body(row, &values);
+            }
+        }
+        match usize::try_from(self.parquet.num_rows()) {
+            Ok(promised) if promised == row => Ok(()),
+            _ => Err(self.parquet.damaged(format!(
+                "{row} rows, where its footer promises {}",
+                self.parquet.num_rows()
+            ))),
+        }
+    }
+}
+
+fn value(texts: &StringArray, index: usize) -> Option<&str> {
+    texts.is_valid(index).then(|| texts.value(index))
+}
+
+#[cfg(test)]
+mod tests {
+    use arrow::array::{ArrayRef, DictionaryArray, Int64Array, LargeStringArray};
+    use arrow::datatypes::Int32Type;
+    use arrow::record_batch::RecordBatch;
+    use parquet::arrow::ArrowWriter;
+
+    use super::*;
+
+    fn written(columns: Vec<(&str, ArrayRef)>) -> tempfile::NamedTempFile {
+        let batch = RecordBatch::try_from_iter(columns).unwrap();
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let mut writer =
+            ArrowWriter::try_new(file.reopen().unwrap(), batch.schema(), None).unwrap();
+        writer.write(&batch).unwrap();
+        writer.close().unwrap();
+        file
+    }
+
+    fn rows(file: &TextFile, columns: &[usize]) -> Vec<(usize, Vec<Option<String>>)> {
+        let mut found = Vec::new();
+        file.for_each(columns, |row, texts| {
+            found.push((row, texts.iter().map(|text| text.map(str::to_owned)).collect()));
+        })
+        .unwrap();
+        found
+    }
+
+    #[test]
+    fn text_of_every_kind_is_read_in_the_order_asked_for() {
+        let style: DictionaryArray<Int32Type> =
+            vec!["anime", "photo", "anime"].into_iter().collect();
+        let file = written(vec![
+            ("style", Arc::new(style)),
+            ("number", Arc::new(Int64Array::from(vec![1, 2, 3]))),
+            ("caption", Arc::new(LargeStringArray::from(vec![Some("a fox"), None, Some("")]))),
+            ("note", Arc::new(StringArray::from(vec!["x", "y", "z"]))),
+        ]);
+        let file = TextFile::open(file.path()).unwrap();
+        let names: Vec<_> = file.columns().into_iter().map(|c| (c.name, c.is_text)).collect();
+        let expected = [("style", true), ("number", false), ("caption", true), ("note", true)];
+        assert_eq!(names, expected.map(|(name, is_text)| (name.to_owned(), is_text)));
+        assert_eq!(file.columns()[1].type_name, "Int64");
+        let text = |text: &str| Some(text.to_owned());
+        let expected = [
+            (1, vec![text("a fox"), text("anime")]),
+            (2, vec![None, text("photo")]),
+            (3, vec![text(""), text("anime")]),
+        ];
+        assert_eq!(rows(&file, &[2, 0]), expected);
+        assert_eq!(rows(&file, &[3])[2], (3, vec![text("z")]));
+        let error = file.for_each(&[1], |_, _| ()).unwrap_err().to_string();
+        assert!(error.contains("holds no text"), "{error}");
+    }
+
+    #[test]
+    fn more_rows_than_a_batch_are_numbered_through() {
+        let texts: Vec<String> = (1..=20_000).map(|row| format!("prompt {row}")).collect();
+        let file = written(vec![("text", Arc::new(StringArray::from(texts)))]);
+        let found = rows(&TextFile::open(file.path()).unwrap(), &[0]);
+        assert_eq!(found.len(), 20_000);
+        assert!(found.iter().all(|(row, text)| text[0] == Some(format!("prompt {row}"))));
+    }
+}
