@@ -1,5 +1,8 @@
 //! The command line as typed. What the words mean is decided in [`crate::commands`].
 
+pub mod grid;
+pub mod report;
+
 use std::path::PathBuf;
 
 use clap::{ArgAction, Args, Parser, Subcommand};
@@ -34,6 +37,10 @@ pub struct Cli {
 pub enum Command {
     /// Draw pictures of prompts with one or more diffusion models.
     Generate(GenerateArguments),
+    /// Lay pictures and their scores side by side on a contact sheet.
+    Grid(grid::GridArguments),
+    /// Write the report page and its figures from existing scores.
+    Report(report::ReportArguments),
 }
 
 /// `evaluate generate`.

@@ -1,5 +1,8 @@
 //! What each command does with what was typed.
 
+mod grid;
+mod report;
+
 use std::collections::HashSet;
 use std::fmt::Write as _;
 use std::io::Write as _;
@@ -22,6 +25,8 @@ const STEPS: usize = 50;
 pub fn run(command: Command) -> Result<ExitStatus> {
     match command {
         Command::Generate(arguments) => generate(&arguments),
+        Command::Grid(arguments) => grid::run(&arguments),
+        Command::Report(arguments) => report::run(&arguments),
     }
 }
 

@@ -4,10 +4,21 @@
 //! |---|---|
 //! | what is drawn: prompts and their sets | [`prompts`] |
 //! | pictures of every model, prompt and seed | [`generate`] |
+//! | scores regrouped by prompt and picture | [`scored`] |
+//! | contact sheets | [`grid`] |
+//! | figures of the tables | [`figures`] |
+//! | the page with all of it | [`report`] |
+//! | drawings, text and pixels below these | [`render`], [`bitmap`] |
 //!
 //! [`cli`] is the command line as typed, [`commands`] gives it meaning.
 
+pub mod bitmap;
 pub mod cli;
 pub mod commands;
+pub mod figures;
 pub mod generate;
+pub mod grid;
 pub mod prompts;
+pub mod render;
+pub mod report;
+pub mod scored;
