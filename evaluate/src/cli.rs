@@ -1,5 +1,7 @@
 //! The command line as typed. What the words mean is decided in [`crate::commands`].
 
+pub mod tables;
+
 use std::path::PathBuf;
 
 use clap::{ArgAction, Args, Parser, Subcommand};
@@ -34,6 +36,8 @@ pub struct Cli {
 pub enum Command {
     /// Draw pictures of prompts with one or more diffusion models.
     Generate(GenerateArguments),
+    /// Make win-rate tables of scores.
+    Tables(tables::TablesArguments),
 }
 
 /// `evaluate generate`.

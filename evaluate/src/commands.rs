@@ -1,5 +1,7 @@
 //! What each command does with what was typed.
 
+mod tables;
+
 use std::collections::HashSet;
 use std::fmt::Write as _;
 use std::io::Write as _;
@@ -22,6 +24,7 @@ const STEPS: usize = 50;
 pub fn run(command: Command) -> Result<ExitStatus> {
     match command {
         Command::Generate(arguments) => generate(&arguments),
+        Command::Tables(arguments) => tables::run(&arguments),
     }
 }
 
