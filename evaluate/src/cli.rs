@@ -2,6 +2,7 @@
 
 pub mod grid;
 pub mod report;
+pub mod tables;
 
 use std::path::PathBuf;
 
@@ -41,6 +42,8 @@ pub enum Command {
     Grid(grid::GridArguments),
     /// Write the report page and its figures from existing scores.
     Report(report::ReportArguments),
+    /// Make win-rate tables of scores.
+    Tables(tables::TablesArguments),
 }
 
 /// `evaluate generate`.

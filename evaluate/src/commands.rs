@@ -2,6 +2,7 @@
 
 mod grid;
 mod report;
+mod tables;
 
 use std::collections::HashSet;
 use std::fmt::Write as _;
@@ -27,6 +28,7 @@ pub fn run(command: Command) -> Result<ExitStatus> {
         Command::Generate(arguments) => generate(&arguments),
         Command::Grid(arguments) => grid::run(&arguments),
         Command::Report(arguments) => report::run(&arguments),
+        Command::Tables(arguments) => tables::run(&arguments),
     }
 }
 

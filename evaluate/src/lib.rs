@@ -1,4 +1,4 @@
-//! `evaluate`: from diffusion models and prompts to pictures.
+//! `evaluate`: from diffusion models and prompts to pictures, and from their scores to tables.
 //!
 //! | what | module |
 //! |---|---|
@@ -9,6 +9,8 @@
 //! | figures of the tables | [`figures`] |
 //! | the page with all of it | [`report`] |
 //! | drawings, text and pixels below these | [`render`], [`bitmap`] |
+//! | the numbers beside a win rate | [`statistics`] |
+//! | win rates and means in the paper's layouts | [`tables`] |
 //!
 //! [`cli`] is the command line as typed, [`commands`] gives it meaning.
 
@@ -22,3 +24,5 @@ pub mod prompts;
 pub mod render;
 pub mod report;
 pub mod scored;
+pub mod statistics;
+pub mod tables;

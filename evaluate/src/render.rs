@@ -106,7 +106,7 @@ impl Renderer {
         let mut pixmap = Pixmap::new(width, height).ok_or(too_large)?;
         pixmap.fill(Color::WHITE);
         resvg::render(&tree, Transform::from_scale(scale, scale), &mut pixmap.as_mut());
-        let pixels = pixmap.data().chunks_exact(4).flat_map(|pixel| pixel[..3].to_vec());
+        let pixels = pixmap.pixels().iter().flat_map(|of| [of.red(), of.green(), of.blue()]);
         Ok(Bitmap { width, height, pixels: pixels.collect() })
     }
 }
@@ -120,6 +120,7 @@ mod tests {
         width: u32,
         height: u32,
         title: &'static str,
+        subtitle: Vec<String>,
     }
 
     #[test]
@@ -145,7 +146,7 @@ mod tests {
     #[test]
     fn values_are_escaped_in_every_template() {
         let renderer = Renderer::new().unwrap();
-        let values = Values { width: 10, height: 10, title: "<script>\"'&" };
+        let values = Values { width: 10, height: 10, title: "<script>\"'&", subtitle: vec![] };
         let drawn = renderer.fill("drawing.svg", &values).unwrap();
         assert!(drawn.contains("&lt;script&gt;&quot;&#x27;&amp;"), "{drawn}");
     }

@@ -1,12 +1,12 @@
 //! `evaluate grid`: scores and pictures in, a contact sheet out.
 
-use std::io::Write as _;
 use std::path::Path;
 
 use anyhow::{Context as _, Result, ensure};
 use runkit::exit::ExitStatus;
 use schemas::scores::ScoresFile;
 
+use super::say;
 use crate::cli::grid::GridArguments;
 use crate::grid::{self, GridConfig};
 
@@ -36,6 +36,6 @@ pub(super) fn run(arguments: &GridArguments) -> Result<ExitStatus> {
     let out = arguments.out.clone().unwrap_or_else(|| folder.join("grid.png"));
     let png = sheet.png().with_context(|| format!("encoding {}", out.display()))?;
     runkit::files::write_atomic(&out, |file| file.write_all(&png))?;
-    super::say(&format!("sheet: {}\n", out.display()))?;
+    say(&format!("sheet: {}\n", out.display()))?;
     Ok(ExitStatus::Done)
 }

@@ -18,14 +18,10 @@ use serde::Serialize;
 use crate::render::text::{Ruler, Weight, clean};
 use crate::render::{RenderError, Renderer};
 use crate::scored::Scored;
+use crate::tables::{ALL_SETS, SIGNIFICANCE};
 
 use forest::{Cell, Group};
 use heatmap::Matrix;
-
-/// The set that is all sets together.
-pub const ALL_SETS: &str = "all";
-/// A cell is called significant below this p value, after Holm's correction.
-pub const SIGNIFICANT: f64 = 0.05;
 
 /// Okabe and Ito's colours without black and yellow, which do not show on dark and on white.
 const COLOURS: [&str; 8] =
@@ -195,7 +191,7 @@ impl<'a> Drawing<'a> {
                 rate: row.win_rate,
                 low: row.low,
                 high: row.high,
-                significant: row.p_holm < SIGNIFICANT,
+                significant: row.p_holm < SIGNIFICANCE,
             })
         };
         let mut cells: Vec<Cell> =
@@ -253,7 +249,7 @@ impl<'a> Drawing<'a> {
                 }
             }
             let group = |name: &&'a str| {
-                let rows: Vec<&WinRateRow> = self.rows(set, Some(name), pair).collect();
+                let rows: Vec<&WinRateRow> = self.rows(set, Some(*name), pair).collect();
                 let prompts = rows.iter().map(|row| row.prompts).max().unwrap_or(0);
                 let cells = self.cells(rows.into_iter());
                 Group { label: (*name).to_owned(), below: count(prompts, "prompt"), cells }

@@ -1,4 +1,6 @@
 //! Text in drawings: what a font can show, how wide it is, where it breaks.
+//!
+//! DejaVu 2.37 is under the licence of Bitstream Vera, which lets programs embed it.
 
 use skrifa::instance::{LocationRef, Size};
 use skrifa::{FontRef, MetadataProvider as _};

@@ -7,7 +7,6 @@
 mod gallery;
 mod view;
 
-use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
 use base64::Engine as _;

@@ -3,8 +3,8 @@
 use schemas::winrates::{Statistic, WinRateRow};
 use serde::Serialize;
 
-use crate::figures::{ALL_SETS, SIGNIFICANT, pairs, sets};
-use crate::tables::MeanRow;
+use crate::figures::{pairs, sets};
+use crate::tables::{ALL_SETS, MeanRow, SIGNIFICANCE};
 
 /// The tables of one set of prompts.
 #[derive(Debug, Serialize)]
@@ -113,7 +113,7 @@ fn of_pair<'a>([a, b]: [&'a str; 2], metrics: &[&str], rows: &[&WinRateRow]) -> 
     let compared: Vec<&&WinRateRow> = best.iter().filter(|row| row.prompts > 0).collect();
     let ahead = compared.iter().filter(|row| row.win_rate > 0.5).count();
     let clear = |above: bool| {
-        let clear = |row: &&&&WinRateRow| row.p_holm < SIGNIFICANT && (row.win_rate > 0.5) == above;
+        let clear = |row: &&&&WinRateRow| row.p_holm < SIGNIFICANCE && (row.win_rate > 0.5) == above;
         compared.iter().filter(clear).count()
     };
     let rates: f64 = compared.iter().map(|row| row.win_rate).sum();
@@ -140,7 +140,7 @@ fn verdict(ahead: usize, of: usize, clearly: usize, behind: usize) -> String {
 
 impl CellView {
     fn new(row: &WinRateRow, [mean_of_n, all_pairs]: [String; 2]) -> Self {
-        let verdict = match row.p_holm < SIGNIFICANT {
+        let verdict = match row.p_holm < SIGNIFICANCE {
             true if row.win_rate > 0.5 => "ahead",
             true => "behind",
             false => "",
@@ -171,7 +171,7 @@ impl CellView {
 
 fn of_means<'a>(set: &str, metrics: &[&str], means: &'a [MeanRow]) -> Vec<MeansView<'a>> {
     let of_set: Vec<&MeanRow> = means.iter().filter(|row| row.prompt_set == set).collect();
-    let find = |model: &str, metric: &str, statistic: &str| {
+    let find = |model: &str, metric: &str, statistic: Statistic| {
         of_set.iter().find(|row| {
             row.model == model && row.metric == metric && row.statistic == statistic
         })
@@ -183,12 +183,12 @@ fn of_means<'a>(set: &str, metrics: &[&str], means: &'a [MeanRow]) -> Vec<MeansV
         }
     }
     let highest = |metric: &str| {
-        let best = models.iter().filter_map(|model| find(model, metric, "best_of_n"));
+        let best = models.iter().filter_map(|model| find(model, metric, Statistic::BestOfN));
         best.map(|row| row.mean).fold(f64::NEG_INFINITY, f64::max)
     };
     let cell = |model: &str, metric: &str| {
-        let row = find(model, metric, "best_of_n").filter(|row| row.mean.is_finite())?;
-        let of_all = find(model, metric, "mean_of_n");
+        let row = find(model, metric, Statistic::BestOfN).filter(|row| row.mean.is_finite())?;
+        let of_all = find(model, metric, Statistic::MeanOfN);
         Some(MeanView {
             value: row.mean,
             mean: number(row.mean),
@@ -198,7 +198,7 @@ fn of_means<'a>(set: &str, metrics: &[&str], means: &'a [MeanRow]) -> Vec<MeansV
             highest: row.mean >= highest(metric),
         })
     };
-    let row = |model: &&'a str| MeansView {
+    let row = |&model: &&'a str| MeansView {
         model,
         cells: metrics.iter().map(|metric| cell(model, metric)).collect(),
     };
