@@ -55,6 +55,8 @@ impl GridCell {
     }
 }
 
+/// A caption names up to this many pairs of models.
+const NAMED_PAIRS: usize = 6;
 /// What bold and small type mean, said under every table of win rates.
 const READING: &str = "Ties count one half; in small type the 95 % Wilson interval; bold where the \
      exact sign test is significant at 5 % after Holm's correction.";
@@ -179,6 +181,15 @@ impl Tables {
         pairs
     }
 
+    /// The pairs in words.
+    fn compared(&self) -> String {
+        let pairs: Vec<String> = self.pairs().into_iter().map(versus).collect();
+        if pairs.len() > NAMED_PAIRS {
+            return format!("every pair of {} models", self.models.len());
+        }
+        list(&pairs)
+    }
+
     fn per_metric(&self, cell: impl Fn(&str) -> GridCell) -> Vec<GridCell> {
         self.metrics.iter().map(|metric| cell(metric)).collect()
     }
@@ -209,7 +220,7 @@ impl Tables {
             caption: format!(
                 "Comparison of win rates (%) for {} across {over} and {}: a prompt is won by the \
                  model whose best picture has the higher score. {READING}",
-                list(&self.pairs().into_iter().map(versus).collect::<Vec<_>>()),
+                self.compared(),
                 counted(&self.metrics, "metric"),
             ),
             stubs: vec!["Model".to_owned()],
@@ -498,5 +509,5 @@ fn number(value: f64) -> String {
 }
 
 fn p_value(p: f64) -> String {
-    if p < 1e-4 { format!("{p:.0e}") } else { format!("{p:.4}") }
+    if p > 0.0 && p < 1e-4 { format!("{p:.0e}") } else { format!("{p:.4}") }
 }

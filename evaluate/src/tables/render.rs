@@ -135,7 +135,7 @@ pub(super) fn terminal(grid: &Grid) -> String {
 }
 
 fn visible(text: &str) -> String {
-    runkit::logging::escape_for_terminal(text).to_string()
+    runkit::logging::escape_for_terminal(text).into_owned()
 }
 
 /// Text that means itself in Markdown, also inside a table.
