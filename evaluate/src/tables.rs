@@ -8,13 +8,15 @@
 //! | comparisons counted and tested | `cells` |
 //! | mean scores | `means` |
 //! | what is missing, in sentences | `notes` |
-//! | the layouts of the paper | `layout` |
+//! | a table as cells | `grid` |
+//! | the layouts of the paper, and more | `layout` |
 //! | Markdown, LaTeX and the terminal | `render` |
 //! | the files | `files` |
 
 mod cells;
 mod comparison;
 mod files;
+mod grid;
 mod layout;
 mod means;
 mod notes;

@@ -8,7 +8,7 @@ use schemas::evaluation::Record as _;
 use schemas::winrates::{Statistic, WinRateRow, WinRatesWriter};
 use serde_json::{Value, json};
 
-use super::layout::Grid;
+use super::grid::Grid;
 use super::render::{escape_latex, escape_markdown, latex, markdown, terminal};
 use super::{Tables, TablesError};
 
