@@ -3,18 +3,20 @@
 //!
 //! | what | module |
 //! |---|---|
-//! | scores as a table of pictures, checked | [`pictures`] |
-//! | two models compared prompt by prompt | [`comparison`] |
-//! | comparisons counted and tested | [`cells`] |
-//! | mean scores | [`means`] |
-//! | what is missing, in sentences | [`notes`] |
-//! | the layouts of the paper | [`layout`] |
-//! | Markdown, LaTeX and the terminal | [`render`] |
-//! | the files | [`files`] |
+//! | scores as a table of pictures, checked | `pictures` |
+//! | two models compared prompt by prompt | `comparison` |
+//! | comparisons counted and tested | `cells` |
+//! | mean scores | `means` |
+//! | what is missing, in sentences | `notes` |
+//! | a table as cells | `grid` |
+//! | the layouts of the paper, and more | `layout` |
+//! | Markdown, LaTeX and the terminal | `render` |
+//! | the files | `files` |
 
 mod cells;
 mod comparison;
 mod files;
+mod grid;
 mod layout;
 mod means;
 mod notes;
@@ -29,6 +31,7 @@ use schemas::evaluation::EvaluationError;
 use schemas::scores::ScoreRow;
 use schemas::winrates::WinRateRow;
 
+pub use files::WIN_RATES_FILE;
 pub use means::MeanRow;
 
 use pictures::Pictures;

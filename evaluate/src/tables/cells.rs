@@ -50,7 +50,7 @@ pub(super) fn win_rates(
     let pairs: Vec<(usize, usize)> = models.flat_map(|a| (0..a).map(move |b| (a, b))).collect();
     let compared = |(a, b)| {
         let [of_a, of_b] = pictures.of_both(a, b)?;
-        Ok(Pair { a, b, comparisons: compare(&of_a, &of_b) })
+        Ok::<_, TablesError>(Pair { a, b, comparisons: compare(&of_a, &of_b) })
     };
     let pairs: Vec<Pair> =
         pairs.into_par_iter().map(compared).collect::<Result<_, TablesError>>()?;

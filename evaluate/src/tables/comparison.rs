@@ -1,5 +1,7 @@
 //! Two models compared prompt by prompt, on the pictures (seeds) that both have scores of.
 
+use std::ops::Range;
+
 use schemas::winrates::Statistic;
 
 use super::pictures::Scores;
@@ -51,7 +53,7 @@ pub(super) fn compare(a: &Scores, b: &Scores) -> Vec<Comparison> {
     };
     for statistic in [Statistic::BestOfN, Statistic::MeanOfN, Statistic::AllPairs] {
         for (metric, (a_scores, b_scores)) in a.metrics.iter().zip(&b.metrics).enumerate() {
-            let judge = |(prompt, pictures): &(usize, std::ops::Range<usize>)| {
+            let of_prompt = |(prompt, pictures): &(usize, Range<usize>)| {
                 let (a, b): (Vec<f32>, Vec<f32>) = (a_scores.get(pictures.clone())?.iter())
                     .zip(b_scores.get(pictures.clone())?)
                     .filter_map(|(a, b)| a.zip(*b))
@@ -59,15 +61,15 @@ pub(super) fn compare(a: &Scores, b: &Scores) -> Vec<Comparison> {
                 judge(statistic, *prompt, &a, &b)
             };
             let chosen_by = (statistic == Statistic::BestOfN).then_some(metric);
-            push(statistic, metric, chosen_by, runs.iter().filter_map(judge).collect());
+            push(statistic, metric, chosen_by, runs.iter().filter_map(of_prompt).collect());
         }
     }
     for chooser in 0..metrics {
         for metric in (0..metrics).filter(|&metric| metric != chooser) {
-            let judge = |(prompt, pictures): &(usize, std::ops::Range<usize>)| {
+            let of_prompt = |(prompt, pictures): &(usize, Range<usize>)| {
                 cross_selection(a, b, [chooser, metric], *prompt, pictures.clone())
             };
-            let judged = runs.iter().filter_map(judge).collect();
+            let judged = runs.iter().filter_map(of_prompt).collect();
             push(Statistic::CrossSelection, metric, Some(chooser), judged);
         }
     }
@@ -98,7 +100,7 @@ fn cross_selection(
     b: &Scores,
     [chooser, metric]: [usize; 2],
     prompt: usize,
-    pictures: std::ops::Range<usize>,
+    pictures: Range<usize>,
 ) -> Option<Judged> {
     let mut seeds = 0;
     let mut chosen: [Option<(f32, f32)>; 2] = [None, None];
@@ -121,8 +123,8 @@ fn cross_selection(
 }
 
 /// The prompts of pictures that are sorted by prompt, with the places of their pictures.
-pub(super) fn runs(prompts: &[usize]) -> Vec<(usize, std::ops::Range<usize>)> {
-    let mut runs: Vec<(usize, std::ops::Range<usize>)> = Vec::new();
+pub(super) fn runs(prompts: &[usize]) -> Vec<(usize, Range<usize>)> {
+    let mut runs: Vec<(usize, Range<usize>)> = Vec::new();
     for (place, &prompt) in prompts.iter().enumerate() {
         match runs.last_mut() {
             Some((last, pictures)) if *last == prompt => pictures.end = place + 1,

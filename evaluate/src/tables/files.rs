@@ -8,7 +8,7 @@ use schemas::evaluation::Record as _;
 use schemas::winrates::{Statistic, WinRateRow, WinRatesWriter};
 use serde_json::{Value, json};
 
-use super::layout::Grid;
+use super::grid::Grid;
 use super::render::{escape_latex, escape_markdown, latex, markdown, terminal};
 use super::{Tables, TablesError};
 
@@ -56,7 +56,7 @@ impl Tables {
         }
         if !self.notes.is_empty() {
             let notes = self.notes.iter();
-            let notes = notes.map(|note| runkit::logging::escape_for_terminal(note).to_string());
+            let notes = notes.map(|note| runkit::logging::escape_for_terminal(note).into_owned());
             parts.push(notes.map(|note| format!("note: {note}\n")).collect());
         }
         parts.join("\n")

@@ -1,5 +1,7 @@
 //! Mean scores of each model (the paper's Tables 6 and 7).
 
+use std::ops::Range;
+
 use rayon::prelude::*;
 use schemas::winrates::Statistic;
 
@@ -34,7 +36,7 @@ pub struct MeanRow {
 pub(super) fn means(pictures: &Pictures) -> Result<Vec<MeanRow>, TablesError> {
     let models = (0..pictures.models.len()).into_par_iter();
     let scores = models.map(|model| pictures.of_model(model)).collect::<Result<Vec<_>, _>>()?;
-    let all = (pictures.sets.len() > 1).then(|| (None, ALL_SETS));
+    let all = (pictures.sets.len() > 1).then_some((None, ALL_SETS));
     let sets = pictures.sets.iter().enumerate().map(|(set, name)| (Some(set), name.as_str()));
     let mut rows = Vec::new();
     for (set, prompt_set) in sets.chain(all) {
@@ -45,7 +47,7 @@ pub(super) fn means(pictures: &Pictures) -> Result<Vec<MeanRow>, TablesError> {
             for (model, scores) in pictures.models.iter().zip(&scores) {
                 let runs = runs(&scores.prompts);
                 for (metric, scores) in pictures.metrics.iter().zip(&scores.metrics) {
-                    let value = |(prompt, places): &(usize, std::ops::Range<usize>)| {
+                    let value = |(prompt, places): &(usize, Range<usize>)| {
                         let found = scores.get(places.clone())?.iter().flatten().copied();
                         let found: Vec<f32> = found.filter(|_| inside(*prompt)).collect();
                         let value = if statistic == Statistic::BestOfN { best } else { mean };

@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use comfy_table::{CellAlignment, Table, presets};
 
-use super::layout::{Grid, GridCell};
+use super::grid::{Grid, GridCell};
 
 /// Tables of more rows than fit on a page are broken over pages in LaTeX.
 const ROWS_OF_A_PAGE: usize = 40;
@@ -135,7 +135,7 @@ pub(super) fn terminal(grid: &Grid) -> String {
 }
 
 fn visible(text: &str) -> String {
-    runkit::logging::escape_for_terminal(text).to_string()
+    runkit::logging::escape_for_terminal(text).into_owned()
 }
 
 /// Text that means itself in Markdown, also inside a table.
@@ -190,7 +190,7 @@ fn label(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::tables::layout::GridRow;
+    use crate::tables::grid::GridRow;
 
     fn grid(rows: usize) -> Grid {
         let cell = GridCell { text: "85.2".into(), small: "80.7–88.9".into(), bold: true };

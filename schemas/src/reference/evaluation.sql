@@ -32,19 +32,21 @@ GROUP BY a.model, b.model, prompt_set, prompt_id, prompt, metric;
 
 -- The best-of-n win rates of the file computed again from the scores.
 CREATE OR REPLACE VIEW win_rates_again AS
-SELECT w.prompt_set, w.category, w.model_a, w.model_b, w.metric,
+SELECT cell.prompt_set, cell.category, cell.model_a, cell.model_b, cell.metric,
        count(*) AS prompts,
        count(*) FILTER (WHERE best_a > best_b) AS wins,
        count(*) FILTER (WHERE best_a = best_b) AS ties,
        count(*) FILTER (WHERE best_a < best_b) AS losses,
-       (wins + ties / 2) / prompts AS win_rate
-FROM win_rates AS w
+       avg(CASE WHEN best_a > best_b THEN 1 WHEN best_a = best_b THEN 0.5 ELSE 0 END) AS win_rate
+FROM (
+    SELECT prompt_set, category, model_a, model_b, metric FROM win_rates
+    WHERE statistic = 'best_of_n'
+) AS cell
 JOIN compared AS c
-  ON c.model_a = w.model_a AND c.model_b = w.model_b AND c.metric = w.metric
- AND (w.prompt_set = c.prompt_set OR w.prompt_set = 'all')
- AND (w.category IS NULL OR w.category = c.category)
-WHERE w.statistic = 'best_of_n'
-GROUP BY w.prompt_set, w.category, w.model_a, w.model_b, w.metric;
+  ON c.model_a = cell.model_a AND c.model_b = cell.model_b AND c.metric = cell.metric
+ AND (cell.prompt_set = c.prompt_set OR cell.prompt_set = 'all')
+ AND (cell.category IS NULL OR cell.category = c.category)
+GROUP BY cell.prompt_set, cell.category, cell.model_a, cell.model_b, cell.metric;
 
 -- A row for each cell of the file that differs from the scores, so no row means that the file is right.
 CREATE OR REPLACE VIEW recheck_win_rates AS
