@@ -1,8 +1,11 @@
 //! The command line as typed. What the words mean is decided in [`crate::commands`].
 
 mod filter_prompts;
+pub mod grid;
+pub mod report;
 pub mod run;
 pub mod score;
+pub mod tables;
 
 use std::path::PathBuf;
 
@@ -43,10 +46,16 @@ pub enum Command {
     Run(run::RunArguments),
     /// Draw pictures of prompts with one or more diffusion models.
     Generate(GenerateArguments),
-    /// Keep the prompts that a text classifier finds safe to show.
-    FilterPrompts(FilterPromptsArguments),
     /// Judge pictures by reward models: those of generate, and others.
     Score(score::ScoreArguments),
+    /// Make win-rate tables of scores.
+    Tables(tables::TablesArguments),
+    /// Lay pictures and their scores side by side on a contact sheet.
+    Grid(grid::GridArguments),
+    /// Write the report page and its figures from existing scores.
+    Report(report::ReportArguments),
+    /// Keep the prompts that a text classifier finds safe to show.
+    FilterPrompts(FilterPromptsArguments),
 }
 
 /// `evaluate generate`.

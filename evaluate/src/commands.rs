@@ -1,8 +1,11 @@
 //! What each command does with what was typed.
 
 mod filter_prompts;
+mod grid;
+mod report;
 mod run;
 mod score;
+mod tables;
 
 use std::collections::HashSet;
 use std::fmt::Write as _;
@@ -30,6 +33,9 @@ pub fn run(command: Command) -> Result<ExitStatus> {
         Command::Generate(arguments) => generate(&arguments),
         Command::Score(arguments) => score::run(&arguments),
         Command::FilterPrompts(arguments) => filter_prompts::run(&arguments),
+        Command::Grid(arguments) => grid::run(&arguments),
+        Command::Report(arguments) => report::run(&arguments),
+        Command::Tables(arguments) => tables::run(&arguments),
     }
 }
 

@@ -9,15 +9,16 @@ mod networks;
 mod pictures;
 mod store;
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Result, bail, ensure};
 use rayon::prelude::*;
 use runkit::lock::OutputLock;
 use runkit::progress::Progress;
 use runkit::signals::{Signal, StopFlag};
+use schemas::evaluation::{KEY_FINGERPRINT, KEY_MANIFEST};
 use schemas::scores::{ScoreRow, ScoresWriter};
 use scorers::{Compute, ScorerSet, ScorersConfig, ScorersManifest};
 use serde_json::json;
@@ -27,7 +28,7 @@ pub use self::pictures::ImagesSource;
 use self::pictures::{Collection, Subject};
 use self::store::{Key, Store};
 use crate::generate;
-use crate::prompts::{self, Prompt, PromptSource};
+use crate::prompts::{self, Limits, Prompt, PromptSource};
 
 /// The file of scores in the folder of an evaluation.
 pub const SCORES: &str = "scores.parquet";
@@ -46,8 +47,8 @@ pub struct Config {
     pub images: Vec<ImagesSource>,
     /// Which seeds of each prompt; those that are there where nothing is said.
     pub seeds: Option<Range<u64>>,
-    /// At most this many prompts of each file.
-    pub limit: Option<usize>,
+    /// How many prompts of each set.
+    pub limits: Limits,
     /// The reward models.
     pub scorers: PathBuf,
     /// Pictures per forward.
@@ -85,7 +86,7 @@ type Checked = Result<String, String>;
 /// One sentence about what is wrong with the prompts, the pictures' folders, the reward models or the
 /// output.
 pub fn run(config: &Config, stop: &StopFlag) -> Result<End> {
-    let prompts = prompts::read(&config.prompts, config.limit)?;
+    let prompts = prompts::read_limited(&config.prompts, config.limits)?;
     run_on(config, &prompts, stop)
 }
 
@@ -124,7 +125,8 @@ pub fn run_on(config: &Config, prompts: &[Prompt], stop: &StopFlag) -> Result<En
         .map(|row| (row.model.as_str(), row.prompt_id.as_str(), row.seed))
         .collect();
     let summary = Summary { pictures, scored, failed: failed.len() };
-    write(config, &rows, prompts, &manifest)?;
+    drop(failed);
+    write(config, rows, prompts, &manifest)?;
     Ok(End::Done(summary))
 }
 
@@ -359,11 +361,11 @@ fn image(config: &Config, subject: &Subject<'_>) -> String {
 /// Writes the file, with what its scores depend on.
 fn write(
     config: &Config,
-    rows: &[ScoreRow],
+    rows: Vec<ScoreRow>,
     prompts: &[Prompt],
     scorers: &ScorersManifest,
 ) -> Result<()> {
-    let mut sets = std::collections::BTreeMap::<&str, Vec<(&str, &str)>>::new();
+    let mut sets = BTreeMap::<&str, Vec<(&str, &str)>>::new();
     for prompt in prompts {
         sets.entry(&prompt.set).or_default().push((&prompt.id, &prompt.text));
     }
@@ -378,12 +380,11 @@ fn write(
         "prompt_sets": hashes,
         "pictures": generate::Manifest::of_folder(&config.out)?,
     });
-    let path = config.out.join(SCORES);
-    let context = || format!("{}: cannot be written", path.display());
-    let fingerprint = runkit::manifest::fingerprint(&manifest)?;
-    let text = runkit::manifest::canonical_json(&manifest)?;
-    let mut writer = ScoresWriter::create(&path, &fingerprint, &text).with_context(context)?;
-    writer.write(rows).with_context(context)?;
-    writer.finish().with_context(context)?;
-    Ok(())
+    let metadata = BTreeMap::from([
+        (KEY_FINGERPRINT.to_owned(), runkit::manifest::fingerprint(&manifest)?),
+        (KEY_MANIFEST.to_owned(), runkit::manifest::canonical_json(&manifest)?),
+    ]);
+    let mut writer = ScoresWriter::create(config.out.join(SCORES), &metadata)?;
+    rows.into_iter().try_for_each(|row| writer.write(row))?;
+    Ok(writer.finish()?)
 }

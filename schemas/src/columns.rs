@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use arrow::datatypes::{DataType, Field};
 
-/// The type of a column of `labels.parquet` or of cached latents.
+/// The type of a column of a file that this workspace writes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ColumnType {
     /// UTF-8 text.
@@ -85,7 +85,7 @@ fn list_of(element: DataType) -> DataType {
     DataType::List(Arc::new(Field::new("element", element, false)))
 }
 
-/// One column of `labels.parquet` or of cached latents.
+/// One column of a file that this workspace writes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Column {
     /// The name in the file.
@@ -292,6 +292,115 @@ pub fn captions_columns(stored: StoredFloat) -> Vec<Column> {
             stored.list(),
             true,
             "the projected features of SDXL's second text encoder; null elsewhere",
+        ),
+    ]
+}
+
+/// The columns of `scores.parquet`, in file order.
+pub fn scores_columns() -> Vec<Column> {
+    use ColumnType::{Category, Float32, Int64, Text};
+    vec![
+        Column::new("model", Category, false, "name of the model that drew the picture"),
+        Column::new("prompt_set", Category, false, "name of the set of prompts"),
+        Column::new("prompt_id", Text, false, "name of the prompt, unique in its set"),
+        Column::new("prompt", Text, false, "the prompt"),
+        Column::new(
+            "category",
+            Category,
+            true,
+            "what the set files the prompt under: PartiPrompts' `Category`, HPD's style; null where \
+             it has no such column",
+        ),
+        Column::new("seed", Int64, false, "seed of the picture's noise, the same for every model"),
+        Column::new("metric", Category, false, "name of the scorer"),
+        Column::new("score", Float32, true, "score of the picture; null when there is none"),
+        Column::new(
+            "image",
+            Text,
+            false,
+            "the picture, relative to the folder of this file; absolute when it was made elsewhere",
+        ),
+        Column::new("error", Text, true, "why there is no score, for people; null when there is"),
+    ]
+}
+
+/// The columns of `winrates.parquet`, in file order.
+pub fn win_rates_columns() -> Vec<Column> {
+    use ColumnType::{Category, Float64, Int64};
+    vec![
+        Column::new(
+            "prompt_set",
+            Category,
+            false,
+            "name of the set of prompts; `all` is all sets together, where there are several",
+        ),
+        Column::new("category", Category, true, "category of the prompts; null for the whole set"),
+        Column::new("model_a", Category, false, "the model whose wins are counted"),
+        Column::new("model_b", Category, false, "the model it is compared with"),
+        Column::new("metric", Category, false, "the judge"),
+        Column::new("statistic", Category, false, "how a prompt is decided (see below)"),
+        Column::new(
+            "chosen_by",
+            Category,
+            true,
+            "the metric that chose the picture of each model; null where none is chosen",
+        ),
+        Column::new("seeds", Int64, false, "pictures of each prompt that both models have"),
+        Column::new("prompts", Int64, false, "prompts that were compared"),
+        Column::new(
+            "excluded",
+            Int64,
+            false,
+            "prompts left out because one of the two models has no picture or score",
+        ),
+        Column::new("wins", Int64, false, "prompts where `model_a` is strictly better"),
+        Column::new("ties", Int64, false, "prompts where both are equal"),
+        Column::new("losses", Int64, false, "prompts where `model_b` is strictly better"),
+        Column::new(
+            "strict_rate",
+            Float64,
+            false,
+            "the paper's figure: `wins / prompts`; of `all_pairs` the share of pairs won",
+        ),
+        Column::new(
+            "win_rate",
+            Float64,
+            false,
+            "the same with ties counted one half: `(wins + ties / 2) / prompts`",
+        ),
+        Column::new("low", Float64, false, "lower end of the 95 % Wilson interval of `win_rate`"),
+        Column::new("high", Float64, false, "upper end of it"),
+        Column::new(
+            "p_value",
+            Float64,
+            false,
+            "exact two-sided sign test of `wins` against `losses`",
+        ),
+        Column::new(
+            "p_holm",
+            Float64,
+            false,
+            "`p_value` with Holm's correction over the table that the row stands in",
+        ),
+        Column::new(
+            "mean_difference",
+            Float64,
+            false,
+            "mean over prompts of what is compared, `model_a` minus `model_b`",
+        ),
+        Column::new(
+            "mean_difference_low",
+            Float64,
+            false,
+            "lower end of its 95 % interval, by a bootstrap over prompts",
+        ),
+        Column::new("mean_difference_high", Float64, false, "upper end of it"),
+        Column::new(
+            "detectable",
+            Float64,
+            false,
+            "smallest distance of a win rate from 0.5 that this many prompts show with 80 % power \
+             at the two-sided 5 % level",
         ),
     ]
 }

@@ -1,8 +1,9 @@
 //! The contract of the files that pass between the stages: their columns, their readers and their
 //! writers. One module per file: [`pairs`] (what goes into `relabel`), [`labels`] (what comes out of
-//! it) and [`latents`] (what `train cache` makes of pairs). [`columns`] is the one table from which the
-//! Arrow schemas, the reference pages `docs/labels-schema.md` and `docs/latents-schema.md` and the
-//! DuckDB views `schemas/duckdb/*.sql` all follow ([`reference`](mod@reference)). [`text`] reads the
+//! it), [`latents`] (what `train cache` makes of pairs), [`scores`] (what the reward models say of an
+//! evaluation's pictures) and [`winrates`] (what is made of that). [`columns`] is the one table from
+//! which the Arrow schemas, the reference pages `docs/*-schema.md` and the DuckDB views
+//! `schemas/duckdb/*.sql` all follow ([`reference`](mod@reference)). [`text`] reads the
 //! text of any other Parquet file, such as a list of prompts.
 //!
 //! Whoever reads or writes one of these files goes through this crate, so that a file has one meaning
@@ -13,10 +14,13 @@
 //! byte of data is read, and a panic of the Parquet library on hostile bytes becomes an error there.
 
 pub mod columns;
+pub mod evaluation;
 pub mod input;
 pub mod labels;
 pub mod latents;
 pub mod pairs;
 pub mod reference;
+pub mod scores;
 pub mod sink;
 pub mod text;
+pub mod winrates;

@@ -1,6 +1,8 @@
-//! The generated companions of the schema: the reference pages `docs/labels-schema.md` and
-//! `docs/latents-schema.md`, and the DuckDB views `schemas/duckdb/labels.sql` and
-//! `schemas/duckdb/latents.sql`, all made from [`crate::columns`].
+//! The generated companions of the schema: the reference pages `docs/*-schema.md` and the DuckDB
+//! views `schemas/duckdb/*.sql` of labels, latents and evaluations, all made from
+//! [`crate::columns`].
+
+mod evaluation;
 
 use std::fmt::Write;
 use std::path::Path;
@@ -16,6 +18,8 @@ use crate::labels::{
 };
 use crate::latents;
 
+pub use evaluation::{evaluation_page, evaluation_views};
+
 /// The scorers of the committed views.
 pub const DEFAULT_SCORERS: [&str; 4] = ["clip", "hps", "pickscore", "aesthetic"];
 /// The labels file of the committed views.
@@ -23,6 +27,9 @@ pub const DEFAULT_LABELS: &str = "data/labels.parquet";
 
 /// The cache of the committed views.
 pub const DEFAULT_LATENTS: &str = "latents";
+
+/// The folder of the evaluation of the committed views.
+pub const DEFAULT_EVALUATION: &str = "eval";
 
 /// How the files were made, said at the head of each.
 const COMMAND: &str = "cargo run --release -p schemas --bin schemas -- docs";
@@ -32,12 +39,14 @@ const VIEWS: &str = include_str!("reference/views.sql");
 const LATENTS_VIEWS: &str = include_str!("reference/latents.sql");
 
 /// The generated files: their path from the root of the repository, and their text.
-pub fn generated_files() -> [(&'static str, String); 4] {
+pub fn generated_files() -> [(&'static str, String); 6] {
     [
         ("docs/labels-schema.md", reference_page()),
         ("schemas/duckdb/labels.sql", duckdb_views(&DEFAULT_SCORERS, DEFAULT_LABELS)),
         ("docs/latents-schema.md", latents_page()),
         ("schemas/duckdb/latents.sql", latents_views(DEFAULT_LATENTS)),
+        ("docs/evaluation-schema.md", evaluation_page()),
+        ("schemas/duckdb/evaluation.sql", evaluation_views(DEFAULT_EVALUATION)),
     ]
 }
 

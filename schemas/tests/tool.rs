@@ -36,8 +36,11 @@ fn outdated_files_are_named_and_made() {
     assert!(!fine && text.contains("docs/labels-schema.md, schemas/duckdb/labels.sql"), "{text}");
     assert!(tool(&["docs", "--root", root]).0);
     assert!(tool(&["docs", "--check", "--root", root]).0);
-    for name in ["docs/latents-schema.md", "schemas/duckdb/latents.sql"] {
-        assert!(folder.path().join(name).exists(), "{name}");
+    for name in ["latents", "evaluation"]
+        .map(|name| [format!("docs/{name}-schema.md"), format!("schemas/duckdb/{name}.sql")])
+        .concat()
+    {
+        assert!(folder.path().join(&name).exists(), "{name}");
     }
 }
 

@@ -28,7 +28,7 @@ CATEGORIES = {
     "sky": "Places and sky",
 }
 VALIDATION_NAMES = 40
-TEST_CAPTIONS = 300
+TEST_CAPTIONS = 200
 
 
 def captions(names: list[str], known: set[str]) -> list[tuple[str, str]]:

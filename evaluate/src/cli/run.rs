@@ -60,7 +60,7 @@ pub struct ReportSettings {
     /// A prompt is unsafe from this probability on [default: 0.5].
     #[arg(long, value_name = "P")]
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub safe_threshold: Option<f64>,
+    pub safe_threshold: Option<f32>,
     /// Models that all others are compared with in the tables of preferences
     /// [default: the first].
     #[arg(long, value_name = "NAME,…", value_delimiter = ',')]

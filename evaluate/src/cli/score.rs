@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::Args;
 use serde::{Deserialize, Serialize};
 
-use crate::prompts::PromptSource;
+use crate::prompts::{Preset, PromptSource};
 use crate::score::ImagesSource;
 
 /// `evaluate score`.
@@ -56,6 +56,10 @@ pub struct ScoreSettings {
     #[arg(long, value_name = "N", allow_negative_numbers = true)]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub limit: Option<usize>,
+    /// Take as many prompts of each set as the paper did; as for generate.
+    #[arg(long, value_name = "NAME", conflicts_with = "limit")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub preset: Option<Preset>,
     /// How pictures are judged.
     #[command(flatten)]
     #[serde(default)]

@@ -5,16 +5,18 @@ use std::path::Path;
 use anyhow::{Context as _, Result, ensure};
 use runkit::exit::ExitStatus;
 use runkit::signals::StopFlag;
+use schemas::evaluation::KEY_MANIFEST;
 use schemas::scores::ScoresFile;
 
 use super::{Config as Drawing, say, score as scoring};
 use crate::cli::run::{ReportSettings, RunArguments, RunSettings};
-use crate::prompts::{self, Prompt};
+use crate::prompts::{self, Prompt, SafetyClassifier};
 use crate::report::{self, DroppedPrompt, ReportInputs};
 use crate::tables::{Tables, TablesConfig};
 use crate::{generate, score};
 
-const SAFE_THRESHOLD: f64 = 0.5;
+const SAFE_THRESHOLD: f32 = 0.5;
+const UNSAFE_LABEL: &str = "NSFW";
 const NO_FILTER: &str = "none";
 
 pub(super) fn run(arguments: &RunArguments) -> Result<ExitStatus> {
@@ -35,8 +37,7 @@ pub(super) fn run(arguments: &RunArguments) -> Result<ExitStatus> {
     let judging = judging(&drawing, &settings)?;
     let stop = runkit::signals::install().context("installing signal handlers")?;
 
-    let all = prompts::read(&drawing.prompts, drawing.limit)?;
-    let (prompts, dropped) = safe(all, &settings.report, &drawing)?;
+    let (prompts, dropped) = safe(&drawing, &settings.report)?;
     if arguments.dry_run {
         say(&generate::plan(&drawing, &prompts)?)?;
         return Ok(ExitStatus::Done);
@@ -62,24 +63,47 @@ fn judging(drawing: &Drawing, settings: &RunSettings) -> Result<score::Config> {
         models: drawing.models.iter().map(|model| model.name.clone()).collect(),
         images: Vec::new(),
         seeds: Some(drawing.seeds.clone()),
-        limit: drawing.limit,
+        limits: drawing.limits,
         scorers,
         batch_size,
         compute,
     })
 }
 
-/// The prompts that the safety filter keeps, and those that it drops.
+/// The prompts that are drawn, and those that the safety filter drops.
 fn safe(
-    prompts: Vec<Prompt>,
-    settings: &ReportSettings,
     drawing: &Drawing,
+    settings: &ReportSettings,
 ) -> Result<(Vec<Prompt>, Vec<DroppedPrompt>)> {
     let Some(model) = settings.safe_filter.as_deref().filter(|model| *model != NO_FILTER) else {
-        return Ok((prompts, Vec::new()));
+        return Ok((prompts::read_limited(&drawing.prompts, drawing.limits)?, Vec::new()));
     };
     let threshold = settings.safe_threshold.unwrap_or(SAFE_THRESHOLD);
-    todo!("{model} {threshold} {:?}", drawing.device)
+    ensure!(
+        threshold > 0.0 && threshold <= 1.0,
+        "--safe-threshold {threshold} is no threshold; hint: a probability above 0, 0.5 is usual"
+    );
+    let classifier = SafetyClassifier::open(model, UNSAFE_LABEL, drawing.device)?;
+    let filtered = prompts::filter(prompts::read(&drawing.prompts)?, &classifier, threshold)?;
+    let mut dropped = Vec::new();
+    let mut kept = Vec::new();
+    for set in filtered {
+        tracing::info!(
+            "{}: {} prompts kept, {} dropped as unsafe",
+            set.name(),
+            set.kept.len(),
+            set.dropped.len()
+        );
+        dropped.extend(set.dropped.iter().map(|judged| DroppedPrompt {
+            set: set.name().to_owned(),
+            id: judged.prompt.id.clone(),
+            prompt: judged.prompt.text.clone(),
+            reason: judged.reason(),
+        }));
+        kept.push(set.into_kept());
+    }
+    let kept = prompts::limited(kept, drawing.limits)?;
+    Ok((kept.into_iter().flat_map(|set| set.prompts).collect(), dropped))
 }
 
 fn draw_and_judge(
@@ -103,8 +127,8 @@ fn draw_and_judge(
 /// Tables, figures and the report of the scores in the folder.
 fn report(drawing: &Drawing, settings: &ReportSettings, dropped: &[DroppedPrompt]) -> Result<()> {
     let file = ScoresFile::open(drawing.out.join(score::SCORES))?;
-    let manifest: serde_json::Value =
-        file.manifest().and_then(|text| serde_json::from_str(text).ok()).unwrap_or_default();
+    let manifest = file.metadata().get(KEY_MANIFEST);
+    let manifest = manifest.and_then(|text| serde_json::from_str(text).ok()).unwrap_or_default();
     let scores = file.read()?;
     let first = drawing.models.first().map(|model| model.name.clone());
     let config = TablesConfig {
@@ -112,7 +136,7 @@ fn report(drawing: &Drawing, settings: &ReportSettings, dropped: &[DroppedPrompt
         ..TablesConfig::default()
     };
     let tables = Tables::compute(&scores, &config)?;
-    tables.write(&drawing.out)?;
+    tables.write(&drawing.out, &super::tables::metadata(&[file.fingerprint()], &tables))?;
     let inputs = ReportInputs {
         folder: &drawing.out,
         scores: &scores,

@@ -9,6 +9,7 @@ use scorers::Compute;
 
 use super::say;
 use crate::cli::score::{JudgeSettings, ScoreArguments, ScoreSettings};
+use crate::prompts::Limits;
 use crate::score::{self, Config, End, Summary};
 
 const BATCH_SIZE_CPU: usize = 8;
@@ -68,6 +69,10 @@ fn config(settings: &ScoreSettings) -> Result<Config> {
         settings.limit != Some(0),
         "--limit 0 takes no prompt; hint: leave it out to take all"
     );
+    ensure!(
+        settings.limit.is_none() || settings.preset.is_none(),
+        "--limit and --preset both say how many prompts to take; hint: leave one out"
+    );
     let seeds = match settings.seeds {
         None => {
             ensure!(settings.base_seed.is_none(), "--base-seed says nothing without --seeds");
@@ -89,7 +94,7 @@ fn config(settings: &ScoreSettings) -> Result<Config> {
         models: settings.models.clone().unwrap_or_default(),
         images: settings.images.clone().unwrap_or_default(),
         seeds,
-        limit: settings.limit,
+        limits: Limits { limit: settings.limit, preset: settings.preset },
         scorers,
         batch_size,
         compute,

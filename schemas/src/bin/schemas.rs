@@ -11,6 +11,8 @@ use schemas::labels::{LabelsError, LabelsFile};
 use schemas::latents::{CaptionsFile, LatentsError, LatentsFile};
 use schemas::pairs::{InputFile, PairFile, PairsError};
 use schemas::reference;
+use schemas::scores::ScoresFile;
+use schemas::winrates::WinRatesFile;
 
 /// The file contract of the pipeline: reference page, DuckDB views, checks of files.
 #[derive(Parser)]
@@ -22,7 +24,7 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Write docs/{labels,latents}-schema.md and schemas/duckdb/*.sql
+    /// Write docs/{labels,latents,evaluation}-schema.md and schemas/duckdb/*.sql
     Docs {
         /// Write nothing; fail when a file is not up to date
         #[arg(long)]
@@ -39,7 +41,7 @@ enum Command {
     },
     /// Say what a file is, and whether it is valid to its last row
     Check {
-        /// A file of labels, pairs, cached latents or captions
+        /// A file of labels, pairs, cached latents, captions, scores or win rates
         file: PathBuf,
     },
 }
@@ -89,6 +91,12 @@ fn check(path: &Path) -> Result<String> {
     }
     if let Ok(file) = CaptionsFile::open(path) {
         return check_captions(&file);
+    }
+    if let Ok(file) = ScoresFile::open(path) {
+        return Ok(format!("valid scores, {} rows", file.read()?.len()));
+    }
+    if let Ok(file) = WinRatesFile::open(path) {
+        return Ok(format!("valid win rates, {} rows", file.read()?.len()));
     }
     let labels = match LabelsFile::open(path) {
         Ok(file) => return check_labels(&file),

@@ -1,0 +1,41 @@
+//! `evaluate grid`: scores and pictures in, a contact sheet out.
+
+use std::path::Path;
+
+use anyhow::{Context as _, Result, ensure};
+use runkit::exit::ExitStatus;
+use schemas::scores::ScoresFile;
+
+use super::say;
+use crate::cli::grid::GridArguments;
+use crate::grid::{self, GridConfig};
+
+/// Sides of a picture that make sense, in pixels.
+const SIDES: std::ops::RangeInclusive<u32> = 16..=2048;
+
+/// Runs the command.
+pub(super) fn run(arguments: &GridArguments) -> Result<ExitStatus> {
+    if let Some(side) = arguments.size {
+        let (least, most) = (SIDES.start(), SIDES.end());
+        ensure!(SIDES.contains(&side), "--size {side}: expected {least} to {most} pixels");
+    }
+    ensure!(arguments.count != Some(0), "--count 0 shows nothing; hint: leave it out");
+    let rows = ScoresFile::open(&arguments.scores)?.read()?;
+    let config = GridConfig {
+        layout: arguments.layout,
+        prompts: arguments.prompts.clone(),
+        models: arguments.models.clone(),
+        choose: arguments.choose.clone(),
+        count: arguments.count,
+        sort: arguments.sort.clone(),
+        side: arguments.size,
+    };
+    let folder = arguments.scores.parent().unwrap_or(Path::new(""));
+    let sheet = grid::draw(&rows, folder, &config)
+        .with_context(|| format!("drawing a sheet of {}", arguments.scores.display()))?;
+    let out = arguments.out.clone().unwrap_or_else(|| folder.join("grid.png"));
+    let png = sheet.png().with_context(|| format!("encoding {}", out.display()))?;
+    runkit::files::write_atomic(&out, |file| file.write_all(&png))?;
+    say(&format!("sheet: {}\n", out.display()))?;
+    Ok(ExitStatus::Done)
+}

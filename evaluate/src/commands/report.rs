@@ -1,0 +1,38 @@
+//! `evaluate report`: the page of an evaluation from its scores.
+
+use std::path::Path;
+
+use anyhow::{Context as _, Result};
+use runkit::exit::ExitStatus;
+use schemas::evaluation::KEY_MANIFEST;
+use schemas::scores::ScoresFile;
+
+use super::say;
+use crate::cli::report::ReportArguments;
+use crate::report::{self, ReportInputs};
+use crate::tables::{Tables, TablesConfig};
+
+/// Runs the command.
+pub(super) fn run(arguments: &ReportArguments) -> Result<ExitStatus> {
+    let file = ScoresFile::open(&arguments.scores)?;
+    let scores = file.read()?;
+    let tables = Tables::compute(&scores, &TablesConfig::default())?;
+    let manifest = file.metadata().get(KEY_MANIFEST);
+    let manifest = manifest.and_then(|text| serde_json::from_str(text).ok());
+    let folder = arguments.scores.parent().unwrap_or(Path::new(""));
+    let inputs = ReportInputs {
+        folder,
+        scores: &scores,
+        win_rates: &tables.win_rates,
+        means: &tables.means,
+        notes: &tables.notes,
+        labels: arguments.labels.as_deref(),
+        manifest: &manifest.unwrap_or_default(),
+        dropped: &[],
+    };
+    let out = arguments.out.as_deref().unwrap_or(folder);
+    let page = report::write(&inputs, out)
+        .with_context(|| format!("writing the report of {}", arguments.scores.display()))?;
+    say(&format!("report: {}\n", page.display()))?;
+    Ok(ExitStatus::Done)
+}

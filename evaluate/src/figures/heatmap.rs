@@ -1,0 +1,164 @@
+//! Matrices of shares, side by side: blue above one half, orange below, the number in each cell.
+
+use serde::Serialize;
+
+use super::{WIDTH, px, subtitle, top};
+use crate::render::text::{Ruler, Weight, clean};
+use crate::render::{RenderError, Renderer};
+
+/// Okabe and Ito's blue and vermilion.
+const ABOVE: [f64; 3] = [0.0, 114.0, 178.0];
+const BELOW: [f64; 3] = [213.0, 94.0, 0.0];
+/// The distance from one half that has the full colour.
+const FULL_COLOUR: f64 = 0.45;
+
+/// The size of a cell, of the names beside the rows, and of what stands above the cells.
+const CELL: [f32; 2] = [58.0, 30.0];
+const ROW_NAMES: f32 = 92.0;
+const ABOVE_CELLS: f32 = 60.0;
+const GAP: f32 = 26.0;
+/// The angle of names above columns makes them narrower; they are cut to this.
+const COLUMN_NAME: f32 = 56.0;
+
+/// A matrix with the names of its rows and columns.
+pub(super) struct Matrix {
+    /// What stands above it.
+    pub(super) title: String,
+    /// The names of the rows.
+    pub(super) rows: Vec<String>,
+    /// The names of the columns.
+    pub(super) columns: Vec<String>,
+    /// Shares from 0 to 1, row by row.
+    pub(super) values: Vec<Vec<Option<f64>>>,
+}
+
+#[derive(Serialize)]
+struct Heatmap<'a> {
+    width: f64,
+    height: f64,
+    title: &'a str,
+    subtitle: Vec<String>,
+    axes: [&'a str; 2],
+    panels: Vec<Panel>,
+}
+
+#[derive(Serialize)]
+struct Panel {
+    x: f64,
+    y: f64,
+    cells_x: f64,
+    cells_y: f64,
+    title: String,
+    rows: Vec<Name>,
+    columns: Vec<Name>,
+    cells: Vec<CellBox>,
+}
+
+#[derive(Serialize)]
+struct Name {
+    at: f64,
+    name: String,
+}
+
+#[derive(Serialize)]
+struct CellBox {
+    x: f64,
+    y: f64,
+    fill: String,
+    ink: &'static str,
+    text: String,
+}
+
+/// Draws the matrices in rows of as many as fit. `axes` names what columns and rows are.
+pub(super) fn draw(
+    renderer: &Renderer,
+    title: &str,
+    caption: &str,
+    axes: [&str; 2],
+    matrices: &[Matrix],
+) -> Result<String, RenderError> {
+    let subtitle = subtitle(caption);
+    let top = top(&subtitle);
+    let columns = matrices.iter().map(|matrix| matrix.columns.len()).max().unwrap_or(0);
+    let rows = matrices.iter().map(|matrix| matrix.rows.len()).max().unwrap_or(0);
+    let width = ROW_NAMES + columns as f32 * CELL[0];
+    let height = ABOVE_CELLS + rows as f32 * CELL[1];
+    let across = (((WIDTH - 28.0 + GAP) / (width + GAP)) as usize).max(1);
+    let panel = |(place, matrix): (usize, &Matrix)| {
+        let x = 14.0 + (place % across) as f32 * (width + GAP);
+        let y = top + (place / across) as f32 * (height + GAP);
+        draw_panel(matrix, x, y, width)
+    };
+    let lines = matrices.len().div_ceil(across) as f32;
+    let heatmap = Heatmap {
+        width: px(WIDTH.max(width + 28.0)),
+        height: px(top + lines * (height + GAP)),
+        title: &clean(title),
+        subtitle,
+        axes,
+        panels: matrices.iter().enumerate().map(panel).collect(),
+    };
+    renderer.fill("heatmap.svg", &heatmap)
+}
+
+fn draw_panel(matrix: &Matrix, x: f32, y: f32, width: f32) -> Panel {
+    let small = Ruler::new(Weight::Regular, 11.0);
+    let (left, top) = (x + ROW_NAMES, y + ABOVE_CELLS);
+    let name = |name: &str, width| small.fit(&clean(name), width);
+    let rows = matrix.rows.iter().enumerate().map(|(row, text)| Name {
+        at: px(top + (row as f32 + 0.5) * CELL[1]),
+        name: name(text, ROW_NAMES - 10.0),
+    });
+    let columns = matrix.columns.iter().enumerate().map(|(column, text)| Name {
+        at: px(left + (column as f32 + 0.5) * CELL[0]),
+        name: name(text, COLUMN_NAME),
+    });
+    let cell = |row: usize, column: usize, share: Option<f64>| {
+        let (fill, ink) = colour(share);
+        CellBox {
+            x: px(left + column as f32 * CELL[0]),
+            y: px(top + row as f32 * CELL[1]),
+            fill,
+            ink,
+            text: share.map_or_else(|| "–".to_owned(), |share| format!("{:.1}", 100.0 * share)),
+        }
+    };
+    let row = |(row, shares): (usize, &Vec<Option<f64>>)| {
+        let cells = shares.iter().enumerate();
+        cells.map(|(column, share)| cell(row, column, *share)).collect::<Vec<_>>()
+    };
+    Panel {
+        x: px(x),
+        y: px(y),
+        cells_x: px(left + matrix.columns.len() as f32 * CELL[0] / 2.0),
+        cells_y: px(top),
+        title: Ruler::new(Weight::Bold, 12.5).fit(&clean(&matrix.title), width),
+        rows: rows.collect(),
+        columns: columns.collect(),
+        cells: matrix.values.iter().enumerate().flat_map(row).collect(),
+    }
+}
+
+/// The colour of a cell, and of the number in it.
+fn colour(share: Option<f64>) -> (String, &'static str) {
+    let Some(share) = share else { return ("#eeeeee".to_owned(), "#5f6368") };
+    let full = if share >= 0.5 { ABOVE } else { BELOW };
+    let depth = ((share - 0.5).abs() / FULL_COLOUR).min(1.0);
+    let [red, green, blue] = full.map(|level| 255.0 + (level - 255.0) * depth);
+    let bright = 0.299 * red + 0.587 * green + 0.114 * blue > 150.0;
+    let fill = format!("#{:02x}{:02x}{:02x}", red as u8, green as u8, blue as u8);
+    (fill, if bright { "#222222" } else { "#ffffff" })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::colour;
+
+    #[test]
+    fn one_half_is_white_and_numbers_stay_legible() {
+        assert_eq!(colour(Some(0.5)), ("#ffffff".to_owned(), "#222222"));
+        assert_eq!(colour(Some(1.0)), ("#0072b2".to_owned(), "#ffffff"));
+        assert_eq!(colour(Some(0.0)), ("#d55e00".to_owned(), "#ffffff"));
+        assert_eq!(colour(Some(0.55)).1, "#222222");
+    }
+}

@@ -1,0 +1,235 @@
+//! Where everything on a sheet stands.
+
+use serde::Serialize;
+
+use super::{Captions, LARGE_SIDE, Pictures, SMALL_SIDE};
+use crate::bitmap::Bitmap;
+use crate::render::text::{Ruler, Weight, clean};
+use crate::render::{RenderError, Renderer};
+use crate::scored::{Choice, Scored, ScoredPicture, ScoredPrompt};
+
+/// Space around the sheet and between pictures, in pixels.
+const MARGIN: u32 = 14;
+const GAP: u32 = 10;
+/// The width of the words before each row.
+const HEADS: u32 = 150;
+/// Sizes of letters, and the height of their lines.
+const HEADING: f32 = 13.0;
+const TEXT: f32 = 12.0;
+const CAPTION: f32 = 11.0;
+const LINE: u32 = 15;
+/// Lines of a prompt above the pictures of all seeds.
+const TITLE_LINES: usize = 3;
+
+/// A table of pictures.
+pub(super) struct Block {
+    /// What stands above it.
+    title: String,
+    columns: Vec<String>,
+    rows: Vec<Row>,
+}
+
+struct Row {
+    head: String,
+    /// For each column the picture and its caption; nothing where there is none.
+    pictures: Vec<Option<Shown>>,
+}
+
+struct Shown {
+    image: String,
+    caption: String,
+}
+
+impl Block {
+    /// A row for each prompt, a column for each model.
+    pub(super) fn of_models(
+        scored: &Scored<'_>,
+        prompts: &[&ScoredPrompt<'_>],
+        models: &[usize],
+        choice: Choice,
+        captions: &Captions,
+    ) -> Self {
+        let row = |prompt: &&ScoredPrompt<'_>| Row {
+            head: prompt.text.to_owned(),
+            pictures: models
+                .iter()
+                .map(|&model| Some(shown(prompt.chosen(model, choice)?, captions)))
+                .collect(),
+        };
+        Self {
+            title: String::new(),
+            columns: models.iter().map(|&model| scored.models[model].to_owned()).collect(),
+            rows: prompts.iter().map(row).collect(),
+        }
+    }
+
+    /// A row for each model, a column for each seed of any of them.
+    pub(super) fn of_seeds(
+        scored: &Scored<'_>,
+        prompt: &ScoredPrompt<'_>,
+        models: &[usize],
+        captions: &Captions,
+    ) -> Self {
+        let pictures = |model: usize| prompt.pictures[model].iter();
+        let mut seeds: Vec<i64> =
+            models.iter().flat_map(|&model| pictures(model)).map(|picture| picture.seed).collect();
+        seeds.sort_unstable();
+        seeds.dedup();
+        let of_seed = |model: usize, seed: &i64| {
+            pictures(model)
+                .find(|picture| picture.seed == *seed)
+                .map(|picture| shown(picture, captions))
+        };
+        let row = |&model: &usize| Row {
+            head: scored.models[model].to_owned(),
+            pictures: seeds.iter().map(|seed| of_seed(model, seed)).collect(),
+        };
+        Self {
+            title: prompt.text.to_owned(),
+            columns: seeds.iter().map(|seed| format!("seed {seed}")).collect(),
+            rows: models.iter().map(row).collect(),
+        }
+    }
+}
+
+fn shown(picture: &ScoredPicture<'_>, captions: &Captions) -> Shown {
+    Shown { image: picture.image.to_owned(), caption: captions.of(&picture.scores) }
+}
+
+/// A sheet with everything in its place.
+#[derive(Serialize)]
+pub(super) struct Sheet {
+    width: u32,
+    height: u32,
+    lines: Vec<Line>,
+    frames: Vec<Frame>,
+    #[serde(skip)]
+    pasted: Vec<Pasted>,
+}
+
+#[derive(Serialize)]
+struct Line {
+    x: u32,
+    y: u32,
+    size: f32,
+    bold: bool,
+    muted: bool,
+    anchor: &'static str,
+    text: String,
+}
+
+#[derive(Serialize)]
+struct Frame {
+    x: u32,
+    y: u32,
+    side: u32,
+    label: &'static str,
+}
+
+struct Pasted {
+    x: u32,
+    y: u32,
+    picture: Bitmap,
+}
+
+impl Sheet {
+    /// Lays out blocks one below the other, with pictures of `side` pixels.
+    pub(super) fn new(blocks: Vec<Block>, pictures: &Pictures, side: Option<u32>) -> Self {
+        let mut sheet = Self {
+            width: 0,
+            height: MARGIN,
+            lines: Vec::new(),
+            frames: Vec::new(),
+            pasted: Vec::new(),
+        };
+        let side = side.unwrap_or_else(|| usual_side(&blocks, pictures));
+        for block in blocks {
+            sheet.add(block, pictures, side);
+        }
+        sheet.height += MARGIN - GAP.min(MARGIN);
+        sheet
+    }
+
+    fn add(&mut self, block: Block, pictures: &Pictures, side: u32) {
+        let left = MARGIN + HEADS + GAP;
+        let columns = block.columns.len() as u32;
+        self.width = self.width.max(left + columns * (side + GAP) - GAP.min(columns * GAP) + MARGIN);
+        let whole = (self.width - 2 * MARGIN) as f32;
+        let title = Ruler::new(Weight::Bold, HEADING).wrap(&clean(&block.title), whole, TITLE_LINES);
+        for text in title {
+            self.line(MARGIN, HEADING, Weight::Bold, "start", text);
+        }
+        let bold = Ruler::new(Weight::Bold, HEADING);
+        let heads = self.height;
+        for (column, name) in block.columns.iter().enumerate() {
+            self.height = heads;
+            let middle = left + column as u32 * (side + GAP) + side / 2;
+            let text = bold.fit(&clean(name), side as f32);
+            self.line(middle, HEADING, Weight::Bold, "middle", text);
+        }
+        self.height = heads + LINE + 6;
+        for row in block.rows {
+            self.add_row(row, pictures, left, side);
+        }
+    }
+
+    fn add_row(&mut self, row: Row, pictures: &Pictures, left: u32, side: u32) {
+        let top = self.height;
+        let lines = (side / LINE).max(1) as usize;
+        let head = Ruler::new(Weight::Regular, TEXT).wrap(&clean(&row.head), HEADS as f32, lines);
+        for text in head {
+            self.line(MARGIN, TEXT, Weight::Regular, "start", text);
+        }
+        let mut bottom = self.height.max(top + side);
+        let small = Ruler::new(Weight::Regular, CAPTION);
+        for (column, shown) in row.pictures.into_iter().enumerate() {
+            let x = left + column as u32 * (side + GAP);
+            let picture = shown.as_ref().map_or(Err("no picture"), |shown| {
+                pictures.read(&shown.image).map(|picture| picture.fitted(side))
+            });
+            match picture {
+                Ok(picture) => self.pasted.push(Pasted {
+                    x: x + side.saturating_sub(picture.width) / 2,
+                    y: top + side.saturating_sub(picture.height) / 2,
+                    picture,
+                }),
+                Err(label) => self.frames.push(Frame { x, y: top, side, label }),
+            }
+            self.height = top + side + 3;
+            let caption = shown.map_or_else(String::new, |shown| shown.caption);
+            for text in small.wrap(&caption, (side + GAP - 2) as f32, lines) {
+                self.line(x + side / 2, CAPTION, Weight::Regular, "middle", text);
+            }
+            bottom = bottom.max(self.height);
+        }
+        self.height = bottom + GAP;
+    }
+
+    /// Adds a line of text and moves below it.
+    fn line(&mut self, x: u32, size: f32, weight: Weight, anchor: &'static str, text: String) {
+        let y = self.height + size as u32;
+        let (bold, muted) = (weight == Weight::Bold, size < TEXT);
+        self.lines.push(Line { x, y, size, bold, muted, anchor, text });
+        self.height += LINE;
+    }
+
+    /// The sheet as pixels: words and frames, and the pictures laid over.
+    pub(super) fn draw(&self, renderer: &Renderer) -> Result<Bitmap, RenderError> {
+        let mut drawn = renderer.pixels(&renderer.fill("sheet.svg", self)?, 1.0)?;
+        for pasted in &self.pasted {
+            drawn.paste(&pasted.picture, pasted.x, pasted.y);
+        }
+        Ok(drawn)
+    }
+}
+
+/// The side that suits the first picture that can be read: small pictures are enlarged by the largest
+/// whole factor, large ones shrunk.
+fn usual_side(blocks: &[Block], pictures: &Pictures) -> u32 {
+    let images = blocks.iter().flat_map(|block| &block.rows).flat_map(|row| &row.pictures);
+    let first = images.flatten().find_map(|shown| Bitmap::read(&pictures.folder.join(&shown.image)).ok());
+    first.map_or(SMALL_SIDE, |picture| {
+        let longest = picture.width.max(picture.height);
+        if longest <= SMALL_SIDE { SMALL_SIDE / longest * longest } else { longest.min(LARGE_SIDE) }
+    })
+}

@@ -1,0 +1,258 @@
+//! Contact sheets in the paper's layouts: pictures of several models beside each other, or the
+//! pictures of one prompt for every seed, with the scores beneath.
+
+mod layout;
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+use schemas::scores::ScoreRow;
+
+use crate::bitmap::Bitmap;
+use crate::render::{RenderError, Renderer};
+use crate::scored::{Choice, Scored, ScoredPrompt, letters};
+
+/// Small pictures are enlarged to at most this side, in pixels.
+const SMALL_SIDE: u32 = 128;
+/// Large pictures are shrunk to this side.
+const LARGE_SIDE: u32 = 256;
+/// Prompts of a sheet, unless said otherwise.
+const PROMPTS: usize = 8;
+
+/// What stands beside each other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Layout {
+    /// A row for each prompt, a column for each model, of each the chosen picture.
+    Models,
+    /// A row for each model, a column for each seed, for one prompt or more.
+    Seeds,
+}
+
+/// In which order prompts come.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Order {
+    /// That of the scores.
+    Given,
+    /// By how much the last model's best score by this metric is higher than the first one's, the
+    /// largest margin first.
+    Margin(String),
+}
+
+impl std::str::FromStr for Order {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text.split_once(':') {
+            Some(("margin", metric)) if !metric.is_empty() => Ok(Self::Margin(metric.to_owned())),
+            None if text == "order" => Ok(Self::Given),
+            _ => Err("expected order or margin:METRIC".to_owned()),
+        }
+    }
+}
+
+impl fmt::Display for Order {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Given => formatter.write_str("order"),
+            Self::Margin(metric) => write!(formatter, "margin:{metric}"),
+        }
+    }
+}
+
+/// What a sheet shows.
+#[derive(Debug, Clone)]
+pub struct GridConfig {
+    /// What stands beside each other.
+    pub layout: Layout,
+    /// Ids of prompts or parts of their text; empty for all.
+    pub prompts: Vec<String>,
+    /// Models in the order of the sheet; empty for all.
+    pub models: Vec<String>,
+    /// `all` for the best mean rank over all metrics, `first` for the smallest seed, or a metric.
+    pub choose: String,
+    /// At most so many prompts; 8, or 1 where seeds stand beside each other.
+    pub count: Option<usize>,
+    /// The order of the prompts.
+    pub sort: Order,
+    /// The side of a picture in pixels; chosen by the size of the pictures where it is not given.
+    pub side: Option<u32>,
+}
+
+/// A sheet cannot be made.
+#[derive(Debug, thiserror::Error)]
+pub enum GridError {
+    /// No scores.
+    #[error("the scores are empty; hint: run `evaluate score` on some pictures first")]
+    Empty,
+    /// A model, metric or prompt that is not among the scores.
+    #[error("no {what} {name:?} among the scores; hint: {known}")]
+    Unknown {
+        /// What was looked for.
+        what: &'static str,
+        /// What was given.
+        name: String,
+        /// What there is.
+        known: String,
+    },
+    /// It cannot be drawn.
+    #[error(transparent)]
+    Render(#[from] RenderError),
+}
+
+/// Draws a sheet. `folder` is that of the scores, which pictures are relative to. A picture that is
+/// not there or cannot be read is an empty frame that says so.
+///
+/// # Errors
+/// When a model, metric or prompt is asked for that is not among the scores, or the sheet is too
+/// large to be drawn.
+pub fn draw(rows: &[ScoreRow], folder: &Path, config: &GridConfig) -> Result<Bitmap, GridError> {
+    let scored = Scored::new(rows);
+    if scored.prompts.is_empty() {
+        return Err(GridError::Empty);
+    }
+    let models = models(&scored, &config.models)?;
+    let choice = match &*config.choose {
+        "all" => Choice::MeanRank,
+        "first" => Choice::First,
+        metric => Choice::Metric(metric_place(&scored, metric)?),
+    };
+    let prompts = prompts(&scored, config, &models)?;
+    let captions = Captions { letters: letters(&scored.metrics) };
+    let cells: Vec<layout::Block> = match config.layout {
+        Layout::Models => {
+            vec![layout::Block::of_models(&scored, &prompts, &models, choice, &captions)]
+        }
+        Layout::Seeds => prompts
+            .iter()
+            .map(|prompt| layout::Block::of_seeds(&scored, prompt, &models, &captions))
+            .collect(),
+    };
+    let pictures = Pictures { folder: folder.to_owned() };
+    let sheet = layout::Sheet::new(cells, &pictures, config.side);
+    Ok(sheet.draw(&Renderer::new()?)?)
+}
+
+/// The places of the models that are shown.
+fn models(scored: &Scored<'_>, names: &[String]) -> Result<Vec<usize>, GridError> {
+    if names.is_empty() {
+        return Ok((0..scored.models.len()).collect());
+    }
+    let place = |name: &String| {
+        scored.models.iter().position(|model| model == name).ok_or_else(|| GridError::Unknown {
+            what: "model",
+            name: name.clone(),
+            known: format!("there are {}", scored.models.join(", ")),
+        })
+    };
+    names.iter().map(place).collect()
+}
+
+fn metric_place(scored: &Scored<'_>, name: &str) -> Result<usize, GridError> {
+    scored.metrics.iter().position(|metric| *metric == name).ok_or_else(|| GridError::Unknown {
+        what: "metric",
+        name: name.to_owned(),
+        known: format!("there are {}", scored.metrics.join(", ")),
+    })
+}
+
+/// The prompts of the sheet in their order.
+fn prompts<'a>(
+    scored: &'a Scored<'_>,
+    config: &GridConfig,
+    models: &[usize],
+) -> Result<Vec<&'a ScoredPrompt<'a>>, GridError> {
+    let mut prompts: Vec<&ScoredPrompt<'_>> = Vec::new();
+    for wanted in &config.prompts {
+        let by_id: Vec<&ScoredPrompt<'_>> =
+            scored.prompts.iter().filter(|prompt| prompt.id == wanted).collect();
+        let part = wanted.to_lowercase();
+        let by_text = scored.prompts.iter().filter(|prompt| {
+            by_id.is_empty() && prompt.text.to_lowercase().contains(&part)
+        });
+        let found: Vec<&ScoredPrompt<'_>> = by_id.iter().copied().chain(by_text).collect();
+        if found.is_empty() {
+            return Err(GridError::Unknown {
+                what: "prompt",
+                name: wanted.clone(),
+                known: "give the id of a prompt or a part of its text".to_owned(),
+            });
+        }
+        let new = |prompt: &&ScoredPrompt<'_>| {
+            !prompts.iter().any(|other| std::ptr::eq(*other, *prompt))
+        };
+        let found: Vec<&ScoredPrompt<'_>> = found.into_iter().filter(new).collect();
+        prompts.extend(found);
+    }
+    if config.prompts.is_empty() {
+        prompts = scored.prompts.iter().collect();
+    }
+    if let Order::Margin(metric) = &config.sort {
+        let metric = metric_place(scored, metric)?;
+        let pair = [models.last(), models.first()].map(|place| place.copied().unwrap_or(0));
+        let margin = |prompt: &ScoredPrompt<'_>| {
+            prompt.margin(pair, metric).unwrap_or(f32::NEG_INFINITY)
+        };
+        prompts.sort_by(|one, two| margin(two).total_cmp(&margin(one)));
+    }
+    let usual = if config.layout == Layout::Models { PROMPTS } else { 1 };
+    prompts.truncate(config.count.unwrap_or(usual));
+    Ok(prompts)
+}
+
+/// Makes the captions below pictures.
+struct Captions {
+    letters: Vec<String>,
+}
+
+impl Captions {
+    /// `P:0.20 H:0.25`, with a dash for a score that is missing.
+    fn of(&self, scores: &[Option<f32>]) -> String {
+        let score = |score: &Option<f32>| {
+            score.map_or_else(|| "–".to_owned(), |score| format!("{score:.2}"))
+        };
+        let parts = self.letters.iter().zip(scores);
+        let parts: Vec<String> =
+            parts.map(|(letter, value)| format!("{letter}:{}", score(value))).collect();
+        parts.join(" ")
+    }
+}
+
+/// Reads pictures.
+struct Pictures {
+    folder: PathBuf,
+}
+
+impl Pictures {
+    /// The picture, or what the frame says in its place.
+    fn read(&self, image: &str) -> Result<Bitmap, &'static str> {
+        let path = self.folder.join(image);
+        Bitmap::read(&path).map_err(|error| {
+            let shown = runkit::logging::escape_for_terminal(&error.to_string()).into_owned();
+            tracing::warn!("{shown}");
+            if path.exists() { "unreadable" } else { "missing" }
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn captions_are_the_papers() {
+        let captions = Captions { letters: letters(&["pickscore", "hps", "clip", "aesthetic"]) };
+        let scores = [Some(0.2), Some(0.25), Some(0.21), Some(4.57)];
+        assert_eq!(captions.of(&scores), "P:0.20 H:0.25 C:0.21 A:4.57");
+        assert_eq!(captions.of(&[None, Some(1.0)]), "P:– H:1.00");
+    }
+
+    #[test]
+    fn orders_are_words() {
+        assert_eq!("order".parse(), Ok(Order::Given));
+        assert_eq!("margin:hps".parse(), Ok(Order::Margin("hps".to_owned())));
+        for wrong in ["margin", "margin:", "hps", "order:hps"] {
+            assert!(wrong.parse::<Order>().unwrap_err().contains("margin:METRIC"), "{wrong}");
+        }
+        assert_eq!(Order::Margin("hps".to_owned()).to_string(), "margin:hps");
+    }
+}

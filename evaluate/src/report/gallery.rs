@@ -1,0 +1,347 @@
+//! The gallery: which prompts and pictures it shows, and the data that the page's script reads.
+
+use std::collections::{BTreeSet, HashMap};
+use std::path::Path;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use rayon::iter::{IntoParallelRefIterator as _, ParallelIterator as _};
+use serde::Serialize;
+
+use crate::bitmap::Bitmap;
+use crate::scored::{Choice, Scored, ScoredPicture, letters};
+
+/// At most so many prompts.
+const MOST_PROMPTS: usize = 200;
+/// At most so many pictures, so that a report of large pictures is made in seconds.
+const MOST_PICTURES: usize = 4000;
+/// At most so many bytes of pictures, as text.
+const MOST_BYTES: usize = 10 << 20;
+/// The side of a thumbnail, in pixels.
+const SIDE: u32 = 128;
+/// Pictures below this side are shown with every pixel as a square, and keep their colours.
+const SMALL_SIDE: u32 = 96;
+/// The quality of JPEG, of 100: small pictures have no pixel to lose.
+const SMALL_QUALITY: u8 = 92;
+const LARGE_QUALITY: u8 = 82;
+
+/// What the page's script reads. Places are indices into the lists at the top.
+#[derive(Debug, Serialize)]
+pub(super) struct Gallery<'a> {
+    models: &'a [&'a str],
+    metrics: &'a [&'a str],
+    /// One letter for each metric.
+    letters: Vec<String>,
+    sets: &'a [&'a str],
+    categories: Vec<&'a str>,
+    /// By what the shown picture can be chosen: `null` for the mean rank, else the place of a metric.
+    choices: Vec<Option<usize>>,
+    prompts: Vec<Card<'a>>,
+    /// JPEG in base64.
+    thumbnails: Vec<String>,
+}
+
+#[derive(Debug, Serialize)]
+struct Card<'a> {
+    set: usize,
+    id: &'a str,
+    text: &'a str,
+    category: Option<usize>,
+    models: Vec<Column>,
+}
+
+/// A model's pictures of a prompt.
+#[derive(Debug, Serialize)]
+struct Column {
+    /// For each metric the best score.
+    best: Vec<Option<f32>>,
+    /// For each choice the place in `pictures`.
+    chosen: Vec<Option<usize>>,
+    pictures: Vec<Shown>,
+}
+
+#[derive(Debug, Serialize)]
+struct Shown {
+    seed: i64,
+    scores: Vec<Option<f32>>,
+    /// The place of the thumbnail; nothing where the picture cannot be read.
+    thumbnail: Option<usize>,
+    small: bool,
+}
+
+/// A picture by the places of its prompt and model, and its seed.
+type Key = (usize, usize, i64);
+type Thumbnails = HashMap<Key, Option<Thumbnail>>;
+
+/// A picture in base64.
+struct Thumbnail {
+    data: String,
+    small: bool,
+}
+
+impl<'a> Gallery<'a> {
+    /// Chooses prompts and pictures and reads them; `folder` is that of the scores.
+    pub(super) fn new(scored: &'a Scored<'a>, folder: &Path) -> Self {
+        let models = scored.models.len().max(1);
+        let limit = MOST_PROMPTS.min((MOST_PICTURES / models).max(1));
+        let mut prompts = choose_prompts(scored, limit);
+        let mut choices = vec![None];
+        let mut wanted = keys(scored, &prompts, &choices);
+        let mut thumbnails = read(scored, folder, &wanted, &Thumbnails::new());
+        let bytes: usize = thumbnails.values().flatten().map(|shown| shown.data.len()).sum();
+        if bytes > MOST_BYTES {
+            // The most extreme prompts come first, and stay.
+            prompts.truncate((prompts.len() * MOST_BYTES / bytes).max(1));
+            wanted = keys(scored, &prompts, &choices);
+        }
+        let each = bytes / thumbnails.len().max(1);
+        for metric in 0..scored.metrics.len() {
+            choices.push(Some(metric));
+            let more = keys(scored, &prompts, &choices);
+            if more.len() > MOST_PICTURES || more.len() * each > MOST_BYTES {
+                choices.pop();
+                break;
+            }
+            wanted = more;
+        }
+        thumbnails.retain(|key, _| wanted.contains(key));
+        thumbnails.extend(read(scored, folder, &wanted, &thumbnails));
+        prompts.sort_unstable();
+        Self::with(scored, &prompts, choices, thumbnails)
+    }
+
+    fn with(
+        scored: &'a Scored<'a>,
+        prompts: &[usize],
+        choices: Vec<Option<usize>>,
+        mut thumbnails: Thumbnails,
+    ) -> Self {
+        let mut gallery = Self {
+            models: &scored.models,
+            metrics: &scored.metrics,
+            letters: letters(&scored.metrics),
+            sets: &scored.sets,
+            categories: Vec::new(),
+            choices,
+            prompts: Vec::new(),
+            thumbnails: Vec::new(),
+        };
+        for &place in prompts {
+            let prompt = &scored.prompts[place];
+            let category = prompt.category.map(|name| {
+                let known = gallery.categories.iter().position(|category| *category == name);
+                known.unwrap_or_else(|| {
+                    gallery.categories.push(name);
+                    gallery.categories.len() - 1
+                })
+            });
+            let columns = (0..scored.models.len())
+                .map(|model| gallery.column(scored, (place, model), &mut thumbnails))
+                .collect();
+            gallery.prompts.push(Card {
+                set: scored.sets.iter().position(|set| *set == prompt.set).unwrap_or(0),
+                id: prompt.id,
+                text: prompt.text,
+                category,
+                models: columns,
+            });
+        }
+        gallery
+    }
+
+    fn column(
+        &mut self,
+        scored: &Scored<'_>,
+        (place, model): (usize, usize),
+        thumbnails: &mut Thumbnails,
+    ) -> Column {
+        let prompt = &scored.prompts[place];
+        let mut pictures: Vec<Shown> = Vec::new();
+        let mut chosen = Vec::new();
+        for &choice in &self.choices {
+            let picture = prompt.chosen(model, as_choice(choice));
+            chosen.push(picture.map(|picture| {
+                let known = pictures.iter().position(|shown| shown.seed == picture.seed);
+                known.unwrap_or_else(|| {
+                    let read = thumbnails.remove(&(place, model, picture.seed)).flatten();
+                    let small = read.as_ref().is_some_and(|read| read.small);
+                    let thumbnail = read.map(|read| {
+                        self.thumbnails.push(read.data);
+                        self.thumbnails.len() - 1
+                    });
+                    let scores = picture.scores.clone();
+                    pictures.push(Shown { seed: picture.seed, scores, thumbnail, small });
+                    pictures.len() - 1
+                })
+            }));
+        }
+        let best = (0..scored.metrics.len()).map(|metric| prompt.best(model, metric)).collect();
+        Column { best, chosen, pictures }
+    }
+
+    /// How many prompts are shown.
+    pub(super) fn len(&self) -> usize {
+        self.prompts.len()
+    }
+
+    /// The data as JSON that can stand inside a script element: no `<` is in it.
+    pub(super) fn to_json(&self) -> serde_json::Result<String> {
+        Ok(serde_json::to_string(self)?.replace('<', "\\u003c"))
+    }
+}
+
+fn as_choice(choice: Option<usize>) -> Choice {
+    choice.map_or(Choice::MeanRank, Choice::Metric)
+}
+
+/// The places of the prompts that are shown: all of them where they are few; else one half those
+/// with the largest margins, by each pair of models and metric in turn, the others evenly spread.
+/// The extreme ones come first.
+fn choose_prompts(scored: &Scored<'_>, limit: usize) -> Vec<usize> {
+    let count = scored.prompts.len();
+    if count <= limit {
+        return (0..count).collect();
+    }
+    let models = scored.models.len();
+    let pairs = (0..models).flat_map(|one| (one + 1..models).map(move |two| [two, one]));
+    let metrics = 0..scored.metrics.len();
+    let mut extremes: Vec<std::vec::IntoIter<usize>> = Vec::new();
+    for (pair, metric) in pairs.flat_map(|pair| metrics.clone().map(move |metric| (pair, metric))) {
+        let margin = |(place, prompt): (usize, &crate::scored::ScoredPrompt<'_>)| {
+            Some((prompt.margin(pair, metric)?, place))
+        };
+        let mut margins: Vec<(f32, usize)> =
+            scored.prompts.iter().enumerate().filter_map(margin).collect();
+        margins.sort_by(|one, two| two.0.total_cmp(&one.0).then(one.1.cmp(&two.1)));
+        let places: Vec<usize> = margins.into_iter().map(|(_, place)| place).collect();
+        extremes.push(places.iter().rev().take(limit).copied().collect::<Vec<_>>().into_iter());
+        extremes.push(places.into_iter().take(limit).collect::<Vec<_>>().into_iter());
+    }
+    let mut chosen = Vec::new();
+    let mut seen = BTreeSet::new();
+    let mut add = |chosen: &mut Vec<usize>, place: usize| {
+        if seen.insert(place) {
+            chosen.push(place);
+        }
+    };
+    while chosen.len() < limit / 2 {
+        let next: Vec<usize> = extremes.iter_mut().filter_map(Iterator::next).collect();
+        if next.is_empty() {
+            break;
+        }
+        for place in next.into_iter().take(limit / 2 - chosen.len()) {
+            add(&mut chosen, place);
+        }
+    }
+    let spread = limit - chosen.len();
+    for index in 0..spread {
+        add(&mut chosen, index * count / spread);
+    }
+    chosen
+}
+
+/// The pictures that these prompts and choices show.
+fn keys(scored: &Scored<'_>, prompts: &[usize], choices: &[Option<usize>]) -> BTreeSet<Key> {
+    let mut keys = BTreeSet::new();
+    for &place in prompts {
+        for model in 0..scored.models.len() {
+            let pictures = choices
+                .iter()
+                .filter_map(|choice| scored.prompts[place].chosen(model, as_choice(*choice)));
+            keys.extend(pictures.map(|picture| (place, model, picture.seed)));
+        }
+    }
+    keys
+}
+
+/// Reads and shrinks the pictures that are not there yet, on all cores.
+fn read(scored: &Scored<'_>, folder: &Path, wanted: &BTreeSet<Key>, there: &Thumbnails) -> Thumbnails {
+    let missing: Vec<&Key> = wanted.iter().filter(|key| !there.contains_key(key)).collect();
+    let thumbnail = |key: &&Key| {
+        let (place, model, seed) = **key;
+        let pictures = scored.prompts[place].pictures[model].iter();
+        let read = pictures.clone().find(|picture| picture.seed == seed).and_then(|picture| {
+            read_one(picture, folder)
+        });
+        (**key, read)
+    };
+    missing.par_iter().map(thumbnail).collect()
+}
+
+fn read_one(picture: &ScoredPicture<'_>, folder: &Path) -> Option<Thumbnail> {
+    let picture = match Bitmap::read(&folder.join(picture.image)) {
+        Ok(picture) => picture,
+        Err(error) => {
+            let shown = runkit::logging::escape_for_terminal(&error.to_string()).into_owned();
+            tracing::warn!("the gallery lacks a picture: {shown}");
+            return None;
+        }
+    };
+    // A page enlarges small pictures itself.
+    let small = picture.width.max(picture.height) <= SMALL_SIDE;
+    let (picture, quality) =
+        if small { (picture, SMALL_QUALITY) } else { (picture.fitted(SIDE), LARGE_QUALITY) };
+    Some(Thumbnail { data: BASE64.encode(picture.jpeg(quality)?), small })
+}
+
+#[cfg(test)]
+mod tests {
+    use schemas::scores::ScoreRow;
+
+    use super::*;
+
+    /// `count` prompts; model b is better than a by the place of the prompt, modulo 997.
+    fn rows(count: usize) -> Vec<ScoreRow> {
+        let row = |index: usize, model: &str, score: f32| ScoreRow {
+            model: model.to_owned(),
+            prompt_set: "set".to_owned(),
+            prompt_id: format!("{index:05}"),
+            prompt: format!("</script><b>{index}"),
+            category: None,
+            seed: 0,
+            metric: "clip".to_owned(),
+            score: Some(score),
+            image: "absent.png".to_owned(),
+            error: None,
+        };
+        let both = |index| [row(index, "a", 0.0), row(index, "b", (index * 7 % 997) as f32)];
+        (0..count).flat_map(both).collect()
+    }
+
+    #[test]
+    fn few_prompts_are_all_shown() {
+        let rows = rows(5);
+        assert_eq!(choose_prompts(&Scored::new(&rows), 5), [0, 1, 2, 3, 4]);
+    }
+
+    #[test]
+    fn of_many_prompts_the_most_extreme_and_even_ones_are_shown() {
+        let rows = rows(500);
+        let scored = Scored::new(&rows);
+        let chosen = choose_prompts(&scored, 40);
+        assert!(chosen.len() <= 40 && chosen.len() > 30, "{chosen:?}");
+        let margin = |place: usize| scored.prompts[place].margin([1, 0], 0).unwrap();
+        let mut all: Vec<f32> = (0..500).map(margin).collect();
+        all.sort_by(f32::total_cmp);
+        let shown: Vec<f32> = chosen.iter().map(|&place| margin(place)).collect();
+        assert!(all[..10].iter().chain(&all[490..]).all(|margin| shown.contains(margin)));
+        // The others lie in every part of the list.
+        for part in 0..10 {
+            assert!(chosen.iter().any(|place| place / 50 == part), "{chosen:?}");
+        }
+    }
+
+    #[test]
+    fn the_data_cannot_end_its_script() {
+        let rows = rows(3);
+        let scored = Scored::new(&rows);
+        let gallery = Gallery::new(&scored, Path::new("nowhere"));
+        let json = gallery.to_json().unwrap();
+        assert!(!json.contains('<'), "{json}");
+        let value: serde_json::Value = serde_json::from_str(&json).unwrap();
+        assert_eq!(value["prompts"][2]["text"], "</script><b>2");
+        let column = &value["prompts"][2]["models"][1];
+        assert_eq!(column["best"][0], 14.0);
+        assert_eq!(column["pictures"][0]["thumbnail"], serde_json::Value::Null);
+    }
+}

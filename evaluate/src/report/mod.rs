@@ -1,0 +1,161 @@
+//! `report.html`: one page with everything an evaluation says, and its figures as PNG beside it.
+//!
+//! The page is a single file that asks for nothing: styles, script, figures and thumbnails are in it,
+//! and its content security policy forbids every request. Texts of others reach it escaped; the data
+//! of the gallery is JSON without `<`.
+
+mod gallery;
+mod view;
+
+use std::path::{Path, PathBuf};
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use runkit::files::FileError;
+use schemas::scores::ScoreRow;
+use schemas::winrates::WinRateRow;
+use serde::Serialize;
+use sha2::{Digest as _, Sha256};
+
+use crate::figures::{Figure, FigureError, Figures};
+use crate::render::{RenderError, Renderer};
+use crate::scored::Scored;
+use crate::tables::MeanRow;
+
+use gallery::Gallery;
+
+const STYLE: &str = include_str!("report.css");
+const SCRIPT: &str = include_str!("report.js");
+/// The page's name in its folder.
+pub const FILE_NAME: &str = "report.html";
+/// Figures are drawn twice as large as in the page, for print.
+const FIGURE_SCALE: f32 = 2.0;
+
+/// What a report is made of.
+#[derive(Debug, Clone, Copy)]
+pub struct ReportInputs<'a> {
+    /// The folder of `scores.parquet`, which pictures are relative to.
+    pub folder: &'a Path,
+    /// All scores.
+    pub scores: &'a [ScoreRow],
+    /// The win rates.
+    pub win_rates: &'a [WinRateRow],
+    /// Mean scores.
+    pub means: &'a [MeanRow],
+    /// What a reader should know, in sentences.
+    pub notes: &'a [String],
+    /// The `labels.parquet` of the training.
+    pub labels: Option<&'a Path>,
+    /// What everything was computed from.
+    pub manifest: &'a serde_json::Value,
+    /// Prompts that were left out before any picture was drawn.
+    pub dropped: &'a [DroppedPrompt],
+}
+
+/// A prompt that was left out.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct DroppedPrompt {
+    /// Its set.
+    pub set: String,
+    /// Its id in the set.
+    pub id: String,
+    /// Its text.
+    pub prompt: String,
+    /// Why, in a few words.
+    pub reason: String,
+}
+
+/// A report cannot be written.
+#[derive(Debug, thiserror::Error)]
+pub enum ReportError {
+    /// A figure cannot be drawn.
+    #[error(transparent)]
+    Figure(#[from] FigureError),
+    /// The page cannot be made.
+    #[error(transparent)]
+    Render(#[from] RenderError),
+    /// The data cannot be written as JSON.
+    #[error("the data of the gallery cannot be written as JSON: {0}")]
+    Json(#[from] serde_json::Error),
+    /// A figure cannot be encoded.
+    #[error("a figure cannot be encoded: {0}")]
+    Png(#[from] png::EncodingError),
+    /// A file cannot be written.
+    #[error(transparent)]
+    File(#[from] FileError),
+}
+
+#[derive(Serialize)]
+struct Page<'a> {
+    style: &'static str,
+    script: &'static str,
+    script_hash: String,
+    models: &'a [&'a str],
+    metrics: &'a [&'a str],
+    sets: &'a [&'a str],
+    prompts: usize,
+    seeds: usize,
+    pictures: usize,
+    failed: usize,
+    tables: Vec<view::SetView<'a>>,
+    figures: &'a Figures,
+    gallery: String,
+    shown: usize,
+    has_categories: bool,
+    notes: &'a [String],
+    dropped: &'a [DroppedPrompt],
+    manifest: String,
+    version: &'static str,
+}
+
+/// Writes `report.html` and `figures/*.png` below `out`, and returns where the page is.
+///
+/// Pictures that cannot be read are said to be missing in the gallery.
+///
+/// # Errors
+/// When the labels cannot be read, a drawing fails or a file cannot be written.
+pub fn write(inputs: &ReportInputs<'_>, out: &Path) -> Result<PathBuf, ReportError> {
+    let renderer = Renderer::new()?;
+    let scored = Scored::new(inputs.scores);
+    let mut figures = Figures::draw(&renderer, &scored, inputs.win_rates, inputs.labels)?;
+    let folder = out.join("figures");
+    runkit::files::create_folder(&folder)?;
+    for figure in figures.iter() {
+        let png = renderer.pixels(&figure.svg, FIGURE_SCALE)?.png()?;
+        let path = folder.join(format!("{}.png", figure.name));
+        runkit::files::write_atomic(path, |file| file.write_all(&png))?;
+    }
+    figures.each(inline);
+    let gallery = Gallery::new(&scored, inputs.folder);
+    let pictures = || scored.prompts.iter().flat_map(|prompt| &prompt.pictures);
+    let page = Page {
+        style: STYLE,
+        script: SCRIPT,
+        script_hash: BASE64.encode(Sha256::digest(SCRIPT)),
+        models: &scored.models,
+        metrics: &scored.metrics,
+        sets: &scored.sets,
+        prompts: scored.prompts.len(),
+        seeds: pictures().map(Vec::len).max().unwrap_or(0),
+        pictures: pictures().map(Vec::len).sum(),
+        failed: inputs.scores.iter().filter(|row| row.score.is_none()).count(),
+        tables: view::tables(&scored.metrics, inputs.win_rates, inputs.means),
+        figures: &figures,
+        gallery: gallery.to_json()?,
+        shown: gallery.len(),
+        has_categories: scored.prompts.iter().any(|prompt| prompt.category.is_some()),
+        notes: inputs.notes,
+        dropped: inputs.dropped,
+        manifest: serde_json::to_string_pretty(inputs.manifest)?,
+        version: env!("CARGO_PKG_VERSION"),
+    };
+    let html = renderer.fill("report.html", &page)?;
+    let path = out.join(FILE_NAME);
+    runkit::files::write_atomic(&path, |file| file.write_all(html.as_bytes()))?;
+    Ok(path)
+}
+
+/// The drawing as a part of a page, which needs no namespace and has fonts of its own.
+fn inline(figure: &mut Figure) {
+    figure.svg = figure.svg.replacen(" xmlns=\"http://www.w3.org/2000/svg\"", "", 1);
+}

@@ -1,0 +1,201 @@
+//! From scores to the tables of the paper: win rates of every pair of models with all that is needed
+//! to judge them, and mean scores.
+//!
+//! | what | module |
+//! |---|---|
+//! | scores as a table of pictures, checked | `pictures` |
+//! | two models compared prompt by prompt | `comparison` |
+//! | comparisons counted and tested | `cells` |
+//! | mean scores | `means` |
+//! | what is missing, in sentences | `notes` |
+//! | a table as cells | `grid` |
+//! | the layouts of the paper, and more | `layout` |
+//! | Markdown, LaTeX and the terminal | `render` |
+//! | the files | `files` |
+
+mod cells;
+mod comparison;
+mod files;
+mod grid;
+mod layout;
+mod means;
+mod notes;
+mod pictures;
+mod render;
+
+use std::path::PathBuf;
+
+use polars::error::PolarsError;
+use runkit::files::FileError;
+use schemas::evaluation::EvaluationError;
+use schemas::scores::ScoreRow;
+use schemas::winrates::WinRateRow;
+
+pub use files::WIN_RATES_FILE;
+pub use means::MeanRow;
+
+use pictures::Pictures;
+
+/// The name under which all sets stand together.
+pub const ALL_SETS: &str = "all";
+/// A claim is called significant when its corrected p-value is below this.
+pub const SIGNIFICANCE: f64 = 0.05;
+
+/// What the tables are to show.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TablesConfig {
+    /// The models and their order, the first being the one that the others are compared with; in
+    /// order of appearance without it.
+    pub models: Option<Vec<String>>,
+    /// The metrics and their order; in order of appearance without it.
+    pub metrics: Option<Vec<String>>,
+    /// The models of the column groups of the tables of ablations (the paper's Tables 3 and 4).
+    pub baselines: Vec<String>,
+    /// Resamples of the bootstrap.
+    pub bootstrap: usize,
+    /// Its seed.
+    pub seed: u64,
+}
+
+impl Default for TablesConfig {
+    fn default() -> Self {
+        Self { models: None, metrics: None, baselines: Vec::new(), bootstrap: 10_000, seed: 0 }
+    }
+}
+
+/// Why there are no tables.
+#[derive(Debug, thiserror::Error)]
+pub enum TablesError {
+    /// There is nothing to count.
+    #[error("no scores to make tables of; hint: {hint}")]
+    Empty {
+        /// What may be the reason.
+        hint: String,
+    },
+    /// A picture has two scores by one metric.
+    #[error(
+        "the scores hold model {model:?}, set {prompt_set:?}, prompt {prompt_id:?}, seed {seed}, \
+         metric {metric:?} more than once; hint: name each scores.parquet once, and give different \
+         models different names"
+    )]
+    Duplicate {
+        /// The model.
+        model: String,
+        /// The set.
+        prompt_set: String,
+        /// The prompt.
+        prompt_id: String,
+        /// The seed.
+        seed: i64,
+        /// The metric.
+        metric: String,
+    },
+    /// A name that no score bears.
+    #[error("no scores of the {what} {name:?}; hint: there are scores of {}", known.join(", "))]
+    Unknown {
+        /// What was named.
+        what: &'static str,
+        /// The name.
+        name: String,
+        /// The names that exist.
+        known: Vec<String>,
+    },
+    /// A name that was given twice.
+    #[error("the {what} {name:?} is named twice; hint: name each once")]
+    Twice {
+        /// What was named.
+        what: &'static str,
+        /// The name.
+        name: String,
+    },
+    /// A score that is no number.
+    #[error(
+        "model {model:?}, prompt {prompt_id:?}, seed {seed}, metric {metric:?}: score is {found}, \
+         expected a number or null"
+    )]
+    NotFinite {
+        /// The model.
+        model: String,
+        /// The prompt.
+        prompt_id: String,
+        /// The seed.
+        seed: i64,
+        /// The metric.
+        metric: String,
+        /// What was found.
+        found: f32,
+    },
+    /// A set that bears the name of all sets together.
+    #[error(
+        "a set of prompts is called {ALL_SETS:?}, which stands for all sets together; hint: rename \
+         its file and score it again"
+    )]
+    SetNamedAll,
+    /// A bootstrap without a resample.
+    #[error("the bootstrap needs at least one resample; hint: 10000 is usual")]
+    NoResamples,
+    /// Polars refused.
+    #[error("counting scores: {0}")]
+    Polars(#[from] PolarsError),
+    /// A Parquet file could not be read or written.
+    #[error(transparent)]
+    Parquet(#[from] EvaluationError),
+    /// A file could not be written.
+    #[error(transparent)]
+    File(#[from] FileError),
+    /// The CSV could not be made.
+    #[error("cannot write {}: {cause}", path.display())]
+    Csv {
+        /// The file.
+        path: PathBuf,
+        /// What the library said.
+        #[source]
+        cause: csv::Error,
+    },
+}
+
+/// Win rates and means of one evaluation.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Tables {
+    /// Every cell: sets, all sets together, categories; within each by statistic, pair of models in
+    /// the order of the paper, and metric.
+    pub win_rates: Vec<WinRateRow>,
+    /// Mean scores of each model.
+    pub means: Vec<MeanRow>,
+    /// The models, in the order of the tables.
+    pub models: Vec<String>,
+    /// The metrics.
+    pub metrics: Vec<String>,
+    /// The sets of prompts.
+    pub sets: Vec<String>,
+    /// What was left out and why, a sentence each.
+    pub notes: Vec<String>,
+    /// How the tables were made.
+    pub config: TablesConfig,
+}
+
+impl Tables {
+    /// Counts, tests and averages. The result depends on the rows and the configuration, not on the
+    /// order of the rows but for the order of the names.
+    ///
+    /// # Errors
+    /// When there is no score, a picture has two scores by one metric, a name of the configuration
+    /// is unknown or stands twice, or a score is not finite.
+    pub fn compute(scores: &[ScoreRow], config: &TablesConfig) -> Result<Self, TablesError> {
+        if config.bootstrap == 0 {
+            return Err(TablesError::NoResamples);
+        }
+        let pictures = Pictures::new(scores, config)?;
+        let (win_rates, empty) = cells::win_rates(&pictures, config)?;
+        let means = means::means(&pictures)?;
+        let notes = notes::notes(scores, &pictures, &empty);
+        let Pictures { models, metrics, sets, .. } = pictures;
+        Ok(Self { win_rates, means, models, metrics, sets, notes, config: config.clone() })
+    }
+
+    /// The names under which cells stand: the sets, and [`ALL_SETS`] where there are several.
+    fn scopes(&self) -> Vec<&str> {
+        let all = (self.sets.len() > 1).then_some(ALL_SETS);
+        self.sets.iter().map(String::as_str).chain(all).collect()
+    }
+}

@@ -1,0 +1,304 @@
+//! Comparisons counted, tested and given intervals.
+
+use std::collections::HashMap;
+
+use rayon::prelude::*;
+use schemas::winrates::{Statistic, WinRateRow};
+
+use super::comparison::{Comparison, Judged, compare};
+use super::pictures::Pictures;
+use super::{ALL_SETS, TablesConfig, TablesError};
+use crate::statistics::{Resampled, Resamples, detectable, holm, interval, sign_test, wilson};
+
+/// A later model against an earlier one.
+struct Pair {
+    a: usize,
+    b: usize,
+    comparisons: Vec<Comparison>,
+}
+
+/// Prompts that are counted together.
+struct Scope {
+    kind: ScopeKind,
+    prompt_set: String,
+    category: Option<String>,
+    /// Ascending.
+    prompts: Vec<usize>,
+}
+
+/// Holm's correction goes over the rows of one kind and statistic: those of one table.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+enum ScopeKind {
+    Set,
+    AllSets,
+    Category,
+}
+
+/// A cell without a prompt: pair of models, metric, set.
+pub(super) struct EmptyCell {
+    pub(super) models: [usize; 2],
+    pub(super) metric: usize,
+    pub(super) prompt_set: String,
+}
+
+/// All cells, and those of the sets that no prompt is in.
+pub(super) fn win_rates(
+    pictures: &Pictures,
+    config: &TablesConfig,
+) -> Result<(Vec<WinRateRow>, Vec<EmptyCell>), TablesError> {
+    let models = 0..pictures.models.len();
+    let pairs: Vec<(usize, usize)> = models.flat_map(|a| (0..a).map(move |b| (a, b))).collect();
+    let compared = |(a, b)| {
+        let [of_a, of_b] = pictures.of_both(a, b)?;
+        Ok::<_, TablesError>(Pair { a, b, comparisons: compare(&of_a, &of_b) })
+    };
+    let pairs: Vec<Pair> =
+        pairs.into_par_iter().map(compared).collect::<Result<_, TablesError>>()?;
+
+    let (mut rows, mut families, mut empty) = (Vec::new(), Vec::new(), Vec::new());
+    // The resamples of all sets together are those of the sets side by side: sets are strata.
+    let mut strata: Vec<Option<Resampled>> = Vec::new();
+    for scope in scopes(pictures) {
+        let mut cells = cells(&scope, &pairs, pictures);
+        let resampled = match scope.kind {
+            ScopeKind::AllSets => std::mem::take(&mut strata),
+            _ => resample(&scope, &cells, config),
+        };
+        if scope.kind == ScopeKind::Set && pictures.sets.len() > 1 {
+            merge(&mut strata, &resampled);
+        }
+        let intervals: Vec<(f64, f64)> = resampled
+            .into_par_iter()
+            .map(|resampled| interval(resampled.map(|it| it.means()).unwrap_or_default()))
+            .collect();
+        for cell in &mut cells {
+            let Some(row) = &mut cell.row else { continue };
+            let (low, high) = intervals.get(cell.column).copied().unwrap_or_default();
+            (row.mean_difference_low, row.mean_difference_high) = (low, high);
+        }
+        for cell in cells {
+            match cell.row {
+                Some(row) => {
+                    families.push((scope.kind, row.statistic));
+                    rows.push(row);
+                }
+                None if scope.kind == ScopeKind::Set && cell.statistic == Statistic::BestOfN => {
+                    empty.push(EmptyCell {
+                        models: cell.models,
+                        metric: cell.metric,
+                        prompt_set: scope.prompt_set.clone(),
+                    });
+                }
+                None => {}
+            }
+        }
+    }
+    correct(&mut rows, &families);
+    Ok((rows, empty))
+}
+
+/// The sets, all of them together where there are several, and the categories of each.
+fn scopes(pictures: &Pictures) -> Vec<Scope> {
+    let prompts = || pictures.prompts.iter().enumerate();
+    let of_set = |(set, name): (usize, &String)| Scope {
+        kind: ScopeKind::Set,
+        prompt_set: name.clone(),
+        category: None,
+        prompts: prompts().filter(|(_, it)| it.set == set).map(|(place, _)| place).collect(),
+    };
+    let mut scopes: Vec<Scope> = pictures.sets.iter().enumerate().map(of_set).collect();
+    if scopes.len() > 1 {
+        scopes.push(Scope {
+            kind: ScopeKind::AllSets,
+            prompt_set: ALL_SETS.to_owned(),
+            category: None,
+            prompts: prompts().map(|(place, _)| place).collect(),
+        });
+    }
+    for (set, name) in pictures.sets.iter().enumerate() {
+        let mut categories = std::collections::BTreeMap::<&str, Vec<usize>>::new();
+        for (place, prompt) in prompts().filter(|(_, prompt)| prompt.set == set) {
+            if let Some(category) = &prompt.category {
+                categories.entry(category).or_default().push(place);
+            }
+        }
+        scopes.extend(categories.into_iter().map(|(category, prompts)| Scope {
+            kind: ScopeKind::Category,
+            prompt_set: name.clone(),
+            category: Some(category.to_owned()),
+            prompts,
+        }));
+    }
+    scopes
+}
+
+/// A cell in the making.
+struct Cell<'a> {
+    models: [usize; 2],
+    metric: usize,
+    statistic: Statistic,
+    judged: Vec<&'a Judged>,
+    /// Its place among the columns that are resampled.
+    column: usize,
+    /// Nothing where no prompt can be compared.
+    row: Option<WinRateRow>,
+}
+
+/// The cells of a scope by statistic, pair and metric. Categories are broken down by the paper's
+/// statistic only.
+fn cells<'a>(scope: &Scope, pairs: &'a [Pair], pictures: &Pictures) -> Vec<Cell<'a>> {
+    let mut inside = vec![false; pictures.prompts.len()];
+    for &prompt in &scope.prompts {
+        inside[prompt] = true;
+    }
+    let mut columns = HashMap::new();
+    let mut cells = Vec::new();
+    for statistic in Statistic::ALL {
+        if scope.kind == ScopeKind::Category && statistic != Statistic::BestOfN {
+            continue;
+        }
+        for (number, pair) in pairs.iter().enumerate() {
+            let present = |model: usize, prompt: usize| {
+                pictures.present.get(model).is_some_and(|present| present[prompt])
+            };
+            let either = |prompt: &&usize| present(pair.a, **prompt) || present(pair.b, **prompt);
+            let known = scope.prompts.iter().filter(either).count();
+            let of_statistic = |comparison: &&Comparison| comparison.statistic == statistic;
+            for comparison in pair.comparisons.iter().filter(of_statistic) {
+                let judged: Vec<&Judged> =
+                    comparison.judged.iter().filter(|judged| inside[judged.prompt]).collect();
+                // All pairs and means differ by the same numbers.
+                let kind = match statistic {
+                    Statistic::AllPairs => Statistic::MeanOfN,
+                    other => other,
+                };
+                let next = columns.len();
+                let key = (kind, number, comparison.metric, comparison.chosen_by);
+                let column = *columns.entry(key).or_insert(next);
+                let row = row(scope, pair, comparison, &judged, known, pictures);
+                cells.push(Cell {
+                    models: [pair.a, pair.b],
+                    metric: comparison.metric,
+                    statistic,
+                    judged,
+                    column,
+                    row,
+                });
+            }
+        }
+    }
+    cells
+}
+
+/// The counts and rates of a cell; `known` prompts of the scope are of one model or both.
+fn row(
+    scope: &Scope,
+    pair: &Pair,
+    comparison: &Comparison,
+    judged: &[&Judged],
+    known: usize,
+    pictures: &Pictures,
+) -> Option<WinRateRow> {
+    if judged.is_empty() {
+        return None;
+    }
+    let name = |names: &[String], place: usize| names.get(place).cloned().unwrap_or_default();
+    // A prompt is won by whoever wins more of its comparisons.
+    let losses_of = |it: &Judged| it.pairs - it.greater - it.equal;
+    let wins = judged.iter().filter(|it| it.greater > losses_of(it)).count();
+    let losses = judged.iter().filter(|it| it.greater < losses_of(it)).count();
+    let prompts = judged.len();
+    let share = |part: fn(&Judged) -> f64| {
+        judged.iter().map(|it| part(it) / it.pairs as f64).sum::<f64>() / prompts as f64
+    };
+    let strict_rate = share(|it| it.greater as f64);
+    let win_rate = share(|it| it.greater as f64 + 0.5 * it.equal as f64);
+    let (low, high) = wilson(win_rate, prompts as u64);
+    let p_value = sign_test(wins as u64, losses as u64);
+    Some(WinRateRow {
+        prompt_set: scope.prompt_set.clone(),
+        category: scope.category.clone(),
+        model_a: name(&pictures.models, pair.a),
+        model_b: name(&pictures.models, pair.b),
+        metric: name(&pictures.metrics, comparison.metric),
+        statistic: comparison.statistic,
+        chosen_by: comparison.chosen_by.map(|metric| name(&pictures.metrics, metric)),
+        seeds: judged.iter().map(|it| it.seeds).max().unwrap_or(0) as i64,
+        prompts: prompts as i64,
+        excluded: (known - prompts) as i64,
+        wins: wins as i64,
+        ties: (prompts - wins - losses) as i64,
+        losses: losses as i64,
+        strict_rate,
+        win_rate,
+        low,
+        high,
+        p_value,
+        p_holm: p_value,
+        mean_difference: judged.iter().map(|it| it.difference).sum::<f64>() / prompts as f64,
+        mean_difference_low: 0.0,
+        mean_difference_high: 0.0,
+        detectable: detectable(prompts as u64),
+    })
+}
+
+/// Resamples the prompts of a scope; nothing for a column without a prompt.
+fn resample(scope: &Scope, cells: &[Cell<'_>], config: &TablesConfig) -> Vec<Option<Resampled>> {
+    let place_of: HashMap<usize, usize> =
+        scope.prompts.iter().enumerate().map(|(place, &prompt)| (prompt, place)).collect();
+    let width = cells.iter().map(|cell| cell.column + 1).max().unwrap_or(0);
+    let mut columns: Vec<Option<Vec<Option<f64>>>> = vec![None; width];
+    for cell in cells.iter().filter(|cell| cell.row.is_some()) {
+        let Some(column @ None) = columns.get_mut(cell.column) else { continue };
+        let mut values = vec![None; scope.prompts.len()];
+        for judged in &cell.judged {
+            if let Some(place) = place_of.get(&judged.prompt) {
+                values[*place] = Some(judged.difference);
+            }
+        }
+        *column = Some(values);
+    }
+    let filled: Vec<bool> = columns.iter().map(Option::is_some).collect();
+    let values: Vec<Vec<Option<f64>>> = columns.into_iter().flatten().collect();
+    let seed = seed_of(config.seed, &scope.prompt_set, scope.category.as_deref());
+    let resamples = Resamples::new(scope.prompts.len(), config.bootstrap, seed);
+    let mut resampled = resamples.of(&values).into_iter();
+    filled.into_iter().map(|filled| if filled { resampled.next() } else { None }).collect()
+}
+
+/// A seed for each scope, whatever other scopes there are.
+fn seed_of(seed: u64, prompt_set: &str, category: Option<&str>) -> u64 {
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(&seed.to_le_bytes()).update(prompt_set.as_bytes());
+    hasher.update(&[u8::from(category.is_some())]).update(category.unwrap_or_default().as_bytes());
+    let [a, b, c, d, e, f, g, h, ..] = *hasher.finalize().as_bytes();
+    u64::from_le_bytes([a, b, c, d, e, f, g, h])
+}
+
+/// Puts the resamples of another set beside those so far.
+fn merge(strata: &mut Vec<Option<Resampled>>, set: &[Option<Resampled>]) {
+    if strata.len() < set.len() {
+        strata.resize(set.len(), None);
+    }
+    for (sum, resampled) in strata.iter_mut().zip(set) {
+        match (sum, resampled) {
+            (Some(sum), Some(resampled)) => sum.add(resampled),
+            (sum @ None, Some(resampled)) => *sum = Some(resampled.clone()),
+            (_, None) => {}
+        }
+    }
+}
+
+/// Holm's correction within each family.
+fn correct(rows: &mut [WinRateRow], families: &[(ScopeKind, Statistic)]) {
+    let mut members: HashMap<(ScopeKind, Statistic), Vec<usize>> = HashMap::new();
+    for (place, family) in families.iter().enumerate() {
+        members.entry(*family).or_default().push(place);
+    }
+    for places in members.into_values() {
+        let p_values: Vec<f64> = places.iter().map(|&place| rows[place].p_value).collect();
+        for (place, corrected) in places.into_iter().zip(holm(&p_values)) {
+            rows[place].p_holm = corrected;
+        }
+    }
+}

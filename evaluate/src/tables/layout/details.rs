@@ -1,0 +1,155 @@
+//! What the paper's tables leave out.
+
+use std::collections::HashMap;
+
+use schemas::winrates::{Statistic, WinRateRow};
+
+use super::{Cells, READING};
+use crate::tables::Tables;
+use crate::tables::grid::{Grid, GridCell, GridRow, number, p_value, versus};
+
+impl Tables {
+    /// Every number of the main table.
+    pub(super) fn details(&self, set: &str) -> Grid {
+        let shown = |row: &&WinRateRow| {
+            row.prompt_set == set && row.category.is_none() && row.statistic == Statistic::BestOfN
+        };
+        let row = |row: &WinRateRow| GridRow {
+            stubs: vec![versus([&row.model_a, &row.model_b]), row.metric.clone()],
+            cells: [
+                row.prompts.to_string(),
+                row.excluded.to_string(),
+                format!("{}/{}/{}", row.wins, row.ties, row.losses),
+                format!("{:.2}", 100.0 * row.strict_rate),
+                format!("{:.2}", 100.0 * row.win_rate),
+                format!("{:.2}–{:.2}", 100.0 * row.low, 100.0 * row.high),
+                p_value(row.p_value),
+                p_value(row.p_holm),
+                number(row.mean_difference),
+                format!(
+                    "{} to {}",
+                    number(row.mean_difference_low),
+                    number(row.mean_difference_high)
+                ),
+            ]
+            .into_iter()
+            .map(GridCell::plain)
+            .collect(),
+        };
+        let columns = [
+            "prompts",
+            "left out",
+            "wins/ties/losses",
+            "strict %",
+            "win rate %",
+            "95 % interval",
+            "p",
+            "p (Holm)",
+            "mean difference",
+            "95 % interval of it",
+        ];
+        Grid {
+            label: format!("details-{set}"),
+            title: format!("Every cell, {set}"),
+            caption: format!(
+                "Best of the pictures on {set}. Strict: ties count as losses, the paper's figure. p: \
+                 exact two-sided sign test without ties. Interval of the mean difference: paired \
+                 bootstrap by prompt, {} resamples, seed {}.",
+                self.config.bootstrap, self.config.seed
+            ),
+            stubs: vec!["Model".to_owned(), "Metric".to_owned()],
+            groups: vec![(String::new(), columns.map(str::to_owned).to_vec())],
+            rows: self.win_rates.iter().filter(shown).map(row).collect(),
+        }
+    }
+
+    /// The three statistics side by side.
+    pub(super) fn statistics(&self, cells: &Cells<'_>, set: &str) -> Grid {
+        let shown = [Statistic::BestOfN, Statistic::MeanOfN, Statistic::AllPairs];
+        let row = |pair: [&str; 2]| GridRow {
+            stubs: vec![versus(pair)],
+            cells: self
+                .metrics
+                .iter()
+                .flat_map(|metric| shown.map(|by| cells.get(set, pair, metric, by)))
+                .map(|row| row.map_or_else(GridCell::none, |row| GridCell::rate(&row)))
+                .collect(),
+        };
+        let columns = ["best", "mean", "all pairs"].map(str::to_owned).to_vec();
+        Grid {
+            label: format!("best-mean-pairs-{set}"),
+            title: format!("Best, mean and all pairs, {set}"),
+            caption: format!(
+                "Win rates (%) on {set} by the best picture of a prompt, by the mean over its \
+                 pictures, and over all pairs of a picture of either model. Comparing the best \
+                 exaggerates: maxima vary less than single pictures do. {READING}"
+            ),
+            stubs: vec!["Model".to_owned()],
+            groups: self.metrics.iter().map(|metric| (metric.clone(), columns.clone())).collect(),
+            rows: self.pairs().into_iter().map(row).collect(),
+        }
+    }
+
+    /// Chosen by one metric, judged by another.
+    pub(super) fn cross_selection(&self, cells: &Cells<'_>, set: &str) -> Grid {
+        let rows = self.pairs().into_iter().flat_map(|pair| {
+            self.metrics.iter().map(move |chooser| GridRow {
+                stubs: vec![versus(pair), chooser.clone()],
+                cells: self.per_metric(|metric| {
+                    let row = cells.cross(set, pair, [chooser, metric]);
+                    row.map_or_else(GridCell::none, |row| GridCell::rate(&row))
+                }),
+            })
+        });
+        Grid {
+            label: format!("cross-selection-{set}"),
+            title: format!("Chosen by one metric, judged by another, {set}"),
+            caption: format!(
+                "Win rates (%) on {set} when the metric of the row chooses the best picture of each \
+                 model and the metric of the column judges the two; where both are the same it is \
+                 the table of win rates. {READING}"
+            ),
+            stubs: vec!["Model".to_owned(), "Chosen by".to_owned()],
+            groups: vec![("judged by".to_owned(), self.metrics.clone())],
+            rows: rows.collect(),
+        }
+    }
+
+    /// One row for each pair and category of a set.
+    pub(super) fn categories(&self, set: &str) -> Grid {
+        let mut rows: Vec<GridRow> = Vec::new();
+        let of_set = |row: &&WinRateRow| row.prompt_set == set && row.category.is_some();
+        let mut found: HashMap<(&str, &str, &str, &str), &WinRateRow> = HashMap::new();
+        let mut categories: Vec<&str> = Vec::new();
+        for row in self.win_rates.iter().filter(of_set) {
+            let category = row.category.as_deref().unwrap_or_default();
+            found.insert((&row.model_a, &row.model_b, category, &row.metric), row);
+            if !categories.contains(&category) {
+                categories.push(category);
+            }
+        }
+        for [a, b] in self.pairs() {
+            for category in &categories {
+                let of = |metric: &str| found.get(&(a, b, *category, metric)).copied();
+                let prompts = self.metrics.iter().filter_map(|metric| of(metric));
+                let prompts = prompts.map(|row| row.prompts).max().unwrap_or(0);
+                let mut cells = vec![GridCell::plain(prompts.to_string())];
+                cells.extend(
+                    self.per_metric(|metric| {
+                        of(metric).map_or_else(GridCell::none, GridCell::rate)
+                    }),
+                );
+                rows.push(GridRow { stubs: vec![versus([a, b]), (*category).to_owned()], cells });
+            }
+        }
+        let columns = std::iter::once("prompts".to_owned()).chain(self.metrics.iter().cloned());
+        Grid {
+            label: format!("categories-{set}"),
+            title: format!("By category, {set}"),
+            caption: format!("Win rates (%) in the categories of {set}. {READING}"),
+            stubs: vec!["Model".to_owned(), "Category".to_owned()],
+            groups: vec![(String::new(), columns.collect())],
+            rows,
+        }
+    }
+}

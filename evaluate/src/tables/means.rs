@@ -1,0 +1,82 @@
+//! Mean scores of each model (the paper's Tables 6 and 7).
+
+use std::ops::Range;
+
+use rayon::prelude::*;
+use schemas::winrates::Statistic;
+
+use super::comparison::{best, mean, runs};
+use super::pictures::Pictures;
+use super::{ALL_SETS, TablesError};
+
+/// Scores of one model on one set by one metric, one number a prompt.
+#[derive(Clone, Debug, PartialEq)]
+pub struct MeanRow {
+    /// The set of prompts; `all` is all sets together.
+    pub prompt_set: String,
+    /// The model.
+    pub model: String,
+    /// The metric.
+    pub metric: String,
+    /// What stands for a prompt: `best_of_n` or `mean_of_n`.
+    pub statistic: Statistic,
+    /// Prompts with a score.
+    pub prompts: i64,
+    /// Their mean.
+    pub mean: f64,
+    /// The least of them.
+    pub min: f64,
+    /// The largest.
+    pub max: f64,
+    /// Their standard deviation, by n − 1; 0 of a single prompt.
+    pub std: f64,
+}
+
+/// Means of every model, set and metric that has a score, by set, statistic, model and metric.
+pub(super) fn means(pictures: &Pictures) -> Result<Vec<MeanRow>, TablesError> {
+    let models = (0..pictures.models.len()).into_par_iter();
+    let scores = models.map(|model| pictures.of_model(model)).collect::<Result<Vec<_>, _>>()?;
+    let all = (pictures.sets.len() > 1).then_some((None, ALL_SETS));
+    let sets = pictures.sets.iter().enumerate().map(|(set, name)| (Some(set), name.as_str()));
+    let mut rows = Vec::new();
+    for (set, prompt_set) in sets.chain(all) {
+        let inside = |prompt: usize| {
+            set.is_none() || pictures.prompts.get(prompt).map(|prompt| prompt.set) == set
+        };
+        for statistic in [Statistic::BestOfN, Statistic::MeanOfN] {
+            for (model, scores) in pictures.models.iter().zip(&scores) {
+                let runs = runs(&scores.prompts);
+                for (metric, scores) in pictures.metrics.iter().zip(&scores.metrics) {
+                    let value = |(prompt, places): &(usize, Range<usize>)| {
+                        let found = scores.get(places.clone())?.iter().flatten().copied();
+                        let found: Vec<f32> = found.filter(|_| inside(*prompt)).collect();
+                        let value = if statistic == Statistic::BestOfN { best } else { mean };
+                        (!found.is_empty()).then(|| value(&found))
+                    };
+                    let values: Vec<f64> = runs.iter().filter_map(value).collect();
+                    if !values.is_empty() {
+                        rows.push(row([prompt_set, model, metric], statistic, &values));
+                    }
+                }
+            }
+        }
+    }
+    Ok(rows)
+}
+
+fn row([prompt_set, model, metric]: [&str; 3], statistic: Statistic, values: &[f64]) -> MeanRow {
+    let count = values.len() as f64;
+    let mean = values.iter().sum::<f64>() / count;
+    let squares = values.iter().map(|value| (value - mean).powi(2)).sum::<f64>();
+    MeanRow {
+        prompt_set: prompt_set.to_owned(),
+        model: model.to_owned(),
+        metric: metric.to_owned(),
+        statistic,
+        prompts: values.len() as i64,
+        mean,
+        min: values.iter().copied().fold(f64::INFINITY, f64::min),
+        max: values.iter().copied().fold(f64::NEG_INFINITY, f64::max),
+        std: (squares / (count - 1.0).max(1.0)).sqrt(),
+    }
+}

@@ -1,0 +1,171 @@
+//! Contact sheets: their size, and pictures at their places, pixel by pixel.
+#![expect(clippy::unwrap_used, reason = "a test stops where something is missing")]
+
+mod common;
+mod scored_world;
+
+use std::collections::BTreeMap;
+
+use common::{Run, evaluate};
+use evaluate::bitmap::Bitmap;
+use evaluate::grid::{self, GridConfig, Layout, Order};
+use schemas::scores::ScoresWriter;
+use scored_world::{ScoredWorld, picture};
+
+fn config(layout: Layout) -> GridConfig {
+    GridConfig {
+        layout,
+        prompts: Vec::new(),
+        models: Vec::new(),
+        choose: "first".to_owned(),
+        count: None,
+        sort: Order::Given,
+        side: None,
+    }
+}
+
+fn draw(world: &ScoredWorld, config: &GridConfig) -> Bitmap {
+    grid::draw(&world.rows, world.folder.path(), config).unwrap()
+}
+
+/// Where `small`, enlarged four times, stands in the sheet.
+fn places(sheet: &Bitmap, small: &Bitmap) -> Vec<(u32, u32)> {
+    let at = |x: u32, y: u32| {
+        let start = ((y * sheet.width + x) * 3) as usize;
+        &sheet.pixels[start..start + 3]
+    };
+    let equal = |left: u32, top: u32| {
+        (0..small.width * 4).all(|x| {
+            (0..small.height * 4).all(|y| {
+                let from = ((y / 4 * small.width + x / 4) * 3) as usize;
+                at(left + x, top + y) == &small.pixels[from..from + 3]
+            })
+        })
+    };
+    let (right, bottom) = (sheet.width - small.width * 4, sheet.height - small.height * 4);
+    let corners = (0..=bottom).flat_map(|top| (0..=right).map(move |left| (left, top)));
+    corners.filter(|(left, top)| equal(*left, *top)).collect()
+}
+
+#[test]
+fn models_stand_beside_each_other() {
+    let world = ScoredWorld::new(&["a red fox", "a cat", "two birds"], &["parti"]);
+    let sheet = draw(&world, &config(Layout::Models));
+    // Margins of 14, heads of 150, two pictures of 128, gaps of 10.
+    assert_eq!(sheet.width, 14 + 150 + 10 + 128 + 10 + 128 + 14);
+    let mut tops = Vec::new();
+    for prompt in 0..3 {
+        let [base, tuned] = [0, 1].map(|model| places(&sheet, &picture(model, prompt, 0)));
+        let ([(left, top)], [(right, same)]) = (&base[..], &tuned[..]) else {
+            panic!("prompt {prompt}: {base:?} {tuned:?}");
+        };
+        assert_eq!((*left, *right, top), (174, 312, same));
+        tops.push(*top);
+    }
+    assert!(tops.windows(2).all(|rows| rows[0] + 128 < rows[1]), "{tops:?}");
+    // Something is written beneath each picture, and in the head of each row.
+    let dark = |x: std::ops::Range<u32>, y: std::ops::Range<u32>| {
+        y.flat_map(|y| x.clone().map(move |x| (x, y)))
+            .filter(|(x, y)| sheet.pixels[((y * sheet.width + x) * 3) as usize] < 160)
+            .count()
+    };
+    for top in tops {
+        assert!(dark(174..302, top + 129..top + 150) > 50);
+        assert!(dark(14..164, top..top + 20) > 50);
+    }
+}
+
+#[test]
+fn the_chosen_picture_is_shown() {
+    let mut world = ScoredWorld::new(&["a red fox"], &["parti"]);
+    for row in &mut world.rows {
+        let best = if row.metric == "hps" { 2 } else { 1 };
+        row.score = Some(if row.seed == best { 0.9 } else { 0.1 });
+    }
+    for (choose, seed) in [("first", 0), ("hps", 2), ("all", 1)] {
+        let config = GridConfig { choose: choose.to_owned(), ..config(Layout::Models) };
+        let sheet = draw(&world, &config);
+        for other in 0..3 {
+            let found = places(&sheet, &picture(1, 0, other)).len();
+            assert_eq!(found, usize::from(other == seed), "{choose}, seed {other}");
+        }
+    }
+}
+
+#[test]
+fn seeds_stand_beside_each_other() {
+    let world = ScoredWorld::new(&["a red fox", "a cat"], &["parti"]);
+    let mut config = config(Layout::Seeds);
+    config.prompts = vec!["CAT".to_owned()];
+    config.models = vec!["tuned <1>".to_owned()];
+    let sheet = draw(&world, &config);
+    assert_eq!(sheet.width, 14 + 150 + 3 * (10 + 128) + 14);
+    let found: Vec<_> = (0..3).flat_map(|seed| places(&sheet, &picture(1, 1, seed))).collect();
+    let [(one, top), (two, second), (three, third)] = found[..] else { panic!("{found:?}") };
+    assert_eq!((one, two, three), (174, 312, 450));
+    assert!(top == second && second == third);
+}
+
+#[test]
+fn prompts_are_sorted_by_margin_and_counted() {
+    let mut world = ScoredWorld::new(&["a", "b", "c"], &["parti"]);
+    for row in &mut world.rows {
+        let number: f32 = row.prompt_id.parse().unwrap();
+        let tuned = row.model != "base";
+        row.score = Some(if tuned { (number - 1.0).abs() + number / 10.0 } else { 0.0 });
+    }
+    let config = GridConfig {
+        count: Some(2),
+        sort: Order::Margin("clip".to_owned()),
+        ..config(Layout::Models)
+    };
+    let sheet = draw(&world, &config);
+    let top = |prompt: usize| places(&sheet, &picture(0, prompt, 0)).first().map(|place| place.1);
+    assert!(top(2).unwrap() < top(0).unwrap(), "the largest margin comes first");
+    assert_eq!(top(1), None);
+}
+
+#[test]
+fn a_missing_picture_is_an_empty_frame() {
+    let world = ScoredWorld::new(&["a red fox"], &["parti"]);
+    std::fs::remove_dir_all(world.folder.path().join("images/1")).unwrap();
+    let sheet = draw(&world, &config(Layout::Models));
+    assert_eq!(places(&sheet, &picture(0, 0, 0)).len(), 1);
+    assert_eq!(places(&sheet, &picture(1, 0, 0)).len(), 0);
+    let (x, y) = (312 + 20, places(&sheet, &picture(0, 0, 0))[0].1 + 20);
+    let start = ((y * sheet.width + x) * 3) as usize;
+    assert_eq!(sheet.pixels[start..start + 3], [0xf4, 0xf5, 0xf7]);
+}
+
+#[test]
+fn hostile_prompts_and_all_sizes_are_drawn() {
+    let world = ScoredWorld::new(&scored_world::HOSTILE, &["parti"]);
+    for side in [16, 200] {
+        let sheet = draw(&world, &GridConfig { side: Some(side), ..config(Layout::Models) });
+        assert_eq!(sheet.width, 14 + 150 + 2 * (10 + side) + 14);
+    }
+}
+
+#[test]
+fn the_command_writes_a_picture_or_says_what_is_wrong() {
+    let world = ScoredWorld::new(&["a red fox"], &["parti"]);
+    let scores = world.folder.path().join("scores.parquet");
+    let mut writer = ScoresWriter::create(&scores, &BTreeMap::new()).unwrap();
+    world.rows.iter().for_each(|row| writer.write(row.clone()).unwrap());
+    writer.finish().unwrap();
+
+    let run = |more: &[&str]| Run::of(evaluate(["grid", "--scores"]).arg(&scores).args(more));
+    let done = run(&[]).expect_code(0);
+    assert!(done.stdout.starts_with("sheet: ") && done.stdout.ends_with("/grid.png\n"), "{done:?}");
+    let drawn = Bitmap::read(&world.folder.path().join("grid.png")).unwrap();
+    assert_eq!(drawn, draw(&world, &GridConfig { choose: "all".to_owned(), ..config(Layout::Models) }));
+
+    run(&["--models", "base,other"]).expect_error(&["no model \"other\"", "hint: there are base"]);
+    run(&["--choose", "beauty"]).expect_error(&["no metric \"beauty\"", "pickscore, hps"]);
+    run(&["--prompts", "zebra"]).expect_error(&["no prompt \"zebra\"", "hint"]);
+    run(&["--sort", "margin:beauty"]).expect_error(&["no metric \"beauty\""]);
+    run(&["--count", "0"]).expect_error(&["--count 0", "hint"]);
+    run(&["--size", "5"]).expect_error(&["--size 5", "16 to 2048"]);
+    let usage = run(&["--sort", "best"]).expect_code(2);
+    assert!(usage.stderr.contains("margin:METRIC"), "{usage:?}");
+}

@@ -1,0 +1,425 @@
+//! What the two files of an evaluation share, [`crate::scores`] and [`crate::winrates`]: a flat table
+//! of one [`Record`] a row, small enough to be read whole.
+
+use std::collections::BTreeMap;
+use std::marker::PhantomData;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use arrow::array::{
+    Array as _, ArrayRef, ArrowPrimitiveType, AsArray as _, PrimitiveArray, RecordBatch,
+    StringArray, StringDictionaryBuilder,
+};
+use arrow::datatypes::{Field, Int32Type, Schema, SchemaRef};
+use arrow::error::ArrowError;
+use parquet::arrow::arrow_reader::{
+    ArrowReaderMetadata, ArrowReaderOptions, ParquetRecordBatchReader,
+    ParquetRecordBatchReaderBuilder,
+};
+use parquet::arrow::{ArrowWriter, ProjectionMask};
+use parquet::basic::{Compression, Encoding, ZstdLevel};
+use parquet::errors::ParquetError;
+use parquet::file::metadata::KeyValue;
+use parquet::file::properties::{EnabledStatistics, WriterProperties};
+use parquet::schema::types::ColumnPath;
+use runkit::files::FileError;
+
+use crate::columns::{Column, ColumnType};
+use crate::input::{InputError, ParquetInput};
+use crate::sink::{Sink, write_error};
+
+/// The version of the columns and their meaning. It grows when a reader of the old version would
+/// misread a file; a new column is no reason.
+pub const SCHEMA_VERSION: u32 = 1;
+/// The metadata key of [`SCHEMA_VERSION`]; the writers set it.
+pub const KEY_SCHEMA_VERSION: &str = "evaluate.schema_version";
+/// The metadata key of the fingerprint of everything the file was computed from.
+pub const KEY_FINGERPRINT: &str = "evaluate.fingerprint";
+/// The metadata key of the manifest, as JSON.
+pub const KEY_MANIFEST: &str = "evaluate.manifest";
+/// The rows of a row group.
+pub const ROW_GROUP_ROWS: usize = 1 << 16;
+
+/// zstd level: most of the gain of the higher ones at a fraction of their time.
+const ZSTD_LEVEL: i32 = 3;
+/// The rows of a batch while reading.
+const BATCH_ROWS: usize = 16_384;
+
+/// Why a file of an evaluation could not be read or written.
+#[derive(Debug, thiserror::Error)]
+pub enum EvaluationError {
+    /// The file is not readable Parquet.
+    #[error(transparent)]
+    Input(#[from] InputError),
+    /// The file is Parquet but holds something else; all reasons are listed.
+    #[error("{}: not {what}:\n  {}\nhint: {hint}", path.display(), problems.join("\n  "))]
+    Columns {
+        /// The file.
+        path: PathBuf,
+        /// What was expected.
+        what: &'static str,
+        /// One sentence for each column.
+        problems: Vec<String>,
+        /// Which file to name.
+        hint: &'static str,
+    },
+    /// The file was written by another version of the schema.
+    #[error("{}: expected schema version {SCHEMA_VERSION}, found {found:?}; hint: read it with the version that wrote it, or make it again", path.display())]
+    Version {
+        /// The file.
+        path: PathBuf,
+        /// What its metadata says.
+        found: String,
+    },
+    /// A row that must not be in the file.
+    #[error("{}: row {row}: {problem}", path.display())]
+    Row {
+        /// The file.
+        path: PathBuf,
+        /// The row, counted from 0.
+        row: usize,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// The bytes could not be written.
+    #[error("cannot write {}: {cause}", path.display())]
+    Write {
+        /// The file.
+        path: PathBuf,
+        /// What the Parquet library or the system said.
+        #[source]
+        cause: ParquetError,
+    },
+    /// The file could not be created or made durable.
+    #[error(transparent)]
+    File(#[from] FileError),
+}
+
+impl EvaluationError {
+    /// An error of the Parquet writer; that of the disk behind it, if there is one.
+    fn write(path: &Path, cause: ParquetError) -> Self {
+        match write_error(path, cause) {
+            Ok(error) => Self::File(error),
+            Err(cause) => Self::Write { path: path.to_owned(), cause },
+        }
+    }
+}
+
+/// A row of a file of an evaluation.
+pub trait Record: Sized {
+    /// What the file holds, in errors.
+    const WHAT: &'static str;
+    /// Which file to name instead of a wrong one.
+    const HINT: &'static str;
+
+    /// The columns, in file order.
+    fn columns() -> Vec<Column>;
+
+    /// Checks what types cannot say, above all that numbers are finite.
+    ///
+    /// # Errors
+    /// What is wrong, in a sentence.
+    fn check(&self) -> Result<(), String>;
+
+    /// An array for each of [`Record::columns`], of the types of the file.
+    fn to_arrays(rows: &[Self]) -> Vec<ArrayRef>;
+
+    /// The rows of a batch.
+    ///
+    /// # Errors
+    /// When a column is missing or of another type, or holds a text that is no value of it.
+    fn from_arrays(columns: &Columns<'_>) -> Result<Vec<Self>, ArrowError>;
+}
+
+/// The columns of a batch, by name.
+#[derive(Debug)]
+pub struct Columns<'batch>(&'batch RecordBatch);
+
+impl<'batch> Columns<'batch> {
+    /// How many rows there are.
+    pub fn num_rows(&self) -> usize {
+        self.0.num_rows()
+    }
+
+    /// A column of text.
+    ///
+    /// # Errors
+    /// When there is none of this name and type.
+    pub fn text(&self, name: &str) -> Result<&'batch StringArray, ArrowError> {
+        self.named(name)?.as_string_opt().ok_or_else(|| wrong(name))
+    }
+
+    /// A column of numbers.
+    ///
+    /// # Errors
+    /// When there is none of this name and type.
+    pub fn number<T: ArrowPrimitiveType>(
+        &self,
+        name: &str,
+    ) -> Result<&'batch PrimitiveArray<T>, ArrowError> {
+        self.named(name)?.as_primitive_opt().ok_or_else(|| wrong(name))
+    }
+
+    fn named(&self, name: &str) -> Result<&'batch ArrayRef, ArrowError> {
+        self.0.column_by_name(name).ok_or_else(|| wrong(name))
+    }
+}
+
+fn wrong(name: &str) -> ArrowError {
+    ArrowError::SchemaError(format!("column {name:?} is missing or of another type"))
+}
+
+/// A column of text with few distinct values.
+pub(crate) fn categories<'a>(values: impl Iterator<Item = Option<&'a str>>) -> ArrayRef {
+    let mut builder = StringDictionaryBuilder::<Int32Type>::new();
+    values.for_each(|value| builder.append_option(value));
+    Arc::new(builder.finish())
+}
+
+/// A column of text.
+pub(crate) fn texts<'a>(values: impl Iterator<Item = Option<&'a str>>) -> ArrayRef {
+    Arc::new(values.collect::<StringArray>())
+}
+
+/// Writes a file. Nothing stands under the final name before [`RecordWriter::finish`]; the bytes
+/// depend on the rows and the metadata alone.
+#[derive(Debug)]
+pub struct RecordWriter<R> {
+    path: PathBuf,
+    writer: ArrowWriter<Sink>,
+    schema: SchemaRef,
+    rows: Vec<R>,
+    written: usize,
+}
+
+impl<R: Record> RecordWriter<R> {
+    /// Starts a file. The metadata goes into its key-value metadata beside the schema version, which
+    /// is added.
+    ///
+    /// # Errors
+    /// When the file cannot be created.
+    pub fn create(
+        path: impl AsRef<Path>,
+        metadata: &BTreeMap<String, String>,
+    ) -> Result<Self, EvaluationError> {
+        let path = path.as_ref();
+        let fail = |cause| EvaluationError::write(path, cause);
+        let columns = R::columns();
+        let field =
+            |column: &Column| Field::new(&column.name, column.kind.file_type(), column.nullable);
+        let schema = Arc::new(Schema::new(columns.iter().map(field).collect::<Vec<_>>()));
+        let properties = properties(&columns, metadata).map_err(fail)?;
+        let sink = Sink::create(path)?;
+        let writer =
+            ArrowWriter::try_new(sink, Arc::clone(&schema), Some(properties)).map_err(fail)?;
+        Ok(Self { path: path.to_owned(), writer, schema, rows: Vec::new(), written: 0 })
+    }
+
+    /// Adds a row.
+    ///
+    /// # Errors
+    /// When the row holds NaN, an infinity or numbers that contradict each other, or the disk fails.
+    pub fn write(&mut self, row: R) -> Result<(), EvaluationError> {
+        let number = self.written + self.rows.len();
+        row.check().map_err(|problem| EvaluationError::Row {
+            path: self.path.clone(),
+            row: number,
+            problem,
+        })?;
+        self.rows.push(row);
+        if self.rows.len() == ROW_GROUP_ROWS { self.flush() } else { Ok(()) }
+    }
+
+    /// Writes the rest and makes the file durable under its final name.
+    ///
+    /// # Errors
+    /// As [`RecordWriter::write`]; nothing changes under the final name then.
+    pub fn finish(mut self) -> Result<(), EvaluationError> {
+        self.flush()?;
+        self.writer.finish().map_err(|cause| EvaluationError::write(&self.path, cause))?;
+        Ok(self.writer.inner_mut().commit()?)
+    }
+
+    fn flush(&mut self) -> Result<(), EvaluationError> {
+        let fail = |cause| EvaluationError::write(&self.path, cause);
+        let batch = RecordBatch::try_new(Arc::clone(&self.schema), R::to_arrays(&self.rows))
+            .map_err(|error| fail(error.into()))?;
+        self.writer.write(&batch).map_err(fail)?;
+        self.written += self.rows.len();
+        self.rows.clear();
+        Ok(())
+    }
+}
+
+/// How the columns are stored. No time, host or version of ours is among it.
+fn properties(
+    columns: &[Column],
+    metadata: &BTreeMap<String, String>,
+) -> Result<WriterProperties, ParquetError> {
+    let mut metadata = metadata.clone();
+    metadata.insert(KEY_SCHEMA_VERSION.to_owned(), SCHEMA_VERSION.to_string());
+    let pairs = metadata.into_iter().map(|(key, value)| KeyValue::new(key, value)).collect();
+    let mut builder = WriterProperties::builder()
+        .set_compression(Compression::ZSTD(ZstdLevel::try_new(ZSTD_LEVEL)?))
+        .set_max_row_group_row_count(Some(ROW_GROUP_ROWS))
+        .set_statistics_enabled(EnabledStatistics::Chunk)
+        .set_key_value_metadata(Some(pairs));
+    for column in columns {
+        if column.kind == ColumnType::Float32 {
+            let path = ColumnPath::from(column.name.as_str());
+            builder = builder
+                .set_column_dictionary_enabled(path.clone(), false)
+                .set_column_encoding(path, Encoding::BYTE_STREAM_SPLIT);
+        }
+    }
+    Ok(builder.build())
+}
+
+/// A file whose columns were checked. It holds the footer, not the rows, and no open file. Column
+/// order, extra columns and nullability are free, names and types are not.
+#[derive(Clone, Debug)]
+pub struct RecordFile<R> {
+    parquet: ParquetInput,
+    metadata: BTreeMap<String, String>,
+    /// The places of our columns in the file.
+    places: Vec<usize>,
+    record: PhantomData<fn() -> R>,
+}
+
+impl<R: Record> RecordFile<R> {
+    /// Opens and checks a file.
+    ///
+    /// # Errors
+    /// When it is not readable Parquet, breaks a limit of [`crate::input`], was written by another
+    /// schema version, or lacks columns: then one error lists them.
+    pub fn open(path: impl AsRef<Path>) -> Result<Self, EvaluationError> {
+        let path = path.as_ref();
+        let parquet = ParquetInput::open(path)?;
+        let stored = parquet.contained(|| {
+            ArrowReaderMetadata::try_new(Arc::clone(parquet.metadata()), plain_types())
+        })?;
+        let metadata = parquet.key_values();
+        if let Some(found) = metadata.get(KEY_SCHEMA_VERSION)
+            && *found != SCHEMA_VERSION.to_string()
+        {
+            return Err(EvaluationError::Version { path: path.to_owned(), found: found.clone() });
+        }
+        let places = find(&R::columns(), stored.schema()).map_err(|problems| {
+            let path = path.to_owned();
+            EvaluationError::Columns { path, what: R::WHAT, problems, hint: R::HINT }
+        })?;
+        let file = Self { parquet, metadata, places, record: PhantomData };
+        file.parquet.check_chunks(&file.leaves()?)?;
+        Ok(file)
+    }
+
+    /// Where the file is.
+    pub fn path(&self) -> &Path {
+        self.parquet.path()
+    }
+
+    /// The file's key-value metadata without Arrow's own entry; empty when another tool wrote it.
+    pub fn metadata(&self) -> &BTreeMap<String, String> {
+        &self.metadata
+    }
+
+    /// How many rows it holds.
+    pub fn num_rows(&self) -> i64 {
+        self.parquet.num_rows()
+    }
+
+    /// blake3 of the file's length and footer, in hexadecimal.
+    pub fn fingerprint(&self) -> String {
+        self.parquet.fingerprint().to_owned()
+    }
+
+    /// All rows.
+    ///
+    /// # Errors
+    /// When the file is gone, changed or damaged, or holds NaN or another impossible value.
+    pub fn read(&self) -> Result<Vec<R>, EvaluationError> {
+        let file = self.parquet.reopen()?;
+        let leaves = self.leaves()?;
+        let mut reader = self.parquet.contained(|| {
+            let metadata =
+                ArrowReaderMetadata::try_new(Arc::clone(self.parquet.metadata()), plain_types())?;
+            let builder = ParquetRecordBatchReaderBuilder::new_with_metadata(file, metadata);
+            let mask = ProjectionMask::leaves(builder.parquet_schema(), leaves);
+            builder.with_batch_size(BATCH_ROWS).with_projection(mask).build()
+        })?;
+        let mut rows: Vec<R> = Vec::new();
+        while let Some(batch) = self.next_batch(&mut reader)? {
+            self.check_nulls(&batch, rows.len())?;
+            let decoded = R::from_arrays(&Columns(&batch))
+                .map_err(|error| self.parquet.damaged(error.to_string()))?;
+            for row in decoded {
+                row.check().map_err(|problem| self.row_error(rows.len(), problem))?;
+                rows.push(row);
+            }
+        }
+        match usize::try_from(self.num_rows()) {
+            Ok(promised) if promised == rows.len() => Ok(rows),
+            _ => {
+                let (found, promised) = (rows.len(), self.num_rows());
+                Err(self.parquet.damaged(format!("{found} rows, {promised} promised")).into())
+            }
+        }
+    }
+
+    fn next_batch(
+        &self,
+        reader: &mut ParquetRecordBatchReader,
+    ) -> Result<Option<RecordBatch>, EvaluationError> {
+        let next = || reader.next().transpose().map_err(ParquetError::from);
+        Ok(self.parquet.contained(next)?)
+    }
+
+    fn check_nulls(&self, batch: &RecordBatch, first: usize) -> Result<(), EvaluationError> {
+        for column in R::columns().iter().filter(|column| !column.nullable) {
+            let Some(array) = batch.column_by_name(&column.name) else { continue };
+            if let Some(row) = (0..array.len()).find(|&row| array.is_null(row)) {
+                let problem = format!("{} is null, expected a value", column.name);
+                return Err(self.row_error(first + row, problem));
+            }
+        }
+        Ok(())
+    }
+
+    fn row_error(&self, row: usize, problem: String) -> EvaluationError {
+        EvaluationError::Row { path: self.path().to_owned(), row, problem }
+    }
+
+    /// The leaf columns of our columns, which are all flat.
+    fn leaves(&self) -> Result<Vec<usize>, EvaluationError> {
+        Ok(self.parquet.contained(|| {
+            let parquet = self.parquet.metadata().file_metadata().schema_descr();
+            let ours = |leaf: &usize| self.places.contains(&parquet.get_column_root_idx(*leaf));
+            Ok((0..parquet.num_columns()).filter(ours).collect())
+        })?)
+    }
+}
+
+/// Whoever wrote the file: the types that Parquet itself stores, without those of Arrow.
+fn plain_types() -> ArrowReaderOptions {
+    ArrowReaderOptions::new().with_skip_arrow_metadata(true)
+}
+
+/// For each of our columns its place in the file, else what is wrong.
+fn find(columns: &[Column], stored: &Schema) -> Result<Vec<usize>, Vec<String>> {
+    let (mut places, mut problems) = (Vec::new(), Vec::new());
+    for column in columns {
+        let expected = column.kind.stored_type();
+        match stored.column_with_name(&column.name) {
+            Some((place, field)) if *field.data_type() == expected => places.push(place),
+            Some((_, field)) => {
+                let found = field.data_type();
+                problems
+                    .push(format!("column {:?}: expected {expected}, found {found}", column.name));
+            }
+            None => {
+                problems.push(format!("column {:?}: expected {expected}, found none", column.name));
+            }
+        }
+    }
+    if problems.is_empty() { Ok(places) } else { Err(problems) }
+}
