@@ -77,7 +77,10 @@ fn decisions_are_those_of_transformers_and_ids_stay() {
     assert!(run.stdout.contains(&figures), "{run:#?}");
     assert!(run.stdout.contains("parti: 2 prompts read"), "{run:#?}");
     assert!(run.stdout.contains(dropped[0]["id"].as_str().unwrap()), "{run:#?}");
-    assert!(run.stderr.contains("1 rows repeat an earlier prompt"), "{run:#?}");
+    assert!(
+        run.stderr.contains("passed over 1 row with an earlier prompt (the first is row 3)"),
+        "{run:#?}"
+    );
 
     // What was kept is read with the ids, sets and categories that it had.
     let whole = prompts::read(&sources.map(|source| source.parse().unwrap())).unwrap();

@@ -8,6 +8,9 @@ use crate::prompts::PromptSource;
 
 /// `evaluate filter-prompts`.
 #[derive(Debug, Clone, Args)]
+#[command(
+    override_usage = "evaluate filter-prompts --prompts <FILE>... --out <FILE.jsonl> [OPTIONS]"
+)]
 pub struct FilterPromptsArguments {
     /// Files of prompts, as evaluate generate takes them, with column=,
     /// category= and name=.

@@ -101,8 +101,8 @@ impl<'source> Collector<'source> {
         let file = escape_for_terminal(&self.source.file.display().to_string()).into_owned();
         if self.repeated > 0 {
             tracing::warn!(
-                "{file}: {} {rows}s repeat an earlier prompt and are passed over (the first is {rows} {})",
-                self.repeated,
+                "{file}: passed over {} with an earlier prompt (the first is {rows} {})",
+                counted(self.repeated, rows),
                 self.first_repeated
             );
         }
@@ -111,10 +111,15 @@ impl<'source> Collector<'source> {
             return Err(not_prompts(&self.source.file, reason));
         }
         if self.blank > 0 && rows != LINE {
-            tracing::warn!("{file}: {} {rows}s hold no prompt and are passed over", self.blank);
+            tracing::warn!("{file}: passed over {} without a prompt", counted(self.blank, rows));
         }
         Ok(self.sets.into_iter().map(|(set, _)| set).collect())
     }
+}
+
+/// "1 row", "2 rows".
+fn counted(count: usize, what: &str) -> String {
+    format!("{count} {what}{}", if count == 1 { "" } else { "s" })
 }
 
 /// What the rows of a text file are called.

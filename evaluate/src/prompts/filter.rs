@@ -16,7 +16,6 @@ use runkit::progress::Progress;
 use serde::{Deserialize, Serialize};
 use tch::Device;
 
-use super::json::{ID, SET};
 use super::{Prompt, PromptSet};
 
 /// Why prompts could not be told apart.
@@ -228,6 +227,17 @@ pub fn filter(
     filtered
 }
 
+/// A prompt in a file; the reader of JSON Lines knows the id and the set by these names.
+#[derive(Serialize)]
+struct Line<'judged> {
+    id: &'judged str,
+    set: &'judged str,
+    prompt: &'judged str,
+    category: Option<&'judged str>,
+    unsafe_probability: f32,
+    kept: bool,
+}
+
 /// Writes prompts as JSON Lines that [`super::read`] takes, with the ids and sets they have here.
 ///
 /// # Errors
@@ -239,15 +249,16 @@ pub fn write_judged<'judged>(
 ) -> Result<(), FilterError> {
     runkit::files::write_atomic(path, |writer| {
         for Judged { prompt, unsafe_probability } in judged {
-            let line = serde_json::json!({
-                ID: prompt.id,
-                SET: prompt.set,
-                "prompt": prompt.text,
-                "category": prompt.category,
-                "unsafe_probability": unsafe_probability,
-                "kept": kept,
-            });
-            writeln!(writer, "{line}")?;
+            let line = Line {
+                id: &prompt.id,
+                set: &prompt.set,
+                prompt: &prompt.text,
+                category: prompt.category.as_deref(),
+                unsafe_probability: *unsafe_probability,
+                kept,
+            };
+            serde_json::to_writer(&mut *writer, &line)?;
+            writeln!(writer)?;
         }
         Ok(())
     })?;

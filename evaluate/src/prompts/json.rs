@@ -12,10 +12,6 @@ use super::{PromptSet, PromptSource, read_bytes};
 
 const HINT: &str = "hint: choose one with ,column=NAME after the file";
 
-/// The fields of a prompt that this program wrote: what it was called in the file it comes from.
-pub(super) const ID: &str = "id";
-pub(super) const SET: &str = "set";
-
 /// The prompts of an array, HPDv2's for example.
 pub(super) fn read_array(source: &PromptSource) -> Result<Vec<PromptSet>, PromptsError> {
     let path = &source.file;
@@ -125,10 +121,11 @@ fn as_category(value: &Value) -> Option<Cow<'_, str>> {
     }
 }
 
-/// The id and the set of a prompt in a file that this program wrote. Other ids are other programs'.
+/// The id and the set of a prompt in a file that this program wrote ([`super::write_judged`]). Other
+/// ids are other programs'.
 fn known(object: &Map<String, Value>) -> Option<(&str, &str)> {
-    let id = object.get(ID)?.as_str().filter(|id| is_own_id(id))?;
-    let set = object.get(SET)?.as_str().filter(|set| !set.is_empty())?;
+    let id = object.get("id")?.as_str().filter(|id| is_own_id(id))?;
+    let set = object.get("set")?.as_str().filter(|set| !set.is_empty())?;
     Some((id, set))
 }
 

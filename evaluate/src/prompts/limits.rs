@@ -141,7 +141,7 @@ mod tests {
                 match of(preset, set) {
                     Ok(found) => assert_eq!(found, Some(size)),
                     Err(error) => {
-                        assert!(size == 0 && error.contains("Pick-a-Pic alone"), "{error}")
+                        assert!(size == 0 && error.contains("Pick-a-Pic alone"), "{error}");
                     }
                 }
             }
