@@ -44,9 +44,11 @@ impl Agreement {
             let mut voted: Vec<Option<i8>> = votes.iter().map(vote).collect();
             let label = people.is_valid(row).then(|| people.value(row));
             // A person's 0.5 is no vote.
-            voted.push(label.filter(|label| *label != 0.5).map(|label| {
-                if label > 0.5 { 1 } else { -1 }
-            }));
+            voted.push(label.filter(|label| *label != 0.5).map(
+                |label| {
+                    if label > 0.5 { 1 } else { -1 }
+                },
+            ));
             for (one, first) in voted.iter().enumerate() {
                 for (two, second) in voted.iter().enumerate() {
                     if let (Some(first), Some(second)) = (first, second) {

@@ -194,8 +194,7 @@ impl<'a> Drawing<'a> {
                 significant: row.p_holm < SIGNIFICANCE,
             })
         };
-        let mut cells: Vec<Cell> =
-            rows.filter(|row| row.prompts > 0).filter_map(cell).collect();
+        let mut cells: Vec<Cell> = rows.filter(|row| row.prompts > 0).filter_map(cell).collect();
         cells.sort_by_key(|cell| cell.metric);
         cells
     }
@@ -356,9 +355,9 @@ fn count(number: i64, what: &str) -> String {
     if number == 1 { format!("1 {what}") } else { format!("{number} {what}s") }
 }
 
-/// Lines of text below a title, as wide as a figure.
+/// Lines of text below a title, as wide as a figure; a page may set them in wider letters.
 fn subtitle(text: &str) -> Vec<String> {
-    Ruler::new(Weight::Regular, 12.0).wrap(&clean(text), WIDTH - 28.0, 4)
+    Ruler::new(Weight::Regular, 12.0).wrap(&clean(text), 0.87 * WIDTH, 4)
 }
 
 /// Where a drawing starts below its title and subtitle.

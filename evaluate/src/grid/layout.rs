@@ -153,9 +153,11 @@ impl Sheet {
     fn add(&mut self, block: Block, pictures: &Pictures, side: u32) {
         let left = MARGIN + HEADS + GAP;
         let columns = block.columns.len() as u32;
-        self.width = self.width.max(left + columns * (side + GAP) - GAP.min(columns * GAP) + MARGIN);
+        self.width =
+            self.width.max(left + columns * (side + GAP) - GAP.min(columns * GAP) + MARGIN);
         let whole = (self.width - 2 * MARGIN) as f32;
-        let title = Ruler::new(Weight::Bold, HEADING).wrap(&clean(&block.title), whole, TITLE_LINES);
+        let title =
+            Ruler::new(Weight::Bold, HEADING).wrap(&clean(&block.title), whole, TITLE_LINES);
         for text in title {
             self.line(MARGIN, HEADING, Weight::Bold, "start", text);
         }
@@ -227,7 +229,8 @@ impl Sheet {
 /// whole factor, large ones shrunk.
 fn usual_side(blocks: &[Block], pictures: &Pictures) -> u32 {
     let images = blocks.iter().flat_map(|block| &block.rows).flat_map(|row| &row.pictures);
-    let first = images.flatten().find_map(|shown| Bitmap::read(&pictures.folder.join(&shown.image)).ok());
+    let first =
+        images.flatten().find_map(|shown| Bitmap::read(&pictures.folder.join(&shown.image)).ok());
     first.map_or(SMALL_SIDE, |picture| {
         let longest = picture.width.max(picture.height);
         if longest <= SMALL_SIDE { SMALL_SIDE / longest * longest } else { longest.min(LARGE_SIDE) }

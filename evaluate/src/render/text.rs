@@ -5,8 +5,8 @@
 use skrifa::instance::{LocationRef, Size};
 use skrifa::{FontRef, MetadataProvider as _};
 
-/// The name by which drawings ask for the font.
-pub const FAMILY: &str = "DejaVu Sans Condensed";
+/// The name by which drawings ask for the font: the condensed letters are the only ones of the family.
+pub const FAMILY: &str = "DejaVu Sans";
 /// The end of a text that was cut.
 const ELLIPSIS: char = '…';
 /// The width of a character where the font says nothing, in ems.
@@ -160,7 +160,10 @@ mod tests {
         let ruler = Ruler::new(Weight::Regular, 10.0);
         assert_eq!(ruler.fit("a fox", 100.0), "a fox");
         let cut = ruler.fit("a fox in the snow", 50.0);
-        assert!(cut.starts_with("a fo") && cut.ends_with('…') && ruler.width(&cut) <= 50.0, "{cut}");
+        assert!(
+            cut.starts_with("a fo") && cut.ends_with('…') && ruler.width(&cut) <= 50.0,
+            "{cut}"
+        );
         assert_eq!(ruler.fit("a fox", 0.0), "…");
     }
 

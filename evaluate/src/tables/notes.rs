@@ -77,12 +77,12 @@ fn seeds(used: &[&ScoreRow], pictures: &Pictures) -> Vec<String> {
         prompts.entry((&row.prompt_id, &row.prompt)).or_default().insert(row.seed);
     }
     for set in &pictures.sets {
-        let of_model = |model: &String| {
+        let found = pictures.models.iter().filter_map(|model| {
             let prompts = of_prompts.get(&(set.as_str(), model.as_str()))?;
             let seeds: BTreeSet<i64> = prompts.values().flatten().copied().collect();
             Some((model.as_str(), prompts, seeds))
-        };
-        let found: Vec<_> = pictures.models.iter().filter_map(of_model).collect();
+        });
+        let found: Vec<_> = found.collect();
         let different: BTreeSet<&BTreeSet<i64>> = found.iter().map(|(.., seeds)| seeds).collect();
         if different.len() > 1 {
             let lists = found.iter().map(|(model, _, seeds)| format!("{model} {}", ranges(seeds)));
