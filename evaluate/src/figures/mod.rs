@@ -220,7 +220,7 @@ impl<'a> Drawing<'a> {
         let title = format!("Win rates on {}", set_name(set));
         let caption = format!(
             "Share of prompts on which the first model's best of {} scores higher; ties count one \
-             half. Bars are 95 % Wilson intervals; a filled marker differs from 50 % after Holm's \
+             half. Bars are 95\u{a0}% Wilson intervals; a filled marker differs from 50\u{a0}% after Holm's \
              correction.{}",
             count(seeds, "picture"),
             self.left_out()
@@ -261,8 +261,8 @@ impl<'a> Drawing<'a> {
             }
             let [a, b] = pair;
             let title = format!("{a} over {b} by category of {}", set_name(set));
-            let caption = "Win rates with 95 % Wilson intervals, the categories with the highest \
-                           mean first; a filled marker differs from 50 % after Holm's correction."
+            let caption = "Win rates with 95\u{a0}% Wilson intervals, the categories with the highest \
+                           mean first; a filled marker differs from 50\u{a0}% after Holm's correction."
                 .to_owned();
             let svg = forest::draw(self.renderer, &title, &caption, &self.scored.metrics, &groups)?;
             let name = format!("categories-{}-{}-{}", file_name(set), file_name(a), file_name(b));

@@ -81,12 +81,12 @@ impl Ruler {
         kept
     }
 
-    /// `text` in lines of at most `width` pixels, broken between words, a word that is longer than a
+    /// `text` in lines of at most `width` pixels, broken at spaces that allow it, a word that is longer than a
     /// line within; at most `lines` of them, the last ended with `…` where not all is said.
     pub fn wrap(&self, text: &str, width: f32, lines: usize) -> Vec<String> {
         let mut wrapped: Vec<String> = Vec::new();
         let mut line = String::new();
-        let mut words: Vec<&str> = text.split_whitespace().rev().collect();
+        let mut words: Vec<&str> = text.split_ascii_whitespace().rev().collect();
         while let Some(word) = words.pop() {
             let longer = if line.is_empty() { word.to_owned() } else { format!("{line} {word}") };
             if self.width(&longer) <= width {
