@@ -73,8 +73,7 @@ impl Bitmap {
         let times = factor as usize;
         let mut pixels = Vec::with_capacity(self.pixels.len() * times * times);
         for row in self.pixels.chunks_exact(self.width as usize * 3) {
-            let wide: Vec<u8> =
-                row.chunks_exact(3).flat_map(|pixel| pixel.repeat(times)).collect();
+            let wide: Vec<u8> = row.chunks_exact(3).flat_map(|pixel| pixel.repeat(times)).collect();
             pixels.extend(wide.repeat(times));
         }
         Self { width: self.width * factor, height: self.height * factor, pixels }
@@ -82,9 +81,8 @@ impl Bitmap {
 
     fn shrunk(self, size: (u32, u32)) -> Self {
         let image = Image::new(Mode::Rgb, self.width, self.height, self.pixels.clone());
-        let resized = image.ok().and_then(|image| {
-            Resizer::new().resize(&image, size, Filter::Bicubic).ok()
-        });
+        let resized =
+            image.ok().and_then(|image| Resizer::new().resize(&image, size, Filter::Bicubic).ok());
         resized.map_or(self, Self::from)
     }
 

@@ -39,7 +39,9 @@ pub enum RenderError {
     #[error("a drawing is not valid: {0}")]
     Svg(#[from] usvg::Error),
     /// The drawing is too large to be turned into pixels.
-    #[error("a drawing of {width}x{height} pixels is too large: expected at most {LARGEST_SIDE} a side; hint: choose fewer models or prompts")]
+    #[error(
+        "a drawing of {width}x{height} pixels is too large: expected at most {LARGEST_SIDE} a side; hint: choose fewer models or prompts"
+    )]
     TooLarge {
         /// Its width.
         width: u32,

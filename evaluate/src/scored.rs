@@ -129,12 +129,14 @@ impl<'rows> ScoredPrompt<'rows> {
         let pictures = self.pictures.get(model)?;
         match choice {
             Choice::First => pictures.first(),
-            Choice::Metric(metric) => highest(pictures.iter().filter_map(|picture| {
-                Some((f64::from((*picture.scores.get(metric)?)?), picture))
-            })),
-            Choice::MeanRank => highest(
-                pictures.iter().map(|picture| (-mean_rank(pictures, picture), picture)),
-            ),
+            Choice::Metric(metric) => {
+                highest(pictures.iter().filter_map(|picture| {
+                    Some((f64::from((*picture.scores.get(metric)?)?), picture))
+                }))
+            }
+            Choice::MeanRank => {
+                highest(pictures.iter().map(|picture| (-mean_rank(pictures, picture), picture)))
+            }
         }
     }
 

@@ -158,7 +158,10 @@ fn the_command_writes_a_picture_or_says_what_is_wrong() {
     let done = run(&[]).expect_code(0);
     assert!(done.stdout.starts_with("sheet: ") && done.stdout.ends_with("/grid.png\n"), "{done:?}");
     let drawn = Bitmap::read(&world.folder.path().join("grid.png")).unwrap();
-    assert_eq!(drawn, draw(&world, &GridConfig { choose: "all".to_owned(), ..config(Layout::Models) }));
+    assert_eq!(
+        drawn,
+        draw(&world, &GridConfig { choose: "all".to_owned(), ..config(Layout::Models) })
+    );
 
     run(&["--models", "base,other"]).expect_error(&["no model \"other\"", "hint: there are base"]);
     run(&["--choose", "beauty"]).expect_error(&["no metric \"beauty\"", "pickscore, hps"]);

@@ -84,8 +84,7 @@ fn the_page_holds_tables_figures_and_the_gallery() {
         let models = prompt["models"].as_array().unwrap().clone();
         models.into_iter().flat_map(|model| model["pictures"].as_array().unwrap().clone())
     });
-    let places: Vec<u64> =
-        pictures.map(|picture| picture["thumbnail"].as_u64().unwrap()).collect();
+    let places: Vec<u64> = pictures.map(|picture| picture["thumbnail"].as_u64().unwrap()).collect();
     assert_eq!(places, (0..thumbnails.len() as u64).collect::<Vec<_>>());
     assert!(thumbnails.iter().all(|jpeg| jpeg.as_str().unwrap().starts_with("/9j/")));
     for figure in ["winrates-parti", "cross-selection", "scores"] {

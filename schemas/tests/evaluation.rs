@@ -12,8 +12,7 @@ use std::sync::Arc;
 use arrow::array::{ArrayRef, Float32Array, Float64Array, Int64Array, StringArray};
 use common::{parquet_bytes, put};
 use schemas::evaluation::{
-    EvaluationError, KEY_MANIFEST, KEY_SCHEMA_VERSION, ROW_GROUP_ROWS, Record, RecordFile,
-    RecordWriter,
+    EvaluationError, KEY_MANIFEST, KEY_SCHEMA_VERSION, ROW_GROUP_ROWS, Record, RecordWriter,
 };
 use schemas::scores::{ScoreRow, ScoresFile, ScoresWriter};
 use schemas::winrates::{Statistic, WinRateRow, WinRatesFile, WinRatesWriter};
@@ -206,7 +205,7 @@ fn other_versions_and_other_files_are_refused() {
 fn damaged_files_are_errors() {
     let folder = tempdir().unwrap();
     let path = folder.path().join("winrates.parquet");
-    write(&path, Statistic::ALL.map(win_rate).repeat(30)).unwrap();
+    write(&path, [Statistic::ALL; 30].concat().into_iter().map(win_rate).collect()).unwrap();
     let whole = fs_err::read(&path).unwrap();
     let damaged = folder.path().join("damaged.parquet");
     let read = |bytes: &[u8]| {

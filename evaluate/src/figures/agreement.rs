@@ -44,9 +44,11 @@ impl Agreement {
             let mut voted: Vec<Option<i8>> = votes.iter().map(vote).collect();
             let label = people.is_valid(row).then(|| people.value(row));
             // A person's 0.5 is no vote.
-            voted.push(label.filter(|label| *label != 0.5).map(|label| {
-                if label > 0.5 { 1 } else { -1 }
-            }));
+            voted.push(label.filter(|label| *label != 0.5).map(
+                |label| {
+                    if label > 0.5 { 1 } else { -1 }
+                },
+            ));
             for (one, first) in voted.iter().enumerate() {
                 for (two, second) in voted.iter().enumerate() {
                     if let (Some(first), Some(second)) = (first, second) {
@@ -88,5 +90,66 @@ impl Agreement {
             columns: self.names[..shown].to_vec(),
             values: (0..shown).map(row).collect(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use schemas::labels::{LabelRow, LabelsSchema, LabelsWriter, Status};
+
+    use super::*;
+
+    fn row(number: i64, votes: [i8; 2], human_label_0: Option<f64>) -> LabelRow {
+        let vote_sum = votes.iter().sum::<i8>();
+        LabelRow {
+            pair_id: format!("pair {number}"),
+            source_file: "pairs.parquet".to_owned(),
+            source_row: number,
+            caption: Some("a fox".to_owned()),
+            image_uid: [Some("left".to_owned()), Some("right".to_owned())],
+            human_label_0,
+            scores: votes.map(|vote| [Some(f32::from(vote)), Some(0.0)]).to_vec(),
+            votes: votes.map(Some).to_vec(),
+            vote_sum: Some(vote_sum),
+            consensus: Some(vote_sum.signum()),
+            status: Status::Ok,
+            error: None,
+        }
+    }
+
+    fn read(rows: &[LabelRow]) -> Agreement {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("labels.parquet");
+        let schema = LabelsSchema::new(&["clip".to_owned(), "hps".to_owned()]).unwrap();
+        let mut writer = LabelsWriter::create(&path, &schema, &BTreeMap::new()).unwrap();
+        rows.iter().for_each(|row| writer.write(row).unwrap());
+        writer.finish().unwrap();
+        Agreement::read(&path).unwrap()
+    }
+
+    #[test]
+    fn votes_are_compared_with_each_other_and_with_people() {
+        let labels = [Some(1.0), Some(0.0), Some(0.5), None];
+        let votes = [[1, 1], [1, -1], [-1, -1], [-1, -1]];
+        let rows = (0..).zip(votes).zip(labels);
+        let rows: Vec<LabelRow> =
+            rows.map(|((number, votes), label)| row(number, votes, label)).collect();
+        let agreement = read(&rows);
+        let matrix = agreement.matrix();
+        assert_eq!(matrix.rows, ["clip", "hps", "people"]);
+        let [one, half] = [Some(1.0), Some(0.5)];
+        let expected = [[one, Some(0.75), half], [Some(0.75), one, one], [half, one, one]];
+        assert_eq!(matrix.values, expected.map(|row| row.to_vec()));
+        assert!(agreement.caption().contains("of 4 training pairs"));
+        assert!(agreement.caption().contains("one picture of 2 pairs"));
+    }
+
+    #[test]
+    fn people_who_labelled_nothing_are_left_out() {
+        let agreement = read(&[row(0, [1, -1], None), row(1, [1, 1], Some(0.5))]);
+        assert_eq!(agreement.matrix().rows, ["clip", "hps"]);
+        assert!(!agreement.caption().contains("People"));
     }
 }

@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use super::{WIDTH, class, colour, marker, px, subtitle, ticks, top};
+use super::{WIDTH, class, colour, marker, px, subtitle, top};
 use crate::render::text::{Ruler, Weight, clean};
 use crate::render::{RenderError, Renderer};
 
@@ -159,10 +159,17 @@ pub(super) fn draw(
         right: px(right),
         top: px(top),
         bottom: px(y),
-        ticks: ticks(low, high, 6).into_iter().map(tick).collect(),
+        ticks: ticks(low, high).map(tick).collect(),
         bands,
     };
     renderer.fill("forest.svg", &forest)
+}
+
+/// Shares in steps of which one half is one.
+fn ticks(low: f64, high: f64) -> impl Iterator<Item = f64> {
+    let step = if high - low > 0.45 { 10 } else { 5 };
+    let percent = (0..=100).step_by(step).map(|percent| f64::from(percent) / 100.0);
+    percent.filter(move |share| (low - 1e-9..=high + 1e-9).contains(share))
 }
 
 /// The part of 0 to 1 that is shown: every interval and 50 %, in steps of five points.
@@ -171,4 +178,28 @@ fn range(groups: &[Group]) -> (f64, f64) {
     let low = cells().map(|cell| cell.low).fold(0.4, f64::min);
     let high = cells().map(|cell| cell.high).fold(0.6, f64::max);
     ((low * 20.0 - 0.1).floor().max(0.0) / 20.0, (high * 20.0 + 0.1).ceil().min(20.0) / 20.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn group(low: f64, high: f64) -> Group {
+        let cell = Cell { metric: 0, rate: (low + high) / 2.0, low, high, significant: false };
+        Group { label: String::new(), below: String::new(), cells: vec![cell] }
+    }
+
+    #[test]
+    fn one_half_is_always_shown() {
+        let shown = |low, high| {
+            let (least, most) = range(&[group(low, high)]);
+            assert!(least <= low && high <= most && least >= 0.0 && most <= 1.0, "{least} {most}");
+            let ticks: Vec<f64> = ticks(least, most).collect();
+            assert!(ticks.contains(&0.5) && ticks.len() > 3 && ticks.len() < 12, "{ticks:?}");
+        };
+        shown(0.49, 0.51);
+        shown(0.0, 1.0);
+        shown(0.9, 0.99);
+        shown(0.101, 0.3);
+    }
 }

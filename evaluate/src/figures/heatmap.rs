@@ -13,12 +13,10 @@ const BELOW: [f64; 3] = [213.0, 94.0, 0.0];
 const FULL_COLOUR: f64 = 0.45;
 
 /// The size of a cell, of the names beside the rows, and of what stands above the cells.
-const CELL: [f32; 2] = [58.0, 30.0];
-const ROW_NAMES: f32 = 92.0;
+const CELL: [f32; 2] = [53.0, 30.0];
+const ROW_NAMES: f32 = 68.0;
 const ABOVE_CELLS: f32 = 60.0;
-const GAP: f32 = 26.0;
-/// The angle of names above columns makes them narrower; they are cut to this.
-const COLUMN_NAME: f32 = 56.0;
+const GAP: f32 = 16.0;
 
 /// A matrix with the names of its rows and columns.
 pub(super) struct Matrix {
@@ -39,6 +37,7 @@ struct Heatmap<'a> {
     title: &'a str,
     subtitle: Vec<String>,
     axes: [&'a str; 2],
+    cell: [f64; 2],
     panels: Vec<Panel>,
 }
 
@@ -96,22 +95,23 @@ pub(super) fn draw(
         title: &clean(title),
         subtitle,
         axes,
+        cell: CELL.map(px),
         panels: matrices.iter().enumerate().map(panel).collect(),
     };
     renderer.fill("heatmap.svg", &heatmap)
 }
 
 fn draw_panel(matrix: &Matrix, x: f32, y: f32, width: f32) -> Panel {
-    let small = Ruler::new(Weight::Regular, 11.0);
+    let small = Ruler::new(Weight::Regular, 10.0);
     let (left, top) = (x + ROW_NAMES, y + ABOVE_CELLS);
     let name = |name: &str, width| small.fit(&clean(name), width);
     let rows = matrix.rows.iter().enumerate().map(|(row, text)| Name {
         at: px(top + (row as f32 + 0.5) * CELL[1]),
-        name: name(text, ROW_NAMES - 10.0),
+        name: name(text, ROW_NAMES - 6.0),
     });
     let columns = matrix.columns.iter().enumerate().map(|(column, text)| Name {
         at: px(left + (column as f32 + 0.5) * CELL[0]),
-        name: name(text, COLUMN_NAME),
+        name: name(text, CELL[0]),
     });
     let cell = |row: usize, column: usize, share: Option<f64>| {
         let (fill, ink) = colour(share);

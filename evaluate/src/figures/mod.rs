@@ -194,8 +194,7 @@ impl<'a> Drawing<'a> {
                 significant: row.p_holm < SIGNIFICANCE,
             })
         };
-        let mut cells: Vec<Cell> =
-            rows.filter(|row| row.prompts > 0).filter_map(cell).collect();
+        let mut cells: Vec<Cell> = rows.filter(|row| row.prompts > 0).filter_map(cell).collect();
         cells.sort_by_key(|cell| cell.metric);
         cells
     }
@@ -221,7 +220,7 @@ impl<'a> Drawing<'a> {
         let title = format!("Win rates on {}", set_name(set));
         let caption = format!(
             "Share of prompts on which the first model's best of {} scores higher; ties count one \
-             half. Bars are 95 % Wilson intervals; a filled marker differs from 50 % after Holm's \
+             half. Bars are 95\u{a0}% Wilson intervals; a filled marker differs from 50\u{a0}% after Holm's \
              correction.{}",
             count(seeds, "picture"),
             self.left_out()
@@ -262,8 +261,8 @@ impl<'a> Drawing<'a> {
             }
             let [a, b] = pair;
             let title = format!("{a} over {b} by category of {}", set_name(set));
-            let caption = "Win rates with 95 % Wilson intervals, the categories with the highest \
-                           mean first; a filled marker differs from 50 % after Holm's correction."
+            let caption = "Win rates with 95\u{a0}% Wilson intervals, the categories with the highest \
+                           mean first; a filled marker differs from 50\u{a0}% after Holm's correction."
                 .to_owned();
             let svg = forest::draw(self.renderer, &title, &caption, &self.scored.metrics, &groups)?;
             let name = format!("categories-{}-{}-{}", file_name(set), file_name(a), file_name(b));
@@ -356,9 +355,9 @@ fn count(number: i64, what: &str) -> String {
     if number == 1 { format!("1 {what}") } else { format!("{number} {what}s") }
 }
 
-/// Lines of text below a title, as wide as a figure.
+/// Lines of text below a title, as wide as a figure; a page may set them in wider letters.
 fn subtitle(text: &str) -> Vec<String> {
-    Ruler::new(Weight::Regular, 12.0).wrap(&clean(text), WIDTH - 28.0, 4)
+    Ruler::new(Weight::Regular, 12.0).wrap(&clean(text), 0.87 * WIDTH, 4)
 }
 
 /// Where a drawing starts below its title and subtitle.

@@ -133,7 +133,12 @@ fn panel(scored: &Scored<'_>, metric: usize, [x, y]: [f32; 2], width: f32) -> Op
             .iter()
             .map(|&step| Tick { x: px(place(step)), label: tick_label(step, &steps) })
             .collect(),
-        rows: of_models.iter().enumerate().filter(|(_, values)| !values.is_empty()).map(row).collect(),
+        rows: of_models
+            .iter()
+            .enumerate()
+            .filter(|(_, values)| !values.is_empty())
+            .map(row)
+            .collect(),
     })
 }
 

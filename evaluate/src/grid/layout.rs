@@ -153,9 +153,11 @@ impl Sheet {
     fn add(&mut self, block: Block, pictures: &Pictures, side: u32) {
         let left = MARGIN + HEADS + GAP;
         let columns = block.columns.len() as u32;
-        self.width = self.width.max(left + columns * (side + GAP) - GAP.min(columns * GAP) + MARGIN);
+        self.width =
+            self.width.max(left + columns * (side + GAP) - GAP.min(columns * GAP) + MARGIN);
         let whole = (self.width - 2 * MARGIN) as f32;
-        let title = Ruler::new(Weight::Bold, HEADING).wrap(&clean(&block.title), whole, TITLE_LINES);
+        let title =
+            Ruler::new(Weight::Bold, HEADING).wrap(&clean(&block.title), whole, TITLE_LINES);
         for text in title {
             self.line(MARGIN, HEADING, Weight::Bold, "start", text);
         }
@@ -197,7 +199,7 @@ impl Sheet {
             }
             self.height = top + side + 3;
             let caption = shown.map_or_else(String::new, |shown| shown.caption);
-            for text in small.wrap(&caption, (side + GAP - 2) as f32, lines) {
+            for text in even_lines(&small, &caption, (side + GAP - 2) as f32, lines) {
                 self.line(x + side / 2, CAPTION, Weight::Regular, "middle", text);
             }
             bottom = bottom.max(self.height);
@@ -223,13 +225,38 @@ impl Sheet {
     }
 }
 
+/// The scores of a caption in lines of equally many, where they do not fit on one.
+fn even_lines(ruler: &Ruler, caption: &str, width: f32, lines: usize) -> Vec<String> {
+    let wrapped = ruler.wrap(caption, width, lines);
+    let scores: Vec<&str> = caption.split(' ').collect();
+    let each = scores.len().div_ceil(wrapped.len().max(1)).max(1);
+    let even: Vec<String> = scores.chunks(each).map(|scores| scores.join(" ")).collect();
+    if even.iter().all(|line| ruler.width(line) <= width) { even } else { wrapped }
+}
+
 /// The side that suits the first picture that can be read: small pictures are enlarged by the largest
 /// whole factor, large ones shrunk.
 fn usual_side(blocks: &[Block], pictures: &Pictures) -> u32 {
     let images = blocks.iter().flat_map(|block| &block.rows).flat_map(|row| &row.pictures);
-    let first = images.flatten().find_map(|shown| Bitmap::read(&pictures.folder.join(&shown.image)).ok());
+    let first =
+        images.flatten().find_map(|shown| Bitmap::read(&pictures.folder.join(&shown.image)).ok());
     first.map_or(SMALL_SIDE, |picture| {
         let longest = picture.width.max(picture.height);
         if longest <= SMALL_SIDE { SMALL_SIDE / longest * longest } else { longest.min(LARGE_SIDE) }
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn captions_break_in_the_middle() {
+        let ruler = Ruler::new(Weight::Regular, CAPTION);
+        let caption = "P:0.20 H:0.25 C:0.21 A:4.57";
+        let lines = |width| even_lines(&ruler, caption, width, 4);
+        assert_eq!(lines(400.0), [caption]);
+        assert_eq!(lines(136.0), ["P:0.20 H:0.25", "C:0.21 A:4.57"]);
+        assert_eq!(lines(50.0), ["P:0.20", "H:0.25", "C:0.21", "A:4.57"]);
+    }
 }

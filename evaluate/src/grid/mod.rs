@@ -166,9 +166,10 @@ fn prompts<'a>(
         let by_id: Vec<&ScoredPrompt<'_>> =
             scored.prompts.iter().filter(|prompt| prompt.id == wanted).collect();
         let part = wanted.to_lowercase();
-        let by_text = scored.prompts.iter().filter(|prompt| {
-            by_id.is_empty() && prompt.text.to_lowercase().contains(&part)
-        });
+        let by_text = scored
+            .prompts
+            .iter()
+            .filter(|prompt| by_id.is_empty() && prompt.text.to_lowercase().contains(&part));
         let found: Vec<&ScoredPrompt<'_>> = by_id.iter().copied().chain(by_text).collect();
         if found.is_empty() {
             return Err(GridError::Unknown {
@@ -177,9 +178,8 @@ fn prompts<'a>(
                 known: "give the id of a prompt or a part of its text".to_owned(),
             });
         }
-        let new = |prompt: &&ScoredPrompt<'_>| {
-            !prompts.iter().any(|other| std::ptr::eq(*other, *prompt))
-        };
+        let new =
+            |prompt: &&ScoredPrompt<'_>| !prompts.iter().any(|other| std::ptr::eq(*other, *prompt));
         let found: Vec<&ScoredPrompt<'_>> = found.into_iter().filter(new).collect();
         prompts.extend(found);
     }
@@ -189,9 +189,8 @@ fn prompts<'a>(
     if let Order::Margin(metric) = &config.sort {
         let metric = metric_place(scored, metric)?;
         let pair = [models.last(), models.first()].map(|place| place.copied().unwrap_or(0));
-        let margin = |prompt: &ScoredPrompt<'_>| {
-            prompt.margin(pair, metric).unwrap_or(f32::NEG_INFINITY)
-        };
+        let margin =
+            |prompt: &ScoredPrompt<'_>| prompt.margin(pair, metric).unwrap_or(f32::NEG_INFINITY);
         prompts.sort_by(|one, two| margin(two).total_cmp(&margin(one)));
     }
     let usual = if config.layout == Layout::Models { PROMPTS } else { 1 };

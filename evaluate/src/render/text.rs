@@ -5,8 +5,8 @@
 use skrifa::instance::{LocationRef, Size};
 use skrifa::{FontRef, MetadataProvider as _};
 
-/// The name by which drawings ask for the font.
-pub const FAMILY: &str = "DejaVu Sans Condensed";
+/// The name by which drawings ask for the font: the condensed letters are the only ones of the family.
+pub const FAMILY: &str = "DejaVu Sans";
 /// The end of a text that was cut.
 const ELLIPSIS: char = '…';
 /// The width of a character where the font says nothing, in ems.
@@ -81,12 +81,12 @@ impl Ruler {
         kept
     }
 
-    /// `text` in lines of at most `width` pixels, broken between words, a word that is longer than a
+    /// `text` in lines of at most `width` pixels, broken at spaces that allow it, a word that is longer than a
     /// line within; at most `lines` of them, the last ended with `…` where not all is said.
     pub fn wrap(&self, text: &str, width: f32, lines: usize) -> Vec<String> {
         let mut wrapped: Vec<String> = Vec::new();
         let mut line = String::new();
-        let mut words: Vec<&str> = text.split_whitespace().rev().collect();
+        let mut words: Vec<&str> = text.split_ascii_whitespace().rev().collect();
         while let Some(word) = words.pop() {
             let longer = if line.is_empty() { word.to_owned() } else { format!("{line} {word}") };
             if self.width(&longer) <= width {
@@ -160,7 +160,10 @@ mod tests {
         let ruler = Ruler::new(Weight::Regular, 10.0);
         assert_eq!(ruler.fit("a fox", 100.0), "a fox");
         let cut = ruler.fit("a fox in the snow", 50.0);
-        assert!(cut.starts_with("a fo") && cut.ends_with('…') && ruler.width(&cut) <= 50.0, "{cut}");
+        assert!(
+            cut.starts_with("a fo") && cut.ends_with('…') && ruler.width(&cut) <= 50.0,
+            "{cut}"
+        );
         assert_eq!(ruler.fit("a fox", 0.0), "…");
     }
 

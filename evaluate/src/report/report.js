@@ -157,6 +157,9 @@
     return article;
   };
 
+  // Two cards beside each other where the pictures of all models leave room.
+  byId("cards").style.setProperty("--card", `${data.models.length * 148 + 18}px`);
+
   let many = CARDS;
   const draw = () => {
     const how = chosen();

@@ -113,7 +113,8 @@ fn of_pair<'a>([a, b]: [&'a str; 2], metrics: &[&str], rows: &[&WinRateRow]) -> 
     let compared: Vec<&&WinRateRow> = best.iter().filter(|row| row.prompts > 0).collect();
     let ahead = compared.iter().filter(|row| row.win_rate > 0.5).count();
     let clear = |above: bool| {
-        let clear = |row: &&&&WinRateRow| row.p_holm < SIGNIFICANCE && (row.win_rate > 0.5) == above;
+        let clear =
+            |row: &&&&WinRateRow| row.p_holm < SIGNIFICANCE && (row.win_rate > 0.5) == above;
         compared.iter().filter(clear).count()
     };
     let rates: f64 = compared.iter().map(|row| row.win_rate).sum();
@@ -172,9 +173,9 @@ impl CellView {
 fn of_means<'a>(set: &str, metrics: &[&str], means: &'a [MeanRow]) -> Vec<MeansView<'a>> {
     let of_set: Vec<&MeanRow> = means.iter().filter(|row| row.prompt_set == set).collect();
     let find = |model: &str, metric: &str, statistic: Statistic| {
-        of_set.iter().find(|row| {
-            row.model == model && row.metric == metric && row.statistic == statistic
-        })
+        of_set
+            .iter()
+            .find(|row| row.model == model && row.metric == metric && row.statistic == statistic)
     };
     let mut models: Vec<&str> = Vec::new();
     for row in &of_set {
@@ -194,7 +195,12 @@ fn of_means<'a>(set: &str, metrics: &[&str], means: &'a [MeanRow]) -> Vec<MeansV
             mean: number(row.mean),
             deviation: number(row.std),
             of_all: of_all.map_or_else(|| "–".to_owned(), |row| number(row.mean)),
-            extent: format!("{} to {} over {} prompts", number(row.min), number(row.max), row.prompts),
+            extent: format!(
+                "{} to {} over {} prompts",
+                number(row.min),
+                number(row.max),
+                row.prompts
+            ),
             highest: row.mean >= highest(metric),
         })
     };
@@ -212,7 +218,13 @@ fn percent(share: f64) -> String {
 
 /// A score with four digits that tell.
 fn number(value: f64) -> String {
-    let decimals = if value.abs() < 1.0 { 4 } else if value.abs() < 100.0 { 3 } else { 1 };
+    let decimals = if value.abs() < 1.0 {
+        4
+    } else if value.abs() < 100.0 {
+        3
+    } else {
+        1
+    };
     format!("{value:.decimals$}")
 }
 
@@ -233,7 +245,10 @@ mod tests {
     fn verdicts_are_words() {
         assert_eq!(verdict(4, 4, 3, 0), "ahead on 4 of 4 metrics, clearly on 3");
         assert_eq!(verdict(1, 4, 0, 0), "ahead on 1 of 4 metrics, none of it clear of chance");
-        assert_eq!(verdict(1, 4, 1, 2), "ahead on 1 of 4 metrics, clearly on 1, clearly behind on 2");
+        assert_eq!(
+            verdict(1, 4, 1, 2),
+            "ahead on 1 of 4 metrics, clearly on 1, clearly behind on 2"
+        );
     }
 
     #[test]

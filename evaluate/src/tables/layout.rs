@@ -59,7 +59,7 @@ impl<'a> Cells<'a> {
 }
 
 /// The same comparison seen from the other model.
-pub(super) fn mirrored(row: &WinRateRow) -> WinRateRow {
+fn mirrored(row: &WinRateRow) -> WinRateRow {
     let ties = row.win_rate - row.strict_rate;
     WinRateRow {
         model_a: row.model_b.clone(),

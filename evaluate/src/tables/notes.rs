@@ -68,21 +68,24 @@ fn changed_prompts(pictures: &Pictures) -> Vec<String> {
     changed.into_iter().filter_map(note).collect()
 }
 
+/// The seeds of each prompt, by id and text.
+type SeedsOfPrompts<'a> = BTreeMap<(&'a str, &'a str), BTreeSet<i64>>;
+
 /// Models with different seeds, and prompts with fewer pictures than the others.
 fn seeds(used: &[&ScoreRow], pictures: &Pictures) -> Vec<String> {
     let mut notes = Vec::new();
-    let mut of_prompts = BTreeMap::<(&str, &str), BTreeMap<(&str, &str), BTreeSet<i64>>>::new();
+    let mut of_prompts = BTreeMap::<(&str, &str), SeedsOfPrompts<'_>>::new();
     for row in used {
         let prompts = of_prompts.entry((&row.prompt_set, &row.model)).or_default();
         prompts.entry((&row.prompt_id, &row.prompt)).or_default().insert(row.seed);
     }
     for set in &pictures.sets {
-        let of_model = |model: &String| {
-            let prompts = of_prompts.get(&(set.as_str(), model.as_str()))?;
-            let seeds: BTreeSet<i64> = prompts.values().flatten().copied().collect();
-            Some((model.as_str(), prompts, seeds))
-        };
-        let found: Vec<_> = pictures.models.iter().filter_map(of_model).collect();
+        let mut found: Vec<(&str, &SeedsOfPrompts<'_>, BTreeSet<i64>)> = Vec::new();
+        for model in &pictures.models {
+            if let Some(prompts) = of_prompts.get(&(set.as_str(), model.as_str())) {
+                found.push((model, prompts, prompts.values().flatten().copied().collect()));
+            }
+        }
         let different: BTreeSet<&BTreeSet<i64>> = found.iter().map(|(.., seeds)| seeds).collect();
         if different.len() > 1 {
             let lists = found.iter().map(|(model, _, seeds)| format!("{model} {}", ranges(seeds)));

@@ -55,7 +55,14 @@ impl ScoredWorld {
         world
     }
 
-    fn add(&mut self, [place, number]: [usize; 2], model: &str, set: &str, prompt: &str, seed: i64) {
+    fn add(
+        &mut self,
+        [place, number]: [usize; 2],
+        model: &str,
+        set: &str,
+        prompt: &str,
+        seed: i64,
+    ) {
         let image = format!("images/{place}/{set}-{number}/{seed}.png");
         let path = self.folder.path().join(&image);
         runkit::files::create_folder(path.parent().unwrap()).unwrap();
