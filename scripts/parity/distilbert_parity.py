@@ -21,6 +21,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 from transformers import DistilBertConfig, DistilBertForSequenceClassification, DistilBertTokenizer
+from transformers.utils import logging
 
 HERE = Path(__file__).resolve().parent
 BOUND = 1e-5
@@ -129,6 +130,7 @@ def main() -> None:
     parser.add_argument("--evaluate", type=Path, required=True, help="the program")
     parser.add_argument("--texts", type=int, default=200)
     arguments = parser.parse_args()
+    logging.disable_progress_bar()
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1)))
     root = arguments.out / arguments.size
     if not (root / "BUILT").exists():

@@ -16,7 +16,8 @@ pub struct FilterPromptsArguments {
     /// category= and name=.
     #[arg(long, value_name = "FILE[,OPTION=VALUE]", num_args = 1.., required = true)]
     pub prompts: Vec<PromptSource>,
-    /// A DistilBERT text classifier: a folder, or hf://owner/name[@revision].
+    /// A DistilBERT text classifier: a folder, hf://owner/name, or
+    /// hf://owner/name@revision.
     #[arg(
         long,
         value_name = "DIR|hf://NAME",
