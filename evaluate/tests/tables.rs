@@ -120,7 +120,7 @@ fn what_is_left_out_is_said() {
         "parti: base has fewer than 5 pictures of ",
         "pictures of base have no score of hps (the first is prompt ",
         ": cannot decode).",
-        "parti: late and base have no picture in common that both have a score of by clip",
+        "parti: late and base have no picture in common with a score by clip",
     ] {
         assert!(notes.iter().any(|note| note.contains(part)), "{part}: {notes:#?}");
     }
