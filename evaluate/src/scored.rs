@@ -236,7 +236,8 @@ mod tests {
             ("a", 0, [Some(0.9), Some(0.1)]),
             ("a", 1, [Some(0.8), Some(0.8)]),
             ("a", 2, [Some(0.1), Some(0.9)]),
-            ("a", 3, [None, Some(0.8)]),
+            ("a", 3, [Some(0.2), Some(0.3)]),
+            ("a", 5, [Some(0.5), None]),
             ("b", 4, [None, None]),
         ]);
         let scored = Scored::new(&rows);
