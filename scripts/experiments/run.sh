@@ -5,7 +5,7 @@
 #
 #   EXPERIMENTS=DIR          work folder (default out/experiments)
 #   EXPERIMENTS_SPLIT=NAME   captions: test (default) or validation; only test writes the page
-#   EXPERIMENTS_MODELS="…"   which of the trainings below (default: all); the page needs all
+#   EXPERIMENTS_JOBS=N       trainings at a time, each on one thread (default: the number of cores)
 #   RELABEL, TRAIN, EVALUATE the programs (default target/release/…)
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
@@ -33,15 +33,18 @@ declare -A preference=(
     [balanced-frozen]="--preference consensus --reference-every 0"
     [dpo-moving]="--preference human --drop-human-ties --reference-every 40"
 )
-names=${EXPERIMENTS_MODELS:-diffusion-dpo balanced hps clip pickscore aesthetic random-scorer vanilla score-sum normalized-sum balanced-frozen dpo-moving}
+names="diffusion-dpo balanced hps clip pickscore aesthetic random-scorer vanilla score-sum normalized-sum balanced-frozen dpo-moving"
 
 "$relabel" score --pairs data/sample --scorers data/mini/scorers.toml --device cpu --out "$work/labels.parquet"
+"$train" cache --model data/mini/sd --pairs data/sample --resolution 32 --device cpu --out "$work/latents"
+
+# Networks of this size gain nothing from a second thread: as many trainings as cores.
+for name in $names; do
+    echo "$train run --quiet --config $recipe --model data/mini/sd --cache $work/latents" \
+        "--labels $work/labels.parquet --device cpu --out $work/runs/$name ${preference[$name]}"
+done | OMP_NUM_THREADS=1 RAYON_NUM_THREADS=1 xargs -P "${EXPERIMENTS_JOBS:-$(nproc)}" -d '\n' -I{} sh -c 'echo "{}"; {}'
 models=(--model base=data/mini/sd)
 for name in $names; do
-    echo "== $name =="
-    # shellcheck disable=SC2086  # a list of flags
-    "$train" run --config "$recipe" --model data/mini/sd --pairs data/sample --labels "$work/labels.parquet" \
-        --device cpu --out "$work/runs/$name" ${preference[$name]}
     models+=(--model "$name=data/mini/sd,unet=$work/runs/$name/pipeline/unet")
 done
 "$evaluate" run "${models[@]}" --prompts "data/mini/$split.tsv" --scorers data/mini/scorers.toml \
