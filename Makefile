@@ -66,16 +66,21 @@ evaluate: build
 experiments: build
 	scripts/experiments/run.sh
 
-$(VENV)/.notebook: notebooks/requirements.txt $(TORCH_STAMP)
+CHECKS := notebooks/requirements.txt scripts/checks/requirements.txt
+$(VENV)/.checks: $(CHECKS) $(TORCH_STAMP)
 	test -x $(VENV)/bin/python || python3 -m venv $(VENV)
-	$(VENV)/bin/python -m pip install --quiet --requirement notebooks/requirements.txt
+	$(VENV)/bin/python -m pip install --quiet $(addprefix --requirement ,$(CHECKS))
 	touch $@
 
-test: build $(VENV)/.notebook
+# The last lines are the three stages in small, and their output opened as a user would.
+test: build $(VENV)/.checks
 	cargo test --release --locked --workspace
 	target/release/relabel score --quiet --pairs data/sample --scorers data/mini/scorers.toml --out out/test/labels.parquet --fresh
 	$(VENV)/bin/python scripts/checks/duckdb_recheck.py out/test/labels.parquet
 	LABELS=out/test/labels.parquet $(VENV)/bin/python scripts/checks/run_notebook.py
+	target/release/train run --quiet --recipe mini --steps 8 --lr 1e-5 --model data/mini/sd --pairs data/sample --labels out/test/labels.parquet --out out/test/run --device cpu --fresh
+	target/release/evaluate run --quiet --model base=data/mini/sd --model balanced=out/test/run/pipeline --prompts data/mini/validation.tsv,limit=24 --scorers data/mini/scorers.toml --seeds 2 --steps 10 --guidance 2 --scheduler dpmpp-2m --labels out/test/labels.parquet --out out/test/eval --device cpu --fresh
+	$(VENV)/bin/python scripts/checks/report_in_browser.py out/test/eval/report.html
 
 lint: build
 	cargo fmt --all --check
