@@ -230,7 +230,7 @@ fn scores() -> impl Strategy<Value = Vec<ScoreRow>> {
                     let Some(value) = value else { continue };
                     rows.push(ScoreRow {
                         prompt_set: set.to_owned(),
-                        category: (prompt % 2 == 0).then(|| "even".to_owned()),
+                        category: prompt.is_multiple_of(2).then(|| "even".to_owned()),
                         score: value,
                         error: value.is_none().then(|| "failed".to_owned()),
                         ..score(model, prompt, seed as i64, metric, 0.0)
