@@ -108,7 +108,9 @@ pub fn run_on(config: &Config, prompts: &[Prompt], stop: &StopFlag) -> Result<En
         collections.iter().map(|collection| collection.subjects(&distinct)).collect();
     let checked: Vec<Vec<Checked>> = subjects
         .iter()
-        .map(|subjects| subjects.par_iter().map(|subject| checksum(subject.path.as_deref())).collect())
+        .map(|subjects| {
+            subjects.par_iter().map(|subject| checksum(subject.path.as_deref())).collect()
+        })
         .collect();
     let mut stores = Store::open_all(&config.out.join(STORE), &manifest)?;
 
@@ -211,7 +213,10 @@ impl Judged<'_> {
             for (batch, checked) in subjects.chunks(size).zip(checked.chunks(size)) {
                 let missing = self.missing(batch, checked);
                 if missing.contains(&true) {
-                    wanted.iter_mut().zip(&missing).for_each(|(wanted, missing)| *wanted |= missing);
+                    wanted
+                        .iter_mut()
+                        .zip(&missing)
+                        .for_each(|(wanted, missing)| *wanted |= missing);
                     hashes.insert(batch.as_ptr(), checked);
                     batches.push(batch);
                 }
@@ -346,7 +351,10 @@ fn outcome(
 fn image(config: &Config, subject: &Subject<'_>) -> String {
     let drawn = || {
         let name = format!("{}.png", subject.seed);
-        generate::images_folder(Path::new("")).join(subject.model).join(&subject.prompt.id).join(name)
+        generate::images_folder(Path::new(""))
+            .join(subject.model)
+            .join(&subject.prompt.id)
+            .join(name)
     };
     let path = match &subject.path {
         None => drawn(),

@@ -71,10 +71,7 @@ fn judging(drawing: &Drawing, settings: &RunSettings) -> Result<score::Config> {
 }
 
 /// The prompts that are drawn, and those that the safety filter drops.
-fn safe(
-    drawing: &Drawing,
-    settings: &ReportSettings,
-) -> Result<(Vec<Prompt>, Vec<DroppedPrompt>)> {
+fn safe(drawing: &Drawing, settings: &ReportSettings) -> Result<(Vec<Prompt>, Vec<DroppedPrompt>)> {
     let Some(model) = settings.safe_filter.as_deref().filter(|model| *model != NO_FILTER) else {
         return Ok((prompts::read_limited(&drawing.prompts, drawing.limits)?, Vec::new()));
     };
@@ -103,7 +100,13 @@ fn safe(
         kept.push(set.into_kept());
     }
     let kept = prompts::limited(kept, drawing.limits)?;
-    Ok((kept.into_iter().flat_map(|set| set.prompts).collect(), dropped))
+    let kept: Vec<Prompt> = kept.into_iter().flat_map(|set| set.prompts).collect();
+    ensure!(
+        !kept.is_empty(),
+        "all {} prompts are unsafe to {model}; hint: a higher --safe-threshold",
+        dropped.len()
+    );
+    Ok((kept, dropped))
 }
 
 fn draw_and_judge(
@@ -149,7 +152,9 @@ fn report(drawing: &Drawing, settings: &ReportSettings, dropped: &[DroppedPrompt
     };
     report::write(&inputs, &drawing.out)?;
     say(&tables.to_text())?;
-    for (what, name) in [("scores", score::SCORES), ("tables", "tables.md"), ("report", "report.html")] {
+    for (what, name) in
+        [("scores", score::SCORES), ("tables", "tables.md"), ("report", "report.html")]
+    {
         say(&format!("{what}: {}\n", drawing.out.join(name).display()))?;
     }
     Ok(())

@@ -65,10 +65,7 @@ fn config(settings: &ScoreSettings) -> Result<Config> {
     let out = settings.out.clone().context("no output given; hint: --out eval")?;
     let prompts = settings.prompts.clone().filter(|prompts| !prompts.is_empty());
     let prompts = prompts.context("no prompts given; hint: --prompts FILE, as for generate")?;
-    ensure!(
-        settings.limit != Some(0),
-        "--limit 0 takes no prompt; hint: leave it out to take all"
-    );
+    ensure!(settings.limit != Some(0), "--limit 0 takes no prompt; hint: leave it out to take all");
     ensure!(
         settings.limit.is_none() || settings.preset.is_none(),
         "--limit and --preset both say how many prompts to take; hint: leave one out"

@@ -208,10 +208,9 @@ fn read_list(list: &Path) -> Result<HashMap<String, BTreeMap<u64, PathBuf>>> {
         csv::Reader::from_reader(text.as_bytes()).deserialize().collect::<Result<_, _>>()?
     } else {
         let lines = text.lines().filter(|line| !line.trim().is_empty());
-        lines.map(serde_json::from_str).collect::<Result<_, _>>()
-            .with_context(|| {
-                format!("{}: expected file_name and prompt (or text) in each line", list.display())
-            })?
+        lines.map(serde_json::from_str).collect::<Result<_, _>>().with_context(|| {
+            format!("{}: expected file_name and prompt (or text) in each line", list.display())
+        })?
     };
     let mut listed = HashMap::<String, BTreeMap<u64, PathBuf>>::new();
     for row in rows {
@@ -249,8 +248,7 @@ mod tests {
                      {\"file_name\":\"b.png\",\"text\":\"a fox \"}\n\
                      {\"file_name\":\"c.png\",\"prompt\":\"a cat\",\"seed\":7}\n";
         std::fs::write(folder.path().join("metadata.jsonl"), lines).unwrap();
-        let source: ImagesSource =
-            format!("sd={}", folder.path().display()).parse().unwrap();
+        let source: ImagesSource = format!("sd={}", folder.path().display()).parse().unwrap();
         let prompts = [prompt(1, "a fox"), prompt(2, "a dog")];
         let collection = Collection::made_elsewhere(&source, &prompts, None).unwrap();
         let both: Vec<&Prompt> = prompts.iter().collect();
@@ -276,8 +274,7 @@ mod tests {
     fn folders_are_those_of_prompts() {
         let folder = tempfile::tempdir().unwrap();
         let prompts = [prompt(1, "a fox"), prompt(2, "a cat")];
-        let source: ImagesSource =
-            format!("sd={}", folder.path().display()).parse().unwrap();
+        let source: ImagesSource = format!("sd={}", folder.path().display()).parse().unwrap();
         let error = Collection::made_elsewhere(&source, &prompts, None).unwrap_err().to_string();
         assert!(error.contains("00001-x/0.png; found neither"), "{error}");
         std::fs::create_dir(folder.path().join("00002-x")).unwrap();
