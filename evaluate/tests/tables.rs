@@ -120,7 +120,7 @@ fn what_is_left_out_is_said() {
         "parti: base has fewer than 5 pictures of ",
         "pictures of base have no score of hps (the first is prompt ",
         ": cannot decode).",
-        "parti: late and base have no picture in common that both have a score of by clip",
+        "parti: late and base have no picture in common with a score by clip",
     ] {
         assert!(notes.iter().any(|note| note.contains(part)), "{part}: {notes:#?}");
     }
@@ -230,7 +230,7 @@ fn scores() -> impl Strategy<Value = Vec<ScoreRow>> {
                     let Some(value) = value else { continue };
                     rows.push(ScoreRow {
                         prompt_set: set.to_owned(),
-                        category: (prompt % 2 == 0).then(|| "even".to_owned()),
+                        category: prompt.is_multiple_of(2).then(|| "even".to_owned()),
                         score: value,
                         error: value.is_none().then(|| "failed".to_owned()),
                         ..score(model, prompt, seed as i64, metric, 0.0)
@@ -258,7 +258,7 @@ fn close(a: f64, b: f64) -> bool {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(64))]
+    #![proptest_config(ProptestConfig { cases: 64, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn swapping_two_models_mirrors_the_cell(rows in scores()) {
@@ -405,8 +405,7 @@ fn the_program_writes_every_form() {
     }
 
     let latex = read("tables.tex");
-    for part in ["\\toprule", "\\multicolumn{3}{c}{parti}", "la\\textbar{}te", "\\begin{longtable}"]
-    {
+    for part in ["\\toprule", "\\multicolumn{3}{c}{parti}", "la\\textbar{}te"] {
         assert!(latex.contains(part), "{part}");
     }
     assert_eq!(latex.matches("\\begin{").count(), latex.matches("\\end{").count());

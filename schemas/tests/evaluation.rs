@@ -25,7 +25,7 @@ fn score(number: usize) -> ScoreRow {
         prompt_set: "parti".to_owned(),
         prompt_id: format!("{:04}", number / 12),
         prompt: format!("a \"fox\", {}\nat night", number / 12),
-        category: (number % 2 == 0).then(|| "Animals".to_owned()),
+        category: number.is_multiple_of(2).then(|| "Animals".to_owned()),
         seed: number as i64 % 4 - 1,
         metric: "clip".to_owned(),
         score: scored.then_some(number as f32 / 7.0),

@@ -4,6 +4,8 @@ use rayon::prelude::*;
 
 /// Resamples that are drawn together: their weights lie side by side for the vector units.
 const LANES: usize = 8;
+/// Columns that are summed together: each weight is loaded once for all of them.
+const COLUMNS: usize = 3;
 
 /// Resamples of a number of prompts, the same for every column of values: how often each prompt
 /// stands in each resample.
@@ -64,13 +66,15 @@ impl Resamples {
 
     /// For every column its weighted sum in every resample.
     fn sums(&self, columns: &[Vec<f64>]) -> Vec<Vec<f64>> {
+        let groups: Vec<Vec<[f64; COLUMNS]>> =
+            columns.chunks(COLUMNS).map(|group| self.side_by_side(group)).collect();
         let blocks: Vec<Vec<[f64; LANES]>> = (0..self.resamples.div_ceil(LANES))
             .into_par_iter()
             .map_init(
                 || vec![[0.0; LANES]; self.prompts],
                 |weights, block| {
                     self.draw(block, weights);
-                    columns.iter().map(|column| weighted_sums(column, weights)).collect()
+                    groups.iter().flat_map(|group| weighted_sums(group, weights)).collect()
                 },
             )
             .collect();
@@ -79,6 +83,15 @@ impl Resamples {
             lanes.take(self.resamples).collect()
         };
         (0..columns.len()).into_par_iter().map(of_column).collect()
+    }
+
+    /// The values of a few columns, prompt by prompt; 0 where there are fewer columns.
+    fn side_by_side(&self, columns: &[Vec<f64>]) -> Vec<[f64; COLUMNS]> {
+        let mut rows = vec![[0.0; COLUMNS]; self.prompts];
+        for (place, column) in columns.iter().enumerate() {
+            rows.iter_mut().zip(column).for_each(|(row, value)| row[place] = *value);
+        }
+        rows
     }
 
     /// Counts how often every prompt is drawn in the resamples of a block.
@@ -130,11 +143,13 @@ fn numbers(column: &[Option<f64>], number: impl Fn(f64) -> f64) -> Vec<f64> {
     column.iter().map(|value| value.map_or(0.0, &number)).collect()
 }
 
-fn weighted_sums(column: &[f64], weights: &[[f64; LANES]]) -> [f64; LANES] {
-    let mut sums = [0.0; LANES];
-    for (value, weights) in column.iter().zip(weights) {
-        for (sum, weight) in sums.iter_mut().zip(weights) {
-            *sum += value * weight;
+fn weighted_sums(rows: &[[f64; COLUMNS]], weights: &[[f64; LANES]]) -> [[f64; LANES]; COLUMNS] {
+    let mut sums = [[0.0; LANES]; COLUMNS];
+    for (values, weights) in rows.iter().zip(weights) {
+        for (sums, value) in sums.iter_mut().zip(values) {
+            for (sum, weight) in sums.iter_mut().zip(weights) {
+                *sum += value * weight;
+            }
         }
     }
     sums

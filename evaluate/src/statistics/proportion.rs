@@ -19,7 +19,8 @@ pub fn wilson(rate: f64, count: u64) -> (f64, f64) {
     let shrink = 1.0 + z * z / n;
     let centre = (rate + z * z / (2.0 * n)) / shrink;
     let half = z / shrink * (rate * (1.0 - rate) / n + z * z / (4.0 * n * n)).sqrt();
-    ((centre - half).max(0.0), (centre + half).min(1.0))
+    // The interval holds the share; rounding must not say otherwise at 0 and 1.
+    ((centre - half).max(0.0).min(rate), (centre + half).min(1.0).max(rate))
 }
 
 /// The smallest distance of a win rate from one half that a two-sided test at 5 % sees with 80 %

@@ -169,7 +169,7 @@ mod tests {
         let pairs = comparisons.iter().find(|c| c.statistic == Statistic::AllPairs).unwrap();
         assert_eq!(
             (pairs.judged[0].greater, pairs.judged[0].equal, pairs.judged[0].pairs),
-            (8, 3, 16)
+            (6, 3, 16)
         );
     }
 }

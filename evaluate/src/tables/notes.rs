@@ -152,8 +152,7 @@ fn empty_cells(pictures: &Pictures, empty: &[EmptyCell]) -> Vec<String> {
     let name = |model: usize| pictures.models.get(model).map_or("", String::as_str);
     let note = |((set, [a, b]), metrics): ((&str, [usize; 2]), Vec<&str>)| {
         format!(
-            "{set}: {} and {} have no picture in common that both have a score of by {}; there is \
-             no win rate.",
+            "{set}: {} and {} have no picture in common with a score by {}; there is no win rate.",
             name(a),
             name(b),
             metrics.join(", ")

@@ -6,6 +6,9 @@ use super::{Cells, READING};
 use crate::tables::grid::{Grid, GridCell, GridRow, counted, list, number, versus};
 use crate::tables::{ALL_SETS, MeanRow, Tables};
 
+/// One number of a row of means.
+type Part = fn(&MeanRow) -> f64;
+
 impl Tables {
     /// The paper's Tables 1, 2 and 5: pairs × (sets × metrics).
     pub(super) fn main(&self, cells: &Cells<'_>, sets: &[&str]) -> Grid {
@@ -110,7 +113,7 @@ impl Tables {
 
     /// The paper's Table 7: mean, least, largest, standard deviation.
     pub(super) fn score_statistics(&self, set: &str) -> Grid {
-        let shown: [(&str, fn(&MeanRow) -> f64); 4] = [
+        let shown: [(&str, Part); 4] = [
             ("Mean", |row| row.mean),
             ("Min", |row| row.min),
             ("Max", |row| row.max),
