@@ -50,3 +50,22 @@ done
 "$evaluate" run "${models[@]}" --prompts "data/mini/$split.tsv" --scorers data/mini/scorers.toml \
     --steps 25 --guidance 2 --scheduler dpmpp-2m --device cpu --baselines base,diffusion-dpo \
     --labels "$work/labels.parquet" --out "$work/$split"
+[ "$split" = test ] || exit 0
+
+# The page: tables of the models that each is about, the figure of the first, a contact sheet.
+scores=$work/$split/scores.parquet
+tables() {
+    "$evaluate" tables --scores "$scores" --out "$work/$1" "${@:2}" >/dev/null
+}
+tables first --models base,diffusion-dpo,balanced
+tables all --baselines base,diffusion-dpo
+tables ablation --models base,diffusion-dpo,dpo-moving,balanced-frozen,balanced --baselines base
+"$evaluate" report --scores "$scores" --models base,diffusion-dpo,balanced --labels "$work/labels.parquet" --out "$work/first"
+mkdir -p docs/experiments
+"$evaluate" grid --scores "$scores" --models base,diffusion-dpo,balanced --count 8 --out docs/experiments/pictures.png
+cp "$work/first/figures/winrates-test.png" docs/experiments/win-rates.png
+python3 scripts/experiments/page.py docs/experiments.md \
+    "$work/first/tables.md:Win rates=table-1" "$work/first/tables.md:Every cell=cells" \
+    "$work/all/tables.md:Win rates against=table-3" "$work/ablation/tables.md:Win rates against=table-4" \
+    "$work/all/tables.md:Mean scores=table-6" "$work/first/tables.md:Chosen by one metric=cross"
+echo "page: docs/experiments.md"

@@ -13,6 +13,10 @@ pub struct ReportArguments {
     /// The labels of the training, to show how their scorers agree.
     #[arg(long, value_name = "FILE.parquet")]
     pub labels: Option<PathBuf>,
+    /// Take these models, in this order [default: all, as they stand in the
+    /// scores].
+    #[arg(long, value_name = "NAME,…", value_delimiter = ',')]
+    pub models: Option<Vec<String>>,
     /// The folder to write report.html and figures into [default: that of the
     /// scores].
     #[arg(long, value_name = "DIR")]

@@ -15,8 +15,11 @@ use crate::tables::{Tables, TablesConfig};
 /// Runs the command.
 pub(super) fn run(arguments: &ReportArguments) -> Result<ExitStatus> {
     let file = ScoresFile::open(&arguments.scores)?;
-    let scores = file.read()?;
-    let tables = Tables::compute(&scores, &TablesConfig::default())?;
+    let mut scores = file.read()?;
+    let config = TablesConfig { models: arguments.models.clone(), ..TablesConfig::default() };
+    let tables = Tables::compute(&scores, &config)?;
+    scores.retain(|row| tables.models.contains(&row.model));
+    scores.sort_by_key(|row| tables.models.iter().position(|model| *model == row.model));
     let manifest = file.metadata().get(KEY_MANIFEST);
     let manifest = manifest.and_then(|text| serde_json::from_str(text).ok());
     let folder = arguments.scores.parent().unwrap_or(Path::new(""));
