@@ -2,7 +2,7 @@
 # The benchmark: the product beside the Python way people use today, on one machine, one program
 # at a time; then the single parts. Figures go to standard output and out/bench/*.md.
 #
-#   BENCH_PARTS="sides towers decode vote memory diffusion train"   what to run (default: all)
+#   BENCH_PARTS="sides towers decode vote memory diffusion train evaluation"   what to run (default: all)
 #   BENCH_SIZE=full|small    checkpoints: the published shapes, or toys to try the script (default full)
 #   BENCH_PAIRS=N            pairs (default 32); BENCH_PAIRS_PER_PROMPT=N (default 16, as in Pick-a-Pic)
 #   BENCH_BATCH=N            batch size of the batched Python way (default 8)
@@ -16,7 +16,7 @@ cd "$root"
 python=$(scripts/parity/venv.sh)
 relabel="${RELABEL:-$root/target/release/relabel}"
 size=${BENCH_SIZE:-full}
-parts=" ${BENCH_PARTS:-sides towers decode vote memory diffusion train} "
+parts=" ${BENCH_PARTS:-sides towers decode vote memory diffusion train evaluation} "
 [ -x "$relabel" ] || { echo "bench: $relabel is missing; run make setup" >&2; exit 1; }
 mkdir -p out/bench
 
@@ -73,4 +73,9 @@ if [[ $parts == *" train "* ]]; then
     "$python" scripts/bench/train_step.py --example "$(scripts/parity/example.sh step)" \
         --models out/parity/diffusion --out out/bench --size "$size" --rounds "${BENCH_ROUNDS:-2}" \
         ${BENCH_FRESH:+--fresh} --rows ${BENCH_ROWS:-}
+fi
+if [[ $parts == *" evaluation "* ]]; then
+    echo "== a whole evaluation beside diffusers and the Python scorers, miniature =="
+    "$python" scripts/bench/evaluation.py --evaluate "${EVALUATE:-$root/target/release/evaluate}" --out out/bench \
+        --rounds "${BENCH_ROUNDS:-2}"
 fi
