@@ -66,6 +66,7 @@ mkdir -p docs/experiments
 cp "$work/first/figures/winrates-test.png" docs/experiments/win-rates.png
 python3 scripts/experiments/page.py docs/experiments.md \
     "$work/first/tables.md:Win rates=table-1" "$work/first/tables.md:Every cell=cells" \
+    "$work/first/tables.md:Best, mean=means" \
     "$work/all/tables.md:Win rates against=table-3" "$work/ablation/tables.md:Win rates against=table-4" \
     "$work/all/tables.md:Mean scores=table-6" "$work/first/tables.md:Chosen by one metric=cross"
 echo "page: docs/experiments.md"
