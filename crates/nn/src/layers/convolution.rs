@@ -75,7 +75,7 @@ impl Conv2d {
         }
     }
 
-    /// `[B, I, H, W]` to `[B, O, H', W']`.
+    /// `[B, I, H, W]` to `[B, O, H', W']`, channels last.
     pub(crate) fn forward(&self, x: &Tensor) -> Result<Tensor, TchError> {
         let (stride, padding, bias) = (self.stride, self.padding, &self.bias);
         let mut weight = self.weight.borrow_mut();
@@ -112,12 +112,6 @@ fn layout_depends_on_size() -> bool {
     return !std::arch::is_x86_feature_detected!("avx512f");
     #[cfg(not(target_arch = "x86_64"))]
     return true;
-}
-
-/// True where the backward pass of a convolution is faster on pictures in rows, `[B, C, H, W]` as it
-/// stands, than channels last: oneDNN without AVX-512.
-pub(crate) fn trains_in_rows(device: Device) -> bool {
-    device == Device::Cpu && layout_depends_on_size()
 }
 
 /// True where this CPU's oneDNN convolves this type: bf16 needs AVX-512 or newer. Tried once each.

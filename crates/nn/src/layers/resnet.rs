@@ -70,8 +70,7 @@ impl ResnetBlock {
             None => self.conv_2.add_to(x_BCHW, &hidden_BCHW),
             Some(shortcut) => {
                 let shortcut_BHWC = shortcut.forward(&x_BCHW.f_permute([0, 2, 3, 1])?)?;
-                let shortcut_BCHW = shortcut_BHWC.f_permute([0, 3, 1, 2])?;
-                super::add(&self.conv_2.forward(&hidden_BCHW)?, shortcut_BCHW)
+                self.conv_2.add_to(&shortcut_BHWC.f_permute([0, 3, 1, 2])?, &hidden_BCHW)
             }
         }
     }
