@@ -28,6 +28,7 @@ def python_side(prompts: list[str], out: Path) -> None:
     import torch
     from diffusers import DDIMScheduler, StableDiffusionPipeline
     from diffusers.utils import logging
+    from open_clip import SimpleTokenizer
 
     sys.path.insert(0, str(HERE.parent / "parity"))
     sys.path.insert(0, str(HERE))
@@ -39,7 +40,7 @@ def python_side(prompts: list[str], out: Path) -> None:
     torch.backends.mha.set_fastpath_enabled(False)
     model = ROOT / "data" / "mini" / "sd"
     pipeline = StableDiffusionPipeline.from_pretrained(model, safety_checker=None)
-    pipeline.scheduler = DDIMScheduler.from_pretrained(model / "scheduler")
+    pipeline.scheduler = DDIMScheduler.from_pretrained(model / "scheduler", clip_sample=False)
     pipeline.set_progress_bar_config(disable=True)
     jobs = [(prompt, seed) for prompt in prompts for seed in range(SEEDS)]
     files: dict[str, bytes] = {}
@@ -58,6 +59,11 @@ def python_side(prompts: list[str], out: Path) -> None:
             files[file.name] = file.read_bytes()
     scorers = read_scorers(ROOT / "data" / "mini", torch.float32)
     load_all(scorers)
+    for scorer in scorers:
+        vocabulary = scorer.model_folder / "bpe_simple_vocab.txt.gz"
+        if vocabulary.exists():  # the miniature one
+            length = scorer.tokenizer.context_length
+            scorer.tokenizer = SimpleTokenizer(bpe_path=str(vocabulary), context_length=length)
     images = image_features(scorers, files, 8)
     texts = text_features(scorers, prompts, 8)
     scores = {}
