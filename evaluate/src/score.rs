@@ -121,15 +121,17 @@ pub fn run_on(config: &Config, prompts: &[Prompt], stop: &StopFlag) -> Result<En
         Progressed::Stopped(signal) => return Ok(End::Stopped(signal)),
     };
     let rows = rows(config, prompts, &subjects, &checked, &manifest, &stores);
-    let failed: HashSet<(&str, &str, i64)> = rows
-        .iter()
-        .filter(|row| row.score.is_none())
-        .map(|row| (row.model.as_str(), row.prompt_id.as_str(), row.seed))
-        .collect();
-    let summary = Summary { pictures, scored, failed: failed.len() };
-    drop(failed);
+    let summary = Summary { pictures, scored, failed: without_score(&rows) };
     write(config, rows, prompts, &manifest)?;
     Ok(End::Done(summary))
+}
+
+/// How many pictures lack a score at least.
+fn without_score(rows: &[ScoreRow]) -> usize {
+    let failed = rows.iter().filter(|row| row.score.is_none());
+    let pictures: HashSet<_> =
+        failed.map(|row| (&row.model, &row.prompt_id, row.seed)).collect();
+    pictures.len()
 }
 
 /// The pictures of each model, in the order of the tables.

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use common::{Run, Running, World, model, wait_until};
+use common::{Drawn as _, Run, Running, World, model, wait_until};
 
 /// Six pictures in batches of four, and what an undisturbed run makes of them.
 struct Case {
@@ -139,7 +139,7 @@ fn a_second_run_is_told_who_is_at_work() {
     let long = ["--seeds", "400", "--steps", "500", "--batch-size", "1"];
     let first = Running::start(&mut world.generate(&[&model("sd")], &long));
     wait_until("it works", || world.path("out/manifest.json").exists());
-    let process = format!("process {}", first.0.id());
+    let process = format!("process {}", first.id());
     let run = Run::of(&mut world.generate(&[&model("sd")], &long));
     run.expect_error(&["is held by", &process, "hint: wait for it"]);
 }

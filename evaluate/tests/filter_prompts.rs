@@ -6,7 +6,7 @@ mod common;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use common::{Run, World, evaluate, model};
+use common::{Drawn as _, Run, World, evaluate, model};
 use evaluate::prompts::{self, PromptSource, SafetyClassifier};
 use serde_json::Value;
 

@@ -5,7 +5,7 @@ mod common;
 
 use std::collections::BTreeMap;
 
-use common::{Picture, Run, World, evaluate, model, pipeline};
+use common::{Drawn as _, Picture, Run, World, evaluate, model, pipeline};
 use nn::weights::Weights;
 use serde_json::{Value, json};
 

@@ -7,7 +7,7 @@ mod common;
 
 use std::path::Path;
 
-use common::{Run, World};
+use common::{Drawn as _, Run, World};
 use media::decode::{Limits, decode};
 use nn::device::Precision;
 use scorers::{Compute, ScorerSet, ScorersConfig};

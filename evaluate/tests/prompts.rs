@@ -6,7 +6,7 @@ mod common;
 use std::sync::Arc;
 
 use arrow::array::{ArrayRef, BinaryArray, Int64Array, RecordBatch, StringArray};
-use common::{Run, World, model};
+use common::{Drawn as _, Run, World, model};
 use evaluate::prompts::{self, PromptSet, PromptSource};
 use parquet::arrow::ArrowWriter;
 

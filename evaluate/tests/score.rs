@@ -6,7 +6,7 @@ mod common;
 use std::path::Path;
 use std::process::Command;
 
-use common::{Run, World, evaluate, model};
+use common::{Drawn as _, Run, World, evaluate, model};
 use schemas::scores::{ScoreRow, ScoresFile};
 
 const SCORERS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../data/mini/scorers.toml");

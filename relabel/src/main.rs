@@ -7,6 +7,7 @@ use relabel::cli::Cli;
 use runkit::exit::ExitStatus;
 
 fn main() -> ExitCode {
+    runkit::memory::keep_freed();
     let cli = Cli::parse();
     let verbosity =
         i8::try_from(cli.verbose).unwrap_or(i8::MAX) - i8::try_from(cli.quiet).unwrap_or(i8::MAX);

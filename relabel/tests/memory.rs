@@ -22,9 +22,9 @@ fn peak_megabytes(rows: usize) -> f64 {
     let world = World::with_pairs(&recurring(&sample_pairs(60), rows));
     let scorers = world.scorers("scorers.toml", &[scorer_entry("aesthetic")]);
     let mut run = Running::start(&mut world.score(&scorers, "labels.parquet", &["--quiet"]));
-    let status = format!("/proc/{}/status", run.0.id());
+    let status = format!("/proc/{}/status", run.id());
     let mut kilobytes = 0.0;
-    while run.0.try_wait().unwrap().is_none() {
+    while !run.has_ended() {
         let text = std::fs::read_to_string(&status).unwrap_or_default();
         let line = text.lines().find_map(|line| line.strip_prefix("VmHWM:"));
         if let Some(line) = line {

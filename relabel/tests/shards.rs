@@ -106,7 +106,7 @@ fn the_second_run_on_one_output_is_told_who_holds_it() {
     let begun = world.path("shared/labels.parquet.work/manifest.json");
     wait_until("the first run works", || begun.exists());
     first.signal("STOP");
-    let holder = format!("process {}", first.0.id());
+    let holder = format!("process {}", first.id());
     Run::of(&mut world.score(&scorers, OUT, &[])).expect_error(&[
         &holder,
         "is held by",

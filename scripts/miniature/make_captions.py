@@ -28,7 +28,6 @@ CATEGORIES = {
     "sky": "Places and sky",
 }
 VALIDATION_NAMES = 40
-TEST_CAPTIONS = 200
 
 
 def captions(names: list[str], known: set[str]) -> list[tuple[str, str]]:
@@ -56,7 +55,7 @@ def main() -> None:
     order = numpy.random.default_rng(SEED).permutation(len(names))
     shuffled = [names[index] for index in order]
     validation = captions(shuffled[:VALIDATION_NAMES], known)
-    test = captions(shuffled[VALIDATION_NAMES:], known)[:TEST_CAPTIONS]
+    test = captions(shuffled[VALIDATION_NAMES:], known)
     for file, rows in (("validation.tsv", validation), ("test.tsv", test)):
         lines = ["Prompt\tCategory", *(f"{caption}\t{categories[name]}" for caption, name in rows)]
         (MINI / file).write_text("\n".join(lines) + "\n")

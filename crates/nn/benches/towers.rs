@@ -33,6 +33,7 @@ struct Arguments {
 }
 
 fn main() {
+    runkit::memory::keep_freed();
     let arguments = arguments();
     tch::manual_seed(0);
     println!("device {:?}, {} threads", arguments.device, device::threads());

@@ -59,6 +59,7 @@ fn main() -> ExitCode {
 }
 
 fn run() -> Result<Value> {
+    runkit::memory::keep_freed();
     let mut options = Options::read()?;
     let command = options.command.clone();
     let threads = options.number("threads", device::threads())?;

@@ -1,6 +1,6 @@
 //! Scores as a table of pictures: a row for each picture, a column for each metric.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use polars::prelude::*;
 use schemas::scores::ScoreRow;
@@ -28,9 +28,9 @@ pub(super) struct Pictures {
     pub(super) prompts: Vec<Prompt>,
     /// For each model, whether it has a row for each prompt.
     pub(super) present: Vec<Vec<bool>>,
-    /// Columns `model`, `picture` (prompt × seeds + seed) and one for each metric; rows with at least
-    /// one score.
-    wide: DataFrame,
+    /// For each model its pictures that have a score: column `picture` (prompt × seeds + seed),
+    /// ascending, and a column for each metric.
+    frames: Vec<DataFrame>,
     seeds: u64,
 }
 
@@ -101,118 +101,76 @@ impl Pictures {
         let picture = |(row, &prompt): (&ScoreRow, &u32)| {
             u64::from(prompt) * count + seed_numbers.get(&row.seed).copied().unwrap_or(0)
         };
-        let of_rows = || wanted.iter().map(|(.., row)| *row);
-        let long = DataFrame::new(
-            wanted.len(),
-            vec![
-                column("model", wanted.iter().map(|(model, ..)| *model).collect::<Vec<_>>()),
-                column("metric", wanted.iter().map(|(_, metric, _)| *metric).collect::<Vec<_>>()),
-                column("picture", of_rows().zip(&prompt_of).map(picture).collect::<Vec<_>>()),
-                column("score", of_rows().map(|row| row.score).collect::<Vec<_>>()),
-            ],
-        )?;
-        let pictures = Self {
-            wide: wide(&long, metrics.len())?,
-            models,
-            metrics,
-            sets,
-            prompts,
-            present,
-            seeds: count,
-        };
-        check_duplicates(&long, &wanted, &prompt_of)?;
-        Ok(pictures)
+        check_duplicates(&wanted)?;
+        let mut columns = vec![vec![(Vec::new(), Vec::new()); metrics.len()]; models.len()];
+        for (&(model, metric, row), prompt) in wanted.iter().zip(&prompt_of) {
+            if let Some(score) = row.score {
+                let (pictures, values) = &mut columns[model as usize][metric as usize];
+                pictures.push(picture((row, prompt)));
+                values.push(score);
+            }
+        }
+        let frames = columns.into_iter().map(frame).collect::<Result<_, _>>()?;
+        Ok(Self { models, metrics, sets, prompts, present, frames, seeds: count })
     }
 
     /// The scores of one model.
     pub(super) fn of_model(&self, model: usize) -> Result<Scores, TablesError> {
-        let frame = self.rows_of(model).sort(["picture"], SortMultipleOptions::default());
-        let frame = frame.collect()?;
-        let scores = (0..self.metrics.len()).map(|metric| read(&frame, &metric_name(metric)));
-        Ok(Scores { prompts: self.prompts_of(&frame)?, metrics: scores.collect::<Result<_, _>>()? })
+        self.read(&self.frames[model], "")
     }
 
     /// The scores of two models, of the pictures (prompt and seed) that both have.
     pub(super) fn of_both(&self, a: usize, b: usize) -> Result<[Scores; 2], TablesError> {
-        let frame = self
-            .rows_of(a)
-            .join(
-                self.rows_of(b),
-                [col("picture")],
-                [col("picture")],
-                JoinArgs::new(JoinType::Inner).with_suffix(Some("_b".into())),
-            )
-            .sort(["picture"], SortMultipleOptions::default())
-            .collect()?;
-        let side = |suffix: &str| {
-            let scores = (0..self.metrics.len())
-                .map(|metric| read(&frame, &format!("{}{suffix}", metric_name(metric))));
-            let metrics = scores.collect::<Result<_, TablesError>>()?;
-            Ok::<_, TablesError>(Scores { prompts: self.prompts_of(&frame)?, metrics })
+        let (frame, other) = (&self.frames[a], &self.frames[b]);
+        let joined = JoinArgs::new(JoinType::Inner).with_suffix(Some(OTHER.into()));
+        let frame = frame.join(other, [PICTURE], [PICTURE], joined, None)?;
+        let frame = frame.sort([PICTURE], SortMultipleOptions::default())?;
+        Ok([self.read(&frame, "")?, self.read(&frame, OTHER)?])
+    }
+
+    /// Prompts and scores of a frame; `suffix` follows the names of the columns.
+    fn read(&self, frame: &DataFrame, suffix: &str) -> Result<Scores, TablesError> {
+        let pictures = frame.column(PICTURE)?.u64()?;
+        let prompts =
+            pictures.iter().flatten().map(|picture| (picture / self.seeds) as usize).collect();
+        let metric = |metric| {
+            let scores = frame.column(&format!("{}{suffix}", metric_name(metric)))?.f32()?;
+            Ok::<_, TablesError>(scores.iter().collect())
         };
-        Ok([side("")?, side("_b")?])
-    }
-
-    fn rows_of(&self, model: usize) -> LazyFrame {
-        self.wide.clone().lazy().filter(col("model").eq(lit(model as u32)))
-    }
-
-    fn prompts_of(&self, frame: &DataFrame) -> Result<Vec<usize>, TablesError> {
-        let pictures = frame.column("picture")?.u64()?;
-        Ok(pictures.iter().flatten().map(|picture| (picture / self.seeds) as usize).collect())
+        let metrics = (0..self.metrics.len()).map(metric).collect::<Result<_, _>>()?;
+        Ok(Scores { prompts, metrics })
     }
 }
 
-/// A row for each picture of a model that has a score, a column for each metric.
-fn wide(long: &DataFrame, metrics: usize) -> Result<DataFrame, TablesError> {
-    // There is one score at most: a maximum takes it, and is null without one.
-    let score = |metric: usize| {
-        let of_metric = col("score").filter(col("metric").eq(lit(metric as u32)));
-        of_metric.max().alias(metric_name(metric))
-    };
-    let frame = long
-        .clone()
-        .lazy()
-        .filter(col("score").is_not_null())
-        .group_by([col("model"), col("picture")])
-        .agg((0..metrics).map(score).collect::<Vec<_>>());
-    Ok(frame.collect()?)
+/// The column of pictures, and what follows the names of the second model's columns in a join.
+const PICTURE: &str = "picture";
+const OTHER: &str = " of the other";
+
+/// A row for each picture of a model that has a score, a column for each metric, from pictures and
+/// scores by metric.
+fn frame(metrics: Vec<(Vec<u64>, Vec<f32>)>) -> Result<DataFrame, TablesError> {
+    let pictures = Column::new(PICTURE.into(), Vec::<u64>::new());
+    let mut frame = DataFrame::new(0, vec![pictures])?;
+    for (metric, (pictures, scores)) in metrics.into_iter().enumerate() {
+        let columns = vec![
+            Column::new(PICTURE.into(), pictures),
+            Column::new(metric_name(metric).into(), scores),
+        ];
+        let column = DataFrame::new_infer_height(columns)?;
+        let joined = JoinArgs::new(JoinType::Full).with_coalesce(JoinCoalesce::CoalesceColumns);
+        frame = frame.join(&column, [PICTURE], [PICTURE], joined, None)?;
+    }
+    Ok(frame.sort([PICTURE], SortMultipleOptions::default())?)
 }
 
 /// One score for each picture and metric. A picture is known by the id of its prompt here: a model
 /// with two texts under one id was scored twice in different states.
-fn check_duplicates(
-    long: &DataFrame,
-    wanted: &[(u32, u32, &ScoreRow)],
-    prompt_of: &[u32],
-) -> Result<(), TablesError> {
-    let keys = ["model", "metric", "prompt", "seed"].map(col);
-    let mut numbers: HashMap<(&str, &str), u32> = HashMap::new();
-    let mut of_prompt: HashMap<u32, u32> = HashMap::new();
-    for ((.., row), prompt) in wanted.iter().zip(prompt_of) {
-        let next = numbers.len() as u32;
-        of_prompt
-            .entry(*prompt)
-            .or_insert_with(|| *numbers.entry((&row.prompt_set, &row.prompt_id)).or_insert(next));
-    }
-    let ids = prompt_of.iter().map(|prompt| of_prompt.get(prompt).copied()).collect::<Vec<_>>();
-    let rows = wanted.len() as u32;
-    let twice = long
-        .clone()
-        .hstack(&[
-            column("prompt", ids),
-            column("seed", wanted.iter().map(|(.., row)| row.seed).collect::<Vec<_>>()),
-            column("row", (0..rows).collect::<Vec<_>>()),
-        ])?
-        .lazy()
-        .group_by(keys)
-        .agg([len().alias("rows"), col("row").min().alias("first")])
-        .filter(col("rows").gt(lit(1_u32)))
-        .sort(["first"], SortMultipleOptions::default())
-        .limit(1)
-        .collect()?;
-    let first = twice.column("first")?.u32()?.iter().flatten().next();
-    match first.and_then(|first| wanted.get(first as usize)) {
+fn check_duplicates(wanted: &[(u32, u32, &ScoreRow)]) -> Result<(), TablesError> {
+    let mut known = HashSet::with_capacity(wanted.len());
+    let twice = wanted.iter().find(|(model, metric, row)| {
+        !known.insert((*model, *metric, &row.prompt_set, &row.prompt_id, row.seed))
+    });
+    match twice {
         None => Ok(()),
         Some((.., row)) => Err(TablesError::Duplicate {
             model: row.model.clone(),
@@ -300,15 +258,4 @@ fn numbers(names: &[String]) -> HashMap<&str, u32> {
 
 fn metric_name(metric: usize) -> String {
     format!("metric {metric}")
-}
-
-fn column<T, C: ?Sized>(name: &str, values: T) -> Column
-where
-    Series: NamedFrom<T, C>,
-{
-    Column::new(name.into(), values)
-}
-
-fn read(frame: &DataFrame, name: &str) -> Result<Vec<Option<f32>>, TablesError> {
-    Ok(frame.column(name)?.f32()?.iter().collect())
 }

@@ -5,13 +5,10 @@
 #![allow(dead_code, reason = "each test file uses a part of it")]
 
 use std::collections::BTreeMap;
-use std::io::Read as _;
-use std::os::unix::process::ExitStatusExt as _;
+use std::ops::Deref;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::process::Command;
 use std::sync::Arc;
-use std::sync::mpsc::RecvTimeoutError;
-use std::time::Duration;
 
 use arrow::array::{ArrayRef, BinaryArray, Float64Array, Int64Array, RecordBatch, StringArray};
 use parquet::arrow::ArrowWriter;
@@ -19,7 +16,9 @@ use parquet::file::properties::WriterProperties;
 use schemas::labels::{LabelRow, LabelsSchema, LabelsWriter, Status};
 use schemas::pairs::{PairFile, discover};
 use serde_json::{Map, Value};
-use tempfile::TempDir;
+use testkit::Folder;
+#[allow(unused_imports, reason = "each test file uses a part of it")]
+pub(crate) use testkit::{Run, Running, wait_until};
 
 /// The committed sample.
 const SAMPLE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../data/sample");
@@ -29,19 +28,6 @@ const PIPELINES: &str =
 /// The scorers of the made-up labels.
 pub(crate) const SCORERS: [&str; 4] = ["clip", "hps", "pickscore", "aesthetic"];
 
-/// Every run of these tests takes seconds; this is for machines that do much else.
-const LONGEST_RUN: Duration = Duration::from_secs(300);
-
-/// Variables of the caller's shell that would change what the program does.
-const FOREIGN_VARIABLES: [&str; 6] = [
-    "RUNKIT_FAULT",
-    "RUST_LOG",
-    "TRAIN_DEVICE",
-    "TRAIN_DTYPE",
-    "TRAIN_MICRO_BATCH",
-    "TRAIN_DATA_THREADS",
-];
-
 /// The folder of a tiny pipeline: `sd` or `sdxl`.
 pub(crate) fn pipeline(name: &str) -> PathBuf {
     Path::new(PIPELINES).join(name)
@@ -49,80 +35,7 @@ pub(crate) fn pipeline(name: &str) -> PathBuf {
 
 /// The program, alone in its environment and on one thread, so that tests do not slow each other.
 pub(crate) fn train<I: AsRef<std::ffi::OsStr>>(arguments: impl IntoIterator<Item = I>) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_train"));
-    command.args(arguments);
-    for variable in FOREIGN_VARIABLES {
-        command.env_remove(variable);
-    }
-    command.env("OMP_NUM_THREADS", "1").env("RAYON_NUM_THREADS", "1").stdin(Stdio::null());
-    command
-}
-
-/// How a run of the program ended. Making one checks what holds for every run: text in UTF-8, and no
-/// panic.
-#[derive(Debug)]
-pub(crate) struct Run {
-    pub(crate) status: ExitStatus,
-    pub(crate) stdout: String,
-    pub(crate) stderr: String,
-}
-
-impl Run {
-    /// Runs the command to its end. One that hangs is killed, and the test fails saying so.
-    #[track_caller]
-    pub(crate) fn of(command: &mut Command) -> Self {
-        let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-        let process = child.id().to_string();
-        let (ended, end) = std::sync::mpsc::channel::<()>();
-        let watch = std::thread::spawn(move || {
-            let hangs = end.recv_timeout(LONGEST_RUN) == Err(RecvTimeoutError::Timeout);
-            if hangs {
-                Command::new("kill").args(["-9", &process]).status().unwrap();
-            }
-            hangs
-        });
-        let output = child.wait_with_output().unwrap();
-        drop(ended);
-        assert!(!watch.join().unwrap(), "{command:?} was still running after {LONGEST_RUN:?}");
-        Self::from(output)
-    }
-
-    /// Whether it was ended by `kill -9`.
-    pub(crate) fn was_killed(&self) -> bool {
-        self.status.signal() == Some(9)
-    }
-
-    /// The run, which must have ended with this code.
-    #[track_caller]
-    pub(crate) fn expect_code(self, code: i32) -> Self {
-        assert_eq!(self.status.code(), Some(code), "{self:#?}");
-        self
-    }
-
-    /// The run, which must have failed with one error that says all of this.
-    #[track_caller]
-    pub(crate) fn expect_error(self, says: &[&str]) -> Self {
-        assert_eq!(self.status.code(), Some(1), "{self:#?}");
-        assert_eq!(self.stderr.matches("error: ").count(), 1, "{self:#?}");
-        for words in says {
-            assert!(self.stderr.contains(words), "{words:?} is not in {self:#?}");
-        }
-        assert_eq!(self.stdout, "", "a failed command has no result");
-        self
-    }
-}
-
-impl From<Output> for Run {
-    fn from(output: Output) -> Self {
-        let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
-        let run = Self {
-            status: output.status,
-            stdout: text(output.stdout),
-            stderr: text(output.stderr),
-        };
-        assert!(!run.stderr.contains("panicked"), "{run:#?}");
-        run
-    }
+    testkit::program(env!("CARGO_BIN_EXE_train"), arguments)
 }
 
 /// One pair of the sample.
@@ -213,13 +126,13 @@ pub(crate) fn label_row(pair: &Pair, file: &str, row: usize, votes: [i8; 4]) -> 
 
 /// A temporary folder with inputs and outputs.
 pub(crate) struct World {
-    folder: TempDir,
+    folder: Folder,
 }
 
 impl World {
     /// `rows` pairs of the sample in two files below `pairs/`, and `labels.parquet`.
     pub(crate) fn new(rows: usize) -> Self {
-        let world = Self { folder: tempfile::tempdir().unwrap() };
+        let world = Self { folder: Folder::new() };
         let pairs = sample_pairs(rows);
         let mut labels = Vec::new();
         for (number, part) in pairs.chunks(rows.div_ceil(2)).enumerate() {
@@ -231,20 +144,6 @@ impl World {
         }
         world.put_labels("labels.parquet", &labels);
         world
-    }
-
-    /// A path in the folder.
-    pub(crate) fn path(&self, name: &str) -> PathBuf {
-        self.folder.path().join(name)
-    }
-
-    /// Writes a file, and the folders above it.
-    #[expect(clippy::disallowed_methods, reason = "test input needs no durability")]
-    pub(crate) fn put(&self, name: &str, bytes: &[u8]) -> PathBuf {
-        let path = self.path(name);
-        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
-        std::fs::write(&path, bytes).unwrap();
-        path
     }
 
     /// Writes a labels file.
@@ -266,11 +165,7 @@ impl World {
 
     /// A copy of a tiny pipeline, to be spoilt.
     pub(crate) fn copy_pipeline(&self, name: &str) -> PathBuf {
-        let copied = Command::new("cp")
-            .args(["-r".as_ref(), pipeline(name).as_os_str(), self.path(name).as_os_str()])
-            .status();
-        assert!(copied.unwrap().success());
-        self.path(name)
+        self.copy(&pipeline(name), name)
     }
 
     /// `train COMMAND` of the tiny pipeline on the world's pairs into `out`: ten steps of four pairs
@@ -327,85 +222,12 @@ impl World {
             })
             .collect()
     }
-
-    /// Every file below `name` with its bytes, by path below it; lock files, which stay by design,
-    /// left out.
-    pub(crate) fn files(&self, name: &str) -> BTreeMap<String, Vec<u8>> {
-        let root = self.path(name);
-        let mut files = BTreeMap::new();
-        let mut folders = vec![root.clone()];
-        while let Some(folder) = folders.pop() {
-            for entry in std::fs::read_dir(folder).unwrap() {
-                let path = entry.unwrap().path();
-                let name = path.strip_prefix(&root).unwrap().to_str().unwrap().to_owned();
-                if path.is_dir() {
-                    folders.push(path);
-                } else if !name.ends_with(".lock") {
-                    let bytes = std::fs::read(&path).unwrap();
-                    files.insert(name, bytes);
-                }
-            }
-        }
-        files
-    }
-
-    /// The names in a folder, sorted.
-    pub(crate) fn names(&self, folder: &str) -> Vec<String> {
-        let mut names: Vec<String> = std::fs::read_dir(self.path(folder))
-            .unwrap()
-            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
-            .collect();
-        names.sort();
-        names
-    }
 }
 
-/// A started program that is killed when the test ends, however it ends.
-pub(crate) struct Running(pub(crate) Child);
+impl Deref for World {
+    type Target = Folder;
 
-impl Running {
-    pub(crate) fn start(command: &mut Command) -> Self {
-        Self(command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap())
+    fn deref(&self) -> &Folder {
+        &self.folder
     }
-
-    /// Sends a signal by its name: `TERM`.
-    pub(crate) fn signal(&self, name: &str) {
-        let sent = Command::new("kill").args(["-s", name, &self.0.id().to_string()]).status();
-        assert!(sent.unwrap().success());
-    }
-
-    /// Waits for the end.
-    pub(crate) fn finish(mut self) -> Run {
-        let mut output = Output { status: ExitStatus::default(), stdout: vec![], stderr: vec![] };
-        self.0.stdout.take().unwrap().read_to_end(&mut output.stdout).unwrap();
-        self.0.stderr.take().unwrap().read_to_end(&mut output.stderr).unwrap();
-        output.status = self.0.wait().unwrap();
-        Run::from(output)
-    }
-
-    /// Kills it, as `kill -9` does, and waits for the end.
-    pub(crate) fn kill(mut self) -> Run {
-        self.0.kill().unwrap();
-        self.finish()
-    }
-}
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        // Already gone, where the test has waited for it.
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
-/// Waits until `ready` says so; half a minute at most.
-#[track_caller]
-pub(crate) fn wait_until(what: &str, mut ready: impl FnMut() -> bool) {
-    for _ in 0..3000 {
-        if ready() {
-            return;
-        }
-        std::thread::sleep(Duration::from_millis(10));
-    }
-    panic!("waited in vain until {what}");
 }

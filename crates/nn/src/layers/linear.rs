@@ -109,6 +109,9 @@ impl Linear {
         Self { weight, bias, scale: 1.0, packed: false }
     }
 
+    /// `[.., I]` to `[.., O]`. The input must be contiguous: of another PyTorch makes one product or one
+    /// for each row of the batch, by whether gradients are recorded, and a reference would differ from
+    /// the network in training in its last bits.
     pub(crate) fn forward(&self, input: &Tensor) -> Result<Tensor, TchError> {
         self.forward_then(input, After::Nothing)
     }

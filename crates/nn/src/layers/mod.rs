@@ -3,7 +3,8 @@
 //! trained are, are cast on the way.
 //!
 //! Pictures `[B, C, H, W]` are kept channels last in memory, the layout in which convolutions and
-//! group normalisation are fastest and in which `[B, H·W, C]` is a view.
+//! group normalisation are fastest and in which `[B, H·W, C]` is a view; in training on some
+//! processors in rows ([`trains_in_rows`]). Every layer gives the layout that it is given.
 //!
 //! Results are written in place where no gradient can need what was there: a tensor that records
 //! none is nobody's saved input.
@@ -14,7 +15,7 @@ mod normalization;
 mod resnet;
 mod sampling;
 
-pub(crate) use convolution::Conv2d;
+pub(crate) use convolution::{Conv2d, trains_in_rows};
 pub(crate) use linear::{Linear, Perceptron};
 pub(crate) use normalization::{GroupNorm, LayerNorm};
 pub(crate) use resnet::{ResnetBlock, ResnetSizes};
@@ -27,9 +28,11 @@ pub(crate) fn cast(tensor: &Tensor, kind: Kind) -> Result<Tensor, TchError> {
     if tensor.kind() == kind { Ok(tensor.shallow_clone()) } else { tensor.f_to_kind(kind) }
 }
 
-/// `stream + update`, into the memory of the fresh `update` where gradients allow.
+/// `stream + update` in the layout of `stream`, into the memory of the fresh `update` where gradients
+/// and its layout allow.
 pub(crate) fn add(stream: &Tensor, mut update: Tensor) -> Result<Tensor, TchError> {
-    if update.requires_grad() || stream.requires_grad() {
+    let records = update.requires_grad() || stream.requires_grad();
+    if records || update.stride() != stream.stride() {
         stream.f_add(&update)
     } else {
         update.f_add_(stream)

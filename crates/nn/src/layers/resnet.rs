@@ -69,8 +69,11 @@ impl ResnetBlock {
         match &self.shortcut {
             None => self.conv_2.add_to(x_BCHW, &hidden_BCHW),
             Some(shortcut) => {
-                let shortcut_BHWC = shortcut.forward(&x_BCHW.f_permute([0, 2, 3, 1])?)?;
-                self.conv_2.add_to(&shortcut_BHWC.f_permute([0, 3, 1, 2])?, &hidden_BCHW)
+                // Contiguous, as Linear asks for.
+                let x_BHWC = x_BCHW.f_permute([0, 2, 3, 1])?.f_contiguous()?;
+                let shortcut_BHWC = shortcut.forward(&x_BHWC)?;
+                let shortcut_BCHW = shortcut_BHWC.f_permute([0, 3, 1, 2])?;
+                super::add(&self.conv_2.forward(&hidden_BCHW)?, shortcut_BCHW)
             }
         }
     }

@@ -27,7 +27,7 @@ use up::UpBlock;
 
 use crate::device::{Precision, inference};
 use crate::error::{ModelError, NetworkError};
-use crate::layers::{Conv2d, GroupNorm};
+use crate::layers::{Conv2d, GroupNorm, trains_in_rows};
 use crate::shim;
 use crate::weights::{Loader, Purpose, Weights, write_safetensors};
 
@@ -254,7 +254,13 @@ impl UNet {
         let conditions = Conditions { embedding_BD, text_BLD, checkpointing: self.checkpointing };
 
         let latents_BCHW = latents_BCHW.f_to_device(self.device)?.f_to_kind(kind)?;
-        let mut x_BCHW = self.conv_in.forward(&shim::channels_last(&latents_BCHW)?)?;
+        // A reference computes as the network in training does, to the last bit.
+        let latents_BCHW = if self.purpose != Purpose::Inference && trains_in_rows(self.device) {
+            latents_BCHW.f_contiguous()?
+        } else {
+            shim::channels_last(&latents_BCHW)?
+        };
+        let mut x_BCHW = self.conv_in.forward(&latents_BCHW)?;
         let mut skips = vec![x_BCHW.shallow_clone()];
         for block in &self.down_blocks {
             x_BCHW = block.forward(x_BCHW, &conditions, &mut skips)?;

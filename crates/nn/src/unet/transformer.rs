@@ -64,12 +64,13 @@ impl Transformer {
         Self { norm, proj_in, blocks, proj_out }
     }
 
-    /// `[B, C, H, W]`, channels last, to the same shape.
+    /// `[B, C, H, W]` to the same shape.
     pub(super) fn forward(&self, x_BCHW: &Tensor, text_BLD: &Tensor) -> Result<Tensor, TchError> {
         let (batch, channels, height, width) = x_BCHW.size4()?;
-        let normed_BHWC = self.norm.forward(x_BCHW)?.f_permute([0, 2, 3, 1])?;
+        // Contiguous, as Linear asks for.
+        let normed_BHWC = self.norm.forward(x_BCHW)?.f_permute([0, 2, 3, 1])?.f_contiguous()?;
         let mut x_BLC =
-            self.proj_in.forward(&normed_BHWC.f_reshape([batch, height * width, channels])?)?;
+            self.proj_in.forward(&normed_BHWC.f_view([batch, height * width, channels])?)?;
         for block in &self.blocks {
             x_BLC = block.forward(&x_BLC, text_BLD)?;
         }

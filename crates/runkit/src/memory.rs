@@ -1,0 +1,17 @@
+//! What becomes of memory that is given back.
+
+/// Keeps freed memory for what asks next, instead of returning it to the system; once, at the start of
+/// a program. A network takes and gives back the same large tensors again and again, and glibc would have
+/// the system clear their pages every time: a third of a training step of Stable Diffusion on a CPU.
+/// The peak of the resident memory stays what it is; it is no longer followed by a fall.
+///
+/// Does nothing under another C library than glibc.
+#[expect(unsafe_code, reason = "calls the C library")]
+pub fn keep_freed() {
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    // SAFETY: sets two numbers of the allocator, under its own lock; no memory is touched.
+    unsafe {
+        libc::mallopt(libc::M_MMAP_MAX, 0);
+        libc::mallopt(libc::M_TRIM_THRESHOLD, -1);
+    }
+}
