@@ -9,9 +9,9 @@ pub mod tables;
 
 use std::path::PathBuf;
 
-use clap::{ArgAction, Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand};
 use nn::schedule::SamplerKind;
-use runkit::logging::LogFormat;
+use runkit::logging::LogArguments;
 use serde::{Deserialize, Serialize};
 
 pub use self::filter_prompts::FilterPromptsArguments;
@@ -27,15 +27,9 @@ pub struct Cli {
     /// What to do.
     #[command(subcommand)]
     pub command: Command,
-    /// Say more on stderr (twice: everything).
-    #[arg(short, long, global = true, action = ArgAction::Count, conflicts_with = "quiet", display_order = 100)]
-    pub verbose: u8,
-    /// Say less: warnings only, no progress (twice: errors only).
-    #[arg(short, long, global = true, action = ArgAction::Count, display_order = 101)]
-    pub quiet: u8,
-    /// How log lines look: text or json.
-    #[arg(long, global = true, value_name = "FORMAT", default_value = "text", display_order = 102)]
-    pub log_format: LogFormat,
+    /// What is logged.
+    #[command(flatten)]
+    pub log: LogArguments,
 }
 
 /// The commands.

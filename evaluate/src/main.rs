@@ -10,9 +10,7 @@ use runkit::exit::ExitStatus;
 fn main() -> ExitCode {
     runkit::memory::keep_freed();
     let cli = Cli::parse();
-    let verbosity =
-        i8::try_from(cli.verbose).unwrap_or(i8::MAX) - i8::try_from(cli.quiet).unwrap_or(i8::MAX);
-    let status = match runkit::logging::init(verbosity, cli.log_format) {
+    let status = match cli.log.init() {
         Ok(()) => evaluate::commands::run(cli.command),
         Err(error) => Err(error.into()),
     };

@@ -129,8 +129,7 @@ pub fn run_on(config: &Config, prompts: &[Prompt], stop: &StopFlag) -> Result<En
 /// How many pictures lack a score at least.
 fn without_score(rows: &[ScoreRow]) -> usize {
     let failed = rows.iter().filter(|row| row.score.is_none());
-    let pictures: HashSet<_> =
-        failed.map(|row| (&row.model, &row.prompt_id, row.seed)).collect();
+    let pictures: HashSet<_> = failed.map(|row| (&row.model, &row.prompt_id, row.seed)).collect();
     pictures.len()
 }
 

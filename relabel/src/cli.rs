@@ -2,8 +2,8 @@
 
 use std::path::PathBuf;
 
-use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
-use runkit::logging::LogFormat;
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use runkit::logging::LogArguments;
 use runkit::shard::Shard;
 use serde::{Deserialize, Serialize};
 
@@ -20,15 +20,9 @@ pub struct Cli {
     /// What to do.
     #[command(subcommand)]
     pub command: Command,
-    /// Say more on stderr (twice: everything).
-    #[arg(short, long, global = true, action = ArgAction::Count, conflicts_with = "quiet", display_order = 100)]
-    pub verbose: u8,
-    /// Say less: warnings only, no progress (twice: errors only).
-    #[arg(short, long, global = true, action = ArgAction::Count, display_order = 101)]
-    pub quiet: u8,
-    /// How log lines look: text or json.
-    #[arg(long, global = true, value_name = "FORMAT", default_value = "text", display_order = 102)]
-    pub log_format: LogFormat,
+    /// What is logged.
+    #[command(flatten)]
+    pub log: LogArguments,
 }
 
 /// The commands.

@@ -10,6 +10,7 @@ use std::io::{self, IsTerminal, Write};
 use std::sync::LazyLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use clap::ArgAction;
 use indicatif::MultiProgress;
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::MakeWriter;
@@ -34,6 +35,31 @@ impl std::str::FromStr for LogFormat {
             "json" => Ok(Self::Json),
             _ => Err(LoggingError::Format(escape_for_terminal(text).into_owned())),
         }
+    }
+}
+
+/// The flags of every program that say what is logged, and how.
+#[derive(Debug, Clone, Copy, clap::Args)]
+pub struct LogArguments {
+    /// Say more on stderr (twice: everything).
+    #[arg(short, long, global = true, action = ArgAction::Count, conflicts_with = "quiet", display_order = 100)]
+    pub verbose: u8,
+    /// Say less: warnings only, no progress (twice: errors only).
+    #[arg(short, long, global = true, action = ArgAction::Count, display_order = 101)]
+    pub quiet: u8,
+    /// How log lines look: text or json.
+    #[arg(long, global = true, value_name = "FORMAT", default_value = "text", display_order = 102)]
+    pub log_format: LogFormat,
+}
+
+impl LogArguments {
+    /// Sets up logging as the flags say.
+    ///
+    /// # Errors
+    /// As [`init`].
+    pub fn init(self) -> Result<(), LoggingError> {
+        let count = |times: u8| i8::try_from(times).unwrap_or(i8::MAX);
+        init(count(self.verbose) - count(self.quiet), self.log_format)
     }
 }
 
