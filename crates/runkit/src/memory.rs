@@ -3,7 +3,8 @@
 /// Keeps freed memory for what asks next, instead of returning it to the system; once, at the start of
 /// a program. A network takes and gives back the same large tensors again and again, and glibc would have
 /// the system clear their pages every time: a third of a training step of Stable Diffusion on a CPU.
-/// The peak of the resident memory stays what it is; it is no longer followed by a fall.
+/// The price: resident memory does not fall again, and its peak is a little higher, as a heap has holes (three
+/// in a hundred where that was measured, docs/performance.md).
 ///
 /// Does nothing under another C library than glibc.
 #[expect(unsafe_code, reason = "calls the C library")]
