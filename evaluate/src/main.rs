@@ -8,7 +8,6 @@ use evaluate::cli::Cli;
 use runkit::exit::ExitStatus;
 
 fn main() -> ExitCode {
-    runkit::memory::keep_freed();
     let cli = Cli::parse();
     let status = match cli.log.init() {
         Ok(()) => evaluate::commands::run(cli.command),

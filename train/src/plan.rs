@@ -209,9 +209,10 @@ fn memory(
         true => cost.kept_with_checkpointing + cost.largest_part,
     };
     let passing = PASSING_TENSORS * cost.largest_tensor;
-    // Every weight is cast where it is used, and the cast kept for the gradients.
+    // Every weight is cast where it is used, and mostly the cast is kept for the gradients.
     let casts = match config.precision {
         Precision::F32 => 0.0,
+        widened if widened.is_widened(config.device) => 0.0,
         Precision::Bf16 | Precision::F16 => count * size,
     };
     let activations = rows * kept * size + casts;
@@ -286,8 +287,8 @@ fn encoder_operations(vae: &VaeConfig, prepared: &Prepared) -> f64 {
 /// What of a matrix product's operations in a second the networks reach.
 fn trial(device: Device, precision: Precision) -> Result<f64> {
     let side = if device.is_cuda() { 8192 } else { 1024 };
-    let matrix =
-        Tensor::f_ones([side, side], (Kind::Float, device))?.f_to_kind(precision.kind())?;
+    let kind = if precision.is_widened(device) { Kind::Float } else { precision.kind() };
+    let matrix = Tensor::f_ones([side, side], (Kind::Float, device))?.f_to_kind(kind)?;
     let product = || -> Result<()> {
         // Reading a number waits for the device.
         let _ = matrix.f_matmul(&matrix)?.f_get(0)?.f_get(0)?.f_double_value(&[])?;

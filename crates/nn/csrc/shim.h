@@ -54,6 +54,13 @@ Tensor nn_conv2d_pack(Tensor weight, int64_t stride, int64_t padding, const int6
 Tensor nn_conv2d_packed(Tensor input, Tensor weight, Tensor bias, int64_t stride, int64_t padding,
                         char **error);
 
+// Layers over bf16 numbers that are computed in f32 and rounded once, for processors without bf16
+// instructions; with gradients. The weight and the bias may be f32, and are rounded to bf16 first; the
+// gradients of an f32 weight are f32. The bias of the linear layer may be null. CPU only.
+Tensor nn_linear_widened(Tensor input, Tensor weight, Tensor bias, char **error);
+Tensor nn_conv2d_widened(Tensor input, Tensor weight, Tensor bias, int64_t stride, int64_t padding,
+                         char **error);
+
 // The tensor [B, C, H, W] with its channels last in memory; itself where they are. Any device.
 Tensor nn_channels_last(Tensor tensor, char **error);
 

@@ -22,7 +22,6 @@ use serde_json::{Value, json};
 use tch::Device;
 
 fn main() -> ExitCode {
-    runkit::memory::keep_freed();
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     match run(&arguments) {
         Ok(report) => {

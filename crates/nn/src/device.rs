@@ -142,6 +142,12 @@ impl Precision {
         }
     }
 
+    /// True where products of this format are computed in f32 and rounded after it: bf16 on a processor
+    /// that cannot multiply it. In training no cast of a weight is kept then for the gradients.
+    pub fn is_widened(self, device: Device) -> bool {
+        self == Self::Bf16 && device == Device::Cpu && lacks_avx512()
+    }
+
     /// Refuses what would only look like a hang: `f16` on the CPU.
     pub fn check(self, device: Device) -> Result<(), DeviceError> {
         match (self, device) {
@@ -149,6 +155,14 @@ impl Precision {
             _ => Ok(()),
         }
     }
+}
+
+/// True on an x86 processor without AVX-512. Its oneDNN has fewer kernels, none of them for bf16.
+pub(crate) fn lacks_avx512() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    return !std::arch::is_x86_feature_detected!("avx512f");
+    #[cfg(not(target_arch = "x86_64"))]
+    return false;
 }
 
 impl FromStr for Precision {

@@ -54,6 +54,20 @@ unsafe extern "C" {
         padding: i64,
         error: *mut *mut c_char,
     ) -> *mut C_tensor;
+    fn nn_linear_widened(
+        input: *const C_tensor,
+        weight: *const C_tensor,
+        bias: *const C_tensor,
+        error: *mut *mut c_char,
+    ) -> *mut C_tensor;
+    fn nn_conv2d_widened(
+        input: *const C_tensor,
+        weight: *const C_tensor,
+        bias: *const C_tensor,
+        stride: i64,
+        padding: i64,
+        error: *mut *mut c_char,
+    ) -> *mut C_tensor;
     fn nn_channels_last(tensor: *const C_tensor, error: *mut *mut c_char) -> *mut C_tensor;
     fn nn_normal(
         seed: u64,
@@ -285,6 +299,40 @@ pub(crate) fn conv2d_packed(
     }
 }
 
+/// `input · weightᵀ + bias` of bf16 numbers, computed in f32 and rounded once; with gradients. An f32
+/// weight is rounded to bf16 first.
+#[expect(unsafe_code, reason = "calls the shim")]
+pub(crate) fn linear_widened(
+    input: &Tensor,
+    weight: &Tensor,
+    bias: Option<&Tensor>,
+) -> Result<Tensor, TchError> {
+    let mut error = std::ptr::null_mut();
+    // SAFETY: the tensors are borrowed for the call, the bias may be null; the result is fresh or
+    // null with an error.
+    unsafe {
+        let bias = bias.map_or(std::ptr::null(), Tensor::as_ptr);
+        adopt(nn_linear_widened(input.as_ptr(), weight.as_ptr(), bias, &mut error), error)
+    }
+}
+
+/// A convolution as [`linear_widened`] is a linear layer.
+#[expect(unsafe_code, reason = "calls the shim")]
+pub(crate) fn conv2d_widened(
+    input: &Tensor,
+    weight: &Tensor,
+    bias: &Tensor,
+    stride: i64,
+    padding: i64,
+) -> Result<Tensor, TchError> {
+    let mut error = std::ptr::null_mut();
+    // SAFETY: the arguments are borrowed for the call; the result is fresh or null with an error.
+    unsafe {
+        let (input, weight, bias) = (input.as_ptr(), weight.as_ptr(), bias.as_ptr());
+        adopt(nn_conv2d_widened(input, weight, bias, stride, padding, &mut error), error)
+    }
+}
+
 /// `[B, C, H, W]` with the channels last in memory; the same memory where they are.
 #[expect(unsafe_code, reason = "calls the shim")]
 pub(crate) fn channels_last(tensor: &Tensor) -> Result<Tensor, TchError> {
@@ -472,6 +520,81 @@ impl Drop for InferenceMode {
             // SAFETY: made by nn_inference_enter on this thread and left once; guards nest, since
             // `device::inference` is the only maker and holds them on its stack.
             unsafe { nn_inference_leave(self.guard) };
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn normal_of(seed: u64, sizes: &[i64], kind: Kind) -> Tensor {
+        normal(seed, sizes).unwrap().to_kind(kind)
+    }
+
+    /// Output, and gradients of a weighted sum of it, which must be there.
+    fn with_gradients(inputs: &[&Tensor], layer: impl Fn(&[Tensor]) -> Tensor) -> Vec<Tensor> {
+        let leaves: Vec<Tensor> =
+            inputs.iter().map(|input| input.detach().set_requires_grad(true)).collect();
+        let output = layer(&leaves);
+        let factors = normal_of(9, &output.size(), Kind::Float);
+        let loss = (output.to_kind(Kind::Float) * factors).sum(Kind::Float);
+        let mut found = Tensor::run_backward(&[&loss], &leaves, false, false);
+        assert!(found.iter().zip(&leaves).all(|(gradient, leaf)| gradient.kind() == leaf.kind()));
+        found.push(output.detach());
+        found
+    }
+
+    /// A layer over bf16 numbers against the same one written in f32, which rounds at the same places:
+    /// bit for bit, but for the order of sums.
+    fn assert_agree(found: &[Tensor], expected: &[Tensor]) {
+        for (found, expected) in found.iter().zip(expected) {
+            assert_eq!(found.size(), expected.size());
+            let (found, expected) = (found.to_kind(Kind::Double), expected.to_kind(Kind::Double));
+            let largest = expected.abs().max().double_value(&[]);
+            let apart = (found - expected).abs().max().double_value(&[]);
+            assert!(apart <= 4e-3 * largest, "{apart} of {largest}");
+        }
+    }
+
+    #[test]
+    fn widened_layers_round_once_and_have_gradients() {
+        let (f32, bf16) = (Kind::Float, Kind::BFloat16);
+        let rounded = |tensor: &Tensor| tensor.to_kind(bf16).to_kind(f32);
+        let input = normal_of(1, &[2, 5, 24], bf16);
+        let (weight, bias) = (normal_of(2, &[8, 24], f32), normal_of(3, &[8], f32));
+        let found = with_gradients(&[&input, &weight, &bias], |leaves| {
+            linear_widened(&leaves[0], &leaves[1], Some(&leaves[2])).unwrap()
+        });
+        let expected = with_gradients(&[&input, &weight, &bias], |leaves| {
+            let (weight, bias) = (rounded(&leaves[1]), rounded(&leaves[2]));
+            leaves[0].to_kind(f32).linear(&weight, Some(&bias)).to_kind(bf16)
+        });
+        assert_agree(&found, &expected);
+        let found = with_gradients(&[&input, &weight], |leaves| {
+            linear_widened(&leaves[0], &leaves[1], None).unwrap()
+        });
+        let expected = with_gradients(&[&input, &weight], |leaves| {
+            leaves[0].to_kind(f32).linear(&rounded(&leaves[1]), None::<&Tensor>).to_kind(bf16)
+        });
+        assert_agree(&found, &expected);
+        // A weight that was rounded before gives the same bits.
+        let once =
+            linear_widened(&input, &weight.to_kind(bf16), Some(&bias.to_kind(bf16))).unwrap();
+        assert_eq!(once, linear_widened(&input, &weight, Some(&bias)).unwrap());
+
+        let input = normal_of(4, &[2, 16, 9, 7], bf16);
+        let (weight, bias) = (normal_of(5, &[8, 16, 3, 3], f32), normal_of(6, &[8], f32));
+        for stride in [1, 2] {
+            let found = with_gradients(&[&input, &weight, &bias], |leaves| {
+                conv2d_widened(&leaves[0], &leaves[1], &leaves[2], stride, 1).unwrap()
+            });
+            let expected = with_gradients(&[&input, &weight, &bias], |leaves| {
+                let (weight, bias) = (rounded(&leaves[1]), rounded(&leaves[2]));
+                let input = leaves[0].to_kind(f32);
+                input.conv2d(&weight, Some(&bias), stride, 1, 1, 1).to_kind(bf16)
+            });
+            assert_agree(&found, &expected);
         }
     }
 }

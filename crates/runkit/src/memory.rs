@@ -1,10 +1,11 @@
 //! What becomes of memory that is given back.
 
 /// Keeps freed memory for what asks next, instead of returning it to the system; once, at the start of
-/// a program. A network takes and gives back the same large tensors again and again, and glibc would have
-/// the system clear their pages every time: a third of a training step of Stable Diffusion on a CPU.
-/// The price: resident memory does not fall again, and its peak is a little higher, as a heap has holes (three
-/// in a hundred where that was measured, docs/performance.md).
+/// a program that takes and gives back the same large tensors again and again. glibc would have the system
+/// clear their pages every time: two fifths of a backward pass of Stable Diffusion on a CPU.
+///
+/// For training and for scoring. A program that draws pictures gains nothing by it, and would keep the holes
+/// that loading leaves: a third more memory for one forward pass (docs/performance.md).
 ///
 /// Does nothing under another C library than glibc.
 #[expect(unsafe_code, reason = "calls the C library")]

@@ -5,7 +5,7 @@
 use tch::{TchError, Tensor};
 
 use super::ClipLayout;
-use crate::layers::Linear;
+use crate::layers::{Linear, attention};
 use crate::weights::Loader;
 
 /// Self-attention. Query, key and value are three products rather than one: either layout then is
@@ -79,16 +79,7 @@ impl Attention {
         let query_BHLE = self.by_head(&self.query.forward(from_BLW)?)?;
         let key_BHLE = self.by_head(&self.key.forward(to_BLW)?)?;
         let value_BHLE = self.by_head(&self.value.forward(to_BLW)?)?;
-        let mixed_BHLE = Tensor::f_scaled_dot_product_attention(
-            &query_BHLE,
-            &key_BHLE,
-            &value_BHLE,
-            mask_B11L,
-            0.0,
-            causal,
-            None,
-            false,
-        )?;
+        let mixed_BHLE = attention(&query_BHLE, &key_BHLE, &value_BHLE, mask_B11L, causal)?;
         let (batch, heads, length, head_width) = mixed_BHLE.size4()?;
         // The fused kernels leave the heads beside each other, so that this copies nothing.
         mixed_BHLE.f_transpose(1, 2)?.f_reshape([batch, length, heads * head_width])

@@ -4,7 +4,7 @@ use tch::{TchError, Tensor};
 
 use super::DistilBertConfig;
 use crate::clip::Activation;
-use crate::layers::{LayerNorm, Linear, Perceptron};
+use crate::layers::{LayerNorm, Linear, Perceptron, attention};
 use crate::weights::Loader;
 
 /// What normalisation adds to the variance; fixed in the library.
@@ -67,14 +67,11 @@ impl Block {
             let size = [batch, length, self.heads, width / self.heads];
             layer.forward(x_BLW)?.f_view(size)?.f_transpose(1, 2)
         };
-        let mixed_BHLE = Tensor::f_scaled_dot_product_attention(
+        let mixed_BHLE = attention(
             &by_head(&self.query)?,
             &by_head(&self.key)?,
             &by_head(&self.value)?,
             mask_B11L,
-            0.0,
-            false,
-            None,
             false,
         )?;
         mixed_BHLE.f_transpose(1, 2)?.f_reshape([batch, length, width])

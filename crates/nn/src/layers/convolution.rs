@@ -5,7 +5,8 @@ use std::sync::OnceLock;
 
 use tch::{Device, Kind, TchError, Tensor};
 
-use super::cast;
+use super::{cast, widens};
+use crate::device::lacks_avx512;
 use crate::shim;
 use crate::weights::Loader;
 
@@ -90,6 +91,9 @@ impl Conv2d {
                 }
                 shim::conv2d_packed(x, packed, bias, stride, padding)
             }
+            Weight::Plain(plain) if widens(x) => {
+                shim::conv2d_widened(x, plain, bias, stride, padding)
+            }
             Weight::Plain(plain) => {
                 let kind: Kind = x.kind();
                 let (weight, bias) = (cast(plain, kind)?, cast(bias, kind)?);
@@ -113,10 +117,7 @@ impl Conv2d {
 /// layout is converted at every call, which takes longer than the convolution. With AVX-512 one
 /// layout serves all sizes.
 fn layout_depends_on_size() -> bool {
-    #[cfg(target_arch = "x86_64")]
-    return !std::arch::is_x86_feature_detected!("avx512f");
-    #[cfg(not(target_arch = "x86_64"))]
-    return true;
+    lacks_avx512() || !cfg!(target_arch = "x86_64")
 }
 
 /// True where the backward pass of a convolution is faster on pictures in rows, `[B, C, H, W]` as it
@@ -124,7 +125,7 @@ fn layout_depends_on_size() -> bool {
 /// choose one library for the network in training and another for its reference, which records no
 /// gradients, and their last bits would differ.
 pub(crate) fn trains_in_rows(device: Device) -> bool {
-    cfg!(target_arch = "x86_64") && device == Device::Cpu && layout_depends_on_size()
+    device == Device::Cpu && lacks_avx512()
 }
 
 /// True where this CPU's oneDNN convolves this type: bf16 needs AVX-512 or newer. Tried once each.

@@ -9,7 +9,7 @@ use std::sync::OnceLock;
 
 use tch::{Device, Kind, TchError, Tensor};
 
-use super::cast;
+use super::{cast, widens};
 use crate::clip::Activation;
 use crate::device::Precision;
 use crate::shim;
@@ -27,7 +27,7 @@ const QUICK_GELU: f64 = 1.702;
 pub(crate) struct Linear {
     weight: Tensor,
     bias: Option<Tensor>,
-    /// One, unless the layer was loaded with a factor. A packed weight has it inside.
+    /// One, unless the layer was loaded with a factor. A weight in bf16 on the CPU has it inside.
     scale: f64,
     packed: bool,
 }
@@ -88,7 +88,8 @@ impl Linear {
     ) -> Self {
         let (weight, bias) = (format!("{name}.weight"), format!("{name}.bias"));
         let bias = Some(loader.tensor(&bias, &[output]));
-        if scale == 1.0 || !can_pack(loader) {
+        let bf16 = (loader.device(), loader.precision()) == (Device::Cpu, Precision::Bf16);
+        if scale == 1.0 || !bf16 || !loader.may_pack() {
             let weight = loader.tensor(&weight, &[output, input]);
             return Self { scale, ..Self::new(loader, weight, bias) };
         }
@@ -122,6 +123,7 @@ impl Linear {
             return shim::linear_packed(input, &self.weight, self.bias.as_ref(), after);
         }
         let mut result = match &self.bias {
+            bias if widens(input) => shim::linear_widened(input, &self.weight, bias.as_ref())?,
             Some(bias) if self.scale != 1.0 => {
                 shim::linear_scaled(input, &self.weight, bias, self.scale)?
             }

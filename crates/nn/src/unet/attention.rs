@@ -5,7 +5,7 @@
 
 use tch::{Kind, TchError, Tensor};
 
-use crate::layers::Linear;
+use crate::layers::{Linear, attention};
 use crate::weights::Loader;
 
 /// Attention to the sequence itself or to another; query, key and value have no bias.
@@ -52,16 +52,7 @@ impl Attention {
         let query_BHLE = by_head(self.to_q.forward(x_BLW)?)?;
         let key_BHME = by_head(self.to_k.forward(context_BMD)?)?;
         let value_BHME = by_head(self.to_v.forward(context_BMD)?)?;
-        let mixed_BHLE = Tensor::f_scaled_dot_product_attention(
-            &query_BHLE,
-            &key_BHME,
-            &value_BHME,
-            None::<&Tensor>,
-            0.0,
-            false,
-            None,
-            false,
-        )?;
+        let mixed_BHLE = attention(&query_BHLE, &key_BHME, &value_BHME, None, false)?;
         // The fused kernels leave the heads beside each other, so that this copies nothing.
         let mixed_BLW = mixed_BHLE.f_transpose(1, 2)?.f_reshape(x_BLW.size())?;
         self.to_out.forward(&mixed_BLW.f_to_kind(kind)?)

@@ -46,8 +46,8 @@ impl UNetCost {
         let shortcut = if input == output { 0.0 } else { input * output };
         let products =
             pixels * (KERNEL * (input + output) * output + shortcut) + embedding * output;
-        // Each normalisation and activation, the sum with the time embedding, the result.
-        let kept = pixels * (2.0 * input + 4.0 * output);
+        // Each activation, the sum with the time embedding, the result.
+        let kept = pixels * (input + 3.0 * output);
         self.part(2.0 * products, kept, pixels * output);
     }
 
@@ -61,8 +61,8 @@ impl UNetCost {
         let perceptron = pixels * 3.0 * WIDENING * square;
         let products = pixels * 2.0 * square + layers * (to_itself + to_text + perceptron);
         // Of a block three normalisations and sums, five queries, keys and values, two results of
-        // attention and four tensors of the perceptron; the normalisation, both projections.
-        let block = pixels * channels * (11.0 + 4.0 * WIDENING) + 2.0 * length * channels;
+        // attention and three tensors of the perceptron; the normalisation, both projections.
+        let block = pixels * channels * (11.0 + 3.0 * WIDENING) + 2.0 * length * channels;
         let kept = layers * block + pixels * channels * 3.0;
         self.part(2.0 * products, kept, pixels * channels);
         self.largest_tensor = self.largest_tensor.max(WIDENING * pixels * channels);

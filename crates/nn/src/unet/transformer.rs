@@ -8,7 +8,7 @@ use tch::{TchError, Tensor};
 use super::UNetConfig;
 use super::attention::Attention;
 use crate::layers::{GroupNorm, LayerNorm, Linear, add};
-use crate::shim::After;
+use crate::shim::{self, After};
 use crate::weights::Loader;
 
 /// What the group normalisation adds to the variance, whatever the configuration says elsewhere.
@@ -154,10 +154,17 @@ impl GatedPerceptron {
 
     fn forward(&self, x_BLC: &Tensor) -> Result<Tensor, TchError> {
         let mut value = self.value.forward(x_BLC)?;
-        let gate = self.gate.forward_then(x_BLC, After::Gelu)?;
-        let gated =
-            if value.requires_grad() { value.f_mul(&gate)? } else { value.f_mul_(&gate)? };
-        drop(gate);
+        let gated = if value.requires_grad() {
+            // The GELU of the gate is not kept for the gradients but computed again.
+            let gate = self.gate.forward(x_BLC)?;
+            let product = |inputs: &[Tensor]| match inputs {
+                [value, gate] => value.f_mul(&gate.f_gelu("none")?),
+                _ => Err(TchError::Torch("expected two tensors".to_owned())),
+            };
+            shim::checkpoint(&[&value, &gate], Box::new(product))?
+        } else {
+            value.f_mul_(&self.gate.forward_then(x_BLC, After::Gelu)?)?
+        };
         self.back.forward(&gated)
     }
 }

@@ -6,7 +6,9 @@
 use tch::{TchError, Tensor};
 
 use super::VaeConfig;
-use crate::layers::{Downsample, GroupNorm, Linear, ResnetBlock, ResnetSizes, Upsample, add};
+use crate::layers::{
+    Downsample, GroupNorm, Linear, ResnetBlock, ResnetSizes, Upsample, add, attention,
+};
 use crate::weights::Loader;
 
 /// What the normalisations add to the variance.
@@ -168,13 +170,10 @@ impl Attention {
         let (batch, channels, height, width) = x_BCHW.size4()?;
         let tokens = [batch, 1, height * width, channels];
         let normed_B1LC = self.norm.forward(x_BCHW)?.f_permute([0, 2, 3, 1])?.f_reshape(tokens)?;
-        let mixed_B1LC = Tensor::f_scaled_dot_product_attention(
+        let mixed_B1LC = attention(
             &self.to_q.forward(&normed_B1LC)?,
             &self.to_k.forward(&normed_B1LC)?,
             &self.to_v.forward(&normed_B1LC)?,
-            None::<&Tensor>,
-            0.0,
-            false,
             None,
             false,
         )?;

@@ -141,6 +141,7 @@ impl<'a> Loader<'a> {
         // A copy of its own, since the file's pages are not to be written to.
         let copy = stored.f_empty_like().and_then(|mut copy| copy.f_copy_(&stored).map(|()| copy));
         let copy = self.or_stand_in(copy, shape, kind);
+        self.forget_pages(name);
         let copy = copy.set_requires_grad(self.purpose == Purpose::Training);
         self.parameters.push((name.to_owned(), copy.shallow_clone()));
         copy
@@ -154,6 +155,9 @@ impl<'a> Loader<'a> {
                 let tensor = self.or_stand_in(converted, shape, kind);
                 if self.refuses_non_finite {
                     self.check_finite(name, &tensor);
+                }
+                if stored.kind() != kind || self.device != Device::Cpu {
+                    self.forget_pages(name);
                 }
                 tensor
             }

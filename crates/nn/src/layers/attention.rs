@@ -1,0 +1,25 @@
+//! Scaled dot-product attention.
+
+use tch::{Kind, TchError, Tensor};
+
+use super::widens;
+
+/// `softmax(query · keyᵀ / √E) · value` in one fused pass: query `[B, H, L, E]`, key and value
+/// `[B, H, M, E]` to `[B, H, L, E]`. Where the mask, which must be of true and false, is false, a query does
+/// not look; with `causal` each looks at itself and those before it.
+pub(crate) fn attention(
+    query_BHLE: &Tensor,
+    key_BHME: &Tensor,
+    value_BHME: &Tensor,
+    mask: Option<&Tensor>,
+    causal: bool,
+) -> Result<Tensor, TchError> {
+    if widens(query_BHLE) {
+        let [query, key, value] =
+            [query_BHLE, key_BHME, value_BHME].map(|tensor| tensor.f_to_kind(Kind::Float));
+        return attention(&query?, &key?, &value?, mask, causal)?.f_to_kind(Kind::BFloat16);
+    }
+    Tensor::f_scaled_dot_product_attention(
+        query_BHLE, key_BHME, value_BHME, mask, 0.0, causal, None, false,
+    )
+}
