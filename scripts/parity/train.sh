@@ -31,13 +31,14 @@ replay() {
     echo
 }
 
-# The small pipelines of the tests have random weights: their z moves far at small learning rates.
+# The small pipelines of the tests have random weights: their z moves far at small learning rates. And z is
+# beta / 2 times a difference of errors that agree to 1e-7: a beta of thousands would show that rounding.
 fixtures=crates/nn/tests/fixtures/diffusion
 status=0
 replay sd-adamw "$fixtures/sd" --beta 100 --lr 1e-6 || status=1
 replay sdxl-adafactor "$fixtures/sdxl" --beta 100 --lr 1e-6 --optimizer adafactor \
     --preference vanilla --grad-checkpointing || status=1
 if [ -e data/mini/sd/model_index.json ]; then
-    replay mini-adamw data/mini/sd --beta 2000 --lr 1e-6 || status=1
+    replay mini-adamw data/mini/sd --beta 500 --lr 1e-6 || status=1
 fi
 exit $status
