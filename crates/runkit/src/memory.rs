@@ -2,7 +2,7 @@
 
 /// Keeps freed memory for what asks next, instead of returning it to the system; once, at the start of
 /// a program that takes and gives back the same large tensors again and again. glibc would have the system
-/// clear their pages every time: two fifths of a backward pass of Stable Diffusion on a CPU.
+/// clear their pages every time: two fifths of a forward and backward pass of Stable Diffusion on a CPU.
 ///
 /// For training and for scoring. A program that draws pictures gains nothing by it, and would keep the holes
 /// that loading leaves: a third more memory for one forward pass (docs/performance.md).
