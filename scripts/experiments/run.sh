@@ -48,7 +48,7 @@ for name in $names; do
     models+=(--model "$name=data/mini/sd,unet=$work/runs/$name/pipeline/unet")
 done
 "$evaluate" run "${models[@]}" --prompts "data/mini/$split.tsv" --scorers data/mini/scorers.toml \
-    --steps 15 --guidance 2 --scheduler dpmpp-2m --device cpu --baselines base,diffusion-dpo \
+    --steps 15 --guidance 1 --scheduler dpmpp-2m --device cpu --baselines base,diffusion-dpo \
     --labels "$work/labels.parquet" --out "$work/$split"
 [ "$split" = test ] || exit 0
 

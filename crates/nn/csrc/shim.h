@@ -64,6 +64,10 @@ Tensor nn_conv2d_widened(Tensor input, Tensor weight, Tensor bias, int64_t strid
 // The tensor [B, C, H, W] with its channels last in memory; itself where they are. Any device.
 Tensor nn_channels_last(Tensor tensor, char **error);
 
+// When a gradient has reached this CPU tensor, which must record gradients, free memory goes back
+// to the system. Does nothing under another C library than glibc.
+bool nn_trim_after_backward(Tensor tensor, char **error);
+
 // Unit normal numbers as torch.randn(sizes, generator=torch.Generator("cpu").manual_seed(seed)).
 Tensor nn_normal(uint64_t seed, const int64_t *sizes, size_t dimensions, char **error);
 
