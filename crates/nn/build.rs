@@ -26,7 +26,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         Ok(folder) => PathBuf::from(folder).join("include"),
         Err(_) => lib.parent().ok_or("libtorch's lib folder has no parent")?.join("include"),
     };
-    for file in ["build.rs", "csrc/shim.h", "csrc/shim.cpp"] {
+    for file in ["build.rs", "csrc/shim.h", "csrc/shim.cpp", "csrc/allocator.cpp"] {
         println!("cargo:rerun-if-changed={file}");
     }
     println!("cargo:rerun-if-env-changed=LIBTORCH_INCLUDE");
@@ -42,6 +42,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         .include(include.join("torch/csrc/api/include"))
         .define("_GLIBCXX_USE_CXX11_ABI", abi.as_str())
         .file("csrc/shim.cpp")
+        .file("csrc/allocator.cpp")
         .compile("nn_shim");
     // The shim refers to c10 and torch_cpu directly; libraries follow the archive that needs them.
     println!("cargo:rustc-link-search=native={}", lib.display());

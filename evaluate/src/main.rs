@@ -8,6 +8,7 @@ use evaluate::cli::Cli;
 use runkit::exit::ExitStatus;
 
 fn main() -> ExitCode {
+    nn::device::reuse_memory();
     let cli = Cli::parse();
     let status = match cli.log.init() {
         Ok(()) => evaluate::commands::run(cli.command),

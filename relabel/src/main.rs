@@ -7,7 +7,7 @@ use relabel::cli::Cli;
 use runkit::exit::ExitStatus;
 
 fn main() -> ExitCode {
-    runkit::memory::keep_freed();
+    nn::device::reuse_memory();
     let cli = Cli::parse();
     let status = match cli.log.init() {
         Ok(()) => relabel::commands::run(cli.command),

@@ -33,7 +33,7 @@ use tch::{Cuda, Device, Kind, Tensor};
 use train::step::{MicroBatch, predict};
 
 fn main() -> Result<()> {
-    runkit::memory::keep_freed();
+    device::reuse_memory();
     let mut options = Options::read()?;
     let threads = options.number("threads", device::threads())?;
     device::set_threads(threads);

@@ -7,7 +7,7 @@ use runkit::exit::ExitStatus;
 use train::cli::Cli;
 
 fn main() -> ExitCode {
-    runkit::memory::keep_freed();
+    nn::device::reuse_memory();
     let cli = Cli::parse();
     let status = match cli.log.init() {
         Ok(()) => train::commands::run(cli.command),

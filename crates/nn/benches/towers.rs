@@ -33,7 +33,7 @@ struct Arguments {
 }
 
 fn main() {
-    runkit::memory::keep_freed();
+    device::reuse_memory();
     let arguments = arguments();
     tch::manual_seed(0);
     println!("device {:?}, {} threads", arguments.device, device::threads());

@@ -11,10 +11,6 @@
 #include <string>
 #include <vector>
 
-#if defined(__GLIBC__)
-#include <malloc.h>
-#endif
-
 #include <ATen/ATen.h>
 #include <ATen/CPUGeneratorImpl.h>
 #include <ATen/core/dispatch/Dispatcher.h>
@@ -314,15 +310,6 @@ Tensor nn_conv2d_widened(Tensor input, Tensor weight, Tensor bias, int64_t strid
 Tensor nn_channels_last(Tensor tensor, char **error) {
   return guarded(error, [&]() -> Tensor {
     return new at::Tensor(borrowed(tensor).contiguous(at::MemoryFormat::ChannelsLast));
-  });
-}
-
-bool nn_trim_after_backward(Tensor tensor, char **error) {
-  return guarded(error, [&]() -> bool {
-#if defined(__GLIBC__)
-    borrowed(tensor).register_hook([](const at::Tensor &) { malloc_trim(0); });
-#endif
-    return true;
   });
 }
 

@@ -4,7 +4,7 @@
 // - no exception leaves: on failure the function returns null (or false) and sets *error to a
 //   message made by strdup, which the caller releases with nn_free_text;
 // - `Tensor` is at::Tensor: arguments are borrowed, a returned one belongs to the caller;
-// - nothing here keeps global state.
+// - nothing here keeps global state, but for the allocator of libtorch, which is one.
 #pragma once
 
 #include <stdbool.h>
@@ -64,9 +64,9 @@ Tensor nn_conv2d_widened(Tensor input, Tensor weight, Tensor bias, int64_t strid
 // The tensor [B, C, H, W] with its channels last in memory; itself where they are. Any device.
 Tensor nn_channels_last(Tensor tensor, char **error);
 
-// When a gradient has reached this CPU tensor, which must record gradients, free memory goes back
-// to the system. Does nothing under another C library than glibc.
-bool nn_trim_after_backward(Tensor tensor, char **error);
+// From now on, the memory of large CPU tensors is kept for the next ones when they are gone
+// (allocator.cpp). It is never taken back.
+void nn_reuse_memory(void);
 
 // Unit normal numbers as torch.randn(sizes, generator=torch.Generator("cpu").manual_seed(seed)).
 Tensor nn_normal(uint64_t seed, const int64_t *sizes, size_t dimensions, char **error);

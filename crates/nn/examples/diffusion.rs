@@ -59,6 +59,7 @@ fn main() -> ExitCode {
 }
 
 fn run() -> Result<Value> {
+    device::reuse_memory();
     let mut options = Options::read()?;
     let command = options.command.clone();
     let threads = options.number("threads", device::threads())?;
@@ -178,8 +179,6 @@ impl Run {
     }
 
     fn backward(&mut self) -> Result<Named> {
-        // As `train` does.
-        runkit::memory::keep_freed();
         let mut inputs = self.inputs()?;
         let target_BCHW = take(&mut inputs, "target")?;
         let inputs = UNetInputs::read(inputs)?;

@@ -69,7 +69,7 @@ unsafe extern "C" {
         error: *mut *mut c_char,
     ) -> *mut C_tensor;
     fn nn_channels_last(tensor: *const C_tensor, error: *mut *mut c_char) -> *mut C_tensor;
-    fn nn_trim_after_backward(tensor: *const C_tensor, error: *mut *mut c_char) -> bool;
+    fn nn_reuse_memory();
     fn nn_normal(
         seed: u64,
         sizes: *const i64,
@@ -342,15 +342,11 @@ pub(crate) fn channels_last(tensor: &Tensor) -> Result<Tensor, TchError> {
     unsafe { adopt(nn_channels_last(tensor.as_ptr(), &mut error), error) }
 }
 
-/// Gives free memory back to the system when the backward pass has come to `tensor`, which is on the CPU and
-/// records gradients. What glibc keeps between a network's gradients would stand beside all of them at the
-/// end of the pass, where its peak is.
+/// From now on, the memory of large CPU tensors is kept for the next ones when they are gone.
 #[expect(unsafe_code, reason = "calls the shim")]
-pub(crate) fn trim_after_backward(tensor: &Tensor) -> Result<(), TchError> {
-    let mut error = std::ptr::null_mut();
-    // SAFETY: the tensor is borrowed for the call.
-    let done = unsafe { nn_trim_after_backward(tensor.as_ptr(), &mut error) };
-    if done { Ok(()) } else { Err(take_error(error)) }
+pub(crate) fn reuse_memory() {
+    // SAFETY: sets which allocator makes new tensors; those that are there free themselves as before.
+    unsafe { nn_reuse_memory() }
 }
 
 /// Unit normal numbers of a CPU generator of this seed.

@@ -8,8 +8,7 @@
 //! * a stop request is seen between two pieces of work, a second one ends the process ([`signals`]);
 //! * the log and the progress bar do not tear each other ([`logging`], [`progress`]);
 //! * the figures of a resumed run are those of an uninterrupted one ([`metrics`]);
-//! * what differs between two runs is named field by field ([`manifest`]);
-//! * memory that is freed is kept for the next piece of work ([`memory`]).
+//! * what differs between two runs is named field by field ([`manifest`]).
 
 pub mod config;
 pub mod exit;
@@ -18,7 +17,6 @@ pub mod files;
 pub mod lock;
 pub mod logging;
 pub mod manifest;
-pub mod memory;
 pub mod metrics;
 pub mod progress;
 pub mod shard;

@@ -16,7 +16,7 @@ mod up;
 
 use std::path::Path;
 
-use tch::{Device, Kind, TchError, Tensor};
+use tch::{Device, Kind, Tensor};
 
 pub use config::UNetConfig;
 pub use cost::UNetCost;
@@ -198,8 +198,7 @@ impl UNet {
     }
 
     /// Gradient checkpointing: with it, only the inputs of each residual block and each transformer
-    /// are kept for the backward pass, which computes the rest again, and on a CPU gives back to the system
-    /// what each block leaves. Gradients are the same.
+    /// are kept for the backward pass, which computes the rest again. Gradients are the same.
     pub fn set_gradient_checkpointing(&mut self, on: bool) {
         self.checkpointing = on;
     }
@@ -262,29 +261,16 @@ impl UNet {
             shim::channels_last(&latents_BCHW)?
         };
         let mut x_BCHW = self.conv_in.forward(&latents_BCHW)?;
-        self.trim_after_backward(&x_BCHW)?;
         let mut skips = vec![x_BCHW.shallow_clone()];
         for block in &self.down_blocks {
             x_BCHW = block.forward(x_BCHW, &conditions, &mut skips)?;
-            self.trim_after_backward(&x_BCHW)?;
         }
         x_BCHW = self.mid_block.forward(&x_BCHW, &conditions)?;
-        self.trim_after_backward(&x_BCHW)?;
         for block in &self.up_blocks {
             x_BCHW = block.forward(x_BCHW, &conditions, &mut skips)?;
-            self.trim_after_backward(&x_BCHW)?;
         }
         let x_BCHW = self.conv_out.forward(&self.norm_out.forward_silu(&x_BCHW)?)?;
         Ok(x_BCHW.f_to_kind(Kind::Float)?.f_contiguous()?)
-    }
-
-    /// With gradient checkpointing on a CPU, the memory that a block's backward pass leaves goes back to the
-    /// system.
-    fn trim_after_backward(&self, x_BCHW: &Tensor) -> Result<(), TchError> {
-        if self.checkpointing && self.device == Device::Cpu && x_BCHW.requires_grad() {
-            shim::trim_after_backward(x_BCHW)?;
-        }
-        Ok(())
     }
 
     fn check(

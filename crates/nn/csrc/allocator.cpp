@@ -1,0 +1,159 @@
+// Memory of CPU tensors that is used again, after the idea of PyTorch's caching allocator for GPUs.
+//
+// A pass of a network asks for the same large blocks every time. From malloc they come with pages
+// that the system clears anew each time, or out of a heap that keeps what was freed, in which
+// gradients, which stay, and activations, which go, leave holes between each other. Here every large
+// block is a mapping of its own. A freed one is kept for the next request of about its size, as long
+// as the blocks in use and the kept ones together are little more than what was in use at most;
+// beyond that the blocks that were freed first go back to the system.
+#include "shim.h"
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <iterator>
+#include <list>
+#include <map>
+#include <mutex>
+#include <unordered_map>
+
+#include <sys/mman.h>
+
+#include <c10/core/Allocator.h>
+#include <c10/core/CPUAllocator.h>
+#include <c10/util/Exception.h>
+
+namespace {
+
+constexpr size_t PAGE = size_t{1} << 12;
+constexpr size_t LARGE_PAGE = size_t{1} << 21;
+
+// Blocks below this are left to malloc.
+constexpr size_t SMALLEST_BLOCK = size_t{1} << 20;
+
+// The largest kept block that serves a request.
+size_t largest_fit(size_t bytes) { return bytes + bytes / 2; }
+
+// How much blocks in use and kept ones may be together, where `most_used` was in use at most.
+size_t limit(size_t most_used) { return most_used + most_used / 16; }
+
+uintptr_t round_up(uintptr_t number, size_t unit) { return (number + unit - 1) / unit * unit; }
+
+// A block of the system's, or null. Whole large pages of it are marked as such: one that the block
+// does not fill would hold memory that nobody asked for.
+void *map(size_t bytes) {
+  void *block = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (block == MAP_FAILED)
+    return nullptr;
+#ifdef MADV_HUGEPAGE
+  auto address = reinterpret_cast<uintptr_t>(block);
+  auto first = round_up(address, LARGE_PAGE), end = (address + bytes) / LARGE_PAGE * LARGE_PAGE;
+  if (first < end)
+    madvise(reinterpret_cast<void *>(first), end - first, MADV_HUGEPAGE);
+#endif
+  return block;
+}
+
+class ReusingAllocator final : public c10::Allocator {
+public:
+  static ReusingAllocator &instance() {
+    static auto *allocator = new ReusingAllocator; // never destroyed: tensors may outlive it
+    return *allocator;
+  }
+
+  c10::DataPtr allocate(size_t bytes) override {
+    if (bytes < SMALLEST_BLOCK)
+      return c10::GetDefaultCPUAllocator()->allocate(bytes);
+    void *block = take(round_up(bytes, PAGE));
+    return {block, block, &release, c10::Device(c10::DeviceType::CPU)};
+  }
+
+  c10::DeleterFnPtr raw_deleter() const override { return &release; }
+
+  void copy_data(void *target, const void *source, size_t count) const override {
+    default_copy_data(target, source, count);
+  }
+
+private:
+  struct Used {
+    size_t size, requested;
+  };
+  struct Kept {
+    void *block;
+    size_t size;
+  };
+  using ByAge = std::list<Kept>;
+
+  void *take(size_t bytes) {
+    std::lock_guard<std::mutex> guard(mutex);
+    most_requested = std::max(most_requested, requested_bytes + bytes);
+    auto [block, size] = take_kept(bytes);
+    if (!block) {
+      size = bytes;
+      while (!by_age.empty() && used_bytes + kept_bytes + bytes > limit(most_requested))
+        give_back_oldest();
+      block = map(bytes);
+      while (!block && !by_age.empty()) {
+        give_back_oldest();
+        block = map(bytes);
+      }
+      TORCH_CHECK_WITH(OutOfMemoryError, block, "not enough memory: a tensor of ", bytes,
+                       " bytes was asked for beside ", used_bytes, " in use");
+    }
+    in_use.emplace(block, Used{size, bytes});
+    used_bytes += size;
+    requested_bytes += bytes;
+    return block;
+  }
+
+  // The smallest kept block that fits; null where there is none.
+  Kept take_kept(size_t bytes) {
+    auto found = by_size.lower_bound(bytes);
+    if (found == by_size.end() || found->first > largest_fit(bytes))
+      return {nullptr, 0};
+    auto kept = *found->second;
+    by_age.erase(found->second);
+    by_size.erase(found);
+    kept_bytes -= kept.size;
+    return kept;
+  }
+
+  static void release(void *block) {
+    if (!instance().keep(block))
+      c10::GetDefaultCPUAllocator()->raw_deallocate(block);
+  }
+
+  // False where the block is not one of these.
+  bool keep(void *block) {
+    std::lock_guard<std::mutex> guard(mutex);
+    auto found = in_use.find(block);
+    if (found == in_use.end())
+      return false;
+    auto [size, requested] = found->second;
+    in_use.erase(found);
+    used_bytes -= size;
+    requested_bytes -= requested;
+    kept_bytes += size;
+    by_size.emplace(size, by_age.insert(by_age.end(), {block, size}));
+    return true;
+  }
+
+  void give_back_oldest() {
+    auto oldest = by_age.begin();
+    auto [first, end] = by_size.equal_range(oldest->size);
+    by_size.erase(std::find_if(first, end, [&](auto &entry) { return entry.second == oldest; }));
+    kept_bytes -= oldest->size;
+    munmap(oldest->block, oldest->size);
+    by_age.erase(oldest);
+  }
+
+  std::mutex mutex; // over all that follows
+  std::unordered_map<void *, Used> in_use;
+  ByAge by_age; // the kept blocks, the one freed first in front
+  std::multimap<size_t, ByAge::iterator> by_size;
+  size_t used_bytes = 0, requested_bytes = 0, most_requested = 0, kept_bytes = 0;
+};
+
+} // namespace
+
+extern "C" void nn_reuse_memory() { c10::SetCPUAllocator(&ReusingAllocator::instance(), 1); }
