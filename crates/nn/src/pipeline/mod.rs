@@ -285,6 +285,8 @@ impl Pipeline {
             .f_to_device(self.device)?
             .f_mul_scalar(sampler.initial_noise_sigma())?;
 
+        let rows = count(seeds.len()) * if guided { 2 } else { 1 };
+        let text = self.unet.prepare_text(&text_BLD, rows)?;
         let timesteps = sampler.timesteps().to_vec();
         for (index, timestep) in timesteps.iter().enumerate() {
             let mut input_BCHW = sampler.scale_model_input(&latents_BCHW, index)?;
@@ -293,7 +295,7 @@ impl Pipeline {
             }
             let timestep_1 = Tensor::f_from_slice(&[*timestep as f32])?;
             let predicted_BCHW =
-                self.unet.forward(&input_BCHW, &timestep_1, &text_BLD, added.as_ref())?;
+                self.unet.forward_prepared(&input_BCHW, &timestep_1, &text, added.as_ref())?;
             let predicted_BCHW =
                 if guided { guide(&predicted_BCHW, guidance)? } else { predicted_BCHW };
             latents_BCHW = sampler.step(&predicted_BCHW, index, &latents_BCHW)?;

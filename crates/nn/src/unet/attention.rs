@@ -5,42 +5,78 @@
 
 use tch::{Kind, TchError, Tensor};
 
+use super::text::{ProjectedText, TextProjections};
 use crate::layers::{Linear, attention};
-use crate::weights::Loader;
+use crate::weights::{Loader, Purpose};
 
 /// Attention to the sequence itself or to another; query, key and value have no bias.
 #[derive(Debug)]
 pub(super) struct Attention {
     to_q: Linear,
-    to_k: Linear,
-    to_v: Linear,
+    context: Context,
     to_out: Linear,
     heads: i64,
     /// In f16, queries times keys may exceed what the format holds (Stable Diffusion 2.1).
     upcast: bool,
 }
 
+/// What keys and values are made of.
+#[derive(Debug)]
+enum Context {
+    /// The tokens `[B, M, D]` attended to.
+    Tokens { to_k: Linear, to_v: Linear },
+    /// They are there: a network for inference has made them of the text.
+    Projected { key: ProjectedText, value: ProjectedText },
+}
+
+/// The sizes of one attention.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct AttentionSizes {
+    pub(super) width: i64,
+    pub(super) heads: i64,
+    pub(super) upcast: bool,
+}
+
 impl Attention {
-    /// Of tokens `width` wide to tokens `context` wide.
-    pub(super) fn load(
-        loader: &mut Loader<'_>,
-        name: &str,
-        width: i64,
-        context: i64,
-        heads: i64,
-        upcast: bool,
-    ) -> Self {
-        let mut project = |part: &str, input: i64| {
-            Linear::load_without_bias(loader, &format!("{name}.{part}"), input, width)
-        };
-        let (to_q, to_k, to_v) =
-            (project("to_q", width), project("to_k", context), project("to_v", context));
-        let to_out = Linear::load(loader, &format!("{name}.to_out.0"), width, width);
-        Self { to_q, to_k, to_v, to_out, heads, upcast }
+    /// Of tokens to tokens of the same width.
+    pub(super) fn load(loader: &mut Loader<'_>, name: &str, sizes: AttentionSizes) -> Self {
+        let [to_q, to_k, to_v] = load_projections(loader, name, sizes.width, sizes.width);
+        Self::load_around(loader, name, sizes, to_q, Context::Tokens { to_k, to_v })
     }
 
-    /// Attention of `x_BLW` to `context_BMD`: `[B, L, W]`.
-    pub(super) fn forward(&self, x_BLW: &Tensor, context_BMD: &Tensor) -> Result<Tensor, TchError> {
+    /// Of tokens to a text `text_width` wide; for inference `texts` takes over what reads it.
+    pub(super) fn load_to_text(
+        loader: &mut Loader<'_>,
+        name: &str,
+        sizes: AttentionSizes,
+        text_width: i64,
+        texts: &mut TextProjections,
+    ) -> Self {
+        let [to_q, to_k, to_v] = load_projections(loader, name, sizes.width, text_width);
+        let context = if loader.purpose() == Purpose::Inference {
+            let (key, value) = (texts.add(to_k, sizes.width), texts.add(to_v, sizes.width));
+            Context::Projected { key, value }
+        } else {
+            Context::Tokens { to_k, to_v }
+        };
+        Self::load_around(loader, name, sizes, to_q, context)
+    }
+
+    fn load_around(
+        loader: &mut Loader<'_>,
+        name: &str,
+        sizes: AttentionSizes,
+        to_q: Linear,
+        context: Context,
+    ) -> Self {
+        let AttentionSizes { width, heads, upcast } = sizes;
+        let to_out = Linear::load(loader, &format!("{name}.to_out.0"), width, width);
+        Self { to_q, context, to_out, heads, upcast }
+    }
+
+    /// Attention of `x_BLW` to the tokens `[B, M, D]`, or to a text of which all keys and values are
+    /// there, `[W', B, M]`: `[B, L, W]`.
+    pub(super) fn forward(&self, x_BLW: &Tensor, context: &Tensor) -> Result<Tensor, TchError> {
         let kind = x_BLW.kind();
         let upcast = self.upcast && kind == Kind::Half;
         let by_head = |projected_BLW: Tensor| {
@@ -50,11 +86,21 @@ impl Attention {
             if upcast { view_BHLE.f_to_kind(Kind::Float) } else { Ok(view_BHLE) }
         };
         let query_BHLE = by_head(self.to_q.forward(x_BLW)?)?;
-        let key_BHME = by_head(self.to_k.forward(context_BMD)?)?;
-        let value_BHME = by_head(self.to_v.forward(context_BMD)?)?;
+        let (key_BMW, value_BMW) = match &self.context {
+            Context::Tokens { to_k, to_v } => (to_k.forward(context)?, to_v.forward(context)?),
+            Context::Projected { key, value } => (key.of(context)?, value.of(context)?),
+        };
+        let (key_BHME, value_BHME) = (by_head(key_BMW)?, by_head(value_BMW)?);
         let mixed_BHLE = attention(&query_BHLE, &key_BHME, &value_BHME, None, false)?;
         // The fused kernels leave the heads beside each other, so that this copies nothing.
         let mixed_BLW = mixed_BHLE.f_transpose(1, 2)?.f_reshape(x_BLW.size())?;
         self.to_out.forward(&mixed_BLW.f_to_kind(kind)?)
     }
+}
+
+/// The layers of queries of tokens `width` wide, and of keys and values of tokens `context` wide.
+fn load_projections(loader: &mut Loader<'_>, name: &str, width: i64, context: i64) -> [Linear; 3] {
+    [("to_q", width), ("to_k", context), ("to_v", context)].map(|(part, input)| {
+        Linear::load_without_bias(loader, &format!("{name}.{part}"), input, width)
+    })
 }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use tch::{TchError, Tensor};
 
+use super::text::TextProjections;
 use super::transformer::{Transformer, TransformerSizes};
 use super::{Conditions, UNetConfig};
 use crate::layers::{Downsample, ResnetBlock};
@@ -22,7 +23,12 @@ pub(super) struct DownBlock {
 }
 
 impl DownBlock {
-    pub(super) fn load(config: &UNetConfig, index: usize, loader: &mut Loader<'_>) -> Self {
+    pub(super) fn load(
+        config: &UNetConfig,
+        index: usize,
+        loader: &mut Loader<'_>,
+        texts: &mut TextProjections,
+    ) -> Self {
         let name = format!("down_blocks.{index}");
         let channels = &config.block_out_channels;
         let output = channels[index];
@@ -44,7 +50,7 @@ impl DownBlock {
         let transformers = (0..attended)
             .map(|layer| {
                 let name = format!("{name}.attentions.{layer}");
-                Layer::new(Transformer::load(config, loader, &name, sizes))
+                Layer::new(Transformer::load(config, loader, &name, sizes, texts))
             })
             .collect();
         let downsampler = (index + 1 < channels.len())
@@ -105,7 +111,7 @@ impl Part for ResnetBlock {
 
 impl Part for Transformer {
     fn condition(conditions: &Conditions) -> &Tensor {
-        &conditions.text_BLD
+        &conditions.text
     }
 
     fn apply(&self, x_BCHW: &Tensor, condition: &Tensor) -> Result<Tensor, TchError> {

@@ -5,6 +5,7 @@
 use tch::{TchError, Tensor};
 
 use super::down::{Layer, checkpointed};
+use super::text::TextProjections;
 use super::transformer::{Transformer, TransformerSizes};
 use super::{Conditions, UNetConfig};
 use crate::layers::ResnetBlock;
@@ -19,7 +20,11 @@ pub(super) struct MidBlock {
 }
 
 impl MidBlock {
-    pub(super) fn load(config: &UNetConfig, loader: &mut Loader<'_>) -> Self {
+    pub(super) fn load(
+        config: &UNetConfig,
+        loader: &mut Loader<'_>,
+        texts: &mut TextProjections,
+    ) -> Self {
         let deepest = config.block_out_channels.len() - 1;
         let channels = config.block_out_channels[deepest];
         let sizes = TransformerSizes {
@@ -37,6 +42,7 @@ impl MidBlock {
                 loader,
                 "mid_block.attentions.0",
                 sizes,
+                texts,
             )),
             resnet_2: Layer::new(ResnetBlock::load(loader, "mid_block.resnets.1", resnet)),
         }

@@ -11,6 +11,7 @@ mod cost;
 mod down;
 mod embedding;
 mod mid;
+mod text;
 mod transformer;
 mod up;
 
@@ -23,6 +24,8 @@ pub use cost::UNetCost;
 use down::DownBlock;
 use embedding::{AddedEmbedding, TimeEmbedding};
 use mid::MidBlock;
+pub use text::PreparedText;
+use text::TextProjections;
 use up::UpBlock;
 
 use crate::device::{Precision, inference};
@@ -59,6 +62,7 @@ pub struct UNet {
     down_blocks: Vec<DownBlock>,
     mid_block: MidBlock,
     up_blocks: Vec<UpBlock>,
+    texts: TextProjections,
     norm_out: GroupNorm,
     conv_out: Conv2d,
     parameters: Vec<(String, Tensor)>,
@@ -149,7 +153,8 @@ impl UNet {
         precision.check(device)?;
         let channels = &config.block_out_channels;
         let (first, groups) = (config.first_channels(), config.norm_num_groups);
-        let loader_ref = &mut loader;
+        let mut texts = TextProjections::default();
+        let (loader_ref, texts_ref) = (&mut loader, &mut texts);
         let (inputs, outputs) = (config.in_channels, config.out_channels);
         let mut network = Self {
             config: config.clone(),
@@ -157,14 +162,15 @@ impl UNet {
             time_embedding: TimeEmbedding::load(config, loader_ref),
             added_embedding: AddedEmbedding::load(config, loader_ref),
             down_blocks: (0..channels.len())
-                .map(|index| DownBlock::load(config, index, loader_ref))
+                .map(|index| DownBlock::load(config, index, loader_ref, texts_ref))
                 .collect(),
-            mid_block: MidBlock::load(config, loader_ref),
+            mid_block: MidBlock::load(config, loader_ref, texts_ref),
             up_blocks: (0..channels.len())
-                .map(|index| UpBlock::load(config, index, loader_ref))
+                .map(|index| UpBlock::load(config, index, loader_ref, texts_ref))
                 .collect(),
             norm_out: GroupNorm::load(loader_ref, "conv_norm_out", groups, first, config.norm_eps),
             conv_out: Conv2d::load(loader_ref, "conv_out", first, outputs, 3, 1, 1),
+            texts,
             parameters: Vec::new(),
             device,
             precision,
@@ -220,12 +226,66 @@ impl UNet {
         text_BLD: &Tensor,
         added: Option<&AddedConditions>,
     ) -> Result<Tensor, NetworkError> {
-        self.check(latents_BCHW, timesteps_B, text_BLD, added)?;
-        let compute = || self.compute(latents_BCHW, timesteps_B, text_BLD, added);
+        let batch = self.check_latents(latents_BCHW)?;
+        let text = self.prepare_text(text_BLD, batch)?;
+        self.forward_prepared(latents_BCHW, timesteps_B, &text, added)
+    }
+
+    /// The text `text_BLD` for any number of passes over `batch` rows; one row of text serves all. For
+    /// inference this computes what the layers make of it.
+    ///
+    /// # Errors
+    /// As [`UNet::forward`].
+    pub fn prepare_text(
+        &self,
+        text_BLD: &Tensor,
+        batch: i64,
+    ) -> Result<PreparedText, NetworkError> {
+        let (text, width) = (text_BLD.size(), self.config.cross_attention_dim);
+        let length = match text[..] {
+            [rows, length, found]
+                if (rows == 1 || rows == batch) && length > 0 && found == width =>
+            {
+                length
+            }
+            _ => return unfit(format!("expected text [{batch}, L, {width}], found {text:?}")),
+        };
+        let tensor = self.in_mode(|| {
+            let text_BLD = text_BLD.f_to_device(self.device)?.f_to_kind(self.precision.kind())?;
+            let text_BLD = text_BLD.f_expand([batch, length, width], false)?.f_contiguous()?;
+            match self.purpose {
+                Purpose::Inference => self.texts.forward(&text_BLD),
+                Purpose::Training | Purpose::Reference => Ok(text_BLD),
+            }
+        })?;
+        Ok(PreparedText { tensor, batch })
+    }
+
+    /// [`UNet::forward`] for a text that this network has prepared.
+    ///
+    /// # Errors
+    /// As [`UNet::forward`].
+    pub fn forward_prepared(
+        &self,
+        latents_BCHW: &Tensor,
+        timesteps_B: &Tensor,
+        text: &PreparedText,
+        added: Option<&AddedConditions>,
+    ) -> Result<Tensor, NetworkError> {
+        let batch = self.check_latents(latents_BCHW)?;
+        if text.batch != batch {
+            return unfit(format!("expected a text of {batch} rows, found {}", text.batch));
+        }
+        self.check_conditions(batch, timesteps_B, added)?;
+        self.in_mode(|| self.compute(latents_BCHW, timesteps_B, &text.tensor, added))
+    }
+
+    /// Runs `body` as the purpose of the network asks for.
+    fn in_mode<T>(&self, body: impl FnOnce() -> T) -> T {
         match self.purpose {
-            Purpose::Inference => inference(compute),
-            Purpose::Training => compute(),
-            Purpose::Reference => tch::no_grad(compute),
+            Purpose::Inference => inference(body),
+            Purpose::Training => body(),
+            Purpose::Reference => tch::no_grad(body),
         }
     }
 
@@ -233,7 +293,7 @@ impl UNet {
         &self,
         latents_BCHW: &Tensor,
         timesteps_B: &Tensor,
-        text_BLD: &Tensor,
+        text: &Tensor,
         added: Option<&AddedConditions>,
     ) -> Result<Tensor, NetworkError> {
         let kind = self.precision.kind();
@@ -242,16 +302,14 @@ impl UNet {
             .f_to_device(self.device)?
             .f_to_kind(Kind::Float)?
             .f_expand([batch], false)?;
-        let text_BLD = text_BLD.f_to_device(self.device)?.f_to_kind(kind)?;
-        let (_, length, width) = text_BLD.size3()?;
-        let text_BLD = text_BLD.f_expand([batch, length, width], false)?.f_contiguous()?;
         let mut embedding_BD = self.time_embedding.forward(&timesteps_B, kind)?;
         if let (Some(layer), Some(added)) = (&self.added_embedding, added) {
             embedding_BD = embedding_BD.f_add(&layer.forward(added, self.device, kind)?)?;
         }
         // Every residual block begins with this activation of it.
         let embedding_BD = embedding_BD.f_silu()?;
-        let conditions = Conditions { embedding_BD, text_BLD, checkpointing: self.checkpointing };
+        let text = text.shallow_clone();
+        let conditions = Conditions { embedding_BD, text, checkpointing: self.checkpointing };
 
         let latents_BCHW = latents_BCHW.f_to_device(self.device)?.f_to_kind(kind)?;
         // A reference computes as the network in training does, to the last bit.
@@ -273,30 +331,28 @@ impl UNet {
         Ok(x_BCHW.f_to_kind(Kind::Float)?.f_contiguous()?)
     }
 
-    fn check(
+    /// The rows of the batch.
+    fn check_latents(&self, latents_BCHW: &Tensor) -> Result<i64, NetworkError> {
+        let (latents, channels) = (latents_BCHW.size(), self.config.in_channels);
+        match latents[..] {
+            [batch, found, height, width]
+                if found == channels && batch > 0 && height > 0 && width > 0 =>
+            {
+                Ok(batch)
+            }
+            _ => unfit(format!("expected latents [B, {channels}, H, W], found {latents:?}")),
+        }
+    }
+
+    fn check_conditions(
         &self,
-        latents_BCHW: &Tensor,
+        batch: i64,
         timesteps_B: &Tensor,
-        text_BLD: &Tensor,
         added: Option<&AddedConditions>,
     ) -> Result<(), NetworkError> {
-        let unfit = |reason: String| Err(NetworkError::Input { network: "UNet", reason });
-        let (channels, width) = (self.config.in_channels, self.config.cross_attention_dim);
-        let (latents, times) = (latents_BCHW.size(), timesteps_B.size());
-        let [batch, found, height, side] = latents[..] else {
-            return unfit(format!("expected latents [B, {channels}, H, W], found {latents:?}"));
-        };
-        if found != channels || batch < 1 || height < 1 || side < 1 {
-            return unfit(format!("expected latents [B, {channels}, H, W], found {latents:?}"));
-        }
+        let times = timesteps_B.size();
         if !matches!(times[..], [rows] if rows == 1 || rows == batch) {
             return unfit(format!("expected timesteps [{batch}] or [1], found {times:?}"));
-        }
-        let text = text_BLD.size();
-        if !matches!(text[..], [rows, length, found]
-            if (rows == 1 || rows == batch) && length > 0 && found == width)
-        {
-            return unfit(format!("expected text [{batch}, L, {width}], found {text:?}"));
         }
         match (&self.added_embedding, added) {
             (None, None) => Ok(()),
@@ -334,8 +390,12 @@ impl UNet {
 struct Conditions {
     /// The time embedding after its activation, `[B, D]`.
     embedding_BD: Tensor,
-    /// The text, `[B, L, D]`.
-    text_BLD: Tensor,
+    /// The tensor of the [`PreparedText`].
+    text: Tensor,
     /// Whether blocks are run again for the gradients.
     checkpointing: bool,
+}
+
+fn unfit<T>(reason: String) -> Result<T, NetworkError> {
+    Err(NetworkError::Input { network: "UNet", reason })
 }

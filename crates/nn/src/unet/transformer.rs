@@ -6,7 +6,8 @@
 use tch::{TchError, Tensor};
 
 use super::UNetConfig;
-use super::attention::Attention;
+use super::attention::{Attention, AttentionSizes};
+use super::text::TextProjections;
 use crate::layers::{GroupNorm, LayerNorm, Linear, add};
 use crate::shim::{self, After};
 use crate::weights::Loader;
@@ -42,6 +43,7 @@ impl Transformer {
         loader: &mut Loader<'_>,
         name: &str,
         sizes: TransformerSizes,
+        texts: &mut TextProjections,
     ) -> Self {
         let channels = sizes.channels;
         let groups = config.norm_num_groups;
@@ -58,21 +60,22 @@ impl Transformer {
         let (proj_in, proj_out) = (project("proj_in"), project("proj_out"));
         let blocks = (0..sizes.layers)
             .map(|index| {
-                Block::load(config, loader, &format!("{name}.transformer_blocks.{index}"), sizes)
+                let name = format!("{name}.transformer_blocks.{index}");
+                Block::load(config, loader, &name, sizes, texts)
             })
             .collect();
         Self { norm, proj_in, blocks, proj_out }
     }
 
     /// `[B, C, H, W]` to the same shape.
-    pub(super) fn forward(&self, x_BCHW: &Tensor, text_BLD: &Tensor) -> Result<Tensor, TchError> {
+    pub(super) fn forward(&self, x_BCHW: &Tensor, text: &Tensor) -> Result<Tensor, TchError> {
         let (batch, channels, height, width) = x_BCHW.size4()?;
         // Contiguous, as Linear asks for.
         let normed_BHWC = self.norm.forward(x_BCHW)?.f_permute([0, 2, 3, 1])?.f_contiguous()?;
         let mut x_BLC =
             self.proj_in.forward(&normed_BHWC.f_view([batch, height * width, channels])?)?;
         for block in &self.blocks {
-            x_BLC = block.forward(&x_BLC, text_BLD)?;
+            x_BLC = block.forward(&x_BLC, text)?;
         }
         let update_BCHW = self
             .proj_out
@@ -101,35 +104,39 @@ impl Block {
         loader: &mut Loader<'_>,
         name: &str,
         sizes: TransformerSizes,
+        texts: &mut TextProjections,
     ) -> Self {
         let TransformerSizes { channels, heads, only_cross_attention, .. } = sizes;
-        let text = config.cross_attention_dim;
-        let first = if only_cross_attention { text } else { channels };
         let part = |part: &str| format!("{name}.{part}");
         let norm = |loader: &mut Loader<'_>, name: &str| {
             LayerNorm::load(loader, &part(name), channels, LAYER_NORM_EPSILON)
         };
-        let attention = |loader: &mut Loader<'_>, name: &str, context: i64| {
-            let upcast = config.upcast_attention;
-            Attention::load(loader, &part(name), channels, context, heads, upcast)
+        let sizes = AttentionSizes { width: channels, heads, upcast: config.upcast_attention };
+        let mut to_text = |loader: &mut Loader<'_>, name: &str| {
+            let text_width = config.cross_attention_dim;
+            Attention::load_to_text(loader, &part(name), sizes, text_width, texts)
         };
         Self {
             norm_1: norm(loader, "norm1"),
-            attention_1: attention(loader, "attn1", first),
+            attention_1: if only_cross_attention {
+                to_text(loader, "attn1")
+            } else {
+                Attention::load(loader, &part("attn1"), sizes)
+            },
             norm_2: norm(loader, "norm2"),
-            attention_2: attention(loader, "attn2", text),
+            attention_2: to_text(loader, "attn2"),
             norm_3: norm(loader, "norm3"),
             perceptron: GatedPerceptron::load(loader, &part("ff"), channels),
             only_cross_attention,
         }
     }
 
-    fn forward(&self, x_BLC: &Tensor, text_BLD: &Tensor) -> Result<Tensor, TchError> {
+    fn forward(&self, x_BLC: &Tensor, text: &Tensor) -> Result<Tensor, TchError> {
         let normed_BLC = self.norm_1.forward(x_BLC)?;
-        let context = if self.only_cross_attention { text_BLD } else { &normed_BLC };
+        let context = if self.only_cross_attention { text } else { &normed_BLC };
         let x_BLC = add(x_BLC, self.attention_1.forward(&normed_BLC, context)?)?;
         let normed_BLC = self.norm_2.forward(&x_BLC)?;
-        let x_BLC = add(&x_BLC, self.attention_2.forward(&normed_BLC, text_BLD)?)?;
+        let x_BLC = add(&x_BLC, self.attention_2.forward(&normed_BLC, text)?)?;
         add(&x_BLC, self.perceptron.forward(&self.norm_3.forward(&x_BLC)?)?)
     }
 }

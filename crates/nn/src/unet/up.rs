@@ -5,6 +5,7 @@
 use tch::{TchError, Tensor};
 
 use super::down::{Layer, checkpointed};
+use super::text::TextProjections;
 use super::transformer::{Transformer, TransformerSizes};
 use super::{Conditions, UNetConfig};
 use crate::layers::{ResnetBlock, Upsample};
@@ -21,7 +22,12 @@ pub(super) struct UpBlock {
 
 impl UpBlock {
     /// Block `index`, counted from the lowest resolution.
-    pub(super) fn load(config: &UNetConfig, index: usize, loader: &mut Loader<'_>) -> Self {
+    pub(super) fn load(
+        config: &UNetConfig,
+        index: usize,
+        loader: &mut Loader<'_>,
+        texts: &mut TextProjections,
+    ) -> Self {
         let name = format!("up_blocks.{index}");
         let channels = &config.block_out_channels;
         let levels = channels.len();
@@ -49,7 +55,7 @@ impl UpBlock {
         let transformers = (0..attended)
             .map(|layer| {
                 let name = format!("{name}.attentions.{layer}");
-                Layer::new(Transformer::load(config, loader, &name, sizes))
+                Layer::new(Transformer::load(config, loader, &name, sizes, texts))
             })
             .collect();
         let upsampler = (index + 1 < levels)

@@ -1,0 +1,58 @@
+//! What the transformers need of the text, whatever the picture.
+//!
+//! Keys and values of the attention to the text follow from the text alone. A network for inference
+//! computes them once for all steps of a picture; in training the text differs at every step, and
+//! gradients go through each layer.
+
+use tch::{TchError, Tensor};
+
+use crate::layers::Linear;
+
+/// A text as a UNet reads it ([`UNet::prepare_text`](super::UNet::prepare_text)).
+#[derive(Debug)]
+pub struct PreparedText {
+    /// The text `[B, L, D]`; for inference the keys and values of all layers, `[W, B, L]`.
+    pub(super) tensor: Tensor,
+    /// B.
+    pub(super) batch: i64,
+}
+
+/// The layers that make keys and values of the text, in the order of loading.
+#[derive(Debug, Default)]
+pub(super) struct TextProjections {
+    layers: Vec<Linear>,
+    width: i64,
+}
+
+impl TextProjections {
+    /// Takes over the layer, whose result is `width` wide.
+    pub(super) fn add(&mut self, layer: Linear, width: i64) -> ProjectedText {
+        let start = self.width;
+        self.layers.push(layer);
+        self.width += width;
+        ProjectedText { start, width }
+    }
+
+    /// The results for `text_BLD`, one after the other in memory: `[W, B, L]`, W the sum of all widths.
+    pub(super) fn forward(&self, text_BLD: &Tensor) -> Result<Tensor, TchError> {
+        let (batch, length, _) = text_BLD.size3()?;
+        let results = self.layers.iter().map(|layer| layer.forward(text_BLD)?.f_flatten(0, -1));
+        let results = results.collect::<Result<Vec<_>, _>>()?;
+        Tensor::f_cat(&results, 0)?.f_view([self.width, batch, length])
+    }
+}
+
+/// Where the result of one layer lies in those of all.
+#[derive(Debug)]
+pub(super) struct ProjectedText {
+    start: i64,
+    width: i64,
+}
+
+impl ProjectedText {
+    /// The result of the layer, `[B, L, W]`, out of those of all, `[W, B, L]`; copies nothing.
+    pub(super) fn of(&self, all_WBL: &Tensor) -> Result<Tensor, TchError> {
+        let (_, batch, length) = all_WBL.size3()?;
+        all_WBL.f_narrow(0, self.start, self.width)?.f_view([batch, length, self.width])
+    }
+}
