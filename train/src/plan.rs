@@ -221,8 +221,8 @@ fn memory(
     Ok(vec![
         ("weights", 4.0 * count),
         ("optimizer", 4.0 * state(config.optimizer, &files.unet)?),
-        // In the only micro-batch of a step they come as activations go, but the allocator gives each
-        // other's memory back too late for that to count.
+        // In the only micro-batch of a step they come as activations go; about as much is kept by the
+        // allocator for the next pass.
         ("gradients", 4.0 * count),
         ("reference", size * count),
         ("encoders", encoders),
