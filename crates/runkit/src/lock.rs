@@ -21,6 +21,8 @@ const MAXIMUM_COMMAND_CHARACTERS: usize = 300;
 
 /// How often, and after how long, a shared lock is asked for again that nobody says to hold.
 const MOMENTS: u32 = 100;
+/// The same where someone says to hold it.
+const MOMENTS_WITH_NAMES: u32 = 3;
 const MOMENT: Duration = Duration::from_millis(10);
 
 /// A lock was not obtained.
@@ -109,14 +111,18 @@ impl OutputLock {
 }
 
 /// Locks `file` together with others. Several that start at once meet in the moment in which the
-/// first is alone: so a refusal counts only when it lasts, or when the one who refuses has a name.
+/// first is alone: so a refusal counts only when it lasts. Names say that it will, unless those who
+/// have them shared the lock between the refusal and the reading of the names.
 fn share(path: &Path, file: &mut File) -> Result<(), LockError> {
+    let mut with_names = 0;
     for _ in 0..MOMENTS {
         let Err(error) = file.try_lock_shared() else { return Ok(()) };
         match refused(path, file, error) {
-            LockError::Held { holders, .. } if holders.is_empty() => std::thread::sleep(MOMENT),
+            LockError::Held { holders, .. } if holders.is_empty() => {}
+            LockError::Held { .. } if with_names < MOMENTS_WITH_NAMES => with_names += 1,
             error => return Err(error),
         }
+        std::thread::sleep(MOMENT);
     }
     file.try_lock_shared().map_err(|error| refused(path, file, error))
 }
