@@ -209,9 +209,11 @@ fn memory(
         true => cost.kept_with_checkpointing + cost.largest_part,
     };
     let passing = PASSING_TENSORS * cost.largest_tensor;
-    // Every weight is cast where it is used, and mostly the cast is kept for the gradients.
+    // Every weight is cast where it is used, and the cast is kept for the gradients; with checkpointing
+    // only in the part at work.
     let casts = match config.precision {
         Precision::F32 => 0.0,
+        _ if config.grad_checkpointing => 0.0,
         widened if widened.is_widened(config.device) => 0.0,
         Precision::Bf16 | Precision::F16 => count * size,
     };
