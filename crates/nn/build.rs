@@ -17,6 +17,7 @@
 
 use std::env;
 use std::error::Error;
+use std::fs;
 use std::path::PathBuf;
 
 fn main() -> Result<(), Box<dyn Error>> {
@@ -26,11 +27,15 @@ fn main() -> Result<(), Box<dyn Error>> {
         Ok(folder) => PathBuf::from(folder).join("include"),
         Err(_) => lib.parent().ok_or("libtorch's lib folder has no parent")?.join("include"),
     };
-    for file in ["build.rs", "csrc/shim.h", "csrc/shim.cpp", "csrc/allocator.cpp"] {
-        println!("cargo:rerun-if-changed={file}");
-    }
+    println!("cargo:rerun-if-changed=build.rs");
+    println!("cargo:rerun-if-changed=csrc");
     println!("cargo:rerun-if-env-changed=LIBTORCH_INCLUDE");
     println!("cargo:rerun-if-env-changed=LIBTORCH_CXX11_ABI");
+
+    // The source of the GPU kernels as a string of C++.
+    let generated = PathBuf::from(env::var("OUT_DIR")?);
+    let kernels = fs::read_to_string("csrc/kernels.cu")?;
+    fs::write(generated.join("kernels.inc"), format!("R\"KERNELS({kernels})KERNELS\"\n"))?;
 
     let abi = env::var("LIBTORCH_CXX11_ABI").unwrap_or_else(|_| "1".to_owned());
     cc::Build::new()
@@ -40,9 +45,11 @@ fn main() -> Result<(), Box<dyn Error>> {
         .warnings(false)
         .include(&include)
         .include(include.join("torch/csrc/api/include"))
+        .include(&generated)
         .define("_GLIBCXX_USE_CXX11_ABI", abi.as_str())
         .file("csrc/shim.cpp")
         .file("csrc/allocator.cpp")
+        .file("csrc/kernels.cpp")
         .compile("nn_shim");
     // The shim refers to c10 and torch_cpu directly; libraries follow the archive that needs them.
     println!("cargo:rustc-link-search=native={}", lib.display());

@@ -36,6 +36,7 @@ ROOT = HERE.parent.parent
 sys.path.insert(0, str(PARITY))
 from diffusion_configs import MODELS, UNET, VAE, build, empty  # noqa: E402
 from diffusion_parity import difference, image_input  # noqa: E402
+from diffusion_reference import added_conditions  # noqa: E402
 from side_by_side import processor  # noqa: E402
 
 MINI = ROOT / "data" / "mini" / "sd"
@@ -67,12 +68,17 @@ def count(body: Callable) -> int:
 
 def unet_operations(config: dict, batch: int, side: int, backward: bool = False) -> int:
     unet = empty(UNET, config)
+    added = {
+        {"pooled": "text_embeds"}.get(name, name): tensor.to("meta")
+        for name, tensor in added_conditions(config, batch, 8 * side).items()
+    }
 
     def body() -> None:
         output = unet(
             torch.empty(batch, unet.config.in_channels, side, side, device="meta"),
             torch.empty(batch, device="meta"),
             torch.empty(batch, 77, unet.config.cross_attention_dim, device="meta"),
+            added_cond_kwargs=added,
         ).sample
         if backward:
             output.square().mean().backward()

@@ -18,6 +18,7 @@ A row that was measured is not measured again, so a run that was broken off goes
 import argparse
 import copy
 import fnmatch
+import functools
 import json
 import os
 import statistics
@@ -33,17 +34,25 @@ from diffusers import DDPMScheduler, UNet2DConditionModel
 from diffusers.utils import logging as diffusers_logging
 from safetensors.torch import load_file, save_file
 from torch.nn.functional import softplus
+from transformers import Adafactor
 
 HERE = Path(__file__).resolve().parent
 PARITY = HERE.parent / "parity"
 sys.path.insert(0, str(PARITY))
 from diffusion_configs import MODELS, build  # noqa: E402
 from diffusion_parity import difference  # noqa: E402
+from diffusion_reference import added_conditions, peak_device  # noqa: E402
 from side_by_side import processor  # noqa: E402
 
 DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16}
-BETA, LEARNING_RATE, MAX_NORM = 5000.0, 1e-6, 1.0
+# So little that networks with random weights do not run away from each other.
+BETA, LEARNING_RATE, MAX_NORM = 5000.0, 1e-9, 1.0
 TOKENS = 77
+OPTIMIZERS = {
+    "fused": functools.partial(torch.optim.AdamW, fused=True),
+    "loop": functools.partial(torch.optim.AdamW, fused=False, foreach=False),
+    "adafactor": functools.partial(Adafactor, scale_parameter=False, relative_step=False),
+}
 LAYOUTS = ("rows", "channels last")
 PARTS = ("forward_seconds", "backward_seconds", "clip_seconds", "optimizer_seconds", "seconds")
 
@@ -67,8 +76,7 @@ def python_step(options: dict[str, str]) -> dict:
         unet.enable_gradient_checkpointing()
     reference = copy.deepcopy(unet).requires_grad_(False).eval().to(dtype)
     reference.disable_gradient_checkpointing()
-    how = {"fused": {"fused": True}, "loop": {"fused": False, "foreach": False}}[options["optimizer"]]
-    optimizer = torch.optim.AdamW(unet.parameters(), lr=LEARNING_RATE, **how)
+    optimizer = OPTIMIZERS[options["optimizer"]](unet.parameters(), lr=LEARNING_RATE)
     schedule = DDPMScheduler.from_pretrained(Path(options["schedule"]).parent)
     batch = load_file(options["input"], device=str(device))
     wait()
@@ -83,11 +91,18 @@ def python_step(options: dict[str, str]) -> dict:
         noise, timesteps, text = (
             torch.cat([batch[name]] * 2) for name in ("noise", "timesteps", "prompt_embeds")
         )
+        added = None
+        if "time_ids" in batch:
+            names = {"text_embeds": "pooled_embeds", "time_ids": "time_ids"}
+            added = {name: torch.cat([batch[source]] * 2) for name, source in names.items()}
         noisy = schedule.add_noise(latents, noise, timesteps).to(memory_format=layout)
         with torch.no_grad():
-            expected = reference(noisy.to(dtype), timesteps, text.to(dtype)).sample.float()
+            lowered = {name: value.to(dtype) for name, value in added.items()} if added else None
+            expected = reference(
+                noisy.to(dtype), timesteps, text.to(dtype), added_cond_kwargs=lowered
+            ).sample.float()
         with autocast:
-            predicted = unet(noisy, timesteps, text).sample
+            predicted = unet(noisy, timesteps, text, added_cond_kwargs=added).sample
         model, ref = ((out.float() - noise).square().mean((1, 2, 3)) for out in (predicted, expected))
         gain = model - ref
         z = -0.5 * BETA * (gain[:pairs] - gain[pairs:])
@@ -120,7 +135,28 @@ def python_step(options: dict[str, str]) -> dict:
         save_file({name: value.float().contiguous() for name, value in outputs.items()}, output)
     status = Path("/proc/self/status").read_text()
     peak = next(line for line in status.splitlines() if line.startswith("VmHWM:"))
-    return report | {"peak_rss_bytes": int(peak.split()[1]) * 1024}
+    report |= {"peak_rss_bytes": int(peak.split()[1]) * 1024}
+    return report | {"peak_device": peak_device(device)}
+
+
+def step_input(config: dict, pairs: int, side: int) -> dict[str, torch.Tensor]:
+    """The tensors of a step of a UNet of this configuration, latents of `side` rows."""
+    generator = torch.Generator().manual_seed(1)
+    picture = (pairs, config["in_channels"], side, side)
+
+    def normal(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=generator)
+
+    tensors = {
+        "latents_0": normal(*picture),
+        "latents_1": normal(*picture),
+        "noise": normal(*picture),
+        "timesteps": torch.randint(0, 1000, (pairs,), generator=generator),
+        "prompt_embeds": normal(pairs, TOKENS, config["cross_attention_dim"]),
+        "label_p": torch.ones(pairs),
+        "weight_w": torch.ones(pairs),
+    }
+    return tensors | added_conditions(config, pairs, 8 * side, "pooled_embeds")
 
 
 class Row(NamedTuple):
@@ -168,22 +204,8 @@ class Bench:
         return self.run([sys.executable, __file__, "--step"], options | more)
 
     def write_input(self, row: Row) -> None:
-        generator = torch.Generator().manual_seed(1)
         config = json.loads((self.model / "unet" / "config.json").read_text())
-        picture = (row.pairs, config["in_channels"], row.side, row.side)
-
-        def normal(*shape: int) -> torch.Tensor:
-            return torch.randn(shape, generator=generator)
-
-        tensors = {
-            "latents_0": normal(*picture),
-            "latents_1": normal(*picture),
-            "noise": normal(*picture),
-            "timesteps": torch.randint(0, 1000, (row.pairs,), generator=generator),
-            "prompt_embeds": normal(row.pairs, TOKENS, config["cross_attention_dim"]),
-            "label_p": torch.ones(row.pairs),
-            "weight_w": torch.ones(row.pairs),
-        }
+        tensors = step_input(config, row.pairs, row.side)
         save_file(tensors, self.common["input"])
 
     def measure(self, row: Row) -> dict:

@@ -229,6 +229,7 @@ MODELS = {
         "unet": Part(UNET, SDXL_UNET, {"max_shard_size": "4GB"}, 2_567_463_684),
         "vae": Part(VAE, SDXL_VAE, {}, 83_653_863),
         "text_encoder_2": Part(PROJECTED, OPENCLIP_BIGG, {}, 694_659_840),
+        "scheduler": Part(EulerDiscreteScheduler, SDXL_NOISE),
     },
 }
 
@@ -241,9 +242,9 @@ def empty(kind: type, options: dict) -> torch.nn.Module:
         return kind(**options)
 
 
-def fill(model: torch.nn.Module, seed: int) -> torch.nn.Module:
-    """Gives every parameter memory and random values."""
-    generator = torch.Generator().manual_seed(seed)
+def fill(model: torch.nn.Module, seed: int, device: str = "cpu") -> torch.nn.Module:
+    """Gives every parameter memory and random values, drawn on a device, whose generator is its own."""
+    generator = torch.Generator(device).manual_seed(seed)
     for name, parameter in list(model.named_parameters()):
         owner, _, leaf = name.rpartition(".")
         mean, deviation = 0.0, 0.1
@@ -253,18 +254,19 @@ def fill(model: torch.nn.Module, seed: int) -> torch.nn.Module:
             deviation = 0.5
         elif parameter.dim() > 1:
             deviation = parameter[0].numel() ** -0.5
-        value = torch.empty(parameter.shape).normal_(mean, deviation, generator=generator)
+        value = torch.empty(parameter.shape, device=device)
+        value = value.normal_(mean, deviation, generator=generator).cpu()
         value = torch.nn.Parameter(value, requires_grad=False)
         setattr(model.get_submodule(owner), leaf, value)
     return model.eval()
 
 
-def build_network(folder: Path, part: Part) -> None:
+def build_network(folder: Path, part: Part, device: str) -> None:
     model = empty(part.kind, part.options)
     count = sum(parameter.numel() for parameter in model.parameters())
     expected = part.parameters or count
     assert count == expected, f"{folder}: {count} parameters, expected {expected}"
-    fill(model, zlib.crc32(folder.name.encode()) + count)
+    fill(model, zlib.crc32(folder.name.encode()) + count, device)
     if part.saving.get("variant") == "fp16":
         model = model.half()
     model.save_pretrained(folder, **part.saving)
@@ -313,9 +315,11 @@ def write_index(folder: Path, parts: dict[str, Part]) -> None:
 
 
 @torch.no_grad()
-def build(root: Path, name: str) -> Path:
-    """Writes what is missing of a model; its folder."""
+def build(root: Path, name: str, device: str = "cpu", only: tuple[str, ...] = ()) -> Path:
+    """Writes what is missing of a model, or of these parts of it; its folder."""
     folder, parts = root / name, MODELS[name]
+    if only:
+        parts = {part: parts[part] for part in only}
     for part_name, part in parts.items():
         target, marker = folder / part_name, folder / f".{part_name}.json"
         recipe = json.dumps([part.kind.__name__ if part.kind else None, *part[1:]])
@@ -328,7 +332,7 @@ def build(root: Path, name: str) -> Path:
         elif issubclass(part.kind, SchedulerMixin):
             part.kind.from_config(part.options).save_pretrained(target)
         else:
-            build_network(target, part)
+            build_network(target, part, device)
         marker.write_text(recipe)
     write_index(folder, parts)
     return folder

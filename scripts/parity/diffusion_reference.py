@@ -40,6 +40,27 @@ SAMPLERS = {
 Tensors = dict[str, torch.Tensor]
 
 
+def peak_device(device: torch.device) -> dict[str, int] | None:
+    """What tensors held of a GPU at most, and what the driver gave for them, in bytes."""
+    if device.type != "cuda":
+        return None
+    return {
+        "allocated": torch.cuda.max_memory_allocated(device),
+        "reserved": torch.cuda.max_memory_reserved(device),
+    }
+
+
+def added_conditions(config: dict, batch: int, pixels: int, pooled: str = "pooled") -> Tensors:
+    """What SDXL's UNet is told besides the text: features named `pooled`, and sizes; else nothing."""
+    if config.get("addition_embed_type") != "text_time":
+        return {}
+    times = 6 * config["addition_time_embed_dim"]
+    width = config["projection_class_embeddings_input_dim"] - times
+    features = torch.randn(batch, width, generator=torch.Generator().manual_seed(2))
+    ids = torch.tensor([pixels, pixels, 0, 0, pixels, pixels]).float()
+    return {pooled: features, "time_ids": ids.repeat(batch, 1)}
+
+
 class Run:
     """One command; what it reports grows on the way."""
 
@@ -235,7 +256,8 @@ def run(command: str, options: dict[str, str]) -> dict:
         raise SystemExit(f"unknown options {sorted(run.options)}")
     status = Path("/proc/self/status").read_text()
     peak = next(line for line in status.splitlines() if line.startswith("VmHWM:"))
-    return run.report | {"peak_rss_bytes": int(peak.split()[1]) * 1024}
+    run.report["peak_rss_bytes"] = int(peak.split()[1]) * 1024
+    return run.report | {"peak_device": peak_device(run.device)}
 
 
 def plain(tensor: torch.Tensor) -> torch.Tensor:

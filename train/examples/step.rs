@@ -11,8 +11,8 @@
 //! pooled_embeds and time_ids); `precision=f32|bf16|f16 device=cpu threads=N repeats=N` (steps after the
 //! first one), `checkpointing=true`, `optimizer=adamw|adafactor`, `beta=5000 lr=1e-6`; `output=` takes z,
 //! losses and the norm of the gradients of the last step. One line of JSON goes to standard output:
-//! seconds of loading, of the first step, of the others and their parts, and the peak of the resident
-//! memory.
+//! seconds of loading, of the first step, of the others and their parts, the peak of the resident
+//! memory and that of the GPU.
 #![allow(non_snake_case, reason = "names of tensors carry their shape")]
 #![expect(clippy::print_stdout, reason = "a program")]
 
@@ -111,6 +111,7 @@ fn main() -> Result<()> {
         "load_seconds": load_seconds,
         "first_seconds": first_seconds,
         "peak_rss_bytes": peak_resident_bytes()?,
+        "peak_device": device::peak_memory(device)?,
     });
     for (name, seconds) in parts {
         report[name] = json!(seconds[1..]);

@@ -11,6 +11,7 @@ use std::collections::HashMap;
 
 use anyhow::{Context as _, Result, ensure};
 use nn::NetworkError;
+use nn::device::upload;
 use nn::pipeline::{Family, Pipeline, TextConditions};
 use nn::rng;
 use nn::schedule::{PredictionType, TrainingSchedule};
@@ -120,13 +121,13 @@ pub fn prepare(
             i64::try_from(below).unwrap_or(0)
         })
         .collect();
-    let to_device = |numbers: &[f32]| Tensor::f_from_slice(numbers)?.f_to_device(device);
+    let to_device = |numbers: &[f32]| upload(&Tensor::f_from_slice(numbers)?, device);
     Ok(MicroBatch {
         time_ids_P6: time_ids(networks, base.resolution, pair_ids.len())?,
         pair_ids,
         latents_PCHW,
         noise_PCHW,
-        timesteps_P: Tensor::f_from_slice(&timesteps)?.f_to_device(device)?,
+        timesteps_P: upload(&Tensor::f_from_slice(&timesteps)?, device)?,
         text,
         probability_P: to_device(&probability)?,
         weight_P: to_device(&weight)?,
@@ -250,7 +251,7 @@ fn encode(
     } else {
         let gathered = |parts: [Vec<Tensor>; 2]| {
             let all: Vec<Tensor> = parts.into_iter().flatten().collect();
-            Tensor::f_cat(&all, 0)?.f_to_device(device)?.f_to_kind(Kind::Float)
+            upload(&Tensor::f_cat(&all, 0)?, device)?.f_to_kind(Kind::Float)
         };
         (gathered(means)?, gathered(deviations)?)
     };
@@ -302,7 +303,7 @@ fn encode_captions(
         .map(|place| i64::try_from(place.unwrap_or(distinct.len())).unwrap_or(0))
         .collect();
     let device = pipeline.device();
-    let rows = Tensor::f_from_slice(&rows)?.f_to_device(device)?;
+    let rows = upload(&Tensor::f_from_slice(&rows)?, device)?;
     let gathered = |encoded: Option<&Tensor>, empty: &Tensor| -> Result<Tensor> {
         let parts: Vec<&Tensor> = encoded.into_iter().chain([empty]).collect();
         Ok(Tensor::f_cat(&parts, 0)?.f_index_select(0, &rows)?)
@@ -332,12 +333,12 @@ fn cached_captions(
         })
     };
     let hidden =
-        rows().map(|text| text.hidden_BLD.f_to_device(device)).collect::<Result<Vec<_>, _>>()?;
+        rows().map(|text| upload(&text.hidden_BLD, device)).collect::<Result<Vec<_>, _>>()?;
     let pooled = match &empty.pooled_BD {
         None => None,
         Some(_) => {
             let pooled = rows()
-                .map(|text| text.pooled_BD.as_ref().map(|pooled| pooled.f_to_device(device)))
+                .map(|text| text.pooled_BD.as_ref().map(|pooled| upload(pooled, device)))
                 .collect::<Option<Result<Vec<_>, _>>>()
                 .context("the cache holds no pooled texts; hint: it is of another model")??;
             Some(Tensor::f_cat(&pooled, 0)?)
@@ -354,7 +355,7 @@ fn time_ids(networks: &Networks, resolution: i64, pairs: usize) -> Result<Option
     let side = resolution as f32;
     let ids = Tensor::f_from_slice(&[side, side, 0.0, 0.0, side, side])?;
     let ids = ids.f_view([1, 6])?.f_expand([i64::try_from(pairs)?, 6], false)?;
-    Ok(Some(ids.f_contiguous()?.f_to_device(networks.pipeline.device())?))
+    Ok(Some(upload(&ids.f_contiguous()?, networks.pipeline.device())?))
 }
 
 /// Unit normal numbers of each position, `[P, C, H, W]`.
@@ -370,7 +371,7 @@ fn normal(
         .iter()
         .map(|position| rng::normal(choice.number(seed, *position, index), &size))
         .collect::<Result<Vec<_>, _>>()?;
-    Ok(Tensor::f_stack(&rows, 0)?.f_to_device(device)?)
+    Ok(upload(&Tensor::f_stack(&rows, 0)?, device)?)
 }
 
 /// The first names of pairs, for messages.

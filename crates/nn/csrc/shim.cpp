@@ -1,5 +1,7 @@
 #include "shim.h"
 
+#include "kernels.h"
+
 #include <array>
 #include <cmath>
 #include <cstdlib>
@@ -14,6 +16,7 @@
 #include <ATen/ATen.h>
 #include <ATen/CPUGeneratorImpl.h>
 #include <ATen/core/dispatch/Dispatcher.h>
+#include <c10/core/CachingDeviceAllocator.h>
 #include <c10/core/InferenceMode.h>
 #include <torch/csrc/autograd/autograd.h>
 #include <torch/csrc/autograd/custom_function.h>
@@ -33,6 +36,10 @@ template <typename Body> auto guarded(char **error, Body body) -> decltype(body(
 }
 
 const at::Tensor &borrowed(Tensor tensor) { return *static_cast<at::Tensor *>(tensor); }
+
+std::optional<at::Tensor> optional(Tensor tensor) {
+  return tensor ? std::optional(borrowed(tensor)) : std::nullopt;
+}
 
 std::vector<at::Tensor> borrowed_list(const Tensor *tensors, size_t count) {
   std::vector<at::Tensor> list;
@@ -196,8 +203,9 @@ struct WidenedConvolution : torch::autograd::Function<WidenedConvolution> {
   }
 };
 
-// Whether something here records gradients. Outside of that the functions above are not needed, and
-// inference mode would refuse them.
+} // namespace
+
+// Outside of recording the functions above are not needed, and inference mode would refuse them.
 bool records(std::initializer_list<at::Tensor> tensors) {
   if (!at::GradMode::is_enabled())
     return false;
@@ -206,8 +214,6 @@ bool records(std::initializer_list<at::Tensor> tensors) {
       return true;
   return false;
 }
-
-} // namespace
 
 extern "C" {
 
@@ -291,7 +297,7 @@ Tensor nn_conv2d_packed(Tensor input, Tensor weight, Tensor bias, int64_t stride
 Tensor nn_linear_widened(Tensor input, Tensor weight, Tensor bias, char **error) {
   return guarded(error, [&]() -> Tensor {
     const auto &x = borrowed(input), &factors = borrowed(weight);
-    auto addend = bias ? std::optional(borrowed(bias)) : std::nullopt;
+    auto addend = optional(bias);
     return new at::Tensor(records({x, factors}) ? WidenedLinear::apply(x, factors, addend)
                                                 : WidenedLinear::compute(x, factors, addend));
   });
@@ -307,9 +313,48 @@ Tensor nn_conv2d_widened(Tensor input, Tensor weight, Tensor bias, int64_t strid
   });
 }
 
+bool nn_can_gate(Tensor value) { return can_gate(borrowed(value)); }
+
+bool nn_can_normalize(Tensor picture, int64_t groups) {
+  return can_normalize(borrowed(picture), groups);
+}
+
+Tensor nn_normalize(Tensor picture, Tensor shift, Tensor bias, Tensor weight, Tensor beta,
+                    int64_t groups, double epsilon, bool silu, char **error) {
+  return guarded(error, [&]() -> Tensor {
+    return new at::Tensor(normalize(borrowed(picture), optional(shift), optional(bias),
+                                    borrowed(weight), borrowed(beta), groups, epsilon, silu));
+  });
+}
+
+Tensor nn_gated_gelu(Tensor value, Tensor gate, char **error) {
+  return guarded(
+      error, [&]() -> Tensor { return new at::Tensor(gated_gelu(borrowed(value), borrowed(gate))); });
+}
+
+Tensor nn_add_biased(Tensor stream, Tensor update, Tensor bias, char **error) {
+  return guarded(error, [&]() -> Tensor {
+    return new at::Tensor(add_biased(borrowed(stream), borrowed(update), borrowed(bias)));
+  });
+}
+
 Tensor nn_channels_last(Tensor tensor, char **error) {
   return guarded(error, [&]() -> Tensor {
     return new at::Tensor(borrowed(tensor).contiguous(at::MemoryFormat::ChannelsLast));
+  });
+}
+
+bool nn_peak_device_bytes(int device, uint64_t *allocated, uint64_t *reserved, char **error) {
+  return guarded(error, [&]() -> bool {
+    *allocated = *reserved = 0;
+    auto *allocator = at::getDeviceAllocator(at::kCUDA);
+    if (!allocator->initialized())
+      return true;
+    auto statistics = allocator->getDeviceStats(static_cast<c10::DeviceIndex>(device));
+    constexpr auto all = static_cast<size_t>(c10::CachingAllocator::StatType::AGGREGATE);
+    *allocated = static_cast<uint64_t>(statistics.allocated_bytes[all].peak);
+    *reserved = static_cast<uint64_t>(statistics.reserved_bytes[all].peak);
+    return true;
   });
 }
 

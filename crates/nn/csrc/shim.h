@@ -61,12 +61,25 @@ Tensor nn_linear_widened(Tensor input, Tensor weight, Tensor bias, char **error)
 Tensor nn_conv2d_widened(Tensor input, Tensor weight, Tensor bias, int64_t stride, int64_t padding,
                          char **error);
 
+// Operations by kernels of this crate on a GPU, with gradients (kernels.h says what they compute).
+// `shift` and `bias` may be null.
+bool nn_can_gate(Tensor value);
+bool nn_can_normalize(Tensor picture, int64_t groups);
+Tensor nn_normalize(Tensor picture, Tensor shift, Tensor bias, Tensor weight, Tensor beta,
+                    int64_t groups, double epsilon, bool silu, char **error);
+Tensor nn_gated_gelu(Tensor value, Tensor gate, char **error);
+Tensor nn_add_biased(Tensor stream, Tensor update, Tensor bias, char **error);
+
 // The tensor [B, C, H, W] with its channels last in memory; itself where they are. Any device.
 Tensor nn_channels_last(Tensor tensor, char **error);
 
 // From now on, the memory of large CPU tensors is kept for the next ones when they are gone
 // (allocator.cpp). It is never taken back.
 void nn_reuse_memory(void);
+
+// The most memory of a GPU that tensors held at once, and that was taken from the driver for them, in
+// bytes; zero where nothing is on it yet.
+bool nn_peak_device_bytes(int device, uint64_t *allocated, uint64_t *reserved, char **error);
 
 // Unit normal numbers as torch.randn(sizes, generator=torch.Generator("cpu").manual_seed(seed)).
 Tensor nn_normal(uint64_t seed, const int64_t *sizes, size_t dimensions, char **error);

@@ -4,7 +4,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
-use tch::{Cuda, Device, Kind};
+use tch::{Cuda, Device, Kind, TchError, Tensor};
 
 use crate::shim::{self, InferenceMode};
 
@@ -209,6 +209,37 @@ pub fn set_threads(count: usize) {
 /// memory of a training pass of Stable Diffusion at 512 px (docs/performance.md).
 pub fn reuse_memory() {
     shim::reuse_memory();
+}
+
+/// The tensor on the device. To a GPU it is copied while this thread goes on, out of memory that the GPU can
+/// read itself: an ordinary copy would wait for all work that the GPU was given before.
+///
+/// # Errors
+/// Where libtorch has not enough memory.
+pub fn upload(tensor: &Tensor, device: Device) -> Result<Tensor, TchError> {
+    if device == tensor.device() || !device.is_cuda() || tensor.device() != Device::Cpu {
+        return tensor.f_to_device(device);
+    }
+    tensor.f_pin_memory(device)?.f_to_device_(device, tensor.kind(), true, false)
+}
+
+/// Memory of a GPU in bytes, at its most so far in this process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct PeakDeviceMemory {
+    /// What tensors held at once.
+    pub allocated: u64,
+    /// What the driver gave for tensors; the rest was free for reuse or lost between them.
+    pub reserved: u64,
+}
+
+/// How much memory of a GPU was in use at most; none for the CPU.
+///
+/// # Errors
+/// Where libtorch sees no such GPU.
+pub fn peak_memory(device: Device) -> Result<Option<PeakDeviceMemory>, TchError> {
+    let Device::Cuda(index) = device else { return Ok(None) };
+    let [allocated, reserved] = shim::peak_device_bytes(index)?;
+    Ok(Some(PeakDeviceMemory { allocated, reserved }))
 }
 
 /// Runs `body` in libtorch's inference mode on this thread: no gradients and no bookkeeping for

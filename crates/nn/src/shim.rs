@@ -1,5 +1,7 @@
-//! Safe faces of the C++ shim (`csrc/shim.h`). All `unsafe` code of the crate is in this file and
+//! Safe faces of the C++ shim (`csrc/shim.h`). All `unsafe` code of the crate is in this module and
 //! in `weights/mapped.rs`.
+
+pub(crate) mod kernels;
 
 use std::any::Any;
 use std::ffi::{CStr, c_char, c_int, c_void};
@@ -70,6 +72,12 @@ unsafe extern "C" {
     ) -> *mut C_tensor;
     fn nn_channels_last(tensor: *const C_tensor, error: *mut *mut c_char) -> *mut C_tensor;
     fn nn_reuse_memory();
+    fn nn_peak_device_bytes(
+        device: c_int,
+        allocated: *mut u64,
+        reserved: *mut u64,
+        error: *mut *mut c_char,
+    ) -> bool;
     fn nn_normal(
         seed: u64,
         sizes: *const i64,
@@ -347,6 +355,16 @@ pub(crate) fn channels_last(tensor: &Tensor) -> Result<Tensor, TchError> {
 pub(crate) fn reuse_memory() {
     // SAFETY: sets which allocator makes new tensors; those that are there free themselves as before.
     unsafe { nn_reuse_memory() }
+}
+
+/// The most bytes of the GPU of this number that tensors held at once, and that the driver gave for them.
+#[expect(unsafe_code, reason = "calls the shim")]
+pub(crate) fn peak_device_bytes(device: usize) -> Result<[u64; 2], TchError> {
+    let (mut allocated, mut reserved, mut error) = (0, 0, std::ptr::null_mut());
+    let device = c_int::try_from(device).unwrap_or(c_int::MAX);
+    // SAFETY: writes the two numbers, and an error where it returns false.
+    let done = unsafe { nn_peak_device_bytes(device, &mut allocated, &mut reserved, &mut error) };
+    if done { Ok([allocated, reserved]) } else { Err(take_error(error)) }
 }
 
 /// Unit normal numbers of a CPU generator of this seed.

@@ -213,10 +213,8 @@ impl ScorerSet {
                         part.iter().flat_map(|&index| tokens[index].ids.iter().copied()).collect();
                     let ends: Vec<i64> =
                         part.iter().map(|&index| tokens[index].end_index as i64).collect();
-                    let tokens_BL = Tensor::from_slice(&ids)
-                        .view([part.len() as i64, -1])
-                        .to_device(self.compute.device);
-                    let end_index_B = Tensor::from_slice(&ends).to_device(self.compute.device);
+                    let tokens_BL = Tensor::from_slice(&ids).view([part.len() as i64, -1]);
+                    let end_index_B = Tensor::from_slice(&ends);
                     Ok(unit_length(&tower.network.try_forward(&tokens_BL, &end_index_B)?))
                 })?);
             }
@@ -287,9 +285,7 @@ impl ScorerSet {
         for image in images {
             flat.extend_from_slice(&image.blocks[recipe]);
         }
-        Tensor::from_slice(&flat)
-            .view([images.len() as i64, 3, side, side])
-            .to_device(self.compute.device)
+        Tensor::from_slice(&flat).view([images.len() as i64, 3, side, side])
     }
 }
 

@@ -7,7 +7,7 @@ use tch::{Device, Kind, Tensor};
 use super::block::{Block, BlockSizes, Choice};
 use super::vision::{load_projection, project, run_blocks};
 use super::{ClipConfig, ClipLayout};
-use crate::device::inference;
+use crate::device::{inference, upload};
 use crate::error::NetworkError;
 use crate::layers::LayerNorm;
 use crate::weights::Loader;
@@ -174,8 +174,8 @@ impl TextTower {
     /// Tokens after the last end of the batch are cut off before: under a causal mask nothing
     /// before them sees them.
     fn compute(&self, tokens_BL: &Tensor, end_index_B: &Tensor) -> Result<Tensor, NetworkError> {
-        let tokens_BL = tokens_BL.f_to_device(self.device)?;
-        let end_index_B = end_index_B.f_to_device(self.device)?;
+        let tokens_BL = upload(tokens_BL, self.device)?;
+        let end_index_B = upload(end_index_B, self.device)?;
         let length = tokens_BL.size2()?.1;
         let mut x_BLW =
             Tensor::f_embedding(&self.token_embedding_VW, &tokens_BL, -1, false, false)?;

@@ -7,7 +7,7 @@ use tch::{Device, Kind, Tensor};
 
 use super::block::{Block, BlockSizes, Choice};
 use super::{ClipConfig, ClipLayout};
-use crate::device::{Precision, inference};
+use crate::device::{Precision, inference, upload};
 use crate::error::NetworkError;
 use crate::layers::LayerNorm;
 use crate::weights::Loader;
@@ -156,8 +156,7 @@ impl VisionTower {
     fn compute(&self, pixels_BCHW: &Tensor, batch: i64) -> Result<Tensor, NetworkError> {
         let kind = self.precision.kind();
         let (grid, patch) = (self.image_size / self.patch_size, self.patch_size);
-        let patches = pixels_BCHW
-            .f_to_device(self.device)?
+        let patches = upload(pixels_BCHW, self.device)?
             .f_to_kind(kind)?
             .f_narrow(2, 0, grid * patch)?
             .f_narrow(3, 0, grid * patch)?

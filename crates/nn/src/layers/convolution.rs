@@ -107,6 +107,23 @@ impl Conv2d {
         }
     }
 
+    /// `[O]`, in the number format it was loaded in.
+    pub(crate) fn bias(&self) -> &Tensor {
+        &self.bias
+    }
+
+    /// [`Conv2d::forward`] for a caller that adds the bias; on a GPU.
+    pub(crate) fn forward_without_bias(&self, x: &Tensor) -> Result<Tensor, TchError> {
+        match &*self.weight.borrow() {
+            Weight::Packed(..) => Err(TchError::Kind("weights are packed for a CPU".to_owned())),
+            Weight::Plain(plain) => {
+                let weight = cast(plain, x.kind())?;
+                let (stride, padding) = ([self.stride; 2], [self.padding; 2]);
+                x.f_conv2d(&weight, None::<&Tensor>, stride, padding, [1, 1], 1)
+            }
+        }
+    }
+
     /// `stream + forward(x)`.
     pub(crate) fn add_to(&self, stream: &Tensor, x: &Tensor) -> Result<Tensor, TchError> {
         super::add(stream, self.forward(x)?)

@@ -4,6 +4,7 @@ use tch::{TchError, Tensor};
 
 use super::{cast, silu};
 use crate::shim;
+use crate::shim::kernels::{self, Around};
 use crate::weights::Loader;
 
 /// Normalisation over groups of channels.
@@ -31,8 +32,21 @@ impl GroupNorm {
         }
     }
 
+    /// True where what stands around the normalisation is best done with it ([`GroupNorm::fused`]).
+    pub(crate) fn fuses(&self, x_BCHW: &Tensor) -> bool {
+        kernels::can_normalize(x_BCHW, self.groups)
+    }
+
+    /// The normalisation with what stands around it, in two passes over the memory of a GPU.
+    pub(crate) fn fused(&self, x_BCHW: &Tensor, around: Around<'_>) -> Result<Tensor, TchError> {
+        kernels::normalize(x_BCHW, around, &self.weight, &self.bias, self.groups, self.epsilon)
+    }
+
     /// `[B, C, H, W]` to the same shape.
     pub(crate) fn forward(&self, x: &Tensor) -> Result<Tensor, TchError> {
+        if self.fuses(x) {
+            return self.fused(x, Around::default());
+        }
         let (weight, bias) = (cast(&self.weight, x.kind())?, cast(&self.bias, x.kind())?);
         x.f_group_norm(self.groups, Some(weight), Some(bias), self.epsilon, true)
     }
@@ -40,6 +54,9 @@ impl GroupNorm {
     /// The normalisation, then `x · σ(x)`. In training what lies between the two is not kept but computed
     /// again: a sixth of what a UNet keeps.
     pub(crate) fn forward_silu(&self, x: &Tensor) -> Result<Tensor, TchError> {
+        if self.fuses(x) {
+            return self.fused(x, Around { silu: true, ..Around::default() });
+        }
         if !x.requires_grad() && !self.weight.requires_grad() {
             return silu(self.forward(x)?);
         }

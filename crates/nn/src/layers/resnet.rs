@@ -5,6 +5,7 @@
 use tch::{TchError, Tensor};
 
 use super::{Conv2d, GroupNorm, Linear};
+use crate::shim::kernels::{self, Around};
 use crate::weights::Loader;
 
 /// The sizes of a residual block.
@@ -56,6 +57,9 @@ impl ResnetBlock {
         x_BCHW: &Tensor,
         embedding_BD: Option<&Tensor>,
     ) -> Result<Tensor, TchError> {
+        if self.norm_1.fuses(x_BCHW) {
+            return self.fused(x_BCHW, embedding_BD);
+        }
         let mut hidden_BCHW = self.conv_1.forward(&self.norm_1.forward_silu(x_BCHW)?)?;
         if let (Some(time), Some(embedding_BD)) = (&self.time, embedding_BD) {
             let shift_BC11 = time.forward(embedding_BD)?.f_unsqueeze(-1)?.f_unsqueeze(-1)?;
@@ -69,12 +73,36 @@ impl ResnetBlock {
         match &self.shortcut {
             None => self.conv_2.add_to(x_BCHW, &hidden_BCHW),
             Some(shortcut) => {
-                // Contiguous, as Linear asks for.
-                let x_BHWC = x_BCHW.f_permute([0, 2, 3, 1])?.f_contiguous()?;
-                let shortcut_BHWC = shortcut.forward(&x_BHWC)?;
-                let shortcut_BCHW = shortcut_BHWC.f_permute([0, 3, 1, 2])?;
-                super::add(&self.conv_2.forward(&hidden_BCHW)?, shortcut_BCHW)
+                super::add(&self.conv_2.forward(&hidden_BCHW)?, shortened(shortcut, x_BCHW)?)
             }
         }
     }
+
+    /// The same with fewer passes over the memory of a GPU: the biases of the convolutions and the time
+    /// embedding are added where the next layer reads.
+    fn fused(&self, x_BCHW: &Tensor, embedding_BD: Option<&Tensor>) -> Result<Tensor, TchError> {
+        let hidden_BCHW = self.conv_1.forward_without_bias(&self.norm_1.forward_silu(x_BCHW)?)?;
+        let shift_BC = match (&self.time, embedding_BD) {
+            (Some(time), Some(embedding_BD)) => Some(time.forward(embedding_BD)?),
+            _ => None,
+        };
+        let around =
+            Around { shift_BC: shift_BC.as_ref(), bias_C: Some(self.conv_1.bias()), silu: true };
+        let hidden_BCHW = self.norm_2.fused(&hidden_BCHW, around)?;
+        let update_BCHW = self.conv_2.forward_without_bias(&hidden_BCHW)?;
+        match &self.shortcut {
+            None => kernels::add_biased(x_BCHW, &update_BCHW, self.conv_2.bias()),
+            Some(shortcut) => {
+                let stream_BCHW = shortened(shortcut, x_BCHW)?;
+                kernels::add_biased(&stream_BCHW, &update_BCHW, self.conv_2.bias())
+            }
+        }
+    }
+}
+
+/// The convolution of single pixels of `[B, C, H, W]`.
+fn shortened(shortcut: &Linear, x_BCHW: &Tensor) -> Result<Tensor, TchError> {
+    // Contiguous, as Linear asks for.
+    let x_BHWC = x_BCHW.f_permute([0, 2, 3, 1])?.f_contiguous()?;
+    shortcut.forward(&x_BHWC)?.f_permute([0, 3, 1, 2])
 }

@@ -19,7 +19,7 @@ pub use config::TextEncoderConfig;
 
 use crate::clip::ClipLayout;
 use crate::clip::block::{Block, BlockSizes};
-use crate::device::{Precision, inference};
+use crate::device::{Precision, inference, upload};
 use crate::error::{ModelError, NetworkError};
 use crate::layers::LayerNorm;
 use crate::weights::{Loader, Weights};
@@ -155,7 +155,7 @@ impl TextEncoder {
 
     /// With the hidden states after `last` blocks and after one less.
     fn compute(&self, tokens_BL: &Tensor, last: usize) -> Result<TextEncoding, TchError> {
-        let tokens_BL = tokens_BL.f_to_device(self.device)?;
+        let tokens_BL = upload(tokens_BL, self.device)?;
         let (batch, length) = tokens_BL.size2()?;
         let mut x_BLW =
             Tensor::f_embedding(&self.token_embedding_VW, &tokens_BL, -1, false, false)?;

@@ -9,7 +9,7 @@ use super::UNetConfig;
 use super::attention::{Attention, AttentionSizes};
 use super::text::TextProjections;
 use crate::layers::{GroupNorm, LayerNorm, Linear, add};
-use crate::shim::{self, After};
+use crate::shim::{self, After, kernels};
 use crate::weights::Loader;
 
 /// What the group normalisation adds to the variance, whatever the configuration says elsewhere.
@@ -161,6 +161,9 @@ impl GatedPerceptron {
 
     fn forward(&self, x_BLC: &Tensor) -> Result<Tensor, TchError> {
         let mut value = self.value.forward(x_BLC)?;
+        if kernels::can_gate(&value) {
+            return self.back.forward(&kernels::gated_gelu(&value, &self.gate.forward(x_BLC)?)?);
+        }
         let gated = if value.requires_grad() {
             // The GELU of the gate is not kept for the gradients but computed again.
             let gate = self.gate.forward(x_BLC)?;

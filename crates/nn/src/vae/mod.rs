@@ -13,7 +13,7 @@ use tch::{Device, Kind, TchError, Tensor};
 use blocks::{DownBlock, EPSILON, MidBlock, UpBlock};
 pub use config::VaeConfig;
 
-use crate::device::{Precision, inference};
+use crate::device::{Precision, inference, upload};
 use crate::error::{ModelError, NetworkError};
 use crate::layers::{Conv2d, GroupNorm};
 use crate::shim;
@@ -188,7 +188,7 @@ impl Vae {
                 .iter()
                 .map(|part_BCHW| {
                     let part_BCHW =
-                        part_BCHW.f_to_device(self.device)?.f_to_kind(self.precision.kind())?;
+                        upload(part_BCHW, self.device)?.f_to_kind(self.precision.kind())?;
                     let result_BCHW = compute(&shim::channels_last(&part_BCHW)?)?;
                     result_BCHW.f_to_kind(Kind::Float)?.f_contiguous()
                 })

@@ -7,6 +7,7 @@ use tch::{Device, Kind, TchError, Tensor};
 
 use super::{Weights, WeightsError};
 use crate::device::Precision;
+use crate::shim;
 
 /// How many names of each sort an error lists.
 const LISTED: usize = 10;
@@ -139,7 +140,11 @@ impl<'a> Loader<'a> {
         };
         let stored = self.tensor_in(name, shape, kind);
         // A copy of its own, since the file's pages are not to be written to.
-        let copy = stored.f_empty_like().and_then(|mut copy| copy.f_copy_(&stored).map(|()| copy));
+        let copy = match (self.device, shape.len()) {
+            // As convolutions on a GPU want it, and hand its gradient back.
+            (Device::Cuda(_), 4) => shim::channels_last(&stored),
+            _ => stored.f_empty_like().and_then(|mut copy| copy.f_copy_(&stored).map(|()| copy)),
+        };
         let copy = self.or_stand_in(copy, shape, kind);
         self.forget_pages(name);
         let copy = copy.set_requires_grad(self.purpose == Purpose::Training);

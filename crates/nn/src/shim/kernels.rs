@@ -1,0 +1,272 @@
+//! Operations on a GPU by kernels of this crate (`csrc/kernels.cu`), with gradients.
+
+use std::ffi::c_char;
+
+use tch::{TchError, Tensor};
+use torch_sys::C_tensor;
+
+use super::adopt;
+
+#[expect(unsafe_code, reason = "declarations of csrc/shim.h")]
+unsafe extern "C" {
+    fn nn_can_gate(value: *const C_tensor) -> bool;
+    fn nn_can_normalize(picture: *const C_tensor, groups: i64) -> bool;
+    fn nn_normalize(
+        picture: *const C_tensor,
+        shift: *const C_tensor,
+        bias: *const C_tensor,
+        weight: *const C_tensor,
+        beta: *const C_tensor,
+        groups: i64,
+        epsilon: f64,
+        silu: bool,
+        error: *mut *mut c_char,
+    ) -> *mut C_tensor;
+    fn nn_gated_gelu(
+        value: *const C_tensor,
+        gate: *const C_tensor,
+        error: *mut *mut c_char,
+    ) -> *mut C_tensor;
+    fn nn_add_biased(
+        stream: *const C_tensor,
+        update: *const C_tensor,
+        bias: *const C_tensor,
+        error: *mut *mut c_char,
+    ) -> *mut C_tensor;
+}
+
+/// True where [`gated_gelu`] takes tensors like this one: f32, bf16 or f16 on a GPU of NVIDIA's. Compiles the
+/// kernels at the first call for a number format, in about a second.
+#[expect(unsafe_code, reason = "calls the shim")]
+pub(crate) fn can_gate(value: &Tensor) -> bool {
+    // SAFETY: the tensor is borrowed for the call.
+    unsafe { nn_can_gate(value.as_ptr()) }
+}
+
+/// True where [`normalize`] and [`add_biased`] take pictures `[B, C, H, W]` like this one; as [`can_gate`].
+#[expect(unsafe_code, reason = "calls the shim")]
+pub(crate) fn can_normalize(picture_BCHW: &Tensor, groups: i64) -> bool {
+    // SAFETY: the tensor is borrowed for the call.
+    unsafe { nn_can_normalize(picture_BCHW.as_ptr(), groups) }
+}
+
+/// What [`normalize`] computes besides the normalisation.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Around<'tensors> {
+    /// Added to each channel of each picture before it, `[B, C]`.
+    pub(crate) shift_BC: Option<&'tensors Tensor>,
+    /// Added to each channel before it, `[C]`.
+    pub(crate) bias_C: Option<&'tensors Tensor>,
+    /// `x · σ(x)` after it.
+    pub(crate) silu: bool,
+}
+
+/// The group normalisation of `[B, C, H, W]`, times `weight_C`, plus `beta_C`; channels last.
+#[expect(unsafe_code, reason = "calls the shim")]
+pub(crate) fn normalize(
+    picture_BCHW: &Tensor,
+    around: Around<'_>,
+    weight_C: &Tensor,
+    beta_C: &Tensor,
+    groups: i64,
+    epsilon: f64,
+) -> Result<Tensor, TchError> {
+    let pointer = |tensor: Option<&Tensor>| tensor.map_or(std::ptr::null(), Tensor::as_ptr);
+    let mut error = std::ptr::null_mut();
+    // SAFETY: the tensors are borrowed for the call, two may be null; the result is fresh or null with
+    // an error.
+    unsafe {
+        let result = nn_normalize(
+            picture_BCHW.as_ptr(),
+            pointer(around.shift_BC),
+            pointer(around.bias_C),
+            weight_C.as_ptr(),
+            beta_C.as_ptr(),
+            groups,
+            epsilon,
+            around.silu,
+            &mut error,
+        );
+        adopt(result, error)
+    }
+}
+
+/// `value · gelu(gate)` of two contiguous tensors.
+#[expect(unsafe_code, reason = "calls the shim")]
+pub(crate) fn gated_gelu(value: &Tensor, gate: &Tensor) -> Result<Tensor, TchError> {
+    let mut error = std::ptr::null_mut();
+    // SAFETY: the tensors are borrowed for the call; the result is fresh or null with an error.
+    unsafe { adopt(nn_gated_gelu(value.as_ptr(), gate.as_ptr(), &mut error), error) }
+}
+
+/// `stream + update + bias` of pictures `[B, C, H, W]`; channels last.
+#[expect(unsafe_code, reason = "calls the shim")]
+pub(crate) fn add_biased(
+    stream_BCHW: &Tensor,
+    update_BCHW: &Tensor,
+    bias_C: &Tensor,
+) -> Result<Tensor, TchError> {
+    let mut error = std::ptr::null_mut();
+    // SAFETY: the tensors are borrowed for the call; the result is fresh or null with an error.
+    unsafe {
+        let (stream, update) = (stream_BCHW.as_ptr(), update_BCHW.as_ptr());
+        adopt(nn_add_biased(stream, update, bias_C.as_ptr(), &mut error), error)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tch::{Cuda, Device, Kind};
+
+    use super::*;
+
+    const GPU: Device = Device::Cuda(0);
+
+    /// Numbers that the format holds exactly, f32.
+    fn random(shape: &[i64], kind: Kind, mean: f64) -> Tensor {
+        let tensor = Tensor::randn(shape, (Kind::Float, GPU)) + mean;
+        tensor.to_kind(kind).to_kind(Kind::Float)
+    }
+
+    /// The largest difference in units of the largest number.
+    fn apart(found: &Tensor, expected: &Tensor) -> f64 {
+        let expected = expected.to_kind(Kind::Float);
+        let difference = (found.to_kind(Kind::Float) - &expected).abs().max();
+        (difference / expected.abs().max()).double_value(&[])
+    }
+
+    /// Both functions on the same inputs, and their gradients for the same gradient of the result.
+    fn compare(
+        inputs: &[Tensor],
+        kinds: &[Kind],
+        ours: impl Fn(&[Tensor]) -> Tensor,
+        theirs: impl Fn(&[Tensor]) -> Tensor,
+        bound: f64,
+    ) {
+        let leaves = |kinds: &[Kind]| -> Vec<Tensor> {
+            let leaf = |(input, kind): (&Tensor, &Kind)| {
+                input.to_kind(*kind).copy().set_requires_grad(true)
+            };
+            inputs.iter().zip(kinds).map(leaf).collect()
+        };
+        let own = leaves(kinds);
+        let other = leaves(&vec![Kind::Float; inputs.len()]);
+        let (found, expected) = (ours(&own), theirs(&other));
+        let without = tch::no_grad(|| ours(&own));
+        assert!(without.equal(&found), "with and without gradients");
+        assert!(apart(&found, &expected) < bound, "result: {}", apart(&found, &expected));
+        let gradient = random(&found.size(), found.kind(), 0.0);
+        let gradients = |result: &Tensor, leaves: &[Tensor]| {
+            let product = result.to_kind(Kind::Float) * &gradient;
+            let leaves: Vec<&Tensor> = leaves.iter().collect();
+            Tensor::run_backward(&[product.sum(Kind::Float)], &leaves, false, false)
+        };
+        for (index, (found, expected)) in
+            gradients(&found, &own).iter().zip(gradients(&expected, &other)).enumerate()
+        {
+            assert_eq!(found.kind(), kinds[index]);
+            let apart = apart(found, &expected);
+            assert!(apart < bound, "gradient {index}: {apart}");
+        }
+    }
+
+    /// The formats of the tensors and of the parameters, with what their rounding may do.
+    const FORMATS: [(Kind, Kind, f64); 5] = [
+        (Kind::Float, Kind::Float, 2e-5),
+        (Kind::BFloat16, Kind::BFloat16, 1e-2),
+        (Kind::BFloat16, Kind::Float, 1e-2),
+        (Kind::Half, Kind::Half, 2e-3),
+        (Kind::Half, Kind::Float, 2e-3),
+    ];
+
+    #[test]
+    fn on_a_gpu_normalisation_is_that_of_libtorch() {
+        if !Cuda::is_available() {
+            return;
+        }
+        let shapes =
+            [[2, 320, 64, 64], [3, 64, 2, 3], [1, 640, 7, 5], [16, 1280, 8, 8], [1, 2560, 16, 16]];
+        for (kind, parameters, bound) in FORMATS {
+            for shape in shapes {
+                let (batch, channels) = (shape[0], shape[1]);
+                let mut inputs = vec![
+                    random(&shape, kind, 3.0).contiguous(),
+                    random(&[channels], kind, 1.0),
+                    random(&[channels], kind, 0.0),
+                ];
+                assert!(can_normalize(&inputs[0].to_kind(kind), 32));
+                let mut kinds = vec![kind, parameters, parameters];
+                for silu in [false, true] {
+                    compare(
+                        &inputs,
+                        &kinds,
+                        |x| {
+                            let around = Around { silu, ..Around::default() };
+                            normalize(&x[0], around, &x[1], &x[2], 32, 1e-5).unwrap()
+                        },
+                        |x| {
+                            let y = x[0].group_norm(32, Some(&x[1]), Some(&x[2]), 1e-5, true);
+                            if silu { y.silu() } else { y }
+                        },
+                        bound,
+                    );
+                }
+                inputs.extend([
+                    random(&[batch, channels], kind, 0.0),
+                    random(&[channels], kind, 0.0),
+                ]);
+                kinds.extend([kind, parameters]);
+                compare(
+                    &inputs,
+                    &kinds,
+                    |x| {
+                        let around =
+                            Around { shift_BC: Some(&x[3]), bias_C: Some(&x[4]), silu: true };
+                        normalize(&x[0], around, &x[1], &x[2], 32, 1e-5).unwrap()
+                    },
+                    |x| {
+                        let shift = &x[3].view([batch, channels, 1, 1]);
+                        let moved = &x[0] + shift + x[4].view([1, channels, 1, 1]);
+                        moved.group_norm(32, Some(&x[1]), Some(&x[2]), 1e-5, true).silu()
+                    },
+                    bound,
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn on_a_gpu_gating_and_adding_are_those_of_libtorch() {
+        if !Cuda::is_available() {
+            return;
+        }
+        for (kind, parameters, bound) in FORMATS {
+            let shape = [3, 77, 1280];
+            let inputs = [random(&shape, kind, 0.0), random(&shape, kind, 0.0)];
+            assert!(can_gate(&inputs[0].to_kind(kind)));
+            compare(
+                &inputs,
+                &[kind; 2],
+                |x| gated_gelu(&x[0], &x[1]).unwrap(),
+                |x| &x[0] * x[1].gelu("none"),
+                bound,
+            );
+            let shape = [2, 48, 5, 7];
+            let inputs =
+                [random(&shape, kind, 0.0), random(&shape, kind, 0.0), random(&[48], kind, 0.0)];
+            compare(
+                &inputs,
+                &[kind, kind, parameters],
+                |x| add_biased(&x[0], &x[1], &x[2]).unwrap(),
+                |x| &x[0] + &x[1] + x[2].view([1, 48, 1, 1]),
+                bound,
+            );
+        }
+    }
+
+    #[test]
+    fn there_are_no_kernels_for_a_cpu() {
+        let picture = Tensor::ones([1, 64, 2, 2], (Kind::Float, Device::Cpu));
+        assert!(!can_normalize(&picture, 32) && !can_gate(&picture));
+    }
+}
