@@ -50,6 +50,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         .file("csrc/shim.cpp")
         .file("csrc/allocator.cpp")
         .file("csrc/kernels.cpp")
+        .file("csrc/normalize.cpp")
         .compile("nn_shim");
     // The shim refers to c10 and torch_cpu directly; libraries follow the archive that needs them.
     println!("cargo:rustc-link-search=native={}", lib.display());

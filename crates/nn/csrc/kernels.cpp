@@ -29,6 +29,8 @@ const char *const SOURCE =
 // Numbers of a thread, as in kernels.cu.
 constexpr int64_t PACK = 8;
 constexpr int64_t MOST_THREADS = 512;
+// At least one thread of a block for each.
+constexpr int64_t MOST_GROUPS = 128;
 
 // Of cuda.h and nvrtc.h; zero is success.
 using Handle = void *;
@@ -441,10 +443,9 @@ at::Tensor channels_last(const at::Tensor &tensor) {
 
 bool can_gate(const at::Tensor &value) { return value.numel() % PACK == 0 && kernels_for(value); }
 
-bool can_normalize(const at::Tensor &x_BCHW, int64_t groups) {
-  auto channels = x_BCHW.size(1);
-  return channels % PACK == 0 && channels <= PACK * MOST_THREADS && groups <= 128 &&
-         kernels_for(x_BCHW);
+bool can_normalize(const at::Tensor &like, int64_t channels, int64_t groups) {
+  return channels % PACK == 0 && channels <= PACK * MOST_THREADS && groups <= MOST_GROUPS &&
+         kernels_for(like);
 }
 
 at::Tensor normalize(const at::Tensor &x_BCHW, const std::optional<at::Tensor> &shift_BC,

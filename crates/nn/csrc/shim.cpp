@@ -315,15 +315,21 @@ Tensor nn_conv2d_widened(Tensor input, Tensor weight, Tensor bias, int64_t strid
 
 bool nn_can_gate(Tensor value) { return can_gate(borrowed(value)); }
 
-bool nn_can_normalize(Tensor picture, int64_t groups) {
-  return can_normalize(borrowed(picture), groups);
+bool nn_can_normalize(Tensor like, int64_t channels, int64_t groups) {
+  const auto &x = borrowed(like);
+  return x.is_cpu() ? can_normalize_on_cpu(x) : can_normalize(x, channels, groups);
 }
 
 Tensor nn_normalize(Tensor picture, Tensor shift, Tensor bias, Tensor weight, Tensor beta,
                     int64_t groups, double epsilon, bool silu, char **error) {
   return guarded(error, [&]() -> Tensor {
-    return new at::Tensor(normalize(borrowed(picture), optional(shift), optional(bias),
-                                    borrowed(weight), borrowed(beta), groups, epsilon, silu));
+    const auto &x = borrowed(picture), &factors = borrowed(weight), &addends = borrowed(beta);
+    if (!x.is_cpu())
+      return new at::Tensor(normalize(x, optional(shift), optional(bias), factors, addends, groups,
+                                      epsilon, silu));
+    TORCH_CHECK(!bias, "no bias is added on a CPU");
+    return new at::Tensor(
+        normalize_on_cpu(x, optional(shift), factors, addends, groups, epsilon, silu));
   });
 }
 
@@ -341,6 +347,13 @@ Tensor nn_add_biased(Tensor stream, Tensor update, Tensor bias, char **error) {
 Tensor nn_channels_last(Tensor tensor, char **error) {
   return guarded(error, [&]() -> Tensor {
     return new at::Tensor(borrowed(tensor).contiguous(at::MemoryFormat::ChannelsLast));
+  });
+}
+
+Tensor nn_upload(Tensor tensor, int device, char **error) {
+  return guarded(error, [&]() -> Tensor {
+    at::Device gpu(at::kCUDA, static_cast<c10::DeviceIndex>(device));
+    return new at::Tensor(borrowed(tensor).pin_memory().to(gpu, /*non_blocking=*/true));
   });
 }
 

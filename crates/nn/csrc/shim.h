@@ -61,10 +61,11 @@ Tensor nn_linear_widened(Tensor input, Tensor weight, Tensor bias, char **error)
 Tensor nn_conv2d_widened(Tensor input, Tensor weight, Tensor bias, int64_t stride, int64_t padding,
                          char **error);
 
-// Operations by kernels of this crate on a GPU, with gradients (kernels.h says what they compute).
+// Operations by kernels of this crate on a GPU, with gradients, and nn_normalize without a bias also on a
+// CPU, without gradients (kernels.h says what they compute).
 // `shift` and `bias` may be null.
 bool nn_can_gate(Tensor value);
-bool nn_can_normalize(Tensor picture, int64_t groups);
+bool nn_can_normalize(Tensor like, int64_t channels, int64_t groups);
 Tensor nn_normalize(Tensor picture, Tensor shift, Tensor bias, Tensor weight, Tensor beta,
                     int64_t groups, double epsilon, bool silu, char **error);
 Tensor nn_gated_gelu(Tensor value, Tensor gate, char **error);
@@ -76,6 +77,9 @@ Tensor nn_channels_last(Tensor tensor, char **error);
 // From now on, the memory of large CPU tensors is kept for the next ones when they are gone
 // (allocator.cpp). It is never taken back.
 void nn_reuse_memory(void);
+
+// The CPU tensor on a GPU, out of memory that the GPU reads itself, so that nothing waits for the copy.
+Tensor nn_upload(Tensor tensor, int device, char **error);
 
 // The most memory of a GPU that tensors held at once, and that was taken from the driver for them, in
 // bytes; zero where nothing is on it yet.

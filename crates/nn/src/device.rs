@@ -217,10 +217,10 @@ pub fn reuse_memory() {
 /// # Errors
 /// Where libtorch has not enough memory.
 pub fn upload(tensor: &Tensor, device: Device) -> Result<Tensor, TchError> {
-    if device == tensor.device() || !device.is_cuda() || tensor.device() != Device::Cpu {
-        return tensor.f_to_device(device);
+    match (tensor.device(), device) {
+        (Device::Cpu, Device::Cuda(index)) => shim::upload(tensor, index),
+        _ => tensor.f_to_device(device),
     }
-    tensor.f_pin_memory(device)?.f_to_device_(device, tensor.kind(), true, false)
 }
 
 /// Memory of a GPU in bytes, at its most so far in this process.

@@ -72,6 +72,7 @@ unsafe extern "C" {
     ) -> *mut C_tensor;
     fn nn_channels_last(tensor: *const C_tensor, error: *mut *mut c_char) -> *mut C_tensor;
     fn nn_reuse_memory();
+    fn nn_upload(tensor: *const C_tensor, device: c_int, error: *mut *mut c_char) -> *mut C_tensor;
     fn nn_peak_device_bytes(
         device: c_int,
         allocated: *mut u64,
@@ -355,6 +356,15 @@ pub(crate) fn channels_last(tensor: &Tensor) -> Result<Tensor, TchError> {
 pub(crate) fn reuse_memory() {
     // SAFETY: sets which allocator makes new tensors; those that are there free themselves as before.
     unsafe { nn_reuse_memory() }
+}
+
+/// A CPU tensor on the GPU of this number; nothing waits for the copy.
+#[expect(unsafe_code, reason = "calls the shim")]
+pub(crate) fn upload(tensor: &Tensor, device: usize) -> Result<Tensor, TchError> {
+    let mut error = std::ptr::null_mut();
+    let device = c_int::try_from(device).unwrap_or(c_int::MAX);
+    // SAFETY: the tensor is borrowed for the call; the result is fresh or null with an error.
+    unsafe { adopt(nn_upload(tensor.as_ptr(), device, &mut error), error) }
 }
 
 /// The most bytes of the GPU of this number that tensors held at once, and that the driver gave for them.

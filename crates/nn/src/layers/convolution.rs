@@ -107,21 +107,18 @@ impl Conv2d {
         }
     }
 
-    /// `[O]`, in the number format it was loaded in.
-    pub(crate) fn bias(&self) -> &Tensor {
-        &self.bias
-    }
-
-    /// [`Conv2d::forward`] for a caller that adds the bias; on a GPU.
-    pub(crate) fn forward_without_bias(&self, x: &Tensor) -> Result<Tensor, TchError> {
-        match &*self.weight.borrow() {
-            Weight::Packed(..) => Err(TchError::Kind("weights are packed for a CPU".to_owned())),
-            Weight::Plain(plain) => {
-                let weight = cast(plain, x.kind())?;
-                let (stride, padding) = ([self.stride; 2], [self.padding; 2]);
-                x.f_conv2d(&weight, None::<&Tensor>, stride, padding, [1, 1], 1)
-            }
+    /// [`Conv2d::forward`], or on a GPU the convolution alone and the bias `[O]` for the caller to add.
+    pub(crate) fn forward_leaving_bias(
+        &self,
+        x: &Tensor,
+    ) -> Result<(Tensor, Option<&Tensor>), TchError> {
+        if let (Device::Cuda(_), Weight::Plain(plain)) = (x.device(), &*self.weight.borrow()) {
+            let weight = cast(plain, x.kind())?;
+            let (stride, padding) = ([self.stride; 2], [self.padding; 2]);
+            let result = x.f_conv2d(&weight, None::<&Tensor>, stride, padding, [1, 1], 1)?;
+            return Ok((result, Some(&self.bias)));
         }
+        Ok((self.forward(x)?, None))
     }
 
     /// `stream + forward(x)`.

@@ -1,19 +1,22 @@
 //! Group and layer normalisation.
 
-use tch::{TchError, Tensor};
+use tch::{Device, TchError, Tensor};
 
 use super::{cast, silu};
 use crate::shim;
 use crate::shim::kernels::{self, Around};
-use crate::weights::Loader;
+use crate::weights::{Loader, Purpose};
 
 /// Normalisation over groups of channels.
 #[derive(Debug)]
 pub(crate) struct GroupNorm {
     weight: Tensor,
     bias: Tensor,
+    channels: i64,
     groups: i64,
     epsilon: f64,
+    /// Loaded for inference.
+    infers: bool,
 }
 
 impl GroupNorm {
@@ -27,17 +30,22 @@ impl GroupNorm {
         Self {
             weight: loader.tensor(&format!("{name}.weight"), &[channels]),
             bias: loader.tensor(&format!("{name}.bias"), &[channels]),
+            channels,
             groups,
             epsilon,
+            infers: loader.purpose() == Purpose::Inference,
         }
     }
 
-    /// True where what stands around the normalisation is best done with it ([`GroupNorm::fused`]).
-    pub(crate) fn fuses(&self, x_BCHW: &Tensor) -> bool {
-        kernels::can_normalize(x_BCHW, self.groups)
+    /// True where what stands around the normalisation is best done with it ([`GroupNorm::fused`]), for
+    /// pictures like this tensor in format and device: on a GPU, and where no network in training is to be
+    /// matched on a CPU.
+    pub(crate) fn fuses(&self, like: &Tensor) -> bool {
+        (self.infers || like.device() != Device::Cpu)
+            && kernels::can_normalize(like, self.channels, self.groups)
     }
 
-    /// The normalisation with what stands around it, in two passes over the memory of a GPU.
+    /// The normalisation with what stands around it, in two passes over memory.
     pub(crate) fn fused(&self, x_BCHW: &Tensor, around: Around<'_>) -> Result<Tensor, TchError> {
         kernels::normalize(x_BCHW, around, &self.weight, &self.bias, self.groups, self.epsilon)
     }

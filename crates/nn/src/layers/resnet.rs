@@ -57,7 +57,7 @@ impl ResnetBlock {
         x_BCHW: &Tensor,
         embedding_BD: Option<&Tensor>,
     ) -> Result<Tensor, TchError> {
-        if self.norm_1.fuses(x_BCHW) {
+        if self.norm_1.fuses(x_BCHW) && self.norm_2.fuses(x_BCHW) {
             return self.fused(x_BCHW, embedding_BD);
         }
         let mut hidden_BCHW = self.conv_1.forward(&self.norm_1.forward_silu(x_BCHW)?)?;
@@ -78,24 +78,25 @@ impl ResnetBlock {
         }
     }
 
-    /// The same with fewer passes over the memory of a GPU: the biases of the convolutions and the time
-    /// embedding are added where the next layer reads.
+    /// The same with fewer passes over memory: the time embedding, and on a GPU the biases of the
+    /// convolutions, are added where the next layer reads.
     fn fused(&self, x_BCHW: &Tensor, embedding_BD: Option<&Tensor>) -> Result<Tensor, TchError> {
-        let hidden_BCHW = self.conv_1.forward_without_bias(&self.norm_1.forward_silu(x_BCHW)?)?;
+        let normed_BCHW = self.norm_1.forward_silu(x_BCHW)?;
+        let (hidden_BCHW, bias_C) = self.conv_1.forward_leaving_bias(&normed_BCHW)?;
         let shift_BC = match (&self.time, embedding_BD) {
             (Some(time), Some(embedding_BD)) => Some(time.forward(embedding_BD)?),
             _ => None,
         };
-        let around =
-            Around { shift_BC: shift_BC.as_ref(), bias_C: Some(self.conv_1.bias()), silu: true };
+        let around = Around { shift_BC: shift_BC.as_ref(), bias_C, silu: true };
         let hidden_BCHW = self.norm_2.fused(&hidden_BCHW, around)?;
-        let update_BCHW = self.conv_2.forward_without_bias(&hidden_BCHW)?;
-        match &self.shortcut {
-            None => kernels::add_biased(x_BCHW, &update_BCHW, self.conv_2.bias()),
-            Some(shortcut) => {
-                let stream_BCHW = shortened(shortcut, x_BCHW)?;
-                kernels::add_biased(&stream_BCHW, &update_BCHW, self.conv_2.bias())
-            }
+        let (update_BCHW, bias_C) = self.conv_2.forward_leaving_bias(&hidden_BCHW)?;
+        let stream_BCHW = match &self.shortcut {
+            None => x_BCHW.shallow_clone(),
+            Some(shortcut) => shortened(shortcut, x_BCHW)?,
+        };
+        match bias_C {
+            Some(bias_C) => kernels::add_biased(&stream_BCHW, &update_BCHW, bias_C),
+            None => super::add(&stream_BCHW, update_BCHW),
         }
     }
 }

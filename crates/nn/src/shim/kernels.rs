@@ -1,4 +1,5 @@
-//! Operations on a GPU by kernels of this crate (`csrc/kernels.cu`), with gradients.
+//! Operations by kernels of this crate: on a GPU with gradients (`csrc/kernels.cu`), on a CPU group
+//! normalisation without (`csrc/normalize.cpp`).
 
 use std::ffi::c_char;
 
@@ -10,7 +11,7 @@ use super::adopt;
 #[expect(unsafe_code, reason = "declarations of csrc/shim.h")]
 unsafe extern "C" {
     fn nn_can_gate(value: *const C_tensor) -> bool;
-    fn nn_can_normalize(picture: *const C_tensor, groups: i64) -> bool;
+    fn nn_can_normalize(like: *const C_tensor, channels: i64, groups: i64) -> bool;
     fn nn_normalize(
         picture: *const C_tensor,
         shift: *const C_tensor,
@@ -43,11 +44,12 @@ pub(crate) fn can_gate(value: &Tensor) -> bool {
     unsafe { nn_can_gate(value.as_ptr()) }
 }
 
-/// True where [`normalize`] and [`add_biased`] take pictures `[B, C, H, W]` like this one; as [`can_gate`].
+/// True where [`normalize`] takes pictures of so many channels, of the format and on the device of this
+/// tensor, and on a GPU [`add_biased`]: there as [`can_gate`], on a CPU in f32 and bf16.
 #[expect(unsafe_code, reason = "calls the shim")]
-pub(crate) fn can_normalize(picture_BCHW: &Tensor, groups: i64) -> bool {
+pub(crate) fn can_normalize(like: &Tensor, channels: i64, groups: i64) -> bool {
     // SAFETY: the tensor is borrowed for the call.
-    unsafe { nn_can_normalize(picture_BCHW.as_ptr(), groups) }
+    unsafe { nn_can_normalize(like.as_ptr(), channels, groups) }
 }
 
 /// What [`normalize`] computes besides the normalisation.
@@ -55,7 +57,7 @@ pub(crate) fn can_normalize(picture_BCHW: &Tensor, groups: i64) -> bool {
 pub(crate) struct Around<'tensors> {
     /// Added to each channel of each picture before it, `[B, C]`.
     pub(crate) shift_BC: Option<&'tensors Tensor>,
-    /// Added to each channel before it, `[C]`.
+    /// Added to each channel before it, `[C]`; on a GPU.
     pub(crate) bias_C: Option<&'tensors Tensor>,
     /// `x · σ(x)` after it.
     pub(crate) silu: bool,
@@ -194,7 +196,7 @@ mod tests {
                     random(&[channels], kind, 1.0),
                     random(&[channels], kind, 0.0),
                 ];
-                assert!(can_normalize(&inputs[0].to_kind(kind), 32));
+                assert!(can_normalize(&inputs[0].to_kind(kind), channels, 32));
                 let mut kinds = vec![kind, parameters, parameters];
                 for silu in [false, true] {
                     compare(
@@ -265,8 +267,37 @@ mod tests {
     }
 
     #[test]
-    fn there_are_no_kernels_for_a_cpu() {
-        let picture = Tensor::ones([1, 64, 2, 2], (Kind::Float, Device::Cpu));
-        assert!(!can_normalize(&picture, 32) && !can_gate(&picture));
+    fn on_a_cpu_normalisation_is_that_of_libtorch() {
+        assert!(!can_gate(&Tensor::ones([64], (Kind::Float, Device::Cpu))));
+        // Small pictures, which threads share, and large ones, which they cut.
+        for shape in [[16, 96, 8, 8], [1, 64, 1, 2], [3, 30, 7, 5], [1, 320, 64, 64]] {
+            let (batch, channels) = (shape[0], shape[1]);
+            let groups = if channels % 32 == 0 { 32 } else { 5 };
+            for (kind, bound) in [(Kind::Float, 2e-6), (Kind::BFloat16, 5e-3)] {
+                let random = |shape: &[i64], mean: f64| {
+                    let numbers = Tensor::randn(shape, (Kind::Float, Device::Cpu)) + mean;
+                    numbers.to_kind(kind)
+                };
+                let (x, shift) = (random(&shape, 5.0), random(&[batch, channels], 0.0));
+                let (weight, beta) = (random(&[channels], 1.0), random(&[channels], 0.0));
+                assert!(can_normalize(&x, channels, groups));
+                for silu in [false, true] {
+                    for shift_BC in [None, Some(&shift)] {
+                        let around = Around { shift_BC, bias_C: None, silu };
+                        let found = normalize(&x, around, &weight, &beta, groups, 1e-5).unwrap();
+                        let double = |tensor: &Tensor| tensor.to_kind(Kind::Double);
+                        let mut moved = double(&x);
+                        if let Some(shift) = shift_BC {
+                            moved += double(shift).view([batch, channels, 1, 1]);
+                        }
+                        let (weight, beta) = (double(&weight), double(&beta));
+                        let y = moved.group_norm(groups, Some(weight), Some(beta), 1e-5, true);
+                        let expected = if silu { y.silu() } else { y };
+                        let apart = apart(&found, &expected);
+                        assert!(apart < bound, "{shape:?} {kind:?} {silu}: {apart}");
+                    }
+                }
+            }
+        }
     }
 }
