@@ -35,6 +35,10 @@ fn main() -> Result<(), Box<dyn Error>> {
     // The source of the GPU kernels as a string of C++.
     let generated = PathBuf::from(env::var("OUT_DIR")?);
     let kernels = fs::read_to_string("csrc/kernels.cu")?;
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "cargo's own folder, made anew where it is lost"
+    )]
     fs::write(generated.join("kernels.inc"), format!("R\"KERNELS({kernels})KERNELS\"\n"))?;
 
     let abi = env::var("LIBTORCH_CXX11_ABI").unwrap_or_else(|_| "1".to_owned());

@@ -128,7 +128,7 @@ impl Progress {
         if let Some(total) = self.total {
             sentence += &format!(" of {}", HumanCount(total));
         }
-        sentence += &format!(" {unit}, {rate:.1} {unit}/s");
+        sentence += &format!(" {unit}, {} {unit}/s", shown_rate(rate));
         let left = self.total.map_or(0, |total| total.saturating_sub(self.done()));
         if left > 0 && done_now > 0 {
             let seconds = Duration::try_from_secs_f64(left as f64 / rate).unwrap_or(Duration::MAX);
@@ -140,6 +140,12 @@ impl Progress {
         }
         sentence
     }
+}
+
+/// Units a second: "31.5", or of what takes longer than a second "0.062".
+fn shown_rate(rate: f64) -> String {
+    let digits = if rate > 0.0 && rate < 1.0 { 3 } else { 1 };
+    format!("{rate:.digits$}")
 }
 
 fn milliseconds(duration: Duration) -> u64 {
@@ -162,7 +168,7 @@ fn bar(label: &str, unit: &str, total: Option<u64>) -> ProgressBar {
             let _ = writer.write_str(&unit);
         })
         .with_key("rate", |state: &indicatif::ProgressState, writer: &mut dyn std::fmt::Write| {
-            let _ = write!(writer, "{:.1}", state.per_sec());
+            let _ = writer.write_str(&shown_rate(state.per_sec()));
         });
     let bar = match total {
         Some(total) => ProgressBar::new(total),
@@ -200,5 +206,13 @@ mod tests {
         let complete = Progress::new("reading", "rows", 0);
         assert_eq!(complete.sentence(Duration::ZERO), "reading: 0 of 0 rows, 0.0 rows/s");
         complete.finish();
+    }
+
+    #[test]
+    fn a_slow_rate_is_not_zero() {
+        let progress = Progress::new("training", "pairs", 100);
+        progress.add(6);
+        let sentence = progress.sentence(Duration::from_secs(120));
+        assert!(sentence.contains(" 0.050 pairs/s"), "{sentence}");
     }
 }

@@ -294,7 +294,7 @@ impl Pipeline {
                 input_BCHW = Tensor::f_cat(&[&input_BCHW, &input_BCHW], 0)?;
             }
             let options = (Kind::Float, self.device);
-            let timestep_1 = Tensor::f_full([1], *timestep as f64, options)?;
+            let timestep_1 = Tensor::f_full([1], *timestep, options)?;
             let predicted_BCHW =
                 self.unet.forward_prepared(&input_BCHW, &timestep_1, &text, added.as_ref())?;
             let predicted_BCHW =
