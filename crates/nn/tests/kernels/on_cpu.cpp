@@ -158,6 +158,28 @@ void normalisation(int pixels, int channels, int groups, int splits, int lanes, 
              dy.data(), totals.data(), dx.data(), offsets.data(), sizes);
   });
 
+  // A reference holds the parameters rounded, a network in training as f32: not a bit may differ.
+  auto held = [](const std::vector<float> &numbers) {
+    std::vector<Element> elements(numbers.size());
+    std::transform(numbers.begin(), numbers.end(), elements.begin(), narrow);
+    return elements;
+  };
+  auto held_bias = held(bias), held_weight = held(weight), held_beta = held(beta);
+  const void *held_bias_or_not = with_offset ? held_bias.data() : nullptr;
+  auto of_reference = sizes;
+  of_reference.parameters_are_f32 = 0;
+  std::vector<Element> y_of_reference(y.size(), narrow(NOT_WRITTEN));
+  launch(splits, batch, threads,
+         [&] { moments(x.data(), shift_or_not, held_bias_or_not, moment.data(), of_reference); });
+  launch(splits, batch, threads, [&] {
+    normalize(x.data(), shift_or_not, held_bias_or_not, held_weight.data(), held_beta.data(),
+              moment.data(), statistics.data(), y_of_reference.data(), of_reference);
+  });
+  if (memcmp(y.data(), y_of_reference.data(), y.size() * sizeof(Element)) != 0) {
+    printf("a reference computes other bits\n");
+    ++failures;
+  }
+
   auto rounded = [](float number) -> double { return widen(narrow(number)); };
   Error of_y, of_dx, of_weight, of_beta, of_offset;
   std::vector<double> weight_gradient(channels), beta_gradient(channels);
@@ -235,6 +257,13 @@ void element_by_element() {
   launch(2, 1, 8, [&] {
     add_biased(pack(value), pack(gate), bias.data(), /*bias_is_f32=*/1, pack(sum), channels, packs);
   });
+  std::vector<Element> held_bias(channels), sum_of_reference(8 * packs);
+  std::transform(bias.begin(), bias.end(), held_bias.begin(), narrow);
+  launch(2, 1, 8, [&] {
+    add_biased(pack(value), pack(gate), held_bias.data(), /*bias_is_f32=*/0, pack(sum_of_reference),
+               channels, packs);
+  });
+  failures += sum != sum_of_reference;
   Error of_result, of_gradients, of_sum;
   for (int i = 0; i < 8 * packs; ++i) {
     double v = widen(value[i]), g = widen(gate[i]), d = widen(slope[i]);
