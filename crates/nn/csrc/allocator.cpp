@@ -5,7 +5,8 @@
 // gradients, which stay, and activations, which go, leave holes between each other. Here every large
 // block is a mapping of its own. A freed one is kept for the next request of about its size, as long
 // as the blocks in use and the kept ones together are little more than what was in use at most;
-// beyond that the blocks that were freed first go back to the system.
+// beyond that the blocks that were freed first go back to the system. As a block may serve requests of
+// two thirds of its size, half of what was in use at most is the worst that can come on top.
 #include "shim.h"
 
 #include <algorithm>
@@ -86,20 +87,21 @@ private:
 
   void *take(size_t bytes) {
     std::lock_guard<std::mutex> guard(mutex);
-    most_requested = std::max(most_requested, requested_bytes + bytes);
+    auto most = std::max(most_requested, requested_bytes + bytes);
     auto [block, size] = take_kept(bytes);
     if (!block) {
       size = bytes;
-      while (!by_age.empty() && used_bytes + kept_bytes + bytes > limit(most_requested))
+      while (!by_age.empty() && used_bytes + kept_bytes + bytes > limit(most))
         give_back_oldest();
       block = map(bytes);
       while (!block && !by_age.empty()) {
         give_back_oldest();
         block = map(bytes);
       }
-      TORCH_CHECK_WITH(OutOfMemoryError, block, "not enough memory: a tensor of ", bytes,
+      TORCH_CHECK_WITH(OutOfMemoryError, block, "out of memory: a tensor of ", bytes,
                        " bytes was asked for beside ", used_bytes, " in use");
     }
+    most_requested = most; // not before the block is there: a request that fails raises no limit
     in_use.emplace(block, Used{size, bytes});
     used_bytes += size;
     requested_bytes += bytes;

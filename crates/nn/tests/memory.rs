@@ -54,6 +54,15 @@ fn small_tensors_and_large_ones_change_their_size() {
     assert_eq!(grown.narrow(0, 0, MIB / 2).sum(Kind::Int64).int64_value(&[]), MIB / 2);
 }
 
+#[test]
+fn too_little_memory_is_known_as_such() {
+    let _alone = alone();
+    reuse_memory();
+    let beyond = Tensor::f_empty([1 << 47], (Kind::Uint8, Device::Cpu)).unwrap_err();
+    let error = nn::NetworkError::from(beyond);
+    assert!(error.is_out_of_memory(), "{error}");
+}
+
 #[cfg(target_os = "linux")]
 #[test]
 fn what_is_kept_stays_below_what_was_in_use_at_most() {
@@ -63,6 +72,13 @@ fn what_is_kept_stays_below_what_was_in_use_at_most() {
     drop(tensor(64 * MIB));
     // None fits into a block of the one before: kept together they would be 149 MiB.
     for mebibytes in [4, 7, 11, 17, 26, 40, 64] {
+        drop(tensor(mebibytes * MIB));
+        let more = resident_bytes() - start;
+        assert!(more < 76 * MIB, "{} MiB are kept after a tensor of {mebibytes}", more / MIB);
+    }
+    // A request that fails is not one that was in use.
+    assert!(Tensor::f_empty([1 << 47], (Kind::Uint8, Device::Cpu)).is_err());
+    for mebibytes in [10, 16, 25, 39, 60] {
         drop(tensor(mebibytes * MIB));
         let more = resident_bytes() - start;
         assert!(more < 76 * MIB, "{} MiB are kept after a tensor of {mebibytes}", more / MIB);
