@@ -444,20 +444,19 @@ at::Tensor channels_last(const at::Tensor &tensor) {
 bool can_gate(const at::Tensor &value) { return value.numel() % PACK == 0 && kernels_for(value); }
 
 bool can_normalize(const at::Tensor &like, int64_t channels, int64_t groups) {
-  return channels % PACK == 0 && channels <= PACK * MOST_THREADS && groups <= MOST_GROUPS &&
-         kernels_for(like);
+  return groups > 0 && groups <= MOST_GROUPS && channels > 0 && channels % groups == 0 &&
+         channels % PACK == 0 && channels <= PACK * MOST_THREADS && kernels_for(like);
 }
 
 at::Tensor normalize(const at::Tensor &x_BCHW, const std::optional<at::Tensor> &shift_BC,
                      const std::optional<at::Tensor> &bias_C, const at::Tensor &weight_C,
                      const at::Tensor &beta_C, int64_t groups, double epsilon, bool silu) {
   auto x = channels_last(x_BCHW);
-  if (records({x, shift_BC.value_or(at::Tensor()), bias_C.value_or(at::Tensor()), weight_C}))
+  TORCH_CHECK(x.numel() > 0, "expected a picture, found none");
+  auto shift = shift_BC.value_or(at::Tensor()), bias = bias_C.value_or(at::Tensor());
+  if (records({x, shift, bias, weight_C, beta_C}))
     return Normalization::apply(x, shift_BC, bias_C, weight_C, beta_C, groups, epsilon, silu);
-  auto nothing = at::Tensor();
-  return Normalization::compute(x, shift_BC.value_or(nothing), bias_C.value_or(nothing), weight_C,
-                                beta_C, groups, epsilon, silu)
-      .y_BCHW;
+  return Normalization::compute(x, shift, bias, weight_C, beta_C, groups, epsilon, silu).y_BCHW;
 }
 
 at::Tensor gated_gelu(const at::Tensor &value, const at::Tensor &gate) {

@@ -57,6 +57,8 @@ static __device__ float inverse(float x) { return __fdividef(1.0f, x); }
 
 static __device__ float sigmoid(float x) { return inverse(1.0f + exponential(-x)); }
 
+#define MOST_THREADS 512
+
 struct Sizes {
   int pixels, channels, groups, splits, columns, lanes, parameters_are_f32, silu;
   float epsilon;
@@ -81,7 +83,7 @@ static __device__ Part part_of(const Sizes &sizes, int split) {
 
 // Mean and sum of squared distances from it of each group, of the split `blockIdx.x` of picture
 // `blockIdx.y`: moments [B, splits, groups, 2]. Shared: 2 · C floats.
-extern "C" __global__ void moments(const Element *x, const Element *shift, const void *bias,
+extern "C" __global__ void __launch_bounds__(MOST_THREADS) moments(const Element *x, const Element *shift, const void *bias,
                                    float *moments, Sizes sizes) {
   extern __shared__ float shared[];
   float *mean_C = shared, *distance_C = shared + sizes.channels;
@@ -177,7 +179,7 @@ static __device__ void join_moments(const float *moments, const Sizes &sizes, in
 // y = silu((x + offset - mean) / deviation · weight + beta), or without silu, of the split blockIdx.x
 // of gridDim.x of picture blockIdx.y; statistics [B, groups, 2] take mean and 1 / deviation.
 // Shared: 2 · groups + blockDim.x floats.
-extern "C" __global__ void normalize(const Element *x, const Element *shift, const void *bias,
+extern "C" __global__ void __launch_bounds__(MOST_THREADS) normalize(const Element *x, const Element *shift, const void *bias,
                                      const void *weight, const void *beta, const float *moments,
                                      float *statistics, Element *y, Sizes sizes) {
   extern __shared__ float shared[];
@@ -225,7 +227,7 @@ static __device__ Slope slope(float x, float gradient, float factor, float adden
 
 // Of each channel the sums over the pixels of gradient, gradient · normal and normal:
 // sums [B, splits, 3, C]. Shared: 3 · C floats.
-extern "C" __global__ void gradient_sums(const Element *x, const Element *shift, const void *bias,
+extern "C" __global__ void __launch_bounds__(MOST_THREADS) gradient_sums(const Element *x, const Element *shift, const void *bias,
                                          const void *weight, const void *beta,
                                          const float *statistics, const Element *dy, float *sums,
                                          Sizes sizes) {
@@ -281,7 +283,7 @@ extern "C" __global__ void gradient_totals(const float *sums, float *totals, Siz
 
 // The gradient of x, and in the first block of each picture that of its offset, offset_gradient [B, C]
 // (which may be null). Shared: 2 · groups floats.
-extern "C" __global__ void gradient(const Element *x, const Element *shift, const void *bias,
+extern "C" __global__ void __launch_bounds__(MOST_THREADS) gradient(const Element *x, const Element *shift, const void *bias,
                                     const void *weight, const void *beta, const float *statistics,
                                     const Element *dy, const float *totals, Element *dx,
                                     float *offset_gradient, Sizes sizes) {

@@ -233,7 +233,7 @@ at::Tensor normalize_on_cpu(const at::Tensor &x_BCHW, const std::optional<at::Te
                             double epsilon, bool silu) {
   auto x = x_BCHW.contiguous(at::MemoryFormat::ChannelsLast);
   auto batch = x.size(0), channels = x.size(1), pixels = x.size(2) * x.size(3);
-  TORCH_CHECK(can_normalize_on_cpu(x) && groups > 0 && channels % groups == 0 &&
+  TORCH_CHECK(can_normalize_on_cpu(x) && x.numel() > 0 && groups > 0 && channels % groups == 0 &&
                   weight_C.numel() == channels && beta_C.numel() == channels &&
                   (!shift_BC || shift_BC->numel() == batch * channels),
               "normalisation of ", x.sizes(), " in ", groups, " groups");

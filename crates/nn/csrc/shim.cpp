@@ -298,8 +298,9 @@ Tensor nn_linear_widened(Tensor input, Tensor weight, Tensor bias, char **error)
   return guarded(error, [&]() -> Tensor {
     const auto &x = borrowed(input), &factors = borrowed(weight);
     auto addend = optional(bias);
-    return new at::Tensor(records({x, factors}) ? WidenedLinear::apply(x, factors, addend)
-                                                : WidenedLinear::compute(x, factors, addend));
+    return new at::Tensor(records({x, factors, addend.value_or(at::Tensor())})
+                              ? WidenedLinear::apply(x, factors, addend)
+                              : WidenedLinear::compute(x, factors, addend));
   });
 }
 
@@ -308,8 +309,9 @@ Tensor nn_conv2d_widened(Tensor input, Tensor weight, Tensor bias, int64_t strid
   return guarded(error, [&]() -> Tensor {
     const auto &x = borrowed(input), &factors = borrowed(weight), &addend = borrowed(bias);
     return new at::Tensor(
-        records({x, factors}) ? WidenedConvolution::apply(x, factors, addend, stride, padding)
-                              : WidenedConvolution::compute(x, factors, addend, stride, padding));
+        records({x, factors, addend})
+            ? WidenedConvolution::apply(x, factors, addend, stride, padding)
+            : WidenedConvolution::compute(x, factors, addend, stride, padding));
   });
 }
 
@@ -353,7 +355,10 @@ Tensor nn_channels_last(Tensor tensor, char **error) {
 Tensor nn_upload(Tensor tensor, int device, char **error) {
   return guarded(error, [&]() -> Tensor {
     at::Device gpu(at::kCUDA, static_cast<c10::DeviceIndex>(device));
-    return new at::Tensor(borrowed(tensor).pin_memory().to(gpu, /*non_blocking=*/true));
+    const auto &here = borrowed(tensor);
+    // Pinned memory takes the strides over: it can neither overlap itself nor have holes worth copying.
+    auto dense = here.is_non_overlapping_and_dense() ? here : here.contiguous();
+    return new at::Tensor(dense.pin_memory().to(gpu, /*non_blocking=*/true));
   });
 }
 

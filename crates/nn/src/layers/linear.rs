@@ -123,10 +123,10 @@ impl Linear {
             return shim::linear_packed(input, &self.weight, self.bias.as_ref(), after);
         }
         let mut result = match &self.bias {
-            bias if widens(input) => shim::linear_widened(input, &self.weight, bias.as_ref())?,
             Some(bias) if self.scale != 1.0 => {
                 shim::linear_scaled(input, &self.weight, bias, self.scale)?
             }
+            bias if widens(input) => shim::linear_widened(input, &self.weight, bias.as_ref())?,
             bias => {
                 let kind = input.kind();
                 let bias = bias.as_ref().map(|bias| cast(bias, kind)).transpose()?;

@@ -45,6 +45,7 @@ private:
 #define __device__
 #define __global__
 #define __shared__
+#define __launch_bounds__(threads)
 #define __syncthreads() barrier.wait()
 #define __expf std::exp
 
@@ -285,6 +286,7 @@ int main() {
       normalisation(/*pixels=*/37, /*channels=*/64, /*groups=*/8, /*splits=*/5, /*lanes=*/3, silu,
                     with_offset);
       normalisation(6, 64, 32, 1, 4, silu, with_offset);
+      normalisation(9, 80, 8, 2, 2, silu, with_offset); // packs that lie in two groups
       normalisation(40, 16, 1, 4, 5, silu, with_offset);
     }
   element_by_element();
