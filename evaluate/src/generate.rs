@@ -343,7 +343,8 @@ impl<'run> Work<'run> {
     }
 }
 
-/// Says once of each prompt that is too long what of it is not read.
+/// Says once of each prompt that is too long what of it is not read; again of a model that reads less
+/// or more of it than the one before.
 fn tell_what_is_cut(config: &Config, work: &[Work<'_>]) {
     let mut said = BTreeSet::new();
     for work in work {
@@ -351,17 +352,14 @@ fn tell_what_is_cut(config: &Config, work: &[Work<'_>]) {
         let prompts = jobs.map(|job| (job.prompt.id.as_str(), job.prompt.text.as_str()));
         let negative = config.negative.iter().map(|text| ("negative", text.as_str()));
         for (id, text) in prompts.chain(negative) {
-            if said.contains(id) {
-                continue;
-            }
-            if let Some(cut) = work.model.cut(text) {
+            let Some(cut) = work.model.cut(text) else { continue };
+            if said.insert((id, cut.len())) {
                 tracing::warn!(
                     "prompt {id} is too long for model {} and is cut; not read: {:?}",
                     work.model.name,
                     escape_for_terminal(cut)
                 );
             }
-            said.insert(id);
         }
     }
 }

@@ -40,7 +40,7 @@ def python_side(prompts: list[str], out: Path) -> None:
     torch.backends.mha.set_fastpath_enabled(False)
     model = ROOT / "data" / "mini" / "sd"
     pipeline = StableDiffusionPipeline.from_pretrained(model, safety_checker=None)
-    pipeline.scheduler = DDIMScheduler.from_pretrained(model / "scheduler", clip_sample=False)
+    pipeline.scheduler = DDIMScheduler.from_pretrained(model / "scheduler")
     pipeline.set_progress_bar_config(disable=True)
     jobs = [(prompt, seed) for prompt in prompts for seed in range(SEEDS)]
     files: dict[str, bytes] = {}

@@ -133,8 +133,8 @@ def new_unet() -> UNet2DConditionModel:
 
 
 def scheduler() -> PNDMScheduler:
-    """Stable Diffusion 1.5's own values."""
-    return PNDMScheduler(
+    """Stable Diffusion 1.5's own values, with those for the other schedulers that are made of them."""
+    schedule = PNDMScheduler(
         beta_start=0.00085,
         beta_end=0.012,
         beta_schedule="scaled_linear",
@@ -143,6 +143,8 @@ def scheduler() -> PNDMScheduler:
         skip_prk_steps=True,
         steps_offset=1,
     )
+    schedule.register_to_config(clip_sample=False)
+    return schedule
 
 
 class Average:

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use media::text::{HuggingFaceTokenizer, Tokenizer as _};
@@ -14,6 +15,7 @@ use nn::unet::{UNet, UNetConfig};
 use nn::vae::VaeConfig;
 use nn::weights::Weights;
 use rayon::prelude::*;
+use runkit::logging::escape_for_terminal;
 use tch::{Device, Tensor};
 
 /// Images wider than this are a slip of the finger.
@@ -33,6 +35,8 @@ pub struct BaseModel {
     pub unet: UNetConfig,
     /// The noise schedule.
     pub schedule: ScheduleConfig,
+    /// Whether it was said that captions are cut.
+    cut_is_said: AtomicBool,
 }
 
 impl std::fmt::Debug for BaseModel {
@@ -73,7 +77,7 @@ impl BaseModel {
             ((resolution + factor / 2) / factor).clamp(1, LARGEST_RESOLUTION / factor) * factor
         );
         let side = resolution / factor;
-        let schedule = ScheduleConfig::read(&files.scheduler_config)?;
+        let schedule = files.schedule()?;
         Ok(Self {
             tokenizers: tokenizers(&files)?,
             resolution,
@@ -81,6 +85,7 @@ impl BaseModel {
             unet,
             schedule,
             files,
+            cut_is_said: AtomicBool::new(false),
         })
     }
 
@@ -112,11 +117,13 @@ impl BaseModel {
         Ok(parts)
     }
 
-    /// The tokens of texts, `[B, L]` i64 for each text encoder.
+    /// The tokens of texts, `[B, L]` i64 for each text encoder. That one is too long and is cut is said of
+    /// the first.
     ///
     /// # Errors
     /// Where libtorch has not enough memory.
     pub fn tokens<S: AsRef<str>>(&self, texts: &[S]) -> Result<Vec<Tensor>> {
+        self.tell_what_is_cut(texts);
         self.tokenizers
             .iter()
             .map(|tokenizer| {
@@ -127,6 +134,27 @@ impl BaseModel {
                 Ok(Tensor::f_stack(&rows, 0)?)
             })
             .collect()
+    }
+
+    fn tell_what_is_cut<S: AsRef<str>>(&self, texts: &[S]) {
+        if self.cut_is_said.load(Ordering::Relaxed) {
+            return;
+        }
+        let cut = texts.iter().map(AsRef::as_ref).find_map(|text: &str| {
+            // A token has at least one byte.
+            let mut tokenizers =
+                self.tokenizers.iter().filter(|one| text.len() + 2 > one.context_length());
+            tokenizers
+                .find_map(|tokenizer| Some((tokenizer.context_length(), tokenizer.removed(text)?)))
+        });
+        if let Some((length, removed)) = cut
+            && !self.cut_is_said.swap(true, Ordering::Relaxed)
+        {
+            tracing::warn!(
+                "a caption is longer than {length} tokens and is cut, as others may be; not read: {:?}",
+                escape_for_terminal(removed)
+            );
+        }
     }
 }
 

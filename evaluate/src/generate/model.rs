@@ -8,7 +8,7 @@ use std::str::FromStr;
 use anyhow::{Context as _, Result, bail, ensure};
 use media::text::{HuggingFaceTokenizer, Tokenizer as _};
 use nn::pipeline::{Family, PipelineFiles};
-use nn::schedule::{Sampler, SamplerKind, ScheduleConfig};
+use nn::schedule::{Sampler, SamplerKind};
 use nn::text::TextEncoderConfig;
 use nn::unet::UNetConfig;
 use nn::vae::VaeConfig;
@@ -216,10 +216,10 @@ fn picture_size(files: &PipelineFiles, asked: Option<Size>) -> Result<Size> {
 
 /// The scheduler asked for, or the model's own; tried with the steps asked for.
 fn scheduler(files: &PipelineFiles, config: &Config) -> Result<SamplerKind> {
-    let schedule = ScheduleConfig::read(&files.scheduler_config)?;
+    let schedule = files.schedule()?;
     let kind = config.scheduler.or_else(|| schedule.sampler_kind()).with_context(|| {
         format!(
-            "{}: the model's own scheduler is one for training; hint: --scheduler ddim",
+            "{}: the model's own scheduler is none to draw with here; hint: --scheduler ddim",
             files.scheduler_config.display()
         )
     })?;

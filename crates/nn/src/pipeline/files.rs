@@ -7,8 +7,9 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 use serde_json::Value;
 
-use crate::config::{invalid, read_json, unsupported};
+use crate::config::{ConfigError, invalid, read_json, unsupported};
 use crate::error::ModelError;
+use crate::schedule::ScheduleConfig;
 use crate::{text, unet};
 
 /// Which pipeline a directory is of.
@@ -128,6 +129,21 @@ impl PipelineFiles {
             )?,
             // diffusers' default.
             force_zeros_for_empty_prompt: index.force_zeros_for_empty_prompt.unwrap_or(xl),
+        })
+    }
+
+    /// The noise schedule, as the pipeline's class in diffusers corrects outdated ones: that of Stable
+    /// Diffusion has an offset of one, and predicted latents are not clipped.
+    ///
+    /// # Errors
+    /// Where `scheduler_config.json` cannot be read.
+    pub fn schedule(&self) -> Result<ScheduleConfig, ConfigError> {
+        let schedule = ScheduleConfig::read(&self.scheduler_config)?;
+        Ok(match self.family {
+            Family::StableDiffusion => {
+                ScheduleConfig { steps_offset: 1, clip_sample: false, ..schedule }
+            }
+            Family::StableDiffusionXl => schedule,
         })
     }
 }

@@ -138,10 +138,7 @@ impl Pipeline {
             .map(|text| TextEncoderConfig::read(&text.config))
             .collect::<Result<Vec<_>, _>>()?;
         check_fit(files, unet_config, &vae_config, &text_configs)?;
-        let mut schedule = ScheduleConfig::read(&files.scheduler_config)?;
-        if files.family == Family::StableDiffusion {
-            schedule = as_stable_diffusion(schedule);
-        }
+        let schedule = files.schedule()?;
         let weights = |network: &NetworkFiles| Weights::open(&network.weights);
         Ok(Self {
             family: files.family,
@@ -245,9 +242,7 @@ impl Pipeline {
         }
         inference(|| {
             let config = self.vae.config();
-            let unscaled_BCHW = latents_BCHW
-                .f_div_scalar(config.scaling_factor)?
-                .f_add_scalar(config.shift_factor.unwrap_or(0.0))?;
+            let unscaled_BCHW = latents_BCHW.f_div_scalar(config.scaling_factor)?;
             pictures(&self.vae.decode(&unscaled_BCHW)?)
         })
         .map(Some)
@@ -416,7 +411,7 @@ fn check_fit(
     texts: &[TextEncoderConfig],
 ) -> Result<(), ModelError> {
     let width: i64 = texts.iter().map(|text| text.sizes.width).sum();
-    let pooled = texts.last().is_some_and(|text| text.projection.is_some());
+    let pooled = texts.last().and_then(|text| text.projection);
     let xl = files.family == Family::StableDiffusionXl;
     let latents = vae.latent_channels;
     let reason = if unet.cross_attention_dim != width {
@@ -428,21 +423,26 @@ fn check_fit(
         )
     } else if vae.out_channels != 3 {
         format!("the autoencoder gives pictures of {} channels, expected 3", vae.out_channels)
-    } else if xl && !pooled {
+    } else if xl != unet.pooled_width().is_some() {
+        let added = if xl { "no addition_embed_type" } else { "an addition_embed_type" };
+        format!("the UNet has {added}, and the pipeline is of {}", files.family)
+    } else if xl && pooled.is_none() {
         "the second text encoder has no projection: expected \"architectures\": \
          [\"CLIPTextModelWithProjection\"] in its config.json"
             .to_owned()
+    } else if xl && pooled != unet.pooled_width() {
+        format!(
+            "the UNet reads pooled texts of {} numbers, the second text encoder gives {}",
+            unet.pooled_width().unwrap_or_default(),
+            pooled.unwrap_or_default()
+        )
+    } else if vae.shift_factor.is_some_and(|shift| shift != 0.0) {
+        "the autoencoder's shift_factor is not zero, which this family does not read".to_owned()
     } else {
         return Ok(());
     };
     let parts = format!("{reason}\nhint: the UNet is {}", files.unet.config.display());
     Err(unfit(&files.folder, parts))
-}
-
-/// What `StableDiffusionPipeline` makes of outdated schedules: the offset is always one, and
-/// predicted samples are not clipped.
-fn as_stable_diffusion(schedule: ScheduleConfig) -> ScheduleConfig {
-    ScheduleConfig { steps_offset: 1, clip_sample: false, ..schedule }
 }
 
 fn refused(reason: String) -> NetworkError {

@@ -32,6 +32,18 @@ pub enum ScheduleClass {
     /// The multistep DPM-Solver and DPM-Solver++.
     #[serde(rename = "DPMSolverMultistepScheduler")]
     DpmSolverMultistep,
+    /// Another that shares the noise of training with these; its own way of drawing is not built here.
+    #[serde(
+        rename = "EulerAncestralDiscreteScheduler",
+        alias = "DEISMultistepScheduler",
+        alias = "DPMSolverSinglestepScheduler",
+        alias = "HeunDiscreteScheduler",
+        alias = "KDPM2AncestralDiscreteScheduler",
+        alias = "KDPM2DiscreteScheduler",
+        alias = "LMSDiscreteScheduler",
+        alias = "UniPCMultistepScheduler"
+    )]
+    Other,
 }
 
 /// How betas grow over the timesteps.
@@ -209,10 +221,10 @@ impl ScheduleConfig {
         })
     }
 
-    /// The sampler that is the file's class; none for the class of training.
+    /// The sampler that is the file's class; none for the class of training and for others.
     pub fn sampler_kind(&self) -> Option<SamplerKind> {
         match self.class {
-            ScheduleClass::Ddpm => None,
+            ScheduleClass::Ddpm | ScheduleClass::Other => None,
             ScheduleClass::Ddim => Some(SamplerKind::Ddim),
             ScheduleClass::Pndm => Some(SamplerKind::Pndm),
             ScheduleClass::EulerDiscrete => Some(SamplerKind::Euler),
@@ -293,6 +305,16 @@ mod tests {
         assert!(config.beta_start.is_nan());
         assert_eq!(config.beta_end, f64::INFINITY);
         assert_eq!(config.sampler_kind(), Some(SamplerKind::DpmSolverPlusPlus2M));
+    }
+
+    #[test]
+    fn schedulers_that_are_not_built_here_still_say_how_noise_was_added() {
+        for class in ["EulerAncestralDiscreteScheduler", "UniPCMultistepScheduler"] {
+            let text = format!(r#"{{"_class_name": "{class}", "beta_schedule": "scaled_linear"}}"#);
+            let config = parse(&text).unwrap();
+            assert_eq!((config.class, config.sampler_kind()), (ScheduleClass::Other, None));
+            assert_eq!(config.beta_schedule, BetaSchedule::ScaledLinear);
+        }
     }
 
     #[test]
