@@ -2,6 +2,8 @@
 
 use std::fmt;
 use std::str::FromStr;
+#[cfg(target_arch = "x86_64")]
+use std::sync::LazyLock;
 
 use serde::{Deserialize, Serialize};
 use tch::{Cuda, Device, Kind, TchError, Tensor};
@@ -157,12 +159,20 @@ impl Precision {
     }
 }
 
-/// True on an x86 processor without AVX-512. Its oneDNN has fewer kernels, none of them for bf16.
+/// True on an x86 processor whose oneDNN may not use AVX-512, for want of it or because `ONEDNN_MAX_CPU_ISA`
+/// names less. It has fewer kernels then, none of them for bf16.
 pub(crate) fn lacks_avx512() -> bool {
     #[cfg(target_arch = "x86_64")]
-    return !std::arch::is_x86_feature_detected!("avx512f");
+    {
+        static LACKS: LazyLock<bool> = LazyLock::new(|| {
+            let limit = std::env::var("ONEDNN_MAX_CPU_ISA").unwrap_or_default().to_uppercase();
+            let is_less = ["SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX2_VNNI_2"];
+            is_less.contains(&limit.as_str()) || !std::arch::is_x86_feature_detected!("avx512f")
+        });
+        *LACKS
+    }
     #[cfg(not(target_arch = "x86_64"))]
-    return false;
+    false
 }
 
 impl FromStr for Precision {
@@ -204,7 +214,8 @@ pub fn set_threads(count: usize) {
 /// whole process; for the start of a program. A pass of a network asks for the same blocks every time, and
 /// the system would clear their pages every time.
 ///
-/// What is kept and what is in use stay together below 17/16 of what was in use at most. On the heap of the C
+/// What is kept and what is in use stay together below 17/16 of what was in use at most, and below 3/2 where
+/// blocks serve requests smaller than they are. On the heap of the C
 /// library, gradients that stay and activations that go would leave holes between each other: a fifth of the
 /// memory of a training pass of Stable Diffusion at 512 px (docs/performance.md).
 pub fn reuse_memory() {
