@@ -2,8 +2,8 @@
 //!
 //! `checkpoints/step-000100/` holds `unet/`, `reference/`, `optimizer.safetensors`, `state.json`, and
 //! `DONE`, which is written last and lists the other files with their lengths and BLAKE3 hashes. A
-//! folder without `DONE` is none; one whose files are not what `DONE` says is damaged, and the one
-//! before it is taken. Each is a new folder, so that a full disk spoils nothing that is there, and
+//! folder without `DONE` is none; one whose files are not what `DONE` says is damaged: it is removed and
+//! the one before it is taken. One that cannot be read, or is of another version, stays as it is. Each is a new folder, so that a full disk spoils nothing that is there, and
 //! copies of it are complete wherever they are moved.
 
 use std::collections::BTreeMap;
@@ -114,20 +114,21 @@ pub fn save(
     Ok(folder)
 }
 
-/// The newest checkpoint that is whole and of the run `run`. Damaged newer ones are warned of, and
-/// folders that a killed run left are removed.
+/// The newest checkpoint that is whole and of the run `run`. Damaged newer ones are warned of and removed,
+/// as are folders that a killed run left.
 ///
 /// # Errors
-/// Where the folder cannot be read, or holds checkpoints of another run.
+/// Where a checkpoint cannot be read, or is of another run or another version.
 pub fn latest(checkpoints: &Path, run: &str) -> Result<Option<Checkpoint>> {
-    for (step, folder) in list(checkpoints)?.into_iter().rev() {
+    let mut found = list(checkpoints)?;
+    while let Some((step, folder)) = found.pop_last() {
         if !folder.join(MARKER).exists() {
             tracing::debug!(folder = %folder.display(), "removing an unfinished checkpoint");
             remove(&folder)?;
             continue;
         }
-        match verify(&folder) {
-            Ok(state) => {
+        match verify(&folder)? {
+            Found::Whole(state) => {
                 ensure!(
                     state.run == run && state.step == step,
                     "{}: of another run; hint: choose another --out, or start over with --fresh",
@@ -135,8 +136,11 @@ pub fn latest(checkpoints: &Path, run: &str) -> Result<Option<Checkpoint>> {
                 );
                 return Ok(Some(Checkpoint { folder, state }));
             }
-            Err(error) => {
-                tracing::warn!("{error:#}; taking the checkpoint before it");
+            Found::Damaged(reason) => {
+                match found.is_empty() {
+                    false => tracing::warn!("{reason}; taking the checkpoint before it"),
+                    true => tracing::warn!("{reason}; there is none before it: starting over"),
+                }
                 remove(&folder)?;
             }
         }
@@ -239,29 +243,46 @@ fn record(path: &Path) -> Result<FileRecord> {
     Ok(FileRecord { bytes, blake3: hasher.finalize().to_hex().to_string() })
 }
 
+/// What a folder with a mark turns out to be.
+enum Found {
+    Whole(State),
+    /// And why, in a sentence that names the file.
+    Damaged(String),
+}
+
 /// Compares every file with what the mark says.
-fn verify(folder: &Path) -> Result<State> {
+fn verify(folder: &Path) -> Result<Found> {
     let marker = folder.join(MARKER);
-    let text = std::fs::read_to_string(&marker)
-        .with_context(|| format!("{}: cannot be read", marker.display()))?;
-    let expected: BTreeMap<String, FileRecord> =
-        serde_json::from_str(&text).with_context(|| format!("{}: damaged", marker.display()))?;
-    let found = records(folder)?;
+    let text =
+        std::fs::read(&marker).with_context(|| format!("{}: cannot be read", marker.display()))?;
+    let damaged = |path: &Path, reason: &str| {
+        Ok(Found::Damaged(format!("{}: damaged: {reason}", path.display())))
+    };
+    let Ok(expected) = serde_json::from_slice::<BTreeMap<String, FileRecord>>(&text) else {
+        return damaged(&marker, "it is no list of files");
+    };
+    if !expected.contains_key(STATE) {
+        return damaged(&marker, &format!("it lists no {STATE}"));
+    }
     for (name, expected) in &expected {
         let path = folder.join(name);
-        let found = found.get(name).with_context(|| format!("{}: missing", path.display()))?;
-        ensure!(
-            found == expected,
-            "{}: damaged: expected {} bytes with the hash {}, found {} bytes with {}",
-            path.display(),
-            expected.bytes,
-            expected.blake3.get(..12).unwrap_or_default(),
-            found.bytes,
-            found.blake3.get(..12).unwrap_or_default()
-        );
+        if !path.exists() {
+            return damaged(&path, "it is missing");
+        }
+        let found = record(&path)?;
+        if found != *expected {
+            let short = |record: &FileRecord| record.blake3.chars().take(12).collect::<String>();
+            let (ours, theirs) = (short(expected), short(&found));
+            return damaged(
+                &path,
+                &format!(
+                    "expected {} bytes with the hash {ours}, found {} bytes with {theirs}",
+                    expected.bytes, found.bytes
+                ),
+            );
+        }
     }
-    ensure!(expected.contains_key(STATE), "{}: damaged: it lists no {STATE}", marker.display());
-    read(folder)
+    read(folder).map(Found::Whole)
 }
 
 #[cfg(test)]
@@ -323,6 +344,27 @@ mod tests {
                 assert_eq!(newest(place.path()), Some(1), "{file} {damage}");
             }
         }
+    }
+
+    #[test]
+    fn what_is_not_damaged_is_not_removed() {
+        let place = tempfile::tempdir().unwrap();
+        let folder = write(place.path(), 2, "run");
+        let newer = State { format: FORMAT + 1, ..State::new(2, 8, 0, "run") };
+        runkit::files::write_json_atomic(folder.join(STATE), &newer).unwrap();
+        runkit::files::write_json_atomic(folder.join(MARKER), &records(&folder).unwrap()).unwrap();
+        let message = latest(place.path(), "run").unwrap_err().to_string();
+        assert!(message.contains("the version that wrote it"), "{message}");
+        assert!(folder.join(OPTIMIZER).exists());
+    }
+
+    #[test]
+    fn the_only_checkpoint_may_be_damaged() {
+        let place = tempfile::tempdir().unwrap();
+        let folder = write(place.path(), 2, "run");
+        std::fs::write(folder.join(OPTIMIZER), "momentS").unwrap();
+        assert_eq!(newest(place.path()), None);
+        assert!(!folder.exists());
     }
 
     #[test]

@@ -142,6 +142,20 @@ pub fn settings(arguments: &RunArguments) -> Result<RunSettings> {
 }
 
 impl Config {
+    /// Whether the probe is looked at, and the distance from the reference measured, after a step: every
+    /// so many steps and at the end.
+    pub fn looks_after(&self, step: u64) -> bool {
+        let every = self.probe_every;
+        every > 0 && (step.is_multiple_of(every) || step == self.steps)
+    }
+
+    /// Whether the reference becomes the current weights after a step. Not after the last one, which
+    /// nothing is measured against.
+    pub fn renews_reference_after(&self, step: u64) -> bool {
+        let every = self.reference_every;
+        every > 0 && step.is_multiple_of(every) && step < self.steps
+    }
+
     /// Checks settings that [`settings`] completed.
     ///
     /// # Errors

@@ -151,7 +151,7 @@ pub fn model_card(
              | loss | {:.4} | {:.4} |\n| implicit accuracy | {:.3} | {:.3} |\n\
              | error on the better images | {:.5} | {:.5} |\n\
              | error on the others | {:.5} | {:.5} |\n\n",
-            config.probe_pairs,
+            config.probe_pairs.min(manifest.pairs),
             first.loss,
             last.loss,
             first.accuracy,

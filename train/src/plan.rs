@@ -1,6 +1,7 @@
 //! `train plan`: what a run would be, before it is begun. Nothing is loaded and nothing is written.
 
-use std::fmt::Write as _;
+use std::fmt::{self, Write as _};
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
@@ -15,6 +16,7 @@ use tch::{Device, Kind, Tensor};
 
 use crate::cli::OptimizerKind;
 use crate::config::{Config, Source};
+use crate::model::BaseModel;
 use crate::run::Prepared;
 
 /// What a process with libtorch takes before it does anything: code, threads, allocators.
@@ -37,12 +39,52 @@ pub struct Plan {
     pub parameters: f64,
     /// Bytes at the peak, by what they are for.
     pub memory: Vec<(&'static str, f64)>,
+    /// What is written, and the room there is for it.
+    pub disk: Disk,
     /// Floating point operations of the run.
     pub operations: f64,
     /// What the device was measured to do of them in a second.
     pub operations_per_second: f64,
     /// The text for people.
     pub text: String,
+}
+
+/// Bytes on the disk of a run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Disk {
+    /// Of one checkpoint.
+    pub checkpoint: u64,
+    /// Of all there are at once, one more than are kept, and of the result.
+    pub all: u64,
+    /// What is free.
+    pub free: u64,
+}
+
+impl Disk {
+    /// What a run needs, and what there is.
+    ///
+    /// # Errors
+    /// Where a weights file cannot be read, or the disk cannot be asked.
+    pub fn of(config: &Config, base: &BaseModel) -> Result<Self> {
+        let files = &base.files;
+        let weights = parameters(&files.unet)?.iter().sum::<f64>();
+        let numbers = 4.0 * weights + 4.0 * state(config.optimizer, &files.unet)?;
+        let checkpoint = (numbers + bytes_of(config.precision) * weights) as u64;
+        let mut all = (config.keep as u64 + 1) * checkpoint + 4 * weights as u64;
+        for network in std::iter::once(&files.vae).chain(&files.text_encoders) {
+            let weights = Weights::open(&network.weights)?;
+            let length = |file: &PathBuf| file.metadata().map_or(0, |found| found.len());
+            all += weights.files().iter().map(length).sum::<u64>();
+        }
+        Ok(Self { checkpoint, all, free: runkit::files::free_space(&config.out)? })
+    }
+}
+
+impl fmt::Display for Disk {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let [checkpoint, all, free] = [self.checkpoint, self.all, self.free].map(HumanBytes);
+        write!(formatter, "{all}, of them {checkpoint} for each checkpoint; {free} are free")
+    }
 }
 
 impl Plan {
@@ -69,6 +111,7 @@ impl Plan {
             epochs: pairs / prepared.counts().selected.max(1) as f64,
             parameters: parameters.iter().sum(),
             memory,
+            disk: Disk::of(config, base)?,
             operations,
             operations_per_second,
             text: String::new(),
@@ -98,10 +141,8 @@ impl Plan {
                 HumanCount(counts.uncached)
             ),
         );
-        line(
-            "preference",
-            format!("{}, ties: {:?}", config.preference, config.ties).to_lowercase(),
-        );
+        line("preference", config.preference.to_string());
+        line("ties", format!("{}, policy: {:?}", prepared.ties, config.ties).to_lowercase());
         line(
             "steps",
             format!(
@@ -123,7 +164,8 @@ impl Plan {
             match config.reference_every {
                 0 => "the base model, to the end".to_owned(),
                 every => {
-                    format!("renewed after every {every} steps, {} times", config.steps / every)
+                    let times = config.steps.saturating_sub(1) / every;
+                    format!("renewed after every {every} steps, {times} times")
                 }
             },
         );
@@ -133,6 +175,7 @@ impl Plan {
         for (name, amount) in &self.memory {
             line(&format!("  {name}"), bytes(*amount).to_string());
         }
+        line("disk", self.disk.to_string());
         line(
             "work",
             format!(

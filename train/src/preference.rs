@@ -224,6 +224,29 @@ impl Judge {
         &self.factors
     }
 
+    /// Whether the votes of a row are evenly split, or its sums equal.
+    pub fn is_tie(&self, row: &LabelRow) -> bool {
+        self.sign(row) == Some(0.0)
+    }
+
+    /// Which image the votes or scores speak for: above zero for image 0, zero for a tie. None where they
+    /// are not asked, or are missing.
+    fn sign(&self, row: &LabelRow) -> Option<f64> {
+        match &self.preference {
+            Preference::Consensus => Some(f64::from(row.consensus?)),
+            Preference::Scorer(_) => Some(f64::from((*row.votes.get(self.scorer)?)?)),
+            Preference::ScoreSum | Preference::NormalizedSum => {
+                let mut sum = 0.0;
+                for (scores, factor) in row.scores.iter().zip(&self.factors) {
+                    let [first, second] = *scores;
+                    sum += (f64::from(first?) - f64::from(second?)) * factor;
+                }
+                Some(sum)
+            }
+            Preference::Human | Preference::RandomScorer | Preference::Vanilla => None,
+        }
+    }
+
     /// The judgement of a row; none where it is left out.
     pub fn judge(&self, row: &LabelRow) -> Option<Judgement> {
         if row.status != Status::Ok {
@@ -253,9 +276,7 @@ impl Judge {
             }
         };
         match &self.preference {
-            Preference::Consensus => by_sign(f64::from(row.consensus?)),
             Preference::Human => human.map(fixed),
-            Preference::Scorer(_) => by_sign(f64::from((*row.votes.get(self.scorer)?)?)),
             Preference::RandomScorer => {
                 let mut votes = 0;
                 for (index, vote) in row.votes.iter().enumerate() {
@@ -268,14 +289,10 @@ impl Judge {
                 let first = votes.iter().filter(|vote| **vote > 0).count();
                 (!votes.is_empty()).then(|| fixed(first as f64 / votes.len() as f64))
             }
-            Preference::ScoreSum | Preference::NormalizedSum => {
-                let mut sum = 0.0;
-                for (scores, factor) in row.scores.iter().zip(&self.factors) {
-                    let [first, second] = *scores;
-                    sum += (f64::from(first?) - f64::from(second?)) * factor;
-                }
-                by_sign(sum)
-            }
+            Preference::Consensus
+            | Preference::Scorer(_)
+            | Preference::ScoreSum
+            | Preference::NormalizedSum => by_sign(self.sign(row)?),
         }
     }
 }

@@ -5,10 +5,12 @@
 //! `record/`, `checkpoints/`, and in the end `pipeline/`. A run that is killed at any instant goes on
 //! from its newest checkpoint and ends with the same bytes.
 
+use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
+use indicatif::HumanCount;
 use runkit::lock::OutputLock;
 use runkit::metrics::Metrics;
 use runkit::progress::Progress;
@@ -18,10 +20,11 @@ use serde_json::{Value, json};
 
 use crate::checkpoint::{self, Checkpoint, State};
 use crate::config::{Config, Source};
-use crate::data::{Counts, Dataset, Stream, StreamOptions};
+use crate::data::{Counts, DataError, Dataset, Stream, StreamOptions};
 use crate::export;
 use crate::manifest::{self, DataFacts, Manifest};
 use crate::model::{BaseModel, Networks, Start};
+use crate::plan::Disk;
 use crate::preference::{Judge, Judgement, Preference};
 use crate::probe::{Probe, ProbeReport};
 use crate::randomness::Choice;
@@ -77,6 +80,24 @@ pub struct Prepared {
     pub scorers: Vec<String>,
     /// A checksum of all judgements.
     pub labels: String,
+    /// Pairs with votes, and how many of them are ties, whatever becomes of these.
+    pub ties: Ties,
+}
+
+/// How many pairs are ties.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Ties {
+    /// Evenly split votes, or equal sums.
+    pub ties: u64,
+    /// Pairs with votes.
+    pub pairs: u64,
+}
+
+impl fmt::Display for Ties {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let share = 100.0 * self.ties as f64 / self.pairs.max(1) as f64;
+        write!(formatter, "{} of {} ({share:.1} %)", HumanCount(self.ties), HumanCount(self.pairs))
+    }
 }
 
 /// A checksum of judgements in their order: what a run depends on of its labels.
@@ -107,16 +128,25 @@ impl Prepared {
         );
         let labels = LabelsFile::open(&config.labels)?;
         let judge = Judge::new(&labels, &config.preference, config.ties, config.drop_human_ties)?;
-        let mut judgement = |row: &schemas::labels::LabelRow| judge.judge(row);
+        let mut ties = Ties::default();
+        let mut judgement = |row: &schemas::labels::LabelRow| {
+            ties.pairs += 1;
+            ties.ties += u64::from(judge.is_tie(row));
+            judge.judge(row)
+        };
         let dataset = match &config.source {
             Source::Pairs(pairs) => Dataset::open(pairs, &config.labels, &mut judgement)?,
             Source::Cache(folder) => Dataset::open_cache(folder, &config.labels, &mut judgement)?,
         };
+        // What is wrong with a cache or with the prompts is said before anything is loaded.
+        dataset.check(&stream_options(config, &base, 0))?;
+        Sampler::new(config, &[], &base)?;
         Ok(Self {
             base,
             labels: digest(dataset.judgements()),
             dataset: Arc::new(dataset),
             scorers: judge.scorers().to_vec(),
+            ties,
         })
     }
 
@@ -128,7 +158,7 @@ impl Prepared {
     /// What the run is.
     ///
     /// # Errors
-    /// Where a file of the model cannot be read.
+    /// Where a file of the model cannot be read, or a cache was made with other encoders.
     pub fn manifest(&self, config: &Config) -> Result<Manifest> {
         let data = DataFacts {
             fingerprint: self.dataset.fingerprint().to_owned(),
@@ -137,7 +167,11 @@ impl Prepared {
         };
         let base = &self.base;
         let family = base.files.family.class_name();
-        Manifest::new(config, family, base.parts()?, base.resolution, &data)
+        let parts = base.parts()?;
+        if let Some(cache) = self.dataset.cache() {
+            cache.check_encoders(&parts).map_err(anyhow::Error::msg)?;
+        }
+        Manifest::new(config, family, parts, base.resolution, &data)
     }
 }
 
@@ -156,7 +190,7 @@ pub fn run(config: &Config, stop: &StopFlag) -> Result<End> {
         forget(run)?;
     }
     if let Err(other) = manifest.refuse_another(run) {
-        // Nothing is lost of a run that never came to a checkpoint, for one because its settings
+        // Another program's folder is not touched. Nothing is lost of a run that never came to a checkpoint, for one because its settings
         // were wrong.
         if export::is_complete(run) || checkpoint::exists(&run.join(CHECKPOINTS))? {
             return Err(other);
@@ -164,14 +198,11 @@ pub fn run(config: &Config, stop: &StopFlag) -> Result<End> {
         tracing::info!("removing what another run left before its first checkpoint");
         forget(run)?;
     }
-    if let Some(cache) = prepared.dataset.cache() {
-        cache.check_encoders(&manifest.model).map_err(anyhow::Error::msg)?;
-    }
     if export::is_complete(run) {
         tracing::info!(run = %run.display(), "already complete");
         return Ok(End::Done { pipeline: run.join(export::FOLDER), probe: None });
     }
-    announce(config, &prepared);
+    announce(config, &prepared)?;
     let fingerprint = manifest.fingerprint()?;
     let found = checkpoint::latest(&run.join(CHECKPOINTS), &fingerprint)?;
     // An earlier start may have been killed before it did.
@@ -181,8 +212,21 @@ pub fn run(config: &Config, stop: &StopFlag) -> Result<End> {
     session.train(&prepared, stop)
 }
 
+/// How the pairs of a run are streamed from a position on.
+fn stream_options(config: &Config, base: &BaseModel, position: u64) -> StreamOptions {
+    StreamOptions {
+        seed: config.seed,
+        resolution: (base.resolution, base.resolution),
+        random_crop: config.random_crop,
+        hflip: config.hflip,
+        position,
+        threads: config.data_threads,
+        memory: config.data_memory,
+    }
+}
+
 /// Says what matters most before it is too late.
-fn announce(config: &Config, prepared: &Prepared) {
+fn announce(config: &Config, prepared: &Prepared) -> Result<()> {
     let counts = prepared.counts();
     tracing::info!(
         "{} of {} pairs: {} failed, {} left out as ties or without a preference",
@@ -191,16 +235,40 @@ fn announce(config: &Config, prepared: &Prepared) {
         counts.failed,
         counts.left_out
     );
+    if prepared.ties.ties > 0 {
+        tracing::info!("ties: {}, policy: {:?}", prepared.ties, config.ties);
+    }
     let rate = config.settings.lr.unwrap_or_default();
     let scaled = match config.settings.scale_lr {
         Some(false) => String::new(),
         _ => format!(" = {rate:e} · {} pairs of a batch", config.batch_size),
     };
     tracing::info!("effective learning rate {:e}{scaled}", config.learning_rate.peak());
+    let disk = Disk::of(config, &prepared.base)?;
+    if disk.all > disk.free {
+        tracing::warn!(
+            "the disk of {} may become full: the run takes {disk}; hint: a smaller --keep",
+            config.out.display()
+        );
+    }
+    Ok(())
 }
 
 /// Removes what an earlier run left.
+///
+/// # Errors
+/// Where a file cannot be removed, or the folder is none of a run: the names are common ones.
 fn forget(run: &Path) -> Result<()> {
+    if Manifest::read(run)?.is_none()
+        && let Some(name) = OUTPUTS.iter().find(|name| run.join(name).exists())
+    {
+        bail!(
+            "{}: expected the folder of a run, found {name} without the {} that would say so; \
+             nothing is removed; hint: choose another --out",
+            run.display(),
+            manifest::FILE
+        );
+    }
     for name in OUTPUTS {
         let path = run.join(name);
         let removed = match path.symlink_metadata() {
@@ -248,18 +316,8 @@ impl<'run> Session<'run> {
                 (found.state.step, found.state.reference_step)
             }
         };
-        // What is wrong with a cache or with the prompts is said before anything is written.
-        let options = StreamOptions {
-            seed: config.seed,
-            resolution: (base.resolution, base.resolution),
-            random_crop: config.random_crop,
-            hflip: config.hflip,
-            position: step * config.batch_size,
-            threads: config.data_threads,
-            memory: config.data_memory,
-        };
+        let options = stream_options(config, base, step * config.batch_size);
         let stream = Stream::start(Arc::clone(&prepared.dataset), options)?;
-        Sampler::new(config, &[], base)?;
         clean(run)?;
         runkit::files::write_json_atomic(run.join(manifest::FILE), manifest)?;
         let settings = config.settings.with_absolute_paths();
@@ -304,9 +362,10 @@ impl<'run> Session<'run> {
         let progress = Progress::new("training", "pairs", config.steps * config.batch_size);
         progress.already_done(self.trainer.position());
         while self.trainer.step < config.steps {
-            let report = match self.trainer.step(self.run, stop)? {
-                StepEnd::Done(report) => report,
-                StepEnd::Stopped(_) => return self.stopped(stop),
+            let report = match self.trainer.step(self.run, stop) {
+                Ok(StepEnd::Done(report)) => report,
+                Ok(StepEnd::Stopped(_)) => return self.stopped(stop),
+                Err(error) => return Err(self.keep_steps(error)),
             };
             self.write(&report, prepared)?;
             progress.message(format!(
@@ -342,12 +401,10 @@ impl<'run> Session<'run> {
             let scorer = prepared.scorers.get(report.scorer);
             values.push(("scorer", json!(scorer)));
         }
-        let every = self.config.probe_every;
-        let due =
-            every > 0 && (report.step.is_multiple_of(every) || report.step == self.config.steps);
-        if due && let Some(probe) = self.look()? {
+        if self.config.looks_after(report.step)
+            && let Some(probe) = self.look()?
+        {
             values.extend(probe_values(&probe));
-            values.push(("distance", json!(self.trainer.distance()?)));
             let [better, other] = probe.rises();
             if better > ALARMING_RISE && other > ALARMING_RISE {
                 tracing::warn!(
@@ -361,6 +418,7 @@ impl<'run> Session<'run> {
                 values.push(("alarm", json!(1)));
             }
         }
+        values.extend(report.distance.map(|distance| ("distance", json!(distance))));
         values.extend(time_values(report));
         self.metrics.write(report.step, &values)?;
         Ok(())
@@ -405,6 +463,19 @@ impl<'run> Session<'run> {
         let networks = &trainer.networks;
         checkpoint::save(&checkpoints, &state, networks, trainer.optimizer.as_ref())?;
         checkpoint::prune(&checkpoints, self.config.keep)
+    }
+
+    /// Saves what is done where it is the data that cannot be gone on with: once they are mended, no
+    /// step is lost.
+    fn keep_steps(&mut self, error: anyhow::Error) -> anyhow::Error {
+        let is_of_data = error.chain().any(|cause| cause.is::<DataError>());
+        if !is_of_data || self.trainer.step == 0 {
+            return error;
+        }
+        match self.save() {
+            Ok(()) => error.context(format!("the {} steps done are kept", self.trainer.step)),
+            Err(unsaved) => error.context(format!("the last steps cannot be kept: {unsaved:#}")),
+        }
     }
 
     /// Saves what is done and says which signal came.

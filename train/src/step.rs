@@ -261,7 +261,6 @@ fn encode(
     let config = networks.pipeline.vae.config();
     let latents_2PCHW = mean_2PCHW
         .f_add(&deviation_2PCHW.f_mul(&noise_2PCHW)?)?
-        .f_sub_scalar(config.shift_factor.unwrap_or(0.0))?
         .f_mul_scalar(config.scaling_factor)?;
     let pairs = i64::try_from(positions.len())?;
     let latents_PCHW =

@@ -8,6 +8,7 @@ use std::path::Path;
 use std::time::Instant;
 
 use anyhow::{Context as _, Result, bail};
+use nn::NetworkError;
 use nn::optimizer::{Adafactor, AdafactorConfig, AdamW, AdamWConfig, Optimizer, clip_grad_norm};
 use runkit::signals::{Signal, StopFlag};
 use tch::{Device, Kind, Tensor};
@@ -80,6 +81,9 @@ pub struct StepReport {
     pub learning_rate: f64,
     /// The step whose weights the reference had.
     pub reference_step: u64,
+    /// How far the update took the model from the reference ([`Trainer::distance`]), before the reference
+    /// may have become the model; where it was to be measured.
+    pub distance: Option<f64>,
     /// The scorer whose turn it was.
     pub scorer: usize,
     /// Seconds.
@@ -219,6 +223,8 @@ impl<'run> Trainer<'run> {
         }
         let reference_step = self.reference_step;
         timed(&mut times.optimizer, || self.update(step, learning_rate))?;
+        let distance = config.looks_after(step).then(|| self.distance()).transpose()?;
+        timed(&mut times.optimizer, || self.renew_reference())?;
         let sides = |first: usize| {
             let [first, second] = [&numbers.errors[first], &numbers.errors[first + 1]];
             better_and_other(&numbers.probability, first, second)
@@ -233,6 +239,7 @@ impl<'run> Trainer<'run> {
             grad_norm: numbers.grad_norm,
             learning_rate,
             reference_step,
+            distance,
             scorer,
             times,
         })))
@@ -264,7 +271,7 @@ impl<'run> Trainer<'run> {
             let loss = predictions.losses_P.f_mul(&batch.weight_P)?.f_sum(Kind::Float)?;
             Ok((predictions, loss.f_div_scalar(config.batch_size as f64)?))
         })?;
-        timed(&mut times.backward, || loss.f_backward())?;
+        timed(&mut times.backward, || loss.f_backward()).map_err(NetworkError::from)?;
         let errors = &predictions.errors;
         let logits_P = predictions.logits_P.f_detach()?;
         let rows = [
@@ -355,21 +362,25 @@ impl<'run> Trainer<'run> {
         Ok(())
     }
 
-    /// Changes the weights, and where it is time, the reference.
+    /// Changes the weights.
     fn update(&mut self, step: u64, learning_rate: f64) -> Result<()> {
         self.optimizer.step(learning_rate)?;
         self.optimizer.zero_grad()?;
         self.step = step;
-        let every = self.config.reference_every;
-        if every > 0 && step.is_multiple_of(every) {
+        Ok(())
+    }
+
+    /// Makes the reference the current weights where it is time.
+    fn renew_reference(&mut self) -> Result<()> {
+        if self.config.renews_reference_after(self.step) {
             self.networks.reference.copy_weights_from(&self.networks.pipeline.unet)?;
-            self.reference_step = step;
+            self.reference_step = self.step;
         }
         Ok(())
     }
 
     /// How far the model's weights are from the reference's, as both compute with them: the 2-norm
-    /// of the difference in the compute type. Exactly 0 after a refresh.
+    /// of the difference in the compute type. Exactly 0 where the reference was just renewed.
     ///
     /// # Errors
     /// Where there is not enough memory.
@@ -403,8 +414,8 @@ struct MicroResult {
 fn out_of_memory_hint(error: anyhow::Error, config: &Config) -> anyhow::Error {
     let lacks_memory = error
         .chain()
-        .filter_map(|cause| cause.downcast_ref::<nn::NetworkError>())
-        .any(nn::NetworkError::is_out_of_memory);
+        .filter_map(|cause| cause.downcast_ref::<NetworkError>())
+        .any(NetworkError::is_out_of_memory);
     if !lacks_memory {
         return error;
     }

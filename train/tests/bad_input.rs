@@ -105,6 +105,42 @@ fn missing_images_and_damaged_ones_name_the_pair() {
 }
 
 #[test]
+fn an_image_that_is_not_there_is_said_before_anything_starts() {
+    let world = World::new(8);
+    let mut pairs = sample_pairs(6);
+    pairs[4].image[0].clear();
+    pairs[5].image[1].clear();
+    world.put("null/0.parquet", &pairs_parquet(&pairs));
+    let rows: Vec<_> = pairs
+        .iter()
+        .enumerate()
+        .map(|(row, pair)| {
+            let mut label = label_row(pair, "0.parquet", row, [1, 1, 1, 1]);
+            if row == 5 {
+                label.status = Status::MissingImage;
+                label.votes = vec![None; 4];
+                label.scores = vec![[None, None]; 4];
+                (label.vote_sum, label.consensus) = (None, None);
+            }
+            label
+        })
+        .collect();
+    let folder = world.path("null").display().to_string();
+    let id = pairs[4].ranking_id.to_string();
+    let labels = world.put_labels("null.parquet", &rows).display().to_string();
+    let more = ["--pairs", &folder, "--labels", &labels];
+    assert_refused(&world, &more, &["0.parquet", "image 0", &id]);
+    // Where the labels know of it, it is one that failed.
+    let mut rows = rows;
+    (rows[4].status, rows[4].votes) = (rows[5].status, rows[5].votes.clone());
+    (rows[4].scores, rows[4].vote_sum) = (rows[5].scores.clone(), None);
+    rows[4].consensus = None;
+    let labels = world.put_labels("known.parquet", &rows).display().to_string();
+    let more = ["--pairs", &folder, "--labels", &labels, "--steps", "1"];
+    Run::of(&mut world.run("known", &more)).expect_code(0);
+}
+
+#[test]
 fn preferences_that_the_labels_do_not_have() {
     let world = World::new(8);
     let more = ["--preference", "scorer:dino"];

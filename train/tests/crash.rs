@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use common::{Run, Running, World, wait_until};
+use common::{Run, Running, World, pipeline, wait_until};
 use nn::weights::{Weights, write_safetensors};
 use serde_json::{Map, Value};
 
@@ -133,6 +133,29 @@ fn killed_at_every_durable_file_the_bytes_are_the_same() {
             _ => 40..=90,
         };
         assert!(expected.contains(&passages), "{point}: {passages} passages");
+    }
+}
+
+#[test]
+fn whatever_a_run_is_made_of_it_comes_to_the_same_end() {
+    let cached = World::new(PAIRS);
+    let cache = cached.path("latents").display().to_string();
+    let mut command = common::train(["cache", "--hflip", "--model"]);
+    command.arg(pipeline("sd")).arg("--pairs").arg(cached.path("pairs")).args(["--out", &cache]);
+    Run::of(&mut command).expect_code(0);
+    let sdxl = pipeline("sdxl").display().to_string();
+    let of_pairs = ["--model", &sdxl, "--dtype", "bf16", "--optimizer", "adafactor"];
+    let more = ["--grad-checkpointing", "--hflip", "--random-crop"];
+    let of_pairs = [&of_pairs[..], &more, &["--preference", "random-scorer"]].concat();
+    let of_cache = vec!["--cache", &cache, "--hflip", "--lr-schedule", "cosine"];
+    for flags in [of_pairs, of_cache] {
+        let case = Case::new(&flags);
+        // After the first checkpoint, in the second epoch, and after the reference moved.
+        for fault in ["checkpoint:1", "metrics:6", "metrics:3"] {
+            assert!(Run::of(&mut case.faulty(fault, &flags)).was_killed(), "{fault} {flags:?}");
+        }
+        Run::of(&mut case.command(&flags)).expect_code(0);
+        case.assert_finished();
     }
 }
 

@@ -332,6 +332,8 @@ fn a_plan_says_what_a_run_would_be_and_writes_nothing() {
         "effective lr",
         "renewed after every 4 steps, 2 times",
         "peak memory",
+        "0 of 12 (0.0 %), policy: drop",
+        "for each checkpoint",
         "16 x 16",
         "time",
     ] {

@@ -28,6 +28,8 @@ pub struct RowGroup {
     pub compressed_bytes: i64,
     /// The size of the columns that are read of it, decompressed, in bytes, as the footer says.
     pub uncompressed_bytes: i64,
+    /// How many rows lack image 0, and how many image 1, as far as the footer says.
+    pub missing_images: [u64; 2],
 }
 
 /// A pairs file whose columns were checked. It holds the footer, not the rows, and no open file.
@@ -112,8 +114,17 @@ impl PairFile {
                 let uncompressed_bytes = leaves
                     .filter_map(|&leaf| group.columns().get(leaf))
                     .fold(0_i64, |sum, chunk| sum.saturating_add(chunk.uncompressed_size().max(0)));
-                let num_rows = group.num_rows();
-                let here = RowGroup { first_row, num_rows, compressed_bytes, uncompressed_bytes };
+                let missing = |image: usize| {
+                    let leaf = self.layout.image_leaves.get(image)?;
+                    group.columns().get(*leaf)?.statistics()?.null_count_opt()
+                };
+                let here = RowGroup {
+                    first_row,
+                    num_rows: group.num_rows(),
+                    compressed_bytes,
+                    uncompressed_bytes,
+                    missing_images: [0, 1].map(|image| missing(image).unwrap_or(0)),
+                };
                 first_row += group.num_rows();
                 here
             })

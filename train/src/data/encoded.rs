@@ -1,6 +1,7 @@
 //! Pairs as they are in the input: read window by window, decoded one by one.
 
 use std::collections::HashMap;
+use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -132,6 +133,23 @@ impl Loader for PairLoader<'_> {
         });
         items.collect::<Result<Vec<_>, DataError>>().map(Some)
     }
+}
+
+/// The error of the first of `selected` rows without both images, which is looked for in `rows`.
+pub(super) fn find_missing_image(
+    file: &PairFile,
+    rows: Range<i64>,
+    selected: &[u32],
+) -> Result<(), DataError> {
+    for batch in file.rows_with_images_in(rows, READ_ROWS)? {
+        for pair in batch? {
+            let row = u32::try_from(pair.row).unwrap_or(u32::MAX);
+            if selected.binary_search(&row).is_ok() {
+                images(file.path(), row, &pair.pair_id, pair.image)?;
+            }
+        }
+    }
+    Ok(())
 }
 
 /// Copies of both images: the page that they were read from may hold many that nobody wants.

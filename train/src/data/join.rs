@@ -43,7 +43,10 @@ pub(super) struct SmallRow<'a> {
 
 /// What a join finds.
 pub(super) struct Joined<J> {
+    /// Those that are trained on.
     pub(super) rows: Rows,
+    /// Those whose labels are ok: these, and those that were left out.
+    pub(super) labelled: Rows,
     pub(super) positional: Vec<bool>,
     pub(super) judgements: Vec<J>,
     pub(super) counts: Counts,
@@ -72,6 +75,7 @@ pub(super) fn join<J>(
     let entries = read(source, labels, judge)?;
     let mut joined = Joined {
         rows: Rows::new(),
+        labelled: Rows::new(),
         positional: Vec::new(),
         judgements: Vec::new(),
         counts: Counts::default(),
@@ -186,6 +190,9 @@ impl<J> Joined<J> {
                 if !same || !(named || positional) {
                     return Err(difference(source, labels, file, &pair));
                 }
+                if !matches!(entry.verdict, Verdict::Failed) {
+                    self.labelled.push(pair.row);
+                }
                 match entry.verdict {
                     Verdict::Failed => counts.failed += 1,
                     Verdict::LeftOut => counts.left_out += 1,
@@ -201,6 +208,7 @@ impl<J> Joined<J> {
             })?;
         }
         self.rows.end_file();
+        self.labelled.end_file();
         self.counts.rows += counts.labelled;
         self.counts.failed += counts.failed;
         self.counts.left_out += counts.left_out;

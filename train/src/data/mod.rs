@@ -127,6 +127,22 @@ struct Places {
     positional: Vec<bool>,
 }
 
+/// Refuses pairs to be trained on that have no images, where the footers of the files give them away: more
+/// images are missing in a row group than it has rows without labels.
+fn check_images(files: &[PairFile], selected: &Rows, labelled: &Rows) -> Result<(), DataError> {
+    for (number, file) in files.iter().enumerate() {
+        for group in file.row_groups() {
+            let rows = group.first_row..group.first_row + group.num_rows;
+            let [first, end] = [rows.start, rows.end].map(|row| u64::try_from(row).unwrap_or(0));
+            let unlabelled = (end - first) - labelled.among(number, first..end).len() as u64;
+            if group.missing_images.iter().any(|missing| *missing > unlabelled) {
+                encoded::find_missing_image(file, rows, selected.among(number, first..end))?;
+            }
+        }
+    }
+    Ok(())
+}
+
 #[derive(Debug)]
 enum Source {
     Pairs(Vec<PairFile>),
@@ -137,7 +153,8 @@ impl<J> Dataset<J> {
     /// Joins labels with the files, folders and patterns of `pairs`. `judge` is shown every row of
     /// the labels whose status is `ok`, in their order; a row for which it has no answer is left out.
     ///
-    /// The small columns of all pairs are read, their images are not.
+    /// The small columns of all pairs are read, their images only where the footer of a file says that
+    /// more are missing than are left out.
     ///
     /// # Errors
     /// When a file cannot be read or lacks columns, the labels belong to other pairs, or no pair is
@@ -176,6 +193,9 @@ impl<J> Dataset<J> {
     ) -> Result<Self, DataError> {
         let labels = LabelsFile::open(labels)?;
         let joined = join::join(&source, &labels, judge)?;
+        if let Source::Pairs(files) = &source {
+            check_images(files, &joined.rows, &joined.labelled)?;
+        }
         let mut hasher = blake3::Hasher::new();
         let mut text = |text: &str| {
             hasher.update(&(text.len() as u64).to_le_bytes()).update(text.as_bytes());
@@ -228,6 +248,14 @@ impl<J> Dataset<J> {
     /// The judgements of the pairs that are trained on, in input order.
     pub fn judgements(&self) -> &[J] {
         &self.judgements
+    }
+
+    /// Checks that a stream can be had.
+    ///
+    /// # Errors
+    /// As [`Stream::start`].
+    pub fn check(&self, options: &StreamOptions) -> Result<(), DataError> {
+        stream::check(&self.places, options).map(|_| ())
     }
 
     /// What the cache was made with, where this is one.

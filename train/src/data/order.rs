@@ -119,13 +119,22 @@ impl Rows {
 
     /// The numbers of the rows of a block.
     fn of(&self, block: &Block) -> Range<usize> {
-        let bound = |file: usize| self.starts.get(file).copied().unwrap_or(self.rows.len());
-        let file = block.file as usize;
-        let (start, end) = (bound(file), bound(file + 1));
-        let rows = self.rows.get(start..end).unwrap_or_default();
-        let place = |limit: u64| start + rows.partition_point(|&row| u64::from(row) < limit);
         let first = u64::from(block.first_row);
-        place(first)..place(first + u64::from(block.rows))
+        self.between(block.file as usize, first..first + u64::from(block.rows))
+    }
+
+    /// The numbers of those that are among some rows of a file.
+    fn between(&self, file: usize, rows: Range<u64>) -> Range<usize> {
+        let bound = |file: usize| self.starts.get(file).copied().unwrap_or(self.rows.len());
+        let (start, end) = (bound(file), bound(file + 1));
+        let all = self.rows.get(start..end).unwrap_or_default();
+        let place = |limit: u64| start + all.partition_point(|&row| u64::from(row) < limit);
+        place(rows.start)..place(rows.end)
+    }
+
+    /// Those that are among some rows of a file.
+    pub(crate) fn among(&self, file: usize, rows: Range<u64>) -> &[u32] {
+        self.rows.get(self.between(file, rows)).unwrap_or_default()
     }
 }
 

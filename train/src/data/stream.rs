@@ -245,7 +245,7 @@ impl<J> Drop for Stream<J> {
 }
 
 /// What the options ask of the data, if it can be had.
-fn check(places: &Places, options: &StreamOptions) -> Result<Transform, DataError> {
+pub(super) fn check(places: &Places, options: &StreamOptions) -> Result<Transform, DataError> {
     let (height, width) = options.resolution;
     let side = |side: i64| (1..=LARGEST_SIDE).contains(&side).then(|| u32::try_from(side).ok());
     let sides = (side(height).flatten(), side(width).flatten());

@@ -70,13 +70,16 @@ pub(crate) fn sample_pairs(rows: usize) -> Vec<Pair> {
     panic!("the sample has fewer than {rows} pairs");
 }
 
-/// A Parquet file in Pick-a-Pic's layout, in row groups of four.
+/// A Parquet file in Pick-a-Pic's layout, in row groups of four; an empty image is null.
 pub(crate) fn pairs_parquet(pairs: &[Pair]) -> Vec<u8> {
     let text = |value: fn(&Pair) -> &str| -> ArrayRef {
         Arc::new(StringArray::from_iter_values(pairs.iter().map(value)))
     };
     let image = |place: usize| -> ArrayRef {
-        Arc::new(BinaryArray::from_iter_values(pairs.iter().map(|pair| &pair.image[place])))
+        let images = pairs.iter().map(|pair| Some(&pair.image[place]));
+        Arc::new(BinaryArray::from_iter(
+            images.map(|image| image.filter(|image| !image.is_empty())),
+        ))
     };
     let labels = Float64Array::from_iter_values(pairs.iter().map(|pair| pair.label_0));
     let ids = Int64Array::from_iter_values(pairs.iter().map(|pair| pair.ranking_id));
