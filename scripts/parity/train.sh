@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Ten recorded training steps of the product, two reference refreshes among them, computed again with
-# diffusers and torch (train_replay.py). Exits 1 beyond the bounds.
+# diffusers and torch (train_replay.py), and their inputs from the pairs themselves (train_inputs.py).
+# Exits 1 beyond the bounds.
 #
 #   PARITY_OUT=DIR    work folder (default out/parity)
 #   TRAIN, RELABEL    the programs (default target/release/{train,relabel})
@@ -27,18 +28,34 @@ replay() {
         --batch-size 8 --micro-batch 4 --reference-every 4 --warmup-steps 3 --probe-every 0 \
         --sample-every 0 "$@"
     echo "== ten training steps, $name: product against diffusers and torch, f32 =="
-    "$python" scripts/parity/train_replay.py "$work/$name" --model "$model"
+    local failed=0
+    "$python" scripts/parity/train_replay.py "$work/$name" --model "$model" || failed=1
+    "$python" scripts/parity/train_inputs.py "$work/$name" --model "$model" --pairs data/sample \
+        --labels "$labels" || failed=1
     echo
+    return $failed
+}
+
+# A pipeline like MODEL that predicts the velocity.
+with_velocity() {
+    local model=$1
+    rm -rf "$work/velocity"
+    cp -r "$model" "$work/velocity"
+    sed -i 's/"prediction_type": "epsilon"/"prediction_type": "v_prediction"/' \
+        "$work/velocity/scheduler/scheduler_config.json"
+    grep -q v_prediction "$work/velocity/scheduler/scheduler_config.json"
 }
 
 # The small pipelines of the tests have random weights: their z moves far at small learning rates. And z is
-# beta / 2 times a difference of errors that agree to 1e-7: a beta of thousands would show that rounding.
+# beta / 2 times a difference of errors that agree to 1e-7: a beta of many hundreds shows that rounding.
 fixtures=crates/nn/tests/fixtures/diffusion
 status=0
 replay sd-adamw "$fixtures/sd" --beta 100 --lr 1e-6 || status=1
+with_velocity "$fixtures/sd"
+replay velocity "$work/velocity" --beta 100 --lr 1e-6 || status=1
 replay sdxl-adafactor "$fixtures/sdxl" --beta 100 --lr 1e-6 --optimizer adafactor \
     --preference vanilla --grad-checkpointing || status=1
 if [ -e data/mini/sd/model_index.json ]; then
-    replay mini-adamw data/mini/sd --beta 500 --lr 1e-6 || status=1
+    replay mini-adamw data/mini/sd --beta 200 --lr 1e-6 || status=1
 fi
 exit $status
