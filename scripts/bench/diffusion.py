@@ -123,19 +123,18 @@ def rows(models: Path, size: str) -> list[Row]:
             operations = functools.partial(unet_operations, unet, 2, side)
             row = f"forward-{pixels}-b2-{precision}"
             found.append(Row(row, "forward", folder / "unet", precision, operations, forward_inputs))
-            if pixels == 256:
-                for batch in (1, 2):
-                    target = normal(batch, 4, side, side)
-                    found.append(
-                        Row(
-                            f"backward-{pixels}-b{batch}-{precision}",
-                            "backward",
-                            folder / "unet",
-                            precision,
-                            functools.partial(unet_operations, unet, batch, side, backward=True),
-                            functools.partial(forward_inputs, batch=batch, target=target),
-                        )
+            for batch in (1, 2) if pixels == 256 else (1,):
+                target = normal(batch, 4, side, side)
+                found.append(
+                    Row(
+                        f"backward-{pixels}-b{batch}-{precision}",
+                        "backward",
+                        folder / "unet",
+                        precision,
+                        functools.partial(unet_operations, unet, batch, side, backward=True),
+                        functools.partial(forward_inputs, batch=batch, target=target),
                     )
+                )
             for command, shape in (
                 ("vae-encode", (1, 3, pixels, pixels)),
                 ("vae-decode", (1, 4, side, side)),
@@ -151,8 +150,9 @@ def rows(models: Path, size: str) -> list[Row]:
                         lambda tensor=tensor, shape=shape: ({tensor: normal(*shape)}, None),
                     )
                 )
-        steps = 4
-        found.append(image_row(f"image-256-{precision}", folder, precision, unet, vae, 1, 256, steps))
+        for pixels in (256, 512):
+            row = f"image-{pixels}-{precision}"
+            found.append(image_row(row, folder, precision, unet, vae, 1, pixels, steps=4))
     if (MINI / "model_index.json").is_file():
         configs = [json.loads((MINI / part / "config.json").read_text()) for part in ("unet", "vae")]
         side = configs[0]["sample_size"] * 2 ** (len(configs[1]["block_out_channels"]) - 1)
