@@ -262,6 +262,10 @@ def best(reports: list[dict]) -> float:
     return min(times(reports))
 
 
+def peak(reports: list[dict]) -> int:
+    return max(report["peak_rss_bytes"] for report in reports)
+
+
 def table(results: list[dict]) -> str:
     """Markdown; the ratios stand last."""
     lines = [
@@ -274,7 +278,7 @@ def table(results: list[dict]) -> str:
         shares, peaks = [], []
         for side in (ours, theirs):
             shares.append(result["operations"] / best(side) / result["matrix_rate"])
-            peaks.append(max(report["peak_rss_bytes"] for report in side) / 2**30)
+            peaks.append(peak(side) / 2**30)
         apart = f"{result['difference']:.0f}/255" if result["levels"] else f"{result['difference']:.0e}"
         cells = [
             result["row"],
@@ -288,6 +292,21 @@ def table(results: list[dict]) -> str:
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def verdict(results: list[dict]) -> str:
+    """Which rows are slower than diffusers' or take more memory, if any."""
+    slower, larger = [], []
+    for result in results:
+        ours, theirs = result["reports"]["ours"], result["reports"][result["layout"]]
+        if best(ours) >= best(theirs):
+            slower.append(result["row"])
+        if peak(ours) > peak(theirs):
+            larger.append(result["row"])
+    return (
+        f"Slower than diffusers: {', '.join(slower) or 'no row'}. "
+        f"More memory: {', '.join(larger) or 'no row'}."
+    )
 
 
 def report(results: list[dict], size: str) -> str:
@@ -306,6 +325,8 @@ def report(results: list[dict], size: str) -> str:
         f"{max(result['date'] for result in results)}.",
         "",
         table(results),
+        "",
+        verdict(results),
     ]
     if len(programs) > 1:
         lines += ["", f"Rows are of {len(programs)} builds; BENCH_FRESH=1 measures all again."]

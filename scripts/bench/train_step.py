@@ -39,6 +39,7 @@ from transformers import Adafactor
 HERE = Path(__file__).resolve().parent
 PARITY = HERE.parent / "parity"
 sys.path.insert(0, str(PARITY))
+from diffusion import verdict  # noqa: E402
 from diffusion_configs import MODELS, build  # noqa: E402
 from diffusion_parity import difference  # noqa: E402
 from diffusion_reference import added_conditions, peak_device  # noqa: E402
@@ -331,7 +332,7 @@ def main() -> None:
             f"Stable Diffusion 1.5, {arguments.size} size, random weights, threads "
             f"{', '.join(map(str, threads))}; {processor()}; diffusers at torch {torch.__version__}. "
             f"Measured {min(result['date'] for result in results)} to "
-            f"{max(result['date'] for result in results)}.\n\n{table(results)}\n"
+            f"{max(result['date'] for result in results)}.\n\n{table(results)}\n\n{verdict(results)}\n"
         )
         (arguments.out / f"{name}.md").write_text(text)
         print("\n" + text, end="")

@@ -12,6 +12,7 @@ mod latents;
 mod manifest;
 mod networks;
 mod plan;
+mod settings;
 
 use std::path::{Path, PathBuf};
 
@@ -28,6 +29,7 @@ use tch::Device;
 pub use self::manifest::{FileRecord, InputRecord, Manifest, PartRecord};
 use self::networks::Encoders;
 use self::plan::Plan;
+pub use self::settings::settings;
 use crate::model::BaseModel;
 
 /// What the folder holds.

@@ -14,8 +14,8 @@ use crate::preference::{Preference, Ties};
 /// a moving reference.
 #[derive(Debug, Parser)]
 #[command(name = "train", version, max_term_width = 80, propagate_version = true)]
-#[command(after_help = "Exit codes: 0 done, 1 failed, 2 usage, 130/143 stopped by a signal \
-    after a clean save.")]
+#[command(after_help = "Exit codes: 0 done, 1 failed, 2 usage, 3 cached with more failed pairs \
+    than --max-failed, 130/143 stopped by a signal after a clean save.")]
 pub struct Cli {
     /// What to do.
     #[command(subcommand)]
@@ -260,32 +260,59 @@ pub struct RunSettings {
 /// `train cache`.
 #[derive(Debug, Clone, Args)]
 pub struct CacheArguments {
-    /// The pipeline whose encoders are used, a folder in the layout of diffusers.
-    #[arg(long, value_name = "DIR")]
-    pub model: PathBuf,
-    /// Pairs in Pick-a-Pic's layout: Parquet files, folders or glob patterns.
-    #[arg(long, value_name = "PATH", num_args = 1.., required = true)]
-    pub pairs: Vec<PathBuf>,
-    /// The folder to write.
-    #[arg(long, value_name = "DIR")]
-    pub out: PathBuf,
-    /// Height and width of training images in pixels
-    /// [default: the model's own].
-    #[arg(long, value_name = "N")]
-    pub resolution: Option<i64>,
-    /// Encode every image mirrored as well.
+    /// The settings that a file can hold as well.
+    #[command(flatten)]
+    pub settings: CacheSettings,
+    /// Read settings from this TOML file; flags and environment win.
+    #[arg(long, value_name = "FILE.toml")]
+    pub config: Option<PathBuf>,
+    /// Print the resolved settings as TOML and stop.
     #[arg(long)]
-    pub hflip: bool,
-    /// Where to compute: auto, cpu, cuda or cuda:N.
-    #[arg(long, value_name = "DEVICE", env = "TRAIN_DEVICE", default_value = "auto")]
-    pub device: String,
-    /// Type the encoders compute in: f32, bf16 or f16.
-    #[arg(long, value_name = "TYPE", env = "TRAIN_DTYPE", default_value = "f32")]
-    pub dtype: String,
-    /// Images encoded at once.
-    #[arg(long, value_name = "N", default_value_t = 8)]
-    pub batch_size: usize,
+    pub print_config: bool,
     /// Start over: remove what an earlier run left in the output folder.
     #[arg(long)]
     pub fresh: bool,
+}
+
+/// Settings of `train cache`, each unset until flag, environment or file sets it.
+#[derive(Debug, Clone, Default, PartialEq, Args, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CacheSettings {
+    /// The pipeline whose encoders are used, a folder in the layout of diffusers.
+    #[arg(long, value_name = "DIR")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub model: Option<PathBuf>,
+    /// Pairs in Pick-a-Pic's layout: Parquet files, folders or glob patterns.
+    #[arg(long, value_name = "PATH", num_args = 1..)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pairs: Option<Vec<PathBuf>>,
+    /// The folder to write.
+    #[arg(long, value_name = "DIR")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub out: Option<PathBuf>,
+    /// Height and width of training images in pixels
+    /// [default: the model's own].
+    #[arg(long, value_name = "N")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub resolution: Option<i64>,
+    /// Encode every image mirrored as well [default: false].
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hflip: Option<bool>,
+    /// Where to compute: auto, cpu, cuda or cuda:N [default: auto].
+    #[arg(long, value_name = "DEVICE", env = "TRAIN_DEVICE")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub device: Option<String>,
+    /// Type the encoders compute in: f32, bf16 or f16 [default: f32].
+    #[arg(long, value_name = "TYPE", env = "TRAIN_DTYPE")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dtype: Option<String>,
+    /// Images encoded at once [default: 8].
+    #[arg(long, value_name = "N")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub batch_size: Option<usize>,
+    /// Failed pairs that still count as success (exit code 0) [default: 0].
+    #[arg(long, value_name = "N")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_failed: Option<u64>,
 }

@@ -5,7 +5,6 @@ use std::io::Write as _;
 
 use anyhow::{Context as _, Result};
 use indicatif::{HumanBytes, HumanCount};
-use nn::device::Precision;
 use runkit::exit::ExitStatus;
 
 use crate::cache;
@@ -76,22 +75,19 @@ fn plan(arguments: &RunArguments) -> Result<ExitStatus> {
 }
 
 fn write_cache(arguments: &CacheArguments) -> Result<ExitStatus> {
-    let device = nn::device::parse(&arguments.device)?;
-    let precision: Precision = arguments.dtype.parse()?;
-    precision.check(device)?;
-    let config = cache::Config {
-        model: arguments.model.clone(),
-        pairs: arguments.pairs.clone(),
-        out: arguments.out.clone(),
-        resolution: arguments.resolution,
-        hflip: arguments.hflip,
-        device,
-        precision,
-        batch_size: arguments.batch_size,
-        fresh: arguments.fresh,
-    };
+    let settings = cache::settings(arguments)?;
+    if arguments.print_config {
+        say(&runkit::config::to_toml_string(&settings)?)?;
+        return Ok(ExitStatus::Done);
+    }
+    let config = cache::Config::new(&settings, arguments.fresh)?;
     let stop = runkit::signals::install().context("installing signal handlers")?;
-    match cache::write(&config, &stop)? {
+    let end = cache::write(&config, &stop)?;
+    let text = runkit::config::to_toml_string(&settings.with_absolute_paths())?;
+    runkit::files::write_atomic(config.out.join(config::FILE), |file| {
+        file.write_all(text.as_bytes())
+    })?;
+    match end {
         cache::End::Stopped(signal) => {
             tracing::warn!("stopped; finished parts are kept, the same command goes on from there");
             Ok(signal.into())
@@ -105,7 +101,10 @@ fn write_cache(arguments: &CacheArguments) -> Result<ExitStatus> {
                 HumanBytes(summary.bytes),
                 config.out.display()
             ))?;
-            Ok(ExitStatus::Done)
+            Ok(match summary.failed > settings.max_failed.unwrap_or(0) {
+                true => ExitStatus::TooManyFailedRows,
+                false => ExitStatus::Done,
+            })
         }
     }
 }

@@ -95,6 +95,9 @@ pub struct Config {
     pub settings: RunSettings,
 }
 
+/// The file beside the output that holds the settings as resolved, a valid `--config`.
+pub const FILE: &str = "config.toml";
+
 /// Where images and captions come from.
 #[derive(Debug, Clone)]
 pub enum Source {

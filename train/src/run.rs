@@ -19,7 +19,7 @@ use schemas::labels::LabelsFile;
 use serde_json::{Value, json};
 
 use crate::checkpoint::{self, Checkpoint, State};
-use crate::config::{Config, Source};
+use crate::config::{self, Config, Source};
 use crate::data::{Counts, DataError, Dataset, Stream, StreamOptions};
 use crate::export;
 use crate::manifest::{self, DataFacts, Manifest};
@@ -35,7 +35,6 @@ use crate::trainer::{self, StepEnd, StepReport, Trainer};
 
 /// The folder of the checkpoints.
 pub const CHECKPOINTS: &str = "checkpoints";
-const CONFIG: &str = "config.toml";
 /// Read ahead for the probe: its pairs are few, and drawn out of this many bytes.
 const PROBE_MEMORY: u64 = 64 << 20;
 /// An alarm is raised where the errors on both images have risen by this share of the base model's:
@@ -51,7 +50,7 @@ const OUTPUTS: [&str; 10] = [
     "metrics.jsonl",
     "probe.json",
     "probe.safetensors",
-    CONFIG,
+    config::FILE,
     manifest::FILE,
 ];
 
@@ -322,7 +321,9 @@ impl<'run> Session<'run> {
         runkit::files::write_json_atomic(run.join(manifest::FILE), manifest)?;
         let settings = config.settings.with_absolute_paths();
         let text = runkit::config::to_toml_string(&settings)?;
-        runkit::files::write_atomic(run.join(CONFIG), |file| file.write_all(text.as_bytes()))?;
+        runkit::files::write_atomic(run.join(config::FILE), |file| {
+            file.write_all(text.as_bytes())
+        })?;
         let probe = probe(config, prepared, &networks, found.is_none())?;
         let captions = match &probe {
             Some(probe) => probe.captions.clone(),
@@ -468,7 +469,7 @@ impl<'run> Session<'run> {
     /// Saves what is done where it is the data that cannot be gone on with: once they are mended, no
     /// step is lost.
     fn keep_steps(&mut self, error: anyhow::Error) -> anyhow::Error {
-        let is_of_data = error.chain().any(|cause| cause.is::<DataError>());
+        let is_of_data = error.chain().any(<dyn std::error::Error>::is::<DataError>);
         if !is_of_data || self.trainer.step == 0 {
             return error;
         }

@@ -55,6 +55,9 @@ impl Sampler {
         if settings.every == 0 {
             return Ok(None);
         }
+        let kind = base.schedule.sampler_kind().unwrap_or(SamplerKind::Ddim);
+        nn::schedule::Sampler::new(&base.schedule, kind, settings.steps)
+            .context("sample images cannot be drawn; hint: --sample-every 0 draws none")?;
         let prompts = match &settings.prompts {
             None => {
                 let mut distinct: Vec<String> = Vec::new();
@@ -70,9 +73,6 @@ impl Sampler {
         if prompts.is_empty() {
             return Ok(None);
         }
-        let kind = base.schedule.sampler_kind().unwrap_or(SamplerKind::Ddim);
-        nn::schedule::Sampler::new(&base.schedule, kind, settings.steps)
-            .context("sample images cannot be drawn; hint: --sample-every 0 draws none")?;
         Ok(Some(Self {
             prompts,
             settings: settings.clone(),
@@ -198,7 +198,8 @@ fn prompts(path: &Path) -> Result<Vec<String>> {
         text.lines().map(str::trim).filter(|line| !line.is_empty()).map(str::to_owned).collect();
     ensure!(
         (1..=MOST).contains(&prompts.len()),
-        "{}: expected 1 to {MOST} prompts, a line each, found {}",
+        "{}: expected 1 to {MOST} prompts, a line each, found {}; hint: without --sample-prompts \
+         captions of the pairs are drawn",
         path.display(),
         prompts.len()
     );

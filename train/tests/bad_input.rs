@@ -63,9 +63,7 @@ fn sizes_that_do_not_fit() {
     let world = World::new(8);
     let prompts = world.put("prompts.txt", b"\n\n").display().to_string();
     let more = ["--sample-prompts", &prompts, "--sample-every", "5"];
-    let run = Run::of(&mut world.run("out", &more));
-    run.expect_error(&["prompts.txt", "1 to 64 prompts"]);
-    assert_eq!(world.names("out"), [""; 0]);
+    assert_refused(&world, &more, &["prompts.txt", "1 to 64 prompts"]);
     let cache = world.path("latents").display().to_string();
     let mut command = common::train(["cache", "--model"]);
     command.arg(pipeline("sd")).arg("--pairs").arg(world.path("pairs")).args(["--out", &cache]);
@@ -105,11 +103,42 @@ fn missing_images_and_damaged_ones_name_the_pair() {
 }
 
 #[test]
+fn steps_are_kept_where_a_later_pair_cannot_be_read() {
+    let world = World::new(11);
+    let flags = ["--record-steps", "3", "--steps", "4", "--probe-pairs", "0"];
+    Run::of(&mut world.run("whole", &flags)).expect_code(0);
+    // A pair of the third step, from the header of its record.
+    let record =
+        std::fs::read(world.path("whole/record/step-000003-micro-000.safetensors")).unwrap();
+    let length = usize::try_from(u64::from_le_bytes(record[..8].try_into().unwrap())).unwrap();
+    let header: serde_json::Value = serde_json::from_slice(&record[8..8 + length]).unwrap();
+    let ids = header["__metadata__"]["pair_ids"].as_str().unwrap();
+    let id = serde_json::from_str::<Vec<String>>(ids).unwrap().remove(0);
+    let row = world.labels().into_iter().find(|row| row.pair_id == id).unwrap();
+    let path = world.path("pairs").join(&row.source_file);
+    let whole = std::fs::read(&path).unwrap();
+    // The first bytes of its picture become others, without a change of the footer.
+    let pair = sample_pairs(11).into_iter().find(|pair| pair.ranking_id.to_string() == id).unwrap();
+    let picture = &pair.image[0];
+    let place = whole.windows(picture.len()).position(|window| window == picture).unwrap();
+    let mut spoilt = whole.clone();
+    spoilt[place..place + 16].fill(0);
+    std::fs::write(&path, spoilt).unwrap();
+    let words = ["the 2 steps done are kept", &id, "image 0", "hint: "];
+    Run::of(&mut world.run("out", &flags)).expect_error(&words);
+    assert_eq!(world.names("out/checkpoints"), ["step-000002"]);
+    // Once it is as it was, nothing is lost.
+    std::fs::write(&path, whole).unwrap();
+    Run::of(&mut world.run("out", &flags)).expect_code(0);
+    assert_eq!(world.metrics("out"), world.metrics("whole"));
+}
+
+#[test]
 fn an_image_that_is_not_there_is_said_before_anything_starts() {
     let world = World::new(8);
     let mut pairs = sample_pairs(6);
     pairs[4].image[0].clear();
-    pairs[5].image[1].clear();
+    pairs[5].image = [Vec::new(), Vec::new()];
     world.put("null/0.parquet", &pairs_parquet(&pairs));
     let rows: Vec<_> = pairs
         .iter()

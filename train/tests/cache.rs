@@ -145,11 +145,13 @@ fn difference(found: &Tensor, expected: &Tensor) -> f64 {
     difference / expected.abs().max().double_value(&[]).max(1e-12)
 }
 
+/// The files of a cache, without the settings, which name the folder.
 fn files(folder: &Path) -> BTreeMap<String, Vec<u8>> {
     fs_err::read_dir(folder)
         .unwrap()
         .map(|entry| entry.unwrap())
         .filter(|entry| !entry.file_name().to_string_lossy().starts_with('.'))
+        .filter(|entry| entry.file_name() != "config.toml")
         .map(|entry| {
             let name = entry.file_name().to_string_lossy().into_owned();
             (name, fs_err::read(entry.path()).unwrap())

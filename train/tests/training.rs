@@ -349,6 +349,10 @@ fn a_cache_gives_the_run_that_its_pairs_give() {
     let mut command = common::train(["cache", "--model"]);
     command.arg(pipeline("sd")).arg("--pairs").arg(world.path("pairs")).args(["--out", &cache]);
     Run::of(&mut command).expect_code(0);
+    // What it was made with is a file of settings.
+    let settings = world.path("latents/config.toml").display().to_string();
+    let again = Run::of(&mut common::train(["cache", "--config", &settings])).expect_code(0);
+    assert!(again.stdout.contains("12 pairs, 0 of them failed"), "{again:#?}");
     let flags = ["--steps", "4", "--probe-every", "2"];
     Run::of(&mut world.run("pairs-run", &flags)).expect_code(0);
     let more = [&flags[..], &["--cache", &cache]].concat();

@@ -366,7 +366,7 @@ fn what_is_wrong_is_said_at_once_and_by_name() {
 #[test]
 fn images_that_changed_since_they_were_labelled_end_the_stream_by_name() {
     for (broken, expected) in [
-        (None, "pair a:1 (row 1) has no image 1"),
+        (Some(Vec::new()), "pair a:1 (row 1) has no image 1"),
         (Some(b"\xff\xd8\xff".to_vec()), "image 1 of pair a:1"),
     ] {
         let folder = tempfile::tempdir().unwrap();
@@ -382,6 +382,24 @@ fn images_that_changed_since_they_were_labelled_end_the_stream_by_name() {
         // And it stays ended, without hanging.
         drop(stream);
     }
+}
+
+#[test]
+fn images_that_are_null_are_said_before_the_stream() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut pairs = PairsFile::new("a", 4, 2);
+    pairs.images[1][1] = None;
+    pairs.write(folder.path());
+    let mut rows = pairs.labels();
+    let open = |rows: &[LabelRow]| {
+        let labels = write_labels(folder.path(), rows);
+        Dataset::open(&[folder.path().join("a")], &labels, &mut judge)
+    };
+    let error = open(&rows).unwrap_err().to_string();
+    assert!(error.contains("pair a:1 (row 1) has no image 1"), "{error}");
+    // A pair that was not labelled may lack its images.
+    rows.remove(1);
+    assert_eq!(open(&rows).unwrap().counts().selected, 2);
 }
 
 #[test]
