@@ -4,6 +4,7 @@
 mod common;
 
 use common::{Run, World, evaluate, model};
+use nn::weights::{Weights, write_safetensors};
 
 /// Runs the tiny pipeline with these settings, and expects an error and no trace of it.
 #[track_caller]
@@ -49,6 +50,31 @@ fn checkpoints_that_do_not_fit_leave_no_trace() {
     let text = std::fs::read_to_string(world.path(tokenizer)).unwrap();
     world.put(tokenizer, text.replace("\"unused5\": 57", "\"unused5\": 5757").as_bytes());
     refused(&world, &[&source], &[], &["sd/tokenizer", "its text encoder reads", "hint"]);
+}
+
+#[test]
+fn networks_that_are_not_built_here_or_are_spoilt_are_refused_by_their_file() {
+    let world = World::new(&["a fox"]);
+    let folder = world.copy_pipeline("sd");
+    let source = format!("sd={}", folder.display());
+    let config = "sd/unet/config.json";
+    let text = std::fs::read_to_string(world.path(config)).unwrap();
+    world.put(config, text.replacen("CrossAttnDownBlock2D", "AttnDownBlock2D", 1).as_bytes());
+    refused(&world, &[&source], &[], &["sd/unet/config.json", "AttnDownBlock2D", "hint: "]);
+    world.put(config, text.as_bytes());
+    let weights = folder.join("unet/diffusion_pytorch_model.safetensors");
+    let whole = Weights::open(&weights).unwrap();
+    let tensors: Vec<_> = whole
+        .names()
+        .map(|name| {
+            let tensor = whole.tensor(name).unwrap();
+            let spoilt = if name == "conv_out.bias" { tensor * f64::NAN } else { tensor };
+            (name.to_owned(), spoilt.copy())
+        })
+        .collect();
+    drop(whole);
+    write_safetensors(&weights, &tensors).unwrap();
+    refused(&world, &[&source], &[], &["diffusion_pytorch_model.safetensors", "conv_out.bias"]);
 }
 
 #[test]

@@ -41,6 +41,14 @@ pub enum ConfigError {
         /// What is possible.
         expected: String,
     },
+    /// What is wrong with the configuration in a file.
+    #[error("{}: {cause}", file.display())]
+    InFile {
+        /// The file.
+        file: PathBuf,
+        /// What is wrong.
+        cause: Box<ConfigError>,
+    },
     /// No published architecture has this name.
     #[error("unknown architecture {name:?}, expected one of {known}")]
     UnknownArchitecture {
@@ -49,6 +57,18 @@ pub enum ConfigError {
         /// The names that are known.
         known: String,
     },
+}
+
+impl ConfigError {
+    /// The same, with the file named where the message does not yet.
+    pub(crate) fn in_file(self, file: &Path) -> Self {
+        match self {
+            Self::Unsupported { .. } | Self::Size { .. } => {
+                Self::InFile { file: file.to_owned(), cause: Box::new(self) }
+            }
+            named => named,
+        }
+    }
 }
 
 /// The JSON object of a configuration file.

@@ -98,7 +98,7 @@ impl ClipConfig {
         };
         config.map_err(|problem| match problem {
             Problem::Json(reason) => invalid(file, reason),
-            Problem::Config(error) => error,
+            Problem::Config(error) => error.in_file(file),
         })
     }
 

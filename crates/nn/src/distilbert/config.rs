@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use serde::Deserialize;
+use serde_json::Value;
 
 use crate::config::{ConfigError, invalid, read_json, unsupported};
 
@@ -80,8 +81,11 @@ impl DistilBertConfig {
     /// # Errors
     /// Where the file cannot be read, or describes another kind of network.
     pub fn read(file: &Path) -> Result<Self, ConfigError> {
-        let json = read_json(file)?;
-        let found = File::deserialize(&json).map_err(|error| invalid(file, error.to_string()))?;
+        Self::parse(&read_json(file)?, file).map_err(|error| error.in_file(file))
+    }
+
+    fn parse(json: &Value, file: &Path) -> Result<Self, ConfigError> {
+        let found = File::deserialize(json).map_err(|error| invalid(file, error.to_string()))?;
         if let Some(other) = found.model_type.filter(|name| name != "distilbert") {
             return Err(unsupported("model_type", &other.into(), HINT));
         }

@@ -6,7 +6,7 @@ use std::sync::OnceLock;
 use tch::{Device, Kind, TchError, Tensor};
 
 use super::{cast, widens};
-use crate::device::lacks_avx512;
+use crate::device::{Precision, lacks_avx512};
 use crate::shim;
 use crate::weights::Loader;
 
@@ -98,7 +98,7 @@ impl Conv2d {
                 let kind: Kind = x.kind();
                 let (weight, bias) = (cast(plain, kind)?, cast(bias, kind)?);
                 let (stride, padding) = ([stride; 2], [padding; 2]);
-                if kind == Kind::Float && trains_in_rows(x.device()) {
+                if kind == Kind::Float && trains_in_rows(x.device(), Precision::F32) {
                     x.f_mkldnn_convolution(&weight, Some(bias), padding, stride, [1, 1], 1)
                 } else {
                     x.f_conv2d(&weight, Some(bias), stride, padding, [1, 1], 1)
@@ -135,14 +135,15 @@ fn layout_depends_on_size() -> bool {
 }
 
 /// True where the backward pass of a convolution is faster on pictures in rows, `[B, C, H, W]` as it
-/// stands, than channels last: oneDNN without AVX-512. It is then called by its name, as PyTorch would
-/// choose one library for the network in training and another for its reference, which records no
-/// gradients, and their last bits would differ.
-pub(crate) fn trains_in_rows(device: Device) -> bool {
-    device == Device::Cpu && lacks_avx512()
+/// stands, than channels last: where oneDNN computes it in f32 on an x86 processor. It is then called by its
+/// name, as PyTorch would choose one library for the network in training and another for its reference, which
+/// records no gradients, and their last bits would differ.
+pub(crate) fn trains_in_rows(device: Device, precision: Precision) -> bool {
+    let in_f32 = precision == Precision::F32 || precision.is_widened(device);
+    device == Device::Cpu && cfg!(target_arch = "x86_64") && in_f32
 }
 
-/// True where this CPU's oneDNN convolves this type: bf16 needs AVX-512 or newer. Tried once each.
+/// True where this CPU's oneDNN convolves this type, and it is not widened. Tried once each.
 fn can_pack(kind: Kind) -> bool {
     static F32: OnceLock<bool> = OnceLock::new();
     static BF16: OnceLock<bool> = OnceLock::new();
@@ -158,7 +159,7 @@ fn can_pack(kind: Kind) -> bool {
     };
     match kind {
         Kind::Float => *F32.get_or_init(works),
-        Kind::BFloat16 => *BF16.get_or_init(works),
+        Kind::BFloat16 if !Precision::Bf16.is_widened(Device::Cpu) => *BF16.get_or_init(works),
         _ => false,
     }
 }

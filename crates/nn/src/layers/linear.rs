@@ -192,10 +192,11 @@ impl Perceptron {
     }
 }
 
-/// True where layers are packed: bf16 on a CPU whose oneDNN can. Tried once.
+/// True where layers are packed: bf16 on a CPU whose oneDNN can and where it is not widened. Tried once.
 fn can_pack(loader: &Loader<'_>) -> bool {
     static WORKS: OnceLock<bool> = OnceLock::new();
     (loader.device(), loader.precision()) == (Device::Cpu, Precision::Bf16)
+        && !Precision::Bf16.is_widened(Device::Cpu)
         && loader.may_pack()
         && *WORKS.get_or_init(|| {
             let ones = |shape: &[i64]| Tensor::f_ones(shape, (Kind::BFloat16, Device::Cpu));

@@ -3,12 +3,12 @@
 //! trained are, are cast on the way.
 //!
 //! Pictures `[B, C, H, W]` are kept channels last in memory, the layout in which convolutions and
-//! group normalisation are fastest and in which `[B, H·W, C]` is a view; in training on some
-//! processors in rows ([`trains_in_rows`]). Every layer gives the layout that it is given.
+//! group normalisation are fastest and in which `[B, H·W, C]` is a view; in training on x86 processors
+//! in rows ([`trains_in_rows`]). Every layer gives the layout that it is given.
 //!
-//! bf16 on a processor that cannot multiply it is widened for products and convolutions to f32 and rounded
-//! after them ([`widens`]): what such instructions would give, some five times as fast as libtorch does
-//! it without them.
+//! bf16 on a processor that multiplies f32 faster is widened for products and convolutions to f32 and rounded
+//! after them ([`widens`]): what instructions for bf16 would give, some five times as fast as libtorch does
+//! it where there are none.
 //!
 //! Results are written in place where no gradient can need what was there: a tensor that records
 //! none is nobody's saved input.
@@ -31,7 +31,7 @@ use tch::{Kind, TchError, Tensor};
 
 use crate::device::Precision;
 
-/// True for bf16 on a processor that multiplies f32 only.
+/// True for bf16 on a processor that multiplies f32 faster.
 fn widens(x: &Tensor) -> bool {
     x.kind() == Kind::BFloat16 && Precision::Bf16.is_widened(x.device())
 }

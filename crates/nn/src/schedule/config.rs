@@ -168,7 +168,7 @@ impl ScheduleConfig {
         if bytes > LARGEST_FILE_BYTES {
             return Err(invalid(file, format!("{bytes} bytes, expected a page of JSON")));
         }
-        Self::parse(&fs_err::read_to_string(file)?, file)
+        Self::parse(&fs_err::read_to_string(file)?, file).map_err(|error| error.in_file(file))
     }
 
     /// The same from the text of a file; `file` stands in messages only.

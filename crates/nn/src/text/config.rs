@@ -51,9 +51,12 @@ impl TextEncoderConfig {
     /// # Errors
     /// Where the file cannot be read, or describes another kind of network.
     pub fn read(file: &Path) -> Result<Self, ConfigError> {
-        let json = read_json(file)?;
+        Self::parse(&read_json(file)?, file).map_err(|error| error.in_file(file))
+    }
+
+    fn parse(json: &Value, file: &Path) -> Result<Self, ConfigError> {
         let malformed = |error: serde_json::Error| invalid(file, error.to_string());
-        let rest = Rest::deserialize(&json).map_err(malformed)?;
+        let rest = Rest::deserialize(json).map_err(malformed)?;
         if let Some(found) = rest.model_type.filter(|found| found != "clip_text_model") {
             let hint = "expected the config.json of a CLIPTextModel";
             return Err(unsupported("model_type", &found.into(), hint));
@@ -70,7 +73,7 @@ impl TextEncoderConfig {
             .architectures
             .is_some_and(|names| names.iter().any(|name| name == "CLIPTextModelWithProjection"));
         let config = Self {
-            sizes: Text::deserialize(&json).map_err(malformed)?.config("")?,
+            sizes: Text::deserialize(json).map_err(malformed)?.config("")?,
             projection: projects.then_some(rest.projection_dim),
             end_token,
         };

@@ -168,7 +168,7 @@ impl UNetConfig {
     /// Where it is not the configuration of such a network, sets an option that is not built here,
     /// or gives an impossible size.
     pub fn read(file: &Path) -> Result<Self, ConfigError> {
-        Self::parse(read_json(file)?, file)
+        Self::parse(read_json(file)?, file).map_err(|error| error.in_file(file))
     }
 
     fn parse(source: Value, name: &Path) -> Result<Self, ConfigError> {

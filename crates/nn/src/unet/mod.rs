@@ -41,6 +41,8 @@ pub const WEIGHT_FILES: &[&str] = &[
     "diffusion_pytorch_model.fp16.safetensors",
     "diffusion_pytorch_model.safetensors.index.fp16.json",
     "diffusion_pytorch_model.bin",
+    "diffusion_pytorch_model.bin.index.json",
+    "diffusion_pytorch_model.fp16.bin",
 ];
 
 /// What SDXL's network is told besides the text.
@@ -313,7 +315,9 @@ impl UNet {
 
         let latents_BCHW = latents_BCHW.f_to_device(self.device)?.f_to_kind(kind)?;
         // A reference computes as the network in training does, to the last bit.
-        let latents_BCHW = if self.purpose != Purpose::Inference && trains_in_rows(self.device) {
+        let in_rows =
+            self.purpose != Purpose::Inference && trains_in_rows(self.device, self.precision);
+        let latents_BCHW = if in_rows {
             latents_BCHW.f_contiguous()?
         } else {
             shim::channels_last(&latents_BCHW)?

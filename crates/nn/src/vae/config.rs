@@ -92,11 +92,14 @@ impl VaeConfig {
     /// # Errors
     /// Where the file cannot be read, or describes another kind of network.
     pub fn read(file: &Path) -> Result<Self, ConfigError> {
-        let json = read_json(file)?;
+        Self::parse(&read_json(file)?, file).map_err(|error| error.in_file(file))
+    }
+
+    fn parse(json: &Value, file: &Path) -> Result<Self, ConfigError> {
         let malformed = |error: serde_json::Error| invalid(file, error.to_string());
-        let config = Self::deserialize(&json).map_err(malformed)?;
+        let config = Self::deserialize(json).map_err(malformed)?;
         config.validate()?;
-        Rest::deserialize(&json).map_err(malformed)?.check(config.block_out_channels.len())?;
+        Rest::deserialize(json).map_err(malformed)?.check(config.block_out_channels.len())?;
         Ok(config)
     }
 
