@@ -11,7 +11,8 @@ use crate::cache;
 use crate::cli::{CacheArguments, Command, RunArguments, RunSettings};
 use crate::config::{self, Config};
 use crate::plan::Plan;
-use crate::run::{self, End, Prepared};
+use crate::prepared::Prepared;
+use crate::run::{self, End};
 
 /// Runs one command.
 ///
@@ -70,6 +71,7 @@ fn plan(arguments: &RunArguments) -> Result<ExitStatus> {
     let config = Config::new(&settings, arguments.fresh)?;
     runkit::signals::quiet_broken_pipe().context("setting up signals")?;
     let prepared = Prepared::new(&config)?;
+    prepared.check_cache()?;
     say(&Plan::new(&config, &prepared)?.text)?;
     Ok(ExitStatus::Done)
 }

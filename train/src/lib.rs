@@ -29,6 +29,7 @@ pub mod manifest;
 pub mod model;
 pub mod plan;
 pub mod preference;
+pub mod prepared;
 pub mod probe;
 pub mod randomness;
 pub mod recipe;

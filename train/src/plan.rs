@@ -17,7 +17,7 @@ use tch::{Device, Kind, Tensor};
 use crate::cli::OptimizerKind;
 use crate::config::{Config, Source};
 use crate::model::BaseModel;
-use crate::run::Prepared;
+use crate::prepared::Prepared;
 
 /// What a process with libtorch takes before it does anything: code, threads, allocators.
 const PROCESS_BYTES_CPU: f64 = 0.53e9;

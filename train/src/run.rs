@@ -5,27 +5,25 @@
 //! `record/`, `checkpoints/`, and in the end `pipeline/`. A run that is killed at any instant goes on
 //! from its newest checkpoint and ends with the same bytes.
 
-use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use anyhow::{Context as _, Result, bail, ensure};
-use indicatif::HumanCount;
+use anyhow::{Context as _, Result, bail};
 use runkit::lock::OutputLock;
 use runkit::metrics::Metrics;
 use runkit::progress::Progress;
 use runkit::signals::{Signal, StopFlag};
-use schemas::labels::LabelsFile;
 use serde_json::{Value, json};
 
 use crate::checkpoint::{self, Checkpoint, State};
-use crate::config::{self, Config, Source};
-use crate::data::{Counts, DataError, Dataset, Stream, StreamOptions};
+use crate::config::{self, Config};
+use crate::data::{DataError, Stream, StreamOptions};
 use crate::export;
-use crate::manifest::{self, DataFacts, Manifest};
+use crate::manifest::{self, Manifest};
 use crate::model::{BaseModel, Networks, Start};
 use crate::plan::Disk;
-use crate::preference::{Judge, Judgement, Preference};
+use crate::preference::Preference;
+use crate::prepared::{Prepared, stream_options};
 use crate::probe::{Probe, ProbeReport};
 use crate::randomness::Choice;
 use crate::record;
@@ -68,112 +66,6 @@ pub enum End {
     Stopped(Signal),
 }
 
-/// Everything that is known of a run before its networks are loaded.
-#[derive(Debug)]
-pub struct Prepared {
-    /// The model.
-    pub base: BaseModel,
-    /// The pairs with their judgements.
-    pub dataset: Arc<Dataset<Judgement>>,
-    /// The scorers of the labels.
-    pub scorers: Vec<String>,
-    /// A checksum of all judgements.
-    pub labels: String,
-    /// Pairs with votes, and how many of them are ties, whatever becomes of these.
-    pub ties: Ties,
-}
-
-/// How many pairs are ties.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Ties {
-    /// Evenly split votes, or equal sums.
-    pub ties: u64,
-    /// Pairs with votes.
-    pub pairs: u64,
-}
-
-impl fmt::Display for Ties {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let share = 100.0 * self.ties as f64 / self.pairs.max(1) as f64;
-        write!(formatter, "{} of {} ({share:.1} %)", HumanCount(self.ties), HumanCount(self.pairs))
-    }
-}
-
-/// A checksum of judgements in their order: what a run depends on of its labels.
-fn digest(judgements: &[Judgement]) -> String {
-    let mut hasher = blake3::Hasher::new();
-    for judgement in judgements {
-        match judgement {
-            Judgement::Fixed { probability, weight } => {
-                hasher.update(b"f").update(&probability.to_le_bytes()).update(&weight.to_le_bytes())
-            }
-            Judgement::ByScorer { votes } => hasher.update(b"v").update(&votes.to_le_bytes()),
-        };
-    }
-    hasher.finalize().to_hex().to_string()
-}
-
-impl Prepared {
-    /// Opens and checks model, labels and pairs. Nothing is written.
-    ///
-    /// # Errors
-    /// Where one of them cannot be used, or they do not belong together.
-    pub fn new(config: &Config) -> Result<Self> {
-        let base = BaseModel::open(&config.model, config.resolution)?;
-        ensure!(
-            config.labels.exists(),
-            "{}: expected labels, found nothing; hint: relabel score writes them",
-            config.labels.display()
-        );
-        let labels = LabelsFile::open(&config.labels)?;
-        let judge = Judge::new(&labels, &config.preference, config.ties, config.drop_human_ties)?;
-        let mut ties = Ties::default();
-        let mut judgement = |row: &schemas::labels::LabelRow| {
-            ties.pairs += 1;
-            ties.ties += u64::from(judge.is_tie(row));
-            judge.judge(row)
-        };
-        let dataset = match &config.source {
-            Source::Pairs(pairs) => Dataset::open(pairs, &config.labels, &mut judgement)?,
-            Source::Cache(folder) => Dataset::open_cache(folder, &config.labels, &mut judgement)?,
-        };
-        // What is wrong with a cache or with the prompts is said before anything is loaded.
-        dataset.check(&stream_options(config, &base, 0))?;
-        Sampler::new(config, &[], &base)?;
-        Ok(Self {
-            base,
-            labels: digest(dataset.judgements()),
-            dataset: Arc::new(dataset),
-            scorers: judge.scorers().to_vec(),
-            ties,
-        })
-    }
-
-    /// How many pairs there are and what became of them.
-    pub fn counts(&self) -> &Counts {
-        self.dataset.counts()
-    }
-
-    /// What the run is.
-    ///
-    /// # Errors
-    /// Where a file of the model cannot be read, or a cache was made with other encoders.
-    pub fn manifest(&self, config: &Config) -> Result<Manifest> {
-        let data = DataFacts {
-            fingerprint: self.dataset.fingerprint().to_owned(),
-            labels: self.labels.clone(),
-            pairs: self.counts().selected,
-        };
-        let base = &self.base;
-        let family = base.files.family.class_name();
-        let parts = base.parts()?;
-        if let Some(cache) = self.dataset.cache() {
-            cache.check_encoders(&parts).map_err(anyhow::Error::msg)?;
-        }
-        Manifest::new(config, family, parts, base.resolution, &data)
-    }
-}
-
 /// Runs `config` until it is done or stopped.
 ///
 /// # Errors
@@ -209,19 +101,6 @@ pub fn run(config: &Config, stop: &StopFlag) -> Result<End> {
     // The networks are loaded before anything is written: a wrong model leaves no trace.
     let mut session = Session::start(config, &prepared, &manifest, found.as_ref())?;
     session.train(&prepared, stop)
-}
-
-/// How the pairs of a run are streamed from a position on.
-fn stream_options(config: &Config, base: &BaseModel, position: u64) -> StreamOptions {
-    StreamOptions {
-        seed: config.seed,
-        resolution: (base.resolution, base.resolution),
-        random_crop: config.random_crop,
-        hflip: config.hflip,
-        position,
-        threads: config.data_threads,
-        memory: config.data_memory,
-    }
 }
 
 /// Says what matters most before it is too late.

@@ -47,7 +47,7 @@ pub enum ConfigError {
         /// The file.
         file: PathBuf,
         /// What is wrong.
-        cause: Box<ConfigError>,
+        cause: Box<Self>,
     },
     /// No published architecture has this name.
     #[error("unknown architecture {name:?}, expected one of {known}")]
