@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context as _, Result, bail};
+use nn::device::Precision;
 use runkit::lock::OutputLock;
 use runkit::metrics::Metrics;
 use runkit::progress::Progress;
@@ -122,6 +123,11 @@ fn announce(config: &Config, prepared: &Prepared) -> Result<()> {
         _ => format!(" = {rate:e} · {} pairs of a batch", config.batch_size),
     };
     tracing::info!("effective learning rate {:e}{scaled}", config.learning_rate.peak());
+    if config.precision == Precision::F16 {
+        tracing::warn!(
+            "--dtype f16: small gradients become zero, as the loss is not scaled; hint: --dtype bf16"
+        );
+    }
     let disk = Disk::of(config, &prepared.base)?;
     if disk.all > disk.free {
         tracing::warn!(
