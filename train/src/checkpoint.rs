@@ -3,8 +3,9 @@
 //! `checkpoints/step-000100/` holds `unet/`, `reference/`, `optimizer.safetensors`, `state.json`, and
 //! `DONE`, which is written last and lists the other files with their lengths and BLAKE3 hashes. A
 //! folder without `DONE` is none; one whose files are not what `DONE` says is damaged: it is removed and
-//! the one before it is taken. One that cannot be read, or is of another version, stays as it is. Each is a new folder, so that a full disk spoils nothing that is there, and
-//! copies of it are complete wherever they are moved.
+//! the one before it is taken. One that cannot be read, or is of another version, stays as it is. Each
+//! is a new folder, so that a full disk spoils nothing that is there, and copies of it are complete
+//! wherever they are moved.
 
 use std::collections::BTreeMap;
 use std::io;

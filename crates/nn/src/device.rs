@@ -238,9 +238,8 @@ pub fn set_threads(count: usize) {
 /// the system would clear their pages every time.
 ///
 /// What is kept and what is in use stay together below 17/16 of what was in use at most, and below 3/2 where
-/// blocks serve requests smaller than they are. On the heap of the C
-/// library, gradients that stay and activations that go would leave holes between each other: a fifth of the
-/// memory of a training pass of Stable Diffusion at 512 px (docs/performance.md).
+/// blocks serve requests smaller than they are. On the heap of the C library, gradients that stay and activations
+/// that go would leave holes between each other: a fifth of the memory of a training pass of Stable Diffusion at 512 px (docs/performance.md).
 pub fn reuse_memory() {
     shim::reuse_memory();
 }
