@@ -162,12 +162,11 @@ private:
   int device;
   Handle module = nullptr;
 
-  // The stream libtorch works on: its default one, whose handle is null.
+  // The stream that libtorch works on now: a CUstream, null for the default one.
   Handle stream() const {
     c10::impl::VirtualGuardImpl guard(at::kCUDA);
     auto current = guard.getStream(at::Device(at::kCUDA, static_cast<c10::DeviceIndex>(device)));
-    TORCH_CHECK(current.id() == 0, "expected the default stream of the GPU");
-    return nullptr;
+    return static_cast<Handle>(guard.getStreamNativeHandle(current));
   }
 
 public:

@@ -25,6 +25,7 @@ static __device__ Element narrow(float x) {
 }
 #else
 typedef unsigned short Element; // f16
+#ifdef __CUDACC__
 static __device__ float widen(Element x) {
   float wide;
   asm("cvt.f32.f16 %0, %1;" : "=f"(wide) : "h"(x));
@@ -35,6 +36,7 @@ static __device__ Element narrow(float x) {
   asm("cvt.rn.f16.f32 %0, %1;" : "=h"(half) : "f"(x));
   return half;
 }
+#endif // tests/kernels/on_cpu.cpp has its own
 #endif
 
 struct alignas(8 * sizeof(Element)) Pack {

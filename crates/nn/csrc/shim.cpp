@@ -239,6 +239,7 @@ void *nn_inference_enter(char **error) {
   return guarded(error, []() -> void * { return new c10::InferenceMode(true); });
 }
 
+// The destructor only restores flags of the thread: it is noexcept.
 void nn_inference_leave(void *guard) { delete static_cast<c10::InferenceMode *>(guard); }
 
 Tensor nn_linear_scaled(Tensor input, Tensor weight, Tensor bias, double scale, char **error) {
@@ -315,11 +316,15 @@ Tensor nn_conv2d_widened(Tensor input, Tensor weight, Tensor bias, int64_t strid
   });
 }
 
-bool nn_can_gate(Tensor value) { return can_gate(borrowed(value)); }
+bool nn_can_gate(Tensor value, char **error) {
+  return guarded(error, [&]() -> bool { return can_gate(borrowed(value)); });
+}
 
-bool nn_can_normalize(Tensor like, int64_t channels, int64_t groups) {
-  const auto &x = borrowed(like);
-  return x.is_cpu() ? can_normalize_on_cpu(x) : can_normalize(x, channels, groups);
+bool nn_can_normalize(Tensor like, int64_t channels, int64_t groups, char **error) {
+  return guarded(error, [&]() -> bool {
+    const auto &x = borrowed(like);
+    return x.is_cpu() ? can_normalize_on_cpu(x) : can_normalize(x, channels, groups);
+  });
 }
 
 Tensor nn_normalize(Tensor picture, Tensor shift, Tensor bias, Tensor weight, Tensor beta,

@@ -63,9 +63,10 @@ Tensor nn_conv2d_widened(Tensor input, Tensor weight, Tensor bias, int64_t strid
 
 // Operations by kernels of this crate on a GPU, with gradients, and nn_normalize without a bias also on a
 // CPU, without gradients (kernels.h says what they compute).
-// `shift` and `bias` may be null.
-bool nn_can_gate(Tensor value);
-bool nn_can_normalize(Tensor like, int64_t channels, int64_t groups);
+// `shift` and `bias` may be null. The first two say whether the others accept such tensors; if they
+// cannot tell they return false and set *error.
+bool nn_can_gate(Tensor value, char **error);
+bool nn_can_normalize(Tensor like, int64_t channels, int64_t groups, char **error);
 Tensor nn_normalize(Tensor picture, Tensor shift, Tensor bias, Tensor weight, Tensor beta,
                     int64_t groups, double epsilon, bool silu, char **error);
 Tensor nn_gated_gelu(Tensor value, Tensor gate, char **error);

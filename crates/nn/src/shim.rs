@@ -385,8 +385,9 @@ pub(crate) fn normal(seed: u64, sizes: &[i64]) -> Result<Tensor, TchError> {
     unsafe { adopt(nn_normal(seed, sizes.as_ptr(), sizes.len(), &mut error), error) }
 }
 
-/// A part of a network from its inputs to its output.
-pub(crate) type SegmentFunction = Box<dyn Fn(&[Tensor]) -> Result<Tensor, TchError>>;
+/// A part of a network from its inputs to its output. On a GPU libtorch's own thread for the device
+/// runs it again in the backward pass, so it must be safe to call from there.
+pub(crate) type SegmentFunction = Box<dyn Fn(&[Tensor]) -> Result<Tensor, TchError> + Send + Sync>;
 
 /// Runs `segment` without recording, and once more where the gradients are computed: memory is
 /// spent on its inputs only. One input at least must record gradients, or none come about.
@@ -430,8 +431,7 @@ pub(crate) fn checkpoint(inputs: &[&Tensor], segment: SegmentFunction) -> Result
     let owner = Box::into_raw(Box::new(segment)).cast::<c_void>();
     let mut error = std::ptr::null_mut();
     // SAFETY: the inputs are borrowed for the call, and the shim releases the owner exactly once.
-    // The segment may run on a thread of libtorch's: it reads weights, which nobody writes to
-    // between a forward pass and its backward pass.
+    // The segment may run on a thread of libtorch's, which its type allows.
     unsafe {
         let output =
             nn_checkpoint(pointers.as_ptr(), pointers.len(), run, release, owner, &mut error);

@@ -35,3 +35,8 @@ fn in_f32_they_compute_their_formulas() {
 fn in_bf16_they_compute_their_formulas() {
     run(1);
 }
+
+#[test]
+fn in_f16_they_compute_their_formulas() {
+    run(2);
+}

@@ -1,7 +1,6 @@
 //! Two-dimensional convolution.
 
-use std::cell::RefCell;
-use std::sync::OnceLock;
+use std::sync::{Mutex, OnceLock, PoisonError};
 
 use tch::{Device, Kind, TchError, Tensor};
 
@@ -22,7 +21,7 @@ type InputSize = [i64; 4];
 /// anew at every call: a third of the time of the deep layers of Stable Diffusion.
 #[derive(Debug)]
 pub(crate) struct Conv2d {
-    weight: RefCell<Weight>,
+    weight: Weight,
     bias: Tensor,
     stride: i64,
     padding: i64,
@@ -32,8 +31,33 @@ pub(crate) struct Conv2d {
 enum Weight {
     /// As in the checkpoint.
     Plain(Tensor),
-    /// In oneDNN's layout for inputs of this size.
-    Packed(Tensor, InputSize),
+    /// In oneDNN's own layout, which an input of another size may replace. Behind a lock, so that a
+    /// layer can be read from several threads.
+    Packed(Mutex<PackedWeight>),
+}
+
+/// A weight in oneDNN's layout for inputs of one size.
+#[derive(Debug)]
+struct PackedWeight {
+    tensor: Tensor,
+    size: InputSize,
+}
+
+impl PackedWeight {
+    /// The weight for inputs of `size`, in another layout if this processor's kernels want one.
+    fn for_size(
+        &mut self,
+        size: InputSize,
+        stride: i64,
+        padding: i64,
+    ) -> Result<Tensor, TchError> {
+        if self.size != size && layout_depends_on_size() {
+            let plain = self.tensor.f_to_dense(None, false)?;
+            self.tensor = shim::conv2d_pack(&plain, stride, padding, &size)?;
+            self.size = size;
+        }
+        Ok(self.tensor.shallow_clone())
+    }
 }
 
 impl Conv2d {
@@ -49,14 +73,14 @@ impl Conv2d {
         let weight_name = format!("{name}.weight");
         let weight = loader.tensor(&weight_name, &[output, input, kernel, kernel]);
         let bias = loader.tensor(&format!("{name}.bias"), &[output]);
-        let of = |weight| Self { weight: RefCell::new(weight), bias, stride, padding };
+        let of = |weight| Self { weight, bias, stride, padding };
         if !loader.may_pack() {
             return of(Weight::Plain(weight));
         }
         let prepared = if loader.device() == Device::Cpu && can_pack(weight.kind()) {
             let size = [2, input, PACKED_FOR_SIDE, PACKED_FOR_SIDE];
             let packed = shim::conv2d_pack(&weight, stride, padding, &size);
-            packed.map(|packed| Weight::Packed(packed, size))
+            packed.map(|tensor| Weight::Packed(Mutex::new(PackedWeight { tensor, size })))
         } else {
             shim::channels_last(&weight).map(Weight::Plain)
         };
@@ -79,17 +103,15 @@ impl Conv2d {
     /// `[B, I, H, W]` to `[B, O, H', W']`.
     pub(crate) fn forward(&self, x: &Tensor) -> Result<Tensor, TchError> {
         let (stride, padding, bias) = (self.stride, self.padding, &self.bias);
-        let mut weight = self.weight.borrow_mut();
-        match &mut *weight {
-            Weight::Packed(packed, size) => {
+        match &self.weight {
+            Weight::Packed(packed) => {
                 let (batch, channels, height, width) = x.size4()?;
-                let found = [batch, channels, height, width];
-                if *size != found && layout_depends_on_size() {
-                    let plain = packed.f_to_dense(None, false)?;
-                    *packed = shim::conv2d_pack(&plain, stride, padding, &found)?;
-                    *size = found;
-                }
-                shim::conv2d_packed(x, packed, bias, stride, padding)
+                // A panic inside leaves weight and size as they were, or both new.
+                let packed = packed
+                    .lock()
+                    .unwrap_or_else(PoisonError::into_inner)
+                    .for_size([batch, channels, height, width], stride, padding)?;
+                shim::conv2d_packed(x, &packed, bias, stride, padding)
             }
             Weight::Plain(plain) if widens(x) => {
                 shim::conv2d_widened(x, plain, bias, stride, padding)
@@ -112,7 +134,7 @@ impl Conv2d {
         &self,
         x: &Tensor,
     ) -> Result<(Tensor, Option<&Tensor>), TchError> {
-        if let (Device::Cuda(_), Weight::Plain(plain)) = (x.device(), &*self.weight.borrow()) {
+        if let (Device::Cuda(_), Weight::Plain(plain)) = (x.device(), &self.weight) {
             let weight = cast(plain, x.kind())?;
             let (stride, padding) = ([self.stride; 2], [self.padding; 2]);
             let result = x.f_conv2d(&weight, None::<&Tensor>, stride, padding, [1, 1], 1)?;

@@ -40,9 +40,11 @@ impl GroupNorm {
     /// True where what stands around the normalisation is best done with it ([`GroupNorm::fused`]), for
     /// pictures like this tensor in format and device: on a GPU, and where no network in training is to be
     /// matched on a CPU.
-    pub(crate) fn fuses(&self, like: &Tensor) -> bool {
-        (self.infers || like.device() != Device::Cpu)
-            && kernels::can_normalize(like, self.channels, self.groups)
+    pub(crate) fn fuses(&self, like: &Tensor) -> Result<bool, TchError> {
+        if !self.infers && like.device() == Device::Cpu {
+            return Ok(false);
+        }
+        kernels::can_normalize(like, self.channels, self.groups)
     }
 
     /// The normalisation with what stands around it, in two passes over memory.
@@ -52,7 +54,7 @@ impl GroupNorm {
 
     /// `[B, C, H, W]` to the same shape.
     pub(crate) fn forward(&self, x: &Tensor) -> Result<Tensor, TchError> {
-        if self.fuses(x) {
+        if self.fuses(x)? {
             return self.fused(x, Around::default());
         }
         let (weight, bias) = (cast(&self.weight, x.kind())?, cast(&self.bias, x.kind())?);
@@ -62,7 +64,7 @@ impl GroupNorm {
     /// The normalisation, then `x · σ(x)`. In training what lies between the two is not kept but computed
     /// again: a sixth of what a UNet keeps.
     pub(crate) fn forward_silu(&self, x: &Tensor) -> Result<Tensor, TchError> {
-        if self.fuses(x) {
+        if self.fuses(x)? {
             return self.fused(x, Around { silu: true, ..Around::default() });
         }
         if !x.requires_grad() && !self.weight.requires_grad() {

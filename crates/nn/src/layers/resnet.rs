@@ -57,7 +57,7 @@ impl ResnetBlock {
         x_BCHW: &Tensor,
         embedding_BD: Option<&Tensor>,
     ) -> Result<Tensor, TchError> {
-        if self.norm_1.fuses(x_BCHW) && self.norm_2.fuses(x_BCHW) {
+        if self.norm_1.fuses(x_BCHW)? && self.norm_2.fuses(x_BCHW)? {
             return self.fused(x_BCHW, embedding_BD);
         }
         let mut hidden_BCHW = self.conv_1.forward(&self.norm_1.forward_silu(x_BCHW)?)?;

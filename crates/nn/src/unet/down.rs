@@ -2,6 +2,7 @@
 //!
 //! huggingface/diffusers `src/diffusers/models/unets/unet_2d_blocks.py` at v0.42.1.
 
+use std::panic::RefUnwindSafe;
 use std::sync::Arc;
 
 use tch::{TchError, Tensor};
@@ -85,14 +86,34 @@ impl DownBlock {
 #[derive(Debug)]
 pub(super) struct Layer<T>(Arc<T>);
 
-impl<T> Layer<T> {
+// SAFETY: a `Part` is configuration and weights. `tch::Tensor` is `Send`; it is not `Sync` only because
+// its methods can write through a shared reference. Layers never write to their weights. The optimizer
+// and `UNet::copy_weights_from` do, through `&mut UNet` or after the backward pass, on the thread that
+// waits for the backward pass. `RefUnwindSafe` keeps `Cell` and `RefCell` out of a part at compile time;
+// what changes behind a shared reference is behind a `Mutex`.
+#[expect(unsafe_code, reason = "weights that the backward pass reads on a thread of libtorch's")]
+unsafe impl<T: Part> Send for Layer<T> {}
+// SAFETY: as above.
+#[expect(unsafe_code, reason = "weights that the backward pass reads on a thread of libtorch's")]
+unsafe impl<T: Part> Sync for Layer<T> {}
+
+impl<T: Part> Layer<T> {
     pub(super) fn new(part: T) -> Self {
         Self(Arc::new(part))
     }
+
+    /// Another owner of the same weights.
+    fn share(&self) -> Self {
+        Self(Arc::clone(&self.0))
+    }
+
+    fn apply(&self, x_BCHW: &Tensor, condition: &Tensor) -> Result<Tensor, TchError> {
+        self.0.apply(x_BCHW, condition)
+    }
 }
 
-/// A part that a feature map passes through.
-pub(super) trait Part: 'static {
+/// A part that a feature map passes through: configuration and weights, nothing else.
+pub(super) trait Part: RefUnwindSafe + 'static {
     /// Which of the conditions it reads.
     fn condition(conditions: &Conditions) -> &Tensor;
     /// `[B, C, H, W]` to `[B, C', H, W]`.
@@ -127,10 +148,11 @@ pub(super) fn checkpointed<T: Part>(
 ) -> Result<Tensor, TchError> {
     let condition = T::condition(conditions);
     if !conditions.checkpointing || !x_BCHW.requires_grad() {
-        return layer.0.apply(x_BCHW, condition);
+        return layer.apply(x_BCHW, condition);
     }
-    let part = Arc::clone(&layer.0);
+    let part = layer.share();
     let segment = move |inputs: &[Tensor]| match inputs {
+        // A method of `part`, so that the closure captures the whole `Layer` and its promise.
         [x_BCHW, condition] => part.apply(x_BCHW, condition),
         _ => Err(TchError::Shape("a checkpointed part takes two inputs".to_owned())),
     };

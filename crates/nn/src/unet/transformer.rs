@@ -161,7 +161,7 @@ impl GatedPerceptron {
 
     fn forward(&self, x_BLC: &Tensor) -> Result<Tensor, TchError> {
         let mut value = self.value.forward(x_BLC)?;
-        if kernels::can_gate(&value) {
+        if kernels::can_gate(&value)? {
             return self.back.forward(&kernels::gated_gelu(&value, &self.gate.forward(x_BLC)?)?);
         }
         let gated = if value.requires_grad() {
