@@ -224,6 +224,13 @@ impl Networks {
         let context = || format!("loading the model {}", folder.display());
         let pipeline =
             Pipeline::load_for_training(&trained, device, precision).with_context(context)?;
+        let ties = pipeline.unet.broken_ties();
+        if ties > 0 {
+            tracing::info!(
+                "the weights come from f16: {ties} lie half way between two bf16 numbers and are moved \
+                 off by less than f16's rounding, in the model and its reference alike"
+            );
+        }
         let weights = Weights::open(&reference)?;
         let reference = UNet::load_reference(&base.unet, &weights, device, precision)?;
         let schedule = TrainingSchedule::new(&base.schedule, device)?;

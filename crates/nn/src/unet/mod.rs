@@ -71,6 +71,7 @@ pub struct UNet {
     device: Device,
     precision: Precision,
     purpose: Purpose,
+    broken_ties: u64,
     checkpointing: bool,
 }
 
@@ -177,8 +178,10 @@ impl UNet {
             device,
             precision,
             purpose,
+            broken_ties: 0,
             checkpointing: false,
         };
+        network.broken_ties = loader.broken_ties();
         network.parameters = loader.take_parameters();
         loader.finish(|_| false)?;
         Ok(network)
@@ -187,6 +190,13 @@ impl UNet {
     /// The configuration it was loaded with.
     pub fn config(&self) -> &UNetConfig {
         &self.config
+    }
+
+    /// How many weights were moved off a tie between two bf16 numbers when the network was loaded for
+    /// training in bf16, or as a reference, from weights that were born in f16 (`weights/ties.rs`): each
+    /// by less than half a unit of f16.
+    pub fn broken_ties(&self) -> u64 {
+        self.broken_ties
     }
 
     /// The device it is on.

@@ -5,6 +5,7 @@ use std::fmt::Write;
 
 use tch::{Device, Kind, TchError, Tensor};
 
+use super::ties::break_ties;
 use super::{Weights, WeightsError};
 use crate::device::Precision;
 use crate::shim;
@@ -40,6 +41,8 @@ pub struct Loader<'a> {
     asked: HashSet<String>,
     missing: Vec<String>,
     misshapen: Vec<String>,
+    /// How many weights [`break_ties`] moved.
+    ties: u64,
     failure: Option<WeightsError>,
 }
 
@@ -62,6 +65,7 @@ impl<'a> Loader<'a> {
             asked: HashSet::new(),
             missing: Vec::new(),
             misshapen: Vec::new(),
+            ties: 0,
             failure: None,
         }
     }
@@ -115,6 +119,12 @@ impl<'a> Loader<'a> {
         std::mem::take(&mut self.parameters)
     }
 
+    /// How many weights of a network in training, or of its reference, were moved off a tie between two
+    /// bf16 numbers, by less than the rounding of the f16 file that they come from.
+    pub fn broken_ties(&self) -> u64 {
+        self.ties
+    }
+
     /// The checkpoint it reads from.
     pub fn weights(&self) -> &'a Weights {
         self.weights
@@ -156,7 +166,17 @@ impl<'a> Loader<'a> {
     pub fn tensor_in(&mut self, name: &str, shape: &[i64], kind: Kind) -> Tensor {
         match self.stored(name, shape) {
             Some(stored) => {
-                let converted = convert(&stored, kind, self.device);
+                let trains_in_bf16 =
+                    self.purpose != Purpose::Inference && self.precision == Precision::Bf16;
+                let unbroken = stored.shallow_clone();
+                let converted = match trains_in_bf16 {
+                    true => break_ties(name, unbroken).map(|(broken, count)| {
+                        self.ties += count;
+                        broken
+                    }),
+                    false => Ok(unbroken),
+                };
+                let converted = converted.and_then(|tensor| convert(&tensor, kind, self.device));
                 let tensor = self.or_stand_in(converted, shape, kind);
                 if self.refuses_non_finite {
                     self.check_finite(name, &tensor);

@@ -17,6 +17,7 @@ mod loader;
 mod mapped;
 mod pickle;
 mod safetensors;
+mod ties;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
