@@ -1,13 +1,14 @@
-"""Times the UNets, whole pictures and training steps on a GPU beside diffusers: the same random
+"""Times the UNets, whole images and training steps on a GPU beside diffusers: the same random
 weights, inputs and precision, in turns. Prints a table and writes DIR/gpu.json.
 
-    gpu.py --diffusion EXAMPLE --step EXAMPLE --models DIR --out DIR [--rows PATTERN ...]
+    gpu.py --diffusion EXAMPLE --step EXAMPLE --models DIR --out DIR [--rows PATTERN ...] [--compiled]
 
-diffusers is used as people use it at its best without compiling: bf16, channels last, fused
-attention, cuDNN's own choice of algorithms by trial (benchmark), AdamW fused; in training bf16 is
-autocast over f32 weights and the reference is bf16. It runs inside this process and frees the GPU
-before each run of ours. Every row runs once to warm up and is then timed --repeats times, waiting for
-the GPU after each; the table has the best. A row is a forward pass with `b` latents, a picture of 50
+diffusers is used at its best: bf16, channels last, fused attention, cuDNN's own choice of
+algorithms by trial (benchmark), AdamW fused; in training bf16 is autocast over f32 weights and the
+reference is bf16. It is timed eager, and with --compiled a second time with torch.compile around
+the UNets. It runs inside this process and frees the GPU before each run of ours. With --seconds, no
+row begins after that time; the rows left out are named. Every row runs once to warm up and is then timed --repeats times, waiting for
+the GPU after each; the table has the best. A row is a forward pass with `b` latents, an image of 50
 steps with guidance, or a training step of `p` pairs from latents at hand.
 
 Operations are those of the networks (two per multiplication with addition), what checkpointing
@@ -20,6 +21,7 @@ import gc
 import json
 import subprocess
 import sys
+import time
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import NamedTuple
@@ -41,7 +43,7 @@ class Row(NamedTuple):
     kind: str  # forward, image or train
     model: str
     side: int  # of the latents
-    batch: int  # latents, pictures or pairs
+    batch: int  # latents, images or pairs
     precision: str = "bf16"
     checkpointing: bool = False
 
@@ -51,13 +53,14 @@ ROWS = [
     Row("sd15-512-forward-b2", "forward", "sd15", 64, 2),
     Row("sd15-512-forward-b16", "forward", "sd15", 64, 16),
     Row("sd15-512-forward-b64", "forward", "sd15", 64, 64),
-    Row("sd15-512-picture-b1", "image", "sd15", 64, 1),
-    Row("sd15-512-picture-b8", "image", "sd15", 64, 8),
+    Row("sd15-512-image-b1", "image", "sd15", 64, 1),
+    Row("sd15-512-image-b8", "image", "sd15", 64, 8),
     Row("sd15-512-train-p8", "train", "sd15", 64, 8),
     Row("sd15-512-train-p16", "train", "sd15", 64, 16),
     Row("sd15-512-train-p16-checkpointing", "train", "sd15", 64, 16, "bf16", True),
     Row("sdxl-1024-forward-b2", "forward", "sdxl", 128, 2),
     Row("sdxl-1024-forward-b8", "forward", "sdxl", 128, 8),
+    Row("sdxl-1024-image-b1", "image", "sdxl", 128, 1),
     Row("sdxl-1024-train-p2-checkpointing", "train", "sdxl", 128, 2, "bf16", True),
     Row("sdxl-1024-train-p4-checkpointing", "train", "sdxl", 128, 4, "bf16", True),
 ]
@@ -92,7 +95,8 @@ class Bench:
     def measure(self, row: Row) -> dict:
         folder = self.folder(row)
         config = json.loads((folder / "unet" / "config.json").read_text())
-        files = {side: self.out / f"{side}.safetensors" for side in ("input", "ours", "theirs")}
+        names = ("input", "ours", "theirs", "compiled")
+        files = {name: self.out / f"{name}.safetensors" for name in names}
         options = {
             "model": folder if row.kind == "image" else folder / "unet",
             "input": files["input"],
@@ -125,13 +129,14 @@ class Bench:
         save_file({name: value.contiguous() for name, value in inputs.items()}, files["input"], metadata)
         rate = self.matrix_rate(row.precision)
         reports = {}
-        for side in ("ours", "theirs"):
+        sides = ["ours", "theirs"] + ["compiled"] * self.arguments.compiled
+        for side in sides:
             try:
-                reports[side] = getattr(self, side)(row, options | {"output": files[side]})
-            except (RuntimeError, torch.OutOfMemoryError) as error:
-                print(f"{row.name}, {side}: {str(error).splitlines()[0]}", flush=True)
+                reports[side] = self.run(side, row, options | {"output": files[side]})
+            except Exception as error:  # any failure of one side leaves the others their figures
+                print(f"{row.name}, {side}: {(str(error) or repr(error)).splitlines()[0]}", flush=True)
         apart = None
-        if len(reports) == 2:
+        if {"ours", "theirs"} <= reports.keys():
             found, expected = load_file(files["ours"]), load_file(files["theirs"])
             name = {"forward": "output", "image": "images", "train": "grad_norm"}[row.kind]
             apart = difference(found[name], expected[name])[0]
@@ -144,6 +149,11 @@ class Bench:
             "difference": apart,
             "reports": reports,
         }
+
+    def run(self, side: str, row: Row, options: dict) -> dict:
+        if side == "ours":
+            return self.ours(row, options)
+        return self.theirs(row, options | {"compile": str(side == "compiled").lower()})
 
     def ours(self, row: Row, options: dict) -> dict:
         if row.kind == "train":
@@ -160,6 +170,7 @@ class Bench:
                 return train_step.python_step(words | {"layout": "channels last", "optimizer": "fused"})
             return run_reference(row.kind, words | {"channels_last": "true"})
         finally:
+            torch.compiler.reset()
             gc.collect()
             torch.cuda.empty_cache()
 
@@ -169,7 +180,7 @@ def line(result: dict) -> str:
     apart = result["difference"]
     cells = [row.name]
     best = {side: min(report["seconds"]) for side, report in reports.items()}
-    for side in ("ours", "theirs"):
+    for side in ("ours", "theirs", "compiled"):
         if side not in best:
             cells += ["", "", "", ""]
             continue
@@ -179,8 +190,10 @@ def line(result: dict) -> str:
         share = result["operations"] / best[side] / result["matrix_rate"]
         peak = (reports[side]["peak_device"] or {"allocated": 0})["allocated"] / 2**30
         cells += [f"{1e3 * best[side]:.1f}", f"{done:.1f}", f"{100 * share:.0f} %", f"{peak:.1f}"]
-    ratio = f"{best['theirs'] / best['ours']:.2f}" if len(best) == 2 else ""
-    cells += [f"{apart:.0e}" if apart is not None else "", ratio]
+    cells.append(f"{apart:.0e}" if apart is not None else "")
+    for side in ("theirs", "compiled"):
+        known = {"ours", side} <= best.keys()
+        cells.append(f"{best[side] / best['ours']:.2f}" if known else "")
     return f"| {' | '.join(cells)} |"
 
 
@@ -195,20 +208,27 @@ def main() -> None:
     parser.add_argument("--rows", nargs="*", default=["*"], help="patterns, such as 'sd15-*'")
     parser.add_argument("--repeats", type=int, default=10)
     parser.add_argument("--device", default="cuda")
+    parser.add_argument("--compiled", action="store_true", help="also with torch.compile")
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="start no row after that")
     arguments = parser.parse_args()
+    start = time.monotonic()
     torch.backends.cudnn.benchmark = True
     bench = Bench(arguments)
     results = []
     for row in ROWS:
         if any(fnmatch.fnmatch(row.name, pattern) for pattern in arguments.rows):
+            if time.monotonic() - start > arguments.seconds:
+                print(f"{row.name}: skipped, {arguments.seconds:.0f} s are over", flush=True)
+                continue
             results.append(bench.measure(row))
             print(line(results[-1]), flush=True)
             (arguments.out / "gpu.json").write_text(json.dumps(results, indent=2) + "\n")
     rates = ", ".join(f"{name} {rate / 1e12:.0f} TFLOP/s" for name, rate in bench.rates.items())
     print(f"\n{torch.cuda.get_device_name()}; diffusers at torch {torch.__version__}; product {rates}\n")
     print(
-        "| row | ours ms | per s | share | GiB | diffusers ms | per s | share | GiB | difference | speed |\n"
-        "|---|" + "---:|" * 10
+        "| row | ours ms | per s | share | GiB | diffusers ms | per s | share | GiB "
+        "| compiled ms | per s | share | GiB | difference | speed | beside compiled |\n"
+        "|---|" + "---:|" * 15
     )
     print("\n".join(map(line, results)))
 

@@ -80,6 +80,9 @@ def python_step(options: dict[str, str]) -> dict:
     optimizer = OPTIMIZERS[options["optimizer"]](unet.parameters(), lr=LEARNING_RATE)
     schedule = DDPMScheduler.from_pretrained(Path(options["schedule"]).parent)
     batch = load_file(options["input"], device=str(device))
+    parameters = list(unet.parameters())
+    if options.get("compile") == "true":
+        unet, reference = torch.compile(unet), torch.compile(reference)
     wait()
     report = {"load_seconds": time.perf_counter() - start}
 
@@ -114,7 +117,7 @@ def python_step(options: dict[str, str]) -> dict:
         loss.backward()
         wait()
         times.append(time.perf_counter())
-        norm = torch.nn.utils.clip_grad_norm_(unet.parameters(), MAX_NORM)
+        norm = torch.nn.utils.clip_grad_norm_(parameters, MAX_NORM)
         wait()
         times.append(time.perf_counter())
         optimizer.step()

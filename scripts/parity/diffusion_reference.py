@@ -3,7 +3,7 @@ other side of `crates/nn/examples/diffusion.rs`, with the same commands, argumen
 
     diffusion_reference.py COMMAND key=value ...
 
-`channels_last=true` is an option of this side alone. The prompts of `image` are in the metadata of
+`channels_last=true` and `compile=true` (torch.compile of the UNet) are options of this side alone. The prompts of `image` are in the metadata of
 the input file (JSON lists `prompts` and `negatives`); its pipeline is called as people call it.
 `save` is of the other side alone.
 """
@@ -71,6 +71,7 @@ class Run:
         self.dtype = DTYPES[self.precision]
         self.repeats = int(self.take("repeats", "0"))
         self.channels_last = self.take("channels_last", "false") == "true"
+        self.compile = self.take("compile", "false") == "true"
         torch.set_num_threads(int(self.take("threads", str(torch.get_num_threads()))))
         self.report = {
             "command": command,
@@ -99,6 +100,11 @@ class Run:
                 parts = [network.unet, network.vae]
             for part in parts:
                 part.to(memory_format=torch.channels_last)
+        if self.compile:
+            if isinstance(network, DiffusionPipeline):
+                network.unet = torch.compile(network.unet)
+            else:
+                network = torch.compile(network)
         self.wait()
         self.report["load_seconds"] = time.perf_counter() - start
         return network
