@@ -45,12 +45,7 @@ struct PackedWeight {
 
 impl PackedWeight {
     /// The weight for inputs of `size`, in another layout if this processor's kernels want one.
-    fn for_size(
-        &mut self,
-        size: InputSize,
-        stride: i64,
-        padding: i64,
-    ) -> Result<Tensor, TchError> {
+    fn for_size(&mut self, size: InputSize, stride: i64, padding: i64) -> Result<Tensor, TchError> {
         if self.size != size && layout_depends_on_size() {
             let plain = self.tensor.f_to_dense(None, false)?;
             self.tensor = shim::conv2d_pack(&plain, stride, padding, &size)?;
@@ -107,10 +102,11 @@ impl Conv2d {
             Weight::Packed(packed) => {
                 let (batch, channels, height, width) = x.size4()?;
                 // A panic inside leaves weight and size as they were, or both new.
-                let packed = packed
-                    .lock()
-                    .unwrap_or_else(PoisonError::into_inner)
-                    .for_size([batch, channels, height, width], stride, padding)?;
+                let packed = packed.lock().unwrap_or_else(PoisonError::into_inner).for_size(
+                    [batch, channels, height, width],
+                    stride,
+                    padding,
+                )?;
                 shim::conv2d_packed(x, &packed, bias, stride, padding)
             }
             Weight::Plain(plain) if widens(x) => {

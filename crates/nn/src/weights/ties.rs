@@ -115,7 +115,8 @@ mod tests {
     fn weights_of_other_formats_stay() {
         let f32_born = weights(4096);
         // Of f32 numbers some are ties by chance: they stay, their rounding was another.
-        let with_a_tie = Tensor::cat(&[&f32_born.flatten(0, -1), &Tensor::from_slice(&[1.00390625f32])], 0);
+        let with_a_tie =
+            Tensor::cat(&[&f32_born.flatten(0, -1), &Tensor::from_slice(&[1.00390625f32])], 0);
         for stored in [f32_born.shallow_clone(), with_a_tie, f32_born.to_kind(Kind::BFloat16)] {
             let (same, count) = break_ties("conv_in.weight", stored.shallow_clone()).unwrap();
             assert_eq!((values(&same), same.kind(), count), (values(&stored), stored.kind(), 0));
