@@ -10,6 +10,7 @@
 #   make parity     the Python libraries and ours on the same random weights, full published size
 #   make bench      speed and memory beside the Python way
 #   make docs       the generated reference pages
+#   make clean      remove what was built; labels, runs and evaluations stay
 
 PAIRS   ?= data/sample
 SCORERS ?= data/mini/scorers.toml
@@ -41,7 +42,7 @@ endif
 .PHONY: help setup build relabel train evaluate experiments test lint parity bench docs clean
 
 help:
-	@sed -n '3,12s/^#   //p' Makefile
+	@sed -n '3,13s/^#   //p' Makefile
 
 setup: build
 	@echo "ready: make relabel"
@@ -97,5 +98,6 @@ bench: build
 docs: build
 	cargo run --quiet --release --locked -p schemas -- docs
 
+# Only what `make build`, `test`, `parity` and `bench` make again: labels take days, and are not ours to remove.
 clean:
-	rm -rf target out data/labels*.parquet data/labels*.parquet.work
+	rm -rf target out/test out/parity out/bench

@@ -12,6 +12,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 use nn::schedule::SamplerKind;
 use runkit::logging::LogArguments;
+use runkit::program::ResumeFlag;
 use serde::{Deserialize, Serialize};
 
 pub use self::filter_prompts::FilterPromptsArguments;
@@ -67,6 +68,9 @@ pub struct GenerateArguments {
     /// Start over: remove the pictures of an earlier run of this output.
     #[arg(long)]
     pub fresh: bool,
+    /// What users of other programs type.
+    #[command(flatten)]
+    pub resume: ResumeFlag,
 }
 
 /// Settings of `evaluate generate`, each unset until flag, environment or file sets it.

@@ -8,13 +8,12 @@ mod score;
 mod tables;
 
 use std::collections::HashSet;
-use std::fmt::Write as _;
-use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, ensure};
-use nn::device::{self, Precision};
+use nn::device::{self, DeviceError, Precision};
 use runkit::exit::ExitStatus;
+use runkit::program::{self, say, usage_unless};
 
 use crate::cli::{Command, GenerateArguments, GenerateSettings};
 use crate::generate::{self, Config};
@@ -39,22 +38,8 @@ pub fn run(command: Command) -> Result<ExitStatus> {
     }
 }
 
-/// Prints an error with its causes on stderr, control characters made visible.
-pub fn report(error: &anyhow::Error) {
-    let mut text = String::new();
-    for (index, cause) in error.chain().enumerate() {
-        let cause = cause.to_string();
-        // A cause that its parent already quotes says nothing new.
-        if !text.contains(&cause) {
-            let _ = write!(text, "{}{cause}", if index == 0 { "error: " } else { "\n  because: " });
-        }
-    }
-    for line in text.lines() {
-        let _ = writeln!(std::io::stderr(), "{}", runkit::logging::escape_for_terminal(line));
-    }
-}
-
 fn generate(arguments: &GenerateArguments) -> Result<ExitStatus> {
+    arguments.resume.explain();
     let Some(settings) = settings(arguments)? else { return Ok(ExitStatus::Done) };
     let config = config(settings, arguments.fresh)?;
     let stop = runkit::signals::install().context("installing signal handlers")?;
@@ -94,9 +79,21 @@ fn settings(arguments: &GenerateArguments) -> Result<Option<GenerateSettings>> {
     Ok(Some(settings))
 }
 
+/// The validated run; what is wrong with the arguments is a usage error.
 fn config(settings: GenerateSettings, fresh: bool) -> Result<Config> {
+    validated(settings, fresh).map_err(usage_unless(DeviceError::is_absent))
+}
+
+fn validated(settings: GenerateSettings, fresh: bool) -> Result<Config> {
     let models = settings.model.clone().filter(|models| !models.is_empty());
-    let models = models.context("no model given; hint: --model mini=data/mini/sd")?;
+    let prompts = settings.prompts.clone().filter(|prompts| !prompts.is_empty());
+    program::require(&[
+        ("--model <NAME=DIR>", models.is_some()),
+        ("--prompts <FILE>...", prompts.is_some()),
+        ("--out <DIR>", settings.out.is_some()),
+    ])?;
+    let (models, prompts) = (models.unwrap_or_default(), prompts.unwrap_or_default());
+    let out = settings.out.clone().unwrap_or_default();
     let mut names = HashSet::new();
     for model in &models {
         ensure!(
@@ -105,10 +102,6 @@ fn config(settings: GenerateSettings, fresh: bool) -> Result<Config> {
             model.name
         );
     }
-    let prompts = settings.prompts.clone().filter(|prompts| !prompts.is_empty());
-    let prompts =
-        prompts.context("no prompts given; hint: --prompts FILE.txt with a prompt in each line")?;
-    let out = settings.out.clone().context("no output given; hint: --out eval")?;
 
     let (first, count) = (settings.base_seed.unwrap_or(0), settings.seeds.unwrap_or(SEEDS));
     ensure!(count > 0, "--seeds 0 draws nothing; hint: leave it out for {SEEDS}");
@@ -192,9 +185,4 @@ impl GenerateSettings {
         self.dtype.get_or_insert_with(|| "f32".to_owned());
         self
     }
-}
-
-/// Writes a result to stdout.
-fn say(text: &str) -> Result<()> {
-    std::io::stdout().write_all(text.as_bytes()).context("writing to stdout")
 }

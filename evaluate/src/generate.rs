@@ -23,8 +23,8 @@ use nn::pipeline::Picture;
 use nn::schedule::SamplerKind;
 use rayon::prelude::*;
 use runkit::lock::OutputLock;
-use runkit::logging::escape_for_terminal;
-use runkit::progress::Progress;
+use runkit::logging::{escape_for_terminal, tenths};
+use runkit::progress::{PARTS, Progress};
 use runkit::signals::{Signal, StopFlag};
 use tch::Device;
 
@@ -175,7 +175,6 @@ pub fn run_on(config: &Config, prompts: &[Prompt], stop: &StopFlag) -> Result<En
     for work in work.iter().filter(|work| work.missing > 0) {
         let loading = Instant::now();
         let mut painter = Painter::load(work.model, config)?;
-        let seconds = loading.elapsed().as_secs_f64();
         tracing::info!(
             model = work.model.name,
             images = work.missing,
@@ -183,8 +182,10 @@ pub fn run_on(config: &Config, prompts: &[Prompt], stop: &StopFlag) -> Result<En
             steps = config.steps,
             scheduler = %work.model.record.scheduler,
             batch_size = work.batch_size,
-            loading_seconds = format!("{seconds:.1}"),
-            "drawing"
+            loading_seconds = tenths(loading.elapsed()),
+            "loaded {} in {:.1} s",
+            work.model.name,
+            loading.elapsed().as_secs_f64()
         );
         if !prepared {
             // A model that cannot be loaded leaves no trace.
@@ -286,8 +287,14 @@ impl<'run> Work<'run> {
         stop: &StopFlag,
     ) -> Result<Option<Signal>> {
         for (batch, missing) in &self.batches {
+            let count = missing.iter().filter(|missing| **missing).count() as u64;
+            let mut counted = 0;
             let drawn = painter.draw(batch, &mut |done, all| {
                 progress.message(format!("step {done} of {all}"));
+                // Steps are counted, not batches: of those there may be one an hour.
+                let parts = count * PARTS * done as u64 / (all as u64).max(1);
+                progress.add_parts(parts.saturating_sub(counted));
+                counted = counted.max(parts);
                 match stop.requested() {
                     Some(_) => ControlFlow::Break(()),
                     None => ControlFlow::Continue(()),
@@ -302,7 +309,7 @@ impl<'run> Work<'run> {
                 .map(|(pair, _)| pair)
                 .collect();
             self.write(&fresh, config)?;
-            progress.add(fresh.len() as u64);
+            progress.add_parts((count * PARTS).saturating_sub(counted));
             if stop.requested().is_some() {
                 return Ok(stop.requested());
             }

@@ -3,22 +3,9 @@
 
 use std::process::ExitCode;
 
-use clap::Parser as _;
 use evaluate::cli::Cli;
-use runkit::exit::ExitStatus;
 
 fn main() -> ExitCode {
     nn::device::reuse_memory();
-    let cli = Cli::parse();
-    let status = match cli.log.init() {
-        Ok(()) => evaluate::commands::run(cli.command),
-        Err(error) => Err(error.into()),
-    };
-    match status {
-        Ok(status) => status.into(),
-        Err(error) => {
-            evaluate::commands::report(&error);
-            ExitStatus::Failed.into()
-        }
-    }
+    runkit::program::main(|cli: &Cli| cli.log, |cli| evaluate::commands::run(cli.command))
 }

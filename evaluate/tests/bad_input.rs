@@ -84,27 +84,32 @@ fn settings_that_make_no_sense_are_refused() {
     let refused = |more: &[&str], says: &[&str]| refused(&world, &[&sd], more, says);
     refused(&["--size", "17"], &["--size 17x17", "multiples of 2", "hint: --size 18x18"]);
     refused(&["--size", "16x15"], &["multiples of 2", "hint: --size 16x16"]);
-    refused(&["--seeds", "0"], &["--seeds 0", "hint"]);
-    refused(&["--base-seed", "9223372036854775807"], &["--base-seed", "too large"]);
-    refused(&["--steps", "0"], &["--steps 0", "hint"]);
     refused(&["--steps", "1001"], &["pndm cannot take 1001 steps"]);
-    refused(&["--guidance", "-1"], &["--guidance -1", "hint"]);
-    refused(&["--guidance", "NaN"], &["--guidance NaN", "hint"]);
-    refused(&["--batch-size", "0"], &["--batch-size 0", "hint"]);
-    refused(&["--limit", "0"], &["--limit 0", "hint"]);
-    refused(&["--device", "gpu"], &["unknown device \"gpu\""]);
-    refused(&["--dtype", "fp16"], &["unknown precision \"fp16\""]);
-    refused(&["--dtype", "f16", "--device", "cpu"], &["f16 on the CPU", "hint"]);
+    let usage = |more: &[&str], says: &[&str]| {
+        Run::of(&mut world.generate(&[&sd], more)).expect_usage_error(says);
+        assert!(!world.path("out").exists());
+    };
+    usage(&["--seeds", "0"], &["--seeds 0", "hint"]);
+    usage(&["--base-seed", "9223372036854775807"], &["--base-seed", "too large"]);
+    usage(&["--steps", "0"], &["--steps 0", "hint"]);
+    usage(&["--guidance", "-1"], &["--guidance -1", "hint"]);
+    usage(&["--guidance", "NaN"], &["--guidance NaN", "hint"]);
+    usage(&["--batch-size", "0"], &["--batch-size 0", "hint"]);
+    usage(&["--limit", "0"], &["--limit 0", "hint"]);
+    usage(&["--device", "gpu"], &["unknown device \"gpu\"", "did you mean cuda?"]);
+    usage(&["--dtype", "fp16"], &["unknown precision \"fp16\"", "did you mean f16?"]);
+    usage(&["--dtype", "f16", "--device", "cpu"], &["f16 on the CPU", "hint"]);
     let run = Run::of(&mut world.generate(&[&sd, &sd], &[]));
-    run.expect_error(&["two models are called sd", "hint"]);
-    let run = Run::of(&mut world.generate(&[], &[]));
-    run.expect_error(&["no model given", "hint: --model"]);
-    for (arguments, says) in [
-        (vec!["--model", &sd], "no prompts given"),
-        (vec!["--model", &sd, "--prompts", "x.txt"], "no output given"),
+    run.expect_usage_error(&["two models are called sd", "hint"]);
+    for (command, missing) in [
+        ("generate", &["--model <", "--prompts <", "--out <"][..]),
+        ("score", &["--scorers <", "--prompts <", "--out <"]),
+        ("run", &["--model <", "--prompts <", "--scorers <", "--out <"]),
     ] {
-        Run::of(evaluate(["generate"]).args(arguments)).expect_error(&[says, "hint: "]);
+        Run::of(&mut evaluate([command])).expect_usage_error(&[missing, &["hint: "]].concat());
     }
+    let run = Run::of(&mut world.generate(&[&sd], &["--num-inference-steps", "5"]));
+    assert!(run.expect_code(2).stderr.contains("'--steps'"));
 }
 
 #[test]
@@ -143,7 +148,7 @@ fn an_output_that_cannot_be_written_is_refused() {
     let world = World::new(&["a fox"]);
     let sd = model("sd");
     world.put("out", b"a file");
-    Run::of(&mut world.generate(&[&sd], &[])).expect_error(&["cannot create folder", "/out"]);
+    Run::of(&mut world.generate(&[&sd], &[])).expect_error(&["/out"]);
     std::fs::remove_file(world.path("out")).unwrap();
 
     world.put("out/images/sd/mine.png", b"somebody's picture");

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use runkit::logging::LogArguments;
+use runkit::program::ResumeFlag;
 use runkit::shard::Shard;
 use serde::{Deserialize, Serialize};
 
@@ -40,6 +41,10 @@ pub enum Command {
 
 /// `relabel score` and `relabel check`.
 #[derive(Debug, Clone, Args)]
+#[command(
+    override_usage = "relabel score --pairs <PATH>... --scorers <FILE.toml> --out <FILE.parquet> [OPTIONS]\n       \
+    relabel check --pairs <PATH>... --scorers <FILE.toml> [OPTIONS]"
+)]
 pub struct ScoreArguments {
     /// The settings that a file can hold as well.
     #[command(flatten)]
@@ -50,9 +55,12 @@ pub struct ScoreArguments {
     /// Print the resolved settings as TOML and stop.
     #[arg(long)]
     pub print_config: bool,
-    /// Start over: forget what an earlier run of this output left.
+    /// Start over: replace what an earlier run of relabel left in this output.
     #[arg(long)]
     pub fresh: bool,
+    /// What users of other programs type.
+    #[command(flatten)]
+    pub resume: ResumeFlag,
 }
 
 /// Settings of `relabel score`, each unset until flag, environment or file sets it.
@@ -119,6 +127,9 @@ pub struct VoteArguments {
     /// What a tie of votes becomes.
     #[arg(long, value_name = "POLICY", value_enum, default_value = "zero")]
     pub ties: TiePolicy,
+    /// Replace other labels that relabel wrote to this output.
+    #[arg(long)]
+    pub fresh: bool,
 }
 
 /// `relabel inspect`.

@@ -3,13 +3,12 @@
 mod check;
 mod vote;
 
-use std::fmt::Write as _;
-use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, ensure};
-use nn::device::{self, Precision};
+use nn::device::{self, DeviceError, Precision};
 use runkit::exit::ExitStatus;
+use runkit::program::{self, say, usage_unless};
 use runkit::shard::Shard;
 use scorers::Compute;
 
@@ -42,22 +41,8 @@ pub fn run(command: Command) -> Result<ExitStatus> {
     }
 }
 
-/// Prints an error with its causes on stderr, control characters made visible.
-pub fn report(error: &anyhow::Error) {
-    let mut text = String::new();
-    for (index, cause) in error.chain().enumerate() {
-        let cause = cause.to_string();
-        // A cause that its parent already quotes says nothing new.
-        if !text.contains(&cause) {
-            let _ = write!(text, "{}{cause}", if index == 0 { "error: " } else { "\n  because: " });
-        }
-    }
-    for line in text.lines() {
-        let _ = writeln!(std::io::stderr(), "{}", runkit::logging::escape_for_terminal(line));
-    }
-}
-
 fn score(arguments: &ScoreArguments) -> Result<ExitStatus> {
+    arguments.resume.explain();
     let Some(settings) = settings(arguments)? else { return Ok(ExitStatus::Done) };
     let config = config(&settings, arguments, Output::Needed)?;
     let stop = runkit::signals::install().context("installing signal handlers")?;
@@ -85,11 +70,9 @@ fn score(arguments: &ScoreArguments) -> Result<ExitStatus> {
         score::End::Done => {
             let report = Report::of(&config.out)?;
             say(&format!("{}\nlabels: {}\n", report.to_text(), config.out.display()))?;
-            Ok(if report.failed_rows > config.settings.max_failed.unwrap_or(0) {
-                ExitStatus::TooManyFailedRows
-            } else {
-                ExitStatus::Done
-            })
+            let allowed = config.settings.max_failed.unwrap_or(0);
+            let list = format!("relabel inspect --failed {}", config.out.display());
+            Ok(program::status_of_failed(report.failed_rows, allowed, "rows", &list))
         }
     }
 }
@@ -117,7 +100,7 @@ fn settings(arguments: &ScoreArguments) -> Result<Option<ScoreSettings>> {
     };
     settings.shard = arguments.settings.shard;
     if arguments.print_config {
-        let resolved = settings.with_defaults()?;
+        let resolved = settings.with_defaults().map_err(usage_unless(DeviceError::is_absent))?;
         say(&runkit::config::to_toml_string(&resolved)?)?;
         return Ok(None);
     }
@@ -130,21 +113,26 @@ enum Output {
     NotNeeded,
 }
 
+/// The validated run; what is wrong with the arguments is a usage error.
 fn config(settings: &ScoreSettings, arguments: &ScoreArguments, output: Output) -> Result<Config> {
+    validated(settings, arguments, output).map_err(usage_unless(DeviceError::is_absent))
+}
+
+fn validated(
+    settings: &ScoreSettings,
+    arguments: &ScoreArguments,
+    output: Output,
+) -> Result<Config> {
     let settings = settings.with_defaults()?;
     let pairs = settings.pairs.clone().filter(|pairs| !pairs.is_empty());
-    let pairs = pairs.context(
-        "no pairs given; hint: --pairs FOLDER, or `pairs = [...]` in --config FILE.toml",
-    )?;
-    let scorers = settings
-        .scorers
-        .clone()
-        .context("no scorers given; hint: --scorers data/mini/scorers.toml")?;
-    let out = match (settings.out.clone(), output) {
-        (Some(out), _) => out,
-        (None, Output::NotNeeded) => PathBuf::from("labels.parquet"),
-        (None, Output::Needed) => anyhow::bail!("no output given; hint: --out labels.parquet"),
-    };
+    program::require(&[
+        ("--pairs <PATH>...", pairs.is_some()),
+        ("--scorers <FILE.toml>", settings.scorers.is_some()),
+        ("--out <FILE.parquet>", settings.out.is_some() || output == Output::NotNeeded),
+    ])?;
+    let pairs = pairs.unwrap_or_default();
+    let scorers = settings.scorers.clone().unwrap_or_default();
+    let out = settings.out.clone().unwrap_or_else(|| PathBuf::from("labels.parquet"));
     ensure!(out.file_name().is_some(), "--out {} does not name a file", out.display());
     let compute = compute(&settings)?;
     let batch_size = settings.batch_size.unwrap_or(BATCH_SIZE_CPU_F32);
@@ -160,6 +148,7 @@ fn config(settings: &ScoreSettings, arguments: &ScoreArguments, output: Output) 
         pairs,
         scorers,
         out,
+        config: arguments.config.clone(),
         batch_size,
         compute,
         shard,
@@ -204,9 +193,4 @@ impl ScoreSettings {
         settings.device = Some(device);
         Ok(settings)
     }
-}
-
-/// Writes a result to stdout.
-fn say(text: &str) -> Result<()> {
-    std::io::stdout().write_all(text.as_bytes()).context("writing to stdout")
 }

@@ -18,6 +18,7 @@ use std::time::Instant;
 
 use anyhow::{Context as _, Result, ensure};
 use runkit::lock::OutputLock;
+use runkit::logging::{counted, tenths};
 use runkit::progress::Progress;
 use runkit::shard::Shard;
 use runkit::signals::{Signal, StopFlag};
@@ -30,6 +31,7 @@ pub use self::manifest::{FileRecord, InputRecord, Manifest};
 use self::pipeline::{Outcome, Scoring};
 use self::plan::Plan;
 pub use self::work::work_folder;
+pub(crate) use self::work::{labels_output, manifest_of_labels};
 use crate::cli::ScoreSettings;
 use crate::vote::TiePolicy;
 
@@ -42,6 +44,8 @@ pub struct Config {
     pub scorers: PathBuf,
     /// The labels file to write.
     pub out: PathBuf,
+    /// The settings file that was read.
+    pub config: Option<PathBuf>,
     /// Images per forward.
     pub batch_size: usize,
     /// Device and type.
@@ -81,6 +85,7 @@ pub fn run(config: &Config, stop: &StopFlag) -> Result<End> {
     let inputs = discover(&config.pairs)?;
     let scorers = ScorersConfig::read(&config.scorers)?;
     let parts = work_folder(&config.out).join("parts");
+    work::refuse_foreign(config, &inputs)?;
     runkit::files::create_folder(work::folder_of(&config.out))?;
     let _lock = work::output_lock(config)?;
 
@@ -193,6 +198,7 @@ pub struct Rehearsal {
 pub fn rehearse(config: &Config) -> Result<Rehearsal> {
     let inputs = discover(&config.pairs)?;
     let scorers = ScorersConfig::read(&config.scorers)?;
+    work::refuse_foreign(config, &inputs)?;
     let plan = Plan::make(&inputs, config.limit, &std::env::temp_dir())?;
     ensure!(
         plan.pairs() > 0,
@@ -279,8 +285,10 @@ fn load(described: DescribedScorers, plan: &Plan) -> Result<ScorerSet> {
         captions = plan.captions.len(),
         scorers = set.names().join(","),
         dtype = %set.compute().precision,
-        loading_seconds = format!("{:.1}", loading.elapsed().as_secs_f64()),
-        "scoring"
+        loading_seconds = tenths(loading.elapsed()),
+        "loaded {} in {:.1} s",
+        counted(set.names().len() as u64, "scorers"),
+        loading.elapsed().as_secs_f64()
     );
     Ok(set)
 }

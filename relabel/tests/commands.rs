@@ -86,7 +86,8 @@ fn vote_decides_ties_as_asked_and_nothing_else() {
     labels_file(&world, &rows);
     let deviations = deviations(&rows);
     for policy in ["zero", "human", "first", "second", "margin"] {
-        Run::of(&mut vote(&world, "out.parquet", &["--ties", policy])).expect_code(0);
+        let more = ["--ties", policy, "--fresh"];
+        Run::of(&mut vote(&world, "out.parquet", &more)).expect_code(0);
         let (mut ties, mut decided) = (0, 0);
         for (new, old) in world.labels("out.parquet").iter().zip(&rows) {
             let mut expected = old.clone();
@@ -154,13 +155,184 @@ fn vote_refuses_unknown_voters_and_its_own_input() {
     ]);
     std::os::unix::fs::symlink(&labels, world.path("link.parquet")).unwrap();
     for out in ["labels.parquet", "./labels.parquet", "link.parquet"] {
-        Run::of(&mut vote(&world, out, &[])).expect_error(&["--out", "hint: "]);
+        for more in [&[][..], &["--fresh"]] {
+            let run = Run::of(&mut vote(&world, out, more));
+            run.expect_error(&["--out", "is one of the inputs", "hint: choose another --out"]);
+        }
     }
     assert!(world.bytes("labels.parquet") == before);
     assert_eq!(world.names(""), ["labels.parquet", "link.parquet"]);
     world.put("labels.parquet", &before[..before.len() / 2]);
     Run::of(&mut vote(&world, "out.parquet", &[])).expect_error(&["labels.parquet"]);
     assert!(!world.path("out.parquet").exists());
+}
+
+#[test]
+fn vote_overwrites_nothing_that_is_not_its_own() {
+    let world = World::with_sample(3);
+    labels_file(&world, &rows(20));
+    // Somebody's pairs, text, and labels that another tool wrote.
+    let pairs = world.bytes("pairs/0.parquet");
+    world.put("mine.parquet", &pairs);
+    world.put("thesis.tex", b"\\begin{document}");
+    for out in ["mine.parquet", "thesis.tex"] {
+        let before = world.bytes(out);
+        for more in [&[][..], &["--fresh"]] {
+            let run = Run::of(&mut vote(&world, out, more));
+            let run = run.expect_error(&[out, "did not write", "hint: choose another --out"]);
+            assert!(!run.stderr.contains("--fresh"), "{run:#?}");
+            assert!(world.bytes(out) == before, "{out} was changed");
+        }
+    }
+    // Labels of another vote: refused by what differs, and replaced if that is asked for.
+    Run::of(&mut vote(&world, "out.parquet", &["--voters", "clip,hps,pickscore"])).expect_code(0);
+    let three = world.bytes("out.parquet");
+    let two = ["--voters", "clip,hps"];
+    let run = Run::of(&mut vote(&world, "out.parquet", &two));
+    run.expect_error(&["out.parquet", "of another run", "voters[2]: was \"pickscore\"", "--fresh"]);
+    assert!(world.bytes("out.parquet") == three);
+    let again = Run::of(&mut vote(&world, "out.parquet", &["--voters", "clip,hps,pickscore"]));
+    let again = again.expect_code(0);
+    assert!(again.stderr.contains("already complete"), "{again:#?}");
+    assert!(again.stdout.contains("20 pairs: 18 voted on, 2 failed"), "{again:#?}");
+    Run::of(&mut vote(&world, "out.parquet", &[&two[..], &["--fresh"]].concat())).expect_code(0);
+    let file = LabelsFile::open(world.path("out.parquet")).unwrap();
+    assert_eq!(file.schema().scorers(), ["clip", "hps"]);
+}
+
+#[test]
+fn score_overwrites_nothing_that_is_not_its_own() {
+    let world = World::with_sample(3);
+    let scorers = world.two_scorers();
+    world.put("notes.md", b"# Notes");
+    world.put("copy.parquet", &world.bytes("pairs/0.parquet"));
+    std::os::unix::fs::symlink("nowhere", world.path("dangling.parquet")).unwrap();
+    world.put("kept.parquet.work/parts/thesis.tex", b"mine");
+    let before = world.files("");
+    for (out, says) in [
+        ("notes.md", "plain text that this program did not write"),
+        ("copy.parquet", "a Parquet file that this program did not write"),
+        ("dangling.parquet", "a symbolic link to nothing"),
+        ("pairs", "a folder that this program did not write"),
+        ("pairs/0.parquet", "is one of the inputs"),
+        ("two.toml", "is one of the inputs"),
+        ("kept.parquet", "kept.parquet.work: expected the unfinished work of relabel score"),
+    ] {
+        for more in [&[][..], &["--fresh"], &["--limit", "1", "--fresh"]] {
+            let run = Run::of(&mut world.score(&scorers, out, more));
+            let run = run.expect_error(&[out, says, "hint: choose another --out"]);
+            assert!(!run.stderr.contains("--fresh"), "{run:#?}");
+        }
+        let mut check = relabel(["check", "--pairs"]);
+        check.arg(world.path("pairs")).arg("--scorers").arg(&scorers);
+        Run::of(check.arg("--out").arg(world.path(out))).expect_error(&[out, says]);
+    }
+    assert!(world.files("") == before, "something was changed");
+}
+
+#[test]
+fn settings_that_the_user_wrote_are_not_overwritten() {
+    let world = World::with_sample(3);
+    world.two_scorers();
+    let text = b"# my run\npairs = [\"pairs\"]\nscorers = \"two.toml\"\nout = \"labels.parquet\"\n";
+    let config = world.put("labels.config.toml", text);
+    let run = Run::of(relabel(["score", "--config"]).arg(&config)).expect_code(0);
+    assert!(run.stderr.contains("stays as it is"), "{run:#?}");
+    assert_eq!(world.bytes("labels.config.toml"), text);
+}
+
+#[test]
+fn a_flag_of_another_program_is_answered_with_sense() {
+    let world = World::with_sample(3);
+    let scorers = world.two_scorers();
+    let run = Run::of(&mut world.score(&scorers, "labels.parquet", &["--resume"])).expect_code(0);
+    assert!(run.stderr.contains("resuming is automatic"), "{run:#?}");
+    for (flag, says) in [
+        ("--force", "results of the same command are kept"),
+        ("--overwrite", "results of the same command are kept"),
+        ("--resume-from-checkpoint", "resuming is automatic"),
+        ("--threads", "OMP_NUM_THREADS"),
+        ("--workers", "OMP_NUM_THREADS"),
+        ("--fp16", "'--dtype'"),
+        ("--output", "'--out'"),
+        ("--fres", "unexpected argument"),
+        ("--refresh", "unexpected argument"),
+    ] {
+        let run = Run::of(&mut world.score(&scorers, "labels.parquet", &[flag])).expect_code(2);
+        assert!(run.stderr.contains(says), "{flag}: {run:#?}");
+        assert!(!run.stderr.contains("--fresh"), "{flag}: {run:#?}");
+    }
+}
+
+#[test]
+fn the_log_is_json_to_the_last_line() {
+    let world = World::with_sample(3);
+    let scorers = world.two_scorers();
+    let lines = |run: &Run| -> Vec<serde_json::Value> {
+        let line = |line: &str| match serde_json::from_str(line) {
+            Ok(value) => value,
+            Err(error) => panic!("{line}: {error}"),
+        };
+        run.stderr.lines().map(line).collect()
+    };
+    let json = ["--log-format", "json"];
+    let run = Run::of(&mut world.score(&scorers, "labels.parquet", &json)).expect_code(0);
+    let progress: Vec<_> =
+        lines(&run).into_iter().filter(|line| line["fields"]["label"] == "scoring").collect();
+    let last = &progress.last().unwrap()["fields"];
+    assert_eq!(last["done"], last["total"], "{last}");
+    assert!(last["rate"].is_f64() && last["finished"] == true, "{last}");
+    let loaded = lines(&run).into_iter().find(|line| !line["fields"]["loading_seconds"].is_null());
+    assert!(loaded.unwrap()["fields"]["loading_seconds"].is_f64());
+    for (more, code, says) in [
+        (&["--pairs", "absent"][..], 1, "found nothing of that name"),
+        (&["--dtype", "fp16"], 2, "did you mean f16?"),
+        (&["--nope"], 2, "unexpected argument"),
+        (&["--shard", "4/4"], 2, "zero-based"),
+    ] {
+        let more = [&json[..], more].concat();
+        let run = Run::of(&mut world.score(&scorers, "other.parquet", &more)).expect_code(code);
+        let lines = lines(&run);
+        let last = lines.last().unwrap();
+        assert_eq!(last["level"], "ERROR", "{last}");
+        assert!(last["fields"]["message"].as_str().unwrap().contains(says), "{last}");
+    }
+}
+
+#[test]
+fn an_exit_code_of_3_is_explained() {
+    let world = World::with_sample(3);
+    world.put("pairs/0.parquet", &common::pairs_parquet(&spoilt_pairs()));
+    let scorers = world.two_scorers();
+    for quiet in [&[][..], &["-q"], &["-qq"]] {
+        let more = [quiet, &["--fresh"]].concat();
+        let run = Run::of(&mut world.score(&scorers, "labels.parquet", &more)).expect_code(3);
+        for words in ["1 row failed", "--max-failed is 0", "exit code 3", "inspect --failed"] {
+            assert!(run.stderr.contains(words), "{words:?} is not in {run:#?}");
+        }
+    }
+    let more = ["--fresh", "--max-failed", "1"];
+    let run = Run::of(&mut world.score(&scorers, "labels.parquet", &more)).expect_code(0);
+    assert!(!run.stderr.contains("exit code"), "{run:#?}");
+}
+
+fn spoilt_pairs() -> Vec<common::Pair> {
+    let mut pairs = common::sample_pairs(1);
+    pairs[0].image[1].truncate(40);
+    pairs
+}
+
+#[test]
+fn what_an_error_quotes_is_short() {
+    let world = World::empty();
+    labels_file(&world, &rows(3));
+    let long = "x".repeat(100_000);
+    for more in [["--voters", &long], ["--ties", &long], [&*format!("--{long}"), "1"]] {
+        let run = Run::of(&mut vote(&world, "out.parquet", &more));
+        assert!(matches!(run.code(), Some(1 | 2)), "{:?}", run.code());
+        assert!(run.stderr.len() < 3_000, "{} bytes", run.stderr.len());
+        assert!(run.stderr.contains("cut: 100"), "{}", run.stderr);
+    }
 }
 
 fn inspect(world: &World, more: &[&str]) -> Run {
@@ -322,7 +494,7 @@ fn help_fits_80_columns_and_names_every_flag() {
         (None, &[][..]),
         (Some("score"), &score),
         (Some("check"), &score),
-        (Some("vote"), &["labels", "out", "voters", "ties"]),
+        (Some("vote"), &["labels", "out", "voters", "ties", "fresh"]),
         (Some("inspect"), &["format"]),
     ] {
         for flag in ["-h", "--help"] {

@@ -87,7 +87,6 @@ pub struct Summary {
 /// One sentence about what is wrong with an input, the model, the folder, or an earlier run that this
 /// one would mix with.
 pub fn write(config: &Config, stop: &StopFlag) -> Result<End> {
-    ensure!(config.batch_size > 0, "--batch-size 0 encodes nothing; hint: leave it out");
     let base = BaseModel::open(&config.model, config.resolution)?;
     runkit::files::create_folder(&config.out)?;
     let _lock = OutputLock::exclusive(config.out.join(".cache.lock"))?;

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use runkit::logging::LogArguments;
+use runkit::program::ResumeFlag;
 use serde::{Deserialize, Serialize};
 
 use crate::learning_rate::Schedule;
@@ -51,6 +52,9 @@ pub struct RunArguments {
     /// Start over: remove what an earlier run left in the output folder.
     #[arg(long)]
     pub fresh: bool,
+    /// What users of other programs type.
+    #[command(flatten)]
+    pub resume: ResumeFlag,
 }
 
 /// How weights follow gradients.
@@ -272,6 +276,9 @@ pub struct CacheArguments {
     /// Start over: remove what an earlier run left in the output folder.
     #[arg(long)]
     pub fresh: bool,
+    /// What users of other programs type.
+    #[command(flatten)]
+    pub resume: ResumeFlag,
 }
 
 /// Settings of `train cache`, each unset until flag, environment or file sets it.

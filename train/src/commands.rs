@@ -4,8 +4,10 @@ use std::fmt::Write as _;
 use std::io::Write as _;
 
 use anyhow::{Context as _, Result};
-use indicatif::{HumanBytes, HumanCount};
+use indicatif::{DecimalBytes, HumanCount};
+use nn::device::DeviceError;
 use runkit::exit::ExitStatus;
+use runkit::program::{self, say, usage_unless};
 
 use crate::cache;
 use crate::cli::{CacheArguments, Command, RunArguments, RunSettings};
@@ -26,24 +28,10 @@ pub fn run(command: Command) -> Result<ExitStatus> {
     }
 }
 
-/// Prints an error with its causes on stderr, control characters made visible.
-pub fn report(error: &anyhow::Error) {
-    let mut text = String::new();
-    for (index, cause) in error.chain().enumerate() {
-        let cause = cause.to_string();
-        // A cause that its parent already quotes says nothing new.
-        if !text.contains(&cause) {
-            let _ = write!(text, "{}{cause}", if index == 0 { "error: " } else { "\n  because: " });
-        }
-    }
-    for line in text.lines() {
-        let _ = writeln!(std::io::stderr(), "{}", runkit::logging::escape_for_terminal(line));
-    }
-}
-
 fn train(arguments: &RunArguments) -> Result<ExitStatus> {
+    arguments.resume.explain();
     let Some(settings) = settings(arguments)? else { return Ok(ExitStatus::Done) };
-    let config = Config::new(&settings, arguments.fresh)?;
+    let config = config(&settings, arguments)?;
     let stop = runkit::signals::install().context("installing signal handlers")?;
     match run::run(&config, &stop)? {
         End::Stopped(signal) => {
@@ -68,7 +56,7 @@ fn train(arguments: &RunArguments) -> Result<ExitStatus> {
 
 fn plan(arguments: &RunArguments) -> Result<ExitStatus> {
     let Some(settings) = settings(arguments)? else { return Ok(ExitStatus::Done) };
-    let config = Config::new(&settings, arguments.fresh)?;
+    let config = config(&settings, arguments)?;
     runkit::signals::quiet_broken_pipe().context("setting up signals")?;
     let prepared = Prepared::new(&config)?;
     prepared.check_cache()?;
@@ -77,12 +65,14 @@ fn plan(arguments: &RunArguments) -> Result<ExitStatus> {
 }
 
 fn write_cache(arguments: &CacheArguments) -> Result<ExitStatus> {
+    arguments.resume.explain();
     let settings = cache::settings(arguments)?;
     if arguments.print_config {
         say(&runkit::config::to_toml_string(&settings)?)?;
         return Ok(ExitStatus::Done);
     }
-    let config = cache::Config::new(&settings, arguments.fresh)?;
+    let config = cache::Config::new(&settings, arguments.fresh)
+        .map_err(usage_unless(DeviceError::is_absent))?;
     let stop = runkit::signals::install().context("installing signal handlers")?;
     let end = cache::write(&config, &stop)?;
     let text = runkit::config::to_toml_string(&settings.with_absolute_paths())?;
@@ -100,15 +90,19 @@ fn write_cache(arguments: &CacheArguments) -> Result<ExitStatus> {
                 HumanCount(summary.rows),
                 HumanCount(summary.failed),
                 HumanCount(summary.captions),
-                HumanBytes(summary.bytes),
+                DecimalBytes(summary.bytes),
                 config.out.display()
             ))?;
-            Ok(match summary.failed > settings.max_failed.unwrap_or(0) {
-                true => ExitStatus::TooManyFailedRows,
-                false => ExitStatus::Done,
-            })
+            let allowed = settings.max_failed.unwrap_or(0);
+            let list = "the column `status` of its latents";
+            Ok(program::status_of_failed(summary.failed, allowed, "pairs", list))
         }
     }
+}
+
+/// The validated run; what is wrong with the arguments is a usage error.
+fn config(settings: &RunSettings, arguments: &RunArguments) -> Result<Config> {
+    Config::new(settings, arguments.fresh).map_err(usage_unless(DeviceError::is_absent))
 }
 
 /// The settings from flags, environment, file and recipes; `None` when they were only to be printed.
@@ -119,9 +113,4 @@ fn settings(arguments: &RunArguments) -> Result<Option<RunSettings>> {
         return Ok(None);
     }
     Ok(Some(settings))
-}
-
-/// Writes a result to stdout.
-fn say(text: &str) -> Result<()> {
-    std::io::stdout().write_all(text.as_bytes()).context("writing to stdout")
 }

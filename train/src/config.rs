@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, ensure};
 use nn::device::{self, DeviceChoice, Precision};
+use runkit::program::UsageError;
 use tch::Device;
 
 use crate::cli::{OptimizerKind, RunArguments, RunSettings};
@@ -164,23 +165,23 @@ impl Config {
     /// # Errors
     /// Where one is missing, impossible, or does not go with another.
     pub fn new(settings: &RunSettings, fresh: bool) -> Result<Self> {
-        let model = settings.model.clone().context("no model given; hint: --model data/mini/sd")?;
         let pairs = settings.pairs.clone().filter(|pairs| !pairs.is_empty());
+        runkit::program::require(&[
+            ("--model <DIR>", settings.model.is_some()),
+            ("--pairs <PATH>... (or --cache <DIR>)", pairs.is_some() || settings.cache.is_some()),
+            ("--labels <FILE.parquet>", settings.labels.is_some()),
+            ("--out <DIR>", settings.out.is_some()),
+        ])?;
+        let model = settings.model.clone().unwrap_or_default();
+        let labels = settings.labels.clone().unwrap_or_default();
+        let out = settings.out.clone().unwrap_or_default();
         let source = match (pairs, settings.cache.clone()) {
-            (Some(pairs), None) => Source::Pairs(pairs),
-            (None, Some(cache)) => Source::Cache(cache),
             (Some(_), Some(_)) => {
                 anyhow::bail!("both pairs and a cache are given; hint: name one of them")
             }
-            (None, None) => anyhow::bail!(
-                "no pairs given; hint: --pairs FOLDER, or --cache with what train cache wrote"
-            ),
+            (None, Some(cache)) => Source::Cache(cache),
+            (pairs, None) => Source::Pairs(pairs.unwrap_or_default()),
         };
-        let labels = settings
-            .labels
-            .clone()
-            .context("no labels given; hint: --labels data/labels.parquet, which relabel writes")?;
-        let out = settings.out.clone().context("no output given; hint: --out runs/NAME")?;
 
         let steps = positive("--steps", settings.steps)?;
         let batch_size = positive("--batch-size", settings.batch_size)?;
@@ -338,7 +339,8 @@ impl RunSettings {
 
     /// Everything said that does not depend on the model or the data.
     fn with_defaults(mut self) -> Result<Self> {
-        let choice: DeviceChoice = self.device.as_deref().unwrap_or("auto").parse()?;
+        let device = self.device.as_deref().unwrap_or("auto");
+        let choice: DeviceChoice = device.parse().map_err(UsageError::of)?;
         let on_gpu = choice.resolve()?.is_cuda();
         self.preference.get_or_insert_default();
         self.ties.get_or_insert_default();

@@ -2,22 +2,9 @@
 
 use std::process::ExitCode;
 
-use clap::Parser as _;
-use runkit::exit::ExitStatus;
 use train::cli::Cli;
 
 fn main() -> ExitCode {
     nn::device::reuse_memory();
-    let cli = Cli::parse();
-    let status = match cli.log.init() {
-        Ok(()) => train::commands::run(cli.command),
-        Err(error) => Err(error.into()),
-    };
-    match status {
-        Ok(status) => status.into(),
-        Err(error) => {
-            train::commands::report(&error);
-            ExitStatus::Failed.into()
-        }
-    }
+    runkit::program::main(|cli: &Cli| cli.log, |cli| train::commands::run(cli.command))
 }

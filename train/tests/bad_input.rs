@@ -16,6 +16,13 @@ fn assert_refused(world: &World, more: &[&str], says: &[&str]) {
     }
 }
 
+/// The same for arguments that make no sense whatever the data are.
+#[track_caller]
+fn assert_usage_refused(world: &World, more: &[&str], says: &[&str]) {
+    Run::of(&mut world.run("out", more)).expect_usage_error(&[says, &["hint: "]].concat());
+    assert!(!world.path("out").exists());
+}
+
 #[test]
 fn labels_of_other_pairs() {
     let world = World::new(8);
@@ -72,12 +79,36 @@ fn sizes_that_do_not_fit() {
     assert_refused(&world, &["--cache", &cache, "--hflip"], &["mirrored"]);
     assert_refused(&world, &["--resolution", "17"], &["--resolution 17", "multiple of 2"]);
     assert_refused(&world, &["--resolution", "99999"], &["--resolution 99999"]);
-    assert_refused(
+}
+
+#[test]
+fn arguments_that_make_no_sense_are_usage_errors() {
+    let world = World::new(4);
+    assert_usage_refused(
         &world,
         &["--batch-size", "6", "--micro-batch", "4"],
         &["--batch-size 6", "--micro-batch 3"],
     );
-    assert_refused(&world, &["--batch-size", "0"], &["--batch-size 0"]);
+    assert_usage_refused(&world, &["--batch-size", "0"], &["--batch-size 0"]);
+    assert_usage_refused(&world, &["--dtype", "fp16"], &["did you mean f16?"]);
+    assert_usage_refused(&world, &["--device", "gpu"], &["did you mean cuda?"]);
+    let run = Run::of(&mut common::train(["run"]));
+    run.expect_usage_error(&["--model <", "--pairs <", "--labels <", "--out <", "hint: "]);
+    let run = Run::of(&mut common::train(["cache", "--pairs", "x"]));
+    run.expect_usage_error(&["--model <", "--out <", "hint: "]);
+    for (flag, says) in [
+        ("--epochs", "'--steps'"),
+        ("--num-train-epochs", "'--steps'"),
+        ("--max-train-steps", "'--steps'"),
+        ("--workers", "'--data-threads'"),
+        ("--mixed-precision", "'--dtype'"),
+        ("--resume-from-checkpoint", "resuming is automatic"),
+        ("--overwrite", "choose another '--out'"),
+        ("--refresh", "unexpected argument"),
+    ] {
+        let run = Run::of(&mut world.run("out", &[flag])).expect_code(2);
+        assert!(run.stderr.contains(says) && !run.stderr.contains("--fresh"), "{flag}: {run:#?}");
+    }
 }
 
 #[test]

@@ -5,6 +5,7 @@ use std::str::FromStr;
 #[cfg(target_arch = "x86_64")]
 use std::sync::LazyLock;
 
+use runkit::text::quoted;
 use serde::{Deserialize, Serialize};
 use tch::{Cuda, Device, Kind, TchError, Tensor};
 
@@ -14,10 +15,10 @@ use crate::shim::{self, InferenceMode};
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum DeviceError {
     /// The text names no device.
-    #[error("unknown device {0:?}, expected auto, cpu, cuda or cuda:N")]
+    #[error("unknown device {}, expected auto, cpu, cuda or cuda:N{}", quoted(.0), Meant(device_meant(.0)))]
     UnknownDevice(String),
     /// The text names no precision.
-    #[error("unknown precision {0:?}, expected f32, bf16 or f16")]
+    #[error("unknown precision {}, expected f32, bf16 or f16{}", quoted(.0), Meant(precision_meant(.0)))]
     UnknownPrecision(String),
     /// CUDA was asked for where libtorch sees none.
     #[error(
@@ -39,6 +40,44 @@ pub enum DeviceError {
          hint: use --dtype bf16, or f32 where scores must agree to the last digits"
     )]
     HalfOnCpu,
+}
+
+impl DeviceError {
+    /// Whether the word is understood and the device is not there.
+    pub fn is_absent(&self) -> bool {
+        matches!(self, Self::NoCuda | Self::NoSuchGpu { .. })
+    }
+}
+
+/// The device that another program means by this word.
+fn device_meant(word: &str) -> Option<&'static str> {
+    let word = word.trim().to_lowercase();
+    match word.trim_end_matches(|end: char| end.is_ascii_digit() || end == ':') {
+        "gpu" | "gpus" | "nvidia" | "cuda" | "cuda:" | "" => Some("cuda"),
+        other => runkit::config::nearest_name(other, ["auto", "cpu", "cuda"]),
+    }
+}
+
+/// The number format that another program means by this word.
+fn precision_meant(word: &str) -> Option<&'static str> {
+    match word.trim().to_lowercase().replace("torch.", "").as_str() {
+        "fp16" | "float16" | "half" | "16" => Some("f16"),
+        "bfloat16" | "bfp16" | "brain" => Some("bf16"),
+        "fp32" | "float32" | "float" | "single" | "full" | "32" | "no" | "tf32" => Some("f32"),
+        other => runkit::config::nearest_name(other, ["f32", "bf16", "f16"]),
+    }
+}
+
+/// A hint, if something near was meant.
+struct Meant(Option<&'static str>);
+
+impl fmt::Display for Meant {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            Some(name) => write!(formatter, "\nhint: did you mean {name}?"),
+            None => Ok(()),
+        }
+    }
 }
 
 /// A device as the user names it: `auto`, `cpu`, `cuda` or `cuda:N`.
@@ -321,7 +360,24 @@ mod tests {
             assert_eq!(text.parse::<Precision>().unwrap(), precision);
             assert_eq!(serde_json::to_string(&precision).unwrap(), format!("{text:?}"));
         }
-        assert!("fp32".parse::<Precision>().is_err());
+        for (word, meant) in [
+            ("fp32", "f32"),
+            ("float32", "f32"),
+            ("fp16", "f16"),
+            ("torch.float16", "f16"),
+            ("half", "f16"),
+            ("bfloat16", "bf16"),
+            ("BF16", "bf16"),
+        ] {
+            let message = word.parse::<Precision>().unwrap_err().to_string();
+            assert!(message.ends_with(&format!("hint: did you mean {meant}?")), "{message}");
+        }
+        for (word, meant) in
+            [("gpu", "cuda"), ("GPU:1", "cuda"), ("CPU", "cpu"), ("cuda:1x", "cuda")]
+        {
+            let message = word.parse::<DeviceChoice>().unwrap_err().to_string();
+            assert!(message.ends_with(&format!("hint: did you mean {meant}?")), "{message}");
+        }
         assert_eq!(Precision::F16.check(Device::Cpu), Err(DeviceError::HalfOnCpu));
         assert_eq!(Precision::Bf16.check(Device::Cpu), Ok(()));
         assert_eq!(Precision::F16.check(Device::Cuda(0)), Ok(()));

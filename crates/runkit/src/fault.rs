@@ -6,10 +6,11 @@
 //! * `NAME:N`, the process is killed with `SIGKILL` right after the N-th passage (1-based) of the
 //!   point `NAME`, as a power cut or an out-of-memory kill would;
 //! * `NAME:N:ERROR`, the N-th operation `NAME` fails with that error instead of being carried out;
-//!   `ERROR` is one of `EIO`, `ENOSPC`, `EDQUOT`, `EFBIG`, `EACCES`, `EROFS`.
+//!   `ERROR` is one of `EIO`, `ENOSPC`, `EDQUOT`, `EFBIG`, `EACCES`, `EROFS`, `ENOSYS`, `ENOTSUP`;
+//! * `NAME:*:ERROR`, every operation `NAME` fails with it.
 //!
 //! [`crate::files::AtomicFile`] passes `open`, `write`, `sync`, `rename` and `marker` (the folder is
-//! synced: from here on the file survives a power cut). Programs add points of their own.
+//! synced: from here on the file survives a power cut), [`crate::lock`] passes `lock`. Programs add points of their own.
 
 use std::io;
 use std::sync::OnceLock;
@@ -46,7 +47,8 @@ pub fn error_at(name: &str) -> io::Result<()> {
 #[derive(Debug)]
 struct Fault {
     name: String,
-    passage: u64,
+    /// Which passage, from 1; `None` for every one.
+    passage: Option<u64>,
     error: Option<i32>,
     passed: AtomicU64,
 }
@@ -55,7 +57,10 @@ impl Fault {
     fn parse(text: &str) -> Option<Self> {
         let mut fields = text.split(':');
         let name = fields.next().filter(|name| !name.is_empty())?.to_owned();
-        let passage = fields.next()?.parse().ok().filter(|&passage| passage > 0)?;
+        let passage = match fields.next()? {
+            "*" => None,
+            number => Some(number.parse().ok().filter(|&passage| passage > 0)?),
+        };
         let error = match fields.next() {
             None => None,
             Some("EIO") => Some(libc::EIO),
@@ -64,13 +69,17 @@ impl Fault {
             Some("EFBIG") => Some(libc::EFBIG),
             Some("EACCES") => Some(libc::EACCES),
             Some("EROFS") => Some(libc::EROFS),
+            Some("ENOSYS") => Some(libc::ENOSYS),
+            Some("ENOTSUP") => Some(libc::ENOTSUP),
             Some(_) => return None,
         };
-        fields.next().is_none().then_some(Self { name, passage, error, passed: AtomicU64::new(0) })
+        let whole = fields.next().is_none() && (passage.is_some() || error.is_some());
+        whole.then_some(Self { name, passage, error, passed: AtomicU64::new(0) })
     }
 
     fn is_due(&self, name: &str) -> bool {
-        self.name == name && self.passed.fetch_add(1, Ordering::SeqCst) + 1 == self.passage
+        self.name == name
+            && self.passage.is_none_or(|due| self.passed.fetch_add(1, Ordering::SeqCst) + 1 == due)
     }
 }
 
@@ -107,14 +116,23 @@ mod tests {
     #[test]
     fn well_formed_faults_are_read() {
         let fault = Fault::parse("write:3").unwrap();
-        assert_eq!((fault.name.as_str(), fault.passage, fault.error), ("write", 3, None));
+        assert_eq!((fault.name.as_str(), fault.passage, fault.error), ("write", Some(3), None));
         assert_eq!(Fault::parse("sync:1:EIO").unwrap().error, Some(libc::EIO));
     }
 
     #[test]
     fn malformed_faults_are_refused() {
-        for text in ["", "write", "write:", "write:0", "write:x", ":1", "write:1:EWHAT", "a:1:EIO:"]
-        {
+        for text in [
+            "",
+            "write",
+            "write:",
+            "write:0",
+            "write:x",
+            "write:*",
+            ":1",
+            "write:1:EWHAT",
+            "a:1:EIO:",
+        ] {
             assert!(Fault::parse(text).is_none(), "{text:?} was accepted");
         }
     }

@@ -6,19 +6,30 @@
 //! [`write_json_atomic`] for a value. Every step passes a [`crate::fault`] point.
 //!
 //! Temporary files of a killed run are removed by [`remove_stale_temporaries`] at the next start.
+//!
+//! Reading: [`read_pieces`] and [`blake3_of`] read large files and can be stopped, [`Kind`] tells what a
+//! file is that is not what it should be.
 
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
 mod atomic;
 mod error;
+mod kind;
 
 pub use atomic::AtomicFile;
+pub(crate) use error::hint;
 pub use error::{FileError, Operation};
+pub use kind::Kind;
 
-use atomic::{TEMPORARY_SUFFIX, parent_of};
+use crate::lock;
+use crate::signals::StopFlag;
+use atomic::{Owner, parent_of};
+
+/// How much of a file is read between two looks at the stop flag: milliseconds even of a slow disk.
+const PIECE_BYTES: usize = 1 << 20;
 
 /// Writes a file through a buffer and commits it when `write` succeeds.
 ///
@@ -53,9 +64,11 @@ pub fn write_json_atomic<T: Serialize + ?Sized>(
 /// Removes the temporary files that killed runs left in `folder` (not in folders below it) and
 /// returns their paths.
 ///
-/// Only names of our own pattern are touched, and only those no living process has open. Call it
-/// while holding the lock of the output, so that two starting runs do not race over it. A folder
-/// that does not exist holds no leftovers.
+/// Only names of our own pattern are touched, only those that a process of this machine wrote, and
+/// only if that process has none of them open. Those of another machine are left alone, and a warning
+/// names them: whether their writer lives cannot be seen from here. Call it while holding the lock of
+/// the output, so that two starting runs do not race over it. A folder that does not exist holds no
+/// leftovers.
 ///
 /// # Errors
 /// When the folder cannot be listed or a leftover cannot be removed.
@@ -67,14 +80,77 @@ pub fn remove_stale_temporaries(folder: impl AsRef<Path>) -> Result<Vec<PathBuf>
         other => other.map_err(list)?,
     };
     let mut removed = Vec::new();
+    let mut foreign = Vec::new();
     for entry in entries {
         let path = entry.map_err(list)?.path();
-        if is_temporary_name(&path) && remove_if_stale(&path)? {
-            removed.push(path);
+        match Owner::of(&path) {
+            None => {}
+            Some(owner) if !owner.is_this_host() => {
+                if path.symlink_metadata().is_ok_and(|found| found.is_file()) {
+                    foreign.push(path);
+                }
+            }
+            Some(owner) => {
+                if remove_if_stale(&path, &owner)? {
+                    removed.push(path);
+                }
+            }
         }
+    }
+    if !foreign.is_empty() {
+        foreign.sort();
+        let names = foreign.iter().filter_map(|path| path.file_name());
+        tracing::warn!(
+            "{}: left alone, as another machine began to write it: {}; if no run there writes any \
+             more, remove it by hand",
+            folder.display(),
+            crate::text::choices(names.map(|name| name.to_string_lossy()))
+        );
     }
     removed.sort();
     Ok(removed)
+}
+
+/// Reads a file from its beginning, in pieces, and returns its length. Between two pieces it looks at
+/// `stop`, so a file of any size is left within a moment of a signal.
+///
+/// # Errors
+/// When the file cannot be read; when a stop was asked for ([`FileError`] then carries
+/// [`crate::signals::Stopped`]).
+pub fn read_pieces(
+    path: impl AsRef<Path>,
+    stop: &StopFlag,
+    mut take: impl FnMut(&[u8]),
+) -> Result<u64, FileError> {
+    let path = path.as_ref();
+    let fail = |cause| FileError::new(path, Operation::Read, cause);
+    let mut file = std::fs::File::open(path).map_err(fail)?;
+    let mut piece = vec![0; PIECE_BYTES];
+    let mut length = 0;
+    loop {
+        stop.check().map_err(|stopped| fail(stopped.into()))?;
+        match file.read(&mut piece) {
+            Ok(0) => return Ok(length),
+            Ok(count) => {
+                take(&piece[..count]);
+                length += count as u64;
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(fail(error)),
+        }
+    }
+}
+
+/// The BLAKE3 digest of a file, as 64 hexadecimal digits.
+///
+/// # Errors
+/// As [`read_pieces`].
+pub fn blake3_of(path: impl AsRef<Path>, stop: &StopFlag) -> Result<String, FileError> {
+    let mut hasher = blake3::Hasher::new();
+    read_pieces(path, stop, |piece| {
+        hasher.update(piece);
+    })?;
+    Ok(hasher.finalize().to_hex().to_string())
 }
 
 /// Makes a folder with all its parents and syncs each new entry, so that the folder survives a power
@@ -113,12 +189,14 @@ pub(crate) fn sync_folder(folder: &Path) -> io::Result<()> {
     }
 }
 
-fn is_temporary_name(path: &Path) -> bool {
-    let name = path.file_name().map(std::ffi::OsStr::as_encoded_bytes).unwrap_or_default();
-    name.first() == Some(&b'.') && name.ends_with(TEMPORARY_SUFFIX.as_bytes())
+/// Whether a name is of the pattern of our temporary files, whoever wrote it: what a walk over a folder
+/// of inputs skips.
+#[must_use]
+pub fn is_temporary_name(path: &Path) -> bool {
+    Owner::of(path).is_some()
 }
 
-fn remove_if_stale(path: &Path) -> Result<bool, FileError> {
+fn remove_if_stale(path: &Path, owner: &Owner) -> Result<bool, FileError> {
     let gone = |error: &io::Error| error.kind() == io::ErrorKind::NotFound;
     let fail = |cause| FileError::new(path, Operation::Remove, cause);
     if !path.symlink_metadata().is_ok_and(|found| found.is_file()) {
@@ -128,7 +206,14 @@ fn remove_if_stale(path: &Path) -> Result<bool, FileError> {
         Err(error) if gone(&error) => return Ok(false),
         other => other.map_err(fail)?,
     };
-    if file.try_lock().is_err() {
+    let stale = match lock::try_exclusive(&file) {
+        lock::Tried::Taken => true,
+        lock::Tried::Held => false,
+        // Without locks only the number of the process is left to ask.
+        lock::Tried::Unsupported(_) => !owner.may_be_alive(),
+        lock::Tried::Failed(_) => false,
+    };
+    if !stale {
         return Ok(false);
     }
     match std::fs::remove_file(path) {

@@ -3,15 +3,19 @@
 //! The lock is `flock` on a small file that the holder fills with its process number, host, start
 //! and command line. The kernel lets go of it when the holder ends, also by `kill -9`, so there is no
 //! stale lock to remove; the file itself is never deleted, because someone else may just have opened
-//! it. On file systems that grant every `flock` (some network ones) the lock protects nothing; what
-//! is written is still whole, since temporary names are unique ([`crate::files`]).
+//! it. On file systems that grant every `flock` (some network ones), or have none (Lustre without
+//! `-o flock`, some FUSE mounts; a warning says so), the lock protects nothing; what is written is still
+//! whole, since temporary names are unique ([`crate::files`]).
 
 use std::fmt;
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
+use std::sync::Once;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use crate::fault;
+use crate::files::hint;
 use crate::logging::escape_for_terminal;
 
 /// Much more than the holders' lines ever need: a foreign file under this name is not read whole.
@@ -41,7 +45,7 @@ pub enum LockError {
         holders: Vec<Holder>,
     },
     /// The lock file cannot be used.
-    #[error("cannot lock {}: {cause}", path.display())]
+    #[error("cannot lock {}: {cause}{}", path.display(), Hint(cause))]
     Unusable {
         /// The lock file.
         path: PathBuf,
@@ -80,9 +84,13 @@ impl OutputLock {
     pub fn exclusive(path: impl AsRef<Path>) -> Result<Self, LockError> {
         let path = path.as_ref();
         let mut file = open(path)?;
-        file.try_lock().map_err(|error| refused(path, &mut file, error))?;
-        let written = file.set_len(0).and_then(|()| add_holder(&mut file));
-        written.map_err(|cause| unusable(path, cause))?;
+        match try_exclusive(&file) {
+            Tried::Taken => clear(&mut file).map_err(|cause| unusable(path, cause))?,
+            Tried::Unsupported(cause) => warn_without_locks(path, &cause),
+            Tried::Held => return Err(held(path, &mut file)),
+            Tried::Failed(cause) => return Err(unusable(path, cause)),
+        }
+        add_holder(&mut file).map_err(|cause| unusable(path, cause))?;
         Ok(Self { path: path.to_owned(), _file: file })
     }
 
@@ -96,8 +104,15 @@ impl OutputLock {
         let mut file = open(path)?;
         // The first of several shared holders clears the names of earlier runs; for that moment it is
         // alone.
-        if file.try_lock().is_ok() {
-            file.set_len(0).map_err(|cause| unusable(path, cause))?;
+        match try_exclusive(&file) {
+            Tried::Taken => clear(&mut file).map_err(|cause| unusable(path, cause))?,
+            Tried::Held => {}
+            Tried::Unsupported(cause) => {
+                warn_without_locks(path, &cause);
+                add_holder(&mut file).map_err(|cause| unusable(path, cause))?;
+                return Ok(Self { path: path.to_owned(), _file: file });
+            }
+            Tried::Failed(cause) => return Err(unusable(path, cause)),
         }
         share(path, &mut file)?;
         add_holder(&mut file).map_err(|cause| unusable(path, cause))?;
@@ -110,21 +125,82 @@ impl OutputLock {
     }
 }
 
+/// How an attempt to lock a file ended.
+#[derive(Debug)]
+pub(crate) enum Tried {
+    /// The lock is ours until the file is closed.
+    Taken,
+    /// Someone else has it.
+    Held,
+    /// The file system has no locks.
+    Unsupported(io::Error),
+    /// Something else is wrong.
+    Failed(io::Error),
+}
+
+/// Takes the lock of an open file for one alone, without waiting.
+pub(crate) fn try_exclusive(file: &File) -> Tried {
+    tried(fault::error_at("lock").map_err(TryLockError::Error).and_then(|()| file.try_lock()))
+}
+
+fn try_shared(file: &File) -> Tried {
+    tried(
+        fault::error_at("lock").map_err(TryLockError::Error).and_then(|()| file.try_lock_shared()),
+    )
+}
+
+fn tried(result: Result<(), TryLockError>) -> Tried {
+    match result {
+        Ok(()) => Tried::Taken,
+        Err(TryLockError::WouldBlock) => Tried::Held,
+        Err(TryLockError::Error(cause)) if is_unsupported(&cause) => Tried::Unsupported(cause),
+        Err(TryLockError::Error(cause)) => Tried::Failed(cause),
+    }
+}
+
+/// What systems say that cannot lock: Lustre without `-o flock` ENOSYS, FUSE mounts any of the three,
+/// NFS without its lock service ENOLCK. (ENOTSUP and EOPNOTSUPP are one number on Linux.)
+fn is_unsupported(cause: &io::Error) -> bool {
+    [libc::ENOSYS, libc::ENOTSUP, libc::EOPNOTSUPP, libc::ENOLCK]
+        .iter()
+        .any(|code| cause.raw_os_error() == Some(*code))
+}
+
+/// Said once in a process: it concerns the mount, not the file.
+fn warn_without_locks(path: &Path, cause: &io::Error) {
+    static SAID: Once = Once::new();
+    SAID.call_once(|| {
+        tracing::warn!(
+            "{}: this file system has no locks ({cause}); nothing keeps two runs from this output: \
+             make sure that only one writes it",
+            path.display()
+        );
+    });
+}
+
 /// Locks `file` together with others. Several that start at once meet in the moment in which the
 /// first is alone: so a refusal counts only when it lasts. Names say that it will, unless those who
 /// have them shared the lock between the refusal and the reading of the names.
 fn share(path: &Path, file: &mut File) -> Result<(), LockError> {
     let mut with_names = 0;
     for _ in 0..MOMENTS {
-        let Err(error) = file.try_lock_shared() else { return Ok(()) };
-        match refused(path, file, error) {
+        match try_shared(file) {
+            Tried::Taken | Tried::Unsupported(_) => return Ok(()),
+            Tried::Failed(cause) => return Err(unusable(path, cause)),
+            Tried::Held => {}
+        }
+        match held(path, file) {
             LockError::Held { holders, .. } if holders.is_empty() => {}
             LockError::Held { .. } if with_names < MOMENTS_WITH_NAMES => with_names += 1,
             error => return Err(error),
         }
         std::thread::sleep(MOMENT);
     }
-    file.try_lock_shared().map_err(|error| refused(path, file, error))
+    match try_shared(file) {
+        Tried::Taken | Tried::Unsupported(_) => Ok(()),
+        Tried::Failed(cause) => Err(unusable(path, cause)),
+        Tried::Held => Err(held(path, file)),
+    }
 }
 
 fn open(path: &Path) -> Result<File, LockError> {
@@ -136,15 +212,16 @@ fn unusable(path: &Path, cause: io::Error) -> LockError {
     LockError::Unusable { path: path.to_owned(), cause }
 }
 
-fn refused(path: &Path, file: &mut File, error: TryLockError) -> LockError {
-    match error {
-        TryLockError::Error(cause) => unusable(path, cause),
-        TryLockError::WouldBlock => {
-            let mut holders = read_holders(file).unwrap_or_default();
-            holders.retain(Holder::may_be_alive);
-            LockError::Held { path: path.to_owned(), holders }
-        }
-    }
+fn held(path: &Path, file: &mut File) -> LockError {
+    let mut holders = read_holders(file).unwrap_or_default();
+    holders.retain(Holder::may_be_alive);
+    LockError::Held { path: path.to_owned(), holders }
+}
+
+/// Removes the names of earlier holders. What is no list of holders is not ours, and stays.
+fn clear(file: &mut File) -> io::Result<()> {
+    let is_ours = !read_holders(file)?.is_empty();
+    if is_ours { file.set_len(0) } else { Ok(()) }
 }
 
 fn add_holder(file: &mut File) -> io::Result<()> {
@@ -171,7 +248,7 @@ fn read_holders(file: &mut File) -> io::Result<Vec<Holder>> {
 }
 
 /// The machine's name; empty where the system does not tell.
-fn host_name() -> String {
+pub(crate) fn host_name() -> String {
     let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
     escape_for_terminal(name.trim()).into_owned()
 }
@@ -189,10 +266,25 @@ impl Holder {
 
     /// False only for a process of this machine that is known to have ended.
     fn may_be_alive(&self) -> bool {
-        let processes = Path::new("/proc");
-        self.host != host_name()
-            || !processes.join("self").exists()
-            || processes.join(self.process.to_string()).exists()
+        self.host != host_name() || process_may_be_alive(self.process)
+    }
+}
+
+/// False only if the process of this number is known to have ended on this machine.
+pub(crate) fn process_may_be_alive(process: u32) -> bool {
+    let processes = Path::new("/proc");
+    !processes.join("self").exists() || processes.join(process.to_string()).exists()
+}
+
+/// What to do about an error of the system, as a line of its own.
+struct Hint<'a>(&'a io::Error);
+
+impl fmt::Display for Hint<'_> {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match hint(self.0) {
+            Some(hint) => write!(formatter, "\nhint: {hint}"),
+            None => Ok(()),
+        }
     }
 }
 

@@ -1,6 +1,9 @@
 //! Logs on stderr, as text or JSON lines, that never tear the progress bar and never let logged text
 //! drive the terminal.
 //!
+//! On a terminal the lines are for people: the sentence alone, its level if it is a warning or worse.
+//! Elsewhere, and with `-v`, they are for machines and memory: time, level and fields.
+//!
 //! stdout belongs to results. Every log line goes through the same [`indicatif::MultiProgress`] that
 //! draws the bars, which takes the bar away, writes the line and draws the bar again.
 
@@ -13,7 +16,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use clap::ArgAction;
 use indicatif::MultiProgress;
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::field::MakeExt as _;
 use tracing_subscriber::fmt::MakeWriter;
+
+mod people;
+
+use people::ForPeople;
 
 /// How log lines look.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -41,7 +49,7 @@ impl std::str::FromStr for LogFormat {
 /// The flags of every program that say what is logged, and how.
 #[derive(Debug, Clone, Copy, clap::Args)]
 pub struct LogArguments {
-    /// Say more on stderr (twice: everything).
+    /// Say more on stderr (twice: everything of this program).
     #[arg(short, long, global = true, action = ArgAction::Count, conflicts_with = "quiet", display_order = 100)]
     pub verbose: u8,
     /// Say less: warnings only, no progress (twice: errors only).
@@ -80,6 +88,7 @@ pub enum LoggingError {
 }
 
 static QUIET: AtomicBool = AtomicBool::new(false);
+static JSON: AtomicBool = AtomicBool::new(false);
 
 pub(crate) static BARS: LazyLock<MultiProgress> = LazyLock::new(MultiProgress::new);
 
@@ -88,14 +97,38 @@ pub(crate) fn is_quiet() -> bool {
     QUIET.load(Ordering::Relaxed)
 }
 
+/// Whether the log is JSON: then what a line says stands in its fields.
+pub(crate) fn is_json() -> bool {
+    JSON.load(Ordering::Relaxed)
+}
+
+/// Whether stderr is a terminal that can move its cursor: `TERM=dumb` says that it cannot.
+pub(crate) fn has_screen() -> bool {
+    io::stderr().is_terminal() && std::env::var_os("TERM").is_none_or(|terminal| terminal != "dumb")
+}
+
+/// A number with what it counts, in the plural where it is not 1: "1 row", "1,234 rows".
+#[must_use]
+pub fn counted(number: u64, unit: &str) -> String {
+    let unit = if number == 1 { unit.strip_suffix('s').unwrap_or(unit) } else { unit };
+    format!("{} {unit}", indicatif::HumanCount(number))
+}
+
+/// A duration rounded to tenths of a second, as a field of a log line.
+#[must_use]
+pub fn tenths(duration: std::time::Duration) -> f64 {
+    (duration.as_secs_f64() * 10.0).round() / 10.0
+}
+
 /// Sets up logging for the process. `verbosity` is the count of `-v` minus the count of `-q`:
 /// −2 errors only, −1 warnings, 0 information, 1 debugging, 2 everything. `RUST_LOG`, when set and
-/// not empty, decides instead of the level. `NO_COLOR` is honoured.
+/// not empty, decides instead of the level. `NO_COLOR` and `TERM=dumb` are honoured.
 ///
 /// # Errors
 /// When `RUST_LOG` cannot be understood, or logging was set up before.
 pub fn init(verbosity: i8, format: LogFormat) -> Result<(), LoggingError> {
     QUIET.store(verbosity < 0, Ordering::Relaxed);
+    JSON.store(format == LogFormat::Json, Ordering::Relaxed);
     let filter = match std::env::var("RUST_LOG") {
         Ok(asked) if !asked.trim().is_empty() => {
             EnvFilter::try_new(asked).map_err(|error| LoggingError::Filter(error.to_string()))?
@@ -108,21 +141,34 @@ pub fn init(verbosity: i8, format: LogFormat) -> Result<(), LoggingError> {
         LogFormat::Json => builder.json().try_init(),
         LogFormat::Text => {
             let no_color = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
-            let coloured = io::stderr().is_terminal() && !no_color;
-            builder.with_ansi(coloured).with_target(verbosity > 0).try_init()
+            let coloured = has_screen() && !no_color;
+            if io::stderr().is_terminal() && verbosity <= 0 {
+                let fields = tracing_subscriber::fmt::format::debug_fn(people::field).delimited("");
+                let people = ForPeople { coloured };
+                builder.with_ansi(coloured).event_format(people).fmt_fields(fields).try_init()
+            } else {
+                builder.with_ansi(coloured).with_target(verbosity > 0).try_init()
+            }
         }
     };
     result.map_err(|_| LoggingError::AlreadySet)
 }
 
-/// The libraries below us stay at information level unless everything is asked for.
-fn default_filter(verbosity: i8) -> &'static str {
+/// The crates of this workspace, by the names in their log lines.
+const OWN_CRATES: [&str; 9] =
+    ["evaluate", "hub", "media", "nn", "relabel", "runkit", "schemas", "scorers", "train"];
+
+/// More is only asked of our own crates: libraries write thousands of lines for nobody.
+fn default_filter(verbosity: i8) -> String {
+    let own = |level: &str| {
+        OWN_CRATES.iter().fold("info".to_owned(), |all, name| format!("{all},{name}={level}"))
+    };
     match verbosity {
-        ..=-2 => "error",
-        -1 => "warn",
-        0 => "info",
-        1 => "debug,ureq=info,ureq_proto=info,rustls=info,hf_hub=info",
-        2.. => "trace",
+        ..=-2 => "error".to_owned(),
+        -1 => "warn".to_owned(),
+        0 => "info".to_owned(),
+        1 => own("debug"),
+        2.. => own("trace"),
     }
 }
 
@@ -156,6 +202,9 @@ fn needs_escape(character: char) -> bool {
             | '\u{2060}'..='\u{2069}' | '\u{feff}' | '\u{fff9}'..='\u{fffb}')
 }
 
+/// Events longer than this quote more of an input than anyone reads.
+const LONGEST_EVENT: usize = 1_000;
+
 /// Collects one event's bytes and writes them at once while the bars are taken away.
 #[derive(Default)]
 struct BarAwareStderr {
@@ -169,7 +218,11 @@ impl Write for BarAwareStderr {
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        let line = std::mem::take(&mut self.line);
+        let mut line = std::mem::take(&mut self.line);
+        if line.len() > LONGEST_EVENT && !is_json() {
+            let text = String::from_utf8_lossy(&line);
+            line = format!("{}\n", crate::text::shorten_message(&text)).into_bytes();
+        }
         if line.is_empty() { Ok(()) } else { BARS.suspend(|| io::stderr().write_all(&line)) }
     }
 }
@@ -190,7 +243,7 @@ const _: fn() = || {
 
 #[cfg(test)]
 mod tests {
-    use super::{LogFormat, default_filter, escape_for_terminal};
+    use super::{LogFormat, counted, default_filter, escape_for_terminal};
     use tracing_subscriber::EnvFilter;
 
     #[test]
@@ -214,6 +267,22 @@ mod tests {
         for verbosity in i8::MIN..=i8::MAX {
             EnvFilter::try_new(default_filter(verbosity)).unwrap();
         }
+    }
+
+    #[test]
+    fn more_is_asked_of_our_own_crates_alone() {
+        for verbosity in [1, 2] {
+            let filter = default_filter(verbosity);
+            assert!(filter.starts_with("info,") && filter.contains("relabel="), "{filter}");
+            assert!(!filter.contains("tokenizers"), "{filter}");
+        }
+    }
+
+    #[test]
+    fn one_is_not_plural() {
+        assert_eq!(counted(1, "rows"), "1 row");
+        assert_eq!(counted(0, "rows"), "0 rows");
+        assert_eq!(counted(12_345, "rows"), "12,345 rows");
     }
 
     #[test]

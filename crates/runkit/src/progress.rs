@@ -1,39 +1,53 @@
 //! How far a long run is: a bar where someone watches, log lines where nobody does.
 
-use std::io::IsTerminal;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use indicatif::{HumanCount, HumanDuration, ProgressBar, ProgressFinish, ProgressStyle};
 
 use crate::logging::{self, escape_for_terminal};
 
-/// Without a terminal, one log line this often.
+/// Without a screen, the first log line after this time.
+const FIRST_LINE: Duration = Duration::from_secs(5);
+/// And one more this often.
 const LOG_INTERVAL: Duration = Duration::from_secs(10);
+/// What is shown in place of a number that is not known yet.
+const UNKNOWN: &str = "–";
 
 /// The progress of one piece of work. Shared by reference between threads.
 ///
 /// On a terminal it is a bar on stderr with rate and time left; otherwise an information line in the
-/// log every ten seconds. With `-q` it is silent.
+/// log every ten seconds, whether or not something was done in between. With `-q` it is silent. Rate and
+/// time left are of this start alone, and not shown before something is done.
 #[derive(Debug)]
 pub struct Progress {
-    label: String,
-    unit: String,
-    total: Option<u64>,
-    started: Instant,
-    done: AtomicU64,
-    /// Done by an earlier run: part of the position, not of the rate.
-    earlier: AtomicU64,
-    message: Mutex<String>,
+    state: Arc<State>,
     view: View,
 }
 
 #[derive(Debug)]
+struct State {
+    label: String,
+    unit: String,
+    total: Option<u64>,
+    started: Instant,
+    /// Done by this start, in parts of a unit.
+    done: AtomicU64,
+    /// Done by an earlier run, in units: part of the position, not of the rate.
+    earlier: AtomicU64,
+    message: Mutex<String>,
+}
+
+/// The parts of a unit that [`Progress::add_parts`] counts.
+pub const PARTS: u64 = 1_000;
+
+#[derive(Debug)]
 enum View {
     Bar(ProgressBar),
-    /// Milliseconds after the start at which the next line is due.
-    Log(AtomicU64),
+    Log(Ticker),
     Hidden,
 }
 
@@ -41,104 +55,203 @@ impl Progress {
     /// Starts to show progress: `label` says what is done ("scoring"), `unit` what is counted
     /// ("pairs"), `total` how many there will be, if known.
     pub fn new(label: &str, unit: &str, total: impl Into<Option<u64>>) -> Self {
-        let total = total.into();
-        let view = if logging::is_quiet() {
-            View::Hidden
-        } else if std::io::stderr().is_terminal() {
-            View::Bar(bar(label, unit, total))
-        } else {
-            View::Log(AtomicU64::new(milliseconds(LOG_INTERVAL)))
-        };
-        Self {
+        let state = Arc::new(State {
             label: label.to_owned(),
             unit: unit.to_owned(),
-            total,
+            total: total.into(),
             started: Instant::now(),
             done: AtomicU64::new(0),
             earlier: AtomicU64::new(0),
             message: Mutex::new(String::new()),
-            view,
-        }
+        });
+        let view = if logging::is_quiet() {
+            View::Hidden
+        } else if logging::has_screen() && !logging::is_json() {
+            View::Bar(bar(&state))
+        } else {
+            View::Log(Ticker::start(&state))
+        };
+        Self { state, view }
     }
 
     /// Counts `amount` units that an earlier run finished: they move the position but not the rate,
     /// so that the time left is right after a resume.
     pub fn already_done(&self, amount: u64) {
-        self.earlier.fetch_add(amount, Ordering::Relaxed);
+        self.state.earlier.fetch_add(amount, Ordering::Relaxed);
         if let View::Bar(bar) = &self.view {
-            bar.inc(amount);
-            bar.reset_eta();
+            bar.set_position(self.done());
         }
     }
 
     /// Counts `amount` more units.
     pub fn add(&self, amount: u64) {
-        self.done.fetch_add(amount, Ordering::Relaxed);
-        match &self.view {
-            View::Bar(bar) => bar.inc(amount),
-            View::Log(next) => self.log_if_due(next),
-            View::Hidden => {}
+        self.add_parts(amount.saturating_mul(PARTS));
+    }
+
+    /// Counts `amount` more parts of units, [`PARTS`] to the unit: where a unit takes long, the rate is
+    /// known and right before the first one is done.
+    pub fn add_parts(&self, amount: u64) {
+        self.state.done.fetch_add(amount, Ordering::Relaxed);
+        if let View::Bar(bar) = &self.view {
+            bar.set_position(self.done());
         }
     }
 
     /// Sets the remark beside the figures, such as "3 failed".
     pub fn message(&self, message: impl AsRef<str>) {
         let message = escape_for_terminal(message.as_ref()).into_owned();
-        if let View::Bar(bar) = &self.view {
-            bar.set_message(message.clone());
-        }
-        *self.message.lock().unwrap_or_else(PoisonError::into_inner) = message;
+        *self.state.message.lock().unwrap_or_else(PoisonError::into_inner) = message;
     }
 
     /// Takes the bar away and logs one closing line.
     pub fn finish(self) {
-        if let View::Bar(bar) = &self.view {
-            bar.finish_and_clear();
+        match self.view {
+            View::Bar(bar) => bar.finish_and_clear(),
+            View::Log(ticker) => drop(ticker),
+            View::Hidden => return,
         }
-        if !matches!(self.view, View::Hidden) {
-            let elapsed = HumanDuration(self.started.elapsed());
-            tracing::info!("{} in {elapsed}", self.sentence(self.started.elapsed()));
-        }
+        self.state.log(true);
     }
 
     /// The units done, earlier runs included.
     pub fn done(&self) -> u64 {
-        self.done.load(Ordering::Relaxed) + self.earlier.load(Ordering::Relaxed)
+        self.state.position()
+    }
+}
+
+impl State {
+    fn position(&self) -> u64 {
+        self.done.load(Ordering::Relaxed) / PARTS + self.earlier.load(Ordering::Relaxed)
     }
 
-    fn log_if_due(&self, next: &AtomicU64) {
+    /// Units done by this start, as a fraction.
+    fn done_now(&self) -> f64 {
+        self.done.load(Ordering::Relaxed) as f64 / PARTS as f64
+    }
+
+    /// Units a second since this start, once something is done.
+    fn rate(&self, elapsed: Duration) -> Option<f64> {
+        let done = self.done_now();
+        (done > 0.0).then(|| done / elapsed.as_secs_f64().max(1e-3))
+    }
+
+    /// The time that what is missing takes at this rate; `None` where it is not known, or nothing is
+    /// missing.
+    fn left(&self, elapsed: Duration) -> Option<Duration> {
+        let earlier = self.earlier.load(Ordering::Relaxed);
+        let left = self.total?.saturating_sub(earlier) as f64 - self.done_now();
+        let seconds = Some(left).filter(|&left| left > 0.0)? / self.rate(elapsed)?;
+        Some(Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX))
+    }
+
+    fn log(&self, finished: bool) {
         let elapsed = self.started.elapsed();
-        let now = milliseconds(elapsed);
-        let due = next.load(Ordering::Relaxed);
-        let following = now + milliseconds(LOG_INTERVAL);
-        // Of several threads that arrive together, one writes the line.
-        if now >= due
-            && next.compare_exchange(due, following, Ordering::Relaxed, Ordering::Relaxed).is_ok()
-        {
-            tracing::info!("{}", self.sentence(elapsed));
+        let sentence = self.sentence(elapsed, finished);
+        if !logging::is_json() {
+            tracing::info!("{sentence}");
+            return;
         }
+        let message = self.message.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        // What is not known yet is left out.
+        tracing::info!(
+            label = self.label.as_str(),
+            unit = self.unit.as_str(),
+            done = self.position(),
+            total = self.total,
+            rate = self.rate(elapsed).map(|rate| (rate * 1e3).round() / 1e3),
+            seconds = logging::tenths(elapsed),
+            seconds_left = self.left(elapsed).map(|left| left.as_secs_f64().round()),
+            remark = message.as_str(),
+            finished,
+            "{sentence}"
+        );
     }
 
     /// "scoring: 1,200 of 5,000 pairs, 31.5 pairs/s, 2 minutes left, 3 failed"
-    fn sentence(&self, elapsed: Duration) -> String {
+    fn sentence(&self, elapsed: Duration, finished: bool) -> String {
         let unit = &self.unit;
-        let done_now = self.done.load(Ordering::Relaxed);
-        let rate = done_now as f64 / elapsed.as_secs_f64().max(1e-3);
-        let mut sentence = format!("{}: {}", self.label, HumanCount(self.done()));
+        let mut sentence = format!("{}: {}", self.label, HumanCount(self.position()));
         if let Some(total) = self.total {
             sentence += &format!(" of {}", HumanCount(total));
         }
-        sentence += &format!(" {unit}, {} {unit}/s", shown_rate(rate));
-        let left = self.total.map_or(0, |total| total.saturating_sub(self.done()));
-        if left > 0 && done_now > 0 {
-            let seconds = Duration::try_from_secs_f64(left as f64 / rate).unwrap_or(Duration::MAX);
-            sentence += &format!(", {} left", HumanDuration(seconds));
+        sentence += &format!(" {unit}");
+        match self.rate(elapsed) {
+            Some(rate) => sentence += &format!(", {} {unit}/s", shown_rate(rate)),
+            None if finished && self.position() > 0 => sentence += ", already complete",
+            None if finished => {}
+            None => sentence += &format!(", {UNKNOWN} {unit}/s"),
+        }
+        if finished {
+            if self.rate(elapsed).is_some() {
+                sentence += &format!(", in {}", HumanDuration(elapsed));
+            }
+        } else if let Some(left) = self.left(elapsed) {
+            sentence += &format!(", {} left", HumanDuration(left));
+        } else if self.total.is_some_and(|total| total > self.position()) {
+            sentence += &format!(", {UNKNOWN} left");
         }
         let message = self.message.lock().unwrap_or_else(PoisonError::into_inner);
         if !message.is_empty() {
             sentence += &format!(", {message}");
         }
         sentence
+    }
+
+    /// What stands behind the bar: ", 31.5 pairs/s, 2m left, 3 failed".
+    fn beside_bar(&self) -> String {
+        let elapsed = self.started.elapsed();
+        let unit = &self.unit;
+        let rate = self.rate(elapsed).map_or_else(|| UNKNOWN.to_owned(), shown_rate);
+        let mut text = format!("{rate} {unit}/s");
+        if self.total.is_some() {
+            let left = self.left(elapsed);
+            let none_missing = self.total.is_some_and(|total| total <= self.position());
+            let left = match left {
+                Some(left) => format!("{:#}", HumanDuration(left)),
+                None if none_missing => "0s".to_owned(),
+                None => UNKNOWN.to_owned(),
+            };
+            text += &format!(", {left} left");
+        }
+        let message = self.message.lock().unwrap_or_else(PoisonError::into_inner);
+        if !message.is_empty() {
+            text += &format!(", {message}");
+        }
+        text
+    }
+}
+
+/// A thread that logs the state at intervals until it is dropped.
+#[derive(Debug)]
+struct Ticker {
+    end: Option<Sender<()>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Ticker {
+    fn start(state: &Arc<State>) -> Self {
+        let state = Arc::clone(state);
+        let (end, ended) = channel::<()>();
+        let tick = move || {
+            let mut wait = FIRST_LINE;
+            while ended.recv_timeout(wait) == Err(RecvTimeoutError::Timeout) {
+                state.log(false);
+                wait = LOG_INTERVAL;
+            }
+        };
+        // Without the thread there are no lines in between; the work goes on.
+        let thread = std::thread::Builder::new().name("progress".to_owned()).spawn(tick).ok();
+        Self { end: Some(end), thread }
+    }
+}
+
+impl Drop for Ticker {
+    fn drop(&mut self) {
+        self.end = None;
+        if let Some(thread) = self.thread.take() {
+            // It does not panic; if it did, a missing log line is all that is lost.
+            let _ = thread.join();
+        }
     }
 }
 
@@ -148,18 +261,13 @@ fn shown_rate(rate: f64) -> String {
     format!("{rate:.digits$}")
 }
 
-fn milliseconds(duration: Duration) -> u64 {
-    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX / 2)
-}
-
-fn bar(label: &str, unit: &str, total: Option<u64>) -> ProgressBar {
-    let template = match total {
-        Some(_) => {
-            "{prefix} {wide_bar} {human_pos}/{human_len} {unit} {rate} {unit}/s, {eta} left {msg}"
-        }
-        None => "{prefix} {spinner} {human_pos} {unit} {rate} {unit}/s {msg}",
+fn bar(state: &Arc<State>) -> ProgressBar {
+    let template = match state.total {
+        Some(_) => "{prefix} {wide_bar} {human_pos}/{human_len} {unit}, {figures}",
+        None => "{prefix} {spinner} {human_pos} {unit}, {figures}",
     };
-    let unit = unit.to_owned();
+    let unit = state.unit.clone();
+    let shown = Arc::clone(state);
     // The template is one of the two above; a bar in indicatif's own style is the worst case.
     let style = ProgressStyle::with_template(template)
         .unwrap_or_else(|_| ProgressStyle::default_bar())
@@ -167,16 +275,16 @@ fn bar(label: &str, unit: &str, total: Option<u64>) -> ProgressBar {
             // Writing to indicatif's String cannot fail.
             let _ = writer.write_str(&unit);
         })
-        .with_key("rate", |state: &indicatif::ProgressState, writer: &mut dyn std::fmt::Write| {
-            let _ = writer.write_str(&shown_rate(state.per_sec()));
+        .with_key("figures", move |_: &_, writer: &mut dyn std::fmt::Write| {
+            let _ = writer.write_str(&shown.beside_bar());
         });
-    let bar = match total {
+    let bar = match state.total {
         Some(total) => ProgressBar::new(total),
         None => ProgressBar::no_length(),
     };
     let bar = logging::BARS.add(bar.with_finish(ProgressFinish::AndClear));
     bar.set_style(style);
-    bar.set_prefix(label.to_owned());
+    bar.set_prefix(state.label.clone());
     bar.enable_steady_tick(Duration::from_millis(250));
     bar
 }
@@ -186,33 +294,70 @@ mod tests {
     use super::Progress;
     use std::time::Duration;
 
+    fn sentence(progress: &Progress, seconds: u64, finished: bool) -> String {
+        progress.state.sentence(Duration::from_secs(seconds), finished)
+    }
+
     #[test]
     fn the_log_line_has_position_rate_and_time_left() {
         let progress = Progress::new("scoring", "pairs", 5_000);
         progress.already_done(1_000);
         progress.add(200);
         progress.message("3 failed\n");
-        let sentence = progress.sentence(Duration::from_secs(10));
         assert_eq!(
-            sentence,
+            sentence(&progress, 10, false),
             "scoring: 1,200 of 5,000 pairs, 20.0 pairs/s, 3 minutes left, 3 failed\\n"
         );
     }
 
     #[test]
+    fn nothing_is_left_and_no_rate_is_known_before_something_is_done() {
+        let progress = Progress::new("generating", "images", 1_070);
+        progress.already_done(400);
+        progress.message("step 7 of 25");
+        let shown = sentence(&progress, 30, false);
+        assert_eq!(shown, "generating: 400 of 1,070 images, – images/s, – left, step 7 of 25");
+        let beside = progress.state.beside_bar();
+        assert_eq!(beside, "– images/s, – left, step 7 of 25");
+    }
+
+    #[test]
+    fn the_rate_after_a_resume_is_that_of_this_start() {
+        let progress = Progress::new("training", "pairs", 1_920);
+        progress.already_done(384);
+        progress.add(32);
+        let shown = sentence(&progress, 3, false);
+        assert!(shown.contains("10.7 pairs/s, 2 minutes left"), "{shown}");
+        assert!(progress.state.beside_bar().contains("left"), "{shown}");
+    }
+
+    #[test]
     fn unknown_totals_and_no_work_are_fine() {
         let progress = Progress::new("reading", "rows", None);
-        assert_eq!(progress.sentence(Duration::ZERO), "reading: 0 rows, 0.0 rows/s");
+        assert_eq!(sentence(&progress, 0, false), "reading: 0 rows, – rows/s");
         let complete = Progress::new("reading", "rows", 0);
-        assert_eq!(complete.sentence(Duration::ZERO), "reading: 0 of 0 rows, 0.0 rows/s");
+        assert_eq!(sentence(&complete, 0, true), "reading: 0 of 0 rows");
         complete.finish();
+        let resumed = Progress::new("generating", "images", 240);
+        resumed.already_done(240);
+        assert_eq!(sentence(&resumed, 0, true), "generating: 240 of 240 images, already complete");
+    }
+
+    #[test]
+    fn parts_of_a_unit_give_a_rate_before_the_first_is_done() {
+        let progress = Progress::new("generating", "images", 100);
+        progress.add_parts(2 * super::PARTS / 4);
+        let shown = sentence(&progress, 10, false);
+        assert_eq!(shown, "generating: 0 of 100 images, 0.050 images/s, 33 minutes left");
+        progress.add_parts(super::PARTS / 2);
+        assert_eq!(progress.done(), 1);
     }
 
     #[test]
     fn a_slow_rate_is_not_zero() {
         let progress = Progress::new("training", "pairs", 100);
         progress.add(6);
-        let sentence = progress.sentence(Duration::from_secs(120));
+        let sentence = sentence(&progress, 120, false);
         assert!(sentence.contains(" 0.050 pairs/s"), "{sentence}");
     }
 }

@@ -1,11 +1,15 @@
 //! Stopping politely: the first SIGINT or SIGTERM asks, the second one ends the process at once.
 //!
 //! [`install`] goes to the start of `main`. Long loops look at [`StopFlag::requested`] between two
-//! pieces of work, save, and return the signal's [`crate::exit::ExitStatus`].
+//! pieces of work, save, and return the signal's [`crate::exit::ExitStatus`]. Work that has nothing to
+//! save (planning, hashing, downloading, loading, merging) calls [`check`] at least once a second and
+//! returns its error with `?`: [`crate::program::main`] turns a [`Stopped`] into the exit code of the
+//! signal.
 
+use std::fmt;
 use std::io;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::flag;
@@ -17,6 +21,49 @@ pub enum Signal {
     Interrupt,
     /// SIGTERM, which `kill`, containers and job schedulers send.
     Terminate,
+}
+
+impl fmt::Display for Signal {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(match self {
+            Self::Interrupt => "SIGINT",
+            Self::Terminate => "SIGTERM",
+        })
+    }
+}
+
+/// The error of work that ended early because the process was asked to stop. Everything under a final
+/// name is whole; the same command goes on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("stopped by {0}")]
+pub struct Stopped(pub Signal);
+
+impl Stopped {
+    /// Finds a stop behind an error, also where an [`io::Error`] carries it.
+    #[must_use]
+    pub fn behind(error: &(dyn std::error::Error + 'static)) -> Option<Self> {
+        let mut cause = Some(error);
+        while let Some(error) = cause {
+            if let Some(stopped) = error.downcast_ref::<Self>() {
+                return Some(*stopped);
+            }
+            // The source of an I/O error skips the error that it was made from.
+            let inner = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
+            if let Some(stopped) = inner.and_then(|inner| Self::behind(inner)) {
+                return Some(stopped);
+            }
+            cause = error.source();
+        }
+        None
+    }
+}
+
+/// So that readers and writers that only know `io::Error` can be stopped. The kind is not
+/// `Interrupted`, which the standard library would answer by trying again.
+impl From<Stopped> for io::Error {
+    fn from(stopped: Stopped) -> Self {
+        Self::other(stopped)
+    }
 }
 
 /// Tells whether the process was asked to stop. Clones are cheap and see the same request.
@@ -41,6 +88,14 @@ impl StopFlag {
         }
     }
 
+    /// Returns an error if this process was asked to stop. Costs one atomic load.
+    ///
+    /// # Errors
+    /// [`Stopped`] with the signal.
+    pub fn check(&self) -> Result<(), Stopped> {
+        self.requested().map_or(Ok(()), |signal| Err(Stopped(signal)))
+    }
+
     /// Asks for a stop from inside the program, as `signal` would.
     pub fn request(&self, signal: Signal) {
         let number = match signal {
@@ -51,6 +106,24 @@ impl StopFlag {
     }
 }
 
+static INSTALLED: OnceLock<StopFlag> = OnceLock::new();
+
+/// The flag of the handlers that [`install`] set up in this process; one that is never set before.
+#[must_use]
+pub fn flag_of_process() -> StopFlag {
+    INSTALLED.get().cloned().unwrap_or_default()
+}
+
+/// [`StopFlag::check`] on the flag of this process: for code far below the command that installed the
+/// handlers, such as a loop that loads tensors. Before [`install`] it never returns an error, and a
+/// signal ends the process at once.
+///
+/// # Errors
+/// [`Stopped`] with the signal.
+pub fn check() -> Result<(), Stopped> {
+    INSTALLED.get().map_or(Ok(()), StopFlag::check)
+}
+
 /// Installs the handlers for SIGINT and SIGTERM, and ignores SIGXFSZ so that reaching the file-size
 /// limit (`ulimit -f`) is an ordinary write error with a path instead of a silent death.
 ///
@@ -59,6 +132,9 @@ impl StopFlag {
 /// # Errors
 /// When the operating system refuses a handler.
 pub fn install() -> io::Result<StopFlag> {
+    if let Some(stop) = INSTALLED.get() {
+        return Ok(stop.clone());
+    }
     let stop = StopFlag::default();
     let asked = Arc::new(AtomicBool::new(false));
     for signal in [SIGINT, SIGTERM] {
@@ -69,7 +145,7 @@ pub fn install() -> io::Result<StopFlag> {
         flag::register(signal, Arc::clone(&asked))?;
     }
     ignore_file_size_signal()?;
-    Ok(stop)
+    Ok(INSTALLED.get_or_init(|| stop).clone())
 }
 
 /// Ignores SIGXFSZ, as [`install`] does, for commands that are over too soon to be stopped politely.
@@ -101,7 +177,7 @@ fn set_disposition(signal: i32, action: libc::sighandler_t) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use super::{Signal, StopFlag};
+    use super::{Signal, StopFlag, Stopped};
 
     #[test]
     fn clones_see_the_same_request() {
@@ -110,5 +186,19 @@ mod tests {
         assert_eq!(clone.requested(), None);
         flag.request(Signal::Terminate);
         assert_eq!(clone.requested(), Some(Signal::Terminate));
+        assert_eq!(clone.check(), Err(Stopped(Signal::Terminate)));
+    }
+
+    #[test]
+    fn a_stop_is_found_behind_any_error() {
+        #[derive(Debug, thiserror::Error)]
+        #[error("reading failed")]
+        struct Outer(#[source] std::io::Error);
+
+        let stopped = Stopped(Signal::Interrupt);
+        assert_eq!(Stopped::behind(&stopped), Some(stopped));
+        let wrapped = Outer(std::io::Error::other(std::io::Error::from(stopped)));
+        assert_eq!(Stopped::behind(&wrapped), Some(stopped));
+        assert_eq!(Stopped::behind(&Outer(std::io::Error::other("no"))), None);
     }
 }

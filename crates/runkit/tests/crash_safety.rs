@@ -54,6 +54,23 @@ fn child() {
             let _lock = OutputLock::exclusive(folder.join("out.lock")).unwrap();
             announce_and_wait();
         }
+        "hold-without-locks" => {
+            let first = OutputLock::exclusive(folder.join("out.lock")).unwrap();
+            let second = OutputLock::exclusive(folder.join("out.lock")).unwrap();
+            let _shared = OutputLock::shared(folder.join("out.lock")).unwrap();
+            write_new_contents(&folder).unwrap();
+            // The process whose number the leftover bears has ended, that of the other has not.
+            let removed = remove_stale_temporaries(&folder).unwrap();
+            println!("{} removed", removed.len());
+            drop((first, second));
+        }
+        "hash" => {
+            let stop = runkit::signals::install().unwrap();
+            println!("ready");
+            let error = runkit::files::blake3_of(folder.join("large.bin"), &stop).unwrap_err();
+            assert_eq!(error.stopped().unwrap().0, runkit::signals::Signal::Terminate);
+            println!("stopped");
+        }
         "write-slowly" => {
             let mut file = AtomicFile::create(folder.join("out.bin")).unwrap();
             file.write_all(b"half").unwrap();
@@ -290,6 +307,75 @@ fn leftovers_of_living_processes_and_foreign_files_stay() {
     drop(writer);
     assert_eq!(remove_stale_temporaries(folder.path()).unwrap().len(), 1);
     assert_eq!(names(folder.path()).len(), 4);
+}
+
+/// The name of a temporary file that `write-slowly` leaves when it is killed.
+fn leftover(folder: &Path) -> PathBuf {
+    drop(Running::start("write-slowly", folder));
+    let mut left = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+    left.find(|path| runkit::files::is_temporary_name(path)).unwrap()
+}
+
+#[test]
+fn the_leftovers_of_another_machine_stay() {
+    let folder = tempfile::tempdir().unwrap();
+    let left = leftover(folder.path());
+    let name = left.file_name().unwrap().to_str().unwrap();
+    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap();
+    let host: String = host
+        .trim()
+        .chars()
+        .map(|one| if one.is_ascii_alphanumeric() { one } else { '-' })
+        .take(24)
+        .collect();
+    assert!(name.contains(&format!(".{host}.")), "{name} does not name {host}");
+    // Nobody here has it open, as nobody here can tell for a file of another machine.
+    let other = name.replace(&format!(".{host}."), ".another-node.");
+    std::fs::rename(&left, folder.path().join(&other)).unwrap();
+    assert_eq!(remove_stale_temporaries(folder.path()).unwrap(), Vec::<PathBuf>::new());
+    assert_eq!(names(folder.path()), [other]);
+}
+
+#[test]
+fn a_file_system_without_locks_is_warned_of_and_used() {
+    for error in ["ENOSYS", "ENOTSUP"] {
+        let folder = folder_with_old_contents();
+        leftover(folder.path());
+        let living = Running::start("write-slowly", folder.path());
+        let mut command = command("hold-without-locks", folder.path());
+        let output = command.env("RUNKIT_FAULT", format!("lock:*:{error}")).output().unwrap();
+        assert!(output.status.success(), "{output:?}");
+        let stdout = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert!(stdout.contains("1 removed"), "{stdout}");
+        assert_eq!(contents(&folder), new_contents());
+        drop(living);
+    }
+}
+
+#[test]
+fn any_other_error_of_a_lock_is_an_error_with_a_hint() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut command = command("hold", folder.path());
+    let output = command.env("RUNKIT_FAULT", "lock:1:EROFS").output().unwrap();
+    assert!(!output.status.success());
+    // The child unwraps the error; its message is what `Debug` shows of it.
+    let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(stderr.contains("Unusable") && stderr.contains("out.lock"), "{stderr}");
+}
+
+#[test]
+fn a_large_file_is_left_within_a_moment_of_a_signal() {
+    let folder = tempfile::tempdir().unwrap();
+    // Terabytes of a sparse file: hashing it takes minutes, whatever the machine.
+    let large = std::fs::File::create(folder.path().join("large.bin")).unwrap();
+    large.set_len(1 << 42).unwrap();
+    let mut running = Running::start("hash", folder.path());
+    std::thread::sleep(Duration::from_millis(200));
+    let asked = Instant::now();
+    running.signal(libc::SIGTERM);
+    running.wait_for("stopped");
+    assert!(asked.elapsed() < Duration::from_secs(2), "{:?}", asked.elapsed());
+    assert!(running.wait().success());
 }
 
 #[test]

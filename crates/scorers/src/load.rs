@@ -74,7 +74,7 @@ fn load(layouts: DescribedScorers) -> Result<ScorerSet, ScorerError> {
     let mut visions: Vec<Option<Arc<VisionTower>>> = Vec::new();
     let mut texts: Vec<Option<Arc<TextTower>>> = Vec::new();
     for model in &layouts.models {
-        tracing::info!(scorer = model.scorer, weights = %show(&model.files), "loading");
+        tracing::debug!(scorer = model.scorer, weights = %show(&model.files), "loading");
         let weights =
             Weights::open_files(&model.files).map_err(ScorerError::network(&model.scorer))?;
         let clip = ClipModel::load(

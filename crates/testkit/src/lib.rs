@@ -101,7 +101,18 @@ impl Run {
     /// The run, which must have failed with one error that says all of this.
     #[track_caller]
     pub fn expect_error(self, says: &[&str]) -> Self {
-        assert_eq!(self.code(), Some(1), "{self:#?}");
+        self.expect_error_code(1, says)
+    }
+
+    /// The run, whose command line must have been refused with one error that says all of this.
+    #[track_caller]
+    pub fn expect_usage_error(self, says: &[&str]) -> Self {
+        self.expect_error_code(2, says)
+    }
+
+    #[track_caller]
+    fn expect_error_code(self, code: i32, says: &[&str]) -> Self {
+        assert_eq!(self.code(), Some(code), "{self:#?}");
         assert_eq!(self.stderr.matches("error: ").count(), 1, "{self:#?}");
         for words in says {
             assert!(self.stderr.contains(words), "{words:?} is not in {self:#?}");

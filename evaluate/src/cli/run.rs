@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::Args;
+use runkit::program::ResumeFlag;
 use serde::{Deserialize, Serialize};
 
 use super::GenerateSettings;
@@ -26,6 +27,9 @@ pub struct RunArguments {
     /// Start over: remove the pictures of an earlier run of this output.
     #[arg(long)]
     pub fresh: bool,
+    /// What users of other programs type.
+    #[command(flatten)]
+    pub resume: ResumeFlag,
 }
 
 /// Settings of `evaluate run`, each unset until flag, environment or file sets it. In a file they stand

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::Args;
+use runkit::program::ResumeFlag;
 use serde::{Deserialize, Serialize};
 
 use crate::prompts::{Preset, PromptSource};
@@ -20,6 +21,9 @@ pub struct ScoreArguments {
     /// Print the resolved settings as TOML and stop.
     #[arg(long)]
     pub print_config: bool,
+    /// What users of other programs type.
+    #[command(flatten)]
+    pub resume: ResumeFlag,
 }
 
 /// Settings of `evaluate score`, each unset until flag, environment or file sets it.

@@ -4,7 +4,9 @@ use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail, ensure};
+use nn::device::DeviceChoice;
 use runkit::exit::ExitStatus;
+use runkit::program::UsageError;
 
 use super::say;
 use crate::cli::FilterPromptsArguments;
@@ -17,7 +19,9 @@ pub(super) fn run(arguments: &FilterPromptsArguments) -> Result<ExitStatus> {
     let threshold = arguments.safe_threshold;
     ensure!(
         threshold > 0.0 && threshold <= 1.0,
-        "--safe-threshold {threshold} is no threshold; hint: a probability above 0, 0.5 is usual"
+        UsageError::new(format!(
+            "--safe-threshold must be in (0, 1], found {threshold}; hint: 0.5 is usual"
+        ))
     );
     let dropped_path = dropped_path(&arguments.out)?;
     if let Some(source) = arguments.prompts.iter().find(|source| source.limit.is_some()) {
@@ -27,7 +31,8 @@ pub(super) fn run(arguments: &FilterPromptsArguments) -> Result<ExitStatus> {
         );
     }
     let sets = prompts::read(&arguments.prompts)?;
-    let device = nn::device::parse(&arguments.device)?;
+    let choice: DeviceChoice = arguments.device.parse().map_err(UsageError::of)?;
+    let device = choice.resolve()?;
     let classifier =
         SafetyClassifier::open(&arguments.classifier, &arguments.unsafe_label, device)?;
     let folder = arguments.out.parent().filter(|folder| !folder.as_os_str().is_empty());

@@ -3,7 +3,9 @@
 use std::path::Path;
 
 use anyhow::{Context as _, Result, ensure};
+use nn::device::DeviceError;
 use runkit::exit::ExitStatus;
+use runkit::program::{self, usage_unless};
 use runkit::signals::StopFlag;
 use schemas::evaluation::KEY_MANIFEST;
 use schemas::scores::ScoresFile;
@@ -20,6 +22,7 @@ const UNSAFE_LABEL: &str = "NSFW";
 const NO_FILTER: &str = "none";
 
 pub(super) fn run(arguments: &RunArguments) -> Result<ExitStatus> {
+    arguments.resume.explain();
     let mut settings = match &arguments.config {
         Some(file) => {
             let mut from_file: RunSettings = runkit::config::read_toml(file)?;
@@ -33,8 +36,15 @@ pub(super) fn run(arguments: &RunArguments) -> Result<ExitStatus> {
         say(&runkit::config::to_toml_string(&settings)?)?;
         return Ok(ExitStatus::Done);
     }
+    let given = &settings.generate;
+    program::require(&[
+        ("--model <NAME=DIR>", given.model.as_ref().is_some_and(|models| !models.is_empty())),
+        ("--prompts <FILE>...", given.prompts.as_ref().is_some_and(|prompts| !prompts.is_empty())),
+        ("--scorers <FILE.toml>", settings.judges.scorers.is_some()),
+        ("--out <DIR>", given.out.is_some()),
+    ])?;
     let drawing = super::config(settings.generate.clone(), arguments.fresh)?;
-    let judging = judging(&drawing, &settings)?;
+    let judging = judging(&drawing, &settings).map_err(usage_unless(DeviceError::is_absent))?;
     let stop = runkit::signals::install().context("installing signal handlers")?;
 
     let (prompts, dropped) = safe(&drawing, &settings.report)?;
@@ -50,7 +60,7 @@ pub(super) fn run(arguments: &RunArguments) -> Result<ExitStatus> {
         }
     };
     report(&drawing, &settings.report, &dropped)?;
-    Ok(scoring::status(summary, &settings.judges))
+    Ok(scoring::status(summary, &settings.judges, &drawing.out))
 }
 
 /// The reward models at work on what is drawn: same folder, same device, same type.

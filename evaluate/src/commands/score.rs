@@ -3,8 +3,9 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, ensure};
-use nn::device::{self, Precision};
+use nn::device::{self, DeviceError, Precision};
 use runkit::exit::ExitStatus;
+use runkit::program::{self, usage_unless};
 use scorers::Compute;
 
 use super::say;
@@ -16,6 +17,7 @@ const BATCH_SIZE_CPU: usize = 8;
 const BATCH_SIZE_CUDA: usize = 64;
 
 pub(super) fn run(arguments: &ScoreArguments) -> Result<ExitStatus> {
+    arguments.resume.explain();
     let settings = match &arguments.config {
         Some(file) => {
             let mut from_file: ScoreSettings = runkit::config::read_toml(file)?;
@@ -41,30 +43,41 @@ pub(super) fn run(arguments: &ScoreArguments) -> Result<ExitStatus> {
                 "{pictures} images, {scored} of them scored now\nscores: {}\n",
                 config.out.join(score::SCORES).display()
             ))?;
-            Ok(status(summary, &settings.judges))
+            Ok(status(summary, &settings.judges, &config.out))
         }
     }
 }
 
-/// Whether too many pictures have no score, which is said.
-pub(super) fn status(summary: Summary, judges: &JudgeSettings) -> ExitStatus {
+/// Whether too many images have no score, which is said.
+pub(super) fn status(summary: Summary, judges: &JudgeSettings, out: &Path) -> ExitStatus {
     let allowed = judges.max_failed.unwrap_or(0);
-    if summary.failed == 0 {
-        return ExitStatus::Done;
+    let scores = out.join(score::SCORES);
+    if summary.failed > 0 && summary.failed <= allowed {
+        tracing::warn!(
+            "{} of {} images have no score of some metric; the column error of {} says why",
+            summary.failed,
+            summary.pictures,
+            scores.display()
+        );
     }
-    tracing::warn!(
-        "{} of {} images have no score of some metric; the column error of {} says why",
-        summary.failed,
-        summary.pictures,
-        score::SCORES
-    );
-    if summary.failed > allowed { ExitStatus::TooManyFailedRows } else { ExitStatus::Done }
+    let list = format!("the column `error` of {}", scores.display());
+    program::status_of_failed(summary.failed as u64, allowed as u64, "images", &list)
 }
 
+/// The validated run; what is wrong with the arguments is a usage error.
 fn config(settings: &ScoreSettings) -> Result<Config> {
-    let out = settings.out.clone().context("no output given; hint: --out eval")?;
+    validated(settings).map_err(usage_unless(DeviceError::is_absent))
+}
+
+fn validated(settings: &ScoreSettings) -> Result<Config> {
     let prompts = settings.prompts.clone().filter(|prompts| !prompts.is_empty());
-    let prompts = prompts.context("no prompts given; hint: --prompts FILE, as for generate")?;
+    program::require(&[
+        ("--prompts <FILE>...", prompts.is_some()),
+        ("--scorers <FILE.toml>", settings.judges.scorers.is_some()),
+        ("--out <DIR>", settings.out.is_some()),
+    ])?;
+    let prompts = prompts.unwrap_or_default();
+    let out = settings.out.clone().unwrap_or_default();
     ensure!(settings.limit != Some(0), "--limit 0 takes no prompt; hint: leave it out to take all");
     ensure!(
         settings.limit.is_none() || settings.preset.is_none(),

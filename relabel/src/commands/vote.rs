@@ -2,9 +2,10 @@
 
 use std::sync::mpsc::sync_channel;
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, bail};
 use arrow::array::{Array as _, Int8Array, Int8Builder};
 use runkit::exit::ExitStatus;
+use runkit::output::State;
 use schemas::labels::{
     KEY_FINGERPRINT, KEY_MANIFEST, LabelBatch, LabelsFile, LabelsSchema, LabelsWriter, Status,
 };
@@ -12,6 +13,7 @@ use serde_json::{Value, json};
 
 use crate::cli::VoteArguments;
 use crate::inspect::{Counting, Report};
+use crate::score;
 use crate::vote::{Moments, TiePolicy, vote};
 
 /// Batches of 16,384 rows that wait for the writer at most.
@@ -20,10 +22,6 @@ const BATCHES_AHEAD: usize = 2;
 /// Runs the command.
 pub(super) fn run(arguments: &VoteArguments) -> Result<ExitStatus> {
     let labels = LabelsFile::open(&arguments.labels)?;
-    ensure!(
-        same_file(&arguments.labels, &arguments.out).is_none_or(|same| !same),
-        "--out is the file that is read; hint: name another, nothing of the input is lost that way"
-    );
     let voters = voters(&labels, arguments)?;
     let schema = LabelsSchema::new(&voters)?;
     let scale = match arguments.ties {
@@ -31,11 +29,16 @@ pub(super) fn run(arguments: &VoteArguments) -> Result<ExitStatus> {
         _ => vec![1.0; voters.len()],
     };
     let mut metadata = labels.metadata().clone();
-    let manifest =
-        manifest(metadata.get(KEY_MANIFEST).map(String::as_str), &voters, arguments.ties)
-            .with_context(|| {
-                format!("{}: its manifest cannot be read", arguments.labels.display())
-            })?;
+    let manifest = manifest(&labels, &voters, arguments.ties)
+        .with_context(|| format!("{}: its manifest cannot be read", arguments.labels.display()))?;
+    let output = score::labels_output(&arguments.out, arguments.fresh);
+    let inputs = std::slice::from_ref(&arguments.labels);
+    if output.examine(inputs, &manifest, score::manifest_of_labels)? == State::Complete {
+        tracing::info!(labels = %arguments.out.display(), "already complete");
+        let report = Report::of(&arguments.out)?;
+        super::say(&format!("{}\nlabels: {}\n", report.to_text(), arguments.out.display()))?;
+        return Ok(ExitStatus::Done);
+    }
     metadata.insert(KEY_FINGERPRINT.to_owned(), runkit::manifest::fingerprint(&manifest)?);
     metadata.insert(KEY_MANIFEST.to_owned(), runkit::manifest::canonical_json(&manifest)?);
 
@@ -67,10 +70,6 @@ pub(super) fn run(arguments: &VoteArguments) -> Result<ExitStatus> {
     Ok(ExitStatus::Done)
 }
 
-fn same_file(one: &std::path::Path, other: &std::path::Path) -> Option<bool> {
-    Some(one.canonicalize().ok()? == other.canonicalize().ok()?)
-}
-
 /// The scorers that vote, in column order.
 fn voters(labels: &LabelsFile, arguments: &VoteArguments) -> Result<Vec<String>> {
     let scorers = labels.schema().scorers();
@@ -90,9 +89,13 @@ fn voters(labels: &LabelsFile, arguments: &VoteArguments) -> Result<Vec<String>>
     Ok(scorers.iter().filter(|name| asked.contains(name)).cloned().collect())
 }
 
-/// The manifest of the new file: that of the old one with other voters and another tie policy.
-fn manifest(old: Option<&str>, voters: &[String], ties: TiePolicy) -> Result<Value> {
-    let mut manifest: Value = serde_json::from_str(old.unwrap_or("{}"))?;
+/// The manifest of the new file: that of the old one with other voters and another tie policy. Where the
+/// old one has none, as another tool wrote it, its checksum says what was voted on.
+fn manifest(labels: &LabelsFile, voters: &[String], ties: TiePolicy) -> Result<Value> {
+    let mut manifest: Value = match labels.metadata().get(KEY_MANIFEST) {
+        Some(text) => serde_json::from_str(text)?,
+        None => json!({ "labels": labels.fingerprint() }),
+    };
     let Some(fields) = manifest.as_object_mut() else { bail!("expected a JSON object") };
     fields.insert("voters".to_owned(), json!(voters));
     fields.insert("ties".to_owned(), json!(ties));

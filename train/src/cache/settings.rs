@@ -2,8 +2,9 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Result, ensure};
 use nn::device::{self, DeviceChoice, Precision};
+use runkit::program::UsageError;
 
 use super::Config;
 use crate::cli::{CacheArguments, CacheSettings};
@@ -22,7 +23,8 @@ pub fn settings(arguments: &CacheArguments) -> Result<CacheSettings> {
             runkit::config::merge(&arguments.settings, &from_file)?
         }
     };
-    let choice: DeviceChoice = settings.device.as_deref().unwrap_or("auto").parse()?;
+    let device = settings.device.as_deref().unwrap_or("auto");
+    let choice: DeviceChoice = device.parse().map_err(UsageError::of)?;
     choice.resolve()?;
     settings.device = Some(choice.to_string());
     settings.hflip.get_or_insert(false);
@@ -57,14 +59,23 @@ impl Config {
     /// # Errors
     /// Where one is missing or impossible.
     pub fn new(settings: &CacheSettings, fresh: bool) -> Result<Self> {
+        let pairs = settings.pairs.clone().filter(|pairs| !pairs.is_empty());
+        runkit::program::require(&[
+            ("--model <DIR>", settings.model.is_some()),
+            ("--pairs <PATH>...", pairs.is_some()),
+            ("--out <DIR>", settings.out.is_some()),
+        ])?;
         let device = device::parse(settings.device.as_deref().unwrap_or("auto"))?;
         let precision: Precision = settings.dtype.as_deref().unwrap_or("f32").parse()?;
         precision.check(device)?;
-        let pairs = settings.pairs.clone().filter(|pairs| !pairs.is_empty());
+        ensure!(
+            settings.batch_size != Some(0),
+            "--batch-size 0 encodes nothing; hint: leave it out"
+        );
         Ok(Self {
-            model: settings.model.clone().context("no model given; hint: --model data/mini/sd")?,
-            pairs: pairs.context("no pairs given; hint: --pairs FOLDER")?,
-            out: settings.out.clone().context("no output given; hint: --out latents")?,
+            model: settings.model.clone().unwrap_or_default(),
+            pairs: pairs.unwrap_or_default(),
+            out: settings.out.clone().unwrap_or_default(),
             resolution: settings.resolution,
             hflip: settings.hflip.unwrap_or(false),
             device,

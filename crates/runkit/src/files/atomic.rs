@@ -9,15 +9,17 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::error::{FileError, Operation};
 use super::sync_folder;
-use crate::fault;
+use crate::{fault, lock};
 
 /// The end of every temporary name; together with the leading dot it is the pattern that
 /// [`super::remove_stale_temporaries`] recognises.
-pub(super) const TEMPORARY_SUFFIX: &str = ".runkit-tmp";
+const TEMPORARY_SUFFIX: &str = ".runkit-tmp";
 
 /// How much of the final name a temporary one shows: at most 4 bytes each, which with our additions
 /// stays below the 255 bytes of Linux file systems.
-const SHOWN_CHARACTERS: usize = 40;
+const SHOWN_CHARACTERS: usize = 30;
+/// How much of the machine's name it shows.
+const HOST_CHARACTERS: usize = 24;
 
 /// A file that appears under its final name whole or not at all.
 ///
@@ -27,7 +29,8 @@ const SHOWN_CHARACTERS: usize = 40;
 /// [`std::io::BufWriter`] where writes are small, and take it back with `into_inner`.
 ///
 /// While it is open the temporary file is locked, which is how a live one is told from the leftover
-/// of a killed run. A final name that is a symbolic link is followed; one that is a folder, a device
+/// of a killed run on this machine; its name says which machine and process write it, for file systems
+/// that have no locks, or none that another machine sees. A final name that is a symbolic link is followed; one that is a folder, a device
 /// or a pipe is refused.
 #[derive(Debug)]
 pub struct AtomicFile {
@@ -168,10 +171,8 @@ fn open_temporary(target: &Path) -> io::Result<(std::fs::File, PathBuf)> {
         };
         // Between the two calls a clean-up of another process may take the file for a leftover;
         // then it is gone or locked, and the next name is tried.
-        match file.try_lock() {
-            Err(std::fs::TryLockError::WouldBlock) => continue,
-            // A file system without locks: the clean-up leaves such files alone.
-            Ok(()) | Err(std::fs::TryLockError::Error(_)) => {}
+        if matches!(lock::try_exclusive(&file), lock::Tried::Held) {
+            continue;
         }
         if file.metadata()?.nlink() > 0 {
             return Ok((file, temporary));
@@ -185,11 +186,87 @@ fn temporary_name(name: &OsStr) -> OsString {
     let nanoseconds =
         SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |elapsed| elapsed.subsec_nanos());
     let shown: String = name.to_string_lossy().chars().take(SHOWN_CHARACTERS).collect();
-    let process = std::process::id();
-    OsString::from(format!(".{shown}.{process:x}-{number:x}-{nanoseconds:x}{TEMPORARY_SUFFIX}"))
+    let Owner { host, process } = Owner::this();
+    OsString::from(format!(
+        ".{shown}.{host}.{process}-{number:x}-{nanoseconds:x}{TEMPORARY_SUFFIX}"
+    ))
+}
+
+/// Who writes a temporary file, as its name says.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Owner {
+    /// The machine, in letters, digits and hyphens; empty in names of earlier versions.
+    host: String,
+    /// The number of the process there.
+    process: u32,
+}
+
+impl Owner {
+    fn this() -> Self {
+        Self { host: this_host(), process: std::process::id() }
+    }
+
+    /// The owner of a temporary file; `None` for a name of another pattern.
+    pub(super) fn of(path: &Path) -> Option<Self> {
+        let name = path.file_name()?.to_string_lossy();
+        let name = name.strip_prefix('.')?.strip_suffix(TEMPORARY_SUFFIX)?;
+        // .NAME.HOST.PROCESS-NUMBER-NANOSECONDS; the name may hold dots, the others do not.
+        let mut fields = name.rsplitn(3, '.');
+        let process = fields.next()?.split('-').next()?.parse().ok();
+        let host = fields.next().filter(|_| fields.next().is_some());
+        match (host, process) {
+            (Some(host), Some(process)) => Some(Self { host: host.to_owned(), process }),
+            // Of our pattern, but by whom is not known.
+            _ => Some(Self { host: String::new(), process: 0 }),
+        }
+    }
+
+    pub(super) fn is_this_host(&self) -> bool {
+        self.host == this_host()
+    }
+
+    /// False only for a process of this machine that is known to have ended.
+    pub(super) fn may_be_alive(&self) -> bool {
+        lock::process_may_be_alive(self.process)
+    }
+}
+
+/// The machine's name as temporary names hold it; never empty.
+fn this_host() -> String {
+    let plain = |one: char| if one.is_ascii_alphanumeric() { one } else { '-' };
+    let name: String = lock::host_name().chars().map(plain).take(HOST_CHARACTERS).collect();
+    if name.is_empty() { "host".to_owned() } else { name }
 }
 
 #[expect(clippy::disallowed_methods, reason = "this is the durable writer the lint points to")]
 fn rename(from: &Path, to: &Path) -> io::Result<()> {
     std::fs::rename(from, to)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{OsStr, Owner, temporary_name};
+    use std::path::Path;
+
+    #[test]
+    fn a_temporary_name_says_who_writes_it() {
+        for name in ["labels.parquet", "x", "a.b.c.tar.gz", "名前.parquet", ".hidden"] {
+            let temporary = temporary_name(OsStr::new(name));
+            let owner = Owner::of(Path::new("folder").join(&temporary).as_path());
+            assert_eq!(owner, Some(Owner::this()), "{temporary:?}");
+            assert!(temporary.len() < 255);
+        }
+        assert!(temporary_name(OsStr::new(&"狐".repeat(80))).len() < 255);
+    }
+
+    #[test]
+    fn only_our_pattern_has_an_owner_and_old_names_are_of_nobody_here() {
+        for name in ["labels.parquet", ".labels.parquet.lock", "x.runkit-tmp", ".x.tmp"] {
+            assert_eq!(Owner::of(Path::new(name)), None, "{name}");
+        }
+        let old = Owner::of(Path::new(".labels.parquet.1f-0-3a.runkit-tmp")).unwrap();
+        assert!(!old.is_this_host(), "{old:?}");
+        let other = Owner::of(Path::new(".labels.parquet.node-17.31-0-3a.runkit-tmp")).unwrap();
+        assert!(!other.is_this_host(), "{other:?}");
+    }
 }

@@ -4,6 +4,8 @@ use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use crate::signals::Stopped;
+
 /// What was being done when a [`FileError`] arose.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
@@ -104,16 +106,20 @@ impl FileError {
         }
     }
 
-    fn hint(&self) -> Option<&'static str> {
-        match self.cause.raw_os_error() {
-            Some(libc::ENOSPC | libc::EDQUOT) => {
-                Some("free some space and run the same command again")
-            }
-            Some(libc::EFBIG) => Some("raise the limit and run the same command again"),
-            Some(libc::EACCES | libc::EPERM) => Some("check the permissions of the folder"),
-            Some(libc::EROFS) => Some("the disk is mounted read-only; choose another place"),
-            _ => None,
-        }
+    /// The stop that ended the operation, if one did.
+    pub fn stopped(&self) -> Option<Stopped> {
+        Stopped::behind(&self.cause)
+    }
+}
+
+/// What to do about an error of the system, where that is clear.
+pub(crate) fn hint(cause: &io::Error) -> Option<&'static str> {
+    match cause.raw_os_error() {
+        Some(libc::ENOSPC | libc::EDQUOT) => Some("free some space and run the same command again"),
+        Some(libc::EFBIG) => Some("raise the limit and run the same command again"),
+        Some(libc::EACCES | libc::EPERM) => Some("check the permissions of the folder"),
+        Some(libc::EROFS) => Some("the disk is mounted read-only; choose another place"),
+        _ => None,
     }
 }
 
@@ -127,14 +133,19 @@ impl fmt::Display for FileError {
         if let Some((written, attempted)) = self.progress {
             write!(formatter, " (after {written} bytes, {attempted} more to write)")?;
         }
-        match self.hint() {
+        match hint(&self.cause) {
             Some(hint) => write!(formatter, "\nhint: {hint}"),
             None => Ok(()),
         }
     }
 }
 
-impl std::error::Error for FileError {}
+/// The cause stands in the message already; as a source only a stop is told.
+impl std::error::Error for FileError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        self.stopped().is_some().then_some(&self.cause)
+    }
+}
 
 impl From<FileError> for io::Error {
     /// Keeps the whole [`FileError`] inside, so that it survives writers that only know `io::Error`.
