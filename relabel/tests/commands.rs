@@ -318,7 +318,7 @@ fn an_exit_code_of_3_is_explained() {
 
 fn spoilt_pairs() -> Vec<common::Pair> {
     let mut pairs = common::sample_pairs(1);
-    pairs[0].image[1].truncate(40);
+    pairs[0].image[1].as_mut().unwrap().truncate(40);
     pairs
 }
 

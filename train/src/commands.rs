@@ -1,10 +1,9 @@
 //! What each command does with what was typed.
 
 use std::fmt::Write as _;
-use std::io::Write as _;
 
 use anyhow::{Context as _, Result};
-use indicatif::{DecimalBytes, HumanCount};
+use indicatif::{HumanBytes, HumanCount};
 use nn::device::DeviceError;
 use runkit::exit::ExitStatus;
 use runkit::program::{self, say, usage_unless};
@@ -90,7 +89,7 @@ fn write_cache(arguments: &CacheArguments) -> Result<ExitStatus> {
                 HumanCount(summary.rows),
                 HumanCount(summary.failed),
                 HumanCount(summary.captions),
-                DecimalBytes(summary.bytes),
+                HumanBytes(summary.bytes),
                 config.out.display()
             ))?;
             let allowed = settings.max_failed.unwrap_or(0);

@@ -9,6 +9,7 @@ use nn::pipeline::NetworkFiles;
 use nn::weights::Weights;
 use serde_json::Value;
 
+use crate::cli::OptimizerKind;
 use crate::config::Config;
 use crate::manifest::Manifest;
 use crate::model::{BaseModel, Networks};
@@ -120,7 +121,7 @@ pub fn model_card(
         "---\nlibrary_name: diffusers\npipeline_tag: text-to-image\ntags:\n- {}\n- dpo\n---\n\n\
          # {name}, aligned with preferences\n\n\
          The UNet of `{name}` after {} steps of Diffusion-DPO on {} labels of {} pairs: β {}, \
-         batches of {} pairs at {} pixels, learning rate {:e} at its height ({:?}), {}.\n\n",
+         batches of {} pairs at {} pixels, learning rate {:e} at its height ({}), {}.\n\n",
         match base.files.family {
             nn::pipeline::Family::StableDiffusion => "stable-diffusion",
             nn::pipeline::Family::StableDiffusionXl => "stable-diffusion-xl",
@@ -132,7 +133,10 @@ pub fn model_card(
         config.batch_size,
         base.resolution,
         config.learning_rate.peak(),
-        config.optimizer,
+        match config.optimizer {
+            OptimizerKind::Adamw => "AdamW",
+            OptimizerKind::Adafactor => "Adafactor",
+        },
         match config.reference_every {
             0 => "the reference is the base model".to_owned(),
             every => format!("the reference is renewed after every {every} steps"),

@@ -25,8 +25,10 @@ const PROCESS_BYTES_CPU: f64 = 0.53e9;
 const PROCESS_BYTES_CUDA: f64 = 0.9e9;
 /// Tensors of the largest size that a layer's backward pass has beside those kept.
 const PASSING_TENSORS: f64 = 6.0;
-/// How much of what a plain matrix product reaches the networks reach.
+/// How much of what a plain matrix product reaches the networks reach at most: large ones on a CPU.
 const SHARE_OF_PEAK: f64 = 0.8;
+/// And at least: the miniature pipeline, whose tensors are small, and machines that do other work too.
+const LEAST_SHARE: f64 = 0.3;
 /// How long the matrix product is tried.
 const TRIAL: Duration = Duration::from_millis(500);
 
@@ -124,7 +126,8 @@ impl Plan {
         let counts = prepared.counts();
         let bytes = |bytes: f64| HumanBytes(bytes.max(0.0) as u64);
         let seconds = self.operations / self.operations_per_second;
-        let time = Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX);
+        // A thousand years are longer than any run, and do not overflow below.
+        let time = Duration::try_from_secs_f64(seconds.min(3e10)).unwrap_or_default();
         let mut text = String::new();
         // Writing to a String cannot fail.
         let mut line = |name: &str, value: String| {
@@ -133,16 +136,20 @@ impl Plan {
         line(
             "pairs",
             format!(
-                "{} of {} ({} failed, {} left out as ties or without a preference, {} not in the cache)",
+                "{} of {} ({} failed, {} left out as ties or without a preference{})",
                 HumanCount(counts.selected),
                 HumanCount(counts.rows),
                 HumanCount(counts.failed),
                 HumanCount(counts.left_out),
-                HumanCount(counts.uncached)
+                match config.source {
+                    Source::Pairs(_) => String::new(),
+                    Source::Cache(_) =>
+                        format!(", {} not in the cache", HumanCount(counts.uncached)),
+                }
             ),
         );
         line("preference", config.preference.to_string());
-        line("ties", format!("{}, policy: {:?}", prepared.ties, config.ties).to_lowercase());
+        line("ties", format!("{}, policy: {}", prepared.ties, config.ties));
         line(
             "steps",
             format!(
@@ -184,7 +191,9 @@ impl Plan {
                 operations(self.operations_per_second / SHARE_OF_PEAK)
             ),
         );
-        line("time", format!("{} (estimate, without sample images)", HumanDuration(time)));
+        let longest = time.mul_f64(SHARE_OF_PEAK / LEAST_SHARE);
+        let (time, longest) = (HumanDuration(time), HumanDuration(longest));
+        line("time", format!("{time} to {longest} (estimate, without sample images)"));
         text
     }
 }

@@ -103,6 +103,19 @@ pub enum Ties {
     Half,
 }
 
+/// The word of the flag.
+impl fmt::Display for Ties {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(match self {
+            Self::Drop => "drop",
+            Self::Human => "human",
+            Self::First => "first",
+            Self::Second => "second",
+            Self::Half => "half",
+        })
+    }
+}
+
 /// What the loss is told of a pair.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Judgement {

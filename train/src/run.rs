@@ -115,7 +115,7 @@ fn announce(config: &Config, prepared: &Prepared) -> Result<()> {
         counts.left_out
     );
     if prepared.ties.ties > 0 {
-        tracing::info!("ties: {}, policy: {:?}", prepared.ties, config.ties);
+        tracing::info!("ties: {}, policy: {}", prepared.ties, config.ties);
     }
     let rate = config.settings.lr.unwrap_or_default();
     let scaled = match config.settings.scale_lr {

@@ -4,7 +4,9 @@ use std::fmt::Write as _;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
+use indicatif::HumanBytes;
 use runkit::exit::ExitStatus;
+use runkit::logging::counted;
 use scorers::ScorersConfig;
 
 use crate::score::{self, Config, Rehearsal};
@@ -22,13 +24,13 @@ pub(super) fn run(config: &Config) -> Result<ExitStatus> {
 fn describe(config: &Config, rehearsal: &Rehearsal) -> Result<String> {
     let mut text = String::new();
     let manifest = &rehearsal.manifest;
-    let gigabytes = rehearsal.input_bytes as f64 / 1e9;
     // Writing to a String cannot fail.
     let _ = writeln!(
         text,
-        "pairs      {} in {} files ({gigabytes:.2} GB)",
+        "pairs      {} in {} ({})",
         manifest.input.rows,
-        manifest.input.files.len()
+        counted(manifest.input.files.len() as u64, "files"),
+        HumanBytes(rehearsal.input_bytes)
     );
     let slots = 2.0 * manifest.input.rows as f64;
     let _ = writeln!(
@@ -84,15 +86,16 @@ fn describe(config: &Config, rehearsal: &Rehearsal) -> Result<String> {
     let needed = manifest.input.rows * LABEL_BYTES;
     let _ = writeln!(
         text,
-        "disk       about {:.1} MB needed, {:.1} GB free",
-        needed as f64 / 1e6,
-        rehearsal.free_bytes as f64 / 1e9
+        "disk       about {} needed, {} free",
+        HumanBytes(needed),
+        HumanBytes(rehearsal.free_bytes)
     );
     ensure!(
         needed <= rehearsal.free_bytes,
-        "{}: about {needed} bytes are needed but only {} are free; hint: choose another --out",
+        "{}: about {} are needed but only {} are free; hint: choose another --out",
         config.out.display(),
-        rehearsal.free_bytes
+        HumanBytes(needed),
+        HumanBytes(rehearsal.free_bytes)
     );
     let _ = writeln!(text, "output     {}: {}", config.out.display(), rehearsal.output);
     Ok(text)

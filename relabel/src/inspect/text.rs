@@ -14,8 +14,10 @@ impl Report {
         // Writing to a String cannot fail.
         let _ = writeln!(
             text,
-            "{} pairs: {} voted on, {} failed",
-            self.rows, self.voted_rows, self.failed_rows
+            "{}: {} voted on, {} failed",
+            pairs(self.rows),
+            self.voted_rows,
+            self.failed_rows
         );
         for (reason, count) in &self.failures {
             let _ = writeln!(text, "  {count} {reason}");
@@ -34,11 +36,12 @@ impl Report {
         if self.human_pairs > 0 {
             let _ = writeln!(
                 text,
-                "agreement with people: {} of decided pairs, {} with ties as half ({} pairs, {} human ties)",
+                "agreement with people: {} of decided pairs, {} with ties as half ({}, {} human {})",
                 percent(consensus.human_agreement),
                 percent(consensus.human_agreement_ties_half),
-                self.human_pairs,
+                pairs(self.human_pairs),
                 self.human_ties,
+                if self.human_ties == 1 { "tie" } else { "ties" },
             );
         }
         let _ = writeln!(text, "\n{}", self.scorer_table());
@@ -81,12 +84,9 @@ impl Report {
             self.scorers.iter().zip(self.agreement.iter().zip(&self.kappa))
         {
             let mut row = vec![scorer.name.clone()];
-            row.extend(
-                agreement
-                    .iter()
-                    .zip(kappa)
-                    .map(|(share, kappa)| format!("{} ({kappa:.2})", percent(Some(*share)))),
-            );
+            row.extend(agreement.iter().zip(kappa).map(|(share, kappa)| {
+                format!("{} ({})", percent(Some(*share)), two_digits(*kappa))
+            }));
             table.add_row(row);
         }
         align(&mut table);
@@ -107,6 +107,28 @@ fn align(table: &mut Table) {
     }
 }
 
+fn pairs(count: u64) -> String {
+    format!("{count} {}", if count == 1 { "pair" } else { "pairs" })
+}
+
+/// Two digits, and no minus before a zero.
+fn two_digits(number: f64) -> String {
+    let text = format!("{number:.2}");
+    if text == "-0.00" { "0.00".to_owned() } else { text }
+}
+
 fn percent(share: Option<f64>) -> String {
     share.map_or_else(|| "–".to_owned(), |share| format!("{:.1} %", 100.0 * share))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{pairs, two_digits};
+
+    #[test]
+    fn zero_has_no_sign_and_one_no_plural() {
+        assert_eq!(two_digits(-0.004), "0.00");
+        assert_eq!(two_digits(-0.006), "-0.01");
+        assert_eq!([pairs(1), pairs(480)], ["1 pair", "480 pairs"]);
+    }
 }
