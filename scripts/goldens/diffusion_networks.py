@@ -13,6 +13,7 @@ import argparse
 import json
 import pathlib
 import shutil
+import tempfile
 
 import torch
 from diffusers import (
@@ -237,6 +238,77 @@ def draw(folder, kind, tokenizers, **options):
     save_expected(folder, expected)
 
 
+# Configurations of the two pipelines with other options: of each file what is set in it, and with
+# None what is left out of it (Python's null is written "null").
+CHANGES = [
+    ("sd", {"scheduler/scheduler_config.json": {"_class_name": "DDIMScheduler"}}),
+    ("sd", {"model_index.json": {"scheduler": ["diffusers", "DDIMScheduler"]}}),
+    ("sd", {
+        "model_index.json": {"scheduler": ["diffusers", "EulerDiscreteScheduler"]},
+        "scheduler/scheduler_config.json": {"timestep_spacing": "trailing"},
+    }),
+    ("sd", {
+        "model_index.json": {"scheduler": ["diffusers", "DPMSolverMultistepScheduler"]},
+        "scheduler/scheduler_config.json": {"_class_name": None, "skip_prk_steps": None},
+    }),
+    ("sd", {
+        "model_index.json": {"scheduler": ["diffusers", "DDIMScheduler"], "force_zeros_for_empty_prompt": True},
+        "scheduler/scheduler_config.json": {"clip_sample": True, "steps_offset": 0, "set_alpha_to_one": "null"},
+    }),
+    ("sd", {"unet/config.json": {"sample_size": 32, "_diffusers_version": "0.8.1"}}),
+    ("sd", {"unet/config.json": {"sample_size": 32, "_diffusers_version": "0.9.0"}}),
+    ("sd", {"unet/config.json": {"sample_size": [8, 12], "_diffusers_version": "0.6.0"}}),
+    ("sd", {"unet/config.json": {"sample_size": 96, "_diffusers_version": "0.6.0"}}),
+    ("sd", {"unet/config.json": {"sample_size": 32, "_diffusers_version": None}}),
+    ("sdxl", {"unet/config.json": {"sample_size": 32, "_diffusers_version": "0.8.1"}}),
+    ("sdxl", {"scheduler/scheduler_config.json": {"_class_name": "DDIMScheduler", "steps_offset": 3}}),
+    ("sdxl", {"model_index.json": {"force_zeros_for_empty_prompt": "null"}}),
+    ("sdxl", {"model_index.json": {"force_zeros_for_empty_prompt": None}}),
+    ("sdxl", {
+        "text_encoder/config.json": {"architectures": None, "eos_token_id": 2},
+        "text_encoder_2/config.json": {"architectures": None, "eos_token_id": 2},
+    }),
+]
+
+
+def changed(root):
+    """Pictures of the changed pipelines in five steps, and the size that they have by themselves."""
+    pictures, cases = {}, []
+    for index, (name, changes) in enumerate(CHANGES):
+        with tempfile.TemporaryDirectory() as folder:
+            folder = shutil.copytree(root / name, pathlib.Path(folder) / name)
+            for file, options in changes.items():
+                json_of = json.loads((folder / file).read_text())
+                for key, value in options.items():
+                    json_of.pop(key, None)
+                    if value is not None:
+                        json_of[key] = None if value == "null" else value
+                (folder / file).write_text(json.dumps(json_of))
+            kind = StableDiffusionPipeline if name == "sd" else StableDiffusionXLPipeline
+            options = dict(safety_checker=None) if name == "sd" else dict(add_watermarker=False)
+            pipeline = kind.from_pretrained(folder, **options)
+        pipeline.set_progress_bar_config(disable=True)
+        images = pipeline(
+            PROMPTS,
+            num_inference_steps=5,
+            guidance_scale=7.5,
+            height=HEIGHT,
+            width=WIDTH,
+            generator=[torch.Generator("cpu").manual_seed(seed) for seed in SEEDS],
+            output_type="np",
+        ).images
+        pictures[str(index)] = torch.from_numpy((images * 255).round().astype("uint8")).contiguous()
+        side = pipeline.unet.config.sample_size
+        cases.append({
+            "pipeline": name,
+            "changes": changes,
+            "scheduler": type(pipeline.scheduler).__name__,
+            "sample_size": list(side) if isinstance(side, (list, tuple)) else [side, side],
+        })
+    save_file(pictures, root / "changed.safetensors")
+    (root / "changed.json").write_text(json.dumps(cases, indent=1) + "\n")
+
+
 def pipelines(root):
     # What the published files of both families say, whichever solver they name.
     noise = dict(
@@ -307,6 +379,7 @@ def main(root):
     autoencoders(root)
     text_encoders(root)
     pipelines(root)
+    changed(root)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,10 @@ from diffusers import (
     DDPMScheduler,
     DPMSolverMultistepScheduler,
     EulerDiscreteScheduler,
+    HeunDiscreteScheduler,
+    LCMScheduler,
     PNDMScheduler,
+    UniPCMultistepScheduler,
 )
 from safetensors.torch import save_file
 
@@ -31,7 +34,8 @@ KINDS = {
     "euler": EulerDiscreteScheduler,
     "dpmpp-2m": DPMSolverMultistepScheduler,
 }
-CLASSES = {scheduler.__name__: scheduler for scheduler in (*KINDS.values(), DDPMScheduler)}
+OTHERS = (DDPMScheduler, HeunDiscreteScheduler, LCMScheduler, UniPCMultistepScheduler)
+CLASSES = {scheduler.__name__: scheduler for scheduler in (*KINDS.values(), *OTHERS)}
 
 LATENT = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "num_train_timesteps": 1000}
 STABLE = LATENT | {
@@ -84,9 +88,30 @@ OPTIONS = {
     },
     "zero": STABLE | ZERO | {"_class_name": "DDIMScheduler", "timestep_spacing": "trailing"},
     "zero-leading": STABLE | ZERO | {"_class_name": "EulerDiscreteScheduler", "timestep_spacing": "leading"},
+    # Values that Python takes for false, options of other classes, and names that diffusers takes for others.
+    "null": STABLE | {"_class_name": "DDIMScheduler", "set_alpha_to_one": None, "clip_sample": None, "lower_order_final": None},
+    "clipped": LATENT | {"_class_name": "DDIMScheduler", "clip_sample": True, "clip_sample_range": 0.7, "set_alpha_to_one": True},
+    "foreign": LATENT
+    | {
+        "_class_name": "EulerDiscreteScheduler",
+        "timestep_type": "continuous",
+        "sigma_min": 0.1,
+        "sigma_max": 3.0,
+        "thresholding": False,
+        "dynamic_thresholding_ratio": 0.5,
+        "sample_max_value": 0.1,
+        "use_dynamic_shifting": True,
+        "time_shift_type": "linear",
+        "flow_shift": 3.0,
+        "interpolation_type": "linear",
+    },
+    "unipc": LATENT | {"_class_name": "UniPCMultistepScheduler", "solver_type": "bh2", "predict_x0": True, "disable_corrector": [0], "solver_p": None},
+    "heun": {"_class_name": "HeunDiscreteScheduler", "beta_end": 0.012, "beta_schedule": "scaled_linear"},
+    "lcm": LATENT | {"_class_name": "LCMScheduler", "original_inference_steps": 50, "timestep_scaling": 10.0, "clip_sample": False},
 }
-ONLY = {"cosine": ["ddim", "dpmpp-2m"], "minimum": ["euler", "dpmpp-2m", "ddim"], "abrupt": ["dpmpp-2m"], "gentle": ["dpmpp-2m"]}
-TABLES = ["sd15", "defaults", "cosine", "short", "zero"]
+ONLY = {"cosine": ["ddim", "dpmpp-2m"], "minimum": ["euler", "dpmpp-2m", "ddim"], "abrupt": ["dpmpp-2m"], "gentle": ["dpmpp-2m"],
+    "null": ["ddim", "dpmpp-2m"], "clipped": ["ddim"], "foreign": ["euler", "dpmpp-2m"]}
+TABLES = ["sd15", "defaults", "cosine", "short", "zero", "heun", "lcm"]
 
 
 def whole(count, place):
@@ -142,7 +167,8 @@ def main():
                 sigma = float(scheduler.init_noise_sigma)
                 cases.append({"config": name, "kind": kind, "steps": steps, "initial_noise_sigma": sigma})
         if name in TABLES:
-            training = DDPMScheduler.from_config(own.config)
+            # As diffusers' own training scripts read the file, whatever wrote it.
+            training = DDPMScheduler.from_config(config)
             times = torch.tensor([0, config.get("num_train_timesteps", 1000) - 1])
             latents, noise = whole(72, 100), whole(72, 200)
             golden[f"{name}.alphas_cumprod"] = training.alphas_cumprod

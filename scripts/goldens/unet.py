@@ -2,14 +2,16 @@
 
 Each folder is what diffusers' save_pretrained writes, with `golden.safetensors` beside it: inputs,
 outputs in f32, and gradients of the mean square of output less target for some parameters.
-diffusers 0.42.1, torch 2.11.0.
+`options.json` names options that need no other weights, and `options.safetensors` holds what the
+network of `sd21` gives with each. diffusers 0.42.1, torch 2.11.0.
 """
 
+import json
 import pathlib
 
 import torch
 from diffusers import UNet2DConditionModel
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 OUT = pathlib.Path(__file__).resolve().parents[2] / "crates" / "nn" / "tests" / "fixtures" / "unet"
 DOWN, UP = "CrossAttnDownBlock2D", "CrossAttnUpBlock2D"
@@ -53,6 +55,41 @@ CONFIGS = {
     },
 }
 
+# Options that change numbers, and in the last set options that none of these blocks reads.
+OPTIONS = [
+    {"flip_sin_to_cos": False},
+    {"flip_sin_to_cos": None},
+    {"freq_shift": 1},
+    {"norm_eps": 0.01},
+    {"norm_num_groups": 2},
+    {"attention_head_dim": 2},
+    {"attention_head_dim": [4, 8]},
+    {
+        "act_fn": "SWISH",
+        "addition_embed_type_num_heads": 3,
+        "addition_time_embed_dim": 8,
+        "cross_attention_norm": "layer_norm",
+        "mid_block_only_cross_attention": True,
+        "projection_class_embeddings_input_dim": 7,
+        "resnet_out_scale_factor": 2.0,
+        "resnet_skip_time_act": True,
+        "down_block_types": ["UNetResCrossAttnDownBlock2D", "DownBlock2D"],
+    },
+]
+
+
+def options() -> None:
+    folder = OUT / "sd21"
+    golden, plain = load_file(folder / "golden.safetensors"), json.loads((folder / "config.json").read_text())
+    outputs = {}
+    with torch.no_grad():
+        for index, changed in enumerate(OPTIONS):
+            unet = UNet2DConditionModel.from_config(plain | changed).eval()
+            unet.load_state_dict(load_file(folder / "diffusion_pytorch_model.safetensors"))
+            outputs[str(index)] = unet(golden["latents"], golden["timesteps"], golden["text"]).sample
+    (OUT / "options.json").write_text(json.dumps(OPTIONS, indent=1) + "\n")
+    save_file(outputs, OUT / "options.safetensors")
+
 
 def main() -> None:
     for index, (name, config) in enumerate(CONFIGS.items()):
@@ -88,6 +125,7 @@ def main() -> None:
         save_file({key: value.contiguous() for key, value in golden.items()}, folder / "golden.safetensors")
         total = sum(value.numel() for _, value in parameters)
         print(f"{name}: {total} parameters")
+    options()
 
 
 if __name__ == "__main__":

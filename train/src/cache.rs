@@ -18,6 +18,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use nn::device::Precision;
+use nn::pipeline::Encoders;
 use runkit::lock::OutputLock;
 use runkit::progress::Progress;
 use runkit::signals::{Signal, StopFlag};
@@ -27,7 +28,6 @@ use serde_json::Value;
 use tch::Device;
 
 pub use self::manifest::{FileRecord, InputRecord, Manifest, PartRecord};
-use self::networks::Encoders;
 use self::plan::Plan;
 pub use self::settings::settings;
 use crate::model::BaseModel;
@@ -112,7 +112,8 @@ pub fn write(config: &Config, stop: &StopFlag) -> Result<End> {
             missing.iter().filter_map(|&index| plan.files.get(index)).map(|f| f.rows).sum();
         progress.already_done(plan.rows() - left);
         // The networks are loaded before anything is written: a wrong checkpoint leaves no trace.
-        let encoders = Encoders::load(&base, config.device, config.precision)?;
+        let encoders = Encoders::load(&base.files, config.device, config.precision)
+            .with_context(|| format!("loading the encoders of {}", base.files.folder.display()))?;
         prepare(config, &manifest)?;
         for index in missing {
             let part = Part {

@@ -10,7 +10,6 @@ use media::text::{HuggingFaceTokenizer, Tokenizer as _};
 use nn::device::Precision;
 use nn::pipeline::{Pipeline, PipelineFiles, TextConditions};
 use nn::schedule::{ScheduleConfig, TrainingSchedule};
-use nn::text::TextEncoderConfig;
 use nn::unet::{UNet, UNetConfig};
 use nn::vae::VaeConfig;
 use nn::weights::Weights;
@@ -59,7 +58,7 @@ impl BaseModel {
     /// of this size.
     pub fn open(folder: &Path, resolution: Option<i64>) -> Result<Self> {
         let files = PipelineFiles::open(folder, None)?;
-        let unet = UNetConfig::read(&files.unet.config)?;
+        let unet = files.unet_config()?;
         let vae = VaeConfig::read(&files.vae.config)?;
         let factor = vae.downscale();
         let resolution = match (resolution, unet.sample_size) {
@@ -160,9 +159,9 @@ impl BaseModel {
 
 fn tokenizers(files: &PipelineFiles) -> Result<Vec<HuggingFaceTokenizer>> {
     let mut tokenizers = Vec::with_capacity(files.tokenizers.len());
-    for (folder, encoder) in files.tokenizers.iter().zip(&files.text_encoders) {
+    for (folder, encoder) in files.tokenizers.iter().zip(files.text_configs()?) {
         let tokenizer = HuggingFaceTokenizer::open(folder)?;
-        let sizes = TextEncoderConfig::read(&encoder.config)?.sizes;
+        let sizes = encoder.sizes;
         let (context, vocabulary) = (tokenizer.context_length(), tokenizer.vocabulary_size());
         let fits =
             |ours: usize, limit: i64| usize::try_from(limit).is_ok_and(|limit| ours <= limit);

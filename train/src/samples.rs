@@ -130,7 +130,7 @@ impl Sampler {
         let pipeline = &networks.pipeline;
         let negative_tokens = base.tokens(&[""])?;
         let negative = pipeline.encode_negative(&negative_tokens, true)?;
-        let guidance = self.settings.guidance.unwrap_or(match pipeline.family {
+        let guidance = self.settings.guidance.unwrap_or(match pipeline.family() {
             Family::StableDiffusion => 7.5,
             Family::StableDiffusionXl => 5.0,
         });

@@ -245,7 +245,7 @@ fn encode(
     }
     let (mean_2PCHW, deviation_2PCHW) = if means[0].is_empty() {
         let all: Vec<Tensor> = pixels.into_iter().flatten().collect();
-        let posterior = networks.pipeline.vae.encode(&Tensor::f_cat(&all, 0)?)?;
+        let posterior = networks.pipeline.encoders.vae.encode(&Tensor::f_cat(&all, 0)?)?;
         let deviation_2PCHW = posterior.standard_deviation()?;
         (posterior.mean_BCHW, deviation_2PCHW)
     } else {
@@ -258,7 +258,7 @@ fn encode(
     let size = base.latent_size;
     let noise = |image: u64| normal(seed, Choice::Posterior, positions, image, size, device);
     let noise_2PCHW = Tensor::f_cat(&[noise(0)?, noise(1)?], 0)?;
-    let config = networks.pipeline.vae.config();
+    let config = networks.pipeline.encoders.vae.config();
     let latents_2PCHW = mean_2PCHW
         .f_add(&deviation_2PCHW.f_mul(&noise_2PCHW)?)?
         .f_mul_scalar(config.scaling_factor)?;
@@ -348,7 +348,7 @@ fn cached_captions(
 
 /// What the UNet of SDXL is told: the resolution as original and target size, no crop.
 fn time_ids(networks: &Networks, resolution: i64, pairs: usize) -> Result<Option<Tensor>> {
-    if networks.pipeline.family != Family::StableDiffusionXl {
+    if networks.pipeline.family() != Family::StableDiffusionXl {
         return Ok(None);
     }
     let side = resolution as f32;

@@ -12,10 +12,13 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <fstream>
 #include <iterator>
 #include <list>
 #include <map>
 #include <mutex>
+#include <new>
+#include <string>
 #include <unordered_map>
 
 #include <sys/mman.h>
@@ -55,6 +58,16 @@ void *map(size_t bytes) {
   return block;
 }
 
+// What to do where it was not memory that ran out but mappings: each block is up to three of them,
+// as large pages have an end on either side. Empty where there is room.
+std::string limit_of_mappings(size_t blocks) {
+  size_t allowed = 0;
+  if (!(std::ifstream("/proc/sys/vm/max_map_count") >> allowed) || 3 * blocks < allowed)
+    return "";
+  return "; these are " + std::to_string(blocks) + " blocks, and the system allows a process " +
+         std::to_string(allowed) + " mappings (hint: raise it with sysctl vm.max_map_count)";
+}
+
 class ReusingAllocator final : public c10::Allocator {
 public:
   static ReusingAllocator &instance() {
@@ -91,15 +104,14 @@ private:
     auto [block, size] = take_kept(bytes);
     if (!block) {
       size = bytes;
-      while (!by_age.empty() && used_bytes + kept_bytes + bytes > limit(most))
-        give_back_oldest();
+      while (used_bytes + kept_bytes + bytes > limit(most) && give_back_oldest())
+        ;
       block = map(bytes);
-      while (!block && !by_age.empty()) {
-        give_back_oldest();
+      while (!block && give_back_oldest())
         block = map(bytes);
-      }
       TORCH_CHECK_WITH(OutOfMemoryError, block, "out of memory: a tensor of ", bytes,
-                       " bytes was asked for beside ", used_bytes, " in use");
+                       " bytes was asked for beside ", used_bytes, " in use",
+                       limit_of_mappings(in_use.size() + by_age.size()));
     }
     most_requested = most; // not before the block is there: a request that fails raises no limit
     in_use.emplace(block, Used{size, bytes});
@@ -135,18 +147,35 @@ private:
     in_use.erase(found);
     used_bytes -= size;
     requested_bytes -= requested;
-    kept_bytes += size;
-    by_size.emplace(size, by_age.insert(by_age.end(), {block, size}));
+    // Called where a tensor is gone: no exception may leave. Without a place in the books the block
+    // goes back.
+    try {
+      by_age.push_back({block, size});
+      try {
+        by_size.emplace(size, std::prev(by_age.end()));
+      } catch (...) {
+        by_age.pop_back();
+        throw;
+      }
+      kept_bytes += size;
+    } catch (const std::bad_alloc &) {
+      munmap(block, size);
+    }
     return true;
   }
 
-  void give_back_oldest() {
+  // False where there is none, or the system does not take it back: then it stays in the books.
+  bool give_back_oldest() {
+    if (by_age.empty())
+      return false;
     auto oldest = by_age.begin();
+    if (munmap(oldest->block, oldest->size) != 0)
+      return false;
     auto [first, end] = by_size.equal_range(oldest->size);
     by_size.erase(std::find_if(first, end, [&](auto &entry) { return entry.second == oldest; }));
     kept_bytes -= oldest->size;
-    munmap(oldest->block, oldest->size);
     by_age.erase(oldest);
+    return true;
   }
 
   std::mutex mutex; // over all that follows

@@ -16,7 +16,9 @@
 #include <ATen/ATen.h>
 #include <ATen/CPUGeneratorImpl.h>
 #include <ATen/core/dispatch/Dispatcher.h>
+#include <ATen/detail/CUDAHooksInterface.h>
 #include <c10/core/CachingDeviceAllocator.h>
+#include <c10/core/DeviceGuard.h>
 #include <c10/core/InferenceMode.h>
 #include <torch/csrc/autograd/autograd.h>
 #include <torch/csrc/autograd/custom_function.h>
@@ -377,6 +379,19 @@ bool nn_peak_device_bytes(int device, uint64_t *allocated, uint64_t *reserved, c
     constexpr auto all = static_cast<size_t>(c10::CachingAllocator::StatType::AGGREGATE);
     *allocated = static_cast<uint64_t>(statistics.allocated_bytes[all].peak);
     *reserved = static_cast<uint64_t>(statistics.reserved_bytes[all].peak);
+    return true;
+  });
+}
+
+bool nn_has_bf16(int device, bool *answer, char **error) {
+  return guarded(error, [&]() -> bool {
+    *answer = true;
+    const auto &hooks = at::detail::getCUDAHooks();
+    if (!hooks.hasCUDA() || device >= hooks.getNumGPUs())
+      return true;
+    c10::DeviceGuard guard({c10::DeviceType::CUDA, static_cast<c10::DeviceIndex>(device)});
+    // The name is of what it is asked for; what it looks at is the compute capability alone.
+    *answer = hooks.supportsBFloat16ConvolutionWithCuDNNv8();
     return true;
   });
 }

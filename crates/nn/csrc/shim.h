@@ -86,6 +86,10 @@ Tensor nn_upload(Tensor tensor, int device, char **error);
 // bytes; zero where nothing is on it yet.
 bool nn_peak_device_bytes(int device, uint64_t *allocated, uint64_t *reserved, char **error);
 
+// Whether a GPU multiplies bf16 itself, as those since Ampere do (compute capability 8.0). True where
+// libtorch has no CUDA to ask.
+bool nn_has_bf16(int device, bool *answer, char **error);
+
 // Unit normal numbers as torch.randn(sizes, generator=torch.Generator("cpu").manual_seed(seed)).
 Tensor nn_normal(uint64_t seed, const int64_t *sizes, size_t dimensions, char **error);
 

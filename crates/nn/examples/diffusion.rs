@@ -272,7 +272,7 @@ impl Run {
             Ok(Pipeline::load(&files, device, precision)?)
         })?;
         let mut tokens = |kind: &str| -> Result<Vec<Tensor>> {
-            let encoders = 0..pipeline.text_encoders.len();
+            let encoders = 0..pipeline.encoders.text_encoders.len();
             encoders.map(|index| take(&mut inputs, &format!("{kind}_{index}"))).collect()
         };
         let (prompt, negative) = (tokens("prompt")?, tokens("negative")?);

@@ -25,6 +25,17 @@ impl AestheticHead {
     /// Loads `layers.{0,2,4,6,7}.{weight,bias}`, of any widths that follow on each other and end
     /// in one number. Strict, as [`Loader::finish`].
     pub fn load(weights: &Weights, device: Device) -> Result<Self, WeightsError> {
+        let weights = &*weights.rooted(&["layers.0.weight"]);
+        if let (Some([1, width]), Some([1])) = (weights.shape("weight"), weights.shape("bias")) {
+            return Err(WeightsError::Invalid {
+                file: weights.describe(),
+                reason: format!(
+                    "LAION's first aesthetic head, one linear layer of {width} numbers, whose scores \
+                     are others; expected the head of five layers\n\
+                     hint: use sac+logos+ava1-l14-linearMSE.pth"
+                ),
+            });
+        }
         let name = |layer: usize, part: &str| format!("layers.{layer}.{part}");
         let mut loader = Loader::new(weights, "aesthetic head", device, Precision::F32);
         // The widths are those of the file: each layer's output is asked for from its bias, and

@@ -1,8 +1,12 @@
 //! Reading a model's configuration, and what can be wrong with one.
 
+use std::cell::RefCell;
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
+use std::sync::Mutex;
 
-use serde_json::Value;
+use serde::de::DeserializeOwned;
+use serde_json::{Map, Value};
 
 /// A configuration is a page of text.
 const LARGEST_FILE_BYTES: u64 = 1 << 20;
@@ -77,13 +81,23 @@ pub(crate) fn read_json(file: &Path) -> Result<Value, ConfigError> {
     if bytes > LARGEST_FILE_BYTES {
         return Err(invalid(file, format!("{bytes} bytes, expected a page of JSON")));
     }
-    let json: Value = serde_json::from_slice(&fs_err::read(file)?)
-        .map_err(|error| invalid(file, error.to_string()))?;
+    let text = fs_err::read(file)?;
+    let json: Value =
+        serde_json::from_slice(&text).map_err(|error| not_json(file, &text, &error))?;
     if json.is_object() {
         Ok(json)
     } else {
         // serde would take the elements of a list for the fields, in order.
         Err(invalid(file, "expected a JSON object".to_owned()))
+    }
+}
+
+/// A file that is no JSON; what else it is, where its first bytes say so.
+pub(crate) fn not_json(file: &Path, text: &[u8], error: &serde_json::Error) -> ConfigError {
+    let named = crate::weights::name_text(text);
+    match named.filter(|_| !text.trim_ascii_start().starts_with(b"{")) {
+        Some((found, hint)) => invalid(file, format!("expected JSON, found {found}\nhint: {hint}")),
+        None => invalid(file, error.to_string()),
     }
 }
 
@@ -100,4 +114,146 @@ pub(crate) fn unsupported(option: &str, value: &Value, hint: &str) -> ConfigErro
     }
     let hint = if hint.is_empty() { String::new() } else { format!("\nhint: {hint}") };
     ConfigError::Unsupported { option: option.to_owned(), value, hint }
+}
+
+/// The options of a configuration, or of one section of it. Every option is asked for by name, so
+/// that a wrong value is refused by its name, and what nobody asked for is known in the end.
+///
+/// Null is what Python makes of it: false for a flag, the default where that is null, and an error
+/// elsewhere, since the libraries hand it to their constructors.
+pub(crate) struct Options<'a> {
+    map: Option<&'a Map<String, Value>>,
+    /// Stands before the names in messages, with its dot.
+    section: &'static str,
+    asked: RefCell<BTreeSet<&'a str>>,
+}
+
+impl<'a> Options<'a> {
+    /// Those of an object; none of another value.
+    pub(crate) fn new(json: &'a Value, section: &'static str) -> Self {
+        Self { map: json.as_object(), section, asked: RefCell::default() }
+    }
+
+    /// What the file says, null included.
+    pub(crate) fn value(&self, name: &str) -> Option<&'a Value> {
+        let (name, value) = self.map?.get_key_value(name)?;
+        self.asked.borrow_mut().insert(name);
+        Some(value)
+    }
+
+    /// An option, or what it is where the file leaves it out. `expected` says what it should be.
+    pub(crate) fn get<T: DeserializeOwned>(
+        &self,
+        name: &str,
+        expected: &str,
+        default: T,
+    ) -> Result<T, ConfigError> {
+        match self.value(name) {
+            None => Ok(default),
+            Some(value) => T::deserialize(value)
+                .map_err(|_| self.refuse(name, &format!("expected {expected}"))),
+        }
+    }
+
+    /// A whole number.
+    pub(crate) fn integer(&self, name: &str, default: i64) -> Result<i64, ConfigError> {
+        self.get(name, "a whole number", default)
+    }
+
+    /// A number.
+    pub(crate) fn number(&self, name: &str, default: f64) -> Result<f64, ConfigError> {
+        self.get(name, "a number", default)
+    }
+
+    /// True or false; null is false, as in Python.
+    pub(crate) fn flag(&self, name: &str, default: bool) -> Result<bool, ConfigError> {
+        match self.value(name) {
+            Some(Value::Null) => Ok(false),
+            _ => self.get(name, "true or false", default),
+        }
+    }
+
+    /// Refuses an option that is there and has none of these values, written as JSON.
+    pub(crate) fn fixed(&self, name: &str, allowed: &[&str], why: &str) -> Result<(), ConfigError> {
+        let Some(value) = self.value(name) else { return Ok(()) };
+        let text = value.to_string();
+        let is = |allowed: &&str| {
+            let number = value.as_f64().zip(allowed.parse::<f64>().ok());
+            **allowed == text || number.is_some_and(|(found, allowed)| found == allowed)
+        };
+        if allowed.iter().any(is) {
+            return Ok(());
+        }
+        let why = if why.is_empty() { String::new() } else { format!("; {why}") };
+        Err(self.refuse(name, &format!("expected {}{why}", allowed.join(" or "))))
+    }
+
+    /// Notes options that change nothing here.
+    pub(crate) fn of_no_effect(&self, names: &[&str]) {
+        for name in names {
+            self.value(name);
+        }
+    }
+
+    /// An option whose value is not built here.
+    pub(crate) fn refuse(&self, name: &str, hint: &str) -> ConfigError {
+        let value = self.map.and_then(|map| map.get(name)).unwrap_or(&Value::Null);
+        unsupported(&format!("{}{name}", self.section), value, hint)
+    }
+
+    /// Says which options of the file nobody asked for: the libraries pass over them as well. Names
+    /// with a leading underscore are the libraries' own notes. Said once of each file.
+    pub(crate) fn warn_of_unknown(&self, file: &Path, library: &str) {
+        static SAID: Mutex<BTreeSet<(PathBuf, String)>> = Mutex::new(BTreeSet::new());
+        let unknown = self.unknown();
+        if unknown.is_empty() {
+            return;
+        }
+        let names = unknown.join(", ");
+        let mut said = SAID.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        if said.insert((file.to_owned(), names.clone())) {
+            tracing::warn!(
+                "{}: the options {names} are not known and change nothing, as in {library}",
+                file.display()
+            );
+        }
+    }
+
+    /// The options that nobody asked for, as messages show them.
+    pub(crate) fn unknown(&self) -> Vec<String> {
+        let asked = self.asked.borrow();
+        let names =
+            self.map.into_iter().flat_map(Map::keys).filter(|name| !asked.contains(name.as_str()));
+        let names = names.filter(|name| !name.starts_with('_'));
+        names.take(20).map(|name| format!("{}{}", self.section, name.escape_debug())).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn null_is_what_python_makes_of_it() {
+        let json = json!({"flag": null, "size": null, "maybe": null, "name": 3, "one": 1.0});
+        let options = Options::new(&json, "part.");
+        assert!(!options.flag("flag", true).unwrap());
+        assert!(options.flag("absent", true).unwrap());
+        assert_eq!(options.get("maybe", "a number or null", Some(3)).unwrap(), None);
+        let error = options.integer("size", 3).unwrap_err().to_string();
+        assert!(error.contains("part.size to null") && error.contains("a whole number"), "{error}");
+        let error = options.fixed("name", &["\"silu\""], "").unwrap_err().to_string();
+        assert!(error.contains("part.name to 3") && error.contains("\"silu\""), "{error}");
+        options.fixed("one", &["1"], "").unwrap();
+        assert!(options.unknown().is_empty());
+    }
+
+    #[test]
+    fn what_nobody_asked_for_is_known() {
+        let json = json!({"a": 1, "b": 2, "_class_name": "x", "c\u{1b}": 3});
+        let options = Options::new(&json, "");
+        options.of_no_effect(&["a"]);
+        assert_eq!(options.unknown(), ["b", "c\\u{1b}"]);
+    }
 }

@@ -40,6 +40,16 @@ pub enum DeviceError {
          hint: use --dtype bf16, or f32 where scores must agree to the last digits"
     )]
     HalfOnCpu,
+    /// bf16 on a GPU that has none.
+    #[error(
+        "cuda:{index} is older than Ampere (compute capability below 8.0) and computes bf16 in \
+         f32, slower than f32 itself\n\
+         hint: use --dtype f32, or f16 to score and to generate images"
+    )]
+    NoBf16 {
+        /// The GPU's number.
+        index: usize,
+    },
 }
 
 impl DeviceError {
@@ -189,10 +199,14 @@ impl Precision {
         self == Self::Bf16 && device == Device::Cpu && !multiplies_bf16()
     }
 
-    /// Refuses what would only look like a hang: `f16` on the CPU.
+    /// Refuses what would only look like a hang: `f16` on the CPU, `bf16` on a GPU before Ampere.
     pub fn check(self, device: Device) -> Result<(), DeviceError> {
         match (self, device) {
             (Self::F16, Device::Cpu) => Err(DeviceError::HalfOnCpu),
+            // A GPU that cannot be asked is told of by the first tensor on it.
+            (Self::Bf16, Device::Cuda(index)) if !shim::has_bf16(index).unwrap_or(true) => {
+                Err(DeviceError::NoBf16 { index })
+            }
             _ => Ok(()),
         }
     }
@@ -381,6 +395,9 @@ mod tests {
         assert_eq!(Precision::F16.check(Device::Cpu), Err(DeviceError::HalfOnCpu));
         assert_eq!(Precision::Bf16.check(Device::Cpu), Ok(()));
         assert_eq!(Precision::F16.check(Device::Cuda(0)), Ok(()));
+        if !Cuda::is_available() {
+            assert_eq!(Precision::Bf16.check(Device::Cuda(0)), Ok(()));
+        }
     }
 
     #[test]

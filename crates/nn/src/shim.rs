@@ -79,6 +79,7 @@ unsafe extern "C" {
         reserved: *mut u64,
         error: *mut *mut c_char,
     ) -> bool;
+    fn nn_has_bf16(device: c_int, answer: *mut bool, error: *mut *mut c_char) -> bool;
     fn nn_normal(
         seed: u64,
         sizes: *const i64,
@@ -375,6 +376,16 @@ pub(crate) fn peak_device_bytes(device: usize) -> Result<[u64; 2], TchError> {
     // SAFETY: writes the two numbers, and an error where it returns false.
     let done = unsafe { nn_peak_device_bytes(device, &mut allocated, &mut reserved, &mut error) };
     if done { Ok([allocated, reserved]) } else { Err(take_error(error)) }
+}
+
+/// Whether the GPU of this number multiplies bf16 itself; true where there is no GPU to ask.
+#[expect(unsafe_code, reason = "calls the shim")]
+pub(crate) fn has_bf16(device: usize) -> Result<bool, TchError> {
+    let (mut answer, mut error) = (true, std::ptr::null_mut());
+    let device = c_int::try_from(device).unwrap_or(c_int::MAX);
+    // SAFETY: writes the answer, and an error where it returns false.
+    let done = unsafe { nn_has_bf16(device, &mut answer, &mut error) };
+    if done { Ok(answer) } else { Err(take_error(error)) }
 }
 
 /// Unit normal numbers of a CPU generator of this seed.

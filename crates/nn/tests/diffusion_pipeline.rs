@@ -6,9 +6,10 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 use nn::device::Precision;
-use nn::pipeline::{Pipeline, PipelineFiles, SampleRequest, TextConditions};
+use nn::pipeline::{Encoders, Pipeline, PipelineFiles, SampleRequest, TextConditions};
 use nn::schedule::SamplerKind;
 use nn::weights::Weights;
+use serde_json::Value;
 use tch::{Device, Tensor};
 
 const SEEDS: [u64; 2] = [11, (1 << 40) + 3];
@@ -28,7 +29,7 @@ fn load(name: &str) -> Pipeline {
 
 /// The tokens of each text encoder.
 fn tokens(pipeline: &Pipeline, expected: &Weights, kind: &str) -> Vec<Tensor> {
-    let encoders = 0..pipeline.text_encoders.len();
+    let encoders = 0..pipeline.encoders.text_encoders.len();
     encoders.map(|index| expected.tensor(&format!("{kind}_{index}")).unwrap()).collect()
 }
 
@@ -129,4 +130,101 @@ fn parts_of_two_models_are_refused() {
     let files = PipelineFiles::open(&folder("sd"), Some(&folder("sdxl"))).unwrap();
     let error = Pipeline::load(&files, Device::Cpu, Precision::F32).unwrap_err().to_string();
     assert!(error.contains("the UNet reads text of width 16") && error.contains("hint"), "{error}");
+}
+
+/// A pipeline of the fixtures with the options of one case of `changed.json` set in its files.
+fn changed(case: &Value) -> tempfile::TempDir {
+    let source = folder(case["pipeline"].as_str().unwrap());
+    let copy = tempfile::tempdir().unwrap();
+    for entry in fs_err::read_dir(&source).unwrap() {
+        let part = entry.unwrap().path();
+        let name = copy.path().join(part.file_name().unwrap());
+        if part.is_dir() {
+            fs_err::create_dir(&name).unwrap();
+            for file in fs_err::read_dir(&part).unwrap() {
+                let file = file.unwrap().path();
+                fs_err::copy(&file, name.join(file.file_name().unwrap())).unwrap();
+            }
+        } else {
+            fs_err::copy(&part, &name).unwrap();
+        }
+    }
+    for (file, options) in case["changes"].as_object().unwrap() {
+        let file = copy.path().join(file);
+        let mut json: Value =
+            serde_json::from_str(&fs_err::read_to_string(&file).unwrap()).unwrap();
+        let json_map = json.as_object_mut().unwrap();
+        for (name, value) in options.as_object().unwrap() {
+            match value {
+                Value::Null => drop(json_map.remove(name)),
+                value if value == "null" => drop(json_map.insert(name.clone(), Value::Null)),
+                value => drop(json_map.insert(name.clone(), value.clone())),
+            }
+        }
+        fs_err::write(&file, json.to_string()).unwrap();
+    }
+    copy
+}
+
+/// The class that the index names with the values of the file, sizes of outdated UNets, and what else
+/// stands in a pipeline's files, as diffusers reads them.
+#[test]
+fn every_file_of_a_pipeline_is_read_as_diffusers_reads_it() {
+    let cases = fs_err::read_to_string(folder("changed.json")).unwrap();
+    let cases: Vec<Value> = serde_json::from_str(&cases).unwrap();
+    assert!(cases.len() >= 15);
+    let images = Weights::open(folder("changed.safetensors")).unwrap();
+    for (index, case) in cases.iter().enumerate() {
+        let name = case["pipeline"].as_str().unwrap();
+        let copy = changed(case);
+        let files = PipelineFiles::open(copy.path(), None).unwrap();
+        let (height, width) = files.unet_config().unwrap().sample_size.unwrap();
+        assert_eq!(serde_json::json!([height, width]), case["sample_size"], "{case}");
+        let pipeline = Pipeline::load(&files, Device::Cpu, Precision::F32).unwrap();
+        assert_eq!(pipeline.schedule.class_name, case["scheduler"].as_str().unwrap(), "{case}");
+
+        let expected = Weights::open(folder(name).join("expected.safetensors")).unwrap();
+        let prompt = pipeline.encode_text(&tokens(&pipeline, &expected, "prompt")).unwrap();
+        let empty = tokens(&pipeline, &expected, "empty");
+        let negative = pipeline.encode_negative(&empty, true).unwrap();
+        let sampler = pipeline.schedule.sampler_kind().unwrap();
+        let request = SampleRequest { sampler, ..request(&prompt, &negative) };
+        let made = pipeline.sample(&request, &mut |_, _| ControlFlow::Continue(())).unwrap();
+        let image = images.tensor(&index.to_string()).unwrap();
+        let expected = Vec::<u8>::try_from(image.flatten(0, -1)).unwrap();
+        let made = made.unwrap().into_iter().flat_map(|image| image.pixels);
+        let apart = made.zip(&expected).map(|(one, two)| one.abs_diff(*two)).max().unwrap();
+        assert!(apart <= 1, "{case}: {apart} of 255");
+    }
+}
+
+#[test]
+fn what_a_pipeline_is_not_is_refused_by_name() {
+    for (name, file, options, says) in [
+        ("sd", "model_index.json", r#"{"unet": ["my_unet", "UNet2DConditionModel"]}"#, "unet"),
+        ("sd", "model_index.json", r#"{"_class_name": ["mine", "Pipeline"]}"#, "_class_name"),
+        ("sd", "model_index.json", r#"{"scheduler": ["null", "null"]}"#, "scheduler"),
+        ("sd", "model_index.json", r#"{"quantization_config": {}}"#, "quantization_config"),
+        ("sd", "unet/config.json", r#"{"mid_block_type": "null"}"#, "mid_block_type to null"),
+        ("sd", "unet/config.json", r#"{"_diffusers_version": "new"}"#, "_diffusers_version"),
+        ("sd", "vae/config.json", r#"{"shift_factor": 0.1}"#, "shift_factor is not zero"),
+        ("sd", "vae/config.json", r#"{"in_channels": 4}"#, "images of 4 channels"),
+        ("sdxl", "vae/config.json", r#"{"latents_std": [1, 2, 3, 4]}"#, "latents_std"),
+        ("sdxl", "text_encoder_2/config.json", r#"{"projection_dim": "null"}"#, "projection_dim"),
+        ("sdxl", "text_encoder/config.json", r#"{"hidden_act": "relu"}"#, "hidden_act"),
+    ] {
+        let options: Value = serde_json::from_str(options).unwrap();
+        let copy = changed(&serde_json::json!({"pipeline": name, "changes": {file: options}}));
+        let load = |encoders_alone: bool| {
+            let files = PipelineFiles::open(copy.path(), None)?;
+            match encoders_alone {
+                true => Encoders::load(&files, Device::Cpu, Precision::F32).map(drop),
+                false => Pipeline::load(&files, Device::Cpu, Precision::F32).map(drop),
+            }
+        };
+        for encoders_alone in [false, true] {
+            let error = load(encoders_alone).unwrap_err().to_string();
+            assert!(error.contains(says), "{says:?} is not in {error:?}");
+        }
+    }
 }

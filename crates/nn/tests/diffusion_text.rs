@@ -115,7 +115,15 @@ fn published_configurations_are_read() {
         (r#"{"eos_token_id": [1, 2]}"#, "eos_token_id"),
         (r#"{"use_attention_mask": true}"#, "use_attention_mask"),
         (r#"{"layer_norm_eps": 2}"#, "layer_norm_eps"),
+        (r#"{"eos_token_id": null}"#, "eos_token_id to null"),
         (r#"{"vocab_size": "many"}"#, "config.json"),
+        (r#"{"vocab_size": "many"}"#, "vocab_size to"),
+        (r#"{"hidden_act": null}"#, "hidden_act to null"),
+        (r#"{"pruned_heads": {"0": [1]}}"#, "pruned_heads"),
+        (
+            r#"{"architectures": ["CLIPTextModelWithProjection"], "projection_dim": null}"#,
+            "projection_dim to null",
+        ),
         ("[]", "config.json"),
     ] {
         let error = read(json).unwrap_err().to_string();

@@ -109,7 +109,10 @@ fn published_configurations_are_read() {
         (r#"{"num_labels": 1}"#, "the number of labels"),
         (r#"{"pad_token_id": 30522}"#, "pad_token_id"),
         (r#"{"id2label": {"0": "a", "2": "b"}}"#, "id2label"),
-        (r#"{"vocab_size": "many"}"#, "config.json"),
+        (r#"{"vocab_size": "many"}"#, "vocab_size to"),
+        (r#"{"n_heads": null}"#, "n_heads to null"),
+        (r#"{"num_labels": 3, "id2label": {"0": "a", "1": "b"}}"#, "num_labels"),
+        (r#"{"hidden_size": 770}"#, "multiple of the 12 heads"),
         ("[]", "config.json"),
     ] {
         let error = read(json).unwrap_err().to_string();

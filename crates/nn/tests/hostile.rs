@@ -67,6 +67,30 @@ fn a_plain_tensor_is_read() {
     }
 }
 
+/// The dict of `tensor_pickle` under a key of another dict.
+fn under(key: &str, inner: &[u8]) -> Vec<u8> {
+    let mut program = b"\x80\x02}X".to_vec();
+    program.extend((key.len() as u32).to_le_bytes());
+    program.extend(key.as_bytes());
+    program.extend(&inner[2..inner.len() - 1]);
+    program.extend(b"s.");
+    program
+}
+
+#[test]
+fn state_dicts_are_found_where_training_programs_put_them() {
+    let plain = tensor_pickle(b"K\x00", b"K\x02K\x03\x86", b"K\x03K\x01\x86");
+    for key in ["state_dict", "model", "module", "model_state_dict"] {
+        let weights = open_pickle(&under(key, &plain)).unwrap();
+        assert_eq!(weights.names().collect::<Vec<_>>(), ["w"], "{key}");
+        let weights = open_pickle(&under("state_dict", &under(key, &plain))).unwrap();
+        assert_eq!(weights.shape("w"), Some(&[2, 3][..]), "{key}");
+    }
+    // Elsewhere the keys are named, so that one sees what the file is.
+    let error = error_of(&under("optimizer", &plain));
+    assert!(error.contains("its keys are optimizer") && error.contains("\"model\""), "{error}");
+}
+
 #[test]
 fn code_is_refused_by_name() {
     let calls: [(&[u8], &str); 8] = [
@@ -226,7 +250,13 @@ fn other_formats_are_named() {
         (&b"version https://git-lfs.github.com/spec/v1\n"[..], "Git LFS pointer"),
         (b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.", "before PyTorch 1.6"),
         (b"<!doctype html><html>", "web page"),
-        (b"hello, world", "something else"),
+        (b"hello, world", "text that begins with \"hello, world\""),
+        (b"{\"error\": {\"code\": 404}}", "JSON that begins with"),
+        (b"[\n      {\"a\": 1}]", "JSON that begins with"),
+        (&[b'Q'; 300], "base64 text"),
+        (b"\x89HDF\r\n\x1a\n\0\0\0\0", "an HDF5 file"),
+        (b"GGUF\x03\0\0\0\0\0\0\0", "a GGUF file"),
+        (b"\x00\x01\x02\x03\xff\xfe\xfd\xfc\xfb", "something else"),
         (b"", "empty"),
         (b"PK\x03\x04", "zip"),
     ] {

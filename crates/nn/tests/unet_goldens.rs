@@ -59,6 +59,32 @@ impl Golden {
     }
 }
 
+/// Each option of `options.json` with the weights of `sd21`.
+#[test]
+fn options_are_honoured_as_in_diffusers() {
+    let (golden, source) = (Golden::read("sd21"), folder("sd21"));
+    let weights = weights(&source);
+    let read = |file: PathBuf| fs_err::read_to_string(file).unwrap();
+    let plain: serde_json::Value = serde_json::from_str(&read(source.join("config.json"))).unwrap();
+    let sets: Vec<serde_json::Value> = serde_json::from_str(&read(folder("options.json"))).unwrap();
+    let expected = Weights::open(folder("options.safetensors")).unwrap();
+    assert!(sets.len() >= 8);
+    for (index, options) in sets.iter().enumerate() {
+        let mut config = plain.clone();
+        for (name, value) in options.as_object().unwrap() {
+            config[name] = value.clone();
+        }
+        let file = tempfile::tempdir().unwrap();
+        let file = file.path().join("config.json");
+        fs_err::write(&file, config.to_string()).unwrap();
+        let config = UNetConfig::read(&file).unwrap();
+        let unet = UNet::load(&config, &weights, Device::Cpu, Precision::F32).unwrap();
+        let apart = golden.run(&unet) - expected.tensor(&index.to_string()).unwrap();
+        let apart = apart.abs().max().double_value(&[]);
+        assert!(apart < 1e-4, "{options}: {apart:e}");
+    }
+}
+
 fn weights(folder: &Path) -> Weights {
     Weights::open_folder(folder, WEIGHT_FILES).unwrap()
 }

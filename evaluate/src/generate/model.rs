@@ -9,8 +9,6 @@ use anyhow::{Context as _, Result, bail, ensure};
 use media::text::{HuggingFaceTokenizer, Tokenizer as _};
 use nn::pipeline::{Family, PipelineFiles};
 use nn::schedule::{Sampler, SamplerKind};
-use nn::text::TextEncoderConfig;
-use nn::unet::UNetConfig;
 use nn::vae::VaeConfig;
 use nn::weights::Weights;
 use rayon::prelude::*;
@@ -196,7 +194,7 @@ impl Model {
 fn picture_size(files: &PipelineFiles, asked: Option<Size>) -> Result<Size> {
     let factor = VaeConfig::read(&files.vae.config)?.downscale();
     let Some(size) = asked else {
-        let latents = UNetConfig::read(&files.unet.config)?.sample_size;
+        let latents = files.unet_config()?.sample_size;
         let (height, width) = latents.with_context(|| {
             format!(
                 "{}: the UNet names no sample_size; hint: give --size",
@@ -219,8 +217,9 @@ fn scheduler(files: &PipelineFiles, config: &Config) -> Result<SamplerKind> {
     let schedule = files.schedule()?;
     let kind = config.scheduler.or_else(|| schedule.sampler_kind()).with_context(|| {
         format!(
-            "{}: the model's own scheduler is none to draw with here; hint: --scheduler ddim",
-            files.scheduler_config.display()
+            "{}: the model's own scheduler, {}, is not built here; hint: --scheduler ddim",
+            files.scheduler_config.display(),
+            schedule.class_name
         )
     })?;
     Sampler::new(&schedule, kind, config.steps)?;
@@ -229,9 +228,9 @@ fn scheduler(files: &PipelineFiles, config: &Config) -> Result<SamplerKind> {
 
 fn tokenizers(files: &PipelineFiles) -> Result<Vec<HuggingFaceTokenizer>> {
     let mut tokenizers = Vec::with_capacity(files.tokenizers.len());
-    for (folder, encoder) in files.tokenizers.iter().zip(&files.text_encoders) {
+    for (folder, encoder) in files.tokenizers.iter().zip(files.text_configs()?) {
         let tokenizer = HuggingFaceTokenizer::open(folder)?;
-        let sizes = TextEncoderConfig::read(&encoder.config)?.sizes;
+        let sizes = encoder.sizes;
         let (context, vocabulary) = (tokenizer.context_length(), tokenizer.vocabulary_size());
         let fits =
             |ours: usize, limit: i64| usize::try_from(limit).is_ok_and(|limit| ours <= limit);

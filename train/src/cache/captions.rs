@@ -1,5 +1,6 @@
 //! The captions of one input file that stand in no file before it.
 
+use nn::pipeline::Encoders;
 use std::collections::BTreeMap;
 
 use anyhow::{Result, ensure};
@@ -9,7 +10,7 @@ use schemas::latents::{
 use tch::Tensor;
 
 use super::manifest::stored;
-use super::networks::{Encoders, row};
+use super::networks::row;
 use super::plan::caption_problem;
 use super::{Part, PartRecord};
 
@@ -44,7 +45,7 @@ pub(super) fn write(part: &Part<'_>, encoders: &Encoders) -> Result<()> {
     let mut written = planned.first_caption;
     let mut flush = |group: &mut Vec<String>, writer: &mut CaptionsWriter| -> Result<()> {
         let tokens = part.base.tokens(group)?;
-        let texts = encoders.texts(&tokens)?;
+        let texts = encoders.encode_text(&tokens)?;
         for (index, caption) in (0..).zip(group.drain(..)) {
             writer.write(CaptionRow {
                 caption_index: written,
@@ -86,7 +87,7 @@ pub(super) fn write(part: &Part<'_>, encoders: &Encoders) -> Result<()> {
 
 /// The shape of what the encoders make of the empty caption.
 fn layout(part: &Part<'_>, encoders: &Encoders) -> Result<CaptionsLayout> {
-    let empty = encoders.texts(&part.base.tokens(&[""])?)?;
+    let empty = encoders.encode_text(&part.base.tokens(&[""])?)?;
     let (_, tokens, features) = empty.hidden_BLD.size3()?;
     let pooled = empty.pooled_BD.as_ref().map(Tensor::size2).transpose()?;
     Ok(CaptionsLayout {

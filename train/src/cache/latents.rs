@@ -13,6 +13,7 @@ use bytes::Bytes;
 use media::decode::{Limits, decode};
 use media::resize::Resizer;
 use nn::NetworkError;
+use nn::pipeline::Encoders;
 use rayon::prelude::*;
 use runkit::progress::Progress;
 use runkit::signals::StopFlag;
@@ -23,7 +24,8 @@ use xxhash_rust::xxh3::xxh3_128;
 
 use super::Part;
 use super::manifest::stored;
-use super::networks::Encoders;
+use super::networks;
+
 use super::plan::caption_problem;
 use crate::data::transform::{Pixels, Transform};
 
@@ -318,10 +320,13 @@ impl PartSink<'_> {
         let [height, width] = self.part.manifest.resolution;
         let size = (i64::from(height), i64::from(width));
         let pixels: Vec<&[f32]> = images.iter().map(|image| &image.values[..]).collect();
-        let plain = self.encoders.latents(&pixels, size, false)?;
+        let plain = networks::latents(self.encoders, &pixels, size, false)?;
         let flipped: Vec<Option<Moments>> = match self.layout.flipped {
             false => plain.iter().map(|_| None).collect(),
-            true => self.encoders.latents(&pixels, size, true)?.into_iter().map(Some).collect(),
+            true => networks::latents(self.encoders, &pixels, size, true)?
+                .into_iter()
+                .map(Some)
+                .collect(),
         };
         let both = plain.into_iter().zip(flipped);
         Ok(both.map(|(plain, flipped)| ImageMoments { plain, flipped }).collect())

@@ -93,7 +93,7 @@ impl ClipConfig {
     pub fn read(file: &Path, layout: ClipLayout) -> Result<Self, ConfigError> {
         let json = read_json(file)?;
         let config = match layout {
-            ClipLayout::Transformers => transformers_config::read(&json),
+            ClipLayout::Transformers => transformers_config::read(&json, file),
             ClipLayout::OpenClip => open_clip_config::read(&json),
         };
         config.map_err(|problem| match problem {

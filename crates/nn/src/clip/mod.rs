@@ -60,6 +60,16 @@ impl ClipLayout {
         }
     }
 
+    /// Tensors of which every such model has one, whichever of its towers a file holds.
+    fn anchors(self) -> &'static [&'static str] {
+        match self {
+            Self::Transformers => &["visual_projection.weight", "text_projection.weight"],
+            Self::OpenClip => {
+                &["visual.class_embedding", "text.token_embedding.weight", "token_embedding.weight"]
+            }
+        }
+    }
+
     /// The name of the configuration in a model folder.
     pub fn config_file(self) -> &'static str {
         match self {
@@ -123,7 +133,8 @@ impl ClipModel {
         config.validate()?;
         precision.check(device)?;
         let network = format!("CLIP model ({layout} layout)");
-        let mut loader = Loader::new(weights, network, device, precision);
+        let weights = weights.rooted(layout.anchors());
+        let mut loader = Loader::new(&weights, network, device, precision);
         let vision = parts.vision.then(|| VisionTower::load(config, layout, &mut loader));
         let text = parts.text.then(|| TextTower::load(config, layout, &mut loader));
         loader.finish(|name| {

@@ -1,141 +1,167 @@
 //! `config.json` of `transformers`' `CLIPModel`. What a file leaves out has the library's default:
 //! huggingface/transformers `src/transformers/models/clip/configuration_clip.py` at v5.23.0.
 
-use serde::Deserialize;
+use std::path::Path;
+
 use serde_json::Value;
 
 use super::config::{Activation, ClipConfig, Problem, TextConfig, VisionConfig, square};
-use crate::config::{ConfigError, unsupported};
+use crate::config::{ConfigError, Options};
 
-#[derive(Deserialize)]
-struct Top {
-    model_type: Option<String>,
-    #[serde(default = "default_projection")]
-    projection_dim: i64,
-    text_config: Option<Value>,
-    vision_config: Option<Value>,
-    /// What files from before 2023 used instead; where it stands, it wins, defaults included.
-    text_config_dict: Option<Value>,
-    vision_config_dict: Option<Value>,
+/// What `transformers` keeps in a configuration that changes nothing in a network without dropout
+/// that generates no text: `src/transformers/configuration_utils.py` at v5.23.0 and before.
+pub(crate) const OF_NO_EFFECT: &[&str] = &[
+    "add_cross_attention",
+    "architectures",
+    "attention_dropout",
+    "attn_implementation",
+    "auto_map",
+    "bad_words_ids",
+    "begin_suppress_tokens",
+    "bos_token_id",
+    "chunk_size_feed_forward",
+    "cross_attention_hidden_size",
+    "decoder_start_token_id",
+    "diversity_penalty",
+    "do_sample",
+    "dropout",
+    "dtype",
+    "early_stopping",
+    "encoder_no_repeat_ngram_size",
+    "exponential_decay_length_penalty",
+    "finetuning_task",
+    "forced_bos_token_id",
+    "forced_eos_token_id",
+    "gradient_checkpointing",
+    "id2label",
+    "initializer_factor",
+    "initializer_range",
+    "is_decoder",
+    "is_encoder_decoder",
+    "label2id",
+    "length_penalty",
+    "logit_scale_init_value",
+    "max_length",
+    "min_length",
+    "model_type",
+    "name_or_path",
+    "no_repeat_ngram_size",
+    "num_beam_groups",
+    "num_beams",
+    "num_labels",
+    "num_return_sequences",
+    "output_attentions",
+    "output_hidden_states",
+    "output_scores",
+    "pad_token_id",
+    "prefix",
+    "problem_type",
+    "projection_dim",
+    "remove_invalid_values",
+    "repetition_penalty",
+    "return_dict",
+    "return_dict_in_generate",
+    "sep_token_id",
+    "suppress_tokens",
+    "task_specific_params",
+    "temperature",
+    "tf_legacy_loss",
+    "tie_encoder_decoder",
+    "tie_last_hidden_states",
+    "tie_word_embeddings",
+    "tokenizer_class",
+    "top_k",
+    "top_p",
+    "torch_dtype",
+    "torchscript",
+    "transformers_version",
+    "typical_p",
+    "use_bfloat16",
+    "use_cache",
+];
+
+/// What every configuration of `transformers` may hold beside the sizes: refused where it changes
+/// the network, noted where it does not.
+pub(crate) fn common(options: &Options<'_>) -> Result<(), ConfigError> {
+    options.of_no_effect(OF_NO_EFFECT);
+    options.fixed("pruned_heads", &["null", "{}"], "all heads are read")?;
+    options.fixed("per_layer_config", &["null", "{}"], "all layers are alike here")?;
+    options.fixed("quantization_config", &["null"], "quantised weights are not read")
 }
 
-fn default_projection() -> i64 {
-    512
+/// The sizes in the text section, or in the `config.json` of a `CLIPTextModel`; unchecked.
+pub(crate) fn text(options: &Options<'_>) -> Result<TextConfig, ConfigError> {
+    common(options)?;
+    Ok(TextConfig {
+        context_length: options.integer("max_position_embeddings", 77)?,
+        vocabulary_size: options.integer("vocab_size", 49408)?,
+        width: options.integer("hidden_size", 512)?,
+        layers: options.integer("num_hidden_layers", 12)?,
+        heads: options.integer("num_attention_heads", 8)?,
+        mlp_width: options.integer("intermediate_size", 2048)?,
+        activation: activation(options)?,
+        layer_norm_epsilon: options.number("layer_norm_eps", 1e-5)?,
+    })
 }
 
-/// The text section, or the whole `config.json` of a `CLIPTextModel`.
-#[derive(Deserialize)]
-#[serde(default)]
-pub(crate) struct Text {
-    vocab_size: i64,
-    hidden_size: i64,
-    intermediate_size: i64,
-    num_hidden_layers: i64,
-    num_attention_heads: i64,
-    max_position_embeddings: i64,
-    hidden_act: String,
-    layer_norm_eps: f64,
-}
-
-impl Default for Text {
-    fn default() -> Self {
-        Self {
-            vocab_size: 49408,
-            hidden_size: 512,
-            intermediate_size: 2048,
-            num_hidden_layers: 12,
-            num_attention_heads: 8,
-            max_position_embeddings: 77,
-            hidden_act: "quick_gelu".to_owned(),
-            layer_norm_eps: 1e-5,
-        }
-    }
-}
-
-impl Text {
-    /// The sizes, unchecked; `section` with its dot stands before the names in messages.
-    pub(crate) fn config(self, section: &str) -> Result<TextConfig, ConfigError> {
-        Ok(TextConfig {
-            context_length: self.max_position_embeddings,
-            vocabulary_size: self.vocab_size,
-            width: self.hidden_size,
-            layers: self.num_hidden_layers,
-            heads: self.num_attention_heads,
-            mlp_width: self.intermediate_size,
-            activation: activation(&format!("{section}hidden_act"), self.hidden_act)?,
-            layer_norm_epsilon: self.layer_norm_eps,
-        })
-    }
-}
-
-#[derive(Deserialize)]
-#[serde(default)]
-struct Vision {
-    hidden_size: i64,
-    intermediate_size: i64,
-    num_hidden_layers: i64,
-    num_attention_heads: i64,
-    num_channels: i64,
-    image_size: Value,
-    patch_size: Value,
-    hidden_act: String,
-    layer_norm_eps: f64,
-}
-
-impl Default for Vision {
-    fn default() -> Self {
-        Self {
-            hidden_size: 768,
-            intermediate_size: 3072,
-            num_hidden_layers: 12,
-            num_attention_heads: 12,
-            num_channels: 3,
-            image_size: 224.into(),
-            patch_size: 32.into(),
-            hidden_act: "quick_gelu".to_owned(),
-            layer_norm_eps: 1e-5,
-        }
-    }
-}
-
-pub(super) fn read(json: &Value) -> Result<ClipConfig, Problem> {
-    let top = Top::deserialize(json)?;
-    if let Some(model_type) = top.model_type.filter(|model_type| model_type != "clip") {
-        let hint = "expected the config.json of a CLIPModel";
-        return Err(unsupported("model_type", &model_type.into(), hint).into());
-    }
-    let text: Text = section(top.text_config_dict.or(top.text_config))?;
-    let vision: Vision = section(top.vision_config_dict.or(top.vision_config))?;
-    if vision.num_channels != 3 {
-        let found = vision.num_channels.into();
-        return Err(unsupported("vision_config.num_channels", &found, "expected 3").into());
-    }
-    let config = ClipConfig {
-        embed_dim: top.projection_dim,
-        vision: VisionConfig {
-            image_size: square("vision_config.image_size", &vision.image_size)?,
-            patch_size: square("vision_config.patch_size", &vision.patch_size)?,
-            width: vision.hidden_size,
-            layers: vision.num_hidden_layers,
-            heads: vision.num_attention_heads,
-            mlp_width: vision.intermediate_size,
-            activation: activation("vision_config.hidden_act", vision.hidden_act)?,
-            layer_norm_epsilon: vision.layer_norm_eps,
-        },
-        text: text.config("text_config.")?,
+fn vision(options: &Options<'_>, section: &str) -> Result<VisionConfig, ConfigError> {
+    common(options)?;
+    options.fixed("num_channels", &["3"], "")?;
+    let side = |name: &str, default: i64| match options.value(name) {
+        None => Ok(default),
+        Some(value) => square(&format!("{section}{name}"), value),
     };
+    Ok(VisionConfig {
+        image_size: side("image_size", 224)?,
+        patch_size: side("patch_size", 32)?,
+        width: options.integer("hidden_size", 768)?,
+        layers: options.integer("num_hidden_layers", 12)?,
+        heads: options.integer("num_attention_heads", 12)?,
+        mlp_width: options.integer("intermediate_size", 3072)?,
+        activation: activation(options)?,
+        layer_norm_epsilon: options.number("layer_norm_eps", 1e-5)?,
+    })
+}
+
+pub(super) fn read(json: &Value, file: &Path) -> Result<ClipConfig, Problem> {
+    let top = Options::new(json, "");
+    top.fixed("model_type", &["\"clip\"", "null"], "the config.json of a CLIPModel")?;
+    common(&top)?;
+    // Files from before 2023 say the same in `_dict`; where it stands, it wins, defaults included.
+    let section = |name: &str, former: &str| {
+        let found = [former, name].into_iter().filter_map(|name| top.value(name));
+        let found: Vec<&Value> = found.filter(|value| !value.is_null()).collect();
+        match found.first() {
+            Some(section) if !section.is_object() => {
+                Err(top.refuse(name, "expected a section with options of its own"))
+            }
+            section => Ok(section.copied()),
+        }
+    };
+    let text_section = section("text_config", "text_config_dict")?;
+    let vision_section = section("vision_config", "vision_config_dict")?;
+    let text_options = Options::new(text_section.unwrap_or(&Value::Null), "text_config.");
+    let vision_options = Options::new(vision_section.unwrap_or(&Value::Null), "vision_config.");
+    // The end token's place is an input of the tower.
+    text_options.of_no_effect(&["eos_token_id"]);
+    vision_options.of_no_effect(&["eos_token_id"]);
+    top.of_no_effect(&["eos_token_id"]);
+    let config = ClipConfig {
+        embed_dim: top.integer("projection_dim", 512)?,
+        vision: vision(&vision_options, "vision_config.")?,
+        text: text(&text_options)?,
+    };
+    for options in [&top, &text_options, &vision_options] {
+        options.warn_of_unknown(file, "transformers");
+    }
     config.validate()?;
     Ok(config)
 }
 
-fn section<T: for<'de> Deserialize<'de> + Default>(json: Option<Value>) -> Result<T, Problem> {
-    json.map_or_else(|| Ok(T::default()), |json| Ok(serde_json::from_value(json)?))
-}
-
-fn activation(option: &str, name: String) -> Result<Activation, ConfigError> {
-    match name.as_str() {
+fn activation(options: &Options<'_>) -> Result<Activation, ConfigError> {
+    match options.get("hidden_act", "a name", "quick_gelu".to_owned())?.as_str() {
         "gelu" => Ok(Activation::Gelu),
         "quick_gelu" => Ok(Activation::QuickGelu),
-        _ => Err(unsupported(option, &name.into(), "expected gelu or quick_gelu")),
+        _ => Err(options.refuse("hidden_act", "expected gelu or quick_gelu")),
     }
 }

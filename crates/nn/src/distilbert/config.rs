@@ -5,10 +5,10 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use serde::Deserialize;
 use serde_json::Value;
 
-use crate::config::{ConfigError, invalid, read_json, unsupported};
+use crate::clip::transformers_config::common;
+use crate::config::{ConfigError, Options, invalid, read_json};
 
 /// The largest size of any dimension, far above every published model.
 const LARGEST: i64 = 1 << 20;
@@ -37,44 +37,6 @@ pub struct DistilBertConfig {
     pub labels: Vec<String>,
 }
 
-#[derive(Deserialize)]
-#[serde(default)]
-struct File {
-    model_type: Option<String>,
-    architectures: Option<Vec<String>>,
-    vocab_size: i64,
-    max_position_embeddings: i64,
-    dim: i64,
-    n_layers: i64,
-    n_heads: i64,
-    hidden_dim: i64,
-    activation: String,
-    pad_token_id: Option<i64>,
-    problem_type: Option<String>,
-    num_labels: Option<usize>,
-    id2label: Option<BTreeMap<String, String>>,
-}
-
-impl Default for File {
-    fn default() -> Self {
-        Self {
-            model_type: None,
-            architectures: None,
-            vocab_size: 30522,
-            max_position_embeddings: 512,
-            dim: 768,
-            n_layers: 6,
-            n_heads: 12,
-            hidden_dim: 4 * 768,
-            activation: "gelu".to_owned(),
-            pad_token_id: None,
-            problem_type: None,
-            num_labels: None,
-            id2label: None,
-        }
-    }
-}
-
 impl DistilBertConfig {
     /// Reads `config.json`.
     ///
@@ -85,36 +47,56 @@ impl DistilBertConfig {
     }
 
     fn parse(json: &Value, file: &Path) -> Result<Self, ConfigError> {
-        let found = File::deserialize(json).map_err(|error| invalid(file, error.to_string()))?;
-        if let Some(other) = found.model_type.filter(|name| name != "distilbert") {
-            return Err(unsupported("model_type", &other.into(), HINT));
+        let options = Options::new(json, "");
+        options.fixed("model_type", &["\"distilbert\"", "null"], HINT)?;
+        let classes = options.get("architectures", "a list of names", None::<Vec<String>>)?;
+        if classes.is_some_and(|names| !names.iter().any(|name| name == CLASS)) {
+            return Err(options.refuse("architectures", HINT));
         }
-        if let Some(names) = found.architectures.filter(|names| !names.iter().any(|n| n == CLASS)) {
-            return Err(unsupported("architectures", &names.into(), HINT));
-        }
-        if found.activation != "gelu" {
-            return Err(unsupported("activation", &found.activation.into(), "expected gelu"));
-        }
-        if let Some(other) = found.problem_type.filter(|name| name != "single_label_classification")
-        {
-            return Err(unsupported("problem_type", &other.into(), "a text has one label here"));
-        }
-        let labels = match found.id2label {
-            None => (0..found.num_labels.unwrap_or(2)).map(|id| format!("LABEL_{id}")).collect(),
+        options.fixed("activation", &["\"gelu\""], "")?;
+        let hint = "a text has one label here";
+        options.fixed("problem_type", &["\"single_label_classification\"", "null"], hint)?;
+        let names = options.get(
+            "id2label",
+            "the names of 0, 1 and so on",
+            None::<BTreeMap<String, String>>,
+        )?;
+        let count = options.get("num_labels", "a whole number or null", None::<usize>)?;
+        let labels = match names {
+            None => (0..count.unwrap_or(2)).map(|id| format!("LABEL_{id}")).collect(),
+            Some(names) if count.is_some_and(|count| count != names.len()) => {
+                let hint = format!("id2label names {} labels", names.len());
+                return Err(options.refuse("num_labels", &hint));
+            }
             Some(names) => in_order(names).ok_or_else(|| {
                 invalid(file, "id2label: expected the names of 0, 1 and so on".to_owned())
             })?,
         };
+        common(&options)?;
+        // How it is trained, and how its positions begin before they are read from the weights.
+        options.of_no_effect(&[
+            "eos_token_id",
+            "qa_dropout",
+            "seq_classif_dropout",
+            "sinusoidal_pos_embds",
+            "tie_weights_",
+        ]);
+        // The library writes these as well where they are given.
+        let renamed = |name: &str, other: &str, default: i64| {
+            let found = options.integer(name, default)?;
+            options.integer(other, found)
+        };
         let config = Self {
-            vocabulary_size: found.vocab_size,
-            context_length: found.max_position_embeddings,
-            width: found.dim,
-            layers: found.n_layers,
-            heads: found.n_heads,
-            mlp_width: found.hidden_dim,
-            padding: found.pad_token_id.unwrap_or(0),
+            vocabulary_size: options.integer("vocab_size", 30522)?,
+            context_length: options.integer("max_position_embeddings", 512)?,
+            width: renamed("dim", "hidden_size", 768)?,
+            layers: renamed("n_layers", "num_hidden_layers", 6)?,
+            heads: renamed("n_heads", "num_attention_heads", 12)?,
+            mlp_width: options.integer("hidden_dim", 4 * 768)?,
+            padding: options.get("pad_token_id", "a token or null", Some(0))?.unwrap_or(0),
             labels,
         };
+        options.warn_of_unknown(file, "transformers");
         config.validate()?;
         Ok(config)
     }

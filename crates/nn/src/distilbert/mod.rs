@@ -73,7 +73,8 @@ impl DistilBert {
     ) -> Result<Self, ModelError> {
         config.validate()?;
         precision.check(device)?;
-        let mut loader = Loader::new(weights, NETWORK, device, precision).refusing_non_finite();
+        let weights = weights.rooted(&["pre_classifier.weight"]);
+        let mut loader = Loader::new(&weights, NETWORK, device, precision).refusing_non_finite();
         let width = config.width;
         let classes = i64::try_from(config.labels.len()).unwrap_or(i64::MAX);
         let embeddings = "distilbert.embeddings";

@@ -4,13 +4,14 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-use serde::Deserialize;
 use serde_json::Value;
 
-use crate::config::{ConfigError, invalid, read_json, unsupported};
+use crate::config::{ConfigError, Options, read_json, unsupported};
 use crate::error::ModelError;
 use crate::schedule::ScheduleConfig;
-use crate::{text, unet};
+use crate::text::{self, TextEncoderConfig};
+use crate::unet::{self, UNetConfig};
+use crate::weights;
 
 /// Which pipeline a directory is of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -66,22 +67,46 @@ pub struct PipelineFiles {
     pub tokenizers: Vec<PathBuf>,
     /// `scheduler_config.json`.
     pub scheduler_config: PathBuf,
+    /// The scheduler's class as the index names it, whatever the file's own says.
+    pub scheduler_class: Option<String>,
     /// Whether SDXL takes zeros for an empty negative prompt.
     pub force_zeros_for_empty_prompt: bool,
 }
 
 /// `model_index.json`: library and class of each part, and options of the pipeline.
-#[derive(Deserialize)]
 struct Index {
-    #[serde(rename = "_class_name")]
-    class_name: String,
-    force_zeros_for_empty_prompt: Option<bool>,
-    #[serde(flatten)]
-    parts: BTreeMap<String, Value>,
+    file: PathBuf,
+    class: String,
+    /// Whether SDXL takes zeros for an empty negative prompt; null is no, as in Python.
+    force_zeros: bool,
+    parts: BTreeMap<&'static str, Value>,
 }
 
 const INDEX: &str = "model_index.json";
 const TOKENIZERS: &[&str] = &["CLIPTokenizer", "CLIPTokenizerFast"];
+/// The parts that are read, with the library of their classes.
+const PARTS: &[(&str, &str)] = &[
+    ("unet", "diffusers"),
+    ("vae", "diffusers"),
+    ("scheduler", "diffusers"),
+    ("text_encoder", "transformers"),
+    ("text_encoder_2", "transformers"),
+    ("tokenizer", "transformers"),
+    ("tokenizer_2", "transformers"),
+];
+/// What else an index names: parts that look at images when they are done or that images are made
+/// of, and marks upon them. None changes what is generated here.
+const OF_NO_EFFECT: &[&str] = &[
+    "add_watermarker",
+    "feature_extractor",
+    "image_encoder",
+    "requires_safety_checker",
+    "safety_checker",
+];
+/// diffusers takes a smaller UNet of Stable Diffusion, written before this version, for one of this
+/// size: its file has the default of that time.
+const FORMER_SAMPLE_SIZE: i64 = 64;
+const FIRST_VERSION_WITH_SAMPLE_SIZE: [u64; 2] = [0, 9];
 
 impl PipelineFiles {
     /// Finds the parts of the pipeline in `folder`. f32 safetensors are preferred to shards of
@@ -122,13 +147,13 @@ impl PipelineFiles {
                     one_of(&found, name, &["vocab.json", "tokenizer.json"]).map(|_| found)
                 })
                 .collect::<Result<_, _>>()?,
+            scheduler_class: index.scheduler(folder)?,
             scheduler_config: one_of(
                 &folder.join("scheduler"),
                 "scheduler",
                 &["scheduler_config.json"],
             )?,
-            // diffusers' default.
-            force_zeros_for_empty_prompt: index.force_zeros_for_empty_prompt.unwrap_or(xl),
+            force_zeros_for_empty_prompt: xl && index.force_zeros,
         })
     }
 
@@ -138,7 +163,8 @@ impl PipelineFiles {
     /// # Errors
     /// Where `scheduler_config.json` cannot be read.
     pub fn schedule(&self) -> Result<ScheduleConfig, ConfigError> {
-        let schedule = ScheduleConfig::read(&self.scheduler_config)?;
+        let class = self.scheduler_class.as_deref();
+        let schedule = ScheduleConfig::read_as(&self.scheduler_config, class)?;
         Ok(match self.family {
             Family::StableDiffusion => {
                 ScheduleConfig { steps_offset: 1, clip_sample: false, ..schedule }
@@ -146,6 +172,55 @@ impl PipelineFiles {
             Family::StableDiffusionXl => schedule,
         })
     }
+
+    /// The UNet's configuration, as the pipeline's class in diffusers corrects outdated ones: a UNet
+    /// of Stable Diffusion from before 0.9 with a side below 64 is one of 64.
+    ///
+    /// # Errors
+    /// Where `config.json` cannot be read or describes another kind of network.
+    pub fn unet_config(&self) -> Result<UNetConfig, ConfigError> {
+        let file = &self.unet.config;
+        let mut config = UNetConfig::read(file)?;
+        if self.family != Family::StableDiffusion {
+            return Ok(config);
+        }
+        let source = config.source();
+        let side = source.get("sample_size").and_then(Value::as_i64);
+        let Some(version) = source.get("_diffusers_version") else { return Ok(config) };
+        let refused = || {
+            unsupported("_diffusers_version", version, "expected a version, as 0.42.1")
+                .in_file(file)
+        };
+        let version = version.as_str().and_then(release).ok_or_else(refused)?;
+        if version < FIRST_VERSION_WITH_SAMPLE_SIZE
+            && side.is_some_and(|side| side < FORMER_SAMPLE_SIZE)
+        {
+            config.sample_size = Some((FORMER_SAMPLE_SIZE, FORMER_SAMPLE_SIZE));
+        }
+        Ok(config)
+    }
+
+    /// The configurations of the text encoders. Whether one has a projection is said by the class in
+    /// the index: the second of SDXL has.
+    ///
+    /// # Errors
+    /// Where a `config.json` cannot be read or describes another kind of network.
+    pub fn text_configs(&self) -> Result<Vec<TextEncoderConfig>, ConfigError> {
+        let files = self.text_encoders.iter().enumerate();
+        files
+            .map(|(index, network)| TextEncoderConfig::read_as(&network.config, index > 0))
+            .collect()
+    }
+}
+
+/// The first two numbers of a version such as `0.8.0.dev0`; a missing one is zero.
+fn release(version: &str) -> Option<[u64; 2]> {
+    let mut numbers = version.trim().trim_start_matches('v').split('.');
+    let first = numbers.next()?.parse().ok()?;
+    // What follows a number in its own piece (`9rc1`) makes an earlier one of the same release.
+    let second = numbers.next().unwrap_or("0");
+    let digits = second.find(|letter: char| !letter.is_ascii_digit()).unwrap_or(second.len());
+    Some([first, second[..digits].parse().ok()?])
 }
 
 impl Index {
@@ -156,35 +231,75 @@ impl Index {
                           hint: name the folder that DiffusionPipeline.save_pretrained wrote";
             return Err(unfit(folder, reason.to_owned()));
         }
-        let index = Self::deserialize(&read_json(&file)?);
-        Ok(index.map_err(|error| invalid(&file, error.to_string()))?)
+        let json = read_json(&file)?;
+        Self::parse(&json, file.clone()).map_err(|error| error.in_file(&file).into())
+    }
+
+    fn parse(json: &Value, file: PathBuf) -> Result<Self, ConfigError> {
+        let options = Options::new(json, "");
+        let class = options.get("_class_name", "StableDiffusionPipeline", String::new())?;
+        let mut parts = BTreeMap::new();
+        for (name, _) in PARTS {
+            if let Some(part) = options.value(name) {
+                parts.insert(*name, part.clone());
+            }
+        }
+        // Told to none but SDXL, as in diffusers.
+        let force_zeros = options.flag("force_zeros_for_empty_prompt", true)?;
+        options.of_no_effect(OF_NO_EFFECT);
+        options.fixed("quantization_config", &["null"], "quantised weights are not read")?;
+        options.warn_of_unknown(&file, "diffusers");
+        Ok(Self { file, class, force_zeros, parts })
     }
 
     fn family(&self) -> Result<Family, ModelError> {
         [Family::StableDiffusion, Family::StableDiffusionXl]
             .into_iter()
-            .find(|family| family.class_name() == self.class_name)
+            .find(|family| family.class_name() == self.class)
             .ok_or_else(|| {
                 let hint = "expected StableDiffusionPipeline or StableDiffusionXLPipeline";
-                unsupported("_class_name", &self.class_name.as_str().into(), hint).into()
+                let error = unsupported("_class_name", &self.class.as_str().into(), hint);
+                error.in_file(&self.file).into()
             })
     }
 
-    /// Checks the class of a part, where the index names it: `["library", "class"]`, or two nulls
-    /// for a part that was left out.
-    fn part(&self, folder: &Path, name: &str, classes: &[&str]) -> Result<(), ModelError> {
-        match self.parts.get(name).and_then(|part| part.get(1)).map(|class| class.as_str()) {
-            Some(Some(class)) if !classes.contains(&class) => {
-                let hint = format!("expected {}", classes.join(" or "));
-                Err(unsupported(name, &class.into(), &hint).into())
+    /// The class of the scheduler, where the index names one.
+    fn scheduler(&self, folder: &Path) -> Result<Option<String>, ModelError> {
+        self.class_of(folder, "scheduler").map(|class| class.map(str::to_owned))
+    }
+
+    /// The class of a part, where the index names it: `["library", "class"]`, or two nulls for a
+    /// part that was left out.
+    fn class_of(&self, folder: &Path, name: &str) -> Result<Option<&str>, ModelError> {
+        let Some(part) = self.parts.get(name) else { return Ok(None) };
+        let library =
+            PARTS.iter().find(|(part, _)| *part == name).map_or("", |(_, library)| library);
+        let refused = || {
+            let hint = format!("expected [{library:?}, and the name of a class]");
+            unsupported(name, part, &hint).in_file(&self.file)
+        };
+        match part.as_array().map(Vec::as_slice) {
+            Some([Value::String(found), Value::String(class)]) if found == library => {
+                Ok(Some(class))
             }
-            Some(None) => Err(unfit(
+            Some([Value::Null, Value::Null]) => Err(unfit(
                 folder,
                 format!(
                     "the pipeline was saved without its {name}\n\
                      hint: save it again with all parts, or copy {name} from the base model"
                 ),
             )),
+            _ => Err(refused().into()),
+        }
+    }
+
+    /// Checks the class of a part, where the index names it.
+    fn part(&self, folder: &Path, name: &str, classes: &[&str]) -> Result<(), ModelError> {
+        match self.class_of(folder, name)? {
+            Some(class) if !classes.contains(&class) => {
+                let hint = format!("expected {}", classes.join(" or "));
+                Err(unsupported(name, &class.into(), &hint).in_file(&self.file).into())
+            }
             _ => Ok(()),
         }
     }
@@ -211,7 +326,10 @@ fn unet_alone(folder: &Path) -> Result<NetworkFiles, ModelError> {
 fn network(folder: &Path, name: &str, weights: &[&str]) -> Result<NetworkFiles, ModelError> {
     Ok(NetworkFiles {
         config: one_of(folder, name, &["config.json"])?,
-        weights: one_of(folder, name, weights)?,
+        weights: match weights::find_file(folder, weights)? {
+            Some(found) => found,
+            None => one_of(folder, name, weights)?,
+        },
     })
 }
 
@@ -221,7 +339,12 @@ fn one_of(folder: &Path, part: &str, names: &[&str]) -> Result<PathBuf, ModelErr
     found.ok_or_else(|| {
         let expected = names.join(", ");
         let reason = if folder.is_dir() {
-            format!("the {part} of the pipeline is not complete: expected a file {expected}")
+            let others = weights::other_weights(folder);
+            let found = match others.len() {
+                0 => String::new(),
+                _ => format!("\nhint: it holds {}", others.join(", ")),
+            };
+            format!("the {part} of the pipeline is not complete: expected a file {expected}{found}")
         } else {
             format!("the pipeline lacks its {part}: expected this folder with a file {expected}")
         };

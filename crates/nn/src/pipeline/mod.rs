@@ -8,22 +8,22 @@
 //!
 //! `B` batch, `L` tokens, `D` width of the text, `C` channels, `H` and `W` height and width.
 
+mod encoders;
 mod files;
 
 use std::ops::ControlFlow;
 
 use tch::{Device, Kind, TchError, Tensor};
 
-use files::unfit;
+pub use encoders::{Encoders, TextConditions};
 pub use files::{Family, NetworkFiles, PipelineFiles};
 
 use crate::device::{Precision, inference};
 use crate::error::{ModelError, NetworkError};
 use crate::rng;
 use crate::schedule::{Sampler, SamplerKind, ScheduleConfig};
-use crate::text::{TextEncoder, TextEncoderConfig};
 use crate::unet::{AddedConditions, UNet, UNetConfig};
-use crate::vae::{Vae, VaeConfig, is_finite};
+use crate::vae::is_finite;
 use crate::weights::Weights;
 
 /// What is wrong with a request is said of this.
@@ -32,28 +32,12 @@ const PIPELINE: &str = "pipeline";
 /// A pipeline in memory.
 #[derive(Debug)]
 pub struct Pipeline {
-    /// Which pipeline it is.
-    pub family: Family,
+    /// The autoencoder and the text encoders.
+    pub encoders: Encoders,
     /// The network that predicts noise.
     pub unet: UNet,
-    /// The autoencoder.
-    pub vae: Vae,
-    /// The text encoder; two of SDXL.
-    pub text_encoders: Vec<TextEncoder>,
     /// The noise schedule, as the pipeline's class in diffusers corrects it.
     pub schedule: ScheduleConfig,
-    /// Whether SDXL takes zeros for an empty negative prompt.
-    pub force_zeros_for_empty_prompt: bool,
-    device: Device,
-}
-
-/// Texts as the UNet reads them; f32, on the pipeline's device.
-#[derive(Debug)]
-pub struct TextConditions {
-    /// Every token's features, `[B, L, D]`.
-    pub hidden_BLD: Tensor,
-    /// One vector for each text, `[B, P]`, for SDXL.
-    pub pooled_BD: Option<Tensor>,
 }
 
 /// Which pictures to draw.
@@ -102,7 +86,7 @@ impl Pipeline {
         device: Device,
         precision: Precision,
     ) -> Result<Self, ModelError> {
-        let unet_config = UNetConfig::read(&files.unet.config)?;
+        let unet_config = files.unet_config()?;
         Self::load_around(files, &unet_config, device, precision, |weights| {
             UNet::load(&unet_config, weights, device, precision)
         })
@@ -118,7 +102,7 @@ impl Pipeline {
         device: Device,
         precision: Precision,
     ) -> Result<Self, ModelError> {
-        let unet_config = UNetConfig::read(&files.unet.config)?;
+        let unet_config = files.unet_config()?;
         Self::load_around(files, &unet_config, device, precision, |weights| {
             UNet::load_for_training(&unet_config, weights, device, precision)
         })
@@ -131,94 +115,40 @@ impl Pipeline {
         precision: Precision,
         load_unet: impl FnOnce(&Weights) -> Result<UNet, ModelError>,
     ) -> Result<Self, ModelError> {
-        let vae_config = VaeConfig::read(&files.vae.config)?;
-        let text_configs = files
-            .text_encoders
-            .iter()
-            .map(|text| TextEncoderConfig::read(&text.config))
-            .collect::<Result<Vec<_>, _>>()?;
-        check_fit(files, unet_config, &vae_config, &text_configs)?;
         let schedule = files.schedule()?;
-        let weights = |network: &NetworkFiles| Weights::open(&network.weights);
-        Ok(Self {
-            family: files.family,
-            unet: load_unet(&weights(&files.unet)?)?,
-            vae: Vae::load(&vae_config, &weights(&files.vae)?, device, precision)?,
-            text_encoders: files
-                .text_encoders
-                .iter()
-                .zip(&text_configs)
-                .map(|(text, config)| TextEncoder::load(config, &weights(text)?, device, precision))
-                .collect::<Result<_, _>>()?,
-            schedule,
-            force_zeros_for_empty_prompt: files.force_zeros_for_empty_prompt,
-            device,
-        })
+        let encoders = Encoders::load_beside(files, unet_config, device, precision)?;
+        let unet = load_unet(&Weights::open(&files.unet.weights)?)?;
+        Ok(Self { encoders, unet, schedule })
+    }
+
+    /// Which pipeline it is.
+    pub fn family(&self) -> Family {
+        self.encoders.family
     }
 
     /// The device it is on.
     pub fn device(&self) -> Device {
-        self.device
+        self.encoders.device()
     }
 
-    /// Encodes texts: for each text encoder the tokens of its tokenizer, `[B, 77]` i64 with their
-    /// padding.
+    /// As [`Encoders::encode_text`].
     ///
     /// # Errors
-    /// Where the tokens do not fit, or libtorch has not enough memory.
+    /// As [`Encoders::encode_text`].
     pub fn encode_text(&self, tokens: &[Tensor]) -> Result<TextConditions, NetworkError> {
-        self.encode_text_skipping(tokens, 0)
+        self.encoders.encode_text(tokens)
     }
 
-    /// As [`Pipeline::encode_text`], with the features of `clip_skip` layers earlier.
+    /// As [`Encoders::encode_negative`].
     ///
     /// # Errors
-    /// As [`Pipeline::encode_text`], and where there are not enough layers to skip.
-    pub fn encode_text_skipping(
-        &self,
-        tokens: &[Tensor],
-        clip_skip: usize,
-    ) -> Result<TextConditions, NetworkError> {
-        self.check_tokens(tokens)?;
-        let mut hidden = Vec::with_capacity(tokens.len());
-        let mut pooled = None;
-        for (encoder, tokens_BL) in self.text_encoders.iter().zip(tokens) {
-            let encoding = encoder.encode_skipping(tokens_BL, clip_skip)?;
-            match self.family {
-                Family::StableDiffusion => hidden.push(encoding.hidden_states),
-                Family::StableDiffusionXl => {
-                    hidden.push(encoding.penultimate);
-                    pooled = encoding.pooled;
-                }
-            }
-        }
-        Ok(TextConditions { hidden_BLD: Tensor::f_cat(&hidden, -1)?, pooled_BD: pooled })
-    }
-
-    /// Encodes negative texts; `empty` says that they are the empty text, for which SDXL takes
-    /// zeros where its directory says so.
-    ///
-    /// # Errors
-    /// As [`Pipeline::encode_text`].
+    /// As [`Encoders::encode_text`].
     pub fn encode_negative(
         &self,
         tokens: &[Tensor],
         empty: bool,
     ) -> Result<TextConditions, NetworkError> {
-        if !(empty && self.force_zeros_for_empty_prompt) {
-            return self.encode_text(tokens);
-        }
-        let (batch, length) = self.check_tokens(tokens)?;
-        let configs = || self.text_encoders.iter().map(TextEncoder::config);
-        let width: i64 = configs().map(|config| config.sizes.width).sum();
-        let zeros = |shape: &[i64]| Tensor::f_zeros(shape, (Kind::Float, self.device));
-        Ok(TextConditions {
-            hidden_BLD: zeros(&[batch, length, width])?,
-            pooled_BD: configs()
-                .find_map(|config| config.projection)
-                .map(|length| zeros(&[batch, length]))
-                .transpose()?,
-        })
+        self.encoders.encode_negative(tokens, empty)
     }
 
     /// Draws a picture for each seed. `progress` is told after each call of the UNet how many are
@@ -241,9 +171,9 @@ impl Pipeline {
             return Err(NetworkError::Input { network: "UNet", reason: reason.to_owned() });
         }
         inference(|| {
-            let config = self.vae.config();
+            let config = self.encoders.vae.config();
             let unscaled_BCHW = latents_BCHW.f_div_scalar(config.scaling_factor)?;
-            pictures(&self.vae.decode(&unscaled_BCHW)?)
+            pictures(&self.encoders.vae.decode(&unscaled_BCHW)?)
         })
         .map(Some)
     }
@@ -255,7 +185,7 @@ impl Pipeline {
         progress: &mut dyn FnMut(usize, usize) -> ControlFlow<()>,
     ) -> Result<Option<Tensor>, NetworkError> {
         let SampleRequest { seeds, steps, guidance, height, width, .. } = *request;
-        let factor = self.vae.config().downscale();
+        let factor = self.encoders.vae.config().downscale();
         if height < 1 || width < 1 || height % factor != 0 || width % factor != 0 {
             let reason = format!(
                 "expected height and width to be multiples of {factor}, found {height} and {width}"
@@ -277,7 +207,7 @@ impl Pipeline {
             .map(|seed| rng::normal(*seed, &shape))
             .collect::<Result<Vec<_>, NetworkError>>()?;
         let mut latents_BCHW = Tensor::f_cat(&noise, 0)?
-            .f_to_device(self.device)?
+            .f_to_device(self.device())?
             .f_mul_scalar(sampler.initial_noise_sigma())?;
 
         let rows = count(seeds.len()) * if guided { 2 } else { 1 };
@@ -288,7 +218,7 @@ impl Pipeline {
             if guided {
                 input_BCHW = Tensor::f_cat(&[&input_BCHW, &input_BCHW], 0)?;
             }
-            let options = (Kind::Float, self.device);
+            let options = (Kind::Float, self.device());
             let timestep_1 = Tensor::f_full([1], *timestep, options)?;
             let predicted_BCHW =
                 self.unet.forward_prepared(&input_BCHW, &timestep_1, &text, added.as_ref())?;
@@ -314,7 +244,7 @@ impl Pipeline {
             if guided { &[request.negative, request.prompt] } else { &[request.prompt] };
         let hidden: Vec<&Tensor> = texts.iter().map(|text| &text.hidden_BLD).collect();
         let text_BLD = stack(&hidden, batch)?;
-        if self.family == Family::StableDiffusion {
+        if self.encoders.family == Family::StableDiffusion {
             return Ok((text_BLD, None));
         }
         let pooled: Option<Vec<&Tensor>> =
@@ -326,25 +256,6 @@ impl Pipeline {
         let time_ids_B6 =
             ids_16.f_view([1, 6])?.f_expand([batch * count(texts.len()), 6], false)?;
         Ok((text_BLD, Some(AddedConditions { pooled_BD: stack(&pooled, batch)?, time_ids_B6 })))
-    }
-
-    /// The common shape of the tokens, `[B, L]`.
-    fn check_tokens(&self, tokens: &[Tensor]) -> Result<(i64, i64), NetworkError> {
-        let shapes: Vec<Vec<i64>> = tokens.iter().map(Tensor::size).collect();
-        match shapes[..] {
-            [ref first, ref rest @ ..]
-                if shapes.len() == self.text_encoders.len()
-                    && rest.iter().all(|other| other == first) =>
-            {
-                Ok(tokens[0].size2()?)
-            }
-            _ => {
-                let encoders = self.text_encoders.len();
-                Err(refused(format!(
-                    "expected tokens [B, L] for {encoders} text encoders, found {shapes:?}"
-                )))
-            }
-        }
     }
 }
 
@@ -401,48 +312,6 @@ fn pictures(pixels_BCHW: &Tensor) -> Result<Vec<Picture>, NetworkError> {
             })
         })
         .collect()
-}
-
-/// Checks that the networks of a directory, or of two, are made for each other.
-fn check_fit(
-    files: &PipelineFiles,
-    unet: &UNetConfig,
-    vae: &VaeConfig,
-    texts: &[TextEncoderConfig],
-) -> Result<(), ModelError> {
-    let width: i64 = texts.iter().map(|text| text.sizes.width).sum();
-    let pooled = texts.last().and_then(|text| text.projection);
-    let xl = files.family == Family::StableDiffusionXl;
-    let latents = vae.latent_channels;
-    let reason = if unet.cross_attention_dim != width {
-        format!("the UNet reads text of width {}, the text gives {width}", unet.cross_attention_dim)
-    } else if (unet.in_channels, unet.out_channels) != (latents, latents) {
-        format!(
-            "the UNet takes {} channels and gives {}, the autoencoder has latents of {latents}",
-            unet.in_channels, unet.out_channels
-        )
-    } else if vae.out_channels != 3 {
-        format!("the autoencoder gives pictures of {} channels, expected 3", vae.out_channels)
-    } else if xl != unet.pooled_width().is_some() {
-        let added = if xl { "no addition_embed_type" } else { "an addition_embed_type" };
-        format!("the UNet has {added}, and the pipeline is of {}", files.family)
-    } else if xl && pooled.is_none() {
-        "the second text encoder has no projection: expected \"architectures\": \
-         [\"CLIPTextModelWithProjection\"] in its config.json"
-            .to_owned()
-    } else if xl && pooled != unet.pooled_width() {
-        format!(
-            "the UNet reads pooled texts of {} numbers, the second text encoder gives {}",
-            unet.pooled_width().unwrap_or_default(),
-            pooled.unwrap_or_default()
-        )
-    } else if vae.shift_factor.is_some_and(|shift| shift != 0.0) {
-        "the autoencoder's shift_factor is not zero, which this family does not read".to_owned()
-    } else {
-        return Ok(());
-    };
-    let parts = format!("{reason}\nhint: the UNet is {}", files.unet.config.display());
-    Err(unfit(&files.folder, parts))
 }
 
 fn refused(reason: String) -> NetworkError {

@@ -4,46 +4,74 @@
 
 use std::path::Path;
 
-use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer};
-use serde_json::{Map, Value};
+use serde_json::Value;
 
 use super::sampler::SamplerKind;
-use crate::config::{ConfigError, invalid, unsupported};
+use crate::config::{ConfigError, Options, invalid, not_json, unsupported};
 
 /// A configuration is a page of text, or as many betas as there are timesteps.
 const LARGEST_FILE_BYTES: u64 = 1 << 20;
 
-/// The scheduler that wrote a configuration.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+/// The scheduler that a configuration is of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ScheduleClass {
     /// Denoising diffusion probabilistic models; here for training only.
-    #[serde(rename = "DDPMScheduler")]
     Ddpm,
     /// Denoising diffusion implicit models.
-    #[serde(rename = "DDIMScheduler")]
     Ddim,
     /// Pseudo numerical methods for diffusion models.
-    #[serde(rename = "PNDMScheduler")]
     Pndm,
     /// Euler's method.
-    #[serde(rename = "EulerDiscreteScheduler")]
     EulerDiscrete,
     /// The multistep DPM-Solver and DPM-Solver++.
-    #[serde(rename = "DPMSolverMultistepScheduler")]
     DpmSolverMultistep,
-    /// Another that shares the noise of training with these; its own way of drawing is not built here.
-    #[serde(
-        rename = "EulerAncestralDiscreteScheduler",
-        alias = "DEISMultistepScheduler",
-        alias = "DPMSolverSinglestepScheduler",
-        alias = "HeunDiscreteScheduler",
-        alias = "KDPM2AncestralDiscreteScheduler",
-        alias = "KDPM2DiscreteScheduler",
-        alias = "LMSDiscreteScheduler",
-        alias = "UniPCMultistepScheduler"
-    )]
+    /// Another: its own way of sampling is not built here, but the noise that it names serves.
     Other,
+}
+
+/// Those of which diffusers makes any other of the same noise; they have its defaults.
+const OF_THE_SAME_NOISE: &[&str] = &[
+    "DDIMInverseScheduler",
+    "DDIMParallelScheduler",
+    "DDPMParallelScheduler",
+    "DEISMultistepScheduler",
+    "DPMSolverMultistepInverseScheduler",
+    "DPMSolverSDEScheduler",
+    "DPMSolverSinglestepScheduler",
+    "EulerAncestralDiscreteScheduler",
+    "HeunDiscreteScheduler",
+    "KDPM2AncestralDiscreteScheduler",
+    "KDPM2DiscreteScheduler",
+    "LCMScheduler",
+    "LMSDiscreteScheduler",
+    "SASolverScheduler",
+    "TCDScheduler",
+    "UniPCMultistepScheduler",
+];
+
+impl ScheduleClass {
+    /// The class of this name in diffusers.
+    fn named(name: &str, options: &Options<'_>) -> Result<Self, ConfigError> {
+        Ok(match name {
+            "DDPMScheduler" => Self::Ddpm,
+            "DDIMScheduler" => Self::Ddim,
+            "PNDMScheduler" => Self::Pndm,
+            "EulerDiscreteScheduler" => Self::EulerDiscrete,
+            "DPMSolverMultistepScheduler" => Self::DpmSolverMultistep,
+            other if OF_THE_SAME_NOISE.contains(&other) => Self::Other,
+            other => {
+                let names = |name: &str| options.value(name).is_some_and(|value| !value.is_null());
+                let ends = names("beta_start") && names("beta_end") && names("beta_schedule");
+                if !ends && !names("trained_betas") {
+                    let hint = "it is not known, and the file names no noise (beta_start, beta_end \
+                        and beta_schedule); expected a scheduler of Stable Diffusion";
+                    return Err(unsupported("_class_name", &other.into(), hint));
+                }
+                Self::Other
+            }
+        })
+    }
 }
 
 /// How betas grow over the timesteps.
@@ -95,8 +123,10 @@ pub enum FinalSigmas {
 /// the same in all.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ScheduleConfig {
-    /// `_class_name`.
+    /// `_class_name`, or what `model_index.json` says instead.
     pub class: ScheduleClass,
+    /// Its name.
+    pub class_name: String,
     /// How many timesteps the network was trained on (1000).
     pub num_train_timesteps: usize,
     /// The first beta (0.0001).
@@ -158,17 +188,27 @@ pub struct ScheduleConfig {
 }
 
 impl ScheduleConfig {
-    /// Reads a `scheduler_config.json`; keys that are not known are ignored.
+    /// Reads a `scheduler_config.json`.
     ///
     /// # Errors
-    /// Where the file cannot be read or is no JSON, the class is none of [`ScheduleClass`], or an
+    /// Where the file cannot be read or is no JSON, the class is not known and names no noise, or an
     /// option has a value that is not known. What only some samplers refuse, they refuse.
     pub fn read(file: &Path) -> Result<Self, ConfigError> {
+        Self::read_as(file, None)
+    }
+
+    /// As [`Self::read`], of a class that is named elsewhere: of a pipeline, diffusers makes the
+    /// class that `model_index.json` names, with the values of the file.
+    ///
+    /// # Errors
+    /// As [`Self::read`].
+    pub fn read_as(file: &Path, class: Option<&str>) -> Result<Self, ConfigError> {
         let bytes = fs_err::metadata(file)?.len();
         if bytes > LARGEST_FILE_BYTES {
             return Err(invalid(file, format!("{bytes} bytes, expected a page of JSON")));
         }
-        Self::parse(&fs_err::read_to_string(file)?, file).map_err(|error| error.in_file(file))
+        Self::parse_as(&fs_err::read_to_string(file)?, file, class)
+            .map_err(|error| error.in_file(file))
     }
 
     /// The same from the text of a file; `file` stands in messages only.
@@ -176,49 +216,87 @@ impl ScheduleConfig {
     /// # Errors
     /// As [`Self::read`].
     pub fn parse(text: &str, file: &Path) -> Result<Self, ConfigError> {
-        let options: Map<String, Value> = serde_json::from_str(text)
+        Self::parse_as(text, file, None)
+    }
+
+    fn parse_as(text: &str, file: &Path, class: Option<&str>) -> Result<Self, ConfigError> {
+        let mut json: Value = serde_json::from_str(text)
             .or_else(|error| serde_json::from_str(&quote_constants(text)).map_err(|_| error))
-            .map_err(|error| invalid(file, error.to_string()))?;
-        let Some(class) = options.get("_class_name") else {
+            .map_err(|error| not_json(file, text.as_bytes(), &error))?;
+        let Some(map) = json.as_object_mut() else {
+            return Err(invalid(file, "expected a JSON object".to_owned()));
+        };
+        // Options that a class did not find in its own file; another takes its own default.
+        if let Some(Value::Array(defaults)) = map.remove("_use_default_values") {
+            map.retain(|name, _| !defaults.iter().any(|default| default == name));
+        }
+        let options = Options::new(&json, "");
+        let own = options.get("_class_name", "a name", None::<String>)?;
+        let Some(class_name) = class.map(str::to_owned).or(own) else {
             return Err(invalid(file, "it has no _class_name".to_owned()));
         };
-        let class = ScheduleClass::deserialize(class)
-            .map_err(|error| unsupported("_class_name", class, &error.to_string()))?;
-        let options = Options(options);
-        Ok(Self {
-            class,
-            num_train_timesteps: options.get("num_train_timesteps", 1000)?,
-            beta_start: options.get("beta_start", Number(0.0001))?.0,
-            beta_end: options.get("beta_end", Number(0.02))?.0,
-            beta_schedule: options.get("beta_schedule", BetaSchedule::Linear)?,
-            trained_betas: options
-                .get("trained_betas", None::<Vec<Number>>)?
-                .map(|betas| betas.into_iter().map(|Number(beta)| beta).collect()),
-            rescale_betas_zero_snr: options.get("rescale_betas_zero_snr", false)?,
-            prediction_type: options.get("prediction_type", PredictionType::Epsilon)?,
-            timestep_spacing: options.get("timestep_spacing", None)?,
-            steps_offset: options.get("steps_offset", 0)?,
-            set_alpha_to_one: options.get("set_alpha_to_one", None)?,
-            clip_sample: options.get("clip_sample", true)?,
-            clip_sample_range: options.get("clip_sample_range", Number(1.0))?.0,
-            thresholding: options.get("thresholding", false)?,
-            skip_prk_steps: options.get("skip_prk_steps", false)?,
-            final_sigmas_type: options.get("final_sigmas_type", FinalSigmas::Zero)?,
-            interpolation_type: options.get("interpolation_type", "linear".to_owned())?,
-            timestep_type: options.get("timestep_type", "discrete".to_owned())?,
-            use_karras_sigmas: options.get("use_karras_sigmas", false)?,
-            use_exponential_sigmas: options.get("use_exponential_sigmas", false)?,
-            use_beta_sigmas: options.get("use_beta_sigmas", false)?,
-            use_lu_lambdas: options.get("use_lu_lambdas", false)?,
-            use_flow_sigmas: options.get("use_flow_sigmas", false)?,
-            solver_order: options.get("solver_order", 2)?,
-            algorithm_type: options.get("algorithm_type", "dpmsolver++".to_owned())?,
-            solver_type: options.get("solver_type", "midpoint".to_owned())?,
-            lower_order_final: options.get("lower_order_final", true)?,
-            euler_at_final: options.get("euler_at_final", false)?,
-            lambda_min_clipped: options.get("lambda_min_clipped", Number(f64::NEG_INFINITY))?.0,
-            variance_type: options.get("variance_type", None)?,
-        })
+        let number = |name: &str, default: f64| {
+            options.get(name, "a number", Number(default)).map(|Number(number)| number)
+        };
+        let text = |name: &str, default: &str| options.get(name, "a name", default.to_owned());
+        let schedules = "linear, scaled_linear or squaredcos_cap_v2";
+        let betas =
+            options.get("trained_betas", "a list of numbers or null", None::<Vec<Number>>)?;
+        let config = Self {
+            class: ScheduleClass::named(&class_name, &options)?,
+            class_name,
+            num_train_timesteps: options.get("num_train_timesteps", "a whole number", 1000)?,
+            beta_start: number("beta_start", 0.0001)?,
+            beta_end: number("beta_end", 0.02)?,
+            beta_schedule: options.get("beta_schedule", schedules, BetaSchedule::Linear)?,
+            trained_betas: betas.map(|betas| betas.into_iter().map(|Number(beta)| beta).collect()),
+            rescale_betas_zero_snr: options.flag("rescale_betas_zero_snr", false)?,
+            prediction_type: options.get(
+                "prediction_type",
+                "epsilon or v_prediction",
+                PredictionType::Epsilon,
+            )?,
+            timestep_spacing: match options.value("timestep_spacing") {
+                None => None,
+                Some(_) => Some(options.get(
+                    "timestep_spacing",
+                    "linspace, leading or trailing",
+                    TimestepSpacing::Leading,
+                )?),
+            },
+            steps_offset: options.integer("steps_offset", 0)?,
+            set_alpha_to_one: match options.value("set_alpha_to_one") {
+                None => None,
+                Some(_) => Some(options.flag("set_alpha_to_one", false)?),
+            },
+            clip_sample: options.flag("clip_sample", true)?,
+            clip_sample_range: number("clip_sample_range", 1.0)?,
+            thresholding: options.flag("thresholding", false)?,
+            skip_prk_steps: options.flag("skip_prk_steps", false)?,
+            final_sigmas_type: options.get(
+                "final_sigmas_type",
+                "zero or sigma_min",
+                FinalSigmas::Zero,
+            )?,
+            interpolation_type: text("interpolation_type", "linear")?,
+            timestep_type: text("timestep_type", "discrete")?,
+            use_karras_sigmas: options.flag("use_karras_sigmas", false)?,
+            use_exponential_sigmas: options.flag("use_exponential_sigmas", false)?,
+            use_beta_sigmas: options.flag("use_beta_sigmas", false)?,
+            use_lu_lambdas: options.flag("use_lu_lambdas", false)?,
+            use_flow_sigmas: options.flag("use_flow_sigmas", false)?,
+            solver_order: options.integer("solver_order", 2)?,
+            algorithm_type: text("algorithm_type", "dpmsolver++")?,
+            solver_type: text("solver_type", "midpoint")?,
+            lower_order_final: options.flag("lower_order_final", true)?,
+            euler_at_final: options.flag("euler_at_final", false)?,
+            lambda_min_clipped: number("lambda_min_clipped", f64::NEG_INFINITY)?,
+            variance_type: options.get("variance_type", "a name or null", None)?,
+        };
+        options.of_no_effect(OF_NO_EFFECT);
+        options.fixed("snr_shift_scale", &["null"], "it changes the noise")?;
+        options.warn_of_unknown(file, "diffusers");
+        Ok(config)
     }
 
     /// The sampler that is the file's class; none for the class of training and for others.
@@ -233,19 +311,28 @@ impl ScheduleConfig {
     }
 }
 
-struct Options(Map<String, Value>);
-
-impl Options {
-    /// An option, or what it is where the file has none or null.
-    fn get<T: DeserializeOwned>(&self, name: &str, default: T) -> Result<T, ConfigError> {
-        match self.0.get(name) {
-            None | Some(Value::Null) => Ok(default),
-            Some(value) => {
-                T::deserialize(value).map_err(|error| unsupported(name, value, &error.to_string()))
-            }
-        }
-    }
-}
+/// Options of the schedulers of the same noise that none of the samplers here reads: those of other
+/// classes, and those that go with another option which is refused (thresholds with `thresholding`,
+/// the ends of Karras' and similar noise levels, shifts of flow matching).
+const OF_NO_EFFECT: &[&str] = &[
+    "corrector_order",
+    "disable_corrector",
+    "dynamic_thresholding_ratio",
+    "flow_shift",
+    "noise_sampler_seed",
+    "original_inference_steps",
+    "predict_x0",
+    "predictor_order",
+    "sample_max_value",
+    "shift_terminal",
+    "sigma_max",
+    "sigma_min",
+    "solver_p",
+    "tau_func",
+    "time_shift_type",
+    "timestep_scaling",
+    "use_dynamic_shifting",
+];
 
 /// A number, or one of [`quote_constants`].
 struct Number(f64);
@@ -298,7 +385,7 @@ mod tests {
     fn numbers_of_python_are_read() {
         let config = parse(
             r#"{"_class_name": "DPMSolverMultistepScheduler", "lambda_min_clipped": -Infinity,
-                "beta_start": NaN, "beta_end": Infinity, "note": "NaN, Infinity", "shift": 3}"#,
+                "beta_start": NaN, "beta_end": Infinity, "note": "NaN, Infinity"}"#,
         )
         .unwrap();
         assert_eq!(config.lambda_min_clipped, f64::NEG_INFINITY);
@@ -315,6 +402,33 @@ mod tests {
             assert_eq!((config.class, config.sampler_kind()), (ScheduleClass::Other, None));
             assert_eq!(config.beta_schedule, BetaSchedule::ScaledLinear);
         }
+        // One that is not known at all, where its file names the noise.
+        let config = parse(
+            r#"{"_class_name": "MyScheduler", "beta_start": 0.00085, "beta_end": 0.012,
+                "beta_schedule": "scaled_linear"}"#,
+        )
+        .unwrap();
+        assert_eq!((config.class, &*config.class_name), (ScheduleClass::Other, "MyScheduler"));
+    }
+
+    #[test]
+    fn the_class_that_a_pipeline_names_comes_first() {
+        let file = Path::new("scheduler_config.json");
+        for text in ["{}", r#"{"_class_name": "FlowMatchEulerDiscreteScheduler"}"#] {
+            let config = ScheduleConfig::parse_as(text, file, Some("PNDMScheduler")).unwrap();
+            assert_eq!(config.sampler_kind(), Some(SamplerKind::Pndm));
+        }
+    }
+
+    #[test]
+    fn null_is_what_python_makes_of_it() {
+        let config = parse(
+            r#"{"_class_name": "DDIMScheduler", "set_alpha_to_one": null, "clip_sample": null,
+                "lower_order_final": null, "trained_betas": null, "variance_type": null}"#,
+        )
+        .unwrap();
+        assert_eq!((config.set_alpha_to_one, config.clip_sample), (Some(false), false));
+        assert!(!config.lower_order_final);
     }
 
     #[test]
@@ -333,6 +447,15 @@ mod tests {
             (r#"{"_class_name": "DDIMScheduler", "beta_start": "little"}"#, "beta_start"),
             (r#"{"_class_name": "DDIMScheduler", "trained_betas": [[]]}"#, "trained_betas"),
             (r#"{"_class_name": "DDIMScheduler", "final_sigmas_type": "one"}"#, "final_sigmas"),
+            (r#"{"_class_name": "DDIMScheduler", "steps_offset": null}"#, "steps_offset to null"),
+            (r#"{"_class_name": "DDIMScheduler", "timestep_spacing": null}"#, "timestep_spacing"),
+            (r#"{"_class_name": "DDIMScheduler", "prediction_type": null}"#, "prediction_type"),
+            (r#"{"_class_name": "DDIMScheduler", "clip_sample": "no"}"#, "clip_sample to"),
+            (
+                r#"{"_class_name": "CogVideoXDDIMScheduler", "snr_shift_scale": 3.0,
+                    "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}"#,
+                "snr_shift_scale",
+            ),
         ] {
             let error = parse(text).unwrap_err();
             assert!(error.contains(says), "{says:?} is not in {error:?}");

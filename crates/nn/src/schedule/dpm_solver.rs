@@ -121,7 +121,12 @@ fn refuse_others(config: &ScheduleConfig) -> Result<(), ScheduleError> {
     require(KIND, "solver_order", config.solver_order, 2, "set it to 2")?;
     let algorithm = config.algorithm_type.as_str();
     require(KIND, "algorithm_type", algorithm, "dpmsolver++", "set it to dpmsolver++")?;
-    require(KIND, "solver_type", config.solver_type.as_str(), "midpoint", "set it to midpoint")?;
+    // What DEIS and UniPC call theirs, diffusers takes for this.
+    let solver = match config.solver_type.as_str() {
+        "logrho" | "bh1" | "bh2" => "midpoint",
+        other => other,
+    };
+    require(KIND, "solver_type", solver, "midpoint", "set it to midpoint")?;
     match config.variance_type.as_deref() {
         Some(learned @ ("learned" | "learned_range")) => {
             let hint = "networks that predict variances are not built here";

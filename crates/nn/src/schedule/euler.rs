@@ -70,8 +70,11 @@ impl Euler {
         spaced_by_timesteps(config, KIND)?;
         let interpolation = config.interpolation_type.as_str();
         require(KIND, "interpolation_type", interpolation, "linear", "set it to linear")?;
-        let timestep_type = config.timestep_type.as_str();
-        require(KIND, "timestep_type", timestep_type, "discrete", "set it to discrete")?;
+        // Read with v_prediction alone.
+        if config.prediction_type == PredictionType::VPrediction {
+            let timestep_type = config.timestep_type.as_str();
+            require(KIND, "timestep_type", timestep_type, "discrete", "set it to discrete")?;
+        }
         let timesteps = noise::timesteps(config, KIND, steps, config.num_train_timesteps)?;
         let alphas = noise::alphas_cumprod_numbers(config, true, Some(LEAST_ALPHA))?;
         let sigmas = sigmas(config, KIND, &alphas, &timesteps)?;

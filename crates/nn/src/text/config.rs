@@ -2,12 +2,10 @@
 
 use std::path::Path;
 
-use serde::Deserialize;
 use serde_json::Value;
 
-use crate::clip::TextConfig;
-use crate::clip::transformers_config::Text;
-use crate::config::{ConfigError, invalid, read_json, unsupported};
+use crate::clip::{TextConfig, transformers_config};
+use crate::config::{ConfigError, Options, read_json};
 
 /// The text encoder of a diffusion pipeline.
 #[derive(Debug, Clone, PartialEq)]
@@ -21,62 +19,50 @@ pub struct TextEncoderConfig {
     pub end_token: i64,
 }
 
-/// What stands in the file beside the sizes. What it leaves out has the library's default:
-/// huggingface/transformers `src/transformers/models/clip/configuration_clip.py` at v5.23.0.
-#[derive(Deserialize)]
-#[serde(default)]
-struct Rest {
-    model_type: Option<String>,
-    architectures: Option<Vec<String>>,
-    projection_dim: i64,
-    eos_token_id: Value,
-    use_attention_mask: bool,
-}
-
-impl Default for Rest {
-    fn default() -> Self {
-        Self {
-            model_type: None,
-            architectures: None,
-            projection_dim: 512,
-            eos_token_id: 49407.into(),
-            use_attention_mask: false,
-        }
-    }
-}
-
 impl TextEncoderConfig {
-    /// Reads `config.json`.
+    /// Reads `config.json`. Whether the network has a projection is said by `architectures`.
     ///
     /// # Errors
     /// Where the file cannot be read, or describes another kind of network.
     pub fn read(file: &Path) -> Result<Self, ConfigError> {
-        Self::parse(&read_json(file)?, file).map_err(|error| error.in_file(file))
+        Self::read_from(file, None)
     }
 
-    fn parse(json: &Value, file: &Path) -> Result<Self, ConfigError> {
-        let malformed = |error: serde_json::Error| invalid(file, error.to_string());
-        let rest = Rest::deserialize(json).map_err(malformed)?;
-        if let Some(found) = rest.model_type.filter(|found| found != "clip_text_model") {
-            let hint = "expected the config.json of a CLIPTextModel";
-            return Err(unsupported("model_type", &found.into(), hint));
-        }
-        if rest.use_attention_mask {
-            let hint = "CLIP's text encoders read their padding";
-            return Err(unsupported("use_attention_mask", &true.into(), hint));
-        }
-        let end_token = rest
-            .eos_token_id
-            .as_i64()
-            .ok_or_else(|| unsupported("eos_token_id", &rest.eos_token_id, "expected one token"))?;
-        let projects = rest
-            .architectures
-            .is_some_and(|names| names.iter().any(|name| name == "CLIPTextModelWithProjection"));
-        let config = Self {
-            sizes: Text::deserialize(json).map_err(malformed)?.config("")?,
-            projection: projects.then_some(rest.projection_dim),
-            end_token,
+    /// As [`Self::read`], for a network that is one with a projection or not whatever
+    /// `architectures` says: a diffusers pipeline names the class of each part itself.
+    ///
+    /// # Errors
+    /// As [`Self::read`].
+    pub fn read_as(file: &Path, projects: bool) -> Result<Self, ConfigError> {
+        Self::read_from(file, Some(projects))
+    }
+
+    fn read_from(file: &Path, projects: Option<bool>) -> Result<Self, ConfigError> {
+        Self::parse(&read_json(file)?, file, projects).map_err(|error| error.in_file(file))
+    }
+
+    /// What a file leaves out has the library's default: huggingface/transformers
+    /// `src/transformers/models/clip/configuration_clip.py` at v5.23.0.
+    fn parse(json: &Value, file: &Path, projects: Option<bool>) -> Result<Self, ConfigError> {
+        let options = Options::new(json, "");
+        let hint = "the config.json of a CLIPTextModel";
+        options.fixed("model_type", &["\"clip_text_model\"", "null"], hint)?;
+        let hint = "CLIP's text encoders read their padding";
+        options.fixed("use_attention_mask", &["false", "null"], hint)?;
+        let classes = options.get("architectures", "a list of names", None::<Vec<String>>)?;
+        let named = || {
+            let is = |name: &String| name == "CLIPTextModelWithProjection";
+            classes.is_some_and(|names| names.iter().any(is))
         };
+        let sizes = transformers_config::text(&options)?;
+        let projection = if projects.unwrap_or_else(named) {
+            Some(options.integer("projection_dim", 512)?)
+        } else {
+            None
+        };
+        let config =
+            Self { sizes, projection, end_token: options.get("eos_token_id", "one token", 49407)? };
+        options.warn_of_unknown(file, "transformers");
         config.validate()?;
         Ok(config)
     }

@@ -38,6 +38,10 @@ pub const WEIGHT_FILES: &[&str] = &[
 /// What is wrong is said of this network.
 const NETWORK: &str = "text encoder";
 
+/// The tensor that every such network has, under either of its names.
+const ANCHORS: &[&str] =
+    &["text_model.embeddings.token_embedding.weight", "embeddings.token_embedding.weight"];
+
 /// A text encoder.
 #[derive(Debug)]
 pub struct TextEncoder {
@@ -76,7 +80,8 @@ impl TextEncoder {
     ) -> Result<Self, ModelError> {
         config.validate()?;
         precision.check(device)?;
-        let mut loader = Loader::new(weights, NETWORK, device, precision).refusing_non_finite();
+        let weights = weights.rooted(ANCHORS);
+        let mut loader = Loader::new(&weights, NETWORK, device, precision).refusing_non_finite();
         let bare = weights.contains("embeddings.token_embedding.weight");
         let prefix = if bare { "" } else { "text_model." };
         let name = |part: &str| format!("{prefix}{part}");

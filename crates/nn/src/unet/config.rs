@@ -8,7 +8,7 @@ use std::path::Path;
 use serde::Deserialize;
 use serde_json::Value;
 
-use crate::config::{ConfigError, invalid, read_json, unsupported};
+use crate::config::{ConfigError, Options, invalid, read_json, unsupported};
 use crate::layers::ResnetSizes;
 
 /// The largest number of channels: far above every published network.
@@ -72,93 +72,53 @@ impl<T: Copy> PerLevel<T> {
     }
 }
 
-#[derive(Debug, Deserialize)]
-#[serde(default)]
-struct File {
-    _class_name: String,
-    sample_size: Option<PerLevel<i64>>,
-    in_channels: i64,
-    out_channels: i64,
-    flip_sin_to_cos: bool,
-    freq_shift: f64,
-    down_block_types: Vec<String>,
-    up_block_types: Vec<String>,
-    only_cross_attention: PerLevel<bool>,
-    block_out_channels: Vec<i64>,
-    layers_per_block: PerLevel<usize>,
-    norm_num_groups: Option<i64>,
-    norm_eps: f64,
-    cross_attention_dim: PerLevel<i64>,
-    transformer_layers_per_block: PerLevel<i64>,
-    attention_head_dim: PerLevel<i64>,
-    use_linear_projection: bool,
-    addition_embed_type: Option<String>,
-    addition_time_embed_dim: Option<i64>,
-    projection_class_embeddings_input_dim: Option<i64>,
-    upcast_attention: Option<bool>,
-}
-
-impl Default for File {
-    fn default() -> Self {
-        let names = |names: [&str; 4]| names.map(str::to_owned).to_vec();
-        let (down, up) = ("CrossAttnDownBlock2D", "CrossAttnUpBlock2D");
-        Self {
-            _class_name: CLASS.to_owned(),
-            sample_size: None,
-            in_channels: 4,
-            out_channels: 4,
-            flip_sin_to_cos: true,
-            freq_shift: 0.0,
-            down_block_types: names([down, down, down, "DownBlock2D"]),
-            up_block_types: names(["UpBlock2D", up, up, up]),
-            only_cross_attention: PerLevel::One(false),
-            block_out_channels: vec![320, 640, 1280, 1280],
-            layers_per_block: PerLevel::One(2),
-            norm_num_groups: Some(32),
-            norm_eps: 1e-5,
-            cross_attention_dim: PerLevel::One(1280),
-            transformer_layers_per_block: PerLevel::One(1),
-            attention_head_dim: PerLevel::One(8),
-            use_linear_projection: false,
-            addition_embed_type: None,
-            addition_time_embed_dim: None,
-            projection_class_embeddings_input_dim: None,
-            upcast_attention: None,
-        }
-    }
-}
-
 const CLASS: &str = "UNet2DConditionModel";
 
-/// Options that change the network, with the only values built here; null and absence count as the
-/// first. `act_fn` swish is another name of SiLU.
-const FIXED: &[(&str, &[&str])] = &[
-    ("center_input_sample", &["false"]),
-    ("mid_block_type", &["\"UNetMidBlock2DCrossAttn\""]),
-    ("downsample_padding", &["1"]),
-    ("mid_block_scale_factor", &["1", "1.0"]),
-    ("dropout", &["0.0", "0"]),
-    ("act_fn", &["\"silu\"", "\"swish\""]),
-    ("num_attention_heads", &["null"]),
-    ("reverse_transformer_layers_per_block", &["null"]),
-    ("encoder_hid_dim", &["null"]),
-    ("encoder_hid_dim_type", &["null"]),
-    ("dual_cross_attention", &["false"]),
-    ("class_embed_type", &["null"]),
-    ("num_class_embeds", &["null"]),
-    ("resnet_time_scale_shift", &["\"default\""]),
-    ("resnet_skip_time_act", &["false"]),
-    ("resnet_out_scale_factor", &["1.0", "1"]),
-    ("time_embedding_type", &["\"positional\""]),
-    ("time_embedding_dim", &["null"]),
-    ("time_embedding_act_fn", &["null"]),
-    ("timestep_post_act", &["null"]),
-    ("time_cond_proj_dim", &["null"]),
-    ("conv_in_kernel", &["3"]),
-    ("conv_out_kernel", &["3"]),
-    ("attention_type", &["\"default\""]),
-    ("class_embeddings_concat", &["false"]),
-    ("cross_attention_norm", &["null"]),
+/// Options that change the network, with the only values built here. Null counts where it stands
+/// among them.
+const FIXED: &[(&str, &[&str], &str)] = &[
+    ("center_input_sample", &["false", "null"], ""),
+    (
+        "mid_block_type",
+        &["\"UNetMidBlock2DCrossAttn\""],
+        "a network without its middle block, as small distilled ones are, is not built here",
+    ),
+    ("downsample_padding", &["1"], ""),
+    ("mid_block_scale_factor", &["1"], ""),
+    ("dropout", &["0"], "dropout in training is not built here"),
+    (
+        "num_attention_heads",
+        &["null"],
+        "diffusers refuses it too: attention_head_dim says how many",
+    ),
+    ("reverse_transformer_layers_per_block", &["null"], ""),
+    ("encoder_hid_dim", &["null"], ""),
+    ("encoder_hid_dim_type", &["null"], ""),
+    ("dual_cross_attention", &["false", "null"], ""),
+    ("class_embed_type", &["null"], ""),
+    ("num_class_embeds", &["null"], ""),
+    ("resnet_time_scale_shift", &["\"default\""], ""),
+    ("time_embedding_type", &["\"positional\""], ""),
+    ("time_embedding_dim", &["null", "0"], ""),
+    ("time_embedding_act_fn", &["null"], ""),
+    ("timestep_post_act", &["null"], ""),
+    ("time_cond_proj_dim", &["null"], "a network that is told its guidance is not built here"),
+    ("conv_in_kernel", &["3"], ""),
+    ("conv_out_kernel", &["3"], ""),
+    ("attention_type", &["\"default\"", "null"], ""),
+    ("class_embeddings_concat", &["false", "null"], ""),
+    ("quantization_config", &["null"], "quantised weights are not read"),
+];
+
+/// Options that only other blocks and embeddings read than those built here.
+const OF_NO_EFFECT: &[&str] = &[
+    "addition_embed_type_num_heads",
+    "addition_time_embed_dim",
+    "cross_attention_norm",
+    "mid_block_only_cross_attention",
+    "projection_class_embeddings_input_dim",
+    "resnet_out_scale_factor",
+    "resnet_skip_time_act",
 ];
 
 impl UNetConfig {
@@ -172,19 +132,33 @@ impl UNetConfig {
     }
 
     fn parse(source: Value, name: &Path) -> Result<Self, ConfigError> {
-        for (option, allowed) in FIXED {
-            let value = source.get(*option).unwrap_or(&Value::Null);
-            if !value.is_null() && !allowed.contains(&value.to_string().as_str()) {
-                let hint = format!("expected {}", allowed.join(" or "));
-                return Err(unsupported(option, value, &hint));
-            }
+        if !source.is_object() {
+            return Err(invalid(name, "expected a JSON object".to_owned()));
         }
-        let file = File::deserialize(&source).map_err(|error| invalid(name, error.to_string()))?;
-        if file._class_name != CLASS {
-            let found = file._class_name;
-            return Err(invalid(name, format!("_class_name is {found:?}, expected {CLASS:?}")));
+        let options = Options::new(&source, "");
+        let class = options.get("_class_name", "a name", CLASS.to_owned())?;
+        if class != CLASS {
+            return Err(invalid(name, format!("_class_name is {class:?}, expected {CLASS:?}")));
         }
-        let levels = file.block_out_channels.len();
+        for (option, allowed, why) in FIXED {
+            options.fixed(option, allowed, why)?;
+        }
+        options.of_no_effect(OF_NO_EFFECT);
+        let activation = options.get("act_fn", "\"silu\"", "silu".to_owned())?;
+        // Two names of one function; diffusers does not look at their case.
+        if !["silu", "swish"].contains(&activation.to_lowercase().as_str()) {
+            return Err(options.refuse("act_fn", "expected \"silu\" or \"swish\""));
+        }
+        let names = |option: &str, default: [&str; 4]| {
+            let default = default.map(str::to_owned).to_vec();
+            options.get::<Vec<String>>(option, "a list of names", default)
+        };
+        let (down, up) = ("CrossAttnDownBlock2D", "CrossAttnUpBlock2D");
+        let down_block_types = names("down_block_types", [down, down, down, "DownBlock2D"])?;
+        let up_block_types = names("up_block_types", ["UpBlock2D", up, up, up])?;
+        let block_out_channels =
+            options.get("block_out_channels", "whole numbers", vec![320_i64, 640, 1280, 1280])?;
+        let levels = block_out_channels.len();
         if levels == 0 || levels > MOST_LAYERS {
             let found = i64::try_from(levels).unwrap_or(i64::MAX);
             let expected = format!("1 to {MOST_LAYERS}");
@@ -197,7 +171,8 @@ impl UNetConfig {
             }
             types
                 .iter()
-                .map(|found| match found.as_str() {
+                // diffusers passes over this older beginning.
+                .map(|found| match found.strip_prefix("UNetRes").unwrap_or(found) {
                     found if found == plain => Ok(false),
                     found if found == attending => Ok(true),
                     other => {
@@ -207,70 +182,73 @@ impl UNetConfig {
                 })
                 .collect::<Result<Vec<bool>, ConfigError>>()
         };
-        let text = file.cross_attention_dim.spread(levels, "cross_attention_dim", name)?;
+        let sizes = |option: &str, default: i64| {
+            let expected = "a whole number, or one for each block";
+            options.get(option, expected, PerLevel::One(default))?.spread(levels, option, name)
+        };
+        let text = sizes("cross_attention_dim", 1280)?;
         let text_width = text.first().copied().unwrap_or(0);
         if text.iter().any(|width| *width != text_width) {
-            return Err(invalid(name, "cross_attention_dim differs between blocks".to_owned()));
+            let hint = "expected the same for all blocks: there is one text";
+            return Err(options.refuse("cross_attention_dim", hint));
         }
-        let only = file.only_cross_attention.spread(levels, "only_cross_attention", name)?;
-        let added = match file.addition_embed_type.as_deref() {
+        let only_cross_attention = options
+            .get("only_cross_attention", "true or false, or one for each", PerLevel::One(false))?
+            .spread(levels, "only_cross_attention", name)?;
+        let embedding =
+            options.get("addition_embed_type", "null or \"text_time\"", None::<String>)?;
+        let added = match embedding.as_deref() {
             None => None,
             Some("text_time") => {
-                match (file.addition_time_embed_dim, file.projection_class_embeddings_input_dim) {
-                    (Some(waves), Some(input)) => Some((waves, input)),
-                    _ => {
-                        let reason = "addition_embed_type text_time needs addition_time_embed_dim \
-                            and projection_class_embeddings_input_dim";
-                        return Err(invalid(name, reason.to_owned()));
-                    }
-                }
+                let size = |option: &str| {
+                    let size = options.get(option, "a whole number", None::<i64>)?;
+                    size.ok_or_else(|| {
+                        let reason = format!("addition_embed_type text_time needs {option}");
+                        invalid(name, reason)
+                    })
+                };
+                let waves = size("addition_time_embed_dim")?;
+                Some((waves, size("projection_class_embeddings_input_dim")?))
             }
-            Some(other) => {
-                let hint = "expected null or text_time";
-                return Err(unsupported("addition_embed_type", &other.into(), hint));
+            Some(_) => {
+                let hint = "expected null or \"text_time\"";
+                return Err(options.refuse("addition_embed_type", hint));
             }
         };
-        let sample_size = match &file.sample_size {
+        let expected = "a whole number, or a height and a width";
+        let sample_size = match options.get("sample_size", expected, None)? {
             None => None,
-            Some(PerLevel::One(side)) => Some((*side, *side)),
+            Some(PerLevel::One(side)) => Some((side, side)),
             Some(PerLevel::Each(sides)) => match sides[..] {
                 [height, width] => Some((height, width)),
-                _ => return Err(invalid(name, "sample_size is no height and width".to_owned())),
+                _ => return Err(options.refuse("sample_size", &format!("expected {expected}"))),
             },
         };
-        let per_block = &file.transformer_layers_per_block;
+        let layers = sizes("layers_per_block", 2)?;
         let config = Self {
             sample_size,
-            in_channels: file.in_channels,
-            out_channels: file.out_channels,
+            in_channels: options.integer("in_channels", 4)?,
+            out_channels: options.integer("out_channels", 4)?,
             cross_attention_dim: text_width,
-            down_attends: spread(
-                &file.down_block_types,
-                "DownBlock2D",
-                "CrossAttnDownBlock2D",
-                "down_block_types",
-            )?,
-            up_attends: spread(
-                &file.up_block_types,
-                "UpBlock2D",
-                "CrossAttnUpBlock2D",
-                "up_block_types",
-            )?,
-            layers: file.layers_per_block.spread(levels, "layers_per_block", name)?,
+            down_attends: spread(&down_block_types, "DownBlock2D", down, "down_block_types")?,
+            up_attends: spread(&up_block_types, "UpBlock2D", up, "up_block_types")?,
+            layers: layers.iter().map(|count| usize::try_from(*count).unwrap_or(0)).collect(),
             // What is called the width of a head is the number of heads (diffusers issue 2011).
-            heads: file.attention_head_dim.spread(levels, "attention_head_dim", name)?,
-            transformer_layers: per_block.spread(levels, "transformer_layers_per_block", name)?,
-            only_cross_attention: only,
-            use_linear_projection: file.use_linear_projection,
-            upcast_attention: file.upcast_attention.unwrap_or(false),
-            norm_num_groups: file.norm_num_groups.unwrap_or(32),
-            norm_eps: file.norm_eps,
-            flip_sin_to_cos: file.flip_sin_to_cos,
-            freq_shift: file.freq_shift,
+            heads: sizes("attention_head_dim", 8)?,
+            transformer_layers: sizes("transformer_layers_per_block", 1)?,
+            only_cross_attention,
+            use_linear_projection: options.flag("use_linear_projection", false)?,
+            upcast_attention: options.flag("upcast_attention", false)?,
+            norm_num_groups: options.integer("norm_num_groups", 32)?,
+            norm_eps: options.number("norm_eps", 1e-5)?,
+            flip_sin_to_cos: options.flag("flip_sin_to_cos", true)?,
+            freq_shift: options.number("freq_shift", 0.0)?,
             added,
-            block_out_channels: file.block_out_channels,
-            source,
+            block_out_channels,
+            source: Value::Null,
         };
+        options.warn_of_unknown(name, "diffusers");
+        let config = Self { source, ..config };
         config.validate()?;
         Ok(config)
     }
@@ -383,6 +361,38 @@ mod tests {
     }
 
     #[test]
+    fn every_option_of_diffusers_is_known() {
+        // The arguments of `UNet2DConditionModel.__init__` at v0.42.1 with their defaults.
+        let all = r#"{
+            "sample_size": null, "in_channels": 4, "out_channels": 4, "center_input_sample": false,
+            "flip_sin_to_cos": true, "freq_shift": 0,
+            "down_block_types": ["CrossAttnDownBlock2D", "CrossAttnDownBlock2D",
+                                 "CrossAttnDownBlock2D", "DownBlock2D"],
+            "mid_block_type": "UNetMidBlock2DCrossAttn",
+            "up_block_types": ["UNetResUpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D",
+                               "CrossAttnUpBlock2D"],
+            "only_cross_attention": false, "block_out_channels": [320, 640, 1280, 1280],
+            "layers_per_block": 2, "downsample_padding": 1, "mid_block_scale_factor": 1.0,
+            "dropout": 0.0, "act_fn": "SiLU", "norm_num_groups": 32, "norm_eps": 1e-5,
+            "cross_attention_dim": 1280, "transformer_layers_per_block": 1,
+            "reverse_transformer_layers_per_block": null, "encoder_hid_dim": null,
+            "encoder_hid_dim_type": null, "attention_head_dim": 8, "num_attention_heads": null,
+            "dual_cross_attention": false, "use_linear_projection": false,
+            "class_embed_type": null, "addition_embed_type": null,
+            "addition_time_embed_dim": null, "num_class_embeds": null, "upcast_attention": null,
+            "resnet_time_scale_shift": "default", "resnet_skip_time_act": false,
+            "resnet_out_scale_factor": 1.0, "time_embedding_type": "positional",
+            "time_embedding_dim": null, "time_embedding_act_fn": null, "timestep_post_act": null,
+            "time_cond_proj_dim": null, "conv_in_kernel": 3, "conv_out_kernel": 3,
+            "projection_class_embeddings_input_dim": null, "attention_type": "default",
+            "class_embeddings_concat": false, "mid_block_only_cross_attention": null,
+            "cross_attention_norm": null, "addition_embed_type_num_heads": 64
+        }"#;
+        let found = parse(serde_json::from_str(all).unwrap()).unwrap();
+        assert_eq!(UNetConfig { source: json!({}), ..found }, parse(json!({})).unwrap());
+    }
+
+    #[test]
     fn what_is_not_built_is_refused_by_name() {
         for (source, says) in [
             (
@@ -392,6 +402,18 @@ mod tests {
             (json!({"class_embed_type": "timestep"}), "class_embed_type"),
             (json!({"addition_embed_type": "image"}), "addition_embed_type"),
             (json!({"addition_embed_type": "text_time"}), "addition_time_embed_dim"),
+            (json!({"mid_block_type": null}), "mid_block_type to null"),
+            (json!({"time_cond_proj_dim": 256}), "time_cond_proj_dim to 256"),
+            (json!({"resnet_time_scale_shift": "scale_shift"}), "resnet_time_scale_shift"),
+            (json!({"norm_num_groups": null}), "norm_num_groups to null"),
+            (json!({"sample_size": "big"}), "sample_size"),
+            (json!({"attention_head_dim": [8, null, 8, 8]}), "attention_head_dim"),
+            (json!({"transformer_layers_per_block": [[1], [1], [1], [1]]}), "transformer_layers"),
+            (json!({"cross_attention_dim": [768, 768, 768, 1024]}), "cross_attention_dim"),
+            (json!({"act_fn": "gelu"}), "act_fn"),
+            (json!({"num_attention_heads": 8}), "num_attention_heads"),
+            (json!({"conv_in_kernel": 1}), "conv_in_kernel"),
+            (json!({"quantization_config": {"load_in_8bit": true}}), "quantization_config"),
             (json!({"dual_cross_attention": true}), "dual_cross_attention"),
             (json!({"_class_name": "UNet2DModel"}), "UNet2DModel"),
             (json!({"block_out_channels": [320, 640]}), "entries for 2 blocks"),

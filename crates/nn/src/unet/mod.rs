@@ -45,6 +45,9 @@ pub const WEIGHT_FILES: &[&str] = &[
     "diffusion_pytorch_model.fp16.bin",
 ];
 
+/// A tensor that every such network has.
+const ANCHORS: &[&str] = &["conv_in.weight"];
+
 /// What SDXL's network is told besides the text.
 #[derive(Debug)]
 pub struct AddedConditions {
@@ -87,7 +90,8 @@ impl UNet {
         device: Device,
         precision: Precision,
     ) -> Result<Self, ModelError> {
-        Self::build(config, Loader::new(weights, "UNet", device, precision))
+        let weights = weights.rooted(ANCHORS);
+        Self::build(config, Loader::new(&weights, "UNet", device, precision))
     }
 
     /// Loads the network for training: weights are f32 and record gradients, products are computed
@@ -101,7 +105,8 @@ impl UNet {
         device: Device,
         precision: Precision,
     ) -> Result<Self, ModelError> {
-        Self::build(config, Loader::for_training(weights, "UNet", device, precision))
+        let weights = weights.rooted(ANCHORS);
+        Self::build(config, Loader::for_training(&weights, "UNet", device, precision))
     }
 
     /// Loads the frozen companion of a network in training: it computes in `precision` what a network
@@ -118,7 +123,8 @@ impl UNet {
         device: Device,
         precision: Precision,
     ) -> Result<Self, ModelError> {
-        Self::build(config, Loader::for_reference(weights, "UNet", device, precision))
+        let weights = weights.rooted(ANCHORS);
+        Self::build(config, Loader::for_reference(&weights, "UNet", device, precision))
     }
 
     /// Takes over the weights of a network in training, cast to the precision of this reference.

@@ -2,18 +2,16 @@
 
 use std::path::Path;
 
-use serde::Deserialize;
 use serde_json::Value;
 
-use crate::config::{ConfigError, invalid, read_json, unsupported};
+use crate::config::{ConfigError, Options, read_json, unsupported};
 
 /// The largest number of channels of any layer.
 const MOST_CHANNELS: i64 = 1 << 16;
 
 /// An autoencoder. What a file leaves out has the library's default: huggingface/diffusers
 /// `src/diffusers/models/autoencoders/autoencoder_kl.py` at v0.42.1.
-#[derive(Debug, Clone, PartialEq, Deserialize)]
-#[serde(default)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct VaeConfig {
     /// Channels of the pictures that are encoded.
     pub in_channels: i64,
@@ -60,32 +58,6 @@ impl Default for VaeConfig {
     }
 }
 
-/// Options of which one value is built here.
-#[derive(Deserialize)]
-#[serde(default)]
-struct Rest {
-    #[serde(rename = "_class_name")]
-    class_name: String,
-    down_block_types: Vec<String>,
-    up_block_types: Vec<String>,
-    act_fn: String,
-    latents_mean: Value,
-    latents_std: Value,
-}
-
-impl Default for Rest {
-    fn default() -> Self {
-        Self {
-            class_name: "AutoencoderKL".to_owned(),
-            down_block_types: vec!["DownEncoderBlock2D".to_owned()],
-            up_block_types: vec!["UpDecoderBlock2D".to_owned()],
-            act_fn: "silu".to_owned(),
-            latents_mean: Value::Null,
-            latents_std: Value::Null,
-        }
-    }
-}
-
 impl VaeConfig {
     /// Reads `config.json`.
     ///
@@ -96,10 +68,46 @@ impl VaeConfig {
     }
 
     fn parse(json: &Value, file: &Path) -> Result<Self, ConfigError> {
-        let malformed = |error: serde_json::Error| invalid(file, error.to_string());
-        let config = Self::deserialize(json).map_err(malformed)?;
+        let options = Options::new(json, "");
+        options.fixed("_class_name", &["\"AutoencoderKL\""], "")?;
+        let activation = options.get("act_fn", "\"silu\"", "silu".to_owned())?;
+        if !["silu", "swish"].contains(&activation.to_lowercase().as_str()) {
+            return Err(options.refuse("act_fn", "expected \"silu\""));
+        }
+        options.fixed("latents_mean", &["null"], "the scaling_factor says all")?;
+        options.fixed("latents_std", &["null"], "the scaling_factor says all")?;
+        options.fixed("quantization_config", &["null"], "quantised weights are not read")?;
+        // Where images are cut into tiles, which they are not here.
+        options.of_no_effect(&["sample_size"]);
+        let d = Self::default();
+        let block_out_channels =
+            options.get("block_out_channels", "whole numbers", d.block_out_channels)?;
+        for (option, built) in
+            [("down_block_types", "DownEncoderBlock2D"), ("up_block_types", "UpDecoderBlock2D")]
+        {
+            let types = options.get(option, "a list of names", vec![built.to_owned()])?;
+            if types.len() != block_out_channels.len() || types.iter().any(|block| block != built) {
+                let hint = format!("expected {built}, as often as there are block_out_channels");
+                return Err(unsupported(option, &types.into(), &hint));
+            }
+        }
+        let config = Self {
+            in_channels: options.integer("in_channels", d.in_channels)?,
+            out_channels: options.integer("out_channels", d.out_channels)?,
+            block_out_channels,
+            layers_per_block: options.integer("layers_per_block", d.layers_per_block)?,
+            latent_channels: options.integer("latent_channels", d.latent_channels)?,
+            norm_num_groups: options.integer("norm_num_groups", d.norm_num_groups)?,
+            scaling_factor: options.number("scaling_factor", d.scaling_factor)?,
+            shift_factor: options.get("shift_factor", "a number or null", d.shift_factor)?,
+            force_upcast: options.flag("force_upcast", d.force_upcast)?,
+            use_quant_conv: options.flag("use_quant_conv", d.use_quant_conv)?,
+            use_post_quant_conv: options.flag("use_post_quant_conv", d.use_post_quant_conv)?,
+            mid_block_add_attention: options
+                .flag("mid_block_add_attention", d.mid_block_add_attention)?,
+        };
+        options.warn_of_unknown(file, "diffusers");
         config.validate()?;
-        Rest::deserialize(json).map_err(malformed)?.check(config.block_out_channels.len())?;
         Ok(config)
     }
 
@@ -149,34 +157,5 @@ impl VaeConfig {
     /// Channels of the first level.
     pub(super) fn first(&self) -> i64 {
         self.block_out_channels.first().copied().unwrap_or(1)
-    }
-}
-
-impl Rest {
-    fn check(&self, levels: usize) -> Result<(), ConfigError> {
-        if self.class_name != "AutoencoderKL" {
-            let hint = "expected the config.json of an AutoencoderKL";
-            return Err(unsupported("_class_name", &self.class_name.as_str().into(), hint));
-        }
-        if self.act_fn != "silu" {
-            return Err(unsupported("act_fn", &self.act_fn.as_str().into(), "expected silu"));
-        }
-        for (option, types, built) in [
-            ("down_block_types", &self.down_block_types, "DownEncoderBlock2D"),
-            ("up_block_types", &self.up_block_types, "UpDecoderBlock2D"),
-        ] {
-            if types.len() != levels || types.iter().any(|block| block != built) {
-                let hint = format!("expected {built}, as often as there are block_out_channels");
-                return Err(unsupported(option, &types.as_slice().into(), &hint));
-            }
-        }
-        for (option, value) in
-            [("latents_mean", &self.latents_mean), ("latents_std", &self.latents_std)]
-        {
-            if !value.is_null() {
-                return Err(unsupported(option, value, "expected none beside the scaling_factor"));
-            }
-        }
-        Ok(())
     }
 }

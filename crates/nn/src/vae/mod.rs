@@ -26,6 +26,9 @@ const PIXELS_AT_ONCE: i64 = 4 * 512 * 512;
 /// What is wrong is said of this network.
 const NETWORK: &str = "VAE";
 
+/// Tensors that every such network has.
+const ANCHORS: &[&str] = &["encoder.conv_in.weight", "decoder.conv_in.weight"];
+
 /// The distribution of the latents of pictures: independent normal numbers. f32, on the network's
 /// device.
 #[derive(Debug)]
@@ -43,20 +46,6 @@ impl Posterior {
     /// Where libtorch has not enough memory.
     pub fn standard_deviation(&self) -> Result<Tensor, NetworkError> {
         Ok(self.log_variance_BCHW.f_mul_scalar(0.5)?.f_exp()?)
-    }
-
-    /// The latents of unit normal `noise_BCHW` of the same shape, on any device; not scaled.
-    ///
-    /// # Errors
-    /// Where the shapes differ, or libtorch has not enough memory.
-    pub fn sample(&self, noise_BCHW: &Tensor) -> Result<Tensor, NetworkError> {
-        let (expected, found) = (self.mean_BCHW.size(), noise_BCHW.size());
-        if expected != found {
-            let reason = format!("expected noise {expected:?}, found {found:?}");
-            return Err(NetworkError::Input { network: NETWORK, reason });
-        }
-        let noise_BCHW = noise_BCHW.f_to_device(self.mean_BCHW.device())?.f_to_kind(Kind::Float)?;
-        Ok(self.mean_BCHW.f_add(&self.standard_deviation()?.f_mul(&noise_BCHW)?)?)
     }
 }
 
@@ -90,7 +79,8 @@ impl Vae {
             Precision::F16 if config.force_upcast => Precision::F32,
             precision => precision,
         };
-        let mut loader = Loader::new(weights, NETWORK, device, precision).refusing_non_finite();
+        let weights = weights.rooted(ANCHORS);
+        let mut loader = Loader::new(&weights, NETWORK, device, precision).refusing_non_finite();
         let latents = config.latent_channels;
         let mut pointwise = |name: &str, channels: i64| {
             Conv2d::load(&mut loader, name, channels, channels, 1, 1, 0)
@@ -121,11 +111,6 @@ impl Vae {
         self.precision
     }
 
-    /// What latents are multiplied by for the UNet.
-    pub fn scaling_factor(&self) -> f64 {
-        self.config.scaling_factor
-    }
-
     /// Encodes pictures: `pixels_BCHW` in [-1, 1] on any device, sides multiples of
     /// [`VaeConfig::downscale`]. What it returns may be used in training.
     ///
@@ -151,7 +136,7 @@ impl Vae {
     }
 
     /// Decodes latents `[B, C, H, W]` on any device, not scaled (divided by
-    /// [`Vae::scaling_factor`], plus [`VaeConfig::shift_factor`]): pictures `[B, C, f·H, f·W]` f32,
+    /// [`VaeConfig::scaling_factor`], plus [`VaeConfig::shift_factor`]): pictures `[B, C, f·H, f·W]` f32,
     /// about in [-1, 1].
     ///
     /// The result comes from libtorch's inference mode: it may be read and computed with, but not

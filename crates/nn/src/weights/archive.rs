@@ -111,14 +111,14 @@ fn prefix(path: &Path, entries: &HashMap<String, Range<usize>>) -> Result<String
     let (Some(prefix), None) = (prefixes.next(), prefixes.next()) else {
         return Err(WeightsError::Format {
             file: path.to_owned(),
-            found: "a zip file without one data.pkl in its folder",
+            found: "a zip file without one data.pkl in its folder".to_owned(),
             hint: "load and save it again with torch.save",
         });
     };
     if entries.contains_key(&format!("{prefix}constants.pkl")) {
         return Err(WeightsError::Format {
             file: path.to_owned(),
-            found: "a TorchScript archive, which holds a program",
+            found: "a TorchScript archive, which holds a program".to_owned(),
             hint: "save its state dict: torch.save(torch.jit.load(file).state_dict(), file)",
         });
     }

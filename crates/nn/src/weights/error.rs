@@ -11,12 +11,14 @@ pub enum WeightsError {
     #[error(transparent)]
     Io(#[from] std::io::Error),
     /// A folder holds no weights file of the names looked for.
-    #[error("{}: no weights file, looked for {names}", folder.display())]
+    #[error("{}: no weights file, looked for {names}{found}", folder.display())]
     NoWeights {
         /// The folder.
         folder: PathBuf,
         /// The names looked for.
         names: String,
+        /// What is there instead, on a line of its own, if anything.
+        found: String,
     },
     /// The content is no format that is read here.
     #[error(
@@ -27,7 +29,7 @@ pub enum WeightsError {
         /// The file.
         file: PathBuf,
         /// What the content looks like.
-        found: &'static str,
+        found: String,
         /// What to do about it.
         hint: &'static str,
     },
@@ -85,7 +87,7 @@ pub enum WeightsError {
     /// The checkpoint is not one of the network that was configured. All differences at once.
     #[error(
         "{}: the checkpoint does not fit the {network}: {missing_count} missing, \
-         {misshapen_count} misshapen, {unexpected_count} unexpected tensors{listing}",
+         {misshapen_count} misshapen, {unexpected_count} unexpected tensors{listing}{hint}",
         file.display()
     )]
     Mismatch {
@@ -101,6 +103,8 @@ pub enum WeightsError {
         unexpected_count: usize,
         /// The first names of each sort, one a line.
         listing: String,
+        /// What may be done about it, on a line of its own, if anything is known.
+        hint: String,
     },
     /// libtorch refused, most often for want of memory.
     #[error("{}: libtorch: {source}", file.display())]

@@ -1,12 +1,12 @@
 //! From a path to tensors: which format it is, and sharded checkpoints.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::{Component, Path};
+use std::path::{Component, Path, PathBuf};
 
 use serde::Deserialize;
 
 use super::mapped::{MappedFile, invalid};
-use super::{Weights, WeightsError, archive, safetensors};
+use super::{Weights, WeightsError, archive, name_text, safetensors};
 
 /// Usual names of weights in a model folder, the best first.
 pub(super) const USUAL_NAMES: &[&str] = &[
@@ -38,37 +38,126 @@ pub(super) fn open_path(path: &Path) -> Result<Weights, WeightsError> {
     Ok(Weights { files: vec![path.to_owned()], tensors })
 }
 
-/// True for the name of an index: `model.safetensors.index.json`, or of a variant in half
-/// precision, `model.safetensors.index.fp16.json`.
+/// True for the name of an index: `model.safetensors.index.json`, or of a variant,
+/// `model.safetensors.index.fp16.json`.
 fn is_index(name: &str) -> bool {
-    name.ends_with(".index.json") || name.ends_with(".index.fp16.json")
+    let Some(name) = name.strip_suffix(".json") else { return false };
+    match name.rsplit_once('.') {
+        Some((_, "index")) => true,
+        Some((before, _variant)) => before.ends_with(".index"),
+        None => false,
+    }
+}
+
+/// The weights in `folder`: the first of `names` that is there, or else those of the one variant that
+/// is, as diffusers and transformers name them (`model.VARIANT.safetensors`,
+/// `model.safetensors.index.VARIANT.json`). None where there are none.
+///
+/// # Errors
+/// Where the folder cannot be read, or holds several variants.
+pub fn find_file(folder: &Path, names: &[&str]) -> Result<Option<PathBuf>, WeightsError> {
+    let usual = names.iter().map(|name| folder.join(name)).find(|path| path.is_file());
+    if usual.is_some() || !folder.is_dir() {
+        return Ok(usual);
+    }
+    let mut variants: BTreeMap<String, (usize, String)> = BTreeMap::new();
+    for entry in fs_err::read_dir(folder)? {
+        let Ok(name) = entry?.file_name().into_string() else { continue };
+        for (rank, usual) in names.iter().enumerate() {
+            if let Some(variant) = variant_of(&name, usual) {
+                let best = variants.entry(variant.to_owned()).or_insert((rank, name.clone()));
+                if rank < best.0 {
+                    *best = (rank, name.clone());
+                }
+            }
+        }
+    }
+    let mut found = variants.into_iter();
+    match (found.next(), found.next()) {
+        (None, _) => Ok(None),
+        (Some((variant, (_, name))), None) => {
+            let path = folder.join(name);
+            tracing::info!("{}: the variant {variant} is read, the only one there", path.display());
+            Ok(Some(path))
+        }
+        (Some(first), Some(second)) => {
+            let files: Vec<String> =
+                [first, second].into_iter().chain(found).map(|(_, (_, name))| name).collect();
+            let usual = names.first().copied().unwrap_or_default();
+            let reason = format!(
+                "several variants of the weights and none of the usual names: {}\n\
+                 hint: copy the one that is meant to {usual}, or its index to {usual}.index.json",
+                files.join(", ")
+            );
+            Err(invalid(folder, reason))
+        }
+    }
+}
+
+/// The variant of a file that is otherwise called `usual`.
+fn variant_of<'name>(name: &'name str, usual: &str) -> Option<&'name str> {
+    let plain = |variant: &&str| !variant.is_empty() && !variant.contains(['.', '/']);
+    let between = |start: &str, end: &str| {
+        name.strip_prefix(start)?.strip_prefix('.')?.strip_suffix(end)?.strip_suffix('.')
+    };
+    match usual.strip_suffix(".json") {
+        // Only what is itself no variant has variants.
+        Some(index) if index.ends_with(".index") => between(index, "json").filter(plain),
+        Some(_) => None,
+        None => {
+            let (stem, kind) = usual.split_once('.')?;
+            // The shards of a variant are found by its index.
+            let shard = |variant: &&str| variant.contains("-of-");
+            between(stem, kind).filter(plain).filter(|variant| !shard(variant))
+        }
+    }
+}
+
+/// Files of `folder` that look like weights under names that are not read, for messages.
+pub(crate) fn other_weights(folder: &Path) -> Vec<String> {
+    const KINDS: &[&str] =
+        &["safetensors", "bin", "pt", "pth", "ckpt", "h5", "msgpack", "onnx", "gguf"];
+    let mut found: Vec<String> = std::fs::read_dir(folder)
+        .into_iter()
+        .flatten()
+        .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
+        .filter(|name| name.rsplit_once('.').is_some_and(|(_, kind)| KINDS.contains(&kind)))
+        .map(|name| name.escape_debug().to_string())
+        .collect();
+    found.sort();
+    found.truncate(8);
+    found
 }
 
 enum Content {
     Safetensors,
     Zip,
-    Other { found: &'static str, hint: &'static str },
+    Other { found: String, hint: &'static str },
 }
 
 /// What a file is, by its first bytes.
 fn sniff(bytes: &[u8]) -> Content {
     let resave = "load and save it again with PyTorch 1.6 or newer, or convert it to safetensors";
-    let download = "download the file again";
+    let other = |found: &str, hint: &'static str| Content::Other { found: found.to_owned(), hint };
+    // The length of a header is never eight letters: it would be that of an exabyte.
+    let letter = |byte: &u8| byte.is_ascii_graphic() || byte.is_ascii_whitespace();
+    let letters = bytes.iter().take(8).all(letter);
     if bytes.starts_with(b"PK\x03\x04") || bytes.starts_with(b"PK\x05\x06") {
         Content::Zip
-    } else if bytes.get(8) == Some(&b'{') {
+    } else if bytes.get(8) == Some(&b'{') && !letters {
         Content::Safetensors
-    } else if bytes.starts_with(b"version https://git-lfs") {
-        Content::Other {
-            found: "a Git LFS pointer instead of the file itself",
-            hint: "run git lfs pull in the folder it came from",
-        }
     } else if bytes.first() == Some(&0x80) && bytes.get(1).is_some_and(|version| *version <= 5) {
-        Content::Other { found: "a pickle in the format from before PyTorch 1.6", hint: resave }
-    } else if bytes.trim_ascii_start().starts_with(b"<") {
-        Content::Other { found: "a web page", hint: download }
+        other("a pickle in the format from before PyTorch 1.6", resave)
+    } else if let Some((found, hint)) = name_text(bytes) {
+        Content::Other { found, hint }
+    } else if bytes.starts_with(b"\x89HDF") {
+        other("an HDF5 file, as TensorFlow writes it", "use the model's safetensors or .bin file")
+    } else if bytes.starts_with(b"GGUF") {
+        other("a GGUF file of quantised weights", "use the model's safetensors or .bin file")
+    } else if bytes.starts_with(b"\x1f\x8b") {
+        other("a gzip file", "unpack it first")
     } else {
-        Content::Other { found: "something else", hint: download }
+        other("something else", "download the file again")
     }
 }
 
@@ -82,8 +171,13 @@ fn open_index(path: &Path) -> Result<Weights, WeightsError> {
     if fs_err::metadata(path)?.len() > LARGEST_INDEX_BYTES {
         return Err(invalid(path, "an index of more than 32 MiB is not read"));
     }
-    let index: Index = serde_json::from_slice(&fs_err::read(path)?)
-        .map_err(|error| invalid(path, format!("not a valid index of shards: {error}")))?;
+    let text = fs_err::read(path)?;
+    let index: Index = serde_json::from_slice(&text).map_err(|error| match name_text(&text) {
+        Some((found, hint)) => {
+            invalid(path, format!("not a valid index of shards: {found}\nhint: {hint}"))
+        }
+        None => invalid(path, format!("not a valid index of shards: {error}")),
+    })?;
     let shards: BTreeSet<&str> = index.weight_map.values().map(String::as_str).collect();
     let folder = path.parent().unwrap_or_else(|| Path::new(""));
     let mut all = Weights { files: vec![path.to_owned()], ..Weights::default() };
@@ -120,7 +214,29 @@ fn is_plain_file_name(name: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::is_plain_file_name;
+    use super::{is_index, is_plain_file_name, variant_of};
+
+    #[test]
+    fn variants_are_told_from_shards_and_other_files() {
+        for (name, usual, variant) in [
+            ("model.bf16.safetensors", "model.safetensors", Some("bf16")),
+            ("model.non_ema.safetensors", "model.safetensors", Some("non_ema")),
+            ("model.safetensors", "model.safetensors", None),
+            ("model.fp16-00001-of-00002.safetensors", "model.safetensors", None),
+            ("model-00001-of-00002.fp16.safetensors", "model.safetensors", None),
+            ("model_other.bf16.safetensors", "model.safetensors", None),
+            ("model.safetensors.index.bf16.json", "model.safetensors.index.json", Some("bf16")),
+            ("model.safetensors.index.json", "model.safetensors.index.json", None),
+        ] {
+            assert_eq!(variant_of(name, usual), variant, "{name}");
+        }
+        for name in ["model.safetensors.index.json", "model.bin.index.my-variant.json"] {
+            assert!(is_index(name), "{name}");
+        }
+        for name in ["config.json", "index.safetensors", "model.index.safetensors", "a.b.json"] {
+            assert!(!is_index(name), "{name}");
+        }
+    }
 
     #[test]
     fn shards_stay_in_their_folder() {

@@ -212,6 +212,13 @@ impl<'a> Loader<'a> {
         list(&mut listing, "missing", &self.missing);
         list(&mut listing, "misshapen", &self.misshapen);
         list(&mut listing, "unexpected", &unexpected);
+        let hint = match self.missing.first().and_then(|name| common_beginning(name, &unexpected)) {
+            Some(before) => format!(
+                "\nhint: some names begin with {}; keep those alone, and it is taken off",
+                before.escape_debug()
+            ),
+            None => String::new(),
+        };
         Err(WeightsError::Mismatch {
             file: self.weights.describe(),
             network: self.network,
@@ -219,6 +226,7 @@ impl<'a> Loader<'a> {
             misshapen_count: self.misshapen.len(),
             unexpected_count: unexpected.len(),
             listing,
+            hint,
         })
     }
 
@@ -280,8 +288,10 @@ impl<'a> Loader<'a> {
 /// Names that carry no weights of a tower: position numbers that older `transformers` saved, the
 /// causal mask of old `open_clip`, the sizes in OpenAI's archives, and the scale and bias of the
 /// logits, which a cosine does without.
-fn is_ignorable(name: &str) -> bool {
+pub(super) fn is_ignorable(name: &str) -> bool {
     name == "position_ids"
+        // How many networks an average of weights is of.
+        || name == "n_averaged"
         || name.ends_with(".position_ids")
         || matches!(
             name.strip_prefix("text.").unwrap_or(name),
@@ -304,6 +314,12 @@ fn stand_in(shape: &[i64], kind: Kind, device: Device) -> Tensor {
     Tensor::f_zeros([] as [i64; 0], (kind, device))
         .and_then(|zero| zero.f_expand(shape, false))
         .unwrap_or_default()
+}
+
+/// What stands before a missing name among the unexpected ones.
+fn common_beginning<'name>(missing: &str, unexpected: &'name [String]) -> Option<&'name str> {
+    let mut before = unexpected.iter().filter_map(|name| name.strip_suffix(missing));
+    before.find(|before| before.ends_with('.'))
 }
 
 fn list(text: &mut String, sort: &str, names: &[String]) {

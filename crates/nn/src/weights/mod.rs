@@ -17,8 +17,10 @@ mod loader;
 mod mapped;
 mod pickle;
 mod safetensors;
+mod text;
 mod ties;
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -26,12 +28,15 @@ use std::sync::Arc;
 use tch::{Kind, Tensor};
 
 pub use error::WeightsError;
+pub use folder::find_file;
+pub(crate) use folder::other_weights;
 pub use loader::Loader;
 pub(crate) use loader::Purpose;
 use mapped::MappedFile;
 pub use safetensors::{
     write as write_safetensors, write_with_metadata as write_safetensors_with_metadata,
 };
+pub(crate) use text::name_text;
 
 /// Where one tensor lies.
 #[derive(Debug, Clone)]
@@ -46,7 +51,7 @@ struct Stored {
 }
 
 /// The named tensors of a checkpoint. Opening reads headers only.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Clone)]
 pub struct Weights {
     files: Vec<PathBuf>,
     tensors: BTreeMap<String, Stored>,
@@ -64,17 +69,52 @@ impl Weights {
         }
     }
 
-    /// Opens the first file of `folder` that has one of `names`; an `*.index.json` stands for its
+    /// Opens the weights in `folder`, as [`find_file`] finds them; an `*.index.json` stands for its
     /// shards.
     pub fn open_folder(folder: impl AsRef<Path>, names: &[&str]) -> Result<Self, WeightsError> {
         let folder = folder.as_ref();
-        for name in names {
-            let path = folder.join(name);
-            if path.is_file() {
-                return folder::open_path(&path);
-            }
+        match find_file(folder, names)? {
+            Some(path) => folder::open_path(&path),
+            None => Err(Self::none_of(folder, names)),
         }
-        Err(WeightsError::NoWeights { folder: folder.to_owned(), names: names.join(", ") })
+    }
+
+    /// That a folder has no weights, with what it has instead.
+    pub(crate) fn none_of(folder: &Path, names: &[&str]) -> WeightsError {
+        let others = other_weights(folder);
+        let found = match others.len() {
+            0 => String::new(),
+            _ => format!("\nhint: it holds {}", others.join(", ")),
+        };
+        WeightsError::NoWeights { folder: folder.to_owned(), names: names.join(", "), found }
+    }
+
+    /// The same tensors without a beginning that all their names share, where none of `anchors` is
+    /// there but one of them is behind it: what wraps a network when it is saved (`_orig_mod.` of a
+    /// compiled one, `module.` of a distributed one, `model.`, the name of the part) is no part of
+    /// its names.
+    pub(crate) fn rooted(&self, anchors: &[&str]) -> Cow<'_, Self> {
+        if anchors.iter().any(|anchor| self.contains(anchor)) {
+            return Cow::Borrowed(self);
+        }
+        let beginnings = anchors.iter().filter_map(|anchor| {
+            let name = self.names().find(|name| {
+                name.strip_suffix(anchor).is_some_and(|before| before.ends_with('.'))
+            })?;
+            name.strip_suffix(anchor)
+        });
+        let all = |before: &&str| {
+            self.names().all(|name| name.starts_with(*before) || loader::is_ignorable(name))
+        };
+        let Some(before) = beginnings.into_iter().find(all) else { return Cow::Borrowed(self) };
+        tracing::info!(
+            "{}: all names begin with {}, which is taken off",
+            self.describe().display(),
+            before.escape_debug()
+        );
+        let bare = |name: &String| name.strip_prefix(before).unwrap_or(name).to_owned();
+        let tensors = self.tensors.iter().map(|(name, stored)| (bare(name), stored.clone()));
+        Cow::Owned(Self { files: self.files.clone(), tensors: tensors.collect() })
     }
 
     /// Opens several files as one checkpoint. A name that stands in two of them is an error.
@@ -132,7 +172,7 @@ impl Weights {
     }
 
     /// The path for messages.
-    fn describe(&self) -> PathBuf {
+    pub(crate) fn describe(&self) -> PathBuf {
         self.files.first().cloned().unwrap_or_default()
     }
 

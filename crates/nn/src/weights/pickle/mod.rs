@@ -36,21 +36,15 @@ pub(super) struct PickledTensor {
     pub(super) strides: Vec<i64>,
 }
 
-/// The named tensors of a state dict, or of the one under `state_dict`. A leading `module.` that
-/// all names share is taken off. Other entries (an epoch, arguments) are passed over.
+/// The named tensors of a state dict, or of the one under `state_dict`, `model` or `module`. Other
+/// entries (an epoch, arguments) are passed over.
 pub(super) fn read(
     path: &Path,
     program: &[u8],
 ) -> Result<Vec<(String, PickledTensor)>, WeightsError> {
     let mut machine = Machine::new(path, program);
     let top = machine.run()?;
-    let mut tensors = machine.state_dict(top)?;
-    if tensors.iter().all(|(name, _)| name.starts_with("module.")) {
-        for (name, _) in &mut tensors {
-            name.drain(.."module.".len());
-        }
-    }
-    Ok(tensors)
+    machine.state_dict(top)
 }
 
 /// The Python names that may stand in a checkpoint.

@@ -9,6 +9,12 @@ use crate::weights::mapped::invalid;
 
 /// More dimensions than any tensor has; so that one long tuple cannot be copied again and again.
 const MOST_DIMENSIONS: usize = 32;
+/// Where training programs put the weights beside their own notes, the most usual first.
+const STATE_DICTS: [&str; 4] = ["state_dict", "model", "module", "model_state_dict"];
+/// Dicts within dicts that are looked into.
+const MOST_NESTED: usize = 3;
+/// Keys of a dict that a message shows.
+const KEYS_SHOWN: usize = 10;
 /// Longer than any storage's key, which is a number; as above.
 const LONGEST_KEY: usize = 64;
 
@@ -112,34 +118,69 @@ impl Machine<'_> {
         Ok(Value::Tensor(self.tensors.len() - 1))
     }
 
-    /// The tensors of a dict, or of the dict under its `state_dict`.
+    /// The tensors of a dict, or of the dict that stands under one of [`STATE_DICTS`] in it.
     pub(super) fn state_dict(
         &self,
         top: Value,
     ) -> Result<Vec<(String, PickledTensor)>, WeightsError> {
-        let expected = "expected a dict of tensors, or one under the key \"state_dict\"";
+        let expected = "expected a dict of tensors, or one under the key \"state_dict\", \"model\" \
+                        or \"module\"";
         let Value::Dict(top) = top else {
             return Err(invalid(self.path, format!("{expected}, found another object")));
         };
-        let inner = self.dicts[top].iter().rev().find_map(|pair| match pair {
-            (Value::Text(key), Value::Dict(dict)) if self.texts[*key] == "state_dict" => {
-                Some(*dict)
-            }
-            _ => None,
-        });
-        // As in Python, the last of two equal keys counts.
-        let mut tensors = HashMap::new();
-        for pair in &self.dicts[inner.unwrap_or(top)] {
-            if let (Value::Text(key), Value::Tensor(tensor)) = pair {
-                tensors.insert(self.texts[*key].as_str(), *tensor);
-            }
-        }
+        let tensors = self.tensors_in(top, MOST_NESTED);
         if tensors.is_empty() {
-            return Err(invalid(self.path, format!("{expected}, found a dict without tensors")));
+            let keys: Vec<String> = self.dicts[top]
+                .iter()
+                .filter_map(|pair| match pair {
+                    (Value::Text(key), _) => Some(&self.texts[*key]),
+                    _ => None,
+                })
+                .take(KEYS_SHOWN)
+                .map(|key| key.chars().take(40).collect::<String>().escape_debug().to_string())
+                .collect();
+            let found = match keys.len() {
+                0 => String::new(),
+                _ => format!(": its keys are {}", keys.join(", ")),
+            };
+            let reason = format!("{expected}, found a dict without tensors{found}");
+            return Err(invalid(self.path, reason));
         }
         Ok(tensors
             .into_iter()
             .map(|(name, tensor)| (name.to_owned(), self.tensors[tensor].clone()))
             .collect())
+    }
+
+    /// The tensors by name; those under `state_dict` first, then those of the dict itself, then those
+    /// under another of [`STATE_DICTS`].
+    fn tensors_in(&self, dict: usize, depth: usize) -> HashMap<&str, usize> {
+        let under = |wanted: &str| {
+            self.dicts[dict].iter().rev().find_map(|pair| match pair {
+                (Value::Text(key), Value::Dict(inner)) if self.texts[*key] == wanted => {
+                    Some(*inner)
+                }
+                _ => None,
+            })
+        };
+        let inner = |wanted: &str| {
+            let depth = depth.checked_sub(1)?;
+            let tensors = self.tensors_in(under(wanted)?, depth);
+            Some(tensors).filter(|tensors| !tensors.is_empty())
+        };
+        if let Some(tensors) = inner(STATE_DICTS[0]) {
+            return tensors;
+        }
+        // As in Python, the last of two equal keys counts.
+        let mut tensors = HashMap::new();
+        for pair in &self.dicts[dict] {
+            if let (Value::Text(key), Value::Tensor(tensor)) = pair {
+                tensors.insert(self.texts[*key].as_str(), *tensor);
+            }
+        }
+        if !tensors.is_empty() {
+            return tensors;
+        }
+        STATE_DICTS[1..].iter().find_map(|wanted| inner(wanted)).unwrap_or_default()
     }
 }

@@ -1,0 +1,191 @@
+//! What a pipeline makes of images and texts: the autoencoder and the text encoders.
+//!
+//! `B` batch, `L` tokens, `D` width of the text.
+
+use tch::{Device, Kind, Tensor};
+
+use super::files::unfit;
+use super::{Family, NetworkFiles, PipelineFiles, refused};
+use crate::device::Precision;
+use crate::error::{ModelError, NetworkError};
+use crate::text::{TextEncoder, TextEncoderConfig};
+use crate::unet::UNetConfig;
+use crate::vae::{Vae, VaeConfig};
+use crate::weights::Weights;
+
+/// Texts as the UNet reads them; f32, on the pipeline's device.
+#[derive(Debug)]
+pub struct TextConditions {
+    /// Every token's features, `[B, L, D]`.
+    pub hidden_BLD: Tensor,
+    /// One vector for each text, `[B, P]`, for SDXL.
+    pub pooled_BD: Option<Tensor>,
+}
+
+/// The networks of a pipeline beside its UNet.
+#[derive(Debug)]
+pub struct Encoders {
+    /// Which pipeline they are of.
+    pub family: Family,
+    /// The autoencoder.
+    pub vae: Vae,
+    /// The text encoder; two of SDXL.
+    pub text_encoders: Vec<TextEncoder>,
+    /// Whether SDXL takes zeros for an empty negative prompt.
+    pub force_zeros_for_empty_prompt: bool,
+    device: Device,
+}
+
+impl Encoders {
+    /// Loads them for inference. The autoencoder runs in f32 where f16 was asked for and its
+    /// configuration says that is not enough. The UNet's configuration alone is read, since all
+    /// networks must fit each other.
+    ///
+    /// # Errors
+    /// Where a file cannot be read, a checkpoint does not fit its configuration, or the networks
+    /// do not fit each other.
+    pub fn load(
+        files: &PipelineFiles,
+        device: Device,
+        precision: Precision,
+    ) -> Result<Self, ModelError> {
+        Self::load_beside(files, &files.unet_config()?, device, precision)
+    }
+
+    pub(super) fn load_beside(
+        files: &PipelineFiles,
+        unet: &UNetConfig,
+        device: Device,
+        precision: Precision,
+    ) -> Result<Self, ModelError> {
+        let vae = VaeConfig::read(&files.vae.config)?;
+        let texts = files.text_configs()?;
+        check_fit(files, unet, &vae, &texts)?;
+        let weights = |network: &NetworkFiles| Weights::open(&network.weights);
+        Ok(Self {
+            family: files.family,
+            vae: Vae::load(&vae, &weights(&files.vae)?, device, precision)?,
+            text_encoders: files
+                .text_encoders
+                .iter()
+                .zip(&texts)
+                .map(|(text, config)| TextEncoder::load(config, &weights(text)?, device, precision))
+                .collect::<Result<_, _>>()?,
+            force_zeros_for_empty_prompt: files.force_zeros_for_empty_prompt,
+            device,
+        })
+    }
+
+    /// The device they are on.
+    pub fn device(&self) -> Device {
+        self.device
+    }
+
+    /// Encodes texts: for each text encoder the tokens of its tokenizer, `[B, 77]` i64 with their
+    /// padding.
+    ///
+    /// # Errors
+    /// Where the tokens do not fit, or libtorch has not enough memory.
+    pub fn encode_text(&self, tokens: &[Tensor]) -> Result<TextConditions, NetworkError> {
+        self.check_tokens(tokens)?;
+        let mut hidden = Vec::with_capacity(tokens.len());
+        let mut pooled = None;
+        for (encoder, tokens_BL) in self.text_encoders.iter().zip(tokens) {
+            let encoding = encoder.encode(tokens_BL)?;
+            match self.family {
+                Family::StableDiffusion => hidden.push(encoding.hidden_states),
+                Family::StableDiffusionXl => {
+                    hidden.push(encoding.penultimate);
+                    pooled = encoding.pooled;
+                }
+            }
+        }
+        Ok(TextConditions { hidden_BLD: Tensor::f_cat(&hidden, -1)?, pooled_BD: pooled })
+    }
+
+    /// Encodes negative texts; `empty` says that they are the empty text, for which SDXL takes
+    /// zeros where its directory says so.
+    ///
+    /// # Errors
+    /// As [`Encoders::encode_text`].
+    pub fn encode_negative(
+        &self,
+        tokens: &[Tensor],
+        empty: bool,
+    ) -> Result<TextConditions, NetworkError> {
+        if !(empty && self.force_zeros_for_empty_prompt) {
+            return self.encode_text(tokens);
+        }
+        let (batch, length) = self.check_tokens(tokens)?;
+        let configs = || self.text_encoders.iter().map(TextEncoder::config);
+        let width: i64 = configs().map(|config| config.sizes.width).sum();
+        let zeros = |shape: &[i64]| Tensor::f_zeros(shape, (Kind::Float, self.device));
+        Ok(TextConditions {
+            hidden_BLD: zeros(&[batch, length, width])?,
+            pooled_BD: configs()
+                .find_map(|config| config.projection)
+                .map(|length| zeros(&[batch, length]))
+                .transpose()?,
+        })
+    }
+
+    /// The common shape of the tokens, `[B, L]`.
+    fn check_tokens(&self, tokens: &[Tensor]) -> Result<(i64, i64), NetworkError> {
+        let shapes: Vec<Vec<i64>> = tokens.iter().map(Tensor::size).collect();
+        match shapes[..] {
+            [ref first, ref rest @ ..]
+                if shapes.len() == self.text_encoders.len()
+                    && rest.iter().all(|other| other == first) =>
+            {
+                Ok(tokens[0].size2()?)
+            }
+            _ => {
+                let encoders = self.text_encoders.len();
+                Err(refused(format!(
+                    "expected tokens [B, L] for {encoders} text encoders, found {shapes:?}"
+                )))
+            }
+        }
+    }
+}
+
+/// Checks that the networks of a directory, or of two, are made for each other.
+fn check_fit(
+    files: &PipelineFiles,
+    unet: &UNetConfig,
+    vae: &VaeConfig,
+    texts: &[TextEncoderConfig],
+) -> Result<(), ModelError> {
+    let width: i64 = texts.iter().map(|text| text.sizes.width).sum();
+    let pooled = texts.last().and_then(|text| text.projection);
+    let xl = files.family == Family::StableDiffusionXl;
+    let latents = vae.latent_channels;
+    let reason = if unet.cross_attention_dim != width {
+        format!("the UNet reads text of width {}, the text gives {width}", unet.cross_attention_dim)
+    } else if (unet.in_channels, unet.out_channels) != (latents, latents) {
+        format!(
+            "the UNet takes {} channels and gives {}, the autoencoder has latents of {latents}",
+            unet.in_channels, unet.out_channels
+        )
+    } else if (vae.in_channels, vae.out_channels) != (3, 3) {
+        format!(
+            "the autoencoder takes images of {} channels and gives {}, expected 3",
+            vae.in_channels, vae.out_channels
+        )
+    } else if xl != unet.pooled_width().is_some() {
+        let added = if xl { "no addition_embed_type" } else { "an addition_embed_type" };
+        format!("the UNet has {added}, and the pipeline is of {}", files.family)
+    } else if xl && pooled != unet.pooled_width() {
+        format!(
+            "the UNet reads pooled texts of {} numbers, the second text encoder gives {}",
+            unet.pooled_width().unwrap_or_default(),
+            pooled.unwrap_or_default()
+        )
+    } else if vae.shift_factor.is_some_and(|shift| shift != 0.0) {
+        "the autoencoder's shift_factor is not zero, which this family does not read".to_owned()
+    } else {
+        return Ok(());
+    };
+    let parts = format!("{reason}\nhint: the UNet is {}", files.unet.config.display());
+    Err(unfit(&files.folder, parts))
+}
