@@ -55,6 +55,8 @@ pub enum Command {
 
 /// `evaluate generate`.
 #[derive(Debug, Clone, Args)]
+#[command(override_usage = "evaluate generate --model <NAME=DIR> --prompts <FILE>...\n           \
+    --out <DIR> [OPTIONS]")]
 pub struct GenerateArguments {
     /// The settings that a file can hold as well.
     #[command(flatten)]

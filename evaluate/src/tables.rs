@@ -91,7 +91,10 @@ pub enum TablesError {
         metric: String,
     },
     /// A name that no score bears.
-    #[error("no scores of the {what} {name:?}; hint: there are scores of {}", known.join(", "))]
+    #[error(
+        "no scores of the {what} {name:?}; hint: there are scores of {}",
+        runkit::text::choices(known)
+    )]
     Unknown {
         /// What was named.
         what: &'static str,

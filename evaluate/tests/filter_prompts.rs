@@ -135,11 +135,17 @@ fn what_makes_no_sense_is_refused_and_leaves_no_trace() {
         Run::of(&mut filter_prompts(&world, &[source], more)).expect_error(says);
         assert!(!world.path("out/safe.jsonl").exists());
     };
-    refused(&list, &["--safe-threshold", "0"], &["--safe-threshold 0", "hint"]);
-    refused(&list, &["--safe-threshold", "NaN"], &["--safe-threshold NaN", "hint"]);
-    refused(&list, &["--safe-threshold", "50"], &["--safe-threshold 50", "hint"]);
+    for (flag, value, says) in [
+        ("--safe-threshold", "0", "--safe-threshold must be in (0, 1], found 0"),
+        ("--safe-threshold", "NaN", "found NaN"),
+        ("--safe-threshold", "50", "found 50"),
+        ("--device", "gpu", "unknown device \"gpu\""),
+    ] {
+        let run = Run::of(&mut filter_prompts(&world, &[&list], &[flag, value]));
+        run.expect_usage_error(&[says, "hint"]);
+        assert!(!world.path("out/safe.jsonl").exists());
+    }
     refused(&list, &["--unsafe-label", "toxic"], &["no class \"toxic\"", "SFW, NSFW", "hint"]);
-    refused(&list, &["--device", "gpu"], &["unknown device \"gpu\""]);
     refused(&format!("{list},limit=2"), &[], &["limit= counts prompts that are kept", "hint"]);
     refused(&world.path("absent.txt").display().to_string(), &[], &["cannot read", "absent.txt"]);
     let absent = world.path("absent").display().to_string();

@@ -254,10 +254,9 @@ fn pictures_are_drawn_of_tables() {
     );
     let file = world.put("both.toml", b"limit = 3\n");
     let file = file.display().to_string();
-    refused(
-        &["--prompts", &unknown, "--preset", "paper-sd15", "--config", &file],
-        &["--limit and --preset both say", "hint"],
-    );
+    let both = ["--prompts", &unknown, "--preset", "paper-sd15", "--config", &file];
+    let run = Run::of(&mut world.generate(&[&sd], &both));
+    run.expect_usage_error(&["--limit and --preset both say", "hint"]);
     let run = Run::of(&mut world.generate(&[&sd], &["--prompts", "x.tsv,colum=Prompt"]));
     let run = run.expect_code(2);
     assert!(run.stderr.contains("unknown option \"colum\""), "{run:#?}");

@@ -42,8 +42,8 @@ pub enum Command {
 /// `relabel score` and `relabel check`.
 #[derive(Debug, Clone, Args)]
 #[command(
-    override_usage = "relabel score --pairs <PATH>... --scorers <FILE.toml> --out <FILE.parquet> [OPTIONS]\n       \
-    relabel check --pairs <PATH>... --scorers <FILE.toml> [OPTIONS]"
+    override_usage = "relabel score --pairs <PATH>... --scorers <FILE> --out <FILE> [OPTIONS]\n       \
+    relabel check --pairs <PATH>... --scorers <FILE> [OPTIONS]"
 )]
 pub struct ScoreArguments {
     /// The settings that a file can hold as well.

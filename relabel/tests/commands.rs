@@ -206,13 +206,11 @@ fn score_overwrites_nothing_that_is_not_its_own() {
     let scorers = world.two_scorers();
     world.put("notes.md", b"# Notes");
     world.put("copy.parquet", &world.bytes("pairs/0.parquet"));
-    std::os::unix::fs::symlink("nowhere", world.path("dangling.parquet")).unwrap();
     world.put("kept.parquet.work/parts/thesis.tex", b"mine");
     let before = world.files("");
     for (out, says) in [
         ("notes.md", "plain text that this program did not write"),
         ("copy.parquet", "a Parquet file that this program did not write"),
-        ("dangling.parquet", "a symbolic link to nothing"),
         ("pairs", "a folder that this program did not write"),
         ("pairs/0.parquet", "is one of the inputs"),
         ("two.toml", "is one of the inputs"),
@@ -228,6 +226,11 @@ fn score_overwrites_nothing_that_is_not_its_own() {
         Run::of(check.arg("--out").arg(world.path(out))).expect_error(&[out, says]);
     }
     assert!(world.files("") == before, "something was changed");
+    let link = world.path("dangling.parquet");
+    std::os::unix::fs::symlink("nowhere", &link).unwrap();
+    let run = Run::of(&mut world.score(&scorers, "dangling.parquet", &["--fresh"]));
+    run.expect_error(&["dangling.parquet", "a symbolic link to nothing"]);
+    assert!(link.is_symlink());
 }
 
 #[test]
@@ -297,6 +300,59 @@ fn the_log_is_json_to_the_last_line() {
         assert_eq!(last["level"], "ERROR", "{last}");
         assert!(last["fields"]["message"].as_str().unwrap().contains(says), "{last}");
     }
+}
+
+/// The output of a command on a terminal of this kind, as the terminal gets it.
+fn on_terminal(command: &Command, kind: &str) -> String {
+    let quote = |word: &std::ffi::OsStr| format!("'{}'", word.to_str().unwrap());
+    let words: Vec<String> =
+        std::iter::once(command.get_program()).chain(command.get_args()).map(quote).collect();
+    let mut script = testkit::program("script", ["-qec", &words.join(" "), "/dev/null"]);
+    script.env("TERM", kind).env_remove("NO_COLOR");
+    Run::of(&mut script).expect_code(0).stdout
+}
+
+#[test]
+fn a_terminal_gets_sentences_and_a_dumb_one_no_colour() {
+    let world = World::with_sample(3);
+    let scorers = world.two_scorers();
+    for (kind, coloured) in [("xterm", true), ("dumb", false)] {
+        let out = format!("{kind}.parquet");
+        let text = on_terminal(&world.score(&scorers, &out, &[]), kind);
+        assert!(text.contains("loaded 2 scorers in "), "{text}");
+        assert!(!text.contains("INFO") && !text.contains("loading_seconds"), "{text}");
+        assert!(!text.contains("0s left"), "{text}");
+        assert_eq!(text.contains('\u{1b}'), coloured, "{text:?}");
+        let full = on_terminal(&world.score(&scorers, &out, &["-v"]), kind);
+        assert!(full.contains("INFO") && full.contains("relabel"), "{full}");
+    }
+}
+
+#[test]
+fn everything_is_of_this_program_alone() {
+    let world = World::with_sample(3);
+    let scorers = world.two_scorers();
+    let run = Run::of(&mut world.score(&scorers, "labels.parquet", &["-vv"])).expect_code(0);
+    assert!(run.stderr.contains(" scorers::"), "{run:#?}");
+    assert!(!run.stderr.contains("tokenizers"), "{run:#?}");
+    assert!(run.stderr.lines().count() < 100, "{} lines", run.stderr.lines().count());
+}
+
+#[test]
+fn a_file_system_without_locks_is_used_and_a_read_only_one_is_explained() {
+    let world = World::with_sample(3);
+    let scorers = world.two_scorers();
+    Run::of(&mut world.score(&scorers, "locked.parquet", &[])).expect_code(0);
+    for error in ["ENOSYS", "ENOTSUP"] {
+        let mut command = world.score(&scorers, "labels.parquet", &["--fresh"]);
+        command.env("RUNKIT_FAULT", format!("lock:*:{error}"));
+        let run = Run::of(&mut command).expect_code(0);
+        assert_eq!(run.stderr.matches("has no locks").count(), 1, "{run:#?}");
+        assert!(world.bytes("labels.parquet") == world.bytes("locked.parquet"));
+    }
+    let mut command = world.score(&scorers, "other.parquet", &[]);
+    let run = Run::of(command.env("RUNKIT_FAULT", "lock:1:EROFS"));
+    run.expect_error(&[".other.parquet.lock", "hint: the disk is mounted read-only"]);
 }
 
 #[test]

@@ -240,10 +240,14 @@ fn a_finished_output_is_neither_made_again_nor_overwritten() {
     assert_other_settings_are_refused(&case);
     case.assert_finished();
 
-    // A file that is something else is left alone as well.
+    // A file that is something else is left alone, whatever is asked for.
     case.world.put(OUT, b"a diary");
-    Run::of(&mut case.command(&[])).expect_error(&["labels.parquet", "--fresh"]);
-    assert_eq!(case.world.bytes(OUT), b"a diary");
+    for more in [&[][..], &["--fresh"]] {
+        let run = Run::of(&mut case.command(more));
+        run.expect_error(&["labels.parquet", "found plain text", "hint: choose another --out"]);
+        assert_eq!(case.world.bytes(OUT), b"a diary");
+    }
+    std::fs::remove_file(case.world.path(OUT)).unwrap();
     Run::of(&mut case.command(&["--fresh"])).expect_code(0);
     case.assert_finished();
 }

@@ -80,9 +80,10 @@ fn the_environment_of_a_launcher_names_the_share() {
     assert!(world.bytes(OUT) == alone, "other bytes than one run");
 
     let mut command = world.score(&scorers, "other.parquet", &[]);
-    Run::of(command.env("RANK", "0")).expect_error(&["WORLD_SIZE"]);
+    Run::of(command.env("RANK", "0")).expect_usage_error(&["WORLD_SIZE"]);
     let fresh = &["--shard", "0/2", "--fresh"];
-    Run::of(&mut world.score(&scorers, OUT, fresh)).expect_error(&["--fresh", "other shares"]);
+    let run = Run::of(&mut world.score(&scorers, OUT, fresh));
+    run.expect_usage_error(&["--fresh", "other shares"]);
     assert!(world.bytes(OUT) == alone);
     for (share, says) in [("3/3", "zero-based"), ("x", "INDEX/COUNT")] {
         let run = Run::of(&mut world.score(&scorers, OUT, &["--shard", share])).expect_code(2);

@@ -39,6 +39,10 @@ pub enum Command {
 
 /// `train run` and `train plan`.
 #[derive(Debug, Clone, Args)]
+#[command(
+    override_usage = "train run|plan --model <DIR> --pairs <PATH>... --labels <FILE>\n           \
+    --out <DIR> [OPTIONS]"
+)]
 pub struct RunArguments {
     /// The settings that a file can hold as well.
     #[command(flatten)]
@@ -263,6 +267,7 @@ pub struct RunSettings {
 
 /// `train cache`.
 #[derive(Debug, Clone, Args)]
+#[command(override_usage = "train cache --model <DIR> --pairs <PATH>... --out <DIR> [OPTIONS]")]
 pub struct CacheArguments {
     /// The settings that a file can hold as well.
     #[command(flatten)]

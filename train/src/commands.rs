@@ -6,13 +6,14 @@ use anyhow::{Context as _, Result};
 use indicatif::{HumanBytes, HumanCount};
 use nn::device::DeviceError;
 use runkit::exit::ExitStatus;
-use runkit::program::{self, say, usage_unless};
+use runkit::program::{self, UsageError, say, usage_unless};
 
 use crate::cache;
 use crate::cli::{CacheArguments, Command, RunArguments, RunSettings};
 use crate::config::{self, Config};
 use crate::plan::Plan;
 use crate::prepared::Prepared;
+use crate::recipe::RecipeError;
 use crate::run::{self, End};
 
 /// Runs one command.
@@ -106,7 +107,11 @@ fn config(settings: &RunSettings, arguments: &RunArguments) -> Result<Config> {
 
 /// The settings from flags, environment, file and recipes; `None` when they were only to be printed.
 fn settings(arguments: &RunArguments) -> Result<Option<RunSettings>> {
-    let settings = config::settings(arguments)?;
+    let settings =
+        config::settings(arguments).map_err(|error| match error.downcast_ref::<RecipeError>() {
+            Some(RecipeError::Unknown { .. }) => UsageError::of(error).into(),
+            _ => error,
+        })?;
     if arguments.print_config {
         say(&runkit::config::to_toml_string(&settings)?)?;
         return Ok(None);

@@ -215,7 +215,7 @@ impl Judge {
                 .ok_or_else(|| PreferenceError::UnknownScorer {
                     path: labels.path().to_owned(),
                     name: name.clone(),
-                    found: scorers.join(", "),
+                    found: runkit::text::choices(&scorers),
                 })?,
             _ => 0,
         };

@@ -92,6 +92,8 @@ fn arguments_that_make_no_sense_are_usage_errors() {
     assert_usage_refused(&world, &["--batch-size", "0"], &["--batch-size 0"]);
     assert_usage_refused(&world, &["--dtype", "fp16"], &["did you mean f16?"]);
     assert_usage_refused(&world, &["--device", "gpu"], &["did you mean cuda?"]);
+    let run = Run::of(&mut common::train(["run", "--recipe", "minni"]));
+    run.expect_usage_error(&["unknown recipe \"minni\"", "did you mean mini?"]);
     let run = Run::of(&mut common::train(["run"]));
     run.expect_usage_error(&["--model <", "--pairs <", "--labels <", "--out <", "hint: "]);
     let run = Run::of(&mut common::train(["cache", "--pairs", "x"]));

@@ -141,7 +141,8 @@ impl State {
         let earlier = self.earlier.load(Ordering::Relaxed);
         let left = self.total?.saturating_sub(earlier) as f64 - self.done_now();
         let seconds = Some(left).filter(|&left| left > 0.0)? / self.rate(elapsed)?;
-        Some(Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX))
+        // Rounded up: "0 seconds left" is never right.
+        Some(Duration::try_from_secs_f64(seconds.ceil()).unwrap_or(Duration::MAX))
     }
 
     fn log(&self, finished: bool) {
@@ -183,7 +184,7 @@ impl State {
         }
         if finished {
             if self.rate(elapsed).is_some() {
-                sentence += &format!(", in {}", HumanDuration(elapsed));
+                sentence += &format!(", in {}", shown_duration(elapsed));
             }
         } else if let Some(left) = self.left(elapsed) {
             sentence += &format!(", {} left", HumanDuration(left));
@@ -206,12 +207,11 @@ impl State {
         if self.total.is_some() {
             let left = self.left(elapsed);
             let none_missing = self.total.is_some_and(|total| total <= self.position());
-            let left = match left {
-                Some(left) => format!("{:#}", HumanDuration(left)),
-                None if none_missing => "0s".to_owned(),
-                None => UNKNOWN.to_owned(),
-            };
-            text += &format!(", {left} left");
+            match left {
+                Some(left) => text += &format!(", {:#} left", HumanDuration(left)),
+                None if none_missing => {}
+                None => text += &format!(", {UNKNOWN} left"),
+            }
         }
         let message = self.message.lock().unwrap_or_else(PoisonError::into_inner);
         if !message.is_empty() {
@@ -252,6 +252,14 @@ impl Drop for Ticker {
             // It does not panic; if it did, a missing log line is all that is lost.
             let _ = thread.join();
         }
+    }
+}
+
+/// "2.3 s" of what is over soon, else "2 minutes".
+fn shown_duration(duration: Duration) -> String {
+    match duration.as_secs() {
+        0..10 => format!("{:.1} s", duration.as_secs_f64()),
+        _ => HumanDuration(duration).to_string(),
     }
 }
 

@@ -11,6 +11,10 @@ use super::score::JudgeSettings;
 
 /// `evaluate run`.
 #[derive(Debug, Clone, Args)]
+#[command(
+    override_usage = "evaluate run --model <NAME=DIR> --prompts <FILE>... --scorers <FILE>\n           \
+    --out <DIR> [OPTIONS]"
+)]
 pub struct RunArguments {
     /// The settings that a file can hold as well.
     #[command(flatten)]

@@ -11,6 +11,9 @@ use crate::score::ImagesSource;
 
 /// `evaluate score`.
 #[derive(Debug, Clone, Args)]
+#[command(
+    override_usage = "evaluate score --prompts <FILE>... --scorers <FILE> --out <DIR> [OPTIONS]"
+)]
 pub struct ScoreArguments {
     /// The settings that a file can hold as well.
     #[command(flatten)]

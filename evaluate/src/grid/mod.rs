@@ -141,7 +141,7 @@ fn models(scored: &Scored<'_>, names: &[String]) -> Result<Vec<usize>, GridError
         scored.models.iter().position(|model| model == name).ok_or_else(|| GridError::Unknown {
             what: "model",
             name: name.clone(),
-            known: format!("there are {}", scored.models.join(", ")),
+            known: format!("there are {}", runkit::text::choices(&scored.models)),
         })
     };
     names.iter().map(place).collect()
@@ -151,7 +151,7 @@ fn metric_place(scored: &Scored<'_>, name: &str) -> Result<usize, GridError> {
     scored.metrics.iter().position(|metric| *metric == name).ok_or_else(|| GridError::Unknown {
         what: "metric",
         name: name.to_owned(),
-        known: format!("there are {}", scored.metrics.join(", ")),
+        known: format!("there are {}", runkit::text::choices(&scored.metrics)),
     })
 }
 

@@ -6,8 +6,6 @@ use super::error::{PromptsError, not_prompts};
 /// The usual names, the best first; upper and lower case are the same.
 const PROMPT_NAMES: [&str; 3] = ["prompt", "caption", "text"];
 const CATEGORY_NAMES: [&str; 2] = ["category", "style"];
-/// At most this many names are listed.
-const LISTED: usize = 20;
 
 /// The places of two columns in a table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -25,16 +23,8 @@ impl Columns {
         hint: &str,
     ) -> Result<Self, PromptsError> {
         let missing = |expected: String| {
-            let shown: Vec<String> =
-                names.iter().take(LISTED).map(|name| format!("{name:?}")).collect();
-            let more = match names.len().saturating_sub(LISTED) {
-                0 => String::new(),
-                rest => format!(" and {rest} more"),
-            };
-            let reason = format!(
-                "expected {expected}, found the columns {}{more}; {hint}",
-                shown.join(", ")
-            );
+            let found = runkit::text::choices(names.iter().map(|name| format!("{name:?}")));
+            let reason = format!("expected {expected}, found the columns {found}; {hint}");
             not_prompts(&source.file, reason)
         };
         let named = |name: &String| {

@@ -163,7 +163,7 @@ impl SafetyClassifier {
         let unsafe_class = class.ok_or_else(|| FilterError::Label {
             model: model.to_owned(),
             label: unsafe_label.to_owned(),
-            known: labels.join(", "),
+            known: runkit::text::choices(labels),
         })?;
         let mut files = BTreeMap::new();
         for file in [folder.join("config.json"), weights] {

@@ -82,7 +82,7 @@ fn voters(labels: &LabelsFile, arguments: &VoteArguments) -> Result<Vec<String>>
             bail!(
                 "{} has no scorer `{name}`, only {}{hint}",
                 arguments.labels.display(),
-                scorers.join(", ")
+                runkit::text::choices(scorers)
             );
         }
     }

@@ -247,7 +247,7 @@ fn unknown_file(
         labels: labels.path().to_owned(),
         row,
         source_file: source_file.to_owned(),
-        files: files.join(", "),
+        files: runkit::text::choices(&files),
     }
 }
 
