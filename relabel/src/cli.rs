@@ -103,9 +103,14 @@ pub struct ScoreSettings {
     #[arg(long, value_name = "N")]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_failed: Option<u64>,
+    /// Where captions and their features are kept while the run lasts
+    /// [default: the folder of --out].
+    #[arg(long, value_name = "FOLDER", env = "RELABEL_SCRATCH")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scratch: Option<PathBuf>,
     /// Work on share I of N of the input files, zero-based; the process that
-    /// completes the last part merges. RANK/WORLD_SIZE or SLURM's array
-    /// variables decide when this is absent [default: 0/1].
+    /// completes the last part merges. Torchrun's RANK and WORLD_SIZE, else
+    /// those of an srun step, decide when this is absent [default: 0/1].
     #[arg(long, value_name = "I/N")]
     #[serde(skip)]
     pub shard: Option<Shard>,
@@ -138,16 +143,19 @@ pub struct InspectArguments {
     /// The labels file.
     #[arg(value_name = "LABELS.parquet")]
     pub labels: PathBuf,
+    /// List the rows that failed, each with its place and the reason.
+    #[arg(long)]
+    pub failed: bool,
     /// How to print.
     #[arg(long, value_name = "FORMAT", value_enum, default_value = "text")]
     pub format: ReportFormat,
 }
 
-/// How a report is printed.
+/// How something is printed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum ReportFormat {
     /// Tables for people.
     Text,
-    /// One JSON object for programs.
+    /// JSON for programs: one object, or with --failed one for each row.
     Json,
 }

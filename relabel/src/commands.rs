@@ -1,6 +1,7 @@
 //! What each command does with what was typed.
 
 mod check;
+mod failed;
 mod vote;
 
 use std::path::{Path, PathBuf};
@@ -30,7 +31,11 @@ pub fn run(command: Command) -> Result<ExitStatus> {
     match command {
         Command::Score(arguments) => score(&arguments),
         Command::Check(arguments) => match settings(&arguments)? {
-            Some(settings) => check::run(&config(&settings, &arguments, Output::NotNeeded)?),
+            Some(settings) => {
+                let config = config(&settings, &arguments, Output::NotNeeded)?;
+                let stop = runkit::signals::install().context("installing signal handlers")?;
+                check::run(&config, &stop)
+            }
             None => Ok(ExitStatus::Done),
         },
         Command::Vote(arguments) => {
@@ -47,10 +52,6 @@ fn score(arguments: &ScoreArguments) -> Result<ExitStatus> {
     let config = config(&settings, arguments, Output::Needed)?;
     let stop = runkit::signals::install().context("installing signal handlers")?;
     match score::run(&config, &stop)? {
-        score::End::Stopped(signal) => {
-            tracing::warn!("stopped; finished parts are kept, the same command goes on from there");
-            Ok(signal.into())
-        }
         score::End::ShardDone { waiting_for: 0 } => {
             say(&format!(
                 "share {} done; another share is writing {}\n",
@@ -79,6 +80,9 @@ fn score(arguments: &ScoreArguments) -> Result<ExitStatus> {
 
 fn inspect(arguments: &InspectArguments) -> Result<ExitStatus> {
     runkit::signals::quiet_broken_pipe().context("setting up signals")?;
+    if arguments.failed {
+        return failed::run(&arguments.labels, arguments.format);
+    }
     let report = Report::of(&arguments.labels)?;
     match arguments.format {
         ReportFormat::Text => say(&report.to_text())?,
@@ -154,6 +158,7 @@ fn validated(
         shard,
         ties: settings.ties.unwrap_or_default(),
         limit: settings.limit,
+        scratch: settings.scratch.clone(),
         fresh: arguments.fresh,
         settings,
     })
@@ -163,14 +168,26 @@ fn compute(settings: &ScoreSettings) -> Result<Compute> {
     let device = device::parse(settings.device.as_deref().unwrap_or("auto"))?;
     let precision: Precision = settings.dtype.as_deref().unwrap_or("f32").parse()?;
     precision.check(device)?;
+    if is_slow(device.is_cuda(), precision) {
+        tracing::warn!(
+            "f32 leaves most of a GPU's matrix units idle; hint: --dtype bf16 is several times as fast, \
+             and a vote flips only where the margin is small (docs/reproducibility.md)"
+        );
+    }
     Ok(Compute { device, precision })
+}
+
+/// Whether another type would be much faster on the device.
+fn is_slow(on_gpu: bool, precision: Precision) -> bool {
+    on_gpu && precision == Precision::F32
 }
 
 impl ScoreSettings {
     /// Paths of a settings file are relative to it.
     fn resolve_paths(&mut self, folder: &Path) {
         let pairs = self.pairs.iter_mut().flatten();
-        for path in pairs.chain(&mut self.scorers).chain(&mut self.out) {
+        let files = pairs.chain(&mut self.scorers).chain(&mut self.out).chain(&mut self.scratch);
+        for path in files {
             if path.is_relative() {
                 *path = folder.join(&*path);
             }
@@ -192,5 +209,17 @@ impl ScoreSettings {
         settings.max_failed.get_or_insert(0);
         settings.device = Some(device);
         Ok(settings)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn f32_on_a_gpu_is_warned_of() {
+        assert!(is_slow(true, Precision::F32));
+        assert!(!is_slow(true, Precision::Bf16));
+        assert!(!is_slow(false, Precision::F32));
     }
 }

@@ -5,12 +5,15 @@
 //! when complete and synced, so a run that is killed at any instant is finished by the same command,
 //! with the same bytes.
 
+mod batches;
 mod captions;
 mod manifest;
 mod merge;
 mod part;
 mod pipeline;
 pub mod plan;
+mod room;
+mod scores;
 mod work;
 
 use std::path::{Path, PathBuf};
@@ -21,15 +24,18 @@ use runkit::lock::OutputLock;
 use runkit::logging::{counted, tenths};
 use runkit::progress::Progress;
 use runkit::shard::Shard;
-use runkit::signals::{Signal, StopFlag};
+use runkit::signals::StopFlag;
 use schemas::pairs::discover;
 use scorers::{Compute, DescribedScorers, ScorerSet, ScorersConfig};
 
 use self::captions::CaptionFeatures;
 pub use self::captions::CaptionText;
 pub use self::manifest::{FileRecord, InputRecord, Manifest};
-use self::pipeline::{Outcome, Scoring};
+use self::batches::Choice;
+use self::pipeline::Scoring;
 use self::plan::Plan;
+pub use self::room::Room;
+use self::scores::Scores;
 pub use self::work::work_folder;
 pub(crate) use self::work::{labels_output, manifest_of_labels};
 use crate::cli::ScoreSettings;
@@ -56,6 +62,8 @@ pub struct Config {
     pub ties: TiePolicy,
     /// At most this many pairs.
     pub limit: Option<u64>,
+    /// Where scratch files go; beside the output when absent.
+    pub scratch: Option<PathBuf>,
     /// Forget what an earlier run left.
     pub fresh: bool,
     /// The settings it was made from, saved beside the output.
@@ -72,15 +80,14 @@ pub enum End {
         /// How many.
         waiting_for: usize,
     },
-    /// A signal came.
-    Stopped(Signal),
 }
 
-/// Runs `config` until it is done or stopped.
+/// Runs `config` until it is done.
 ///
 /// # Errors
 /// One sentence about what is wrong with an input, a checkpoint, the output, or an earlier run that
-/// this one would mix with.
+/// this one would mix with; [`runkit::signals::Stopped`] where `stop` asked for a stop, with everything
+/// left as the same command needs it.
 pub fn run(config: &Config, stop: &StopFlag) -> Result<End> {
     let inputs = discover(&config.pairs)?;
     let scorers = ScorersConfig::read(&config.scorers)?;
@@ -90,84 +97,237 @@ pub fn run(config: &Config, stop: &StopFlag) -> Result<End> {
     let _lock = work::output_lock(config)?;
 
     tracing::info!(files = inputs.len(), "planning");
-    let scratch = work::folder_of(&config.out);
-    let plan = Plan::make(&inputs, config.limit, &scratch)?;
-    ensure!(
-        plan.pairs() > 0,
-        "the inputs hold no pair; hint: {} files were read",
-        plan.files.len()
-    );
+    let plan = Plan::make(&inputs, config.limit, &config.scratch(), stop)?;
+    refuse_nothing(&plan)?;
     let described = ScorerSet::describe(&scorers, config.compute)?;
+    stop.check()?;
     let manifest =
         Manifest::new(described.manifest(), &plan, config.batch_size, config.ties, config.limit);
-    let fingerprint = manifest.fingerprint()?;
-    if work::already_complete(config, &manifest)? {
+    let run = Run {
+        config,
+        plan: &plan,
+        fingerprint: manifest.fingerprint()?,
+        manifest,
+        parts,
+        stop,
+    };
+    if work::already_complete(config, &run.manifest)? {
         tracing::info!(labels = %config.out.display(), "already complete");
         if let Some(_lock) = work::merge_lock(config)? {
             work::tidy(config)?;
         }
         return Ok(End::Done);
     }
-    work::refuse_another_run(config, &manifest)?;
-    let todo = Todo::find(config, &plan, &fingerprint, &parts)?;
+    work::refuse_another_run(config, &run.manifest)?;
+    let todo = Todo::find(&run)?;
+    let files = todo.files.iter().map(|(file, _)| *file);
+    Room::of(&plan, files, &described.text_widths(), scorers.scorer.len())
+        .refuse_full_scratch(&config.scratch())?;
     // The networks are loaded before anything is written: a wrong checkpoint leaves no trace.
-    let set = match todo.files.is_empty() {
-        true => None,
-        false => Some(load(described, &plan)?),
-    };
-    work::prepare(config, &manifest, &parts)?;
+    let mut networks = Networks::Described(Box::new(described));
+    if !todo.files.is_empty() {
+        networks = networks.load(&run)?;
+    }
+    work::prepare(config, &run.manifest, &run.parts)?;
     let _share_lock = (!config.shard.is_whole())
         .then(|| {
             let name = format!("share-{}-of-{}.lock", config.shard.index(), config.shard.count());
             OutputLock::exclusive(work_folder(&config.out).join(name))
         })
         .transpose()?;
-    if let Some(set) = &set
-        && let Some(signal) = score_files(config, set, &plan, &fingerprint, todo, stop)?
-    {
-        return Ok(End::Stopped(signal));
+    if let Networks::Loaded(set) = &networks {
+        run.score(set, todo)?;
     }
-    merge_if_ready(config, &plan, &manifest, &fingerprint, &parts)
+    run.merge_if_ready(networks)
 }
 
-/// Puts the output in its place when all parts are there.
-fn merge_if_ready(
-    config: &Config,
-    plan: &Plan,
-    manifest: &Manifest,
-    fingerprint: &str,
-    parts: &Path,
-) -> Result<End> {
-    let count = plan.files.len();
-    let mut waiting_for = 0;
-    for index in 0..count {
-        waiting_for += usize::from(!part::is_done(&part::path(parts, index, count), fingerprint)?);
-    }
-    let merged_by_another = || {
-        Ok::<_, anyhow::Error>(
-            !config.shard.is_whole() && work::already_complete(config, manifest)?,
-        )
-    };
-    // Of several shares that finish together one merges, and then removes the parts.
-    if waiting_for > 0 {
-        return Ok(if merged_by_another()? { End::Done } else { End::ShardDone { waiting_for } });
-    }
-    let Some(_lock) = work::merge_lock(config)? else {
-        return Ok(End::ShardDone { waiting_for });
-    };
-    if merged_by_another()? {
-        return Ok(End::Done);
-    }
-    let (names, metadata) = (&manifest.voters, manifest.metadata()?);
-    let summary = merge::merge(plan, names, config.ties, &metadata, parts, &config.out)?;
-    tracing::info!(
-        rows = summary.rows,
-        failed = summary.failed_rows,
-        ties = summary.ties,
-        "labels written"
+fn refuse_nothing(plan: &Plan) -> Result<()> {
+    ensure!(
+        plan.pairs() > 0,
+        "the inputs hold no pair; hint: {} files were read",
+        plan.files.len()
     );
-    work::tidy(config)?;
-    Ok(End::Done)
+    Ok(())
+}
+
+impl Config {
+    /// Where scratch files go.
+    fn scratch(&self) -> PathBuf {
+        self.scratch.clone().unwrap_or_else(|| work::folder_of(&self.out))
+    }
+}
+
+/// A run that is planned.
+struct Run<'run> {
+    config: &'run Config,
+    plan: &'run Plan,
+    manifest: Manifest,
+    fingerprint: String,
+    /// The folder of the parts.
+    parts: PathBuf,
+    stop: &'run StopFlag,
+}
+
+/// The scorers, loaded when they are needed.
+enum Networks {
+    Described(Box<DescribedScorers>),
+    Loaded(ScorerSet),
+}
+
+impl Networks {
+    fn load(self, run: &Run<'_>) -> Result<Self> {
+        let described = match self {
+            Self::Described(described) => *described,
+            Self::Loaded(set) => return Ok(Self::Loaded(set)),
+        };
+        let loading = Instant::now();
+        let set = described.load()?;
+        run.stop.check()?;
+        tracing::info!(
+            pairs = run.plan.pairs(),
+            images = run.plan.images(),
+            captions = run.plan.captions.len(),
+            scorers = set.names().join(","),
+            dtype = %set.compute().precision,
+            loading_seconds = tenths(loading.elapsed()),
+            "loaded {} in {:.1} s",
+            counted(set.names().len() as u64, "scorers"),
+            loading.elapsed().as_secs_f64()
+        );
+        Ok(Self::Loaded(set))
+    }
+}
+
+impl Run<'_> {
+    /// Scores the files that have no part yet.
+    fn score(&self, set: &ScorerSet, todo: Todo) -> Result<()> {
+        let progress = Progress::new("scoring", "images", todo.images);
+        progress.already_done(todo.images_done);
+        let files = todo.files.into_iter().map(|(file, path)| (file, Choice::First, path));
+        self.score_files(set, files, progress)
+    }
+
+    fn score_files(
+        &self,
+        set: &ScorerSet,
+        files: impl Iterator<Item = (usize, Choice, PathBuf)>,
+        progress: Progress,
+    ) -> Result<()> {
+        let started = Instant::now();
+        let mut captions = CaptionFeatures::new(&self.plan.captions, set, &self.config.scratch())?;
+        let mut scoring = Scoring {
+            plan: self.plan,
+            set,
+            batch_size: self.config.batch_size,
+            fingerprint: &self.fingerprint,
+            stop: self.stop.clone(),
+            progress: &progress,
+            failed_images: 0,
+        };
+        for (file, choice, path) in files {
+            pipeline::score_file(&mut scoring, &mut captions, file, choice, &path).with_context(
+                || format!("scoring {}", self.plan.files[file].input.path.display()),
+            )?;
+        }
+        progress.finish();
+        // On a GPU the networks run beside the host, whose time says nothing about them.
+        if !set.compute().device.is_cuda() {
+            let (networks, wall) =
+                (set.network_time().as_secs_f64(), started.elapsed().as_secs_f64());
+            let share = 100.0 * networks / wall;
+            tracing::info!("networks: {networks:.2} s of {wall:.2} s ({share:.0} %)");
+        }
+        Ok(())
+    }
+
+    /// Puts the output in its place when all parts are there.
+    fn merge_if_ready(&self, networks: Networks) -> Result<End> {
+        let (config, count) = (self.config, self.plan.files.len());
+        let mut waiting_for = 0;
+        for index in 0..count {
+            let path = part::path(&self.parts, index, count);
+            waiting_for += usize::from(!part::is_done(&path, &self.fingerprint)?);
+        }
+        let merged_by_another = || {
+            Ok::<_, anyhow::Error>(
+                !config.shard.is_whole() && work::already_complete(config, &self.manifest)?,
+            )
+        };
+        // Of several shares that finish together one merges, and then removes the parts.
+        if waiting_for > 0 {
+            return Ok(match merged_by_another()? {
+                true => End::Done,
+                false => End::ShardDone { waiting_for },
+            });
+        }
+        let Some(_lock) = work::merge_lock(config)? else {
+            return Ok(End::ShardDone { waiting_for });
+        };
+        if merged_by_another()? {
+            return Ok(End::Done);
+        }
+        tracing::info!(parts = count, "merging");
+        let scores = self.scores(networks)?;
+        let (names, metadata) = (&self.manifest.voters, self.manifest.metadata()?);
+        let summary = merge::merge(
+            self.plan,
+            &scores,
+            names,
+            config.ties,
+            &metadata,
+            &config.out,
+            self.stop,
+        )?;
+        tracing::info!(
+            rows = summary.rows,
+            failed = summary.failed_rows,
+            ties = summary.ties,
+            "labels written"
+        );
+        work::tidy(config)?;
+        Ok(End::Done)
+    }
+
+    /// The scores of all parts; what only all of them together show to be scored nowhere is scored
+    /// first.
+    fn scores(&self, networks: Networks) -> Result<Scores> {
+        let scorers = &self.manifest.scorers.scorers;
+        let reads_captions: Vec<bool> =
+            scorers.iter().map(|scorer| scorer.text.is_some()).collect();
+        let read = || {
+            let names = &self.manifest.voters;
+            Scores::read(self.plan, &reads_captions, names, &self.parts, self.stop)
+        };
+        let scores = read()?;
+        let several = scores.uids_with_other_bytes(self.plan);
+        if several > 0 {
+            tracing::warn!(
+                uids = several,
+                "some uids stand for images with different bytes; each is scored as an image of its own"
+            );
+        }
+        let gaps = scores.gaps(self.plan);
+        if gaps.is_empty() {
+            return Ok(scores);
+        }
+        drop(scores);
+        let images: usize = gaps.values().map(|slots| slots.len()).sum();
+        tracing::info!(images, "scoring what stands elsewhere under a uid of other bytes");
+        let networks = networks.load(self)?;
+        if let Networks::Loaded(set) = &networks {
+            let count = self.plan.files.len();
+            let files = gaps.into_iter().map(|(file, slots)| {
+                (file, Choice::Rest(slots), part::rest_path(&self.parts, file, count))
+            });
+            self.score_files(set, files, Progress::new("scoring the rest", "images", images as u64))?;
+        }
+        let scores = read()?;
+        ensure!(
+            scores.gaps(self.plan).is_empty(),
+            "the images have changed while the run went on; hint: start over with --fresh"
+        );
+        Ok(scores)
+    }
 }
 
 /// What [`rehearse`] found.
@@ -185,66 +345,79 @@ pub struct Rehearsal {
     pub loading: std::time::Duration,
     /// Measured on the first images; `None` when none of them could be decoded.
     pub images_per_second: Option<f64>,
+    /// Distinct images that this process has still to score.
+    pub images_left: u64,
+    /// What it takes on the disk.
+    pub room: Room,
     /// Free bytes where the output goes.
     pub free_bytes: u64,
+    /// Where scratch files go.
+    pub scratch: PathBuf,
+    /// Free bytes there.
+    pub free_scratch_bytes: u64,
     /// Whether the run is new, goes on, or is complete.
     pub output: String,
 }
 
-/// Everything a run does before its first part, and a timed batch; writes nothing.
+/// Everything a run does before its first part, and a timed batch; writes nothing of the run.
 ///
 /// # Errors
 /// Whatever would stop the run itself.
-pub fn rehearse(config: &Config) -> Result<Rehearsal> {
+pub fn rehearse(config: &Config, stop: &StopFlag) -> Result<Rehearsal> {
     let inputs = discover(&config.pairs)?;
     let scorers = ScorersConfig::read(&config.scorers)?;
     work::refuse_foreign(config, &inputs)?;
-    let plan = Plan::make(&inputs, config.limit, &std::env::temp_dir())?;
-    ensure!(
-        plan.pairs() > 0,
-        "the inputs hold no pair; hint: {} files were read",
-        plan.files.len()
-    );
+    // The folder of the output need not exist yet.
+    let scratch = config.scratch.clone().unwrap_or_else(std::env::temp_dir);
+    let plan = Plan::make(&inputs, config.limit, &scratch, stop)?;
+    refuse_nothing(&plan)?;
     let loading = Instant::now();
-    let set = ScorerSet::describe(&scorers, config.compute)?.load()?;
+    let described = ScorerSet::describe(&scorers, config.compute)?;
+    let widths = described.text_widths();
+    let set = described.load()?;
     let loading = loading.elapsed();
     let manifest =
         Manifest::new(set.manifest(), &plan, config.batch_size, config.ties, config.limit);
-    let output = if work::already_complete(config, &manifest)? {
-        "complete; nothing to do".to_owned()
-    } else {
-        let parts = work_folder(&config.out).join("parts");
-        let count = plan.files.len();
-        let mut done = 0;
-        for index in 0..count {
-            done += usize::from(part::is_done(
-                &part::path(&parts, index, count),
-                &manifest.fingerprint()?,
-            )?);
-        }
-        if done > 0 {
-            format!("goes on, {done} of {count} files are done")
-        } else {
-            "new".to_owned()
-        }
+    let parts = work_folder(&config.out).join("parts");
+    let run =
+        Run { config, plan: &plan, fingerprint: manifest.fingerprint()?, manifest, parts, stop };
+    let complete = work::already_complete(config, &run.manifest)?;
+    if !complete {
+        work::refuse_another_run(config, &run.manifest)?;
+    }
+    let todo = Todo::find(&run)?;
+    let count = plan.files.len();
+    let mut done = 0;
+    for index in 0..count {
+        let path = part::path(&run.parts, index, count);
+        done += usize::from(!config.fresh && part::is_done(&path, &run.fingerprint)?);
+    }
+    let output = match done {
+        _ if complete => "complete; nothing to do".to_owned(),
+        0 => "new".to_owned(),
+        done => format!("goes on, {done} of {count} files are done"),
     };
-    let mut captions = CaptionFeatures::new(&plan.captions, &set, &std::env::temp_dir())?;
-    let images_per_second = pipeline::rate(&plan, &set, config.batch_size, &mut captions)?;
-    let mut folder = work::folder_of(&config.out);
-    while !folder.exists() && folder.pop() {}
+    let files = todo.files.iter().map(|(file, _)| *file);
+    let room = Room::of(&plan, files, &widths, scorers.scorer.len());
+    let mut captions = CaptionFeatures::new(&plan.captions, &set, &scratch)?;
+    let images_per_second = pipeline::rate(&plan, &set, config.batch_size, &mut captions, stop)?;
     Ok(Rehearsal {
-        manifest,
         input_bytes: inputs
             .iter()
             .filter_map(|input| std::fs::metadata(&input.path).ok())
             .map(|file| file.len())
             .sum(),
         images: plan.images(),
+        images_left: if complete { 0 } else { todo.images - todo.images_done },
         captions: plan.captions.len(),
         loading,
         images_per_second,
-        free_bytes: runkit::files::free_space(&folder)?,
+        free_bytes: runkit::files::free_space(work::folder_of(&config.out))?,
+        free_scratch_bytes: runkit::files::free_space(config.scratch())?,
+        scratch: config.scratch(),
+        room,
         output,
+        manifest: run.manifest,
     })
 }
 
@@ -259,14 +432,14 @@ struct Todo {
 }
 
 impl Todo {
-    fn find(config: &Config, plan: &Plan, fingerprint: &str, parts: &Path) -> Result<Self> {
-        let count = plan.files.len();
+    fn find(run: &Run<'_>) -> Result<Self> {
+        let (config, count) = (run.config, run.plan.files.len());
         let mut todo = Self { files: Vec::new(), images: 0, images_done: 0 };
         for index in (0..count).filter(|&index| config.shard.owns(index as u64)) {
-            let path = part::path(parts, index, count);
-            let owned = plan.images_owned_by(index);
+            let path = part::path(&run.parts, index, count);
+            let owned = run.plan.images_owned_by(index);
             todo.images += owned;
-            if !config.fresh && part::is_done(&path, fingerprint)? {
+            if !config.fresh && part::is_done(&path, &run.fingerprint)? {
                 todo.images_done += owned;
             } else {
                 todo.files.push((index, path));
@@ -274,56 +447,4 @@ impl Todo {
         }
         Ok(todo)
     }
-}
-
-fn load(described: DescribedScorers, plan: &Plan) -> Result<ScorerSet> {
-    let loading = Instant::now();
-    let set = described.load()?;
-    tracing::info!(
-        pairs = plan.pairs(),
-        images = plan.images(),
-        captions = plan.captions.len(),
-        scorers = set.names().join(","),
-        dtype = %set.compute().precision,
-        loading_seconds = tenths(loading.elapsed()),
-        "loaded {} in {:.1} s",
-        counted(set.names().len() as u64, "scorers"),
-        loading.elapsed().as_secs_f64()
-    );
-    Ok(set)
-}
-
-/// Scores the files that have no part yet.
-fn score_files(
-    config: &Config,
-    set: &ScorerSet,
-    plan: &Plan,
-    fingerprint: &str,
-    todo: Todo,
-    stop: &StopFlag,
-) -> Result<Option<Signal>> {
-    let started = Instant::now();
-    let progress = Progress::new("scoring", "images", todo.images);
-    progress.already_done(todo.images_done);
-    let mut captions = CaptionFeatures::new(&plan.captions, set, &work::folder_of(&config.out))?;
-    let mut scoring = Scoring {
-        plan,
-        set,
-        batch_size: config.batch_size,
-        fingerprint,
-        stop: stop.clone(),
-        progress: &progress,
-        failed_images: 0,
-    };
-    for (index, path) in todo.files {
-        let outcome = pipeline::score_file(&mut scoring, &mut captions, index, &path)
-            .with_context(|| format!("scoring {}", plan.files[index].input.path.display()))?;
-        if outcome == Outcome::Stopped {
-            return Ok(stop.requested());
-        }
-    }
-    progress.finish();
-    let (networks, wall) = (set.network_time().as_secs_f64(), started.elapsed().as_secs_f64());
-    tracing::info!("networks: {networks:.2} s of {wall:.2} s ({:.0} %)", 100.0 * networks / wall);
-    Ok(None)
 }

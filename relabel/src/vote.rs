@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 /// Equation 6: +1 when the first image scores at least as high as the second, otherwise −1.
 ///
 /// An exact tie of scores is a vote for the first image. Both scores must be finite; a NaN never
-/// reaches this function because such rows carry the status `non_finite` instead of votes.
+/// reaches this function, because a scorer that gave one has no score there and does not vote.
 #[must_use]
 pub fn vote(score_0: f32, score_1: f32) -> i8 {
     if score_0 >= score_1 { 1 } else { -1 }
@@ -66,6 +66,75 @@ impl TiePolicy {
             Self::Human => human_label_0.map_or(0, |label| sign(label - 0.5)),
             Self::Margin => sign(standard_margin),
         }
+    }
+}
+
+/// The spread of each scorer's margins, for [`TiePolicy::Margin`].
+#[derive(Debug, Clone)]
+pub struct MarginScale(Vec<Moments>);
+
+impl MarginScale {
+    /// Of no rows yet.
+    #[must_use]
+    pub fn new(scorers: usize) -> Self {
+        Self(vec![Moments::default(); scorers])
+    }
+
+    /// Adds a row: for each scorer the scores of the first and the second image. A row that lacks one
+    /// is not decided by votes, and does not count.
+    pub fn add(&mut self, scores: &[[Option<f32>; 2]]) {
+        if scores.iter().flatten().all(Option::is_some) {
+            for (moments, scores) in self.0.iter_mut().zip(scores) {
+                if let [Some(first), Some(second)] = *scores {
+                    moments.add(f64::from(first) - f64::from(second));
+                }
+            }
+        }
+    }
+}
+
+/// Decides rows from their scores: Equations 6 and 7, and one policy for ties.
+#[derive(Debug, Clone)]
+pub struct Decider {
+    ties: TiePolicy,
+    /// Standard deviation of each scorer's margins.
+    deviations: Vec<f64>,
+}
+
+impl Decider {
+    /// By `ties`; `scale` has seen every row where that is [`TiePolicy::Margin`], and is not asked
+    /// otherwise.
+    #[must_use]
+    pub fn new(ties: TiePolicy, scale: &MarginScale) -> Self {
+        let deviations = scale.0.iter().map(Moments::standard_deviation);
+        Self { ties, deviations: deviations.map(|it| it.max(f64::MIN_POSITIVE)).collect() }
+    }
+
+    /// Writes each scorer's vote, none where it lacks a score, and returns sum and consensus where all
+    /// scorers vote.
+    #[must_use]
+    pub fn decide(
+        &self,
+        scores: &[[Option<f32>; 2]],
+        human_label_0: Option<f64>,
+        votes: &mut [Option<i8>],
+    ) -> Option<(i8, i8)> {
+        let (mut sum, mut margin, mut missing) = (0i8, 0.0, false);
+        for ((scores, cast), deviation) in scores.iter().zip(votes).zip(&self.deviations) {
+            *cast = match *scores {
+                [Some(first), Some(second)] => {
+                    let vote = vote(first, second);
+                    sum += vote;
+                    margin += (f64::from(first) - f64::from(second)) / deviation;
+                    Some(vote)
+                }
+                _ => {
+                    missing = true;
+                    None
+                }
+            };
+        }
+        (!missing).then(|| (sum, self.ties.decide(sum, human_label_0, margin)))
     }
 }
 

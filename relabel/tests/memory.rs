@@ -1,27 +1,23 @@
-//! Peak memory does not grow with the number of rows.
+//! What a run holds in memory: nothing of images that were used, and a stated number of bytes for each
+//! row.
 #![expect(clippy::unwrap_used, reason = "a test stops where something is missing")]
+#![expect(clippy::print_stdout, reason = "a measurement is shown")]
 
 mod common;
 
 use std::time::Duration;
 
-use common::{Pair, Running, World, sample_pairs, scorer_entry};
+use common::{
+    Pair, Running, World, four_scorers, pairs_in_small_pages, pairs_without_images, png_of_size,
+    sample_pairs, scorer_entry,
+};
+use relabel::score::plan::BYTES_PER_ROW;
 
-/// The pairs again and again, every time under uids of their own, so that each is scored.
-fn recurring(pairs: &[Pair], rows: usize) -> Vec<Pair> {
-    let fresh = |(number, pair): (usize, &Pair)| Pair {
-        ranking_id: Some(number as i64),
-        uid: [Some(format!("left {number}")), Some(format!("right {number}"))],
-        ..pair.clone()
-    };
-    pairs.iter().cycle().take(rows).enumerate().map(fresh).collect()
-}
+const MEGABYTE: usize = 1 << 20;
 
-/// The most memory a run over so many rows had at a time, in MB; the kernel keeps the count.
-fn peak_megabytes(rows: usize) -> f64 {
-    let world = World::with_pairs(&recurring(&sample_pairs(60), rows));
-    let scorers = world.scorers("scorers.toml", &[scorer_entry("aesthetic")]);
-    let mut run = Running::start(&mut world.score(&scorers, "labels.parquet", &["--quiet"]));
+/// The most memory that a run over `pairs/` had at a time, in MB; the kernel keeps the count.
+fn peak_megabytes(world: &World, scorers: &std::path::Path, code: i32) -> f64 {
+    let mut run = Running::start(&mut world.score(scorers, "labels.parquet", &["--quiet"]));
     let status = format!("/proc/{}/status", run.id());
     let mut kilobytes = 0.0;
     while !run.has_ended() {
@@ -30,17 +26,73 @@ fn peak_megabytes(rows: usize) -> f64 {
         if let Some(line) = line {
             kilobytes = line.trim().trim_end_matches(" kB").parse().unwrap();
         }
-        std::thread::sleep(Duration::from_millis(5));
+        std::thread::sleep(Duration::from_millis(1));
     }
-    run.finish().expect_code(0);
-    assert_eq!(world.labels("labels.parquet").len(), rows);
+    run.finish().expect_code(code);
+    assert!(kilobytes > 20.0 * 1024.0, "measured {kilobytes} kB, which no libtorch program has");
     kilobytes / 1024.0
 }
 
+/// So many pairs with two images of a megabyte, of which `distinct` have images of their own.
+fn large_pairs(rows: usize, distinct: usize) -> Vec<Pair> {
+    let images: Vec<[Vec<u8>; 2]> = (0..distinct)
+        .map(|number| [0, 1].map(|side| png_of_size(MEGABYTE, (2 * number + side) as u8)))
+        .collect();
+    let pair = sample_pairs(1).pop().unwrap();
+    (0..rows)
+        .map(|row| Pair {
+            ranking_id: Some(row as i64),
+            uid: ["left", "right"].map(|side| Some(format!("{side} {}", row % distinct))),
+            image: images[row % distinct].clone().map(Some),
+            ..pair.clone()
+        })
+        .collect()
+}
+
 #[test]
-fn ten_times_the_rows_take_no_more_memory() {
-    let (few, many) = (peak_megabytes(120), peak_megabytes(1200));
-    println!("peak memory: {few:.1} MB for 120 rows, {many:.1} MB for 1200 rows");
-    assert!(few > 20.0, "measured {few} MB, which no libtorch program has");
-    assert!(many < few * 1.15 + 20.0, "{few:.1} MB for 120 rows, {many:.1} MB for 1200 rows");
+fn images_that_stand_earlier_are_not_held() {
+    let few = World::empty();
+    let scorers = few.scorers("scorers.toml", &[scorer_entry("aesthetic")]);
+    few.put("pairs/0.parquet", &pairs_in_small_pages(&large_pairs(4, 1)));
+    few.put("pairs/1.parquet", &pairs_in_small_pages(&large_pairs(4, 1)));
+    // In the file of their owner, and in one that owns nothing: 300 MB each.
+    let many = World::empty();
+    many.put("pairs/0.parquet", &pairs_in_small_pages(&large_pairs(150, 1)));
+    many.put("pairs/1.parquet", &pairs_in_small_pages(&large_pairs(150, 1)));
+    let (few, many) = (peak_megabytes(&few, &scorers, 0), peak_megabytes(&many, &scorers, 0));
+    println!("peak memory: {few:.0} MB for 8 rows, {many:.0} MB for 300 rows of the same images");
+    // A read has 64 images.
+    assert!(many < few + 64.0 * 1.1 + 40.0, "{few:.0} MB for 8 rows, {many:.0} MB for 300 rows");
+}
+
+#[test]
+fn images_that_were_scored_are_not_held() {
+    let few = World::empty();
+    let scorers = few.scorers("scorers.toml", &[scorer_entry("aesthetic")]);
+    few.put("pairs/0.parquet", &pairs_in_small_pages(&large_pairs(4, 4)));
+    let many = World::empty();
+    many.put("pairs/0.parquet", &pairs_in_small_pages(&large_pairs(120, 120)));
+    let (few, many) = (peak_megabytes(&few, &scorers, 0), peak_megabytes(&many, &scorers, 0));
+    println!("peak memory: {few:.0} MB for 4 rows, {many:.0} MB for 120 rows of images of their own");
+    assert!(many < few + 64.0 * 1.1 + 40.0, "{few:.0} MB for 4 rows, {many:.0} MB for 120 rows");
+}
+
+/// Rows beyond a row group of labels, whose writer holds one at a time.
+const ROWS: [usize; 2] = [200_000, 700_000];
+
+#[test]
+fn a_row_takes_the_bytes_that_are_stated() {
+    let peaks = ROWS.map(|rows| {
+        let world = World::empty();
+        for first in (0..rows).step_by(100_000) {
+            let file = pairs_without_images(first, 100_000);
+            world.put(&format!("pairs/{:04}.parquet", first / 100_000), &file);
+        }
+        peak_megabytes(&world, &four_scorers(), 3)
+    });
+    let bytes = (peaks[1] - peaks[0]) * MEGABYTE as f64 / (ROWS[1] - ROWS[0]) as f64;
+    println!("{bytes:.0} bytes a row, {BYTES_PER_ROW} stated; peaks {peaks:.0?} MB");
+    let stated = BYTES_PER_ROW as f64;
+    assert!(bytes < stated, "{bytes:.0} bytes a row, {BYTES_PER_ROW} stated");
+    assert!(2.0 * bytes > stated, "twice the {bytes:.0} bytes a row would pass: state less");
 }

@@ -5,7 +5,9 @@ mod common;
 
 use std::path::Path;
 
-use common::{MINI, Pair, Run, World, sample_pairs, scorer_entry};
+use common::{
+    MINI, Pair, Run, World, four_scorers, pairs_parquet, relabel, sample_pairs, scorer_entry,
+};
 use schemas::labels::{LabelRow, Status};
 
 const JPEG: &[u8] = b"\xff\xd8\xff";
@@ -85,7 +87,7 @@ fn what_cannot_be_scored_is_kept_with_its_reason() {
         with_caption(7, Some(" \t\n ")),
         nobody,
         with_caption(9, Some(&huge)),
-        // The uid of row 0 with the bytes of another picture.
+        // The uids of row 0 with other bytes: images of their own.
         Pair { uid: pair(0).uid, ..pair(10) },
         // An id that stood before, and none.
         Pair { ranking_id: Some(0), ..pair(11) },
@@ -96,7 +98,7 @@ fn what_cannot_be_scored_is_kept_with_its_reason() {
     let world = World::with_pairs(&pairs);
     let scorers = world.two_scorers();
     let run = Run::of(&mut world.score(&scorers, "l.parquet", &[])).expect_code(3);
-    assert!(run.stdout.starts_with("14 pairs: 5 voted on, 9 failed\n"), "{run:#?}");
+    assert!(run.stdout.starts_with("14 pairs: 6 voted on, 8 failed\n"), "{run:#?}");
     assert!(run.stdout.contains("\n  2 decode_error\n"), "{run:#?}");
 
     let rows = world.labels("l.parquet");
@@ -110,8 +112,7 @@ fn what_cannot_be_scored_is_kept_with_its_reason() {
     assert_failed(&rows[6], Status::MissingCaption, "null", [false; 2]);
     assert_failed(&rows[7], Status::EmptyCaption, "empty", [false; 2]);
     assert_failed(&rows[9], Status::CaptionTooLong, "1048576", [false; 2]);
-    assert_failed(&rows[10], Status::UidConflict, "0.parquet row 0", [false; 2]);
-    for number in [0, 8, 11, 12, 13] {
+    for number in [0, 8, 10, 11, 12, 13] {
         assert_eq!(rows[number].status, Status::Ok, "{:#?}", rows[number]);
         assert!(rows[number].vote_sum.is_some());
     }
@@ -126,8 +127,8 @@ fn what_cannot_be_scored_is_kept_with_its_reason() {
     // The same command again: nothing to do, and as many failures as before.
     let before = world.bytes("l.parquet");
     Run::of(&mut world.score(&scorers, "l.parquet", &[])).expect_code(3);
-    Run::of(&mut world.score(&scorers, "l.parquet", &["--max-failed", "8"])).expect_code(3);
-    Run::of(&mut world.score(&scorers, "l.parquet", &["--max-failed", "9"])).expect_code(0);
+    Run::of(&mut world.score(&scorers, "l.parquet", &["--max-failed", "7"])).expect_code(3);
+    Run::of(&mut world.score(&scorers, "l.parquet", &["--max-failed", "8"])).expect_code(0);
     assert_eq!(world.bytes("l.parquet"), before);
 }
 
@@ -142,19 +143,169 @@ fn a_file_of_nothing_but_failures_is_a_labels_file_too() {
     assert_eq!(world.labels("l.parquet").len(), 2);
 }
 
+/// Scores of the same images alone: equal but for the last bits, which the other members of a batch
+/// change.
+#[track_caller]
+fn assert_scored_as(row: &LabelRow, alone: &LabelRow) {
+    assert_eq!(row.status, Status::Ok, "{row:#?}");
+    let scores = row.scores.iter().flatten().zip(alone.scores.iter().flatten());
+    for (found, expected) in scores {
+        let (found, expected) = (found.unwrap(), expected.unwrap());
+        assert!((found - expected).abs() < 1e-4, "{row:#?}\n{alone:#?}");
+    }
+}
+
+/// The rows of these pairs, each file alone or all together as `0.parquet`, `1.parquet` and so on.
+fn scored(files: &[Vec<Pair>], more: &[&str]) -> (World, Run) {
+    let world = World::empty();
+    for (number, pairs) in files.iter().enumerate() {
+        world.put(&format!("pairs/{number}.parquet"), &pairs_parquet(pairs));
+    }
+    let run = Run::of(&mut world.score(&four_scorers(), "l.parquet", more));
+    (world, run)
+}
+
 #[test]
-fn a_uid_with_other_bytes_elsewhere_gets_no_foreign_scores() {
-    let mut pairs = [pair(0), pair(1), pair(2)];
-    pairs[1].uid[1] = pairs[0].uid[0].clone();
-    pairs[2].uid[0] = pairs[0].uid[0].clone();
-    pairs[2].image[0] = pairs[0].image[0].clone();
-    let world = World::with_pairs(&pairs);
+fn a_damaged_owner_costs_its_own_row_only() {
+    let cut = truncated_jpeg();
+    for (broken, status) in [
+        (None, Status::MissingImage),
+        (Some(Vec::new()), Status::MissingImage),
+        (Some(cut), Status::DecodeError),
+        (Some(oversized_png()), Status::ImageTooLarge),
+    ] {
+        // Row 0 owns the uid; the others have sound bytes of it, twice in this file and once in each of
+        // two more.
+        let sound: Vec<Pair> = (0..5)
+            .map(|number| {
+                let mut sound = pair(number);
+                sound.uid[0] = pair(0).uid[0].clone();
+                sound.image[0] = pair(0).image[0].clone();
+                sound
+            })
+            .collect();
+        let mut pairs = sound.clone();
+        pairs[0].image[0] = broken;
+        let files = [pairs[..3].to_vec(), pairs[3..4].to_vec(), pairs[4..].to_vec()];
+        let (world, run) = scored(&files, &["--batch-size", "2"]);
+        run.expect_code(3);
+        let rows = world.labels("l.parquet");
+        assert_failed(&rows[0], status, "image_0", [false, true]);
+        let (alone, run) = scored(&[sound], &[]);
+        run.expect_code(0);
+        for (row, alone) in rows.iter().zip(alone.labels("l.parquet")).skip(1) {
+            assert_scored_as(row, &alone);
+        }
+        // The same bytes have the same aesthetic score, whichever file they were scored for.
+        let aesthetic: Vec<_> = rows[1..].iter().map(|row| row.scores[3][0].map(f32::to_bits)).collect();
+        assert!(aesthetic.iter().all(|score| *score == aesthetic[0]), "{aesthetic:?}");
+    }
+}
+
+#[test]
+fn each_content_of_a_uid_is_an_image_of_its_own() {
+    // One uid in five rows and three files, with the bytes of three images and none.
+    let uid = Some("the same".to_owned());
+    let other = |number: usize, image: Option<Vec<u8>>| Pair {
+        uid: [uid.clone(), pair(number).uid[1].clone()],
+        image: [image, pair(number).image[1].clone()],
+        ..pair(number)
+    };
+    let image = |number: usize| pair(number).image[0].clone();
+    let pairs =
+        [other(0, image(0)), other(1, image(1)), other(2, image(2)), other(3, None), other(4, image(1))];
+    let files = [pairs[..2].to_vec(), pairs[2..4].to_vec(), pairs[4..].to_vec()];
+    let (world, run) = scored(&files, &[]);
+    let run = run.expect_code(3);
+    assert!(run.stderr.contains("each is scored as an image of its own"), "{run:#?}");
+    let rows = world.labels("l.parquet");
+    assert_failed(&rows[3], Status::MissingImage, "image_0", [false, true]);
+    for number in [0, 1, 2, 4] {
+        let mut alone = pairs[number].clone();
+        alone.uid = [None, None];
+        let (world, run) = scored(&[vec![alone]], &[]);
+        run.expect_code(0);
+        assert_scored_as(&rows[number], &world.labels("l.parquet")[0]);
+    }
+    assert_eq!(rows[1].scores[3][0], rows[4].scores[3][0], "the same bytes");
+}
+
+#[test]
+fn the_same_bytes_have_the_same_scores_whatever_they_are_called() {
+    // Eleven images under two names each and under none, in one file and in another, with the caption of
+    // one another and with a caption of their own, in batches that mix them.
+    let named = |number: usize, uid: Option<&str>, caption: &str| Pair {
+        ranking_id: None,
+        caption: Some(caption.to_owned()),
+        uid: [0, 1].map(|side| uid.map(|uid| format!("{uid} {number} {side}"))),
+        ..sample_pairs(number + 1).pop().unwrap()
+    };
+    let mut first: Vec<Pair> = (0..11).map(|number| named(number, Some("a"), "a cat")).collect();
+    first.extend((0..11).rev().map(|number| named(number, Some("b"), "a cat")));
+    first.extend((0..11).map(|number| named(number, None, "a cat")));
+    let mut second: Vec<Pair> = (0..11).rev().map(|number| named(number, Some("c"), "a cat")).collect();
+    second.extend((0..11).map(|number| named(number, Some("b"), "a dog")));
+    second.extend((0..11).map(|number| named(number, Some("c"), "a dog")));
+    let image_of = |pair: &Pair| pair.image.clone();
+    let pairs = [first.clone(), second.clone()].concat();
+    let (world, run) = scored(&[first, second], &["--batch-size", "5"]);
+    run.expect_code(0);
+    let rows = world.labels("l.parquet");
+    let bits = |row: &LabelRow| -> Vec<[Option<u32>; 2]> {
+        row.scores.iter().map(|scores| scores.map(|score| score.map(f32::to_bits))).collect()
+    };
+    let mut compared = 0;
+    for (row, pair) in rows.iter().zip(&pairs) {
+        for (other, other_pair) in rows.iter().zip(&pairs) {
+            if image_of(pair) != image_of(other_pair) {
+                continue;
+            }
+            compared += 1;
+            // The aesthetic score does not depend on the caption.
+            assert_eq!(bits(row)[3], bits(other)[3], "{row:#?}\n{other:#?}");
+            if row.caption == other.caption {
+                assert_eq!(bits(row), bits(other), "{row:#?}\n{other:#?}");
+            }
+        }
+    }
+    assert!(compared > 66, "{compared}");
+}
+
+#[test]
+fn ids_are_unique_whatever_the_input_calls_its_rows() {
+    let world = World::empty();
+    let ids = ["a", "a", "0.parquet:1", "0.parquet:1", "0.parquet:2", "", "0.parquet:5"];
+    let columns = |ids: &[&str]| -> Vec<(&'static str, arrow::array::ArrayRef)> {
+        use std::sync::Arc;
+        let text = |name: &str| Arc::new(arrow::array::StringArray::from(vec![name; ids.len()]));
+        let image = || Arc::new(arrow::array::BinaryArray::from(vec![None::<&[u8]>; ids.len()]));
+        vec![
+            ("caption", text("a cat")),
+            ("jpg_0", image()),
+            ("jpg_1", image()),
+            ("image_0_uid", text("left")),
+            ("image_1_uid", text("right")),
+            ("ranking_id", Arc::new(arrow::array::StringArray::from(ids.to_vec()))),
+        ]
+    };
+    world.put("pairs/0.parquet", &common::parquet_of(columns(&ids)));
+    world.put("pairs/1.parquet", &common::parquet_of(columns(&["0.parquet:6", "1.parquet:0"])));
     let scorers = world.two_scorers();
     Run::of(&mut world.score(&scorers, "l.parquet", &[])).expect_code(3);
     let rows = world.labels("l.parquet");
-    assert_eq!(rows[0].status, Status::Ok);
-    assert_failed(&rows[1], Status::UidConflict, "image_1: the same uid", [true, false]);
-    assert_eq!(rows[2].status, Status::Ok, "the same uid with the same bytes: {:#?}", rows[2]);
+    let found: Vec<&str> = rows.iter().map(|row| row.pair_id.as_str()).collect();
+    let expected = [
+        "a",
+        "0.parquet:1",
+        "0.parquet:2",
+        "0.parquet:3",
+        "0.parquet:4",
+        "0.parquet:5",
+        "0.parquet:6",
+        "1.parquet:0",
+        "1.parquet:1",
+    ];
+    assert_eq!(found, expected);
 }
 
 /// The place of a tensor's values in a safetensors file.
@@ -195,9 +346,30 @@ fn a_network_of_nan_gives_no_vote_and_stops_nothing() {
     let scorers = world.scorers("scorers.toml", &[scorer_entry("clip"), broken]);
     let run = Run::of(&mut world.score(&scorers, "l.parquet", &[])).expect_code(3);
     assert!(run.stdout.starts_with("9 pairs: 0 voted on, 9 failed\n"), "{run:#?}");
-    for row in world.labels("l.parquet") {
-        assert_failed(&row, Status::NonFinite, "scorer `pickscore` gave NaN", [false; 2]);
+    // The other scorer keeps its scores and its votes.
+    let rows = world.labels("l.parquet");
+    for row in &rows {
+        assert_eq!(row.status, Status::NonFinite, "{row:#?}");
+        let error = row.error.as_deref().unwrap();
+        assert!(error.contains("image_0: scorer `pickscore` gave NaN"), "{error}");
+        assert!(error.contains("image_1: scorer `pickscore` gave NaN"), "{error}");
+        assert_eq!((row.vote_sum, row.consensus), (None, None), "{row:#?}");
+        assert!(row.scores[0].iter().all(Option::is_some) && row.votes[0].is_some(), "{row:#?}");
+        assert_eq!((row.scores[1], row.votes[1]), ([None; 2], None), "{row:#?}");
     }
+    // It decides alone, with the votes it has in a run of its own.
+    let mut command = relabel(["vote", "--voters", "clip", "--labels"]);
+    command.arg(world.path("l.parquet")).arg("--out").arg(world.path("clip.parquet"));
+    let run = Run::of(&mut command).expect_code(0);
+    assert!(run.stdout.starts_with("9 pairs: 9 voted on, 0 failed\n"), "{run:#?}");
+    let scorers = world.scorers("clip.toml", &[scorer_entry("clip")]);
+    Run::of(&mut world.score(&scorers, "alone.parquet", &[])).expect_code(0);
+    assert_eq!(world.labels("clip.parquet"), world.labels("alone.parquet"));
+    // With the broken one nothing is decided.
+    let mut command = relabel(["vote", "--ties", "margin", "--labels"]);
+    command.arg(world.path("l.parquet")).arg("--out").arg(world.path("again.parquet"));
+    Run::of(&mut command).expect_code(0);
+    assert_eq!(world.labels("again.parquet"), rows);
 }
 
 #[test]
@@ -221,6 +393,7 @@ fn nan_reaches_only_the_captions_that_touch_it() {
     for row in &rows {
         if words(row).iter().any(|word| word == "a") {
             assert_eq!(row.status, Status::NonFinite, "{row:#?}");
+            assert!(row.votes[0].is_some() && row.votes[1].is_none(), "{row:#?}");
             touched += 1;
         // A longer word may end in this very token.
         } else if !words(row).iter().any(|word| word.ends_with('a')) {

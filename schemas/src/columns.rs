@@ -125,7 +125,8 @@ pub fn labels_columns<S: AsRef<str>>(scorers: &[S]) -> Vec<Column> {
             Text,
             false,
             "stable name of the pair, unique in the file: the input's `ranking_id` where it has \
-             one, else `source_file:source_row`",
+             one that no earlier row has, else `source_file:source_row`, and with `#2`, `#3` behind \
+             it where an earlier row has that too",
         ),
         Column::new("source_file", Category, false, "input file the pair comes from"),
         Column::new("source_row", Int64, false, "row of the pair in that file, from 0"),
@@ -171,7 +172,7 @@ pub fn labels_columns<S: AsRef<str>>(scorers: &[S]) -> Vec<Column> {
             "sign of `vote_sum` (Eq. 7): +1 for image 0, -1 for image 1, 0 for a tie; null when \
              `status` is not `ok`",
         ),
-        Column::new("status", Text, false, "`ok`, or why the row has no votes (see below)"),
+        Column::new("status", Text, false, "`ok`, or why the row has no consensus (see below)"),
         Column::new("error", Text, true, "detail of the failure, for people; null when `ok`"),
     ]);
     columns

@@ -245,7 +245,6 @@ fn the_schema_is_what_it_was() {
             "caption_too_long",
             "uid_conflict",
             "non_finite",
-            "scorer_error",
         ]
     );
 }

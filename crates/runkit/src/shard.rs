@@ -1,4 +1,14 @@
 //! Which share of the work this process takes, when several work on one output.
+//!
+//! The first of these that is there decides:
+//!
+//! 1. `--shard I/N`;
+//! 2. `RANK` and `WORLD_SIZE`, which torchrun sets;
+//! 3. `SLURM_PROCID` and the number of tasks, in a step that `srun` started with several;
+//! 4. nothing: this process does all of the work.
+//!
+//! A SLURM array decides nothing by itself, since its tasks may be runs of their own: each with its
+//! data and its output, which would score a part of the pairs and look complete. A warning says so.
 
 use std::fmt;
 use std::str::FromStr;
@@ -38,6 +48,18 @@ pub enum ShardError {
         set: &'static str,
         /// The variable that is not.
         missing: &'static str,
+    },
+    /// SLURM says that there are several tasks, but not that this is one of them.
+    #[error(
+        "SLURM_PROCID={index} and {count} tasks, but no SLURM_STEP_ID: a batch script runs once, whatever \
+         its --ntasks\nhint: start the program with srun to share the work between the tasks, or give \
+         --shard 0/1 for all of the work, --shard {index}/{count} for this share"
+    )]
+    NoStep {
+        /// The task's number.
+        index: u64,
+        /// How many tasks there are.
+        count: u64,
     },
     /// A variable does not hold what it should.
     #[error("{variable}={value:?} is not understood: expected {expected}")]
@@ -88,16 +110,27 @@ impl Shard {
         item % self.count == self.index
     }
 
-    /// The share of this process: `explicit` (a flag) if given, else `RANK` and `WORLD_SIZE` (as
-    /// torchrun sets them), else `SLURM_ARRAY_TASK_ID` and `SLURM_ARRAY_TASK_COUNT` (with
-    /// `SLURM_ARRAY_TASK_MIN` and `_STEP`, since arrays need not start at 0), else the whole.
+    /// The share of this process: `explicit` (a flag) if given, else what torchrun or srun says, else
+    /// the whole, by the rule at the head of this module. A task of a SLURM array that takes the whole
+    /// is told so in the log.
     ///
     /// # Errors
-    /// When the variables are incomplete or hold something else than a share.
+    /// When the variables are incomplete, contradict each other or hold something else than a share.
     pub fn from_environment(explicit: Option<Self>) -> Result<Self, ShardError> {
-        Self::from_lookup(explicit, |name| {
+        let lookup = |name: &str| {
             std::env::var_os(name).map(|value| value.to_string_lossy().into_owned())
-        })
+        };
+        let shard = Self::from_lookup(explicit, lookup)?;
+        if explicit.is_none()
+            && shard.is_whole()
+            && let Some(task) = lookup("SLURM_ARRAY_TASK_ID").filter(|task| !task.is_empty())
+        {
+            tracing::warn!(
+                "this is task {task} of a SLURM array, and without --shard it does all of the work; \
+                 hint: to share the work between --array=0-15, --shard $SLURM_ARRAY_TASK_ID/16"
+            );
+        }
+        Ok(shard)
     }
 
     /// As [`Shard::from_environment`] with any other source of variables.
@@ -128,16 +161,20 @@ impl Shard {
         if let Some((index, count)) = pair("RANK", "WORLD_SIZE")? {
             return Self::new(index, count);
         }
-        if let Some((task, count)) = pair("SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_COUNT")? {
-            let first = number("SLURM_ARRAY_TASK_MIN")?.unwrap_or(0);
-            let step = number("SLURM_ARRAY_TASK_STEP")?.unwrap_or(1).max(1);
-            let offset = task.checked_sub(first).filter(|offset| offset.is_multiple_of(step));
-            let offset = offset.ok_or_else(|| ShardError::Variable {
-                variable: "SLURM_ARRAY_TASK_ID",
-                value: task.to_string(),
-                expected: "SLURM_ARRAY_TASK_MIN plus a multiple of SLURM_ARRAY_TASK_STEP",
-            })?;
-            return Self::new(offset / step, count);
+        let tasks = match number("SLURM_STEP_NUM_TASKS")? {
+            Some(tasks) => Some(tasks),
+            None => number("SLURM_NTASKS")?,
+        };
+        match (number("SLURM_PROCID")?, tasks) {
+            (Some(index), Some(count)) if count > 1 => match number("SLURM_STEP_ID")? {
+                Some(_) => return Self::new(index, count),
+                None => return Err(ShardError::NoStep { index, count }),
+            },
+            (Some(1..), None) => {
+                let (set, missing) = ("SLURM_PROCID", "SLURM_NTASKS");
+                return Err(ShardError::Incomplete { set, missing });
+            }
+            _ => {}
         }
         Ok(Self::WHOLE)
     }
@@ -213,11 +250,13 @@ mod tests {
         assert_eq!(environment(&[]).unwrap(), Shard::WHOLE);
         let torchrun = [("RANK", "2"), ("WORLD_SIZE", "3"), ("SLURM_ARRAY_TASK_ID", "0")];
         assert_eq!(environment(&torchrun).unwrap(), Shard::new(2, 3).unwrap());
-        let slurm = [("SLURM_ARRAY_TASK_ID", "5"), ("SLURM_ARRAY_TASK_COUNT", "3")];
-        assert!(matches!(environment(&slurm), Err(ShardError::Range { .. })));
-        let slurm =
-            [slurm[0], slurm[1], ("SLURM_ARRAY_TASK_MIN", "1"), ("SLURM_ARRAY_TASK_STEP", "2")];
-        assert_eq!(environment(&slurm).unwrap(), Shard::new(2, 3).unwrap());
+        let srun = [("SLURM_PROCID", "5"), ("SLURM_NTASKS", "8"), ("SLURM_STEP_ID", "0")];
+        assert_eq!(environment(&srun).unwrap(), Shard::new(5, 8).unwrap());
+        let both = [("RANK", "1"), ("WORLD_SIZE", "2"), srun[0], srun[1], srun[2]];
+        assert_eq!(environment(&both).unwrap(), Shard::new(1, 2).unwrap());
+        // A step may have fewer tasks than the job.
+        let step = [srun[0], ("SLURM_NTASKS", "64"), srun[2], ("SLURM_STEP_NUM_TASKS", "6")];
+        assert_eq!(environment(&step).unwrap(), Shard::new(5, 6).unwrap());
         let explicit = Shard::new(1, 2).unwrap();
         assert_eq!(Shard::from_lookup(Some(explicit), |_| Some("x".to_owned())).unwrap(), explicit);
     }
@@ -234,11 +273,33 @@ mod tests {
             environment(&[("RANK", "2"), ("WORLD_SIZE", "2")]),
             Err(ShardError::Range { .. })
         ));
-        let slurm = [
-            ("SLURM_ARRAY_TASK_ID", "0"),
-            ("SLURM_ARRAY_TASK_COUNT", "2"),
-            ("SLURM_ARRAY_TASK_MIN", "1"),
-        ];
-        assert!(matches!(environment(&slurm), Err(ShardError::Variable { .. })));
+    }
+
+    #[test]
+    fn an_array_takes_no_share_by_itself() {
+        let names = ["SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_COUNT", "SLURM_ARRAY_TASK_MIN"];
+        for values in [["3", "2", "3"], ["0", "16", "0"], ["5", "3", "1"]] {
+            let array: Vec<(&str, &str)> = names.into_iter().zip(values).collect();
+            assert_eq!(environment(&array).unwrap(), Shard::WHOLE, "{array:?}");
+            // A step of one task inside the array changes nothing.
+            let step = [("SLURM_PROCID", "0"), ("SLURM_NTASKS", "1"), ("SLURM_STEP_ID", "0")];
+            assert_eq!(environment(&[&array[..], &step].concat()).unwrap(), Shard::WHOLE);
+        }
+    }
+
+    #[test]
+    fn tasks_that_srun_did_not_start_are_refused_with_a_way_out() {
+        let batch = |index| [("SLURM_PROCID", index), ("SLURM_NTASKS", "8")];
+        for index in ["0", "1"] {
+            let message = environment(&batch(index)).unwrap_err().to_string();
+            assert!(message.contains("srun") && message.contains("--shard 0/1"), "{message}");
+        }
+        // A batch script without --ntasks, and a shell of salloc.
+        assert_eq!(environment(&[("SLURM_PROCID", "0")]).unwrap(), Shard::WHOLE);
+        assert_eq!(environment(&[("SLURM_NTASKS", "8")]).unwrap(), Shard::WHOLE);
+        let incomplete = ShardError::Incomplete { set: "SLURM_PROCID", missing: "SLURM_NTASKS" };
+        assert_eq!(environment(&[("SLURM_PROCID", "2")]).unwrap_err(), incomplete);
+        let srun = [("SLURM_PROCID", "8"), ("SLURM_NTASKS", "8"), ("SLURM_STEP_ID", "0")];
+        assert!(matches!(environment(&srun), Err(ShardError::Range { .. })));
     }
 }

@@ -60,6 +60,14 @@ impl DescribedScorers {
         &self.manifest
     }
 
+    /// How many numbers each text tower gives for a caption, in the order of the set's text towers.
+    #[must_use]
+    pub fn text_widths(&self) -> Vec<usize> {
+        let width = |model: usize| self.models[model].config.embed_dim;
+        let towers = self.text_towers.iter();
+        towers.map(|&(model, _)| usize::try_from(width(model)).unwrap_or(0)).collect()
+    }
+
     /// Reads the weights into networks.
     ///
     /// # Errors

@@ -3,7 +3,7 @@
 use std::sync::mpsc::sync_channel;
 
 use anyhow::{Context as _, Result, bail};
-use arrow::array::{Array as _, Int8Array, Int8Builder};
+use arrow::array::{Array as _, Int8Builder, StringViewBuilder};
 use runkit::exit::ExitStatus;
 use runkit::output::State;
 use schemas::labels::{
@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use crate::cli::VoteArguments;
 use crate::inspect::{Counting, Report};
 use crate::score;
-use crate::vote::{Moments, TiePolicy, vote};
+use crate::vote::{Decider, MarginScale, TiePolicy};
 
 /// Batches of 16,384 rows that wait for the writer at most.
 const BATCHES_AHEAD: usize = 2;
@@ -24,10 +24,7 @@ pub(super) fn run(arguments: &VoteArguments) -> Result<ExitStatus> {
     let labels = LabelsFile::open(&arguments.labels)?;
     let voters = voters(&labels, arguments)?;
     let schema = LabelsSchema::new(&voters)?;
-    let scale = match arguments.ties {
-        TiePolicy::Margin => margin_scale(&labels, &schema)?,
-        _ => vec![1.0; voters.len()],
-    };
+    let decider = decider(&labels, &schema, arguments.ties)?;
     let mut metadata = labels.metadata().clone();
     let manifest = manifest(&labels, &voters, arguments.ties)
         .with_context(|| format!("{}: its manifest cannot be read", arguments.labels.display()))?;
@@ -46,11 +43,11 @@ pub(super) fn run(arguments: &VoteArguments) -> Result<ExitStatus> {
     let mut writer = LabelsWriter::create(&arguments.out, &schema, &metadata)?;
     let report = std::thread::scope(|scope| -> Result<Report> {
         let (sender, receiver) = sync_channel(BATCHES_AHEAD);
-        let (schema, scale) = (&schema, &scale);
+        let (schema, decider) = (&schema, &decider);
         let reader = scope.spawn(move || -> Result<Report> {
             let mut counting = Counting::new(schema.scorers());
             for batch in labels.batches()? {
-                let batch = decide(&of_voters(&batch?, schema)?, arguments.ties, scale)?;
+                let batch = decide(&of_voters(&batch?, schema)?, decider)?;
                 counting.add(&batch);
                 // The writer is gone when it failed; its error is the one to report.
                 if sender.send(batch).is_err() {
@@ -118,57 +115,71 @@ fn of_voters(batch: &LabelBatch, schema: &LabelsSchema) -> Result<LabelBatch> {
     Ok(LabelBatch::try_new(schema, columns)?)
 }
 
-/// Whether a row can be voted on: it was, and every voter scored both images.
-fn can_vote(batch: &LabelBatch, row: usize) -> bool {
-    batch.status().value(row) == Status::Ok.as_str()
-        && (0..batch.schema().scorers().len())
-            .all(|scorer| batch.scores(scorer).iter().all(|scores| scores.is_valid(row)))
+/// Whether the votes decide a row: it failed for nothing but scorers that gave no number.
+fn is_open(batch: &LabelBatch, row: usize) -> bool {
+    let status = batch.status().value(row);
+    [Status::Ok, Status::NonFinite].iter().any(|open| open.as_str() == status)
 }
 
-fn decide(batch: &LabelBatch, ties: TiePolicy, scale: &[f64]) -> Result<LabelBatch> {
-    let rows = batch.num_rows();
-    let able: Vec<bool> = (0..rows).map(|row| can_vote(batch, row)).collect();
-    let mut sums = vec![0i8; rows];
-    let mut margins = vec![0f64; rows];
-    let mut votes: Vec<Int8Array> = Vec::with_capacity(scale.len());
-    for (scorer, scale) in scale.iter().enumerate() {
-        let [first, second] = batch.scores(scorer);
-        let mut column = Int8Builder::with_capacity(rows);
-        for row in 0..rows {
-            if !able[row] {
-                column.append_null();
-                continue;
-            }
-            let (first, second) = (first.value(row), second.value(row));
-            let vote = vote(first, second);
-            column.append_value(vote);
-            sums[row] += vote;
-            margins[row] += (f64::from(first) - f64::from(second)) / scale;
-        }
-        votes.push(column.finish());
+/// The scores of a row, in column order.
+fn scores_of(batch: &LabelBatch, row: usize, scores: &mut [[Option<f32>; 2]]) {
+    for (scorer, scores) in scores.iter_mut().enumerate() {
+        *scores = batch.scores(scorer).map(|it| it.is_valid(row).then(|| it.value(row)));
     }
-    let human = batch.human_label_0();
-    let decisions = (0..rows).map(|row| {
+}
+
+/// The batch with votes, sums and consensus decided again. A row that failed only for a scorer that no
+/// longer votes is sound again.
+fn decide(batch: &LabelBatch, decider: &Decider) -> Result<LabelBatch> {
+    let (rows, scorers) = (batch.num_rows(), batch.schema().scorers().len());
+    let mut columns: Vec<Int8Builder> =
+        (0..scorers).map(|_| Int8Builder::with_capacity(rows)).collect();
+    let mut sums = Int8Builder::with_capacity(rows);
+    let mut consensus = Int8Builder::with_capacity(rows);
+    let mut status = StringViewBuilder::new().with_deduplicate_strings();
+    let mut error = StringViewBuilder::new();
+    let (mut scores, mut votes) = (vec![[None; 2]; scorers], vec![None; scorers]);
+    let (human, errors) = (batch.human_label_0(), batch.error());
+    for row in 0..rows {
+        // A row that failed in another way is decided by no votes, whatever its columns hold.
+        if is_open(batch, row) {
+            scores_of(batch, row, &mut scores);
+        } else {
+            scores.fill([None; 2]);
+        }
         let human = human.is_valid(row).then(|| human.value(row));
-        able[row].then(|| ties.decide(sums[row], human, margins[row]))
-    });
-    let consensus = decisions.collect::<Int8Array>();
-    let sums =
-        sums.iter().zip(&able).map(|(&sum, &able)| able.then_some(sum)).collect::<Int8Array>();
-    Ok(batch.with_decisions(votes, sums, consensus)?)
+        let decision = decider.decide(&scores, human, &mut votes);
+        for (column, vote) in columns.iter_mut().zip(&votes) {
+            column.append_option(*vote);
+        }
+        sums.append_option(decision.map(|(sum, _)| sum));
+        consensus.append_option(decision.map(|(_, consensus)| consensus));
+        if decision.is_some() {
+            status.append_value(Status::Ok.as_str());
+            error.append_null();
+        } else {
+            status.append_value(batch.status().value(row));
+            error.append_option(errors.is_valid(row).then(|| errors.value(row)));
+        }
+    }
+    let votes = columns.iter_mut().map(Int8Builder::finish).collect();
+    let decided = batch.with_decisions(votes, sums.finish(), consensus.finish())?;
+    Ok(decided.with_status(status.finish(), error.finish())?)
 }
 
-/// The standard deviation of each voter's margins over the rows that have votes.
-fn margin_scale(labels: &LabelsFile, schema: &LabelsSchema) -> Result<Vec<f64>> {
-    let mut moments = vec![Moments::default(); schema.scorers().len()];
-    for batch in labels.batches()? {
-        let batch = of_voters(&batch?, schema)?;
-        for row in (0..batch.num_rows()).filter(|&row| can_vote(&batch, row)) {
-            for (scorer, moments) in moments.iter_mut().enumerate() {
-                let [first, second] = batch.scores(scorer);
-                moments.add(f64::from(first.value(row)) - f64::from(second.value(row)));
+/// How ties are decided, by the margins of all rows where that is asked for.
+fn decider(labels: &LabelsFile, schema: &LabelsSchema, ties: TiePolicy) -> Result<Decider> {
+    let scorers = schema.scorers().len();
+    let mut scale = MarginScale::new(scorers);
+    if ties == TiePolicy::Margin {
+        let mut scores = vec![[None; 2]; scorers];
+        for batch in labels.batches()? {
+            let batch = of_voters(&batch?, schema)?;
+            for row in (0..batch.num_rows()).filter(|&row| is_open(&batch, row)) {
+                scores_of(&batch, row, &mut scores);
+                scale.add(&scores);
             }
         }
     }
-    Ok(moments.iter().map(|moments| moments.standard_deviation().max(f64::MIN_POSITIVE)).collect())
+    Ok(Decider::new(ties, &scale))
 }

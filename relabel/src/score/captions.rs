@@ -67,12 +67,32 @@ impl CaptionText {
         self.ends.is_empty()
     }
 
+    /// Bytes of the scratch file.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.ends.last().copied().unwrap_or(0)
+    }
+
     fn get(&self, index: usize) -> Result<String> {
         let start = if index == 0 { 0 } else { self.ends[index - 1] };
         let mut bytes = vec![0; (self.ends[index] - start) as usize];
         self.file.read_exact_at(&mut bytes, start)?;
         Ok(String::from_utf8(bytes)?)
     }
+}
+
+/// Bytes that the features of `captions` take in the scratch folder, in groups as they are encoded:
+/// `widths` are the numbers that each text tower gives for a caption.
+pub(super) fn feature_bytes(captions: impl Iterator<Item = u32>, total: usize, widths: &[usize]) -> u64 {
+    let mut needed = vec![false; total.div_ceil(GROUP)];
+    for caption in captions {
+        if let Some(group) = needed.get_mut(caption as usize / GROUP) {
+            *group = true;
+        }
+    }
+    let encoded = |(group, _): (usize, &bool)| total.min((group + 1) * GROUP) - group * GROUP;
+    let captions: usize = needed.iter().enumerate().filter(|(_, needed)| **needed).map(encoded).sum();
+    (captions * widths.iter().sum::<usize>() * size_of::<f32>()) as u64
 }
 
 /// Features of captions, one scratch file per text tower, filled group by group as they are needed.
@@ -148,5 +168,10 @@ impl<'run> CaptionFeatures<'run> {
 /// An unnamed file: nothing of it is left when the process ends, however it ends.
 fn scratch_file(folder: &Path) -> Result<File> {
     tempfile::tempfile_in(folder)
-        .with_context(|| format!("{}: cannot make a scratch file", folder.display()))
+        .with_context(|| {
+            format!(
+                "{}: cannot make a scratch file; hint: --scratch FOLDER that exists and can be written",
+                folder.display()
+            )
+        })
 }

@@ -1,16 +1,16 @@
 //! Parts: what has been scored of one input file, complete or not there at all.
 //!
-//! A part holds a row for every combination whose image is owned by its file, and a row for every
-//! other place an image stands in the file, with the checksum of the bytes found there: a uid that
-//! names different bytes elsewhere is noticed at the merge instead of being given foreign scores.
+//! A part holds a row for every place where an image stands in the file, with the digest of the bytes
+//! found there, and a row for every score: a uid that names other bytes elsewhere is noticed at the
+//! merge instead of being given foreign scores.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context as _, Result, ensure};
 use arrow::array::{
-    Array, ArrayRef, AsArray, Float32Builder, RecordBatch, StringBuilder, UInt32Builder,
-    UInt64Builder,
+    Array, ArrayRef, AsArray, FixedSizeBinaryBuilder, Float32Builder, RecordBatch, StringBuilder,
+    UInt32Builder, UInt64Builder,
 };
 use arrow::datatypes::{DataType, Field, Float32Type, Schema, UInt32Type, UInt64Type};
 use parquet::arrow::ArrowWriter;
@@ -21,6 +21,8 @@ use parquet::file::metadata::KeyValue;
 use parquet::file::properties::WriterProperties;
 use schemas::labels::Status;
 use schemas::sink::{Sink, write_error};
+
+use super::plan::Digest;
 
 /// The metadata key that ties a part to its run.
 const FINGERPRINT: &str = "relabel.fingerprint";
@@ -33,16 +35,31 @@ const ROWS_PER_BATCH: usize = 4096;
 pub(crate) struct PartRow {
     /// 2·row + position, within the input file.
     pub(crate) slot: u64,
-    /// xxh3 of the encoded image; null when there is none.
-    pub(crate) content: Option<u64>,
-    /// What was scored; null for an image that another place owns.
-    pub(crate) combination: Option<u32>,
-    /// Whether it could be scored.
-    pub(crate) status: Status,
-    /// Why not.
-    pub(crate) error: Option<String>,
-    /// One score per scorer; empty unless the status is ok.
-    pub(crate) scores: Vec<f32>,
+    /// The digest of the encoded image; null when there is none.
+    pub(crate) content: Option<Digest>,
+    /// What is known of the image there.
+    pub(crate) found: Found,
+}
+
+/// What a row of a part says about the image in its slot.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum Found {
+    /// That it stands there. Every slot has one such row in the part of its file.
+    Place,
+    /// Its scores with the caption of a combination, one per scorer, which may be NaN or infinite.
+    Scores {
+        /// Index of the combination.
+        combination: u32,
+        /// In scorer order.
+        scores: Vec<f32>,
+    },
+    /// Why it has no scores.
+    Failure {
+        /// In a word.
+        status: Status,
+        /// In a sentence.
+        error: String,
+    },
 }
 
 /// The file of part `index` of `count`.
@@ -50,12 +67,18 @@ pub(crate) fn path(folder: &Path, index: usize, count: usize) -> PathBuf {
     folder.join(format!("part-{index:05}-of-{count:05}.parquet"))
 }
 
+/// The file of what part `index` of `count` left to the end: images that only all parts together show
+/// to be scored nowhere.
+pub(crate) fn rest_path(folder: &Path, index: usize, count: usize) -> PathBuf {
+    folder.join(format!("rest-{index:05}-of-{count:05}.parquet"))
+}
+
 fn schema(scorers: &[String]) -> Schema {
     let mut fields = vec![
         Field::new("slot", DataType::UInt64, false),
-        Field::new("content", DataType::UInt64, true),
+        Field::new("content", DataType::FixedSizeBinary(size_of::<Digest>() as i32), true),
         Field::new("combination", DataType::UInt32, true),
-        Field::new("status", DataType::Utf8, false),
+        Field::new("status", DataType::Utf8, true),
         Field::new("error", DataType::Utf8, true),
     ];
     fields.extend(scorers.iter().map(|name| Field::new(name, DataType::Float32, true)));
@@ -106,19 +129,27 @@ impl PartWriter {
     }
 
     fn flush(&mut self) -> Result<()> {
-        let (mut slot, mut content, mut combination) =
-            (UInt64Builder::new(), UInt64Builder::new(), UInt32Builder::new());
+        let (mut slot, mut combination) = (UInt64Builder::new(), UInt32Builder::new());
+        let mut content = FixedSizeBinaryBuilder::new(size_of::<Digest>() as i32);
         let (mut status, mut error) = (StringBuilder::new(), StringBuilder::new());
         let mut scores: Vec<Float32Builder> =
             (0..self.scorers).map(|_| Float32Builder::new()).collect();
         for row in self.rows.drain(..) {
             slot.append_value(row.slot);
-            content.append_option(row.content);
-            combination.append_option(row.combination);
-            status.append_value(row.status.as_str());
-            error.append_option(row.error);
+            match row.content {
+                Some(digest) => content.append_value(digest)?,
+                None => content.append_null(),
+            }
+            let (index, problem, values) = match row.found {
+                Found::Place => (None, None, Vec::new()),
+                Found::Scores { combination, scores } => (Some(combination), None, scores),
+                Found::Failure { status, error } => (None, Some((status, error)), Vec::new()),
+            };
+            combination.append_option(index);
+            status.append_option(problem.as_ref().map(|(status, _)| status.as_str()));
+            error.append_option(problem.as_ref().map(|(_, error)| error));
             for (index, builder) in scores.iter_mut().enumerate() {
-                builder.append_option(row.scores.get(index).copied());
+                builder.append_option(values.get(index).copied());
             }
         }
         let mut columns: Vec<ArrayRef> = vec![
@@ -170,21 +201,19 @@ pub(crate) fn read(
     mut each: impl FnMut(PartRow) -> Result<()>,
 ) -> Result<()> {
     let reader = open(path)?;
-    let found = reader.schema().fields().clone();
-    let expected = schema(scorers);
+    let column = |field: &Arc<Field>| format!("{} {}", field.name(), field.data_type());
+    let found: Vec<String> = reader.schema().fields().iter().map(column).collect();
+    let expected: Vec<String> = schema(scorers).fields().iter().map(column).collect();
     ensure!(
-        found
-            .iter()
-            .map(|field| field.name())
-            .eq(expected.fields().iter().map(|field| field.name())),
-        "{}: expected the columns of a part, found {:?}; hint: start over with --fresh",
+        found == expected,
+        "{}: expected the columns of a part, found {}; hint: start over with --fresh",
         path.display(),
-        found.iter().map(|field| field.name()).collect::<Vec<_>>()
+        found.join(", ")
     );
     for batch in reader.build()? {
         let batch = batch.with_context(|| damaged(path))?;
         let slot = batch.column(0).as_primitive::<UInt64Type>();
-        let content = batch.column(1).as_primitive::<UInt64Type>();
+        let content = batch.column(1).as_fixed_size_binary();
         let combination = batch.column(2).as_primitive::<UInt32Type>();
         let status = batch.column(3).as_string::<i32>();
         let error = batch.column(4).as_string::<i32>();
@@ -192,20 +221,21 @@ pub(crate) fn read(
             .map(|index| batch.column(index).as_primitive::<Float32Type>())
             .collect();
         for row in 0..batch.num_rows() {
-            let status: Status =
-                status.value(row).parse().map_err(|_| anyhow::anyhow!(damaged(path)))?;
-            each(PartRow {
-                slot: slot.value(row),
-                content: content.is_valid(row).then(|| content.value(row)),
-                combination: combination.is_valid(row).then(|| combination.value(row)),
-                status,
-                error: error.is_valid(row).then(|| error.value(row).to_owned()),
-                scores: scores
-                    .iter()
-                    .filter(|column| column.is_valid(row))
-                    .map(|column| column.value(row))
-                    .collect(),
-            })?;
+            let found = if combination.is_valid(row) {
+                let scores = scores.iter().filter(|column| column.is_valid(row));
+                let scores: Vec<f32> = scores.map(|column| column.value(row)).collect();
+                ensure!(scores.len() == scorers.len(), damaged(path));
+                Found::Scores { combination: combination.value(row), scores }
+            } else if status.is_valid(row) {
+                let status = status.value(row).parse();
+                let status = status.map_err(|_| anyhow::anyhow!(damaged(path)))?;
+                Found::Failure { status, error: error.value(row).to_owned() }
+            } else {
+                Found::Place
+            };
+            let content = content.is_valid(row).then(|| content.value(row).try_into());
+            let content = content.transpose().with_context(|| damaged(path))?;
+            each(PartRow { slot: slot.value(row), content, found })?;
         }
     }
     Ok(())
@@ -244,29 +274,20 @@ mod tests {
         assert!(path.ends_with("part-00003-of-00012.parquet"));
         let scorers = vec!["clip".to_owned(), "hps".to_owned()];
         let rows = vec![
+            PartRow { slot: 0, content: Some([7; 16]), found: Found::Place },
             PartRow {
                 slot: 0,
-                content: Some(u64::MAX),
-                combination: Some(7),
-                status: Status::Ok,
-                error: None,
-                scores: vec![0.25, -1.0],
+                content: Some([7; 16]),
+                found: Found::Scores { combination: 7, scores: vec![0.25, f32::INFINITY] },
             },
-            PartRow {
-                slot: 1,
-                content: None,
-                combination: Some(8),
-                status: Status::MissingImage,
-                error: Some("null".to_owned()),
-                scores: vec![],
-            },
+            PartRow { slot: 1, content: None, found: Found::Place },
             PartRow {
                 slot: 2,
-                content: Some(1),
-                combination: None,
-                status: Status::Ok,
-                error: None,
-                scores: vec![],
+                content: Some([1; 16]),
+                found: Found::Failure {
+                    status: Status::DecodeError,
+                    error: "cut short".to_owned(),
+                },
             },
         ];
         assert!(!is_done(&path, "a").unwrap());

@@ -2,30 +2,52 @@
 //!
 //! Made from the small columns alone, before any image is read, and a pure function of the inputs.
 //! Images recur across pairs (in Pick-a-Pic the winner stays on), so each distinct uid has one owner,
-//! the place where it stands first, and is scored there and nowhere else. That is what makes the
-//! result independent of how the files are split between processes: whoever works on the owner's
-//! file computes the same batch, and the merge hands the scores to every other place.
+//! the place where it stands first, and is scored there. What stands elsewhere under the same uid is
+//! compared by its bytes, and scored as an image of its own where they differ (see
+//! [`super::batches`]).
+//! That is what makes the result independent of how the files are split between processes: whoever
+//! works on the owner's file computes the same batch, and the merge hands the scores to every other
+//! place.
 //!
-//! Memory: a few numbers a pair; captions themselves go to a scratch file.
+//! Memory: [`BYTES_PER_ROW`] while the plan is made, less than half of it afterwards; captions
+//! themselves go to a scratch file.
 
-use std::collections::{HashMap, HashSet};
-use std::path::PathBuf;
+mod ids;
+
+use std::collections::HashMap;
+use std::path::Path;
 
 use anyhow::{Result, ensure};
+use runkit::signals::StopFlag;
 use schemas::labels::Status;
-use schemas::pairs::{InputFile, PairFile, PairRow};
-use xxhash_rust::xxh3::{Xxh3, xxh3_128};
+use schemas::pairs::{InputFile, PairFile, PairRow, positional_pair_id};
+use xxhash_rust::xxh3::Xxh3;
 
 use super::captions::CaptionText;
 
 /// A caption longer than this is not a prompt: the row is kept with the status `caption_too_long`.
 pub const MAX_CAPTION_BYTES: usize = 64 * 1024;
 
-/// Rows of a file beyond this do not fit the plan's indices.
+/// The most memory that planning and merging take for each row, in bytes, with four scorers and two
+/// images and a caption of its own in every row. `relabel/tests/memory.rs` measures it.
+pub const BYTES_PER_ROW: u64 = 160;
+
+/// Rows of a run beyond this do not fit the plan's indices.
 const MAX_ROWS: u64 = u32::MAX as u64 / 4;
 
 /// No image, caption or combination.
-pub const NONE: u32 = u32::MAX;
+pub(crate) const NONE: u32 = u32::MAX;
+
+/// What bytes or text are known by: the first 16 bytes of their BLAKE3, so that nobody can make two
+/// that are taken for one.
+pub(crate) type Digest = [u8; 16];
+
+/// The digest of these bytes.
+pub(crate) fn digest(bytes: &[u8]) -> Digest {
+    let mut digest = [0; 16];
+    digest.copy_from_slice(&blake3::hash(bytes).as_bytes()[..16]);
+    digest
+}
 
 /// An input file of the run.
 #[derive(Debug, Clone)]
@@ -40,11 +62,18 @@ pub struct PlannedFile {
     pub first_row: u64,
 }
 
-/// A picture with a caption: what a score belongs to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+impl PlannedFile {
+    /// The places (2·row + position, counted over the whole run) of its images.
+    pub(crate) fn slots(&self) -> std::ops::Range<u64> {
+        2 * self.first_row..2 * (self.first_row + self.rows)
+    }
+}
+
+/// An image with a caption: what a score belongs to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Combination {
-    /// Index of the image.
-    pub image: u32,
+    /// The slot (2·row + position) where the image's uid stands first.
+    pub owner: u32,
     /// Index of the caption.
     pub caption: u32,
 }
@@ -54,31 +83,31 @@ pub struct Combination {
 pub struct Plan {
     /// The inputs, in order.
     pub files: Vec<PlannedFile>,
-    /// Every distinct (image, caption), in order of first appearance.
-    pub combinations: Vec<Combination>,
-    /// For every row of the run, the combination of its first and second image; [`NONE`] where the
-    /// row cannot be scored whatever its images are.
-    pub rows: Vec<[u32; 2]>,
-    /// For every image, the slot (2·row + position) where it stands first.
-    pub owner_slot: Vec<u64>,
     /// The distinct captions.
     pub captions: CaptionText,
-    /// Rows whose `ranking_id` stood before in the input: they are named by their place instead, so
-    /// that ids stay unique.
-    pub renamed: HashSet<u64>,
     /// A checksum of every planned value, for the manifest.
     pub content: String,
-    first_combination: Vec<u32>,
-    next_combination: Vec<u32>,
+    /// Every distinct combination, sorted.
+    combinations: Vec<Combination>,
+    /// For every slot, the slot where the same uid stands first; [`NONE`] where the row cannot be
+    /// scored whatever its images are.
+    owner: Vec<u32>,
+    /// For every row, its caption; [`NONE`] where it cannot be scored.
+    caption: Vec<u32>,
+    /// Rows whose own id is another row's, and how they are named instead.
+    renamed: Vec<ids::Renamed>,
+    /// Distinct uids, and places without one.
+    images: u64,
 }
 
 /// Collects the plan row by row.
 struct Planner {
     plan: Plan,
-    images: HashMap<u128, u32>,
-    captions: HashMap<u128, u32>,
-    combinations: HashMap<Combination, u32>,
-    pair_ids: HashSet<u128>,
+    captions: HashMap<Digest, u32>,
+    /// Every uid that stands in a row that can be scored, with its slot.
+    uids: Vec<(Digest, u32)>,
+    /// Every id, with its row.
+    ids: Vec<(Digest, u32)>,
     content: Xxh3,
 }
 
@@ -86,28 +115,28 @@ impl Plan {
     /// Reads the small columns of every input, at most `limit` rows.
     ///
     /// # Errors
-    /// An input that is not a readable Parquet file of pairs, or the scratch folder cannot be written.
+    /// An input that is not a readable Parquet file of pairs, the scratch folder cannot be written, or
+    /// `stop` asks for a stop.
     pub fn make(
         inputs: &[InputFile],
         limit: Option<u64>,
-        scratch: &std::path::Path,
+        scratch: &Path,
+        stop: &StopFlag,
     ) -> Result<Self> {
         let mut planner = Planner {
             plan: Self {
                 files: Vec::new(),
-                combinations: Vec::new(),
-                rows: Vec::new(),
-                owner_slot: Vec::new(),
                 captions: CaptionText::new(scratch)?,
-                renamed: HashSet::new(),
                 content: String::new(),
-                first_combination: Vec::new(),
-                next_combination: Vec::new(),
+                combinations: Vec::new(),
+                owner: Vec::new(),
+                caption: Vec::new(),
+                renamed: Vec::new(),
+                images: 0,
             },
-            images: HashMap::new(),
             captions: HashMap::new(),
-            combinations: HashMap::new(),
-            pair_ids: HashSet::new(),
+            uids: Vec::new(),
+            ids: Vec::new(),
             content: Xxh3::new(),
         };
         let mut left = limit.unwrap_or(u64::MAX);
@@ -115,88 +144,84 @@ impl Plan {
             if left == 0 {
                 break;
             }
-            let file = PairFile::open(input)?;
-            let rows = u64::try_from(file.num_rows()).unwrap_or(0).min(left);
-            let first_row = planner.plan.rows.len() as u64;
-            ensure!(
-                first_row + rows <= MAX_ROWS,
-                "{}: the run would have more than {MAX_ROWS} pairs; hint: run it in parts with one --out each",
-                input.path.display()
-            );
-            planner.plan.files.push(PlannedFile {
-                input: input.clone(),
-                fingerprint: file.fingerprint(),
-                rows,
-                first_row,
-            });
-            let mut taken = 0;
-            'file: for batch in file.plan_rows()? {
-                for row in batch? {
-                    if taken == rows {
-                        break 'file;
-                    }
-                    planner.add(&row)?;
-                    taken += 1;
-                }
-            }
-            ensure!(
-                taken == rows,
-                "{}: its footer promises {rows} rows but {taken} could be read",
-                input.path.display()
-            );
-            left -= rows;
+            stop.check()?;
+            left -= planner.add_file(input, left, stop)?;
         }
-        if !planner.plan.renamed.is_empty() {
-            tracing::warn!(
-                rows = planner.plan.renamed.len(),
-                "some ranking_id stand more than once; later rows are named by their place"
-            );
-        }
-        planner.plan.content = format!("{:032x}", planner.content.digest128());
-        planner.plan.captions.finish()?;
-        Ok(planner.plan)
+        planner.finish()
     }
 
     /// Pairs of the run.
     #[must_use]
     pub fn pairs(&self) -> u64 {
-        self.rows.len() as u64
+        self.caption.len() as u64
     }
 
-    /// Distinct images of the run.
+    /// Distinct images of the run, as far as their uids tell.
     #[must_use]
     pub fn images(&self) -> u64 {
-        self.owner_slot.len() as u64
-    }
-
-    /// Every combination of `image`, the one that appears last first.
-    pub fn combinations_of(&self, image: u32) -> impl Iterator<Item = u32> + '_ {
-        let mut next = self.first_combination[image as usize];
-        std::iter::from_fn(move || {
-            let combination = next;
-            if combination == NONE {
-                return None;
-            }
-            next = self.next_combination[combination as usize];
-            Some(combination)
-        })
+        self.images
     }
 
     /// The distinct images whose owner stands in `file`.
     #[must_use]
     pub fn images_owned_by(&self, file: usize) -> u64 {
-        let planned = &self.files[file];
-        let slots = 2 * planned.first_row..2 * (planned.first_row + planned.rows);
-        let first = self.owner_slot.partition_point(|&slot| slot < slots.start);
-        let end = self.owner_slot.partition_point(|&slot| slot < slots.end);
-        (end - first) as u64
+        let slots = self.files[file].slots();
+        slots.filter(|&slot| self.owner(slot).map(u64::from) == Some(slot)).count() as u64
     }
 
-    /// The paths of the inputs, for messages.
-    #[must_use]
-    pub fn paths(&self) -> Vec<PathBuf> {
-        self.files.iter().map(|file| file.input.path.clone()).collect()
+    /// The slot where the uid of the image at `slot` stands first; `None` where its row cannot be
+    /// scored.
+    pub(crate) fn owner(&self, slot: u64) -> Option<u32> {
+        self.owner.get(usize::try_from(slot).ok()?).copied().filter(|&owner| owner != NONE)
     }
+
+    /// The combination of the image and the caption that stand at `slot`; `None` where its row cannot
+    /// be scored.
+    pub(crate) fn combination_at(&self, slot: u64) -> Option<u32> {
+        let (owner, caption) = (self.owner(slot)?, self.caption_at(slot)?);
+        let found = self.combinations.binary_search(&Combination { owner, caption }).ok()?;
+        u32::try_from(found).ok()
+    }
+
+    /// The caption that stands beside the image at `slot`; `None` where the row cannot be scored.
+    pub(crate) fn caption_at(&self, slot: u64) -> Option<u32> {
+        let caption = self.caption.get(usize::try_from(slot / 2).ok()?).copied();
+        caption.filter(|&caption| caption != NONE)
+    }
+
+    /// A combination by its index.
+    pub(crate) fn combination(&self, index: u32) -> Option<Combination> {
+        self.combinations.get(index as usize).copied()
+    }
+
+    /// How many combinations there are.
+    pub(crate) fn combination_count(&self) -> usize {
+        self.combinations.len()
+    }
+
+    /// Every combination of the image whose uid stands first at `owner`, by index.
+    pub(crate) fn combinations_of(&self, owner: u32) -> std::ops::Range<u32> {
+        let start = self.combinations.partition_point(|combination| combination.owner < owner);
+        let length =
+            self.combinations[start..].partition_point(|combination| combination.owner == owner);
+        // There are at most two for each row, and rows are fewer than a quarter of u32::MAX.
+        start as u32..(start + length) as u32
+    }
+
+    /// The name of a row in the output: its own id, or a name by its place where another row has that
+    /// id.
+    pub(crate) fn pair_id(&self, file: &PlannedFile, row: u64, own: String) -> String {
+        let number = u32::try_from(file.first_row + row).unwrap_or(NONE);
+        match self.renamed.binary_search_by_key(&number, |renamed| renamed.row) {
+            Ok(found) => self.renamed[found].name(&positional(file, row)),
+            Err(_) => own,
+        }
+    }
+}
+
+/// The name of a row by its place.
+fn positional(file: &PlannedFile, row: u64) -> String {
+    positional_pair_id(&file.input.source_file, i64::try_from(row).unwrap_or(i64::MAX))
 }
 
 /// Why a caption cannot be scored, if so.
@@ -219,64 +244,79 @@ pub fn caption_problem(caption: Option<&str>) -> Option<(Status, String)> {
 }
 
 impl Planner {
+    /// Adds at most `left` rows of a file and returns how many.
+    fn add_file(&mut self, input: &InputFile, left: u64, stop: &StopFlag) -> Result<u64> {
+        let file = PairFile::open(input)?;
+        let rows = u64::try_from(file.num_rows()).unwrap_or(0).min(left);
+        let first_row = self.plan.pairs();
+        ensure!(
+            first_row + rows <= MAX_ROWS,
+            "{}: the run would have more than {MAX_ROWS} pairs; hint: run it in parts with one --out each",
+            input.path.display()
+        );
+        self.plan.files.push(PlannedFile {
+            input: input.clone(),
+            fingerprint: file.fingerprint(),
+            rows,
+            first_row,
+        });
+        // Exactly, since growth by doubling would hold up to twice the bytes. A footer may promise more
+        // rows than there are: what a damaged file costs is bounded by the largest plan.
+        let expected = usize::try_from(rows)?;
+        self.plan.caption.reserve_exact(expected);
+        self.plan.owner.reserve_exact(2 * expected);
+        self.uids.reserve_exact(2 * expected);
+        self.ids.reserve_exact(expected);
+        let mut taken = 0;
+        'file: for batch in file.plan_rows()? {
+            stop.check()?;
+            for row in batch? {
+                if taken == rows {
+                    break 'file;
+                }
+                self.add(&row)?;
+                taken += 1;
+            }
+        }
+        ensure!(
+            taken == rows,
+            "{}: its footer promises {rows} rows but {taken} could be read",
+            input.path.display()
+        );
+        Ok(rows)
+    }
+
     fn add(&mut self, row: &PairRow) -> Result<()> {
         self.digest(row);
-        let number = self.plan.rows.len() as u64;
-        if !self.pair_ids.insert(xxh3_128(row.pair_id.as_bytes())) {
-            self.plan.renamed.insert(number);
-        }
-        let slot = 2 * number;
+        // Fewer than a quarter of u32::MAX: `add_file` counted them.
+        let number = self.plan.caption.len() as u32;
+        self.ids.push((digest(row.pair_id.as_bytes()), number));
         let caption = match &row.caption {
             Some(caption) if caption_problem(Some(caption)).is_none() => self.caption(caption)?,
             _ => {
-                self.plan.rows.push([NONE; 2]);
+                self.plan.caption.push(NONE);
+                self.plan.owner.extend([NONE; 2]);
                 return Ok(());
             }
         };
-        let mut combinations = [NONE; 2];
-        for ((combination, uid), slot) in combinations.iter_mut().zip(&row.image_uid).zip(slot..) {
-            let image = self.image(uid.as_deref(), slot);
-            *combination = self.combination(Combination { image, caption });
+        self.plan.caption.push(caption);
+        for (uid, slot) in row.image_uid.iter().zip(2 * number..) {
+            // An image without a uid is nobody else's: it is known by where it stands.
+            if let Some(uid) = uid.as_deref().filter(|uid| !uid.is_empty()) {
+                self.uids.push((digest(uid.as_bytes()), slot));
+            }
+            self.plan.owner.push(slot);
         }
-        self.plan.rows.push(combinations);
         Ok(())
     }
 
     fn caption(&mut self, caption: &str) -> Result<u32> {
         let next = self.captions.len() as u32;
-        let known = *self.captions.entry(xxh3_128(caption.as_bytes())).or_insert(next);
+        let known = *self.captions.entry(digest(caption.as_bytes())).or_insert(next);
         if known == next {
             self.plan.captions.push(caption)?;
         }
         Ok(known)
-    }
-
-    /// An image without a uid is nobody else's: it is known by where it stands.
-    fn image(&mut self, uid: Option<&str>, slot: u64) -> u32 {
-        let next = self.plan.owner_slot.len() as u32;
-        let known = match uid {
-            Some(uid) if !uid.is_empty() => {
-                *self.images.entry(xxh3_128(uid.as_bytes())).or_insert(next)
-            }
-            _ => next,
-        };
-        if known == next {
-            self.plan.owner_slot.push(slot);
-            self.plan.first_combination.push(NONE);
-        }
-        known
-    }
-
-    fn combination(&mut self, combination: Combination) -> u32 {
-        let next = self.plan.combinations.len() as u32;
-        let known = *self.combinations.entry(combination).or_insert(next);
-        if known == next {
-            self.plan.combinations.push(combination);
-            // The newest stands first in the image's chain.
-            let first = &mut self.plan.first_combination[combination.image as usize];
-            self.plan.next_combination.push(std::mem::replace(first, next));
-        }
-        known
     }
 
     fn digest(&mut self, row: &PairRow) {
@@ -289,5 +329,45 @@ impl Planner {
         field(row.image_uid[0].as_deref().map(str::as_bytes));
         field(row.image_uid[1].as_deref().map(str::as_bytes));
         field(row.human_label_0.map(f64::to_le_bytes).as_ref().map(<[u8; 8]>::as_slice));
+    }
+
+    /// Gives every list its final form, the largest ones one after the other.
+    fn finish(self) -> Result<Plan> {
+        let Self { mut plan, captions, mut uids, ids, content } = self;
+        drop(captions);
+        plan.content = format!("{:032x}", content.digest128());
+        plan.captions.finish()?;
+        let files = &plan.files;
+        plan.renamed = ids::make_unique(ids, |row| {
+            let row = u64::from(row);
+            let file = files.partition_point(|file| file.first_row <= row).saturating_sub(1);
+            files.get(file).map_or_else(String::new, |file| positional(file, row - file.first_row))
+        });
+        if !plan.renamed.is_empty() {
+            tracing::warn!(
+                rows = plan.renamed.len(),
+                "some ranking_id stand more than once; later rows are named by their place"
+            );
+        }
+        uids.sort_unstable();
+        for places in uids.chunk_by(|one, other| one.0 == other.0) {
+            for &(_, slot) in places {
+                plan.owner[slot as usize] = places[0].1;
+            }
+        }
+        drop(uids);
+        let owners = (0u32..).zip(&plan.owner).filter(|&(slot, &owner)| slot == owner);
+        plan.images = owners.count() as u64;
+        let mut combinations = Vec::with_capacity(plan.owner.len());
+        for (owners, &caption) in plan.owner.chunks_exact(2).zip(&plan.caption) {
+            if caption != NONE {
+                combinations.extend(owners.iter().map(|&owner| Combination { owner, caption }));
+            }
+        }
+        combinations.sort_unstable();
+        combinations.dedup();
+        combinations.shrink_to_fit();
+        plan.combinations = combinations;
+        Ok(plan)
     }
 }

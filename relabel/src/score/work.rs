@@ -167,6 +167,7 @@ fn save_settings(config: &Config, file: &Path) -> Result<()> {
     settings.pairs = settings.pairs.map(|pairs| pairs.iter().map(absolute).collect());
     settings.scorers = settings.scorers.as_ref().map(absolute);
     settings.out = settings.out.as_ref().map(absolute);
+    settings.scratch = settings.scratch.as_ref().map(absolute);
     let text = format!("{SETTINGS_HEAD}{}", runkit::config::to_toml_string(&settings)?);
     let found = std::fs::read(file).ok();
     if found.as_deref() == Some(text.as_bytes()) {

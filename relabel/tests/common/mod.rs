@@ -13,7 +13,10 @@ use schemas::labels::{LabelRow, LabelsFile};
 use testkit::Folder;
 
 #[allow(unused_imports, reason = "each test file uses a part of it")]
-pub(crate) use pairs::{Pair, pairs_parquet, pairs_parquet_with_structs, parquet_of, sample_pairs};
+pub(crate) use pairs::{
+    Pair, pairs_in_small_pages, pairs_parquet, pairs_parquet_with_structs, pairs_without_images,
+    parquet_of, png_of_size, sample_pairs,
+};
 #[allow(unused_imports, reason = "each test file uses a part of it")]
 pub(crate) use testkit::{Run, Running, wait_until};
 

@@ -9,6 +9,7 @@ use arrow::array::{
 use arrow::buffer::NullBuffer;
 use arrow::datatypes::{DataType, Field, Fields};
 use parquet::arrow::ArrowWriter;
+use parquet::basic::{Compression, ZstdLevel};
 use parquet::file::properties::WriterProperties;
 use schemas::pairs::{PairFile, discover};
 
@@ -94,12 +95,69 @@ fn columns(
     ]
 }
 
+/// A file of so many pairs without images, each with uids and a caption of its own: for tests about the
+/// number of rows. `first` is the number of the first of them.
+pub(crate) fn pairs_without_images(first: usize, rows: usize) -> Vec<u8> {
+    let numbers = || first..first + rows;
+    let text = |name: &str| -> ArrayRef {
+        Arc::new(StringArray::from_iter_values(numbers().map(|number| format!("{name} {number}"))))
+    };
+    let none = || -> ArrayRef { Arc::new(BinaryArray::from_iter((0..rows).map(|_| None::<&[u8]>))) };
+    let columns = [
+        ("caption", text("a caption of its own for pair")),
+        ("jpg_0", none()),
+        ("jpg_1", none()),
+        ("image_0_uid", text("left")),
+        ("image_1_uid", text("right")),
+    ];
+    let columns = columns.map(|(name, array)| (name, array, true));
+    written(RecordBatch::try_from_iter_with_nullable(columns).unwrap(), WriterProperties::new())
+}
+
+/// A file whose pages hold `pairs` one by one, so that each image has memory of its own when it is read,
+/// however often it recurs.
+pub(crate) fn pairs_in_small_pages(pairs: &[Pair]) -> Vec<u8> {
+    let columns = columns(pairs, |images| Arc::new(BinaryArray::from_iter(images)));
+    let columns = columns.into_iter().map(|(name, array)| (name, array, true));
+    let properties = WriterProperties::builder()
+        .set_dictionary_enabled(false)
+        .set_write_batch_size(1)
+        .set_compression(Compression::ZSTD(ZstdLevel::default()))
+        .build();
+    written(RecordBatch::try_from_iter_with_nullable(columns).unwrap(), properties)
+}
+
+fn written(batch: RecordBatch, properties: WriterProperties) -> Vec<u8> {
+    let mut writer = ArrowWriter::try_new(Vec::new(), batch.schema(), Some(properties)).unwrap();
+    writer.write(&batch).unwrap();
+    writer.into_inner().unwrap()
+}
+
 /// The bytes of a Parquet file of these columns, in row groups of five.
 pub(crate) fn parquet_of(columns: Vec<(&'static str, ArrayRef)>) -> Vec<u8> {
     let columns = columns.into_iter().map(|(name, array)| (name, array, true));
     let batch = RecordBatch::try_from_iter_with_nullable(columns).unwrap();
     let properties = WriterProperties::builder().set_max_row_group_row_count(Some(5)).build();
-    let mut writer = ArrowWriter::try_new(Vec::new(), batch.schema(), Some(properties)).unwrap();
-    writer.write(&batch).unwrap();
-    writer.into_inner().unwrap()
+    written(batch, properties)
+}
+
+/// A sound PNG of the sample with so many bytes more, in a chunk that readers pass over. Different
+/// `fill` makes different bytes of the same image.
+pub(crate) fn png_of_size(bytes: usize, fill: u8) -> Vec<u8> {
+    let images = sample_pairs(100).into_iter().flat_map(|pair| pair.image).flatten();
+    let mut png = images.into_iter().find(|image| image.starts_with(b"\x89PNG")).unwrap();
+    let mut chunk = b"stUf".to_vec();
+    chunk.resize(4 + bytes, fill);
+    let mut crc = u32::MAX;
+    for &byte in &chunk {
+        crc ^= u32::from(byte);
+        for _ in 0..8 {
+            crc = (crc >> 1) ^ (0xedb8_8320 * (crc & 1));
+        }
+    }
+    chunk.splice(0..0, u32::try_from(bytes).unwrap().to_be_bytes());
+    chunk.extend((!crc).to_be_bytes());
+    // Behind the header, whose chunk ends at byte 33.
+    png.splice(33..33, chunk);
+    png
 }

@@ -71,6 +71,23 @@ impl LabelBatch {
         Self::try_new(&self.schema, columns)
     }
 
+    /// The same rows with another status and detail of failure, for rows that are decided again.
+    ///
+    /// # Errors
+    /// When the length of the arrays differs.
+    pub fn with_status(
+        &self,
+        status: StringViewArray,
+        error: StringViewArray,
+    ) -> Result<Self, LabelsError> {
+        let mut columns = self.batch.columns().to_vec();
+        let arrays: [ArrayRef; 2] = [Arc::new(status), Arc::new(error)];
+        for (column, array) in columns.iter_mut().skip(self.after_scorers() + 2).zip(arrays) {
+            *column = array;
+        }
+        Self::try_new(&self.schema, columns)
+    }
+
     /// The schema of this batch.
     pub fn schema(&self) -> &LabelsSchema {
         &self.schema

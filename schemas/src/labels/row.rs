@@ -21,17 +21,16 @@ pub enum Status {
     EmptyCaption,
     /// The caption has more bytes than a prompt may have.
     CaptionTooLong,
-    /// One uid stands for images with different bytes in the input.
+    /// One uid stands for images with different bytes in the input. Not written any more: each of them
+    /// is scored.
     UidConflict,
-    /// A scorer returned NaN or an infinity.
+    /// A scorer returned NaN or an infinity. The others have their scores and votes.
     NonFinite,
-    /// A scorer failed on this pair in another way.
-    ScorerError,
 }
 
 impl Status {
     /// All reasons, in the order of the reference page.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 9] = [
         Self::Ok,
         Self::MissingImage,
         Self::DecodeError,
@@ -41,7 +40,6 @@ impl Status {
         Self::CaptionTooLong,
         Self::UidConflict,
         Self::NonFinite,
-        Self::ScorerError,
     ];
 
     /// The value in the column `status`.
@@ -56,7 +54,6 @@ impl Status {
             Self::CaptionTooLong => "caption_too_long",
             Self::UidConflict => "uid_conflict",
             Self::NonFinite => "non_finite",
-            Self::ScorerError => "scorer_error",
         }
     }
 
@@ -74,9 +71,13 @@ impl Status {
             Self::MissingCaption => "the caption is null",
             Self::EmptyCaption => "the caption holds nothing but white space",
             Self::CaptionTooLong => "the caption has more bytes than a prompt may have",
-            Self::UidConflict => "one uid stands for images with different bytes in the input",
-            Self::NonFinite => "a scorer returned NaN or an infinity",
-            Self::ScorerError => "a scorer failed on this pair in another way",
+            Self::UidConflict => {
+                "one uid stands for images with different bytes in the input (in files of earlier \
+                 versions only: each of them is scored now)"
+            }
+            Self::NonFinite => {
+                "a scorer returned NaN or an infinity; the other scorers have their scores and votes"
+            }
         }
     }
 }

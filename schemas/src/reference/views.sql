@@ -41,7 +41,8 @@ ORDER BY scorer_a, scorer_b;
 
 -- Every vote (Eq. 6), vote_sum and consensus (Eq. 7) computed again from the scores. A row for each
 -- difference, so no row means that the file is right. A scorer without a single vote in the file is
--- no voter (relabel vote --voters). A difference "tie" is a consensus where the votes cancel out,
+-- no voter (relabel vote --voters). A row with the status "non_finite" has votes of the scorers that
+-- gave numbers, but no sum. A difference "tie" is a consensus where the votes cancel out,
 -- which only relabel vote with a rule --ties other than "zero" writes.
 CREATE OR REPLACE VIEW recheck AS
 WITH voters AS (
@@ -51,7 +52,7 @@ WITH voters AS (
 ),
 again AS (
     SELECT labels.*,
-        CASE WHEN status = 'ok' AND {scorer}_is_voter THEN CASE WHEN {scorer}_score_0 >= {scorer}_score_1 THEN 1 WHEN {scorer}_score_0 < {scorer}_score_1 THEN -1 END END AS {scorer}_again --each ,
+        CASE WHEN status IN ('ok', 'non_finite') AND {scorer}_is_voter THEN CASE WHEN {scorer}_score_0 >= {scorer}_score_1 THEN 1 WHEN {scorer}_score_0 < {scorer}_score_1 THEN -1 END END AS {scorer}_again --each ,
     FROM labels, voters
 ),
 summed AS (

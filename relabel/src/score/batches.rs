@@ -1,0 +1,282 @@
+//! Which images of a file are scored, in batches, decoded and preprocessed.
+//!
+//! Every image's bytes are hashed as they are read. An image is scored where its uid stands first
+//! (its owner), and besides wherever bytes stand that this file has not seen: a uid whose owner is
+//! missing, damaged or another image costs nothing but the owner's row. Bytes that the file has seen
+//! are not decoded again, whatever uid they stand under. An image whose owner stands in an earlier
+//! file is hashed only; where the bytes there turn out to be others, the run scores it in the end
+//! ([`Choice::Rest`]).
+//!
+//! All of this follows from the file and the plan alone, so that the same file gives the same batches
+//! in every process.
+//!
+//! Memory: [`ROWS_PER_READ`] rows and a batch of encoded images; of an image that is hashed only,
+//! nothing but its digest is kept. Besides 16 bytes for each distinct image of the file, in a hash table
+//! that is up to half empty.
+
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+
+use anyhow::{Result, ensure};
+use bytes::Bytes;
+use media::decode::{Limits, decode};
+use rayon::prelude::*;
+use runkit::signals::StopFlag;
+use schemas::labels::Status;
+use schemas::pairs::{PairFile, PairRows};
+use scorers::{ImagePreparation, PreparedImage, ScorerSet};
+
+use super::plan::{Digest, Plan, PlannedFile, digest};
+
+/// Rows read from Parquet at a time: with 2 images of some 150 kB each, about 10 MB.
+const ROWS_PER_READ: usize = 32;
+
+/// Places handed on at a time where no image of them is to be scored.
+const PLACES_TOGETHER: usize = 4096;
+
+/// What is scored of a file.
+#[derive(Debug, Clone)]
+pub(crate) enum Choice {
+    /// What the file owns, and what stands in it under an owner of the same file with other bytes.
+    First,
+    /// These places, known by (slot counted over the run), with the combinations to score of each:
+    /// bytes that no part has a score of.
+    Rest(BTreeMap<u64, Vec<u32>>),
+}
+
+/// A batch: images to score, and what was found at every place that was read since the last one.
+#[derive(Debug)]
+pub(crate) struct Batch {
+    /// The places, with the digest of the bytes there; `None` where the image is null or empty.
+    pub(crate) places: Vec<(u64, Option<Digest>)>,
+    /// The images to score.
+    pub(crate) images: Vec<Chosen>,
+    /// Owners among the places, for the progress.
+    pub(crate) owners: u64,
+}
+
+/// An image to score.
+#[derive(Debug)]
+pub(crate) struct Chosen {
+    /// Where it stands, counted over the run.
+    pub(crate) slot: u64,
+    /// The digest of its bytes.
+    pub(crate) content: Digest,
+    /// What is scored of it: indices of combinations.
+    pub(crate) combinations: Vec<u32>,
+    /// Its pixels, or why there are none.
+    pub(crate) pixels: std::result::Result<PreparedImage, (Status, String)>,
+}
+
+/// A chosen image before it is decoded.
+struct Waiting {
+    slot: u64,
+    content: Digest,
+    combinations: Vec<u32>,
+    bytes: Bytes,
+}
+
+/// The batches of one file. Ends early once a stop is asked for: look at the flag after the last.
+pub(crate) struct Batches<'run> {
+    plan: &'run Plan,
+    file: &'run PlannedFile,
+    choice: Choice,
+    batch_size: usize,
+    stop: StopFlag,
+    preparation: ImagePreparation,
+    limits: Limits,
+    /// Rows of the file that were read, and where reading ends.
+    row: u64,
+    end: u64,
+    rows: PairRows,
+    seen: Seen,
+    waiting: VecDeque<Waiting>,
+    places: Vec<(u64, Option<Digest>)>,
+    owners: u64,
+}
+
+/// The bytes that were chosen in a file.
+///
+/// Known by eight bytes of their digest, half of what their identity is elsewhere: two images that
+/// share them cost a score here, which the run then makes up for in the end.
+#[derive(Default)]
+struct Seen {
+    /// The owner with whose captions the bytes were scored first.
+    owners: HashMap<[u32; 2], u32>,
+    /// Further owners with whose captions the same bytes were scored.
+    more: HashSet<([u32; 2], u32)>,
+}
+
+impl Seen {
+    /// What is to be scored of these bytes under `owner`; nothing where it was chosen before.
+    fn choose(&mut self, plan: &Plan, content: &Digest, owner: u32) -> Vec<u32> {
+        let half = |bytes: &[u8]| bytes.iter().fold(0, |half, &byte| half << 8 | u32::from(byte));
+        let key = [half(&content[..4]), half(&content[4..8])];
+        let known = *self.owners.entry(key).or_insert(NOBODY);
+        if known == NOBODY {
+            self.owners.insert(key, owner);
+            return plan.combinations_of(owner).collect();
+        }
+        if known == owner || !self.more.insert((key, owner)) {
+            return Vec::new();
+        }
+        // Other captions of the same bytes: those that the first owner has not got.
+        let captions: HashSet<u32> = plan
+            .combinations_of(known)
+            .filter_map(|index| Some(plan.combination(index)?.caption))
+            .collect();
+        let is_new = |&index: &u32| {
+            plan.combination(index).is_some_and(|it| !captions.contains(&it.caption))
+        };
+        plan.combinations_of(owner).filter(is_new).collect()
+    }
+}
+
+/// No slot has this number.
+const NOBODY: u32 = super::plan::NONE;
+
+impl<'run> Batches<'run> {
+    /// The batches of input file `file`.
+    pub(crate) fn open(
+        plan: &'run Plan,
+        set: &ScorerSet,
+        batch_size: usize,
+        file: usize,
+        choice: Choice,
+        stop: &StopFlag,
+    ) -> Result<Self> {
+        let file = &plan.files[file];
+        let pairs = PairFile::open(&file.input)?;
+        ensure!(
+            pairs.fingerprint() == file.fingerprint,
+            "{}: the file has changed since the run was planned; hint: run the same command again",
+            file.input.path.display()
+        );
+        let (row, end) = match &choice {
+            Choice::First => (0, file.rows),
+            Choice::Rest(wanted) => {
+                let row = |slot: &u64| slot / 2 - file.first_row;
+                let first = wanted.first_key_value().map_or(0, |(slot, _)| row(slot));
+                let last = wanted.last_key_value().map_or(0, |(slot, _)| row(slot) + 1);
+                (first, last)
+            }
+        };
+        let rows = i64::try_from(row)?..i64::try_from(end)?;
+        Ok(Self {
+            plan,
+            file,
+            choice,
+            batch_size,
+            stop: stop.clone(),
+            preparation: set.image_preparation(),
+            limits: Limits::default(),
+            row,
+            end,
+            rows: pairs.rows_with_images_in(rows, ROWS_PER_READ)?,
+            seen: Seen::default(),
+            waiting: VecDeque::new(),
+            places: Vec::new(),
+            owners: 0,
+        })
+    }
+
+    /// Reads on until there is enough for a batch, or places enough to hand on. `None` at the end.
+    fn take(&mut self) -> Result<Option<(Batch, Vec<Waiting>)>> {
+        while self.waiting.len() < self.batch_size && self.places.len() < PLACES_TOGETHER {
+            if self.row >= self.end || self.stop.requested().is_some() {
+                break;
+            }
+            let Some(rows) = self.rows.next() else { break };
+            let mut images = Vec::new();
+            for row in rows? {
+                let slots = 2 * (self.file.first_row + self.row)..;
+                images.extend(slots.zip(row.image));
+                self.row += 1;
+            }
+            self.hash(images)?;
+        }
+        if self.stop.requested().is_some() {
+            return Ok(None);
+        }
+        let ready = match self.waiting.len() {
+            enough if enough >= self.batch_size => self.batch_size,
+            _ if self.places.len() >= PLACES_TOGETHER => 0,
+            rest => rest,
+        };
+        let waiting: Vec<Waiting> = self.waiting.drain(..ready).collect();
+        if waiting.is_empty() && self.places.is_empty() {
+            return Ok(None);
+        }
+        let places = std::mem::take(&mut self.places);
+        let owners = std::mem::take(&mut self.owners);
+        Ok(Some((Batch { places, images: Vec::new(), owners }, waiting)))
+    }
+
+    /// Hashes images on all threads, then chooses what to score of them, in order.
+    fn hash(&mut self, images: Vec<(u64, Option<Bytes>)>) -> Result<()> {
+        let images: Vec<_> = images
+            .into_par_iter()
+            // A row whose caption cannot be scored has nothing to do here.
+            .filter_map(|(slot, bytes)| Some((slot, self.plan.owner(slot)?, bytes)))
+            .map(|(slot, owner, bytes)| {
+                let bytes = bytes.filter(|bytes| !bytes.is_empty());
+                let content = bytes.as_ref().map(|bytes| digest(bytes));
+                (slot, owner, bytes.zip(content))
+            })
+            .collect();
+        for (slot, owner, found) in images {
+            let Some((bytes, content)) = found else {
+                self.place(slot, owner, None);
+                continue;
+            };
+            let combinations = match &self.choice {
+                Choice::First if u64::from(owner) < self.file.slots().start => Vec::new(),
+                Choice::First => self.seen.choose(self.plan, &content, owner),
+                Choice::Rest(wanted) => wanted.get(&slot).cloned().unwrap_or_default(),
+            };
+            self.place(slot, owner, Some(content));
+            if !combinations.is_empty() {
+                self.waiting.push_back(Waiting { slot, content, combinations, bytes });
+            }
+        }
+        Ok(())
+    }
+
+    fn place(&mut self, slot: u64, owner: u32, content: Option<Digest>) {
+        if matches!(self.choice, Choice::First) {
+            self.places.push((slot, content));
+            self.owners += u64::from(u64::from(owner) == slot);
+        }
+    }
+
+    fn decode(&self, waiting: Waiting) -> Chosen {
+        let Waiting { slot, content, combinations, bytes } = waiting;
+        Chosen { slot, content, combinations, pixels: self.pixels(&bytes) }
+    }
+
+    fn pixels(&self, bytes: &[u8]) -> std::result::Result<PreparedImage, (Status, String)> {
+        let image = decode(bytes, &self.limits).map_err(|error| {
+            (error.reason().parse().unwrap_or(Status::DecodeError), error.to_string())
+        })?;
+        self.preparation.prepare(&image).map_err(|error| (Status::DecodeError, error.to_string()))
+    }
+}
+
+impl Iterator for Batches<'_> {
+    type Item = Result<Batch>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        match self.take() {
+            Ok(None) => None,
+            Ok(Some((mut batch, waiting))) => {
+                batch.images =
+                    waiting.into_par_iter().map(|waiting| self.decode(waiting)).collect();
+                Some(Ok(batch))
+            }
+            // Reading ends with the first error: the next call finds the reader exhausted.
+            Err(error) => {
+                self.end = 0;
+                Some(Err(error))
+            }
+        }
+    }
+}

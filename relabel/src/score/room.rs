@@ -1,0 +1,82 @@
+//! What a run takes on the disk.
+
+use std::path::Path;
+
+use anyhow::{Result, ensure};
+use indicatif::HumanBytes;
+
+use super::captions::feature_bytes;
+use super::plan::Plan;
+
+/// Bytes of a row of labels besides its scores, generously: measured files have 100 to 200 in all.
+const LABEL_BYTES: u64 = 360;
+/// Bytes of a score and its share of a vote, in the labels and in a part, where they hardly compress.
+const SCORE_BYTES: u64 = 5;
+/// Bytes of a row of a part besides its scores: mostly the digest of an image.
+const PART_BYTES: u64 = 24;
+
+/// Bytes a run takes on the disk, by where they go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Room {
+    /// The labels file, in the output's folder.
+    pub labels: u64,
+    /// The parts, in the work folder beside the output, until the labels are written.
+    pub parts: u64,
+    /// The text of the captions, in the scratch folder of each process.
+    pub captions: u64,
+    /// Features of the captions that this process needs, in the scratch folder.
+    pub features: u64,
+}
+
+impl Room {
+    /// For a process that scores `files` of the plan with so many scorers. `widths` are the numbers
+    /// that each text tower gives for a caption. Labels and parts are estimates for all files, captions
+    /// and features are exact.
+    pub(super) fn of(
+        plan: &Plan,
+        files: impl Iterator<Item = usize>,
+        widths: &[usize],
+        scorers: usize,
+    ) -> Self {
+        let captions = files
+            .flat_map(|file| plan.files[file].slots())
+            .filter(|&slot| plan.owner(slot).map(u64::from) == Some(slot))
+            .filter_map(|slot| plan.owner(slot))
+            .flat_map(|owner| plan.combinations_of(owner))
+            .filter_map(|index| Some(plan.combination(index)?.caption));
+        let (rows, scores) = (plan.pairs(), scorers as u64 * SCORE_BYTES);
+        Self {
+            labels: rows * (LABEL_BYTES + 2 * scores),
+            // A row for each place of an image and one for each of its scores.
+            parts: 2 * rows * (2 * PART_BYTES + scores),
+            captions: plan.captions.bytes(),
+            features: feature_bytes(captions, plan.captions.len(), widths),
+        }
+    }
+
+    /// What stands in the output's folder at the most.
+    #[must_use]
+    pub fn output(&self) -> u64 {
+        self.labels + self.parts
+    }
+
+    /// What stands in the scratch folder at the most.
+    #[must_use]
+    pub fn scratch(&self) -> u64 {
+        self.captions + self.features
+    }
+
+    /// Refuses a scratch folder without room for the features. The captions stand there already.
+    pub(super) fn refuse_full_scratch(&self, scratch: &Path) -> Result<()> {
+        let free = runkit::files::free_space(scratch)?;
+        ensure!(
+            self.features <= free,
+            "{}: no space left for the features of the captions: they take {}, only {} are free; \
+             hint: --scratch FOLDER on another disk",
+            scratch.display(),
+            HumanBytes(self.features),
+            HumanBytes(free)
+        );
+        Ok(())
+    }
+}

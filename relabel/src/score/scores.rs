@@ -1,0 +1,225 @@
+//! All parts together: which bytes stand at every place, and what the scorers gave them.
+//!
+//! A score belongs to the bytes of an image and a caption. Where the same two were scored more than
+//! once (equal bytes under several uids, in several files), the first in input order counts, so that
+//! they have the same score everywhere. A scorer that does not read captions has one score for the
+//! same bytes.
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::Path;
+
+use anyhow::{Context as _, Result};
+use runkit::signals::StopFlag;
+use schemas::labels::Status;
+
+use super::part::{self, Found};
+use super::plan::{Digest, NONE, Plan, PlannedFile};
+
+/// What is known of every image and caption of a run.
+pub(super) struct Scores {
+    scorers: usize,
+    /// For each slot, the first slot with the same bytes: what the bytes are known by. [`NONE`] where
+    /// there are none.
+    content: Vec<u32>,
+    /// What was scored, sorted by content and caption, each once.
+    scored: Vec<Scored>,
+    /// `scorers` numbers for each score that was read; NaN and infinities as they came.
+    values: Vec<f32>,
+    /// Why bytes have no score, by content.
+    failures: HashMap<u32, (Status, String)>,
+}
+
+/// The scores of an image with a caption.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Scored {
+    content: u32,
+    caption: u32,
+    /// Which of the scores that were read.
+    number: u32,
+}
+
+/// What a slot holds.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) enum Held<'scores> {
+    /// No bytes.
+    Missing,
+    /// Bytes that no scorer can take.
+    Failure(Status, &'scores str),
+    /// One number for each scorer, which may be NaN or infinite.
+    Scores(&'scores [f32]),
+    /// Bytes that were not scored with this caption.
+    Gap,
+}
+
+impl Scores {
+    /// Reads the parts in `folder`. `reads_captions` says of each scorer whether its score depends on
+    /// the caption.
+    pub(super) fn read(
+        plan: &Plan,
+        reads_captions: &[bool],
+        scorers: &[String],
+        folder: &Path,
+        stop: &StopFlag,
+    ) -> Result<Self> {
+        let mut scores = Self {
+            scorers: scorers.len(),
+            content: contents(plan, scorers, folder, stop)?,
+            scored: Vec::new(),
+            values: Vec::new(),
+            failures: HashMap::new(),
+        };
+        // As many as there are unless bytes differ under one uid; growth by doubling would hold more.
+        scores.scored.reserve_exact(plan.combination_count());
+        scores.values.reserve_exact(plan.combination_count() * scorers.len());
+        for_each_part(plan, folder, |file, path| {
+            part::read(path, scorers, |row| {
+                stop.check()?;
+                let slot = file.slots().start + row.slot;
+                let content = *scores.content.get(usize::try_from(slot)?).context(FOREIGN)?;
+                match row.found {
+                    Found::Place => {}
+                    Found::Failure { status, error } => {
+                        scores.failures.entry(content).or_insert((status, error));
+                    }
+                    Found::Scores { combination, scores: values } => {
+                        let caption = plan.combination(combination).context(FOREIGN)?.caption;
+                        let number = u32::try_from(scores.scored.len())?;
+                        scores.scored.push(Scored { content, caption, number });
+                        scores.values.extend_from_slice(&values);
+                    }
+                }
+                Ok(())
+            })
+        })?;
+        scores.settle(reads_captions);
+        Ok(scores)
+    }
+
+    /// Leaves one score for the same bytes and caption, and one for the same bytes by a scorer that
+    /// does not read captions.
+    fn settle(&mut self, reads_captions: &[bool]) {
+        self.scored.sort_unstable();
+        self.scored.dedup_by_key(|scored| (scored.content, scored.caption));
+        let scorers = self.scorers;
+        for same in self.scored.chunk_by(|one, other| one.content == other.content) {
+            let numbers = same.iter().map(|scored| scored.number as usize);
+            let Some(first) = numbers.clone().min() else { continue };
+            for (scorer, reads) in reads_captions.iter().enumerate() {
+                if !reads {
+                    let value = self.values[first * scorers + scorer];
+                    numbers.clone().for_each(|number| {
+                        self.values[number * scorers + scorer] = value;
+                    });
+                }
+            }
+        }
+    }
+
+    /// What stands at `slot`; `None` where its row cannot be scored whatever its images are.
+    pub(super) fn at(&self, plan: &Plan, slot: u64) -> Option<Held<'_>> {
+        let caption = plan.caption_at(slot)?;
+        // A slot of the plan.
+        let content = self.content[slot as usize];
+        if content == NONE {
+            return Some(Held::Missing);
+        }
+        if let Some((status, error)) = self.failures.get(&content) {
+            return Some(Held::Failure(*status, error));
+        }
+        let key = (content, caption);
+        let found = self.scored.binary_search_by_key(&key, |it| (it.content, it.caption));
+        Some(found.map_or(Held::Gap, |found| {
+            let start = self.scored[found].number as usize * self.scorers;
+            Held::Scores(&self.values[start..start + self.scorers])
+        }))
+    }
+
+    /// What is still to be scored: for each file the slots and their combinations. Bytes that stand at
+    /// several such places are scored at the first.
+    pub(super) fn gaps(&self, plan: &Plan) -> BTreeMap<usize, BTreeMap<u64, Vec<u32>>> {
+        let mut first_places: HashMap<u32, (usize, u64, Vec<u32>)> = HashMap::new();
+        for (index, file) in plan.files.iter().enumerate() {
+            for slot in file.slots() {
+                if self.at(plan, slot) != Some(Held::Gap) {
+                    continue;
+                }
+                let Some(combination) = plan.combination_at(slot) else { continue };
+                let content = self.content[slot as usize];
+                let (_, _, wanted) =
+                    first_places.entry(content).or_insert_with(|| (index, slot, Vec::new()));
+                let caption = |index: u32| plan.combination(index).map(|it| it.caption);
+                if wanted.iter().all(|&other| caption(other) != caption(combination)) {
+                    wanted.push(combination);
+                }
+            }
+        }
+        let mut gaps: BTreeMap<usize, BTreeMap<u64, Vec<u32>>> = BTreeMap::new();
+        for (file, slot, wanted) in first_places.into_values() {
+            gaps.entry(file).or_default().insert(slot, wanted);
+        }
+        gaps
+    }
+
+    /// How many uids stand for images with different bytes. A place without bytes does not count.
+    pub(super) fn uids_with_other_bytes(&self, plan: &Plan) -> usize {
+        let mut first: HashMap<u32, u32> = HashMap::new();
+        let mut several = std::collections::HashSet::new();
+        for (slot, &content) in (0u64..).zip(&self.content) {
+            let Some(owner) = plan.owner(slot).filter(|_| content != NONE) else { continue };
+            let at_owner = self.content[owner as usize];
+            let of_owner = match at_owner {
+                // The owner has no bytes: the first bytes of the uid are those to compare with.
+                NONE => *first.entry(owner).or_insert(content),
+                found => found,
+            };
+            if of_owner != content {
+                several.insert(owner);
+            }
+        }
+        several.len()
+    }
+}
+
+/// For each slot the first slot with the same bytes, from the places in all parts.
+fn contents(plan: &Plan, scorers: &[String], folder: &Path, stop: &StopFlag) -> Result<Vec<u32>> {
+    let slots = usize::try_from(2 * plan.pairs())?;
+    let mut found: Vec<(Digest, u32)> = Vec::with_capacity(slots);
+    for_each_part(plan, folder, |file, path| {
+        part::read(path, scorers, |row| {
+            stop.check()?;
+            if let (Found::Place, Some(digest)) = (&row.found, row.content) {
+                found.push((digest, u32::try_from(file.slots().start + row.slot)?));
+            }
+            Ok(())
+        })
+    })?;
+    found.sort_unstable();
+    let mut contents = vec![NONE; slots];
+    for same in found.chunk_by(|one, other| one.0 == other.0) {
+        for &(_, slot) in same {
+            *contents.get_mut(slot as usize).context(FOREIGN)? = same[0].1;
+        }
+    }
+    Ok(contents)
+}
+
+/// Calls `each` with every part, in input order, and then with what was scored in the end.
+fn for_each_part(
+    plan: &Plan,
+    folder: &Path,
+    mut each: impl FnMut(&PlannedFile, &Path) -> Result<()>,
+) -> Result<()> {
+    let count = plan.files.len();
+    for path in [part::path, part::rest_path] {
+        for (index, file) in plan.files.iter().enumerate() {
+            let path = path(folder, index, count);
+            if path.exists() {
+                each(file, &path).with_context(|| format!("merging {}", path.display()))?;
+            }
+        }
+    }
+    Ok(())
+}
+
+const FOREIGN: &str =
+    "a row does not belong to this run; hint: remove the part and run the same command again";
