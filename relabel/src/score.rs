@@ -28,10 +28,10 @@ use runkit::signals::StopFlag;
 use schemas::pairs::discover;
 use scorers::{Compute, DescribedScorers, ScorerSet, ScorersConfig};
 
+use self::batches::Choice;
 use self::captions::CaptionFeatures;
 pub use self::captions::CaptionText;
 pub use self::manifest::{FileRecord, InputRecord, Manifest};
-use self::batches::Choice;
 use self::pipeline::Scoring;
 use self::plan::Plan;
 pub use self::room::Room;
@@ -103,14 +103,8 @@ pub fn run(config: &Config, stop: &StopFlag) -> Result<End> {
     stop.check()?;
     let manifest =
         Manifest::new(described.manifest(), &plan, config.batch_size, config.ties, config.limit);
-    let run = Run {
-        config,
-        plan: &plan,
-        fingerprint: manifest.fingerprint()?,
-        manifest,
-        parts,
-        stop,
-    };
+    let run =
+        Run { config, plan: &plan, fingerprint: manifest.fingerprint()?, manifest, parts, stop };
     if work::already_complete(config, &run.manifest)? {
         tracing::info!(labels = %config.out.display(), "already complete");
         if let Some(_lock) = work::merge_lock(config)? {
@@ -319,7 +313,11 @@ impl Run<'_> {
             let files = gaps.into_iter().map(|(file, slots)| {
                 (file, Choice::Rest(slots), part::rest_path(&self.parts, file, count))
             });
-            self.score_files(set, files, Progress::new("scoring the rest", "images", images as u64))?;
+            self.score_files(
+                set,
+                files,
+                Progress::new("scoring the rest", "images", images as u64),
+            )?;
         }
         let scores = read()?;
         ensure!(

@@ -73,7 +73,9 @@ fn images_that_were_scored_are_not_held() {
     let many = World::empty();
     many.put("pairs/0.parquet", &pairs_in_small_pages(&large_pairs(120, 120)));
     let (few, many) = (peak_megabytes(&few, &scorers, 0), peak_megabytes(&many, &scorers, 0));
-    println!("peak memory: {few:.0} MB for 4 rows, {many:.0} MB for 120 rows of images of their own");
+    println!(
+        "peak memory: {few:.0} MB for 4 rows, {many:.0} MB for 120 rows of images of their own"
+    );
     assert!(many < few + 64.0 * 1.1 + 40.0, "{few:.0} MB for 4 rows, {many:.0} MB for 120 rows");
 }
 

@@ -197,7 +197,8 @@ fn a_damaged_owner_costs_its_own_row_only() {
             assert_scored_as(row, &alone);
         }
         // The same bytes have the same aesthetic score, whichever file they were scored for.
-        let aesthetic: Vec<_> = rows[1..].iter().map(|row| row.scores[3][0].map(f32::to_bits)).collect();
+        let aesthetic: Vec<_> =
+            rows[1..].iter().map(|row| row.scores[3][0].map(f32::to_bits)).collect();
         assert!(aesthetic.iter().all(|score| *score == aesthetic[0]), "{aesthetic:?}");
     }
 }
@@ -212,8 +213,13 @@ fn each_content_of_a_uid_is_an_image_of_its_own() {
         ..pair(number)
     };
     let image = |number: usize| pair(number).image[0].clone();
-    let pairs =
-        [other(0, image(0)), other(1, image(1)), other(2, image(2)), other(3, None), other(4, image(1))];
+    let pairs = [
+        other(0, image(0)),
+        other(1, image(1)),
+        other(2, image(2)),
+        other(3, None),
+        other(4, image(1)),
+    ];
     let files = [pairs[..2].to_vec(), pairs[2..4].to_vec(), pairs[4..].to_vec()];
     let (world, run) = scored(&files, &[]);
     let run = run.expect_code(3);
@@ -243,7 +249,8 @@ fn the_same_bytes_have_the_same_scores_whatever_they_are_called() {
     let mut first: Vec<Pair> = (0..11).map(|number| named(number, Some("a"), "a cat")).collect();
     first.extend((0..11).rev().map(|number| named(number, Some("b"), "a cat")));
     first.extend((0..11).map(|number| named(number, None, "a cat")));
-    let mut second: Vec<Pair> = (0..11).rev().map(|number| named(number, Some("c"), "a cat")).collect();
+    let mut second: Vec<Pair> =
+        (0..11).rev().map(|number| named(number, Some("c"), "a cat")).collect();
     second.extend((0..11).map(|number| named(number, Some("b"), "a dog")));
     second.extend((0..11).map(|number| named(number, Some("c"), "a dog")));
     let image_of = |pair: &Pair| pair.image.clone();

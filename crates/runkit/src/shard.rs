@@ -117,9 +117,8 @@ impl Shard {
     /// # Errors
     /// When the variables are incomplete, contradict each other or hold something else than a share.
     pub fn from_environment(explicit: Option<Self>) -> Result<Self, ShardError> {
-        let lookup = |name: &str| {
-            std::env::var_os(name).map(|value| value.to_string_lossy().into_owned())
-        };
+        let lookup =
+            |name: &str| std::env::var_os(name).map(|value| value.to_string_lossy().into_owned());
         let shard = Self::from_lookup(explicit, lookup)?;
         if explicit.is_none()
             && shard.is_whole()

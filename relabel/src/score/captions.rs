@@ -83,7 +83,11 @@ impl CaptionText {
 
 /// Bytes that the features of `captions` take in the scratch folder, in groups as they are encoded:
 /// `widths` are the numbers that each text tower gives for a caption.
-pub(super) fn feature_bytes(captions: impl Iterator<Item = u32>, total: usize, widths: &[usize]) -> u64 {
+pub(super) fn feature_bytes(
+    captions: impl Iterator<Item = u32>,
+    total: usize,
+    widths: &[usize],
+) -> u64 {
     let mut needed = vec![false; total.div_ceil(GROUP)];
     for caption in captions {
         if let Some(group) = needed.get_mut(caption as usize / GROUP) {
@@ -91,7 +95,8 @@ pub(super) fn feature_bytes(captions: impl Iterator<Item = u32>, total: usize, w
         }
     }
     let encoded = |(group, _): (usize, &bool)| total.min((group + 1) * GROUP) - group * GROUP;
-    let captions: usize = needed.iter().enumerate().filter(|(_, needed)| **needed).map(encoded).sum();
+    let captions: usize =
+        needed.iter().enumerate().filter(|(_, needed)| **needed).map(encoded).sum();
     (captions * widths.iter().sum::<usize>() * size_of::<f32>()) as u64
 }
 
@@ -167,11 +172,10 @@ impl<'run> CaptionFeatures<'run> {
 
 /// An unnamed file: nothing of it is left when the process ends, however it ends.
 fn scratch_file(folder: &Path) -> Result<File> {
-    tempfile::tempfile_in(folder)
-        .with_context(|| {
-            format!(
-                "{}: cannot make a scratch file; hint: --scratch FOLDER that exists and can be written",
-                folder.display()
-            )
-        })
+    tempfile::tempfile_in(folder).with_context(|| {
+        format!(
+            "{}: cannot make a scratch file; hint: --scratch FOLDER that exists and can be written",
+            folder.display()
+        )
+    })
 }

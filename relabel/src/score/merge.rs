@@ -141,8 +141,7 @@ impl Merge<'_> {
         if !all_numbers && problem.is_none() {
             problem = Some((Status::NonFinite, self.no_numbers(slot)));
         }
-        let decision =
-            self.decider.decide(&label.scores, label.human_label_0, &mut label.votes);
+        let decision = self.decider.decide(&label.scores, label.human_label_0, &mut label.votes);
         if let Some((sum, consensus)) = decision {
             (label.vote_sum, label.consensus) = (Some(sum), Some(consensus));
         }

@@ -131,11 +131,7 @@ impl<'batch> Prepared<'batch> {
     }
 
     /// For each wanted combination one score per scorer, which may be no number.
-    fn scores(
-        &self,
-        set: &ScorerSet,
-        captions: &mut CaptionFeatures<'_>,
-    ) -> Result<Vec<Vec<f32>>> {
+    fn scores(&self, set: &ScorerSet, captions: &mut CaptionFeatures<'_>) -> Result<Vec<Vec<f32>>> {
         if self.images.is_empty() {
             return Ok(Vec::new());
         }

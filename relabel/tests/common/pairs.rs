@@ -102,7 +102,8 @@ pub(crate) fn pairs_without_images(first: usize, rows: usize) -> Vec<u8> {
     let text = |name: &str| -> ArrayRef {
         Arc::new(StringArray::from_iter_values(numbers().map(|number| format!("{name} {number}"))))
     };
-    let none = || -> ArrayRef { Arc::new(BinaryArray::from_iter((0..rows).map(|_| None::<&[u8]>))) };
+    let none =
+        || -> ArrayRef { Arc::new(BinaryArray::from_iter((0..rows).map(|_| None::<&[u8]>))) };
     let columns = [
         ("caption", text("a caption of its own for pair")),
         ("jpg_0", none()),
