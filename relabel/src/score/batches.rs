@@ -82,8 +82,7 @@ pub(crate) struct Batches<'run> {
     choice: Choice,
     batch_size: usize,
     stop: StopFlag,
-    preparation: ImagePreparation,
-    limits: Limits,
+    decoder: Decoder,
     /// Rows of the file that were read, and where reading ends.
     row: u64,
     end: u64,
@@ -92,6 +91,12 @@ pub(crate) struct Batches<'run> {
     waiting: VecDeque<Waiting>,
     places: Vec<(u64, Option<Digest>)>,
     owners: u64,
+}
+
+/// From encoded bytes to pixels, on any thread.
+struct Decoder {
+    preparation: ImagePreparation,
+    limits: Limits,
 }
 
 /// The bytes that were chosen in a file.
@@ -167,8 +172,7 @@ impl<'run> Batches<'run> {
             choice,
             batch_size,
             stop: stop.clone(),
-            preparation: set.image_preparation(),
-            limits: Limits::default(),
+            decoder: Decoder { preparation: set.image_preparation(), limits: Limits::default() },
             row,
             end,
             rows: pairs.rows_with_images_in(rows, ROWS_PER_READ)?,
@@ -247,7 +251,9 @@ impl<'run> Batches<'run> {
             self.owners += u64::from(u64::from(owner) == slot);
         }
     }
+}
 
+impl Decoder {
     fn decode(&self, waiting: Waiting) -> Chosen {
         let Waiting { slot, content, combinations, bytes } = waiting;
         Chosen { slot, content, combinations, pixels: self.pixels(&bytes) }
@@ -268,8 +274,9 @@ impl Iterator for Batches<'_> {
         match self.take() {
             Ok(None) => None,
             Ok(Some((mut batch, waiting))) => {
-                batch.images =
-                    waiting.into_par_iter().map(|waiting| self.decode(waiting)).collect();
+                let decoder = &self.decoder;
+                let images = waiting.into_par_iter().map(|waiting| decoder.decode(waiting));
+                batch.images = images.collect();
                 Some(Ok(batch))
             }
             // Reading ends with the first error: the next call finds the reader exhausted.
