@@ -11,7 +11,6 @@ use arrow::array::{Array as _, Int8Array};
 use schemas::labels::{LabelBatch, LabelsFile};
 use serde::Serialize;
 
-pub(crate) use self::text::counted;
 use crate::vote::Moments;
 
 /// A scorer whose scores vary less than this share of their mean magnitude tells images apart by

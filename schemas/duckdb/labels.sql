@@ -45,7 +45,8 @@ ORDER BY scorer_a, scorer_b;
 
 -- Every vote (Eq. 6), vote_sum and consensus (Eq. 7) computed again from the scores. A row for each
 -- difference, so no row means that the file is right. A scorer without a single vote in the file is
--- no voter (relabel vote --voters). A difference "tie" is a consensus where the votes cancel out,
+-- no voter (relabel vote --voters). A row with the status "non_finite" has votes of the scorers that
+-- gave numbers, but no sum. A difference "tie" is a consensus where the votes cancel out,
 -- which only relabel vote with a rule --ties other than "zero" writes.
 CREATE OR REPLACE VIEW recheck AS
 WITH voters AS (
@@ -58,10 +59,10 @@ WITH voters AS (
 ),
 again AS (
     SELECT labels.*,
-        CASE WHEN status = 'ok' AND clip_is_voter THEN CASE WHEN clip_score_0 >= clip_score_1 THEN 1 WHEN clip_score_0 < clip_score_1 THEN -1 END END AS clip_again,
-        CASE WHEN status = 'ok' AND hps_is_voter THEN CASE WHEN hps_score_0 >= hps_score_1 THEN 1 WHEN hps_score_0 < hps_score_1 THEN -1 END END AS hps_again,
-        CASE WHEN status = 'ok' AND pickscore_is_voter THEN CASE WHEN pickscore_score_0 >= pickscore_score_1 THEN 1 WHEN pickscore_score_0 < pickscore_score_1 THEN -1 END END AS pickscore_again,
-        CASE WHEN status = 'ok' AND aesthetic_is_voter THEN CASE WHEN aesthetic_score_0 >= aesthetic_score_1 THEN 1 WHEN aesthetic_score_0 < aesthetic_score_1 THEN -1 END END AS aesthetic_again
+        CASE WHEN status IN ('ok', 'non_finite') AND clip_is_voter THEN CASE WHEN clip_score_0 >= clip_score_1 THEN 1 WHEN clip_score_0 < clip_score_1 THEN -1 END END AS clip_again,
+        CASE WHEN status IN ('ok', 'non_finite') AND hps_is_voter THEN CASE WHEN hps_score_0 >= hps_score_1 THEN 1 WHEN hps_score_0 < hps_score_1 THEN -1 END END AS hps_again,
+        CASE WHEN status IN ('ok', 'non_finite') AND pickscore_is_voter THEN CASE WHEN pickscore_score_0 >= pickscore_score_1 THEN 1 WHEN pickscore_score_0 < pickscore_score_1 THEN -1 END END AS pickscore_again,
+        CASE WHEN status IN ('ok', 'non_finite') AND aesthetic_is_voter THEN CASE WHEN aesthetic_score_0 >= aesthetic_score_1 THEN 1 WHEN aesthetic_score_0 < aesthetic_score_1 THEN -1 END END AS aesthetic_again
     FROM labels, voters
 ),
 summed AS (
