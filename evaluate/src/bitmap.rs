@@ -27,6 +27,22 @@ pub enum BitmapError {
     },
 }
 
+/// The key and text by which a PNG of [`Bitmap::png`] is known.
+const SOFTWARE_KEY: &str = "Software";
+const SOFTWARE: &str = "evaluate (sheet or figure)";
+
+/// Whether a file is a PNG that [`Bitmap::png`] made.
+#[must_use]
+pub fn is_ours(path: &Path) -> bool {
+    let read = || {
+        let file = std::io::BufReader::new(std::fs::File::open(path).ok()?);
+        let reader = png::Decoder::new(file).read_info().ok()?;
+        let mut texts = reader.info().uncompressed_latin1_text.iter();
+        Some(texts.any(|chunk| chunk.keyword == SOFTWARE_KEY && chunk.text == SOFTWARE))
+    };
+    read().unwrap_or(false)
+}
+
 /// RGB of 8 bits a channel, row after row from the top.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Bitmap {
@@ -99,7 +115,7 @@ impl Bitmap {
         }
     }
 
-    /// As PNG.
+    /// As PNG that says who made it.
     ///
     /// # Errors
     /// Where the encoder refuses the size.
@@ -108,6 +124,7 @@ impl Bitmap {
         let mut encoder = png::Encoder::new(&mut bytes, self.width, self.height);
         encoder.set_color(png::ColorType::Rgb);
         encoder.set_depth(png::BitDepth::Eight);
+        encoder.add_text_chunk(SOFTWARE_KEY.to_owned(), SOFTWARE.to_owned())?;
         let mut writer = encoder.write_header()?;
         writer.write_image_data(&self.pixels)?;
         writer.finish()?;

@@ -67,6 +67,10 @@ pub struct GenerateArguments {
     /// Print the resolved settings as TOML and stop.
     #[arg(long)]
     pub print_config: bool,
+    /// Open everything, load the networks, say what would be generated and how long
+    /// it takes, and stop.
+    #[arg(long)]
+    pub dry_run: bool,
     /// Start over: remove the pictures of an earlier run of this output.
     #[arg(long)]
     pub fresh: bool,
@@ -99,7 +103,8 @@ pub struct GenerateSettings {
     #[arg(long, value_name = "N", allow_negative_numbers = true)]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub seeds: Option<u64>,
-    /// The first seed; the others follow [default: 0].
+    /// The first seed; the others follow [default: 0]. Noise uses the low 32 bits
+    /// of a seed.
     #[arg(long, value_name = "N", allow_negative_numbers = true)]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub base_seed: Option<u64>,

@@ -43,6 +43,11 @@ fn generate(arguments: &GenerateArguments) -> Result<ExitStatus> {
     let Some(settings) = settings(arguments)? else { return Ok(ExitStatus::Done) };
     let config = config(settings, arguments.fresh)?;
     let stop = runkit::signals::install().context("installing signal handlers")?;
+    if arguments.dry_run {
+        let prompts = crate::prompts::read_limited(&config.prompts, config.limits)?;
+        say(&generate::Generation::open(&config, &prompts)?.rehearse()?)?;
+        return Ok(ExitStatus::Done);
+    }
     match generate::run(&config, &stop)? {
         generate::End::Stopped(signal) => {
             tracing::warn!(

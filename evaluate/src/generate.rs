@@ -11,8 +11,10 @@ mod model;
 mod painter;
 mod picture;
 
+use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::fmt::Write as _;
+use std::io::ErrorKind;
 use std::ops::{ControlFlow, Range};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -24,7 +26,8 @@ use nn::schedule::SamplerKind;
 use rayon::prelude::*;
 use runkit::lock::OutputLock;
 use runkit::logging::{escape_for_terminal, tenths};
-use runkit::progress::{PARTS, Progress};
+use runkit::output::foreign;
+use runkit::progress::Progress;
 use runkit::signals::{Signal, StopFlag};
 use tch::Device;
 
@@ -40,6 +43,7 @@ use crate::prompts::{self, Limits, Prompt, PromptSource};
 const PROGRAM: &str = "evaluate";
 const VERSION: &str = env!("CARGO_PKG_VERSION");
 const MANIFEST: &str = "manifest.json";
+const SETTINGS: &str = "config.toml";
 
 /// Pixels drawn together where nothing else is said: one picture of Stable Diffusion 1.5 on a CPU.
 const BATCH_PIXELS_CPU: i64 = 512 * 512;
@@ -135,111 +139,269 @@ pub fn images_folder(out: &Path) -> PathBuf {
 /// One sentence about what is wrong with a model, the prompts, the output, or an earlier run of
 /// another recipe.
 pub fn run(config: &Config, stop: &StopFlag) -> Result<End> {
-    run_on(config, &prompts::read_limited(&config.prompts, config.limits)?, stop)
+    let prompts = prompts::read_limited(&config.prompts, config.limits)?;
+    let generation = Generation::open(config, &prompts)?;
+    if let Some(signal) = generation.try_others(stop)? {
+        return Ok(End::Stopped(signal));
+    }
+    generation.run(stop)
 }
 
-/// As [`run`], of prompts that are read already.
-///
-/// # Errors
-/// As [`run`].
-pub fn run_on(config: &Config, prompts: &[Prompt], stop: &StopFlag) -> Result<End> {
-    let models: Vec<Model> =
-        config.models.iter().map(|source| Model::open(source, config)).collect::<Result<_>>()?;
-    runkit::files::create_folder(&config.out)?;
-    let _lock = OutputLock::exclusive(config.out.join(".lock"))?;
-
-    let manifest = Manifest::new(config, &models, prompts);
-    let manifest = match Manifest::read(&config.out.join(MANIFEST)) {
-        Ok(Some(earlier)) if config.fresh => {
-            forget(&config.out, &earlier)?;
-            manifest
-        }
-        Ok(Some(earlier)) => join(manifest, earlier, &config.out)?,
-        Ok(None) => {
-            refuse_foreign_pictures(&config.out, &models)?;
-            manifest
-        }
-        Err(error) => return Err(error),
-    };
-
-    let jobs = jobs(prompts, config.seeds.clone());
-    let work: Vec<Work<'_>> = models.iter().map(|model| Work::find(config, model, &jobs)).collect();
-    let pictures = jobs.len() * models.len();
-    let missing: usize = work.iter().map(|work| work.missing).sum();
-    tell_what_is_cut(config, &work);
-
-    let started = Instant::now();
-    let progress = Progress::new("drawing", "images", pictures as u64);
-    progress.already_done((pictures - missing) as u64);
-    let mut prepared = false;
-    for work in work.iter().filter(|work| work.missing > 0) {
-        let loading = Instant::now();
-        let mut painter = Painter::load(work.model, config)?;
-        tracing::info!(
-            model = work.model.name,
-            images = work.missing,
-            size = %work.model.record.size,
-            steps = config.steps,
-            scheduler = %work.model.record.scheduler,
-            batch_size = work.batch_size,
-            loading_seconds = tenths(loading.elapsed()),
-            "loaded {} in {:.1} s",
-            work.model.name,
-            loading.elapsed().as_secs_f64()
-        );
-        if !prepared {
-            // A model that cannot be loaded leaves no trace.
-            prepare(config, &manifest)?;
-            prepared = true;
-        }
-        if let Some(signal) = work.draw(&mut painter, config, &progress, stop)? {
-            return Ok(End::Stopped(signal));
-        }
-    }
-    if !prepared {
-        prepare(config, &manifest)?;
-    }
-    if missing > 0 {
-        let rate = missing as f64 / started.elapsed().as_secs_f64();
-        tracing::info!("{rate:.3} images/s, loading included");
-    }
-    progress.finish();
-    Ok(End::Done { pictures, drawn: missing })
+/// What is to be generated, with everything opened that it needs. Nothing is written before
+/// [`Generation::run`].
+pub struct Generation<'run> {
+    config: &'run Config,
+    prompts: &'run [Prompt],
+    models: Vec<Model>,
+    jobs: Vec<Job<'run>>,
+    manifest: Manifest,
 }
 
-/// What [`run_on`] would do, in sentences: nothing is loaded or written.
-///
-/// # Errors
-/// What is wrong with a model, before its weights are read.
-pub fn plan(config: &Config, prompts: &[Prompt]) -> Result<String> {
-    let models: Vec<Model> =
-        config.models.iter().map(|source| Model::open(source, config)).collect::<Result<_>>()?;
-    let jobs = jobs(prompts, config.seeds.clone());
-    let mut sets = BTreeMap::<&str, usize>::new();
-    for prompt in prompts {
-        *sets.entry(&prompt.set).or_default() += 1;
+/// How long a model takes, measured on its first batch.
+#[derive(Debug, Clone, Copy)]
+struct Speed {
+    /// Seconds of a call of the UNet for a whole batch.
+    call: f64,
+}
+
+impl std::fmt::Debug for Generation<'_> {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let mut shown = formatter.debug_struct("Generation");
+        shown.field("config", self.config).field("manifest", &self.manifest).finish_non_exhaustive()
     }
-    let sets: Vec<String> =
-        sets.iter().map(|(set, prompts)| format!("{prompts} prompts of {set}")).collect();
-    let seeds = config.seeds.clone().count();
-    let mut text = format!("{}, {seeds} images each\n", sets.join(", "));
-    for model in &models {
-        let work = Work::find(config, model, &jobs);
-        let record = &model.record;
+}
+
+impl<'run> Generation<'run> {
+    /// Opens every model and compares the run with what the folder holds.
+    ///
+    /// # Errors
+    /// What is wrong with a model, before its weights are loaded, or with the folder.
+    pub fn open(config: &'run Config, prompts: &'run [Prompt]) -> Result<Self> {
+        super::output::check_writable(&config.out)?;
+        let models: Vec<Model> = config
+            .models
+            .iter()
+            .map(|source| Model::open(source, config))
+            .collect::<Result<_>>()?;
+        let jobs = jobs(prompts, config.seeds.clone());
+        let manifest = Manifest::new(config, &models, prompts);
+        let mut generation = Self { config, prompts, models, jobs, manifest };
+        generation.manifest = generation.joined()?;
+        super::output::check_space(&config.out, generation.bytes())?;
+        Ok(generation)
+    }
+
+    /// The manifest of the folder after this run.
+    #[must_use]
+    pub fn manifest(&self) -> &Manifest {
+        &self.manifest
+    }
+
+    /// How many images are to be generated.
+    #[must_use]
+    pub fn missing(&self) -> usize {
+        self.work().iter().map(|work| work.missing).sum()
+    }
+
+    /// Bytes that the images will take, generously: a PNG of noise has three a pixel.
+    fn bytes(&self) -> u64 {
+        const BYTES_OF_PIXEL: u64 = 2;
+        let pixels = |size: Size| size.height.unsigned_abs() * size.width.unsigned_abs();
+        let of_work =
+            |work: &Work<'_>| work.missing as u64 * BYTES_OF_PIXEL * pixels(work.model.record.size);
+        self.work().iter().map(of_work).sum()
+    }
+
+    /// The run's manifest together with what the folder holds.
+    fn joined(&self) -> Result<Manifest> {
+        let out = &self.config.out;
+        match Manifest::read(&out.join(MANIFEST))? {
+            Some(_) if self.config.fresh => Ok(self.manifest.clone()),
+            Some(earlier) => join(self.manifest.clone(), earlier, out),
+            None => {
+                refuse_foreign_pictures(out, &self.models)?;
+                // The manifest is written first: without it, settings are somebody else's.
+                let settings = out.join(SETTINGS);
+                if settings.symlink_metadata().is_ok() {
+                    return Err(foreign("--out", &settings, "settings of evaluate").into());
+                }
+                Ok(self.manifest.clone())
+            }
+        }
+    }
+
+    fn work(&self) -> Vec<Work<'_>> {
+        self.models.iter().map(|model| Work::find(self.config, model, &self.jobs)).collect()
+    }
+
+    /// Loads the networks of every model but the one that [`Generation::run`] begins with, and drops
+    /// them: a checkpoint that does not fit is found before hours of work with another one.
+    ///
+    /// # Errors
+    /// What is wrong with a checkpoint.
+    pub fn try_others(&self, stop: &StopFlag) -> Result<Option<Signal>> {
+        for work in self.work().iter().filter(|work| work.missing > 0).skip(1) {
+            Painter::load(work.model, self.config)?;
+            if let Some(signal) = stop.requested() {
+                return Ok(Some(signal));
+            }
+        }
+        Ok(None)
+    }
+
+    /// What [`Generation::run`] would do, in sentences. The networks of every model are loaded and
+    /// timed; nothing is written.
+    ///
+    /// # Errors
+    /// What is wrong with a checkpoint.
+    pub fn rehearse(&self) -> Result<String> {
+        let mut sets = BTreeMap::<&str, usize>::new();
+        for prompt in self.prompts {
+            *sets.entry(&prompt.set).or_default() += 1;
+        }
+        let sets: Vec<String> =
+            sets.iter().map(|(set, prompts)| format!("{prompts} prompts of {set}")).collect();
+        let seeds = self.config.seeds.clone().count();
+        let mut text = format!("{}, {seeds} images each\n", sets.join(", "));
+        let mut seconds = 0.0;
+        for work in self.work() {
+            let record = &work.model.record;
+            let _infallible = writeln!(
+                text,
+                "{}: {} of {} images to generate at {}, {} steps of {}, guidance {}, {} together",
+                work.model.name,
+                work.missing,
+                self.jobs.len(),
+                record.size,
+                self.config.steps,
+                record.scheduler,
+                record.guidance,
+                work.batch_size
+            );
+            let speed = match work.batches.first() {
+                None => None,
+                Some((batch, _)) => Painter::load(work.model, self.config)?.time(batch)?,
+            };
+            if let Some(Speed { call }) = speed {
+                let calls = (work.batches.len() * work.model.calls) as f64;
+                seconds += call * calls;
+            }
+        }
+        let megabytes = self.bytes() as f64 / 1e6;
+        let free = runkit::files::free_space(&self.config.out)? as f64 / 1e9;
         let _infallible = writeln!(
             text,
-            "{}: {} of {} images to draw at {}, {} steps of {}, guidance {}, {} together",
-            model.name,
-            work.missing,
-            jobs.len(),
-            record.size,
-            config.steps,
-            record.scheduler,
-            record.guidance,
-            work.batch_size
+            "disk: about {megabytes:.1} MB needed for images, {free:.1} GB free\ntime: about {} to \
+             generate",
+            super::output::duration(seconds)
         );
+        Ok(text)
     }
-    Ok(text)
+
+    /// Generates what is missing, until it is done or stopped.
+    ///
+    /// # Errors
+    /// What is wrong with a checkpoint or the output.
+    pub fn run(mut self, stop: &StopFlag) -> Result<End> {
+        let config = self.config;
+        runkit::files::create_folder(&config.out)?;
+        let _lock = OutputLock::exclusive(config.out.join(".lock"))?;
+        // Another run may have been at work since it was opened.
+        self.manifest = self.joined()?;
+        let pictures = self.jobs.len() * self.models.len();
+        let missing = self.missing();
+        if missing == 0 {
+            tracing::info!(images = pictures, "already complete");
+            prepare(config, &self.manifest)?;
+            return Ok(End::Done { pictures, drawn: 0 });
+        }
+        // The networks of the first model are loaded before anything is removed or written: a model
+        // that cannot be loaded leaves no trace.
+        let load = |model| {
+            let loading = Instant::now();
+            Ok::<_, anyhow::Error>((Painter::load(model, config)?, loading.elapsed()))
+        };
+        let mut first = match self.work().iter().find(|work| work.missing > 0) {
+            Some(work) => Some(load(work.model)?),
+            None => None,
+        };
+        if config.fresh
+            && let Some(earlier) = Manifest::read(&config.out.join(MANIFEST))?
+        {
+            forget(&config.out, &earlier)?;
+        }
+        prepare(config, &self.manifest)?;
+        let work = self.work();
+        tell_what_is_cut(config, &work);
+        let started = Instant::now();
+        let progress = Steps::new(pictures, &work);
+        for work in work.iter().filter(|work| work.missing > 0) {
+            let (mut painter, loading) = match first.take() {
+                Some(loaded) => loaded,
+                None => load(work.model)?,
+            };
+            tracing::info!(
+                model = work.model.name,
+                images = work.missing,
+                size = %work.model.record.size,
+                steps = config.steps,
+                scheduler = %work.model.record.scheduler,
+                batch_size = work.batch_size,
+                loading_seconds = tenths(loading),
+                "loaded {} in {:.1} s",
+                work.model.name,
+                loading.as_secs_f64()
+            );
+            if let Some(signal) = work.draw(&mut painter, config, &progress, stop)? {
+                return Ok(End::Stopped(signal));
+            }
+        }
+        let rate = missing as f64 / started.elapsed().as_secs_f64();
+        tracing::info!("{rate:.3} images/s, loading included");
+        progress.bar.finish();
+        Ok(End::Done { pictures, drawn: missing })
+    }
+}
+
+/// Progress in denoising steps of images, so that the time left is known within a batch.
+struct Steps {
+    bar: Progress,
+    /// All images of the run.
+    images: usize,
+    /// Those that are there.
+    there: Cell<usize>,
+}
+
+impl Steps {
+    fn new(images: usize, work: &[Work<'_>]) -> Self {
+        let of = |work: &Work<'_>| work.model.calls as u64;
+        // A batch that is partly there is generated as a whole.
+        let to_do = work.iter().map(|work| {
+            let images: usize = work.batches.iter().map(|(batch, _)| batch.len()).sum();
+            images as u64 * of(work)
+        });
+        let to_do: u64 = to_do.sum();
+        let missing: usize = work.iter().map(|work| work.missing).sum();
+        let there = images - missing;
+        let all = images / work.len().max(1);
+        let whole: u64 = work.iter().map(|work| (all - work.missing) as u64 * of(work)).sum();
+        let bar = Progress::new("generating", "steps", whole + to_do);
+        bar.already_done(whole);
+        let steps = Self { bar, images, there: Cell::new(there) };
+        steps.finished(0);
+        steps
+    }
+
+    /// A call of the UNet for so many images is done.
+    fn step(&self, images: usize) {
+        self.bar.add(images as u64);
+    }
+
+    /// So many images more are there.
+    fn finished(&self, images: usize) {
+        self.there.set(self.there.get() + images);
+        self.bar.message(format!("{} of {} images", self.there.get(), self.images));
+    }
 }
 
 /// All jobs of one model: the seeds of each prompt follow each other. Prompts of two sets that are
@@ -265,7 +427,8 @@ impl<'run> Work<'run> {
         let batches: Vec<_> = jobs
             .chunks(batch_size)
             .map(|batch| {
-                let absent = |job: &Job<'_>| !config.picture_path(model, job).is_file();
+                let absent =
+                    |job: &Job<'_>| config.fresh || !config.picture_path(model, job).is_file();
                 (batch, batch.iter().map(absent).collect::<Vec<bool>>())
             })
             .filter(|(_, missing)| missing.contains(&true))
@@ -283,18 +446,12 @@ impl<'run> Work<'run> {
         &self,
         painter: &mut Painter<'_>,
         config: &Config,
-        progress: &Progress,
+        progress: &Steps,
         stop: &StopFlag,
     ) -> Result<Option<Signal>> {
         for (batch, missing) in &self.batches {
-            let count = missing.iter().filter(|missing| **missing).count() as u64;
-            let mut counted = 0;
-            let drawn = painter.draw(batch, &mut |done, all| {
-                progress.message(format!("step {done} of {all}"));
-                // Steps are counted, not batches: of those there may be one an hour.
-                let parts = count * PARTS * done as u64 / (all as u64).max(1);
-                progress.add_parts(parts.saturating_sub(counted));
-                counted = counted.max(parts);
+            let drawn = painter.draw(batch, &mut |_, _| {
+                progress.step(batch.len());
                 match stop.requested() {
                     Some(_) => ControlFlow::Break(()),
                     None => ControlFlow::Continue(()),
@@ -309,7 +466,7 @@ impl<'run> Work<'run> {
                 .map(|(pair, _)| pair)
                 .collect();
             self.write(&fresh, config)?;
-            progress.add_parts((count * PARTS).saturating_sub(counted));
+            progress.finished(fresh.len());
             if stop.requested().is_some() {
                 return Ok(stop.requested());
             }
@@ -402,23 +559,45 @@ fn refuse_foreign_pictures(out: &Path, models: &[Model]) -> Result<()> {
     Ok(())
 }
 
-/// Removes the pictures that a manifest speaks of, and then the manifest.
+/// Removes the images that a manifest speaks of, and no other file. The manifest stays until it is
+/// replaced.
 fn forget(out: &Path, manifest: &Manifest) -> Result<()> {
-    let gone = |result: std::io::Result<()>, path: &Path| match result {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            Err(error).with_context(|| format!("{}: cannot be removed", path.display()))
+    let failed = |path: &Path| format!("{}: cannot be removed", path.display());
+    let remove = |path: &Path| match std::fs::remove_file(path) {
+        Err(error) if !matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {
+            Err(error).with_context(|| failed(path))
         }
         _ => Ok(()),
     };
+    // A folder that holds something else stays.
+    let remove_folder = |path: &Path| match std::fs::remove_dir(path) {
+        Err(error) if error.kind() == ErrorKind::PermissionDenied => {
+            Err(error).with_context(|| failed(path))
+        }
+        _ => Ok(()),
+    };
+    let ids: BTreeSet<&String> = manifest.prompts.values().flat_map(BTreeMap::keys).collect();
     for name in manifest.models.keys() {
-        // The name becomes a path: it must be one that this program gives.
+        // Names become paths: they must be such as this program gives.
         let source: Result<ModelSource, String> = format!("{name}=x").parse();
-        ensure!(source.is_ok(), "{}: the manifest is not one of this program", out.display());
-        let folder = images_folder(out).join(name);
-        gone(std::fs::remove_dir_all(&folder), &folder)?;
+        let plain = |id: &str| !id.is_empty() && !id.starts_with('.') && !id.contains('/');
+        ensure!(
+            source.is_ok() && ids.iter().all(|id| plain(id)),
+            "{}: the manifest is not one of this program",
+            out.display()
+        );
+        let model = images_folder(out).join(name);
+        for id in &ids {
+            let folder = model.join(id);
+            runkit::files::remove_stale_temporaries(&folder)?;
+            for seed in &manifest.seeds {
+                remove(&folder.join(format!("{seed}.png")))?;
+            }
+            remove_folder(&folder)?;
+        }
+        remove_folder(&model)?;
     }
-    let file = out.join(MANIFEST);
-    gone(std::fs::remove_file(&file), &file)
+    Ok(())
 }
 
 /// The manifest, and the resolved settings as a valid `--config` themselves.
@@ -428,7 +607,7 @@ fn prepare(config: &Config, manifest: &Manifest) -> Result<()> {
     text.push('\n');
     write_if_other(&config.out.join(MANIFEST), &text)?;
     let settings = config.settings.with_absolute_paths();
-    write_if_other(&config.out.join("config.toml"), &runkit::config::to_toml_string(&settings)?)
+    write_if_other(&config.out.join(SETTINGS), &runkit::config::to_toml_string(&settings)?)
 }
 
 fn write_if_other(path: &Path, text: &str) -> Result<()> {

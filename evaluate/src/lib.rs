@@ -21,6 +21,8 @@ pub mod commands;
 pub mod figures;
 pub mod generate;
 pub mod grid;
+mod output;
+mod owned;
 pub mod prompts;
 pub mod render;
 pub mod report;

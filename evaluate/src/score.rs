@@ -5,29 +5,35 @@
 //! are of, a picture's bytes and a caption: so a killed run goes on, and another model, metric or
 //! set of prompts costs only what is new.
 
+mod held;
 mod networks;
 mod pictures;
+mod rehearsal;
+mod rows;
+mod scope;
 mod store;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeSet, HashSet};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Result, bail, ensure};
 use rayon::prelude::*;
 use runkit::lock::OutputLock;
+use runkit::output::refuse_input;
 use runkit::progress::Progress;
 use runkit::signals::{Signal, StopFlag};
-use schemas::evaluation::{KEY_FINGERPRINT, KEY_MANIFEST};
-use schemas::scores::{ScoreRow, ScoresWriter};
-use scorers::{Compute, ScorerSet, ScorersConfig, ScorersManifest};
-use serde_json::json;
+use schemas::scores::ScoreRow;
+use scorers::{Compute, DescribedScorers, ScorerSet, ScorersConfig};
 
+use self::held::{Held, ordered};
 use self::networks::{Captions, Decoded};
 pub use self::pictures::ImagesSource;
 use self::pictures::{Collection, Subject};
+use self::rows::Table;
+use self::scope::{Scope, row};
 use self::store::{Key, Store};
-use crate::generate;
+use crate::generate::{self, Manifest};
 use crate::prompts::{self, Limits, Prompt, PromptSource};
 
 /// The file of scores in the folder of an evaluation.
@@ -43,6 +49,8 @@ pub struct Config {
     pub prompts: Vec<PromptSource>,
     /// Which of the models whose pictures are in `out`, in this order; all where none is named.
     pub models: Vec<String>,
+    /// What stays in the scores that this run does not name.
+    pub keep: Keep,
     /// Pictures made elsewhere.
     pub images: Vec<ImagesSource>,
     /// Which seeds of each prompt; those that are there where nothing is said.
@@ -55,6 +63,15 @@ pub struct Config {
     pub batch_size: usize,
     /// Where and in which type the networks compute.
     pub compute: Compute,
+}
+
+/// What of a folder's scores stays that a run does not name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Keep {
+    /// Other models.
+    pub models: bool,
+    /// Other sets of prompts, prompts, seeds and metrics.
+    pub others: bool,
 }
 
 /// How a run ended.
@@ -87,43 +104,239 @@ type Checked = Result<String, String>;
 /// output.
 pub fn run(config: &Config, stop: &StopFlag) -> Result<End> {
     let prompts = prompts::read_limited(&config.prompts, config.limits)?;
-    run_on(config, &prompts, stop)
+    let mut scoring = Scoring::open(config, &prompts, &[])?;
+    scoring.describe()?;
+    scoring.run(stop)
 }
 
-/// As [`run`], of prompts that are read already.
+/// What [`run`] would do, in sentences. The networks are loaded and timed; nothing is written.
 ///
 /// # Errors
 /// As [`run`].
-pub fn run_on(config: &Config, prompts: &[Prompt], stop: &StopFlag) -> Result<End> {
-    let scorers = ScorersConfig::read(&config.scorers)?;
-    let manifest = ScorerSet::describe(&scorers, config.compute)?.manifest().clone();
-    let collections = collections(config, prompts)?;
-    runkit::files::create_folder(&config.out)?;
-    let _lock = OutputLock::exclusive(config.out.join(".lock"))?;
+pub fn rehearse(config: &Config) -> Result<String> {
+    let prompts = prompts::read_limited(&config.prompts, config.limits)?;
+    let mut scoring = Scoring::open(config, &prompts, &[])?;
+    scoring.rehearse(Manifest::of_folder(&config.out)?.as_ref(), false)
+}
 
-    let mut seen = HashSet::new();
-    let distinct: Vec<&Prompt> =
-        prompts.iter().filter(|prompt| seen.insert(prompt.id.as_str())).collect();
-    let subjects: Vec<Vec<Subject<'_>>> =
-        collections.iter().map(|collection| collection.subjects(&distinct)).collect();
-    let checked: Vec<Vec<Checked>> = subjects
-        .iter()
-        .map(|subjects| {
-            subjects.par_iter().map(|subject| checksum(subject.path.as_deref())).collect()
-        })
-        .collect();
-    let mut stores = Store::open_all(&config.out.join(STORE), &manifest)?;
+/// What is to be scored, with everything opened that it needs. Nothing is written before
+/// [`Scoring::run`].
+#[derive(Debug)]
+pub struct Scoring<'run> {
+    config: &'run Config,
+    prompts: &'run [Prompt],
+    scorers: ScorersConfig,
+    described: Option<DescribedScorers>,
+    held: Held,
+}
 
-    let pictures = subjects.iter().map(Vec::len).sum();
-    let mut judged = Judged { config, scorers: &scorers, prompts: &distinct, stores: &mut stores };
-    let scored = match judged.run(&subjects, &checked, stop)? {
-        Progressed::All(scored) => scored,
-        Progressed::Stopped(signal) => return Ok(End::Stopped(signal)),
-    };
-    let rows = rows(config, prompts, &subjects, &checked, &manifest, &stores);
-    let summary = Summary { pictures, scored, failed: without_score(&rows) };
-    write(config, rows, prompts, &manifest)?;
-    Ok(End::Done(summary))
+impl<'run> Scoring<'run> {
+    /// Reads the file of scorers and the folder's earlier scores, and looks into the folders of
+    /// images. No prompt of `dropped`, by set and id, stays in the scores.
+    ///
+    /// # Errors
+    /// What is wrong with one of them.
+    pub fn open(
+        config: &'run Config,
+        prompts: &'run [Prompt],
+        dropped: &[(String, String)],
+    ) -> Result<Self> {
+        crate::output::check_writable(&config.out)?;
+        let scorers = ScorersConfig::read(&config.scorers)?;
+        let mut inputs: Vec<&Path> =
+            config.prompts.iter().map(|source| source.file.as_path()).collect();
+        inputs.push(&config.scorers);
+        refuse_input("--out", &config.out.join(SCORES), &inputs)?;
+        let mut held = Held::read(&config.out)?;
+        for source in &config.images {
+            Collection::made_elsewhere(source, prompts, None)?;
+        }
+        retain(&mut held, config, prompts, dropped);
+        Ok(Self { config, prompts, scorers, described: None, held })
+    }
+
+    /// Finds the files of every scorer, downloaded where they are missing, and checks and hashes
+    /// them.
+    ///
+    /// # Errors
+    /// What is wrong with a scorer.
+    pub fn describe(&mut self) -> Result<()> {
+        let described = ScorerSet::describe(&self.scorers, self.config.compute)?;
+        // A damaged file of computed scores is found now, not after the images are there.
+        store::read_all(&self.config.out.join(STORE), described.manifest())?;
+        self.described = Some(described);
+        Ok(())
+    }
+
+    /// The models of the tables, in their order, once those of `drawn` are there.
+    #[must_use]
+    pub fn models(&self, drawn: Option<&Manifest>) -> Vec<String> {
+        let named: Vec<&str> = self.config.models.iter().map(String::as_str).collect();
+        let known = drawn.into_iter().flat_map(|drawn| drawn.models.keys()).map(String::as_str);
+        let images = self.config.images.iter().map(|source| source.name.as_str());
+        let mut held = self.held.models();
+        let mut all: Vec<&str> = if named.is_empty() {
+            // All are named, in no order.
+            let mut all = held.clone();
+            all.extend(known.filter(|name| !held.contains(name)));
+            all
+        } else {
+            if self.config.keep.models {
+                let new: Vec<&str> = known.filter(|name| !held.contains(name)).collect();
+                held.extend(new.into_iter().filter(|name| !named.contains(name)));
+            }
+            ordered(&named, &held)
+        };
+        all.extend(images.filter(|name| !all.contains(name)).collect::<Vec<_>>());
+        all.into_iter().map(str::to_owned).collect()
+    }
+
+    /// The sets of prompts of the tables.
+    #[must_use]
+    pub fn sets(&self) -> Vec<String> {
+        let mut sets: Vec<String> = Vec::new();
+        let held = self.held.prompts();
+        for prompt in self.prompts.iter().chain(&held) {
+            if !sets.contains(&prompt.set) {
+                sets.push(prompt.set.clone());
+            }
+        }
+        sets
+    }
+
+    /// Loads the networks and drops them: a checkpoint that does not fit is found before hours of
+    /// other work.
+    ///
+    /// # Errors
+    /// What is wrong with a checkpoint.
+    pub fn try_networks(&mut self) -> Result<()> {
+        if let Some(described) = self.described.take() {
+            described.load()?;
+        }
+        Ok(())
+    }
+
+    /// Scores what is not scored, and writes the scores, until it is done or stopped.
+    ///
+    /// # Errors
+    /// What is wrong with an image's folder, a scorer or the output.
+    pub fn run(self, stop: &StopFlag) -> Result<End> {
+        let Self { config, prompts, ref scorers, .. } = self;
+        let manifest = match &self.described {
+            Some(described) => described.manifest().clone(),
+            None => ScorerSet::describe(scorers, config.compute)?.manifest().clone(),
+        };
+        runkit::files::create_folder(&config.out)?;
+        let _lock = OutputLock::exclusive(config.out.join(".lock"))?;
+        let drawn = Manifest::of_folder(&config.out)?;
+        let collections = self.collections(drawn.as_ref())?;
+        let held_prompts = self.held.prompts();
+        let scope = Scope::new(&config.out, prompts, &held_prompts, &collections, &self.held);
+        let (subjects, gone) = scope.subjects();
+        if gone > 0 {
+            tracing::warn!(
+                "{gone} images that {SCORES} held are not there any more and are left out of it"
+            );
+        }
+        let checked: Vec<Vec<Checked>> =
+            subjects.iter().map(|subjects| checksums(subjects, stop)).collect();
+        if let Some(signal) = stop.requested() {
+            return Ok(End::Stopped(signal));
+        }
+        let mut stores = Store::open_all(&config.out.join(STORE), &manifest)?;
+
+        let pictures = subjects.iter().map(Vec::len).sum();
+        let texts: Vec<&str> = scope.prompts.iter().map(|prompt| prompt.text.as_str()).collect();
+        let mut judged = Judged { config, scorers, texts: &texts, stores: &mut stores };
+        let scored = match judged.run(&subjects, &checked, stop)? {
+            Progressed::All(scored) => scored,
+            Progressed::Stopped(signal) => return Ok(End::Stopped(signal)),
+        };
+        let of_models: Vec<(&Collection, &[Subject<'_>], &[Checked])> = (collections.iter())
+            .zip(subjects.iter().zip(&checked))
+            .map(|(collection, (subjects, checked))| {
+                (collection, subjects.as_slice(), checked.as_slice())
+            })
+            .collect();
+        let table = Table::new(&config.out, &scope, &of_models, &manifest, &stores, &self.held)?;
+        if table.outdated > 0 {
+            tracing::warn!(
+                "{} earlier scores are of other images than there are now and are left out of \
+                 {SCORES}; hint: name their scorers to compute them again",
+                table.outdated
+            );
+        }
+        let summary = Summary { pictures, scored, failed: without_score(&table.rows) };
+        if scored == 0 {
+            tracing::info!(images = pictures, "already complete");
+        }
+        table.write(&config.out, &scope.prompts, &manifest)?;
+        Ok(End::Done(summary))
+    }
+
+    /// The pictures of each model, in the order of the tables.
+    fn collections(&self, drawn: Option<&Manifest>) -> Result<Vec<Collection>> {
+        let config = self.config;
+        let given: Option<BTreeSet<u64>> = config.seeds.clone().map(Iterator::collect);
+        let known: Vec<&String> = drawn.iter().flat_map(|drawn| drawn.models.keys()).collect();
+        if let Some(model) = config.models.iter().find(|model| !known.contains(model)) {
+            bail!(
+                "{}: no pictures of a model {model:?}, only of {known:?}; hint: evaluate generate \
+                 draws them",
+                config.out.display()
+            );
+        }
+        let mut collections: Vec<Collection> = Vec::new();
+        for model in self.models(drawn) {
+            let source = config.images.iter().find(|source| source.name == model);
+            let of_drawn = drawn.filter(|drawn| drawn.models.contains_key(&model));
+            collections.push(match (source, of_drawn) {
+                (Some(_), Some(_)) => bail!(
+                    "two models are called {model}; hint: the name before = is the user's to choose"
+                ),
+                (Some(source), None) => {
+                    Collection::made_elsewhere(source, self.prompts, given.clone())?
+                }
+                (None, Some(drawn)) => {
+                    let named = config.models.is_empty() || config.models.contains(&model);
+                    let seeds = given.clone().unwrap_or_else(|| drawn.seeds.clone());
+                    let folder = generate::images_folder(&config.out).join(&model);
+                    Collection::drawn(&model, named, folder, seeds)
+                }
+                (None, None) => Collection::held(&model),
+            });
+        }
+        ensure!(
+            !collections.is_empty(),
+            "{}: no pictures to score; hint: evaluate generate draws them, --images NAME=DIR takes \
+             those made elsewhere",
+            config.out.display()
+        );
+        Ok(collections)
+    }
+}
+
+/// Leaves out of the earlier scores what must not stay.
+fn retain(held: &mut Held, config: &Config, prompts: &[Prompt], dropped: &[(String, String)]) {
+    let Keep { models, others } = config.keep;
+    let images = config.images.iter().map(|source| &source.name);
+    let named: HashSet<&String> = config.models.iter().chain(images).collect();
+    let ids: HashSet<(&str, &str)> =
+        prompts.iter().map(|prompt| (&*prompt.set, &*prompt.id)).collect();
+    let rows: HashSet<(&str, u64)> =
+        prompts.iter().map(|prompt| (&*prompt.set, row(&prompt.id))).collect();
+    let dropped: HashSet<(&str, &str)> = dropped.iter().map(|(set, id)| (&**set, &**id)).collect();
+    held.retain(|held| {
+        let prompt = (held.prompt_set.as_str(), held.prompt_id.as_str());
+        // Another id of a row that the command names: its prompt was changed.
+        let is_changed = !ids.contains(&prompt)
+            && row(prompt.1) != u64::MAX
+            && rows.contains(&(prompt.0, row(prompt.1)));
+        others
+            && (models || config.models.is_empty() || named.contains(&held.model))
+            && !is_changed
+            && !dropped.contains(&prompt)
+    });
 }
 
 /// How many pictures lack a score at least.
@@ -133,42 +346,13 @@ fn without_score(rows: &[ScoreRow]) -> usize {
     pictures.len()
 }
 
-/// The pictures of each model, in the order of the tables.
-fn collections(config: &Config, prompts: &[Prompt]) -> Result<Vec<Collection>> {
-    let given: Option<BTreeSet<u64>> = config.seeds.clone().map(Iterator::collect);
-    let drawn = generate::Manifest::of_folder(&config.out)?;
-    let mut collections = Vec::new();
-    let known = drawn.iter().flat_map(|manifest| manifest.models.keys());
-    let known: Vec<&String> = known.collect();
-    let wanted: Vec<&String> =
-        if config.models.is_empty() { known.clone() } else { config.models.iter().collect() };
-    for model in wanted {
-        let Some(manifest) = drawn.as_ref().filter(|_| known.contains(&model)) else {
-            bail!(
-                "{}: no pictures of a model {model:?}, only of {known:?}; hint: evaluate generate \
-                 draws them",
-                config.out.display()
-            );
-        };
-        let seeds = given.clone().unwrap_or_else(|| manifest.seeds.clone());
-        let folder = generate::images_folder(&config.out).join(model);
-        collections.push(Collection::drawn(model, folder, seeds));
-    }
-    for source in &config.images {
-        ensure!(
-            collections.iter().all(|collection| collection.model != source.name),
-            "two models are called {}; hint: the name before = is the user's to choose",
-            source.name
-        );
-        collections.push(Collection::made_elsewhere(source, prompts, given.clone())?);
-    }
-    ensure!(
-        !collections.is_empty(),
-        "{}: no pictures to score; hint: evaluate generate draws them, --images NAME=DIR takes those \
-         made elsewhere",
-        config.out.display()
-    );
-    Ok(collections)
+/// The checksum of each image; those after a request to stop are left out.
+fn checksums(subjects: &[Subject<'_>], stop: &StopFlag) -> Vec<Checked> {
+    let of = |subject: &Subject<'_>| match stop.requested() {
+        Some(_) => Err("stopped".to_owned()),
+        None => checksum(subject.path.as_deref()),
+    };
+    subjects.par_iter().map(of).collect()
 }
 
 fn checksum(path: Option<&Path>) -> Checked {
@@ -193,8 +377,16 @@ enum Progressed {
 struct Judged<'run> {
     config: &'run Config,
     scorers: &'run ScorersConfig,
-    prompts: &'run [&'run Prompt],
+    /// The captions of all pictures.
+    texts: &'run [&'run str],
     stores: &'run mut [Store],
+}
+
+/// Pictures that go through the networks together, with their checksums.
+#[derive(Debug, Clone, Copy)]
+struct Batch<'run> {
+    subjects: &'run [Subject<'run>],
+    checked: &'run [Checked],
 }
 
 impl Judged<'_> {
@@ -208,17 +400,16 @@ impl Judged<'_> {
     ) -> Result<Progressed> {
         let mut wanted = vec![false; self.stores.len()];
         let mut batches = Vec::new();
-        let mut hashes = HashMap::new();
         for (subjects, checked) in subjects.iter().zip(checked) {
             let size = self.config.batch_size;
-            for (batch, checked) in subjects.chunks(size).zip(checked.chunks(size)) {
-                let missing = self.missing(batch, checked);
+            for (subjects, checked) in subjects.chunks(size).zip(checked.chunks(size)) {
+                let batch = Batch { subjects, checked };
+                let missing = self.missing(&batch);
                 if missing.contains(&true) {
                     wanted
                         .iter_mut()
                         .zip(&missing)
                         .for_each(|(wanted, missing)| *wanted |= missing);
-                    hashes.insert(batch.as_ptr(), checked);
                     batches.push(batch);
                 }
             }
@@ -226,21 +417,19 @@ impl Judged<'_> {
         if batches.is_empty() {
             return Ok(Progressed::All(0));
         }
-        let total: usize = batches.iter().map(|batch| batch.len()).sum();
+        let total: usize = batches.iter().map(|batch| batch.subjects.len()).sum();
         let mut scorers = self.scorers.clone();
         let mut kept = wanted.iter();
         scorers.scorer.retain(|_| kept.next().copied().unwrap_or(false));
         let set = ScorerSet::describe(&scorers, self.config.compute)?.load()?;
-        let mut captions =
-            Captions::new(&set, self.prompts.iter().map(|prompt| prompt.text.as_str()));
+        let mut captions = Captions::new(&set, self.texts.iter().copied());
         let progress = Progress::new("scoring", "images", total as u64);
         let preparation = set.image_preparation();
         let ahead = self.config.compute.device.is_cuda();
         let mut stopped = None;
         networks::for_each_decoded(&batches, &preparation, ahead, &mut |decoded| {
-            let Some(checked) = hashes.get(&decoded.batch.as_ptr()) else { return Ok(true) };
-            self.score(&set, &mut captions, &decoded, checked, &wanted)?;
-            progress.add(decoded.batch.len() as u64);
+            self.score(&set, &mut captions, &decoded, &wanted)?;
+            progress.add(decoded.batch.subjects.len() as u64);
             stopped = stop.requested();
             Ok(stopped.is_none())
         })?;
@@ -252,10 +441,11 @@ impl Judged<'_> {
     }
 
     /// For each metric whether a picture of the batch has no score of it.
-    fn missing(&self, batch: &[Subject<'_>], checked: &[Checked]) -> Vec<bool> {
+    fn missing(&self, batch: &Batch<'_>) -> Vec<bool> {
         let keys: Vec<Key> = batch
+            .subjects
             .iter()
-            .zip(checked)
+            .zip(batch.checked)
             .filter_map(|(subject, checked)| Some(key(checked.as_ref().ok()?, subject.prompt)))
             .collect();
         let lacks = |store: &Store| keys.iter().any(|key| store.get(key).is_none());
@@ -267,12 +457,12 @@ impl Judged<'_> {
         set: &ScorerSet,
         captions: &mut Captions<'_>,
         decoded: &Decoded<'_>,
-        checked: &[Checked],
         wanted: &[bool],
     ) -> Result<()> {
         let (mut images, mut texts, mut keys) = (Vec::new(), Vec::new(), Vec::new());
         let mut failed = Vec::new();
-        for ((subject, image), checked) in decoded.batch.iter().zip(&decoded.images).zip(checked) {
+        let Batch { subjects, checked } = decoded.batch;
+        for ((subject, image), checked) in subjects.iter().zip(&decoded.images).zip(checked) {
             let Ok(hash) = checked else { continue };
             let key = key(hash, subject.prompt);
             match image {
@@ -292,108 +482,4 @@ impl Judged<'_> {
         }
         Ok(())
     }
-}
-
-/// The rows of `scores.parquet`: by model, prompt of a set, seed and metric.
-fn rows(
-    config: &Config,
-    prompts: &[Prompt],
-    subjects: &[Vec<Subject<'_>>],
-    checked: &[Vec<Checked>],
-    manifest: &ScorersManifest,
-    stores: &[Store],
-) -> Vec<ScoreRow> {
-    let mut rows = Vec::new();
-    for (subjects, checked) in subjects.iter().zip(checked) {
-        let mut of_prompt = HashMap::<&str, Vec<(&Subject<'_>, &Checked)>>::new();
-        for (subject, checked) in subjects.iter().zip(checked) {
-            of_prompt.entry(&subject.prompt.id).or_default().push((subject, checked));
-        }
-        for prompt in prompts {
-            for (subject, checked) in of_prompt.get(prompt.id.as_str()).into_iter().flatten() {
-                for (record, store) in manifest.scorers.iter().zip(stores) {
-                    let (score, error) = outcome(subject, checked, store);
-                    rows.push(ScoreRow {
-                        model: subject.model.to_owned(),
-                        prompt_set: prompt.set.clone(),
-                        prompt_id: prompt.id.clone(),
-                        prompt: prompt.text.clone(),
-                        category: prompt.category.clone(),
-                        seed: i64::try_from(subject.seed).unwrap_or(i64::MAX),
-                        metric: record.name.clone(),
-                        score,
-                        image: image(config, subject),
-                        error,
-                    });
-                }
-            }
-        }
-    }
-    rows
-}
-
-/// A score, or why there is none.
-fn outcome(
-    subject: &Subject<'_>,
-    checked: &Checked,
-    store: &Store,
-) -> (Option<f32>, Option<String>) {
-    let outcome = match checked {
-        Err(reason) => Err(reason.as_str()),
-        Ok(hash) => match store.get(&key(hash, subject.prompt)) {
-            Some(outcome) => outcome.as_ref().copied().map_err(String::as_str),
-            None => Err("not scored"),
-        },
-    };
-    (outcome.ok(), outcome.err().map(str::to_owned))
-}
-
-/// Where a picture is, from the folder of the scores.
-fn image(config: &Config, subject: &Subject<'_>) -> String {
-    let drawn = || {
-        let name = format!("{}.png", subject.seed);
-        generate::images_folder(Path::new(""))
-            .join(subject.model)
-            .join(&subject.prompt.id)
-            .join(name)
-    };
-    let path = match &subject.path {
-        None => drawn(),
-        Some(path) => match path.strip_prefix(&config.out) {
-            Ok(inside) => inside.to_owned(),
-            Err(_) => std::path::absolute(path).unwrap_or_else(|_| path.clone()),
-        },
-    };
-    path.to_string_lossy().into_owned()
-}
-
-/// Writes the file, with what its scores depend on.
-fn write(
-    config: &Config,
-    rows: Vec<ScoreRow>,
-    prompts: &[Prompt],
-    scorers: &ScorersManifest,
-) -> Result<()> {
-    let mut sets = BTreeMap::<&str, Vec<(&str, &str)>>::new();
-    for prompt in prompts {
-        sets.entry(&prompt.set).or_default().push((&prompt.id, &prompt.text));
-    }
-    let mut hashes = serde_json::Map::new();
-    for (set, prompts) in &sets {
-        let digest = runkit::manifest::fingerprint(prompts)?;
-        hashes.insert((*set).to_owned(), json!({ "prompts": prompts.len(), "digest": digest }));
-    }
-    let manifest = json!({
-        "version": env!("CARGO_PKG_VERSION"),
-        "judges": scorers,
-        "prompt_sets": hashes,
-        "pictures": generate::Manifest::of_folder(&config.out)?,
-    });
-    let metadata = BTreeMap::from([
-        (KEY_FINGERPRINT.to_owned(), runkit::manifest::fingerprint(&manifest)?),
-        (KEY_MANIFEST.to_owned(), runkit::manifest::canonical_json(&manifest)?),
-    ]);
-    let mut writer = ScoresWriter::create(config.out.join(SCORES), &metadata)?;
-    rows.into_iter().try_for_each(|row| writer.write(row))?;
-    Ok(writer.finish()?)
 }

@@ -63,6 +63,32 @@ impl Default for TablesConfig {
     }
 }
 
+impl TablesConfig {
+    /// Whether tables of these models and sets can be made, before there are scores of them.
+    ///
+    /// # Errors
+    /// A baseline that is no model or stands twice, a set with the name of all together, a bootstrap
+    /// of nothing.
+    pub fn check(&self, models: &[String], sets: &[String]) -> Result<(), TablesError> {
+        if self.bootstrap == 0 {
+            return Err(TablesError::NoResamples);
+        }
+        for (place, name) in self.baselines.iter().enumerate() {
+            if !models.contains(name) {
+                let (what, name, known) = ("model", name.clone(), models.to_vec());
+                return Err(TablesError::Unknown { what, name, known });
+            }
+            if self.baselines.iter().take(place).any(|other| other == name) {
+                return Err(TablesError::Twice { what: "baseline", name: name.clone() });
+            }
+        }
+        if sets.len() > 1 && sets.iter().any(|set| set == ALL_SETS) {
+            return Err(TablesError::SetNamedAll);
+        }
+        Ok(())
+    }
+}
+
 /// Why there are no tables.
 #[derive(Debug, thiserror::Error)]
 pub enum TablesError {
@@ -185,9 +211,6 @@ impl Tables {
     /// When there is no score, a picture has two scores by one metric, a name of the configuration
     /// is unknown or stands twice, or a score is not finite.
     pub fn compute(scores: &[ScoreRow], config: &TablesConfig) -> Result<Self, TablesError> {
-        if config.bootstrap == 0 {
-            return Err(TablesError::NoResamples);
-        }
         let pictures = Pictures::new(scores, config)?;
         let (win_rates, empty) = cells::win_rates(&pictures, config)?;
         let means = means::means(&pictures)?;

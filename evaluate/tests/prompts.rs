@@ -87,6 +87,107 @@ fn partiprompts_are_read_raw() {
     assert_eq!(texts(&one(&world, "windows.tsv")), expected);
 }
 
+/// [`PARTI`] as `pandas.read_csv(…, sep="\t", quoting=3).to_csv(…, sep="\t", index=False)` saves it.
+const PARTI_OF_PANDAS: &str = "Prompt\tCategory\tChallenge\tNote\n\
+    bond\tAbstract\tBasic\tBiology-inspired concepts with multiple meanings\n\
+    \"A logo called \"\"The Rumbury Wanderers\"\"\"\tWorld Knowledge\tImagination\t\n\
+    \"\"\"a wall. The word \"\"PEACE\"\tOutdoor Scenes\tComplex\t\n\
+    a semi-truck. \tVehicles\tSimple Detail\t\"Description of \"\"Dogs Playing Poker\"\"\"\n";
+
+#[test]
+fn a_table_that_pandas_saved_has_the_prompts_and_ids_of_the_published_one() {
+    let world = World::new(&[]);
+    world.put("parti.tsv", PARTI.as_bytes());
+    let published = one(&world, "parti.tsv");
+    let windows = PARTI_OF_PANDAS.replace('\n', "\r\n");
+    let marked = format!("\u{feff}{PARTI_OF_PANDAS}");
+    // All fields in marks, those inside doubled or with a backslash (R).
+    let whole = |mark: &str| -> String {
+        let field = |field: &str| format!("\"{}\"", field.replace('"', mark));
+        let line = |line: &str| line.split('\t').map(field).collect::<Vec<_>>().join("\t");
+        PARTI.lines().map(line).collect::<Vec<_>>().join("\n")
+    };
+    let [all, of_r] = ["\"\"", "\\\""].map(whole);
+    for (name, text) in [
+        ("pandas", PARTI_OF_PANDAS),
+        ("windows", &windows),
+        ("marked", &marked),
+        ("quote-all", &all),
+        ("escaped", &of_r),
+    ] {
+        world.put("parti.tsv", text.as_bytes());
+        assert_eq!(one(&world, "parti.tsv").prompts, published.prompts, "{name}");
+    }
+    // Rows of both kinds in one file.
+    let both = format!("{PARTI}{}", &PARTI_OF_PANDAS[PARTI_OF_PANDAS.find('\n').unwrap() + 1..]);
+    world.put("parti.tsv", both.as_bytes());
+    let both = one(&world, "parti.tsv");
+    assert_eq!((both.prompts, both.duplicates), (published.prompts, 4));
+}
+
+#[test]
+fn fields_of_a_quoted_table_may_hold_lines_and_tabs() {
+    let world = World::new(&[]);
+    world.put("a.tsv", b"Prompt\tCategory\n\"a fox\nat night\"\tx\n\"a\tb\"\ty\nc\tz\n");
+    let set = one(&world, "a.tsv");
+    assert_eq!(texts(&set), ["a fox\nat night", "a\tb", "c"]);
+    assert_eq!(categories(&set), [Some("x"), Some("y"), Some("z")]);
+    // Published raw: a mark that opens a field need not close it.
+    world.put("a.tsv", b"Prompt\tCategory\n\"hello\tx\na\ty\nit is 5\"\tz\n");
+    assert_eq!(texts(&one(&world, "a.tsv")), ["\"hello", "a", "it is 5\""]);
+    // Backslashes are letters.
+    world.put("a.tsv", b"Prompt\na\\nb \\t \\\nC:\\x\n");
+    assert_eq!(texts(&one(&world, "a.tsv")), ["a\\nb \\t \\", "C:\\x"]);
+    world.put("a.txt", b"\"say \"\"GO\"\"\"\n\"a, b\"\nplain\n");
+    assert_eq!(texts(&one(&world, "a.txt")), ["say \"GO\"", "a, b", "plain"]);
+    world.put("a.txt", b"\"say \"GO\"\"\n\"a, b\"\n");
+    assert_eq!(texts(&one(&world, "a.txt")), ["\"say \"GO\"\"", "\"a, b\""]);
+}
+
+#[test]
+fn rows_without_a_prompt_are_counted() {
+    let world = World::new(&[]);
+    world.put("a.tsv", b"Prompt\tCategory\n\\N\tx\nNaN\tx\n\"\"\tx\na fox\tNaN\n");
+    let set = one(&world, "a.tsv");
+    assert_eq!((texts(&set), categories(&set)), (vec!["a fox"], vec![None]));
+    assert!(set.prompts[0].id.starts_with("00004-"), "{:?}", set.prompts);
+    world.put("a.jsonl", b"{\"prompt\": null}\r\n{\"prompt\": \"a fox\"}\r\n");
+    assert_eq!(texts(&one(&world, "a.jsonl")), ["a fox"]);
+    world.put("a.json", b"\xef\xbb\xbf[{\"prompt\": null}, {\"prompt\": \"a fox\"}]");
+    assert_eq!(texts(&one(&world, "a.json")), ["a fox"]);
+    // The lines of an old Mac.
+    world.put("a.txt", b"a fox\ra cat\r");
+    assert_eq!(texts(&one(&world, "a.txt")), ["a fox", "a cat"]);
+    let list = world.put("a.tsv", b"Prompt\nNaN\na fox\n").display().to_string();
+    let run = Run::of(&mut world.generate(&[&model("sd")], &["--prompts", &list, "--seeds", "1"]));
+    let run = run.expect_drawn(1, 1);
+    let says = "passed over 1 row without a prompt (the first is row 1)";
+    assert!(run.stderr.contains(says), "{run:#?}");
+}
+
+#[test]
+fn what_is_no_file_of_prompts_is_named_with_a_way_out() {
+    let world = World::new(&[]);
+    let sd = model("sd");
+    let long = "a photo of a cat in the rain ".repeat(20);
+    for (prompts, says) in [
+        ("a photo of a cat", "hint: --prompts names a file"),
+        ("a photo of a cat, 35 mm. Detailed", "hint: --prompts names a file"),
+        (long.as_str(), "hint: --prompts names a file"),
+        ("hf://nateraw/parti-prompts", "hint: prompts are read from files on the disk"),
+        (".", "hint: it is a folder"),
+    ] {
+        let run = Run::of(&mut world.generate(&[&sd], &["--prompts", prompts]));
+        let run = run.expect_error(&["cannot read ", says]);
+        assert!(run.stderr.lines().all(|line| line.len() < 500), "{run:#?}");
+    }
+    for name in ["a.txt", "a.tsv", "a.csv", "a.json", "a.jsonl"] {
+        world.put(name, b"\xff\xfeP\0r\0o\0");
+        let error = read(&world, name).unwrap_err();
+        assert!(error.contains(":1: expected UTF-8 text, found UTF-16; hint: save"), "{error}");
+    }
+}
+
 #[test]
 fn hpdv2_prompts_are_read_from_arrays() {
     let world = World::new(&[]);

@@ -193,7 +193,15 @@ fn a_run_draws_judges_and_reports_and_a_second_one_changes_nothing() {
     let world = World::new(&["a fox", "a mill", "a hill"]);
     let plan = Run::of(&mut run(&world, &["--dry-run"])).expect_code(0);
     assert!(plan.stdout.contains("3 prompts of prompts, 2 images each"), "{plan:#?}");
-    assert!(plan.stdout.contains("again: 6 of 6 images to draw at 16x16"), "{plan:#?}");
+    for line in [
+        "again: 6 of 6 images to generate at 16x16",
+        "scorer aesthetic: aesthetic ",
+        "12 of 12 images to score, ",
+        "disk: about ",
+        "to generate",
+    ] {
+        assert!(plan.stdout.contains(line), "{line} is not in {plan:#?}");
+    }
     assert!(!world.path("out").exists(), "a dry run writes nothing");
 
     let first = Run::of(&mut run(&world, &[])).expect_code(0);
@@ -212,8 +220,225 @@ fn a_run_draws_judges_and_reports_and_a_second_one_changes_nothing() {
     // One checkpoint under two names: every prompt is a tie.
     let tables = String::from_utf8(files["tables.md"].clone()).unwrap();
     assert!(tables.contains("0/3/0"), "{tables}");
-    Run::of(&mut run(&world, &[])).expect_code(0);
+    let second = Run::of(&mut run(&world, &[])).expect_code(0);
     assert!(files == world.files("out"));
+    assert_eq!(second.stderr.matches("already complete").count(), 2, "{second:#?}");
+    assert!(!second.stderr.contains(" 0.0 "), "{second:#?}");
+    let plan = Run::of(&mut run(&world, &["--dry-run"])).expect_code(0);
+    assert!(plan.stdout.contains("0 of 12 images to score\n"), "{plan:#?}");
+    let plan = Run::of(&mut run(&world, &["--dry-run", "--fresh"])).expect_code(0);
+    assert!(plan.stdout.contains("12 of 12 images to score"), "{plan:#?}");
+    assert!(files == world.files("out"), "a dry run writes nothing");
+}
+
+/// A file of scores without its order of metadata.
+fn scored(world: &World) -> (Vec<ScoreRow>, std::collections::BTreeMap<String, Vec<u8>>) {
+    let mut files = world.files("out");
+    // The settings are those of the last command.
+    files.remove("config.toml");
+    (rows(world), files)
+}
+
+#[test]
+fn what_a_command_does_not_name_stays_in_the_folder() {
+    let world = World::new(&["a fox", "a mill"]);
+    world.put("more.txt", b"a hill\n");
+    let both = [model("sd"), model("sd").replacen("sd=", "again=", 1)];
+    let scorers = [some_scorers(&world, 2), some_scorers(&world, 1)];
+    let run = |models: &[&String], scorers: &Path, prompts: &[&str], more: &[&str]| {
+        let mut command = evaluate(["run", "--device", "cpu", "--steps", "2"]);
+        for model in models {
+            command.args(["--model", model]);
+        }
+        command.arg("--prompts").args(prompts.iter().map(|name| world.path(name)));
+        command.arg("--scorers").arg(scorers).arg("--out").arg(world.path("out")).args(more);
+        Run::of(&mut command)
+    };
+    let (prompts, seeds) = (["prompts.txt", "more.txt"], ["--seeds", "2"]);
+    run(&[&both[0], &both[1]], &scorers[0], &prompts, &seeds).expect_code(0);
+    let (all, files) = scored(&world);
+    assert_eq!(all.len(), 2 * 3 * 2 * 2);
+    // One model, the other first; one set; one seed; one metric: nothing is lost, not even the order.
+    for model in &both {
+        let again = run(&[model], &scorers[0], &prompts, &seeds).expect_code(0);
+        assert!(again.stdout.contains("again vs sd"), "{again:#?}");
+        assert!(again.stderr.contains("already complete"), "{again:#?}");
+        assert!(scored(&world) == (all.clone(), files.clone()));
+    }
+    run(&[&both[0]], &scorers[1], &["more.txt"], &["--seeds", "1"]).expect_code(0);
+    assert!(scored(&world) == (all.clone(), files.clone()));
+    let one = format!("{},limit=1", world.path("prompts.txt").display());
+    run(&[&both[1]], &scorers[1], &[&one], &["--seeds", "1"]).expect_code(0);
+    assert!(scored(&world).0 == all);
+    // A model more stands behind the others.
+    let third = model("sd").replacen("sd=", "a-third=", 1);
+    let grown = run(&[&third], &scorers[0], &prompts, &seeds).expect_code(0);
+    assert!(grown.stdout.contains("a-third vs again"), "{grown:#?}");
+    let (grown, _) = scored(&world);
+    assert_eq!((grown.len(), &grown[..all.len()]), (36, &all[..]));
+    // Scores by another program, without what they were computed from.
+    let bare = schemas::scores::ScoresWriter::create(
+        world.path("out/scores.parquet"),
+        &std::collections::BTreeMap::new(),
+    );
+    let mut bare = bare.unwrap();
+    grown.iter().for_each(|row| bare.write(row.clone()).unwrap());
+    bare.finish().unwrap();
+    run(&[&both[0]], &scorers[1], &["more.txt"], &["--seeds", "1"]).expect_code(0);
+    assert!(scored(&world).0 == grown);
+    // Another image in the place of a held one: what was said of the old bytes is not said of it.
+    let held = all.iter().find(|row| row.model == "again" && row.metric == "hps").unwrap();
+    let other = all.iter().find(|row| row.prompt == "a hill").unwrap();
+    std::fs::copy(world.path("out").join(&other.image), world.path("out").join(&held.image))
+        .unwrap();
+    let changed = run(&[&both[0]], &scorers[0], &prompts, &seeds).expect_code(0);
+    assert!(!changed.stderr.contains("already complete"), "{changed:#?}");
+    let row = |row: &&ScoreRow| (&row.image, &row.metric) == (&held.image, &held.metric);
+    assert_ne!(rows(&world).iter().find(row).unwrap().score, held.score);
+    // What is to go is said to go.
+    let only = ["--seeds", "1", "--only-named"];
+    run(&[&both[0]], &scorers[1], &["more.txt"], &only).expect_code(0);
+    let left = rows(&world);
+    let one = (left[0].model.as_str(), left[0].metric.as_str(), left[0].prompt.as_str());
+    assert_eq!((left.len(), one), (1, ("sd", "clip", "a hill")));
+}
+
+#[test]
+fn images_made_elsewhere_stay_in_the_scores_also_when_they_are_gone() {
+    let world = drawn();
+    let pictures: Vec<(String, Vec<u8>)> = world.files("out/images/sd").into_iter().collect();
+    for (name, bytes) in &pictures {
+        world.put(&format!("other/{name}"), bytes);
+    }
+    let source = format!("other={}", world.path("other").display());
+    let scorers = some_scorers(&world, 1);
+    expect_scored(Run::of(&mut score(&world, &scorers, &["--images", &source])), 12, 6, 0);
+    let both = rows(&world);
+    expect_scored(Run::of(&mut score(&world, &scorers, &[])), 12, 0, 0);
+    assert!(rows(&world) == both);
+    std::fs::remove_dir_all(world.path("other")).unwrap();
+    expect_scored(Run::of(&mut score(&world, &scorers, &[])), 12, 0, 0);
+    assert!(rows(&world) == both);
+    // Of the folder's own, one that is gone is a row that says so where it is named, and none where
+    // it is not.
+    std::fs::remove_file(world.path("out/images/sd").join(&pictures[5].0)).unwrap();
+    let named = ["--seeds", "2"];
+    let run = Run::of(&mut score(&world, &scorers, &named)).expect_code(0);
+    assert!(run.stderr.contains("1 images that scores.parquet held are not there"), "{run:#?}");
+    assert_eq!(rows(&world).len(), 11);
+    expect_scored(Run::of(&mut score(&world, &scorers, &["--models", "sd"])), 6, 0, 3);
+    assert_eq!(rows(&world).len(), 6, "--models leaves out the others");
+}
+
+#[test]
+fn what_is_wrong_is_said_before_the_first_image_and_by_a_dry_run() {
+    let world = World::new(&["a fox", "a mill"]);
+    world.put("all.txt", b"a fox\n");
+    let sd = common::pipeline("sd");
+    let cut = world.copy_pipeline("sd");
+    let weights = cut.join("vae/diffusion_pytorch_model.safetensors");
+    let bytes = std::fs::read(&weights).unwrap();
+    // Its header is whole, so only loading finds that a number is none.
+    let spoilt = {
+        let mut bytes = bytes.clone();
+        let end = bytes.len();
+        bytes[end - 4..].fill(0xff);
+        bytes
+    };
+    std::fs::write(&weights, spoilt).unwrap();
+    let cut = format!("cut={}", cut.display());
+    let text = std::fs::read_to_string(some_scorers(&world, 4)).unwrap();
+    let bad_head = text.replace("head = \"", "head = \"/absent");
+    let bad_head = world.put("bad-head.toml", bad_head.as_bytes()).display().to_string();
+    let hub = text.replacen("model = \"", "model = \"hf://owner/absent\" #", 1);
+    let hub = world.put("hub.toml", hub.as_bytes()).display().to_string();
+    let all = world.path("all.txt").display().to_string();
+    let prompts = world.path("prompts.txt").display().to_string();
+    let labels = world.put("labels.parquet", b"PAR1PAR1").display().to_string();
+    let cases: [(&[&str], &str); 12] = [
+        (&["--scorers", "nope.toml"], "nope.toml"),
+        (&["--scorers", &bad_head], "/absent"),
+        (&["--scorers", &hub], "absent"),
+        (&["--labels", "nope.parquet"], "nope.parquet"),
+        (&["--labels", &labels], "labels.parquet"),
+        (
+            &["--baselines", "foo"],
+            "no scores of the model \"foo\"; hint: there are scores of sd, again",
+        ),
+        (&["--baselines", "sd,sd"], "\"sd\" is named twice"),
+        (&["--prompts", &prompts, &all], "a set of prompts is called \"all\""),
+        (&["--safe-threshold", "2"], "--safe-threshold"),
+        (&["--model", &cut], "model cut"),
+        (&["--out", "/proc/evaluation"], "/proc/evaluation"),
+        (&["--model", "x=absent"], "model x"),
+    ];
+    for (more, says) in cases {
+        let command = |dry: bool| {
+            let mut command = evaluate(["run", "--device", "cpu", "--steps", "2", "--seeds", "2"]);
+            command
+                .args(["--model", &model("sd")])
+                .arg("--model")
+                .arg(format!("again={}", sd.display()));
+            command.env("HF_HUB_OFFLINE", "1").env("HF_HOME", world.path("hub"));
+            for (flag, value) in [("--prompts", &prompts), ("--scorers", &SCORERS.to_owned())] {
+                if !more.contains(&flag) {
+                    command.args([flag, value]);
+                }
+            }
+            if !more.contains(&"--out") {
+                command.arg("--out").arg(world.path("out"));
+            }
+            command.args(more).args(dry.then_some("--dry-run"));
+            Run::of(&mut command)
+        };
+        let run = command(false).expect_error(&[says]);
+        let dry = command(true).expect_error(&[says]);
+        let error = |run: &Run| run.stderr[run.stderr.find("error: ").unwrap()..].to_owned();
+        assert_eq!(error(&run), error(&dry), "{more:?}");
+        assert!(!world.path("out/images").exists() && !world.path("out/manifest.json").exists());
+    }
+}
+
+#[test]
+fn damaged_scores_are_found_before_the_first_image() {
+    let world = drawn();
+    Run::of(&mut score(&world, SCORERS, &[])).expect_code(0);
+    let images = world.files("out/images");
+    let more = ["--seeds", "4"];
+    let stored = world.files("out/score-store").into_keys().next().unwrap();
+    for (name, says) in [
+        (format!("out/score-store/{stored}"), "not a score; hint: remove the file"),
+        ("out/scores.parquet".to_owned(), "hint: choose another --out"),
+    ] {
+        let path = world.path(&name);
+        let whole = std::fs::read(&path).unwrap();
+        world.put(&name, b"somebody's\n");
+        for dry in [None, Some("--dry-run")] {
+            let mut command = run(&world, &more);
+            Run::of(command.args(dry)).expect_error(&[&name, says]);
+        }
+        assert!(world.files("out/images") == images, "nothing is generated");
+        world.put(&name, &whole);
+    }
+}
+
+#[test]
+fn the_settings_that_are_printed_are_complete() {
+    let world = World::new(&["a fox"]);
+    let expect = |command: &mut Command, lines: &[&str]| {
+        let run = Run::of(command.arg("--print-config")).expect_code(0);
+        for line in lines {
+            assert!(run.stdout.lines().any(|found| found == *line), "{line} is not in {run:#?}");
+        }
+        world.put("printed.toml", run.stdout.as_bytes())
+    };
+    let judges = ["score_batch_size = 8", "max_failed = 0", "only_named = false"];
+    let report = ["[report]", "safe_filter = \"none\"", "safe_threshold = 0.5", "steps = 2"];
+    let printed = expect(&mut run(&world, &[]), &[&judges[..], &report].concat());
+    let again = Run::of(evaluate(["run", "--print-config", "--config"]).arg(&printed));
+    assert_eq!(again.stdout.as_bytes(), std::fs::read(&printed).unwrap());
+    let score_lines = ["device = \"cpu\"", "dtype = \"f32\""];
+    expect(&mut score(&world, SCORERS, &[]), &[&judges[..], &score_lines].concat());
 }
 
 #[test]

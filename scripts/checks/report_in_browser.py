@@ -84,7 +84,7 @@ def check(chromium, report: pathlib.Path, screenshots: pathlib.Path | None) -> l
         page.set_viewport_size({"width": 1280, "height": 900})
 
     data = json.loads(page.locator("#data").text_content())
-    for step in (pictures, order, text, category, tables, sets, manifest):
+    for step in (pictures, order, pair, text, category, tables, sets, manifest):
         try:
             problems += [f"{step.__name__}: {problem}" for problem in step(page, data)]
         except Exception as error:  # a step that cannot be taken is a finding, and the others go on
@@ -139,6 +139,19 @@ def order(page: Page, data: dict) -> list[str]:
     page.select_option("#order", "given")
     given = [prompt["id"] for prompt in data["prompts"]][:CARDS]
     return problems + expect("order of the list", cards(page), given)
+
+
+def pair(page: Page, data: dict) -> list[str]:
+    """A model is never compared with itself: choosing the other of the pair exchanges the two."""
+    last = str(len(data["models"]) - 1)
+    if last == "0":
+        return []
+    selected = lambda: [page.input_value("#first"), page.input_value("#second")]  # noqa: E731
+    problems = expect("the pair at first", selected(), [last, "0"])
+    page.select_option("#first", "0")
+    problems += expect("the pair after its second model was chosen first", selected(), ["0", last])
+    page.select_option("#second", "0")
+    return problems + expect("the pair after its first model was chosen second", selected(), [last, "0"])
 
 
 def text(page: Page, data: dict) -> list[str]:

@@ -202,7 +202,8 @@ pub struct RunSettings {
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub grad_checkpointing: Option<bool>,
-    /// Seed of everything random [default: 0].
+    /// Seed of everything random [default: 0]. It is hashed with the position in
+    /// the run; noise uses the low 32 bits of the hash.
     #[arg(long, value_name = "N")]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub seed: Option<u64>,

@@ -6,9 +6,10 @@
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, anyhow, ensure};
 use nn::pipeline::{Family, Picture, SampleRequest};
 use nn::schedule::SamplerKind;
+use runkit::lists;
 use runkit::signals::StopFlag;
 use tch::Tensor;
 
@@ -21,6 +22,9 @@ pub const FOLDER: &str = "samples";
 const CAPTIONS: usize = 4;
 /// Pictures of a set: more would take longer than they tell.
 const MOST: usize = 64;
+
+/// Lists in which a prompt is not a line.
+const TABLES: [&str; 6] = ["tsv", "csv", "json", "jsonl", "ndjson", "parquet"];
 
 /// A picture, and the file that was made of it.
 #[derive(Debug)]
@@ -191,11 +195,31 @@ fn path(run: &Path, step: u64, index: usize) -> PathBuf {
     folder(run, step).join(format!("{index:02}.png"))
 }
 
+/// The prompts of a text file, a line each.
 fn prompts(path: &Path) -> Result<Vec<String>> {
-    let text = std::fs::read_to_string(path)
+    let extension = path.extension().unwrap_or_default().to_string_lossy().to_lowercase();
+    ensure!(
+        !TABLES.contains(&extension.as_str()),
+        "{}: expected a text file with a prompt in each line, found a .{extension}; hint: save its \
+         prompts as .txt",
+        path.display()
+    );
+    let bytes = std::fs::read(path)
         .with_context(|| format!("cannot read the sample prompts {}", path.display()))?;
-    let prompts: Vec<String> =
-        text.lines().map(str::trim).filter(|line| !line.is_empty()).map(str::to_owned).collect();
+    let bytes =
+        lists::without_mark(&bytes).map_err(|error| anyhow!("{}: {error}", path.display()))?;
+    let quoting = lists::Quoting::of_lines(lists::lines(bytes));
+    let mut prompts = Vec::new();
+    for (number, line) in (1..).zip(lists::lines(bytes)) {
+        let text = std::str::from_utf8(line).ok().filter(|text| !text.contains('\0'));
+        let text = text.with_context(|| {
+            format!("{}:{number}: expected UTF-8 text; hint: save it as UTF-8", path.display())
+        })?;
+        let text = quoting.unquoted(text);
+        if !text.trim().is_empty() {
+            prompts.push(text.trim().to_owned());
+        }
+    }
     ensure!(
         (1..=MOST).contains(&prompts.len()),
         "{}: expected 1 to {MOST} prompts, a line each, found {}; hint: without --sample-prompts \
@@ -204,4 +228,37 @@ fn prompts(path: &Path) -> Result<Vec<String>> {
         prompts.len()
     );
     Ok(prompts)
+}
+
+#[cfg(test)]
+#[expect(clippy::disallowed_methods, reason = "fixtures need not be durable")]
+mod tests {
+    use super::*;
+
+    fn read(name: &str, bytes: &[u8]) -> Result<Vec<String>, String> {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join(name);
+        std::fs::write(&path, bytes).unwrap();
+        prompts(&path).map_err(|error| format!("{error:#}"))
+    }
+
+    #[test]
+    fn lists_of_prompts_are_read_as_evaluate_reads_them() {
+        let marked = read("a.txt", b"\xef\xbb\xbfa fox\r\n\r\nsay \"GO\"\r\n").unwrap();
+        assert_eq!(marked, ["a fox", "say \"GO\""]);
+        assert_eq!(read("a.txt", b"\"say \"\"GO\"\"\"\na\\nb\n").unwrap(), ["say \"GO\"", "a\\nb"]);
+        for (name, bytes, says) in [
+            ("a.txt", &b"\xff\xfea\0\n\0"[..], "a.txt: expected UTF-8 text, found UTF-16; hint"),
+            ("a.txt", b"a\nna\xefve\n", "a.txt:2: expected UTF-8 text; hint"),
+            ("a.txt", b"\n", "a.txt: expected 1 to 64 prompts"),
+            (
+                "a.tsv",
+                b"Prompt\na fox\n",
+                "expected a text file with a prompt in each line, found a .tsv",
+            ),
+        ] {
+            let error = read(name, bytes).unwrap_err();
+            assert!(error.contains(says), "{says:?} is not in {error}");
+        }
+    }
 }

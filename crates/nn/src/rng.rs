@@ -6,7 +6,8 @@ use crate::error::NetworkError;
 use crate::shim;
 
 /// Unit normal f32 numbers of any shape on the CPU, bit for bit those of
-/// `torch.randn(shape, generator=torch.Generator("cpu").manual_seed(seed))`.
+/// `torch.randn(shape, generator=torch.Generator("cpu").manual_seed(seed))`: as torch's, the generator
+/// uses the low 32 bits of the seed.
 ///
 /// # Errors
 /// Where a size is negative or there is not enough memory.
@@ -26,6 +27,7 @@ mod tests {
         let many = Vec::<f32>::try_from(normal(0, &[4, 5]).unwrap().flatten(0, -1)).unwrap();
         assert_eq!(many[..4], [-1.125_839_8, -1.152_360_2, -0.250_578_58, -0.433_878_8]);
         assert_eq!(normal(7, &[3, 4]).unwrap(), normal(7, &[3, 4]).unwrap());
+        assert_eq!(normal(5, &[3, 4]).unwrap(), normal(5 + (1 << 32), &[3, 4]).unwrap());
         assert!(normal(0, &[-1]).is_err());
     }
 }

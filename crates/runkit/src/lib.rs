@@ -17,6 +17,7 @@ pub mod config;
 pub mod exit;
 pub mod fault;
 pub mod files;
+pub mod lists;
 pub mod lock;
 pub mod logging;
 pub mod manifest;

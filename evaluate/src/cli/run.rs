@@ -25,7 +25,8 @@ pub struct RunArguments {
     /// Print the resolved settings as TOML and stop.
     #[arg(long)]
     pub print_config: bool,
-    /// Say what would be drawn and scored, and stop.
+    /// Open everything, load the networks, say what would be generated and scored,
+    /// what is needed on the disk and how long it takes, and stop.
     #[arg(long)]
     pub dry_run: bool,
     /// Start over: remove the pictures of an earlier run of this output.

@@ -24,6 +24,9 @@ pub struct ScoreArguments {
     /// Print the resolved settings as TOML and stop.
     #[arg(long)]
     pub print_config: bool,
+    /// Open everything, say what would be scored and how long it takes, and stop.
+    #[arg(long)]
+    pub dry_run: bool,
     /// What users of other programs type.
     #[command(flatten)]
     pub resume: ResumeFlag,
@@ -41,7 +44,7 @@ pub struct ScoreSettings {
     #[arg(long, value_name = "FILE[,column=NAME…]", num_args = 1..)]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub prompts: Option<Vec<PromptSource>>,
-    /// Which models of images/, in the order of the tables [default: all].
+    /// Only these models of images/, in the order of the tables [default: all].
     #[arg(long, value_name = "NAME,…", value_delimiter = ',')]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub models: Option<Vec<String>>,
@@ -98,4 +101,10 @@ pub struct JudgeSettings {
     #[arg(long, value_name = "N")]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_failed: Option<usize>,
+    /// Leave out of scores, tables and report what the folder holds and this
+    /// command does not name: other models, prompts, seeds and metrics
+    /// [default: they stay].
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub only_named: Option<bool>,
 }

@@ -10,6 +10,7 @@ use runkit::program::UsageError;
 
 use super::say;
 use crate::cli::FilterPromptsArguments;
+use crate::owned;
 use crate::prompts::{self, FilteredSet, Judged, SafetyClassifier};
 
 /// Dropped prompts that are shown of each set.
@@ -30,14 +31,19 @@ pub(super) fn run(arguments: &FilterPromptsArguments) -> Result<ExitStatus> {
              that is written here, to evaluate generate"
         );
     }
+    let folder = arguments.out.parent().unwrap_or(Path::new(""));
+    crate::output::check_writable(folder)?;
+    let inputs: Vec<PathBuf> = arguments.prompts.iter().map(|source| source.file.clone()).collect();
+    for path in [&dropped_path, &arguments.out] {
+        owned::check_list(path, &inputs)?;
+    }
     let sets = prompts::read(&arguments.prompts)?;
     let choice: DeviceChoice = arguments.device.parse().map_err(UsageError::of)?;
     let device = choice.resolve()?;
     let classifier =
         SafetyClassifier::open(&arguments.classifier, &arguments.unsafe_label, device)?;
-    let folder = arguments.out.parent().filter(|folder| !folder.as_os_str().is_empty());
-    runkit::files::create_folder(folder.unwrap_or(Path::new(".")))?;
     let filtered = prompts::filter(sets, &classifier, threshold)?;
+    runkit::files::create_folder(folder)?;
     // What is asked for comes last: when it is there, so is the other.
     prompts::write_judged(&dropped_path, filtered.iter().flat_map(|set| &set.dropped), false)?;
     prompts::write_judged(&arguments.out, filtered.iter().flat_map(|set| &set.kept), true)?;

@@ -4,11 +4,13 @@ use std::path::Path;
 
 use anyhow::{Context as _, Result, ensure};
 use runkit::exit::ExitStatus;
+use runkit::program::UsageError;
 use schemas::scores::ScoresFile;
 
 use super::say;
 use crate::cli::grid::GridArguments;
 use crate::grid::{self, GridConfig};
+use crate::owned;
 
 /// Sides of a picture that make sense, in pixels.
 const SIDES: std::ops::RangeInclusive<u32> = 16..=2048;
@@ -20,7 +22,22 @@ pub(super) fn run(arguments: &GridArguments) -> Result<ExitStatus> {
         ensure!(SIDES.contains(&side), "--size {side}: expected {least} to {most} pixels");
     }
     ensure!(arguments.count != Some(0), "--count 0 shows nothing; hint: leave it out");
+    let folder = arguments.scores.parent().unwrap_or(Path::new(""));
+    let out = arguments.out.clone().unwrap_or_else(|| folder.join("grid.png"));
+    let parent = out.parent().unwrap_or(Path::new(""));
+    ensure!(
+        out.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("png")),
+        UsageError::new(format!(
+            "--out {}: expected the name of a .png file; hint: --out {}",
+            out.display(),
+            out.with_extension("png").display()
+        ))
+    );
+    crate::output::check_writable(parent)?;
     let rows = ScoresFile::open(&arguments.scores)?.read()?;
+    let mut inputs = owned::images(folder, &rows);
+    inputs.push(arguments.scores.clone());
+    owned::check_sheet(&out, &inputs)?;
     let config = GridConfig {
         layout: arguments.layout,
         prompts: arguments.prompts.clone(),
@@ -30,11 +47,10 @@ pub(super) fn run(arguments: &GridArguments) -> Result<ExitStatus> {
         sort: arguments.sort.clone(),
         side: arguments.size,
     };
-    let folder = arguments.scores.parent().unwrap_or(Path::new(""));
     let sheet = grid::draw(&rows, folder, &config)
         .with_context(|| format!("drawing a sheet of {}", arguments.scores.display()))?;
-    let out = arguments.out.clone().unwrap_or_else(|| folder.join("grid.png"));
     let png = sheet.png().with_context(|| format!("encoding {}", out.display()))?;
+    runkit::files::create_folder(parent)?;
     runkit::files::write_atomic(&out, |file| file.write_all(&png))?;
     say(&format!("sheet: {}\n", out.display()))?;
     Ok(ExitStatus::Done)

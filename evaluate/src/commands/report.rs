@@ -9,20 +9,31 @@ use schemas::scores::ScoresFile;
 
 use super::say;
 use crate::cli::report::ReportArguments;
+use crate::owned;
 use crate::report::{self, ReportInputs};
 use crate::tables::{Tables, TablesConfig};
 
 /// Runs the command.
 pub(super) fn run(arguments: &ReportArguments) -> Result<ExitStatus> {
+    let folder = arguments.scores.parent().unwrap_or(Path::new(""));
+    let out = arguments.out.as_deref().unwrap_or(folder);
+    crate::output::check_writable(out)?;
+    if let Some(labels) = &arguments.labels {
+        crate::figures::check_labels(labels)?;
+    }
     let file = ScoresFile::open(&arguments.scores)?;
     let mut scores = file.read()?;
+    let mut inputs = owned::images(folder, &scores);
+    inputs.push(arguments.scores.clone());
+    inputs.extend(arguments.labels.clone());
+    owned::check_files("--out", out, &[owned::REPORT], &inputs)?;
+    owned::check_figures("--out", out, &inputs)?;
     let config = TablesConfig { models: arguments.models.clone(), ..TablesConfig::default() };
     let tables = Tables::compute(&scores, &config)?;
     scores.retain(|row| tables.models.contains(&row.model));
     scores.sort_by_key(|row| tables.models.iter().position(|model| *model == row.model));
     let manifest = file.metadata().get(KEY_MANIFEST);
     let manifest = manifest.and_then(|text| serde_json::from_str(text).ok());
-    let folder = arguments.scores.parent().unwrap_or(Path::new(""));
     let inputs = ReportInputs {
         folder,
         scores: &scores,
@@ -33,7 +44,6 @@ pub(super) fn run(arguments: &ReportArguments) -> Result<ExitStatus> {
         manifest: &manifest.unwrap_or_default(),
         dropped: &[],
     };
-    let out = arguments.out.as_deref().unwrap_or(folder);
     let page = report::write(&inputs, out)
         .with_context(|| format!("writing the report of {}", arguments.scores.display()))?;
     say(&format!("report: {}\n", page.display()))?;

@@ -7,11 +7,12 @@ use nn::device::{self, DeviceError, Precision};
 use runkit::exit::ExitStatus;
 use runkit::program::{self, usage_unless};
 use scorers::Compute;
+use tch::Device;
 
 use super::say;
 use crate::cli::score::{JudgeSettings, ScoreArguments, ScoreSettings};
 use crate::prompts::Limits;
-use crate::score::{self, Config, End, Summary};
+use crate::score::{self, Config, End, Keep, Summary};
 
 const BATCH_SIZE_CPU: usize = 8;
 const BATCH_SIZE_CUDA: usize = 64;
@@ -25,13 +26,18 @@ pub(super) fn run(arguments: &ScoreArguments) -> Result<ExitStatus> {
             runkit::config::merge(&arguments.settings, &from_file)?
         }
         None => arguments.settings.clone(),
-    };
+    }
+    .with_defaults();
     if arguments.print_config {
         say(&runkit::config::to_toml_string(&settings)?)?;
         return Ok(ExitStatus::Done);
     }
     let config = config(&settings)?;
     let stop = runkit::signals::install().context("installing signal handlers")?;
+    if arguments.dry_run {
+        say(&score::rehearse(&config)?)?;
+        return Ok(ExitStatus::Done);
+    }
     match score::run(&config, &stop)? {
         End::Stopped(signal) => {
             tracing::warn!("stopped; scores are kept, the same command goes on from there");
@@ -98,9 +104,11 @@ fn validated(settings: &ScoreSettings) -> Result<Config> {
     let device = settings.device.as_deref().unwrap_or("auto");
     let compute = compute(device, settings.dtype.as_deref().unwrap_or("f32"))?;
     let (scorers, batch_size) = judges(&settings.judges, compute)?;
+    let only_named = settings.judges.only_named.unwrap_or(false);
     Ok(Config {
         out,
         prompts,
+        keep: Keep { models: settings.models.is_none() && !only_named, others: !only_named },
         models: settings.models.clone().unwrap_or_default(),
         images: settings.images.clone().unwrap_or_default(),
         seeds,
@@ -124,13 +132,39 @@ pub(super) fn judges(judges: &JudgeSettings, compute: Compute) -> Result<(PathBu
     let scorers = judges.scorers.clone();
     let scorers =
         scorers.context("no reward models given; hint: --scorers data/mini/scorers.toml")?;
-    let default = if compute.device.is_cuda() { BATCH_SIZE_CUDA } else { BATCH_SIZE_CPU };
-    let batch_size = judges.score_batch_size.unwrap_or(default);
+    let batch_size = judges.score_batch_size.unwrap_or(batch_size(compute.device));
     ensure!(batch_size > 0, "--score-batch-size 0 scores nothing; hint: leave it out");
     Ok((scorers, batch_size))
 }
 
+/// Images of a forward pass where nothing is said.
+fn batch_size(device: Device) -> usize {
+    if device.is_cuda() { BATCH_SIZE_CUDA } else { BATCH_SIZE_CPU }
+}
+
+/// The settings as they are when nothing more is said, on this device.
+pub(super) fn with_defaults(mut judges: JudgeSettings, device: &str) -> JudgeSettings {
+    // What is wrong with a device is said where it is used.
+    let device =
+        if device.starts_with("cuda") { Ok(Device::Cuda(0)) } else { device::parse(device) };
+    judges.score_batch_size.get_or_insert(batch_size(device.unwrap_or(Device::Cpu)));
+    judges.max_failed.get_or_insert(0);
+    judges.only_named.get_or_insert(false);
+    judges
+}
+
 impl ScoreSettings {
+    /// Everything said that does not depend on the folder.
+    fn with_defaults(mut self) -> Self {
+        let device = self.device.get_or_insert_with(|| "auto".to_owned());
+        self.judges = with_defaults(self.judges, device);
+        self.dtype.get_or_insert_with(|| "f32".to_owned());
+        if self.seeds.is_some() {
+            self.base_seed.get_or_insert(0);
+        }
+        self
+    }
+
     /// Paths of a settings file are relative to it.
     fn resolve_paths(&mut self, folder: &Path) {
         let of_prompts = self.prompts.iter_mut().flatten().map(|source| &mut source.file);

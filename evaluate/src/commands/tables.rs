@@ -11,10 +11,14 @@ use serde_json::json;
 
 use super::say;
 use crate::cli::tables::TablesArguments;
+use crate::owned;
 use crate::tables::{Tables, TablesConfig};
 
 /// Makes the tables of one or more files of scores.
 pub(super) fn run(arguments: &TablesArguments) -> Result<ExitStatus> {
+    let folder = folder(arguments)?;
+    crate::output::check_writable(&folder)?;
+    owned::check_files("--out", &folder, &owned::TABLES, &arguments.scores)?;
     let mut scores = Vec::new();
     let mut fingerprints = Vec::new();
     for path in &arguments.scores {
@@ -30,7 +34,6 @@ pub(super) fn run(arguments: &TablesArguments) -> Result<ExitStatus> {
         seed: arguments.seed,
     };
     let tables = Tables::compute(&scores, &config)?;
-    let folder = folder(arguments)?;
     let files = tables.write(&folder, &metadata(&fingerprints, &tables))?;
     let names = files.iter().filter_map(|file| file.file_name()).map(|name| name.to_string_lossy());
     say(&format!(

@@ -122,6 +122,14 @@ impl Figures {
     }
 }
 
+/// Reads the labels that [`Figures::draw`] will read.
+///
+/// # Errors
+/// As it: the file is missing, damaged, or no labels.
+pub fn check_labels(path: &Path) -> Result<(), LabelsError> {
+    agreement::Agreement::read(path).map(drop)
+}
+
 /// The sets of prompts that have win rates: all sets together first, where there are several.
 pub fn sets(win_rates: &[WinRateRow]) -> Vec<&str> {
     let mut sets: Vec<&str> = Vec::new();

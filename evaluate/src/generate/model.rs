@@ -153,6 +153,8 @@ pub(super) struct Model {
     /// One for each text encoder.
     pub(super) tokenizers: Vec<HuggingFaceTokenizer>,
     pub(super) record: ModelRecord,
+    /// Calls of the UNet for an image: PNDM makes one more than there are steps.
+    pub(super) calls: usize,
 }
 
 impl Model {
@@ -165,7 +167,7 @@ impl Model {
     fn find(source: &ModelSource, config: &Config) -> Result<Self> {
         let files = PipelineFiles::open(&source.folder, source.unet.as_deref())?;
         let size = picture_size(&files, config.size)?;
-        let scheduler = scheduler(&files, config)?;
+        let (scheduler, calls) = scheduler(&files, config)?;
         let tokenizers = tokenizers(&files)?;
         let parts = parts(&files, &tokenizers)?;
         let guidance = config.guidance.unwrap_or(match files.family {
@@ -180,7 +182,7 @@ impl Model {
             guidance,
             size,
         };
-        Ok(Self { name: source.name.clone(), files, tokenizers, record })
+        Ok(Self { name: source.name.clone(), files, tokenizers, record, calls })
     }
 
     /// What of a text the model does not read, if anything.
@@ -212,8 +214,9 @@ fn picture_size(files: &PipelineFiles, asked: Option<Size>) -> Result<Size> {
     Ok(size)
 }
 
-/// The scheduler asked for, or the model's own; tried with the steps asked for.
-fn scheduler(files: &PipelineFiles, config: &Config) -> Result<SamplerKind> {
+/// The scheduler asked for, or the model's own, and how often it calls the UNet for the steps asked
+/// for.
+fn scheduler(files: &PipelineFiles, config: &Config) -> Result<(SamplerKind, usize)> {
     let schedule = files.schedule()?;
     let kind = config.scheduler.or_else(|| schedule.sampler_kind()).with_context(|| {
         format!(
@@ -222,8 +225,8 @@ fn scheduler(files: &PipelineFiles, config: &Config) -> Result<SamplerKind> {
             schedule.class_name
         )
     })?;
-    Sampler::new(&schedule, kind, config.steps)?;
-    Ok(kind)
+    let sampler = Sampler::new(&schedule, kind, config.steps)?;
+    Ok((kind, sampler.timesteps().len()))
 }
 
 fn tokenizers(files: &PipelineFiles) -> Result<Vec<HuggingFaceTokenizer>> {

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::ops::ControlFlow;
+use std::time::Instant;
 
 use anyhow::{Context as _, Result};
 use media::text::Tokenizer as _;
@@ -10,7 +11,10 @@ use nn::pipeline::{Picture, Pipeline, SampleRequest, TextConditions};
 use tch::Tensor;
 
 use super::model::Model;
-use super::{Config, Job};
+use super::{Config, Job, Speed};
+
+/// Calls of the UNet that are timed.
+const TIMED_CALLS: usize = 3;
 
 /// A loaded model.
 pub(super) struct Painter<'run> {
@@ -53,6 +57,26 @@ impl<'run> Painter<'run> {
             let first = jobs.first().map(|job| format!(" from prompt {}", job.prompt.id));
             let [name, first] = [self.model.name.as_str(), first.as_deref().unwrap_or_default()];
             error.context(format!("model {name}: cannot draw {} pictures{first}{hint}", jobs.len()))
+        })
+    }
+
+    /// How long a call of the UNet for these jobs takes; the first one is left out where there are
+    /// more.
+    pub(super) fn time(&mut self, jobs: &[Job<'_>]) -> Result<Option<Speed>> {
+        let mut ends = Vec::new();
+        let start = Instant::now();
+        self.draw(jobs, &mut |done, all| {
+            ends.push(start.elapsed().as_secs_f64());
+            if done < TIMED_CALLS.min(all) {
+                ControlFlow::Continue(())
+            } else {
+                ControlFlow::Break(())
+            }
+        })?;
+        Ok(match ends[..] {
+            [] => None,
+            [only] => Some(Speed { call: only }),
+            [first, .., last] => Some(Speed { call: (last - first) / (ends.len() - 1) as f64 }),
         })
     }
 

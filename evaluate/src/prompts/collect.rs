@@ -23,12 +23,14 @@ pub(super) struct Collector<'source> {
     /// Rows that repeat an earlier one, and the first of them.
     repeated: usize,
     first_repeated: usize,
+    /// Rows without text, and the first of them.
     blank: usize,
+    first_blank: usize,
 }
 
 impl<'source> Collector<'source> {
     pub(super) fn new(source: &'source PromptSource) -> Self {
-        Self { source, sets: Vec::new(), repeated: 0, first_repeated: 0, blank: 0 }
+        Self { source, sets: Vec::new(), repeated: 0, first_repeated: 0, blank: 0, first_blank: 0 }
     }
 
     pub(super) fn source(&self) -> &'source PromptSource {
@@ -44,6 +46,9 @@ impl<'source> Collector<'source> {
         let text = row.text.trim();
         if text.is_empty() {
             self.blank += 1;
+            if self.blank == 1 {
+                self.first_blank = number;
+            }
             return Ok(());
         }
         let id = match row.known {
@@ -96,7 +101,7 @@ impl<'source> Collector<'source> {
     }
 
     /// The sets, at least one; what was passed over is said. `rows` is what the file's rows are
-    /// called; rows without a prompt are worth a word only where they are not blank lines.
+    /// called.
     pub(super) fn finish(self, rows: &str, expected: &str) -> Result<Vec<PromptSet>, PromptsError> {
         let file = escape_for_terminal(&self.source.file.display().to_string()).into_owned();
         if self.repeated > 0 {
@@ -110,8 +115,12 @@ impl<'source> Collector<'source> {
             let reason = format!("expected {expected}, found none; hint: is it the right file?");
             return Err(not_prompts(&self.source.file, reason));
         }
-        if self.blank > 0 && rows != LINE {
-            tracing::warn!("{file}: passed over {} without a prompt", counted(self.blank, rows));
+        if self.blank > 0 {
+            tracing::warn!(
+                "{file}: passed over {} without a prompt (the first is {rows} {})",
+                counted(self.blank, rows),
+                self.first_blank
+            );
         }
         Ok(self.sets.into_iter().map(|(set, _)| set).collect())
     }

@@ -1,8 +1,11 @@
 //! TSV and CSV: a header with the names of the columns, then a row for each prompt.
 //!
-//! TSV is read raw: a quotation mark in PartiPrompts' file is part of the prompt.
+//! TSV is read as it is written ([`Quoting`]): a quotation mark in PartiPrompts' own file is part of
+//! the prompt, in the same file saved by pandas it is quoting.
 
 use csv::{ByteRecord, ErrorKind, ReaderBuilder};
+use runkit::lists::Quoting;
+use runkit::logging::escape_for_terminal;
 
 use super::collect::{Collector, Row};
 use super::columns::Columns;
@@ -12,21 +15,67 @@ use super::{PromptSet, PromptSource, read_bytes};
 
 const HINT: &str = "hint: the first line names the columns; choose one with ,column=NAME after the \
                     file";
+/// What programs write where a table has no value: pandas, R, SQL's COPY.
+const MISSING: [&str; 5] = ["\\N", "NaN", "nan", "<NA>", "NULL"];
 
 /// The prompts of a file whose columns are tabs apart.
 pub(super) fn read_tsv(source: &PromptSource) -> Result<Vec<PromptSet>, PromptsError> {
-    read(source, ReaderBuilder::new().delimiter(b'\t').quoting(false))
+    let bytes = read_bytes(&source.file)?;
+    let quoting = Quoting::of_table(&bytes, b'\t');
+    let mut format = ReaderBuilder::new();
+    format.delimiter(b'\t');
+    match quoting {
+        Quoting::Doubled => {}
+        Quoting::Escaped => {
+            format.double_quote(false).escape(Some(b'\\'));
+        }
+        Quoting::Raw { .. } | Quoting::Mixed { .. } | Quoting::Backslashed => {
+            format.quoting(false);
+        }
+    }
+    tell(source, quoting);
+    // The reader has undone what it knows of.
+    let fields = match quoting {
+        Quoting::Doubled | Quoting::Escaped => Quoting::Raw { ambiguous: None },
+        other => other,
+    };
+    read(source, &bytes, &format, fields)
 }
 
 /// The prompts of a file whose columns are commas apart, with quotation marks where RFC 4180 has
 /// them.
 pub(super) fn read_csv(source: &PromptSource) -> Result<Vec<PromptSet>, PromptsError> {
-    read(source, &ReaderBuilder::new())
+    let bytes = read_bytes(&source.file)?;
+    read(source, &bytes, &ReaderBuilder::new(), Quoting::Raw { ambiguous: None })
 }
 
-fn read(source: &PromptSource, format: &ReaderBuilder) -> Result<Vec<PromptSet>, PromptsError> {
-    let bytes = read_bytes(&source.file)?;
-    let mut reader = format.from_reader(bytes.as_slice());
+/// Says which of two readings of quotation marks was taken, where both are possible.
+pub(super) fn tell(source: &PromptSource, quoting: Quoting) {
+    let file = source.file.display().to_string();
+    let file = escape_for_terminal(&file);
+    match quoting {
+        Quoting::Raw { ambiguous: None } => {}
+        Quoting::Raw { ambiguous: Some(line) } => tracing::warn!(
+            "{file}:{line}: a text stands in quotation marks as a whole and is read with them; hint: \
+             where they are a program's quoting, save the file as .csv"
+        ),
+        Quoting::Doubled | Quoting::Escaped | Quoting::Backslashed => {
+            tracing::info!("{file}: its quotation marks are a program's quoting, which is undone");
+        }
+        Quoting::Mixed { line } => tracing::warn!(
+            "{file}:{line}: quotation marks are part of some texts and quoting of others; those that \
+             stand in marks with doubled ones inside are read without them"
+        ),
+    }
+}
+
+fn read(
+    source: &PromptSource,
+    bytes: &[u8],
+    format: &ReaderBuilder,
+    quoting: Quoting,
+) -> Result<Vec<PromptSet>, PromptsError> {
+    let mut reader = format.from_reader(bytes);
     let broken = |error: csv::Error| match error.kind() {
         ErrorKind::UnequalLengths { pos, expected_len, len } => {
             let line = pos.as_ref().map_or(0, csv::Position::line) as usize;
@@ -54,10 +103,16 @@ fn read(source: &PromptSource, format: &ReaderBuilder) -> Result<Vec<PromptSet>,
         number += 1;
         let line = record.position().map_or(0, csv::Position::line) as usize;
         let wrong = |reason| not_text(&source.file, line, reason);
-        let field = |place: usize| text(record.get(place).unwrap_or_default()).map_err(wrong);
+        let field = |place: usize| {
+            let field = text(record.get(place).unwrap_or_default()).map_err(wrong)?;
+            let field = quoting.unquoted(field);
+            let missing = MISSING.contains(&field.trim()) || field.trim() == "\"\"";
+            Ok::<_, PromptsError>(if missing { "".into() } else { field })
+        };
         let prompt = field(columns.prompt)?;
         let category = columns.category.map(field).transpose()?;
-        collector.add(number, Row { text: prompt, category, known: None }).map_err(wrong)?;
+        let row = Row { text: &prompt, category: category.as_deref(), known: None };
+        collector.add(number, row).map_err(wrong)?;
     }
     collector.finish("row", "prompts below the first line")
 }

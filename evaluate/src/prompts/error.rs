@@ -1,12 +1,13 @@
 //! What reading prompts can report.
 
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 /// Prompts cannot be read.
 #[derive(Debug, thiserror::Error)]
 pub enum PromptsError {
     /// The file cannot be read.
-    #[error("cannot read {}: {cause}", path.display())]
+    #[error("cannot read {}: {cause}{}", shown(path), read_hint(path, cause))]
     Read {
         /// The file.
         path: PathBuf,
@@ -37,6 +38,39 @@ pub enum PromptsError {
     /// A set has no number of prompts to take.
     #[error("{0}")]
     Limit(String),
+}
+
+/// Extensions of files of prompts.
+const LISTS: [&str; 7] = ["txt", "tsv", "csv", "json", "jsonl", "ndjson", "parquet"];
+/// Characters of a name that a message shows: a prompt given in a file's place may be long.
+const SHOWN: usize = 200;
+
+fn shown(path: &Path) -> String {
+    let name = path.display().to_string();
+    match name.char_indices().nth(SHOWN) {
+        Some((end, _)) => format!("{}…", &name[..end]),
+        None => name,
+    }
+}
+
+/// What to do where something else was given than a file.
+fn read_hint(path: &Path, cause: &std::io::Error) -> &'static str {
+    let name = path.to_string_lossy();
+    let extension = path.extension().unwrap_or_default().to_string_lossy().to_lowercase();
+    let is_list = LISTS.contains(&extension.as_str());
+    let is_sentence = name.trim().contains(char::is_whitespace) && !is_list;
+    match cause.kind() {
+        ErrorKind::IsADirectory => "; hint: it is a folder, name the file of prompts in it",
+        ErrorKind::NotFound if name.starts_with("hf://") => {
+            "; hint: prompts are read from files on the disk: hf download --repo-type dataset gets \
+             them"
+        }
+        ErrorKind::NotFound | ErrorKind::InvalidFilename if is_sentence => {
+            "; hint: --prompts names a file: write the prompt into one, a line for each, and name \
+             that: prompts.txt"
+        }
+        _ => "",
+    }
 }
 
 pub(super) fn not_prompts(path: &Path, reason: impl Into<String>) -> PromptsError {

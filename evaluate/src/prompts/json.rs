@@ -38,7 +38,7 @@ pub(super) fn read_array(source: &PromptSource) -> Result<Vec<PromptSet>, Prompt
 pub(super) fn read_lines(source: &PromptSource) -> Result<Vec<PromptSet>, PromptsError> {
     let bytes = read_bytes(&source.file)?;
     let mut elements = Elements::new(source);
-    for (number, line) in (1..).zip(bytes.split(|&byte| byte == b'\n')) {
+    for (number, line) in (1..).zip(runkit::lists::lines(&bytes)) {
         let wrong = |reason: String| not_text(&source.file, number, reason);
         let line = text(line).map_err(wrong)?.trim();
         if line.is_empty() {
@@ -79,9 +79,14 @@ impl<'source> Elements<'source> {
             }
             Value::Object(object) => {
                 let (prompt, category) = self.fields(object)?;
-                let Some(Value::String(text)) = object.get(&prompt) else {
-                    let found = object.get(&prompt).map_or("no such field", kind);
-                    return Err(wrong(format!("expected text in {prompt:?}, found {found}")));
+                let text = match object.get(&prompt) {
+                    Some(Value::String(text)) => text.as_str(),
+                    // A value that is missing, as pandas writes it.
+                    Some(Value::Null) => "",
+                    other => {
+                        let found = other.map_or("no such field", kind);
+                        return Err(wrong(format!("expected text in {prompt:?}, found {found}")));
+                    }
                 };
                 category_text = category.and_then(|name| object.get(&name)).and_then(as_category);
                 Row { text, category: category_text.as_deref(), known: known(object) }

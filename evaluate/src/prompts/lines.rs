@@ -1,6 +1,9 @@
 //! Text files: a prompt in each line.
 
+use runkit::lists::Quoting;
+
 use super::collect::{Collector, LINE, Row};
+use super::delimited::tell;
 use super::error::{PromptsError, not_prompts, not_text};
 use super::{PromptSet, PromptSource, read_bytes};
 
@@ -15,11 +18,17 @@ pub(super) fn read(source: &PromptSource) -> Result<Vec<PromptSet>, PromptsError
         return Err(not_prompts(&source.file, reason));
     }
     let bytes = read_bytes(&source.file)?;
+    let quoting = Quoting::of_lines(runkit::lists::lines(&bytes));
+    tell(source, quoting);
     let mut collector = Collector::new(source);
-    for (number, line) in (1..).zip(bytes.split(|&byte| byte == b'\n')) {
+    for (number, line) in (1..).zip(runkit::lists::lines(&bytes)) {
         let wrong = |reason| not_text(&source.file, number, reason);
-        let text = text(line).map_err(wrong)?;
-        collector.add(number, Row { text, ..Row::default() }).map_err(wrong)?;
+        let line = text(line).map_err(wrong)?;
+        if line.trim().is_empty() {
+            continue;
+        }
+        let text = quoting.unquoted(line);
+        collector.add(number, Row { text: &text, ..Row::default() }).map_err(wrong)?;
     }
     collector.finish(LINE, "a prompt in each line")
 }

@@ -2,7 +2,7 @@
 //!
 //! | a file | holds |
 //! |---|---|
-//! | `.tsv` | columns that are tabs apart, raw: PartiPrompts as it is published |
+//! | `.tsv` | columns that are tabs apart: PartiPrompts as it is published, or saved by pandas |
 //! | `.csv` | columns that are commas apart |
 //! | `.json` | an array of texts (HPDv2's prompts) or of objects |
 //! | `.jsonl`, `.ndjson` | a text or an object in each line |
@@ -30,7 +30,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 pub use self::error::PromptsError;
-use self::error::not_prompts;
+use self::error::{not_prompts, not_text};
 pub use self::filter::{
     ClassifierRecord, FilterError, FilteredSet, Judged, SafetyClassifier, filter, write_judged,
 };
@@ -181,9 +181,9 @@ fn read_bytes(path: &Path) -> Result<Vec<u8>, PromptsError> {
         let reason = format!("expected at most {} MiB of prompts", LARGEST_FILE_BYTES >> 20);
         return Err(not_prompts(path, reason));
     }
-    if bytes.starts_with(b"\xef\xbb\xbf") {
-        bytes.drain(..3);
-    }
+    let text = runkit::lists::without_mark(&bytes);
+    let length = text.map_err(|other| not_text(path, 1, other.to_string()))?.len();
+    bytes.drain(..bytes.len() - length);
     Ok(bytes)
 }
 

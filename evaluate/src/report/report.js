@@ -169,7 +169,14 @@
     byId("status").textContent = `${prompts.length} of ${data.prompts.length} prompts match, ${shown} shown`;
     byId("more").hidden = shown === prompts.length;
   };
-  byId("controls").addEventListener("input", () => {
+  // A model is not compared with itself: choosing the other one of the pair exchanges the two.
+  let pair = [control.first.value, control.second.value];
+  byId("controls").addEventListener("input", (event) => {
+    if (control.first.value === control.second.value) {
+      if (event.target === control.first) control.second.value = pair[0];
+      if (event.target === control.second) control.first.value = pair[1];
+    }
+    pair = [control.first.value, control.second.value];
     many = CARDS;
     draw();
   });

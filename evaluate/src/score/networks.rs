@@ -11,6 +11,7 @@ use media::decode::{Limits, decode};
 use rayon::prelude::*;
 use scorers::{Features, ImagePreparation, PreparedImage, ScorerSet};
 
+use super::Batch;
 use super::pictures::Subject;
 
 /// Batches decoded ahead of a GPU.
@@ -20,20 +21,20 @@ const CAPTIONS_TOGETHER: usize = 64;
 
 /// A batch with what decoding made of each picture.
 pub(super) struct Decoded<'run> {
-    pub(super) batch: &'run [Subject<'run>],
+    pub(super) batch: Batch<'run>,
     pub(super) images: Vec<Result<PreparedImage, String>>,
 }
 
 /// Decodes `batches` and hands them to `work`, in order, until it says that it is enough.
 pub(super) fn for_each_decoded<'run>(
-    batches: &'run [&'run [Subject<'run>]],
+    batches: &'run [Batch<'run>],
     preparation: &ImagePreparation,
     ahead: bool,
     work: &mut dyn FnMut(Decoded<'run>) -> Result<bool>,
 ) -> Result<()> {
-    let decoded = batches.iter().map(|batch| Decoded {
+    let decoded = batches.iter().map(|&batch| Decoded {
         batch,
-        images: batch.par_iter().map(|subject| prepare(subject, preparation)).collect(),
+        images: batch.subjects.par_iter().map(|subject| prepare(subject, preparation)).collect(),
     });
     if !ahead {
         for batch in decoded {

@@ -3,12 +3,14 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use runkit::logging::escape_for_terminal;
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 
 use crate::generate::ModelSource;
 use crate::prompts::Prompt;
@@ -70,14 +72,18 @@ pub(super) struct Subject<'run> {
     pub(super) seed: u64,
     /// None where there is no such picture.
     pub(super) path: Option<PathBuf>,
+    /// It was scored by an earlier command, lay outside the folder, and is not there any more.
+    pub(super) is_gone: bool,
 }
 
 /// The pictures of one model.
 #[derive(Debug)]
 pub(super) struct Collection {
     pub(super) model: String,
+    /// Whether the command names the model; else the folder holds it.
+    pub(super) named: bool,
     /// The seeds that every prompt should have.
-    seeds: BTreeSet<u64>,
+    pub(super) seeds: BTreeSet<u64>,
     layout: Layout,
 }
 
@@ -87,12 +93,20 @@ enum Layout {
     Folders(PathBuf),
     /// A list says which picture belongs to which prompt; by text and seed.
     Listed(HashMap<String, BTreeMap<u64, PathBuf>>),
+    /// Only the scores say where they are.
+    Held,
 }
 
 impl Collection {
     /// Pictures that `evaluate generate` drew.
-    pub(super) fn drawn(model: &str, folder: PathBuf, seeds: BTreeSet<u64>) -> Self {
-        Self { model: model.to_owned(), seeds, layout: Layout::Folders(folder) }
+    pub(super) fn drawn(model: &str, named: bool, folder: PathBuf, seeds: BTreeSet<u64>) -> Self {
+        Self { model: model.to_owned(), named, seeds, layout: Layout::Folders(folder) }
+    }
+
+    /// Pictures made elsewhere that an earlier command scored.
+    pub(super) fn held(model: &str) -> Self {
+        let seeds = BTreeSet::new();
+        Self { model: model.to_owned(), named: false, seeds, layout: Layout::Held }
     }
 
     /// Pictures made elsewhere; `seeds` where they are given, else those that are there.
@@ -102,7 +116,20 @@ impl Collection {
         seeds: Option<BTreeSet<u64>>,
     ) -> Result<Self> {
         let folder = &source.folder;
-        ensure!(folder.is_dir(), "{}: expected a folder of pictures", folder.display());
+        let found = match folder.metadata() {
+            Ok(found) if found.is_dir() => "",
+            Ok(_) => "a file; hint: name the folder that the images are in",
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                "nothing; hint: --images NAME=DIR, and the folder is looked for from here"
+            }
+            Err(_) => "one that cannot be read",
+        };
+        ensure!(
+            found.is_empty(),
+            "{}: expected the folder of images of {}, found {found}",
+            folder.display(),
+            source.name
+        );
         let list = LISTS.iter().map(|name| folder.join(name)).find(|list| list.is_file());
         let (layout, found) = match list {
             Some(list) => {
@@ -141,29 +168,19 @@ impl Collection {
                 (Layout::Folders(folder.clone()), found)
             }
         };
-        Ok(Self { model: source.name.clone(), seeds: seeds.unwrap_or(found), layout })
+        let seeds = seeds.unwrap_or(found);
+        Ok(Self { model: source.name.clone(), named: true, seeds, layout })
     }
 
-    /// What is to be scored: every seed of every distinct prompt, prompt by prompt.
-    pub(super) fn subjects<'run>(&'run self, prompts: &[&'run Prompt]) -> Vec<Subject<'run>> {
-        let of_prompt = |&prompt: &&'run Prompt| {
-            self.seeds.iter().map(move |&seed| Subject {
-                model: &self.model,
-                prompt,
-                seed,
-                path: self.find(prompt, seed),
-            })
-        };
-        prompts.iter().flat_map(of_prompt).collect()
-    }
-
-    fn find(&self, prompt: &Prompt, seed: u64) -> Option<PathBuf> {
+    /// The file of an image.
+    pub(super) fn find(&self, prompt: &Prompt, seed: u64) -> Option<PathBuf> {
         match &self.layout {
             Layout::Folders(folder) => EXTENSIONS
                 .iter()
                 .map(|extension| folder.join(&prompt.id).join(format!("{seed}.{extension}")))
                 .find(|path| path.is_file()),
             Layout::Listed(listed) => listed.get(&prompt.text)?.get(&seed).cloned(),
+            Layout::Held => None,
         }
     }
 }
@@ -190,35 +207,104 @@ fn seeds_in_folders(folder: &Path, prompts: &[Prompt]) -> Result<BTreeSet<u64>> 
     Ok(seeds)
 }
 
-/// A line of a list, as Hugging Face's ImageFolder has it.
-#[derive(Deserialize)]
+/// What a row of a list says of an image, as Hugging Face's ImageFolder has it.
+#[derive(Debug)]
 struct Listed {
     file_name: String,
-    #[serde(alias = "text", alias = "caption")]
     prompt: String,
     seed: Option<u64>,
+}
+
+impl Listed {
+    /// The names of the column with the prompt, the best first.
+    const PROMPT: [&str; 3] = ["prompt", "text", "caption"];
+
+    fn new(row: &Map<String, Value>) -> Result<Self, String> {
+        let text = |names: &[&str]| {
+            let found = names.iter().find_map(|name| row.get(*name));
+            match found {
+                Some(Value::String(text)) => Ok(text.clone()),
+                Some(Value::Null) => Ok(String::new()),
+                other => {
+                    let names = names.join(" or ");
+                    let found = other.map_or("none".to_owned(), Value::to_string);
+                    Err(format!("expected a text {names:?}, found {found}"))
+                }
+            }
+        };
+        let seed = row.get("seed").map_or(Ok(None), seed)?;
+        Ok(Self { file_name: text(&["file_name"])?, prompt: text(&Self::PROMPT)?, seed })
+    }
+}
+
+/// A seed as programs write it: 7, "7", and 7.0 of a column in which pandas has seen a gap.
+fn seed(value: &Value) -> Result<Option<u64>, String> {
+    /// Above it not every whole number is a number of 64 bits with a point.
+    const EXACT: f64 = 9_007_199_254_740_992.0;
+    let whole = |number: f64| {
+        let fits = number.fract() == 0.0 && (0.0..=EXACT).contains(&number);
+        fits.then_some(number as u64)
+    };
+    let found = match value {
+        Value::Null => return Ok(None),
+        Value::Number(number) => number.as_u64().or_else(|| number.as_f64().and_then(whole)),
+        Value::String(text) => match text.trim() {
+            "" | "NaN" | "nan" | "<NA>" | "\\N" => return Ok(None),
+            text => text.parse().ok().or_else(|| text.parse().ok().and_then(whole)),
+        },
+        _ => None,
+    };
+    found.map(Some).ok_or_else(|| format!("expected a seed, a whole number from 0, found {value}"))
+}
+
+/// The rows of a list with their lines.
+fn list_rows(list: &Path) -> Result<Vec<(u64, Map<String, Value>)>> {
+    let shown = list.display();
+    let bytes = std::fs::read(list).with_context(|| format!("{shown}: cannot be read"))?;
+    let bytes =
+        runkit::lists::without_mark(&bytes).map_err(|error| anyhow!("{shown}:1: {error}"))?;
+    let mut rows = Vec::new();
+    if list.extension().is_some_and(|extension| extension == "csv") {
+        let mut reader = csv::Reader::from_reader(bytes);
+        let table = || format!("{shown}: expected a table in UTF-8 with file_name and prompt");
+        let names = reader.headers().with_context(table)?.clone();
+        for record in reader.records() {
+            let record = record.with_context(table)?;
+            let line = record.position().map_or(0, csv::Position::line);
+            let fields = record.iter().map(|field| Value::String(field.to_owned()));
+            rows.push((
+                line,
+                names.iter().map(|name| name.trim().to_owned()).zip(fields).collect(),
+            ));
+        }
+        return Ok(rows);
+    }
+    for (number, line) in (1..).zip(runkit::lists::lines(bytes)) {
+        if line.trim_ascii().is_empty() {
+            continue;
+        }
+        let row = serde_json::from_slice(line).with_context(|| {
+            format!("{shown}:{number}: expected file_name and prompt (or text) in each line")
+        })?;
+        rows.push((number, row));
+    }
+    Ok(rows)
 }
 
 /// The pictures of a list by prompt and seed; without seeds they count up in the list's order.
 fn read_list(list: &Path) -> Result<HashMap<String, BTreeMap<u64, PathBuf>>> {
     let folder = list.parent().unwrap_or(Path::new(""));
-    let text = std::fs::read_to_string(list)
-        .with_context(|| format!("{}: cannot be read", list.display()))?;
-    let rows: Vec<Listed> = if list.extension().is_some_and(|extension| extension == "csv") {
-        csv::Reader::from_reader(text.as_bytes()).deserialize().collect::<Result<_, _>>()?
-    } else {
-        let lines = text.lines().filter(|line| !line.trim().is_empty());
-        lines.map(serde_json::from_str).collect::<Result<_, _>>().with_context(|| {
-            format!("{}: expected file_name and prompt (or text) in each line", list.display())
-        })?
-    };
     let mut listed = HashMap::<String, BTreeMap<u64, PathBuf>>::new();
-    for row in rows {
+    for (line, row) in list_rows(list)? {
+        let row = Listed::new(&row).map_err(|reason| {
+            let reason = escape_for_terminal(&reason).into_owned();
+            anyhow!("{}:{line}: {reason}", list.display())
+        })?;
         let seeds = listed.entry(row.prompt.trim().to_owned()).or_default();
         let seed = row.seed.unwrap_or(seeds.len() as u64);
         if seeds.insert(seed, folder.join(&row.file_name)).is_some() {
             bail!(
-                "{}: the prompt {:?} has two pictures of seed {seed}",
+                "{}:{line}: the prompt {:?} has two images of seed {seed}",
                 list.display(),
                 escape_for_terminal(&row.prompt)
             );
@@ -251,11 +337,14 @@ mod tests {
         let source: ImagesSource = format!("sd={}", folder.path().display()).parse().unwrap();
         let prompts = [prompt(1, "a fox"), prompt(2, "a dog")];
         let collection = Collection::made_elsewhere(&source, &prompts, None).unwrap();
-        let both: Vec<&Prompt> = prompts.iter().collect();
-        let subjects = collection.subjects(&both);
-        let found: Vec<_> = subjects
+        let of_prompt = |prompt| {
+            let seeds = collection.seeds.iter();
+            seeds.map(move |&seed| (prompt, seed))
+        };
+        let found: Vec<_> = prompts
             .iter()
-            .map(|subject| (&*subject.prompt.text, subject.seed, subject.path.is_some()))
+            .flat_map(of_prompt)
+            .map(|(prompt, seed)| (&*prompt.text, seed, collection.find(prompt, seed).is_some()))
             .collect();
         let expected = [
             ("a fox", 0, true),
@@ -271,6 +360,56 @@ mod tests {
     }
 
     #[test]
+    fn lists_are_read_as_programs_write_them() {
+        let folder = tempfile::tempdir().unwrap();
+        let list = |name: &str, bytes: &[u8]| {
+            let path = folder.path().join(name);
+            std::fs::write(&path, bytes).unwrap();
+            let listed = read_list(&path).map_err(|error| format!("{error:#}"))?;
+            let mut found: Vec<_> = listed
+                .into_iter()
+                .flat_map(|(prompt, seeds)| {
+                    seeds.into_iter().map(move |(seed, path)| {
+                        (prompt.clone(), seed, path.file_name().unwrap().to_owned())
+                    })
+                })
+                .map(|(prompt, seed, name)| format!("{prompt}/{seed}/{}", name.display()))
+                .collect();
+            found.sort();
+            Ok::<_, String>(found)
+        };
+        // pandas: an index, a column of seeds with a gap, quotes; Excel: a mark, CRLF.
+        let table = b"\xef\xbb\xbf,file_name,text,seed\r\n0,007,\"a \"\"fox\"\"\",0.0\r\n\
+                      1,b.png,a cat,3.0\r\n2,c.png,a cat,\r\n";
+        let expected = ["a \"fox\"/0/007", "a cat/1/c.png", "a cat/3/b.png"];
+        assert_eq!(list("a.csv", table).unwrap(), expected);
+        let lines = b"\xef\xbb\xbf{\"file_name\":\"a.png\",\"prompt\":\"a\",\"text\":\"b\",\"seed\":2.0}\r\n\
+                      {\"file_name\":\"b.png\",\"prompt\":\"a\",\"seed\":null}\r\n";
+        assert_eq!(list("a.jsonl", lines).unwrap(), ["a/1/b.png", "a/2/a.png"]);
+        for (name, bytes, says) in [
+            (
+                "a.csv",
+                &b"file_name,prompt,seed\na,b,0.5\n"[..],
+                "a.csv:2: expected a seed, a whole",
+            ),
+            ("a.csv", b"file_name,prompt,seed\na,b,-1\n", "a.csv:2: expected a seed, a whole"),
+            ("a.csv", b"file_name,prompt\na\n", "a.csv: expected a table in UTF-8"),
+            ("a.csv", b"name,prompt\na,b\n", "a.csv:2: expected a text \"file_name\", found none"),
+            (
+                "a.csv",
+                b"file_name,prompt,seed\na,b,1\nc,b,1.0\n",
+                "a.csv:3: the prompt \"b\" has two",
+            ),
+            ("a.jsonl", b"\n{\"file_name\":1,\"prompt\":\"a\"}\n", "a.jsonl:2: expected a text"),
+            ("a.jsonl", b"\xff\xfe{\0", "a.jsonl:1: expected UTF-8 text, found UTF-16"),
+            ("a.jsonl", b"[1]\n", "a.jsonl:1: expected file_name and prompt"),
+        ] {
+            let error = list(name, bytes).unwrap_err();
+            assert!(error.contains(says), "{says:?} is not in {error}");
+        }
+    }
+
+    #[test]
     fn folders_are_those_of_prompts() {
         let folder = tempfile::tempdir().unwrap();
         let prompts = [prompt(1, "a fox"), prompt(2, "a cat")];
@@ -282,10 +421,11 @@ mod tests {
             std::fs::write(folder.path().join("00002-x").join(name), "").unwrap();
         }
         let collection = Collection::made_elsewhere(&source, &prompts, None).unwrap();
-        let both: Vec<&Prompt> = prompts.iter().collect();
-        let found: Vec<bool> =
-            collection.subjects(&both).iter().map(|subject| subject.path.is_some()).collect();
-        assert_eq!(found, [false, true]);
+        assert_eq!(collection.seeds, BTreeSet::from([3]));
+        assert_eq!(
+            prompts.each_ref().map(|prompt| collection.find(prompt, 3).is_some()),
+            [false, true]
+        );
         assert!("a=b,unet=c".parse::<ImagesSource>().is_err());
         assert!("a/b=c".parse::<ImagesSource>().unwrap_err().contains("expected NAME=DIR with"));
     }

@@ -7,12 +7,14 @@
 
 use std::collections::HashMap;
 use std::fs::{File, OpenOptions};
-use std::io::Write as _;
+use std::io::{ErrorKind, Write as _};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
-use scorers::ScorersManifest;
+use scorers::{ScorerRecord, ScorersManifest};
 use serde::{Deserialize, Serialize};
+
+use super::held::Judge;
 
 /// Letters of a fingerprint in a file's name.
 const SHORT: usize = 16;
@@ -54,19 +56,66 @@ pub(super) struct Store {
     outcomes: HashMap<Key, Outcome>,
 }
 
+/// Where the scores of a scorer are, below the folder of all.
+fn path(folder: &Path, record: &ScorerRecord, dtype: &str, device: &str) -> Result<PathBuf> {
+    let fingerprint = runkit::manifest::fingerprint(&(record, dtype, device))?;
+    let short = fingerprint.get(..SHORT).unwrap_or(&fingerprint);
+    Ok(folder.join(format!("{}-{short}.jsonl", record.name)))
+}
+
+/// The scores in a file's text, and how many of its bytes are whole lines.
+fn parse(path: &Path, text: &[u8]) -> Result<(HashMap<Key, Outcome>, usize)> {
+    let whole = text.iter().rposition(|&byte| byte == b'\n').map_or(0, |end| end + 1);
+    let mut outcomes = HashMap::new();
+    for (number, line) in (1..).zip(text[..whole].split(|&byte| byte == b'\n')) {
+        if line.is_empty() {
+            continue;
+        }
+        let line: Line = serde_json::from_slice(line).with_context(|| {
+            format!(
+                "{}:{number}: not a score; hint: remove the file, its scores are computed again",
+                path.display()
+            )
+        })?;
+        let outcome = match line.outcome {
+            Written::Score(score) => Ok(score as f32),
+            Written::Error(reason) => Err(reason),
+        };
+        outcomes.insert(line.key, outcome);
+    }
+    Ok((outcomes, whole))
+}
+
+/// The scores of a scorer that is not at work; none where there is no file of them.
+pub(super) fn read(folder: &Path, judge: &Judge) -> Result<Option<HashMap<Key, Outcome>>> {
+    let path = path(folder, &judge.record, &judge.dtype, &judge.device)?;
+    match std::fs::read(&path) {
+        Ok(text) => Ok(Some(parse(&path, &text)?.0)),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error).with_context(|| format!("{}: cannot be read", path.display())),
+    }
+}
+
+/// The scores of each scorer of `manifest`, none where there is no file of them. Writes nothing.
+pub(super) fn read_all(
+    folder: &Path,
+    manifest: &ScorersManifest,
+) -> Result<Vec<HashMap<Key, Outcome>>> {
+    let read = |record: &ScorerRecord| {
+        let (dtype, device) = (manifest.dtype.clone(), manifest.device.clone());
+        let judge = Judge { record: record.clone(), dtype, device };
+        Ok(read(folder, &judge)?.unwrap_or_default())
+    };
+    manifest.scorers.iter().map(read).collect()
+}
+
 impl Store {
     /// Opens the scores of each scorer of `manifest` below `folder`, in its order.
     pub(super) fn open_all(folder: &Path, manifest: &ScorersManifest) -> Result<Vec<Self>> {
         runkit::files::create_folder(folder)?;
         let scorers = manifest.scorers.iter();
-        scorers
-            .map(|record| {
-                let all = (record, &manifest.dtype, &manifest.device);
-                let fingerprint = runkit::manifest::fingerprint(&all)?;
-                let short = fingerprint.get(..SHORT).unwrap_or(&fingerprint);
-                Self::open(folder.join(format!("{}-{short}.jsonl", record.name)))
-            })
-            .collect()
+        let open = |record| Self::open(path(folder, record, &manifest.dtype, &manifest.device)?);
+        scorers.map(open).collect()
     }
 
     fn open(path: PathBuf) -> Result<Self> {
@@ -74,24 +123,7 @@ impl Store {
         let file = OpenOptions::new().read(true).append(true).create(true).open(&path);
         let file = file.with_context(context)?;
         let text = std::fs::read(&path).with_context(context)?;
-        let whole = text.iter().rposition(|&byte| byte == b'\n').map_or(0, |end| end + 1);
-        let mut outcomes = HashMap::new();
-        for (number, line) in (1..).zip(text[..whole].split(|&byte| byte == b'\n')) {
-            if line.is_empty() {
-                continue;
-            }
-            let line: Line = serde_json::from_slice(line).with_context(|| {
-                format!(
-                    "{}:{number}: not a score; hint: remove the file, its scores are computed again",
-                    path.display()
-                )
-            })?;
-            let outcome = match line.outcome {
-                Written::Score(score) => Ok(score as f32),
-                Written::Error(reason) => Err(reason),
-            };
-            outcomes.insert(line.key, outcome);
-        }
+        let (outcomes, whole) = parse(&path, &text)?;
         if whole < text.len() {
             file.set_len(whole as u64).with_context(context)?;
         }

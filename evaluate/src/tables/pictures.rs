@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use polars::prelude::*;
 use schemas::scores::ScoreRow;
 
-use super::{ALL_SETS, TablesConfig, TablesError};
+use super::{TablesConfig, TablesError};
 
 /// A prompt. Equal ids with different texts are different prompts, so they are never compared.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -54,15 +54,6 @@ impl Pictures {
             chosen("model", config.models.as_deref(), scores.iter().map(|row| &row.model))?;
         let metrics =
             chosen("metric", config.metrics.as_deref(), scores.iter().map(|row| &row.metric))?;
-        for (place, name) in config.baselines.iter().enumerate() {
-            if !models.contains(name) {
-                let (what, name, known) = ("model", name.clone(), models);
-                return Err(TablesError::Unknown { what, name, known });
-            }
-            if config.baselines.iter().take(place).any(|other| other == name) {
-                return Err(TablesError::Twice { what: "baseline", name: name.clone() });
-            }
-        }
         let (model_numbers, metric_numbers) = (numbers(&models), numbers(&metrics));
         let wanted: Vec<(u32, u32, &ScoreRow)> = scores
             .iter()
@@ -87,9 +78,7 @@ impl Pictures {
             });
         }
         let sets = names(wanted.iter().map(|(.., row)| &row.prompt_set));
-        if sets.len() > 1 && sets.iter().any(|set| set == ALL_SETS) {
-            return Err(TablesError::SetNamedAll);
-        }
+        config.check(&models, &sets)?;
         let (prompts, prompt_of) = prompts(&wanted, &numbers(&sets));
         let mut present = vec![vec![false; prompts.len()]; models.len()];
         for ((model, ..), &prompt) in wanted.iter().zip(&prompt_of) {

@@ -1,0 +1,174 @@
+//! What the scores of a folder hold already: a command that names less of it leaves the rest.
+
+use std::collections::{HashMap, HashSet};
+use std::path::Path;
+
+use anyhow::{Context as _, Result};
+use schemas::evaluation::KEY_MANIFEST;
+use schemas::scores::{ScoreRow, ScoresFile};
+use scorers::{ScorerRecord, ScorersManifest};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use super::SCORES;
+use crate::prompts::Prompt;
+
+/// The key of the scorers in the manifest of the scores, and of those that earlier commands named.
+pub(super) const KEY_JUDGES: &str = "judges";
+pub(super) const KEY_EARLIER: &str = "earlier_judges";
+
+/// A scorer, and where it computed.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(super) struct Judge {
+    pub(super) record: ScorerRecord,
+    pub(super) dtype: String,
+    pub(super) device: String,
+}
+
+/// A place in the scores: model, set, prompt id, seed.
+type Place<'row> = (&'row str, &'row str, &'row str, i64);
+
+/// The rows of an earlier `scores.parquet`; none where there is none.
+#[derive(Debug, Default)]
+pub(super) struct Held {
+    rows: Vec<ScoreRow>,
+    /// The scorers that its manifest names; none where another program wrote the file.
+    judges: Vec<Judge>,
+}
+
+/// [`Held`] by place.
+#[derive(Debug)]
+pub(super) struct HeldIndex<'row> {
+    places: HashMap<Place<'row>, Vec<&'row ScoreRow>>,
+}
+
+impl Held {
+    /// Reads the scores of a folder.
+    pub(super) fn read(out: &Path) -> Result<Self> {
+        let path = out.join(SCORES);
+        if !path.exists() {
+            return Ok(Self::default());
+        }
+        let hint = || format!("{}: hint: choose another --out, or move it away", path.display());
+        let file = ScoresFile::open(&path).with_context(hint)?;
+        let manifest = file.metadata().get(KEY_MANIFEST);
+        let manifest: Option<Value> = manifest.and_then(|text| serde_json::from_str(text).ok());
+        let judges = manifest.map(|manifest| judges(&manifest)).unwrap_or_default();
+        Ok(Self { rows: file.read().with_context(hint)?, judges })
+    }
+
+    /// Leaves out the rows that must not stay.
+    pub(super) fn retain(&mut self, mut stays: impl FnMut(&ScoreRow) -> bool) {
+        self.rows.retain(|row| stays(row));
+    }
+
+    pub(super) fn models(&self) -> Vec<&str> {
+        distinct(self.rows.iter().map(|row| row.model.as_str()))
+    }
+
+    pub(super) fn metrics(&self) -> Vec<&str> {
+        distinct(self.rows.iter().map(|row| row.metric.as_str()))
+    }
+
+    /// The prompts, in the order of the rows.
+    pub(super) fn prompts(&self) -> Vec<Prompt> {
+        let mut seen = HashSet::new();
+        let mut prompts = Vec::new();
+        for row in &self.rows {
+            if seen.insert((row.prompt_set.as_str(), row.prompt_id.as_str())) {
+                prompts.push(Prompt {
+                    id: row.prompt_id.clone(),
+                    text: row.prompt.clone(),
+                    category: row.category.clone(),
+                    set: row.prompt_set.clone(),
+                });
+            }
+        }
+        prompts
+    }
+
+    /// The scorer behind a metric.
+    pub(super) fn judge(&self, metric: &str) -> Option<&Judge> {
+        self.judges.iter().find(|judge| judge.record.name == metric)
+    }
+
+    pub(super) fn index(&self) -> HeldIndex<'_> {
+        let mut places = HashMap::<Place<'_>, Vec<&ScoreRow>>::new();
+        for row in &self.rows {
+            places
+                .entry((&row.model, &row.prompt_set, &row.prompt_id, row.seed))
+                .or_default()
+                .push(row);
+        }
+        HeldIndex { places }
+    }
+}
+
+impl<'row> HeldIndex<'row> {
+    /// The rows of a place, one for each metric.
+    pub(super) fn rows<'a>(
+        &'a self,
+        model: &'a str,
+        prompt: &'a Prompt,
+        seed: u64,
+    ) -> &'a [&'a ScoreRow] {
+        let seed = i64::try_from(seed).unwrap_or(i64::MAX);
+        let place = (model, prompt.set.as_str(), prompt.id.as_str(), seed);
+        self.places.get(&place).map_or(&[], Vec::as_slice)
+    }
+
+    /// The seeds of a model.
+    pub(super) fn seeds(&self, model: &str) -> impl Iterator<Item = u64> {
+        let of_model = self.places.keys().filter(move |(other, ..)| *other == model);
+        of_model.filter_map(|(.., seed)| u64::try_from(*seed).ok())
+    }
+}
+
+/// The scorers of a manifest that [`super::write`] wrote.
+fn judges(manifest: &Value) -> Vec<Judge> {
+    let now: Option<ScorersManifest> = serde_json::from_value(manifest[KEY_JUDGES].clone()).ok();
+    let now = now.into_iter().flat_map(|ScorersManifest { scorers, dtype, device, .. }| {
+        scorers.into_iter().map(move |record| Judge {
+            record,
+            dtype: dtype.clone(),
+            device: device.clone(),
+        })
+    });
+    let earlier: Vec<Judge> =
+        serde_json::from_value(manifest[KEY_EARLIER].clone()).unwrap_or_default();
+    now.chain(earlier).collect()
+}
+
+fn distinct<'row>(names: impl Iterator<Item = &'row str>) -> Vec<&'row str> {
+    let mut found: Vec<&str> = Vec::new();
+    for name in names {
+        // Neighbours are mostly equal, and there are few names.
+        if found.last() != Some(&name) && !found.contains(&name) {
+            found.push(name);
+        }
+    }
+    found
+}
+
+/// Names in the order of the tables: as a command gives them where it names all that are held, else as
+/// they are held, with new ones after them.
+pub(super) fn ordered<'name>(named: &[&'name str], held: &[&'name str]) -> Vec<&'name str> {
+    if held.iter().all(|name| named.contains(name)) {
+        return named.to_vec();
+    }
+    let new = named.iter().filter(|name| !held.contains(name));
+    held.iter().chain(new).copied().collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::ordered;
+
+    #[test]
+    fn what_is_held_keeps_its_order() {
+        assert_eq!(ordered(&["b", "a"], &[]), ["b", "a"]);
+        assert_eq!(ordered(&["b", "a", "c"], &["a", "b"]), ["b", "a", "c"]);
+        assert_eq!(ordered(&["a"], &["b", "a"]), ["b", "a"]);
+        assert_eq!(ordered(&["d", "a", "c"], &["b", "a"]), ["b", "a", "d", "c"]);
+    }
+}

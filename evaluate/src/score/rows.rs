@@ -1,0 +1,238 @@
+//! The rows of `scores.parquet`: by model, prompt of a set, seed and metric.
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::Path;
+
+use anyhow::Result;
+use schemas::evaluation::{KEY_FINGERPRINT, KEY_MANIFEST};
+use schemas::scores::{ScoreRow, ScoresWriter};
+use scorers::ScorersManifest;
+use serde_json::json;
+
+use super::held::{Held, Judge, KEY_EARLIER, KEY_JUDGES, ordered};
+use super::pictures::{Collection, Subject};
+use super::scope::Scope;
+use super::store::{self, Key, Outcome, Store};
+use super::{Checked, SCORES, key};
+use crate::generate;
+use crate::prompts::Prompt;
+
+/// A metric of the file.
+enum Metric<'run> {
+    /// The command names its scorer.
+    Named { name: &'run str, store: &'run Store, is_as_held: bool },
+    /// An earlier command did.
+    Held { name: &'run str, outcomes: Option<HashMap<Key, Outcome>>, judge: Option<&'run Judge> },
+}
+
+impl Metric<'_> {
+    fn name(&self) -> &str {
+        match self {
+            Self::Named { name, .. } | Self::Held { name, .. } => name,
+        }
+    }
+
+    /// The score of an image, or why it has none; nothing where there is no row. `held` is the row of
+    /// an earlier command.
+    fn outcome(
+        &self,
+        subject: &Subject<'_>,
+        checked: &Checked,
+        held: Option<&ScoreRow>,
+    ) -> Option<Outcome> {
+        let copied = || {
+            let row = held?;
+            Some(row.score.ok_or_else(|| row.error.clone().unwrap_or_default()))
+        };
+        let is_there = checked.as_ref().ok().map(|hash| key(hash, subject.prompt));
+        match (self, is_there) {
+            (Self::Named { is_as_held, .. }, _) if subject.is_gone => {
+                copied().filter(|_| *is_as_held)
+            }
+            (Self::Held { .. }, _) if subject.is_gone => copied(),
+            (Self::Named { store, .. }, Some(key)) => {
+                let outcome = store.get(&key).cloned();
+                Some(outcome.unwrap_or_else(|| Err("not scored".to_owned())))
+            }
+            (Self::Named { .. }, None) => Some(Err(checked.clone().err().unwrap_or_default())),
+            // What the scores say of other bytes than the file has now is not its score.
+            (Self::Held { outcomes: Some(outcomes), .. }, Some(key)) => {
+                held.and_then(|_| outcomes.get(&key)).cloned()
+            }
+            // There is no way to tell: the folder of computed scores is another one.
+            (Self::Held { outcomes: None, .. }, Some(_)) => copied(),
+            (Self::Held { .. }, None) => None,
+        }
+    }
+}
+
+/// The table of a run, to be written.
+pub(super) struct Table<'run> {
+    pub(super) rows: Vec<ScoreRow>,
+    /// Scores of earlier commands that belong to other images than there are now.
+    pub(super) outdated: usize,
+    metrics: Vec<Metric<'run>>,
+}
+
+impl<'run> Table<'run> {
+    pub(super) fn new(
+        out: &Path,
+        scope: &Scope<'_>,
+        subjects: &[(&Collection, &[Subject<'_>], &[Checked])],
+        manifest: &'run ScorersManifest,
+        stores: &'run [Store],
+        held: &'run Held,
+    ) -> Result<Self> {
+        let metrics = metrics(out, manifest, stores, held)?;
+        let (mut rows, mut outdated) = (Vec::new(), 0);
+        for (collection, subjects, checked) in subjects {
+            let mut of_prompt = HashMap::<&str, Vec<(&Subject<'_>, &Checked)>>::new();
+            for (subject, checked) in subjects.iter().zip(*checked) {
+                of_prompt.entry(&subject.prompt.id).or_default().push((subject, checked));
+            }
+            for prompt in &scope.prompts {
+                for (subject, checked) in of_prompt.get(prompt.id.as_str()).into_iter().flatten() {
+                    if !scope.has(collection, prompt, subject.seed) {
+                        continue;
+                    }
+                    let held = scope.held.rows(subject.model, prompt, subject.seed);
+                    for metric in &metrics {
+                        let name = metric.name();
+                        let held = held.iter().find(|row| row.metric == name).copied();
+                        match metric.outcome(subject, checked, held) {
+                            Some(outcome) => {
+                                let image = image(out, subject, held);
+                                rows.push(row(subject, prompt, name, outcome, image));
+                            }
+                            None => outdated += usize::from(held.is_some()),
+                        }
+                    }
+                }
+            }
+        }
+        Ok(Self { rows, outdated, metrics })
+    }
+
+    /// Writes the file, with what its scores depend on.
+    pub(super) fn write(
+        self,
+        out: &Path,
+        prompts: &[&Prompt],
+        manifest: &ScorersManifest,
+    ) -> Result<()> {
+        let mut sets = BTreeMap::<&str, Vec<(&str, &str)>>::new();
+        for prompt in prompts {
+            sets.entry(&prompt.set).or_default().push((&prompt.id, &prompt.text));
+        }
+        let mut hashes = serde_json::Map::new();
+        for (set, prompts) in &sets {
+            let digest = runkit::manifest::fingerprint(prompts)?;
+            hashes.insert((*set).to_owned(), json!({ "prompts": prompts.len(), "digest": digest }));
+        }
+        let (judges, earlier) = self.judges(manifest);
+        let mut manifest = json!({
+            "version": env!("CARGO_PKG_VERSION"),
+            "prompt_sets": hashes,
+            "pictures": generate::Manifest::of_folder(out)?,
+        });
+        manifest[KEY_JUDGES] = serde_json::to_value(judges)?;
+        if !earlier.is_empty() {
+            manifest[KEY_EARLIER] = serde_json::to_value(earlier)?;
+        }
+        let metadata = BTreeMap::from([
+            (KEY_FINGERPRINT.to_owned(), runkit::manifest::fingerprint(&manifest)?),
+            (KEY_MANIFEST.to_owned(), runkit::manifest::canonical_json(&manifest)?),
+        ]);
+        let mut writer = ScoresWriter::create(out.join(SCORES), &metadata)?;
+        self.rows.into_iter().try_for_each(|row| writer.write(row))?;
+        Ok(writer.finish()?)
+    }
+
+    /// The scorers of all metrics that compute as those of the command do, and the others.
+    fn judges(&self, manifest: &ScorersManifest) -> (ScorersManifest, Vec<Judge>) {
+        let mut all = ScorersManifest { scorers: Vec::new(), ..manifest.clone() };
+        let mut others = Vec::new();
+        for metric in &self.metrics {
+            match metric {
+                Metric::Named { name, .. } => {
+                    let record = manifest.scorers.iter().find(|record| record.name == *name);
+                    all.scorers.extend(record.cloned());
+                }
+                Metric::Held { judge: Some(judge), .. } => {
+                    if (&judge.dtype, &judge.device) == (&manifest.dtype, &manifest.device) {
+                        all.scorers.push(judge.record.clone());
+                    } else {
+                        others.push((*judge).clone());
+                    }
+                }
+                Metric::Held { judge: None, .. } => {}
+            }
+        }
+        (all, others)
+    }
+}
+
+/// The metrics in their order.
+fn metrics<'run>(
+    out: &Path,
+    manifest: &'run ScorersManifest,
+    stores: &'run [Store],
+    held: &'run Held,
+) -> Result<Vec<Metric<'run>>> {
+    let named: Vec<&str> = manifest.scorers.iter().map(|record| record.name.as_str()).collect();
+    let metric = |name: &'run str| {
+        let judge = held.judge(name);
+        let records = manifest.scorers.iter().zip(stores);
+        if let Some((record, store)) = records.into_iter().find(|(record, _)| record.name == name) {
+            let is_as_held = judge.is_some_and(|judge| {
+                (&judge.record, &judge.dtype, &judge.device)
+                    == (record, &manifest.dtype, &manifest.device)
+            });
+            return Ok(Metric::Named { name, store, is_as_held });
+        }
+        let folder = out.join(super::STORE);
+        let outcomes = match judge {
+            Some(judge) => store::read(&folder, judge)?,
+            None => None,
+        };
+        Ok(Metric::Held { name, outcomes, judge })
+    };
+    ordered(&named, &held.metrics()).into_iter().map(metric).collect()
+}
+
+fn row(
+    subject: &Subject<'_>,
+    prompt: &Prompt,
+    metric: &str,
+    outcome: Outcome,
+    image: String,
+) -> ScoreRow {
+    ScoreRow {
+        model: subject.model.to_owned(),
+        prompt_set: prompt.set.clone(),
+        prompt_id: prompt.id.clone(),
+        prompt: prompt.text.clone(),
+        category: prompt.category.clone(),
+        seed: i64::try_from(subject.seed).unwrap_or(i64::MAX),
+        metric: metric.to_owned(),
+        score: outcome.as_ref().ok().copied(),
+        image,
+        error: outcome.err(),
+    }
+}
+
+/// Where an image is, from the folder of the scores.
+fn image(out: &Path, subject: &Subject<'_>, held: Option<&ScoreRow>) -> String {
+    let path = match (&subject.path, held) {
+        (None, Some(held)) => return held.image.clone(),
+        (None, None) => {
+            let folder = generate::images_folder(Path::new("")).join(subject.model);
+            folder.join(&subject.prompt.id).join(format!("{}.png", subject.seed))
+        }
+        (Some(path), _) => match path.strip_prefix(out) {
+            Ok(inside) => inside.to_owned(),
+            Err(_) => std::path::absolute(path).unwrap_or_else(|_| path.clone()),
+        },
+    };
+    path.to_string_lossy().into_owned()
+}
