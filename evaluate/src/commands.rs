@@ -14,6 +14,7 @@ use anyhow::{Context as _, Result, ensure};
 use nn::device::{self, DeviceError, Precision};
 use runkit::exit::ExitStatus;
 use runkit::program::{self, say, usage_unless};
+use runkit::signals::{self, StopFlag};
 
 use crate::cli::{Command, GenerateArguments, GenerateSettings};
 use crate::generate::{self, Config};
@@ -42,7 +43,7 @@ fn generate(arguments: &GenerateArguments) -> Result<ExitStatus> {
     arguments.resume.explain();
     let Some(settings) = settings(arguments)? else { return Ok(ExitStatus::Done) };
     let config = config(settings, arguments.fresh)?;
-    let stop = runkit::signals::install().context("installing signal handlers")?;
+    let stop = stop_flag()?;
     if arguments.dry_run {
         let prompts = crate::prompts::read_limited(&config.prompts, config.limits)?;
         say(&generate::Generation::open(&config, &prompts)?.rehearse()?)?;
@@ -64,6 +65,13 @@ fn generate(arguments: &GenerateArguments) -> Result<ExitStatus> {
             Ok(ExitStatus::Done)
         }
     }
+}
+
+/// Asks to stop at a signal, and ends soon after it: every file of an evaluation is whole at any instant.
+fn stop_flag() -> Result<StopFlag> {
+    let stop = signals::install().context("installing signal handlers")?;
+    signals::end_soon(&stop).context("starting a thread")?;
+    Ok(stop)
 }
 
 /// The settings from flags, environment and file; `None` when they were only to be printed.

@@ -228,6 +228,7 @@ impl<'run> Scoring<'run> {
         };
         runkit::files::create_folder(&config.out)?;
         let _lock = OutputLock::exclusive(config.out.join(".lock"))?;
+        runkit::files::remove_stale_temporaries(&config.out)?;
         let drawn = Manifest::of_folder(&config.out)?;
         let collections = self.collections(drawn.as_ref())?;
         let held_prompts = self.held.prompts();

@@ -181,6 +181,26 @@ fn what_makes_no_sense_is_refused_and_leaves_no_trace() {
 }
 
 #[test]
+fn lists_that_are_not_ours_are_not_overwritten() {
+    let world = World::new(&["a cat"]);
+    let list = world.path("prompts.txt").display().to_string();
+    for name in ["out/safe.jsonl", "out/safe.dropped.jsonl"] {
+        let mine = world.put(name, b"{\"prompt\": \"a fox\"}\n");
+        let says = [name, "this program did not write", "hint: choose another --out"];
+        Run::of(&mut filter_prompts(&world, &[&list], &[])).expect_error(&says);
+        // Also as the list that is read.
+        let mine = mine.display().to_string();
+        let says = [name, "is one of the inputs"];
+        Run::of(&mut filter_prompts(&world, &[&mine], &[])).expect_error(&says);
+        assert_eq!(world.files("out").len(), 1, "nothing is written");
+        std::fs::remove_file(&mine).unwrap();
+    }
+    for _ in 0..2 {
+        Run::of(&mut filter_prompts(&world, &[&list], &[])).expect_code(0);
+    }
+}
+
+#[test]
 fn an_edited_prompt_is_not_taken_for_the_old_one() {
     let world = World::new(&["a cat"]);
     let list = world.path("prompts.txt").display().to_string();

@@ -172,3 +172,76 @@ fn the_command_writes_a_picture_or_says_what_is_wrong() {
     let usage = run(&["--sort", "best"]).expect_code(2);
     assert!(usage.stderr.contains("margin:METRIC"), "{usage:?}");
 }
+
+/// A world with its scores in a file.
+fn written(world: &ScoredWorld) -> std::path::PathBuf {
+    let scores = world.folder.path().join("scores.parquet");
+    let mut writer = ScoresWriter::create(&scores, &BTreeMap::new()).unwrap();
+    world.rows.iter().for_each(|row| writer.write(row.clone()).unwrap());
+    writer.finish().unwrap();
+    scores
+}
+
+#[test]
+fn nothing_that_is_not_ours_is_overwritten() {
+    let world = ScoredWorld::new(&["a red fox", "a cat"], &["parti"]);
+    let scores = written(&world);
+    let out = world.folder.path().join("out");
+    let place = |name: &str| out.join(name).display().to_string();
+    let run = |command: &str, to: &str| {
+        let mut program = evaluate([command, "--scores"]);
+        Run::of(program.arg(&scores).args(["--out", to]))
+    };
+    let image = world.folder.path().join(&world.rows[0].image);
+    for (to, says) in [
+        (scores.display().to_string(), "expected the name of a .png file"),
+        (place("x.jpg"), "expected the name of a .png file; hint: --out "),
+        (place("x"), "expected the name of a .png file"),
+    ] {
+        run("grid", &to).expect_usage_error(&[says]);
+    }
+    // Scores under the name of a picture, by another name of the same file.
+    let link = world.folder.path().join("link.png");
+    std::os::unix::fs::symlink(&scores, &link).unwrap();
+    for to in [&image, &link] {
+        let before = std::fs::read(to).unwrap();
+        run("grid", &to.display().to_string()).expect_error(&["is one of the inputs", "hint"]);
+        assert_eq!(std::fs::read(to).unwrap(), before);
+    }
+    let foreign = |command: &str, to: &str, name: &str| {
+        let file = out.join(name);
+        runkit::files::create_folder(file.parent().unwrap()).unwrap();
+        runkit::files::write_atomic(&file, |file| file.write_all(b"mine")).unwrap();
+        let files = std::fs::read_dir(&out).unwrap().count();
+        let says = ["this program did not write", "hint: choose another --out"];
+        let run = run(command, to).expect_error(&says);
+        assert!(run.stderr.contains(name), "{run:#?}");
+        assert_eq!(std::fs::read(&file).unwrap(), b"mine");
+        assert_eq!(std::fs::read_dir(&out).unwrap().count(), files, "nothing is written beside it");
+        std::fs::remove_file(&file).unwrap();
+    };
+    let folder = out.display().to_string();
+    // On nothing of ours first, then on what an earlier command left.
+    for _ in 0..2 {
+        foreign("grid", &place("sheet.png"), "sheet.png");
+        for name in ["tables.md", "tables.tex", "tables.csv", "winrates.parquet", "summary.json"] {
+            foreign("tables", &folder, name);
+        }
+        for name in ["report.html", "figures/scores.png"] {
+            foreign("report", &folder, name);
+        }
+        run("grid", &place("sheet.png")).expect_code(0);
+        run("tables", &folder).expect_code(0);
+        run("report", &folder).expect_code(0);
+    }
+    let after = ["grid", "tables", "report"].map(|command| {
+        let to = if command == "grid" { place("sheet.png") } else { folder.clone() };
+        run(command, &to).expect_code(0)
+    });
+    assert!(after.iter().all(|run| !run.stdout.is_empty()), "what is ours is made again");
+    for command in ["tables", "report"] {
+        run(command, "/proc/out").expect_error(&["/proc/out"]);
+    }
+    let mut labels = evaluate(["report", "--labels", "absent.parquet", "--scores"]);
+    Run::of(labels.arg(&scores)).expect_error(&["absent.parquet"]);
+}

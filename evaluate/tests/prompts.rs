@@ -6,7 +6,7 @@ mod common;
 use std::sync::Arc;
 
 use arrow::array::{ArrayRef, BinaryArray, Int64Array, RecordBatch, StringArray};
-use common::{Drawn as _, Run, World, model};
+use common::{Drawn as _, Run, World, model, pipeline};
 use evaluate::prompts::{self, PromptSet, PromptSource};
 use parquet::arrow::ArrowWriter;
 
@@ -170,12 +170,13 @@ fn what_is_no_file_of_prompts_is_named_with_a_way_out() {
     let world = World::new(&[]);
     let sd = model("sd");
     let long = "a photo of a cat in the rain ".repeat(20);
+    let folder = pipeline("sd").display().to_string();
     for (prompts, says) in [
         ("a photo of a cat", "hint: --prompts names a file"),
         ("a photo of a cat, 35 mm. Detailed", "hint: --prompts names a file"),
         (long.as_str(), "hint: --prompts names a file"),
         ("hf://nateraw/parti-prompts", "hint: prompts are read from files on the disk"),
-        (".", "hint: it is a folder"),
+        (folder.as_str(), "hint: it is a folder"),
     ] {
         let run = Run::of(&mut world.generate(&[&sd], &["--prompts", prompts]));
         let run = run.expect_error(&["cannot read ", says]);

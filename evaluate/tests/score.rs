@@ -181,7 +181,10 @@ fn pictures_made_elsewhere_have_the_scores_of_their_pixels() {
 }
 
 fn run(world: &World, more: &[&str]) -> Command {
-    let mut command = evaluate(["run", "--device", "cpu", "--steps", "2", "--seeds", "2"]);
+    let mut command = evaluate(["run", "--device", "cpu", "--steps", "2"]);
+    if !more.contains(&"--seeds") {
+        command.args(["--seeds", "2"]);
+    }
     command.args(["--model", &model("sd"), "--model", &model("sd").replacen("sd=", "again=", 1)]);
     command.arg("--prompts").arg(world.path("prompts.txt"));
     command.args(["--scorers", SCORERS]).arg("--out").arg(world.path("out")).args(more);
@@ -397,6 +400,28 @@ fn what_is_wrong_is_said_before_the_first_image_and_by_a_dry_run() {
         assert_eq!(error(&run), error(&dry), "{more:?}");
         assert!(!world.path("out/images").exists() && !world.path("out/manifest.json").exists());
     }
+}
+
+#[test]
+fn files_of_others_are_found_before_the_first_image() {
+    let world = World::new(&["a fox", "a mill"]);
+    for name in ["config.toml", "tables.md", "report.html", "figures/scores.png", "scores.parquet"]
+    {
+        let mine = world.put(&format!("out/{name}"), b"mine");
+        for more in [&[][..], &["--fresh"], &["--dry-run"]] {
+            Run::of(&mut run(&world, more)).expect_error(&[name, "hint: choose another --out"]);
+        }
+        let left = world.files("out");
+        assert_eq!(left.keys().filter(|name| !name.starts_with('.')).count(), 1, "{left:?}");
+        std::fs::remove_file(mine).unwrap();
+    }
+    // --fresh removes the images that the manifest speaks of, and nothing else.
+    Run::of(&mut run(&world, &[])).expect_code(0);
+    let notes = world.put("out/images/sd/notes.txt", b"mine");
+    Run::of(&mut run(&world, &["--fresh", "--seeds", "1"])).expect_code(0);
+    assert_eq!(std::fs::read(notes).unwrap(), b"mine");
+    assert_eq!(world.files("out/images").len(), 1 + 4);
+    assert_eq!(rows(&world).len(), 4 * METRICS.len(), "nothing of the earlier scores stays");
 }
 
 #[test]

@@ -10,9 +10,12 @@ use std::fmt;
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::flag;
+
+use crate::exit::ExitStatus;
 
 /// A request to stop.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -147,6 +150,37 @@ pub fn install() -> io::Result<StopFlag> {
     ignore_file_size_signal()?;
     Ok(INSTALLED.get_or_init(|| stop).clone())
 }
+
+/// How long after a signal a process of [`end_soon`] lives.
+const PATIENCE: Duration = Duration::from_millis(1_500);
+
+/// Ends the process soon after a signal, whatever it is at then: for commands all of whose files are
+/// whole at any instant, so that a network that loads, a batch or a table need not be waited for. Work
+/// that looks at `stop` ends earlier, and politely.
+///
+/// # Errors
+/// When there is no thread to be had.
+pub fn end_soon(stop: &StopFlag) -> io::Result<()> {
+    let stop = stop.clone();
+    let watch = move || {
+        let signal = loop {
+            match stop.requested() {
+                Some(signal) => break signal,
+                None => std::thread::sleep(POLL),
+            }
+        };
+        std::thread::sleep(PATIENCE);
+        tracing::warn!(
+            "stopped by {signal}; what is done is kept, the same command goes on from there"
+        );
+        // Destructors of libraries that are still at work are left out.
+        signal_hook::low_level::exit(i32::from(ExitStatus::from(signal).code()));
+    };
+    std::thread::Builder::new().name("signals".to_owned()).spawn(watch).map(drop)
+}
+
+/// How often a signal is looked for.
+const POLL: Duration = Duration::from_millis(50);
 
 /// Ignores SIGXFSZ, as [`install`] does, for commands that are over too soon to be stopped politely.
 ///

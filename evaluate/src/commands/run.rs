@@ -39,7 +39,7 @@ pub(super) fn run(arguments: &RunArguments) -> Result<ExitStatus> {
     ])?;
     let drawing = super::config(settings.generate.clone(), arguments.fresh)?;
     let judging = judging(&drawing, &settings).map_err(usage_unless(DeviceError::is_absent))?;
-    let stop = runkit::signals::install().context("installing signal handlers")?;
+    let stop = super::stop_flag()?;
     check_report(&drawing, &judging, &settings.report)?;
     let (prompts, dropped) = safe(&drawing, &settings.report)?;
     let opened = Opened::new(&drawing, &judging, &settings.report, &prompts, &dropped)?;

@@ -33,7 +33,7 @@ pub(super) fn run(arguments: &ScoreArguments) -> Result<ExitStatus> {
         return Ok(ExitStatus::Done);
     }
     let config = config(&settings)?;
-    let stop = runkit::signals::install().context("installing signal handlers")?;
+    let stop = super::stop_flag()?;
     if arguments.dry_run {
         say(&score::rehearse(&config)?)?;
         return Ok(ExitStatus::Done);
