@@ -295,7 +295,7 @@ fn what_a_command_does_not_name_stays_in_the_folder() {
     std::fs::copy(world.path("out").join(&other.image), world.path("out").join(&held.image))
         .unwrap();
     let changed = run(&[&both[0]], &scorers[0], &prompts, &seeds).expect_code(0);
-    assert!(!changed.stderr.contains("already complete"), "{changed:#?}");
+    assert!(changed.stderr.contains("scoring: "), "{changed:#?}");
     let row = |row: &&ScoreRow| (&row.image, &row.metric) == (&held.image, &held.metric);
     assert_ne!(rows(&world).iter().find(row).unwrap().score, held.score);
     // What is to go is said to go.
@@ -315,7 +315,7 @@ fn images_made_elsewhere_stay_in_the_scores_also_when_they_are_gone() {
     }
     let source = format!("other={}", world.path("other").display());
     let scorers = some_scorers(&world, 1);
-    expect_scored(Run::of(&mut score(&world, &scorers, &["--images", &source])), 12, 6, 0);
+    expect_scored(Run::of(&mut score(&world, &scorers, &["--images", &source])), 12, 12, 0);
     let both = rows(&world);
     expect_scored(Run::of(&mut score(&world, &scorers, &[])), 12, 0, 0);
     assert!(rows(&world) == both);
@@ -358,7 +358,7 @@ fn what_is_wrong_is_said_before_the_first_image_and_by_a_dry_run() {
     let all = world.path("all.txt").display().to_string();
     let prompts = world.path("prompts.txt").display().to_string();
     let labels = world.put("labels.parquet", b"PAR1PAR1").display().to_string();
-    let cases: [(&[&str], &str); 12] = [
+    let cases: [(&[&str], &str); 11] = [
         (&["--scorers", "nope.toml"], "nope.toml"),
         (&["--scorers", &bad_head], "/absent"),
         (&["--scorers", &hub], "absent"),
@@ -370,7 +370,6 @@ fn what_is_wrong_is_said_before_the_first_image_and_by_a_dry_run() {
         ),
         (&["--baselines", "sd,sd"], "\"sd\" is named twice"),
         (&["--prompts", &prompts, &all], "a set of prompts is called \"all\""),
-        (&["--safe-threshold", "2"], "--safe-threshold"),
         (&["--model", &cut], "model cut"),
         (&["--out", "/proc/evaluation"], "/proc/evaluation"),
         (&["--model", "x=absent"], "model x"),
@@ -399,6 +398,9 @@ fn what_is_wrong_is_said_before_the_first_image_and_by_a_dry_run() {
         let error = |run: &Run| run.stderr[run.stderr.find("error: ").unwrap()..].to_owned();
         assert_eq!(error(&run), error(&dry), "{more:?}");
         assert!(!world.path("out/images").exists() && !world.path("out/manifest.json").exists());
+    }
+    for more in [&["--safe-threshold", "2"][..], &["--safe-threshold", "2", "--dry-run"]] {
+        Run::of(&mut run(&world, more)).expect_usage_error(&["--safe-threshold must be in (0, 1]"]);
     }
 }
 
