@@ -348,7 +348,7 @@ impl<'run> Generation<'run> {
                 scheduler = %work.model.record.scheduler,
                 batch_size = work.batch_size,
                 loading_seconds = tenths(loading),
-                "loaded {} in {:.1} s",
+                "Loaded {} in {:.1} s",
                 work.model.name,
                 loading.as_secs_f64()
             );

@@ -72,7 +72,7 @@ fn score(arguments: &ScoreArguments) -> Result<ExitStatus> {
             let report = Report::of(&config.out)?;
             say(&format!("{}\nlabels: {}\n", report.to_text(), config.out.display()))?;
             let allowed = config.settings.max_failed.unwrap_or(0);
-            let list = format!("relabel inspect --failed {}", config.out.display());
+            let list = format!("list them with relabel inspect --failed {}", config.out.display());
             Ok(program::status_of_failed(report.failed_rows, allowed, "rows", &list))
         }
     }

@@ -184,7 +184,7 @@ impl Networks {
             scorers = set.names().join(","),
             dtype = %set.compute().precision,
             loading_seconds = tenths(loading.elapsed()),
-            "loaded {} in {:.1} s",
+            "Loaded {} in {:.1} s",
             counted(set.names().len() as u64, "scorers"),
             loading.elapsed().as_secs_f64()
         );

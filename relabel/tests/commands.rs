@@ -319,7 +319,7 @@ fn a_terminal_gets_sentences_and_a_dumb_one_no_colour() {
     for (kind, coloured) in [("xterm", true), ("dumb", false)] {
         let out = format!("{kind}.parquet");
         let text = on_terminal(&world.score(&scorers, &out, &[]), kind);
-        assert!(text.contains("loaded 2 scorers in "), "{text}");
+        assert!(text.contains("Loaded 2 scorers in "), "{text}");
         assert!(!text.contains("INFO") && !text.contains("loading_seconds"), "{text}");
         assert!(!text.contains("0s left"), "{text}");
         assert_eq!(text.contains('\u{1b}'), coloured, "{text:?}");

@@ -94,8 +94,9 @@ fn write_cache(arguments: &CacheArguments) -> Result<ExitStatus> {
                 config.out.display()
             ))?;
             let allowed = settings.max_failed.unwrap_or(0);
-            let list = "the column `status` of its latents";
-            Ok(program::status_of_failed(summary.failed, allowed, "pairs", list))
+            let latents = config.out.join("latents-*.parquet");
+            let which = format!("the column status of {} says why", latents.display());
+            Ok(program::status_of_failed(summary.failed, allowed, "pairs", &which))
         }
     }
 }

@@ -13,6 +13,7 @@ use std::io::{self, IsTerminal, Write};
 use std::sync::LazyLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use crate::text::quoted;
 use clap::ArgAction;
 use indicatif::MultiProgress;
 use tracing_subscriber::EnvFilter;
@@ -41,7 +42,7 @@ impl std::str::FromStr for LogFormat {
         match text {
             "text" => Ok(Self::Text),
             "json" => Ok(Self::Json),
-            _ => Err(LoggingError::Format(escape_for_terminal(text).into_owned())),
+            _ => Err(LoggingError::Format(text.to_owned())),
         }
     }
 }
@@ -75,7 +76,7 @@ impl LogArguments {
 #[derive(Debug, thiserror::Error)]
 pub enum LoggingError {
     /// The log format is not known.
-    #[error("unknown log format {0:?}: expected text or json")]
+    #[error("unknown log format {}: expected text or json", quoted(.0))]
     Format(String),
     /// `RUST_LOG` is set and cannot be understood.
     #[error(
@@ -203,7 +204,7 @@ fn needs_escape(character: char) -> bool {
 }
 
 /// Events longer than this quote more of an input than anyone reads.
-const LONGEST_EVENT: usize = 1_000;
+const LONGEST_EVENT: usize = 250;
 
 /// Collects one event's bytes and writes them at once while the bars are taken away.
 #[derive(Default)]

@@ -47,9 +47,9 @@ pub fn say(text: &str) -> anyhow::Result<()> {
 }
 
 /// Says why the exit code is [`ExitStatus::TooManyFailedRows`], if it is: `failed` rows (`unit` in the
-/// plural: "rows", "images") where `allowed` may fail, and `list`, the command that lists them.
+/// plural: "rows", "images") where `allowed` may fail, and `which`, how to see which ones.
 #[must_use]
-pub fn status_of_failed(failed: u64, allowed: u64, unit: &str, list: &str) -> ExitStatus {
+pub fn status_of_failed(failed: u64, allowed: u64, unit: &str, which: &str) -> ExitStatus {
     if failed <= allowed {
         return ExitStatus::Done;
     }
@@ -57,9 +57,8 @@ pub fn status_of_failed(failed: u64, allowed: u64, unit: &str, list: &str) -> Ex
     let code = status.code();
     let failed = logging::counted(failed, unit);
     // Also with `-qq`: an exit code that nothing explains is a riddle.
-    let message = format!(
-        "{failed} failed, --max-failed is {allowed}: exit code {code}; list them with {list}"
-    );
+    let message =
+        format!("{failed} failed, --max-failed is {allowed}: exit code {code}; {which}");
     if tracing::enabled!(tracing::Level::WARN) {
         tracing::warn!("{message}");
     } else {

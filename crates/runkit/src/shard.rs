@@ -13,6 +13,8 @@
 use std::fmt;
 use std::str::FromStr;
 
+use crate::text::quoted;
+
 /// Share `index` of `count`, counted from zero: 0/4, 1/4, 2/4, 3/4.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Shard {
@@ -24,7 +26,7 @@ pub struct Shard {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ShardError {
     /// Not of the form `i/n`.
-    #[error("shard {0:?} is not understood: expected INDEX/COUNT, zero-based, such as 0/4")]
+    #[error("shard {} is not understood: expected INDEX/COUNT, zero-based, such as 0/4", quoted(.0))]
     Form(String),
     /// The index is not below the count.
     #[error(
@@ -39,7 +41,7 @@ pub enum ShardError {
         count: u64,
     },
     /// There cannot be zero shards.
-    #[error("shard {0:?} is not understood: the count must be at least 1")]
+    #[error("shard {} is not understood: the count must be at least 1", quoted(.0))]
     NoShards(String),
     /// One of two variables that belong together is missing.
     #[error("{set} is set but {missing} is not\nhint: set both, or give --shard INDEX/COUNT")]
@@ -62,7 +64,7 @@ pub enum ShardError {
         count: u64,
     },
     /// A variable does not hold what it should.
-    #[error("{variable}={value:?} is not understood: expected {expected}")]
+    #[error("{variable}={} is not understood: expected {expected}", quoted(value))]
     Variable {
         /// Its name.
         variable: &'static str,

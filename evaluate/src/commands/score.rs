@@ -66,7 +66,7 @@ pub(super) fn status(summary: Summary, judges: &JudgeSettings, out: &Path) -> Ex
             scores.display()
         );
     }
-    let list = format!("the column `error` of {}", scores.display());
+    let list = format!("the column error of {} says why", scores.display());
     program::status_of_failed(summary.failed as u64, allowed as u64, "images", &list)
 }
 

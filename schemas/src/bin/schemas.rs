@@ -52,7 +52,8 @@ fn main() -> ExitCode {
         // Whoever reads the output has seen enough.
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
-            let _nobody_listens = writeln!(io::stderr(), "error: {error}");
+            let text = runkit::text::shorten_message(&error.to_string());
+            let _nobody_listens = writeln!(io::stderr(), "error: {text}");
             ExitCode::FAILURE
         }
     }

@@ -86,7 +86,7 @@ const DELETING: [&str; 1] = ["fresh"];
 /// What other programs call it: words, the flag here, and a sentence if there is more to say. A line
 /// counts only for a command that has the flag; an empty flag stands for all commands.
 const KNOWN_ELSEWHERE: [(&[&str], &str, &str); 20] = [
-    (&["resume-from", "resume-from-checkpoint", "continue", "restart"], "", AUTOMATIC),
+    (&["resume", "resume-from", "resume-from-checkpoint", "continue", "restart"], "", AUTOMATIC),
     (
         &["force", "overwrite", "overwrite-output-dir", "clobber", "replace", "yes"],
         "out",
