@@ -107,12 +107,17 @@ fn a_vote_that_finds_no_room_leaves_the_old_file_as_it_was() {
     let world = World::with_sample(12);
     let scorers = world.two_scorers();
     Run::of(&mut world.score(&scorers, "labels.parquet", &[])).expect_code(0);
-    let old = world.put("again.parquet", b"something that was there");
-    let mut command = relabel(["vote", "--ties", "first", "--labels"]);
-    command.arg(world.path("labels.parquet")).arg("--out").arg(&old);
-    let run = Run::of(&mut with_file_size_limit(&command, 2));
+    let vote = |ties: &str| {
+        let mut command = relabel(["vote", "--fresh", "--ties", ties, "--labels"]);
+        command.arg(world.path("labels.parquet")).arg("--out").arg(world.path("again.parquet"));
+        command
+    };
+    Run::of(&mut vote("second")).expect_code(0);
+    let old = world.bytes("again.parquet");
+    let run = Run::of(&mut with_file_size_limit(&vote("first"), 2));
     run.expect_error(&["file-size limit", "again.parquet"]);
-    assert_eq!(world.bytes("again.parquet"), b"something that was there");
-    Run::of(&mut command).expect_code(0);
+    assert!(world.bytes("again.parquet") == old);
+    Run::of(&mut vote("first")).expect_code(0);
+    assert!(world.bytes("again.parquet") != old);
     assert_eq!(world.labels("again.parquet").len(), 12);
 }

@@ -54,7 +54,7 @@ if [[ $parts == *" vote "* ]]; then
     echo "== relabel vote, a million rows =="
     "$python" scripts/bench/make_large_labels.py --rows 1000000 --out out/bench/million.parquet
     /usr/bin/env time -f "relabel vote: %e s, peak %M KiB" \
-        "$relabel" vote --labels out/bench/million.parquet --out out/bench/million-revoted.parquet
+        "$relabel" vote --fresh --labels out/bench/million.parquet --out out/bench/million-revoted.parquet
 fi
 if [[ $parts == *" memory "* ]]; then
     echo "== peak memory against the number of rows =="

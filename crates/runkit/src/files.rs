@@ -206,12 +206,12 @@ fn remove_if_stale(path: &Path, owner: &Owner) -> Result<bool, FileError> {
         Err(error) if gone(&error) => return Ok(false),
         other => other.map_err(fail)?,
     };
+    // Both must say so: some file systems grant every lock, and a container does not see the processes of
+    // another one.
     let stale = match lock::try_exclusive(&file) {
-        lock::Tried::Taken => true,
-        lock::Tried::Held => false,
-        // Without locks only the number of the process is left to ask.
+        lock::Tried::Taken => owner.is_this_process() || !owner.may_be_alive(),
+        lock::Tried::Held | lock::Tried::Failed(_) => false,
         lock::Tried::Unsupported(_) => !owner.may_be_alive(),
-        lock::Tried::Failed(_) => false,
     };
     if !stale {
         return Ok(false);

@@ -272,8 +272,17 @@ impl Holder {
 
 /// False only if the process of this number is known to have ended on this machine.
 pub(crate) fn process_may_be_alive(process: u32) -> bool {
-    let processes = Path::new("/proc");
-    !processes.join("self").exists() || processes.join(process.to_string()).exists()
+    if !Path::new("/proc/self").exists() {
+        return true;
+    }
+    match std::fs::read_to_string(format!("/proc/{process}/stat")) {
+        // Of a process that nobody has waited for yet the number is left, and the state is Z.
+        Ok(stat) => {
+            let state = stat.rsplit(')').next().and_then(|fields| fields.trim().chars().next());
+            !matches!(state, Some('Z' | 'X'))
+        }
+        Err(error) => error.kind() != io::ErrorKind::NotFound,
+    }
 }
 
 /// What to do about an error of the system, as a line of its own.

@@ -57,8 +57,7 @@ pub fn status_of_failed(failed: u64, allowed: u64, unit: &str, which: &str) -> E
     let code = status.code();
     let failed = logging::counted(failed, unit);
     // Also with `-qq`: an exit code that nothing explains is a riddle.
-    let message =
-        format!("{failed} failed, --max-failed is {allowed}: exit code {code}; {which}");
+    let message = format!("{failed} failed, --max-failed is {allowed}: exit code {code}; {which}");
     if tracing::enabled!(tracing::Level::WARN) {
         tracing::warn!("{message}");
     } else {

@@ -64,6 +64,13 @@ fn child() {
             println!("{} removed", removed.len());
             drop((first, second));
         }
+        "long-batch" => {
+            runkit::logging::init(0, runkit::logging::LogFormat::Json).unwrap();
+            let progress = runkit::progress::Progress::new("generating", "images", 64);
+            std::thread::sleep(Duration::from_secs(6));
+            progress.add(64);
+            progress.finish();
+        }
         "hash" => {
             let stop = runkit::signals::install().unwrap();
             println!("ready");
@@ -337,6 +344,28 @@ fn the_leftovers_of_another_machine_stay() {
 }
 
 #[test]
+fn a_file_of_a_living_process_stays_even_if_its_lock_is_granted() {
+    let folder = tempfile::tempdir().unwrap();
+    let left = leftover(folder.path());
+    // As on a file system that grants every lock.
+    let mut living = Command::new("sleep").arg("60").spawn().unwrap();
+    let name = left.file_name().unwrap().to_str().unwrap();
+    let (start, end) = name.rsplit_once(".runkit-tmp").unwrap().0.rsplit_once('.').unwrap();
+    let (_, end) = end.split_once('-').unwrap();
+    let name = format!("{start}.{}-{end}.runkit-tmp", living.id());
+    std::fs::rename(&left, folder.path().join(&name)).unwrap();
+    assert_eq!(remove_stale_temporaries(folder.path()).unwrap(), Vec::<PathBuf>::new());
+    living.kill().unwrap();
+    // Nobody has waited for it: its number is still there.
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while remove_stale_temporaries(folder.path()).unwrap().is_empty() {
+        assert!(Instant::now() < deadline, "a dead process counts as living");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    living.wait().unwrap();
+}
+
+#[test]
 fn a_file_system_without_locks_is_warned_of_and_used() {
     for error in ["ENOSYS", "ENOTSUP"] {
         let folder = folder_with_old_contents();
@@ -361,6 +390,22 @@ fn any_other_error_of_a_lock_is_an_error_with_a_hint() {
     // The child unwraps the error; its message is what `Debug` shows of it.
     let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(stderr.contains("Unusable") && stderr.contains("out.lock"), "{stderr}");
+}
+
+#[test]
+fn a_long_batch_is_heard_of_before_it_ends() {
+    let folder = tempfile::tempdir().unwrap();
+    let output = command("long-batch", folder.path()).output().unwrap();
+    let lines: Vec<serde_json::Value> = String::from_utf8_lossy(&output.stderr)
+        .lines()
+        .filter_map(|line| serde_json::from_str(line).ok())
+        .collect();
+    let fields: Vec<&serde_json::Value> = lines.iter().map(|line| &line["fields"]).collect();
+    let [first, last] = fields[..] else { panic!("expected two lines, found {lines:?}") };
+    assert_eq!((&first["done"], &first["total"]), (&0.into(), &64.into()), "{first}");
+    assert!(first["rate"].is_null() && first["seconds_left"].is_null(), "{first}");
+    assert_eq!(first["message"], "generating: 0 of 64 images, – images/s, – left");
+    assert!(last["rate"].is_f64() && last["finished"] == true, "{last}");
 }
 
 #[test]

@@ -225,6 +225,11 @@ impl Owner {
         self.host == this_host()
     }
 
+    /// Whether the number is ours: what we write ourselves is locked, so the rest is of a namesake.
+    pub(super) fn is_this_process(&self) -> bool {
+        self.process == std::process::id()
+    }
+
     /// False only for a process of this machine that is known to have ended.
     pub(super) fn may_be_alive(&self) -> bool {
         lock::process_may_be_alive(self.process)
