@@ -190,10 +190,10 @@ fn tip(name: &str, flags: &[String]) -> Option<Tip> {
             false => Tip::Sentence(text),
         });
     }
-    // Of a slip of the finger most letters are right; clap would take a third.
+    // Of a slip of the finger at least half of the letters are right.
     let near = |candidate: &&str| {
         let distance = strsim::damerau_levenshtein(name, candidate);
-        distance * 3 <= name.chars().count() || candidate.starts_with(name)
+        distance * 2 <= name.chars().count() || candidate.starts_with(name)
     };
     let candidates = flags.iter().map(String::as_str).filter(|flag| !DELETING.contains(flag));
     let candidates: Vec<&str> = candidates.filter(near).collect();
@@ -301,7 +301,8 @@ mod tests {
         assert_eq!(tip_of("bacth-size", &RELABEL), flag("batch-size"));
         assert_eq!(tip_of("max", &RELABEL), flag("max-failed"));
         assert_eq!(tip_of("zzz", &RELABEL), None);
-        assert_eq!(tip_of("verbosity", &RELABEL), None);
+        assert_eq!(tip_of("pears", &RELABEL), flag("pairs"));
+        assert_eq!(tip_of("refresh", &RELABEL), None);
     }
 
     #[test]
