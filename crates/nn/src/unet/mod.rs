@@ -32,11 +32,14 @@ use crate::device::{Precision, inference};
 use crate::error::{ModelError, NetworkError};
 use crate::layers::{Conv2d, GroupNorm, trains_in_rows};
 use crate::shim;
-use crate::weights::{Loader, Purpose, Weights, write_safetensors};
+use crate::weights::{Loader, Purpose, Weights, Written, write_while};
+
+/// The file of weights that [`UNet::save`] writes beside `config.json`.
+pub const SAVED_WEIGHTS: &str = "diffusion_pytorch_model.safetensors";
 
 /// The usual names of the weights in a folder, the best first, for [`Weights::open_folder`].
 pub const WEIGHT_FILES: &[&str] = &[
-    "diffusion_pytorch_model.safetensors",
+    SAVED_WEIGHTS,
     "diffusion_pytorch_model.safetensors.index.json",
     "diffusion_pytorch_model.fp16.safetensors",
     "diffusion_pytorch_model.safetensors.index.fp16.json",
@@ -384,12 +387,24 @@ impl UNet {
 
     /// Writes `config.json` and `diffusion_pytorch_model.safetensors` into `folder`, which must
     /// exist: what diffusers' `from_pretrained` loads, key for key; f32, of a reference in its
-    /// precision.
+    /// precision. Returns what the file of weights holds.
     ///
     /// # Errors
     /// Where a file cannot be written, or the network was loaded for inference, which keeps its
     /// weights in the layout of the kernels.
-    pub fn save(&self, folder: &Path) -> Result<(), ModelError> {
+    pub fn save(&self, folder: &Path) -> Result<Written, ModelError> {
+        self.save_while(folder, &|| Ok(()))
+    }
+
+    /// As [`UNet::save`]; before each tensor `go_on` is asked, whose error ends it, and no file appears.
+    ///
+    /// # Errors
+    /// As [`UNet::save`], and what `go_on` returns.
+    pub fn save_while(
+        &self,
+        folder: &Path,
+        go_on: &dyn Fn() -> std::io::Result<()>,
+    ) -> Result<Written, ModelError> {
         if self.parameters.is_empty() {
             return Err(ModelError::Folder {
                 folder: folder.to_owned(),
@@ -398,10 +413,10 @@ impl UNet {
                     .to_owned(),
             });
         }
-        let weights = folder.join("diffusion_pytorch_model.safetensors");
-        write_safetensors(&weights, &self.parameters)?;
+        let weights = folder.join(SAVED_WEIGHTS);
+        let written = write_while(&weights, &self.parameters, &[], go_on)?;
         runkit::files::write_json_atomic(folder.join("config.json"), self.config.source())?;
-        Ok(())
+        Ok(written)
     }
 }
 

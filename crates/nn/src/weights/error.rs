@@ -10,6 +10,9 @@ pub enum WeightsError {
     /// The file could not be opened, read or mapped. The message names it.
     #[error(transparent)]
     Io(#[from] std::io::Error),
+    /// The process was asked to stop while the file was read.
+    #[error("reading weights: {0}")]
+    Stopped(#[source] runkit::signals::Stopped),
     /// A folder holds no weights file of the names looked for.
     #[error("{}: no weights file, looked for {names}{found}", folder.display())]
     NoWeights {

@@ -233,6 +233,11 @@ impl<'a> Loader<'a> {
     /// The tensor as stored, or none after noting what is wrong with it.
     fn stored(&mut self, name: &str, shape: &[i64]) -> Option<Tensor> {
         self.asked.insert(name.to_owned());
+        // From a slow disk a network takes minutes; after a signal the rest of it is not read.
+        if let Err(stopped) = runkit::signals::check_at("load") {
+            self.failure.get_or_insert(WeightsError::Stopped(stopped));
+            return None;
+        }
         match self.weights.shape(name) {
             None => {
                 self.missing.push(name.to_owned());

@@ -33,8 +33,9 @@ pub(crate) use folder::other_weights;
 pub use loader::Loader;
 pub(crate) use loader::Purpose;
 use mapped::MappedFile;
+pub(crate) use safetensors::write_while;
 pub use safetensors::{
-    write as write_safetensors, write_with_metadata as write_safetensors_with_metadata,
+    Written, write as write_safetensors, write_with_metadata as write_safetensors_with_metadata,
 };
 pub(crate) use text::name_text;
 

@@ -73,8 +73,37 @@ fn kind_of(dtype: Dtype) -> Option<Kind> {
 ///
 /// # Errors
 /// Where the file cannot be written, or a tensor cannot be brought to the CPU.
-pub fn write(path: &Path, tensors: &[(String, Tensor)]) -> Result<(), FileError> {
+pub fn write(path: &Path, tensors: &[(String, Tensor)]) -> Result<Written, FileError> {
     write_with_metadata(path, tensors, &[])
+}
+
+/// What was written, as it was on its way to the disk: nobody need read it again to know it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Written {
+    /// The length of the file in bytes.
+    pub bytes: u64,
+    /// The BLAKE3 hash of the file, 64 hexadecimal digits.
+    pub blake3: String,
+}
+
+/// A file that is hashed while it is written.
+struct Hashed {
+    file: AtomicFile,
+    hasher: blake3::Hasher,
+}
+
+impl Hashed {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
+        // On all cores: a hash on one is slower than a good disk.
+        self.hasher.update_rayon(bytes);
+        self.file.write_all(bytes)
+    }
+
+    fn commit(self) -> Result<Written, FileError> {
+        let bytes = self.file.bytes_written();
+        self.file.commit()?;
+        Ok(Written { bytes, blake3: self.hasher.finalize().to_hex().to_string() })
+    }
 }
 
 /// As [`write()`], with more texts by key in the header's metadata, in the order given.
@@ -85,7 +114,20 @@ pub fn write_with_metadata(
     path: &Path,
     tensors: &[(String, Tensor)],
     metadata: &[(&str, String)],
-) -> Result<(), FileError> {
+) -> Result<Written, FileError> {
+    write_while(path, tensors, metadata, &|| Ok(()))
+}
+
+/// As [`write_with_metadata`]; before each tensor `go_on` is asked, whose error ends it.
+///
+/// # Errors
+/// As [`write()`], and what `go_on` returns.
+pub(crate) fn write_while(
+    path: &Path,
+    tensors: &[(String, Tensor)],
+    metadata: &[(&str, String)],
+    go_on: &dyn Fn() -> io::Result<()>,
+) -> Result<Written, FileError> {
     let fail = |cause: io::Error| FileError::new(path, Operation::Write, cause);
     let torch = |error: TchError| fail(io::Error::other(error.to_string()));
     let mut header = Map::new();
@@ -105,17 +147,18 @@ pub fn write_with_metadata(
     let mut header = Value::Object(header).to_string().into_bytes();
     // The data begin at a multiple of eight bytes.
     header.resize(header.len().next_multiple_of(LENGTH_BYTES), b' ');
-    let mut file = AtomicFile::create(path)?;
-    file.write_all(&(header.len() as u64).to_le_bytes()).map_err(fail)?;
-    file.write_all(&header).map_err(fail)?;
+    let mut file = Hashed { file: AtomicFile::create(path)?, hasher: blake3::Hasher::new() };
+    file.write(&(header.len() as u64).to_le_bytes()).map_err(fail)?;
+    file.write(&header).map_err(fail)?;
     let mut bytes = Vec::new();
     for (_, tensor) in tensors {
+        go_on().map_err(fail)?;
         let tensor = tensor.f_detach().and_then(|tensor| tensor.f_to_device(Device::Cpu));
         let tensor = tensor.and_then(|tensor| tensor.f_contiguous()).map_err(torch)?;
         let (_, size) = dtype_of(tensor.kind()).unwrap_or_default();
         bytes.resize(tensor.numel() * size, 0);
         tensor.f_copy_data_u8(&mut bytes, tensor.numel()).map_err(torch)?;
-        file.write_all(&bytes).map_err(fail)?;
+        file.write(&bytes).map_err(fail)?;
     }
     file.commit()
 }
