@@ -7,7 +7,9 @@
 //!   point `NAME`, as a power cut or an out-of-memory kill would;
 //! * `NAME:N:ERROR`, the N-th operation `NAME` fails with that error instead of being carried out;
 //!   `ERROR` is one of `EIO`, `ENOSPC`, `EDQUOT`, `EFBIG`, `EACCES`, `EROFS`, `ENOSYS`, `ENOTSUP`;
-//! * `NAME:*:ERROR`, every operation `NAME` fails with it.
+//! * `NAME:*:ERROR`, every operation `NAME` fails with it;
+//! * `NAME:N:TERM`, the process gets SIGTERM at the N-th passage of the point `NAME`, and goes on as it
+//!   does after a signal.
 //!
 //! [`crate::files::AtomicFile`] passes `open`, `write`, `sync`, `rename` and `marker` (the folder is
 //! synced: from here on the file survives a power cut), [`crate::lock`] passes `lock`. Programs add points of their own.
@@ -25,7 +27,10 @@ pub fn point(name: &str) {
         && fault.error.is_none()
         && fault.is_due(name)
     {
-        kill_this_process();
+        match fault.terminates {
+            true => terminate_this_process(),
+            false => kill_this_process(),
+        }
     }
 }
 
@@ -50,6 +55,8 @@ struct Fault {
     /// Which passage, from 1; `None` for every one.
     passage: Option<u64>,
     error: Option<i32>,
+    /// Whether the process is asked to end, rather than killed.
+    terminates: bool,
     passed: AtomicU64,
 }
 
@@ -61,8 +68,10 @@ impl Fault {
             "*" => None,
             number => Some(number.parse().ok().filter(|&passage| passage > 0)?),
         };
-        let error = match fields.next() {
-            None => None,
+        let kind = fields.next();
+        let terminates = kind == Some("TERM");
+        let error = match kind {
+            None | Some("TERM") => None,
             Some("EIO") => Some(libc::EIO),
             Some("ENOSPC") => Some(libc::ENOSPC),
             Some("EDQUOT") => Some(libc::EDQUOT),
@@ -74,7 +83,8 @@ impl Fault {
             Some(_) => return None,
         };
         let whole = fields.next().is_none() && (passage.is_some() || error.is_some());
-        whole.then_some(Self { name, passage, error, passed: AtomicU64::new(0) })
+        let passed = AtomicU64::new(0);
+        whole.then_some(Self { name, passage, error, terminates, passed })
     }
 
     fn is_due(&self, name: &str) -> bool {
@@ -100,6 +110,14 @@ fn configured() -> Option<&'static Fault> {
 }
 
 #[allow(unsafe_code)]
+fn terminate_this_process() {
+    // SAFETY: the call takes a plain number; the handler that runs is the one of this process.
+    unsafe {
+        libc::raise(libc::SIGTERM);
+    }
+}
+
+#[allow(unsafe_code)]
 fn kill_this_process() -> ! {
     // SAFETY: both calls take plain numbers; SIGKILL to oneself does not return to user code, which
     // is the purpose: no destructor and no buffer flush may run.
@@ -118,6 +136,8 @@ mod tests {
         let fault = Fault::parse("write:3").unwrap();
         assert_eq!((fault.name.as_str(), fault.passage, fault.error), ("write", Some(3), None));
         assert_eq!(Fault::parse("sync:1:EIO").unwrap().error, Some(libc::EIO));
+        let fault = Fault::parse("load:2:TERM").unwrap();
+        assert_eq!((fault.passage, fault.error, fault.terminates), (Some(2), None, true));
     }
 
     #[test]
@@ -132,6 +152,7 @@ mod tests {
             ":1",
             "write:1:EWHAT",
             "a:1:EIO:",
+            "a:*:TERM",
         ] {
             assert!(Fault::parse(text).is_none(), "{text:?} was accepted");
         }

@@ -75,6 +75,50 @@ pub enum ShardError {
     },
 }
 
+/// A launcher started several processes of a program that works alone.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "{program} works in one process on one GPU, and {variable}={value} says that it was started as one of \
+     {value}\nhint: start it once, without torchrun or srun; if it was, unset {variable} for it: \
+     env -u {variable} {program} ..."
+)]
+pub struct SeveralProcesses {
+    /// What was started.
+    pub program: String,
+    /// The variable of the launcher.
+    pub variable: &'static str,
+    /// How many processes it started.
+    pub value: u64,
+}
+
+/// Variables by which launchers say how many processes they started: torchrun and accelerate, srun, Open MPI
+/// and MPICH. Those of a whole allocation (`SLURM_NTASKS`) are not among them: a batch script may start one
+/// process in a large one.
+const PROCESSES: [&str; 4] =
+    ["WORLD_SIZE", "SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE"];
+
+/// Refuses to run as one of several processes: all but one would fail on the lock of the output, or all do the
+/// same work.
+///
+/// # Errors
+/// [`SeveralProcesses`].
+pub fn refuse_several_processes(program: &str) -> Result<(), SeveralProcesses> {
+    refuse_several(program, |name| std::env::var(name).ok())
+}
+
+fn refuse_several(
+    program: &str,
+    lookup: impl Fn(&str) -> Option<String>,
+) -> Result<(), SeveralProcesses> {
+    for variable in PROCESSES {
+        let value = lookup(variable).and_then(|value| value.trim().parse::<u64>().ok());
+        if let Some(value) = value.filter(|value| *value > 1) {
+            return Err(SeveralProcesses { program: program.to_owned(), variable, value });
+        }
+    }
+    Ok(())
+}
+
 impl Shard {
     /// All of the work: 0/1.
     pub const WHOLE: Self = Self { index: 0, count: 1 };
@@ -216,6 +260,21 @@ mod tests {
             let found = variables.iter().find(|(variable, _)| *variable == name);
             found.map(|(_, value)| (*value).to_owned())
         })
+    }
+
+    #[test]
+    fn one_process_of_several_is_told() {
+        let refused = |set: &'static str, value: &'static str| {
+            super::refuse_several("train run", |name| (name == set).then(|| value.to_owned()))
+        };
+        for variable in super::PROCESSES {
+            let message = refused(variable, "8").unwrap_err().to_string();
+            assert!(message.contains(&format!("{variable}=8")), "{message}");
+            assert!(message.contains(&format!("env -u {variable} train run")), "{message}");
+            assert_eq!(refused(variable, "1"), Ok(()));
+        }
+        assert_eq!(refused("SLURM_NTASKS", "8"), Ok(()));
+        assert_eq!(refused("WORLD_SIZE", ""), Ok(()));
     }
 
     #[test]

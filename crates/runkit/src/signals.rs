@@ -127,6 +127,15 @@ pub fn check() -> Result<(), Stopped> {
     INSTALLED.get().map_or(Ok(()), StopFlag::check)
 }
 
+/// As [`check`], at a place where a test can ask for a stop ([`crate::fault`]).
+///
+/// # Errors
+/// [`Stopped`] with the signal.
+pub fn check_at(place: &str) -> Result<(), Stopped> {
+    crate::fault::point(place);
+    check()
+}
+
 /// Installs the handlers for SIGINT and SIGTERM, and ignores SIGXFSZ so that reaching the file-size
 /// limit (`ulimit -f`) is an ordinary write error with a path instead of a silent death.
 ///

@@ -20,7 +20,7 @@ const LONGEST_RUN: Duration = Duration::from_secs(300);
 
 /// Variables of the caller's shell that would change what any of the programs does; those that begin
 /// with the program's name are taken away too.
-const FOREIGN_VARIABLES: [&str; 12] = [
+const FOREIGN_VARIABLES: [&str; 14] = [
     "RUNKIT_FAULT",
     "RUST_LOG",
     "RANK",
@@ -33,6 +33,8 @@ const FOREIGN_VARIABLES: [&str; 12] = [
     "SLURM_NTASKS",
     "SLURM_STEP_ID",
     "SLURM_STEP_NUM_TASKS",
+    "OMPI_COMM_WORLD_SIZE",
+    "PMI_SIZE",
 ];
 
 /// A program by its path, alone in its environment and on one thread, so that tests do not slow each
