@@ -28,6 +28,9 @@ const STEPS: usize = 50;
 /// # Errors
 /// Whatever stopped it, in one sentence.
 pub fn run(command: Command) -> Result<ExitStatus> {
+    if matches!(command, Command::Run(_) | Command::Generate(_) | Command::Score(_)) {
+        runkit::shard::refuse_several_processes("evaluate")?;
+    }
     match command {
         Command::Run(arguments) => run::run(&arguments),
         Command::Generate(arguments) => generate(&arguments),

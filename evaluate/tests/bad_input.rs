@@ -163,3 +163,12 @@ fn an_output_that_cannot_be_written_is_refused() {
     }
     assert_eq!(world.files("out").len(), 2, "nothing is touched");
 }
+
+#[test]
+fn one_of_several_processes_is_refused() {
+    let world = World::new(&["a fox"]);
+    let mut command = world.generate(&[&model("sd")], &[]);
+    command.env("RANK", "1").env("WORLD_SIZE", "8");
+    Run::of(&mut command).expect_error(&["WORLD_SIZE=8", "one process on one GPU", "hint"]);
+    assert!(!world.path("out").exists());
+}
