@@ -23,14 +23,13 @@ use std::time::Instant;
 
 use anyhow::{Context as _, Result, bail};
 use nn::device::{self, Precision};
-use nn::optimizer::{Adafactor, AdafactorConfig, AdamW, AdamWConfig, Optimizer, clip_grad_norm};
-use nn::pipeline::TextConditions;
+use nn::optimizer::{Adafactor, AdafactorConfig, AdamW, AdamWConfig, Optimizer};
 use nn::schedule::{ScheduleConfig, TrainingSchedule};
 use nn::unet::{UNet, UNetConfig, WEIGHT_FILES};
 use nn::weights::{Weights, write_safetensors};
 use serde_json::json;
-use tch::{Cuda, Device, Kind, Tensor};
-use train::step::{MicroBatch, predict};
+use tch::{Cuda, Device};
+use train::step::{Accumulation, MicroBatch, predict};
 
 fn main() -> Result<()> {
     device::reuse_memory();
@@ -70,11 +69,10 @@ fn main() -> Result<()> {
     for _ in 0..=repeats {
         let start = Instant::now();
         let predictions = predict(&unet, &reference, &schedule, beta, &batch)?;
-        let weighted = predictions.losses_P.f_mul(&batch.weight_P)?.f_sum(Kind::Float)?;
-        let loss = weighted.f_div_scalar(batch.weight)?;
         wait(device);
         let forward = start.elapsed().as_secs_f64();
-        loss.f_backward()?;
+        let mut accumulation = Accumulation::new(u64::try_from(batch.len())?);
+        accumulation.add(&batch, &predictions)?;
         wait(device);
         let backward = start.elapsed().as_secs_f64();
         outputs = vec![
@@ -82,7 +80,7 @@ fn main() -> Result<()> {
             ("loss".to_owned(), predictions.losses_P.f_detach()?),
         ];
         drop(predictions);
-        let norm = clip_grad_norm(parameters, Some(1.0))?;
+        let norm = accumulation.finish(parameters, Some(1.0))?;
         wait(device);
         let clipped = start.elapsed().as_secs_f64();
         optimizer.step(learning_rate)?;
@@ -122,22 +120,9 @@ fn main() -> Result<()> {
 
 fn read_batch(file: &Path, device: Device) -> Result<MicroBatch> {
     let weights = Weights::open(file)?;
-    let get = |name: &str| -> Result<Tensor> { Ok(weights.tensor(name)?.f_to_device(device)?) };
-    let optional = |name: &str| weights.contains(name).then(|| get(name)).transpose();
-    let weight_P = get("weight_w")?;
-    Ok(MicroBatch {
-        pair_ids: Vec::new(),
-        latents_PCHW: [get("latents_0")?, get("latents_1")?],
-        noise_PCHW: get("noise")?,
-        timesteps_P: get("timesteps")?,
-        text: TextConditions {
-            hidden_BLD: get("prompt_embeds")?,
-            pooled_BD: optional("pooled_embeds")?,
-        },
-        time_ids_P6: optional("time_ids")?,
-        probability_P: get("label_p")?,
-        weight: weight_P.f_sum(Kind::Double)?.f_double_value(&[])?,
-        weight_P,
+    MicroBatch::from_tensors(Vec::new(), |name| {
+        let tensor = weights.contains(name).then(|| weights.tensor(name)).transpose()?;
+        Ok(tensor.map(|tensor| tensor.f_to_device(device)).transpose()?)
     })
 }
 

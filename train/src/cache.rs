@@ -21,7 +21,7 @@ use nn::device::Precision;
 use nn::pipeline::Encoders;
 use runkit::lock::OutputLock;
 use runkit::progress::Progress;
-use runkit::signals::{Signal, StopFlag};
+use runkit::signals::{Signal, StopFlag, Stopped};
 use schemas::labels::Status;
 use schemas::latents::{CaptionsFile, KEY_FINGERPRINT, LatentsFile, captions_name, latents_name};
 use serde_json::Value;
@@ -30,10 +30,10 @@ use tch::Device;
 pub use self::manifest::{FileRecord, InputRecord, Manifest, PartRecord};
 use self::plan::Plan;
 pub use self::settings::settings;
-use crate::model::BaseModel;
+use crate::model::{BaseModel, FileHashes};
 
 /// What the folder holds.
-const MANIFEST: &str = "manifest.json";
+pub(crate) const MANIFEST: &str = "manifest.json";
 
 /// A validated run.
 #[derive(Debug, Clone)]
@@ -87,14 +87,26 @@ pub struct Summary {
 /// One sentence about what is wrong with an input, the model, the folder, or an earlier run that this
 /// one would mix with.
 pub fn write(config: &Config, stop: &StopFlag) -> Result<End> {
+    match make(config, stop) {
+        Err(error) => match Stopped::behind(error.as_ref()) {
+            Some(Stopped(signal)) => Ok(End::Stopped(signal)),
+            None => Err(error),
+        },
+        end => end,
+    }
+}
+
+fn make(config: &Config, stop: &StopFlag) -> Result<End> {
+    refuse_foreign(&config.out)?;
     let base = BaseModel::open(&config.model, config.resolution)?;
     runkit::files::create_folder(&config.out)?;
     let _lock = OutputLock::exclusive(config.out.join(".cache.lock"))?;
     tracing::info!("planning");
     let plan = Plan::make(&config.pairs)?;
     ensure!(plan.rows() > 0, "the inputs hold no pair; hint: {} files were read", plan.files.len());
-    let manifest = Manifest::new(config, &base, &plan)?;
-    let fingerprint = runkit::manifest::fingerprint(&manifest)?;
+    let mut hashes = FileHashes::read(&config.out);
+    let manifest = Manifest::new(config, &base, &plan, &mut hashes)?;
+    let fingerprint = manifest.fingerprint()?;
     let count = plan.files.len();
     if config.fresh {
         forget(&config.out)?;
@@ -115,6 +127,7 @@ pub fn write(config: &Config, stop: &StopFlag) -> Result<End> {
         let encoders = Encoders::load(&base.files, config.device, config.precision)
             .with_context(|| format!("loading the encoders of {}", base.files.folder.display()))?;
         prepare(config, &manifest)?;
+        hashes.write(&config.out)?;
         for index in missing {
             let part = Part {
                 config,
@@ -190,6 +203,23 @@ fn is_done(out: &Path, index: usize, count: usize, fingerprint: &str) -> Result<
     Ok(done)
 }
 
+/// Refuses a folder that holds something and no cache.
+fn refuse_foreign(out: &Path) -> Result<()> {
+    let is_ours = |out: &Path| {
+        let text = std::fs::read(out.join(MANIFEST)).unwrap_or_default();
+        let manifest: Value = serde_json::from_slice(&text).unwrap_or_default();
+        let is_manifest =
+            manifest.get("latent_shape").is_some() && manifest.get("encoders").is_some();
+        // Parts say by themselves what they are of.
+        let is_part = |path: &PathBuf| {
+            LatentsFile::open(path).is_ok_and(|part| part.metadata().contains_key(KEY_FINGERPRINT))
+        };
+        is_manifest || parts(out).unwrap_or_default().iter().any(is_part)
+    };
+    let expected = "the folder of a cache";
+    Ok(runkit::output::refuse_foreign_folder("--out", out, expected, is_ours)?)
+}
+
 /// Refuses to go on with what another run left in the folder.
 fn refuse_another_run(config: &Config, manifest: &Manifest) -> Result<()> {
     const SHOWN: usize = 8;
@@ -208,8 +238,13 @@ fn refuse_another_run(config: &Config, manifest: &Manifest) -> Result<()> {
         .with_context(|| format!("{}: cannot be read", file.display()))?;
     let found: Value = serde_json::from_str(&text)
         .with_context(|| format!("{}: expected the manifest of a cache; {hint}", file.display()))?;
-    let differences = runkit::manifest::differences(&found, &serde_json::to_value(manifest)?);
+    let [differences, numerics] = manifest.differences(found)?;
     if differences.is_empty() {
+        for difference in numerics {
+            tracing::warn!(
+                "going on otherwise than before: {difference}; latents differ by rounding"
+            );
+        }
         return Ok(());
     }
     let mut lines: Vec<String> =
@@ -235,7 +270,8 @@ fn prepare(config: &Config, manifest: &Manifest) -> Result<()> {
 
 /// Removes the parts of a cache, and then its manifest: what is left of a stop is still a cache.
 fn forget(out: &Path) -> Result<()> {
-    for path in parts(out)?.into_iter().chain([out.join(MANIFEST)]) {
+    let hashes = out.join(crate::file_hashes::FILE);
+    for path in parts(out)?.into_iter().chain([hashes, out.join(MANIFEST)]) {
         match std::fs::remove_file(&path) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
                 return Err(error)

@@ -6,20 +6,30 @@
 //! the one before it is taken. One that cannot be read, or is of another version, stays as it is. Each
 //! is a new folder, so that a full disk spoils nothing that is there, and copies of it are complete
 //! wherever they are moved.
+//!
+//! Files are hashed while they are written. Where the reference is the one of an earlier checkpoint, its
+//! file is a second name (a hard link) of the earlier one, if the file system has such.
 
 use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use nn::optimizer::Optimizer;
-use nn::weights::{Weights, write_safetensors};
+use nn::unet::{SAVED_WEIGHTS, UNet};
+use nn::weights::{Weights, Written, write_safetensors};
+use rayon::prelude::*;
+use runkit::signals::Stopped;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
+use crate::cli::OptimizerKind;
+use crate::manifest::{Numerics, Origin};
 use crate::model::Networks;
+use crate::trainer::Position;
 
 /// The version of the format. It grows when an older program would misread a checkpoint.
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
 const MARKER: &str = "DONE";
 const STATE: &str = "state.json";
 const OPTIMIZER: &str = "optimizer.safetensors";
@@ -27,6 +37,18 @@ const OPTIMIZER: &str = "optimizer.safetensors";
 pub const UNET: &str = "unet";
 /// The folder of the reference.
 pub const REFERENCE: &str = "reference";
+/// Every file of a checkpoint, below its folder.
+const FILES: [&str; 7] = [
+    MARKER,
+    STATE,
+    OPTIMIZER,
+    "unet/config.json",
+    "unet/diffusion_pytorch_model.safetensors",
+    "reference/config.json",
+    "reference/diffusion_pytorch_model.safetensors",
+];
+/// How much of a file is read and hashed together.
+const PIECE: usize = 8 << 20;
 
 /// Where a run stands.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -40,14 +62,37 @@ pub struct State {
     pub position: u64,
     /// The step whose weights the reference has; 0 for the base model's.
     pub reference_step: u64,
-    /// The fingerprint of the run's manifest.
+    /// What the moments are of.
+    pub optimizer: OptimizerKind,
+    /// The fingerprint of the run's identity.
     pub run: String,
+    /// How the start that wrote it computed.
+    pub numerics: Numerics,
 }
 
 impl State {
     /// Of a run of this fingerprint.
-    pub fn new(step: u64, position: u64, reference_step: u64, run: &str) -> Self {
-        Self { format: FORMAT, step, position, reference_step, run: run.to_owned() }
+    pub fn new(
+        position: Position,
+        optimizer: OptimizerKind,
+        run: &str,
+        numerics: &Numerics,
+    ) -> Self {
+        let Position { step, pairs, reference_step } = position;
+        Self {
+            format: FORMAT,
+            step,
+            position: pairs,
+            reference_step,
+            optimizer,
+            run: run.to_owned(),
+            numerics: numerics.clone(),
+        }
+    }
+
+    /// Where the run stands.
+    pub fn position(&self) -> Position {
+        Position { step: self.step, pairs: self.position, reference_step: self.reference_step }
     }
 }
 
@@ -57,6 +102,15 @@ struct FileRecord {
     bytes: u64,
     blake3: String,
 }
+
+impl From<Written> for FileRecord {
+    fn from(written: Written) -> Self {
+        Self { bytes: written.bytes, blake3: written.blake3 }
+    }
+}
+
+/// What `DONE` holds: every other file by its path below the folder.
+type Records = BTreeMap<String, FileRecord>;
 
 /// A checkpoint that is complete.
 #[derive(Debug)]
@@ -68,6 +122,18 @@ pub struct Checkpoint {
 }
 
 impl Checkpoint {
+    /// Opens the checkpoint of any run and checks every file.
+    ///
+    /// # Errors
+    /// Where it is none, not complete, damaged or of another version.
+    pub fn open(folder: &Path) -> Result<Self> {
+        refuse_unfinished(folder)?;
+        match verify(folder)? {
+            Found::Whole(state) => Ok(Self { folder: folder.to_owned(), state }),
+            Found::Damaged(reason) => bail!("{reason}; hint: choose another checkpoint"),
+        }
+    }
+
     /// Lays the optimizer's state into `optimizer`.
     ///
     /// # Errors
@@ -78,12 +144,42 @@ impl Checkpoint {
     }
 }
 
+/// What a checkpoint is, for the manifest of a run that begins with it. Its large files are not read.
+///
+/// # Errors
+/// Where it is none or not complete.
+pub fn origin(folder: &Path) -> Result<Origin> {
+    refuse_unfinished(folder)?;
+    let marker = folder.join(MARKER);
+    let bytes =
+        std::fs::read(&marker).with_context(|| format!("{}: cannot be read", marker.display()))?;
+    let state = read(folder)?;
+    Ok(Origin {
+        step: state.step,
+        position: state.position,
+        checkpoint: blake3::hash(&bytes).to_hex().to_string(),
+    })
+}
+
+fn refuse_unfinished(folder: &Path) -> Result<()> {
+    if folder.join(MARKER).is_file() {
+        return Ok(());
+    }
+    let inside = [folder.join(crate::folder::CHECKPOINTS), folder.to_owned()];
+    let newest = inside.iter().find_map(|place| list(place).ok()?.pop_last());
+    let hint = match newest {
+        Some((_, found)) => format!("name the folder of one, as {}", found.display()),
+        None => "name a folder as runs/A/checkpoints/step-000500".to_owned(),
+    };
+    bail!("{}: expected a checkpoint, found no {MARKER} in it; hint: {hint}", folder.display())
+}
+
 /// The folder of the checkpoint of a step.
 pub fn folder(checkpoints: &Path, step: u64) -> PathBuf {
     checkpoints.join(format!("step-{step:06}"))
 }
 
-/// Writes the checkpoint of `state.step`, unless it is there and whole.
+/// Writes the checkpoint of `state.step`, unless the run has one of that step already.
 ///
 /// # Errors
 /// Where a file cannot be written; what is there without `DONE` is removed by the next run.
@@ -94,25 +190,69 @@ pub fn save(
     optimizer: &dyn Optimizer,
 ) -> Result<PathBuf> {
     let folder = folder(checkpoints, state.step);
-    if folder.join(MARKER).exists() && read(&folder).is_ok_and(|there| there == *state) {
+    let is_this = |there: State| there.run == state.run && there.step == state.step;
+    if folder.join(MARKER).exists() && read(&folder).is_ok_and(is_this) {
         return Ok(folder);
     }
     remove(&folder)?;
-    let context = || format!("writing the checkpoint {}", folder.display());
     let write = || -> Result<()> {
-        for (name, network) in [(UNET, &networks.pipeline.unet), (REFERENCE, &networks.reference)] {
-            let part = folder.join(name);
-            runkit::files::create_folder(&part)?;
-            network.save(&part)?;
-        }
-        write_safetensors(&folder.join(OPTIMIZER), &optimizer.state())?;
+        let mut records = write_network(&folder, UNET, &networks.pipeline.unet)?;
+        runkit::files::create_folder(folder.join(REFERENCE))?;
+        records.extend(match link_reference(checkpoints, &folder, state) {
+            Some(linked) => linked,
+            None => write_network(&folder, REFERENCE, &networks.reference)?,
+        });
+        let written = write_safetensors(&folder.join(OPTIMIZER), &optimizer.state())?;
+        records.insert(OPTIMIZER.to_owned(), written.into());
         runkit::files::write_json_atomic(folder.join(STATE), state)?;
-        runkit::files::write_json_atomic(folder.join(MARKER), &records(&folder)?)?;
+        records.insert(STATE.to_owned(), record(&folder.join(STATE), || Ok(()))?);
+        runkit::files::write_json_atomic(folder.join(MARKER), &records)?;
         Ok(())
     };
-    write().with_context(context)?;
+    write().with_context(|| format!("writing the checkpoint {}", folder.display()))?;
     runkit::fault::point("checkpoint");
     Ok(folder)
+}
+
+/// Writes a network into a part of a checkpoint.
+fn write_network(folder: &Path, part: &str, network: &UNet) -> Result<Records> {
+    let place = folder.join(part);
+    runkit::files::create_folder(&place)?;
+    let written = network.save(&place)?;
+    let config = record(&place.join("config.json"), || Ok(()))?;
+    Ok(Records::from([
+        (format!("{part}/{SAVED_WEIGHTS}"), written.into()),
+        (format!("{part}/config.json"), config),
+    ]))
+}
+
+/// Gives the files of the reference that an earlier checkpoint of the run holds a second name, where the
+/// reference is the same still. None where there is no such checkpoint, or no such names; the next to be
+/// written are the same bytes.
+fn link_reference(checkpoints: &Path, folder: &Path, state: &State) -> Option<Records> {
+    let earlier = list(checkpoints).ok()?.into_values().rev().find(|earlier| {
+        let is_same =
+            |there: State| there.run == state.run && there.reference_step == state.reference_step;
+        earlier != folder && earlier.join(MARKER).exists() && read(earlier).is_ok_and(is_same)
+    })?;
+    let records: Records =
+        serde_json::from_slice(&std::fs::read(earlier.join(MARKER)).ok()?).ok()?;
+    let of_reference = |name: &str| name.starts_with(REFERENCE) && FILES.contains(&name);
+    let records: Records = records.into_iter().filter(|(name, _)| of_reference(name)).collect();
+    let link = |name: &String| {
+        runkit::fault::error_at("link")?;
+        std::fs::hard_link(earlier.join(name), folder.join(name))
+    };
+    let linked = records.keys().try_for_each(link);
+    let synced = linked.and_then(|()| std::fs::File::open(folder.join(REFERENCE))?.sync_all());
+    match synced {
+        Ok(()) if !records.is_empty() => Some(records),
+        Ok(()) => None,
+        Err(error) => {
+            tracing::debug!("the reference is written again: {error}");
+            None
+        }
+    }
 }
 
 /// The newest checkpoint that is whole and of the run `run`. Damaged newer ones are warned of and removed,
@@ -191,56 +331,91 @@ fn list(checkpoints: &Path) -> Result<BTreeMap<u64, PathBuf>> {
     Ok(found)
 }
 
-/// Takes the mark off first, so that half a checkpoint is never taken for one.
+/// Takes the mark off first, so that half a checkpoint is never taken for one. Files of others that lie in
+/// the folder stay, and the folder with them.
 fn remove(folder: &Path) -> Result<()> {
     let gone = |result: io::Result<()>| match result {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         other => other,
     };
-    gone(std::fs::remove_file(folder.join(MARKER)))
-        .and_then(|()| gone(std::fs::remove_dir_all(folder)))
-        .with_context(|| format!("cannot remove {}", folder.display()))
+    let remove = || -> io::Result<()> {
+        for name in FILES {
+            gone(std::fs::remove_file(folder.join(name)))?;
+        }
+        for part in [UNET, REFERENCE, ""] {
+            let part = folder.join(part);
+            runkit::files::remove_stale_temporaries(&part).map_err(io::Error::other)?;
+            match std::fs::remove_dir(&part) {
+                Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => {}
+                other => gone(other)?,
+            }
+        }
+        Ok(())
+    };
+    remove().with_context(|| format!("cannot remove {}", folder.display()))
+}
+
+/// Removes all checkpoints, and the folder that holds them where nothing else is in it.
+///
+/// # Errors
+/// Where a file cannot be removed.
+pub fn remove_all(checkpoints: &Path) -> Result<()> {
+    list(checkpoints)?.into_values().try_for_each(|folder| remove(&folder))
+}
+
+/// The step of the newest complete checkpoint.
+///
+/// # Errors
+/// Where the folder cannot be read.
+pub fn newest_step(checkpoints: &Path) -> Result<Option<u64>> {
+    let complete =
+        list(checkpoints)?.into_iter().filter(|(_, folder)| folder.join(MARKER).exists());
+    Ok(complete.map(|(step, _)| step).max())
+}
+
+/// The folders of the complete checkpoints, the oldest first.
+///
+/// # Errors
+/// Where the folder cannot be read.
+pub fn complete(checkpoints: &Path) -> Result<Vec<PathBuf>> {
+    let found = list(checkpoints)?.into_values();
+    Ok(found.filter(|folder| folder.join(MARKER).exists()).collect())
 }
 
 fn read(folder: &Path) -> Result<State> {
     let path = folder.join(STATE);
     let text = std::fs::read_to_string(&path)
         .with_context(|| format!("{}: cannot be read", path.display()))?;
-    let state: State = serde_json::from_str(&text)
-        .with_context(|| format!("{}: expected the state of a checkpoint", path.display()))?;
+    let context = || format!("{}: expected the state of a checkpoint", path.display());
+    let value: Value = serde_json::from_str(&text).with_context(context)?;
+    let format = value.get("format").and_then(Value::as_u64).with_context(context)?;
     ensure!(
-        state.format == FORMAT,
-        "{}: expected format {FORMAT}, found {}; hint: go on with the version that wrote it",
-        path.display(),
-        state.format
+        format == u64::from(FORMAT),
+        "{}: expected format {FORMAT}, found {format}; hint: go on with the version that wrote it",
+        path.display()
     );
-    Ok(state)
+    serde_json::from_value(value).with_context(context)
 }
 
-/// Every file but the mark, by its path below the folder.
-fn records(folder: &Path) -> Result<BTreeMap<String, FileRecord>> {
-    let mut records = BTreeMap::new();
-    for part in ["", UNET, REFERENCE] {
-        let listed = std::fs::read_dir(folder.join(part))
-            .with_context(|| format!("cannot list {}", folder.join(part).display()))?;
-        for entry in listed {
-            let path = entry?.path();
-            let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-            if !path.is_file() || name == MARKER || name.starts_with('.') {
-                continue;
-            }
-            let name = if part.is_empty() { name } else { format!("{part}/{name}") };
-            records.insert(name, record(&path)?);
-        }
-    }
-    Ok(records)
-}
-
-fn record(path: &Path) -> Result<FileRecord> {
+/// What a file is. Asks `go_on` between pieces: a signal ends the check of a checkpoint, and not its writing.
+fn record(path: &Path, go_on: fn() -> Result<(), Stopped>) -> Result<FileRecord> {
     let context = || format!("cannot read {}", path.display());
     let mut file = std::fs::File::open(path).with_context(context)?;
     let mut hasher = blake3::Hasher::new();
-    let bytes = io::copy(&mut file, &mut hasher).with_context(context)?;
+    let mut piece = vec![0; PIECE];
+    let mut bytes = 0;
+    loop {
+        go_on()?;
+        match io::Read::read(&mut file, &mut piece) {
+            Ok(0) => break,
+            Ok(count) => {
+                hasher.update_rayon(piece.get(..count).unwrap_or_default());
+                bytes += count as u64;
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error).with_context(context),
+        }
+    }
     Ok(FileRecord { bytes, blake3: hasher.finalize().to_hex().to_string() })
 }
 
@@ -259,23 +434,29 @@ fn verify(folder: &Path) -> Result<Found> {
     let damaged = |path: &Path, reason: &str| {
         Ok(Found::Damaged(format!("{}: damaged: {reason}", path.display())))
     };
-    let Ok(expected) = serde_json::from_slice::<BTreeMap<String, FileRecord>>(&text) else {
+    let Ok(expected) = serde_json::from_slice::<Records>(&text) else {
         return damaged(&marker, "it is no list of files");
     };
     if !expected.contains_key(STATE) {
         return damaged(&marker, &format!("it lists no {STATE}"));
     }
-    for (name, expected) in &expected {
-        let path = folder.join(name);
-        if !path.exists() {
-            return damaged(&path, "it is missing");
-        }
-        let found = record(&path)?;
+    if let Some(missing) = expected.keys().find(|name| !folder.join(name).exists()) {
+        return damaged(&folder.join(missing), "it is missing");
+    }
+    // Side by side: a resume waits for it.
+    let records: Vec<(&String, &FileRecord)> = expected.iter().collect();
+    let found = records
+        .into_par_iter()
+        .map(|(name, expected)| {
+            Ok((name, expected, record(&folder.join(name), runkit::signals::check)?))
+        })
+        .collect::<Result<Vec<_>>>()?;
+    for (name, expected, found) in found {
         if found != *expected {
             let short = |record: &FileRecord| record.blake3.chars().take(12).collect::<String>();
             let (ours, theirs) = (short(expected), short(&found));
             return damaged(
-                &path,
+                &folder.join(name),
                 &format!(
                     "expected {} bytes with the hash {ours}, found {} bytes with {theirs}",
                     expected.bytes, found.bytes
@@ -287,98 +468,4 @@ fn verify(folder: &Path) -> Result<Found> {
 }
 
 #[cfg(test)]
-#[expect(clippy::disallowed_methods, reason = "fixtures need not be durable")]
-mod tests {
-    use super::*;
-
-    /// A checkpoint of text files: what is not read again need not be weights.
-    fn write(checkpoints: &Path, step: u64, run: &str) -> PathBuf {
-        let folder = folder(checkpoints, step);
-        for part in [UNET, REFERENCE] {
-            std::fs::create_dir_all(folder.join(part)).unwrap();
-            std::fs::write(folder.join(part).join("weights"), format!("{part} {step}")).unwrap();
-        }
-        std::fs::write(folder.join(OPTIMIZER), "moments").unwrap();
-        let state = State::new(step, 4 * step, 0, run);
-        runkit::files::write_json_atomic(folder.join(STATE), &state).unwrap();
-        runkit::files::write_json_atomic(folder.join(MARKER), &records(&folder).unwrap()).unwrap();
-        folder
-    }
-
-    fn newest(checkpoints: &Path) -> Option<u64> {
-        latest(checkpoints, "run").unwrap().map(|checkpoint| checkpoint.state.step)
-    }
-
-    #[test]
-    fn the_newest_whole_checkpoint_is_taken() {
-        let place = tempfile::tempdir().unwrap();
-        let checkpoints = place.path().join("checkpoints");
-        assert_eq!(newest(&checkpoints), None);
-        write(&checkpoints, 9, "run");
-        write(&checkpoints, 10, "run");
-        assert_eq!(newest(&checkpoints), Some(10));
-        let unfinished = write(&checkpoints, 11, "run");
-        std::fs::remove_file(unfinished.join(MARKER)).unwrap();
-        assert_eq!(newest(&checkpoints), Some(10));
-        assert!(!unfinished.exists(), "what a killed run left is removed");
-    }
-
-    #[test]
-    fn damage_of_every_kind_falls_back_to_the_one_before() {
-        for file in [STATE, OPTIMIZER, "unet/weights", "reference/weights", MARKER] {
-            for damage in ["cut", "flipped", "missing"] {
-                if (file, damage) == (MARKER, "flipped") {
-                    continue;
-                }
-                let place = tempfile::tempdir().unwrap();
-                write(place.path(), 1, "run");
-                let path = write(place.path(), 2, "run").join(file);
-                let mut bytes = std::fs::read(&path).unwrap();
-                match damage {
-                    "cut" => bytes.truncate(bytes.len() / 2),
-                    "flipped" => bytes[0] ^= 1,
-                    _ => std::fs::remove_file(&path).unwrap(),
-                }
-                if damage != "missing" {
-                    std::fs::write(&path, bytes).unwrap();
-                }
-                assert_eq!(newest(place.path()), Some(1), "{file} {damage}");
-            }
-        }
-    }
-
-    #[test]
-    fn what_is_not_damaged_is_not_removed() {
-        let place = tempfile::tempdir().unwrap();
-        let folder = write(place.path(), 2, "run");
-        let newer = State { format: FORMAT + 1, ..State::new(2, 8, 0, "run") };
-        runkit::files::write_json_atomic(folder.join(STATE), &newer).unwrap();
-        runkit::files::write_json_atomic(folder.join(MARKER), &records(&folder).unwrap()).unwrap();
-        let message = latest(place.path(), "run").unwrap_err().to_string();
-        assert!(message.contains("the version that wrote it"), "{message}");
-        assert!(folder.join(OPTIMIZER).exists());
-    }
-
-    #[test]
-    fn the_only_checkpoint_may_be_damaged() {
-        let place = tempfile::tempdir().unwrap();
-        let folder = write(place.path(), 2, "run");
-        std::fs::write(folder.join(OPTIMIZER), "momentS").unwrap();
-        assert_eq!(newest(place.path()), None);
-        assert!(!folder.exists());
-    }
-
-    #[test]
-    fn another_runs_checkpoint_is_refused_and_old_ones_are_pruned() {
-        let place = tempfile::tempdir().unwrap();
-        for step in [100, 200, 300] {
-            write(place.path(), step, "run");
-        }
-        let message = latest(place.path(), "other").unwrap_err().to_string();
-        assert!(message.contains("step-000300") && message.contains("--fresh"), "{message}");
-        prune(place.path(), 2).unwrap();
-        assert_eq!(list(place.path()).unwrap().into_keys().collect::<Vec<_>>(), [200, 300]);
-        prune(place.path(), 2).unwrap();
-        assert_eq!(newest(place.path()), Some(300));
-    }
-}
+mod tests;

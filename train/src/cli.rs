@@ -101,6 +101,16 @@ pub struct RunSettings {
     #[arg(long, value_name = "DIR")]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub out: Option<PathBuf>,
+    /// Begin with a checkpoint of another run, as runs/A/checkpoints/step-000500:
+    /// its weights, moments, reference and position. Steps count on from its own.
+    #[arg(long, value_name = "CHECKPOINT")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub from: Option<PathBuf>,
+    /// Give the pairs named in this file, a pair_id in each line, no weight. May be
+    /// given, changed and left out from one start of a run to the next.
+    #[arg(long, value_name = "FILE.txt")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub skip_pairs: Option<PathBuf>,
 
     /// What decides which image is better: consensus, human, scorer:NAME,
     /// random-scorer, vanilla, score-sum or normalized-sum [default: consensus].
@@ -125,7 +135,7 @@ pub struct RunSettings {
     #[arg(long, value_name = "X")]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub beta: Option<f64>,
-    /// Optimizer steps [default: 2000].
+    /// Optimizer steps; may grow when a run goes on [default: 2000].
     #[arg(long, value_name = "N")]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub steps: Option<u64>,
@@ -212,6 +222,10 @@ pub struct RunSettings {
     #[arg(long, value_name = "N")]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub checkpoint_every: Option<u64>,
+    /// Minutes after which there is a checkpoint as well; 0 for no such [default: 0].
+    #[arg(long, value_name = "X")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub checkpoint_minutes: Option<f64>,
     /// Checkpoints kept, the newest [default: 2].
     #[arg(long, value_name = "N")]
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -221,8 +235,8 @@ pub struct RunSettings {
     #[arg(long, value_name = "N")]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub record_steps: Option<u64>,
-    /// Pairs that are looked at again and again, with the same noise
-    /// [default: 16].
+    /// Pairs that are held out of training and looked at again and again, with the
+    /// same noise [default: 16].
     #[arg(long, value_name = "N")]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub probe_pairs: Option<u64>,
@@ -256,7 +270,8 @@ pub struct RunSettings {
     #[arg(long, value_name = "TYPE", env = "TRAIN_DTYPE")]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub dtype: Option<String>,
-    /// Threads that decode images [default: 1 on a CPU, 8 for a GPU].
+    /// Threads that decode images [default: 1 on a CPU, for a GPU its share of the
+    /// processor's cores, up to 8].
     #[arg(long, value_name = "N", env = "TRAIN_DATA_THREADS")]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub data_threads: Option<usize>,

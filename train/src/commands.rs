@@ -31,6 +31,7 @@ pub fn run(command: Command) -> Result<ExitStatus> {
 fn train(arguments: &RunArguments) -> Result<ExitStatus> {
     arguments.resume.explain();
     let Some(settings) = settings(arguments)? else { return Ok(ExitStatus::Done) };
+    runkit::shard::refuse_several_processes("train run")?;
     let config = config(&settings, arguments)?;
     let stop = runkit::signals::install().context("installing signal handlers")?;
     match run::run(&config, &stop)? {
@@ -58,6 +59,7 @@ fn plan(arguments: &RunArguments) -> Result<ExitStatus> {
     let Some(settings) = settings(arguments)? else { return Ok(ExitStatus::Done) };
     let config = config(&settings, arguments)?;
     runkit::signals::quiet_broken_pipe().context("setting up signals")?;
+    runkit::signals::install().context("installing signal handlers")?;
     let prepared = Prepared::new(&config)?;
     prepared.check_cache()?;
     say(&Plan::new(&config, &prepared)?.text)?;
@@ -75,10 +77,12 @@ fn write_cache(arguments: &CacheArguments) -> Result<ExitStatus> {
         .map_err(usage_unless(DeviceError::is_absent))?;
     let stop = runkit::signals::install().context("installing signal handlers")?;
     let end = cache::write(&config, &stop)?;
-    let text = runkit::config::to_toml_string(&settings.with_absolute_paths())?;
-    runkit::files::write_atomic(config.out.join(config::FILE), |file| {
-        file.write_all(text.as_bytes())
-    })?;
+    if config.out.join(cache::MANIFEST).exists() {
+        let text = runkit::config::to_toml_string(&settings.with_absolute_paths())?;
+        runkit::files::write_atomic(config.out.join(config::FILE), |file| {
+            file.write_all(text.as_bytes())
+        })?;
+    }
     match end {
         cache::End::Stopped(signal) => {
             tracing::warn!("stopped; finished parts are kept, the same command goes on from there");

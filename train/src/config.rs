@@ -1,6 +1,7 @@
 //! Settings as typed, over recipes and defaults, to a run that makes sense.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use nn::device::{self, DeviceChoice, Precision};
@@ -14,10 +15,13 @@ use crate::recipe;
 
 /// Pairs computed at once where nothing else is said: more is hardly faster at the published sizes.
 const LARGEST_DEFAULT_MICRO_BATCH: u64 = 4;
-/// Threads that decode ahead of a GPU: one decodes and resizes some 80 pairs a second.
+/// Threads that decode ahead of a GPU, at most: one decodes and resizes some 80 pairs a second.
 const DATA_THREADS_CUDA: usize = 8;
 /// More beside libtorch's own threads would slow both down.
 const DATA_THREADS_CPU: usize = 1;
+
+/// Pairs of the probe, at most: they stay on the device, with SDXL some 6 MB for each.
+const MOST_PROBE_PAIRS: u64 = 1024;
 
 /// A validated run.
 #[derive(Debug, Clone)]
@@ -30,6 +34,10 @@ pub struct Config {
     pub labels: PathBuf,
     /// The folder to write.
     pub out: PathBuf,
+    /// The checkpoint to begin with; none for the base model.
+    pub from: Option<PathBuf>,
+    /// The list of pairs without weight.
+    pub skip_pairs: Option<PathBuf>,
     /// What decides which image is better.
     pub preference: Preference,
     /// What becomes of ties.
@@ -72,6 +80,8 @@ pub struct Config {
     pub seed: u64,
     /// Steps between checkpoints.
     pub checkpoint_every: u64,
+    /// The time after which there is a checkpoint whatever the step; none for no such.
+    pub checkpoint_after: Option<Duration>,
     /// Checkpoints kept.
     pub keep: usize,
     /// Steps that are recorded.
@@ -153,6 +163,20 @@ impl Config {
         every > 0 && (step.is_multiple_of(every) || step == self.steps)
     }
 
+    /// What is to be said of a run that ends before its learning rate has come to its height.
+    pub fn short_of_warm_up(&self) -> Option<String> {
+        let highest = self.learning_rate.at(self.steps.saturating_sub(1));
+        let peak = self.learning_rate.peak();
+        (self.learning_rate.warmup_steps() >= self.steps && highest < peak).then(|| {
+            format!(
+                "warm-up takes {} steps of {}: the learning rate comes to {highest:e} of {peak:e}; \
+                 hint: a smaller --warmup-steps",
+                self.learning_rate.warmup_steps(),
+                self.steps
+            )
+        })
+    }
+
     /// Whether the reference becomes the current weights after a step. Not after the last one, which
     /// nothing is measured against.
     pub fn renews_reference_after(&self, step: u64) -> bool {
@@ -229,6 +253,16 @@ impl Config {
         precision.check(device)?;
         let keep = settings.keep.unwrap_or(2);
         ensure!(keep > 0, "--keep 0 would leave nothing to go on from; hint: --keep 1");
+        let minutes = number(
+            "--checkpoint-minutes",
+            settings.checkpoint_minutes.or(Some(0.0)),
+            0.0..f64::INFINITY,
+        )?;
+        let probe_pairs = settings.probe_pairs.unwrap_or(0);
+        ensure!(
+            probe_pairs <= MOST_PROBE_PAIRS,
+            "--probe-pairs {probe_pairs} would fill the device's memory; hint: at most {MOST_PROBE_PAIRS}"
+        );
         let data_threads = settings.data_threads.unwrap_or(DATA_THREADS_CPU);
         ensure!(data_threads > 0, "--data-threads 0 decodes nothing; hint: leave it out");
         let data_memory = positive("--data-memory", settings.data_memory)?;
@@ -237,6 +271,8 @@ impl Config {
             source,
             labels,
             out,
+            from: settings.from.clone(),
+            skip_pairs: settings.skip_pairs.clone(),
             preference: settings.preference.clone().unwrap_or_default(),
             ties: settings.ties.unwrap_or_default(),
             drop_human_ties: settings.drop_human_ties.unwrap_or(false),
@@ -258,9 +294,11 @@ impl Config {
             grad_checkpointing: settings.grad_checkpointing.unwrap_or(false),
             seed: settings.seed.unwrap_or(0),
             checkpoint_every: positive("--checkpoint-every", settings.checkpoint_every)?,
+            checkpoint_after: (minutes > 0.0)
+                .then(|| Duration::try_from_secs_f64(60.0 * minutes).unwrap_or(Duration::MAX)),
             keep,
             record_steps: settings.record_steps.unwrap_or(0),
-            probe_pairs: settings.probe_pairs.unwrap_or(0),
+            probe_pairs,
             probe_every: settings.probe_every.unwrap_or(0),
             samples: Samples {
                 every: settings.sample_every.unwrap_or(0),
@@ -294,6 +332,7 @@ impl RunSettings {
             ("max-grad-norm", self.max_grad_norm),
             ("caption-dropout", self.caption_dropout),
             ("sample-guidance", self.sample_guidance),
+            ("checkpoint-minutes", self.checkpoint_minutes),
         ] {
             let finite = value.is_none_or(f64::is_finite);
             ensure!(
@@ -332,6 +371,8 @@ impl RunSettings {
             &mut self.cache,
             &mut self.labels,
             &mut self.out,
+            &mut self.from,
+            &mut self.skip_pairs,
             &mut self.sample_prompts,
         ];
         single.into_iter().flatten().chain(self.pairs.iter_mut().flatten()).for_each(change);
@@ -366,6 +407,7 @@ impl RunSettings {
         self.grad_checkpointing.get_or_insert(false);
         self.seed.get_or_insert(0);
         self.checkpoint_every.get_or_insert(500);
+        self.checkpoint_minutes.get_or_insert(0.0);
         self.keep.get_or_insert(2);
         self.record_steps.get_or_insert(0);
         self.probe_pairs.get_or_insert(16);
@@ -374,15 +416,29 @@ impl RunSettings {
         self.sample_steps.get_or_insert(25);
         self.device = Some(choice.to_string());
         self.dtype.get_or_insert_with(|| "f32".to_owned());
-        let threads = if on_gpu { DATA_THREADS_CUDA } else { DATA_THREADS_CPU };
-        self.data_threads.get_or_insert(threads);
+        self.data_threads.get_or_insert_with(|| data_threads(on_gpu));
         self.data_memory.get_or_insert(1024);
         Ok(self)
     }
 }
 
+/// Threads that decode: of a machine with several GPUs, each with a process of its own, its share of the
+/// cores.
+fn data_threads(on_gpu: bool) -> usize {
+    if !on_gpu {
+        return DATA_THREADS_CPU;
+    }
+    let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    let gpus = usize::try_from(tch::Cuda::device_count()).unwrap_or(1).max(1);
+    share_of_cores(cores, gpus)
+}
+
+fn share_of_cores(cores: usize, gpus: usize) -> usize {
+    (cores / gpus).clamp(1, DATA_THREADS_CUDA)
+}
+
 /// The largest divisor of `number` that is at most `limit`.
-fn largest_divisor(number: u64, limit: u64) -> u64 {
+pub(crate) fn largest_divisor(number: u64, limit: u64) -> u64 {
     (1..=limit.clamp(1, 4096)).rev().find(|divisor| number.is_multiple_of(*divisor)).unwrap_or(1)
 }
 
@@ -452,6 +508,8 @@ mod tests {
             (vec!["--caption-dropout", "1.5"], "from 0 to 1"),
             (vec!["--adam-beta2", "1"], "--adam-beta2 1"),
             (vec!["--keep", "0"], "--keep 1"),
+            (vec!["--probe-pairs", "100000"], "at most 1024"),
+            (vec!["--checkpoint-minutes=-1"], "--checkpoint-minutes -1"),
             (vec!["--recipe", "sd-15"], "did you mean sd15?"),
             (vec!["--dtype", "fp16"], "expected f32, bf16 or f16"),
             (vec!["--steps", "9999999999999999999"], "more pairs than can be counted"),
@@ -459,6 +517,23 @@ mod tests {
             let message = format!("{:#}", config(&flags).unwrap_err());
             assert!(message.contains(words), "{flags:?}: {message}");
         }
+    }
+
+    #[test]
+    fn processes_of_one_machine_share_its_cores() {
+        assert_eq!(
+            [(2, 1), (64, 1), (64, 8), (16, 8), (4, 8)].map(|(c, g)| share_of_cores(c, g)),
+            [2, 8, 8, 2, 1]
+        );
+    }
+
+    #[test]
+    fn a_run_that_ends_in_its_warm_up_is_told() {
+        let warning = |flags: &[&str]| config(flags).unwrap().short_of_warm_up();
+        let short = warning(&["--steps", "200"]).unwrap();
+        assert!(short.contains("500 steps of 200") && short.contains("of 1.28e-6"), "{short}");
+        assert_eq!(warning(&["--steps", "501"]), None);
+        assert_eq!(warning(&["--steps", "200", "--lr-schedule", "constant"]), None);
     }
 
     #[test]

@@ -2,10 +2,12 @@
 //! `DiffusionPipeline.from_pretrained` loads, and a model card in it.
 
 use std::fmt::Write as _;
-use std::path::{Path, PathBuf};
+use std::io::{Read as _, Write};
+use std::path::{Component, Path, PathBuf};
 
 use anyhow::{Context as _, Result};
 use nn::pipeline::NetworkFiles;
+use nn::unet::SAVED_WEIGHTS;
 use nn::weights::Weights;
 use serde_json::Value;
 
@@ -19,7 +21,11 @@ use crate::probe::ProbeReport;
 pub const FOLDER: &str = "pipeline";
 /// Written last: a folder that has it is whole.
 const INDEX: &str = "model_index.json";
-/// Weights in other formats than the one that is read.
+/// The model card.
+const CARD: &str = "README.md";
+/// How much of a file is copied between two looks for a signal.
+const PIECE: usize = 1 << 20;
+/// Formats of weights, the one that is taken first.
 const WEIGHT_EXTENSIONS: [&str; 7] = ["safetensors", "bin", "msgpack", "h5", "ckpt", "pth", "onnx"];
 /// The suffix of weights in half precision, which diffusers looks for only when asked to.
 const HALF: &str = ".fp16";
@@ -29,33 +35,129 @@ pub fn is_complete(run: &Path) -> bool {
     run.join(FOLDER).join(INDEX).is_file()
 }
 
-/// Writes the result.
+/// A file of the base model that the result has too.
+struct Copied {
+    from: PathBuf,
+    /// Below the folder of the result.
+    to: String,
+}
+
+/// The files of the result, by their names below its folder.
 ///
 /// # Errors
-/// Where a file cannot be read or written.
+/// Where a file of the base model cannot be read.
+pub fn names(base: &BaseModel) -> Result<Vec<String>> {
+    let mut names: Vec<String> = copied(base)?.into_iter().map(|copied| copied.to).collect();
+    names.extend(["unet/config.json".to_owned(), format!("unet/{SAVED_WEIGHTS}")]);
+    names.extend([CARD, INDEX].map(str::to_owned));
+    names.sort_unstable();
+    Ok(names)
+}
+
+/// The bytes of the files that the result has of the base model.
+///
+/// # Errors
+/// Where a file of the base model cannot be read.
+pub fn copied_bytes(base: &BaseModel) -> Result<u64> {
+    let length = |copied: &Copied| copied.from.metadata().map_or(0, |found| found.len());
+    Ok(copied(base)?.iter().map(length).sum())
+}
+
+/// Removes the mark of a complete result, and with it the result's claim to be that of the run.
+///
+/// # Errors
+/// Where it cannot be removed.
+pub fn unmark(run: &Path) -> Result<()> {
+    crate::folder::remove_file(&run.join(FOLDER).join(INDEX))
+}
+
+/// Removes the files `names` of a result, the mark first, and folders that are empty then.
+///
+/// # Errors
+/// Where a file cannot be removed.
+pub fn remove(run: &Path, names: &[String]) -> Result<()> {
+    let result = run.join(FOLDER);
+    if !names.is_empty() {
+        unmark(run)?;
+    }
+    // A manifest is a file that anyone can write: no name leads out of the folder.
+    let is_inside = |name: &&String| {
+        Path::new(name.as_str()).components().all(|part| matches!(part, Component::Normal(_)))
+    };
+    let mut folders = std::collections::BTreeSet::from([result.clone()]);
+    for name in names.iter().filter(is_inside) {
+        let path = result.join(name);
+        crate::folder::remove_file(&path)?;
+        let above = path.ancestors().skip(1).take_while(|above| above.starts_with(&result));
+        folders.extend(above.map(Path::to_owned));
+    }
+    // Those below first.
+    folders.iter().rev().try_for_each(|folder| crate::folder::remove_if_empty(folder))
+}
+
+/// Writes the result. A signal ends it within a moment; the same again writes what is missing.
+///
+/// # Errors
+/// Where a file cannot be read or written, or a signal came.
 pub fn write(run: &Path, base: &BaseModel, networks: &Networks, card: &str) -> Result<PathBuf> {
-    let (from, to) = (&base.files.folder, run.join(FOLDER));
-    let index = std::fs::read(from.join(INDEX))
-        .with_context(|| format!("cannot read {}", from.join(INDEX).display()))?;
-    let parts: Value = serde_json::from_slice(&index)
-        .with_context(|| format!("{}: not JSON", from.join(INDEX).display()))?;
+    let to = run.join(FOLDER);
+    let index = base.files.folder.join(INDEX);
+    let index =
+        std::fs::read(&index).with_context(|| format!("cannot read {}", index.display()))?;
     let unet = to.join("unet");
     runkit::files::create_folder(&unet)?;
-    networks.pipeline.unet.save(&unet)?;
-    let names = parts.as_object().into_iter().flatten().map(|(name, _)| name.as_str());
-    for part in names.filter(|name| *name != "unet" && !name.starts_with('_')) {
-        let folder = from.join(part);
-        if folder.is_dir() {
-            copy_part(&folder, &to.join(part), &networks_of(base, part))?;
-        }
+    networks.pipeline.unet.save_while(&unet, &|| Ok(runkit::signals::check_at("result")?))?;
+    for Copied { from, to: name } in copied(base)? {
+        let target = to.join(name);
+        runkit::files::create_folder(target.parent().unwrap_or(&to))?;
+        let copy = || -> Result<()> {
+            let mut source = std::fs::File::open(&from)?;
+            Ok(runkit::files::write_atomic(&target, |file| copy(&mut source, file))?)
+        };
+        copy().with_context(|| format!("copying {}", from.display()))?;
     }
-    runkit::files::write_atomic(to.join("README.md"), |file| file.write_all(card.as_bytes()))?;
+    runkit::files::write_atomic(to.join(CARD), |file| file.write_all(card.as_bytes()))?;
     runkit::files::write_atomic(to.join(INDEX), |file| file.write_all(&index))?;
     Ok(to)
 }
 
+/// Copies to the end, unless a signal comes.
+fn copy(source: &mut std::fs::File, target: &mut dyn Write) -> std::io::Result<()> {
+    let mut piece = vec![0; PIECE];
+    loop {
+        runkit::signals::check_at("copy")?;
+        match source.read(&mut piece)? {
+            0 => return Ok(()),
+            count => target.write_all(piece.get(..count).unwrap_or_default())?,
+        }
+    }
+}
+
+/// What the result has of the base model: all parts but the UNet, of a network that is read here the weights that
+/// are read, of any other part one format of weights.
+fn copied(base: &BaseModel) -> Result<Vec<Copied>> {
+    let from = &base.files.folder;
+    let index = std::fs::read(from.join(INDEX))
+        .with_context(|| format!("cannot read {}", from.join(INDEX).display()))?;
+    let parts: Value = serde_json::from_slice(&index)
+        .with_context(|| format!("{}: not JSON", from.join(INDEX).display()))?;
+    let names = parts.as_object().into_iter().flatten().map(|(name, _)| name.as_str());
+    let mut all = Vec::new();
+    for part in names.filter(|name| *name != "unet" && !name.starts_with('_')) {
+        let folder = from.join(part);
+        if folder.is_dir() {
+            let read = match network_of(base, part) {
+                Some(network) => Some(Weights::open(&network.weights)?.files().to_vec()),
+                None => None,
+            };
+            list_part(&folder, part, read.as_deref(), &mut all)?;
+        }
+    }
+    Ok(all)
+}
+
 /// The network of a part, if it is one whose weights are read here.
-fn networks_of<'base>(base: &'base BaseModel, part: &str) -> Option<&'base NetworkFiles> {
+fn network_of<'base>(base: &'base BaseModel, part: &str) -> Option<&'base NetworkFiles> {
     match part {
         "vae" => Some(&base.files.vae),
         "text_encoder" => base.files.text_encoders.first(),
@@ -64,45 +166,59 @@ fn networks_of<'base>(base: &'base BaseModel, part: &str) -> Option<&'base Netwo
     }
 }
 
-/// Copies a part of the pipeline; of a network only the weights that are read. Those in half
-/// precision lose the mark in their name, or diffusers would not find them.
-fn copy_part(from: &Path, to: &Path, network: &Option<&NetworkFiles>) -> Result<()> {
-    let read = match network {
-        Some(network) => Some(Weights::open(&network.weights)?.files().to_vec()),
-        None => None,
+/// Lists a part of the pipeline; of its weights the files `read`, or those of the first of the formats. Weights
+/// in half precision lose the mark in their name, or diffusers would not find them.
+fn list_part(
+    folder: &Path,
+    name: &str,
+    read: Option<&[PathBuf]>,
+    all: &mut Vec<Copied>,
+) -> Result<()> {
+    let list = || format!("cannot list {}", folder.display());
+    let mut paths = std::fs::read_dir(folder)
+        .with_context(list)?
+        .map(|entry| entry.map(|entry| entry.path()))
+        .collect::<std::io::Result<Vec<_>>>()
+        .with_context(list)?;
+    paths.sort();
+    let file_name =
+        |path: &Path| path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let files = paths.iter().filter(|path| path.is_file());
+    let best = files.filter_map(|path| format_of(&file_name(path))).min();
+    let is_wanted = |path: &PathBuf| match (read, format_of(&file_name(path))) {
+        (_, None) => true,
+        (Some(read), Some(_)) => read.contains(path),
+        (None, format) => format == best,
     };
-    runkit::files::create_folder(to)?;
-    let list = || format!("cannot list {}", from.display());
-    for entry in std::fs::read_dir(from).with_context(list)? {
-        let path = entry.with_context(list)?.path();
-        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let weights = paths.iter().filter(|path| format_of(&file_name(path)).is_some());
+    let is_single = weights.filter(|path| path.is_file() && is_wanted(path)).count() == 1;
+    for path in &paths {
+        let own = file_name(path);
         if path.is_dir() {
-            if !name.starts_with('.') {
-                copy_part(&path, &to.join(&name), &None)?;
+            if !own.starts_with('.') {
+                list_part(path, &format!("{name}/{own}"), None, all)?;
             }
-            continue;
+        } else if is_wanted(path) {
+            let renamed = match is_single && format_of(&own).is_some() {
+                true => own.replace(HALF, ""),
+                false => own,
+            };
+            all.push(Copied { from: path.clone(), to: format!("{name}/{renamed}") });
         }
-        let mut target = name.clone();
-        if let Some(read) = &read {
-            let extension = path.extension().and_then(|extension| extension.to_str());
-            let holds_weights = name.ends_with(".json") && name.contains(".index.")
-                || extension.is_some_and(|extension| WEIGHT_EXTENSIONS.contains(&extension));
-            if holds_weights && !read.contains(&path) {
-                continue;
-            }
-            if read.len() == 1 && read.contains(&path) {
-                target = name.replace(HALF, "");
-            }
-        }
-        let copied = std::fs::File::open(&path).and_then(|mut source| {
-            runkit::files::write_atomic(to.join(target), |file| {
-                std::io::copy(&mut source, file).map(|_| ())
-            })
-            .map_err(std::io::Error::other)
-        });
-        copied.with_context(|| format!("copying {}", path.display()))?;
     }
     Ok(())
+}
+
+/// The format of a file of weights, or of an index of such, by its name: the place in [`WEIGHT_EXTENSIONS`], and
+/// whether it is a variant such as half precision. None for another file.
+fn format_of(name: &str) -> Option<(usize, bool)> {
+    let (file, variant) = match name.split_once(".index.") {
+        Some((file, rest)) => (file, rest.strip_suffix("json")?.trim_end_matches('.')),
+        None => (name, ""),
+    };
+    let (stem, extension) = file.rsplit_once('.')?;
+    let format = WEIGHT_EXTENSIONS.iter().position(|known| *known == extension)?;
+    Some((format, stem.contains('.') || !variant.is_empty()))
 }
 
 /// The model card: what was done, with what, and how far it came. No time and no host, so that
@@ -148,14 +264,14 @@ pub fn model_card(
     if let Some((first, last)) = probes {
         let _ = write!(
             card,
-            "## How far it came\n\nOn {} pairs of the training set with fixed timesteps and noise, \
+            "## How far it came\n\nOn {} pairs held out of training, with fixed timesteps and noise, \
              against the base model (a loss of ln 2 = 0.6931 and an accuracy of 0.5 are no \
              preference):\n\n\
              | | before | after |\n|---|---|---|\n\
              | loss | {:.4} | {:.4} |\n| implicit accuracy | {:.3} | {:.3} |\n\
              | error on the better images | {:.5} | {:.5} |\n\
              | error on the others | {:.5} | {:.5} |\n\n",
-            config.probe_pairs.min(manifest.pairs),
+            manifest.probe.len(),
             first.loss,
             last.loss,
             first.accuracy,
@@ -167,15 +283,15 @@ pub fn model_card(
         );
     }
     card += "## Settings\n\n| setting | value |\n|---|---|\n";
-    let _ = writeln!(card, "| dtype | {} |", manifest.dtype);
-    for (name, value) in &manifest.settings {
+    let _ = writeln!(card, "| dtype | {} |\n| steps | {} |", manifest.dtype, manifest.steps);
+    for (name, value) in manifest.settings.iter().chain(&manifest.numerics) {
         let _ = writeln!(card, "| {name} | {} |", value.to_string().trim_matches('"'));
     }
     let _ = write!(
         card,
-        "\n## Provenance\n\nMade by {} {}. Labels `{}`, data `{}`. Files of the base model \
+        "\n## Provenance\n\nMade by {}. Labels `{}`, data `{}`. Files of the base model \
          (SHA-256):\n\n| file | hash |\n|---|---|\n",
-        manifest.program, manifest.version, manifest.labels, manifest.data
+        manifest.program, manifest.labels, manifest.data
     );
     for (file, hash) in &manifest.model {
         let _ = writeln!(card, "| {file} | `{hash}` |");
@@ -183,4 +299,46 @@ pub fn model_card(
     card += "\nThe licence of the base model applies. Its faults and biases are not removed by \
              training on preferences, and those of the labels are added.\n";
     card
+}
+
+#[cfg(test)]
+#[expect(clippy::disallowed_methods, reason = "fixtures need not be durable")]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_an_unknown_part_one_format_of_weights_is_taken() {
+        let place = tempfile::tempdir().unwrap();
+        let listed = |files: &[&str]| -> Vec<String> {
+            let folder = place.path().join("safety_checker");
+            std::fs::create_dir(&folder).unwrap();
+            files.iter().for_each(|name| std::fs::write(folder.join(name), "x").unwrap());
+            let mut all = Vec::new();
+            list_part(&folder, "safety_checker", None, &mut all).unwrap();
+            std::fs::remove_dir_all(&folder).unwrap();
+            let name =
+                |copied: Copied| copied.to.strip_prefix("safety_checker/").unwrap().to_owned();
+            all.into_iter().map(name).collect()
+        };
+        let all = [
+            "config.json",
+            "model.fp16.safetensors",
+            "model.safetensors",
+            "pytorch_model.bin",
+            "pytorch_model.fp16.bin",
+        ];
+        assert_eq!(listed(&all), ["config.json", "model.safetensors"]);
+        // The only one there is loses its mark.
+        assert_eq!(listed(&all[..2]), ["config.json", "model.safetensors"]);
+        let sharded = [
+            "model-00001-of-00002.safetensors",
+            "model-00002-of-00002.safetensors",
+            "model.safetensors.index.fp16.json",
+            "model.safetensors.index.json",
+            "pytorch_model.bin.index.json",
+            "vocab.json",
+        ];
+        assert_eq!(listed(&sharded), [sharded[0], sharded[1], sharded[3], sharded[5]]);
+        assert_eq!(listed(&["model.onnx", "merges.txt"]), ["merges.txt", "model.onnx"]);
+    }
 }

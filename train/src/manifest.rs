@@ -1,12 +1,21 @@
-//! What the weights of a run depend on: equal manifests mean equal weights (on a CPU, bit for bit),
-//! and a run is only gone on with under an equal one.
+//! What a run is, in two parts.
+//!
+//! The *identity* is what the weights depend on: model, pairs, labels, loss, seed, batch and so on. A run is
+//! only gone on with under an equal one. The *numerics* (micro-batch, checkpointing, kind of device, version
+//! of the program) and the pairs that are skipped are noted, and may change from one start to the next: equal
+//! manifests mean equal weights (on a CPU, bit for bit), other numerics the same weights but for rounding.
+//! `steps` may grow.
+//!
+//! Every setting belongs to the identity but those named in [`ELSEWHERE`], [`WITHOUT_EFFECT`] and
+//! [`NUMERICS`]: a new one counts unless somebody says that it does not.
 
 use std::collections::BTreeMap;
 use std::path::Path;
 
 use anyhow::{Context as _, Result, bail};
+use runkit::manifest::Difference;
 use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
+use serde_json::{Map, Value};
 
 use crate::config::Config;
 
@@ -15,13 +24,50 @@ pub const FILE: &str = "manifest.json";
 
 const PROGRAM: &str = "train";
 
+/// Settings that say where something is or how it is called; the manifest says what it is.
+const ELSEWHERE: [&str; 11] = [
+    "recipe",
+    "model",
+    "pairs",
+    "cache",
+    "labels",
+    "out",
+    "from",
+    "skip_pairs",
+    "resolution",
+    "dtype",
+    "steps",
+];
+
+/// Settings that change no weight.
+const WITHOUT_EFFECT: [&str; 11] = [
+    "checkpoint_every",
+    "checkpoint_minutes",
+    "keep",
+    "record_steps",
+    "probe_every",
+    "sample_every",
+    "sample_prompts",
+    "sample_steps",
+    "sample_guidance",
+    "data_threads",
+    "data_memory",
+];
+
+/// Settings that change weights by rounding alone; of the device the kind counts.
+const NUMERICS: [&str; 3] = ["micro_batch", "grad_checkpointing", "device"];
+
+/// What is not part of the identity in `manifest.json`.
+const APART: [&str; 3] = ["numerics", "steps", "result"];
+
+/// How a run computes, by name.
+pub type Numerics = BTreeMap<String, Value>;
+
 /// `manifest.json`. No time, no host, no path.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Manifest {
     /// The program that trained.
     pub program: String,
-    /// Its version.
-    pub version: String,
     /// The pipeline's class in diffusers.
     pub pipeline: String,
     /// The SHA-256 of every file of the base model, by part.
@@ -32,14 +78,35 @@ pub struct Manifest {
     pub labels: String,
     /// Pairs that are trained on.
     pub pairs: u64,
+    /// The pairs of the probe, which are held out, as `FILE:ROW`.
+    pub probe: Vec<String>,
     /// Height and width of images in pixels.
     pub resolution: i64,
     /// The type that networks compute in.
     pub dtype: String,
-    /// The kind of device: `cpu` or `cuda`. Their last bits differ.
-    pub device: String,
+    /// The checkpoint of another run that this one began with.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub from: Option<Origin>,
     /// Settings by name.
     pub settings: BTreeMap<String, Value>,
+    /// Optimizer steps, those of the checkpoint it began with included.
+    pub steps: u64,
+    /// How it computes.
+    pub numerics: Numerics,
+    /// The files of `pipeline/`, once it is written.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub result: Vec<String>,
+}
+
+/// The checkpoint of another run that a run began with.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Origin {
+    /// Its step.
+    pub step: u64,
+    /// The pairs consumed up to it.
+    pub position: u64,
+    /// A checksum of the list of its files.
+    pub checkpoint: String,
 }
 
 /// What is known of the data.
@@ -51,10 +118,14 @@ pub struct DataFacts {
     pub labels: String,
     /// Pairs that are trained on.
     pub pairs: u64,
+    /// The pairs of the probe, as `FILE:ROW`.
+    pub probe: Vec<String>,
+    /// The pairs that are skipped, in short.
+    pub skipped: Option<String>,
 }
 
 impl Manifest {
-    /// Describes a run.
+    /// Describes a run that begins with the base model.
     ///
     /// # Errors
     /// Never in practice: every field is plain data.
@@ -63,58 +134,50 @@ impl Manifest {
         pipeline: &str,
         model: BTreeMap<String, String>,
         resolution: i64,
-        data: &DataFacts,
+        data: DataFacts,
     ) -> Result<Self> {
-        let given = &config.settings;
-        // What moves no weight and no metric is not in it: paths, checkpoints, samples, threads.
-        let settings = json!({
-            "preference": config.preference,
-            "ties": config.ties,
-            "drop_human_ties": config.drop_human_ties,
-            "reference_every": config.reference_every,
-            "beta": config.beta,
-            "steps": config.steps,
-            "batch_size": config.batch_size,
-            "micro_batch": config.micro_batch,
-            "lr": given.lr,
-            "scale_lr": given.scale_lr,
-            "lr_schedule": given.lr_schedule,
-            "warmup_steps": given.warmup_steps,
-            "optimizer": config.optimizer,
-            "adam_beta1": config.adam_betas[0],
-            "adam_beta2": config.adam_betas[1],
-            "adam_epsilon": config.adam_epsilon,
-            "weight_decay": config.weight_decay,
-            "max_grad_norm": given.max_grad_norm,
-            "caption_dropout": config.caption_dropout,
-            "hflip": config.hflip,
-            "random_crop": config.random_crop,
-            "grad_checkpointing": config.grad_checkpointing,
-            "seed": config.seed,
-            "probe_pairs": config.probe_pairs,
-            "probe_every": config.probe_every,
+        let mut settings: BTreeMap<String, Value> =
+            serde_json::from_value(serde_json::to_value(&config.settings)?)?;
+        settings.retain(|name, _| {
+            let name = name.as_str();
+            !(ELSEWHERE.contains(&name)
+                || WITHOUT_EFFECT.contains(&name)
+                || NUMERICS.contains(&name))
         });
+        let device = if config.device.is_cuda() { "cuda" } else { "cpu" };
+        let mut numerics = BTreeMap::from([
+            ("version".to_owned(), env!("CARGO_PKG_VERSION").into()),
+            ("device".to_owned(), device.into()),
+            ("micro_batch".to_owned(), config.micro_batch.into()),
+            ("grad_checkpointing".to_owned(), config.grad_checkpointing.into()),
+        ]);
+        if let Some(skipped) = data.skipped {
+            numerics.insert("skip_pairs".to_owned(), skipped.into());
+        }
         Ok(Self {
             program: PROGRAM.to_owned(),
-            version: env!("CARGO_PKG_VERSION").to_owned(),
             pipeline: pipeline.to_owned(),
             model,
-            data: data.fingerprint.clone(),
-            labels: data.labels.clone(),
+            data: data.fingerprint,
+            labels: data.labels,
             pairs: data.pairs,
+            probe: data.probe,
             resolution,
             dtype: config.precision.to_string(),
-            device: if config.device.is_cuda() { "cuda" } else { "cpu" }.to_owned(),
-            settings: serde_json::from_value(settings)?,
+            from: None,
+            settings,
+            steps: config.steps,
+            numerics,
+            result: Vec::new(),
         })
     }
 
-    /// A checksum of the whole.
+    /// A checksum of the identity.
     ///
     /// # Errors
     /// Never in practice: every field is plain data.
     pub fn fingerprint(&self) -> Result<String> {
-        Ok(runkit::manifest::fingerprint(self)?)
+        Ok(runkit::manifest::fingerprint(&identity(serde_json::to_value(self)?))?)
     }
 
     /// The manifest in the folder of a run, if there is one.
@@ -141,18 +204,61 @@ impl Manifest {
     /// Refuses to go on with what another run began.
     ///
     /// # Errors
-    /// Naming every field that differs.
+    /// Naming every field of the identity that differs.
     pub fn refuse_another(&self, run: &Path) -> Result<()> {
         let Some(earlier) = Self::read(run)? else { return Ok(()) };
-        let differences = runkit::manifest::differences(&earlier, &serde_json::to_value(self)?);
+        let ours = identity(serde_json::to_value(self)?);
+        let differences = runkit::manifest::differences(&identity(earlier), &ours);
         if differences.is_empty() {
             return Ok(());
         }
         let fields: Vec<String> = differences.iter().map(|field| format!("\n  {field}")).collect();
         bail!(
-            "{}: of another run, which differs in{}\nhint: choose another --out, or start over with --fresh",
+            "{}: of another run, which differs in{}\nhint: choose another --out, where --from CHECKPOINT \
+             begins with what was trained here, or start over with --fresh",
             run.display(),
             fields.concat()
         )
+    }
+}
+
+/// What two starts of one run have in common.
+fn identity(mut manifest: Value) -> Value {
+    if let Some(fields) = manifest.as_object_mut() {
+        fields.retain(|name, _| !APART.contains(&name.as_str()));
+    }
+    manifest
+}
+
+/// How a start computes otherwise than the one before.
+pub fn other_numerics(earlier: &Numerics, now: &Numerics) -> Vec<Difference> {
+    let value = |numerics: &Numerics| {
+        let fields = numerics.iter().map(|(name, value)| (name.clone(), value.clone()));
+        Value::Object(fields.collect::<Map<String, Value>>())
+    };
+    runkit::manifest::differences(&value(earlier), &value(now))
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+    use crate::cli::Cli;
+
+    /// A setting that was renamed would count from then on, or one of that name never.
+    #[test]
+    fn every_setting_that_does_not_count_is_one_there_is() {
+        let command = Cli::command();
+        let run = command.find_subcommand("run").unwrap();
+        let names: Vec<&str> = run.get_arguments().map(|one| one.get_id().as_str()).collect();
+        let mut listed = [&ELSEWHERE[..], &WITHOUT_EFFECT, &NUMERICS].concat();
+        for name in &listed {
+            assert!(names.contains(name), "{name} is no setting");
+        }
+        let count = listed.len();
+        listed.sort_unstable();
+        listed.dedup();
+        assert_eq!(listed.len(), count, "a setting stands in two lists");
     }
 }

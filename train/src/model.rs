@@ -13,9 +13,10 @@ use nn::schedule::{ScheduleConfig, TrainingSchedule};
 use nn::unet::{UNet, UNetConfig};
 use nn::vae::VaeConfig;
 use nn::weights::Weights;
-use rayon::prelude::*;
 use runkit::logging::escape_for_terminal;
 use tch::{Device, Tensor};
+
+pub use crate::file_hashes::FileHashes;
 
 /// Images wider than this are a slip of the finger.
 const LARGEST_RESOLUTION: i64 = 16_384;
@@ -89,11 +90,11 @@ impl BaseModel {
     }
 
     /// What the model is: the SHA-256 of each file that is read, by part and name, and for
-    /// tokenizers what they are. Large files are hashed side by side.
+    /// tokenizers what they are. Files that `hashes` does not know are read, side by side.
     ///
     /// # Errors
-    /// Where a file cannot be read.
-    pub fn parts(&self) -> Result<BTreeMap<String, String>> {
+    /// Where a file cannot be read, or a signal came.
+    pub fn parts(&self, hashes: &mut FileHashes) -> Result<BTreeMap<String, String>> {
         let files = &self.files;
         let mut paths = vec![("scheduler".to_owned(), files.scheduler_config.clone())];
         let text_encoders = files.text_encoders.iter().zip(["text_encoder", "text_encoder_2"]);
@@ -106,10 +107,11 @@ impl BaseModel {
         }
         let name =
             |path: &PathBuf| path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let mut parts = paths
-            .par_iter()
-            .map(|(part, path)| Ok((format!("{part}/{}", name(path)), hub::sha256_file(path)?)))
-            .collect::<Result<BTreeMap<_, _>>>()?;
+        hashes.learn(paths.iter().map(|(_, path)| path.as_path()))?;
+        let mut parts = BTreeMap::new();
+        for (part, path) in &paths {
+            parts.insert(format!("{part}/{}", name(path)), hashes.of(path)?);
+        }
         for (tokenizer, part) in self.tokenizers.iter().zip(["tokenizer", "tokenizer_2"]) {
             parts.insert(part.to_owned(), tokenizer.fingerprint());
         }

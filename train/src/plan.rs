@@ -1,7 +1,6 @@
 //! `train plan`: what a run would be, before it is begun. Nothing is loaded and nothing is written.
 
 use std::fmt::{self, Write as _};
-use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
@@ -16,6 +15,7 @@ use tch::{Device, Kind, Tensor};
 
 use crate::cli::OptimizerKind;
 use crate::config::{Config, Source};
+use crate::export;
 use crate::model::BaseModel;
 use crate::prepared::Prepared;
 
@@ -72,12 +72,8 @@ impl Disk {
         let weights = parameters(&files.unet)?.iter().sum::<f64>();
         let numbers = 4.0 * weights + 4.0 * state(config.optimizer, &files.unet)?;
         let checkpoint = (numbers + bytes_of(config.precision) * weights) as u64;
-        let mut all = (config.keep as u64 + 1) * checkpoint + 4 * weights as u64;
-        for network in std::iter::once(&files.vae).chain(&files.text_encoders) {
-            let weights = Weights::open(&network.weights)?;
-            let length = |file: &PathBuf| file.metadata().map_or(0, |found| found.len());
-            all += weights.files().iter().map(length).sum::<u64>();
-        }
+        let result = 4 * weights as u64 + export::copied_bytes(base)?;
+        let all = (config.keep as u64 + 1) * checkpoint + result;
         Ok(Self { checkpoint, all, free: runkit::files::free_space(&config.out)? })
     }
 }
@@ -136,20 +132,28 @@ impl Plan {
         line(
             "pairs",
             format!(
-                "{} of {} ({} failed, {} left out as ties or without a preference{})",
+                "{} of {} ({} failed, {} left out as ties or without a preference, {} held out for the \
+                 probe{}{})",
                 HumanCount(counts.selected),
                 HumanCount(counts.rows),
                 HumanCount(counts.failed),
                 HumanCount(counts.left_out),
-                match config.source {
-                    Source::Pairs(_) => String::new(),
-                    Source::Cache(_) =>
-                        format!(", {} not in the cache", HumanCount(counts.uncached)),
+                HumanCount(counts.held_out),
+                match (counts.uncached, &config.source) {
+                    (0, Source::Pairs(_)) => String::new(),
+                    (uncached, _) => format!(", {} not in the cache", HumanCount(uncached)),
+                },
+                match counts.skipped {
+                    0 => String::new(),
+                    skipped => format!("; {} of them skipped", HumanCount(skipped)),
                 }
             ),
         );
+        if let Some(shortage) = prepared.probe_shortage(config) {
+            line("", shortage);
+        }
         line("preference", config.preference.to_string());
-        line("ties", format!("{}, policy: {}", prepared.ties, config.ties));
+        line("ties", prepared.ties_in_words(config));
         line(
             "steps",
             format!(
@@ -166,6 +170,9 @@ impl Plan {
             _ => format!("{rate:e} · {} pairs of a batch", config.batch_size),
         };
         line("effective lr", format!("{:e} ({scaled})", config.learning_rate.peak()));
+        if let Some(warning) = config.short_of_warm_up() {
+            line("", warning);
+        }
         line(
             "reference",
             match config.reference_every {

@@ -237,9 +237,22 @@ impl Judge {
         &self.factors
     }
 
-    /// Whether the votes of a row are evenly split, or its sums equal.
+    /// Whether the votes of a row are evenly split, its sums equal, or people found its images equal, by
+    /// whoever is asked. One scorer's votes are never a tie.
     pub fn is_tie(&self, row: &LabelRow) -> bool {
-        self.sign(row) == Some(0.0)
+        match &self.preference {
+            Preference::Human => row.human_label_0 == Some(0.5),
+            Preference::Vanilla => {
+                let votes = || row.votes.iter().map(|vote| vote.map(i64::from));
+                !row.votes.is_empty() && votes().sum::<Option<i64>>() == Some(0)
+            }
+            _ => self.sign(row) == Some(0.0),
+        }
+    }
+
+    /// Whether what becomes of ties is decided by the policy: people's and the share of votes stay one half.
+    pub fn has_tie_policy(preference: &Preference) -> bool {
+        !matches!(preference, Preference::Human | Preference::Vanilla | Preference::RandomScorer)
     }
 
     /// Which image the votes or scores speak for: above zero for image 0, zero for a tie. None where they
@@ -461,6 +474,21 @@ mod tests {
         scaled.factors[3] = 0.001;
         assert_eq!(probability(&scaled, &scored), Some(1.0));
         assert_eq!(probability(&sum, &row(TIE, None)), Some(0.0), "an equal sum is a tie");
+    }
+
+    #[test]
+    fn ties_are_counted_whoever_is_asked() {
+        let is_tie =
+            |preference, votes, human| judge(preference, Ties::Drop).is_tie(&row(votes, human));
+        for preference in [Preference::Consensus, Preference::Vanilla] {
+            assert!(is_tie(preference.clone(), TIE, None), "{preference}");
+            assert!(!is_tie(preference, [1, 1, 1, -1], Some(0.5)));
+        }
+        assert!(is_tie(Preference::Human, [1, 1, 1, 1], Some(0.5)));
+        assert!(
+            !is_tie(Preference::Human, TIE, Some(1.0)) && !is_tie(Preference::Human, TIE, None)
+        );
+        assert!(!is_tie(Preference::RandomScorer, TIE, Some(0.5)));
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! What is known of a run before its networks are loaded: model, labels and pairs, opened, joined and
 //! checked. What can be wrong with them is said here.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::Arc;
 
@@ -11,29 +12,47 @@ use schemas::labels::LabelsFile;
 use crate::config::{Config, Source};
 use crate::data::{Counts, Dataset, StreamOptions};
 use crate::manifest::{DataFacts, Manifest};
-use crate::model::BaseModel;
+use crate::model::{BaseModel, FileHashes};
+use crate::pair_list::PairList;
 use crate::preference::{Judge, Judgement};
+use crate::randomness::Choice;
 use crate::samples::Sampler;
+
+/// Of the pairs that can be trained on, no more than one in so many is held out for the probe.
+const SHARE_OF_PROBE: u64 = 4;
+
+/// What is known of a pair.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct PairLabel {
+    /// What the loss is told of it.
+    pub judgement: Judgement,
+    /// Whether it has no weight, by `--skip-pairs`.
+    pub is_skipped: bool,
+}
 
 /// Everything that is known of a run before its networks are loaded.
 #[derive(Debug)]
 pub struct Prepared {
     /// The model.
     pub base: BaseModel,
-    /// The pairs with their judgements.
-    pub dataset: Arc<Dataset<Judgement>>,
+    /// The pairs that are trained on, with their labels.
+    pub dataset: Arc<Dataset<PairLabel>>,
+    /// The pairs of the probe, which are held out of training.
+    pub probe: Arc<Dataset<PairLabel>>,
     /// The scorers of the labels.
     pub scorers: Vec<String>,
     /// A checksum of all judgements.
     pub labels: String,
     /// Pairs with votes, and how many of them are ties, whatever becomes of these.
     pub ties: TieCount,
+    /// The pairs without weight.
+    pub skipped: PairList,
 }
 
 /// How many pairs are ties.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct TieCount {
-    /// Evenly split votes, or equal sums.
+    /// Evenly split votes, equal sums, or images that people found equal, by the preference.
     pub ties: u64,
     /// Pairs with votes.
     pub pairs: u64,
@@ -47,10 +66,10 @@ impl fmt::Display for TieCount {
 }
 
 /// A checksum of judgements in their order: what a run depends on of its labels.
-fn digest(judgements: &[Judgement]) -> String {
+fn digest(labels: &[PairLabel]) -> String {
     let mut hasher = blake3::Hasher::new();
-    for judgement in judgements {
-        match judgement {
+    for label in labels {
+        match label.judgement {
             Judgement::Fixed { probability, weight } => {
                 hasher.update(b"f").update(&probability.to_le_bytes()).update(&weight.to_le_bytes())
             }
@@ -72,27 +91,50 @@ impl Prepared {
             "{}: expected labels, found nothing; hint: relabel score writes them",
             config.labels.display()
         );
+        let skipped = config.skip_pairs.as_deref().map(PairList::read).transpose()?;
+        let skipped = skipped.unwrap_or_default();
         let labels = LabelsFile::open(&config.labels)?;
         let judge = Judge::new(&labels, &config.preference, config.ties, config.drop_human_ties)?;
         let mut ties = TieCount::default();
-        let mut judgement = |row: &schemas::labels::LabelRow| {
+        let mut known = BTreeSet::new();
+        let mut label = |row: &schemas::labels::LabelRow| {
             ties.pairs += 1;
             ties.ties += u64::from(judge.is_tie(row));
-            judge.judge(row)
+            let is_skipped = skipped.contains(&row.pair_id);
+            if is_skipped {
+                known.insert(row.pair_id.clone());
+            }
+            Some(PairLabel { judgement: judge.judge(row)?, is_skipped })
         };
-        let dataset = match &config.source {
-            Source::Pairs(pairs) => Dataset::open(pairs, &config.labels, &mut judgement)?,
-            Source::Cache(folder) => Dataset::open_cache(folder, &config.labels, &mut judgement)?,
+        let is_skipped = |label: &PairLabel| label.is_skipped;
+        let all = match &config.source {
+            Source::Pairs(pairs) => {
+                Dataset::open_skipping(pairs, &config.labels, &mut label, &is_skipped)?
+            }
+            Source::Cache(folder) => {
+                Dataset::open_cache_skipping(folder, &config.labels, &mut label, &is_skipped)?
+            }
         };
+        skipped.refuse_unknown(&known, &config.labels)?;
         // What is wrong with a cache or with the prompts is said before anything is loaded.
-        dataset.check(&stream_options(config, &base, 0))?;
+        all.check(&stream_options(config, &base, 0))?;
         Sampler::new(config, &[], &base)?;
+        let labels = digest(all.judgements());
+        let count = config.probe_pairs.min(all.len() / SHARE_OF_PROBE);
+        let (dataset, probe) = all.hold_out(count, Choice::Probe.number(config.seed, 0, 0));
+        ensure!(
+            dataset.counts().skipped < dataset.len(),
+            "{}: all pairs are to be skipped; hint: a shorter --skip-pairs",
+            config.labels.display()
+        );
         Ok(Self {
             base,
-            labels: digest(dataset.judgements()),
+            labels,
             dataset: Arc::new(dataset),
+            probe: Arc::new(probe),
             scorers: judge.scorers().to_vec(),
             ties,
+            skipped,
         })
     }
 
@@ -101,34 +143,59 @@ impl Prepared {
         self.dataset.counts()
     }
 
+    /// How many ties there are, and what becomes of them.
+    pub fn ties_in_words(&self, config: &Config) -> String {
+        if !Judge::has_tie_policy(&config.preference) {
+            return format!("{}, each a preference of one half", self.ties);
+        }
+        format!("{}, policy: {}", self.ties, config.ties)
+    }
+
+    /// What is to be said of a probe with fewer pairs than were asked for.
+    pub fn probe_shortage(&self, config: &Config) -> Option<String> {
+        let (asked, held, all) =
+            (config.probe_pairs, self.probe.len(), self.counts().selected + self.counts().held_out);
+        (held < asked).then(|| {
+            format!(
+                "the data set has {all} pairs to train on: {held} are held out for the probe, not \
+                 {asked}, as no more than one in {SHARE_OF_PROBE} is"
+            )
+        })
+    }
+
     /// Checks that a cache, if there is one, was made with the model's encoders; their files are hashed.
     ///
     /// # Errors
     /// Where it was made with others, or a file cannot be read.
     pub fn check_cache(&self) -> Result<()> {
         match self.dataset.cache() {
-            Some(cache) => cache.check_encoders(&self.base.parts()?).map_err(anyhow::Error::msg),
+            Some(cache) => {
+                let parts = self.base.parts(&mut FileHashes::default())?;
+                cache.check_encoders(&parts).map_err(anyhow::Error::msg)
+            }
             None => Ok(()),
         }
     }
 
-    /// What the run is.
+    /// What the run is. `hashes` are those of the model's files as far as they are known, and in the end all.
     ///
     /// # Errors
     /// Where a file of the model cannot be read, or a cache was made with other encoders.
-    pub fn manifest(&self, config: &Config) -> Result<Manifest> {
+    pub fn manifest(&self, config: &Config, hashes: &mut FileHashes) -> Result<Manifest> {
         let data = DataFacts {
             fingerprint: self.dataset.fingerprint().to_owned(),
             labels: self.labels.clone(),
             pairs: self.counts().selected,
+            probe: self.probe.places().collect(),
+            skipped: self.skipped.summary(),
         };
         let base = &self.base;
         let family = base.files.family.class_name();
-        let parts = base.parts()?;
+        let parts = base.parts(hashes)?;
         if let Some(cache) = self.dataset.cache() {
             cache.check_encoders(&parts).map_err(anyhow::Error::msg)?;
         }
-        Manifest::new(config, family, parts, base.resolution, &data)
+        Manifest::new(config, family, parts, base.resolution, data)
     }
 }
 

@@ -3,17 +3,17 @@
 //! moves, so that the loss of training is a noisy line that returns to ln 2 at every refresh; the
 //! probe's is smooth, and tells how far the model has come.
 //!
-//! Its pairs are pairs of the training set. Their latents, texts and the base model's errors are kept
+//! Its pairs are held out of training ([`crate::prepared`]). Their latents, texts and the base model's errors are kept
 //! in `probe.safetensors`, so that a run that goes on looks at the very same.
 
 use std::path::Path;
 
 use anyhow::{Context as _, Result, ensure};
-use nn::pipeline::TextConditions;
 use nn::schedule::TrainingSchedule;
 use nn::unet::UNet;
 use nn::weights::{Weights, write_safetensors};
 use serde::{Deserialize, Serialize};
+use serde_json::json;
 use tch::{Device, Kind, Tensor};
 
 use crate::data::Example;
@@ -21,13 +21,14 @@ use crate::loss::{self, PairErrors};
 use crate::model::Networks;
 use crate::preference::Judgement;
 use crate::randomness::Choice;
+use crate::report::Values;
 use crate::statistics::Summary;
 use crate::step::{self, Inputs, MicroBatch, Preparation};
 
 /// Timesteps of each pair, one in each quarter of the schedule.
 const TIMESTEPS: u64 = 4;
-const TENSORS: &str = "probe.safetensors";
-const NAMES: &str = "probe.json";
+pub(crate) const TENSORS: &str = "probe.safetensors";
+pub(crate) const NAMES: &str = "probe.json";
 
 /// The probe's pairs, ready to be looked at.
 #[derive(Debug)]
@@ -62,6 +63,20 @@ pub struct ProbeReport {
 }
 
 impl ProbeReport {
+    /// As metrics.
+    pub fn values(&self) -> Values {
+        vec![
+            ("probe/loss", json!(self.loss)),
+            ("probe/accuracy", json!(self.accuracy)),
+            ("probe/z_mean", json!(self.logits.mean)),
+            ("probe/z_deviation", json!(self.logits.deviation)),
+            ("probe/error_better", json!(self.errors[0])),
+            ("probe/error_other", json!(self.errors[1])),
+            ("probe/base_error_better", json!(self.base_errors[0])),
+            ("probe/base_error_other", json!(self.base_errors[1])),
+        ]
+    }
+
     /// What the base model itself looks like.
     #[must_use]
     pub fn before(&self) -> Self {
@@ -115,7 +130,7 @@ impl Probe {
             let single = step::prepare(&preparation, networks, vec![example], 0)?;
             parts.push(spread(&single, seed, pair, steps)?);
         }
-        let whole = join(&parts)?;
+        let whole = MicroBatch::cat(&parts)?;
         let names = Names { pair_ids: whole.pair_ids.clone(), captions: captions.clone() };
         let batches = cut(&whole, rows)?;
         let base = batches
@@ -141,36 +156,23 @@ impl Probe {
         let text = std::fs::read_to_string(&names).with_context(context)?;
         let names: Names = serde_json::from_str(&text).with_context(context)?;
         let weights = Weights::open(&tensors).with_context(context)?;
-        let tensor = |name: &str| -> Result<Tensor> {
-            let stored = weights.tensor(name).with_context(context)?;
+        let optional = |name: &str| -> Result<Option<Tensor>> {
+            let tensor = weights.contains(name).then(|| weights.tensor(name)).transpose();
             // A copy: the file may be removed while the run goes on.
-            Ok(stored.f_to_device(device)?.f_add_scalar(0)?)
+            let copy = |tensor: Tensor| tensor.f_to_device(device)?.f_add_scalar(0);
+            Ok(tensor.with_context(context)?.map(copy).transpose()?)
         };
-        let optional = |name: &str| weights.contains(name).then(|| tensor(name)).transpose();
-        let probability_P = tensor("label_p")?;
         let count = names.pair_ids.len();
-        ensure!(usize::try_from(probability_P.size1()?)? == count, "{}", context());
-        let whole = MicroBatch {
-            pair_ids: names.pair_ids,
-            latents_PCHW: [tensor("latents_0")?, tensor("latents_1")?],
-            noise_PCHW: tensor("noise")?,
-            timesteps_P: tensor("timesteps")?,
-            text: TextConditions {
-                hidden_BLD: tensor("prompt_embeds")?,
-                pooled_BD: optional("pooled_embeds")?,
-            },
-            time_ids_P6: optional("time_ids")?,
-            weight_P: probability_P.f_ones_like()?,
-            probability_P,
-            weight: count as f64,
-        };
+        let whole = MicroBatch::from_tensors(names.pair_ids, &optional).with_context(context)?;
+        ensure!(usize::try_from(whole.len())? == count, "{}", context());
+        let tensor = |name: &str| optional(name)?.with_context(context);
         let batches = cut(&whole, rows)?;
         let (first, second) = (tensor("base_error_0")?, tensor("base_error_1")?);
         let mut start = 0;
         let base = batches
             .iter()
             .map(|batch| {
-                let length = batch.probability_P.size1()?;
+                let length = batch.len();
                 let both = [first.f_narrow(0, start, length)?, second.f_narrow(0, start, length)?];
                 start += length;
                 Ok(both)
@@ -244,16 +246,14 @@ fn errors_of(
     tch::no_grad(|| {
         let inputs = Inputs::of(schedule, batch)?;
         let (_, errors_2P) = inputs.predict(network)?;
-        let pairs = batch.probability_P.size1()?;
+        let pairs = batch.len();
         Ok([errors_2P.f_narrow(0, 0, pairs)?, errors_2P.f_narrow(0, pairs, pairs)?])
     })
 }
 
 /// A pair at each of its timesteps, each with noise of its own.
 fn spread(single: &MicroBatch, seed: u64, pair: u64, steps: u64) -> Result<MicroBatch> {
-    let rows = i64::try_from(TIMESTEPS)?;
     let device = single.noise_PCHW.device();
-    let repeat = |tensor: &Tensor| tensor.f_repeat_interleave_self_int(rows, 0, None);
     let size = single.noise_PCHW.size();
     let mut noise = Vec::new();
     let mut timesteps = Vec::new();
@@ -266,95 +266,24 @@ fn spread(single: &MicroBatch, seed: u64, pair: u64, steps: u64) -> Result<Micro
         timesteps.push(i64::try_from(timestep)?);
     }
     Ok(MicroBatch {
-        pair_ids: vec![single.pair_ids.concat(); usize::try_from(TIMESTEPS)?],
-        latents_PCHW: [repeat(&single.latents_PCHW[0])?, repeat(&single.latents_PCHW[1])?],
         noise_PCHW: Tensor::f_stack(&noise, 0)?.f_to_device(device)?,
         timesteps_P: Tensor::f_from_slice(&timesteps)?.f_to_device(device)?,
-        text: TextConditions {
-            hidden_BLD: repeat(&single.text.hidden_BLD)?,
-            pooled_BD: single.text.pooled_BD.as_ref().map(repeat).transpose()?,
-        },
-        time_ids_P6: single.time_ids_P6.as_ref().map(repeat).transpose()?,
-        probability_P: repeat(&single.probability_P)?,
-        weight_P: repeat(&single.weight_P)?,
-        weight: single.weight * TIMESTEPS as f64,
+        ..single.repeat(usize::try_from(TIMESTEPS)?)?
     })
 }
 
-/// Batches under each other.
-fn join(parts: &[MicroBatch]) -> Result<MicroBatch> {
-    let joined = |of: fn(&MicroBatch) -> &Tensor| {
-        Tensor::f_cat(&parts.iter().map(of).collect::<Vec<_>>(), 0)
-    };
-    let optional = |of: fn(&MicroBatch) -> Option<&Tensor>| {
-        let all: Option<Vec<&Tensor>> = parts.iter().map(of).collect();
-        all.map(|all| Tensor::f_cat(&all, 0)).transpose()
-    };
-    Ok(MicroBatch {
-        pair_ids: parts.iter().flat_map(|part| part.pair_ids.clone()).collect(),
-        latents_PCHW: [
-            joined(|part| &part.latents_PCHW[0])?,
-            joined(|part| &part.latents_PCHW[1])?,
-        ],
-        noise_PCHW: joined(|part| &part.noise_PCHW)?,
-        timesteps_P: joined(|part| &part.timesteps_P)?,
-        text: TextConditions {
-            hidden_BLD: joined(|part| &part.text.hidden_BLD)?,
-            pooled_BD: optional(|part| part.text.pooled_BD.as_ref())?,
-        },
-        time_ids_P6: optional(|part| part.time_ids_P6.as_ref())?,
-        probability_P: joined(|part| &part.probability_P)?,
-        weight_P: joined(|part| &part.weight_P)?,
-        weight: parts.iter().map(|part| part.weight).sum(),
-    })
-}
-
-/// A batch in parts of at most `rows` rows, each a tensor of its own.
+/// A batch in parts of at most `rows` rows.
 fn cut(whole: &MicroBatch, rows: u64) -> Result<Vec<MicroBatch>> {
-    let total = whole.probability_P.size1()?;
     let rows = i64::try_from(rows)?.max(1);
-    let mut parts = Vec::new();
-    let mut start = 0;
-    while start < total {
-        let length = rows.min(total - start);
-        let part = |tensor: &Tensor| tensor.f_narrow(0, start, length)?.f_contiguous();
-        let names = usize::try_from(start)?..usize::try_from(start + length)?;
-        parts.push(MicroBatch {
-            pair_ids: whole.pair_ids.get(names).unwrap_or_default().to_vec(),
-            latents_PCHW: [part(&whole.latents_PCHW[0])?, part(&whole.latents_PCHW[1])?],
-            noise_PCHW: part(&whole.noise_PCHW)?,
-            timesteps_P: part(&whole.timesteps_P)?,
-            text: TextConditions {
-                hidden_BLD: part(&whole.text.hidden_BLD)?,
-                pooled_BD: whole.text.pooled_BD.as_ref().map(part).transpose()?,
-            },
-            time_ids_P6: whole.time_ids_P6.as_ref().map(part).transpose()?,
-            probability_P: part(&whole.probability_P)?,
-            weight_P: part(&whole.weight_P)?,
-            weight: length as f64,
-        });
-        start += length;
-    }
-    Ok(parts)
+    let starts = (0..whole.len()).step_by(usize::try_from(rows)?);
+    starts.map(|start| whole.narrow(start, rows.min(whole.len() - start))).collect()
 }
 
 fn write(run: &Path, whole: &MicroBatch, base: &[[Tensor; 2]], names: &Names) -> Result<()> {
     let errors =
         |image: usize| Tensor::f_cat(&base.iter().map(|both| &both[image]).collect::<Vec<_>>(), 0);
-    let mut tensors = vec![
-        ("latents_0", whole.latents_PCHW[0].shallow_clone()),
-        ("latents_1", whole.latents_PCHW[1].shallow_clone()),
-        ("noise", whole.noise_PCHW.shallow_clone()),
-        ("timesteps", whole.timesteps_P.shallow_clone()),
-        ("prompt_embeds", whole.text.hidden_BLD.shallow_clone()),
-        ("label_p", whole.probability_P.shallow_clone()),
-        ("base_error_0", errors(0)?),
-        ("base_error_1", errors(1)?),
-    ];
-    if let (Some(pooled), Some(time_ids)) = (&whole.text.pooled_BD, &whole.time_ids_P6) {
-        tensors.push(("pooled_embeds", pooled.shallow_clone()));
-        tensors.push(("time_ids", time_ids.shallow_clone()));
-    }
+    let mut tensors = whole.to_tensors();
+    tensors.extend([("base_error_0", errors(0)?), ("base_error_1", errors(1)?)]);
     let tensors: Vec<(String, Tensor)> =
         tensors.into_iter().map(|(name, tensor)| (name.to_owned(), tensor)).collect();
     write_safetensors(&run.join(TENSORS), &tensors)?;

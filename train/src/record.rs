@@ -40,23 +40,10 @@ impl Record {
     /// # Errors
     /// Where libtorch has not enough memory.
     pub fn of(batch: &MicroBatch, predictions: &Predictions) -> Result<Self, TchError> {
-        let pairs = batch.probability_P.size1()?;
+        let pairs = batch.len();
         let half = |both: &Tensor, image: i64| both.f_narrow(0, image * pairs, pairs);
-        let [first, second] = &batch.latents_PCHW;
-        let mut tensors = vec![
-            ("latents_0", first.shallow_clone()),
-            ("latents_1", second.shallow_clone()),
-            ("noise", batch.noise_PCHW.shallow_clone()),
-            ("timesteps", batch.timesteps_P.shallow_clone()),
-            ("prompt_embeds", batch.text.hidden_BLD.shallow_clone()),
-        ];
-        if let (Some(pooled), Some(time_ids)) = (&batch.text.pooled_BD, &batch.time_ids_P6) {
-            tensors.push(("pooled_embeds", pooled.shallow_clone()));
-            tensors.push(("time_ids", time_ids.shallow_clone()));
-        }
+        let mut tensors = batch.to_tensors();
         tensors.extend([
-            ("label_p", batch.probability_P.shallow_clone()),
-            ("weight_w", batch.weight_P.shallow_clone()),
             ("model_pred_0", half(&predictions.model_2PCHW, 0)?),
             ("model_pred_1", half(&predictions.model_2PCHW, 1)?),
             ("ref_pred_0", half(&predictions.reference_2PCHW, 0)?),

@@ -195,6 +195,12 @@ fn path(run: &Path, step: u64, index: usize) -> PathBuf {
     folder(run, step).join(format!("{index:02}.png"))
 }
 
+/// Whether a file of a set is one of its pictures.
+pub(crate) fn is_picture(name: &str) -> bool {
+    let digits = name.strip_suffix(".png").unwrap_or_default();
+    digits.len() >= 2 && digits.bytes().all(|byte| byte.is_ascii_digit())
+}
+
 /// The prompts of a text file, a line each.
 fn prompts(path: &Path) -> Result<Vec<String>> {
     let extension = path.extension().unwrap_or_default().to_string_lossy().to_lowercase();

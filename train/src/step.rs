@@ -4,14 +4,15 @@
 //! posterior is drawn for each image. Everything drawn is a function of the seed and the position of
 //! the pair in the run ([`crate::randomness`]), so that neither the micro-batch nor a stop changes it.
 //!
-//! `P` pairs, `C` channels, `H` and `W` height and width of latents, `L` tokens, `D` width of a text.
-//! A batch of `2P` has the images 0 of all pairs, then the images 1.
+//! Dimensions are named as in [`crate::micro_batch`]. A batch of `2P` has the images 0 of all pairs, then the
+//! images 1.
 
 use std::collections::HashMap;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use nn::NetworkError;
 use nn::device::upload;
+use nn::optimizer::clip_grad_norm;
 use nn::pipeline::{Family, Pipeline, TextConditions};
 use nn::rng;
 use nn::schedule::{PredictionType, TrainingSchedule};
@@ -20,6 +21,7 @@ use tch::{Device, Kind, Tensor};
 
 use crate::data::{Content, Example};
 use crate::loss::{self, PairErrors};
+pub use crate::micro_batch::MicroBatch;
 use crate::model::{BaseModel, Networks};
 use crate::preference::Judgement;
 use crate::randomness::Choice;
@@ -33,29 +35,6 @@ pub struct Preparation<'run> {
     pub seed: u64,
     /// Share of captions that are dropped.
     pub caption_dropout: f64,
-}
-
-/// A micro-batch on the device, f32 unless said otherwise.
-#[derive(Debug)]
-pub struct MicroBatch {
-    /// The pairs' names.
-    pub pair_ids: Vec<String>,
-    /// Latents of images 0 and of images 1, scaled for the UNet, `[P, C, H, W]` each.
-    pub latents_PCHW: [Tensor; 2],
-    /// Noise, one for both images of a pair, `[P, C, H, W]`.
-    pub noise_PCHW: Tensor,
-    /// Timesteps, one for both images of a pair, i64 `[P]`.
-    pub timesteps_P: Tensor,
-    /// The captions, `[P, L, D]`, and for SDXL pooled, `[P, D']`.
-    pub text: TextConditions,
-    /// For SDXL what the UNet is told of size and crop, `[P, 6]`.
-    pub time_ids_P6: Option<Tensor>,
-    /// That image 0 is the better one, `[P]`.
-    pub probability_P: Tensor,
-    /// Of each pair in the batch's mean, `[P]`.
-    pub weight_P: Tensor,
-    /// Their sum.
-    pub weight: f64,
 }
 
 /// What both networks make of a micro-batch.
@@ -209,6 +188,77 @@ pub fn predict(
     Ok(Predictions { model_2PCHW, reference_2PCHW, errors, logits_P, losses_P })
 }
 
+/// The gradients of one optimizer step, which micro-batch after micro-batch adds to: those of the weighted
+/// mean of the losses of all its pairs.
+///
+/// ```text
+/// let mut accumulation = Accumulation::new(batch_size);
+/// for batch in micro_batches {
+///     let predictions = predict(model, reference, schedule, beta, batch)?;
+///     accumulation.add(batch, &predictions)?;
+/// }
+/// let norm = accumulation.finish(model.parameters(), max_grad_norm)?;
+/// ```
+#[derive(Debug)]
+pub struct Accumulation {
+    /// What losses are divided by at first: the pairs of the step.
+    pairs: f64,
+    /// The weights of the pairs so far.
+    weight: f64,
+}
+
+impl Accumulation {
+    /// No gradients of a step of `batch_size` pairs.
+    pub fn new(batch_size: u64) -> Self {
+        Self { pairs: batch_size as f64, weight: 0.0 }
+    }
+
+    /// The sum of the weights so far.
+    pub fn weight(&self) -> f64 {
+        self.weight
+    }
+
+    /// Adds the gradients of a micro-batch to those of the model's parameters.
+    ///
+    /// # Errors
+    /// Where there is not enough memory.
+    pub fn add(
+        &mut self,
+        batch: &MicroBatch,
+        predictions: &Predictions,
+    ) -> Result<(), NetworkError> {
+        let loss = predictions.losses_P.f_mul(&batch.weight_P)?.f_sum(Kind::Float)?;
+        loss.f_div_scalar(self.pairs)?.f_backward()?;
+        self.weight += batch.weight;
+        Ok(())
+    }
+
+    /// Brings the gradients to their final scale and clips them to the norm `max_norm`, if there is one.
+    /// Returns their norm before, a number on the device.
+    ///
+    /// # Errors
+    /// Where there is not enough memory.
+    pub fn finish(
+        self,
+        parameters: &[(String, Tensor)],
+        max_norm: Option<f64>,
+    ) -> Result<Tensor, NetworkError> {
+        if self.weight != self.pairs && self.weight > 0.0 {
+            // The losses were divided by the number of pairs, and the mean is that of their weights.
+            tch::no_grad(|| -> Result<(), NetworkError> {
+                for (_, parameter) in parameters {
+                    let mut gradient = parameter.grad();
+                    if gradient.defined() {
+                        let _ = gradient.f_mul_scalar_(self.pairs / self.weight)?;
+                    }
+                }
+                Ok(())
+            })?;
+        }
+        Ok(clip_grad_norm(parameters, max_norm)?)
+    }
+}
+
 /// Latents of both images, and texts.
 fn encode(
     base: &BaseModel,
@@ -241,6 +291,7 @@ fn encode(
                 }
                 texts.push(text);
             }
+            Content::Skipped => bail!("a pair that is skipped cannot be encoded"),
         }
     }
     let (mean_2PCHW, deviation_2PCHW) = if means[0].is_empty() {

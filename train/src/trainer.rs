@@ -9,44 +9,54 @@ use std::time::Instant;
 
 use anyhow::{Context as _, Result, bail};
 use nn::NetworkError;
-use nn::optimizer::{Adafactor, AdafactorConfig, AdamW, AdamWConfig, Optimizer, clip_grad_norm};
+use nn::optimizer::{Adafactor, AdafactorConfig, AdamW, AdamWConfig, Optimizer};
 use runkit::signals::{Signal, StopFlag};
-use tch::{Device, Kind, Tensor};
+use tch::{Device, Kind, TchError, Tensor};
 
 use crate::cli::OptimizerKind;
 use crate::config::Config;
-use crate::data::Stream;
+use crate::data::{Example, Stream};
 use crate::loss;
 use crate::model::{BaseModel, Networks};
 use crate::preference::{Judgement, scorer_of_step};
+use crate::prepared::PairLabel;
 use crate::probe::better_and_other;
 use crate::record::{Record, StepFacts};
+pub use crate::report::{StepReport, Times};
 use crate::statistics::{Summary, weighted_mean};
-use crate::step::{self, Preparation};
+use crate::step::{self, Accumulation, Preparation};
+
+/// Where a run stands between two steps.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Position {
+    /// Optimizer steps done.
+    pub step: u64,
+    /// Pairs consumed since the start of training, over all epochs.
+    pub pairs: u64,
+    /// The step whose weights the reference has; 0 for the base model's.
+    pub reference_step: u64,
+}
 
 /// A run between two steps.
 pub struct Trainer<'run> {
     config: &'run Config,
     base: &'run BaseModel,
-    /// The networks.
-    pub networks: Networks,
-    /// The optimizer with its moments.
-    pub optimizer: Box<dyn Optimizer>,
-    stream: Stream<Judgement>,
+    networks: Networks,
+    optimizer: Box<dyn Optimizer>,
+    stream: Stream<PairLabel>,
     /// How many scorers take turns.
     scorers: usize,
-    /// Optimizer steps done.
-    pub step: u64,
-    /// The step whose weights the reference has.
-    pub reference_step: u64,
+    position: Position,
+    /// Whether weights, moments, reference and position are those of one step.
+    is_whole: bool,
 }
 
 impl std::fmt::Debug for Trainer<'_> {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         formatter
             .debug_struct("Trainer")
-            .field("step", &self.step)
-            .field("reference_step", &self.reference_step)
+            .field("position", &self.position)
+            .field("is_whole", &self.is_whole)
             .finish_non_exhaustive()
     }
 }
@@ -60,57 +70,16 @@ pub enum StepEnd {
     Stopped(Signal),
 }
 
-/// What is known of a step. Errors and z are those before its update.
-#[derive(Debug, Clone, PartialEq)]
-pub struct StepReport {
-    /// The optimizer step, from 1.
+/// A loss, or the gradients, are not finite. Nothing is changed by the step.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("step {step}: {what} NaN or infinite for the pairs {}", step::shown(pairs))]
+pub struct NotFinite {
+    /// The step.
     pub step: u64,
-    /// The weighted mean of the losses.
-    pub loss: f64,
-    /// The share of pairs on which the model sides with the labels, ties one half.
-    pub accuracy: f64,
-    /// z.
-    pub logits: Summary,
-    /// The model's mean error on the better images and on the others.
-    pub model_errors: [f64; 2],
-    /// The reference's.
-    pub reference_errors: [f64; 2],
-    /// The norm of the gradients before clipping.
-    pub grad_norm: f64,
-    /// The learning rate of the update.
-    pub learning_rate: f64,
-    /// The step whose weights the reference had.
-    pub reference_step: u64,
-    /// How far the update took the model from the reference ([`Trainer::distance`]), before the reference
-    /// may have become the model; where it was to be measured.
-    pub distance: Option<f64>,
-    /// The scorer whose turn it was.
-    pub scorer: usize,
-    /// Seconds.
-    pub times: Times,
-}
-
-/// Where the seconds of a step went. On a GPU work is only begun in `encode`, `forward` and
-/// `backward`, and waited for where the first number is needed, in `optimizer`.
-#[derive(Debug, Clone, Copy, Default, PartialEq)]
-pub struct Times {
-    /// Waiting for the next examples.
-    pub data: f64,
-    /// Autoencoder and text encoders.
-    pub encode: f64,
-    /// Both UNets.
-    pub forward: f64,
-    /// Gradients.
-    pub backward: f64,
-    /// Clipping, the update, the reference.
-    pub optimizer: f64,
-}
-
-impl Times {
-    /// All of it.
-    pub fn total(&self) -> f64 {
-        self.data + self.encode + self.forward + self.backward + self.optimizer
-    }
+    /// "the loss is" or "the gradients are".
+    pub what: &'static str,
+    /// The pairs whose losses are not finite; of gradients all of the batch.
+    pub pairs: Vec<String>,
 }
 
 /// Adds the seconds that `body` takes to `sum`.
@@ -158,73 +127,97 @@ pub fn optimizer(config: &Config, parameters: &[(String, Tensor)]) -> Result<Box
 }
 
 impl<'run> Trainer<'run> {
-    /// A run that has done `step` steps, with networks, an optimizer and a stream that stand there.
-    #[expect(
-        clippy::too_many_arguments,
-        reason = "they are the parts of a run, each of its own kind"
-    )]
+    /// A run at `position`, with networks, an optimizer and a stream that stand there. Where the reference is
+    /// to become the weights of this step and has not, it does: a run that ended here has grown since.
+    ///
+    /// # Errors
+    /// Where there is not enough memory.
     pub fn new(
         config: &'run Config,
         base: &'run BaseModel,
         mut networks: Networks,
         optimizer: Box<dyn Optimizer>,
-        stream: Stream<Judgement>,
+        stream: Stream<PairLabel>,
         scorers: usize,
-        step: u64,
-        reference_step: u64,
-    ) -> Self {
+        position: Position,
+    ) -> Result<Self> {
         networks.pipeline.unet.set_gradient_checkpointing(config.grad_checkpointing);
-        Self { config, base, networks, optimizer, stream, scorers, step, reference_step }
+        let is_whole = true;
+        let mut trainer =
+            Self { config, base, networks, optimizer, stream, scorers, position, is_whole };
+        if position.step > 0 {
+            trainer.renew_reference()?;
+        }
+        Ok(trainer)
     }
 
-    /// Pairs consumed since the start of training.
-    pub fn position(&self) -> u64 {
-        self.step * self.config.batch_size
+    /// The networks.
+    pub fn networks(&self) -> &Networks {
+        &self.networks
     }
 
-    /// Takes one optimizer step. After an error or a stop nothing of the run has changed but the
-    /// position of its stream: it must not be gone on with.
+    /// The networks, for what changes none of their weights.
+    pub fn networks_mut(&mut self) -> &mut Networks {
+        &mut self.networks
+    }
+
+    /// The optimizer with its moments.
+    pub fn optimizer(&self) -> &dyn Optimizer {
+        self.optimizer.as_ref()
+    }
+
+    /// Where the run stands.
+    pub fn position(&self) -> Position {
+        self.position
+    }
+
+    /// Whether weights, moments, reference and position are those of one step, so that they can be saved:
+    /// always, but after an error in the middle of an update.
+    pub fn is_whole(&self) -> bool {
+        self.is_whole
+    }
+
+    /// Takes one optimizer step. After a stop, or an error that left the run whole ([`Trainer::is_whole`]),
+    /// nothing of it has changed but the position of its stream: it can be saved, and no further step be taken.
     ///
     /// # Errors
     /// Where the data cannot be read, a loss or the gradients are not finite, which names the
     /// pairs, or there is not enough memory.
     pub fn step(&mut self, run: &Path, stop: &StopFlag) -> Result<StepEnd> {
         let config = self.config;
-        let step = self.step + 1;
-        let learning_rate = config.learning_rate.at(self.step);
+        let step = self.position.step + 1;
+        let learning_rate = config.learning_rate.at(self.position.step);
         let scorer = scorer_of_step(config.seed, step, self.scorers);
         let mut times = Times::default();
+        let mut accumulation = Accumulation::new(config.batch_size);
         let mut parts = Vec::new();
         let mut pair_ids = Vec::new();
-        let mut weight = 0.0;
         let mut records = Vec::new();
         for _ in 0..config.batch_size / config.micro_batch {
             if let Some(signal) = stop.requested() {
                 return Ok(StepEnd::Stopped(signal));
             }
-            let part = self
-                .micro_batch(scorer, step, &mut times)
-                .map_err(|error| out_of_memory_hint(error, config))?;
+            let examples = self.examples(&mut times)?;
+            if examples.is_empty() {
+                continue;
+            }
+            let part = self.micro_batch(examples, scorer, step, &mut accumulation, &mut times)?;
             parts.push(part.numbers);
             pair_ids.extend(part.pair_ids);
-            weight += part.weight;
             records.extend(part.record);
         }
-        let numbers = timed(&mut times.optimizer, || self.gather(&parts, weight))?;
+        let numbers = timed(&mut times.optimizer, || self.gather(&parts, accumulation))?;
         self.refuse_non_finite(step, &numbers, &pair_ids)?;
-        let facts = StepFacts {
-            step,
-            learning_rate,
-            grad_norm: numbers.grad_norm,
-            reference_step: self.reference_step,
-        };
+        let reference_step = self.position.reference_step;
+        let facts = StepFacts { step, learning_rate, grad_norm: numbers.grad_norm, reference_step };
         for (micro, record) in records.iter().enumerate() {
             record.write(run, &facts, micro)?;
         }
-        let reference_step = self.reference_step;
+        self.is_whole = false;
         timed(&mut times.optimizer, || self.update(step, learning_rate))?;
         let distance = config.looks_after(step).then(|| self.distance()).transpose()?;
         timed(&mut times.optimizer, || self.renew_reference())?;
+        self.is_whole = true;
         let sides = |first: usize| {
             let [first, second] = [&numbers.errors[first], &numbers.errors[first + 1]];
             better_and_other(&numbers.probability, first, second)
@@ -239,18 +232,38 @@ impl<'run> Trainer<'run> {
             grad_norm: numbers.grad_norm,
             learning_rate,
             reference_step,
+            skipped: config.batch_size - numbers.losses.len() as u64,
             distance,
             scorer,
             times,
         })))
     }
 
+    /// The next pairs of a micro-batch, without those that are skipped.
+    fn examples(&mut self, times: &mut Times) -> Result<Vec<Example<Judgement>>> {
+        let mut examples = Vec::new();
+        for _ in 0..self.config.micro_batch {
+            let example = timed(&mut times.data, || self.stream.next())?;
+            if !example.judgement.is_skipped {
+                examples.push(example.map(|label| label.judgement));
+            }
+        }
+        Ok(examples)
+    }
+
     /// Adds the gradients of one micro-batch.
-    fn micro_batch(&mut self, scorer: usize, step: u64, times: &mut Times) -> Result<MicroResult> {
+    fn micro_batch(
+        &self,
+        examples: Vec<Example<Judgement>>,
+        scorer: usize,
+        step: u64,
+        accumulation: &mut Accumulation,
+        times: &mut Times,
+    ) -> Result<MicroResult> {
         let config = self.config;
-        let examples = timed(&mut times.data, || {
-            (0..config.micro_batch).map(|_| self.stream.next()).collect::<Result<Vec<_>, _>>()
-        })?;
+        // For tests of what is done where there is not enough memory.
+        runkit::fault::error_at("memory")
+            .map_err(|_| NetworkError::Torch(TchError::Torch("out of memory".to_owned())))?;
         let preparation = Preparation {
             base: self.base,
             seed: config.seed,
@@ -260,18 +273,16 @@ impl<'run> Trainer<'run> {
             step::prepare(&preparation, &self.networks, examples, scorer)
         })?;
         let networks = &self.networks;
-        let (predictions, loss) = timed(&mut times.forward, || -> Result<_> {
-            let predictions = step::predict(
+        let predictions = timed(&mut times.forward, || {
+            step::predict(
                 &networks.pipeline.unet,
                 &networks.reference,
                 &networks.schedule,
                 config.beta,
                 &batch,
-            )?;
-            let loss = predictions.losses_P.f_mul(&batch.weight_P)?.f_sum(Kind::Float)?;
-            Ok((predictions, loss.f_div_scalar(config.batch_size as f64)?))
+            )
         })?;
-        timed(&mut times.backward, || loss.f_backward()).map_err(NetworkError::from)?;
+        timed(&mut times.backward, || accumulation.add(&batch, &predictions))?;
         let errors = &predictions.errors;
         let logits_P = predictions.logits_P.f_detach()?;
         let rows = [
@@ -289,38 +300,25 @@ impl<'run> Trainer<'run> {
             true => Some(Record::of(&batch, &predictions)?),
             false => None,
         };
-        Ok(MicroResult {
-            numbers: Tensor::f_stack(&rows, 0)?,
-            pair_ids: batch.pair_ids,
-            weight: batch.weight,
-            record,
-        })
+        Ok(MicroResult { numbers: Tensor::f_stack(&rows, 0)?, pair_ids: batch.pair_ids, record })
     }
 
     /// Brings the gradients to their final scale and the numbers to the CPU.
-    fn gather(&mut self, parts: &[Tensor], weight: f64) -> Result<Numbers> {
+    fn gather(&self, parts: &[Tensor], accumulation: Accumulation) -> Result<Numbers> {
         let parameters = self.networks.pipeline.unet.parameters();
-        let batch = self.config.batch_size as f64;
-        if weight != batch && weight > 0.0 {
-            // The losses were divided by the number of pairs, and the mean is that of their weights.
-            tch::no_grad(|| -> Result<()> {
-                for (_, parameter) in parameters {
-                    let mut gradient = parameter.grad();
-                    if gradient.defined() {
-                        let _ = gradient.f_mul_scalar_(batch / weight)?;
-                    }
-                }
-                Ok(())
-            })?;
-        }
-        let norm = clip_grad_norm(parameters, self.config.max_grad_norm)?;
-        let table = Tensor::f_cat(parts, 1)?.f_flatten(0, -1)?;
+        let norm = accumulation.finish(parameters, self.config.max_grad_norm)?;
+        // Where all pairs are skipped there is no column.
+        let none = Tensor::f_zeros([ROWS, 0], (Kind::Float, norm.device()))?;
+        let parts: Vec<&Tensor> = parts.iter().chain([&none]).collect();
+        let table = Tensor::f_cat(&parts, 1)?.f_flatten(0, -1)?;
         let all = Tensor::f_cat(&[table, norm.f_view([1])?], 0)?;
         let all = Vec::<f64>::try_from(&all.f_to_device(Device::Cpu)?.f_to_kind(Kind::Double)?)?;
         let grad_norm = all.last().copied().unwrap_or(f64::NAN);
         let pairs = (all.len() - 1) / usize::try_from(ROWS)?;
-        let mut rows = all.chunks_exact(pairs.max(1)).map(<[f64]>::to_vec);
-        let mut row = || rows.next().context("a row of numbers is missing");
+        let mut rows =
+            (0..usize::try_from(ROWS)?).map(|row| all.get(row * pairs..(row + 1) * pairs));
+        let mut row =
+            || rows.next().flatten().map(<[f64]>::to_vec).context("a row of numbers is missing");
         Ok(Numbers {
             losses: row()?,
             agreement: row()?,
@@ -338,26 +336,16 @@ impl<'run> Trainer<'run> {
                 && numbers.logits[index].is_finite()
                 && numbers.errors.iter().all(|errors| errors[index].is_finite())
         };
-        let hint = format!(
-            "the weights are as step {} left them, the last checkpoint is untouched; hint: a lower \
-             --lr, --dtype f32, or leave the pairs out",
-            self.step
-        );
         let guilty: Vec<String> = (0..numbers.losses.len())
             .filter(|index| !is_finite(*index))
             .filter_map(|index| pair_ids.get(index).cloned())
             .collect();
         if !guilty.is_empty() {
-            bail!(
-                "step {step}: the loss is NaN or infinite for the pairs {}; {hint}",
-                step::shown(&guilty)
-            );
+            bail!(NotFinite { step, what: "the loss is", pairs: guilty });
         }
         if !numbers.grad_norm.is_finite() {
-            bail!(
-                "step {step}: the gradients are NaN or infinite for the pairs {}; {hint}",
-                step::shown(pair_ids)
-            );
+            let pairs = pair_ids.to_vec();
+            bail!(NotFinite { step, what: "the gradients are", pairs });
         }
         Ok(())
     }
@@ -366,15 +354,17 @@ impl<'run> Trainer<'run> {
     fn update(&mut self, step: u64, learning_rate: f64) -> Result<()> {
         self.optimizer.step(learning_rate)?;
         self.optimizer.zero_grad()?;
-        self.step = step;
+        self.position.step = step;
+        self.position.pairs += self.config.batch_size;
         Ok(())
     }
 
     /// Makes the reference the current weights where it is time.
     fn renew_reference(&mut self) -> Result<()> {
-        if self.config.renews_reference_after(self.step) {
+        let Position { step, reference_step, .. } = self.position;
+        if self.config.renews_reference_after(step) && reference_step != step {
             self.networks.reference.copy_weights_from(&self.networks.pipeline.unet)?;
-            self.reference_step = self.step;
+            self.position.reference_step = step;
         }
         Ok(())
     }
@@ -407,25 +397,5 @@ struct MicroResult {
     /// `[ROWS, P]`.
     numbers: Tensor,
     pair_ids: Vec<String>,
-    weight: f64,
     record: Option<Record>,
-}
-
-fn out_of_memory_hint(error: anyhow::Error, config: &Config) -> anyhow::Error {
-    let lacks_memory = error
-        .chain()
-        .filter_map(|cause| cause.downcast_ref::<NetworkError>())
-        .any(NetworkError::is_out_of_memory);
-    if !lacks_memory {
-        return error;
-    }
-    let hint = match (config.micro_batch, config.grad_checkpointing) {
-        (2.., _) => "a smaller --micro-batch, which leaves the result the same",
-        (_, false) => "--grad-checkpointing",
-        _ => "--optimizer adafactor or a smaller --resolution",
-    };
-    error.context(format!(
-        "not enough memory for {} pairs at once; hint: {hint}",
-        config.micro_batch
-    ))
 }

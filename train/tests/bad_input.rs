@@ -222,6 +222,15 @@ fn what_is_missing_or_no_model() {
     let copy = copy.display().to_string();
     Run::of(&mut world.run("out", &["--model", &copy])).expect_error(&["sd/vae", "lacks its vae"]);
     assert!(!world.path("out").exists());
+    // What a run would refuse once it is loaded, no cache is made of.
+    let shifted = world.copy(&pipeline("sd"), "shifted");
+    let config = std::fs::read_to_string(shifted.join("vae/config.json")).unwrap();
+    let config = config.replace("\"shift_factor\": null", "\"shift_factor\": 0.1");
+    world.put("shifted/vae/config.json", config.as_bytes());
+    let mut command = common::train(["cache", "--model"]);
+    command.arg(&shifted).arg("--pairs").arg(world.path("pairs"));
+    command.arg("--out").arg(world.path("out"));
+    Run::of(&mut command).expect_error(&["shift_factor", "hint: "]);
 }
 
 #[test]

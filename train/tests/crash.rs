@@ -13,7 +13,8 @@ use common::{Run, Running, World, pipeline, wait_until};
 use nn::weights::{Weights, write_safetensors};
 use serde_json::{Map, Value};
 
-/// Eleven pairs: an epoch ends in the third step of four, and in the middle of a micro-batch.
+/// Eleven pairs, two of which are held out for the probe: an epoch of nine ends in the third step of four, and
+/// in the middle of a micro-batch.
 const PAIRS: usize = 11;
 /// The flags that the cases of this file share.
 const FLAGS: [&str; 6] = ["--record-steps", "2", "--sample-every", "5", "--caption-dropout", "0.3"];
@@ -304,7 +305,7 @@ fn going_on_as_another_run_is_refused_by_name() {
     for (flags, field) in [
         (vec!["--beta", "51"], "settings.beta"),
         (vec!["--batch-size", "2"], "settings.batch_size"),
-        (vec!["--micro-batch", "4"], "settings.micro_batch"),
+        (vec!["--probe-pairs", "1"], "probe[1]"),
         (vec!["--seed", "1"], "settings.seed"),
         (vec!["--reference-every", "5"], "settings.reference_every"),
         (vec!["--lr", "1e-4"], "settings.lr"),

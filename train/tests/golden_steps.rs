@@ -8,13 +8,12 @@
 use std::path::{Path, PathBuf};
 
 use nn::device::Precision;
-use nn::optimizer::{AdamW, AdamWConfig, Optimizer, clip_grad_norm};
-use nn::pipeline::TextConditions;
+use nn::optimizer::{AdamW, AdamWConfig, Optimizer};
 use nn::schedule::{ScheduleConfig, TrainingSchedule};
 use nn::unet::{UNet, UNetConfig, WEIGHT_FILES};
 use nn::weights::Weights;
 use tch::{Device, Kind, Tensor};
-use train::step::{MicroBatch, Predictions, predict};
+use train::step::{Accumulation, MicroBatch, Predictions, predict};
 
 const MICRO_BATCHES: usize = 2;
 
@@ -38,19 +37,11 @@ impl Golden {
     }
 
     fn micro_batch(&self, micro: usize) -> MicroBatch {
-        let get = |name: &str| self.get(&format!("micro.{micro}.{name}"));
-        let weight_P = get("weight_w");
-        MicroBatch {
-            pair_ids: Vec::new(),
-            latents_PCHW: [get("latents_0"), get("latents_1")],
-            noise_PCHW: get("noise"),
-            timesteps_P: get("timesteps"),
-            text: TextConditions { hidden_BLD: get("prompt_embeds"), pooled_BD: None },
-            time_ids_P6: None,
-            probability_P: get("label_p"),
-            weight: weight_P.sum(Kind::Double).double_value(&[]),
-            weight_P,
-        }
+        MicroBatch::from_tensors(Vec::new(), |name| {
+            let name = format!("micro.{micro}.{name}");
+            Ok(self.0.contains(&name).then(|| self.get(&name)))
+        })
+        .unwrap()
     }
 }
 
@@ -91,19 +82,19 @@ fn train(golden: &Golden, precision: Precision, checkpointing: bool, look: &mut 
     let mut optimizer = AdamW::new(unet.parameters(), config).unwrap();
     let batches: Vec<MicroBatch> =
         (0..MICRO_BATCHES).map(|micro| golden.micro_batch(micro)).collect();
-    let total_weight: f64 = batches.iter().map(|batch| batch.weight).sum();
+    let pairs = batches.iter().map(MicroBatch::len).sum::<i64>() as u64;
     for (step, rate) in golden.numbers("rates").into_iter().enumerate() {
+        let mut accumulation = Accumulation::new(pairs);
         let all: Vec<Predictions> = batches
             .iter()
             .map(|batch| {
                 let predictions =
                     predict(&unet, &reference, &schedule, setting("beta"), batch).unwrap();
-                let weighted = &predictions.losses_P * &batch.weight_P;
-                (weighted.sum(Kind::Float) / total_weight).backward();
+                accumulation.add(batch, &predictions).unwrap();
                 predictions
             })
             .collect();
-        let norm = clip_grad_norm(unet.parameters(), Some(setting("max_norm"))).unwrap();
+        let norm = accumulation.finish(unet.parameters(), Some(setting("max_norm"))).unwrap();
         look(step, &unet, &all, &norm);
         optimizer.step(rate).unwrap();
         optimizer.zero_grad().unwrap();
@@ -197,5 +188,56 @@ fn z_is_exactly_zero_and_the_loss_exactly_ln_2_at_the_start_and_after_a_refresh(
             });
             assert!(moved >= 5, "{moved}");
         }
+    }
+}
+
+/// Whatever the micro-batches, the gradients are those of the weighted mean over all pairs, written down as it
+/// is defined.
+#[test]
+fn gradients_are_those_of_the_weighted_mean() {
+    let golden = Golden(Weights::open(fixtures().join("golden.safetensors")).unwrap());
+    let mut unet = load(UNet::load_for_training, Precision::F32);
+    let reference = load(UNet::load_reference, Precision::F32);
+    let config = ScheduleConfig::read(&model().join("scheduler/scheduler_config.json")).unwrap();
+    let schedule = TrainingSchedule::new(&config, Device::Cpu).unwrap();
+    let batches: Vec<MicroBatch> =
+        (0..MICRO_BATCHES).map(|micro| golden.micro_batch(micro)).collect();
+    let weights = Tensor::from_slice(&[2.0f32, 0.5, 0.25, 1.0]);
+    let whole = MicroBatch::cat(&batches).unwrap();
+    let whole = MicroBatch { weight: 3.75, weight_P: weights, ..whole };
+    unet.set_gradient_checkpointing(false);
+    let gradients = |unet: &UNet| -> Vec<Tensor> {
+        let taken = unet.parameters().iter().map(|(_, parameter)| {
+            let mut gradient = parameter.grad();
+            let copy = gradient.copy();
+            let _ = gradient.zero_();
+            copy
+        });
+        taken.collect()
+    };
+    let predictions = predict(&unet, &reference, &schedule, 5000.0, &whole).unwrap();
+    let mean = (&predictions.losses_P * &whole.weight_P).sum(Kind::Double) / 3.75;
+    mean.backward();
+    let expected = gradients(&unet);
+    let largest = expected.iter().map(|one| one.abs().max().double_value(&[])).fold(0.0, f64::max);
+    for sizes in [vec![4], vec![3, 1], vec![1, 1, 1, 1]] {
+        let mut accumulation = Accumulation::new(4);
+        let mut start = 0;
+        for size in &sizes {
+            let batch = whole.narrow(start, *size).unwrap();
+            start += size;
+            let predictions = predict(&unet, &reference, &schedule, 5000.0, &batch).unwrap();
+            accumulation.add(&batch, &predictions).unwrap();
+        }
+        assert_eq!(accumulation.weight(), 3.75);
+        let norm = accumulation.finish(unet.parameters(), None).unwrap().double_value(&[]);
+        let found = gradients(&unet);
+        let mut squares = 0.0;
+        for (found, expected) in found.iter().zip(&expected) {
+            let apart = (found - expected).abs().max().double_value(&[]);
+            assert!(apart < 1e-4 * largest, "{sizes:?}: {apart:e} of {largest:e}");
+            squares += expected.square().sum(Kind::Double).double_value(&[]);
+        }
+        assert!((norm / squares.sqrt() - 1.0).abs() < 1e-4, "{sizes:?}: {norm}");
     }
 }

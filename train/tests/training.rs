@@ -327,8 +327,8 @@ fn a_plan_says_what_a_run_would_be_and_writes_nothing() {
     let run =
         Run::of(&mut world.command("plan", "out", &["--reference-every", "4"])).expect_code(0);
     for words in [
-        "12 of 12",
-        "10 of 4 pairs in micro-batches of 2: 3.33 epochs",
+        "10 of 12 (0 failed, 0 left out as ties or without a preference, 2 held out for the probe)",
+        "10 of 4 pairs in micro-batches of 2: 4.00 epochs",
         "effective lr",
         "renewed after every 4 steps, 2 times",
         "peak memory",

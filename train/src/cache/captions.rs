@@ -44,6 +44,7 @@ pub(super) fn write(part: &Part<'_>, encoders: &Encoders) -> Result<()> {
     let mut writer = CaptionsWriter::create(part.captions_path(), layout, &part.metadata()?)?;
     let mut written = planned.first_caption;
     let mut flush = |group: &mut Vec<String>, writer: &mut CaptionsWriter| -> Result<()> {
+        runkit::signals::check_at("captions")?;
         let tokens = part.base.tokens(group)?;
         let texts = encoders.encode_text(&tokens)?;
         for (index, caption) in (0..).zip(group.drain(..)) {

@@ -94,6 +94,7 @@ pub(super) fn write(
 fn repeated(file: &PairFile) -> Result<HashSet<u128>> {
     let (mut seen, mut repeated) = (HashSet::new(), HashSet::new());
     for batch in file.plan_rows()? {
+        runkit::signals::check()?;
         for row in batch? {
             for uid in row.image_uid.iter().flatten().filter(|uid| !uid.is_empty()) {
                 let uid = xxh3_128(uid.as_bytes());

@@ -5,13 +5,17 @@ use std::collections::BTreeMap;
 use anyhow::Result;
 use nn::device::Precision;
 use nn::vae::VaeConfig;
+use runkit::manifest::{Difference, differences};
 use schemas::latents::{SCHEMA_VERSION, StoredFloat};
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 
 use super::Config;
 use super::plan::Plan;
-use crate::model::BaseModel;
+use crate::model::{BaseModel, FileHashes};
 
+/// What changes latents by rounding alone, and may change from one start to the next; a part notes its own.
+const NUMERICS: [&str; 3] = ["crate_version", "device", "batch_size"];
 /// How pixels are made of images.
 const TRANSFORM: &str = "resize-bilinear-center-crop";
 
@@ -83,14 +87,19 @@ pub struct PartRecord {
 
 impl Manifest {
     /// Describes a run; the files of the encoders are hashed.
-    pub(super) fn new(config: &Config, base: &BaseModel, plan: &Plan) -> Result<Self> {
+    pub(super) fn new(
+        config: &Config,
+        base: &BaseModel,
+        plan: &Plan,
+        hashes: &mut FileHashes,
+    ) -> Result<Self> {
         let vae = VaeConfig::read(&base.files.vae.config)?;
         let side = u32::try_from(base.resolution)?;
         Ok(Self {
             crate_version: env!("CARGO_PKG_VERSION").to_owned(),
             schema_version: SCHEMA_VERSION,
             pipeline: base.files.family.class_name().to_owned(),
-            encoders: encoders(&base.parts()?),
+            encoders: encoders(&base.parts(hashes)?),
             transform: TRANSFORM.to_owned(),
             resolution: [side, side],
             hflip: config.hflip,
@@ -116,6 +125,19 @@ impl Manifest {
         })
     }
 
+    /// A checksum of what all parts of a cache have in common.
+    pub(super) fn fingerprint(&self) -> Result<String> {
+        let (identity, _) = split(serde_json::to_value(self)?);
+        Ok(runkit::manifest::fingerprint(&identity)?)
+    }
+
+    /// How this start differs from an earlier one: in what may not differ, and in the numerics.
+    pub(super) fn differences(&self, earlier: Value) -> Result<[Vec<Difference>; 2]> {
+        let (earlier, before) = split(earlier);
+        let (ours, now) = split(serde_json::to_value(self)?);
+        Ok([differences(&earlier, &ours), differences(&before, &now)])
+    }
+
     /// Refuses a model whose encoders are not those of the cache; `parts` is what
     /// [`BaseModel::parts`] gives.
     ///
@@ -135,6 +157,15 @@ impl Manifest {
              model that the cache was made with, or make another cache"
         ))
     }
+}
+
+/// What all parts of a cache have in common, and the numerics.
+fn split(manifest: Value) -> (Value, Value) {
+    let Value::Object(fields) = manifest else { return (manifest, Value::default()) };
+    let is_numerics = |name: &str| NUMERICS.contains(&name);
+    let (numerics, identity): (Map<String, Value>, Map<String, Value>) =
+        fields.into_iter().partition(|(name, _)| is_numerics(name));
+    (Value::Object(identity), Value::Object(numerics))
 }
 
 /// Of a model's parts those that a cache depends on.

@@ -43,6 +43,7 @@ impl Plan {
             }
             let mut rows = 0_u64;
             for batch in file.plan_rows()? {
+                runkit::signals::check_at("plan")?;
                 for row in batch? {
                     rows += 1;
                     if let Some(caption) = &row.caption

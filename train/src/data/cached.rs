@@ -7,8 +7,8 @@ use nn::pipeline::TextConditions;
 use rayon::prelude::*;
 use schemas::labels::Status;
 use schemas::latents::{
-    CaptionsFile, Geometry, KEY_FINGERPRINT, KEY_MANIFEST, KEY_PART, LatentRow, LatentsFile,
-    Moments, captions_name, latents_name,
+    CaptionsFile, KEY_FINGERPRINT, KEY_MANIFEST, KEY_PART, LatentRow, LatentsFile, Moments,
+    captions_name, latents_name,
 };
 use schemas::pairs::positional_pair_id;
 use tch::Tensor;
@@ -153,6 +153,7 @@ impl Cache {
     ) -> Result<(), DataError> {
         let Some(part) = self.latents.get(file) else { return Ok(()) };
         for batch in part.rows()? {
+            runkit::signals::check_at("plan")?;
             for row in batch? {
                 each(SmallRow {
                     row: u32::try_from(row.source_row).unwrap_or(u32::MAX),
@@ -306,8 +307,12 @@ impl Loader for CacheLoader<'_> {
         position: u64,
         epoch: u64,
     ) -> Result<Option<Vec<Item>>, DataError> {
-        let mut wanted: Vec<(Place, usize)> =
-            rows.iter().enumerate().map(|(at, &row)| (self.places.rows.place(row), at)).collect();
+        let mut wanted: Vec<(Place, usize)> = rows
+            .iter()
+            .enumerate()
+            .filter(|(_, row)| !self.places.is_skipped(**row))
+            .map(|(at, &row)| (self.places.rows.place(row), at))
+            .collect();
         wanted.sort_unstable();
         let runs: Vec<&[(Place, usize)]> = wanted
             .chunk_by(|(before, _), (after, _)| before.file == after.file)
@@ -327,7 +332,11 @@ impl Loader for CacheLoader<'_> {
         let tensor = |numbers: &[f32]| {
             Tensor::f_from_slice(numbers).and_then(|all| all.f_view([channels, height, width]))
         };
-        let mut items: Vec<Option<Item>> = rows.iter().map(|_| None).collect();
+        let skipped = |(at, &index): (u64, &usize)| {
+            let work = Work::Nothing(Prepared::skipped());
+            self.places.is_skipped(index).then_some(Item { index, position: position + at, work })
+        };
+        let mut items: Vec<Option<Item>> = (0..).zip(rows).map(skipped).collect();
         for (at, (row, moments)) in read {
             let (Some(&index), Some(slot)) = (rows.get(at), items.get_mut(at)) else { continue };
             let Some(text) = row.caption_index.and_then(|number| texts.get(&number)) else {
@@ -337,9 +346,6 @@ impl Loader for CacheLoader<'_> {
                 Some(true) => positional_pair_id(&row.source_file, row.source_row),
                 _ => row.pair_id,
             };
-            let geometry = row
-                .geometry
-                .map(|geometry| geometry.unwrap_or(Geometry { size: (0, 0), crop: (0, 0) }));
             let [first, second] = &moments;
             *slot = Some(Item {
                 index,
@@ -347,8 +353,6 @@ impl Loader for CacheLoader<'_> {
                 work: Work::Nothing(Prepared {
                     pair_id,
                     caption: row.caption.unwrap_or_default(),
-                    original_size: geometry.map(|geometry| geometry.size),
-                    crop: geometry.map(|geometry| geometry.crop),
                     content: Content::Latents {
                         mean: [tensor(&first.mean)?, tensor(&second.mean)?],
                         standard_deviation: [

@@ -59,8 +59,6 @@ impl Encoded {
         Ok(Prepared {
             pair_id: self.pair_id,
             caption: self.caption,
-            original_size: pixels.each_ref().map(|pixels| pixels.original_size),
-            crop: pixels.each_ref().map(|pixels| pixels.crop),
             content: Content::Pixels(pixels.map(|pixels| pixels.values)),
         })
     }
@@ -84,8 +82,12 @@ impl Loader for PairLoader<'_> {
         position: u64,
         epoch: u64,
     ) -> Result<Option<Vec<Item>>, DataError> {
-        let mut wanted: Vec<(Place, usize)> =
-            rows.iter().enumerate().map(|(at, &row)| (self.places.rows.place(row), at)).collect();
+        let mut wanted: Vec<(Place, usize)> = rows
+            .iter()
+            .enumerate()
+            .filter(|(_, row)| !self.places.is_skipped(**row))
+            .map(|(at, &row)| (self.places.rows.place(row), at))
+            .collect();
         wanted.sort_unstable();
         let mut found: Vec<Option<Encoded>> = rows.iter().map(|_| None).collect();
         let mut held = 0_u64;
@@ -125,10 +127,14 @@ impl Loader for PairLoader<'_> {
             }
         }
         let items = rows.iter().zip(found).zip(position..).map(|((&index, encoded), position)| {
-            let work = encoded.map(Work::Decode).ok_or_else(|| DataError::Thread {
-                what: "reads",
-                reason: format!("row {index} was not found again"),
-            })?;
+            let work = match encoded {
+                Some(encoded) => Work::Decode(encoded),
+                None if self.places.is_skipped(index) => Work::Nothing(Prepared::skipped()),
+                None => {
+                    let reason = format!("row {index} was not found again");
+                    return Err(DataError::Thread { what: "reads", reason });
+                }
+            };
             Ok(Item { index, position, work })
         });
         items.collect::<Result<Vec<_>, DataError>>().map(Some)

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use media::decode::DecodeError;
 use nn::NetworkError;
+use runkit::signals::Stopped;
 use schemas::labels::LabelsError;
 use schemas::latents::LatentsError;
 use schemas::pairs::PairsError;
@@ -11,6 +12,9 @@ use schemas::pairs::PairsError;
 /// Why there is no dataset, or no next example. Each message names the file.
 #[derive(Debug, thiserror::Error)]
 pub enum DataError {
+    /// The process was asked to stop.
+    #[error("{0}")]
+    Stopped(#[source] Stopped),
     /// The pairs cannot be found or read.
     #[error(transparent)]
     Pairs(#[from] PairsError),
@@ -134,7 +138,8 @@ pub enum DataError {
     /// An image of a pair that is trained on is not there.
     #[error(
         "{}: pair {pair_id} (row {row}) has no image {image}, though its labels are ok; \
-         hint: give the pairs that were labelled",
+         hint: give the pairs that were labelled, or leave this one out: --skip-pairs takes a file with \
+         {pair_id} in a line",
         path.display()
     )]
     MissingImage {
@@ -150,7 +155,8 @@ pub enum DataError {
     /// An image of a pair that is trained on cannot be decoded.
     #[error(
         "{}: image {image} of pair {pair_id} (row {row}): {cause}\n\
-         hint: its labels are ok, so the file has changed since it was labelled; label it again",
+         hint: its labels are ok, so the file has changed since it was labelled; put it back, or leave the pair \
+         out: --skip-pairs takes a file with {pair_id} in a line",
         path.display()
     )]
     Decode {
@@ -177,6 +183,12 @@ pub enum DataError {
         /// Why.
         reason: String,
     },
+}
+
+impl From<Stopped> for DataError {
+    fn from(stopped: Stopped) -> Self {
+        Self::Stopped(stopped)
+    }
 }
 
 impl From<tch::TchError> for DataError {

@@ -113,6 +113,7 @@ fn read<J>(
     let mut entries: Vec<Vec<Entry<J>>> = (0..source.files()).map(|_| Vec::new()).collect();
     let mut number = 0_u64;
     for batch in labels.batches()? {
+        runkit::signals::check_at("labels")?;
         let batch = batch?;
         for index in 0..batch.num_rows() {
             let source_file = batch.source_file().value(index);

@@ -23,8 +23,9 @@ use std::sync::Arc;
 
 use nn::pipeline::TextConditions;
 use schemas::labels::{LabelRow, LabelsFile};
-use schemas::pairs::{PairFile, discover};
+use schemas::pairs::{PairFile, discover, positional_pair_id};
 use tch::Tensor;
+use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 use self::cached::Cache;
 pub use self::error::DataError;
@@ -45,12 +46,16 @@ pub struct Example<J> {
     pub judgement: J,
     /// Its number since the start of training, across epochs.
     pub position: u64,
-    /// Height and width of both images before they were resized, in pixels.
-    pub original_size: [(u32, u32); 2],
-    /// First row and column of both crops in the resized images, before any mirroring.
-    pub crop: [(u32, u32); 2],
     /// Pixels or latents.
     pub content: Content,
+}
+
+impl<J> Example<J> {
+    /// The same with what `change` makes of the judgement.
+    pub fn map<K>(self, change: impl FnOnce(J) -> K) -> Example<K> {
+        let Self { pair_id, caption, judgement, position, content } = self;
+        Example { pair_id, caption, judgement: change(judgement), position, content }
+    }
 }
 
 /// What the networks read of a pair.
@@ -67,6 +72,8 @@ pub enum Content {
         /// The caption as the UNet reads it, one row.
         text: TextConditions,
     },
+    /// Nothing: the pair keeps its place in the order, and is not read. It has no name and no caption.
+    Skipped,
 }
 
 /// How many rows there are, and what became of them.
@@ -82,6 +89,10 @@ pub struct Counts {
     pub uncached: u64,
     /// Rows that are trained on.
     pub selected: u64,
+    /// Rows that could be trained on and are held out ([`Dataset::hold_out`]).
+    pub held_out: u64,
+    /// Of the selected rows, those that are skipped: they keep their place in the order and are not read.
+    pub skipped: u64,
     /// Pairs of the input that the labels do not speak of.
     pub unlabelled: u64,
     /// The same for each input file.
@@ -103,7 +114,7 @@ pub struct FileCounts {
     pub left_out: u64,
     /// As [`Counts::uncached`].
     pub uncached: u64,
-    /// As [`Counts::selected`].
+    /// As [`Counts::selected`], before any were held out.
     pub selected: u64,
 }
 
@@ -120,11 +131,20 @@ pub struct Dataset<J> {
 /// Where the pairs of a dataset are: what the threads of a stream share.
 #[derive(Debug)]
 struct Places {
-    source: Source,
-    geometry: Geometry,
+    source: Arc<Source>,
+    geometry: Arc<Geometry>,
     rows: Rows,
     /// Of each row, whether the labels name the pair by its place though it has an id.
     positional: Vec<bool>,
+    /// Of each row, whether it is not to be read.
+    skipped: Vec<bool>,
+}
+
+impl Places {
+    /// Whether a row is not to be read.
+    fn is_skipped(&self, index: usize) -> bool {
+        self.skipped.get(index).copied().unwrap_or(false)
+    }
 }
 
 /// Refuses pairs to be trained on that have no images, where the footers of the files give them away: more
@@ -164,10 +184,24 @@ impl<J> Dataset<J> {
         labels: &Path,
         judge: &mut dyn FnMut(&LabelRow) -> Option<J>,
     ) -> Result<Self, DataError> {
+        Self::open_skipping(pairs, labels, judge, &|_| false)
+    }
+
+    /// As [`Dataset::open`]; pairs whose judgement `is_skipped` keep their place in the order of an epoch, are
+    /// never read, and come as [`Content::Skipped`].
+    ///
+    /// # Errors
+    /// As [`Dataset::open`], but that nothing is asked of the images of pairs that are skipped.
+    pub fn open_skipping(
+        pairs: &[PathBuf],
+        labels: &Path,
+        judge: &mut dyn FnMut(&LabelRow) -> Option<J>,
+        is_skipped: &dyn Fn(&J) -> bool,
+    ) -> Result<Self, DataError> {
         let inputs = discover(pairs)?;
         let files = inputs.iter().map(PairFile::open).collect::<Result<Vec<PairFile>, _>>()?;
         let groups = files.iter().map(row_groups).collect::<Result<Vec<_>, _>>()?;
-        Self::join(Source::Pairs(files), &groups, labels, judge)
+        Self::join(Source::Pairs(files), &groups, labels, judge, is_skipped)
     }
 
     /// Joins labels with the latents in the folder of a cache, as [`Dataset::open`] does with pairs.
@@ -180,9 +214,22 @@ impl<J> Dataset<J> {
         labels: &Path,
         judge: &mut dyn FnMut(&LabelRow) -> Option<J>,
     ) -> Result<Self, DataError> {
+        Self::open_cache_skipping(folder, labels, judge, &|_| false)
+    }
+
+    /// To [`Dataset::open_cache`] what [`Dataset::open_skipping`] is to [`Dataset::open`].
+    ///
+    /// # Errors
+    /// As [`Dataset::open_cache`].
+    pub fn open_cache_skipping(
+        folder: &Path,
+        labels: &Path,
+        judge: &mut dyn FnMut(&LabelRow) -> Option<J>,
+        is_skipped: &dyn Fn(&J) -> bool,
+    ) -> Result<Self, DataError> {
         let cache = Cache::open(folder)?;
         let groups = cache.row_groups();
-        Self::join(Source::Cache(Box::new(cache)), &groups, labels, judge)
+        Self::join(Source::Cache(Box::new(cache)), &groups, labels, judge, is_skipped)
     }
 
     fn join(
@@ -190,17 +237,33 @@ impl<J> Dataset<J> {
         groups: &[Vec<(u32, u64)>],
         labels: &Path,
         judge: &mut dyn FnMut(&LabelRow) -> Option<J>,
+        is_skipped: &dyn Fn(&J) -> bool,
     ) -> Result<Self, DataError> {
         let labels = LabelsFile::open(labels)?;
-        let joined = join::join(&source, &labels, judge)?;
+        let mut joined = join::join(&source, &labels, judge)?;
+        let skipped: Vec<bool> = joined.judgements.iter().map(is_skipped).collect();
+        joined.counts.skipped = skipped.iter().filter(|skipped| **skipped).count() as u64;
         if let Source::Pairs(files) = &source {
-            check_images(files, &joined.rows, &joined.labelled)?;
+            let (_, needed) = joined.rows.split(&skipped);
+            check_images(files, &needed, &joined.labelled)?;
         }
+        let places = Places {
+            source: Arc::new(source),
+            geometry: Arc::new(Geometry::new(groups)),
+            rows: joined.rows,
+            positional: joined.positional,
+            skipped,
+        };
+        Ok(Self::of(places, joined.judgements, joined.counts))
+    }
+
+    fn of(places: Places, judgements: Vec<J>, counts: Counts) -> Self {
         let mut hasher = blake3::Hasher::new();
         let mut text = |text: &str| {
             hasher.update(&(text.len() as u64).to_le_bytes()).update(text.as_bytes());
         };
-        text(match &source {
+        let source = &places.source;
+        text(match &**source {
             Source::Pairs(_) => "pairs",
             Source::Cache(cache) => cache.fingerprint(),
         });
@@ -208,19 +271,71 @@ impl<J> Dataset<J> {
             text(source.source_file(file));
             text(&source.fingerprint(file));
         }
-        for index in 0..joined.rows.len() {
-            hasher.update(&joined.rows.place(index).number().to_le_bytes());
+        for index in 0..places.rows.len() {
+            hasher.update(&places.rows.place(index).number().to_le_bytes());
         }
-        Ok(Self {
-            places: Arc::new(Places {
-                source,
-                geometry: Geometry::new(groups),
-                rows: joined.rows,
-                positional: joined.positional,
-            }),
-            judgements: joined.judgements,
-            counts: joined.counts,
-            fingerprint: hasher.finalize().to_hex().to_string(),
+        let fingerprint = hasher.finalize().to_hex().to_string();
+        Self { places: Arc::new(places), judgements, counts, fingerprint }
+    }
+
+    /// Takes `count` pairs out: the rest, and a dataset of those. Which they are is a function of `key` and of
+    /// where the pairs stand in the input, so that pairs and their cache, and labels that differ in few pairs,
+    /// hold out the same. The second dataset has none where `count` is 0, and all where there are no more.
+    #[must_use]
+    pub fn hold_out(self, count: u64, key: u64) -> (Self, Self)
+    where
+        J: Clone,
+    {
+        let Places { source, geometry, rows, positional, skipped } = &*self.places;
+        let count = usize::try_from(count).unwrap_or(usize::MAX).min(rows.len());
+        let mut keyed: Vec<(u64, usize)> = (0..rows.len())
+            .map(|index| (xxh3_64_with_seed(&rows.place(index).number().to_le_bytes(), key), index))
+            .collect();
+        if (1..keyed.len()).contains(&count) {
+            keyed.select_nth_unstable(count - 1);
+        }
+        let mut is_held = vec![false; rows.len()];
+        for (_, index) in keyed.iter().take(count) {
+            if let Some(is_held) = is_held.get_mut(*index) {
+                *is_held = true;
+            }
+        }
+        let (held, kept) = rows.split(&is_held);
+        let side = |rows: Rows, wanted: bool| {
+            let flags = |flags: &[bool]| -> Vec<bool> {
+                let chosen = flags.iter().zip(&is_held).filter(|(_, held)| **held == wanted);
+                chosen.map(|(flag, _)| *flag).collect()
+            };
+            let judgements = self.judgements.iter().zip(&is_held);
+            let judgements: Vec<J> = judgements
+                .filter(|(_, held)| **held == wanted)
+                .map(|(judgement, _)| judgement.clone())
+                .collect();
+            let skipped = flags(skipped);
+            let counts = Counts {
+                selected: rows.len() as u64,
+                held_out: if wanted { 0 } else { count as u64 },
+                skipped: skipped.iter().filter(|skipped| **skipped).count() as u64,
+                ..self.counts.clone()
+            };
+            let places = Places {
+                source: Arc::clone(source),
+                geometry: Arc::clone(geometry),
+                rows,
+                positional: flags(positional),
+                skipped,
+            };
+            Self::of(places, judgements, counts)
+        };
+        (side(kept, false), side(held, true))
+    }
+
+    /// Where the pairs stand, as `FILE:ROW`, in input order.
+    pub fn places(&self) -> impl Iterator<Item = String> + '_ {
+        let Places { source, rows, .. } = &*self.places;
+        (0..rows.len()).map(move |index| {
+            let place = rows.place(index);
+            positional_pair_id(source.source_file(place.file as usize), i64::from(place.row))
         })
     }
 
@@ -229,7 +344,7 @@ impl<J> Dataset<J> {
         self.places.rows.len() as u64
     }
 
-    /// Never true: a dataset without a pair is refused.
+    /// Whether there is none: never at first, since a dataset without a pair is refused.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
@@ -260,7 +375,7 @@ impl<J> Dataset<J> {
 
     /// What the cache was made with, where this is one.
     pub fn cache(&self) -> Option<&Manifest> {
-        match &self.places.source {
+        match &*self.places.source {
             Source::Pairs(_) => None,
             Source::Cache(cache) => Some(cache.manifest()),
         }
@@ -327,6 +442,7 @@ impl join::Source for Source {
             Self::Pairs(files) => {
                 let Some(file) = files.get(file) else { return Ok(()) };
                 for batch in file.plan_rows()? {
+                    runkit::signals::check_at("plan")?;
                     for row in batch? {
                         each(SmallRow {
                             row: u32::try_from(row.row).unwrap_or(u32::MAX),

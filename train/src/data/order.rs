@@ -107,6 +107,23 @@ impl Rows {
         self.starts.push(self.rows.len());
     }
 
+    /// Those that are `chosen`, by their numbers, and the others.
+    pub(crate) fn split(&self, chosen: &[bool]) -> (Self, Self) {
+        let (mut these, mut others) = (Self::new(), Self::new());
+        for bounds in self.starts.windows(2) {
+            for index in bounds[0]..bounds[1] {
+                let side = match chosen.get(index) {
+                    Some(true) => &mut these,
+                    _ => &mut others,
+                };
+                side.rows.extend(self.rows.get(index));
+            }
+            these.end_file();
+            others.end_file();
+        }
+        (these, others)
+    }
+
     pub(crate) fn len(&self) -> usize {
         self.rows.len()
     }

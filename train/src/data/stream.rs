@@ -61,9 +61,14 @@ pub(super) enum Work {
 pub(super) struct Prepared {
     pub(super) pair_id: String,
     pub(super) caption: String,
-    pub(super) original_size: [(u32, u32); 2],
-    pub(super) crop: [(u32, u32); 2],
     pub(super) content: Content,
+}
+
+impl Prepared {
+    /// Of a pair that is not read.
+    pub(super) fn skipped() -> Self {
+        Self { pair_id: String::new(), caption: String::new(), content: Content::Skipped }
+    }
 }
 
 /// What a thread that decodes is asked.
@@ -129,7 +134,7 @@ impl<J: Clone> Stream<J> {
         };
         let places = Arc::clone(&stream.dataset.places);
         let gate = Arc::clone(&stream.gate);
-        let cached = matches!(places.source, Source::Cache(_));
+        let cached = matches!(*places.source, Source::Cache(_));
         // The next window is complete before it is taken over; of a cache one more chunk waits.
         let (chunk_sender, chunks) = sync_channel(usize::from(cached));
         stream.chunks = Some(chunks);
@@ -186,8 +191,6 @@ impl<J: Clone> Stream<J> {
             caption: prepared.caption,
             judgement,
             position,
-            original_size: prepared.original_size,
-            crop: prepared.crop,
             content: prepared.content,
         })
     }
@@ -254,7 +257,7 @@ pub(super) fn check(places: &Places, options: &StreamOptions) -> Result<Transfor
             "expected a resolution of 1 to {LARGEST_SIDE} pixels, found {height}x{width}"
         )));
     };
-    if let Source::Cache(cache) = &places.source {
+    if let Source::Cache(cache) = &*places.source {
         let folder = cache.folder().display();
         let manifest = cache.manifest();
         let refuse = |reason: String| Err(DataError::Options(format!("{folder}: {reason}")));
@@ -303,7 +306,7 @@ fn read(
     gate: &Arc<Gate>,
     chunks: &SyncSender<Result<Vec<Item>, DataError>>,
 ) {
-    let result = match &places.source {
+    let result = match &*places.source {
         Source::Pairs(files) => {
             let mut loader = PairLoader { places, files, gate };
             read_epochs(places, options, &mut loader, chunks)

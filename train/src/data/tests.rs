@@ -151,7 +151,6 @@ struct Seen {
     caption: String,
     judgement: i8,
     position: u64,
-    crop: [(u32, u32); 2],
     pixels: [Vec<f32>; 2],
 }
 
@@ -166,7 +165,6 @@ fn take(dataset: &Arc<Dataset<i8>>, options: StreamOptions, count: usize) -> Vec
                 caption: example.caption,
                 judgement: example.judgement,
                 position: example.position,
-                crop: example.crop,
                 pixels,
             }
         })
@@ -212,12 +210,8 @@ fn every_example_is_its_pair() {
         assert_eq!(label.caption.as_ref(), Some(&seen.caption));
         assert_eq!(label.consensus, Some(seen.judgement));
         // The first pixel of an image says its row, wherever it was cropped and mirrored.
-        for (image, pixels) in seen.pixels.iter().enumerate() {
+        for pixels in &seen.pixels {
             assert_eq!(pixels.len(), 3 * 8 * 8);
-            let bytes = picture(label.source_row as usize, image);
-            let decoded = media::decode::decode(&bytes, &media::decode::Limits::default()).unwrap();
-            let height = decoded.height().max(decoded.width()).min(decoded.height());
-            assert!(seen.crop[image].0 <= height);
             assert!(pixels.iter().all(|value| (-1.0..=1.0).contains(value)));
         }
     }
@@ -235,10 +229,10 @@ fn every_example_is_its_pair() {
 /// Windows of a few rows, so that small files have several.
 fn with_small_windows(mut dataset: Dataset<i8>) -> Arc<Dataset<i8>> {
     let places = Arc::get_mut(&mut dataset.places).unwrap();
-    let Source::Pairs(files) = &places.source else { panic!("no pairs") };
+    let Source::Pairs(files) = &*places.source else { panic!("no pairs") };
     let groups: Vec<_> = files.iter().map(|file| row_groups(file).unwrap()).collect();
     let bytes: u64 = groups.iter().flatten().map(|(_, bytes)| bytes).sum();
-    places.geometry = Geometry::with_sizes(&groups, bytes / 20, bytes / 5);
+    places.geometry = Arc::new(Geometry::with_sizes(&groups, bytes / 20, bytes / 5));
     Arc::new(dataset)
 }
 
@@ -294,7 +288,7 @@ fn without_chance_every_epoch_has_the_same_pixels() {
     let (first, second) = whole.split_at(length);
     for seen in first {
         let again = second.iter().find(|other| other.pair_id == seen.pair_id).unwrap();
-        assert_eq!((&seen.pixels, seen.crop), (&again.pixels, again.crop));
+        assert_eq!(seen.pixels, again.pixels);
     }
     // Both images of a pair are mirrored independently.
     let mirrored = take(&dataset, StreamOptions { random_crop: false, ..options() }, 2 * length);
@@ -426,4 +420,79 @@ fn what_is_read_ahead_stays_within_the_bound() {
     drop(stream);
     let impossible = StreamOptions { resolution: (0, 8), ..options() };
     assert!(Stream::start(dataset, impossible).is_err());
+}
+
+#[test]
+fn what_is_held_out_is_never_streamed_and_follows_from_the_places() {
+    let (folder, path, labels) = two_files();
+    let all = open(folder.path(), &path).unwrap();
+    let (fingerprint, length) = (all.fingerprint().to_owned(), all.len());
+    let (kept, held) = all.hold_out(5, 7);
+    assert_eq!((kept.len(), held.len()), (length - 5, 5));
+    assert_eq!((kept.counts().selected, kept.counts().held_out), (length - 5, 5));
+    assert!(kept.fingerprint() != fingerprint && kept.fingerprint() != held.fingerprint());
+    let names = |dataset: Dataset<i8>| -> std::collections::BTreeSet<String> {
+        let count = 3 * dataset.len() as usize;
+        let places: Vec<String> = dataset.places().collect();
+        let seen = take(&Arc::new(dataset), options(), count);
+        for one in &seen {
+            let label = labels.iter().find(|row| row.pair_id == one.pair_id).unwrap();
+            assert_eq!(label.consensus, Some(one.judgement));
+            let place = positional(&label.source_file, label.source_row as usize);
+            assert!(places.contains(&place), "{place}");
+        }
+        seen.into_iter().map(|seen| seen.pair_id).collect()
+    };
+    let held_names = names(held);
+    assert_eq!(held_names.len(), 5);
+    assert!(names(kept).is_disjoint(&held_names));
+    // A label that changes to a tie takes one pair, not the whole choice.
+    let mut fewer = labels.clone();
+    let mut tie = fewer.iter_mut().filter(|row| !held_names.contains(&row.pair_id));
+    tie.find(|row| row.consensus == Some(1)).unwrap().consensus = Some(0);
+    let path = write_labels(folder.path(), &fewer);
+    let (_, held) = open(folder.path(), &path).unwrap().hold_out(5, 7);
+    assert_eq!(names(held), held_names);
+    let (_, other) = open(folder.path(), &path).unwrap().hold_out(5, 8);
+    assert_ne!(names(other), held_names);
+    let (rest, none) = open(folder.path(), &path).unwrap().hold_out(0, 8);
+    assert_eq!((rest.len(), none.len()), (length - 1, 0));
+}
+
+#[test]
+fn a_skipped_pair_keeps_its_place_and_is_not_read() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut pairs = PairsFile::new("a", 8, 2);
+    let labels = write_labels(folder.path(), &pairs.labels());
+    let input = [folder.path().join("a")];
+    pairs.write(folder.path());
+    let whole = Arc::new(Dataset::open(&input, &labels, &mut judge).unwrap());
+    let length = whole.len() as usize;
+    let whole = take(&whole, options(), 2 * length);
+    // Images that could not be read: one is null, one is no image.
+    pairs.images[0][0] = None;
+    pairs.images[1][3] = Some(b"nothing".to_vec());
+    pairs.write(folder.path());
+    assert!(Dataset::open(&input, &labels, &mut judge).is_err());
+    let mut named =
+        |row: &LabelRow| judge(row).map(|sign| (sign, [0, 3].contains(&row.source_row)));
+    let dataset = Dataset::open_skipping(&input, &labels, &mut named, &|(_, skip)| *skip).unwrap();
+    assert_eq!((dataset.counts().skipped, dataset.len()), (2, length as u64));
+    let mut stream = Stream::start(Arc::new(dataset), options()).unwrap();
+    let mut skipped = 0;
+    for expected in &whole {
+        let example = stream.next().unwrap();
+        assert_eq!(example.position, expected.position);
+        match example.content {
+            Content::Pixels(pixels) => {
+                assert_eq!((&example.pair_id, &pixels), (&expected.pair_id, &expected.pixels));
+            }
+            Content::Skipped => {
+                assert!(["a:0", "a:3"].contains(&&*expected.pair_id));
+                skipped += 1;
+            }
+            Content::Latents { .. } => panic!("no pixels"),
+        }
+    }
+    assert_eq!(skipped, 4, "two of each of two epochs");
 }

@@ -1,0 +1,86 @@
+//! What to do after an error in the middle of a run. Every command that is suggested works: the run's folder
+//! holds what it names, and nothing that it changes is refused.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::Result;
+use nn::NetworkError;
+use tch::TchError;
+
+use crate::checkpoint;
+use crate::cli::OptimizerKind;
+use crate::config::{Config, largest_divisor};
+use crate::folder::{CHECKPOINTS, NOT_FINITE};
+use crate::trainer::NotFinite;
+
+/// Whether the device had not enough memory.
+pub(crate) fn lacks_memory(error: &anyhow::Error) -> bool {
+    error.chain().any(|cause| {
+        let network = cause.downcast_ref::<NetworkError>();
+        let text = cause.downcast_ref::<TchError>().map(ToString::to_string);
+        network.is_some_and(NetworkError::is_out_of_memory)
+            || text
+                .is_some_and(|text| text.contains("out of memory") || text.contains("t allocate"))
+    })
+}
+
+/// A sentence about `error`, where there is something to be done, and nothing where the error itself says all.
+///
+/// # Errors
+/// Where the list of pairs that it names cannot be written.
+pub(crate) fn after(error: &anyhow::Error, config: &Config) -> Result<Option<String>> {
+    if let Some(NotFinite { step, pairs, .. }) = error.downcast_ref::<NotFinite>() {
+        let list = write_list(config, *step, pairs)?;
+        let elsewhere = elsewhere(config, "a lower --lr or --dtype f32")?;
+        return Ok(Some(format!(
+            "hint: the same command with --skip-pairs {} leaves these pairs out; or {elsewhere}",
+            list.display()
+        )));
+    }
+    if lacks_memory(error) {
+        let hint = match (config.micro_batch, config.grad_checkpointing, config.optimizer) {
+            (2.., _, _) => format!(
+                "the same command with --micro-batch {}, which changes the result by rounding only",
+                largest_divisor(config.batch_size, config.micro_batch / 2)
+            ),
+            (_, false, _) => "the same command with --grad-checkpointing".to_owned(),
+            (_, true, OptimizerKind::Adamw) => {
+                elsewhere(config, "--optimizer adafactor or a smaller --resolution")?
+            }
+            (_, true, OptimizerKind::Adafactor) => elsewhere(config, "a smaller --resolution")?,
+        };
+        return Ok(Some(format!(
+            "not enough memory for {} pairs at once; hint: {hint}",
+            config.micro_batch
+        )));
+    }
+    Ok(None)
+}
+
+/// What begins another run: with a checkpoint where there is one, the one before the newest if there are two,
+/// since the newest has the weights that led here.
+fn elsewhere(config: &Config, settings: &str) -> Result<String> {
+    let mut complete = checkpoint::complete(&config.out.join(CHECKPOINTS))?;
+    let newest = complete.pop();
+    Ok(match complete.pop().or(newest).or_else(|| config.from.clone()) {
+        Some(folder) => format!(
+            "another run that begins before it: --from {} --out OTHER with {settings}",
+            folder.display()
+        ),
+        // Without a checkpoint other settings are another run, and nothing is lost.
+        None => settings.to_owned(),
+    })
+}
+
+/// Writes the pairs, and those that are skipped already, as a list for `--skip-pairs`.
+fn write_list(config: &Config, step: u64, pairs: &[String]) -> Result<PathBuf> {
+    let mut ids: Vec<String> = pairs.to_vec();
+    if let Some(path) = &config.skip_pairs {
+        ids.extend(crate::pair_list::PairList::read(path)?.ids().map(str::to_owned));
+    }
+    ids.sort_unstable();
+    ids.dedup();
+    let path: &Path = &config.out.join(format!("{NOT_FINITE}{step:06}.txt"));
+    runkit::files::write_atomic(path, |file| ids.iter().try_for_each(|id| writeln!(file, "{id}")))?;
+    Ok(path.to_owned())
+}

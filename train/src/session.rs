@@ -1,0 +1,386 @@
+//! A started run: its networks, its data and its files, from the first step of this start to the end.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Instant;
+
+use anyhow::{Context as _, Result};
+use runkit::metrics::Metrics;
+use runkit::progress::Progress;
+use runkit::signals::{Signal, StopFlag, Stopped};
+use serde_json::{Value, json};
+
+use crate::checkpoint::{self, State};
+use crate::config::{self, Config};
+use crate::data::{Content, Stream, StreamOptions};
+use crate::folder::{self, CHECKPOINTS};
+use crate::manifest::{self, Manifest};
+use crate::model::{BaseModel, Networks, Start};
+use crate::preference::Preference;
+use crate::prepared::{Prepared, stream_options};
+use crate::probe::{Probe, ProbeReport};
+use crate::randomness::Choice;
+use crate::report::{StepReport, Values};
+use crate::run::{End, Found};
+use crate::samples::Sampler;
+use crate::step::Preparation;
+use crate::trainer::{self, Position, StepEnd, Trainer};
+use crate::{advice, export, samples};
+
+/// Read ahead for the probe: its pairs are few, and read out of this many bytes.
+const PROBE_MEMORY: u64 = 64 << 20;
+/// An alarm is raised where the errors on both images have risen by this share of the base model's:
+/// then the model becomes worse at generating, and not only less fond of the one image.
+const ALARMING_RISE: f64 = 0.1;
+
+/// A started run.
+pub(crate) struct Session<'run> {
+    config: &'run Config,
+    run: &'run Path,
+    manifest: &'run Manifest,
+    fingerprint: String,
+    trainer: Trainer<'run>,
+    probe: Option<Probe>,
+    sampler: Option<Sampler>,
+    metrics: Metrics,
+    /// Whether there is no checkpoint of the run yet.
+    is_first: bool,
+    /// The step of the newest checkpoint of the run, or the one that it began with.
+    saved: u64,
+    /// When the newest checkpoint was written.
+    saved_at: Instant,
+    /// What this start does otherwise than the one before, for the next line of metrics.
+    changed: Option<Value>,
+    /// The line of the last step, where it could not be written.
+    unwritten: Option<Values>,
+}
+
+impl<'run> Session<'run> {
+    /// Loads the networks, then opens the files of the run: a wrong model leaves no trace.
+    pub(crate) fn start(
+        config: &'run Config,
+        prepared: &'run Prepared,
+        manifest: &'run Manifest,
+        found: &Found,
+        stop: &StopFlag,
+    ) -> Result<Self> {
+        let base = &prepared.base;
+        let run = config.out.as_path();
+        let checkpoint = found.checkpoint();
+        let start = checkpoint.map_or(Start::Base, |found| Start::Checkpoint(&found.folder));
+        let networks = Networks::load(base, start, config.device, config.precision)?;
+        let mut optimizer = trainer::optimizer(config, networks.pipeline.unet.parameters())?;
+        let position = checkpoint.map_or(Position::default(), |found| found.state.position());
+        if let Some(found) = checkpoint {
+            match found.state.optimizer == config.optimizer {
+                true => found.load_optimizer(optimizer.as_mut())?,
+                false => tracing::warn!(
+                    "the moments of {} are of another optimizer and begin anew",
+                    found.folder.display()
+                ),
+            }
+            tracing::info!("going on from {}", found.folder.display());
+        }
+        stop.check()?;
+        let changed = match found {
+            Found::Own(found) => changes(&found.state, manifest),
+            _ => None,
+        };
+        let options = stream_options(config, base, position.pairs);
+        let stream = Stream::start(Arc::clone(&prepared.dataset), options)?;
+        folder::clean(run)?;
+        runkit::files::write_json_atomic(run.join(manifest::FILE), manifest)?;
+        let settings = config.settings.with_absolute_paths();
+        let text = runkit::config::to_toml_string(&settings)?;
+        runkit::files::write_atomic(run.join(config::FILE), |file| {
+            file.write_all(text.as_bytes())
+        })?;
+        let probe = probe(config, prepared, &networks, checkpoint.is_none())?;
+        let captions = match &probe {
+            Some(probe) => probe.captions.clone(),
+            None => Vec::new(),
+        };
+        let sampler = Sampler::new(config, &captions, base)?;
+        let is_first = !matches!(found, Found::Own(_));
+        let metrics = Metrics::open(run, (!is_first).then_some(position.step))?;
+        let scorers = prepared.scorers.len();
+        let trainer = Trainer::new(config, base, networks, optimizer, stream, scorers, position)?;
+        Ok(Self {
+            config,
+            run,
+            manifest,
+            fingerprint: manifest.fingerprint()?,
+            trainer,
+            probe,
+            sampler,
+            metrics,
+            is_first,
+            saved: position.step,
+            saved_at: Instant::now(),
+            changed,
+            unwritten: None,
+        })
+    }
+
+    /// Trains to the end; an error that leaves the weights whole saves them first.
+    pub(crate) fn train(&mut self, prepared: &Prepared, stop: &StopFlag) -> Result<End> {
+        let end = self.steps(prepared, stop);
+        match end {
+            Err(error) if Stopped::behind(error.as_ref()).is_some() => self.stopped(stop),
+            Err(error) => Err(self.keep_steps(error)),
+            Ok(end) => Ok(end),
+        }
+    }
+
+    fn steps(&mut self, prepared: &Prepared, stop: &StopFlag) -> Result<End> {
+        let config = self.config;
+        let base = &prepared.base;
+        let first = self.trainer.position();
+        if self.is_first {
+            if let Some(report) = self.look()? {
+                self.metrics.write(first.step, &report.values())?;
+            }
+            if !self.draw(base, stop)? {
+                return self.stopped(stop);
+            }
+        } else if self.samples_are_missing() && !self.draw(base, stop)? {
+            return self.stopped(stop);
+        }
+        let pairs = first.pairs + (config.steps - first.step) * config.batch_size;
+        let progress = Progress::new("training", "pairs", pairs);
+        progress.already_done(first.pairs);
+        while self.trainer.position().step < config.steps {
+            let report = match self.trainer.step(self.run, stop)? {
+                StepEnd::Done(report) => report,
+                StepEnd::Stopped(_) => return self.stopped(stop),
+            };
+            self.write(&report, prepared)?;
+            progress.message(format!(
+                "step {} of {}, loss {:.4}, accuracy {:.3}, lr {:.3e}",
+                report.step, config.steps, report.loss, report.accuracy, report.learning_rate
+            ));
+            progress.add(config.batch_size);
+            let last = report.step == config.steps;
+            if self.samples_are_due() && !self.draw(base, stop)? {
+                return self.stopped(stop);
+            }
+            let time_is_up =
+                config.checkpoint_after.is_some_and(|after| self.saved_at.elapsed() >= after);
+            if last || time_is_up || report.step.is_multiple_of(config.checkpoint_every) {
+                self.save()?;
+            }
+        }
+        progress.finish();
+        self.finish(base)
+    }
+
+    /// A look at the probe, if there is one.
+    fn look(&self) -> Result<Option<ProbeReport>> {
+        let networks = self.trainer.networks();
+        let look = |probe: &Probe| {
+            probe.look(&networks.pipeline.unet, &networks.schedule, self.config.beta)
+        };
+        self.probe.as_ref().map(look).transpose()
+    }
+
+    /// Writes the line of a step.
+    fn write(&mut self, report: &StepReport, prepared: &Prepared) -> Result<()> {
+        let mut values = report.values();
+        if self.config.preference == Preference::RandomScorer {
+            let scorer = prepared.scorers.get(report.scorer);
+            values.push(("scorer", json!(scorer)));
+        }
+        // The step is done: where the look fails its line is written all the same.
+        let look = match self.config.looks_after(report.step) {
+            true => self.look(),
+            false => Ok(None),
+        };
+        if let Ok(Some(probe)) = &look {
+            values.extend(probe.values());
+            let [better, other] = probe.rises();
+            if better > ALARMING_RISE && other > ALARMING_RISE {
+                tracing::warn!(
+                    "step {}: the errors on the better images and on the others have both risen, by \
+                     {:.0} % and {:.0} %: the model gets worse at generating; hint: another run with a \
+                     lower --lr or a higher --beta, from the checkpoint before (--from)",
+                    report.step,
+                    100.0 * better,
+                    100.0 * other
+                );
+                values.push(("alarm", json!(1)));
+            }
+        }
+        values.extend(report.distance.map(|distance| ("distance", json!(distance))));
+        values.extend(self.changed.take().map(|changed| ("changed", changed)));
+        values.extend(report.times.values());
+        if let Err(error) = self.metrics.write(report.step, &values) {
+            self.unwritten = Some(values);
+            return Err(error.into());
+        }
+        look.map(|_| ())
+    }
+
+    fn samples_are_due(&self) -> bool {
+        let step = self.trainer.position().step;
+        let due = |sampler: &Sampler| step == self.config.steps || sampler.is_due(step);
+        self.sampler.as_ref().is_some_and(due)
+    }
+
+    /// Whether an earlier start was stopped while it generated those of its last step.
+    fn samples_are_missing(&self) -> bool {
+        let step = self.trainer.position().step;
+        let missing = |sampler: &Sampler| !sampler.is_drawn(self.run, step);
+        self.samples_are_due() && self.sampler.as_ref().is_some_and(missing)
+    }
+
+    /// Generates sample images where there are any to generate; false where it was stopped.
+    fn draw(&mut self, base: &BaseModel, stop: &StopFlag) -> Result<bool> {
+        let Some(sampler) = &self.sampler else { return Ok(true) };
+        let step = self.trainer.position().step;
+        let networks = self.trainer.networks_mut();
+        let drawn = sampler.draw(base, networks, self.run, step, stop);
+        let drawn = drawn.with_context(|| format!("sample images of step {step}"))?;
+        let Some(pictures) = drawn else { return Ok(false) };
+        for (index, drawn) in pictures.iter().enumerate() {
+            let picture = &drawn.picture;
+            let size = (u32::try_from(picture.width)?, u32::try_from(picture.height)?);
+            let name = format!("{}/{index:02}", samples::FOLDER);
+            self.metrics.image(step, &name, size, &drawn.png)?;
+        }
+        Ok(true)
+    }
+
+    fn save(&mut self) -> Result<()> {
+        if let Some(values) = &self.unwritten {
+            self.metrics.write(self.trainer.position().step, values)?;
+            self.unwritten = None;
+        }
+        // No line up to the checkpoint may be lost once it is there.
+        self.metrics.sync()?;
+        let checkpoints = self.run.join(CHECKPOINTS);
+        let trainer = &self.trainer;
+        let position = trainer.position();
+        let numerics = &self.manifest.numerics;
+        let state = State::new(position, self.config.optimizer, &self.fingerprint, numerics);
+        checkpoint::save(&checkpoints, &state, trainer.networks(), trainer.optimizer())?;
+        (self.saved, self.saved_at) = (position.step, Instant::now());
+        checkpoint::prune(&checkpoints, self.config.keep)
+    }
+
+    /// Saves what is done, unless the weights are not whole, and says what to do.
+    fn keep_steps(&mut self, error: anyhow::Error) -> anyhow::Error {
+        let step = self.trainer.position().step;
+        let mut kept = None;
+        if self.trainer.is_whole() && step > self.saved {
+            match self.save() {
+                Ok(()) if step == 1 => kept = Some("the 1 step done is kept".to_owned()),
+                Ok(()) => kept = Some(format!("the {step} steps done are kept")),
+                Err(unsaved) => {
+                    return error.context(format!("the last steps cannot be kept: {unsaved:#}"));
+                }
+            }
+        }
+        let advice = advice::after(&error, self.config)
+            .unwrap_or_else(|unwritten| Some(format!("the pairs cannot be listed: {unwritten:#}")));
+        match (kept, advice) {
+            (None, None) => error,
+            (Some(kept), None) => error.context(kept),
+            (None, Some(advice)) => error.context(advice),
+            (Some(kept), Some(advice)) => error.context(format!("{kept}; {advice}")),
+        }
+    }
+
+    /// Saves what is done and says which signal came.
+    fn stopped(&mut self, stop: &StopFlag) -> Result<End> {
+        if self.trainer.position().step > self.saved {
+            self.save()?;
+        }
+        Ok(End::Stopped(stop.requested().unwrap_or(Signal::Terminate)))
+    }
+
+    fn finish(&mut self, base: &BaseModel) -> Result<End> {
+        let report = self.look()?;
+        self.metrics.sync()?;
+        let manifest = Manifest {
+            steps: self.config.steps,
+            result: export::names(base)?,
+            ..self.manifest.clone()
+        };
+        if manifest != *self.manifest {
+            // The result of fewer steps is none of this run any more.
+            export::unmark(self.run)?;
+            runkit::files::write_json_atomic(self.run.join(manifest::FILE), &manifest)?;
+        }
+        let before = report.as_ref().map(ProbeReport::before);
+        let probes = before.as_ref().zip(report.as_ref());
+        let card = export::model_card(self.config, base, &manifest, probes);
+        let pipeline = export::write(self.run, base, self.trainer.networks(), &card)?;
+        Ok(End::Done { pipeline, probe: report })
+    }
+}
+
+/// How a start computes otherwise than the one that wrote the checkpoint, which is allowed and said.
+fn changes(state: &State, manifest: &Manifest) -> Option<Value> {
+    let differences = manifest::other_numerics(&state.numerics, &manifest.numerics);
+    for difference in &differences {
+        tracing::warn!(
+            "going on otherwise than up to step {}: {difference}{}",
+            state.step,
+            match difference.field.as_str() {
+                "skip_pairs" => "",
+                _ => "; the weights differ by rounding from those of an undisturbed run",
+            }
+        );
+    }
+    let values = differences.into_iter().map(|difference| (difference.field, difference.new));
+    let values: serde_json::Map<String, Value> =
+        values.map(|(field, new)| (field, new.unwrap_or_default())).collect();
+    (!values.is_empty()).then_some(Value::Object(values))
+}
+
+/// The probe of the run: the one that an earlier start wrote, or a new one. Where the reference is the
+/// base model still, it serves as such.
+fn probe(
+    config: &Config,
+    prepared: &Prepared,
+    networks: &Networks,
+    reference_is_base: bool,
+) -> Result<Option<Probe>> {
+    if prepared.probe.is_empty() {
+        return Ok(None);
+    }
+    let (run, rows, device) = (config.out.as_path(), config.micro_batch, config.device);
+    if let Some(probe) = Probe::read(run, rows, device)? {
+        return Ok(Some(probe));
+    }
+    let base = &prepared.base;
+    let seed = Choice::Probe.number(config.seed, 0, 0);
+    let options = StreamOptions {
+        seed,
+        resolution: (base.resolution, base.resolution),
+        random_crop: false,
+        hflip: false,
+        position: 0,
+        threads: 1,
+        memory: PROBE_MEMORY,
+    };
+    let mut stream = Stream::start(Arc::clone(&prepared.probe), options)?;
+    let mut examples = Vec::new();
+    for _ in 0..prepared.probe.len() {
+        let example = stream.next()?;
+        if !matches!(example.content, Content::Skipped) {
+            examples.push(example.map(|label| label.judgement));
+        }
+    }
+    if examples.is_empty() {
+        return Ok(None);
+    }
+    let loaded = match reference_is_base {
+        true => None,
+        false => Some(Networks::load_base_reference(base, config.device, config.precision)?),
+    };
+    let reference = loaded.as_ref().unwrap_or(&networks.reference);
+    let preparation = Preparation { base, seed, caption_dropout: 0.0 };
+    let scorers = prepared.scorers.len();
+    Probe::make(&preparation, networks, reference, examples, scorers, rows, run).map(Some)
+}
