@@ -146,12 +146,14 @@ fn what_makes_no_sense_is_refused_and_leaves_no_trace() {
         assert!(!world.path("out/safe.jsonl").exists());
     }
     refused(&list, &["--unsafe-label", "toxic"], &["no class \"toxic\"", "SFW, NSFW", "hint"]);
-    refused(&format!("{list},limit=2"), &[], &["limit= counts prompts that are kept", "hint"]);
+    let run = Run::of(&mut filter_prompts(&world, &[&format!("{list},limit=2")], &[]));
+    run.expect_usage_error(&["limit= counts prompts that are kept", "hint"]);
     refused(&world.path("absent.txt").display().to_string(), &[], &["cannot read", "absent.txt"]);
     let absent = world.path("absent").display().to_string();
     refused(&list, &["--classifier", &absent], &["absent is not a folder"]);
     let mut to_text = evaluate(["filter-prompts", "--prompts", &list, "--out", "safe.txt"]);
-    Run::of(&mut to_text).expect_error(&["safe.txt is not the name of a .jsonl file", "hint"]);
+    Run::of(&mut to_text)
+        .expect_usage_error(&["safe.txt is not the name of a .jsonl file", "hint"]);
 
     let mine = world.path("mine").display().to_string();
     let copy = |without: &str| {

@@ -167,8 +167,8 @@ fn the_command_writes_a_picture_or_says_what_is_wrong() {
     run(&["--choose", "beauty"]).expect_error(&["no metric \"beauty\"", "pickscore, hps"]);
     run(&["--prompts", "zebra"]).expect_error(&["no prompt \"zebra\"", "hint"]);
     run(&["--sort", "margin:beauty"]).expect_error(&["no metric \"beauty\""]);
-    run(&["--count", "0"]).expect_error(&["--count 0", "hint"]);
-    run(&["--size", "5"]).expect_error(&["--size 5", "16 to 2048"]);
+    run(&["--count", "0"]).expect_usage_error(&["--count 0", "hint"]);
+    run(&["--size", "5"]).expect_usage_error(&["--size 5", "16 to 2048"]);
     let usage = run(&["--sort", "best"]).expect_code(2);
     assert!(usage.stderr.contains("margin:METRIC"), "{usage:?}");
 }

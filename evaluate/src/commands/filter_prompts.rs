@@ -24,12 +24,12 @@ pub(super) fn run(arguments: &FilterPromptsArguments) -> Result<ExitStatus> {
             "--safe-threshold must be in (0, 1], found {threshold}; hint: 0.5 is usual"
         ))
     );
-    let dropped_path = dropped_path(&arguments.out)?;
+    let dropped_path = dropped_path(&arguments.out).map_err(UsageError::of)?;
     if let Some(source) = arguments.prompts.iter().find(|source| source.limit.is_some()) {
-        bail!(
+        bail!(UsageError::new(format!(
             "--prompts {source}: limit= counts prompts that are kept; hint: give it with the file \
              that is written here, to evaluate generate"
-        );
+        )));
     }
     let folder = arguments.out.parent().unwrap_or(Path::new(""));
     crate::output::check_writable(folder)?;

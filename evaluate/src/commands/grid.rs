@@ -19,9 +19,15 @@ const SIDES: std::ops::RangeInclusive<u32> = 16..=2048;
 pub(super) fn run(arguments: &GridArguments) -> Result<ExitStatus> {
     if let Some(side) = arguments.size {
         let (least, most) = (SIDES.start(), SIDES.end());
-        ensure!(SIDES.contains(&side), "--size {side}: expected {least} to {most} pixels");
+        ensure!(
+            SIDES.contains(&side),
+            UsageError::new(format!("--size {side}: expected {least} to {most} pixels"))
+        );
     }
-    ensure!(arguments.count != Some(0), "--count 0 shows nothing; hint: leave it out");
+    ensure!(
+        arguments.count != Some(0),
+        UsageError::new("--count 0 shows nothing; hint: leave it out")
+    );
     let folder = arguments.scores.parent().unwrap_or(Path::new(""));
     let out = arguments.out.clone().unwrap_or_else(|| folder.join("grid.png"));
     let parent = out.parent().unwrap_or(Path::new(""));

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Result, ensure};
 use nn::device::DeviceError;
 use runkit::exit::ExitStatus;
 use runkit::output::refuse_input;

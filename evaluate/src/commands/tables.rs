@@ -3,8 +3,9 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use runkit::exit::ExitStatus;
+use runkit::program::UsageError;
 use schemas::evaluation::{KEY_FINGERPRINT, KEY_MANIFEST};
 use schemas::scores::ScoresFile;
 use serde_json::json;
@@ -19,6 +20,10 @@ pub(super) fn run(arguments: &TablesArguments) -> Result<ExitStatus> {
     let folder = folder(arguments)?;
     crate::output::check_writable(&folder)?;
     owned::check_files("--out", &folder, &owned::TABLES, &arguments.scores)?;
+    ensure!(
+        arguments.bootstrap > 0,
+        UsageError::new("--bootstrap 0: expected at least one resample; hint: 10000 is usual")
+    );
     let mut scores = Vec::new();
     let mut fingerprints = Vec::new();
     for path in &arguments.scores {
