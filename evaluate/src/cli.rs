@@ -88,13 +88,18 @@ pub struct GenerateSettings {
     #[arg(long, value_name = "NAME=DIR[,unet=DIR]")]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub model: Option<Vec<ModelSource>>,
-    /// Files of prompts: .tsv, .csv, .json, .jsonl, .parquet, or text with a
-    /// prompt in each line. A file is a set, named as it is or with name=; its
+    /// Files of prompts: .tsv, .csv, .json, .jsonl, .parquet (or a folder or
+    /// pattern of them), or text with a prompt in each line. A file is a set, named as it is or with name=; its
     /// column is called prompt, caption or text, or is chosen with column=, and
     /// its categories category or style, or category=; limit= takes the first N.
     #[arg(long, value_name = "FILE[,OPTION=VALUE]", num_args = 1..)]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub prompts: Option<Vec<PromptSource>>,
+    /// The split to take where the names of Parquet files or their folders say
+    /// splits, such as test_unique-00000-of-00001.parquet.
+    #[arg(long, value_name = "NAME")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub split: Option<String>,
     /// The folder to write.
     #[arg(long, value_name = "DIR")]
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -18,7 +18,7 @@ use runkit::signals::{self, StopFlag};
 
 use crate::cli::{Command, GenerateArguments, GenerateSettings};
 use crate::generate::{self, Config};
-use crate::prompts::Limits;
+use crate::prompts::{self, Limits};
 
 const SEEDS: u64 = 5;
 const STEPS: usize = 50;
@@ -118,6 +118,8 @@ fn validated(settings: GenerateSettings, fresh: bool) -> Result<Config> {
             model.name
         );
     }
+    let prompts =
+        prompts::with_split(prompts, settings.split.as_deref()).map_err(anyhow::Error::msg)?;
 
     let (first, count) = (settings.base_seed.unwrap_or(0), settings.seeds.unwrap_or(SEEDS));
     ensure!(count > 0, "--seeds 0 draws nothing; hint: leave it out for {SEEDS}");

@@ -71,6 +71,15 @@ pub struct ScoreSettings {
     #[arg(long, value_name = "PATH", num_args = 1..)]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pairs: Option<Vec<PathBuf>>,
+    /// The split to take where files or folders are named by splits, such as
+    /// train-00000-of-00645.parquet or train/; several with commas between.
+    #[arg(long, value_name = "NAME", value_delimiter = ',')]
+    #[serde(
+        default,
+        skip_serializing_if = "Option::is_none",
+        deserialize_with = "runkit::config::one_or_more"
+    )]
+    pub split: Option<Vec<String>>,
     /// The reward models.
     #[arg(long, value_name = "FILE.toml", env = "RELABEL_SCORERS")]
     #[serde(default, skip_serializing_if = "Option::is_none")]

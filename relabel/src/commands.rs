@@ -150,6 +150,7 @@ fn validated(
     );
     Ok(Config {
         pairs,
+        splits: settings.split.clone().unwrap_or_default(),
         scorers,
         out,
         config: arguments.config.clone(),

@@ -50,6 +50,8 @@ pub struct Report {
     pub human_pairs: u64,
     /// Pairs of the voted rows that a person called a tie.
     pub human_ties: u64,
+    /// Pairs of the voted rows without a human label.
+    pub human_missing: u64,
     /// What looks wrong, in sentences.
     pub warnings: Vec<String>,
 }
@@ -137,6 +139,7 @@ impl Counting {
                 kappa: vec![vec![0.0; count]; count],
                 human_pairs: 0,
                 human_ties: 0,
+                human_missing: 0,
                 warnings: Vec::new(),
             },
             scores: vec![Moments::default(); count],
@@ -200,7 +203,10 @@ impl Counting {
                 self.report.human_ties += 1;
                 return;
             }
-            None => return,
+            None => {
+                self.report.human_missing += 1;
+                return;
+            }
         };
         self.report.human_pairs += 1;
         for (alike, vote) in self.human_alike.iter_mut().zip(votes) {

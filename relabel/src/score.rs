@@ -25,7 +25,7 @@ use runkit::logging::{counted, tenths};
 use runkit::progress::Progress;
 use runkit::shard::Shard;
 use runkit::signals::StopFlag;
-use schemas::pairs::discover;
+use schemas::pairs::{InputFile, discover};
 use scorers::{Compute, DescribedScorers, ScorerSet, ScorersConfig};
 
 use self::batches::Choice;
@@ -46,6 +46,8 @@ use crate::vote::TiePolicy;
 pub struct Config {
     /// Inputs as given.
     pub pairs: Vec<PathBuf>,
+    /// The splits to take of them; none for all, which must be one.
+    pub splits: Vec<String>,
     /// The scorers' file.
     pub scorers: PathBuf,
     /// The labels file to write.
@@ -89,7 +91,7 @@ pub enum End {
 /// this one would mix with; [`runkit::signals::Stopped`] where `stop` asked for a stop, with everything
 /// left as the same command needs it.
 pub fn run(config: &Config, stop: &StopFlag) -> Result<End> {
-    let inputs = discover(&config.pairs)?;
+    let inputs = inputs(config)?;
     let scorers = ScorersConfig::read(&config.scorers)?;
     let parts = work_folder(&config.out).join("parts");
     work::refuse_foreign(config, &inputs)?;
@@ -133,6 +135,15 @@ pub fn run(config: &Config, stop: &StopFlag) -> Result<End> {
         run.score(set, todo)?;
     }
     run.merge_if_ready(networks)
+}
+
+/// The files of pairs; what was left out is said.
+fn inputs(config: &Config) -> Result<Vec<InputFile>> {
+    let found = discover(&config.pairs, &config.splits)?;
+    if let Some(left_out) = found.left_out() {
+        tracing::info!("{left_out}");
+    }
+    Ok(found.files)
 }
 
 fn refuse_nothing(plan: &Plan) -> Result<()> {
@@ -362,7 +373,7 @@ pub struct Rehearsal {
 /// # Errors
 /// Whatever would stop the run itself.
 pub fn rehearse(config: &Config, stop: &StopFlag) -> Result<Rehearsal> {
-    let inputs = discover(&config.pairs)?;
+    let inputs = inputs(config)?;
     let scorers = ScorersConfig::read(&config.scorers)?;
     work::refuse_foreign(config, &inputs)?;
     // The folder of the output need not exist yet.

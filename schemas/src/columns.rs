@@ -406,6 +406,11 @@ pub fn win_rates_columns() -> Vec<Column> {
     ]
 }
 
+/// Whether a number says what a person chose: 1 for image 0, 0 for image 1, 0.5 for a tie.
+pub fn is_human_label(number: f64) -> bool {
+    number == 0.0 || number == 0.5 || number == 1.0
+}
+
 /// What a column of the pairs may be stored as.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PairType {
@@ -427,9 +432,9 @@ impl PairType {
     pub fn name(self) -> &'static str {
         match self {
             Self::Text => "string",
-            Self::Number => "float64, float32 or integer",
-            Self::Identifier => "integer or string",
-            Self::Boolean => "bool",
+            Self::Number => "number or bool",
+            Self::Identifier => "string, whole number or UUID",
+            Self::Boolean => "bool, or 0 and 1",
             Self::Image => "binary or struct{bytes, path}",
         }
     }
@@ -461,7 +466,7 @@ pub struct PairColumn {
 
 /// The columns that are read from a pairs file. Others, such as the rest of Pick-a-Pic's, are never
 /// read and may have any type.
-pub const PAIR_COLUMNS: [PairColumn; 8] = [
+pub const PAIR_COLUMNS: [PairColumn; 9] = [
     PairColumn {
         name: "caption",
         kind: PairType::Text,
@@ -470,13 +475,13 @@ pub const PAIR_COLUMNS: [PairColumn; 8] = [
     },
     PairColumn {
         name: "image_0_uid",
-        kind: PairType::Text,
+        kind: PairType::Identifier,
         presence: Presence::Required,
         meaning: "name of image 0; equal names are the same image",
     },
     PairColumn {
         name: "image_1_uid",
-        kind: PairType::Text,
+        kind: PairType::Identifier,
         presence: Presence::Required,
         meaning: "name of image 1; equal names are the same image",
     },
@@ -496,7 +501,14 @@ pub const PAIR_COLUMNS: [PairColumn; 8] = [
         name: "label_0",
         kind: PairType::Number,
         presence: Presence::Optional,
-        meaning: "people's choice: 1 for image 0, 0 for image 1, 0.5 for a tie; NaN counts as null",
+        meaning: "people's choice: 1 for image 0, 0 for image 1, 0.5 for a tie, any other number is \
+                  refused; NaN counts as null",
+    },
+    PairColumn {
+        name: "label_1",
+        kind: PairType::Number,
+        presence: Presence::Optional,
+        meaning: "1 - `label_0`; where it is not, the row has no human label",
     },
     PairColumn {
         name: "ranking_id",
@@ -508,6 +520,7 @@ pub const PAIR_COLUMNS: [PairColumn; 8] = [
         name: "has_label",
         kind: PairType::Boolean,
         presence: Presence::Optional,
-        meaning: "whether `label_0` was given by a person",
+        meaning: "whether `label_0` was given by a person; where it is false, the row has no human \
+                  label",
     },
 ];

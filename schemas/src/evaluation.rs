@@ -10,7 +10,8 @@ use arrow::array::{
     Array as _, ArrayRef, ArrowPrimitiveType, AsArray as _, PrimitiveArray, RecordBatch,
     StringArray, StringDictionaryBuilder,
 };
-use arrow::datatypes::{Field, Int32Type, Schema, SchemaRef};
+use arrow::compute::cast;
+use arrow::datatypes::{DataType, Field, Int32Type, Schema, SchemaRef};
 use arrow::error::ArrowError;
 use parquet::arrow::arrow_reader::{
     ArrowReaderMetadata, ArrowReaderOptions, ParquetRecordBatchReader,
@@ -25,8 +26,9 @@ use parquet::schema::types::ColumnPath;
 use runkit::files::FileError;
 
 use crate::columns::{Column, ColumnType};
+use crate::exact::{self, Failure, Inexact, Target};
 use crate::input::{InputError, ParquetInput};
-use crate::sink::{Sink, write_error};
+use crate::sink::{Sink, finish, write_error};
 
 /// The version of the columns and their meaning. It grows when a reader of the old version would
 /// misread a file; a new column is no reason.
@@ -236,7 +238,7 @@ impl<R: Record> RecordWriter<R> {
     /// As [`RecordWriter::write`]; nothing changes under the final name then.
     pub fn finish(mut self) -> Result<(), EvaluationError> {
         self.flush()?;
-        self.writer.finish().map_err(|cause| EvaluationError::write(&self.path, cause))?;
+        finish(&mut self.writer).map_err(|cause| EvaluationError::write(&self.path, cause))?;
         Ok(self.writer.inner_mut().commit()?)
     }
 
@@ -349,6 +351,7 @@ impl<R: Record> RecordFile<R> {
         })?;
         let mut rows: Vec<R> = Vec::new();
         while let Some(batch) = self.next_batch(&mut reader)? {
+            let batch = self.of_our_types(&batch, rows.len())?;
             self.check_nulls(&batch, rows.len())?;
             let decoded = R::from_arrays(&Columns(&batch))
                 .map_err(|error| self.parquet.damaged(error.to_string()))?;
@@ -372,6 +375,30 @@ impl<R: Record> RecordFile<R> {
     ) -> Result<Option<RecordBatch>, EvaluationError> {
         let next = || reader.next().transpose().map_err(ParquetError::from);
         Ok(self.parquet.contained(next)?)
+    }
+
+    /// The columns with the types of the file as we write it, where nothing is lost by that: pandas
+    /// makes a type "null" of a column without values, and floats of integers with gaps.
+    fn of_our_types(
+        &self,
+        batch: &RecordBatch,
+        first: usize,
+    ) -> Result<RecordBatch, EvaluationError> {
+        let fail = |error: ArrowError| self.parquet.damaged(error.to_string());
+        let mut columns = Vec::new();
+        for column in R::columns() {
+            let stored = column.kind.stored_type();
+            let Some(array) = batch.column_by_name(&column.name) else { continue };
+            let array = exact::read(array, target(&stored)).map_err(|failure| match failure {
+                Failure::Inexact(Inexact { index, found }) => {
+                    let name = &column.name;
+                    self.row_error(first + index, format!("{name} is {found}, expected {stored}"))
+                }
+                Failure::Arrow(error) => fail(error).into(),
+            })?;
+            columns.push((column.name, cast(&array, &stored).map_err(fail)?, true));
+        }
+        Ok(RecordBatch::try_from_iter_with_nullable(columns).map_err(fail)?)
     }
 
     fn check_nulls(&self, batch: &RecordBatch, first: usize) -> Result<(), EvaluationError> {
@@ -404,13 +431,23 @@ fn plain_types() -> ArrowReaderOptions {
     ArrowReaderOptions::new().with_skip_arrow_metadata(true)
 }
 
+/// What a column of this type in the file is read as.
+fn target(stored: &DataType) -> Target<'_> {
+    match stored {
+        DataType::Utf8 => Target::Text,
+        number => Target::Number(number),
+    }
+}
+
 /// For each of our columns its place in the file, else what is wrong.
 fn find(columns: &[Column], stored: &Schema) -> Result<Vec<usize>, Vec<String>> {
     let (mut places, mut problems) = (Vec::new(), Vec::new());
     for column in columns {
         let expected = column.kind.stored_type();
         match stored.column_with_name(&column.name) {
-            Some((place, field)) if *field.data_type() == expected => places.push(place),
+            Some((place, field)) if exact::is_possible(field.data_type(), target(&expected)) => {
+                places.push(place);
+            }
             Some((_, field)) => {
                 let found = field.data_type();
                 problems

@@ -13,17 +13,23 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use parquet::basic::Compression;
 use parquet::errors::ParquetError;
 use parquet::file::metadata::{
     ColumnChunkMask, ColumnChunkMetaData, PageIndexPolicy, ParquetMetaData, ParquetMetaDataReader,
 };
+use parquet::file::reader::Length as _;
+
+use crate::checksums::{CheckedFile, Checksums};
+use crate::foreign::{LOOKED_AT, describe};
 
 /// The largest footer that is parsed. A Pick-a-Pic shard has about 100 kB; parsing takes up to some
 /// ten times this in memory.
 pub const MAX_FOOTER_BYTES: u64 = 64 << 20;
-/// The largest uncompressed size that a column chunk (one column of one row group) may claim. The
-/// published shards hold about 500 MB in unknown row groups, so a whole shard fits.
-pub const MAX_COLUMN_CHUNK_BYTES: i64 = 4 << 30;
+/// The largest uncompressed size that a column chunk (one column of one row group) may claim. Chunks
+/// are never held whole, so this is no bound on memory; DuckDB's row groups of 122,880 images of
+/// 150 kB have 18 GB in a chunk, those of pandas (1,048,576 rows) up to 1 TB.
+pub const MAX_COLUMN_CHUNK_BYTES: i64 = 1 << 44;
 /// The largest page: what the 31 bits of a page header can say.
 pub const MAX_PAGE_BYTES: i64 = i32::MAX as i64;
 /// The most rows that one file may claim; the largest published split has under 2²⁰.
@@ -74,6 +80,23 @@ pub enum InputError {
         /// The limit it breaks.
         limit: i64,
     },
+    /// A column is compressed in a way that is not read.
+    #[error(
+        "{}: column {column} of row group {row_group} is compressed with {codec}: expected none, \
+         snappy, gzip, brotli, zstd or lz4; hint: write the file again, in DuckDB COPY (FROM \
+         'FILE') TO 'NEW.parquet' (FORMAT parquet, COMPRESSION zstd)",
+        path.display()
+    )]
+    Codec {
+        /// The file.
+        path: PathBuf,
+        /// The column, with the names of what it stands in.
+        column: String,
+        /// The first row group in which it is, from 0.
+        row_group: usize,
+        /// The name of the codec.
+        codec: String,
+    },
     /// The file is damaged, or uses a feature that is not supported.
     #[error("{}: damaged or unsupported Parquet: {detail}; hint: fetch or write the file again", path.display())]
     Damaged {
@@ -88,27 +111,56 @@ pub enum InputError {
 #[derive(Clone, Debug)]
 pub(crate) struct ParquetInput {
     path: PathBuf,
+    checksums: Checksums,
     metadata: Arc<ParquetMetaData>,
     fingerprint: String,
     file_length: u64,
 }
 
+impl CheckedFile {
+    /// Opens a Parquet file; where it is one of ours, its footer is verified, and so is all that is
+    /// read of it later.
+    ///
+    /// # Errors
+    /// When it cannot be read, is not Parquet, or its checksums do not fit its footer.
+    pub fn open(path: &Path) -> Result<Self, InputError> {
+        open(path).map(|(file, _)| file)
+    }
+}
+
+/// Opens a file and reads its footer: the metadata, their length and the mark.
+fn open(path: &Path) -> Result<(CheckedFile, Vec<u8>), InputError> {
+    let fail = |cause| InputError::Io { path: path.to_owned(), cause };
+    let mut file = File::open(path).map_err(fail)?;
+    let described = file.metadata().map_err(fail)?;
+    if !described.is_file() {
+        return Err(not_parquet(path, "a folder or a device"));
+    }
+    let footer = read_footer(&mut file, path, described.len())?;
+    let file =
+        CheckedFile::new(file, described.len(), &footer).map_err(|cause| match cause.kind() {
+            io::ErrorKind::InvalidData => {
+                InputError::Damaged { path: path.to_owned(), detail: cause.to_string() }
+            }
+            _ => fail(cause),
+        })?;
+    Ok((file, footer))
+}
+
 impl ParquetInput {
     /// Reads and checks the footer.
     pub(crate) fn open(path: &Path) -> Result<Self, InputError> {
-        let fail = |cause| InputError::Io { path: path.to_owned(), cause };
-        let mut file = File::open(path).map_err(fail)?;
-        let described = file.metadata().map_err(fail)?;
-        if !described.is_file() {
-            return Err(not_parquet(path, "a folder or a device"));
-        }
-        let file_length = described.len();
-        let footer = read_footer(&mut file, path, file_length)?;
+        let (file, footer) = open(path)?;
+        let file_length = file.len();
+        // read_footer gives the tail too.
+        let footer = footer.get(..footer.len().saturating_sub(TAIL_BYTES as usize));
+        let footer = footer.unwrap_or_default();
         let mut hasher = blake3::Hasher::new();
-        hasher.update(&file_length.to_le_bytes()).update(&footer);
-        let metadata = contained(path, || ParquetMetaDataReader::decode_metadata(&footer))?;
+        hasher.update(&file_length.to_le_bytes()).update(footer);
+        let metadata = contained(path, || ParquetMetaDataReader::decode_metadata(footer))?;
         let input = Self {
             path: path.to_owned(),
+            checksums: file.checksums(),
             metadata: Arc::new(metadata),
             fingerprint: hasher.finalize().to_hex().to_string(),
             file_length,
@@ -135,7 +187,7 @@ impl ParquetInput {
     }
 
     /// The file, opened anew, so that readers do not share a position.
-    pub(crate) fn reopen(&self) -> Result<File, InputError> {
+    pub(crate) fn reopen(&self) -> Result<CheckedFile, InputError> {
         let fail = |cause| InputError::Io { path: self.path.clone(), cause };
         let file = File::open(&self.path).map_err(fail)?;
         let found = file.metadata().map_err(fail)?.len();
@@ -145,14 +197,14 @@ impl ParquetInput {
                 self.file_length
             )));
         }
-        Ok(file)
+        Ok(CheckedFile::with(file, self.file_length, &self.checksums))
     }
 
     /// The footer together with the places of all pages of the leaf columns `leaves`, read anew from
     /// `file`: a reader that is given it touches the pages of the rows it wants alone.
     pub(crate) fn with_page_places(
         &self,
-        file: &File,
+        file: &CheckedFile,
         leaves: &[usize],
     ) -> Result<Arc<ParquetMetaData>, InputError> {
         self.contained(|| {
@@ -237,6 +289,14 @@ impl ParquetInput {
                 let Some(chunk) = group.columns().get(leaf) else { continue };
                 let named =
                     || format!("column {} of row group {index}", chunk.column_path().string());
+                if chunk.compression() == Compression::LZO {
+                    return Err(InputError::Codec {
+                        path: self.path.clone(),
+                        column: chunk.column_path().string(),
+                        row_group: index,
+                        codec: "LZO".to_owned(),
+                    });
+                }
                 if chunk.uncompressed_size() > MAX_COLUMN_CHUNK_BYTES {
                     let found = chunk.uncompressed_size();
                     return Err(self.limit(&named(), "bytes", found, MAX_COLUMN_CHUNK_BYTES));
@@ -277,7 +337,8 @@ fn not_parquet(path: &Path, found: impl Into<String>) -> InputError {
     InputError::NotParquet { path: path.to_owned(), found: found.into() }
 }
 
-/// The bytes of the footer's metadata, once its outer form and length were checked.
+/// The bytes of the footer (metadata, their length, the mark), once its outer form and length were
+/// checked.
 fn read_footer(file: &mut File, path: &Path, length: u64) -> Result<Vec<u8>, InputError> {
     let fail = |cause| InputError::Io { path: path.to_owned(), cause };
     if length == 0 {
@@ -285,9 +346,13 @@ fn read_footer(file: &mut File, path: &Path, length: u64) -> Result<Vec<u8>, Inp
     }
     let mut head = [0_u8; 4];
     let mut tail = [0_u8; TAIL_BYTES as usize];
+    let mut beginning = Vec::new();
+    Read::take(&mut *file, LOOKED_AT as u64).read_to_end(&mut beginning).map_err(fail)?;
     if length < SMALLEST_FILE {
-        return Err(not_parquet(path, format!("{length} bytes, too few for any Parquet file")));
+        let found = format!("{length} bytes, too few for any Parquet file");
+        return Err(not_parquet(path, found));
     }
+    file.seek(SeekFrom::Start(0)).map_err(fail)?;
     file.read_exact(&mut head).map_err(fail)?;
     file.seek(SeekFrom::Start(length - TAIL_BYTES)).map_err(fail)?;
     file.read_exact(&mut tail).map_err(fail)?;
@@ -302,7 +367,7 @@ fn read_footer(file: &mut File, path: &Path, length: u64) -> Result<Vec<u8>, Inp
             );
             return Err(not_parquet(path, found));
         }
-        (false, _) => return Err(not_parquet(path, "other data (no mark PAR1 at both ends)")),
+        (false, _) => return Err(not_parquet(path, describe(&beginning, length, mark))),
     }
     let footer_length = u64::from(u32::from_le_bytes([a, b, c, d]));
     if footer_length > length - SMALLEST_FILE {
@@ -320,7 +385,7 @@ fn read_footer(file: &mut File, path: &Path, length: u64) -> Result<Vec<u8>, Inp
             limit: MAX_FOOTER_BYTES as i64,
         });
     }
-    let mut footer = vec![0_u8; footer_length as usize];
+    let mut footer = vec![0_u8; (footer_length + TAIL_BYTES) as usize];
     file.seek(SeekFrom::Start(length - TAIL_BYTES - footer_length)).map_err(fail)?;
     file.read_exact(&mut footer).map_err(fail)?;
     Ok(footer)
@@ -335,6 +400,8 @@ pub(crate) fn contained<T>(
     let damaged = |detail: String| InputError::Damaged { path: path.to_owned(), detail };
     // Whatever the step was working on is dropped by the caller after a panic, never used again.
     match catch_unwind(AssertUnwindSafe(step)) {
+        // The library's own words for "from outside" say nothing.
+        Ok(Err(ParquetError::External(cause))) => Err(damaged(cause.to_string())),
         Ok(result) => result.map_err(|error| damaged(error.to_string())),
         Err(payload) => {
             let message = payload

@@ -13,14 +13,19 @@
 //! Input files are not trusted: [`input`] holds the limits that are checked in the footer before a
 //! byte of data is read, and a panic of the Parquet library on hostile bytes becomes an error there.
 
+pub mod checksums;
 pub mod columns;
 pub mod evaluation;
+mod exact;
+mod foreign;
 pub mod input;
 pub mod labels;
 pub mod latents;
+mod pages;
 pub mod pairs;
 pub mod reference;
 pub mod scores;
+pub mod scratch;
 pub mod sink;
 pub mod text;
 pub mod winrates;

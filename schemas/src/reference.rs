@@ -92,7 +92,9 @@ pub fn reference_page() -> String {
         "\nNew values may be added; treat an unknown one as a row without votes.\n\n\
          ### The file\n\n\
          zstd, row groups of {ROW_GROUP_ROWS} rows (fewer where captions are huge), page index. Equal \
-         rows and metadata give equal bytes; no time and no host is stored. Key-value metadata:\n\n\
+         rows and metadata give equal bytes; no time and no host is stored. Checksums of all bytes lie \
+         between page index and footer, where other readers do not look (`schemas/src/checksums.rs`): a \
+         flipped bit is an error when it is read. Key-value metadata:\n\n\
          | key | value |\n|---|---|\n\
          | `{KEY_SCHEMA_VERSION}` | `{SCHEMA_VERSION}`; grows when an old reader would misread a file |\n\
          | `{KEY_FINGERPRINT}` | fingerprint of everything the file was computed from |\n\
@@ -116,9 +118,13 @@ pub fn reference_page() -> String {
         let _infallible = writeln!(page, "| `{name}` | {kind} | {needed} | {} |", column.meaning);
     }
     page.push_str(
-        "\nText may be plain, large, view or dictionary text. Files compressed with zstd, snappy, lz4 \
-         or gzip are read; column chunks of more than 4 GiB and footers of more than 64 MiB are \
-         refused before anything is read.\n",
+        "\nText may be plain, large, view or dictionary text, or bytes in UTF-8. Numbers may be of any \
+         type, decimals and halves too, where nothing is lost: 5.0 is the id 5, and 5.5 is refused with \
+         its row. NaN in a column of ids or flags is a gap of pandas, null. A column of type \"null\" is \
+         null everywhere. For other types the error holds a line of SQL or Python that casts them.\n\n\
+         Files compressed with zstd, snappy, gzip, brotli or lz4 are read. Footers of more than 64 MiB \
+         are refused. What the footer tells (columns, types, codecs, sizes) is checked before anything \
+         is read.\n",
     );
     page
 }
@@ -164,7 +170,7 @@ pub fn latents_page() -> String {
         "\n## The files\n\n\
          zstd, page index; a page holds at least one row and is closed at {} KiB, so that single rows \
          can be read. Equal rows and metadata give equal bytes; no time and no host is stored. \
-         Key-value metadata:\n\n\
+         Checksums as in `docs/labels-schema.md`. Key-value metadata:\n\n\
          | key | value |\n|---|---|\n\
          | `{}` | `{}`; grows when an old reader would misread a file |\n\
          | `{}` | fingerprint of everything the cache was computed from |\n\

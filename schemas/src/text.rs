@@ -3,14 +3,14 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use arrow::array::{Array as _, AsArray, StringArray};
-use arrow::datatypes::DataType;
+use arrow::array::{Array as _, ArrayRef, AsArray, StringViewArray};
 use parquet::arrow::ProjectionMask;
 use parquet::arrow::arrow_reader::{
     ArrowReaderMetadata, ArrowReaderOptions, ParquetRecordBatchReaderBuilder,
 };
 use parquet::errors::ParquetError;
 
+use crate::exact::{self, Failure, Inexact, Target};
 use crate::input::{InputError, ParquetInput};
 
 const BATCH_ROWS: usize = 8192;
@@ -53,7 +53,7 @@ impl TextFile {
         fields
             .map(|field| TextColumn {
                 name: field.name().clone(),
-                is_text: *field.data_type() == DataType::Utf8,
+                is_text: exact::is_possible(field.data_type(), Target::Text),
                 type_name: field.data_type().to_string(),
             })
             .collect()
@@ -88,11 +88,23 @@ impl TextFile {
             self.parquet.contained(|| reader.next().transpose().map_err(ParquetError::from))?
         {
             let texts = columns.iter().map(|&column| {
+                let name = |column: usize| self.reader.schema().field(column).name().clone();
                 let values = batch.columns().get(place(column));
-                values.and_then(|values| values.as_string_opt::<i32>())
+                let values = values.filter(|it| exact::is_possible(it.data_type(), Target::Text));
+                let values = values.ok_or_else(|| {
+                    self.parquet.damaged(format!("column {:?} holds no text", name(column)))
+                })?;
+                exact::read(values, Target::Text).map_err(|failure| match failure {
+                    Failure::Inexact(Inexact { index, .. }) => self.parquet.damaged(format!(
+                        "row {} of column {:?} holds bytes that are no text",
+                        row + index + 1,
+                        name(column)
+                    )),
+                    Failure::Arrow(error) => self.parquet.damaged(error.to_string()),
+                })
             });
-            let texts: Option<Vec<_>> = texts.collect();
-            let texts = texts.ok_or_else(|| self.parquet.damaged("a column holds no text"))?;
+            let texts = texts.collect::<Result<Vec<ArrayRef>, _>>()?;
+            let texts: Vec<_> = texts.iter().map(|texts| texts.as_string_view()).collect();
             for index in 0..batch.num_rows() {
                 row += 1;
                 let values: Vec<Option<&str>> =
@@ -110,13 +122,13 @@ impl TextFile {
     }
 }
 
-fn value(texts: &StringArray, index: usize) -> Option<&str> {
+fn value(texts: &StringViewArray, index: usize) -> Option<&str> {
     texts.is_valid(index).then(|| texts.value(index))
 }
 
 #[cfg(test)]
 mod tests {
-    use arrow::array::{ArrayRef, DictionaryArray, Int64Array, LargeStringArray};
+    use arrow::array::{DictionaryArray, Int64Array, LargeStringArray, StringArray};
     use arrow::datatypes::Int32Type;
     use arrow::record_batch::RecordBatch;
     use parquet::arrow::ArrowWriter;

@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
-use arrow::array::{ArrayRef, Float32Array, Float64Array, Int64Array, StringArray};
+use arrow::array::{ArrayRef, Float32Array, Float64Array, Int64Array, NullArray, StringArray};
 use common::{parquet_bytes, put};
 use schemas::evaluation::{
     EvaluationError, KEY_MANIFEST, KEY_SCHEMA_VERSION, ROW_GROUP_ROWS, Record, RecordWriter,
@@ -170,16 +170,33 @@ fn files_of_others_are_read_and_their_faults_named() {
 
     let mut columns = foreign(vec![Some(0.5)]);
     columns.retain(|(name, _)| *name != "prompt_id");
-    columns[0].1 = Arc::new(Float64Array::from(vec![0.5]));
+    columns[0].1 = Arc::new(StringArray::from(vec!["0.5"]));
     let message = open(columns).unwrap_err().to_string();
     for part in [
         "scores.parquet: not scores:",
         "column \"prompt_id\": expected Utf8, found none",
-        "column \"score\": expected Float32, found Float64",
+        "column \"score\": expected Float32, found Utf8",
         "hint: name the scores.parquet",
     ] {
         assert!(message.contains(part), "{part}: {message}");
     }
+
+    // What pandas makes of them: a type "null", floats of whole numbers, double precision.
+    let mut columns = foreign(vec![Some(0.5), Some(1.0)]);
+    columns[0].1 = Arc::new(Float64Array::from(vec![Some(0.5), None]));
+    columns[2].1 = Arc::new(Float64Array::from(vec![7.0, 8.0]));
+    columns[7].1 = Arc::new(NullArray::new(2));
+    columns[10].1 = Arc::new(NullArray::new(2));
+    let rows = open(columns.clone()).unwrap();
+    assert_eq!((rows[0].score, rows[1].score, rows[1].seed), (Some(0.5), None, 8));
+    assert_eq!((&rows[0].category, &rows[1].error), (&None, &None));
+    columns[0].1 = Arc::new(Float64Array::from(vec![0.5, 0.1]));
+    let message = open(columns.clone()).unwrap_err().to_string();
+    assert!(message.contains("row 1: score is 0.1, expected Float32"), "{message}");
+    columns[0].1 = Arc::new(Float64Array::from(vec![0.5, 0.25]));
+    columns[2].1 = Arc::new(Float64Array::from(vec![7.5, 8.0]));
+    let message = open(columns).unwrap_err().to_string();
+    assert!(message.contains("row 0: seed is 7.5, expected Int64"), "{message}");
 
     let mut columns = foreign(vec![Some(0.5), Some(1.0)]);
     columns[3].1 = Arc::new(StringArray::from(vec![Some("base"), None]));

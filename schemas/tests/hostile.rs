@@ -18,7 +18,7 @@ use parquet::file::metadata::{
     ColumnChunkMetaDataBuilder, ParquetMetaDataReader, ParquetMetaDataWriter,
 };
 use parquet::file::properties::WriterProperties;
-use schemas::input::{InputError, MAX_FOOTER_BYTES};
+use schemas::input::{InputError, MAX_COLUMN_CHUNK_BYTES, MAX_FOOTER_BYTES};
 use schemas::labels::{LabelRow, LabelsFile, LabelsSchema, LabelsWriter};
 use schemas::pairs::{PairFile, PairRow, PairsError};
 use tempfile::tempdir;
@@ -133,7 +133,12 @@ fn other_files_are_called_by_what_they_are() {
         |name: &str, bytes: &[u8]| read_pairs(&put(folder.path(), name, bytes)).unwrap_err();
     assert!(error("empty", b"").contains("an empty file"));
     assert!(error("tiny", b"PAR1PAR1").contains("8 bytes, too few"));
-    assert!(error("page", b"<html>404 not found</html>").contains("other data"));
+    assert!(error("page", b"<html>404 not found</html>").contains("an HTML page"));
+    assert!(
+        error("lfs", b"version https://git-lfs.github.com/spec/v1\n").contains("a git-lfs pointer")
+    );
+    assert!(error("server", br#"{"error": "Repository not found"}"#).contains("JSON"));
+    assert!(error("noise", &[7; 100]).contains("other data"));
     assert!(error("secret", b"PARE1234567890PARE").contains("encrypted"));
     assert!(
         error("garbage", b"PAR1\xff\xfe\xfd\xfc\xfb\xfa\x04\x00\x00\x00PAR1").contains("damaged")
@@ -191,11 +196,17 @@ fn claims_of_the_footer_are_checked_before_reading() {
     assert!(
         read_pairs(&put(folder.path(), "fine.parquet", &with_claims(&bytes, |c| c, 3))).is_ok()
     );
-    for claim in [(4_i64 << 30) + 1, i64::MAX] {
+    // A row group of DuckDB, 122,880 rows of images of 150 kB, has 18 GB in a chunk.
+    let large = with_claims(&bytes, |c| c.set_total_uncompressed_size(18 << 30), 3);
+    assert_eq!(read_pairs(&put(folder.path(), "large.parquet", &large)).unwrap().len(), 3);
+    for claim in [MAX_COLUMN_CHUNK_BYTES + 1, i64::MAX] {
         let found = error(with_claims(&bytes, |c| c.set_total_uncompressed_size(claim), 3));
-        assert!(found.contains("expected at most 4294967296 bytes"), "{found}");
+        assert!(found.contains("expected at most 17592186044416 bytes"), "{found}");
         assert!(found.contains(&format!("a claim of {claim}")), "{found}");
     }
+    let found = error(with_claims(&bytes, |c| c.set_compression(Compression::LZO), 3));
+    assert!(found.contains("column caption of row group 0 is compressed with LZO"), "{found}");
+    assert!(found.contains("brotli, zstd or lz4; hint:"), "{found}");
     for claim in [-1, i64::MIN, bytes.len() as i64, i64::MAX] {
         let found = error(with_claims(&bytes, |c| c.set_total_compressed_size(claim), 3));
         assert!(found.contains("outside"), "{found}");

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
-use arrow::array::{Array, ArrayRef, Int8Array, Int64Array, StringArray};
+use arrow::array::{Array, ArrayRef, Float64Array, Int8Array, Int64Array, NullArray, StringArray};
 use common::{label_row, parquet_bytes, put};
 use schemas::labels::{
     KEY_MANIFEST, KEY_SCHEMA_VERSION, LabelBatch, LabelRow, LabelsError, LabelsFile, LabelsSchema,
@@ -290,6 +290,23 @@ fn what_is_no_labels_file_is_refused() {
     let file = open(common::with(columns_of(&rows), "pair_id", Arc::new(nulls))).unwrap();
     assert!(file.read_rows().unwrap_err().to_string().contains("pair_id"));
 
+    // pandas makes floats of votes with a gap, and a type "null" of a column without values.
+    let votes = Float64Array::from(vec![Some(1.0), None, Some(-1.0)]);
+    let columns = common::with(columns_of(&rows), "clip_vote", Arc::new(votes));
+    let columns = common::with(columns, "error", Arc::new(NullArray::new(3)));
+    let file = open(columns).unwrap();
+    let found: Vec<_> = file.read_rows().unwrap().iter().map(|row| row.votes[0]).collect();
+    assert_eq!(found, [Some(1), None, Some(-1)]);
+    let votes = Float64Array::from(vec![Some(1.0), Some(0.5), None]);
+    let file = open(common::with(columns_of(&rows), "clip_vote", Arc::new(votes))).unwrap();
+    let message = file.read_rows().unwrap_err().to_string();
+    assert!(message.contains("row 1 (counted from 0): clip_vote is 0.5"), "{message}");
+    let human = Float64Array::from(vec![Some(1.0), None, Some(-1.0)]);
+    let file = open(common::with(columns_of(&rows), "human_label_0", Arc::new(human))).unwrap();
+    let message = file.read_rows().unwrap_err().to_string();
+    assert!(message.contains("row 2 (counted from 0): human_label_0 is -1"), "{message}");
+    assert!(message.contains("expected 1, 0.5, 0 or null"), "{message}");
+
     let nan = arrow::array::Float32Array::from(vec![0.0, f32::NAN, 1.0]);
     let file = open(common::with(columns_of(&rows), "clip_score_0", Arc::new(nan))).unwrap();
     assert!(file.read_rows().unwrap_err().to_string().contains("clip_score_0"));
@@ -303,6 +320,9 @@ fn what_is_no_labels_file_is_refused() {
     let place = bytes.windows(key.len()).position(|window| window == key).unwrap() + key.len();
     let digit = place + bytes[place..].iter().position(|byte| *byte == b'1').unwrap();
     bytes[digit] = b'2';
+    // Without the mark of its checksums, which would tell that.
+    let mark = bytes.windows(8).rposition(|window| window == b"BDPOSUM1").unwrap();
+    bytes[mark] = 0;
     let path = put(folder.path(), "future.parquet", &bytes);
     assert!(
         matches!(LabelsFile::open(path), Err(LabelsError::Version { found, .. }) if found == "2")

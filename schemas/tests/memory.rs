@@ -1,69 +1,165 @@
-//! Reading holds pages, not row groups. Alone in its process, for its peak of memory is measured.
+//! What reading holds in memory, of files with pages as pyarrow, pandas and this crate's own writer make
+//! them where nothing is set: a dictionary page of 1,024 images, then data pages of 1,024.
 
 #![expect(clippy::unwrap_used, reason = "tests")]
 
 mod common;
 
+use std::path::Path;
+use std::process::Command;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
 
 use arrow::array::{ArrayRef, BinaryArray, RecordBatch};
-use common::{input, pair_columns, parquet_bytes, with};
+use common::{input, pair_columns, with};
 use parquet::arrow::ArrowWriter;
-use parquet::basic::Compression;
+use parquet::basic::{BrotliLevel, Compression, GzipLevel, ZstdLevel};
 use parquet::file::properties::WriterProperties;
+use parquet::file::reader::{FileReader as _, SerializedFileReader};
 use schemas::pairs::PairFile;
+use schemas::scratch::IN_MEMORY_BYTES;
 use tempfile::tempdir;
 
-/// 400 MB of images in one row group: reading them must hold a few pages, not the row group.
-#[test]
-fn a_large_row_group_streams() {
-    let folder = tempdir().unwrap();
-    let path = folder.path().join("large.parquet");
-    let schema = {
-        let bytes = parquet_bytes(pair_columns(1), 4);
-        let reader = parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder::try_new(
-            bytes::Bytes::from(bytes),
-        );
-        Arc::clone(reader.unwrap().schema())
-    };
-    #[expect(clippy::disallowed_methods, reason = "test input needs no durability")]
-    let file = std::fs::File::create(&path).unwrap();
-    let properties = WriterProperties::builder()
-        .set_compression(Compression::UNCOMPRESSED)
-        .set_dictionary_enabled(false)
-        .set_write_batch_size(4)
-        .build();
-    let mut writer = ArrowWriter::try_new(file, Arc::clone(&schema), Some(properties)).unwrap();
-    for block in 0..20 {
-        let image = vec![block as u8; 500_000];
-        let images: ArrayRef = Arc::new(BinaryArray::from_iter_values(vec![&image; 20]));
-        let columns = with(with(pair_columns(20), "jpg_0", Arc::clone(&images)), "jpg_1", images);
-        let columns = columns.into_iter().map(|(_, array)| array).collect();
-        writer.write(&RecordBatch::try_new(Arc::clone(&schema), columns).unwrap()).unwrap();
-    }
-    writer.close().unwrap();
+/// The file to read, where this process is the one that is measured.
+const FILE: &str = "SCHEMAS_TEST_READS";
+const ROWS: usize = 2100;
+const IMAGE_BYTES: usize = 24_000;
+/// Values of a page where nothing is set.
+const PAGE_VALUES: usize = 1024;
+/// Of each column a page in memory, and one that is being decompressed; texts, and what a process has.
+const BOUND: usize = 4 * IN_MEMORY_BYTES + (8 << 20);
 
-    let file = PairFile::open(&input(path)).unwrap();
-    assert_eq!(file.row_groups().len(), 1);
-    let before = peak_memory();
-    let (mut rows, mut bytes) = (0, 0);
-    for batch in file.rows_with_images(8).unwrap() {
-        let batch = batch.unwrap();
-        rows += batch.len();
-        bytes += batch
-            .iter()
-            .flat_map(|r| r.image.iter().flatten())
-            .map(bytes::Bytes::len)
-            .sum::<usize>();
-    }
-    assert_eq!((rows, bytes), (400, 400 * 2 * 500_000));
-    let grown = peak_memory() - before;
-    assert!(grown < 100 << 20, "reading held {} MiB", grown >> 20);
+/// Bytes that no codec makes smaller, as those of a JPEG.
+fn image(row: usize, side: usize) -> Vec<u8> {
+    let mut state = (row * 2 + side) as u64;
+    let next = |_| {
+        state =
+            state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 56) as u8
+    };
+    (0..IMAGE_BYTES).map(next).collect()
 }
 
-/// The most memory this process has held, in bytes.
-fn peak_memory() -> usize {
+fn write(path: &Path, codec: Compression) {
+    let images = |side: usize| -> ArrayRef {
+        Arc::new(BinaryArray::from_iter_values((0..ROWS).map(|row| image(row, side))))
+    };
+    let columns = with(with(pair_columns(ROWS as i64), "jpg_0", images(0)), "jpg_1", images(1));
+    let batch = RecordBatch::try_from_iter_with_nullable(
+        columns.into_iter().map(|(name, array)| (name, array, true)),
+    )
+    .unwrap();
+    #[expect(clippy::disallowed_methods, reason = "test input needs no durability")]
+    let file = std::fs::File::create(path).unwrap();
+    // pyarrow looks at the size of a page after every 1,024 values, whatever they are.
+    let page_bytes = PAGE_VALUES * IMAGE_BYTES;
+    let properties = WriterProperties::builder()
+        .set_compression(codec)
+        .set_dictionary_page_size_limit(page_bytes)
+        .set_data_page_size_limit(page_bytes)
+        .set_write_batch_size(PAGE_VALUES)
+        .build();
+    let mut writer = ArrowWriter::try_new(file, batch.schema(), Some(properties)).unwrap();
+    writer.write(&batch).unwrap();
+    writer.close().unwrap();
+    // The pages are as large as they are meant to be, or nothing is shown.
+    let reader = SerializedFileReader::new(std::fs::File::open(path).unwrap()).unwrap();
+    assert_eq!(reader.metadata().num_row_groups(), 1);
+    for column in [4, 5] {
+        let chunk = reader.metadata().row_group(0).column(column);
+        let dictionary = chunk.data_page_offset() - chunk.dictionary_page_offset().unwrap();
+        assert!(dictionary as usize > PAGE_VALUES * IMAGE_BYTES * 9 / 10, "{dictionary}");
+    }
+}
+
+/// What this process holds that is no file's, in bytes.
+fn held() -> usize {
     let status = std::fs::read_to_string("/proc/self/status").unwrap();
-    let line = status.lines().find(|line| line.starts_with("VmHWM:")).unwrap();
+    let line = status.lines().find(|line| line.starts_with("RssAnon:")).unwrap();
     line.split_whitespace().nth(1).unwrap().parse::<usize>().unwrap() << 10
+}
+
+/// Calls `work` and gives the most that was held meanwhile, looked at every millisecond.
+fn peak_of(work: impl FnOnce()) -> usize {
+    let (peak, done) = (AtomicUsize::new(0), AtomicBool::new(false));
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !done.load(Ordering::Relaxed) {
+                peak.fetch_max(held(), Ordering::Relaxed);
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        });
+        work();
+        done.store(true, Ordering::Relaxed);
+    });
+    peak.into_inner()
+}
+
+/// Not a test by itself: what the measured process does.
+#[test]
+fn measured_process() {
+    let Some(path) = std::env::var_os(FILE) else { return };
+    let before = held();
+    let peak = peak_of(|| {
+        let file = PairFile::open(&input(path.into())).unwrap();
+        let mut rows = 0;
+        for batch in file.rows_with_images(32).unwrap() {
+            for row in batch.unwrap() {
+                for (side, found) in row.image.iter().enumerate() {
+                    assert!(found.as_ref().unwrap() == &image(rows, side), "row {rows}");
+                }
+                rows += 1;
+            }
+        }
+        assert_eq!(rows, ROWS);
+    });
+    println!("grown {}", peak - before);
+}
+
+#[test]
+fn pages_of_a_thousand_images_are_not_held_in_memory() {
+    let folder = tempdir().unwrap();
+    let path = folder.path().join("pairs.parquet");
+    for codec in [
+        Compression::UNCOMPRESSED,
+        Compression::SNAPPY,
+        Compression::ZSTD(ZstdLevel::try_new(1).unwrap()),
+        Compression::GZIP(GzipLevel::try_new(1).unwrap()),
+        Compression::BROTLI(BrotliLevel::try_new(0).unwrap()),
+    ] {
+        write(&path, codec);
+        // A process of its own: memory that the writer gave back would be used again here.
+        let output = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "measured_process", "--nocapture", "--test-threads=1"])
+            .env(FILE, &path)
+            .output()
+            .unwrap();
+        let text = String::from_utf8_lossy(&output.stdout);
+        assert!(output.status.success(), "{codec}: {text}");
+        let grown = text.split("grown ").nth(1).unwrap().split_whitespace().next().unwrap();
+        let grown: usize = grown.parse().unwrap();
+        println!("{codec}: {} MiB", grown >> 20);
+        assert!(grown < BOUND, "{codec}: reading held {} MiB", grown >> 20);
+    }
+}
+
+/// What lz4 pages are made of is known to the library alone, which decompresses in memory: one page at a
+/// time, and none is kept.
+#[test]
+fn every_codec_gives_the_same_rows() {
+    let folder = tempdir().unwrap();
+    let path = folder.path().join("pairs.parquet");
+    for codec in [Compression::LZ4, Compression::LZ4_RAW, Compression::SNAPPY] {
+        write(&path, codec);
+        let file = PairFile::open(&input(path.clone())).unwrap();
+        let rows = file.rows_with_images_in(1000..1100, 32).unwrap().collect_rows().unwrap();
+        assert_eq!(rows.len(), 100);
+        for (row, number) in rows.iter().zip(1000..) {
+            assert_eq!(row.row, number as i64);
+            for side in [0, 1] {
+                assert!(row.image[side].as_ref().unwrap() == &image(number, side), "{codec}");
+            }
+        }
+    }
 }

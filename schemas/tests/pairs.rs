@@ -9,14 +9,15 @@ use std::sync::Arc;
 
 use arrow::array::BinaryViewArray;
 use arrow::array::{
-    ArrayRef, BinaryArray, BooleanArray, DictionaryArray, Float32Array, Float64Array, Int32Array,
-    Int64Array, LargeBinaryArray, LargeStringArray, NullArray, StringArray, StringViewArray,
-    StructArray, UInt8Array,
+    ArrayRef, BinaryArray, BooleanArray, Decimal128Array, DictionaryArray, FixedSizeBinaryArray,
+    Float16Array, Float32Array, Float64Array, Int32Array, Int64Array, LargeBinaryArray,
+    LargeStringArray, NullArray, StringArray, StringViewArray, StructArray, UInt8Array,
 };
 use arrow::buffer::NullBuffer;
 use arrow::datatypes::{DataType, Field, Fields, Int32Type};
 use common::{input, open_pairs, pair_columns, parquet_bytes, put, with, without};
-use schemas::pairs::{PairFile, PairRow, PairsError, discover, positional_pair_id};
+use half::f16;
+use schemas::pairs::{NoVote, PairFile, PairRow, PairsError, discover, positional_pair_id};
 use tempfile::tempdir;
 
 fn rows(columns: Vec<(&'static str, ArrayRef)>) -> Vec<PairRow> {
@@ -148,8 +149,132 @@ fn labels_of_any_number_type_are_read() {
     assert_eq!(labels(Arc::new(Int64Array::from(vec![Some(1), None, Some(0)]))), whole);
     assert_eq!(labels(Arc::new(UInt8Array::from(vec![Some(1), None, Some(0)]))), whole);
     assert_eq!(labels(Arc::new(NullArray::new(3))), [None; 3]);
-    let broken = Float64Array::from(vec![f64::NAN, f64::INFINITY, 0.5]);
-    assert_eq!(labels(Arc::new(broken)), [None, None, Some(0.5)]);
+    let nan = Float64Array::from(vec![f64::NAN, 1.0, 0.5]);
+    assert_eq!(labels(Arc::new(nan)), [None, Some(1.0), Some(0.5)]);
+    assert_eq!(labels(Arc::new(BooleanArray::from(vec![Some(true), None, Some(false)]))), whole);
+    let half = |number| f16::from_f32(number);
+    let halves = Float16Array::from(vec![half(1.0), half(0.5), half(0.0)]);
+    assert_eq!(labels(Arc::new(halves)), [Some(1.0), Some(0.5), Some(0.0)]);
+    let decimals = Decimal128Array::from(vec![10, 5, 0]).with_precision_and_scale(2, 1).unwrap();
+    assert_eq!(labels(Arc::new(decimals)), [Some(1.0), Some(0.5), Some(0.0)]);
+}
+
+fn row_error(columns: Vec<(&'static str, ArrayRef)>) -> String {
+    let folder = tempdir().unwrap();
+    let file = open_pairs(folder.path(), columns);
+    let plan = file.plan_rows().unwrap().collect_rows().unwrap_err();
+    assert!(matches!(plan, PairsError::Value { .. }), "{plan}");
+    plan.to_string()
+}
+
+/// Numbers that mean something else than who was preferred: one sentence with file, row and value.
+#[test]
+fn labels_of_another_meaning_are_refused() {
+    let label = |labels: &[f64]| {
+        row_error(with(
+            pair_columns(labels.len() as i64),
+            "label_0",
+            Arc::new(Float64Array::from(labels.to_vec())),
+        ))
+    };
+    for (labels, row, found) in [
+        (&[1.0, -1.0, 0.0][..], 1, "-1"),
+        (&[1.0, 2.0], 1, "2"),
+        (&[0.0, 1.0, 7.5], 2, "7.5"),
+        (&[0.0, 0.5, 100.0], 2, "100"),
+        (&[0.3], 0, "0.3"),
+        (&[1e9], 0, "1000000000"),
+        (&[f64::INFINITY], 0, "inf"),
+        (&[f64::NAN, f64::NEG_INFINITY], 1, "-inf"),
+    ] {
+        let message = label(labels);
+        for part in [
+            "pairs.parquet",
+            &format!("row {row} (counted from 0)"),
+            &format!("label_0 is {found}, expected 1 (image 0), 0 (image 1), 0.5 (a tie)"),
+        ] {
+            assert!(message.contains(part), "{part}: {message}");
+        }
+        assert_eq!(message.lines().count(), 1);
+    }
+    let ranks: ArrayRef = Arc::new(Int64Array::from(vec![1, 2]));
+    assert!(row_error(with(pair_columns(2), "label_0", ranks)).contains("row 1"));
+    // The row of the file, beyond the first batch of a plan.
+    let mut many = vec![1.0; 20_000];
+    many[19_000] = 3.0;
+    assert!(label(&many).contains("row 19000 (counted from 0)"));
+}
+
+#[test]
+fn what_is_no_vote_is_null_with_a_reason() {
+    let label = |numbers: [f64; 5]| -> ArrayRef { Arc::new(Float64Array::from(numbers.to_vec())) };
+    let columns = with(pair_columns(5), "label_0", label([0.0, 1.0, 0.5, f64::NAN, 1.0]));
+    let columns = with(columns, "label_1", label([1.0, 0.0, 0.5, 0.0, 1.0]));
+    let flags = vec![Some(false), Some(true), None, Some(true), Some(true)];
+    for form in [
+        Arc::new(BooleanArray::from(flags.clone())) as ArrayRef,
+        Arc::new(Int64Array::from(
+            flags.iter().map(|flag| flag.map(i64::from)).collect::<Vec<_>>(),
+        )),
+    ] {
+        let found = rows(with(columns.clone(), "has_label", form));
+        let votes: Vec<_> = found.iter().map(|row| (row.human_label_0, row.no_vote)).collect();
+        assert_eq!(
+            votes,
+            [
+                (None, Some(NoVote::HasLabelFalse)),
+                (Some(1.0), None),
+                (Some(0.5), None),
+                (None, Some(NoVote::NotANumber)),
+                (None, Some(NoVote::Contradiction)),
+            ]
+        );
+    }
+    // What stands there though nobody voted may be anything.
+    let columns = with(pair_columns(1), "label_0", Arc::new(Float64Array::from(vec![-1.0])));
+    let columns = with(columns, "has_label", Arc::new(BooleanArray::from(vec![false])));
+    assert_eq!(rows(columns)[0].human_label_0, None);
+    let columns = with(pair_columns(2), "has_label", Arc::new(Int64Array::from(vec![1, 2])));
+    let message = row_error(columns);
+    assert!(message.contains("row 1 (counted from 0): has_label is 2"), "{message}");
+    // A column of another meaning beside label_0 is none of ours.
+    let columns = with(pair_columns(2), "label_1", Arc::new(StringArray::from(vec!["a", "b"])));
+    assert_eq!(rows(columns)[0].human_label_0, Some(0.0));
+}
+
+#[test]
+fn names_of_other_types_are_read_where_they_are_exact() {
+    let uid = |array: ArrayRef| -> Vec<Option<String>> {
+        let found = rows(with(pair_columns(array.len() as i64), "image_0_uid", array));
+        found.into_iter().map(|row| row.image_uid[0].clone()).collect()
+    };
+    let some = |texts: [&str; 2]| texts.map(|text| Some(text.to_owned())).to_vec();
+    assert_eq!(uid(Arc::new(Int64Array::from(vec![4, -5]))), some(["4", "-5"]));
+    assert_eq!(uid(Arc::new(Float64Array::from(vec![4.0, 5.0]))), some(["4", "5"]));
+    assert_eq!(uid(Arc::new(NullArray::new(2))), [None, None]);
+    let bytes = FixedSizeBinaryArray::try_from_iter([[0x1f_u8; 16], [2; 16]].into_iter()).unwrap();
+    let expected =
+        some(["1f1f1f1f-1f1f-1f1f-1f1f-1f1f1f1f1f1f", "02020202-0202-0202-0202-020202020202"]);
+    assert_eq!(uid(Arc::new(bytes)), expected);
+    let text = BinaryArray::from_iter_values(["a", "b"]);
+    assert_eq!(uid(Arc::new(text)), some(["a", "b"]));
+    // pandas makes floats of whole numbers with a gap.
+    let gap: ArrayRef = Arc::new(Float64Array::from(vec![Some(7.0), None, Some(f64::NAN)]));
+    let found = rows(with(pair_columns(3), "ranking_id", gap));
+    let ids: Vec<&str> = found.iter().map(|row| row.pair_id.as_str()).collect();
+    assert_eq!(ids, ["7", "pairs.parquet:1", "pairs.parquet:2"]);
+    let half: ArrayRef = Arc::new(Float64Array::from(vec![7.0, 7.5]));
+    let message = row_error(with(pair_columns(2), "ranking_id", half));
+    assert!(message.contains("row 1 (counted from 0): ranking_id is 7.5"), "{message}");
+
+    let captions: ArrayRef = Arc::new(BinaryArray::from_iter_values(["a fox", "\u{e9}t\u{e9}"]));
+    let found = rows(with(pair_columns(2), "caption", captions));
+    assert_eq!(found[1].caption.as_deref(), Some("\u{e9}t\u{e9}"));
+    let latin: ArrayRef = Arc::new(BinaryArray::from_iter_values([b"\xe9t\xe9".as_slice()]));
+    let message = row_error(with(pair_columns(1), "caption", latin));
+    assert!(message.contains("row 0") && message.contains("expected text in UTF-8"), "{message}");
+    let found = rows(with(pair_columns(2), "jpg_0", Arc::new(NullArray::new(2))));
+    assert!(found[0].image[0].is_none() && found[0].image[1].is_some());
 }
 
 #[test]
@@ -172,10 +297,10 @@ fn a_pair_is_named_by_ranking_id_or_place() {
 fn optional_columns_may_be_absent() {
     let columns = without(without(pair_columns(2), "label_0"), "ranking_id");
     let found = rows(columns.clone());
-    assert_eq!((found[0].human_label_0, found[0].has_label), (None, None));
-    let flags: ArrayRef = Arc::new(BooleanArray::from(vec![Some(true), None]));
+    assert_eq!((found[0].human_label_0, found[0].no_vote), (None, None));
+    let flags: ArrayRef = Arc::new(BooleanArray::from(vec![Some(false), None]));
     let found = rows(with(columns, "has_label", flags));
-    assert_eq!((found[0].has_label, found[1].has_label), (Some(true), None));
+    assert_eq!((found[0].human_label_0, found[0].no_vote), (None, None));
 }
 
 #[test]
@@ -191,19 +316,46 @@ fn nulls_and_no_rows_are_fine() {
 #[test]
 fn one_error_lists_all_columns() {
     let columns = without(without(pair_columns(2), "caption"), "jpg_1");
-    let columns = with(columns, "image_0_uid", Arc::new(Int64Array::from(vec![1, 2])));
+    let columns = with(columns, "image_0_uid", Arc::new(BooleanArray::from(vec![true, false])));
     let columns = with(columns, "label_0", Arc::new(StringArray::from(vec!["1", "0"])));
     let columns = with(columns, "Caption ", Arc::new(StringArray::from(vec!["1", "0"])));
     assert_eq!(
         problems(columns),
         [
-            "column \"caption\": expected string, found no such column; hint: \"Caption \" is \
-             spelled differently",
-            "column \"image_0_uid\": expected string, found Int64",
+            "column \"caption\": expected string, found no such column; is it \"Caption \"?",
+            "column \"image_0_uid\": expected string, whole number or UUID, found Boolean",
             "column \"jpg_1\": expected binary or struct{bytes, path}, found no such column",
-            "column \"label_0\": expected float64, float32 or integer, found Utf8",
+            "column \"label_0\": expected number or bool, found text",
         ]
     );
+}
+
+#[test]
+fn the_hint_is_a_line_that_mends_the_file() {
+    let message = |columns| {
+        let folder = tempdir().unwrap();
+        let path = put(folder.path(), "it's.parquet", &parquet_bytes(columns, 4));
+        PairFile::open(&input(path)).unwrap_err().to_string()
+    };
+    let mut columns = without(pair_columns(2), "caption");
+    columns.push(("my prompt", Arc::new(StringArray::from(vec!["a", "b"]))));
+    let text = message(columns.clone());
+    assert!(text.contains("the columns there are: are_different, image_0_uid"), "{text}");
+    assert!(text.contains("my prompt") && !text.contains("in DuckDB"), "{text}");
+    columns.push(("Prompt", Arc::new(StringArray::from(vec!["a", "b"]))));
+    let columns = with(columns, "label_0", Arc::new(StringArray::from(vec!["1", "0"])));
+    let text = message(columns);
+    assert!(
+        text.contains(
+            "hint: in DuckDB COPY (SELECT * EXCLUDE (Prompt) REPLACE (CAST(label_0 AS DOUBLE) AS \
+             label_0), Prompt AS caption FROM '"
+        ),
+        "{text}"
+    );
+    assert!(text.contains("it''s.parquet') TO 'pairs.parquet' (FORMAT parquet)"), "{text}");
+    let paths: ArrayRef = Arc::new(StringArray::from(vec!["a.jpg", "b.jpg"]));
+    let text = message(with(pair_columns(2), "jpg_0", paths));
+    assert!(text.contains("found text") && text.contains("open(path, 'rb')"), "{text}");
 }
 
 #[test]
@@ -260,7 +412,7 @@ fn files_are_found_in_a_fixed_order() {
         put(folder.path(), name, b"");
     }
     let names = |inputs: &[PathBuf]| -> Vec<String> {
-        discover(inputs).unwrap().into_iter().map(|file| file.source_file).collect()
+        discover(inputs, &[]).unwrap().files.into_iter().map(|file| file.source_file).collect()
     };
     assert_eq!(
         names(&[at("b"), at("a.parquet")]),
@@ -273,6 +425,16 @@ fn files_are_found_in_a_fixed_order() {
         ["a.parquet", "b/10.parquet", "b/2.parquet", "b/c/1.parquet"]
     );
     assert_eq!(names(&[at("b/notes.txt")]), ["notes.txt"]);
+    put(folder.path(), "_temporary/0/part.parquet", b"PAR1");
+    put(folder.path(), "b/_common_metadata.parquet", b"PAR1");
+    put(folder.path(), "b/labels.parquet.work/parts/part-00000-of-00001.parquet", b"PAR1");
+    for input in ["", "**/*.parquet"] {
+        let found = discover(&[at(input)], &[]).unwrap();
+        assert_eq!((found.files.len(), found.own.len()), (4, 1), "{input}");
+        // The hidden file of above is never matched by a pattern.
+        assert_eq!(found.hidden, if input.is_empty() { 3 } else { 2 });
+    }
+    assert_eq!(names(&[at("b/_common*")]), ["_common_metadata.parquet"]);
     std::os::unix::fs::symlink(at("b"), at("b/c/again")).unwrap();
     assert_eq!(names(&[at("b")]).len(), 3);
 }
@@ -284,7 +446,7 @@ fn unusable_inputs_are_named() {
     put(folder.path(), "a/1.parquet", b"");
     put(folder.path(), "b/1.parquet", b"");
     put(folder.path(), "empty/readme.md", b"");
-    let error = |inputs: &[PathBuf]| discover(inputs).unwrap_err();
+    let error = |inputs: &[PathBuf]| discover(inputs, &[]).unwrap_err();
     assert!(matches!(error(&[]), PairsError::NoInputs));
     assert!(matches!(error(&[at("none")]), PairsError::Missing { .. }));
     assert!(matches!(error(&[at("empty")]), PairsError::Nothing { .. }));
@@ -297,5 +459,51 @@ fn unusable_inputs_are_named() {
     );
     assert!(same.to_string().contains("a/1.parquet") && same.to_string().contains("b/1.parquet"));
     assert!(matches!(error(&[at("a"), at("a/1.parquet")]), PairsError::SameFile { .. }));
-    assert_eq!(discover(&[folder.path().to_owned()]).unwrap().len(), 2);
+    assert_eq!(discover(&[folder.path().to_owned()], &[]).unwrap().files.len(), 2);
+}
+
+#[test]
+fn several_splits_need_a_choice() {
+    let folder = tempdir().unwrap();
+    for name in [
+        "data/train-00000-of-00002-ab12.parquet",
+        "data/train-00001-of-00002-cd34.parquet",
+        "data/validation_unique-00000-of-00001.parquet",
+        "notes/more.parquet",
+    ] {
+        put(folder.path(), name, b"");
+    }
+    let at = |name: &str| folder.path().join(name);
+    let take = |inputs: &[PathBuf], splits: &[&str]| {
+        let splits: Vec<String> = splits.iter().map(|split| (*split).to_owned()).collect();
+        discover(inputs, &splits)
+    };
+    let one = |name: &str| at(&format!("data/{name}"));
+    for inputs in [
+        vec![at("")],
+        vec![at("data")],
+        vec![at("data/*.parquet")],
+        // What a shell makes of a pattern.
+        vec![
+            one("train-00000-of-00002-ab12.parquet"),
+            one("validation_unique-00000-of-00001.parquet"),
+        ],
+    ] {
+        let error = take(&inputs, &[]).unwrap_err();
+        assert!(matches!(error, PairsError::SeveralSplits { .. }), "{error}");
+        let message = error.to_string();
+        assert!(message.contains("train (") && message.contains("validation_unique (1 file)"));
+        assert!(message.contains("--split train"), "{message}");
+    }
+    let found = take(&[at("")], &["train"]).unwrap();
+    assert_eq!((found.files.len(), found.other_splits), (2, 2));
+    assert_eq!(found.files[0].source_file, "data/train-00000-of-00002-ab12.parquet");
+    assert_eq!(found.left_out().unwrap(), "left out: 2 files of other splits");
+    assert_eq!(take(&[at("")], &["train", "validation_unique"]).unwrap().files.len(), 3);
+    let error = take(&[at("data")], &["validation"]).unwrap_err().to_string();
+    assert!(error.contains("train (2 files), validation_unique (1 file)"), "{error}");
+    let error = take(&[at("notes")], &["train"]).unwrap_err().to_string();
+    assert!(error.contains("found no split"), "{error}");
+    // One split, and files that name none, are no choice.
+    assert_eq!(take(&[at("data/train*"), at("notes")], &[]).unwrap().files.len(), 3);
 }

@@ -42,6 +42,8 @@ pub struct Config {
     pub model: PathBuf,
     /// Inputs as given.
     pub pairs: Vec<PathBuf>,
+    /// The splits to take of them; none for all, which must be one.
+    pub splits: Vec<String>,
     /// The folder to write.
     pub out: PathBuf,
     /// Height and width in pixels; none for the size that the model was made for.
@@ -102,7 +104,7 @@ fn make(config: &Config, stop: &StopFlag) -> Result<End> {
     runkit::files::create_folder(&config.out)?;
     let _lock = OutputLock::exclusive(config.out.join(".cache.lock"))?;
     tracing::info!("planning");
-    let plan = Plan::make(&config.pairs)?;
+    let plan = Plan::make(&config.pairs, &config.splits)?;
     ensure!(plan.rows() > 0, "the inputs hold no pair; hint: {} files were read", plan.files.len());
     let mut hashes = FileHashes::read(&config.out);
     let manifest = Manifest::new(config, &base, &plan, &mut hashes)?;

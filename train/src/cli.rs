@@ -89,6 +89,15 @@ pub struct RunSettings {
     #[arg(long, value_name = "PATH", num_args = 1..)]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pairs: Option<Vec<PathBuf>>,
+    /// The split to take where files or folders are named by splits, such as
+    /// train-00000-of-00645.parquet or train/; several with commas between.
+    #[arg(long, value_name = "NAME", value_delimiter = ',')]
+    #[serde(
+        default,
+        skip_serializing_if = "Option::is_none",
+        deserialize_with = "runkit::config::one_or_more"
+    )]
+    pub split: Option<Vec<String>>,
     /// A folder that train cache wrote, in place of --pairs.
     #[arg(long, value_name = "DIR", conflicts_with = "pairs")]
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -314,6 +323,15 @@ pub struct CacheSettings {
     #[arg(long, value_name = "PATH", num_args = 1..)]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pairs: Option<Vec<PathBuf>>,
+    /// The split to take where files or folders are named by splits, such as
+    /// train-00000-of-00645.parquet or train/; several with commas between.
+    #[arg(long, value_name = "NAME", value_delimiter = ',')]
+    #[serde(
+        default,
+        skip_serializing_if = "Option::is_none",
+        deserialize_with = "runkit::config::one_or_more"
+    )]
+    pub split: Option<Vec<String>>,
     /// The folder to write.
     #[arg(long, value_name = "DIR")]
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -113,7 +113,12 @@ pub const FILE: &str = "config.toml";
 #[derive(Debug, Clone)]
 pub enum Source {
     /// Parquet files of pairs.
-    Pairs(Vec<PathBuf>),
+    Pairs {
+        /// Files, folders and patterns.
+        pairs: Vec<PathBuf>,
+        /// The splits to take of them; none for all, which must be one.
+        splits: Vec<String>,
+    },
     /// A folder of `train cache`.
     Cache(PathBuf),
 }
@@ -146,6 +151,7 @@ pub fn settings(arguments: &RunArguments) -> Result<RunSettings> {
             if arguments.settings.pairs.is_some() || arguments.settings.cache.is_some() {
                 from_file.pairs = None;
                 from_file.cache = None;
+                from_file.split = None;
             }
             runkit::config::merge(&arguments.settings, &from_file)?
         }
@@ -203,8 +209,17 @@ impl Config {
             (Some(_), Some(_)) => {
                 anyhow::bail!("both pairs and a cache are given; hint: name one of them")
             }
-            (None, Some(cache)) => Source::Cache(cache),
-            (pairs, None) => Source::Pairs(pairs.unwrap_or_default()),
+            (None, Some(cache)) => {
+                ensure!(
+                    settings.split.is_none(),
+                    "--split goes with --pairs; hint: a cache holds the split it was made of"
+                );
+                Source::Cache(cache)
+            }
+            (pairs, None) => Source::Pairs {
+                pairs: pairs.unwrap_or_default(),
+                splits: settings.split.clone().unwrap_or_default(),
+            },
         };
 
         let steps = positive("--steps", settings.steps)?;

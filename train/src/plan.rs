@@ -140,7 +140,7 @@ impl Plan {
                 HumanCount(counts.left_out),
                 HumanCount(counts.held_out),
                 match (counts.uncached, &config.source) {
-                    (0, Source::Pairs(_)) => String::new(),
+                    (0, Source::Pairs { .. }) => String::new(),
                     (uncached, _) => format!(", {} not in the cache", HumanCount(uncached)),
                 },
                 match counts.skipped {
@@ -296,13 +296,17 @@ fn memory(
 
 /// What is read ahead, at most.
 fn data_bytes(config: &Config) -> f64 {
-    let paths = match &config.source {
-        Source::Pairs(paths) => paths.clone(),
-        Source::Cache(folder) => vec![folder.clone()],
-    };
-    let files = schemas::pairs::discover(&paths).unwrap_or_default();
     let length = |path: &std::path::Path| path.metadata().map_or(0, |found| found.len());
-    let all: u64 = files.iter().map(|file| length(&file.path)).sum();
+    let all: u64 = match &config.source {
+        Source::Pairs { pairs, splits } => {
+            let files = schemas::pairs::discover(pairs, splits).map(|found| found.files);
+            files.unwrap_or_default().iter().map(|file| length(&file.path)).sum()
+        }
+        Source::Cache(folder) => {
+            let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+            entries.map(|entry| length(&entry.path())).sum()
+        }
+    };
     all.min(config.data_memory) as f64
 }
 
@@ -312,7 +316,7 @@ fn operations_of_pair(config: &Config, prepared: &Prepared, cost: &UNetCost) -> 
     let passes = if config.grad_checkpointing { 5.0 } else { 4.0 };
     let encoder = match config.source {
         Source::Cache(_) => 0.0,
-        Source::Pairs(_) => {
+        Source::Pairs { .. } => {
             encoder_operations(&VaeConfig::read(&prepared.base.files.vae.config)?, prepared)
         }
     };

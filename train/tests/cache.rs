@@ -35,7 +35,7 @@ fn model(name: &str) -> PathBuf {
 fn pairs(folder: &Path, change: impl Fn(usize, &mut PairRow)) -> PathBuf {
     let input = folder.join("pairs");
     fs_err::create_dir_all(&input).unwrap();
-    let sample = discover(&[PathBuf::from(SAMPLE)]).unwrap();
+    let sample = discover(&[PathBuf::from(SAMPLE)], &[]).unwrap().files;
     let mut rows: Vec<PairRow> =
         PairFile::open(&sample[0]).unwrap().rows_with_images(64).unwrap().next().unwrap().unwrap();
     rows.truncate(40);
@@ -70,7 +70,7 @@ fn labels(folder: &Path, input: &Path) -> PathBuf {
     let path = folder.join("labels.parquet");
     let schema = LabelsSchema::new(&["clip"]).unwrap();
     let mut writer = LabelsWriter::create(&path, &schema, &BTreeMap::new()).unwrap();
-    for file in discover(&[input.to_owned()]).unwrap() {
+    for file in discover(&[input.to_owned()], &[]).unwrap().files {
         for row in PairFile::open(&file).unwrap().plan_rows().unwrap().collect_rows().unwrap() {
             let fine = row.caption.is_some();
             let sign = [0, 1, -1, 1, 1, -1, 1][(row.row % 7) as usize];
@@ -103,6 +103,7 @@ fn config(name: &str, input: &Path, out: &Path) -> Config {
     Config {
         model: model(name),
         pairs: vec![input.to_owned()],
+        splits: Vec::new(),
         out: out.to_owned(),
         resolution: Some(SIDE),
         hflip: false,
@@ -182,7 +183,8 @@ fn a_cache_streams_what_the_encoders_make_of_the_pairs() {
         };
         assert_eq!(stored, expected);
 
-        let from_pairs = Dataset::open(std::slice::from_ref(&input), &labels, &mut judge).unwrap();
+        let from_pairs =
+            Dataset::open(std::slice::from_ref(&input), &[], &labels, &mut judge).unwrap();
         let from_cache = Dataset::open_cache(&out, &labels, &mut judge).unwrap();
         let (length, judgements) = (from_pairs.len(), from_pairs.judgements().to_vec());
         assert_eq!((from_cache.len(), from_cache.judgements()), (length, &judgements[..]));

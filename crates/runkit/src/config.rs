@@ -23,8 +23,8 @@ use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use serde::Serialize;
 use serde::de::DeserializeOwned;
+use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::Value;
 
 /// A configuration file of this many bytes is not one (a model given by mistake, for instance).
@@ -189,6 +189,25 @@ impl fmt::Display for Suggestion<'_> {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.map_or(Ok(()), |name| write!(formatter, "\nhint: did you mean `{name}`?"))
     }
+}
+
+/// A setting that is one text, or a list of them, for serde's `deserialize_with`.
+///
+/// # Errors
+/// When it is neither.
+pub fn one_or_more<'de, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Option<Vec<String>>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged, expecting = "expected a text or a list of texts")]
+    enum OneOrMore {
+        One(String),
+        More(Vec<String>),
+    }
+    Ok(Option::<OneOrMore>::deserialize(deserializer)?.map(|given| match given {
+        OneOrMore::One(text) => text.split(',').map(str::to_owned).collect(),
+        OneOrMore::More(texts) => texts,
+    }))
 }
 
 #[cfg(test)]

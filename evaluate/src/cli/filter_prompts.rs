@@ -16,6 +16,10 @@ pub struct FilterPromptsArguments {
     /// category= and name=.
     #[arg(long, value_name = "FILE[,OPTION=VALUE]", num_args = 1.., required = true)]
     pub prompts: Vec<PromptSource>,
+    /// The split to take where the names of Parquet files or their folders say
+    /// splits, such as test_unique-00000-of-00001.parquet.
+    #[arg(long, value_name = "NAME")]
+    pub split: Option<String>,
     /// A DistilBERT text classifier: a folder, hf://owner/name, or
     /// hf://owner/name@revision.
     #[arg(

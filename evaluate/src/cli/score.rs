@@ -44,6 +44,11 @@ pub struct ScoreSettings {
     #[arg(long, value_name = "FILE[,column=NAME…]", num_args = 1..)]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub prompts: Option<Vec<PromptSource>>,
+    /// The split to take where the names of Parquet files or their folders say
+    /// splits, such as test_unique-00000-of-00001.parquet.
+    #[arg(long, value_name = "NAME")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub split: Option<String>,
     /// Only these models of images/, in the order of the tables [default: all].
     #[arg(long, value_name = "NAME,…", value_delimiter = ',')]
     #[serde(default, skip_serializing_if = "Option::is_none")]

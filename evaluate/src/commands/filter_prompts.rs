@@ -37,7 +37,9 @@ pub(super) fn run(arguments: &FilterPromptsArguments) -> Result<ExitStatus> {
     for path in [&dropped_path, &arguments.out] {
         owned::check_list(path, &inputs)?;
     }
-    let sets = prompts::read(&arguments.prompts)?;
+    let sources = prompts::with_split(arguments.prompts.clone(), arguments.split.as_deref())
+        .map_err(UsageError::of)?;
+    let sets = prompts::read(&sources)?;
     let choice: DeviceChoice = arguments.device.parse().map_err(UsageError::of)?;
     let device = choice.resolve()?;
     let classifier =

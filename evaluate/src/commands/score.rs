@@ -11,7 +11,7 @@ use tch::Device;
 
 use super::say;
 use crate::cli::score::{JudgeSettings, ScoreArguments, ScoreSettings};
-use crate::prompts::Limits;
+use crate::prompts::{self, Limits};
 use crate::score::{self, Config, End, Keep, Summary};
 
 const BATCH_SIZE_CPU: usize = 8;
@@ -84,6 +84,8 @@ fn validated(settings: &ScoreSettings) -> Result<Config> {
     ])?;
     let prompts = prompts.unwrap_or_default();
     let out = settings.out.clone().unwrap_or_default();
+    let prompts =
+        prompts::with_split(prompts, settings.split.as_deref()).map_err(anyhow::Error::msg)?;
     ensure!(settings.limit != Some(0), "--limit 0 takes no prompt; hint: leave it out to take all");
     ensure!(
         settings.limit.is_none() || settings.preset.is_none(),

@@ -35,6 +35,9 @@ pub enum PromptsError {
     /// A Parquet file cannot be read.
     #[error(transparent)]
     Parquet(#[from] schemas::input::InputError),
+    /// Parquet files cannot be found, or are of several splits.
+    #[error(transparent)]
+    Location(#[from] schemas::pairs::PairsError),
     /// A set has no number of prompts to take.
     #[error("{0}")]
     Limit(String),

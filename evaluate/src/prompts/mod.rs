@@ -6,7 +6,7 @@
 //! | `.csv` | columns that are commas apart |
 //! | `.json` | an array of texts (HPDv2's prompts) or of objects |
 //! | `.jsonl`, `.ndjson` | a text or an object in each line |
-//! | `.parquet` | Pick-a-Pic's rows, or any others with a column of text |
+//! | `.parquet`, a folder or pattern of them | Pick-a-Pic's rows, or any others with a column of text |
 //! | others | a prompt in each line |
 //!
 //! A file is a set ([`PromptSet`]) under its own name, unless [`PromptSource`] names it otherwise. A
@@ -35,7 +35,7 @@ pub use self::filter::{
     ClassifierRecord, FilterError, FilteredSet, Judged, SafetyClassifier, filter, write_judged,
 };
 pub use self::limits::{Limits, Preset};
-pub use self::source::PromptSource;
+pub use self::source::{PromptSource, with_split};
 
 /// Far above every collection of prompts; a model given by mistake is larger.
 const LARGEST_FILE_BYTES: u64 = 64 << 20;
@@ -160,6 +160,9 @@ fn read_source(source: &PromptSource) -> Result<Vec<PromptSet>, PromptsError> {
     if source.set_name().is_empty() {
         return Err(not_prompts(&source.file, "expected the name of a file"));
     }
+    if source.is_location() {
+        return parquet::read(source);
+    }
     let extension = source.file.extension().unwrap_or_default().to_string_lossy().to_lowercase();
     match extension.as_str() {
         "tsv" => delimited::read_tsv(source),
@@ -263,7 +266,8 @@ mod tests {
             let error = of_files(&[&folder.path().join(absent)], None).unwrap_err();
             assert!(error.contains("cannot read") && error.contains(absent), "{error}");
         }
-        assert!(of_files(&[&folder.path().to_owned()], None).is_err());
+        let error = of_files(&[&folder.path().to_owned()], None).unwrap_err();
+        assert!(error.contains("expected Parquet files, found none"), "{error}");
     }
 
     #[test]

@@ -1,5 +1,8 @@
 //! Parquet: Pick-a-Pic's files, for example, with a row for each pair and so many rows a caption.
 
+use std::path::Path;
+
+use schemas::pairs::discover;
 use schemas::text::TextFile;
 
 use super::collect::{Collector, Row};
@@ -9,9 +12,34 @@ use super::{PromptSet, PromptSource};
 
 const HINT: &str = "hint: choose one with ,column=NAME after the file";
 
-/// The prompts of a Parquet file.
+/// The prompts of a Parquet file, or of all files of a folder or a pattern, in the order of their
+/// names.
 pub(super) fn read(source: &PromptSource) -> Result<Vec<PromptSet>, PromptsError> {
-    let file = TextFile::open(&source.file)?;
+    let mut collector = Collector::new(source);
+    if !source.is_location() && source.split.is_none() {
+        add(source, &source.file, 0, &mut collector)?;
+        return collector.finish("row", "rows with prompts");
+    }
+    let splits: Vec<String> = source.split.iter().cloned().collect();
+    let found = discover(std::slice::from_ref(&source.file), &splits)?;
+    if let Some(left_out) = found.left_out() {
+        tracing::info!("{}: {left_out}", source.file.display());
+    }
+    let mut rows = 0;
+    for file in &found.files {
+        rows += add(source, &file.path, rows, &mut collector)?;
+    }
+    collector.finish("row", "rows with prompts")
+}
+
+/// Adds the rows of a file, which stand after `before` others; gives their number.
+fn add(
+    source: &PromptSource,
+    path: &Path,
+    before: usize,
+    collector: &mut Collector<'_>,
+) -> Result<usize, PromptsError> {
+    let file = TextFile::open(path)?;
     let columns = file.columns();
     let names: Vec<String> = columns.iter().map(|column| column.name.clone()).collect();
     let chosen = Columns::find(&names, source, HINT)?;
@@ -25,24 +53,24 @@ pub(super) fn read(source: &PromptSource) -> Result<Vec<PromptSet>, PromptsError
                 "expected text in the column {:?}, found {}; {HINT}",
                 column.name, column.type_name
             );
-            return Err(not_prompts(&source.file, reason));
+            return Err(not_prompts(path, reason));
         }
     }
-    let mut collector = Collector::new(source);
-    let mut wrong = None;
+    let (mut wrong, mut rows) = (None, 0);
     file.for_each(&places, |number, texts| {
+        rows = number;
         let text = texts.first().copied().flatten().unwrap_or_default();
         let category = texts.get(1).copied().flatten();
         if text.contains('\0') {
             wrong.get_or_insert(format!("row {number}: expected text, found a zero byte"));
         }
         // An id cannot be wrong where there is none.
-        if let Err(reason) = collector.add(number, Row { text, category, known: None }) {
+        if let Err(reason) = collector.add(before + number, Row { text, category, known: None }) {
             wrong.get_or_insert(reason);
         }
     })?;
     if let Some(reason) = wrong {
-        return Err(not_prompts(&source.file, reason));
+        return Err(not_prompts(path, reason));
     }
-    collector.finish("row", "rows with prompts")
+    Ok(rows)
 }

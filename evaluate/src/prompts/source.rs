@@ -6,13 +6,15 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-const OPTIONS: &str = "column=, category=, name= and limit=";
+const OPTIONS: &str = "column=, category=, name=, split= and limit=";
+/// The characters that make a name a pattern.
+const PATTERN_CHARACTERS: [char; 3] = ['*', '?', '['];
 
-/// `FILE[,column=NAME][,category=NAME][,name=SET][,limit=N]`.
+/// `FILE[,column=NAME][,category=NAME][,name=SET][,split=NAME][,limit=N]`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct PromptSource {
-    /// The file.
+    /// The file; of Parquet files also a folder or a pattern.
     pub file: PathBuf,
     /// The column that holds the prompts, if not one of the usual names.
     pub column: Option<String>,
@@ -20,21 +22,45 @@ pub struct PromptSource {
     pub category: Option<String>,
     /// What the set is called, if not as the file.
     pub name: Option<String>,
+    /// The split to take of Parquet files that are named by splits.
+    pub split: Option<String>,
     /// At most this many prompts are taken, the first ones.
     pub limit: Option<usize>,
 }
 
 impl PromptSource {
-    /// What the set is called: the name given, or that of the file without its extension.
+    /// What the set is called: the name given, or that of the file without its extension, or of the
+    /// folder of a pattern.
     pub fn set_name(&self) -> String {
-        let stem = || self.file.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+        let stem = || {
+            let plain = |part: &&std::path::Path| {
+                !part.as_os_str().to_string_lossy().contains(PATTERN_CHARACTERS)
+            };
+            let named = if self.is_pattern() { self.file.ancestors().find(plain) } else { None };
+            let named = named.unwrap_or(&self.file);
+            named.file_stem().unwrap_or_default().to_string_lossy().into_owned()
+        };
         self.name.clone().unwrap_or_else(stem)
+    }
+
+    fn is_pattern(&self) -> bool {
+        !self.file.exists() && self.file.to_string_lossy().contains(PATTERN_CHARACTERS)
+    }
+
+    /// Whether it may name several Parquet files: a folder or a pattern.
+    pub(super) fn is_location(&self) -> bool {
+        self.file.is_dir() || self.is_pattern()
+    }
+
+    fn is_parquet(&self) -> bool {
+        let extension = self.file.extension().unwrap_or_default();
+        self.is_location() || extension.eq_ignore_ascii_case("parquet")
     }
 }
 
 impl From<PathBuf> for PromptSource {
     fn from(file: PathBuf) -> Self {
-        Self { file, column: None, category: None, name: None, limit: None }
+        Self { file, column: None, category: None, name: None, split: None, limit: None }
     }
 }
 
@@ -66,6 +92,7 @@ impl PromptSource {
             "column" => &mut self.column,
             "category" => &mut self.category,
             "name" => &mut self.name,
+            "split" => &mut self.split,
             "limit" => {
                 let wrong = || format!("expected limit=N of 1 or more, found {value:?}");
                 let limit = value.parse().ok().filter(|limit| *limit > 0).ok_or_else(wrong)?;
@@ -89,13 +116,37 @@ impl PromptSource {
 impl fmt::Display for PromptSource {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(formatter, "{}", self.file.display())?;
-        for (key, value) in
-            [("column", &self.column), ("category", &self.category), ("name", &self.name)]
-        {
+        for (key, value) in [
+            ("column", &self.column),
+            ("category", &self.category),
+            ("name", &self.name),
+            ("split", &self.split),
+        ] {
             value.iter().try_for_each(|value| write!(formatter, ",{key}={value}"))?;
         }
         self.limit.iter().try_for_each(|limit| write!(formatter, ",limit={limit}"))
     }
+}
+
+/// Takes a split of all sources of Parquet that name none themselves.
+///
+/// # Errors
+/// Where no source is of Parquet.
+pub fn with_split(
+    mut sources: Vec<PromptSource>,
+    split: Option<&str>,
+) -> Result<Vec<PromptSource>, String> {
+    let Some(split) = split else { return Ok(sources) };
+    let mut parquet = sources.iter_mut().filter(|source| source.is_parquet()).peekable();
+    if parquet.peek().is_none() {
+        return Err(format!(
+            "--split {split} goes with prompts in Parquet files; hint: leave it out"
+        ));
+    }
+    for source in parquet {
+        source.split.get_or_insert_with(|| split.to_owned());
+    }
+    Ok(sources)
 }
 
 impl TryFrom<String> for PromptSource {
@@ -126,6 +177,7 @@ mod tests {
             "x=1/y.csv",
             "p.json,column=Prompt",
             "p.parquet,name=pick-a-pic,limit=3",
+            "pickapic,name=x,split=test_unique,limit=3",
         ] {
             assert_eq!(text.parse::<PromptSource>().unwrap().to_string(), text);
         }

@@ -19,8 +19,9 @@ use parquet::basic::{Compression, ZstdLevel};
 use parquet::errors::ParquetError;
 use parquet::file::metadata::KeyValue;
 use parquet::file::properties::WriterProperties;
+use schemas::checksums::CheckedFile;
 use schemas::labels::Status;
-use schemas::sink::{Sink, write_error};
+use schemas::sink::{Sink, finish, write_error};
 
 use super::plan::Digest;
 
@@ -123,7 +124,7 @@ impl PartWriter {
 
     pub(crate) fn finish(mut self) -> Result<()> {
         self.flush()?;
-        self.writer.finish().map_err(|error| cannot_write(&self.path, error))?;
+        finish(&mut self.writer).map_err(|error| cannot_write(&self.path, error))?;
         self.writer.inner_mut().commit()?;
         Ok(())
     }
@@ -241,9 +242,8 @@ pub(crate) fn read(
     Ok(())
 }
 
-fn open(path: &Path) -> Result<ParquetRecordBatchReaderBuilder<std::fs::File>> {
-    let file = std::fs::File::open(path)
-        .with_context(|| format!("{}: cannot be opened", path.display()))?;
+fn open(path: &Path) -> Result<ParquetRecordBatchReaderBuilder<CheckedFile>> {
+    let file = CheckedFile::open(path).with_context(|| damaged(path))?;
     ParquetRecordBatchReaderBuilder::try_new(file).with_context(|| damaged(path))
 }
 
@@ -306,5 +306,43 @@ mod tests {
         assert!(is_done(&path, "b").unwrap_err().to_string().contains("another run"));
         let message = read(&path, &scorers[..1], |_| Ok(())).unwrap_err().to_string();
         assert!(message.contains("expected the columns"), "{message}");
+    }
+
+    /// Every bit of a part: the reader says so, or gives what was written.
+    #[test]
+    fn a_flipped_bit_never_changes_a_score() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = path(folder.path(), 0, 1);
+        let scorers = vec!["clip".to_owned()];
+        let mut writer = PartWriter::create(&path, &scorers, "a").unwrap();
+        for slot in 0..300 {
+            let found = Found::Scores { combination: slot as u32, scores: vec![slot as f32 / 7.0] };
+            let content = Some([(slot * 0x9E37_79B9 >> 8) as u8; 16]);
+            let row = PartRow { slot, content, found };
+            writer.write(row).unwrap();
+        }
+        writer.finish().unwrap();
+        let rows = |path: &Path| {
+            let mut found = Vec::new();
+            is_done(path, "a")?;
+            let read = read(path, &scorers, |row| {
+                found.push(row);
+                Ok(())
+            });
+            read.map(|()| found)
+        };
+        let (whole, expected) = (std::fs::read(&path).unwrap(), rows(&path).unwrap());
+        let mut noticed = 0;
+        for bit in (0..whole.len() * 8).step_by(13) {
+            let mut bytes = whole.clone();
+            bytes[bit / 8] ^= 1 << (bit % 8);
+            runkit::files::write_atomic(&path, |file| std::io::Write::write_all(file, &bytes))
+                .unwrap();
+            match rows(&path) {
+                Ok(found) => assert_eq!(found, expected, "bit {bit}"),
+                Err(_) => noticed += 1,
+            }
+        }
+        assert!(noticed * 13 > whole.len() * 8 - 200, "{noticed} of {}", whole.len() * 8 / 13);
     }
 }

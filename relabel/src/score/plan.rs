@@ -20,7 +20,7 @@ use std::path::Path;
 use anyhow::{Result, ensure};
 use runkit::signals::StopFlag;
 use schemas::labels::Status;
-use schemas::pairs::{InputFile, PairFile, PairRow, positional_pair_id};
+use schemas::pairs::{InputFile, NoVote, PairFile, PairRow, positional_pair_id};
 use xxhash_rust::xxh3::Xxh3;
 
 use super::captions::CaptionText;
@@ -109,6 +109,7 @@ struct Planner {
     /// Every id, with its row.
     ids: Vec<(Digest, u32)>,
     content: Xxh3,
+    no_votes: HashMap<NoVote, u64>,
 }
 
 impl Plan {
@@ -138,6 +139,7 @@ impl Plan {
             uids: Vec::new(),
             ids: Vec::new(),
             content: Xxh3::new(),
+            no_votes: HashMap::new(),
         };
         let mut left = limit.unwrap_or(u64::MAX);
         for input in inputs {
@@ -147,6 +149,7 @@ impl Plan {
             stop.check()?;
             left -= planner.add_file(input, left, stop)?;
         }
+        planner.say_no_votes();
         planner.finish()
     }
 
@@ -286,8 +289,24 @@ impl Planner {
         Ok(rows)
     }
 
+    /// Says which labels of the input are no human votes, and how many.
+    fn say_no_votes(&self) {
+        for (why, reason) in [
+            (NoVote::HasLabelFalse, "has_label is false there"),
+            (NoVote::Contradiction, "label_1 is not 1 - label_0 there"),
+            (NoVote::NotANumber, "it is NaN there"),
+        ] {
+            if let Some(rows) = self.no_votes.get(&why) {
+                tracing::warn!("label_0 of {rows} rows is no human vote: {reason}");
+            }
+        }
+    }
+
     fn add(&mut self, row: &PairRow) -> Result<()> {
         self.digest(row);
+        if let Some(why) = row.no_vote {
+            *self.no_votes.entry(why).or_default() += 1;
+        }
         // Fewer than a quarter of u32::MAX: `add_file` counted them.
         let number = self.plan.caption.len() as u32;
         self.ids.push((digest(row.pair_id.as_bytes()), number));
@@ -333,7 +352,7 @@ impl Planner {
 
     /// Gives every list its final form, the largest ones one after the other.
     fn finish(self) -> Result<Plan> {
-        let Self { mut plan, captions, mut uids, ids, content } = self;
+        let Self { mut plan, captions, mut uids, ids, content, no_votes: _ } = self;
         drop(captions);
         plan.content = format!("{:032x}", content.digest128());
         plan.captions.finish()?;

@@ -12,7 +12,7 @@ use arrow::datatypes::{Float32Type, Float64Type, Int8Type, Int64Type};
 use super::LabelsError;
 use super::row::{LabelRow, Status};
 use super::schema::LabelsSchema;
-use crate::columns::{COLUMNS_BEFORE_SCORERS, COLUMNS_PER_SCORER};
+use crate::columns::{COLUMNS_BEFORE_SCORERS, COLUMNS_PER_SCORER, is_human_label};
 
 /// Rows of labels by column. Cloning and slicing share the arrays.
 ///
@@ -230,9 +230,10 @@ impl LabelBatch {
             Err(LabelsError::Row { row, pair_id, problem })
         };
         let labels = self.human_label_0();
-        let infinite = |row: &usize| labels.is_valid(*row) && !labels.value(*row).is_finite();
-        if let Some(row) = (0..self.num_rows()).find(infinite) {
-            return fail(row, format!("human_label_0 is {}, expected a number", labels.value(row)));
+        let wrong = |row: &usize| labels.is_valid(*row) && !is_human_label(labels.value(*row));
+        if let Some(row) = (0..self.num_rows()).find(wrong) {
+            let found = labels.value(row);
+            return fail(row, format!("human_label_0 is {found}, expected 1, 0.5, 0 or null"));
         }
         for (scorer, name) in self.schema.scorers().iter().enumerate() {
             for (image, scores) in self.scores(scorer).into_iter().enumerate() {

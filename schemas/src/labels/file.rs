@@ -6,7 +6,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use arrow::array::RecordBatch;
-use arrow::datatypes::{Field, Schema};
+use arrow::datatypes::{DataType, Field, Schema};
 use parquet::arrow::ProjectionMask;
 use parquet::arrow::arrow_reader::{
     ArrowReaderMetadata, ArrowReaderOptions, ParquetRecordBatchReader,
@@ -17,6 +17,7 @@ use parquet::errors::ParquetError;
 use super::batch::LabelBatch;
 use super::schema::LabelsSchema;
 use super::{KEY_SCHEMA_VERSION, LabelsError, SCHEMA_VERSION};
+use crate::exact::{self, Failure, Inexact, Target};
 use crate::input::ParquetInput;
 
 /// The rows of a batch.
@@ -182,10 +183,28 @@ impl LabelBatches {
                 }
             };
         };
-        let columns = self.order.iter().filter_map(|&place| batch.columns().get(place)).cloned();
-        let batch = LabelBatch::try_new(&self.schema, columns.collect())
-            .and_then(|batch| batch.check().map(|()| batch))
+        let first_row = (self.parquet.num_rows() - self.rows_left) as usize;
+        let columns = self.order.iter().filter_map(|&place| batch.columns().get(place));
+        let columns = columns.zip(self.schema.memory_schema().fields()).map(|(column, field)| {
+            exact::read(column, target(field.data_type())).map_err(|failure| match failure {
+                Failure::Inexact(Inexact { index, found }) => LabelsError::Value {
+                    path: self.parquet.path().to_owned(),
+                    row: first_row + index,
+                    problem: format!("{} is {found}, expected {}", field.name(), field.data_type()),
+                },
+                Failure::Arrow(error) => self.parquet.damaged(error.to_string()).into(),
+            })
+        });
+        let columns = columns.collect::<Result<Vec<_>, _>>()?;
+        let batch = LabelBatch::try_new(&self.schema, columns)
             .map_err(|error| self.parquet.damaged(error.to_string()))?;
+        batch.check().map_err(|error| match error {
+            LabelsError::Row { row, problem, .. } => {
+                let path = self.parquet.path().to_owned();
+                LabelsError::Value { path, row: first_row + row, problem }
+            }
+            other => other,
+        })?;
         self.rows_left -= batch.num_rows() as i64;
         Ok(Some(batch))
     }
@@ -200,6 +219,14 @@ impl Iterator for LabelBatches {
             self.reader = None;
         }
         item
+    }
+}
+
+/// What a column of this type in memory is read as.
+fn target(memory: &DataType) -> Target<'_> {
+    match memory {
+        DataType::Utf8View => Target::Text,
+        number => Target::Number(number),
     }
 }
 
@@ -219,6 +246,9 @@ fn find_columns(
         let Some(field) = fields.get_mut(place) else { continue };
         if *field.data_type() == expected {
             *field = Arc::new(field.as_ref().clone().with_data_type(column.kind.memory_type()));
+            places.push(place);
+        } else if exact::is_possible(field.data_type(), target(&column.kind.memory_type())) {
+            // pandas makes floats of integers with gaps, and a type "null" of a column without values.
             places.push(place);
         } else {
             let found = field.data_type();

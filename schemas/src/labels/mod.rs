@@ -74,6 +74,16 @@ pub enum LabelsError {
         /// What is wrong with it.
         problem: String,
     },
+    /// A value that must not be in a labels file, or is none of its column's type.
+    #[error("{}: row {row} (counted from 0): {problem}; hint: make the labels again with relabel score", path.display())]
+    Value {
+        /// The file.
+        path: PathBuf,
+        /// The row of the file, counted from 0.
+        row: usize,
+        /// What is wrong with it.
+        problem: String,
+    },
     /// Columns that do not fit together.
     #[error("labels: columns do not fit: {0}")]
     Batch(#[from] ArrowError),

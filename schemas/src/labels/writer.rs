@@ -22,7 +22,7 @@ use super::row::LabelRow;
 use super::schema::LabelsSchema;
 use super::{KEY_SCHEMA_VERSION, LabelsError, SCHEMA_VERSION};
 use crate::columns::ColumnType;
-use crate::sink::Sink;
+use crate::sink::{Sink, finish_file};
 
 /// The rows of a row group: the unit in which DuckDB reads in parallel
 /// (duckdb.org/docs/stable/data/parquet/tips).
@@ -117,7 +117,7 @@ impl LabelsWriter {
         self.take_single_rows()?;
         self.flush_row_group()?;
         let fail = |cause| LabelsError::write(&self.path, cause);
-        self.file.finish().map_err(fail)?;
+        finish_file(&mut self.file).map_err(fail)?;
         Ok(self.file.inner_mut().commit()?)
     }
 

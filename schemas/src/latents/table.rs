@@ -29,7 +29,7 @@ use parquet::schema::types::ColumnPath;
 use super::{KEY_SCHEMA_VERSION, LatentsError, SCHEMA_VERSION};
 use crate::columns::{Column, ColumnType, StoredFloat};
 use crate::input::ParquetInput;
-use crate::sink::Sink;
+use crate::sink::{Sink, finish};
 
 /// A data page is closed when it reaches this many bytes: the cost of reading one row.
 pub const PAGE_BYTES: usize = 16 << 10;
@@ -85,7 +85,7 @@ impl TableWriter {
     }
 
     pub(super) fn finish(mut self) -> Result<(), LatentsError> {
-        self.writer.finish().map_err(|cause| LatentsError::write(&self.path, cause))?;
+        finish(&mut self.writer).map_err(|cause| LatentsError::write(&self.path, cause))?;
         Ok(self.writer.inner_mut().commit()?)
     }
 }

@@ -1,9 +1,12 @@
 //! What the user named → the input files, in a fixed order and with stable names.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::{Component, Path, PathBuf};
 
-use super::PairsError;
+use rayon::prelude::*;
+
+use super::splits::splits_of;
+use super::{PairsError, own};
 
 /// The end of the names that are picked up in a folder.
 const EXTENSION: &str = "parquet";
@@ -15,6 +18,8 @@ const PATTERN_RULES: glob::MatchOptions = glob::MatchOptions {
     require_literal_separator: true,
     require_literal_leading_dot: true,
 };
+/// How many names of files that were left out are said.
+const NAMES_SAID: usize = 3;
 
 /// One input file.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -26,51 +31,194 @@ pub struct InputFile {
     pub source_file: String,
 }
 
-/// Finds the input files. Each input is a file, a folder (searched for `*.parquet` at any depth, names
-/// that start with a dot left out) or a glob pattern. The order is the order given, and inside a
-/// folder or pattern the order of the names, part by part.
+/// The input files, and what stands beside them and is none.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Discovered {
+    /// The input files, in order.
+    pub files: Vec<InputFile>,
+    /// Files and work folders of this workspace: labels, parts, caches, scores, win rates.
+    pub own: Vec<PathBuf>,
+    /// Names that begin with `.` or `_`, which is what Spark, Hadoop and macOS leave behind; pyarrow
+    /// leaves out the same. Folders count once.
+    pub hidden: usize,
+    /// Files of splits that were not asked for.
+    pub other_splits: usize,
+}
+
+impl Discovered {
+    /// One sentence about what was left out, if anything was.
+    pub fn left_out(&self) -> Option<String> {
+        let mut parts = Vec::new();
+        if !self.own.is_empty() {
+            let name = |path: &PathBuf| {
+                let name = path.file_name().unwrap_or(path.as_os_str());
+                name.to_string_lossy().into_owned()
+            };
+            let mut names: Vec<String> = self.own.iter().take(NAMES_SAID).map(name).collect();
+            if self.own.len() > NAMES_SAID {
+                names.push(format!("{} more", self.own.len() - NAMES_SAID));
+            }
+            let count = counted(self.own.len(), "output", "outputs");
+            parts.push(format!("{count} of this program ({})", names.join(", ")));
+        }
+        if self.hidden > 0 {
+            parts.push(format!("{} beginning with . or _", counted(self.hidden, "name", "names")));
+        }
+        if self.other_splits > 0 {
+            parts.push(format!("{} of other splits", counted(self.other_splits, "file", "files")));
+        }
+        (!parts.is_empty()).then(|| format!("left out: {}", parts.join(", ")))
+    }
+}
+
+fn counted(count: usize, one: &str, several: &str) -> String {
+    format!("{count} {}", if count == 1 { one } else { several })
+}
+
+/// A file that was found, and the location it was found in.
+struct Candidate {
+    file: InputFile,
+    location: PathBuf,
+    /// Whether the user gave this very name.
+    named: bool,
+}
+
+/// Finds the input files. Each input is a file, a folder (searched for `*.parquet` at any depth) or a
+/// glob pattern. The order is the order given, and inside a folder or pattern the order of the names,
+/// part by part. Names that begin with `.` or `_`, and what this workspace itself wrote, are left out
+/// and counted.
+///
+/// `splits` are the splits to take, by the names of files or folders; with none of them, all files are
+/// taken, which must not be of several splits.
 ///
 /// # Errors
-/// When an input names nothing, two files have one `source_file`, one file is named twice, or a name
-/// is not UTF-8.
-pub fn discover(inputs: &[PathBuf]) -> Result<Vec<InputFile>, PairsError> {
+/// When an input names nothing, two files have one `source_file`, one file is named twice, a name is
+/// not UTF-8, the files are of several splits and none is chosen, or a split is not there.
+pub fn discover(inputs: &[PathBuf], splits: &[String]) -> Result<Discovered, PairsError> {
     if inputs.is_empty() {
         return Err(PairsError::NoInputs);
     }
-    let mut files = Vec::new();
+    let mut found = Discovered::default();
+    let mut candidates = Vec::new();
     for input in inputs {
-        files.extend(find(input)?);
+        candidates.extend(find(input, &mut found)?);
     }
+    let kinds: Vec<Option<&'static str>> =
+        candidates.par_iter().map(|candidate| own::kind(&candidate.file.path)).collect();
+    let only_own = kinds.iter().all(Option::is_some);
+    let mut files = Vec::new();
+    for (candidate, kind) in candidates.into_iter().zip(kinds) {
+        match kind {
+            Some(kind) if only_own && candidate.named => {
+                return Err(PairsError::Own { path: candidate.file.path, kind });
+            }
+            Some(_) => found.own.push(candidate.file.path),
+            None => files.push(candidate),
+        }
+    }
+    let Some(first) = inputs.first().filter(|_| !files.is_empty()) else {
+        return Err(nothing(inputs.first().map_or(Path::new(""), PathBuf::as_path), &found));
+    };
+    let files = choose(first, files, splits, &mut found)?;
     refuse_duplicates(&files)?;
-    Ok(files)
+    found.files = files;
+    Ok(found)
 }
 
-fn find(input: &Path) -> Result<Vec<InputFile>, PairsError> {
+/// Keeps the files of `splits`.
+fn choose(
+    input: &Path,
+    files: Vec<Candidate>,
+    splits: &[String],
+    found: &mut Discovered,
+) -> Result<Vec<InputFile>, PairsError> {
+    let names: Vec<(&str, &Path)> =
+        files.iter().map(|c| (c.file.source_file.as_str(), c.location.as_path())).collect();
+    let of_files = splits_of(&names);
+    let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
+    for split in of_files.iter().flatten() {
+        *counts.entry(split).or_default() += 1;
+    }
+    let list = || {
+        let of = |(split, count): (&&str, &usize)| {
+            format!("{split} ({})", counted(*count, "file", "files"))
+        };
+        counts.iter().map(of).collect::<Vec<_>>().join(", ")
+    };
+    if splits.is_empty() {
+        let Some(example) = counts.keys().next().filter(|_| counts.len() > 1) else {
+            return Ok(files.into_iter().map(|candidate| candidate.file).collect());
+        };
+        // What is trained on is what people mean most often.
+        let example = if counts.contains_key("train") { "train" } else { example };
+        let (path, found, example) = (input.to_owned(), list(), example.to_owned());
+        return Err(PairsError::SeveralSplits { path, found, example });
+    }
+    if let Some(missing) = splits.iter().find(|split| !counts.contains_key(split.as_str())) {
+        return Err(PairsError::NoSplit {
+            path: input.to_owned(),
+            split: missing.clone(),
+            found: if counts.is_empty() { "no split".to_owned() } else { list() },
+        });
+    }
+    let chosen = |split: &Option<String>| split.as_ref().is_some_and(|name| splits.contains(name));
+    let kept: Vec<bool> = of_files.iter().map(chosen).collect();
+    found.other_splits = kept.iter().filter(|kept| !**kept).count();
+    let files = files.into_iter().zip(kept).filter(|(_, kept)| *kept);
+    Ok(files.map(|(candidate, _)| candidate.file).collect())
+}
+
+fn find(input: &Path, found: &mut Discovered) -> Result<Vec<Candidate>, PairsError> {
     if input.is_dir() {
         let mut paths = Vec::new();
-        walk(input, &mut HashSet::new(), &mut paths)?;
-        return named(input, input, paths);
+        walk(input, &mut HashSet::new(), &mut paths, found)?;
+        return named(input, input, paths, found);
     }
     if input.exists() {
         let folder = input.parent().unwrap_or(Path::new(""));
-        return named(input, folder, vec![input.to_owned()]);
+        let mut file = named(input, folder, vec![input.to_owned()], found)?;
+        file.iter_mut().for_each(|candidate| candidate.named = true);
+        return Ok(file);
     }
     match input.to_str() {
-        Some(pattern) if pattern.contains(PATTERN_CHARACTERS) => {
-            let search = |detail| PairsError::Search { path: input.to_owned(), detail };
-            let mut paths = Vec::new();
-            for found in glob::glob_with(pattern, PATTERN_RULES)
-                .map_err(|error| search(error.to_string()))?
-            {
-                let path = found.map_err(|error| search(error.to_string()))?;
-                if path.is_file() {
-                    paths.push(path);
-                }
-            }
-            named(input, &pattern_free_folder(input), paths)
-        }
+        Some(pattern) if pattern.contains(PATTERN_CHARACTERS) => matching(input, pattern, found),
         _ => Err(PairsError::Missing { path: input.to_owned() }),
     }
+}
+
+fn matching(
+    input: &Path,
+    pattern: &str,
+    found: &mut Discovered,
+) -> Result<Vec<Candidate>, PairsError> {
+    let search = |detail| PairsError::Search { path: input.to_owned(), detail };
+    let folder = pattern_free_folder(input);
+    // Whoever writes the underscore into the pattern means it.
+    let means_hidden =
+        relative(input, &folder).components().any(|part| is_hidden(part.as_os_str()));
+    let mut paths = Vec::new();
+    for path in
+        glob::glob_with(pattern, PATTERN_RULES).map_err(|error| search(error.to_string()))?
+    {
+        let path = path.map_err(|error| search(error.to_string()))?;
+        if !path.is_file() {
+            continue;
+        }
+        let below = relative(&path, &folder);
+        if !means_hidden && below.components().any(|part| is_hidden(part.as_os_str())) {
+            found.hidden += 1;
+        } else if path
+            .ancestors()
+            .skip(1)
+            .take_while(|above| *above != folder)
+            .any(own::is_work_folder)
+        {
+            found.own.push(path);
+        } else {
+            paths.push(path);
+        }
+    }
+    named(input, &folder, paths, found)
 }
 
 /// The longest leading part of a pattern that has no pattern character in it.
@@ -84,11 +232,18 @@ fn pattern_free_folder(pattern: &Path) -> PathBuf {
         .collect()
 }
 
+/// `.` and `_` at the beginning, pyarrow's `ignore_prefixes`.
+fn is_hidden(name: &std::ffi::OsStr) -> bool {
+    let name = name.as_encoded_bytes();
+    (name.starts_with(b".") && name != b"." && name != b"..") || name.starts_with(b"_")
+}
+
 /// Collects the files below `folder`. A link back to a folder that was seen is not entered again.
 fn walk(
     folder: &Path,
     seen: &mut HashSet<PathBuf>,
     files: &mut Vec<PathBuf>,
+    found: &mut Discovered,
 ) -> Result<(), PairsError> {
     let search = |error: std::io::Error| PairsError::Search {
         path: folder.to_owned(),
@@ -99,13 +254,18 @@ fn walk(
     }
     for entry in std::fs::read_dir(folder).map_err(search)? {
         let path = entry.map_err(search)?.path();
-        let hidden = path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"."));
-        if hidden {
-            continue;
-        }
-        if path.is_dir() {
-            walk(&path, seen, files)?;
-        } else if path.extension().is_some_and(|extension| extension == EXTENSION) {
+        let is_parquet = path.extension().is_some_and(|extension| extension == EXTENSION);
+        let (is_dir, name) = (path.is_dir(), path.file_name().unwrap_or_default());
+        if is_hidden(name) {
+            // Hidden folders are nobody's business; one of Spark's may hold what is looked for.
+            let counts =
+                if is_dir { name.as_encoded_bytes().starts_with(b"_") } else { is_parquet };
+            found.hidden += usize::from(counts);
+        } else if is_dir && own::is_work_folder(&path) {
+            found.own.push(path);
+        } else if is_dir {
+            walk(&path, seen, files, found)?;
+        } else if is_parquet {
             files.push(path);
         }
     }
@@ -113,22 +273,41 @@ fn walk(
 }
 
 /// Sorts the paths and gives them their names relative to `base`.
-fn named(input: &Path, base: &Path, mut paths: Vec<PathBuf>) -> Result<Vec<InputFile>, PairsError> {
+fn named(
+    input: &Path,
+    base: &Path,
+    mut paths: Vec<PathBuf>,
+    found: &Discovered,
+) -> Result<Vec<Candidate>, PairsError> {
     if paths.is_empty() {
-        return Err(PairsError::Nothing { path: input.to_owned() });
+        return Err(nothing(input, found));
     }
     paths.sort();
-    paths.into_iter().map(|path| name(path, base)).collect()
+    paths
+        .into_iter()
+        .map(|path| {
+            let file = name(path, base)?;
+            Ok(Candidate { file, location: base.to_owned(), named: false })
+        })
+        .collect()
+}
+
+fn nothing(input: &Path, found: &Discovered) -> PairsError {
+    let left_out = found.left_out().map_or_else(String::new, |left_out| format!(" ({left_out})"));
+    PairsError::Nothing { path: input.to_owned(), left_out }
+}
+
+/// A path below `base`. A pattern such as `./*.parquet` yields paths without the leading dot.
+fn relative<'path>(path: &'path Path, base: &Path) -> &'path Path {
+    let plain = || {
+        let plain: PathBuf = base.components().filter(|part| *part != Component::CurDir).collect();
+        path.strip_prefix(plain).ok()
+    };
+    path.strip_prefix(base).ok().or_else(plain).unwrap_or(path)
 }
 
 fn name(path: PathBuf, base: &Path) -> Result<InputFile, PairsError> {
-    // A pattern such as `./*.parquet` yields paths without the leading dot.
-    let relative = path.strip_prefix(base).ok().or_else(|| {
-        let plain: PathBuf = base.components().filter(|part| *part != Component::CurDir).collect();
-        path.strip_prefix(plain).ok()
-    });
-    let parts: Option<Vec<&str>> = relative
-        .unwrap_or(&path)
+    let parts: Option<Vec<&str>> = relative(&path, base)
         .components()
         .filter(|part| matches!(part, Component::Normal(_)))
         .map(|part| part.as_os_str().to_str())

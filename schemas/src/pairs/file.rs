@@ -8,7 +8,9 @@ use parquet::arrow::ProjectionMask;
 use parquet::arrow::arrow_reader::{
     ArrowReaderMetadata, ArrowReaderOptions, ParquetRecordBatchReaderBuilder,
 };
+use parquet::errors::ParquetError;
 
+use super::images::ImageColumn;
 use super::layout::Layout;
 use super::rows::{PairRow, PairRows};
 use super::{InputFile, PairsError};
@@ -69,9 +71,10 @@ impl PairFile {
         })?;
         let layout = parquet
             .contained(|| Ok(Layout::find(stored.schema(), stored.parquet_schema(), images)))?
-            .map_err(|problems| PairsError::Columns { path: input.path.clone(), problems })?;
+            .map_err(|problems| problems.error(&input.path, stored.schema()))?;
         parquet.check_chunks(&layout.text_leaves)?;
         parquet.check_chunks(&layout.image_leaves)?;
+        // Whether the columns can be read so is said here, not after hours.
         let reader = parquet.contained(|| {
             let views = ArrowReaderOptions::new().with_schema(Arc::clone(&layout.schema));
             ArrowReaderMetadata::try_new(metadata, views)
@@ -154,8 +157,9 @@ impl PairFile {
 
     /// Streams all rows with their images, at most `batch_rows` at a time.
     ///
-    /// Images are not copied: each keeps the page it was read from in memory, which holds up to a
-    /// megabyte of images, or one larger image, in usual files.
+    /// Images are not copied: each keeps the page it was read from. A page of more than
+    /// [`crate::scratch::IN_MEMORY_BYTES`] lies in a scratch file, not in memory, so that a column holds
+    /// at most a dictionary page and a data page of that size.
     ///
     /// # Errors
     /// As [`PairFile::plan_rows`].
@@ -186,24 +190,32 @@ impl PairFile {
         let rows = start..rows.end.clamp(start, self.num_rows());
         let (groups, first_row) = self.parquet.row_groups_of(&rows);
         let file = self.parquet.reopen()?;
-        let mut leaves = self.layout.text_leaves.clone();
-        if images {
-            leaves.extend(&self.layout.image_leaves);
-        }
+        // Between 0 and the number of rows.
+        let skipped = (rows.start - first_row) as usize;
+        let images = self.parquet.contained(|| {
+            let leaves = self.layout.image_leaves.iter().filter(|_| images);
+            let columns = leaves.map(|&leaf| {
+                let metadata = self.parquet.metadata();
+                let mut column = ImageColumn::new(file.clone(), metadata, &groups, leaf)?;
+                column.skip(skipped)?;
+                Ok(column)
+            });
+            columns.collect::<Result<Vec<_>, ParquetError>>()
+        })?;
         let reader = self.parquet.contained(|| {
             let builder =
                 ParquetRecordBatchReaderBuilder::new_with_metadata(file, self.reader.clone());
+            let leaves = self.layout.text_leaves.iter().copied();
             let mask = ProjectionMask::leaves(builder.parquet_schema(), leaves);
             builder
                 .with_batch_size(batch_rows.max(1))
                 .with_row_groups(groups)
                 .with_projection(mask)
-                // Both are between 0 and the number of rows.
-                .with_offset((rows.start - first_row) as usize)
+                .with_offset(skipped)
                 .with_limit((rows.end - rows.start) as usize)
                 .build()
         })?;
-        Ok(PairRows::new(reader, self.parquet.clone(), &self.input.source_file, rows))
+        Ok(PairRows::new(reader, images, self.parquet.clone(), &self.input.source_file, rows))
     }
 }
 

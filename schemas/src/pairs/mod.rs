@@ -6,16 +6,19 @@
 
 mod discover;
 mod file;
+mod images;
 mod layout;
+mod own;
 mod rows;
+mod splits;
 
 use std::path::PathBuf;
 
 use crate::input::InputError;
 
-pub use discover::{InputFile, discover};
+pub use discover::{Discovered, InputFile, discover};
 pub use file::{PairFile, RowGroup};
-pub use rows::{PairRow, PairRows, positional_pair_id};
+pub use rows::{NoVote, PairRow, PairRows, positional_pair_id};
 
 /// Why pairs could not be found or read.
 #[derive(Debug, thiserror::Error)]
@@ -24,12 +27,64 @@ pub enum PairsError {
     #[error(transparent)]
     Input(#[from] InputError),
     /// Columns are missing or have the wrong type; all of them are listed.
-    #[error("{}: not usable as pairs:\n  {}", path.display(), problems.join("\n  "))]
+    #[error("{}: not usable as pairs:\n  {}\n{hint}", path.display(), problems.join("\n  "))]
     Columns {
         /// The file.
         path: PathBuf,
         /// One sentence for each column.
         problems: Vec<String>,
+        /// How to make a file that is usable.
+        hint: String,
+    },
+    /// A value that does not mean what its column means.
+    #[error("{}: row {row} (counted from 0): {column} is {found}, expected {expected}", path.display())]
+    Value {
+        /// The file.
+        path: PathBuf,
+        /// The row, counted from 0.
+        row: i64,
+        /// The column.
+        column: &'static str,
+        /// The value, as text.
+        found: String,
+        /// What it may be, and a hint.
+        expected: &'static str,
+    },
+    /// A file that this workspace wrote, given as pairs.
+    #[error("{}: expected pairs, found {kind}, which this program wrote; hint: name the pairs they were made of", path.display())]
+    Own {
+        /// The file.
+        path: PathBuf,
+        /// What it is.
+        kind: &'static str,
+    },
+    /// The files are of several splits, and none is chosen.
+    #[error(
+        "{}: expected one split, found {found}; hint: choose with --split {example}, so that what \
+         is trained on is not evaluated on; --split takes several names with commas between",
+        path.display()
+    )]
+    SeveralSplits {
+        /// The first location.
+        path: PathBuf,
+        /// The splits, with their files counted.
+        found: String,
+        /// One of them.
+        example: String,
+    },
+    /// A split that is chosen and not there.
+    #[error(
+        "{}: expected files of the split {split:?}, found {found}; hint: a split is named by a file, \
+         such as train-00000-of-00645.parquet, or a folder",
+        path.display()
+    )]
+    NoSplit {
+        /// The first location.
+        path: PathBuf,
+        /// The split asked for.
+        split: String,
+        /// The splits that are there.
+        found: String,
     },
     /// Nothing stands under the name that was given.
     #[error("{}: expected a Parquet file, a folder or a pattern, found nothing of that name", path.display())]
@@ -38,10 +93,12 @@ pub enum PairsError {
         path: PathBuf,
     },
     /// A folder or pattern that holds no file.
-    #[error("{}: expected Parquet files, found none; hint: a folder is searched for *.parquet at any depth", path.display())]
+    #[error("{}: expected Parquet files, found none{left_out}; hint: a folder is searched for *.parquet at any depth", path.display())]
     Nothing {
         /// The folder or pattern.
         path: PathBuf,
+        /// What is there and was left out, in brackets, or nothing.
+        left_out: String,
     },
     /// No input was given.
     #[error("expected at least one file, folder or pattern of pairs, found none")]

@@ -1,27 +1,51 @@
 //! Streaming the rows of a pairs file.
 
 use std::ops::Range;
-use std::sync::Arc;
 
-use arrow::array::{
-    Array, ArrayRef, AsArray, BinaryViewArray, BooleanArray, Float64Array, RecordBatch,
-    StringViewArray, StructArray,
-};
-use arrow::compute::cast;
-use arrow::datatypes::{DataType, Float64Type};
+use arrow::array::{Array, AsArray, BooleanArray, Float64Array, RecordBatch, StringViewArray};
+use arrow::datatypes::Float64Type;
 use arrow::error::ArrowError;
 use bytes::Bytes;
 use parquet::arrow::arrow_reader::ParquetRecordBatchReader;
 use parquet::errors::ParquetError;
 
 use super::PairsError;
+use super::images::ImageColumn;
+use super::layout::target;
+use crate::columns::{PairType, is_human_label};
+use crate::exact::{self, Failure, Inexact};
 use crate::input::ParquetInput;
 
 /// How much text one item of the iterator may hold before it is cut short, in bytes. Only captions
 /// far beyond the usual reach it; a single larger row still comes whole.
 const MAX_TEXT_BYTES: usize = 64 << 20;
-/// The longest value that a view holds in itself rather than in a buffer, by the Arrow format.
-const INLINE_BYTES: u32 = 12;
+
+/// The column beside `label_0` that is 1 minus it.
+pub(super) const LABEL_1: &str = "label_1";
+/// What `label_0` may be.
+const LABELS: &str = "1 (image 0), 0 (image 1), 0.5 (a tie) or null; hint: of 1, 0, -1 write \
+                      (label_0 + 1) / 2, of 1 and 2 write 2 - label_0; ratings and ranks are no such \
+                      label, leave the column out";
+/// What a caption may be.
+const TEXTS: &str = "text in UTF-8; hint: in pandas df.caption.str.decode('latin-1') of bytes in another \
+                     encoding";
+/// What an id may be.
+const NAMES: &str = "text, a whole number or a UUID; hint: in DuckDB CAST(… AS VARCHAR)";
+/// What a flag may be.
+const FLAGS: &str = "true or false, 1 or 0";
+/// What a number may be.
+const NUMBERS: &str = "a number that float64 holds";
+
+/// Why a row has no human vote though `label_0` holds a value.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum NoVote {
+    /// `has_label` is false: the value stands in for a vote that nobody gave.
+    HasLabelFalse,
+    /// `label_1` is not 1 minus it.
+    Contradiction,
+    /// It is NaN.
+    NotANumber,
+}
 
 /// One pair of images.
 #[derive(Clone, Debug, PartialEq)]
@@ -35,10 +59,10 @@ pub struct PairRow {
     pub caption: Option<String>,
     /// The names of the two images.
     pub image_uid: [Option<String>; 2],
-    /// People's choice, `label_0` of the input: 1, 0 or 0.5; never NaN or infinite.
+    /// People's choice, `label_0` of the input: 1, 0 or 0.5.
     pub human_label_0: Option<f64>,
-    /// Whether the label was given by a person.
-    pub has_label: Option<bool>,
+    /// Why `human_label_0` is `None` though the input has a value there.
+    pub no_vote: Option<NoVote>,
     /// The two encoded images, where they were asked for and are there.
     pub image: [Option<Bytes>; 2],
 }
@@ -52,6 +76,8 @@ pub fn positional_pair_id(source_file: &str, row: i64) -> String {
 pub struct PairRows {
     /// `None` once the end or an error was reached.
     reader: Option<ParquetRecordBatchReader>,
+    /// Those of image 0 and image 1, where images are read.
+    images: Vec<ImageColumn>,
     parquet: ParquetInput,
     source_file: String,
     /// The rows that have not been handed out.
@@ -73,24 +99,37 @@ impl std::fmt::Debug for PairRows {
 impl PairRows {
     pub(super) fn new(
         reader: ParquetRecordBatchReader,
+        images: Vec<ImageColumn>,
         parquet: ParquetInput,
         source_file: &str,
         rows: Range<i64>,
     ) -> Self {
         let source_file = source_file.to_owned();
-        Self { reader: Some(reader), parquet, source_file, rows, pending: None }
+        Self { reader: Some(reader), images, parquet, source_file, rows, pending: None }
     }
 
     /// Decodes the next batch with rows in it; `None` at the end.
     fn decode(&mut self) -> Result<Option<Columns>, PairsError> {
         let Some(reader) = self.reader.as_mut() else { return Ok(None) };
-        let columns = self.parquet.contained(|| {
-            match reader.next() {
-                None => Ok(None),
-                Some(batch) => batch.and_then(|batch| Columns::new(&batch)).map(Some),
-            }
-            .map_err(ParquetError::from)
+        let batch =
+            self.parquet.contained(|| reader.next().transpose().map_err(ParquetError::from))?;
+        let images = self.parquet.contained(|| {
+            let count = batch.as_ref().map_or(0, RecordBatch::num_rows);
+            self.images.iter_mut().map(|column| column.take(count)).collect::<Result<Vec<_>, _>>()
         })?;
+        let columns =
+            batch.map(|batch| Columns::new(&batch, images)).transpose().map_err(|problem| {
+                match problem {
+                    Problem::Value { index, column, found, expected } => PairsError::Value {
+                        path: self.parquet.path().to_owned(),
+                        row: self.rows.start + index as i64,
+                        column,
+                        found,
+                        expected,
+                    },
+                    Problem::Arrow(error) => self.parquet.damaged(error.to_string()).into(),
+                }
+            })?;
         let missing = self.rows.end - self.rows.start;
         match columns {
             None if missing > 0 => {
@@ -111,6 +150,13 @@ impl PairRows {
         let (mut rows, mut text, mut index) = (Vec::new(), 0, start);
         while index < columns.len && (rows.is_empty() || text < MAX_TEXT_BYTES) {
             let row = columns.row(index, self.rows.start, &self.source_file);
+            let row = row.map_err(|found| PairsError::Value {
+                path: self.parquet.path().to_owned(),
+                row: self.rows.start,
+                column: "label_0",
+                found,
+                expected: LABELS,
+            })?;
             text += row.caption.as_ref().map_or(0, String::len) + row.pair_id.len();
             text += row.image_uid.iter().flatten().map(String::len).sum::<usize>();
             rows.push(row);
@@ -131,6 +177,7 @@ impl Iterator for PairRows {
         let item = self.take().transpose();
         if !matches!(item, Some(Ok(_))) {
             self.reader = None;
+            self.images.clear();
             self.pending = None;
         }
         item
@@ -142,105 +189,95 @@ struct Columns {
     len: usize,
     caption: StringViewArray,
     image_uid: [StringViewArray; 2],
-    label: Option<Float64Array>,
+    label: [Option<Float64Array>; 2],
     has_label: Option<BooleanArray>,
     ranking_id: Option<StringViewArray>,
-    image: [Option<Images>; 2],
+    /// Of image 0 and image 1, where images are read.
+    images: Vec<Vec<Option<Bytes>>>,
 }
 
-/// The bytes of one image column; for the struct form a null struct counts as a null image.
-struct Images {
-    bytes: BinaryViewArray,
-    outer: Option<ArrayRef>,
+/// Why a batch is not usable.
+enum Problem {
+    Value { index: usize, column: &'static str, found: String, expected: &'static str },
+    Arrow(ArrowError),
+}
+
+impl From<ArrowError> for Problem {
+    fn from(error: ArrowError) -> Self {
+        Self::Arrow(error)
+    }
 }
 
 impl Columns {
-    fn new(batch: &RecordBatch) -> Result<Self, ArrowError> {
-        let text = |name: &str| {
-            optional_text(batch, name)?.ok_or_else(|| unexpected(name, "no such column"))
+    fn new(batch: &RecordBatch, images: Vec<Vec<Option<Bytes>>>) -> Result<Self, Problem> {
+        let read = |name: &'static str, kind: PairType, expected: &'static str| {
+            let Some(column) = batch.column_by_name(name) else { return Ok(None) };
+            exact::read(column, target(kind)).map(Some).map_err(|failure| match failure {
+                Failure::Inexact(Inexact { index, found }) => {
+                    Problem::Value { index, column: name, found, expected }
+                }
+                Failure::Arrow(error) => Problem::Arrow(error),
+            })
         };
-        let label = match batch.column_by_name("label_0") {
-            Some(column) => {
-                Some(cast(column, &DataType::Float64)?.as_primitive::<Float64Type>().clone())
-            }
-            None => None,
+        let text = |name, kind, expected| {
+            let column = read(name, kind, expected)?;
+            let column = column.ok_or_else(|| unexpected(name, "no such column"))?;
+            Ok::<_, Problem>(column.as_string_view().clone())
         };
-        let has_label =
-            batch.column_by_name("has_label").and_then(|column| column.as_boolean_opt().cloned());
+        let number = |name| {
+            let column = read(name, PairType::Number, NUMBERS)?;
+            Ok::<_, Problem>(column.map(|column| column.as_primitive::<Float64Type>().clone()))
+        };
+        let uid = |name| text(name, PairType::Identifier, NAMES);
+        let has_label = read("has_label", PairType::Boolean, FLAGS)?;
+        let ranking_id = read("ranking_id", PairType::Identifier, NAMES)?;
         Ok(Self {
             len: batch.num_rows(),
-            caption: text("caption")?,
-            image_uid: [text("image_0_uid")?, text("image_1_uid")?],
-            label,
-            has_label,
-            ranking_id: optional_text(batch, "ranking_id")?,
-            image: [Images::find(batch, "jpg_0")?, Images::find(batch, "jpg_1")?],
+            caption: text("caption", PairType::Text, TEXTS)?,
+            image_uid: [uid("image_0_uid")?, uid("image_1_uid")?],
+            label: [number("label_0")?, number(LABEL_1)?],
+            has_label: has_label.map(|column| column.as_boolean().clone()),
+            ranking_id: ranking_id.map(|column| column.as_string_view().clone()),
+            images,
         })
     }
 
-    fn row(&self, index: usize, row: i64, source_file: &str) -> PairRow {
+    /// People's choice in a row, or why there is none; the value where it is no such label.
+    fn human_label(&self, index: usize) -> Result<(Option<f64>, Option<NoVote>), String> {
+        let number = |column: &Option<Float64Array>| {
+            column.as_ref().filter(|column| column.is_valid(index)).map(|c| c.value(index))
+        };
+        let [first, second] = &self.label;
+        let flag = self.has_label.as_ref().filter(|flags| flags.is_valid(index));
+        let Some(label) = number(first) else { return Ok((None, None)) };
+        let no_vote = if flag.is_some_and(|flags| !flags.value(index)) {
+            NoVote::HasLabelFalse
+        } else if label.is_nan() {
+            NoVote::NotANumber
+        } else if !is_human_label(label) {
+            return Err(label.to_string());
+        } else if number(second).is_some_and(|other| !other.is_nan() && other != 1.0 - label) {
+            NoVote::Contradiction
+        } else {
+            return Ok((Some(label), None));
+        };
+        Ok((None, Some(no_vote)))
+    }
+
+    fn row(&self, index: usize, row: i64, source_file: &str) -> Result<PairRow, String> {
+        let (human_label_0, no_vote) = self.human_label(index)?;
         let ranking_id = self.ranking_id.as_ref().and_then(|ids| text_at(ids, index));
-        let [first, second] = &self.image;
-        PairRow {
+        Ok(PairRow {
             row,
             pair_id: ranking_id
                 .filter(|id| !id.is_empty())
                 .unwrap_or_else(|| positional_pair_id(source_file, row)),
             caption: text_at(&self.caption, index),
             image_uid: self.image_uid.each_ref().map(|uids| text_at(uids, index)),
-            human_label_0: self
-                .label
-                .as_ref()
-                .filter(|labels| labels.is_valid(index))
-                .map(|labels| labels.value(index))
-                .filter(|label| label.is_finite()),
-            has_label: self
-                .has_label
-                .as_ref()
-                .filter(|flags| flags.is_valid(index))
-                .map(|flags| flags.value(index)),
-            image: [first, second].map(|images| images.as_ref().and_then(|i| i.at(index))),
-        }
-    }
-}
-
-impl Images {
-    fn find(batch: &RecordBatch, name: &str) -> Result<Option<Self>, ArrowError> {
-        let Some(column) = batch.column_by_name(name) else { return Ok(None) };
-        let (bytes, outer) = match column.as_any().downcast_ref::<StructArray>() {
-            Some(outer) => (outer.column_by_name("bytes"), Some(Arc::clone(column))),
-            None => (Some(column), None),
-        };
-        let bytes = bytes
-            .and_then(|column| column.as_any().downcast_ref::<BinaryViewArray>())
-            .ok_or_else(|| unexpected(name, "no bytes"))?;
-        Ok(Some(Self { bytes: bytes.clone(), outer }))
-    }
-
-    /// The image without copying it out of its page, but for the few bytes a view holds itself.
-    fn at(&self, index: usize) -> Option<Bytes> {
-        if self.outer.as_ref().is_some_and(|outer| outer.is_null(index))
-            || self.bytes.is_null(index)
-        {
-            return None;
-        }
-        let value = self.bytes.value(index);
-        let view = arrow::array::ByteView::from(self.bytes.views().get(index).copied()?);
-        if view.length <= INLINE_BYTES {
-            return Some(Bytes::copy_from_slice(value));
-        }
-        let buffer = self.bytes.data_buffers().get(view.buffer_index as usize)?;
-        Some(Bytes::from(buffer.slice_with_length(view.offset as usize, view.length as usize)))
-    }
-}
-
-fn optional_text(batch: &RecordBatch, name: &str) -> Result<Option<StringViewArray>, ArrowError> {
-    match batch.column_by_name(name) {
-        None => Ok(None),
-        Some(column) => match column.as_string_view_opt() {
-            Some(text) => Ok(Some(text.clone())),
-            None => Ok(Some(cast(column, &DataType::Utf8View)?.as_string_view().clone())),
-        },
+            human_label_0,
+            no_vote,
+            image: [0, 1].map(|side| self.images.get(side)?.get(index)?.clone()),
+        })
     }
 }
 

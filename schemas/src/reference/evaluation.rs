@@ -42,7 +42,8 @@ pub fn evaluation_page() -> String {
          out.\n\n\
          ## The files\n\n\
          zstd; text has dictionaries. Equal rows and metadata give equal bytes; no time and no host \
-         is stored. Key-value metadata:\n\n\
+         is stored. Checksums as in `docs/labels-schema.md`; what another tool wrote again has none and \
+         is read too. Key-value metadata:\n\n\
          | key | value |\n|---|---|\n\
          | `{KEY_SCHEMA_VERSION}` | `{SCHEMA_VERSION}`; grows when an old reader would misread a file |\n\
          | `{KEY_FINGERPRINT}` | fingerprint of everything the file was computed from |\n\

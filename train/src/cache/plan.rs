@@ -33,9 +33,13 @@ pub(super) struct PlannedFile {
 }
 
 impl Plan {
-    pub(super) fn make(pairs: &[PathBuf]) -> Result<Self> {
+    pub(super) fn make(pairs: &[PathBuf], splits: &[String]) -> Result<Self> {
         let mut plan = Self { files: Vec::new(), captions: HashMap::new() };
-        for input in discover(pairs)? {
+        let found = discover(pairs, splits)?;
+        if let Some(left_out) = found.left_out() {
+            tracing::info!("{left_out}");
+        }
+        for input in found.files {
             let file = PairFile::open(&input)?;
             let first_caption = plan.next();
             if plan.files.is_empty() {

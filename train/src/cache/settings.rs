@@ -75,6 +75,7 @@ impl Config {
         Ok(Self {
             model: settings.model.clone().unwrap_or_default(),
             pairs: pairs.unwrap_or_default(),
+            splits: settings.split.clone().unwrap_or_default(),
             out: settings.out.clone().unwrap_or_default(),
             resolution: settings.resolution,
             hflip: settings.hflip.unwrap_or(false),

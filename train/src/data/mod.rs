@@ -170,7 +170,8 @@ enum Source {
 }
 
 impl<J> Dataset<J> {
-    /// Joins labels with the files, folders and patterns of `pairs`. `judge` is shown every row of
+    /// Joins labels with the files, folders and patterns of `pairs`, of which `splits` are taken
+    /// ([`discover`]). `judge` is shown every row of
     /// the labels whose status is `ok`, in their order; a row for which it has no answer is left out.
     ///
     /// The small columns of all pairs are read, their images only where the footer of a file says that
@@ -181,10 +182,11 @@ impl<J> Dataset<J> {
     /// left.
     pub fn open(
         pairs: &[PathBuf],
+        splits: &[String],
         labels: &Path,
         judge: &mut dyn FnMut(&LabelRow) -> Option<J>,
     ) -> Result<Self, DataError> {
-        Self::open_skipping(pairs, labels, judge, &|_| false)
+        Self::open_skipping(pairs, splits, labels, judge, &|_| false)
     }
 
     /// As [`Dataset::open`]; pairs whose judgement `is_skipped` keep their place in the order of an epoch, are
@@ -194,12 +196,16 @@ impl<J> Dataset<J> {
     /// As [`Dataset::open`], but that nothing is asked of the images of pairs that are skipped.
     pub fn open_skipping(
         pairs: &[PathBuf],
+        splits: &[String],
         labels: &Path,
         judge: &mut dyn FnMut(&LabelRow) -> Option<J>,
         is_skipped: &dyn Fn(&J) -> bool,
     ) -> Result<Self, DataError> {
-        let inputs = discover(pairs)?;
-        let files = inputs.iter().map(PairFile::open).collect::<Result<Vec<PairFile>, _>>()?;
+        let found = discover(pairs, splits)?;
+        if let Some(left_out) = found.left_out() {
+            tracing::info!("{left_out}");
+        }
+        let files = found.files.iter().map(PairFile::open).collect::<Result<Vec<PairFile>, _>>()?;
         let groups = files.iter().map(row_groups).collect::<Result<Vec<_>, _>>()?;
         Self::join(Source::Pairs(files), &groups, labels, judge, is_skipped)
     }

@@ -129,7 +129,7 @@ fn two_files() -> (TempDir, PathBuf, Vec<LabelRow>) {
 }
 
 fn open(folder: &Path, labels: &Path) -> Result<Dataset<i8>, DataError> {
-    Dataset::open(&[folder.to_owned()], labels, &mut judge)
+    Dataset::open(&[folder.to_owned()], &[], labels, &mut judge)
 }
 
 fn options() -> StreamOptions {
@@ -369,7 +369,7 @@ fn images_that_changed_since_they_were_labelled_end_the_stream_by_name() {
         pairs.write(folder.path());
         let labels = write_labels(folder.path(), &pairs.labels());
         let input = [folder.path().join("a")];
-        let dataset = Arc::new(Dataset::open(&input, &labels, &mut judge).unwrap());
+        let dataset = Arc::new(Dataset::open(&input, &[], &labels, &mut judge).unwrap());
         let mut stream = Stream::start(dataset, options()).unwrap();
         let error = (0..10).find_map(|_| stream.next().err()).unwrap().to_string();
         assert!(error.contains(expected), "{error}");
@@ -387,7 +387,7 @@ fn images_that_are_null_are_said_before_the_stream() {
     let mut rows = pairs.labels();
     let open = |rows: &[LabelRow]| {
         let labels = write_labels(folder.path(), rows);
-        Dataset::open(&[folder.path().join("a")], &labels, &mut judge)
+        Dataset::open(&[folder.path().join("a")], &[], &labels, &mut judge)
     };
     let error = open(&rows).unwrap_err().to_string();
     assert!(error.contains("pair a:1 (row 1) has no image 1"), "{error}");
@@ -407,7 +407,7 @@ fn what_is_read_ahead_stays_within_the_bound() {
     pairs.images = [padded(0), padded(1)];
     pairs.write(folder.path());
     let labels = write_labels(folder.path(), &pairs.labels());
-    let dataset = Dataset::open(&[folder.path().join("a")], &labels, &mut judge).unwrap();
+    let dataset = Dataset::open(&[folder.path().join("a")], &[], &labels, &mut judge).unwrap();
     let dataset = with_small_windows(dataset);
     let memory = 900_000;
     let mut stream =
@@ -466,17 +466,18 @@ fn a_skipped_pair_keeps_its_place_and_is_not_read() {
     let labels = write_labels(folder.path(), &pairs.labels());
     let input = [folder.path().join("a")];
     pairs.write(folder.path());
-    let whole = Arc::new(Dataset::open(&input, &labels, &mut judge).unwrap());
+    let whole = Arc::new(Dataset::open(&input, &[], &labels, &mut judge).unwrap());
     let length = whole.len() as usize;
     let whole = take(&whole, options(), 2 * length);
     // Images that could not be read: one is null, one is no image.
     pairs.images[0][0] = None;
     pairs.images[1][3] = Some(b"nothing".to_vec());
     pairs.write(folder.path());
-    assert!(Dataset::open(&input, &labels, &mut judge).is_err());
+    assert!(Dataset::open(&input, &[], &labels, &mut judge).is_err());
     let mut named =
         |row: &LabelRow| judge(row).map(|sign| (sign, [0, 3].contains(&row.source_row)));
-    let dataset = Dataset::open_skipping(&input, &labels, &mut named, &|(_, skip)| *skip).unwrap();
+    let dataset =
+        Dataset::open_skipping(&input, &[], &labels, &mut named, &|(_, skip)| *skip).unwrap();
     assert_eq!((dataset.counts().skipped, dataset.len()), (2, length as u64));
     let mut stream = Stream::start(Arc::new(dataset), options()).unwrap();
     let mut skipped = 0;

@@ -51,7 +51,7 @@ pub(crate) struct Pair {
 /// The first pairs of the sample.
 pub(crate) fn sample_pairs(rows: usize) -> Vec<Pair> {
     let mut pairs = Vec::new();
-    for input in discover(&[Path::new(SAMPLE).to_owned()]).unwrap() {
+    for input in discover(&[Path::new(SAMPLE).to_owned()], &[]).unwrap().files {
         for batch in PairFile::open(&input).unwrap().rows_with_images(32).unwrap() {
             for row in batch.unwrap() {
                 if pairs.len() == rows {

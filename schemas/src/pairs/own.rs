@@ -1,0 +1,65 @@
+//! Files of this workspace that stand among pairs but are none: labels, parts, caches, scores.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use parquet::arrow::arrow_reader::{ArrowReaderMetadata, ArrowReaderOptions};
+
+use crate::columns::{PAIR_COLUMNS, Presence};
+use crate::input::ParquetInput;
+use crate::{evaluation, labels, latents};
+
+/// The end of the name of the folder that `relabel` keeps beside its output while it works.
+const WORK_SUFFIX: &str = ".work";
+/// The file in it that says which run it is of.
+const WORK_MANIFEST: &str = "manifest.json";
+
+/// What a file is, if this workspace wrote it and it is no file of pairs. A file that cannot be read
+/// is none: whoever reads it as pairs says what is wrong.
+pub(super) fn kind(path: &Path) -> Option<&'static str> {
+    let parquet = ParquetInput::open(path).ok()?;
+    let stored = parquet
+        .contained(|| {
+            let plain = ArrowReaderOptions::new().with_skip_arrow_metadata(true);
+            ArrowReaderMetadata::try_new(Arc::clone(parquet.metadata()), plain)
+        })
+        .ok()?;
+    // Whoever joins labels with pairs may have kept the metadata: images are pairs all the same.
+    let has_column = |name: &str| stored.schema().column_with_name(name).is_some();
+    let mut images = PAIR_COLUMNS.iter().filter(|column| column.presence == Presence::WithImages);
+    if images.any(|column| has_column(column.name)) {
+        return None;
+    }
+    let keys = parquet.key_values();
+    let has = |key: &str| keys.contains_key(key);
+    if has(labels::KEY_SCHEMA_VERSION) {
+        return Some("labels");
+    }
+    if has(latents::KEY_SCHEMA_VERSION) {
+        return Some("a part of a cache");
+    }
+    if has(evaluation::KEY_SCHEMA_VERSION) {
+        return Some("scores or win rates");
+    }
+    if has(labels::KEY_FINGERPRINT) {
+        return Some("a part of an unfinished run");
+    }
+    // What another tool wrote of ours has lost the keys, and keeps the columns.
+    let has = |names: &[&str]| names.iter().all(|name| has_column(name));
+    if has(&["pair_id", "source_file", "source_row", "consensus"]) {
+        return Some("labels");
+    }
+    if has(&["model", "prompt_set", "metric", "score", "image"])
+        || has(&["model_a", "model_b", "metric", "statistic", "win_rate"])
+    {
+        return Some("scores or win rates");
+    }
+    None
+}
+
+/// Whether a folder is the one in which `relabel` keeps the parts of a run that is not finished.
+pub(super) fn is_work_folder(folder: &Path) -> bool {
+    let name = folder.file_name().unwrap_or_default().as_encoded_bytes();
+    name.ends_with(b".parquet.work")
+        || (name.ends_with(WORK_SUFFIX.as_bytes()) && folder.join(WORK_MANIFEST).is_file())
+}
