@@ -105,6 +105,8 @@ type Checked = Result<String, String>;
 pub fn run(config: &Config, stop: &StopFlag) -> Result<End> {
     let prompts = prompts::read_limited(&config.prompts, config.limits)?;
     let mut scoring = Scoring::open(config, &prompts, &[])?;
+    // What is wrong with the images is found before a scorer is downloaded.
+    scoring.collections(Manifest::of_folder(&config.out)?.as_ref())?;
     scoring.describe()?;
     scoring.run(stop)
 }
@@ -116,7 +118,9 @@ pub fn run(config: &Config, stop: &StopFlag) -> Result<End> {
 pub fn rehearse(config: &Config) -> Result<String> {
     let prompts = prompts::read_limited(&config.prompts, config.limits)?;
     let mut scoring = Scoring::open(config, &prompts, &[])?;
-    scoring.rehearse(Manifest::of_folder(&config.out)?.as_ref(), false)
+    let drawn = Manifest::of_folder(&config.out)?;
+    scoring.collections(drawn.as_ref())?;
+    scoring.rehearse(drawn.as_ref(), false)
 }
 
 /// What is to be scored, with everything opened that it needs. Nothing is written before

@@ -133,6 +133,27 @@ fn signals_stop_and_the_rerun_goes_on() {
     }
 }
 
+/// A call of the UNet that takes much longer is not waited for.
+#[test]
+fn signals_are_seen_within_a_batch() {
+    let world = World::new(&["a fox"]);
+    let long = ["--seeds", "64", "--batch-size", "64", "--size", "128x128", "--steps", "20"];
+    let run = Running::start(&mut world.generate(&[&model("sd")], &long));
+    wait_until("it works", || world.path("out/config.toml").exists());
+    std::thread::sleep(Duration::from_millis(500));
+    run.signal("TERM");
+    let asked = Instant::now();
+    let run = run.finish().expect_code(143);
+    assert!(asked.elapsed() < Duration::from_secs(3), "{:?}", asked.elapsed());
+    assert!(run.stderr.contains("the same command goes on from there"), "{run:#?}");
+    // What is there already costs nothing; the rest is generated as if nothing had been.
+    Run::of(
+        &mut world
+            .generate(&[&model("sd")], &["--seeds", "1", "--size", "128x128", "--steps", "20"]),
+    )
+    .expect_drawn(1, 1);
+}
+
 #[test]
 fn a_second_run_is_told_who_is_at_work() {
     let world = World::new(&["a fox"]);

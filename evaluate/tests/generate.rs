@@ -19,6 +19,9 @@ fn every_model_prompt_and_seed_has_its_picture_with_its_recipe() {
     );
     let run = run.expect_drawn(8, 8);
     assert!(run.stdout.ends_with("/out/images\n"), "{run:#?}");
+    // Denoising steps of images: PNDM has three calls for two steps, Euler two.
+    let steps = "generating: 20 of 20 steps, ";
+    assert!(run.stderr.contains(steps) && run.stderr.contains("8 of 8 images"), "{run:#?}");
 
     let manifest: Value = serde_json::from_slice(&world.files("out")["manifest.json"]).unwrap();
     assert_eq!((&manifest["program"], &manifest["steps"]), (&json!("evaluate"), &json!(2)));
@@ -181,6 +184,32 @@ fn a_unet_alone_stands_in_for_the_pipelines() {
     }
     let pictures: Vec<Picture> = world.pictures().into_values().collect();
     assert_eq!(pictures[0].pixels, pictures[1].pixels);
+}
+
+#[test]
+fn a_scheduler_that_is_not_built_here_is_named_and_another_stands_in() {
+    let world = World::new(&["a fox"]);
+    let folder = world.copy_pipeline("sd");
+    for name in ["sd/scheduler/scheduler_config.json", "sd/model_index.json"] {
+        let text = std::fs::read_to_string(world.path(name)).unwrap();
+        let text = text.replace("PNDMScheduler", "UniPCMultistepScheduler");
+        assert!(text.contains("UniPC"), "{text}");
+        world.put(name, text.as_bytes());
+    }
+    let source = format!("sd={}", folder.display());
+    let run = Run::of(&mut world.generate(&[&source], &["--seeds", "1"]));
+    run.expect_error(&["UniPCMultistepScheduler", "not built here", "hint: --scheduler ddim"]);
+    Run::of(&mut world.generate(&[&source], &["--seeds", "1", "--scheduler", "ddim"]))
+        .expect_drawn(1, 1);
+    let there = world.pictures();
+    Run::of(
+        &mut world.generate(&[&model("sd")], &["--seeds", "1", "--scheduler", "ddim", "--fresh"]),
+    )
+    .expect_drawn(1, 1);
+    let pixels = |pictures: &BTreeMap<String, Picture>| {
+        pictures.values().map(|picture| picture.pixels.clone()).collect::<Vec<_>>()
+    };
+    assert_eq!(pixels(&there), pixels(&world.pictures()), "the noise is that of the file");
 }
 
 #[test]

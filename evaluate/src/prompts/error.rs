@@ -3,11 +3,13 @@
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
+use runkit::text::excerpt;
+
 /// Prompts cannot be read.
 #[derive(Debug, thiserror::Error)]
 pub enum PromptsError {
     /// The file cannot be read.
-    #[error("cannot read {}: {cause}{}", shown(path), read_hint(path, cause))]
+    #[error("cannot read {}: {cause}{}", excerpt(&path.display().to_string()), read_hint(path, cause))]
     Read {
         /// The file.
         path: PathBuf,
@@ -45,17 +47,6 @@ pub enum PromptsError {
 
 /// Extensions of files of prompts.
 const LISTS: [&str; 7] = ["txt", "tsv", "csv", "json", "jsonl", "ndjson", "parquet"];
-/// Characters of a name that a message shows: a prompt given in a file's place may be long.
-const SHOWN: usize = 200;
-
-fn shown(path: &Path) -> String {
-    let name = path.display().to_string();
-    match name.char_indices().nth(SHOWN) {
-        Some((end, _)) => format!("{}…", &name[..end]),
-        None => name,
-    }
-}
-
 /// What to do where something else was given than a file.
 fn read_hint(path: &Path, cause: &std::io::Error) -> &'static str {
     let name = path.to_string_lossy();

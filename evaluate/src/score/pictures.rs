@@ -9,6 +9,7 @@ use std::str::FromStr;
 
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use runkit::logging::escape_for_terminal;
+use runkit::text::{excerpt, quoted};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
@@ -227,7 +228,8 @@ impl Listed {
                 Some(Value::Null) => Ok(String::new()),
                 other => {
                     let names = names.join(" or ");
-                    let found = other.map_or("none".to_owned(), Value::to_string);
+                    let found =
+                        other.map_or("none".to_owned(), |value| excerpt(&value.to_string()));
                     Err(format!("expected a text {names:?}, found {found}"))
                 }
             }
@@ -254,7 +256,10 @@ fn seed(value: &Value) -> Result<Option<u64>, String> {
         },
         _ => None,
     };
-    found.map(Some).ok_or_else(|| format!("expected a seed, a whole number from 0, found {value}"))
+    found.map(Some).ok_or_else(|| {
+        let found = excerpt(&value.to_string());
+        format!("expected a seed, a whole number from 0, found {found}")
+    })
 }
 
 /// The rows of a list with their lines.
@@ -296,17 +301,15 @@ fn read_list(list: &Path) -> Result<HashMap<String, BTreeMap<u64, PathBuf>>> {
     let folder = list.parent().unwrap_or(Path::new(""));
     let mut listed = HashMap::<String, BTreeMap<u64, PathBuf>>::new();
     for (line, row) in list_rows(list)? {
-        let row = Listed::new(&row).map_err(|reason| {
-            let reason = escape_for_terminal(&reason).into_owned();
-            anyhow!("{}:{line}: {reason}", list.display())
-        })?;
+        let row =
+            Listed::new(&row).map_err(|reason| anyhow!("{}:{line}: {reason}", list.display()))?;
         let seeds = listed.entry(row.prompt.trim().to_owned()).or_default();
         let seed = row.seed.unwrap_or(seeds.len() as u64);
         if seeds.insert(seed, folder.join(&row.file_name)).is_some() {
             bail!(
-                "{}:{line}: the prompt {:?} has two images of seed {seed}",
+                "{}:{line}: the prompt {} has two images of seed {seed}",
                 list.display(),
-                escape_for_terminal(&row.prompt)
+                quoted(&row.prompt)
             );
         }
     }
