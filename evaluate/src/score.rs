@@ -106,7 +106,8 @@ pub fn run(config: &Config, stop: &StopFlag) -> Result<End> {
     let prompts = prompts::read_limited(&config.prompts, config.limits)?;
     let mut scoring = Scoring::open(config, &prompts, &[])?;
     // What is wrong with the images is found before a scorer is downloaded.
-    scoring.collections(Manifest::of_folder(&config.out)?.as_ref())?;
+    let drawn = Manifest::of_folder(&config.out)?;
+    scoring.collections = Some(scoring.collections(drawn.as_ref())?);
     scoring.describe()?;
     scoring.run(stop)
 }
@@ -119,7 +120,7 @@ pub fn rehearse(config: &Config) -> Result<String> {
     let prompts = prompts::read_limited(&config.prompts, config.limits)?;
     let mut scoring = Scoring::open(config, &prompts, &[])?;
     let drawn = Manifest::of_folder(&config.out)?;
-    scoring.collections(drawn.as_ref())?;
+    scoring.collections = Some(scoring.collections(drawn.as_ref())?);
     scoring.rehearse(drawn.as_ref(), false)
 }
 
@@ -132,11 +133,13 @@ pub struct Scoring<'run> {
     scorers: ScorersConfig,
     described: Option<DescribedScorers>,
     held: Held,
+    /// The images, once they were looked for.
+    collections: Option<Vec<Collection>>,
 }
 
 impl<'run> Scoring<'run> {
-    /// Reads the file of scorers and the folder's earlier scores, and looks into the folders of
-    /// images. No prompt of `dropped`, by set and id, stays in the scores.
+    /// Reads the file of scorers and the folder's earlier scores. No prompt of `dropped`, by set and
+    /// id, stays in the scores.
     ///
     /// # Errors
     /// What is wrong with one of them.
@@ -152,11 +155,8 @@ impl<'run> Scoring<'run> {
         inputs.push(&config.scorers);
         refuse_input("--out", &config.out.join(SCORES), &inputs)?;
         let mut held = Held::read(&config.out)?;
-        for source in &config.images {
-            Collection::made_elsewhere(source, prompts, None)?;
-        }
         retain(&mut held, config, prompts, dropped);
-        Ok(Self { config, prompts, scorers, described: None, held })
+        Ok(Self { config, prompts, scorers, described: None, held, collections: None })
     }
 
     /// Finds the files of every scorer, downloaded where they are missing, and checks and hashes
@@ -224,7 +224,8 @@ impl<'run> Scoring<'run> {
     ///
     /// # Errors
     /// What is wrong with an image's folder, a scorer or the output.
-    pub fn run(self, stop: &StopFlag) -> Result<End> {
+    pub fn run(mut self, stop: &StopFlag) -> Result<End> {
+        let known = self.collections.take();
         let Self { config, prompts, ref scorers, .. } = self;
         let manifest = match &self.described {
             Some(described) => described.manifest().clone(),
@@ -234,7 +235,10 @@ impl<'run> Scoring<'run> {
         let _lock = OutputLock::exclusive(config.out.join(".lock"))?;
         runkit::files::remove_stale_temporaries(&config.out)?;
         let drawn = Manifest::of_folder(&config.out)?;
-        let collections = self.collections(drawn.as_ref())?;
+        let collections = match known {
+            Some(collections) => collections,
+            None => self.collections(drawn.as_ref())?,
+        };
         let held_prompts = self.held.prompts();
         let scope = Scope::new(&config.out, prompts, &held_prompts, &collections, &self.held);
         let (subjects, gone) = scope.subjects();

@@ -78,12 +78,15 @@ impl Scoring<'_> {
 
     /// How many images the scores will have, and how many of them lack a score now.
     fn missing(
-        &self,
+        &mut self,
         drawn: Option<&Manifest>,
         manifest: &ScorersManifest,
         fresh: bool,
     ) -> Result<(usize, usize)> {
-        let collections = self.collections(drawn)?;
+        let collections = match self.collections.take() {
+            Some(collections) => collections,
+            None => self.collections(drawn)?,
+        };
         let prompts = self.held.prompts();
         let out = &self.config.out;
         let scope = Scope::new(out, self.prompts, &prompts, &collections, &self.held);
