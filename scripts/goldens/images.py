@@ -14,6 +14,10 @@ import sys
 import warnings
 import zlib
 
+# statistics.py of this folder is not Python's
+HERE = pathlib.Path(__file__).resolve().parent
+sys.path = [path for path in sys.path if pathlib.Path(path or ".").resolve() != HERE]
+
 import numpy as np
 import open_clip
 import PIL
@@ -22,13 +26,14 @@ import torchvision
 import torchvision.transforms.functional as F
 from PIL import Image
 from torchvision.transforms import InterpolationMode
+from transformers.image_transforms import convert_to_rgb
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 ROOT = pathlib.Path(__file__).resolve().parents[2] / "crates/media/tests/fixtures"
 FOLDER = ROOT / "images"
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
-FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
+FILTERS = {name: Image.Resampling[name.upper()] for name in ("bicubic", "bilinear", "nearest", "box", "hamming", "lanczos")}
 SIZES = [(29, 17), (64, 90), (7, 31), (40, 11)]
 
 
@@ -224,9 +229,14 @@ HF = CLIPImageProcessorPil(
 OPEN_CLIP = open_clip.image_transform(224, is_train=False, mean=MEAN, std=STD)
 
 
+def processed(image):
+    return torch.from_numpy(np.asarray(HF(images=image, return_tensors="np")["pixel_values"][0]))
+
+
 def tensors(image):
     results = {
-        "hf": torch.from_numpy(np.asarray(HF(images=Image.fromarray(np.asarray(image.convert("RGB"))), return_tensors="np")["pixel_values"][0])),
+        "hf": processed(image),
+        "hf-drop": processed(Image.fromarray(np.asarray(image.convert("RGB")))),
         "open_clip": OPEN_CLIP(image),
         "hps-legacy": hps(image, False),
         "hps-antialias": hps(image, True),
@@ -276,12 +286,12 @@ def main():
             image.load()
             case = {
                 "mode": image.mode, "width": image.width, "height": image.height,
-                "pixels": sha(native(image)), "rgb": sha(image.convert("RGB").tobytes()),
+                "pixels": sha(native(image)), "rgb": sha(image.convert("RGB").tobytes()), "white": sha(convert_to_rgb(image, return_numpy=True).tobytes()),
                 "resized": resizes(image, SIZES), "tensors": tensors(image),
             }
         cut = [opens(data[:len(data) * part // 64]) for part in range(64)]
         case["truncated"] = "".join("0" if pixels is None else "1" for pixels in cut)
-        if name.endswith(".jpg"):
+        if name.endswith((".jpg", ".png")):
             flipped = [opens(changed) for changed in flips(data)]
             case["flipped"] = "".join("0" if pixels is None else "1" for pixels in flipped)
             case["flipped_pixels"] = sha(b"".join(p for p in flipped if p is not None))
@@ -295,7 +305,12 @@ def main():
         sizes = SIZES + [(width, 9), (9, height), (width, height), (224, 224)]
         synthetic[f"{width}x{height}"] = {"resized": resizes(image, sizes), "tensors": tensors(image)}
 
+    # every value before white at every alpha
+    y, x = np.meshgrid(np.arange(256), np.arange(256), indexing="ij")
+    every = Image.fromarray(np.stack([x, 255 - x, x, y], axis=-1).astype(np.uint8), "RGBA")
+
     golden = {
+        "on_white": sha(convert_to_rgb(every, return_numpy=True).tobytes()),
         "pillow": PIL.__version__, "torch": torch.__version__.split("+")[0],
         "torchvision": torchvision.__version__.split("+")[0], "python": sys.version.split()[0],
         "files": cases, "synthetic": synthetic,

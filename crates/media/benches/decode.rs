@@ -40,7 +40,7 @@ fn report(set: &str, files: &[Vec<u8>]) {
     });
     line(set, "decode+resize", files, |file| shrink(&decode(file, &limits).unwrap()));
     for (task, kind) in [
-        ("decode+hf", Kind::Hf),
+        ("decode+hf", Kind::hf(224)),
         ("decode+hps-legacy", Kind::Hps { resize: HpsResize::Legacy }),
         ("decode+hps-antialias", Kind::Hps { resize: HpsResize::Antialias }),
     ] {

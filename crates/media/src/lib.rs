@@ -3,6 +3,7 @@
 #![warn(missing_docs)]
 
 pub mod decode;
+mod guard;
 pub mod preprocess;
 pub mod resize;
 pub mod text;

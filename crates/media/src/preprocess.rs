@@ -4,18 +4,25 @@
 //! tensor equals the one of the Python pipeline. Two scorers with equal recipes share the work,
 //! which is why a [`Recipe`] can be compared, hashed and named.
 //!
-//! Sources: huggingface/transformers (4.30, PIL backend) `image_processing_clip.py`;
+//! Sources: huggingface/transformers (5.23.0) `models/clip/image_processing_pil_clip.py`,
+//! `image_processing_backends.py` (`PilBackend`), `image_transforms.py`;
 //! mlfoundations/open_clip (89fb801f) `src/open_clip/transform.py`; tgxs002/HPSv2 (866735ec)
 //! `hpsv2/src/open_clip/transform.py`.
 
 mod float;
+mod geometry;
+mod hf;
+mod open_clip;
 
 use std::cell::RefCell;
 use std::fmt;
 use std::hash::{Hash, Hasher};
 
 use crate::decode::Image;
-use crate::resize::{Filter, Resizer, Window};
+use crate::resize::Resizer;
+
+pub use hf::{Alpha, HfSize, HfSteps};
+pub use open_clip::{OpenClipSteps, ResizeMode};
 
 /// Mean of OpenAI's CLIP, per channel, in [0, 1]: what all four published scorers use.
 pub const CLIP_MEAN: [f32; 3] = [0.481_454_66, 0.457_827_5, 0.408_210_73];
@@ -37,11 +44,11 @@ pub enum HpsResize {
 }
 
 /// Which pipeline a recipe reproduces.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Kind {
-    /// Hugging Face's CLIP processor: to RGB, Pillow's bicubic to the shorter side (the longer side
-    /// truncated), centre crop (offset rounded down).
-    Hf,
+    /// Hugging Face's CLIP processor: to RGB, then what its file says, in the end a centre crop
+    /// (offset rounded down).
+    Hf(HfSteps),
     /// HPS v2 and DiffusionDPO's CLIP: to RGB, to floating point, bicubic to the longer side, black
     /// padding to a square, not clamped, then normalised. The original leaves out the padding where
     /// the longer side has the right length already, and fails in the network unless the image is
@@ -50,9 +57,23 @@ pub enum Kind {
         /// Which interpolation.
         resize: HpsResize,
     },
-    /// Stock open_clip: as `Hf`, but resized in the image's own mode and only then made RGB, and
-    /// the crop offset rounded half to even.
-    OpenClip,
+    /// Stock open_clip: resized in the image's own mode and only then made RGB, and the crop offset
+    /// rounded half to even.
+    OpenClip(OpenClipSteps),
+}
+
+impl Kind {
+    /// The CLIP processor with the values that its class has, for a side of `size` pixels.
+    #[must_use]
+    pub const fn hf(size: u32) -> Self {
+        Self::Hf(HfSteps::published(size))
+    }
+
+    /// open_clip's transform with its own defaults.
+    #[must_use]
+    pub const fn open_clip() -> Self {
+        Self::OpenClip(OpenClipSteps::PUBLISHED)
+    }
 }
 
 /// Why a recipe cannot be made or applied.
@@ -73,6 +94,29 @@ pub enum PreprocessError {
     Size {
         /// The side asked for.
         found: u32,
+    },
+    /// Without conversion to RGB the network takes RGB images alone, as in transformers.
+    #[error(
+        "the image is of mode {mode} and the model's do_convert_rgb is false, so that only RGB images \
+         can be scored"
+    )]
+    Mode {
+        /// The image's mode.
+        mode: crate::decode::Mode,
+    },
+    /// The image is so long that one side would have no pixel after the resize.
+    #[error("the image of {}x{} pixels would be resized to {}x{}", from.0, from.1, to.0, to.1)]
+    Vanishes {
+        /// Width and height of the image.
+        from: (u32, u32),
+        /// Width and height it would have.
+        to: (u32, u32),
+    },
+    /// Preprocessing stopped on an error of its own. Nothing but this image is affected.
+    #[error("preprocessing stopped with {detail:?}; please report it")]
+    Panicked {
+        /// What it said.
+        detail: String,
     },
     /// A mean or standard deviation that cannot normalise.
     #[error("mean must be finite and std finite and above 0, found mean {mean:?}, std {std:?}")]
@@ -119,7 +163,8 @@ impl Recipe {
         Ok(Self { kind, size, mean, std })
     }
 
-    /// The recipe of the published checkpoints: 224 pixels, CLIP's mean and standard deviation.
+    /// The recipe of the published checkpoints: CLIP's mean and standard deviation, and 224 pixels,
+    /// to which the steps of [`Kind::Hf`] have to lead.
     #[must_use]
     pub const fn published(kind: Kind) -> Self {
         Self { kind, size: CLIP_SIZE, mean: CLIP_MEAN, std: CLIP_STD }
@@ -143,9 +188,15 @@ impl Recipe {
         3 * self.size as usize * self.size as usize
     }
 
-    /// A stable text for manifests, equal for equal recipes: `hf-bicubic-224`,
-    /// `hps-legacy-bicubic-224`, `open_clip-bicubic-224`. Mean and standard deviation are named
-    /// where they are not CLIP's.
+    /// Whether this recipe shows transparent images on white.
+    #[must_use]
+    pub fn composites(&self) -> bool {
+        matches!(self.kind, Kind::Hf(steps) if steps.convert_rgb && steps.alpha == Alpha::White)
+    }
+
+    /// A stable text for manifests, equal for equal recipes: `hf-bicubic-224-alpha(white)`,
+    /// `hps-legacy-bicubic-224`, `open_clip-bicubic-224`. What is not as in the published recipes
+    /// follows.
     #[must_use]
     pub fn name(&self) -> String {
         self.to_string()
@@ -154,15 +205,36 @@ impl Recipe {
     /// Writes the image as channel, row, column (3, size, size), normalised.
     ///
     /// # Errors
-    /// [`PreprocessError::OutputLength`]: the image itself cannot fail.
+    /// [`PreprocessError::OutputLength`], and an image that the original refuses as well.
     pub fn apply(&self, image: &Image, out: &mut [f32]) -> Result<(), PreprocessError> {
         if out.len() != self.output_len() {
             let (recipe, expected, found) = (self.name(), self.output_len(), out.len());
             return Err(PreprocessError::OutputLength { recipe, expected, found });
         }
+        crate::guard::caught(|| self.apply_any(image, out))
+            .unwrap_or_else(|detail| Err(PreprocessError::Panicked { detail }))
+    }
+
+    fn apply_any(&self, image: &Image, out: &mut [f32]) -> Result<(), PreprocessError> {
         match self.kind {
-            Kind::Hf => self.crop(&image.to_rgb(), Rounding::Down, out),
-            Kind::OpenClip => self.crop(image, Rounding::HalfEven, out),
+            Kind::Hf(steps) => {
+                let rgb = steps.rgb(image)?;
+                let (resized, filter) = steps.resized(image.width(), image.height())?;
+                let (window, place) = geometry::crop_or_pad(resized, self.size);
+                let crop = RESIZER.with_borrow_mut(|resizer| {
+                    resizer.resize_within(&rgb, resized, window, filter)
+                });
+                let crop = geometry::placed(crop, place, self.size, 0);
+                self.write(&crop, &self.tables(|value| steps.rescaled(value)), out);
+            }
+            Kind::OpenClip(steps) => {
+                let geometry = steps.geometry(image.width(), image.height(), self.size);
+                let crop = RESIZER.with_borrow_mut(|resizer| {
+                    resizer.resize_within(image, geometry.resized, geometry.window, steps.filter)
+                });
+                let crop = geometry::placed(crop, geometry.place, self.size, steps.fill);
+                self.write(&crop.to_rgb(), &self.tables(|value| f32::from(value) / 255.0), out);
+            }
             Kind::Hps { resize } => {
                 let size = self.size as usize;
                 float::resize_longest(&image.to_rgb(), size, resize, &self.normalize(), out);
@@ -171,19 +243,23 @@ impl Recipe {
         Ok(())
     }
 
-    /// Shorter side to `size`, centre crop, normalisation through a table: a pixel has 256 values.
-    fn crop(&self, image: &Image, rounding: Rounding, out: &mut [f32]) {
-        let (resized, window) = crop_geometry(image.width(), image.height(), self.size, rounding);
-        let crop = RESIZER.with_borrow_mut(|resizer| {
-            resizer.resize_within(image, resized, window, Filter::Bicubic)
-        });
-        let tables = self.normalize().map(|normalize| -> [f32; 256] {
-            std::array::from_fn(|value| normalize.apply(value as f32 / 255.0))
-        });
+    /// What each of the 256 values of a channel becomes.
+    fn tables(&self, scaled: impl Fn(u8) -> f32) -> [[f32; 256]; 3] {
+        let normalizes = !matches!(self.kind, Kind::Hf(HfSteps { normalize: false, .. }));
+        self.normalize().map(|normalize| {
+            std::array::from_fn(|value| {
+                let value = scaled(value as u8);
+                if normalizes { normalize.apply(value) } else { value }
+            })
+        })
+    }
+
+    /// Writes an RGB image of the output's size.
+    fn write(&self, image: &Image, tables: &[[f32; 256]; 3], out: &mut [f32]) {
         let (red, rest) = out.split_at_mut(out.len() / 3);
         let (green, blue) = rest.split_at_mut(red.len());
         let planes = red.iter_mut().zip(green).zip(blue);
-        for (((red, green), blue), pixel) in planes.zip(crop.to_rgb().pixels().as_chunks().0) {
+        for (((red, green), blue), pixel) in planes.zip(image.pixels().as_chunks().0) {
             let [r, g, b]: [u8; 3] = *pixel;
             *red = tables[0][usize::from(r)];
             *green = tables[1][usize::from(g)];
@@ -198,9 +274,10 @@ impl Recipe {
         })
     }
 
-    /// Everything that equality and the hash consider; floats by their bits.
-    fn key(&self) -> (Kind, u32, [u32; 3], [u32; 3]) {
-        (self.kind, self.size, self.mean.map(f32::to_bits), self.std.map(f32::to_bits))
+    /// Everything that equality and the hash consider: the name tells any two recipes apart but for
+    /// the bits of floats that are written alike.
+    fn key(&self) -> (String, [u32; 3], [u32; 3]) {
+        (self.name(), self.mean.map(f32::to_bits), self.std.map(f32::to_bits))
     }
 }
 
@@ -220,13 +297,19 @@ impl Hash for Recipe {
 
 impl fmt::Display for Recipe {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let kind = match self.kind {
-            Kind::Hf => "hf",
-            Kind::Hps { resize: HpsResize::Legacy } => "hps-legacy",
-            Kind::Hps { resize: HpsResize::Antialias } => "hps-antialias",
-            Kind::OpenClip => "open_clip",
-        };
-        write!(formatter, "{kind}-bicubic-{}", self.size)?;
+        match self.kind {
+            Kind::Hf(steps) => steps.name(self.size, formatter)?,
+            Kind::OpenClip(steps) => steps.name(self.size, formatter)?,
+            Kind::Hps { resize: HpsResize::Legacy } => {
+                write!(formatter, "hps-legacy-bicubic-{}", self.size)?;
+            }
+            Kind::Hps { resize: HpsResize::Antialias } => {
+                write!(formatter, "hps-antialias-bicubic-{}", self.size)?;
+            }
+        }
+        if matches!(self.kind, Kind::Hf(HfSteps { normalize: false, .. })) {
+            return formatter.write_str("-not_normalized");
+        }
         for (name, values, published) in
             [("mean", self.mean, CLIP_MEAN), ("std", self.std, CLIP_STD)]
         {
@@ -249,31 +332,4 @@ impl Normalize {
     fn apply(self, value: f32) -> f32 {
         (value - self.mean) / self.std
     }
-}
-
-/// How half a pixel of crop offset is rounded.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Rounding {
-    Down,
-    HalfEven,
-}
-
-/// Size of the whole resized image, neither side below `size`, and its central window of
-/// `size`×`size`.
-fn crop_geometry(width: u32, height: u32, size: u32, rounding: Rounding) -> ((u32, u32), Window) {
-    let (short, long) = (width.min(height), width.max(height));
-    let long = u64::from(size) * u64::from(long) / u64::from(short.max(1));
-    // The longest image a limit lets through is far below 2³²/size pixels; saturation is for the rest.
-    let long = u32::try_from(long).unwrap_or(u32::MAX);
-    let resized = if width <= height { (size, long) } else { (long, size) };
-    let offset = |length: u32| {
-        let rest = length.saturating_sub(size);
-        match rounding {
-            Rounding::HalfEven if rest % 4 == 3 => rest / 2 + 1,
-            _ => rest / 2,
-        }
-    };
-    let window =
-        Window { left: offset(resized.0), top: offset(resized.1), width: size, height: size };
-    (resized, window)
 }

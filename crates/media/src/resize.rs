@@ -1,4 +1,4 @@
-//! Pillow's `Image.resize`, bit for bit, for bicubic and bilinear filters.
+//! Pillow's `Image.resize`, bit for bit, for each of its filters.
 //!
 //! Owns: the fixed-point convolution of 8-bit channels (a scalar and an AVX2 implementation with
 //! equal results), the floating-point one of 16-bit grey, nearest neighbour for palettes, and
@@ -25,6 +25,14 @@ pub enum Filter {
     Bicubic,
     /// Triangle, support 1.
     Bilinear,
+    /// The pixel at the position, whatever the scale.
+    Nearest,
+    /// The mean of the pixels, support 0.5.
+    Box,
+    /// Hamming window, support 1.
+    Hamming,
+    /// Truncated sinc, support 3.
+    Lanczos,
 }
 
 /// A rectangle of the resized image, in pixels.
@@ -200,4 +208,17 @@ fn prefix(buffer: &mut Vec<u8>, length: usize) -> &mut [u8] {
         buffer.resize(length, 0);
     }
     &mut buffer[..length]
+}
+
+impl std::fmt::Display for Filter {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.write_str(match self {
+            Self::Bicubic => "bicubic",
+            Self::Bilinear => "bilinear",
+            Self::Nearest => "nearest",
+            Self::Box => "box",
+            Self::Hamming => "hamming",
+            Self::Lanczos => "lanczos",
+        })
+    }
 }

@@ -102,7 +102,7 @@ fn padding_and_context_are_part_of_the_fingerprint() {
         assert!(error.contains("model_max_length of 2 or more"), "{error}");
     }
     let error = fingerprint(json!({"pad_token": 3})).unwrap_err().to_string();
-    assert!(error.contains("tokenizer_config.json: expected the names"), "{error}");
+    assert!(error.contains("tokenizer_config.json: expected a token as `pad_token`"), "{error}");
 }
 
 /// Test pipelines have vocabularies of a few letters; the others are the unknown token.

@@ -4,17 +4,27 @@
 
 mod support;
 
-use media::decode::{Image, Limits, decode};
-use media::preprocess::{HpsResize, Kind, Recipe};
+use media::decode::{Image, Limits, Mode, decode};
+use media::preprocess::{Alpha, HfSteps, HpsResize, Kind, Recipe};
 use media::resize::{Filter, Resizer, Window};
 use serde_json::Value;
 use support::{files, float_bytes, formula, json, sha256, short_sha256, size};
 
-const RECIPES: [(&str, Kind); 4] = [
-    ("hf", Kind::Hf),
-    ("open_clip", Kind::OpenClip),
+const RECIPES: [(&str, Kind); 5] = [
+    ("hf", Kind::hf(224)),
+    ("hf-drop", Kind::Hf(HfSteps { alpha: Alpha::Drop, ..HfSteps::published(224) })),
+    ("open_clip", Kind::open_clip()),
     ("hps-legacy", Kind::Hps { resize: HpsResize::Legacy }),
     ("hps-antialias", Kind::Hps { resize: HpsResize::Antialias }),
+];
+
+const FILTERS: [Filter; 6] = [
+    Filter::Bicubic,
+    Filter::Bilinear,
+    Filter::Nearest,
+    Filter::Box,
+    Filter::Hamming,
+    Filter::Lanczos,
 ];
 
 fn apply(kind: Kind, image: &Image) -> Vec<f32> {
@@ -39,7 +49,7 @@ fn resize_differences(name: &str, image: &Image, golden: &Value, differences: &m
     let mut scalar = Resizer::scalar();
     for (what, expected) in golden.as_object().unwrap() {
         let (filter, target) = what.split_once(' ').unwrap();
-        let filter = if filter == "bicubic" { Filter::Bicubic } else { Filter::Bilinear };
+        let filter = FILTERS.into_iter().find(|known| known.to_string() == filter).unwrap();
         for resizer in [&mut resizer, &mut scalar] {
             let resized = resizer.resize(image, size(target), filter).unwrap();
             if short_sha256(resized.pixels()) != *expected {
@@ -77,8 +87,67 @@ fn decoded_pixels_equal_pillow() {
         if short_sha256(image.to_rgb().pixels()) != golden["rgb"] {
             differences.push(format!("{name}: to_rgb"));
         }
+        if short_sha256(image.to_rgb_on_white().pixels()) != golden["white"] {
+            differences.push(format!("{name}: to_rgb_on_white"));
+        }
+        let differs = golden["white"] != golden["rgb"];
+        assert_eq!(image.is_transparent(), differs, "{name}");
     }
     assert_none(&differences);
+}
+
+#[test]
+fn every_value_at_every_alpha_is_laid_on_white_as_transformers_does() {
+    let pixels = (0..=255_u8)
+        .flat_map(|alpha| (0..=255_u8).flat_map(move |value| [value, 255 - value, value, alpha]));
+    let image = Image::new(Mode::Rgba, 256, 256, pixels.collect()).unwrap();
+    assert!(image.is_transparent());
+    assert_eq!(short_sha256(image.to_rgb_on_white().pixels()), json("images.json")["on_white"]);
+    let opaque = Image::new(Mode::Rgba, 1, 1, vec![3, 4, 5, 255]).unwrap();
+    assert!(!opaque.is_transparent());
+    assert_eq!(opaque.to_rgb_on_white().pixels(), [3, 4, 5]);
+}
+
+/// PNG files that a strict decoder refuses, and some that Pillow refuses too
+/// (scripts/goldens/damaged_pngs.py).
+#[test]
+fn damaged_pngs_that_pillow_reads_are_read_so() {
+    /// What Pillow refuses for damage that has no bearing on the pixels is read here.
+    const READ_ALL_THE_SAME: [&str; 5] = [
+        "adler wrong",
+        "short gamma",
+        "text before the data, checksum wrong",
+        "text that is too big",
+        "text after the data, cut",
+    ];
+    let mut differences = Vec::new();
+    for (name, golden) in json("damaged_pngs.json")["files"].as_object().unwrap() {
+        let bytes = hex(golden["hex"].as_str().unwrap());
+        match (decode(&bytes, &Limits::default()), golden["pixels"].as_str()) {
+            (Ok(image), Some(pixels)) => {
+                let found = [
+                    image.mode().name().to_owned(),
+                    short_sha256(image.pixels()),
+                    short_sha256(image.to_rgb().pixels()),
+                    short_sha256(image.to_rgb_on_white().pixels()),
+                ];
+                let text = |key: &str| golden[key].as_str().unwrap().to_owned();
+                if found != [text("mode"), pixels.to_owned(), text("rgb"), text("white")] {
+                    differences.push(format!("{name}: other pixels, {}", image.mode()));
+                }
+            }
+            (Ok(_), None) if READ_ALL_THE_SAME.contains(&name.as_str()) => {}
+            (Err(error), None) => assert_eq!(error.reason(), "decode_error", "{name}: {error}"),
+            (Ok(_), None) => differences.push(format!("{name}: read, and Pillow refuses it")),
+            (Err(error), Some(_)) => differences.push(format!("{name}: {error}")),
+        }
+    }
+    assert_none(&differences);
+}
+
+fn hex(text: &str) -> Vec<u8> {
+    let digit = |place| u8::from_str_radix(&text[place..place + 2], 16).unwrap();
+    (0..text.len()).step_by(2).map(digit).collect()
 }
 
 #[test]
@@ -135,7 +204,7 @@ fn preprocessing_goldens_pass_whole() {
                 Resizer::new().resize_window(&image, resized, window, Filter::Bicubic).unwrap();
             assert_eq!(sha256(crop.pixels()), case[digest], "{width}x{height} {digest}");
         }
-        let hf = apply(Kind::Hf, &image);
+        let hf = apply(Kind::hf(224), &image);
         close(mean(&hf), &case["hf_pil_mean"], 1e-6);
         for (key, resize) in [("hps_noaa", HpsResize::Legacy), ("hps_aa", HpsResize::Antialias)] {
             let tensor = apply(Kind::Hps { resize }, &image);
@@ -192,17 +261,18 @@ fn recipes_are_named_and_compared() {
     assert_eq!(
         names,
         [
-            "hf-bicubic-224",
+            "hf-bicubic-224-alpha(white)",
+            "hf-bicubic-224-alpha(drop)",
             "open_clip-bicubic-224",
             "hps-legacy-bicubic-224",
             "hps-antialias-bicubic-224"
         ]
     );
-    let half = Recipe::new(Kind::Hf, 64, [0.5; 3], [0.5; 3]).unwrap();
-    assert_eq!(half.name(), "hf-bicubic-64-mean(0.5,0.5,0.5)-std(0.5,0.5,0.5)");
-    assert_ne!(half, Recipe::published(Kind::Hf));
-    assert!(Recipe::new(Kind::Hf, 0, [0.5; 3], [0.5; 3]).is_err());
-    assert!(Recipe::new(Kind::Hf, 224, [0.5; 3], [0.0; 3]).is_err());
-    assert!(Recipe::new(Kind::Hf, 224, [f32::NAN; 3], [1.0; 3]).is_err());
+    let half = Recipe::new(Kind::hf(64), 64, [0.5; 3], [0.5; 3]).unwrap();
+    assert_eq!(half.name(), "hf-bicubic-64-alpha(white)-mean(0.5,0.5,0.5)-std(0.5,0.5,0.5)");
+    assert_ne!(half, Recipe::published(Kind::hf(224)));
+    assert!(Recipe::new(Kind::hf(224), 0, [0.5; 3], [0.5; 3]).is_err());
+    assert!(Recipe::new(Kind::hf(224), 224, [0.5; 3], [0.0; 3]).is_err());
+    assert!(Recipe::new(Kind::hf(224), 224, [f32::NAN; 3], [1.0; 3]).is_err());
     assert!(half.apply(&formula(3, 3), &mut [0.0; 5]).is_err());
 }

@@ -3,7 +3,7 @@
 
 use std::path::Path;
 
-use nn::clip::{Activation, ClipConfig, ClipLayout, PUBLISHED_NAMES};
+use nn::clip::{Activation, ClipConfig, ClipLayout, PUBLISHED_NAMES, Pooling};
 use nn::config::ConfigError;
 
 fn read(json: &str, layout: ClipLayout) -> Result<ClipConfig, ConfigError> {
@@ -56,7 +56,13 @@ fn what_open_clip_builds_otherwise_is_refused_by_name() {
     config("", "", "").unwrap();
     config(r#", "init_logit_bias": -10"#, r#", "pool_type": "tok", "attentional_pool": false"#, "")
         .unwrap();
-    config("", "", r#", "hf_tokenizer_name": "x", "pool_type": "eos", "norm_kwargs": {}"#).unwrap();
+    let eos = config("", "", r#", "pool_type": "eos", "eos_id": 7, "norm_kwargs": {}"#).unwrap();
+    assert_eq!(eos.pooling, Pooling::FirstOf(7));
+    let eos =
+        config("", "", r#", "pool_type": "eos", "hf_tokenizer_name": "", "pad_id": 3"#).unwrap();
+    assert_eq!(eos.pooling, Pooling::FirstOf(2));
+    config("", "", r#", "tokenizer_kwargs": {"clean": "lower"}, "tokenizer_mode": "clips""#)
+        .unwrap();
     for (top, vision, text, name) in [
         ("", "", r#", "hf_model_name": "xlm-roberta""#, "text_cfg.hf_model_name"),
         ("", r#", "timm_model_name": "vit""#, "", "vision_cfg.timm_model_name"),
@@ -66,6 +72,10 @@ fn what_open_clip_builds_otherwise_is_refused_by_name() {
         ("", r#", "pool_type": "avg""#, "", "vision_cfg.pool_type"),
         ("", "", r#", "no_causal_mask": true"#, "text_cfg.no_causal_mask"),
         ("", "", r#", "pool_type": "last""#, "text_cfg.pool_type"),
+        ("", "", r#", "hf_tokenizer_name": "bert-base-uncased""#, "text_cfg.hf_tokenizer_name"),
+        ("", "", r#", "tokenizer_kwargs": {"clean": "canonicalize"}"#, "text_cfg.tokenizer_kwargs"),
+        ("", "", r#", "embed_cls": true"#, "text_cfg.embed_cls"),
+        ("", "", r#", "proj_type": "none""#, "text_cfg.proj_type"),
         ("", "", r#", "ls_init_value": 0.1"#, "text_cfg.ls_init_value"),
         (r#", "multimodal_cfg": {"width": 3}"#, "", "", "multimodal_cfg"),
         ("", r#", "head_width": 7"#, "", "vision_cfg.head_width"),
@@ -83,7 +93,11 @@ fn what_open_clip_builds_otherwise_is_refused_by_name() {
 #[test]
 fn what_transformers_leaves_out_has_its_default() {
     let config = read(r#"{"model_type": "clip"}"#, ClipLayout::Transformers).unwrap();
-    assert_eq!(config, ClipConfig::published("ViT-B-32-quickgelu").unwrap());
+    let published = |name: &str| ClipConfig {
+        pooling: Pooling::FirstOf(49407),
+        ..ClipConfig::published(name).unwrap()
+    };
+    assert_eq!(config, published("ViT-B-32-quickgelu"));
     // The older key wins, with its defaults.
     let old = r#"{"projection_dim": 768,
         "text_config": {"hidden_size": 99, "hidden_act": "gelu"},
@@ -91,13 +105,32 @@ fn what_transformers_leaves_out_has_its_default() {
         "vision_config_dict": {"hidden_size": 1024, "intermediate_size": 4096, "num_attention_heads": 16,
             "num_hidden_layers": 24, "patch_size": [14, 14]}}"#;
     let config = read(old, ClipLayout::Transformers).unwrap();
-    assert_eq!(config, ClipConfig::published("ViT-L-14-quickgelu").unwrap());
+    assert_eq!(config, published("ViT-L-14-quickgelu"));
+}
+
+#[test]
+fn the_text_is_read_where_the_library_reads_it() {
+    let pooling = |text: &str| {
+        let json = format!(r#"{{"text_config": {{{text}}}}}"#);
+        read(&json, ClipLayout::Transformers).map(|config| config.pooling)
+    };
+    assert_eq!(pooling(r#""eos_token_id": 2"#).unwrap(), Pooling::Argmax);
+    assert_eq!(pooling(r#""eos_token_id": 9"#).unwrap(), Pooling::FirstOf(9));
+    assert_eq!(pooling("").unwrap(), Pooling::FirstOf(49407));
+    let error = pooling(r#""eos_token_id": [2, 3]"#).unwrap_err().to_string();
+    assert!(error.contains("text_config.eos_token_id"), "{error}");
+    let tokens = [5, 9, 7, 9, 2, 7];
+    assert_eq!(Pooling::Argmax.place(&tokens), 1);
+    assert_eq!(Pooling::FirstOf(7).place(&tokens), 2);
+    // as torch's argmax of nothing but zeros
+    assert_eq!(Pooling::FirstOf(1).place(&tokens), 0);
 }
 
 #[test]
 fn impossible_sizes_are_refused() {
     for (json, reason) in [
         (r#"{"model_type": "siglip"}"#, "model_type"),
+        (r#"{"quantization_config": {"bits": 4}}"#, "quantization_config"),
         (r#"{"text_config": {"hidden_act": "gelu_new"}}"#, "gelu or quick_gelu"),
         (r#"{"vision_config": {"num_channels": 4}}"#, "num_channels"),
         (r#"{"vision_config": {"hidden_size": 0}}"#, "vision width as 0"),

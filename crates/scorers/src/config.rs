@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
-use media::preprocess::HpsResize;
+use media::preprocess::{Alpha, HpsResize};
 use media::text::TokenizerKind;
 use nn::clip::ClipLayout;
 use serde::{Deserialize, Serialize};
@@ -52,6 +52,9 @@ pub struct ScorerConfig {
     /// Which bicubic the `hps` recipe uses; `legacy` when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hps_resize: Option<HpsResizeName>,
+    /// What the `hf` recipe does with transparency; `white` when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub alpha: Option<AlphaName>,
     /// How captions become tokens; by layout when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tokenizer: Option<TokenizerKind>,
@@ -88,6 +91,26 @@ pub enum HpsResizeName {
     Legacy,
     /// With antialiasing, as torchvision does today.
     Antialias,
+}
+
+/// What the `hf` recipe does with transparency.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum AlphaName {
+    /// The image is laid on white, as transformers does today.
+    #[default]
+    White,
+    /// The colours below the transparency are taken, as transformers did before version 5.
+    Drop,
+}
+
+impl From<AlphaName> for Alpha {
+    fn from(name: AlphaName) -> Self {
+        match name {
+            AlphaName::White => Self::White,
+            AlphaName::Drop => Self::Drop,
+        }
+    }
 }
 
 impl From<HpsResizeName> for HpsResize {
@@ -170,6 +193,12 @@ impl ScorerConfig {
         if self.hps_resize.is_some() && self.preprocess != PreprocessName::Hps {
             return Some("`hps_resize` belongs to preprocess = \"hps\" only".to_owned());
         }
+        if self.alpha.is_some() && self.preprocess != PreprocessName::Hf {
+            return Some(
+                "`alpha` belongs to preprocess = \"hf\" only; the other recipes always drop it"
+                    .to_owned(),
+            );
+        }
         if self.architecture.is_some() && self.layout != ClipLayout::OpenClip {
             return Some("`architecture` belongs to layout = \"open_clip\" only; transformers models have a config.json".to_owned());
         }
@@ -241,6 +270,8 @@ mod tests {
                 "config.json",
             ),
             (changed("model = \"m\"", "model = \"\""), "`model` is empty"),
+            (changed("\"hps\"", "\"open_clip\"\nalpha = \"drop\""), "`alpha` belongs to"),
+            (changed("\"hps\"", "\"hf\"\nalpha = \"black\""), "expected `white` or `drop`"),
             (changed("preprocess", "preproces"), "did you mean `preprocess`"),
             (changed("\"hps\"", "\"hpss\""), "did you mean `hps`"),
         ] {

@@ -13,17 +13,20 @@ mod config;
 mod error;
 mod load;
 mod manifest;
+mod memory;
 mod model;
 mod prepare;
+mod preprocess;
 mod score;
 mod set;
 
-pub use config::{HpsResizeName, Kind, PreprocessName, ScorerConfig, ScorersConfig};
+pub use config::{AlphaName, HpsResizeName, Kind, PreprocessName, ScorerConfig, ScorersConfig};
 pub use error::ScorerError;
 pub use load::DescribedScorers;
 pub use manifest::{
     ImageTowerRecord, ScorerRecord, ScorersManifest, TextTowerRecord, WeightsRecord,
 };
+pub use memory::MemoryLimits;
 pub use prepare::{PreparedImage, PreparedTexts};
 pub use score::{AestheticScorer, CosineScorer, Scorer};
 pub use set::{Compute, Features, ImagePreparation, ScorerSet};

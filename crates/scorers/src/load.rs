@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use media::preprocess::{Kind as RecipeKind, Recipe};
+use media::preprocess::Recipe;
 use media::text::Tokenizer;
 use nn::aesthetic::AestheticHead;
 use nn::clip::{ClipModel, TextTower, VisionTower};
@@ -17,10 +17,12 @@ use rayon::prelude::*;
 use crate::manifest::{
     ImageTowerRecord, ScorerRecord, ScorersManifest, TextTowerRecord, WeightsRecord,
 };
+use crate::memory::Limits;
 use crate::model::{Model, find_model, head_file, invalid, record};
+use crate::preprocess;
 use crate::score::{AestheticScorer, CosineScorer};
-use crate::set::{CaptionTower, Compute, ImageTower};
-use crate::{Kind, PreprocessName, Scorer, ScorerConfig, ScorerError, ScorerSet, ScorersConfig};
+use crate::set::{CaptionTower, Compute, ImagePreparation, ImageTower};
+use crate::{Kind, Scorer, ScorerConfig, ScorerError, ScorerSet, ScorersConfig};
 
 /// The scorers of a configuration with every file found and checked, before any weights are read.
 pub struct DescribedScorers {
@@ -68,6 +70,12 @@ impl DescribedScorers {
         towers.map(|&(model, _)| usize::try_from(width(model)).unwrap_or(0)).collect()
     }
 
+    /// The preprocessing, which needs no weights.
+    #[must_use]
+    pub fn image_preparation(&self) -> ImagePreparation {
+        ImagePreparation::new(&self.recipes)
+    }
+
     /// Reads the weights into networks.
     ///
     /// # Errors
@@ -108,7 +116,13 @@ fn load(layouts: DescribedScorers) -> Result<ScorerSet, ScorerError> {
     for &(model, tokenizer) in &layouts.text_towers {
         if let Some(network) = &texts[model] {
             let name = format!("text tower of {}", layouts.models[model].scorer);
-            text_towers.push(CaptionTower { name, network: Arc::clone(network), tokenizer });
+            let pooling = layouts.models[model].config.pooling;
+            text_towers.push(CaptionTower {
+                name,
+                network: Arc::clone(network),
+                tokenizer,
+                pooling,
+            });
         }
     }
     let mut scorers: Vec<Box<dyn Scorer>> = Vec::new();
@@ -156,6 +170,7 @@ fn load(layouts: DescribedScorers) -> Result<ScorerSet, ScorerError> {
         manifest: layouts.manifest,
         compute,
         network_time: Cell::new(Duration::ZERO),
+        limits: Limits::default(),
     })
 }
 
@@ -182,7 +197,7 @@ pub(crate) fn describe(
     for entry in &config.scorer {
         let model = find_model(config, entry, &mut described.models)?;
         described.models[model].parts.vision = true;
-        let recipe = recipe_of(entry, &described.models[model])?;
+        let recipe = preprocess::recipe(entry, &described.models[model])?;
         let recipe = index_of(&mut described.recipes, recipe);
         let image_tower = index_of(&mut described.image_towers, (model, recipe));
         let (text_tower, head) = match entry.kind {
@@ -241,12 +256,18 @@ fn records(described: &DescribedScorers) -> Result<Vec<ScorerRecord>, ScorerErro
                 revision: model.revision.clone(),
                 layout: model.layout.to_string(),
                 preprocess: described.recipes[recipe].name(),
+                embed_dim: Some(model.config.embed_dim),
+                network: Some(model.config.vision.clone()),
             },
             text: parts.text_tower.map(|tower| {
-                let tokenizer = &described.tokenizers[described.text_towers[tower].1];
+                let (model, tokenizer) = described.text_towers[tower];
+                let (model, tokenizer) =
+                    (&described.models[model], &described.tokenizers[tokenizer]);
                 TextTowerRecord {
                     tokenizer: tokenizer.fingerprint(),
                     context_length: tokenizer.context_length(),
+                    network: Some(model.config.text.clone()),
+                    pooling: Some(model.config.pooling),
                 }
             }),
             head: parts.head.as_ref().and_then(|head| checksums.get(head).cloned()),
@@ -261,19 +282,6 @@ fn index_of<T: PartialEq>(items: &mut Vec<T>, item: T) -> usize {
         items.push(item);
         items.len() - 1
     })
-}
-
-fn recipe_of(entry: &ScorerConfig, model: &Model) -> Result<Recipe, ScorerError> {
-    let kind = match entry.preprocess {
-        PreprocessName::Hf => RecipeKind::Hf,
-        PreprocessName::Hps => {
-            RecipeKind::Hps { resize: entry.hps_resize.unwrap_or_default().into() }
-        }
-        PreprocessName::OpenClip => RecipeKind::OpenClip,
-    };
-    let size = u32::try_from(model.config.vision.image_size).unwrap_or(u32::MAX);
-    Recipe::new(kind, size, model.mean, model.std)
-        .map_err(|source| ScorerError::Recipe { scorer: entry.name.clone(), source })
 }
 
 fn tokenizer_of(entry: &ScorerConfig, model: &Model) -> Result<Box<dyn Tokenizer>, ScorerError> {

@@ -1,6 +1,7 @@
 //! What a score depends on, written beside the scores: enough to tell two runs apart, nothing that
 //! differs between two equal runs (no time, no host, no path).
 
+use nn::clip::{Pooling, TextConfig, VisionConfig};
 use serde::{Deserialize, Serialize};
 
 /// The scorers of a run.
@@ -41,17 +42,30 @@ pub struct ImageTowerRecord {
     pub revision: Option<String>,
     /// `transformers` or `open_clip`.
     pub layout: String,
-    /// The preprocessing recipe with its size, such as `hf-bicubic-224`.
+    /// The preprocessing as it was resolved, such as `hf-bicubic-224-alpha(white)`.
     pub preprocess: String,
+    /// Length of the features.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub embed_dim: Option<i64>,
+    /// The network as it was resolved; absent in files of earlier versions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub network: Option<VisionConfig>,
 }
 
 /// A text tower and its input.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct TextTowerRecord {
-    /// The tokenizer with a fingerprint of its vocabulary.
+    /// The tokenizer with a fingerprint of all that decides the ids: vocabulary, pipeline, special
+    /// tokens.
     pub tokenizer: String,
     /// Tokens a caption is cut to.
     pub context_length: usize,
+    /// The network as it was resolved; absent in files of earlier versions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub network: Option<TextConfig>,
+    /// Where its answer is read.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pooling: Option<Pooling>,
 }
 
 /// One file of weights.

@@ -4,11 +4,12 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use hub::Repository;
-use media::preprocess::{CLIP_MEAN, CLIP_STD};
 use nn::clip::{ClipConfig, ClipLayout, ClipParts};
 use serde::Deserialize;
+use serde_json::{Map, Value};
 
 use crate::manifest::WeightsRecord;
+use crate::preprocess::{Preprocessing, Section};
 use crate::{ScorerConfig, ScorerError, ScorersConfig};
 
 /// Names under which the Python libraries save weights, most wanted first.
@@ -24,8 +25,17 @@ const OPEN_CLIP_WEIGHTS: [&str; 4] = [
     "open_clip_pytorch_model.bin",
     "open_clip_pytorch_model.pt",
 ];
-/// Files a tokenizer may read; fetched so that a hub model has them beside its weights.
-const TOKENIZER_FILES: [&str; 3] = ["tokenizer.json", "vocab.json", "merges.txt"];
+/// Files a tokenizer may read; fetched so that a hub model has the same tokens as a folder of the
+/// same files.
+const TOKENIZER_FILES: [&str; 7] = [
+    "tokenizer.json",
+    "vocab.json",
+    "merges.txt",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "bpe_simple_vocab_16e6.txt.gz",
+];
 
 /// A checkpoint that one or more scorers use.
 pub(crate) struct Model {
@@ -36,8 +46,7 @@ pub(crate) struct Model {
     pub(crate) files: Vec<PathBuf>,
     pub(crate) revision: Option<String>,
     pub(crate) folder: Option<PathBuf>,
-    pub(crate) mean: [f32; 3],
-    pub(crate) std: [f32; 3],
+    pub(crate) preprocessing: Preprocessing,
     pub(crate) parts: ClipParts,
 }
 
@@ -49,57 +58,111 @@ pub(crate) fn find_model(
     let hub = ScorerError::hub(&entry.name);
     let repository = Repository::open(&entry.model, &config.folder).map_err(hub)?;
     let files = weight_files(config, entry, &repository)?;
-    if let Some(known) =
-        models.iter().position(|model| model.files == files && model.layout == entry.layout)
-    {
-        return Ok(known);
-    }
-    let (clip, statistics) = match entry.layout {
+    let (clip, preprocessing) = match entry.layout {
         ClipLayout::Transformers => {
             let clip = read_config(entry, &repository.file("config.json").map_err(hub)?)?;
-            let statistics = repository.optional_file("preprocessor_config.json").map_err(hub)?;
-            (clip, statistics.map(|file| Statistics::read(entry, &file)).transpose()?)
+            (clip, hf_preprocessing(entry, &repository)?)
         }
         ClipLayout::OpenClip => open_clip_config(config, entry, &repository)?,
     };
+    let folder = repository.folder().map(Path::to_path_buf);
+    let same = |model: &Model| {
+        model.files == files
+            && model.layout == entry.layout
+            && model.config == clip
+            && model.folder == folder
+    };
+    if let Some(known) = models.iter().position(same) {
+        return Ok(known);
+    }
+    match &preprocessing {
+        Preprocessing::Absent => {}
+        Preprocessing::Hf(section) => section.tell_unread_hf(),
+        Preprocessing::OpenClip(section) => section.tell_unread_open_clip(),
+    }
     for name in TOKENIZER_FILES {
         repository.optional_file(name).map_err(hub)?;
     }
-    let (mean, std) = statistics.unwrap_or_default().or_published();
     models.push(Model {
         layout: entry.layout,
         scorer: entry.name.clone(),
         config: clip,
         revision: repository.revision().map(str::to_owned),
-        folder: repository.folder().map(Path::to_path_buf),
+        folder,
         files,
-        mean,
-        std,
+        preprocessing,
         parts: ClipParts { vision: false, text: false },
     });
     Ok(models.len() - 1)
+}
+
+/// The image processor's values: `image_processor` in `processor_config.json`, as transformers 5
+/// saves them, else `preprocessor_config.json`.
+fn hf_preprocessing(
+    entry: &ScorerConfig,
+    repository: &Repository,
+) -> Result<Preprocessing, ScorerError> {
+    #[derive(Deserialize)]
+    struct Processor {
+        image_processor: Option<Map<String, Value>>,
+    }
+    let hub = ScorerError::hub(&entry.name);
+    if let Some(file) = repository.optional_file("processor_config.json").map_err(hub)?
+        && let Some(keys) = read_json::<Processor>(entry, &file)?.image_processor
+    {
+        return Ok(Preprocessing::Hf(Section { file, keys }));
+    }
+    match repository.optional_file("preprocessor_config.json").map_err(hub)? {
+        Some(file) => {
+            let keys = read_json(entry, &file)?;
+            Ok(Preprocessing::Hf(Section { file, keys }))
+        }
+        None => Ok(Preprocessing::Absent),
+    }
 }
 
 fn open_clip_config(
     config: &ScorersConfig,
     entry: &ScorerConfig,
     repository: &Repository,
-) -> Result<(ClipConfig, Option<Statistics>), ScorerError> {
-    if let Some(architecture) = &entry.architecture {
-        let published =
-            ClipConfig::published(architecture).map_err(ScorerError::network(&entry.name))?;
-        return Ok((published, None));
+) -> Result<(ClipConfig, Preprocessing), ScorerError> {
+    #[derive(Deserialize)]
+    struct Config {
+        preprocess_cfg: Option<Map<String, Value>>,
     }
     let file =
         repository.optional_file("open_clip_config.json").map_err(ScorerError::hub(&entry.name))?;
+    let named = entry
+        .architecture
+        .as_ref()
+        .map(|name| ClipConfig::published(name).map_err(ScorerError::network(&entry.name)));
+    let named = named.transpose()?;
     let Some(file) = file else {
+        let Some(named) = named else {
+            let problem = format!(
+                "model `{}` has no open_clip_config.json; hint: name its architecture, for example \
+                 architecture = \"ViT-H-14\"",
+                entry.model
+            );
+            return Err(invalid(config, entry, problem));
+        };
+        return Ok((named, Preprocessing::Absent));
+    };
+    let clip = read_config(entry, &file)?;
+    if let (Some(named), Some(name)) = (named, &entry.architecture)
+        && named != clip
+    {
         let problem = format!(
-            "model `{}` has no open_clip_config.json; hint: name its architecture, for example architecture = \"ViT-H-14\"",
-            entry.model
+            "architecture = \"{name}\" is another network than {} describes; hint: leave \
+             `architecture` out, or the file if it is wrong",
+            file.display()
         );
         return Err(invalid(config, entry, problem));
-    };
-    Ok((read_config(entry, &file)?, Some(Statistics::read(entry, &file)?)))
+    }
+    Ok(match read_json::<Config>(entry, &file)?.preprocess_cfg {
+        Some(keys) => (clip, Preprocessing::OpenClip(Section { file, keys })),
+        None => (clip, Preprocessing::Absent),
+    })
 }
 
 fn read_config(entry: &ScorerConfig, file: &Path) -> Result<ClipConfig, ScorerError> {
@@ -149,31 +212,6 @@ fn weight_files(
 #[derive(Deserialize)]
 struct ShardIndex {
     weight_map: BTreeMap<String, String>,
-}
-
-/// Pixel mean and standard deviation, as `preprocessor_config.json` (transformers) or
-/// `open_clip_config.json` spell them.
-#[derive(Default, Deserialize)]
-struct Statistics {
-    #[serde(alias = "mean")]
-    image_mean: Option<[f32; 3]>,
-    #[serde(alias = "std")]
-    image_std: Option<[f32; 3]>,
-    preprocess_cfg: Option<Box<Self>>,
-}
-
-impl Statistics {
-    fn read(entry: &ScorerConfig, file: &Path) -> Result<Self, ScorerError> {
-        let read: Self = read_json(entry, file)?;
-        Ok(match read.preprocess_cfg {
-            Some(nested) => *nested,
-            None => read,
-        })
-    }
-
-    fn or_published(self) -> ([f32; 3], [f32; 3]) {
-        (self.image_mean.unwrap_or(CLIP_MEAN), self.image_std.unwrap_or(CLIP_STD))
-    }
 }
 
 pub(crate) fn head_file(

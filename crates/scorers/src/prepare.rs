@@ -2,14 +2,27 @@
 
 use media::text::Tokens;
 
-/// One picture after preprocessing: a CHW f32 block of 3·size·size for each distinct recipe of the
+/// One image after preprocessing: a CHW f32 block of 3·size·size for each distinct recipe of the
 /// set, in the set's order.
 #[derive(Debug, Clone)]
 pub struct PreparedImage {
     pub(crate) blocks: Vec<Vec<f32>>,
+    pub(crate) on_white: bool,
 }
 
 impl PreparedImage {
+    /// What each distinct recipe of the set made of the image, (3, size, size), in the set's order.
+    #[must_use]
+    pub fn blocks(&self) -> &[Vec<f32>] {
+        &self.blocks
+    }
+
+    /// Whether the image is transparent somewhere and a recipe laid it on white.
+    #[must_use]
+    pub fn on_white(&self) -> bool {
+        self.on_white
+    }
+
     /// Bytes held.
     #[must_use]
     pub fn bytes(&self) -> usize {

@@ -11,14 +11,14 @@ use std::time::{Duration, Instant};
 use media::decode::Image;
 use media::preprocess::{PreprocessError, Recipe};
 use media::text::Tokenizer;
-use nn::NetworkError;
-use nn::clip::{TextTower, VisionTower};
+use nn::clip::{Pooling, TextTower, VisionTower};
 use nn::device::{Precision, inference};
 use tch::{Device, Kind, Tensor};
 
+use crate::memory::{Limits, in_pieces};
 use crate::{
-    DescribedScorers, PreparedImage, PreparedTexts, Scorer, ScorerError, ScorersConfig,
-    ScorersManifest, load,
+    DescribedScorers, MemoryLimits, PreparedImage, PreparedTexts, Scorer, ScorerError,
+    ScorersConfig, ScorersManifest, load,
 };
 
 /// Captions per forward of a text tower. Short captions of one forward share its length, so a larger
@@ -46,6 +46,7 @@ pub(crate) struct CaptionTower {
     pub(crate) name: String,
     pub(crate) network: Arc<TextTower>,
     pub(crate) tokenizer: usize,
+    pub(crate) pooling: Pooling,
 }
 
 /// The scorers of a run, loaded.
@@ -58,6 +59,7 @@ pub struct ScorerSet {
     pub(crate) manifest: ScorersManifest,
     pub(crate) compute: Compute,
     pub(crate) network_time: Cell<Duration>,
+    pub(crate) limits: Limits,
 }
 
 /// The preprocessing of a set without its networks: what decoding threads need.
@@ -93,6 +95,10 @@ impl Features {
 }
 
 impl ImagePreparation {
+    pub(crate) fn new(recipes: &[Recipe]) -> Self {
+        Self { recipes: recipes.into() }
+    }
+
     /// Preprocesses one picture by each recipe of the set.
     ///
     /// # Errors
@@ -104,7 +110,8 @@ impl ImagePreparation {
             recipe.apply(image, &mut block)?;
             blocks.push(block);
         }
-        Ok(PreparedImage { blocks })
+        let on_white = self.recipes.iter().any(Recipe::composites) && image.is_transparent();
+        Ok(PreparedImage { blocks, on_white })
     }
 }
 
@@ -154,13 +161,20 @@ impl ScorerSet {
     /// The preprocessing, to be handed to decoding threads.
     #[must_use]
     pub fn image_preparation(&self) -> ImagePreparation {
-        ImagePreparation { recipes: self.recipes.clone().into() }
+        ImagePreparation::new(&self.recipes)
     }
 
     /// Time spent inside the networks so far, transfers and normalisation included.
     #[must_use]
     pub fn network_time(&self) -> Duration {
         self.network_time.get()
+    }
+
+    /// To how many rows a forward was cut because the device ran out of memory. The last bits of a
+    /// score depend on it.
+    #[must_use]
+    pub fn memory_limits(&self) -> MemoryLimits {
+        self.limits.get()
     }
 
     /// Tokenizes captions for every text tower.
@@ -176,8 +190,9 @@ impl ScorerSet {
 
     /// Runs every image tower over a batch of pictures.
     ///
-    /// On a CUDA device that runs out of memory the batch is halved and tried again; the features are
-    /// the same up to rounding.
+    /// On a device that runs out of memory the batch is halved and tried again, and later batches are
+    /// cut to the size that fitted ([`ScorerSet::memory_limits`]); the features are the same up to
+    /// rounding.
     ///
     /// # Errors
     /// A failure inside libtorch, named with the tower and the batch size.
@@ -185,7 +200,7 @@ impl ScorerSet {
         let started = Instant::now();
         let mut towers = Vec::with_capacity(self.image_towers.len());
         for tower in &self.image_towers {
-            towers.push(halving(images, &tower.name, &|part| {
+            towers.push(in_pieces(images, &self.limits.images, &tower.name, &|part| {
                 let pixels_BCHW = self.pixels(part, tower.recipe);
                 Ok(unit_length(&tower.network.try_forward(&pixels_BCHW)?))
             })?);
@@ -205,14 +220,15 @@ impl ScorerSet {
             let tokens = &texts.tokens[tower.tokenizer];
             // Captions of similar length go together, since a forward is as long as its longest.
             let mut order: Vec<usize> = (0..tokens.len()).collect();
-            order.sort_by_key(|&index| (tokens[index].end_index, index));
+            let ends: Vec<usize> =
+                tokens.iter().map(|tokens| tower.pooling.place(&tokens.ids)).collect();
+            order.sort_by_key(|&index| (ends[index], index));
             let mut parts = Vec::new();
             for group in order.chunks(CAPTIONS_PER_FORWARD) {
-                parts.push(halving(group, &tower.name, &|part| {
+                parts.push(in_pieces(group, &self.limits.captions, &tower.name, &|part| {
                     let ids: Vec<i64> =
                         part.iter().flat_map(|&index| tokens[index].ids.iter().copied()).collect();
-                    let ends: Vec<i64> =
-                        part.iter().map(|&index| tokens[index].end_index as i64).collect();
+                    let ends: Vec<i64> = part.iter().map(|&index| ends[index] as i64).collect();
                     let tokens_BL = Tensor::from_slice(&ids).view([part.len() as i64, -1]);
                     let end_index_B = Tensor::from_slice(&ends);
                     Ok(unit_length(&tower.network.try_forward(&tokens_BL, &end_index_B)?))
@@ -303,28 +319,4 @@ fn unit_length(features_BD: &Tensor) -> Tensor {
     let features_BD = features_BD.to_kind(Kind::Float);
     let length_B1 = features_BD.norm_scalaropt_dim(2.0, [-1], true).clamp_min(1e-12);
     features_BD / length_B1
-}
-
-/// Runs `forward` on the batch; when the device has not enough memory, on its halves.
-fn halving<T>(
-    batch: &[T],
-    tower: &str,
-    forward: &dyn Fn(&[T]) -> Result<Tensor, NetworkError>,
-) -> Result<Tensor, ScorerError> {
-    match inference(|| forward(batch)) {
-        Ok(features) => Ok(features),
-        Err(error) if error.is_out_of_memory() && batch.len() > 1 => {
-            tracing::warn!(
-                tower,
-                batch = batch.len(),
-                "the device is out of memory; trying half the batch"
-            );
-            let (first, second) = batch.split_at(batch.len() / 2);
-            let parts = [halving(first, tower, forward)?, halving(second, tower, forward)?];
-            Ok(Tensor::cat(&parts, 0))
-        }
-        Err(source) => {
-            Err(ScorerError::Forward { tower: tower.to_owned(), batch: batch.len(), source })
-        }
-    }
 }

@@ -15,7 +15,16 @@ impl Image {
         }
         let pixels = to_rgb(self.mode, &self.pixels, self.palette.as_deref());
         let (width, height) = (self.width, self.height);
-        Cow::Owned(Self { mode: Mode::Rgb, width, height, pixels, palette: None })
+        let (transparency, share) = (None, None);
+        Cow::Owned(Self {
+            mode: Mode::Rgb,
+            width,
+            height,
+            pixels,
+            palette: None,
+            transparency,
+            share,
+        })
     }
 }
 

@@ -30,7 +30,7 @@ const TOLERATED_WARNINGS: [&str; 5] = [
 pub(super) fn decode(bytes: &[u8], limits: &Limits) -> Result<Image, DecodeError> {
     let decompressor = Decompressor::new()?;
     let header = decompressor.read_header(bytes)?;
-    limits.check(FORMAT, u64::from(header.width), u64::from(header.height))?;
+    let share = limits.admit(FORMAT, u64::from(header.width), u64::from(header.height))?;
     if header.precision != 8 {
         let detail = format!("{} bits a sample", header.precision);
         return Err(DecodeError::Unsupported { format: FORMAT, detail });
@@ -41,6 +41,8 @@ pub(super) fn decode(bytes: &[u8], limits: &Limits) -> Result<Image, DecodeError
         height: header.height,
         pixels: Vec::new(),
         palette: None,
+        transparency: None,
+        share: Some(share),
     };
     image.pixels = vec![0; image.row_bytes() * image.height as usize];
     decompressor.decompress(bytes, &mut image)?;

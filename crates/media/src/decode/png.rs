@@ -2,18 +2,29 @@
 //! (`I;16`), 16-bit grey with alpha becomes RGBA, fewer than 8 bits of grey are scaled to 8.
 //!
 //! Source: python-pillow/Pillow (13.0.0) `src/PIL/PngImagePlugin.py` (`_MODES`),
-//! `src/libImaging/Unpack.c`. Stricter than Pillow in one thing: a wrong checksum of the picture
-//! data, or an end within its last bytes, refuses the file.
+//! `src/libImaging/Unpack.c`. A file that the decoder refuses and Pillow reads is rebuilt first
+//! ([`png_chunks`]).
 
 use std::io::Cursor;
 
 use png::{BitDepth, ColorType, DecodeOptions, Decoder, DecodingError, Transformations};
 
-use super::{DecodeError, Image, Limits, Mode, Palette};
+use super::{DecodeError, Image, Limits, Mode, Palette, Transparency, png_chunks};
 
 const FORMAT: &str = "PNG";
 
 pub(super) fn decode(bytes: &[u8], limits: &Limits) -> Result<Image, DecodeError> {
+    let error = match decode_whole(bytes, limits) {
+        Err(error @ DecodeError::Corrupt { .. }) => error,
+        other => return other,
+    };
+    match png_chunks::rebuilt(bytes, limits) {
+        Some((rebuilt, _share)) => decode_whole(&rebuilt, limits).map_err(|_| error),
+        None => Err(error),
+    }
+}
+
+fn decode_whole(bytes: &[u8], limits: &Limits) -> Result<Image, DecodeError> {
     let mut options = DecodeOptions::default();
     options.set_ignore_text_chunk(true);
     options.set_ignore_iccp_chunk(true);
@@ -22,7 +33,7 @@ pub(super) fn decode(bytes: &[u8], limits: &Limits) -> Result<Image, DecodeError
 
     let header = decoder.read_header_info().map_err(error)?;
     let (width, height) = (header.width, header.height);
-    limits.check(FORMAT, u64::from(width), u64::from(height))?;
+    let share = limits.admit(FORMAT, u64::from(width), u64::from(height))?;
 
     let mut reader = decoder.read_info().map_err(error)?;
     let size = reader.output_buffer_size().ok_or_else(|| corrupt("its size overflows"))?;
@@ -51,7 +62,9 @@ pub(super) fn decode(bytes: &[u8], limits: &Limits) -> Result<Image, DecodeError
         }
     };
     let palette = (mode == Mode::Palette).then(|| palette(reader.info().palette.as_deref()));
-    let image = Image { mode, width, height, pixels, palette };
+    let transparency = transparency(mode, png_chunks::transparency(bytes));
+    let share = Some(share);
+    let image = Image { mode, width, height, pixels, palette, transparency, share };
     if image.pixels.len() != image.row_bytes() * height as usize {
         return Err(corrupt("its rows do not fill the picture"));
     }
@@ -86,6 +99,27 @@ fn palette(entries: Option<&[u8]>) -> Box<Palette> {
         *slot = *entry;
     }
     palette
+}
+
+/// What the `tRNS` chunk says: an alpha for each entry of a palette, else two bytes a channel, of which
+/// Pillow compares the low ones.
+fn transparency(mode: Mode, chunk: Option<&[u8]>) -> Option<Transparency> {
+    let chunk = chunk?;
+    let low = |channel: usize| chunk.get(2 * channel + 1).copied();
+    Some(match mode {
+        Mode::Palette => {
+            let mut alphas = Box::new([255; 256]);
+            alphas.iter_mut().zip(chunk).for_each(|(alpha, &stated)| *alpha = stated);
+            Transparency::Palette(alphas)
+        }
+        Mode::Bilevel => {
+            let black = chunk.first_chunk::<2>()? == &[0, 0];
+            Transparency::Colour([if black { 0 } else { 255 }; 3])
+        }
+        Mode::Grey | Mode::Grey16 => Transparency::Colour([low(0)?; 3]),
+        Mode::Rgb => Transparency::Colour([low(0)?, low(1)?, low(2)?]),
+        Mode::GreyAlpha | Mode::Rgba | Mode::Cmyk => return None,
+    })
 }
 
 fn corrupt(detail: &str) -> DecodeError {

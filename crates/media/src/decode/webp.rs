@@ -20,12 +20,15 @@ pub(super) fn decode(bytes: &[u8], limits: &Limits) -> Result<Image, DecodeError
     }
     let features = features(bytes)?;
     let dimension = |value| u64::try_from(value).unwrap_or(0);
-    limits.check(FORMAT, dimension(features.width), dimension(features.height))?;
+    let stated = [dimension(features.width), dimension(features.height)];
+    let mut share = limits.admit(FORMAT, stated[0], stated[1])?;
 
     let decoder = AnimationDecoder::new(bytes)?;
     let (width, height) = decoder.canvas()?;
     // The container's canvas need not be what the first bytes promised.
-    limits.check(FORMAT, u64::from(width), u64::from(height))?;
+    if [u64::from(width), u64::from(height)] != stated {
+        share = limits.admit(FORMAT, u64::from(width), u64::from(height))?;
+    }
     let rgba = decoder.first_frame(width, height)?;
     let (mode, pixels) = if features.has_alpha == 0 {
         let opaque = rgba.as_chunks().0.iter().flat_map(|&[r, g, b, _]| [r, g, b]).collect();
@@ -33,7 +36,7 @@ pub(super) fn decode(bytes: &[u8], limits: &Limits) -> Result<Image, DecodeError
     } else {
         (Mode::Rgba, rgba.to_vec())
     };
-    Ok(Image { mode, width, height, pixels, palette: None })
+    Ok(Image { mode, width, height, pixels, palette: None, transparency: None, share: Some(share) })
 }
 
 fn features(bytes: &[u8]) -> Result<raw::WebPBitstreamFeatures, DecodeError> {

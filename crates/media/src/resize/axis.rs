@@ -1,5 +1,6 @@
 //! Filter coefficients along one axis: Pillow's `precompute_coeffs` and `normalize_coeffs_8bpc`.
 
+use std::f64::consts::PI;
 use std::ops::Range;
 
 use super::Filter;
@@ -57,6 +58,10 @@ impl Axis {
         let (support, kernel): (f64, fn(f64) -> f64) = match key.filter {
             Filter::Bicubic => (2.0 * filter_scale, bicubic),
             Filter::Bilinear => (filter_scale, bilinear),
+            // The nearest neighbour is not a convolution; a box is what comes closest to it.
+            Filter::Box | Filter::Nearest => (0.5 * filter_scale, mean),
+            Filter::Hamming => (filter_scale, hamming),
+            Filter::Lanczos => (3.0 * filter_scale, lanczos),
         };
         let inverse = 1.0 / filter_scale;
         // At most this many positions lie within the support, and never more than there are.
@@ -150,4 +155,32 @@ fn bicubic(x: f64) -> f64 {
 
 fn bilinear(x: f64) -> f64 {
     (1.0 - x.abs()).max(0.0)
+}
+
+fn mean(x: f64) -> f64 {
+    if x > -0.5 && x <= 0.5 { 1.0 } else { 0.0 }
+}
+
+fn hamming(x: f64) -> f64 {
+    let x = x.abs();
+    if x == 0.0 {
+        1.0
+    } else if x >= 1.0 {
+        0.0
+    } else {
+        let x = x * PI;
+        x.sin() / x * (0.54 + 0.46 * x.cos())
+    }
+}
+
+fn lanczos(x: f64) -> f64 {
+    if (-3.0..3.0).contains(&x) { sinc(x) * sinc(x / 3.0) } else { 0.0 }
+}
+
+fn sinc(x: f64) -> f64 {
+    if x == 0.0 {
+        return 1.0;
+    }
+    let x = x * PI;
+    x.sin() / x
 }

@@ -56,6 +56,7 @@ impl Resizer {
         let unchanged = size == (image.width(), image.height());
         let pixels = match image.mode() {
             Mode::Bilevel | Mode::Palette => nearest(source, size, window),
+            _ if filter == Filter::Nearest => nearest(source, size, window),
             Mode::GreyAlpha | Mode::Rgba if !unchanged => {
                 let data = premultiply(source.data, source.channels);
                 let source = Plane { data: &data, ..source };

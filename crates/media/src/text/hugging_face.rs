@@ -2,20 +2,20 @@
 //! text beyond Unicode composition, white space and lower case.
 //!
 //! Matches `CLIPTokenizer` of huggingface/transformers, `src/transformers/models/clip/tokenization_clip.py`
-//! as released in 5.23.0, on the same `tokenizers` library. A folder with `tokenizer.json` has the
-//! pipeline of that file; any other vocabulary gets CLIP's pipeline.
+//! as released in 5.23.0, on the same `tokenizers` library. As there, a `tokenizer.json` gives the
+//! vocabulary, the merges and the added tokens, and the pipeline around them is CLIP's own.
 
-use std::collections::HashMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use serde::Deserialize;
-use tokenizers::models::bpe::BPE;
-use tokenizers::{AddedToken, NormalizerWrapper, PreTokenizerWrapper, Tokenizer as Pipeline};
+use tokenizers::models::bpe::{BPE, Vocab};
+use tokenizers::{NormalizerWrapper, PreTokenizerWrapper, Tokenizer as Pipeline};
 
+use super::bpe::byte_characters;
+use super::special_tokens::SpecialTokens;
 use super::vocabulary::{
     END_OF_WORD, OPEN_CLIP_SPECIALS, TRANSFORMERS_SPECIALS, Vocabulary, malformed, read_limited,
 };
-use super::{Tokenizer, TokenizerError, Tokens, check_context_length, fingerprint};
+use super::{Tokenizer, TokenizerError, Tokens, check_context_length};
 
 const NORMALIZER: &str = r#"{"type":"Sequence","normalizers":[{"type":"NFC"},
     {"type":"Replace","pattern":{"Regex":"\\s+"},"content":" "},{"type":"Lowercase"}]}"#;
@@ -23,11 +23,6 @@ const PRE_TOKENIZER: &str = r#"{"type":"Sequence","pretokenizers":[{"type":"Spli
     "pattern":{"Regex":"<\\|startoftext\\|>|<\\|endoftext\\|>|'s|'t|'re|'ve|'m|'ll|'d|[\\p{L}]+|[\\p{N}]|[^\\s\\p{L}\\p{N}]+"},
     "behavior":"Removed","invert":true},
     {"type":"ByteLevel","add_prefix_space":false,"trim_offsets":true,"use_regex":true}]}"#;
-
-/// The context of every CLIP text encoder, for folders that name none.
-const CLIP_CONTEXT: usize = 77;
-/// A folder without a limit says so with a number beyond all contexts.
-const LONGEST_CONTEXT: f64 = 65_536.0;
 
 /// A caption longer than this is first tried on its beginning alone, in bytes.
 const FIRST_ATTEMPT: usize = 1 << 12;
@@ -47,26 +42,30 @@ pub struct HuggingFaceTokenizer {
 
 impl HuggingFaceTokenizer {
     /// Reads the tokenizer of `folder`, or takes CLIP's own vocabulary where the folder has none or is
-    /// `None`. Pads with the folder's `pad_token` (`tokenizer_config.json`, `special_tokens_map.json`),
-    /// else with the end token.
+    /// `None`. The tokens that start, end and pad a text are the folder's (`tokenizer_config.json`,
+    /// `special_tokens_map.json`), else CLIP's.
     ///
     /// # Errors
-    /// A file that is unreadable, malformed or cut short, or a context of fewer than two tokens.
+    /// A file that is unreadable, malformed or cut short, a key that would give other tokens and is
+    /// not built here, or a context of fewer than two tokens.
     pub fn load(folder: Option<&Path>, context_length: usize) -> Result<Self, TokenizerError> {
         check_context_length(context_length)?;
-        let specials = folder.map(Specials::read).transpose()?.unwrap_or_default();
-        Self::make(folder, &specials, context_length)
+        let specials = match folder {
+            Some(folder) => SpecialTokens::read(folder)?,
+            None => SpecialTokens::defaults(),
+        };
+        Self::make(folder, specials, context_length)
     }
 
     /// Reads a tokenizer folder of a diffusion pipeline. The context is the folder's
     /// `model_max_length`, 77 where it names none.
     ///
     /// # Errors
-    /// A file that is unreadable, malformed or cut short.
+    /// As [`HuggingFaceTokenizer::load`].
     pub fn open(folder: &Path) -> Result<Self, TokenizerError> {
-        let specials = Specials::read(folder)?;
+        let specials = SpecialTokens::read(folder)?;
         let context_length = specials.context_length()?;
-        let tokenizer = Self::make(Some(folder), &specials, context_length)?;
+        let tokenizer = Self::make(Some(folder), specials, context_length)?;
         // text encoders of diffusion pipelines read the padding
         let fingerprint = format!("{}:pad-{}", tokenizer.fingerprint, tokenizer.padding);
         Ok(Self { fingerprint, ..tokenizer })
@@ -74,44 +73,55 @@ impl HuggingFaceTokenizer {
 
     fn make(
         folder: Option<&Path>,
-        specials: &Specials,
+        specials: SpecialTokens,
         context_length: usize,
     ) -> Result<Self, TokenizerError> {
         let mut vocabulary = Vocabulary::load(folder)?;
         let source = vocabulary.source.clone();
-        let from_file = source.file_name().is_some_and(|name| name == "tokenizer.json");
         rename_specials(&mut vocabulary);
-        let [start, end] = vocabulary.start_and_end()?;
-        let fingerprint = fingerprint("hf", context_length, &vocabulary);
-        let padding = match &specials.padding {
-            Some((path, token)) => *vocabulary.ids.get(token).ok_or_else(|| {
-                malformed(path, "a pad_token of the vocabulary", format!("{token:?}"))
-            })?,
-            None => end,
+        let missing = |role: &str, token: &str| {
+            malformed(&source, format!("the token {token} ({role})"), "none by that name")
         };
-        let vocabulary_size = vocabulary.size();
+        for (role, token) in [("start", &specials.start), ("end", &specials.end)] {
+            let named = specials.added.iter().any(|added| added.content == *token)
+                && !TRANSFORMERS_SPECIALS.contains(&token.as_str());
+            if !named
+                && !vocabulary.ids.contains_key(token)
+                && !vocabulary.added.contains_key(token)
+            {
+                return Err(missing(role, token));
+            }
+        }
+        if !vocabulary.ids.contains_key(&specials.unknown)
+            && let Some(letter) = missing_letter(&vocabulary)
+        {
+            let expected =
+                format!("the token {} (unknown) or one for {letter:?}", specials.unknown);
+            return Err(malformed(&source, expected, "neither"));
+        }
         let wrong = |error: tokenizers::Error| malformed(&source, "a CLIP tokenizer", error);
-        let mut pipeline = if from_file {
-            Pipeline::from_bytes(read_limited(&source)?).map_err(wrong)?
-        } else {
-            clip_pipeline(vocabulary).map_err(wrong)?
+        let mut pipeline = clip_pipeline(vocabulary, &specials.unknown).map_err(wrong)?;
+        if let Some((path, class)) = &specials.taken_as_it_is {
+            check_file(&source, path, class, &pipeline, [&specials.start, &specials.end])?;
+        }
+        // added tokens are found in the text as it is written; a padding token "!" makes each "!"
+        // one, as it does in transformers
+        pipeline.add_tokens(specials.added.iter().cloned()).map_err(wrong)?;
+        let id = |role: &str, token: &str| {
+            pipeline.token_to_id(token).ok_or_else(|| missing(role, token))
         };
-        // the special tokens are found in the text as it is written; a padding token "!" makes each
-        // "!" one, as it does in transformers
-        let known = pipeline.get_added_tokens_decoder();
-        let added: Vec<AddedToken> = specials
-            .found_in_text()
-            .into_iter()
-            .filter(|token| !known.values().any(|other| other.content == token.content))
-            .filter(|token| pipeline.token_to_id(&token.content).is_some())
-            .collect();
-        pipeline.add_special_tokens(added).map_err(wrong)?;
-        // cutting and padding happen here, for all sources alike
-        pipeline.with_truncation(None).map_err(wrong)?;
-        pipeline.with_padding(None);
+        let [start, end, padding] = [
+            id("start", &specials.start)?,
+            id("end", &specials.end)?,
+            id("padding", &specials.padding)?,
+        ];
+        let vocabulary_size =
+            pipeline.get_vocab(true).values().max().map_or(0, |&id| id as usize + 1);
         // errors of encoding a caption come from the file and show on any caption
         pipeline.encode_fast("a photo of a cat, 4k!", false).map_err(wrong)?;
-        let splits_at_spaces = is_clip_pipeline(&pipeline);
+        let splits_at_spaces = splits_at_spaces(&pipeline);
+        let fingerprint =
+            fingerprint(&pipeline, [start, end, padding], context_length).map_err(wrong)?;
         Ok(Self {
             pipeline,
             start,
@@ -198,15 +208,10 @@ fn rename_specials(vocabulary: &mut Vocabulary) {
 }
 
 /// CLIP's pipeline around a vocabulary.
-fn clip_pipeline(vocabulary: Vocabulary) -> tokenizers::Result<Pipeline> {
-    let [_, end] = TRANSFORMERS_SPECIALS;
-    let ids: Vec<(String, u32)> = vocabulary.ids.into_iter().collect();
+fn clip_pipeline(vocabulary: Vocabulary, unknown: &str) -> tokenizers::Result<Pipeline> {
     let model = BPE::builder()
-        .vocab_and_merges(
-            ids.into_iter().collect::<tokenizers::models::bpe::Vocab>(),
-            vocabulary.merges,
-        )
-        .unk_token(end.to_owned())
+        .vocab_and_merges(vocabulary.ids.into_iter().collect::<Vocab>(), vocabulary.merges)
+        .unk_token(unknown.to_owned())
         .end_of_word_suffix(END_OF_WORD.to_owned())
         .build()?;
     let mut pipeline = Pipeline::new(model);
@@ -215,150 +220,73 @@ fn clip_pipeline(vocabulary: Vocabulary) -> tokenizers::Result<Pipeline> {
     Ok(pipeline)
 }
 
-/// Whether a file's pipeline is CLIP's in all that decides where tokens may end.
-fn is_clip_pipeline(pipeline: &Pipeline) -> bool {
-    let same = || -> Option<bool> {
-        let normalizer = serde_json::to_value(pipeline.get_normalizer()?).ok()?;
-        let pre_tokenizer = serde_json::to_value(pipeline.get_pre_tokenizer()?).ok()?;
-        let added = pipeline.get_added_tokens_decoder();
-        let plain = added.values().all(|token| {
-            !token.content.contains(char::is_whitespace)
-                && !token.lstrip
-                && !token.rstrip
-                && !token.normalized
-        });
-        Some(
-            plain
-                && normalizer == serde_json::from_str::<serde_json::Value>(NORMALIZER).ok()?
-                && pre_tokenizer
-                    == serde_json::from_str::<serde_json::Value>(PRE_TOKENIZER).ok()?,
-        )
+/// A letter of the alphabet of bytes that the vocabulary lacks: a text that has it needs the
+/// unknown token.
+fn missing_letter(vocabulary: &Vocabulary) -> Option<String> {
+    let letters = byte_characters();
+    let inner = letters.iter().map(char::to_string);
+    let last = letters.iter().map(|letter| format!("{letter}{END_OF_WORD}"));
+    inner.chain(last).find(|letter| !vocabulary.ids.contains_key(letter))
+}
+
+/// Refuses a file that transformers takes as it is and that is not CLIP's pipeline.
+fn check_file(
+    source: &Path,
+    config: &Path,
+    class: &str,
+    clip: &Pipeline,
+    [start, end]: [&str; 2],
+) -> Result<(), TokenizerError> {
+    let refused = |found: String| malformed(config, "CLIPTokenizer as `tokenizer_class`", found);
+    if source.file_name().is_none_or(|name| name != "tokenizer.json") {
+        return Err(refused(format!("{class} without a tokenizer.json")));
+    }
+    let file = Pipeline::from_bytes(read_limited(source)?)
+        .map_err(|error| malformed(source, "a CLIP tokenizer", error))?;
+    let parts = |pipeline: &Pipeline| {
+        [
+            serde_json::to_value(pipeline.get_normalizer()).ok(),
+            serde_json::to_value(pipeline.get_pre_tokenizer()).ok(),
+            serde_json::to_value(pipeline.get_model()).ok().map(|mut model| {
+                if let Some(model) = model.as_object_mut() {
+                    // an absent prefix is an empty one
+                    model.remove("continuing_subword_prefix");
+                }
+                model
+            }),
+        ]
     };
-    same().unwrap_or(false)
-}
-
-/// What the files beside a vocabulary say.
-#[derive(Default)]
-struct Specials {
-    /// Start, end, unknown and padding token, as far as they are named.
-    tokens: Vec<AddedToken>,
-    /// What fills the context, with the file that names it.
-    padding: Option<(PathBuf, String)>,
-    /// `tokenizer_config.json` and its `model_max_length`.
-    context_length: Option<(PathBuf, f64)>,
-}
-
-/// `tokenizer_config.json` or `special_tokens_map.json`.
-#[derive(Default, Deserialize)]
-struct SpecialsFile {
-    bos_token: Option<Special>,
-    eos_token: Option<Special>,
-    unk_token: Option<Special>,
-    pad_token: Option<Special>,
-    added_tokens_decoder: Option<HashMap<String, Details>>,
-    model_max_length: Option<f64>,
-}
-
-#[derive(Deserialize)]
-#[serde(untagged)]
-enum Special {
-    Name(String),
-    Details(Details),
-}
-
-#[derive(Clone, Deserialize)]
-struct Details {
-    content: String,
-    #[serde(default)]
-    lstrip: bool,
-    #[serde(default)]
-    rstrip: bool,
-    #[serde(default)]
-    single_word: bool,
-    #[serde(default)]
-    normalized: bool,
-}
-
-impl Specials {
-    /// As transformers 5.23.0 does (`PreTrainedTokenizerBase._from_pretrained`): the tokens of
-    /// `special_tokens_map.json` win over those of `tokenizer_config.json`, and are not read where
-    /// the latter has a table of added tokens.
-    fn read(folder: &Path) -> Result<Self, TokenizerError> {
-        let config_path = folder.join("tokenizer_config.json");
-        let map_path = folder.join("special_tokens_map.json");
-        let config = SpecialsFile::read(&config_path)?;
-        let map = match config.added_tokens_decoder {
-            None => SpecialsFile::read(&map_path)?,
-            Some(_) => SpecialsFile::default(),
-        };
-        let table = config.added_tokens_decoder.unwrap_or_default();
-        let padding_path = if map.pad_token.is_some() { map_path } else { config_path.clone() };
-        let padding = map.pad_token.or(config.pad_token).map(|special| special.token(&table));
-        let named = [
-            map.bos_token.or(config.bos_token),
-            map.eos_token.or(config.eos_token),
-            map.unk_token.or(config.unk_token),
-        ];
-        let mut tokens: Vec<AddedToken> =
-            named.into_iter().flatten().map(|special| special.token(&table)).collect();
-        tokens.extend(padding.clone());
-        Ok(Self {
-            tokens,
-            padding: padding.map(|token| (padding_path, token.content)),
-            context_length: config.model_max_length.map(|length| (config_path, length)),
-        })
-    }
-
-    fn context_length(&self) -> Result<usize, TokenizerError> {
-        match &self.context_length {
-            Some((path, length)) if *length < 2.0 || length.fract() != 0.0 => {
-                Err(malformed(path, "a model_max_length of 2 or more", length))
-            }
-            Some((_, length)) if *length <= LONGEST_CONTEXT => Ok(*length as usize),
-            _ => Ok(CLIP_CONTEXT),
-        }
-    }
-
-    /// The tokens that are found in a text as it is written. Of two with one name the later counts.
-    fn found_in_text(&self) -> Vec<AddedToken> {
-        let mut found = TRANSFORMERS_SPECIALS.map(|name| AddedToken::from(name, true)).to_vec();
-        for token in &self.tokens {
-            found.retain(|other| other.content != token.content);
-            found.push(token.clone());
-        }
-        found
+    let frame = serde_json::to_value(file.get_post_processor()).unwrap_or_default();
+    let framed =
+        frame["type"] == "RobertaProcessing" && frame["cls"][0] == start && frame["sep"][0] == end;
+    if framed && parts(&file) == parts(clip) {
+        Ok(())
+    } else {
+        Err(refused(format!("{class} with a tokenizer.json that is not CLIP's pipeline")))
     }
 }
 
-impl SpecialsFile {
-    /// The file, or what an empty one says where there is none.
-    fn read(path: &Path) -> Result<Self, TokenizerError> {
-        if !path.is_file() {
-            return Ok(Self::default());
-        }
-        serde_json::from_slice(&read_limited(path)?)
-            .map_err(|error| malformed(path, "the names of special tokens", error))
-    }
+/// Whether no added token reaches across white space.
+fn splits_at_spaces(pipeline: &Pipeline) -> bool {
+    pipeline.get_added_tokens_decoder().values().all(|token| {
+        !token.content.contains(char::is_whitespace)
+            && !token.lstrip
+            && !token.rstrip
+            && !token.normalized
+    })
 }
 
-impl Special {
-    /// The token, as the table describes it where it does.
-    fn token(self, table: &HashMap<String, Details>) -> AddedToken {
-        let name = match &self {
-            Self::Name(name) => name,
-            Self::Details(details) => &details.content,
-        };
-        let described = table.values().find(|details| details.content == *name).cloned();
-        match (described, self) {
-            (Some(details), _) | (None, Self::Details(details)) => AddedToken {
-                content: details.content,
-                single_word: details.single_word,
-                lstrip: details.lstrip,
-                rstrip: details.rstrip,
-                normalized: details.normalized,
-                special: true,
-            },
-            (None, Self::Name(name)) => AddedToken::from(name, true),
-        }
+/// `hf:context:hash`, the hash over everything that decides the ids: the pipeline with its
+/// vocabulary, merges and added tokens, and which tokens start, end and pad a text.
+fn fingerprint(
+    pipeline: &Pipeline,
+    specials: [u32; 3],
+    context_length: usize,
+) -> tokenizers::Result<String> {
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(pipeline.to_string(false)?.as_bytes());
+    for id in specials {
+        hasher.update(&id.to_le_bytes());
     }
+    Ok(format!("hf:{context_length}:{}", &hasher.finalize().to_hex()[..16]))
 }

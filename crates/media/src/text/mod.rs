@@ -17,6 +17,7 @@ mod ftfy;
 mod html;
 mod hugging_face;
 mod open_clip;
+mod special_tokens;
 mod vocabulary;
 mod wordpiece;
 
@@ -62,8 +63,8 @@ pub trait Tokenizer: Send + Sync {
     /// How many rows an embedding table needs: the largest id plus one.
     fn vocabulary_size(&self) -> usize;
 
-    /// A name for what this tokenizer computes, `kind:context:hash of the vocabulary`: the same on every
-    /// machine, for manifests.
+    /// A name for what this tokenizer computes, `kind:context:hash`, the hash over all that decides the
+    /// ids: the same on every machine, for manifests. Two tokenizers of one fingerprint are equal.
     fn fingerprint(&self) -> String;
 }
 
@@ -128,10 +129,12 @@ fn check_context_length(found: usize) -> Result<(), TokenizerError> {
     if found < 2 { Err(TokenizerError::ContextLength { found }) } else { Ok(()) }
 }
 
-/// `name:context:hash`, the hash over ids and merges.
+/// `name:context:hash`, the hash over ids and merges: all that decides the ids where the pipeline is
+/// always the same.
 fn fingerprint(name: &str, context_length: usize, vocabulary: &Vocabulary) -> String {
-    let mut tokens: Vec<_> = vocabulary.ids.iter().collect();
+    let mut tokens: Vec<_> = vocabulary.ids.iter().chain(&vocabulary.added).collect();
     tokens.sort();
+    tokens.dedup();
     let mut hasher = blake3::Hasher::new();
     for (token, id) in tokens {
         hasher.update(token.as_bytes()).update(&[0]).update(&id.to_le_bytes());

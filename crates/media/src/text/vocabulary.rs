@@ -28,6 +28,8 @@ pub(super) struct Vocabulary {
     /// The file it was read from, or a name for the one in the crate.
     pub(super) source: PathBuf,
     pub(super) ids: HashMap<String, u32>,
+    /// Tokens that `tokenizer.json` adds to those.
+    pub(super) added: HashMap<String, u32>,
     pub(super) merges: Vec<(String, String)>,
 }
 
@@ -99,7 +101,7 @@ impl Vocabulary {
         }
         tokens.extend(OPEN_CLIP_SPECIALS.map(str::to_owned));
         let ids = tokens.into_iter().zip(0..).collect();
-        Ok(Self { source: path.to_owned(), ids, merges })
+        Ok(Self { source: path.to_owned(), ids, added: HashMap::new(), merges })
     }
 
     fn from_tokens_and_merges(tokens: &Path, merges: &Path) -> Result<Self, TokenizerError> {
@@ -113,7 +115,8 @@ impl Vocabulary {
             .filter(|(_, line)| !line.starts_with("#version") && !line.trim().is_empty())
             .map(|(index, line)| parse_merge(merges, line, index + 1))
             .collect::<Result<_, _>>()?;
-        let vocabulary = Self { source: merges.to_owned(), ids, merges: merges_of_lines };
+        let vocabulary =
+            Self { source: merges.to_owned(), ids, added: HashMap::new(), merges: merges_of_lines };
         vocabulary.check_whole()?;
         Ok(vocabulary)
     }
@@ -150,9 +153,8 @@ impl Vocabulary {
             Merge::Pair(left, right) => Ok((left, right)),
         });
         let merges = merges.collect::<Result<_, _>>()?;
-        let mut ids = file.model.vocab;
-        ids.extend(file.added_tokens.into_iter().map(|token| (token.content, token.id)));
-        Ok(Self { source: path.to_owned(), ids, merges })
+        let added = file.added_tokens.into_iter().map(|token| (token.content, token.id)).collect();
+        Ok(Self { source: path.to_owned(), ids: file.model.vocab, added, merges })
     }
 
     /// Refuses a list of merges that is shorter than the id table says: each token of several bytes
@@ -185,7 +187,7 @@ impl Vocabulary {
         let find = |index: usize| {
             [OPEN_CLIP_SPECIALS, TRANSFORMERS_SPECIALS]
                 .iter()
-                .find_map(|names| self.ids.get(names[index]).copied())
+                .find_map(|names| self.id(names[index]))
                 .ok_or_else(|| {
                     let expected = format!("the token {}", TRANSFORMERS_SPECIALS[index]);
                     malformed(&self.source, expected, "none by that name")
@@ -196,7 +198,13 @@ impl Vocabulary {
 
     /// How many rows an embedding table needs: the largest id plus one.
     pub(super) fn size(&self) -> usize {
-        self.ids.values().max().map_or(0, |&id| id as usize + 1)
+        let ids = self.ids.values().chain(self.added.values());
+        ids.max().map_or(0, |&id| id as usize + 1)
+    }
+
+    /// The id of a token, of the vocabulary or added to it.
+    pub(super) fn id(&self, token: &str) -> Option<u32> {
+        self.ids.get(token).or_else(|| self.added.get(token)).copied()
     }
 }
 

@@ -32,6 +32,33 @@ pub struct ClipConfig {
     pub vision: VisionConfig,
     /// The text tower.
     pub text: TextConfig,
+    /// Where the text tower's answer is read.
+    #[serde(default)]
+    pub pooling: Pooling,
+}
+
+/// The token whose place holds the text tower's answer.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Pooling {
+    /// The first of the largest tokens: open_clip's `argmax`, and transformers where `eos_token_id`
+    /// is 2.
+    #[default]
+    Argmax,
+    /// The first token that equals this one; the first token of all where a text has none.
+    FirstOf(i64),
+}
+
+impl Pooling {
+    /// The place in the tokens of a text.
+    #[must_use]
+    pub fn place(self, tokens: &[i64]) -> usize {
+        let wanted = match self {
+            Self::Argmax => tokens.iter().max().copied(),
+            Self::FirstOf(token) => Some(token),
+        };
+        tokens.iter().position(|token| Some(*token) == wanted).unwrap_or(0)
+    }
 }
 
 /// The vision tower: a square picture cut into square patches.

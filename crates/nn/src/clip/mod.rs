@@ -22,7 +22,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 use tch::Device;
 
-pub use config::{Activation, ClipConfig, TextConfig, VisionConfig};
+pub use config::{Activation, ClipConfig, Pooling, TextConfig, VisionConfig};
 pub use published::PUBLISHED_NAMES;
 pub use text::TextTower;
 pub use vision::VisionTower;

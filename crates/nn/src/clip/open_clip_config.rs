@@ -8,7 +8,7 @@
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
-use super::config::{Activation, ClipConfig, Problem, TextConfig, VisionConfig, square};
+use super::config::{Activation, ClipConfig, Pooling, Problem, TextConfig, VisionConfig, square};
 use crate::config::unsupported;
 
 #[derive(Deserialize)]
@@ -42,6 +42,10 @@ struct Vision {
 
 #[derive(Deserialize)]
 struct Text {
+    #[serde(default = "default_pool_type")]
+    pool_type: String,
+    #[serde(default = "default_end")]
+    eos_id: i64,
     #[serde(default = "default_context_length")]
     context_length: i64,
     #[serde(default = "default_vocabulary_size")]
@@ -58,6 +62,12 @@ struct Text {
     rest: Map<String, Value>,
 }
 
+fn default_pool_type() -> String {
+    "argmax".to_owned()
+}
+fn default_end() -> i64 {
+    2
+}
 fn default_layers() -> Value {
     12.into()
 }
@@ -89,20 +99,22 @@ fn default_heads() -> i64 {
     8
 }
 
-/// Options that say nothing about the network in use: how it was trained or initialised, and which
-/// tokenizer belongs to it.
+/// Options that change no feature: how the network was trained or initialised, and sizes of parts
+/// that other options switch on.
 const OF_NO_EFFECT: &[&str] = &[
     "attn_pooler_heads",
     "attn_pooler_queries",
+    // The same network, its text tower in a module of its own.
     "custom_text",
-    "eos_id",
     "hf_model_pretrained",
     "hf_pooler_type",
     "hf_proj_type",
-    "hf_tokenizer_name",
     "init_logit_bias",
     "init_logit_scale",
+    "nonscalar_logit_scale",
+    "output_dict",
     "output_tokens",
+    // Read where there is a class token alone.
     "pad_id",
     "patch_dropout",
     "timm_drop",
@@ -111,7 +123,7 @@ const OF_NO_EFFECT: &[&str] = &[
     "timm_pool",
     "timm_proj",
     "timm_proj_bias",
-    "tokenizer_kwargs",
+    // Read where there is a tokenizer of transformers alone.
     "tokenizer_mode",
 ];
 
@@ -149,6 +161,16 @@ pub(super) fn read(json: &Value) -> Result<ClipConfig, Problem> {
             activation,
             layer_norm_epsilon: 1e-5,
         },
+        pooling: match text.pool_type.as_str() {
+            "argmax" => Pooling::Argmax,
+            "eos" => Pooling::FirstOf(text.eos_id),
+            _ => {
+                let found = text.pool_type.into();
+                return Err(
+                    unsupported("text_cfg.pool_type", &found, "expected argmax or eos").into()
+                );
+            }
+        },
     };
     config.validate()?;
     Ok(config)
@@ -158,20 +180,23 @@ pub(super) fn read(json: &Value) -> Result<ClipConfig, Problem> {
 fn check(section: &str, rest: &Map<String, Value>) -> Result<(), Problem> {
     for (option, value) in rest {
         let off = match option.as_str() {
-            // The end token's place is an input of the text tower, so both rules are the same.
-            "pool_type" if section == "text_cfg." => {
-                matches!(value.as_str(), Some("argmax" | "eos" | "eot"))
-            }
             "pool_type" => value == "tok",
             "pos_embed_type" => value == "learnable",
             "proj_type" => value == "linear",
             "block_type" => value.is_null() || value == "default",
             "norm_kwargs" | "act_kwargs" => value.is_null() || *value == json!({}),
+            "hf_tokenizer_name" => value.is_null() || value == "",
+            "tokenizer_kwargs" => {
+                value.is_null() || *value == json!({}) || *value == json!({"clean": "lower"})
+            }
             other if OF_NO_EFFECT.contains(&other) => true,
             _ => value.is_null() || *value == json!(false),
         };
         if !off {
             let hint = match option.as_str() {
+                "hf_tokenizer_name" | "tokenizer_kwargs" => {
+                    "only open_clip's SimpleTokenizer with its own cleaning is built here"
+                }
                 "hf_model_name" => "only open_clip's own text tower is built here",
                 "timm_model_name" => "only open_clip's own vision transformer is built here",
                 _ => "",

@@ -1,7 +1,7 @@
 //! Published architectures as data: mlfoundations/open_clip `src/open_clip/model_configs/*.json`
 //! at v3.3.0. All have pictures of 224 pixels, 77 tokens of 49408, and an epsilon of 1e-5.
 
-use super::config::{Activation, ClipConfig, TextConfig, VisionConfig};
+use super::config::{Activation, ClipConfig, Pooling, TextConfig, VisionConfig};
 
 /// The names that [`ClipConfig::published`] knows.
 pub const PUBLISHED_NAMES: &[&str] = &[
@@ -59,5 +59,6 @@ pub(super) fn find(name: &str) -> Option<ClipConfig> {
             activation,
             layer_norm_epsilon: 1e-5,
         },
+        pooling: Pooling::Argmax,
     })
 }

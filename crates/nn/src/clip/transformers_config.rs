@@ -5,7 +5,7 @@ use std::path::Path;
 
 use serde_json::Value;
 
-use super::config::{Activation, ClipConfig, Problem, TextConfig, VisionConfig, square};
+use super::config::{Activation, ClipConfig, Pooling, Problem, TextConfig, VisionConfig, square};
 use crate::config::{ConfigError, Options};
 
 /// What `transformers` keeps in a configuration that changes nothing in a network without dropout
@@ -142,14 +142,21 @@ pub(super) fn read(json: &Value, file: &Path) -> Result<ClipConfig, Problem> {
     let vision_section = section("vision_config", "vision_config_dict")?;
     let text_options = Options::new(text_section.unwrap_or(&Value::Null), "text_config.");
     let vision_options = Options::new(vision_section.unwrap_or(&Value::Null), "vision_config.");
-    // The end token's place is an input of the tower.
-    text_options.of_no_effect(&["eos_token_id"]);
+    // `CLIPTextModel.forward`: 2 is what files from before transformers 4.31 have, and stands for the
+    // largest token.
+    let pooling = match text_options.value("eos_token_id").map(Value::as_i64) {
+        None => Pooling::FirstOf(49407),
+        Some(Some(2)) => Pooling::Argmax,
+        Some(Some(token)) => Pooling::FirstOf(token),
+        Some(None) => return Err(text_options.refuse("eos_token_id", "expected one token").into()),
+    };
     vision_options.of_no_effect(&["eos_token_id"]);
     top.of_no_effect(&["eos_token_id"]);
     let config = ClipConfig {
         embed_dim: top.integer("projection_dim", 512)?,
         vision: vision(&vision_options, "vision_config.")?,
         text: text(&text_options)?,
+        pooling,
     };
     for options in [&top, &text_options, &vision_options] {
         options.warn_of_unknown(file, "transformers");

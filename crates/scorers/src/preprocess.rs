@@ -1,0 +1,158 @@
+//! From a model's own files to its preprocessing recipe, key by key: each key is done as the Python
+//! library does it, or changes nothing there, or is refused by name.
+//!
+//! `docs/configuration.md` lists the keys.
+
+mod hf;
+mod open_clip;
+
+use std::path::PathBuf;
+
+use media::preprocess::{CLIP_MEAN, CLIP_STD, Kind, Recipe};
+use serde_json::{Map, Value};
+
+use crate::model::Model;
+use crate::{PreprocessName, ScorerConfig, ScorerError};
+
+/// What a model's folder says of its preprocessing.
+pub(crate) enum Preprocessing {
+    /// Nothing: the library's own values are taken, for the network's size.
+    Absent,
+    /// The image processor of transformers.
+    Hf(Section),
+    /// `preprocess_cfg` of open_clip.
+    OpenClip(Section),
+}
+
+/// A JSON object with the file it stands in.
+pub(crate) struct Section {
+    /// The file.
+    pub(crate) file: PathBuf,
+    /// Its keys.
+    pub(crate) keys: Map<String, Value>,
+}
+
+/// Mean and standard deviation per channel.
+type Statistics = ([f32; 3], [f32; 3]);
+
+/// What is wrong with a key.
+type Problem = String;
+
+/// The recipe of `entry` for its model.
+pub(crate) fn recipe(entry: &ScorerConfig, model: &Model) -> Result<Recipe, ScorerError> {
+    let size = u32::try_from(model.config.vision.image_size).unwrap_or(u32::MAX);
+    let file = match &model.preprocessing {
+        Preprocessing::Absent => PathBuf::new(),
+        Preprocessing::Hf(section) | Preprocessing::OpenClip(section) => section.file.clone(),
+    };
+    let (kind, (mean, std)) = kind(entry, &model.preprocessing, size)
+        .map_err(|problem| ScorerError::File { scorer: entry.name.clone(), file, problem })?;
+    Recipe::new(kind, size, mean, std)
+        .map_err(|source| ScorerError::Recipe { scorer: entry.name.clone(), source })
+}
+
+fn kind(
+    entry: &ScorerConfig,
+    preprocessing: &Preprocessing,
+    size: u32,
+) -> Result<(Kind, Statistics), Problem> {
+    let published = match entry.preprocess {
+        PreprocessName::Hf => {
+            let mut steps = media::preprocess::HfSteps::published(size);
+            steps.alpha = entry.alpha.unwrap_or_default().into();
+            Kind::Hf(steps)
+        }
+        PreprocessName::Hps => Kind::Hps { resize: entry.hps_resize.unwrap_or_default().into() },
+        PreprocessName::OpenClip => Kind::open_clip(),
+    };
+    match preprocessing {
+        Preprocessing::Absent => Ok((published, (CLIP_MEAN, CLIP_STD))),
+        Preprocessing::Hf(section) => {
+            let (mut steps, statistics) = hf::read(&section.keys, size)?;
+            if let Kind::Hf(named) = published {
+                steps.alpha = named.alpha;
+                return Ok((Kind::Hf(steps), statistics));
+            }
+            hf::check_published(&steps, size)
+                .map_err(|key| not_heeded(entry.preprocess, key, "hf"))?;
+            Ok((published, statistics))
+        }
+        Preprocessing::OpenClip(section) => {
+            let (steps, statistics) = open_clip::read(&section.keys)?;
+            if matches!(published, Kind::OpenClip(_)) {
+                return Ok((Kind::OpenClip(steps), statistics));
+            }
+            open_clip::check(&steps, matches!(published, Kind::Hps { .. }))
+                .map_err(|key| not_heeded(entry.preprocess, key, "open_clip"))?;
+            Ok((published, statistics))
+        }
+    }
+}
+
+/// A value that the recipe which `scorers.toml` names would not follow.
+fn not_heeded(recipe: PreprocessName, key: &str, own: &str) -> Problem {
+    let recipe = match recipe {
+        PreprocessName::Hf => "hf",
+        PreprocessName::Hps => "hps",
+        PreprocessName::OpenClip => "open_clip",
+    };
+    format!(
+        "`{key}` is not what preprocess = \"{recipe}\" does; hint: preprocess = \"{own}\" follows the \
+         model's own file"
+    )
+}
+
+/// A value as a problem shows it.
+fn shown(value: &Value) -> String {
+    let text = value.to_string();
+    match text.char_indices().nth(60) {
+        Some((end, _)) => format!("{}…", &text[..end]),
+        None => text,
+    }
+}
+
+/// A key that is not `null`.
+fn get<'a>(keys: &'a Map<String, Value>, key: &str) -> Option<&'a Value> {
+    keys.get(key).filter(|value| !value.is_null())
+}
+
+fn expected(key: &str, what: &str, found: &Value) -> Problem {
+    format!("`{key}`: expected {what}, found {}", shown(found))
+}
+
+/// One number for all channels, or one for each. A list of one is for all where `broadcasts` says so.
+fn channels(key: &str, value: &Value, broadcasts: bool) -> Result<[f32; 3], Problem> {
+    let wrong = || expected(key, "a number or a list of three", value);
+    let number = |value: &Value| value.as_f64().map(|number| number as f32).ok_or_else(wrong);
+    match value {
+        Value::Array(values) => match values.as_slice() {
+            [red, green, blue] => Ok([number(red)?, number(green)?, number(blue)?]),
+            [one] if broadcasts => Ok([number(one)?; 3]),
+            _ => Err(wrong()),
+        },
+        value => Ok([number(value)?; 3]),
+    }
+}
+
+/// Says of keys that the Python library does not read that they change nothing.
+fn tell_unread(section: &Section, library: &str, known: &[&str]) {
+    for key in section.keys.keys().filter(|key| !known.contains(&key.as_str())) {
+        let key: String = key.chars().take(60).collect();
+        tracing::warn!(
+            file = %section.file.display(),
+            "`{key}` changes nothing: {library} does not read it"
+        );
+    }
+}
+
+impl Section {
+    /// Says which keys change nothing, once for a file.
+    pub(crate) fn tell_unread_hf(&self) {
+        tell_unread(self, "transformers' CLIP image processor", hf::KNOWN);
+    }
+
+    /// Says which keys change nothing, once for a file.
+    pub(crate) fn tell_unread_open_clip(&self) {
+        tell_unread(self, "open_clip", open_clip::KNOWN);
+    }
+}
