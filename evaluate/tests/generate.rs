@@ -250,3 +250,34 @@ fn settings_come_from_flags_environment_and_file() {
     Run::of(&mut command).expect_drawn(0, 2);
     assert_eq!(world.files("out"), before);
 }
+
+/// The scheduler is the one that `model_index.json` names; one that is not built here serves with
+/// `--scheduler`; and a UNet from before diffusers 0.9 is of 64 latents a side.
+#[test]
+fn a_pipeline_is_read_as_diffusers_reads_it() {
+    let world = World::new(&["a fox"]);
+    let folder = world.copy_pipeline("sd");
+    let source = format!("sd={}", folder.display());
+    let change = |file: &str, from: &str, to: &str| {
+        let text = std::fs::read_to_string(world.path(file)).unwrap();
+        assert!(text.contains(from), "{text}");
+        world.put(file, text.replace(from, to).as_bytes());
+    };
+    let scheduler = |more: &[&str]| {
+        let _ = std::fs::remove_dir_all(world.path("out"));
+        Run::of(&mut world.generate(&[&source], more)).expect_drawn(1, 1);
+        let manifest: Value = serde_json::from_slice(&world.files("out")["manifest.json"]).unwrap();
+        let record = &manifest["models"]["sd"];
+        (record["scheduler"].as_str().unwrap().to_owned(), record["size"].clone())
+    };
+    change("sd/model_index.json", "PNDMScheduler", "DDIMScheduler");
+    assert_eq!(scheduler(&[]), ("ddim".to_owned(), json!("16x16")));
+    change("sd/model_index.json", "DDIMScheduler", "MyOwnScheduler");
+    let run = Run::of(&mut world.generate(&[&source], &["--fresh"]));
+    run.expect_error(&["MyOwnScheduler", "hint: --scheduler ddim"]);
+    assert_eq!(scheduler(&["--scheduler", "euler"]).0, "euler");
+
+    let config = "sd/unet/config.json";
+    change(config, "\"_diffusers_version\": \"0.42.1\"", "\"_diffusers_version\": \"0.8.0\"");
+    assert_eq!(scheduler(&["--scheduler", "euler", "--steps", "1"]).1, "128x128");
+}

@@ -407,3 +407,31 @@ fn a_run_that_is_killed_anywhere_is_finished_with_the_same_bytes() {
     assert!(run(out.path(), None).status.success());
     assert!(files(out.path()) == files(&whole));
 }
+
+/// What a run refuses, the cache of its encoders refuses as well.
+#[test]
+fn networks_that_do_not_fit_each_other_are_refused_before_anything_is_written() {
+    let folder = tempfile::tempdir().unwrap();
+    let input = pairs(folder.path(), |_, _| {});
+    let copy = folder.path().join("sd");
+    fs_err::create_dir(&copy).unwrap();
+    for entry in walk(&model("sd")) {
+        let target = copy.join(entry.strip_prefix(model("sd")).unwrap());
+        fs_err::create_dir_all(target.parent().unwrap()).unwrap();
+        fs_err::copy(&entry, &target).unwrap();
+    }
+    let vae = copy.join("vae/config.json");
+    let mut options: serde_json::Value =
+        serde_json::from_str(&fs_err::read_to_string(&vae).unwrap()).unwrap();
+    options["shift_factor"] = 0.1.into();
+    fs_err::write(&vae, options.to_string()).unwrap();
+    let out = folder.path().join("latents");
+    let error = refused(&Config { model: copy, ..config("sd", &input, &out) });
+    assert!(error.contains("shift_factor is not zero"), "{error}");
+}
+
+/// All files below a folder.
+fn walk(folder: &Path) -> Vec<PathBuf> {
+    let entries = fs_err::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+    entries.flat_map(|path| if path.is_dir() { walk(&path) } else { vec![path] }).collect()
+}

@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
+use runkit::text::excerpt;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
@@ -108,10 +109,7 @@ pub(crate) fn invalid(file: &Path, reason: String) -> ConfigError {
 
 /// An option whose value is not built here; `hint` may be empty.
 pub(crate) fn unsupported(option: &str, value: &Value, hint: &str) -> ConfigError {
-    let mut value = value.to_string();
-    if value.chars().count() > 60 {
-        value = value.chars().take(60).chain(['…']).collect();
-    }
+    let value = excerpt(&value.to_string());
     let hint = if hint.is_empty() { String::new() } else { format!("\nhint: {hint}") };
     ConfigError::Unsupported { option: option.to_owned(), value, hint }
 }

@@ -247,16 +247,16 @@ fn tensors_stay_in_their_storage() {
 #[test]
 fn other_formats_are_named() {
     for (bytes, reason) in [
-        (&b"version https://git-lfs.github.com/spec/v1\n"[..], "Git LFS pointer"),
+        (&b"version https://git-lfs.github.com/spec/v1\n"[..], "git-lfs pointer"),
         (b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.", "before PyTorch 1.6"),
-        (b"<!doctype html><html>", "web page"),
+        (b"<!doctype html><html>", "an HTML page"),
         (b"hello, world", "text that begins with \"hello, world\""),
-        (b"{\"error\": {\"code\": 404}}", "JSON that begins with"),
-        (b"[\n      {\"a\": 1}]", "JSON that begins with"),
+        (b"{\"error\": {\"code\": 404}}", "JSON text that begins with"),
+        (b"[\n      {\"a\": 1}]", "JSON text that begins with"),
         (&[b'Q'; 300], "base64 text"),
         (b"\x89HDF\r\n\x1a\n\0\0\0\0", "an HDF5 file"),
         (b"GGUF\x03\0\0\0\0\0\0\0", "a GGUF file"),
-        (b"\x00\x01\x02\x03\xff\xfe\xfd\xfc\xfb", "something else"),
+        (b"\x00\x01\x02\x03\xff\xfe\xfd\xfc\xfb", "of an unknown kind"),
         (b"", "empty"),
         (b"PK\x03\x04", "zip"),
     ] {

@@ -35,7 +35,7 @@ type Load = fn(&Path, &Weights) -> Result<(), nn::ModelError>;
 #[test]
 fn a_common_beginning_of_all_names_is_taken_off() {
     const CPU: (Device, Precision) = (Device::Cpu, Precision::F32);
-    let cases: [(&str, &str, Load); 7] = [
+    let cases: [(&str, &str, Load); 8] = [
         ("unet/sd21", "diffusion_pytorch_model.safetensors", |folder, weights| {
             let config = UNetConfig::read(&folder.join("config.json"))?;
             UNet::load(&config, weights, CPU.0, CPU.1)?;
@@ -62,6 +62,12 @@ fn a_common_beginning_of_all_names_is_taken_off() {
             let config = ClipConfig::read(&folder.join("config.json"), layout)?;
             ClipModel::load(&config, layout, weights, ClipParts::BOTH, CPU.0, CPU.1)?;
             ClipModel::load(&config, layout, weights, ClipParts::VISION, CPU.0, CPU.1).map(drop)
+        }),
+        ("open_clip_bin", "open_clip_pytorch_model.bin", |folder, weights| {
+            let layout = ClipLayout::OpenClip;
+            let config = ClipConfig::read(&folder.join("open_clip_config.json"), layout)?;
+            ClipModel::load(&config, layout, weights, ClipParts::BOTH, CPU.0, CPU.1)?;
+            ClipModel::load(&config, layout, weights, ClipParts::TEXT, CPU.0, CPU.1).map(drop)
         }),
         ("distilbert", "model.safetensors", |folder, weights| {
             let config = DistilBertConfig::read(&folder.join("config.json"))?;
@@ -180,8 +186,8 @@ fn the_only_variant_is_read_and_several_are_named() {
 #[test]
 fn texts_in_place_of_a_file_are_named() {
     for (text, says) in [
-        ("version https://git-lfs.github.com/spec/v1\noid sha256:ab\nsize 3\n", "Git LFS pointer"),
-        ("<!DOCTYPE html>\n<html></html>", "a web page"),
+        ("version https://git-lfs.github.com/spec/v1\noid sha256:ab\nsize 3\n", "git-lfs pointer"),
+        ("<!DOCTYPE html>\n<html></html>", "an HTML page"),
         ("{\"error\": \"Repository not found\"}", "JSON"),
         ("Entry not found", "Entry not found"),
     ] {

@@ -6,7 +6,7 @@ use std::path::{Component, Path, PathBuf};
 use serde::Deserialize;
 
 use super::mapped::{MappedFile, invalid};
-use super::{Weights, WeightsError, archive, name_text, safetensors};
+use super::{Weights, WeightsError, archive, safetensors, text};
 
 /// Usual names of weights in a model folder, the best first.
 pub(super) const USUAL_NAMES: &[&str] = &[
@@ -137,8 +137,6 @@ enum Content {
 
 /// What a file is, by its first bytes.
 fn sniff(bytes: &[u8]) -> Content {
-    let resave = "load and save it again with PyTorch 1.6 or newer, or convert it to safetensors";
-    let other = |found: &str, hint: &'static str| Content::Other { found: found.to_owned(), hint };
     // The length of a header is never eight letters: it would be that of an exabyte.
     let letter = |byte: &u8| byte.is_ascii_graphic() || byte.is_ascii_whitespace();
     let letters = bytes.iter().take(8).all(letter);
@@ -147,17 +145,12 @@ fn sniff(bytes: &[u8]) -> Content {
     } else if bytes.get(8) == Some(&b'{') && !letters {
         Content::Safetensors
     } else if bytes.first() == Some(&0x80) && bytes.get(1).is_some_and(|version| *version <= 5) {
-        other("a pickle in the format from before PyTorch 1.6", resave)
-    } else if let Some((found, hint)) = name_text(bytes) {
+        let found = "a pickle in the format from before PyTorch 1.6".to_owned();
+        let hint = "load and save it again with PyTorch 1.6 or newer, or convert it to safetensors";
         Content::Other { found, hint }
-    } else if bytes.starts_with(b"\x89HDF") {
-        other("an HDF5 file, as TensorFlow writes it", "use the model's safetensors or .bin file")
-    } else if bytes.starts_with(b"GGUF") {
-        other("a GGUF file of quantised weights", "use the model's safetensors or .bin file")
-    } else if bytes.starts_with(b"\x1f\x8b") {
-        other("a gzip file", "unpack it first")
     } else {
-        other("something else", "download the file again")
+        let (found, hint) = text::name(bytes);
+        Content::Other { found, hint }
     }
 }
 
@@ -171,13 +164,14 @@ fn open_index(path: &Path) -> Result<Weights, WeightsError> {
     if fs_err::metadata(path)?.len() > LARGEST_INDEX_BYTES {
         return Err(invalid(path, "an index of more than 32 MiB is not read"));
     }
-    let text = fs_err::read(path)?;
-    let index: Index = serde_json::from_slice(&text).map_err(|error| match name_text(&text) {
-        Some((found, hint)) => {
-            invalid(path, format!("not a valid index of shards: {found}\nhint: {hint}"))
-        }
-        None => invalid(path, format!("not a valid index of shards: {error}")),
-    })?;
+    let bytes = fs_err::read(path)?;
+    let index: Index =
+        serde_json::from_slice(&bytes).map_err(|error| match text::name_text(&bytes) {
+            Some((found, hint)) => {
+                invalid(path, format!("not a valid index of shards: {found}\nhint: {hint}"))
+            }
+            None => invalid(path, format!("not a valid index of shards: {error}")),
+        })?;
     let shards: BTreeSet<&str> = index.weight_map.values().map(String::as_str).collect();
     let folder = path.parent().unwrap_or_else(|| Path::new(""));
     let mut all = Weights { files: vec![path.to_owned()], ..Weights::default() };
