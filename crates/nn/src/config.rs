@@ -93,6 +93,16 @@ pub(crate) fn read_json(file: &Path) -> Result<Value, ConfigError> {
     }
 }
 
+/// A configuration of diffusers without the options that it lists as never set: the library takes its
+/// own default for them, whatever stands there.
+pub(crate) fn without_unset(mut json: Value) -> Value {
+    let Some(map) = json.as_object_mut() else { return json };
+    if let Some(Value::Array(unset)) = map.remove("_use_default_values") {
+        map.retain(|name, _| !unset.iter().any(|other| other == name));
+    }
+    json
+}
+
 /// A file that is no JSON; what else it is, where its first bytes say so.
 pub(crate) fn not_json(file: &Path, text: &[u8], error: &serde_json::Error) -> ConfigError {
     let named = crate::weights::name_text(text);

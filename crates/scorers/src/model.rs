@@ -190,6 +190,13 @@ fn weight_files(
             break;
         }
     }
+    // A folder may hold another variant, or nothing but.
+    let found = match (found, &entry.weights, repository.folder()) {
+        (None, None, Some(folder)) => {
+            nn::weights::find_file(folder, names).map_err(ScorerError::network(&entry.name))?
+        }
+        (found, ..) => found,
+    };
     let Some(file) = found else {
         let problem = format!(
             "model `{}` holds none of {}; hint: name the file with `weights`",

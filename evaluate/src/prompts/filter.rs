@@ -280,7 +280,15 @@ fn fetch(repository: &Repository, model: &str) -> Result<(PathBuf, PathBuf), Fil
         repository.file("vocab.txt").map_err(Box::new)?;
         optional("tokenizer_config.json")?;
     }
-    match (repository.folder(), weights) {
+    let folder = repository.folder();
+    // A folder may hold another variant, or nothing but.
+    let weights = match (folder, weights) {
+        (Some(folder), None) => {
+            nn::weights::find_file(folder, WEIGHT_FILES).map_err(nn::ModelError::from)?
+        }
+        (_, weights) => weights,
+    };
+    match (folder, weights) {
         (Some(folder), Some(weights)) => Ok((folder.to_owned(), weights)),
         _ => {
             Err(FilterError::NoWeights { model: model.to_owned(), names: WEIGHT_FILES.join(", ") })

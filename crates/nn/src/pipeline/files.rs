@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
-use crate::config::{ConfigError, Options, read_json, unsupported};
+use crate::config::{ConfigError, Options, read_json, unsupported, without_unset};
 use crate::error::ModelError;
 use crate::schedule::ScheduleConfig;
 use crate::text::{self, TextEncoderConfig};
@@ -231,7 +231,7 @@ impl Index {
                           hint: name the folder that DiffusionPipeline.save_pretrained wrote";
             return Err(unfit(folder, reason.to_owned()));
         }
-        let json = read_json(&file)?;
+        let json = without_unset(read_json(&file)?);
         Self::parse(&json, file.clone()).map_err(|error| error.in_file(&file).into())
     }
 

@@ -8,7 +8,7 @@ use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 
 use super::sampler::SamplerKind;
-use crate::config::{ConfigError, Options, invalid, not_json, unsupported};
+use crate::config::{ConfigError, Options, invalid, not_json, unsupported, without_unset};
 
 /// A configuration is a page of text, or as many betas as there are timesteps.
 const LARGEST_FILE_BYTES: u64 = 1 << 20;
@@ -220,16 +220,13 @@ impl ScheduleConfig {
     }
 
     fn parse_as(text: &str, file: &Path, class: Option<&str>) -> Result<Self, ConfigError> {
-        let mut json: Value = serde_json::from_str(text)
+        let json: Value = serde_json::from_str(text)
             .or_else(|error| serde_json::from_str(&quote_constants(text)).map_err(|_| error))
             .map_err(|error| not_json(file, text.as_bytes(), &error))?;
-        let Some(map) = json.as_object_mut() else {
+        if !json.is_object() {
             return Err(invalid(file, "expected a JSON object".to_owned()));
-        };
-        // Options that a class did not find in its own file; another takes its own default.
-        if let Some(Value::Array(defaults)) = map.remove("_use_default_values") {
-            map.retain(|name, _| !defaults.iter().any(|default| default == name));
         }
+        let json = without_unset(json);
         let options = Options::new(&json, "");
         let own = options.get("_class_name", "a name", None::<String>)?;
         let Some(class_name) = class.map(str::to_owned).or(own) else {
@@ -429,6 +426,16 @@ mod tests {
         .unwrap();
         assert_eq!((config.set_alpha_to_one, config.clip_sample), (Some(false), false));
         assert!(!config.lower_order_final);
+    }
+
+    #[test]
+    fn options_that_were_never_set_have_the_default() {
+        let config = parse(
+            r#"{"_class_name": "DDIMScheduler", "steps_offset": 7, "beta_end": 0.012,
+                "_use_default_values": ["steps_offset"]}"#,
+        )
+        .unwrap();
+        assert_eq!((config.steps_offset, config.beta_end), (0, 0.012));
     }
 
     #[test]

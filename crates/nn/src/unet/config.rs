@@ -8,7 +8,7 @@ use std::path::Path;
 use serde::Deserialize;
 use serde_json::Value;
 
-use crate::config::{ConfigError, Options, invalid, read_json, unsupported};
+use crate::config::{ConfigError, Options, invalid, read_json, unsupported, without_unset};
 use crate::layers::ResnetSizes;
 
 /// The largest number of channels: far above every published network.
@@ -135,7 +135,8 @@ impl UNetConfig {
         if !source.is_object() {
             return Err(invalid(name, "expected a JSON object".to_owned()));
         }
-        let options = Options::new(&source, "");
+        let json = without_unset(source.clone());
+        let options = Options::new(&json, "");
         let class = options.get("_class_name", "a name", CLASS.to_owned())?;
         if class != CLASS {
             return Err(invalid(name, format!("_class_name is {class:?}, expected {CLASS:?}")));
@@ -358,6 +359,8 @@ mod tests {
         assert_eq!(config.up_attends, [false, true, true, true]);
         assert_eq!(config.heads, [8; 4]);
         assert_eq!(config.pooled_width(), None);
+        let unset = parse(json!({"in_channels": 9, "_use_default_values": ["in_channels"]}));
+        assert_eq!(unset.unwrap().in_channels, 4);
     }
 
     #[test]
@@ -411,6 +414,7 @@ mod tests {
             (json!({"transformer_layers_per_block": [[1], [1], [1], [1]]}), "transformer_layers"),
             (json!({"cross_attention_dim": [768, 768, 768, 1024]}), "cross_attention_dim"),
             (json!({"act_fn": "gelu"}), "act_fn"),
+            (json!({"in_channels": -4, "_use_default_values": ["sample_size"]}), "in_channels"),
             (json!({"num_attention_heads": 8}), "num_attention_heads"),
             (json!({"conv_in_kernel": 1}), "conv_in_kernel"),
             (json!({"quantization_config": {"load_in_8bit": true}}), "quantization_config"),

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use serde_json::Value;
 
-use crate::config::{ConfigError, Options, read_json, unsupported};
+use crate::config::{ConfigError, Options, read_json, unsupported, without_unset};
 
 /// The largest number of channels of any layer.
 const MOST_CHANNELS: i64 = 1 << 16;
@@ -64,7 +64,7 @@ impl VaeConfig {
     /// # Errors
     /// Where the file cannot be read, or describes another kind of network.
     pub fn read(file: &Path) -> Result<Self, ConfigError> {
-        Self::parse(&read_json(file)?, file).map_err(|error| error.in_file(file))
+        Self::parse(&without_unset(read_json(file)?), file).map_err(|error| error.in_file(file))
     }
 
     fn parse(json: &Value, file: &Path) -> Result<Self, ConfigError> {
