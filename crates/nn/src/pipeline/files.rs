@@ -193,6 +193,7 @@ impl PipelineFiles {
         };
         let version = version.as_str().and_then(release).ok_or_else(refused)?;
         if version < FIRST_VERSION_WITH_SAMPLE_SIZE
+            && config.sample_size.is_some()
             && side.is_some_and(|side| side < FORMER_SAMPLE_SIZE)
         {
             config.sample_size = Some((FORMER_SAMPLE_SIZE, FORMER_SAMPLE_SIZE));
