@@ -376,6 +376,7 @@ pub fn rehearse(config: &Config, stop: &StopFlag) -> Result<Rehearsal> {
     let inputs = inputs(config)?;
     let scorers = ScorersConfig::read(&config.scorers)?;
     work::refuse_foreign(config, &inputs)?;
+    tracing::info!(files = inputs.len(), "planning");
     // The folder of the output need not exist yet.
     let scratch = config.scratch.clone().unwrap_or_else(std::env::temp_dir);
     let plan = Plan::make(&inputs, config.limit, &scratch, stop)?;

@@ -441,6 +441,40 @@ fn inspect_counts_what_the_file_holds() {
 }
 
 #[test]
+fn inspect_lists_the_rows_that_failed() {
+    let world = World::empty();
+    let mut rows = rows(40);
+    rows[19].error = Some("image_0: \u{1b}[31mred\tand\nmore".to_owned());
+    labels_file(&world, &rows);
+    let run = inspect(&world, &["--failed", "--format", "json"]).expect_code(0);
+    let found: serde_json::Value = serde_json::from_str(&run.stdout).unwrap();
+    let failed: Vec<&LabelRow> = rows.iter().filter(|row| row.status != Status::Ok).collect();
+    assert_eq!(found.as_array().unwrap().len(), failed.len());
+    for (found, row) in found.as_array().unwrap().iter().zip(&failed) {
+        let expected = serde_json::json!({
+            "pair_id": row.pair_id,
+            "source_file": row.source_file,
+            "source_row": row.source_row,
+            "status": "decode_error",
+            "error": row.error,
+        });
+        assert_eq!(*found, expected);
+    }
+    let run = inspect(&world, &["--failed"]).expect_code(0);
+    let lines: Vec<&str> = run.stdout.lines().collect();
+    assert_eq!(lines.len(), failed.len());
+    assert_eq!(lines[0], "pair 9\tpairs.parquet:9\tdecode_error\timage_0: cut short");
+    assert_eq!(lines[1].split('\t').count(), 4, "{:?}", lines[1]);
+    assert!(!run.stdout.contains('\u{1b}'), "{run:#?}");
+
+    rows.retain(|row| row.status == Status::Ok);
+    labels_file(&world, &rows);
+    assert_eq!(inspect(&world, &["--failed"]).expect_code(0).stdout, "");
+    let none = inspect(&world, &["--failed", "--format", "json"]).expect_code(0);
+    assert_eq!(none.stdout, "[]\n");
+}
+
+#[test]
 fn inspect_tells_what_is_no_labels_file_and_is_quiet_when_nobody_reads() {
     let world = World::with_sample(3);
     for (name, says) in
@@ -475,6 +509,8 @@ fn check_says_what_a_run_needs_and_writes_nothing() {
         "scorer     aesthetic: ",
         "networks   loaded in ",
         "images/s",
+        "for labels and parts in ",
+        "for captions and their features in ",
         "labels.parquet: new",
     ] {
         assert!(run.stdout.contains(line), "{line:?} in {run:#?}");
@@ -489,6 +525,36 @@ fn check_says_what_a_run_needs_and_writes_nothing() {
     let run = Run::of(command.arg("--out").arg(world.path("labels.parquet"))).expect_code(0);
     assert!(run.stdout.contains("goes on, 2 of 3 files are done"), "{run:#?}");
     assert!(begun == world.files(""), "something was written");
+}
+
+#[test]
+fn what_the_scratch_files_take_is_known_and_they_stand_where_they_should() {
+    let world = World::with_sample(6);
+    std::fs::create_dir(world.path("scratch")).unwrap();
+    let scorers = common::four_scorers();
+    let mut command = relabel(["check", "--pairs"]);
+    command.arg(world.path("pairs")).arg("--scorers").arg(&scorers);
+    command.arg("--scratch").arg(world.path("scratch"));
+    let run = Run::of(&mut command).expect_code(0);
+    let mut captions: Vec<String> =
+        common::sample_pairs(6).into_iter().filter_map(|pair| pair.caption).collect();
+    captions.sort();
+    captions.dedup();
+    // Three text towers of 128 numbers in four bytes.
+    let bytes = captions.iter().map(|caption| caption.len() + 3 * 128 * 4).sum::<usize>() as u64;
+    let line = format!("scratch    {} for captions", indicatif::HumanBytes(bytes));
+    assert!(run.stdout.contains(&line), "{line:?} in {run:#?}");
+    assert!(run.stdout.contains(world.path("scratch").to_str().unwrap()), "{run:#?}");
+    assert_eq!(world.names("scratch"), [""; 0]);
+
+    // Other than the folder of the output, and no part of what the run is.
+    Run::of(&mut world.score(&scorers, "a.parquet", &[])).expect_code(0);
+    let scratch = world.path("scratch").to_str().unwrap().to_owned();
+    Run::of(&mut world.score(&scorers, "b.parquet", &["--scratch", &scratch])).expect_code(0);
+    assert!(world.bytes("a.parquet") == world.bytes("b.parquet"));
+    let absent = world.path("absent").to_str().unwrap().to_owned();
+    Run::of(&mut world.score(&scorers, "c.parquet", &["--scratch", &absent]))
+        .expect_error(&["absent", "--scratch"]);
 }
 
 #[test]
@@ -542,6 +608,7 @@ fn help_fits_80_columns_and_names_every_flag() {
         "dtype",
         "ties",
         "max-failed",
+        "scratch",
         "shard",
         "config",
         "print-config",
@@ -552,7 +619,7 @@ fn help_fits_80_columns_and_names_every_flag() {
         (Some("score"), &score),
         (Some("check"), &score),
         (Some("vote"), &["labels", "out", "voters", "ties", "fresh"]),
-        (Some("inspect"), &["format"]),
+        (Some("inspect"), &["failed", "format"]),
     ] {
         for flag in ["-h", "--help"] {
             let run = Run::of(&mut relabel(command.into_iter().chain([flag]))).expect_code(0);

@@ -12,7 +12,7 @@ use serde::Serialize;
 
 use crate::cli::ReportFormat;
 
-/// A row that failed; in JSON one object a line.
+/// A row that failed; in JSON an object of the array.
 #[derive(Debug, Serialize)]
 struct Failed<'batch> {
     pair_id: &'batch str,
@@ -22,20 +22,28 @@ struct Failed<'batch> {
     error: Option<&'batch str>,
 }
 
-/// Prints every failed row of `labels`, in order, as they are read.
+/// Prints every failed row of `labels`, in order, as they are read: a line each, or the elements of one
+/// JSON array.
 pub(super) fn run(labels: &Path, format: ReportFormat) -> Result<ExitStatus> {
     let file = LabelsFile::open(labels)?;
     let mut out = BufWriter::new(std::io::stdout().lock());
+    let mut print = |text: &str| out.write_all(text.as_bytes()).context("writing to stdout");
+    let mut before = "[\n";
     for batch in file.batches()? {
         let batch = batch.with_context(|| format!("reading {}", labels.display()))?;
         for row in (0..batch.num_rows()).filter(|&row| has_failed(&batch, row)) {
             let failed = Failed::of(&batch, row);
             match format {
-                ReportFormat::Text => writeln!(out, "{}", failed.to_line()),
-                ReportFormat::Json => writeln!(out, "{}", serde_json::to_string(&failed)?),
+                ReportFormat::Text => print(&format!("{}\n", failed.to_line()))?,
+                ReportFormat::Json => {
+                    print(&format!("{before}  {}", serde_json::to_string(&failed)?))?;
+                    before = ",\n";
+                }
             }
-            .context("writing to stdout")?;
         }
+    }
+    if let ReportFormat::Json = format {
+        print(if before == ",\n" { "\n]\n" } else { "[]\n" })?;
     }
     out.flush().context("writing to stdout")?;
     Ok(ExitStatus::Done)
