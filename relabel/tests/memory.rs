@@ -8,8 +8,8 @@ mod common;
 use std::time::Duration;
 
 use common::{
-    Pair, Run, Running, World, four_scorers, pairs_in_small_pages, pairs_without_images, png_of_size,
-    sample_pairs, scorer_entry,
+    Pair, Run, Running, World, four_scorers, pairs_in_small_pages, pairs_without_images,
+    png_of_size, sample_pairs, scorer_entry,
 };
 use relabel::score::plan::BYTES_PER_ROW;
 
