@@ -178,11 +178,7 @@ impl<'run> Generation<'run> {
     /// What is wrong with a model, before its weights are loaded, or with the folder.
     pub fn open(config: &'run Config, prompts: &'run [Prompt]) -> Result<Self> {
         super::output::check_writable(&config.out)?;
-        let models: Vec<Model> = config
-            .models
-            .iter()
-            .map(|source| Model::open(source, config))
-            .collect::<Result<_>>()?;
+        let models = Model::open_all(config)?;
         let jobs = jobs(prompts, config.seeds.clone());
         let manifest = Manifest::new(config, &models, prompts);
         let mut generation = Self { config, prompts, models, jobs, manifest };

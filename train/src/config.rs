@@ -361,11 +361,7 @@ impl RunSettings {
 
     /// Paths of a settings file are relative to it.
     fn resolve_paths(&mut self, folder: &Path) {
-        self.change_paths(|path| {
-            if path.is_relative() {
-                *path = folder.join(&*path);
-            }
-        });
+        self.change_paths(|path| runkit::path::resolve_in_place(path, folder));
     }
 
     /// The settings as they are saved: a valid `--config` wherever the file lies.
@@ -373,7 +369,9 @@ impl RunSettings {
     pub fn with_absolute_paths(&self) -> Self {
         let mut settings = self.clone();
         settings.change_paths(|path| {
-            if let Ok(absolute) = std::path::absolute(&*path) {
+            if !runkit::path::is_address(path)
+                && let Ok(absolute) = std::path::absolute(&*path)
+            {
                 *path = absolute;
             }
         });

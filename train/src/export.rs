@@ -116,6 +116,10 @@ pub fn write(run: &Path, base: &BaseModel, networks: &Networks, card: &str) -> R
         };
         copy().with_context(|| format!("copying {}", from.display()))?;
     }
+    let index = match without_absent_parts(&index, &base.files.folder)? {
+        Some(changed) => changed,
+        None => index,
+    };
     runkit::files::write_atomic(to.join(CARD), |file| file.write_all(card.as_bytes()))?;
     runkit::files::write_atomic(to.join(INDEX), |file| file.write_all(&index))?;
     Ok(to)
@@ -154,6 +158,31 @@ fn copied(base: &BaseModel) -> Result<Vec<Copied>> {
         }
     }
     Ok(all)
+}
+
+/// The index with two nulls for each part whose folder is not there, as diffusers writes parts that
+/// were left out: of a model of the hub the safety checker is not downloaded. `None` where all parts
+/// are there.
+fn without_absent_parts(index: &[u8], folder: &Path) -> Result<Option<Vec<u8>>> {
+    let mut changed: Value = serde_json::from_slice(index)
+        .with_context(|| format!("{}: not JSON", folder.join(INDEX).display()))?;
+    let Some(parts) = changed.as_object_mut() else { return Ok(None) };
+    let mut any = false;
+    for (name, part) in parts.iter_mut() {
+        // `["library", "class"]`; options of the pipeline are no lists.
+        let is_part = part.as_array().is_some_and(|pair| pair.len() == 2 && pair[1].is_string());
+        if is_part && name != "unet" && !folder.join(name).is_dir() {
+            *part = Value::Array(vec![Value::Null, Value::Null]);
+            any = true;
+        }
+    }
+    if !any {
+        return Ok(None);
+    }
+    if parts.get("safety_checker").is_some_and(|part| part.get(1) == Some(&Value::Null)) {
+        parts.insert("requires_safety_checker".to_owned(), Value::Bool(false));
+    }
+    Ok(Some(serde_json::to_vec_pretty(&changed)?))
 }
 
 /// The network of a part, if it is one whose weights are read here.
@@ -229,7 +258,11 @@ pub fn model_card(
     manifest: &Manifest,
     probes: Option<(&ProbeReport, &ProbeReport)>,
 ) -> String {
-    let name = base.files.folder.file_name().unwrap_or_default().to_string_lossy();
+    // Of a model of the hub the folder is called after its commit.
+    let name = match &base.revision {
+        Some(_) => base.shown.trim_start_matches("hf://").into(),
+        None => base.files.folder.file_name().unwrap_or_default().to_string_lossy(),
+    };
     let mut card = String::new();
     // Writing to a String cannot fail.
     let _ = write!(
@@ -340,5 +373,23 @@ mod tests {
         ];
         assert_eq!(listed(&sharded), [sharded[0], sharded[1], sharded[3], sharded[5]]);
         assert_eq!(listed(&["model.onnx", "merges.txt"]), ["merges.txt", "model.onnx"]);
+    }
+
+    #[test]
+    fn parts_that_are_not_there_are_left_out_of_the_index() {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::create_dir(folder.path().join("vae")).unwrap();
+        let index = br#"{
+            "safety_checker": ["stable_diffusion", "StableDiffusionSafetyChecker"],
+            "unet": ["diffusers", "UNet2DConditionModel"],
+            "vae": ["diffusers", "AutoencoderKL"]
+        }"#;
+        let changed = without_absent_parts(index, folder.path()).unwrap().unwrap();
+        let changed: Value = serde_json::from_slice(&changed).unwrap();
+        assert_eq!(changed["safety_checker"], serde_json::json!([null, null]));
+        assert_eq!(changed["requires_safety_checker"], false);
+        assert_eq!(changed["vae"][1], "AutoencoderKL");
+        std::fs::create_dir(folder.path().join("safety_checker")).unwrap();
+        assert_eq!(without_absent_parts(index, folder.path()).unwrap(), None);
     }
 }

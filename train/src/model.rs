@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use anyhow::{Context as _, Result, bail, ensure};
 use media::text::{HuggingFaceTokenizer, Tokenizer as _};
 use nn::device::Precision;
-use nn::pipeline::{Pipeline, PipelineFiles, TextConditions};
+use nn::pipeline::{FetchedPipeline, Pipeline, PipelineFiles, PipelineSource, TextConditions};
 use nn::schedule::{ScheduleConfig, TrainingSchedule};
 use nn::unet::{UNet, UNetConfig};
 use nn::vae::VaeConfig;
@@ -25,6 +25,10 @@ const LARGEST_RESOLUTION: i64 = 16_384;
 pub struct BaseModel {
     /// Its files.
     pub files: PipelineFiles,
+    /// What it is called: its folder, or `hf://owner/name@revision`.
+    pub shown: String,
+    /// The hub's commit that it is of; none of a folder.
+    pub revision: Option<String>,
     /// One for each text encoder.
     pub tokenizers: Vec<HuggingFaceTokenizer>,
     /// Height and width of training images in pixels.
@@ -51,14 +55,15 @@ impl std::fmt::Debug for BaseModel {
 }
 
 impl BaseModel {
-    /// Looks at everything but the numbers in the weights. `resolution` is in pixels; none for the
-    /// size that the UNet was made for.
+    /// Looks at everything but the numbers in the weights. `model` is a folder, or
+    /// `hf://owner/name[@revision]`, whose files are downloaded where they are missing. `resolution`
+    /// is in pixels; none for the size that the UNet was made for.
     ///
     /// # Errors
-    /// Where the folder is no such pipeline or not complete, or the autoencoder cannot take images
-    /// of this size.
-    pub fn open(folder: &Path, resolution: Option<i64>) -> Result<Self> {
-        let files = PipelineFiles::open(folder, None)?;
+    /// Where the folder is no such pipeline or not complete, a file cannot be downloaded, or the
+    /// autoencoder cannot take images of this size.
+    pub fn open(model: &Path, resolution: Option<i64>) -> Result<Self> {
+        let FetchedPipeline { files, shown, revision, .. } = source(model).fetch()?;
         let unet = files.unet_config()?;
         let vae = VaeConfig::read(&files.vae.config)?;
         let factor = vae.downscale();
@@ -85,8 +90,18 @@ impl BaseModel {
             unet,
             schedule,
             files,
+            shown,
+            revision,
             cut_is_said: AtomicBool::new(false),
         })
+    }
+
+    /// Looks at a model that is a folder: what can be said before anything is downloaded.
+    ///
+    /// # Errors
+    /// Where it is no pipeline, or not complete.
+    pub fn check_local(model: &Path) -> Result<()> {
+        Ok(source(model).check_local()?)
     }
 
     /// What the model is: the SHA-256 of each file that is read, by part and name, and for
@@ -159,6 +174,10 @@ impl BaseModel {
     }
 }
 
+fn source(model: &Path) -> PipelineSource {
+    PipelineSource { model: model.to_owned(), unet: None }
+}
+
 fn tokenizers(files: &PipelineFiles) -> Result<Vec<HuggingFaceTokenizer>> {
     let mut tokenizers = Vec::with_capacity(files.tokenizers.len());
     for (folder, encoder) in files.tokenizers.iter().zip(files.text_configs()?) {
@@ -222,7 +241,7 @@ impl Networks {
                 (trained, reference.unet.weights)
             }
         };
-        let context = || format!("loading the model {}", folder.display());
+        let context = || format!("loading the model {}", base.shown);
         let pipeline =
             Pipeline::load_for_training(&trained, device, precision).with_context(context)?;
         let ties = pipeline.unet.broken_ties();

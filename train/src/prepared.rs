@@ -85,7 +85,8 @@ impl Prepared {
     /// # Errors
     /// Where one of them cannot be used, or they do not belong together.
     pub fn new(config: &Config) -> Result<Self> {
-        let base = BaseModel::open(&config.model, config.resolution)?;
+        // What is on this machine is checked before a model of the hub is downloaded.
+        BaseModel::check_local(&config.model)?;
         ensure!(
             config.labels.exists(),
             "{}: expected labels, found nothing; hint: relabel score writes them",
@@ -116,6 +117,7 @@ impl Prepared {
             }
         };
         skipped.refuse_unknown(&known, &config.labels)?;
+        let base = BaseModel::open(&config.model, config.resolution)?;
         // What is wrong with a cache or with the prompts is said before anything is loaded.
         all.check(&stream_options(config, &base, 0))?;
         Sampler::new(config, &[], &base)?;

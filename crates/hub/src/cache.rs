@@ -6,6 +6,7 @@
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use runkit::files;
 
@@ -32,8 +33,34 @@ impl CachedRepository {
         self.folder.join("snapshots").join(commit)
     }
 
-    pub(crate) fn blob(&self, etag: &str) -> PathBuf {
-        self.folder.join("blobs").join(etag)
+    /// The contents that the hub or a mirror calls `tag`.
+    pub(crate) fn blob(&self, tag: &str) -> PathBuf {
+        self.folder.join("blobs").join(tag)
+    }
+
+    /// The lock under which contents are downloaded, also by the Python libraries.
+    pub(crate) fn lock(&self, tag: &str) -> PathBuf {
+        let name = self.folder.file_name().unwrap_or_default();
+        self.root.join(".locks").join(name).join(format!("{tag}.lock"))
+    }
+
+    /// Where contents are received: under a name that the next attempt finds, or apart from other
+    /// processes and machines.
+    pub(crate) fn partial(&self, tag: Option<&str>, apart: bool) -> PathBuf {
+        let start = tag.unwrap_or("unnamed");
+        let name = if apart {
+            let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+            let (process, moment) = (std::process::id(), now.as_nanos());
+            format!("{start}.{process:x}-{moment:x}.incomplete")
+        } else {
+            format!("{start}.incomplete")
+        };
+        self.folder.join("blobs").join(name)
+    }
+
+    /// The cache.
+    pub(crate) fn root(&self) -> &Path {
+        &self.root
     }
 
     /// The commit of a revision: itself when it is one, else what the cache remembers.
@@ -63,14 +90,23 @@ impl CachedRepository {
         Ok(Some(path))
     }
 
-    /// Makes `file` of a commit a link to contents that are in `blobs` already.
-    pub(crate) fn link(&self, commit: &str, file: &str, etag: &str) -> Result<(), HubError> {
+    /// Makes `file` of a commit a link to contents that are in `blobs` already. Where the file system
+    /// has no symbolic links the contents get a second name, or move there, as in Python's cache.
+    pub(crate) fn link(&self, commit: &str, file: &str, tag: &str) -> Result<(), HubError> {
         let pointer = self.snapshot(commit).join(file);
         create_parent(&pointer)?;
         let up = "../".repeat(2 + file.matches('/').count());
-        match std::os::unix::fs::symlink(format!("{up}blobs/{etag}"), &pointer) {
+        let made = std::os::unix::fs::symlink(format!("{up}blobs/{tag}"), &pointer);
+        let made = match made {
+            Err(error) if has_no_links(&error) => std::fs::hard_link(self.blob(tag), &pointer),
+            other => other,
+        };
+        match made {
             // Another process was as fast.
             Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => Ok(()),
+            Err(error) if has_no_links(&error) => {
+                Ok(files::rename_durably(self.blob(tag), &pointer)?)
+            }
             other => Ok(other.map_err(|cause| {
                 files::FileError::new(&pointer, files::Operation::Create, cause)
             })?),
@@ -115,6 +151,10 @@ impl CachedRepository {
             .any(|folder| target.starts_with(folder));
         if is_inside { Ok(()) } else { Err(HubError::Outside { path: path.to_owned(), target }) }
     }
+}
+
+fn has_no_links(error: &std::io::Error) -> bool {
+    matches!(error.kind(), std::io::ErrorKind::PermissionDenied | std::io::ErrorKind::Unsupported)
 }
 
 fn create_parent(path: &Path) -> Result<(), HubError> {

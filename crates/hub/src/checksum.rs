@@ -1,10 +1,12 @@
-//! SHA-256 of files, the checksum the hub keeps of large files.
+//! Checksums of files: SHA-256, which the hub keeps of large ones, and git's SHA-1 of small ones.
 
 use std::fmt::Write as _;
 use std::fs::File;
 use std::io::Read;
 use std::path::Path;
 
+use runkit::signals::StopFlag;
+use sha1::Sha1;
 use sha2::{Digest, Sha256};
 
 use crate::HubError;
@@ -15,31 +17,100 @@ const BLOCK: usize = 1 << 20;
 /// The SHA-256 of a file as 64 hexadecimal digits, read block by block.
 ///
 /// # Errors
-/// When the file cannot be read.
+/// When the file cannot be read, or the program is asked to stop.
 pub fn sha256_file(path: impl AsRef<Path>) -> Result<String, HubError> {
-    let path = path.as_ref();
-    let mut file = File::open(path).map_err(HubError::read(path))?;
     let mut digest = Sha256::new();
+    read_blocks(path.as_ref(), &runkit::signals::flag_of_process(), |block| digest.update(block))?;
+    Ok(hexadecimal(&digest.finalize()))
+}
+
+/// Hands over a file block by block, and sees within a block that the program is asked to stop.
+pub(crate) fn read_blocks(
+    path: &Path,
+    stop: &StopFlag,
+    mut take: impl FnMut(&[u8]),
+) -> Result<(), HubError> {
+    let mut file = File::open(path).map_err(HubError::read(path))?;
     let mut block = vec![0; BLOCK];
     loop {
+        stop.check()?;
         let count = match file.read(&mut block) {
-            Ok(0) => break,
+            Ok(0) => return Ok(()),
             Err(error) if error.kind() == std::io::ErrorKind::Interrupted => continue,
             other => other.map_err(HubError::read(path))?,
         };
-        digest.update(block.get(..count).unwrap_or_default());
+        take(block.get(..count).unwrap_or_default());
     }
-    let mut text = String::with_capacity(64);
-    for byte in digest.finalize() {
+}
+
+/// What the name of a file in the cache says of its contents.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Expected {
+    /// SHA-256 of the contents: what the hub keeps in large-file storage.
+    Sha256,
+    /// SHA-1 of git's blob, or of the contents alone, which some mirrors have as their tags.
+    Sha1,
+}
+
+impl Expected {
+    /// The checksum that a tag is; none where it is another kind of name.
+    pub(crate) fn of(tag: &str) -> Option<Self> {
+        let is_hexadecimal = tag.bytes().all(|byte| byte.is_ascii_hexdigit());
+        match tag.len() {
+            64 if is_hexadecimal => Some(Self::Sha256),
+            40 if is_hexadecimal => Some(Self::Sha1),
+            _ => None,
+        }
+    }
+}
+
+/// The checksums of what is written, as far as they can be had without knowing its length.
+#[derive(Clone, Default)]
+pub(crate) struct Running {
+    sha256: Sha256,
+    sha1: Sha1,
+}
+
+impl Running {
+    pub(crate) fn update(&mut self, bytes: &[u8], expected: Option<Expected>) {
+        if expected == Some(Expected::Sha1) {
+            self.sha1.update(bytes);
+        } else {
+            self.sha256.update(bytes);
+        }
+    }
+
+    pub(crate) fn sha256(&self) -> String {
+        hexadecimal(&self.sha256.clone().finalize())
+    }
+
+    pub(crate) fn sha1(&self) -> String {
+        hexadecimal(&self.sha1.clone().finalize())
+    }
+}
+
+/// Git's checksum of a file's contents: SHA-1 of `blob LENGTH`, a zero byte and the contents.
+pub(crate) fn git_sha1_file(path: &Path, stop: &StopFlag) -> Result<String, HubError> {
+    let length = std::fs::metadata(path).map_err(HubError::read(path))?.len();
+    let mut digest = Sha1::new();
+    digest.update(format!("blob {length}\0"));
+    read_blocks(path, stop, |block| digest.update(block))?;
+    Ok(hexadecimal(&digest.finalize()))
+}
+
+fn hexadecimal(bytes: &[u8]) -> String {
+    let mut text = String::with_capacity(bytes.len() * 2);
+    for byte in bytes {
         // Writing to a String cannot fail.
         let _ = write!(text, "{byte:02x}");
     }
-    Ok(text)
+    text
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{BLOCK, sha256_file};
+    use super::{BLOCK, Expected, git_sha1_file, sha256_file};
+    use runkit::signals::StopFlag;
 
     #[test]
     #[expect(clippy::disallowed_methods, reason = "fixtures")]
@@ -65,5 +136,22 @@ mod tests {
         std::fs::write(&path, vec![b'a'; BLOCK]).unwrap();
         assert_ne!(sha256_file(&path).unwrap(), one_more);
         assert!(sha256_file(folder.path()).is_err());
+    }
+
+    #[test]
+    #[expect(clippy::disallowed_methods, reason = "fixtures")]
+    fn git_names_its_blobs_so() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("file");
+        // `printf 'hello\n' | git hash-object --stdin`, and the blob of nothing.
+        for (contents, expected) in [
+            ("hello\n", "ce013625030ba8dba906f756967f9e9ca394464a"),
+            ("", "e69de29bb2d1d6434b8b29ae775ad8c2e48c5391"),
+        ] {
+            std::fs::write(&path, contents).unwrap();
+            assert_eq!(git_sha1_file(&path, &StopFlag::never()).unwrap(), expected);
+            assert_eq!(Expected::of(expected), Some(Expected::Sha1));
+        }
+        assert_eq!(Expected::of("not a checksum"), None);
     }
 }

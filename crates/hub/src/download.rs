@@ -1,264 +1,512 @@
-//! Downloads into the cache through hf-hub, with what it lacks around it: a checked answer before a
-//! path is made of it, room on the disk, the SHA-256 of large files, one commit for all files of a
-//! repository, and no panic on a strange server.
+//! Downloads into the cache. A file is received under a name of its own beside its final one, hashed
+//! on the way, and gets its final name only when its checksum is the announced one and it is on the
+//! disk: a process killed at any instant leaves nothing that a later one takes for whole. What was
+//! received stays for the next attempt, which hashes it and asks for the rest.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::fs::{File, OpenOptions, TryLockError};
+use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
-use hf_hub::api::sync::{Api, ApiBuilder, ApiError, ApiRepo, Metadata};
-use hf_hub::{Cache, Repo, RepoType};
+use runkit::fault;
+use runkit::files::{self, FileError, Operation};
 use runkit::progress::Progress;
+use ureq::http::Method;
 
+use crate::HubError;
 use crate::cache::CachedRepository;
-use crate::name::{HubName, Kind, check_url_safe, is_commit};
-use crate::{HubError, Settings, sha256_file};
+use crate::checksum::{Expected, Running, git_sha1_file, read_blocks};
+use crate::http::{Answer, Attempts, Problem};
+use crate::remote::{Facts, ListedFile, Remote, host, is_told_by_hub};
 
-/// A broken connection is taken up again this often, where it broke.
-const RETRIES: usize = 5;
-/// How long another process may take to download the same file before we give up.
-const LONGEST_WAIT: Duration = Duration::from_secs(3600);
-
-/// A repository on the hub.
-pub(crate) struct Remote<'a> {
-    settings: &'a Settings,
-    name: &'a HubName,
-    cached: &'a CachedRepository,
+/// What came of asking for a file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Fetched {
+    /// It is in the cache.
+    Here,
+    /// The commit has no such file; `for_certain` where the hub itself said so.
+    Absent { for_certain: bool },
 }
 
-impl<'a> Remote<'a> {
-    pub(crate) fn new(
-        settings: &'a Settings,
-        name: &'a HubName,
-        cached: &'a CachedRepository,
-    ) -> Self {
-        Self { settings, name, cached }
-    }
+/// What is known of the contents before they come.
+struct Wanted<'a> {
+    commit: &'a str,
+    file: &'a str,
+    /// The name in `blobs`; none where nobody names the contents.
+    tag: Option<String>,
+    /// The checksum they must have.
+    checksum: Option<String>,
+    size: Option<u64>,
+}
 
-    /// Asks the hub for the commit of the revision.
-    pub(crate) fn commit(&self) -> Result<String, HubError> {
-        let what = "the description";
-        let repository = self.repository(&self.name.revision, what)?;
-        let information = self.guarded(what, || repository.info())?;
-        match information {
-            Ok(information) if is_commit(&information.sha) => Ok(information.sha),
-            Ok(_) => Err(self.failed(what, "the answer names no commit".to_owned())),
-            Err(error) => Err(self.explain(what, &error)),
-        }
-    }
+/// Who may write the partial file.
+enum Turn {
+    /// The lock is held: the partial file has a name that the next attempt finds.
+    Alone(#[expect(dead_code, reason = "held until it is dropped")] File),
+    /// The file system has no locks, or their holder does nothing: a name of one's own.
+    Apart,
+}
 
-    /// Brings a file of `commit` into the cache; false when the commit has no such file.
-    pub(crate) fn fetch(&self, commit: &str, file: &str) -> Result<bool, HubError> {
-        check_url_safe(&self.name.shown(), file)?;
-        let api = self.api(file)?;
-        let repository = api.repo(self.hub_name(commit));
-        let metadata = match self.guarded(file, || api.metadata(&repository.url(file)))? {
-            Err(error) if status_of(&error) == Some(404) => return Ok(false),
-            other => other.map_err(|error| self.explain(file, &error))?,
-        };
-        self.check_answer(commit, file, &metadata)?;
-        self.cached.remove_dangling(commit, file)?;
-        let blob = self.cached.blob(metadata.etag());
-        // Another revision may have brought the same contents.
-        if std::fs::metadata(&blob).is_ok_and(|found| found.len() == metadata.size() as u64) {
-            self.cached.link(commit, file, metadata.etag())?;
-            return Ok(true);
-        }
-        self.check_space(file, &metadata, &blob)?;
-        tracing::info!("downloading {file} of {} ({} bytes)", self.name.shown(), metadata.size());
-        let pointer = self.download(&repository, commit, file)?;
-        self.verify(file, &metadata, &blob, &pointer)?;
-        Ok(true)
+impl Wanted<'_> {
+    fn expected(&self) -> Option<Expected> {
+        self.checksum.as_deref().and_then(Expected::of)
     }
+}
 
-    fn download(
+impl Remote<'_> {
+    /// Brings a file of `commit` into the cache.
+    pub(crate) fn fetch(
         &self,
-        repository: &ApiRepo,
+        cached: &CachedRepository,
         commit: &str,
         file: &str,
-    ) -> Result<PathBuf, HubError> {
-        let start = Instant::now();
+        listed: Option<&ListedFile>,
+    ) -> Result<Fetched, HubError> {
+        let mut attempts = Attempts::default();
+        let mut turn = None;
         loop {
-            let progress = Bar { name: format!("downloading {file}"), shown: None, bytes: 0 };
-            let result =
-                self.guarded(file, || repository.download_with_progress(file, progress))?;
-            match result {
-                Ok(pointer) => return Ok(pointer),
-                Err(ApiError::LockAcquisition(_)) if start.elapsed() < LONGEST_WAIT => {
-                    tracing::info!("waiting for another process that downloads {file}");
-                    if let Some(pointer) = self.cached.file(commit, file)? {
-                        return Ok(pointer);
-                    }
-                }
-                Err(error) => return Err(self.explain(file, &error)),
+            let opened = self.open(&Method::GET, commit, file, None, &mut attempts);
+            let (facts, answer) = opened.map_err(self.explain(file))?;
+            if answer.status == 404 && facts.is_absent {
+                return Ok(Fetched::Absent { for_certain: is_told_by_hub(&answer.headers) });
+            }
+            if answer.status != 200 {
+                return Err(self.refused(file, answer));
+            }
+            let wanted = self.wanted(commit, file, facts, &answer, listed)?;
+            cached.remove_dangling(commit, file)?;
+            // Another revision, or another process, may have brought the same contents.
+            if let Some(tag) = &wanted.tag
+                && self.is_sound(&cached.blob(tag), &wanted)?
+            {
+                cached.link(commit, file, tag)?;
+                return Ok(Fetched::Here);
+            }
+            if turn.is_none() {
+                turn = self.take_turn(cached, &wanted)?;
+            }
+            let Some(turn) = &turn else {
+                // Nobody waits with a connection open.
+                drop(answer);
+                turn = Some(self.wait_for_turn(cached, &wanted)?);
+                continue;
+            };
+            let is_apart = matches!(turn, Turn::Apart) || wanted.tag.is_none();
+            self.receive(cached, &wanted, answer, is_apart, &mut attempts)?;
+            return Ok(Fetched::Here);
+        }
+    }
+
+    fn wanted<'a>(
+        &self,
+        commit: &'a str,
+        file: &'a str,
+        facts: Facts,
+        answer: &Answer,
+        listed: Option<&ListedFile>,
+    ) -> Result<Wanted<'a>, HubError> {
+        if let Some(found) = facts.commit.filter(|found| found != commit) {
+            let found = found.chars().take(80).collect::<String>();
+            return Err(self.failed(file, format!("asked for commit {commit}, got {found:?}")));
+        }
+        let is_page =
+            answer.header("content-type").is_some_and(|kind| kind.starts_with("text/html"));
+        if is_page && !file.to_lowercase().ends_with("html") && facts.tag.is_none() {
+            let problem = format!(
+                "{} answers with a web page; it may be that of a proxy which asks to log in",
+                host(&answer.address)
+            );
+            return Err(self.failed(file, problem));
+        }
+        if let Some(encoding) = answer.header("content-encoding").filter(|name| *name != "identity")
+        {
+            let problem = format!("it is sent compressed as {encoding:?}, which was not asked for");
+            return Err(self.failed(file, problem));
+        }
+        let listed_sum = listed.and_then(|listed| listed.checksum.clone());
+        let tag = facts.tag.or_else(|| listed_sum.clone());
+        let checksum = tag.clone().filter(|tag| Expected::of(tag).is_some()).or(listed_sum);
+        let size = facts.size.or_else(|| listed.and_then(|listed| listed.size));
+        Ok(Wanted { commit, file, tag, checksum: checksum.map(|sum| sum.to_lowercase()), size })
+    }
+
+    /// Whether a file of the cache has the contents that its name promises.
+    fn is_sound(&self, blob: &Path, wanted: &Wanted<'_>) -> Result<bool, HubError> {
+        let Ok(found) = std::fs::metadata(blob) else { return Ok(false) };
+        if !found.is_file() || wanted.size.is_some_and(|size| size != found.len()) {
+            return Ok(false);
+        }
+        let Some(expected) = wanted.expected() else { return Ok(wanted.size.is_some()) };
+        let mut running = Running::default();
+        let stop = self.client.stop();
+        read_blocks(blob, stop, |block| running.update(block, Some(expected)))?;
+        self.has_checksum(blob, &running, wanted)
+    }
+
+    fn has_checksum(
+        &self,
+        path: &Path,
+        running: &Running,
+        wanted: &Wanted<'_>,
+    ) -> Result<bool, HubError> {
+        let Some(checksum) = &wanted.checksum else { return Ok(true) };
+        Ok(match wanted.expected() {
+            Some(Expected::Sha256) => running.sha256() == *checksum,
+            Some(Expected::Sha1) => {
+                git_sha1_file(path, self.client.stop())? == *checksum || running.sha1() == *checksum
+            }
+            None => true,
+        })
+    }
+
+    /// Takes the lock that the Python libraries take too; none while someone else holds it.
+    fn take_turn(
+        &self,
+        cached: &CachedRepository,
+        wanted: &Wanted<'_>,
+    ) -> Result<Option<Turn>, HubError> {
+        let Some(tag) = &wanted.tag else { return Ok(Some(Turn::Apart)) };
+        let path = cached.lock(tag);
+        if let Some(folder) = path.parent() {
+            files::create_folder(folder)?;
+        }
+        let opened = OpenOptions::new().append(true).create(true).open(&path);
+        let file = opened.map_err(|cause| FileError::new(&path, Operation::Create, cause))?;
+        match file.try_lock() {
+            Ok(()) => Ok(Some(Turn::Alone(file))),
+            Err(TryLockError::WouldBlock) => Ok(None),
+            Err(TryLockError::Error(cause)) => {
+                tracing::warn!(
+                    "{}: this file system has no locks ({cause}); another process may download {} \
+                     at the same time",
+                    path.display(),
+                    wanted.file
+                );
+                Ok(Some(Turn::Apart))
             }
         }
     }
 
-    /// The entity tag becomes a file name in the cache, and the commit a folder.
-    fn check_answer(&self, commit: &str, file: &str, metadata: &Metadata) -> Result<(), HubError> {
-        let etag = metadata.etag();
-        let is_plain = !etag.is_empty()
-            && etag.len() <= 128
-            && etag.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_".contains(&byte));
-        if !is_plain {
-            return Err(self.failed(file, format!("its entity tag {etag:?} is not usable")));
+    /// Waits as long as someone else receives the file, and no longer than a minute after that.
+    fn wait_for_turn(
+        &self,
+        cached: &CachedRepository,
+        wanted: &Wanted<'_>,
+    ) -> Result<Turn, HubError> {
+        const MOMENT: Duration = Duration::from_millis(100);
+        tracing::info!("waiting for another process that downloads {}", wanted.file);
+        let tag = wanted.tag.clone().unwrap_or_default();
+        let (mut seen, mut since) = (None, Instant::now());
+        loop {
+            self.client.check_stop().map_err(self.explain(wanted.file))?;
+            if let Some(turn) = self.take_turn(cached, wanted)? {
+                return Ok(turn);
+            }
+            let now = newest_partial(cached, &tag);
+            if now != seen {
+                (seen, since) = (now, Instant::now());
+            }
+            if since.elapsed() > self.client.limits().other_process {
+                tracing::warn!(
+                    "the process that holds {} receives nothing; downloading {} beside it",
+                    cached.lock(&tag).display(),
+                    wanted.file
+                );
+                return Ok(Turn::Apart);
+            }
+            std::thread::sleep(MOMENT);
         }
-        if metadata.commit_hash() != commit {
-            let found = metadata.commit_hash();
-            return Err(self.failed(file, format!("asked for commit {commit}, got {found:?}")));
+    }
+
+    fn receive(
+        &self,
+        cached: &CachedRepository,
+        wanted: &Wanted<'_>,
+        answer: Answer,
+        is_apart: bool,
+        attempts: &mut Attempts,
+    ) -> Result<(), HubError> {
+        let path = cached.partial(wanted.tag.as_deref(), is_apart);
+        if let Some(folder) = path.parent() {
+            files::create_folder(folder)?;
+        }
+        let opened = OpenOptions::new().write(true).create(true).truncate(false).open(&path);
+        let file = opened.map_err(|cause| FileError::new(&path, Operation::Create, cause))?;
+        let mut partial = Partial {
+            remote: self,
+            wanted,
+            file,
+            path,
+            removes_itself: is_apart,
+            running: Running::default(),
+            position: 0,
+            progress: None,
+        };
+        let mut began_with = partial.take_up()?;
+        self.check_space(cached, wanted, partial.position, &partial.path)?;
+        let mut first = (began_with == 0).then_some(answer);
+        loop {
+            partial.fill(first.take(), attempts)?;
+            match partial.problem()? {
+                None => return partial.publish(cached),
+                // What an earlier process left may be at fault.
+                Some(_) if began_with > 0 => {
+                    tracing::warn!(
+                        "{}: the part that was there is damaged; starting over",
+                        wanted.file
+                    );
+                    began_with = 0;
+                    partial.start_over();
+                }
+                Some((expected, found)) => {
+                    partial.removes_itself = true;
+                    let (file, repository) = (wanted.file.to_owned(), self.name.shown());
+                    return Err(HubError::Damaged { file, repository, expected, found });
+                }
+            }
+        }
+    }
+
+    fn check_space(
+        &self,
+        cached: &CachedRepository,
+        wanted: &Wanted<'_>,
+        already: u64,
+        at: &Path,
+    ) -> Result<(), HubError> {
+        let needed = wanted.size.unwrap_or(0).saturating_sub(already);
+        let available = files::free_space(at)?;
+        if needed <= available {
+            return Ok(());
+        }
+        let (file, repository) = (wanted.file.to_owned(), self.name.shown());
+        Err(HubError::NoSpace {
+            file,
+            repository,
+            needed,
+            available,
+            cache: cached.root().to_owned(),
+        })
+    }
+}
+
+/// A file that is being received.
+struct Partial<'a> {
+    remote: &'a Remote<'a>,
+    wanted: &'a Wanted<'a>,
+    file: File,
+    path: PathBuf,
+    removes_itself: bool,
+    /// Checksums of the bytes before `position`.
+    running: Running,
+    position: u64,
+    progress: Option<Progress>,
+}
+
+const MEGABYTE: u64 = 1_000_000;
+
+impl Partial<'_> {
+    /// Takes up what an earlier process left, if a checksum will tell whether it belongs to the
+    /// file, and says how many bytes that are.
+    fn take_up(&mut self) -> Result<u64, HubError> {
+        let length = self.file.metadata().map_err(HubError::read(&self.path))?.len();
+        let fits = self.wanted.size.is_none_or(|size| length <= size);
+        if length > 0 && fits && self.wanted.expected() == Some(Expected::Sha256) {
+            let (running, stop) = (&mut self.running, self.remote.client.stop());
+            read_blocks(&self.path, stop, |block| running.update(block, Some(Expected::Sha256)))?;
+            self.position = length;
+        }
+        Ok(self.position)
+    }
+
+    fn start_over(&mut self) {
+        self.running = Running::default();
+        self.position = 0;
+    }
+
+    /// Receives until the end, from `answer` first if it is at hand.
+    fn fill(&mut self, answer: Option<Answer>, attempts: &mut Attempts) -> Result<(), HubError> {
+        if self.wanted.size.is_some_and(|size| size > 0 && self.position == size) {
+            return Ok(());
+        }
+        self.announce();
+        let mut answer = answer;
+        loop {
+            let opened = match answer.take() {
+                Some(answer) => answer,
+                None => self.ask(attempts)?,
+            };
+            let before = self.position;
+            match self.read(opened) {
+                Ok(()) => return Ok(()),
+                Err(Trouble::Network(Problem::Passing(reason))) => {
+                    let least = self.remote.client.limits().least_bytes;
+                    if self.position >= before + least {
+                        attempts.progressed();
+                    }
+                    let explain = self.remote.explain(self.wanted.file);
+                    self.remote.client.pause(attempts, &reason, None).map_err(explain)?;
+                }
+                Err(Trouble::Network(problem)) => {
+                    return Err(self.remote.explain(self.wanted.file)(problem));
+                }
+                Err(Trouble::Disk(error)) => return Err(error),
+            }
+        }
+    }
+
+    /// Asks for the bytes from `position` on, and for all of them where the server has no ranges.
+    fn ask(&mut self, attempts: &mut Attempts) -> Result<Answer, HubError> {
+        let Wanted { commit, file, .. } = *self.wanted;
+        // Without a name for the contents nobody knows whether the rest belongs to the beginning.
+        if self.wanted.tag.is_none() {
+            self.start_over();
+        }
+        loop {
+            let first = (self.position > 0).then_some(self.position);
+            let opened = self.remote.open(&Method::GET, commit, file, first, attempts);
+            let (_, answer) = opened.map_err(self.remote.explain(file))?;
+            let starts_at = answer.header("content-range").and_then(|range| {
+                range.strip_prefix("bytes ")?.split_once('-')?.0.parse::<u64>().ok()
+            });
+            match answer.status {
+                200 => {
+                    self.start_over();
+                    return Ok(answer);
+                }
+                206 if starts_at == Some(self.position) => return Ok(answer),
+                206 | 416 if self.position > 0 => self.start_over(),
+                _ => return Err(self.remote.refused(file, answer)),
+            }
+        }
+    }
+
+    fn read(&mut self, mut answer: Answer) -> Result<(), Trouble> {
+        let expected = self.wanted.expected();
+        while let Some(bytes) = answer.next().map_err(Trouble::Network)? {
+            let written = fault::error_at("download")
+                .and_then(|()| self.file.write_all_at(&bytes, self.position));
+            written.map_err(|cause| {
+                Trouble::Disk(FileError::new(&self.path, Operation::Write, cause).into())
+            })?;
+            self.running.update(&bytes, expected);
+            self.count(bytes.len() as u64);
+            fault::point("download");
+            if self.wanted.size.is_some_and(|size| self.position > size) {
+                return Ok(());
+            }
+        }
+        if self.wanted.size.is_some_and(|size| self.position < size) {
+            return Err(Trouble::Network(Problem::Passing(
+                "the connection ended early".to_owned(),
+            )));
+        }
+        if self.wanted.size.is_none()
+            && self.wanted.checksum.is_none()
+            && answer.header("transfer-encoding").is_none()
+        {
+            tracing::warn!(
+                "{}: the server says neither its size nor its checksum; if it was cut, nobody would know",
+                self.wanted.file
+            );
         }
         Ok(())
     }
 
-    fn check_space(&self, file: &str, metadata: &Metadata, blob: &Path) -> Result<(), HubError> {
-        let size = metadata.size() as u64;
-        let part = blob.with_extension("part");
-        let already = std::fs::metadata(&part).map_or(0, |found| found.len());
-        if already >= size && part.exists() {
-            // hf-hub would ask for the bytes after the last one, which servers refuse.
-            std::fs::remove_file(&part).map_err(HubError::read(&part))?;
+    /// What is wrong with what was received: what was expected, and what was found.
+    fn problem(&mut self) -> Result<Option<(String, String)>, HubError> {
+        if let Some(size) = self.wanted.size.filter(|&size| size != self.position) {
+            return Ok(Some((
+                format!("{size} bytes"),
+                format!("at least {} bytes", self.position),
+            )));
         }
-        let needed = if already < size { size - already } else { size };
-        let available = runkit::files::free_space(&part)?;
-        if needed <= available {
-            return Ok(());
+        // What an earlier attempt left may be longer.
+        self.file.set_len(self.position).map_err(HubError::read(&self.path))?;
+        if self.remote.has_checksum(&self.path, &self.running, self.wanted)? {
+            return Ok(None);
         }
-        let (repository, cache) = (self.name.shown(), self.settings.cache.clone());
-        Err(HubError::NoSpace { file: file.to_owned(), repository, needed, available, cache })
-    }
-
-    /// The entity tag of a large file is its SHA-256; of the others only the size is known.
-    fn verify(
-        &self,
-        file: &str,
-        metadata: &Metadata,
-        blob: &Path,
-        pointer: &Path,
-    ) -> Result<(), HubError> {
-        let length = std::fs::metadata(pointer).map_err(HubError::read(pointer))?.len();
-        let etag = metadata.etag();
-        let is_sha256 = etag.len() == 64 && etag.bytes().all(|byte| byte.is_ascii_hexdigit());
-        let (expected, found) = if length != metadata.size() as u64 {
-            (format!("{} bytes", metadata.size()), format!("{length} bytes"))
-        } else if is_sha256 {
-            (
-                format!("SHA-256 {}", etag.to_lowercase()),
-                format!("SHA-256 {}", sha256_file(pointer)?),
-            )
-        } else {
-            return sync(blob);
+        let expected = self.wanted.checksum.clone().unwrap_or_default();
+        let (kind, found) = match self.wanted.expected() {
+            Some(Expected::Sha1) => {
+                ("git SHA-1", git_sha1_file(&self.path, self.remote.client.stop())?)
+            }
+            _ => ("SHA-256", self.running.sha256()),
         };
-        if expected == found {
-            return sync(blob);
+        Ok(Some((format!("{kind} {expected}"), format!("{kind} {found}"))))
+    }
+
+    /// Gives the file its final name.
+    fn publish(mut self, cached: &CachedRepository) -> Result<(), HubError> {
+        let own_name = self.running.sha256();
+        let tag = self.wanted.tag.clone().unwrap_or(own_name);
+        fault::point("received");
+        self.file.sync_all().map_err(|cause| FileError::new(&self.path, Operation::Sync, cause))?;
+        let blob = cached.blob(&tag);
+        match files::rename_durably(&self.path, &blob) {
+            // Without locks another process may have been as fast, and its file is as good.
+            Err(_) if !self.path.exists() && self.remote.is_sound(&blob, self.wanted)? => {}
+            other => other?,
         }
-        for path in [pointer, blob] {
-            std::fs::remove_file(path).map_err(HubError::read(path))?;
+        self.removes_itself = false;
+        if let Some(progress) = self.progress.take() {
+            progress.finish();
         }
-        let repository = self.name.shown();
-        Err(HubError::Damaged { file: file.to_owned(), repository, expected, found })
+        cached.link(self.wanted.commit, self.wanted.file, &tag)
     }
 
-    fn api(&self, what: &str) -> Result<Api, HubError> {
-        // hf-hub makes relative links and insists on absolute paths for both ends.
-        let root = &self.settings.cache;
-        let cache = std::path::absolute(root).map_err(HubError::read(root))?;
-        let built = self.guarded(what, || {
-            ApiBuilder::from_cache(Cache::new(cache))
-                .with_endpoint(self.settings.endpoint.clone())
-                .with_token(self.settings.token.clone())
-                .with_user_agent("relabel", env!("CARGO_PKG_VERSION"))
-                .with_retries(RETRIES)
-                .build()
-        })?;
-        built.map_err(|error| self.failed(what, error.to_string()))
-    }
-
-    fn repository(&self, revision: &str, what: &str) -> Result<ApiRepo, HubError> {
-        Ok(self.api(what)?.repo(self.hub_name(revision)))
-    }
-
-    fn hub_name(&self, revision: &str) -> Repo {
-        let kind = match self.name.kind {
-            Kind::Model => RepoType::Model,
-            Kind::Dataset => RepoType::Dataset,
+    fn announce(&mut self) {
+        if self.progress.is_some() {
+            return;
+        }
+        let (file, repository) = (self.wanted.file, self.remote.name.shown());
+        let size = match self.wanted.size {
+            Some(size) => indicatif::HumanBytes(size).to_string(),
+            None => "size unknown".to_owned(),
         };
-        Repo::with_revision(self.name.id.clone(), kind, revision.to_owned())
+        tracing::info!("downloading {file} of {repository} ({size})");
+        let total = self.wanted.size.map(|size| size.div_ceil(MEGABYTE));
+        let progress = Progress::new(&format!("downloading {file}"), "MB", total);
+        progress.already_done(self.position / MEGABYTE);
+        self.progress = Some(progress);
     }
 
-    /// hf-hub asserts and unwraps on answers it does not expect; that must not end the program.
-    fn guarded<T>(&self, what: &str, call: impl FnOnce() -> T) -> Result<T, HubError> {
-        catch_unwind(AssertUnwindSafe(call))
-            .map_err(|_| self.failed(what, "the answer cannot be understood".to_owned()))
-    }
-
-    fn failed(&self, what: &str, problem: String) -> HubError {
-        HubError::Download {
-            endpoint: self.settings.endpoint.clone(),
-            repository: self.name.shown(),
-            what: what.to_owned(),
-            problem,
-        }
-    }
-
-    fn explain(&self, what: &str, error: &ApiError) -> HubError {
-        match status_of(error) {
-            Some(status @ (401 | 403 | 404)) => HubError::Refused {
-                endpoint: self.settings.endpoint.clone(),
-                repository: self.name.shown(),
-                status,
-            },
-            _ => self.failed(what, error.to_string()),
+    fn count(&mut self, bytes: u64) {
+        let before = self.position / MEGABYTE;
+        self.position += bytes;
+        let more = self.position / MEGABYTE - before;
+        if let Some(progress) = self.progress.as_ref().filter(|_| more > 0) {
+            progress.add(more);
         }
     }
 }
 
-fn status_of(error: &ApiError) -> Option<u16> {
-    match error {
-        ApiError::RequestError(error) => match **error {
-            ureq::Error::StatusCode(status) => Some(status),
-            _ => None,
-        },
-        ApiError::TooManyRetries(error) => status_of(error),
-        _ => None,
+impl Drop for Partial<'_> {
+    fn drop(&mut self) {
+        if self.removes_itself {
+            let _ = std::fs::remove_file(&self.path);
+        }
     }
 }
 
-fn sync(blob: &Path) -> Result<(), HubError> {
-    let synced = std::fs::File::open(blob).and_then(|file| file.sync_all());
-    synced.map_err(HubError::read(blob))
+/// What ends the reading of an answer.
+enum Trouble {
+    Network(Problem),
+    Disk(HubError),
 }
 
-/// hf-hub counts bytes; people read megabytes.
-struct Bar {
-    name: String,
-    shown: Option<Progress>,
-    bytes: usize,
-}
-
-const MEGABYTE: usize = 1_000_000;
-
-impl hf_hub::api::Progress for Bar {
-    fn init(&mut self, size: usize, _file: &str) {
-        // Called again at every attempt.
-        if self.shown.is_none() {
-            let total = size.div_ceil(MEGABYTE) as u64;
-            self.shown = Some(Progress::new(&self.name, "MB", total));
-        }
-    }
-
-    fn update(&mut self, size: usize) {
-        let before = self.bytes / MEGABYTE;
-        self.bytes += size;
-        let more = (self.bytes / MEGABYTE - before) as u64;
-        if let Some(shown) = self.shown.as_ref().filter(|_| more > 0) {
-            shown.add(more);
-        }
-    }
-
-    fn finish(&mut self) {
-        if let Some(shown) = self.shown.take() {
-            shown.finish();
-        }
-    }
+/// When a partial file of these contents was last written to, and how long it is.
+fn newest_partial(cached: &CachedRepository, tag: &str) -> Option<(SystemTime, u64)> {
+    let blobs = cached.blob(tag);
+    let entries = std::fs::read_dir(blobs.parent()?).ok()?;
+    let partial = entries.flatten().filter(|entry| {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        name.starts_with(tag) && name.ends_with(".incomplete")
+    });
+    partial
+        .filter_map(|entry| {
+            let found = entry.metadata().ok()?;
+            Some((found.modified().ok()?, found.len()))
+        })
+        .max()
 }

@@ -8,14 +8,14 @@ use std::path::PathBuf;
 #[non_exhaustive]
 pub enum HubError {
     /// The name is neither a usable path nor `hf://owner/name[@revision]`.
-    #[error(
-        "{name:?} is not a repository: {problem}\nhint: expected a folder or hf://owner/name[@revision]"
-    )]
+    #[error("{name:?} is not a repository: {problem}\nhint: {hint}")]
     Name {
         /// The name given.
         name: String,
         /// What is wrong with it.
         problem: &'static str,
+        /// What to write instead.
+        hint: String,
     },
     /// A file name would lead out of its repository, or cannot be one.
     #[error("{file:?} is not a file name inside {repository}: {problem}")]
@@ -28,12 +28,12 @@ pub enum HubError {
         problem: &'static str,
     },
     /// The folder does not exist.
-    #[error("{} is not a folder: {}", path.display(), instead(*is_file))]
+    #[error("{} {what}", path.display())]
     Folder {
         /// The folder looked for.
         path: PathBuf,
-        /// Whether a file stands there instead.
-        is_file: bool,
+        /// What stands there instead, and what to do ([`crate::describe`]).
+        what: String,
     },
     /// A folder does not hold a file.
     #[error("{} has no file {file}: it holds {}", folder.display(), listing(holds))]
@@ -63,7 +63,7 @@ pub enum HubError {
     },
     /// The hub knows no such repository or revision, or does not show it to this user.
     #[error(
-        "{endpoint} has no {repository}, or does not show it to you (HTTP {status})\n\
+        "{endpoint} has no {repository}, or does not show it to you (HTTP {status}){said}\n\
          hint: check the name and the revision; for a gated or private one accept its terms and \
          set HF_TOKEN"
     )]
@@ -74,6 +74,8 @@ pub enum HubError {
         repository: String,
         /// The answer's status.
         status: u16,
+        /// What the hub says of it, after a colon; or nothing.
+        said: String,
     },
     /// The repository has no such file.
     #[error("{repository} has no file {file} on {endpoint}")]
@@ -99,6 +101,24 @@ pub enum HubError {
         /// What happened.
         problem: String,
     },
+    /// The hub, or a proxy on the way to it, shows a certificate that is not trusted.
+    #[error(
+        "the certificate of {endpoint} is not trusted, which {repository} was to be asked of: \
+         {problem}\n\
+         hint: if your network checks https with its own certificate, name it: \
+         SSL_CERT_FILE=/path/to/certificates.pem"
+    )]
+    Certificate {
+        /// The hub's address.
+        endpoint: String,
+        /// The repository with its revision.
+        repository: String,
+        /// Why it is not trusted.
+        problem: String,
+    },
+    /// The program was asked to stop while it downloaded or hashed a file.
+    #[error("{0}")]
+    Stopped(#[from] runkit::signals::Stopped),
     /// The disk of the cache has no room for the file.
     #[error(
         "no room for {file} of {repository}: {needed} bytes needed, {available} available in {}\n\
@@ -169,18 +189,18 @@ pub enum HubError {
 }
 
 impl HubError {
+    pub(crate) fn name(name: &str, problem: &'static str) -> Self {
+        let meant = runkit::path::meant_hub_name(std::path::Path::new(name), false);
+        let hint = match meant {
+            Some(meant) => format!("write {meant}"),
+            None => "expected a folder or hf://owner/name[@revision]".to_owned(),
+        };
+        Self::Name { name: name.to_owned(), problem, hint }
+    }
+
     pub(crate) fn read(path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Self {
         let path = path.into();
         move |cause| Self::Read { path, cause }
-    }
-}
-
-fn instead(is_file: bool) -> &'static str {
-    if is_file {
-        "expected a folder, found a file"
-    } else {
-        "nothing is there\nhint: paths are relative to the file that names them; a repository of \
-         the hub is hf://owner/name"
     }
 }
 

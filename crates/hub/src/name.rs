@@ -1,8 +1,7 @@
 //! What a repository, a revision and a file inside one may be called.
 //!
 //! Names come from configuration files and from `*.index.json` files of downloaded models, so they
-//! are checked before any path is made of them: hf-hub 0.5 joins them unchecked
-//! (huggingface/hf-hub `src/lib.rs`, `pointer_path`, `ref_path`).
+//! are checked before any path is made of them.
 
 use crate::HubError;
 
@@ -32,8 +31,23 @@ impl HubName {
     /// `None` when `name` does not start with `hf://`, and so is a path.
     pub(crate) fn parse(name: &str) -> Option<Result<Self, HubError>> {
         let rest = name.strip_prefix(SCHEME)?;
-        let fail = |problem| HubError::Name { name: name.to_owned(), problem };
-        Some(Self::parse_rest(rest).map_err(fail))
+        Some(Self::parse_rest(rest).map_err(|problem| HubError::name(name, problem)))
+    }
+
+    /// Takes `hf://[datasets/]owner/name[@revision]/file` apart into the repository and the file. A
+    /// revision has no slashes here, unless it begins with `refs/` and has three parts.
+    pub(crate) fn split_file(name: &str) -> Option<(String, String)> {
+        let rest = name.strip_prefix(SCHEME)?;
+        let mut parts: Vec<&str> = rest.split('/').collect();
+        let kind = usize::from(matches!(parts.first(), Some(&("datasets" | "models"))));
+        let named = parts.get(kind + 1)?;
+        let revision = if named.ends_with("@refs") { 2 } else { 0 };
+        let count = kind + 2 + revision;
+        if parts.len() <= count {
+            return None;
+        }
+        let file = parts.split_off(count).join("/");
+        (!file.is_empty()).then(|| (format!("{SCHEME}{}", parts.join("/")), file))
     }
 
     fn parse_rest(rest: &str) -> Result<Self, &'static str> {
@@ -135,16 +149,6 @@ pub(crate) fn check_file(repository: &str, file: &str) -> Result<(), HubError> {
     Err(HubError::FileName { file: file.to_owned(), repository: repository.to_owned(), problem })
 }
 
-/// A file name goes into a URL as it is, so what a URL reads otherwise is refused.
-pub(crate) fn check_url_safe(repository: &str, file: &str) -> Result<(), HubError> {
-    let safe = |byte: u8| byte.is_ascii_alphanumeric() || b"/-_.~+=,@()!".contains(&byte);
-    if file.bytes().all(safe) {
-        return Ok(());
-    }
-    let problem = "it holds characters that a download address cannot";
-    Err(HubError::FileName { file: file.to_owned(), repository: repository.to_owned(), problem })
-}
-
 #[cfg(test)]
 mod tests {
     use super::{HubName, Kind, check_file, is_commit};
@@ -163,6 +167,25 @@ mod tests {
         assert_eq!(pinned.cache_folder(), "datasets--a--b_c.d");
         assert_eq!(pinned.shown(), "hf://datasets/a/b_c.d@refs/pr/1");
         assert!(HubName::parse("models/clip").is_none());
+    }
+
+    #[test]
+    fn a_file_of_a_repository_is_taken_apart() {
+        let split = |name| HubName::split_file(name);
+        for (name, repository, file) in [
+            ("hf://a/b/x+y.pth", "hf://a/b", "x+y.pth"),
+            ("hf://a/b@v1/c/d", "hf://a/b@v1", "c/d"),
+            (
+                "hf://datasets/a/b@refs/convert/parquet/c/d",
+                "hf://datasets/a/b@refs/convert/parquet",
+                "c/d",
+            ),
+        ] {
+            assert_eq!(split(name), Some((repository.to_owned(), file.to_owned())), "{name}");
+        }
+        for name in ["hf://a/b", "hf://a/b/", "hf://a", "hf://datasets/a/b", "a/b/c"] {
+            assert_eq!(split(name), None, "{name}");
+        }
     }
 
     #[test]

@@ -1,10 +1,17 @@
 //! [`Repository`]: one folder or hub repository, and its files.
 
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, OnceLock, PoisonError};
+
+use ureq::http::Method;
 
 use crate::cache::CachedRepository;
-use crate::download::Remote;
+use crate::download::Fetched;
+use crate::http::{Attempts, Client};
 use crate::name::{HubName, check_file};
+use crate::place::{Wanted, describe};
+use crate::remote::{ListedFile, Remote};
 use crate::{HubError, Settings};
 
 /// A folder of files is listed this deep and this far.
@@ -23,18 +30,34 @@ enum Place {
     Hub(Box<HubPlace>),
 }
 
-#[derive(Debug)]
 struct HubPlace {
     name: HubName,
     settings: Settings,
     cached: CachedRepository,
     commit: String,
     snapshot: PathBuf,
+    client: Client,
+    /// The files that the hub lists; none inside where it lists none.
+    listing: OnceLock<Option<Vec<ListedFile>>>,
+    /// Files that the hub was found not to have.
+    absent: Mutex<HashSet<String>>,
+}
+
+impl std::fmt::Debug for HubPlace {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter
+            .debug_struct("HubPlace")
+            .field("name", &self.name)
+            .field("settings", &self.settings)
+            .field("commit", &self.commit)
+            .finish_non_exhaustive()
+    }
 }
 
 impl Repository {
-    /// Opens `name`: a folder, relative to `base` (the folder of the file that mentions it), or
-    /// `hf://owner/name[@revision]`; `hf://datasets/owner/name` for a data collection.
+    /// Opens `name`: a folder, relative to `base` (the folder of the file that mentions it) or to the
+    /// home as `~/…`, or `hf://owner/name[@revision]`; `hf://datasets/owner/name` for a data
+    /// collection.
     ///
     /// The revision of a hub name is resolved to a commit once: what the cache remembers, else what
     /// the hub says. All files then belong to that commit, also if the branch moves on meanwhile.
@@ -60,27 +83,46 @@ impl Repository {
         }
     }
 
+    /// Whether `name` is well formed, and the folder exists where it is one: what can be said of it
+    /// without the hub.
+    ///
+    /// # Errors
+    /// As [`Repository::open`], but for what only the hub knows.
+    pub fn check_name(name: &str, base: &Path) -> Result<(), HubError> {
+        match HubName::parse(name) {
+            None => Self::open_folder(name, base).map(|_| ()),
+            Some(hub_name) => hub_name.map(|_| ()),
+        }
+    }
+
     fn open_folder(name: &str, base: &Path) -> Result<Self, HubError> {
-        let fail = |problem| Err(HubError::Name { name: name.to_owned(), problem });
+        let fail = |problem| Err(HubError::name(name, problem));
         if name.is_empty() {
             return fail("it is empty");
         }
         if name.contains('\0') {
             return fail("it holds a NUL character");
         }
-        if name.contains("://") {
+        if runkit::path::is_address(Path::new(name)) {
             return fail("only hf:// addresses are known");
         }
-        let path = base.join(name);
+        let path = runkit::path::resolve(Path::new(name), base);
         if path.is_dir() {
             return Ok(Self { place: Place::Folder(path) });
         }
-        let is_file = path.is_file();
-        Err(HubError::Folder { path, is_file })
+        // `owner/name` is told from the text, not from the folder it would be in.
+        let asked = if path.exists() { path.as_path() } else { Path::new(name) };
+        let mut what = describe(asked, Wanted::Model);
+        if !path.exists() && base != Path::new("") && Path::new(name).is_relative() {
+            what += "; paths are relative to the file that names them";
+        }
+        Err(HubError::Folder { path, what })
     }
 
     fn open_hub(name: HubName, settings: Settings) -> Result<Self, HubError> {
         let cached = CachedRepository::new(&settings.cache, &name);
+        let client = Client::new(&settings);
+        let listing = OnceLock::new();
         let commit = match cached.commit(&name.revision) {
             Some(commit) => commit,
             None if settings.offline => {
@@ -91,14 +133,17 @@ impl Repository {
                 });
             }
             None => {
-                let commit = Remote::new(&settings, &name, &cached).commit()?;
-                cached.remember_commit(&name.revision, &commit)?;
-                commit
+                let remote = Remote { settings: &settings, name: &name, client: &client };
+                let found = remote.describe(&name.revision)?;
+                cached.remember_commit(&name.revision, &found.commit)?;
+                listing.get_or_init(|| found.files);
+                found.commit
             }
         };
         tracing::debug!("{} is commit {commit}", name.shown());
         let snapshot = cached.snapshot(&commit);
-        let hub = HubPlace { name, settings, cached, commit, snapshot };
+        let absent = Mutex::default();
+        let hub = HubPlace { name, settings, cached, commit, snapshot, client, listing, absent };
         Ok(Self { place: Place::Hub(Box::new(hub)) })
     }
 
@@ -142,6 +187,68 @@ impl Repository {
         self.find(file)
     }
 
+    /// Whether the repository has a file, without downloading it. Offline, only what is in the cache
+    /// counts.
+    ///
+    /// # Errors
+    /// When the name leads out of the repository, or the hub cannot be asked.
+    pub fn has(&self, file: &str) -> Result<bool, HubError> {
+        check_file(&self.shown(), file)?;
+        let hub = match &self.place {
+            Place::Folder(folder) => return Ok(folder.join(file).is_file()),
+            Place::Hub(hub) => hub,
+        };
+        if hub.cached.file(&hub.commit, file)?.is_some() {
+            return Ok(true);
+        }
+        if hub.settings.offline || hub.is_known_absent(file) {
+            return Ok(false);
+        }
+        if let Some(files) = hub.listing()? {
+            return Ok(files.iter().any(|listed| listed.name == file));
+        }
+        let mut attempts = Attempts::default();
+        let asked = hub.remote().open(&Method::HEAD, &hub.commit, file, None, &mut attempts);
+        let (_, answer) = asked.map_err(|problem| hub.remote().explain(file)(problem))?;
+        match answer.status {
+            200 => Ok(true),
+            404 => Ok(false),
+            _ => Err(hub.remote().refused(file, answer)),
+        }
+    }
+
+    /// Every file of the repository: of a folder and offline what is there, else what the hub lists.
+    ///
+    /// # Errors
+    /// When a folder cannot be read, or the hub cannot be asked.
+    pub fn names(&self) -> Result<Vec<String>, HubError> {
+        if let Place::Hub(hub) = &self.place
+            && !hub.settings.offline
+            && let Some(files) = hub.listing()?
+        {
+            return Ok(files.iter().map(|listed| listed.name.clone()).collect());
+        }
+        self.list_files()
+    }
+
+    /// The size of a file in bytes, if it would have to be downloaded: none inside where nobody says
+    /// it, none outside where it is here.
+    ///
+    /// # Errors
+    /// When the program is asked to stop.
+    pub fn size_to_download(&self, file: &str) -> Result<Option<Option<u64>>, HubError> {
+        check_file(&self.shown(), file)?;
+        let Place::Hub(hub) = &self.place else { return Ok(None) };
+        if hub.settings.offline || hub.cached.file(&hub.commit, file)?.is_some() {
+            return Ok(None);
+        }
+        let size = hub.listing()?.and_then(|_| hub.listed(file)?.size);
+        match size {
+            Some(size) => Ok(Some(Some(size))),
+            None => Ok(Some(hub.remote().size(&hub.commit, file)?)),
+        }
+    }
+
     fn find(&self, file: &str) -> Result<Option<PathBuf>, HubError> {
         let hub = match &self.place {
             Place::Folder(folder) => {
@@ -153,14 +260,21 @@ impl Repository {
         if let Some(path) = hub.cached.file(&hub.commit, file)? {
             return Ok(Some(path));
         }
-        if hub.settings.offline || hub.cached.is_known_absent(&hub.commit, file) {
+        if hub.settings.offline || hub.is_known_absent(file) {
             return Ok(None);
         }
-        if Remote::new(&hub.settings, &hub.name, &hub.cached).fetch(&hub.commit, file)? {
-            return hub.cached.file(&hub.commit, file);
+        match hub.remote().fetch(&hub.cached, &hub.commit, file, hub.listed(file))? {
+            Fetched::Here => hub.cached.file(&hub.commit, file),
+            Fetched::Absent { for_certain } => {
+                // A page of a server in between that says 404 is no reason never to ask again.
+                if for_certain && let Err(error) = hub.cached.remember_absence(&hub.commit, file) {
+                    tracing::debug!("{error}");
+                }
+                let mut absent = hub.absent.lock().unwrap_or_else(PoisonError::into_inner);
+                absent.insert(file.to_owned());
+                Ok(None)
+            }
         }
-        hub.cached.remember_absence(&hub.commit, file)?;
-        Ok(None)
     }
 
     /// The folder that holds the files: the folder itself, or the snapshot in the cache once it
@@ -195,6 +309,37 @@ impl Repository {
             Place::Folder(folder) => folder.display().to_string(),
             Place::Hub(hub) => hub.name.shown(),
         }
+    }
+}
+
+impl HubPlace {
+    fn remote(&self) -> Remote<'_> {
+        Remote { settings: &self.settings, name: &self.name, client: &self.client }
+    }
+
+    fn is_known_absent(&self, file: &str) -> bool {
+        self.cached.is_known_absent(&self.commit, file)
+            || self.absent.lock().unwrap_or_else(PoisonError::into_inner).contains(file)
+    }
+
+    /// The hub's list of files, asked for once.
+    fn listing(&self) -> Result<Option<&[ListedFile]>, HubError> {
+        if let Some(files) = self.listing.get() {
+            return Ok(files.as_deref());
+        }
+        let files = match self.remote().describe(&self.commit) {
+            Ok(found) => found.files,
+            // A mirror may know files and no descriptions of commits.
+            Err(HubError::Refused { .. }) => None,
+            Err(error) => return Err(error),
+        };
+        Ok(self.listing.get_or_init(|| files).as_deref())
+    }
+
+    /// A file as the hub lists it, if the list is at hand.
+    fn listed(&self, file: &str) -> Option<&ListedFile> {
+        let files = self.listing.get()?.as_deref()?;
+        files.iter().find(|listed| listed.name == file)
     }
 }
 

@@ -4,11 +4,12 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 
 use crate::HubError;
+use crate::http::Network;
 
 const PUBLIC_ENDPOINT: &str = "https://huggingface.co";
 
 /// What the environment says about the hub.
-#[derive(Clone, PartialEq, Eq)]
+#[derive(Clone)]
 pub struct Settings {
     /// The cache, the folder that holds `models--owner--name`.
     pub cache: PathBuf,
@@ -18,6 +19,8 @@ pub struct Settings {
     pub token: Option<String>,
     /// Whether nothing may be downloaded.
     pub offline: bool,
+    /// How the hub is reached: proxies, certificates and time limits.
+    pub network: Network,
 }
 
 /// Shows whether there is a token, never which.
@@ -29,7 +32,7 @@ impl std::fmt::Debug for Settings {
             .field("endpoint", &self.endpoint)
             .field("token", &self.token.as_ref().map(|_| "…"))
             .field("offline", &self.offline)
-            .finish()
+            .finish_non_exhaustive()
     }
 }
 
@@ -80,6 +83,7 @@ impl Settings {
             endpoint: endpoint.trim_end_matches('/').to_owned(),
             token,
             offline: is_set("HF_HUB_OFFLINE") || is_set("TRANSFORMERS_OFFLINE"),
+            network: Network::from_lookup(&lookup)?,
         })
     }
 }

@@ -17,6 +17,7 @@ fn offline(cache: &Path) -> Settings {
         endpoint: "http://127.0.0.1:9".to_owned(),
         token: None,
         offline: true,
+        network: hub::Network::default(),
     }
 }
 
@@ -173,11 +174,13 @@ fn names_that_are_no_folder_are_explained() {
     let base = tempfile::tempdir().unwrap();
     fs::write(base.path().join("model.pt"), "").unwrap();
     for (name, expected) in [
-        ("absent", "hint: paths are relative to the file that names them"),
-        ("model.pt", "expected a folder, found a file"),
+        ("absent", "paths are relative to the file that names them"),
+        ("model.pt", "holds the weights of one network, without its config.json"),
         ("", "it is empty"),
         ("a\0b", "NUL"),
         ("https://example.org/model", "only hf:// addresses are known"),
+        ("https://huggingface.co/owner/name/tree/v1", "hint: write hf://owner/name@v1"),
+        ("owner/name", "write hf://owner/name, which downloads it"),
         ("hf://name", "the owner is missing"),
     ] {
         let message = Repository::open(name, base.path()).unwrap_err().to_string();

@@ -21,6 +21,9 @@ pub enum ModelError {
     /// A file could not be written. The message names it.
     #[error(transparent)]
     File(#[from] runkit::files::FileError),
+    /// A file of the hub could not be had.
+    #[error(transparent)]
+    Hub(#[from] hub::HubError),
     /// A folder is not the model that was expected.
     #[error("{}: {reason}", folder.display())]
     Folder {

@@ -61,6 +61,21 @@ pub fn write_json_atomic<T: Serialize + ?Sized>(
     write_atomic(path, |writer| writer.write_all(&text))
 }
 
+/// Gives a file that is complete and synced its final name, and syncs the folder. Both names stand
+/// on one file system; what had the final name is replaced.
+///
+/// # Errors
+/// When the file cannot be renamed, or the folder cannot be synced.
+pub fn rename_durably(from: impl AsRef<Path>, to: impl AsRef<Path>) -> Result<(), FileError> {
+    let to = to.as_ref();
+    atomic::rename(from.as_ref(), to)
+        .map_err(|cause| FileError::new(to, Operation::Rename, cause))?;
+    crate::fault::point("rename");
+    sync_folder(parent_of(to)).map_err(|cause| FileError::new(to, Operation::Sync, cause))?;
+    crate::fault::point("marker");
+    Ok(())
+}
+
 /// Removes the temporary files that killed runs left in `folder` (not in folders below it) and
 /// returns their paths.
 ///

@@ -23,6 +23,7 @@ pub mod logging;
 pub mod manifest;
 pub mod metrics;
 pub mod output;
+pub mod path;
 pub mod program;
 pub mod progress;
 pub mod shard;

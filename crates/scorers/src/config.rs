@@ -47,6 +47,9 @@ pub struct ScorerConfig {
     /// `hf://owner/name[@revision]/file`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub head: Option<String>,
+    /// The SHA-256 of the head, which is compared before it is used.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub head_sha256: Option<String>,
     /// How pixels become the network's input.
     pub preprocess: PreprocessName,
     /// Which bicubic the `hps` recipe uses; `legacy` when absent.
@@ -190,6 +193,14 @@ impl ScorerConfig {
             }
             _ => {}
         }
+        if let Some(sum) = &self.head_sha256 {
+            if self.head.is_none() {
+                return Some("`head_sha256` belongs to `head`, which is missing".to_owned());
+            }
+            if sum.len() != 64 || !sum.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+                return Some("`head_sha256` is not 64 hexadecimal digits".to_owned());
+            }
+        }
         if self.hps_resize.is_some() && self.preprocess != PreprocessName::Hps {
             return Some("`hps_resize` belongs to preprocess = \"hps\" only".to_owned());
         }
@@ -264,6 +275,7 @@ mod tests {
             (changed("name = \"clip\"", "name = \"Clip 2\""), "column prefix"),
             (changed("kind = \"clip\"", "kind = \"aesthetic\""), "needs `head`"),
             (changed("preprocess", "head = \"x\"\npreprocess"), "belongs to kind"),
+            (changed("preprocess", "head_sha256 = \"x\"\npreprocess"), "belongs to `head`"),
             (changed("\"hps\"", "\"hf\"\nhps_resize = \"legacy\""), "belongs to preprocess"),
             (
                 changed("\"open_clip\"", "\"transformers\"\narchitecture = \"ViT-H-14\""),

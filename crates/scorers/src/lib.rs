@@ -11,6 +11,7 @@
 
 mod config;
 mod error;
+mod files;
 mod load;
 mod manifest;
 mod memory;

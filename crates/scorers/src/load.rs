@@ -14,11 +14,12 @@ use nn::clip::{ClipModel, TextTower, VisionTower};
 use nn::weights::Weights;
 use rayon::prelude::*;
 
+use crate::files;
 use crate::manifest::{
     ImageTowerRecord, ScorerRecord, ScorersManifest, TextTowerRecord, WeightsRecord,
 };
 use crate::memory::Limits;
-use crate::model::{Model, find_model, head_file, invalid, record};
+use crate::model::{Model, find_model, invalid, record};
 use crate::preprocess;
 use crate::score::{AestheticScorer, CosineScorer};
 use crate::set::{CaptionTower, Compute, ImagePreparation, ImageTower};
@@ -179,6 +180,7 @@ pub(crate) fn describe(
     compute: Compute,
 ) -> Result<DescribedScorers, ScorerError> {
     config.validate()?;
+    files::prepare(config)?;
     let mut described = DescribedScorers {
         config: config.clone(),
         compute,
@@ -214,7 +216,7 @@ pub(crate) fn describe(
                 });
                 (Some(index_of(&mut described.text_towers, (model, tokenizer))), None)
             }
-            Kind::Aesthetic => (None, Some(head_file(config, entry)?)),
+            Kind::Aesthetic => (None, Some(files::head(config, entry)?)),
         };
         described.scorers.push(Parts { image_tower, text_tower, head });
     }

@@ -175,13 +175,9 @@ fn weight_files(
     repository: &Repository,
 ) -> Result<Vec<PathBuf>, ScorerError> {
     let hub = ScorerError::hub(&entry.name);
-    let names: &[&str] = match (&entry.weights, entry.layout) {
-        (Some(name), _) => &[name.as_str()],
-        (None, ClipLayout::Transformers) => &TRANSFORMERS_WEIGHTS,
-        (None, ClipLayout::OpenClip) => &OPEN_CLIP_WEIGHTS,
-    };
+    let names = weight_names(entry);
     let mut found = None;
-    for name in names {
+    for name in &names {
         found = match &entry.weights {
             Some(_) => Some(repository.file(name).map_err(hub)?),
             None => repository.optional_file(name).map_err(hub)?,
@@ -209,46 +205,30 @@ fn weight_files(
         return Ok(vec![file]);
     }
     // A sharded checkpoint: every shard its index names, each through the repository's path checks.
-    let index: ShardIndex = read_json(entry, &file)?;
-    let mut shards: Vec<&String> = index.weight_map.values().collect();
+    shards(entry, &file)?.iter().map(|shard| repository.file(shard).map_err(hub)).collect()
+}
+
+/// Names of weights to look for, most wanted first.
+pub(crate) fn weight_names(entry: &ScorerConfig) -> Vec<&str> {
+    match (&entry.weights, entry.layout) {
+        (Some(name), _) => vec![name.as_str()],
+        (None, ClipLayout::Transformers) => TRANSFORMERS_WEIGHTS.to_vec(),
+        (None, ClipLayout::OpenClip) => OPEN_CLIP_WEIGHTS.to_vec(),
+    }
+}
+
+/// The shards that an index names.
+pub(crate) fn shards(entry: &ScorerConfig, index: &Path) -> Result<Vec<String>, ScorerError> {
+    let index: ShardIndex = read_json(entry, index)?;
+    let mut shards: Vec<String> = index.weight_map.into_values().collect();
     shards.sort();
     shards.dedup();
-    shards.into_iter().map(|shard| repository.file(shard).map_err(hub)).collect()
+    Ok(shards)
 }
 
 #[derive(Deserialize)]
 struct ShardIndex {
     weight_map: BTreeMap<String, String>,
-}
-
-pub(crate) fn head_file(
-    config: &ScorersConfig,
-    entry: &ScorerConfig,
-) -> Result<PathBuf, ScorerError> {
-    let head = entry.head.as_deref().unwrap_or_default();
-    let hub = ScorerError::hub(&entry.name);
-    if let Some(rest) = head.strip_prefix("hf://") {
-        let mut parts = rest.splitn(3, '/');
-        if let (Some(owner), Some(name), Some(file)) = (parts.next(), parts.next(), parts.next()) {
-            return Repository::open(&format!("hf://{owner}/{name}"), &config.folder)
-                .and_then(|repository| repository.file(file))
-                .map_err(hub);
-        }
-        return Err(invalid(
-            config,
-            entry,
-            format!("head `{head}` names no file; expected hf://owner/name[@revision]/file"),
-        ));
-    }
-    let file = config.folder.join(head);
-    if !file.is_file() {
-        let problem = format!(
-            "head {} is not a file; hint: the path is relative to the TOML file",
-            file.display()
-        );
-        return Err(invalid(config, entry, problem));
-    }
-    Ok(file)
 }
 
 /// Name and checksum of a file; `scorer` is named in errors.

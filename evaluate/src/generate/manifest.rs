@@ -100,8 +100,14 @@ impl Manifest {
     /// What must be equal in two manifests of one folder: of the models and prompts those that both
     /// have, prompts by row, since an edited line has another id.
     fn compared(&self, other: &Self) -> Value {
-        let models: BTreeMap<_, _> =
-            self.models.iter().filter(|(name, _)| other.models.contains_key(*name)).collect();
+        // Equal files are one model, whether they came from a folder or from a commit of the hub.
+        let nameless = |record: &ModelRecord| ModelRecord {
+            revision: None,
+            unet_revision: None,
+            ..record.clone()
+        };
+        let both = self.models.iter().filter(|(name, _)| other.models.contains_key(*name));
+        let models: BTreeMap<_, _> = both.map(|(name, record)| (name, nameless(record))).collect();
         let mut prompts = BTreeMap::new();
         for (set, ours) in &self.prompts {
             let rows: BTreeSet<&str> =
@@ -142,6 +148,8 @@ mod tests {
             scheduler: SamplerKind::Ddim,
             guidance: 7.5,
             size: Size { height: 64, width: 64 },
+            revision: None,
+            unet_revision: None,
         }
     }
 

@@ -6,8 +6,9 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use anyhow::{Context as _, Result, bail, ensure};
+use hub::Downloads;
 use media::text::{HuggingFaceTokenizer, Tokenizer as _};
-use nn::pipeline::{Family, PipelineFiles};
+use nn::pipeline::{Family, FetchedPipeline, FoundPipeline, PipelineFiles, PipelineSource};
 use nn::schedule::{Sampler, SamplerKind};
 use nn::vae::VaeConfig;
 use nn::weights::Weights;
@@ -22,15 +23,16 @@ const LONGEST_NAME: usize = 100;
 const LARGEST_SIDE: i64 = 16_384;
 const FORM: &str = "expected NAME=DIR or NAME=DIR,unet=DIR";
 
-/// `NAME=DIR[,unet=DIR]`: a pipeline in the layout of diffusers under a name of the user's.
+/// `NAME=DIR[,unet=DIR]`: a pipeline in the layout of diffusers under a name of the user's. In place of
+/// a folder there may be `hf://owner/name[@revision]`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct ModelSource {
     /// What it is called, also in paths.
     pub name: String,
-    /// The pipeline's folder.
+    /// The pipeline's folder, or its name on the hub.
     pub folder: PathBuf,
-    /// A folder whose UNet stands in for the pipeline's.
+    /// A folder or name on the hub whose UNet stands in for the pipeline's.
     pub unet: Option<PathBuf>,
 }
 
@@ -55,7 +57,15 @@ impl FromStr for ModelSource {
         if folder.is_empty() || unet.is_some_and(str::is_empty) {
             return Err(format!("{FORM}, found no folder in {text:?}"));
         }
-        Ok(Self { name: name.to_owned(), folder: folder.into(), unet: unet.map(PathBuf::from) })
+        // Shells leave `~` alone after an equals sign.
+        let place = |text| runkit::path::expand_home(Path::new(text));
+        Ok(Self { name: name.to_owned(), folder: place(folder), unet: unet.map(place) })
+    }
+}
+
+impl ModelSource {
+    fn pipeline(&self) -> PipelineSource {
+        PipelineSource { model: self.folder.clone(), unet: self.unet.clone() }
     }
 }
 
@@ -144,6 +154,12 @@ pub struct ModelRecord {
     pub guidance: f64,
     /// Height and width of the pictures.
     pub size: Size,
+    /// The hub's commit that the pipeline is of, where it came from a hub.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub revision: Option<String>,
+    /// The hub's commit that the UNet of another place is of, where it came from a hub.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unet_revision: Option<String>,
 }
 
 /// A model whose files are all there and fit the run.
@@ -158,14 +174,29 @@ pub(super) struct Model {
 }
 
 impl Model {
-    /// Looks at everything but the numbers in the weights, which are hashed.
-    pub(super) fn open(source: &ModelSource, config: &Config) -> Result<Self> {
-        let name = &source.name;
-        Self::find(source, config).with_context(|| format!("model {name}"))
+    /// Looks at everything but the numbers in the weights, which are hashed. Models of this machine
+    /// are looked at before one of the hub is downloaded, and what will be downloaded is said.
+    pub(super) fn open_all(config: &Config) -> Result<Vec<Self>> {
+        let named = |source: &ModelSource| format!("model {}", source.name);
+        for source in &config.models {
+            source.pipeline().check_local().with_context(|| named(source))?;
+        }
+        let mut downloads = Downloads::default();
+        let mut found = Vec::with_capacity(config.models.len());
+        for source in &config.models {
+            let pipeline = source.pipeline().find().with_context(|| named(source))?;
+            pipeline.count(&mut downloads)?;
+            found.push(pipeline);
+        }
+        downloads.say()?;
+        let models = config.models.iter().zip(&found);
+        models
+            .map(|(source, found)| Self::open(source, found, config).with_context(|| named(source)))
+            .collect()
     }
 
-    fn find(source: &ModelSource, config: &Config) -> Result<Self> {
-        let files = PipelineFiles::open(&source.folder, source.unet.as_deref())?;
+    fn open(source: &ModelSource, found: &FoundPipeline, config: &Config) -> Result<Self> {
+        let FetchedPipeline { files, revision, unet_revision, .. } = found.fetch()?;
         let size = picture_size(&files, config.size)?;
         let (scheduler, calls) = scheduler(&files, config)?;
         let tokenizers = tokenizers(&files)?;
@@ -181,6 +212,8 @@ impl Model {
             scheduler,
             guidance,
             size,
+            revision,
+            unet_revision,
         };
         Ok(Self { name: source.name.clone(), files, tokenizers, record, calls })
     }

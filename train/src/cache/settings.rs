@@ -19,7 +19,7 @@ pub fn settings(arguments: &CacheArguments) -> Result<CacheSettings> {
         Some(file) => {
             let mut from_file: CacheSettings = runkit::config::read_toml(file)?;
             let folder = file.parent().unwrap_or(Path::new(""));
-            from_file.change_paths(|path| *path = folder.join(&*path));
+            from_file.change_paths(|path| runkit::path::resolve_in_place(path, folder));
             runkit::config::merge(&arguments.settings, &from_file)?
         }
     };
@@ -40,7 +40,9 @@ impl CacheSettings {
     pub fn with_absolute_paths(&self) -> Self {
         let mut settings = self.clone();
         settings.change_paths(|path| {
-            if let Ok(absolute) = std::path::absolute(&*path) {
+            if !runkit::path::is_address(path)
+                && let Ok(absolute) = std::path::absolute(&*path)
+            {
                 *path = absolute;
             }
         });

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
+use hub::Wanted;
 use serde_json::Value;
 
 use crate::config::{ConfigError, Options, read_json, unsupported, without_unset};
@@ -157,6 +158,14 @@ impl PipelineFiles {
         })
     }
 
+    /// Finds the UNet of a folder that holds one, or contains such a folder as `unet`.
+    ///
+    /// # Errors
+    /// Where it holds none, or not all of it.
+    pub fn open_unet(folder: &Path) -> Result<NetworkFiles, ModelError> {
+        unet_alone(folder)
+    }
+
     /// The noise schedule, as the pipeline's class in diffusers corrects outdated ones: that of Stable
     /// Diffusion has an offset of one, and predicted latents are not clipped.
     ///
@@ -228,9 +237,7 @@ impl Index {
     fn read(folder: &Path) -> Result<Self, ModelError> {
         let file = folder.join(INDEX);
         if !file.is_file() {
-            let reason = "expected a diffusers directory, found no model_index.json in it\n\
-                          hint: name the folder that DiffusionPipeline.save_pretrained wrote";
-            return Err(unfit(folder, reason.to_owned()));
+            return Err(unfit(folder, hub::describe(folder, Wanted::Pipeline)));
         }
         let json = without_unset(read_json(&file)?);
         Self::parse(&json, file.clone()).map_err(|error| error.in_file(&file).into())
@@ -321,6 +328,9 @@ impl Index {
 fn unet_alone(folder: &Path) -> Result<NetworkFiles, ModelError> {
     let inner = folder.join("unet");
     let folder = if inner.is_dir() { &inner } else { folder };
+    if !folder.join("config.json").is_file() {
+        return Err(unfit(folder, hub::describe(folder, Wanted::Unet)));
+    }
     network(folder, "unet", unet::WEIGHT_FILES)
 }
 

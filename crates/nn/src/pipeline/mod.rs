@@ -10,6 +10,7 @@
 
 mod encoders;
 mod files;
+mod source;
 
 use std::ops::ControlFlow;
 
@@ -17,6 +18,7 @@ use tch::{Device, Kind, TchError, Tensor};
 
 pub use encoders::{Encoders, TextConditions};
 pub use files::{Family, NetworkFiles, PipelineFiles};
+pub use source::{FetchedPipeline, FoundPipeline, PipelineSource};
 
 use crate::device::{Precision, inference};
 use crate::error::{ModelError, NetworkError};

@@ -244,7 +244,7 @@ fn this_host() -> String {
 }
 
 #[expect(clippy::disallowed_methods, reason = "this is the durable writer the lint points to")]
-fn rename(from: &Path, to: &Path) -> io::Result<()> {
+pub(super) fn rename(from: &Path, to: &Path) -> io::Result<()> {
     std::fs::rename(from, to)
 }
 

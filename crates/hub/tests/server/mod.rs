@@ -1,0 +1,184 @@
+//! A small HTTP server on this machine that answers as a test tells it.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::io::{BufRead, BufReader, Write};
+use std::net::{TcpListener, TcpStream};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+/// One request as it came.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Request {
+    pub(crate) method: String,
+    /// What stands in the first line: a path, or of a proxy a whole address.
+    pub(crate) target: String,
+    pub(crate) headers: Vec<(String, String)>,
+}
+
+impl Request {
+    pub(crate) fn header(&self, name: &str) -> Option<&str> {
+        let found = self.headers.iter().find(|(known, _)| known == name);
+        found.map(|(_, value)| value.as_str())
+    }
+
+    /// The path without what follows a question mark.
+    pub(crate) fn path(&self) -> &str {
+        self.target.split('?').next().unwrap_or_default()
+    }
+
+    /// The first byte that `Range` asks for.
+    pub(crate) fn range_from(&self) -> Option<usize> {
+        self.header("range")?.strip_prefix("bytes=")?.split('-').next()?.parse().ok()
+    }
+}
+
+/// How the body is sent.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) enum Sending {
+    /// With its length.
+    #[default]
+    Whole,
+    /// The connection breaks after so many bytes.
+    Breaks(usize),
+    /// Nothing more comes after so many bytes.
+    Stalls(usize),
+    /// A byte at a time, with pauses of so many milliseconds.
+    Trickles(u64),
+    /// In chunks, without a length.
+    Chunked,
+    /// Until the connection is closed, without a length.
+    UntilClosed,
+}
+
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Reply {
+    pub(crate) status: u16,
+    pub(crate) headers: Vec<(String, String)>,
+    pub(crate) body: Vec<u8>,
+    pub(crate) sending: Sending,
+}
+
+impl Reply {
+    pub(crate) fn new(status: u16, body: &[u8]) -> Self {
+        Self { status, body: body.to_vec(), ..Self::default() }
+    }
+
+    pub(crate) fn with(mut self, name: &str, value: &str) -> Self {
+        self.headers.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
+    pub(crate) fn sent(mut self, sending: Sending) -> Self {
+        self.sending = sending;
+        self
+    }
+
+    /// The part of the body that a request for a range wants.
+    pub(crate) fn ranged(mut self, request: &Request) -> Self {
+        let Some(first) = request.range_from() else { return self };
+        let size = self.body.len();
+        if first >= size {
+            return Self::new(416, b"").with("Content-Range", &format!("bytes */{size}"));
+        }
+        self.status = 206;
+        self.body.drain(..first);
+        self.with("Content-Range", &format!("bytes {first}-{}/{size}", size - 1))
+    }
+}
+
+/// A running server; it runs until the test ends.
+pub(crate) struct Server {
+    pub(crate) port: u16,
+    log: Arc<Mutex<Vec<Request>>>,
+}
+
+impl Server {
+    pub(crate) fn start(answer: impl Fn(&Request) -> Reply + Send + Sync + 'static) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let log = Arc::<Mutex<Vec<Request>>>::default();
+        let (kept, answer) = (Arc::clone(&log), Arc::new(answer));
+        std::thread::spawn(move || {
+            for stream in listener.incoming() {
+                let (log, answer) = (Arc::clone(&kept), Arc::clone(&answer));
+                std::thread::spawn(move || {
+                    let _ = serve(stream.unwrap(), &log, &*answer);
+                });
+            }
+        });
+        Self { port, log }
+    }
+
+    pub(crate) fn address(&self) -> String {
+        format!("http://127.0.0.1:{}", self.port)
+    }
+
+    pub(crate) fn requests(&self) -> Vec<Request> {
+        self.log.lock().unwrap().clone()
+    }
+}
+
+fn serve(
+    mut stream: TcpStream,
+    log: &Mutex<Vec<Request>>,
+    answer: &dyn Fn(&Request) -> Reply,
+) -> std::io::Result<()> {
+    let mut reader = BufReader::new(stream.try_clone()?);
+    let mut line = String::new();
+    reader.read_line(&mut line)?;
+    let mut words = line.split(' ').map(str::to_owned);
+    let mut request = Request {
+        method: words.next().unwrap_or_default(),
+        target: words.next().unwrap_or_default(),
+        headers: Vec::new(),
+    };
+    loop {
+        let mut header = String::new();
+        if reader.read_line(&mut header)? == 0 || header.trim().is_empty() {
+            break;
+        }
+        let (name, value) = header.trim().split_once(": ").unwrap_or_default();
+        request.headers.push((name.to_lowercase(), value.to_owned()));
+    }
+    let reply = answer(&request);
+    let is_head = request.method == "HEAD";
+    log.lock().unwrap().push(request);
+    write!(stream, "HTTP/1.1 {} Anything\r\nConnection: close\r\n", reply.status)?;
+    for (name, value) in &reply.headers {
+        write!(stream, "{name}: {value}\r\n")?;
+    }
+    match reply.sending {
+        Sending::Chunked => write!(stream, "Transfer-Encoding: chunked\r\n\r\n")?,
+        Sending::UntilClosed => write!(stream, "\r\n")?,
+        _ => write!(stream, "Content-Length: {}\r\n\r\n", reply.body.len())?,
+    }
+    if is_head {
+        return Ok(());
+    }
+    match reply.sending {
+        Sending::Breaks(count) => stream.write_all(&reply.body[..count]),
+        Sending::Stalls(count) => {
+            stream.write_all(&reply.body[..count])?;
+            stream.flush()?;
+            std::thread::sleep(Duration::from_secs(60));
+            Ok(())
+        }
+        Sending::Trickles(pause) => {
+            for byte in reply.body {
+                stream.write_all(&[byte])?;
+                std::thread::sleep(Duration::from_millis(pause));
+            }
+            Ok(())
+        }
+        Sending::Chunked => {
+            for chunk in reply.body.chunks(2) {
+                write!(stream, "{:x}\r\n", chunk.len())?;
+                stream.write_all(chunk)?;
+                write!(stream, "\r\n")?;
+            }
+            write!(stream, "0\r\n\r\n")
+        }
+        Sending::Whole | Sending::UntilClosed => stream.write_all(&reply.body),
+    }
+}

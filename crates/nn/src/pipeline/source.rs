@@ -1,0 +1,341 @@
+//! A pipeline as it is named: a folder of this machine, or `hf://owner/name[@revision]`, of which only
+//! the files that are read are downloaded.
+//!
+//! Which these are is decided by [`PipelineFiles::open`] itself: it looks at a folder that has the
+//! names of the repository, the small files as they are and the weights empty. So a download is of
+//! the very variant that a whole copy of the repository would be loaded from.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+use hub::{Downloads, HubError, Repository, Wanted};
+use serde::Deserialize;
+use serde_json::Value;
+
+use super::PipelineFiles;
+use crate::config::{invalid, read_json};
+use crate::error::ModelError;
+
+/// Folders of a pipeline whose files are read, or copied beside a trained UNet.
+const PARTS: [&str; 8] = [
+    "unet",
+    "vae",
+    "text_encoder",
+    "text_encoder_2",
+    "tokenizer",
+    "tokenizer_2",
+    "scheduler",
+    "feature_extractor",
+];
+const INDEX: &str = "model_index.json";
+/// The suffix of weights in half precision.
+const HALF: &str = ".fp16";
+
+/// Where a pipeline is to come from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PipelineSource {
+    /// A folder, or a name of the hub.
+    pub model: PathBuf,
+    /// A folder or name of the hub whose UNet stands in for the pipeline's.
+    pub unet: Option<PathBuf>,
+}
+
+/// A pipeline that is known to exist, with what is missing of it here.
+#[derive(Debug)]
+pub struct FoundPipeline {
+    model: Place,
+    unet: Option<Place>,
+}
+
+/// A pipeline whose files are all here.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FetchedPipeline {
+    /// Its files.
+    pub files: PipelineFiles,
+    /// The name for people: the folder, or `hf://owner/name@revision`.
+    pub shown: String,
+    /// The hub's commit of the pipeline; none of a folder.
+    pub revision: Option<String>,
+    /// The hub's commit of the UNet that stands in; none of a folder.
+    pub unet_revision: Option<String>,
+}
+
+#[derive(Debug)]
+enum Place {
+    Folder(PathBuf),
+    Hub {
+        repository: Box<Repository>,
+        /// What has to be there before the pipeline is opened.
+        files: Vec<String>,
+    },
+}
+
+impl PipelineSource {
+    /// Looks at what is on this machine: to be called for every model before anything is downloaded.
+    ///
+    /// # Errors
+    /// Where a folder is no pipeline or not complete, or a name of the hub is malformed.
+    pub fn check_local(&self) -> Result<(), ModelError> {
+        let model = is_hub(&self.model);
+        let unet = self.unet.as_deref();
+        for (path, wanted) in [(Some(self.model.as_path()), Wanted::Pipeline), (unet, Wanted::Unet)]
+        {
+            let Some(path) = path else { continue };
+            if is_hub(path) {
+                Repository::check_name(&path.to_string_lossy(), Path::new(""))?;
+            } else if !path.is_dir() {
+                return Err(no_such(path, wanted));
+            }
+        }
+        match (model, unet) {
+            (false, Some(unet)) if is_hub(unet) => {
+                PipelineFiles::open(&self.model, None).map(|_| ())
+            }
+            (false, unet) => PipelineFiles::open(&self.model, unet).map(|_| ()),
+            (true, Some(unet)) if !is_hub(unet) => PipelineFiles::open_unet(unet).map(|_| ()),
+            (true, _) => Ok(()),
+        }
+    }
+
+    /// Finds the pipeline and, of the hub, which of its files are needed. Its small files are
+    /// downloaded, its weights are not.
+    ///
+    /// # Errors
+    /// As [`PipelineSource::check_local`], and where the hub has no such pipeline.
+    pub fn find(&self) -> Result<FoundPipeline, ModelError> {
+        self.check_local()?;
+        let unet = self.unet.as_deref().map(Place::find_unet).transpose()?;
+        let model = if is_hub(&self.model) {
+            let repository = Repository::open(&self.model.to_string_lossy(), Path::new(""))?;
+            Place::pipeline_of_hub(repository, self.unet.is_none())?
+        } else {
+            Place::Folder(self.model.clone())
+        };
+        Ok(FoundPipeline { model, unet })
+    }
+
+    /// Finds the pipeline, says what will be downloaded, and downloads it.
+    ///
+    /// # Errors
+    /// As [`PipelineSource::find`] and [`FoundPipeline::fetch`].
+    pub fn fetch(&self) -> Result<FetchedPipeline, ModelError> {
+        let found = self.find()?;
+        let mut downloads = Downloads::default();
+        found.count(&mut downloads)?;
+        downloads.say()?;
+        found.fetch()
+    }
+}
+
+impl FoundPipeline {
+    /// Counts what is not here.
+    ///
+    /// # Errors
+    /// When the program is asked to stop.
+    pub fn count(&self, downloads: &mut Downloads) -> Result<(), ModelError> {
+        for place in [Some(&self.model), self.unet.as_ref()].into_iter().flatten() {
+            if let Place::Hub { repository, files } = place {
+                for file in files {
+                    downloads.add(repository, file)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Downloads what is not here, and opens the pipeline.
+    ///
+    /// # Errors
+    /// Where a file cannot be downloaded, or the pipeline is not complete.
+    pub fn fetch(&self) -> Result<FetchedPipeline, ModelError> {
+        let folder = self.model.fetch()?;
+        let unet = self.unet.as_ref().map(Place::fetch).transpose()?;
+        let revision = |place: &Place| match place {
+            Place::Folder(_) => None,
+            Place::Hub { repository, .. } => repository.revision().map(str::to_owned),
+        };
+        Ok(FetchedPipeline {
+            files: PipelineFiles::open(&folder, unet.as_deref())?,
+            shown: match &self.model {
+                Place::Folder(folder) => folder.display().to_string(),
+                Place::Hub { repository, .. } => repository.shown(),
+            },
+            revision: revision(&self.model),
+            unet_revision: self.unet.as_ref().and_then(revision),
+        })
+    }
+}
+
+impl Place {
+    fn find_unet(unet: &Path) -> Result<Self, ModelError> {
+        if !is_hub(unet) {
+            return Ok(Self::Folder(unet.to_owned()));
+        }
+        let repository = Repository::open(&unet.to_string_lossy(), Path::new(""))?;
+        let is_complete = |folder: &Path| PipelineFiles::open_unet(folder).map(|unet| vec![unet]);
+        Self::of_hub(repository, is_complete, |name| {
+            // The files lie in the repository itself, or in its folder `unet`.
+            matches!(name.split('/').collect::<Vec<_>>()[..], [_] | ["unet", _])
+        })
+    }
+
+    fn pipeline_of_hub(repository: Repository, with_unet: bool) -> Result<Self, ModelError> {
+        if !repository.has(INDEX)? {
+            let reason = no_pipeline(&repository)?;
+            return Err(ModelError::Folder { folder: repository.shown().into(), reason });
+        }
+        let networks = |folder: &Path| {
+            let files = PipelineFiles::open(folder, None)?;
+            let mut networks = vec![files.vae];
+            networks.extend(files.text_encoders);
+            if with_unet {
+                networks.push(files.unet);
+            }
+            Ok(networks)
+        };
+        Self::of_hub(repository, networks, |name| {
+            name == INDEX
+                || matches!(name.split('/').collect::<Vec<_>>()[..], [part, _] if PARTS.contains(&part))
+        })
+    }
+
+    fn of_hub(
+        repository: Repository,
+        networks: impl Fn(&Path) -> Result<Vec<super::NetworkFiles>, ModelError>,
+        is_part: impl Fn(&str) -> bool,
+    ) -> Result<Self, ModelError> {
+        // What the cache holds whole is used as it is; but of a copy in half precision alone it is
+        // asked whether there is a better one.
+        if let Some(folder) = repository.folder()
+            && let Ok(found) = networks(folder)
+            && found.iter().all(|network| {
+                let name = network.weights.file_name().unwrap_or_default().to_string_lossy();
+                !name.contains(HALF) && shards_are_there(&network.weights)
+            })
+        {
+            return Ok(Self::Hub { repository: Box::new(repository), files: Vec::new() });
+        }
+        let names: Vec<String> =
+            repository.names()?.into_iter().filter(|name| is_part(name)).collect();
+        let skeleton = tempfile::tempdir().map_err(|cause| no_scratch(&cause))?;
+        for name in &names {
+            let place = skeleton.path().join(name);
+            let made = place.parent().map_or(Ok(()), std::fs::create_dir_all);
+            made.map_err(|cause| no_scratch(&cause))?;
+            if is_small(name) {
+                let file = std::path::absolute(repository.file(name)?);
+                file.and_then(|file| std::os::unix::fs::symlink(file, &place))
+                    .map_err(|cause| no_scratch(&cause))?;
+            } else {
+                let made = std::fs::OpenOptions::new().write(true).create_new(true).open(&place);
+                made.map_err(|cause| no_scratch(&cause))?;
+            }
+        }
+        let found = networks(skeleton.path())
+            .map_err(|error| renamed(error, skeleton.path(), &repository))?;
+        let mut files = BTreeSet::new();
+        for network in found {
+            for file in with_shards(&network.weights)? {
+                let name = file.strip_prefix(skeleton.path()).unwrap_or(&file);
+                files.insert(name.to_string_lossy().into_owned());
+            }
+        }
+        Ok(Self::Hub { repository: Box::new(repository), files: files.into_iter().collect() })
+    }
+
+    /// The folder, with all that is needed in it.
+    fn fetch(&self) -> Result<PathBuf, ModelError> {
+        match self {
+            Self::Folder(folder) => Ok(folder.clone()),
+            Self::Hub { repository, files } => {
+                for file in files {
+                    repository.file(file)?;
+                }
+                Ok(repository.folder().map(Path::to_path_buf).unwrap_or_default())
+            }
+        }
+    }
+}
+
+/// Whether a path is a name of the hub.
+fn is_hub(path: &Path) -> bool {
+    runkit::path::is_address(path)
+}
+
+/// Configurations, vocabularies and indexes of shards: what is read before the weights.
+fn is_small(name: &str) -> bool {
+    [".json", ".txt", ".model"].iter().any(|end| name.ends_with(end))
+}
+
+#[derive(Deserialize)]
+struct ShardIndex {
+    weight_map: std::collections::BTreeMap<String, String>,
+}
+
+/// A file of weights, or an index with the shards it names.
+fn with_shards(weights: &Path) -> Result<Vec<PathBuf>, ModelError> {
+    if weights.extension().is_none_or(|extension| extension != "json") {
+        return Ok(vec![weights.to_owned()]);
+    }
+    let index: Value = read_json(weights)?;
+    let index =
+        ShardIndex::deserialize(&index).map_err(|error| invalid(weights, error.to_string()))?;
+    let shards: BTreeSet<&String> = index.weight_map.values().collect();
+    let mut files = vec![weights.to_owned()];
+    files.extend(shards.into_iter().map(|shard| weights.with_file_name(shard)));
+    Ok(files)
+}
+
+fn shards_are_there(weights: &Path) -> bool {
+    with_shards(weights).is_ok_and(|files| files.iter().all(|file| file.is_file()))
+}
+
+/// What a place that is no folder is instead.
+fn no_such(path: &Path, wanted: Wanted) -> ModelError {
+    ModelError::Folder { folder: path.to_owned(), reason: hub::describe(path, wanted) }
+}
+
+/// What a repository of the hub is that has no `model_index.json`.
+fn no_pipeline(repository: &Repository) -> Result<String, HubError> {
+    let names = repository.names()?;
+    let has = |end: &str| names.iter().any(|name| name.ends_with(end));
+    let is_single = |name: &&String| {
+        !name.contains('/') && (name.ends_with(".safetensors") || name.ends_with(".ckpt"))
+    };
+    Ok(if has("pytorch_lora_weights.safetensors") || has("adapter_config.json") {
+        "it holds LoRA weights, no whole model; expected a pipeline in the layout of diffusers\n\
+         hint: merge them into their base model with Python: pipe.load_lora_weights, \
+         pipe.fuse_lora, pipe.save_pretrained"
+            .to_owned()
+    } else if names.iter().any(|name| name == "unet/config.json" || name == "config.json") {
+        "it holds one network, no whole pipeline; expected model_index.json\n\
+         hint: a UNet stands in for that of its base model: NAME=BASE,unet=hf://owner/name"
+            .to_owned()
+    } else if let Some(single) = names.iter().find(is_single) {
+        format!(
+            "it holds single checkpoint files such as {single}, no pipeline in the layout of \
+             diffusers\nhint: convert it with Python: StableDiffusionPipeline.from_single_file, then \
+             save_pretrained"
+        )
+    } else {
+        "expected a pipeline in the layout of diffusers, found no model_index.json in it".to_owned()
+    })
+}
+
+fn no_scratch(cause: &std::io::Error) -> ModelError {
+    ModelError::Folder {
+        folder: std::env::temp_dir(),
+        reason: format!("cannot be written: {cause}\nhint: point TMPDIR to another folder"),
+    }
+}
+
+/// An error about the folder of names as one about the repository.
+fn renamed(error: ModelError, skeleton: &Path, repository: &Repository) -> ModelError {
+    match error {
+        ModelError::Folder { folder, reason } => {
+            let inner = folder.strip_prefix(skeleton).unwrap_or(&folder);
+            ModelError::Folder { folder: Path::new(&repository.shown()).join(inner), reason }
+        }
+        other => other,
+    }
+}

@@ -1,0 +1,132 @@
+//! Files of scorers before any of them is read: what is on this machine is checked before the first
+//! download, and what will be downloaded is said, with its size.
+
+use std::path::{Path, PathBuf};
+
+use hub::{Downloads, Repository};
+
+use crate::model::{self, Model};
+use crate::{Kind, ScorerConfig, ScorerError, ScorersConfig};
+
+/// Small files that are read beside the weights, where a repository has them.
+const SMALL_FILES: [&str; 9] = [
+    "config.json",
+    "preprocessor_config.json",
+    "open_clip_config.json",
+    "tokenizer.json",
+    "vocab.json",
+    "merges.txt",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+];
+
+/// Checks everything that is on this machine, says what is to be downloaded, and that there is room
+/// for it.
+pub(crate) fn prepare(config: &ScorersConfig) -> Result<(), ScorerError> {
+    let mut found: Vec<Model> = Vec::new();
+    for entry in &config.scorer {
+        let hub = ScorerError::hub(&entry.name);
+        Repository::check_name(&entry.model, &config.folder).map_err(hub)?;
+        if !is_on_hub(&entry.model) {
+            model::find_model(config, entry, &mut found)?;
+        }
+        if entry.kind == Kind::Aesthetic {
+            check_head(config, entry)?;
+        }
+    }
+    let mut downloads = Downloads::default();
+    for entry in &config.scorer {
+        let hub = ScorerError::hub(&entry.name);
+        if is_on_hub(&entry.model) {
+            let repository = Repository::open(&entry.model, &config.folder).map_err(hub)?;
+            count(entry, &repository, &mut downloads)?;
+        }
+        if let Some((repository, file)) = entry.head.as_deref().and_then(hub::split_file) {
+            let repository = Repository::open(&repository, &config.folder).map_err(hub)?;
+            downloads.add(&repository, &file).map_err(hub)?;
+        }
+    }
+    let first = config.scorer.first().map_or("", |entry| entry.name.as_str());
+    downloads.say().map_err(ScorerError::hub(first))
+}
+
+fn count(
+    entry: &ScorerConfig,
+    repository: &Repository,
+    downloads: &mut Downloads,
+) -> Result<(), ScorerError> {
+    let hub = ScorerError::hub(&entry.name);
+    for name in model::weight_names(entry) {
+        if !repository.has(name).map_err(hub)? {
+            continue;
+        }
+        downloads.add(repository, name).map_err(hub)?;
+        if name.ends_with(".json") {
+            let index = repository.file(name).map_err(hub)?;
+            for shard in model::shards(entry, &index)? {
+                downloads.add(repository, &shard).map_err(hub)?;
+            }
+        }
+        break;
+    }
+    for name in SMALL_FILES {
+        if repository.has(name).map_err(hub)? {
+            downloads.add(repository, name).map_err(hub)?;
+        }
+    }
+    Ok(())
+}
+
+/// The file of an aesthetic head, downloaded first where it is on the hub, and its checksum compared
+/// where the entry names one.
+pub(crate) fn head(config: &ScorersConfig, entry: &ScorerConfig) -> Result<PathBuf, ScorerError> {
+    check_head(config, entry)?;
+    let hub = ScorerError::hub(&entry.name);
+    let text = entry.head.as_deref().unwrap_or_default();
+    let file = match hub::split_file(text) {
+        Some((repository, file)) => Repository::open(&repository, &config.folder)
+            .and_then(|repository| repository.file(&file))
+            .map_err(hub)?,
+        None => runkit::path::resolve(Path::new(text), &config.folder),
+    };
+    if let Some(expected) = &entry.head_sha256 {
+        let found = hub::sha256_file(&file).map_err(hub)?;
+        if found != expected.to_lowercase() {
+            let problem = format!(
+                "its SHA-256 is {found}, but `head_sha256` says {expected}\n\
+                 hint: it is another head, or damaged; remove `head_sha256` to use it all the same"
+            );
+            return Err(ScorerError::File { scorer: entry.name.clone(), file, problem });
+        }
+    }
+    Ok(file)
+}
+
+/// What can be said of a head without the hub.
+fn check_head(config: &ScorersConfig, entry: &ScorerConfig) -> Result<(), ScorerError> {
+    let text = entry.head.as_deref().unwrap_or_default();
+    if runkit::path::is_address(Path::new(text)) {
+        let Some((repository, _)) = hub::split_file(text) else {
+            let problem =
+                format!("head `{text}` names no file; expected hf://owner/name[@revision]/file");
+            return Err(model::invalid(config, entry, problem));
+        };
+        return Repository::check_name(&repository, &config.folder)
+            .map_err(ScorerError::hub(&entry.name));
+    }
+    let file = runkit::path::resolve(Path::new(text), &config.folder);
+    if file.is_file() {
+        return Ok(());
+    }
+    let hint = match Path::new(text).is_relative() {
+        true => "the path is relative to the TOML file; one of the hub is hf://owner/name/file",
+        false => "check the path; one of the hub is hf://owner/name/file",
+    };
+    let problem = format!("head {} is not a file; hint: {hint}", file.display());
+    Err(model::invalid(config, entry, problem))
+}
+
+fn is_on_hub(name: &str) -> bool {
+    runkit::path::is_address(Path::new(name))
+}
