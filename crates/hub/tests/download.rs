@@ -27,7 +27,7 @@ fn settings(cache: &Path, endpoint: &str) -> Settings {
         connect: Duration::from_secs(2),
         idle: Duration::from_millis(300),
         window: Duration::from_millis(400),
-        least_bytes: 2,
+        least_bytes: 50,
         attempts: 3,
         pause: Duration::from_millis(20),
         longest_pause: Duration::from_secs(2),
