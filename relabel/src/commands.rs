@@ -189,9 +189,7 @@ impl ScoreSettings {
         let pairs = self.pairs.iter_mut().flatten();
         let files = pairs.chain(&mut self.scorers).chain(&mut self.out).chain(&mut self.scratch);
         for path in files {
-            if path.is_relative() {
-                *path = folder.join(&*path);
-            }
+            runkit::path::resolve_in_place(path, folder);
         }
     }
 

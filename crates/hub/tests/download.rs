@@ -3,8 +3,6 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 #![expect(clippy::disallowed_methods, reason = "fixtures need not be durable")]
 
-mod server;
-
 use std::collections::HashMap;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -14,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use hub::{HubError, Limits, Network, Repository, Settings};
 use runkit::signals::{Signal, Stopped};
-use server::{Reply, Request, Sending, Server};
+use testkit::server::{Reply, Request, Sending, Server};
 
 const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
 /// SHA-256 of "abc" (FIPS 180-2, appendix B), and git's checksum of a file with it.

@@ -103,9 +103,38 @@ pub fn meant_hub_name(path: &Path, is_data: bool) -> Option<String> {
     Some(format!("{HUB_SCHEME}{kind}{owner}/{name}{revision}"))
 }
 
+/// What to do about data of which nothing exists at `path`, to be written after an error; empty where
+/// nothing is known. Data is read from this machine, so what is a name of the hub is downloaded first.
+///
+/// ```
+/// use runkit::path::hint_for_data;
+/// let hint = hint_for_data("me/pickapic".as_ref());
+/// assert_eq!(hint, "; hint: download it first: hf download --repo-type dataset me/pickapic --local-dir pickapic");
+/// assert_eq!(hint_for_data("pairs.parquet".as_ref()), "");
+/// ```
+pub fn hint_for_data(path: &Path) -> String {
+    let text = path.to_string_lossy();
+    let meant = meant_hub_name(path, true);
+    let named = meant.as_deref().unwrap_or(&text).strip_prefix(HUB_SCHEME).map(str::to_owned);
+    if let Some(named) = named {
+        let rest = named.strip_prefix("datasets/").unwrap_or(&named);
+        let mut parts = rest.split(['/', '@']);
+        if let (Some(owner), Some(name)) = (parts.next(), parts.next()) {
+            return format!(
+                "; hint: download it first: hf download --repo-type dataset {owner}/{name} \
+                 --local-dir {name}"
+            );
+        }
+    }
+    if is_address(path) {
+        return "; hint: it is an address; download it first, and name the file".to_owned();
+    }
+    String::new()
+}
+
 #[cfg(test)]
 mod tests {
-    use super::{expand, is_address, meant_hub_name, resolve};
+    use super::{expand, hint_for_data, is_address, meant_hub_name, resolve};
     use std::path::{Path, PathBuf};
 
     #[test]
@@ -130,6 +159,23 @@ mod tests {
         assert_eq!(resolve(Path::new("x"), base), Path::new("/base/x"));
         assert_eq!(resolve(Path::new("/x"), base), Path::new("/x"));
         assert!(!is_address(Path::new("a/b:c")) && !is_address(Path::new("://x")));
+    }
+
+    #[test]
+    fn data_of_the_hub_is_downloaded_first() {
+        for path in [
+            "me/pickapic",
+            "hf://datasets/me/pickapic",
+            "hf://datasets/me/pickapic@main/data/*.parquet",
+            "https://huggingface.co/datasets/me/pickapic/tree/main/data",
+        ] {
+            let hint = hint_for_data(Path::new(path));
+            assert!(hint.contains("dataset me/pickapic --local-dir pickapic"), "{path}: {hint}");
+        }
+        assert!(hint_for_data(Path::new("s3://bucket/x")).contains("an address"));
+        for path in ["pairs/", "/data/x/y", "a/b/c", "pairs.parquet", "~/pairs"] {
+            assert_eq!(hint_for_data(Path::new(path)), "", "{path}");
+        }
     }
 
     #[test]

@@ -5,6 +5,7 @@
 #![expect(clippy::unwrap_used, reason = "a test stops where something fails")]
 
 mod folder;
+pub mod server;
 
 use std::ffi::OsStr;
 use std::io::Read as _;

@@ -260,6 +260,6 @@ impl RunSettings {
     fn resolve_paths(&mut self, folder: &Path) {
         self.generate.resolve_paths(folder);
         let others = self.judges.scorers.iter_mut().chain(&mut self.report.labels);
-        others.filter(|path| path.is_relative()).for_each(|path| *path = folder.join(&*path));
+        others.for_each(|path| runkit::path::resolve_in_place(path, folder));
     }
 }

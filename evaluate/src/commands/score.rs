@@ -173,9 +173,7 @@ impl ScoreSettings {
         let of_images = self.images.iter_mut().flatten().map(|source| &mut source.folder);
         let others = self.out.iter_mut().chain(&mut self.judges.scorers);
         for path in of_prompts.chain(of_images).chain(others) {
-            if path.is_relative() {
-                *path = folder.join(&*path);
-            }
+            runkit::path::resolve_in_place(path, folder);
         }
     }
 }

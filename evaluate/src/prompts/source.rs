@@ -1,7 +1,7 @@
 //! Where prompts come from, as typed: a file, and what to take of it.
 
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
@@ -82,7 +82,7 @@ impl FromStr for PromptSource {
         if rest.is_empty() {
             return Err(format!("expected FILE, or FILE with {OPTIONS} after it, found {text:?}"));
         }
-        Ok(Self { file: rest.into(), ..source })
+        Ok(Self { file: runkit::path::expand_home(Path::new(rest)), ..source })
     }
 }
 

@@ -169,6 +169,7 @@ fn choose(
 }
 
 fn find(input: &Path, found: &mut Discovered) -> Result<Vec<Candidate>, PairsError> {
+    let input = &*runkit::path::expand_home(input);
     if input.is_dir() {
         let mut paths = Vec::new();
         walk(input, &mut HashSet::new(), &mut paths, found)?;

@@ -87,7 +87,11 @@ pub enum PairsError {
         found: String,
     },
     /// Nothing stands under the name that was given.
-    #[error("{}: expected a Parquet file, a folder or a pattern, found nothing of that name", path.display())]
+    #[error(
+        "{}: expected a Parquet file, a folder or a pattern, found nothing of that name{}",
+        path.display(),
+        runkit::path::hint_for_data(path)
+    )]
     Missing {
         /// The name.
         path: PathBuf,

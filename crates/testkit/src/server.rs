@@ -1,41 +1,44 @@
-//! A small HTTP server on this machine that answers as a test tells it.
-
-#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+//! A small HTTP server on this machine that answers as a test tells it, and one that answers as a hub
+//! of models does.
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::{TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 /// One request as it came.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Request {
-    pub(crate) method: String,
+pub struct Request {
+    /// `GET`, `HEAD` or `CONNECT`.
+    pub method: String,
     /// What stands in the first line: a path, or of a proxy a whole address.
-    pub(crate) target: String,
-    pub(crate) headers: Vec<(String, String)>,
+    pub target: String,
+    /// Names in small letters, and values.
+    pub headers: Vec<(String, String)>,
 }
 
 impl Request {
-    pub(crate) fn header(&self, name: &str) -> Option<&str> {
+    /// The value of a header, whose name is in small letters.
+    pub fn header(&self, name: &str) -> Option<&str> {
         let found = self.headers.iter().find(|(known, _)| known == name);
         found.map(|(_, value)| value.as_str())
     }
 
     /// The path without what follows a question mark.
-    pub(crate) fn path(&self) -> &str {
+    pub fn path(&self) -> &str {
         self.target.split('?').next().unwrap_or_default()
     }
 
     /// The first byte that `Range` asks for.
-    pub(crate) fn range_from(&self) -> Option<usize> {
+    pub fn range_from(&self) -> Option<usize> {
         self.header("range")?.strip_prefix("bytes=")?.split('-').next()?.parse().ok()
     }
 }
 
 /// How the body is sent.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(crate) enum Sending {
+pub enum Sending {
     /// With its length.
     #[default]
     Whole,
@@ -51,31 +54,39 @@ pub(crate) enum Sending {
     UntilClosed,
 }
 
+/// An answer.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Reply {
-    pub(crate) status: u16,
-    pub(crate) headers: Vec<(String, String)>,
-    pub(crate) body: Vec<u8>,
-    pub(crate) sending: Sending,
+pub struct Reply {
+    /// The number in its first line.
+    pub status: u16,
+    /// Headers beside those of the body's length.
+    pub headers: Vec<(String, String)>,
+    /// The body.
+    pub body: Vec<u8>,
+    /// How the body is sent.
+    pub sending: Sending,
 }
 
 impl Reply {
-    pub(crate) fn new(status: u16, body: &[u8]) -> Self {
+    /// An answer with a body and no headers of its own.
+    pub fn new(status: u16, body: &[u8]) -> Self {
         Self { status, body: body.to_vec(), ..Self::default() }
     }
 
-    pub(crate) fn with(mut self, name: &str, value: &str) -> Self {
+    /// The answer with one more header.
+    pub fn with(mut self, name: &str, value: &str) -> Self {
         self.headers.push((name.to_owned(), value.to_owned()));
         self
     }
 
-    pub(crate) fn sent(mut self, sending: Sending) -> Self {
+    /// The answer with its body sent in another way.
+    pub fn sent(mut self, sending: Sending) -> Self {
         self.sending = sending;
         self
     }
 
     /// The part of the body that a request for a range wants.
-    pub(crate) fn ranged(mut self, request: &Request) -> Self {
+    pub fn ranged(mut self, request: &Request) -> Self {
         let Some(first) = request.range_from() else { return self };
         let size = self.body.len();
         if first >= size {
@@ -88,13 +99,16 @@ impl Reply {
 }
 
 /// A running server; it runs until the test ends.
-pub(crate) struct Server {
-    pub(crate) port: u16,
+#[derive(Debug)]
+pub struct Server {
+    /// Its port on 127.0.0.1.
+    pub port: u16,
     log: Arc<Mutex<Vec<Request>>>,
 }
 
 impl Server {
-    pub(crate) fn start(answer: impl Fn(&Request) -> Reply + Send + Sync + 'static) -> Self {
+    /// Starts a server that answers each request, in a thread of its own, with `answer`.
+    pub fn start(answer: impl Fn(&Request) -> Reply + Send + Sync + 'static) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let port = listener.local_addr().unwrap().port();
         let log = Arc::<Mutex<Vec<Request>>>::default();
@@ -110,11 +124,13 @@ impl Server {
         Self { port, log }
     }
 
-    pub(crate) fn address(&self) -> String {
+    /// `http://127.0.0.1:PORT`.
+    pub fn address(&self) -> String {
         format!("http://127.0.0.1:{}", self.port)
     }
 
-    pub(crate) fn requests(&self) -> Vec<Request> {
+    /// Every request so far.
+    pub fn requests(&self) -> Vec<Request> {
         self.log.lock().unwrap().clone()
     }
 }
@@ -180,5 +196,52 @@ fn serve(
             write!(stream, "0\r\n\r\n")
         }
         Sending::Whole | Sending::UntilClosed => stream.write_all(&reply.body),
+    }
+}
+
+/// The commit that [`hub`] gives to every repository.
+pub const COMMIT: &str = "cccccccccccccccccccccccccccccccccccccccc";
+
+/// A hub that holds folders of this machine as repositories `owner/name`, and files of no content
+/// that are only listed.
+pub fn hub(repositories: &[(&str, &Path)], only_listed: &[&str]) -> Server {
+    let repositories: Vec<(String, PathBuf)> = repositories
+        .iter()
+        .map(|(name, folder)| ((*name).to_owned(), folder.to_path_buf()))
+        .collect();
+    let only_listed: Vec<String> = only_listed.iter().map(|name| (*name).to_owned()).collect();
+    Server::start(move |request| {
+        for (name, folder) in &repositories {
+            if request.path().starts_with(&format!("/api/models/{name}/revision/")) {
+                let mut files = Vec::new();
+                list(folder, "", &mut files);
+                files.extend(only_listed.iter().map(|name| (name.clone(), 1 << 30)));
+                let files: Vec<String> = files
+                    .iter()
+                    .map(|(file, size)| format!("{{\"rfilename\": \"{file}\", \"size\": {size}}}"))
+                    .collect();
+                let body =
+                    format!("{{\"sha\": \"{COMMIT}\", \"siblings\": [{}]}}", files.join(", "));
+                return Reply::new(200, body.as_bytes());
+            }
+            if let Some(file) = request.path().strip_prefix(&format!("/{name}/resolve/{COMMIT}/"))
+                && let Ok(contents) = std::fs::read(folder.join(file))
+            {
+                return Reply::new(200, &contents).ranged(request).with("X-Repo-Commit", COMMIT);
+            }
+        }
+        Reply::new(404, b"").with("X-Error-Code", "EntryNotFound")
+    })
+}
+
+fn list(folder: &Path, prefix: &str, files: &mut Vec<(String, u64)>) {
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let entry = entry.unwrap();
+        let name = format!("{prefix}{}", entry.file_name().to_str().unwrap());
+        if entry.path().is_dir() {
+            list(&entry.path(), &format!("{name}/"), files);
+        } else {
+            files.push((name, entry.path().metadata().unwrap().len()));
+        }
     }
 }
