@@ -9,9 +9,10 @@ use crate::model::{self, Model};
 use crate::{Kind, ScorerConfig, ScorerError, ScorersConfig};
 
 /// Small files that are read beside the weights, where a repository has them.
-const SMALL_FILES: [&str; 9] = [
+const SMALL_FILES: [&str; 10] = [
     "config.json",
     "preprocessor_config.json",
+    "processor_config.json",
     "open_clip_config.json",
     "tokenizer.json",
     "vocab.json",
