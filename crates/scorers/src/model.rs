@@ -189,7 +189,7 @@ fn weight_files(
     // A folder may hold another variant, or nothing but.
     let found = match (found, &entry.weights, repository.folder()) {
         (None, None, Some(folder)) => {
-            nn::weights::find_file(folder, names).map_err(ScorerError::network(&entry.name))?
+            nn::weights::find_file(folder, &names).map_err(ScorerError::network(&entry.name))?
         }
         (found, ..) => found,
     };
