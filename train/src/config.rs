@@ -141,7 +141,7 @@ pub struct Samples {
 /// # Errors
 /// Where a file cannot be read, or a name is unknown.
 pub fn settings(arguments: &RunArguments) -> Result<RunSettings> {
-    arguments.settings.refuse_non_finite()?;
+    arguments.settings.refuse_non_finite().map_err(UsageError::of)?;
     let settings = match &arguments.config {
         Some(file) => {
             let mut from_file: RunSettings = runkit::config::read_toml(file)?;

@@ -76,15 +76,28 @@ pub fn choices<T: AsRef<str>>(names: impl IntoIterator<Item = T>) -> String {
 }
 
 /// A message of a library that may quote its input at any length: what stands between quotation marks
-/// (`"`, `'` or a backquote) is cut as by [`excerpt`], and so is each line as a whole.
+/// (`"`, `'` or a backquote) is cut as by [`excerpt`], and so is a word that is no path, and at five times
+/// that length each line as a whole.
 #[must_use]
 pub fn shorten_message(message: &str) -> String {
     let lines = message.lines().map(|line| {
-        let line = if line.len() > MOST_QUOTED { shorten_quotes(line) } else { line.to_owned() };
+        let line = match line.len() > MOST_QUOTED {
+            true => shorten_words(&shorten_quotes(line)),
+            false => line.to_owned(),
+        };
         let (shown, cut) = shortened(&line, MOST_OF_A_LINE, false);
         if cut { format!("{shown}… (cut: {} bytes in all)", line.len()) } else { shown }
     });
     lines.collect::<Vec<_>>().join("\n")
+}
+
+/// No word of a sentence is as long as that; a path may be.
+fn shorten_words(line: &str) -> String {
+    let words = line.split(' ').map(|word| {
+        let is_long = word.len() > MOST_QUOTED && !word.contains('/');
+        if is_long { excerpt(word) } else { word.to_owned() }
+    });
+    words.collect::<Vec<_>>().join(" ")
 }
 
 fn shorten_quotes(line: &str) -> String {
@@ -204,6 +217,10 @@ mod tests {
         }
         let shown = shorten_message(&format!("unknown field `{long}`, expected `a` or `b`"));
         assert!(shown.ends_with("expected `a` or `b`"), "{shown}");
+        let shown = shorten_message(&format!("expected gelu, found {long}; hint: gelu"));
+        assert!(shown.len() < 300 && shown.ends_with("bytes in all) hint: gelu"), "{shown}");
+        let path = format!("/{}: not found", "folder/".repeat(60));
+        assert_eq!(shorten_message(&path), path);
         let plain = "it's \"short\"\nhint: don't";
         assert_eq!(shorten_message(plain), plain);
         let words = format!("the model's own {}is the user's", "very ".repeat(100));
