@@ -43,6 +43,19 @@ pub fn is_ours(path: &Path) -> bool {
     read().unwrap_or(false)
 }
 
+/// Whether a file is a PNG of this many pixels in a row that says nothing of itself.
+#[must_use]
+pub fn is_plain_of_width(path: &Path, width: u32) -> bool {
+    let read = || {
+        let file = std::io::BufReader::new(std::fs::File::open(path).ok()?);
+        let reader = png::Decoder::new(file).read_info().ok()?;
+        let info = reader.info();
+        let has_text = !info.uncompressed_latin1_text.is_empty() || !info.utf8_text.is_empty();
+        Some(info.width == width && !has_text)
+    };
+    read().unwrap_or(false)
+}
+
 /// RGB of 8 bits a channel, row after row from the top.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Bitmap {

@@ -30,6 +30,8 @@ const SCRIPT: &str = include_str!("report.js");
 pub const FILE_NAME: &str = "report.html";
 /// Figures are drawn twice as large as in the page, for print.
 const FIGURE_SCALE: f32 = 2.0;
+/// The width of their PNG in pixels.
+pub const FIGURE_PIXELS: u32 = 1800;
 
 /// What a report is made of.
 #[derive(Debug, Clone, Copy)]
