@@ -244,11 +244,11 @@ impl Networks {
         let context = || format!("loading the model {}", base.shown);
         let pipeline =
             Pipeline::load_for_training(&trained, device, precision).with_context(context)?;
-        let ties = pipeline.unet.broken_ties();
-        if ties > 0 {
+        let spread = pipeline.unet.spread_weights();
+        if spread > 0 {
             tracing::info!(
-                "the weights come from f16: {ties} lie half way between two bf16 numbers and are moved \
-                 off by less than f16's rounding, in the model and its reference alike"
+                "{spread} weights were born in f16: each is moved by less than f16's rounding, in the \
+                 model and its reference alike, so that bf16 rounds them evenly"
             );
         }
         let weights = Weights::open(&reference)?;

@@ -77,7 +77,7 @@ pub struct UNet {
     device: Device,
     precision: Precision,
     purpose: Purpose,
-    broken_ties: u64,
+    spread_weights: u64,
     checkpointing: bool,
 }
 
@@ -187,10 +187,10 @@ impl UNet {
             device,
             precision,
             purpose,
-            broken_ties: 0,
+            spread_weights: 0,
             checkpointing: false,
         };
-        network.broken_ties = loader.broken_ties();
+        network.spread_weights = loader.spread_weights();
         network.parameters = loader.take_parameters();
         loader.finish(|_| false)?;
         Ok(network)
@@ -201,11 +201,10 @@ impl UNet {
         &self.config
     }
 
-    /// How many weights were moved off a tie between two bf16 numbers when the network was loaded for
-    /// training in bf16, or as a reference, from weights that were born in f16 (`weights/ties.rs`): each
-    /// by less than half a unit of f16.
-    pub fn broken_ties(&self) -> u64 {
-        self.broken_ties
+    /// How many weights were born in f16 and were moved, each by less than half a unit of f16, when the
+    /// network was loaded for training in bf16 or as a reference (`weights/f16_born.rs`).
+    pub fn spread_weights(&self) -> u64 {
+        self.spread_weights
     }
 
     /// The device it is on.

@@ -5,8 +5,7 @@ use std::fmt::Write;
 
 use tch::{Device, Kind, TchError, Tensor};
 
-use super::ties::break_ties;
-use super::{Weights, WeightsError};
+use super::{Weights, WeightsError, f16_born};
 use crate::device::Precision;
 use crate::shim;
 
@@ -41,8 +40,8 @@ pub struct Loader<'a> {
     asked: HashSet<String>,
     missing: Vec<String>,
     misshapen: Vec<String>,
-    /// How many weights [`break_ties`] moved.
-    ties: u64,
+    /// How many weights [`f16_born::spread`] moved.
+    spread: u64,
     failure: Option<WeightsError>,
 }
 
@@ -65,7 +64,7 @@ impl<'a> Loader<'a> {
             asked: HashSet::new(),
             missing: Vec::new(),
             misshapen: Vec::new(),
-            ties: 0,
+            spread: 0,
             failure: None,
         }
     }
@@ -119,10 +118,10 @@ impl<'a> Loader<'a> {
         std::mem::take(&mut self.parameters)
     }
 
-    /// How many weights of a network in training, or of its reference, were moved off a tie between two
-    /// bf16 numbers, by less than the rounding of the f16 file that they come from.
-    pub fn broken_ties(&self) -> u64 {
-        self.ties
+    /// How many weights were born in f16 and are trained in bf16, and so were moved, each by less than the
+    /// rounding of their file.
+    pub fn spread_weights(&self) -> u64 {
+        self.spread
     }
 
     /// The checkpoint it reads from.
@@ -168,13 +167,13 @@ impl<'a> Loader<'a> {
             Some(stored) => {
                 let trains_in_bf16 =
                     self.purpose != Purpose::Inference && self.precision == Precision::Bf16;
-                let unbroken = stored.shallow_clone();
+                let as_stored = stored.shallow_clone();
                 let converted = match trains_in_bf16 {
-                    true => break_ties(name, unbroken).map(|(broken, count)| {
-                        self.ties += count;
-                        broken
+                    true => f16_born::spread(name, as_stored).map(|(spread, count)| {
+                        self.spread += count;
+                        spread
                     }),
-                    false => Ok(unbroken),
+                    false => Ok(as_stored),
                 };
                 let converted = converted.and_then(|tensor| convert(&tensor, kind, self.device));
                 let tensor = self.or_stand_in(converted, shape, kind);

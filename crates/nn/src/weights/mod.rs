@@ -12,13 +12,13 @@
 
 mod archive;
 mod error;
+mod f16_born;
 mod folder;
 mod loader;
 mod mapped;
 mod pickle;
 mod safetensors;
 mod text;
-mod ties;
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
