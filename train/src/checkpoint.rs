@@ -24,6 +24,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::cli::OptimizerKind;
+use crate::loss_scale::LossScale;
 use crate::manifest::{Numerics, Origin};
 use crate::model::Networks;
 use crate::trainer::Position;
@@ -62,6 +63,9 @@ pub struct State {
     pub position: u64,
     /// The step whose weights the reference has; 0 for the base model's.
     pub reference_step: u64,
+    /// What the next loss is multiplied by.
+    #[serde(default)]
+    pub loss_scale: LossScale,
     /// What the moments are of.
     pub optimizer: OptimizerKind,
     /// The fingerprint of the run's identity.
@@ -78,12 +82,13 @@ impl State {
         run: &str,
         numerics: &Numerics,
     ) -> Self {
-        let Position { step, pairs, reference_step } = position;
+        let Position { step, pairs, reference_step, loss_scale } = position;
         Self {
             format: FORMAT,
             step,
             position: pairs,
             reference_step,
+            loss_scale,
             optimizer,
             run: run.to_owned(),
             numerics: numerics.clone(),
@@ -92,7 +97,12 @@ impl State {
 
     /// Where the run stands.
     pub fn position(&self) -> Position {
-        Position { step: self.step, pairs: self.position, reference_step: self.reference_step }
+        Position {
+            step: self.step,
+            pairs: self.position,
+            reference_step: self.reference_step,
+            loss_scale: self.loss_scale,
+        }
     }
 }
 

@@ -198,6 +198,13 @@ pub struct RunSettings {
     #[arg(long, value_name = "X")]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_grad_norm: Option<f64>,
+    /// What the loss is multiplied by before the backward pass, so that small gradients
+    /// do not round to zero in f16: dynamic, none or a power of two. A dynamic scale
+    /// starts at 2^16 (dynamic:START for another), halves when gradients overflow, and
+    /// that step changes no weight [default: dynamic with --dtype f16, else none].
+    #[arg(long, value_name = "SCALE")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub loss_scale: Option<String>,
 
     /// Share of captions replaced by the empty one [default: 0.2].
     #[arg(long, value_name = "X")]

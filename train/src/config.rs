@@ -10,6 +10,7 @@ use tch::Device;
 
 use crate::cli::{OptimizerKind, RunArguments, RunSettings};
 use crate::learning_rate::{LearningRate, Schedule};
+use crate::loss_scale::LossScaling;
 use crate::preference::{Preference, Ties};
 use crate::recipe;
 
@@ -66,6 +67,8 @@ pub struct Config {
     pub weight_decay: f64,
     /// The largest norm of gradients; none for any.
     pub max_grad_norm: Option<f64>,
+    /// What the loss is multiplied by.
+    pub loss_scaling: LossScaling,
     /// Share of captions that are dropped.
     pub caption_dropout: f64,
     /// Height and width of images; none for the model's own.
@@ -266,6 +269,7 @@ impl Config {
         let device = device::parse(settings.device.as_deref().unwrap_or("auto"))?;
         let precision: Precision = settings.dtype.as_deref().unwrap_or("f32").parse()?;
         precision.check(device)?;
+        let loss_scaling = settings.loss_scale.as_deref().unwrap_or("none").parse()?;
         let keep = settings.keep.unwrap_or(2);
         ensure!(keep > 0, "--keep 0 would leave nothing to go on from; hint: --keep 1");
         let minutes = number(
@@ -302,6 +306,7 @@ impl Config {
             adam_epsilon,
             weight_decay,
             max_grad_norm: (norm > 0.0).then_some(norm),
+            loss_scaling,
             caption_dropout,
             resolution: settings.resolution,
             hflip: settings.hflip.unwrap_or(false),
@@ -428,7 +433,11 @@ impl RunSettings {
         self.sample_every.get_or_insert(500);
         self.sample_steps.get_or_insert(25);
         self.device = Some(choice.to_string());
-        self.dtype.get_or_insert_with(|| "f32".to_owned());
+        let dtype = self.dtype.get_or_insert_with(|| "f32".to_owned());
+        let usual = if dtype == "f16" { "dynamic" } else { "none" };
+        let scaling: LossScaling =
+            self.loss_scale.as_deref().unwrap_or(usual).parse().map_err(UsageError::of)?;
+        self.loss_scale = Some(scaling.to_string());
         self.data_threads.get_or_insert_with(|| data_threads(on_gpu));
         self.data_memory.get_or_insert(1024);
         Ok(self)

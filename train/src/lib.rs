@@ -28,6 +28,7 @@ pub mod file_hashes;
 pub mod folder;
 pub mod learning_rate;
 pub mod loss;
+pub mod loss_scale;
 pub mod manifest;
 pub mod micro_batch;
 pub mod model;

@@ -28,6 +28,10 @@ pub struct StepReport {
     pub learning_rate: f64,
     /// The step whose weights the reference had.
     pub reference_step: u64,
+    /// What the loss was multiplied by, with `--loss-scale`.
+    pub loss_scale: Option<f64>,
+    /// Whether the gradients overflowed at that scale, so that no weight changed.
+    pub overflow: bool,
     /// Pairs of the batch that were skipped.
     pub skipped: u64,
     /// How far the update took the model from the reference ([`crate::trainer::Trainer::distance`]), before the
@@ -96,6 +100,12 @@ impl StepReport {
             ("error/reference_other", json!(self.reference_errors[1])),
             ("reference_step", json!(self.reference_step)),
         ];
+        if let Some(loss_scale) = self.loss_scale {
+            values.push(("loss_scale", json!(loss_scale)));
+        }
+        if self.overflow {
+            values.push(("overflow", json!(1)));
+        }
         if self.skipped > 0 {
             values.push(("skipped", json!(self.skipped)));
         }

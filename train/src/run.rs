@@ -9,7 +9,6 @@
 use std::path::PathBuf;
 
 use anyhow::{Result, bail, ensure};
-use nn::device::Precision;
 use runkit::lock::OutputLock;
 use runkit::signals::{Signal, StopFlag, Stopped};
 use serde_json::Value;
@@ -211,11 +210,6 @@ fn announce(config: &Config, prepared: &Prepared) -> Result<()> {
     tracing::info!("effective learning rate {:e}{scaled}", config.learning_rate.peak());
     if let Some(warning) = config.short_of_warm_up() {
         tracing::warn!("{warning}");
-    }
-    if config.precision == Precision::F16 {
-        tracing::warn!(
-            "--dtype f16: small gradients become zero, as the loss is not scaled; hint: --dtype bf16"
-        );
     }
     let disk = Disk::of(config, &prepared.base)?;
     if disk.all > disk.free {

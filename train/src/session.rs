@@ -14,6 +14,7 @@ use crate::checkpoint::{self, State};
 use crate::config::{self, Config};
 use crate::data::{Content, Stream, StreamOptions};
 use crate::folder::{self, CHECKPOINTS};
+use crate::loss_scale::{LossScale, LossScaling};
 use crate::manifest::{self, Manifest};
 use crate::model::{BaseModel, Networks, Start};
 use crate::preference::Preference;
@@ -70,7 +71,12 @@ impl<'run> Session<'run> {
         let start = checkpoint.map_or(Start::Base, |found| Start::Checkpoint(&found.folder));
         let networks = Networks::load(base, start, config.device, config.precision)?;
         let mut optimizer = trainer::optimizer(config, networks.pipeline.unet.parameters())?;
-        let position = checkpoint.map_or(Position::default(), |found| found.state.position());
+        let first = LossScale::first(config.loss_scaling);
+        let mut position = checkpoint.map_or(Position::default(), |found| found.state.position());
+        // Another run's checkpoint (--from) may have had another choice of scale.
+        if !matches!((found, config.loss_scaling), (Found::Own(_), LossScaling::Dynamic(_))) {
+            position.loss_scale = first;
+        }
         if let Some(found) = checkpoint {
             match found.state.optimizer == config.optimizer {
                 true => found.load_optimizer(optimizer.as_mut())?,

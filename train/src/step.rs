@@ -203,6 +203,8 @@ pub fn predict(
 pub struct Accumulation {
     /// What losses are divided by at first: the pairs of the step.
     pairs: f64,
+    /// What losses are multiplied by instead, for f16: gradients are divided after they are summed.
+    scale: Option<f64>,
     /// The weights of the pairs so far.
     weight: f64,
 }
@@ -210,7 +212,14 @@ pub struct Accumulation {
 impl Accumulation {
     /// No gradients of a step of `batch_size` pairs.
     pub fn new(batch_size: u64) -> Self {
-        Self { pairs: batch_size as f64, weight: 0.0 }
+        Self { pairs: batch_size as f64, scale: None, weight: 0.0 }
+    }
+
+    /// The same with losses multiplied by `scale`. They are then not divided before the gradients are
+    /// summed, so that f16 loses none of its range to the batch.
+    #[must_use]
+    pub fn with_loss_scale(self, scale: f64) -> Self {
+        Self { scale: Some(scale), ..self }
     }
 
     /// The sum of the weights so far.
@@ -228,7 +237,11 @@ impl Accumulation {
         predictions: &Predictions,
     ) -> Result<(), NetworkError> {
         let loss = predictions.losses_P.f_mul(&batch.weight_P)?.f_sum(Kind::Float)?;
-        loss.f_div_scalar(self.pairs)?.f_backward()?;
+        let loss = match self.scale {
+            Some(scale) => loss.f_mul_scalar(scale)?,
+            None => loss.f_div_scalar(self.pairs)?,
+        };
+        loss.f_backward()?;
         self.weight += batch.weight;
         Ok(())
     }
@@ -243,13 +256,17 @@ impl Accumulation {
         parameters: &[(String, Tensor)],
         max_norm: Option<f64>,
     ) -> Result<Tensor, NetworkError> {
-        if self.weight != self.pairs && self.weight > 0.0 {
-            // The losses were divided by the number of pairs, and the mean is that of their weights.
+        // The mean is that of the pairs' weights, whatever the losses were divided or multiplied by.
+        let factor = match self.scale {
+            Some(scale) => 1.0 / (scale * self.weight),
+            None => self.pairs / self.weight,
+        };
+        if factor != 1.0 && self.weight > 0.0 {
             tch::no_grad(|| -> Result<(), NetworkError> {
                 for (_, parameter) in parameters {
                     let mut gradient = parameter.grad();
                     if gradient.defined() {
-                        let _ = gradient.f_mul_scalar_(self.pairs / self.weight)?;
+                        let _ = gradient.f_mul_scalar_(factor)?;
                     }
                 }
                 Ok(())

@@ -17,6 +17,7 @@ use crate::cli::OptimizerKind;
 use crate::config::Config;
 use crate::data::{Example, Stream};
 use crate::loss;
+use crate::loss_scale::{LossScale, LossScaling};
 use crate::model::{BaseModel, Networks};
 use crate::preference::{Judgement, scorer_of_step};
 use crate::prepared::PairLabel;
@@ -35,6 +36,8 @@ pub struct Position {
     pub pairs: u64,
     /// The step whose weights the reference has; 0 for the base model's.
     pub reference_step: u64,
+    /// What the next loss is multiplied by.
+    pub loss_scale: LossScale,
 }
 
 /// A run between two steps.
@@ -103,6 +106,19 @@ struct Numbers {
     /// The model's on images 0 and 1, the reference's on images 0 and 1.
     errors: [Vec<f64>; 4],
     grad_norm: f64,
+}
+
+impl Numbers {
+    /// Whether the numbers of a pair are.
+    fn is_finite(&self, index: usize) -> bool {
+        self.losses[index].is_finite()
+            && self.logits[index].is_finite()
+            && self.errors.iter().all(|errors| errors[index].is_finite())
+    }
+
+    fn losses_are_finite(&self) -> bool {
+        (0..self.losses.len()).all(|index| self.is_finite(index))
+    }
 }
 
 /// The optimizer that `config` names.
@@ -189,7 +205,11 @@ impl<'run> Trainer<'run> {
         let learning_rate = config.learning_rate.at(self.position.step);
         let scorer = scorer_of_step(config.seed, step, self.scorers);
         let mut times = Times::default();
+        let loss_scale = self.position.loss_scale;
         let mut accumulation = Accumulation::new(config.batch_size);
+        if config.loss_scaling != LossScaling::None {
+            accumulation = accumulation.with_loss_scale(loss_scale.factor());
+        }
         let mut parts = Vec::new();
         let mut pair_ids = Vec::new();
         let mut records = Vec::new();
@@ -207,14 +227,21 @@ impl<'run> Trainer<'run> {
             records.extend(part.record);
         }
         let numbers = timed(&mut times.optimizer, || self.gather(&parts, accumulation))?;
-        self.refuse_non_finite(step, &numbers, &pair_ids)?;
+        let overflow = !numbers.grad_norm.is_finite() && numbers.losses_are_finite();
+        let lowered = loss_scale.shrunk(config.loss_scaling).filter(|_| overflow);
+        if lowered.is_none() {
+            self.refuse_non_finite(step, &numbers, &pair_ids)?;
+        }
         let reference_step = self.position.reference_step;
         let facts = StepFacts { step, learning_rate, grad_norm: numbers.grad_norm, reference_step };
         for (micro, record) in records.iter().enumerate() {
             record.write(run, &facts, micro)?;
         }
         self.is_whole = false;
-        timed(&mut times.optimizer, || self.update(step, learning_rate))?;
+        timed(&mut times.optimizer, || match lowered {
+            Some(lowered) => self.pass_over(step, lowered),
+            None => self.update(step, learning_rate),
+        })?;
         let distance = config.looks_after(step).then(|| self.distance()).transpose()?;
         timed(&mut times.optimizer, || self.renew_reference())?;
         self.is_whole = true;
@@ -232,6 +259,8 @@ impl<'run> Trainer<'run> {
             grad_norm: numbers.grad_norm,
             learning_rate,
             reference_step,
+            loss_scale: (config.loss_scaling != LossScaling::None).then(|| loss_scale.factor()),
+            overflow: lowered.is_some(),
             skipped: config.batch_size - numbers.losses.len() as u64,
             distance,
             scorer,
@@ -331,13 +360,8 @@ impl<'run> Trainer<'run> {
     }
 
     fn refuse_non_finite(&self, step: u64, numbers: &Numbers, pair_ids: &[String]) -> Result<()> {
-        let is_finite = |index: usize| {
-            numbers.losses[index].is_finite()
-                && numbers.logits[index].is_finite()
-                && numbers.errors.iter().all(|errors| errors[index].is_finite())
-        };
         let guilty: Vec<String> = (0..numbers.losses.len())
-            .filter(|index| !is_finite(*index))
+            .filter(|index| !numbers.is_finite(*index))
             .filter_map(|index| pair_ids.get(index).cloned())
             .collect();
         if !guilty.is_empty() {
@@ -354,9 +378,26 @@ impl<'run> Trainer<'run> {
     fn update(&mut self, step: u64, learning_rate: f64) -> Result<()> {
         self.optimizer.step(learning_rate)?;
         self.optimizer.zero_grad()?;
+        self.position.loss_scale = self.position.loss_scale.grown(self.config.loss_scaling);
+        self.advance(step);
+        Ok(())
+    }
+
+    /// Changes no weight: the gradients overflow at this loss scale.
+    fn pass_over(&mut self, step: u64, lowered: LossScale) -> Result<()> {
+        self.optimizer.zero_grad()?;
+        self.position.loss_scale = lowered;
+        self.advance(step);
+        tracing::info!(
+            "step {step}: the gradients overflow; the loss scale is {} now",
+            lowered.factor()
+        );
+        Ok(())
+    }
+
+    fn advance(&mut self, step: u64) {
         self.position.step = step;
         self.position.pairs += self.config.batch_size;
-        Ok(())
     }
 
     /// Makes the reference the current weights where it is time.

@@ -3,7 +3,7 @@
 use super::*;
 
 fn state(step: u64, run: &str) -> State {
-    let position = Position { step, pairs: 4 * step, reference_step: 0 };
+    let position = Position { step, pairs: 4 * step, ..Position::default() };
     State::new(position, OptimizerKind::Adamw, run, &Numerics::new())
 }
 
