@@ -26,12 +26,13 @@ use runkit::progress::Progress;
 use runkit::shard::Shard;
 use runkit::signals::StopFlag;
 use schemas::pairs::{InputFile, discover};
-use scorers::{Compute, DescribedScorers, ScorerSet, ScorersConfig};
+use scorers::{Compute, DescribedScorers, MemoryLimits, ScorerSet, ScorersConfig};
 
 use self::batches::Choice;
 use self::captions::CaptionFeatures;
 pub use self::captions::CaptionText;
-pub use self::manifest::{FileRecord, InputRecord, Manifest};
+pub use self::manifest::{FileRecord, InputRecord, KEY_MEMORY, Manifest};
+use self::part::Note;
 use self::pipeline::Scoring;
 use self::plan::Plan;
 pub use self::room::Room;
@@ -273,7 +274,11 @@ impl Run<'_> {
         }
         tracing::info!(parts = count, "merging");
         let scores = self.scores(networks)?;
-        let (names, metadata) = (&self.manifest.voters, self.manifest.metadata()?);
+        let note = self.note()?;
+        let (names, mut metadata) = (&self.manifest.voters, self.manifest.metadata()?);
+        if note.memory != MemoryLimits::default() {
+            metadata.insert(KEY_MEMORY.to_owned(), runkit::manifest::canonical_json(&note.memory)?);
+        }
         let summary = merge::merge(
             self.plan,
             &scores,
@@ -289,8 +294,37 @@ impl Run<'_> {
             ties = summary.ties,
             "labels written"
         );
+        if note.on_white > 0 {
+            tracing::info!(
+                images = note.on_white,
+                "images with transparency were laid on white, as transformers does; alpha = \"drop\" in \
+                 scorers.toml takes their colours alone"
+            );
+        }
+        if note.memory != MemoryLimits::default() {
+            tracing::warn!(
+                images_per_forward = note.memory.images,
+                captions_per_forward = note.memory.captions,
+                "the device ran out of memory at the batch size asked for; last bits may differ from a \
+                 run that had enough"
+            );
+        }
         work::tidy(config)?;
         Ok(End::Done)
+    }
+
+    /// What is told of all parts together.
+    fn note(&self) -> Result<Note> {
+        let count = self.plan.files.len();
+        let mut note = Note::default();
+        for index in 0..count {
+            note = note.with(Note::read(&part::path(&self.parts, index, count))?);
+            let rest = part::rest_path(&self.parts, index, count);
+            if rest.exists() {
+                note = note.with(Note::read(&rest)?);
+            }
+        }
+        Ok(note)
     }
 
     /// The scores of all parts; what only all of them together show to be scored nowhere is scored

@@ -11,6 +11,10 @@ use serde::{Deserialize, Serialize};
 use super::plan::Plan;
 use crate::vote::TiePolicy;
 
+/// The metadata key of how many rows a forward had where the device ran out of memory; only there in
+/// that case.
+pub const KEY_MEMORY: &str = "relabel.memory";
+
 /// The manifest of a labels file. No time, no host, no absolute path.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Manifest {

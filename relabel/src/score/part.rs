@@ -22,11 +22,16 @@ use parquet::file::properties::WriterProperties;
 use schemas::checksums::CheckedFile;
 use schemas::labels::Status;
 use schemas::sink::{Sink, finish, write_error};
+use scorers::MemoryLimits;
+use serde::{Deserialize, Serialize};
 
 use super::plan::Digest;
 
 /// The metadata key that ties a part to its run.
 const FINGERPRINT: &str = "relabel.fingerprint";
+
+/// The metadata key of what is told of a part at the end.
+const NOTE: &str = "relabel.note";
 
 /// Rows kept in memory before they are encoded.
 const ROWS_PER_BATCH: usize = 4096;
@@ -63,6 +68,40 @@ pub(crate) enum Found {
     },
 }
 
+/// What is told of the images of a part once they are scored.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Note {
+    /// Images with transparency that a recipe laid on white.
+    pub(crate) on_white: u64,
+    /// To how many rows a forward was cut for want of memory.
+    pub(crate) memory: MemoryLimits,
+}
+
+impl Note {
+    /// Both together: counts add up, and the smaller limit is the one to know.
+    pub(crate) fn with(self, other: Self) -> Self {
+        let least = |one: Option<usize>, other: Option<usize>| one.into_iter().chain(other).min();
+        Self {
+            on_white: self.on_white + other.on_white,
+            memory: MemoryLimits {
+                images: least(self.memory.images, other.memory.images),
+                captions: least(self.memory.captions, other.memory.captions),
+            },
+        }
+    }
+
+    /// The note of a complete part.
+    pub(crate) fn read(path: &Path) -> Result<Self> {
+        let reader = open(path)?;
+        let entries = reader.metadata().file_metadata().key_value_metadata();
+        let note = entries.into_iter().flatten().find(|entry| entry.key == NOTE);
+        match note.and_then(|entry| entry.value.as_deref()) {
+            Some(text) => serde_json::from_str(text).with_context(|| damaged(path)),
+            None => Ok(Self::default()),
+        }
+    }
+}
+
 /// The file of part `index` of `count`.
 pub(crate) fn path(folder: &Path, index: usize, count: usize) -> PathBuf {
     folder.join(format!("part-{index:05}-of-{count:05}.parquet"))
@@ -93,6 +132,8 @@ pub(crate) struct PartWriter {
     path: PathBuf,
     rows: Vec<PartRow>,
     scorers: usize,
+    /// Written at the end.
+    pub(crate) note: Note,
 }
 
 impl PartWriter {
@@ -114,6 +155,7 @@ impl PartWriter {
             path: path.to_path_buf(),
             rows: Vec::new(),
             scorers: scorers.len(),
+            note: Note::default(),
         })
     }
 
@@ -124,6 +166,8 @@ impl PartWriter {
 
     pub(crate) fn finish(mut self) -> Result<()> {
         self.flush()?;
+        let note = serde_json::to_string(&self.note)?;
+        self.writer.append_key_value_metadata(KeyValue::new(NOTE.to_owned(), note));
         finish(&mut self.writer).map_err(|error| cannot_write(&self.path, error))?;
         self.writer.inner_mut().commit()?;
         Ok(())
@@ -294,7 +338,16 @@ mod tests {
         let mut writer = PartWriter::create(&path, &scorers, "a").unwrap();
         rows.iter().for_each(|row| writer.write(row.clone()).unwrap());
         assert!(!path.exists(), "nothing under the final name before the end");
+        let note = |on_white, images, captions| Note {
+            on_white,
+            memory: MemoryLimits { images, captions },
+        };
+        writer.note = note(3, Some(16), None);
         writer.finish().unwrap();
+        let read_note = Note::read(&path).unwrap();
+        assert_eq!(read_note, note(3, Some(16), None));
+        assert_eq!(read_note.with(Note::default()), read_note);
+        assert_eq!(read_note.with(note(2, Some(8), Some(4))), note(5, Some(8), Some(4)));
         let mut found = Vec::new();
         read(&path, &scorers, |row| {
             found.push(row);

@@ -175,7 +175,8 @@ fn score_batch(
                 failed = true;
                 part.write(row(Found::Failure { status, error }))?;
             }
-            Ok(_) => {
+            Ok(image) => {
+                part.note.on_white += u64::from(image.on_white());
                 for combination in chosen.combinations {
                     let scores = scores.next().unwrap_or_default();
                     failed |= scores.iter().any(|score| !score.is_finite());
@@ -185,6 +186,7 @@ fn score_batch(
         }
         scoring.failed_images += u64::from(failed);
     }
+    part.note.memory = scoring.set.memory_limits();
     scoring.progress.add(batch.owners);
     if scoring.failed_images > 0 {
         scoring.progress.message(format!("{} failed", scoring.failed_images));
