@@ -238,7 +238,30 @@ fn pick_a_pics_captions_are_read_once() {
         read(&world, "validation_unique-00000-of-00001.Parquet,column=label_0").unwrap_err();
     assert!(error.contains("expected text in the column \"label_0\", found Int64"), "{error}");
     let error = read(&world, "validation_unique-00000-of-00001.Parquet,column=jpg_0").unwrap_err();
-    assert!(error.contains("expected text in the column \"jpg_0\", found Binary"), "{error}");
+    assert!(error.contains("row 1 of column \"jpg_0\" holds bytes that are no text"), "{error}");
+}
+
+#[test]
+fn a_folder_of_parquet_files_is_one_set_of_one_split() {
+    let world = World::new(&[]);
+    let texts_of =
+        |words: &[&str]| parquet(vec![("caption", Arc::new(StringArray::from(words.to_vec())))]);
+    world.put("pick/train-00000-of-00002.parquet", &texts_of(&["a fox", "a cat"]));
+    world.put("pick/train-00001-of-00002.parquet", &texts_of(&["a cat", "a dog"]));
+    world.put("pick/test_unique-00000-of-00001.parquet", &texts_of(&["the moon"]));
+    let error = read(&world, "pick").unwrap_err();
+    assert!(error.contains("test_unique (1 file), train (2 files)"), "{error}");
+    assert!(error.contains("--split train"), "{error}");
+    let set = one(&world, "pick,split=train");
+    assert_eq!((texts(&set), &*set.name), (vec!["a fox", "a cat", "a dog"], "pick"));
+    assert!(set.prompts[2].id.starts_with("00004-"), "rows are numbered through the files");
+    assert_eq!(texts(&one(&world, "pick,split=test_unique,name=x")), ["the moon"]);
+    let set = one(&world, "pick/train-*.parquet");
+    assert_eq!((set.prompts.len(), &*set.name), (3, "pick"));
+    let error = read(&world, "pick,split=validation").unwrap_err();
+    assert!(error.contains("\"validation\", found test_unique (1 file), train"), "{error}");
+    let error = read(&world, "pick/train-00000-of-00002.parquet,split=test").unwrap_err();
+    assert!(error.contains("found train (1 file)"), "{error}");
 }
 
 #[test]
