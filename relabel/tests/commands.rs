@@ -600,6 +600,7 @@ fn help_fits_80_columns_and_names_every_flag() {
     let common = ["verbose", "quiet", "log-format", "help", "version"];
     let score = [
         "pairs",
+        "split",
         "scorers",
         "out",
         "limit",
