@@ -308,6 +308,7 @@ fn summary(out: &Path, count: usize) -> Result<Summary> {
         let latents = out.join(latents_name(index, count));
         let captions = out.join(captions_name(index, count));
         for rows in LatentsFile::open(&latents)?.rows()? {
+            runkit::signals::check()?;
             let rows = rows?;
             summary.rows += rows.len() as u64;
             let failed = rows.iter().filter(|row| row.status != Status::Ok).count();

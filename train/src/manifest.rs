@@ -25,10 +25,11 @@ pub const FILE: &str = "manifest.json";
 const PROGRAM: &str = "train";
 
 /// Settings that say where something is or how it is called; the manifest says what it is.
-const ELSEWHERE: [&str; 11] = [
+const ELSEWHERE: [&str; 12] = [
     "recipe",
     "model",
     "pairs",
+    "split",
     "cache",
     "labels",
     "out",

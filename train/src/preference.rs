@@ -174,6 +174,9 @@ pub enum PreferenceError {
         /// The scorer.
         name: String,
     },
+    /// The process was asked to stop.
+    #[error("{0}")]
+    Stopped(#[source] runkit::signals::Stopped),
     /// The labels cannot be read.
     #[error(transparent)]
     Labels(#[from] LabelsError),
@@ -328,6 +331,7 @@ fn inverse_deviations(labels: &LabelsFile) -> Result<Vec<f64>, PreferenceError> 
     // Welford's method: one pass, no loss of digits.
     let mut moments = vec![(0u64, 0.0f64, 0.0f64); labels.schema().scorers().len()];
     for batch in labels.batches()? {
+        runkit::signals::check().map_err(PreferenceError::Stopped)?;
         let batch = batch?;
         for index in 0..batch.num_rows() {
             let row = batch.row(index)?;

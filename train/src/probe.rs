@@ -127,6 +127,8 @@ impl Probe {
                 let share = votes.count_ones() as f32 / scorers.max(1) as f32;
                 example.judgement = Judgement::Fixed { probability: share, weight: 1.0 };
             }
+            // On a CPU an image takes seconds.
+            runkit::signals::check_at("probe")?;
             let single = step::prepare(&preparation, networks, vec![example], 0)?;
             parts.push(spread(&single, seed, pair, steps)?);
         }
@@ -135,7 +137,10 @@ impl Probe {
         let batches = cut(&whole, rows)?;
         let base = batches
             .iter()
-            .map(|batch| errors_of(&networks.schedule, base, batch))
+            .map(|batch| {
+                runkit::signals::check()?;
+                errors_of(&networks.schedule, base, batch)
+            })
             .collect::<Result<Vec<_>>>()?;
         write(run, &whole, &base, &names)?;
         Ok(Self { batches, base, captions })
@@ -151,7 +156,11 @@ impl Probe {
             return Ok(None);
         }
         let context = || {
-            format!("{}: not the probe of a run; hint: start over with --fresh", tensors.display())
+            format!(
+                "{}: not the probe of a run; hint: remove it and {NAMES} beside it, and the same command \
+                 makes them again",
+                tensors.display()
+            )
         };
         let text = std::fs::read_to_string(&names).with_context(context)?;
         let names: Names = serde_json::from_str(&text).with_context(context)?;

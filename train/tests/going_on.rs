@@ -365,7 +365,7 @@ fn checkpoints_by_the_clock() {
 fn a_signal_is_seen_wherever_a_start_is() {
     let world = World::new(8);
     Run::of(&mut world.run("whole", &[])).expect_code(0);
-    for place in ["labels:1", "plan:1", "hash:3", "load:9", "result:9", "copy:1"] {
+    for place in ["labels:1", "plan:1", "hash:3", "load:9", "probe:2", "result:9", "copy:1"] {
         let run = Run::of(&mut faulty(world.run("out", &[]), &format!("{place}:TERM")));
         assert!(run.expect_code(143).stderr.contains("the same command goes on"), "{place}");
         assert!(!world.path("out/pipeline/model_index.json").exists(), "{place}");

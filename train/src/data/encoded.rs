@@ -148,6 +148,7 @@ pub(super) fn find_missing_image(
     selected: &[u32],
 ) -> Result<(), DataError> {
     for batch in file.rows_with_images_in(rows, READ_ROWS)? {
+        runkit::signals::check()?;
         for pair in batch? {
             let row = u32::try_from(pair.row).unwrap_or(u32::MAX);
             if selected.binary_search(&row).is_ok() {

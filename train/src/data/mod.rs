@@ -205,7 +205,11 @@ impl<J> Dataset<J> {
         if let Some(left_out) = found.left_out() {
             tracing::info!("{left_out}");
         }
-        let files = found.files.iter().map(PairFile::open).collect::<Result<Vec<PairFile>, _>>()?;
+        let open = |input| -> Result<PairFile, DataError> {
+            runkit::signals::check()?;
+            Ok(PairFile::open(input)?)
+        };
+        let files = found.files.iter().map(open).collect::<Result<Vec<PairFile>, _>>()?;
         let groups = files.iter().map(row_groups).collect::<Result<Vec<_>, _>>()?;
         Self::join(Source::Pairs(files), &groups, labels, judge, is_skipped)
     }
