@@ -276,16 +276,18 @@ impl<'run> Session<'run> {
     /// Saves what is done, unless the weights are not whole, and says what to do.
     fn keep_steps(&mut self, error: anyhow::Error) -> anyhow::Error {
         let step = self.trainer.position().step;
-        let mut kept = None;
-        if self.trainer.is_whole() && step > self.saved {
-            match self.save() {
-                Ok(()) if step == 1 => kept = Some("the 1 step done is kept".to_owned()),
-                Ok(()) => kept = Some(format!("the {step} steps done are kept")),
-                Err(unsaved) => {
-                    return error.context(format!("the last steps cannot be kept: {unsaved:#}"));
-                }
-            }
+        if self.trainer.is_whole()
+            && step > self.saved
+            && let Err(unsaved) = self.save()
+        {
+            return error.context(format!("the last steps cannot be kept: {unsaved:#}"));
         }
+        let kept = match step {
+            0 => None,
+            _ if step != self.saved => None,
+            1 => Some("the 1 step done is kept".to_owned()),
+            _ => Some(format!("the {step} steps done are kept")),
+        };
         let advice = advice::after(&error, self.config)
             .unwrap_or_else(|unwritten| Some(format!("the pairs cannot be listed: {unwritten:#}")));
         match (kept, advice) {
