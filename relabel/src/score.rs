@@ -12,6 +12,7 @@ mod merge;
 mod part;
 mod pipeline;
 pub mod plan;
+mod rehearsal;
 mod room;
 mod scores;
 mod work;
@@ -35,6 +36,7 @@ pub use self::manifest::{FileRecord, InputRecord, KEY_MEMORY, Manifest};
 use self::part::Note;
 use self::pipeline::Scoring;
 use self::plan::Plan;
+pub use self::rehearsal::{Rehearsal, rehearse};
 pub use self::room::Room;
 use self::scores::Scores;
 pub use self::work::work_folder;
@@ -371,98 +373,6 @@ impl Run<'_> {
         );
         Ok(scores)
     }
-}
-
-/// What [`rehearse`] found.
-#[derive(Debug)]
-pub struct Rehearsal {
-    /// What the run would be.
-    pub manifest: Manifest,
-    /// Bytes of all input files.
-    pub input_bytes: u64,
-    /// Distinct images.
-    pub images: u64,
-    /// Distinct captions.
-    pub captions: usize,
-    /// How long the networks took to load.
-    pub loading: std::time::Duration,
-    /// Measured on the first images; `None` when none of them could be decoded.
-    pub images_per_second: Option<f64>,
-    /// Distinct images that this process has still to score.
-    pub images_left: u64,
-    /// What it takes on the disk.
-    pub room: Room,
-    /// Free bytes where the output goes.
-    pub free_bytes: u64,
-    /// Where scratch files go.
-    pub scratch: PathBuf,
-    /// Free bytes there.
-    pub free_scratch_bytes: u64,
-    /// Whether the run is new, goes on, or is complete.
-    pub output: String,
-}
-
-/// Everything a run does before its first part, and a timed batch; writes nothing of the run.
-///
-/// # Errors
-/// Whatever would stop the run itself.
-pub fn rehearse(config: &Config, stop: &StopFlag) -> Result<Rehearsal> {
-    let inputs = inputs(config)?;
-    let scorers = ScorersConfig::read(&config.scorers)?;
-    work::refuse_foreign(config, &inputs)?;
-    tracing::info!(files = inputs.len(), "planning");
-    // The folder of the output need not exist yet.
-    let scratch = config.scratch.clone().unwrap_or_else(std::env::temp_dir);
-    let plan = Plan::make(&inputs, config.limit, &scratch, stop)?;
-    refuse_nothing(&plan)?;
-    let loading = Instant::now();
-    let described = ScorerSet::describe(&scorers, config.compute)?;
-    let widths = described.text_widths();
-    let set = described.load()?;
-    let loading = loading.elapsed();
-    let manifest =
-        Manifest::new(set.manifest(), &plan, config.batch_size, config.ties, config.limit);
-    let parts = work_folder(&config.out).join("parts");
-    let run =
-        Run { config, plan: &plan, fingerprint: manifest.fingerprint()?, manifest, parts, stop };
-    let complete = work::already_complete(config, &run.manifest)?;
-    if !complete {
-        work::refuse_another_run(config, &run.manifest)?;
-    }
-    let todo = Todo::find(&run)?;
-    let count = plan.files.len();
-    let mut done = 0;
-    for index in 0..count {
-        let path = part::path(&run.parts, index, count);
-        done += usize::from(!config.fresh && part::is_done(&path, &run.fingerprint)?);
-    }
-    let output = match done {
-        _ if complete => "complete; nothing to do".to_owned(),
-        0 => "new".to_owned(),
-        done => format!("goes on, {done} of {count} files are done"),
-    };
-    let files = todo.files.iter().map(|(file, _)| *file);
-    let room = Room::of(&plan, files, &widths, scorers.scorer.len());
-    let mut captions = CaptionFeatures::new(&plan.captions, &set, &scratch)?;
-    let images_per_second = pipeline::rate(&plan, &set, config.batch_size, &mut captions, stop)?;
-    Ok(Rehearsal {
-        input_bytes: inputs
-            .iter()
-            .filter_map(|input| std::fs::metadata(&input.path).ok())
-            .map(|file| file.len())
-            .sum(),
-        images: plan.images(),
-        images_left: if complete { 0 } else { todo.images - todo.images_done },
-        captions: plan.captions.len(),
-        loading,
-        images_per_second,
-        free_bytes: runkit::files::free_space(work::folder_of(&config.out))?,
-        free_scratch_bytes: runkit::files::free_space(config.scratch())?,
-        scratch: config.scratch(),
-        room,
-        output,
-        manifest: run.manifest,
-    })
 }
 
 /// What this process has to score.
