@@ -415,6 +415,7 @@ fn inspect_counts_what_the_file_holds() {
         "kappa",
         "human_pairs",
         "human_ties",
+        "human_missing",
         "warnings",
     ];
     assert_eq!(keys, expected);
@@ -611,6 +612,7 @@ fn help_fits_80_columns_and_names_every_flag() {
         "max-failed",
         "scratch",
         "shard",
+        "split",
         "config",
         "print-config",
         "fresh",

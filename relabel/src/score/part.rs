@@ -14,7 +14,9 @@ use arrow::array::{
 };
 use arrow::datatypes::{DataType, Field, Float32Type, Schema, UInt32Type, UInt64Type};
 use parquet::arrow::ArrowWriter;
-use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
+use parquet::arrow::arrow_reader::{
+    ArrowReaderMetadata, ArrowReaderOptions, ParquetRecordBatchReaderBuilder,
+};
 use parquet::basic::{Compression, ZstdLevel};
 use parquet::errors::ParquetError;
 use parquet::file::metadata::KeyValue;
@@ -287,8 +289,12 @@ pub(crate) fn read(
 }
 
 fn open(path: &Path) -> Result<ParquetRecordBatchReaderBuilder<CheckedFile>> {
+    // It verifies the footer, which stands behind all that it reads for others.
     let file = CheckedFile::open(path).with_context(|| damaged(path))?;
-    ParquetRecordBatchReaderBuilder::try_new(file).with_context(|| damaged(path))
+    let footer = std::fs::File::open(path).with_context(|| damaged(path))?;
+    let metadata = ArrowReaderMetadata::load(&footer, ArrowReaderOptions::new());
+    let metadata = metadata.with_context(|| damaged(path))?;
+    Ok(ParquetRecordBatchReaderBuilder::new_with_metadata(file, metadata))
 }
 
 fn cannot_write(path: &Path, error: ParquetError) -> anyhow::Error {
