@@ -10,24 +10,21 @@ mod manifest;
 mod model;
 mod painter;
 mod picture;
+mod work;
 
-use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::fmt::Write as _;
 use std::io::ErrorKind;
-use std::ops::{ControlFlow, Range};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use nn::device::Precision;
-use nn::pipeline::Picture;
 use nn::schedule::SamplerKind;
-use rayon::prelude::*;
 use runkit::lock::OutputLock;
-use runkit::logging::{escape_for_terminal, tenths};
+use runkit::logging::tenths;
 use runkit::output::foreign;
-use runkit::progress::Progress;
 use runkit::signals::{Signal, StopFlag};
 use tch::Device;
 
@@ -35,8 +32,8 @@ pub use self::manifest::Manifest;
 use self::model::Model;
 pub use self::model::{ModelRecord, ModelSource, Size};
 use self::painter::Painter;
-use self::picture::Recipe;
 pub use self::picture::{PARAMETERS_KEY, RECIPE_KEY};
+use self::work::{Steps, Work, tell_what_is_cut};
 use crate::cli::GenerateSettings;
 use crate::prompts::{self, Limits, Prompt, PromptSource};
 
@@ -359,169 +356,12 @@ impl<'run> Generation<'run> {
     }
 }
 
-/// Progress in denoising steps of images, so that the time left is known within a batch.
-struct Steps {
-    bar: Progress,
-    /// All images of the run.
-    images: usize,
-    /// Those that are there.
-    there: Cell<usize>,
-}
-
-impl Steps {
-    fn new(images: usize, work: &[Work<'_>]) -> Self {
-        let of = |work: &Work<'_>| work.model.calls as u64;
-        // A batch that is partly there is generated as a whole.
-        let to_do = work.iter().map(|work| {
-            let images: usize = work.batches.iter().map(|(batch, _)| batch.len()).sum();
-            images as u64 * of(work)
-        });
-        let to_do: u64 = to_do.sum();
-        let missing: usize = work.iter().map(|work| work.missing).sum();
-        let there = images - missing;
-        let all = images / work.len().max(1);
-        let whole: u64 = work.iter().map(|work| (all - work.missing) as u64 * of(work)).sum();
-        let bar = Progress::new("generating", "steps", whole + to_do);
-        bar.already_done(whole);
-        let steps = Self { bar, images, there: Cell::new(there) };
-        steps.finished(0);
-        steps
-    }
-
-    /// A call of the UNet for so many images is done.
-    fn step(&self, images: usize) {
-        self.bar.add(images as u64);
-    }
-
-    /// So many images more are there.
-    fn finished(&self, images: usize) {
-        self.there.set(self.there.get() + images);
-        self.bar.message(format!("{} of {} images", self.there.get(), self.images));
-    }
-}
-
 /// All jobs of one model: the seeds of each prompt follow each other. Prompts of two sets that are
 /// one picture are one job.
 fn jobs(prompts: &[Prompt], seeds: Range<u64>) -> Vec<Job<'_>> {
     let mut seen = HashSet::new();
     let distinct = prompts.iter().filter(|prompt| seen.insert(prompt.id.as_str()));
     distinct.flat_map(|prompt| seeds.clone().map(move |seed| Job { prompt, seed })).collect()
-}
-
-/// What is to be drawn with one model.
-struct Work<'run> {
-    model: &'run Model,
-    batch_size: usize,
-    /// The batches that are not complete, each with which of its jobs are missing.
-    batches: Vec<(&'run [Job<'run>], Vec<bool>)>,
-    missing: usize,
-}
-
-impl<'run> Work<'run> {
-    fn find(config: &Config, model: &'run Model, jobs: &'run [Job<'run>]) -> Self {
-        let batch_size = config.batch_size(model.record.size);
-        let batches: Vec<_> = jobs
-            .chunks(batch_size)
-            .map(|batch| {
-                let absent =
-                    |job: &Job<'_>| config.fresh || !config.picture_path(model, job).is_file();
-                (batch, batch.iter().map(absent).collect::<Vec<bool>>())
-            })
-            .filter(|(_, missing)| missing.contains(&true))
-            .collect();
-        let missing = batches
-            .iter()
-            .map(|(_, missing)| missing.iter().filter(|missing| **missing).count())
-            .sum();
-        Self { model, batch_size, batches, missing }
-    }
-
-    /// Draws and writes; the signal that stopped it, if one did. A batch that is partly there is
-    /// drawn again as a whole, and what is there stays.
-    fn draw(
-        &self,
-        painter: &mut Painter<'_>,
-        config: &Config,
-        progress: &Steps,
-        stop: &StopFlag,
-    ) -> Result<Option<Signal>> {
-        for (batch, missing) in &self.batches {
-            let drawn = painter.draw(batch, &mut |_, _| {
-                progress.step(batch.len());
-                match stop.requested() {
-                    Some(_) => ControlFlow::Break(()),
-                    None => ControlFlow::Continue(()),
-                }
-            })?;
-            let Some(pictures) = drawn else { return Ok(stop.requested()) };
-            let fresh: Vec<(&Job<'_>, &Picture)> = batch
-                .iter()
-                .zip(&pictures)
-                .zip(missing)
-                .filter(|(_, missing)| **missing)
-                .map(|(pair, _)| pair)
-                .collect();
-            self.write(&fresh, config)?;
-            progress.finished(fresh.len());
-            if stop.requested().is_some() {
-                return Ok(stop.requested());
-            }
-        }
-        Ok(None)
-    }
-
-    fn write(&self, fresh: &[(&Job<'_>, &Picture)], config: &Config) -> Result<()> {
-        let mut folders = HashSet::new();
-        for (job, _) in fresh {
-            if folders.insert(&job.prompt.id) {
-                let folder = config.prompt_folder(self.model, job.prompt);
-                runkit::files::create_folder(&folder)?;
-                runkit::files::remove_stale_temporaries(&folder)?;
-            }
-        }
-        let record = &self.model.record;
-        let dtype = config.precision.to_string();
-        fresh.par_iter().try_for_each(|(job, picture)| {
-            let recipe = Recipe {
-                prompt: &job.prompt.text,
-                negative: config.negative.as_deref(),
-                seed: job.seed,
-                steps: config.steps,
-                guidance: record.guidance,
-                scheduler: record.scheduler,
-                size: record.size,
-                model: &self.model.name,
-                checkpoint: &record.checkpoint,
-                dtype: &dtype,
-                device: config.device_kind(),
-                program: PROGRAM,
-                version: VERSION,
-            };
-            let bytes = picture::encode(picture, &recipe)?;
-            picture::write(&config.picture_path(self.model, job), &bytes)
-        })
-    }
-}
-
-/// Says once of each prompt that is too long what of it is not read; again of a model that reads less
-/// or more of it than the one before.
-fn tell_what_is_cut(config: &Config, work: &[Work<'_>]) {
-    let mut said = BTreeSet::new();
-    for work in work {
-        let jobs = work.batches.iter().flat_map(|(batch, _)| batch.iter());
-        let prompts = jobs.map(|job| (job.prompt.id.as_str(), job.prompt.text.as_str()));
-        let negative = config.negative.iter().map(|text| ("negative", text.as_str()));
-        for (id, text) in prompts.chain(negative) {
-            let Some(cut) = work.model.cut(text) else { continue };
-            if said.insert((id, cut.len())) {
-                tracing::warn!(
-                    "prompt {id} is too long for model {} and is cut; not read: {:?}",
-                    work.model.name,
-                    escape_for_terminal(cut)
-                );
-            }
-        }
-    }
 }
 
 /// The manifest of the folder after this run.

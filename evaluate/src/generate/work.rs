@@ -1,0 +1,174 @@
+//! What is to be generated with one model, and how far it is.
+
+use std::cell::Cell;
+use std::collections::{BTreeSet, HashSet};
+use std::ops::ControlFlow;
+
+use anyhow::Result;
+use nn::pipeline::Picture;
+use rayon::prelude::*;
+use runkit::logging::escape_for_terminal;
+use runkit::progress::Progress;
+use runkit::signals::{Signal, StopFlag};
+
+use super::model::Model;
+use super::painter::Painter;
+use super::picture::{self, Recipe};
+use super::{Config, Job, PROGRAM, VERSION};
+
+/// Progress in denoising steps of images, so that the time left is known within a batch.
+pub(super) struct Steps {
+    pub(super) bar: Progress,
+    /// All images of the run.
+    images: usize,
+    /// Those that are there.
+    there: Cell<usize>,
+}
+
+impl Steps {
+    pub(super) fn new(images: usize, work: &[Work<'_>]) -> Self {
+        let of = |work: &Work<'_>| work.model.calls as u64;
+        // A batch that is partly there is generated as a whole.
+        let to_do = work.iter().map(|work| {
+            let images: usize = work.batches.iter().map(|(batch, _)| batch.len()).sum();
+            images as u64 * of(work)
+        });
+        let to_do: u64 = to_do.sum();
+        let missing: usize = work.iter().map(|work| work.missing).sum();
+        let there = images - missing;
+        let all = images / work.len().max(1);
+        let whole: u64 = work.iter().map(|work| (all - work.missing) as u64 * of(work)).sum();
+        let bar = Progress::new("generating", "steps", whole + to_do);
+        bar.already_done(whole);
+        let steps = Self { bar, images, there: Cell::new(there) };
+        steps.finished(0);
+        steps
+    }
+
+    /// A call of the UNet for so many images is done.
+    fn step(&self, images: usize) {
+        self.bar.add(images as u64);
+    }
+
+    /// So many images more are there.
+    fn finished(&self, images: usize) {
+        self.there.set(self.there.get() + images);
+        self.bar.message(format!("{} of {} images", self.there.get(), self.images));
+    }
+}
+
+/// What is to be drawn with one model.
+pub(super) struct Work<'run> {
+    pub(super) model: &'run Model,
+    pub(super) batch_size: usize,
+    /// The batches that are not complete, each with which of its jobs are missing.
+    pub(super) batches: Vec<(&'run [Job<'run>], Vec<bool>)>,
+    pub(super) missing: usize,
+}
+
+impl<'run> Work<'run> {
+    pub(super) fn find(config: &Config, model: &'run Model, jobs: &'run [Job<'run>]) -> Self {
+        let batch_size = config.batch_size(model.record.size);
+        let batches: Vec<_> = jobs
+            .chunks(batch_size)
+            .map(|batch| {
+                let absent =
+                    |job: &Job<'_>| config.fresh || !config.picture_path(model, job).is_file();
+                (batch, batch.iter().map(absent).collect::<Vec<bool>>())
+            })
+            .filter(|(_, missing)| missing.contains(&true))
+            .collect();
+        let missing = batches
+            .iter()
+            .map(|(_, missing)| missing.iter().filter(|missing| **missing).count())
+            .sum();
+        Self { model, batch_size, batches, missing }
+    }
+
+    /// Draws and writes; the signal that stopped it, if one did. A batch that is partly there is
+    /// drawn again as a whole, and what is there stays.
+    pub(super) fn draw(
+        &self,
+        painter: &mut Painter<'_>,
+        config: &Config,
+        progress: &Steps,
+        stop: &StopFlag,
+    ) -> Result<Option<Signal>> {
+        for (batch, missing) in &self.batches {
+            let drawn = painter.draw(batch, &mut |_, _| {
+                progress.step(batch.len());
+                match stop.requested() {
+                    Some(_) => ControlFlow::Break(()),
+                    None => ControlFlow::Continue(()),
+                }
+            })?;
+            let Some(pictures) = drawn else { return Ok(stop.requested()) };
+            let fresh: Vec<(&Job<'_>, &Picture)> = batch
+                .iter()
+                .zip(&pictures)
+                .zip(missing)
+                .filter(|(_, missing)| **missing)
+                .map(|(pair, _)| pair)
+                .collect();
+            self.write(&fresh, config)?;
+            progress.finished(fresh.len());
+            if stop.requested().is_some() {
+                return Ok(stop.requested());
+            }
+        }
+        Ok(None)
+    }
+
+    fn write(&self, fresh: &[(&Job<'_>, &Picture)], config: &Config) -> Result<()> {
+        let mut folders = HashSet::new();
+        for (job, _) in fresh {
+            if folders.insert(&job.prompt.id) {
+                let folder = config.prompt_folder(self.model, job.prompt);
+                runkit::files::create_folder(&folder)?;
+                runkit::files::remove_stale_temporaries(&folder)?;
+            }
+        }
+        let record = &self.model.record;
+        let dtype = config.precision.to_string();
+        fresh.par_iter().try_for_each(|(job, picture)| {
+            let recipe = Recipe {
+                prompt: &job.prompt.text,
+                negative: config.negative.as_deref(),
+                seed: job.seed,
+                steps: config.steps,
+                guidance: record.guidance,
+                scheduler: record.scheduler,
+                size: record.size,
+                model: &self.model.name,
+                checkpoint: &record.checkpoint,
+                dtype: &dtype,
+                device: config.device_kind(),
+                program: PROGRAM,
+                version: VERSION,
+            };
+            let bytes = picture::encode(picture, &recipe)?;
+            picture::write(&config.picture_path(self.model, job), &bytes)
+        })
+    }
+}
+
+/// Says once of each prompt that is too long what of it is not read; again of a model that reads less
+/// or more of it than the one before.
+pub(super) fn tell_what_is_cut(config: &Config, work: &[Work<'_>]) {
+    let mut said = BTreeSet::new();
+    for work in work {
+        let jobs = work.batches.iter().flat_map(|(batch, _)| batch.iter());
+        let prompts = jobs.map(|job| (job.prompt.id.as_str(), job.prompt.text.as_str()));
+        let negative = config.negative.iter().map(|text| ("negative", text.as_str()));
+        for (id, text) in prompts.chain(negative) {
+            let Some(cut) = work.model.cut(text) else { continue };
+            if said.insert((id, cut.len())) {
+                tracing::warn!(
+                    "prompt {id} is too long for model {} and is cut; not read: {:?}",
+                    work.model.name,
+                    escape_for_terminal(cut)
+                );
+            }
+        }
+    }
+}
