@@ -140,7 +140,7 @@ fn pictures_that_cannot_be_scored_are_rows_with_a_reason() {
     let failed: Vec<&ScoreRow> = found.iter().filter(|row| row.score.is_none()).collect();
     assert_eq!(failed.len(), 8);
     assert_eq!(failed[0].error.as_deref(), Some("no picture"));
-    assert!(failed[4].error.as_ref().unwrap().contains("not recognised"), "{:?}", failed[4]);
+    assert!(failed[4].error.as_ref().unwrap().contains("found text"), "{:?}", failed[4]);
     let tolerant = ["--max-failed", "2"];
     expect_scored(Run::of(&mut score(&world, SCORERS, &tolerant)), 6, 0, 0);
 }
