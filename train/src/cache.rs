@@ -100,6 +100,9 @@ pub fn write(config: &Config, stop: &StopFlag) -> Result<End> {
 
 fn make(config: &Config, stop: &StopFlag) -> Result<End> {
     refuse_foreign(&config.out)?;
+    // What is on this machine is looked for before a model of the hub is downloaded.
+    BaseModel::check_local(&config.model)?;
+    schemas::pairs::discover(&config.pairs, &config.splits)?;
     let base = BaseModel::open(&config.model, config.resolution)?;
     runkit::files::create_folder(&config.out)?;
     let _lock = OutputLock::exclusive(config.out.join(".cache.lock"))?;

@@ -81,7 +81,8 @@ pub struct RunSettings {
     #[arg(long, value_name = "NAME", value_delimiter = ',')]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub recipe: Option<Vec<String>>,
-    /// The pipeline to train, a folder in the layout of diffusers.
+    /// The pipeline to train: a folder in the layout of diffusers, or
+    /// hf://owner/name[@revision].
     #[arg(long, value_name = "DIR")]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub model: Option<PathBuf>,
@@ -322,7 +323,8 @@ pub struct CacheArguments {
 #[derive(Debug, Clone, Default, PartialEq, Args, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct CacheSettings {
-    /// The pipeline whose encoders are used, a folder in the layout of diffusers.
+    /// The pipeline whose encoders are used: a folder in the layout of
+    /// diffusers, or hf://owner/name[@revision].
     #[arg(long, value_name = "DIR")]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub model: Option<PathBuf>,

@@ -59,7 +59,7 @@ const WITHOUT_EFFECT: [&str; 11] = [
 const NUMERICS: [&str; 3] = ["micro_batch", "grad_checkpointing", "device"];
 
 /// What is not part of the identity in `manifest.json`.
-const APART: [&str; 3] = ["numerics", "steps", "result"];
+const APART: [&str; 4] = ["numerics", "steps", "result", "revision"];
 
 /// How a run computes, by name.
 pub type Numerics = BTreeMap<String, Value>;
@@ -73,6 +73,10 @@ pub struct Manifest {
     pub pipeline: String,
     /// The SHA-256 of every file of the base model, by part.
     pub model: BTreeMap<String, String>,
+    /// The hub's commit of the base model, where it came from a hub; equal files are one model,
+    /// wherever they came from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub revision: Option<String>,
     /// A checksum of which pairs are trained on.
     pub data: String,
     /// A checksum of what is thought of each of them.
@@ -159,6 +163,7 @@ impl Manifest {
             program: PROGRAM.to_owned(),
             pipeline: pipeline.to_owned(),
             model,
+            revision: None,
             data: data.fingerprint,
             labels: data.labels,
             pairs: data.pairs,

@@ -197,7 +197,8 @@ impl Prepared {
         if let Some(cache) = self.dataset.cache() {
             cache.check_encoders(&parts).map_err(anyhow::Error::msg)?;
         }
-        Manifest::new(config, family, parts, base.resolution, data)
+        let manifest = Manifest::new(config, family, parts, base.resolution, data)?;
+        Ok(Manifest { revision: base.revision.clone(), ..manifest })
     }
 }
 
