@@ -150,7 +150,7 @@ fn what_makes_no_sense_is_refused_and_leaves_no_trace() {
     run.expect_usage_error(&["limit= counts prompts that are kept", "hint"]);
     refused(&world.path("absent.txt").display().to_string(), &[], &["cannot read", "absent.txt"]);
     let absent = world.path("absent").display().to_string();
-    refused(&list, &["--classifier", &absent], &["absent is not a folder"]);
+    refused(&list, &["--classifier", &absent], &["absent does not exist"]);
     let mut to_text = evaluate(["filter-prompts", "--prompts", &list, "--out", "safe.txt"]);
     Run::of(&mut to_text)
         .expect_usage_error(&["safe.txt is not the name of a .jsonl file", "hint"]);

@@ -12,16 +12,11 @@ import importlib.metadata
 import json
 import pathlib
 import shutil
-import sys
 import tempfile
-
-HERE = pathlib.Path(__file__).resolve().parent
-# statistics.py of this folder is not Python's
-sys.path = [path for path in sys.path if pathlib.Path(path or ".").resolve() != HERE]
 
 from transformers import CLIPTokenizer
 
-ROOT = HERE.parents[1]
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 VOCABULARY = ROOT / "data/mini/clip"
 FIXTURE = ROOT / "crates/media/tests/fixtures/added_tokens.json"
 START, END = "<|startoftext|>", "<|endoftext|>"

@@ -10,19 +10,13 @@ import io
 import json
 import pathlib
 import struct
-import sys
 import warnings
 import zlib
-
-HERE = pathlib.Path(__file__).resolve().parent
-# statistics.py of this folder is not Python's
-sys.path = [path for path in sys.path if pathlib.Path(path or ".").resolve() != HERE]
 
 import PIL
 from PIL import Image
 from transformers.image_transforms import convert_to_rgb
 
-sys.path.append(str(HERE))
 from images import ROOT, native, png, sha, texture
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"

@@ -14,10 +14,6 @@ import sys
 import warnings
 import zlib
 
-# statistics.py of this folder is not Python's
-HERE = pathlib.Path(__file__).resolve().parent
-sys.path = [path for path in sys.path if pathlib.Path(path or ".").resolve() != HERE]
-
 import numpy as np
 import open_clip
 import PIL

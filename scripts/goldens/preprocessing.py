@@ -10,23 +10,17 @@ Run with Pillow 13.0.0, torchvision 0.26.0, transformers 5.23.0, open_clip_torch
 import io
 import json
 import pathlib
-import sys
 import tempfile
 import warnings
-
-HERE = pathlib.Path(__file__).resolve().parent
-# statistics.py of this folder is not Python's
-sys.path = [path for path in sys.path if pathlib.Path(path or ".").resolve() != HERE]
 
 import numpy as np
 from open_clip.transform import PreprocessCfg, image_transform_v2, merge_preprocess_dict
 from PIL import Image
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-sys.path.append(str(HERE))
 from images import FOLDER, formula, sha
 
-ROOT = HERE.parents[1]
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 FIXTURE = ROOT / "crates/scorers/tests/fixtures/preprocessing.json"
 SIDE = 64
 IMAGES = [

@@ -70,8 +70,7 @@ mod tests {
     use super::*;
 
     fn weights(count: i64) -> Tensor {
-        tch::manual_seed(7);
-        Tensor::randn([count / 16, 16], (Kind::Float, tch::Device::Cpu)) * 0.05
+        crate::shim::normal(7, &[count / 16, 16]).unwrap() * 0.05
     }
 
     fn values(tensor: &Tensor) -> Vec<f32> {
