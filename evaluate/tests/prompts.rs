@@ -171,15 +171,16 @@ fn what_is_no_file_of_prompts_is_named_with_a_way_out() {
     let sd = model("sd");
     let long = "a photo of a cat in the rain ".repeat(20);
     let folder = pipeline("sd").display().to_string();
-    for (prompts, says) in [
-        ("a photo of a cat", "hint: --prompts names a file"),
-        ("a photo of a cat, 35 mm. Detailed", "hint: --prompts names a file"),
-        (long.as_str(), "hint: --prompts names a file"),
-        ("hf://nateraw/parti-prompts", "hint: prompts are read from files on the disk"),
-        (folder.as_str(), "hint: it is a folder"),
+    let cannot = "cannot read ";
+    for (prompts, what, says) in [
+        ("a photo of a cat", cannot, "hint: --prompts names a file"),
+        ("a photo of a cat, 35 mm. Detailed", cannot, "hint: --prompts names a file"),
+        (long.as_str(), cannot, "hint: --prompts names a file"),
+        ("hf://nateraw/parti-prompts", cannot, "hint: prompts are read from files on the disk"),
+        (folder.as_str(), "expected Parquet files, found none", "hint: a folder is searched"),
     ] {
         let run = Run::of(&mut world.generate(&[&sd], &["--prompts", prompts]));
-        let run = run.expect_error(&["cannot read ", says]);
+        let run = run.expect_error(&[what, says]);
         assert!(run.stderr.lines().all(|line| line.len() < 500), "{run:#?}");
     }
     for name in ["a.txt", "a.tsv", "a.csv", "a.json", "a.jsonl"] {

@@ -10,7 +10,9 @@
 //! the tensors of a record (latents_0 latents_1 noise timesteps prompt_embeds label_p weight_w, for SDXL
 //! pooled_embeds and time_ids); `precision=f32|bf16|f16 device=cpu threads=N repeats=N` (steps after the
 //! first one), `checkpointing=true`, `optimizer=adamw|adafactor`, `beta=5000 lr=1e-6`; `output=` takes z,
-//! losses and the norm of the gradients of the last step. One line of JSON goes to standard output:
+//! losses and the norm of the gradients of the last step. `zero=true` reports z and the loss where model and
+//! reference are equal: before the steps, and after them when the reference is updated, each with and
+//! without gradient checkpointing. One line of JSON goes to standard output:
 //! seconds of loading, of the first step, of the others and their parts, the peak of the resident
 //! memory and that of the GPU.
 #![allow(non_snake_case, reason = "names of tensors carry their shape")]
@@ -28,7 +30,7 @@ use nn::schedule::{ScheduleConfig, TrainingSchedule};
 use nn::unet::{UNet, UNetConfig, WEIGHT_FILES};
 use nn::weights::{Weights, write_safetensors};
 use serde_json::json;
-use tch::{Cuda, Device};
+use tch::{Cuda, Device, Kind};
 use train::step::{Accumulation, MicroBatch, predict};
 
 fn main() -> Result<()> {
@@ -44,6 +46,7 @@ fn main() -> Result<()> {
     let optimizer = options.number("optimizer", "adamw".to_owned())?;
     let (model, input) = (options.path("model")?, options.path("input")?);
     let schedule = ScheduleConfig::read(&options.path("schedule")?)?;
+    let zero = options.number("zero", false)?;
     let output = options.values.remove("output");
     options.finish()?;
 
@@ -54,7 +57,12 @@ fn main() -> Result<()> {
     let open = || Weights::open_folder(&model, WEIGHT_FILES);
     let mut unet = UNet::load_for_training(&config, &open()?, device, precision)?;
     unet.set_gradient_checkpointing(checkpointing);
-    let reference = UNet::load_reference(&config, &open()?, device, precision)?;
+    let mut reference = UNet::load_reference(&config, &open()?, device, precision)?;
+    let mut equal = Vec::new();
+    if zero {
+        equal.extend(look(&mut unet, &reference, &schedule, beta, &batch, "start")?);
+        unet.set_gradient_checkpointing(checkpointing);
+    }
     let parameters = unet.parameters();
     let mut optimizer: Box<dyn Optimizer> = match optimizer.as_str() {
         "adamw" => Box::new(AdamW::new(parameters, AdamWConfig::default())?),
@@ -99,6 +107,10 @@ fn main() -> Result<()> {
         }
         outputs.push(("grad_norm".to_owned(), norm));
     }
+    if zero {
+        reference.copy_weights_from(&unet)?;
+        equal.extend(look(&mut unet, &reference, &schedule, beta, &batch, "updated")?);
+    }
     if let Some(output) = output {
         write_safetensors(Path::new(&output), &outputs)?;
     }
@@ -111,11 +123,34 @@ fn main() -> Result<()> {
         "peak_rss_bytes": peak_resident_bytes()?,
         "peak_device": device::peak_memory(device)?,
     });
+    if zero {
+        report["zero"] = json!(equal);
+    }
     for (name, seconds) in parts {
         report[name] = json!(seconds[1..]);
     }
     println!("{report}");
     Ok(())
+}
+
+/// The largest |z| and the mean loss of a batch, with and without gradient checkpointing.
+fn look(
+    unet: &mut UNet,
+    reference: &UNet,
+    schedule: &TrainingSchedule,
+    beta: f64,
+    batch: &MicroBatch,
+    when: &str,
+) -> Result<Vec<serde_json::Value>> {
+    let mut rows = Vec::new();
+    for checkpointing in [false, true] {
+        unet.set_gradient_checkpointing(checkpointing);
+        let predictions = predict(unet, reference, schedule, beta, batch)?;
+        let z = predictions.logits_P.f_abs()?.f_max()?.f_double_value(&[])?;
+        let loss = predictions.losses_P.f_mean(Kind::Double)?.f_double_value(&[])?;
+        rows.push(json!({"when": when, "checkpointing": checkpointing, "z": z, "loss": loss}));
+    }
+    Ok(rows)
 }
 
 fn read_batch(file: &Path, device: Device) -> Result<MicroBatch> {
