@@ -612,7 +612,6 @@ fn help_fits_80_columns_and_names_every_flag() {
         "max-failed",
         "scratch",
         "shard",
-        "split",
         "config",
         "print-config",
         "fresh",

@@ -126,5 +126,5 @@ fn a_row_without_a_label_is_no_human_vote() {
         let decided = row.human_label_0.map_or(0, |label| (2.0 * label - 1.0) as i8);
         assert_eq!(row.consensus, Some(decided), "{row:?}");
     }
-    assert!(run.stdout.contains("2 without a human label"), "{}", run.stdout);
+    assert!(run.stdout.contains("2 pairs without a human label"), "{}", run.stdout);
 }

@@ -1,5 +1,4 @@
-//! What a run holds in memory: nothing of images that were used, and a stated number of bytes for each
-//! row.
+//! What a run holds in memory: nothing of images that were used. `plan_memory.rs` has the bytes of a row.
 #![expect(clippy::unwrap_used, reason = "a test stops where something is missing")]
 #![expect(clippy::print_stdout, reason = "a measurement is shown")]
 
@@ -7,11 +6,7 @@ mod common;
 
 use std::time::Duration;
 
-use common::{
-    Pair, Run, Running, World, four_scorers, pairs_in_small_pages, pairs_without_images,
-    png_of_size, sample_pairs, scorer_entry,
-};
-use relabel::score::plan::BYTES_PER_ROW;
+use common::{Pair, Running, World, pairs_in_small_pages, png_of_size, sample_pairs, scorer_entry};
 
 const MEGABYTE: usize = 1 << 20;
 
@@ -77,31 +72,4 @@ fn images_that_were_scored_are_not_held() {
         "peak memory: {few:.0} MB for 4 rows, {many:.0} MB for 120 rows of images of their own"
     );
     assert!(many < few + 64.0 * 1.1 + 40.0, "{few:.0} MB for 4 rows, {many:.0} MB for 120 rows");
-}
-
-/// Rows just beyond a size of the captions' hash table, where it is half empty, and beyond a row group of
-/// labels, whose writer holds one at a time.
-const ROWS: [usize; 2] = [240_000, 480_000];
-
-#[test]
-fn a_row_takes_the_bytes_that_are_stated() {
-    let peaks = ROWS.map(|rows| {
-        let world = World::empty();
-        let files = rows / 60_000;
-        for file in 0..files {
-            let pairs = pairs_without_images(60_000 * file, 60_000);
-            world.put(&format!("pairs/{file}.parquet"), &pairs);
-        }
-        // The parts are there, so that what follows plans and merges and loads no network, which takes more
-        // memory than either here.
-        let mut killed = world.score(&four_scorers(), "labels.parquet", &["--quiet"]);
-        let killed = killed.env("RUNKIT_FAULT", format!("rename:{}", 1 + files));
-        assert!(Run::of(killed).was_killed());
-        peak_megabytes(&world, &four_scorers(), 3)
-    });
-    let bytes = (peaks[1] - peaks[0]) * MEGABYTE as f64 / (ROWS[1] - ROWS[0]) as f64;
-    println!("{bytes:.0} bytes a row, {BYTES_PER_ROW} stated; peaks {peaks:.0?} MB");
-    let stated = BYTES_PER_ROW as f64;
-    assert!(bytes < stated, "{bytes:.0} bytes a row, {BYTES_PER_ROW} stated");
-    assert!(2.0 * bytes > stated, "twice the {bytes:.0} bytes a row would pass: state less");
 }

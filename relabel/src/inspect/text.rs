@@ -36,17 +36,16 @@ impl Report {
         if self.human_pairs > 0 {
             let _ = writeln!(
                 text,
-                "agreement with people: {} of decided pairs, {} with ties as half ({}, {} human {}{})",
+                "agreement with people: {} of decided pairs, {} with ties as half ({}, {} human {})",
                 percent(consensus.human_agreement),
                 percent(consensus.human_agreement_ties_half),
                 pairs(self.human_pairs),
                 self.human_ties,
                 if self.human_ties == 1 { "tie" } else { "ties" },
-                match self.human_missing {
-                    0 => String::new(),
-                    missing => format!(", {missing} without a human label"),
-                },
             );
+            if self.human_missing > 0 {
+                let _ = writeln!(text, "{} without a human label", pairs(self.human_missing));
+            }
         }
         let _ = writeln!(text, "\n{}", self.scorer_table());
         if self.scorers.len() > 1 {

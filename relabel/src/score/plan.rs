@@ -28,8 +28,8 @@ use super::captions::CaptionText;
 /// A caption longer than this is not a prompt: the row is kept with the status `caption_too_long`.
 pub const MAX_CAPTION_BYTES: usize = 64 * 1024;
 
-/// The most memory that planning and merging take for each row, in bytes, with four scorers and two
-/// images and a caption of its own in every row. `relabel/tests/memory.rs` measures it.
+/// The most memory that making the plan takes for each row, in bytes, with two images and a caption of
+/// its own in every row: 148 measured. `relabel/tests/plan_memory.rs` measures it.
 pub const BYTES_PER_ROW: u64 = 160;
 
 /// Rows of a run beyond this do not fit the plan's indices.
