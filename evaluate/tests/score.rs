@@ -348,7 +348,7 @@ fn what_is_wrong_is_said_before_the_first_image_and_by_a_dry_run() {
         bytes[end - 4..].fill(0xff);
         bytes
     };
-    std::fs::write(&weights, spoilt).unwrap();
+    world.put("sd/vae/diffusion_pytorch_model.safetensors", &spoilt);
     let cut = format!("cut={}", cut.display());
     let text = std::fs::read_to_string(some_scorers(&world, 4)).unwrap();
     let bad_head = text.replace("head = \"", "head = \"/absent");

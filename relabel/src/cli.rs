@@ -165,6 +165,6 @@ pub struct InspectArguments {
 pub enum ReportFormat {
     /// Tables for people.
     Text,
-    /// JSON for programs: one object, or with --failed an array of the rows.
+    /// JSON for programs: one object, or an array of the failed rows.
     Json,
 }

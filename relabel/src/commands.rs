@@ -111,7 +111,7 @@ fn settings(arguments: &ScoreArguments) -> Result<Option<ScoreSettings>> {
     Ok(Some(settings))
 }
 
-#[derive(PartialEq)]
+#[derive(Clone, Copy, PartialEq)]
 enum Output {
     Needed,
     NotNeeded,

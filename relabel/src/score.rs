@@ -179,7 +179,7 @@ struct Run<'run> {
 /// The scorers, loaded when they are needed.
 enum Networks {
     Described(Box<DescribedScorers>),
-    Loaded(ScorerSet),
+    Loaded(Box<ScorerSet>),
 }
 
 impl Networks {
@@ -202,7 +202,7 @@ impl Networks {
             counted(set.names().len() as u64, "scorers"),
             loading.elapsed().as_secs_f64()
         );
-        Ok(Self::Loaded(set))
+        Ok(Self::Loaded(Box::new(set)))
     }
 }
 
@@ -352,7 +352,7 @@ impl Run<'_> {
             return Ok(scores);
         }
         drop(scores);
-        let images: usize = gaps.values().map(|slots| slots.len()).sum();
+        let images: usize = gaps.values().map(std::collections::BTreeMap::len).sum();
         tracing::info!(images, "scoring what stands elsewhere under a uid of other bytes");
         let networks = networks.load(self)?;
         if let Networks::Loaded(set) = &networks {

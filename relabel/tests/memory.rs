@@ -1,6 +1,5 @@
 //! What a run holds in memory: nothing of images that were used. `plan_memory.rs` has the bytes of a row.
 #![expect(clippy::unwrap_used, reason = "a test stops where something is missing")]
-#![expect(clippy::print_stdout, reason = "a measurement is shown")]
 
 mod common;
 

@@ -1,6 +1,5 @@
 //! How many bytes of memory the plan of a run takes for each row: the heap is counted while it is made.
 #![expect(clippy::unwrap_used, reason = "a test stops where something is missing")]
-#![expect(clippy::print_stdout, reason = "a measurement is shown")]
 
 mod common;
 

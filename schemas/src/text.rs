@@ -104,7 +104,7 @@ impl TextFile {
                 })
             });
             let texts = texts.collect::<Result<Vec<ArrayRef>, _>>()?;
-            let texts: Vec<_> = texts.iter().map(|texts| texts.as_string_view()).collect();
+            let texts: Vec<_> = texts.iter().map(AsArray::as_string_view).collect();
             for index in 0..batch.num_rows() {
                 row += 1;
                 let values: Vec<Option<&str>> =

@@ -272,7 +272,7 @@ impl Accumulation {
                 Ok(())
             })?;
         }
-        Ok(clip_grad_norm(parameters, max_norm)?)
+        clip_grad_norm(parameters, max_norm)
     }
 }
 

@@ -266,7 +266,10 @@ mod tests {
     use super::{Facts, plain_tag};
     use ureq::http::HeaderMap;
 
-    fn facts(answers: &[(bool, u16, &[(&'static str, &str)])]) -> Facts {
+    /// Whether the hub itself gave it, its status, and its headers.
+    type Answer<'a> = (bool, u16, &'a [(&'static str, &'a str)]);
+
+    fn facts(answers: &[Answer<'_>]) -> Facts {
         let mut facts = Facts::default();
         for (is_home, status, headers) in answers {
             let mut map = HeaderMap::new();

@@ -98,18 +98,13 @@ pub fn remove_stale_temporaries(folder: impl AsRef<Path>) -> Result<Vec<PathBuf>
     let mut foreign = Vec::new();
     for entry in entries {
         let path = entry.map_err(list)?.path();
-        match Owner::of(&path) {
-            None => {}
-            Some(owner) if !owner.is_this_host() => {
-                if path.symlink_metadata().is_ok_and(|found| found.is_file()) {
-                    foreign.push(path);
-                }
+        let Some(owner) = Owner::of(&path) else { continue };
+        if !owner.is_this_host() {
+            if path.symlink_metadata().is_ok_and(|found| found.is_file()) {
+                foreign.push(path);
             }
-            Some(owner) => {
-                if remove_if_stale(&path, &owner)? {
-                    removed.push(path);
-                }
-            }
+        } else if remove_if_stale(&path, &owner)? {
+            removed.push(path);
         }
     }
     if !foreign.is_empty() {

@@ -28,7 +28,7 @@ pub fn main<C: clap::Parser>(
 ) -> ExitCode {
     let command = match C::try_parse() {
         Ok(command) => command,
-        Err(error) => return not_understood(usage::with_sensible_tips(error, &C::command())),
+        Err(error) => return not_understood(&usage::with_sensible_tips(error, &C::command())),
     };
     let status = match log(&command).init() {
         Ok(()) => run(command),
@@ -105,7 +105,7 @@ fn message_of(error: &anyhow::Error) -> String {
     shorten_message(&text)
 }
 
-fn not_understood(error: clap::Error) -> ExitCode {
+fn not_understood(error: &clap::Error) -> ExitCode {
     if !error.use_stderr() {
         // Help and version go to stdout; a reader that closed it has seen enough.
         let _ = error.print();

@@ -376,7 +376,7 @@ mod tests {
         let mut writer = PartWriter::create(&path, &scorers, "a").unwrap();
         for slot in 0..300 {
             let found = Found::Scores { combination: slot as u32, scores: vec![slot as f32 / 7.0] };
-            let content = Some([(slot * 0x9E37_79B9 >> 8) as u8; 16]);
+            let content = Some([((slot * 0x9E37_79B9) >> 8) as u8; 16]);
             let row = PartRow { slot, content, found };
             writer.write(row).unwrap();
         }

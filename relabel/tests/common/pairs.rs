@@ -112,7 +112,7 @@ pub(crate) fn pairs_without_images(first: usize, rows: usize) -> Vec<u8> {
         ("image_1_uid", text("right")),
     ];
     let columns = columns.map(|(name, array)| (name, array, true));
-    written(RecordBatch::try_from_iter_with_nullable(columns).unwrap(), WriterProperties::new())
+    written(&RecordBatch::try_from_iter_with_nullable(columns).unwrap(), WriterProperties::new())
 }
 
 /// A file whose pages hold `pairs` one by one, so that each image has memory of its own when it is read,
@@ -125,12 +125,12 @@ pub(crate) fn pairs_in_small_pages(pairs: &[Pair]) -> Vec<u8> {
         .set_write_batch_size(1)
         .set_compression(Compression::ZSTD(ZstdLevel::default()))
         .build();
-    written(RecordBatch::try_from_iter_with_nullable(columns).unwrap(), properties)
+    written(&RecordBatch::try_from_iter_with_nullable(columns).unwrap(), properties)
 }
 
-fn written(batch: RecordBatch, properties: WriterProperties) -> Vec<u8> {
+fn written(batch: &RecordBatch, properties: WriterProperties) -> Vec<u8> {
     let mut writer = ArrowWriter::try_new(Vec::new(), batch.schema(), Some(properties)).unwrap();
-    writer.write(&batch).unwrap();
+    writer.write(batch).unwrap();
     writer.into_inner().unwrap()
 }
 
@@ -139,7 +139,7 @@ pub(crate) fn parquet_of(columns: Vec<(&'static str, ArrayRef)>) -> Vec<u8> {
     let columns = columns.into_iter().map(|(name, array)| (name, array, true));
     let batch = RecordBatch::try_from_iter_with_nullable(columns).unwrap();
     let properties = WriterProperties::builder().set_max_row_group_row_count(Some(5)).build();
-    written(batch, properties)
+    written(&batch, properties)
 }
 
 /// A sound PNG of the sample with so many bytes more, in a chunk that readers pass over. Different

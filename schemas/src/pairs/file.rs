@@ -196,7 +196,7 @@ impl PairFile {
             let leaves = self.layout.image_leaves.iter().filter(|_| images);
             let columns = leaves.map(|&leaf| {
                 let metadata = self.parquet.metadata();
-                let mut column = ImageColumn::new(file.clone(), metadata, &groups, leaf)?;
+                let mut column = ImageColumn::new(file.clone(), metadata, groups.clone(), leaf)?;
                 column.skip(skipped)?;
                 Ok(column)
             });

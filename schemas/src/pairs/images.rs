@@ -31,13 +31,13 @@ impl ImageColumn {
     pub(super) fn new(
         file: CheckedFile,
         metadata: &Arc<ParquetMetaData>,
-        groups: &[usize],
+        groups: Vec<usize>,
         leaf: usize,
     ) -> Result<Self> {
         Ok(Self {
             file: Arc::new(file),
             metadata: Arc::clone(metadata),
-            groups: groups.to_vec().into_iter(),
+            groups: groups.into_iter(),
             leaf,
             descriptor: metadata.file_metadata().schema_descr().column(leaf),
             reader: None,

@@ -196,7 +196,7 @@ impl Layout {
     fn row_ends_at(&self, mut place: u64) -> bool {
         for (rows, bytes) in self.passes() {
             if place < rows * bytes {
-                return place % bytes == 0;
+                return place.is_multiple_of(bytes);
             }
             place -= rows * bytes;
         }

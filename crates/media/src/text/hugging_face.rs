@@ -54,7 +54,7 @@ impl HuggingFaceTokenizer {
             Some(folder) => SpecialTokens::read(folder)?,
             None => SpecialTokens::defaults(),
         };
-        Self::make(folder, specials, context_length)
+        Self::make(folder, &specials, context_length)
     }
 
     /// Reads a tokenizer folder of a diffusion pipeline. The context is the folder's
@@ -65,7 +65,7 @@ impl HuggingFaceTokenizer {
     pub fn open(folder: &Path) -> Result<Self, TokenizerError> {
         let specials = SpecialTokens::read(folder)?;
         let context_length = specials.context_length()?;
-        let tokenizer = Self::make(Some(folder), specials, context_length)?;
+        let tokenizer = Self::make(Some(folder), &specials, context_length)?;
         // text encoders of diffusion pipelines read the padding
         let fingerprint = format!("{}:pad-{}", tokenizer.fingerprint, tokenizer.padding);
         Ok(Self { fingerprint, ..tokenizer })
@@ -73,7 +73,7 @@ impl HuggingFaceTokenizer {
 
     fn make(
         folder: Option<&Path>,
-        specials: SpecialTokens,
+        specials: &SpecialTokens,
         context_length: usize,
     ) -> Result<Self, TokenizerError> {
         let mut vocabulary = Vocabulary::load(folder)?;

@@ -139,7 +139,7 @@ impl SpecialTokens {
     pub(super) fn defaults() -> Self {
         let mut roles = Roles::default();
         roles.complete();
-        roles.finish(BTreeMap::new(), Vec::new())
+        roles.finish(BTreeMap::new(), &[])
     }
 
     /// Reads the files of a folder.
@@ -177,7 +177,7 @@ impl SpecialTokens {
             .transpose()?
             .map(|length| (config.path.clone(), length));
         let extra = std::mem::take(&mut roles.extra);
-        Ok(Self { context_length, taken_as_it_is, ..roles.finish(table.by_id, extra) })
+        Ok(Self { context_length, taken_as_it_is, ..roles.finish(table.by_id, &extra) })
     }
 
     /// The longest text of a tokenizer of a diffusion pipeline, in tokens.
@@ -361,12 +361,12 @@ impl Roles {
             || self.others.iter().any(|(_, token)| token.content == content)
     }
 
-    fn finish(mut self, by_id: BTreeMap<i64, Token>, extra: Vec<Token>) -> SpecialTokens {
+    fn finish(mut self, by_id: BTreeMap<i64, Token>, extra: &[Token]) -> SpecialTokens {
         let table: Vec<Token> = by_id.into_values().collect();
         let mut tokens = table.clone();
         let others = self.others.iter().map(|(_, token)| token);
         let named = NAMED.iter().filter_map(|role| self.named.get(role));
-        for token in named.chain(others).chain(&extra) {
+        for token in named.chain(others).chain(extra) {
             let known = table.iter().any(|other| other.content == token.content);
             if !known && !tokens.contains(token) {
                 tokens.push(token.clone());
