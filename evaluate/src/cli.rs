@@ -84,7 +84,7 @@ pub struct GenerateArguments {
 #[serde(deny_unknown_fields)]
 pub struct GenerateSettings {
     /// A model: a name, and a pipeline's folder in the layout of diffusers or
-    /// hf://owner/name[@revision]; with unet= another folder or name of the
+    /// hf://owner/name@revision; with unet= another folder or name of the
     /// hub stands in for its UNet. Repeat for more models.
     #[arg(long, value_name = "NAME=DIR[,unet=DIR]")]
     #[serde(default, skip_serializing_if = "Option::is_none")]

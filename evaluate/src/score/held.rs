@@ -124,7 +124,7 @@ impl<'row> HeldIndex<'row> {
     }
 }
 
-/// The scorers of a manifest that [`super::write`] wrote.
+/// The scorers of a manifest that an evaluation wrote.
 fn judges(manifest: &Value) -> Vec<Judge> {
     let now: Option<ScorersManifest> = serde_json::from_value(manifest[KEY_JUDGES].clone()).ok();
     let now = now.into_iter().flat_map(|ScorersManifest { scorers, dtype, device, .. }| {

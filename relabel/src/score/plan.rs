@@ -4,7 +4,7 @@
 //! Images recur across pairs (in Pick-a-Pic the winner stays on), so each distinct uid has one owner,
 //! the place where it stands first, and is scored there. What stands elsewhere under the same uid is
 //! compared by its bytes, and scored as an image of its own where they differ (see
-//! [`super::batches`]).
+//! `super::batches`).
 //! That is what makes the result independent of how the files are split between processes: whoever
 //! works on the owner's file computes the same batch, and the merge hands the scores to every other
 //! place.
