@@ -82,7 +82,7 @@ pub struct RunSettings {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub recipe: Option<Vec<String>>,
     /// The pipeline to train: a folder in the layout of diffusers, or
-    /// hf://owner/name[@revision].
+    /// hf://owner/name@revision.
     #[arg(long, value_name = "DIR")]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub model: Option<PathBuf>,
@@ -324,7 +324,7 @@ pub struct CacheArguments {
 #[serde(deny_unknown_fields)]
 pub struct CacheSettings {
     /// The pipeline whose encoders are used: a folder in the layout of
-    /// diffusers, or hf://owner/name[@revision].
+    /// diffusers, or hf://owner/name@revision.
     #[arg(long, value_name = "DIR")]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub model: Option<PathBuf>,

@@ -6,8 +6,8 @@
 //! manifests mean equal weights (on a CPU, bit for bit), other numerics the same weights but for rounding.
 //! `steps` may grow.
 //!
-//! Every setting belongs to the identity but those named in [`ELSEWHERE`], [`WITHOUT_EFFECT`] and
-//! [`NUMERICS`]: a new one counts unless somebody says that it does not.
+//! Every setting belongs to the identity but those named in `ELSEWHERE`, `WITHOUT_EFFECT` and
+//! `NUMERICS`: a new one counts unless somebody says that it does not.
 
 use std::collections::BTreeMap;
 use std::path::Path;
