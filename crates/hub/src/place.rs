@@ -1,5 +1,5 @@
-//! What stands at a place that was given as a model and is none: one sentence that says what it is,
-//! and what to do with it. Only names and the beginnings of files are looked at.
+//! Describes what stands where a model was expected: one sentence that says what it is, and what to
+//! do with it. Only names and the beginnings of files are looked at.
 
 use std::fs::File;
 use std::io::Read;
@@ -29,7 +29,7 @@ impl Wanted {
     }
 }
 
-/// As much of a file as its kind is told by: the header of a large safetensors file has some
+/// How much of a file is read to recognise its kind: the header of a large safetensors file has some
 /// hundred kilobytes.
 const LOOKED_AT: u64 = 8 << 20;
 /// As many names of a folder as are looked at, and as are shown.

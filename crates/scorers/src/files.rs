@@ -5,22 +5,12 @@ use std::path::{Path, PathBuf};
 
 use hub::{Downloads, Repository};
 
-use crate::model::{self, Model};
+use crate::model::{self, Model, TOKENIZER_FILES};
 use crate::{Kind, ScorerConfig, ScorerError, ScorersConfig};
 
-/// Small files that are read beside the weights, where a repository has them.
-const SMALL_FILES: [&str; 10] = [
-    "config.json",
-    "preprocessor_config.json",
-    "processor_config.json",
-    "open_clip_config.json",
-    "tokenizer.json",
-    "vocab.json",
-    "merges.txt",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-];
+/// Configuration files that are read beside the weights, where a repository has them.
+const CONFIGURATIONS: [&str; 4] =
+    ["config.json", "preprocessor_config.json", "processor_config.json", "open_clip_config.json"];
 
 /// Checks everything that is on this machine, says what is to be downloaded, and that there is room
 /// for it.
@@ -71,7 +61,7 @@ fn count(
         }
         break;
     }
-    for name in SMALL_FILES {
+    for name in CONFIGURATIONS.into_iter().chain(TOKENIZER_FILES) {
         if repository.has(name).map_err(hub)? {
             downloads.add(repository, name).map_err(hub)?;
         }

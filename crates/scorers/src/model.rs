@@ -27,7 +27,7 @@ const OPEN_CLIP_WEIGHTS: [&str; 4] = [
 ];
 /// Files a tokenizer may read; fetched so that a hub model has the same tokens as a folder of the
 /// same files.
-const TOKENIZER_FILES: [&str; 7] = [
+pub(crate) const TOKENIZER_FILES: [&str; 7] = [
     "tokenizer.json",
     "vocab.json",
     "merges.txt",
