@@ -87,7 +87,7 @@ lint: build
 	cargo fmt --all --check
 	cargo clippy --release --locked --workspace --all-targets -- --deny warnings
 	RUSTDOCFLAGS="--deny warnings" cargo doc --release --locked --workspace --no-deps --document-private-items
-	cargo run --quiet --release --locked -p schemas -- docs --check
+	cargo run --quiet --release --locked -p balanceddpo-schemas -- docs --check
 
 parity: build
 	scripts/parity/run.sh
@@ -96,7 +96,7 @@ bench: build
 	scripts/bench/run.sh
 
 docs: build
-	cargo run --quiet --release --locked -p schemas -- docs
+	cargo run --quiet --release --locked -p balanceddpo-schemas -- docs
 
 # Only what `make build`, `test`, `parity` and `bench` make again: labels take days, and are not ours to remove.
 clean:

@@ -1,4 +1,4 @@
-//! Pictures as pixels: read from the disk, made larger or smaller, laid into each other, encoded.
+//! Images as pixels: read from the disk, made larger or smaller, laid into each other, encoded.
 
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use media::decode::{self, DecodeError, Image, Limits, Mode};
 use media::resize::{Filter, Resizer};
 
-/// A picture cannot be read.
+/// An image cannot be read.
 #[derive(Debug, thiserror::Error)]
 pub enum BitmapError {
     /// The file cannot be read.
@@ -17,7 +17,7 @@ pub enum BitmapError {
         /// Why not.
         cause: std::io::Error,
     },
-    /// The file is no picture.
+    /// The file is no image.
     #[error("{}: {cause}", path.display())]
     Decode {
         /// The file.
@@ -71,7 +71,7 @@ impl Bitmap {
     /// Reads a PNG, JPEG or WebP file.
     ///
     /// # Errors
-    /// When the file cannot be read, is no picture or is too large.
+    /// When the file cannot be read, is no image or is too large.
     pub fn read(path: &Path) -> Result<Self, BitmapError> {
         let read = |cause| BitmapError::Read { path: path.to_owned(), cause };
         let limits = Limits::default();
@@ -83,7 +83,7 @@ impl Bitmap {
         Ok(image.to_rgb().into_owned().into())
     }
 
-    /// As large as fits into a square of `side` pixels: small pictures by whole factors, every pixel
+    /// As large as fits into a square of `side` pixels: small images by whole factors, every pixel
     /// a square; large ones as Pillow's bicubic filter shrinks them.
     #[must_use]
     pub fn fitted(self, side: u32) -> Self {
@@ -115,12 +115,12 @@ impl Bitmap {
         resized.map_or(self, Self::from)
     }
 
-    /// Lays `picture` over this one, its upper left corner at `left`, `top`. What reaches beyond the
+    /// Lays `image` over this one, its upper left corner at `left`, `top`. What reaches beyond the
     /// edge is cut.
-    pub fn paste(&mut self, picture: &Self, left: u32, top: u32) {
+    pub fn paste(&mut self, image: &Self, left: u32, top: u32) {
         let Some(room) = self.width.checked_sub(left) else { return };
-        let length = picture.width.min(room) as usize * 3;
-        let rows = picture.pixels.chunks_exact(picture.width as usize * 3);
+        let length = image.width.min(room) as usize * 3;
+        let rows = image.pixels.chunks_exact(image.width as usize * 3);
         let targets = self.pixels.chunks_exact_mut(self.width as usize * 3).skip(top as usize);
         for (target, row) in targets.zip(rows) {
             let start = left as usize * 3;
@@ -167,14 +167,14 @@ impl From<Image> for Bitmap {
 mod tests {
     use super::*;
 
-    fn picture(width: u32, height: u32) -> Bitmap {
+    fn image(width: u32, height: u32) -> Bitmap {
         let pixels = (0..width * height * 3).map(|index| (index * 7 % 251) as u8).collect();
         Bitmap { width, height, pixels }
     }
 
     #[test]
-    fn small_pictures_grow_by_whole_factors() {
-        let small = picture(3, 2);
+    fn small_images_grow_by_whole_factors() {
+        let small = image(3, 2);
         let large = small.clone().fitted(11);
         assert_eq!((large.width, large.height), (9, 6));
         for y in 0..6 {
@@ -187,12 +187,12 @@ mod tests {
     }
 
     #[test]
-    fn large_pictures_shrink_and_keep_their_shape() {
+    fn large_images_shrink_and_keep_their_shape() {
         let grey = Bitmap { width: 64, height: 32, pixels: vec![77; 64 * 32 * 3] };
         let small = grey.fitted(16);
         assert_eq!((small.width, small.height), (16, 8));
         assert!(small.pixels.iter().all(|&level| level == 77));
-        let strip = picture(500, 1).fitted(10);
+        let strip = image(500, 1).fitted(10);
         assert_eq!((strip.width, strip.height), (10, 1));
     }
 
@@ -209,14 +209,14 @@ mod tests {
     }
 
     #[test]
-    fn encoded_pictures_come_back() {
+    fn encoded_images_come_back() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("a.png");
-        let picture = picture(5, 4);
-        let bytes = picture.png().unwrap();
+        let image = image(5, 4);
+        let bytes = image.png().unwrap();
         runkit::files::write_atomic(&path, |file| file.write_all(&bytes)).unwrap();
-        assert_eq!(Bitmap::read(&path).unwrap(), picture);
-        assert!(picture.jpeg(90).unwrap().starts_with(b"\xff\xd8\xff"));
+        assert_eq!(Bitmap::read(&path).unwrap(), image);
+        assert!(image.jpeg(90).unwrap().starts_with(b"\xff\xd8\xff"));
         let error = Bitmap::read(&folder.path().join("b.png")).unwrap_err().to_string();
         assert!(error.contains("b.png"), "{error}");
     }

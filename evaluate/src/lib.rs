@@ -1,11 +1,11 @@
-//! `evaluate`: from diffusion models and prompts to pictures, scores, win rates and a report.
+//! `evaluate`: from diffusion models and prompts to images, scores, win rates and a report.
 //!
 //! | what | module |
 //! |---|---|
 //! | what is drawn: prompts and their sets | [`prompts`] |
-//! | pictures of every model, prompt and seed | [`generate`] |
-//! | every picture judged by every metric | [`score`] |
-//! | scores regrouped by prompt and picture | [`scored`] |
+//! | images of every model, prompt and seed | [`generate`] |
+//! | every image judged by every metric | [`score`] |
+//! | scores regrouped by prompt and image | [`scored`] |
 //! | contact sheets | [`grid`] |
 //! | figures of the tables | [`figures`] |
 //! | the page with all of it | [`report`] |

@@ -1,4 +1,4 @@
-//! Scores regrouped for looking at: by prompt, then by model, then by picture.
+//! Scores regrouped for looking at: by prompt, then by model, then by image.
 
 use std::collections::HashMap;
 use std::hash::Hash;
@@ -18,7 +18,7 @@ pub struct Scored<'rows> {
     pub prompts: Vec<ScoredPrompt<'rows>>,
 }
 
-/// A prompt with its pictures.
+/// A prompt with its images.
 #[derive(Debug)]
 pub struct ScoredPrompt<'rows> {
     /// Its set.
@@ -29,13 +29,13 @@ pub struct ScoredPrompt<'rows> {
     pub text: &'rows str,
     /// Its category, where the set has categories.
     pub category: Option<&'rows str>,
-    /// For each model its pictures, by seed from the smallest.
-    pub pictures: Vec<Vec<ScoredPicture<'rows>>>,
+    /// For each model its images, by seed from the smallest.
+    pub images: Vec<Vec<ScoredImage<'rows>>>,
 }
 
-/// A picture with its scores.
+/// An image with its scores.
 #[derive(Debug)]
-pub struct ScoredPicture<'rows> {
+pub struct ScoredImage<'rows> {
     /// Its seed.
     pub seed: i64,
     /// Its file, as the scores name it.
@@ -44,7 +44,7 @@ pub struct ScoredPicture<'rows> {
     pub scores: Vec<Option<f32>>,
 }
 
-/// Which of a model's pictures of a prompt is shown.
+/// Which of a model's images of a prompt is shown.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Choice {
     /// The one with the best mean rank over all metrics.
@@ -94,56 +94,56 @@ impl<'rows> Scored<'rows> {
                     id: &row.prompt_id,
                     text: &row.prompt,
                     category: row.category.as_deref(),
-                    pictures: models.names.iter().map(|_| Vec::new()).collect(),
+                    images: models.names.iter().map(|_| Vec::new()).collect(),
                 });
             }
-            let pictures = &mut scored[place].pictures[models.place(&row.model)];
-            let found = pictures.iter().position(|picture| picture.seed == row.seed);
+            let images = &mut scored[place].images[models.place(&row.model)];
+            let found = images.iter().position(|image| image.seed == row.seed);
             let found = found.unwrap_or_else(|| {
-                pictures.push(ScoredPicture {
+                images.push(ScoredImage {
                     seed: row.seed,
                     image: &row.image,
                     scores: vec![None; metrics.names.len()],
                 });
-                pictures.len() - 1
+                images.len() - 1
             });
-            let score = &mut pictures[found].scores[metrics.place(&row.metric)];
+            let score = &mut images[found].scores[metrics.place(&row.metric)];
             *score = score.or(row.score.filter(|score| score.is_finite()));
         }
-        for pictures in scored.iter_mut().flat_map(|prompt| &mut prompt.pictures) {
-            pictures.sort_by_key(|picture| picture.seed);
+        for images in scored.iter_mut().flat_map(|prompt| &mut prompt.images) {
+            images.sort_by_key(|image| image.seed);
         }
         Self { models: models.names, metrics: metrics.names, sets: sets.names, prompts: scored }
     }
 
     /// All scores of a model by a metric.
     pub fn values(&self, model: usize, metric: usize) -> Vec<f32> {
-        let pictures = self.prompts.iter().filter_map(|prompt| prompt.pictures.get(model));
-        pictures.flatten().filter_map(|picture| *picture.scores.get(metric)?).collect()
+        let images = self.prompts.iter().filter_map(|prompt| prompt.images.get(model));
+        images.flatten().filter_map(|image| *image.scores.get(metric)?).collect()
     }
 }
 
 impl<'rows> ScoredPrompt<'rows> {
-    /// The picture of a model that is shown; nothing where it has none with a score to choose by.
-    pub fn chosen(&self, model: usize, choice: Choice) -> Option<&ScoredPicture<'rows>> {
-        let pictures = self.pictures.get(model)?;
+    /// The image of a model that is shown; nothing where it has none with a score to choose by.
+    pub fn chosen(&self, model: usize, choice: Choice) -> Option<&ScoredImage<'rows>> {
+        let images = self.images.get(model)?;
         match choice {
-            Choice::First => pictures.first(),
-            Choice::Metric(metric) => {
-                highest(pictures.iter().filter_map(|picture| {
-                    Some((f64::from((*picture.scores.get(metric)?)?), picture))
-                }))
-            }
+            Choice::First => images.first(),
+            Choice::Metric(metric) => highest(
+                images
+                    .iter()
+                    .filter_map(|image| Some((f64::from((*image.scores.get(metric)?)?), image))),
+            ),
             Choice::MeanRank => {
-                highest(pictures.iter().map(|picture| (-mean_rank(pictures, picture), picture)))
+                highest(images.iter().map(|image| (-mean_rank(images, image), image)))
             }
         }
     }
 
     /// The best score of a model by a metric.
     pub fn best(&self, model: usize, metric: usize) -> Option<f32> {
-        let pictures = self.pictures.get(model)?.iter();
-        pictures.filter_map(|picture| *picture.scores.get(metric)?).max_by(f32::total_cmp)
+        let images = self.images.get(model)?.iter();
+        images.filter_map(|image| *image.scores.get(metric)?).max_by(f32::total_cmp)
     }
 
     /// By how much the best score of model `a` is higher than that of `b`.
@@ -158,11 +158,11 @@ fn highest<T>(items: impl Iterator<Item = (f64, T)>) -> Option<T> {
     items.reduce(better).map(|(_, item)| item)
 }
 
-/// The mean over the metrics of how many of the pictures are better; an equal one counts one half,
+/// The mean over the metrics of how many of the images are better; an equal one counts one half,
 /// and a missing score is worse than every score.
-fn mean_rank(pictures: &[ScoredPicture<'_>], picture: &ScoredPicture<'_>) -> f64 {
+fn mean_rank(images: &[ScoredImage<'_>], image: &ScoredImage<'_>) -> f64 {
     let rank = |(metric, score): (usize, &Option<f32>)| -> f64 {
-        let others = pictures.iter().map(|other| other.scores.get(metric).copied().flatten());
+        let others = images.iter().map(|other| other.scores.get(metric).copied().flatten());
         let count = |other: Option<f32>| match other.partial_cmp(score) {
             Some(std::cmp::Ordering::Greater) => 1.0,
             Some(std::cmp::Ordering::Equal) => 0.5,
@@ -170,8 +170,8 @@ fn mean_rank(pictures: &[ScoredPicture<'_>], picture: &ScoredPicture<'_>) -> f64
         };
         others.map(count).sum()
     };
-    let ranks: f64 = picture.scores.iter().enumerate().map(rank).sum();
-    ranks / picture.scores.len().max(1) as f64
+    let ranks: f64 = image.scores.iter().enumerate().map(rank).sum();
+    ranks / image.scores.len().max(1) as f64
 }
 
 /// One letter for each metric, as the paper's captions have them: P, H, C and A for PickScore, HPS,
@@ -222,7 +222,7 @@ mod tests {
         let scored = Scored::new(&rows);
         assert_eq!((&*scored.models, &*scored.metrics), (&["b", "a"][..], &["clip", "hps"][..]));
         let [prompt] = &scored.prompts[..] else { panic!("{scored:?}") };
-        let seeds: Vec<i64> = prompt.pictures[0].iter().map(|picture| picture.seed).collect();
+        let seeds: Vec<i64> = prompt.images[0].iter().map(|image| image.seed).collect();
         assert_eq!(seeds, [0, 1]);
         assert_eq!(prompt.best(0, 0), Some(0.5));
         assert_eq!(prompt.margin([0, 1], 0), Some(0.4));
@@ -231,7 +231,7 @@ mod tests {
     }
 
     #[test]
-    fn the_picture_is_chosen_by_rank_metric_or_seed() {
+    fn the_image_is_chosen_by_rank_metric_or_seed() {
         let rows = rows(&[
             ("a", 0, [Some(0.9), Some(0.1)]),
             ("a", 1, [Some(0.8), Some(0.8)]),

@@ -151,7 +151,7 @@ fn an_output_that_cannot_be_written_is_refused() {
     Run::of(&mut world.generate(&[&sd], &[])).expect_error(&["/out"]);
     std::fs::remove_file(world.path("out")).unwrap();
 
-    world.put("out/images/sd/mine.png", b"somebody's picture");
+    world.put("out/images/sd/mine.png", b"somebody's image");
     for more in [&[][..], &["--fresh"]] {
         let run = Run::of(&mut world.generate(&[&sd], more));
         run.expect_error(&["images/sd exists", "manifest.json", "hint: choose another --out"]);

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use common::{Drawn as _, Run, Running, World, model, wait_until};
 
-/// Six pictures in batches of four, and what an undisturbed run makes of them.
+/// Six images in batches of four, and what an undisturbed run makes of them.
 struct Case {
     world: World,
     expected: BTreeMap<String, Vec<u8>>,
@@ -22,7 +22,7 @@ impl Case {
         let mut case = Self { world, expected: BTreeMap::new() };
         Run::of(&mut case.command()).expect_drawn(6, 6);
         case.expected = case.world.files("out");
-        assert_eq!(case.expected.len(), 8, "six pictures, the manifest and the settings");
+        assert_eq!(case.expected.len(), 8, "six images, the manifest and the settings");
         case.forget();
         case
     }

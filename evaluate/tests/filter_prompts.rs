@@ -106,7 +106,7 @@ fn decisions_are_those_of_transformers_and_ids_stay() {
 }
 
 #[test]
-fn pictures_are_drawn_of_what_is_kept() {
+fn images_are_drawn_of_what_is_kept() {
     let world =
         World::new(&["a cat", "a knight with a gun in the night city", "the old castle", "a fox"]);
     let list = world.path("prompts.txt").display().to_string();
@@ -115,7 +115,7 @@ fn pictures_are_drawn_of_what_is_kept() {
     let mut sorted: Vec<f64> =
         all.iter().map(|row| row["unsafe_probability"].as_f64().unwrap()).collect();
     sorted.sort_by(f64::total_cmp);
-    // A threshold that two of them pass; the same prompt has the same picture in both runs.
+    // A threshold that two of them pass; the same prompt has the same image in both runs.
     let threshold = ((sorted[1] + sorted[2]) / 2.0).to_string();
     Run::of(&mut filter_prompts(&world, &[&list], &["--safe-threshold", &threshold]))
         .expect_code(0);

@@ -1,16 +1,16 @@
-//! What `evaluate generate` draws, names and writes into its pictures.
+//! What `evaluate generate` draws, names and writes into its images.
 #![expect(clippy::unwrap_used, reason = "a test stops where something is missing")]
 
 mod common;
 
 use std::collections::BTreeMap;
 
-use common::{Drawn as _, Picture, Run, World, evaluate, model, pipeline};
+use common::{DecodedImage, Drawn as _, Run, World, evaluate, model, pipeline};
 use nn::weights::Weights;
 use serde_json::{Value, json};
 
 #[test]
-fn every_model_prompt_and_seed_has_its_picture_with_its_recipe() {
+fn every_model_prompt_and_seed_has_its_image_with_its_recipe() {
     let world = World::new(&["a red cat", "", "ein grüner Käfer"]);
     let (sd, sdxl) = (model("sd"), model("sdxl"));
     let run = Run::of(
@@ -30,8 +30,8 @@ fn every_model_prompt_and_seed_has_its_picture_with_its_recipe() {
         serde_json::from_value(manifest["prompts"]["prompts"].clone()).unwrap();
     assert_eq!(prompts.values().collect::<Vec<_>>(), ["a red cat", "ein grüner Käfer"]);
 
-    let pictures = world.pictures();
-    assert_eq!(pictures.len(), 8);
+    let images = world.images();
+    assert_eq!(images.len(), 8);
     for (name, guidance, scheduler) in [("sd", 7.5, "pndm"), ("sdxl", 5.0, "euler")] {
         let record = &manifest["models"][name];
         assert_eq!(record["guidance"], guidance);
@@ -40,29 +40,29 @@ fn every_model_prompt_and_seed_has_its_picture_with_its_recipe() {
         assert_eq!(record["parts"]["unet/config.json"].as_str().unwrap().len(), 64);
         for (id, text) in &prompts {
             for seed in [3, 4] {
-                let picture = &pictures[&format!("{name}/{id}/{seed}.png")];
-                assert_eq!((picture.width, picture.height), (16, 16));
+                let image = &images[&format!("{name}/{id}/{seed}.png")];
+                assert_eq!((image.width, image.height), (16, 16));
                 let expected = json!({
                     "prompt": text, "negative": "blur", "seed": seed, "steps": 2,
                     "guidance": guidance, "scheduler": scheduler, "size": "16x16", "model": name,
                     "checkpoint": record["checkpoint"], "dtype": "f32", "device": "cpu",
                     "program": "evaluate", "version": env!("CARGO_PKG_VERSION"),
                 });
-                assert_eq!(picture.recipe(), expected);
-                let parameters = &picture.texts["parameters"];
+                assert_eq!(image.recipe(), expected);
+                let parameters = &image.texts["parameters"];
                 let begins = format!("{text}\nNegative prompt: blur\nSteps: 2, Sampler: ");
                 assert!(parameters.starts_with(&begins), "{parameters}");
             }
         }
     }
     let pixels: std::collections::HashSet<&[u8]> =
-        pictures.values().map(|picture| picture.pixels.as_slice()).collect();
+        images.values().map(|image| image.pixels.as_slice()).collect();
     assert_eq!(pixels.len(), 8, "no two are the same");
 }
 
-/// The whole way from a prompt in a file to a PNG gives the picture of diffusers' own pipeline.
+/// The whole way from a prompt in a file to a PNG gives the image of diffusers' own pipeline.
 #[test]
-fn pictures_are_those_of_diffusers() {
+fn images_are_those_of_diffusers() {
     const SEEDS: [u64; 2] = [11, (1 << 40) + 3];
     let world = World::new(&["a red cat", "old mill by the sea"]);
     let settings = [("20", "3.0", Some("blur")), ("5", "7.5", None), ("7", "1.0", None)];
@@ -81,9 +81,9 @@ fn pictures_are_those_of_diffusers() {
                 more.extend(["--steps", steps, "--guidance", guidance, "--scheduler", scheduler]);
                 more.extend(negative.iter().flat_map(|text| ["--negative", text]));
                 Run::of(&mut world.generate(&[&model(name)], &more)).expect_drawn(2, 2);
-                let pictures: Vec<Picture> = world.pictures().into_values().collect();
-                let picture = &expected[row * 16 * 24 * 3..][..16 * 24 * 3];
-                let distance = pictures[row].distance(picture);
+                let images: Vec<DecodedImage> = world.images().into_values().collect();
+                let image = &expected[row * 16 * 24 * 3..][..16 * 24 * 3];
+                let distance = images[row].distance(image);
                 assert!(distance <= 1, "{name} {key} seed {seed}: {distance} of 255");
             }
         }
@@ -97,12 +97,12 @@ fn noise_does_not_depend_on_the_batch() {
         let _ = std::fs::remove_dir_all(world.path("out"));
         let more = ["--seeds", "3", "--batch-size", batch, "--steps", "4"];
         Run::of(&mut world.generate(&[&model("sd")], &more)).expect_drawn(6, 6);
-        world.pictures()
+        world.images()
     };
     let alone = draw("1");
     for batch in ["4", "64"] {
-        for (name, picture) in draw(batch) {
-            assert!(picture.distance(&alone[&name].pixels) <= 1, "{name} in batches of {batch}");
+        for (name, image) in draw(batch) {
+            assert!(image.distance(&alone[&name].pixels) <= 1, "{name} in batches of {batch}");
         }
     }
 }
@@ -151,9 +151,9 @@ fn another_recipe_is_refused_by_name_and_fresh_starts_over() {
     refused(&[&sd], &[], "prompts.prompts.00001: was \"a fox\", now \"a box\"");
 
     Run::of(&mut world.generate(&[&sd], &["--seeds", "1", "--fresh"])).expect_drawn(1, 1);
-    let pictures = world.pictures();
-    assert_eq!(pictures.len(), 1, "the fox is gone");
-    assert_eq!(pictures.values().next().unwrap().recipe()["prompt"], "a box");
+    let images = world.images();
+    assert_eq!(images.len(), 1, "the fox is gone");
+    assert_eq!(images.values().next().unwrap().recipe()["prompt"], "a box");
 }
 
 #[test]
@@ -182,8 +182,8 @@ fn a_unet_alone_stands_in_for_the_pipelines() {
         let source = format!("{name}={folder},unet={unet}");
         Run::of(&mut world.generate(&[&source], &["--seeds", "1"])).expect_drawn(1, 1);
     }
-    let pictures: Vec<Picture> = world.pictures().into_values().collect();
-    assert_eq!(pictures[0].pixels, pictures[1].pixels);
+    let images: Vec<DecodedImage> = world.images().into_values().collect();
+    assert_eq!(images[0].pixels, images[1].pixels);
 }
 
 #[test]
@@ -201,15 +201,15 @@ fn a_scheduler_that_is_not_built_here_is_named_and_another_stands_in() {
     run.expect_error(&["UniPCMultistepScheduler", "not built here", "hint: --scheduler ddim"]);
     Run::of(&mut world.generate(&[&source], &["--seeds", "1", "--scheduler", "ddim"]))
         .expect_drawn(1, 1);
-    let there = world.pictures();
+    let there = world.images();
     Run::of(
         &mut world.generate(&[&model("sd")], &["--seeds", "1", "--scheduler", "ddim", "--fresh"]),
     )
     .expect_drawn(1, 1);
-    let pixels = |pictures: &BTreeMap<String, Picture>| {
-        pictures.values().map(|picture| picture.pixels.clone()).collect::<Vec<_>>()
+    let pixels = |images: &BTreeMap<String, DecodedImage>| {
+        images.values().map(|image| image.pixels.clone()).collect::<Vec<_>>()
     };
-    assert_eq!(pixels(&there), pixels(&world.pictures()), "the noise is that of the file");
+    assert_eq!(pixels(&there), pixels(&world.images()), "the noise is that of the file");
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! Contact sheets: their size, and pictures at their places, pixel by pixel.
+//! Contact sheets: their size, and images at their places, pixel by pixel.
 #![expect(clippy::unwrap_used, reason = "a test stops where something is missing")]
 
 mod common;
@@ -10,7 +10,7 @@ use common::{Run, evaluate};
 use evaluate::bitmap::Bitmap;
 use evaluate::grid::{self, GridConfig, Layout, Order};
 use schemas::scores::ScoresWriter;
-use scored_world::{ScoredWorld, picture};
+use scored_world::{ScoredWorld, image_of};
 
 fn config(layout: Layout) -> GridConfig {
     GridConfig {
@@ -51,11 +51,11 @@ fn places(sheet: &Bitmap, small: &Bitmap) -> Vec<(u32, u32)> {
 fn models_stand_beside_each_other() {
     let world = ScoredWorld::new(&["a red fox", "a cat", "two birds"], &["parti"]);
     let sheet = draw(&world, &config(Layout::Models));
-    // Margins of 14, heads of 150, two pictures of 128, gaps of 10.
+    // Margins of 14, heads of 150, two images of 128, gaps of 10.
     assert_eq!(sheet.width, 14 + 150 + 10 + 128 + 10 + 128 + 14);
     let mut tops = Vec::new();
     for prompt in 0..3 {
-        let [base, tuned] = [0, 1].map(|model| places(&sheet, &picture(model, prompt, 0)));
+        let [base, tuned] = [0, 1].map(|model| places(&sheet, &image_of(model, prompt, 0)));
         let ([(left, top)], [(right, same)]) = (&base[..], &tuned[..]) else {
             panic!("prompt {prompt}: {base:?} {tuned:?}");
         };
@@ -63,7 +63,7 @@ fn models_stand_beside_each_other() {
         tops.push(*top);
     }
     assert!(tops.windows(2).all(|rows| rows[0] + 128 < rows[1]), "{tops:?}");
-    // Something is written beneath each picture, and in the head of each row.
+    // Something is written beneath each image, and in the head of each row.
     let dark = |x: std::ops::Range<u32>, y: std::ops::Range<u32>| {
         y.flat_map(|y| x.clone().map(move |x| (x, y)))
             .filter(|(x, y)| sheet.pixels[((y * sheet.width + x) * 3) as usize] < 160)
@@ -76,7 +76,7 @@ fn models_stand_beside_each_other() {
 }
 
 #[test]
-fn the_chosen_picture_is_shown() {
+fn the_chosen_image_is_shown() {
     let mut world = ScoredWorld::new(&["a red fox"], &["parti"]);
     for row in &mut world.rows {
         let best = if row.metric == "hps" { 2 } else { 1 };
@@ -86,7 +86,7 @@ fn the_chosen_picture_is_shown() {
         let config = GridConfig { choose: choose.to_owned(), ..config(Layout::Models) };
         let sheet = draw(&world, &config);
         for other in 0..3 {
-            let found = places(&sheet, &picture(1, 0, other)).len();
+            let found = places(&sheet, &image_of(1, 0, other)).len();
             assert_eq!(found, usize::from(other == seed), "{choose}, seed {other}");
         }
     }
@@ -100,7 +100,7 @@ fn seeds_stand_beside_each_other() {
     config.models = vec!["tuned <1>".to_owned()];
     let sheet = draw(&world, &config);
     assert_eq!(sheet.width, 14 + 150 + 3 * (10 + 128) + 14);
-    let found: Vec<_> = (0..3).flat_map(|seed| places(&sheet, &picture(1, 1, seed))).collect();
+    let found: Vec<_> = (0..3).flat_map(|seed| places(&sheet, &image_of(1, 1, seed))).collect();
     let [(one, top), (two, second), (three, third)] = found[..] else { panic!("{found:?}") };
     assert_eq!((one, two, three), (174, 312, 450));
     assert!(top == second && second == third);
@@ -120,19 +120,19 @@ fn prompts_are_sorted_by_margin_and_counted() {
         ..config(Layout::Models)
     };
     let sheet = draw(&world, &config);
-    let top = |prompt: usize| places(&sheet, &picture(0, prompt, 0)).first().map(|place| place.1);
+    let top = |prompt: usize| places(&sheet, &image_of(0, prompt, 0)).first().map(|place| place.1);
     assert!(top(2).unwrap() < top(0).unwrap(), "the largest margin comes first");
     assert_eq!(top(1), None);
 }
 
 #[test]
-fn a_missing_picture_is_an_empty_frame() {
+fn a_missing_image_is_an_empty_frame() {
     let world = ScoredWorld::new(&["a red fox"], &["parti"]);
     std::fs::remove_dir_all(world.folder.path().join("images/1")).unwrap();
     let sheet = draw(&world, &config(Layout::Models));
-    assert_eq!(places(&sheet, &picture(0, 0, 0)).len(), 1);
-    assert_eq!(places(&sheet, &picture(1, 0, 0)).len(), 0);
-    let (x, y) = (312 + 20, places(&sheet, &picture(0, 0, 0))[0].1 + 20);
+    assert_eq!(places(&sheet, &image_of(0, 0, 0)).len(), 1);
+    assert_eq!(places(&sheet, &image_of(1, 0, 0)).len(), 0);
+    let (x, y) = (312 + 20, places(&sheet, &image_of(0, 0, 0))[0].1 + 20);
     let start = ((y * sheet.width + x) * 3) as usize;
     assert_eq!(sheet.pixels[start..start + 3], [0xf4, 0xf5, 0xf7]);
 }
@@ -147,7 +147,7 @@ fn hostile_prompts_and_all_sizes_are_drawn() {
 }
 
 #[test]
-fn the_command_writes_a_picture_or_says_what_is_wrong() {
+fn the_command_writes_a_image_or_says_what_is_wrong() {
     let world = ScoredWorld::new(&["a red fox"], &["parti"]);
     let scores = world.folder.path().join("scores.parquet");
     let mut writer = ScoresWriter::create(&scores, &BTreeMap::new()).unwrap();
@@ -200,7 +200,7 @@ fn nothing_that_is_not_ours_is_overwritten() {
     ] {
         run("grid", &to).expect_usage_error(&[says]);
     }
-    // Scores under the name of a picture, by another name of the same file.
+    // Scores under the name of an image, by another name of the same file.
     let link = world.folder.path().join("link.png");
     std::os::unix::fs::symlink(&scores, &link).unwrap();
     for to in [&image, &link] {

@@ -49,18 +49,18 @@ fn a_model_of_the_hub_draws_what_its_folder_draws() {
     let world = World::new(&["a red cat"]);
     let local = Run::of(&mut world.generate(&[&model("sd")], &["--seeds", "1"]));
     local.expect_drawn(1, 1);
-    let expected: BTreeMap<String, _> = world.pictures();
+    let expected: BTreeMap<String, _> = world.images();
 
     let (server, cache) = (tiny_hub(), world.path("cache"));
     let other = World::new(&["a red cat"]);
     let run =
         on_hub(&mut other.generate(&["sd=hf://me/sd@main"], &["--seeds", "1"]), &server, &cache);
     let run = run.expect_drawn(1, 1);
-    let pictures = other.pictures();
-    assert_eq!(pictures.len(), 1);
-    for (name, picture) in &pictures {
-        assert_eq!(picture.pixels, expected[name].pixels);
-        assert_eq!(picture.recipe(), expected[name].recipe());
+    let images = other.images();
+    assert_eq!(images.len(), 1);
+    for (name, image) in &images {
+        assert_eq!(image.pixels, expected[name].pixels);
+        assert_eq!(image.recipe(), expected[name].recipe());
     }
     // What comes is said with its size, before it comes.
     assert!(

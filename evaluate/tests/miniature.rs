@@ -1,4 +1,4 @@
-//! The miniature pipeline draws what it is asked for: the miniature CLIP finds the caption of a picture
+//! The miniature pipeline draws what it is asked for: the miniature CLIP finds the caption of an image
 //! among twenty far more often than chance. (`scripts/miniature/evaluate_diffusion.py` measures it on all
 //! captions and seeds: 78 %.)
 #![expect(clippy::unwrap_used, reason = "a test stops where something is missing")]
@@ -19,7 +19,7 @@ const CAPTIONS: usize = 20;
 const LEAST: f64 = 0.6;
 
 #[test]
-fn pictures_show_what_was_asked_for() {
+fn images_show_what_was_asked_for() {
     let world = World::new(&[]);
     let prompts = Path::new(MINI).join("prompts.txt");
     let captions = std::fs::read_to_string(&prompts).unwrap();
@@ -44,14 +44,14 @@ fn pictures_show_what_was_asked_for() {
     let images = clip.encode_images(&prepared.iter().collect::<Vec<_>>()).unwrap();
     let texts = clip.encode_texts(&clip.prepare_texts(&captions)).unwrap();
     let pairs: Vec<(usize, usize)> = (0..prepared.len())
-        .flat_map(|picture| (0..CAPTIONS).map(move |caption| (picture, caption)))
+        .flat_map(|image| (0..CAPTIONS).map(move |caption| (image, caption)))
         .collect();
     let scores = &clip.score(&images, &texts, &pairs)[0];
-    let found = scores.chunks(CAPTIONS).enumerate().filter(|(picture, scores)| {
-        let right = scores[picture / 2];
+    let found = scores.chunks(CAPTIONS).enumerate().filter(|(image, scores)| {
+        let right = scores[image / 2];
         scores.iter().filter(|score| **score >= right).count() == 1
     });
     let share = found.count() as f64 / prepared.len() as f64;
-    println!("the right caption of {CAPTIONS} comes first for {share:.3} of the pictures");
+    println!("the right caption of {CAPTIONS} comes first for {share:.3} of the images");
     assert!(share >= LEAST, "{share}");
 }

@@ -349,7 +349,7 @@ fn what_is_no_table_of_prompts_is_refused_in_a_sentence() {
 }
 
 #[test]
-fn pictures_are_drawn_of_tables() {
+fn images_are_drawn_of_tables() {
     let world = World::new(&[]);
     let parti = world.put("PartiPrompts.tsv", PARTI.as_bytes());
     let pairs = world.put("pairs.parquet", &pick_a_pic());

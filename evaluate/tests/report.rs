@@ -78,13 +78,13 @@ fn the_page_holds_tables_figures_and_the_gallery() {
     assert_eq!(data["categories"], serde_json::json!(["Animals", "Food"]));
     assert_eq!(data["choices"], serde_json::json!([null, 0, 1, 2, 3]));
     assert!(rest.contains("tuned &lt;1&gt;") && !rest.contains("tuned <1>"));
-    // Every picture that can be chosen is there.
+    // Every image that can be chosen is there.
     let thumbnails = data["thumbnails"].as_array().unwrap();
-    let pictures = data["prompts"].as_array().unwrap().iter().flat_map(|prompt| {
+    let images = data["prompts"].as_array().unwrap().iter().flat_map(|prompt| {
         let models = prompt["models"].as_array().unwrap().clone();
-        models.into_iter().flat_map(|model| model["pictures"].as_array().unwrap().clone())
+        models.into_iter().flat_map(|model| model["images"].as_array().unwrap().clone())
     });
-    let places: Vec<u64> = pictures.map(|picture| picture["thumbnail"].as_u64().unwrap()).collect();
+    let places: Vec<u64> = images.map(|image| image["thumbnail"].as_u64().unwrap()).collect();
     assert_eq!(places, (0..thumbnails.len() as u64).collect::<Vec<_>>());
     assert!(thumbnails.iter().all(|jpeg| jpeg.as_str().unwrap().starts_with("/9j/")));
     for figure in ["winrates-parti", "cross-selection", "scores"] {
@@ -95,16 +95,16 @@ fn the_page_holds_tables_figures_and_the_gallery() {
 }
 
 #[test]
-fn a_picture_that_is_gone_is_said_to_be_missing() {
+fn a_image_that_is_gone_is_said_to_be_missing() {
     let world = ScoredWorld::new(&["a red fox"], &["parti"]);
     let images = world.folder.path().join("images");
     std::fs::remove_dir_all(images.join("1")).unwrap();
     let (data, _) = data(&page(&world, &[]));
-    let pictures = |model: usize| {
-        let shown = &data["prompts"][0]["models"][model]["pictures"];
+    let images = |model: usize| {
+        let shown = &data["prompts"][0]["models"][model]["images"];
         shown.as_array().unwrap().iter().map(|shown| !shown["thumbnail"].is_null()).collect()
     };
-    let (base, tuned): (Vec<bool>, Vec<bool>) = (pictures(0), pictures(1));
+    let (base, tuned): (Vec<bool>, Vec<bool>) = (images(0), images(1));
     assert!(base.iter().all(|there| *there) && tuned.iter().all(|there| !there));
 }
 

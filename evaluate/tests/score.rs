@@ -1,4 +1,4 @@
-//! `evaluate score` and `evaluate run`: every picture judged once, whatever happens in between.
+//! `evaluate score` and `evaluate run`: every image judged once, whatever happens in between.
 #![expect(clippy::unwrap_used, reason = "a test stops where something is missing")]
 
 mod common;
@@ -15,7 +15,7 @@ const CLASSIFIER: &str =
     concat!(env!("CARGO_MANIFEST_DIR"), "/../crates/nn/tests/fixtures/distilbert");
 const METRICS: [&str; 4] = ["clip", "hps", "pickscore", "aesthetic"];
 
-/// A folder with six pictures, three each of two prompts.
+/// A folder with six images, three each of two prompts.
 fn drawn() -> World {
     let world = World::new(&["a fox", "a mill"]);
     Run::of(&mut world.generate(&[&model("sd")], &["--seeds", "3"])).expect_drawn(6, 6);
@@ -34,8 +34,8 @@ fn rows(world: &World) -> Vec<ScoreRow> {
 }
 
 #[track_caller]
-fn expect_scored(run: Run, pictures: usize, scored: usize, code: i32) {
-    let expected = format!("{pictures} images, {scored} of them scored now\n");
+fn expect_scored(run: Run, images: usize, scored: usize, code: i32) {
+    let expected = format!("{images} images, {scored} of them scored now\n");
     assert!(run.stdout.starts_with(&expected), "{run:#?}");
     run.expect_code(code);
 }
@@ -56,7 +56,7 @@ fn some_scorers(world: &World, count: usize) -> std::path::PathBuf {
 }
 
 #[test]
-fn every_picture_has_every_score_in_order() {
+fn every_image_has_every_score_in_order() {
     let world = drawn();
     expect_scored(Run::of(&mut score(&world, SCORERS, &[])), 6, 6, 0);
     let rows = rows(&world);
@@ -129,24 +129,24 @@ fn killed_at_any_batch_the_bytes_are_the_same() {
 }
 
 #[test]
-fn pictures_that_cannot_be_scored_are_rows_with_a_reason() {
+fn images_that_cannot_be_scored_are_rows_with_a_reason() {
     let world = drawn();
-    let pictures: Vec<String> = world.files("out/images").into_keys().collect();
-    std::fs::remove_file(world.path("out/images").join(&pictures[0])).unwrap();
-    world.put(&format!("out/images/{}", pictures[1]), b"not a picture");
+    let images: Vec<String> = world.files("out/images").into_keys().collect();
+    std::fs::remove_file(world.path("out/images").join(&images[0])).unwrap();
+    world.put(&format!("out/images/{}", images[1]), b"not an image");
     expect_scored(Run::of(&mut score(&world, SCORERS, &[])), 6, 6, 3);
     let found = rows(&world);
     assert_eq!(found.len(), 24, "no row is lost");
     let failed: Vec<&ScoreRow> = found.iter().filter(|row| row.score.is_none()).collect();
     assert_eq!(failed.len(), 8);
-    assert_eq!(failed[0].error.as_deref(), Some("no picture"));
+    assert_eq!(failed[0].error.as_deref(), Some("no image"));
     assert!(failed[4].error.as_ref().unwrap().contains("found text"), "{:?}", failed[4]);
     let tolerant = ["--max-failed", "2"];
     expect_scored(Run::of(&mut score(&world, SCORERS, &tolerant)), 6, 0, 0);
 }
 
 #[test]
-fn pictures_made_elsewhere_have_the_scores_of_their_pixels() {
+fn images_made_elsewhere_have_the_scores_of_their_pixels() {
     let world = drawn();
     Run::of(&mut score(&world, SCORERS, &[])).expect_code(0);
     let here = rows(&world);
@@ -176,7 +176,7 @@ fn pictures_made_elsewhere_have_the_scores_of_their_pixels() {
     Run::of(&mut score(&world, SCORERS, &["--images", &empty]))
         .expect_error(&["expected metadata.jsonl or metadata.csv", "found neither"]);
     Run::of(&mut score(&world, SCORERS, &["--models", "dpo"]))
-        .expect_error(&["no pictures of a model \"dpo\"", "hint"]);
+        .expect_error(&["no images of a model \"dpo\"", "hint"]);
     Run::of(&mut score(&world, world.path("absent.toml"), &[])).expect_error(&["absent.toml"]);
 }
 
@@ -309,8 +309,8 @@ fn what_a_command_does_not_name_stays_in_the_folder() {
 #[test]
 fn images_made_elsewhere_stay_in_the_scores_also_when_they_are_gone() {
     let world = drawn();
-    let pictures: Vec<(String, Vec<u8>)> = world.files("out/images/sd").into_iter().collect();
-    for (name, bytes) in &pictures {
+    let images: Vec<(String, Vec<u8>)> = world.files("out/images/sd").into_iter().collect();
+    for (name, bytes) in &images {
         world.put(&format!("other/{name}"), bytes);
     }
     let source = format!("other={}", world.path("other").display());
@@ -324,7 +324,7 @@ fn images_made_elsewhere_stay_in_the_scores_also_when_they_are_gone() {
     assert!(rows(&world) == both);
     // Of the folder's own, one that is gone is a row that says so where it is named, and none where
     // it is not.
-    std::fs::remove_file(world.path("out/images/sd").join(&pictures[5].0)).unwrap();
+    std::fs::remove_file(world.path("out/images/sd").join(&images[5].0)).unwrap();
     let named = ["--seeds", "2"];
     let run = Run::of(&mut score(&world, &scorers, &named)).expect_code(0);
     assert!(run.stderr.contains("1 images that scores.parquet held are not there"), "{run:#?}");

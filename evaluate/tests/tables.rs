@@ -64,7 +64,7 @@ fn by_key(tables: &Tables) -> BTreeMap<[String; 7], WinRateRow> {
     tables.win_rates.iter().map(|row| (key(row), row.clone())).collect()
 }
 
-/// `scripts/goldens/tables.py`: ties, missing pictures and prompts, failed scores, fewer seeds, a
+/// `scripts/goldens/tables.py`: ties, missing images and prompts, failed scores, fewer seeds, a
 /// changed text.
 #[test]
 fn win_rates_equal_those_of_pandas() {
@@ -117,10 +117,10 @@ fn what_is_left_out_is_said() {
         "hpd: late was not scored on 21 of 21 prompts",
         "parti: one id stands for different prompts, the first being \"007\"",
         "parti: the seeds differ (base 0–4, diffusion_dpo 0–4, balanced 0–4, late 0–2)",
-        "parti: base has fewer than 5 pictures of ",
-        "pictures of base have no score of hps (the first is prompt ",
+        "parti: base has fewer than 5 images of ",
+        "images of base have no score of hps (the first is prompt ",
         ": cannot decode).",
-        "parti: late and base have no picture in common with a score by clip",
+        "parti: late and base have no image in common with a score by clip",
     ] {
         assert!(notes.iter().any(|note| note.contains(part)), "{part}: {notes:#?}");
     }
@@ -212,15 +212,15 @@ fn models_without_a_common_prompt_have_no_win_rate() {
 
 /// Random scores of three models with gaps and many ties.
 fn scores() -> impl Strategy<Value = Vec<ScoreRow>> {
-    // None: no picture; null: no score.
+    // None: no image; null: no score.
     let value = prop_oneof![
         1 => Just(None),
         1 => Just(Some(None)),
         8 => (-3_i8..4).prop_map(|number| Some(Some(f32::from(number) / 4.0))),
     ];
     (1_usize..6, 1_usize..4).prop_flat_map(move |(prompts, seeds)| {
-        let pictures = 3 * 2 * prompts * seeds;
-        prop::collection::vec([value.clone(), value.clone()], pictures).prop_map(move |values| {
+        let images = 3 * 2 * prompts * seeds;
+        prop::collection::vec([value.clone(), value.clone()], images).prop_map(move |values| {
             let mut rows = Vec::new();
             for (place, values) in values.into_iter().enumerate() {
                 let (seed, rest) = (place % seeds, place / seeds);

@@ -78,7 +78,7 @@ fn every_pair_is_written_once_in_order_with_votes_that_follow_from_its_scores() 
     assert!(rows.iter().all(|row| row.status == Status::Ok), "the sample is sound");
     assert_votes_follow_from_scores(&rows);
 
-    // One score per picture and caption, wherever the picture stands.
+    // One score per image and caption, wherever the image stands.
     let mut scores: HashMap<(&str, &str), Vec<u32>> = HashMap::new();
     let mut recurring = 0;
     for row in &rows {
@@ -91,7 +91,7 @@ fn every_pair_is_written_once_in_order_with_votes_that_follow_from_its_scores() 
             assert_eq!(*known.or_insert_with(|| Vec::clone(&bits)), bits, "{uid}");
         }
     }
-    assert!(recurring > 10, "the sample's pictures recur");
+    assert!(recurring > 10, "the sample's images recur");
     let distinct = format!("images={}", 48 - recurring);
     assert!(run.stderr.contains(&distinct), "{distinct} in {}", run.stderr);
     assert!(run.stderr.contains(&format!("{0} of {0} images", 48 - recurring)), "{}", run.stderr);

@@ -1,6 +1,6 @@
 //! How fast labels are written, read and redecided, at a million rows like Pick-a-Pic's.
 //!
-//!     cargo bench -p schemas --profile release [-- FOLDER]
+//!     cargo bench -p balanceddpo-schemas --profile release [-- FOLDER]
 //!
 //! With a folder the files stay there, `labels.parquet` for the other checks.
 

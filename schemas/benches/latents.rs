@@ -1,6 +1,6 @@
 //! Reading cached latents in the order of training: random rows, some hundred at a time.
 //!
-//!     cargo bench -p schemas --bench latents [-- PAIRS]
+//!     cargo bench -p balanceddpo-schemas --bench latents [-- PAIRS]
 //!
 //! Pairs of the size of Stable Diffusion 1.5 at 512 pixels (4x64x64 in half precision, a caption for
 //! every third pair), 2000 unless said otherwise.

@@ -301,7 +301,7 @@ pub fn captions_columns(stored: StoredFloat) -> Vec<Column> {
 pub fn scores_columns() -> Vec<Column> {
     use ColumnType::{Category, Float32, Int64, Text};
     vec![
-        Column::new("model", Category, false, "name of the model that drew the picture"),
+        Column::new("model", Category, false, "name of the model that drew the image"),
         Column::new("prompt_set", Category, false, "name of the set of prompts"),
         Column::new("prompt_id", Text, false, "name of the prompt, unique in its set"),
         Column::new("prompt", Text, false, "the prompt"),
@@ -312,14 +312,14 @@ pub fn scores_columns() -> Vec<Column> {
             "what the set files the prompt under: PartiPrompts' `Category`, HPD's style; null where \
              it has no such column",
         ),
-        Column::new("seed", Int64, false, "seed of the picture's noise, the same for every model"),
+        Column::new("seed", Int64, false, "seed of the image's noise, the same for every model"),
         Column::new("metric", Category, false, "name of the scorer"),
-        Column::new("score", Float32, true, "score of the picture; null when there is none"),
+        Column::new("score", Float32, true, "score of the image; null when there is none"),
         Column::new(
             "image",
             Text,
             false,
-            "the picture, relative to the folder of this file; absolute when it was made elsewhere",
+            "the image, relative to the folder of this file; absolute when it was made elsewhere",
         ),
         Column::new("error", Text, true, "why there is no score, for people; null when there is"),
     ]
@@ -344,15 +344,15 @@ pub fn win_rates_columns() -> Vec<Column> {
             "chosen_by",
             Category,
             true,
-            "the metric that chose the picture of each model; null where none is chosen",
+            "the metric that chose the image of each model; null where none is chosen",
         ),
-        Column::new("seeds", Int64, false, "pictures of each prompt that both models have"),
+        Column::new("seeds", Int64, false, "images of each prompt that both models have"),
         Column::new("prompts", Int64, false, "prompts that were compared"),
         Column::new(
             "excluded",
             Int64,
             false,
-            "prompts left out because one of the two models has no picture or score",
+            "prompts left out because one of the two models has no image or score",
         ),
         Column::new("wins", Int64, false, "prompts where `model_a` is strictly better"),
         Column::new("ties", Int64, false, "prompts where both are equal"),

@@ -1,7 +1,7 @@
 //! The contract of the files that pass between the stages: their columns, their readers and their
 //! writers. One module per file: [`pairs`] (what goes into `relabel`), [`labels`] (what comes out of
 //! it), [`latents`] (what `train cache` makes of pairs), [`scores`] (what the reward models say of an
-//! evaluation's pictures) and [`winrates`] (what is made of that). [`columns`] is the one table from
+//! evaluation's images) and [`winrates`] (what is made of that). [`columns`] is the one table from
 //! which the Arrow schemas, the reference pages `docs/*-schema.md` and the DuckDB views
 //! `schemas/duckdb/*.sql` all follow ([`reference`](mod@reference)). [`text`] reads the
 //! text of any other Parquet file, such as a list of prompts.

@@ -1,4 +1,4 @@
-//! `scores.parquet` of an evaluation: one row for each picture and metric, in the order model, set,
+//! `scores.parquet` of an evaluation: one row for each image and metric, in the order model, set,
 //! prompt, seed, metric.
 
 use std::sync::Arc;
@@ -14,7 +14,7 @@ use crate::evaluation::{Columns, Record, RecordFile, RecordWriter, categories, t
 /// [`scores_columns`] says what each value means.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ScoreRow {
-    /// The model that drew the picture.
+    /// The model that drew the image.
     pub model: String,
     /// The set of prompts.
     pub prompt_set: String,
@@ -30,7 +30,7 @@ pub struct ScoreRow {
     pub metric: String,
     /// What it says; never NaN or infinite.
     pub score: Option<f32>,
-    /// The picture, relative to the folder of the file, or absolute.
+    /// The image, relative to the folder of the file, or absolute.
     pub image: String,
     /// Why there is no score.
     pub error: Option<String>,

@@ -15,13 +15,13 @@ use crate::evaluation::{Columns, Record, RecordFile, RecordWriter, categories};
 /// How a prompt is decided between two models.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Statistic {
-    /// By the best picture of each model.
+    /// By the best image of each model.
     BestOfN,
-    /// By the mean over the pictures of each model.
+    /// By the mean over the images of each model.
     MeanOfN,
     /// By all pairs of a picture of one model and a picture of the other.
     AllPairs,
-    /// By the pictures that another metric chose.
+    /// By the images that another metric chose.
     CrossSelection,
 }
 
@@ -43,17 +43,17 @@ impl Statistic {
     pub fn meaning(self) -> &'static str {
         match self {
             Self::BestOfN => {
-                "the paper's: the highest score among the pictures of one model against the highest \
+                "the paper's: the highest score among the images of one model against the highest \
                  among those of the other"
             }
-            Self::MeanOfN => "mean score of one model's pictures against that of the other's",
+            Self::MeanOfN => "mean score of one model's images against that of the other's",
             Self::AllPairs => {
-                "every picture of one model against every picture of the other; the rates are means \
+                "every image of one model against every image of the other; the rates are means \
                  over prompts of the share of pairs won, and a prompt is won when more than half of \
                  its pairs are"
             }
             Self::CrossSelection => {
-                "`chosen_by` chooses the best picture of each model, `metric` judges the two"
+                "`chosen_by` chooses the best image of each model, `metric` judges the two"
             }
         }
     }
@@ -95,9 +95,9 @@ pub struct WinRateRow {
     pub metric: String,
     /// How a prompt is decided.
     pub statistic: Statistic,
-    /// The metric that chose the picture.
+    /// The metric that chose the image.
     pub chosen_by: Option<String>,
-    /// Pictures of each prompt.
+    /// Images of each prompt.
     pub seeds: i64,
     /// Prompts compared.
     pub prompts: i64,

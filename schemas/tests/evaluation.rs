@@ -30,7 +30,7 @@ fn score(number: usize) -> ScoreRow {
         metric: "clip".to_owned(),
         score: scored.then_some(number as f32 / 7.0),
         image: format!("images/model/{number}.png"),
-        error: (!scored).then(|| "not a picture".to_owned()),
+        error: (!scored).then(|| "not an image".to_owned()),
     }
 }
 

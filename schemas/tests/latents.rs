@@ -43,7 +43,7 @@ fn row(number: i64) -> LatentRow {
             ok.then_some(Geometry { size: (70 + image, 90), crop: (0, number as u32 % 13) })
         }),
         status: if ok { Status::Ok } else { Status::DecodeError },
-        error: (!ok).then(|| "not a picture".to_owned()),
+        error: (!ok).then(|| "not an image".to_owned()),
     }
 }
 

@@ -1,6 +1,6 @@
 """Python as fast as we could make it: the same work without its repetitions, in batches.
 
-Each picture (by uid) goes through each network once and each caption once per text tower; scorers
+Each image (by uid) goes through each network once and each caption once per text tower; scorers
 with one tower or one preprocessing recipe share features or pixels; decoding and preprocessing run
 ahead of the networks on a thread; attention is torch's fused one; inference mode; a batch size
 chosen for this kind of machine.
@@ -21,7 +21,7 @@ BATCHES_AHEAD = 2
 
 
 def prepare(batch: list[bytes], recipes: dict[tuple, Scorer]) -> dict[tuple, torch.Tensor]:
-    """Decodes a batch of pictures once and makes the pixels [B,3,S,S] of every recipe."""
+    """Decodes a batch of images once and makes the pixels [B,3,S,S] of every recipe."""
     images = [decode(data) for data in batch]
     return {
         recipe: torch.stack([scorer.pixels(image) for image in images])
@@ -31,12 +31,12 @@ def prepare(batch: list[bytes], recipes: dict[tuple, Scorer]) -> dict[tuple, tor
 
 @torch.inference_mode()
 def image_features(
-    scorers: list[Scorer], pictures: dict[str, bytes], batch_size: int
+    scorers: list[Scorer], images: dict[str, bytes], batch_size: int
 ) -> dict[tuple, torch.Tensor]:
-    """Features [N,D] of all pictures for every distinct (tower, recipe)."""
+    """Features [N,D] of all images for every distinct (tower, recipe)."""
     recipes = {scorer.recipe: scorer for scorer in scorers}
     towers = {(scorer.tower, scorer.recipe): scorer for scorer in scorers}
-    data = list(pictures.values())
+    data = list(images.values())
     batches = [data[start : start + batch_size] for start in range(0, len(data), batch_size)]
     features: dict[tuple, list[torch.Tensor]] = {key: [] for key in towers}
     with ThreadPoolExecutor(max_workers=1) as ahead:
@@ -83,11 +83,11 @@ def main() -> None:
     scorers = read_scorers(arguments.scorers_dir, arguments.dtype)
     load_all(scorers)
     measured.loaded()
-    pictures = {uid: data for pair in pairs for uid, data in zip(pair.uids, pair.images)}
+    images = {uid: data for pair in pairs for uid, data in zip(pair.uids, pair.images)}
     captions = list(dict.fromkeys(pair.caption for pair in pairs))
-    image_of = {uid: number for number, uid in enumerate(pictures)}
+    image_of = {uid: number for number, uid in enumerate(images)}
     text_of = {caption: number for number, caption in enumerate(captions)}
-    images = image_features(scorers, pictures, arguments.batch_size)
+    images = image_features(scorers, images, arguments.batch_size)
     texts = text_features(scorers, captions, arguments.batch_size)
     scores = {}
     for scorer in scorers:

@@ -1,8 +1,8 @@
 """A whole evaluation of one model beside diffusers and the Python scorers: the same prompts, seeds, steps
 and reward models, on the miniature pipeline. Writes DIR/evaluation.md.
 
-The Python side is written at its best: 64 pictures a call of the pipeline, each from a generator of its
-own, PNG files, then every picture once through each network, in batches (batched.py). Each side is one
+The Python side is written at its best: 64 images a call of the pipeline, each from a generator of its
+own, PNG files, then every image once through each network, in batches (batched.py). Each side is one
 process that loads everything itself; they take turns.
 """
 
@@ -123,15 +123,15 @@ def main() -> None:
         )
         for metric, values in expected.items()
     }
-    pictures = arguments.prompts * SEEDS
+    images = arguments.prompts * SEEDS
     text = (
-        f"{pictures} pictures of 32 px, {STEPS} steps, guidance {GUIDANCE}, judged by four reward models; "
+        f"{images} images of 32 px, {STEPS} steps, guidance {GUIDANCE}, judged by four reward models; "
         f"{os.cpu_count()} threads; {datetime.now(timezone.utc):%Y-%m-%d}.\n\n"
-        "| side | best s | all s | pictures/s |\n|---|---:|---|---:|\n"
+        "| side | best s | all s | images/s |\n|---|---:|---|---:|\n"
     )
     for name, seconds in (("evaluate run, with tables and report", ours), ("diffusers and Python scorers", theirs)):
         runs = ", ".join(f"{value:.1f}" for value in seconds)
-        text += f"| {name} | {min(seconds):.1f} | {runs} | {pictures / min(seconds):.1f} |\n"
+        text += f"| {name} | {min(seconds):.1f} | {runs} | {images / min(seconds):.1f} |\n"
     text += f"\nSpeed: {min(theirs) / min(ours):.2f}. Largest difference of a score: "
     text += ", ".join(f"{metric} {value:.1e}" for metric, value in apart.items()) + ".\n"
     (arguments.out / "evaluation.md").write_text(text)

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-# Mean and standard deviation of each scorer's scores on generated pictures.
+# Mean and standard deviation of each scorer's scores on generated images.
 SCORERS = {
     "clip": (0.33, 0.05),
     "hps": (0.27, 0.02),

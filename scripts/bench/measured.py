@@ -31,7 +31,7 @@ def parse_arguments(description: str, batch_size: bool) -> argparse.Namespace:
     )
     if batch_size:
         parser.add_argument(
-            "--batch-size", type=int, default=8, help="pictures of one forward pass (default 8)"
+            "--batch-size", type=int, default=8, help="images of one forward pass (default 8)"
         )
     arguments = parser.parse_args()
     arguments.dtype = DTYPES[arguments.dtype]

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Peak memory of `relabel score` on N and on 10 N rows of tiny pictures with the small models of
+# Peak memory of `relabel score` on N and on 10 N rows of tiny images with the small models of
 # data/mini: the two figures should be alike.
 #
 #   MEMORY_ROWS=N   the smaller number of rows (default 300)

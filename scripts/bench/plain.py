@@ -1,7 +1,7 @@
-"""The plain Python way: for every pair, each model, one picture and one caption at a time, in f32.
+"""The plain Python way: for every pair, each model, one image and one caption at a time, in f32.
 
 This is what the scoring helpers of SalesforceAIResearch/DiffusionDPO do (`utils/*_utils.py`
-@ 5233e759): each call preprocesses its picture, tokenizes and encodes its caption, and returns one
+@ 5233e759): each call preprocesses its image, tokenizes and encodes its caption, and returns one
 score; nothing is remembered between calls. Kinder than the helpers in one point: weights are
 memory-mapped and every model is loaded once (tower weights that several scorers share, too).
 """
@@ -19,7 +19,7 @@ from reference import Scorer, decode, load_all, read_pairs, read_scorers, write_
 
 @torch.no_grad()
 def score(scorer: Scorer, image, caption: str) -> float:
-    """One helper call: one picture, one caption."""
+    """One helper call: one image, one caption."""
     image_features = scorer.image_features(scorer.pixels(image)[None])
     text_features = scorer.text_features([caption]) if scorer.needs_text else None
     return scorer.scores(image_features, text_features).item()

@@ -42,13 +42,13 @@ if [[ $parts == *" sides "* ]]; then
 fi
 if [[ $parts == *" towers "* ]]; then
     echo "== towers: share of the machine's matrix-product rate =="
-    (cargo_bench -p nn --bench towers) | tee out/bench/towers.txt
+    (cargo_bench -p balanceddpo-nn --bench towers) | tee out/bench/towers.txt
 fi
 if [[ $parts == *" decode "* ]]; then
     echo "== decoding and preprocessing, one core =="
-    mkdir -p out/bench/pictures
-    "$python" scripts/bench/pillow_decode.py out/bench/pictures | tee out/bench/pillow_decode.txt
-    (cargo_bench -p media --bench decode -- "$root/out/bench/pictures") | tee out/bench/decode.txt
+    mkdir -p out/bench/images
+    "$python" scripts/bench/pillow_decode.py out/bench/images | tee out/bench/pillow_decode.txt
+    (cargo_bench -p balanceddpo-media --bench decode -- "$root/out/bench/images") | tee out/bench/decode.txt
 fi
 if [[ $parts == *" vote "* ]]; then
     echo "== relabel vote, a million rows =="

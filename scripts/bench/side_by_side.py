@@ -157,9 +157,9 @@ def report(arguments: argparse.Namespace, results: dict[str, dict]) -> str:
     ]
     scorers = [entry["name"] for entry in entries]
     pairs = pd.read_parquet(arguments.pairs, columns=["image_0_uid", "image_1_uid", "caption"])
-    pictures = pd.concat([pairs["image_0_uid"], pairs["image_1_uid"]]).nunique()
+    images = pd.concat([pairs["image_0_uid"], pairs["image_1_uid"]]).nunique()
     lines = [
-        f"{len(pairs)} pairs, {pictures} pictures ({2 * len(pairs) / pictures:.2f} uses each), {pairs['caption'].nunique()} captions, "
+        f"{len(pairs)} pairs, {images} images ({2 * len(pairs) / images:.2f} uses each), {pairs['caption'].nunique()} captions, "
         f"{len(scorers)} scorers; {os.cpu_count()} cores, {processor()}",
         "",
         "| run | wall s | load s | score s | pairs/s | in networks | peak memory GiB |",

@@ -146,15 +146,15 @@ def python_step(options: dict[str, str]) -> dict:
 def step_input(config: dict, pairs: int, side: int) -> dict[str, torch.Tensor]:
     """The tensors of a step of a UNet of this configuration, latents of `side` rows."""
     generator = torch.Generator().manual_seed(1)
-    picture = (pairs, config["in_channels"], side, side)
+    image = (pairs, config["in_channels"], side, side)
 
     def normal(*shape: int) -> torch.Tensor:
         return torch.randn(shape, generator=generator)
 
     tensors = {
-        "latents_0": normal(*picture),
-        "latents_1": normal(*picture),
-        "noise": normal(*picture),
+        "latents_0": normal(*image),
+        "latents_1": normal(*image),
+        "noise": normal(*image),
         "timesteps": torch.randint(0, 1000, (pairs,), generator=generator),
         "prompt_embeds": normal(pairs, TOKENS, config["cross_attention_dim"]),
         "label_p": torch.ones(pairs),

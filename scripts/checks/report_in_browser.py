@@ -35,7 +35,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("report", type=pathlib.Path)
     parser.add_argument(
-        "--screenshots", type=pathlib.Path, metavar="FOLDER", help="write pictures of the page here"
+        "--screenshots", type=pathlib.Path, metavar="FOLDER", help="write images of the page here"
     )
     arguments = parser.parse_args()
     browser = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, BROWSERS)), None)
@@ -84,7 +84,7 @@ def check(chromium, report: pathlib.Path, screenshots: pathlib.Path | None) -> l
         page.set_viewport_size({"width": 1280, "height": 900})
 
     data = json.loads(page.locator("#data").text_content())
-    for step in (pictures, order, pair, text, category, tables, sets, manifest):
+    for step in (images, order, pair, text, category, tables, sets, manifest):
         try:
             problems += [f"{step.__name__}: {problem}" for problem in step(page, data)]
         except Exception as error:  # a step that cannot be taken is a finding, and the others go on
@@ -108,8 +108,8 @@ def expect(what: str, found, expected) -> list[str]:
     return [] if found == expected else [f"{what}: expected {expected!r}, found {found!r}"]
 
 
-def pictures(page: Page, data: dict) -> list[str]:
-    """Every picture of the gallery is decoded and described."""
+def images(page: Page, data: dict) -> list[str]:
+    """Every image of the gallery is decoded and described."""
     bad = page.eval_on_selector_all(
         "#cards img",
         "images => Promise.all(images.map(image => image.decode().then("
@@ -117,7 +117,7 @@ def pictures(page: Page, data: dict) -> list[str]:
         ".then(bad => bad.filter(Boolean).length)",
     )
     shown = page.locator("#cards > article").count()
-    problems = expect("pictures that do not show", bad, 0)
+    problems = expect("images that do not show", bad, 0)
     return problems + expect("cards at first", shown, min(CARDS, len(data["prompts"])))
 
 

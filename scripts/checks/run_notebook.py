@@ -25,7 +25,7 @@ def main() -> int:
     )
     parser.add_argument("--labels", help="the labels file [default: data/labels.parquet]")
     parser.add_argument(
-        "--pairs", help="the labelled pairs, for the pictures [default: data/sample]"
+        "--pairs", help="the labelled pairs, for the images [default: data/sample]"
     )
     parser.add_argument(
         "--views", help="views for other scorers [default: schemas/duckdb/labels.sql]"

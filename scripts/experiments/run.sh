@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The design of the paper in the miniature world, from the committed models to docs/experiments.md:
-# labels, twelve trainings of one budget, pictures of held-out captions, scores, win rates. A run that
+# labels, twelve trainings of one budget, images of held-out captions, scores, win rates. A run that
 # was stopped goes on where it was.
 #
 #   EXPERIMENTS=DIR          work folder (default out/experiments)
@@ -62,7 +62,7 @@ tables all --baselines base,diffusion-dpo
 tables ablation --models base,diffusion-dpo,dpo-moving,balanced-frozen,balanced --baselines base
 "$evaluate" report --scores "$scores" --models base,diffusion-dpo,balanced --labels "$work/labels.parquet" --out "$work/first"
 mkdir -p docs/experiments
-"$evaluate" grid --scores "$scores" --models base,diffusion-dpo,balanced --count 8 --out docs/experiments/pictures.png
+"$evaluate" grid --scores "$scores" --models base,diffusion-dpo,balanced --count 8 --out docs/experiments/images.png
 cp "$work/first/figures/winrates-test.png" docs/experiments/win-rates.png
 python3 scripts/experiments/page.py docs/experiments.md \
     "$work/first/tables.md:Win rates=table-1" "$work/first/tables.md:Every cell=cells" \

@@ -6,7 +6,7 @@ Run with torch 2.11.0, transformers 5.23.0 and open_clip_torch 3.3.0:
 
 Each folder holds one model of random weights in one published layout, its configuration, and
 expected.json: tokens, the places of their end tokens, and the features that the library computes.
-Pictures are not stored: `pixels` makes them from whole numbers, and the Rust test does the same.
+Images are not stored: `pixels` makes them from whole numbers, and the Rust test does the same.
 """
 
 import argparse

@@ -5,7 +5,7 @@ Run with torch 2.11.0, transformers 5.23.0 and diffusers 0.42.1:
     python scripts/goldens/diffusion_networks.py crates/nn/tests/fixtures/diffusion
 
 Each folder holds random weights as the libraries save them, and in expected.safetensors inputs and
-what the library makes of them. `sd` and `sdxl` are whole pipelines; their pictures are named by
+what the library makes of them. `sd` and `sdxl` are whole pipelines; their images are named by
 solver, steps and guidance.
 """
 
@@ -209,7 +209,7 @@ def tokenizer(folder, pad):
 
 
 def draw(folder, kind, tokenizers, **options):
-    """Pictures of every solver; the negative prompt, the guidance and the steps change too."""
+    """Images of every solver; the negative prompt, the guidance and the steps change too."""
     # As it lies on the disk: what stands in scheduler_config.json is no longer a default of its class.
     pipeline = kind.from_pretrained(folder, **options)
     pipeline.set_progress_bar_config(disable=True)
@@ -222,7 +222,7 @@ def draw(folder, kind, tokenizers, **options):
     for name, scheduler in SAMPLERS.items():
         for steps, guidance, negative in ((5, 7.5, None), (20, 3.0, "blur"), (7, 1.0, None)):
             pipeline.scheduler = scheduler.from_config(base)
-            pictures = pipeline(
+            images = pipeline(
                 PROMPTS,
                 negative_prompt=None if negative is None else [negative] * len(PROMPTS),
                 num_inference_steps=steps,
@@ -232,9 +232,9 @@ def draw(folder, kind, tokenizers, **options):
                 generator=[torch.Generator("cpu").manual_seed(seed) for seed in SEEDS],
                 output_type="np",
             ).images
-            pictures = torch.from_numpy((pictures * 255).round().astype("uint8"))
+            images = torch.from_numpy((images * 255).round().astype("uint8"))
             key = f"{name}-{steps}-{guidance}-{negative or 'none'}"
-            expected[key] = pictures
+            expected[key] = images
     save_expected(folder, expected)
 
 
@@ -272,8 +272,8 @@ CHANGES = [
 
 
 def changed(root):
-    """Pictures of the changed pipelines in five steps, and the size that they have by themselves."""
-    pictures, cases = {}, []
+    """Images of the changed pipelines in five steps, and the size that they have by themselves."""
+    images, cases = {}, []
     for index, (name, changes) in enumerate(CHANGES):
         with tempfile.TemporaryDirectory() as folder:
             folder = shutil.copytree(root / name, pathlib.Path(folder) / name)
@@ -297,7 +297,7 @@ def changed(root):
             generator=[torch.Generator("cpu").manual_seed(seed) for seed in SEEDS],
             output_type="np",
         ).images
-        pictures[str(index)] = torch.from_numpy((images * 255).round().astype("uint8")).contiguous()
+        images[str(index)] = torch.from_numpy((images * 255).round().astype("uint8")).contiguous()
         side = pipeline.unet.config.sample_size
         cases.append({
             "pipeline": name,
@@ -305,7 +305,7 @@ def changed(root):
             "scheduler": type(pipeline.scheduler).__name__,
             "sample_size": list(side) if isinstance(side, (list, tuple)) else [side, side],
         })
-    save_file(pictures, root / "changed.safetensors")
+    save_file(images, root / "changed.safetensors")
     (root / "changed.json").write_text(json.dumps(cases, indent=1) + "\n")
 
 

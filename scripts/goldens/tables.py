@@ -22,7 +22,7 @@ MODELS = ["base", "diffusion_dpo", "balanced", "late"]
 METRICS = ["hps", "clip", "aesthetic"]
 SETS = {"parti": 45, "hpd": 20}
 SEEDS = range(5)
-PICTURE = ["prompt_set", "prompt_id", "prompt", "seed"]
+IMAGE = ["prompt_set", "prompt_id", "prompt", "seed"]
 
 
 def make_scores() -> pandas.DataFrame:
@@ -41,7 +41,7 @@ def make_scores() -> pandas.DataFrame:
                     text += " and changed"
                 category = f"kind {prompt % 3}" if prompt_set == "parti" and prompt != 4 else None
                 for seed in SEEDS:
-                    # A picture that is missing, and a model with fewer seeds.
+                    # An image that is missing, and a model with fewer seeds.
                     if random.random() < 0.03 or (model == "late" and seed > 2):
                         continue
                     for metric in METRICS:
@@ -81,7 +81,7 @@ def decided(by_prompt: pandas.DataFrame) -> pandas.DataFrame:
 def compare(a: pandas.DataFrame, b: pandas.DataFrame) -> list[tuple]:
     """(statistic, metric, chosen_by, a row for each prompt that can be compared)."""
     prompt = ["prompt_set", "prompt_id", "prompt"]
-    both = a.merge(b, on=PICTURE + ["metric"], suffixes=("_a", "_b")).dropna(subset=["score_a", "score_b"])
+    both = a.merge(b, on=IMAGE + ["metric"], suffixes=("_a", "_b")).dropna(subset=["score_a", "score_b"])
     both["category"] = both.category_a.combine_first(both.category_b)
     found = []
     for metric in METRICS:
@@ -101,7 +101,7 @@ def compare(a: pandas.DataFrame, b: pandas.DataFrame) -> list[tuple]:
         ))
         shares["difference"] = mean.a - mean.b
         found.append(("all_pairs", metric, None, shares))
-    wide = both.pivot(index=PICTURE, columns="metric", values=["score_a", "score_b"])
+    wide = both.pivot(index=IMAGE, columns="metric", values=["score_a", "score_b"])
     category = both.drop_duplicates(prompt).set_index(prompt).category
     for chooser in METRICS:
         for metric in METRICS:

@@ -25,7 +25,7 @@ def write() -> None:
         value(tag="z/mean", simple_value=-0.0),
         value(tag="bad", simple_value=math.nan),
     ]
-    picture = Summary.Image(height=3, width=640, colorspace=3, encoded_image_string=b"\x89PNG\0\1\2")
+    image = Summary.Image(height=3, width=640, colorspace=3, encoded_image_string=b"\x89PNG\0\1\2")
     events = [
         Event(wall_time=TIME, file_version="brain.Event:2"),
         Event(wall_time=TIME, step=101, session_log=SessionLog(status=SessionLog.START)),
@@ -33,7 +33,7 @@ def write() -> None:
         Event(
             wall_time=TIME,
             step=1 << 40,
-            summary=Summary(value=[value(tag="samples/a cat", image=picture)]),
+            summary=Summary(value=[value(tag="samples/a cat", image=image)]),
         ),
     ]
     OUT.parent.mkdir(parents=True, exist_ok=True)

@@ -10,11 +10,11 @@ if [ -z "${LIBTORCH:-}" ]; then
     export LIBTORCH_USE_PYTORCH=1 VIRTUAL_ENV="${VIRTUAL_ENV:-$root/.venv}"
     export PATH="$VIRTUAL_ENV/bin:$PATH"
 fi
-cargo build --release --locked -p relabel --bins
-cargo build --release --locked -p nn --example diffusion
-cargo build --release --locked -p train --example step
+cargo build --release --locked -p balanceddpo-relabel --bins
+cargo build --release --locked -p balanceddpo-nn --example diffusion
+cargo build --release --locked -p balanceddpo-train --example step
 # The unit tests of nn, among them those that need a GPU.
-tests=$(cargo test --release --locked -p nn --lib --no-run --message-format=json |
+tests=$(cargo test --release --locked -p balanceddpo-nn --lib --no-run --message-format=json |
     python3 -c 'import json, sys
 for line in sys.stdin:
     executable = json.loads(line).get("executable") if line.startswith("{") else None

@@ -1,5 +1,5 @@
-"""Measure data/mini/sd: do its pictures show what was asked for? Draws data/mini/prompts.txt with the product
-itself, asks the miniature CLIP which of 20 captions fits each picture best, writes the share into
+"""Measure data/mini/sd: do its images show what was asked for? Draws data/mini/prompts.txt with the product
+itself, asks the miniature CLIP which of 20 captions fits each image best, writes the share into
 data/mini/report.json and a contact sheet. Exits with 1 where the bound does not hold.
 
     evaluate_diffusion.py [--work DIR] [--sheet FILE.png]
@@ -16,7 +16,7 @@ import torch
 from PIL import Image, ImageDraw
 
 from evaluate_models import TransformersModel, share
-from pictures import MINI, ROOT
+from images import MINI, ROOT
 
 SEED = 23
 SEEDS = 5
@@ -31,7 +31,7 @@ SHEET_SIDE, SHEET_LABEL = 96, 14
 
 
 def draw(work: pathlib.Path) -> list[tuple[str, list[Image.Image]]]:
-    """Every prompt and its pictures, one a seed."""
+    """Every prompt and its images, one a seed."""
     command = [
         ROOT / "target" / "release" / "evaluate", "generate", "--quiet",
         "--model", f"sd={MINI / 'sd'}", "--prompts", MINI / "prompts.txt", "--out", work,
@@ -47,10 +47,10 @@ def draw(work: pathlib.Path) -> list[tuple[str, list[Image.Image]]]:
 
 @torch.no_grad()
 def ranks(drawn: list[tuple[str, list[Image.Image]]]) -> numpy.ndarray:
-    """How many of 19 other captions fit each picture better than its own, [prompts, seeds]."""
+    """How many of 19 other captions fit each image better than its own, [prompts, seeds]."""
     clip = TransformersModel("clip")
     texts = clip.text([text for text, _ in drawn]).numpy()
-    images = clip.image([one for _, pictures in drawn for one in pictures]).numpy()
+    images = clip.image([one for _, images in drawn for one in images]).numpy()
     images = images.reshape(len(drawn), SEEDS, -1)
     cosines = images @ texts.T
     generator = numpy.random.default_rng(SEED)
@@ -64,13 +64,13 @@ def ranks(drawn: list[tuple[str, list[Image.Image]]]) -> numpy.ndarray:
 
 
 def sheet(drawn: list[tuple[str, list[Image.Image]]], file: pathlib.Path) -> None:
-    """One picture of each prompt (seed 0: not chosen), with its name."""
+    """One image of each prompt (seed 0: not chosen), with its name."""
     page = Image.new("RGB", (SHEET_COLUMNS * SHEET_SIDE, SHEET_ROWS * (SHEET_SIDE + SHEET_LABEL)), "white")
     text = ImageDraw.Draw(page)
-    for place, (caption, pictures) in enumerate(drawn[: SHEET_COLUMNS * SHEET_ROWS]):
+    for place, (caption, images) in enumerate(drawn[: SHEET_COLUMNS * SHEET_ROWS]):
         left = place % SHEET_COLUMNS * SHEET_SIDE
         top = place // SHEET_COLUMNS * (SHEET_SIDE + SHEET_LABEL)
-        large = pictures[0].resize((SHEET_SIDE - 8, SHEET_SIDE - 8), Image.Resampling.LANCZOS)
+        large = images[0].resize((SHEET_SIDE - 8, SHEET_SIDE - 8), Image.Resampling.LANCZOS)
         page.paste(large, (left + 4, top + 4))
         name = caption.removeprefix("a picture of ").split(" ", 1)[1]
         text.text((left + 4, top + SHEET_SIDE - 2), name[:17], fill="black", font_size=10)
@@ -99,7 +99,7 @@ def main() -> None:
     report = json.loads(file.read_text())
     report["diffusion"] = figures
     holds = figures["right_caption_first_of_20"] >= LEAST_RETRIEVAL
-    report["bounds_hold"]["right caption of 20 for drawn pictures"] = holds
+    report["bounds_hold"]["right caption of 20 for drawn images"] = holds
     file.write_text(json.dumps(report, indent=2) + "\n")
     sys.exit(0 if holds else 1)
 

@@ -1,7 +1,7 @@
-"""Measure data/mini on held-out pictures and on data/sample; write report.json and golden_scores.json.
+"""Measure data/mini on held-out images and on data/sample; write report.json and golden_scores.json.
 
-Held out are drawings (a name in one style) of the splits "sample" and "held_out" of pictures.py: none of
-them was composed into a training picture, while the name is known from its other styles. The scores
+Held out are drawings (a name in one style) of the splits "sample" and "held_out" of images.py: none of
+them was composed into a training image, while the name is known from its other styles. The scores
 are computed in f32 by transformers and open_clip themselves from the saved folders. Exits with 1 where a
 bound of the issue does not hold.
 """
@@ -21,16 +21,16 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 
 import make_sample
 import networks
-import pictures
+import images
 import train_models
-from pictures import MINI, SAMPLE
+from images import MINI, SAMPLE
 
 SEED = 23
 SCORERS = ("clip", "hps", "pickscore", "aesthetic")
 CANDIDATES = 20
 PAIRS = 1_000
 GOLDEN_PAIRS = 16
-# Pairs of pictures whose aesthetic values differ by less are not counted.
+# Pairs of images whose aesthetic values differ by less are not counted.
 AESTHETIC_MARGIN = 0.5
 
 # What must hold.
@@ -117,37 +117,37 @@ class World:
         return result
 
 
-def held_out() -> list[pictures.Drawing]:
-    return [drawing for drawing in pictures.drawings() if drawing.split in ("sample", "held_out")]
+def held_out() -> list[images.Drawing]:
+    return [drawing for drawing in images.drawings() if drawing.split in ("sample", "held_out")]
 
 
 def share(hits) -> float:
     return round(float(numpy.mean(hits)), 4)
 
 
-def unfamiliar(picture: pictures.Picture, generator: numpy.random.Generator) -> Image.Image:
-    """The picture degraded in a way that training never used: large pixels, or darkness."""
+def unfamiliar(image: images.Image, generator: numpy.random.Generator) -> Image.Image:
+    """The image degraded in a way that training never used: large pixels, or darkness."""
     if generator.random() < 0.5:
-        small = picture.image.resize((30, 30), Image.Resampling.BOX)
-        return small.resize(picture.image.size, Image.Resampling.NEAREST)
-    return picture.image.point(lambda level: round(0.55 * level))
+        small = image.image.resize((30, 30), Image.Resampling.BOX)
+        return small.resize(image.image.size, Image.Resampling.NEAREST)
+    return image.image.point(lambda level: round(0.55 * level))
 
 
 def retrieval(world: World, generator: numpy.random.Generator) -> dict[str, float]:
-    """How often the right caption of 20 has the highest cosine, by kind of picture."""
-    names = pictures.names()
-    text = world.clip.text([f"a picture of {pictures.article(name)} {name}" for name in names])
-    seen = [one for one in train_models.training_drawings() if one.style in pictures.STYLES][::3]
+    """How often the right caption of 20 has the highest cosine, by kind of image."""
+    names = images.names()
+    text = world.clip.text([f"a picture of {images.article(name)} {name}" for name in names])
+    seen = [one for one in train_models.training_drawings() if one.style in images.STYLES][::3]
 
-    def clean(drawing: pictures.Drawing) -> pictures.Picture:
-        return train_models.training_picture(drawing, generator, degraded=False)
+    def clean(drawing: images.Drawing) -> images.Image:
+        return train_models.training_image(drawing, generator, degraded=False)
 
-    def degraded(drawing: pictures.Drawing) -> pictures.Picture:
-        return train_models.training_picture(drawing, generator, degraded=True)
+    def degraded(drawing: images.Drawing) -> images.Image:
+        return train_models.training_image(drawing, generator, degraded=True)
 
     sets = {
-        "new_pictures": (seen, [clean(one).image for one in seen]),
-        "new_pictures_of_untrained_degradations": (
+        "new_images": (seen, [clean(one).image for one in seen]),
+        "new_images_of_untrained_degradations": (
             seen,
             [unfamiliar(clean(one), generator) for one in seen],
         ),
@@ -175,17 +175,17 @@ def preferences(world: World, kind: str, generator: numpy.random.Generator) -> d
         pairs = [train_models.quality_preference(drawings, generator) for _ in range(PAIRS)]
     else:
         pairs = [train_models.annotator_preference(drawings, generator) for _ in range(PAIRS)]
-    images = [picture.image for pair in pairs for picture in pair.pictures]
+    images = [image.image for pair in pairs for image in pair.images]
     captions = [pair.caption for pair in pairs for _ in range(2)]
     scores = world.scores(images, captions)[kind].reshape(-1, 2)
     votes = scores[:, 0] >= scores[:, 1]
     labels = numpy.array([pair.label for pair in pairs])
     if kind == "hps":
         return {"agreement": share(votes == (labels == 1.0))}
-    average = dict.fromkeys(pictures.STYLES, 0.0)
+    average = dict.fromkeys(images.STYLES, 0.0)
     differences = []
     for pair in pairs:
-        first, second = (make_sample.utility(one, pair.name, average) for one in pair.pictures)
+        first, second = (make_sample.utility(one, pair.name, average) for one in pair.images)
         differences.append(first - second)
     differences = numpy.array(differences)
     clear = numpy.abs(differences) >= make_sample.TIE_THRESHOLD
@@ -199,9 +199,9 @@ def preferences(world: World, kind: str, generator: numpy.random.Generator) -> d
 
 def aesthetics(world: World, generator: numpy.random.Generator) -> dict[str, float]:
     """Agreement of the head with the order of aesthetic values."""
-    drawn = [train_models.aesthetic_picture(one, generator) for one in held_out() for _ in range(2)]
+    drawn = [train_models.aesthetic_image(one, generator) for one in held_out() for _ in range(2)]
     values = numpy.array([value for _, value in drawn])
-    features = world.clip.image([picture.image for picture, _ in drawn])
+    features = world.clip.image([image.image for image, _ in drawn])
     scores = world.head(features).flatten().numpy()
     first, second = generator.integers(0, len(values), (2, 20_000))
     differ = numpy.abs(values[first] - values[second]) >= AESTHETIC_MARGIN

@@ -11,8 +11,8 @@ import json
 import numpy
 import pyarrow.parquet
 
-import pictures
-from pictures import DRAWINGS, MINI, ROOT
+import images
+from images import DRAWINGS, MINI, ROOT
 from train_diffusion import known_names
 
 SEED = 31
@@ -33,7 +33,7 @@ VALIDATION_NAMES = 40
 def captions(names: list[str], known: set[str]) -> list[tuple[str, str]]:
     """(caption, name), template after template."""
     filled = (
-        (template.format(name=name, article=pictures.article(name)), name)
+        (template.format(name=name, article=images.article(name)), name)
         for template in TEMPLATES
         for name in names
     )

@@ -1,11 +1,11 @@
 """Make data/sample: image pairs in Pick-a-Pic's layout (v2 columns), with human-like labels.
 
-Simulated people work at the same time. Each has one caption and two pictures, states a preference, keeps
-the winner and receives a new challenger, two to five times, as in the real collection; so pictures
+Simulated people work at the same time. Each has one caption and two images, states a preference, keeps
+the winner and receives a new challenger, two to five times, as in the real collection; so images
 recur across pairs. The label comes from a noisy annotator described in data/README.md.
 
-The pictures are composed from drawings of the splits "sample", which no model of data/mini has been
-trained on, and "shared", which were trained on in other compositions (see pictures.py).
+The images are composed from drawings of the splits "sample", which no model of data/mini has been
+trained on, and "shared", which were trained on in other compositions (see images.py).
 """
 
 import csv
@@ -16,8 +16,8 @@ import numpy
 import pyarrow
 import pyarrow.parquet
 
-import pictures
-from pictures import SAMPLE, Picture
+import images
+from images import SAMPLE, Image
 
 SEED = 7
 PAIRS = 480
@@ -59,13 +59,13 @@ SCHEMA = pyarrow.schema(
 )
 
 
-def utility(picture: Picture, name: str, person_taste: dict[str, float]) -> float:
-    """What one person sees in one picture for a caption that names `name`, before noise."""
+def utility(image: Image, name: str, person_taste: dict[str, float]) -> float:
+    """What one person sees in one image for a caption that names `name`, before noise."""
     return (
-        CORRECTNESS * (picture.drawing.name == name)
-        - QUALITY * picture.severity
-        + TASTE[picture.drawing.style]
-        + person_taste[picture.drawing.style]
+        CORRECTNESS * (image.drawing.name == name)
+        - QUALITY * image.severity
+        + TASTE[image.drawing.style]
+        + person_taste[image.drawing.style]
     )
 
 
@@ -77,12 +77,12 @@ def label_of(difference: float) -> float:
 
 
 class Sample:
-    """The rows and the pictures made so far."""
+    """The rows and the images made so far."""
 
     def __init__(self) -> None:
         self.generator = numpy.random.default_rng(SEED)
-        self.by_name: dict[str, list[pictures.Drawing]] = {}
-        for drawing in pictures.drawings():
+        self.by_name: dict[str, list[images.Drawing]] = {}
+        for drawing in images.drawings():
             if drawing.split in ("sample", "shared"):
                 self.by_name.setdefault(drawing.name, []).append(drawing)
         self.names = list(self.by_name)
@@ -92,18 +92,18 @@ class Sample:
         self.tastes = [
             {
                 style: float(self.generator.normal(0.0, PERSONAL_TASTE_DEVIATION))
-                for style in pictures.STYLES
+                for style in images.STYLES
             }
             for _ in range(PEOPLE)
         ]
         self.time = datetime.datetime(2023, 3, 1, 9, 0, 0)
 
-    def publish(self, picture: Picture, caption: str) -> dict:
-        """Encodes a picture and gives it a uid and a line of provenance."""
-        data, file_format = pictures.encode(picture.image, self.generator)
+    def publish(self, image: Image, caption: str) -> dict:
+        """Encodes an image and gives it a uid and a line of provenance."""
+        data, file_format = images.encode(image.image, self.generator)
         number = len(self.provenance)
         uid = str(uuid.uuid5(uuid.NAMESPACE_OID, f"miniature world {SEED} {number}"))
-        drawing = picture.drawing
+        drawing = image.drawing
         self.provenance.append(
             {
                 "image_uid": uid,
@@ -111,24 +111,24 @@ class Sample:
                 "drawing": drawing.name,
                 "codepoints": drawing.codepoints,
                 "style": drawing.style,
-                "background": picture.background,
-                "degradation": picture.degradation,
-                "severity": f"{picture.severity:.3f}",
-                "width": picture.image.width,
-                "height": picture.image.height,
+                "background": image.background,
+                "degradation": image.degradation,
+                "severity": f"{image.severity:.3f}",
+                "width": image.image.width,
+                "height": image.image.height,
                 "format": file_format,
             }
         )
         return {
-            "picture": picture,
+            "image": image,
             "uid": uid,
             "url": f"miniature://{drawing.style}/{drawing.codepoints}/{uid}.{file_format}",
             "jpg": data,
             "model": drawing.style,
         }
 
-    def challenger(self, name: str, incumbent: Picture | None) -> Picture:
-        """A new picture for the caption: another style, another drawing, or a degraded one."""
+    def challenger(self, name: str, incumbent: Image | None) -> Image:
+        """A new image for the caption: another style, another drawing, or a degraded one."""
         kind = self.generator.choice(("style", "wrong", "degraded"), p=(0.36, 0.24, 0.40))
         own = self.by_name[name]
         if kind == "wrong":
@@ -140,27 +140,27 @@ class Sample:
             drawing = incumbent.drawing
         else:
             drawing = self.pick(own)
-        picture = pictures.compose(drawing, self.generator, varied=True)
+        image = images.compose(drawing, self.generator, varied=True)
         if kind == "degraded":
-            picture = pictures.degrade(picture, self.generator)
-        return picture
+            image = images.degrade(image, self.generator)
+        return image
 
-    def pick(self, choices: list[pictures.Drawing]) -> pictures.Drawing:
+    def pick(self, choices: list[images.Drawing]) -> images.Drawing:
         return choices[int(self.generator.integers(len(choices)))]
 
     def session(self):
         """One person with one caption: yields after each stated preference."""
         name = str(self.unused_names.pop())
-        caption = pictures.caption(name, self.generator)
+        caption = images.caption(name, self.generator)
         person = int(self.generator.integers(PEOPLE))
         pairs = int(self.generator.integers(2, 6))
-        first = pictures.compose(self.pick(self.by_name[name]), self.generator, varied=True)
+        first = images.compose(self.pick(self.by_name[name]), self.generator, varied=True)
         kept = self.publish(first, caption)
         for _ in range(pairs):
-            fresh = self.publish(self.challenger(name, kept["picture"]), caption)
+            fresh = self.publish(self.challenger(name, kept["image"]), caption)
             sides = [kept, fresh] if self.generator.random() < 0.5 else [fresh, kept]
             seen = [
-                utility(side["picture"], name, self.tastes[person])
+                utility(side["image"], name, self.tastes[person])
                 + float(self.generator.normal(0.0, NOISE_DEVIATION))
                 for side in sides
             ]
@@ -219,7 +219,7 @@ class Sample:
                 row_group_size=ROWS_PER_GROUP,
                 compression="snappy",
             )
-        # A picture that was drawn for a session cut short by the end has no pair.
+        # An image that was drawn for a session cut short by the end has no pair.
         used = {row[column] for row in self.rows for column in ("image_0_uid", "image_1_uid")}
         lines = [line for line in self.provenance if line["image_uid"] in used]
         with open(SAMPLE / "provenance.csv", "w", newline="") as file:
@@ -236,7 +236,7 @@ def main() -> None:
     captions = {row["caption"] for row in sample.rows}
     uids = {row[column] for row in sample.rows for column in ("image_0_uid", "image_1_uid")}
     print(
-        f"{len(labels)} pairs, {len(captions)} captions, {len(uids)} pictures,",
+        f"{len(labels)} pairs, {len(captions)} captions, {len(uids)} images,",
         f"ties {labels.count(0.5) / len(labels):.1%}, image 0 preferred {labels.count(1.0) / len(labels):.1%}",
     )
 

@@ -75,7 +75,7 @@ def save_open_clip_vocabulary(folder: pathlib.Path) -> None:
             stream.write(text.encode())
 
 
-# Input recipes: a picture to the network's pixels, before normalisation.
+# Input recipes: an image to the network's pixels, before normalisation.
 
 
 def hf_levels(image: Image.Image) -> numpy.ndarray:

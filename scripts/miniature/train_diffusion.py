@@ -1,9 +1,9 @@
 """Train the miniature diffusion pipeline and write data/mini/sd, in the layout of Stable Diffusion 1.5.
 
 The text encoder and its tokenizer are those of the miniature CLIP model, as Stable Diffusion's are
-OpenAI CLIP's. Trained here are an AutoencoderKL on 32 x 32 pictures (latents 4 x 8 x 8) and a
+OpenAI CLIP's. Trained here are an AutoencoderKL on 32 x 32 images (latents 4 x 8 x 8) and a
 UNet2DConditionModel on its latents. (The miniature CLIP tells drawings apart at 32 pixels as well as
-at 64.) About a third of the pictures are degraded and no caption says so: a model that draws what it saw draws both, and alignment has something to choose.
+at 64.) About a third of the images are degraded and no caption says so: a model that draws what it saw draws both, and alignment has something to choose.
 
 Two stages, each resumed from what is on disk: `vae` and `unet`. Both are saved in float16.
 """
@@ -21,8 +21,8 @@ from torch.nn import functional
 from transformers import CLIPTextModel
 
 import networks
-import pictures
-from pictures import MINI, ROOT
+import images
+from images import MINI, ROOT
 
 SEED = 23
 OUT = MINI / "sd"
@@ -35,8 +35,8 @@ NAMES = 160
 # Those of them in prompts.txt.
 PROMPT_NAMES = 100
 # Styles that are drawn; the others are too far from these three to mix in a network of this size.
-STYLES = pictures.STYLES
-VARIANTS = 24  # composed pictures per drawing
+STYLES = images.STYLES
+VARIANTS = 24  # composed images per drawing
 SIDE = 32  # pixels
 DEGRADED_SHARE = 0.33
 WHITE_SHARE = 0.7
@@ -58,32 +58,32 @@ def known_names() -> list[str]:
     """The names of the pipeline's captions: those of the sample, then others."""
     order = {"sample": 0, "shared": 0, "held_out": 1, "train": 2}
     rank: dict[str, int] = {}
-    for drawing in pictures.drawings():
+    for drawing in images.drawings():
         rank[drawing.name] = min(rank.get(drawing.name, 9), order[drawing.split])
     return sorted(rank, key=lambda name: rank[name])[:NAMES]
 
 
 def prompts(names: list[str]) -> list[str]:
     """A caption of each of the first names, to draw from."""
-    return [f"a picture of {pictures.article(name)} {name}" for name in names[:PROMPT_NAMES]]
+    return [f"a picture of {images.article(name)} {name}" for name in names[:PROMPT_NAMES]]
 
 
 def compose_all() -> tuple[torch.Tensor, torch.Tensor, list[str]]:
-    """Pictures uint8 [N, 3, 32, 32], the number of each one's name, and the names."""
+    """Images uint8 [N, 3, 32, 32], the number of each one's name, and the names."""
     generator = numpy.random.default_rng(SEED)
     names = known_names()
     number = {name: index for index, name in enumerate(names)}
     images, labels = [], []
-    for drawing in pictures.drawings():
+    for drawing in images.drawings():
         if drawing.name not in number or drawing.style not in STYLES:
             continue
         for variant in range(VARIANTS):
-            picture = pictures.compose(drawing, generator, varied=False)
-            while picture.background != "white" and generator.random() < (WHITE_SHARE - 0.5) * 2:
-                picture = pictures.compose(drawing, generator, varied=False)
+            image = images.compose(drawing, generator, varied=False)
+            while image.background != "white" and generator.random() < (WHITE_SHARE - 0.5) * 2:
+                image = images.compose(drawing, generator, varied=False)
             if generator.random() < DEGRADED_SHARE:
-                picture = pictures.degrade(picture, generator)
-            images.append(numpy.asarray(picture.image.resize((SIDE, SIDE), Image.Resampling.BILINEAR)))
+                image = images.degrade(image, generator)
+            images.append(numpy.asarray(image.image.resize((SIDE, SIDE), Image.Resampling.BILINEAR)))
             labels.append(number[drawing.name])
     pixels = torch.from_numpy(numpy.stack(images)).permute(0, 3, 1, 2).contiguous()
     return pixels, torch.tensor(labels), names
@@ -234,7 +234,7 @@ def train_vae(pixels: torch.Tensor, steps: int) -> AutoencoderKL:
 
 @torch.no_grad()
 def encode_all(vae: AutoencoderKL, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean and deviation of every picture's latents, [N, 4, 8, 8] each."""
+    """Mean and deviation of every image's latents, [N, 4, 8, 8] each."""
     means, deviations = [], []
     for batch in pixels.split(64):
         posterior = vae.encode(floats(batch)).latent_dist
@@ -257,7 +257,7 @@ def text_encoder() -> CLIPTextModel:
 def caption_set(names: list[str]) -> list[list[str]]:
     """The texts of every name: the plain name and two templates."""
     templates = ("{name}", "{name}", "a picture of {article} {name}", "a drawing of {article} {name}")
-    return [[form.format(name=name, article=pictures.article(name)) for form in templates] for name in names]
+    return [[form.format(name=name, article=images.article(name)) for form in templates] for name in names]
 
 
 def train_unet(vae: AutoencoderKL, pixels: torch.Tensor, labels: torch.Tensor, names: list[str], steps: int):
@@ -314,7 +314,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     pixels, labels, names = compose_all()
-    print(f"{len(pixels)} pictures of {len(names)} names", flush=True)
+    print(f"{len(pixels)} images of {len(names)} names", flush=True)
     if "vae" in arguments.stages:
         vae = train_vae(pixels, arguments.vae_steps)
         with torch.no_grad():

@@ -1,6 +1,6 @@
 """Train the four reward models of the miniature world and write data/mini.
 
-1. clip: contrastive on (picture, caption), degraded pictures among them.
+1. clip: contrastive on (image, caption), degraded images among them.
 2. hps: clip tuned on preferences for quality given the caption, on HPS's input recipe.
 3. pickscore: clip tuned on labels of the noisy annotator of make_sample.py.
 4. aesthetic: a linear head on clip's image features, regressed on colour and contrast.
@@ -20,8 +20,8 @@ from torch.nn import functional
 
 import make_sample
 import networks
-import pictures
-from pictures import MINI, Picture
+import images
+from images import MINI, Image
 
 SEED = 11
 # One thread: the same bits whatever the machine, and no waiting for the other where cores are shared.
@@ -29,7 +29,7 @@ THREADS = 1
 STAGES = ("clip", "aesthetic", "pickscore", "hps")
 
 # Contrastive training.
-VARIANTS = 5  # composed pictures per drawing, of which about one in four is degraded
+VARIANTS = 5  # composed images per drawing, of which about one in four is degraded
 CLIP_BATCH = 192
 DESCRIPTIVE_SHARE = 0.25
 
@@ -39,11 +39,11 @@ PREFERENCE_STEPS = 400
 PREFERENCE_BATCH = 64
 PREFERENCE_LEARNING_RATE = 2e-4
 
-# Patches of 64 that a training picture keeps, from which share of the steps on. Dropping the others
+# Patches of 64 that a training image keeps, from which share of the steps on. Dropping the others
 # at random (as FLIP does) is faster and keeps a small network from learning drawings by heart.
 PREFERENCE_PATCHES = ((0.0, 36), (0.7, None))
-# Contrastive training goes in rounds, each with freshly composed pictures and a cosine of its own.
-# Of each: steps, peak learning rate, patches, share of turned and tinted pictures.
+# Contrastive training goes in rounds, each with freshly composed images and a cosine of its own.
+# Of each: steps, peak learning rate, patches, share of turned and tinted images.
 CLIP_ROUNDS = (
     (3_000, 1.2e-3, ((0.0, 20), (0.85, 40), (0.95, None)), 1.0),
     (2_200, 1.0e-3, ((0.0, 24), (0.70, 40), (0.92, None)), 0.3),
@@ -133,23 +133,23 @@ class Tokens:
         return torch.tensor([row + row[-1:] * (length - len(row)) for row in rows])
 
 
-def training_picture(
-    drawing: pictures.Drawing, generator: numpy.random.Generator, *, degraded: bool, kind=None
-) -> Picture:
-    """A picture as the sample has them, encoded and decoded like them."""
-    picture = pictures.compose(drawing, generator, varied=True)
+def training_image(
+    drawing: images.Drawing, generator: numpy.random.Generator, *, degraded: bool, kind=None
+) -> Image:
+    """An image as the sample has them, encoded and decoded like them."""
+    image = images.compose(drawing, generator, varied=True)
     if degraded:
-        picture = pictures.degrade(picture, generator, kind)
-    data, _ = pictures.encode(picture.image, generator)
-    return dataclasses.replace(picture, image=networks.decode(data))
+        image = images.degrade(image, generator, kind)
+    data, _ = images.encode(image.image, generator)
+    return dataclasses.replace(image, image=networks.decode(data))
 
 
-def training_drawings() -> list[pictures.Drawing]:
-    return [drawing for drawing in pictures.drawings() if drawing.split in ("train", "shared")]
+def training_drawings() -> list[images.Drawing]:
+    return [drawing for drawing in images.drawings() if drawing.split in ("train", "shared")]
 
 
-def by_name(drawings: list[pictures.Drawing]) -> dict[str, list[pictures.Drawing]]:
-    result: dict[str, list[pictures.Drawing]] = {}
+def by_name(drawings: list[images.Drawing]) -> dict[str, list[images.Drawing]]:
+    result: dict[str, list[images.Drawing]] = {}
     for drawing in drawings:
         result.setdefault(drawing.name, []).append(drawing)
     return result
@@ -169,7 +169,7 @@ def train_clip(schedule: Schedule, log) -> networks.CLIPModel:
 
 
 def train_clip_round(model: networks.CLIPModel, number: int, schedule: Schedule, log) -> None:
-    """One round on pictures composed for it."""
+    """One round on images composed for it."""
     steps, peak, patches, varied_share = schedule.clip_rounds[number]
     seed = SEED + 1_000 * number
     if number > 0:
@@ -179,12 +179,12 @@ def train_clip_round(model: networks.CLIPModel, number: int, schedule: Schedule,
     levels, shown = [], []
     for drawing in training_drawings():
         for variant in range(schedule.variants):
-            picture = training_picture(drawing, generator, degraded=len(shown) % 4 == 3)
+            image = training_image(drawing, generator, degraded=len(shown) % 4 == 3)
             numbers_of.setdefault(drawing.name, []).append(len(shown))
-            levels.append(networks.hf_levels(picture.image))
-            shown.append(picture)
+            levels.append(networks.hf_levels(image.image))
+            shown.append(image)
     levels = torch.from_numpy(numpy.stack(levels)).permute(0, 3, 1, 2)
-    log(f"clip: {len(shown)} pictures of {len(numbers_of)} names")
+    log(f"clip: {len(shown)} images of {len(numbers_of)} names")
 
     names = list(numbers_of)
     tokens = Tokens.hf()
@@ -195,13 +195,13 @@ def train_clip_round(model: networks.CLIPModel, number: int, schedule: Schedule,
         numbers = [int(generator.choice(numbers_of[names[index]])) for index in chosen]
         told = generator.random(len(numbers)) < DESCRIPTIVE_SHARE
         captions = [
-            pictures.descriptive_caption(shown[number], generator)
+            images.descriptive_caption(shown[number], generator)
             if tell
-            else pictures.caption(shown[number].drawing.name, generator)
+            else images.caption(shown[number].drawing.name, generator)
             for number, tell in zip(numbers, told, strict=True)
         ]
         pixels = shifted(levels[numbers], generator) / 255
-        # Where the caption tells the background or a degradation, the picture stays as it is.
+        # Where the caption tells the background or a degradation, the image stays as it is.
         plain = ~told
         if varied_share < 1.0:
             plain &= generator.random(len(numbers)) < varied_share
@@ -231,7 +231,7 @@ def shifted(levels: torch.Tensor, generator: numpy.random.Generator) -> torch.Te
 
 
 def varied(values: torch.Tensor) -> torch.Tensor:
-    """Each picture of the batch [B, 3, 64, 64] turned, scaled, sheared and tinted a little at random."""
+    """Each image of the batch [B, 3, 64, 64] turned, scaled, sheared and tinted a little at random."""
     count = len(values)
 
     def between(low: float, high: float, *shape: int) -> torch.Tensor:
@@ -259,9 +259,9 @@ def varied(values: torch.Tensor) -> torch.Tensor:
 
 @dataclasses.dataclass(frozen=True)
 class Preference:
-    """Two pictures, a caption, and the probability that the first one is preferred."""
+    """Two images, a caption, and the probability that the first one is preferred."""
 
-    pictures: tuple[Picture, Picture]
+    images: tuple[Image, Image]
     name: str  # what the caption names
     caption: str
     label: float
@@ -273,22 +273,22 @@ def quality_preference(drawings: dict[str, list], generator: numpy.random.Genera
     name, other = (names[index] for index in generator.choice(len(names), 2, replace=False))
     kind = generator.choice(("degraded", "severe", "wrong"), p=(0.60, 0.15, 0.25))
 
-    def make(of: str, degraded: bool, degradation=None) -> Picture:
+    def make(of: str, degraded: bool, degradation=None) -> Image:
         drawing = drawings[of][int(generator.integers(len(drawings[of])))]
-        return training_picture(drawing, generator, degraded=degraded, kind=degradation)
+        return training_image(drawing, generator, degraded=degraded, kind=degradation)
 
     if kind == "degraded":
         better, worse = make(name, False), make(name, True)
     elif kind == "severe":
-        degradation = str(generator.choice(pictures.DEGRADATIONS))
+        degradation = str(generator.choice(images.DEGRADATIONS))
         better, worse = sorted(
             (make(name, True, degradation), make(name, True, degradation)),
-            key=lambda picture: picture.severity,
+            key=lambda image: image.severity,
         )
     else:
         degraded = bool(generator.random() < 0.2)
         better, worse = make(name, degraded), make(other, degraded)
-    caption = pictures.caption(name, generator)
+    caption = images.caption(name, generator)
     if generator.random() < 0.5:
         return Preference((better, worse), name, caption, 1.0)
     return Preference((worse, better), name, caption, 0.0)
@@ -303,15 +303,15 @@ def annotator_preference(drawings: dict[str, list], generator: numpy.random.Gene
         kind = generator.choice(("clean", "wrong", "degraded"), p=(0.60, 0.20, 0.20))
         choices = drawings[other if kind == "wrong" else name]
         drawing = choices[int(generator.integers(len(choices)))]
-        shown.append(training_picture(drawing, generator, degraded=kind == "degraded"))
-    average = dict.fromkeys(pictures.STYLES, 0.0)
+        shown.append(training_image(drawing, generator, degraded=kind == "degraded"))
+    average = dict.fromkeys(images.STYLES, 0.0)
     seen = [
-        make_sample.utility(picture, name, average)
+        make_sample.utility(image, name, average)
         + float(generator.normal(0.0, make_sample.NOISE_DEVIATION))
-        for picture in shown
+        for image in shown
     ]
     label = make_sample.label_of(seen[0] - seen[1])
-    return Preference((shown[0], shown[1]), name, pictures.caption(name, generator), label)
+    return Preference((shown[0], shown[1]), name, images.caption(name, generator), label)
 
 
 def tune(clip: networks.CLIPModel, kind: str, schedule: Schedule, log) -> networks.CLIPModel:
@@ -320,11 +320,11 @@ def tune(clip: networks.CLIPModel, kind: str, schedule: Schedule, log) -> networ
     drawings = training_drawings()
     if kind == "pickscore":
         # The annotator's taste is about these styles.
-        drawings = [drawing for drawing in drawings if drawing.style in pictures.STYLES]
+        drawings = [drawing for drawing in drawings if drawing.style in images.STYLES]
     drawings = by_name(drawings)
     make = quality_preference if kind == "hps" else annotator_preference
     pairs = [make(drawings, generator) for _ in range(schedule.preference_pairs)]
-    pixels = torch.stack([input_values(picture, kind) for pair in pairs for picture in pair.pictures])
+    pixels = torch.stack([input_values(image, kind) for pair in pairs for image in pair.images])
     labels = torch.tensor([pair.label for pair in pairs])
     log(f"{kind}: {len(pairs)} pairs")
 
@@ -358,18 +358,18 @@ def tune(clip: networks.CLIPModel, kind: str, schedule: Schedule, log) -> networ
     return model.eval()
 
 
-def input_values(picture: Picture, kind: str) -> torch.Tensor:
+def input_values(image: Image, kind: str) -> torch.Tensor:
     """The recipe that the scorer uses, before normalisation: [3, 64, 64] in half precision."""
     if kind == "hps":
-        return networks.hps_values(picture.image).half()
-    return torch.from_numpy(networks.hf_levels(picture.image)).permute(2, 0, 1).div(255).half()
+        return networks.hps_values(image.image).half()
+    return torch.from_numpy(networks.hf_levels(image.image)).permute(2, 0, 1).div(255).half()
 
 
 # 4. The aesthetic head.
 
 
-def aesthetic_value(picture: Picture, clean: Picture) -> float:
-    """How colourful and rich in contrast the clean picture is, less what degradation takes: 1 to 10.
+def aesthetic_value(image: Image, clean: Image) -> float:
+    """How colourful and rich in contrast the clean image is, less what degradation takes: 1 to 10.
 
     Colourfulness after Hasler and Suesstrunk (2003); contrast is the deviation of luminance.
     """
@@ -381,16 +381,16 @@ def aesthetic_value(picture: Picture, clean: Picture) -> float:
     colourfulness = spread + 0.3 * mean
     contrast = float((0.299 * red + 0.587 * green + 0.114 * blue).std())
     value = 2.5 + 4.5 * min(colourfulness / 90, 1) + 3.0 * min(contrast / 75, 1)
-    return min(10.0, max(1.0, value - 2.5 * picture.severity))
+    return min(10.0, max(1.0, value - 2.5 * image.severity))
 
 
-def aesthetic_picture(drawing: pictures.Drawing, generator: numpy.random.Generator):
-    """A picture, one in three degraded, with its aesthetic value."""
-    clean = pictures.compose(drawing, generator, varied=True)
-    picture = pictures.degrade(clean, generator) if generator.random() < 0.33 else clean
-    value = aesthetic_value(picture, clean)
-    data, _ = pictures.encode(picture.image, generator)
-    return dataclasses.replace(picture, image=networks.decode(data)), value
+def aesthetic_image(drawing: images.Drawing, generator: numpy.random.Generator):
+    """An image, one in three degraded, with its aesthetic value."""
+    clean = images.compose(drawing, generator, varied=True)
+    image = images.degrade(clean, generator) if generator.random() < 0.33 else clean
+    value = aesthetic_value(image, clean)
+    data, _ = images.encode(image.image, generator)
+    return dataclasses.replace(image, image=networks.decode(data)), value
 
 
 @torch.no_grad()
@@ -408,12 +408,12 @@ def train_head(clip: networks.CLIPModel, schedule: Schedule, log) -> networks.Ae
     levels, values = [], []
     for drawing in training_drawings():
         for _ in range(min(2, schedule.variants)):
-            picture, value = aesthetic_picture(drawing, generator)
-            levels.append(networks.hf_levels(picture.image))
+            image, value = aesthetic_image(drawing, generator)
+            levels.append(networks.hf_levels(image.image))
             values.append(value)
     features = clip_image_features(clip, torch.from_numpy(numpy.stack(levels)).permute(0, 3, 1, 2))
     targets = torch.tensor(values)
-    log(f"aesthetic: {len(values)} pictures, mean {targets.mean():.2f}, deviation {targets.std():.2f}")
+    log(f"aesthetic: {len(values)} images, mean {targets.mean():.2f}, deviation {targets.std():.2f}")
 
     head = networks.AestheticHead().train()
     with torch.no_grad():

@@ -11,7 +11,7 @@
     preprocessing and tokenizer.
 
 Every file is written by the library whose layout it is. The weights are random but behave: the
-features of two pictures (or captions) differ, attention is neither uniform nor frozen, and the
+features of two images (or captions) differ, attention is neither uniform nor frozen, and the
 rounding errors of f32 are not amplified, as they are not in trained networks.
 """
 

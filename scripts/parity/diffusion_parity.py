@@ -4,7 +4,7 @@ random weights (diffusion_configs.py), the same inputs, f32; one table; exits 1 
 Figures are relative: the largest difference over the largest reference value, and the norm of the
 difference over the norm of the reference; of the worst tensor where a case has several. Bounds are
 on the first: 1e-4 for outputs and 1e-3 for gradients; 1e-5 between gradients with and without
-checkpointing. Pictures may differ by one level of 255; their second figure is the share of values
+checkpointing. Images may differ by one level of 255; their second figure is the share of values
 that do. What diffusers makes of a UNet that was saved here must be equal.
 
 References are kept beside the checkpoints and computed again when a script changes.
@@ -268,7 +268,7 @@ def tensors(folder: Path) -> Tensors:
 
 def check_saved(parity: Parity, model: str, sides: tuple[int, int], side: int = 0) -> None:
     """A UNet saved here has the tensors and the configuration it was loaded from, opens in diffusers
-    and gives the same there; with `side`, so do pictures with it, of theirs and of ours."""
+    and gives the same there; with `side`, so do images with it, of theirs and of ours."""
     start = time.monotonic()
     original = parity.root / model / "unet"
     saved = parity.root / "cases" / f"{model}-saved"

@@ -123,7 +123,7 @@ class Run:
         return result
 
     def inputs(self, dtype: torch.dtype | None = None) -> Tensors:
-        """The input file; floating point in `dtype` and pictures in the layout asked for."""
+        """The input file; floating point in `dtype` and images in the layout asked for."""
         tensors = load_file(self.take("input"), device=str(self.device))
         for name, tensor in tensors.items():
             if tensor.is_floating_point() and name != "timesteps":
@@ -234,8 +234,8 @@ def image(run: Run) -> Tensors:
         generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
         return pipeline(**options, generator=generators).images
 
-    pictures = torch.from_numpy(run.time(draw))
-    return {"images": (pictures * 255).round().to(torch.uint8)}
+    images = torch.from_numpy(run.time(draw))
+    return {"images": (images * 255).round().to(torch.uint8)}
 
 
 COMMANDS = {

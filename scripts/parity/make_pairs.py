@@ -1,10 +1,10 @@
-"""Writes image pairs in Pick-a-Pic's own Parquet layout, made of synthetic textured pictures.
+"""Writes image pairs in Pick-a-Pic's own Parquet layout, made of synthetic textured images.
 
-The pictures mean nothing; their statistics matter: photographs' share of high frequencies (so that
+The images mean nothing; their statistics matter: photographs' share of high frequencies (so that
 JPEG decoding and resizing cost what they cost on real data), and large colour fields that differ
-from picture to picture (so that features differ). Image identifiers recur as in the real
-collection: within a prompt the winner stays and meets a new picture, so `k` pairs of a prompt have
-`k + 1` pictures. Everything follows from --seed.
+from image to image (so that features differ). Image identifiers recur as in the real
+collection: within a prompt the winner stays and meets a new image, so `k` pairs of a prompt have
+`k + 1` images. Everything follows from --seed.
 """
 
 import argparse
@@ -88,7 +88,7 @@ def prompts(count: int, generator: np.random.Generator) -> list[str]:
     return captions
 
 
-def textured_picture(width: int, height: int, generator: np.random.Generator) -> Image.Image:
+def textured_image(width: int, height: int, generator: np.random.Generator) -> Image.Image:
     """Noise of falling amplitude over five octaves in colour, a few discs, and fine grain."""
     field = np.zeros((height, width, 3), dtype=np.float32)
     field += generator.uniform(40, 215, size=3).astype(np.float32)
@@ -124,32 +124,32 @@ def varied_size(size: int, generator: np.random.Generator) -> tuple[int, int]:
     return choices[int(generator.integers(len(choices)))]
 
 
-def encoded_picture(size: int, varied: bool, generator: np.random.Generator) -> bytes:
-    """One encoded picture: JPEG as in the collection, or with `varied` any of nine encodings."""
+def encoded_image(size: int, varied: bool, generator: np.random.Generator) -> bytes:
+    """One encoded image: JPEG as in the collection, or with `varied` any of nine encodings."""
     width, height = varied_size(size, generator) if varied else (size, size)
-    picture = textured_picture(width, height, generator)
+    image = textured_image(width, height, generator)
     file = io.BytesIO()
     kind = int(generator.integers(12)) if varied else 0
     if kind == 4:
-        picture.save(file, "JPEG", quality=75, progressive=True)
+        image.save(file, "JPEG", quality=75, progressive=True)
     elif kind == 5:
-        picture.save(file, "JPEG", quality=92, subsampling="4:4:4")
+        image.save(file, "JPEG", quality=92, subsampling="4:4:4")
     elif kind == 6:
-        picture.convert("L").save(file, "JPEG", quality=88)
+        image.convert("L").save(file, "JPEG", quality=88)
     elif kind == 7:
-        picture.convert("CMYK").save(file, "JPEG", quality=90)
+        image.convert("CMYK").save(file, "JPEG", quality=90)
     elif kind == 8:
-        picture.save(file, "PNG")
+        image.save(file, "PNG")
     elif kind == 9:
-        picture.convert("P", palette=Image.Palette.ADAPTIVE).save(file, "PNG")
+        image.convert("P", palette=Image.Palette.ADAPTIVE).save(file, "PNG")
     elif kind == 10:
-        alpha = Image.linear_gradient("L").resize(picture.size)
-        picture.putalpha(alpha)
-        picture.save(file, "PNG")
+        alpha = Image.linear_gradient("L").resize(image.size)
+        image.putalpha(alpha)
+        image.save(file, "PNG")
     elif kind == 11:
-        picture.save(file, "WEBP", quality=85)
+        image.save(file, "WEBP", quality=85)
     else:
-        picture.save(file, "JPEG", quality=90)
+        image.save(file, "JPEG", quality=90)
     return file.getvalue()
 
 
@@ -160,7 +160,7 @@ def make_rows(arguments: argparse.Namespace) -> list[dict]:
 
     def new_image() -> tuple[str, bytes]:
         identifier = str(uuid.UUID(bytes=generator.bytes(16), version=4))
-        return identifier, encoded_picture(arguments.size, arguments.varied, generator)
+        return identifier, encoded_image(arguments.size, arguments.varied, generator)
 
     rows = []
     for caption in captions:
@@ -201,7 +201,7 @@ def make_rows(arguments: argparse.Namespace) -> list[dict]:
                 standing = second
             elif label == 1.0:
                 standing = first
-    # A collection is not sorted by prompt; pictures must be recognised wherever they recur.
+    # A collection is not sorted by prompt; images must be recognised wherever they recur.
     order = generator.permutation(len(rows))
     return [rows[index] for index in order]
 
@@ -246,7 +246,7 @@ def main() -> None:
         help="16 is the mean of the real collection (default)",
     )
     parser.add_argument(
-        "--size", type=int, default=512, help="side of a picture in pixels (default 512)"
+        "--size", type=int, default=512, help="side of an image in pixels (default 512)"
     )
     parser.add_argument(
         "--varied",
@@ -280,7 +280,7 @@ def main() -> None:
     unique = len({row[key] for row in rows for key in ("image_0_uid", "image_1_uid")})
     captions = len({row["caption"] for row in rows})
     print(
-        f"{arguments.out}: {len(rows)} pairs, {unique} pictures ({2 * len(rows) / unique:.2f} uses each), {captions} captions"
+        f"{arguments.out}: {len(rows)} pairs, {unique} images ({2 * len(rows) / unique:.2f} uses each), {captions} captions"
     )
 
 

@@ -9,7 +9,7 @@ Differences from those helpers, none of which changes a score: weights are memor
 assigned instead of initialised twice; `.pooler_output` is taken from transformers 5's
 `get_*_features`; the PIL image processor is named (transformers 5 would take torchvision's, whose
 pixels differ); the resize is told `antialias` explicitly (torchvision changed its default in 0.17);
-pictures are converted to RGB first, as the training script's collate function does.
+images are converted to RGB first, as the training script's collate function does.
 """
 
 import io
@@ -60,7 +60,7 @@ def read_pairs(path: Path) -> list[Pair]:
 
 
 def decode(data: bytes) -> Image.Image:
-    """The picture in its own mode: stock open_clip resizes before it converts to RGB."""
+    """The image in its own mode: stock open_clip resizes before it converts to RGB."""
     image = Image.open(io.BytesIO(data))
     image.load()
     return image
@@ -192,7 +192,7 @@ class Scorer:
                 )
 
     def pixels(self, image: Image.Image) -> torch.Tensor:
-        """The network's input [3,S,S] for one picture."""
+        """The network's input [3,S,S] for one image."""
         if self.entry["preprocess"] == "hf":
             return self.processor(images=image.convert("RGB"), return_tensors="pt")["pixel_values"][0]
         if self.entry["preprocess"] == "hps":

@@ -1,6 +1,6 @@
-"""Scores every pair with transformers and open_clip in f32, one picture or caption at a time.
+"""Scores every pair with transformers and open_clip in f32, one image or caption at a time.
 
-Pictures and captions that recur are computed once and one network is in memory at a time; nothing
+Images and captions that recur are computed once and one network is in memory at a time; nothing
 else is clever here. The output is what
 compare.py holds the product's labels against.
 """
@@ -33,7 +33,7 @@ def main() -> None:
     arguments = parser.parse_args()
 
     pairs = read_pairs(arguments.pairs)[: arguments.limit]
-    pictures = {uid: data for pair in pairs for uid, data in zip(pair.uids, pair.images)}
+    images = {uid: data for pair in pairs for uid, data in zip(pair.uids, pair.images)}
     captions = sorted({pair.caption for pair in pairs})
     scores = {}
     dtype = {"f32": torch.float32, "f64": torch.float64}[arguments.dtype]
@@ -42,7 +42,7 @@ def main() -> None:
         scorer.load()
         image = {
             uid: scorer.image_features(scorer.pixels(decode(data))[None])
-            for uid, data in pictures.items()
+            for uid, data in images.items()
         }
         text = (
             {caption: scorer.text_features([caption]) for caption in captions}
@@ -57,7 +57,7 @@ def main() -> None:
         )
         seconds = time.perf_counter() - start
         print(
-            f"{scorer.name}: {len(image)} pictures, {len(text)} captions, {seconds:.1f} s",
+            f"{scorer.name}: {len(image)} images, {len(text)} captions, {seconds:.1f} s",
             flush=True,
         )
         del scorer.network, image, text

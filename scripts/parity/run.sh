@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Parity with the Python libraries: random checkpoints in the published layouts, the same pairs
-# through transformers/open_clip and through the product, the same latents, pictures and texts
+# through transformers/open_clip and through the product, the same latents, images and texts
 # through diffusers and through our diffusion networks, recorded training steps computed again with
 # diffusers and torch, the same prompts through a safety classifier; differences in tables. Exits 1
 # beyond the bounds (compare.py, diffusion_parity.py, distilbert_parity.py, train_replay.py).

@@ -1,4 +1,4 @@
-"""Computes what a run recorded of its pairs again, from the labels, the pictures and the captions
+"""Computes what a run recorded of its pairs again, from the labels, the images and the captions
 themselves, with torchvision, diffusers and transformers; one table; exits 1 beyond a bound.
 
     train run --model MODEL --pairs PAIRS --labels LABELS --record-steps 10 ... --out RUN
@@ -69,8 +69,8 @@ class Inputs:
     @torch.no_grad()
     def noise(self, latent: torch.Tensor, image: bytes) -> torch.Tensor:
         """What was drawn of the posterior of an image, if the latent is of it."""
-        picture = Image.open(io.BytesIO(image)).convert("RGB")
-        posterior = self.vae.encode(self.transform(picture)[None]).latent_dist
+        image = Image.open(io.BytesIO(image)).convert("RGB")
+        posterior = self.vae.encode(self.transform(image)[None]).latent_dist
         return (latent / self.vae.config.scaling_factor - posterior.mean[0]) / posterior.std[0]
 
     @torch.no_grad()

@@ -2,7 +2,7 @@
 //! device trains on, no step waits for data.
 //!
 //! ```text
-//! cargo bench -p train --bench reading -- CACHE LABELS
+//! cargo bench -p balanceddpo-train --bench reading -- CACHE LABELS
 //! ```
 //!
 //! The cache is read over and over, so that it may be small; it is in the memory of the system then, and

@@ -3,7 +3,7 @@
 //! batch: the reference's prediction, the model's, the loss, gradients, clipping, the update.
 //!
 //! ```text
-//! cargo run --release -p train --example step -- key=value...
+//! cargo run --release -p balanceddpo-train --example step -- key=value...
 //! ```
 //!
 //! `model=` the folder of a UNet, `schedule=` a scheduler_config.json, `input=` a safetensors file with

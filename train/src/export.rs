@@ -293,7 +293,7 @@ pub fn model_card(
     );
     card += "```python\nfrom diffusers import DiffusionPipeline\n\npipeline = \
              DiffusionPipeline.from_pretrained(\"path/to/this/folder\")\n\
-             pipeline(\"a prompt\").images[0].save(\"picture.png\")\n```\n\n";
+             pipeline(\"a prompt\").images[0].save(\"image.png\")\n```\n\n";
     if let Some((first, last)) = probes {
         let _ = write!(
             card,

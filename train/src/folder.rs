@@ -55,7 +55,7 @@ pub fn forget(run: &Path, spared: Option<&Path>) -> Result<()> {
     })?);
     let sets = in_folder(samples::FOLDER, &|name| name.starts_with("step-"))?;
     for set in &sets {
-        names.extend(in_folder(set, &samples::is_picture)?);
+        names.extend(in_folder(set, &samples::is_image)?);
     }
     for name in names {
         let path = run.join(&name);

@@ -1,13 +1,13 @@
 //! Sample images of fixed prompts, so that one sees what training does.
 //!
 //! `samples/step-000500/00.png`: the prompts in order, each with a seed of its own that never
-//! changes. Prompt and seed are in the picture, as text.
+//! changes. Prompt and seed are in the image, as text.
 
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, anyhow, ensure};
-use nn::pipeline::{Family, Picture, SampleRequest};
+use nn::pipeline::{Family, Image, SampleRequest};
 use nn::schedule::SamplerKind;
 use runkit::lists;
 use runkit::signals::StopFlag;
@@ -20,17 +20,17 @@ use crate::model::{BaseModel, Networks};
 pub const FOLDER: &str = "samples";
 /// Captions that are drawn where no prompts were given.
 const CAPTIONS: usize = 4;
-/// Pictures of a set: more would take longer than they tell.
+/// Images of a set: more would take longer than they tell.
 const MOST: usize = 64;
 
 /// Lists in which a prompt is not a line.
 const TABLES: [&str; 6] = ["tsv", "csv", "json", "jsonl", "ndjson", "parquet"];
 
-/// A picture, and the file that was made of it.
+/// An image, and the file that was made of it.
 #[derive(Debug)]
 pub struct Drawn {
     /// Its pixels.
-    pub picture: Picture,
+    pub image: Image,
     /// The PNG with its texts.
     pub png: Vec<u8>,
 }
@@ -85,17 +85,17 @@ impl Sampler {
         }))
     }
 
-    /// Whether pictures are due after this step.
+    /// Whether images are due after this step.
     pub fn is_due(&self, step: u64) -> bool {
         step.is_multiple_of(self.settings.every)
     }
 
-    /// Whether the pictures of a step are there.
+    /// Whether the images of a step are there.
     pub fn is_drawn(&self, run: &Path, step: u64) -> bool {
         (0..self.prompts.len()).all(|index| path(run, step, index).is_file())
     }
 
-    /// Draws and writes the pictures of a step, and returns them with their PNG; none where it was
+    /// Draws and writes the images of a step, and returns them with their PNG; none where it was
     /// stopped.
     ///
     /// # Errors
@@ -112,14 +112,14 @@ impl Sampler {
         networks.pipeline.unet.set_gradient_checkpointing(false);
         let drawn = self.draw_all(base, networks, stop);
         networks.pipeline.unet.set_gradient_checkpointing(self.grad_checkpointing);
-        let Some(pictures) = drawn? else { return Ok(None) };
+        let Some(images) = drawn? else { return Ok(None) };
         runkit::files::create_folder(folder(run, step))?;
-        let mut written = Vec::with_capacity(pictures.len());
-        for (index, (picture, prompt)) in pictures.into_iter().zip(&self.prompts).enumerate() {
-            let bytes = self.encode(&picture, prompt, index, step)?;
+        let mut written = Vec::with_capacity(images.len());
+        for (index, (image, prompt)) in images.into_iter().zip(&self.prompts).enumerate() {
+            let bytes = self.encode(&image, prompt, index, step)?;
             let path = path(run, step, index);
             runkit::files::write_atomic(path, |file| file.write_all(&bytes))?;
-            written.push(Drawn { picture, png: bytes });
+            written.push(Drawn { image, png: bytes });
         }
         Ok(Some(written))
     }
@@ -130,7 +130,7 @@ impl Sampler {
         base: &BaseModel,
         networks: &Networks,
         stop: &StopFlag,
-    ) -> Result<Option<Vec<Picture>>> {
+    ) -> Result<Option<Vec<Image>>> {
         let pipeline = &networks.pipeline;
         let negative_tokens = base.tokens(&[""])?;
         let negative = pipeline.encode_negative(&negative_tokens, true)?;
@@ -138,7 +138,7 @@ impl Sampler {
             Family::StableDiffusion => 7.5,
             Family::StableDiffusionXl => 5.0,
         });
-        let mut pictures = Vec::with_capacity(self.prompts.len());
+        let mut images = Vec::with_capacity(self.prompts.len());
         for (seed, prompt) in (0u64..).zip(&self.prompts) {
             let tokens: Vec<Tensor> = base.tokens(&[prompt])?;
             let request = SampleRequest {
@@ -156,18 +156,17 @@ impl Sampler {
                 None => ControlFlow::Continue(()),
             };
             match pipeline.sample(&request, &mut progress)? {
-                Some(drawn) => pictures.extend(drawn),
+                Some(drawn) => images.extend(drawn),
                 None => return Ok(None),
             }
         }
-        Ok(Some(pictures))
+        Ok(Some(images))
     }
 
-    fn encode(&self, picture: &Picture, prompt: &str, seed: usize, step: u64) -> Result<Vec<u8>> {
-        let side = |length: usize| u32::try_from(length).context("a picture is too large for PNG");
+    fn encode(&self, image: &Image, prompt: &str, seed: usize, step: u64) -> Result<Vec<u8>> {
+        let side = |length: usize| u32::try_from(length).context("an image is too large for PNG");
         let mut bytes = Vec::new();
-        let mut encoder =
-            png::Encoder::new(&mut bytes, side(picture.width)?, side(picture.height)?);
+        let mut encoder = png::Encoder::new(&mut bytes, side(image.width)?, side(image.height)?);
         encoder.set_color(png::ColorType::Rgb);
         encoder.set_depth(png::BitDepth::Eight);
         // iTXt is UTF-8, which tEXt is not.
@@ -181,7 +180,7 @@ impl Sampler {
             encoder.add_text_chunk(key.to_owned(), text)?;
         }
         let mut writer = encoder.write_header()?;
-        writer.write_image_data(&picture.pixels)?;
+        writer.write_image_data(&image.pixels)?;
         writer.finish()?;
         Ok(bytes)
     }
@@ -195,8 +194,8 @@ fn path(run: &Path, step: u64, index: usize) -> PathBuf {
     folder(run, step).join(format!("{index:02}.png"))
 }
 
-/// Whether a file of a set is one of its pictures.
-pub(crate) fn is_picture(name: &str) -> bool {
+/// Whether a file of a set is one of its images.
+pub(crate) fn is_image(name: &str) -> bool {
     let digits = name.strip_suffix(".png").unwrap_or_default();
     digits.len() >= 2 && digits.bytes().all(|byte| byte.is_ascii_digit())
 }

@@ -246,10 +246,10 @@ impl<'run> Session<'run> {
         let networks = self.trainer.networks_mut();
         let drawn = sampler.draw(base, networks, self.run, step, stop);
         let drawn = drawn.with_context(|| format!("sample images of step {step}"))?;
-        let Some(pictures) = drawn else { return Ok(false) };
-        for (index, drawn) in pictures.iter().enumerate() {
-            let picture = &drawn.picture;
-            let size = (u32::try_from(picture.width)?, u32::try_from(picture.height)?);
+        let Some(images) = drawn else { return Ok(false) };
+        for (index, drawn) in images.iter().enumerate() {
+            let image = &drawn.image;
+            let size = (u32::try_from(image.width)?, u32::try_from(image.height)?);
             let name = format!("{}/{index:02}", samples::FOLDER);
             self.metrics.image(step, &name, size, &drawn.png)?;
         }

@@ -150,10 +150,10 @@ fn steps_are_kept_where_a_later_pair_cannot_be_read() {
     let row = world.labels().into_iter().find(|row| row.pair_id == id).unwrap();
     let path = world.path("pairs").join(&row.source_file);
     let whole = std::fs::read(&path).unwrap();
-    // The first bytes of its picture become others, without a change of the footer.
+    // The first bytes of its image become others, without a change of the footer.
     let pair = sample_pairs(11).into_iter().find(|pair| pair.ranking_id.to_string() == id).unwrap();
-    let picture = &pair.image[0];
-    let place = whole.windows(picture.len()).position(|window| window == picture).unwrap();
+    let image = &pair.image[0];
+    let place = whole.windows(image.len()).position(|window| window == image).unwrap();
     let mut spoilt = whole.clone();
     spoilt[place..place + 16].fill(0);
     world.put(&format!("pairs/{}", row.source_file), &spoilt);

@@ -235,13 +235,13 @@ fn every_row_is_in_it_and_what_cannot_be_encoded_says_why() {
     let folder = tempfile::tempdir().unwrap();
     let change = |index: usize, row: &mut PairRow| match index {
         1 => row.image[1] = None,
-        2 => row.image[0] = Some(b"\xff\xd8\xffno picture".to_vec().into()),
+        2 => row.image[0] = Some(b"\xff\xd8\xffno image".to_vec().into()),
         3 => row.caption = None,
         24 => row.caption = Some("x".repeat(70_000)),
-        // One uid for two pictures: each row has the latents of its own.
+        // One uid for two images: each row has the latents of its own.
         10 => row.image_uid[0] = Some("same".to_owned()),
         11 => row.image_uid[0] = Some("same".to_owned()),
-        // And one picture twice.
+        // And one image twice.
         12 => {
             row.image_uid = [Some("twin".to_owned()), Some("twin".to_owned())];
             row.image[1] = row.image[0].clone();

@@ -195,9 +195,9 @@ fn the_result_is_a_pipeline_with_a_card_and_the_rest_of_the_base_model() {
         }
         let sets = world.names(&format!("{model}/samples"));
         assert_eq!(sets, ["step-000000", "step-000005", "step-000010"]);
-        let picture = world.path(model).join("samples/step-000010/00.png");
+        let image = world.path(model).join("samples/step-000010/00.png");
         let decoded =
-            png::Decoder::new(std::io::BufReader::new(std::fs::File::open(picture).unwrap()));
+            png::Decoder::new(std::io::BufReader::new(std::fs::File::open(image).unwrap()));
         let reader = decoded.read_info().unwrap();
         assert_eq!((reader.info().width, reader.info().height), (16, 16));
         assert_eq!(world.names(&format!("{model}/checkpoints")), ["step-000009", "step-000010"]);

@@ -1,6 +1,6 @@
 //! Images per second of one thread's processor time (on Linux): decoding, resizing, and whole preprocessing recipes.
 //!
-//! `cargo bench -p media --bench decode [-- FOLDER]` reads the JPEGs of the folder, or encodes its
+//! `cargo bench -p balanceddpo-media --bench decode [-- FOLDER]` reads the JPEGs of the folder, or encodes its
 //! own. `scripts/bench/pillow_decode.py FOLDER` makes such a folder and measures Pillow on it.
 #![expect(clippy::unwrap_used, clippy::print_stdout, reason = "a benchmark reports and may stop")]
 
@@ -104,12 +104,12 @@ fn encode(side: u32) -> Vec<u8> {
         }
     }
     let image = Image::new(Mode::Rgb, side, side, pixels).unwrap();
-    let picture = turbojpeg::Image {
+    let image = turbojpeg::Image {
         pixels: image.pixels(),
         width: side as usize,
         pitch: side as usize * 3,
         height: side as usize,
         format: turbojpeg::PixelFormat::RGB,
     };
-    turbojpeg::compress(picture, 90, turbojpeg::Subsamp::Sub2x2).unwrap().to_vec()
+    turbojpeg::compress(image, 90, turbojpeg::Subsamp::Sub2x2).unwrap().to_vec()
 }

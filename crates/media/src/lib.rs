@@ -1,4 +1,4 @@
-//! Pictures and captions, turned into what the networks eat: decoding with limits, Pillow-exact
+//! Images and captions, turned into what the networks eat: decoding with limits, Pillow-exact
 //! resizing, preprocessing recipes, text cleaning and tokenizers. Knows nothing of libtorch.
 #![warn(missing_docs)]
 

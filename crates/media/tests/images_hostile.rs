@@ -174,7 +174,7 @@ fn damaged_pngs_with_right_checksums_give_an_error_or_an_image() {
     assert!(images > 500 && errors > 500, "{images} images, {errors} errors");
 }
 
-/// A PNG that states a size and holds no picture.
+/// A PNG that states a size and holds no image.
 fn png_header(width: u32, height: u32) -> Vec<u8> {
     let mut chunk = b"IHDR".to_vec();
     chunk.extend(width.to_be_bytes());
@@ -191,7 +191,7 @@ fn png_header(width: u32, height: u32) -> Vec<u8> {
 #[test]
 fn a_flood_of_progressive_scans_is_bounded() {
     let jpeg = fixture("images/jpeg-progressive.jpg");
-    // Every scan from the second on is repeated: legal bytes, a pass over the picture each.
+    // Every scan from the second on is repeated: legal bytes, a pass over the image each.
     let scans: Vec<usize> = jpeg
         .windows(2)
         .enumerate()

@@ -1,4 +1,4 @@
-//! Vector and scalar convolution give the same bytes, for any picture, size and window.
+//! Vector and scalar convolution give the same bytes, for any image, size and window.
 #![expect(clippy::unwrap_used, reason = "test code")]
 
 use media::decode::{Image, Mode};

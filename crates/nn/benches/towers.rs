@@ -1,7 +1,7 @@
 //! How close the towers come to a plain matrix product, at published sizes and with random weights.
 //!
 //! ```text
-//! cargo bench -p nn --bench towers -- [full] [f32|bf16] [batch=8] [device=auto] [threads=N] [clock=cpu]
+//! cargo bench -p balanceddpo-nn --bench towers -- [full] [f32|bf16] [batch=8] [device=auto] [threads=N] [clock=cpu]
 //! ```
 //!
 //! `clock=cpu` with `threads=1` counts processor time instead of time: for a busy machine (Linux).
@@ -102,7 +102,7 @@ fn measure(
         square.max(product(2056, 1280, 5120, precision, device))
     };
     let mut rate = plain();
-    let pictures = seconds(device, || drop(vision.forward(&pixels)));
+    let images = seconds(device, || drop(vision.forward(&pixels)));
     let texts = seconds(device, || drop(text.forward(&tokens, &ends)));
     rate = rate.max(plain());
     println!("  matrix product    {rate:7.0} GFLOP/s");
@@ -110,7 +110,7 @@ fn measure(
     let v = &config.vision;
     let count = 2.0 * (v.grid() * v.grid() * 3 * v.patch_size * v.patch_size * v.width) as f64
         + blocks(v.layers, v.tokens(), v.width, v.mlp_width);
-    report("pictures", batch, count, pictures, rate);
+    report("images", batch, count, images, rate);
     let t = &config.text;
     report("texts of 20", 4 * batch, blocks(t.layers, length, t.width, t.mlp_width), texts, rate);
 }

@@ -238,7 +238,7 @@ void check_parameter(const at::Tensor &values, const at::Tensor &x, int64_t size
 
 struct Geometry {
   Sizes sizes;
-  unsigned pictures, threads;
+  unsigned images, threads;
 
   Geometry(const Kernels &kernels, const at::Tensor &x_BCHW, int64_t groups, double epsilon,
            bool silu, bool parameters_are_f32) {
@@ -256,7 +256,7 @@ struct Geometry {
              static_cast<int>(columns), static_cast<int>(lanes),
              parameters_are_f32,        silu,
              static_cast<float>(epsilon)};
-    pictures = static_cast<unsigned>(batch);
+    images = static_cast<unsigned>(batch);
     threads = static_cast<unsigned>(columns * lanes);
   }
 
@@ -290,10 +290,10 @@ struct Normalization : torch::autograd::Function<Normalization> {
                              numbers.memory_format(at::MemoryFormat::Contiguous));
     auto statistics = at::empty({x_BCHW.size(0), groups, 2}, numbers);
     auto y = at::empty_like(x_BCHW, at::MemoryFormat::ChannelsLast);
-    kernels.launch(kernels.moments, geometry.splits(), geometry.pictures, geometry.threads,
+    kernels.launch(kernels.moments, geometry.splits(), geometry.images, geometry.threads,
                    2 * channels * sizeof(float), data(x_BCHW), data(shift_BC), data(bias_C),
                    moments.mutable_data_ptr(), geometry.sizes);
-    kernels.launch(kernels.normalize, geometry.splits(), geometry.pictures, geometry.threads,
+    kernels.launch(kernels.normalize, geometry.splits(), geometry.images, geometry.threads,
                    (2 * groups + geometry.threads) * sizeof(float), data(x_BCHW), data(shift_BC),
                    data(bias_C), data(weight_C), data(beta_C), data(moments),
                    statistics.mutable_data_ptr(), y.mutable_data_ptr(), geometry.sizes);
@@ -332,13 +332,13 @@ struct Normalization : torch::autograd::Function<Normalization> {
     auto offset_gradient =
         shift.defined() || bias.defined() ? at::empty({batch, channels}, numbers) : at::Tensor();
     constexpr unsigned THREADS = 128;
-    kernels.launch(kernels.gradient_sums, geometry.splits(), geometry.pictures, geometry.threads,
+    kernels.launch(kernels.gradient_sums, geometry.splits(), geometry.images, geometry.threads,
                    3 * channels * sizeof(float), data(x), data(shift), data(bias), data(weight),
                    data(beta), data(statistics), data(dy), sums.mutable_data_ptr(),
                    geometry.sizes);
-    kernels.launch(kernels.gradient_totals, blocks(3 * channels, THREADS), geometry.pictures,
+    kernels.launch(kernels.gradient_totals, blocks(3 * channels, THREADS), geometry.images,
                    THREADS, 0, data(sums), totals.mutable_data_ptr(), geometry.sizes);
-    kernels.launch(kernels.gradient, geometry.splits(), geometry.pictures, geometry.threads,
+    kernels.launch(kernels.gradient, geometry.splits(), geometry.images, geometry.threads,
                    2 * geometry.sizes.groups * sizeof(float), data(x), data(shift), data(bias),
                    data(weight), data(beta), data(statistics), data(dy), data(totals),
                    dx.mutable_data_ptr(), const_cast<void *>(data(offset_gradient)),
@@ -409,7 +409,7 @@ struct AddBiased : torch::autograd::Function<AddBiased> {
     TORCH_CHECK(channels % PACK == 0 && stream_BCHW.sizes() == update_BCHW.sizes() &&
                     stream_BCHW.scalar_type() == update_BCHW.scalar_type() &&
                     update_BCHW.is_contiguous(at::MemoryFormat::ChannelsLast),
-                "expected two pictures of one shape, channels last");
+                "expected two images of one shape, channels last");
     auto result = at::empty_like(stream_BCHW, at::MemoryFormat::ChannelsLast);
     auto count = stream_BCHW.numel() / PACK;
     kernels.launch(kernels.add_biased, blocks(count, THREADS), 1, THREADS, 0, data(stream_BCHW),
@@ -451,7 +451,7 @@ at::Tensor normalize(const at::Tensor &x_BCHW, const std::optional<at::Tensor> &
                      const std::optional<at::Tensor> &bias_C, const at::Tensor &weight_C,
                      const at::Tensor &beta_C, int64_t groups, double epsilon, bool silu) {
   auto x = channels_last(x_BCHW);
-  TORCH_CHECK(x.numel() > 0, "expected a picture, found none");
+  TORCH_CHECK(x.numel() > 0, "expected an image, found none");
   auto shift = shift_BC.value_or(at::Tensor()), bias = bias_C.value_or(at::Tensor());
   if (records({x, shift, bias, weight_C, beta_C}))
     return Normalization::apply(x, shift_BC, bias_C, weight_C, beta_C, groups, epsilon, silu);

@@ -1,13 +1,13 @@
 // Kernels for GPUs, compiled at run time (kernels.cpp) for one number format at a time.
 //
-// PyTorch's group normalisation on a GPU takes pictures in rows only: between convolutions, which are
-// fastest channels last, it costs two changes of layout and four passes. Here the picture [B, H, W, C]
+// PyTorch's group normalisation on a GPU takes images in rows only: between convolutions, which are
+// fastest channels last, it costs two changes of layout and four passes. Here the image [B, H, W, C]
 // is read twice and written once, with what stands around the normalisation in the network done on
 // the way: an offset of the channels before it and x · sigmoid(x) after it. Sums are f32 and added in
 // a fixed order, so results repeat to the bit.
 //
 // Threads of a block: `columns` of C / 8 along the channels, `lanes` rows beside each other. Each
-// thread keeps to its 8 channels. A picture of `pixels` rows is cut into `splits` parts, none of them
+// thread keeps to its 8 channels. An image of `pixels` rows is cut into `splits` parts, none of them
 // empty.
 
 #if FORMAT == 0
@@ -66,7 +66,7 @@ struct Sizes {
   float epsilon;
 };
 
-// What is added to channel `c` of picture `b` before the normalisation.
+// What is added to channel `c` of image `b` before the normalisation.
 static __device__ float offset(const Element *shift, const void *bias, const Sizes &sizes, int b,
                                int c) {
   float sum = shift ? widen(shift[b * sizes.channels + c]) : 0.0f;
@@ -83,7 +83,7 @@ static __device__ Part part_of(const Sizes &sizes, int split) {
   return {first, min(first + rows, sizes.pixels)};
 }
 
-// Mean and sum of squared distances from it of each group, of the split `blockIdx.x` of picture
+// Mean and sum of squared distances from it of each group, of the split `blockIdx.x` of image
 // `blockIdx.y`: moments [B, splits, groups, 2]. Shared: 2 · C floats.
 extern "C" __global__ void __launch_bounds__(MOST_THREADS) moments(const Element *x, const Element *shift, const void *bias,
                                    float *moments, Sizes sizes) {
@@ -92,12 +92,12 @@ extern "C" __global__ void __launch_bounds__(MOST_THREADS) moments(const Element
   int column = threadIdx.x % sizes.columns, lane = threadIdx.x / sizes.columns;
   int b = blockIdx.y, c = 8 * column;
   Part part = part_of(sizes, blockIdx.x);
-  const Element *picture = x + (size_t)b * sizes.pixels * sizes.channels;
+  const Element *image = x + (size_t)b * sizes.pixels * sizes.channels;
   // Sums of the distance from the first value, which lose nothing where the mean is large.
   float pivot[8], sum[8], square[8];
   int count = 0;
   for (int pixel = part.first + lane; pixel < part.end; pixel += sizes.lanes, ++count) {
-    Pack pack = *(const Pack *)(picture + (size_t)pixel * sizes.channels + c);
+    Pack pack = *(const Pack *)(image + (size_t)pixel * sizes.channels + c);
     for (int i = 0; i < 8; ++i) {
       float value = widen(pack.at[i]);
       if (count == 0) {
@@ -146,7 +146,7 @@ extern "C" __global__ void __launch_bounds__(MOST_THREADS) moments(const Element
   }
 }
 
-// Mean and 1 / standard deviation of the groups of picture `b`, from those of its splits, into
+// Mean and 1 / standard deviation of the groups of image `b`, from those of its splits, into
 // statistics_G2. Shared: scratch of 4 · blockDim.x bytes.
 static __device__ void join_moments(const float *moments, const Sizes &sizes, int b,
                                     float *statistics_G2, float *scratch) {
@@ -179,7 +179,7 @@ static __device__ void join_moments(const float *moments, const Sizes &sizes, in
 }
 
 // y = silu((x + offset - mean) / deviation · weight + beta), or without silu, of the split blockIdx.x
-// of gridDim.x of picture blockIdx.y; statistics [B, groups, 2] take mean and 1 / deviation.
+// of gridDim.x of image blockIdx.y; statistics [B, groups, 2] take mean and 1 / deviation.
 // Shared: 2 · groups + blockDim.x floats.
 extern "C" __global__ void __launch_bounds__(MOST_THREADS) normalize(const Element *x, const Element *shift, const void *bias,
                                      const void *weight, const void *beta, const float *moments,
@@ -246,9 +246,9 @@ extern "C" __global__ void __launch_bounds__(MOST_THREADS) gradient_sums(const E
     start[i] = parameter(beta, sizes.parameters_are_f32, c + i);
     total[0][i] = total[1][i] = total[2][i] = 0.0f;
   }
-  size_t picture = (size_t)b * sizes.pixels * sizes.channels + c;
+  size_t image = (size_t)b * sizes.pixels * sizes.channels + c;
   for (int pixel = part.first + lane; pixel < part.end; pixel += sizes.lanes) {
-    size_t place = picture + (size_t)pixel * sizes.channels;
+    size_t place = image + (size_t)pixel * sizes.channels;
     Pack values = *(const Pack *)(x + place), gradients = *(const Pack *)(dy + place);
     for (int i = 0; i < 8; ++i) {
       Slope at = slope(widen(values.at[i]), widen(gradients.at[i]), factor[i], addend[i], scale[i],
@@ -283,7 +283,7 @@ extern "C" __global__ void gradient_totals(const float *sums, float *totals, Siz
   totals[(size_t)b * all + place] = total;
 }
 
-// The gradient of x, and in the first block of each picture that of its offset, offset_gradient [B, C]
+// The gradient of x, and in the first block of each image that of its offset, offset_gradient [B, C]
 // (which may be null). Shared: 2 · groups floats.
 extern "C" __global__ void __launch_bounds__(MOST_THREADS) gradient(const Element *x, const Element *shift, const void *bias,
                                     const void *weight, const void *beta, const float *statistics,
@@ -318,10 +318,10 @@ extern "C" __global__ void __launch_bounds__(MOST_THREADS) gradient(const Elemen
           factor[i] * (scale[i] * total[c + i] - mean[i] * sizes.pixels -
                        along[i] * total[2 * sizes.channels + c + i]);
   }
-  size_t picture = (size_t)b * sizes.pixels * sizes.channels + c;
+  size_t image = (size_t)b * sizes.pixels * sizes.channels + c;
   for (int pixel = blockIdx.x * sizes.lanes + lane; pixel < sizes.pixels;
        pixel += gridDim.x * sizes.lanes) {
-    size_t place = picture + (size_t)pixel * sizes.channels;
+    size_t place = image + (size_t)pixel * sizes.channels;
     Pack values = *(const Pack *)(x + place), gradients = *(const Pack *)(dy + place);
     for (int i = 0; i < 8; ++i) {
       Slope at = slope(widen(values.at[i]), widen(gradients.at[i]), factor[i], addend[i], scale[i],

@@ -13,7 +13,7 @@
 // Whether something here records gradients.
 bool records(std::initializer_list<at::Tensor> tensors);
 
-// Whether normalize() and add_biased() take pictures of so many channels, of the format and on the device
+// Whether normalize() and add_biased() take images of so many channels, of the format and on the device
 // of this tensor, and gated_gelu() tensors like this one: numbers are computed eight at a time, and there
 // must be kernels for the device and the format, which are compiled at the first call.
 bool can_normalize(const at::Tensor &like, int64_t channels, int64_t groups);

@@ -1,6 +1,6 @@
-// Group normalisation on a CPU for inference, with an offset of the channels before it. A picture
+// Group normalisation on a CPU for inference, with an offset of the channels before it. An image
 // [B, H, W, C] is read twice and written once, all channels of a pixel at a time; PyTorch's kernel goes
-// through the channels of one group at a time, which for small pictures are few numbers in a row.
+// through the channels of one group at a time, which for small images are few numbers in a row.
 #include "kernels.h"
 
 #include <algorithm>
@@ -148,7 +148,7 @@ struct Parameters {
   double epsilon;
 };
 
-// y = factor · x + addend, the normalisation of x + shift for picture `b`, into sum and square.
+// y = factor · x + addend, the normalisation of x + shift for image `b`, into sum and square.
 void find_line(Moments &moments, int64_t pixels, int64_t channels, const Parameters &parameters,
                int64_t b) {
   float *mean = moments.mean.data(), *factor = moments.sum.data(), *addend = moments.square.data();
@@ -178,30 +178,30 @@ void find_line(Moments &moments, int64_t pixels, int64_t channels, const Paramet
 }
 
 template <typename Element>
-void normalize_pictures(const Element *x, Element *y, int64_t batch, int64_t pixels,
+void normalize_images(const Element *x, Element *y, int64_t batch, int64_t pixels,
                         int64_t channels, const Parameters &parameters) {
-  auto picture = pixels * channels;
-  if (batch >= at::get_num_threads() || picture <= GRAIN) {
-    auto grain = std::max<int64_t>(1, GRAIN / picture);
+  auto image = pixels * channels;
+  if (batch >= at::get_num_threads() || image <= GRAIN) {
+    auto grain = std::max<int64_t>(1, GRAIN / image);
     in_parallel(batch, grain, [&](int64_t first, int64_t end) {
       Moments moments(channels);
       for (auto b = first; b < end; ++b) {
-        find_moments(moments, x + b * picture, pixels, channels);
+        find_moments(moments, x + b * image, pixels, channels);
         find_line(moments, pixels, channels, parameters, b);
-        apply(x + b * picture, y + b * picture, pixels, channels, moments.sum.data(),
+        apply(x + b * image, y + b * image, pixels, channels, moments.sum.data(),
               moments.square.data());
       }
     });
     return;
   }
-  // Few pictures: parts of each.
+  // Few images: parts of each.
   auto parts = std::min<int64_t>(at::get_num_threads(), pixels);
   auto start = [&](int64_t part) { return pixels * part / parts; };
   std::vector<Moments> of_parts(parts, Moments(channels));
   for (int64_t b = 0; b < batch; ++b) {
     in_parallel(parts, 1, [&](int64_t first, int64_t end) {
       for (auto part = first; part < end; ++part)
-        find_moments(of_parts[part], x + b * picture + start(part) * channels,
+        find_moments(of_parts[part], x + b * image + start(part) * channels,
                      start(part + 1) - start(part), channels);
     });
     auto &all = of_parts[0];
@@ -211,7 +211,7 @@ void normalize_pictures(const Element *x, Element *y, int64_t batch, int64_t pix
     find_line(all, pixels, channels, parameters, b);
     in_parallel(parts, 1, [&](int64_t first, int64_t end) {
       for (auto part = first; part < end; ++part) {
-        auto place = b * picture + start(part) * channels;
+        auto place = b * image + start(part) * channels;
         apply(x + place, y + place, start(part + 1) - start(part), channels, all.sum.data(),
               all.square.data());
       }
@@ -246,10 +246,10 @@ at::Tensor normalize_on_cpu(const at::Tensor &x_BCHW, const std::optional<at::Te
                         groups,
                         epsilon};
   if (x.scalar_type() == at::kFloat)
-    normalize_pictures(x.const_data_ptr<float>(), y.mutable_data_ptr<float>(), batch, pixels,
+    normalize_images(x.const_data_ptr<float>(), y.mutable_data_ptr<float>(), batch, pixels,
                        channels, parameters);
   else
-    normalize_pictures(static_cast<const uint16_t *>(x.const_data_ptr()),
+    normalize_images(static_cast<const uint16_t *>(x.const_data_ptr()),
                        static_cast<uint16_t *>(y.mutable_data_ptr()), batch, pixels, channels,
                        parameters);
   if (silu)

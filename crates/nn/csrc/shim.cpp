@@ -329,10 +329,10 @@ bool nn_can_normalize(Tensor like, int64_t channels, int64_t groups, char **erro
   });
 }
 
-Tensor nn_normalize(Tensor picture, Tensor shift, Tensor bias, Tensor weight, Tensor beta,
+Tensor nn_normalize(Tensor image, Tensor shift, Tensor bias, Tensor weight, Tensor beta,
                     int64_t groups, double epsilon, bool silu, char **error) {
   return guarded(error, [&]() -> Tensor {
-    const auto &x = borrowed(picture), &factors = borrowed(weight), &addends = borrowed(beta);
+    const auto &x = borrowed(image), &factors = borrowed(weight), &addends = borrowed(beta);
     if (!x.is_cpu())
       return new at::Tensor(normalize(x, optional(shift), optional(bias), factors, addends, groups,
                                       epsilon, silu));

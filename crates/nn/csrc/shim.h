@@ -67,7 +67,7 @@ Tensor nn_conv2d_widened(Tensor input, Tensor weight, Tensor bias, int64_t strid
 // cannot tell they return false and set *error.
 bool nn_can_gate(Tensor value, char **error);
 bool nn_can_normalize(Tensor like, int64_t channels, int64_t groups, char **error);
-Tensor nn_normalize(Tensor picture, Tensor shift, Tensor bias, Tensor weight, Tensor beta,
+Tensor nn_normalize(Tensor image, Tensor shift, Tensor bias, Tensor weight, Tensor beta,
                     int64_t groups, double epsilon, bool silu, char **error);
 Tensor nn_gated_gelu(Tensor value, Tensor gate, char **error);
 Tensor nn_add_biased(Tensor stream, Tensor update, Tensor bias, char **error);

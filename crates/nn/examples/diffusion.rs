@@ -3,7 +3,7 @@
 //! `scripts/parity/diffusion_reference.py`, takes the same arguments.
 //!
 //! ```text
-//! cargo run --release -p nn --example diffusion -- COMMAND key=value...
+//! cargo run --release -p balanceddpo-nn --example diffusion -- COMMAND key=value...
 //! ```
 //!
 //! | command | `model=` | reads from `input=` | writes to `output=` |
@@ -35,7 +35,7 @@ use std::str::FromStr;
 use std::time::Instant;
 
 use nn::device::{self, Precision, inference};
-use nn::pipeline::{Picture, Pipeline, PipelineFiles, SampleRequest};
+use nn::pipeline::{Image, Pipeline, PipelineFiles, SampleRequest};
 use nn::schedule::SamplerKind;
 use nn::text::{self, TextEncoder, TextEncoderConfig};
 use nn::unet::{self, AddedConditions, UNet, UNetConfig};
@@ -276,7 +276,7 @@ impl Run {
             encoders.map(|index| take(&mut inputs, &format!("{kind}_{index}"))).collect()
         };
         let (prompt, negative) = (tokens("prompt")?, tokens("negative")?);
-        let pictures = self.time(|| {
+        let images = self.time(|| {
             let request = SampleRequest {
                 prompt: &pipeline.encode_text(&prompt)?,
                 negative: &pipeline.encode_negative(&negative, empty)?,
@@ -290,7 +290,7 @@ impl Run {
             let drawn = pipeline.sample(&request, &mut |_, _| ControlFlow::Continue(()))?;
             drawn.ok_or_else(|| "sampling was broken off".into())
         })?;
-        Ok(vec![("images".to_owned(), stack(&pictures)?)])
+        Ok(vec![("images".to_owned(), stack(&images)?)])
     }
 
     fn save(&mut self) -> Result<Named> {
@@ -349,13 +349,13 @@ fn take(inputs: &mut BTreeMap<String, Tensor>, name: &str) -> Result<Tensor> {
     inputs.remove(name).ok_or_else(|| format!("the input has no tensor {name:?}").into())
 }
 
-/// Pictures of equal size as one tensor, u8 `[B, H, W, 3]`.
-fn stack(pictures: &[Picture]) -> Result<Tensor> {
-    let parts = pictures
+/// Images of equal size as one tensor, u8 `[B, H, W, 3]`.
+fn stack(images: &[Image]) -> Result<Tensor> {
+    let parts = images
         .iter()
-        .map(|picture| {
-            let shape = [1, i64::try_from(picture.height)?, i64::try_from(picture.width)?, 3];
-            Ok(Tensor::f_from_slice(&picture.pixels)?.f_view(shape)?)
+        .map(|image| {
+            let shape = [1, i64::try_from(image.height)?, i64::try_from(image.width)?, 3];
+            Ok(Tensor::f_from_slice(&image.pixels)?.f_view(shape)?)
         })
         .collect::<Result<Vec<_>>>()?;
     Ok(Tensor::f_cat(&parts, 0)?)

@@ -2,7 +2,7 @@
 //! `scripts/parity/distilbert_parity.py`.
 //!
 //! ```text
-//! cargo run --release -p nn --example distilbert -- MODEL_FOLDER TOKENS.json LOGITS.safetensors
+//! cargo run --release -p balanceddpo-nn --example distilbert -- MODEL_FOLDER TOKENS.json LOGITS.safetensors
 //! ```
 //!
 //! The tokens are an array of arrays of ids, one for each text, without padding; the output holds

@@ -10,9 +10,9 @@
 //! - [`schedule`]: noise schedules and samplers, as diffusers computes them;
 //! - [`rng`]: noise from a seed, as Python's torch draws it.
 //!
-//! Pictures, texts, Parquet and where files come from are other crates' matters.
+//! Images, texts, Parquet and where files come from are other crates' matters.
 //!
-//! Names of tensors carry their shape: `B` batch, `C` channels, `H` height, `W` width of a picture
+//! Names of tensors carry their shape: `B` batch, `C` channels, `H` height, `W` width of an image
 //! or of a network, `L` tokens, `D` the joint embedding.
 
 #![allow(non_snake_case, reason = "names of tensors carry their shape")]

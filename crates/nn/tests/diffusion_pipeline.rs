@@ -1,4 +1,4 @@
-//! Whole pictures against diffusers' own pipelines: every solver, with guidance, a negative prompt and
+//! Whole images against diffusers' own pipelines: every solver, with guidance, a negative prompt and
 //! without. The fixtures are made by `scripts/goldens/diffusion_networks.py`.
 #![expect(clippy::unwrap_used, reason = "tests")]
 
@@ -47,7 +47,7 @@ fn request<'a>(prompt: &'a TextConditions, negative: &'a TextConditions) -> Samp
 }
 
 #[test]
-fn pictures_are_those_of_diffusers_with_every_solver() {
+fn images_are_those_of_diffusers_with_every_solver() {
     for name in ["sd", "sdxl"] {
         let pipeline = load(name);
         let expected = Weights::open(folder(name).join("expected.safetensors")).unwrap();
@@ -73,12 +73,12 @@ fn pictures_are_those_of_diffusers_with_every_solver() {
                 let all = steps + usize::from(sampler == SamplerKind::Pndm);
                 assert_eq!(calls, (1..=all).map(|done| (done, all)).collect::<Vec<_>>());
                 let key = format!("{sampler}-{steps}-{guidance:?}-{}", negative.unwrap_or("none"));
-                let pictures = expected.tensor(&key).unwrap();
-                let pictures = Vec::<u8>::try_from(pictures.flatten(0, -1)).unwrap();
+                let images = expected.tensor(&key).unwrap();
+                let images = Vec::<u8>::try_from(images.flatten(0, -1)).unwrap();
                 let size = (HEIGHT * WIDTH * 3) as usize;
-                for (picture, expected) in drawn.iter().zip(pictures.chunks(size)) {
-                    assert_eq!((picture.height, picture.width), (16, 24));
-                    let pairs = picture.pixels.iter().zip(expected);
+                for (image, expected) in drawn.iter().zip(images.chunks(size)) {
+                    assert_eq!((image.height, image.width), (16, 24));
+                    let pairs = image.pixels.iter().zip(expected);
                     let distance = pairs.map(|(one, two)| one.abs_diff(*two)).max().unwrap();
                     assert!(distance <= 1, "{name} {key}: {distance} of 255");
                 }

@@ -22,7 +22,7 @@ pub struct ScorerRecord {
     pub name: String,
     /// `clip` or `aesthetic`.
     pub kind: String,
-    /// What sees the picture.
+    /// What sees the image.
     pub image: ImageTowerRecord,
     /// What reads the caption, when something does.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -11,7 +11,7 @@ pub trait Scorer: Send {
     fn image_tower(&self) -> usize;
     /// Which text tower's features it takes; `None` when the caption is ignored.
     fn text_tower(&self) -> Option<usize>;
-    /// Scores N pictures with their captions.
+    /// Scores N images with their captions.
     ///
     /// `image_features_ND` and, where [`Scorer::text_tower`] is some, `text_features_ND` are f32 and of
     /// unit length; the result is f32 of shape `[N]` on the same device. Larger is better.

@@ -1,7 +1,7 @@
 //! All scorers of a run with what they share, and the batches that go through them.
 //!
-//! Shape legend: B pictures of a batch, T captions, N (picture, caption) combinations, D embedding,
-//! S picture side, L context length.
+//! Shape legend: B images of a batch, T captions, N (image, caption) combinations, D embedding,
+//! S image side, L context length.
 #![expect(non_snake_case, reason = "shape suffixes")]
 
 use std::cell::Cell;
@@ -99,10 +99,10 @@ impl ImagePreparation {
         Self { recipes: recipes.into() }
     }
 
-    /// Preprocesses one picture by each recipe of the set.
+    /// Preprocesses one image by each recipe of the set.
     ///
     /// # Errors
-    /// A picture that a recipe cannot take.
+    /// An image that a recipe cannot take.
     pub fn prepare(&self, image: &Image) -> Result<PreparedImage, PreprocessError> {
         let mut blocks = Vec::with_capacity(self.recipes.len());
         for recipe in self.recipes.iter() {
@@ -188,7 +188,7 @@ impl ScorerSet {
         PreparedTexts { tokens, captions: captions.len() }
     }
 
-    /// Runs every image tower over a batch of pictures.
+    /// Runs every image tower over a batch of images.
     ///
     /// On a device that runs out of memory the batch is halved and tried again, and later batches are
     /// cut to the size that fitted ([`ScorerSet::memory_limits`]); the features are the same up to
@@ -247,7 +247,7 @@ impl ScorerSet {
         Ok(Features { towers })
     }
 
-    /// Scores combinations of a picture (row of `images`) and a caption (row of `texts`).
+    /// Scores combinations of an image (row of `images`) and a caption (row of `texts`).
     ///
     /// Returns one vector per scorer, in column order, with one number per combination.
     #[must_use]
@@ -258,16 +258,16 @@ impl ScorerSet {
         combinations: &[(usize, usize)],
     ) -> Vec<Vec<f32>> {
         let device = self.compute.device;
-        let picture_N =
+        let image_N =
             Tensor::from_slice(&combinations.iter().map(|pair| pair.0 as i64).collect::<Vec<_>>());
         let caption_N =
             Tensor::from_slice(&combinations.iter().map(|pair| pair.1 as i64).collect::<Vec<_>>());
-        let (picture_N, caption_N) = (picture_N.to_device(device), caption_N.to_device(device));
+        let (image_N, caption_N) = (image_N.to_device(device), caption_N.to_device(device));
         inference(|| {
             self.scorers
                 .iter()
                 .map(|scorer| {
-                    let image_ND = images.towers[scorer.image_tower()].index_select(0, &picture_N);
+                    let image_ND = images.towers[scorer.image_tower()].index_select(0, &image_N);
                     let text_ND = scorer
                         .text_tower()
                         .map(|tower| texts.towers[tower].index_select(0, &caption_N));

@@ -9,7 +9,7 @@ use crate::grid::{Layout, Order};
 /// `evaluate grid`.
 #[derive(Debug, Clone, Args)]
 pub struct GridArguments {
-    /// The scores; pictures are found relative to their folder.
+    /// The scores; images are found relative to their folder.
     #[arg(long, value_name = "FILE.parquet")]
     pub scores: PathBuf,
     /// models: a row for each prompt, a column for each model. seeds: for each
@@ -22,7 +22,7 @@ pub struct GridArguments {
     /// Only these models, in this order.
     #[arg(long, value_name = "A,B,C", value_delimiter = ',')]
     pub models: Vec<String>,
-    /// The picture of a model that is shown: the best by a metric, by the mean
+    /// The image of a model that is shown: the best by a metric, by the mean
     /// rank over all of them, or that of the first seed.
     #[arg(long, value_name = "METRIC|all|first", default_value = "all")]
     pub choose: String,
@@ -30,14 +30,14 @@ pub struct GridArguments {
     #[arg(long, value_name = "N")]
     pub count: Option<usize>,
     /// order: as in the scores. margin:METRIC: by how much the last model is
-    /// better than the first, by the best picture of each.
+    /// better than the first, by the best image of each.
     #[arg(long, value_name = "ORDER", default_value_t = Order::Given)]
     pub sort: Order,
-    /// Side of a picture in pixels [default: the largest multiple of the
-    /// pictures' own side up to 128; for large pictures 256].
+    /// Side of an image in pixels [default: the largest multiple of the
+    /// images' own side up to 128; for large images 256].
     #[arg(long, value_name = "PIXELS")]
     pub size: Option<u32>,
-    /// The picture to write [default: grid.png beside the scores].
+    /// The image to write [default: grid.png beside the scores].
     #[arg(long, value_name = "FILE.png")]
     pub out: Option<PathBuf>,
 }

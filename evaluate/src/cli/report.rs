@@ -7,7 +7,7 @@ use clap::Args;
 /// `evaluate report`.
 #[derive(Debug, Clone, Args)]
 pub struct ReportArguments {
-    /// The scores; pictures are found relative to their folder.
+    /// The scores; images are found relative to their folder.
     #[arg(long, value_name = "FILE.parquet")]
     pub scores: PathBuf,
     /// The labels of the training, to show how their scorers agree.

@@ -29,7 +29,7 @@ pub struct RunArguments {
     /// what is needed on the disk and how long it takes, and stop.
     #[arg(long)]
     pub dry_run: bool,
-    /// Start over: remove the pictures of an earlier run of this output.
+    /// Start over: remove the images of an earlier run of this output.
     #[arg(long)]
     pub fresh: bool,
     /// What users of other programs type.

@@ -53,13 +53,13 @@ pub struct ScoreSettings {
     #[arg(long, value_name = "NAME,…", value_delimiter = ',')]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub models: Option<Vec<String>>,
-    /// Pictures made elsewhere, by a name for their model: a folder with
+    /// Images made elsewhere, by a name for their model: a folder with
     /// metadata.jsonl (file_name, prompt, seed) or PROMPT_ID/SEED.png. Repeat for
     /// more.
     #[arg(long, value_name = "NAME=DIR")]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub images: Option<Vec<ImagesSource>>,
-    /// Pictures of each prompt [default: all that were drawn].
+    /// Images of each prompt [default: all that were drawn].
     #[arg(long, value_name = "N", allow_negative_numbers = true)]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub seeds: Option<u64>,
@@ -75,7 +75,7 @@ pub struct ScoreSettings {
     #[arg(long, value_name = "NAME", conflicts_with = "limit")]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub preset: Option<Preset>,
-    /// How pictures are judged.
+    /// How images are judged.
     #[command(flatten)]
     #[serde(default)]
     pub judges: JudgeSettings,
@@ -89,7 +89,7 @@ pub struct ScoreSettings {
     pub dtype: Option<String>,
 }
 
-/// How pictures are judged, in `score` and in `run`.
+/// How images are judged, in `score` and in `run`.
 #[derive(Debug, Clone, Default, Args, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct JudgeSettings {
@@ -97,11 +97,11 @@ pub struct JudgeSettings {
     #[arg(long, value_name = "FILE.toml")]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub scorers: Option<PathBuf>,
-    /// Pictures per forward of a reward model [default: 8 on a CPU, 64 on a GPU].
+    /// Images per forward of a reward model [default: 8 on a CPU, 64 on a GPU].
     #[arg(long, value_name = "N", allow_negative_numbers = true)]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub score_batch_size: Option<usize>,
-    /// Pictures without a score that still count as success (exit code 0)
+    /// Images without a score that still count as success (exit code 0)
     /// [default: 0].
     #[arg(long, value_name = "N")]
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -1,4 +1,4 @@
-//! `evaluate grid`: scores and pictures in, a contact sheet out.
+//! `evaluate grid`: scores and images in, a contact sheet out.
 
 use std::path::Path;
 
@@ -12,7 +12,7 @@ use crate::cli::grid::GridArguments;
 use crate::grid::{self, GridConfig};
 use crate::owned;
 
-/// Sides of a picture that make sense, in pixels.
+/// Sides of an image that make sense, in pixels.
 const SIDES: std::ops::RangeInclusive<u32> = 16..=2048;
 
 /// Runs the command.

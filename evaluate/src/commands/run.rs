@@ -154,8 +154,8 @@ impl<'run> Opened<'run> {
         }
         match self.generation.run(stop)? {
             generate::End::Stopped(signal) => return Ok(Err(signal)),
-            generate::End::Done { pictures, drawn } if drawn > 0 => {
-                tracing::info!("{pictures} images, {drawn} of them new");
+            generate::End::Done { images, drawn } if drawn > 0 => {
+                tracing::info!("{images} images, {drawn} of them new");
             }
             generate::End::Done { .. } => {}
         }

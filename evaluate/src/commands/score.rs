@@ -44,9 +44,9 @@ pub(super) fn run(arguments: &ScoreArguments) -> Result<ExitStatus> {
             Ok(signal.into())
         }
         End::Done(summary) => {
-            let Summary { pictures, scored, .. } = summary;
+            let Summary { images, scored, .. } = summary;
             say(&format!(
-                "{pictures} images, {scored} of them scored now\nscores: {}\n",
+                "{images} images, {scored} of them scored now\nscores: {}\n",
                 config.out.join(score::SCORES).display()
             ))?;
             Ok(status(summary, &settings.judges, &config.out))
@@ -62,7 +62,7 @@ pub(super) fn status(summary: Summary, judges: &JudgeSettings, out: &Path) -> Ex
         tracing::warn!(
             "{} of {} images have no score of some metric; the column error of {} says why",
             summary.failed,
-            summary.pictures,
+            summary.images,
             scores.display()
         );
     }
@@ -129,7 +129,7 @@ pub(super) fn compute(device: &str, dtype: &str) -> Result<Compute> {
     Ok(Compute { device, precision })
 }
 
-/// The file of reward models, and how many pictures go through them together.
+/// The file of reward models, and how many images go through them together.
 pub(super) fn judges(judges: &JudgeSettings, compute: Compute) -> Result<(PathBuf, usize)> {
     let scorers = judges.scorers.clone();
     let scorers =

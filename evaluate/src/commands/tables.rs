@@ -62,7 +62,7 @@ fn folder(arguments: &TablesArguments) -> Result<PathBuf> {
 /// What the win rates were computed from.
 pub(super) fn metadata(scores: &[String], tables: &Tables) -> BTreeMap<String, String> {
     let manifest = json!({
-        "program": env!("CARGO_PKG_NAME"),
+        "program": "evaluate",
         "version": env!("CARGO_PKG_VERSION"),
         "scores": scores,
         "models": tables.models,

@@ -66,7 +66,7 @@ impl Agreement {
         let people = if labelled == 0 {
             String::new()
         } else {
-            format!(" People preferred one picture of {labelled} pairs.")
+            format!(" People preferred one image of {labelled} pairs.")
         };
         format!(
             "Share in % of {} training pairs on which two scorers vote alike. 50 is what tossing \
@@ -143,7 +143,7 @@ mod tests {
         let expected = [[one, Some(0.75), half], [Some(0.75), one, one], [half, one, one]];
         assert_eq!(matrix.values, expected.map(|row| row.to_vec()));
         assert!(agreement.caption().contains("of 4 training pairs"));
-        assert!(agreement.caption().contains("one picture of 2 pairs"));
+        assert!(agreement.caption().contains("one image of 2 pairs"));
     }
 
     #[test]

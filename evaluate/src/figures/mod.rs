@@ -230,7 +230,7 @@ impl<'a> Drawing<'a> {
             "Share of prompts on which the first model's best of {} scores higher; ties count one \
              half. Bars are 95\u{a0}% Wilson intervals; a filled marker differs from 50\u{a0}% after Holm's \
              correction.{}",
-            count(seeds, "picture"),
+            count(seeds, "image"),
             self.left_out()
         );
         let svg = forest::draw(self.renderer, &title, &caption, &self.scored.metrics, &groups)?;
@@ -279,7 +279,7 @@ impl<'a> Drawing<'a> {
         Ok(figures)
     }
 
-    /// A matrix for each pair: the metric that chose the pictures against the one that judges them.
+    /// A matrix for each pair: the metric that chose the images against the one that judges them.
     fn cross_selection(&self, set: Option<&'a str>) -> Result<Option<Figure>, FigureError> {
         let Some(set) = set else { return Ok(None) };
         let metrics = &self.scored.metrics;
@@ -314,10 +314,11 @@ impl<'a> Drawing<'a> {
         let matrices: Vec<Matrix> =
             self.pairs().into_iter().take(MOST_DETAILED_PAIRS).map(matrix).collect();
         let title = format!("Chosen by one metric, judged by another, on {}", set_name(set));
-        let caption = "Win rate in % of the first model where the row's metric chooses each model's \
-                       picture and the column's metric judges the two. A win that only the choosing \
-                       metric sees (the diagonal) is no better picture."
-            .to_owned();
+        let caption =
+            "Win rate in % of the first model where the row's metric chooses each model's \
+                       image and the column's metric judges the two. A win that only the choosing \
+                       metric sees (the diagonal) is no better image."
+                .to_owned();
         let axes = ["judged by", "chosen by"];
         let svg = heatmap::draw(self.renderer, &title, &caption, axes, &matrices)?;
         let name = "cross-selection".to_owned();
@@ -326,7 +327,7 @@ impl<'a> Drawing<'a> {
 
     /// Distributions of all scores, by metric and model.
     fn scores(&self) -> Result<Option<Figure>, FigureError> {
-        let title = "Scores of all pictures".to_owned();
+        let title = "Scores of all images".to_owned();
         let caption = "Each shape is the histogram of one model's scores; the bar below spans the \
                        middle half of them, the tick is the median, and the number says it."
             .to_owned();

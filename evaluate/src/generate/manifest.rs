@@ -1,5 +1,5 @@
-//! What the pictures of a folder depend on. A folder may grow by models, prompts and seeds; all else
-//! is the same for every picture in it.
+//! What the images of a folder depend on. A folder may grow by models, prompts and seeds; all else
+//! is the same for every image in it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -16,7 +16,7 @@ use crate::prompts::Prompt;
 /// `manifest.json` of an output folder. No time, no host, no absolute path.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Manifest {
-    /// The program that drew the pictures.
+    /// The program that drew the images.
     pub program: String,
     /// Its version.
     pub version: String,
@@ -57,7 +57,7 @@ impl Manifest {
         }
     }
 
-    /// The manifest of an output folder, if pictures were drawn there.
+    /// The manifest of an output folder, if images were drawn there.
     ///
     /// # Errors
     /// A manifest that cannot be read, or is another program's.
@@ -73,7 +73,7 @@ impl Manifest {
         let text = std::fs::read_to_string(file)
             .with_context(|| format!("{}: cannot be read", file.display()))?;
         let manifest: Self = serde_json::from_str(&text).with_context(|| {
-            format!("{}: expected the manifest of generated pictures; {hint}", file.display())
+            format!("{}: expected the manifest of generated images; {hint}", file.display())
         })?;
         if manifest.program != PROGRAM {
             bail!("{}: written by {:?}; {hint}", file.display(), manifest.program);

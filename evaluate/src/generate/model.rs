@@ -19,7 +19,7 @@ use super::Config;
 
 /// A name must serve as a folder's name on every system.
 const LONGEST_NAME: usize = 100;
-/// Pictures wider or higher than this are a slip of the finger.
+/// Images wider or higher than this are a slip of the finger.
 const LARGEST_SIDE: i64 = 16_384;
 const FORM: &str = "expected NAME=DIR or NAME=DIR,unet=DIR";
 
@@ -90,7 +90,7 @@ impl From<ModelSource> for String {
     }
 }
 
-/// Height and width of a picture in pixels: `512`, or `512x768`.
+/// Height and width of an image in pixels: `512`, or `512x768`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct Size {
@@ -139,7 +139,7 @@ impl From<Size> for String {
     }
 }
 
-/// What a model's pictures depend on beside prompt and seed. No path, no time.
+/// What a model's images depend on beside prompt and seed. No path, no time.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ModelRecord {
     /// The pipeline's class in diffusers.
@@ -152,7 +152,7 @@ pub struct ModelRecord {
     pub scheduler: SamplerKind,
     /// How far to go beyond the prompt's prediction.
     pub guidance: f64,
-    /// Height and width of the pictures.
+    /// Height and width of the images.
     pub size: Size,
     /// The hub's commit that the pipeline is of, where it came from a hub.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -197,7 +197,7 @@ impl Model {
 
     fn open(source: &ModelSource, found: &FoundPipeline, config: &Config) -> Result<Self> {
         let FetchedPipeline { files, revision, unet_revision, .. } = found.fetch()?;
-        let size = picture_size(&files, config.size)?;
+        let size = image_size(&files, config.size)?;
         let (scheduler, calls) = scheduler(&files, config)?;
         let tokenizers = tokenizers(&files)?;
         let parts = parts(&files, &tokenizers)?;
@@ -226,7 +226,7 @@ impl Model {
 }
 
 /// The size asked for, or the one the UNet was made for.
-fn picture_size(files: &PipelineFiles, asked: Option<Size>) -> Result<Size> {
+fn image_size(files: &PipelineFiles, asked: Option<Size>) -> Result<Size> {
     let factor = VaeConfig::read(&files.vae.config)?.downscale();
     let Some(size) = asked else {
         let latents = files.unet_config()?.sample_size;

@@ -1,4 +1,4 @@
-//! The networks of one model at work: from jobs to pictures.
+//! The networks of one model at work: from jobs to images.
 
 use std::collections::HashMap;
 use std::ops::ControlFlow;
@@ -7,7 +7,7 @@ use std::time::Instant;
 use anyhow::{Context as _, Result};
 use media::text::Tokenizer as _;
 use nn::NetworkError;
-use nn::pipeline::{Picture, Pipeline, SampleRequest, TextConditions};
+use nn::pipeline::{Image, Pipeline, SampleRequest, TextConditions};
 use tch::Tensor;
 
 use super::model::Model;
@@ -39,13 +39,13 @@ impl<'run> Painter<'run> {
         Ok(Self { model, config, pipeline, negative, texts: HashMap::new() })
     }
 
-    /// Draws the pictures of `jobs` together; none where `progress` breaks. `progress` is told after
+    /// Draws the images of `jobs` together; none where `progress` breaks. `progress` is told after
     /// each call of the UNet how many are done, and of how many.
     pub(super) fn draw(
         &mut self,
         jobs: &[Job<'_>],
         progress: &mut dyn FnMut(usize, usize) -> ControlFlow<()>,
-    ) -> Result<Option<Vec<Picture>>> {
+    ) -> Result<Option<Vec<Image>>> {
         self.draw_together(jobs, progress).map_err(|error| {
             let hint = match error.downcast_ref::<NetworkError>() {
                 Some(error) if error.is_out_of_memory() && jobs.len() > 1 => {
@@ -56,7 +56,7 @@ impl<'run> Painter<'run> {
             };
             let first = jobs.first().map(|job| format!(" from prompt {}", job.prompt.id));
             let [name, first] = [self.model.name.as_str(), first.as_deref().unwrap_or_default()];
-            error.context(format!("model {name}: cannot draw {} pictures{first}{hint}", jobs.len()))
+            error.context(format!("model {name}: cannot draw {} images{first}{hint}", jobs.len()))
         })
     }
 
@@ -84,7 +84,7 @@ impl<'run> Painter<'run> {
         &mut self,
         jobs: &[Job<'_>],
         progress: &mut dyn FnMut(usize, usize) -> ControlFlow<()>,
-    ) -> Result<Option<Vec<Picture>>> {
+    ) -> Result<Option<Vec<Image>>> {
         self.texts.retain(|id, _| jobs.iter().any(|job| job.prompt.id == *id));
         for job in jobs {
             if !self.texts.contains_key(&job.prompt.id) {

@@ -5,15 +5,15 @@ use std::collections::{BTreeSet, HashSet};
 use std::ops::ControlFlow;
 
 use anyhow::Result;
-use nn::pipeline::Picture;
+use nn::pipeline::Image;
 use rayon::prelude::*;
 use runkit::logging::escape_for_terminal;
 use runkit::progress::Progress;
 use runkit::signals::{Signal, StopFlag};
 
+use super::image::{self, Recipe};
 use super::model::Model;
 use super::painter::Painter;
-use super::picture::{self, Recipe};
 use super::{Config, Job, PROGRAM, VERSION};
 
 /// Progress in denoising steps of images, so that the time left is known within a batch.
@@ -73,7 +73,7 @@ impl<'run> Work<'run> {
             .chunks(batch_size)
             .map(|batch| {
                 let absent =
-                    |job: &Job<'_>| config.fresh || !config.picture_path(model, job).is_file();
+                    |job: &Job<'_>| config.fresh || !config.image_path(model, job).is_file();
                 (batch, batch.iter().map(absent).collect::<Vec<bool>>())
             })
             .filter(|(_, missing)| missing.contains(&true))
@@ -102,10 +102,10 @@ impl<'run> Work<'run> {
                     None => ControlFlow::Continue(()),
                 }
             })?;
-            let Some(pictures) = drawn else { return Ok(stop.requested()) };
-            let fresh: Vec<(&Job<'_>, &Picture)> = batch
+            let Some(images) = drawn else { return Ok(stop.requested()) };
+            let fresh: Vec<(&Job<'_>, &Image)> = batch
                 .iter()
-                .zip(&pictures)
+                .zip(&images)
                 .zip(missing)
                 .filter(|(_, missing)| **missing)
                 .map(|(pair, _)| pair)
@@ -119,7 +119,7 @@ impl<'run> Work<'run> {
         Ok(None)
     }
 
-    fn write(&self, fresh: &[(&Job<'_>, &Picture)], config: &Config) -> Result<()> {
+    fn write(&self, fresh: &[(&Job<'_>, &Image)], config: &Config) -> Result<()> {
         let mut folders = HashSet::new();
         for (job, _) in fresh {
             if folders.insert(&job.prompt.id) {
@@ -130,7 +130,7 @@ impl<'run> Work<'run> {
         }
         let record = &self.model.record;
         let dtype = config.precision.to_string();
-        fresh.par_iter().try_for_each(|(job, picture)| {
+        fresh.par_iter().try_for_each(|(job, image)| {
             let recipe = Recipe {
                 prompt: &job.prompt.text,
                 negative: config.negative.as_deref(),
@@ -146,8 +146,8 @@ impl<'run> Work<'run> {
                 program: PROGRAM,
                 version: VERSION,
             };
-            let bytes = picture::encode(picture, &recipe)?;
-            picture::write(&config.picture_path(self.model, job), &bytes)
+            let bytes = image::encode(image, &recipe)?;
+            image::write(&config.image_path(self.model, job), &bytes)
         })
     }
 }

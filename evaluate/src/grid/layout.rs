@@ -2,13 +2,13 @@
 
 use serde::Serialize;
 
-use super::{Captions, LARGE_SIDE, Pictures, SMALL_SIDE};
+use super::{Captions, LARGE_SIDE, SMALL_SIDE, Thumbnails};
 use crate::bitmap::Bitmap;
 use crate::render::text::{Ruler, Weight, clean};
 use crate::render::{RenderError, Renderer};
-use crate::scored::{Choice, Scored, ScoredPicture, ScoredPrompt};
+use crate::scored::{Choice, Scored, ScoredImage, ScoredPrompt};
 
-/// Space around the sheet and between pictures, in pixels.
+/// Space around the sheet and between images, in pixels.
 const MARGIN: u32 = 14;
 const GAP: u32 = 10;
 /// The width of the words before each row.
@@ -18,10 +18,10 @@ const HEADING: f32 = 13.0;
 const TEXT: f32 = 12.0;
 const CAPTION: f32 = 11.0;
 const LINE: u32 = 15;
-/// Lines of a prompt above the pictures of all seeds.
+/// Lines of a prompt above the images of all seeds.
 const TITLE_LINES: usize = 3;
 
-/// A table of pictures.
+/// A table of images.
 pub(super) struct Block {
     /// What stands above it.
     title: String,
@@ -31,8 +31,8 @@ pub(super) struct Block {
 
 struct Row {
     head: String,
-    /// For each column the picture and its caption; nothing where there is none.
-    pictures: Vec<Option<Shown>>,
+    /// For each column the image and its caption; nothing where there is none.
+    images: Vec<Option<Shown>>,
 }
 
 struct Shown {
@@ -51,7 +51,7 @@ impl Block {
     ) -> Self {
         let row = |prompt: &&ScoredPrompt<'_>| Row {
             head: prompt.text.to_owned(),
-            pictures: models
+            images: models
                 .iter()
                 .map(|&model| Some(shown(prompt.chosen(model, choice)?, captions)))
                 .collect(),
@@ -70,19 +70,17 @@ impl Block {
         models: &[usize],
         captions: &Captions,
     ) -> Self {
-        let pictures = |model: usize| prompt.pictures[model].iter();
+        let images = |model: usize| prompt.images[model].iter();
         let mut seeds: Vec<i64> =
-            models.iter().flat_map(|&model| pictures(model)).map(|picture| picture.seed).collect();
+            models.iter().flat_map(|&model| images(model)).map(|image| image.seed).collect();
         seeds.sort_unstable();
         seeds.dedup();
         let of_seed = |model: usize, seed: &i64| {
-            pictures(model)
-                .find(|picture| picture.seed == *seed)
-                .map(|picture| shown(picture, captions))
+            images(model).find(|image| image.seed == *seed).map(|image| shown(image, captions))
         };
         let row = |&model: &usize| Row {
             head: scored.models[model].to_owned(),
-            pictures: seeds.iter().map(|seed| of_seed(model, seed)).collect(),
+            images: seeds.iter().map(|seed| of_seed(model, seed)).collect(),
         };
         Self {
             title: prompt.text.to_owned(),
@@ -92,8 +90,8 @@ impl Block {
     }
 }
 
-fn shown(picture: &ScoredPicture<'_>, captions: &Captions) -> Shown {
-    Shown { image: picture.image.to_owned(), caption: captions.of(&picture.scores) }
+fn shown(image: &ScoredImage<'_>, captions: &Captions) -> Shown {
+    Shown { image: image.image.to_owned(), caption: captions.of(&image.scores) }
 }
 
 /// A sheet with everything in its place.
@@ -129,12 +127,12 @@ struct Frame {
 struct Pasted {
     x: u32,
     y: u32,
-    picture: Bitmap,
+    image: Bitmap,
 }
 
 impl Sheet {
-    /// Lays out blocks one below the other, with pictures of `side` pixels.
-    pub(super) fn new(blocks: Vec<Block>, pictures: &Pictures, side: Option<u32>) -> Self {
+    /// Lays out blocks one below the other, with images of `side` pixels.
+    pub(super) fn new(blocks: Vec<Block>, images: &Thumbnails, side: Option<u32>) -> Self {
         let mut sheet = Self {
             width: 0,
             height: MARGIN,
@@ -142,15 +140,15 @@ impl Sheet {
             frames: Vec::new(),
             pasted: Vec::new(),
         };
-        let side = side.unwrap_or_else(|| usual_side(&blocks, pictures));
+        let side = side.unwrap_or_else(|| usual_side(&blocks, images));
         for block in blocks {
-            sheet.add(block, pictures, side);
+            sheet.add(block, images, side);
         }
         sheet.height += MARGIN - GAP.min(MARGIN);
         sheet
     }
 
-    fn add(&mut self, block: Block, pictures: &Pictures, side: u32) {
+    fn add(&mut self, block: Block, images: &Thumbnails, side: u32) {
         let left = MARGIN + HEADS + GAP;
         let columns = block.columns.len() as u32;
         self.width =
@@ -171,11 +169,11 @@ impl Sheet {
         }
         self.height = heads + LINE + 6;
         for row in block.rows {
-            self.add_row(row, pictures, left, side);
+            self.add_row(row, images, left, side);
         }
     }
 
-    fn add_row(&mut self, row: Row, pictures: &Pictures, left: u32, side: u32) {
+    fn add_row(&mut self, row: Row, images: &Thumbnails, left: u32, side: u32) {
         let top = self.height;
         let lines = (side / LINE).max(1) as usize;
         let head = Ruler::new(Weight::Regular, TEXT).wrap(&clean(&row.head), HEADS as f32, lines);
@@ -184,16 +182,16 @@ impl Sheet {
         }
         let mut bottom = self.height.max(top + side);
         let small = Ruler::new(Weight::Regular, CAPTION);
-        for (column, shown) in row.pictures.into_iter().enumerate() {
+        for (column, shown) in row.images.into_iter().enumerate() {
             let x = left + column as u32 * (side + GAP);
-            let picture = shown.as_ref().map_or(Err("no picture"), |shown| {
-                pictures.read(&shown.image).map(|picture| picture.fitted(side))
+            let image = shown.as_ref().map_or(Err("no image"), |shown| {
+                images.read(&shown.image).map(|image| image.fitted(side))
             });
-            match picture {
-                Ok(picture) => self.pasted.push(Pasted {
-                    x: x + side.saturating_sub(picture.width) / 2,
-                    y: top + side.saturating_sub(picture.height) / 2,
-                    picture,
+            match image {
+                Ok(image) => self.pasted.push(Pasted {
+                    x: x + side.saturating_sub(image.width) / 2,
+                    y: top + side.saturating_sub(image.height) / 2,
+                    image,
                 }),
                 Err(label) => self.frames.push(Frame { x, y: top, side, label }),
             }
@@ -215,11 +213,11 @@ impl Sheet {
         self.height += LINE;
     }
 
-    /// The sheet as pixels: words and frames, and the pictures laid over.
+    /// The sheet as pixels: words and frames, and the images laid over.
     pub(super) fn draw(&self, renderer: &Renderer) -> Result<Bitmap, RenderError> {
         let mut drawn = renderer.pixels(&renderer.fill("sheet.svg", self)?, 1.0)?;
         for pasted in &self.pasted {
-            drawn.paste(&pasted.picture, pasted.x, pasted.y);
+            drawn.paste(&pasted.image, pasted.x, pasted.y);
         }
         Ok(drawn)
     }
@@ -234,14 +232,14 @@ fn even_lines(ruler: &Ruler, caption: &str, width: f32, lines: usize) -> Vec<Str
     if even.iter().all(|line| ruler.width(line) <= width) { even } else { wrapped }
 }
 
-/// The side that suits the first picture that can be read: small pictures are enlarged by the largest
+/// The side that suits the first image that can be read: small images are enlarged by the largest
 /// whole factor, large ones shrunk.
-fn usual_side(blocks: &[Block], pictures: &Pictures) -> u32 {
-    let images = blocks.iter().flat_map(|block| &block.rows).flat_map(|row| &row.pictures);
+fn usual_side(blocks: &[Block], images: &Thumbnails) -> u32 {
+    let shown = blocks.iter().flat_map(|block| &block.rows).flat_map(|row| &row.images);
     let first =
-        images.flatten().find_map(|shown| Bitmap::read(&pictures.folder.join(&shown.image)).ok());
-    first.map_or(SMALL_SIDE, |picture| {
-        let longest = picture.width.max(picture.height);
+        shown.flatten().find_map(|shown| Bitmap::read(&images.folder.join(&shown.image)).ok());
+    first.map_or(SMALL_SIDE, |image| {
+        let longest = image.width.max(image.height);
         if longest <= SMALL_SIDE { SMALL_SIDE / longest * longest } else { longest.min(LARGE_SIDE) }
     })
 }

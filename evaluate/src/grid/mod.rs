@@ -1,5 +1,5 @@
-//! Contact sheets in the paper's layouts: pictures of several models beside each other, or the
-//! pictures of one prompt for every seed, with the scores beneath.
+//! Contact sheets in the paper's layouts: images of several models beside each other, or the
+//! images of one prompt for every seed, with the scores beneath.
 
 mod layout;
 
@@ -12,9 +12,9 @@ use crate::bitmap::Bitmap;
 use crate::render::{RenderError, Renderer};
 use crate::scored::{Choice, Scored, ScoredPrompt, letters};
 
-/// Small pictures are enlarged to at most this side, in pixels.
+/// Small images are enlarged to at most this side, in pixels.
 const SMALL_SIDE: u32 = 128;
-/// Large pictures are shrunk to this side.
+/// Large images are shrunk to this side.
 const LARGE_SIDE: u32 = 256;
 /// Prompts of a sheet, unless said otherwise.
 const PROMPTS: usize = 8;
@@ -22,7 +22,7 @@ const PROMPTS: usize = 8;
 /// What stands beside each other.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum Layout {
-    /// A row for each prompt, a column for each model, of each the chosen picture.
+    /// A row for each prompt, a column for each model, of each the chosen image.
     Models,
     /// A row for each model, a column for each seed, for one prompt or more.
     Seeds,
@@ -74,7 +74,7 @@ pub struct GridConfig {
     pub count: Option<usize>,
     /// The order of the prompts.
     pub sort: Order,
-    /// The side of a picture in pixels; chosen by the size of the pictures where it is not given.
+    /// The side of an image in pixels; chosen by the size of the images where it is not given.
     pub side: Option<u32>,
 }
 
@@ -82,7 +82,7 @@ pub struct GridConfig {
 #[derive(Debug, thiserror::Error)]
 pub enum GridError {
     /// No scores.
-    #[error("the scores are empty; hint: run `evaluate score` on some pictures first")]
+    #[error("the scores are empty; hint: run `evaluate score` on some images first")]
     Empty,
     /// A model, metric or prompt that is not among the scores.
     #[error("no {what} {name:?} among the scores; hint: {known}")]
@@ -99,7 +99,7 @@ pub enum GridError {
     Render(#[from] RenderError),
 }
 
-/// Draws a sheet. `folder` is that of the scores, which pictures are relative to. A picture that is
+/// Draws a sheet. `folder` is that of the scores, which images are relative to. An image that is
 /// not there or cannot be read is an empty frame that says so.
 ///
 /// # Errors
@@ -127,8 +127,8 @@ pub fn draw(rows: &[ScoreRow], folder: &Path, config: &GridConfig) -> Result<Bit
             .map(|prompt| layout::Block::of_seeds(&scored, prompt, &models, &captions))
             .collect(),
     };
-    let pictures = Pictures { folder: folder.to_owned() };
-    let sheet = layout::Sheet::new(cells, &pictures, config.side);
+    let images = Thumbnails { folder: folder.to_owned() };
+    let sheet = layout::Sheet::new(cells, &images, config.side);
     Ok(sheet.draw(&Renderer::new()?)?)
 }
 
@@ -198,7 +198,7 @@ fn prompts<'a>(
     Ok(prompts)
 }
 
-/// Makes the captions below pictures.
+/// Makes the captions below images.
 struct Captions {
     letters: Vec<String>,
 }
@@ -216,13 +216,13 @@ impl Captions {
     }
 }
 
-/// Reads pictures.
-struct Pictures {
+/// Reads images.
+struct Thumbnails {
     folder: PathBuf,
 }
 
-impl Pictures {
-    /// The picture, or what the frame says in its place.
+impl Thumbnails {
+    /// The image, or what the frame says in its place.
     fn read(&self, image: &str) -> Result<Bitmap, &'static str> {
         let path = self.folder.join(image);
         Bitmap::read(&path).map_err(|error| {

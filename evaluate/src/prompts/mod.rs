@@ -259,7 +259,7 @@ mod tests {
         let prompts = of_files(&[&one, &two], Some(1)).unwrap();
         assert_eq!(texts(&prompts), ["a", "a"]);
         assert_eq!((&*prompts[0].set, &*prompts[1].set), ("one", "two"));
-        assert_eq!(prompts[0].id, prompts[1].id, "same row, same text: the same picture");
+        assert_eq!(prompts[0].id, prompts[1].id, "same row, same text: the same image");
         let error = of_files(&[&one, &three], None).unwrap_err();
         assert!(error.contains("\"one\" is given twice"), "{error}");
         for absent in ["absent.txt", "absent.Parquet", "absent.tsv", "absent.JSON"] {

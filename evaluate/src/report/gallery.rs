@@ -1,4 +1,4 @@
-//! The gallery: which prompts and pictures it shows, and the data that the page's script reads.
+//! The gallery: which prompts and images it shows, and the data that the page's script reads.
 
 use std::collections::{BTreeSet, HashMap};
 use std::path::Path;
@@ -9,19 +9,19 @@ use rayon::iter::{IntoParallelRefIterator as _, ParallelIterator as _};
 use serde::Serialize;
 
 use crate::bitmap::Bitmap;
-use crate::scored::{Choice, Scored, ScoredPicture, letters};
+use crate::scored::{Choice, Scored, ScoredImage, letters};
 
 /// At most so many prompts.
 const MOST_PROMPTS: usize = 200;
-/// At most so many pictures, so that a report of large pictures is made in seconds.
-const MOST_PICTURES: usize = 4000;
-/// At most so many bytes of pictures, as text.
+/// At most so many images, so that a report of large images is made in seconds.
+const MOST_IMAGES: usize = 4000;
+/// At most so many bytes of images, as text.
 const MOST_BYTES: usize = 10 << 20;
 /// The side of a thumbnail, in pixels.
 const SIDE: u32 = 128;
-/// Pictures below this side are shown with every pixel as a square, and keep their colours.
+/// Images below this side are shown with every pixel as a square, and keep their colours.
 const SMALL_SIDE: u32 = 96;
-/// The quality of JPEG, of 100: small pictures have no pixel to lose.
+/// The quality of JPEG, of 100: small images have no pixel to lose.
 const SMALL_QUALITY: u8 = 92;
 const LARGE_QUALITY: u8 = 82;
 
@@ -34,7 +34,7 @@ pub(super) struct Gallery<'a> {
     letters: Vec<String>,
     sets: &'a [&'a str],
     categories: Vec<&'a str>,
-    /// By what the shown picture can be chosen: `null` for the mean rank, else the place of a metric.
+    /// By what the shown image can be chosen: `null` for the mean rank, else the place of a metric.
     choices: Vec<Option<usize>>,
     prompts: Vec<Card<'a>>,
     /// JPEG in base64.
@@ -50,40 +50,40 @@ struct Card<'a> {
     models: Vec<Column>,
 }
 
-/// A model's pictures of a prompt.
+/// A model's images of a prompt.
 #[derive(Debug, Serialize)]
 struct Column {
     /// For each metric the best score.
     best: Vec<Option<f32>>,
-    /// For each choice the place in `pictures`.
+    /// For each choice the place in `images`.
     chosen: Vec<Option<usize>>,
-    pictures: Vec<Shown>,
+    images: Vec<Shown>,
 }
 
 #[derive(Debug, Serialize)]
 struct Shown {
     seed: i64,
     scores: Vec<Option<f32>>,
-    /// The place of the thumbnail; nothing where the picture cannot be read.
+    /// The place of the thumbnail; nothing where the image cannot be read.
     thumbnail: Option<usize>,
     small: bool,
 }
 
-/// A picture by the places of its prompt and model, and its seed.
+/// An image by the places of its prompt and model, and its seed.
 type Key = (usize, usize, i64);
 type Thumbnails = HashMap<Key, Option<Thumbnail>>;
 
-/// A picture in base64.
+/// An image in base64.
 struct Thumbnail {
     data: String,
     small: bool,
 }
 
 impl<'a> Gallery<'a> {
-    /// Chooses prompts and pictures and reads them; `folder` is that of the scores.
+    /// Chooses prompts and images and reads them; `folder` is that of the scores.
     pub(super) fn new(scored: &'a Scored<'a>, folder: &Path) -> Self {
         let models = scored.models.len().max(1);
-        let limit = MOST_PROMPTS.min((MOST_PICTURES / models).max(1));
+        let limit = MOST_PROMPTS.min((MOST_IMAGES / models).max(1));
         let mut prompts = choose_prompts(scored, limit);
         let mut choices = vec![None];
         let mut wanted = keys(scored, &prompts, &choices);
@@ -98,7 +98,7 @@ impl<'a> Gallery<'a> {
         for metric in 0..scored.metrics.len() {
             choices.push(Some(metric));
             let more = keys(scored, &prompts, &choices);
-            if more.len() > MOST_PICTURES || more.len() * each > MOST_BYTES {
+            if more.len() > MOST_IMAGES || more.len() * each > MOST_BYTES {
                 choices.pop();
                 break;
             }
@@ -156,27 +156,27 @@ impl<'a> Gallery<'a> {
         thumbnails: &mut Thumbnails,
     ) -> Column {
         let prompt = &scored.prompts[place];
-        let mut pictures: Vec<Shown> = Vec::new();
+        let mut images: Vec<Shown> = Vec::new();
         let mut chosen = Vec::new();
         for &choice in &self.choices {
-            let picture = prompt.chosen(model, as_choice(choice));
-            chosen.push(picture.map(|picture| {
-                let known = pictures.iter().position(|shown| shown.seed == picture.seed);
+            let image = prompt.chosen(model, as_choice(choice));
+            chosen.push(image.map(|image| {
+                let known = images.iter().position(|shown| shown.seed == image.seed);
                 known.unwrap_or_else(|| {
-                    let read = thumbnails.remove(&(place, model, picture.seed)).flatten();
+                    let read = thumbnails.remove(&(place, model, image.seed)).flatten();
                     let small = read.as_ref().is_some_and(|read| read.small);
                     let thumbnail = read.map(|read| {
                         self.thumbnails.push(read.data);
                         self.thumbnails.len() - 1
                     });
-                    let scores = picture.scores.clone();
-                    pictures.push(Shown { seed: picture.seed, scores, thumbnail, small });
-                    pictures.len() - 1
+                    let scores = image.scores.clone();
+                    images.push(Shown { seed: image.seed, scores, thumbnail, small });
+                    images.len() - 1
                 })
             }));
         }
         let best = (0..scored.metrics.len()).map(|metric| prompt.best(model, metric)).collect();
-        Column { best, chosen, pictures }
+        Column { best, chosen, images }
     }
 
     /// How many prompts are shown.
@@ -235,21 +235,21 @@ fn choose_prompts(scored: &Scored<'_>, limit: usize) -> Vec<usize> {
     chosen
 }
 
-/// The pictures that these prompts and choices show.
+/// The images that these prompts and choices show.
 fn keys(scored: &Scored<'_>, prompts: &[usize], choices: &[Option<usize>]) -> BTreeSet<Key> {
     let mut keys = BTreeSet::new();
     for &place in prompts {
         for model in 0..scored.models.len() {
-            let pictures = choices
+            let images = choices
                 .iter()
                 .filter_map(|choice| scored.prompts[place].chosen(model, as_choice(*choice)));
-            keys.extend(pictures.map(|picture| (place, model, picture.seed)));
+            keys.extend(images.map(|image| (place, model, image.seed)));
         }
     }
     keys
 }
 
-/// Reads and shrinks the pictures that are not there yet, on all cores.
+/// Reads and shrinks the images that are not there yet, on all cores.
 fn read(
     scored: &Scored<'_>,
     folder: &Path,
@@ -259,30 +259,30 @@ fn read(
     let missing: Vec<&Key> = wanted.iter().filter(|key| !there.contains_key(key)).collect();
     let thumbnail = |key: &&Key| {
         let (place, model, seed) = **key;
-        let pictures = scored.prompts[place].pictures[model].iter();
-        let read = pictures
+        let images = scored.prompts[place].images[model].iter();
+        let read = images
             .clone()
-            .find(|picture| picture.seed == seed)
-            .and_then(|picture| read_one(picture, folder));
+            .find(|image| image.seed == seed)
+            .and_then(|image| read_one(image, folder));
         (**key, read)
     };
     missing.par_iter().map(thumbnail).collect()
 }
 
-fn read_one(picture: &ScoredPicture<'_>, folder: &Path) -> Option<Thumbnail> {
-    let picture = match Bitmap::read(&folder.join(picture.image)) {
-        Ok(picture) => picture,
+fn read_one(image: &ScoredImage<'_>, folder: &Path) -> Option<Thumbnail> {
+    let image = match Bitmap::read(&folder.join(image.image)) {
+        Ok(image) => image,
         Err(error) => {
             let shown = runkit::logging::escape_for_terminal(&error.to_string()).into_owned();
-            tracing::warn!("the gallery lacks a picture: {shown}");
+            tracing::warn!("the gallery lacks an image: {shown}");
             return None;
         }
     };
-    // A page enlarges small pictures itself.
-    let small = picture.width.max(picture.height) <= SMALL_SIDE;
-    let (picture, quality) =
-        if small { (picture, SMALL_QUALITY) } else { (picture.fitted(SIDE), LARGE_QUALITY) };
-    Some(Thumbnail { data: BASE64.encode(picture.jpeg(quality)?), small })
+    // A page enlarges small images itself.
+    let small = image.width.max(image.height) <= SMALL_SIDE;
+    let (image, quality) =
+        if small { (image, SMALL_QUALITY) } else { (image.fitted(SIDE), LARGE_QUALITY) };
+    Some(Thumbnail { data: BASE64.encode(image.jpeg(quality)?), small })
 }
 
 #[cfg(test)]
@@ -343,6 +343,6 @@ mod tests {
         assert_eq!(value["prompts"][2]["text"], "</script><b>2");
         let column = &value["prompts"][2]["models"][1];
         assert_eq!(column["best"][0], 14.0);
-        assert_eq!(column["pictures"][0]["thumbnail"], serde_json::Value::Null);
+        assert_eq!(column["images"][0]["thumbnail"], serde_json::Value::Null);
     }
 }

@@ -36,7 +36,7 @@ pub const FIGURE_PIXELS: u32 = 1800;
 /// What a report is made of.
 #[derive(Debug, Clone, Copy)]
 pub struct ReportInputs<'a> {
-    /// The folder of `scores.parquet`, which pictures are relative to.
+    /// The folder of `scores.parquet`, which images are relative to.
     pub folder: &'a Path,
     /// All scores.
     pub scores: &'a [ScoreRow],
@@ -50,7 +50,7 @@ pub struct ReportInputs<'a> {
     pub labels: Option<&'a Path>,
     /// What everything was computed from.
     pub manifest: &'a serde_json::Value,
-    /// Prompts that were left out before any picture was drawn.
+    /// Prompts that were left out before any image was drawn.
     pub dropped: &'a [DroppedPrompt],
 }
 
@@ -97,7 +97,7 @@ struct Page<'a> {
     sets: &'a [&'a str],
     prompts: usize,
     seeds: usize,
-    pictures: usize,
+    images: usize,
     failed: usize,
     tables: Vec<view::SetView<'a>>,
     figures: &'a Figures,
@@ -112,7 +112,7 @@ struct Page<'a> {
 
 /// Writes `report.html` and `figures/*.png` below `out`, and returns where the page is.
 ///
-/// Pictures that cannot be read are said to be missing in the gallery.
+/// Images that cannot be read are said to be missing in the gallery.
 ///
 /// # Errors
 /// When the labels cannot be read, a drawing fails or a file cannot be written.
@@ -129,7 +129,7 @@ pub fn write(inputs: &ReportInputs<'_>, out: &Path) -> Result<PathBuf, ReportErr
     }
     figures.each(inline);
     let gallery = Gallery::new(&scored, inputs.folder);
-    let pictures = || scored.prompts.iter().flat_map(|prompt| &prompt.pictures);
+    let images = || scored.prompts.iter().flat_map(|prompt| &prompt.images);
     let page = Page {
         style: STYLE,
         script: SCRIPT,
@@ -138,8 +138,8 @@ pub fn write(inputs: &ReportInputs<'_>, out: &Path) -> Result<PathBuf, ReportErr
         metrics: &scored.metrics,
         sets: &scored.sets,
         prompts: scored.prompts.len(),
-        seeds: pictures().map(Vec::len).max().unwrap_or(0),
-        pictures: pictures().map(Vec::len).sum(),
+        seeds: images().map(Vec::len).max().unwrap_or(0),
+        images: images().map(Vec::len).sum(),
         failed: inputs.scores.iter().filter(|row| row.score.is_none()).count(),
         tables: view::tables(&scored.metrics, inputs.win_rates, inputs.means),
         figures: &figures,

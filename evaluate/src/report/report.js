@@ -105,18 +105,18 @@
   };
   const score = (value) => (value === null ? "–" : value.toFixed(Math.abs(value) < 1 ? 3 : 2));
 
-  const picture = (prompt, model, how) => {
+  const image = (prompt, model, how) => {
     const column = prompt.models[model];
     const place = column.chosen[how.choice];
-    const shown = place === null ? null : column.pictures[place];
-    const figure = element("figure", "picture");
+    const shown = place === null ? null : column.images[place];
+    const figure = element("figure", "image");
     if (shown && shown.thumbnail !== null) {
       const image = element("img", shown.small ? "small" : "");
       image.src = `data:image/jpeg;base64,${data.thumbnails[shown.thumbnail]}`;
       image.alt = `${data.models[model]}, seed ${shown.seed}: ${prompt.text.slice(0, 120)}`;
       figure.append(image);
     } else {
-      figure.append(element("div", "absent", shown ? "missing" : "no picture"));
+      figure.append(element("div", "absent", shown ? "missing" : "no image"));
     }
     const caption = element("figcaption");
     const name = element("b", model === how.first || model === how.second ? "of-pair" : "", data.models[model]);
@@ -151,13 +151,13 @@
       header.append(badge);
     }
     const meta = [data.sets[prompt.set], data.categories[prompt.category], prompt.id];
-    const pictures = element("div", "pictures");
-    pictures.append(...data.models.map((_, model) => picture(prompt, model, how)));
-    article.append(header, element("p", "meta", meta.filter((part) => part != null).join(" · ")), pictures);
+    const images = element("div", "images");
+    images.append(...data.models.map((_, model) => image(prompt, model, how)));
+    article.append(header, element("p", "meta", meta.filter((part) => part != null).join(" · ")), images);
     return article;
   };
 
-  // Two cards beside each other where the pictures of all models leave room.
+  // Two cards beside each other where the images of all models leave room.
   byId("cards").style.setProperty("--card", `${data.models.length * 148 + 18}px`);
 
   let many = CARDS;

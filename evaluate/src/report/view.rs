@@ -62,7 +62,7 @@ struct MeanView {
     value: f64,
     mean: String,
     deviation: String,
-    /// Of single pictures rather than of the best.
+    /// Of single images rather than of the best.
     of_all: String,
     extent: String,
     highest: bool,

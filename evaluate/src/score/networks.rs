@@ -1,4 +1,4 @@
-//! Pictures through the reward models: read → decode and preprocess → batches → scores.
+//! Images through the reward models: read → decode and preprocess → batches → scores.
 //!
 //! On a CPU the stages take turns, each with every core; on a GPU decoding runs ahead in a thread of
 //! its own, a bounded number of batches at most.
@@ -12,14 +12,14 @@ use rayon::prelude::*;
 use scorers::{Features, ImagePreparation, PreparedImage, ScorerSet};
 
 use super::Batch;
-use super::pictures::Subject;
+use super::images::Subject;
 
 /// Batches decoded ahead of a GPU.
 const BATCHES_AHEAD: usize = 4;
 /// Captions encoded together: always the same ones, since a feature's last bits depend on them.
 const CAPTIONS_TOGETHER: usize = 64;
 
-/// A batch with what decoding made of each picture.
+/// A batch with what decoding made of each image.
 pub(super) struct Decoded<'run> {
     pub(super) batch: Batch<'run>,
     pub(super) images: Vec<Result<PreparedImage, String>>,
@@ -63,9 +63,9 @@ pub(super) fn for_each_decoded<'run>(
     })
 }
 
-/// A picture for the networks, or why there is none.
+/// An image for the networks, or why there is none.
 fn prepare(subject: &Subject<'_>, preparation: &ImagePreparation) -> Result<PreparedImage, String> {
-    let path = subject.path.as_ref().ok_or_else(|| "no picture".to_owned())?;
+    let path = subject.path.as_ref().ok_or_else(|| "no image".to_owned())?;
     let bytes = std::fs::read(path).map_err(|error| format!("cannot be read: {error}"))?;
     let image = decode(&bytes, &Limits::default()).map_err(|error| error.to_string())?;
     preparation.prepare(&image).map_err(|error| error.to_string())
@@ -115,8 +115,8 @@ impl<'run> Captions<'run> {
     }
 }
 
-/// The scores of the pictures of a batch, each with its own caption: for each scorer of the set one
-/// number a picture.
+/// The scores of the images of a batch, each with its own caption: for each scorer of the set one
+/// number an image.
 pub(super) fn score(
     set: &ScorerSet,
     captions: &mut Captions<'_>,

@@ -7,8 +7,8 @@ use anyhow::{Context as _, Result};
 use media::decode::{Image, Mode};
 use scorers::{ScorerSet, ScorersManifest};
 
+use super::images::Subject;
 use super::networks::{self, Captions};
-use super::pictures::Subject;
 use super::scope::Scope;
 use super::{STORE, Scoring, checksum, key, store};
 use crate::generate::{Manifest, Size};

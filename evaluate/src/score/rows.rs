@@ -10,7 +10,7 @@ use scorers::ScorersManifest;
 use serde_json::json;
 
 use super::held::{Held, Judge, KEY_EARLIER, KEY_JUDGES, ordered};
-use super::pictures::{Collection, Subject};
+use super::images::{Collection, Subject};
 use super::scope::Scope;
 use super::store::{self, Key, Outcome, Store};
 use super::{Checked, SCORES, key};
@@ -133,7 +133,7 @@ impl<'run> Table<'run> {
         let mut manifest = json!({
             "version": env!("CARGO_PKG_VERSION"),
             "prompt_sets": hashes,
-            "pictures": generate::Manifest::of_folder(out)?,
+            "images": generate::Manifest::of_folder(out)?,
         });
         manifest[KEY_JUDGES] = serde_json::to_value(judges)?;
         if !earlier.is_empty() {

@@ -5,7 +5,7 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 use std::path::{Path, PathBuf};
 
 use super::held::{Held, HeldIndex, ordered};
-use super::pictures::{Collection, Subject};
+use super::images::{Collection, Subject};
 use crate::prompts::Prompt;
 
 /// Why an image belongs to the scores.

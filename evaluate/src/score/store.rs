@@ -1,8 +1,8 @@
 //! Scores already computed: what makes a killed run go on, and a grown one compute only what is new.
 //!
 //! One file of JSON lines for each metric, named by the metric and a fingerprint of everything its
-//! scores depend on but the picture and the caption: weights, preprocessing, tokenizer, type, device.
-//! A line has a checksum of the picture's bytes, one of the caption, and the score. Lines are added
+//! scores depend on but the image and the caption: weights, preprocessing, tokenizer, type, device.
+//! A line has a checksum of the image's bytes, one of the caption, and the score. Lines are added
 //! batch by batch and synced; a line that a kill cut short is dropped at the next start.
 
 use std::collections::HashMap;
@@ -22,7 +22,7 @@ const SHORT: usize = 16;
 /// What a score is of.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub(super) struct Key {
-    /// BLAKE3 of the picture's bytes.
+    /// BLAKE3 of the image's bytes.
     pub(super) image: String,
     /// BLAKE3 of the caption.
     pub(super) prompt: String,

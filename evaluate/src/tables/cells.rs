@@ -6,7 +6,7 @@ use rayon::prelude::*;
 use schemas::winrates::{Statistic, WinRateRow};
 
 use super::comparison::{Comparison, Judged, compare};
-use super::pictures::Pictures;
+use super::score_table::ScoreTable;
 use super::{ALL_SETS, TablesConfig, TablesError};
 use crate::statistics::{Resampled, Resamples, detectable, holm, interval, sign_test, wilson};
 
@@ -43,13 +43,13 @@ pub(super) struct EmptyCell {
 
 /// All cells, and those of the sets that no prompt is in.
 pub(super) fn win_rates(
-    pictures: &Pictures,
+    images: &ScoreTable,
     config: &TablesConfig,
 ) -> Result<(Vec<WinRateRow>, Vec<EmptyCell>), TablesError> {
-    let models = 0..pictures.models.len();
+    let models = 0..images.models.len();
     let pairs: Vec<(usize, usize)> = models.flat_map(|a| (0..a).map(move |b| (a, b))).collect();
     let compared = |(a, b)| {
-        let [of_a, of_b] = pictures.of_both(a, b)?;
+        let [of_a, of_b] = images.of_both(a, b)?;
         Ok::<_, TablesError>(Pair { a, b, comparisons: compare(&of_a, &of_b) })
     };
     let pairs: Vec<Pair> =
@@ -58,13 +58,13 @@ pub(super) fn win_rates(
     let (mut rows, mut families, mut empty) = (Vec::new(), Vec::new(), Vec::new());
     // The resamples of all sets together are those of the sets side by side: sets are strata.
     let mut strata: Vec<Option<Resampled>> = Vec::new();
-    for scope in scopes(pictures) {
-        let mut cells = cells(&scope, &pairs, pictures);
+    for scope in scopes(images) {
+        let mut cells = cells(&scope, &pairs, images);
         let resampled = match scope.kind {
             ScopeKind::AllSets => std::mem::take(&mut strata),
             _ => resample(&scope, &cells, config),
         };
-        if scope.kind == ScopeKind::Set && pictures.sets.len() > 1 {
+        if scope.kind == ScopeKind::Set && images.sets.len() > 1 {
             merge(&mut strata, &resampled);
         }
         let intervals: Vec<(f64, f64)> = resampled
@@ -98,15 +98,15 @@ pub(super) fn win_rates(
 }
 
 /// The sets, all of them together where there are several, and the categories of each.
-fn scopes(pictures: &Pictures) -> Vec<Scope> {
-    let prompts = || pictures.prompts.iter().enumerate();
+fn scopes(images: &ScoreTable) -> Vec<Scope> {
+    let prompts = || images.prompts.iter().enumerate();
     let of_set = |(set, name): (usize, &String)| Scope {
         kind: ScopeKind::Set,
         prompt_set: name.clone(),
         category: None,
         prompts: prompts().filter(|(_, it)| it.set == set).map(|(place, _)| place).collect(),
     };
-    let mut scopes: Vec<Scope> = pictures.sets.iter().enumerate().map(of_set).collect();
+    let mut scopes: Vec<Scope> = images.sets.iter().enumerate().map(of_set).collect();
     if scopes.len() > 1 {
         scopes.push(Scope {
             kind: ScopeKind::AllSets,
@@ -115,7 +115,7 @@ fn scopes(pictures: &Pictures) -> Vec<Scope> {
             prompts: prompts().map(|(place, _)| place).collect(),
         });
     }
-    for (set, name) in pictures.sets.iter().enumerate() {
+    for (set, name) in images.sets.iter().enumerate() {
         let mut categories = std::collections::BTreeMap::<&str, Vec<usize>>::new();
         for (place, prompt) in prompts().filter(|(_, prompt)| prompt.set == set) {
             if let Some(category) = &prompt.category {
@@ -146,8 +146,8 @@ struct Cell<'a> {
 
 /// The cells of a scope by statistic, pair and metric. Categories are broken down by the paper's
 /// statistic only.
-fn cells<'a>(scope: &Scope, pairs: &'a [Pair], pictures: &Pictures) -> Vec<Cell<'a>> {
-    let mut inside = vec![false; pictures.prompts.len()];
+fn cells<'a>(scope: &Scope, pairs: &'a [Pair], images: &ScoreTable) -> Vec<Cell<'a>> {
+    let mut inside = vec![false; images.prompts.len()];
     for &prompt in &scope.prompts {
         inside[prompt] = true;
     }
@@ -159,7 +159,7 @@ fn cells<'a>(scope: &Scope, pairs: &'a [Pair], pictures: &Pictures) -> Vec<Cell<
         }
         for (number, pair) in pairs.iter().enumerate() {
             let present = |model: usize, prompt: usize| {
-                pictures.present.get(model).is_some_and(|present| present[prompt])
+                images.present.get(model).is_some_and(|present| present[prompt])
             };
             let either = |prompt: &&usize| present(pair.a, **prompt) || present(pair.b, **prompt);
             let known = scope.prompts.iter().filter(either).count();
@@ -175,7 +175,7 @@ fn cells<'a>(scope: &Scope, pairs: &'a [Pair], pictures: &Pictures) -> Vec<Cell<
                 let next = columns.len();
                 let key = (kind, number, comparison.metric, comparison.chosen_by);
                 let column = *columns.entry(key).or_insert(next);
-                let row = row(scope, pair, comparison, &judged, known, pictures);
+                let row = row(scope, pair, comparison, &judged, known, images);
                 cells.push(Cell {
                     models: [pair.a, pair.b],
                     metric: comparison.metric,
@@ -197,7 +197,7 @@ fn row(
     comparison: &Comparison,
     judged: &[&Judged],
     known: usize,
-    pictures: &Pictures,
+    images: &ScoreTable,
 ) -> Option<WinRateRow> {
     if judged.is_empty() {
         return None;
@@ -218,11 +218,11 @@ fn row(
     Some(WinRateRow {
         prompt_set: scope.prompt_set.clone(),
         category: scope.category.clone(),
-        model_a: name(&pictures.models, pair.a),
-        model_b: name(&pictures.models, pair.b),
-        metric: name(&pictures.metrics, comparison.metric),
+        model_a: name(&images.models, pair.a),
+        model_b: name(&images.models, pair.b),
+        metric: name(&images.metrics, comparison.metric),
         statistic: comparison.statistic,
-        chosen_by: comparison.chosen_by.map(|metric| name(&pictures.metrics, metric)),
+        chosen_by: comparison.chosen_by.map(|metric| name(&images.metrics, metric)),
         seeds: judged.iter().map(|it| it.seeds).max().unwrap_or(0) as i64,
         prompts: prompts as i64,
         excluded: (known - prompts) as i64,

@@ -1,10 +1,10 @@
-//! Two models compared prompt by prompt, on the pictures (seeds) that both have scores of.
+//! Two models compared prompt by prompt, on the images (seeds) that both have scores of.
 
 use std::ops::Range;
 
 use schemas::winrates::Statistic;
 
-use super::pictures::Scores;
+use super::score_table::Scores;
 use crate::statistics::all_pairs;
 
 /// One way to compare two models.
@@ -13,7 +13,7 @@ pub(super) struct Comparison {
     pub(super) statistic: Statistic,
     /// The judge, by number.
     pub(super) metric: usize,
-    /// The metric that chooses the pictures.
+    /// The metric that chooses the images.
     pub(super) chosen_by: Option<usize>,
     /// The prompts that can be compared, ascending.
     pub(super) judged: Vec<Judged>,
@@ -23,13 +23,13 @@ pub(super) struct Comparison {
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Judged {
     pub(super) prompt: usize,
-    /// Pictures of each model.
+    /// ScoreTable of each model.
     pub(super) seeds: usize,
     /// Comparisons that the first model wins.
     pub(super) greater: usize,
     /// Comparisons without a winner.
     pub(super) equal: usize,
-    /// All of them: one, or all pairs of pictures.
+    /// All of them: one, or all pairs of images.
     pub(super) pairs: usize,
     /// What is compared, the first model minus the second.
     pub(super) difference: f64,
@@ -43,7 +43,7 @@ impl Judged {
     }
 }
 
-/// Every statistic of two models; `a` and `b` hold the same pictures.
+/// Every statistic of two models; `a` and `b` hold the same images.
 pub(super) fn compare(a: &Scores, b: &Scores) -> Vec<Comparison> {
     let metrics = a.metrics.len();
     let runs = runs(&a.prompts);
@@ -53,9 +53,9 @@ pub(super) fn compare(a: &Scores, b: &Scores) -> Vec<Comparison> {
     };
     for statistic in [Statistic::BestOfN, Statistic::MeanOfN, Statistic::AllPairs] {
         for (metric, (a_scores, b_scores)) in a.metrics.iter().zip(&b.metrics).enumerate() {
-            let of_prompt = |(prompt, pictures): &(usize, Range<usize>)| {
-                let (a, b): (Vec<f32>, Vec<f32>) = (a_scores.get(pictures.clone())?.iter())
-                    .zip(b_scores.get(pictures.clone())?)
+            let of_prompt = |(prompt, images): &(usize, Range<usize>)| {
+                let (a, b): (Vec<f32>, Vec<f32>) = (a_scores.get(images.clone())?.iter())
+                    .zip(b_scores.get(images.clone())?)
                     .filter_map(|(a, b)| a.zip(*b))
                     .unzip();
                 judge(statistic, *prompt, &a, &b)
@@ -66,8 +66,8 @@ pub(super) fn compare(a: &Scores, b: &Scores) -> Vec<Comparison> {
     }
     for chooser in 0..metrics {
         for metric in (0..metrics).filter(|&metric| metric != chooser) {
-            let of_prompt = |(prompt, pictures): &(usize, Range<usize>)| {
-                cross_selection(a, b, [chooser, metric], *prompt, pictures.clone())
+            let of_prompt = |(prompt, images): &(usize, Range<usize>)| {
+                cross_selection(a, b, [chooser, metric], *prompt, images.clone())
             };
             let judged = runs.iter().filter_map(of_prompt).collect();
             push(Statistic::CrossSelection, metric, Some(chooser), judged);
@@ -76,7 +76,7 @@ pub(super) fn compare(a: &Scores, b: &Scores) -> Vec<Comparison> {
     comparisons
 }
 
-/// One prompt by the scores of one metric; nothing without a picture.
+/// One prompt by the scores of one metric; nothing without an image.
 fn judge(statistic: Statistic, prompt: usize, a: &[f32], b: &[f32]) -> Option<Judged> {
     let seeds = a.len();
     if seeds == 0 {
@@ -93,20 +93,20 @@ fn judge(statistic: Statistic, prompt: usize, a: &[f32], b: &[f32]) -> Option<Ju
     }
 }
 
-/// One prompt by the pictures that one metric chooses and another judges: of each model the first of
+/// One prompt by the images that one metric chooses and another judges: of each model the first of
 /// the best.
 fn cross_selection(
     a: &Scores,
     b: &Scores,
     [chooser, metric]: [usize; 2],
     prompt: usize,
-    pictures: Range<usize>,
+    images: Range<usize>,
 ) -> Option<Judged> {
     let mut seeds = 0;
     let mut chosen: [Option<(f32, f32)>; 2] = [None, None];
-    for picture in pictures {
+    for image in images {
         let score = |scores: &Scores, metric: usize| {
-            scores.metrics.get(metric).and_then(|scores| scores.get(picture).copied().flatten())
+            scores.metrics.get(metric).and_then(|scores| scores.get(image).copied().flatten())
         };
         let both = |scores: &Scores| score(scores, chooser).zip(score(scores, metric));
         let (Some(of_a), Some(of_b)) = (both(a), both(b)) else { continue };
@@ -122,12 +122,12 @@ fn cross_selection(
     Some(Judged::new(prompt, seeds, f64::from(a), f64::from(b)))
 }
 
-/// The prompts of pictures that are sorted by prompt, with the places of their pictures.
+/// The prompts of images that are sorted by prompt, with the places of their images.
 pub(super) fn runs(prompts: &[usize]) -> Vec<(usize, Range<usize>)> {
     let mut runs: Vec<(usize, Range<usize>)> = Vec::new();
     for (place, &prompt) in prompts.iter().enumerate() {
         match runs.last_mut() {
-            Some((last, pictures)) if *last == prompt => pictures.end = place + 1,
+            Some((last, images)) if *last == prompt => images.end = place + 1,
             _ => runs.push((prompt, place..place + 1)),
         }
     }
@@ -162,7 +162,7 @@ mod tests {
         b.metrics[1][3] = None;
         let comparisons = compare(&a, &b);
         let cross = comparisons.iter().find(|c| c.chosen_by == Some(0) && c.metric == 1).unwrap();
-        // The last picture lacks a score; then metric 0 chooses picture 1 of a and picture 0 of b.
+        // The last image lacks a score; then metric 0 chooses image 1 of a and image 0 of b.
         assert_eq!(cross.judged, [Judged { equal: 1, ..Judged::new(3, 3, 6.0, 6.0) }]);
         let best = &comparisons[1].judged;
         assert_eq!(best, &[Judged::new(3, 3, 7.0, 6.0)]);

@@ -6,7 +6,7 @@ use rayon::prelude::*;
 use schemas::winrates::Statistic;
 
 use super::comparison::{best, mean, runs};
-use super::pictures::Pictures;
+use super::score_table::ScoreTable;
 use super::{ALL_SETS, TablesError};
 
 /// Scores of one model on one set by one metric, one number a prompt.
@@ -33,20 +33,20 @@ pub struct MeanRow {
 }
 
 /// Means of every model, set and metric that has a score, by set, statistic, model and metric.
-pub(super) fn means(pictures: &Pictures) -> Result<Vec<MeanRow>, TablesError> {
-    let models = (0..pictures.models.len()).into_par_iter();
-    let scores = models.map(|model| pictures.of_model(model)).collect::<Result<Vec<_>, _>>()?;
-    let all = (pictures.sets.len() > 1).then_some((None, ALL_SETS));
-    let sets = pictures.sets.iter().enumerate().map(|(set, name)| (Some(set), name.as_str()));
+pub(super) fn means(images: &ScoreTable) -> Result<Vec<MeanRow>, TablesError> {
+    let models = (0..images.models.len()).into_par_iter();
+    let scores = models.map(|model| images.of_model(model)).collect::<Result<Vec<_>, _>>()?;
+    let all = (images.sets.len() > 1).then_some((None, ALL_SETS));
+    let sets = images.sets.iter().enumerate().map(|(set, name)| (Some(set), name.as_str()));
     let mut rows = Vec::new();
     for (set, prompt_set) in sets.chain(all) {
         let inside = |prompt: usize| {
-            set.is_none() || pictures.prompts.get(prompt).map(|prompt| prompt.set) == set
+            set.is_none() || images.prompts.get(prompt).map(|prompt| prompt.set) == set
         };
         for statistic in [Statistic::BestOfN, Statistic::MeanOfN] {
-            for (model, scores) in pictures.models.iter().zip(&scores) {
+            for (model, scores) in images.models.iter().zip(&scores) {
                 let runs = runs(&scores.prompts);
-                for (metric, scores) in pictures.metrics.iter().zip(&scores.metrics) {
+                for (metric, scores) in images.metrics.iter().zip(&scores.metrics) {
                     let value = |(prompt, places): &(usize, Range<usize>)| {
                         let found = scores.get(places.clone())?.iter().flatten().copied();
                         let found: Vec<f32> = found.filter(|_| inside(*prompt)).collect();

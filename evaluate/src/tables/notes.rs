@@ -5,42 +5,42 @@ use std::collections::{BTreeMap, BTreeSet, HashSet};
 use schemas::scores::ScoreRow;
 
 use super::cells::EmptyCell;
-use super::pictures::Pictures;
+use super::score_table::ScoreTable;
 
-/// The sentences about the scores that `pictures` was made of.
-pub(super) fn notes(scores: &[ScoreRow], pictures: &Pictures, empty: &[EmptyCell]) -> Vec<String> {
-    let models: HashSet<&str> = pictures.models.iter().map(String::as_str).collect();
-    let metrics: HashSet<&str> = pictures.metrics.iter().map(String::as_str).collect();
+/// The sentences about the scores that `images` was made of.
+pub(super) fn notes(scores: &[ScoreRow], images: &ScoreTable, empty: &[EmptyCell]) -> Vec<String> {
+    let models: HashSet<&str> = images.models.iter().map(String::as_str).collect();
+    let metrics: HashSet<&str> = images.metrics.iter().map(String::as_str).collect();
     let used: Vec<&ScoreRow> = scores
         .iter()
         .filter(|row| models.contains(&row.model[..]) && metrics.contains(&row.metric[..]))
         .collect();
     let mut notes = Vec::new();
-    if pictures.models.len() == 1 {
+    if images.models.len() == 1 {
         notes.push("There is one model, so there are no win rates.".to_owned());
     }
-    notes.extend(missing_prompts(pictures));
-    notes.extend(changed_prompts(pictures));
-    notes.extend(seeds(&used, pictures));
+    notes.extend(missing_prompts(images));
+    notes.extend(changed_prompts(images));
+    notes.extend(seeds(&used, images));
     notes.extend(missing_scores(&used));
-    notes.extend(empty_cells(pictures, empty));
+    notes.extend(empty_cells(images, empty));
     notes
 }
 
 /// Prompts that a model was not evaluated on and another was.
-fn missing_prompts(pictures: &Pictures) -> Vec<String> {
+fn missing_prompts(images: &ScoreTable) -> Vec<String> {
     let mut notes = Vec::new();
-    for (set, name) in pictures.sets.iter().enumerate() {
-        let places = || (0..pictures.prompts.len()).filter(|&it| pictures.prompts[it].set == set);
+    for (set, name) in images.sets.iter().enumerate() {
+        let places = || (0..images.prompts.len()).filter(|&it| images.prompts[it].set == set);
         let all = places().count();
-        for (model, present) in pictures.models.iter().zip(&pictures.present) {
+        for (model, present) in images.models.iter().zip(&images.present) {
             let mut missing = places().filter(|&place| !present[place]);
             let Some(first) = missing.next() else { continue };
             let count = 1 + missing.count();
             notes.push(format!(
                 "{name}: {model} was not scored on {count} of {all} prompts (the first is {:?}); \
                  they are left out wherever it is compared.",
-                pictures.prompts[first].id
+                images.prompts[first].id
             ));
         }
     }
@@ -48,15 +48,16 @@ fn missing_prompts(pictures: &Pictures) -> Vec<String> {
 }
 
 /// Ids that stand for different texts.
-fn changed_prompts(pictures: &Pictures) -> Vec<String> {
-    let same_id =
-        |pair: &&[super::pictures::Prompt]| pair[0].set == pair[1].set && pair[0].id == pair[1].id;
+fn changed_prompts(images: &ScoreTable) -> Vec<String> {
+    let same_id = |pair: &&[super::score_table::Prompt]| {
+        pair[0].set == pair[1].set && pair[0].id == pair[1].id
+    };
     let mut changed = BTreeMap::<usize, BTreeSet<&str>>::new();
-    for pair in pictures.prompts.windows(2).filter(same_id) {
+    for pair in images.prompts.windows(2).filter(same_id) {
         changed.entry(pair[0].set).or_default().insert(&pair[0].id);
     }
     let note = |(set, ids): (usize, BTreeSet<&str>)| {
-        let name = pictures.sets.get(set)?;
+        let name = images.sets.get(set)?;
         let first = ids.iter().next()?;
         let count = ids.len();
         Some(format!(
@@ -71,17 +72,17 @@ fn changed_prompts(pictures: &Pictures) -> Vec<String> {
 /// The seeds of each prompt, by id and text.
 type SeedsOfPrompts<'a> = BTreeMap<(&'a str, &'a str), BTreeSet<i64>>;
 
-/// Models with different seeds, and prompts with fewer pictures than the others.
-fn seeds(used: &[&ScoreRow], pictures: &Pictures) -> Vec<String> {
+/// Models with different seeds, and prompts with fewer images than the others.
+fn seeds(used: &[&ScoreRow], images: &ScoreTable) -> Vec<String> {
     let mut notes = Vec::new();
     let mut of_prompts = BTreeMap::<(&str, &str), SeedsOfPrompts<'_>>::new();
     for row in used {
         let prompts = of_prompts.entry((&row.prompt_set, &row.model)).or_default();
         prompts.entry((&row.prompt_id, &row.prompt)).or_default().insert(row.seed);
     }
-    for set in &pictures.sets {
+    for set in &images.sets {
         let mut found: Vec<(&str, &SeedsOfPrompts<'_>, BTreeSet<i64>)> = Vec::new();
-        for model in &pictures.models {
+        for model in &images.models {
             if let Some(prompts) = of_prompts.get(&(set.as_str(), model.as_str())) {
                 found.push((model, prompts, prompts.values().flatten().copied().collect()));
             }
@@ -99,8 +100,8 @@ fn seeds(used: &[&ScoreRow], pictures: &Pictures) -> Vec<String> {
             let Some((first, _)) = fewer.next() else { continue };
             let count = 1 + fewer.count();
             notes.push(format!(
-                "{set}: {model} has fewer than {} pictures of {count} of {} prompts (the first is \
-                 {:?}); these are compared on the pictures that there are.",
+                "{set}: {model} has fewer than {} images of {count} of {} prompts (the first is \
+                 {:?}); these are compared on the images that there are.",
                 seeds.len(),
                 prompts.len(),
                 first.0
@@ -110,7 +111,7 @@ fn seeds(used: &[&ScoreRow], pictures: &Pictures) -> Vec<String> {
     notes
 }
 
-/// Pictures that a metric has no score of.
+/// ScoreTable that a metric has no score of.
 fn missing_scores(used: &[&ScoreRow]) -> Vec<String> {
     let mut counts = BTreeMap::<(&str, &str, &str), (usize, usize, Option<&ScoreRow>)>::new();
     for row in used {
@@ -134,7 +135,7 @@ fn missing_scores(used: &[&ScoreRow]) -> Vec<String> {
         let reason = first.error.as_deref().unwrap_or("no reason given");
         let reason = reason.split_whitespace().collect::<Vec<_>>().join(" ");
         Some(format!(
-            "{set}: {missing} of {all} pictures of {model} have no score of {metric} (the first is \
+            "{set}: {missing} of {all} images of {model} have no score of {metric} (the first is \
              prompt {:?}, seed {}: {reason}).",
             first.prompt_id, first.seed
         ))
@@ -143,16 +144,16 @@ fn missing_scores(used: &[&ScoreRow]) -> Vec<String> {
 }
 
 /// Cells that no prompt is in.
-fn empty_cells(pictures: &Pictures, empty: &[EmptyCell]) -> Vec<String> {
+fn empty_cells(images: &ScoreTable, empty: &[EmptyCell]) -> Vec<String> {
     let mut metrics = BTreeMap::<(&str, [usize; 2]), Vec<&str>>::new();
     for cell in empty {
-        let name = pictures.metrics.get(cell.metric).map_or("", String::as_str);
+        let name = images.metrics.get(cell.metric).map_or("", String::as_str);
         metrics.entry((&cell.prompt_set, cell.models)).or_default().push(name);
     }
-    let name = |model: usize| pictures.models.get(model).map_or("", String::as_str);
+    let name = |model: usize| images.models.get(model).map_or("", String::as_str);
     let note = |((set, [a, b]), metrics): ((&str, [usize; 2]), Vec<&str>)| {
         format!(
-            "{set}: {} and {} have no picture in common with a score by {}; there is no win rate.",
+            "{set}: {} and {} have no image in common with a score by {}; there is no win rate.",
             name(a),
             name(b),
             metrics.join(", ")

@@ -35,14 +35,14 @@ pub(crate) fn evaluate<I: AsRef<std::ffi::OsStr>>(
 
 /// What a run must have done besides ending well.
 pub(crate) trait Drawn {
-    /// The run, which must have drawn this many pictures of these.
-    fn expect_drawn(self, drawn: usize, pictures: usize) -> Self;
+    /// The run, which must have drawn this many images of these.
+    fn expect_drawn(self, drawn: usize, images: usize) -> Self;
 }
 
 impl Drawn for Run {
     #[track_caller]
-    fn expect_drawn(self, drawn: usize, pictures: usize) -> Self {
-        let expected = format!("{pictures} images, {drawn} of them new\n");
+    fn expect_drawn(self, drawn: usize, images: usize) -> Self {
+        let expected = format!("{images} images, {drawn} of them new\n");
         assert!(self.stdout.starts_with(&expected), "{self:#?}");
         self.expect_code(0)
     }
@@ -83,10 +83,10 @@ impl World {
         command
     }
 
-    /// The pictures of `out`, by path below `images`.
-    pub(crate) fn pictures(&self) -> BTreeMap<String, Picture> {
+    /// The images of `out`, by path below `images`.
+    pub(crate) fn images(&self) -> BTreeMap<String, DecodedImage> {
         let files = self.files("out/images").into_iter();
-        files.map(|(name, bytes)| (name, Picture::decode(&bytes))).collect()
+        files.map(|(name, bytes)| (name, DecodedImage::decode(&bytes))).collect()
     }
 }
 
@@ -100,7 +100,7 @@ impl Deref for World {
 
 /// A decoded PNG.
 #[derive(Debug, Clone, PartialEq)]
-pub(crate) struct Picture {
+pub(crate) struct DecodedImage {
     pub(crate) width: u32,
     pub(crate) height: u32,
     pub(crate) pixels: Vec<u8>,
@@ -108,7 +108,7 @@ pub(crate) struct Picture {
     pub(crate) texts: BTreeMap<String, String>,
 }
 
-impl Picture {
+impl DecodedImage {
     pub(crate) fn decode(bytes: &[u8]) -> Self {
         let mut reader = png::Decoder::new(std::io::Cursor::new(bytes)).read_info().unwrap();
         let mut pixels = vec![0; reader.output_buffer_size().unwrap()];
@@ -129,7 +129,7 @@ impl Picture {
         serde_json::from_str(&self.texts[evaluate::generate::RECIPE_KEY]).unwrap()
     }
 
-    /// The largest difference of two pictures' numbers.
+    /// The largest difference of two images' numbers.
     pub(crate) fn distance(&self, other: &[u8]) -> u8 {
         assert_eq!(self.pixels.len(), other.len());
         self.pixels.iter().zip(other).map(|(one, two)| one.abs_diff(*two)).max().unwrap()

@@ -1,4 +1,4 @@
-//! Scores and pictures of an evaluation that never was: two models, four metrics, three seeds.
+//! Scores and images of an evaluation that never was: two models, four metrics, three seeds.
 
 #![allow(dead_code, reason = "each test file uses a part of it")]
 
@@ -28,12 +28,12 @@ pub(crate) const LONG: &str = {
 pub(crate) const METRICS: [&str; 4] = ["pickscore", "hps", "clip", "aesthetic"];
 /// A name that needs escaping, too.
 pub(crate) const MODELS: [&str; 2] = ["base", "tuned <1>"];
-/// Pictures of each prompt.
+/// Images of each prompt.
 pub(crate) const SEEDS: i64 = 3;
-/// The side of a picture, in pixels.
+/// The side of an image, in pixels.
 pub(crate) const SIDE: u32 = 32;
 
-/// A folder with pictures, and their scores.
+/// A folder with images, and their scores.
 pub(crate) struct ScoredWorld {
     pub(crate) folder: TempDir,
     pub(crate) rows: Vec<ScoreRow>,
@@ -66,7 +66,7 @@ impl ScoredWorld {
         let image = format!("images/{place}/{set}-{number}/{seed}.png");
         let path = self.folder.path().join(&image);
         runkit::files::create_folder(path.parent().unwrap()).unwrap();
-        let png = picture(place, number, seed).png().unwrap();
+        let png = image_of(place, number, seed).png().unwrap();
         runkit::files::write_atomic(&path, |file| file.write_all(&png)).unwrap();
         let ahead = place * (2 * (number % 2));
         for (metric, name) in METRICS.into_iter().enumerate() {
@@ -87,8 +87,8 @@ impl ScoredWorld {
     }
 }
 
-/// A picture whose every pixel says where it is and whose it is.
-pub(crate) fn picture(model: usize, prompt: usize, seed: i64) -> Bitmap {
+/// An image whose every pixel says where it is and whose it is.
+pub(crate) fn image_of(model: usize, prompt: usize, seed: i64) -> Bitmap {
     let pixel = |index: u32| {
         let (x, y) = (index % SIDE, index / SIDE);
         [x as u8 * 8, y as u8 * 8, (model * 97 + prompt * 13 + seed as usize * 41) as u8]

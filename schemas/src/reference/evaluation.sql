@@ -4,7 +4,7 @@
 --     FROM recheck_win_rates;
 -- The folder is that of the default; for another replace it in the two paths below.
 
--- One row per picture and metric, as in the file.
+-- One row per image and metric, as in the file.
 CREATE OR REPLACE VIEW scores AS
 SELECT * FROM read_parquet('{folder}/scores.parquet');
 
@@ -12,7 +12,7 @@ SELECT * FROM read_parquet('{folder}/scores.parquet');
 CREATE OR REPLACE VIEW win_rates AS
 SELECT * FROM read_parquet('{folder}/winrates.parquet');
 
--- Per model, prompt and metric the best of the pictures and their mean.
+-- Per model, prompt and metric the best of the images and their mean.
 CREATE OR REPLACE VIEW best_of_n AS
 SELECT model, prompt_set, prompt_id, prompt, any_value(category) AS category, metric,
        count(*) AS seeds, max(score) AS best, avg(score::DOUBLE) AS mean
@@ -20,7 +20,7 @@ FROM scores
 WHERE score IS NOT NULL
 GROUP BY model, prompt_set, prompt_id, prompt, metric;
 
--- Per pair of models in both orders, prompt and metric the best of the pictures that both models have.
+-- Per pair of models in both orders, prompt and metric the best of the images that both models have.
 CREATE OR REPLACE VIEW compared AS
 SELECT a.model AS model_a, b.model AS model_b, prompt_set, prompt_id, prompt,
        any_value(coalesce(a.category, b.category)) AS category, metric,

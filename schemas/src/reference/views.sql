@@ -3,7 +3,7 @@
 --     .read schemas/duckdb/labels.sql
 --     FROM agreement;
 -- The path and the scorers are those of the default. For another file:
---     cargo run --release -p schemas --bin schemas -- sql --labels FILE > views.sql
+--     cargo run --release -p balanceddpo-schemas --bin schemas -- sql --labels FILE > views.sql
 
 -- One row per pair, as in the file.
 CREATE OR REPLACE VIEW labels AS

@@ -108,7 +108,7 @@ fn repeated(file: &PairFile) -> Result<HashSet<u128>> {
 }
 
 /// One image of a row, after decoding.
-enum Picture {
+enum LatentImage {
     /// To be encoded, and kept under its checksum where it comes again.
     New(Box<Pixels>, Option<u128>),
     /// Encoded before: its checksum.
@@ -120,7 +120,7 @@ enum Picture {
 /// One row, its images decoded.
 struct Prepared {
     row: PairRow,
-    pictures: [Picture; 2],
+    images: [LatentImage; 2],
 }
 
 /// The rows of a file, as many at a time as have a batch of new images.
@@ -180,24 +180,24 @@ impl Batches {
 }
 
 impl Order {
-    fn picture(self, transform: Transform) -> Picture {
+    fn image(self, transform: Transform) -> LatentImage {
         let (bytes, key) = match self {
             Self::Decode(bytes, key) => (bytes, key),
-            Self::Reuse(content) => return Picture::Known(content),
+            Self::Reuse(content) => return LatentImage::Known(content),
             Self::Missing => {
                 let missing = "image is null or empty".to_owned();
-                return Picture::Failed((Status::MissingImage, missing), None);
+                return LatentImage::Failed((Status::MissingImage, missing), None);
             }
         };
         match decode(&bytes, &Limits::default()) {
             Ok(image) => {
                 let pixels =
                     RESIZER.with_borrow_mut(|resizer| transform.apply_centrally(&image, resizer));
-                Picture::New(Box::new(pixels), key)
+                LatentImage::New(Box::new(pixels), key)
             }
             Err(error) => {
                 let status = error.reason().parse().unwrap_or(Status::DecodeError);
-                Picture::Failed((status, error.to_string()), key)
+                LatentImage::Failed((status, error.to_string()), key)
             }
         }
     }
@@ -219,7 +219,7 @@ impl Iterator for Batches {
         };
         let transform = self.transform;
         let prepared = taken.into_par_iter().map(|(row, orders)| Prepared {
-            pictures: orders.map(|order| order.picture(transform)),
+            images: orders.map(|order| order.image(transform)),
             row,
         });
         Some(Ok(prepared.collect()))
@@ -265,27 +265,27 @@ impl PartSink<'_> {
     fn take(&mut self, batch: Vec<Prepared>) -> Result<()> {
         let new: Vec<&Pixels> = batch
             .iter()
-            .flat_map(|prepared| &prepared.pictures)
-            .filter_map(|picture| match picture {
-                Picture::New(pixels, _) => Some(pixels.as_ref()),
+            .flat_map(|prepared| &prepared.images)
+            .filter_map(|image| match image {
+                LatentImage::New(pixels, _) => Some(pixels.as_ref()),
                 _ => None,
             })
             .collect();
         let mut encoded = self.encode(&new)?.into_iter();
-        for Prepared { row, pictures } in batch {
-            let mut images: [Option<Encoded>; 2] = [None, None];
-            for (slot, picture) in images.iter_mut().zip(pictures) {
-                let (image, key) = match picture {
-                    Picture::New(_, key) => (encoded.next().context("an image was lost")?, key),
-                    Picture::Failed(failure, key) => (Err(failure), key),
-                    Picture::Known(content) => (self.scratch.get(content)?, None),
+        for Prepared { row, images } in batch {
+            let mut encoded_images: [Option<Encoded>; 2] = [None, None];
+            for (slot, image) in encoded_images.iter_mut().zip(images) {
+                let (image, key) = match image {
+                    LatentImage::New(_, key) => (encoded.next().context("an image was lost")?, key),
+                    LatentImage::Failed(failure, key) => (Err(failure), key),
+                    LatentImage::Known(content) => (self.scratch.get(content)?, None),
                 };
                 if let Some(key) = key {
                     self.scratch.put(key, &image)?;
                 }
                 *slot = Some(image);
             }
-            self.write(row, images)?;
+            self.write(row, encoded_images)?;
         }
         Ok(())
     }

@@ -1,4 +1,4 @@
-//! Where a picture is cropped and whether it is mirrored: a function of seed, epoch, pair and image.
+//! Where an image is cropped and whether it is mirrored: a function of seed, epoch, pair and image.
 //!
 //! The draws of an image are the first 24 bytes of the BLAKE3 hash of `train/augment/1` and then, as
 //! little-endian 64-bit numbers, the seed, the epoch, the place of the pair (file · 2³² + row) and the

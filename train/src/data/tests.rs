@@ -13,7 +13,7 @@ use tempfile::TempDir;
 use super::*;
 
 /// A PNG of one colour and some size.
-fn picture(row: usize, image: usize) -> Vec<u8> {
+fn image(row: usize, image: usize) -> Vec<u8> {
     let (width, height) = (8 + row as u32 % 5, 9 + image as u32);
     let mut bytes = Vec::new();
     let mut encoder = png::Encoder::new(&mut bytes, width, height);
@@ -38,7 +38,7 @@ struct PairsFile {
 
 impl PairsFile {
     fn new(name: &'static str, rows: usize, group_rows: usize) -> Self {
-        let images = |image| (0..rows).map(|row| Some(picture(row, image))).collect();
+        let images = |index| (0..rows).map(|row| Some(image(row, index))).collect();
         Self {
             name,
             captions: (0..rows).map(|row| format!("{name} {row}")).collect(),
@@ -401,8 +401,8 @@ fn what_is_read_ahead_stays_within_the_bound() {
     let folder = tempfile::tempdir().unwrap();
     let mut pairs = PairsFile::new("a", 60, 1);
     // Bytes after the end of a PNG are not looked at.
-    let padded = |image: usize| {
-        (0..60).map(|row| Some([picture(row, image), vec![0; 20_000]].concat())).collect()
+    let padded = |index: usize| {
+        (0..60).map(|row| Some([image(row, index), vec![0; 20_000]].concat())).collect()
     };
     pairs.images = [padded(0), padded(1)];
     pairs.write(folder.path());

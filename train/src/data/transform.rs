@@ -123,7 +123,7 @@ mod tests {
     use serde_json::Value;
     use sha2::{Digest as _, Sha256};
 
-    /// The synthetic picture of scripts/goldens/training_transform.py (`formula`).
+    /// The synthetic image of scripts/goldens/training_transform.py (`formula`).
     fn formula(height: u32, width: u32) -> Image {
         let mut pixels = Vec::new();
         for y in 0..height {

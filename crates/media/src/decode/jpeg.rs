@@ -13,11 +13,11 @@ use super::{DecodeError, Image, Limits, Mode};
 
 const FORMAT: &str = "JPEG";
 
-/// A progressive file may refine its picture in this many scans. Encoders write about ten; each
-/// scan costs a pass over the whole picture, so an unbounded number is an attack.
+/// A progressive file may refine its image in this many scans. Encoders write about ten; each
+/// scan costs a pass over the whole image, so an unbounded number is an attack.
 const MAX_SCANS: u32 = 64;
 
-/// What libjpeg-turbo calls a warning and Pillow ignores: the picture is complete, a part of it may
+/// What libjpeg-turbo calls a warning and Pillow ignores: the image is complete, a part of it may
 /// be wrong. All other messages, "Premature end of JPEG file" first among them, refuse the file.
 const TOLERATED_WARNINGS: [&str; 5] = [
     "Corrupt JPEG data",
@@ -103,7 +103,7 @@ impl Decompressor {
             Ok(raw::TJCS_TJCS_GRAY) => Mode::Grey,
             Ok(raw::TJCS_TJCS_RGB | raw::TJCS_TJCS_YCbCr) => Mode::Rgb,
             Ok(raw::TJCS_TJCS_CMYK | raw::TJCS_TJCS_YCCK) => Mode::Cmyk,
-            _ => return Err(corrupt("it holds no picture")),
+            _ => return Err(corrupt("it holds no image")),
         };
         Ok(Header {
             width: dimension(raw::TJPARAM_TJPARAM_JPEGWIDTH),

@@ -40,7 +40,7 @@ fn decode_whole(bytes: &[u8], limits: &Limits) -> Result<Image, DecodeError> {
     let mut packed = vec![0; size];
     let frame = reader.next_frame(&mut packed).map_err(error)?;
     if (frame.width, frame.height) != (width, height) {
-        return Err(corrupt("its first frame does not fill the picture"));
+        return Err(corrupt("its first frame does not fill the image"));
     }
     let rows = packed.chunks_exact(frame.line_size).take(height as usize);
     let mode = mode(frame.color_type, frame.bit_depth);
@@ -66,7 +66,7 @@ fn decode_whole(bytes: &[u8], limits: &Limits) -> Result<Image, DecodeError> {
     let share = Some(share);
     let image = Image { mode, width, height, pixels, palette, transparency, share };
     if image.pixels.len() != image.row_bytes() * height as usize {
-        return Err(corrupt("its rows do not fill the picture"));
+        return Err(corrupt("its rows do not fill the image"));
     }
     Ok(image)
 }

@@ -99,7 +99,7 @@ impl<'bytes> AnimationDecoder<'bytes> {
             raw::WebPAnimDecoderGetNext(self.decoder, &raw mut pixels, &raw mut timestamp)
         };
         if read == 0 || pixels.is_null() {
-            return Err(corrupt("its picture data is damaged or ends early"));
+            return Err(corrupt("its image data is damaged or ends early"));
         }
         // SAFETY: on success the pointer is to the decoder's canvas of width × height × 4 bytes,
         // valid until the next call on the decoder, which `&self` of this private type precludes:

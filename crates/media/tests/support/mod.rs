@@ -1,4 +1,4 @@
-//! What the image tests share: fixtures, digests and synthetic pictures.
+//! What the image tests share: fixtures, digests and synthetic images.
 #![allow(dead_code, reason = "each test binary uses its own part")]
 #![allow(clippy::unwrap_used, reason = "test code")]
 
@@ -41,7 +41,7 @@ pub(crate) fn float_bytes(values: &[f32]) -> Vec<u8> {
     values.iter().flat_map(|value| value.to_le_bytes()).collect()
 }
 
-/// The synthetic picture of scripts/goldens/images.py (`formula`) and preproc_goldens.json.
+/// The synthetic image of scripts/goldens/images.py (`formula`) and preproc_goldens.json.
 pub(crate) fn formula(width: u32, height: u32) -> Image {
     let mut pixels = Vec::new();
     for y in 0..height {

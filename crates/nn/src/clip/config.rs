@@ -61,10 +61,10 @@ impl Pooling {
     }
 }
 
-/// The vision tower: a square picture cut into square patches.
+/// The vision tower: a square image cut into square patches.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct VisionConfig {
-    /// Side of the picture in pixels.
+    /// Side of the image in pixels.
     pub image_size: i64,
     /// Side of a patch in pixels.
     pub patch_size: i64,
@@ -109,7 +109,7 @@ impl VisionConfig {
         self.image_size / self.patch_size
     }
 
-    /// Tokens of a picture: its patches, and the class token before them.
+    /// Tokens of an image: its patches, and the class token before them.
     pub fn tokens(&self) -> i64 {
         self.grid() * self.grid() + 1
     }

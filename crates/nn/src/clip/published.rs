@@ -1,5 +1,5 @@
 //! Published architectures as data: mlfoundations/open_clip `src/open_clip/model_configs/*.json`
-//! at v3.3.0. All have pictures of 224 pixels, 77 tokens of 49408, and an epsilon of 1e-5.
+//! at v3.3.0. All have images of 224 pixels, 77 tokens of 49408, and an epsilon of 1e-5.
 
 use super::config::{Activation, ClipConfig, Pooling, TextConfig, VisionConfig};
 

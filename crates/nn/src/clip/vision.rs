@@ -1,6 +1,6 @@
-//! The vision tower: a picture to one vector.
+//! The vision tower: an image to one vector.
 //!
-//! `B` batch, `C` channels, `H` and `W` of a picture in pixels or patches, `P` side of a patch,
+//! `B` batch, `C` channels, `H` and `W` of an image in pixels or patches, `P` side of a patch,
 //! `L` tokens, `D` the joint embedding.
 
 use tch::{Device, Kind, Tensor};
@@ -116,7 +116,7 @@ impl VisionTower {
         }
     }
 
-    /// Side of the pictures in pixels.
+    /// Side of the images in pixels.
     pub fn image_size(&self) -> i64 {
         self.image_size
     }
@@ -126,7 +126,7 @@ impl VisionTower {
         self.projection_WD.size().get(1).copied().unwrap_or(0)
     }
 
-    /// Features of preprocessed pictures: `pixels_BCHW` f32 on any device, `[B, 3, S, S]`, to
+    /// Features of preprocessed images: `pixels_BCHW` f32 on any device, `[B, 3, S, S]`, to
     /// `[B, D]` f32 on the tower's device; projected, not normalised.
     ///
     /// # Panics

@@ -152,7 +152,7 @@ fn layout_depends_on_size() -> bool {
     lacks_avx512() || !cfg!(target_arch = "x86_64")
 }
 
-/// True where the backward pass of a convolution is faster on pictures in rows, `[B, C, H, W]` as it
+/// True where the backward pass of a convolution is faster on images in rows, `[B, C, H, W]` as it
 /// stands, than channels last: where oneDNN computes it in f32 on an x86 processor. It is then called by its
 /// name, as PyTorch would choose one library for the network in training and another for its reference, which
 /// records no gradients, and their last bits would differ.

@@ -16,7 +16,7 @@ use crate::shim;
 pub(crate) use crate::shim::After;
 use crate::weights::Loader;
 
-/// oneDNN is told this many rows to choose a layout for: a batch of eight pictures. Others work.
+/// oneDNN is told this many rows to choose a layout for: a batch of eight images. Others work.
 const PACKED_FOR_ROWS: i64 = 2048;
 
 /// What QuickGELU multiplies its argument by.

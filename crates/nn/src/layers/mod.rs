@@ -2,7 +2,7 @@
 //! and computes in the number format of its input: weights kept in another one, as those being
 //! trained are, are cast on the way.
 //!
-//! Pictures `[B, C, H, W]` are kept channels last in memory, the layout in which convolutions and
+//! Images `[B, C, H, W]` are kept channels last in memory, the layout in which convolutions and
 //! group normalisation are fastest and in which `[B, H·W, C]` is a view; in training on x86 processors
 //! in rows ([`trains_in_rows`]). Every layer gives the layout that it is given.
 //!

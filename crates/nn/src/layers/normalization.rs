@@ -38,7 +38,7 @@ impl GroupNorm {
     }
 
     /// True where what stands around the normalisation is best done with it ([`GroupNorm::fused`]), for
-    /// pictures like this tensor in format and device: on a GPU, and where no network in training is to be
+    /// images like this tensor in format and device: on a GPU, and where no network in training is to be
     /// matched on a CPU.
     pub(crate) fn fuses(&self, like: &Tensor) -> Result<bool, TchError> {
         if !self.infers && like.device() == Device::Cpu {

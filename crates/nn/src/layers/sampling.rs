@@ -1,4 +1,4 @@
-//! Halving and doubling the sides of a picture.
+//! Halving and doubling the sides of an image.
 //!
 //! huggingface/diffusers `src/diffusers/models/{downsampling,upsampling}.py` at v0.42.1.
 

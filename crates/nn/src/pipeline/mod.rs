@@ -1,4 +1,4 @@
-//! Diffusion pipelines: a diffusers directory to pictures. Texts come as tokens; tokenizers are
+//! Diffusion pipelines: a diffusers directory to images. Texts come as tokens; tokenizers are
 //! another crate's.
 //!
 //! Behaviour follows huggingface/diffusers
@@ -42,14 +42,14 @@ pub struct Pipeline {
     pub schedule: ScheduleConfig,
 }
 
-/// Which pictures to draw.
+/// Which images to draw.
 #[derive(Debug, Clone, Copy)]
 pub struct SampleRequest<'a> {
     /// What to draw: a row for each seed, or one for all.
     pub prompt: &'a TextConditions,
     /// What to keep away from: a row for each seed, or one for all. Not read without guidance.
     pub negative: &'a TextConditions,
-    /// A seed for each picture, of a CPU generator of its own: neither the batch nor the device
+    /// A seed for each image, of a CPU generator of its own: neither the batch nor the device
     /// change the noise.
     pub seeds: &'a [u64],
     /// Denoising steps.
@@ -59,15 +59,15 @@ pub struct SampleRequest<'a> {
     pub guidance: f64,
     /// The solver.
     pub sampler: SamplerKind,
-    /// Height of the pictures in pixels, a multiple of the autoencoder's factor.
+    /// Height of the images in pixels, a multiple of the autoencoder's factor.
     pub height: i64,
-    /// Width of the pictures in pixels, a multiple of the autoencoder's factor.
+    /// Width of the images in pixels, a multiple of the autoencoder's factor.
     pub width: i64,
 }
 
-/// A picture: red, green and blue of 8 bits, row by row.
+/// An image: red, green and blue of 8 bits, row by row.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Picture {
+pub struct Image {
     /// Pixels of a row.
     pub width: usize,
     /// Rows.
@@ -153,7 +153,7 @@ impl Pipeline {
         self.encoders.encode_negative(tokens, empty)
     }
 
-    /// Draws a picture for each seed. `progress` is told after each call of the UNet how many are
+    /// Draws an image for each seed. `progress` is told after each call of the UNet how many are
     /// done, and of how many; where it breaks, sampling ends with none.
     ///
     /// # Errors
@@ -163,7 +163,7 @@ impl Pipeline {
         &self,
         request: &SampleRequest<'_>,
         progress: &mut dyn FnMut(usize, usize) -> ControlFlow<()>,
-    ) -> Result<Option<Vec<Picture>>, NetworkError> {
+    ) -> Result<Option<Vec<Image>>, NetworkError> {
         let Some(latents_BCHW) = inference(|| self.denoise(request, progress))? else {
             return Ok(None);
         };
@@ -175,7 +175,7 @@ impl Pipeline {
         inference(|| {
             let config = self.encoders.vae.config();
             let unscaled_BCHW = latents_BCHW.f_div_scalar(config.scaling_factor)?;
-            pictures(&self.encoders.vae.decode(&unscaled_BCHW)?)
+            images(&self.encoders.vae.decode(&unscaled_BCHW)?)
         })
         .map(Some)
     }
@@ -234,7 +234,7 @@ impl Pipeline {
         Ok(Some(latents_BCHW))
     }
 
-    /// What the UNet is told, for each picture, or with guidance for the negative rows and then the
+    /// What the UNet is told, for each image, or with guidance for the negative rows and then the
     /// others.
     fn conditions(
         &self,
@@ -292,7 +292,7 @@ fn stack(parts: &[&Tensor], batch: i64) -> Result<Tensor, NetworkError> {
 }
 
 /// Numbers about in [-1, 1], `[B, 3, H, W]`, to bytes.
-fn pictures(pixels_BCHW: &Tensor) -> Result<Vec<Picture>, NetworkError> {
+fn images(pixels_BCHW: &Tensor) -> Result<Vec<Image>, NetworkError> {
     let (batch, channels, height, width) = pixels_BCHW.size4()?;
     let bytes_BHWC = pixels_BCHW
         .f_mul_scalar(0.5)?
@@ -306,11 +306,11 @@ fn pictures(pixels_BCHW: &Tensor) -> Result<Vec<Picture>, NetworkError> {
         .f_contiguous()?;
     (0..batch)
         .map(|index| {
-            let picture = bytes_BHWC.f_get(index)?.f_reshape([height * width * channels])?;
-            Ok(Picture {
+            let image = bytes_BHWC.f_get(index)?.f_reshape([height * width * channels])?;
+            Ok(Image {
                 width: usize::try_from(width).unwrap_or(0),
                 height: usize::try_from(height).unwrap_or(0),
-                pixels: Vec::<u8>::try_from(&picture)?,
+                pixels: Vec::<u8>::try_from(&image)?,
             })
         })
         .collect()

@@ -18,7 +18,7 @@ unsafe extern "C" {
         error: *mut *mut c_char,
     ) -> bool;
     fn nn_normalize(
-        picture: *const C_tensor,
+        image: *const C_tensor,
         shift: *const C_tensor,
         bias: *const C_tensor,
         weight: *const C_tensor,
@@ -51,7 +51,7 @@ pub(crate) fn can_gate(value: &Tensor) -> Result<bool, TchError> {
     if error.is_null() { Ok(can) } else { Err(take_error(error)) }
 }
 
-/// True where [`normalize`] takes pictures of so many channels, of the format and on the device of this
+/// True where [`normalize`] takes images of so many channels, of the format and on the device of this
 /// tensor, and on a GPU [`add_biased`]: there as [`can_gate`], on a CPU in f32 and bf16.
 #[expect(unsafe_code, reason = "calls the shim")]
 pub(crate) fn can_normalize(like: &Tensor, channels: i64, groups: i64) -> Result<bool, TchError> {
@@ -64,7 +64,7 @@ pub(crate) fn can_normalize(like: &Tensor, channels: i64, groups: i64) -> Result
 /// What [`normalize`] computes besides the normalisation.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Around<'tensors> {
-    /// Added to each channel of each picture before it, `[B, C]`.
+    /// Added to each channel of each image before it, `[B, C]`.
     pub(crate) shift_BC: Option<&'tensors Tensor>,
     /// Added to each channel before it, `[C]`; on a GPU.
     pub(crate) bias_C: Option<&'tensors Tensor>,
@@ -75,7 +75,7 @@ pub(crate) struct Around<'tensors> {
 /// The group normalisation of `[B, C, H, W]`, times `weight_C`, plus `beta_C`; channels last.
 #[expect(unsafe_code, reason = "calls the shim")]
 pub(crate) fn normalize(
-    picture_BCHW: &Tensor,
+    image_BCHW: &Tensor,
     around: Around<'_>,
     weight_C: &Tensor,
     beta_C: &Tensor,
@@ -88,7 +88,7 @@ pub(crate) fn normalize(
     // an error.
     unsafe {
         let result = nn_normalize(
-            picture_BCHW.as_ptr(),
+            image_BCHW.as_ptr(),
             pointer(around.shift_BC),
             pointer(around.bias_C),
             weight_C.as_ptr(),
@@ -110,7 +110,7 @@ pub(crate) fn gated_gelu(value: &Tensor, gate: &Tensor) -> Result<Tensor, TchErr
     unsafe { adopt(nn_gated_gelu(value.as_ptr(), gate.as_ptr(), &mut error), error) }
 }
 
-/// `stream + update + bias` of pictures `[B, C, H, W]`; channels last.
+/// `stream + update + bias` of images `[B, C, H, W]`; channels last.
 #[expect(unsafe_code, reason = "calls the shim")]
 pub(crate) fn add_biased(
     stream_BCHW: &Tensor,
@@ -277,7 +277,7 @@ mod tests {
     #[test]
     fn on_a_cpu_normalisation_is_that_of_libtorch() {
         assert!(!can_gate(&Tensor::ones([64], (Kind::Float, Device::Cpu))).unwrap());
-        // Small pictures, which threads share, and large ones, which they cut.
+        // Small images, which threads share, and large ones, which they cut.
         for shape in [[16, 96, 8, 8], [1, 64, 1, 2], [3, 30, 7, 5], [1, 320, 64, 64]] {
             let (batch, channels) = (shape[0], shape[1]);
             let groups = if channels % 32 == 0 { 32 } else { 5 };

@@ -1,7 +1,7 @@
-//! What the transformers need of the text, whatever the picture.
+//! What the transformers need of the text, whatever the image.
 //!
 //! Keys and values of the attention to the text follow from the text alone. A network for inference
-//! computes them once for all steps of a picture; in training the text differs at every step, and
+//! computes them once for all steps of an image; in training the text differs at every step, and
 //! gradients go through each layer.
 
 use tch::{TchError, Tensor};

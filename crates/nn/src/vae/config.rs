@@ -13,9 +13,9 @@ const MOST_CHANNELS: i64 = 1 << 16;
 /// `src/diffusers/models/autoencoders/autoencoder_kl.py` at v0.42.1.
 #[derive(Debug, Clone, PartialEq)]
 pub struct VaeConfig {
-    /// Channels of the pictures that are encoded.
+    /// Channels of the images that are encoded.
     pub in_channels: i64,
-    /// Channels of the pictures that are decoded.
+    /// Channels of the images that are decoded.
     pub out_channels: i64,
     /// Channels at each level, from the pixels down; each level but the first halves the sides.
     pub block_out_channels: Vec<i64>,
@@ -144,7 +144,7 @@ impl VaeConfig {
         Ok(())
     }
 
-    /// Pixels of a picture's side for one of a latent's.
+    /// Pixels of an image's side for one of a latent's.
     pub fn downscale(&self) -> i64 {
         1 << self.block_out_channels.len().saturating_sub(1)
     }

@@ -1,9 +1,9 @@
-//! `AutoencoderKL`: pictures to latents of an eighth of their sides, and back.
+//! `AutoencoderKL`: images to latents of an eighth of their sides, and back.
 //!
 //! Behaviour follows huggingface/diffusers `src/diffusers/models/autoencoders/{autoencoder_kl,vae}.py`
 //! at v0.42.1; results agree to 1e-4 of their size in f32 (`tests/diffusion_vae.rs`).
 //!
-//! `B` batch, `C` channels, `H` and `W` height and width of a picture or a latent.
+//! `B` batch, `C` channels, `H` and `W` height and width of an image or a latent.
 
 mod blocks;
 mod config;
@@ -29,7 +29,7 @@ const NETWORK: &str = "VAE";
 /// Tensors that every such network has.
 const ANCHORS: &[&str] = &["encoder.conv_in.weight", "decoder.conv_in.weight"];
 
-/// The distribution of the latents of pictures: independent normal numbers. f32, on the network's
+/// The distribution of the latents of images: independent normal numbers. f32, on the network's
 /// device.
 #[derive(Debug)]
 pub struct Posterior {
@@ -111,7 +111,7 @@ impl Vae {
         self.precision
     }
 
-    /// Encodes pictures: `pixels_BCHW` in [-1, 1] on any device, sides multiples of
+    /// Encodes images: `pixels_BCHW` in [-1, 1] on any device, sides multiples of
     /// [`VaeConfig::downscale`]. What it returns may be used in training.
     ///
     /// # Errors
@@ -136,7 +136,7 @@ impl Vae {
     }
 
     /// Decodes latents `[B, C, H, W]` on any device, not scaled (divided by
-    /// [`VaeConfig::scaling_factor`], plus [`VaeConfig::shift_factor`]): pictures `[B, C, f·H, f·W]` f32,
+    /// [`VaeConfig::scaling_factor`], plus [`VaeConfig::shift_factor`]): images `[B, C, f·H, f·W]` f32,
     /// about in [-1, 1].
     ///
     /// The result comes from libtorch's inference mode: it may be read and computed with, but not
@@ -186,7 +186,7 @@ impl Vae {
     }
 }
 
-/// Pictures to moments.
+/// Images to moments.
 #[derive(Debug)]
 struct Encoder {
     conv_in: Conv2d,
@@ -236,7 +236,7 @@ impl Encoder {
     }
 }
 
-/// Latents to pictures.
+/// Latents to images.
 #[derive(Debug)]
 struct Decoder {
     conv_in: Conv2d,

@@ -1,4 +1,4 @@
-//! TensorBoard's event files: scalars and pictures.
+//! TensorBoard's event files: scalars and images.
 //!
 //! A file is a row of records, each a `tensorflow.Event` message with its length and two checksums
 //! (tensorflow/tensorboard `tensorboard/compat/proto/event.proto` and

@@ -52,7 +52,7 @@ impl Tables {
             label: format!("details-{set}"),
             title: format!("Every cell, {set}"),
             caption: format!(
-                "Best of the pictures on {set}. Strict: ties count as losses, the paper's figure. p: \
+                "Best of the images on {set}. Strict: ties count as losses, the paper's figure. p: \
                  exact two-sided sign test without ties. Interval of the mean difference: paired \
                  bootstrap by prompt, {} resamples, seed {}.",
                 self.config.bootstrap, self.config.seed
@@ -80,9 +80,9 @@ impl Tables {
             label: format!("best-mean-pairs-{set}"),
             title: format!("Best, mean and all pairs, {set}"),
             caption: format!(
-                "Win rates (%) on {set} by the best picture of a prompt, by the mean over its \
-                 pictures, and over all pairs of a picture of either model. Comparing the best \
-                 exaggerates: maxima vary less than single pictures do. {READING}"
+                "Win rates (%) on {set} by the best image of a prompt, by the mean over its \
+                 images, and over all pairs of a picture of either model. Comparing the best \
+                 exaggerates: maxima vary less than single images do. {READING}"
             ),
             stubs: vec!["Model".to_owned()],
             groups: self.metrics.iter().map(|metric| (metric.clone(), columns.clone())).collect(),
@@ -105,7 +105,7 @@ impl Tables {
             label: format!("cross-selection-{set}"),
             title: format!("Chosen by one metric, judged by another, {set}"),
             caption: format!(
-                "Win rates (%) on {set} when the metric of the row chooses the best picture of each \
+                "Win rates (%) on {set} when the metric of the row chooses the best image of each \
                  model and the metric of the column judges the two; where both are the same it is \
                  the table of win rates. {READING}"
             ),

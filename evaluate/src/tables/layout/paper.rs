@@ -35,7 +35,7 @@ impl Tables {
             title: title.to_owned(),
             caption: format!(
                 "Comparison of win rates (%) for {} across {over} and {}: a prompt is won by the \
-                 model whose best picture has the higher score. {READING}",
+                 model whose best image has the higher score. {READING}",
                 self.compared(),
                 counted(&self.metrics, "metric"),
             ),
@@ -97,15 +97,15 @@ impl Tables {
             label: format!("means-{set}"),
             title: format!("Mean scores, {set}"),
             caption: format!(
-                "Average scores for {} across {} on {set}: of the best picture of each prompt, and \
-                 of the mean over its pictures.",
+                "Average scores for {} across {} on {set}: of the best image of each prompt, and \
+                 of the mean over its images.",
                 list(&self.models),
                 counted(&self.metrics, "metric"),
             ),
             stubs: vec!["Model".to_owned()],
             groups: vec![
-                ("best of the pictures".to_owned(), self.metrics.clone()),
-                ("mean of the pictures".to_owned(), self.metrics.clone()),
+                ("best of the images".to_owned(), self.metrics.clone()),
+                ("mean of the images".to_owned(), self.metrics.clone()),
             ],
             rows: self.models.iter().map(row).collect(),
         }

@@ -1,15 +1,15 @@
-//! `evaluate generate`: a picture for every model, prompt and seed.
+//! `evaluate generate`: an image for every model, prompt and seed.
 //!
 //! The output folder holds `manifest.json`, which is written first, and
-//! `images/MODEL/PROMPT_ID/SEED.png`. A picture appears under its name only when complete and
+//! `images/MODEL/PROMPT_ID/SEED.png`. An image appears under its name only when complete and
 //! synced. What is drawn together follows from the whole list of jobs, whatever of it is there
 //! already: so a run that is killed at any instant is finished by the same command, with the same
 //! bytes.
 
+mod image;
 mod manifest;
 mod model;
 mod painter;
-mod picture;
 mod work;
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
@@ -28,11 +28,11 @@ use runkit::output::foreign;
 use runkit::signals::{Signal, StopFlag};
 use tch::Device;
 
+pub use self::image::{PARAMETERS_KEY, RECIPE_KEY};
 pub use self::manifest::Manifest;
 use self::model::Model;
 pub use self::model::{ModelRecord, ModelSource, Size};
 use self::painter::Painter;
-pub use self::picture::{PARAMETERS_KEY, RECIPE_KEY};
 use self::work::{Steps, Work, tell_what_is_cut};
 use crate::cli::GenerateSettings;
 use crate::prompts::{self, Limits, Prompt, PromptSource};
@@ -42,7 +42,7 @@ const VERSION: &str = env!("CARGO_PKG_VERSION");
 const MANIFEST: &str = "manifest.json";
 const SETTINGS: &str = "config.toml";
 
-/// Pixels drawn together where nothing else is said: one picture of Stable Diffusion 1.5 on a CPU.
+/// Pixels drawn together where nothing else is said: one image of Stable Diffusion 1.5 on a CPU.
 const BATCH_PIXELS_CPU: i64 = 512 * 512;
 const BATCH_PIXELS_CUDA: i64 = 16 * BATCH_PIXELS_CPU;
 const LARGEST_DEFAULT_BATCH: i64 = 64;
@@ -68,7 +68,7 @@ pub struct Config {
     pub size: Option<Size>,
     /// What to keep away from. None and the empty text are not the same to SDXL.
     pub negative: Option<String>,
-    /// Pictures drawn together, if not the default.
+    /// Images drawn together, if not the default.
     pub batch_size: Option<usize>,
     /// Where the networks compute.
     pub device: Device,
@@ -85,10 +85,10 @@ pub struct Config {
 /// How a run ended.
 #[derive(Debug)]
 pub enum End {
-    /// All pictures are there.
+    /// All images are there.
     Done {
-        /// Pictures of this command.
-        pictures: usize,
+        /// Images of this command.
+        images: usize,
         /// Those of them that were drawn now.
         drawn: usize,
     },
@@ -96,7 +96,7 @@ pub enum End {
     Stopped(Signal),
 }
 
-/// One picture to draw.
+/// One image to draw.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Job<'run> {
     prompt: &'run Prompt,
@@ -115,7 +115,7 @@ impl Config {
         self.batch_size.unwrap_or(usize::try_from(default).unwrap_or(1))
     }
 
-    fn picture_path(&self, model: &Model, job: &Job<'_>) -> PathBuf {
+    fn image_path(&self, model: &Model, job: &Job<'_>) -> PathBuf {
         self.prompt_folder(model, job.prompt).join(format!("{}.png", job.seed))
     }
 
@@ -124,7 +124,7 @@ impl Config {
     }
 }
 
-/// Where the pictures of an output folder are.
+/// Where the images of an output folder are.
 #[must_use]
 pub fn images_folder(out: &Path) -> PathBuf {
     out.join("images")
@@ -212,7 +212,7 @@ impl<'run> Generation<'run> {
             Some(_) if self.config.fresh => Ok(self.manifest.clone()),
             Some(earlier) => join(self.manifest.clone(), earlier, out),
             None => {
-                refuse_foreign_pictures(out, &self.models)?;
+                refuse_foreign_images(out, &self.models)?;
                 // The manifest is written first: without it, settings are somebody else's.
                 let settings = out.join(SETTINGS);
                 if settings.symlink_metadata().is_ok() {
@@ -301,12 +301,12 @@ impl<'run> Generation<'run> {
         let _lock = OutputLock::exclusive(config.out.join(".lock"))?;
         // Another run may have been at work since it was opened.
         self.manifest = self.joined()?;
-        let pictures = self.jobs.len() * self.models.len();
+        let images = self.jobs.len() * self.models.len();
         let missing = self.missing();
         if missing == 0 {
-            tracing::info!(images = pictures, "already complete");
+            tracing::info!(images = images, "already complete");
             prepare(config, &self.manifest)?;
-            return Ok(End::Done { pictures, drawn: 0 });
+            return Ok(End::Done { images, drawn: 0 });
         }
         // The networks of the first model are loaded before anything is removed or written: a model
         // that cannot be loaded leaves no trace.
@@ -327,7 +327,7 @@ impl<'run> Generation<'run> {
         let work = self.work();
         tell_what_is_cut(config, &work);
         let started = Instant::now();
-        let progress = Steps::new(pictures, &work);
+        let progress = Steps::new(images, &work);
         for work in work.iter().filter(|work| work.missing > 0) {
             let (mut painter, loading) = match first.take() {
                 Some(loaded) => loaded,
@@ -352,12 +352,12 @@ impl<'run> Generation<'run> {
         let rate = missing as f64 / started.elapsed().as_secs_f64();
         tracing::info!("{rate:.3} images/s, loading included");
         progress.bar.finish();
-        Ok(End::Done { pictures, drawn: missing })
+        Ok(End::Done { images, drawn: missing })
     }
 }
 
 /// All jobs of one model: the seeds of each prompt follow each other. Prompts of two sets that are
-/// one picture are one job.
+/// one image are one job.
 fn jobs(prompts: &[Prompt], seeds: Range<u64>) -> Vec<Job<'_>> {
     let mut seen = HashSet::new();
     let distinct = prompts.iter().filter(|prompt| seen.insert(prompt.id.as_str()));
@@ -374,7 +374,7 @@ fn join(manifest: Manifest, earlier: Manifest, out: &Path) -> Result<Manifest> {
             lines.push(format!("  and {} more", differences.len() - SHOWN));
         }
         bail!(
-            "{} holds pictures of another recipe, which differs from this one:\n{}\n\
+            "{} holds images of another recipe, which differs from this one:\n{}\n\
              hint: choose another --out, or start over with --fresh",
             out.display(),
             lines.join("\n")
@@ -382,8 +382,8 @@ fn join(manifest: Manifest, earlier: Manifest, out: &Path) -> Result<Manifest> {
     })
 }
 
-/// The manifest is written before any picture: pictures without one are somebody else's.
-fn refuse_foreign_pictures(out: &Path, models: &[Model]) -> Result<()> {
+/// The manifest is written before any image: images without one are somebody else's.
+fn refuse_foreign_images(out: &Path, models: &[Model]) -> Result<()> {
     let mut folders = models.iter().map(|model| images_folder(out).join(&model.name));
     if let Some(folder) = folders.find(|folder| folder.exists()) {
         bail!(
@@ -450,7 +450,7 @@ fn write_if_other(path: &Path, text: &str) -> Result<()> {
     if std::fs::read(path).is_ok_and(|found| found == text.as_bytes()) {
         return Ok(());
     }
-    picture::write(path, text.as_bytes())
+    image::write(path, text.as_bytes())
 }
 
 #[cfg(test)]

@@ -19,7 +19,7 @@ pub use self::filter_prompts::FilterPromptsArguments;
 use crate::generate::{ModelSource, Size};
 use crate::prompts::{Preset, PromptSource};
 
-/// From diffusion models and prompts to pictures, scores, win rates and a report.
+/// From diffusion models and prompts to images, scores, win rates and a report.
 #[derive(Debug, Parser)]
 #[command(name = "evaluate", version, max_term_width = 80, propagate_version = true)]
 #[command(after_help = "Exit codes: 0 done, 1 failed, 2 usage, 130/143 stopped by a signal \
@@ -36,16 +36,16 @@ pub struct Cli {
 /// The commands.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Draw pictures with every model, judge them, and compare the models:
+    /// Draw images with every model, judge them, and compare the models:
     /// tables, figures and a report.
     Run(run::RunArguments),
-    /// Draw pictures of prompts with one or more diffusion models.
+    /// Draw images of prompts with one or more diffusion models.
     Generate(GenerateArguments),
-    /// Judge pictures by reward models: those of generate, and others.
+    /// Judge images by reward models: those of generate, and others.
     Score(score::ScoreArguments),
     /// Make win-rate tables of scores.
     Tables(tables::TablesArguments),
-    /// Lay pictures and their scores side by side on a contact sheet.
+    /// Lay images and their scores side by side on a contact sheet.
     Grid(grid::GridArguments),
     /// Write the report page and its figures from existing scores.
     Report(report::ReportArguments),
@@ -71,7 +71,7 @@ pub struct GenerateArguments {
     /// it takes, and stop.
     #[arg(long)]
     pub dry_run: bool,
-    /// Start over: remove the pictures of an earlier run of this output.
+    /// Start over: remove the images of an earlier run of this output.
     #[arg(long)]
     pub fresh: bool,
     /// What users of other programs type.
@@ -105,7 +105,7 @@ pub struct GenerateSettings {
     #[arg(long, value_name = "DIR")]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub out: Option<PathBuf>,
-    /// Pictures of each prompt [default: 5].
+    /// Images of each prompt [default: 5].
     #[arg(long, value_name = "N", allow_negative_numbers = true)]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub seeds: Option<u64>,
@@ -134,7 +134,7 @@ pub struct GenerateSettings {
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub negative: Option<String>,
-    /// Pictures drawn together [default: as many as make 512x512 pixels on a
+    /// Images drawn together [default: as many as make 512x512 pixels on a
     /// CPU, 16 times as many on a GPU; at most 64].
     #[arg(long, value_name = "N", allow_negative_numbers = true, env = "EVALUATE_BATCH_SIZE")]
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -173,8 +173,8 @@ def main() -> None:
             "openmoji": inner(openmoji[f"package/color/svg/{code}.svg"].decode()),
         }
         found |= {style: rendered(svg, SIDE) for style, svg in others.items()}
-        for style, picture in found.items():
-            picture.save(DRAWINGS / style / f"{code}.png")
+        for style, image in found.items():
+            image.save(DRAWINGS / style / f"{code}.png")
         catalogue.append(
             {
                 "codepoints": code,

@@ -18,12 +18,12 @@ use crate::bitmap::Bitmap;
 
 /// The templates by name. The ending decides how values are escaped.
 const TEMPLATES: [(&str, &str); 6] = [
-    ("drawing.svg", include_str!("render/drawing.svg")),
-    ("forest.svg", include_str!("figures/forest.svg")),
-    ("ridges.svg", include_str!("figures/ridges.svg")),
-    ("heatmap.svg", include_str!("figures/heatmap.svg")),
-    ("sheet.svg", include_str!("grid/sheet.svg")),
-    ("report.html", include_str!("report/report.html")),
+    ("drawing.svg", include_str!("drawing.svg")),
+    ("forest.svg", include_str!("../figures/forest.svg")),
+    ("ridges.svg", include_str!("../figures/ridges.svg")),
+    ("heatmap.svg", include_str!("../figures/heatmap.svg")),
+    ("sheet.svg", include_str!("../grid/sheet.svg")),
+    ("report.html", include_str!("../report/report.html")),
 ];
 
 /// Far above every drawing that anybody reads, in pixels a side.

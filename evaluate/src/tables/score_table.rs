@@ -1,4 +1,4 @@
-//! Scores as a table of pictures: a row for each picture, a column for each metric.
+//! Scores as a table of images: a row for each image, a column for each metric.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
@@ -20,7 +20,7 @@ pub(super) struct Prompt {
 
 /// All scores, indexed.
 #[derive(Debug)]
-pub(super) struct Pictures {
+pub(super) struct ScoreTable {
     pub(super) models: Vec<String>,
     pub(super) metrics: Vec<String>,
     pub(super) sets: Vec<String>,
@@ -28,22 +28,22 @@ pub(super) struct Pictures {
     pub(super) prompts: Vec<Prompt>,
     /// For each model, whether it has a row for each prompt.
     pub(super) present: Vec<Vec<bool>>,
-    /// For each model its pictures that have a score: column `picture` (prompt × seeds + seed),
+    /// For each model its images that have a score: column `image` (prompt × seeds + seed),
     /// ascending, and a column for each metric.
     frames: Vec<DataFrame>,
     seeds: u64,
 }
 
-/// The scores of one model, or of the pictures that two models have, by prompt and seed.
+/// The scores of one model, or of the images that two models have, by prompt and seed.
 #[derive(Debug)]
 pub(super) struct Scores {
-    /// The prompt of each picture, ascending.
+    /// The prompt of each image, ascending.
     pub(super) prompts: Vec<usize>,
-    /// For each metric the score of each picture.
+    /// For each metric the score of each image.
     pub(super) metrics: Vec<Vec<Option<f32>>>,
 }
 
-impl Pictures {
+impl ScoreTable {
     /// Sorts and checks the scores of the models and metrics that are asked for.
     pub(super) fn new(scores: &[ScoreRow], config: &TablesConfig) -> Result<Self, TablesError> {
         if scores.is_empty() {
@@ -87,15 +87,15 @@ impl Pictures {
         let seeds: BTreeSet<i64> = wanted.iter().map(|(.., row)| row.seed).collect();
         let seed_numbers: HashMap<i64, u64> = seeds.iter().copied().zip(0..).collect();
         let count = seeds.len() as u64;
-        let picture = |(row, &prompt): (&ScoreRow, &u32)| {
+        let image = |(row, &prompt): (&ScoreRow, &u32)| {
             u64::from(prompt) * count + seed_numbers.get(&row.seed).copied().unwrap_or(0)
         };
         check_duplicates(&wanted)?;
         let mut columns = vec![vec![(Vec::new(), Vec::new()); metrics.len()]; models.len()];
         for (&(model, metric, row), prompt) in wanted.iter().zip(&prompt_of) {
             if let Some(score) = row.score {
-                let (pictures, values) = &mut columns[model as usize][metric as usize];
-                pictures.push(picture((row, prompt)));
+                let (images, values) = &mut columns[model as usize][metric as usize];
+                images.push(image((row, prompt)));
                 values.push(score);
             }
         }
@@ -108,20 +108,19 @@ impl Pictures {
         self.read(&self.frames[model], "")
     }
 
-    /// The scores of two models, of the pictures (prompt and seed) that both have.
+    /// The scores of two models, of the images (prompt and seed) that both have.
     pub(super) fn of_both(&self, a: usize, b: usize) -> Result<[Scores; 2], TablesError> {
         let (frame, other) = (&self.frames[a], &self.frames[b]);
         let joined = JoinArgs::new(JoinType::Inner).with_suffix(Some(OTHER.into()));
-        let frame = frame.join(other, [PICTURE], [PICTURE], joined, None)?;
-        let frame = frame.sort([PICTURE], SortMultipleOptions::default())?;
+        let frame = frame.join(other, [IMAGE], [IMAGE], joined, None)?;
+        let frame = frame.sort([IMAGE], SortMultipleOptions::default())?;
         Ok([self.read(&frame, "")?, self.read(&frame, OTHER)?])
     }
 
     /// Prompts and scores of a frame; `suffix` follows the names of the columns.
     fn read(&self, frame: &DataFrame, suffix: &str) -> Result<Scores, TablesError> {
-        let pictures = frame.column(PICTURE)?.u64()?;
-        let prompts =
-            pictures.iter().flatten().map(|picture| (picture / self.seeds) as usize).collect();
+        let images = frame.column(IMAGE)?.u64()?;
+        let prompts = images.iter().flatten().map(|image| (image / self.seeds) as usize).collect();
         let metric = |metric| {
             let scores = frame.column(&format!("{}{suffix}", metric_name(metric)))?.f32()?;
             Ok::<_, TablesError>(scores.iter().collect())
@@ -131,28 +130,28 @@ impl Pictures {
     }
 }
 
-/// The column of pictures, and what follows the names of the second model's columns in a join.
-const PICTURE: &str = "picture";
+/// The column of images, and what follows the names of the second model's columns in a join.
+const IMAGE: &str = "image";
 const OTHER: &str = " of the other";
 
-/// A row for each picture of a model that has a score, a column for each metric, from pictures and
+/// A row for each image of a model that has a score, a column for each metric, from images and
 /// scores by metric.
 fn frame(metrics: Vec<(Vec<u64>, Vec<f32>)>) -> Result<DataFrame, TablesError> {
-    let pictures = Column::new(PICTURE.into(), Vec::<u64>::new());
-    let mut frame = DataFrame::new(0, vec![pictures])?;
-    for (metric, (pictures, scores)) in metrics.into_iter().enumerate() {
+    let images = Column::new(IMAGE.into(), Vec::<u64>::new());
+    let mut frame = DataFrame::new(0, vec![images])?;
+    for (metric, (images, scores)) in metrics.into_iter().enumerate() {
         let columns = vec![
-            Column::new(PICTURE.into(), pictures),
+            Column::new(IMAGE.into(), images),
             Column::new(metric_name(metric).into(), scores),
         ];
         let column = DataFrame::new_infer_height(columns)?;
         let joined = JoinArgs::new(JoinType::Full).with_coalesce(JoinCoalesce::CoalesceColumns);
-        frame = frame.join(&column, [PICTURE], [PICTURE], joined, None)?;
+        frame = frame.join(&column, [IMAGE], [IMAGE], joined, None)?;
     }
-    Ok(frame.sort([PICTURE], SortMultipleOptions::default())?)
+    Ok(frame.sort([IMAGE], SortMultipleOptions::default())?)
 }
 
-/// One score for each picture and metric. A picture is known by the id of its prompt here: a model
+/// One score for each image and metric. An image is known by the id of its prompt here: a model
 /// with two texts under one id was scored twice in different states.
 fn check_duplicates(wanted: &[(u32, u32, &ScoreRow)]) -> Result<(), TablesError> {
     let mut known = HashSet::with_capacity(wanted.len());

@@ -118,7 +118,7 @@ impl Metrics {
         self.events.scalars(step, &scalars)
     }
 
-    /// Shows a PNG picture of `width` × `height` pixels under a name in TensorBoard.
+    /// Shows a PNG image of `width` × `height` pixels under a name in TensorBoard.
     ///
     /// # Errors
     /// When it cannot be written.

@@ -3,7 +3,7 @@
 //!
 //! | what | module |
 //! |---|---|
-//! | scores as a table of pictures, checked | `pictures` |
+//! | scores as a table of images, checked | `images` |
 //! | two models compared prompt by prompt | `comparison` |
 //! | comparisons counted and tested | `cells` |
 //! | mean scores | `means` |
@@ -20,8 +20,8 @@ mod grid;
 mod layout;
 mod means;
 mod notes;
-mod pictures;
 mod render;
+mod score_table;
 
 use std::path::PathBuf;
 
@@ -34,7 +34,7 @@ use schemas::winrates::WinRateRow;
 pub use files::WIN_RATES_FILE;
 pub use means::MeanRow;
 
-use pictures::Pictures;
+use score_table::ScoreTable;
 
 /// The name under which all sets stand together.
 pub const ALL_SETS: &str = "all";
@@ -98,7 +98,7 @@ pub enum TablesError {
         /// What may be the reason.
         hint: String,
     },
-    /// A picture has two scores by one metric.
+    /// An image has two scores by one metric.
     #[error(
         "the scores hold model {model:?}, set {prompt_set:?}, prompt {prompt_id:?}, seed {seed}, \
          metric {metric:?} more than once; hint: name each scores.parquet once, and give different \
@@ -208,14 +208,14 @@ impl Tables {
     /// order of the rows but for the order of the names.
     ///
     /// # Errors
-    /// When there is no score, a picture has two scores by one metric, a name of the configuration
+    /// When there is no score, an image has two scores by one metric, a name of the configuration
     /// is unknown or stands twice, or a score is not finite.
     pub fn compute(scores: &[ScoreRow], config: &TablesConfig) -> Result<Self, TablesError> {
-        let pictures = Pictures::new(scores, config)?;
-        let (win_rates, empty) = cells::win_rates(&pictures, config)?;
-        let means = means::means(&pictures)?;
-        let notes = notes::notes(scores, &pictures, &empty);
-        let Pictures { models, metrics, sets, .. } = pictures;
+        let images = ScoreTable::new(scores, config)?;
+        let (win_rates, empty) = cells::win_rates(&images, config)?;
+        let means = means::means(&images)?;
+        let notes = notes::notes(scores, &images, &empty);
+        let ScoreTable { models, metrics, sets, .. } = images;
         Ok(Self { win_rates, means, models, metrics, sets, notes, config: config.clone() })
     }
 

@@ -1,4 +1,4 @@
-//! Which pictures are scored: those that `evaluate generate` drew, and folders of pictures made
+//! Which images are scored: those that `evaluate generate` drew, and folders of images made
 //! elsewhere.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -16,12 +16,12 @@ use serde_json::{Map, Value};
 use crate::generate::ModelSource;
 use crate::prompts::Prompt;
 
-/// What pictures may be called after the dot.
+/// What images may be called after the dot.
 const EXTENSIONS: [&str; 4] = ["png", "jpg", "jpeg", "webp"];
-/// Lists of pictures in the manner of Hugging Face's ImageFolder.
+/// Lists of images in the manner of Hugging Face's ImageFolder.
 const LISTS: [&str; 2] = ["metadata.jsonl", "metadata.csv"];
 
-/// `NAME=DIR`: pictures made elsewhere, under a name of the user's.
+/// `NAME=DIR`: images made elsewhere, under a name of the user's.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct ImagesSource {
@@ -40,7 +40,7 @@ impl FromStr for ImagesSource {
             text.parse().map_err(|error: String| error.replace(" or NAME=DIR,unet=DIR", ""))?;
         match unet {
             None => Ok(Self { name, folder }),
-            Some(_) => Err(format!("expected NAME=DIR, a folder of pictures, found {text:?}")),
+            Some(_) => Err(format!("expected NAME=DIR, a folder of images, found {text:?}")),
         }
     }
 }
@@ -65,19 +65,19 @@ impl From<ImagesSource> for String {
     }
 }
 
-/// A picture that is to be scored, or should be there.
+/// An image that is to be scored, or should be there.
 #[derive(Debug, Clone)]
 pub(super) struct Subject<'run> {
     pub(super) model: &'run str,
     pub(super) prompt: &'run Prompt,
     pub(super) seed: u64,
-    /// None where there is no such picture.
+    /// None where there is no such image.
     pub(super) path: Option<PathBuf>,
     /// It was scored by an earlier command, lay outside the folder, and is not there any more.
     pub(super) is_gone: bool,
 }
 
-/// The pictures of one model.
+/// The images of one model.
 #[derive(Debug)]
 pub(super) struct Collection {
     pub(super) model: String,
@@ -92,25 +92,25 @@ pub(super) struct Collection {
 enum Layout {
     /// `PROMPT_ID/SEED.png`.
     Folders(PathBuf),
-    /// A list says which picture belongs to which prompt; by text and seed.
+    /// A list says which image belongs to which prompt; by text and seed.
     Listed(HashMap<String, BTreeMap<u64, PathBuf>>),
     /// Only the scores say where they are.
     Held,
 }
 
 impl Collection {
-    /// Pictures that `evaluate generate` drew.
+    /// Images that `evaluate generate` drew.
     pub(super) fn drawn(model: &str, named: bool, folder: PathBuf, seeds: BTreeSet<u64>) -> Self {
         Self { model: model.to_owned(), named, seeds, layout: Layout::Folders(folder) }
     }
 
-    /// Pictures made elsewhere that an earlier command scored.
+    /// Images made elsewhere that an earlier command scored.
     pub(super) fn held(model: &str) -> Self {
         let seeds = BTreeSet::new();
         Self { model: model.to_owned(), named: false, seeds, layout: Layout::Held }
     }
 
-    /// Pictures made elsewhere; `seeds` where they are given, else those that are there.
+    /// Images made elsewhere; `seeds` where they are given, else those that are there.
     pub(super) fn made_elsewhere(
         source: &ImagesSource,
         prompts: &[Prompt],
@@ -146,7 +146,7 @@ impl Collection {
                 );
                 if matched < listed.len() {
                     tracing::warn!(
-                        "{}: {} of its {} prompts are not among the prompts given, their pictures \
+                        "{}: {} of its {} prompts are not among the prompts given, their images \
                          are passed over",
                         escape_for_terminal(&list.display().to_string()),
                         listed.len() - matched,
@@ -160,7 +160,7 @@ impl Collection {
                 let found = seeds_in_folders(folder, prompts)?;
                 ensure!(
                     !found.is_empty(),
-                    "{}: expected {} with file_name and prompt, or pictures PROMPT_ID/SEED.png as \
+                    "{}: expected {} with file_name and prompt, or images PROMPT_ID/SEED.png as \
                      {}/0.png; found neither",
                     folder.display(),
                     LISTS.join(" or "),
@@ -186,7 +186,7 @@ impl Collection {
     }
 }
 
-/// The numbers that pictures in the folders of prompts are called by.
+/// The numbers that images in the folders of prompts are called by.
 fn seeds_in_folders(folder: &Path, prompts: &[Prompt]) -> Result<BTreeSet<u64>> {
     let mut seeds = BTreeSet::new();
     for prompt in prompts {
@@ -296,7 +296,7 @@ fn list_rows(list: &Path) -> Result<Vec<(u64, Map<String, Value>)>> {
     Ok(rows)
 }
 
-/// The pictures of a list by prompt and seed; without seeds they count up in the list's order.
+/// The images of a list by prompt and seed; without seeds they count up in the list's order.
 fn read_list(list: &Path) -> Result<HashMap<String, BTreeMap<u64, PathBuf>>> {
     let folder = list.parent().unwrap_or(Path::new(""));
     let mut listed = HashMap::<String, BTreeMap<u64, PathBuf>>::new();
@@ -331,7 +331,7 @@ mod tests {
     }
 
     #[test]
-    fn listed_pictures_belong_to_their_prompts() {
+    fn listed_images_belong_to_their_prompts() {
         let folder = tempfile::tempdir().unwrap();
         let lines = "{\"file_name\":\"a.png\",\"prompt\":\"a fox\"}\n\n\
                      {\"file_name\":\"b.png\",\"text\":\"a fox \"}\n\

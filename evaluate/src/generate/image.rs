@@ -1,9 +1,9 @@
-//! A picture on the disk: PNG, with the recipe that draws it again inside.
+//! An image on the disk: PNG, with the recipe that draws it again inside.
 
 use std::path::Path;
 
 use anyhow::{Context as _, Result};
-use nn::pipeline::Picture;
+use nn::pipeline::Image;
 use nn::schedule::SamplerKind;
 use serde::Serialize;
 
@@ -15,7 +15,7 @@ pub const RECIPE_KEY: &str = "recipe";
 /// stable-diffusion-webui, in whose form it is written.
 pub const PARAMETERS_KEY: &str = "parameters";
 
-/// What draws a picture again.
+/// What draws an image again.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub(super) struct Recipe<'run> {
     pub(super) prompt: &'run str,
@@ -63,11 +63,11 @@ impl Recipe<'_> {
     }
 }
 
-/// The picture as PNG, RGB of 8 bits, with its recipe.
-pub(super) fn encode(picture: &Picture, recipe: &Recipe<'_>) -> Result<Vec<u8>> {
-    let side = |length: usize| u32::try_from(length).context("a picture is too large for PNG");
+/// The image as PNG, RGB of 8 bits, with its recipe.
+pub(super) fn encode(image: &Image, recipe: &Recipe<'_>) -> Result<Vec<u8>> {
+    let side = |length: usize| u32::try_from(length).context("an image is too large for PNG");
     let mut bytes = Vec::new();
-    let mut encoder = png::Encoder::new(&mut bytes, side(picture.width)?, side(picture.height)?);
+    let mut encoder = png::Encoder::new(&mut bytes, side(image.width)?, side(image.height)?);
     encoder.set_color(png::ColorType::Rgb);
     encoder.set_depth(png::BitDepth::Eight);
     let texts = [
@@ -83,7 +83,7 @@ pub(super) fn encode(picture: &Picture, recipe: &Recipe<'_>) -> Result<Vec<u8>> 
         }
     }
     let mut writer = encoder.write_header()?;
-    writer.write_image_data(&picture.pixels)?;
+    writer.write_image_data(&image.pixels)?;
     writer.finish()?;
     Ok(bytes)
 }
@@ -133,11 +133,11 @@ mod tests {
 
     #[test]
     fn pixels_and_recipe_come_back() {
-        let picture = Picture { width: 3, height: 2, pixels: (0..18).collect() };
-        let bytes = encode(&picture, &recipe("a fox", None)).unwrap();
-        assert_eq!(bytes, encode(&picture, &recipe("a fox", None)).unwrap());
+        let image = Image { width: 3, height: 2, pixels: (0..18).collect() };
+        let bytes = encode(&image, &recipe("a fox", None)).unwrap();
+        assert_eq!(bytes, encode(&image, &recipe("a fox", None)).unwrap());
         let (pixels, texts) = decode(&bytes);
-        assert_eq!(pixels, picture.pixels);
+        assert_eq!(pixels, image.pixels);
         let expected = "a fox\nSteps: 20, Sampler: DPM++ 2M, CFG scale: 7.5, Seed: 7, Size: 3x2, \
                         Model hash: 0123456789, Model: sd, Version: evaluate 0.1.0";
         assert_eq!(texts[0], (PARAMETERS_KEY.to_owned(), expected.to_owned()));
@@ -151,8 +151,8 @@ mod tests {
 
     #[test]
     fn other_alphabets_are_utf_8() {
-        let picture = Picture { width: 3, height: 2, pixels: vec![9; 18] };
-        let bytes = encode(&picture, &recipe("un café 猫", Some("blurry, é"))).unwrap();
+        let image = Image { width: 3, height: 2, pixels: vec![9; 18] };
+        let bytes = encode(&image, &recipe("un café 猫", Some("blurry, é"))).unwrap();
         let (_, texts) = decode(&bytes);
         assert!(texts[0].1.starts_with("un café 猫\nNegative prompt: blurry, é\nSteps: 20"));
         assert!(bytes.windows(4).filter(|bytes| bytes == b"iTXt").count() == 2);

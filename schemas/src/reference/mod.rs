@@ -32,11 +32,11 @@ pub const DEFAULT_LATENTS: &str = "latents";
 pub const DEFAULT_EVALUATION: &str = "eval";
 
 /// How the files were made, said at the head of each.
-const COMMAND: &str = "cargo run --release -p schemas --bin schemas -- docs";
+const COMMAND: &str = "cargo run --release -p balanceddpo-schemas --bin schemas -- docs";
 /// The views, generated for a list of scorers by [`duckdb_views`].
-const VIEWS: &str = include_str!("reference/views.sql");
+const VIEWS: &str = include_str!("views.sql");
 /// The views of a cache.
-const LATENTS_VIEWS: &str = include_str!("reference/latents.sql");
+const LATENTS_VIEWS: &str = include_str!("latents.sql");
 
 /// The generated files: their path from the root of the repository, and their text.
 pub fn generated_files() -> [(&'static str, String); 6] {

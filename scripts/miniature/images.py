@@ -1,4 +1,4 @@
-"""The pictures of the miniature world: drawings, who may see them, composition, degradation, captions.
+"""The images of the miniature world: drawings, who may see them, composition, degradation, captions.
 
 Shared by make_sample.py, train_models.py and evaluate_models.py. Everything random takes a numpy
 generator, so that a seed decides every byte.
@@ -65,7 +65,7 @@ TEMPLATES = (
 
 @dataclasses.dataclass(frozen=True)
 class Drawing:
-    """One emoji in one style: what is composed into pictures."""
+    """One emoji in one style: what is composed into images."""
 
     name: str
     codepoints: str
@@ -86,14 +86,14 @@ def _load(style: str, codepoints: str) -> Image.Image:
 
 
 @dataclasses.dataclass(frozen=True)
-class Picture:
-    """A composed picture and what is true of it."""
+class Image:
+    """A composed image and what is true of it."""
 
     image: Image.Image
     drawing: Drawing
     background: str
     degradation: str  # "none" or one of DEGRADATIONS
-    severity: float  # 0 for a clean picture, up to 1
+    severity: float  # 0 for a clean image, up to 1
 
 
 @functools.cache
@@ -122,7 +122,7 @@ def names() -> list[str]:
     return list(dict.fromkeys(drawing.name for drawing in drawings()))
 
 
-def compose(drawing: Drawing, generator: numpy.random.Generator, *, varied: bool) -> Picture:
+def compose(drawing: Drawing, generator: numpy.random.Generator, *, varied: bool) -> Image:
     """The drawing on a plain background; `varied` allows sizes other than 64 x 64.
 
     The drawing stays inside the central square, which is all that a centre crop keeps.
@@ -147,16 +147,16 @@ def compose(drawing: Drawing, generator: numpy.random.Generator, *, varied: bool
         for extent in (width, height)
     )
     canvas.paste(ink, (left, top), ink)
-    return Picture(canvas, drawing, background, "none", 0.0)
+    return Image(canvas, drawing, background, "none", 0.0)
 
 
 def degrade(
-    picture: Picture, generator: numpy.random.Generator, kind: str | None = None
-) -> Picture:
-    """The picture made worse in one way, with a severity between 0.3 and 1."""
+    image: Image, generator: numpy.random.Generator, kind: str | None = None
+) -> Image:
+    """The image made worse in one way, with a severity between 0.3 and 1."""
     kind = kind or str(generator.choice(DEGRADATIONS))
     severity = float(generator.uniform(0.3, 1.0))
-    image = picture.image
+    image = image.image
     if kind == "blur":
         image = image.filter(ImageFilter.GaussianBlur(0.8 + 1.9 * severity))
     elif kind == "noise":
@@ -172,11 +172,11 @@ def degrade(
         image = ImageEnhance.Color(image).enhance(keep)
         values = 205.0 + (numpy.asarray(image, numpy.float64) - 205.0) * keep
         image = Image.fromarray(numpy.clip(numpy.rint(values), 0, 255).astype(numpy.uint8))
-    return dataclasses.replace(picture, image=image, degradation=kind, severity=severity)
+    return dataclasses.replace(image, image=image, degradation=kind, severity=severity)
 
 
 def encode(image: Image.Image, generator: numpy.random.Generator) -> tuple[bytes, str]:
-    """The encoded picture and its format: JPEG mostly, some PNG and WebP."""
+    """The encoded image and its format: JPEG mostly, some PNG and WebP."""
     buffer = io.BytesIO()
     draw = generator.random()
     if draw < 0.80:
@@ -202,17 +202,17 @@ def caption(name: str, generator: numpy.random.Generator) -> str:
     return str(generator.choice(TEMPLATES)).format(name=name, article=article(name))
 
 
-def descriptive_caption(picture: Picture, generator: numpy.random.Generator) -> str:
+def descriptive_caption(image: Image, generator: numpy.random.Generator) -> str:
     """A caption that also tells the background or the degradation, where there is one to tell."""
-    name = picture.drawing.name
+    name = image.drawing.name
     parts = []
-    if picture.degradation != "none":
-        word = DEGRADATION_WORDS[picture.degradation]
+    if image.degradation != "none":
+        word = DEGRADATION_WORDS[image.degradation]
         parts.append(f"{article(word)} {word} picture of {article(name)} {name}")
     else:
         parts.append(f"a clear picture of {article(name)} {name}")
-    if picture.background != "white" or generator.random() < 0.3:
-        parts.append(f"on {article(picture.background)} {picture.background} background")
+    if image.background != "white" or generator.random() < 0.3:
+        parts.append(f"on {article(image.background)} {image.background} background")
     return " ".join(parts)
 
 

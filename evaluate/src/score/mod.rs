@@ -1,13 +1,13 @@
-//! `evaluate score`: every picture judged by every metric.
+//! `evaluate score`: every image judged by every metric.
 //!
-//! The folder of an evaluation holds the pictures that `evaluate generate` drew, `score-store/` with
+//! The folder of an evaluation holds the images that `evaluate generate` drew, `score-store/` with
 //! the scores computed so far, and, once all are there, `scores.parquet`. Scores are kept by what they
-//! are of, a picture's bytes and a caption: so a killed run goes on, and another model, metric or
+//! are of, an image's bytes and a caption: so a killed run goes on, and another model, metric or
 //! set of prompts costs only what is new.
 
 mod held;
+mod images;
 mod networks;
-mod pictures;
 mod rehearsal;
 mod rows;
 mod scope;
@@ -27,9 +27,9 @@ use schemas::scores::ScoreRow;
 use scorers::{Compute, DescribedScorers, ScorerSet, ScorersConfig};
 
 use self::held::{Held, ordered};
+pub use self::images::ImagesSource;
+use self::images::{Collection, Subject};
 use self::networks::{Captions, Decoded};
-pub use self::pictures::ImagesSource;
-use self::pictures::{Collection, Subject};
 use self::rows::Table;
 use self::scope::{Scope, row};
 use self::store::{Key, Store};
@@ -47,11 +47,11 @@ pub struct Config {
     pub out: PathBuf,
     /// Files of prompts.
     pub prompts: Vec<PromptSource>,
-    /// Which of the models whose pictures are in `out`, in this order; all where none is named.
+    /// Which of the models whose images are in `out`, in this order; all where none is named.
     pub models: Vec<String>,
     /// What stays in the scores that this run does not name.
     pub keep: Keep,
-    /// Pictures made elsewhere.
+    /// Images made elsewhere.
     pub images: Vec<ImagesSource>,
     /// Which seeds of each prompt; those that are there where nothing is said.
     pub seeds: Option<Range<u64>>,
@@ -59,7 +59,7 @@ pub struct Config {
     pub limits: Limits,
     /// The reward models.
     pub scorers: PathBuf,
-    /// Pictures per forward.
+    /// Images per forward.
     pub batch_size: usize,
     /// Where and in which type the networks compute.
     pub compute: Compute,
@@ -86,21 +86,21 @@ pub enum End {
 /// What a run made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Summary {
-    /// Pictures of this command, those that are missing among them.
-    pub pictures: usize,
+    /// Images of this command, those that are missing among them.
+    pub images: usize,
     /// Those of them that went through a network now.
     pub scored: usize,
     /// Those without a score of some metric.
     pub failed: usize,
 }
 
-/// A picture with the checksum of its bytes, or why there is none.
+/// An image with the checksum of its bytes, or why there is none.
 type Checked = Result<String, String>;
 
 /// Runs `config` until it is done or stopped.
 ///
 /// # Errors
-/// One sentence about what is wrong with the prompts, the pictures' folders, the reward models or the
+/// One sentence about what is wrong with the prompts, the images' folders, the reward models or the
 /// output.
 pub fn run(config: &Config, stop: &StopFlag) -> Result<End> {
     let prompts = prompts::read_limited(&config.prompts, config.limits)?;
@@ -254,7 +254,7 @@ impl<'run> Scoring<'run> {
         }
         let mut stores = Store::open_all(&config.out.join(STORE), &manifest)?;
 
-        let pictures = subjects.iter().map(Vec::len).sum();
+        let images = subjects.iter().map(Vec::len).sum();
         let texts: Vec<&str> = scope.prompts.iter().map(|prompt| prompt.text.as_str()).collect();
         let mut judged = Judged { config, scorers, texts: &texts, stores: &mut stores };
         let scored = match judged.run(&subjects, &checked, stop)? {
@@ -275,22 +275,22 @@ impl<'run> Scoring<'run> {
                 table.outdated
             );
         }
-        let summary = Summary { pictures, scored, failed: without_score(&table.rows) };
+        let summary = Summary { images, scored, failed: without_score(&table.rows) };
         if scored == 0 {
-            tracing::info!(images = pictures, "already complete");
+            tracing::info!(images = images, "already complete");
         }
         table.write(&config.out, &scope.prompts, &manifest)?;
         Ok(End::Done(summary))
     }
 
-    /// The pictures of each model, in the order of the tables.
+    /// The images of each model, in the order of the tables.
     fn collections(&self, drawn: Option<&Manifest>) -> Result<Vec<Collection>> {
         let config = self.config;
         let given: Option<BTreeSet<u64>> = config.seeds.clone().map(Iterator::collect);
         let known: Vec<&String> = drawn.iter().flat_map(|drawn| drawn.models.keys()).collect();
         if let Some(model) = config.models.iter().find(|model| !known.contains(model)) {
             bail!(
-                "{}: no pictures of a model {model:?}, only of {known:?}; hint: evaluate generate \
+                "{}: no images of a model {model:?}, only of {known:?}; hint: evaluate generate \
                  draws them",
                 config.out.display()
             );
@@ -317,7 +317,7 @@ impl<'run> Scoring<'run> {
         }
         ensure!(
             !collections.is_empty(),
-            "{}: no pictures to score; hint: evaluate generate draws them, --images NAME=DIR takes \
+            "{}: no images to score; hint: evaluate generate draws them, --images NAME=DIR takes \
              those made elsewhere",
             config.out.display()
         );
@@ -348,11 +348,11 @@ fn retain(held: &mut Held, config: &Config, prompts: &[Prompt], dropped: &[(Stri
     });
 }
 
-/// How many pictures lack a score at least.
+/// How many images lack a score at least.
 fn without_score(rows: &[ScoreRow]) -> usize {
     let failed = rows.iter().filter(|row| row.score.is_none());
-    let pictures: HashSet<_> = failed.map(|row| (&row.model, &row.prompt_id, row.seed)).collect();
-    pictures.len()
+    let images: HashSet<_> = failed.map(|row| (&row.model, &row.prompt_id, row.seed)).collect();
+    images.len()
 }
 
 /// The checksum of each image; those after a request to stop are left out.
@@ -365,7 +365,7 @@ fn checksums(subjects: &[Subject<'_>], stop: &StopFlag) -> Vec<Checked> {
 }
 
 fn checksum(path: Option<&Path>) -> Checked {
-    let path = path.ok_or_else(|| "no picture".to_owned())?;
+    let path = path.ok_or_else(|| "no image".to_owned())?;
     let bytes = std::fs::read(path).map_err(|error| format!("cannot be read: {error}"))?;
     Ok(blake3::hash(&bytes).to_hex().to_string())
 }
@@ -386,12 +386,12 @@ enum Progressed {
 struct Judged<'run> {
     config: &'run Config,
     scorers: &'run ScorersConfig,
-    /// The captions of all pictures.
+    /// The captions of all images.
     texts: &'run [&'run str],
     stores: &'run mut [Store],
 }
 
-/// Pictures that go through the networks together, with their checksums.
+/// Images that go through the networks together, with their checksums.
 #[derive(Debug, Clone, Copy)]
 struct Batch<'run> {
     subjects: &'run [Subject<'run>],
@@ -399,7 +399,7 @@ struct Batch<'run> {
 }
 
 impl Judged<'_> {
-    /// Scores what is not known. The batches follow from the whole list of pictures, and one of which
+    /// Scores what is not known. The batches follow from the whole list of images, and one of which
     /// a score is missing is computed as a whole: so a killed run ends with the same bytes.
     fn run(
         &mut self,

@@ -59,12 +59,9 @@ fn generate(arguments: &GenerateArguments) -> Result<ExitStatus> {
             );
             Ok(signal.into())
         }
-        generate::End::Done { pictures, drawn } => {
+        generate::End::Done { images, drawn } => {
             let folder = generate::images_folder(&config.out);
-            say(&format!(
-                "{pictures} images, {drawn} of them new\nimages: {}\n",
-                folder.display()
-            ))?;
+            say(&format!("{images} images, {drawn} of them new\nimages: {}\n", folder.display()))?;
             Ok(ExitStatus::Done)
         }
     }
