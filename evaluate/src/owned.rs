@@ -10,7 +10,7 @@ use schemas::scores::ScoreRow;
 use schemas::winrates::{WinRateRow, WinRatesFile};
 use serde_json::Value;
 
-use crate::{bitmap, report};
+use crate::present::{bitmap, report};
 
 /// A file of an output folder.
 #[derive(Debug, Clone, Copy)]

@@ -7,8 +7,8 @@ mod scored_world;
 use std::collections::BTreeMap;
 
 use common::{Run, evaluate};
-use evaluate::bitmap::Bitmap;
-use evaluate::grid::{self, GridConfig, Layout, Order};
+use evaluate::present::bitmap::Bitmap;
+use evaluate::present::grid::{self, GridConfig, Layout, Order};
 use schemas::scores::ScoresWriter;
 use scored_world::{ScoredWorld, image_of};
 

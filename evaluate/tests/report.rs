@@ -3,7 +3,7 @@
 
 mod scored_world;
 
-use evaluate::report::{self, DroppedPrompt, ReportInputs};
+use evaluate::present::report::{self, DroppedPrompt, ReportInputs};
 use evaluate::tables::{Tables, TablesConfig};
 use scored_world::{HOSTILE, ScoredWorld};
 use serde_json::Value;

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use crate::grid::{Layout, Order};
+use crate::present::grid::{Layout, Order};
 
 /// `evaluate grid`.
 #[derive(Debug, Clone, Args)]

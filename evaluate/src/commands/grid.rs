@@ -9,8 +9,8 @@ use schemas::scores::ScoresFile;
 
 use super::say;
 use crate::cli::grid::GridArguments;
-use crate::grid::{self, GridConfig};
 use crate::owned;
+use crate::present::grid::{self, GridConfig};
 
 /// Sides of an image that make sense, in pixels.
 const SIDES: std::ops::RangeInclusive<u32> = 16..=2048;

@@ -10,7 +10,7 @@ use schemas::scores::ScoresFile;
 use super::say;
 use crate::cli::report::ReportArguments;
 use crate::owned;
-use crate::report::{self, ReportInputs};
+use crate::present::report::{self, ReportInputs};
 use crate::tables::{Tables, TablesConfig};
 
 /// Runs the command.
@@ -19,7 +19,7 @@ pub(super) fn run(arguments: &ReportArguments) -> Result<ExitStatus> {
     let out = arguments.out.as_deref().unwrap_or(folder);
     crate::output::check_writable(out)?;
     if let Some(labels) = &arguments.labels {
-        crate::figures::check_labels(labels)?;
+        crate::present::figures::check_labels(labels)?;
     }
     let file = ScoresFile::open(&arguments.scores)?;
     let mut scores = file.read()?;

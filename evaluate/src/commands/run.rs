@@ -14,8 +14,8 @@ use schemas::scores::ScoresFile;
 use super::{Config as Drawing, say, score as scoring};
 use crate::cli::run::{ReportSettings, RunArguments, RunSettings};
 use crate::owned;
+use crate::present::report::{self, DroppedPrompt, ReportInputs};
 use crate::prompts::{self, Prompt, SafetyClassifier};
-use crate::report::{self, DroppedPrompt, ReportInputs};
 use crate::tables::{Tables, TablesConfig};
 use crate::{generate, score};
 
@@ -93,7 +93,7 @@ fn check_report(
     owned::check_files("--out", &drawing.out, &[owned::REPORT], &inputs)?;
     owned::check_figures("--out", &drawing.out, &inputs)?;
     if let Some(labels) = &settings.labels {
-        crate::figures::check_labels(labels)?;
+        crate::present::figures::check_labels(labels)?;
     }
     let threshold = settings.safe_threshold.unwrap_or(SAFE_THRESHOLD);
     ensure!(
@@ -102,7 +102,7 @@ fn check_report(
             "--safe-threshold must be in (0, 1], found {threshold}; hint: 0.5 is usual"
         ))
     );
-    crate::render::Renderer::new()?;
+    crate::present::render::Renderer::new()?;
     Ok(())
 }
 

@@ -2,7 +2,7 @@
 
 #![allow(dead_code, reason = "each test file uses a part of it")]
 
-use evaluate::bitmap::Bitmap;
+use evaluate::present::bitmap::Bitmap;
 use schemas::scores::ScoreRow;
 use tempfile::TempDir;
 

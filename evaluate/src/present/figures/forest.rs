@@ -3,8 +3,8 @@
 use serde::Serialize;
 
 use super::{WIDTH, class, colour, marker, px, subtitle, top};
-use crate::render::text::{Ruler, Weight, clean};
-use crate::render::{RenderError, Renderer};
+use crate::present::render::text::{Ruler, Weight, clean};
+use crate::present::render::{RenderError, Renderer};
 
 /// Where the columns start, in pixels.
 const LABELS: f32 = 14.0;

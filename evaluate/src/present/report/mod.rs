@@ -17,8 +17,8 @@ use schemas::winrates::WinRateRow;
 use serde::Serialize;
 use sha2::{Digest as _, Sha256};
 
-use crate::figures::{Figure, FigureError, Figures};
-use crate::render::{RenderError, Renderer};
+use crate::present::figures::{Figure, FigureError, Figures};
+use crate::present::render::{RenderError, Renderer};
 use crate::scored::Scored;
 use crate::tables::MeanRow;
 

@@ -3,9 +3,9 @@
 use serde::Serialize;
 
 use super::{Captions, LARGE_SIDE, SMALL_SIDE, Thumbnails};
-use crate::bitmap::Bitmap;
-use crate::render::text::{Ruler, Weight, clean};
-use crate::render::{RenderError, Renderer};
+use crate::present::bitmap::Bitmap;
+use crate::present::render::text::{Ruler, Weight, clean};
+use crate::present::render::{RenderError, Renderer};
 use crate::scored::{Choice, Scored, ScoredImage, ScoredPrompt};
 
 /// Space around the sheet and between images, in pixels.

@@ -3,7 +3,7 @@
 use schemas::winrates::{Statistic, WinRateRow};
 use serde::Serialize;
 
-use crate::figures::{pairs, sets};
+use crate::present::figures::{pairs, sets};
 use crate::tables::{ALL_SETS, MeanRow, SIGNIFICANCE};
 
 /// The tables of one set of prompts.

@@ -3,8 +3,8 @@
 use serde::Serialize;
 
 use super::{WIDTH, px, subtitle, top};
-use crate::render::text::{Ruler, Weight, clean};
-use crate::render::{RenderError, Renderer};
+use crate::present::render::text::{Ruler, Weight, clean};
+use crate::present::render::{RenderError, Renderer};
 
 /// Okabe and Ito's blue and vermilion.
 const ABOVE: [f64; 3] = [0.0, 114.0, 178.0];

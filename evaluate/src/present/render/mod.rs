@@ -14,7 +14,7 @@ use resvg::tiny_skia::{Color, Pixmap, Transform};
 use resvg::usvg;
 use serde::Serialize;
 
-use crate::bitmap::Bitmap;
+use crate::present::bitmap::Bitmap;
 
 /// The templates by name. The ending decides how values are escaped.
 const TEMPLATES: [(&str, &str); 6] = [

@@ -15,8 +15,8 @@ use schemas::labels::LabelsError;
 use schemas::winrates::{Statistic, WinRateRow};
 use serde::Serialize;
 
-use crate::render::text::{Ruler, Weight, clean};
-use crate::render::{RenderError, Renderer};
+use crate::present::render::text::{Ruler, Weight, clean};
+use crate::present::render::{RenderError, Renderer};
 use crate::scored::Scored;
 use crate::tables::{ALL_SETS, SIGNIFICANCE};
 

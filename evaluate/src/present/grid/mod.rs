@@ -8,8 +8,8 @@ use std::path::{Path, PathBuf};
 
 use schemas::scores::ScoreRow;
 
-use crate::bitmap::Bitmap;
-use crate::render::{RenderError, Renderer};
+use crate::present::bitmap::Bitmap;
+use crate::present::render::{RenderError, Renderer};
 use crate::scored::{Choice, Scored, ScoredPrompt, letters};
 
 /// Small images are enlarged to at most this side, in pixels.

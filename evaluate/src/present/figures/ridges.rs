@@ -5,8 +5,8 @@ use std::fmt::Write as _;
 use serde::Serialize;
 
 use super::{WIDTH, class, colour, px, subtitle, ticks, top};
-use crate::render::text::{Ruler, Weight, clean};
-use crate::render::{RenderError, Renderer};
+use crate::present::render::text::{Ruler, Weight, clean};
+use crate::present::render::{RenderError, Renderer};
 use crate::scored::Scored;
 
 /// Bars of a histogram.

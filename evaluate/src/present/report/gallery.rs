@@ -8,7 +8,7 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 use rayon::iter::{IntoParallelRefIterator as _, ParallelIterator as _};
 use serde::Serialize;
 
-use crate::bitmap::Bitmap;
+use crate::present::bitmap::Bitmap;
 use crate::scored::{Choice, Scored, ScoredImage, letters};
 
 /// At most so many prompts.
