@@ -10,7 +10,7 @@ use std::path::Path;
 use common::{Drawn as _, Run, World};
 use media::decode::{Limits, decode};
 use nn::device::Precision;
-use scorers::{Compute, ScorerSet, ScorersConfig};
+use scorers::{Compute, DescribedScorers, ScorersConfig};
 use tch::Device;
 
 const MINI: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../data/mini");
@@ -33,20 +33,20 @@ fn images_show_what_was_asked_for() {
     let mut config = ScorersConfig::read(&Path::new(MINI).join("scorers.toml")).unwrap();
     config.scorer.retain(|scorer| scorer.name == "clip");
     let compute = Compute { device: Device::Cpu, precision: Precision::F32 };
-    let clip = ScorerSet::describe(&config, compute).unwrap().load().unwrap();
-    let preparation = clip.image_preparation();
+    let clip = DescribedScorers::of(&config, compute).unwrap().load().unwrap();
+    let preprocessor = clip.image_preprocessor();
     // By path, so by prompt and then by seed.
     let prepared: Vec<_> = world
         .files("out/images")
         .values()
-        .map(|png| preparation.prepare(&decode(png, &Limits::default()).unwrap()).unwrap())
+        .map(|png| preprocessor.preprocess(&decode(png, &Limits::default()).unwrap()).unwrap())
         .collect();
     let images = clip.encode_images(&prepared.iter().collect::<Vec<_>>()).unwrap();
-    let texts = clip.encode_texts(&clip.prepare_texts(&captions)).unwrap();
+    let texts = clip.encode_texts(&clip.tokenize(&captions)).unwrap();
     let pairs: Vec<(usize, usize)> = (0..prepared.len())
         .flat_map(|image| (0..CAPTIONS).map(move |caption| (image, caption)))
         .collect();
-    let scores = &clip.score(&images, &texts, &pairs)[0];
+    let scores = &clip.score(&images, &texts, &pairs).unwrap()[0];
     let found = scores.chunks(CAPTIONS).enumerate().filter(|(image, scores)| {
         let right = scores[image / 2];
         scores.iter().filter(|score| **score >= right).count() == 1

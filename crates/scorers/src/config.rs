@@ -8,7 +8,7 @@ use media::text::TokenizerKind;
 use nn::clip::ClipLayout;
 use serde::{Deserialize, Serialize};
 
-use crate::ScorerError;
+use crate::error::ScorerError;
 
 /// The whole file.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

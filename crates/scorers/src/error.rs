@@ -56,6 +56,9 @@ pub enum ScorerError {
         /// The cause.
         source: media::preprocess::PreprocessError,
     },
+    /// An image cannot be preprocessed.
+    #[error("image: {0}")]
+    Image(#[source] media::preprocess::PreprocessError),
     /// The vocabulary cannot be read.
     #[error("scorer `{scorer}`: {source}")]
     Tokenizer {
@@ -64,12 +67,12 @@ pub enum ScorerError {
         /// The cause.
         source: media::text::TokenizerError,
     },
-    /// A network could not be run on a batch.
+    /// A network or a scorer failed on a batch.
     #[error("{tower}: a batch of {batch} failed: {source}")]
     Forward {
-        /// Which tower.
+        /// Which tower or scorer.
         tower: String,
-        /// How many images or captions the batch held.
+        /// How many images, captions or pairs the batch held.
         batch: usize,
         /// The cause.
         source: nn::NetworkError,

@@ -5,8 +5,9 @@ use std::path::{Path, PathBuf};
 
 use hub::{Downloads, Repository};
 
+use crate::config::{Kind, ScorerConfig, ScorersConfig};
+use crate::error::ScorerError;
 use crate::model::{self, Model, TOKENIZER_FILES};
-use crate::{Kind, ScorerConfig, ScorerError, ScorersConfig};
 
 /// Configuration files that are read beside the weights, where a repository has them.
 const CONFIGURATIONS: [&str; 4] =

@@ -12,22 +12,22 @@
 mod config;
 mod error;
 mod files;
+mod inputs;
 mod load;
 mod manifest;
 mod memory;
 mod model;
-mod prepare;
 mod preprocess;
 mod score;
 mod set;
 
 pub use config::{AlphaName, HpsResizeName, Kind, PreprocessName, ScorerConfig, ScorersConfig};
 pub use error::ScorerError;
+pub use inputs::{PreprocessedImage, TokenizedTexts};
 pub use load::DescribedScorers;
 pub use manifest::{
     ImageTowerRecord, ScorerRecord, ScorersManifest, TextTowerRecord, WeightsRecord,
 };
 pub use memory::MemoryLimits;
-pub use prepare::{PreparedImage, PreparedTexts};
 pub use score::{AestheticScorer, CosineScorer, Scorer};
-pub use set::{Compute, Features, ImagePreparation, ScorerSet};
+pub use set::{Compute, Features, ImagePreprocessor, ScorerSet};

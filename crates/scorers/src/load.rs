@@ -3,7 +3,7 @@
 
 use std::cell::Cell;
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,6 +14,8 @@ use nn::clip::{ClipModel, TextTower, VisionTower};
 use nn::weights::Weights;
 use rayon::prelude::*;
 
+use crate::config::{Kind, ScorerConfig, ScorersConfig};
+use crate::error::ScorerError;
 use crate::files;
 use crate::manifest::{
     ImageTowerRecord, ScorerRecord, ScorersManifest, TextTowerRecord, WeightsRecord,
@@ -21,9 +23,8 @@ use crate::manifest::{
 use crate::memory::Limits;
 use crate::model::{Model, find_model, invalid, record};
 use crate::preprocess;
-use crate::score::{AestheticScorer, CosineScorer};
-use crate::set::{CaptionTower, Compute, ImagePreparation, ImageTower};
-use crate::{Kind, Scorer, ScorerConfig, ScorerError, ScorerSet, ScorersConfig};
+use crate::score::{AestheticScorer, CosineScorer, Scorer};
+use crate::set::{CaptionTower, Compute, ImagePreprocessor, ImageTower, ScorerSet};
 
 /// The scorers of a configuration with every file found and checked, before any weights are read.
 pub struct DescribedScorers {
@@ -57,6 +58,12 @@ impl std::fmt::Debug for DescribedScorers {
 }
 
 impl DescribedScorers {
+    /// Finds the files of every scorer of `config`, checks their configurations and works out what the
+    /// scorers share. Names the first file that is missing or does not parse.
+    pub fn of(config: &ScorersConfig, compute: Compute) -> Result<Self, ScorerError> {
+        describe(config, compute)
+    }
+
     /// What the scores depend on.
     #[must_use]
     pub fn manifest(&self) -> &ScorersManifest {
@@ -73,16 +80,20 @@ impl DescribedScorers {
 
     /// The preprocessing, which needs no weights.
     #[must_use]
-    pub fn image_preparation(&self) -> ImagePreparation {
-        ImagePreparation::new(&self.recipes)
+    pub fn image_preprocessor(&self) -> ImagePreprocessor {
+        ImagePreprocessor::new(&self.recipes)
     }
 
     /// Reads the weights into networks.
-    ///
-    /// # Errors
-    /// The first checkpoint that does not hold the network its configuration describes.
     pub fn load(self) -> Result<ScorerSet, ScorerError> {
         load(self)
+    }
+}
+
+impl ScorerSet {
+    /// Reads `scorers.toml` and loads all that it names, downloaded first if it is on the hub.
+    pub fn open(file: impl AsRef<Path>, compute: Compute) -> Result<Self, ScorerError> {
+        DescribedScorers::of(&ScorersConfig::read(file.as_ref())?, compute)?.load()
     }
 }
 
@@ -175,10 +186,7 @@ fn load(layouts: DescribedScorers) -> Result<ScorerSet, ScorerError> {
     })
 }
 
-pub(crate) fn describe(
-    config: &ScorersConfig,
-    compute: Compute,
-) -> Result<DescribedScorers, ScorerError> {
+fn describe(config: &ScorersConfig, compute: Compute) -> Result<DescribedScorers, ScorerError> {
     config.validate()?;
     files::prepare(config)?;
     let mut described = DescribedScorers {
@@ -199,7 +207,8 @@ pub(crate) fn describe(
     for entry in &config.scorer {
         let model = find_model(config, entry, &mut described.models)?;
         described.models[model].parts.vision = true;
-        let recipe = preprocess::recipe(entry, &described.models[model])?;
+        let Model { config: clip, preprocessing, .. } = &described.models[model];
+        let recipe = preprocess::recipe(entry, preprocessing, clip.vision.image_size)?;
         let recipe = index_of(&mut described.recipes, recipe);
         let image_tower = index_of(&mut described.image_towers, (model, recipe));
         let (text_tower, head) = match entry.kind {

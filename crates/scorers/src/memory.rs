@@ -7,7 +7,7 @@ use nn::device::inference;
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
-use crate::ScorerError;
+use crate::error::ScorerError;
 
 /// How many rows a forward may have after the device ran out of memory; `None` while it has not.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -41,6 +41,11 @@ pub(crate) fn in_pieces<T>(
     tower: &str,
     forward: &dyn Fn(&[T]) -> Result<Tensor, NetworkError>,
 ) -> Result<Tensor, ScorerError> {
+    let failed = |batch: usize, source: NetworkError| ScorerError::Forward {
+        tower: tower.to_owned(),
+        batch,
+        source,
+    };
     let mut done = Vec::new();
     let mut rest = batch;
     loop {
@@ -51,7 +56,8 @@ pub(crate) fn in_pieces<T>(
             Ok(features) => {
                 done.push(features);
                 if others.is_empty() {
-                    return Ok(Tensor::cat(&done, 0));
+                    return Tensor::f_cat(&done, 0)
+                        .map_err(|error| failed(batch.len(), error.into()));
                 }
                 rest = others;
             }
@@ -64,9 +70,7 @@ pub(crate) fn in_pieces<T>(
                     rows / 2
                 );
             }
-            Err(source) => {
-                return Err(ScorerError::Forward { tower: tower.to_owned(), batch: rows, source });
-            }
+            Err(source) => return Err(failed(rows, source)),
         }
     }
 }

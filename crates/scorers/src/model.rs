@@ -8,9 +8,10 @@ use nn::clip::{ClipConfig, ClipLayout, ClipParts};
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
+use crate::config::{ScorerConfig, ScorersConfig};
+use crate::error::ScorerError;
 use crate::manifest::WeightsRecord;
 use crate::preprocess::{Preprocessing, Section};
-use crate::{ScorerConfig, ScorerError, ScorersConfig};
 
 /// Names under which the Python libraries save weights, most wanted first.
 const TRANSFORMERS_WEIGHTS: [&str; 4] = [

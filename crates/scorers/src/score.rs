@@ -1,5 +1,6 @@
 //! From normalised features to a number: the part of a reward model that is its own.
 
+use nn::NetworkError;
 use nn::aesthetic::AestheticHead;
 use tch::{Kind, Tensor};
 
@@ -7,16 +8,20 @@ use tch::{Kind, Tensor};
 pub trait Scorer: Send {
     /// The column prefix.
     fn name(&self) -> &str;
-    /// Which image tower's features it takes, as an index into the set's image towers.
+    /// Which image tower's features it reads, as an index into the set's image towers.
     fn image_tower(&self) -> usize;
-    /// Which text tower's features it takes; `None` when the caption is ignored.
+    /// Which text tower's features it reads; `None` if it ignores the caption.
     fn text_tower(&self) -> Option<usize>;
     /// Scores N images with their captions.
     ///
-    /// `image_features_ND` and, where [`Scorer::text_tower`] is some, `text_features_ND` are f32 and of
-    /// unit length; the result is f32 of shape `[N]` on the same device. Larger is better.
+    /// `image_features_ND` and, if [`Scorer::text_tower`] names a tower, `text_features_ND` are f32 and
+    /// of unit length; the result is f32 of shape `[N]` on the same device. Larger is better.
     #[expect(non_snake_case, reason = "shape suffixes: N images, D embedding")]
-    fn score(&self, image_features_ND: &Tensor, text_features_ND: Option<&Tensor>) -> Tensor;
+    fn score(
+        &self,
+        image_features_ND: &Tensor,
+        text_features_ND: Option<&Tensor>,
+    ) -> Result<Tensor, NetworkError>;
 }
 
 /// Cosine of image and caption, raw: no logit scale, no ×100.
@@ -43,16 +48,22 @@ impl Scorer for CosineScorer {
     }
 
     #[expect(non_snake_case, reason = "shape suffixes: N images, D embedding")]
-    fn score(&self, image_features_ND: &Tensor, text_features_ND: Option<&Tensor>) -> Tensor {
-        match text_features_ND {
-            Some(text) => (image_features_ND * text).sum_dim_intlist(-1, false, Kind::Float),
+    fn score(
+        &self,
+        image_features_ND: &Tensor,
+        text_features_ND: Option<&Tensor>,
+    ) -> Result<Tensor, NetworkError> {
+        Ok(match text_features_ND {
+            Some(text) => {
+                image_features_ND.f_mul(text)?.f_sum_dim_intlist(-1, false, Kind::Float)?
+            }
             // A cosine without a caption is undefined; NaN is recorded as `non_finite`.
-            None => Tensor::full(
+            None => Tensor::f_full(
                 [image_features_ND.size()[0]],
                 f64::NAN,
                 (Kind::Float, image_features_ND.device()),
-            ),
-        }
+            )?,
+        })
     }
 }
 
@@ -81,7 +92,11 @@ impl Scorer for AestheticScorer {
     }
 
     #[expect(non_snake_case, reason = "shape suffixes: N images, D embedding")]
-    fn score(&self, image_features_ND: &Tensor, _text_features_ND: Option<&Tensor>) -> Tensor {
-        self.head.forward(image_features_ND)
+    fn score(
+        &self,
+        image_features_ND: &Tensor,
+        _text_features_ND: Option<&Tensor>,
+    ) -> Result<Tensor, NetworkError> {
+        self.head.try_forward(image_features_ND)
     }
 }

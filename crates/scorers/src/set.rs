@@ -1,7 +1,7 @@
 //! All scorers of a run with what they share, and the batches that go through them.
 //!
-//! Shape legend: B images of a batch, T captions, N (image, caption) combinations, D embedding,
-//! S image side, L context length.
+//! Shape legend: B images of a batch, T captions, N image-caption pairs, D embedding, S image side,
+//! L context length.
 #![expect(non_snake_case, reason = "shape suffixes")]
 
 use std::cell::Cell;
@@ -11,27 +11,35 @@ use std::time::{Duration, Instant};
 use media::decode::Image;
 use media::preprocess::{PreprocessError, Recipe};
 use media::text::Tokenizer;
+use nn::NetworkError;
 use nn::clip::{Pooling, TextTower, VisionTower};
 use nn::device::{Precision, inference};
-use tch::{Device, Kind, Tensor};
+use tch::{Device, Kind, TchError, Tensor};
 
-use crate::memory::{Limits, in_pieces};
-use crate::{
-    DescribedScorers, MemoryLimits, PreparedImage, PreparedTexts, Scorer, ScorerError,
-    ScorersConfig, ScorersManifest, load,
-};
+use crate::error::ScorerError;
+use crate::inputs::{PreprocessedImage, TokenizedTexts};
+use crate::manifest::ScorersManifest;
+use crate::memory::{Limits, MemoryLimits, in_pieces};
+use crate::score::Scorer;
 
 /// Captions per forward of a text tower. Short captions of one forward share its length, so a larger
 /// batch pads more; 16 keeps the processor busy.
 const CAPTIONS_PER_FORWARD: usize = 16;
 
-/// Where and in which type the networks compute.
+/// Where and in which dtype the networks compute.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Compute {
     /// The device.
     pub device: Device,
-    /// The type of weights and activations; normalisation of features and scores are always f32.
+    /// The dtype of weights and activations; normalisation of features and scores are always f32.
     pub precision: Precision,
+}
+
+/// The CPU in f32.
+impl Default for Compute {
+    fn default() -> Self {
+        Self { device: Device::Cpu, precision: Precision::F32 }
+    }
 }
 
 /// A vision tower with the recipe that feeds it. Two entries may share the network.
@@ -62,11 +70,12 @@ pub struct ScorerSet {
     pub(crate) limits: Limits,
 }
 
-/// The preprocessing of a set without its networks: what decoding threads need.
+/// The preprocessing of a set without its networks, for threads that decode images.
 ///
-/// Separate from [`ScorerSet`] because libtorch modules are not shared between threads.
+/// Separate from [`ScorerSet`] because threads cannot share libtorch modules.
+#[doc(alias = "image_processor")]
 #[derive(Clone)]
-pub struct ImagePreparation {
+pub struct ImagePreprocessor {
     recipes: Arc<[Recipe]>,
 }
 
@@ -84,26 +93,19 @@ impl Features {
     }
 
     /// The features of one tower as plain numbers, row by row.
-    #[must_use]
-    pub fn to_rows(&self, tower: usize) -> Vec<f32> {
-        let flat = self.towers[tower].to_device(Device::Cpu).contiguous().view(-1);
-        let mut rows = vec![0f32; flat.numel()];
-        let count = rows.len();
-        flat.copy_data(&mut rows, count);
-        rows
+    pub fn to_rows(&self, tower: usize) -> Result<Vec<f32>, ScorerError> {
+        numbers(&self.towers[tower]).map_err(forward("features", self.rows()))
     }
 }
 
-impl ImagePreparation {
+impl ImagePreprocessor {
     pub(crate) fn new(recipes: &[Recipe]) -> Self {
         Self { recipes: recipes.into() }
     }
 
-    /// Preprocesses one image by each recipe of the set.
-    ///
-    /// # Errors
-    /// An image that a recipe cannot take.
-    pub fn prepare(&self, image: &Image) -> Result<PreparedImage, PreprocessError> {
+    /// Preprocesses one image by each recipe of the set. Fails for an image that a recipe cannot
+    /// resize.
+    pub fn preprocess(&self, image: &Image) -> Result<PreprocessedImage, PreprocessError> {
         let mut blocks = Vec::with_capacity(self.recipes.len());
         for recipe in self.recipes.iter() {
             let mut block = vec![0f32; recipe.output_len()];
@@ -111,23 +113,11 @@ impl ImagePreparation {
             blocks.push(block);
         }
         let on_white = self.recipes.iter().any(Recipe::composites) && image.is_transparent();
-        Ok(PreparedImage { blocks, on_white })
+        Ok(PreprocessedImage { blocks, on_white })
     }
 }
 
 impl ScorerSet {
-    /// Finds the files of every scorer of `config`, checks their configurations and works out what the
-    /// scorers share; [`DescribedScorers::load`] reads the weights.
-    ///
-    /// # Errors
-    /// The first file that is missing or does not parse.
-    pub fn describe(
-        config: &ScorersConfig,
-        compute: Compute,
-    ) -> Result<DescribedScorers, ScorerError> {
-        load::describe(config, compute)
-    }
-
     /// The scorers, in column order.
     #[must_use]
     pub fn scorers(&self) -> &[Box<dyn Scorer>] {
@@ -152,16 +142,16 @@ impl ScorerSet {
         self.compute
     }
 
-    /// The names of the text towers, for a caller that keeps caption features.
+    /// How many text towers there are, for a caller that keeps caption features.
     #[must_use]
     pub fn text_tower_count(&self) -> usize {
         self.text_towers.len()
     }
 
-    /// The preprocessing, to be handed to decoding threads.
+    /// The preprocessing, for decoding threads.
     #[must_use]
-    pub fn image_preparation(&self) -> ImagePreparation {
-        ImagePreparation::new(&self.recipes)
+    pub fn image_preprocessor(&self) -> ImagePreprocessor {
+        ImagePreprocessor::new(&self.recipes)
     }
 
     /// Time spent inside the networks so far, transfers and normalisation included.
@@ -170,39 +160,47 @@ impl ScorerSet {
         self.network_time.get()
     }
 
-    /// To how many rows a forward was cut because the device ran out of memory. The last bits of a
-    /// score depend on it.
+    /// How many rows a forward has at most, if the device ran out of memory. The last bits of a score
+    /// depend on it.
     #[must_use]
     pub fn memory_limits(&self) -> MemoryLimits {
         self.limits.get()
     }
 
+    /// The scores of one image with one caption, by name, in column order. For many images,
+    /// preprocess on other threads ([`ScorerSet::image_preprocessor`]) and score in batches.
+    pub fn score_one(&self, image: &Image, caption: &str) -> Result<Vec<(&str, f32)>, ScorerError> {
+        let image = self.image_preprocessor().preprocess(image).map_err(ScorerError::Image)?;
+        let images = self.encode_images(&[&image])?;
+        let texts = self.encode_texts(&self.tokenize(&[caption]))?;
+        let scores = self.score(&images, &texts, &[(0, 0)])?;
+        let names = self.scorers.iter().map(|scorer| scorer.name());
+        Ok(names.zip(scores.into_iter().flatten()).collect())
+    }
+
     /// Tokenizes captions for every text tower.
     #[must_use]
-    pub fn prepare_texts(&self, captions: &[&str]) -> PreparedTexts {
+    pub fn tokenize(&self, captions: &[&str]) -> TokenizedTexts {
         let tokens = self
             .tokenizers
             .iter()
             .map(|tokenizer| captions.iter().map(|caption| tokenizer.encode(caption)).collect())
             .collect();
-        PreparedTexts { tokens, captions: captions.len() }
+        TokenizedTexts { tokens, captions: captions.len() }
     }
 
     /// Runs every image tower over a batch of images.
     ///
-    /// On a device that runs out of memory the batch is halved and tried again, and later batches are
-    /// cut to the size that fitted ([`ScorerSet::memory_limits`]); the features are the same up to
+    /// If the device runs out of memory, halves the batch and tries again. Later batches then have at
+    /// most the size that fitted ([`ScorerSet::memory_limits`]); the features are the same up to
     /// rounding.
-    ///
-    /// # Errors
-    /// A failure inside libtorch, named with the tower and the batch size.
-    pub fn encode_images(&self, images: &[&PreparedImage]) -> Result<Features, ScorerError> {
+    pub fn encode_images(&self, images: &[&PreprocessedImage]) -> Result<Features, ScorerError> {
         let started = Instant::now();
         let mut towers = Vec::with_capacity(self.image_towers.len());
         for tower in &self.image_towers {
             towers.push(in_pieces(images, &self.limits.images, &tower.name, &|part| {
                 let pixels_BCHW = self.pixels(part, tower.recipe);
-                Ok(unit_length(&tower.network.try_forward(&pixels_BCHW)?))
+                unit_length(&tower.network.try_forward(&pixels_BCHW)?)
             })?);
         }
         self.network_time.set(self.network_time.get() + started.elapsed());
@@ -210,10 +208,7 @@ impl ScorerSet {
     }
 
     /// Runs every text tower over captions.
-    ///
-    /// # Errors
-    /// A failure inside libtorch, named with the tower and the batch size.
-    pub fn encode_texts(&self, texts: &PreparedTexts) -> Result<Features, ScorerError> {
+    pub fn encode_texts(&self, texts: &TokenizedTexts) -> Result<Features, ScorerError> {
         let started = Instant::now();
         let mut towers = Vec::with_capacity(self.text_towers.len());
         for tower in &self.text_towers {
@@ -231,71 +226,74 @@ impl ScorerSet {
                     let ends: Vec<i64> = part.iter().map(|&index| ends[index] as i64).collect();
                     let tokens_BL = Tensor::from_slice(&ids).view([part.len() as i64, -1]);
                     let end_index_B = Tensor::from_slice(&ends);
-                    Ok(unit_length(&tower.network.try_forward(&tokens_BL, &end_index_B)?))
+                    unit_length(&tower.network.try_forward(&tokens_BL, &end_index_B)?)
                 })?);
             }
             let mut back = vec![0i64; order.len()];
             for (position, &index) in order.iter().enumerate() {
                 back[index] = position as i64;
             }
-            let sorted_TD = Tensor::cat(&parts, 0);
-            towers.push(
-                sorted_TD.index_select(0, &Tensor::from_slice(&back).to_device(sorted_TD.device())),
-            );
+            let in_order = || {
+                let sorted_TD = Tensor::f_cat(&parts, 0)?;
+                let back_T = Tensor::f_from_slice(&back)?.f_to_device(sorted_TD.device())?;
+                sorted_TD.f_index_select(0, &back_T)
+            };
+            towers.push(in_order().map_err(forward(&tower.name, order.len()))?);
         }
         self.network_time.set(self.network_time.get() + started.elapsed());
         Ok(Features { towers })
     }
 
-    /// Scores combinations of an image (row of `images`) and a caption (row of `texts`).
+    /// Scores `pairs` of an image (row of `images`) and a caption (row of `texts`).
     ///
-    /// Returns one vector per scorer, in column order, with one number per combination.
-    #[must_use]
+    /// Returns one vector per scorer, in column order, with one number per pair.
     pub fn score(
         &self,
         images: &Features,
         texts: &Features,
-        combinations: &[(usize, usize)],
-    ) -> Vec<Vec<f32>> {
-        let device = self.compute.device;
-        let image_N =
-            Tensor::from_slice(&combinations.iter().map(|pair| pair.0 as i64).collect::<Vec<_>>());
-        let caption_N =
-            Tensor::from_slice(&combinations.iter().map(|pair| pair.1 as i64).collect::<Vec<_>>());
-        let (image_N, caption_N) = (image_N.to_device(device), caption_N.to_device(device));
+        pairs: &[(usize, usize)],
+    ) -> Result<Vec<Vec<f32>>, ScorerError> {
         inference(|| {
-            self.scorers
-                .iter()
-                .map(|scorer| {
-                    let image_ND = images.towers[scorer.image_tower()].index_select(0, &image_N);
-                    let text_ND = scorer
-                        .text_tower()
-                        .map(|tower| texts.towers[tower].index_select(0, &caption_N));
-                    let scores_N = scorer
-                        .score(&image_ND, text_ND.as_ref())
-                        .to_device(Device::Cpu)
-                        .to_kind(Kind::Float);
-                    let mut scores = vec![0f32; combinations.len()];
-                    scores_N.contiguous().copy_data(&mut scores, combinations.len());
-                    scores
-                })
-                .collect()
+            let scorers = self.scorers.iter().map(|scorer| {
+                self.score_with(scorer.as_ref(), images, texts, pairs)
+                    .map_err(forward(scorer.name(), pairs.len()))
+            });
+            scorers.collect()
         })
     }
 
-    /// Caption features from numbers that [`Features::to_rows`] gave, one vector per text tower.
-    #[must_use]
-    pub fn text_features(&self, towers: &[Vec<f32>], captions: usize) -> Features {
-        let towers = towers
-            .iter()
-            .map(|rows| {
-                Tensor::from_slice(rows).view([captions as i64, -1]).to_device(self.compute.device)
-            })
-            .collect();
-        Features { towers }
+    fn score_with(
+        &self,
+        scorer: &dyn Scorer,
+        images: &Features,
+        texts: &Features,
+        pairs: &[(usize, usize)],
+    ) -> Result<Vec<f32>, NetworkError> {
+        let rows = |features: &Tensor, row: fn(&(usize, usize)) -> usize| {
+            let rows: Vec<i64> = pairs.iter().map(|pair| row(pair) as i64).collect();
+            features
+                .f_index_select(0, &Tensor::f_from_slice(&rows)?.f_to_device(features.device())?)
+        };
+        let image_ND = rows(&images.towers[scorer.image_tower()], |pair| pair.0)?;
+        let text_ND = scorer.text_tower().map(|tower| rows(&texts.towers[tower], |pair| pair.1));
+        Ok(numbers(&scorer.score(&image_ND, text_ND.transpose()?.as_ref())?)?)
     }
 
-    fn pixels(&self, images: &[&PreparedImage], recipe: usize) -> Tensor {
+    /// Caption features from the numbers of [`Features::to_rows`], one vector per text tower.
+    pub fn text_features(
+        &self,
+        towers: &[Vec<f32>],
+        captions: usize,
+    ) -> Result<Features, ScorerError> {
+        let tower = |rows: &Vec<f32>| {
+            let rows = Tensor::f_from_slice(rows)?.f_view([captions as i64, -1])?;
+            rows.f_to_device(self.compute.device)
+        };
+        let towers = towers.iter().map(tower).collect::<Result<_, _>>();
+        Ok(Features { towers: towers.map_err(forward("features", captions))? })
+    }
+
+    fn pixels(&self, images: &[&PreprocessedImage], recipe: usize) -> Tensor {
         let side = i64::from(self.recipes[recipe].size());
         let mut flat = Vec::with_capacity(images.len() * 3 * (side * side) as usize);
         for image in images {
@@ -315,8 +313,21 @@ impl std::fmt::Debug for ScorerSet {
     }
 }
 
-fn unit_length(features_BD: &Tensor) -> Tensor {
-    let features_BD = features_BD.to_kind(Kind::Float);
-    let length_B1 = features_BD.norm_scalaropt_dim(2.0, [-1], true).clamp_min(1e-12);
-    features_BD / length_B1
+fn unit_length(features_BD: &Tensor) -> Result<Tensor, NetworkError> {
+    let features_BD = features_BD.f_to_kind(Kind::Float)?;
+    let length_B1 = features_BD.f_norm_scalaropt_dim(2.0, [-1], true)?.f_clamp_min(1e-12)?;
+    Ok(features_BD.f_div(&length_B1)?)
+}
+
+/// The numbers of a tensor in f32, row by row.
+fn numbers(tensor: &Tensor) -> Result<Vec<f32>, TchError> {
+    let tensor = tensor.f_to_device(Device::Cpu)?.f_to_kind(Kind::Float)?.f_contiguous()?;
+    let mut numbers = vec![0f32; tensor.numel()];
+    tensor.f_copy_data(&mut numbers, tensor.numel())?;
+    Ok(numbers)
+}
+
+/// For `map_err`: names what failed and how many rows it had.
+fn forward<E: Into<NetworkError>>(tower: &str, batch: usize) -> impl Fn(E) -> ScorerError + '_ {
+    move |source| ScorerError::Forward { tower: tower.to_owned(), batch, source: source.into() }
 }

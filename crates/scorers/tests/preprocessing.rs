@@ -5,7 +5,7 @@
 mod support;
 
 use media::decode::{Image, Limits, Mode, decode};
-use scorers::ImagePreparation;
+use scorers::ImagePreprocessor;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
@@ -49,8 +49,8 @@ fn image(name: &str) -> Image {
     Image::new(Mode::Rgb, width, height, pixels).unwrap()
 }
 
-fn hash(preparation: &ImagePreparation, image: &Image) -> Option<String> {
-    let prepared = preparation.prepare(image).ok()?;
+fn hash(preprocessor: &ImagePreprocessor, image: &Image) -> Option<String> {
+    let prepared = preprocessor.preprocess(image).ok()?;
     let bytes: Vec<u8> =
         prepared.blocks()[0].iter().flat_map(|value| value.to_le_bytes()).collect();
     let digest = Sha256::digest(&bytes);
@@ -61,11 +61,11 @@ fn hash(preparation: &ImagePreparation, image: &Image) -> Option<String> {
 fn differences(
     case: &Case,
     images: &[(String, Image)],
-    preparation: &ImagePreparation,
+    preprocessor: &ImagePreprocessor,
 ) -> Vec<String> {
     let mut differences = Vec::new();
     for ((name, image), expected) in images.iter().zip(&case.tensors) {
-        let found = hash(preparation, image);
+        let found = hash(preprocessor, image);
         if found != *expected {
             differences.push(format!("{}: {name}: {found:?}, expected {expected:?}", case.name));
         }
@@ -87,7 +87,7 @@ fn a_preprocessor_config_does_what_transformers_does() {
         models.change(HF, &case.config);
         match models.describe(&hf_entry("clip", "")) {
             Ok(described) => {
-                wrong.extend(differences(case, &images, &described.image_preparation()));
+                wrong.extend(differences(case, &images, &described.image_preprocessor()));
             }
             Err(_) if case.tensors.iter().all(Option::is_none) => {}
             Err(error) => wrong.push(format!("{}: {error}", case.name)),
@@ -107,7 +107,7 @@ fn a_preprocess_cfg_does_what_open_clip_does() {
         let entry = open_clip_entry("hps", "preprocess = \"open_clip\"");
         match models.describe(&entry) {
             Ok(described) => {
-                wrong.extend(differences(case, &images, &described.image_preparation()));
+                wrong.extend(differences(case, &images, &described.image_preprocessor()));
             }
             Err(error) => wrong.push(format!("{}: {error}", case.name)),
         }
@@ -152,11 +152,11 @@ fn alpha_is_on_white_or_dropped_and_recorded() {
     };
     assert_eq!(name(&white), "hf-bicubic-64-alpha(white)");
     assert_eq!(name(&drop), "hf-bicubic-64-alpha(drop)");
-    let (white, drop) = (white.image_preparation(), drop.image_preparation());
+    let (white, drop) = (white.image_preprocessor(), drop.image_preprocessor());
     assert_eq!(hash(&white, &opaque), hash(&drop, &opaque));
     assert_ne!(hash(&white, &transparent), hash(&drop, &transparent));
-    let on_white = |preparation: &ImagePreparation, image: &Image| {
-        preparation.prepare(image).unwrap().on_white()
+    let on_white = |preprocessor: &ImagePreprocessor, image: &Image| {
+        preprocessor.preprocess(image).unwrap().on_white()
     };
     assert!(on_white(&white, &transparent));
     assert!(!on_white(&drop, &transparent) && !on_white(&white, &opaque));

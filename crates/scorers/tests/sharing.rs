@@ -12,10 +12,10 @@ fn scores(models: &Models, toml: &str, caption: &str) -> Vec<f32> {
     let set = models.describe(toml).unwrap().load().unwrap();
     let pixels = (0..90 * 70 * 3).map(|place| (place * 7 % 251) as u8).collect();
     let image = Image::new(Mode::Rgb, 90, 70, pixels).unwrap();
-    let image = set.image_preparation().prepare(&image).unwrap();
+    let image = set.image_preprocessor().preprocess(&image).unwrap();
     let images = set.encode_images(&[&image]).unwrap();
-    let texts = set.encode_texts(&set.prepare_texts(&[caption])).unwrap();
-    set.score(&images, &texts, &[(0, 0)]).into_iter().map(|scores| scores[0]).collect()
+    let texts = set.encode_texts(&set.tokenize(&[caption])).unwrap();
+    set.score(&images, &texts, &[(0, 0)]).unwrap().into_iter().map(|scores| scores[0]).collect()
 }
 
 /// Three tokenizers of one vocabulary: in one run each entry has the scores that it has alone.

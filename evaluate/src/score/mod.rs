@@ -165,7 +165,7 @@ impl<'run> Scoring<'run> {
     /// # Errors
     /// What is wrong with a scorer.
     pub fn describe(&mut self) -> Result<()> {
-        let described = ScorerSet::describe(&self.scorers, self.config.compute)?;
+        let described = DescribedScorers::of(&self.scorers, self.config.compute)?;
         // A damaged file of computed scores is found now, not after the images are there.
         store::read_all(&self.config.out.join(STORE), described.manifest())?;
         self.described = Some(described);
@@ -229,7 +229,7 @@ impl<'run> Scoring<'run> {
         let Self { config, prompts, ref scorers, .. } = self;
         let manifest = match &self.described {
             Some(described) => described.manifest().clone(),
-            None => ScorerSet::describe(scorers, config.compute)?.manifest().clone(),
+            None => DescribedScorers::of(scorers, config.compute)?.manifest().clone(),
         };
         runkit::files::create_folder(&config.out)?;
         let _lock = OutputLock::exclusive(config.out.join(".lock"))?;
@@ -430,13 +430,13 @@ impl Judged<'_> {
         let mut scorers = self.scorers.clone();
         let mut kept = wanted.iter();
         scorers.scorer.retain(|_| kept.next().copied().unwrap_or(false));
-        let set = ScorerSet::describe(&scorers, self.config.compute)?.load()?;
+        let set = DescribedScorers::of(&scorers, self.config.compute)?.load()?;
         let mut captions = Captions::new(&set, self.texts.iter().copied());
         let progress = Progress::new("scoring", "images", total as u64);
-        let preparation = set.image_preparation();
+        let preprocessor = set.image_preprocessor();
         let ahead = self.config.compute.device.is_cuda();
         let mut stopped = None;
-        networks::for_each_decoded(&batches, &preparation, ahead, &mut |decoded| {
+        networks::for_each_decoded(&batches, &preprocessor, ahead, &mut |decoded| {
             self.score(&set, &mut captions, &decoded, &wanted)?;
             progress.add(decoded.batch.subjects.len() as u64);
             stopped = stop.requested();

@@ -9,7 +9,7 @@ use std::sync::mpsc::sync_channel;
 use anyhow::Result;
 use media::decode::{Limits, decode};
 use rayon::prelude::*;
-use scorers::{Features, ImagePreparation, PreparedImage, ScorerSet};
+use scorers::{Features, ImagePreprocessor, PreprocessedImage, ScorerSet};
 
 use super::Batch;
 use super::images::Subject;
@@ -22,19 +22,19 @@ const CAPTIONS_TOGETHER: usize = 64;
 /// A batch with what decoding made of each image.
 pub(super) struct Decoded<'run> {
     pub(super) batch: Batch<'run>,
-    pub(super) images: Vec<Result<PreparedImage, String>>,
+    pub(super) images: Vec<Result<PreprocessedImage, String>>,
 }
 
 /// Decodes `batches` and hands them to `work`, in order, until it says that it is enough.
 pub(super) fn for_each_decoded<'run>(
     batches: &'run [Batch<'run>],
-    preparation: &ImagePreparation,
+    preprocessor: &ImagePreprocessor,
     ahead: bool,
     work: &mut dyn FnMut(Decoded<'run>) -> Result<bool>,
 ) -> Result<()> {
     let decoded = batches.iter().map(|&batch| Decoded {
         batch,
-        images: batch.subjects.par_iter().map(|subject| prepare(subject, preparation)).collect(),
+        images: batch.subjects.par_iter().map(|subject| prepare(subject, preprocessor)).collect(),
     });
     if !ahead {
         for batch in decoded {
@@ -64,11 +64,14 @@ pub(super) fn for_each_decoded<'run>(
 }
 
 /// An image for the networks, or why there is none.
-fn prepare(subject: &Subject<'_>, preparation: &ImagePreparation) -> Result<PreparedImage, String> {
+fn prepare(
+    subject: &Subject<'_>,
+    preprocessor: &ImagePreprocessor,
+) -> Result<PreprocessedImage, String> {
     let path = subject.path.as_ref().ok_or_else(|| "no image".to_owned())?;
     let bytes = std::fs::read(path).map_err(|error| format!("cannot be read: {error}"))?;
     let image = decode(&bytes, &Limits::default()).map_err(|error| error.to_string())?;
-    preparation.prepare(&image).map_err(|error| error.to_string())
+    preprocessor.preprocess(&image).map_err(|error| error.to_string())
 }
 
 /// The features of captions, each encoded once, in fixed groups.
@@ -101,9 +104,9 @@ impl<'run> Captions<'run> {
             let (group, row) = (caption / CAPTIONS_TOGETHER, caption % CAPTIONS_TOGETHER);
             let members = self.texts.chunks(CAPTIONS_TOGETHER).nth(group).unwrap_or_default();
             if self.groups[group].is_none() {
-                let features = self.set.encode_texts(&self.set.prepare_texts(members))?;
-                let rows = (0..towers.len()).map(|tower| features.to_rows(tower)).collect();
-                self.groups[group] = Some(rows);
+                let features = self.set.encode_texts(&self.set.tokenize(members))?;
+                let rows = (0..towers.len()).map(|tower| features.to_rows(tower));
+                self.groups[group] = Some(rows.collect::<Result<_, _>>()?);
             }
             let rows = self.groups[group].iter().flatten();
             for (tower, rows) in towers.iter_mut().zip(rows) {
@@ -111,7 +114,7 @@ impl<'run> Captions<'run> {
                 tower.extend_from_slice(&rows[row * width..(row + 1) * width]);
             }
         }
-        Ok(self.set.text_features(&towers, texts.len()))
+        Ok(self.set.text_features(&towers, texts.len())?)
     }
 }
 
@@ -120,7 +123,7 @@ impl<'run> Captions<'run> {
 pub(super) fn score(
     set: &ScorerSet,
     captions: &mut Captions<'_>,
-    images: &[&PreparedImage],
+    images: &[&PreprocessedImage],
     texts: &[&str],
 ) -> Result<Vec<Vec<f32>>> {
     if images.is_empty() {
@@ -131,10 +134,10 @@ pub(super) fn score(
     distinct.sort_unstable();
     distinct.dedup();
     let text_features = captions.get(&distinct)?;
-    let combinations: Vec<(usize, usize)> = texts
+    let pairs: Vec<(usize, usize)> = texts
         .iter()
         .enumerate()
         .map(|(image, text)| (image, distinct.partition_point(|other| other < text)))
         .collect();
-    Ok(set.score(&image_features, &text_features, &combinations))
+    Ok(set.score(&image_features, &text_features, &pairs)?)
 }

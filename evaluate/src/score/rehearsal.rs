@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use anyhow::{Context as _, Result};
 use media::decode::{Image, Mode};
-use scorers::{ScorerSet, ScorersManifest};
+use scorers::{DescribedScorers, ScorerSet, ScorersManifest};
 
 use super::images::Subject;
 use super::networks::{self, Captions};
@@ -29,7 +29,7 @@ impl Scoring<'_> {
     pub fn rehearse(&mut self, drawn: Option<&Manifest>, fresh: bool) -> Result<String> {
         let described = match self.described.take() {
             Some(described) => described,
-            None => ScorerSet::describe(&self.scorers, self.config.compute)?,
+            None => DescribedScorers::of(&self.scorers, self.config.compute)?,
         };
         let manifest = described.manifest().clone();
         let (images, missing) = self.missing(drawn, &manifest, fresh)?;
@@ -111,11 +111,11 @@ impl Scoring<'_> {
         let texts: Vec<&str> = self.prompts.iter().map(|prompt| prompt.text.as_str()).collect();
         let mut captions = Captions::new(set, texts.iter().copied());
         let of_batch: Vec<&str> = texts.iter().copied().cycle().take(count).collect();
-        let preparation = set.image_preparation();
+        let preprocessor = set.image_preprocessor();
         let mut seconds = None;
         for _ in 0..BATCHES {
             let start = Instant::now();
-            let prepared = of_batch.iter().map(|_| preparation.prepare(&image));
+            let prepared = of_batch.iter().map(|_| preprocessor.preprocess(&image));
             let prepared = prepared.collect::<Result<Vec<_>, _>>()?;
             let images: Vec<_> = prepared.iter().collect();
             networks::score(set, &mut captions, &images, &of_batch)?;

@@ -23,7 +23,7 @@ use rayon::prelude::*;
 use runkit::signals::StopFlag;
 use schemas::labels::Status;
 use schemas::pairs::{PairFile, PairRows};
-use scorers::{ImagePreparation, PreparedImage, ScorerSet};
+use scorers::{ImagePreprocessor, PreprocessedImage, ScorerSet};
 
 use super::plan::{Digest, Plan, PlannedFile, digest};
 
@@ -64,7 +64,7 @@ pub(crate) struct Chosen {
     /// What is scored of it: indices of combinations.
     pub(crate) combinations: Vec<u32>,
     /// Its pixels, or why there are none.
-    pub(crate) pixels: std::result::Result<PreparedImage, (Status, String)>,
+    pub(crate) pixels: std::result::Result<PreprocessedImage, (Status, String)>,
 }
 
 /// A chosen image before it is decoded.
@@ -95,7 +95,7 @@ pub(crate) struct Batches<'run> {
 
 /// From encoded bytes to pixels, on any thread.
 struct Decoder {
-    preparation: ImagePreparation,
+    preprocessor: ImagePreprocessor,
     limits: Limits,
 }
 
@@ -172,7 +172,7 @@ impl<'run> Batches<'run> {
             choice,
             batch_size,
             stop: stop.clone(),
-            decoder: Decoder { preparation: set.image_preparation(), limits: Limits::default() },
+            decoder: Decoder { preprocessor: set.image_preprocessor(), limits: Limits::default() },
             row,
             end,
             rows: pairs.rows_with_images_in(rows, ROWS_PER_READ)?,
@@ -259,11 +259,13 @@ impl Decoder {
         Chosen { slot, content, combinations, pixels: self.pixels(&bytes) }
     }
 
-    fn pixels(&self, bytes: &[u8]) -> std::result::Result<PreparedImage, (Status, String)> {
+    fn pixels(&self, bytes: &[u8]) -> std::result::Result<PreprocessedImage, (Status, String)> {
         let image = decode(bytes, &self.limits).map_err(|error| {
             (error.reason().parse().unwrap_or(Status::DecodeError), error.to_string())
         })?;
-        self.preparation.prepare(&image).map_err(|error| (Status::DecodeError, error.to_string()))
+        self.preprocessor
+            .preprocess(&image)
+            .map_err(|error| (Status::DecodeError, error.to_string()))
     }
 }
 

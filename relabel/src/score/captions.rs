@@ -148,7 +148,7 @@ impl<'run> CaptionFeatures<'run> {
             }
             towers.push(rows);
         }
-        Ok(self.set.text_features(&towers, captions.len()))
+        Ok(self.set.text_features(&towers, captions.len())?)
     }
 
     fn encode(&mut self, group: usize) -> Result<()> {
@@ -156,9 +156,9 @@ impl<'run> CaptionFeatures<'run> {
         let captions: Vec<String> =
             indices.clone().map(|index| self.text.get(index)).collect::<Result<_>>()?;
         let captions: Vec<&str> = captions.iter().map(String::as_str).collect();
-        let features = self.set.encode_texts(&self.set.prepare_texts(&captions))?;
+        let features = self.set.encode_texts(&self.set.tokenize(&captions))?;
         for (index, tower) in self.towers.iter_mut().enumerate() {
-            let rows = features.to_rows(index);
+            let rows = features.to_rows(index)?;
             tower.width = rows.len() / captions.len();
             let bytes: Vec<u8> = rows.iter().flat_map(|value| value.to_le_bytes()).collect();
             tower

@@ -104,7 +104,7 @@ pub fn run(config: &Config, stop: &StopFlag) -> Result<End> {
     tracing::info!(files = inputs.len(), "planning");
     let plan = Plan::make(&inputs, config.limit, &config.scratch(), stop)?;
     refuse_nothing(&plan)?;
-    let described = ScorerSet::describe(&scorers, config.compute)?;
+    let described = DescribedScorers::of(&scorers, config.compute)?;
     stop.check()?;
     let manifest =
         Manifest::new(described.manifest(), &plan, config.batch_size, config.ties, config.limit);

@@ -11,7 +11,7 @@ use std::time::Instant;
 use anyhow::Result;
 use runkit::progress::Progress;
 use runkit::signals::StopFlag;
-use scorers::{PreparedImage, ScorerSet};
+use scorers::{PreprocessedImage, ScorerSet};
 
 use super::batches::{Batch, Batches, Choice, Chosen};
 use super::captions::CaptionFeatures;
@@ -105,7 +105,7 @@ pub(crate) fn rate(
 
 /// The images of a batch that could be decoded, with what is to be scored of them.
 struct Prepared<'batch> {
-    images: Vec<&'batch PreparedImage>,
+    images: Vec<&'batch PreprocessedImage>,
     /// (row of `images`, caption), in the order of the batch.
     wanted: Vec<(usize, u32)>,
     /// The distinct captions, sorted.
@@ -144,7 +144,7 @@ impl<'batch> Prepared<'batch> {
                 (image, self.captions.partition_point(|&other| other < caption))
             })
             .collect();
-        let by_scorer = set.score(&image_features, &text_features, &rows);
+        let by_scorer = set.score(&image_features, &text_features, &rows)?;
         Ok((0..rows.len())
             .map(|row| by_scorer.iter().map(|scores| scores[row]).collect())
             .collect())

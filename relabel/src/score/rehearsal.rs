@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use anyhow::Result;
 use runkit::signals::StopFlag;
-use scorers::{ScorerSet, ScorersConfig};
+use scorers::{DescribedScorers, ScorersConfig};
 
 use super::captions::CaptionFeatures;
 use super::plan::Plan;
@@ -56,7 +56,7 @@ pub fn rehearse(config: &Config, stop: &StopFlag) -> Result<Rehearsal> {
     let plan = Plan::make(&inputs, config.limit, &scratch, stop)?;
     refuse_nothing(&plan)?;
     let loading = Instant::now();
-    let described = ScorerSet::describe(&scorers, config.compute)?;
+    let described = DescribedScorers::of(&scorers, config.compute)?;
     let widths = described.text_widths();
     let set = described.load()?;
     let loading = loading.elapsed();

@@ -11,8 +11,8 @@ use std::path::PathBuf;
 use media::preprocess::{CLIP_MEAN, CLIP_STD, Kind, Recipe};
 use serde_json::{Map, Value};
 
-use crate::model::Model;
-use crate::{PreprocessName, ScorerConfig, ScorerError};
+use crate::config::{PreprocessName, ScorerConfig};
+use crate::error::ScorerError;
 
 /// What a model's folder says of its preprocessing.
 pub(crate) enum Preprocessing {
@@ -38,14 +38,18 @@ type Statistics = ([f32; 3], [f32; 3]);
 /// What is wrong with a key.
 type Problem = String;
 
-/// The recipe of `entry` for its model.
-pub(crate) fn recipe(entry: &ScorerConfig, model: &Model) -> Result<Recipe, ScorerError> {
-    let size = u32::try_from(model.config.vision.image_size).unwrap_or(u32::MAX);
-    let file = match &model.preprocessing {
+/// The recipe of `entry` for a network that reads images of `image_size` pixels a side.
+pub(crate) fn recipe(
+    entry: &ScorerConfig,
+    preprocessing: &Preprocessing,
+    image_size: i64,
+) -> Result<Recipe, ScorerError> {
+    let size = u32::try_from(image_size).unwrap_or(u32::MAX);
+    let file = match preprocessing {
         Preprocessing::Absent => PathBuf::new(),
         Preprocessing::Hf(section) | Preprocessing::OpenClip(section) => section.file.clone(),
     };
-    let (kind, (mean, std)) = kind(entry, &model.preprocessing, size)
+    let (kind, (mean, std)) = kind(entry, preprocessing, size)
         .map_err(|problem| ScorerError::File { scorer: entry.name.clone(), file, problem })?;
     Recipe::new(kind, size, mean, std)
         .map_err(|source| ScorerError::Recipe { scorer: entry.name.clone(), source })

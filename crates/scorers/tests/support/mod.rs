@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use nn::device::Precision;
-use scorers::{Compute, DescribedScorers, ScorerError, ScorerSet, ScorersConfig};
+use scorers::{Compute, DescribedScorers, ScorerError, ScorersConfig};
 use serde_json::{Map, Value};
 use tch::Device;
 
@@ -62,7 +62,7 @@ impl Models {
     pub(crate) fn describe(&self, toml: &str) -> Result<DescribedScorers, ScorerError> {
         let file = self.path("scorers.toml");
         fs_err::write(&file, toml).unwrap();
-        ScorerSet::describe(&ScorersConfig::read(&file)?, CPU)
+        DescribedScorers::of(&ScorersConfig::read(&file)?, CPU)
     }
 }
 

@@ -5,12 +5,12 @@ use media::text::Tokens;
 /// One image after preprocessing: a CHW f32 block of 3·size·size for each distinct recipe of the
 /// set, in the set's order.
 #[derive(Debug, Clone)]
-pub struct PreparedImage {
+pub struct PreprocessedImage {
     pub(crate) blocks: Vec<Vec<f32>>,
     pub(crate) on_white: bool,
 }
 
-impl PreparedImage {
+impl PreprocessedImage {
     /// What each distinct recipe of the set made of the image, (3, size, size), in the set's order.
     #[must_use]
     pub fn blocks(&self) -> &[Vec<f32>] {
@@ -32,12 +32,12 @@ impl PreparedImage {
 
 /// Captions after tokenization: for each distinct tokenizer of the set, one entry per caption.
 #[derive(Debug, Clone)]
-pub struct PreparedTexts {
+pub struct TokenizedTexts {
     pub(crate) tokens: Vec<Vec<Tokens>>,
     pub(crate) captions: usize,
 }
 
-impl PreparedTexts {
+impl TokenizedTexts {
     /// How many captions.
     #[must_use]
     pub fn len(&self) -> usize {
