@@ -2,9 +2,9 @@
 //!
 //! | what | module |
 //! |---|---|
-//! | what is drawn: prompts and their sets | [`prompts`] |
+//! | prompts and their sets | [`prompts`] |
 //! | images of every model, prompt and seed | [`generate`] |
-//! | every image judged by every metric | [`score`] |
+//! | a score of every metric for every image | [`score`] |
 //! | scores regrouped by prompt and image | [`scored`] |
 //! | the numbers beside a win rate | [`statistics`] |
 //! | win rates and means in the paper's layouts | [`tables`] |

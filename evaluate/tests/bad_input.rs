@@ -3,65 +3,65 @@
 
 mod common;
 
-use common::{Run, World, evaluate, model};
+use common::{Fixture, Run, evaluate, model};
 use nn::weights::{Weights, write_safetensors};
 
 /// Runs the tiny pipeline with these settings, and expects an error and no trace of it.
 #[track_caller]
-fn refused(world: &World, models: &[&str], more: &[&str], says: &[&str]) {
-    let run = Run::of(&mut world.generate(models, more));
+fn refused(fixture: &Fixture, models: &[&str], more: &[&str], says: &[&str]) {
+    let run = Run::of(&mut fixture.generate(models, more));
     run.expect_error(says);
-    assert!(!world.path("out/images").exists());
-    assert!(!world.path("out/manifest.json").exists());
+    assert!(!fixture.path("out/images").exists());
+    assert!(!fixture.path("out/manifest.json").exists());
 }
 
 #[test]
 fn a_folder_that_is_no_whole_pipeline_is_refused() {
-    let world = World::new(&["a fox"]);
-    let absent = format!("sd={}", world.path("absent").display());
-    refused(&world, &[&absent], &[], &["model sd", "absent", "model_index.json", "hint"]);
+    let fixture = Fixture::new(&["a fox"]);
+    let absent = format!("sd={}", fixture.path("absent").display());
+    refused(&fixture, &[&absent], &[], &["model sd", "absent", "model_index.json", "hint"]);
     for part in ["unet", "vae", "text_encoder", "tokenizer", "scheduler"] {
-        let folder = world.copy_pipeline("sd");
+        let folder = fixture.copy_pipeline("sd");
         std::fs::remove_dir_all(folder.join(part)).unwrap();
         let source = format!("mine={}", folder.display());
-        refused(&world, &[&source], &[], &["model mine", &format!("lacks its {part}")]);
+        refused(&fixture, &[&source], &[], &["model mine", &format!("lacks its {part}")]);
         std::fs::remove_dir_all(folder).unwrap();
     }
-    let source = format!("{},unet={}", model("sd"), world.path("").display());
-    refused(&world, &[&source], &[], &["model sd", "config.json"]);
+    let source = format!("{},unet={}", model("sd"), fixture.path("").display());
+    refused(&fixture, &[&source], &[], &["model sd", "config.json"]);
     // The UNet of another family.
     let other = common::pipeline("sdxl");
     let source = format!("{},unet={}", model("sd"), other.display());
-    refused(&world, &[&source], &[], &["model sd", "the UNet reads text of width", "hint"]);
+    refused(&fixture, &[&source], &[], &["model sd", "the UNet reads text of width", "hint"]);
 }
 
 #[test]
 fn checkpoints_that_do_not_fit_leave_no_trace() {
-    let world = World::new(&["a fox"]);
-    let folder = world.copy_pipeline("sd");
+    let fixture = Fixture::new(&["a fox"]);
+    let folder = fixture.copy_pipeline("sd");
     let weights = "sd/unet/diffusion_pytorch_model.safetensors";
-    let bytes = std::fs::read(world.path(weights)).unwrap();
-    world.put(weights, &bytes[..bytes.len() / 2]);
+    let bytes = std::fs::read(fixture.path(weights)).unwrap();
+    fixture.put(weights, &bytes[..bytes.len() / 2]);
     let source = format!("sd={}", folder.display());
-    refused(&world, &[&source], &[], &["model sd", "diffusion_pytorch_model.safetensors"]);
+    refused(&fixture, &[&source], &[], &["model sd", "diffusion_pytorch_model.safetensors"]);
     // A tokenizer that gives tokens which the text encoder does not know.
-    world.put(weights, &bytes);
+    fixture.put(weights, &bytes);
     let tokenizer = "sd/tokenizer/tokenizer.json";
-    let text = std::fs::read_to_string(world.path(tokenizer)).unwrap();
-    world.put(tokenizer, text.replace("\"unused5\": 57", "\"unused5\": 5757").as_bytes());
-    refused(&world, &[&source], &[], &["sd/tokenizer", "its text encoder reads", "hint"]);
+    let text = std::fs::read_to_string(fixture.path(tokenizer)).unwrap();
+    fixture.put(tokenizer, text.replace("\"unused5\": 57", "\"unused5\": 5757").as_bytes());
+    refused(&fixture, &[&source], &[], &["sd/tokenizer", "its text encoder reads", "hint"]);
 }
 
 #[test]
 fn networks_that_are_not_built_here_or_are_spoilt_are_refused_by_their_file() {
-    let world = World::new(&["a fox"]);
-    let folder = world.copy_pipeline("sd");
+    let fixture = Fixture::new(&["a fox"]);
+    let folder = fixture.copy_pipeline("sd");
     let source = format!("sd={}", folder.display());
     let config = "sd/unet/config.json";
-    let text = std::fs::read_to_string(world.path(config)).unwrap();
-    world.put(config, text.replacen("CrossAttnDownBlock2D", "AttnDownBlock2D", 1).as_bytes());
-    refused(&world, &[&source], &[], &["sd/unet/config.json", "AttnDownBlock2D", "hint: "]);
-    world.put(config, text.as_bytes());
+    let text = std::fs::read_to_string(fixture.path(config)).unwrap();
+    fixture.put(config, text.replacen("CrossAttnDownBlock2D", "AttnDownBlock2D", 1).as_bytes());
+    refused(&fixture, &[&source], &[], &["sd/unet/config.json", "AttnDownBlock2D", "hint: "]);
+    fixture.put(config, text.as_bytes());
     let weights = folder.join("unet/diffusion_pytorch_model.safetensors");
     let whole = Weights::open(&weights).unwrap();
     let tensors: Vec<_> = whole
@@ -74,20 +74,20 @@ fn networks_that_are_not_built_here_or_are_spoilt_are_refused_by_their_file() {
         .collect();
     drop(whole);
     write_safetensors(&weights, &tensors).unwrap();
-    refused(&world, &[&source], &[], &["diffusion_pytorch_model.safetensors", "conv_out.bias"]);
+    refused(&fixture, &[&source], &[], &["diffusion_pytorch_model.safetensors", "conv_out.bias"]);
 }
 
 #[test]
 fn settings_that_make_no_sense_are_refused() {
-    let world = World::new(&["a fox"]);
+    let fixture = Fixture::new(&["a fox"]);
     let sd = model("sd");
-    let refused = |more: &[&str], says: &[&str]| refused(&world, &[&sd], more, says);
+    let refused = |more: &[&str], says: &[&str]| refused(&fixture, &[&sd], more, says);
     refused(&["--size", "17"], &["--size 17x17", "multiples of 2", "hint: --size 18x18"]);
     refused(&["--size", "16x15"], &["multiples of 2", "hint: --size 16x16"]);
     refused(&["--steps", "1001"], &["pndm cannot take 1001 steps"]);
     let usage = |more: &[&str], says: &[&str]| {
-        Run::of(&mut world.generate(&[&sd], more)).expect_usage_error(says);
-        assert!(!world.path("out").exists());
+        Run::of(&mut fixture.generate(&[&sd], more)).expect_usage_error(says);
+        assert!(!fixture.path("out").exists());
     };
     usage(&["--seeds", "0"], &["--seeds 0", "hint"]);
     usage(&["--base-seed", "9223372036854775807"], &["--base-seed", "too large"]);
@@ -99,7 +99,7 @@ fn settings_that_make_no_sense_are_refused() {
     usage(&["--device", "gpu"], &["unknown device \"gpu\"", "did you mean cuda?"]);
     usage(&["--dtype", "fp16"], &["unknown precision \"fp16\"", "did you mean f16?"]);
     usage(&["--dtype", "f16", "--device", "cpu"], &["f16 on the CPU", "hint"]);
-    let run = Run::of(&mut world.generate(&[&sd, &sd], &[]));
+    let run = Run::of(&mut fixture.generate(&[&sd, &sd], &[]));
     run.expect_usage_error(&["two models are called sd", "hint"]);
     for (command, missing) in [
         ("generate", &["--model <", "--prompts <", "--out <"][..]),
@@ -108,13 +108,13 @@ fn settings_that_make_no_sense_are_refused() {
     ] {
         Run::of(&mut evaluate([command])).expect_usage_error(&[missing, &["hint: "]].concat());
     }
-    let run = Run::of(&mut world.generate(&[&sd], &["--num-inference-steps", "5"]));
+    let run = Run::of(&mut fixture.generate(&[&sd], &["--num-inference-steps", "5"]));
     assert!(run.expect_code(2).stderr.contains("'--steps'"));
 }
 
 #[test]
 fn slips_on_the_command_line_are_usage_errors() {
-    let world = World::new(&["a fox"]);
+    let fixture = Fixture::new(&["a fox"]);
     let sd = model("sd");
     for (more, says) in [
         (["--scheduler", "heun"], "expected ddim, pndm, euler or dpmpp-2m"),
@@ -123,52 +123,52 @@ fn slips_on_the_command_line_are_usage_errors() {
         (["--seeds", "-1"], "--seeds"),
         (["--sede", "1"], "--seed"),
     ] {
-        let run = Run::of(&mut world.generate(&[&sd], &more)).expect_code(2);
+        let run = Run::of(&mut fixture.generate(&[&sd], &more)).expect_code(2);
         assert!(run.stderr.contains(says), "{says:?} is not in {run:#?}");
     }
-    let file = world.put("run.toml", b"scheduler = \"eular\"\n");
+    let file = fixture.put("run.toml", b"scheduler = \"eular\"\n");
     let run = Run::of(evaluate(["generate", "--config"]).arg(file));
     run.expect_error(&["run.toml:1:13", "did you mean `euler`"]);
 }
 
 #[test]
 fn prompts_that_are_none_are_refused() {
-    let world = World::new(&[]);
+    let fixture = Fixture::new(&[]);
     let sd = model("sd");
-    let refused = |says: &[&str]| refused(&world, &[&sd], &[], says);
+    let refused = |says: &[&str]| refused(&fixture, &[&sd], &[], says);
     refused(&["prompts.txt: expected a prompt in each line", "hint"]);
-    world.put("prompts.txt", b"a fox\n\xff\xfe\n");
+    fixture.put("prompts.txt", b"a fox\n\xff\xfe\n");
     refused(&["prompts.txt:2: expected UTF-8 text", "hint"]);
-    std::fs::remove_file(world.path("prompts.txt")).unwrap();
+    std::fs::remove_file(fixture.path("prompts.txt")).unwrap();
     refused(&["cannot read", "prompts.txt"]);
 }
 
 #[test]
 fn an_output_that_cannot_be_written_is_refused() {
-    let world = World::new(&["a fox"]);
+    let fixture = Fixture::new(&["a fox"]);
     let sd = model("sd");
-    world.put("out", b"a file");
-    Run::of(&mut world.generate(&[&sd], &[])).expect_error(&["/out"]);
-    std::fs::remove_file(world.path("out")).unwrap();
+    fixture.put("out", b"a file");
+    Run::of(&mut fixture.generate(&[&sd], &[])).expect_error(&["/out"]);
+    std::fs::remove_file(fixture.path("out")).unwrap();
 
-    world.put("out/images/sd/mine.png", b"somebody's image");
+    fixture.put("out/images/sd/mine.png", b"somebody's image");
     for more in [&[][..], &["--fresh"]] {
-        let run = Run::of(&mut world.generate(&[&sd], more));
+        let run = Run::of(&mut fixture.generate(&[&sd], more));
         run.expect_error(&["images/sd exists", "manifest.json", "hint: choose another --out"]);
     }
-    world.put("out/manifest.json", b"{\"name\": \"an app\"}");
+    fixture.put("out/manifest.json", b"{\"name\": \"an app\"}");
     for more in [&[][..], &["--fresh"]] {
-        let run = Run::of(&mut world.generate(&[&sd], more));
+        let run = Run::of(&mut fixture.generate(&[&sd], more));
         run.expect_error(&["manifest.json: expected the manifest", "hint: choose another --out"]);
     }
-    assert_eq!(world.files("out").len(), 2, "nothing is touched");
+    assert_eq!(fixture.files("out").len(), 2, "nothing is touched");
 }
 
 #[test]
 fn one_of_several_processes_is_refused() {
-    let world = World::new(&["a fox"]);
-    let mut command = world.generate(&[&model("sd")], &[]);
+    let fixture = Fixture::new(&["a fox"]);
+    let mut command = fixture.generate(&[&model("sd")], &[]);
     command.env("RANK", "1").env("WORLD_SIZE", "8");
     Run::of(&mut command).expect_error(&["WORLD_SIZE=8", "one process on one GPU", "hint"]);
-    assert!(!world.path("out").exists());
+    assert!(!fixture.path("out").exists());
 }

@@ -8,28 +8,28 @@ use std::collections::BTreeMap;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use common::{Drawn as _, Run, Running, World, model, wait_until};
+use common::{Fixture, Generated as _, Run, Running, model, wait_until};
 
 /// Six images in batches of four, and what an undisturbed run makes of them.
 struct Case {
-    world: World,
+    fixture: Fixture,
     expected: BTreeMap<String, Vec<u8>>,
 }
 
 impl Case {
     fn new() -> Self {
-        let world = World::new(&["a fox", "a mill"]);
-        let mut case = Self { world, expected: BTreeMap::new() };
-        Run::of(&mut case.command()).expect_drawn(6, 6);
-        case.expected = case.world.files("out");
+        let fixture = Fixture::new(&["a fox", "a mill"]);
+        let mut case = Self { fixture, expected: BTreeMap::new() };
+        Run::of(&mut case.command()).expect_generated(6, 6);
+        case.expected = case.fixture.files("out");
         assert_eq!(case.expected.len(), 8, "six images, the manifest and the settings");
-        case.forget();
+        case.clear();
         case
     }
 
     fn command(&self) -> Command {
         let more = ["--seeds", "3", "--batch-size", "4"];
-        self.world.generate(&[&model("sd")], &more)
+        self.fixture.generate(&[&model("sd")], &more)
     }
 
     fn faulty(&self, fault: &str) -> Command {
@@ -38,15 +38,15 @@ impl Case {
         command
     }
 
-    fn forget(&self) {
-        std::fs::remove_dir_all(self.world.path("out")).unwrap();
+    fn clear(&self) {
+        std::fs::remove_dir_all(self.fixture.path("out")).unwrap();
     }
 
     /// What stands under a final name is the whole file.
     #[track_caller]
     fn assert_whole_files(&self) {
-        if self.world.path("out").exists() {
-            for (name, bytes) in self.world.files("out") {
+        if self.fixture.path("out").exists() {
+            for (name, bytes) in self.fixture.files("out") {
                 if !name.ends_with(".runkit-tmp") {
                     assert!(self.expected[&name] == bytes, "{name} is not whole");
                 }
@@ -56,7 +56,7 @@ impl Case {
 
     #[track_caller]
     fn assert_finished(&self) {
-        let found = self.world.files("out");
+        let found = self.fixture.files("out");
         assert_eq!(found.keys().collect::<Vec<_>>(), self.expected.keys().collect::<Vec<_>>());
         for (name, bytes) in found {
             assert!(self.expected[&name] == bytes, "{name} has other bytes than undisturbed");
@@ -73,16 +73,16 @@ fn killed_at_every_file_the_bytes_are_the_same() {
             let run = Run::of(&mut case.faulty(&format!("{point}:{}", passages + 1)));
             case.assert_whole_files();
             if !run.was_killed() {
-                run.expect_drawn(6, 6);
+                run.expect_generated(6, 6);
                 break;
             }
             passages += 1;
             Run::of(&mut case.command()).expect_code(0);
             case.assert_finished();
-            case.forget();
+            case.clear();
         }
         case.assert_finished();
-        case.forget();
+        case.clear();
         assert_eq!(passages, 8, "{point}");
     }
 }
@@ -112,34 +112,34 @@ fn an_error_of_the_disk_is_told_and_the_rerun_finishes() {
         case.assert_whole_files();
         Run::of(&mut case.command()).expect_code(0);
         case.assert_finished();
-        case.forget();
+        case.clear();
     }
 }
 
 #[test]
 fn signals_stop_and_the_rerun_goes_on() {
     for (signal, code) in [("TERM", 143), ("INT", 130)] {
-        let world = World::new(&["a fox", "a mill"]);
+        let fixture = Fixture::new(&["a fox", "a mill"]);
         // An endless run: the second batch takes the program much longer than the test.
         let long = ["--seeds", "400", "--steps", "500", "--batch-size", "1"];
-        let run = Running::start(&mut world.generate(&[&model("sd")], &long));
-        wait_until("it works", || world.path("out/manifest.json").exists());
+        let run = Running::start(&mut fixture.generate(&[&model("sd")], &long));
+        wait_until("it works", || fixture.path("out/manifest.json").exists());
         run.signal(signal);
         let asked = Instant::now();
         let run = run.finish().expect_code(code);
         assert!(asked.elapsed() < Duration::from_secs(30));
         assert!(run.stderr.contains("the same command goes on from there"), "{run:#?}");
-        assert!(world.files("out").keys().all(|name| !name.ends_with(".runkit-tmp")));
+        assert!(fixture.files("out").keys().all(|name| !name.ends_with(".runkit-tmp")));
     }
 }
 
 /// A call of the UNet that takes much longer is not waited for.
 #[test]
 fn signals_are_seen_within_a_batch() {
-    let world = World::new(&["a fox"]);
+    let fixture = Fixture::new(&["a fox"]);
     let long = ["--seeds", "64", "--batch-size", "64", "--size", "128x128", "--steps", "20"];
-    let run = Running::start(&mut world.generate(&[&model("sd")], &long));
-    wait_until("it works", || world.path("out/config.toml").exists());
+    let run = Running::start(&mut fixture.generate(&[&model("sd")], &long));
+    wait_until("it works", || fixture.path("out/config.toml").exists());
     std::thread::sleep(Duration::from_millis(500));
     run.signal("TERM");
     let asked = Instant::now();
@@ -148,19 +148,19 @@ fn signals_are_seen_within_a_batch() {
     assert!(run.stderr.contains("the same command goes on from there"), "{run:#?}");
     // What is there already costs nothing; the rest is generated as if nothing had been.
     Run::of(
-        &mut world
+        &mut fixture
             .generate(&[&model("sd")], &["--seeds", "1", "--size", "128x128", "--steps", "20"]),
     )
-    .expect_drawn(1, 1);
+    .expect_generated(1, 1);
 }
 
 #[test]
 fn a_second_run_is_told_who_is_at_work() {
-    let world = World::new(&["a fox"]);
+    let fixture = Fixture::new(&["a fox"]);
     let long = ["--seeds", "400", "--steps", "500", "--batch-size", "1"];
-    let first = Running::start(&mut world.generate(&[&model("sd")], &long));
-    wait_until("it works", || world.path("out/manifest.json").exists());
+    let first = Running::start(&mut fixture.generate(&[&model("sd")], &long));
+    wait_until("it works", || fixture.path("out/manifest.json").exists());
     let process = format!("process {}", first.id());
-    let run = Run::of(&mut world.generate(&[&model("sd")], &long));
+    let run = Run::of(&mut fixture.generate(&[&model("sd")], &long));
     run.expect_error(&["is held by", &process, "hint: wait for it"]);
 }

@@ -6,7 +6,7 @@ mod common;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use common::{Drawn as _, Run, World, evaluate, model};
+use common::{Fixture, Generated as _, Run, evaluate, model};
 use evaluate::prompts::{self, PromptSource, SafetyClassifier};
 use serde_json::Value;
 
@@ -31,17 +31,17 @@ fn golden() -> Vec<(String, f64)> {
         .collect()
 }
 
-fn filter_prompts(world: &World, sources: &[&str], more: &[&str]) -> Command {
+fn filter_prompts(fixture: &Fixture, sources: &[&str], more: &[&str]) -> Command {
     let mut command = evaluate(["filter-prompts", "--out"]);
-    command.arg(world.path("out/safe.jsonl")).arg("--prompts").args(sources).args(more);
+    command.arg(fixture.path("out/safe.jsonl")).arg("--prompts").args(sources).args(more);
     if !more.contains(&"--classifier") {
         command.arg("--classifier").arg(classifier());
     }
     command
 }
 
-fn lines(world: &World, name: &str) -> Vec<Value> {
-    let text = std::fs::read_to_string(world.path(name)).unwrap();
+fn lines(fixture: &Fixture, name: &str) -> Vec<Value> {
+    let text = std::fs::read_to_string(fixture.path(name)).unwrap();
     text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
 }
 
@@ -49,24 +49,24 @@ fn lines(world: &World, name: &str) -> Vec<Value> {
 fn decisions_are_those_of_transformers_and_ids_stay() {
     let golden = golden();
     let texts: Vec<&str> = golden.iter().map(|(text, _)| text.as_str()).collect();
-    let world = World::new(&texts);
+    let fixture = Fixture::new(&texts);
     let table =
         "Prompt\tCategory\na cat\tAnimals\nnaked woman, blood and a gun\tPeople\na cat\tArt\n";
-    let table = world.put("table.tsv", table.as_bytes());
-    let list = world.path("prompts.txt").display().to_string();
+    let table = fixture.put("table.tsv", table.as_bytes());
+    let list = fixture.path("prompts.txt").display().to_string();
     let sources = [list.as_str(), &format!("{},name=parti", table.display())];
-    let run = Run::of(&mut filter_prompts(&world, &sources, &[])).expect_code(0);
+    let run = Run::of(&mut filter_prompts(&fixture, &sources, &[])).expect_code(0);
 
     let (kept, dropped) =
-        (lines(&world, "out/safe.jsonl"), lines(&world, "out/safe.dropped.jsonl"));
+        (lines(&fixture, "out/safe.jsonl"), lines(&fixture, "out/safe.dropped.jsonl"));
     let of = |set: &str, rows: &[Value]| -> Vec<Value> {
         rows.iter().filter(|row| row["set"] == set).cloned().collect()
     };
-    let mut judged = of("prompts", &kept);
-    judged.extend(of("prompts", &dropped));
-    assert_eq!(judged.len(), golden.len());
+    let mut classified = of("prompts", &kept);
+    classified.extend(of("prompts", &dropped));
+    assert_eq!(classified.len(), golden.len());
     for (text, probability) in &golden {
-        let row = judged.iter().find(|row| row["prompt"] == text.trim()).unwrap();
+        let row = classified.iter().find(|row| row["prompt"] == text.trim()).unwrap();
         let found = row["unsafe_probability"].as_f64().unwrap();
         assert!((found - probability).abs() < 1e-5, "{text:?}: {found}, not {probability}");
         assert_eq!(row["kept"], *probability < 0.5, "{text:?}");
@@ -84,7 +84,7 @@ fn decisions_are_those_of_transformers_and_ids_stay() {
 
     // What was kept is read with the ids, sets and categories that it had.
     let whole = prompts::read(&sources.map(|source| source.parse().unwrap())).unwrap();
-    let source = PromptSource::from(world.path("out/safe.jsonl"));
+    let source = PromptSource::from(fixture.path("out/safe.jsonl"));
     let safe = prompts::read(std::slice::from_ref(&source)).unwrap();
     assert!(safe.iter().all(|set| whole.iter().any(|whole| whole.name == set.name)));
     for set in &safe {
@@ -96,7 +96,8 @@ fn decisions_are_those_of_transformers_and_ids_stay() {
     let classifier = SafetyClassifier::open(&name, "nsfw", tch::Device::Cpu).unwrap();
     assert_eq!(classifier.record().files.len(), 2);
     let filtered = prompts::filter(whole, &classifier, 0.5).unwrap();
-    let reasons = filtered.iter().flat_map(|set| &set.dropped).map(prompts::Judged::reason);
+    let reasons =
+        filtered.iter().flat_map(|set| &set.dropped).map(prompts::ClassifiedPrompt::reason);
     assert!(reasons.into_iter().all(|reason| reason.starts_with("unsafe with probability ")));
     let kept: Vec<_> = filtered.into_iter().map(prompts::FilteredSet::into_kept).collect();
     let texts = |sets: &[prompts::PromptSet]| -> Vec<String> {
@@ -106,34 +107,38 @@ fn decisions_are_those_of_transformers_and_ids_stay() {
 }
 
 #[test]
-fn images_are_drawn_of_what_is_kept() {
-    let world =
-        World::new(&["a cat", "a knight with a gun in the night city", "the old castle", "a fox"]);
-    let list = world.path("prompts.txt").display().to_string();
-    Run::of(&mut filter_prompts(&world, &[&list], &["--safe-threshold", "1"])).expect_code(0);
-    let all = lines(&world, "out/safe.jsonl");
+fn images_are_generated_for_what_is_kept() {
+    let fixture = Fixture::new(&[
+        "a cat",
+        "a knight with a gun in the night city",
+        "the old castle",
+        "a fox",
+    ]);
+    let list = fixture.path("prompts.txt").display().to_string();
+    Run::of(&mut filter_prompts(&fixture, &[&list], &["--safe-threshold", "1"])).expect_code(0);
+    let all = lines(&fixture, "out/safe.jsonl");
     let mut sorted: Vec<f64> =
         all.iter().map(|row| row["unsafe_probability"].as_f64().unwrap()).collect();
     sorted.sort_by(f64::total_cmp);
     // A threshold that two of them pass; the same prompt has the same image in both runs.
     let threshold = ((sorted[1] + sorted[2]) / 2.0).to_string();
-    Run::of(&mut filter_prompts(&world, &[&list], &["--safe-threshold", &threshold]))
+    Run::of(&mut filter_prompts(&fixture, &[&list], &["--safe-threshold", &threshold]))
         .expect_code(0);
-    assert_eq!(lines(&world, "out/safe.dropped.jsonl").len(), 2);
-    let safe = world.path("out/safe.jsonl").display().to_string();
+    assert_eq!(lines(&fixture, "out/safe.dropped.jsonl").len(), 2);
+    let safe = fixture.path("out/safe.jsonl").display().to_string();
     let sd = model("sd");
-    Run::of(&mut world.generate(&[&sd], &["--seeds", "1"])).expect_drawn(4, 4);
+    Run::of(&mut fixture.generate(&[&sd], &["--seeds", "1"])).expect_generated(4, 4);
     let more = ["--prompts", &safe, "--seeds", "1"];
-    Run::of(&mut world.generate(&[&sd], &more)).expect_drawn(0, 2);
+    Run::of(&mut fixture.generate(&[&sd], &more)).expect_generated(0, 2);
 }
 
 #[test]
 fn what_makes_no_sense_is_refused_and_leaves_no_trace() {
-    let world = World::new(&["a cat"]);
-    let list = world.path("prompts.txt").display().to_string();
+    let fixture = Fixture::new(&["a cat"]);
+    let list = fixture.path("prompts.txt").display().to_string();
     let refused = |source: &str, more: &[&str], says: &[&str]| {
-        Run::of(&mut filter_prompts(&world, &[source], more)).expect_error(says);
-        assert!(!world.path("out/safe.jsonl").exists());
+        Run::of(&mut filter_prompts(&fixture, &[source], more)).expect_error(says);
+        assert!(!fixture.path("out/safe.jsonl").exists());
     };
     for (flag, value, says) in [
         ("--safe-threshold", "0", "--safe-threshold must be in (0, 1], found 0"),
@@ -141,26 +146,26 @@ fn what_makes_no_sense_is_refused_and_leaves_no_trace() {
         ("--safe-threshold", "50", "found 50"),
         ("--device", "gpu", "unknown device \"gpu\""),
     ] {
-        let run = Run::of(&mut filter_prompts(&world, &[&list], &[flag, value]));
+        let run = Run::of(&mut filter_prompts(&fixture, &[&list], &[flag, value]));
         run.expect_usage_error(&[says, "hint"]);
-        assert!(!world.path("out/safe.jsonl").exists());
+        assert!(!fixture.path("out/safe.jsonl").exists());
     }
     refused(&list, &["--unsafe-label", "toxic"], &["no class \"toxic\"", "SFW, NSFW", "hint"]);
-    let run = Run::of(&mut filter_prompts(&world, &[&format!("{list},limit=2")], &[]));
+    let run = Run::of(&mut filter_prompts(&fixture, &[&format!("{list},limit=2")], &[]));
     run.expect_usage_error(&["limit= counts prompts that are kept", "hint"]);
-    refused(&world.path("absent.txt").display().to_string(), &[], &["cannot read", "absent.txt"]);
-    let absent = world.path("absent").display().to_string();
+    refused(&fixture.path("absent.txt").display().to_string(), &[], &["cannot read", "absent.txt"]);
+    let absent = fixture.path("absent").display().to_string();
     refused(&list, &["--classifier", &absent], &["absent does not exist"]);
     let mut to_text = evaluate(["filter-prompts", "--prompts", &list, "--out", "safe.txt"]);
     Run::of(&mut to_text)
         .expect_usage_error(&["safe.txt is not the name of a .jsonl file", "hint"]);
 
-    let mine = world.path("mine").display().to_string();
+    let mine = fixture.path("mine").display().to_string();
     let copy = |without: &str| {
         for entry in std::fs::read_dir(classifier()).unwrap() {
             let entry = entry.unwrap();
             let name = entry.file_name().into_string().unwrap();
-            let path = world.put(&format!("mine/{name}"), &std::fs::read(entry.path()).unwrap());
+            let path = fixture.put(&format!("mine/{name}"), &std::fs::read(entry.path()).unwrap());
             if name == without {
                 std::fs::remove_file(path).unwrap();
             }
@@ -175,40 +180,40 @@ fn what_makes_no_sense_is_refused_and_leaves_no_trace() {
         refused(&list, &["--classifier", &mine], &["the safety classifier", says]);
     }
     copy("");
-    let tokenizer = std::fs::read_to_string(world.path("mine/tokenizer.json")).unwrap();
+    let tokenizer = std::fs::read_to_string(fixture.path("mine/tokenizer.json")).unwrap();
     let larger = tokenizer.replacen("\"vocab\": {", "\"vocab\": {\"zebra\": 5000,", 1);
     assert_ne!(larger, tokenizer);
-    world.put("mine/tokenizer.json", larger.as_bytes());
+    fixture.put("mine/tokenizer.json", larger.as_bytes());
     refused(&list, &["--classifier", &mine], &["tokenizer has 5001 tokens", "hint"]);
 }
 
 #[test]
 fn lists_that_are_not_ours_are_not_overwritten() {
-    let world = World::new(&["a cat"]);
-    let list = world.path("prompts.txt").display().to_string();
+    let fixture = Fixture::new(&["a cat"]);
+    let list = fixture.path("prompts.txt").display().to_string();
     for name in ["out/safe.jsonl", "out/safe.dropped.jsonl"] {
-        let mine = world.put(name, b"{\"prompt\": \"a fox\"}\n");
+        let mine = fixture.put(name, b"{\"prompt\": \"a fox\"}\n");
         let says = [name, "this program did not write", "hint: choose another --out"];
-        Run::of(&mut filter_prompts(&world, &[&list], &[])).expect_error(&says);
+        Run::of(&mut filter_prompts(&fixture, &[&list], &[])).expect_error(&says);
         // Also as the list that is read.
         let mine = mine.display().to_string();
         let says = [name, "is one of the inputs"];
-        Run::of(&mut filter_prompts(&world, &[&mine], &[])).expect_error(&says);
-        assert_eq!(world.files("out").len(), 1, "nothing is written");
+        Run::of(&mut filter_prompts(&fixture, &[&mine], &[])).expect_error(&says);
+        assert_eq!(fixture.files("out").len(), 1, "nothing is written");
         std::fs::remove_file(&mine).unwrap();
     }
     for _ in 0..2 {
-        Run::of(&mut filter_prompts(&world, &[&list], &[])).expect_code(0);
+        Run::of(&mut filter_prompts(&fixture, &[&list], &[])).expect_code(0);
     }
 }
 
 #[test]
 fn an_edited_prompt_is_not_taken_for_the_old_one() {
-    let world = World::new(&["a cat"]);
-    let list = world.path("prompts.txt").display().to_string();
-    Run::of(&mut filter_prompts(&world, &[&list], &["--safe-threshold", "1"])).expect_code(0);
-    let text = std::fs::read_to_string(world.path("out/safe.jsonl")).unwrap();
-    let file = world.put("edited.jsonl", text.replace("a cat", "a dog").as_bytes());
+    let fixture = Fixture::new(&["a cat"]);
+    let list = fixture.path("prompts.txt").display().to_string();
+    Run::of(&mut filter_prompts(&fixture, &[&list], &["--safe-threshold", "1"])).expect_code(0);
+    let text = std::fs::read_to_string(fixture.path("out/safe.jsonl")).unwrap();
+    let file = fixture.put("edited.jsonl", text.replace("a cat", "a dog").as_bytes());
     let error = prompts::read(&[file.into()]).unwrap_err().to_string();
     assert!(error.contains("edited.jsonl:1: expected the id of the prompt \"a dog\""), "{error}");
     assert!(error.contains("hint: the prompt was changed"), "{error}");

@@ -2,7 +2,7 @@
 #![expect(clippy::unwrap_used, reason = "a test stops where something is missing")]
 
 mod common;
-mod scored_world;
+mod scored_fixture;
 
 use std::collections::BTreeMap;
 
@@ -10,7 +10,7 @@ use common::{Run, evaluate};
 use evaluate::present::bitmap::Bitmap;
 use evaluate::present::grid::{self, GridConfig, Layout, Order};
 use schemas::scores::ScoresWriter;
-use scored_world::{ScoredWorld, image_of};
+use scored_fixture::{ScoredFixture, image_of};
 
 fn config(layout: Layout) -> GridConfig {
     GridConfig {
@@ -24,8 +24,8 @@ fn config(layout: Layout) -> GridConfig {
     }
 }
 
-fn draw(world: &ScoredWorld, config: &GridConfig) -> Bitmap {
-    grid::draw(&world.rows, world.folder.path(), config).unwrap()
+fn draw(fixture: &ScoredFixture, config: &GridConfig) -> Bitmap {
+    grid::draw(&fixture.rows, fixture.folder.path(), config).unwrap()
 }
 
 /// Where `small`, enlarged four times, stands in the sheet.
@@ -49,8 +49,8 @@ fn places(sheet: &Bitmap, small: &Bitmap) -> Vec<(u32, u32)> {
 
 #[test]
 fn models_stand_beside_each_other() {
-    let world = ScoredWorld::new(&["a red fox", "a cat", "two birds"], &["parti"]);
-    let sheet = draw(&world, &config(Layout::Models));
+    let fixture = ScoredFixture::new(&["a red fox", "a cat", "two birds"], &["parti"]);
+    let sheet = draw(&fixture, &config(Layout::Models));
     // Margins of 14, heads of 150, two images of 128, gaps of 10.
     assert_eq!(sheet.width, 14 + 150 + 10 + 128 + 10 + 128 + 14);
     let mut tops = Vec::new();
@@ -77,14 +77,14 @@ fn models_stand_beside_each_other() {
 
 #[test]
 fn the_chosen_image_is_shown() {
-    let mut world = ScoredWorld::new(&["a red fox"], &["parti"]);
-    for row in &mut world.rows {
+    let mut fixture = ScoredFixture::new(&["a red fox"], &["parti"]);
+    for row in &mut fixture.rows {
         let best = if row.metric == "hps" { 2 } else { 1 };
         row.score = Some(if row.seed == best { 0.9 } else { 0.1 });
     }
     for (choose, seed) in [("first", 0), ("hps", 2), ("all", 1)] {
         let config = GridConfig { choose: choose.to_owned(), ..config(Layout::Models) };
-        let sheet = draw(&world, &config);
+        let sheet = draw(&fixture, &config);
         for other in 0..3 {
             let found = places(&sheet, &image_of(1, 0, other)).len();
             assert_eq!(found, usize::from(other == seed), "{choose}, seed {other}");
@@ -94,11 +94,11 @@ fn the_chosen_image_is_shown() {
 
 #[test]
 fn seeds_stand_beside_each_other() {
-    let world = ScoredWorld::new(&["a red fox", "a cat"], &["parti"]);
+    let fixture = ScoredFixture::new(&["a red fox", "a cat"], &["parti"]);
     let mut config = config(Layout::Seeds);
     config.prompts = vec!["CAT".to_owned()];
     config.models = vec!["tuned <1>".to_owned()];
-    let sheet = draw(&world, &config);
+    let sheet = draw(&fixture, &config);
     assert_eq!(sheet.width, 14 + 150 + 3 * (10 + 128) + 14);
     let found: Vec<_> = (0..3).flat_map(|seed| places(&sheet, &image_of(1, 1, seed))).collect();
     let [(one, top), (two, second), (three, third)] = found[..] else { panic!("{found:?}") };
@@ -108,8 +108,8 @@ fn seeds_stand_beside_each_other() {
 
 #[test]
 fn prompts_are_sorted_by_margin_and_counted() {
-    let mut world = ScoredWorld::new(&["a", "b", "c"], &["parti"]);
-    for row in &mut world.rows {
+    let mut fixture = ScoredFixture::new(&["a", "b", "c"], &["parti"]);
+    for row in &mut fixture.rows {
         let number: f32 = row.prompt_id.parse().unwrap();
         let tuned = row.model != "base";
         row.score = Some(if tuned { (number - 1.0).abs() + number / 10.0 } else { 0.0 });
@@ -119,7 +119,7 @@ fn prompts_are_sorted_by_margin_and_counted() {
         sort: Order::Margin("clip".to_owned()),
         ..config(Layout::Models)
     };
-    let sheet = draw(&world, &config);
+    let sheet = draw(&fixture, &config);
     let top = |prompt: usize| places(&sheet, &image_of(0, prompt, 0)).first().map(|place| place.1);
     assert!(top(2).unwrap() < top(0).unwrap(), "the largest margin comes first");
     assert_eq!(top(1), None);
@@ -127,9 +127,9 @@ fn prompts_are_sorted_by_margin_and_counted() {
 
 #[test]
 fn a_missing_image_is_an_empty_frame() {
-    let world = ScoredWorld::new(&["a red fox"], &["parti"]);
-    std::fs::remove_dir_all(world.folder.path().join("images/1")).unwrap();
-    let sheet = draw(&world, &config(Layout::Models));
+    let fixture = ScoredFixture::new(&["a red fox"], &["parti"]);
+    std::fs::remove_dir_all(fixture.folder.path().join("images/1")).unwrap();
+    let sheet = draw(&fixture, &config(Layout::Models));
     assert_eq!(places(&sheet, &image_of(0, 0, 0)).len(), 1);
     assert_eq!(places(&sheet, &image_of(1, 0, 0)).len(), 0);
     let (x, y) = (312 + 20, places(&sheet, &image_of(0, 0, 0))[0].1 + 20);
@@ -139,28 +139,28 @@ fn a_missing_image_is_an_empty_frame() {
 
 #[test]
 fn hostile_prompts_and_all_sizes_are_drawn() {
-    let world = ScoredWorld::new(&scored_world::HOSTILE, &["parti"]);
+    let fixture = ScoredFixture::new(&scored_fixture::HOSTILE, &["parti"]);
     for side in [16, 200] {
-        let sheet = draw(&world, &GridConfig { side: Some(side), ..config(Layout::Models) });
+        let sheet = draw(&fixture, &GridConfig { side: Some(side), ..config(Layout::Models) });
         assert_eq!(sheet.width, 14 + 150 + 2 * (10 + side) + 14);
     }
 }
 
 #[test]
 fn the_command_writes_a_image_or_says_what_is_wrong() {
-    let world = ScoredWorld::new(&["a red fox"], &["parti"]);
-    let scores = world.folder.path().join("scores.parquet");
+    let fixture = ScoredFixture::new(&["a red fox"], &["parti"]);
+    let scores = fixture.folder.path().join("scores.parquet");
     let mut writer = ScoresWriter::create(&scores, &BTreeMap::new()).unwrap();
-    world.rows.iter().for_each(|row| writer.write(row.clone()).unwrap());
+    fixture.rows.iter().for_each(|row| writer.write(row.clone()).unwrap());
     writer.finish().unwrap();
 
     let run = |more: &[&str]| Run::of(evaluate(["grid", "--scores"]).arg(&scores).args(more));
     let done = run(&[]).expect_code(0);
     assert!(done.stdout.starts_with("sheet: ") && done.stdout.ends_with("/grid.png\n"), "{done:?}");
-    let drawn = Bitmap::read(&world.folder.path().join("grid.png")).unwrap();
+    let generated = Bitmap::read(&fixture.folder.path().join("grid.png")).unwrap();
     assert_eq!(
-        drawn,
-        draw(&world, &GridConfig { choose: "all".to_owned(), ..config(Layout::Models) })
+        generated,
+        draw(&fixture, &GridConfig { choose: "all".to_owned(), ..config(Layout::Models) })
     );
 
     run(&["--models", "base,other"]).expect_error(&["no model \"other\"", "hint: there are base"]);
@@ -173,26 +173,26 @@ fn the_command_writes_a_image_or_says_what_is_wrong() {
     assert!(usage.stderr.contains("margin:METRIC"), "{usage:?}");
 }
 
-/// A world with its scores in a file.
-fn written(world: &ScoredWorld) -> std::path::PathBuf {
-    let scores = world.folder.path().join("scores.parquet");
+/// A fixture with its scores in a file.
+fn written(fixture: &ScoredFixture) -> std::path::PathBuf {
+    let scores = fixture.folder.path().join("scores.parquet");
     let mut writer = ScoresWriter::create(&scores, &BTreeMap::new()).unwrap();
-    world.rows.iter().for_each(|row| writer.write(row.clone()).unwrap());
+    fixture.rows.iter().for_each(|row| writer.write(row.clone()).unwrap());
     writer.finish().unwrap();
     scores
 }
 
 #[test]
 fn nothing_that_is_not_ours_is_overwritten() {
-    let world = ScoredWorld::new(&["a red fox", "a cat"], &["parti"]);
-    let scores = written(&world);
-    let out = world.folder.path().join("out");
+    let fixture = ScoredFixture::new(&["a red fox", "a cat"], &["parti"]);
+    let scores = written(&fixture);
+    let out = fixture.folder.path().join("out");
     let place = |name: &str| out.join(name).display().to_string();
     let run = |command: &str, to: &str| {
         let mut program = evaluate([command, "--scores"]);
         Run::of(program.arg(&scores).args(["--out", to]))
     };
-    let image = world.folder.path().join(&world.rows[0].image);
+    let image = fixture.folder.path().join(&fixture.rows[0].image);
     for (to, says) in [
         (scores.display().to_string(), "expected the name of a .png file"),
         (place("x.jpg"), "expected the name of a .png file; hint: --out "),
@@ -201,7 +201,7 @@ fn nothing_that_is_not_ours_is_overwritten() {
         run("grid", &to).expect_usage_error(&[says]);
     }
     // Scores under the name of an image, by another name of the same file.
-    let link = world.folder.path().join("link.png");
+    let link = fixture.folder.path().join("link.png");
     std::os::unix::fs::symlink(&scores, &link).unwrap();
     for to in [&image, &link] {
         let before = std::fs::read(to).unwrap();

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::Command;
 
-use common::{Drawn as _, Run, World, evaluate, model, pipeline};
+use common::{Fixture, Generated as _, Run, evaluate, model, pipeline};
 use testkit::server::{COMMIT, Server, hub};
 
 /// A hub with the tiny pipelines as `me/sd` and `me/sdxl`, and with files of other formats that are
@@ -45,17 +45,17 @@ fn asked(server: &Server) -> Vec<String> {
 }
 
 #[test]
-fn a_model_of_the_hub_draws_what_its_folder_draws() {
-    let world = World::new(&["a red cat"]);
-    let local = Run::of(&mut world.generate(&[&model("sd")], &["--seeds", "1"]));
-    local.expect_drawn(1, 1);
-    let expected: BTreeMap<String, _> = world.images();
+fn a_model_of_the_hub_generates_what_its_folder_generates() {
+    let fixture = Fixture::new(&["a red cat"]);
+    let local = Run::of(&mut fixture.generate(&[&model("sd")], &["--seeds", "1"]));
+    local.expect_generated(1, 1);
+    let expected: BTreeMap<String, _> = fixture.images();
 
-    let (server, cache) = (tiny_hub(), world.path("cache"));
-    let other = World::new(&["a red cat"]);
+    let (server, cache) = (tiny_hub(), fixture.path("cache"));
+    let other = Fixture::new(&["a red cat"]);
     let run =
         on_hub(&mut other.generate(&["sd=hf://me/sd@main"], &["--seeds", "1"]), &server, &cache);
-    let run = run.expect_drawn(1, 1);
+    let run = run.expect_generated(1, 1);
     let images = other.images();
     assert_eq!(images.len(), 1);
     for (name, image) in &images {
@@ -81,39 +81,39 @@ fn a_model_of_the_hub_draws_what_its_folder_draws() {
     // Again, and from the folder: nothing is asked for, and it is the same model.
     let requests = server.requests().len();
     on_hub(&mut other.generate(&["sd=hf://me/sd@main"], &["--seeds", "1"]), &server, &cache)
-        .expect_drawn(0, 1);
+        .expect_generated(0, 1);
     assert_eq!(server.requests().len(), requests);
-    Run::of(&mut other.generate(&[&model("sd")], &["--seeds", "1"])).expect_drawn(0, 1);
+    Run::of(&mut other.generate(&[&model("sd")], &["--seeds", "1"])).expect_generated(0, 1);
 }
 
 #[test]
 fn a_unet_of_the_hub_stands_in_for_that_of_a_folder() {
-    let (world, server) = (World::new(&["a red cat"]), tiny_hub());
+    let (fixture, server) = (Fixture::new(&["a red cat"]), tiny_hub());
     let both = format!("sd={},unet=hf://me/sd", pipeline("sd").display());
     let run =
-        on_hub(&mut world.generate(&[&both], &["--seeds", "1"]), &server, &world.path("cache"));
-    run.expect_drawn(1, 1);
+        on_hub(&mut fixture.generate(&[&both], &["--seeds", "1"]), &server, &fixture.path("cache"));
+    run.expect_generated(1, 1);
     let weights: Vec<String> =
         asked(&server).into_iter().filter(|file| file.ends_with(".safetensors")).collect();
     assert_eq!(weights, ["unet/diffusion_pytorch_model.safetensors"]);
     let manifest: serde_json::Value =
-        serde_json::from_slice(&world.files("out")["manifest.json"]).unwrap();
+        serde_json::from_slice(&fixture.files("out")["manifest.json"]).unwrap();
     assert_eq!(manifest["models"]["sd"]["unet_revision"], COMMIT);
     assert_eq!(manifest["models"]["sd"].get("revision"), None);
 }
 
 #[test]
 fn what_is_on_this_machine_is_checked_before_the_first_download() {
-    let (world, server) = (World::new(&["a red cat"]), tiny_hub());
-    let cache = world.path("cache");
+    let (fixture, server) = (Fixture::new(&["a red cat"]), tiny_hub());
+    let cache = fixture.path("cache");
     let run = on_hub(
-        &mut world.generate(&["far=hf://me/sd", "near=no/such/folder"], &["--seeds", "1"]),
+        &mut fixture.generate(&["far=hf://me/sd", "near=no/such/folder"], &["--seeds", "1"]),
         &server,
         &cache,
     );
     run.expect_error(&["model near", "no/such/folder"]);
     let run = on_hub(
-        &mut world.generate(&["far=hf://me/sd,unet=lora"], &["--seeds", "1"]),
+        &mut fixture.generate(&["far=hf://me/sd,unet=lora"], &["--seeds", "1"]),
         &server,
         &cache,
     );
@@ -124,18 +124,18 @@ fn what_is_on_this_machine_is_checked_before_the_first_download() {
 
 #[test]
 fn names_that_are_no_folder_are_explained() {
-    let (world, server) = (World::new(&["a red cat"]), tiny_hub());
-    let cache = world.path("cache");
+    let (fixture, server) = (Fixture::new(&["a red cat"]), tiny_hub());
+    let cache = fixture.path("cache");
     for (model, expected) in [
         ("m=runwayml/stable-diffusion-v1-5", "hf://runwayml/stable-diffusion-v1-5"),
         ("m=hf://me/none", "has no hf://me/none@main"),
         ("m=hf://none", "the owner is missing"),
         ("m=~/nothing-of-this-name", "/nothing-of-this-name"),
     ] {
-        let run = on_hub(&mut world.generate(&[model], &["--seeds", "1"]), &server, &cache);
+        let run = on_hub(&mut fixture.generate(&[model], &["--seeds", "1"]), &server, &cache);
         run.expect_error(&[expected]);
     }
-    let (sd, out) = (model("sd"), world.path("out").display().to_string());
+    let (sd, out) = (model("sd"), fixture.path("out").display().to_string());
     let words = ["generate", "--model", &sd, "--prompts", "a photo of a cat", "--out", &out];
     let run = Run::of(&mut evaluate(words));
     run.expect_error(&["a photo of a cat", "hint"]);

@@ -1,4 +1,4 @@
-//! The miniature pipeline draws what it is asked for: the miniature CLIP finds the caption of an image
+//! The miniature pipeline follows its prompts: the miniature CLIP finds the caption of an image
 //! among twenty far more often than chance. (`scripts/miniature/evaluate_diffusion.py` measures it on all
 //! captions and seeds: 78 %.)
 #![expect(clippy::unwrap_used, reason = "a test stops where something is missing")]
@@ -7,7 +7,7 @@ mod common;
 
 use std::path::Path;
 
-use common::{Drawn as _, Run, World};
+use common::{Fixture, Generated as _, Run};
 use media::decode::{Limits, decode};
 use nn::device::Precision;
 use scorers::{Compute, DescribedScorers, ScorersConfig};
@@ -20,15 +20,15 @@ const LEAST: f64 = 0.6;
 
 #[test]
 fn images_show_what_was_asked_for() {
-    let world = World::new(&[]);
+    let fixture = Fixture::new(&[]);
     let prompts = Path::new(MINI).join("prompts.txt");
     let captions = std::fs::read_to_string(&prompts).unwrap();
     let captions: Vec<&str> = captions.lines().take(CAPTIONS).collect();
     let limit = CAPTIONS.to_string();
     let mut more = vec!["--prompts", prompts.to_str().unwrap(), "--limit", &limit];
     more.extend(["--seeds", "2", "--steps", "20", "--guidance", "4", "--scheduler", "dpmpp-2m"]);
-    let run = Run::of(&mut world.generate(&[&format!("mini={MINI}/sd")], &more));
-    run.expect_drawn(2 * CAPTIONS, 2 * CAPTIONS);
+    let run = Run::of(&mut fixture.generate(&[&format!("mini={MINI}/sd")], &more));
+    run.expect_generated(2 * CAPTIONS, 2 * CAPTIONS);
 
     let mut config = ScorersConfig::read(&Path::new(MINI).join("scorers.toml")).unwrap();
     config.scorer.retain(|scorer| scorer.name == "clip");
@@ -36,7 +36,7 @@ fn images_show_what_was_asked_for() {
     let clip = DescribedScorers::of(&config, compute).unwrap().load().unwrap();
     let preprocessor = clip.image_preprocessor();
     // By path, so by prompt and then by seed.
-    let prepared: Vec<_> = world
+    let prepared: Vec<_> = fixture
         .files("out/images")
         .values()
         .map(|png| preprocessor.preprocess(&decode(png, &Limits::default()).unwrap()).unwrap())

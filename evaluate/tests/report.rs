@@ -1,20 +1,20 @@
 //! The report page: complete, escaped, and without a request to anywhere.
 #![expect(clippy::unwrap_used, reason = "a test stops where something is missing")]
 
-mod scored_world;
+mod scored_fixture;
 
 use evaluate::present::report::{self, DroppedPrompt, ReportInputs};
 use evaluate::tables::{Tables, TablesConfig};
-use scored_world::{HOSTILE, ScoredWorld};
+use scored_fixture::{HOSTILE, ScoredFixture};
 use serde_json::Value;
 
-/// The page of a world, with these notes and a dropped prompt.
-fn page(world: &ScoredWorld, dropped: &[DroppedPrompt]) -> String {
-    let tables = Tables::compute(&world.rows, &TablesConfig::default()).unwrap();
+/// The page of a fixture, with these notes and a dropped prompt.
+fn page(fixture: &ScoredFixture, dropped: &[DroppedPrompt]) -> String {
+    let tables = Tables::compute(&fixture.rows, &TablesConfig::default()).unwrap();
     let manifest = serde_json::json!({"prompts": HOSTILE, "seeds": [0, 1, 2]});
     let inputs = ReportInputs {
-        folder: world.folder.path(),
-        scores: &world.rows,
+        folder: fixture.folder.path(),
+        scores: &fixture.rows,
         win_rates: &tables.win_rates,
         means: &tables.means,
         notes: &tables.notes,
@@ -22,8 +22,8 @@ fn page(world: &ScoredWorld, dropped: &[DroppedPrompt]) -> String {
         manifest: &manifest,
         dropped,
     };
-    let path = report::write(&inputs, world.folder.path()).unwrap();
-    assert_eq!(path, world.folder.path().join("report.html"));
+    let path = report::write(&inputs, fixture.folder.path()).unwrap();
+    assert_eq!(path, fixture.folder.path().join("report.html"));
     std::fs::read_to_string(path).unwrap()
 }
 
@@ -36,14 +36,14 @@ fn data(page: &str) -> (Value, String) {
 
 #[test]
 fn hostile_prompts_stay_text() {
-    let world = ScoredWorld::new(&HOSTILE, &["parti", "hpd"]);
+    let fixture = ScoredFixture::new(&HOSTILE, &["parti", "hpd"]);
     let dropped = DroppedPrompt {
         set: "<i>set</i>".to_owned(),
         id: "\"7\"".to_owned(),
         prompt: "</td><script>alert(2)</script>".to_owned(),
         reason: "unsafe".to_owned(),
     };
-    let page = page(&world, &[dropped]);
+    let page = page(&fixture, &[dropped]);
     // The script element of the page and that of the data: no other begins, none ends early.
     assert_eq!(page.matches("<script").count(), 2);
     assert_eq!(page.matches("</script").count(), 2);
@@ -67,8 +67,8 @@ fn hostile_prompts_stay_text() {
 
 #[test]
 fn the_page_holds_tables_figures_and_the_gallery() {
-    let world = ScoredWorld::new(&["a red fox", "a cat", "two birds"], &["parti"]);
-    let page = page(&world, &[]);
+    let fixture = ScoredFixture::new(&["a red fox", "a cat", "two birds"], &["parti"]);
+    let page = page(&fixture, &[]);
     for words in ["<span class=\"over\">over</span>", "Wilson", "Win rates on parti", "Manifest"] {
         assert!(page.contains(words), "{words}");
     }
@@ -88,7 +88,8 @@ fn the_page_holds_tables_figures_and_the_gallery() {
     assert_eq!(places, (0..thumbnails.len() as u64).collect::<Vec<_>>());
     assert!(thumbnails.iter().all(|jpeg| jpeg.as_str().unwrap().starts_with("/9j/")));
     for figure in ["winrates-parti", "cross-selection", "scores"] {
-        let png = std::fs::read(world.folder.path().join(format!("figures/{figure}.png"))).unwrap();
+        let png =
+            std::fs::read(fixture.folder.path().join(format!("figures/{figure}.png"))).unwrap();
         let reader = png::Decoder::new(std::io::Cursor::new(png)).read_info().unwrap();
         assert_eq!(reader.info().width, 1800, "{figure}");
     }
@@ -96,10 +97,10 @@ fn the_page_holds_tables_figures_and_the_gallery() {
 
 #[test]
 fn a_image_that_is_gone_is_said_to_be_missing() {
-    let world = ScoredWorld::new(&["a red fox"], &["parti"]);
-    let images = world.folder.path().join("images");
+    let fixture = ScoredFixture::new(&["a red fox"], &["parti"]);
+    let images = fixture.folder.path().join("images");
     std::fs::remove_dir_all(images.join("1")).unwrap();
-    let (data, _) = data(&page(&world, &[]));
+    let (data, _) = data(&page(&fixture, &[]));
     let images = |model: usize| {
         let shown = &data["prompts"][0]["models"][model]["images"];
         shown.as_array().unwrap().iter().map(|shown| !shown["thumbnail"].is_null()).collect()
@@ -110,15 +111,15 @@ fn a_image_that_is_gone_is_said_to_be_missing() {
 
 #[test]
 fn equal_inputs_give_equal_pages() {
-    let world = ScoredWorld::new(&["a red fox", "a cat"], &["parti"]);
-    assert_eq!(page(&world, &[]), page(&world, &[]));
+    let fixture = ScoredFixture::new(&["a red fox", "a cat"], &["parti"]);
+    assert_eq!(page(&fixture, &[]), page(&fixture, &[]));
 }
 
 #[test]
 fn one_model_is_no_comparison_and_still_a_page() {
-    let mut world = ScoredWorld::new(&["a red fox"], &["parti"]);
-    world.rows.retain(|row| row.model == "base");
-    let page = page(&world, &[]);
+    let mut fixture = ScoredFixture::new(&["a red fox"], &["parti"]);
+    fixture.rows.retain(|row| row.model == "base");
+    let page = page(&fixture, &[]);
     assert!(page.contains("Evaluation of 1 model<"), "{}", &page[..200]);
     assert!(page.contains("no pair of models"));
 }

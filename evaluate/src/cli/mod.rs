@@ -36,12 +36,12 @@ pub struct Cli {
 /// The commands.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Draw images with every model, judge them, and compare the models:
+    /// Generate images with every model, score them, and compare the models:
     /// tables, figures and a report.
     Run(run::RunArguments),
-    /// Draw images of prompts with one or more diffusion models.
+    /// Generate images of prompts with one or more diffusion models.
     Generate(GenerateArguments),
-    /// Judge images by reward models: those of generate, and others.
+    /// Score images with reward models: those of generate, and others.
     Score(score::ScoreArguments),
     /// Make win-rate tables of scores.
     Tables(tables::TablesArguments),
@@ -130,11 +130,11 @@ pub struct GenerateSettings {
     #[arg(long, value_name = "H|HxW")]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub size: Option<Size>,
-    /// What to keep away from [default: none].
-    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub negative: Option<String>,
-    /// Images drawn together [default: as many as make 512x512 pixels on a
+    /// Negative prompt [default: none].
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true, alias = "negative")]
+    #[serde(default, skip_serializing_if = "Option::is_none", alias = "negative")]
+    pub negative_prompt: Option<String>,
+    /// Images generated together [default: as many as make 512x512 pixels on a
     /// CPU, 16 times as many on a GPU; at most 64].
     #[arg(long, value_name = "N", allow_negative_numbers = true, env = "EVALUATE_BATCH_SIZE")]
     #[serde(default, skip_serializing_if = "Option::is_none")]

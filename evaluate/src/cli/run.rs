@@ -7,7 +7,7 @@ use runkit::program::ResumeFlag;
 use serde::{Deserialize, Serialize};
 
 use super::GenerateSettings;
-use super::score::JudgeSettings;
+use super::score::ScoringSettings;
 
 /// `evaluate run`.
 #[derive(Debug, Clone, Args)]
@@ -38,25 +38,25 @@ pub struct RunArguments {
 }
 
 /// Settings of `evaluate run`, each unset until flag, environment or file sets it. In a file they stand
-/// in the tables `[generate]`, `[judges]` and `[report]`.
+/// in the tables `[generate]`, `[scoring]` and `[report]`.
 #[derive(Debug, Clone, Default, Args, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RunSettings {
-    /// What is drawn, and how.
+    /// What is generated, and how.
     #[command(flatten)]
     #[serde(default)]
     pub generate: GenerateSettings,
-    /// How it is judged.
+    /// How it is scored.
     #[command(flatten)]
     #[serde(default)]
-    pub judges: JudgeSettings,
+    pub scoring: ScoringSettings,
     /// What is made of the scores.
     #[command(flatten)]
     #[serde(default)]
     pub report: ReportSettings,
 }
 
-/// What `run` does beside drawing and judging.
+/// What `run` does besides generating and scoring.
 #[derive(Debug, Clone, Default, Args, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ReportSettings {

@@ -59,7 +59,7 @@ pub struct ScoreSettings {
     #[arg(long, value_name = "NAME=DIR")]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub images: Option<Vec<ImagesSource>>,
-    /// Images of each prompt [default: all that were drawn].
+    /// Images of each prompt [default: all that were generated].
     #[arg(long, value_name = "N", allow_negative_numbers = true)]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub seeds: Option<u64>,
@@ -75,10 +75,10 @@ pub struct ScoreSettings {
     #[arg(long, value_name = "NAME", conflicts_with = "limit")]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub preset: Option<Preset>,
-    /// How images are judged.
+    /// How images are scored.
     #[command(flatten)]
     #[serde(default)]
-    pub judges: JudgeSettings,
+    pub scoring: ScoringSettings,
     /// Where to compute: auto, cpu, cuda or cuda:N [default: auto].
     #[arg(long, value_name = "DEVICE", env = "EVALUATE_DEVICE")]
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -89,10 +89,10 @@ pub struct ScoreSettings {
     pub dtype: Option<String>,
 }
 
-/// How images are judged, in `score` and in `run`.
+/// How images are scored, in `score` and in `run`.
 #[derive(Debug, Clone, Default, Args, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct JudgeSettings {
+pub struct ScoringSettings {
     /// The reward models, as for relabel.
     #[arg(long, value_name = "FILE.toml")]
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -11,7 +11,7 @@ use runkit::program::UsageError;
 use super::say;
 use crate::cli::FilterPromptsArguments;
 use crate::owned;
-use crate::prompts::{self, FilteredSet, Judged, SafetyClassifier};
+use crate::prompts::{self, ClassifiedPrompt, FilteredSet, SafetyClassifier};
 
 /// Dropped prompts that are shown of each set.
 const SHOWN: usize = 5;
@@ -47,8 +47,8 @@ pub(super) fn run(arguments: &FilterPromptsArguments) -> Result<ExitStatus> {
     let filtered = prompts::filter(sets, &classifier, threshold)?;
     runkit::files::create_folder(folder)?;
     // What is asked for comes last: when it is there, so is the other.
-    prompts::write_judged(&dropped_path, filtered.iter().flat_map(|set| &set.dropped), false)?;
-    prompts::write_judged(&arguments.out, filtered.iter().flat_map(|set| &set.kept), true)?;
+    prompts::write_classified(&dropped_path, filtered.iter().flat_map(|set| &set.dropped), false)?;
+    prompts::write_classified(&arguments.out, filtered.iter().flat_map(|set| &set.kept), true)?;
     let mut text: String = filtered.iter().map(describe).collect();
     let _ = writeln!(text, "kept: {}", arguments.out.display());
     let _ = writeln!(text, "dropped: {}", dropped_path.display());
@@ -77,7 +77,7 @@ fn describe(set: &FilteredSet) -> String {
         set.name(),
         kept + dropped
     );
-    for Judged { prompt, unsafe_probability } in set.dropped.iter().take(SHOWN) {
+    for ClassifiedPrompt { prompt, unsafe_probability } in set.dropped.iter().take(SHOWN) {
         let _ = writeln!(text, "  dropped {} ({unsafe_probability:.3})", prompt.id);
     }
     if dropped > SHOWN {

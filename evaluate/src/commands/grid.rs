@@ -54,7 +54,7 @@ pub(super) fn run(arguments: &GridArguments) -> Result<ExitStatus> {
         side: arguments.size,
     };
     let sheet = grid::draw(&rows, folder, &config)
-        .with_context(|| format!("drawing a sheet of {}", arguments.scores.display()))?;
+        .with_context(|| format!("making a sheet of {}", arguments.scores.display()))?;
     let png = sheet.png().with_context(|| format!("encoding {}", out.display()))?;
     runkit::files::create_folder(parent)?;
     runkit::files::write_atomic(&out, |file| file.write_all(&png))?;

@@ -49,7 +49,7 @@ fn generate(arguments: &GenerateArguments) -> Result<ExitStatus> {
     let stop = stop_flag()?;
     if arguments.dry_run {
         let prompts = crate::prompts::read_limited(&config.prompts, config.limits)?;
-        say(&generate::Generation::open(&config, &prompts)?.rehearse()?)?;
+        say(&generate::Generation::open(&config, &prompts)?.dry_run()?)?;
         return Ok(ExitStatus::Done);
     }
     match generate::run(&config, &stop)? {
@@ -59,9 +59,12 @@ fn generate(arguments: &GenerateArguments) -> Result<ExitStatus> {
             );
             Ok(signal.into())
         }
-        generate::End::Done { images, drawn } => {
+        generate::End::Done { images, generated } => {
             let folder = generate::images_folder(&config.out);
-            say(&format!("{images} images, {drawn} of them new\nimages: {}\n", folder.display()))?;
+            say(&format!(
+                "{images} images, {generated} of them new\nimages: {}\n",
+                folder.display()
+            ))?;
             Ok(ExitStatus::Done)
         }
     }
@@ -119,7 +122,7 @@ fn validated(settings: GenerateSettings, fresh: bool) -> Result<Config> {
         prompts::with_split(prompts, settings.split.as_deref()).map_err(anyhow::Error::msg)?;
 
     let (first, count) = (settings.base_seed.unwrap_or(0), settings.seeds.unwrap_or(SEEDS));
-    ensure!(count > 0, "--seeds 0 draws nothing; hint: leave it out for {SEEDS}");
+    ensure!(count > 0, "--seeds 0 generates nothing; hint: leave it out for {SEEDS}");
     let last = first.checked_add(count).filter(|&last| i64::try_from(last).is_ok());
     let last =
         last.with_context(|| format!("--base-seed {first} is too large for {count} seeds"))?;
@@ -132,7 +135,7 @@ fn validated(settings: GenerateSettings, fresh: bool) -> Result<Config> {
         );
     }
     let zero = |value: Option<usize>| value == Some(0);
-    ensure!(!zero(settings.batch_size), "--batch-size 0 draws nothing; hint: leave it out");
+    ensure!(!zero(settings.batch_size), "--batch-size 0 generates nothing; hint: leave it out");
     ensure!(!zero(settings.limit), "--limit 0 takes no prompt; hint: leave it out to take all");
     ensure!(
         settings.limit.is_none() || settings.preset.is_none(),
@@ -150,7 +153,7 @@ fn validated(settings: GenerateSettings, fresh: bool) -> Result<Config> {
         guidance: settings.guidance,
         scheduler: settings.scheduler,
         size: settings.size,
-        negative: settings.negative.clone(),
+        negative_prompt: settings.negative_prompt.clone(),
         batch_size: settings.batch_size,
         device,
         precision,

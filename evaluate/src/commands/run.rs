@@ -1,4 +1,4 @@
-//! `evaluate run`: draw, judge, count, report.
+//! `evaluate run`: generate, score, compare, report.
 
 use std::path::{Path, PathBuf};
 
@@ -11,7 +11,7 @@ use runkit::signals::{Signal, StopFlag};
 use schemas::evaluation::KEY_MANIFEST;
 use schemas::scores::ScoresFile;
 
-use super::{Config as Drawing, say, score as scoring};
+use super::{Config as GenerateConfig, say, score as score_command};
 use crate::cli::run::{ReportSettings, RunArguments, RunSettings};
 use crate::owned;
 use crate::present::report::{self, DroppedPrompt, ReportInputs};
@@ -34,17 +34,19 @@ pub(super) fn run(arguments: &RunArguments) -> Result<ExitStatus> {
     program::require(&[
         ("--model <NAME=DIR>", given.model.as_ref().is_some_and(|models| !models.is_empty())),
         ("--prompts <FILE>...", given.prompts.as_ref().is_some_and(|prompts| !prompts.is_empty())),
-        ("--scorers <FILE.toml>", settings.judges.scorers.is_some()),
+        ("--scorers <FILE.toml>", settings.scoring.scorers.is_some()),
         ("--out <DIR>", given.out.is_some()),
     ])?;
-    let drawing = super::config(settings.generate.clone(), arguments.fresh)?;
-    let judging = judging(&drawing, &settings).map_err(usage_unless(DeviceError::is_absent))?;
+    let generate_config = super::config(settings.generate.clone(), arguments.fresh)?;
+    let score_config =
+        score_config(&generate_config, &settings).map_err(usage_unless(DeviceError::is_absent))?;
     let stop = super::stop_flag()?;
-    check_report(&drawing, &judging, &settings.report)?;
-    let (prompts, dropped) = safe(&drawing, &settings.report)?;
-    let opened = Opened::new(&drawing, &judging, &settings.report, &prompts, &dropped)?;
+    check_report(&generate_config, &score_config, &settings.report)?;
+    let (prompts, dropped) = safe(&generate_config, &settings.report)?;
+    let opened =
+        Opened::new(&generate_config, &score_config, &settings.report, &prompts, &dropped)?;
     if arguments.dry_run {
-        say(&opened.rehearse()?)?;
+        say(&opened.dry_run()?)?;
         return Ok(ExitStatus::Done);
     }
     let summary = match opened.run(&stop)? {
@@ -54,8 +56,8 @@ pub(super) fn run(arguments: &RunArguments) -> Result<ExitStatus> {
             return Ok(signal.into());
         }
     };
-    report(&drawing, &settings.report, &dropped)?;
-    Ok(scoring::status(summary, &settings.judges, &drawing.out))
+    report(&generate_config, &settings.report, &dropped)?;
+    Ok(score_command::status(summary, &settings.scoring, &generate_config.out))
 }
 
 /// The settings from flags, environment and file, complete but for what depends on a model.
@@ -70,7 +72,7 @@ fn settings(arguments: &RunArguments) -> Result<RunSettings> {
     };
     settings.generate = settings.generate.with_defaults();
     let device = settings.generate.device.as_deref().unwrap_or("auto");
-    settings.judges = scoring::with_defaults(settings.judges, device);
+    settings.scoring = score_command::with_defaults(settings.scoring, device);
     settings.report.safe_filter.get_or_insert_with(|| NO_FILTER.to_owned());
     settings.report.safe_threshold.get_or_insert(SAFE_THRESHOLD);
     Ok(settings)
@@ -79,19 +81,19 @@ fn settings(arguments: &RunArguments) -> Result<RunSettings> {
 /// Looks at everything that only the last parts of a run need, so that hours of work are not lost to
 /// a slip in the command line.
 fn check_report(
-    drawing: &Drawing,
-    judging: &score::Config,
+    generate_config: &GenerateConfig,
+    score_config: &score::Config,
     settings: &ReportSettings,
 ) -> Result<()> {
-    crate::output::check_writable(&drawing.out)?;
-    scorers::ScorersConfig::read(&judging.scorers)?;
+    crate::output::check_writable(&generate_config.out)?;
+    scorers::ScorersConfig::read(&score_config.scorers)?;
     let mut inputs: Vec<PathBuf> =
-        drawing.prompts.iter().map(|source| source.file.clone()).collect();
-    inputs.extend(settings.labels.iter().chain([&judging.scorers]).cloned());
-    refuse_input("--out", &drawing.out.join(score::SCORES), &inputs)?;
-    owned::check_files("--out", &drawing.out, &owned::TABLES, &inputs)?;
-    owned::check_files("--out", &drawing.out, &[owned::REPORT], &inputs)?;
-    owned::check_figures("--out", &drawing.out, &inputs)?;
+        generate_config.prompts.iter().map(|source| source.file.clone()).collect();
+    inputs.extend(settings.labels.iter().chain([&score_config.scorers]).cloned());
+    refuse_input("--out", &generate_config.out.join(score::SCORES), &inputs)?;
+    owned::check_files("--out", &generate_config.out, &owned::TABLES, &inputs)?;
+    owned::check_files("--out", &generate_config.out, &[owned::REPORT], &inputs)?;
+    owned::check_figures("--out", &generate_config.out, &inputs)?;
     if let Some(labels) = &settings.labels {
         crate::present::figures::check_labels(labels)?;
     }
@@ -108,37 +110,37 @@ fn check_report(
 
 /// Everything an evaluation needs, opened before its first image.
 struct Opened<'run> {
-    drawing: &'run Drawing,
+    generate_config: &'run GenerateConfig,
     generation: generate::Generation<'run>,
     scoring: score::Scoring<'run>,
 }
 
 impl<'run> Opened<'run> {
     fn new(
-        drawing: &'run Drawing,
-        judging: &'run score::Config,
+        generate_config: &'run GenerateConfig,
+        score_config: &'run score::Config,
         settings: &ReportSettings,
         prompts: &'run [Prompt],
         dropped: &[DroppedPrompt],
     ) -> Result<Self> {
         let dropped: Vec<(String, String)> =
             dropped.iter().map(|prompt| (prompt.set.clone(), prompt.id.clone())).collect();
-        let mut scoring = score::Scoring::open(judging, prompts, &dropped)?;
-        let generation = generate::Generation::open(drawing, prompts)?;
+        let mut scoring = score::Scoring::open(score_config, prompts, &dropped)?;
+        let generation = generate::Generation::open(generate_config, prompts)?;
         let config = TablesConfig {
             baselines: settings.baselines.clone().unwrap_or_default(),
             ..TablesConfig::default()
         };
         config.check(&scoring.models(Some(generation.manifest())), &scoring.sets())?;
         scoring.describe()?;
-        Ok(Self { drawing, generation, scoring })
+        Ok(Self { generate_config, generation, scoring })
     }
 
     /// What [`Opened::run`] would do, in sentences.
-    fn rehearse(mut self) -> Result<String> {
-        let text = self.generation.rehearse()?;
+    fn dry_run(mut self) -> Result<String> {
+        let text = self.generation.dry_run()?;
         let manifest = self.generation.manifest();
-        Ok(text + &self.scoring.rehearse(Some(manifest), self.drawing.fresh)?)
+        Ok(text + &self.scoring.dry_run(Some(manifest), self.generate_config.fresh)?)
     }
 
     /// Generates and scores.
@@ -154,8 +156,8 @@ impl<'run> Opened<'run> {
         }
         match self.generation.run(stop)? {
             generate::End::Stopped(signal) => return Ok(Err(signal)),
-            generate::End::Done { images, drawn } if drawn > 0 => {
-                tracing::info!("{images} images, {drawn} of them new");
+            generate::End::Done { images, generated } if generated > 0 => {
+                tracing::info!("{images} images, {generated} of them new");
             }
             generate::End::Done { .. } => {}
         }
@@ -166,34 +168,41 @@ impl<'run> Opened<'run> {
     }
 }
 
-/// The reward models at work on what is drawn: same folder, same device, same type.
-fn judging(drawing: &Drawing, settings: &RunSettings) -> Result<score::Config> {
-    let compute = scorers::Compute { device: drawing.device, precision: drawing.precision };
-    let (scorers, batch_size) = scoring::judges(&settings.judges, compute)?;
+/// The reward models at work on what is generated: same folder, same device, same type.
+fn score_config(generate_config: &GenerateConfig, settings: &RunSettings) -> Result<score::Config> {
+    let compute =
+        scorers::Compute { device: generate_config.device, precision: generate_config.precision };
+    let (scorers, batch_size) = score_command::scorers_and_batch_size(&settings.scoring, compute)?;
     // What starts over has nothing to keep.
-    let keep = !settings.judges.only_named.unwrap_or(false) && !drawing.fresh;
+    let keep = !settings.scoring.only_named.unwrap_or(false) && !generate_config.fresh;
     Ok(score::Config {
-        out: drawing.out.clone(),
-        prompts: drawing.prompts.clone(),
-        models: drawing.models.iter().map(|model| model.name.clone()).collect(),
+        out: generate_config.out.clone(),
+        prompts: generate_config.prompts.clone(),
+        models: generate_config.models.iter().map(|model| model.name.clone()).collect(),
         keep: score::Keep { models: keep, others: keep },
         images: Vec::new(),
-        seeds: Some(drawing.seeds.clone()),
-        limits: drawing.limits,
+        seeds: Some(generate_config.seeds.clone()),
+        limits: generate_config.limits,
         scorers,
         batch_size,
         compute,
     })
 }
 
-/// The prompts that are drawn, and those that the safety filter drops.
-fn safe(drawing: &Drawing, settings: &ReportSettings) -> Result<(Vec<Prompt>, Vec<DroppedPrompt>)> {
+/// The prompts that are generated, and those that the safety filter drops.
+fn safe(
+    generate_config: &GenerateConfig,
+    settings: &ReportSettings,
+) -> Result<(Vec<Prompt>, Vec<DroppedPrompt>)> {
     let Some(model) = settings.safe_filter.as_deref().filter(|model| *model != NO_FILTER) else {
-        return Ok((prompts::read_limited(&drawing.prompts, drawing.limits)?, Vec::new()));
+        return Ok((
+            prompts::read_limited(&generate_config.prompts, generate_config.limits)?,
+            Vec::new(),
+        ));
     };
     let threshold = settings.safe_threshold.unwrap_or(SAFE_THRESHOLD);
-    let sets = prompts::read(&drawing.prompts)?;
-    let classifier = SafetyClassifier::open(model, UNSAFE_LABEL, drawing.device)?;
+    let sets = prompts::read(&generate_config.prompts)?;
+    let classifier = SafetyClassifier::open(model, UNSAFE_LABEL, generate_config.device)?;
     let filtered = prompts::filter(sets, &classifier, threshold)?;
     let mut dropped = Vec::new();
     let mut kept = Vec::new();
@@ -204,15 +213,15 @@ fn safe(drawing: &Drawing, settings: &ReportSettings) -> Result<(Vec<Prompt>, Ve
             set.kept.len(),
             set.dropped.len()
         );
-        dropped.extend(set.dropped.iter().map(|judged| DroppedPrompt {
+        dropped.extend(set.dropped.iter().map(|classified| DroppedPrompt {
             set: set.name().to_owned(),
-            id: judged.prompt.id.clone(),
-            prompt: judged.prompt.text.clone(),
-            reason: judged.reason(),
+            id: classified.prompt.id.clone(),
+            prompt: classified.prompt.text.clone(),
+            reason: classified.reason(),
         }));
         kept.push(set.into_kept());
     }
-    let kept = prompts::limited(kept, drawing.limits)?;
+    let kept = prompts::limited(kept, generate_config.limits)?;
     let kept: Vec<Prompt> = kept.into_iter().flat_map(|set| set.prompts).collect();
     ensure!(
         !kept.is_empty(),
@@ -223,8 +232,12 @@ fn safe(drawing: &Drawing, settings: &ReportSettings) -> Result<(Vec<Prompt>, Ve
 }
 
 /// Tables, figures and the report of the scores in the folder.
-fn report(drawing: &Drawing, settings: &ReportSettings, dropped: &[DroppedPrompt]) -> Result<()> {
-    let file = ScoresFile::open(drawing.out.join(score::SCORES))?;
+fn report(
+    generate_config: &GenerateConfig,
+    settings: &ReportSettings,
+    dropped: &[DroppedPrompt],
+) -> Result<()> {
+    let file = ScoresFile::open(generate_config.out.join(score::SCORES))?;
     let manifest = file.metadata().get(KEY_MANIFEST);
     let manifest = manifest.and_then(|text| serde_json::from_str(text).ok()).unwrap_or_default();
     let scores = file.read()?;
@@ -234,9 +247,9 @@ fn report(drawing: &Drawing, settings: &ReportSettings, dropped: &[DroppedPrompt
         ..TablesConfig::default()
     };
     let tables = Tables::compute(&scores, &config)?;
-    tables.write(&drawing.out, &super::tables::metadata(&[file.fingerprint()], &tables))?;
+    tables.write(&generate_config.out, &super::tables::metadata(&[file.fingerprint()], &tables))?;
     let inputs = ReportInputs {
-        folder: &drawing.out,
+        folder: &generate_config.out,
         scores: &scores,
         win_rates: &tables.win_rates,
         means: &tables.means,
@@ -245,12 +258,12 @@ fn report(drawing: &Drawing, settings: &ReportSettings, dropped: &[DroppedPrompt
         manifest: &manifest,
         dropped,
     };
-    report::write(&inputs, &drawing.out)?;
+    report::write(&inputs, &generate_config.out)?;
     say(&tables.to_text())?;
     for (what, name) in
         [("scores", score::SCORES), ("tables", "tables.md"), ("report", "report.html")]
     {
-        say(&format!("{what}: {}\n", drawing.out.join(name).display()))?;
+        say(&format!("{what}: {}\n", generate_config.out.join(name).display()))?;
     }
     Ok(())
 }
@@ -259,7 +272,7 @@ impl RunSettings {
     /// Paths of a settings file are relative to it.
     fn resolve_paths(&mut self, folder: &Path) {
         self.generate.resolve_paths(folder);
-        let others = self.judges.scorers.iter_mut().chain(&mut self.report.labels);
+        let others = self.scoring.scorers.iter_mut().chain(&mut self.report.labels);
         others.for_each(|path| runkit::path::resolve_in_place(path, folder));
     }
 }

@@ -10,7 +10,7 @@ use scorers::Compute;
 use tch::Device;
 
 use super::say;
-use crate::cli::score::{JudgeSettings, ScoreArguments, ScoreSettings};
+use crate::cli::score::{ScoreArguments, ScoreSettings, ScoringSettings};
 use crate::prompts::{self, Limits};
 use crate::score::{self, Config, End, Keep, Summary};
 
@@ -35,7 +35,7 @@ pub(super) fn run(arguments: &ScoreArguments) -> Result<ExitStatus> {
     let config = config(&settings)?;
     let stop = super::stop_flag()?;
     if arguments.dry_run {
-        say(&score::rehearse(&config)?)?;
+        say(&score::dry_run(&config)?)?;
         return Ok(ExitStatus::Done);
     }
     match score::run(&config, &stop)? {
@@ -49,14 +49,14 @@ pub(super) fn run(arguments: &ScoreArguments) -> Result<ExitStatus> {
                 "{images} images, {scored} of them scored now\nscores: {}\n",
                 config.out.join(score::SCORES).display()
             ))?;
-            Ok(status(summary, &settings.judges, &config.out))
+            Ok(status(summary, &settings.scoring, &config.out))
         }
     }
 }
 
 /// Whether too many images have no score, which is said.
-pub(super) fn status(summary: Summary, judges: &JudgeSettings, out: &Path) -> ExitStatus {
-    let allowed = judges.max_failed.unwrap_or(0);
+pub(super) fn status(summary: Summary, settings: &ScoringSettings, out: &Path) -> ExitStatus {
+    let allowed = settings.max_failed.unwrap_or(0);
     let scores = out.join(score::SCORES);
     if summary.failed > 0 && summary.failed <= allowed {
         tracing::warn!(
@@ -79,7 +79,7 @@ fn validated(settings: &ScoreSettings) -> Result<Config> {
     let prompts = settings.prompts.clone().filter(|prompts| !prompts.is_empty());
     program::require(&[
         ("--prompts <FILE>...", prompts.is_some()),
-        ("--scorers <FILE.toml>", settings.judges.scorers.is_some()),
+        ("--scorers <FILE.toml>", settings.scoring.scorers.is_some()),
         ("--out <DIR>", settings.out.is_some()),
     ])?;
     let prompts = prompts.unwrap_or_default();
@@ -105,8 +105,8 @@ fn validated(settings: &ScoreSettings) -> Result<Config> {
     };
     let device = settings.device.as_deref().unwrap_or("auto");
     let compute = compute(device, settings.dtype.as_deref().unwrap_or("f32"))?;
-    let (scorers, batch_size) = judges(&settings.judges, compute)?;
-    let only_named = settings.judges.only_named.unwrap_or(false);
+    let (scorers, batch_size) = scorers_and_batch_size(&settings.scoring, compute)?;
+    let only_named = settings.scoring.only_named.unwrap_or(false);
     Ok(Config {
         out,
         prompts,
@@ -130,11 +130,14 @@ pub(super) fn compute(device: &str, dtype: &str) -> Result<Compute> {
 }
 
 /// The file of reward models, and how many images go through them together.
-pub(super) fn judges(judges: &JudgeSettings, compute: Compute) -> Result<(PathBuf, usize)> {
-    let scorers = judges.scorers.clone();
+pub(super) fn scorers_and_batch_size(
+    settings: &ScoringSettings,
+    compute: Compute,
+) -> Result<(PathBuf, usize)> {
+    let scorers = settings.scorers.clone();
     let scorers =
         scorers.context("no reward models given; hint: --scorers data/mini/scorers.toml")?;
-    let batch_size = judges.score_batch_size.unwrap_or(batch_size(compute.device));
+    let batch_size = settings.score_batch_size.unwrap_or(batch_size(compute.device));
     ensure!(batch_size > 0, "--score-batch-size 0 scores nothing; hint: leave it out");
     Ok((scorers, batch_size))
 }
@@ -145,21 +148,21 @@ fn batch_size(device: Device) -> usize {
 }
 
 /// The settings as they are when nothing more is said, on this device.
-pub(super) fn with_defaults(mut judges: JudgeSettings, device: &str) -> JudgeSettings {
+pub(super) fn with_defaults(mut settings: ScoringSettings, device: &str) -> ScoringSettings {
     // What is wrong with a device is said where it is used.
     let device =
         if device.starts_with("cuda") { Ok(Device::Cuda(0)) } else { device::parse(device) };
-    judges.score_batch_size.get_or_insert(batch_size(device.unwrap_or(Device::Cpu)));
-    judges.max_failed.get_or_insert(0);
-    judges.only_named.get_or_insert(false);
-    judges
+    settings.score_batch_size.get_or_insert(batch_size(device.unwrap_or(Device::Cpu)));
+    settings.max_failed.get_or_insert(0);
+    settings.only_named.get_or_insert(false);
+    settings
 }
 
 impl ScoreSettings {
     /// Everything said that does not depend on the folder.
     fn with_defaults(mut self) -> Self {
         let device = self.device.get_or_insert_with(|| "auto".to_owned());
-        self.judges = with_defaults(self.judges, device);
+        self.scoring = with_defaults(self.scoring, device);
         self.dtype.get_or_insert_with(|| "f32".to_owned());
         if self.seeds.is_some() {
             self.base_seed.get_or_insert(0);
@@ -171,7 +174,7 @@ impl ScoreSettings {
     fn resolve_paths(&mut self, folder: &Path) {
         let of_prompts = self.prompts.iter_mut().flatten().map(|source| &mut source.file);
         let of_images = self.images.iter_mut().flatten().map(|source| &mut source.folder);
-        let others = self.out.iter_mut().chain(&mut self.judges.scorers);
+        let others = self.out.iter_mut().chain(&mut self.scoring.scorers);
         for path in of_prompts.chain(of_images).chain(others) {
             runkit::path::resolve_in_place(path, folder);
         }

@@ -1,4 +1,4 @@
-//! An image on the disk: PNG, with the recipe that draws it again inside.
+//! An image on the disk: PNG, with the recipe to generate it again inside.
 
 use std::path::Path;
 
@@ -15,11 +15,11 @@ pub const RECIPE_KEY: &str = "recipe";
 /// stable-diffusion-webui, in whose form it is written.
 pub const PARAMETERS_KEY: &str = "parameters";
 
-/// What draws an image again.
+/// What is needed to generate an image again.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub(super) struct Recipe<'run> {
     pub(super) prompt: &'run str,
-    pub(super) negative: Option<&'run str>,
+    pub(super) negative_prompt: Option<&'run str>,
     pub(super) seed: u64,
     pub(super) steps: usize,
     pub(super) guidance: f64,
@@ -38,7 +38,7 @@ impl Recipe<'_> {
     /// sizes are width x height.
     fn parameters(&self) -> String {
         let mut text = self.prompt.to_owned();
-        if let Some(negative) = self.negative.filter(|negative| !negative.is_empty()) {
+        if let Some(negative) = self.negative_prompt.filter(|negative| !negative.is_empty()) {
             text += &format!("\nNegative prompt: {negative}");
         }
         let Size { height, width } = self.size;
@@ -97,10 +97,10 @@ pub(super) fn write(path: &Path, bytes: &[u8]) -> Result<()> {
 mod tests {
     use super::*;
 
-    fn recipe<'run>(prompt: &'run str, negative: Option<&'run str>) -> Recipe<'run> {
+    fn recipe<'run>(prompt: &'run str, negative_prompt: Option<&'run str>) -> Recipe<'run> {
         Recipe {
             prompt,
-            negative,
+            negative_prompt,
             seed: 7,
             steps: 20,
             guidance: 7.5,
@@ -144,7 +144,7 @@ mod tests {
         assert_eq!(texts[1].0, RECIPE_KEY);
         let json: serde_json::Value = serde_json::from_str(&texts[1].1).unwrap();
         assert_eq!(json["prompt"], "a fox");
-        assert_eq!(json["negative"], serde_json::Value::Null);
+        assert_eq!(json["negative_prompt"], serde_json::Value::Null);
         assert_eq!((&json["scheduler"], &json["size"]), (&"dpmpp-2m".into(), &"2x3".into()));
         assert_eq!((&json["seed"], &json["guidance"]), (&7.into(), &7.5.into()));
     }

@@ -22,8 +22,9 @@ pub struct Manifest {
     pub version: String,
     /// Denoising steps.
     pub steps: usize,
-    /// The negative prompt; null for none.
-    pub negative: Option<String>,
+    /// The negative prompt; null if there is none.
+    #[serde(alias = "negative")]
+    pub negative_prompt: Option<String>,
     /// The type the networks computed in.
     pub dtype: String,
     /// The kind of device: `cpu` or `cuda`. Their last bits differ.
@@ -48,7 +49,7 @@ impl Manifest {
             program: PROGRAM.to_owned(),
             version: VERSION.to_owned(),
             steps: config.steps,
-            negative: config.negative.clone(),
+            negative_prompt: config.negative_prompt.clone(),
             dtype: config.precision.to_string(),
             device: config.device_kind().to_owned(),
             seeds: config.seeds.clone().collect(),
@@ -57,7 +58,7 @@ impl Manifest {
         }
     }
 
-    /// The manifest of an output folder, if images were drawn there.
+    /// The manifest of an output folder, if images were generated there.
     ///
     /// # Errors
     /// A manifest that cannot be read, or is another program's.
@@ -119,7 +120,7 @@ impl Manifest {
         serde_json::json!({
             "version": self.version,
             "steps": self.steps,
-            "negative": self.negative,
+            "negative_prompt": self.negative_prompt,
             "dtype": self.dtype,
             "device": self.device,
             "models": models,
@@ -163,7 +164,7 @@ mod tests {
             program: PROGRAM.to_owned(),
             version: VERSION.to_owned(),
             steps: 50,
-            negative: None,
+            negative_prompt: None,
             dtype: "f32".to_owned(),
             device: "cpu".to_owned(),
             seeds: (0..seeds).collect(),
@@ -198,10 +199,10 @@ mod tests {
     #[test]
     fn other_recipes_are_named() {
         let first = manifest(&[("a", "x")], &[("one", "00001-aa", "fox")], 2);
-        let now = Manifest { steps: 20, negative: Some("blur".to_owned()), ..first.clone() };
+        let now = Manifest { steps: 20, negative_prompt: Some("blur".to_owned()), ..first.clone() };
         assert_eq!(
             differences(now, first.clone()),
-            ["steps: was 50, now 20", "negative: was null, now \"blur\""]
+            ["steps: was 50, now 20", "negative_prompt: was null, now \"blur\""]
         );
         let now = manifest(&[("a", "z")], &[], 2);
         assert_eq!(

@@ -2,14 +2,14 @@
 //!
 //! The output folder holds `manifest.json`, which is written first, and
 //! `images/MODEL/PROMPT_ID/SEED.png`. An image appears under its name only when complete and
-//! synced. What is drawn together follows from the whole list of jobs, whatever of it is there
+//! synced. What is generated together follows from the whole list of jobs, whatever of it is there
 //! already: so a run that is killed at any instant is finished by the same command, with the same
 //! bytes.
 
+mod generator;
 mod image;
 mod manifest;
 mod model;
-mod painter;
 mod work;
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
@@ -28,12 +28,12 @@ use runkit::output::foreign;
 use runkit::signals::{Signal, StopFlag};
 use tch::Device;
 
+use self::generator::Generator;
 pub use self::image::{PARAMETERS_KEY, RECIPE_KEY};
 pub use self::manifest::Manifest;
 use self::model::Model;
 pub use self::model::{ModelRecord, ModelSource, Size};
-use self::painter::Painter;
-use self::work::{Steps, Work, tell_what_is_cut};
+use self::work::{Steps, Work, warn_truncated};
 use crate::cli::GenerateSettings;
 use crate::prompts::{self, Limits, Prompt, PromptSource};
 
@@ -42,7 +42,7 @@ const VERSION: &str = env!("CARGO_PKG_VERSION");
 const MANIFEST: &str = "manifest.json";
 const SETTINGS: &str = "config.toml";
 
-/// Pixels drawn together where nothing else is said: one image of Stable Diffusion 1.5 on a CPU.
+/// Pixels generated together where nothing else is said: one image of Stable Diffusion 1.5 on a CPU.
 const BATCH_PIXELS_CPU: i64 = 512 * 512;
 const BATCH_PIXELS_CUDA: i64 = 16 * BATCH_PIXELS_CPU;
 const LARGEST_DEFAULT_BATCH: i64 = 64;
@@ -67,8 +67,8 @@ pub struct Config {
     /// Height and width, if not the model's own.
     pub size: Option<Size>,
     /// What to keep away from. None and the empty text are not the same to SDXL.
-    pub negative: Option<String>,
-    /// Images drawn together, if not the default.
+    pub negative_prompt: Option<String>,
+    /// Images generated together, if not the default.
     pub batch_size: Option<usize>,
     /// Where the networks compute.
     pub device: Device,
@@ -89,14 +89,14 @@ pub enum End {
     Done {
         /// Images of this command.
         images: usize,
-        /// Those of them that were drawn now.
-        drawn: usize,
+        /// Those of them that were generated now.
+        generated: usize,
     },
     /// A signal came.
     Stopped(Signal),
 }
 
-/// One image to draw.
+/// One image to generate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Job<'run> {
     prompt: &'run Prompt,
@@ -234,7 +234,7 @@ impl<'run> Generation<'run> {
     /// What is wrong with a checkpoint.
     pub fn try_others(&self, stop: &StopFlag) -> Result<Option<Signal>> {
         for work in self.work().iter().filter(|work| work.missing > 0).skip(1) {
-            Painter::load(work.model, self.config)?;
+            Generator::load(work.model, self.config)?;
             if let Some(signal) = stop.requested() {
                 return Ok(Some(signal));
             }
@@ -247,7 +247,7 @@ impl<'run> Generation<'run> {
     ///
     /// # Errors
     /// What is wrong with a checkpoint.
-    pub fn rehearse(&self) -> Result<String> {
+    pub fn dry_run(&self) -> Result<String> {
         let mut sets = BTreeMap::<&str, usize>::new();
         for prompt in self.prompts {
             *sets.entry(&prompt.set).or_default() += 1;
@@ -273,7 +273,7 @@ impl<'run> Generation<'run> {
             );
             let speed = match work.batches.first() {
                 None => None,
-                Some((batch, _)) => Painter::load(work.model, self.config)?.time(batch)?,
+                Some((batch, _)) => Generator::load(work.model, self.config)?.time(batch)?,
             };
             if let Some(Speed { call }) = speed {
                 let calls = (work.batches.len() * work.model.calls) as f64;
@@ -305,14 +305,14 @@ impl<'run> Generation<'run> {
         let missing = self.missing();
         if missing == 0 {
             tracing::info!(images = images, "already complete");
-            prepare(config, &self.manifest)?;
-            return Ok(End::Done { images, drawn: 0 });
+            write_manifest(config, &self.manifest)?;
+            return Ok(End::Done { images, generated: 0 });
         }
         // The networks of the first model are loaded before anything is removed or written: a model
         // that cannot be loaded leaves no trace.
         let load = |model| {
             let loading = Instant::now();
-            Ok::<_, anyhow::Error>((Painter::load(model, config)?, loading.elapsed()))
+            Ok::<_, anyhow::Error>((Generator::load(model, config)?, loading.elapsed()))
         };
         let mut first = match self.work().iter().find(|work| work.missing > 0) {
             Some(work) => Some(load(work.model)?),
@@ -321,15 +321,15 @@ impl<'run> Generation<'run> {
         if config.fresh
             && let Some(earlier) = Manifest::read(&config.out.join(MANIFEST))?
         {
-            forget(&config.out, &earlier)?;
+            delete_images(&config.out, &earlier)?;
         }
-        prepare(config, &self.manifest)?;
+        write_manifest(config, &self.manifest)?;
         let work = self.work();
-        tell_what_is_cut(config, &work);
+        warn_truncated(config, &work);
         let started = Instant::now();
         let progress = Steps::new(images, &work);
         for work in work.iter().filter(|work| work.missing > 0) {
-            let (mut painter, loading) = match first.take() {
+            let (mut generator, loading) = match first.take() {
                 Some(loaded) => loaded,
                 None => load(work.model)?,
             };
@@ -345,14 +345,14 @@ impl<'run> Generation<'run> {
                 work.model.name,
                 loading.as_secs_f64()
             );
-            if let Some(signal) = work.draw(&mut painter, config, &progress, stop)? {
+            if let Some(signal) = work.generate(&mut generator, config, &progress, stop)? {
                 return Ok(End::Stopped(signal));
             }
         }
         let rate = missing as f64 / started.elapsed().as_secs_f64();
         tracing::info!("{rate:.3} images/s, loading included");
         progress.bar.finish();
-        Ok(End::Done { images, drawn: missing })
+        Ok(End::Done { images, generated: missing })
     }
 }
 
@@ -397,7 +397,7 @@ fn refuse_foreign_images(out: &Path, models: &[Model]) -> Result<()> {
 
 /// Removes the images that a manifest speaks of, and no other file. The manifest stays until it is
 /// replaced.
-fn forget(out: &Path, manifest: &Manifest) -> Result<()> {
+fn delete_images(out: &Path, manifest: &Manifest) -> Result<()> {
     let failed = |path: &Path| format!("{}: cannot be removed", path.display());
     let remove = |path: &Path| match std::fs::remove_file(path) {
         Err(error) if !matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {
@@ -437,7 +437,7 @@ fn forget(out: &Path, manifest: &Manifest) -> Result<()> {
 }
 
 /// The manifest, and the resolved settings as a valid `--config` themselves.
-fn prepare(config: &Config, manifest: &Manifest) -> Result<()> {
+fn write_manifest(config: &Config, manifest: &Manifest) -> Result<()> {
     runkit::files::remove_stale_temporaries(&config.out)?;
     let mut text = serde_json::to_string_pretty(manifest)?;
     text.push('\n');
@@ -462,7 +462,7 @@ mod tests {
     }
 
     #[test]
-    fn seeds_of_a_prompt_follow_each_other_and_shared_prompts_are_drawn_once() {
+    fn seeds_of_a_prompt_follow_each_other_and_shared_prompts_are_generated_once() {
         let prompts =
             [prompt("00001-a", "one"), prompt("00002-b", "one"), prompt("00001-a", "two")];
         let jobs = jobs(&prompts, 3..5);

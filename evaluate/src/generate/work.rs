@@ -11,9 +11,9 @@ use runkit::logging::escape_for_terminal;
 use runkit::progress::Progress;
 use runkit::signals::{Signal, StopFlag};
 
+use super::generator::Generator;
 use super::image::{self, Recipe};
 use super::model::Model;
-use super::painter::Painter;
 use super::{Config, Job, PROGRAM, VERSION};
 
 /// Progress in denoising steps of images, so that the time left is known within a batch.
@@ -57,7 +57,7 @@ impl Steps {
     }
 }
 
-/// What is to be drawn with one model.
+/// What is to be generated with one model.
 pub(super) struct Work<'run> {
     pub(super) model: &'run Model,
     pub(super) batch_size: usize,
@@ -85,24 +85,24 @@ impl<'run> Work<'run> {
         Self { model, batch_size, batches, missing }
     }
 
-    /// Draws and writes; the signal that stopped it, if one did. A batch that is partly there is
-    /// drawn again as a whole, and what is there stays.
-    pub(super) fn draw(
+    /// Generates and writes; the signal that stopped it, if one did. A batch that is partly there is
+    /// generated again as a whole, and what is there stays.
+    pub(super) fn generate(
         &self,
-        painter: &mut Painter<'_>,
+        generator: &mut Generator<'_>,
         config: &Config,
         progress: &Steps,
         stop: &StopFlag,
     ) -> Result<Option<Signal>> {
         for (batch, missing) in &self.batches {
-            let drawn = painter.draw(batch, &mut |_, _| {
+            let generated = generator.generate(batch, &mut |_, _| {
                 progress.step(batch.len());
                 match stop.requested() {
                     Some(_) => ControlFlow::Break(()),
                     None => ControlFlow::Continue(()),
                 }
             })?;
-            let Some(images) = drawn else { return Ok(stop.requested()) };
+            let Some(images) = generated else { return Ok(stop.requested()) };
             let fresh: Vec<(&Job<'_>, &Image)> = batch
                 .iter()
                 .zip(&images)
@@ -133,7 +133,7 @@ impl<'run> Work<'run> {
         fresh.par_iter().try_for_each(|(job, image)| {
             let recipe = Recipe {
                 prompt: &job.prompt.text,
-                negative: config.negative.as_deref(),
+                negative_prompt: config.negative_prompt.as_deref(),
                 seed: job.seed,
                 steps: config.steps,
                 guidance: record.guidance,
@@ -154,12 +154,12 @@ impl<'run> Work<'run> {
 
 /// Says once of each prompt that is too long what of it is not read; again of a model that reads less
 /// or more of it than the one before.
-pub(super) fn tell_what_is_cut(config: &Config, work: &[Work<'_>]) {
+pub(super) fn warn_truncated(config: &Config, work: &[Work<'_>]) {
     let mut said = BTreeSet::new();
     for work in work {
         let jobs = work.batches.iter().flat_map(|(batch, _)| batch.iter());
         let prompts = jobs.map(|job| (job.prompt.id.as_str(), job.prompt.text.as_str()));
-        let negative = config.negative.iter().map(|text| ("negative", text.as_str()));
+        let negative = config.negative_prompt.iter().map(|text| ("negative", text.as_str()));
         for (id, text) in prompts.chain(negative) {
             let Some(cut) = work.model.cut(text) else { continue };
             if said.insert((id, cut.len())) {

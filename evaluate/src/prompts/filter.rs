@@ -98,14 +98,14 @@ pub struct SafetyClassifier {
 
 /// A prompt and what the classifier makes of it.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Judged {
+pub struct ClassifiedPrompt {
     /// The prompt.
     pub prompt: Prompt,
     /// How likely it is not safe, 0 to 1.
     pub unsafe_probability: f32,
 }
 
-impl Judged {
+impl ClassifiedPrompt {
     /// Why a prompt was dropped, in words.
     #[must_use]
     pub fn reason(&self) -> String {
@@ -117,9 +117,9 @@ impl Judged {
 #[derive(Debug, Clone, PartialEq)]
 pub struct FilteredSet {
     /// The prompts that are kept, in the order of the file.
-    pub kept: Vec<Judged>,
+    pub kept: Vec<ClassifiedPrompt>,
     /// The others.
-    pub dropped: Vec<Judged>,
+    pub dropped: Vec<ClassifiedPrompt>,
     /// The set without its prompts.
     set: PromptSet,
 }
@@ -135,7 +135,7 @@ impl FilteredSet {
     /// taken ([`super::limited`]).
     #[must_use]
     pub fn into_kept(self) -> PromptSet {
-        let prompts = self.kept.into_iter().map(|judged| judged.prompt).collect();
+        let prompts = self.kept.into_iter().map(|classified| classified.prompt).collect();
         PromptSet { prompts, ..self.set }
     }
 }
@@ -185,17 +185,17 @@ impl SafetyClassifier {
     }
 
     /// How likely each prompt is not safe. Of a long one the beginning is read.
-    fn judge(&self, prompts: &[Prompt], progress: &Progress) -> Result<Vec<f32>, FilterError> {
+    fn classify(&self, prompts: &[Prompt], progress: &Progress) -> Result<Vec<f32>, FilterError> {
         let tokenizer = &self.tokenizer;
         let texts: Vec<Vec<i64>> =
             prompts.par_iter().map(|prompt| tokenizer.encode(&prompt.text)).collect();
         let probabilities =
             self.network.probabilities(&texts, |texts| progress.add(texts as u64))?;
         let of_class = |row: Vec<f32>| row.get(self.unsafe_class).copied().unwrap_or(f32::NAN);
-        let judged: Vec<f32> = probabilities.into_iter().map(of_class).collect();
-        match judged.iter().position(|probability| !probability.is_finite()) {
+        let classified: Vec<f32> = probabilities.into_iter().map(of_class).collect();
+        match classified.iter().position(|probability| !probability.is_finite()) {
             Some(place) => Err(FilterError::NotANumber(prompts[place].id.clone())),
-            None => Ok(judged),
+            None => Ok(classified),
         }
     }
 }
@@ -215,11 +215,11 @@ pub fn filter(
         .into_iter()
         .map(|mut set| {
             let prompts = std::mem::take(&mut set.prompts);
-            let probabilities = classifier.judge(&prompts, &progress)?;
-            let judged = prompts.into_iter().zip(probabilities);
-            let (kept, dropped) = judged
-                .map(|(prompt, unsafe_probability)| Judged { prompt, unsafe_probability })
-                .partition(|judged| judged.unsafe_probability < threshold);
+            let probabilities = classifier.classify(&prompts, &progress)?;
+            let classified = prompts.into_iter().zip(probabilities);
+            let (kept, dropped) = classified
+                .map(|(prompt, unsafe_probability)| ClassifiedPrompt { prompt, unsafe_probability })
+                .partition(|classified| classified.unsafe_probability < threshold);
             Ok(FilteredSet { kept, dropped, set })
         })
         .collect();
@@ -229,11 +229,11 @@ pub fn filter(
 
 /// A prompt in a file; the reader of JSON Lines knows the id and the set by these names.
 #[derive(Serialize)]
-struct Line<'judged> {
-    id: &'judged str,
-    set: &'judged str,
-    prompt: &'judged str,
-    category: Option<&'judged str>,
+struct Line<'classified> {
+    id: &'classified str,
+    set: &'classified str,
+    prompt: &'classified str,
+    category: Option<&'classified str>,
     unsafe_probability: f32,
     kept: bool,
 }
@@ -242,13 +242,13 @@ struct Line<'judged> {
 ///
 /// # Errors
 /// Where the file cannot be written.
-pub fn write_judged<'judged>(
+pub fn write_classified<'classified>(
     path: &Path,
-    judged: impl IntoIterator<Item = &'judged Judged>,
+    classified: impl IntoIterator<Item = &'classified ClassifiedPrompt>,
     kept: bool,
 ) -> Result<(), FilterError> {
     runkit::files::write_atomic(path, |writer| {
-        for Judged { prompt, unsafe_probability } in judged {
+        for ClassifiedPrompt { prompt, unsafe_probability } in classified {
             let line = Line {
                 id: &prompt.id,
                 set: &prompt.set,

@@ -126,7 +126,7 @@ fn as_category(value: &Value) -> Option<Cow<'_, str>> {
     }
 }
 
-/// The id and the set of a prompt in a file that this program wrote ([`super::write_judged`]). Other
+/// The id and the set of a prompt in a file that this program wrote ([`super::write_classified`]). Other
 /// ids are other programs'.
 fn known(object: &Map<String, Value>) -> Option<(&str, &str)> {
     let id = object.get("id")?.as_str().filter(|id| is_own_id(id))?;

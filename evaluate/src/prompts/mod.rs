@@ -1,4 +1,4 @@
-//! What is drawn: prompts, read from files.
+//! Prompts, read from files.
 //!
 //! | a file | holds |
 //! |---|---|
@@ -32,7 +32,8 @@ use serde::{Deserialize, Serialize};
 pub use self::error::PromptsError;
 use self::error::{not_prompts, not_text};
 pub use self::filter::{
-    ClassifierRecord, FilterError, FilteredSet, Judged, SafetyClassifier, filter, write_judged,
+    ClassifiedPrompt, ClassifierRecord, FilterError, FilteredSet, SafetyClassifier, filter,
+    write_classified,
 };
 pub use self::limits::{Limits, Preset};
 pub use self::source::{PromptSource, with_split};
@@ -40,7 +41,7 @@ pub use self::source::{PromptSource, with_split};
 /// Far above every collection of prompts; a model given by mistake is larger.
 const LARGEST_FILE_BYTES: u64 = 64 << 20;
 
-/// A text to draw.
+/// A text to generate images of.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Prompt {
     /// Its place in the file and a checksum of its text, such as `00012-8f14e45f`: sorts as the

@@ -95,19 +95,24 @@ enum Layout {
     /// A list says which image belongs to which prompt; by text and seed.
     Listed(HashMap<String, BTreeMap<u64, PathBuf>>),
     /// Only the scores say where they are.
-    Held,
+    Existing,
 }
 
 impl Collection {
     /// Images that `evaluate generate` drew.
-    pub(super) fn drawn(model: &str, named: bool, folder: PathBuf, seeds: BTreeSet<u64>) -> Self {
+    pub(super) fn generated(
+        model: &str,
+        named: bool,
+        folder: PathBuf,
+        seeds: BTreeSet<u64>,
+    ) -> Self {
         Self { model: model.to_owned(), named, seeds, layout: Layout::Folders(folder) }
     }
 
     /// Images made elsewhere that an earlier command scored.
-    pub(super) fn held(model: &str) -> Self {
+    pub(super) fn existing(model: &str) -> Self {
         let seeds = BTreeSet::new();
-        Self { model: model.to_owned(), named: false, seeds, layout: Layout::Held }
+        Self { model: model.to_owned(), named: false, seeds, layout: Layout::Existing }
     }
 
     /// Images made elsewhere; `seeds` where they are given, else those that are there.
@@ -181,7 +186,7 @@ impl Collection {
                 .map(|extension| folder.join(&prompt.id).join(format!("{seed}.{extension}")))
                 .find(|path| path.is_file()),
             Layout::Listed(listed) => listed.get(&prompt.text)?.get(&seed).cloned(),
-            Layout::Held => None,
+            Layout::Existing => None,
         }
     }
 }

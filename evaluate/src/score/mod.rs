@@ -1,14 +1,14 @@
-//! `evaluate score`: every image judged by every metric.
+//! `evaluate score`: a score of every metric for every image.
 //!
 //! The folder of an evaluation holds the images that `evaluate generate` drew, `score-store/` with
 //! the scores computed so far, and, once all are there, `scores.parquet`. Scores are kept by what they
 //! are of, an image's bytes and a caption: so a killed run goes on, and another model, metric or
 //! set of prompts costs only what is new.
 
-mod held;
+mod dry_run;
+mod existing;
 mod images;
 mod networks;
-mod rehearsal;
 mod rows;
 mod scope;
 mod store;
@@ -26,7 +26,7 @@ use runkit::signals::{Signal, StopFlag};
 use schemas::scores::ScoreRow;
 use scorers::{Compute, DescribedScorers, ScorerSet, ScorersConfig};
 
-use self::held::{Held, ordered};
+use self::existing::{Existing, ordered};
 pub use self::images::ImagesSource;
 use self::images::{Collection, Subject};
 use self::networks::{Captions, Decoded};
@@ -106,8 +106,8 @@ pub fn run(config: &Config, stop: &StopFlag) -> Result<End> {
     let prompts = prompts::read_limited(&config.prompts, config.limits)?;
     let mut scoring = Scoring::open(config, &prompts, &[])?;
     // What is wrong with the images is found before a scorer is downloaded.
-    let drawn = Manifest::of_folder(&config.out)?;
-    scoring.collections = Some(scoring.collections(drawn.as_ref())?);
+    let generated = Manifest::of_folder(&config.out)?;
+    scoring.collections = Some(scoring.collections(generated.as_ref())?);
     scoring.describe()?;
     scoring.run(stop)
 }
@@ -116,12 +116,12 @@ pub fn run(config: &Config, stop: &StopFlag) -> Result<End> {
 ///
 /// # Errors
 /// As [`run`].
-pub fn rehearse(config: &Config) -> Result<String> {
+pub fn dry_run(config: &Config) -> Result<String> {
     let prompts = prompts::read_limited(&config.prompts, config.limits)?;
     let mut scoring = Scoring::open(config, &prompts, &[])?;
-    let drawn = Manifest::of_folder(&config.out)?;
-    scoring.collections = Some(scoring.collections(drawn.as_ref())?);
-    scoring.rehearse(drawn.as_ref(), false)
+    let generated = Manifest::of_folder(&config.out)?;
+    scoring.collections = Some(scoring.collections(generated.as_ref())?);
+    scoring.dry_run(generated.as_ref(), false)
 }
 
 /// What is to be scored, with everything opened that it needs. Nothing is written before
@@ -132,7 +132,7 @@ pub struct Scoring<'run> {
     prompts: &'run [Prompt],
     scorers: ScorersConfig,
     described: Option<DescribedScorers>,
-    held: Held,
+    existing: Existing,
     /// The images, once they were looked for.
     collections: Option<Vec<Collection>>,
 }
@@ -154,9 +154,9 @@ impl<'run> Scoring<'run> {
             config.prompts.iter().map(|source| source.file.as_path()).collect();
         inputs.push(&config.scorers);
         refuse_input("--out", &config.out.join(SCORES), &inputs)?;
-        let mut held = Held::read(&config.out)?;
-        retain(&mut held, config, prompts, dropped);
-        Ok(Self { config, prompts, scorers, described: None, held, collections: None })
+        let mut existing = Existing::read(&config.out)?;
+        retain(&mut existing, config, prompts, dropped);
+        Ok(Self { config, prompts, scorers, described: None, existing, collections: None })
     }
 
     /// Finds the files of every scorer, downloaded where they are missing, and checks and hashes
@@ -172,24 +172,25 @@ impl<'run> Scoring<'run> {
         Ok(())
     }
 
-    /// The models of the tables, in their order, once those of `drawn` are there.
+    /// The models of the tables, in their order, once those of `generated` are there.
     #[must_use]
-    pub fn models(&self, drawn: Option<&Manifest>) -> Vec<String> {
+    pub fn models(&self, generated: Option<&Manifest>) -> Vec<String> {
         let named: Vec<&str> = self.config.models.iter().map(String::as_str).collect();
-        let known = drawn.into_iter().flat_map(|drawn| drawn.models.keys()).map(String::as_str);
+        let known =
+            generated.into_iter().flat_map(|generated| generated.models.keys()).map(String::as_str);
         let images = self.config.images.iter().map(|source| source.name.as_str());
-        let mut held = self.held.models();
+        let mut existing = self.existing.models();
         let mut all: Vec<&str> = if named.is_empty() {
             // All are named, in no order.
-            let mut all = held.clone();
-            all.extend(known.filter(|name| !held.contains(name)));
+            let mut all = existing.clone();
+            all.extend(known.filter(|name| !existing.contains(name)));
             all
         } else {
             if self.config.keep.models {
-                let new: Vec<&str> = known.filter(|name| !held.contains(name)).collect();
-                held.extend(new.into_iter().filter(|name| !named.contains(name)));
+                let new: Vec<&str> = known.filter(|name| !existing.contains(name)).collect();
+                existing.extend(new.into_iter().filter(|name| !named.contains(name)));
             }
-            ordered(&named, &held)
+            ordered(&named, &existing)
         };
         all.extend(images.filter(|name| !all.contains(name)).collect::<Vec<_>>());
         all.into_iter().map(str::to_owned).collect()
@@ -199,8 +200,8 @@ impl<'run> Scoring<'run> {
     #[must_use]
     pub fn sets(&self) -> Vec<String> {
         let mut sets: Vec<String> = Vec::new();
-        let held = self.held.prompts();
-        for prompt in self.prompts.iter().chain(&held) {
+        let existing = self.existing.prompts();
+        for prompt in self.prompts.iter().chain(&existing) {
             if !sets.contains(&prompt.set) {
                 sets.push(prompt.set.clone());
             }
@@ -234,17 +235,18 @@ impl<'run> Scoring<'run> {
         runkit::files::create_folder(&config.out)?;
         let _lock = OutputLock::exclusive(config.out.join(".lock"))?;
         runkit::files::remove_stale_temporaries(&config.out)?;
-        let drawn = Manifest::of_folder(&config.out)?;
+        let generated = Manifest::of_folder(&config.out)?;
         let collections = match known {
             Some(collections) => collections,
-            None => self.collections(drawn.as_ref())?,
+            None => self.collections(generated.as_ref())?,
         };
-        let held_prompts = self.held.prompts();
-        let scope = Scope::new(&config.out, prompts, &held_prompts, &collections, &self.held);
+        let existing_prompts = self.existing.prompts();
+        let scope =
+            Scope::new(&config.out, prompts, &existing_prompts, &collections, &self.existing);
         let (subjects, gone) = scope.subjects();
         if gone > 0 {
             tracing::warn!(
-                "{gone} images that {SCORES} held are not there any more and are left out of it"
+                "{gone} images that {SCORES} existing are not there any more and are left out of it"
             );
         }
         let checked: Vec<Vec<Checked>> =
@@ -256,8 +258,8 @@ impl<'run> Scoring<'run> {
 
         let images = subjects.iter().map(Vec::len).sum();
         let texts: Vec<&str> = scope.prompts.iter().map(|prompt| prompt.text.as_str()).collect();
-        let mut judged = Judged { config, scorers, texts: &texts, stores: &mut stores };
-        let scored = match judged.run(&subjects, &checked, stop)? {
+        let mut pass = Pass { config, scorers, texts: &texts, stores: &mut stores };
+        let scored = match pass.run(&subjects, &checked, stop)? {
             Progressed::All(scored) => scored,
             Progressed::Stopped(signal) => return Ok(End::Stopped(signal)),
         };
@@ -267,7 +269,8 @@ impl<'run> Scoring<'run> {
                 (collection, subjects.as_slice(), checked.as_slice())
             })
             .collect();
-        let table = Table::new(&config.out, &scope, &of_models, &manifest, &stores, &self.held)?;
+        let table =
+            Table::new(&config.out, &scope, &of_models, &manifest, &stores, &self.existing)?;
         if table.outdated > 0 {
             tracing::warn!(
                 "{} earlier scores are of other images than there are now and are left out of \
@@ -284,40 +287,41 @@ impl<'run> Scoring<'run> {
     }
 
     /// The images of each model, in the order of the tables.
-    fn collections(&self, drawn: Option<&Manifest>) -> Result<Vec<Collection>> {
+    fn collections(&self, generated: Option<&Manifest>) -> Result<Vec<Collection>> {
         let config = self.config;
         let given: Option<BTreeSet<u64>> = config.seeds.clone().map(Iterator::collect);
-        let known: Vec<&String> = drawn.iter().flat_map(|drawn| drawn.models.keys()).collect();
+        let known: Vec<&String> =
+            generated.iter().flat_map(|generated| generated.models.keys()).collect();
         if let Some(model) = config.models.iter().find(|model| !known.contains(model)) {
             bail!(
                 "{}: no images of a model {model:?}, only of {known:?}; hint: evaluate generate \
-                 draws them",
+                 makes them",
                 config.out.display()
             );
         }
         let mut collections: Vec<Collection> = Vec::new();
-        for model in self.models(drawn) {
+        for model in self.models(generated) {
             let source = config.images.iter().find(|source| source.name == model);
-            let of_drawn = drawn.filter(|drawn| drawn.models.contains_key(&model));
-            collections.push(match (source, of_drawn) {
+            let of_generated = generated.filter(|generated| generated.models.contains_key(&model));
+            collections.push(match (source, of_generated) {
                 (Some(_), Some(_)) => bail!(
                     "two models are called {model}; hint: the name before = is the user's to choose"
                 ),
                 (Some(source), None) => {
                     Collection::made_elsewhere(source, self.prompts, given.clone())?
                 }
-                (None, Some(drawn)) => {
+                (None, Some(generated)) => {
                     let named = config.models.is_empty() || config.models.contains(&model);
-                    let seeds = given.clone().unwrap_or_else(|| drawn.seeds.clone());
+                    let seeds = given.clone().unwrap_or_else(|| generated.seeds.clone());
                     let folder = generate::images_folder(&config.out).join(&model);
-                    Collection::drawn(&model, named, folder, seeds)
+                    Collection::generated(&model, named, folder, seeds)
                 }
-                (None, None) => Collection::held(&model),
+                (None, None) => Collection::existing(&model),
             });
         }
         ensure!(
             !collections.is_empty(),
-            "{}: no images to score; hint: evaluate generate draws them, --images NAME=DIR takes \
+            "{}: no images to score; hint: evaluate generate makes them, --images NAME=DIR takes \
              those made elsewhere",
             config.out.display()
         );
@@ -326,7 +330,12 @@ impl<'run> Scoring<'run> {
 }
 
 /// Leaves out of the earlier scores what must not stay.
-fn retain(held: &mut Held, config: &Config, prompts: &[Prompt], dropped: &[(String, String)]) {
+fn retain(
+    existing: &mut Existing,
+    config: &Config,
+    prompts: &[Prompt],
+    dropped: &[(String, String)],
+) {
     let Keep { models, others } = config.keep;
     let images = config.images.iter().map(|source| &source.name);
     let named: HashSet<&String> = config.models.iter().chain(images).collect();
@@ -335,14 +344,14 @@ fn retain(held: &mut Held, config: &Config, prompts: &[Prompt], dropped: &[(Stri
     let rows: HashSet<(&str, u64)> =
         prompts.iter().map(|prompt| (&*prompt.set, row(&prompt.id))).collect();
     let dropped: HashSet<(&str, &str)> = dropped.iter().map(|(set, id)| (&**set, &**id)).collect();
-    held.retain(|held| {
-        let prompt = (held.prompt_set.as_str(), held.prompt_id.as_str());
+    existing.retain(|existing| {
+        let prompt = (existing.prompt_set.as_str(), existing.prompt_id.as_str());
         // Another id of a row that the command names: its prompt was changed.
         let is_changed = !ids.contains(&prompt)
             && row(prompt.1) != u64::MAX
             && rows.contains(&(prompt.0, row(prompt.1)));
         others
-            && (models || config.models.is_empty() || named.contains(&held.model))
+            && (models || config.models.is_empty() || named.contains(&existing.model))
             && !is_changed
             && !dropped.contains(&prompt)
     });
@@ -383,7 +392,7 @@ enum Progressed {
 }
 
 /// The networks and what they work on.
-struct Judged<'run> {
+struct Pass<'run> {
     config: &'run Config,
     scorers: &'run ScorersConfig,
     /// The captions of all images.
@@ -398,7 +407,7 @@ struct Batch<'run> {
     checked: &'run [Checked],
 }
 
-impl Judged<'_> {
+impl Pass<'_> {
     /// Scores what is not known. The batches follow from the whole list of images, and one of which
     /// a score is missing is computed as a whole: so a killed run ends with the same bytes.
     fn run(

@@ -9,7 +9,7 @@ use schemas::scores::{ScoreRow, ScoresWriter};
 use scorers::ScorersManifest;
 use serde_json::json;
 
-use super::held::{Held, Judge, KEY_EARLIER, KEY_JUDGES, ordered};
+use super::existing::{Existing, KEY_EARLIER_SCORERS, KEY_SCORERS, UsedScorer, ordered};
 use super::images::{Collection, Subject};
 use super::scope::Scope;
 use super::store::{self, Key, Outcome, Store};
@@ -20,48 +20,52 @@ use crate::prompts::Prompt;
 /// A metric of the file.
 enum Metric<'run> {
     /// The command names its scorer.
-    Named { name: &'run str, store: &'run Store, is_as_held: bool },
+    Named { name: &'run str, store: &'run Store, is_unchanged: bool },
     /// An earlier command did.
-    Held { name: &'run str, outcomes: Option<HashMap<Key, Outcome>>, judge: Option<&'run Judge> },
+    Existing {
+        name: &'run str,
+        outcomes: Option<HashMap<Key, Outcome>>,
+        scorer: Option<&'run UsedScorer>,
+    },
 }
 
 impl Metric<'_> {
     fn name(&self) -> &str {
         match self {
-            Self::Named { name, .. } | Self::Held { name, .. } => name,
+            Self::Named { name, .. } | Self::Existing { name, .. } => name,
         }
     }
 
-    /// The score of an image, or why it has none; nothing where there is no row. `held` is the row of
+    /// The score of an image, or why it has none; nothing where there is no row. `existing` is the row of
     /// an earlier command.
     fn outcome(
         &self,
         subject: &Subject<'_>,
         checked: &Checked,
-        held: Option<&ScoreRow>,
+        existing: Option<&ScoreRow>,
     ) -> Option<Outcome> {
         let copied = || {
-            let row = held?;
+            let row = existing?;
             Some(row.score.ok_or_else(|| row.error.clone().unwrap_or_default()))
         };
         let is_there = checked.as_ref().ok().map(|hash| key(hash, subject.prompt));
         match (self, is_there) {
-            (Self::Named { is_as_held, .. }, _) if subject.is_gone => {
-                copied().filter(|_| *is_as_held)
+            (Self::Named { is_unchanged, .. }, _) if subject.is_gone => {
+                copied().filter(|_| *is_unchanged)
             }
-            (Self::Held { .. }, _) if subject.is_gone => copied(),
+            (Self::Existing { .. }, _) if subject.is_gone => copied(),
             (Self::Named { store, .. }, Some(key)) => {
                 let outcome = store.get(&key).cloned();
                 Some(outcome.unwrap_or_else(|| Err("not scored".to_owned())))
             }
             (Self::Named { .. }, None) => Some(Err(checked.clone().err().unwrap_or_default())),
             // What the scores say of other bytes than the file has now is not its score.
-            (Self::Held { outcomes: Some(outcomes), .. }, Some(key)) => {
-                held.and_then(|_| outcomes.get(&key)).cloned()
+            (Self::Existing { outcomes: Some(outcomes), .. }, Some(key)) => {
+                existing.and_then(|_| outcomes.get(&key)).cloned()
             }
             // There is no way to tell: the folder of computed scores is another one.
-            (Self::Held { outcomes: None, .. }, Some(_)) => copied(),
-            (Self::Held { .. }, None) => None,
+            (Self::Existing { outcomes: None, .. }, Some(_)) => copied(),
+            (Self::Existing { .. }, None) => None,
         }
     }
 }
@@ -81,9 +85,9 @@ impl<'run> Table<'run> {
         subjects: &[(&Collection, &[Subject<'_>], &[Checked])],
         manifest: &'run ScorersManifest,
         stores: &'run [Store],
-        held: &'run Held,
+        existing: &'run Existing,
     ) -> Result<Self> {
-        let metrics = metrics(out, manifest, stores, held)?;
+        let metrics = metrics(out, manifest, stores, existing)?;
         let (mut rows, mut outdated) = (Vec::new(), 0);
         for (collection, subjects, checked) in subjects {
             let mut of_prompt = HashMap::<&str, Vec<(&Subject<'_>, &Checked)>>::new();
@@ -95,16 +99,16 @@ impl<'run> Table<'run> {
                     if !scope.has(collection, prompt, subject.seed) {
                         continue;
                     }
-                    let held = scope.held.rows(subject.model, prompt, subject.seed);
+                    let existing = scope.existing.rows(subject.model, prompt, subject.seed);
                     for metric in &metrics {
                         let name = metric.name();
-                        let held = held.iter().find(|row| row.metric == name).copied();
-                        match metric.outcome(subject, checked, held) {
+                        let existing = existing.iter().find(|row| row.metric == name).copied();
+                        match metric.outcome(subject, checked, existing) {
                             Some(outcome) => {
-                                let image = image(out, subject, held);
+                                let image = image(out, subject, existing);
                                 rows.push(row(subject, prompt, name, outcome, image));
                             }
-                            None => outdated += usize::from(held.is_some()),
+                            None => outdated += usize::from(existing.is_some()),
                         }
                     }
                 }
@@ -129,15 +133,15 @@ impl<'run> Table<'run> {
             let digest = runkit::manifest::fingerprint(prompts)?;
             hashes.insert((*set).to_owned(), json!({ "prompts": prompts.len(), "digest": digest }));
         }
-        let (judges, earlier) = self.judges(manifest);
+        let (scorers, earlier) = self.used_scorers(manifest);
         let mut manifest = json!({
             "version": env!("CARGO_PKG_VERSION"),
             "prompt_sets": hashes,
             "images": generate::Manifest::of_folder(out)?,
         });
-        manifest[KEY_JUDGES] = serde_json::to_value(judges)?;
+        manifest[KEY_SCORERS] = serde_json::to_value(scorers)?;
         if !earlier.is_empty() {
-            manifest[KEY_EARLIER] = serde_json::to_value(earlier)?;
+            manifest[KEY_EARLIER_SCORERS] = serde_json::to_value(earlier)?;
         }
         let metadata = BTreeMap::from([
             (KEY_FINGERPRINT.to_owned(), runkit::manifest::fingerprint(&manifest)?),
@@ -149,7 +153,7 @@ impl<'run> Table<'run> {
     }
 
     /// The scorers of all metrics that compute as those of the command do, and the others.
-    fn judges(&self, manifest: &ScorersManifest) -> (ScorersManifest, Vec<Judge>) {
+    fn used_scorers(&self, manifest: &ScorersManifest) -> (ScorersManifest, Vec<UsedScorer>) {
         let mut all = ScorersManifest { scorers: Vec::new(), ..manifest.clone() };
         let mut others = Vec::new();
         for metric in &self.metrics {
@@ -158,14 +162,14 @@ impl<'run> Table<'run> {
                     let record = manifest.scorers.iter().find(|record| record.name == *name);
                     all.scorers.extend(record.cloned());
                 }
-                Metric::Held { judge: Some(judge), .. } => {
-                    if (&judge.dtype, &judge.device) == (&manifest.dtype, &manifest.device) {
-                        all.scorers.push(judge.record.clone());
+                Metric::Existing { scorer: Some(scorer), .. } => {
+                    if (&scorer.dtype, &scorer.device) == (&manifest.dtype, &manifest.device) {
+                        all.scorers.push(scorer.record.clone());
                     } else {
-                        others.push((*judge).clone());
+                        others.push((*scorer).clone());
                     }
                 }
-                Metric::Held { judge: None, .. } => {}
+                Metric::Existing { scorer: None, .. } => {}
             }
         }
         (all, others)
@@ -177,27 +181,27 @@ fn metrics<'run>(
     out: &Path,
     manifest: &'run ScorersManifest,
     stores: &'run [Store],
-    held: &'run Held,
+    existing: &'run Existing,
 ) -> Result<Vec<Metric<'run>>> {
     let named: Vec<&str> = manifest.scorers.iter().map(|record| record.name.as_str()).collect();
     let metric = |name: &'run str| {
-        let judge = held.judge(name);
+        let scorer = existing.scorer(name);
         let records = manifest.scorers.iter().zip(stores);
         if let Some((record, store)) = records.into_iter().find(|(record, _)| record.name == name) {
-            let is_as_held = judge.is_some_and(|judge| {
-                (&judge.record, &judge.dtype, &judge.device)
+            let is_unchanged = scorer.is_some_and(|scorer| {
+                (&scorer.record, &scorer.dtype, &scorer.device)
                     == (record, &manifest.dtype, &manifest.device)
             });
-            return Ok(Metric::Named { name, store, is_as_held });
+            return Ok(Metric::Named { name, store, is_unchanged });
         }
         let folder = out.join(super::STORE);
-        let outcomes = match judge {
-            Some(judge) => store::read(&folder, judge)?,
+        let outcomes = match scorer {
+            Some(scorer) => store::read(&folder, scorer)?,
             None => None,
         };
-        Ok(Metric::Held { name, outcomes, judge })
+        Ok(Metric::Existing { name, outcomes, scorer })
     };
-    ordered(&named, &held.metrics()).into_iter().map(metric).collect()
+    ordered(&named, &existing.metrics()).into_iter().map(metric).collect()
 }
 
 fn row(
@@ -222,9 +226,9 @@ fn row(
 }
 
 /// Where an image is, from the folder of the scores.
-fn image(out: &Path, subject: &Subject<'_>, held: Option<&ScoreRow>) -> String {
-    let path = match (&subject.path, held) {
-        (None, Some(held)) => return held.image.clone(),
+fn image(out: &Path, subject: &Subject<'_>, existing: Option<&ScoreRow>) -> String {
+    let path = match (&subject.path, existing) {
+        (None, Some(existing)) => return existing.image.clone(),
         (None, None) => {
             let folder = generate::images_folder(Path::new("")).join(subject.model);
             folder.join(&subject.prompt.id).join(format!("{}.png", subject.seed))

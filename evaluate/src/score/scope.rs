@@ -4,7 +4,7 @@
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::path::{Path, PathBuf};
 
-use super::held::{Held, HeldIndex, ordered};
+use super::existing::{Existing, ExistingIndex, ordered};
 use super::images::{Collection, Subject};
 use crate::prompts::Prompt;
 
@@ -14,7 +14,7 @@ enum Wanted {
     /// The command names it: without a file it is a row that says so.
     Named,
     /// The scores hold it, or its model is one of the folder's others.
-    Held,
+    Existing,
     /// It does not.
     No,
 }
@@ -22,29 +22,29 @@ enum Wanted {
 /// The images and prompts of a run.
 pub(super) struct Scope<'run> {
     out: &'run Path,
-    /// Named and held ones, in the order of the rows.
+    /// Named and existing ones, in the order of the rows.
     pub(super) prompts: Vec<&'run Prompt>,
     /// The ids and sets that the command names.
     named: HashSet<(&'run str, &'run str)>,
     collections: &'run [Collection],
-    pub(super) held: HeldIndex<'run>,
+    pub(super) existing: ExistingIndex<'run>,
 }
 
 impl<'run> Scope<'run> {
     pub(super) fn new(
         out: &'run Path,
         named: &'run [Prompt],
-        held_prompts: &'run [Prompt],
+        existing_prompts: &'run [Prompt],
         collections: &'run [Collection],
-        held: &'run Held,
+        existing: &'run Existing,
     ) -> Self {
         let key = |prompt: &'run Prompt| (prompt.set.as_str(), prompt.id.as_str());
         Self {
             out,
-            prompts: merged(named, held_prompts),
+            prompts: merged(named, existing_prompts),
             named: named.iter().map(key).collect(),
             collections,
-            held: held.index(),
+            existing: existing.index(),
         }
     }
 
@@ -53,8 +53,8 @@ impl<'run> Scope<'run> {
             && collection.seeds.contains(&seed);
         if named && collection.named {
             Wanted::Named
-        } else if named || !self.held.rows(&collection.model, prompt, seed).is_empty() {
-            Wanted::Held
+        } else if named || !self.existing.rows(&collection.model, prompt, seed).is_empty() {
+            Wanted::Existing
         } else {
             Wanted::No
         }
@@ -66,7 +66,7 @@ impl<'run> Scope<'run> {
     }
 
     /// The images of each model, prompt by prompt; prompts of two sets that are one image once.
-    /// Returns also how many of the held ones are gone.
+    /// Returns also how many of the existing ones are gone.
     pub(super) fn subjects(&self) -> (Vec<Vec<Subject<'run>>>, usize) {
         let mut gone = 0;
         let collections = self.collections.iter();
@@ -76,7 +76,7 @@ impl<'run> Scope<'run> {
 
     fn of_model(&self, collection: &'run Collection, gone: &mut usize) -> Vec<Subject<'run>> {
         let mut seeds: BTreeSet<u64> = collection.seeds.clone();
-        seeds.extend(self.held.seeds(&collection.model));
+        seeds.extend(self.existing.seeds(&collection.model));
         let mut subjects: Vec<Subject<'run>> = Vec::new();
         let mut known = HashMap::<(&str, u64), Option<usize>>::new();
         for &prompt in &self.prompts {
@@ -86,11 +86,11 @@ impl<'run> Scope<'run> {
                 if wanted == Wanted::No || place.is_some_and(|place| place.is_some()) {
                     continue;
                 }
-                let held = self.held.rows(&collection.model, prompt, seed).first();
+                let existing = self.existing.rows(&collection.model, prompt, seed).first();
                 let (path, elsewhere) =
-                    self.find(collection, prompt, seed, held.map(|row| &*row.image));
-                if wanted == Wanted::Held && path.is_none() && !elsewhere {
-                    *gone += usize::from(held.is_some() && place.is_none());
+                    self.find(collection, prompt, seed, existing.map(|row| &*row.image));
+                if wanted == Wanted::Existing && path.is_none() && !elsewhere {
+                    *gone += usize::from(existing.is_some() && place.is_none());
                     known.insert((&prompt.id, seed), None);
                     continue;
                 }
@@ -99,7 +99,7 @@ impl<'run> Scope<'run> {
                     model: &collection.model,
                     prompt,
                     seed,
-                    is_gone: wanted == Wanted::Held && path.is_none(),
+                    is_gone: wanted == Wanted::Existing && path.is_none(),
                     path,
                 });
             }
@@ -114,16 +114,16 @@ impl<'run> Scope<'run> {
         collection: &Collection,
         prompt: &Prompt,
         seed: u64,
-        held: Option<&str>,
+        existing: Option<&str>,
     ) -> (Option<PathBuf>, bool) {
-        let elsewhere = held.is_some_and(|image| Path::new(image).is_absolute());
-        let of_row = || held.map(|image| self.out.join(image)).filter(|path| path.is_file());
+        let elsewhere = existing.is_some_and(|image| Path::new(image).is_absolute());
+        let of_row = || existing.map(|image| self.out.join(image)).filter(|path| path.is_file());
         (collection.find(prompt, seed).or_else(of_row), elsewhere)
     }
 }
 
-/// Named and held prompts, set by set; within a set as its file has them.
-fn merged<'run>(named: &'run [Prompt], held: &'run [Prompt]) -> Vec<&'run Prompt> {
+/// Named and existing prompts, set by set; within a set as its file has them.
+fn merged<'run>(named: &'run [Prompt], existing: &'run [Prompt]) -> Vec<&'run Prompt> {
     let sets = |prompts: &'run [Prompt]| {
         let mut sets: Vec<&str> = Vec::new();
         for prompt in prompts {
@@ -133,13 +133,13 @@ fn merged<'run>(named: &'run [Prompt], held: &'run [Prompt]) -> Vec<&'run Prompt
         }
         sets
     };
-    let mut prompts = Vec::with_capacity(named.len() + held.len());
-    for set in ordered(&sets(named), &sets(held)) {
+    let mut prompts = Vec::with_capacity(named.len() + existing.len());
+    for set in ordered(&sets(named), &sets(existing)) {
         let of = |prompts: &'run [Prompt]| prompts.iter().filter(move |prompt| prompt.set == set);
         let first = prompts.len();
         prompts.extend(of(named));
         let ours: HashSet<&str> = of(named).map(|prompt| prompt.id.as_str()).collect();
-        let besides = of(held).filter(|prompt| !ours.contains(prompt.id.as_str()));
+        let besides = of(existing).filter(|prompt| !ours.contains(prompt.id.as_str()));
         let count = prompts.len();
         prompts.extend(besides);
         if first < count && count < prompts.len() {
@@ -167,9 +167,9 @@ mod tests {
     #[test]
     fn prompts_stand_as_their_files_have_them() {
         let named = [prompt("b", "00002-x"), prompt("c", "00001-x")];
-        let held = [prompt("a", "00001-x"), prompt("b", "00001-x"), prompt("b", "00003-x")];
+        let existing = [prompt("a", "00001-x"), prompt("b", "00001-x"), prompt("b", "00003-x")];
         let order: Vec<(&str, &str)> =
-            merged(&named, &held).iter().map(|prompt| (&*prompt.set, &*prompt.id)).collect();
+            merged(&named, &existing).iter().map(|prompt| (&*prompt.set, &*prompt.id)).collect();
         let expected = [
             ("a", "00001-x"),
             ("b", "00001-x"),

@@ -14,7 +14,7 @@ use anyhow::{Context as _, Result};
 use scorers::{ScorerRecord, ScorersManifest};
 use serde::{Deserialize, Serialize};
 
-use super::held::Judge;
+use super::existing::UsedScorer;
 
 /// Letters of a fingerprint in a file's name.
 const SHORT: usize = 16;
@@ -87,8 +87,8 @@ fn parse(path: &Path, text: &[u8]) -> Result<(HashMap<Key, Outcome>, usize)> {
 }
 
 /// The scores of a scorer that is not at work; none where there is no file of them.
-pub(super) fn read(folder: &Path, judge: &Judge) -> Result<Option<HashMap<Key, Outcome>>> {
-    let path = path(folder, &judge.record, &judge.dtype, &judge.device)?;
+pub(super) fn read(folder: &Path, scorer: &UsedScorer) -> Result<Option<HashMap<Key, Outcome>>> {
+    let path = path(folder, &scorer.record, &scorer.dtype, &scorer.device)?;
     match std::fs::read(&path) {
         Ok(text) => Ok(Some(parse(&path, &text)?.0)),
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
@@ -103,8 +103,8 @@ pub(super) fn read_all(
 ) -> Result<Vec<HashMap<Key, Outcome>>> {
     let read = |record: &ScorerRecord| {
         let (dtype, device) = (manifest.dtype.clone(), manifest.device.clone());
-        let judge = Judge { record: record.clone(), dtype, device };
-        Ok(read(folder, &judge)?.unwrap_or_default())
+        let scorer = UsedScorer { record: record.clone(), dtype, device };
+        Ok(read(folder, &scorer)?.unwrap_or_default())
     };
     manifest.scorers.iter().map(read).collect()
 }

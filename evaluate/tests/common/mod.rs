@@ -1,4 +1,4 @@
-//! The world the tests run in: a temporary folder, the tiny pipelines with random weights that
+//! What the tests run in: a temporary folder, the tiny pipelines with random weights that
 //! `scripts/goldens/diffusion_networks.py` makes, and the program itself.
 
 #![allow(dead_code, reason = "each test file uses a part of it")]
@@ -34,31 +34,31 @@ pub(crate) fn evaluate<I: AsRef<std::ffi::OsStr>>(
 }
 
 /// What a run must have done besides ending well.
-pub(crate) trait Drawn {
-    /// The run, which must have drawn this many images of these.
-    fn expect_drawn(self, drawn: usize, images: usize) -> Self;
+pub(crate) trait Generated {
+    /// The run, which must have generated this many images of these.
+    fn expect_generated(self, generated: usize, images: usize) -> Self;
 }
 
-impl Drawn for Run {
+impl Generated for Run {
     #[track_caller]
-    fn expect_drawn(self, drawn: usize, images: usize) -> Self {
-        let expected = format!("{images} images, {drawn} of them new\n");
+    fn expect_generated(self, generated: usize, images: usize) -> Self {
+        let expected = format!("{images} images, {generated} of them new\n");
         assert!(self.stdout.starts_with(&expected), "{self:#?}");
         self.expect_code(0)
     }
 }
 
 /// A temporary folder with inputs and outputs.
-pub(crate) struct World {
+pub(crate) struct Fixture {
     folder: Folder,
 }
 
-impl World {
-    /// A world with these prompts in `prompts.txt`.
+impl Fixture {
+    /// A fixture with these prompts in `prompts.txt`.
     pub(crate) fn new(prompts: &[&str]) -> Self {
-        let world = Self { folder: Folder::new() };
-        world.put("prompts.txt", prompts.join("\n").as_bytes());
-        world
+        let fixture = Self { folder: Folder::new() };
+        fixture.put("prompts.txt", prompts.join("\n").as_bytes());
+        fixture
     }
 
     /// A copy of a tiny pipeline, to be spoilt.
@@ -90,7 +90,7 @@ impl World {
     }
 }
 
-impl Deref for World {
+impl Deref for Fixture {
     type Target = Folder;
 
     fn deref(&self) -> &Folder {

@@ -14,12 +14,12 @@ use super::SCORES;
 use crate::prompts::Prompt;
 
 /// The key of the scorers in the manifest of the scores, and of those that earlier commands named.
-pub(super) const KEY_JUDGES: &str = "judges";
-pub(super) const KEY_EARLIER: &str = "earlier_judges";
+pub(super) const KEY_SCORERS: &str = "scoring";
+pub(super) const KEY_EARLIER_SCORERS: &str = "earlier_scorers";
 
 /// A scorer, and where it computed.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub(super) struct Judge {
+pub(super) struct UsedScorer {
     pub(super) record: ScorerRecord,
     pub(super) dtype: String,
     pub(super) device: String,
@@ -30,19 +30,19 @@ type Place<'row> = (&'row str, &'row str, &'row str, i64);
 
 /// The rows of an earlier `scores.parquet`; none where there is none.
 #[derive(Debug, Default)]
-pub(super) struct Held {
+pub(super) struct Existing {
     rows: Vec<ScoreRow>,
     /// The scorers that its manifest names; none where another program wrote the file.
-    judges: Vec<Judge>,
+    scorers: Vec<UsedScorer>,
 }
 
-/// [`Held`] by place.
+/// [`Existing`] by place.
 #[derive(Debug)]
-pub(super) struct HeldIndex<'row> {
+pub(super) struct ExistingIndex<'row> {
     places: HashMap<Place<'row>, Vec<&'row ScoreRow>>,
 }
 
-impl Held {
+impl Existing {
     /// Reads the scores of a folder.
     pub(super) fn read(out: &Path) -> Result<Self> {
         let path = out.join(SCORES);
@@ -53,8 +53,8 @@ impl Held {
         let file = ScoresFile::open(&path).with_context(hint)?;
         let manifest = file.metadata().get(KEY_MANIFEST);
         let manifest: Option<Value> = manifest.and_then(|text| serde_json::from_str(text).ok());
-        let judges = manifest.map(|manifest| judges(&manifest)).unwrap_or_default();
-        Ok(Self { rows: file.read().with_context(hint)?, judges })
+        let scorers = manifest.map(|manifest| used_scorers(&manifest)).unwrap_or_default();
+        Ok(Self { rows: file.read().with_context(hint)?, scorers })
     }
 
     /// Leaves out the rows that must not stay.
@@ -88,11 +88,11 @@ impl Held {
     }
 
     /// The scorer behind a metric.
-    pub(super) fn judge(&self, metric: &str) -> Option<&Judge> {
-        self.judges.iter().find(|judge| judge.record.name == metric)
+    pub(super) fn scorer(&self, metric: &str) -> Option<&UsedScorer> {
+        self.scorers.iter().find(|scorer| scorer.record.name == metric)
     }
 
-    pub(super) fn index(&self) -> HeldIndex<'_> {
+    pub(super) fn index(&self) -> ExistingIndex<'_> {
         let mut places = HashMap::<Place<'_>, Vec<&ScoreRow>>::new();
         for row in &self.rows {
             places
@@ -100,11 +100,11 @@ impl Held {
                 .or_default()
                 .push(row);
         }
-        HeldIndex { places }
+        ExistingIndex { places }
     }
 }
 
-impl<'row> HeldIndex<'row> {
+impl<'row> ExistingIndex<'row> {
     /// The rows of a place, one for each metric.
     pub(super) fn rows<'a>(
         &'a self,
@@ -125,17 +125,17 @@ impl<'row> HeldIndex<'row> {
 }
 
 /// The scorers of a manifest that an evaluation wrote.
-fn judges(manifest: &Value) -> Vec<Judge> {
-    let now: Option<ScorersManifest> = serde_json::from_value(manifest[KEY_JUDGES].clone()).ok();
+fn used_scorers(manifest: &Value) -> Vec<UsedScorer> {
+    let now: Option<ScorersManifest> = serde_json::from_value(manifest[KEY_SCORERS].clone()).ok();
     let now = now.into_iter().flat_map(|ScorersManifest { scorers, dtype, device, .. }| {
-        scorers.into_iter().map(move |record| Judge {
+        scorers.into_iter().map(move |record| UsedScorer {
             record,
             dtype: dtype.clone(),
             device: device.clone(),
         })
     });
-    let earlier: Vec<Judge> =
-        serde_json::from_value(manifest[KEY_EARLIER].clone()).unwrap_or_default();
+    let earlier: Vec<UsedScorer> =
+        serde_json::from_value(manifest[KEY_EARLIER_SCORERS].clone()).unwrap_or_default();
     now.chain(earlier).collect()
 }
 
@@ -150,14 +150,14 @@ fn distinct<'row>(names: impl Iterator<Item = &'row str>) -> Vec<&'row str> {
     found
 }
 
-/// Names in the order of the tables: as a command gives them where it names all that are held, else as
-/// they are held, with new ones after them.
-pub(super) fn ordered<'name>(named: &[&'name str], held: &[&'name str]) -> Vec<&'name str> {
-    if held.iter().all(|name| named.contains(name)) {
+/// Names in the order of the tables: as a command gives them where it names all that are existing, else as
+/// they are existing, with new ones after them.
+pub(super) fn ordered<'name>(named: &[&'name str], existing: &[&'name str]) -> Vec<&'name str> {
+    if existing.iter().all(|name| named.contains(name)) {
         return named.to_vec();
     }
-    let new = named.iter().filter(|name| !held.contains(name));
-    held.iter().chain(new).copied().collect()
+    let new = named.iter().filter(|name| !existing.contains(name));
+    existing.iter().chain(new).copied().collect()
 }
 
 #[cfg(test)]

@@ -34,25 +34,25 @@ pub(crate) const SEEDS: i64 = 3;
 pub(crate) const SIDE: u32 = 32;
 
 /// A folder with images, and their scores.
-pub(crate) struct ScoredWorld {
+pub(crate) struct ScoredFixture {
     pub(crate) folder: TempDir,
     pub(crate) rows: Vec<ScoreRow>,
 }
 
-impl ScoredWorld {
+impl ScoredFixture {
     /// Every prompt in every set. The second model is better at odd prompts.
     pub(crate) fn new(prompts: &[&str], sets: &[&str]) -> Self {
-        let mut world = Self { folder: tempfile::tempdir().unwrap(), rows: Vec::new() };
+        let mut fixture = Self { folder: tempfile::tempdir().unwrap(), rows: Vec::new() };
         for (place, model) in MODELS.into_iter().enumerate() {
             for set in sets {
                 for (number, prompt) in prompts.iter().enumerate() {
                     for seed in 0..SEEDS {
-                        world.add([place, number], model, set, prompt, seed);
+                        fixture.add([place, number], model, set, prompt, seed);
                     }
                 }
             }
         }
-        world
+        fixture
     }
 
     fn add(

@@ -17,7 +17,7 @@ use super::{Config, Job, Speed};
 const TIMED_CALLS: usize = 3;
 
 /// A loaded model.
-pub(super) struct Painter<'run> {
+pub(super) struct Generator<'run> {
     model: &'run Model,
     config: &'run Config,
     pipeline: Pipeline,
@@ -27,26 +27,26 @@ pub(super) struct Painter<'run> {
     texts: HashMap<String, TextConditions>,
 }
 
-impl<'run> Painter<'run> {
+impl<'run> Generator<'run> {
     /// Loads the networks and encodes the negative prompt.
     pub(super) fn load(model: &'run Model, config: &'run Config) -> Result<Self> {
         let pipeline = Pipeline::load(&model.files, config.device, config.precision)
             .with_context(|| format!("model {}", model.name))?;
-        let text = config.negative.as_deref();
+        let text = config.negative_prompt.as_deref();
         // Without a negative prompt SDXL takes zeros; with an empty one it does not.
         let tokens = tokens(model, text.unwrap_or_default())?;
         let negative = pipeline.encode_negative(&tokens, text.is_none())?;
         Ok(Self { model, config, pipeline, negative, texts: HashMap::new() })
     }
 
-    /// Draws the images of `jobs` together; none where `progress` breaks. `progress` is told after
+    /// Generates the images of `jobs` together; none where `progress` breaks. `progress` is told after
     /// each call of the UNet how many are done, and of how many.
-    pub(super) fn draw(
+    pub(super) fn generate(
         &mut self,
         jobs: &[Job<'_>],
         progress: &mut dyn FnMut(usize, usize) -> ControlFlow<()>,
     ) -> Result<Option<Vec<Image>>> {
-        self.draw_together(jobs, progress).map_err(|error| {
+        self.generate_together(jobs, progress).map_err(|error| {
             let hint = match error.downcast_ref::<NetworkError>() {
                 Some(error) if error.is_out_of_memory() && jobs.len() > 1 => {
                     format!("; hint: --batch-size {}", jobs.len() / 2)
@@ -56,7 +56,10 @@ impl<'run> Painter<'run> {
             };
             let first = jobs.first().map(|job| format!(" from prompt {}", job.prompt.id));
             let [name, first] = [self.model.name.as_str(), first.as_deref().unwrap_or_default()];
-            error.context(format!("model {name}: cannot draw {} images{first}{hint}", jobs.len()))
+            error.context(format!(
+                "model {name}: cannot generate {} images{first}{hint}",
+                jobs.len()
+            ))
         })
     }
 
@@ -65,7 +68,7 @@ impl<'run> Painter<'run> {
     pub(super) fn time(&mut self, jobs: &[Job<'_>]) -> Result<Option<Speed>> {
         let mut ends = Vec::new();
         let start = Instant::now();
-        self.draw(jobs, &mut |done, all| {
+        self.generate(jobs, &mut |done, all| {
             ends.push(start.elapsed().as_secs_f64());
             if done < TIMED_CALLS.min(all) {
                 ControlFlow::Continue(())
@@ -80,7 +83,7 @@ impl<'run> Painter<'run> {
         })
     }
 
-    fn draw_together(
+    fn generate_together(
         &mut self,
         jobs: &[Job<'_>],
         progress: &mut dyn FnMut(usize, usize) -> ControlFlow<()>,

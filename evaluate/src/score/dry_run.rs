@@ -20,19 +20,19 @@ const USUAL_SIZE: Size = Size { height: 512, width: 512 };
 const BATCHES: usize = 2;
 
 impl Scoring<'_> {
-    /// What [`Scoring::run`] would do, in sentences, after images as `drawn` says were generated in
+    /// What [`Scoring::run`] would do, in sentences, after images as `generated` says were generated in
     /// the folder, all of them anew where `fresh` says so. The networks are loaded and timed on grey
     /// images; nothing is written.
     ///
     /// # Errors
     /// What is wrong with a scorer.
-    pub fn rehearse(&mut self, drawn: Option<&Manifest>, fresh: bool) -> Result<String> {
+    pub fn dry_run(&mut self, generated: Option<&Manifest>, fresh: bool) -> Result<String> {
         let described = match self.described.take() {
             Some(described) => described,
             None => DescribedScorers::of(&self.scorers, self.config.compute)?,
         };
         let manifest = described.manifest().clone();
-        let (images, missing) = self.missing(drawn, &manifest, fresh)?;
+        let (images, missing) = self.missing(generated, &manifest, fresh)?;
         let loading = Instant::now();
         let set = described.load()?;
         let loading = loading.elapsed().as_secs_f64();
@@ -57,7 +57,7 @@ impl Scoring<'_> {
             );
         }
         let batch = self.config.batch_size;
-        let sizes = drawn.into_iter().flat_map(|drawn| drawn.models.values());
+        let sizes = generated.into_iter().flat_map(|generated| generated.models.values());
         let size = sizes.map(|model| model.size).next().unwrap_or(USUAL_SIZE);
         let _ = writeln!(
             text,
@@ -79,17 +79,17 @@ impl Scoring<'_> {
     /// How many images the scores will have, and how many of them lack a score now.
     fn missing(
         &mut self,
-        drawn: Option<&Manifest>,
+        generated: Option<&Manifest>,
         manifest: &ScorersManifest,
         fresh: bool,
     ) -> Result<(usize, usize)> {
         let collections = match self.collections.take() {
             Some(collections) => collections,
-            None => self.collections(drawn)?,
+            None => self.collections(generated)?,
         };
-        let prompts = self.held.prompts();
+        let prompts = self.existing.prompts();
         let out = &self.config.out;
-        let scope = Scope::new(out, self.prompts, &prompts, &collections, &self.held);
+        let scope = Scope::new(out, self.prompts, &prompts, &collections, &self.existing);
         let (subjects, _) = scope.subjects();
         let known = store::read_all(&out.join(STORE), manifest)?;
         let lacks = |subject: &Subject<'_>| {
