@@ -216,7 +216,7 @@ pub struct RunSettings {
     #[arg(long, value_name = "N")]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub resolution: Option<i64>,
-    /// Mirror images at random, each by itself [default: false].
+    /// Flip images horizontally at random, each by itself [default: false].
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hflip: Option<bool>,
@@ -350,7 +350,7 @@ pub struct CacheSettings {
     #[arg(long, value_name = "N")]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub resolution: Option<i64>,
-    /// Encode every image mirrored as well [default: false].
+    /// Encode every image flipped as well [default: false].
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hflip: Option<bool>,

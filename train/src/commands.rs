@@ -11,8 +11,8 @@ use runkit::program::{self, UsageError, say, usage_unless};
 use crate::cache;
 use crate::cli::{CacheArguments, Command, RunArguments, RunSettings};
 use crate::config::{self, Config};
+use crate::opened::OpenedRun;
 use crate::plan::Plan;
-use crate::prepared::Prepared;
 use crate::recipe::RecipeError;
 use crate::run::{self, End};
 
@@ -60,9 +60,9 @@ fn plan(arguments: &RunArguments) -> Result<ExitStatus> {
     let config = config(&settings, arguments)?;
     runkit::signals::quiet_broken_pipe().context("setting up signals")?;
     runkit::signals::install().context("installing signal handlers")?;
-    let prepared = Prepared::new(&config)?;
-    prepared.check_cache()?;
-    say(&Plan::new(&config, &prepared)?.text)?;
+    let opened = OpenedRun::new(&config)?;
+    opened.check_cache()?;
+    say(&Plan::new(&config, &opened)?.text)?;
     Ok(ExitStatus::Done)
 }
 

@@ -73,7 +73,7 @@ pub struct Config {
     pub caption_dropout: f64,
     /// Height and width of images; none for the model's own.
     pub resolution: Option<i64>,
-    /// Whether images are mirrored at random.
+    /// Whether images are flipped at random.
     pub hflip: bool,
     /// Whether images are cropped at random.
     pub random_crop: bool,
@@ -167,7 +167,7 @@ pub fn settings(arguments: &RunArguments) -> Result<RunSettings> {
 impl Config {
     /// Whether the probe is looked at, and the distance from the reference measured, after a step: every
     /// so many steps and at the end.
-    pub fn looks_after(&self, step: u64) -> bool {
+    pub fn measures_after(&self, step: u64) -> bool {
         let every = self.probe_every;
         every > 0 && (step.is_multiple_of(every) || step == self.steps)
     }
@@ -188,7 +188,7 @@ impl Config {
 
     /// Whether the reference becomes the current weights after a step. Not after the last one, which
     /// nothing is measured against.
-    pub fn renews_reference_after(&self, step: u64) -> bool {
+    pub fn updates_reference_after(&self, step: u64) -> bool {
         let every = self.reference_every;
         every > 0 && step.is_multiple_of(every) && step < self.steps
     }
@@ -452,10 +452,10 @@ fn data_threads(on_gpu: bool) -> usize {
     }
     let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     let gpus = usize::try_from(tch::Cuda::device_count()).unwrap_or(1).max(1);
-    share_of_cores(cores, gpus)
+    cores_per_gpu(cores, gpus)
 }
 
-fn share_of_cores(cores: usize, gpus: usize) -> usize {
+fn cores_per_gpu(cores: usize, gpus: usize) -> usize {
     (cores / gpus).clamp(1, DATA_THREADS_CUDA)
 }
 
@@ -544,7 +544,7 @@ mod tests {
     #[test]
     fn processes_of_one_machine_share_its_cores() {
         assert_eq!(
-            [(2, 1), (64, 1), (64, 8), (16, 8), (4, 8)].map(|(c, g)| share_of_cores(c, g)),
+            [(2, 1), (64, 1), (64, 8), (16, 8), (4, 8)].map(|(c, g)| cores_per_gpu(c, g)),
             [2, 8, 8, 2, 1]
         );
     }

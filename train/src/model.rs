@@ -40,7 +40,7 @@ pub struct BaseModel {
     /// The noise schedule.
     pub schedule: ScheduleConfig,
     /// Whether it was said that captions are cut.
-    cut_is_said: AtomicBool,
+    warned_of_truncation: AtomicBool,
 }
 
 impl std::fmt::Debug for BaseModel {
@@ -92,7 +92,7 @@ impl BaseModel {
             files,
             shown,
             revision,
-            cut_is_said: AtomicBool::new(false),
+            warned_of_truncation: AtomicBool::new(false),
         })
     }
 
@@ -139,7 +139,7 @@ impl BaseModel {
     /// # Errors
     /// Where libtorch has not enough memory.
     pub fn tokens<S: AsRef<str>>(&self, texts: &[S]) -> Result<Vec<Tensor>> {
-        self.tell_what_is_cut(texts);
+        self.warn_of_truncation(texts);
         self.tokenizers
             .iter()
             .map(|tokenizer| {
@@ -152,8 +152,8 @@ impl BaseModel {
             .collect()
     }
 
-    fn tell_what_is_cut<S: AsRef<str>>(&self, texts: &[S]) {
-        if self.cut_is_said.load(Ordering::Relaxed) {
+    fn warn_of_truncation<S: AsRef<str>>(&self, texts: &[S]) {
+        if self.warned_of_truncation.load(Ordering::Relaxed) {
             return;
         }
         let cut = texts.iter().map(AsRef::as_ref).find_map(|text: &str| {
@@ -164,7 +164,7 @@ impl BaseModel {
                 .find_map(|tokenizer| Some((tokenizer.context_length(), tokenizer.removed(text)?)))
         });
         if let Some((length, removed)) = cut
-            && !self.cut_is_said.swap(true, Ordering::Relaxed)
+            && !self.warned_of_truncation.swap(true, Ordering::Relaxed)
         {
             tracing::warn!(
                 "a caption is longer than {length} tokens and is cut, as others may be; not read: {:?}",

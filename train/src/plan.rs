@@ -17,18 +17,18 @@ use crate::cli::OptimizerKind;
 use crate::config::{Config, Source};
 use crate::export;
 use crate::model::BaseModel;
-use crate::prepared::Prepared;
+use crate::opened::OpenedRun;
 
 /// What a process with libtorch takes before it does anything: code, threads, allocators.
-const PROCESS_BYTES_CPU: f64 = 0.53e9;
+const RUNTIME_BYTES_CPU: f64 = 0.53e9;
 /// The context of a GPU and the workspaces of its libraries.
-const PROCESS_BYTES_CUDA: f64 = 0.9e9;
+const RUNTIME_BYTES_CUDA: f64 = 0.9e9;
 /// Tensors of the largest size that a layer's backward pass has beside those kept.
-const PASSING_TENSORS: f64 = 6.0;
+const BOUNDARY_TENSORS: f64 = 6.0;
 /// How much of what a plain matrix product reaches the networks reach at most: large ones on a CPU.
-const SHARE_OF_PEAK: f64 = 0.8;
+const MOST_OF_PEAK: f64 = 0.8;
 /// And at least: the miniature pipeline, whose tensors are small, and machines that do other work too.
-const LEAST_SHARE: f64 = 0.3;
+const LEAST_OF_PEAK: f64 = 0.3;
 /// How long the matrix product is tried.
 const TRIAL: Duration = Duration::from_millis(500);
 
@@ -95,18 +95,18 @@ impl Plan {
     ///
     /// # Errors
     /// Where a weights file cannot be read, or the device cannot be tried.
-    pub fn new(config: &Config, prepared: &Prepared) -> Result<Self> {
-        let base = &prepared.base;
+    pub fn new(config: &Config, opened: &OpenedRun) -> Result<Self> {
+        let base = &opened.base;
         let [_, height, width] = base.latent_size;
         let tokens = base.tokenizers.first().map_or(77, Tokenizer::context_length);
         let cost = base.unet.cost(height, width, i64::try_from(tokens)?);
         let parameters = parameters(&base.files.unet)?;
-        let memory = memory(config, prepared, &cost, &parameters)?;
+        let memory = memory(config, opened, &cost, &parameters)?;
         let pairs = config.steps as f64 * config.batch_size as f64;
-        let operations = pairs * operations_of_pair(config, prepared, &cost)?;
+        let operations = pairs * operations_of_pair(config, opened, &cost)?;
         let operations_per_second = trial(config.device, config.precision)?;
         let mut plan = Self {
-            epochs: pairs / prepared.counts().selected.max(1) as f64,
+            epochs: pairs / opened.counts().selected.max(1) as f64,
             parameters: parameters.iter().sum(),
             memory,
             disk: Disk::of(config, base)?,
@@ -114,12 +114,12 @@ impl Plan {
             operations_per_second,
             text: String::new(),
         };
-        plan.text = plan.describe(config, prepared);
+        plan.text = plan.describe(config, opened);
         Ok(plan)
     }
 
-    fn describe(&self, config: &Config, prepared: &Prepared) -> String {
-        let counts = prepared.counts();
+    fn describe(&self, config: &Config, opened: &OpenedRun) -> String {
+        let counts = opened.counts();
         let bytes = |bytes: f64| HumanBytes(bytes.max(0.0) as u64);
         let seconds = self.operations / self.operations_per_second;
         // A thousand years are longer than any run, and do not overflow below.
@@ -137,7 +137,7 @@ impl Plan {
                 HumanCount(counts.selected),
                 HumanCount(counts.rows),
                 HumanCount(counts.failed),
-                HumanCount(counts.left_out),
+                HumanCount(counts.dropped),
                 HumanCount(counts.held_out),
                 match (counts.uncached, &config.source) {
                     (0, Source::Pairs { .. }) => String::new(),
@@ -149,11 +149,11 @@ impl Plan {
                 }
             ),
         );
-        if let Some(shortage) = prepared.probe_shortage(config) {
+        if let Some(shortage) = opened.probe_shortage(config) {
             line("", shortage);
         }
         line("preference", config.preference.to_string());
-        line("ties", prepared.ties_in_words(config));
+        line("ties", opened.ties_in_words(config));
         line(
             "steps",
             format!(
@@ -183,7 +183,7 @@ impl Plan {
                 }
             },
         );
-        line("resolution", format!("{0} x {0}", prepared.base.resolution));
+        line("resolution", format!("{0} x {0}", opened.base.resolution));
         line("parameters", HumanCount(self.parameters as u64).to_string());
         line("peak memory", format!("{} (estimate)", bytes(self.peak_bytes())));
         for (name, amount) in &self.memory {
@@ -195,10 +195,10 @@ impl Plan {
             format!(
                 "{} a pair; a matrix product here does {}/s",
                 operations(self.operations / (config.steps * config.batch_size) as f64),
-                operations(self.operations_per_second / SHARE_OF_PEAK)
+                operations(self.operations_per_second / MOST_OF_PEAK)
             ),
         );
-        let longest = time.mul_f64(SHARE_OF_PEAK / LEAST_SHARE);
+        let longest = time.mul_f64(MOST_OF_PEAK / LEAST_OF_PEAK);
         let (time, longest) = (HumanDuration(time), HumanDuration(longest));
         line("time", format!("{time} to {longest} (estimate, without sample images)"));
         text
@@ -251,11 +251,11 @@ fn bytes_of(precision: Precision) -> f64 {
 /// Bytes at the peak: at the end of the last micro-batch's forward pass.
 fn memory(
     config: &Config,
-    prepared: &Prepared,
+    opened: &OpenedRun,
     cost: &UNetCost,
     parameters: &[f64],
 ) -> Result<Vec<(&'static str, f64)>> {
-    let files = &prepared.base.files;
+    let files = &opened.base.files;
     let count: f64 = parameters.iter().sum();
     let size = bytes_of(config.precision);
     let mut encoders = 0.0;
@@ -267,7 +267,7 @@ fn memory(
         false => cost.kept,
         true => cost.kept_with_checkpointing + cost.largest_part,
     };
-    let passing = PASSING_TENSORS * cost.largest_tensor;
+    let passing = BOUNDARY_TENSORS * cost.largest_tensor;
     // Every weight is cast where it is used, and the cast is kept for the gradients; with checkpointing
     // only in the part at work.
     let casts = match config.precision {
@@ -277,7 +277,7 @@ fn memory(
         Precision::Bf16 | Precision::F16 => count * size,
     };
     let activations = rows * kept * size + casts;
-    let process = if config.device.is_cuda() { PROCESS_BYTES_CUDA } else { PROCESS_BYTES_CPU };
+    let process = if config.device.is_cuda() { RUNTIME_BYTES_CUDA } else { RUNTIME_BYTES_CPU };
     let ahead = if config.device.is_cuda() { 0.0 } else { data_bytes(config) };
     Ok(vec![
         ("weights", 4.0 * count),
@@ -311,22 +311,22 @@ fn data_bytes(config: &Config) -> f64 {
 }
 
 /// Operations of one pair: two images through both UNets, the model's gradients, the encoder.
-fn operations_of_pair(config: &Config, prepared: &Prepared, cost: &UNetCost) -> Result<f64> {
+fn operations_of_pair(config: &Config, opened: &OpenedRun, cost: &UNetCost) -> Result<f64> {
     // Forward, backward at twice that, the reference.
     let passes = if config.grad_checkpointing { 5.0 } else { 4.0 };
     let encoder = match config.source {
         Source::Cache(_) => 0.0,
         Source::Pairs { .. } => {
-            encoder_operations(&VaeConfig::read(&prepared.base.files.vae.config)?, prepared)
+            encoder_operations(&VaeConfig::read(&opened.base.files.vae.config)?, opened)
         }
     };
     Ok(2.0 * (passes * cost.forward_operations + encoder))
 }
 
 /// Operations of the autoencoder's way down, its convolutions.
-fn encoder_operations(vae: &VaeConfig, prepared: &Prepared) -> f64 {
+fn encoder_operations(vae: &VaeConfig, opened: &OpenedRun) -> f64 {
     const KERNEL: f64 = 9.0;
-    let mut side = prepared.base.resolution as f64;
+    let mut side = opened.base.resolution as f64;
     let mut products = 0.0;
     let mut input = vae.block_out_channels.first().map_or(0.0, |channels| *channels as f64);
     let levels = vae.block_out_channels.len();
@@ -367,5 +367,5 @@ fn trial(device: Device, precision: Precision) -> Result<f64> {
         count += 1.0;
     }
     let operations = 2.0 * (side as f64).powi(3) * count;
-    Ok(SHARE_OF_PEAK * operations / start.elapsed().as_secs_f64())
+    Ok(MOST_OF_PEAK * operations / start.elapsed().as_secs_f64())
 }

@@ -1,8 +1,8 @@
-//! From a row of labels to what the loss is told of a pair: the probability that image 0 is the
-//! better one, and the weight of the pair.
+//! Maps a row of labels to the loss targets of a pair: the probability that image 0 is the chosen
+//! (preferred) one, and the weight of the pair.
 //!
-//! Images stay in dataset order, so one loss serves every labelling ([`crate::loss`]), and what is
-//! computed of the images never depends on the labels.
+//! Images stay in dataset order, so one loss serves every labelling ([`crate::loss`]), and latents,
+//! noise and timesteps never depend on the labels.
 
 use std::fmt;
 use std::str::FromStr;
@@ -13,25 +13,28 @@ use serde::{Deserialize, Serialize};
 
 use crate::randomness::Choice;
 
-/// What decides which image of a pair is the better one.
+/// What decides which image of a pair is the chosen one and which the rejected one.
+#[doc(alias = "chosen")]
+#[doc(alias = "rejected")]
+#[doc(alias = "aggregation")]
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub enum Preference {
     /// The majority of the scorers: the labels' `consensus` (Equation 7).
     #[default]
     Consensus,
-    /// People: the labels' `human_label_0`, as in Diffusion-DPO. One half stays one half.
+    /// The human label, `human_label_0`, as in Diffusion-DPO. A human tie (one half) stays one half.
     Human,
     /// One scorer's vote (Equation 6).
     Scorer(String),
-    /// One scorer's vote, another scorer drawn for every optimizer step.
+    /// One scorer's vote; the scorer is sampled anew for every optimizer step.
     RandomScorer,
-    /// The sum of one loss for each scorer (Equation 10): the share of votes for image 0.
+    /// One loss per scorer, summed (Equation 10): the fraction of votes for image 0.
     Vanilla,
     /// The image with the higher sum of raw scores.
     ScoreSum,
-    /// The image with the higher sum of scores, each scorer's divided by its standard deviation
-    /// over all scored images.
+    /// The image with the higher sum of scores, after each scorer's scores are divided by their
+    /// standard deviation over all scored images.
     NormalizedSum,
 }
 
@@ -86,24 +89,24 @@ impl From<Preference> for String {
     }
 }
 
-/// What becomes of a pair whose scorers are evenly split, or whose sums are equal.
+/// What to do with a pair whose votes are evenly split or whose sums are equal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Ties {
-    /// It is left out: no gradient, and no place in a batch.
+    /// Drop the pair: it has no gradient and no position in a batch.
     #[default]
     Drop,
-    /// People decide; where they did not, it is left out.
+    /// Use the human label; drop the pair if it has none.
     Human,
-    /// Image 0 is the better one.
+    /// Choose image 0.
     First,
-    /// Image 1 is the better one: the paper's "-1 otherwise".
+    /// Choose image 1: the paper's "-1 otherwise".
     Second,
-    /// Both are as good: a probability of one half.
+    /// Choose neither: a probability of one half.
     Half,
 }
 
-/// The word of the flag.
+/// The value of `--ties`.
 impl fmt::Display for Ties {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.write_str(match self {
@@ -116,26 +119,25 @@ impl fmt::Display for Ties {
     }
 }
 
-/// What the loss is told of a pair.
+/// The loss target of a pair.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub enum Judgement {
-    /// The same at every step.
+pub enum PreferenceTarget {
+    /// The same target at every step.
     Fixed {
-        /// That image 0 is the better one, 0 to 1.
+        /// The probability that image 0 is the chosen one, 0 to 1.
         probability: f32,
-        /// Of the pair in the batch's mean, above 0.
+        /// The pair's weight in the batch's mean, above 0.
         weight: f32,
     },
-    /// The vote of the scorer whose turn it is.
+    /// The vote of the scorer that is sampled for the step.
     ByScorer {
-        /// A bit for each scorer, the first the lowest: set where it prefers image 0.
+        /// One bit per scorer, the first scorer's the lowest: set if it prefers image 0.
         votes: u128,
     },
 }
 
-impl Judgement {
-    /// Probability and weight at an optimizer step. `scorer` is the one whose turn it is, as
-    /// [`scorer_of_step`] draws it.
+impl PreferenceTarget {
+    /// Probability and weight at an optimizer step. [`scorer_of_step`] samples `scorer`.
     pub fn at(self, scorer: usize) -> (f32, f32) {
         match self {
             Self::Fixed { probability, weight } => (probability, weight),
@@ -147,13 +149,28 @@ impl Judgement {
     }
 }
 
-/// Which of `scorers` has its turn at an optimizer step (from 1): a function of seed and step.
+impl PreferenceTarget {
+    /// The mean target over all of `scorers`, for a batch without an optimizer step.
+    #[must_use]
+    pub fn mean(self, scorers: usize) -> Self {
+        match self {
+            Self::Fixed { .. } => self,
+            Self::ByScorer { votes } => Self::Fixed {
+                probability: votes.count_ones() as f32 / scorers.max(1) as f32,
+                weight: 1.0,
+            },
+        }
+    }
+}
+
+/// The index of the scorer that decides at an optimizer step (from 1), out of `scorers`: a function of
+/// seed and step.
 pub fn scorer_of_step(seed: u64, step: u64, scorers: usize) -> usize {
     let count = u64::try_from(scorers).unwrap_or(u64::MAX);
     usize::try_from(Choice::Scorer.below(seed, step, count)).unwrap_or(0)
 }
 
-/// A preference cannot be had from a labels file.
+/// The labels file does not support a preference.
 #[derive(Debug, thiserror::Error)]
 pub enum PreferenceError {
     /// The labels hold no votes of that scorer.
@@ -166,9 +183,9 @@ pub enum PreferenceError {
         /// The scorers of the file.
         found: String,
     },
-    /// Scores that are all equal have no scale.
-    #[error("{}: the scores of {name:?} are all equal, so that they have no standard deviation; hint: --preference score-sum", path.display())]
-    NoDeviation {
+    /// Scores that are all equal cannot be normalised.
+    #[error("{}: the scores of {name:?} are all equal, so their standard deviation is 0; hint: --preference score-sum", path.display())]
+    ZeroStd {
         /// The labels file.
         path: std::path::PathBuf,
         /// The scorer.
@@ -182,28 +199,28 @@ pub enum PreferenceError {
     Labels(#[from] LabelsError),
 }
 
-/// Decides what each pair's judgement is.
+/// Maps rows of labels to loss targets.
 #[derive(Debug, Clone)]
-pub struct Judge {
+pub struct Labeler {
     preference: Preference,
     ties: Ties,
     drop_human_ties: bool,
     scorers: Vec<String>,
-    /// The place of the one scorer that is asked.
+    /// The index of the scorer that decides, for [`Preference::Scorer`].
     scorer: usize,
-    /// What each scorer's difference is multiplied by in a sum.
+    /// The factor of each scorer's difference in a sum.
     factors: Vec<f64>,
 }
 
-impl Judge {
-    /// Makes a judge for a labels file. For [`Preference::NormalizedSum`] all scores are read once.
+impl Labeler {
+    /// Makes a labeler for a labels file. For [`Preference::NormalizedSum`] this reads all scores once.
     ///
-    /// `drop_human_ties` leaves out the pairs that people found equal (a label of one half),
-    /// whoever is asked, as the reference implementation of Diffusion-DPO does.
+    /// `drop_human_ties` drops the pairs whose human label is one half, whatever the preference, as the
+    /// published code of Diffusion-DPO does.
     ///
     /// # Errors
-    /// Where the file has no such scorer, a scorer's scores are all equal and are to be normalised,
-    /// or the file cannot be read.
+    /// If the file has no such scorer, a normalised sum meets a scorer whose scores are all equal, or the
+    /// file cannot be read.
     pub fn new(
         labels: &LabelsFile,
         preference: &Preference,
@@ -223,25 +240,24 @@ impl Judge {
             _ => 0,
         };
         let factors = match preference {
-            Preference::NormalizedSum => inverse_deviations(labels)?,
+            Preference::NormalizedSum => inverse_stds(labels)?,
             _ => vec![1.0; scorers.len()],
         };
         Ok(Self { preference: preference.clone(), ties, drop_human_ties, scorers, scorer, factors })
     }
 
-    /// The scorers of the labels, in the order of [`Judgement::ByScorer`]'s bits.
+    /// The scorers of the labels, in the order of [`PreferenceTarget::ByScorer`]'s bits.
     pub fn scorers(&self) -> &[String] {
         &self.scorers
     }
 
-    /// What each scorer's difference is multiplied by: one over its standard deviation for
-    /// [`Preference::NormalizedSum`], else one.
+    /// The factor of each scorer's difference: 1/std for [`Preference::NormalizedSum`], else 1.
     pub fn factors(&self) -> &[f64] {
         &self.factors
     }
 
-    /// Whether the votes of a row are evenly split, its sums equal, or people found its images equal, by
-    /// whoever is asked. One scorer's votes are never a tie.
+    /// Whether a row is a tie under this preference: evenly split votes, equal sums, or a human label of
+    /// one half. One scorer's votes are never a tie.
     pub fn is_tie(&self, row: &LabelRow) -> bool {
         match &self.preference {
             Preference::Human => row.human_label_0 == Some(0.5),
@@ -253,13 +269,14 @@ impl Judge {
         }
     }
 
-    /// Whether what becomes of ties is decided by the policy: people's and the share of votes stay one half.
+    /// Whether [`Ties`] applies to a preference. Ties of human labels and of the fraction of votes stay
+    /// one half.
     pub fn has_tie_policy(preference: &Preference) -> bool {
         !matches!(preference, Preference::Human | Preference::Vanilla | Preference::RandomScorer)
     }
 
-    /// Which image the votes or scores speak for: above zero for image 0, zero for a tie. None where they
-    /// are not asked, or are missing.
+    /// Which image the votes or scores favour: above zero image 0, zero for a tie. `None` if the preference
+    /// does not use them or they are missing.
     fn sign(&self, row: &LabelRow) -> Option<f64> {
         match &self.preference {
             Preference::Consensus => Some(f64::from(row.consensus?)),
@@ -276,8 +293,8 @@ impl Judge {
         }
     }
 
-    /// The judgement of a row; none where it is left out.
-    pub fn judge(&self, row: &LabelRow) -> Option<Judgement> {
+    /// The target of a row; `None` if the row is dropped.
+    pub fn target(&self, row: &LabelRow) -> Option<PreferenceTarget> {
         if row.status != Status::Ok {
             return None;
         }
@@ -285,8 +302,8 @@ impl Judge {
         if self.drop_human_ties && human == Some(0.5) {
             return None;
         }
-        let fixed = |probability: f64| Judgement::Fixed {
-            // A label has few digits.
+        let fixed = |probability: f64| PreferenceTarget::Fixed {
+            // A label is 0, ½ or 1, or a fraction of few votes: f32 is enough.
             probability: probability as f32,
             weight: 1.0,
         };
@@ -311,7 +328,7 @@ impl Judge {
                 for (index, vote) in row.votes.iter().enumerate() {
                     votes |= u128::from((*vote)? > 0) << index;
                 }
-                Some(Judgement::ByScorer { votes })
+                Some(PreferenceTarget::ByScorer { votes })
             }
             Preference::Vanilla => {
                 let votes = row.votes.iter().copied().collect::<Option<Vec<i8>>>()?;
@@ -326,9 +343,10 @@ impl Judge {
     }
 }
 
-/// One over the standard deviation of each scorer's scores over all images of rows with votes.
-fn inverse_deviations(labels: &LabelsFile) -> Result<Vec<f64>, PreferenceError> {
-    // Welford's method: one pass, no loss of digits.
+/// 1/std of each scorer's scores over all images of rows with votes.
+fn inverse_stds(labels: &LabelsFile) -> Result<Vec<f64>, PreferenceError> {
+    // Welford's method: one pass over the file, without the cancellation that a sum of squares has when
+    // the mean is large beside the std.
     let mut moments = vec![(0u64, 0.0f64, 0.0f64); labels.schema().scorers().len()];
     for batch in labels.batches()? {
         runkit::signals::check().map_err(PreferenceError::Stopped)?;
@@ -348,17 +366,15 @@ fn inverse_deviations(labels: &LabelsFile) -> Result<Vec<f64>, PreferenceError> 
             }
         }
     }
-    let deviation =
-        |(count, _, squares): &(u64, f64, f64)| (squares / (*count).max(1) as f64).sqrt();
+    let std = |(count, _, squares): &(u64, f64, f64)| (squares / (*count).max(1) as f64).sqrt();
     moments
         .iter()
         .zip(labels.schema().scorers())
-        .map(|(moments, name)| match deviation(moments) {
-            deviation if deviation > 0.0 => Ok(1.0 / deviation),
-            _ => Err(PreferenceError::NoDeviation {
-                path: labels.path().to_owned(),
-                name: name.clone(),
-            }),
+        .map(|(moments, name)| match std(moments) {
+            std if std > 0.0 => Ok(1.0 / std),
+            _ => {
+                Err(PreferenceError::ZeroStd { path: labels.path().to_owned(), name: name.clone() })
+            }
         })
         .collect()
 }
@@ -385,8 +401,8 @@ mod tests {
         }
     }
 
-    fn judge(preference: Preference, ties: Ties) -> Judge {
-        Judge {
+    fn labeler(preference: Preference, ties: Ties) -> Labeler {
+        Labeler {
             preference,
             ties,
             drop_human_ties: false,
@@ -396,8 +412,8 @@ mod tests {
         }
     }
 
-    fn probability(judge: &Judge, row: &LabelRow) -> Option<f32> {
-        judge.judge(row).map(|judgement| judgement.at(0).0)
+    fn probability(labeler: &Labeler, row: &LabelRow) -> Option<f32> {
+        labeler.target(row).map(|target| target.at(0).0)
     }
 
     const TIE: [i8; 4] = [1, -1, 1, -1];
@@ -422,7 +438,7 @@ mod tests {
 
     #[test]
     fn the_majority_decides_and_ties_follow_their_policy() {
-        let consensus = judge(Preference::Consensus, Ties::Drop);
+        let consensus = labeler(Preference::Consensus, Ties::Drop);
         assert_eq!(probability(&consensus, &row([1, 1, 1, -1], None)), Some(1.0));
         assert_eq!(probability(&consensus, &row([-1, -1, 1, -1], None)), Some(0.0));
         for (ties, expected) in [
@@ -431,10 +447,10 @@ mod tests {
             (Ties::Second, Some(0.0)),
             (Ties::Half, Some(0.5)),
         ] {
-            let judge = judge(Preference::Consensus, ties);
-            assert_eq!(probability(&judge, &row(TIE, Some(1.0))), expected, "{ties:?}");
+            let labeler = labeler(Preference::Consensus, ties);
+            assert_eq!(probability(&labeler, &row(TIE, Some(1.0))), expected, "{ties:?}");
         }
-        let human = judge(Preference::Consensus, Ties::Human);
+        let human = labeler(Preference::Consensus, Ties::Human);
         for label in [0.0, 0.5, 1.0] {
             assert_eq!(probability(&human, &row(TIE, Some(label))), Some(label as f32));
         }
@@ -442,48 +458,48 @@ mod tests {
     }
 
     #[test]
-    fn failed_rows_are_left_out_whoever_is_asked() {
+    fn failed_rows_are_dropped_under_every_preference() {
         let mut failed = row([1, 1, 1, 1], Some(1.0));
         failed.status = Status::DecodeError;
         for preference in [Preference::Consensus, Preference::Human, Preference::Vanilla] {
-            assert_eq!(judge(preference, Ties::Half).judge(&failed), None);
+            assert_eq!(labeler(preference, Ties::Half).target(&failed), None);
         }
     }
 
     #[test]
-    fn people_keep_their_half_unless_it_is_to_be_dropped() {
-        let mut human = judge(Preference::Human, Ties::Drop);
+    fn human_ties_stay_one_half_unless_they_are_dropped() {
+        let mut human = labeler(Preference::Human, Ties::Drop);
         assert_eq!(probability(&human, &row(TIE, Some(0.5))), Some(0.5));
         assert_eq!(probability(&human, &row(TIE, None)), None);
         human.drop_human_ties = true;
         assert_eq!(probability(&human, &row(TIE, Some(0.5))), None);
         assert_eq!(probability(&human, &row(TIE, Some(1.0))), Some(1.0));
-        let mut consensus = judge(Preference::Consensus, Ties::Drop);
+        let mut consensus = labeler(Preference::Consensus, Ties::Drop);
         consensus.drop_human_ties = true;
         assert_eq!(probability(&consensus, &row([1, 1, 1, 1], Some(0.5))), None);
     }
 
     #[test]
-    fn one_scorer_a_share_and_sums() {
-        let one = judge(Preference::Scorer("hps".to_owned()), Ties::Drop);
+    fn one_scorer_a_fraction_of_votes_and_sums() {
+        let one = labeler(Preference::Scorer("hps".to_owned()), Ties::Drop);
         assert_eq!(probability(&one, &row([1, -1, 1, 1], None)), Some(0.0));
-        let share = judge(Preference::Vanilla, Ties::Drop);
-        assert_eq!(probability(&share, &row([1, -1, 1, 1], None)), Some(0.75));
-        assert_eq!(probability(&share, &row(TIE, None)), Some(0.5));
-        let sum = judge(Preference::ScoreSum, Ties::Second);
+        let fraction = labeler(Preference::Vanilla, Ties::Drop);
+        assert_eq!(probability(&fraction, &row([1, -1, 1, 1], None)), Some(0.75));
+        assert_eq!(probability(&fraction, &row(TIE, None)), Some(0.5));
+        let sum = labeler(Preference::ScoreSum, Ties::Second);
         let mut scored = row(TIE, None);
         scored.scores[3] = [Some(-100.0), Some(0.0)];
         assert_eq!(probability(&sum, &scored), Some(0.0));
-        let mut scaled = judge(Preference::NormalizedSum, Ties::Second);
+        let mut scaled = labeler(Preference::NormalizedSum, Ties::Second);
         scaled.factors[3] = 0.001;
         assert_eq!(probability(&scaled, &scored), Some(1.0));
         assert_eq!(probability(&sum, &row(TIE, None)), Some(0.0), "an equal sum is a tie");
     }
 
     #[test]
-    fn ties_are_counted_whoever_is_asked() {
+    fn ties_are_counted_under_every_preference() {
         let is_tie =
-            |preference, votes, human| judge(preference, Ties::Drop).is_tie(&row(votes, human));
+            |preference, votes, human| labeler(preference, Ties::Drop).is_tie(&row(votes, human));
         for preference in [Preference::Consensus, Preference::Vanilla] {
             assert!(is_tie(preference.clone(), TIE, None), "{preference}");
             assert!(!is_tie(preference, [1, 1, 1, -1], Some(0.5)));
@@ -496,18 +512,18 @@ mod tests {
     }
 
     #[test]
-    fn a_random_scorer_has_its_turn_by_seed_and_step() {
-        let random = judge(Preference::RandomScorer, Ties::Drop);
-        let judged = random.judge(&row([1, -1, -1, 1], None)).unwrap();
-        let by_scorer: Vec<f32> = (0..4).map(|scorer| judged.at(scorer).0).collect();
+    fn a_random_scorer_follows_from_seed_and_step() {
+        let random = labeler(Preference::RandomScorer, Ties::Drop);
+        let target = random.target(&row([1, -1, -1, 1], None)).unwrap();
+        let by_scorer: Vec<f32> = (0..4).map(|scorer| target.at(scorer).0).collect();
         assert_eq!(by_scorer, [1.0, 0.0, 0.0, 1.0]);
-        let turns: Vec<usize> = (1..=400).map(|step| scorer_of_step(5, step, 4)).collect();
-        assert_eq!(turns, (1..=400).map(|step| scorer_of_step(5, step, 4)).collect::<Vec<_>>());
+        let sampled: Vec<usize> = (1..=400).map(|step| scorer_of_step(5, step, 4)).collect();
+        assert_eq!(sampled, (1..=400).map(|step| scorer_of_step(5, step, 4)).collect::<Vec<_>>());
         for scorer in 0..4 {
-            let count = turns.iter().filter(|turn| **turn == scorer).count();
+            let count = sampled.iter().filter(|index| **index == scorer).count();
             assert!((60..=140).contains(&count), "scorer {scorer}: {count} of 400");
         }
-        assert_ne!(turns, (1..=400).map(|step| scorer_of_step(6, step, 4)).collect::<Vec<_>>());
+        assert_ne!(sampled, (1..=400).map(|step| scorer_of_step(6, step, 4)).collect::<Vec<_>>());
     }
 
     proptest::proptest! {
@@ -518,9 +534,9 @@ mod tests {
             let votes = votes.map(|first| if first { 1 } else { -1 });
             let swapped = votes.map(|vote: i8| -vote);
             for preference in [Preference::Consensus, Preference::Vanilla, Preference::ScoreSum] {
-                let judge = judge(preference, Ties::Half);
-                let here = probability(&judge, &row(votes, None)).unwrap();
-                let there = probability(&judge, &row(swapped, None)).unwrap();
+                let labeler = labeler(preference, Ties::Half);
+                let here = probability(&labeler, &row(votes, None)).unwrap();
+                let there = probability(&labeler, &row(swapped, None)).unwrap();
                 proptest::prop_assert_eq!(here, 1.0 - there);
             }
         }

@@ -1,10 +1,10 @@
-//! The probe: a few pairs that are looked at again and again, at the same timesteps and with the same
-//! noise, measured against the model that training began with. Batches differ and the reference
-//! moves, so that the loss of training is a noisy line that returns to ln 2 at every refresh; the
-//! probe's is smooth, and tells how far the model has come.
+//! The probe: a small fixed evaluation batch of held-out pairs, always with the same timesteps and the same
+//! noise, measured against the base model. Training batches differ and the reference model is updated, so
+//! the training loss is a noisy curve that returns to ln 2 after every update of the reference; the probe
+//! loss is smooth and shows the progress of training.
 //!
-//! Its pairs are held out of training ([`crate::prepared`]). Their latents, texts and the base model's errors are kept
-//! in `probe.safetensors`, so that a run that goes on looks at the very same.
+//! Its pairs are held out of training ([`crate::opened`]). Their latents, prompt embeddings and the base
+//! model's errors are kept in `probe.safetensors`, so that a resumed run measures the very same batch.
 
 use std::path::Path;
 
@@ -19,18 +19,20 @@ use tch::{Device, Kind, Tensor};
 use crate::data::Example;
 use crate::loss::{self, PairErrors};
 use crate::model::Networks;
-use crate::preference::Judgement;
+use crate::preference::PreferenceTarget;
 use crate::randomness::Choice;
 use crate::report::Values;
-use crate::statistics::Summary;
-use crate::step::{self, Inputs, MicroBatch, Preparation};
+use crate::statistics::{Summary, chosen_and_rejected};
+use crate::step::{Inputs, MicroBatch, MicroBatchBuilder};
 
-/// Timesteps of each pair, one in each quarter of the schedule.
+/// Timesteps per pair, one in each quarter of the noise schedule.
 const TIMESTEPS: u64 = 4;
 pub(crate) const TENSORS: &str = "probe.safetensors";
 pub(crate) const NAMES: &str = "probe.json";
 
-/// The probe's pairs, ready to be looked at.
+/// The probe's pairs as micro-batches, with the base model's errors.
+#[doc(alias = "held-out")]
+#[doc(alias = "evaluation batch")]
 #[derive(Debug)]
 pub struct Probe {
     batches: Vec<MicroBatch>,
@@ -47,37 +49,38 @@ struct Names {
     captions: Vec<String>,
 }
 
-/// What a look at the probe has found.
+/// One measurement of the probe.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ProbeReport {
     /// The mean loss against the base model.
     pub loss: f64,
-    /// The share of rows on which the model sides with the labels, ties one half.
+    /// Implicit accuracy: the fraction of rows where the sign of z agrees with the label; z = 0 counts one
+    /// half.
     pub accuracy: f64,
     /// z against the base model.
     pub logits: Summary,
-    /// The model's mean error on the better images and on the others.
+    /// The model's mean error on the chosen and on the rejected images.
     pub errors: [f64; 2],
     /// The base model's.
     pub base_errors: [f64; 2],
 }
 
 impl ProbeReport {
-    /// As metrics.
+    /// The report as metrics.
     pub fn values(&self) -> Values {
         vec![
             ("probe/loss", json!(self.loss)),
             ("probe/accuracy", json!(self.accuracy)),
             ("probe/z_mean", json!(self.logits.mean)),
-            ("probe/z_deviation", json!(self.logits.deviation)),
-            ("probe/error_better", json!(self.errors[0])),
-            ("probe/error_other", json!(self.errors[1])),
-            ("probe/base_error_better", json!(self.base_errors[0])),
-            ("probe/base_error_other", json!(self.base_errors[1])),
+            ("probe/z_std", json!(self.logits.std)),
+            ("probe/error_chosen", json!(self.errors[0])),
+            ("probe/error_rejected", json!(self.errors[1])),
+            ("probe/base_error_chosen", json!(self.base_errors[0])),
+            ("probe/base_error_rejected", json!(self.base_errors[1])),
         ]
     }
 
-    /// What the base model itself looks like.
+    /// The measurement of the base model itself: z is 0 everywhere.
     #[must_use]
     pub fn before(&self) -> Self {
         Self {
@@ -89,8 +92,7 @@ impl ProbeReport {
         }
     }
 
-    /// By what share of the base model's error the model's has risen, on the better images and on
-    /// the others.
+    /// The relative rise of the error over the base model's, on the chosen and on the rejected images.
     pub fn rises(&self) -> [f64; 2] {
         [0, 1].map(|side| match self.base_errors[side] {
             base if base > 0.0 => self.errors[side] / base - 1.0,
@@ -100,41 +102,31 @@ impl ProbeReport {
 }
 
 impl Probe {
-    /// Makes the probe of `examples` and writes it to the run's folder. `base` is the base model as
-    /// a reference, `scorers` how many vote, `rows` how many rows are computed at once.
+    /// Builds the probe from `examples` and measures `base`, the base model, on it. `rows` is the
+    /// micro-batch size.
     ///
     /// # Errors
-    /// Where an image cannot be encoded, or a file cannot be written.
-    pub fn make(
-        preparation: &Preparation<'_>,
+    /// If an image cannot be encoded.
+    pub fn build(
+        builder: &MicroBatchBuilder<'_>,
         networks: &Networks,
         base: &UNet,
-        examples: Vec<Example<Judgement>>,
-        scorers: usize,
+        examples: Vec<Example<PreferenceTarget>>,
         rows: u64,
-        run: &Path,
     ) -> Result<Self> {
         let captions: Vec<String> =
             examples.iter().map(|example| example.caption.clone()).collect();
-        // No caption is dropped: the probe asks what the model makes of captions.
-        let preparation = Preparation { caption_dropout: 0.0, ..*preparation };
-        let seed = preparation.seed;
+        let seed = builder.seed;
         let steps = u64::try_from(networks.schedule.alphas_cumprod().size1()?)?;
         let mut parts = Vec::with_capacity(examples.len());
-        for (pair, mut example) in (0u64..).zip(examples) {
-            if let Judgement::ByScorer { votes } = example.judgement {
-                // Whoever's turn it is.
-                let share = votes.count_ones() as f32 / scorers.max(1) as f32;
-                example.judgement = Judgement::Fixed { probability: share, weight: 1.0 };
-            }
+        for (pair, example) in (0u64..).zip(examples) {
             // On a CPU an image takes seconds.
             runkit::signals::check_at("probe")?;
-            let single = step::prepare(&preparation, networks, vec![example], 0)?;
-            parts.push(spread(&single, seed, pair, steps)?);
+            let single = builder.build(networks, vec![example], 0)?;
+            parts.push(at_timesteps(&single, seed, pair, steps)?);
         }
         let whole = MicroBatch::cat(&parts)?;
-        let names = Names { pair_ids: whole.pair_ids.clone(), captions: captions.clone() };
-        let batches = cut(&whole, rows)?;
+        let batches = micro_batches(&whole, rows)?;
         let base = batches
             .iter()
             .map(|batch| {
@@ -142,14 +134,13 @@ impl Probe {
                 errors_of(&networks.schedule, base, batch)
             })
             .collect::<Result<Vec<_>>>()?;
-        write(run, &whole, &base, &names)?;
         Ok(Self { batches, base, captions })
     }
 
-    /// The probe that an earlier run wrote; none where there is none.
+    /// Reads the probe that an earlier start of the run wrote, if there is one.
     ///
     /// # Errors
-    /// Where it is there and damaged.
+    /// If it is damaged.
     pub fn read(run: &Path, rows: u64, device: Device) -> Result<Option<Self>> {
         let (names, tensors) = (run.join(NAMES), run.join(TENSORS));
         if !names.exists() {
@@ -167,7 +158,7 @@ impl Probe {
         let weights = Weights::open(&tensors).with_context(context)?;
         let optional = |name: &str| -> Result<Option<Tensor>> {
             let tensor = weights.contains(name).then(|| weights.tensor(name)).transpose();
-            // A copy: the file may be removed while the run goes on.
+            // A copy, since the tensor is a view of the mapped file, which may be removed during the run.
             let copy = |tensor: Tensor| tensor.f_to_device(device)?.f_add_scalar(0);
             Ok(tensor.with_context(context)?.map(copy).transpose()?)
         };
@@ -175,7 +166,7 @@ impl Probe {
         let whole = MicroBatch::from_tensors(names.pair_ids, &optional).with_context(context)?;
         ensure!(usize::try_from(whole.len())? == count, "{}", context());
         let tensor = |name: &str| optional(name)?.with_context(context);
-        let batches = cut(&whole, rows)?;
+        let batches = micro_batches(&whole, rows)?;
         let (first, second) = (tensor("base_error_0")?, tensor("base_error_1")?);
         let mut start = 0;
         let base = batches
@@ -190,11 +181,11 @@ impl Probe {
         Ok(Some(Self { batches, base, captions: names.captions }))
     }
 
-    /// Looks at the model.
+    /// Measures the model: its loss and implicit accuracy against the base model.
     ///
     /// # Errors
-    /// Where there is not enough memory.
-    pub fn look(
+    /// If the device is out of memory.
+    pub fn measure(
         &self,
         model: &UNet,
         schedule: &TrainingSchedule,
@@ -223,7 +214,8 @@ impl Probe {
         let column = |index: i64| -> Result<Vec<f64>> { Ok(Vec::try_from(&all.f_get(index)?)?) };
         let mean = |numbers: &[f64]| numbers.iter().sum::<f64>() / numbers.len().max(1) as f64;
         let probability = column(3)?;
-        let sides = |first: &[f64], second: &[f64]| better_and_other(&probability, first, second);
+        let sides =
+            |first: &[f64], second: &[f64]| chosen_and_rejected(&probability, first, second);
         Ok(ProbeReport {
             loss: mean(&column(0)?),
             accuracy: mean(&column(1)?),
@@ -234,19 +226,7 @@ impl Probe {
     }
 }
 
-/// Means of the errors on the better images and on the others, each image as much as the labels say
-/// that it is the better one.
-pub(crate) fn better_and_other(probability: &[f64], first: &[f64], second: &[f64]) -> [f64; 2] {
-    let count = probability.len().max(1) as f64;
-    let mut sums = [0.0; 2];
-    for ((p, first), second) in probability.iter().zip(first).zip(second) {
-        sums[0] += p * first + (1.0 - p) * second;
-        sums[1] += (1.0 - p) * first + p * second;
-    }
-    sums.map(|sum| sum / count)
-}
-
-/// A network's errors on images 0 and images 1, without gradients.
+/// A network's errors on images 0 and on images 1, without gradients.
 fn errors_of(
     schedule: &TrainingSchedule,
     network: &UNet,
@@ -260,8 +240,8 @@ fn errors_of(
     })
 }
 
-/// A pair at each of its timesteps, each with noise of its own.
-fn spread(single: &MicroBatch, seed: u64, pair: u64, steps: u64) -> Result<MicroBatch> {
+/// One pair at each of its timesteps, each with its own noise.
+fn at_timesteps(single: &MicroBatch, seed: u64, pair: u64, steps: u64) -> Result<MicroBatch> {
     let device = single.noise_PCHW.device();
     let size = single.noise_PCHW.size();
     let mut noise = Vec::new();
@@ -269,9 +249,9 @@ fn spread(single: &MicroBatch, seed: u64, pair: u64, steps: u64) -> Result<Micro
     for index in 0..TIMESTEPS {
         let numbers = nn::rng::normal(Choice::Probe.number(seed, pair, index + 1), &size[1..])?;
         noise.push(numbers);
-        // A place in the quarter, the same for all of a pair's.
-        let place = Choice::Probe.below(seed, pair, steps.div_ceil(TIMESTEPS));
-        let timestep = (index * steps / TIMESTEPS + place).min(steps.saturating_sub(1));
+        // The offset in the quarter is the same for all timesteps of a pair.
+        let offset = Choice::Probe.below(seed, pair, steps.div_ceil(TIMESTEPS));
+        let timestep = (index * steps / TIMESTEPS + offset).min(steps.saturating_sub(1));
         timesteps.push(i64::try_from(timestep)?);
     }
     Ok(MicroBatch {
@@ -281,24 +261,33 @@ fn spread(single: &MicroBatch, seed: u64, pair: u64, steps: u64) -> Result<Micro
     })
 }
 
-/// A batch in parts of at most `rows` rows.
-fn cut(whole: &MicroBatch, rows: u64) -> Result<Vec<MicroBatch>> {
+/// Splits a batch into micro-batches of at most `rows` rows.
+fn micro_batches(whole: &MicroBatch, rows: u64) -> Result<Vec<MicroBatch>> {
     let rows = i64::try_from(rows)?.max(1);
     let starts = (0..whole.len()).step_by(usize::try_from(rows)?);
     starts.map(|start| whole.narrow(start, rows.min(whole.len() - start))).collect()
 }
 
-fn write(run: &Path, whole: &MicroBatch, base: &[[Tensor; 2]], names: &Names) -> Result<()> {
-    let errors =
-        |image: usize| Tensor::f_cat(&base.iter().map(|both| &both[image]).collect::<Vec<_>>(), 0);
-    let mut tensors = whole.to_tensors();
-    tensors.extend([("base_error_0", errors(0)?), ("base_error_1", errors(1)?)]);
-    let tensors: Vec<(String, Tensor)> =
-        tensors.into_iter().map(|(name, tensor)| (name.to_owned(), tensor)).collect();
-    write_safetensors(&run.join(TENSORS), &tensors)?;
-    // The names stand there when the tensors do.
-    runkit::files::write_json_atomic(run.join(NAMES), names)?;
-    Ok(())
+impl Probe {
+    /// Writes the probe to the run's folder.
+    ///
+    /// # Errors
+    /// If a file cannot be written.
+    pub fn write(&self, run: &Path) -> Result<()> {
+        let errors = |image: usize| {
+            Tensor::f_cat(&self.base.iter().map(|both| &both[image]).collect::<Vec<_>>(), 0)
+        };
+        let whole = MicroBatch::cat(&self.batches)?;
+        let mut tensors = whole.to_tensors();
+        tensors.extend([("base_error_0", errors(0)?), ("base_error_1", errors(1)?)]);
+        let tensors: Vec<(String, Tensor)> =
+            tensors.into_iter().map(|(name, tensor)| (name.to_owned(), tensor)).collect();
+        write_safetensors(&run.join(TENSORS), &tensors)?;
+        // Last: `probe.json` says that the tensors are complete.
+        let names = Names { pair_ids: whole.pair_ids.clone(), captions: self.captions.clone() };
+        runkit::files::write_json_atomic(run.join(NAMES), &names)?;
+        Ok(())
+    }
 }
 
 #[cfg(test)]
@@ -306,15 +295,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn sides_follow_the_labels() {
-        let [better, other] =
-            better_and_other(&[1.0, 0.0, 0.5], &[1.0, 2.0, 3.0], &[4.0, 5.0, 6.0]);
-        assert!((better - (1.0 + 5.0 + 4.5) / 3.0).abs() < 1e-12);
-        assert!((other - (4.0 + 2.0 + 4.5) / 3.0).abs() < 1e-12);
-    }
-
-    #[test]
-    fn a_rise_is_measured_in_parts_of_the_base_models_error() {
+    fn a_rise_is_relative_to_the_base_models_error() {
         let report = ProbeReport {
             loss: 0.0,
             accuracy: 0.0,
@@ -322,7 +303,7 @@ mod tests {
             errors: [0.3, 0.1],
             base_errors: [0.2, 0.0],
         };
-        let [better, other] = report.rises();
-        assert!((better - 0.5).abs() < 1e-12 && other == 0.0);
+        let [chosen, rejected] = report.rises();
+        assert!((chosen - 0.5).abs() < 1e-12 && rejected == 0.0);
     }
 }

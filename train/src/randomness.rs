@@ -103,7 +103,7 @@ mod tests {
             counts[usize::try_from(timestep / 100).unwrap()] += 1;
             dropped += u32::from(Choice::CaptionDropout.happens(1, position, 0.2));
         }
-        // Five standard deviations: 2000 ± 5·42, 4000 ± 5·57.
+        // Five standard stds: 2000 ± 5·42, 4000 ± 5·57.
         assert!(counts.iter().all(|count| count.abs_diff(2000) < 212), "{counts:?}");
         assert!(dropped.abs_diff(4000) < 283, "{dropped}");
         assert!(!Choice::CaptionDropout.happens(1, 0, 0.0));

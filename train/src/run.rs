@@ -19,8 +19,8 @@ use crate::export;
 use crate::folder::{self, CHECKPOINTS, LOCK};
 use crate::manifest::{Manifest, Origin};
 use crate::model::FileHashes;
+use crate::opened::OpenedRun;
 use crate::plan::Disk;
-use crate::prepared::Prepared;
 use crate::probe::ProbeReport;
 use crate::session::Session;
 
@@ -57,9 +57,9 @@ fn start(config: &Config, stop: &StopFlag) -> Result<End> {
     let run = config.out.as_path();
     // Before hours of planning and hashing as well as before the first file.
     folder::refuse_foreign(run)?;
-    let prepared = Prepared::new(config)?;
+    let opened = OpenedRun::new(config)?;
     let mut hashes = FileHashes::read(run);
-    let mut manifest = prepared.manifest(config, &mut hashes)?;
+    let mut manifest = opened.manifest(config, &mut hashes)?;
     manifest.from = origin(config)?;
     runkit::files::create_folder(run)?;
     let _lock = OutputLock::exclusive(run.join(LOCK))?;
@@ -79,7 +79,7 @@ fn start(config: &Config, stop: &StopFlag) -> Result<End> {
         tracing::info!(run = %run.display(), "already complete");
         return Ok(End::Done { pipeline: run.join(export::FOLDER), probe: None });
     }
-    announce(config, &prepared)?;
+    log_summary(config, &opened)?;
     let fingerprint = manifest.fingerprint()?;
     let own = checkpoint::latest(&run.join(CHECKPOINTS), &fingerprint)?;
     // An earlier start may have been killed before it did.
@@ -92,9 +92,9 @@ fn start(config: &Config, stop: &StopFlag) -> Result<End> {
         },
     };
     // The networks are loaded before anything is written: a wrong model leaves no trace.
-    let mut session = Session::start(config, &prepared, &manifest, &found, stop)?;
+    let mut session = Session::start(config, &opened, &manifest, &found, stop)?;
     hashes.write(run)?;
-    session.train(&prepared, stop)
+    session.train(&opened, stop)
 }
 
 /// What a start begins with.
@@ -183,24 +183,24 @@ fn is_finished(config: &Config, manifest: &mut Manifest) -> Result<bool> {
 }
 
 /// Says what matters most before it is too late.
-fn announce(config: &Config, prepared: &Prepared) -> Result<()> {
-    let counts = prepared.counts();
+fn log_summary(config: &Config, opened: &OpenedRun) -> Result<()> {
+    let counts = opened.counts();
     tracing::info!(
         "{} of {} pairs: {} failed, {} left out as ties or without a preference, {} held out for the probe",
         counts.selected,
         counts.rows,
         counts.failed,
-        counts.left_out,
+        counts.dropped,
         counts.held_out
     );
-    if let Some(shortage) = prepared.probe_shortage(config) {
+    if let Some(shortage) = opened.probe_shortage(config) {
         tracing::warn!("{shortage}");
     }
     if counts.skipped > 0 {
         tracing::info!("{} of them are skipped: they have no weight", counts.skipped);
     }
-    if prepared.ties.ties > 0 {
-        tracing::info!("ties: {}", prepared.ties_in_words(config));
+    if opened.ties.ties > 0 {
+        tracing::info!("ties: {}", opened.ties_in_words(config));
     }
     let rate = config.settings.lr.unwrap_or_default();
     let scaled = match config.settings.scale_lr {
@@ -211,7 +211,7 @@ fn announce(config: &Config, prepared: &Prepared) -> Result<()> {
     if let Some(warning) = config.short_of_warm_up() {
         tracing::warn!("{warning}");
     }
-    let disk = Disk::of(config, &prepared.base)?;
+    let disk = Disk::of(config, &opened.base)?;
     if disk.all > disk.free {
         tracing::warn!(
             "the disk of {} may become full: the run takes {disk}; hint: a smaller --keep",

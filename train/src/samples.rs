@@ -1,7 +1,7 @@
-//! Sample images of fixed prompts, so that one sees what training does.
+//! Sample images of fixed prompts, which show what training does.
 //!
-//! `samples/step-000500/00.png`: the prompts in order, each with a seed of its own that never
-//! changes. Prompt and seed are in the image, as text.
+//! `samples/step-000500/00.png`: the prompts in order; each has its own seed, which never changes.
+//! The PNG holds prompt and seed as text.
 
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
@@ -18,42 +18,41 @@ use crate::model::{BaseModel, Networks};
 
 /// The folder of a run's samples.
 pub const FOLDER: &str = "samples";
-/// Captions that are drawn where no prompts were given.
+/// The number of captions that serve as prompts if no file of prompts is given.
 const CAPTIONS: usize = 4;
-/// Images of a set: more would take longer than they tell.
+/// The largest number of prompts: more images would cost more time than they are worth.
 const MOST: usize = 64;
 
-/// Lists in which a prompt is not a line.
+/// Extensions of files whose lines are not prompts.
 const TABLES: [&str; 6] = ["tsv", "csv", "json", "jsonl", "ndjson", "parquet"];
 
-/// An image, and the file that was made of it.
+/// A generated image, and the file made from it.
 #[derive(Debug)]
-pub struct Drawn {
+pub struct SampleImage {
     /// Its pixels.
     pub image: Image,
-    /// The PNG with its texts.
+    /// The PNG, with prompt and seed as text.
     pub png: Vec<u8>,
 }
 
-/// What is drawn, and how.
+/// Generates the sample images of a run.
 #[derive(Debug)]
 pub struct Sampler {
     /// The prompts.
     pub prompts: Vec<String>,
-    /// How.
+    /// How often and how.
     settings: Samples,
-    /// The solver.
+    /// The sampler: how denoising steps are taken.
     kind: SamplerKind,
-    /// Whether training computes activations again.
+    /// Whether training uses gradient checkpointing.
     grad_checkpointing: bool,
 }
 
 impl Sampler {
-    /// Reads the prompts; `captions` are taken where no file was named. None where no samples are
-    /// to be drawn.
+    /// Reads the prompts; `captions` serve if no file is named. `None` if the run generates no samples.
     ///
     /// # Errors
-    /// Where the file cannot be read or holds no prompt or too many.
+    /// If the file cannot be read, or holds no prompt or too many.
     pub fn new(config: &Config, captions: &[String], base: &BaseModel) -> Result<Option<Self>> {
         let settings = &config.samples;
         if settings.every == 0 {
@@ -61,7 +60,7 @@ impl Sampler {
         }
         let kind = base.schedule.sampler_kind().unwrap_or(SamplerKind::Ddim);
         nn::schedule::Sampler::new(&base.schedule, kind, settings.steps)
-            .context("sample images cannot be drawn; hint: --sample-every 0 draws none")?;
+            .context("cannot generate sample images; hint: --sample-every 0 generates none")?;
         let prompts = match &settings.prompts {
             None => {
                 let mut distinct: Vec<String> = Vec::new();
@@ -90,42 +89,41 @@ impl Sampler {
         step.is_multiple_of(self.settings.every)
     }
 
-    /// Whether the images of a step are there.
-    pub fn is_drawn(&self, run: &Path, step: u64) -> bool {
+    /// Whether all images of a step exist.
+    pub fn exists(&self, run: &Path, step: u64) -> bool {
         (0..self.prompts.len()).all(|index| path(run, step, index).is_file())
     }
 
-    /// Draws and writes the images of a step, and returns them with their PNG; none where it was
-    /// stopped.
+    /// Generates and writes the images of a step. `None` after a stop signal.
     ///
     /// # Errors
-    /// Where there is not enough memory, or a file cannot be written.
-    pub fn draw(
+    /// If the device is out of memory or a file cannot be written.
+    pub fn generate(
         &self,
         base: &BaseModel,
         networks: &mut Networks,
         run: &Path,
         step: u64,
         stop: &StopFlag,
-    ) -> Result<Option<Vec<Drawn>>> {
-        // Nothing is kept for gradients here.
+    ) -> Result<Option<Vec<SampleImage>>> {
+        // Inference keeps no activations, so there is nothing to recompute.
         networks.pipeline.unet.set_gradient_checkpointing(false);
-        let drawn = self.draw_all(base, networks, stop);
+        let images = self.generate_all(base, networks, stop);
         networks.pipeline.unet.set_gradient_checkpointing(self.grad_checkpointing);
-        let Some(images) = drawn? else { return Ok(None) };
+        let Some(images) = images? else { return Ok(None) };
         runkit::files::create_folder(folder(run, step))?;
         let mut written = Vec::with_capacity(images.len());
         for (index, (image, prompt)) in images.into_iter().zip(&self.prompts).enumerate() {
             let bytes = self.encode(&image, prompt, index, step)?;
             let path = path(run, step, index);
             runkit::files::write_atomic(path, |file| file.write_all(&bytes))?;
-            written.push(Drawn { image, png: bytes });
+            written.push(SampleImage { image, png: bytes });
         }
         Ok(Some(written))
     }
 
-    /// One by one, so that memory does not grow beyond that of training.
-    fn draw_all(
+    /// Generates one image at a time, so that memory does not grow beyond that of training.
+    fn generate_all(
         &self,
         base: &BaseModel,
         networks: &Networks,
@@ -156,7 +154,7 @@ impl Sampler {
                 None => ControlFlow::Continue(()),
             };
             match pipeline.sample(&request, &mut progress)? {
-                Some(drawn) => images.extend(drawn),
+                Some(generated) => images.extend(generated),
                 None => return Ok(None),
             }
         }
@@ -169,7 +167,7 @@ impl Sampler {
         let mut encoder = png::Encoder::new(&mut bytes, side(image.width)?, side(image.height)?);
         encoder.set_color(png::ColorType::Rgb);
         encoder.set_depth(png::BitDepth::Eight);
-        // iTXt is UTF-8, which tEXt is not.
+        // iTXt is UTF-8; tEXt is Latin-1.
         encoder.add_itxt_chunk("prompt".to_owned(), prompt.to_owned())?;
         let facts = [
             ("seed", seed.to_string()),
@@ -194,13 +192,13 @@ fn path(run: &Path, step: u64, index: usize) -> PathBuf {
     folder(run, step).join(format!("{index:02}.png"))
 }
 
-/// Whether a file of a set is one of its images.
+/// Whether a file name is that of a sample image.
 pub(crate) fn is_image(name: &str) -> bool {
     let digits = name.strip_suffix(".png").unwrap_or_default();
     digits.len() >= 2 && digits.bytes().all(|byte| byte.is_ascii_digit())
 }
 
-/// The prompts of a text file, a line each.
+/// Reads the prompts of a text file, one per line.
 fn prompts(path: &Path) -> Result<Vec<String>> {
     let extension = path.extension().unwrap_or_default().to_string_lossy().to_lowercase();
     ensure!(
@@ -227,8 +225,8 @@ fn prompts(path: &Path) -> Result<Vec<String>> {
     }
     ensure!(
         (1..=MOST).contains(&prompts.len()),
-        "{}: expected 1 to {MOST} prompts, a line each, found {}; hint: without --sample-prompts \
-         captions of the pairs are drawn",
+        "{}: expected 1 to {MOST} prompts, one per line, found {}; hint: without --sample-prompts \
+         the captions of the probe are the prompts",
         path.display(),
         prompts.len()
     );

@@ -17,14 +17,14 @@ use crate::folder::{self, CHECKPOINTS};
 use crate::loss_scale::{LossScale, LossScaling};
 use crate::manifest::{self, Manifest};
 use crate::model::{BaseModel, Networks, Start};
+use crate::opened::{OpenedRun, stream_options};
 use crate::preference::Preference;
-use crate::prepared::{Prepared, stream_options};
 use crate::probe::{Probe, ProbeReport};
 use crate::randomness::Choice;
 use crate::report::{StepReport, Values};
 use crate::run::{End, Found};
 use crate::samples::Sampler;
-use crate::step::Preparation;
+use crate::step::MicroBatchBuilder;
 use crate::trainer::{self, Position, StepEnd, Trainer};
 use crate::{advice, export, samples};
 
@@ -60,12 +60,12 @@ impl<'run> Session<'run> {
     /// Loads the networks, then opens the files of the run: a wrong model leaves no trace.
     pub(crate) fn start(
         config: &'run Config,
-        prepared: &'run Prepared,
+        opened: &'run OpenedRun,
         manifest: &'run Manifest,
         found: &Found,
         stop: &StopFlag,
     ) -> Result<Self> {
-        let base = &prepared.base;
+        let base = &opened.base;
         let run = config.out.as_path();
         let checkpoint = found.checkpoint();
         let start = checkpoint.map_or(Start::Base, |found| Start::Checkpoint(&found.folder));
@@ -93,7 +93,7 @@ impl<'run> Session<'run> {
             _ => None,
         };
         let options = stream_options(config, base, position.pairs);
-        let stream = Stream::start(Arc::clone(&prepared.dataset), options)?;
+        let stream = Stream::start(Arc::clone(&opened.dataset), options)?;
         folder::clean(run)?;
         runkit::files::write_json_atomic(run.join(manifest::FILE), manifest)?;
         let settings = config.settings.with_absolute_paths();
@@ -101,7 +101,7 @@ impl<'run> Session<'run> {
         runkit::files::write_atomic(run.join(config::FILE), |file| {
             file.write_all(text.as_bytes())
         })?;
-        let probe = probe(config, prepared, &networks, checkpoint.is_none())?;
+        let probe = probe(config, opened, &networks, checkpoint.is_none())?;
         let captions = match &probe {
             Some(probe) => probe.captions.clone(),
             None => Vec::new(),
@@ -109,7 +109,7 @@ impl<'run> Session<'run> {
         let sampler = Sampler::new(config, &captions, base)?;
         let is_first = !matches!(found, Found::Own(_));
         let metrics = Metrics::open(run, (!is_first).then_some(position.step))?;
-        let scorers = prepared.scorers.len();
+        let scorers = opened.scorers.len();
         let trainer = Trainer::new(config, base, networks, optimizer, stream, scorers, position)?;
         Ok(Self {
             config,
@@ -129,8 +129,8 @@ impl<'run> Session<'run> {
     }
 
     /// Trains to the end; an error that leaves the weights whole saves them first.
-    pub(crate) fn train(&mut self, prepared: &Prepared, stop: &StopFlag) -> Result<End> {
-        let end = self.steps(prepared, stop);
+    pub(crate) fn train(&mut self, opened: &OpenedRun, stop: &StopFlag) -> Result<End> {
+        let end = self.steps(opened, stop);
         match end {
             Err(error) if Stopped::behind(error.as_ref()).is_some() => self.stopped(stop),
             Err(error) => Err(self.keep_steps(error)),
@@ -138,18 +138,18 @@ impl<'run> Session<'run> {
         }
     }
 
-    fn steps(&mut self, prepared: &Prepared, stop: &StopFlag) -> Result<End> {
+    fn steps(&mut self, opened: &OpenedRun, stop: &StopFlag) -> Result<End> {
         let config = self.config;
-        let base = &prepared.base;
+        let base = &opened.base;
         let first = self.trainer.position();
         if self.is_first {
-            if let Some(report) = self.look()? {
+            if let Some(report) = self.measure_probe()? {
                 self.metrics.write(first.step, &report.values())?;
             }
-            if !self.draw(base, stop)? {
+            if !self.generate_samples(base, stop)? {
                 return self.stopped(stop);
             }
-        } else if self.samples_are_missing() && !self.draw(base, stop)? {
+        } else if self.samples_are_missing() && !self.generate_samples(base, stop)? {
             return self.stopped(stop);
         }
         let pairs = first.pairs + (config.steps - first.step) * config.batch_size;
@@ -160,14 +160,14 @@ impl<'run> Session<'run> {
                 StepEnd::Done(report) => report,
                 StepEnd::Stopped(_) => return self.stopped(stop),
             };
-            self.write(&report, prepared)?;
+            self.write(&report, opened)?;
             progress.message(format!(
                 "step {} of {}, loss {:.4}, accuracy {:.3}, lr {:.3e}",
                 report.step, config.steps, report.loss, report.accuracy, report.learning_rate
             ));
             progress.add(config.batch_size);
             let last = report.step == config.steps;
-            if self.samples_are_due() && !self.draw(base, stop)? {
+            if self.samples_are_due() && !self.generate_samples(base, stop)? {
                 return self.stopped(stop);
             }
             let time_is_up =
@@ -181,37 +181,37 @@ impl<'run> Session<'run> {
     }
 
     /// A look at the probe, if there is one.
-    fn look(&self) -> Result<Option<ProbeReport>> {
+    fn measure_probe(&self) -> Result<Option<ProbeReport>> {
         let networks = self.trainer.networks();
-        let look = |probe: &Probe| {
-            probe.look(&networks.pipeline.unet, &networks.schedule, self.config.beta)
+        let measure = |probe: &Probe| {
+            probe.measure(&networks.pipeline.unet, &networks.schedule, self.config.beta)
         };
-        self.probe.as_ref().map(look).transpose()
+        self.probe.as_ref().map(measure).transpose()
     }
 
     /// Writes the line of a step.
-    fn write(&mut self, report: &StepReport, prepared: &Prepared) -> Result<()> {
+    fn write(&mut self, report: &StepReport, opened: &OpenedRun) -> Result<()> {
         let mut values = report.values();
         if self.config.preference == Preference::RandomScorer {
-            let scorer = prepared.scorers.get(report.scorer);
+            let scorer = opened.scorers.get(report.scorer);
             values.push(("scorer", json!(scorer)));
         }
         // The step is done: where the look fails its line is written all the same.
-        let look = match self.config.looks_after(report.step) {
-            true => self.look(),
+        let measured = match self.config.measures_after(report.step) {
+            true => self.measure_probe(),
             false => Ok(None),
         };
-        if let Ok(Some(probe)) = &look {
+        if let Ok(Some(probe)) = &measured {
             values.extend(probe.values());
-            let [better, other] = probe.rises();
-            if better > ALARMING_RISE && other > ALARMING_RISE {
+            let [chosen, rejected] = probe.rises();
+            if chosen > ALARMING_RISE && rejected > ALARMING_RISE {
                 tracing::warn!(
-                    "step {}: the errors on the better images and on the others have both risen, by \
-                     {:.0} % and {:.0} %: the model gets worse at generating; hint: another run with a \
-                     lower --lr or a higher --beta, from the checkpoint before (--from)",
+                    "step {}: the errors on the chosen and on the rejected images have both risen, by \
+                     {:.0} % and {:.0} %: the model gets worse at denoising; hint: start another run \
+                     from the checkpoint before (--from) with a lower --lr or a higher --beta",
                     report.step,
-                    100.0 * better,
-                    100.0 * other
+                    100.0 * chosen,
+                    100.0 * rejected
                 );
                 values.push(("alarm", json!(1)));
             }
@@ -223,7 +223,7 @@ impl<'run> Session<'run> {
             self.unwritten = Some(values);
             return Err(error.into());
         }
-        look.map(|_| ())
+        measured.map(|_| ())
     }
 
     fn samples_are_due(&self) -> bool {
@@ -235,23 +235,23 @@ impl<'run> Session<'run> {
     /// Whether an earlier start was stopped while it generated those of its last step.
     fn samples_are_missing(&self) -> bool {
         let step = self.trainer.position().step;
-        let missing = |sampler: &Sampler| !sampler.is_drawn(self.run, step);
+        let missing = |sampler: &Sampler| !sampler.exists(self.run, step);
         self.samples_are_due() && self.sampler.as_ref().is_some_and(missing)
     }
 
     /// Generates sample images where there are any to generate; false where it was stopped.
-    fn draw(&mut self, base: &BaseModel, stop: &StopFlag) -> Result<bool> {
+    fn generate_samples(&mut self, base: &BaseModel, stop: &StopFlag) -> Result<bool> {
         let Some(sampler) = &self.sampler else { return Ok(true) };
         let step = self.trainer.position().step;
         let networks = self.trainer.networks_mut();
-        let drawn = sampler.draw(base, networks, self.run, step, stop);
-        let drawn = drawn.with_context(|| format!("sample images of step {step}"))?;
-        let Some(images) = drawn else { return Ok(false) };
-        for (index, drawn) in images.iter().enumerate() {
-            let image = &drawn.image;
+        let generated = sampler.generate(base, networks, self.run, step, stop);
+        let generated = generated.with_context(|| format!("sample images of step {step}"))?;
+        let Some(images) = generated else { return Ok(false) };
+        for (index, sample) in images.iter().enumerate() {
+            let image = &sample.image;
             let size = (u32::try_from(image.width)?, u32::try_from(image.height)?);
             let name = format!("{}/{index:02}", samples::FOLDER);
-            self.metrics.image(step, &name, size, &drawn.png)?;
+            self.metrics.image(step, &name, size, &sample.png)?;
         }
         Ok(true)
     }
@@ -307,7 +307,7 @@ impl<'run> Session<'run> {
     }
 
     fn finish(&mut self, base: &BaseModel) -> Result<End> {
-        let report = self.look()?;
+        let report = self.measure_probe()?;
         self.metrics.sync()?;
         let manifest = Manifest {
             steps: self.config.steps,
@@ -350,18 +350,18 @@ fn changes(state: &State, manifest: &Manifest) -> Option<Value> {
 /// base model still, it serves as such.
 fn probe(
     config: &Config,
-    prepared: &Prepared,
+    opened: &OpenedRun,
     networks: &Networks,
     reference_is_base: bool,
 ) -> Result<Option<Probe>> {
-    if prepared.probe.is_empty() {
+    if opened.probe.is_empty() {
         return Ok(None);
     }
     let (run, rows, device) = (config.out.as_path(), config.micro_batch, config.device);
     if let Some(probe) = Probe::read(run, rows, device)? {
         return Ok(Some(probe));
     }
-    let base = &prepared.base;
+    let base = &opened.base;
     let seed = Choice::Probe.number(config.seed, 0, 0);
     let options = StreamOptions {
         seed,
@@ -372,12 +372,13 @@ fn probe(
         threads: 1,
         memory: PROBE_MEMORY,
     };
-    let mut stream = Stream::start(Arc::clone(&prepared.probe), options)?;
+    let mut stream = Stream::start(Arc::clone(&opened.probe), options)?;
+    let scorers = opened.scorers.len();
     let mut examples = Vec::new();
-    for _ in 0..prepared.probe.len() {
+    for _ in 0..opened.probe.len() {
         let example = stream.next()?;
         if !matches!(example.content, Content::Skipped) {
-            examples.push(example.map(|label| label.judgement));
+            examples.push(example.map(|label| label.target.mean(scorers)));
         }
     }
     if examples.is_empty() {
@@ -388,7 +389,9 @@ fn probe(
         false => Some(Networks::load_base_reference(base, config.device, config.precision)?),
     };
     let reference = loaded.as_ref().unwrap_or(&networks.reference);
-    let preparation = Preparation { base, seed, caption_dropout: 0.0 };
-    let scorers = prepared.scorers.len();
-    Probe::make(&preparation, networks, reference, examples, scorers, rows, run).map(Some)
+    // No caption is dropped: the probe measures what the model makes of captions.
+    let builder = MicroBatchBuilder { base, seed, caption_dropout: 0.0 };
+    let probe = Probe::build(&builder, networks, reference, examples, rows)?;
+    probe.write(run)?;
+    Ok(Some(probe))
 }

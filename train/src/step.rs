@@ -1,11 +1,12 @@
-//! One micro-batch: from examples to latents, noise and texts, through both networks, to a loss.
+//! One micro-batch: examples become latents, noise and prompt embeddings; model and reference model
+//! predict; the losses and their gradients follow.
 //!
 //! Both images of a pair get the same noise and the same timestep; the noise of the autoencoder's
-//! posterior is drawn for each image. Everything drawn is a function of the seed and the position of
-//! the pair in the run ([`crate::randomness`]), so that neither the micro-batch nor a stop changes it.
+//! posterior is sampled per image. Everything random is a function of the seed and the position of
+//! the pair in the run ([`crate::randomness`]), so neither the micro-batch size nor a stop changes it.
 //!
-//! Dimensions are named as in [`crate::micro_batch`]. A batch of `2P` has the images 0 of all pairs, then the
-//! images 1.
+//! Dimensions are named as in [`crate::micro_batch`]. A batch of `2P` holds the images 0 of all pairs, then
+//! the images 1.
 
 use std::collections::HashMap;
 
@@ -23,21 +24,22 @@ use crate::data::{Content, Example};
 use crate::loss::{self, PairErrors};
 pub use crate::micro_batch::MicroBatch;
 use crate::model::{BaseModel, Networks};
-use crate::preference::Judgement;
+use crate::preference::PreferenceTarget;
 use crate::randomness::Choice;
 
-/// What makes a micro-batch of examples.
+/// Builds micro-batches from examples.
+#[doc(alias = "collate")]
 #[derive(Debug, Clone, Copy)]
-pub struct Preparation<'run> {
+pub struct MicroBatchBuilder<'run> {
     /// The model's configuration and tokenizers.
     pub base: &'run BaseModel,
     /// The seed of the run.
     pub seed: u64,
-    /// Share of captions that are dropped.
+    /// The fraction of captions that are replaced by the empty one.
     pub caption_dropout: f64,
 }
 
-/// What both networks make of a micro-batch.
+/// What model and reference model predict for a micro-batch.
 #[derive(Debug)]
 pub struct Predictions {
     /// The model's, `[2P, C, H, W]`, which may record gradients.
@@ -52,69 +54,152 @@ pub struct Predictions {
     pub losses_P: Tensor,
 }
 
-/// Makes a micro-batch for an optimizer step whose random scorer is `scorer`.
-///
-/// # Errors
-/// Where an image cannot be encoded, which names the pairs, or there is not enough memory.
-pub fn prepare(
-    preparation: &Preparation<'_>,
-    networks: &Networks,
-    examples: Vec<Example<Judgement>>,
-    scorer: usize,
-) -> Result<MicroBatch> {
-    let Preparation { base, seed, caption_dropout } = *preparation;
-    let device = networks.pipeline.device();
-    let positions: Vec<u64> = examples.iter().map(|example| example.position).collect();
-    let pair_ids: Vec<String> = examples.iter().map(|example| example.pair_id.clone()).collect();
-    let (probability, weight): (Vec<f32>, Vec<f32>) =
-        examples.iter().map(|example| example.judgement.at(scorer)).unzip();
-    let dropped: Vec<bool> = positions
-        .iter()
-        .map(|position| Choice::CaptionDropout.happens(seed, *position, caption_dropout))
-        .collect();
-    let mut captions = Vec::with_capacity(examples.len());
-    let mut contents = Vec::with_capacity(examples.len());
-    for (example, dropped) in examples.into_iter().zip(&dropped) {
-        captions.push((!dropped).then_some(example.caption));
-        contents.push(example.content);
-    }
-    let naming = || format!("pairs {}", shown(&pair_ids));
-    let (latents_PCHW, text) =
-        encode(base, networks, seed, &positions, contents, &captions).with_context(naming)?;
-    let size = base.latent_size;
-    for latents_PCHW in &latents_PCHW {
-        let (expected, found) = (&size[..], latents_PCHW.size());
-        ensure!(
-            found.get(1..) == Some(expected),
-            "pairs {}: expected latents {expected:?}, found {found:?}; hint: the cache was made at \
+impl MicroBatchBuilder<'_> {
+    /// Builds a micro-batch for an optimizer step whose random scorer is `scorer`.
+    ///
+    /// # Errors
+    /// If an image cannot be encoded; the error names the pairs.
+    pub fn build(
+        &self,
+        networks: &Networks,
+        examples: Vec<Example<PreferenceTarget>>,
+        scorer: usize,
+    ) -> Result<MicroBatch> {
+        let Self { base, seed, caption_dropout } = *self;
+        let device = networks.pipeline.device();
+        let positions: Vec<u64> = examples.iter().map(|example| example.position).collect();
+        let pair_ids: Vec<String> =
+            examples.iter().map(|example| example.pair_id.clone()).collect();
+        let (probability, weight): (Vec<f32>, Vec<f32>) =
+            examples.iter().map(|example| example.label.at(scorer)).unzip();
+        let dropped: Vec<bool> = positions
+            .iter()
+            .map(|position| Choice::CaptionDropout.happens(seed, *position, caption_dropout))
+            .collect();
+        let mut captions = Vec::with_capacity(examples.len());
+        let mut contents = Vec::with_capacity(examples.len());
+        for (example, dropped) in examples.into_iter().zip(&dropped) {
+            captions.push((!dropped).then_some(example.caption));
+            contents.push(example.content);
+        }
+        let naming = || format!("pairs {}", shown(&pair_ids));
+        let (latents_PCHW, text) =
+            self.encode(networks, &positions, contents, &captions).with_context(naming)?;
+        let size = base.latent_size;
+        for latents_PCHW in &latents_PCHW {
+            let (expected, found) = (&size[..], latents_PCHW.size());
+            ensure!(
+                found.get(1..) == Some(expected),
+                "pairs {}: expected latents {expected:?}, found {found:?}; hint: the cache was made at \
              another resolution",
-            shown(&pair_ids)
-        );
-    }
-    let noise_PCHW = normal(seed, Choice::Noise, &positions, 0, size, device)?;
-    let count = networks.schedule.alphas_cumprod().size1()?;
-    let timesteps: Vec<i64> = positions
-        .iter()
-        .map(|position| {
-            let below = Choice::Timestep.below(seed, *position, u64::try_from(count).unwrap_or(0));
-            i64::try_from(below).unwrap_or(0)
+                shown(&pair_ids)
+            );
+        }
+        let noise_PCHW = self.standard_normal(Choice::Noise, &positions, 0, device)?;
+        let count = networks.schedule.alphas_cumprod().size1()?;
+        let timesteps: Vec<i64> = positions
+            .iter()
+            .map(|position| {
+                let below =
+                    Choice::Timestep.below(seed, *position, u64::try_from(count).unwrap_or(0));
+                i64::try_from(below).unwrap_or(0)
+            })
+            .collect();
+        let to_device = |numbers: &[f32]| upload(&Tensor::f_from_slice(numbers)?, device);
+        Ok(MicroBatch {
+            time_ids_P6: time_ids(networks, base.resolution, pair_ids.len())?,
+            pair_ids,
+            latents_PCHW,
+            noise_PCHW,
+            timesteps_P: upload(&Tensor::f_from_slice(&timesteps)?, device)?,
+            text,
+            probability_P: to_device(&probability)?,
+            weight_P: to_device(&weight)?,
+            weight: weight.iter().map(|weight| f64::from(*weight)).sum(),
         })
-        .collect();
-    let to_device = |numbers: &[f32]| upload(&Tensor::f_from_slice(numbers)?, device);
-    Ok(MicroBatch {
-        time_ids_P6: time_ids(networks, base.resolution, pair_ids.len())?,
-        pair_ids,
-        latents_PCHW,
-        noise_PCHW,
-        timesteps_P: upload(&Tensor::f_from_slice(&timesteps)?, device)?,
-        text,
-        probability_P: to_device(&probability)?,
-        weight_P: to_device(&weight)?,
-        weight: weight.iter().map(|weight| f64::from(*weight)).sum(),
-    })
+    }
+
+    /// The latents of both images, and the prompt embeddings.
+    fn encode(
+        &self,
+        networks: &Networks,
+        positions: &[u64],
+        contents: Vec<Content>,
+        captions: &[Option<String>],
+    ) -> Result<([Tensor; 2], TextConditions)> {
+        let base = self.base;
+        let device = networks.pipeline.device();
+        let resolution = base.resolution;
+        let mut pixels: [Vec<Tensor>; 2] = [Vec::new(), Vec::new()];
+        let mut means: [Vec<Tensor>; 2] = [Vec::new(), Vec::new()];
+        let mut stds: [Vec<Tensor>; 2] = [Vec::new(), Vec::new()];
+        let mut texts = Vec::new();
+        for content in contents {
+            match content {
+                Content::Pixels(images) => {
+                    for (pixels, image) in pixels.iter_mut().zip(images) {
+                        let image = Tensor::f_from_slice(&image)?;
+                        pixels.push(image.f_view([1, 3, resolution, resolution])?);
+                    }
+                }
+                Content::Latents { mean, std, text } => {
+                    for (all, one) in means.iter_mut().zip(mean) {
+                        all.push(one.f_unsqueeze(0)?);
+                    }
+                    for (all, one) in stds.iter_mut().zip(std) {
+                        all.push(one.f_unsqueeze(0)?);
+                    }
+                    texts.push(text);
+                }
+                Content::Skipped => bail!("a pair that is skipped cannot be encoded"),
+            }
+        }
+        let (mean_2PCHW, std_2PCHW) = if means[0].is_empty() {
+            let all: Vec<Tensor> = pixels.into_iter().flatten().collect();
+            let posterior = networks.pipeline.encoders.vae.encode(&Tensor::f_cat(&all, 0)?)?;
+            let std_2PCHW = posterior.standard_deviation()?;
+            (posterior.mean_BCHW, std_2PCHW)
+        } else {
+            let gathered = |parts: [Vec<Tensor>; 2]| {
+                let all: Vec<Tensor> = parts.into_iter().flatten().collect();
+                upload(&Tensor::f_cat(&all, 0)?, device)?.f_to_kind(Kind::Float)
+            };
+            (gathered(means)?, gathered(stds)?)
+        };
+        let noise = |image: u64| self.standard_normal(Choice::Posterior, positions, image, device);
+        let noise_2PCHW = Tensor::f_cat(&[noise(0)?, noise(1)?], 0)?;
+        let config = networks.pipeline.encoders.vae.config();
+        let latents_2PCHW = mean_2PCHW
+            .f_add(&std_2PCHW.f_mul(&noise_2PCHW)?)?
+            .f_mul_scalar(config.scaling_factor)?;
+        let pairs = i64::try_from(positions.len())?;
+        let latents_PCHW =
+            [latents_2PCHW.f_narrow(0, 0, pairs)?, latents_2PCHW.f_narrow(0, pairs, pairs)?];
+        let text = if texts.is_empty() {
+            encode_captions(base, &networks.pipeline, &networks.empty, captions)?
+        } else {
+            cached_captions(&networks.empty, &texts, captions)?
+        };
+        Ok((latents_PCHW, text))
+    }
+
+    /// Standard normal noise of each position, `[P, C, H, W]`.
+    fn standard_normal(
+        &self,
+        choice: Choice,
+        positions: &[u64],
+        index: u64,
+        device: Device,
+    ) -> Result<Tensor> {
+        let generate = |position: &u64| {
+            rng::normal(choice.number(self.seed, *position, index), &self.base.latent_size)
+        };
+        let rows = positions.iter().map(generate).collect::<Result<Vec<_>, _>>()?;
+        Ok(upload(&Tensor::f_stack(&rows, 0)?, device)?)
+    }
 }
 
-/// What both networks of a micro-batch are given, and what they are to predict.
+/// The inputs of both networks for a micro-batch, and the target of their predictions.
 #[derive(Debug)]
 pub struct Inputs {
     noisy_2PCHW: Tensor,
@@ -125,10 +210,10 @@ pub struct Inputs {
 }
 
 impl Inputs {
-    /// Adds noise, and doubles what the images of a pair share.
+    /// Adds noise to the latents, and repeats what the images of a pair have in common.
     ///
     /// # Errors
-    /// Where a shape does not fit, or there is not enough memory.
+    /// If a shape does not fit.
     pub fn of(schedule: &TrainingSchedule, batch: &MicroBatch) -> Result<Self, NetworkError> {
         let twice = |tensor: &Tensor| Tensor::f_cat(&[tensor, tensor], 0);
         let [first_PCHW, second_PCHW] = &batch.latents_PCHW;
@@ -153,10 +238,10 @@ impl Inputs {
         Ok(Self { noisy_2PCHW, timesteps_2P, text_2PLD, added, target_2PCHW })
     }
 
-    /// What a network predicts, `[2P, C, H, W]`, and its errors, `[2P]`.
+    /// A network's predictions, `[2P, C, H, W]`, and their mean squared errors, `[2P]`.
     ///
     /// # Errors
-    /// Where a shape does not fit, or there is not enough memory.
+    /// If a shape does not fit.
     pub fn predict(&self, network: &UNet) -> Result<(Tensor, Tensor), NetworkError> {
         let (noisy, times) = (&self.noisy_2PCHW, &self.timesteps_2P);
         let predicted_2PCHW =
@@ -166,11 +251,11 @@ impl Inputs {
     }
 }
 
-/// What the networks of a micro-batch predict and how far off they are. The model's part records
-/// gradients, the reference's does not.
+/// Runs model and reference model on a micro-batch, and computes errors, logits z and losses. The model's
+/// part records gradients, the reference model's does not.
 ///
 /// # Errors
-/// Where a shape does not fit, or there is not enough memory.
+/// If a shape does not fit.
 pub fn predict(
     model: &UNet,
     reference: &UNet,
@@ -179,7 +264,8 @@ pub fn predict(
     batch: &MicroBatch,
 ) -> Result<Predictions, NetworkError> {
     let inputs = Inputs::of(schedule, batch)?;
-    // First, since what it keeps in memory is gone before the model keeps its own.
+    // The reference goes first: its activations are freed before the model keeps its own for the
+    // backward pass.
     let (reference_2PCHW, reference_2P) = inputs.predict(reference)?;
     let (model_2PCHW, model_2P) = inputs.predict(model)?;
     let errors = PairErrors::of(&model_2P, &reference_2P)?;
@@ -188,8 +274,8 @@ pub fn predict(
     Ok(Predictions { model_2PCHW, reference_2PCHW, errors, logits_P, losses_P })
 }
 
-/// The gradients of one optimizer step, which micro-batch after micro-batch adds to: those of the weighted
-/// mean of the losses of all its pairs.
+/// Gradient accumulation over the micro-batches of one optimizer step: the gradients of the weighted mean
+/// of the losses of all its pairs.
 ///
 /// ```text
 /// let mut accumulation = Accumulation::new(batch_size);
@@ -199,24 +285,26 @@ pub fn predict(
 /// }
 /// let norm = accumulation.finish(model.parameters(), max_grad_norm)?;
 /// ```
+#[doc(alias = "gradient_accumulation")]
+#[doc(alias = "gradient_accumulation_steps")]
 #[derive(Debug)]
 pub struct Accumulation {
-    /// What losses are divided by at first: the pairs of the step.
+    /// The divisor of each loss before the backward pass: the number of pairs of the step.
     pairs: f64,
-    /// What losses are multiplied by instead, for f16: gradients are divided after they are summed.
+    /// The factor of each loss instead, for f16; the gradients are divided after they are summed.
     scale: Option<f64>,
-    /// The weights of the pairs so far.
+    /// The sum of the pairs' weights so far.
     weight: f64,
 }
 
 impl Accumulation {
-    /// No gradients of a step of `batch_size` pairs.
+    /// An empty accumulation for a step of `batch_size` pairs.
     pub fn new(batch_size: u64) -> Self {
         Self { pairs: batch_size as f64, scale: None, weight: 0.0 }
     }
 
-    /// The same with losses multiplied by `scale`. They are then not divided before the gradients are
-    /// summed, so that f16 loses none of its range to the batch.
+    /// Multiplies losses by `scale`. They are then not divided before the gradients are summed, so that
+    /// f16 loses none of its range to the batch size.
     #[must_use]
     pub fn with_loss_scale(self, scale: f64) -> Self {
         Self { scale: Some(scale), ..self }
@@ -227,10 +315,10 @@ impl Accumulation {
         self.weight
     }
 
-    /// Adds the gradients of a micro-batch to those of the model's parameters.
+    /// Runs the backward pass of a micro-batch, which adds to the gradients of the model's parameters.
     ///
     /// # Errors
-    /// Where there is not enough memory.
+    /// If the device is out of memory.
     pub fn add(
         &mut self,
         batch: &MicroBatch,
@@ -246,17 +334,18 @@ impl Accumulation {
         Ok(())
     }
 
-    /// Brings the gradients to their final scale and clips them to the norm `max_norm`, if there is one.
-    /// Returns their norm before, a number on the device.
+    /// Brings the gradients to their final scale and clips their norm to `max_norm`, if there is one.
+    /// Returns the gradient norm before clipping, a number on the device.
     ///
     /// # Errors
-    /// Where there is not enough memory.
+    /// If the device is out of memory.
     pub fn finish(
         self,
         parameters: &[(String, Tensor)],
         max_norm: Option<f64>,
     ) -> Result<Tensor, NetworkError> {
-        // The mean is that of the pairs' weights, whatever the losses were divided or multiplied by.
+        // Skipped pairs and weights other than 1 are known only now: turn the sum over `pairs` into the
+        // weighted mean.
         let factor = match self.scale {
             Some(scale) => 1.0 / (scale * self.weight),
             None => self.pairs / self.weight,
@@ -276,72 +365,7 @@ impl Accumulation {
     }
 }
 
-/// Latents of both images, and texts.
-fn encode(
-    base: &BaseModel,
-    networks: &Networks,
-    seed: u64,
-    positions: &[u64],
-    contents: Vec<Content>,
-    captions: &[Option<String>],
-) -> Result<([Tensor; 2], TextConditions)> {
-    let device = networks.pipeline.device();
-    let resolution = base.resolution;
-    let mut pixels: [Vec<Tensor>; 2] = [Vec::new(), Vec::new()];
-    let mut means: [Vec<Tensor>; 2] = [Vec::new(), Vec::new()];
-    let mut deviations: [Vec<Tensor>; 2] = [Vec::new(), Vec::new()];
-    let mut texts = Vec::new();
-    for content in contents {
-        match content {
-            Content::Pixels(images) => {
-                for (pixels, image) in pixels.iter_mut().zip(images) {
-                    let image = Tensor::f_from_slice(&image)?;
-                    pixels.push(image.f_view([1, 3, resolution, resolution])?);
-                }
-            }
-            Content::Latents { mean, standard_deviation, text } => {
-                for (all, one) in means.iter_mut().zip(mean) {
-                    all.push(one.f_unsqueeze(0)?);
-                }
-                for (all, one) in deviations.iter_mut().zip(standard_deviation) {
-                    all.push(one.f_unsqueeze(0)?);
-                }
-                texts.push(text);
-            }
-            Content::Skipped => bail!("a pair that is skipped cannot be encoded"),
-        }
-    }
-    let (mean_2PCHW, deviation_2PCHW) = if means[0].is_empty() {
-        let all: Vec<Tensor> = pixels.into_iter().flatten().collect();
-        let posterior = networks.pipeline.encoders.vae.encode(&Tensor::f_cat(&all, 0)?)?;
-        let deviation_2PCHW = posterior.standard_deviation()?;
-        (posterior.mean_BCHW, deviation_2PCHW)
-    } else {
-        let gathered = |parts: [Vec<Tensor>; 2]| {
-            let all: Vec<Tensor> = parts.into_iter().flatten().collect();
-            upload(&Tensor::f_cat(&all, 0)?, device)?.f_to_kind(Kind::Float)
-        };
-        (gathered(means)?, gathered(deviations)?)
-    };
-    let size = base.latent_size;
-    let noise = |image: u64| normal(seed, Choice::Posterior, positions, image, size, device);
-    let noise_2PCHW = Tensor::f_cat(&[noise(0)?, noise(1)?], 0)?;
-    let config = networks.pipeline.encoders.vae.config();
-    let latents_2PCHW = mean_2PCHW
-        .f_add(&deviation_2PCHW.f_mul(&noise_2PCHW)?)?
-        .f_mul_scalar(config.scaling_factor)?;
-    let pairs = i64::try_from(positions.len())?;
-    let latents_PCHW =
-        [latents_2PCHW.f_narrow(0, 0, pairs)?, latents_2PCHW.f_narrow(0, pairs, pairs)?];
-    let text = if texts.is_empty() {
-        encode_captions(base, &networks.pipeline, &networks.empty, captions)?
-    } else {
-        cached_captions(&networks.empty, &texts, captions)?
-    };
-    Ok((latents_PCHW, text))
-}
-
-/// Each distinct caption once; a dropped one is the empty caption.
+/// Encodes each distinct caption once; a dropped caption (`None`) is the empty one.
 fn encode_captions(
     base: &BaseModel,
     pipeline: &Pipeline,
@@ -350,8 +374,8 @@ fn encode_captions(
 ) -> Result<TextConditions> {
     let mut distinct: Vec<&str> = Vec::new();
     let mut numbers: HashMap<&str, usize> = HashMap::new();
-    // The empty caption stands after the others.
-    let places: Vec<Option<usize>> = captions
+    // The empty caption comes after the distinct ones.
+    let positions: Vec<Option<usize>> = captions
         .iter()
         .map(|caption| {
             let caption = caption.as_deref()?;
@@ -365,9 +389,9 @@ fn encode_captions(
         true => None,
         false => Some(pipeline.encode_text(&base.tokens(&distinct)?)?),
     };
-    let rows: Vec<i64> = places
+    let rows: Vec<i64> = positions
         .iter()
-        .map(|place| i64::try_from(place.unwrap_or(distinct.len())).unwrap_or(0))
+        .map(|position| i64::try_from(position.unwrap_or(distinct.len())).unwrap_or(0))
         .collect();
     let device = pipeline.device();
     let rows = upload(&Tensor::f_from_slice(&rows)?, device)?;
@@ -386,7 +410,7 @@ fn encode_captions(
     })
 }
 
-/// Captions that a cache holds; a dropped one is the empty caption.
+/// Prompt embeddings from a cache; a dropped caption (`None`) is the empty one.
 fn cached_captions(
     empty: &TextConditions,
     texts: &[TextConditions],
@@ -407,14 +431,15 @@ fn cached_captions(
             let pooled = rows()
                 .map(|text| text.pooled_BD.as_ref().map(|pooled| upload(pooled, device)))
                 .collect::<Option<Result<Vec<_>, _>>>()
-                .context("the cache holds no pooled texts; hint: it is of another model")??;
+                .context("the cache holds no pooled prompt embeddings; hint: it was made with another model")??;
             Some(Tensor::f_cat(&pooled, 0)?)
         }
     };
     Ok(TextConditions { hidden_BLD: Tensor::f_cat(&hidden, 0)?, pooled_BD: pooled })
 }
 
-/// What the UNet of SDXL is told: the resolution as original and target size, no crop.
+/// SDXL's micro-conditioning: the resolution as original size and target size, no crop.
+#[doc(alias = "add_time_ids")]
 fn time_ids(networks: &Networks, resolution: i64, pairs: usize) -> Result<Option<Tensor>> {
     if networks.pipeline.family() != Family::StableDiffusionXl {
         return Ok(None);
@@ -425,23 +450,7 @@ fn time_ids(networks: &Networks, resolution: i64, pairs: usize) -> Result<Option
     Ok(Some(upload(&ids.f_contiguous()?, networks.pipeline.device())?))
 }
 
-/// Unit normal numbers of each position, `[P, C, H, W]`.
-fn normal(
-    seed: u64,
-    choice: Choice,
-    positions: &[u64],
-    index: u64,
-    size: [i64; 3],
-    device: Device,
-) -> Result<Tensor> {
-    let rows = positions
-        .iter()
-        .map(|position| rng::normal(choice.number(seed, *position, index), &size))
-        .collect::<Result<Vec<_>, _>>()?;
-    Ok(upload(&Tensor::f_stack(&rows, 0)?, device)?)
-}
-
-/// The first names of pairs, for messages.
+/// The first few pair ids, for messages.
 pub(crate) fn shown(pair_ids: &[String]) -> String {
     const SHOWN: usize = 8;
     let mut text = pair_ids.iter().take(SHOWN).cloned().collect::<Vec<_>>().join(", ");

@@ -19,13 +19,12 @@ use crate::data::{Example, Stream};
 use crate::loss;
 use crate::loss_scale::{LossScale, LossScaling};
 use crate::model::{BaseModel, Networks};
-use crate::preference::{Judgement, scorer_of_step};
-use crate::prepared::PairLabel;
-use crate::probe::better_and_other;
+use crate::opened::PairLabel;
+use crate::preference::{PreferenceTarget, scorer_of_step};
 use crate::record::{Record, StepFacts};
 pub use crate::report::{StepReport, Times};
-use crate::statistics::{Summary, weighted_mean};
-use crate::step::{self, Accumulation, Preparation};
+use crate::statistics::{Summary, chosen_and_rejected, weighted_mean};
+use crate::step::{self, Accumulation, MicroBatchBuilder};
 
 /// Where a run stands between two steps.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -162,7 +161,7 @@ impl<'run> Trainer<'run> {
         let mut trainer =
             Self { config, base, networks, optimizer, stream, scorers, position, is_whole };
         if position.step > 0 {
-            trainer.renew_reference()?;
+            trainer.update_reference()?;
         }
         Ok(trainer)
     }
@@ -239,15 +238,15 @@ impl<'run> Trainer<'run> {
         }
         self.is_whole = false;
         timed(&mut times.optimizer, || match lowered {
-            Some(lowered) => self.pass_over(step, lowered),
+            Some(lowered) => self.skip_update(step, lowered),
             None => self.update(step, learning_rate),
         })?;
-        let distance = config.looks_after(step).then(|| self.distance()).transpose()?;
-        timed(&mut times.optimizer, || self.renew_reference())?;
+        let distance = config.measures_after(step).then(|| self.distance()).transpose()?;
+        timed(&mut times.optimizer, || self.update_reference())?;
         self.is_whole = true;
         let sides = |first: usize| {
             let [first, second] = [&numbers.errors[first], &numbers.errors[first + 1]];
-            better_and_other(&numbers.probability, first, second)
+            chosen_and_rejected(&numbers.probability, first, second)
         };
         Ok(StepEnd::Done(Box::new(StepReport {
             step,
@@ -269,12 +268,12 @@ impl<'run> Trainer<'run> {
     }
 
     /// The next pairs of a micro-batch, without those that are skipped.
-    fn examples(&mut self, times: &mut Times) -> Result<Vec<Example<Judgement>>> {
+    fn examples(&mut self, times: &mut Times) -> Result<Vec<Example<PreferenceTarget>>> {
         let mut examples = Vec::new();
         for _ in 0..self.config.micro_batch {
             let example = timed(&mut times.data, || self.stream.next())?;
-            if !example.judgement.is_skipped {
-                examples.push(example.map(|label| label.judgement));
+            if !example.label.is_skipped {
+                examples.push(example.map(|label| label.target));
             }
         }
         Ok(examples)
@@ -283,7 +282,7 @@ impl<'run> Trainer<'run> {
     /// Adds the gradients of one micro-batch.
     fn micro_batch(
         &self,
-        examples: Vec<Example<Judgement>>,
+        examples: Vec<Example<PreferenceTarget>>,
         scorer: usize,
         step: u64,
         accumulation: &mut Accumulation,
@@ -293,14 +292,12 @@ impl<'run> Trainer<'run> {
         // For tests of what is done where there is not enough memory.
         runkit::fault::error_at("memory")
             .map_err(|_| NetworkError::Torch(TchError::Torch("out of memory".to_owned())))?;
-        let preparation = Preparation {
+        let builder = MicroBatchBuilder {
             base: self.base,
             seed: config.seed,
             caption_dropout: config.caption_dropout,
         };
-        let batch = timed(&mut times.encode, || {
-            step::prepare(&preparation, &self.networks, examples, scorer)
-        })?;
+        let batch = timed(&mut times.encode, || builder.build(&self.networks, examples, scorer))?;
         let networks = &self.networks;
         let predictions = timed(&mut times.forward, || {
             step::predict(
@@ -384,7 +381,7 @@ impl<'run> Trainer<'run> {
     }
 
     /// Changes no weight: the gradients overflow at this loss scale.
-    fn pass_over(&mut self, step: u64, lowered: LossScale) -> Result<()> {
+    fn skip_update(&mut self, step: u64, lowered: LossScale) -> Result<()> {
         self.optimizer.zero_grad()?;
         self.position.loss_scale = lowered;
         self.advance(step);
@@ -401,9 +398,9 @@ impl<'run> Trainer<'run> {
     }
 
     /// Makes the reference the current weights where it is time.
-    fn renew_reference(&mut self) -> Result<()> {
+    fn update_reference(&mut self) -> Result<()> {
         let Position { step, reference_step, .. } = self.position;
-        if self.config.renews_reference_after(step) && reference_step != step {
+        if self.config.updates_reference_after(step) && reference_step != step {
             self.networks.reference.copy_weights_from(&self.networks.pipeline.unet)?;
             self.position.reference_step = step;
         }

@@ -76,7 +76,7 @@ fn sizes_that_do_not_fit() {
     command.arg(pipeline("sd")).arg("--pairs").arg(world.path("pairs")).args(["--out", &cache]);
     Run::of(&mut command).expect_code(0);
     assert_refused(&world, &["--cache", &cache, "--resolution", "32"], &["32"]);
-    assert_refused(&world, &["--cache", &cache, "--hflip"], &["mirrored"]);
+    assert_refused(&world, &["--cache", &cache, "--hflip"], &["flipped"]);
     assert_refused(&world, &["--resolution", "17"], &["--resolution 17", "multiple of 2"]);
     assert_refused(&world, &["--resolution", "99999"], &["--resolution 99999"]);
 }

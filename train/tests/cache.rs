@@ -95,7 +95,7 @@ fn labels(folder: &Path, input: &Path) -> PathBuf {
     path
 }
 
-fn judge(row: &LabelRow) -> Option<i8> {
+fn sign_of(row: &LabelRow) -> Option<i8> {
     row.consensus.filter(|sign| *sign != 0)
 }
 
@@ -160,7 +160,7 @@ fn files(folder: &Path) -> BTreeMap<String, Vec<u8>> {
         .collect()
 }
 
-/// From pairs and from their cache: the same pairs in the same order with the same mirroring, and the
+/// From pairs and from their cache: the same pairs in the same order with the same flipping, and the
 /// cache holds what the encoders make of the pixels and captions.
 #[test]
 fn a_cache_streams_what_the_encoders_make_of_the_pairs() {
@@ -184,10 +184,10 @@ fn a_cache_streams_what_the_encoders_make_of_the_pairs() {
         assert_eq!(stored, expected);
 
         let from_pairs =
-            Dataset::open(std::slice::from_ref(&input), &[], &labels, &mut judge).unwrap();
-        let from_cache = Dataset::open_cache(&out, &labels, &mut judge).unwrap();
-        let (length, judgements) = (from_pairs.len(), from_pairs.judgements().to_vec());
-        assert_eq!((from_cache.len(), from_cache.judgements()), (length, &judgements[..]));
+            Dataset::open(std::slice::from_ref(&input), &[], &labels, &mut sign_of).unwrap();
+        let from_cache = Dataset::open_cache(&out, &labels, &mut sign_of).unwrap();
+        let (length, labels) = (from_pairs.len(), from_pairs.labels().to_vec());
+        assert_eq!((from_cache.len(), from_cache.labels()), (length, &labels[..]));
         let manifest = from_cache.cache().unwrap();
         let base = BaseModel::open(&model(name), Some(SIDE)).unwrap();
         manifest.check_encoders(&base.parts(&mut FileHashes::default()).unwrap()).unwrap();
@@ -197,24 +197,22 @@ fn a_cache_streams_what_the_encoders_make_of_the_pairs() {
         let pipeline = Pipeline::load(&pipeline_files, Device::Cpu, precision).unwrap();
         let pairs = take(from_pairs, hflip, 2 * length);
         let cached = take(from_cache, hflip, 2 * length);
-        let mut mirrored = 0;
+        let mut flipped = 0;
         for (pair, cached) in pairs.into_iter().zip(cached) {
             assert_eq!(pair.pair_id, cached.pair_id);
-            assert_eq!((&pair.caption, pair.judgement), (&cached.caption, cached.judgement));
+            assert_eq!((&pair.caption, pair.label), (&cached.caption, cached.label));
             assert_eq!(pair.position, cached.position);
             let Content::Pixels(pixels) = pair.content else { panic!("no pixels") };
-            let Content::Latents { mean, standard_deviation, text } = cached.content else {
-                panic!("no latents")
-            };
+            let Content::Latents { mean, std, text } = cached.content else { panic!("no latents") };
             for (image, pixels) in pixels.iter().enumerate() {
                 let pixels = Tensor::from_slice(pixels).view([1, 3, SIDE, SIDE]);
                 let posterior = pipeline.encoders.vae.encode(&pixels).unwrap();
                 let expected = posterior.mean_BCHW.squeeze_dim(0);
                 assert!(difference(&mean[image], &expected) < tolerance, "{name} {hflip}");
                 let expected = posterior.standard_deviation().unwrap().squeeze_dim(0);
-                assert!(difference(&standard_deviation[image], &expected) < tolerance);
+                assert!(difference(&std[image], &expected) < tolerance);
                 let other = pipeline.encoders.vae.encode(&pixels.flip([3])).unwrap().mean_BCHW;
-                mirrored += usize::from(difference(&mean[image], &other.squeeze_dim(0)) < 0.02);
+                flipped += usize::from(difference(&mean[image], &other.squeeze_dim(0)) < 0.02);
             }
             let tokens = base.tokens(&[&cached.caption]).unwrap();
             let expected = pipeline.encode_text(&tokens).unwrap();
@@ -225,8 +223,8 @@ fn a_cache_streams_what_the_encoders_make_of_the_pairs() {
                 assert!(difference(found, expected) < tolerance);
             }
         }
-        // Were mirrored images mixed up with the others, most would fit the wrong one.
-        assert!(mirrored < length as usize, "{mirrored}");
+        // Were flipped images mixed up with the others, most would fit the wrong one.
+        assert!(flipped < length as usize, "{flipped}");
     }
 }
 
@@ -271,12 +269,12 @@ fn every_row_is_in_it_and_what_cannot_be_encoded_says_why() {
     assert_ne!(first[0], first[1]);
     let second = parts[0].moments_at(1, false, &[12]).unwrap();
     assert_eq!(first[2], second[0]);
-    let mirrored = parts[0].moments_at(0, true, &[12]).unwrap();
-    assert_eq!(mirrored, parts[0].moments_at(1, true, &[12]).unwrap());
-    assert_ne!(mirrored[0], first[2]);
+    let flipped = parts[0].moments_at(0, true, &[12]).unwrap();
+    assert_eq!(flipped, parts[0].moments_at(1, true, &[12]).unwrap());
+    assert_ne!(flipped[0], first[2]);
 
     // Labels call three of them fine, and the cache does not have them.
-    let dataset = Dataset::open_cache(&out, &labels, &mut judge).unwrap();
+    let dataset = Dataset::open_cache(&out, &labels, &mut sign_of).unwrap();
     assert_eq!((dataset.counts().uncached, dataset.counts().failed), (3, 1));
     let count = dataset.len();
     assert_eq!(take(dataset, true, count).len() as u64, count);
@@ -308,7 +306,7 @@ fn another_run_is_refused_by_the_field_that_differs() {
     assert_eq!(files(&out), before);
 
     // A stream asks for what the cache has.
-    let open = || Dataset::open_cache(&out, &labels, &mut judge);
+    let open = || Dataset::open_cache(&out, &labels, &mut sign_of);
     let options = StreamOptions {
         seed: 0,
         resolution: (SIDE, SIDE),
@@ -336,7 +334,8 @@ fn another_run_is_refused_by_the_field_that_differs() {
     fs_err::remove_file(out.join(latents_name(1, 2))).unwrap();
     let message = open().unwrap_err().to_string();
     assert!(message.contains("not complete") && message.contains("latents-00001"), "{message}");
-    let message = Dataset::open_cache(folder.path(), &labels, &mut judge).unwrap_err().to_string();
+    let message =
+        Dataset::open_cache(folder.path(), &labels, &mut sign_of).unwrap_err().to_string();
     assert!(message.contains("no latents-*.parquet"), "{message}");
     fs_err::remove_file(out.join("manifest.json")).unwrap();
     assert!(refused(&config).contains("manifest.json"));

@@ -52,7 +52,7 @@ fn where_model_and_reference_are_equal_z_is_zero_and_the_loss_ln_2() {
             let equal = [1, 2, 5, 9];
             for line in &lines[1..] {
                 let step = line["step"].as_u64().unwrap();
-                let (loss, spread) = (number(line, "loss"), number(line, "z/deviation"));
+                let (loss, spread) = (number(line, "loss"), number(line, "z/std"));
                 if equal.contains(&step) {
                     assert!((loss - LN_2).abs() < 1e-12, "{dtype} {step}: {loss}");
                     assert_eq!((number(line, "z/mean"), spread), (0.0, 0.0), "{dtype} {step}");
@@ -103,7 +103,7 @@ fn the_micro_batch_changes_the_result_by_rounding_only() {
     assert!(moved > 1e-4, "trained by {moved}");
     for (other_lines, other_weights) in &runs[1..] {
         for (line, other) in lines.iter().zip(other_lines).skip(1) {
-            for name in ["loss", "grad_norm", "error/model_better", "error/reference_other"] {
+            for name in ["loss", "grad_norm", "error/model_chosen", "error/reference_rejected"] {
                 let (here, there) = (number(line, name), number(other, name));
                 assert!((here / there - 1.0).abs() < 1e-4, "{name}: {here} and {there}");
             }
@@ -222,18 +222,18 @@ fn metrics_tell_what_people_look_for() {
         "lr",
         "grad_norm",
         "z/mean",
-        "z/deviation",
+        "z/std",
         "z/q05",
         "z/q95",
-        "error/model_better",
-        "error/model_other",
-        "error/reference_better",
-        "error/reference_other",
+        "error/model_chosen",
+        "error/model_rejected",
+        "error/reference_chosen",
+        "error/reference_rejected",
         "reference_step",
         "probe/loss",
         "probe/accuracy",
-        "probe/error_better",
-        "probe/base_error_other",
+        "probe/error_chosen",
+        "probe/base_error_rejected",
         "distance",
         "time/data",
         "time/encode",
@@ -260,7 +260,7 @@ fn an_alarm_is_raised_where_the_model_gets_worse_on_both_sides() {
     let lines = world.metrics("out");
     assert!(lines.iter().any(alarmed));
     // Exactly where both errors of the probe are a tenth above the base model's.
-    for line in lines.iter().filter(|line| line.contains_key("probe/error_better")) {
+    for line in lines.iter().filter(|line| line.contains_key("probe/error_chosen")) {
         let rises = ["better", "other"].map(|side| {
             let base = number(line, &format!("probe/base_error_{side}"));
             number(line, &format!("probe/error_{side}")) / base
@@ -360,7 +360,7 @@ fn a_cache_gives_the_run_that_its_pairs_give() {
     let (pairs, cached) = (world.metrics("pairs-run"), world.metrics("cache-run"));
     assert_eq!(pairs.len(), cached.len());
     for (line, other) in pairs.iter().zip(&cached).skip(1) {
-        for name in ["loss", "grad_norm", "error/model_better"] {
+        for name in ["loss", "grad_norm", "error/model_chosen"] {
             let (here, there) = (number(line, name), number(other, name));
             assert!((here / there - 1.0).abs() < 1e-3, "{name}: {here} and {there}");
         }

@@ -118,7 +118,7 @@ enum LatentImage {
 }
 
 /// One row, its images decoded.
-struct Prepared {
+struct DecodedRow {
     row: PairRow,
     images: [LatentImage; 2],
 }
@@ -209,7 +209,7 @@ thread_local! {
 }
 
 impl Iterator for Batches {
-    type Item = Result<Vec<Prepared>>;
+    type Item = Result<Vec<DecodedRow>>;
 
     fn next(&mut self) -> Option<Self::Item> {
         let taken = match self.take() {
@@ -218,11 +218,11 @@ impl Iterator for Batches {
             Err(error) => return Some(Err(error)),
         };
         let transform = self.transform;
-        let prepared = taken.into_par_iter().map(|(row, orders)| Prepared {
+        let decoded = taken.into_par_iter().map(|(row, orders)| DecodedRow {
             images: orders.map(|order| order.image(transform)),
             row,
         });
-        Some(Ok(prepared.collect()))
+        Some(Ok(decoded.collect()))
     }
 }
 
@@ -244,7 +244,7 @@ struct PartSink<'run> {
 impl PartSink<'_> {
     fn take_all(
         &mut self,
-        batches: impl Iterator<Item = Result<Vec<Prepared>>>,
+        batches: impl Iterator<Item = Result<Vec<DecodedRow>>>,
         stop: &StopFlag,
     ) -> Result<bool> {
         for batch in batches {
@@ -262,17 +262,17 @@ impl PartSink<'_> {
         Ok(true)
     }
 
-    fn take(&mut self, batch: Vec<Prepared>) -> Result<()> {
+    fn take(&mut self, batch: Vec<DecodedRow>) -> Result<()> {
         let new: Vec<&Pixels> = batch
             .iter()
-            .flat_map(|prepared| &prepared.images)
+            .flat_map(|decoded| &decoded.images)
             .filter_map(|image| match image {
                 LatentImage::New(pixels, _) => Some(pixels.as_ref()),
                 _ => None,
             })
             .collect();
         let mut encoded = self.encode(&new)?.into_iter();
-        for Prepared { row, images } in batch {
+        for DecodedRow { row, images } in batch {
             let mut encoded_images: [Option<Encoded>; 2] = [None, None];
             for (slot, image) in encoded_images.iter_mut().zip(images) {
                 let (image, key) = match image {
@@ -395,7 +395,7 @@ impl Scratch {
         Ok(Self { file, known: HashMap::new(), stored: 0, layout })
     }
 
-    /// Mean and deviation, and the same mirrored.
+    /// Mean and deviation, and the same flipped.
     fn lists(&self) -> usize {
         if self.layout.flipped { 4 } else { 2 }
     }

@@ -35,7 +35,7 @@ pub struct Manifest {
     pub transform: String,
     /// Height and width of the images in pixels.
     pub resolution: [u32; 2],
-    /// Whether mirrored images are in it too.
+    /// Whether flipped images are in it too.
     pub hflip: bool,
     /// What the encoders computed in.
     pub dtype: Precision,

@@ -48,7 +48,7 @@ pub struct Config {
     pub out: PathBuf,
     /// Height and width in pixels; none for the size that the model was made for.
     pub resolution: Option<i64>,
-    /// Whether every image is encoded mirrored as well.
+    /// Whether every image is encoded flipped as well.
     pub hflip: bool,
     /// Device.
     pub device: Device,

@@ -6,7 +6,7 @@ use schemas::latents::Moments;
 use tch::{Device, TchError, Tensor};
 
 /// The latents of images, each of `[3, height, width]` numbers; with `flipped` of the images
-/// mirrored left to right.
+/// flipped left to right.
 pub(super) fn latents(
     encoders: &Encoders,
     images: &[&[f32]],
@@ -22,13 +22,13 @@ pub(super) fn latents(
         pixels_BCHW = pixels_BCHW.f_flip([3])?;
     }
     let posterior = encoders.vae.encode(&pixels_BCHW)?;
-    let deviation_BCHW = posterior.standard_deviation()?;
+    let std_BCHW = posterior.standard_deviation()?;
     let mean_BCHW = posterior.mean_BCHW;
     (0..mean_BCHW.size4()?.0)
         .map(|index| {
             Ok(Moments {
                 mean: row(&mean_BCHW, index)?,
-                standard_deviation: row(&deviation_BCHW, index)?,
+                standard_deviation: row(&std_BCHW, index)?,
             })
         })
         .collect()

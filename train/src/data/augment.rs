@@ -1,22 +1,22 @@
-//! Where an image is cropped and whether it is mirrored: a function of seed, epoch, pair and image.
+//! Where an image is cropped and whether it is flipped: a function of seed, epoch, pair and image.
 //!
 //! The draws of an image are the first 24 bytes of the BLAKE3 hash of `train/augment/1` and then, as
 //! little-endian 64-bit numbers, the seed, the epoch, the place of the pair (file · 2³² + row) and the
 //! image: three numbers, for the row, the column and the mirror. The two images of a pair are drawn
 //! independently, as in SalesforceAIResearch/DiffusionDPO (5233e75) `train.py`.
 
-use super::order::Place;
+use super::order::Location;
 
 /// What chance decides of one image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Draw {
+pub(crate) struct Augmentation {
     top: u64,
     left: u64,
     mirror: u64,
 }
 
-impl Draw {
-    pub(crate) fn new(seed: u64, epoch: u64, place: Place, image: u64) -> Self {
+impl Augmentation {
+    pub(crate) fn new(seed: u64, epoch: u64, place: Location, image: u64) -> Self {
         let mut hasher = blake3::Hasher::new();
         hasher.update(b"train/augment/1");
         for number in [seed, epoch, place.number(), image] {
@@ -38,8 +38,8 @@ impl Draw {
         (among(self.top, rows), among(self.left, columns))
     }
 
-    /// Whether the image is mirrored left to right: every second time.
-    pub(crate) fn mirrors(self) -> bool {
+    /// Whether the image is flipped left to right: every second time.
+    pub(crate) fn is_flipped(self) -> bool {
         self.mirror >> 63 == 1
     }
 }
@@ -50,22 +50,22 @@ mod tests {
 
     #[test]
     fn draws_are_independent_and_fair() {
-        let (mut mirrored, mut both, mut tops) = ([0, 0], 0, [0_u32; 5]);
+        let (mut flipped, mut both, mut tops) = ([0, 0], 0, [0_u32; 5]);
         for row in 0..4000 {
-            let place = Place { file: 1, row };
-            let draws = [0, 1].map(|image| Draw::new(3, 0, place, image));
-            let flips = draws.map(Draw::mirrors);
-            mirrored[0] += u32::from(flips[0]);
-            mirrored[1] += u32::from(flips[1]);
+            let place = Location { file: 1, row };
+            let draws = [0, 1].map(|image| Augmentation::new(3, 0, place, image));
+            let flips = draws.map(Augmentation::is_flipped);
+            flipped[0] += u32::from(flips[0]);
+            flipped[1] += u32::from(flips[1]);
             both += u32::from(flips == [true, true]);
             tops[draws[0].crop(4, 0).0 as usize] += 1;
             assert_eq!(draws[0].crop(0, 0), (0, 0));
-            assert_eq!(draws[0], Draw::new(3, 0, place, 0));
-            assert_ne!(draws[0], Draw::new(3, 1, place, 0));
-            assert_ne!(draws[0], Draw::new(4, 0, place, 0));
+            assert_eq!(draws[0], Augmentation::new(3, 0, place, 0));
+            assert_ne!(draws[0], Augmentation::new(3, 1, place, 0));
+            assert_ne!(draws[0], Augmentation::new(4, 0, place, 0));
         }
-        // Five standard deviations.
-        assert!(mirrored.iter().all(|count| count.abs_diff(2000) < 158), "{mirrored:?}");
+        // Five standard stds.
+        assert!(flipped.iter().all(|count| count.abs_diff(2000) < 158), "{flipped:?}");
         assert!(both.abs_diff(1000) < 137, "{both}");
         assert!(tops.iter().all(|count| count.abs_diff(800) < 127), "{tops:?}");
     }
@@ -76,9 +76,9 @@ mod tests {
         let message: Vec<u8> =
             [7_u64, 2, (1 << 32) + 5, 1].iter().flat_map(|number| number.to_le_bytes()).collect();
         let digest = blake3::hash(&[b"train/augment/1".as_slice(), &message].concat());
-        let draw = Draw::new(7, 2, Place { file: 1, row: 5 }, 1);
+        let draw = Augmentation::new(7, 2, Location { file: 1, row: 5 }, 1);
         let number =
             |at: usize| u64::from_le_bytes(digest.as_bytes()[at..at + 8].try_into().unwrap());
-        assert_eq!(draw, Draw { top: number(0), left: number(8), mirror: number(16) });
+        assert_eq!(draw, Augmentation { top: number(0), left: number(8), mirror: number(16) });
     }
 }

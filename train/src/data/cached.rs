@@ -13,11 +13,11 @@ use schemas::latents::{
 use schemas::pairs::positional_pair_id;
 use tch::Tensor;
 
-use super::augment::Draw;
+use super::augment::Augmentation;
 use super::join::SmallRow;
-use super::order::Place;
-use super::stream::{Item, Loader, Prepared, StreamOptions, Work};
-use super::{Content, DataError, Places};
+use super::order::Location;
+use super::stream::{DecodedExample, Item, Loader, StreamOptions, Work};
+use super::{Content, DataError, Selection};
 use crate::cache::{Manifest, PartRecord};
 
 /// What is loaded together, at most: enough that neighbours share an opened file.
@@ -230,7 +230,7 @@ fn json<T: serde::de::DeserializeOwned>(
 
 /// Reads chunks of a cache.
 pub(super) struct CacheLoader<'data> {
-    places: &'data Places,
+    selection: &'data Selection,
     cache: &'data Cache,
     seed: u64,
     hflip: bool,
@@ -238,7 +238,11 @@ pub(super) struct CacheLoader<'data> {
 }
 
 impl<'data> CacheLoader<'data> {
-    pub(super) fn new(places: &'data Places, cache: &'data Cache, options: &StreamOptions) -> Self {
+    pub(super) fn new(
+        selection: &'data Selection,
+        cache: &'data Cache,
+        options: &StreamOptions,
+    ) -> Self {
         let latents = cache.latents.first().map_or(0, |file| file.layout().numbers());
         let text = cache.captions.first().map_or(0, |file| {
             file.layout().numbers() + file.layout().pooled_numbers().unwrap_or(0)
@@ -247,28 +251,28 @@ impl<'data> CacheLoader<'data> {
         // One chunk is used, one waits and one is being read.
         let rows = (options.memory / 4).min(CHUNK_BYTES) / bytes.max(1);
         let chunk_rows = usize::try_from(rows).unwrap_or(usize::MAX).clamp(1, 4096);
-        Self { places, cache, seed: options.seed, hflip: options.hflip, chunk_rows }
+        Self { selection, cache, seed: options.seed, hflip: options.hflip, chunk_rows }
     }
 
     /// What is read of some rows of one part, in ascending order.
     fn part(
         &self,
         file: usize,
-        wanted: &[(Place, usize)],
+        wanted: &[(Location, usize)],
         epoch: u64,
     ) -> Result<Vec<(LatentRow, [Moments; 2])>, DataError> {
         let Some(part) = self.cache.latents.get(file) else { return Ok(Vec::new()) };
         let numbers: Vec<i64> = wanted.iter().map(|(place, _)| i64::from(place.row)).collect();
         let rows = part.rows_at(&numbers)?;
         let moments = |image: usize| {
-            let mirrors = |place: &Place| {
-                self.hflip && Draw::new(self.seed, epoch, *place, image as u64).mirrors()
+            let is_flipped = |place: &Location| {
+                self.hflip && Augmentation::new(self.seed, epoch, *place, image as u64).is_flipped()
             };
             let mut found: Vec<Option<Moments>> = wanted.iter().map(|_| None).collect();
             for flipped in [false, true] {
                 let these: Vec<usize> = (0..wanted.len())
                     .filter(|&at| {
-                        wanted.get(at).is_some_and(|(place, _)| mirrors(place) == flipped)
+                        wanted.get(at).is_some_and(|(place, _)| is_flipped(place) == flipped)
                     })
                     .collect();
                 let numbers: Vec<i64> =
@@ -307,18 +311,18 @@ impl Loader for CacheLoader<'_> {
         position: u64,
         epoch: u64,
     ) -> Result<Option<Vec<Item>>, DataError> {
-        let mut wanted: Vec<(Place, usize)> = rows
+        let mut wanted: Vec<(Location, usize)> = rows
             .iter()
             .enumerate()
-            .filter(|(_, row)| !self.places.is_skipped(**row))
-            .map(|(at, &row)| (self.places.rows.place(row), at))
+            .filter(|(_, row)| !self.selection.is_skipped(**row))
+            .map(|(at, &row)| (self.selection.rows.place(row), at))
             .collect();
         wanted.sort_unstable();
-        let runs: Vec<&[(Place, usize)]> = wanted
+        let runs: Vec<&[(Location, usize)]> = wanted
             .chunk_by(|(before, _), (after, _)| before.file == after.file)
             .flat_map(|run| run.chunks(READ_TOGETHER))
             .collect();
-        let read = |run: &&[(Place, usize)]| -> Result<Vec<_>, DataError> {
+        let read = |run: &&[(Location, usize)]| -> Result<Vec<_>, DataError> {
             let file = run.first().map_or(0, |(first, _)| first.file as usize);
             let found = self.part(file, run, epoch)?;
             Ok(run.iter().map(|(_, at)| *at).zip(found).collect::<Vec<_>>())
@@ -333,8 +337,12 @@ impl Loader for CacheLoader<'_> {
             Tensor::f_from_slice(numbers).and_then(|all| all.f_view([channels, height, width]))
         };
         let skipped = |(at, &index): (u64, &usize)| {
-            let work = Work::Nothing(Prepared::skipped());
-            self.places.is_skipped(index).then_some(Item { index, position: position + at, work })
+            let work = Work::Nothing(DecodedExample::skipped());
+            self.selection.is_skipped(index).then_some(Item {
+                index,
+                position: position + at,
+                work,
+            })
         };
         let mut items: Vec<Option<Item>> = (0..).zip(rows).map(skipped).collect();
         for (at, (row, moments)) in read {
@@ -342,7 +350,7 @@ impl Loader for CacheLoader<'_> {
             let Some(text) = row.caption_index.and_then(|number| texts.get(&number)) else {
                 continue;
             };
-            let pair_id = match self.places.positional.get(index) {
+            let pair_id = match self.selection.positional.get(index) {
                 Some(true) => positional_pair_id(&row.source_file, row.source_row),
                 _ => row.pair_id,
             };
@@ -350,12 +358,12 @@ impl Loader for CacheLoader<'_> {
             *slot = Some(Item {
                 index,
                 position: position + at as u64,
-                work: Work::Nothing(Prepared {
+                work: Work::Nothing(DecodedExample {
                     pair_id,
                     caption: row.caption.unwrap_or_default(),
                     content: Content::Latents {
                         mean: [tensor(&first.mean)?, tensor(&second.mean)?],
-                        standard_deviation: [
+                        std: [
                             tensor(&first.standard_deviation)?,
                             tensor(&second.standard_deviation)?,
                         ],

@@ -10,13 +10,13 @@ use media::decode::{Limits, decode};
 use media::resize::Resizer;
 use schemas::pairs::{PairFile, positional_pair_id};
 
-use super::augment::Draw;
-use super::gate::{Gate, Lease};
+use super::augment::Augmentation;
 use super::join::Source as _;
-use super::order::Place;
-use super::stream::{Item, Loader, Prepared, Work};
+use super::memory_budget::{MemoryBudget, Permit};
+use super::order::Location;
+use super::stream::{DecodedExample, Item, Loader, Work};
 use super::transform::Transform;
-use super::{Content, DataError, Places};
+use super::{Content, DataError, Selection};
 
 /// Rows that Parquet decodes together: some ten megabytes of usual pairs.
 const READ_ROWS: usize = 16;
@@ -25,38 +25,38 @@ const LARGEST_GAP: u32 = 32;
 
 /// One pair as it was read.
 pub(super) struct Encoded {
-    place: Place,
+    place: Location,
     epoch: u64,
     pair_id: String,
     caption: String,
     images: [Bytes; 2],
     /// Of the bytes of the images.
-    _lease: Lease,
+    _permit: Permit,
 }
 
 impl Encoded {
     /// Decodes and transforms both images.
     pub(super) fn decode(
         self,
-        places: &Places,
+        selection: &Selection,
         transform: Transform,
         seed: u64,
         resizer: &mut Resizer,
-    ) -> Result<Prepared, DataError> {
+    ) -> Result<DecodedExample, DataError> {
         let mut pixels = |image: usize, bytes: &[u8]| {
             let decoded = decode(bytes, &Limits::default()).map_err(|cause| DataError::Decode {
-                path: places.source.path(self.place.file as usize).to_owned(),
+                path: selection.source.path(self.place.file as usize).to_owned(),
                 row: self.place.row,
                 pair_id: self.pair_id.clone(),
                 image,
                 cause,
             })?;
-            let draw = Draw::new(seed, self.epoch, self.place, image as u64);
+            let draw = Augmentation::new(seed, self.epoch, self.place, image as u64);
             Ok::<_, DataError>(transform.apply(&decoded, draw, resizer))
         };
         let [first, second] = &self.images;
         let pixels = [pixels(0, first)?, pixels(1, second)?];
-        Ok(Prepared {
+        Ok(DecodedExample {
             pair_id: self.pair_id,
             caption: self.caption,
             content: Content::Pixels(pixels.map(|pixels| pixels.values)),
@@ -66,9 +66,9 @@ impl Encoded {
 
 /// Reads windows of pairs.
 pub(super) struct PairLoader<'data> {
-    pub(super) places: &'data Places,
+    pub(super) selection: &'data Selection,
     pub(super) files: &'data [PairFile],
-    pub(super) gate: &'data Arc<Gate>,
+    pub(super) budget: &'data Arc<MemoryBudget>,
 }
 
 impl Loader for PairLoader<'_> {
@@ -82,11 +82,11 @@ impl Loader for PairLoader<'_> {
         position: u64,
         epoch: u64,
     ) -> Result<Option<Vec<Item>>, DataError> {
-        let mut wanted: Vec<(Place, usize)> = rows
+        let mut wanted: Vec<(Location, usize)> = rows
             .iter()
             .enumerate()
-            .filter(|(_, row)| !self.places.is_skipped(**row))
-            .map(|(at, &row)| (self.places.rows.place(row), at))
+            .filter(|(_, row)| !self.selection.is_skipped(**row))
+            .map(|(at, &row)| (self.selection.rows.place(row), at))
             .collect();
         wanted.sort_unstable();
         let mut found: Vec<Option<Encoded>> = rows.iter().map(|_| None).collect();
@@ -102,16 +102,16 @@ impl Loader for PairLoader<'_> {
                 for pair in batch? {
                     let Some(row) = u32::try_from(pair.row).ok() else { continue };
                     let Some(&at) = at.get(&row) else { continue };
-                    let place = Place { file: first.file, row };
+                    let place = Location { file: first.file, row };
                     let positional =
-                        rows.get(at).and_then(|&row| self.places.positional.get(row)).copied();
+                        rows.get(at).and_then(|&row| self.selection.positional.get(row)).copied();
                     let pair_id = match positional {
                         Some(true) => positional_pair_id(file.source_file(), pair.row),
                         _ => pair.pair_id,
                     };
                     let images = images(file.path(), row, &pair_id, pair.image)?;
                     let bytes = images.iter().map(|image| image.len() as u64).sum();
-                    let Some(lease) = self.gate.take(bytes, held) else { return Ok(None) };
+                    let Some(permit) = self.budget.take(bytes, held) else { return Ok(None) };
                     held += bytes;
                     if let Some(slot) = found.get_mut(at) {
                         *slot = Some(Encoded {
@@ -120,7 +120,7 @@ impl Loader for PairLoader<'_> {
                             pair_id,
                             caption: pair.caption.unwrap_or_default(),
                             images,
-                            _lease: lease,
+                            _permit: permit,
                         });
                     }
                 }
@@ -129,7 +129,9 @@ impl Loader for PairLoader<'_> {
         let items = rows.iter().zip(found).zip(position..).map(|((&index, encoded), position)| {
             let work = match encoded {
                 Some(encoded) => Work::Decode(encoded),
-                None if self.places.is_skipped(index) => Work::Nothing(Prepared::skipped()),
+                None if self.selection.is_skipped(index) => {
+                    Work::Nothing(DecodedExample::skipped())
+                }
                 None => {
                     let reason = format!("row {index} was not found again");
                     return Err(DataError::Thread { what: "reads", reason });

@@ -107,7 +107,7 @@ pub enum DataError {
     },
     /// No pair is left.
     #[error(
-        "{}: no pair is left to train on: of {rows} rows {failed} failed, {left_out} were left out as \
+        "{}: no pair is left to train on: of {rows} rows {failed} failed, {dropped} were left out as \
          ties or without a preference, and {uncached} are not in the cache; hint: look at the labels \
          with `relabel inspect`, or decide ties with --ties",
         labels.display()
@@ -120,7 +120,7 @@ pub enum DataError {
         /// Rows without votes.
         failed: u64,
         /// Rows that the judgement left out.
-        left_out: u64,
+        dropped: u64,
         /// Rows whose latents are missing.
         uncached: u64,
     },

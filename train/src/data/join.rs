@@ -42,42 +42,42 @@ pub(super) struct SmallRow<'a> {
 }
 
 /// What a join finds.
-pub(super) struct Joined<J> {
+pub(super) struct Joined<L> {
     /// Those that are trained on.
     pub(super) rows: Rows,
     /// Those whose labels are ok: these, and those that were left out.
     pub(super) labelled: Rows,
     pub(super) positional: Vec<bool>,
-    pub(super) judgements: Vec<J>,
+    pub(super) labels: Vec<L>,
     pub(super) counts: Counts,
 }
 
 /// What is kept of a row of labels until its pair is read.
-struct Entry<J> {
+struct Entry<L> {
     row: u32,
     pair_id: u64,
     content: u64,
-    verdict: Verdict<J>,
+    outcome: Outcome<L>,
 }
 
-enum Verdict<J> {
+enum Outcome<L> {
     Failed,
-    LeftOut,
-    Judged(J),
+    Dropped,
+    Selected(L),
 }
 
 /// Joins `labels` with `source`.
-pub(super) fn join<J>(
+pub(super) fn join<L>(
     source: &impl Source,
     labels: &LabelsFile,
-    judge: &mut dyn FnMut(&LabelRow) -> Option<J>,
-) -> Result<Joined<J>, DataError> {
-    let entries = read(source, labels, judge)?;
+    label: &mut dyn FnMut(&LabelRow) -> Option<L>,
+) -> Result<Joined<L>, DataError> {
+    let entries = read(source, labels, label)?;
     let mut joined = Joined {
         rows: Rows::new(),
         labelled: Rows::new(),
         positional: Vec::new(),
-        judgements: Vec::new(),
+        labels: Vec::new(),
         counts: Counts::default(),
     };
     for (file, mut entries) in entries.into_iter().enumerate() {
@@ -95,22 +95,22 @@ pub(super) fn join<J>(
     }
     let counts = &joined.counts;
     if counts.selected == 0 {
-        let Counts { rows, failed, left_out, uncached, .. } = *counts;
+        let Counts { rows, failed, dropped, uncached, .. } = *counts;
         let labels = labels.path().to_owned();
-        return Err(DataError::Empty { labels, rows, failed, left_out, uncached });
+        return Err(DataError::Empty { labels, rows, failed, dropped, uncached });
     }
     Ok(joined)
 }
 
 /// The rows of the labels, by file of pairs.
-fn read<J>(
+fn read<L>(
     source: &impl Source,
     labels: &LabelsFile,
-    judge: &mut dyn FnMut(&LabelRow) -> Option<J>,
-) -> Result<Vec<Vec<Entry<J>>>, DataError> {
+    label: &mut dyn FnMut(&LabelRow) -> Option<L>,
+) -> Result<Vec<Vec<Entry<L>>>, DataError> {
     let numbers: HashMap<&str, usize> =
         (0..source.files()).map(|file| (source.source_file(file), file)).collect();
-    let mut entries: Vec<Vec<Entry<J>>> = (0..source.files()).map(|_| Vec::new()).collect();
+    let mut entries: Vec<Vec<Entry<L>>> = (0..source.files()).map(|_| Vec::new()).collect();
     let mut number = 0_u64;
     for batch in labels.batches()? {
         runkit::signals::check_at("labels")?;
@@ -139,22 +139,22 @@ fn read<J>(
             let uids = image_uid.each_ref().map(Option::as_deref);
             // A status that this version does not know is one without votes.
             let fine = batch.status().value(index).parse() == Ok(Status::Ok);
-            let verdict = match fine.then(|| batch.row(index)).transpose()? {
-                None => Verdict::Failed,
-                Some(row) => match judge(&row) {
-                    None => Verdict::LeftOut,
+            let outcome = match fine.then(|| batch.row(index)).transpose()? {
+                None => Outcome::Failed,
+                Some(row) => match label(&row) {
+                    None => Outcome::Dropped,
                     Some(_) if caption.is_none() => {
                         let labels = labels.path().to_owned();
                         return Err(DataError::NoCaption { labels, row: number });
                     }
-                    Some(judgement) => Verdict::Judged(judgement),
+                    Some(label) => Outcome::Selected(label),
                 },
             };
             entries.push(Entry {
                 row,
                 pair_id: xxh3_64(batch.pair_id().value(index).as_bytes()),
                 content: content(caption.as_deref(), uids),
-                verdict,
+                outcome,
             });
             number += 1;
         }
@@ -162,14 +162,14 @@ fn read<J>(
     Ok(entries)
 }
 
-impl<J> Joined<J> {
+impl<L> Joined<L> {
     /// Adds the rows of a file, once each pair was compared with its row of labels.
     fn add_file(
         &mut self,
         source: &impl Source,
         labels: &LabelsFile,
         file: usize,
-        entries: Vec<Entry<J>>,
+        entries: Vec<Entry<L>>,
     ) -> Result<(), DataError> {
         let pairs = source.num_rows(file);
         let mut counts = FileCounts {
@@ -191,18 +191,18 @@ impl<J> Joined<J> {
                 if !same || !(named || positional) {
                     return Err(difference(source, labels, file, &pair));
                 }
-                if !matches!(entry.verdict, Verdict::Failed) {
+                if !matches!(entry.outcome, Outcome::Failed) {
                     self.labelled.push(pair.row);
                 }
-                match entry.verdict {
-                    Verdict::Failed => counts.failed += 1,
-                    Verdict::LeftOut => counts.left_out += 1,
-                    Verdict::Judged(_) if !pair.usable => counts.uncached += 1,
-                    Verdict::Judged(judgement) => {
+                match entry.outcome {
+                    Outcome::Failed => counts.failed += 1,
+                    Outcome::Dropped => counts.dropped += 1,
+                    Outcome::Selected(_) if !pair.usable => counts.uncached += 1,
+                    Outcome::Selected(label) => {
                         counts.selected += 1;
                         self.rows.push(pair.row);
                         self.positional.push(positional);
-                        self.judgements.push(judgement);
+                        self.labels.push(label);
                     }
                 }
                 Ok(())
@@ -212,7 +212,7 @@ impl<J> Joined<J> {
         self.labelled.end_file();
         self.counts.rows += counts.labelled;
         self.counts.failed += counts.failed;
-        self.counts.left_out += counts.left_out;
+        self.counts.dropped += counts.dropped;
         self.counts.uncached += counts.uncached;
         self.counts.selected += counts.selected;
         self.counts.unlabelled += counts.pairs.saturating_sub(counts.labelled);

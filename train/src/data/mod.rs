@@ -12,8 +12,8 @@ mod augment;
 mod cached;
 mod encoded;
 mod error;
-mod gate;
 mod join;
+mod memory_budget;
 mod order;
 mod stream;
 pub(crate) mod transform;
@@ -37,24 +37,24 @@ use crate::cache::Manifest;
 
 /// One pair, ready for the device.
 #[derive(Debug)]
-pub struct Example<J> {
+pub struct Example<L> {
     /// The name of the pair, as in the labels.
     pub pair_id: String,
     /// The prompt.
     pub caption: String,
     /// What the labels say.
-    pub judgement: J,
+    pub label: L,
     /// Its number since the start of training, across epochs.
     pub position: u64,
     /// Pixels or latents.
     pub content: Content,
 }
 
-impl<J> Example<J> {
+impl<L> Example<L> {
     /// The same with what `change` makes of the judgement.
-    pub fn map<K>(self, change: impl FnOnce(J) -> K) -> Example<K> {
-        let Self { pair_id, caption, judgement, position, content } = self;
-        Example { pair_id, caption, judgement: change(judgement), position, content }
+    pub fn map<M>(self, change: impl FnOnce(L) -> M) -> Example<M> {
+        let Self { pair_id, caption, label, position, content } = self;
+        Example { pair_id, caption, label: change(label), position, content }
     }
 }
 
@@ -68,7 +68,7 @@ pub enum Content {
         /// Of both images the mean of the latents, `[C, H, W]`, not scaled.
         mean: [Tensor; 2],
         /// Of both images the standard deviation of the latents, `[C, H, W]`, not scaled.
-        standard_deviation: [Tensor; 2],
+        std: [Tensor; 2],
         /// The caption as the UNet reads it, one row.
         text: TextConditions,
     },
@@ -84,7 +84,7 @@ pub struct Counts {
     /// Of these, rows without votes: their status is not `ok`.
     pub failed: u64,
     /// Rows that the judgement left out, such as dropped ties.
-    pub left_out: u64,
+    pub dropped: u64,
     /// Rows whose latents are not in the cache.
     pub uncached: u64,
     /// Rows that are trained on.
@@ -110,8 +110,8 @@ pub struct FileCounts {
     pub labelled: u64,
     /// As [`Counts::failed`].
     pub failed: u64,
-    /// As [`Counts::left_out`].
-    pub left_out: u64,
+    /// As [`Counts::dropped`].
+    pub dropped: u64,
     /// As [`Counts::uncached`].
     pub uncached: u64,
     /// As [`Counts::selected`], before any were held out.
@@ -120,17 +120,17 @@ pub struct FileCounts {
 
 /// Labels joined with what they speak of.
 #[derive(Debug)]
-pub struct Dataset<J> {
-    places: Arc<Places>,
-    /// In the order of [`Places::rows`].
-    judgements: Vec<J>,
+pub struct Dataset<L> {
+    selection: Arc<Selection>,
+    /// In the order of [`Selection::rows`].
+    labels: Vec<L>,
     counts: Counts,
     fingerprint: String,
 }
 
 /// Where the pairs of a dataset are: what the threads of a stream share.
 #[derive(Debug)]
-struct Places {
+struct Selection {
     source: Arc<Source>,
     geometry: Arc<Geometry>,
     rows: Rows,
@@ -140,7 +140,7 @@ struct Places {
     skipped: Vec<bool>,
 }
 
-impl Places {
+impl Selection {
     /// Whether a row is not to be read.
     fn is_skipped(&self, index: usize) -> bool {
         self.skipped.get(index).copied().unwrap_or(false)
@@ -169,7 +169,7 @@ enum Source {
     Cache(Box<Cache>),
 }
 
-impl<J> Dataset<J> {
+impl<L> Dataset<L> {
     /// Joins labels with the files, folders and patterns of `pairs`, of which `splits` are taken
     /// ([`discover`]). `judge` is shown every row of
     /// the labels whose status is `ok`, in their order; a row for which it has no answer is left out.
@@ -184,9 +184,9 @@ impl<J> Dataset<J> {
         pairs: &[PathBuf],
         splits: &[String],
         labels: &Path,
-        judge: &mut dyn FnMut(&LabelRow) -> Option<J>,
+        label: &mut dyn FnMut(&LabelRow) -> Option<L>,
     ) -> Result<Self, DataError> {
-        Self::open_skipping(pairs, splits, labels, judge, &|_| false)
+        Self::open_skipping(pairs, splits, labels, label, &|_| false)
     }
 
     /// As [`Dataset::open`]; pairs whose judgement `is_skipped` keep their place in the order of an epoch, are
@@ -198,8 +198,8 @@ impl<J> Dataset<J> {
         pairs: &[PathBuf],
         splits: &[String],
         labels: &Path,
-        judge: &mut dyn FnMut(&LabelRow) -> Option<J>,
-        is_skipped: &dyn Fn(&J) -> bool,
+        label: &mut dyn FnMut(&LabelRow) -> Option<L>,
+        is_skipped: &dyn Fn(&L) -> bool,
     ) -> Result<Self, DataError> {
         let found = discover(pairs, splits)?;
         if let Some(left_out) = found.left_out() {
@@ -211,7 +211,7 @@ impl<J> Dataset<J> {
         };
         let files = found.files.iter().map(open).collect::<Result<Vec<PairFile>, _>>()?;
         let groups = files.iter().map(row_groups).collect::<Result<Vec<_>, _>>()?;
-        Self::join(Source::Pairs(files), &groups, labels, judge, is_skipped)
+        Self::join(Source::Pairs(files), &groups, labels, label, is_skipped)
     }
 
     /// Joins labels with the latents in the folder of a cache, as [`Dataset::open`] does with pairs.
@@ -222,9 +222,9 @@ impl<J> Dataset<J> {
     pub fn open_cache(
         folder: &Path,
         labels: &Path,
-        judge: &mut dyn FnMut(&LabelRow) -> Option<J>,
+        label: &mut dyn FnMut(&LabelRow) -> Option<L>,
     ) -> Result<Self, DataError> {
-        Self::open_cache_skipping(folder, labels, judge, &|_| false)
+        Self::open_cache_skipping(folder, labels, label, &|_| false)
     }
 
     /// To [`Dataset::open_cache`] what [`Dataset::open_skipping`] is to [`Dataset::open`].
@@ -234,45 +234,45 @@ impl<J> Dataset<J> {
     pub fn open_cache_skipping(
         folder: &Path,
         labels: &Path,
-        judge: &mut dyn FnMut(&LabelRow) -> Option<J>,
-        is_skipped: &dyn Fn(&J) -> bool,
+        label: &mut dyn FnMut(&LabelRow) -> Option<L>,
+        is_skipped: &dyn Fn(&L) -> bool,
     ) -> Result<Self, DataError> {
         let cache = Cache::open(folder)?;
         let groups = cache.row_groups();
-        Self::join(Source::Cache(Box::new(cache)), &groups, labels, judge, is_skipped)
+        Self::join(Source::Cache(Box::new(cache)), &groups, labels, label, is_skipped)
     }
 
     fn join(
         source: Source,
         groups: &[Vec<(u32, u64)>],
         labels: &Path,
-        judge: &mut dyn FnMut(&LabelRow) -> Option<J>,
-        is_skipped: &dyn Fn(&J) -> bool,
+        label: &mut dyn FnMut(&LabelRow) -> Option<L>,
+        is_skipped: &dyn Fn(&L) -> bool,
     ) -> Result<Self, DataError> {
         let labels = LabelsFile::open(labels)?;
-        let mut joined = join::join(&source, &labels, judge)?;
-        let skipped: Vec<bool> = joined.judgements.iter().map(is_skipped).collect();
+        let mut joined = join::join(&source, &labels, label)?;
+        let skipped: Vec<bool> = joined.labels.iter().map(is_skipped).collect();
         joined.counts.skipped = skipped.iter().filter(|skipped| **skipped).count() as u64;
         if let Source::Pairs(files) = &source {
             let (_, needed) = joined.rows.split(&skipped);
             check_images(files, &needed, &joined.labelled)?;
         }
-        let places = Places {
+        let selection = Selection {
             source: Arc::new(source),
             geometry: Arc::new(Geometry::new(groups)),
             rows: joined.rows,
             positional: joined.positional,
             skipped,
         };
-        Ok(Self::of(places, joined.judgements, joined.counts))
+        Ok(Self::of(selection, joined.labels, joined.counts))
     }
 
-    fn of(places: Places, judgements: Vec<J>, counts: Counts) -> Self {
+    fn of(selection: Selection, labels: Vec<L>, counts: Counts) -> Self {
         let mut hasher = blake3::Hasher::new();
         let mut text = |text: &str| {
             hasher.update(&(text.len() as u64).to_le_bytes()).update(text.as_bytes());
         };
-        let source = &places.source;
+        let source = &selection.source;
         text(match &**source {
             Source::Pairs(_) => "pairs",
             Source::Cache(cache) => cache.fingerprint(),
@@ -281,11 +281,11 @@ impl<J> Dataset<J> {
             text(source.source_file(file));
             text(&source.fingerprint(file));
         }
-        for index in 0..places.rows.len() {
-            hasher.update(&places.rows.place(index).number().to_le_bytes());
+        for index in 0..selection.rows.len() {
+            hasher.update(&selection.rows.place(index).number().to_le_bytes());
         }
         let fingerprint = hasher.finalize().to_hex().to_string();
-        Self { places: Arc::new(places), judgements, counts, fingerprint }
+        Self { selection: Arc::new(selection), labels, counts, fingerprint }
     }
 
     /// Takes `count` pairs out: the rest, and a dataset of those. Which they are is a function of `key` and of
@@ -294,9 +294,9 @@ impl<J> Dataset<J> {
     #[must_use]
     pub fn hold_out(self, count: u64, key: u64) -> (Self, Self)
     where
-        J: Clone,
+        L: Clone,
     {
-        let Places { source, geometry, rows, positional, skipped } = &*self.places;
+        let Selection { source, geometry, rows, positional, skipped } = &*self.selection;
         let count = usize::try_from(count).unwrap_or(usize::MAX).min(rows.len());
         let mut keyed: Vec<(u64, usize)> = (0..rows.len())
             .map(|index| (xxh3_64_with_seed(&rows.place(index).number().to_le_bytes(), key), index))
@@ -316,10 +316,10 @@ impl<J> Dataset<J> {
                 let chosen = flags.iter().zip(&is_held).filter(|(_, held)| **held == wanted);
                 chosen.map(|(flag, _)| *flag).collect()
             };
-            let judgements = self.judgements.iter().zip(&is_held);
-            let judgements: Vec<J> = judgements
+            let labels = self.labels.iter().zip(&is_held);
+            let labels: Vec<L> = labels
                 .filter(|(_, held)| **held == wanted)
-                .map(|(judgement, _)| judgement.clone())
+                .map(|(label, _)| label.clone())
                 .collect();
             let skipped = flags(skipped);
             let counts = Counts {
@@ -328,21 +328,21 @@ impl<J> Dataset<J> {
                 skipped: skipped.iter().filter(|skipped| **skipped).count() as u64,
                 ..self.counts.clone()
             };
-            let places = Places {
+            let selection = Selection {
                 source: Arc::clone(source),
                 geometry: Arc::clone(geometry),
                 rows,
                 positional: flags(positional),
                 skipped,
             };
-            Self::of(places, judgements, counts)
+            Self::of(selection, labels, counts)
         };
         (side(kept, false), side(held, true))
     }
 
     /// Where the pairs stand, as `FILE:ROW`, in input order.
-    pub fn places(&self) -> impl Iterator<Item = String> + '_ {
-        let Places { source, rows, .. } = &*self.places;
+    pub fn selection(&self) -> impl Iterator<Item = String> + '_ {
+        let Selection { source, rows, .. } = &*self.selection;
         (0..rows.len()).map(move |index| {
             let place = rows.place(index);
             positional_pair_id(source.source_file(place.file as usize), i64::from(place.row))
@@ -351,7 +351,7 @@ impl<J> Dataset<J> {
 
     /// The pairs of an epoch: those that are trained on.
     pub fn len(&self) -> u64 {
-        self.places.rows.len() as u64
+        self.selection.rows.len() as u64
     }
 
     /// Whether there is none: never at first, since a dataset without a pair is refused.
@@ -370,9 +370,9 @@ impl<J> Dataset<J> {
         &self.counts
     }
 
-    /// The judgements of the pairs that are trained on, in input order.
-    pub fn judgements(&self) -> &[J] {
-        &self.judgements
+    /// The labels of the pairs that are trained on, in input order.
+    pub fn labels(&self) -> &[L] {
+        &self.labels
     }
 
     /// Checks that a stream can be had.
@@ -380,12 +380,12 @@ impl<J> Dataset<J> {
     /// # Errors
     /// As [`Stream::start`].
     pub fn check(&self, options: &StreamOptions) -> Result<(), DataError> {
-        stream::check(&self.places, options).map(|_| ())
+        stream::check(&self.selection, options).map(|_| ())
     }
 
     /// What the cache was made with, where this is one.
     pub fn cache(&self) -> Option<&Manifest> {
-        match &*self.places.source {
+        match &*self.selection.source {
             Source::Pairs(_) => None,
             Source::Cache(cache) => Some(cache.manifest()),
         }

@@ -129,9 +129,9 @@ impl Rows {
     }
 
     /// The file and row of number `index`.
-    pub(crate) fn place(&self, index: usize) -> Place {
+    pub(crate) fn place(&self, index: usize) -> Location {
         let file = self.starts.partition_point(|&start| start <= index).saturating_sub(1);
-        Place { file: to_u32(file as u64), row: self.rows.get(index).copied().unwrap_or(0) }
+        Location { file: to_u32(file as u64), row: self.rows.get(index).copied().unwrap_or(0) }
     }
 
     /// The numbers of the rows of a block.
@@ -157,12 +157,12 @@ impl Rows {
 
 /// Where a pair stands in the input.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub(crate) struct Place {
+pub(crate) struct Location {
     pub(crate) file: u32,
     pub(crate) row: u32,
 }
 
-impl Place {
+impl Location {
     /// file · 2³² + row.
     pub(crate) fn number(self) -> u64 {
         (u64::from(self.file) << 32) | u64::from(self.row)
@@ -348,9 +348,9 @@ mod tests {
             half.end_file();
         }
         let place = |rows: &Rows, index: usize| rows.place(index);
-        let of_half: Vec<Place> =
+        let of_half: Vec<Location> =
             order_of(&geometry, &half, 3, 2).iter().map(|&index| place(&half, index)).collect();
-        let of_whole: Vec<Place> = order_of(&geometry, &whole, 3, 2)
+        let of_whole: Vec<Location> = order_of(&geometry, &whole, 3, 2)
             .iter()
             .map(|&index| place(&whole, index))
             .filter(|place| (place.row + place.file) % 2 == 0)

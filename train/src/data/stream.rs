@@ -13,10 +13,10 @@ use media::resize::Resizer;
 
 use super::cached::CacheLoader;
 use super::encoded::{Encoded, PairLoader};
-use super::gate::Gate;
+use super::memory_budget::MemoryBudget;
 use super::order::EpochOrder;
 use super::transform::Transform;
-use super::{Content, DataError, Dataset, Example, Places, Source};
+use super::{Content, DataError, Dataset, Example, Selection, Source};
 
 /// Most examples that are decoded ahead, however much memory there is.
 const MOST_AHEAD: u64 = 256;
@@ -26,13 +26,13 @@ const LARGEST_SIDE: i64 = 16_384;
 /// How a dataset is streamed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct StreamOptions {
-    /// The seed of order, crops and mirroring.
+    /// The seed of order, crops and flipping.
     pub seed: u64,
     /// Height and width of the pixels that are handed out.
     pub resolution: (i64, i64),
     /// Whether crops are random, else central.
     pub random_crop: bool,
-    /// Whether every second image is mirrored left to right.
+    /// Whether every second image is flipped left to right.
     pub hflip: bool,
     /// The examples that were used since the start of training, across epochs; the stream goes on
     /// with the next. What lies before is not read.
@@ -54,17 +54,17 @@ pub(super) struct Item {
 /// What is left to do for an example.
 pub(super) enum Work {
     Decode(Encoded),
-    Nothing(Prepared),
+    Nothing(DecodedExample),
 }
 
 /// An example without its judgement.
-pub(super) struct Prepared {
+pub(super) struct DecodedExample {
     pub(super) pair_id: String,
     pub(super) caption: String,
     pub(super) content: Content,
 }
 
-impl Prepared {
+impl DecodedExample {
     /// Of a pair that is not read.
     pub(super) fn skipped() -> Self {
         Self { pair_id: String::new(), caption: String::new(), content: Content::Skipped }
@@ -74,18 +74,18 @@ impl Prepared {
 /// What a thread that decodes is asked.
 struct Job {
     encoded: Encoded,
-    reply: SyncSender<Result<Prepared, DataError>>,
+    reply: SyncSender<Result<DecodedExample, DataError>>,
 }
 
 /// An example that was asked for.
 enum Pending {
-    Working(Receiver<Result<Prepared, DataError>>),
-    Ready(Prepared),
+    Working(Receiver<Result<DecodedExample, DataError>>),
+    Ready(DecodedExample),
 }
 
 /// An endless stream of examples. Dropping it ends its threads.
-pub struct Stream<J> {
-    dataset: Arc<Dataset<J>>,
+pub struct Stream<L> {
+    dataset: Arc<Dataset<L>>,
     /// None once it is being dropped.
     chunks: Option<Receiver<Result<Vec<Item>, DataError>>>,
     /// None once it is being dropped.
@@ -95,11 +95,11 @@ pub struct Stream<J> {
     /// What the reading thread ended with, to be said after the examples before it.
     failure: Option<DataError>,
     ahead: usize,
-    gate: Arc<Gate>,
+    budget: Arc<MemoryBudget>,
     threads: Vec<JoinHandle<()>>,
 }
 
-impl<J> std::fmt::Debug for Stream<J> {
+impl<L> std::fmt::Debug for Stream<L> {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         formatter
             .debug_struct("Stream")
@@ -109,18 +109,18 @@ impl<J> std::fmt::Debug for Stream<J> {
     }
 }
 
-impl<J: Clone> Stream<J> {
+impl<L: Clone> Stream<L> {
     /// Starts to read.
     ///
     /// # Errors
-    /// When the resolution is impossible, or a cache holds no latents of this resolution, no mirrored
+    /// When the resolution is impossible, or a cache holds no latents of this resolution, no flipped
     /// ones or, as any cache, no random crops.
-    pub fn start(dataset: Arc<Dataset<J>>, options: StreamOptions) -> Result<Self, DataError> {
-        let transform = check(&dataset.places, &options)?;
+    pub fn start(dataset: Arc<Dataset<L>>, options: StreamOptions) -> Result<Self, DataError> {
+        let transform = check(&dataset.selection, &options)?;
         let threads = options.threads.max(1);
         let pixels = 2 * 4 * transform.numbers() as u64;
         let ahead = (options.memory / 4 / pixels.max(1)).min(MOST_AHEAD).max(threads as u64 + 1);
-        let gate = Gate::new(options.memory.saturating_sub(ahead.saturating_mul(pixels)));
+        let budget = MemoryBudget::new(options.memory.saturating_sub(ahead.saturating_mul(pixels)));
         let mut stream = Self {
             dataset,
             chunks: None,
@@ -129,23 +129,24 @@ impl<J: Clone> Stream<J> {
             pending: VecDeque::new(),
             failure: None,
             ahead: usize::try_from(ahead).unwrap_or(usize::MAX),
-            gate,
+            budget,
             threads: Vec::new(),
         };
-        let places = Arc::clone(&stream.dataset.places);
-        let gate = Arc::clone(&stream.gate);
-        let cached = matches!(*places.source, Source::Cache(_));
+        let selection = Arc::clone(&stream.dataset.selection);
+        let budget = Arc::clone(&stream.budget);
+        let cached = matches!(*selection.source, Source::Cache(_));
         // The next window is complete before it is taken over; of a cache one more chunk waits.
         let (chunk_sender, chunks) = sync_channel(usize::from(cached));
         stream.chunks = Some(chunks);
-        stream.spawn("reads", move || read(&places, &options, &gate, &chunk_sender))?;
+        stream.spawn("reads", move || read(&selection, &options, &budget, &chunk_sender))?;
         if !cached {
             let (sender, jobs) = channel();
             stream.jobs = Some(sender);
             let jobs = Arc::new(Mutex::new(jobs));
             for _ in 0..threads {
-                let (jobs, places) = (Arc::clone(&jobs), Arc::clone(&stream.dataset.places));
-                stream.spawn("decodes", move || decode(&jobs, &places, transform, options.seed))?;
+                let (jobs, selection) = (Arc::clone(&jobs), Arc::clone(&stream.dataset.selection));
+                stream
+                    .spawn("decodes", move || decode(&jobs, &selection, transform, options.seed))?;
             }
         }
         Ok(stream)
@@ -167,14 +168,14 @@ impl<J: Clone> Stream<J> {
     /// # Errors
     /// When a file cannot be read or an image not be decoded. The stream is of no more use then.
     #[expect(clippy::should_implement_trait, reason = "it has no end, and ends with an error")]
-    pub fn next(&mut self) -> Result<Example<J>, DataError> {
+    pub fn next(&mut self) -> Result<Example<L>, DataError> {
         self.top_up();
         let Some((index, position, pending)) = self.pending.pop_front() else {
             let ended = DataError::Thread { what: "reads", reason: "no reason given".to_owned() };
             return Err(self.failure.take().unwrap_or(ended));
         };
-        let prepared = match pending {
-            Pending::Ready(prepared) => prepared,
+        let decoded = match pending {
+            Pending::Ready(decoded) => decoded,
             Pending::Working(reply) => reply.recv().map_err(|_| DataError::Thread {
                 what: "decodes",
                 reason: "it panicked".to_owned(),
@@ -182,23 +183,23 @@ impl<J: Clone> Stream<J> {
         };
         // Others are put to work while this one is used.
         self.top_up();
-        let Some(judgement) = self.dataset.judgements.get(index).cloned() else {
+        let Some(label) = self.dataset.labels.get(index).cloned() else {
             let reason = format!("pair {index} is unknown");
             return Err(DataError::Thread { what: "reads", reason });
         };
         Ok(Example {
-            pair_id: prepared.pair_id,
-            caption: prepared.caption,
-            judgement,
+            pair_id: decoded.pair_id,
+            caption: decoded.caption,
+            label,
             position,
-            content: prepared.content,
+            content: decoded.content,
         })
     }
 
     /// Bytes that were read and not yet decoded.
     #[cfg(test)]
     pub(super) fn bytes_held(&self) -> u64 {
-        self.gate.held()
+        self.budget.held()
     }
 
     /// Asks for examples until enough are on their way; waits only where none is.
@@ -218,7 +219,7 @@ impl<J: Clone> Stream<J> {
                 continue;
             };
             let pending = match item.work {
-                Work::Nothing(prepared) => Pending::Ready(prepared),
+                Work::Nothing(decoded) => Pending::Ready(decoded),
                 Work::Decode(encoded) => {
                     let (reply, answer) = sync_channel(1);
                     if let Some(jobs) = &self.jobs {
@@ -233,9 +234,9 @@ impl<J: Clone> Stream<J> {
     }
 }
 
-impl<J> Drop for Stream<J> {
+impl<L> Drop for Stream<L> {
     fn drop(&mut self) {
-        self.gate.close();
+        self.budget.close();
         self.chunks = None;
         self.jobs = None;
         self.waiting.clear();
@@ -248,7 +249,10 @@ impl<J> Drop for Stream<J> {
 }
 
 /// What the options ask of the data, if it can be had.
-pub(super) fn check(places: &Places, options: &StreamOptions) -> Result<Transform, DataError> {
+pub(super) fn check(
+    selection: &Selection,
+    options: &StreamOptions,
+) -> Result<Transform, DataError> {
     let (height, width) = options.resolution;
     let side = |side: i64| (1..=LARGEST_SIDE).contains(&side).then(|| u32::try_from(side).ok());
     let sides = (side(height).flatten(), side(width).flatten());
@@ -257,7 +261,7 @@ pub(super) fn check(places: &Places, options: &StreamOptions) -> Result<Transfor
             "expected a resolution of 1 to {LARGEST_SIDE} pixels, found {height}x{width}"
         )));
     };
-    if let Source::Cache(cache) = &*places.source {
+    if let Source::Cache(cache) = &*selection.source {
         let folder = cache.folder().display();
         let manifest = cache.manifest();
         let refuse = |reason: String| Err(DataError::Options(format!("{folder}: {reason}")));
@@ -270,7 +274,7 @@ pub(super) fn check(places: &Places, options: &StreamOptions) -> Result<Transfor
         }
         if options.hflip && !manifest.hflip {
             return refuse(
-                "hflip: the cache holds no mirrored images; hint: run without --hflip, or make the \
+                "hflip: the cache holds no flipped images; hint: run without --hflip, or make the \
                  cache with it"
                     .to_owned(),
             );
@@ -301,19 +305,22 @@ pub(super) trait Loader {
 
 /// The body of the thread that reads.
 fn read(
-    places: &Arc<Places>,
+    selection: &Arc<Selection>,
     options: &StreamOptions,
-    gate: &Arc<Gate>,
+    budget: &Arc<MemoryBudget>,
     chunks: &SyncSender<Result<Vec<Item>, DataError>>,
 ) {
-    let result = match &*places.source {
+    let result = match &*selection.source {
         Source::Pairs(files) => {
-            let mut loader = PairLoader { places, files, gate };
-            read_epochs(places, options, &mut loader, chunks)
+            let mut loader = PairLoader { selection, files, budget };
+            read_epochs(selection, options, &mut loader, chunks)
         }
-        Source::Cache(cache) => {
-            read_epochs(places, options, &mut CacheLoader::new(places, cache, options), chunks)
-        }
+        Source::Cache(cache) => read_epochs(
+            selection,
+            options,
+            &mut CacheLoader::new(selection, cache, options),
+            chunks,
+        ),
     };
     if let Err(error) = result {
         // Nobody listens where the stream was dropped.
@@ -322,21 +329,21 @@ fn read(
 }
 
 fn read_epochs(
-    places: &Places,
+    selection: &Selection,
     options: &StreamOptions,
     loader: &mut dyn Loader,
     chunks: &SyncSender<Result<Vec<Item>, DataError>>,
 ) -> Result<(), DataError> {
-    let length = places.rows.len() as u64;
+    let length = selection.rows.len() as u64;
     if length == 0 {
         return Ok(());
     }
     let mut position = options.position;
     loop {
         let (epoch, inside) = (position / length, position % length);
-        let order = EpochOrder::new(&places.geometry, &places.rows, options.seed, epoch);
+        let order = EpochOrder::new(&selection.geometry, &selection.rows, options.seed, epoch);
         for window in order.window_at(inside)..order.windows() {
-            let rows = order.rows_of(window, &places.rows);
+            let rows = order.rows_of(window, &selection.rows);
             let used = usize::try_from(inside.saturating_sub(order.start_of(window)));
             let rows = rows.get(used.unwrap_or(usize::MAX)..).unwrap_or_default();
             for chunk in rows.chunks(loader.chunk_rows().max(1)) {
@@ -351,12 +358,12 @@ fn read_epochs(
 }
 
 /// The body of a thread that decodes.
-fn decode(jobs: &Mutex<Receiver<Job>>, places: &Places, transform: Transform, seed: u64) {
+fn decode(jobs: &Mutex<Receiver<Job>>, selection: &Selection, transform: Transform, seed: u64) {
     let mut resizer = Resizer::new();
     loop {
         let job = jobs.lock().unwrap_or_else(PoisonError::into_inner).recv();
         let Ok(Job { encoded, reply }) = job else { return };
         // Nobody listens where the stream was dropped.
-        let _gone = reply.send(encoded.decode(places, transform, seed, &mut resizer));
+        let _gone = reply.send(encoded.decode(selection, transform, seed, &mut resizer));
     }
 }

@@ -110,7 +110,7 @@ fn write_labels(folder: &Path, rows: &[LabelRow]) -> PathBuf {
 }
 
 /// Ties are dropped.
-fn judge(row: &LabelRow) -> Option<i8> {
+fn sign_of(row: &LabelRow) -> Option<i8> {
     assert_eq!(row.status, Status::Ok);
     row.consensus.filter(|sign| *sign != 0)
 }
@@ -129,7 +129,7 @@ fn two_files() -> (TempDir, PathBuf, Vec<LabelRow>) {
 }
 
 fn open(folder: &Path, labels: &Path) -> Result<Dataset<i8>, DataError> {
-    Dataset::open(&[folder.to_owned()], &[], labels, &mut judge)
+    Dataset::open(&[folder.to_owned()], &[], labels, &mut sign_of)
 }
 
 fn options() -> StreamOptions {
@@ -149,7 +149,7 @@ fn options() -> StreamOptions {
 struct Seen {
     pair_id: String,
     caption: String,
-    judgement: i8,
+    label: i8,
     position: u64,
     pixels: [Vec<f32>; 2],
 }
@@ -163,7 +163,7 @@ fn take(dataset: &Arc<Dataset<i8>>, options: StreamOptions, count: usize) -> Vec
             Seen {
                 pair_id: example.pair_id,
                 caption: example.caption,
-                judgement: example.judgement,
+                label: example.label,
                 position: example.position,
                 pixels,
             }
@@ -179,11 +179,11 @@ fn labels_are_joined_and_counted() {
         labels.iter().filter(|row| row.status == Status::Ok && row.consensus != Some(0)).collect();
     assert_eq!(dataset.len(), selected.len() as u64);
     let signs: Vec<i8> = selected.iter().filter_map(|row| row.consensus).collect();
-    assert_eq!(dataset.judgements(), signs);
+    assert_eq!(dataset.labels(), signs);
     let counts = dataset.counts();
     let failed = labels.iter().filter(|row| row.status != Status::Ok).count() as u64;
     assert_eq!((counts.rows, counts.failed), (35, failed));
-    assert_eq!(counts.left_out, 35 - failed - counts.selected);
+    assert_eq!(counts.dropped, 35 - failed - counts.selected);
     assert_eq!((counts.unlabelled, counts.uncached), (0, 0));
     assert_eq!(counts.by_file.len(), 2);
     assert_eq!(counts.by_file[1].source_file, "b.parquet");
@@ -196,7 +196,7 @@ fn labels_are_joined_and_counted() {
     let path = write_labels(folder.path(), &some);
     let part = open(folder.path(), &path).unwrap();
     assert_eq!(part.counts().unlabelled, 15);
-    assert_eq!(part.judgements(), &signs[..part.len() as usize]);
+    assert_eq!(part.labels(), &signs[..part.len() as usize]);
     assert_ne!(part.fingerprint(), dataset.fingerprint());
 }
 
@@ -208,8 +208,8 @@ fn every_example_is_its_pair() {
     for seen in take(&dataset, options(), count) {
         let label = labels.iter().find(|row| row.pair_id == seen.pair_id).unwrap();
         assert_eq!(label.caption.as_ref(), Some(&seen.caption));
-        assert_eq!(label.consensus, Some(seen.judgement));
-        // The first pixel of an image says its row, wherever it was cropped and mirrored.
+        assert_eq!(label.consensus, Some(seen.label));
+        // The first pixel of an image says its row, wherever it was cropped and flipped.
         for pixels in &seen.pixels {
             assert_eq!(pixels.len(), 3 * 8 * 8);
             assert!(pixels.iter().all(|value| (-1.0..=1.0).contains(value)));
@@ -228,11 +228,11 @@ fn every_example_is_its_pair() {
 
 /// Windows of a few rows, so that small files have several.
 fn with_small_windows(mut dataset: Dataset<i8>) -> Arc<Dataset<i8>> {
-    let places = Arc::get_mut(&mut dataset.places).unwrap();
-    let Source::Pairs(files) = &*places.source else { panic!("no pairs") };
+    let selection = Arc::get_mut(&mut dataset.selection).unwrap();
+    let Source::Pairs(files) = &*selection.source else { panic!("no pairs") };
     let groups: Vec<_> = files.iter().map(|file| row_groups(file).unwrap()).collect();
     let bytes: u64 = groups.iter().flatten().map(|(_, bytes)| bytes).sum();
-    places.geometry = Arc::new(Geometry::with_sizes(&groups, bytes / 20, bytes / 5));
+    selection.geometry = Arc::new(Geometry::with_sizes(&groups, bytes / 20, bytes / 5));
     Arc::new(dataset)
 }
 
@@ -262,7 +262,7 @@ fn a_stream_goes_on_from_every_position_as_if_never_stopped() {
             of_epoch.iter().find(|seen| seen.pair_id == whole[0].pair_id).unwrap()
         };
         let same = (1..3).filter(|&epoch| first(epoch).pixels == first(0).pixels).count();
-        assert!(same < 2, "the same crop and mirroring in every epoch");
+        assert!(same < 2, "the same crop and flipping in every epoch");
         for position in 0..2 * length {
             let position_here = position as u64;
             let resumed = take(&dataset, StreamOptions { position: position_here, ..options() }, 3);
@@ -290,9 +290,9 @@ fn without_chance_every_epoch_has_the_same_pixels() {
         let again = second.iter().find(|other| other.pair_id == seen.pair_id).unwrap();
         assert_eq!(seen.pixels, again.pixels);
     }
-    // Both images of a pair are mirrored independently.
-    let mirrored = take(&dataset, StreamOptions { random_crop: false, ..options() }, 2 * length);
-    let flips: std::collections::HashSet<[bool; 2]> = mirrored
+    // Both images of a pair are flipped independently.
+    let flipped = take(&dataset, StreamOptions { random_crop: false, ..options() }, 2 * length);
+    let flips: std::collections::HashSet<[bool; 2]> = flipped
         .iter()
         .map(|seen| {
             let plain = first.iter().find(|other| other.pair_id == seen.pair_id).unwrap();
@@ -369,7 +369,7 @@ fn images_that_changed_since_they_were_labelled_end_the_stream_by_name() {
         pairs.write(folder.path());
         let labels = write_labels(folder.path(), &pairs.labels());
         let input = [folder.path().join("a")];
-        let dataset = Arc::new(Dataset::open(&input, &[], &labels, &mut judge).unwrap());
+        let dataset = Arc::new(Dataset::open(&input, &[], &labels, &mut sign_of).unwrap());
         let mut stream = Stream::start(dataset, options()).unwrap();
         let error = (0..10).find_map(|_| stream.next().err()).unwrap().to_string();
         assert!(error.contains(expected), "{error}");
@@ -387,7 +387,7 @@ fn images_that_are_null_are_said_before_the_stream() {
     let mut rows = pairs.labels();
     let open = |rows: &[LabelRow]| {
         let labels = write_labels(folder.path(), rows);
-        Dataset::open(&[folder.path().join("a")], &[], &labels, &mut judge)
+        Dataset::open(&[folder.path().join("a")], &[], &labels, &mut sign_of)
     };
     let error = open(&rows).unwrap_err().to_string();
     assert!(error.contains("pair a:1 (row 1) has no image 1"), "{error}");
@@ -407,7 +407,7 @@ fn what_is_read_ahead_stays_within_the_bound() {
     pairs.images = [padded(0), padded(1)];
     pairs.write(folder.path());
     let labels = write_labels(folder.path(), &pairs.labels());
-    let dataset = Dataset::open(&[folder.path().join("a")], &[], &labels, &mut judge).unwrap();
+    let dataset = Dataset::open(&[folder.path().join("a")], &[], &labels, &mut sign_of).unwrap();
     let dataset = with_small_windows(dataset);
     let memory = 900_000;
     let mut stream =
@@ -433,13 +433,13 @@ fn what_is_held_out_is_never_streamed_and_follows_from_the_places() {
     assert!(kept.fingerprint() != fingerprint && kept.fingerprint() != held.fingerprint());
     let names = |dataset: Dataset<i8>| -> std::collections::BTreeSet<String> {
         let count = 3 * dataset.len() as usize;
-        let places: Vec<String> = dataset.places().collect();
+        let selection: Vec<String> = dataset.selection().collect();
         let seen = take(&Arc::new(dataset), options(), count);
         for one in &seen {
             let label = labels.iter().find(|row| row.pair_id == one.pair_id).unwrap();
-            assert_eq!(label.consensus, Some(one.judgement));
+            assert_eq!(label.consensus, Some(one.label));
             let place = positional(&label.source_file, label.source_row as usize);
-            assert!(places.contains(&place), "{place}");
+            assert!(selection.contains(&place), "{place}");
         }
         seen.into_iter().map(|seen| seen.pair_id).collect()
     };
@@ -466,16 +466,16 @@ fn a_skipped_pair_keeps_its_place_and_is_not_read() {
     let labels = write_labels(folder.path(), &pairs.labels());
     let input = [folder.path().join("a")];
     pairs.write(folder.path());
-    let whole = Arc::new(Dataset::open(&input, &[], &labels, &mut judge).unwrap());
+    let whole = Arc::new(Dataset::open(&input, &[], &labels, &mut sign_of).unwrap());
     let length = whole.len() as usize;
     let whole = take(&whole, options(), 2 * length);
     // Images that could not be read: one is null, one is no image.
     pairs.images[0][0] = None;
     pairs.images[1][3] = Some(b"nothing".to_vec());
     pairs.write(folder.path());
-    assert!(Dataset::open(&input, &[], &labels, &mut judge).is_err());
+    assert!(Dataset::open(&input, &[], &labels, &mut sign_of).is_err());
     let mut named =
-        |row: &LabelRow| judge(row).map(|sign| (sign, [0, 3].contains(&row.source_row)));
+        |row: &LabelRow| sign_of(row).map(|sign| (sign, [0, 3].contains(&row.source_row)));
     let dataset =
         Dataset::open_skipping(&input, &[], &labels, &mut named, &|(_, skip)| *skip).unwrap();
     assert_eq!((dataset.counts().skipped, dataset.len()), (2, length as u64));

@@ -9,7 +9,7 @@
 use media::decode::Image;
 use media::resize::{Filter, Resizer, Window};
 
-use super::augment::Draw;
+use super::augment::Augmentation;
 
 /// What is done to an image, but for chance.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,16 +38,21 @@ impl Transform {
     }
 
     /// Applies it; `draw` decides where chance does.
-    pub(crate) fn apply(&self, image: &Image, draw: Draw, resizer: &mut Resizer) -> Pixels {
-        self.apply_drawn(image, Some(draw), resizer)
+    pub(crate) fn apply(&self, image: &Image, draw: Augmentation, resizer: &mut Resizer) -> Pixels {
+        self.apply_augmentation(image, Some(draw), resizer)
     }
 
-    /// Applies it with a central crop and without mirroring.
+    /// Applies it with a central crop and without flipping.
     pub(crate) fn apply_centrally(&self, image: &Image, resizer: &mut Resizer) -> Pixels {
-        self.apply_drawn(image, None, resizer)
+        self.apply_augmentation(image, None, resizer)
     }
 
-    fn apply_drawn(&self, image: &Image, draw: Option<Draw>, resizer: &mut Resizer) -> Pixels {
+    fn apply_augmentation(
+        &self,
+        image: &Image,
+        draw: Option<Augmentation>,
+        resizer: &mut Resizer,
+    ) -> Pixels {
         let image = image.to_rgb();
         let (height, width) = self.covering(image.height(), image.width());
         let (rest_rows, rest_columns) = (height - self.height, width - self.width);
@@ -60,8 +65,8 @@ impl Transform {
         let mut values = vec![0.0; self.numbers()];
         // The window lies within the resized image by construction.
         if let Ok(resized) = resized {
-            let mirrored = self.hflip && draw.is_some_and(Draw::mirrors);
-            self.normalize(resized.pixels(), mirrored, &mut values);
+            let flipped = self.hflip && draw.is_some_and(Augmentation::is_flipped);
+            self.normalize(resized.pixels(), flipped, &mut values);
         }
         Pixels { values, original_size: (image.height(), image.width()), crop: (top, left) }
     }
@@ -80,8 +85,8 @@ impl Transform {
         }
     }
 
-    /// Interleaved bytes to planes, row by row mirrored if asked.
-    fn normalize(&self, pixels: &[u8], mirrored: bool, values: &mut [f32]) {
+    /// Interleaved bytes to planes, row by row flipped if asked.
+    fn normalize(&self, pixels: &[u8], flipped: bool, values: &mut [f32]) {
         let table: [f32; 256] = std::array::from_fn(|byte| (byte as f32 / 255.0 - 0.5) / 0.5);
         let width = self.width as usize;
         let plane = self.height as usize * width;
@@ -92,7 +97,7 @@ impl Transform {
             .zip(green.chunks_exact_mut(width))
             .zip(blue.chunks_exact_mut(width));
         for (((red, green), blue), row) in rows.zip(pixels.chunks_exact(3 * width)) {
-            let places = red.iter_mut().zip(green).zip(blue);
+            let values = red.iter_mut().zip(green).zip(blue);
             let set = |(((red, green), blue), [r, g, b]): (
                 ((&mut f32, &mut f32), &mut f32),
                 &[u8; 3],
@@ -102,10 +107,10 @@ impl Transform {
                 *blue = table[usize::from(*b)];
             };
             let (row, _) = row.as_chunks::<3>();
-            if mirrored {
-                places.zip(row.iter().rev()).for_each(set);
+            if flipped {
+                values.zip(row.iter().rev()).for_each(set);
             } else {
-                places.zip(row).for_each(set);
+                values.zip(row).for_each(set);
             }
         }
     }
@@ -168,11 +173,12 @@ mod tests {
             transform.hflip = true;
             let resized = transform.covering(height, width);
             let (top, left) = pair(&case["crop"]);
-            let place = super::super::order::Place { file: 0, row: 0 };
+            let place = super::super::order::Location { file: 0, row: 0 };
             let draw = (0..1_000_000)
-                .map(|seed| Draw::new(seed, 0, place, 0))
+                .map(|seed| Augmentation::new(seed, 0, place, 0))
                 .find(|draw| {
-                    draw.mirrors() && draw.crop(resized.0 - side, resized.1 - side) == (top, left)
+                    draw.is_flipped()
+                        && draw.crop(resized.0 - side, resized.1 - side) == (top, left)
                 })
                 .unwrap();
             let flipped = transform.apply(&image, draw, &mut resizer);

@@ -14,25 +14,25 @@ use crate::data::{Counts, Dataset, StreamOptions};
 use crate::manifest::{DataFacts, Manifest};
 use crate::model::{BaseModel, FileHashes};
 use crate::pair_list::PairList;
-use crate::preference::{Judge, Judgement};
+use crate::preference::{Labeler, PreferenceTarget};
 use crate::randomness::Choice;
 use crate::samples::Sampler;
 
 /// Of the pairs that can be trained on, no more than one in so many is held out for the probe.
-const SHARE_OF_PROBE: u64 = 4;
+const PAIRS_PER_PROBE_PAIR: u64 = 4;
 
 /// What is known of a pair.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct PairLabel {
     /// What the loss is told of it.
-    pub judgement: Judgement,
+    pub target: PreferenceTarget,
     /// Whether it has no weight, by `--skip-pairs`.
     pub is_skipped: bool,
 }
 
 /// Everything that is known of a run before its networks are loaded.
 #[derive(Debug)]
-pub struct Prepared {
+pub struct OpenedRun {
     /// The model.
     pub base: BaseModel,
     /// The pairs that are trained on, with their labels.
@@ -41,7 +41,7 @@ pub struct Prepared {
     pub probe: Arc<Dataset<PairLabel>>,
     /// The scorers of the labels.
     pub scorers: Vec<String>,
-    /// A checksum of all judgements.
+    /// A checksum of all labels.
     pub labels: String,
     /// Pairs with votes, and how many of them are ties, whatever becomes of these.
     pub ties: TieCount,
@@ -65,21 +65,23 @@ impl fmt::Display for TieCount {
     }
 }
 
-/// A checksum of judgements in their order: what a run depends on of its labels.
+/// A checksum of labels in their order: what a run depends on of its labels.
 fn digest(labels: &[PairLabel]) -> String {
     let mut hasher = blake3::Hasher::new();
     for label in labels {
-        match label.judgement {
-            Judgement::Fixed { probability, weight } => {
+        match label.target {
+            PreferenceTarget::Fixed { probability, weight } => {
                 hasher.update(b"f").update(&probability.to_le_bytes()).update(&weight.to_le_bytes())
             }
-            Judgement::ByScorer { votes } => hasher.update(b"v").update(&votes.to_le_bytes()),
+            PreferenceTarget::ByScorer { votes } => {
+                hasher.update(b"v").update(&votes.to_le_bytes())
+            }
         };
     }
     hasher.finalize().to_hex().to_string()
 }
 
-impl Prepared {
+impl OpenedRun {
     /// Opens and checks model, labels and pairs. Nothing is written.
     ///
     /// # Errors
@@ -95,17 +97,18 @@ impl Prepared {
         let skipped = config.skip_pairs.as_deref().map(PairList::read).transpose()?;
         let skipped = skipped.unwrap_or_default();
         let labels = LabelsFile::open(&config.labels)?;
-        let judge = Judge::new(&labels, &config.preference, config.ties, config.drop_human_ties)?;
+        let labeler =
+            Labeler::new(&labels, &config.preference, config.ties, config.drop_human_ties)?;
         let mut ties = TieCount::default();
         let mut known = BTreeSet::new();
         let mut label = |row: &schemas::labels::LabelRow| {
             ties.pairs += 1;
-            ties.ties += u64::from(judge.is_tie(row));
+            ties.ties += u64::from(labeler.is_tie(row));
             let is_skipped = skipped.contains(&row.pair_id);
             if is_skipped {
                 known.insert(row.pair_id.clone());
             }
-            Some(PairLabel { judgement: judge.judge(row)?, is_skipped })
+            Some(PairLabel { target: labeler.target(row)?, is_skipped })
         };
         let is_skipped = |label: &PairLabel| label.is_skipped;
         let all = match &config.source {
@@ -121,8 +124,8 @@ impl Prepared {
         // What is wrong with a cache or with the prompts is said before anything is loaded.
         all.check(&stream_options(config, &base, 0))?;
         Sampler::new(config, &[], &base)?;
-        let labels = digest(all.judgements());
-        let count = config.probe_pairs.min(all.len() / SHARE_OF_PROBE);
+        let labels = digest(all.labels());
+        let count = config.probe_pairs.min(all.len() / PAIRS_PER_PROBE_PAIR);
         let (dataset, probe) = all.hold_out(count, Choice::Probe.number(config.seed, 0, 0));
         ensure!(
             dataset.counts().skipped < dataset.len(),
@@ -134,7 +137,7 @@ impl Prepared {
             labels,
             dataset: Arc::new(dataset),
             probe: Arc::new(probe),
-            scorers: judge.scorers().to_vec(),
+            scorers: labeler.scorers().to_vec(),
             ties,
             skipped,
         })
@@ -147,7 +150,7 @@ impl Prepared {
 
     /// How many ties there are, and what becomes of them.
     pub fn ties_in_words(&self, config: &Config) -> String {
-        if !Judge::has_tie_policy(&config.preference) {
+        if !Labeler::has_tie_policy(&config.preference) {
             return format!("{}, each a preference of one half", self.ties);
         }
         format!("{}, policy: {}", self.ties, config.ties)
@@ -160,7 +163,7 @@ impl Prepared {
         (held < asked).then(|| {
             format!(
                 "the data set has {all} pairs to train on: {held} are held out for the probe, not \
-                 {asked}, as no more than one in {SHARE_OF_PROBE} is"
+                 {asked}, as no more than one in {PAIRS_PER_PROBE_PAIR} is"
             )
         })
     }
@@ -188,7 +191,7 @@ impl Prepared {
             fingerprint: self.dataset.fingerprint().to_owned(),
             labels: self.labels.clone(),
             pairs: self.counts().selected,
-            probe: self.probe.places().collect(),
+            probe: self.probe.selection().collect(),
             skipped: self.skipped.summary(),
         };
         let base = &self.base;

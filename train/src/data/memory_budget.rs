@@ -2,9 +2,9 @@
 
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
-/// Hands out leases of bytes up to a limit.
+/// Hands out permits of bytes up to a limit.
 #[derive(Debug)]
-pub(super) struct Gate {
+pub(super) struct MemoryBudget {
     limit: u64,
     state: Mutex<State>,
     changed: Condvar,
@@ -18,12 +18,12 @@ struct State {
 
 /// Bytes that are held; dropping it gives them back.
 #[derive(Debug)]
-pub(super) struct Lease {
-    gate: Arc<Gate>,
+pub(super) struct Permit {
+    budget: Arc<MemoryBudget>,
     bytes: u64,
 }
 
-impl Gate {
+impl MemoryBudget {
     pub(super) fn new(limit: u64) -> Arc<Self> {
         Arc::new(Self { limit, state: Mutex::default(), changed: Condvar::new() })
     }
@@ -35,8 +35,8 @@ impl Gate {
 
     /// Waits until `bytes` more fit and takes them. `own` is what the caller holds of a whole that
     /// nobody can use before it is complete: where nothing else is held there is nothing to wait
-    /// for, and the limit gives way. None once the gate is closed.
-    pub(super) fn take(self: &Arc<Self>, bytes: u64, own: u64) -> Option<Lease> {
+    /// for, and the limit gives way. None once the budget is closed.
+    pub(super) fn take(self: &Arc<Self>, bytes: u64, own: u64) -> Option<Permit> {
         let mut state = self.state();
         while !state.closed && state.held > own && state.held.saturating_add(bytes) > self.limit {
             state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
@@ -45,7 +45,7 @@ impl Gate {
             return None;
         }
         state.held = state.held.saturating_add(bytes);
-        Some(Lease { gate: Arc::clone(self), bytes })
+        Some(Permit { budget: Arc::clone(self), bytes })
     }
 
     /// Lets nobody wait any longer.
@@ -60,12 +60,12 @@ impl Gate {
     }
 }
 
-impl Drop for Lease {
+impl Drop for Permit {
     fn drop(&mut self) {
-        let mut state = self.gate.state();
+        let mut state = self.budget.state();
         state.held = state.held.saturating_sub(self.bytes);
         drop(state);
-        self.gate.changed.notify_all();
+        self.budget.changed.notify_all();
     }
 }
 
@@ -76,21 +76,21 @@ mod tests {
 
     #[test]
     fn leases_wait_for_room_but_never_for_their_own() {
-        let gate = Gate::new(10);
-        let first = gate.take(8, 0).unwrap();
+        let budget = MemoryBudget::new(10);
+        let first = budget.take(8, 0).unwrap();
         // A window larger than the limit, with nothing else held, is let through.
         drop(first);
-        let whole: Vec<Lease> = (0..5).map(|part| gate.take(4, part * 4).unwrap()).collect();
-        assert_eq!(gate.held(), 20);
+        let whole: Vec<Permit> = (0..5).map(|part| budget.take(4, part * 4).unwrap()).collect();
+        assert_eq!(budget.held(), 20);
         let waiting = std::thread::spawn({
-            let gate = Arc::clone(&gate);
-            move || gate.take(4, 0).map(|lease| lease.bytes)
+            let budget = Arc::clone(&budget);
+            move || budget.take(4, 0).map(|permit| permit.bytes)
         });
         std::thread::sleep(Duration::from_millis(50));
         assert!(!waiting.is_finished());
         drop(whole);
         assert_eq!(waiting.join().unwrap(), Some(4));
-        gate.close();
-        assert!(gate.take(1, 0).is_none());
+        budget.close();
+        assert!(budget.take(1, 0).is_none());
     }
 }
