@@ -25,7 +25,7 @@ use schemas::labels::Status;
 use schemas::pairs::{PairFile, PairRows};
 use scorers::{ImagePreprocessor, PreprocessedImage, ScorerSet};
 
-use super::plan::{Digest, Plan, PlannedFile, digest};
+use super::plan::{Digest, NO_INDEX, Plan, PlannedFile, digest};
 
 /// Rows read from Parquet at a time: with 2 images of some 150 kB each, about 10 MB.
 const ROWS_PER_READ: usize = 32;
@@ -38,7 +38,7 @@ const PLACES_TOGETHER: usize = 4096;
 pub(crate) enum Choice {
     /// What the file owns, and what stands in it under an owner of the same file with other bytes.
     First,
-    /// These places, known by (slot counted over the run), with the combinations to score of each:
+    /// These places, known by (slot counted over the run), with the pairs to score of each:
     /// bytes that no part has a score of.
     Rest(BTreeMap<u64, Vec<u32>>),
 }
@@ -61,8 +61,8 @@ pub(crate) struct Chosen {
     pub(crate) slot: u64,
     /// The digest of its bytes.
     pub(crate) content: Digest,
-    /// What is scored of it: indices of combinations.
-    pub(crate) combinations: Vec<u32>,
+    /// What is scored of it: indices of pairs.
+    pub(crate) image_captions: Vec<u32>,
     /// Its pixels, or why there are none.
     pub(crate) pixels: std::result::Result<PreprocessedImage, (Status, String)>,
 }
@@ -71,7 +71,7 @@ pub(crate) struct Chosen {
 struct Waiting {
     slot: u64,
     content: Digest,
-    combinations: Vec<u32>,
+    image_captions: Vec<u32>,
     bytes: Bytes,
 }
 
@@ -116,28 +116,25 @@ impl Seen {
     fn choose(&mut self, plan: &Plan, content: &Digest, owner: u32) -> Vec<u32> {
         let half = |bytes: &[u8]| bytes.iter().fold(0, |half, &byte| half << 8 | u32::from(byte));
         let key = [half(&content[..4]), half(&content[4..8])];
-        let known = *self.owners.entry(key).or_insert(NOBODY);
-        if known == NOBODY {
+        let known = *self.owners.entry(key).or_insert(NO_INDEX);
+        if known == NO_INDEX {
             self.owners.insert(key, owner);
-            return plan.combinations_of(owner).collect();
+            return plan.image_captions_of(owner).collect();
         }
         if known == owner || !self.more.insert((key, owner)) {
             return Vec::new();
         }
         // Other captions of the same bytes: those that the first owner has not got.
         let captions: HashSet<u32> = plan
-            .combinations_of(known)
-            .filter_map(|index| Some(plan.combination(index)?.caption))
+            .image_captions_of(known)
+            .filter_map(|index| Some(plan.image_caption(index)?.caption))
             .collect();
         let is_new = |&index: &u32| {
-            plan.combination(index).is_some_and(|it| !captions.contains(&it.caption))
+            plan.image_caption(index).is_some_and(|it| !captions.contains(&it.caption))
         };
-        plan.combinations_of(owner).filter(is_new).collect()
+        plan.image_captions_of(owner).filter(is_new).collect()
     }
 }
-
-/// No slot has this number.
-const NOBODY: u32 = super::plan::NONE;
 
 impl<'run> Batches<'run> {
     /// The batches of input file `file`.
@@ -232,14 +229,14 @@ impl<'run> Batches<'run> {
                 self.place(slot, owner, None);
                 continue;
             };
-            let combinations = match &self.choice {
+            let image_captions = match &self.choice {
                 Choice::First if u64::from(owner) < self.file.slots().start => Vec::new(),
                 Choice::First => self.seen.choose(self.plan, &content, owner),
                 Choice::Rest(wanted) => wanted.get(&slot).cloned().unwrap_or_default(),
             };
             self.place(slot, owner, Some(content));
-            if !combinations.is_empty() {
-                self.waiting.push_back(Waiting { slot, content, combinations, bytes });
+            if !image_captions.is_empty() {
+                self.waiting.push_back(Waiting { slot, content, image_captions, bytes });
             }
         }
         Ok(())
@@ -255,8 +252,8 @@ impl<'run> Batches<'run> {
 
 impl Decoder {
     fn decode(&self, waiting: Waiting) -> Chosen {
-        let Waiting { slot, content, combinations, bytes } = waiting;
-        Chosen { slot, content, combinations, pixels: self.pixels(&bytes) }
+        let Waiting { slot, content, image_captions, bytes } = waiting;
+        Chosen { slot, content, image_captions, pixels: self.pixels(&bytes) }
     }
 
     fn pixels(&self, bytes: &[u8]) -> std::result::Result<PreprocessedImage, (Status, String)> {

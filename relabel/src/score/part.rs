@@ -54,10 +54,10 @@ pub(crate) struct PartRow {
 pub(crate) enum Found {
     /// That it stands there. Every slot has one such row in the part of its file.
     Place,
-    /// Its scores with the caption of a combination, one per scorer, which may be NaN or infinite.
+    /// Its scores with this image-caption pair, one per scorer, which may be NaN or infinite.
     Scores {
-        /// Index of the combination.
-        combination: u32,
+        /// Index of the pair.
+        image_caption: u32,
         /// In scorer order.
         scores: Vec<f32>,
     },
@@ -119,7 +119,7 @@ fn schema(scorers: &[String]) -> Schema {
     let mut fields = vec![
         Field::new("slot", DataType::UInt64, false),
         Field::new("content", DataType::FixedSizeBinary(size_of::<Digest>() as i32), true),
-        Field::new("combination", DataType::UInt32, true),
+        Field::new("image_caption", DataType::UInt32, true),
         Field::new("status", DataType::Utf8, true),
         Field::new("error", DataType::Utf8, true),
     ];
@@ -176,7 +176,7 @@ impl PartWriter {
     }
 
     fn flush(&mut self) -> Result<()> {
-        let (mut slot, mut combination) = (UInt64Builder::new(), UInt32Builder::new());
+        let (mut slot, mut image_caption) = (UInt64Builder::new(), UInt32Builder::new());
         let mut content = FixedSizeBinaryBuilder::new(size_of::<Digest>() as i32);
         let (mut status, mut error) = (StringBuilder::new(), StringBuilder::new());
         let mut scores: Vec<Float32Builder> =
@@ -189,10 +189,10 @@ impl PartWriter {
             }
             let (index, problem, values) = match row.found {
                 Found::Place => (None, None, Vec::new()),
-                Found::Scores { combination, scores } => (Some(combination), None, scores),
+                Found::Scores { image_caption, scores } => (Some(image_caption), None, scores),
                 Found::Failure { status, error } => (None, Some((status, error)), Vec::new()),
             };
-            combination.append_option(index);
+            image_caption.append_option(index);
             status.append_option(problem.as_ref().map(|(status, _)| status.as_str()));
             error.append_option(problem.as_ref().map(|(_, error)| error));
             for (index, builder) in scores.iter_mut().enumerate() {
@@ -202,7 +202,7 @@ impl PartWriter {
         let mut columns: Vec<ArrayRef> = vec![
             Arc::new(slot.finish()),
             Arc::new(content.finish()),
-            Arc::new(combination.finish()),
+            Arc::new(image_caption.finish()),
             Arc::new(status.finish()),
             Arc::new(error.finish()),
         ];
@@ -261,18 +261,18 @@ pub(crate) fn read(
         let batch = batch.with_context(|| damaged(path))?;
         let slot = batch.column(0).as_primitive::<UInt64Type>();
         let content = batch.column(1).as_fixed_size_binary();
-        let combination = batch.column(2).as_primitive::<UInt32Type>();
+        let image_caption = batch.column(2).as_primitive::<UInt32Type>();
         let status = batch.column(3).as_string::<i32>();
         let error = batch.column(4).as_string::<i32>();
         let scores: Vec<_> = (5..batch.num_columns())
             .map(|index| batch.column(index).as_primitive::<Float32Type>())
             .collect();
         for row in 0..batch.num_rows() {
-            let found = if combination.is_valid(row) {
+            let found = if image_caption.is_valid(row) {
                 let scores = scores.iter().filter(|column| column.is_valid(row));
                 let scores: Vec<f32> = scores.map(|column| column.value(row)).collect();
                 ensure!(scores.len() == scorers.len(), damaged(path));
-                Found::Scores { combination: combination.value(row), scores }
+                Found::Scores { image_caption: image_caption.value(row), scores }
             } else if status.is_valid(row) {
                 let status = status.value(row).parse();
                 let status = status.map_err(|_| anyhow::anyhow!(damaged(path)))?;
@@ -328,7 +328,7 @@ mod tests {
             PartRow {
                 slot: 0,
                 content: Some([7; 16]),
-                found: Found::Scores { combination: 7, scores: vec![0.25, f32::INFINITY] },
+                found: Found::Scores { image_caption: 7, scores: vec![0.25, f32::INFINITY] },
             },
             PartRow { slot: 1, content: None, found: Found::Place },
             PartRow {
@@ -375,7 +375,8 @@ mod tests {
         let scorers = vec!["clip".to_owned()];
         let mut writer = PartWriter::create(&path, &scorers, "a").unwrap();
         for slot in 0..300 {
-            let found = Found::Scores { combination: slot as u32, scores: vec![slot as f32 / 7.0] };
+            let found =
+                Found::Scores { image_caption: slot as u32, scores: vec![slot as f32 / 7.0] };
             let content = Some([((slot * 0x9E37_79B9) >> 8) as u8; 16]);
             let row = PartRow { slot, content, found };
             writer.write(row).unwrap();

@@ -117,8 +117,8 @@ impl<'batch> Prepared<'batch> {
         let mut prepared = Self { images: Vec::new(), wanted: Vec::new(), captions: Vec::new() };
         for chosen in chosen {
             if let Ok(pixels) = &chosen.pixels {
-                let combinations = chosen.combinations.iter();
-                for caption in combinations.filter_map(|&index| plan.combination(index)) {
+                let image_captions = chosen.image_captions.iter();
+                for caption in image_captions.filter_map(|&index| plan.image_caption(index)) {
                     prepared.wanted.push((prepared.images.len(), caption.caption));
                     prepared.captions.push(caption.caption);
                 }
@@ -130,7 +130,7 @@ impl<'batch> Prepared<'batch> {
         prepared
     }
 
-    /// For each wanted combination one score per scorer, which may be no number.
+    /// For each wanted image-caption pair one score per scorer, which may be no number.
     fn scores(&self, set: &ScorerSet, captions: &mut CaptionFeatures<'_>) -> Result<Vec<Vec<f32>>> {
         if self.images.is_empty() {
             return Ok(Vec::new());
@@ -177,10 +177,10 @@ fn score_batch(
             }
             Ok(image) => {
                 part.note.on_white += u64::from(image.on_white());
-                for combination in chosen.combinations {
+                for image_caption in chosen.image_captions {
                     let scores = scores.next().unwrap_or_default();
                     failed |= scores.iter().any(|score| !score.is_finite());
-                    part.write(row(Found::Scores { combination, scores }))?;
+                    part.write(row(Found::Scores { image_caption, scores }))?;
                 }
             }
         }

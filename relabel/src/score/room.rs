@@ -42,8 +42,8 @@ impl Room {
             .flat_map(|file| plan.files[file].slots())
             .filter(|&slot| plan.owner(slot).map(u64::from) == Some(slot))
             .filter_map(|slot| plan.owner(slot))
-            .flat_map(|owner| plan.combinations_of(owner))
-            .filter_map(|index| Some(plan.combination(index)?.caption));
+            .flat_map(|owner| plan.image_captions_of(owner))
+            .filter_map(|index| Some(plan.image_caption(index)?.caption));
         let (rows, scores) = (plan.pairs(), scorers as u64 * SCORE_BYTES);
         Self {
             labels: rows * (LABEL_BYTES + 2 * scores),

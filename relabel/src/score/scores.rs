@@ -13,12 +13,12 @@ use runkit::signals::StopFlag;
 use schemas::labels::Status;
 
 use super::part::{self, Found};
-use super::plan::{Digest, NONE, Plan, PlannedFile};
+use super::plan::{Digest, NO_INDEX, Plan, PlannedFile};
 
 /// What is known of every image and caption of a run.
 pub(super) struct Scores {
     scorers: usize,
-    /// For each slot, the first slot with the same bytes: what the bytes are known by. [`NONE`] where
+    /// For each slot, the first slot with the same bytes: what the bytes are known by. [`NO_INDEX`] where
     /// there are none.
     content: Vec<u32>,
     /// What was scored, sorted by content and caption, each once.
@@ -69,8 +69,8 @@ impl Scores {
             failures: HashMap::new(),
         };
         // As many as there are unless bytes differ under one uid; growth by doubling would hold more.
-        scores.scored.reserve_exact(plan.combination_count());
-        scores.values.reserve_exact(plan.combination_count() * scorers.len());
+        scores.scored.reserve_exact(plan.image_caption_count());
+        scores.values.reserve_exact(plan.image_caption_count() * scorers.len());
         for_each_part(plan, folder, |file, path| {
             part::read(path, scorers, |row| {
                 stop.check()?;
@@ -81,8 +81,8 @@ impl Scores {
                     Found::Failure { status, error } => {
                         scores.failures.entry(content).or_insert((status, error));
                     }
-                    Found::Scores { combination, scores: values } => {
-                        let caption = plan.combination(combination).context(FOREIGN)?.caption;
+                    Found::Scores { image_caption, scores: values } => {
+                        let caption = plan.image_caption(image_caption).context(FOREIGN)?.caption;
                         let number = u32::try_from(scores.scored.len())?;
                         scores.scored.push(Scored { content, caption, number });
                         scores.values.extend_from_slice(&values);
@@ -120,7 +120,7 @@ impl Scores {
         let caption = plan.caption_at(slot)?;
         // A slot of the plan.
         let content = self.content[slot as usize];
-        if content == NONE {
+        if content == NO_INDEX {
             return Some(Held::Missing);
         }
         if let Some((status, error)) = self.failures.get(&content) {
@@ -134,7 +134,7 @@ impl Scores {
         }))
     }
 
-    /// What is still to be scored: for each file the slots and their combinations. Bytes that stand at
+    /// What is still to be scored: for each file the slots and their pairs. Bytes that stand at
     /// several such places are scored at the first.
     pub(super) fn gaps(&self, plan: &Plan) -> BTreeMap<usize, BTreeMap<u64, Vec<u32>>> {
         let mut first_places: HashMap<u32, (usize, u64, Vec<u32>)> = HashMap::new();
@@ -143,13 +143,13 @@ impl Scores {
                 if self.at(plan, slot) != Some(Held::Gap) {
                     continue;
                 }
-                let Some(combination) = plan.combination_at(slot) else { continue };
+                let Some(image_caption) = plan.image_caption_at(slot) else { continue };
                 let content = self.content[slot as usize];
                 let (_, _, wanted) =
                     first_places.entry(content).or_insert_with(|| (index, slot, Vec::new()));
-                let caption = |index: u32| plan.combination(index).map(|it| it.caption);
-                if wanted.iter().all(|&other| caption(other) != caption(combination)) {
-                    wanted.push(combination);
+                let caption = |index: u32| plan.image_caption(index).map(|it| it.caption);
+                if wanted.iter().all(|&other| caption(other) != caption(image_caption)) {
+                    wanted.push(image_caption);
                 }
             }
         }
@@ -165,11 +165,11 @@ impl Scores {
         let mut first: HashMap<u32, u32> = HashMap::new();
         let mut several = std::collections::HashSet::new();
         for (slot, &content) in (0u64..).zip(&self.content) {
-            let Some(owner) = plan.owner(slot).filter(|_| content != NONE) else { continue };
+            let Some(owner) = plan.owner(slot).filter(|_| content != NO_INDEX) else { continue };
             let at_owner = self.content[owner as usize];
             let of_owner = match at_owner {
                 // The owner has no bytes: the first bytes of the uid are those to compare with.
-                NONE => *first.entry(owner).or_insert(content),
+                NO_INDEX => *first.entry(owner).or_insert(content),
                 found => found,
             };
             if of_owner != content {
@@ -194,7 +194,7 @@ fn contents(plan: &Plan, scorers: &[String], folder: &Path, stop: &StopFlag) -> 
         })
     })?;
     found.sort_unstable();
-    let mut contents = vec![NONE; slots];
+    let mut contents = vec![NO_INDEX; slots];
     for same in found.chunk_by(|one, other| one.0 == other.0) {
         for &(_, slot) in same {
             *contents.get_mut(slot as usize).context(FOREIGN)? = same[0].1;

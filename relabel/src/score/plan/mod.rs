@@ -35,8 +35,8 @@ pub const BYTES_PER_ROW: u64 = 160;
 /// Rows of a run beyond this do not fit the plan's indices.
 const MAX_ROWS: u64 = u32::MAX as u64 / 4;
 
-/// No image, caption or combination.
-pub(crate) const NONE: u32 = u32::MAX;
+/// Stands for no index. `Option<u32>` would take twice the memory, for every row of a run.
+pub(crate) const NO_INDEX: u32 = u32::MAX;
 
 /// What bytes or text are known by: the first 16 bytes of their BLAKE3, so that nobody can make two
 /// that are taken for one.
@@ -69,9 +69,9 @@ impl PlannedFile {
     }
 }
 
-/// An image with a caption: what a score belongs to.
+/// An image-caption pair: what a score belongs to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Combination {
+pub struct ImageCaption {
     /// The slot (2·row + position) where the image's uid stands first.
     pub owner: u32,
     /// Index of the caption.
@@ -87,12 +87,12 @@ pub struct Plan {
     pub captions: CaptionText,
     /// A checksum of every planned value, for the manifest.
     pub content: String,
-    /// Every distinct combination, sorted.
-    combinations: Vec<Combination>,
-    /// For every slot, the slot where the same uid stands first; [`NONE`] where the row cannot be
+    /// Every distinct image-caption pair, sorted.
+    image_captions: Vec<ImageCaption>,
+    /// For every slot, the slot where the same uid stands first; [`NO_INDEX`] where the row cannot be
     /// scored whatever its images are.
     owner: Vec<u32>,
-    /// For every row, its caption; [`NONE`] where it cannot be scored.
+    /// For every row, its caption; [`NO_INDEX`] where it cannot be scored.
     caption: Vec<u32>,
     /// Rows whose own id is another row's, and how they are named instead.
     renamed: Vec<ids::Renamed>,
@@ -129,7 +129,7 @@ impl Plan {
                 files: Vec::new(),
                 captions: CaptionText::new(scratch)?,
                 content: String::new(),
-                combinations: Vec::new(),
+                image_captions: Vec::new(),
                 owner: Vec::new(),
                 caption: Vec::new(),
                 renamed: Vec::new(),
@@ -175,38 +175,39 @@ impl Plan {
     /// The slot where the uid of the image at `slot` stands first; `None` where its row cannot be
     /// scored.
     pub(crate) fn owner(&self, slot: u64) -> Option<u32> {
-        self.owner.get(usize::try_from(slot).ok()?).copied().filter(|&owner| owner != NONE)
+        self.owner.get(usize::try_from(slot).ok()?).copied().filter(|&owner| owner != NO_INDEX)
     }
 
-    /// The combination of the image and the caption that stand at `slot`; `None` where its row cannot
+    /// The pair of the image and the caption that stand at `slot`; `None` if its row cannot
     /// be scored.
-    pub(crate) fn combination_at(&self, slot: u64) -> Option<u32> {
+    pub(crate) fn image_caption_at(&self, slot: u64) -> Option<u32> {
         let (owner, caption) = (self.owner(slot)?, self.caption_at(slot)?);
-        let found = self.combinations.binary_search(&Combination { owner, caption }).ok()?;
+        let found = self.image_captions.binary_search(&ImageCaption { owner, caption }).ok()?;
         u32::try_from(found).ok()
     }
 
     /// The caption that stands beside the image at `slot`; `None` where the row cannot be scored.
     pub(crate) fn caption_at(&self, slot: u64) -> Option<u32> {
         let caption = self.caption.get(usize::try_from(slot / 2).ok()?).copied();
-        caption.filter(|&caption| caption != NONE)
+        caption.filter(|&caption| caption != NO_INDEX)
     }
 
-    /// A combination by its index.
-    pub(crate) fn combination(&self, index: u32) -> Option<Combination> {
-        self.combinations.get(index as usize).copied()
+    /// A image-caption pair by its index.
+    pub(crate) fn image_caption(&self, index: u32) -> Option<ImageCaption> {
+        self.image_captions.get(index as usize).copied()
     }
 
-    /// How many combinations there are.
-    pub(crate) fn combination_count(&self) -> usize {
-        self.combinations.len()
+    /// How many image-caption pairs there are.
+    pub(crate) fn image_caption_count(&self) -> usize {
+        self.image_captions.len()
     }
 
-    /// Every combination of the image whose uid stands first at `owner`, by index.
-    pub(crate) fn combinations_of(&self, owner: u32) -> std::ops::Range<u32> {
-        let start = self.combinations.partition_point(|combination| combination.owner < owner);
-        let length =
-            self.combinations[start..].partition_point(|combination| combination.owner == owner);
+    /// Every image-caption pair of the image whose uid stands first at `owner`, by index.
+    pub(crate) fn image_captions_of(&self, owner: u32) -> std::ops::Range<u32> {
+        let start =
+            self.image_captions.partition_point(|image_caption| image_caption.owner < owner);
+        let length = self.image_captions[start..]
+            .partition_point(|image_caption| image_caption.owner == owner);
         // There are at most two for each row, and rows are fewer than a quarter of u32::MAX.
         start as u32..(start + length) as u32
     }
@@ -214,7 +215,7 @@ impl Plan {
     /// The name of a row in the output: its own id, or a name by its place where another row has that
     /// id.
     pub(crate) fn pair_id(&self, file: &PlannedFile, row: u64, own: String) -> String {
-        let number = u32::try_from(file.first_row + row).unwrap_or(NONE);
+        let number = u32::try_from(file.first_row + row).unwrap_or(NO_INDEX);
         match self.renamed.binary_search_by_key(&number, |renamed| renamed.row) {
             Ok(found) => self.renamed[found].name(&positional(file, row)),
             Err(_) => own,
@@ -313,8 +314,8 @@ impl Planner {
         let caption = match &row.caption {
             Some(caption) if caption_problem(Some(caption)).is_none() => self.caption(caption)?,
             _ => {
-                self.plan.caption.push(NONE);
-                self.plan.owner.extend([NONE; 2]);
+                self.plan.caption.push(NO_INDEX);
+                self.plan.owner.extend([NO_INDEX; 2]);
                 return Ok(());
             }
         };
@@ -377,16 +378,16 @@ impl Planner {
         drop(uids);
         let owners = (0u32..).zip(&plan.owner).filter(|&(slot, &owner)| slot == owner);
         plan.images = owners.count() as u64;
-        let mut combinations = Vec::with_capacity(plan.owner.len());
+        let mut image_captions = Vec::with_capacity(plan.owner.len());
         for (owners, &caption) in plan.owner.chunks_exact(2).zip(&plan.caption) {
-            if caption != NONE {
-                combinations.extend(owners.iter().map(|&owner| Combination { owner, caption }));
+            if caption != NO_INDEX {
+                image_captions.extend(owners.iter().map(|&owner| ImageCaption { owner, caption }));
             }
         }
-        combinations.sort_unstable();
-        combinations.dedup();
-        combinations.shrink_to_fit();
-        plan.combinations = combinations;
+        image_captions.sort_unstable();
+        image_captions.dedup();
+        image_captions.shrink_to_fit();
+        plan.image_captions = image_captions;
         Ok(plan)
     }
 }
