@@ -52,7 +52,7 @@ fn main() -> Result<()> {
         "{} pairs; latents of an image {:?}, text {:?}",
         dataset.counts().selected,
         mean.size(),
-        text.hidden_BLD.size()
+        text.embeds_BLD.size()
     );
     let start = Instant::now();
     let mut pairs = 0_u32;

@@ -5,10 +5,10 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use nn::NetworkError;
+use nn::optimizer::OptimizerKind;
 use tch::TchError;
 
 use crate::checkpoint;
-use crate::cli::OptimizerKind;
 use crate::config::{Config, largest_divisor};
 use crate::folder::{CHECKPOINTS, NOT_FINITE};
 use crate::trainer::NotFinite;

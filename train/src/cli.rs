@@ -3,7 +3,9 @@
 
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::builder::{PossibleValuesParser, TypedValueParser};
+use clap::{Args, Parser, Subcommand};
+use nn::optimizer::OptimizerKind;
 use runkit::logging::LogArguments;
 use runkit::program::ResumeFlag;
 use serde::{Deserialize, Serialize};
@@ -59,17 +61,6 @@ pub struct RunArguments {
     /// What users of other programs type.
     #[command(flatten)]
     pub resume: ResumeFlag,
-}
-
-/// How weights follow gradients.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum OptimizerKind {
-    /// AdamW with weights and moments in f32: 8 bytes of state for a weight.
-    #[default]
-    Adamw,
-    /// Adafactor with a factored second moment: next to no state.
-    Adafactor,
 }
 
 /// Settings of `train run`, each unset until flag, environment, file or recipe sets it.
@@ -176,7 +167,9 @@ pub struct RunSettings {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub warmup_steps: Option<u64>,
     /// adamw or adafactor [default: adamw].
-    #[arg(long, value_name = "NAME", value_enum)]
+    #[arg(long, value_name = "NAME",
+        value_parser = PossibleValuesParser::new(OptimizerKind::NAMES)
+            .try_map(|name| name.parse::<OptimizerKind>()))]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub optimizer: Option<OptimizerKind>,
     /// AdamW's decay of the mean of gradients [default: 0.9].

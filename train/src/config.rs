@@ -5,10 +5,11 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use nn::device::{self, DeviceChoice, Precision};
+use nn::optimizer::OptimizerKind;
 use runkit::program::UsageError;
 use tch::Device;
 
-use crate::cli::{OptimizerKind, RunArguments, RunSettings};
+use crate::cli::{RunArguments, RunSettings};
 use crate::learning_rate::{LearningRate, Schedule};
 use crate::loss_scale::LossScaling;
 use crate::preference::{Preference, Ties};

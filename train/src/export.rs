@@ -6,12 +6,12 @@ use std::io::{Read as _, Write};
 use std::path::{Component, Path, PathBuf};
 
 use anyhow::{Context as _, Result};
+use nn::optimizer::OptimizerKind;
 use nn::pipeline::NetworkFiles;
 use nn::unet::SAVED_WEIGHTS;
 use nn::weights::Weights;
 use serde_json::Value;
 
-use crate::cli::OptimizerKind;
 use crate::config::Config;
 use crate::manifest::Manifest;
 use crate::model::{BaseModel, Networks};

@@ -4,7 +4,7 @@
 //! `P` pairs, `C` channels, `H` and `W` height and width of latents, `L` tokens, `D` width of a text.
 
 use anyhow::{Context as _, Result};
-use nn::pipeline::TextConditions;
+use nn::pipeline::PromptEmbeds;
 use tch::{Kind, TchError, Tensor};
 
 const LATENTS: [&str; 2] = ["latents_0", "latents_1"];
@@ -28,7 +28,7 @@ pub struct MicroBatch {
     /// Timesteps, one for both images of a pair, i64 `[P]`.
     pub timesteps_P: Tensor,
     /// The captions, `[P, L, D]`, and for SDXL pooled, `[P, D']`.
-    pub text: TextConditions,
+    pub text: PromptEmbeds,
     /// For SDXL what the UNet is told of size and crop, `[P, 6]`.
     pub time_ids_P6: Option<Tensor>,
     /// That image 0 is the better one, `[P]`.
@@ -48,7 +48,7 @@ impl MicroBatch {
             (LATENTS[1], Some(second)),
             (NOISE, Some(&self.noise_PCHW)),
             (TIMESTEPS, Some(&self.timesteps_P)),
-            (HIDDEN, Some(&self.text.hidden_BLD)),
+            (HIDDEN, Some(&self.text.embeds_BLD)),
             (POOLED, self.text.pooled_BD.as_ref()),
             (TIME_IDS, self.time_ids_P6.as_ref()),
             (PROBABILITY, Some(&self.probability_P)),
@@ -76,7 +76,7 @@ impl MicroBatch {
             latents_PCHW: [needed(LATENTS[0])?, needed(LATENTS[1])?],
             noise_PCHW: needed(NOISE)?,
             timesteps_P: needed(TIMESTEPS)?,
-            text: TextConditions { hidden_BLD: needed(HIDDEN)?, pooled_BD },
+            text: PromptEmbeds { embeds_BLD: needed(HIDDEN)?, pooled_BD },
             time_ids_P6,
             probability_P: needed(PROBABILITY)?,
             weight: weight_P.f_sum(Kind::Double)?.f_double_value(&[])?,
@@ -161,8 +161,8 @@ mod tests {
             latents_PCHW: [numbers(&[pairs, 4, 2, 2]), numbers(&[pairs, 4, 2, 2]) * 2.0],
             noise_PCHW: numbers(&[pairs, 4, 2, 2]) * 3.0,
             timesteps_P: Tensor::arange(pairs, (Kind::Int64, tch::Device::Cpu)),
-            text: TextConditions {
-                hidden_BLD: numbers(&[pairs, 3, 5]),
+            text: PromptEmbeds {
+                embeds_BLD: numbers(&[pairs, 3, 5]),
                 pooled_BD: pooled.then(|| numbers(&[pairs, 6])),
             },
             time_ids_P6: pooled.then(|| numbers(&[pairs, 6]) * 7.0),

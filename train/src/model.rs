@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use anyhow::{Context as _, Result, bail, ensure};
 use media::text::{HuggingFaceTokenizer, Tokenizer as _};
 use nn::device::Precision;
-use nn::pipeline::{FetchedPipeline, Pipeline, PipelineFiles, PipelineSource, TextConditions};
+use nn::pipeline::{FetchedPipeline, Pipeline, PipelineFiles, PipelineSource, PromptEmbeds};
 use nn::schedule::{ScheduleConfig, TrainingSchedule};
 use nn::unet::{UNet, UNetConfig};
 use nn::vae::VaeConfig;
@@ -218,7 +218,7 @@ pub struct Networks {
     /// How noise is added, and what is predicted.
     pub schedule: TrainingSchedule,
     /// The empty caption, a row.
-    pub empty: TextConditions,
+    pub empty: PromptEmbeds,
 }
 
 impl Networks {
@@ -254,7 +254,7 @@ impl Networks {
         let weights = Weights::open(&reference)?;
         let reference = UNet::load_reference(&base.unet, &weights, device, precision)?;
         let schedule = TrainingSchedule::new(&base.schedule, device)?;
-        let empty = pipeline.encode_text(&base.tokens(&[""])?)?;
+        let empty = pipeline.encode_prompt(&base.tokens(&[""])?)?;
         Ok(Self { pipeline, reference, schedule, empty })
     }
 

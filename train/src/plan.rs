@@ -7,13 +7,13 @@ use anyhow::Result;
 use indicatif::{HumanBytes, HumanCount, HumanDuration};
 use media::text::Tokenizer;
 use nn::device::Precision;
+use nn::optimizer::OptimizerKind;
 use nn::pipeline::NetworkFiles;
 use nn::unet::UNetCost;
 use nn::vae::VaeConfig;
 use nn::weights::Weights;
 use tch::{Device, Kind, Tensor};
 
-use crate::cli::OptimizerKind;
 use crate::config::{Config, Source};
 use crate::export;
 use crate::model::BaseModel;
@@ -273,7 +273,7 @@ fn memory(
     let casts = match config.precision {
         Precision::F32 => 0.0,
         _ if config.grad_checkpointing => 0.0,
-        widened if widened.is_widened(config.device) => 0.0,
+        widened if widened.upcasts_bf16(config.device) => 0.0,
         Precision::Bf16 | Precision::F16 => count * size,
     };
     let activations = rows * kept * size + casts;
@@ -352,7 +352,7 @@ fn encoder_operations(vae: &VaeConfig, opened: &OpenedRun) -> f64 {
 /// What of a matrix product's operations in a second the networks reach.
 fn trial(device: Device, precision: Precision) -> Result<f64> {
     let side = if device.is_cuda() { 8192 } else { 1024 };
-    let kind = if precision.is_widened(device) { Kind::Float } else { precision.kind() };
+    let kind = if precision.upcasts_bf16(device) { Kind::Float } else { precision.kind() };
     let matrix = Tensor::f_ones([side, side], (Kind::Float, device))?.f_to_kind(kind)?;
     let product = || -> Result<()> {
         // Reading a number waits for the device.

@@ -131,7 +131,7 @@ impl Sampler {
     ) -> Result<Option<Vec<Image>>> {
         let pipeline = &networks.pipeline;
         let negative_tokens = base.tokens(&[""])?;
-        let negative = pipeline.encode_negative(&negative_tokens, true)?;
+        let negative = pipeline.encode_negative_prompt(&negative_tokens, true)?;
         let guidance = self.settings.guidance.unwrap_or(match pipeline.family() {
             Family::StableDiffusion => 7.5,
             Family::StableDiffusionXl => 5.0,
@@ -140,7 +140,7 @@ impl Sampler {
         for (seed, prompt) in (0u64..).zip(&self.prompts) {
             let tokens: Vec<Tensor> = base.tokens(&[prompt])?;
             let request = SampleRequest {
-                prompt: &pipeline.encode_text(&tokens)?,
+                prompt: &pipeline.encode_prompt(&tokens)?,
                 negative: &negative,
                 seeds: &[seed],
                 steps: self.settings.steps,

@@ -14,7 +14,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use nn::NetworkError;
 use nn::device::upload;
 use nn::optimizer::clip_grad_norm;
-use nn::pipeline::{Family, Pipeline, TextConditions};
+use nn::pipeline::{Family, Pipeline, PromptEmbeds};
 use nn::rng;
 use nn::schedule::{PredictionType, TrainingSchedule};
 use nn::unet::{AddedConditions, UNet};
@@ -126,7 +126,7 @@ impl MicroBatchBuilder<'_> {
         positions: &[u64],
         contents: Vec<Content>,
         captions: &[Option<String>],
-    ) -> Result<([Tensor; 2], TextConditions)> {
+    ) -> Result<([Tensor; 2], PromptEmbeds)> {
         let base = self.base;
         let device = networks.pipeline.device();
         let resolution = base.resolution;
@@ -157,7 +157,7 @@ impl MicroBatchBuilder<'_> {
         let (mean_2PCHW, std_2PCHW) = if means[0].is_empty() {
             let all: Vec<Tensor> = pixels.into_iter().flatten().collect();
             let posterior = networks.pipeline.encoders.vae.encode(&Tensor::f_cat(&all, 0)?)?;
-            let std_2PCHW = posterior.standard_deviation()?;
+            let std_2PCHW = posterior.std()?;
             (posterior.mean_BCHW, std_2PCHW)
         } else {
             let gathered = |parts: [Vec<Tensor>; 2]| {
@@ -234,7 +234,7 @@ impl Inputs {
             }),
             _ => None,
         };
-        let text_2PLD = twice(&batch.text.hidden_BLD)?;
+        let text_2PLD = twice(&batch.text.embeds_BLD)?;
         Ok(Self { noisy_2PCHW, timesteps_2P, text_2PLD, added, target_2PCHW })
     }
 
@@ -369,9 +369,9 @@ impl Accumulation {
 fn encode_captions(
     base: &BaseModel,
     pipeline: &Pipeline,
-    empty: &TextConditions,
+    empty: &PromptEmbeds,
     captions: &[Option<String>],
-) -> Result<TextConditions> {
+) -> Result<PromptEmbeds> {
     let mut distinct: Vec<&str> = Vec::new();
     let mut numbers: HashMap<&str, usize> = HashMap::new();
     // The empty caption comes after the distinct ones.
@@ -387,7 +387,7 @@ fn encode_captions(
         .collect();
     let encoded = match distinct.is_empty() {
         true => None,
-        false => Some(pipeline.encode_text(&base.tokens(&distinct)?)?),
+        false => Some(pipeline.encode_prompt(&base.tokens(&distinct)?)?),
     };
     let rows: Vec<i64> = positions
         .iter()
@@ -399,8 +399,8 @@ fn encode_captions(
         let parts: Vec<&Tensor> = encoded.into_iter().chain([empty]).collect();
         Ok(Tensor::f_cat(&parts, 0)?.f_index_select(0, &rows)?)
     };
-    Ok(TextConditions {
-        hidden_BLD: gathered(encoded.as_ref().map(|text| &text.hidden_BLD), &empty.hidden_BLD)?,
+    Ok(PromptEmbeds {
+        embeds_BLD: gathered(encoded.as_ref().map(|text| &text.embeds_BLD), &empty.embeds_BLD)?,
         pooled_BD: match &empty.pooled_BD {
             None => None,
             Some(empty) => {
@@ -412,11 +412,11 @@ fn encode_captions(
 
 /// Prompt embeddings from a cache; a dropped caption (`None`) is the empty one.
 fn cached_captions(
-    empty: &TextConditions,
-    texts: &[TextConditions],
+    empty: &PromptEmbeds,
+    texts: &[PromptEmbeds],
     captions: &[Option<String>],
-) -> Result<TextConditions> {
-    let device = empty.hidden_BLD.device();
+) -> Result<PromptEmbeds> {
+    let device = empty.embeds_BLD.device();
     let rows = || {
         texts.iter().zip(captions).map(|(text, caption)| match caption {
             Some(_) => text,
@@ -424,7 +424,7 @@ fn cached_captions(
         })
     };
     let hidden =
-        rows().map(|text| upload(&text.hidden_BLD, device)).collect::<Result<Vec<_>, _>>()?;
+        rows().map(|text| upload(&text.embeds_BLD, device)).collect::<Result<Vec<_>, _>>()?;
     let pooled = match &empty.pooled_BD {
         None => None,
         Some(_) => {
@@ -435,7 +435,7 @@ fn cached_captions(
             Some(Tensor::f_cat(&pooled, 0)?)
         }
     };
-    Ok(TextConditions { hidden_BLD: Tensor::f_cat(&hidden, 0)?, pooled_BD: pooled })
+    Ok(PromptEmbeds { embeds_BLD: Tensor::f_cat(&hidden, 0)?, pooled_BD: pooled })
 }
 
 /// SDXL's micro-conditioning: the resolution as original size and target size, no crop.

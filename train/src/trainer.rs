@@ -9,11 +9,10 @@ use std::time::Instant;
 
 use anyhow::{Context as _, Result, bail};
 use nn::NetworkError;
-use nn::optimizer::{Adafactor, AdafactorConfig, AdamW, AdamWConfig, Optimizer};
+use nn::optimizer::{Adafactor, AdafactorConfig, AdamW, AdamWConfig, Optimizer, OptimizerKind};
 use runkit::signals::{Signal, StopFlag};
 use tch::{Device, Kind, TchError, Tensor};
 
-use crate::cli::OptimizerKind;
 use crate::config::Config;
 use crate::data::{Example, Stream};
 use crate::loss;

@@ -209,15 +209,15 @@ fn a_cache_streams_what_the_encoders_make_of_the_pairs() {
                 let posterior = pipeline.encoders.vae.encode(&pixels).unwrap();
                 let expected = posterior.mean_BCHW.squeeze_dim(0);
                 assert!(difference(&mean[image], &expected) < tolerance, "{name} {hflip}");
-                let expected = posterior.standard_deviation().unwrap().squeeze_dim(0);
+                let expected = posterior.std().unwrap().squeeze_dim(0);
                 assert!(difference(&std[image], &expected) < tolerance);
                 let other = pipeline.encoders.vae.encode(&pixels.flip([3])).unwrap().mean_BCHW;
                 flipped += usize::from(difference(&mean[image], &other.squeeze_dim(0)) < 0.02);
             }
             let tokens = base.tokens(&[&cached.caption]).unwrap();
-            let expected = pipeline.encode_text(&tokens).unwrap();
-            assert_eq!(text.hidden_BLD.kind(), Kind::Float);
-            assert!(difference(&text.hidden_BLD, &expected.hidden_BLD) < tolerance);
+            let expected = pipeline.encode_prompt(&tokens).unwrap();
+            assert_eq!(text.embeds_BLD.kind(), Kind::Float);
+            assert!(difference(&text.embeds_BLD, &expected.embeds_BLD) < tolerance);
             assert_eq!(text.pooled_BD.is_some(), name == "sdxl");
             if let (Some(found), Some(expected)) = (&text.pooled_BD, &expected.pooled_BD) {
                 assert!(difference(found, expected) < tolerance);

@@ -12,11 +12,11 @@
 
 #if FORMAT == 0
 typedef float Element;
-static __device__ float widen(Element x) { return x; }
+static __device__ float upcast(Element x) { return x; }
 static __device__ Element narrow(float x) { return x; }
 #elif FORMAT == 1
 typedef unsigned short Element; // bf16
-static __device__ float widen(Element x) { return __uint_as_float((unsigned)x << 16); }
+static __device__ float upcast(Element x) { return __uint_as_float((unsigned)x << 16); }
 static __device__ Element narrow(float x) {
   unsigned bits = __float_as_uint(x);
   if ((bits & 0x7fffffffu) > 0x7f800000u)
@@ -26,7 +26,7 @@ static __device__ Element narrow(float x) {
 #else
 typedef unsigned short Element; // f16
 #ifdef __CUDACC__
-static __device__ float widen(Element x) {
+static __device__ float upcast(Element x) {
   float wide;
   asm("cvt.f32.f16 %0, %1;" : "=f"(wide) : "h"(x));
   return wide;
@@ -45,8 +45,8 @@ struct alignas(8 * sizeof(Element)) Pack {
 
 // A parameter: of the format, or f32 and rounded to the format first.
 static __device__ float parameter(const void *values, int is_f32, int index) {
-  return is_f32 ? widen(narrow(((const float *)values)[index]))
-                : widen(((const Element *)values)[index]);
+  return is_f32 ? upcast(narrow(((const float *)values)[index]))
+                : upcast(((const Element *)values)[index]);
 }
 
 #if FORMAT == 0
@@ -69,7 +69,7 @@ struct Sizes {
 // What is added to channel `c` of image `b` before the normalisation.
 static __device__ float offset(const Element *shift, const void *bias, const Sizes &sizes, int b,
                                int c) {
-  float sum = shift ? widen(shift[b * sizes.channels + c]) : 0.0f;
+  float sum = shift ? upcast(shift[b * sizes.channels + c]) : 0.0f;
   return bias ? sum + parameter(bias, sizes.parameters_are_f32, c) : sum;
 }
 
@@ -99,7 +99,7 @@ extern "C" __global__ void __launch_bounds__(MOST_THREADS) moments(const Element
   for (int pixel = part.first + lane; pixel < part.end; pixel += sizes.lanes, ++count) {
     Pack pack = *(const Pack *)(image + (size_t)pixel * sizes.channels + c);
     for (int i = 0; i < 8; ++i) {
-      float value = widen(pack.at[i]);
+      float value = upcast(pack.at[i]);
       if (count == 0) {
         pivot[i] = value;
         sum[i] = square[i] = 0.0f;
@@ -205,7 +205,7 @@ extern "C" __global__ void __launch_bounds__(MOST_THREADS) normalize(const Eleme
     size_t place = start + (size_t)pixel * sizes.channels;
     Pack pack = *(const Pack *)(x + place);
     for (int i = 0; i < 8; ++i) {
-      float value = widen(pack.at[i]) * factor[i] + addend[i];
+      float value = upcast(pack.at[i]) * factor[i] + addend[i];
       pack.at[i] = narrow(sizes.silu ? value * sigmoid(value) : value);
     }
     *(Pack *)(y + place) = pack;
@@ -251,7 +251,7 @@ extern "C" __global__ void __launch_bounds__(MOST_THREADS) gradient_sums(const E
     size_t place = image + (size_t)pixel * sizes.channels;
     Pack values = *(const Pack *)(x + place), gradients = *(const Pack *)(dy + place);
     for (int i = 0; i < 8; ++i) {
-      Slope at = slope(widen(values.at[i]), widen(gradients.at[i]), factor[i], addend[i], scale[i],
+      Slope at = slope(upcast(values.at[i]), upcast(gradients.at[i]), factor[i], addend[i], scale[i],
                        start[i], sizes.silu);
       total[0][i] += at.gradient;
       total[1][i] += at.gradient * at.normal;
@@ -324,7 +324,7 @@ extern "C" __global__ void __launch_bounds__(MOST_THREADS) gradient(const Elemen
     size_t place = image + (size_t)pixel * sizes.channels;
     Pack values = *(const Pack *)(x + place), gradients = *(const Pack *)(dy + place);
     for (int i = 0; i < 8; ++i) {
-      Slope at = slope(widen(values.at[i]), widen(gradients.at[i]), factor[i], addend[i], scale[i],
+      Slope at = slope(upcast(values.at[i]), upcast(gradients.at[i]), factor[i], addend[i], scale[i],
                        start[i], sizes.silu);
       values.at[i] = narrow(factor[i] * (scale[i] * at.gradient - mean[i] - at.normal * along[i]));
     }
@@ -343,8 +343,8 @@ extern "C" __global__ void gated_gelu(const Pack *value, const Pack *gate, Pack 
     return;
   Pack v = value[i], g = gate[i];
   for (int j = 0; j < 8; ++j) {
-    float x = widen(g.at[j]);
-    v.at[j] = narrow(widen(v.at[j]) * (x * cumulative(x)));
+    float x = upcast(g.at[j]);
+    v.at[j] = narrow(upcast(v.at[j]) * (x * cumulative(x)));
   }
   result[i] = v;
 }
@@ -357,9 +357,9 @@ extern "C" __global__ void gated_gelu_gradient(const Pack *value, const Pack *ga
     return;
   Pack v = value[i], g = gate[i], d = gradient[i];
   for (int j = 0; j < 8; ++j) {
-    float x = widen(g.at[j]), dy = widen(d.at[j]), phi = cumulative(x);
+    float x = upcast(g.at[j]), dy = upcast(d.at[j]), phi = cumulative(x);
     float density = 0.39894228f * exponential(-0.5f * x * x);
-    g.at[j] = narrow(dy * widen(v.at[j]) * (phi + x * density));
+    g.at[j] = narrow(dy * upcast(v.at[j]) * (phi + x * density));
     v.at[j] = narrow(dy * (x * phi));
   }
   value_gradient[i] = v;
@@ -376,6 +376,6 @@ extern "C" __global__ void add_biased(const Pack *stream, const Pack *update, co
   Pack s = stream[i], u = update[i];
   int c = (int)(8 * i % channels);
   for (int j = 0; j < 8; ++j)
-    s.at[j] = narrow(widen(s.at[j]) + (widen(u.at[j]) + parameter(bias, bias_is_f32, c + j)));
+    s.at[j] = narrow(upcast(s.at[j]) + (upcast(u.at[j]) + parameter(bias, bias_is_f32, c + j)));
   result[i] = s;
 }

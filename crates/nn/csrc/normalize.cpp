@@ -29,8 +29,8 @@ constexpr int64_t BLOCK = 64;
 // Numbers for which a thread is worth waking.
 constexpr int64_t GRAIN = 1 << 14;
 
-INLINE float widen(float x) { return x; }
-INLINE float widen(uint16_t x) {
+INLINE float upcast(float x) { return x; }
+INLINE float upcast(uint16_t x) {
   uint32_t bits = uint32_t{x} << 16;
   float wide;
   memcpy(&wide, &bits, sizeof wide);
@@ -81,7 +81,7 @@ INLINE void find(Moments &moments, const Element *x, int64_t pixels, int64_t cha
     for (int64_t pixel = 1; pixel < count; ++pixel) {
       const Element *row = pivot + pixel * channels;
       for (int64_t c = 0; c < channels; ++c) {
-        float apart = widen(row[c]) - widen(pivot[c]);
+        float apart = upcast(row[c]) - upcast(pivot[c]);
         sum[c] += apart;
         square[c] += apart * apart;
       }
@@ -90,7 +90,7 @@ INLINE void find(Moments &moments, const Element *x, int64_t pixels, int64_t cha
     for (int64_t c = 0; c < channels; ++c) {
       float apart = sum[c] * inverse;
       square[c] -= sum[c] * apart;
-      sum[c] = widen(pivot[c]) + apart;
+      sum[c] = upcast(pivot[c]) + apart;
     }
     join(mean, distance, first, sum, square, count, channels);
   }
@@ -101,7 +101,7 @@ INLINE void scale(const Element *x, Element *y, int64_t pixels, int64_t channels
                   const float *factor, const float *addend) {
   for (int64_t pixel = 0; pixel < pixels; ++pixel, x += channels, y += channels)
     for (int64_t c = 0; c < channels; ++c)
-      narrow(widen(x[c]) * factor[c] + addend[c], y[c]);
+      narrow(upcast(x[c]) * factor[c] + addend[c], y[c]);
 }
 
 FOR_EACH_PROCESSOR

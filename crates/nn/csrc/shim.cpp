@@ -126,19 +126,19 @@ struct Checkpoint : torch::autograd::Function<Checkpoint> {
 // Products of bf16 numbers by the kernels of f32, rounded once at the end. The weight may be an f32
 // one in training, which is rounded first, as autocast does. Kept for the gradients are the input in
 // bf16 and the weight itself, and no copy of it.
-at::Tensor widened(const at::Tensor &tensor) { return tensor.to(at::kFloat); }
+at::Tensor upcast(const at::Tensor &tensor) { return tensor.to(at::kFloat); }
 
-at::Tensor widened_weight(const at::Tensor &weight) {
+at::Tensor upcast_weight(const at::Tensor &weight) {
   return weight.to(at::kBFloat16).to(at::kFloat);
 }
 
 at::Tensor narrowed(const at::Tensor &tensor) { return tensor.to(at::kBFloat16); }
 
-std::optional<at::Tensor> widened_bias(const std::optional<at::Tensor> &bias) {
-  return bias ? std::optional(widened_weight(*bias)) : std::nullopt;
+std::optional<at::Tensor> upcast_bias(const std::optional<at::Tensor> &bias) {
+  return bias ? std::optional(upcast_weight(*bias)) : std::nullopt;
 }
 
-struct WidenedLinear : torch::autograd::Function<WidenedLinear> {
+struct UpcastLinear : torch::autograd::Function<UpcastLinear> {
   static at::Tensor forward(torch::autograd::AutogradContext *context, const at::Tensor &input,
                             const at::Tensor &weight, const std::optional<at::Tensor> &bias) {
     context->save_for_backward({input, weight});
@@ -148,26 +148,26 @@ struct WidenedLinear : torch::autograd::Function<WidenedLinear> {
 
   static at::Tensor compute(const at::Tensor &input, const at::Tensor &weight,
                             const std::optional<at::Tensor> &bias) {
-    return narrowed(at::linear(widened(input), widened_weight(weight), widened_bias(bias)));
+    return narrowed(at::linear(upcast(input), upcast_weight(weight), upcast_bias(bias)));
   }
 
   static torch::autograd::variable_list backward(torch::autograd::AutogradContext *context,
                                                  torch::autograd::variable_list gradients) {
     auto saved = context->get_saved_variables();
     const auto &input = saved.at(0), &weight = saved.at(1);
-    auto gradient = widened(gradients.at(0)).reshape({-1, weight.size(0)});
+    auto gradient = upcast(gradients.at(0)).reshape({-1, weight.size(0)});
     torch::autograd::variable_list results(3);
     if (context->needs_input_grad(0))
-      results[0] = narrowed(at::mm(gradient, widened_weight(weight))).view_as(input);
+      results[0] = narrowed(at::mm(gradient, upcast_weight(weight))).view_as(input);
     if (context->needs_input_grad(1))
-      results[1] = at::mm(gradient.t(), widened(input).reshape({-1, weight.size(1)}));
+      results[1] = at::mm(gradient.t(), upcast(input).reshape({-1, weight.size(1)}));
     if (context->saved_data["has_bias"].toBool() && context->needs_input_grad(2))
       results[2] = gradient.sum(0);
     return results;
   }
 };
 
-struct WidenedConvolution : torch::autograd::Function<WidenedConvolution> {
+struct UpcastConvolution : torch::autograd::Function<UpcastConvolution> {
   static at::Tensor forward(torch::autograd::AutogradContext *context, const at::Tensor &input,
                             const at::Tensor &weight, const at::Tensor &bias, int64_t stride,
                             int64_t padding) {
@@ -180,8 +180,8 @@ struct WidenedConvolution : torch::autograd::Function<WidenedConvolution> {
   static at::Tensor compute(const at::Tensor &input, const at::Tensor &weight,
                             const at::Tensor &bias, int64_t stride, int64_t padding) {
     using Pair = std::vector<int64_t>;
-    return narrowed(at::mkldnn_convolution(widened(input), widened_weight(weight),
-                                           widened_weight(bias), Pair(2, padding),
+    return narrowed(at::mkldnn_convolution(upcast(input), upcast_weight(weight),
+                                           upcast_weight(bias), Pair(2, padding),
                                            Pair(2, stride), Pair(2, 1), /*groups=*/1));
   }
 
@@ -195,7 +195,7 @@ struct WidenedConvolution : torch::autograd::Function<WidenedConvolution> {
       wanted[index] = context->needs_input_grad(index);
     Pair bias_sizes{weight.size(0)};
     auto [input_gradient, weight_gradient, bias_gradient] = at::convolution_backward(
-        widened(gradients.at(0)), widened(input), widened_weight(weight), bias_sizes,
+        upcast(gradients.at(0)), upcast(input), upcast_weight(weight), bias_sizes,
         Pair(2, context->saved_data["stride"].toInt()),
         Pair(2, context->saved_data["padding"].toInt()), Pair(2, 1), /*transposed=*/false,
         Pair(2, 0), /*groups=*/1, wanted);
@@ -297,24 +297,24 @@ Tensor nn_conv2d_packed(Tensor input, Tensor weight, Tensor bias, int64_t stride
   });
 }
 
-Tensor nn_linear_widened(Tensor input, Tensor weight, Tensor bias, char **error) {
+Tensor nn_linear_upcast(Tensor input, Tensor weight, Tensor bias, char **error) {
   return guarded(error, [&]() -> Tensor {
     const auto &x = borrowed(input), &factors = borrowed(weight);
     auto addend = optional(bias);
     return new at::Tensor(records({x, factors, addend.value_or(at::Tensor())})
-                              ? WidenedLinear::apply(x, factors, addend)
-                              : WidenedLinear::compute(x, factors, addend));
+                              ? UpcastLinear::apply(x, factors, addend)
+                              : UpcastLinear::compute(x, factors, addend));
   });
 }
 
-Tensor nn_conv2d_widened(Tensor input, Tensor weight, Tensor bias, int64_t stride, int64_t padding,
+Tensor nn_conv2d_upcast(Tensor input, Tensor weight, Tensor bias, int64_t stride, int64_t padding,
                          char **error) {
   return guarded(error, [&]() -> Tensor {
     const auto &x = borrowed(input), &factors = borrowed(weight), &addend = borrowed(bias);
     return new at::Tensor(
         records({x, factors, addend})
-            ? WidenedConvolution::apply(x, factors, addend, stride, padding)
-            : WidenedConvolution::compute(x, factors, addend, stride, padding));
+            ? UpcastConvolution::apply(x, factors, addend, stride, padding)
+            : UpcastConvolution::compute(x, factors, addend, stride, padding));
   });
 }
 

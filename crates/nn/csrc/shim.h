@@ -57,8 +57,8 @@ Tensor nn_conv2d_packed(Tensor input, Tensor weight, Tensor bias, int64_t stride
 // Layers over bf16 numbers that are computed in f32 and rounded once, for processors without bf16
 // instructions; with gradients. The weight and the bias may be f32, and are rounded to bf16 first; the
 // gradients of an f32 weight are f32. The bias of the linear layer may be null. CPU only.
-Tensor nn_linear_widened(Tensor input, Tensor weight, Tensor bias, char **error);
-Tensor nn_conv2d_widened(Tensor input, Tensor weight, Tensor bias, int64_t stride, int64_t padding,
+Tensor nn_linear_upcast(Tensor input, Tensor weight, Tensor bias, char **error);
+Tensor nn_conv2d_upcast(Tensor input, Tensor weight, Tensor bias, int64_t stride, int64_t padding,
                          char **error);
 
 // Operations by kernels of this crate on a GPU, with gradients, and nn_normalize without a bias also on a

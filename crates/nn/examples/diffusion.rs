@@ -278,8 +278,8 @@ impl Run {
         let (prompt, negative) = (tokens("prompt")?, tokens("negative")?);
         let images = self.time(|| {
             let request = SampleRequest {
-                prompt: &pipeline.encode_text(&prompt)?,
-                negative: &pipeline.encode_negative(&negative, empty)?,
+                prompt: &pipeline.encode_prompt(&prompt)?,
+                negative: &pipeline.encode_negative_prompt(&negative, empty)?,
                 seeds: &seeds,
                 steps,
                 guidance,

@@ -195,7 +195,7 @@ impl Precision {
 
     /// True where products of this format are computed in f32 and rounded after it: bf16 on a processor
     /// that multiplies f32 faster. In training no cast of a weight is kept then for the gradients.
-    pub fn is_widened(self, device: Device) -> bool {
+    pub fn upcasts_bf16(self, device: Device) -> bool {
         self == Self::Bf16 && device == Device::Cpu && !multiplies_bf16()
     }
 

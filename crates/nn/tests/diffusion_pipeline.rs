@@ -6,7 +6,7 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 use nn::device::Precision;
-use nn::pipeline::{Encoders, Pipeline, PipelineFiles, SampleRequest, TextConditions};
+use nn::pipeline::{Encoders, Pipeline, PipelineFiles, PromptEmbeds, SampleRequest};
 use nn::schedule::SamplerKind;
 use nn::weights::Weights;
 use serde_json::Value;
@@ -33,7 +33,7 @@ fn tokens(pipeline: &Pipeline, expected: &Weights, kind: &str) -> Vec<Tensor> {
     encoders.map(|index| expected.tensor(&format!("{kind}_{index}")).unwrap()).collect()
 }
 
-fn request<'a>(prompt: &'a TextConditions, negative: &'a TextConditions) -> SampleRequest<'a> {
+fn request<'a>(prompt: &'a PromptEmbeds, negative: &'a PromptEmbeds) -> SampleRequest<'a> {
     SampleRequest {
         prompt,
         negative,
@@ -51,13 +51,13 @@ fn images_are_those_of_diffusers_with_every_solver() {
     for name in ["sd", "sdxl"] {
         let pipeline = load(name);
         let expected = Weights::open(folder(name).join("expected.safetensors")).unwrap();
-        let prompt = pipeline.encode_text(&tokens(&pipeline, &expected, "prompt")).unwrap();
+        let prompt = pipeline.encode_prompt(&tokens(&pipeline, &expected, "prompt")).unwrap();
         for (steps, guidance, negative) in [(5, 7.5, None), (20, 3.0, Some("blur")), (7, 1.0, None)]
         {
             let kind = if negative.is_some() { "negative" } else { "empty" };
             let negative_tokens = tokens(&pipeline, &expected, kind);
             let negative_text =
-                pipeline.encode_negative(&negative_tokens, negative.is_none()).unwrap();
+                pipeline.encode_negative_prompt(&negative_tokens, negative.is_none()).unwrap();
             for sampler in SAMPLERS {
                 let request =
                     SampleRequest { steps, guidance, sampler, ..request(&prompt, &negative_text) };
@@ -91,7 +91,7 @@ fn images_are_those_of_diffusers_with_every_solver() {
 fn sampling_ends_where_progress_breaks() {
     let pipeline = load("sd");
     let expected = Weights::open(folder("sd").join("expected.safetensors")).unwrap();
-    let prompt = pipeline.encode_text(&tokens(&pipeline, &expected, "prompt")).unwrap();
+    let prompt = pipeline.encode_prompt(&tokens(&pipeline, &expected, "prompt")).unwrap();
     let mut calls = 0;
     let drawn = pipeline
         .sample(&request(&prompt, &prompt), &mut |done, _| {
@@ -107,7 +107,7 @@ fn impossible_requests_are_refused() {
     let pipeline = load("sdxl");
     let expected = Weights::open(folder("sdxl").join("expected.safetensors")).unwrap();
     let prompt_tokens = tokens(&pipeline, &expected, "prompt");
-    let prompt = pipeline.encode_text(&prompt_tokens).unwrap();
+    let prompt = pipeline.encode_prompt(&prompt_tokens).unwrap();
     let refused = |request: SampleRequest<'_>, says: &str| {
         let error = pipeline.sample(&request, &mut |_, _| ControlFlow::Continue(())).unwrap_err();
         assert!(error.to_string().contains(says), "{error}");
@@ -119,9 +119,9 @@ fn impossible_requests_are_refused() {
     refused(SampleRequest { guidance: f64::NAN, ..fine }, "finite guidance");
     refused(SampleRequest { steps: 0, ..fine }, "steps");
     refused(SampleRequest { seeds: &[1, 2, 3], ..fine }, "rows");
-    let error = pipeline.encode_text(&prompt_tokens[..1]).unwrap_err();
+    let error = pipeline.encode_prompt(&prompt_tokens[..1]).unwrap_err();
     assert!(error.to_string().contains("2 text encoders"), "{error}");
-    let without = TextConditions { hidden_BLD: prompt.hidden_BLD.shallow_clone(), pooled_BD: None };
+    let without = PromptEmbeds { embeds_BLD: prompt.embeds_BLD.shallow_clone(), pooled_BD: None };
     refused(request(&without, &without), "pooled");
 }
 
@@ -184,9 +184,9 @@ fn every_file_of_a_pipeline_is_read_as_diffusers_reads_it() {
         assert_eq!(pipeline.schedule.class_name, case["scheduler"].as_str().unwrap(), "{case}");
 
         let expected = Weights::open(folder(name).join("expected.safetensors")).unwrap();
-        let prompt = pipeline.encode_text(&tokens(&pipeline, &expected, "prompt")).unwrap();
+        let prompt = pipeline.encode_prompt(&tokens(&pipeline, &expected, "prompt")).unwrap();
         let empty = tokens(&pipeline, &expected, "empty");
-        let negative = pipeline.encode_negative(&empty, true).unwrap();
+        let negative = pipeline.encode_negative_prompt(&empty, true).unwrap();
         let sampler = pipeline.schedule.sampler_kind().unwrap();
         let request = SampleRequest { sampler, ..request(&prompt, &negative) };
         let made = pipeline.sample(&request, &mut |_, _| ControlFlow::Continue(())).unwrap();

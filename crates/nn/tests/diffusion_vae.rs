@@ -49,7 +49,7 @@ fn both_ways_equal_diffusers() {
             let variance = &posterior.log_variance_BCHW;
             assert_close(variance, &expected("log_variance"), bound, &what("log-variance"));
             if precision == Precision::F32 {
-                let noise = posterior.standard_deviation().unwrap() * expected("noise");
+                let noise = posterior.std().unwrap() * expected("noise");
                 let sample = &posterior.mean_BCHW + noise;
                 assert_close(&sample, &expected("sample"), 1e-4, &what("sample"));
             }
@@ -75,7 +75,7 @@ fn posteriors_may_be_trained_on() {
     let expected = expected("vae");
     let posterior = vae.encode(&expected("pixels")).unwrap();
     let weight = Tensor::ones([6, 6], (Kind::Float, Device::Cpu)).set_requires_grad(true);
-    let sample = &posterior.mean_BCHW + posterior.standard_deviation().unwrap() * expected("noise");
+    let sample = &posterior.mean_BCHW + posterior.std().unwrap() * expected("noise");
     for latents in [&sample, &posterior.mean_BCHW, &posterior.log_variance_BCHW] {
         latents.matmul(&weight).sum(Kind::Float).backward();
     }

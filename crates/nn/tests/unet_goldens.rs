@@ -200,15 +200,15 @@ fn a_prepared_text_serves_any_number_of_steps() {
         let (latents, times) = (golden.get("latents"), golden.get("timesteps"));
         for unet in [inference(name, Precision::F32), training(name, Precision::F32)] {
             let once = golden.run(&unet);
-            let text = unet.prepare_text(golden.get("text"), 2).unwrap();
+            let text = unet.project_text(golden.get("text"), 2).unwrap();
             let pass = |latents: &Tensor| {
-                unet.forward_prepared(latents, times, &text, added.as_ref()).unwrap()
+                unet.forward_projected(latents, times, &text, added.as_ref()).unwrap()
             };
             assert_ne!(pass(&(latents * 0.5)), once, "{name}");
             assert_eq!(pass(latents), once, "{name}");
             // A text of other rows is refused.
-            let row = unet.prepare_text(&golden.get("text").narrow(0, 0, 1), 1).unwrap();
-            assert!(unet.forward_prepared(latents, times, &row, added.as_ref()).is_err());
+            let row = unet.project_text(&golden.get("text").narrow(0, 0, 1), 1).unwrap();
+            assert!(unet.forward_projected(latents, times, &row, added.as_ref()).is_err());
         }
     }
 }

@@ -7,7 +7,7 @@ use std::time::Instant;
 use anyhow::{Context as _, Result};
 use media::text::Tokenizer as _;
 use nn::NetworkError;
-use nn::pipeline::{Image, Pipeline, SampleRequest, TextConditions};
+use nn::pipeline::{Image, Pipeline, PromptEmbeds, SampleRequest};
 use tch::Tensor;
 
 use super::model::Model;
@@ -21,10 +21,10 @@ pub(super) struct Generator<'run> {
     model: &'run Model,
     config: &'run Config,
     pipeline: Pipeline,
-    negative: TextConditions,
+    negative: PromptEmbeds,
     /// Encoded prompts, by id. A batch needs its own only; jobs of one prompt follow each other, so
     /// those of the batch before are all that can be needed again.
-    texts: HashMap<String, TextConditions>,
+    texts: HashMap<String, PromptEmbeds>,
 }
 
 impl<'run> Generator<'run> {
@@ -35,7 +35,7 @@ impl<'run> Generator<'run> {
         let text = config.negative_prompt.as_deref();
         // Without a negative prompt SDXL takes zeros; with an empty one it does not.
         let tokens = tokens(model, text.unwrap_or_default())?;
-        let negative = pipeline.encode_negative(&tokens, text.is_none())?;
+        let negative = pipeline.encode_negative_prompt(&tokens, text.is_none())?;
         Ok(Self { model, config, pipeline, negative, texts: HashMap::new() })
     }
 
@@ -92,11 +92,11 @@ impl<'run> Generator<'run> {
         for job in jobs {
             if !self.texts.contains_key(&job.prompt.id) {
                 // Alone, so that its last bits do not depend on who else is in the batch.
-                let text = self.pipeline.encode_text(&tokens(self.model, &job.prompt.text)?)?;
+                let text = self.pipeline.encode_prompt(&tokens(self.model, &job.prompt.text)?)?;
                 self.texts.insert(job.prompt.id.clone(), text);
             }
         }
-        let rows: Vec<&TextConditions> =
+        let rows: Vec<&PromptEmbeds> =
             jobs.iter().filter_map(|job| self.texts.get(&job.prompt.id)).collect();
         let seeds: Vec<u64> = jobs.iter().map(|job| job.seed).collect();
         let record = &self.model.record;
@@ -123,11 +123,11 @@ fn tokens(model: &Model, text: &str) -> Result<Vec<Tensor>> {
 }
 
 /// The rows under each other.
-fn stacked(rows: &[&TextConditions]) -> Result<TextConditions> {
-    let hidden: Vec<&Tensor> = rows.iter().map(|row| &row.hidden_BLD).collect();
+fn stacked(rows: &[&PromptEmbeds]) -> Result<PromptEmbeds> {
+    let hidden: Vec<&Tensor> = rows.iter().map(|row| &row.embeds_BLD).collect();
     let pooled: Option<Vec<&Tensor>> = rows.iter().map(|row| row.pooled_BD.as_ref()).collect();
-    Ok(TextConditions {
-        hidden_BLD: Tensor::f_cat(&hidden, 0)?,
+    Ok(PromptEmbeds {
+        embeds_BLD: Tensor::f_cat(&hidden, 0)?,
         pooled_BD: pooled.map(|pooled| Tensor::f_cat(&pooled, 0)).transpose()?,
     })
 }

@@ -46,12 +46,12 @@ pub(super) fn write(part: &Part<'_>, encoders: &Encoders) -> Result<()> {
     let mut flush = |group: &mut Vec<String>, writer: &mut CaptionsWriter| -> Result<()> {
         runkit::signals::check_at("captions")?;
         let tokens = part.base.tokens(group)?;
-        let texts = encoders.encode_text(&tokens)?;
+        let texts = encoders.encode_prompt(&tokens)?;
         for (index, caption) in (0..).zip(group.drain(..)) {
             writer.write(CaptionRow {
                 caption_index: written,
                 caption,
-                hidden_states: row(&texts.hidden_BLD, index)?,
+                hidden_states: row(&texts.embeds_BLD, index)?,
                 pooled: texts.pooled_BD.as_ref().map(|pooled| row(pooled, index)).transpose()?,
             })?;
             written += 1;
@@ -88,8 +88,8 @@ pub(super) fn write(part: &Part<'_>, encoders: &Encoders) -> Result<()> {
 
 /// The shape of what the encoders make of the empty caption.
 fn layout(part: &Part<'_>, encoders: &Encoders) -> Result<CaptionsLayout> {
-    let empty = encoders.encode_text(&part.base.tokens(&[""])?)?;
-    let (_, tokens, features) = empty.hidden_BLD.size3()?;
+    let empty = encoders.encode_prompt(&part.base.tokens(&[""])?)?;
+    let (_, tokens, features) = empty.embeds_BLD.size3()?;
     let pooled = empty.pooled_BD.as_ref().map(Tensor::size2).transpose()?;
     Ok(CaptionsLayout {
         stored: stored(part.config.precision),

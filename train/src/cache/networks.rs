@@ -22,7 +22,7 @@ pub(super) fn latents(
         pixels_BCHW = pixels_BCHW.f_flip([3])?;
     }
     let posterior = encoders.vae.encode(&pixels_BCHW)?;
-    let std_BCHW = posterior.standard_deviation()?;
+    let std_BCHW = posterior.std()?;
     let mean_BCHW = posterior.mean_BCHW;
     (0..mean_BCHW.size4()?.0)
         .map(|index| {

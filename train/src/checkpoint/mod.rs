@@ -15,7 +15,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail, ensure};
-use nn::optimizer::Optimizer;
+use nn::optimizer::{Optimizer, OptimizerKind};
 use nn::unet::{SAVED_WEIGHTS, UNet};
 use nn::weights::{Weights, Written, write_safetensors};
 use rayon::prelude::*;
@@ -23,7 +23,6 @@ use runkit::signals::Stopped;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::cli::OptimizerKind;
 use crate::loss_scale::LossScale;
 use crate::manifest::{Numerics, Origin};
 use crate::model::Networks;

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 
-use nn::pipeline::TextConditions;
+use nn::pipeline::PromptEmbeds;
 use rayon::prelude::*;
 use schemas::labels::Status;
 use schemas::latents::{
@@ -168,7 +168,7 @@ impl Cache {
     }
 
     /// The captions of these numbers.
-    fn texts(&self, mut numbers: Vec<i64>) -> Result<HashMap<i64, TextConditions>, DataError> {
+    fn texts(&self, mut numbers: Vec<i64>) -> Result<HashMap<i64, PromptEmbeds>, DataError> {
         numbers.sort_unstable();
         numbers.dedup();
         let part_of = |number: i64| self.parts.partition_point(|part| part.first_caption <= number);
@@ -176,7 +176,7 @@ impl Cache {
             .chunk_by(|before, after| part_of(*before) == part_of(*after))
             .flat_map(|run| run.chunks(READ_TOGETHER))
             .collect();
-        let read = |run: &&[i64]| -> Result<Vec<(i64, TextConditions)>, DataError> {
+        let read = |run: &&[i64]| -> Result<Vec<(i64, PromptEmbeds)>, DataError> {
             let mut texts = Vec::with_capacity(run.len());
             let part = run.first().map_or(0, |&first| part_of(first).saturating_sub(1));
             let (Some(file), Some(record)) = (self.captions.get(part), self.parts.get(part)) else {
@@ -189,8 +189,8 @@ impl Cache {
                 let pooled = row.pooled.map(|pooled| {
                     Tensor::f_from_slice(&pooled).and_then(|pooled| pooled.f_unsqueeze(0))
                 });
-                let text = TextConditions {
-                    hidden_BLD: hidden.f_view([1, tokens, features])?,
+                let text = PromptEmbeds {
+                    embeds_BLD: hidden.f_view([1, tokens, features])?,
                     pooled_BD: pooled.transpose()?,
                 };
                 texts.push((row.caption_index, text));
@@ -367,8 +367,8 @@ impl Loader for CacheLoader<'_> {
                             tensor(&first.standard_deviation)?,
                             tensor(&second.standard_deviation)?,
                         ],
-                        text: TextConditions {
-                            hidden_BLD: text.hidden_BLD.shallow_clone(),
+                        text: PromptEmbeds {
+                            embeds_BLD: text.embeds_BLD.shallow_clone(),
                             pooled_BD: text.pooled_BD.as_ref().map(Tensor::shallow_clone),
                         },
                     },

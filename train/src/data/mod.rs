@@ -21,7 +21,7 @@ pub(crate) mod transform;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use nn::pipeline::TextConditions;
+use nn::pipeline::PromptEmbeds;
 use schemas::labels::{LabelRow, LabelsFile};
 use schemas::pairs::{PairFile, discover, positional_pair_id};
 use tch::Tensor;
@@ -70,7 +70,7 @@ pub enum Content {
         /// Of both images the standard deviation of the latents, `[C, H, W]`, not scaled.
         std: [Tensor; 2],
         /// The caption as the UNet reads it, one row.
-        text: TextConditions,
+        text: PromptEmbeds,
     },
     /// Nothing: the pair keeps its place in the order, and is not read. It has no name and no caption.
     Skipped,

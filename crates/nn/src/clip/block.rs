@@ -1,10 +1,10 @@
-//! One residual block of either tower: attention, then a perceptron, each after a normalisation.
+//! One residual block of either tower: attention, then a MLP, each after a normalisation.
 
 use tch::{TchError, Tensor};
 
 use super::attention::Attention;
 use super::{Activation, ClipLayout};
-use crate::layers::{LayerNorm, Perceptron};
+use crate::layers::{LayerNorm, Mlp};
 use crate::weights::Loader;
 
 /// The sizes of a tower's blocks.
@@ -23,7 +23,7 @@ pub(crate) struct Block {
     norm_1: LayerNorm,
     attention: Attention,
     norm_2: LayerNorm,
-    mlp: Perceptron,
+    mlp: Mlp,
 }
 
 impl Block {
@@ -45,7 +45,7 @@ impl Block {
             norm_1: LayerNorm::load(loader, &norm_1, width, layer_norm_epsilon),
             attention: Attention::load(loader, layout, &attention, width, heads),
             norm_2: LayerNorm::load(loader, &norm_2, width, layer_norm_epsilon),
-            mlp: Perceptron::load(loader, [&fc1, &fc2], width, mlp_width, activation),
+            mlp: Mlp::load(loader, [&fc1, &fc2], width, mlp_width, activation),
         }
     }
 

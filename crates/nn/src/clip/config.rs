@@ -13,7 +13,7 @@ use crate::config::{ConfigError, invalid, read_json, unsupported};
 const LARGEST: i64 = 1 << 20;
 /// The largest number of blocks.
 const MOST_LAYERS: i64 = 1 << 10;
-/// The activation between the two layers of each perceptron.
+/// The activation between the two layers of each MLP.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Activation {
@@ -74,9 +74,9 @@ pub struct VisionConfig {
     pub layers: i64,
     /// Attention heads; their size is `width / heads`.
     pub heads: i64,
-    /// Width inside the perceptrons.
+    /// Width inside the MLPs.
     pub mlp_width: i64,
-    /// Activation of the perceptrons.
+    /// Activation of the MLPs.
     pub activation: Activation,
     /// What normalisation adds to the variance.
     pub layer_norm_epsilon: f64,
@@ -95,9 +95,9 @@ pub struct TextConfig {
     pub layers: i64,
     /// Attention heads; their size is `width / heads`.
     pub heads: i64,
-    /// Width inside the perceptrons.
+    /// Width inside the MLPs.
     pub mlp_width: i64,
-    /// Activation of the perceptrons.
+    /// Activation of the MLPs.
     pub activation: Activation,
     /// What normalisation adds to the variance.
     pub layer_norm_epsilon: f64,
@@ -146,7 +146,7 @@ impl ClipConfig {
             ("the patch size", vision.patch_size, vision.image_size),
             ("the vision width", vision.width, LARGEST),
             ("the number of vision layers", vision.layers, MOST_LAYERS),
-            ("the vision perceptron width", vision.mlp_width, LARGEST),
+            ("the vision MLP width", vision.mlp_width, LARGEST),
             ("the number of vision heads", vision.heads, vision.width),
         ])?;
         heads("the vision width", vision.width, vision.heads)?;
@@ -163,7 +163,7 @@ impl TextConfig {
             ("the vocabulary size", self.vocabulary_size, 1 << 30),
             ("the text width", self.width, LARGEST),
             ("the number of text layers", self.layers, MOST_LAYERS),
-            ("the text perceptron width", self.mlp_width, LARGEST),
+            ("the text MLP width", self.mlp_width, LARGEST),
             ("the number of text heads", self.heads, self.width),
         ])?;
         heads("the text width", self.width, self.heads)?;

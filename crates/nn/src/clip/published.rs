@@ -17,7 +17,7 @@ pub const PUBLISHED_NAMES: &[&str] = &[
     "ViT-bigG-14",
 ];
 
-/// Width, layers, heads and perceptron width of a tower.
+/// Width, layers, heads and MLP width of a tower.
 struct Tower(i64, i64, i64, i64);
 
 pub(super) fn find(name: &str) -> Option<ClipConfig> {

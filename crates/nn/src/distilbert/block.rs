@@ -1,10 +1,10 @@
-//! One block: self-attention and a perceptron, each added to the stream and normalised after it.
+//! One block: self-attention and a MLP, each added to the stream and normalised after it.
 
 use tch::{TchError, Tensor};
 
 use super::DistilBertConfig;
 use crate::clip::Activation;
-use crate::layers::{LayerNorm, Linear, Perceptron, attention};
+use crate::layers::{LayerNorm, Linear, Mlp, attention};
 use crate::weights::Loader;
 
 /// What normalisation adds to the variance; fixed in the library.
@@ -19,7 +19,7 @@ pub(super) struct Block {
     out: Linear,
     heads: i64,
     attention_norm: LayerNorm,
-    perceptron: Perceptron,
+    mlp: Mlp,
     output_norm: LayerNorm,
 }
 
@@ -40,13 +40,7 @@ impl Block {
             heads: config.heads,
             attention_norm: norm("sa"),
             output_norm: norm("output"),
-            perceptron: Perceptron::load(
-                loader,
-                [&wide, &back],
-                width,
-                config.mlp_width,
-                Activation::Gelu,
-            ),
+            mlp: Mlp::load(loader, [&wide, &back], width, config.mlp_width, Activation::Gelu),
         }
     }
 
@@ -58,7 +52,7 @@ impl Block {
     ) -> Result<Tensor, TchError> {
         let mixed_BLW = self.mix(&x_BLW, mask_B11L)?;
         let x_BLW = self.attention_norm.forward(&self.out.add_to(x_BLW, &mixed_BLW)?)?;
-        self.output_norm.forward(&self.perceptron.add_to(x_BLW.shallow_clone(), &x_BLW)?)
+        self.output_norm.forward(&self.mlp.add_to(x_BLW.shallow_clone(), &x_BLW)?)
     }
 
     fn mix(&self, x_BLW: &Tensor, mask_B11L: Option<&Tensor>) -> Result<Tensor, TchError> {

@@ -29,7 +29,7 @@ pub struct DistilBertConfig {
     pub layers: i64,
     /// Attention heads; their size is `width / heads`.
     pub heads: i64,
-    /// Width inside the perceptrons.
+    /// Width inside the MLPs.
     pub mlp_width: i64,
     /// The token that fills the shorter texts of a batch. It is not attended to.
     pub padding: i64,

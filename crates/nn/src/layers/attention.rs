@@ -2,7 +2,7 @@
 
 use tch::{Kind, TchError, Tensor};
 
-use super::widens;
+use super::upcasts;
 
 /// `softmax(query · keyᵀ / √E) · value` in one fused pass: query `[B, H, L, E]`, key and value
 /// `[B, H, M, E]` to `[B, H, L, E]`. Where the mask, which must be of true and false, is false, a query does
@@ -14,7 +14,7 @@ pub(crate) fn attention(
     mask: Option<&Tensor>,
     causal: bool,
 ) -> Result<Tensor, TchError> {
-    if widens(query_BHLE) {
+    if upcasts(query_BHLE) {
         let [query, key, value] =
             [query_BHLE, key_BHME, value_BHME].map(|tensor| tensor.f_to_kind(Kind::Float));
         return attention(&query?, &key?, &value?, mask, causal)?.f_to_kind(Kind::BFloat16);

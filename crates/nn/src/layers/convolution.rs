@@ -4,7 +4,7 @@ use std::sync::{Mutex, OnceLock, PoisonError};
 
 use tch::{Device, Kind, TchError, Tensor};
 
-use super::{cast, widens};
+use super::{cast, upcasts};
 use crate::device::{Precision, lacks_avx512};
 use crate::shim;
 use crate::weights::Loader;
@@ -109,14 +109,14 @@ impl Conv2d {
                 )?;
                 shim::conv2d_packed(x, &packed, bias, stride, padding)
             }
-            Weight::Plain(plain) if widens(x) => {
-                shim::conv2d_widened(x, plain, bias, stride, padding)
+            Weight::Plain(plain) if upcasts(x) => {
+                shim::conv2d_upcast(x, plain, bias, stride, padding)
             }
             Weight::Plain(plain) => {
                 let kind: Kind = x.kind();
                 let (weight, bias) = (cast(plain, kind)?, cast(bias, kind)?);
                 let (stride, padding) = ([stride; 2], [padding; 2]);
-                if kind == Kind::Float && trains_in_rows(x.device(), Precision::F32) {
+                if kind == Kind::Float && trains_in_nchw(x.device(), Precision::F32) {
                     x.f_mkldnn_convolution(&weight, Some(bias), padding, stride, [1, 1], 1)
                 } else {
                     x.f_conv2d(&weight, Some(bias), stride, padding, [1, 1], 1)
@@ -156,8 +156,8 @@ fn layout_depends_on_size() -> bool {
 /// stands, than channels last: where oneDNN computes it in f32 on an x86 processor. It is then called by its
 /// name, as PyTorch would choose one library for the network in training and another for its reference, which
 /// records no gradients, and their last bits would differ.
-pub(crate) fn trains_in_rows(device: Device, precision: Precision) -> bool {
-    let in_f32 = precision == Precision::F32 || precision.is_widened(device);
+pub(crate) fn trains_in_nchw(device: Device, precision: Precision) -> bool {
+    let in_f32 = precision == Precision::F32 || precision.upcasts_bf16(device);
     device == Device::Cpu && cfg!(target_arch = "x86_64") && in_f32
 }
 
@@ -177,7 +177,7 @@ fn can_pack(kind: Kind) -> bool {
     };
     match kind {
         Kind::Float => *F32.get_or_init(works),
-        Kind::BFloat16 if !Precision::Bf16.is_widened(Device::Cpu) => *BF16.get_or_init(works),
+        Kind::BFloat16 if !Precision::Bf16.upcasts_bf16(Device::Cpu) => *BF16.get_or_init(works),
         _ => false,
     }
 }

@@ -9,7 +9,7 @@ use std::sync::OnceLock;
 
 use tch::{Device, Kind, TchError, Tensor};
 
-use super::{cast, widens};
+use super::{cast, upcasts};
 use crate::clip::Activation;
 use crate::device::Precision;
 use crate::shim;
@@ -126,7 +126,7 @@ impl Linear {
             Some(bias) if self.scale != 1.0 => {
                 shim::linear_scaled(input, &self.weight, bias, self.scale)?
             }
-            bias if widens(input) => shim::linear_widened(input, &self.weight, bias.as_ref())?,
+            bias if upcasts(input) => shim::linear_upcast(input, &self.weight, bias.as_ref())?,
             bias => {
                 let kind = input.kind();
                 let bias = bias.as_ref().map(|bias| cast(bias, kind)).transpose()?;
@@ -153,13 +153,13 @@ impl Linear {
 /// x·σ(1.702 x) is y·σ(y) / 1.702, so the wide layer gives 1.702 times as much and the layer back
 /// takes it off.
 #[derive(Debug)]
-pub(crate) struct Perceptron {
+pub(crate) struct Mlp {
     wide: Linear,
     back: Linear,
     activation: Activation,
 }
 
-impl Perceptron {
+impl Mlp {
     /// The layers named by `names`, of `width` and `wide` columns.
     pub(crate) fn load(
         loader: &mut Loader<'_>,
@@ -196,7 +196,7 @@ impl Perceptron {
 fn can_pack(loader: &Loader<'_>) -> bool {
     static WORKS: OnceLock<bool> = OnceLock::new();
     (loader.device(), loader.precision()) == (Device::Cpu, Precision::Bf16)
-        && !Precision::Bf16.is_widened(Device::Cpu)
+        && !Precision::Bf16.upcasts_bf16(Device::Cpu)
         && loader.may_pack()
         && *WORKS.get_or_init(|| {
             let ones = |shape: &[i64]| Tensor::f_ones(shape, (Kind::BFloat16, Device::Cpu));

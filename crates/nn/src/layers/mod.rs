@@ -4,10 +4,10 @@
 //!
 //! Images `[B, C, H, W]` are kept channels last in memory, the layout in which convolutions and
 //! group normalisation are fastest and in which `[B, H·W, C]` is a view; in training on x86 processors
-//! in rows ([`trains_in_rows`]). Every layer gives the layout that it is given.
+//! in rows ([`trains_in_nchw`]). Every layer gives the layout that it is given.
 //!
 //! bf16 on a processor that multiplies f32 faster is widened for products and convolutions to f32 and rounded
-//! after them ([`widens`]): what instructions for bf16 would give, some five times as fast as libtorch does
+//! after them ([`upcasts`]): what instructions for bf16 would give, some five times as fast as libtorch does
 //! it where there are none.
 //!
 //! Results are written in place where no gradient can need what was there: a tensor that records
@@ -21,8 +21,8 @@ mod resnet;
 mod sampling;
 
 pub(crate) use attention::attention;
-pub(crate) use convolution::{Conv2d, trains_in_rows};
-pub(crate) use linear::{Linear, Perceptron};
+pub(crate) use convolution::{Conv2d, trains_in_nchw};
+pub(crate) use linear::{Linear, Mlp};
 pub(crate) use normalization::{GroupNorm, LayerNorm};
 pub(crate) use resnet::{ResnetBlock, ResnetSizes};
 pub(crate) use sampling::{Downsample, Upsample};
@@ -32,8 +32,8 @@ use tch::{Kind, TchError, Tensor};
 use crate::device::Precision;
 
 /// True for bf16 on a processor that multiplies f32 faster.
-fn widens(x: &Tensor) -> bool {
-    x.kind() == Kind::BFloat16 && Precision::Bf16.is_widened(x.device())
+fn upcasts(x: &Tensor) -> bool {
+    x.kind() == Kind::BFloat16 && Precision::Bf16.upcasts_bf16(x.device())
 }
 
 /// The tensor in another number format; itself where it has that format.

@@ -8,6 +8,11 @@
 mod adafactor;
 mod adamw;
 
+use std::fmt;
+use std::str::FromStr;
+
+use runkit::text::quoted;
+use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
 pub use adafactor::{Adafactor, AdafactorConfig};
@@ -17,6 +22,48 @@ use crate::device::Precision;
 use crate::error::{ModelError, NetworkError};
 use crate::shim;
 use crate::weights::{Loader, Weights};
+
+/// Which optimizer updates the weights.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OptimizerKind {
+    /// [`AdamW`] with weights and moments in f32: 8 bytes of state per weight.
+    #[default]
+    Adamw,
+    /// [`Adafactor`] with a factored second moment: next to no state.
+    Adafactor,
+}
+
+impl OptimizerKind {
+    /// Every name that [`FromStr`] reads.
+    pub const NAMES: [&'static str; 2] = ["adamw", "adafactor"];
+}
+
+/// The text is not the name of an optimizer.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("unknown optimizer {}, expected adamw or adafactor", quoted(.0))]
+pub struct UnknownOptimizer(String);
+
+impl FromStr for OptimizerKind {
+    type Err = UnknownOptimizer;
+
+    fn from_str(text: &str) -> Result<Self, UnknownOptimizer> {
+        match text {
+            "adamw" => Ok(Self::Adamw),
+            "adafactor" => Ok(Self::Adafactor),
+            _ => Err(UnknownOptimizer(text.to_owned())),
+        }
+    }
+}
+
+impl fmt::Display for OptimizerKind {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(match self {
+            Self::Adamw => "adamw",
+            Self::Adafactor => "adafactor",
+        })
+    }
+}
 
 /// Changes parameters by their gradients.
 pub trait Optimizer {

@@ -15,9 +15,9 @@ use crate::weights::Weights;
 
 /// Texts as the UNet reads them; f32, on the pipeline's device.
 #[derive(Debug)]
-pub struct TextConditions {
+pub struct PromptEmbeds {
     /// Every token's features, `[B, L, D]`.
-    pub hidden_BLD: Tensor,
+    pub embeds_BLD: Tensor,
     /// One vector for each text, `[B, P]`, for SDXL.
     pub pooled_BD: Option<Tensor>,
 }
@@ -86,7 +86,7 @@ impl Encoders {
     ///
     /// # Errors
     /// Where the tokens do not fit, or libtorch has not enough memory.
-    pub fn encode_text(&self, tokens: &[Tensor]) -> Result<TextConditions, NetworkError> {
+    pub fn encode_prompt(&self, tokens: &[Tensor]) -> Result<PromptEmbeds, NetworkError> {
         self.check_tokens(tokens)?;
         let mut hidden = Vec::with_capacity(tokens.len());
         let mut pooled = None;
@@ -100,28 +100,28 @@ impl Encoders {
                 }
             }
         }
-        Ok(TextConditions { hidden_BLD: Tensor::f_cat(&hidden, -1)?, pooled_BD: pooled })
+        Ok(PromptEmbeds { embeds_BLD: Tensor::f_cat(&hidden, -1)?, pooled_BD: pooled })
     }
 
     /// Encodes negative texts; `empty` says that they are the empty text, for which SDXL takes
     /// zeros where its directory says so.
     ///
     /// # Errors
-    /// As [`Encoders::encode_text`].
-    pub fn encode_negative(
+    /// As [`Encoders::encode_prompt`].
+    pub fn encode_negative_prompt(
         &self,
         tokens: &[Tensor],
         empty: bool,
-    ) -> Result<TextConditions, NetworkError> {
+    ) -> Result<PromptEmbeds, NetworkError> {
         if !(empty && self.force_zeros_for_empty_prompt) {
-            return self.encode_text(tokens);
+            return self.encode_prompt(tokens);
         }
         let (batch, length) = self.check_tokens(tokens)?;
         let configs = || self.text_encoders.iter().map(TextEncoder::config);
         let width: i64 = configs().map(|config| config.sizes.width).sum();
         let zeros = |shape: &[i64]| Tensor::f_zeros(shape, (Kind::Float, self.device));
-        Ok(TextConditions {
-            hidden_BLD: zeros(&[batch, length, width])?,
+        Ok(PromptEmbeds {
+            embeds_BLD: zeros(&[batch, length, width])?,
             pooled_BD: configs()
                 .find_map(|config| config.projection)
                 .map(|length| zeros(&[batch, length]))

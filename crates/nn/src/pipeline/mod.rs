@@ -16,7 +16,7 @@ use std::ops::ControlFlow;
 
 use tch::{Device, Kind, TchError, Tensor};
 
-pub use encoders::{Encoders, TextConditions};
+pub use encoders::{Encoders, PromptEmbeds};
 pub use files::{Family, NetworkFiles, PipelineFiles};
 pub use source::{FetchedPipeline, FoundPipeline, PipelineSource};
 
@@ -46,9 +46,9 @@ pub struct Pipeline {
 #[derive(Debug, Clone, Copy)]
 pub struct SampleRequest<'a> {
     /// What to draw: a row for each seed, or one for all.
-    pub prompt: &'a TextConditions,
+    pub prompt: &'a PromptEmbeds,
     /// What to keep away from: a row for each seed, or one for all. Not read without guidance.
-    pub negative: &'a TextConditions,
+    pub negative: &'a PromptEmbeds,
     /// A seed for each image, of a CPU generator of its own: neither the batch nor the device
     /// change the noise.
     pub seeds: &'a [u64],
@@ -133,24 +133,24 @@ impl Pipeline {
         self.encoders.device()
     }
 
-    /// As [`Encoders::encode_text`].
+    /// As [`Encoders::encode_prompt`].
     ///
     /// # Errors
-    /// As [`Encoders::encode_text`].
-    pub fn encode_text(&self, tokens: &[Tensor]) -> Result<TextConditions, NetworkError> {
-        self.encoders.encode_text(tokens)
+    /// As [`Encoders::encode_prompt`].
+    pub fn encode_prompt(&self, tokens: &[Tensor]) -> Result<PromptEmbeds, NetworkError> {
+        self.encoders.encode_prompt(tokens)
     }
 
-    /// As [`Encoders::encode_negative`].
+    /// As [`Encoders::encode_negative_prompt`].
     ///
     /// # Errors
-    /// As [`Encoders::encode_text`].
-    pub fn encode_negative(
+    /// As [`Encoders::encode_prompt`].
+    pub fn encode_negative_prompt(
         &self,
         tokens: &[Tensor],
         empty: bool,
-    ) -> Result<TextConditions, NetworkError> {
-        self.encoders.encode_negative(tokens, empty)
+    ) -> Result<PromptEmbeds, NetworkError> {
+        self.encoders.encode_negative_prompt(tokens, empty)
     }
 
     /// Draws an image for each seed. `progress` is told after each call of the UNet how many are
@@ -213,7 +213,7 @@ impl Pipeline {
             .f_mul_scalar(sampler.initial_noise_sigma())?;
 
         let rows = count(seeds.len()) * if guided { 2 } else { 1 };
-        let text = self.unet.prepare_text(&text_BLD, rows)?;
+        let text = self.unet.project_text(&text_BLD, rows)?;
         let timesteps = sampler.timesteps().to_vec();
         for (index, timestep) in timesteps.iter().enumerate() {
             let mut input_BCHW = sampler.scale_model_input(&latents_BCHW, index)?;
@@ -223,7 +223,7 @@ impl Pipeline {
             let options = (Kind::Float, self.device());
             let timestep_1 = Tensor::f_full([1], *timestep, options)?;
             let predicted_BCHW =
-                self.unet.forward_prepared(&input_BCHW, &timestep_1, &text, added.as_ref())?;
+                self.unet.forward_projected(&input_BCHW, &timestep_1, &text, added.as_ref())?;
             let predicted_BCHW =
                 if guided { guide(&predicted_BCHW, guidance)? } else { predicted_BCHW };
             latents_BCHW = sampler.step(&predicted_BCHW, index, &latents_BCHW)?;
@@ -242,9 +242,9 @@ impl Pipeline {
         guided: bool,
     ) -> Result<(Tensor, Option<AddedConditions>), NetworkError> {
         let batch = count(request.seeds.len());
-        let texts: &[&TextConditions] =
+        let texts: &[&PromptEmbeds] =
             if guided { &[request.negative, request.prompt] } else { &[request.prompt] };
-        let hidden: Vec<&Tensor> = texts.iter().map(|text| &text.hidden_BLD).collect();
+        let hidden: Vec<&Tensor> = texts.iter().map(|text| &text.embeds_BLD).collect();
         let text_BLD = stack(&hidden, batch)?;
         if self.encoders.family == Family::StableDiffusion {
             return Ok((text_BLD, None));

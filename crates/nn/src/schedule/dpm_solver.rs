@@ -5,7 +5,7 @@
 use tch::{TchError, Tensor};
 
 use super::config::{FinalSigmas, PredictionType, ScheduleConfig};
-use super::euler::{LEAST_ALPHA, deviations, sigmas, spaced_by_timesteps};
+use super::euler::{LEAST_ALPHA, sigmas, spaced_by_timesteps, stds};
 use super::sampler::{Plan, SamplerKind, finite, require, weighted_sum};
 use super::{ScheduleError, noise};
 
@@ -49,7 +49,7 @@ impl DpmSolver {
     }
 
     fn steps(config: &ScheduleConfig, plan: &Plan) -> Result<Vec<Step>, ScheduleError> {
-        let signals: Vec<f32> = deviations(&plan.sigmas)?.into_iter().map(f32::recip).collect();
+        let signals: Vec<f32> = stds(&plan.sigmas)?.into_iter().map(f32::recip).collect();
         let noises: Vec<f32> =
             plan.sigmas.iter().zip(&signals).map(|(sigma, signal)| sigma * signal).collect();
         // libtorch's logarithm and exponential, whose last bits are its own.

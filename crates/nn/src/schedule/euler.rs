@@ -53,11 +53,11 @@ pub(super) fn sigmas(
 pub(super) struct Euler {
     prediction_type: PredictionType,
     /// √(σ² + 1) at every call.
-    deviations: Vec<f32>,
+    stds: Vec<f32>,
 }
 
-/// The deviation of a sample at each noise level of which the latents have 1.
-pub(super) fn deviations(sigmas: &[f32]) -> Result<Vec<f32>, TchError> {
+/// The std of a sample at each noise level of which the latents have 1.
+pub(super) fn stds(sigmas: &[f32]) -> Result<Vec<f32>, TchError> {
     let variances: Vec<f32> = sigmas.iter().map(|sigma| sigma * sigma + 1.0).collect();
     Vec::try_from(&Tensor::f_from_slice(&variances)?.f_sqrt()?)
 }
@@ -81,19 +81,19 @@ impl Euler {
         let most = sigmas.iter().copied().fold(0.0, f32::max);
         let initial_noise_sigma = match config.timestep_spacing {
             Some(TimestepSpacing::Leading) => {
-                let [deviation] = noise::sqrt([most * most + 1.0])?;
-                deviation
+                let [std] = noise::sqrt([most * most + 1.0])?;
+                std
             }
             _ => most,
         };
-        let deviations = deviations(&sigmas)?;
-        let method = Self { prediction_type: config.prediction_type, deviations };
+        let stds = stds(&sigmas)?;
+        let method = Self { prediction_type: config.prediction_type, stds };
         Ok((Plan { timesteps, sigmas, initial_noise_sigma }, method))
     }
 
     /// A sample of variance 1 + σ² with the variance that the network knows.
     pub(super) fn scale(&self, sample: &Tensor, index: usize) -> Result<Tensor, TchError> {
-        sample.f_div_scalar(f64::from(self.deviations[index]))
+        sample.f_div_scalar(f64::from(self.stds[index]))
     }
 
     pub(super) fn step(
@@ -106,7 +106,7 @@ impl Euler {
         let original = match self.prediction_type {
             PredictionType::Epsilon => weighted_sum((1.0, sample), &[(-now, model_output)])?,
             PredictionType::VPrediction => model_output
-                .f_mul_scalar(f64::from(-now / self.deviations[index]))?
+                .f_mul_scalar(f64::from(-now / self.stds[index]))?
                 .f_add(&sample.f_div_scalar(f64::from(now * now + 1.0))?)?,
         };
         let derivative = sample.f_sub(&original)?.f_div_scalar(f64::from(now))?;

@@ -56,13 +56,13 @@ unsafe extern "C" {
         padding: i64,
         error: *mut *mut c_char,
     ) -> *mut C_tensor;
-    fn nn_linear_widened(
+    fn nn_linear_upcast(
         input: *const C_tensor,
         weight: *const C_tensor,
         bias: *const C_tensor,
         error: *mut *mut c_char,
     ) -> *mut C_tensor;
-    fn nn_conv2d_widened(
+    fn nn_conv2d_upcast(
         input: *const C_tensor,
         weight: *const C_tensor,
         bias: *const C_tensor,
@@ -313,7 +313,7 @@ pub(crate) fn conv2d_packed(
 /// `input · weightᵀ + bias` of bf16 numbers, computed in f32 and rounded once; with gradients. An f32
 /// weight is rounded to bf16 first.
 #[expect(unsafe_code, reason = "calls the shim")]
-pub(crate) fn linear_widened(
+pub(crate) fn linear_upcast(
     input: &Tensor,
     weight: &Tensor,
     bias: Option<&Tensor>,
@@ -323,13 +323,13 @@ pub(crate) fn linear_widened(
     // null with an error.
     unsafe {
         let bias = bias.map_or(std::ptr::null(), Tensor::as_ptr);
-        adopt(nn_linear_widened(input.as_ptr(), weight.as_ptr(), bias, &mut error), error)
+        adopt(nn_linear_upcast(input.as_ptr(), weight.as_ptr(), bias, &mut error), error)
     }
 }
 
-/// A convolution as [`linear_widened`] is a linear layer.
+/// A convolution as [`linear_upcast`] is a linear layer.
 #[expect(unsafe_code, reason = "calls the shim")]
-pub(crate) fn conv2d_widened(
+pub(crate) fn conv2d_upcast(
     input: &Tensor,
     weight: &Tensor,
     bias: &Tensor,
@@ -340,7 +340,7 @@ pub(crate) fn conv2d_widened(
     // SAFETY: the arguments are borrowed for the call; the result is fresh or null with an error.
     unsafe {
         let (input, weight, bias) = (input.as_ptr(), weight.as_ptr(), bias.as_ptr());
-        adopt(nn_conv2d_widened(input, weight, bias, stride, padding, &mut error), error)
+        adopt(nn_conv2d_upcast(input, weight, bias, stride, padding, &mut error), error)
     }
 }
 
@@ -611,7 +611,7 @@ mod tests {
         let input = normal_of(1, &[2, 5, 24], bf16);
         let (weight, bias) = (normal_of(2, &[8, 24], f32), normal_of(3, &[8], f32));
         let found = with_gradients(&[&input, &weight, &bias], |leaves| {
-            linear_widened(&leaves[0], &leaves[1], Some(&leaves[2])).unwrap()
+            linear_upcast(&leaves[0], &leaves[1], Some(&leaves[2])).unwrap()
         });
         let expected = with_gradients(&[&input, &weight, &bias], |leaves| {
             let (weight, bias) = (rounded(&leaves[1]), rounded(&leaves[2]));
@@ -619,22 +619,21 @@ mod tests {
         });
         assert_agree(&found, &expected);
         let found = with_gradients(&[&input, &weight], |leaves| {
-            linear_widened(&leaves[0], &leaves[1], None).unwrap()
+            linear_upcast(&leaves[0], &leaves[1], None).unwrap()
         });
         let expected = with_gradients(&[&input, &weight], |leaves| {
             leaves[0].to_kind(f32).linear(&rounded(&leaves[1]), None::<&Tensor>).to_kind(bf16)
         });
         assert_agree(&found, &expected);
         // A weight that was rounded before gives the same bits.
-        let once =
-            linear_widened(&input, &weight.to_kind(bf16), Some(&bias.to_kind(bf16))).unwrap();
-        assert_eq!(once, linear_widened(&input, &weight, Some(&bias)).unwrap());
+        let once = linear_upcast(&input, &weight.to_kind(bf16), Some(&bias.to_kind(bf16))).unwrap();
+        assert_eq!(once, linear_upcast(&input, &weight, Some(&bias)).unwrap());
 
         let input = normal_of(4, &[2, 16, 9, 7], bf16);
         let (weight, bias) = (normal_of(5, &[8, 16, 3, 3], f32), normal_of(6, &[8], f32));
         for stride in [1, 2] {
             let found = with_gradients(&[&input, &weight, &bias], |leaves| {
-                conv2d_widened(&leaves[0], &leaves[1], &leaves[2], stride, 1).unwrap()
+                conv2d_upcast(&leaves[0], &leaves[1], &leaves[2], stride, 1).unwrap()
             });
             let expected = with_gradients(&[&input, &weight, &bias], |leaves| {
                 let (weight, bias) = (rounded(&leaves[1]), rounded(&leaves[2]));

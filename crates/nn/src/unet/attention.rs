@@ -5,7 +5,7 @@
 
 use tch::{Kind, TchError, Tensor};
 
-use super::text::{ProjectedText, TextProjections};
+use super::text::{ProjectionSlice, TextProjections};
 use crate::layers::{Linear, attention};
 use crate::weights::{Loader, Purpose};
 
@@ -26,7 +26,7 @@ enum Context {
     /// The tokens `[B, M, D]` attended to.
     Tokens { to_k: Linear, to_v: Linear },
     /// They are there: a network for inference has made them of the text.
-    Projected { key: ProjectedText, value: ProjectedText },
+    Projected { key: ProjectionSlice, value: ProjectionSlice },
 }
 
 /// The sizes of one attention.

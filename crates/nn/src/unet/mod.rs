@@ -24,13 +24,13 @@ pub use cost::UNetCost;
 use down::DownBlock;
 use embedding::{AddedEmbedding, TimeEmbedding};
 use mid::MidBlock;
-pub use text::PreparedText;
+pub use text::ProjectedText;
 use text::TextProjections;
 use up::UpBlock;
 
 use crate::device::{Precision, inference};
 use crate::error::{ModelError, NetworkError};
-use crate::layers::{Conv2d, GroupNorm, trains_in_rows};
+use crate::layers::{Conv2d, GroupNorm, trains_in_nchw};
 use crate::shim;
 use crate::weights::{Loader, Purpose, Weights, Written, write_while};
 
@@ -247,8 +247,8 @@ impl UNet {
         added: Option<&AddedConditions>,
     ) -> Result<Tensor, NetworkError> {
         let batch = self.check_latents(latents_BCHW)?;
-        let text = self.prepare_text(text_BLD, batch)?;
-        self.forward_prepared(latents_BCHW, timesteps_B, &text, added)
+        let text = self.project_text(text_BLD, batch)?;
+        self.forward_projected(latents_BCHW, timesteps_B, &text, added)
     }
 
     /// The text `text_BLD` for any number of passes over `batch` rows; one row of text serves all. For
@@ -256,11 +256,11 @@ impl UNet {
     ///
     /// # Errors
     /// As [`UNet::forward`].
-    pub fn prepare_text(
+    pub fn project_text(
         &self,
         text_BLD: &Tensor,
         batch: i64,
-    ) -> Result<PreparedText, NetworkError> {
+    ) -> Result<ProjectedText, NetworkError> {
         let (text, width) = (text_BLD.size(), self.config.cross_attention_dim);
         let length = match text[..] {
             [rows, length, found]
@@ -278,18 +278,18 @@ impl UNet {
                 Purpose::Training | Purpose::Reference => Ok(text_BLD),
             }
         })?;
-        Ok(PreparedText { tensor, batch })
+        Ok(ProjectedText { tensor, batch })
     }
 
     /// [`UNet::forward`] for a text that this network has prepared.
     ///
     /// # Errors
     /// As [`UNet::forward`].
-    pub fn forward_prepared(
+    pub fn forward_projected(
         &self,
         latents_BCHW: &Tensor,
         timesteps_B: &Tensor,
-        text: &PreparedText,
+        text: &ProjectedText,
         added: Option<&AddedConditions>,
     ) -> Result<Tensor, NetworkError> {
         let batch = self.check_latents(latents_BCHW)?;
@@ -334,7 +334,7 @@ impl UNet {
         let latents_BCHW = latents_BCHW.f_to_device(self.device)?.f_to_kind(kind)?;
         // A reference computes as the network in training does, to the last bit.
         let in_rows =
-            self.purpose != Purpose::Inference && trains_in_rows(self.device, self.precision);
+            self.purpose != Purpose::Inference && trains_in_nchw(self.device, self.precision);
         let latents_BCHW = if in_rows {
             latents_BCHW.f_contiguous()?
         } else {
@@ -424,7 +424,7 @@ impl UNet {
 struct Conditions {
     /// The time embedding after its activation, `[B, D]`.
     embedding_BD: Tensor,
-    /// The tensor of the [`PreparedText`].
+    /// The tensor of the [`ProjectedText`].
     text: Tensor,
     /// Whether blocks are run again for the gradients.
     checkpointing: bool,

@@ -8,9 +8,9 @@ use tch::{TchError, Tensor};
 
 use crate::layers::Linear;
 
-/// A text as a UNet reads it ([`UNet::prepare_text`](super::UNet::prepare_text)).
+/// A text as a UNet reads it ([`UNet::project_text`](super::UNet::project_text)).
 #[derive(Debug)]
-pub struct PreparedText {
+pub struct ProjectedText {
     /// The text `[B, L, D]`; for inference the keys and values of all layers, `[W, B, L]`.
     pub(super) tensor: Tensor,
     /// B.
@@ -26,11 +26,11 @@ pub(super) struct TextProjections {
 
 impl TextProjections {
     /// Takes over the layer, whose result is `width` wide.
-    pub(super) fn add(&mut self, layer: Linear, width: i64) -> ProjectedText {
+    pub(super) fn add(&mut self, layer: Linear, width: i64) -> ProjectionSlice {
         let start = self.width;
         self.layers.push(layer);
         self.width += width;
-        ProjectedText { start, width }
+        ProjectionSlice { start, width }
     }
 
     /// The results for `text_BLD`, one after the other in memory: `[W, B, L]`, W the sum of all widths.
@@ -44,12 +44,12 @@ impl TextProjections {
 
 /// Where the result of one layer lies in those of all.
 #[derive(Debug)]
-pub(super) struct ProjectedText {
+pub(super) struct ProjectionSlice {
     start: i64,
     width: i64,
 }
 
-impl ProjectedText {
+impl ProjectionSlice {
     /// The result of the layer, `[B, L, W]`, out of those of all, `[W, B, L]`; copies nothing.
     pub(super) fn of(&self, all_WBL: &Tensor) -> Result<Tensor, TchError> {
         let (_, batch, length) = all_WBL.size3()?;

@@ -94,7 +94,7 @@ struct Block {
     norm_2: LayerNorm,
     attention_2: Attention,
     norm_3: LayerNorm,
-    perceptron: GatedPerceptron,
+    feed_forward: FeedForward,
     only_cross_attention: bool,
 }
 
@@ -126,7 +126,7 @@ impl Block {
             norm_2: norm(loader, "norm2"),
             attention_2: to_text(loader, "attn2"),
             norm_3: norm(loader, "norm3"),
-            perceptron: GatedPerceptron::load(loader, &part("ff"), channels),
+            feed_forward: FeedForward::load(loader, &part("ff"), channels),
             only_cross_attention,
         }
     }
@@ -137,20 +137,20 @@ impl Block {
         let x_BLC = add(x_BLC, self.attention_1.forward(&normed_BLC, context)?)?;
         let normed_BLC = self.norm_2.forward(&x_BLC)?;
         let x_BLC = add(&x_BLC, self.attention_2.forward(&normed_BLC, text)?)?;
-        add(&x_BLC, self.perceptron.forward(&self.norm_3.forward(&x_BLC)?)?)
+        add(&x_BLC, self.feed_forward.forward(&self.norm_3.forward(&x_BLC)?)?)
     }
 }
 
 /// GEGLU: half of a wide layer times the GELU of the other half, and a layer back. The halves are
 /// two layers over the rows of one weight, so that neither has to be cut out of the other's result.
 #[derive(Debug)]
-struct GatedPerceptron {
+struct FeedForward {
     value: Linear,
     gate: Linear,
     back: Linear,
 }
 
-impl GatedPerceptron {
+impl FeedForward {
     fn load(loader: &mut Loader<'_>, name: &str, channels: i64) -> Self {
         let wide = WIDENING * channels;
         let [value, gate] =

@@ -44,7 +44,7 @@ impl Posterior {
     ///
     /// # Errors
     /// Where libtorch has not enough memory.
-    pub fn standard_deviation(&self) -> Result<Tensor, NetworkError> {
+    pub fn std(&self) -> Result<Tensor, NetworkError> {
         Ok(self.log_variance_BCHW.f_mul_scalar(0.5)?.f_exp()?)
     }
 }

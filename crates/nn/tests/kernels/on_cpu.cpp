@@ -65,7 +65,7 @@ float __fdividef(float numerator, float denominator) { return numerator / denomi
 
 #if FORMAT == 2
 // f16 as the processor of a GPU converts it: rounded to the nearest, ties to even.
-float widen(unsigned short half) {
+float upcast(unsigned short half) {
   unsigned exponent = (half >> 10) & 31u, fraction = half & 1023u;
   float magnitude = exponent == 31 ? (fraction ? NAN : INFINITY)
                     : exponent     ? std::ldexp(1024.0f + fraction, (int)exponent - 25)
@@ -208,7 +208,7 @@ void normalisation(int pixels, int channels, int groups, int splits, int lanes, 
     ++failures;
   }
 
-  auto rounded = [](float number) -> double { return widen(narrow(number)); };
+  auto rounded = [](float number) -> double { return upcast(narrow(number)); };
   Error of_y, of_dx, of_weight, of_beta, of_offset;
   std::vector<double> weight_gradient(channels), beta_gradient(channels);
   for (int b = 0; b < batch; ++b)
@@ -220,23 +220,23 @@ void normalisation(int pixels, int channels, int groups, int splits, int lanes, 
             body(pixel, c);
       };
       auto moved = [&](int pixel, int c) {
-        double value = widen(x[place(pixel, c)]);
-        return with_offset ? value + widen(shift[b * channels + c]) + rounded(bias[c]) : value;
+        double value = upcast(x[place(pixel, c)]);
+        return with_offset ? value + upcast(shift[b * channels + c]) + rounded(bias[c]) : value;
       };
       double count = double(pixels) * width, mean = 0, variance = 0;
       each([&](int pixel, int c) { mean += moved(pixel, c) / count; });
       each([&](int pixel, int c) { variance += std::pow(moved(pixel, c) - mean, 2) / count; });
-      double inverse_deviation = 1 / std::sqrt(variance + 1e-5);
-      auto normal = [&](int pixel, int c) { return (moved(pixel, c) - mean) * inverse_deviation; };
+      double inverse_std = 1 / std::sqrt(variance + 1e-5);
+      auto normal = [&](int pixel, int c) { return (moved(pixel, c) - mean) * inverse_std; };
       auto before = [&](int pixel, int c) {
         double value = normal(pixel, c) * rounded(weight[c]) + rounded(beta[c]);
-        double s = 1 / (1 + std::exp(-value)), slope = widen(dy[place(pixel, c)]);
+        double s = 1 / (1 + std::exp(-value)), slope = upcast(dy[place(pixel, c)]);
         return silu ? slope * s * (1 + value * (1 - s)) : slope;
       };
       double even = 0, along = 0;
       each([&](int pixel, int c) {
         double value = normal(pixel, c) * rounded(weight[c]) + rounded(beta[c]);
-        of_y.add(widen(y[place(pixel, c)]), silu ? value / (1 + std::exp(-value)) : value);
+        of_y.add(upcast(y[place(pixel, c)]), silu ? value / (1 + std::exp(-value)) : value);
         double slope = before(pixel, c);
         weight_gradient[c] += slope * normal(pixel, c);
         beta_gradient[c] += slope;
@@ -245,9 +245,9 @@ void normalisation(int pixels, int channels, int groups, int splits, int lanes, 
       });
       std::vector<double> offset_gradient(channels);
       each([&](int pixel, int c) {
-        double expected = inverse_deviation * (rounded(weight[c]) * before(pixel, c) - even -
+        double expected = inverse_std * (rounded(weight[c]) * before(pixel, c) - even -
                                                along * normal(pixel, c));
-        of_dx.add(widen(dx[place(pixel, c)]), expected);
+        of_dx.add(upcast(dx[place(pixel, c)]), expected);
         offset_gradient[c] += expected;
       });
       for (int c = group * width; c < (group + 1) * width; ++c)
@@ -294,13 +294,13 @@ void element_by_element() {
   failures += sum != sum_of_reference;
   Error of_result, of_gradients, of_sum;
   for (int i = 0; i < 8 * packs; ++i) {
-    double v = widen(value[i]), g = widen(gate[i]), d = widen(slope[i]);
+    double v = upcast(value[i]), g = upcast(gate[i]), d = upcast(slope[i]);
     double phi = 0.5 * (1 + std::erf(g / std::sqrt(2.0)));
     double density = std::exp(-g * g / 2) / std::sqrt(2 * M_PI);
-    of_result.add(widen(result[i]), v * g * phi);
-    of_gradients.add(widen(of_value[i]), d * g * phi);
-    of_gradients.add(widen(of_gate[i]), d * v * (phi + g * density));
-    of_sum.add(widen(sum[i]), v + g + widen(narrow(bias[i % channels])));
+    of_result.add(upcast(result[i]), v * g * phi);
+    of_gradients.add(upcast(of_value[i]), d * g * phi);
+    of_gradients.add(upcast(of_gate[i]), d * v * (phi + g * density));
+    of_sum.add(upcast(sum[i]), v + g + upcast(narrow(bias[i % channels])));
   }
   of_result.check("gated gelu", ROUNDING);
   of_gradients.check("gradients of the gated gelu", ROUNDING);
