@@ -2,6 +2,7 @@
 //!
 //! | what | module |
 //! |---|---|
+//! | what a user names: models, folders of images, sizes | [`sources`] |
 //! | prompts and their sets | [`prompts`] |
 //! | images of every model, prompt and seed | [`generate`] |
 //! | a score of every metric for every image | [`score`] |
@@ -21,5 +22,6 @@ pub mod present;
 pub mod prompts;
 pub mod score;
 pub mod scored;
+pub mod sources;
 pub mod statistics;
 pub mod tables;

@@ -16,8 +16,8 @@ use runkit::program::ResumeFlag;
 use serde::{Deserialize, Serialize};
 
 pub use self::filter_prompts::FilterPromptsArguments;
-use crate::generate::{ModelSource, Size};
 use crate::prompts::{Preset, PromptSource};
+use crate::sources::{ModelSource, Size};
 
 /// From diffusion models and prompts to images, scores, win rates and a report.
 #[derive(Debug, Parser)]

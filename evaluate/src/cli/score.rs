@@ -7,7 +7,7 @@ use runkit::program::ResumeFlag;
 use serde::{Deserialize, Serialize};
 
 use crate::prompts::{Preset, PromptSource};
-use crate::score::ImagesSource;
+use crate::sources::ImagesSource;
 
 /// `evaluate score`.
 #[derive(Debug, Clone, Args)]

@@ -159,7 +159,7 @@ fn validated(settings: GenerateSettings, fresh: bool) -> Result<Config> {
         precision,
         limits: Limits { limit: settings.limit, preset: settings.preset },
         fresh,
-        settings,
+        saved_settings: runkit::config::to_toml_string(&settings.with_absolute_paths())?,
     })
 }
 

@@ -7,7 +7,7 @@ use nn::pipeline::Image;
 use nn::schedule::SamplerKind;
 use serde::Serialize;
 
-use super::model::Size;
+use crate::sources::Size;
 
 /// The key under which programs find the recipe, as JSON.
 pub const RECIPE_KEY: &str = "recipe";

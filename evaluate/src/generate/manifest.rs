@@ -139,7 +139,7 @@ mod tests {
     use nn::schedule::SamplerKind;
 
     use super::*;
-    use crate::generate::Size;
+    use crate::sources::Size;
 
     fn model(checkpoint: &str) -> ModelRecord {
         ModelRecord {

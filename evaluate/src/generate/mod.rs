@@ -32,10 +32,10 @@ use self::generator::Generator;
 pub use self::image::{PARAMETERS_KEY, RECIPE_KEY};
 pub use self::manifest::Manifest;
 use self::model::Model;
-pub use self::model::{ModelRecord, ModelSource, Size};
+pub use self::model::ModelRecord;
 use self::work::{Steps, Work, warn_truncated};
-use crate::cli::GenerateSettings;
 use crate::prompts::{self, Limits, Prompt, PromptSource};
+use crate::sources::{ModelSource, Size, is_name};
 
 const PROGRAM: &str = "evaluate";
 const VERSION: &str = env!("CARGO_PKG_VERSION");
@@ -78,8 +78,8 @@ pub struct Config {
     pub limits: Limits,
     /// Remove what an earlier run left.
     pub fresh: bool,
-    /// The settings it was made from, saved beside the output.
-    pub settings: GenerateSettings,
+    /// The settings it was made from as TOML with absolute paths, saved beside the output.
+    pub saved_settings: String,
 }
 
 /// How a run ended.
@@ -415,10 +415,9 @@ fn delete_images(out: &Path, manifest: &Manifest) -> Result<()> {
     let ids: BTreeSet<&String> = manifest.prompts.values().flat_map(BTreeMap::keys).collect();
     for name in manifest.models.keys() {
         // Names become paths: they must be such as this program gives.
-        let source: Result<ModelSource, String> = format!("{name}=x").parse();
         let plain = |id: &str| !id.is_empty() && !id.starts_with('.') && !id.contains('/');
         ensure!(
-            source.is_ok() && ids.iter().all(|id| plain(id)),
+            is_name(name) && ids.iter().all(|id| plain(id)),
             "{}: the manifest is not one of this program",
             out.display()
         );
@@ -442,8 +441,7 @@ fn write_manifest(config: &Config, manifest: &Manifest) -> Result<()> {
     let mut text = serde_json::to_string_pretty(manifest)?;
     text.push('\n');
     write_if_other(&config.out.join(MANIFEST), &text)?;
-    let settings = config.settings.with_absolute_paths();
-    write_if_other(&config.out.join(SETTINGS), &runkit::config::to_toml_string(&settings)?)
+    write_if_other(&config.out.join(SETTINGS), &config.saved_settings)
 }
 
 fn write_if_other(path: &Path, text: &str) -> Result<()> {

@@ -1,9 +1,7 @@
 //! A model as named, and as found: everything that is known of it before its networks are loaded.
 
 use std::collections::BTreeMap;
-use std::fmt;
-use std::path::{Path, PathBuf};
-use std::str::FromStr;
+use std::path::Path;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use hub::Downloads;
@@ -16,128 +14,7 @@ use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use super::Config;
-
-/// A name must serve as a folder's name on every system.
-const LONGEST_NAME: usize = 100;
-/// Images wider or higher than this are a slip of the finger.
-const LARGEST_SIDE: i64 = 16_384;
-const FORM: &str = "expected NAME=DIR or NAME=DIR,unet=DIR";
-
-/// `NAME=DIR[,unet=DIR]`: a pipeline in the layout of diffusers under a name of the user's. In place of
-/// a folder there may be `hf://owner/name[@revision]`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
-pub struct ModelSource {
-    /// What it is called, also in paths.
-    pub name: String,
-    /// The pipeline's folder, or its name on the hub.
-    pub folder: PathBuf,
-    /// A folder or name on the hub whose UNet stands in for the pipeline's.
-    pub unet: Option<PathBuf>,
-}
-
-impl FromStr for ModelSource {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let (name, rest) = text.split_once('=').ok_or_else(|| format!("{FORM}, found {text:?}"))?;
-        let plain = |letter: char| letter.is_ascii_alphanumeric() || "._-+".contains(letter);
-        if name.is_empty() || name.len() > LONGEST_NAME || !name.chars().all(plain) {
-            return Err(format!(
-                "{FORM} with a name of letters, digits and . _ - +, found the name {name:?}"
-            ));
-        }
-        if name.starts_with('.') {
-            return Err(format!("a name does not begin with a dot, found {name:?}"));
-        }
-        let (folder, unet) = match rest.split_once(",unet=") {
-            Some((folder, unet)) => (folder, Some(unet)),
-            None => (rest, None),
-        };
-        if folder.is_empty() || unet.is_some_and(str::is_empty) {
-            return Err(format!("{FORM}, found no folder in {text:?}"));
-        }
-        // Shells leave `~` alone after an equals sign.
-        let place = |text| runkit::path::expand_home(Path::new(text));
-        Ok(Self { name: name.to_owned(), folder: place(folder), unet: unet.map(place) })
-    }
-}
-
-impl ModelSource {
-    fn pipeline(&self) -> PipelineSource {
-        PipelineSource { model: self.folder.clone(), unet: self.unet.clone() }
-    }
-}
-
-impl fmt::Display for ModelSource {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(formatter, "{}={}", self.name, self.folder.display())?;
-        self.unet.iter().try_for_each(|unet| write!(formatter, ",unet={}", unet.display()))
-    }
-}
-
-impl TryFrom<String> for ModelSource {
-    type Error = String;
-
-    fn try_from(text: String) -> Result<Self, String> {
-        text.parse()
-    }
-}
-
-impl From<ModelSource> for String {
-    fn from(source: ModelSource) -> Self {
-        source.to_string()
-    }
-}
-
-/// Height and width of an image in pixels: `512`, or `512x768`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
-pub struct Size {
-    /// Rows.
-    pub height: i64,
-    /// Pixels of a row.
-    pub width: i64,
-}
-
-impl FromStr for Size {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let wrong = || {
-            format!(
-                "expected a height, or height x width, of 1 to {LARGEST_SIDE} pixels, as 512 or 512x768; found {text:?}"
-            )
-        };
-        let side = |side: &str| {
-            let digits = !side.is_empty() && side.bytes().all(|byte| byte.is_ascii_digit());
-            let side = digits.then(|| side.parse().ok()).flatten();
-            side.filter(|side| (1..=LARGEST_SIDE).contains(side)).ok_or_else(wrong)
-        };
-        let (height, width) = text.split_once('x').unwrap_or((text, text));
-        Ok(Self { height: side(height)?, width: side(width)? })
-    }
-}
-
-impl fmt::Display for Size {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(formatter, "{}x{}", self.height, self.width)
-    }
-}
-
-impl TryFrom<String> for Size {
-    type Error = String;
-
-    fn try_from(text: String) -> Result<Self, String> {
-        text.parse()
-    }
-}
-
-impl From<Size> for String {
-    fn from(size: Size) -> Self {
-        size.to_string()
-    }
-}
+use crate::sources::{ModelSource, Size};
 
 /// What a model's images depend on beside prompt and seed. No path, no time.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -179,12 +56,12 @@ impl Model {
     pub(super) fn open_all(config: &Config) -> Result<Vec<Self>> {
         let named = |source: &ModelSource| format!("model {}", source.name);
         for source in &config.models {
-            source.pipeline().check_local().with_context(|| named(source))?;
+            pipeline(source).check_local().with_context(|| named(source))?;
         }
         let mut downloads = Downloads::default();
         let mut found = Vec::with_capacity(config.models.len());
         for source in &config.models {
-            let pipeline = source.pipeline().find().with_context(|| named(source))?;
+            let pipeline = pipeline(source).find().with_context(|| named(source))?;
             pipeline.count(&mut downloads)?;
             found.push(pipeline);
         }
@@ -223,6 +100,10 @@ impl Model {
         let cut = self.tokenizers.iter().filter_map(|tokenizer| tokenizer.removed(text));
         cut.max_by_key(|cut| cut.len())
     }
+}
+
+fn pipeline(source: &ModelSource) -> PipelineSource {
+    PipelineSource { model: source.folder.clone(), unet: source.unet.clone() }
 }
 
 /// The size asked for, or the one the UNet was made for.
@@ -313,41 +194,4 @@ fn parts(
 
 fn file_name(path: &Path) -> std::borrow::Cow<'_, str> {
     path.file_name().unwrap_or_default().to_string_lossy()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn models_are_read_and_written() {
-        let plain: ModelSource = "sd-1.5=models/sd,15".parse().unwrap();
-        assert_eq!((&*plain.name, plain.folder.as_path()), ("sd-1.5", Path::new("models/sd,15")));
-        assert_eq!(plain.unet, None);
-        let dpo: ModelSource = "dpo=base=1,unet=runs/x".parse().unwrap();
-        assert_eq!(dpo.folder, Path::new("base=1"));
-        assert_eq!(dpo.unet.as_deref(), Some(Path::new("runs/x")));
-        for source in [plain, dpo] {
-            assert_eq!(source.to_string().parse::<ModelSource>().unwrap(), source);
-        }
-        for wrong in
-            ["", "sd", "=dir", "sd=", "sd=a,unet=", "a/b=c", "../x=y", ".a=b", "a b=c", "é=c"]
-        {
-            let error = wrong.parse::<ModelSource>().unwrap_err();
-            assert!(error.contains("name") || error.contains("NAME"), "{wrong:?}: {error}");
-        }
-    }
-
-    #[test]
-    fn sizes_are_read_and_written() {
-        let square: Size = "512".parse().unwrap();
-        assert_eq!(square, Size { height: 512, width: 512 });
-        let wide: Size = "64x128".parse().unwrap();
-        assert_eq!((wide.height, wide.width), (64, 128));
-        assert_eq!(wide.to_string(), "64x128");
-        for wrong in ["", "x", "0", "64x", "x64", "64x0", "-64", "+64", "64.0", "64X64", "99999"] {
-            let error = wrong.parse::<Size>().unwrap_err();
-            assert!(error.contains("512x768"), "{wrong:?}: {error}");
-        }
-    }
 }

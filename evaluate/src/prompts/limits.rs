@@ -107,19 +107,7 @@ impl fmt::Display for Preset {
     }
 }
 
-impl TryFrom<String> for Preset {
-    type Error = String;
-
-    fn try_from(text: String) -> Result<Self, String> {
-        text.parse()
-    }
-}
-
-impl From<Preset> for String {
-    fn from(preset: Preset) -> Self {
-        preset.to_string()
-    }
-}
+crate::sources::as_text!(Preset);
 
 #[cfg(test)]
 mod tests {

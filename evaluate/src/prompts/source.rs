@@ -149,19 +149,7 @@ pub fn with_split(
     Ok(sources)
 }
 
-impl TryFrom<String> for PromptSource {
-    type Error = String;
-
-    fn try_from(text: String) -> Result<Self, String> {
-        text.parse()
-    }
-}
-
-impl From<PromptSource> for String {
-    fn from(source: PromptSource) -> Self {
-        source.to_string()
-    }
-}
+crate::sources::as_text!(PromptSource);
 
 #[cfg(test)]
 mod tests {

@@ -11,8 +11,9 @@ use super::images::Subject;
 use super::networks::{self, Captions};
 use super::scope::Scope;
 use super::{STORE, Scoring, checksum, key, store};
-use crate::generate::{Manifest, Size};
+use crate::generate::Manifest;
 use crate::output::duration;
+use crate::sources::Size;
 
 /// The size of images that nothing is known of.
 const USUAL_SIZE: Size = Size { height: 512, width: 512 };

@@ -2,68 +2,21 @@
 //! elsewhere.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::fmt;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
-use std::str::FromStr;
 
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use runkit::logging::escape_for_terminal;
 use runkit::text::{excerpt, quoted};
-use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use crate::generate::ModelSource;
 use crate::prompts::Prompt;
+use crate::sources::ImagesSource;
 
 /// What images may be called after the dot.
 const EXTENSIONS: [&str; 4] = ["png", "jpg", "jpeg", "webp"];
 /// Lists of images in the manner of Hugging Face's ImageFolder.
 const LISTS: [&str; 2] = ["metadata.jsonl", "metadata.csv"];
-
-/// `NAME=DIR`: images made elsewhere, under a name of the user's.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
-pub struct ImagesSource {
-    /// What their model is called in tables.
-    pub name: String,
-    /// Where they are.
-    pub folder: PathBuf,
-}
-
-impl FromStr for ImagesSource {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        // The rules of names are those of models.
-        let ModelSource { name, folder, unet } =
-            text.parse().map_err(|error: String| error.replace(" or NAME=DIR,unet=DIR", ""))?;
-        match unet {
-            None => Ok(Self { name, folder }),
-            Some(_) => Err(format!("expected NAME=DIR, a folder of images, found {text:?}")),
-        }
-    }
-}
-
-impl fmt::Display for ImagesSource {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(formatter, "{}={}", self.name, self.folder.display())
-    }
-}
-
-impl TryFrom<String> for ImagesSource {
-    type Error = String;
-
-    fn try_from(text: String) -> Result<Self, String> {
-        text.parse()
-    }
-}
-
-impl From<ImagesSource> for String {
-    fn from(source: ImagesSource) -> Self {
-        source.to_string()
-    }
-}
 
 /// An image that is to be scored, or should be there.
 #[derive(Debug, Clone)]
@@ -434,7 +387,5 @@ mod tests {
             prompts.each_ref().map(|prompt| collection.find(prompt, 3).is_some()),
             [false, true]
         );
-        assert!("a=b,unet=c".parse::<ImagesSource>().is_err());
-        assert!("a/b=c".parse::<ImagesSource>().unwrap_err().contains("expected NAME=DIR with"));
     }
 }

@@ -27,7 +27,6 @@ use schemas::scores::ScoreRow;
 use scorers::{Compute, DescribedScorers, ScorerSet, ScorersConfig};
 
 use self::existing::{Existing, ordered};
-pub use self::images::ImagesSource;
 use self::images::{Collection, Subject};
 use self::networks::{Captions, Decoded};
 use self::rows::Table;
@@ -35,6 +34,7 @@ use self::scope::{Scope, row};
 use self::store::{Key, Store};
 use crate::generate::{self, Manifest};
 use crate::prompts::{self, Limits, Prompt, PromptSource};
+use crate::sources::ImagesSource;
 
 /// The file of scores in the folder of an evaluation.
 pub const SCORES: &str = "scores.parquet";
