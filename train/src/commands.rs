@@ -11,9 +11,9 @@ use runkit::program::{self, UsageError, say, usage_unless};
 use crate::cache;
 use crate::cli::{CacheArguments, Command, RunArguments, RunSettings};
 use crate::config::{self, Config};
-use crate::opened::OpenedRun;
-use crate::plan::Plan;
 use crate::recipe::RecipeError;
+use crate::run::opened::OpenedRun;
+use crate::run::plan::Plan;
 use crate::run::{self, End};
 
 /// Runs one command.

@@ -12,6 +12,7 @@ use tch::Device;
 use crate::cli::{RunArguments, RunSettings};
 use crate::learning_rate::{LearningRate, Schedule};
 use crate::loss_scale::LossScaling;
+use crate::optimizer::OptimizerConfig;
 use crate::preference::{Preference, Ties};
 use crate::recipe;
 
@@ -59,13 +60,7 @@ pub struct Config {
     /// The rate of every step, `scale_lr` applied.
     pub learning_rate: LearningRate,
     /// The optimizer.
-    pub optimizer: OptimizerKind,
-    /// AdamW's decays.
-    pub adam_betas: [f64; 2],
-    /// AdamW's epsilon.
-    pub adam_epsilon: f64,
-    /// Decay of the weights.
-    pub weight_decay: f64,
+    pub optimizer: OptimizerConfig,
     /// The largest norm of gradients; none for any.
     pub max_grad_norm: Option<f64>,
     /// What the loss is multiplied by.
@@ -187,13 +182,6 @@ impl Config {
         })
     }
 
-    /// Whether the reference becomes the current weights after a step. Not after the last one, which
-    /// nothing is measured against.
-    pub fn updates_reference_after(&self, step: u64) -> bool {
-        let every = self.reference_every;
-        every > 0 && step.is_multiple_of(every) && step < self.steps
-    }
-
     /// Checks settings that [`settings`] completed.
     ///
     /// # Errors
@@ -250,13 +238,15 @@ impl Config {
         )?;
         let beta = number("--beta", settings.beta, f64::MIN_POSITIVE..f64::INFINITY)?;
         let below_one = 0.0..1.0;
-        let adam_betas = [
+        let betas = [
             number("--adam-beta1", settings.adam_beta1, below_one.clone())?,
             number("--adam-beta2", settings.adam_beta2, below_one)?,
         ];
-        let epsilon = f64::MIN_POSITIVE..f64::INFINITY;
-        let adam_epsilon = number("--adam-epsilon", settings.adam_epsilon, epsilon)?;
+        let positive_number = f64::MIN_POSITIVE..f64::INFINITY;
+        let epsilon = number("--adam-epsilon", settings.adam_epsilon, positive_number)?;
         let weight_decay = number("--weight-decay", settings.weight_decay, 0.0..f64::INFINITY)?;
+        let kind = settings.optimizer.unwrap_or(OptimizerKind::Adamw);
+        let optimizer = OptimizerConfig { kind, betas, epsilon, weight_decay };
         let norm = number("--max-grad-norm", settings.max_grad_norm, 0.0..f64::INFINITY)?;
         let caption_dropout =
             number("--caption-dropout", settings.caption_dropout, 0.0..1.0 + 1e-9)?;
@@ -302,10 +292,7 @@ impl Config {
             batch_size,
             micro_batch,
             learning_rate,
-            optimizer: settings.optimizer.unwrap_or_default(),
-            adam_betas,
-            adam_epsilon,
-            weight_decay,
+            optimizer,
             max_grad_norm: (norm > 0.0).then_some(norm),
             loss_scaling,
             caption_dropout,
@@ -414,7 +401,7 @@ impl RunSettings {
         self.scale_lr.get_or_insert(true);
         self.lr_schedule.get_or_insert(Schedule::ConstantWithWarmup);
         self.warmup_steps.get_or_insert(500);
-        self.optimizer.get_or_insert_default();
+        self.optimizer.get_or_insert(OptimizerKind::Adamw);
         self.adam_beta1.get_or_insert(0.9);
         self.adam_beta2.get_or_insert(0.999);
         self.adam_epsilon.get_or_insert(1e-8);

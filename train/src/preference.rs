@@ -149,6 +149,15 @@ impl PreferenceTarget {
     }
 }
 
+/// A pair's label, as a dataset keeps it.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct PairLabel {
+    /// The loss target.
+    pub target: PreferenceTarget,
+    /// Whether `--skip-pairs` gives the pair no weight.
+    pub is_skipped: bool,
+}
+
 impl PreferenceTarget {
     /// The mean target over all of `scorers`, for a batch without an optimizer step.
     #[must_use]

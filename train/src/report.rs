@@ -34,7 +34,7 @@ pub struct StepReport {
     pub overflow: bool,
     /// Pairs of the batch that were skipped.
     pub skipped: u64,
-    /// How far the update took the model from the reference ([`crate::trainer::Trainer::distance`]), before the
+    /// How far the update took the model from the reference ([`crate::reference::distance`]), before the
     /// reference may have become the model; where it was to be measured.
     pub distance: Option<f64>,
     /// The scorer whose turn it was.

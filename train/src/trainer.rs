@@ -9,7 +9,7 @@ use std::time::Instant;
 
 use anyhow::{Context as _, Result, bail};
 use nn::NetworkError;
-use nn::optimizer::{Adafactor, AdafactorConfig, AdamW, AdamWConfig, Optimizer, OptimizerKind};
+use nn::optimizer::Optimizer;
 use runkit::signals::{Signal, StopFlag};
 use tch::{Device, Kind, TchError, Tensor};
 
@@ -18,9 +18,9 @@ use crate::data::{Example, Stream};
 use crate::loss;
 use crate::loss_scale::{LossScale, LossScaling};
 use crate::model::{BaseModel, Networks};
-use crate::opened::PairLabel;
-use crate::preference::{PreferenceTarget, scorer_of_step};
+use crate::preference::{PairLabel, PreferenceTarget, scorer_of_step};
 use crate::record::{Record, StepFacts};
+use crate::reference;
 pub use crate::report::{StepReport, Times};
 use crate::statistics::{Summary, chosen_and_rejected, weighted_mean};
 use crate::step::{self, Accumulation, MicroBatchBuilder};
@@ -117,27 +117,6 @@ impl Numbers {
     fn losses_are_finite(&self) -> bool {
         (0..self.losses.len()).all(|index| self.is_finite(index))
     }
-}
-
-/// The optimizer that `config` names.
-///
-/// # Errors
-/// Where there is not enough memory.
-pub fn optimizer(config: &Config, parameters: &[(String, Tensor)]) -> Result<Box<dyn Optimizer>> {
-    Ok(match config.optimizer {
-        OptimizerKind::Adamw => Box::new(AdamW::new(
-            parameters,
-            AdamWConfig {
-                betas: config.adam_betas,
-                epsilon: config.adam_epsilon,
-                weight_decay: config.weight_decay,
-            },
-        )?),
-        OptimizerKind::Adafactor => Box::new(Adafactor::new(
-            parameters,
-            AdafactorConfig { weight_decay: config.weight_decay, ..AdafactorConfig::default() },
-        )?),
-    })
 }
 
 impl<'run> Trainer<'run> {
@@ -240,7 +219,8 @@ impl<'run> Trainer<'run> {
             Some(lowered) => self.skip_update(step, lowered),
             None => self.update(step, learning_rate),
         })?;
-        let distance = config.measures_after(step).then(|| self.distance()).transpose()?;
+        let distance =
+            config.measures_after(step).then(|| reference::distance(&self.networks)).transpose()?;
         timed(&mut times.optimizer, || self.update_reference())?;
         self.is_whole = true;
         let sides = |first: usize| {
@@ -399,33 +379,12 @@ impl<'run> Trainer<'run> {
     /// Makes the reference the current weights where it is time.
     fn update_reference(&mut self) -> Result<()> {
         let Position { step, reference_step, .. } = self.position;
-        if self.config.updates_reference_after(step) && reference_step != step {
-            self.networks.reference.copy_weights_from(&self.networks.pipeline.unet)?;
+        let Config { reference_every, steps, .. } = *self.config;
+        if reference::is_updated_after(step, reference_every, steps) && reference_step != step {
+            reference::update(&mut self.networks)?;
             self.position.reference_step = step;
         }
         Ok(())
-    }
-
-    /// How far the model's weights are from the reference's, as both compute with them: the 2-norm
-    /// of the difference in the compute type. Exactly 0 where the reference was just renewed.
-    ///
-    /// # Errors
-    /// Where there is not enough memory.
-    pub fn distance(&self) -> Result<f64> {
-        let trained = self.networks.pipeline.unet.parameters();
-        let reference = self.networks.reference.parameters();
-        tch::no_grad(|| {
-            let norms = trained
-                .iter()
-                .zip(reference)
-                .map(|((_, own), (_, other))| {
-                    let own = own.f_to_kind(other.kind())?.f_to_kind(Kind::Float)?;
-                    own.f_sub(&other.f_to_kind(Kind::Float)?)?.f_norm()
-                })
-                .collect::<Result<Vec<_>, _>>()?;
-            let norms = Tensor::f_stack(&norms, 0)?.f_to_kind(Kind::Double)?;
-            Ok(norms.f_norm()?.f_double_value(&[])?)
-        })
     }
 }
 

@@ -275,7 +275,7 @@ fn prepare(config: &Config, manifest: &Manifest) -> Result<()> {
 
 /// Removes the parts of a cache, and then its manifest: what is left of a stop is still a cache.
 fn forget(out: &Path) -> Result<()> {
-    let hashes = out.join(crate::file_hashes::FILE);
+    let hashes = out.join(crate::model::HASHES);
     for path in parts(out)?.into_iter().chain([hashes, out.join(MANIFEST)]) {
         match std::fs::remove_file(&path) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => {

@@ -6,6 +6,18 @@
 //! from its newest checkpoint and ends with the same bytes. An error that leaves the weights whole ends with a
 //! checkpoint.
 
+mod advice;
+pub mod checkpoint;
+pub mod export;
+pub mod folder;
+pub mod manifest;
+pub mod opened;
+mod pair_list;
+pub mod plan;
+pub mod probe;
+pub mod samples;
+mod session;
+
 use std::path::PathBuf;
 
 use anyhow::{Result, bail, ensure};
@@ -13,16 +25,15 @@ use runkit::lock::OutputLock;
 use runkit::signals::{Signal, StopFlag, Stopped};
 use serde_json::Value;
 
-use crate::checkpoint::{self, Checkpoint};
+use self::checkpoint::Checkpoint;
+use self::folder::{CHECKPOINTS, LOCK};
+use self::manifest::{Manifest, Origin};
+use self::opened::OpenedRun;
+use self::plan::Disk;
+use self::probe::ProbeReport;
+use self::session::Session;
 use crate::config::Config;
-use crate::export;
-use crate::folder::{self, CHECKPOINTS, LOCK};
-use crate::manifest::{Manifest, Origin};
 use crate::model::FileHashes;
-use crate::opened::OpenedRun;
-use crate::plan::Disk;
-use crate::probe::ProbeReport;
-use crate::session::Session;
 
 /// How a run ended.
 #[derive(Debug)]

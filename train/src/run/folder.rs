@@ -6,8 +6,9 @@ use std::path::Path;
 use anyhow::{Context as _, Result};
 use serde_json::Value;
 
-use crate::manifest::Manifest;
-use crate::{checkpoint, config, export, file_hashes, probe, record, samples};
+use super::manifest::Manifest;
+use super::{checkpoint, export, probe, samples};
+use crate::{config, record};
 
 /// The folder of the checkpoints.
 pub const CHECKPOINTS: &str = "checkpoints";
@@ -38,10 +39,15 @@ pub fn forget(run: &Path, spared: Option<&Path>) -> Result<()> {
     checkpoint::remove_all(&run.join(CHECKPOINTS))?;
     export::remove(run, &result_of(&manifest))?;
     let spared = spared.and_then(|path| path.canonicalize().ok());
-    let mut names: Vec<String> =
-        [runkit::metrics::LOG_NAME, probe::NAMES, probe::TENSORS, file_hashes::FILE, config::FILE]
-            .map(str::to_owned)
-            .into();
+    let mut names: Vec<String> = [
+        runkit::metrics::LOG_NAME,
+        probe::NAMES,
+        probe::TENSORS,
+        crate::model::HASHES,
+        config::FILE,
+    ]
+    .map(str::to_owned)
+    .into();
     let in_folder = |folder: &str, is_ours: &dyn Fn(&str) -> bool| -> Result<Vec<String>> {
         let listed = list(&run.join(folder))?.into_iter().filter(|name| is_ours(name));
         Ok(listed.map(|name| format!("{folder}/{name}")).collect())
@@ -135,7 +141,7 @@ pub(crate) fn remove_if_empty(folder: &Path) -> Result<()> {
 #[expect(clippy::disallowed_methods, reason = "fixtures need not be durable")]
 mod tests {
     use super::*;
-    use crate::manifest;
+    use crate::run::manifest;
 
     #[test]
     fn a_folder_of_somebody_is_refused_and_of_a_run_only_what_is_ours_goes() {

@@ -24,8 +24,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::loss_scale::LossScale;
-use crate::manifest::{Numerics, Origin};
 use crate::model::Networks;
+use crate::run::manifest::{Numerics, Origin};
 use crate::trainer::Position;
 
 /// The version of the format. It grows when an older program would misread a checkpoint.
@@ -174,7 +174,7 @@ fn refuse_unfinished(folder: &Path) -> Result<()> {
     if folder.join(MARKER).is_file() {
         return Ok(());
     }
-    let inside = [folder.join(crate::folder::CHECKPOINTS), folder.to_owned()];
+    let inside = [folder.join(crate::run::folder::CHECKPOINTS), folder.to_owned()];
     let newest = inside.iter().find_map(|place| list(place).ok()?.pop_last());
     let hint = match newest {
         Some((_, found)) => format!("name the folder of one, as {}", found.display()),

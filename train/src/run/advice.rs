@@ -8,9 +8,9 @@ use nn::NetworkError;
 use nn::optimizer::OptimizerKind;
 use tch::TchError;
 
-use crate::checkpoint;
+use super::checkpoint;
+use super::folder::{CHECKPOINTS, NOT_FINITE};
 use crate::config::{Config, largest_divisor};
-use crate::folder::{CHECKPOINTS, NOT_FINITE};
 use crate::trainer::NotFinite;
 
 /// Whether the device had not enough memory.
@@ -38,7 +38,7 @@ pub(crate) fn after(error: &anyhow::Error, config: &Config) -> Result<Option<Str
         )));
     }
     if lacks_memory(error) {
-        let hint = match (config.micro_batch, config.grad_checkpointing, config.optimizer) {
+        let hint = match (config.micro_batch, config.grad_checkpointing, config.optimizer.kind) {
             (2.., _, _) => format!(
                 "the same command with --micro-batch {}, which changes the result by rounding only",
                 largest_divisor(config.batch_size, config.micro_batch / 2)
@@ -76,7 +76,7 @@ fn elsewhere(config: &Config, settings: &str) -> Result<String> {
 fn write_list(config: &Config, step: u64, pairs: &[String]) -> Result<PathBuf> {
     let mut ids: Vec<String> = pairs.to_vec();
     if let Some(path) = &config.skip_pairs {
-        ids.extend(crate::pair_list::PairList::read(path)?.ids().map(str::to_owned));
+        ids.extend(crate::run::pair_list::PairList::read(path)?.ids().map(str::to_owned));
     }
     ids.sort_unstable();
     ids.dedup();

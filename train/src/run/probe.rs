@@ -3,7 +3,7 @@
 //! the training loss is a noisy curve that returns to ln 2 after every update of the reference; the probe
 //! loss is smooth and shows the progress of training.
 //!
-//! Its pairs are held out of training ([`crate::opened`]). Their latents, prompt embeddings and the base
+//! Its pairs are held out of training ([`crate::run::opened`]). Their latents, prompt embeddings and the base
 //! model's errors are kept in `probe.safetensors`, so that a resumed run measures the very same batch.
 
 use std::path::Path;

@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
 /// The file in the folder of a run.
-pub const FILE: &str = ".hashes.json";
+pub(crate) const FILE: &str = ".hashes.json";
 /// A file that changed so shortly before it was hashed may change again within one tick of its clock.
 const SETTLED: Duration = Duration::from_secs(2);
 

@@ -12,10 +12,10 @@ use nn::unet::SAVED_WEIGHTS;
 use nn::weights::Weights;
 use serde_json::Value;
 
+use super::manifest::Manifest;
+use super::probe::ProbeReport;
 use crate::config::Config;
-use crate::manifest::Manifest;
 use crate::model::{BaseModel, Networks};
-use crate::probe::ProbeReport;
 
 /// The folder of the result.
 pub const FOLDER: &str = "pipeline";
@@ -68,7 +68,7 @@ pub fn copied_bytes(base: &BaseModel) -> Result<u64> {
 /// # Errors
 /// Where it cannot be removed.
 pub fn unmark(run: &Path) -> Result<()> {
-    crate::folder::remove_file(&run.join(FOLDER).join(INDEX))
+    crate::run::folder::remove_file(&run.join(FOLDER).join(INDEX))
 }
 
 /// Removes the files `names` of a result, the mark first, and folders that are empty then.
@@ -87,12 +87,12 @@ pub fn remove(run: &Path, names: &[String]) -> Result<()> {
     let mut folders = std::collections::BTreeSet::from([result.clone()]);
     for name in names.iter().filter(is_inside) {
         let path = result.join(name);
-        crate::folder::remove_file(&path)?;
+        crate::run::folder::remove_file(&path)?;
         let above = path.ancestors().skip(1).take_while(|above| above.starts_with(&result));
         folders.extend(above.map(Path::to_owned));
     }
     // Those below first.
-    folders.iter().rev().try_for_each(|folder| crate::folder::remove_if_empty(folder))
+    folders.iter().rev().try_for_each(|folder| crate::run::folder::remove_if_empty(folder))
 }
 
 /// Writes the result. A signal ends it within a moment; the same again writes what is missing.
@@ -282,7 +282,7 @@ pub fn model_card(
         config.batch_size,
         base.resolution,
         config.learning_rate.peak(),
-        match config.optimizer {
+        match config.optimizer.kind {
             OptimizerKind::Adamw => "AdamW",
             OptimizerKind::Adafactor => "Adafactor",
         },

@@ -9,26 +9,17 @@ use anyhow::{Result, ensure};
 use indicatif::HumanCount;
 use schemas::labels::LabelsFile;
 
+use super::manifest::{DataFacts, Manifest};
+use super::pair_list::PairList;
+use super::samples::Sampler;
 use crate::config::{Config, Source};
 use crate::data::{Counts, Dataset, StreamOptions};
-use crate::manifest::{DataFacts, Manifest};
 use crate::model::{BaseModel, FileHashes};
-use crate::pair_list::PairList;
-use crate::preference::{Labeler, PreferenceTarget};
+use crate::preference::{Labeler, PairLabel, PreferenceTarget};
 use crate::randomness::Choice;
-use crate::samples::Sampler;
 
 /// Of the pairs that can be trained on, no more than one in so many is held out for the probe.
 const PAIRS_PER_PROBE_PAIR: u64 = 4;
-
-/// What is known of a pair.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct PairLabel {
-    /// What the loss is told of it.
-    pub target: PreferenceTarget,
-    /// Whether it has no weight, by `--skip-pairs`.
-    pub is_skipped: bool,
-}
 
 /// Everything that is known of a run before its networks are loaded.
 #[derive(Debug)]

@@ -14,10 +14,10 @@ use nn::vae::VaeConfig;
 use nn::weights::Weights;
 use tch::{Device, Kind, Tensor};
 
+use super::export;
+use super::opened::OpenedRun;
 use crate::config::{Config, Source};
-use crate::export;
 use crate::model::BaseModel;
-use crate::opened::OpenedRun;
 
 /// What a process with libtorch takes before it does anything: code, threads, allocators.
 const RUNTIME_BYTES_CPU: f64 = 0.53e9;
@@ -70,7 +70,7 @@ impl Disk {
     pub fn of(config: &Config, base: &BaseModel) -> Result<Self> {
         let files = &base.files;
         let weights = parameters(&files.unet)?.iter().sum::<f64>();
-        let numbers = 4.0 * weights + 4.0 * state(config.optimizer, &files.unet)?;
+        let numbers = 4.0 * weights + 4.0 * state(config.optimizer.kind, &files.unet)?;
         let checkpoint = (numbers + bytes_of(config.precision) * weights) as u64;
         let result = 4 * weights as u64 + export::copied_bytes(base)?;
         let all = (config.keep as u64 + 1) * checkpoint + result;
@@ -281,7 +281,7 @@ fn memory(
     let ahead = if config.device.is_cuda() { 0.0 } else { data_bytes(config) };
     Ok(vec![
         ("weights", 4.0 * count),
-        ("optimizer", 4.0 * state(config.optimizer, &files.unet)?),
+        ("optimizer", 4.0 * state(config.optimizer.kind, &files.unet)?),
         // In the only micro-batch of a step they come as activations go; about as much is kept by the
         // allocator for the next pass.
         ("gradients", 4.0 * count),

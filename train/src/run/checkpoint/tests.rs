@@ -144,7 +144,7 @@ fn what_others_put_into_a_checkpoint_stays() {
 #[test]
 fn any_runs_checkpoint_is_opened_and_what_is_none_is_said() {
     let place = tempfile::tempdir().unwrap();
-    let checkpoints = place.path().join(crate::folder::CHECKPOINTS);
+    let checkpoints = place.path().join(crate::run::folder::CHECKPOINTS);
     let folder = write(&checkpoints, 7, "run");
     assert_eq!(Checkpoint::open(&folder).unwrap().state.step, 7);
     assert_eq!(origin(&folder).unwrap().position, 28);

@@ -1,6 +1,8 @@
 //! The model that training begins with: a pipeline in the layout of diffusers, everything that is
 //! known of it before its networks are loaded, and then the networks themselves.
 
+mod file_hashes;
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -16,7 +18,8 @@ use nn::weights::Weights;
 use runkit::logging::escape_for_terminal;
 use tch::{Device, Tensor};
 
-pub use crate::file_hashes::FileHashes;
+pub(crate) use self::file_hashes::FILE as HASHES;
+pub use self::file_hashes::FileHashes;
 
 /// Images wider than this are a slip of the finger.
 const LARGEST_RESOLUTION: i64 = 16_384;

@@ -10,23 +10,23 @@ use runkit::progress::Progress;
 use runkit::signals::{Signal, StopFlag, Stopped};
 use serde_json::{Value, json};
 
-use crate::checkpoint::{self, State};
+use super::checkpoint::{self, State};
+use super::folder::{self, CHECKPOINTS};
+use super::manifest::{self, Manifest};
+use super::opened::{OpenedRun, stream_options};
+use super::probe::{Probe, ProbeReport};
+use super::samples::Sampler;
+use super::{End, Found};
+use super::{advice, export, samples};
 use crate::config::{self, Config};
 use crate::data::{Content, Stream, StreamOptions};
-use crate::folder::{self, CHECKPOINTS};
 use crate::loss_scale::{LossScale, LossScaling};
-use crate::manifest::{self, Manifest};
 use crate::model::{BaseModel, Networks, Start};
-use crate::opened::{OpenedRun, stream_options};
 use crate::preference::Preference;
-use crate::probe::{Probe, ProbeReport};
 use crate::randomness::Choice;
 use crate::report::{StepReport, Values};
-use crate::run::{End, Found};
-use crate::samples::Sampler;
 use crate::step::MicroBatchBuilder;
-use crate::trainer::{self, Position, StepEnd, Trainer};
-use crate::{advice, export, samples};
+use crate::trainer::{Position, StepEnd, Trainer};
 
 /// Read ahead for the probe: its pairs are few, and read out of this many bytes.
 const PROBE_MEMORY: u64 = 64 << 20;
@@ -70,7 +70,7 @@ impl<'run> Session<'run> {
         let checkpoint = found.checkpoint();
         let start = checkpoint.map_or(Start::Base, |found| Start::Checkpoint(&found.folder));
         let networks = Networks::load(base, start, config.device, config.precision)?;
-        let mut optimizer = trainer::optimizer(config, networks.pipeline.unet.parameters())?;
+        let mut optimizer = config.optimizer.build(networks.pipeline.unet.parameters())?;
         let first = LossScale::first(config.loss_scaling);
         let mut position = checkpoint.map_or(Position::default(), |found| found.state.position());
         // Another run's checkpoint (--from) may have had another choice of scale.
@@ -78,7 +78,7 @@ impl<'run> Session<'run> {
             position.loss_scale = first;
         }
         if let Some(found) = checkpoint {
-            match found.state.optimizer == config.optimizer {
+            match found.state.optimizer == config.optimizer.kind {
                 true => found.load_optimizer(optimizer.as_mut())?,
                 false => tracing::warn!(
                     "the moments of {} are of another optimizer and begin anew",
@@ -267,7 +267,7 @@ impl<'run> Session<'run> {
         let trainer = &self.trainer;
         let position = trainer.position();
         let numerics = &self.manifest.numerics;
-        let state = State::new(position, self.config.optimizer, &self.fingerprint, numerics);
+        let state = State::new(position, self.config.optimizer.kind, &self.fingerprint, numerics);
         checkpoint::save(&checkpoints, &state, trainer.networks(), trainer.optimizer())?;
         (self.saved, self.saved_at) = (position.step, Instant::now());
         checkpoint::prune(&checkpoints, self.config.keep)
