@@ -3,7 +3,7 @@
 
 fn main() {
     println!("cargo:rerun-if-changed=build.rs");
-    for argument in std::env::var("DEP_NN_SHIM_LINK_ARGUMENTS").unwrap_or_default().split(' ') {
+    for argument in std::env::var("DEP_NN_SHIM_LINK_ARGUMENTS").unwrap_or_default().split('\t') {
         println!("cargo:rustc-link-arg={argument}");
     }
 }

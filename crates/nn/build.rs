@@ -6,7 +6,7 @@
 //!
 //! ```ignore
 //! fn main() {
-//!     for argument in std::env::var("DEP_NN_SHIM_LINK_ARGUMENTS").unwrap_or_default().split(' ') {
+//!     for argument in std::env::var("DEP_NN_SHIM_LINK_ARGUMENTS").unwrap_or_default().split('\t') {
 //!         println!("cargo:rustc-link-arg={argument}");
 //!     }
 //! }
@@ -61,17 +61,26 @@ fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo:rustc-link-lib=torch_cpu");
     println!("cargo:rustc-link-lib=c10");
 
-    // DT_RUNPATH rather than DT_RPATH, so that LD_LIBRARY_PATH still decides on other machines.
-    let mut arguments = vec![format!("-Wl,--enable-new-dtags,-rpath,{}", lib.display())];
-    // No symbol of ours refers to the CUDA libraries, so the linker would drop them and libtorch
-    // would never see a GPU: they register themselves when they are loaded.
-    if lib.join("libtorch_cuda.so").exists() {
-        arguments.push("-Wl,--no-as-needed,-ltorch_cuda,-lc10_cuda,--as-needed".to_owned());
+    // DT_RUNPATH rather than DT_RPATH, so that LD_LIBRARY_PATH still decides on other machines. If
+    // libtorch lies inside the workspace (`.venv`), the places relative to `target/release` and
+    // `target/release/deps` come first, so that programs survive a move of the clone.
+    let mut run_paths = vec![lib.display().to_string()];
+    let workspace = PathBuf::from(env::var("CARGO_MANIFEST_DIR")?).join("../..").canonicalize()?;
+    if let Ok(inside) = lib.strip_prefix(&workspace) {
+        run_paths.insert(0, format!("$ORIGIN/../../{}", inside.display()));
+        run_paths.insert(1, format!("$ORIGIN/../../../{}", inside.display()));
     }
+    let arguments = [
+        format!("-Wl,--enable-new-dtags,-rpath,{}", run_paths.join(":")),
+        // libtorch.so needs the CUDA libraries in builds that have them, and only those: programs
+        // see a GPU where libtorch does, and also start with a libtorch for CPUs. No symbol of ours
+        // refers to it, so the linker would drop it.
+        "-Wl,--no-as-needed,-ltorch,--as-needed".to_owned(),
+    ];
     for argument in &arguments {
         println!("cargo:rustc-link-arg={argument}");
     }
     println!("cargo:libtorch={}", lib.display());
-    println!("cargo:link_arguments={}", arguments.join(" "));
+    println!("cargo:link_arguments={}", arguments.join("\t"));
     Ok(())
 }
