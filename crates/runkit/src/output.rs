@@ -27,7 +27,8 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
-use crate::files::{Kind, is_temporary_name};
+use crate::files::{FileError, Kind, is_temporary_name};
+use crate::lock::LockError;
 use crate::manifest::{Difference, differences};
 use crate::text::choices;
 
@@ -82,7 +83,28 @@ pub enum OutputError {
         /// What to do.
         hint: String,
     },
-    /// It cannot be told what stands there.
+    /// The manifest in the folder of a run cannot be used.
+    #[error(
+        "{}: expected the manifest of {expected}, found {found}\nhint: choose another {flag}",
+        path.display()
+    )]
+    Manifest {
+        /// The manifest.
+        path: PathBuf,
+        /// The flag that names the output.
+        flag: &'static str,
+        /// Whose manifest it should be.
+        expected: &'static str,
+        /// What it is.
+        found: String,
+    },
+    /// Another process works on the output.
+    #[error(transparent)]
+    Lock(#[from] LockError),
+    /// A file of the output cannot be written or deleted.
+    #[error(transparent)]
+    File(#[from] FileError),
+    /// The system does not say what is there.
     #[error("cannot look at {}: {cause}", path.display())]
     Unreadable {
         /// The output.
@@ -214,13 +236,15 @@ pub fn refuse_another_run(
     manifest: &Value,
 ) -> Result<(), OutputError> {
     let differences = differences(found, manifest);
-    if differences.is_empty() {
-        return Ok(());
-    }
+    if differences.is_empty() { Ok(()) } else { Err(other_run(flag, path, differences)) }
+}
+
+/// The error about another run, with the usual advice.
+pub(crate) fn other_run(flag: &str, path: &Path, differences: Vec<Difference>) -> OutputError {
     let hint = format!(
         "repeat the command that began it, choose another {flag}, or replace it with --fresh"
     );
-    Err(OutputError::OtherRun { path: path.to_owned(), differences, hint })
+    OutputError::OtherRun { path: path.to_owned(), differences, hint }
 }
 
 /// The error about something that is not ours. Its hint names no flag that would overwrite it.

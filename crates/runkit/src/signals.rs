@@ -8,6 +8,7 @@
 
 use std::fmt;
 use std::io;
+use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -40,6 +41,22 @@ impl fmt::Display for Signal {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("stopped by {0}")]
 pub struct Stopped(pub Signal);
+
+/// What work that a signal may stop ends with: its result (`Continue`), or the signal (`Break`). Work that has
+/// something to save when it stops returns this; work that has nothing to save returns the error [`Stopped`].
+pub type Stoppable<T = ()> = ControlFlow<Signal, T>;
+
+/// A [`Stopped`] behind an error as a [`Stoppable`], for the boundary between work that returns the error and
+/// its caller.
+///
+/// # Errors
+/// Any other error.
+pub fn stoppable<T>(result: anyhow::Result<Stoppable<T>>) -> anyhow::Result<Stoppable<T>> {
+    result.or_else(|error| match Stopped::behind(error.as_ref()) {
+        Some(Stopped(signal)) => Ok(ControlFlow::Break(signal)),
+        None => Err(error),
+    })
+}
 
 impl Stopped {
     /// Finds a stop behind an error, also where an [`io::Error`] carries it.
@@ -97,6 +114,12 @@ impl StopFlag {
     /// [`Stopped`] with the signal.
     pub fn check(&self) -> Result<(), Stopped> {
         self.requested().map_or(Ok(()), |signal| Err(Stopped(signal)))
+    }
+
+    /// `Break` if this process was asked to stop. Costs one atomic load.
+    #[must_use]
+    pub fn flow(&self) -> Stoppable {
+        self.requested().map_or(ControlFlow::Continue(()), ControlFlow::Break)
     }
 
     /// Asks for a stop from inside the program, as `signal` would.
@@ -220,7 +243,9 @@ fn set_disposition(signal: i32, action: libc::sighandler_t) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use super::{Signal, StopFlag, Stopped};
+    use std::ops::ControlFlow;
+
+    use super::{Signal, StopFlag, Stopped, stoppable};
 
     #[test]
     fn clones_see_the_same_request() {
@@ -230,6 +255,15 @@ mod tests {
         flag.request(Signal::Terminate);
         assert_eq!(clone.requested(), Some(Signal::Terminate));
         assert_eq!(clone.check(), Err(Stopped(Signal::Terminate)));
+        assert_eq!(clone.flow(), ControlFlow::Break(Signal::Terminate));
+    }
+
+    #[test]
+    fn a_stop_is_a_flow_and_other_errors_stay() {
+        let stopped = stoppable::<()>(Err(Stopped(Signal::Interrupt).into()));
+        assert_eq!(stopped.unwrap(), ControlFlow::Break(Signal::Interrupt));
+        assert_eq!(stoppable(Ok(ControlFlow::Continue(3))).unwrap(), ControlFlow::Continue(3));
+        assert!(stoppable::<()>(Err(anyhow::anyhow!("no"))).is_err());
     }
 
     #[test]
