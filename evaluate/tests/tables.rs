@@ -56,7 +56,7 @@ fn key(row: &WinRateRow) -> [String; 7] {
         row.model_b.clone(),
         row.metric.clone(),
         row.statistic.to_string(),
-        row.chosen_by.clone().unwrap_or_default(),
+        row.selected_by.clone().unwrap_or_default(),
     ]
 }
 
@@ -76,7 +76,7 @@ fn win_rates_equal_those_of_pandas() {
     for cell in expected.deserialize::<HashMap<String, String>>() {
         let cell = cell.unwrap();
         let names =
-            ["prompt_set", "category", "model_a", "model_b", "metric", "statistic", "chosen_by"];
+            ["prompt_set", "category", "model_a", "model_b", "metric", "statistic", "selected_by"];
         let key = names.map(|name| cell[name].clone());
         let row = found.remove(&key).unwrap_or_else(|| panic!("no cell {key:?}"));
         *statistics.entry(key[5].clone()).or_default() += 1;
@@ -93,8 +93,8 @@ fn win_rates_equal_those_of_pandas() {
         for (name, number, exact) in [
             ("strict_rate", row.strict_rate, row.statistic != Statistic::AllPairs),
             ("win_rate", row.win_rate, row.statistic != Statistic::AllPairs),
-            ("low", row.low, false),
-            ("high", row.high, false),
+            ("win_rate_low", row.win_rate_low, false),
+            ("win_rate_high", row.win_rate_high, false),
             ("p_value", row.p_value, false),
             ("p_holm", row.p_holm, false),
             ("mean_difference", row.mean_difference, false),
@@ -277,7 +277,7 @@ proptest! {
             prop_assert_eq!((row.prompts, row.excluded), (other.prompts, other.excluded));
             prop_assert_eq!((row.p_value, row.p_holm), (other.p_value, other.p_holm));
             prop_assert!(close(row.win_rate, 1.0 - other.win_rate));
-            prop_assert!(close(row.low, 1.0 - other.high) && close(row.high, 1.0 - other.low));
+            prop_assert!(close(row.win_rate_low, 1.0 - other.win_rate_high) && close(row.win_rate_high, 1.0 - other.win_rate_low));
             prop_assert!(close(row.mean_difference, -other.mean_difference));
             prop_assert!(close(row.mean_difference_low, -other.mean_difference_high));
         }
@@ -334,8 +334,8 @@ proptest! {
                 mean_difference_high: 0.0,
                 win_rate: (row.win_rate * 1e9).round(),
                 strict_rate: (row.strict_rate * 1e9).round(),
-                low: (row.low * 1e9).round(),
-                high: (row.high * 1e9).round(),
+                win_rate_low: (row.win_rate_low * 1e9).round(),
+                win_rate_high: (row.win_rate_high * 1e9).round(),
                 ..row.clone()
             };
             prop_assert_eq!(rest(row), rest(other));

@@ -56,7 +56,7 @@ fn main() {
         };
         let image = |image: u64| {
             let numbers = |part| noise(layout.numbers(), row as u64 * 4 + image * 2 + part);
-            let plain = Moments { mean: numbers(0), standard_deviation: numbers(1) };
+            let plain = Moments { mean: numbers(0), std: numbers(1) };
             Some(ImageMoments { plain, flipped: None })
         };
         writer.write(label, [image(0), image(1)]).unwrap();
@@ -64,9 +64,11 @@ fn main() {
     writer.finish().unwrap();
     let mut writer = CaptionsWriter::create(&captions, texts, &BTreeMap::new()).unwrap();
     for caption_index in 0..=pairs / 3 {
-        let hidden_states = noise(texts.numbers(), caption_index as u64);
+        let prompt_embeds = noise(texts.numbers(), caption_index as u64);
         let caption = format!("caption {caption_index}");
-        writer.write(CaptionRow { caption_index, caption, hidden_states, pooled: None }).unwrap();
+        writer
+            .write(CaptionRow { caption_index, caption, prompt_embeds, pooled_prompt_embeds: None })
+            .unwrap();
     }
     writer.finish().unwrap();
     let size = |path| std::fs::metadata(path).unwrap().len() as f64;

@@ -213,7 +213,7 @@ impl StoredFloat {
     }
 }
 
-/// The columns of a part of cached latents, in file order; with `flipped` also those of the mirrored
+/// The columns of a part of cached latents, in file order; with `flipped` also those of the flipped
 /// images.
 pub fn latents_columns(stored: StoredFloat, flipped: bool) -> Vec<Column> {
     use ColumnType::{Category, Int32, Int64, Text};
@@ -242,18 +242,15 @@ pub fn latents_columns(stored: StoredFloat, flipped: bool) -> Vec<Column> {
             columns.push(Column::new(format!("image_{image}_{name}"), Int32, true, meaning));
         }
         for variant in if flipped { &["", "flipped_"][..] } else { &[""] } {
-            let mirrored = if variant.is_empty() { "" } else { ", mirrored left to right" };
-            for (name, meaning) in [
-                ("mean", "mean of the latents"),
-                ("standard_deviation", "standard deviation of the latents"),
-            ] {
+            let flip = if variant.is_empty() { "" } else { ", flipped horizontally" };
+            for (name, meaning) in
+                [("mean", "mean of the latents"), ("std", "standard deviation of the latents")]
+            {
                 columns.push(Column::new(
                     format!("image_{image}_{variant}{name}"),
                     stored.list(),
                     true,
-                    format!(
-                        "{meaning} of image {image}{mirrored}: channel, row, column; not scaled"
-                    ),
+                    format!("{meaning} of image {image}{flip}: channel, row, column; not scaled"),
                 ));
             }
         }
@@ -282,17 +279,17 @@ pub fn captions_columns(stored: StoredFloat) -> Vec<Column> {
         ),
         Column::new("caption", ColumnType::Text, false, "the caption"),
         Column::new(
-            "hidden_states",
+            "prompt_embeds",
             stored.list(),
             false,
-            "what the UNet attends to: token, feature; of SDXL the features of both text encoders \
-             side by side",
+            "prompt embeddings that the UNet attends to: token, feature; for SDXL the features of \
+             both text encoders are concatenated",
         ),
         Column::new(
-            "pooled",
+            "pooled_prompt_embeds",
             stored.list(),
             true,
-            "the projected features of SDXL's second text encoder; null elsewhere",
+            "pooled and projected output of SDXL's second text encoder; null for other models",
         ),
     ]
 }
@@ -301,7 +298,7 @@ pub fn captions_columns(stored: StoredFloat) -> Vec<Column> {
 pub fn scores_columns() -> Vec<Column> {
     use ColumnType::{Category, Float32, Int64, Text};
     vec![
-        Column::new("model", Category, false, "name of the model that drew the image"),
+        Column::new("model", Category, false, "name of the model that generated the image"),
         Column::new("prompt_set", Category, false, "name of the set of prompts"),
         Column::new("prompt_id", Text, false, "name of the prompt, unique in its set"),
         Column::new("prompt", Text, false, "the prompt"),
@@ -309,19 +306,24 @@ pub fn scores_columns() -> Vec<Column> {
             "category",
             Category,
             true,
-            "what the set files the prompt under: PartiPrompts' `Category`, HPD's style; null where \
-             it has no such column",
+            "category of the prompt in its set: PartiPrompts' `Category`, HPD's style; null if the \
+             set has no such column",
         ),
         Column::new("seed", Int64, false, "seed of the image's noise, the same for every model"),
         Column::new("metric", Category, false, "name of the scorer"),
-        Column::new("score", Float32, true, "score of the image; null when there is none"),
+        Column::new("score", Float32, true, "score of the image; null if it could not be computed"),
         Column::new(
             "image",
             Text,
             false,
-            "the image, relative to the folder of this file; absolute when it was made elsewhere",
+            "path of the image, relative to the folder of this file; absolute if it lies elsewhere",
         ),
-        Column::new("error", Text, true, "why there is no score, for people; null when there is"),
+        Column::new(
+            "error",
+            Text,
+            true,
+            "why there is no score, as a message; null if there is one",
+        ),
     ]
 }
 
@@ -333,18 +335,18 @@ pub fn win_rates_columns() -> Vec<Column> {
             "prompt_set",
             Category,
             false,
-            "name of the set of prompts; `all` is all sets together, where there are several",
+            "name of the set of prompts; `all` is all sets together, if there are several",
         ),
         Column::new("category", Category, true, "category of the prompts; null for the whole set"),
         Column::new("model_a", Category, false, "the model whose wins are counted"),
         Column::new("model_b", Category, false, "the model it is compared with"),
-        Column::new("metric", Category, false, "the judge"),
+        Column::new("metric", Category, false, "name of the scorer"),
         Column::new("statistic", Category, false, "how a prompt is decided (see below)"),
         Column::new(
-            "chosen_by",
+            "selected_by",
             Category,
             true,
-            "the metric that chose the image of each model; null where none is chosen",
+            "the metric that selected one image of each model; null if the statistic selects none",
         ),
         Column::new("seeds", Int64, false, "images of each prompt that both models have"),
         Column::new("prompts", Int64, false, "prompts that were compared"),
@@ -352,25 +354,30 @@ pub fn win_rates_columns() -> Vec<Column> {
             "excluded",
             Int64,
             false,
-            "prompts left out because one of the two models has no image or score",
+            "prompts not compared because one of the two models has no image or score",
         ),
-        Column::new("wins", Int64, false, "prompts where `model_a` is strictly better"),
-        Column::new("ties", Int64, false, "prompts where both are equal"),
-        Column::new("losses", Int64, false, "prompts where `model_b` is strictly better"),
+        Column::new("wins", Int64, false, "prompts that `model_a` wins"),
+        Column::new("ties", Int64, false, "prompts with exact ties"),
+        Column::new("losses", Int64, false, "prompts that `model_b` wins"),
         Column::new(
             "strict_rate",
             Float64,
             false,
-            "the paper's figure: `wins / prompts`; of `all_pairs` the share of pairs won",
+            "the paper's number: `wins / prompts`; for `all_pairs` the fraction of pairs won",
         ),
         Column::new(
             "win_rate",
             Float64,
             false,
-            "the same with ties counted one half: `(wins + ties / 2) / prompts`",
+            "the same, but a tie counts one half: `(wins + ties / 2) / prompts`",
         ),
-        Column::new("low", Float64, false, "lower end of the 95 % Wilson interval of `win_rate`"),
-        Column::new("high", Float64, false, "upper end of it"),
+        Column::new(
+            "win_rate_low",
+            Float64,
+            false,
+            "lower end of the 95 % Wilson interval of `win_rate`",
+        ),
+        Column::new("win_rate_high", Float64, false, "upper end of that interval"),
         Column::new(
             "p_value",
             Float64,
@@ -381,27 +388,27 @@ pub fn win_rates_columns() -> Vec<Column> {
             "p_holm",
             Float64,
             false,
-            "`p_value` with Holm's correction over the table that the row stands in",
+            "`p_value` with Holm's correction over the table that holds the row",
         ),
         Column::new(
             "mean_difference",
             Float64,
             false,
-            "mean over prompts of what is compared, `model_a` minus `model_b`",
+            "mean over prompts of the score of `model_a` minus that of `model_b`",
         ),
         Column::new(
             "mean_difference_low",
             Float64,
             false,
-            "lower end of its 95 % interval, by a bootstrap over prompts",
+            "lower end of the 95 % interval of `mean_difference`, by a bootstrap over prompts",
         ),
-        Column::new("mean_difference_high", Float64, false, "upper end of it"),
+        Column::new("mean_difference_high", Float64, false, "upper end of that interval"),
         Column::new(
-            "detectable",
+            "minimum_detectable_effect",
             Float64,
             false,
-            "smallest distance of a win rate from 0.5 that this many prompts show with 80 % power \
-             at the two-sided 5 % level",
+            "smallest distance of a win rate from 0.5 that a test with this many prompts detects \
+             at 80 % power and the two-sided 5 % level",
         ),
     ]
 }

@@ -30,10 +30,7 @@ use crate::exact::{self, Failure, Inexact, Target};
 use crate::input::{InputError, ParquetInput};
 use crate::sink::{Sink, finish, write_error};
 
-/// The version of the columns and their meaning. It grows when a reader of the old version would
-/// misread a file; a new column is no reason.
-pub const SCHEMA_VERSION: u32 = 1;
-/// The metadata key of [`SCHEMA_VERSION`]; the writers set it.
+/// The metadata key of [`Record::SCHEMA_VERSION`]; the writers set it.
 pub const KEY_SCHEMA_VERSION: &str = "evaluate.schema_version";
 /// The metadata key of the fingerprint of everything the file was computed from.
 pub const KEY_FINGERPRINT: &str = "evaluate.fingerprint";
@@ -66,11 +63,19 @@ pub enum EvaluationError {
         hint: &'static str,
     },
     /// The file was written by another version of the schema.
-    #[error("{}: expected schema version {SCHEMA_VERSION}, found {found:?}; hint: read it with the version that wrote it, or make it again", path.display())]
+    #[error(
+        "{}: expected {what} of schema version {expected}, found version {found}; hint: make the \
+         file again, or read it with the release that wrote it",
+        path.display()
+    )]
     Version {
         /// The file.
         path: PathBuf,
-        /// What its metadata says.
+        /// What it holds.
+        what: &'static str,
+        /// The version that this release reads.
+        expected: u32,
+        /// The version in the file's metadata.
         found: String,
     },
     /// A row that must not be in the file.
@@ -109,6 +114,9 @@ impl EvaluationError {
 
 /// A row of a file of an evaluation.
 pub trait Record: Sized {
+    /// The version of the columns and their meaning. It grows when a reader of the old version would
+    /// misread a file or miss a column; a new column does not change it.
+    const SCHEMA_VERSION: u32;
     /// What the file holds, in errors.
     const WHAT: &'static str;
     /// Which file to name instead of a wrong one.
@@ -210,6 +218,8 @@ impl<R: Record> RecordWriter<R> {
         let field =
             |column: &Column| Field::new(&column.name, column.kind.file_type(), column.nullable);
         let schema = Arc::new(Schema::new(columns.iter().map(field).collect::<Vec<_>>()));
+        let mut metadata = metadata.clone();
+        metadata.insert(KEY_SCHEMA_VERSION.to_owned(), R::SCHEMA_VERSION.to_string());
         let properties = properties(&columns, metadata).map_err(fail)?;
         let sink = Sink::create(path)?;
         let writer =
@@ -256,10 +266,8 @@ impl<R: Record> RecordWriter<R> {
 /// How the columns are stored. No time, host or version of ours is among it.
 fn properties(
     columns: &[Column],
-    metadata: &BTreeMap<String, String>,
+    metadata: BTreeMap<String, String>,
 ) -> Result<WriterProperties, ParquetError> {
-    let mut metadata = metadata.clone();
-    metadata.insert(KEY_SCHEMA_VERSION.to_owned(), SCHEMA_VERSION.to_string());
     let pairs = metadata.into_iter().map(|(key, value)| KeyValue::new(key, value)).collect();
     let mut builder = WriterProperties::builder()
         .set_compression(Compression::ZSTD(ZstdLevel::try_new(ZSTD_LEVEL)?))
@@ -302,9 +310,14 @@ impl<R: Record> RecordFile<R> {
         })?;
         let metadata = parquet.key_values();
         if let Some(found) = metadata.get(KEY_SCHEMA_VERSION)
-            && *found != SCHEMA_VERSION.to_string()
+            && *found != R::SCHEMA_VERSION.to_string()
         {
-            return Err(EvaluationError::Version { path: path.to_owned(), found: found.clone() });
+            return Err(EvaluationError::Version {
+                path: path.to_owned(),
+                what: R::WHAT,
+                expected: R::SCHEMA_VERSION,
+                found: found.clone(),
+            });
         }
         let places = find(&R::columns(), stored.schema()).map_err(|problems| {
             let path = path.to_owned();

@@ -42,6 +42,7 @@ pub type ScoresFile = RecordFile<ScoreRow>;
 pub type ScoresWriter = RecordWriter<ScoreRow>;
 
 impl Record for ScoreRow {
+    const SCHEMA_VERSION: u32 = 1;
     const WHAT: &'static str = "scores";
     const HINT: &'static str =
         "name the scores.parquet that `evaluate score` or `evaluate run` wrote";

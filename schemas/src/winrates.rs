@@ -19,9 +19,9 @@ pub enum Statistic {
     BestOfN,
     /// By the mean over the images of each model.
     MeanOfN,
-    /// By all pairs of a picture of one model and a picture of the other.
+    /// By all pairs of an image of one model and an image of the other.
     AllPairs,
-    /// By the images that another metric chose.
+    /// By the images that another metric selected.
     CrossSelection,
 }
 
@@ -49,11 +49,11 @@ impl Statistic {
             Self::MeanOfN => "mean score of one model's images against that of the other's",
             Self::AllPairs => {
                 "every image of one model against every image of the other; the rates are means \
-                 over prompts of the share of pairs won, and a prompt is won when more than half of \
-                 its pairs are"
+                 over prompts of the fraction of pairs won, and a prompt is won if more than half of \
+                 its pairs are won"
             }
             Self::CrossSelection => {
-                "`chosen_by` chooses the best image of each model, `metric` judges the two"
+                "`selected_by` selects the best image of each model, `metric` scores the two"
             }
         }
     }
@@ -79,7 +79,7 @@ impl FromStr for Statistic {
     }
 }
 
-/// One cell: model A against model B on one set of prompts, judged by one metric.
+/// One cell: model A against model B on one set of prompts by one metric.
 /// [`win_rates_columns`] says what each value means.
 #[derive(Clone, Debug, PartialEq)]
 pub struct WinRateRow {
@@ -91,44 +91,44 @@ pub struct WinRateRow {
     pub model_a: String,
     /// The model it is compared with.
     pub model_b: String,
-    /// The judge.
+    /// The metric that scores the images.
     pub metric: String,
     /// How a prompt is decided.
     pub statistic: Statistic,
-    /// The metric that chose the image.
-    pub chosen_by: Option<String>,
+    /// The metric that selected the images.
+    pub selected_by: Option<String>,
     /// Images of each prompt.
     pub seeds: i64,
     /// Prompts compared.
     pub prompts: i64,
-    /// Prompts left out.
+    /// Prompts not compared.
     pub excluded: i64,
-    /// Prompts where A is strictly better.
+    /// Prompts that A wins.
     pub wins: i64,
-    /// Prompts where both are equal.
+    /// Prompts with exact ties.
     pub ties: i64,
-    /// Prompts where B is strictly better.
+    /// Prompts that B wins.
     pub losses: i64,
     /// Wins alone, 0 to 1.
     pub strict_rate: f64,
     /// Wins and half the ties, 0 to 1.
     pub win_rate: f64,
     /// Lower end of the 95 % Wilson interval of the win rate.
-    pub low: f64,
-    /// Upper end of it.
-    pub high: f64,
+    pub win_rate_low: f64,
+    /// Upper end of that interval.
+    pub win_rate_high: f64,
     /// Exact two-sided sign test.
     pub p_value: f64,
-    /// The same with Holm's correction.
+    /// The p-value with Holm's correction.
     pub p_holm: f64,
     /// Mean difference A minus B, in the metric's unit.
     pub mean_difference: f64,
-    /// Lower end of its 95 % bootstrap interval.
+    /// Lower end of the 95 % bootstrap interval of the mean difference.
     pub mean_difference_low: f64,
-    /// Upper end of it.
+    /// Upper end of that interval.
     pub mean_difference_high: f64,
-    /// Smallest distance from 0.5 that is seen with 80 % power.
-    pub detectable: f64,
+    /// Smallest distance of a win rate from 0.5 that is detected at 80 % power.
+    pub minimum_detectable_effect: f64,
 }
 
 /// Reads `winrates.parquet`.
@@ -137,6 +137,7 @@ pub type WinRatesFile = RecordFile<WinRateRow>;
 pub type WinRatesWriter = RecordWriter<WinRateRow>;
 
 impl Record for WinRateRow {
+    const SCHEMA_VERSION: u32 = 2;
     const WHAT: &'static str = "win rates";
     const HINT: &'static str =
         "name the winrates.parquet that `evaluate tables` or `evaluate run` wrote";
@@ -146,16 +147,18 @@ impl Record for WinRateRow {
     }
 
     fn check(&self) -> Result<(), String> {
-        let shares = [
+        let fractions = [
             ("strict_rate", self.strict_rate),
             ("win_rate", self.win_rate),
-            ("low", self.low),
-            ("high", self.high),
+            ("win_rate_low", self.win_rate_low),
+            ("win_rate_high", self.win_rate_high),
             ("p_value", self.p_value),
             ("p_holm", self.p_holm),
-            ("detectable", self.detectable),
+            ("minimum_detectable_effect", self.minimum_detectable_effect),
         ];
-        if let Some((name, found)) = shares.iter().find(|(_, share)| !(0.0..=1.0).contains(share)) {
+        if let Some((name, found)) =
+            fractions.iter().find(|(_, found)| !(0.0..=1.0).contains(found))
+        {
             return Err(format!("{name} is {found}, expected a number from 0 to 1"));
         }
         let numbers = [
@@ -192,7 +195,7 @@ impl Record for WinRateRow {
             text(|row| Some(&row.model_b)),
             text(|row| Some(&row.metric)),
             text(|row| Some(row.statistic.as_str())),
-            text(|row| row.chosen_by.as_deref()),
+            text(|row| row.selected_by.as_deref()),
             int64(|row| row.seeds),
             int64(|row| row.prompts),
             int64(|row| row.excluded),
@@ -201,14 +204,14 @@ impl Record for WinRateRow {
             int64(|row| row.losses),
             float64(|row| row.strict_rate),
             float64(|row| row.win_rate),
-            float64(|row| row.low),
-            float64(|row| row.high),
+            float64(|row| row.win_rate_low),
+            float64(|row| row.win_rate_high),
             float64(|row| row.p_value),
             float64(|row| row.p_holm),
             float64(|row| row.mean_difference),
             float64(|row| row.mean_difference_low),
             float64(|row| row.mean_difference_high),
-            float64(|row| row.detectable),
+            float64(|row| row.minimum_detectable_effect),
         ]
     }
 
@@ -217,18 +220,18 @@ impl Record for WinRateRow {
         let float64 = |name: &str| columns.number::<Float64Type>(name);
         let [prompt_set, metric] = [columns.text("prompt_set")?, columns.text("metric")?];
         let [model_a, model_b] = [columns.text("model_a")?, columns.text("model_b")?];
-        let [category, chosen_by] = [columns.text("category")?, columns.text("chosen_by")?];
+        let [category, selected_by] = [columns.text("category")?, columns.text("selected_by")?];
         let statistic = columns.text("statistic")?;
         let [seeds, prompts] = [int64("seeds")?, int64("prompts")?];
         let [wins, ties, losses] = [int64("wins")?, int64("ties")?, int64("losses")?];
         let excluded = int64("excluded")?;
         let [strict_rate, win_rate] = [float64("strict_rate")?, float64("win_rate")?];
-        let [low, high] = [float64("low")?, float64("high")?];
+        let [win_rate_low, win_rate_high] = [float64("win_rate_low")?, float64("win_rate_high")?];
         let [p_value, p_holm] = [float64("p_value")?, float64("p_holm")?];
         let mean_difference = float64("mean_difference")?;
         let mean_difference_low = float64("mean_difference_low")?;
         let mean_difference_high = float64("mean_difference_high")?;
-        let detectable = float64("detectable")?;
+        let minimum_detectable_effect = float64("minimum_detectable_effect")?;
         let optional = |text: &StringArray, index: usize| {
             text.is_valid(index).then(|| text.value(index).to_owned())
         };
@@ -241,7 +244,7 @@ impl Record for WinRateRow {
                 model_b: model_b.value(index).to_owned(),
                 metric: metric.value(index).to_owned(),
                 statistic: parsed.map_err(|error| ArrowError::ParseError(error.to_string()))?,
-                chosen_by: optional(chosen_by, index),
+                selected_by: optional(selected_by, index),
                 seeds: seeds.value(index),
                 prompts: prompts.value(index),
                 excluded: excluded.value(index),
@@ -250,14 +253,14 @@ impl Record for WinRateRow {
                 losses: losses.value(index),
                 strict_rate: strict_rate.value(index),
                 win_rate: win_rate.value(index),
-                low: low.value(index),
-                high: high.value(index),
+                win_rate_low: win_rate_low.value(index),
+                win_rate_high: win_rate_high.value(index),
                 p_value: p_value.value(index),
                 p_holm: p_holm.value(index),
                 mean_difference: mean_difference.value(index),
                 mean_difference_low: mean_difference_low.value(index),
                 mean_difference_high: mean_difference_high.value(index),
-                detectable: detectable.value(index),
+                minimum_detectable_effect: minimum_detectable_effect.value(index),
             })
         };
         (0..columns.num_rows()).map(row).collect()

@@ -42,7 +42,7 @@ fn win_rate(statistic: Statistic) -> WinRateRow {
         model_b: "base".to_owned(),
         metric: "hps".to_owned(),
         statistic,
-        chosen_by: (statistic == Statistic::CrossSelection).then(|| "clip".to_owned()),
+        selected_by: (statistic == Statistic::CrossSelection).then(|| "clip".to_owned()),
         seeds: 5,
         prompts: 10,
         excluded: 2,
@@ -51,14 +51,14 @@ fn win_rate(statistic: Statistic) -> WinRateRow {
         losses: 3,
         strict_rate: 0.6,
         win_rate: 0.65,
-        low: 0.35,
-        high: 0.87,
+        win_rate_low: 0.35,
+        win_rate_high: 0.87,
         p_value: 0.5078125,
         p_holm: 1.0,
         mean_difference: -0.25,
         mean_difference_low: -1.5,
         mean_difference_high: 0.75,
-        detectable: 0.44,
+        minimum_detectable_effect: 0.44,
     }
 }
 
@@ -116,7 +116,7 @@ fn impossible_values_are_not_written() {
     }
     let fine = || win_rate(Statistic::BestOfN);
     for (row, expected) in [
-        (WinRateRow { low: f64::NAN, ..fine() }, "low is NaN"),
+        (WinRateRow { win_rate_low: f64::NAN, ..fine() }, "win_rate_low is NaN"),
         (WinRateRow { p_value: 1.5, ..fine() }, "p_value is 1.5"),
         (
             WinRateRow { mean_difference_high: f64::INFINITY, ..fine() },

@@ -93,7 +93,7 @@ fn latents() {
         };
         let moments = |image| {
             let list = numbers(layout.numbers(), number * 4 + image);
-            let plain = Moments { mean: list.clone(), standard_deviation: list };
+            let plain = Moments { mean: list.clone(), std: list };
             Some(ImageMoments { plain, flipped: None })
         };
         writer.write(row, [moments(0), moments(1)]).unwrap();
@@ -119,8 +119,8 @@ fn captions() {
         let row = CaptionRow {
             caption_index: number,
             caption: format!("fox {number}"),
-            hidden_states: numbers(layout.numbers(), number),
-            pooled: Some(numbers(16, number)),
+            prompt_embeds: numbers(layout.numbers(), number),
+            pooled_prompt_embeds: Some(numbers(16, number)),
         };
         writer.write(row).unwrap();
     }
@@ -169,7 +169,7 @@ fn win_rates() {
             model_b: "base".to_owned(),
             metric: "hps".to_owned(),
             statistic: Statistic::ALL[number as usize % 4],
-            chosen_by: None,
+            selected_by: None,
             seeds: 5,
             prompts: 100 + number,
             excluded: 2,
@@ -178,14 +178,14 @@ fn win_rates() {
             losses: 40,
             strict_rate: 60.0 / (100 + number) as f64,
             win_rate: 0.65,
-            low: 0.35,
-            high: 0.87,
+            win_rate_low: 0.35,
+            win_rate_high: 0.87,
             p_value: 1.0 / (number + 1) as f64,
             p_holm: 1.0,
             mean_difference: -0.25 * number as f64,
             mean_difference_low: -1.5,
             mean_difference_high: 0.75,
-            detectable: 0.44,
+            minimum_detectable_effect: 0.44,
         };
         writer.write(row).unwrap();
     }

@@ -25,7 +25,7 @@ fn numbers(count: usize, seed: i64) -> Vec<f32> {
 fn moments(layout: &LatentsLayout, row: i64, image: i64) -> ImageMoments {
     let of = |variant: i64| Moments {
         mean: numbers(layout.numbers(), row * 8 + image * 4 + variant),
-        standard_deviation: numbers(layout.numbers(), row * 8 + image * 4 + variant + 1),
+        std: numbers(layout.numbers(), row * 8 + image * 4 + variant + 1),
     };
     ImageMoments { plain: of(0), flipped: layout.flipped.then(|| of(2)) }
 }
@@ -141,12 +141,12 @@ fn captions_are_read_back_in_any_rows() {
         let caption = |index: i64| CaptionRow {
             caption_index: 40 + index,
             caption: format!("caption {index}"),
-            hidden_states: numbers(77 * 8, index),
-            pooled: pooled.map(|length| numbers(length as usize, index + 1)),
+            prompt_embeds: numbers(77 * 8, index),
+            pooled_prompt_embeds: pooled.map(|length| numbers(length as usize, index + 1)),
         };
         let mut writer = CaptionsWriter::create(&path, layout, &BTreeMap::new()).unwrap();
         (0..100).for_each(|index| writer.write(caption(index)).unwrap());
-        assert!(writer.write(CaptionRow { hidden_states: vec![], ..caption(0) }).is_err());
+        assert!(writer.write(CaptionRow { prompt_embeds: vec![], ..caption(0) }).is_err());
         writer.finish().unwrap();
         let file = CaptionsFile::open(&path).unwrap();
         assert_eq!((file.layout(), file.num_rows()), (layout, 100));

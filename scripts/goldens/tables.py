@@ -136,8 +136,8 @@ def cell(frame: pandas.DataFrame, known: int) -> dict:
         "losses": losses,
         "strict_rate": float(frame.strict.mean()),
         "win_rate": rate,
-        "low": float(low),
-        "high": float(high),
+        "win_rate_low": float(low),
+        "win_rate_high": float(high),
         "p_value": float(binomtest(wins, wins + losses).pvalue) if wins + losses else 1.0,
         "mean_difference": float(frame.difference.mean()),
     }
@@ -175,7 +175,7 @@ def main() -> None:
                             "model_b": earlier,
                             "metric": metric,
                             "statistic": statistic,
-                            "chosen_by": chooser,
+                            "selected_by": chooser,
                             **cell(frame[inside], int(known.sum())),
                         })
     expected = pandas.DataFrame(rows)

@@ -213,7 +213,7 @@ fn row(
     };
     let strict_rate = share(|it| it.greater as f64);
     let win_rate = share(|it| it.greater as f64 + 0.5 * it.equal as f64);
-    let (low, high) = wilson(win_rate, prompts as u64);
+    let (win_rate_low, win_rate_high) = wilson(win_rate, prompts as u64);
     let p_value = sign_test(wins as u64, losses as u64);
     Some(WinRateRow {
         prompt_set: scope.prompt_set.clone(),
@@ -222,7 +222,7 @@ fn row(
         model_b: name(&images.models, pair.b),
         metric: name(&images.metrics, comparison.metric),
         statistic: comparison.statistic,
-        chosen_by: comparison.chosen_by.map(|metric| name(&images.metrics, metric)),
+        selected_by: comparison.chosen_by.map(|metric| name(&images.metrics, metric)),
         seeds: judged.iter().map(|it| it.seeds).max().unwrap_or(0) as i64,
         prompts: prompts as i64,
         excluded: (known - prompts) as i64,
@@ -231,14 +231,14 @@ fn row(
         losses: losses as i64,
         strict_rate,
         win_rate,
-        low,
-        high,
+        win_rate_low,
+        win_rate_high,
         p_value,
         p_holm: p_value,
         mean_difference: judged.iter().map(|it| it.difference).sum::<f64>() / prompts as f64,
         mean_difference_low: 0.0,
         mean_difference_high: 0.0,
-        detectable: detectable(prompts as u64),
+        minimum_detectable_effect: detectable(prompts as u64),
     })
 }
 

@@ -103,7 +103,7 @@ impl Tables {
                 row.model_b.clone(),
                 row.metric.clone(),
                 row.statistic.to_string(),
-                row.chosen_by.clone().unwrap_or_default(),
+                row.selected_by.clone().unwrap_or_default(),
             ];
             let counts = [row.seeds, row.prompts, row.excluded, row.wins, row.ties, row.losses];
             record.extend(counts.map(|count| count.to_string()));
@@ -125,7 +125,7 @@ impl Tables {
             json!({
                 "name": set,
                 "prompts": largest.map_or(0, |row| row.prompts),
-                "detectable": largest.map(|row| row.detectable),
+                "minimum_detectable_effect": largest.map(|row| row.minimum_detectable_effect),
             })
         });
         json!({
@@ -157,14 +157,14 @@ fn numbers(row: &WinRateRow) -> [f64; 10] {
     [
         row.strict_rate,
         row.win_rate,
-        row.low,
-        row.high,
+        row.win_rate_low,
+        row.win_rate_high,
         row.p_value,
         row.p_holm,
         row.mean_difference,
         row.mean_difference_low,
         row.mean_difference_high,
-        row.detectable,
+        row.minimum_detectable_effect,
     ]
 }
 
@@ -182,8 +182,8 @@ fn cell(row: &WinRateRow) -> Value {
         "losses": row.losses,
         "strict_rate": row.strict_rate,
         "win_rate": row.win_rate,
-        "low": row.low,
-        "high": row.high,
+        "win_rate_low": row.win_rate_low,
+        "win_rate_high": row.win_rate_high,
         "p_value": row.p_value,
         "p_holm": row.p_holm,
         "mean_difference": row.mean_difference,

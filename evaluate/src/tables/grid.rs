@@ -47,7 +47,7 @@ impl GridCell {
     pub(super) fn rate(row: &WinRateRow) -> Self {
         Self {
             text: percent(row.win_rate),
-            small: format!("{:.1}–{:.1}", 100.0 * row.low, 100.0 * row.high),
+            small: format!("{:.1}–{:.1}", 100.0 * row.win_rate_low, 100.0 * row.win_rate_high),
             bold: row.p_holm < SIGNIFICANCE,
         }
     }

@@ -14,7 +14,7 @@ use crate::columns::{captions_columns, latents_columns};
 use crate::labels::Status;
 
 /// Columns of lists end so.
-const LIST_ENDINGS: [&str; 2] = ["_mean", "_standard_deviation"];
+const LIST_ENDINGS: [&str; 2] = ["_mean", "_std"];
 
 /// `latents-*.parquet`, its columns checked. It holds the footer, not the rows, and no open file.
 #[derive(Clone, Debug)]
@@ -114,14 +114,14 @@ impl LatentsFile {
             let place = |index: usize| rows.get(first + index).copied().unwrap_or(0);
             let fail =
                 |(index, problem): (usize, String)| self.table.row_error(place(index), problem);
-            let [mean, deviation] = names
+            let [mean, std] = names
                 .each_ref()
                 .map(|name| lists_of(&batch, name, self.layout.numbers()).map_err(fail));
-            for (index, pair) in mean?.into_iter().zip(deviation?).enumerate() {
-                let (Some(mean), Some(standard_deviation)) = pair else {
+            for (index, pair) in mean?.into_iter().zip(std?).enumerate() {
+                let (Some(mean), Some(std)) = pair else {
                     return Err(fail((index, format!("it has no latents of image {image}"))));
                 };
-                found.push(Moments { mean, standard_deviation });
+                found.push(Moments { mean, std });
             }
         }
         Ok(found)
@@ -236,7 +236,7 @@ impl CaptionsFile {
     /// As [`LatentsFile::open`].
     pub fn open(path: impl AsRef<Path>) -> Result<Self, LatentsError> {
         let what = "cached captions";
-        let (table, stored) = Table::open(path.as_ref(), what, "hidden_states", |stored, _| {
+        let (table, stored) = Table::open(path.as_ref(), what, "prompt_embeds", |stored, _| {
             captions_columns(stored)
         })?;
         let shape = shape(&table, &[2, 3], what)?;
@@ -281,9 +281,9 @@ impl CaptionsFile {
             let null = |index| fail((index, "a value is null".to_owned()));
             let indices = numbers::<Int64Type>(&batch, "caption_index")?;
             let captions = texts(&batch, "caption")?;
-            let hidden = lists_of(&batch, "hidden_states", self.layout.numbers()).map_err(fail)?;
+            let hidden = lists_of(&batch, "prompt_embeds", self.layout.numbers()).map_err(fail)?;
             let length = self.layout.pooled_numbers().unwrap_or(0);
-            let pooled = lists_of(&batch, "pooled", length).map_err(fail)?;
+            let pooled = lists_of(&batch, "pooled_prompt_embeds", length).map_err(fail)?;
             let columns = indices.into_iter().zip(captions).zip(hidden.into_iter().zip(pooled));
             for (index, ((caption_index, caption), (hidden, pooled))) in columns.enumerate() {
                 if pooled.is_some() != self.layout.pooled.is_some() {
@@ -292,8 +292,8 @@ impl CaptionsFile {
                 found.push(CaptionRow {
                     caption_index: caption_index.ok_or_else(|| null(index))?,
                     caption: caption.ok_or_else(|| null(index))?,
-                    hidden_states: hidden.ok_or_else(|| null(index))?,
-                    pooled,
+                    prompt_embeds: hidden.ok_or_else(|| null(index))?,
+                    pooled_prompt_embeds: pooled,
                 });
             }
         }

@@ -32,8 +32,8 @@ pub use table::PAGE_BYTES;
 pub use writer::{CaptionsWriter, LatentsWriter};
 
 /// The version of the columns and their meaning. It grows when a reader of the old version would
-/// misread a file; a new column is no reason.
-pub const SCHEMA_VERSION: u32 = 1;
+/// misread a file or miss a column; a new column does not change it.
+pub const SCHEMA_VERSION: u32 = 2;
 /// The metadata key of [`SCHEMA_VERSION`]; the writers set it.
 pub const KEY_SCHEMA_VERSION: &str = "latents.schema_version";
 /// The metadata key of the fingerprint of everything the cache was computed from.
@@ -76,7 +76,11 @@ pub enum LatentsError {
         problems: Vec<String>,
     },
     /// The file was written by another version of the schema.
-    #[error("{}: expected schema version {SCHEMA_VERSION}, found {found:?}; hint: read it with the version that wrote it, or make it again", path.display())]
+    #[error(
+        "{}: expected cached latents of schema version {SCHEMA_VERSION}, found version {found}; \
+         hint: make the cache again with `train cache --fresh`",
+        path.display()
+    )]
     Version {
         /// The file.
         path: PathBuf,

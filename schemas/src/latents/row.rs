@@ -17,7 +17,7 @@ pub struct Moments {
     /// Means, not scaled.
     pub mean: Vec<f32>,
     /// Standard deviations, not scaled.
-    pub standard_deviation: Vec<f32>,
+    pub std: Vec<f32>,
 }
 
 /// The latents of one image.
@@ -61,7 +61,7 @@ pub struct CaptionRow {
     /// The caption.
     pub caption: String,
     /// Features of every token, in the order token, feature.
-    pub hidden_states: Vec<f32>,
+    pub prompt_embeds: Vec<f32>,
     /// Features of the whole, for SDXL.
-    pub pooled: Option<Vec<f32>>,
+    pub pooled_prompt_embeds: Option<Vec<f32>>,
 }

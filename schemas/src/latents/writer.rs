@@ -67,9 +67,8 @@ impl LatentsWriter {
 
     fn check(&self, row: &LatentRow, moments: &[Option<ImageMoments>; 2]) -> Result<(), String> {
         let (numbers, fine) = (self.layout.numbers(), row.status == Status::Ok);
-        let fits = |moments: &Moments| {
-            moments.mean.len() == numbers && moments.standard_deviation.len() == numbers
-        };
+        let fits =
+            |moments: &Moments| moments.mean.len() == numbers && moments.std.len() == numbers;
         for (image, moments) in moments.iter().enumerate() {
             let geometry = row.geometry.get(image).is_some_and(Option::is_some);
             if moments.is_some() != fine || geometry != fine {
@@ -141,8 +140,7 @@ impl LatentsWriter {
                     .collect();
                 let mean = moments.iter().map(|found| found.as_ref().map(|it| &it.mean[..]));
                 columns.push(lists(self.layout.stored, mean).map_err(unfit)?);
-                let deviation =
-                    moments.iter().map(|found| found.as_ref().map(|it| &it.standard_deviation[..]));
+                let deviation = moments.iter().map(|found| found.as_ref().map(|it| &it.std[..]));
                 columns.push(lists(self.layout.stored, deviation).map_err(unfit)?);
             }
         }
@@ -189,7 +187,7 @@ impl CaptionsWriter {
     /// When the row does not fit the layout, holds a number that cannot be stored, or the disk fails.
     pub fn write(&mut self, row: CaptionRow) -> Result<(), LatentsError> {
         let (numbers, pooled) = (self.layout.numbers(), self.layout.pooled_numbers());
-        let found = (row.hidden_states.len(), row.pooled.as_ref().map(Vec::len));
+        let found = (row.prompt_embeds.len(), row.pooled_prompt_embeds.as_ref().map(Vec::len));
         if found != (numbers, pooled) {
             return Err(LatentsError::Row {
                 path: self.table.path().to_owned(),
@@ -223,8 +221,8 @@ impl CaptionsWriter {
             row: self.written,
             problem: format!("{problem}, in this row or soon after it"),
         };
-        let hidden = rows.iter().map(|row| Some(&row.hidden_states[..]));
-        let pooled = rows.iter().map(|row| row.pooled.as_deref());
+        let hidden = rows.iter().map(|row| Some(&row.prompt_embeds[..]));
+        let pooled = rows.iter().map(|row| row.pooled_prompt_embeds.as_deref());
         let columns: Vec<ArrayRef> = vec![
             Arc::new(Int64Array::from_iter_values(rows.iter().map(|row| row.caption_index))),
             Arc::new(StringArray::from_iter_values(rows.iter().map(|row| &row.caption))),

@@ -4,8 +4,9 @@ use std::fmt::Write as _;
 
 use super::{COMMAND, push_columns};
 use crate::columns::{scores_columns, win_rates_columns};
-use crate::evaluation::{KEY_FINGERPRINT, KEY_MANIFEST, KEY_SCHEMA_VERSION, SCHEMA_VERSION};
-use crate::winrates::Statistic;
+use crate::evaluation::{KEY_FINGERPRINT, KEY_MANIFEST, KEY_SCHEMA_VERSION, Record as _};
+use crate::scores::ScoreRow;
+use crate::winrates::{Statistic, WinRateRow};
 
 /// The views of an evaluation.
 const VIEWS: &str = include_str!("evaluation.sql");
@@ -26,9 +27,8 @@ pub fn evaluation_page() -> String {
     let _infallible = write!(
         page,
         "\n## Win rates: `winrates.parquet`, one row for each cell of the tables\n\n\
-         The columns of `tables.csv` are the same. Rates are fractions of 1. A prompt counts where \
-         both models have a score, on the seeds for which both have one; the others are counted in \
-         `excluded`.\n\n{header}"
+         The columns of `tables.csv` are the same. Rates are fractions of 1. A prompt is compared if both \
+         models have a score, on the seeds for which both have one; `excluded` counts the others.\n\n{header}"
     );
     push_columns(&mut page, &win_rates_columns());
     page.push_str("\n### `statistic`\n\n| value | meaning |\n|---|---|\n");
@@ -38,19 +38,21 @@ pub fn evaluation_page() -> String {
     let _infallible = write!(
         page,
         "\nHolm's correction goes over all rows of the same `statistic` that are of the same kind: \
-         single sets, all sets together, or categories. The sign test counts prompts and leaves ties \
-         out.\n\n\
+         single sets, all sets together, or categories. The sign test counts prompts and drops ties.\n\n\
          ## The files\n\n\
          zstd; text has dictionaries. Equal rows and metadata give equal bytes; no time and no host \
-         is stored. Checksums as in `docs/labels-schema.md`; what another tool wrote again has none and \
-         is read too. Key-value metadata:\n\n\
+         is stored. Checksums as in `docs/labels-schema.md`; a file that another tool rewrote has \
+         none and is read too. Key-value metadata:\n\n\
          | key | value |\n|---|---|\n\
-         | `{KEY_SCHEMA_VERSION}` | `{SCHEMA_VERSION}`; grows when an old reader would misread a file |\n\
+         | `{KEY_SCHEMA_VERSION}` | `{}` for scores, `{}` for win rates; grows if an old reader would \
+         misread a file |\n\
          | `{KEY_FINGERPRINT}` | fingerprint of everything the file was computed from |\n\
          | `{KEY_MANIFEST}` | the manifest, as JSON |\n\n\
          `schemas/duckdb/evaluation.sql` holds DuckDB views: `scores`, `win_rates`, `best_of_n` (per \
          model, prompt and metric), `compared` (per pair of models), `win_rates_again` (best-of-n win \
-         rates computed again from the scores) and `recheck_win_rates` (no row when all are right).\n"
+         rates computed again from the scores) and `recheck_win_rates` (no row if all are right).\n",
+        ScoreRow::SCHEMA_VERSION,
+        WinRateRow::SCHEMA_VERSION,
     );
     page
 }

@@ -18,8 +18,8 @@ SELECT source_file,
        count(*) AS pairs,
        count(*) FILTER (WHERE status <> 'ok') AS failed,
        avg(list_avg(image_0_mean)) AS mean,
-       avg(list_stddev_pop(image_0_mean)) AS spread,
-       avg(list_avg(image_0_standard_deviation)) AS standard_deviation
+       avg(list_stddev_pop(image_0_mean)) AS std_of_means,
+       avg(list_avg(image_0_std)) AS mean_std
 FROM latents
 GROUP BY source_file
 ORDER BY source_file;

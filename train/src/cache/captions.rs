@@ -51,8 +51,12 @@ pub(super) fn write(part: &Part<'_>, encoders: &Encoders) -> Result<()> {
             writer.write(CaptionRow {
                 caption_index: written,
                 caption,
-                hidden_states: row(&texts.embeds_BLD, index)?,
-                pooled: texts.pooled_BD.as_ref().map(|pooled| row(pooled, index)).transpose()?,
+                prompt_embeds: row(&texts.embeds_BLD, index)?,
+                pooled_prompt_embeds: texts
+                    .pooled_BD
+                    .as_ref()
+                    .map(|pooled| row(pooled, index))
+                    .transpose()?,
             })?;
             written += 1;
         }

@@ -410,7 +410,7 @@ impl Scratch {
             Ok((geometry, moments)) => {
                 let both = std::iter::once(&moments.plain).chain(&moments.flipped);
                 let bytes: Vec<u8> = both
-                    .flat_map(|moments| moments.mean.iter().chain(&moments.standard_deviation))
+                    .flat_map(|moments| moments.mean.iter().chain(&moments.std))
                     .flat_map(|number| number.to_le_bytes())
                     .collect();
                 let at = self.stored * self.bytes() as u64;
@@ -435,8 +435,7 @@ impl Scratch {
         let (words, _) = bytes.as_chunks();
         let numbers: Vec<f32> = words.iter().map(|word| f32::from_le_bytes(*word)).collect();
         let mut lists = numbers.chunks_exact(self.layout.numbers()).map(<[f32]>::to_vec);
-        let mut moments =
-            || Some(Moments { mean: lists.next()?, standard_deviation: lists.next()? });
+        let mut moments = || Some(Moments { mean: lists.next()?, std: lists.next()? });
         let plain = moments().context("an image was lost")?;
         Ok(Ok((geometry, ImageMoments { plain, flipped: moments() })))
     }

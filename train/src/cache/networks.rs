@@ -25,12 +25,7 @@ pub(super) fn latents(
     let std_BCHW = posterior.std()?;
     let mean_BCHW = posterior.mean_BCHW;
     (0..mean_BCHW.size4()?.0)
-        .map(|index| {
-            Ok(Moments {
-                mean: row(&mean_BCHW, index)?,
-                standard_deviation: row(&std_BCHW, index)?,
-            })
-        })
+        .map(|index| Ok(Moments { mean: row(&mean_BCHW, index)?, std: row(&std_BCHW, index)? }))
         .collect()
 }
 

@@ -185,8 +185,8 @@ impl Cache {
             let rows: Vec<i64> = run.iter().map(|number| number - record.first_caption).collect();
             let [tokens, features] = file.layout().shape;
             for row in file.rows_at(&rows)? {
-                let hidden = Tensor::f_from_slice(&row.hidden_states)?;
-                let pooled = row.pooled.map(|pooled| {
+                let hidden = Tensor::f_from_slice(&row.prompt_embeds)?;
+                let pooled = row.pooled_prompt_embeds.map(|pooled| {
                     Tensor::f_from_slice(&pooled).and_then(|pooled| pooled.f_unsqueeze(0))
                 });
                 let text = PromptEmbeds {
@@ -363,10 +363,7 @@ impl Loader for CacheLoader<'_> {
                     caption: row.caption.unwrap_or_default(),
                     content: Content::Latents {
                         mean: [tensor(&first.mean)?, tensor(&second.mean)?],
-                        std: [
-                            tensor(&first.standard_deviation)?,
-                            tensor(&second.standard_deviation)?,
-                        ],
+                        std: [tensor(&first.std)?, tensor(&second.std)?],
                         text: PromptEmbeds {
                             embeds_BLD: text.embeds_BLD.shallow_clone(),
                             pooled_BD: text.pooled_BD.as_ref().map(Tensor::shallow_clone),

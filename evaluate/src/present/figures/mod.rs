@@ -197,8 +197,8 @@ impl<'a> Drawing<'a> {
             Some(Cell {
                 metric: metric(row)?,
                 rate: row.win_rate,
-                low: row.low,
-                high: row.high,
+                low: row.win_rate_low,
+                high: row.win_rate_high,
                 significant: row.p_holm < SIGNIFICANCE,
             })
         };
@@ -290,7 +290,7 @@ impl<'a> Drawing<'a> {
                     && [&*row.model_a, &*row.model_b] == pair
                     && row.metric == metric
                     && match row.statistic {
-                        Statistic::CrossSelection => row.chosen_by.as_deref() == Some(chosen_by),
+                        Statistic::CrossSelection => row.selected_by.as_deref() == Some(chosen_by),
                         Statistic::BestOfN => chosen_by == metric,
                         _ => false,
                     }

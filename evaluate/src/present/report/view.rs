@@ -151,7 +151,7 @@ impl CellView {
             verdict,
             value: row.win_rate,
             rate: percent(row.win_rate),
-            interval: format!("{}–{}", percent(row.low), percent(row.high)),
+            interval: format!("{}–{}", percent(row.win_rate_low), percent(row.win_rate_high)),
             record: format!("{} / {} / {}", row.wins, row.ties, row.losses),
             strict: percent(row.strict_rate),
             p_value: probability(row.p_value),
@@ -164,7 +164,7 @@ impl CellView {
             ),
             mean_of_n,
             all_pairs,
-            detectable: format!("±{}", percent(row.detectable)),
+            detectable: format!("±{}", percent(row.minimum_detectable_effect)),
             excluded: row.excluded,
         }
     }

@@ -22,7 +22,7 @@ impl Tables {
                 format!("{}/{}/{}", row.wins, row.ties, row.losses),
                 format!("{:.2}", 100.0 * row.strict_rate),
                 format!("{:.2}", 100.0 * row.win_rate),
-                format!("{:.2}–{:.2}", 100.0 * row.low, 100.0 * row.high),
+                format!("{:.2}–{:.2}", 100.0 * row.win_rate_low, 100.0 * row.win_rate_high),
                 p_value(row.p_value),
                 p_value(row.p_holm),
                 number(row.mean_difference),

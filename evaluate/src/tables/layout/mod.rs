@@ -32,7 +32,7 @@ impl<'a> Cells<'a> {
                 row.model_b.as_str(),
                 row.metric.as_str(),
                 row.statistic,
-                row.chosen_by.as_deref().filter(|_| row.statistic == Statistic::CrossSelection),
+                row.selected_by.as_deref().filter(|_| row.statistic == Statistic::CrossSelection),
             )
         };
         Self(whole.map(|row| (key(row), row)).collect())
@@ -68,8 +68,8 @@ fn mirrored(row: &WinRateRow) -> WinRateRow {
         losses: row.wins,
         strict_rate: (1.0 - row.win_rate - ties).max(0.0),
         win_rate: 1.0 - row.win_rate,
-        low: 1.0 - row.high,
-        high: 1.0 - row.low,
+        win_rate_low: 1.0 - row.win_rate_high,
+        win_rate_high: 1.0 - row.win_rate_low,
         mean_difference: -row.mean_difference,
         mean_difference_low: -row.mean_difference_high,
         mean_difference_high: -row.mean_difference_low,
@@ -121,7 +121,7 @@ impl Tables {
                 format!(
                     "with {} prompts a difference of {:.1} points from 50 % is seen with 80 % power",
                     row.prompts,
-                    100.0 * row.detectable
+                    100.0 * row.minimum_detectable_effect
                 )
             },
         )
