@@ -28,7 +28,7 @@ def main() -> None:
     summary = (ROOT / "docs" / "SUMMARY.md").read_text(encoding="utf-8")
     pages = [inside("docs/SUMMARY.md", target) for _, _, target in LINK.findall(summary)]
     # Benchmarks are found from docs/performance.md, one page a run.
-    runs = sorted(str(page.relative_to(ROOT)) for page in ROOT.glob("benchmarks/*/README.md"))
+    runs = sorted(str(page.relative_to(ROOT)) for page in ROOT.glob("benchmarks/**/README.md"))
     shutil.rmtree(BOOK.parent, ignore_errors=True)
 
     def rewrite(page: str, match: re.Match[str]) -> str:
