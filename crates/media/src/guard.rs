@@ -1,13 +1,12 @@
-//! A fence around the decoding and preprocessing of one image: what goes wrong inside costs that
-//! image, not the run.
+//! Catches panics while one image is decoded and preprocessed: they cost that image, not the run.
 
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-/// What `work` returns, or what it said when it panicked.
+/// What `work` returns, or its message if it panics.
 ///
-/// The work borrows an image and buffers that nothing reads after a panic: each buffer is written
-/// from its beginning by the next image.
+/// Unwinding is safe here: `work` borrows an image and buffers that nothing reads after a panic, and
+/// the next image overwrites each buffer from its beginning.
 pub(crate) fn caught<T>(work: impl FnOnce() -> T) -> Result<T, String> {
     catch_unwind(AssertUnwindSafe(work)).map_err(|payload| message(payload.as_ref()))
 }

@@ -1,5 +1,33 @@
-//! Images and captions, turned into what the networks eat: decoding with limits, Pillow-exact
-//! resizing, preprocessing recipes, text cleaning and tokenizers. Knows nothing of libtorch.
+//! Images and captions to network input: the part of a scorer that Python does in Pillow,
+//! torchvision and a tokenizer, to the last bit. Knows nothing of libtorch.
+//!
+//! | Module | From | To |
+//! |---|---|---|
+//! | [`decode`] | JPEG, PNG or WebP bytes, within limits | an [`Image`](decode::Image) in Pillow's modes |
+//! | [`resize`] | an image | a resized image, as `PIL.Image.resize` |
+//! | [`preprocess`] | an image | normalised pixels, as CLIP's, open_clip's and HPS's processors |
+//! | [`text`] | a caption | token ids, as transformers' and open_clip's CLIP tokenizers, and BERT's |
+//!
+//! `preprocess` builds on `resize`, and that on `decode`; `text` stands apart.
+//!
+//! ```
+//! use media::decode::{Limits, decode};
+//! use media::preprocess::{Kind, Recipe};
+//! use media::text::{self, TokenizerKind};
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! # let file = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/images/jpeg-444.jpg");
+//! let image = decode(&std::fs::read(file)?, &Limits::default())?;
+//! let recipe = Recipe::published(Kind::hf(224));
+//! let mut pixels = vec![0.0; recipe.output_len()]; // (3, 224, 224)
+//! recipe.apply(&image, &mut pixels)?;
+//!
+//! let tokenizer = text::load(TokenizerKind::HuggingFace, None, 77)?;
+//! let tokens = tokenizer.encode("a red fox");
+//! assert_eq!(tokens.ids[..5], [49406, 320, 736, 3240, 49407]);
+//! # Ok(())
+//! # }
+//! ```
 #![warn(missing_docs)]
 
 pub mod decode;

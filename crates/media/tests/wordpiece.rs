@@ -94,7 +94,7 @@ fn files_that_are_no_tokenizer_are_refused() {
     for (files, says) in [
         (vec![], "cannot read"),
         (vec![("vocab.txt", "")], "expected the token [SEP], found none"),
-        (vec![("vocab.txt", "[UNK]\n[CL")], "is the file cut short?"),
+        (vec![("vocab.txt", "[UNK]\n[CL")], "is the file truncated?"),
         (vec![("tokenizer.json", "{\"model\":")], "tokenizer.json: expected a WordPiece tokenizer"),
         (vec![("tokenizer.json", "[]")], "expected a WordPiece tokenizer"),
         (vec![("tokenizer.json", bpe)], "found another kind of tokenizer"),

@@ -20,8 +20,8 @@ impl Image {
         }
     }
 
-    /// This image as RGB on white, bit for bit as transformers' `convert_to_rgb`. An image without
-    /// transparency is what [`Image::to_rgb`] gives.
+    /// This image as RGB on white, bit for bit as transformers' `convert_to_rgb`; the same as
+    /// [`Image::to_rgb`] for an image without transparency.
     #[must_use]
     pub fn to_rgb_on_white(&self) -> Cow<'_, Self> {
         let mut rgb = self.to_rgb();
@@ -34,7 +34,7 @@ impl Image {
         rgb
     }
 
-    /// The alpha of every pixel; `None` where the image has no transparency.
+    /// The alpha of every pixel; `None` if the image has no transparency.
     fn alphas(&self) -> Option<Vec<u8>> {
         let last = |channels: usize| {
             self.pixels.chunks_exact(channels).map(|pixel| pixel[channels - 1]).collect()

@@ -15,7 +15,7 @@ impl Image {
         }
         let pixels = to_rgb(self.mode, &self.pixels, self.palette.as_deref());
         let (width, height) = (self.width, self.height);
-        let (transparency, share) = (None, None);
+        let (transparency, permit) = (None, None);
         Cow::Owned(Self {
             mode: Mode::Rgb,
             width,
@@ -23,7 +23,7 @@ impl Image {
             pixels,
             palette: None,
             transparency,
-            share,
+            permit,
         })
     }
 }

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::sync::Arc;
 
-use super::flight::Share;
+use super::budget::Permit;
 
 /// Pixel layouts, as Pillow names them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -79,8 +79,8 @@ pub struct ShapeError {
 pub enum Transparency {
     /// The alpha of each palette entry.
     Palette(Box<[u8; 256]>),
-    /// Pixels that have this colour as RGB. Of 16-bit colours it is the low bytes, which is what
-    /// Pillow compares.
+    /// Pixels that have this colour as RGB. For 16-bit colours these are the low bytes, which Pillow
+    /// compares.
     Colour([u8; 3]),
 }
 
@@ -93,10 +93,9 @@ pub struct Image {
     pub(super) pixels: Vec<u8>,
     pub(super) palette: Option<Box<Palette>>,
     pub(super) transparency: Option<Transparency>,
-    /// The image's share of the pixels that may be decoded at once; none for images that were made
-    /// otherwise.
-    #[expect(dead_code, reason = "it is held for as long as the image lives")]
-    pub(super) share: Option<Arc<Share>>,
+    /// Counts the image's pixels as decoded; `None` for images that were not decoded here.
+    #[expect(dead_code, reason = "held for as long as the image lives")]
+    pub(super) permit: Option<Arc<Permit>>,
 }
 
 impl PartialEq for Image {
@@ -112,14 +111,12 @@ impl PartialEq for Image {
 impl Eq for Image {}
 
 impl Image {
-    /// Wraps pixels that exist already. A [`Mode::Palette`] image gets a grey ramp as its palette.
-    ///
-    /// # Errors
-    /// [`ShapeError`] where `pixels` is not width × height × bytes per pixel long, or a side is 0.
+    /// Wraps existing pixels: width × height × bytes per pixel, no side 0. A [`Mode::Palette`] image
+    /// gets a grey ramp as its palette.
     pub fn new(mode: Mode, width: u32, height: u32, pixels: Vec<u8>) -> Result<Self, ShapeError> {
         let palette = (mode == Mode::Palette)
             .then(|| Box::new(std::array::from_fn(|index| [index as u8; 3])));
-        let image = Self { mode, width, height, pixels, palette, transparency: None, share: None };
+        let image = Self { mode, width, height, pixels, palette, transparency: None, permit: None };
         let expected = image.row_bytes().saturating_mul(height as usize);
         let found = image.pixels.len();
         if width == 0 || height == 0 || found != expected {
@@ -152,7 +149,7 @@ impl Image {
         &self.pixels
     }
 
-    /// Gives the pixels away.
+    /// The pixels, without the image.
     #[must_use]
     pub fn into_pixels(self) -> Vec<u8> {
         self.pixels
@@ -164,13 +161,13 @@ impl Image {
         self.palette.as_deref()
     }
 
-    /// What is transparent beside an alpha channel: entries of the palette, or one colour.
+    /// Transparency other than an alpha channel: entries of the palette, or one colour.
     #[must_use]
     pub const fn transparency(&self) -> Option<&Transparency> {
         self.transparency.as_ref()
     }
 
-    /// Other pixels in this image's mode and palette; they fill the stated size.
+    /// This image's mode and palette with other pixels, which must fill the stated size.
     pub(crate) fn with_pixels(&self, width: u32, height: u32, pixels: Vec<u8>) -> Self {
         let image = Self {
             mode: self.mode,
@@ -179,7 +176,7 @@ impl Image {
             pixels,
             palette: self.palette.clone(),
             transparency: self.transparency.clone(),
-            share: None,
+            permit: None,
         };
         debug_assert_eq!(image.pixels.len(), image.row_bytes() * height as usize);
         image

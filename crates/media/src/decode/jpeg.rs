@@ -18,7 +18,7 @@ const FORMAT: &str = "JPEG";
 const MAX_SCANS: u32 = 64;
 
 /// What libjpeg-turbo calls a warning and Pillow ignores: the image is complete, a part of it may
-/// be wrong. All other messages, "Premature end of JPEG file" first among them, refuse the file.
+/// be wrong. All other messages, "Premature end of JPEG file" first among them, reject the file.
 const TOLERATED_WARNINGS: [&str; 5] = [
     "Corrupt JPEG data",
     "Inconsistent progression sequence",
@@ -30,7 +30,7 @@ const TOLERATED_WARNINGS: [&str; 5] = [
 pub(super) fn decode(bytes: &[u8], limits: &Limits) -> Result<Image, DecodeError> {
     let decompressor = Decompressor::new()?;
     let header = decompressor.read_header(bytes)?;
-    let share = limits.admit(FORMAT, u64::from(header.width), u64::from(header.height))?;
+    let permit = limits.admit(FORMAT, u64::from(header.width), u64::from(header.height))?;
     if header.precision != 8 {
         let detail = format!("{} bits a sample", header.precision);
         return Err(DecodeError::Unsupported { format: FORMAT, detail });
@@ -42,7 +42,7 @@ pub(super) fn decode(bytes: &[u8], limits: &Limits) -> Result<Image, DecodeError
         pixels: Vec::new(),
         palette: None,
         transparency: None,
-        share: Some(share),
+        permit: Some(permit),
     };
     image.pixels = vec![0; image.row_bytes() * image.height as usize];
     decompressor.decompress(bytes, &mut image)?;
@@ -136,7 +136,7 @@ impl Decompressor {
         if status == 0 { Ok(()) } else { self.check_message(bytes) }
     }
 
-    /// Decides whether the last call's message refuses the file.
+    /// Rejects the file if the last call's message says so.
     fn check_message(&self, bytes: &[u8]) -> Result<(), DecodeError> {
         // SAFETY: the handle is valid; the string is null-terminated, belongs to the handle and is
         // copied before another call could change it.

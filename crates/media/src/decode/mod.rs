@@ -1,4 +1,4 @@
-//! Encoded bytes to pixels, in the modes Pillow would give them.
+//! Encoded bytes to pixels, in the modes that Pillow uses.
 //!
 //! Owns: sniffing the format, the limits (checked against the header, before any pixel buffer
 //! exists), decoding through the same C libraries as Pillow (libjpeg-turbo, libwebp) or an exact
@@ -11,8 +11,8 @@
 //! `src/libImaging/{Convert,Unpack,Palette}.c`.
 
 mod alpha;
+mod budget;
 mod convert;
-mod flight;
 mod image;
 mod jpeg;
 mod png;
@@ -22,10 +22,10 @@ mod webp;
 
 use std::sync::Arc;
 
+use budget::Permit;
+pub use budget::{MOST_PIXELS_AT_ONCE, pixels_at_once};
 pub(crate) use convert::multiply_255;
 pub use convert::to_rgb;
-use flight::Share;
-pub use flight::{MOST_PIXELS_AT_ONCE, pixels_at_once};
 pub use image::{Image, Mode, Palette, ShapeError, Transparency};
 
 /// How large an image may be. Every limit is checked against the header, before pixels are decoded.
@@ -44,26 +44,21 @@ pub struct Limits {
 impl Limits {
     /// 16,384 pixels a side: above every camera and image model, below what overflows 32-bit sums.
     pub const MAX_SIDE: u32 = 16_384;
-    /// 100 megapixels, 400 MB as RGBA. How many pixels all threads decode together has a bound of
-    /// its own, [`MOST_PIXELS_AT_ONCE`].
+    /// 100 megapixels, 400 MB as RGBA. [`MOST_PIXELS_AT_ONCE`] bounds the sum over all threads.
     pub const MAX_PIXELS: u64 = 100_000_000;
     /// 64 MiB encoded; the largest images of Pick-a-Pic are around 2 MiB.
     pub const MAX_BYTES: u64 = 64 << 20;
 
-    /// Checks an image's dimensions, as its header states them, and waits for the image's share of
-    /// the pixels that may be decoded at once.
-    ///
-    /// # Errors
-    /// [`DecodeError::TooLarge`] where a limit is exceeded, [`DecodeError::Corrupt`] where a
-    /// dimension is zero.
+    /// Checks an image's dimensions, as its header states them, and waits for a permit to decode so
+    /// many pixels.
     fn admit(
         &self,
         format: &'static str,
         width: u64,
         height: u64,
-    ) -> Result<Arc<Share>, DecodeError> {
+    ) -> Result<Arc<Permit>, DecodeError> {
         self.check(format, width, height)?;
-        Ok(Arc::new(flight::share(width.saturating_mul(height))))
+        Ok(Arc::new(budget::permit(width.saturating_mul(height))))
     }
 
     /// Checks an image's dimensions, as its header states them.
@@ -102,12 +97,12 @@ pub enum DecodeError {
     /// No bytes at all.
     #[error("image is empty: expected an encoded image, found 0 bytes")]
     Empty,
-    /// The bytes are text: what stands in a file's place where a download went wrong.
+    /// The bytes are text, which often replaces a file after a failed download.
     #[error("image data expected, found {found}{hint}")]
     Text {
         /// What kind of text it is, with its beginning.
         found: String,
-        /// What to do, on a line of its own; empty where nothing is known to help.
+        /// What to do, on a line of its own; empty if nothing is known to help.
         hint: &'static str,
     },
     /// The first bytes belong to no supported format.
@@ -116,7 +111,7 @@ pub enum DecodeError {
          hint: convert the image to JPEG, PNG or WebP"
     )]
     UnknownFormat {
-        /// The format's name where it is known, else the first bytes in hexadecimal.
+        /// The format's name if it is known, else the first bytes in hexadecimal.
         found: String,
     },
     /// A limit of [`Limits`] is exceeded.
@@ -124,7 +119,7 @@ pub enum DecodeError {
     TooLarge {
         /// What is too large: "width", "height", "pixel count", "encoded size" or "scan count".
         what: &'static str,
-        /// The value the file has, or the first value past the limit where the rest is not read.
+        /// The file's value, or the first value past the limit if reading stopped there.
         found: u64,
         /// The limit it exceeds.
         limit: u64,
@@ -137,7 +132,7 @@ pub enum DecodeError {
         /// What the decoder found.
         detail: String,
     },
-    /// The format is known, this variety of it is not decoded (nor does Pillow decode it).
+    /// A variety of a known format that is not decoded here, nor by Pillow.
     #[error("{format} image is of an unsupported kind: {detail}")]
     Unsupported {
         /// "JPEG", "PNG" or "WebP".
@@ -145,7 +140,7 @@ pub enum DecodeError {
         /// What kind it is.
         detail: String,
     },
-    /// The decoder stopped on an error of its own. Nothing but this image is affected.
+    /// The decoder panicked. Only this image is affected.
     #[error(
         "the image could not be decoded: the decoder stopped with {detail:?}; please report it"
     )]
@@ -166,17 +161,14 @@ impl DecodeError {
     }
 }
 
-/// Decodes a JPEG, PNG or WebP image (its first frame), whatever the file was called.
+/// Decodes a JPEG, PNG or WebP image (its first frame), whatever the name of the file.
 ///
-/// Data that ends early is refused, as Pillow refuses it; damaged JPEG data inside a complete file
-/// is decoded as far as libjpeg-turbo can, as Pillow does.
+/// Rejects data that ends early, as Pillow does; damaged JPEG data inside a complete file is decoded
+/// as far as libjpeg-turbo can, as in Pillow. Checks limits before it allocates pixels.
 ///
-/// At most [`MOST_PIXELS_AT_ONCE`] pixels are held by the images of one process: a call waits until
-/// there is room for its image, whose pixels are counted until it is dropped. A thread that holds
-/// an image already does not wait.
-///
-/// # Errors
-/// [`DecodeError`]; a limit is checked before pixels are allocated.
+/// The images of one process hold at most [`MOST_PIXELS_AT_ONCE`] pixels: a call waits until there is
+/// room for its image, whose pixels count until it is dropped. A thread that already holds an image
+/// does not wait.
 pub fn decode(bytes: &[u8], limits: &Limits) -> Result<Image, DecodeError> {
     crate::guard::caught(|| decode_any(bytes, limits))
         .unwrap_or_else(|detail| Err(DecodeError::Panicked { detail }))

@@ -2,7 +2,7 @@
 //! (`I;16`), 16-bit grey with alpha becomes RGBA, fewer than 8 bits of grey are scaled to 8.
 //!
 //! Source: python-pillow/Pillow (13.0.0) `src/PIL/PngImagePlugin.py` (`_MODES`),
-//! `src/libImaging/Unpack.c`. A file that the decoder refuses and Pillow reads is rebuilt first
+//! `src/libImaging/Unpack.c`. A file that Pillow reads and the decoder rejects is rebuilt first
 //! ([`png_chunks`]).
 
 use std::io::Cursor;
@@ -33,7 +33,7 @@ fn decode_whole(bytes: &[u8], limits: &Limits) -> Result<Image, DecodeError> {
 
     let header = decoder.read_header_info().map_err(error)?;
     let (width, height) = (header.width, header.height);
-    let share = limits.admit(FORMAT, u64::from(width), u64::from(height))?;
+    let permit = limits.admit(FORMAT, u64::from(width), u64::from(height))?;
 
     let mut reader = decoder.read_info().map_err(error)?;
     let size = reader.output_buffer_size().ok_or_else(|| corrupt("its size overflows"))?;
@@ -63,8 +63,8 @@ fn decode_whole(bytes: &[u8], limits: &Limits) -> Result<Image, DecodeError> {
     };
     let palette = (mode == Mode::Palette).then(|| palette(reader.info().palette.as_deref()));
     let transparency = transparency(mode, png_chunks::transparency(bytes));
-    let share = Some(share);
-    let image = Image { mode, width, height, pixels, palette, transparency, share };
+    let permit = Some(permit);
+    let image = Image { mode, width, height, pixels, palette, transparency, permit };
     if image.pixels.len() != image.row_bytes() * height as usize {
         return Err(corrupt("its rows do not fill the image"));
     }
@@ -101,8 +101,8 @@ fn palette(entries: Option<&[u8]>) -> Box<Palette> {
     palette
 }
 
-/// What the `tRNS` chunk says: an alpha for each entry of a palette, else two bytes a channel, of which
-/// Pillow compares the low ones.
+/// The `tRNS` chunk: an alpha for each entry of a palette, else two bytes a channel; Pillow compares
+/// the low ones.
 fn transparency(mode: Mode, chunk: Option<&[u8]>) -> Option<Transparency> {
     let chunk = chunk?;
     let low = |channel: usize| chunk.get(2 * channel + 1).copied();

@@ -1,6 +1,6 @@
-//! PNG files that are not as the standard wants them and that Pillow reads all the same, rebuilt so
-//! that a strict decoder reads them: a wrong checksum of image data, an end after the last row,
-//! fewer rows than stated, damaged chunks that have no bearing on the pixels.
+//! Rebuilds PNG files that break the standard but that Pillow reads, so that a strict decoder reads
+//! them too: a wrong checksum of image data, an end after the last row, fewer rows than stated,
+//! damaged chunks that do not affect the pixels.
 //!
 //! Source: python-pillow/Pillow (13.0.0) `src/PIL/PngImagePlugin.py` (`ChunkStream`,
 //! `PngImageFile._open`, `load_read`, `load_end`), `src/libImaging/ZipDecode.c`.
@@ -10,7 +10,7 @@ use std::sync::Arc;
 use flate2::{Crc, Decompress, FlushDecompress, Status};
 
 use super::Limits;
-use super::flight::Share;
+use super::budget::Permit;
 
 const SIGNATURE: &[u8] = b"\x89PNG\r\n\x1a\n";
 /// The most bytes of one stored block of a deflate stream.
@@ -26,7 +26,7 @@ const PASSES: [[u32; 4]; 7] = [
     [0, 1, 1, 2],
 ];
 
-/// What a file says before its pixels.
+/// The header and palette that precede the pixels.
 #[derive(Default)]
 struct Head<'a> {
     header: Option<[u8; 13]>,
@@ -34,13 +34,13 @@ struct Head<'a> {
     transparency: Option<&'a [u8]>,
 }
 
-/// The file as Pillow understands it, as a file that follows the standard, and the image's share of
-/// the pixels that may be decoded at once; `None` where Pillow refuses it too.
-pub(super) fn rebuilt(bytes: &[u8], limits: &Limits) -> Option<(Vec<u8>, Arc<Share>)> {
+/// The file as Pillow understands it, rewritten to follow the standard, and the permit to decode its
+/// pixels; `None` if Pillow rejects it too.
+pub(super) fn rebuilt(bytes: &[u8], limits: &Limits) -> Option<(Vec<u8>, Arc<Permit>)> {
     let (head, place) = head(bytes)?;
     let header = head.header?;
     let layout = Layout::of(&header)?;
-    let share = limits.admit("PNG", u64::from(layout.width), u64::from(layout.height)).ok()?;
+    let permit = limits.admit("PNG", u64::from(layout.width), u64::from(layout.height)).ok()?;
     let data = Stored::new(layout.bytes()?)?.inflated(bytes, place, &layout)?;
 
     let mut file = SIGNATURE.to_vec();
@@ -62,7 +62,7 @@ pub(super) fn rebuilt(bytes: &[u8], limits: &Limits) -> Option<(Vec<u8>, Arc<Sha
     }
     chunk(&mut file, *b"IDAT", &data)?;
     chunk(&mut file, *b"IEND", &[])?;
-    Some((file, share))
+    Some((file, permit))
 }
 
 fn chunk(file: &mut Vec<u8>, name: [u8; 4], data: &[u8]) -> Option<()> {
@@ -80,7 +80,7 @@ fn checksum(name: [u8; 4], data: &[u8]) -> u32 {
     crc.sum()
 }
 
-/// The length and the name of the chunk at `place`; `None` where no chunk begins there.
+/// The length and the name of the chunk at `place`; `None` if no chunk begins there.
 fn chunk_at(bytes: &[u8], place: usize) -> Option<(usize, [u8; 4])> {
     let [length, name]: [[u8; 4]; 2] = [
         bytes.get(place..)?.first_chunk().copied()?,
@@ -91,7 +91,7 @@ fn chunk_at(bytes: &[u8], place: usize) -> Option<(usize, [u8; 4])> {
     name.iter().all(is_word).then_some((length, name))
 }
 
-/// Reads up to the image data, whose place is returned. Before it every chunk has to be whole.
+/// Reads up to the image data and returns its position. Every chunk before it must be whole.
 fn head(bytes: &[u8]) -> Option<(Head<'_>, usize)> {
     let mut head = Head::default();
     let mut place = SIGNATURE.len();
@@ -205,7 +205,7 @@ impl Layout {
 }
 
 /// A zlib stream of stored blocks with room for so many bytes, which are zero at first. Its checksum
-/// is left out, as the decoder does not look at it.
+/// is omitted, as the decoder ignores it.
 struct Stored {
     stream: Vec<u8>,
     bytes: usize,
@@ -227,12 +227,12 @@ impl Stored {
         Some(Self { stream, bytes, written: 0 })
     }
 
-    /// Where a byte of the data stands in the stream.
+    /// The position in the stream of a byte of the data.
     const fn start(place: usize) -> usize {
         2 + (place / BLOCK + 1) * 5 + place
     }
 
-    /// The stream with the image data from `place` on, or `None` where Pillow refuses it.
+    /// The stream with the image data from `place` on, or `None` if Pillow rejects it.
     fn inflated(mut self, bytes: &[u8], mut place: usize, layout: &Layout) -> Option<Vec<u8>> {
         let mut inflater = Decompress::new(true);
         let mut ended = false;
@@ -263,7 +263,7 @@ impl Stored {
         Some(self.stream)
     }
 
-    /// Adds what a piece of data holds; true where the data ends with it.
+    /// Adds a piece of data; true if the data ends with it.
     fn inflate(&mut self, inflater: &mut Decompress, mut data: &[u8]) -> Option<bool> {
         while self.written < self.bytes && !data.is_empty() {
             let start = Self::start(self.written);

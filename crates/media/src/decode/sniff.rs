@@ -1,5 +1,5 @@
-//! What bytes are that no decoder knows: another image format, or the text that stands in a file's
-//! place where a download or a conversion went wrong.
+//! Names bytes that no decoder knows: another image format, or text that replaced a file after a
+//! failed download or conversion.
 
 use super::DecodeError;
 
@@ -34,8 +34,8 @@ fn format(bytes: &[u8]) -> Option<&'static str> {
     (bytes.get(4..8) == Some(b"ftyp")).then_some("AVIF or HEIF")
 }
 
-/// Bytes looked at to tell text from anything else.
-const LOOKED_AT: usize = 512;
+/// How many bytes are examined to recognise text.
+const EXAMINED: usize = 512;
 /// Characters of the text that are shown.
 const SHOWN: usize = 60;
 
@@ -43,14 +43,14 @@ const FETCH: &str = "\nhint: fetch the data itself, for example with `git lfs pu
 const DOWNLOAD: &str = "\nhint: it looks like the answer of a server; download the image again";
 const DECODE: &str = "\nhint: the column should hold the image's bytes, not their text";
 
-/// What kind of text the bytes are, with a hint; `None` where they are no text.
+/// What kind of text the bytes are, with a hint; `None` if they are not text.
 fn text(bytes: &[u8]) -> Option<(&'static str, &'static str)> {
     let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes);
-    let head = &bytes[..bytes.len().min(LOOKED_AT)];
-    // A character may be cut in two by the end of what is looked at.
+    let head = &bytes[..bytes.len().min(EXAMINED)];
+    // The end of the examined bytes may split a character.
     let valid = match std::str::from_utf8(head) {
         Ok(text) => text,
-        Err(error) if error.valid_up_to() + 4 > head.len() && head.len() == LOOKED_AT => {
+        Err(error) if error.valid_up_to() + 4 > head.len() && head.len() == EXAMINED => {
             std::str::from_utf8(&head[..error.valid_up_to()]).unwrap_or_default()
         }
         Err(_) => return None,
@@ -96,7 +96,7 @@ fn text(bytes: &[u8]) -> Option<(&'static str, &'static str)> {
 }
 
 fn beginning(bytes: &[u8]) -> String {
-    let text = String::from_utf8_lossy(&bytes[..bytes.len().min(LOOKED_AT)]);
+    let text = String::from_utf8_lossy(&bytes[..bytes.len().min(EXAMINED)]);
     let text = text.trim_start_matches('\u{feff}').trim();
     let mut shown: String = text.chars().take(SHOWN).collect();
     if shown.len() < text.len() {

@@ -1,5 +1,5 @@
-//! WebP through libwebp's animation decoder, as Pillow uses it for still images too: RGBA where the
-//! file has alpha, else RGB; the first frame of an animation, drawn on its canvas.
+//! WebP through libwebp's animation decoder, as Pillow uses it for still images too: RGBA if the
+//! file has alpha, else RGB; the first frame of an animation, on its canvas.
 //!
 //! Source: python-pillow/Pillow (13.0.0) `src/PIL/WebPImagePlugin.py`, `src/_webp.c`
 //! (`_anim_decoder_new`, `_anim_decoder_get_next`).
@@ -21,13 +21,13 @@ pub(super) fn decode(bytes: &[u8], limits: &Limits) -> Result<Image, DecodeError
     let features = features(bytes)?;
     let dimension = |value| u64::try_from(value).unwrap_or(0);
     let stated = [dimension(features.width), dimension(features.height)];
-    let mut share = limits.admit(FORMAT, stated[0], stated[1])?;
+    let mut permit = limits.admit(FORMAT, stated[0], stated[1])?;
 
     let decoder = AnimationDecoder::new(bytes)?;
     let (width, height) = decoder.canvas()?;
     // The container's canvas need not be what the first bytes promised.
     if [u64::from(width), u64::from(height)] != stated {
-        share = limits.admit(FORMAT, u64::from(width), u64::from(height))?;
+        permit = limits.admit(FORMAT, u64::from(width), u64::from(height))?;
     }
     let rgba = decoder.first_frame(width, height)?;
     let (mode, pixels) = if features.has_alpha == 0 {
@@ -36,7 +36,15 @@ pub(super) fn decode(bytes: &[u8], limits: &Limits) -> Result<Image, DecodeError
     } else {
         (Mode::Rgba, rgba.to_vec())
     };
-    Ok(Image { mode, width, height, pixels, palette: None, transparency: None, share: Some(share) })
+    Ok(Image {
+        mode,
+        width,
+        height,
+        pixels,
+        palette: None,
+        transparency: None,
+        permit: Some(permit),
+    })
 }
 
 fn features(bytes: &[u8]) -> Result<raw::WebPBitstreamFeatures, DecodeError> {

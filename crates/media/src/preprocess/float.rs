@@ -3,14 +3,14 @@
 //!
 //! Source: pytorch/pytorch (2.11.0) `aten/src/ATen/native/cpu/UpSampleKernel.cpp`,
 //! `aten/src/ATen/native/UpSample.h`. Which products its compiler fused into a sum (`mul_add`) and
-//! which it rounded first was found by comparison and is said at each place; the results here are
-//! the same on every processor, only slow on one without the instruction. One thing is not copied:
+//! which it rounded first was found by comparison and is noted at each place. The results here are
+//! the same on every processor, but slow on one without the instruction. One fault is not copied:
 //! libtorch's antialiased resize to a width of one pixel repeats its first value down the column.
 
 use super::{HpsResize, Normalize};
 use crate::decode::Image;
 
-/// A pixel is three channels and a fourth of no meaning, so that one is a 128-bit vector.
+/// A pixel is three channels and an unused fourth, which makes it a 128-bit vector.
 const LANES: usize = 4;
 
 /// Longer side to `size`, centred on black, normalised; `out` is (3, size, size), `image` RGB.
@@ -71,7 +71,7 @@ impl Source<'_> {
     }
 }
 
-/// Runs the resize compiled for fused multiply-add where the processor has it.
+/// Runs the resize compiled for fused multiply-add if the processor has it.
 fn dispatch(source: Source<'_>, width: usize, height: usize, resize: HpsResize) -> Vec<f32> {
     #[cfg(target_arch = "x86_64")]
     if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
@@ -100,8 +100,8 @@ fn resize_any(source: Source<'_>, width: usize, height: usize, resize: HpsResize
 }
 
 fn copy(source: Source<'_>) -> Vec<f32> {
-    let widen = |&[r, g, b]: &[u8; 3]| [r, g, b, 0].map(|byte| f32::from(byte) / 255.0);
-    source.pixels.as_chunks().0.iter().flat_map(widen).collect()
+    let to_f32 = |&[r, g, b]: &[u8; 3]| [r, g, b, 0].map(|byte| f32::from(byte) / 255.0);
+    source.pixels.as_chunks().0.iter().flat_map(to_f32).collect()
 }
 
 /// Four input positions of an output position, and their weights.

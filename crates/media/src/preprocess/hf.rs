@@ -10,13 +10,13 @@ use super::PreprocessError;
 use crate::decode::{Image, Mode};
 use crate::resize::Filter;
 
-/// What becomes of transparency.
+/// What to do with transparency.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
 pub enum Alpha {
-    /// The image is laid on white, as transformers does from 5.0 on.
+    /// Composite the image on white, as transformers does from 5.0 on.
     #[default]
     White,
-    /// The colours below the transparency are taken, as `convert("RGB")` and older versions do.
+    /// Drop the alpha channel and keep the colours, as `convert("RGB")` and older versions do.
     Drop,
 }
 
@@ -43,23 +43,23 @@ pub enum HfSize {
     },
 }
 
-/// What is done to an image, in this order.
+/// The steps of the processor, in this order.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct HfSteps {
-    /// Whether the image is made RGB. If not, only RGB images can be scored.
+    /// Whether to convert to RGB. If not, only RGB images can be scored.
     pub convert_rgb: bool,
-    /// What becomes of transparency when it is.
+    /// How to convert transparent images.
     pub alpha: Alpha,
     /// The resize, if any.
     pub resize: Option<(HfSize, Filter)>,
-    /// What the values 0 to 255 are multiplied by, if they are.
+    /// The factor for the values 0 to 255, if they are rescaled.
     pub rescale: Option<f64>,
-    /// Whether the mean is taken off and the standard deviation divided by.
+    /// Whether to subtract the mean and divide by the standard deviation.
     pub normalize: bool,
 }
 
 impl HfSteps {
-    /// What the processor's class does by itself, for a side of `size` pixels.
+    /// The defaults of the processor's class, for a side of `size` pixels.
     #[must_use]
     pub const fn published(size: u32) -> Self {
         Self {
@@ -137,7 +137,7 @@ impl HfSteps {
 }
 
 impl HfSize {
-    /// Width and height of an image of this size once it is resized; 0 where nothing is left.
+    /// Width and height of a resized image; 0 if nothing is left of a side.
     fn of(self, width: u32, height: u32) -> (u32, u32) {
         let (short, long) = (width.min(height), width.max(height));
         let turned = |(short, long): (u32, u32)| {
@@ -168,10 +168,9 @@ impl HfSize {
     }
 }
 
-/// The longer side where the shorter one becomes `side`; integers, as Python's `int()` of the
-/// quotient.
+/// The longer side if the shorter one becomes `side`; integers, as Python's `int()` of the quotient.
 pub(super) fn truncated_longer_side(side: u32, short: u32, long: u32) -> u32 {
     let long = u64::from(side) * u64::from(long) / u64::from(short.max(1));
-    // The longest image a limit lets through is far below 2³²/size pixels; saturation is for the rest.
+    // The longest image within the limits is far below 2³²/size pixels; saturation is for others.
     u32::try_from(long).unwrap_or(u32::MAX)
 }

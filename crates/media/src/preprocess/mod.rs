@@ -39,7 +39,7 @@ pub enum HpsResize {
     /// torchvision up to 0.16, which HPS was trained with: cubic (a = −0.75) over 4×4 pixels,
     /// however much the image shrinks.
     Legacy,
-    /// torchvision from 0.17 on: cubic (a = −0.5), widened by the scale.
+    /// torchvision from 0.17 on: cubic (a = −0.5), its support scaled with the image.
     Antialias,
 }
 
@@ -50,9 +50,9 @@ pub enum Kind {
     /// (offset rounded down).
     Hf(HfSteps),
     /// HPS v2 and DiffusionDPO's CLIP: to RGB, to floating point, bicubic to the longer side, black
-    /// padding to a square, not clamped, then normalised. The original leaves out the padding where
-    /// the longer side has the right length already, and fails in the network unless the image is
-    /// square; here it is padded all the same. A side that would round to nothing stays one pixel.
+    /// padding to a square, not clamped, then normalised. If the longer side already has the right
+    /// length, the original does not pad, and its network fails unless the image is square; this one
+    /// pads. A side that would round to nothing stays one pixel.
     Hps {
         /// Which interpolation.
         resize: HpsResize,
@@ -95,7 +95,7 @@ pub enum PreprocessError {
         /// The side asked for.
         found: u32,
     },
-    /// Without conversion to RGB the network takes RGB images alone, as in transformers.
+    /// Without conversion to RGB, a network accepts only RGB images, as in transformers.
     #[error(
         "the image is of mode {mode} and the model's do_convert_rgb is false, so that only RGB images \
          can be scored"
@@ -112,7 +112,7 @@ pub enum PreprocessError {
         /// Width and height it would have.
         to: (u32, u32),
     },
-    /// Preprocessing stopped on an error of its own. Nothing but this image is affected.
+    /// Preprocessing panicked. Only this image is affected.
     #[error("preprocessing stopped with {detail:?}; please report it")]
     Panicked {
         /// What it said.
@@ -144,9 +144,6 @@ thread_local! {
 
 impl Recipe {
     /// A recipe with an input side of `size` pixels.
-    ///
-    /// # Errors
-    /// [`PreprocessError::Size`] and [`PreprocessError::Statistics`].
     pub fn new(
         kind: Kind,
         size: u32,
@@ -163,8 +160,8 @@ impl Recipe {
         Ok(Self { kind, size, mean, std })
     }
 
-    /// The recipe of the published checkpoints: CLIP's mean and standard deviation, and 224 pixels,
-    /// to which the steps of [`Kind::Hf`] have to lead.
+    /// The recipe of the published checkpoints: CLIP's mean and standard deviation, and 224 pixels.
+    /// The steps of a [`Kind::Hf`] must lead to that size.
     #[must_use]
     pub const fn published(kind: Kind) -> Self {
         Self { kind, size: CLIP_SIZE, mean: CLIP_MEAN, std: CLIP_STD }
@@ -188,24 +185,22 @@ impl Recipe {
         3 * self.size as usize * self.size as usize
     }
 
-    /// Whether this recipe shows transparent images on white.
+    /// Whether this recipe composites transparent images on white.
     #[must_use]
     pub fn composites(&self) -> bool {
         matches!(self.kind, Kind::Hf(steps) if steps.convert_rgb && steps.alpha == Alpha::White)
     }
 
     /// A stable text for manifests, equal for equal recipes: `hf-bicubic-224-alpha(white)`,
-    /// `hps-legacy-bicubic-224`, `open_clip-bicubic-224`. What is not as in the published recipes
-    /// follows.
+    /// `hps-legacy-bicubic-224`, `open_clip-bicubic-224`. Differences from the published recipes
+    /// follow.
     #[must_use]
     pub fn name(&self) -> String {
         self.to_string()
     }
 
-    /// Writes the image as channel, row, column (3, size, size), normalised.
-    ///
-    /// # Errors
-    /// [`PreprocessError::OutputLength`], and an image that the original refuses as well.
+    /// Writes the image, normalised, as channel, row, column (3, size, size). Rejects images that
+    /// the original rejects.
     pub fn apply(&self, image: &Image, out: &mut [f32]) -> Result<(), PreprocessError> {
         if out.len() != self.output_len() {
             let (recipe, expected, found) = (self.name(), self.output_len(), out.len());
@@ -274,8 +269,7 @@ impl Recipe {
         })
     }
 
-    /// Everything that equality and the hash consider: the name tells any two recipes apart but for
-    /// the bits of floats that are written alike.
+    /// What equality and the hash consider: the name, and the bits of floats that it may round.
     fn key(&self) -> (String, [u32; 3], [u32; 3]) {
         (self.name(), self.mean.map(f32::to_bits), self.std.map(f32::to_bits))
     }

@@ -8,22 +8,22 @@ use std::fmt;
 use super::hf::truncated_longer_side;
 use crate::resize::{Filter, Window};
 
-/// How an image comes to the network's shape.
+/// How an image gets the network's shape.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum ResizeMode {
     /// The shorter side to the network's, then a centre crop.
     Shortest,
     /// The longer side to the network's, then padding. A side that would round to nothing, which
-    /// open_clip refuses, stays one pixel.
+    /// open_clip rejects, stays one pixel.
     Longest,
     /// Both sides to the network's, whatever the shape of the image.
     Squash,
 }
 
-/// What is done to an image.
+/// The steps of open_clip's transform that a file can change.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct OpenClipSteps {
-    /// How it comes to the network's shape.
+    /// How it gets the network's shape.
     pub mode: ResizeMode,
     /// The interpolation.
     pub filter: Filter,
@@ -31,11 +31,11 @@ pub struct OpenClipSteps {
     pub fill: u8,
 }
 
-/// Where an image goes.
+/// Where an image goes in the network's input.
 pub(super) struct Geometry {
     /// Width and height of the whole resized image.
     pub(super) resized: (u32, u32),
-    /// The part of it that is seen.
+    /// Its visible part.
     pub(super) window: Window,
     /// Column and row of its first pixel in the network's input.
     pub(super) place: (u32, u32),
@@ -88,7 +88,7 @@ impl OpenClipSteps {
     }
 }
 
-/// Half of a rest of pixels, as Python rounds it.
+/// Half of the surplus pixels, as Python rounds it.
 const fn half_even(rest: u32) -> u32 {
     if rest % 4 == 3 { rest / 2 + 1 } else { rest / 2 }
 }

@@ -1,6 +1,6 @@
 //! The convolution with AVX2.
 //!
-//! A coefficient has 23 bits, a 16-bit multiply-add takes 16, so every coefficient is cut into a
+//! A coefficient has 23 bits, a 16-bit multiply-add takes 16, so every coefficient is split into a
 //! high and a low half (`axis::split`) with a sum each; `(high << 15) + low` is then the exact sum,
 //! because all of it is arithmetic modulo 2³². Vector results equal the scalar ones bit for bit.
 #![allow(unsafe_code, reason = "vector intrinsics; each block says why it is sound")]
@@ -14,7 +14,7 @@ use super::scalar::{self, finish};
 
 /// Bytes that one vector load of pixels reads.
 const LOAD: usize = 16;
-/// Rows convolved along x together: they share the coefficients' preparation.
+/// Rows convolved along x together: they share the coefficients' broadcast.
 const ROWS: usize = 4;
 
 /// See [`super::scalar::horizontal`]; for 3 and 4 channels. Needs AVX2.

@@ -9,8 +9,8 @@ use super::Filter;
 pub(super) const PRECISION_BITS: u32 = 32 - 8 - 2;
 /// One half, in the accumulator's units.
 pub(super) const ROUNDING: i32 = 1 << (PRECISION_BITS - 1);
-/// Where a coefficient is cut in two 16-bit halves for multiply-add instructions: the low half is
-/// unsigned and must stay positive as a signed number.
+/// The bit that splits a coefficient into two 16-bit halves for multiply-add instructions: the low
+/// half is unsigned and must stay positive as a signed number.
 pub(super) const SPLIT_BITS: u32 = 15;
 
 /// What determines an [`Axis`]: output positions `first..first + count` of `output`.
@@ -32,7 +32,7 @@ pub(super) struct Tap {
     pub(super) count: usize,
 }
 
-/// Four coefficients, cut in halves.
+/// Four coefficients, split in halves.
 pub(super) type Halves = [i32; 4];
 
 /// Coefficients of consecutive output positions.
@@ -46,7 +46,7 @@ pub(super) struct Axis {
     /// Each group of four coefficients k as pairs of 16-bit halves, the earlier in the low bits:
     /// [high k₁k₀, high k₃k₂, low k₁k₀, low k₃k₂].
     halves: Vec<Halves>,
-    /// Where the length is unchanged: the input position of the first output position.
+    /// If the length is unchanged: the input position of the first output position.
     copy_start: Option<usize>,
 }
 

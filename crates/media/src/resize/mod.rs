@@ -18,7 +18,7 @@ use std::sync::Arc;
 
 use axis::{Axis, AxisKey};
 
-/// The interpolation kernel, widened by the scale when an image shrinks.
+/// The interpolation kernel; its support grows with the scale when an image shrinks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Filter {
     /// Cubic convolution, a = −0.5, support 2.
@@ -85,7 +85,7 @@ struct Plane<'a> {
 pub struct Resizer {
     /// Most recently used first.
     axes: Vec<(AxisKey, Arc<Axis>)>,
-    /// What the first pass leaves for the second.
+    /// The output of the first pass.
     between: Vec<u8>,
     simd: bool,
 }
@@ -100,7 +100,7 @@ impl Default for Resizer {
 }
 
 impl Resizer {
-    /// Uses AVX2 where the processor has it.
+    /// Uses AVX2 if the processor has it.
     #[must_use]
     pub fn new() -> Self {
         #[cfg(target_arch = "x86_64")]
@@ -168,7 +168,7 @@ impl Resizer {
         output
     }
 
-    /// Rows `rows` of `source`, each convolved along x, into consecutive rows of `output`.
+    /// Convolves rows `rows` of `source` along x into consecutive rows of `output`.
     fn horizontal(
         &self,
         source: Plane<'_>,
@@ -183,7 +183,7 @@ impl Resizer {
         scalar::horizontal(source, rows, axis, output);
     }
 
-    /// All columns of `source` convolved along y; its first row is the axis's position `first_row`.
+    /// Convolves all columns of `source` along y; its first row is the axis's position `first_row`.
     fn vertical(&self, source: Plane<'_>, first_row: usize, axis: &Axis, output: &mut [u8]) {
         #[cfg(target_arch = "x86_64")]
         if self.simd && axis.copy_start().is_none() {
@@ -193,9 +193,9 @@ impl Resizer {
     }
 }
 
-/// Pillow 13 runs the vertical pass first where it removes more than twice as many rows as columns
-/// are removed; earlier versions did so for images more than a hundred times taller than wide, or
-/// never. The order shows in the last bit, for CLIP's recipes at ratios above about 1:2.
+/// Pillow 13 runs the vertical pass first if the resize removes more than twice as many rows as
+/// columns; earlier versions did so for images more than a hundred times taller than wide, or never.
+/// The order shows in the last bit, for CLIP's recipes at ratios above about 1:2.
 const fn vertical_first(input: (usize, usize), output: (u32, u32)) -> bool {
     let columns_removed = input.0 as i64 - output.0 as i64;
     let rows_removed = input.1 as i64 - output.1 as i64;

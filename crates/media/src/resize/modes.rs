@@ -1,4 +1,4 @@
-//! Which mode is resized how: `Image.resize` of python-pillow/Pillow (13.0.0) `src/PIL/Image.py`.
+//! How each mode is resized: `Image.resize` of python-pillow/Pillow (13.0.0) `src/PIL/Image.py`.
 
 use super::axis::{Axis, AxisKey};
 use super::{Filter, Plane, Resizer, Window, WindowError, vertical_first};
@@ -6,10 +6,7 @@ use crate::decode::multiply_255;
 use crate::decode::{Image, Mode};
 
 impl Resizer {
-    /// Resizes an image as `PIL.Image.resize(size, filter)`.
-    ///
-    /// # Errors
-    /// [`WindowError`] where `size` has a zero.
+    /// Resizes an image as `PIL.Image.resize(size, filter)`. Fails if `size` has a zero.
     pub fn resize(
         &mut self,
         image: &Image,
@@ -20,11 +17,8 @@ impl Resizer {
     }
 
     /// A window of the image resized to `size` (width, height): `resize(size, filter)` followed by a
-    /// crop, without computing what the crop leaves out. The mode stays: palettes and bilevel images
-    /// take the nearest neighbour, alpha is premultiplied during the convolution.
-    ///
-    /// # Errors
-    /// [`WindowError`] where the window is empty or leaves the resized image.
+    /// crop, without the pixels outside the crop. The mode stays: palettes and bilevel images use the
+    /// nearest neighbour, alpha is premultiplied during the convolution.
     pub fn resize_window(
         &mut self,
         image: &Image,

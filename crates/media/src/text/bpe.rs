@@ -1,35 +1,23 @@
-//! Byte-pair encoding as CLIP does it: the bytes of a word, the last one marked as the end of a word,
-//! joined pair by pair in the order of the merges.
+//! Byte-pair encoding as open_clip does it: the bytes of a word, the last one marked as the end of a
+//! word, joined pair by pair in the order of the merges.
+//!
+//! [`HuggingFaceTokenizer`](super::HuggingFaceTokenizer) runs the `tokenizers` library's encoder, as
+//! transformers does, and it is not the same algorithm. This one joins every occurrence of the pair
+//! with the lowest rank before it looks at the pairs that arose; the library looks after each single
+//! occurrence. The two differ for a list of merges in which a merge stands before one that makes its
+//! parts, and each tokenizer is exact only with its own.
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap};
 use std::sync::{PoisonError, RwLock};
 
+use super::byte_alphabet::byte_characters;
 use super::vocabulary::{END_OF_WORD, Vocabulary};
 
-/// Words kept with their tokens. Captions share most of their words.
+/// How many words are kept with their tokens. Captions share most of their words.
 const CACHED_WORDS: usize = 1 << 16;
 /// Longer words are not kept.
 const LONGEST_CACHED_WORD: usize = 32;
-
-/// The character that stands for a byte in vocabulary files (`bytes_to_unicode` of openai/CLIP,
-/// `clip/simple_tokenizer.py`): printable Latin-1 stands for itself, the rest follows from U+0100.
-pub(super) fn byte_characters() -> [char; 256] {
-    let printable = |byte: u8| matches!(byte, b'!'..=b'~' | 0xA1..=0xAC | 0xAE..=0xFF);
-    let mut substitute = '\u{100}'..;
-    std::array::from_fn(|byte| {
-        let byte = byte as u8;
-        if printable(byte) { char::from(byte) } else { substitute.next().unwrap_or('\u{100}') }
-    })
-}
-
-/// The bytes in the order in which `bytes_to_unicode` lists them, which is the order of their ids.
-pub(super) fn bytes_in_order() -> Vec<u8> {
-    let characters = byte_characters();
-    let mut bytes: Vec<u8> = (0..=255).collect();
-    bytes.sort_by_key(|&byte| characters[usize::from(byte)]);
-    bytes
-}
 
 /// The merges, on token ids.
 pub(super) struct BytePairEncoder {
@@ -42,10 +30,8 @@ pub(super) struct BytePairEncoder {
 }
 
 impl BytePairEncoder {
-    /// Looks up the ids of all bytes and merges.
-    ///
-    /// # Errors
-    /// Gives the first token that a merge or a byte needs and the vocabulary lacks.
+    /// Looks up the ids of all bytes and merges. The error is the first token that the vocabulary
+    /// lacks.
     pub(super) fn new(vocabulary: &Vocabulary) -> Result<Self, String> {
         let id = |token: &str| vocabulary.ids.get(token).copied().ok_or_else(|| token.to_owned());
         let (mut inner, mut last) = ([0; 256], [0; 256]);

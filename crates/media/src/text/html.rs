@@ -55,7 +55,7 @@ pub(super) fn unescape(text: &str) -> Cow<'_, str> {
     Cow::Owned(unescaped)
 }
 
-/// Reads a number after `&#`; gives the bytes used, or `None` where there is no number.
+/// Reads a number after `&#`; returns the bytes used, or `None` if there is no number.
 fn numeric(text: &str, unescaped: &mut String) -> Option<usize> {
     let (digits, prefix, radix) = match text.strip_prefix(['x', 'X']) {
         Some(digits) => (digits, 1, 16),
@@ -89,7 +89,7 @@ fn character_of(number: u32) -> Option<char> {
     }
 }
 
-/// Reads a name after `&`; gives the bytes used, or `None` where no name can begin.
+/// Reads a name after `&`; returns the bytes used, or `None` if no name can begin.
 fn reference(text: &str, unescaped: &mut String) -> Option<usize> {
     let length = text
         .char_indices()

@@ -10,7 +10,7 @@ use std::path::Path;
 use tokenizers::models::bpe::{BPE, Vocab};
 use tokenizers::{NormalizerWrapper, PreTokenizerWrapper, Tokenizer as Pipeline};
 
-use super::bpe::byte_characters;
+use super::byte_alphabet::byte_characters;
 use super::special_tokens::SpecialTokens;
 use super::vocabulary::{
     END_OF_WORD, OPEN_CLIP_SPECIALS, TRANSFORMERS_SPECIALS, Vocabulary, malformed, read_limited,
@@ -24,7 +24,7 @@ const PRE_TOKENIZER: &str = r#"{"type":"Sequence","pretokenizers":[{"type":"Spli
     "behavior":"Removed","invert":true},
     {"type":"ByteLevel","add_prefix_space":false,"trim_offsets":true,"use_regex":true}]}"#;
 
-/// A caption longer than this is first tried on its beginning alone, in bytes.
+/// Bytes of a long caption to encode first: a context of 77 tokens rarely needs more.
 const FIRST_ATTEMPT: usize = 1 << 12;
 
 /// transformers' CLIP tokenizer.
@@ -36,18 +36,16 @@ pub struct HuggingFaceTokenizer {
     context_length: usize,
     vocabulary_size: usize,
     fingerprint: String,
-    /// Whether no token reaches across white space, so that a beginning can be encoded by itself.
+    /// Whether no token reaches across white space, so that a prefix can be encoded by itself.
     splits_at_spaces: bool,
 }
 
 impl HuggingFaceTokenizer {
-    /// Reads the tokenizer of `folder`, or takes CLIP's own vocabulary where the folder has none or is
+    /// Reads the tokenizer of `folder`, or takes CLIP's own vocabulary if the folder has none or is
     /// `None`. The tokens that start, end and pad a text are the folder's (`tokenizer_config.json`,
     /// `special_tokens_map.json`), else CLIP's.
     ///
-    /// # Errors
-    /// A file that is unreadable, malformed or cut short, a key that would give other tokens and is
-    /// not built here, or a context of fewer than two tokens.
+    /// Fails also for a key that would give other tokens and is not built here.
     pub fn load(folder: Option<&Path>, context_length: usize) -> Result<Self, TokenizerError> {
         check_context_length(context_length)?;
         let specials = match folder {
@@ -58,10 +56,7 @@ impl HuggingFaceTokenizer {
     }
 
     /// Reads a tokenizer folder of a diffusion pipeline. The context is the folder's
-    /// `model_max_length`, 77 where it names none.
-    ///
-    /// # Errors
-    /// As [`HuggingFaceTokenizer::load`].
+    /// `model_max_length`, 77 if it names none.
     pub fn open(folder: &Path) -> Result<Self, TokenizerError> {
         let specials = SpecialTokens::read(folder)?;
         let context_length = specials.context_length()?;
@@ -101,7 +96,7 @@ impl HuggingFaceTokenizer {
         }
         let wrong = |error: tokenizers::Error| malformed(&source, "a CLIP tokenizer", error);
         let mut pipeline = clip_pipeline(vocabulary, &specials.unknown).map_err(wrong)?;
-        if let Some((path, class)) = &specials.taken_as_it_is {
+        if let Some((path, class)) = &specials.used_as_it_is {
             check_file(&source, path, class, &pipeline, [&specials.start, &specials.end])?;
         }
         // added tokens are found in the text as it is written; a padding token "!" makes each "!"
@@ -134,19 +129,20 @@ impl HuggingFaceTokenizer {
         })
     }
 
-    /// What of a caption does not fit the context, as it is written there; `None` where all of it
-    /// fits.
+    /// The end of a caption that truncation removes, as it is written there; `None` if the whole
+    /// caption fits the context.
     #[must_use]
+    #[doc(alias = "truncation")]
     pub fn removed<'caption>(&self, caption: &'caption str) -> Option<&'caption str> {
         let room = self.context_length.saturating_sub(2);
         let encoding = self.pipeline.encode(caption, false).ok()?;
         let (start, _) = *encoding.get_offsets().get(room)?;
-        // a letter of several bytes may be cut in two tokens
+        // a letter of several bytes may be split over two tokens
         Some(&caption[caption.floor_char_boundary(start)..])
     }
 
-    /// Tokens of a text without start and end. A pipeline that fails on a text gives none; `load` has
-    /// shown that this one works.
+    /// Tokens of a text without start and end: none if the pipeline fails, but `make` has shown that
+    /// this one works.
     fn encode_text(&self, text: &str) -> Vec<u32> {
         self.pipeline
             .encode_fast(text, false)
@@ -158,7 +154,7 @@ impl HuggingFaceTokenizer {
     fn first_tokens(&self, caption: &str) -> Vec<u32> {
         let mut length = FIRST_ATTEMPT;
         while self.splits_at_spaces && length < caption.len() {
-            // white space separates tokens, so a beginning that ends before it has the same tokens
+            // white space separates tokens, so a prefix that ends before it has the same tokens
             let Some(space) = caption
                 .as_bytes()
                 .get(length..)
@@ -220,8 +216,8 @@ fn clip_pipeline(vocabulary: Vocabulary, unknown: &str) -> tokenizers::Result<Pi
     Ok(pipeline)
 }
 
-/// A letter of the alphabet of bytes that the vocabulary lacks: a text that has it needs the
-/// unknown token.
+/// A letter of the alphabet of bytes that the vocabulary lacks: a text with it needs the unknown
+/// token.
 fn missing_letter(vocabulary: &Vocabulary) -> Option<String> {
     let letters = byte_characters();
     let inner = letters.iter().map(char::to_string);
@@ -229,7 +225,7 @@ fn missing_letter(vocabulary: &Vocabulary) -> Option<String> {
     inner.chain(last).find(|letter| !vocabulary.ids.contains_key(letter))
 }
 
-/// Refuses a file that transformers takes as it is and that is not CLIP's pipeline.
+/// Rejects a file that transformers uses as it is and that is not CLIP's pipeline.
 fn check_file(
     source: &Path,
     config: &Path,

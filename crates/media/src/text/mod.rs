@@ -1,4 +1,4 @@
-//! Captions, turned into token ids, exactly as the two tokenizers of the CLIP family do it: open_clip's
+//! Captions to token ids, exactly as the two tokenizers of the CLIP family do it: open_clip's
 //! ([`OpenClipTokenizer`]) and transformers' ([`HuggingFaceTokenizer`]). They share the vocabulary and
 //! the byte-pair merges and differ in how they clean the text, so a caption with curly quotes or HTML
 //! entities has other tokens in one than in the other. [`WordPieceTokenizer`] is BERT's, for networks that
@@ -12,6 +12,7 @@
 //! letter which Unicode 17 added: Python's `regex` package knows it and the `regex` crate does not yet.
 
 mod bpe;
+mod byte_alphabet;
 mod clean;
 mod ftfy;
 mod html;
@@ -36,12 +37,12 @@ pub use self::wordpiece::WordPieceTokenizer;
 pub struct Tokens {
     /// Start, caption, end, padding: as many ids as the context holds.
     pub ids: Vec<i64>,
-    /// Index into `ids` of the first end-of-text token, where the text networks read their answer.
+    /// Index into `ids` of the first end-of-text token, where CLIP's text towers pool.
     pub end_index: usize,
 }
 
 impl Tokens {
-    /// Cuts the tokens to the context, ends them and pads them. `tokens` holds the start already.
+    /// Truncates the tokens to the context, ends them and pads them. `tokens` already holds the start.
     fn framed(mut tokens: Vec<u32>, end: u32, padding: u32, context_length: usize) -> Self {
         tokens.truncate(context_length.saturating_sub(1));
         tokens.push(end);
@@ -52,19 +53,19 @@ impl Tokens {
     }
 }
 
-/// Turns captions into token ids. Any text is a valid caption, of any length, the empty one too.
+/// Turns captions into token ids. Any text is a valid caption, also an empty or very long one.
 pub trait Tokenizer: Send + Sync {
     /// The ids of a caption.
     fn encode(&self, caption: &str) -> Tokens;
 
-    /// How many ids [`Tokenizer::encode`] gives.
+    /// How many ids [`Tokenizer::encode`] returns.
     fn context_length(&self) -> usize;
 
     /// How many rows an embedding table needs: the largest id plus one.
     fn vocabulary_size(&self) -> usize;
 
-    /// A name for what this tokenizer computes, `kind:context:hash`, the hash over all that decides the
-    /// ids: the same on every machine, for manifests. Two tokenizers of one fingerprint are equal.
+    /// A name for what this tokenizer computes, `kind:context:hash`. The hash covers all that decides
+    /// the ids and is the same on every machine, so two tokenizers of one fingerprint are equal.
     fn fingerprint(&self) -> String;
 }
 
@@ -90,7 +91,7 @@ pub enum TokenizerError {
         /// What the system said.
         source: std::io::Error,
     },
-    /// A file holds something else than its name says.
+    /// A file does not hold what its name says.
     #[error("{}: expected {expected}, found {found}", path.display())]
     Malformed {
         /// The file.
@@ -100,7 +101,7 @@ pub enum TokenizerError {
         /// What stands there.
         found: String,
     },
-    /// The start and end of text do not fit.
+    /// The start and end tokens do not fit the context.
     #[error("expected a context of at least 2 tokens, found {found}")]
     ContextLength {
         /// The length asked for.
@@ -109,11 +110,8 @@ pub enum TokenizerError {
 }
 
 /// Makes a tokenizer from the files of a model folder (`tokenizer.json`; `vocab.json` and `merges.txt`;
-/// `merges.txt`; `bpe_simple_vocab*.txt.gz`; the first of these that is there), or from CLIP's own
-/// vocabulary of 49,408 tokens where the folder has none of them or is `None`.
-///
-/// # Errors
-/// A file that is unreadable, malformed or cut short, or a context of fewer than two tokens.
+/// `merges.txt`; `bpe_simple_vocab*.txt.gz`; the first of these that exists), or from CLIP's own
+/// vocabulary of 49,408 tokens if the folder has none of them or is `None`.
 pub fn load(
     kind: TokenizerKind,
     folder: Option<&Path>,
@@ -129,7 +127,7 @@ fn check_context_length(found: usize) -> Result<(), TokenizerError> {
     if found < 2 { Err(TokenizerError::ContextLength { found }) } else { Ok(()) }
 }
 
-/// `name:context:hash`, the hash over ids and merges: all that decides the ids where the pipeline is
+/// `name:context:hash`, the hash over ids and merges: they decide all ids, since the pipeline is
 /// always the same.
 fn fingerprint(name: &str, context_length: usize, vocabulary: &Vocabulary) -> String {
     let mut tokens: Vec<_> = vocabulary.ids.iter().chain(&vocabulary.added).collect();

@@ -38,10 +38,7 @@ pub struct OpenClipTokenizer {
 }
 
 impl OpenClipTokenizer {
-    /// Reads the vocabulary of `folder`, or takes CLIP's own where the folder has none or is `None`.
-    ///
-    /// # Errors
-    /// A vocabulary file that is unreadable, malformed or cut short, or a context of fewer than two tokens.
+    /// Reads the vocabulary of `folder`, or takes CLIP's own if the folder has none or is `None`.
     pub fn load(folder: Option<&Path>, context_length: usize) -> Result<Self, TokenizerError> {
         check_context_length(context_length)?;
         let vocabulary = Vocabulary::load(folder)?;
@@ -60,7 +57,7 @@ impl OpenClipTokenizer {
 }
 
 fn missing(path: &Path, token: &str) -> TokenizerError {
-    malformed(path, format!("an id for the token {token:?}"), "none; is the file cut short?")
+    malformed(path, format!("an id for the token {token:?}"), "none; is the file truncated?")
 }
 
 impl Tokenizer for OpenClipTokenizer {
@@ -74,7 +71,7 @@ impl Tokenizer for OpenClipTokenizer {
                 None => self.encoder.encode(word.as_str(), &mut tokens),
             }
             if tokens.len() >= self.context_length {
-                break; // the rest is cut off
+                break; // the rest is truncated
             }
         }
         Tokens::framed(tokens, self.end, PADDING, self.context_length)

@@ -1,5 +1,5 @@
-//! The files beside a CLIP vocabulary that say which tokens there are besides: which start, end and
-//! pad a text, and which are found in it as they are written.
+//! The files beside a CLIP vocabulary that name further tokens: those that start, end and pad a text,
+//! and those that are found in it as they are written.
 //!
 //! Source: huggingface/transformers (5.23.0) `tokenization_utils_base.py` (`_from_pretrained`,
 //! `PreTrainedTokenizerBase.__init__`), `tokenization_utils_tokenizers.py`
@@ -19,7 +19,7 @@ const NAMED: [&str; 7] =
     ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
 /// The classes that are CLIP's tokenizer, by their names of all versions.
 const CLIP_CLASSES: [&str; 2] = ["CLIPTokenizer", "CLIPTokenizerFast"];
-/// The classes that take a `tokenizer.json` as it is.
+/// The classes that use a `tokenizer.json` as it is.
 const FILE_CLASSES: [&str; 2] = ["PreTrainedTokenizerFast", "TokenizersBackend"];
 
 /// The context of every CLIP text encoder, for folders that name none.
@@ -38,20 +38,20 @@ pub(super) struct SpecialTokens {
     pub(super) added: Vec<AddedToken>,
     /// `tokenizer_config.json` and its `model_max_length`.
     context_length: Option<(PathBuf, f64)>,
-    /// `tokenizer_config.json` and its class, where that takes `tokenizer.json` as it is.
-    pub(super) taken_as_it_is: Option<(PathBuf, String)>,
+    /// `tokenizer_config.json` and its class, if that uses `tokenizer.json` as it is.
+    pub(super) used_as_it_is: Option<(PathBuf, String)>,
 }
 
-/// A token as a file gives it: a name, or a name with how it is found.
+/// A token as a file gives it: a name, or a name with rules for finding it.
 #[derive(Debug, Clone, PartialEq)]
 struct Token {
     content: String,
-    /// Whether it was a name alone.
+    /// Whether the file gives only a name.
     plain: bool,
     single_word: bool,
     lstrip: bool,
     rstrip: bool,
-    /// Whether it is looked for in the normalised text; the opposite of `special` if not stated.
+    /// Whether to look for it in the normalised text; the opposite of `special` if not stated.
     normalized: Option<bool>,
     special: bool,
 }
@@ -95,7 +95,7 @@ impl Token {
         }
     }
 
-    /// For the library; a token that has a role is special.
+    /// The token for the `tokenizers` library; a token that has a role is special.
     fn added(self, has_role: bool) -> AddedToken {
         let special = self.special || has_role;
         AddedToken {
@@ -116,7 +116,7 @@ struct File {
 }
 
 impl File {
-    /// The file of a folder, or an empty object where there is none.
+    /// The file of a folder, or an empty object if it has none.
     fn read(folder: &Path, name: &str, expected: &str) -> Result<Self, TokenizerError> {
         let path = folder.join(name);
         let keys = if path.is_file() {
@@ -152,7 +152,7 @@ impl SpecialTokens {
         roles.read(&config)?;
         let mut table = Table::default();
         if let Some(value) = config.keys.get("added_tokens_decoder") {
-            // Where the table stands, the older files are not read.
+            // With this table, transformers does not read the older files.
             table.read_decoder(&config.path, value)?;
         } else {
             roles.read_map(&File::read(folder, "special_tokens_map.json", specials)?)?;
@@ -163,7 +163,7 @@ impl SpecialTokens {
         roles.describe(&table);
         roles.complete();
         let class = config.keys.get("tokenizer_class").and_then(Value::as_str);
-        let taken_as_it_is = class
+        let used_as_it_is = class
             .filter(|class| FILE_CLASSES.contains(class))
             .map(|class| (config.path.clone(), class.to_owned()));
         let length = ["model_max_length", "max_len"]
@@ -177,7 +177,7 @@ impl SpecialTokens {
             .transpose()?
             .map(|length| (config.path.clone(), length));
         let extra = std::mem::take(&mut roles.extra);
-        Ok(Self { context_length, taken_as_it_is, ..roles.finish(table.by_id, &extra) })
+        Ok(Self { context_length, used_as_it_is, ..roles.finish(table.by_id, &extra) })
     }
 
     /// The longest text of a tokenizer of a diffusion pipeline, in tokens.
@@ -192,7 +192,7 @@ impl SpecialTokens {
     }
 }
 
-/// Refuses what would give other tokens and is not built here.
+/// Rejects keys that would give other tokens and are not built here.
 fn check(config: &File) -> Result<(), TokenizerError> {
     let known = |class: &str| CLIP_CLASSES.contains(&class) || FILE_CLASSES.contains(&class);
     for (key, value) in &config.keys {
@@ -219,7 +219,7 @@ fn check(config: &File) -> Result<(), TokenizerError> {
     Ok(())
 }
 
-/// Refuses a `tokenizer.json` that cuts or pads at the left, unless `tokenizer_config.json` says
+/// Rejects a `tokenizer.json` that truncates or pads on the left, unless `tokenizer_config.json` says
 /// otherwise.
 fn check_sides(path: &Path, config: &File) -> Result<(), TokenizerError> {
     if !path.is_file() {
@@ -234,7 +234,7 @@ fn check_sides(path: &Path, config: &File) -> Result<(), TokenizerError> {
     struct Side {
         direction: Option<String>,
     }
-    // What is wrong with the file is told where its vocabulary is read.
+    // Other faults of the file are reported when its vocabulary is read.
     let sides: Sides = serde_json::from_slice(&read_limited(path)?).unwrap_or_default();
     for (part, side) in [("padding", sides.padding), ("truncation", sides.truncation)] {
         let direction = side.and_then(|side| side.direction);
@@ -317,7 +317,7 @@ impl Roles {
         for (key, value) in &map.keys {
             match key.as_str() {
                 "extra_special_tokens" => self.read_extra(&map.path, key, value)?,
-                // read where tokenizer_config.json has none
+                // only read if tokenizer_config.json has none
                 "additional_special_tokens" if self.extra.is_empty() => {
                     self.read_extra(&map.path, key, value)?;
                 }
@@ -337,7 +337,7 @@ impl Roles {
         Ok(())
     }
 
-    /// Takes how the tokens are found from the table, where it has them.
+    /// Replaces tokens by the table's descriptions of them.
     fn describe(&mut self, table: &Table) {
         for token in self.named.values_mut() {
             if let Some(described) = table.by_name.get(&token.content) {
@@ -388,13 +388,13 @@ impl Roles {
             padding: name("pad_token"),
             added,
             context_length: None,
-            taken_as_it_is: None,
+            used_as_it_is: None,
         }
     }
 }
 
-/// Tokens that a file adds to the vocabulary. The ids are theirs in the order alone: each gets the
-/// id that its name has in the vocabulary, or the next free one.
+/// Tokens that a file adds to the vocabulary. Their ids only give the order: each token gets the id
+/// that its name has in the vocabulary, or the next free one.
 #[derive(Default)]
 struct Table {
     by_id: BTreeMap<i64, Token>,
@@ -438,7 +438,7 @@ impl Table {
         Ok(())
     }
 
-    /// `added_tokens` of `tokenizer.json`. What is wrong with the file is told where its vocabulary
+    /// `added_tokens` of `tokenizer.json`. Other faults of the file are reported when its vocabulary
     /// is read.
     fn read_tokenizer(&mut self, path: &Path) -> Result<(), TokenizerError> {
         if !path.is_file() {

@@ -9,7 +9,7 @@ use flate2::read::GzDecoder;
 use serde::Deserialize;
 
 use super::TokenizerError;
-use super::bpe::{byte_characters, bytes_in_order};
+use super::byte_alphabet::{byte_characters, bytes_in_order};
 
 /// What the last token of a word ends with.
 pub(super) const END_OF_WORD: &str = "</w>";
@@ -17,7 +17,7 @@ pub(super) const END_OF_WORD: &str = "</w>";
 pub(super) const OPEN_CLIP_SPECIALS: [&str; 2] = ["<start_of_text>", "<end_of_text>"];
 pub(super) const TRANSFORMERS_SPECIALS: [&str; 2] = ["<|startoftext|>", "<|endoftext|>"];
 
-/// CLIP's merges, of which open_clip uses the first ones (`SimpleTokenizer.__init__`).
+/// CLIP's merges; open_clip uses the first [`MAXIMUM_MERGES`] (`SimpleTokenizer.__init__`).
 const STANDARD: &[u8] = include_bytes!("../../assets/bpe_simple_vocab_16e6.txt.gz");
 const MAXIMUM_MERGES: usize = 49_152 - 256 - 2;
 /// Largest vocabulary file read, in bytes, packed or not. CLIP's is 3.2 MB unpacked.
@@ -35,10 +35,8 @@ pub(super) struct Vocabulary {
 
 impl Vocabulary {
     /// The vocabulary of a model folder: `tokenizer.json`, else `vocab.json` with `merges.txt`, else
-    /// `merges.txt` alone, else `bpe_simple_vocab*.txt.gz`, else CLIP's own.
-    ///
-    /// # Errors
-    /// A file that is there but unreadable, malformed, or cut short.
+    /// `merges.txt` alone, else `bpe_simple_vocab*.txt.gz`, else CLIP's own. Fails if the first of
+    /// these that exists is unreadable, malformed or truncated.
     pub(super) fn load(folder: Option<&Path>) -> Result<Self, TokenizerError> {
         let Some(folder) = folder else { return Self::standard() };
         let [tokenizer, tokens, merges] =
@@ -51,12 +49,12 @@ impl Vocabulary {
         }
         if merges.is_file() {
             let text = read_text(&merges)?;
-            // without an id table there is nothing else to tell a whole file from a cut one
+            // without an id table, only the last newline tells a whole file from a truncated one
             if !text.ends_with('\n') {
                 return Err(malformed(
                     &merges,
                     "a newline at its end",
-                    "none; is the file cut short?",
+                    "none; is the file truncated?",
                 ));
             }
             return Self::from_merges(&merges, text.trim_end_matches('\n'));
@@ -157,7 +155,7 @@ impl Vocabulary {
         Ok(Self { source: path.to_owned(), ids: file.model.vocab, added, merges })
     }
 
-    /// Refuses a list of merges that is shorter than the id table says: each token of several bytes
+    /// Rejects a list of merges that is shorter than the id table says: each token of several bytes
     /// comes from a merge.
     fn check_whole(&self) -> Result<(), TokenizerError> {
         let made: HashSet<String> =
@@ -173,16 +171,13 @@ impl Vocabulary {
             return Ok(());
         }
         let found = format!(
-            "{} merges, which leave {unexplained} tokens out of reach; is the file cut short?",
+            "{} merges, which leave {unexplained} tokens out of reach; is the file truncated?",
             self.merges.len()
         );
         Err(malformed(&self.source, "a merge for each token of vocab.json", found))
     }
 
     /// Ids of the start and end tokens, under open_clip's or transformers' names.
-    ///
-    /// # Errors
-    /// Where either is missing.
     pub(super) fn start_and_end(&self) -> Result<[u32; 2], TokenizerError> {
         let find = |index: usize| {
             [OPEN_CLIP_SPECIALS, TRANSFORMERS_SPECIALS]

@@ -29,7 +29,7 @@ pub struct WordPieceTokenizer {
     fingerprint: String,
 }
 
-/// What is read of `tokenizer_config.json`; what it leaves out has the library's default.
+/// The keys of `tokenizer_config.json` that are read; an absent one has the library's default.
 #[derive(Deserialize)]
 #[serde(default)]
 struct Options {
@@ -78,11 +78,8 @@ impl Default for Options {
 
 impl WordPieceTokenizer {
     /// Reads the tokenizer of a model folder: `tokenizer.json`, else `vocab.txt` with the options of
-    /// `tokenizer_config.json`. Texts are cut to `context_length` tokens, start and end among them.
-    ///
-    /// # Errors
-    /// A file that is missing, unreadable, malformed or lacks the special tokens, or a context of
-    /// fewer than two tokens.
+    /// `tokenizer_config.json`. Texts are truncated to `context_length` tokens, start and end
+    /// included. Fails also if the file lacks the special tokens.
     pub fn open(folder: &Path, context_length: usize) -> Result<Self, TokenizerError> {
         check_context_length(context_length)?;
         let [whole, list] = ["tokenizer.json", "vocab.txt"].map(|name| folder.join(name));
@@ -165,7 +162,7 @@ fn bert_pipeline(list: &Path, options: &Options) -> Result<Pipeline, TokenizerEr
         let name = token.name().to_owned();
         let id = ids.get(token.name()).copied();
         let missing = || {
-            let found = "none by that name; is the file cut short?";
+            let found = "none by that name; is the file truncated?";
             malformed(list, format!("the token {name}"), found)
         };
         id.ok_or_else(missing).map(|id| (name.clone(), id))

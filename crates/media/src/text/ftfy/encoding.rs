@@ -12,8 +12,8 @@ use super::tables::{
     CONTINUATION, CONTINUATION_STRICT, FIRST_OF_2, FIRST_OF_3, FIRST_OF_4, TABLES,
 };
 
-/// How often to repeat the steps on a text of so many bytes. ftfy goes on until nothing changes, which
-/// takes hours on a long text made for it; here about 64 MiB are gone through and the text is left so.
+/// How often to repeat the steps on a text of so many bytes. ftfy repeats until nothing changes, which
+/// takes hours on a long text made for it; this port stops after processing about 64 MiB.
 pub(super) fn maximum_rounds(length: usize) -> usize {
     ((64 << 20) / (length + 1)).max(64)
 }
@@ -48,7 +48,7 @@ fn is_bad(text: &str) -> bool {
     !text.is_ascii() && TABLES.badness.is_match(text)
 }
 
-/// One step: the text with one layer of mojibake removed, or `None` where it stays as it is.
+/// One step: the text with one layer of mojibake removed, or `None` if it stays as it is.
 fn fix_one_step(text: &str) -> Option<String> {
     if !is_bad(text) {
         return None;
@@ -105,8 +105,7 @@ pub(super) fn fix_c1_controls(text: &str) -> Cow<'_, str> {
     Cow::Owned(fixed.collect())
 }
 
-/// Puts byte A0 back where a space stands inside what would else be UTF-8. "Ã " as a word of its
-/// own is "à" before a space, except in the Portuguese contractions that begin with "à".
+/// Restores byte A0 for a space inside what would otherwise be UTF-8. "Ã " as a separate word is "à" before a space, except in the Portuguese contractions that begin with "à".
 fn restore_byte_a0(bytes: &[u8]) -> Vec<u8> {
     const CONTRACTIONS: [&[u8]; 5] = [b" ", b"quele", b"quela", b"quilo", b"s "];
     let mut restored = Vec::with_capacity(bytes.len() + 8);
@@ -142,7 +141,7 @@ fn decode_utf8_or_variant(bytes: Vec<u8>) -> Option<String> {
 /// UTF-8 in which surrogate pairs stand as two three-byte sequences and U+0000 as C0 80.
 ///
 /// The original finds these with regular expressions whose `$` also matches before a newline that
-/// ends the bytes; the two places where that shows are kept.
+/// ends the bytes; the two cases in which that shows are kept.
 fn decode_variant(bytes: &[u8]) -> Option<String> {
     let mut text = String::new();
     let mut rest = bytes;
@@ -170,7 +169,7 @@ fn decode_variant(bytes: &[u8]) -> Option<String> {
                 text.push(char::from_u32(bits + 0x10000)?);
                 rest = tail;
             }
-            _ => return None, // a lone surrogate or a cut sequence
+            _ => return None, // a lone surrogate or a truncated sequence
         }
     }
     text.push_str(std::str::from_utf8(rest).ok()?);

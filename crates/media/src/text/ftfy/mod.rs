@@ -30,7 +30,7 @@ static TERMINAL_ESCAPE: LazyLock<Regex> =
 /// Repairs mojibake and glitches of a text, line by line.
 pub(super) fn fix_text(text: &str) -> String {
     let mut fixed = String::with_capacity(text.len());
-    // entities are left alone from the first line on that holds a literal "<": it may be HTML
+    // entities stay from the first line on that holds a literal "<": it may be HTML
     let mut unescape = true;
     for line in text.split_inclusive('\n') {
         let mut rest = line;
@@ -57,7 +57,7 @@ fn fix_segment(segment: &str, unescape: bool) -> Cow<'_, str> {
     current
 }
 
-/// All steps once. Borrowed when no step found anything to do.
+/// Runs all steps once. Borrowed if no step changed anything.
 fn fix_once(text: &str, unescape: bool) -> Cow<'_, str> {
     let mut current = Cow::Borrowed(text);
     if unescape {
@@ -79,7 +79,7 @@ fn fix_once(text: &str, unescape: bool) -> Cow<'_, str> {
     current
 }
 
-/// Applies a step without copying a text that it leaves alone.
+/// Applies a step, without copying a text that it does not change.
 fn then<'a>(text: Cow<'a, str>, step: impl Fn(&str) -> Cow<'_, str>) -> Cow<'a, str> {
     match text {
         Cow::Borrowed(text) => step(text),
@@ -153,7 +153,7 @@ fn fix_line_breaks(text: &str) -> Cow<'_, str> {
     Cow::Owned(text.replace("\r\n", "\n").replace(BREAKS, "\n"))
 }
 
-/// Removes the escape sequences by which terminals are told to colour text.
+/// Removes the escape sequences that colour text in terminals.
 fn remove_terminal_escapes(text: &str) -> Cow<'_, str> {
     if text.contains('\u{1b}') {
         TERMINAL_ESCAPE.replace_all(text, "")

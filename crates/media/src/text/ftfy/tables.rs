@@ -49,8 +49,8 @@ impl Encoding {
     fn from_upper_half(name: &str, upper: &str) -> Self {
         let sloppy = name.starts_with("sloppy-");
         let mut decode: [char; 256] = std::array::from_fn(|byte| char::from(byte as u8));
-        for (place, character) in decode.iter_mut().skip(0x80).zip(upper.chars()) {
-            *place = character;
+        for (entry, character) in decode.iter_mut().skip(0x80).zip(upper.chars()) {
+            *entry = character;
         }
         if sloppy {
             decode[0x1A] = char::REPLACEMENT_CHARACTER;
@@ -62,7 +62,7 @@ impl Encoding {
         Self { decode, encode: Some(encode), sloppy, latin_1: false, macroman: name == "macroman" }
     }
 
-    /// The bytes of `text`, or `None` where a character has none in this encoding.
+    /// The bytes of `text`, or `None` if this encoding lacks one of its characters.
     pub(super) fn encode(&self, text: &str) -> Option<Vec<u8>> {
         text.chars()
             .map(|character| match (&self.encode, u8::try_from(character)) {
