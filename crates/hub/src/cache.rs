@@ -1,4 +1,5 @@
-//! The cache layout of the Python libraries: `models--owner--name/{refs,blobs,snapshots,.no_exist}`.
+//! The cache layout of the Python libraries:
+//! `models--owner--name/{refs,blobs,snapshots,.no_exist}`.
 //!
 //! `refs/REVISION` holds the commit of a branch or tag; `snapshots/COMMIT/FILE` is a link to the
 //! contents in `blobs`; an empty `.no_exist/COMMIT/FILE` remembers that a commit has no such file
@@ -90,8 +91,9 @@ impl CachedRepository {
         Ok(Some(path))
     }
 
-    /// Makes `file` of a commit a link to contents that are in `blobs` already. Where the file system
-    /// has no symbolic links the contents get a second name, or move there, as in Python's cache.
+    /// Makes `file` of a commit a link to contents that are in `blobs` already. Where the file
+    /// system has no symbolic links the contents get a second name, or move there, as in Python's
+    /// cache.
     pub(crate) fn link(&self, commit: &str, file: &str, tag: &str) -> Result<(), HubError> {
         let pointer = self.snapshot(commit).join(file);
         create_parent(&pointer)?;
@@ -141,8 +143,8 @@ impl CachedRepository {
         self.folder.join(".no_exist").join(commit).join(file)
     }
 
-    /// Links into `blobs` are the layout; links out of the cache are not. The repository's folder may
-    /// itself be a link to another disk.
+    /// Links into `blobs` are the layout; links out of the cache are not. The repository's folder
+    /// may itself be a link to another disk.
     fn check_inside(&self, path: &Path) -> Result<(), HubError> {
         let target = path.canonicalize().map_err(HubError::read(path))?;
         let is_inside = [&self.root, &self.folder]

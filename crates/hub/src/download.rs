@@ -1,7 +1,7 @@
-//! Downloads into the cache. A file is received under a name of its own beside its final one, hashed
-//! on the way, and gets its final name only when its checksum is the announced one and it is on the
-//! disk: a process killed at any instant leaves nothing that a later one takes for whole. What was
-//! received stays for the next attempt, which hashes it and asks for the rest.
+//! Downloads into the cache. A file is received under a name of its own beside its final one,
+//! hashed on the way, and gets its final name only when its checksum is the announced one and it is
+//! on the disk: a process killed at any instant leaves nothing that a later one takes for whole.
+//! What was received stays for the next attempt, which hashes it and asks for the rest.
 
 use std::fs::{File, OpenOptions, TryLockError};
 use std::os::unix::fs::FileExt as _;

@@ -7,14 +7,14 @@
 //! folder it should stay in.
 //!
 //! The hub is spoken to by this crate's own small client on ureq: the token goes to the hub alone,
-//! every file is hashed before it has its name in the cache, every wait has a limit, and a request to
-//! stop is seen at once ([`Network`]).
+//! every file is hashed before it has its name in the cache, every wait has a limit, and a request
+//! to stop is seen at once ([`Network`]).
 //!
 //! Environment: `HF_HUB_CACHE` (older `HUGGINGFACE_HUB_CACHE`), `HF_HOME`, `XDG_CACHE_HOME`,
-//! `HF_ENDPOINT`, `HF_TOKEN`, `HF_TOKEN_PATH`, `HF_HUB_OFFLINE` (older `TRANSFORMERS_OFFLINE`), with
-//! the meaning they have in huggingface/huggingface_hub `src/huggingface_hub/constants.py`; proxies in
-//! `HTTPS_PROXY`, `HTTP_PROXY`, `ALL_PROXY` and `NO_PROXY`, certificates in `SSL_CERT_FILE`,
-//! `SSL_CERT_DIR`, `REQUESTS_CA_BUNDLE` and `CURL_CA_BUNDLE`.
+//! `HF_ENDPOINT`, `HF_TOKEN`, `HF_TOKEN_PATH`, `HF_HUB_OFFLINE` (older `TRANSFORMERS_OFFLINE`),
+//! with the meaning they have in huggingface/huggingface_hub `src/huggingface_hub/constants.py`;
+//! proxies in `HTTPS_PROXY`, `HTTP_PROXY`, `ALL_PROXY` and `NO_PROXY`, certificates in
+//! `SSL_CERT_FILE`, `SSL_CERT_DIR`, `REQUESTS_CA_BUNDLE` and `CURL_CA_BUNDLE`.
 
 mod announce;
 mod cache;
@@ -36,8 +36,8 @@ pub use place::{Wanted, describe};
 pub use repository::Repository;
 pub use settings::Settings;
 
-/// Takes `hf://owner/name[@revision]/file` apart into the repository and the file in it; none where a
-/// name has another form.
+/// Takes `hf://owner/name[@revision]/file` apart into the repository and the file in it; none where
+/// a name has another form.
 pub fn split_file(name: &str) -> Option<(String, String)> {
     name::HubName::split_file(name)
 }

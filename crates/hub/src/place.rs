@@ -29,8 +29,8 @@ impl Wanted {
     }
 }
 
-/// How much of a file is read to recognise its kind: the header of a large safetensors file has some
-/// hundred kilobytes.
+/// How much of a file is read to recognise its kind: the header of a large safetensors file has
+/// some hundred kilobytes.
 const LOOKED_AT: u64 = 8 << 20;
 /// As many names of a folder as are looked at, and as are shown.
 const LOOKED_THROUGH: usize = 2_000;
@@ -45,8 +45,8 @@ const LORA_FILES: [&str; 5] = [
 ];
 const FOLDER_OF_HUB: [&str; 2] = ["models--", "datasets--"];
 
-/// Says what stands at `path`, which is not what was `wanted`, and what to do: a sentence without its
-/// subject, which is the path, and a hint.
+/// Says what stands at `path`, which is not what was `wanted`, and what to do: a sentence without
+/// its subject, which is the path, and a hint.
 pub fn describe(path: &Path, wanted: Wanted) -> String {
     let (what, hint) = if path.is_dir() {
         of_folder(path, wanted)

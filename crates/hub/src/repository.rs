@@ -55,16 +55,16 @@ impl std::fmt::Debug for HubPlace {
 }
 
 impl Repository {
-    /// Opens `name`: a folder, relative to `base` (the folder of the file that mentions it) or to the
-    /// home as `~/…`, or `hf://owner/name[@revision]`; `hf://datasets/owner/name` for a data
+    /// Opens `name`: a folder, relative to `base` (the folder of the file that mentions it) or to
+    /// the home as `~/…`, or `hf://owner/name[@revision]`; `hf://datasets/owner/name` for a data
     /// collection.
     ///
     /// The revision of a hub name is resolved to a commit once: what the cache remembers, else what
     /// the hub says. All files then belong to that commit, also if the branch moves on meanwhile.
     ///
     /// # Errors
-    /// When the folder does not exist, the name is malformed, the environment is, or the revision is
-    /// neither cached nor to be had.
+    /// When the folder does not exist, the name is malformed, the environment is, or the revision
+    /// is neither cached nor to be had.
     pub fn open(name: &str, base: &Path) -> Result<Self, HubError> {
         match HubName::parse(name) {
             None => Self::open_folder(name, base),
@@ -187,8 +187,8 @@ impl Repository {
         self.find(file)
     }
 
-    /// Whether the repository has a file, without downloading it. Offline, only what is in the cache
-    /// counts.
+    /// Whether the repository has a file, without downloading it. Offline, only what is in the
+    /// cache counts.
     ///
     /// # Errors
     /// When the name leads out of the repository, or the hub cannot be asked.
@@ -217,7 +217,8 @@ impl Repository {
         }
     }
 
-    /// Every file of the repository: of a folder and offline what is there, else what the hub lists.
+    /// Every file of the repository: of a folder and offline what is there, else what the hub
+    /// lists.
     ///
     /// # Errors
     /// When a folder cannot be read, or the hub cannot be asked.
@@ -231,8 +232,8 @@ impl Repository {
         self.list_files()
     }
 
-    /// The size of a file in bytes, if it would have to be downloaded: none inside where nobody says
-    /// it, none outside where it is here.
+    /// The size of a file in bytes, if it would have to be downloaded: none inside where nobody
+    /// says it, none outside where it is here.
     ///
     /// # Errors
     /// When the program is asked to stop.

@@ -1,4 +1,5 @@
-//! Downloads from small servers on this machine that answer as the hub, its mirrors, and proxies do.
+//! Downloads from small servers on this machine that answer as the hub, its mirrors, and proxies
+//! do.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 #![expect(clippy::disallowed_methods, reason = "fixtures need not be durable")]

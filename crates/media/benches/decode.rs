@@ -1,7 +1,9 @@
-//! Images per second of one thread's processor time (on Linux): decoding, resizing, and whole preprocessing recipes.
+//! Images per second of one thread's processor time (on Linux): decoding, resizing, and whole
+//! preprocessing recipes.
 //!
-//! `cargo bench -p balanceddpo-media --bench decode [-- FOLDER]` reads the JPEGs of the folder, or encodes its
-//! own. `scripts/bench/pillow_decode.py FOLDER` makes such a folder and measures Pillow on it.
+//! `cargo bench -p balanceddpo-media --bench decode [-- FOLDER]` reads the JPEGs of the folder, or
+//! encodes its own. `scripts/bench/pillow_decode.py FOLDER` makes such a folder and measures Pillow
+//! on it.
 #![expect(clippy::unwrap_used, clippy::print_stdout, reason = "a benchmark reports and may stop")]
 
 use std::hint::black_box;

@@ -1,4 +1,5 @@
-//! Captions per second of both tokenizers on one core: `cargo bench -p balanceddpo-media --bench text`.
+//! Captions per second of both tokenizers on one core: `cargo bench -p balanceddpo-media --bench
+//! text`.
 #![expect(clippy::unwrap_used, clippy::print_stdout, reason = "a bench")]
 
 use std::hint::black_box;

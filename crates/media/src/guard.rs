@@ -5,8 +5,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 /// What `work` returns, or its message if it panics.
 ///
-/// Unwinding is safe here: `work` borrows an image and buffers that nothing reads after a panic, and
-/// the next image overwrites each buffer from its beginning.
+/// Unwinding is safe here: `work` borrows an image and buffers that nothing reads after a panic,
+/// and the next image overwrites each buffer from its beginning.
 pub(crate) fn caught<T>(work: impl FnOnce() -> T) -> Result<T, String> {
     catch_unwind(AssertUnwindSafe(work)).map_err(|payload| message(payload.as_ref()))
 }

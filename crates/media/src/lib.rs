@@ -3,10 +3,10 @@
 //!
 //! | Module | From | To |
 //! |---|---|---|
-//! | [`decode`] | JPEG, PNG or WebP bytes, within limits | an [`Image`](decode::Image) in Pillow's modes |
+//! | [`decode`] | JPEG, PNG or WebP bytes, within limits | an image in Pillow's modes |
 //! | [`resize`] | an image | a resized image, as `PIL.Image.resize` |
 //! | [`preprocess`] | an image | normalised pixels, as CLIP's, open_clip's and HPS's processors |
-//! | [`text`] | a caption | token ids, as transformers' and open_clip's CLIP tokenizers, and BERT's |
+//! | [`text`] | a caption | token ids, as CLIP's two tokenizers and BERT's |
 //!
 //! `preprocess` builds on `resize`, and that on `decode`; `text` stands apart.
 //!

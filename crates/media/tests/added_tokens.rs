@@ -144,8 +144,8 @@ fn a_tokenizer_file_that_is_taken_as_it_is_is_clips_or_refused() {
     assert!(error.contains("tokenizer.json") && error.contains("padding.direction"), "{error}");
 }
 
-/// Tokenizers of one vocabulary that give other ids have other fingerprints, and those that give the
-/// same ids have one.
+/// Tokenizers of one vocabulary that give other ids have other fingerprints, and those that give
+/// the same ids have one.
 #[test]
 fn the_fingerprint_tells_all_that_decides_the_ids() {
     let print = |files: Value| {

@@ -135,7 +135,8 @@ fn a_small_vocabulary_gives_the_ids_of_both_libraries() {
     assert_eq!(hugging_face.vocabulary_size(), 2514);
 }
 
-/// transformers' own files, of 100 merges and with "!" as the padding token, which makes "!" special.
+/// transformers' own files, of 100 merges and with "!" as the padding token, which makes "!"
+/// special.
 #[test]
 fn the_files_of_a_folder_give_the_ids_of_transformers() {
     let goldens = goldens();

@@ -150,7 +150,8 @@ proptest! {
         static TOKENIZERS: std::sync::LazyLock<[Box<dyn Tokenizer>; 2]> = std::sync::LazyLock::new(tokenizers);
         for tokenizer in &*TOKENIZERS {
             for caption in &captions {
-                // words that spell out the special tokens are the one exception to what `check` holds
+                // words that spell out the special tokens are the one exception to what `check`
+                // holds
                 prop_assume!(!caption.contains("text"));
                 check(&**tokenizer, caption);
             }

@@ -1,4 +1,5 @@
-//! WordPiece token ids against transformers 5.23.0, and tokenizer files as nobody should write them.
+//! WordPiece token ids against transformers 5.23.0, and tokenizer files as nobody should write
+//! them.
 #![expect(clippy::unwrap_used, reason = "tests")]
 
 use std::collections::BTreeMap;

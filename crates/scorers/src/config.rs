@@ -17,7 +17,7 @@ pub struct ScorersConfig {
     /// The entries, in the order in which their columns appear in the labels.
     #[serde(default)]
     pub scorer: Vec<ScorerConfig>,
-    /// The folder that relative paths start from; not part of the file.
+    /// The base of relative paths; not part of the file.
     #[serde(skip)]
     pub folder: PathBuf,
     /// The file itself; not part of it.
@@ -37,7 +37,7 @@ pub struct ScorerConfig {
     pub model: String,
     /// How the checkpoint names its tensors.
     pub layout: ClipLayout,
-    /// The weights file inside `model`; found by the layout's usual names when absent.
+    /// The weights file inside `model`; if absent, found by the layout's usual names.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub weights: Option<String>,
     /// A published open_clip architecture, for folders without `open_clip_config.json`.
@@ -47,18 +47,18 @@ pub struct ScorerConfig {
     /// `hf://owner/name[@revision]/file`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub head: Option<String>,
-    /// The SHA-256 of the head, which is compared before it is used.
+    /// The SHA-256 of the head, compared before it is used.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub head_sha256: Option<String>,
     /// How pixels become the network's input.
     pub preprocess: PreprocessName,
-    /// Which bicubic the `hps` recipe uses; `legacy` when absent.
+    /// Which bicubic the `hps` recipe uses; `legacy` if absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hps_resize: Option<HpsResizeName>,
-    /// What the `hf` recipe does with transparency; `white` when absent.
+    /// What the `hf` recipe does with transparency; `white` if absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub alpha: Option<AlphaName>,
-    /// How captions become tokens; by layout when absent.
+    /// How captions become tokens; if absent, as the layout's Python library does it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tokenizer: Option<TokenizerKind>,
 }
@@ -100,10 +100,10 @@ pub enum HpsResizeName {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum AlphaName {
-    /// The image is laid on white, as transformers does today.
+    /// Composite the image on white, as transformers does today.
     #[default]
     White,
-    /// The colours below the transparency are taken, as transformers did before version 5.
+    /// Drop the alpha channel and keep the colours, as transformers did before version 5.
     Drop,
 }
 
@@ -126,11 +126,8 @@ impl From<HpsResizeName> for HpsResize {
 }
 
 impl ScorersConfig {
-    /// Reads and checks `file`.
-    ///
-    /// # Errors
-    /// Unreadable file, unknown keys or values (with the nearest known one), an entry whose keys do not
-    /// fit its kind, or two entries of one name.
+    /// Reads and checks `file`. Rejects unknown keys and values, naming the nearest known one,
+    /// entries whose keys do not fit their kind, and two entries of one name.
     pub fn read(file: &Path) -> Result<Self, ScorerError> {
         let mut config: Self = runkit::config::read_toml(file)?;
         config.file = file.to_path_buf();
@@ -139,10 +136,7 @@ impl ScorersConfig {
         Ok(config)
     }
 
-    /// Checks what the types cannot say.
-    ///
-    /// # Errors
-    /// See [`ScorersConfig::read`].
+    /// Checks what the types cannot express.
     pub fn validate(&self) -> Result<(), ScorerError> {
         if self.scorer.is_empty() {
             return Err(ScorerError::Empty(self.file.clone()));

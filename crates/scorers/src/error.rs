@@ -9,12 +9,12 @@ pub enum ScorerError {
     /// `scorers.toml` cannot be read or parsed.
     #[error(transparent)]
     Toml(#[from] runkit::config::ConfigError),
-    /// A value of `scorers.toml` makes no sense.
+    /// A value of `scorers.toml` is invalid.
     #[error("{}: scorer `{scorer}`: {problem}", file.display())]
     Invalid {
         /// The configuration file.
         file: PathBuf,
-        /// The name of the entry, or its number when it has none.
+        /// The name of the entry, or its number if it has none.
         scorer: String,
         /// What is wrong, with a hint.
         problem: String,
@@ -22,7 +22,7 @@ pub enum ScorerError {
     /// The file lists no scorer.
     #[error("{}: no `[[scorer]]` entry found; hint: start from data/mini/scorers.toml", .0.display())]
     Empty(PathBuf),
-    /// A model folder, hub name or one of its files cannot be had.
+    /// A model folder, a hub name or one of its files is not available.
     #[error("scorer `{scorer}`: {source}")]
     Hub {
         /// The entry that names the model.

@@ -1,5 +1,5 @@
-//! Files of scorers before any of them is read: what is on this machine is checked before the first
-//! download, and what will be downloaded is said, with its size.
+//! The files of scorers, before any of them is read: checks what is on this machine before the
+//! first download, and logs what will be downloaded, with its size.
 
 use std::path::{Path, PathBuf};
 
@@ -9,13 +9,13 @@ use crate::config::{Kind, ScorerConfig, ScorersConfig};
 use crate::error::ScorerError;
 use crate::model::{self, Model, TOKENIZER_FILES};
 
-/// Configuration files that are read beside the weights, where a repository has them.
+/// Configuration files that are read beside the weights, if a repository has them.
 const CONFIGURATIONS: [&str; 4] =
     ["config.json", "preprocessor_config.json", "processor_config.json", "open_clip_config.json"];
 
-/// Checks everything that is on this machine, says what is to be downloaded, and that there is room
-/// for it.
-pub(crate) fn prepare(config: &ScorersConfig) -> Result<(), ScorerError> {
+/// Checks everything that is on this machine, logs what will be downloaded, and checks that there
+/// is room for it.
+pub(crate) fn check(config: &ScorersConfig) -> Result<(), ScorerError> {
     let mut found: Vec<Model> = Vec::new();
     for entry in &config.scorer {
         let hub = ScorerError::hub(&entry.name);
@@ -70,8 +70,8 @@ fn count(
     Ok(())
 }
 
-/// The file of an aesthetic head, downloaded first where it is on the hub, and its checksum compared
-/// where the entry names one.
+/// The file of an aesthetic head, downloaded first if it is on the hub. Compares its checksum if
+/// the entry names one.
 pub(crate) fn head(config: &ScorersConfig, entry: &ScorerConfig) -> Result<PathBuf, ScorerError> {
     check_head(config, entry)?;
     let hub = ScorerError::hub(&entry.name);
@@ -87,7 +87,7 @@ pub(crate) fn head(config: &ScorersConfig, entry: &ScorerConfig) -> Result<PathB
         if found != expected.to_lowercase() {
             let problem = format!(
                 "its SHA-256 is {found}, but `head_sha256` says {expected}\n\
-                 hint: it is another head, or damaged; remove `head_sha256` to use it all the same"
+                 hint: it is another head, or damaged; remove `head_sha256` to use it anyway"
             );
             return Err(ScorerError::File { scorer: entry.name.clone(), file, problem });
         }
@@ -95,7 +95,7 @@ pub(crate) fn head(config: &ScorersConfig, entry: &ScorerConfig) -> Result<PathB
     Ok(file)
 }
 
-/// What can be said of a head without the hub.
+/// Checks of a head that need no hub.
 fn check_head(config: &ScorersConfig, entry: &ScorerConfig) -> Result<(), ScorerError> {
     let text = entry.head.as_deref().unwrap_or_default();
     if runkit::path::is_address(Path::new(text)) {
@@ -112,8 +112,8 @@ fn check_head(config: &ScorersConfig, entry: &ScorerConfig) -> Result<(), Scorer
         return Ok(());
     }
     let hint = match Path::new(text).is_relative() {
-        true => "the path is relative to the TOML file; one of the hub is hf://owner/name/file",
-        false => "check the path; one of the hub is hf://owner/name/file",
+        true => "the path is relative to the TOML file; a head on the hub is hf://owner/name/file",
+        false => "check the path; a head on the hub is hf://owner/name/file",
     };
     let problem = format!("head {} is not a file; hint: {hint}", file.display());
     Err(model::invalid(config, entry, problem))

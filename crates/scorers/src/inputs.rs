@@ -1,4 +1,4 @@
-//! What the processor does before a network sees anything: pixels and tokens, ready for a batch.
+//! The inputs of the networks, as processors and tokenizers make them: pixels and token ids.
 
 use media::text::Tokens;
 
@@ -11,13 +11,13 @@ pub struct PreprocessedImage {
 }
 
 impl PreprocessedImage {
-    /// What each distinct recipe of the set made of the image, (3, size, size), in the set's order.
+    /// The output (3, size, size) of each distinct recipe of the set, in the set's order.
     #[must_use]
     pub fn blocks(&self) -> &[Vec<f32>] {
         &self.blocks
     }
 
-    /// Whether the image is transparent somewhere and a recipe laid it on white.
+    /// Whether the image has transparent pixels and a recipe composited it on white.
     #[must_use]
     pub fn on_white(&self) -> bool {
         self.on_white
@@ -44,7 +44,7 @@ impl TokenizedTexts {
         self.captions
     }
 
-    /// Whether there is none.
+    /// Whether there are no captions.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.captions == 0

@@ -1,11 +1,28 @@
-//! The reward models behind one trait: configuration (`scorers.toml`), loading of the published
-//! checkpoint layouts, and batch scoring.
+//! Reward models of text-to-image generation behind one interface: CLIP, HPS v2, PickScore and the
+//! LAION aesthetic predictor, in the layouts of their published checkpoints. `scorers.toml` names
+//! them; another model of these kinds is one more entry and no code.
 //!
-//! A run has any number of scorers; they share what they have in common. Scorers with one
-//! preprocessing recipe preprocess an image once, scorers with one tokenizer tokenize a caption once,
-//! and scorers with one image tower (the aesthetic head on a CLIP that votes itself) run it once.
-//! [`ScorerSet`] owns that sharing; the [`Scorer`] trait is only what is left to each model: from
-//! normalised features to a number.
+//! ```no_run
+//! use scorers::{Compute, Limits, ScorerSet, decode};
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let scorers = ScorerSet::open("data/mini/scorers.toml", Compute::default())?;
+//! let image = decode(&std::fs::read("fox.png")?, &Limits::default())?;
+//! for (name, score) in scorers.score_one(&image, "a red fox in the snow")? {
+//!     println!("{name}: {score}");
+//! }
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! For many images, the steps are separate: [`ImagePreprocessor`] works on decoding threads,
+//! [`ScorerSet::encode_images`] and [`ScorerSet::encode_texts`] run the towers on batches, and
+//! [`ScorerSet::score`] scores image-caption pairs of their features.
+//!
+//! Scorers share what they have in common. Those with one preprocessing recipe preprocess an image
+//! once, those with one tokenizer tokenize a caption once, and those with one image tower (the
+//! aesthetic head on the CLIP that also votes) run it once. [`ScorerSet`] owns that sharing; a
+//! [`Scorer`] only maps normalised features to a score.
 //!
 //! Knows nothing of Parquet, pairs or votes.
 
@@ -28,6 +45,9 @@ pub use load::DescribedScorers;
 pub use manifest::{
     ImageTowerRecord, ScorerRecord, ScorersManifest, TextTowerRecord, WeightsRecord,
 };
+pub use media::decode::{Image, Limits, decode};
 pub use memory::MemoryLimits;
+pub use nn::device::{DeviceChoice, Precision};
 pub use score::{AestheticScorer, CosineScorer, Scorer};
 pub use set::{Compute, Features, ImagePreprocessor, ScorerSet};
+pub use tch::Device;

@@ -57,11 +57,66 @@ impl std::fmt::Debug for DescribedScorers {
     }
 }
 
+impl ScorerSet {
+    /// Reads `scorers.toml` and loads the models that it names; those on the hub are downloaded
+    /// first.
+    pub fn open(file: impl AsRef<Path>, compute: Compute) -> Result<Self, ScorerError> {
+        DescribedScorers::of(&ScorersConfig::read(file.as_ref())?, compute)?.load()
+    }
+}
+
 impl DescribedScorers {
-    /// Finds the files of every scorer of `config`, checks their configurations and works out what the
-    /// scorers share. Names the first file that is missing or does not parse.
+    /// Finds the files of every scorer of `config`, checks their configurations and works out what
+    /// the scorers share. Names the first file that is missing or does not parse.
     pub fn of(config: &ScorersConfig, compute: Compute) -> Result<Self, ScorerError> {
-        describe(config, compute)
+        config.validate()?;
+        files::check(config)?;
+        let mut described = Self {
+            config: config.clone(),
+            compute,
+            models: Vec::new(),
+            recipes: Vec::new(),
+            tokenizers: Vec::new(),
+            image_towers: Vec::new(),
+            text_towers: Vec::new(),
+            scorers: Vec::new(),
+            manifest: ScorersManifest {
+                scorers: Vec::new(),
+                dtype: compute.precision.to_string(),
+                device: if compute.device.is_cuda() { "cuda" } else { "cpu" }.to_owned(),
+            },
+        };
+        for entry in &config.scorer {
+            described.add(entry)?;
+        }
+        described.manifest.scorers = records(&described)?;
+        Ok(described)
+    }
+
+    /// Adds a scorer; what an earlier one has already is shared.
+    fn add(&mut self, entry: &ScorerConfig) -> Result<(), ScorerError> {
+        let model = find_model(&self.config, entry, &mut self.models)?;
+        self.models[model].parts.vision = true;
+        let Model { config: clip, preprocessing, .. } = &self.models[model];
+        let recipe = preprocess::recipe(entry, preprocessing, clip.vision.image_size)?;
+        let recipe = index_of(&mut self.recipes, recipe);
+        let image_tower = index_of(&mut self.image_towers, (model, recipe));
+        let (text_tower, head) = match entry.kind {
+            Kind::Clip => {
+                self.models[model].parts.text = true;
+                let tokenizer = tokenizer_of(entry, &self.models[model])?;
+                let mut known = self.tokenizers.iter().map(|known| known.fingerprint());
+                let known = known.position(|known| known == tokenizer.fingerprint());
+                let tokenizer = known.unwrap_or_else(|| {
+                    self.tokenizers.push(tokenizer);
+                    self.tokenizers.len() - 1
+                });
+                (Some(index_of(&mut self.text_towers, (model, tokenizer))), None)
+            }
+            Kind::Aesthetic => (None, Some(files::head(&self.config, entry)?)),
+        };
+        self.scorers.push(Parts { image_tower, text_tower, head });
+        Ok(())
     }
 
     /// What the scores depend on.
@@ -70,7 +125,7 @@ impl DescribedScorers {
         &self.manifest
     }
 
-    /// How many numbers each text tower gives for a caption, in the order of the set's text towers.
+    /// The length of each text tower's features, in the order of the set's text towers.
     #[must_use]
     pub fn text_widths(&self) -> Vec<usize> {
         let width = |model: usize| self.models[model].config.embed_dim;
@@ -86,151 +141,84 @@ impl DescribedScorers {
 
     /// Reads the weights into networks.
     pub fn load(self) -> Result<ScorerSet, ScorerError> {
-        load(self)
+        let mut visions: Vec<Option<Arc<VisionTower>>> = Vec::new();
+        let mut texts: Vec<Option<Arc<TextTower>>> = Vec::new();
+        for model in &self.models {
+            let clip = self.network(model)?;
+            visions.push(clip.vision.map(Arc::new));
+            texts.push(clip.text.map(Arc::new));
+        }
+        let mut image_towers = Vec::new();
+        for &(model, recipe) in &self.image_towers {
+            if let Some(network) = &visions[model] {
+                let name = format!("image tower of {}", self.models[model].scorer);
+                image_towers.push(ImageTower { name, network: Arc::clone(network), recipe });
+            }
+        }
+        let mut text_towers = Vec::new();
+        for &(model, tokenizer) in &self.text_towers {
+            if let Some(network) = &texts[model] {
+                let name = format!("text tower of {}", self.models[model].scorer);
+                let (network, pooling) = (Arc::clone(network), self.models[model].config.pooling);
+                text_towers.push(CaptionTower { name, network, tokenizer, pooling });
+            }
+        }
+        let scorers = self.config.scorer.iter().zip(&self.scorers);
+        Ok(ScorerSet {
+            scorers: scorers
+                .map(|(entry, parts)| self.scorer(entry, parts))
+                .collect::<Result<_, _>>()?,
+            image_towers,
+            text_towers,
+            recipes: self.recipes,
+            tokenizers: self.tokenizers,
+            manifest: self.manifest,
+            compute: self.compute,
+            network_time: Cell::new(Duration::ZERO),
+            limits: Limits::default(),
+        })
     }
-}
 
-impl ScorerSet {
-    /// Reads `scorers.toml` and loads all that it names, downloaded first if it is on the hub.
-    pub fn open(file: impl AsRef<Path>, compute: Compute) -> Result<Self, ScorerError> {
-        DescribedScorers::of(&ScorersConfig::read(file.as_ref())?, compute)?.load()
-    }
-}
-
-fn load(layouts: DescribedScorers) -> Result<ScorerSet, ScorerError> {
-    let (config, compute) = (&layouts.config, layouts.compute);
-    let mut visions: Vec<Option<Arc<VisionTower>>> = Vec::new();
-    let mut texts: Vec<Option<Arc<TextTower>>> = Vec::new();
-    for model in &layouts.models {
+    fn network(&self, model: &Model) -> Result<ClipModel, ScorerError> {
         tracing::debug!(scorer = model.scorer, weights = %show(&model.files), "loading");
+        let failed = ScorerError::network(&model.scorer);
         let weights =
             Weights::open_files(&model.files).map_err(ScorerError::network(&model.scorer))?;
-        let clip = ClipModel::load(
-            &model.config,
-            model.layout,
-            &weights,
-            model.parts,
-            compute.device,
-            compute.precision,
-        )
-        .map_err(ScorerError::network(&model.scorer))?;
-        visions.push(clip.vision.map(Arc::new));
-        texts.push(clip.text.map(Arc::new));
+        let Compute { device, precision } = self.compute;
+        ClipModel::load(&model.config, model.layout, &weights, model.parts, device, precision)
+            .map_err(failed)
     }
-    let mut image_towers = Vec::new();
-    for &(model, recipe) in &layouts.image_towers {
-        if let Some(network) = &visions[model] {
-            let name = format!("image tower of {}", layouts.models[model].scorer);
-            image_towers.push(ImageTower { name, network: Arc::clone(network), recipe });
-        }
-    }
-    let mut text_towers = Vec::new();
-    for &(model, tokenizer) in &layouts.text_towers {
-        if let Some(network) = &texts[model] {
-            let name = format!("text tower of {}", layouts.models[model].scorer);
-            let pooling = layouts.models[model].config.pooling;
-            text_towers.push(CaptionTower {
-                name,
-                network: Arc::clone(network),
-                tokenizer,
-                pooling,
+
+    fn scorer(&self, entry: &ScorerConfig, parts: &Parts) -> Result<Box<dyn Scorer>, ScorerError> {
+        let (name, image_tower) = (entry.name.clone(), parts.image_tower);
+        let file = match (parts.text_tower, &parts.head) {
+            (Some(text_tower), _) => {
+                return Ok(Box::new(CosineScorer { name, image_tower, text_tower }));
+            }
+            (None, Some(file)) => file,
+            (None, None) => {
+                let problem = "it has neither a text tower nor a head".to_owned();
+                return Err(invalid(&self.config, entry, problem));
+            }
+        };
+        let weights = Weights::open(file).map_err(ScorerError::network(&entry.name))?;
+        let head = AestheticHead::load(&weights, self.compute.device)
+            .map_err(ScorerError::network(&entry.name))?;
+        let embedding = self.models[self.image_towers[image_tower].0].config.embed_dim;
+        if head.input_width() != embedding {
+            return Err(ScorerError::File {
+                scorer: name,
+                file: file.clone(),
+                problem: format!(
+                    "the head needs features of {} numbers, but model `{}` has {embedding}; hint: LAION's \
+                     published head belongs to openai/clip-vit-large-patch14",
+                    head.input_width(),
+                    entry.model
+                ),
             });
         }
+        Ok(Box::new(AestheticScorer { name, image_tower, head }))
     }
-    let mut scorers: Vec<Box<dyn Scorer>> = Vec::new();
-    for (entry, parts) in config.scorer.iter().zip(&layouts.scorers) {
-        let (name, image_tower) = (entry.name.clone(), parts.image_tower);
-        match (parts.text_tower, &parts.head) {
-            (Some(text_tower), _) => {
-                scorers.push(Box::new(CosineScorer { name, image_tower, text_tower }));
-            }
-            (None, Some(file)) => {
-                let network = ScorerError::network(&entry.name);
-                let weights = Weights::open(file).map_err(network)?;
-                let embedding =
-                    layouts.models[layouts.image_towers[image_tower].0].config.embed_dim;
-                let head = AestheticHead::load(&weights, compute.device).map_err(network)?;
-                if head.input_width() != embedding {
-                    return Err(ScorerError::File {
-                        scorer: entry.name.clone(),
-                        file: file.clone(),
-                        problem: format!(
-                            "the head takes features of {} numbers but model `{}` gives {embedding}; hint: LAION's \
-                             published head belongs to openai/clip-vit-large-patch14",
-                            head.input_width(),
-                            entry.model
-                        ),
-                    });
-                }
-                scorers.push(Box::new(AestheticScorer { name, image_tower, head }));
-            }
-            (None, None) => {
-                return Err(invalid(
-                    config,
-                    entry,
-                    "it has neither a text tower nor a head".to_owned(),
-                ));
-            }
-        }
-    }
-    Ok(ScorerSet {
-        scorers,
-        image_towers,
-        text_towers,
-        recipes: layouts.recipes,
-        tokenizers: layouts.tokenizers,
-        manifest: layouts.manifest,
-        compute,
-        network_time: Cell::new(Duration::ZERO),
-        limits: Limits::default(),
-    })
-}
-
-fn describe(config: &ScorersConfig, compute: Compute) -> Result<DescribedScorers, ScorerError> {
-    config.validate()?;
-    files::prepare(config)?;
-    let mut described = DescribedScorers {
-        config: config.clone(),
-        compute,
-        models: Vec::new(),
-        recipes: Vec::new(),
-        tokenizers: Vec::new(),
-        image_towers: Vec::new(),
-        text_towers: Vec::new(),
-        scorers: Vec::new(),
-        manifest: ScorersManifest {
-            scorers: Vec::new(),
-            dtype: compute.precision.to_string(),
-            device: if compute.device.is_cuda() { "cuda" } else { "cpu" }.to_owned(),
-        },
-    };
-    for entry in &config.scorer {
-        let model = find_model(config, entry, &mut described.models)?;
-        described.models[model].parts.vision = true;
-        let Model { config: clip, preprocessing, .. } = &described.models[model];
-        let recipe = preprocess::recipe(entry, preprocessing, clip.vision.image_size)?;
-        let recipe = index_of(&mut described.recipes, recipe);
-        let image_tower = index_of(&mut described.image_towers, (model, recipe));
-        let (text_tower, head) = match entry.kind {
-            Kind::Clip => {
-                described.models[model].parts.text = true;
-                let tokenizer = tokenizer_of(entry, &described.models[model])?;
-                let known = described.tokenizers.iter();
-                let known = known
-                    .map(|known| known.fingerprint())
-                    .position(|known| known == tokenizer.fingerprint());
-                let tokenizer = known.unwrap_or_else(|| {
-                    described.tokenizers.push(tokenizer);
-                    described.tokenizers.len() - 1
-                });
-                (Some(index_of(&mut described.text_towers, (model, tokenizer))), None)
-            }
-            Kind::Aesthetic => (None, Some(files::head(config, entry)?)),
-        };
-        described.scorers.push(Parts { image_tower, text_tower, head });
-    }
-    described.manifest.scorers = records(&described)?;
-    Ok(described)
 }
 
 /// The manifest's records, with the checksum of every weights file, each file read once.
@@ -287,7 +275,7 @@ fn records(described: &DescribedScorers) -> Result<Vec<ScorerRecord>, ScorerErro
     Ok(scorers.collect())
 }
 
-/// The index of `item`, added when new.
+/// The index of `item`, added if it is new.
 fn index_of<T: PartialEq>(items: &mut Vec<T>, item: T) -> usize {
     items.iter().position(|other| *other == item).unwrap_or_else(|| {
         items.push(item);

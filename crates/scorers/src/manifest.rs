@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 pub struct ScorersManifest {
     /// One record per scorer, in column order.
     pub scorers: Vec<ScorerRecord>,
-    /// The type the networks computed in: `f32`, `bf16` or `f16`.
+    /// The dtype of the networks: `f32`, `bf16` or `f16`.
     pub dtype: String,
     /// The kind of device: `cpu` or `cuda`. Their last bits differ.
     pub device: String,
@@ -22,12 +22,12 @@ pub struct ScorerRecord {
     pub name: String,
     /// `clip` or `aesthetic`.
     pub kind: String,
-    /// What sees the image.
+    /// The tower that reads the image.
     pub image: ImageTowerRecord,
-    /// What reads the caption, when something does.
+    /// The tower that reads the caption, if the scorer has one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub text: Option<TextTowerRecord>,
-    /// The aesthetic head's file, when there is one.
+    /// The aesthetic head's file, if the scorer has one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub head: Option<WeightsRecord>,
 }
@@ -37,7 +37,7 @@ pub struct ScorerRecord {
 pub struct ImageTowerRecord {
     /// The checkpoint.
     pub weights: Vec<WeightsRecord>,
-    /// The hub revision the weights came from, when they came from a hub.
+    /// The hub revision of the weights, if they came from the hub.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub revision: Option<String>,
     /// `transformers` or `open_clip`.
@@ -55,15 +55,15 @@ pub struct ImageTowerRecord {
 /// A text tower and its input.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct TextTowerRecord {
-    /// The tokenizer with a fingerprint of all that decides the ids: vocabulary, pipeline, special
+    /// The tokenizer, with a fingerprint of all that decides the ids: vocabulary, pipeline, special
     /// tokens.
     pub tokenizer: String,
-    /// Tokens a caption is cut to.
+    /// The number of tokens to which captions are truncated.
     pub context_length: usize,
     /// The network as it was resolved; absent in files of earlier versions.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub network: Option<TextConfig>,
-    /// Where its answer is read.
+    /// The token whose hidden state becomes the feature.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pooling: Option<Pooling>,
 }

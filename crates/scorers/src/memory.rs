@@ -1,4 +1,4 @@
-//! What happens when a device runs out of memory: smaller forwards, for the rest of the run.
+//! Smaller forwards, for the rest of the run, once a device has run out of memory.
 
 use std::cell::Cell;
 
@@ -20,7 +20,7 @@ pub struct MemoryLimits {
     pub captions: Option<usize>,
 }
 
-/// [`MemoryLimits`] as they are found out.
+/// [`MemoryLimits`] while a run finds them.
 #[derive(Debug, Default)]
 pub(crate) struct Limits {
     pub(crate) images: Cell<Option<usize>>,
@@ -33,8 +33,8 @@ impl Limits {
     }
 }
 
-/// Runs `forward` on the batch, in pieces of at most `limit` rows. When the device has not enough
-/// memory for a piece the limit becomes half of it and stays so.
+/// Runs `forward` on the batch, in pieces of at most `limit` rows. If the device has too little
+/// memory for a piece, the limit becomes half of the piece for the rest of the run.
 pub(crate) fn in_pieces<T>(
     batch: &[T],
     limit: &Cell<Option<usize>>,
@@ -66,7 +66,7 @@ pub(crate) fn in_pieces<T>(
                 tracing::warn!(
                     tower,
                     rows = rows / 2,
-                    "the device has not enough memory for {rows} rows at once; {} from now on",
+                    "the device has too little memory for {rows} rows at once; {} from now on",
                     rows / 2
                 );
             }
@@ -83,7 +83,7 @@ mod tests {
 
     use super::*;
 
-    /// A device with room for so many rows: gives each row's own number.
+    /// A device with room for so many rows; the feature of a row is its number.
     fn device(
         room: usize,
         sizes: &RefCell<Vec<usize>>,

@@ -1,4 +1,4 @@
-//! One checkpoint: which files it is made of, what its configuration says, and their checksums.
+//! One checkpoint: its files, its configuration, and their checksums.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -26,8 +26,8 @@ const OPEN_CLIP_WEIGHTS: [&str; 4] = [
     "open_clip_pytorch_model.bin",
     "open_clip_pytorch_model.pt",
 ];
-/// Files a tokenizer may read; fetched so that a hub model has the same tokens as a folder of the
-/// same files.
+/// Files that a tokenizer may read. All are fetched, so that a hub model has the same tokens as a
+/// folder of the same files.
 pub(crate) const TOKENIZER_FILES: [&str; 7] = [
     "tokenizer.json",
     "vocab.json",
@@ -78,8 +78,8 @@ pub(crate) fn find_model(
     }
     match &preprocessing {
         Preprocessing::Absent => {}
-        Preprocessing::Hf(section) => section.tell_unread_hf(),
-        Preprocessing::OpenClip(section) => section.tell_unread_open_clip(),
+        Preprocessing::Hf(section) => section.warn_unread_hf(),
+        Preprocessing::OpenClip(section) => section.warn_unread_open_clip(),
     }
     for name in TOKENIZER_FILES {
         repository.optional_file(name).map_err(hub)?;
@@ -154,8 +154,8 @@ fn open_clip_config(
         && named != clip
     {
         let problem = format!(
-            "architecture = \"{name}\" is another network than {} describes; hint: leave \
-             `architecture` out, or the file if it is wrong",
+            "architecture = \"{name}\" is another network than {} describes; hint: remove \
+             `architecture`, or the file if it is wrong",
             file.display()
         );
         return Err(invalid(config, entry, problem));
@@ -187,7 +187,7 @@ fn weight_files(
             break;
         }
     }
-    // A folder may hold another variant, or nothing but.
+    // A folder may hold only another variant, such as fp16.
     let found = match (found, &entry.weights, repository.folder()) {
         (None, None, Some(folder)) => {
             nn::weights::find_file(folder, &names).map_err(ScorerError::network(&entry.name))?
@@ -205,7 +205,7 @@ fn weight_files(
     if file.extension().is_none_or(|extension| extension != "json") {
         return Ok(vec![file]);
     }
-    // A sharded checkpoint: every shard its index names, each through the repository's path checks.
+    // Each shard of a sharded checkpoint goes through the repository's path checks.
     shards(entry, &file)?.iter().map(|shard| repository.file(shard).map_err(hub)).collect()
 }
 

@@ -1,4 +1,4 @@
-//! From normalised features to a number: the part of a reward model that is its own.
+//! From normalised features to a score: the part of a reward model that no other one shares.
 
 use nn::NetworkError;
 use nn::aesthetic::AestheticHead;
@@ -14,8 +14,8 @@ pub trait Scorer: Send {
     fn text_tower(&self) -> Option<usize>;
     /// Scores N images with their captions.
     ///
-    /// `image_features_ND` and, if [`Scorer::text_tower`] names a tower, `text_features_ND` are f32 and
-    /// of unit length; the result is f32 of shape `[N]` on the same device. Larger is better.
+    /// `image_features_ND` and, if [`Scorer::text_tower`] names a tower, `text_features_ND` are f32
+    /// and of unit length; the result is f32 of shape `[N]` on the same device. Larger is better.
     #[expect(non_snake_case, reason = "shape suffixes: N images, D embedding")]
     fn score(
         &self,

@@ -22,8 +22,8 @@ use crate::manifest::ScorersManifest;
 use crate::memory::{Limits, MemoryLimits, in_pieces};
 use crate::score::Scorer;
 
-/// Captions per forward of a text tower. Short captions of one forward share its length, so a larger
-/// batch pads more; 16 keeps the processor busy.
+/// Captions per forward of a text tower. Short captions of one forward share its length, so a
+/// larger batch pads more; 16 keeps the processor busy.
 const CAPTIONS_PER_FORWARD: usize = 16;
 
 /// Where and in which dtype the networks compute.
@@ -160,8 +160,8 @@ impl ScorerSet {
         self.network_time.get()
     }
 
-    /// How many rows a forward has at most, if the device ran out of memory. The last bits of a score
-    /// depend on it.
+    /// How many rows a forward has at most, if the device ran out of memory. The last bits of a
+    /// score depend on it.
     #[must_use]
     pub fn memory_limits(&self) -> MemoryLimits {
         self.limits.get()
@@ -191,8 +191,8 @@ impl ScorerSet {
 
     /// Runs every image tower over a batch of images.
     ///
-    /// If the device runs out of memory, halves the batch and tries again. Later batches then have at
-    /// most the size that fitted ([`ScorerSet::memory_limits`]); the features are the same up to
+    /// If the device runs out of memory, halves the batch and tries again. Later batches then have
+    /// at most the size that fitted ([`ScorerSet::memory_limits`]); the features are the same up to
     /// rounding.
     pub fn encode_images(&self, images: &[&PreprocessedImage]) -> Result<Features, ScorerError> {
         let started = Instant::now();

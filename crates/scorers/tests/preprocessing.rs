@@ -176,7 +176,7 @@ fn what_is_not_built_is_refused_by_name() {
         (json!({"size": {"height": 64}}), "`size`"),
         (json!({"size": 0}), "`size`"),
         (json!({"size": "64"}), "`size`"),
-        (json!({"crop_size": 32}), "`crop_size` is 32x32 pixels, but the network takes 64x64"),
+        (json!({"crop_size": 32}), "`crop_size` is 32x32 pixels, but the network needs 64x64"),
         (json!({"crop_size": {"shortest_edge": 64}}), "`crop_size`"),
         (json!({"crop_size": {"height": 64, "width": 32}}), "`crop_size`"),
         (json!({"do_center_crop": false}), "`do_center_crop` is false"),

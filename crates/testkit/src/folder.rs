@@ -44,8 +44,8 @@ impl Folder {
         std::fs::read(self.path(name)).unwrap()
     }
 
-    /// Every file below `name` with its bytes, by path below it; lock files, which stay by design and
-    /// say who held them last, left out.
+    /// Every file below `name` with its bytes, by path below it; lock files, which stay by design
+    /// and say who held them last, left out.
     pub fn files(&self, name: &str) -> BTreeMap<String, Vec<u8>> {
         let root = self.path(name);
         let mut files = BTreeMap::new();

@@ -1,6 +1,6 @@
-//! What the tests of the three programs share: a program in an environment of its own, how a run of it
-//! ended, and a temporary folder. Every function panics where it cannot do what it says: its caller
-//! is a test.
+//! What the tests of the three programs share: a program in an environment of its own, how a run of
+//! it ended, and a temporary folder. Every function panics where it cannot do what it says: its
+//! caller is a test.
 
 #![expect(clippy::unwrap_used, reason = "a test stops where something fails")]
 
@@ -19,8 +19,8 @@ pub use folder::Folder;
 /// Every run of a test takes seconds; this is for machines that do much else.
 const LONGEST_RUN: Duration = Duration::from_secs(300);
 
-/// Variables of the caller's shell that would change what any of the programs does; those that begin
-/// with the program's name are taken away too.
+/// Variables of the caller's shell that would change what any of the programs does; those that
+/// begin with the program's name are taken away too.
 const FOREIGN_VARIABLES: [&str; 14] = [
     "RUNKIT_FAULT",
     "RUST_LOG",
@@ -38,8 +38,8 @@ const FOREIGN_VARIABLES: [&str; 14] = [
     "PMI_SIZE",
 ];
 
-/// A program by its path, alone in its environment and on one thread, so that tests do not slow each
-/// other.
+/// A program by its path, alone in its environment and on one thread, so that tests do not slow
+/// each other.
 pub fn program<I: AsRef<OsStr>>(path: &str, arguments: impl IntoIterator<Item = I>) -> Command {
     let name = path.rsplit('/').next().unwrap().to_uppercase();
     let mut command = Command::new(path);

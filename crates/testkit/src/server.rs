@@ -1,5 +1,5 @@
-//! A small HTTP server on this machine that answers as a test tells it, and one that answers as a hub
-//! of models does.
+//! A small HTTP server on this machine that answers as a test tells it, and one that answers as a
+//! hub of models does.
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::{TcpListener, TcpStream};

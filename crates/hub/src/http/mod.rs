@@ -103,8 +103,8 @@ impl Client {
         }
     }
 
-    /// Asks for `address`, follows redirects, and waits where servers are busy or connections break.
-    /// `see` is shown each answer on the way, the last one included.
+    /// Asks for `address`, follows redirects, and waits where servers are busy or connections
+    /// break. `see` is shown each answer on the way, the last one included.
     pub(crate) fn ask(
         &self,
         method: &Method,
@@ -399,7 +399,8 @@ fn explain(error: &ureq::Error) -> Problem {
 }
 
 /// What a busy server asks for: `Retry-After` in seconds, or the time until the quota of the hub's
-/// `RateLimit` header is renewed (huggingface/huggingface_hub `src/huggingface_hub/utils/_http.py`).
+/// `RateLimit` header is renewed (huggingface/huggingface_hub
+/// `src/huggingface_hub/utils/_http.py`).
 fn wanted_pause(headers: &HeaderMap) -> Option<Duration> {
     let after = headers.get(RETRY_AFTER).and_then(|value| value.to_str().ok()?.trim().parse().ok());
     let renewed = || {

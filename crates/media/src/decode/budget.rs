@@ -1,8 +1,8 @@
 //! How many pixels all threads together decode at once.
 //!
 //! A small file can ask for 100 megapixels. Without a bound on their sum, every thread may decode
-//! such a file at the same time, and memory grows with the number of processors. Here an image waits
-//! for a permit before its pixels are allocated, and returns it when it is dropped.
+//! such a file at the same time, and memory grows with the number of processors. Here an image
+//! waits for a permit before its pixels are allocated, and returns it when it is dropped.
 
 use std::cell::RefCell;
 use std::sync::atomic::{AtomicUsize, Ordering};

@@ -79,8 +79,8 @@ pub struct ShapeError {
 pub enum Transparency {
     /// The alpha of each palette entry.
     Palette(Box<[u8; 256]>),
-    /// Pixels that have this colour as RGB. For 16-bit colours these are the low bytes, which Pillow
-    /// compares.
+    /// Pixels that have this colour as RGB. For 16-bit colours these are the low bytes, which
+    /// Pillow compares.
     Colour([u8; 3]),
 }
 
@@ -111,8 +111,8 @@ impl PartialEq for Image {
 impl Eq for Image {}
 
 impl Image {
-    /// Wraps existing pixels: width × height × bytes per pixel, no side 0. A [`Mode::Palette`] image
-    /// gets a grey ramp as its palette.
+    /// Wraps existing pixels: width × height × bytes per pixel, no side 0. A [`Mode::Palette`]
+    /// image gets a grey ramp as its palette.
     pub fn new(mode: Mode, width: u32, height: u32, pixels: Vec<u8>) -> Result<Self, ShapeError> {
         let palette = (mode == Mode::Palette)
             .then(|| Box::new(std::array::from_fn(|index| [index as u8; 3])));

@@ -163,12 +163,12 @@ impl DecodeError {
 
 /// Decodes a JPEG, PNG or WebP image (its first frame), whatever the name of the file.
 ///
-/// Rejects data that ends early, as Pillow does; damaged JPEG data inside a complete file is decoded
-/// as far as libjpeg-turbo can, as in Pillow. Checks limits before it allocates pixels.
+/// Rejects data that ends early, as Pillow does; damaged JPEG data inside a complete file is
+/// decoded as far as libjpeg-turbo can, as in Pillow. Checks limits before it allocates pixels.
 ///
-/// The images of one process hold at most [`MOST_PIXELS_AT_ONCE`] pixels: a call waits until there is
-/// room for its image, whose pixels count until it is dropped. A thread that already holds an image
-/// does not wait.
+/// The images of one process hold at most [`MOST_PIXELS_AT_ONCE`] pixels: a call waits until there
+/// is room for its image, whose pixels count until it is dropped. A thread that already holds an
+/// image does not wait.
 pub fn decode(bytes: &[u8], limits: &Limits) -> Result<Image, DecodeError> {
     crate::guard::caught(|| decode_any(bytes, limits))
         .unwrap_or_else(|detail| Err(DecodeError::Panicked { detail }))

@@ -101,8 +101,8 @@ fn palette(entries: Option<&[u8]>) -> Box<Palette> {
     palette
 }
 
-/// The `tRNS` chunk: an alpha for each entry of a palette, else two bytes a channel; Pillow compares
-/// the low ones.
+/// The `tRNS` chunk: an alpha for each entry of a palette, else two bytes a channel; Pillow
+/// compares the low ones.
 fn transparency(mode: Mode, chunk: Option<&[u8]>) -> Option<Transparency> {
     let chunk = chunk?;
     let low = |channel: usize| chunk.get(2 * channel + 1).copied();

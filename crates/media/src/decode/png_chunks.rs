@@ -34,8 +34,8 @@ struct Head<'a> {
     transparency: Option<&'a [u8]>,
 }
 
-/// The file as Pillow understands it, rewritten to follow the standard, and the permit to decode its
-/// pixels; `None` if Pillow rejects it too.
+/// The file as Pillow understands it, rewritten to follow the standard, and the permit to decode
+/// its pixels; `None` if Pillow rejects it too.
 pub(super) fn rebuilt(bytes: &[u8], limits: &Limits) -> Option<(Vec<u8>, Arc<Permit>)> {
     let (head, place) = head(bytes)?;
     let header = head.header?;
@@ -204,8 +204,8 @@ impl Layout {
     }
 }
 
-/// A zlib stream of stored blocks with room for so many bytes, which are zero at first. Its checksum
-/// is omitted, as the decoder ignores it.
+/// A zlib stream of stored blocks with room for so many bytes, which are zero at first. Its
+/// checksum is omitted, as the decoder ignores it.
 struct Stored {
     stream: Vec<u8>,
     bytes: usize,

@@ -1,5 +1,5 @@
-//! HPS's resize of a floating-point tensor, bit for bit as the published libtorch 2.11.0 computes it
-//! with AVX-512: `upsample_bicubic2d` (align_corners = false) and `_upsample_bicubic2d_aa`.
+//! HPS's resize of a floating-point tensor, bit for bit as the published libtorch 2.11.0 computes
+//! it with AVX-512: `upsample_bicubic2d` (align_corners = false) and `_upsample_bicubic2d_aa`.
 //!
 //! Source: pytorch/pytorch (2.11.0) `aten/src/ATen/native/cpu/UpSampleKernel.cpp`,
 //! `aten/src/ATen/native/UpSample.h`. Which products its compiler fused into a sum (`mul_add`) and

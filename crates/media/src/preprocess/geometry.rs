@@ -4,8 +4,8 @@ use crate::decode::{Image, Mode};
 use crate::resize::Window;
 
 /// The visible part of the resized image, and the position (column, row) of its first pixel in a
-/// square of `size` pixels. A side that is too long is cropped at its centre; one that is too short is
-/// centred, with the larger half of the padding before it (`center_crop` of transformers).
+/// square of `size` pixels. A side that is too long is cropped at its centre; one that is too short
+/// is centred, with the larger half of the padding before it (`center_crop` of transformers).
 pub(super) fn crop_or_pad(resized: (u32, u32), size: u32) -> (Window, (u32, u32)) {
     let axis = |length: u32| match length.checked_sub(size) {
         Some(rest) => (rest / 2, size, 0),

@@ -168,7 +168,8 @@ impl HfSize {
     }
 }
 
-/// The longer side if the shorter one becomes `side`; integers, as Python's `int()` of the quotient.
+/// The longer side if the shorter one becomes `side`; integers, as Python's `int()` of the
+/// quotient.
 pub(super) fn truncated_longer_side(side: u32, short: u32, long: u32) -> u32 {
     let long = u64::from(side) * u64::from(long) / u64::from(short.max(1));
     // The longest image within the limits is far below 2³²/size pixels; saturation is for others.

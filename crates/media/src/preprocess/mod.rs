@@ -51,8 +51,8 @@ pub enum Kind {
     Hf(HfSteps),
     /// HPS v2 and DiffusionDPO's CLIP: to RGB, to floating point, bicubic to the longer side, black
     /// padding to a square, not clamped, then normalised. If the longer side already has the right
-    /// length, the original does not pad, and its network fails unless the image is square; this one
-    /// pads. A side that would round to nothing stays one pixel.
+    /// length, the original does not pad, and its network fails unless the image is square; this
+    /// one pads. A side that would round to nothing stays one pixel.
     Hps {
         /// Which interpolation.
         resize: HpsResize,

@@ -1,4 +1,5 @@
-//! The steps of open_clip's transform, as `preprocess_cfg` of `open_clip_config.json` describes them.
+//! The steps of open_clip's transform, as `preprocess_cfg` of `open_clip_config.json` describes
+//! them.
 //!
 //! Source: mlfoundations/open_clip (3.3.0) `src/open_clip/transform.py` (`image_transform`,
 //! `ResizeKeepRatio`, `center_crop_or_pad`); torchvision (0.26.0) `transforms.functional`.

@@ -2,8 +2,8 @@
 //!
 //! Owns: the fixed-point convolution of 8-bit channels (a scalar and an AVX2 implementation with
 //! equal results), the floating-point one of 16-bit grey, nearest neighbour for palettes, and
-//! Pillow's rules about which mode is resized how. A [`Window`] of the output can be computed alone,
-//! so a centre crop costs nothing outside the crop.
+//! Pillow's rules about which mode is resized how. A [`Window`] of the output can be computed
+//! alone, so a centre crop costs nothing outside the crop.
 //!
 //! Source: python-pillow/Pillow (13.0.0) `src/libImaging/Resample.c`, `Geometry.c`
 //! (`ImagingScaleAffine`), `src/PIL/Image.py` (`resize`).
@@ -194,8 +194,8 @@ impl Resizer {
 }
 
 /// Pillow 13 runs the vertical pass first if the resize removes more than twice as many rows as
-/// columns; earlier versions did so for images more than a hundred times taller than wide, or never.
-/// The order shows in the last bit, for CLIP's recipes at ratios above about 1:2.
+/// columns; earlier versions did so for images more than a hundred times taller than wide, or
+/// never. The order shows in the last bit, for CLIP's recipes at ratios above about 1:2.
 const fn vertical_first(input: (usize, usize), output: (u32, u32)) -> bool {
     let columns_removed = input.0 as i64 - output.0 as i64;
     let rows_removed = input.1 as i64 - output.1 as i64;

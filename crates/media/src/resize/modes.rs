@@ -16,9 +16,9 @@ impl Resizer {
         self.resize_window(image, size, Window::whole(size.0, size.1), filter)
     }
 
-    /// A window of the image resized to `size` (width, height): `resize(size, filter)` followed by a
-    /// crop, without the pixels outside the crop. The mode stays: palettes and bilevel images use the
-    /// nearest neighbour, alpha is premultiplied during the convolution.
+    /// A window of the image resized to `size` (width, height): `resize(size, filter)` followed by
+    /// a crop, without the pixels outside the crop. The mode stays: palettes and bilevel images use
+    /// the nearest neighbour, alpha is premultiplied during the convolution.
     pub fn resize_window(
         &mut self,
         image: &Image,

@@ -1,11 +1,11 @@
-//! Byte-pair encoding as open_clip does it: the bytes of a word, the last one marked as the end of a
-//! word, joined pair by pair in the order of the merges.
+//! Byte-pair encoding as open_clip does it: the bytes of a word, the last one marked as the end of
+//! a word, joined pair by pair in the order of the merges.
 //!
-//! [`HuggingFaceTokenizer`](super::HuggingFaceTokenizer) runs the `tokenizers` library's encoder, as
+//! [`HuggingFaceTokenizer`](super::HuggingFaceTokenizer) runs the `tokenizers` library, as
 //! transformers does, and it is not the same algorithm. This one joins every occurrence of the pair
-//! with the lowest rank before it looks at the pairs that arose; the library looks after each single
-//! occurrence. The two differ for a list of merges in which a merge stands before one that makes its
-//! parts, and each tokenizer is exact only with its own.
+//! with the lowest rank before it looks at the pairs that arose; the library looks after each
+//! single occurrence. The two differ for a list of merges in which a merge stands before one that
+//! makes its parts, and each tokenizer is exact only with its own.
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap};
@@ -68,8 +68,8 @@ impl BytePairEncoder {
         }
     }
 
-    /// Joins, round by round, all pairs of the lowest rank from left to right, as the original does;
-    /// a heap of candidates keeps long words cheap.
+    /// Joins, round by round, all pairs of the lowest rank from left to right, as the original
+    /// does; a heap of candidates keeps long words cheap.
     fn merge(&self, word: &[u8]) -> Vec<u32> {
         let mut ids: Vec<u32> = word.iter().map(|&byte| self.inner[usize::from(byte)]).collect();
         if let (Some(id), Some(&byte)) = (ids.last_mut(), word.last()) {

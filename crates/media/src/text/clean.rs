@@ -1,9 +1,9 @@
-//! The cleaning of open_clip's `SimpleTokenizer` with `clean='lower'`: ftfy, entities unescaped twice,
-//! white space collapsed, lower case.
+//! The cleaning of open_clip's `SimpleTokenizer` with `clean='lower'`: ftfy, entities unescaped
+//! twice, white space collapsed, lower case.
 //!
 //! Matches mlfoundations/open_clip, `src/open_clip/tokenizer.py` (`_clean_lower`) as released in
-//! open_clip_torch 3.3.0. Letters that Unicode gained after version 14 have their case mapped here and
-//! not by Python 3.11.
+//! open_clip_torch 3.3.0. Letters that Unicode gained after version 14 have their case mapped here
+//! and not by Python 3.11.
 
 use super::{ftfy, html};
 

@@ -1,6 +1,6 @@
 //! `html.unescape` of CPython (`Lib/html/__init__.py`, 3.11), to the letter: entities without a
-//! semicolon, longest matching names, Windows-1252 for the numbers 128 to 159, nothing for the numbers
-//! that HTML forbids.
+//! semicolon, longest matching names, Windows-1252 for the numbers 128 to 159, nothing for the
+//! numbers that HTML forbids.
 
 use std::borrow::Cow;
 use std::collections::HashMap;

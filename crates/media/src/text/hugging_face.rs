@@ -1,9 +1,10 @@
-//! The CLIP tokenizer of Hugging Face transformers, which PickScore was trained with: no repair of the
-//! text beyond Unicode composition, white space and lower case.
+//! The CLIP tokenizer of Hugging Face transformers, which PickScore was trained with: no repair of
+//! the text beyond Unicode composition, white space and lower case.
 //!
-//! Matches `CLIPTokenizer` of huggingface/transformers, `src/transformers/models/clip/tokenization_clip.py`
-//! as released in 5.23.0, on the same `tokenizers` library. As there, a `tokenizer.json` gives the
-//! vocabulary, the merges and the added tokens, and the pipeline around them is CLIP's own.
+//! Matches `CLIPTokenizer` of huggingface/transformers,
+//! `src/transformers/models/clip/tokenization_clip.py` as released in 5.23.0, on the same
+//! `tokenizers` library. As there, a `tokenizer.json` gives the vocabulary, the merges and the
+//! added tokens, and the pipeline around them is CLIP's own.
 
 use std::path::Path;
 
@@ -141,8 +142,8 @@ impl HuggingFaceTokenizer {
         Some(&caption[caption.floor_char_boundary(start)..])
     }
 
-    /// Tokens of a text without start and end: none if the pipeline fails, but `make` has shown that
-    /// this one works.
+    /// Tokens of a text without start and end: none if the pipeline fails, but `make` has shown
+    /// that this one works.
     fn encode_text(&self, text: &str) -> Vec<u32> {
         self.pipeline
             .encode_fast(text, false)

@@ -1,15 +1,17 @@
 //! Captions to token ids, exactly as the two tokenizers of the CLIP family do it: open_clip's
-//! ([`OpenClipTokenizer`]) and transformers' ([`HuggingFaceTokenizer`]). They share the vocabulary and
-//! the byte-pair merges and differ in how they clean the text, so a caption with curly quotes or HTML
-//! entities has other tokens in one than in the other. [`WordPieceTokenizer`] is BERT's, for networks that
-//! classify captions.
+//! ([`OpenClipTokenizer`]) and transformers' ([`HuggingFaceTokenizer`]). They share the vocabulary
+//! and the byte-pair merges and differ in how they clean the text, so a caption with curly quotes
+//! or HTML entities has other tokens in one than in the other. [`WordPieceTokenizer`] is BERT's,
+//! for networks that classify captions.
 //!
-//! open_clip's cleaning includes ftfy; `ftfy` is a port of it in full rather than the `plsfix` crate,
-//! which leaves terminal escapes, unescapes entities in HTML and panics on some long captions.
+//! open_clip's cleaning includes ftfy; `ftfy` is a port of it in full rather than the `plsfix`
+//! crate, which leaves terminal escapes, unescapes entities in HTML and panics on some long
+//! captions.
 //!
 //! Measured against the originals on 24,802 captions, most of them random Unicode and mojibake: the
-//! cleaned text and transformers' ids agree on all, open_clip's ids on all but one. That one holds a
-//! letter which Unicode 17 added: Python's `regex` package knows it and the `regex` crate does not yet.
+//! cleaned text and transformers' ids agree on all, open_clip's ids on all but one. That one holds
+//! a letter which Unicode 17 added: Python's `regex` package knows it and the `regex` crate does
+//! not yet.
 
 mod bpe;
 mod byte_alphabet;
@@ -42,7 +44,8 @@ pub struct Tokens {
 }
 
 impl Tokens {
-    /// Truncates the tokens to the context, ends them and pads them. `tokens` already holds the start.
+    /// Truncates the tokens to the context, ends them and pads them. `tokens` already holds the
+    /// start.
     fn framed(mut tokens: Vec<u32>, end: u32, padding: u32, context_length: usize) -> Self {
         tokens.truncate(context_length.saturating_sub(1));
         tokens.push(end);
@@ -64,8 +67,9 @@ pub trait Tokenizer: Send + Sync {
     /// How many rows an embedding table needs: the largest id plus one.
     fn vocabulary_size(&self) -> usize;
 
-    /// A name for what this tokenizer computes, `kind:context:hash`. The hash covers all that decides
-    /// the ids and is the same on every machine, so two tokenizers of one fingerprint are equal.
+    /// A name for what this tokenizer computes, `kind:context:hash`. The hash covers all that
+    /// decides the ids and is the same on every machine, so two tokenizers of one fingerprint are
+    /// equal.
     fn fingerprint(&self) -> String;
 }
 
@@ -109,9 +113,9 @@ pub enum TokenizerError {
     },
 }
 
-/// Makes a tokenizer from the files of a model folder (`tokenizer.json`; `vocab.json` and `merges.txt`;
-/// `merges.txt`; `bpe_simple_vocab*.txt.gz`; the first of these that exists), or from CLIP's own
-/// vocabulary of 49,408 tokens if the folder has none of them or is `None`.
+/// Makes a tokenizer from the files of a model folder (`tokenizer.json`; `vocab.json` and
+/// `merges.txt`; `merges.txt`; `bpe_simple_vocab*.txt.gz`; the first of these that exists), or from
+/// CLIP's own vocabulary of 49,408 tokens if the folder has none of them or is `None`.
 pub fn load(
     kind: TokenizerKind,
     folder: Option<&Path>,

@@ -1,7 +1,7 @@
 //! The tokenizer of open_clip, which HPS and the LAION CLIP models were trained with.
 //!
-//! Matches `SimpleTokenizer` of mlfoundations/open_clip, `src/open_clip/tokenizer.py`, as released in
-//! open_clip_torch 3.3.0, with its default cleaning.
+//! Matches `SimpleTokenizer` of mlfoundations/open_clip, `src/open_clip/tokenizer.py`, as released
+//! in open_clip_torch 3.3.0, with its default cleaning.
 
 use std::path::Path;
 use std::sync::LazyLock;
@@ -17,8 +17,8 @@ use super::{Tokenizer, TokenizerError, Tokens, check_context_length, fingerprint
 const PADDING: u32 = 0;
 
 // Python's pattern ignores case throughout; only the literal words have any, and a class of letters
-// that ignores case would take in a combining mark here. In Python that mark, U+0345, whose upper case is
-// a letter, ends up in no class at all and is dropped.
+// that ignores case would take in a combining mark here. In Python that mark, U+0345, whose upper
+// case is a letter, ends up in no class at all and is dropped.
 #[expect(clippy::expect_used, reason = "a constant pattern, compiled by the tests")]
 static WORD: LazyLock<Regex> = LazyLock::new(|| {
     Regex::new(

@@ -1,5 +1,5 @@
-//! The files beside a CLIP vocabulary that name further tokens: those that start, end and pad a text,
-//! and those that are found in it as they are written.
+//! The files beside a CLIP vocabulary that name further tokens: those that start, end and pad a
+//! text, and those that are found in it as they are written.
 //!
 //! Source: huggingface/transformers (5.23.0) `tokenization_utils_base.py` (`_from_pretrained`,
 //! `PreTrainedTokenizerBase.__init__`), `tokenization_utils_tokenizers.py`
@@ -219,8 +219,8 @@ fn check(config: &File) -> Result<(), TokenizerError> {
     Ok(())
 }
 
-/// Rejects a `tokenizer.json` that truncates or pads on the left, unless `tokenizer_config.json` says
-/// otherwise.
+/// Rejects a `tokenizer.json` that truncates or pads on the left, unless `tokenizer_config.json`
+/// says otherwise.
 fn check_sides(path: &Path, config: &File) -> Result<(), TokenizerError> {
     if !path.is_file() {
         return Ok(());
@@ -438,8 +438,8 @@ impl Table {
         Ok(())
     }
 
-    /// `added_tokens` of `tokenizer.json`. Other faults of the file are reported when its vocabulary
-    /// is read.
+    /// `added_tokens` of `tokenizer.json`. Other faults of the file are reported when its
+    /// vocabulary is read.
     fn read_tokenizer(&mut self, path: &Path) -> Result<(), TokenizerError> {
         if !path.is_file() {
             return Ok(());

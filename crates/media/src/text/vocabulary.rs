@@ -34,9 +34,9 @@ pub(super) struct Vocabulary {
 }
 
 impl Vocabulary {
-    /// The vocabulary of a model folder: `tokenizer.json`, else `vocab.json` with `merges.txt`, else
-    /// `merges.txt` alone, else `bpe_simple_vocab*.txt.gz`, else CLIP's own. Fails if the first of
-    /// these that exists is unreadable, malformed or truncated.
+    /// The vocabulary of a model folder: `tokenizer.json`, else `vocab.json` with `merges.txt`,
+    /// else `merges.txt` alone, else `bpe_simple_vocab*.txt.gz`, else CLIP's own. Fails if the
+    /// first of these that exists is unreadable, malformed or truncated.
     pub(super) fn load(folder: Option<&Path>) -> Result<Self, TokenizerError> {
         let Some(folder) = folder else { return Self::standard() };
         let [tokenizer, tokens, merges] =
@@ -74,8 +74,8 @@ impl Vocabulary {
         Self::from_merges(name, &unpack(name, STANDARD)?)
     }
 
-    /// Ids as open_clip's `SimpleTokenizer` gives them: 256 bytes, the same ending a word, one per merge,
-    /// then the two special tokens. The first line of `text` is a header.
+    /// Ids as open_clip's `SimpleTokenizer` gives them: 256 bytes, the same ending a word, one per
+    /// merge, then the two special tokens. The first line of `text` is a header.
     fn from_merges(path: &Path, text: &str) -> Result<Self, TokenizerError> {
         let characters = byte_characters();
         let bytes =

@@ -77,8 +77,8 @@ impl Default for Options {
 }
 
 impl WordPieceTokenizer {
-    /// Reads the tokenizer of a model folder: `tokenizer.json`, else `vocab.txt` with the options of
-    /// `tokenizer_config.json`. Texts are truncated to `context_length` tokens, start and end
+    /// Reads the tokenizer of a model folder: `tokenizer.json`, else `vocab.txt` with the options
+    /// of `tokenizer_config.json`. Texts are truncated to `context_length` tokens, start and end
     /// included. Fails also if the file lacks the special tokens.
     pub fn open(folder: &Path, context_length: usize) -> Result<Self, TokenizerError> {
         check_context_length(context_length)?;
@@ -199,7 +199,8 @@ fn bert_pipeline(list: &Path, options: &Options) -> Result<Pipeline, TokenizerEr
     Ok(pipeline)
 }
 
-/// `wordpiece:context:hash`, the hash over ids and what is done to a text before they are looked up.
+/// `wordpiece:context:hash`, the hash over ids and what is done to a text before they are looked
+/// up.
 fn fingerprint(pipeline: &Pipeline, tokens: &[(String, u32)], context_length: usize) -> String {
     let mut hasher = blake3::Hasher::new();
     for (token, id) in tokens {

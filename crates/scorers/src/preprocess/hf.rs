@@ -9,7 +9,7 @@ use serde_json::{Map, Value};
 
 use super::{Problem, Statistics, channels, expected, get, shown};
 
-/// Every key that is looked at here, or that is known to change no pixel.
+/// Every key that is read here, or that is known to change no pixel.
 pub(super) const KNOWN: &[&str] = &[
     "do_convert_rgb",
     "do_resize",
@@ -40,7 +40,7 @@ pub(super) const KNOWN: &[&str] = &[
     "_valid_processor_keys",
 ];
 
-/// The classes that are CLIP's image processor, under its names of all versions.
+/// The names of CLIP's image processor in all versions.
 const CLASSES: [&str; 4] = [
     "CLIPImageProcessor",
     "CLIPImageProcessorFast",
@@ -64,7 +64,7 @@ pub(super) fn read(keys: &Map<String, Value>, side: u32) -> Result<(HfSteps, Sta
             shown(map)
         ));
     }
-    // A null is Python's None, which switches a step off; only an absent key has its default.
+    // A null is Python's None, which switches a step off; only an absent key means the default.
     let flag = |key: &str, default: bool| match keys.get(key) {
         None => Ok(default),
         Some(Value::Null) => Ok(false),
@@ -75,7 +75,7 @@ pub(super) fn read(keys: &Map<String, Value>, side: u32) -> Result<(HfSteps, Sta
         return Err("`do_pad` is true, which is not built here; expected false".to_owned());
     }
     let resize = match flag("do_resize", true)? {
-        // What KOSMOS-2 has in place of a size.
+        // KOSMOS-2 has this instead of a size.
         true if flag("use_square_size", false)? => {
             Some((HfSize::Exact { height: 224, width: 224 }, filter(keys)?))
         }
@@ -107,14 +107,14 @@ pub(super) fn read(keys: &Map<String, Value>, side: u32) -> Result<(HfSteps, Sta
     Ok((steps, statistics))
 }
 
-/// That every image comes out as the network takes it.
+/// Checks that every image gets the shape of the network's input.
 fn fits(
     keys: &Map<String, Value>,
     crops: bool,
     resize: Option<(HfSize, Filter)>,
     side: u32,
 ) -> Result<(), Problem> {
-    let network = format!("the network takes {side}x{side} pixels");
+    let network = format!("the network needs {side}x{side} pixels");
     if crops {
         let crop = crop_size(keys)?;
         return if crop == [side; 2] {
@@ -129,7 +129,7 @@ fn fits(
             Err(format!("`size` is {height}x{width} pixels without a crop, but {network}"))
         }
         _ => Err(format!(
-            "`do_center_crop` is false, so that images come out in shapes of their own, but {network}"
+            "`do_center_crop` is false, so that images have different shapes, but {network}"
         )),
     }
 }
@@ -158,7 +158,7 @@ fn crop_size(keys: &Map<String, Value>) -> Result<[u32; 2], Problem> {
     }
 }
 
-/// `get_size_dict`, and which of its forms `PilBackend.resize` takes.
+/// `get_size_dict`, restricted to the forms that `PilBackend.resize` accepts.
 fn size(keys: &Map<String, Value>, square: bool) -> Result<HfSize, Problem> {
     let key = "size";
     let Some(value) = keys.get(key) else { return Ok(HfSize::Shortest(224)) };

@@ -1,5 +1,5 @@
-//! From a model's own files to its preprocessing recipe, key by key: each key is done as the Python
-//! library does it, or changes nothing there, or is refused by name.
+//! From a model's own files to its preprocessing recipe, key by key: each key works as in the
+//! Python library, or has no effect there, or is rejected by name.
 //!
 //! `docs/configuration.md` lists the keys.
 
@@ -14,9 +14,9 @@ use serde_json::{Map, Value};
 use crate::config::{PreprocessName, ScorerConfig};
 use crate::error::ScorerError;
 
-/// What a model's folder says of its preprocessing.
+/// The preprocessing that a model's folder describes.
 pub(crate) enum Preprocessing {
-    /// Nothing: the library's own values are taken, for the network's size.
+    /// None: the library's defaults apply, for the network's size.
     Absent,
     /// The image processor of transformers.
     Hf(Section),
@@ -24,7 +24,7 @@ pub(crate) enum Preprocessing {
     OpenClip(Section),
 }
 
-/// A JSON object with the file it stands in.
+/// A JSON object, with the file it comes from.
 pub(crate) struct Section {
     /// The file.
     pub(crate) file: PathBuf,
@@ -78,7 +78,7 @@ fn kind(
                 return Ok((Kind::Hf(steps), statistics));
             }
             hf::check_published(&steps, size)
-                .map_err(|key| not_heeded(entry.preprocess, key, "hf"))?;
+                .map_err(|key| not_followed(entry.preprocess, key, "hf"))?;
             Ok((published, statistics))
         }
         Preprocessing::OpenClip(section) => {
@@ -87,14 +87,14 @@ fn kind(
                 return Ok((Kind::OpenClip(steps), statistics));
             }
             open_clip::check(&steps, matches!(published, Kind::Hps { .. }))
-                .map_err(|key| not_heeded(entry.preprocess, key, "open_clip"))?;
+                .map_err(|key| not_followed(entry.preprocess, key, "open_clip"))?;
             Ok((published, statistics))
         }
     }
 }
 
-/// A value that the recipe which `scorers.toml` names would not follow.
-fn not_heeded(recipe: PreprocessName, key: &str, own: &str) -> Problem {
+/// The problem of a value that the recipe named in `scorers.toml` does not follow.
+fn not_followed(recipe: PreprocessName, key: &str, own: &str) -> Problem {
     let recipe = match recipe {
         PreprocessName::Hf => "hf",
         PreprocessName::Hps => "hps",
@@ -106,7 +106,7 @@ fn not_heeded(recipe: PreprocessName, key: &str, own: &str) -> Problem {
     )
 }
 
-/// A value as a problem shows it.
+/// A value, shortened for a message.
 fn shown(value: &Value) -> String {
     let text = value.to_string();
     match text.char_indices().nth(60) {
@@ -124,7 +124,7 @@ fn expected(key: &str, what: &str, found: &Value) -> Problem {
     format!("`{key}`: expected {what}, found {}", shown(found))
 }
 
-/// One number for all channels, or one for each. A list of one is for all where `broadcasts` says so.
+/// One number for all channels, or one for each. With `broadcasts`, a list of one is for all.
 fn channels(key: &str, value: &Value, broadcasts: bool) -> Result<[f32; 3], Problem> {
     let wrong = || expected(key, "a number or a list of three", value);
     let number = |value: &Value| value.as_f64().map(|number| number as f32).ok_or_else(wrong);
@@ -138,25 +138,25 @@ fn channels(key: &str, value: &Value, broadcasts: bool) -> Result<[f32; 3], Prob
     }
 }
 
-/// Says of keys that the Python library does not read that they change nothing.
-fn tell_unread(section: &Section, library: &str, known: &[&str]) {
+/// Warns of keys that the Python library does not read.
+fn warn_unread(section: &Section, library: &str, known: &[&str]) {
     for key in section.keys.keys().filter(|key| !known.contains(&key.as_str())) {
         let key: String = key.chars().take(60).collect();
         tracing::warn!(
             file = %section.file.display(),
-            "`{key}` changes nothing: {library} does not read it"
+            "`{key}` has no effect: {library} does not read it"
         );
     }
 }
 
 impl Section {
-    /// Says which keys change nothing, once for a file.
-    pub(crate) fn tell_unread_hf(&self) {
-        tell_unread(self, "transformers' CLIP image processor", hf::KNOWN);
+    /// Warns of keys that transformers does not read.
+    pub(crate) fn warn_unread_hf(&self) {
+        warn_unread(self, "transformers' CLIP image processor", hf::KNOWN);
     }
 
-    /// Says which keys change nothing, once for a file.
-    pub(crate) fn tell_unread_open_clip(&self) {
-        tell_unread(self, "open_clip", open_clip::KNOWN);
+    /// Warns of keys that open_clip does not read.
+    pub(crate) fn warn_unread_open_clip(&self) {
+        warn_unread(self, "open_clip", open_clip::KNOWN);
     }
 }

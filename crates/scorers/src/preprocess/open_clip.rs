@@ -9,7 +9,7 @@ use serde_json::{Map, Value, json};
 
 use super::{Problem, Statistics, channels, expected, get};
 
-/// Every key that open_clip reads. `size` it replaces by the network's own.
+/// Every key that open_clip reads. It replaces `size` by the network's own.
 pub(super) const KNOWN: &[&str] =
     &["size", "mode", "mean", "std", "interpolation", "resize_mode", "fill_color"];
 
@@ -27,7 +27,7 @@ pub(super) fn read(keys: &Map<String, Value>) -> Result<(OpenClipSteps, Statisti
         }
     };
     let filter = match get(keys, "interpolation").map(|name| (name, name.as_str())) {
-        // "random" is of training; images that are scored get the default.
+        // "random" is for training; scoring uses the default.
         None | Some((_, Some("bicubic" | "random" | ""))) => Filter::Bicubic,
         Some((_, Some("bilinear"))) => Filter::Bilinear,
         Some((other, _)) => {
@@ -41,7 +41,7 @@ pub(super) fn read(keys: &Map<String, Value>) -> Result<(OpenClipSteps, Statisti
             fill.ok_or_else(|| expected("fill_color", "a whole number from 0 to 255", value))?
         }
     };
-    // Python's `mean or default`: zero and an empty list are as good as nothing.
+    // Python's `mean or default`: zero and an empty list mean the default.
     let statistic = |key: &str, default: [f32; 3]| match get(keys, key) {
         None => Ok(default),
         Some(value) if value.as_f64() == Some(0.0) || *value == json!([]) => Ok(default),
@@ -51,8 +51,8 @@ pub(super) fn read(keys: &Map<String, Value>) -> Result<(OpenClipSteps, Statisti
     Ok((OpenClipSteps { mode, filter, fill }, statistics))
 }
 
-/// The first key that a recipe of another library does not follow. HPS resizes the longer side and
-/// pads with black whatever the file says, so that both `longest` and the default are its own.
+/// The first key that a recipe of another library does not follow. HPS always resizes the longer
+/// side and pads with black, so it follows both `longest` and the default.
 pub(super) fn check(steps: &OpenClipSteps, hps: bool) -> Result<(), &'static str> {
     let mode = steps.mode == ResizeMode::Shortest || (hps && steps.mode == ResizeMode::Longest);
     for (fits, key) in [

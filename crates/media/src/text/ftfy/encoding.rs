@@ -12,8 +12,8 @@ use super::tables::{
     CONTINUATION, CONTINUATION_STRICT, FIRST_OF_2, FIRST_OF_3, FIRST_OF_4, TABLES,
 };
 
-/// How often to repeat the steps on a text of so many bytes. ftfy repeats until nothing changes, which
-/// takes hours on a long text made for it; this port stops after processing about 64 MiB.
+/// How often to repeat the steps on a text of so many bytes. ftfy repeats until nothing changes,
+/// which takes hours on a long text made for it; this port stops after processing about 64 MiB.
 pub(super) fn maximum_rounds(length: usize) -> usize {
     ((64 << 20) / (length + 1)).max(64)
 }
@@ -105,7 +105,8 @@ pub(super) fn fix_c1_controls(text: &str) -> Cow<'_, str> {
     Cow::Owned(fixed.collect())
 }
 
-/// Restores byte A0 for a space inside what would otherwise be UTF-8. "Ã " as a separate word is "à" before a space, except in the Portuguese contractions that begin with "à".
+/// Restores byte A0 for a space inside what would otherwise be UTF-8. "Ã " as a separate word is
+/// "à" before a space, except in the Portuguese contractions that begin with "à".
 fn restore_byte_a0(bytes: &[u8]) -> Vec<u8> {
     const CONTRACTIONS: [&[u8]; 5] = [b" ", b"quele", b"quela", b"quilo", b"s "];
     let mut restored = Vec::with_capacity(bytes.len() + 8);

@@ -2,7 +2,8 @@
 //!
 //! Matches rspeer/python-ftfy at release 6.3.1 (`ftfy/__init__.py`, `ftfy/fixes.py`,
 //! `ftfy/chardata.py`, `ftfy/badness.py`). The steps and their order are the original's, because
-//! later steps see what earlier ones left. Surrogates cannot occur in a `&str`, so that step is absent.
+//! later steps see what earlier ones left. Surrogates cannot occur in a `&str`, so that step is
+//! absent.
 
 mod encoding;
 mod tables;
@@ -87,7 +88,8 @@ fn then<'a>(text: Cow<'a, str>, step: impl Fn(&str) -> Cow<'_, str>) -> Cow<'a, 
     }
 }
 
-/// Decodes the unambiguous entities, those with a semicolon, and upper-cased ones such as `&EACUTE;`.
+/// Decodes the unambiguous entities, those with a semicolon, and upper-cased ones such as
+/// `&EACUTE;`.
 fn unescape_html(text: &str) -> Cow<'_, str> {
     if !text.contains('&') {
         return Cow::Borrowed(text);
