@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 
 use anyhow::Result;
 use schemas::labels::{KEY_FINGERPRINT, KEY_MANIFEST, KEY_SCHEMA_VERSION, SCHEMA_VERSION};
+use schemas::pairs::{FileRecord, InputRecord};
 use scorers::ScorersManifest;
 use serde::{Deserialize, Serialize};
 
@@ -38,28 +39,6 @@ pub struct Manifest {
     pub input: InputRecord,
 }
 
-/// What was labelled.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct InputRecord {
-    /// Pairs.
-    pub rows: u64,
-    /// A checksum of ids, captions, uids and human labels.
-    pub content: String,
-    /// The files, in order.
-    pub files: Vec<FileRecord>,
-}
-
-/// One input file.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct FileRecord {
-    /// Its name below the input folder, as in the column `source_file`.
-    pub source_file: String,
-    /// The rows taken.
-    pub rows: u64,
-    /// Its length and footer, hashed.
-    pub fingerprint: String,
-}
-
 impl Manifest {
     /// Describes a run.
     #[must_use]
@@ -80,7 +59,7 @@ impl Manifest {
             limit,
             input: InputRecord {
                 rows: plan.pairs(),
-                content: plan.content.clone(),
+                content: Some(plan.content.clone()),
                 files: plan
                     .files
                     .iter()

@@ -8,9 +8,9 @@ use anyhow::{Result, ensure};
 use runkit::progress::Progress;
 use runkit::signals::StopFlag;
 use schemas::labels::{LabelRow, LabelsSchema, LabelsWriter, Status};
-use schemas::pairs::{PairFile, PairRow};
+use schemas::pairs::{EmptyCaption, PairFile, PairRow, caption_problem};
 
-use super::plan::{Plan, PlannedFile, caption_problem};
+use super::plan::{Plan, PlannedFile};
 use super::scores::{Held, Scores};
 use crate::vote::{Decider, MarginScale, TiePolicy};
 
@@ -119,7 +119,7 @@ impl Merge<'_> {
             error: None,
         };
         let slot = 2 * (file.first_row + row);
-        let mut problem = caption_problem(label.caption.as_deref());
+        let mut problem = caption_problem(label.caption.as_deref(), EmptyCaption::Refused);
         let mut all_numbers = true;
         for position in [0, 1] {
             let found = match self.scores.at(self.plan, slot + position as u64) {

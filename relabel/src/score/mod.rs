@@ -32,7 +32,7 @@ use scorers::{Compute, DescribedScorers, MemoryLimits, ScorerSet, ScorersConfig}
 use self::batches::Choice;
 use self::captions::CaptionFeatures;
 pub use self::captions::CaptionText;
-pub use self::manifest::{FileRecord, InputRecord, KEY_MEMORY, Manifest};
+pub use self::manifest::{KEY_MEMORY, Manifest};
 use self::part::Note;
 use self::pipeline::Scoring;
 use self::plan::Plan;

@@ -11,6 +11,7 @@
 
 mod file;
 mod layout;
+mod manifest;
 mod row;
 mod table;
 mod writer;
@@ -27,6 +28,7 @@ use crate::sink::write_error;
 pub use crate::columns::StoredFloat;
 pub use file::{CaptionsFile, LatentRows, LatentsFile};
 pub use layout::{CaptionsLayout, LatentsLayout};
+pub use manifest::{Manifest, PartRecord, encoders};
 pub use row::{CaptionRow, Geometry, ImageMoments, LatentRow, Moments};
 pub use table::PAGE_BYTES;
 pub use writer::{CaptionsWriter, LatentsWriter};

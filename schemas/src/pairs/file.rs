@@ -134,6 +134,22 @@ impl PairFile {
             .collect()
     }
 
+    /// Rows and uncompressed bytes of each row group: what the order of training is made of.
+    ///
+    /// # Errors
+    /// [`PairsError::TooManyRows`].
+    pub fn row_group_sizes(&self) -> Result<Vec<(u32, u64)>, PairsError> {
+        if u32::try_from(self.num_rows()).is_err() {
+            let path = self.path().to_owned();
+            return Err(PairsError::TooManyRows { path, rows: self.num_rows() });
+        }
+        let size = |group: RowGroup| {
+            let bytes = u64::try_from(group.uncompressed_bytes).unwrap_or(0);
+            (u32::try_from(group.num_rows).unwrap_or(0), bytes)
+        };
+        Ok(self.row_groups().into_iter().map(size).collect())
+    }
+
     /// Whether the file was opened with its images.
     pub fn has_images(&self) -> bool {
         !self.layout.image_leaves.is_empty()

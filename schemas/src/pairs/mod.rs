@@ -4,11 +4,13 @@
 //! [`discover()`] turns what the user named (files, folders, patterns) into a fixed order of files,
 //! [`PairFile`] checks one of them, [`PairRows`] streams its rows, with or without the images.
 
+mod caption;
 mod discover;
 mod file;
 mod images;
 mod layout;
 mod own;
+mod record;
 mod rows;
 mod splits;
 
@@ -16,8 +18,10 @@ use std::path::PathBuf;
 
 use crate::input::InputError;
 
+pub use caption::{EmptyCaption, MAX_CAPTION_BYTES, caption_problem};
 pub use discover::{Discovered, InputFile, discover};
 pub use file::{PairFile, RowGroup};
+pub use record::{FileRecord, InputRecord};
 pub use rows::{NoVote, PairRow, PairRows, positional_pair_id};
 
 /// Why pairs could not be found or read.
@@ -49,6 +53,17 @@ pub enum PairsError {
         found: String,
         /// What it may be, and a hint.
         expected: &'static str,
+    },
+    /// A file has more pairs than can be numbered.
+    #[error(
+        "{}: expected at most 4294967295 pairs in a file, found {rows}; hint: split it into several",
+        path.display()
+    )]
+    TooManyRows {
+        /// The file.
+        path: PathBuf,
+        /// Its rows.
+        rows: i64,
     },
     /// A file that this workspace wrote, given as pairs.
     #[error("{}: expected pairs, found {kind}, which this program wrote; hint: name the pairs they were made of", path.display())]

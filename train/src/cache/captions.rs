@@ -1,18 +1,18 @@
 //! The captions of one input file that stand in no file before it.
 
-use nn::pipeline::Encoders;
 use std::collections::BTreeMap;
 
 use anyhow::{Result, ensure};
+use nn::pipeline::Encoders;
 use schemas::latents::{
-    CaptionRow, CaptionsLayout, CaptionsWriter, KEY_FINGERPRINT, KEY_MANIFEST, KEY_PART,
+    CaptionRow, CaptionsLayout, CaptionsWriter, KEY_FINGERPRINT, KEY_MANIFEST, KEY_PART, PartRecord,
 };
+use schemas::pairs::{EmptyCaption, caption_problem};
 use tch::Tensor;
 
+use super::Part;
 use super::manifest::stored;
 use super::networks::row;
-use super::plan::caption_problem;
-use super::{Part, PartRecord};
 
 /// Captions encoded together, always the same ones: the last bits of a feature depend on the group.
 const GROUP: usize = 32;
@@ -66,7 +66,7 @@ pub(super) fn write(part: &Part<'_>, encoders: &Encoders) -> Result<()> {
         for row in batch? {
             let Some(caption) = row.caption else { continue };
             // A caption is new where its number is the next.
-            if caption_problem(Some(&caption)).is_some()
+            if caption_problem(Some(&caption), EmptyCaption::Allowed).is_some()
                 || part.plan.caption(&caption) != Some(next)
             {
                 continue;

@@ -19,14 +19,13 @@ use runkit::progress::Progress;
 use runkit::signals::StopFlag;
 use schemas::labels::Status;
 use schemas::latents::{Geometry, ImageMoments, LatentRow, LatentsLayout, LatentsWriter, Moments};
-use schemas::pairs::{PairFile, PairRow, PairRows};
+use schemas::pairs::{EmptyCaption, PairFile, PairRow, PairRows, caption_problem};
 use xxhash_rust::xxh3::xxh3_128;
 
 use super::Part;
 use super::manifest::stored;
 use super::networks;
 
-use super::plan::caption_problem;
 use crate::data::transform::{Pixels, Transform};
 
 /// Rows read from Parquet at a time: with 2 images of some 150 kB each, about 10 MB.
@@ -336,7 +335,7 @@ impl PartSink<'_> {
     fn write(&mut self, row: PairRow, images: [Option<Encoded>; 2]) -> Result<()> {
         let [first, second] = images.map(|image| image.context("an image was lost"));
         let (first, second) = (first?, second?);
-        let caption = caption_problem(row.caption.as_deref());
+        let caption = caption_problem(row.caption.as_deref(), EmptyCaption::Allowed);
         let outcome = match (caption, first, second) {
             (Some(failure), _, _) => Err(failure),
             (None, Err((status, error)), _) => Err((status, format!("image 0: {error}"))),
@@ -355,7 +354,7 @@ impl PartSink<'_> {
         let caption_index = row
             .caption
             .as_deref()
-            .filter(|caption| caption_problem(Some(caption)).is_none())
+            .filter(|caption| caption_problem(Some(caption), EmptyCaption::Allowed).is_none())
             .and_then(|caption| self.part.plan.caption(caption));
         let geometry = images.each_ref().map(|image| image.as_ref().map(|(geometry, _)| *geometry));
         let row = LatentRow {

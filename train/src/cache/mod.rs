@@ -23,11 +23,12 @@ use runkit::lock::OutputLock;
 use runkit::progress::Progress;
 use runkit::signals::{Signal, StopFlag, Stopped};
 use schemas::labels::Status;
-use schemas::latents::{CaptionsFile, KEY_FINGERPRINT, LatentsFile, captions_name, latents_name};
+use schemas::latents::{
+    CaptionsFile, KEY_FINGERPRINT, LatentsFile, Manifest, captions_name, latents_name,
+};
 use serde_json::Value;
 use tch::Device;
 
-pub use self::manifest::{FileRecord, InputRecord, Manifest, PartRecord};
 use self::plan::Plan;
 pub use self::settings::settings;
 use crate::model::{BaseModel, FileHashes};
@@ -110,8 +111,8 @@ fn make(config: &Config, stop: &StopFlag) -> Result<End> {
     let plan = Plan::make(&config.pairs, &config.splits)?;
     ensure!(plan.rows() > 0, "the inputs hold no pair; hint: {} files were read", plan.files.len());
     let mut hashes = FileHashes::read(&config.out);
-    let manifest = Manifest::new(config, &base, &plan, &mut hashes)?;
-    let fingerprint = manifest.fingerprint()?;
+    let manifest = manifest::describe(config, &base, &plan, &mut hashes)?;
+    let fingerprint = manifest::fingerprint(&manifest)?;
     let count = plan.files.len();
     if config.fresh {
         forget(&config.out)?;
@@ -243,7 +244,7 @@ fn refuse_another_run(config: &Config, manifest: &Manifest) -> Result<()> {
         .with_context(|| format!("{}: cannot be read", file.display()))?;
     let found: Value = serde_json::from_str(&text)
         .with_context(|| format!("{}: expected the manifest of a cache; {hint}", file.display()))?;
-    let [differences, numerics] = manifest.differences(found)?;
+    let [differences, numerics] = manifest::differences(manifest, found)?;
     if differences.is_empty() {
         for difference in numerics {
             tracing::warn!(

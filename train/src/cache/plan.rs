@@ -4,14 +4,8 @@ use std::collections::HashMap;
 use std::path::PathBuf;
 
 use anyhow::{Result, ensure};
-use schemas::labels::Status;
-use schemas::pairs::{InputFile, PairFile, discover};
+use schemas::pairs::{EmptyCaption, InputFile, PairFile, caption_problem, discover};
 use xxhash_rust::xxh3::xxh3_128;
-
-use crate::data::row_groups;
-
-/// The longest caption that is taken for a prompt, in bytes, as in relabelling.
-const MAX_CAPTION_BYTES: usize = 64 * 1024;
 
 /// The input files and the numbers of all captions.
 pub(super) struct Plan {
@@ -51,7 +45,7 @@ impl Plan {
                 for row in batch? {
                     rows += 1;
                     if let Some(caption) = &row.caption
-                        && caption_problem(Some(caption)).is_none()
+                        && caption_problem(Some(caption), EmptyCaption::Allowed).is_none()
                     {
                         let next = plan.next();
                         plan.captions.entry(xxh3_128(caption.as_bytes())).or_insert(next);
@@ -67,7 +61,7 @@ impl Plan {
             plan.files.push(PlannedFile {
                 fingerprint: file.fingerprint(),
                 rows,
-                row_groups: row_groups(&file)?,
+                row_groups: file.row_group_sizes()?,
                 first_caption,
                 captions: plan.next() - first_caption,
                 input,
@@ -100,20 +94,5 @@ impl Plan {
             planned.input.path.display()
         );
         Ok(file)
-    }
-}
-
-/// Why a caption cannot be encoded, if so.
-pub(super) fn caption_problem(caption: Option<&str>) -> Option<(Status, String)> {
-    match caption {
-        None => Some((Status::MissingCaption, "caption is null".to_owned())),
-        Some(caption) if caption.len() > MAX_CAPTION_BYTES => Some((
-            Status::CaptionTooLong,
-            format!(
-                "caption has {} bytes; at most {MAX_CAPTION_BYTES} are taken for a prompt",
-                caption.len()
-            ),
-        )),
-        Some(_) => None,
     }
 }

@@ -7,8 +7,8 @@ use nn::pipeline::PromptEmbeds;
 use rayon::prelude::*;
 use schemas::labels::Status;
 use schemas::latents::{
-    CaptionsFile, KEY_FINGERPRINT, KEY_MANIFEST, KEY_PART, LatentRow, LatentsFile, Moments,
-    captions_name, latents_name,
+    CaptionsFile, KEY_FINGERPRINT, KEY_MANIFEST, KEY_PART, LatentRow, LatentsFile, Manifest,
+    Moments, PartRecord, captions_name, latents_name,
 };
 use schemas::pairs::positional_pair_id;
 use tch::Tensor;
@@ -18,7 +18,6 @@ use super::join::SmallRow;
 use super::order::Location;
 use super::stream::{DecodedExample, Item, Loader, StreamOptions, Work};
 use super::{Content, DataError, Selection};
-use crate::cache::{Manifest, PartRecord};
 
 /// What is loaded together, at most: enough that neighbours share an opened file.
 const CHUNK_BYTES: u64 = 128 << 20;

@@ -24,14 +24,6 @@ pub enum DataError {
     /// The cache cannot be read.
     #[error(transparent)]
     Latents(#[from] LatentsError),
-    /// A file has more pairs than are numbered.
-    #[error("{}: expected at most 4294967295 pairs in a file, found {rows}; hint: cut it into several", path.display())]
-    TooManyRows {
-        /// The file.
-        path: PathBuf,
-        /// Its rows.
-        rows: i64,
-    },
     /// The labels speak of a file that is not there.
     #[error(
         "{}: row {row} is of {source_file:?}, expected one of the files given ({files}); \

@@ -23,6 +23,7 @@ use std::sync::Arc;
 
 use nn::pipeline::PromptEmbeds;
 use schemas::labels::{LabelRow, LabelsFile};
+use schemas::latents::Manifest;
 use schemas::pairs::{PairFile, discover, positional_pair_id};
 use tch::Tensor;
 use xxhash_rust::xxh3::xxh3_64_with_seed;
@@ -33,7 +34,6 @@ use self::join::{SmallRow, Source as _};
 pub use self::order::{BLOCK_BYTES, WINDOW_BYTES};
 use self::order::{Geometry, Rows};
 pub use self::stream::{Stream, StreamOptions};
-use crate::cache::Manifest;
 
 /// One pair, ready for the device.
 #[derive(Debug)]
@@ -210,7 +210,7 @@ impl<L> Dataset<L> {
             Ok(PairFile::open(input)?)
         };
         let files = found.files.iter().map(open).collect::<Result<Vec<PairFile>, _>>()?;
-        let groups = files.iter().map(row_groups).collect::<Result<Vec<_>, _>>()?;
+        let groups = files.iter().map(PairFile::row_group_sizes).collect::<Result<Vec<_>, _>>()?;
         Self::join(Source::Pairs(files), &groups, labels, label, is_skipped)
     }
 
@@ -390,20 +390,6 @@ impl<L> Dataset<L> {
             Source::Cache(cache) => Some(cache.manifest()),
         }
     }
-}
-
-/// Rows and bytes of each row group, as the order takes them.
-pub(crate) fn row_groups(file: &PairFile) -> Result<Vec<(u32, u64)>, DataError> {
-    let rows = u32::try_from(file.num_rows());
-    if rows.is_err() {
-        return Err(DataError::TooManyRows { path: file.path().to_owned(), rows: file.num_rows() });
-    }
-    let number = |number: i64| u64::try_from(number).unwrap_or(0);
-    Ok(file
-        .row_groups()
-        .iter()
-        .map(|group| (u32::try_from(group.num_rows).unwrap_or(0), number(group.uncompressed_bytes)))
-        .collect())
 }
 
 impl join::Source for Source {

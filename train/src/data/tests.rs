@@ -230,7 +230,7 @@ fn every_example_is_its_pair() {
 fn with_small_windows(mut dataset: Dataset<i8>) -> Arc<Dataset<i8>> {
     let selection = Arc::get_mut(&mut dataset.selection).unwrap();
     let Source::Pairs(files) = &*selection.source else { panic!("no pairs") };
-    let groups: Vec<_> = files.iter().map(|file| row_groups(file).unwrap()).collect();
+    let groups: Vec<_> = files.iter().map(|file| file.row_group_sizes().unwrap()).collect();
     let bytes: u64 = groups.iter().flatten().map(|(_, bytes)| bytes).sum();
     selection.geometry = Arc::new(Geometry::with_sizes(&groups, bytes / 20, bytes / 5));
     Arc::new(dataset)

@@ -19,14 +19,12 @@ use std::path::Path;
 
 use anyhow::{Result, ensure};
 use runkit::signals::StopFlag;
-use schemas::labels::Status;
-use schemas::pairs::{InputFile, NoVote, PairFile, PairRow, positional_pair_id};
+use schemas::pairs::{
+    EmptyCaption, InputFile, NoVote, PairFile, PairRow, caption_problem, positional_pair_id,
+};
 use xxhash_rust::xxh3::Xxh3;
 
 use super::captions::CaptionText;
-
-/// A caption longer than this is not a prompt: the row is kept with the status `caption_too_long`.
-pub const MAX_CAPTION_BYTES: usize = 64 * 1024;
 
 /// The most memory that making the plan takes for each row, in bytes, with two images and a caption of
 /// its own in every row: 148 measured. `relabel/tests/plan_memory.rs` measures it.
@@ -228,25 +226,6 @@ fn positional(file: &PlannedFile, row: u64) -> String {
     positional_pair_id(&file.input.source_file, i64::try_from(row).unwrap_or(i64::MAX))
 }
 
-/// Why a caption cannot be scored, if so.
-#[must_use]
-pub fn caption_problem(caption: Option<&str>) -> Option<(Status, String)> {
-    match caption {
-        None => Some((Status::MissingCaption, "caption is null".to_owned())),
-        Some(caption) if caption.trim().is_empty() => {
-            Some((Status::EmptyCaption, "caption is empty".to_owned()))
-        }
-        Some(caption) if caption.len() > MAX_CAPTION_BYTES => Some((
-            Status::CaptionTooLong,
-            format!(
-                "caption has {} bytes; at most {MAX_CAPTION_BYTES} are taken for a prompt",
-                caption.len()
-            ),
-        )),
-        Some(_) => None,
-    }
-}
-
 impl Planner {
     /// Adds at most `left` rows of a file and returns how many.
     fn add_file(&mut self, input: &InputFile, left: u64, stop: &StopFlag) -> Result<u64> {
@@ -312,7 +291,9 @@ impl Planner {
         let number = self.plan.caption.len() as u32;
         self.ids.push((digest(row.pair_id.as_bytes()), number));
         let caption = match &row.caption {
-            Some(caption) if caption_problem(Some(caption)).is_none() => self.caption(caption)?,
+            Some(caption) if caption_problem(Some(caption), EmptyCaption::Refused).is_none() => {
+                self.caption(caption)?
+            }
             _ => {
                 self.plan.caption.push(NO_INDEX);
                 self.plan.owner.extend([NO_INDEX; 2]);
