@@ -53,6 +53,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         .define("_GLIBCXX_USE_CXX11_ABI", abi.as_str())
         .file("csrc/shim.cpp")
         .file("csrc/allocator.cpp")
+        .file("csrc/facts.cpp")
         .file("csrc/kernels.cpp")
         .file("csrc/normalize.cpp")
         .compile("nn_shim");

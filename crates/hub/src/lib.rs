@@ -24,6 +24,7 @@ mod error;
 mod http;
 mod name;
 mod place;
+mod reach;
 mod remote;
 mod repository;
 mod settings;

@@ -119,6 +119,10 @@ bool nn_drop_gradients(const Tensor *parameters, size_t count, char **error);
 // target += factor * addend, in place and in one rounding where the processor can.
 bool nn_add_scaled(Tensor target, Tensor addend, double factor, char **error);
 
+// What nn::doctor reports of libtorch, the CUDA driver and NCCL, as lines of `key=value`. Without
+// `all` only the versions of the build, which takes no time. nn_free_text releases the text.
+char *nn_facts(bool all, char **error);
+
 #ifdef __cplusplus
 }
 #endif

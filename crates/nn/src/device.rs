@@ -234,14 +234,11 @@ pub(crate) fn lacks_avx512() -> bool {
 fn multiplies_bf16() -> bool {
     #[cfg(target_arch = "x86_64")]
     {
-        use std::arch::x86_64::{__cpuid, __cpuid_count};
-
         const INTEL: [u32; 3] = [0x756e_6547, 0x4965_6e69, 0x6c65_746e]; // "GenuineIntel"
-        const AMX_BF16: u32 = 1 << 22;
         static MULTIPLIES: LazyLock<bool> = LazyLock::new(|| {
-            let maker = __cpuid(0);
+            let maker = std::arch::x86_64::__cpuid(0);
             let is_intel = [maker.ebx, maker.edx, maker.ecx] == INTEL;
-            let has_amx = maker.eax >= 7 && __cpuid_count(7, 0).edx & AMX_BF16 != 0;
+            let has_amx = has_amx_bf16();
             let has_bf16 = std::arch::is_x86_feature_detected!("avx512bf16");
             !lacks_avx512() && has_bf16 && (has_amx || !is_intel)
         });
@@ -249,6 +246,14 @@ fn multiplies_bf16() -> bool {
     }
     #[cfg(not(target_arch = "x86_64"))]
     true
+}
+
+/// True if the processor shows Intel's AMX with bf16, which std does not detect yet.
+#[cfg(target_arch = "x86_64")]
+pub(crate) fn has_amx_bf16() -> bool {
+    use std::arch::x86_64::{__cpuid, __cpuid_count};
+    const AMX_BF16: u32 = 1 << 22;
+    __cpuid(0).eax >= 7 && __cpuid_count(7, 0).edx & AMX_BF16 != 0
 }
 
 impl FromStr for Precision {

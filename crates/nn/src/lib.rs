@@ -22,6 +22,7 @@ pub mod clip;
 pub mod config;
 pub mod device;
 pub mod distilbert;
+pub mod doctor;
 pub mod error;
 mod layers;
 pub mod optimizer;

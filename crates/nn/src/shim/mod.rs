@@ -1,6 +1,7 @@
 //! Safe faces of the C++ shim (`csrc/shim.h`). All `unsafe` code of the crate is in this module and
 //! in `weights/mapped.rs`.
 
+pub(crate) mod facts;
 pub(crate) mod kernels;
 
 use std::any::Any;
