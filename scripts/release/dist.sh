@@ -2,14 +2,14 @@
 # Packs the programs with libtorch for CPUs: target/dist/balanceddpo-VERSION-linux-x86_64-cpu.tar.gz.
 #
 # Called by `make dist`, with patchelf on the PATH. The archive has what the programs load but glibc,
-# and runs from any folder of a Linux with a glibc as new as this one's symbols (2.34 or newer).
+# and runs from any folder of a Linux with glibc 2.35 or newer.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 version=$(sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n 1)
 name=balanceddpo-$version-linux-x86_64-cpu
 top=target/dist/$name
 rm -rf target/dist
-mkdir -p "$top"/{bin,lib,licenses,data}
+mkdir -p "$top"/{bin,lib/fallback,licenses,data}
 
 torch=$(dirname "$(ldd target/release/relabel | awk '$1 == "libtorch_cpu.so" { print $3 }')")
 # PyTorch's build with CUDA has two small libraries of CUDA here, which libtorch_cpu refers to. What
@@ -17,16 +17,20 @@ torch=$(dirname "$(ldd target/release/relabel | awk '$1 == "libtorch_cpu.so" { p
 ldd "$torch/libtorch_cpu.so" | awk '$2 == "=>" { print $1, $3 }' | while read -r library path; do
     case $library in
     libc.so.* | libm.so.* | libdl.so.* | libpthread.so.* | librt.so.* | libutil.so.*) ;;
+    # These two may be of a newer glibc than the programs, so the system's own come first.
+    libstdc++.so.* | libgcc_s.so.*) cp -L "$path" "$top/lib/fallback/$library" ;;
     *) cp -L "$path" "$top/lib/$library" ;;
     esac
 done
 cp -L "$torch/libtorch_cpu.so" "$top/lib"
+run_path="\$ORIGIN/../lib:/lib64:/usr/lib64:/lib/x86_64-linux-gnu:/usr/lib/x86_64-linux-gnu:/usr/lib"
+run_path+=":\$ORIGIN/../lib/fallback"
 for program in relabel train evaluate; do
     strip -o "$top/bin/$program" target/release/$program
     # libtorch.so is what brings the CUDA libraries in.
-    patchelf --remove-needed libtorch.so --set-rpath "\$ORIGIN/../lib" "$top/bin/$program"
+    patchelf --remove-needed libtorch.so --set-rpath "$run_path" "$top/bin/$program"
 done
-for library in "$top"/lib/*; do
+for library in "$top"/lib/*.so*; do
     [ -z "$(patchelf --print-rpath "$library")" ] || patchelf --set-rpath "\$ORIGIN" "$library"
 done
 
