@@ -87,11 +87,11 @@ def main() -> None:
     captions = list(dict.fromkeys(pair.caption for pair in pairs))
     image_of = {uid: number for number, uid in enumerate(images)}
     text_of = {caption: number for number, caption in enumerate(captions)}
-    images = image_features(scorers, images, arguments.batch_size)
+    features = image_features(scorers, images, arguments.batch_size)
     texts = text_features(scorers, captions, arguments.batch_size)
     scores = {}
     for scorer in scorers:
-        image = images[(scorer.tower, scorer.recipe)]
+        image = features[(scorer.tower, scorer.recipe)]
         text = None
         if scorer.needs_text:
             text = texts[(scorer.tower, scorer.entry["tokenizer"])][

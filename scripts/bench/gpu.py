@@ -7,9 +7,10 @@ diffusers is used at its best: bf16, channels last, fused attention, cuDNN's own
 algorithms by trial (benchmark), AdamW fused; in training bf16 is autocast over f32 weights and the
 reference is bf16. It is timed eager, and with --compiled a second time with torch.compile around
 the UNets. It runs inside this process and frees the GPU before each run of ours. With --seconds, no
-row begins after that time; the rows left out are named. Every row runs once to warm up and is then timed --repeats times, waiting for
-the GPU after each; the table has the best. A row is a forward pass with `b` latents, an image of 50
-steps with guidance, or a training step of `p` pairs from latents at hand.
+row begins after that time; the rows left out are named. Every row runs once to warm up and is then
+timed --repeats times, waiting for the GPU after each; the table has the best. A row is a forward
+pass with `b` latents, an image of 50 steps with guidance, or a training step of `p` pairs from
+latents at hand.
 
 Operations are those of the networks (two per multiplication with addition), what checkpointing
 computes again left out; a share is that of a matrix product of 8192 rows in the same precision.
@@ -20,7 +21,6 @@ import fnmatch
 import gc
 import json
 import subprocess
-import sys
 import time
 from datetime import datetime, timezone
 from pathlib import Path

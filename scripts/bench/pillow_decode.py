@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""Images per second of one thread's processor time with Pillow, for comparison with `cargo bench -p balanceddpo-media --bench decode -- FOLDER`.
+"""Images per second of one thread's processor time with Pillow, for comparison with
+`cargo bench -p balanceddpo-media --bench decode -- FOLDER`.
 
 Usage: pillow_decode.py FOLDER [SIDE]
 Makes eight textured JPEGs of SIDE x SIDE pixels (default 512; quality 90, 4:2:0) in FOLDER if it holds none.

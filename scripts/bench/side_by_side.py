@@ -14,11 +14,11 @@ import re
 import subprocess
 import sys
 import time
-import tomllib
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import tomllib
 
 HERE = Path(__file__).resolve().parent
 NETWORKS = re.compile(r"networks: ([\d.]+) s of ([\d.]+) s")
@@ -159,7 +159,8 @@ def report(arguments: argparse.Namespace, results: dict[str, dict]) -> str:
     pairs = pd.read_parquet(arguments.pairs, columns=["image_0_uid", "image_1_uid", "caption"])
     images = pd.concat([pairs["image_0_uid"], pairs["image_1_uid"]]).nunique()
     lines = [
-        f"{len(pairs)} pairs, {images} images ({2 * len(pairs) / images:.2f} uses each), {pairs['caption'].nunique()} captions, "
+        f"{len(pairs)} pairs, {images} images ({2 * len(pairs) / images:.2f} uses each), "
+        f"{pairs['caption'].nunique()} captions, "
         f"{len(scorers)} scorers; {os.cpu_count()} cores, {processor()}",
         "",
         "| run | wall s | load s | score s | pairs/s | in networks | peak memory GiB |",
@@ -176,7 +177,8 @@ def report(arguments: argparse.Namespace, results: dict[str, dict]) -> str:
             else ""
         )
         lines.append(
-            f"| {result['name']} | {result['wall_seconds']:.1f} | {'' if load is None else f'{load:.1f}'} | {score:.1f} "
+            f"| {result['name']} | {result['wall_seconds']:.1f} "
+            f"| {'' if load is None else f'{load:.1f}'} | {score:.1f} "
             f"| {len(pairs) / score:.3f} | {share} | {result['peak_rss_bytes'] / 2**30:.2f} |"
         )
     lines += ["", "| ratio | whole process | Python without loading |", "|---|---|---|"]

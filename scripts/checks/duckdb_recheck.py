@@ -57,12 +57,12 @@ def main() -> int:
             if count := one_row(bad)[0]:
                 problems.append(f"{count} values of {name} are NaN or infinite")
 
-    keys = dict(
-        (key.decode(), value.decode())
+    keys = {
+        key.decode(): value.decode()
         for key, value in database.execute(
             "SELECT key, value FROM parquet_kv_metadata(?)", [arguments.labels]
         ).fetchall()
-    )
+    }
     if "relabel.schema_version" not in keys:
         problems.append("no relabel.schema_version in the metadata")
     if "relabel.manifest" in keys:

@@ -93,9 +93,13 @@ def main() -> int:
                 name, problem = target, "leads out of the repository"
             if problem is None and name not in tracked and name not in folders:
                 problem = "no such file in git"
-            elif problem is None and anchor and name.endswith(".md"):
-                if anchor not in anchors(found.read_text(encoding="utf-8")):
-                    problem = f"no heading #{anchor}"
+            elif (
+                problem is None
+                and anchor
+                and name.endswith(".md")
+                and anchor not in anchors(found.read_text(encoding="utf-8"))
+            ):
+                problem = f"no heading #{anchor}"
             if problem:
                 broken += 1
                 print(f"{page}:{number}: {target}: {problem}")

@@ -1,4 +1,5 @@
-"""Runs the examples of README.md, docs/relabel.md, docs/train.md and docs/evaluate.md again and puts their output in its place.
+"""Runs the examples of README.md, docs/relabel.md, docs/train.md and docs/evaluate.md again and puts
+their output in its place.
 
 An example is a fenced block that begins with `$ `. Each such line (with the lines it continues on) is
 run by bash in the root of the repository, with target/release first in PATH; what it prints on

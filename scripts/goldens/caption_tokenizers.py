@@ -117,7 +117,7 @@ def transformers_parts(simple: SimpleTokenizer) -> tuple[dict[str, int], list[tu
 
 def cut_merges(folder: pathlib.Path, count: int) -> pathlib.Path:
     path = folder / f"bpe_simple_vocab_{count}.txt.gz"
-    lines = gzip.open(default_bpe()).read().decode().split("\n")[: count + 1]
+    lines = gzip.decompress(pathlib.Path(default_bpe()).read_bytes()).decode().split("\n")[: count + 1]
     path.write_bytes(gzip.compress("\n".join(lines).encode()))
     return path
 

@@ -8,16 +8,14 @@ Run with Pillow 13.0.0 and transformers 5.23.0.
 """
 import io
 import json
-import pathlib
 import struct
 import warnings
 import zlib
 
 import PIL
+from images import ROOT, native, png, sha, texture
 from PIL import Image
 from transformers.image_transforms import convert_to_rgb
-
-from images import ROOT, native, png, sha, texture
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 

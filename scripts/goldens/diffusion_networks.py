@@ -273,7 +273,7 @@ CHANGES = [
 
 def changed(root):
     """Images of the changed pipelines in five steps, and the size that they have by themselves."""
-    images, cases = {}, []
+    expected, cases = {}, []
     for index, (name, changes) in enumerate(CHANGES):
         with tempfile.TemporaryDirectory() as folder:
             folder = shutil.copytree(root / name, pathlib.Path(folder) / name)
@@ -297,7 +297,7 @@ def changed(root):
             generator=[torch.Generator("cpu").manual_seed(seed) for seed in SEEDS],
             output_type="np",
         ).images
-        images[str(index)] = torch.from_numpy((images * 255).round().astype("uint8")).contiguous()
+        expected[str(index)] = torch.from_numpy((images * 255).round().astype("uint8")).contiguous()
         side = pipeline.unet.config.sample_size
         cases.append({
             "pipeline": name,
@@ -305,7 +305,7 @@ def changed(root):
             "scheduler": type(pipeline.scheduler).__name__,
             "sample_size": list(side) if isinstance(side, (list, tuple)) else [side, side],
         })
-    save_file(images, root / "changed.safetensors")
+    save_file(expected, root / "changed.safetensors")
     (root / "changed.json").write_text(json.dumps(cases, indent=1) + "\n")
 
 

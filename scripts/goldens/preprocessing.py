@@ -14,11 +14,10 @@ import tempfile
 import warnings
 
 import numpy as np
+from images import FOLDER, formula, sha
 from open_clip.transform import PreprocessCfg, image_transform_v2, merge_preprocess_dict
 from PIL import Image
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
-
-from images import FOLDER, formula, sha
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 FIXTURE = ROOT / "crates/scorers/tests/fixtures/preprocessing.json"
@@ -54,7 +53,7 @@ HF = {
     "image_mean and image_std as numbers": {"image_mean": 0.5, "image_std": 0.25},
     "crop_size as a number": {"crop_size": SIDE},
     "crop_size as a list": {"crop_size": [SIDE, SIDE]},
-    "nulls": {key: None for key in ("resample", "do_resize", "do_rescale", "rescale_factor", "do_normalize", "image_mean", "do_convert_rgb")},
+    "nulls": dict.fromkeys(("resample", "do_resize", "do_rescale", "rescale_factor", "do_normalize", "image_mean", "do_convert_rgb")),
     "no effect": {"feature_extractor_type": "CLIPFeatureExtractor", "processor_class": "CLIPProcessor", "data_format": "channels_last",
                   "return_tensors": "np", "do_pad": False, "pad_size": 99, "crop_pct": 0.5, "disable_grouping": True},
     "use_square_size": {"use_square_size": True},

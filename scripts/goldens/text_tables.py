@@ -13,8 +13,8 @@ import json
 import pathlib
 import re
 
-import ftfy.badness
 import ftfy.bad_codecs  # noqa: F401  registers the sloppy encodings
+import ftfy.badness
 import ftfy.chardata as chardata
 
 ASSETS = pathlib.Path(__file__).resolve().parents[2] / "crates" / "media" / "assets"

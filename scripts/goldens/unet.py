@@ -96,7 +96,7 @@ def main() -> None:
         torch.manual_seed(index)
         unet = UNet2DConditionModel(**config).eval()
         with torch.no_grad():
-            for key, value in unet.named_parameters():
+            for value in unet.parameters():
                 # Norms start at one and zero, which would hide exchanged or missing ones.
                 value.add_(0.1 * torch.randn_like(value)) if value.ndim == 1 else value.mul_(1.5)
         folder = OUT / name

@@ -13,10 +13,9 @@ import sys
 
 import numpy
 import torch
-from PIL import Image, ImageDraw
-
+from composition import MINI, ROOT
 from evaluate_models import TransformersModel, share
-from images import MINI, ROOT
+from PIL import Image, ImageDraw
 
 SEED = 23
 SEEDS = 5
@@ -50,7 +49,7 @@ def ranks(drawn: list[tuple[str, list[Image.Image]]]) -> numpy.ndarray:
     """How many of 19 other captions fit each image better than its own, [prompts, seeds]."""
     clip = TransformersModel("clip")
     texts = clip.text([text for text, _ in drawn]).numpy()
-    images = clip.image([one for _, images in drawn for one in images]).numpy()
+    images = clip.image([image for _, of_prompt in drawn for image in of_prompt]).numpy()
     images = images.reshape(len(drawn), SEEDS, -1)
     cosines = images @ texts.T
     generator = numpy.random.default_rng(SEED)

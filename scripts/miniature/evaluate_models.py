@@ -1,6 +1,6 @@
 """Measure data/mini on held-out images and on data/sample; write report.json and golden_scores.json.
 
-Held out are drawings (a name in one style) of the splits "sample" and "held_out" of images.py: none of
+Held out are drawings (a name in one style) of the splits "sample" and "held_out" of composition.py: none of
 them was composed into a training image, while the name is known from its other styles. The scores
 are computed in f32 by transformers and open_clip themselves from the saved folders. Exits with 1 where a
 bound of the issue does not hold.
@@ -10,20 +10,19 @@ import itertools
 import json
 import sys
 
+import composition
+import make_sample
+import networks
 import numpy
 import open_clip
 import pyarrow.parquet
 import torch
+import train_models
+from composition import MINI, SAMPLE
 from PIL import Image
 from torch.nn import functional
 from transformers import AutoTokenizer, CLIPModel
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
-
-import make_sample
-import networks
-import images
-import train_models
-from images import MINI, SAMPLE
 
 SEED = 23
 SCORERS = ("clip", "hps", "pickscore", "aesthetic")
@@ -117,15 +116,15 @@ class World:
         return result
 
 
-def held_out() -> list[images.Drawing]:
-    return [drawing for drawing in images.drawings() if drawing.split in ("sample", "held_out")]
+def held_out() -> list[composition.Drawing]:
+    return [drawing for drawing in composition.drawings() if drawing.split in ("sample", "held_out")]
 
 
 def share(hits) -> float:
     return round(float(numpy.mean(hits)), 4)
 
 
-def unfamiliar(image: images.Image, generator: numpy.random.Generator) -> Image.Image:
+def unfamiliar(image: composition.Composition, generator: numpy.random.Generator) -> Image.Image:
     """The image degraded in a way that training never used: large pixels, or darkness."""
     if generator.random() < 0.5:
         small = image.image.resize((30, 30), Image.Resampling.BOX)
@@ -135,14 +134,14 @@ def unfamiliar(image: images.Image, generator: numpy.random.Generator) -> Image.
 
 def retrieval(world: World, generator: numpy.random.Generator) -> dict[str, float]:
     """How often the right caption of 20 has the highest cosine, by kind of image."""
-    names = images.names()
-    text = world.clip.text([f"a picture of {images.article(name)} {name}" for name in names])
-    seen = [one for one in train_models.training_drawings() if one.style in images.STYLES][::3]
+    names = composition.names()
+    text = world.clip.text([f"a picture of {composition.article(name)} {name}" for name in names])
+    seen = [one for one in train_models.training_drawings() if one.style in composition.STYLES][::3]
 
-    def clean(drawing: images.Drawing) -> images.Image:
+    def clean(drawing: composition.Drawing) -> composition.Composition:
         return train_models.training_image(drawing, generator, degraded=False)
 
-    def degraded(drawing: images.Drawing) -> images.Image:
+    def degraded(drawing: composition.Drawing) -> composition.Composition:
         return train_models.training_image(drawing, generator, degraded=True)
 
     sets = {
@@ -182,7 +181,7 @@ def preferences(world: World, kind: str, generator: numpy.random.Generator) -> d
     labels = numpy.array([pair.label for pair in pairs])
     if kind == "hps":
         return {"agreement": share(votes == (labels == 1.0))}
-    average = dict.fromkeys(images.STYLES, 0.0)
+    average = dict.fromkeys(composition.STYLES, 0.0)
     differences = []
     for pair in pairs:
         first, second = (make_sample.utility(one, pair.name, average) for one in pair.images)

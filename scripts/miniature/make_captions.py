@@ -8,11 +8,10 @@ the one says nothing about the other's names.
 
 import json
 
+import composition
 import numpy
 import pyarrow.parquet
-
-import images
-from images import DRAWINGS, MINI, ROOT
+from composition import DRAWINGS, MINI, ROOT
 from train_diffusion import known_names
 
 SEED = 31
@@ -33,7 +32,7 @@ VALIDATION_NAMES = 40
 def captions(names: list[str], known: set[str]) -> list[tuple[str, str]]:
     """(caption, name), template after template."""
     filled = (
-        (template.format(name=name, article=images.article(name)), name)
+        (template.format(name=name, article=composition.article(name)), name)
         for template in TEMPLATES
         for name in names
     )

@@ -5,19 +5,18 @@ the winner and receives a new challenger, two to five times, as in the real coll
 recur across pairs. The label comes from a noisy annotator described in data/README.md.
 
 The images are composed from drawings of the splits "sample", which no model of data/mini has been
-trained on, and "shared", which were trained on in other compositions (see images.py).
+trained on, and "shared", which were trained on in other compositions (see composition.py).
 """
 
 import csv
 import datetime
 import uuid
 
+import composition
 import numpy
 import pyarrow
 import pyarrow.parquet
-
-import images
-from images import SAMPLE, Image
+from composition import SAMPLE, Composition
 
 SEED = 7
 PAIRS = 480
@@ -59,7 +58,7 @@ SCHEMA = pyarrow.schema(
 )
 
 
-def utility(image: Image, name: str, person_taste: dict[str, float]) -> float:
+def utility(image: Composition, name: str, person_taste: dict[str, float]) -> float:
     """What one person sees in one image for a caption that names `name`, before noise."""
     return (
         CORRECTNESS * (image.drawing.name == name)
@@ -81,8 +80,8 @@ class Sample:
 
     def __init__(self) -> None:
         self.generator = numpy.random.default_rng(SEED)
-        self.by_name: dict[str, list[images.Drawing]] = {}
-        for drawing in images.drawings():
+        self.by_name: dict[str, list[composition.Drawing]] = {}
+        for drawing in composition.drawings():
             if drawing.split in ("sample", "shared"):
                 self.by_name.setdefault(drawing.name, []).append(drawing)
         self.names = list(self.by_name)
@@ -92,15 +91,15 @@ class Sample:
         self.tastes = [
             {
                 style: float(self.generator.normal(0.0, PERSONAL_TASTE_DEVIATION))
-                for style in images.STYLES
+                for style in composition.STYLES
             }
             for _ in range(PEOPLE)
         ]
         self.time = datetime.datetime(2023, 3, 1, 9, 0, 0)
 
-    def publish(self, image: Image, caption: str) -> dict:
+    def publish(self, image: Composition, caption: str) -> dict:
         """Encodes an image and gives it a uid and a line of provenance."""
-        data, file_format = images.encode(image.image, self.generator)
+        data, file_format = composition.encode(image.image, self.generator)
         number = len(self.provenance)
         uid = str(uuid.uuid5(uuid.NAMESPACE_OID, f"miniature world {SEED} {number}"))
         drawing = image.drawing
@@ -127,7 +126,7 @@ class Sample:
             "model": drawing.style,
         }
 
-    def challenger(self, name: str, incumbent: Image | None) -> Image:
+    def challenger(self, name: str, incumbent: Composition | None) -> Composition:
         """A new image for the caption: another style, another drawing, or a degraded one."""
         kind = self.generator.choice(("style", "wrong", "degraded"), p=(0.36, 0.24, 0.40))
         own = self.by_name[name]
@@ -140,21 +139,21 @@ class Sample:
             drawing = incumbent.drawing
         else:
             drawing = self.pick(own)
-        image = images.compose(drawing, self.generator, varied=True)
+        image = composition.compose(drawing, self.generator, varied=True)
         if kind == "degraded":
-            image = images.degrade(image, self.generator)
+            image = composition.degrade(image, self.generator)
         return image
 
-    def pick(self, choices: list[images.Drawing]) -> images.Drawing:
+    def pick(self, choices: list[composition.Drawing]) -> composition.Drawing:
         return choices[int(self.generator.integers(len(choices)))]
 
     def session(self):
         """One person with one caption: yields after each stated preference."""
         name = str(self.unused_names.pop())
-        caption = images.caption(name, self.generator)
+        caption = composition.caption(name, self.generator)
         person = int(self.generator.integers(PEOPLE))
         pairs = int(self.generator.integers(2, 6))
-        first = images.compose(self.pick(self.by_name[name]), self.generator, varied=True)
+        first = composition.compose(self.pick(self.by_name[name]), self.generator, varied=True)
         kept = self.publish(first, caption)
         for _ in range(pairs):
             fresh = self.publish(self.challenger(name, kept["image"]), caption)

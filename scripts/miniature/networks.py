@@ -70,9 +70,9 @@ def open_clip_tokenizer(folder: pathlib.Path) -> open_clip.SimpleTokenizer:
 def save_open_clip_vocabulary(folder: pathlib.Path) -> None:
     """The same merges in the file that open_clip reads; it takes every line, so none is empty."""
     text = "\n".join(['"bpe_simple_vocab_16e6.txt#version: 0.2', *merge_lines()])
-    with open(folder / "bpe_simple_vocab.txt.gz", "wb") as file:
-        with gzip.GzipFile(filename="", fileobj=file, mode="wb", mtime=0) as stream:
-            stream.write(text.encode())
+    packed = folder / "bpe_simple_vocab.txt.gz"
+    with open(packed, "wb") as file, gzip.GzipFile("", "wb", fileobj=file, mtime=0) as stream:
+        stream.write(text.encode())
 
 
 # Input recipes: an image to the network's pixels, before normalisation.

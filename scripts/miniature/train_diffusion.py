@@ -2,8 +2,9 @@
 
 The text encoder and its tokenizer are those of the miniature CLIP model, as Stable Diffusion's are
 OpenAI CLIP's. Trained here are an AutoencoderKL on 32 x 32 images (latents 4 x 8 x 8) and a
-UNet2DConditionModel on its latents. (The miniature CLIP tells drawings apart at 32 pixels as well as
-at 64.) About a third of the images are degraded and no caption says so: a model that draws what it saw draws both, and alignment has something to choose.
+UNet2DConditionModel on its latents. (The miniature CLIP distinguishes drawings at 32 pixels as well
+as at 64.) About a third of the images are degraded and no caption says so: the model learns to
+generate both, so alignment has something to choose from.
 
 Two stages, each resumed from what is on disk: `vae` and `unet`. Both are saved in float16.
 """
@@ -13,16 +14,15 @@ import math
 import pathlib
 import time
 
+import composition
+import networks
 import numpy
 import torch
+from composition import MINI, ROOT
 from diffusers import AutoencoderKL, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from PIL import Image
 from torch.nn import functional
 from transformers import CLIPTextModel
-
-import networks
-import images
-from images import MINI, ROOT
 
 SEED = 23
 OUT = MINI / "sd"
@@ -35,7 +35,7 @@ NAMES = 160
 # Those of them in prompts.txt.
 PROMPT_NAMES = 100
 # Styles that are drawn; the others are too far from these three to mix in a network of this size.
-STYLES = images.STYLES
+STYLES = composition.STYLES
 VARIANTS = 24  # composed images per drawing
 SIDE = 32  # pixels
 DEGRADED_SHARE = 0.33
@@ -58,14 +58,14 @@ def known_names() -> list[str]:
     """The names of the pipeline's captions: those of the sample, then others."""
     order = {"sample": 0, "shared": 0, "held_out": 1, "train": 2}
     rank: dict[str, int] = {}
-    for drawing in images.drawings():
+    for drawing in composition.drawings():
         rank[drawing.name] = min(rank.get(drawing.name, 9), order[drawing.split])
     return sorted(rank, key=lambda name: rank[name])[:NAMES]
 
 
 def prompts(names: list[str]) -> list[str]:
     """A caption of each of the first names, to draw from."""
-    return [f"a picture of {images.article(name)} {name}" for name in names[:PROMPT_NAMES]]
+    return [f"a picture of {composition.article(name)} {name}" for name in names[:PROMPT_NAMES]]
 
 
 def compose_all() -> tuple[torch.Tensor, torch.Tensor, list[str]]:
@@ -74,15 +74,15 @@ def compose_all() -> tuple[torch.Tensor, torch.Tensor, list[str]]:
     names = known_names()
     number = {name: index for index, name in enumerate(names)}
     images, labels = [], []
-    for drawing in images.drawings():
+    for drawing in composition.drawings():
         if drawing.name not in number or drawing.style not in STYLES:
             continue
-        for variant in range(VARIANTS):
-            image = images.compose(drawing, generator, varied=False)
+        for _ in range(VARIANTS):
+            image = composition.compose(drawing, generator, varied=False)
             while image.background != "white" and generator.random() < (WHITE_SHARE - 0.5) * 2:
-                image = images.compose(drawing, generator, varied=False)
+                image = composition.compose(drawing, generator, varied=False)
             if generator.random() < DEGRADED_SHARE:
-                image = images.degrade(image, generator)
+                image = composition.degrade(image, generator)
             images.append(numpy.asarray(image.image.resize((SIDE, SIDE), Image.Resampling.BILINEAR)))
             labels.append(number[drawing.name])
     pixels = torch.from_numpy(numpy.stack(images)).permute(0, 3, 1, 2).contiguous()
@@ -225,7 +225,8 @@ def train_vae(pixels: torch.Tensor, steps: int) -> AutoencoderKL:
         edges = [difference.diff(dim=axis).abs().mean() for axis in (2, 3)]
         # So do colours: without the third term outlines take up the latents first, and stay there.
         colours = [functional.avg_pool2d(difference, side).square().mean() for side in (4, 8)]
-        reconstruction = difference.square().mean() + 0.2 * difference.abs().mean() + 0.2 * sum(edges) + 2 * sum(colours)
+        plain = difference.square().mean() + 0.2 * difference.abs().mean()
+        reconstruction = plain + 0.2 * sum(edges) + 2 * sum(colours)
         return reconstruction + KL_WEIGHT * posterior.kl().mean()
 
     training(vae, steps, VAE_RATE, 0.998, loss_of, WORK / "vae.pt")
@@ -257,7 +258,7 @@ def text_encoder() -> CLIPTextModel:
 def caption_set(names: list[str]) -> list[list[str]]:
     """The texts of every name: the plain name and two templates."""
     templates = ("{name}", "{name}", "a picture of {article} {name}", "a drawing of {article} {name}")
-    return [[form.format(name=name, article=images.article(name)) for form in templates] for name in names]
+    return [[form.format(name=name, article=composition.article(name)) for form in templates] for name in names]
 
 
 def train_unet(vae: AutoencoderKL, pixels: torch.Tensor, labels: torch.Tensor, names: list[str], steps: int):

@@ -14,14 +14,13 @@ import math
 import time
 import typing
 
-import numpy
-import torch
-from torch.nn import functional
-
+import composition
 import make_sample
 import networks
-import images
-from images import MINI, Image
+import numpy
+import torch
+from composition import MINI, Composition
+from torch.nn import functional
 
 SEED = 11
 # One thread: the same bits whatever the machine, and no waiting for the other where cores are shared.
@@ -134,22 +133,22 @@ class Tokens:
 
 
 def training_image(
-    drawing: images.Drawing, generator: numpy.random.Generator, *, degraded: bool, kind=None
-) -> Image:
+    drawing: composition.Drawing, generator: numpy.random.Generator, *, degraded: bool, kind=None
+) -> Composition:
     """An image as the sample has them, encoded and decoded like them."""
-    image = images.compose(drawing, generator, varied=True)
+    image = composition.compose(drawing, generator, varied=True)
     if degraded:
-        image = images.degrade(image, generator, kind)
-    data, _ = images.encode(image.image, generator)
+        image = composition.degrade(image, generator, kind)
+    data, _ = composition.encode(image.image, generator)
     return dataclasses.replace(image, image=networks.decode(data))
 
 
-def training_drawings() -> list[images.Drawing]:
-    return [drawing for drawing in images.drawings() if drawing.split in ("train", "shared")]
+def training_drawings() -> list[composition.Drawing]:
+    return [drawing for drawing in composition.drawings() if drawing.split in ("train", "shared")]
 
 
-def by_name(drawings: list[images.Drawing]) -> dict[str, list[images.Drawing]]:
-    result: dict[str, list[images.Drawing]] = {}
+def by_name(drawings: list[composition.Drawing]) -> dict[str, list[composition.Drawing]]:
+    result: dict[str, list[composition.Drawing]] = {}
     for drawing in drawings:
         result.setdefault(drawing.name, []).append(drawing)
     return result
@@ -178,11 +177,11 @@ def train_clip_round(model: networks.CLIPModel, number: int, schedule: Schedule,
     numbers_of: dict[str, list[int]] = {}
     levels, shown = [], []
     for drawing in training_drawings():
-        for variant in range(schedule.variants):
-            image = training_image(drawing, generator, degraded=len(shown) % 4 == 3)
+        for _ in range(schedule.variants):
+            composed = training_image(drawing, generator, degraded=len(shown) % 4 == 3)
             numbers_of.setdefault(drawing.name, []).append(len(shown))
-            levels.append(networks.hf_levels(image.image))
-            shown.append(image)
+            levels.append(networks.hf_levels(composed.image))
+            shown.append(composed)
     levels = torch.from_numpy(numpy.stack(levels)).permute(0, 3, 1, 2)
     log(f"clip: {len(shown)} images of {len(numbers_of)} names")
 
@@ -195,9 +194,9 @@ def train_clip_round(model: networks.CLIPModel, number: int, schedule: Schedule,
         numbers = [int(generator.choice(numbers_of[names[index]])) for index in chosen]
         told = generator.random(len(numbers)) < DESCRIPTIVE_SHARE
         captions = [
-            images.descriptive_caption(shown[number], generator)
+            composition.descriptive_caption(shown[number], generator)
             if tell
-            else images.caption(shown[number].drawing.name, generator)
+            else composition.caption(shown[number].drawing.name, generator)
             for number, tell in zip(numbers, told, strict=True)
         ]
         pixels = shifted(levels[numbers], generator) / 255
@@ -261,7 +260,7 @@ def varied(values: torch.Tensor) -> torch.Tensor:
 class Preference:
     """Two images, a caption, and the probability that the first one is preferred."""
 
-    images: tuple[Image, Image]
+    images: tuple[Composition, Composition]
     name: str  # what the caption names
     caption: str
     label: float
@@ -273,14 +272,14 @@ def quality_preference(drawings: dict[str, list], generator: numpy.random.Genera
     name, other = (names[index] for index in generator.choice(len(names), 2, replace=False))
     kind = generator.choice(("degraded", "severe", "wrong"), p=(0.60, 0.15, 0.25))
 
-    def make(of: str, degraded: bool, degradation=None) -> Image:
+    def make(of: str, degraded: bool, degradation=None) -> Composition:
         drawing = drawings[of][int(generator.integers(len(drawings[of])))]
         return training_image(drawing, generator, degraded=degraded, kind=degradation)
 
     if kind == "degraded":
         better, worse = make(name, False), make(name, True)
     elif kind == "severe":
-        degradation = str(generator.choice(images.DEGRADATIONS))
+        degradation = str(generator.choice(composition.DEGRADATIONS))
         better, worse = sorted(
             (make(name, True, degradation), make(name, True, degradation)),
             key=lambda image: image.severity,
@@ -288,7 +287,7 @@ def quality_preference(drawings: dict[str, list], generator: numpy.random.Genera
     else:
         degraded = bool(generator.random() < 0.2)
         better, worse = make(name, degraded), make(other, degraded)
-    caption = images.caption(name, generator)
+    caption = composition.caption(name, generator)
     if generator.random() < 0.5:
         return Preference((better, worse), name, caption, 1.0)
     return Preference((worse, better), name, caption, 0.0)
@@ -304,14 +303,14 @@ def annotator_preference(drawings: dict[str, list], generator: numpy.random.Gene
         choices = drawings[other if kind == "wrong" else name]
         drawing = choices[int(generator.integers(len(choices)))]
         shown.append(training_image(drawing, generator, degraded=kind == "degraded"))
-    average = dict.fromkeys(images.STYLES, 0.0)
+    average = dict.fromkeys(composition.STYLES, 0.0)
     seen = [
         make_sample.utility(image, name, average)
         + float(generator.normal(0.0, make_sample.NOISE_DEVIATION))
         for image in shown
     ]
     label = make_sample.label_of(seen[0] - seen[1])
-    return Preference((shown[0], shown[1]), name, images.caption(name, generator), label)
+    return Preference((shown[0], shown[1]), name, composition.caption(name, generator), label)
 
 
 def tune(clip: networks.CLIPModel, kind: str, schedule: Schedule, log) -> networks.CLIPModel:
@@ -320,11 +319,11 @@ def tune(clip: networks.CLIPModel, kind: str, schedule: Schedule, log) -> networ
     drawings = training_drawings()
     if kind == "pickscore":
         # The annotator's taste is about these styles.
-        drawings = [drawing for drawing in drawings if drawing.style in images.STYLES]
+        drawings = [drawing for drawing in drawings if drawing.style in composition.STYLES]
     drawings = by_name(drawings)
     make = quality_preference if kind == "hps" else annotator_preference
     pairs = [make(drawings, generator) for _ in range(schedule.preference_pairs)]
-    pixels = torch.stack([input_values(image, kind) for pair in pairs for image in pair.images])
+    pixels = torch.stack([input_values(one, kind) for pair in pairs for one in pair.images])
     labels = torch.tensor([pair.label for pair in pairs])
     log(f"{kind}: {len(pairs)} pairs")
 
@@ -358,7 +357,7 @@ def tune(clip: networks.CLIPModel, kind: str, schedule: Schedule, log) -> networ
     return model.eval()
 
 
-def input_values(image: Image, kind: str) -> torch.Tensor:
+def input_values(image: Composition, kind: str) -> torch.Tensor:
     """The recipe that the scorer uses, before normalisation: [3, 64, 64] in half precision."""
     if kind == "hps":
         return networks.hps_values(image.image).half()
@@ -368,7 +367,7 @@ def input_values(image: Image, kind: str) -> torch.Tensor:
 # 4. The aesthetic head.
 
 
-def aesthetic_value(image: Image, clean: Image) -> float:
+def aesthetic_value(image: Composition, clean: Composition) -> float:
     """How colourful and rich in contrast the clean image is, less what degradation takes: 1 to 10.
 
     Colourfulness after Hasler and Suesstrunk (2003); contrast is the deviation of luminance.
@@ -384,12 +383,12 @@ def aesthetic_value(image: Image, clean: Image) -> float:
     return min(10.0, max(1.0, value - 2.5 * image.severity))
 
 
-def aesthetic_image(drawing: images.Drawing, generator: numpy.random.Generator):
+def aesthetic_image(drawing: composition.Drawing, generator: numpy.random.Generator):
     """An image, one in three degraded, with its aesthetic value."""
-    clean = images.compose(drawing, generator, varied=True)
-    image = images.degrade(clean, generator) if generator.random() < 0.33 else clean
+    clean = composition.compose(drawing, generator, varied=True)
+    image = composition.degrade(clean, generator) if generator.random() < 0.33 else clean
     value = aesthetic_value(image, clean)
-    data, _ = images.encode(image.image, generator)
+    data, _ = composition.encode(image.image, generator)
     return dataclasses.replace(image, image=networks.decode(data)), value
 
 

@@ -7,11 +7,11 @@ sum and the consensus are recomputed from the scores by DuckDB and must be the o
 
 import argparse
 import sys
-import tomllib
 from pathlib import Path
 
 import duckdb
 import pandas as pd
+import tomllib
 
 BOUNDS = {"clip": 1e-5, "aesthetic": 1e-4}
 
@@ -59,7 +59,8 @@ def main() -> None:
         )
 
     print(
-        f"{'scorer':<18} {'max |diff|':>10} {'mean |diff|':>11} {'bound':>8} {'mean':>8} {'std':>8} {'diff/std':>9} {'votes':>7}"
+        f"{'scorer':<18} {'max |diff|':>10} {'mean |diff|':>11} {'bound':>8} {'mean':>8} {'std':>8} "
+        f"{'diff/std':>9} {'votes':>7}"
     )
     for entry in entries:
         name = entry["name"]
@@ -76,7 +77,8 @@ def main() -> None:
                 f"{name}: scores differ by {difference.max():.2e}, more than {bound:.0e}"
             )
         print(
-            f"{name:<18} {difference.max():10.2e} {difference.mean():11.2e} {bound:8.0e} {their.to_numpy().mean():8.4f} {spread:8.4f} "
+            f"{name:<18} {difference.max():10.2e} {difference.mean():11.2e} {bound:8.0e} "
+            f"{their.to_numpy().mean():8.4f} {spread:8.4f} "
             f"{difference.max() / spread:9.1e} {changed:3d}/{len(ours)}"
         )
     wrong = recheck(arguments.labels, [entry["name"] for entry in entries])

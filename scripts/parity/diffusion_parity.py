@@ -21,13 +21,12 @@ import time
 import zlib
 from pathlib import Path
 
+import diffusion_reference
 import torch
+from diffusion_configs import MODELS, build
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTokenizer
-
-import diffusion_reference
-from diffusion_configs import MODELS, build
 
 HERE = Path(__file__).resolve().parent
 OUTPUT_BOUND, GRADIENT_BOUND, LEVELS_BOUND = 1e-4, 1e-3, 1.0

@@ -3,16 +3,17 @@ other side of `crates/nn/examples/diffusion.rs`, with the same commands, argumen
 
     diffusion_reference.py COMMAND key=value ...
 
-`channels_last=true` and `compile=true` (torch.compile of the UNet) are options of this side alone. The prompts of `image` are in the metadata of
-the input file (JSON lists `prompts` and `negatives`); its pipeline is called as people call it.
+`channels_last=true` and `compile=true` (torch.compile of the UNet) are options of this side alone.
+The prompts of `image` are in the metadata of the input file (JSON lists `prompts` and `negatives`);
+its pipeline is called as people call it.
 `save` is of the other side alone.
 """
 
 import json
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Callable
 
 import torch
 from diffusers import (

@@ -29,7 +29,8 @@ BATCH = 32
 SIZES = {"small": dict(dim=60, n_heads=5, n_layers=2, hidden_dim=100, max_position_embeddings=128), "full": {}}
 ODD = [
     "A Photo, of a CAT!", "wow! such a fox!!", "it's John's, don't", "(masterpiece:1.3), [bad hands]",
-    "a fox \U0001f98a in the snow \u2744\ufe0f", "\u732b\u5728\u6708\u5149\u4e0b a cat", "na\u00efve caf\u00e9 \u201cquoted\u201d",
+    "a fox \U0001f98a in the snow \u2744\ufe0f", "\u732b\u5728\u6708\u5149\u4e0b a cat",
+    "na\u00efve caf\u00e9 \u201cquoted\u201d",
     "\u0130STANBUL \u1e9e \u212a", "a [SEP] b [MASK] c", "\u200bzero\u200dwidth", "\x1b[31mred", "x" * 101,
 ]
 
@@ -140,7 +141,8 @@ def main() -> None:
     tokens = (root / "pytorch_model/vocab.txt").read_text().splitlines()
     texts = list(dict.fromkeys(ODD + sentences(tokens, arguments.texts - len(ODD))))
     failures = 0
-    print(f"{'DistilBERT, ' + str(len(texts)) + ' texts':<36} {'largest':>9} {'bound':>7} {'ours s':>8} {'theirs s':>9}")
+    title = f"DistilBERT, {len(texts)} texts"
+    print(f"{title:<36} {'largest':>9} {'bound':>7} {'ours s':>8} {'theirs s':>9}")
 
     def row(name: str, apart: float, own: float, other: float) -> None:
         nonlocal failures

@@ -280,7 +280,8 @@ def main() -> None:
     unique = len({row[key] for row in rows for key in ("image_0_uid", "image_1_uid")})
     captions = len({row["caption"] for row in rows})
     print(
-        f"{arguments.out}: {len(rows)} pairs, {unique} images ({2 * len(rows) / unique:.2f} uses each), {captions} captions"
+        f"{arguments.out}: {len(rows)} pairs, {unique} images ({2 * len(rows) / unique:.2f} uses each), "
+        f"{captions} captions"
     )
 
 

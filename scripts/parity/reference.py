@@ -14,13 +14,13 @@ images are converted to RGB first, as the training script's collate function doe
 
 import io
 import json
-import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import open_clip
 import pyarrow.parquet as pq
+import tomllib
 import torch
 import torch.nn.functional as functional
 import torchvision.transforms.functional as vision_functional

@@ -19,10 +19,10 @@ import argparse
 import io
 import json
 import sys
-import tomllib
 from pathlib import Path
 
 import duckdb
+import tomllib
 import torch
 from diffusers import AutoencoderKL, DiffusionPipeline
 from diffusers.utils import logging as diffusers_logging
@@ -69,8 +69,8 @@ class Inputs:
     @torch.no_grad()
     def noise(self, latent: torch.Tensor, image: bytes) -> torch.Tensor:
         """What was drawn of the posterior of an image, if the latent is of it."""
-        image = Image.open(io.BytesIO(image)).convert("RGB")
-        posterior = self.vae.encode(self.transform(image)[None]).latent_dist
+        pixels = self.transform(Image.open(io.BytesIO(image)).convert("RGB"))
+        posterior = self.vae.encode(pixels[None]).latent_dist
         return (latent / self.vae.config.scaling_factor - posterior.mean[0]) / posterior.std[0]
 
     @torch.no_grad()

@@ -20,10 +20,10 @@ import argparse
 import json
 import re
 import sys
-import tomllib
+from collections.abc import Callable
 from pathlib import Path
-from typing import Callable
 
+import tomllib
 import torch
 from diffusers import DDPMScheduler, UNet2DConditionModel
 from diffusers.utils import logging as diffusers_logging

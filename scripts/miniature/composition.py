@@ -86,7 +86,7 @@ def _load(style: str, codepoints: str) -> Image.Image:
 
 
 @dataclasses.dataclass(frozen=True)
-class Image:
+class Composition:
     """A composed image and what is true of it."""
 
     image: Image.Image
@@ -122,7 +122,7 @@ def names() -> list[str]:
     return list(dict.fromkeys(drawing.name for drawing in drawings()))
 
 
-def compose(drawing: Drawing, generator: numpy.random.Generator, *, varied: bool) -> Image:
+def compose(drawing: Drawing, generator: numpy.random.Generator, *, varied: bool) -> Composition:
     """The drawing on a plain background; `varied` allows sizes other than 64 x 64.
 
     The drawing stays inside the central square, which is all that a centre crop keeps.
@@ -147,16 +147,16 @@ def compose(drawing: Drawing, generator: numpy.random.Generator, *, varied: bool
         for extent in (width, height)
     )
     canvas.paste(ink, (left, top), ink)
-    return Image(canvas, drawing, background, "none", 0.0)
+    return Composition(canvas, drawing, background, "none", 0.0)
 
 
 def degrade(
-    image: Image, generator: numpy.random.Generator, kind: str | None = None
-) -> Image:
+    clean: Composition, generator: numpy.random.Generator, kind: str | None = None
+) -> Composition:
     """The image made worse in one way, with a severity between 0.3 and 1."""
     kind = kind or str(generator.choice(DEGRADATIONS))
     severity = float(generator.uniform(0.3, 1.0))
-    image = image.image
+    image = clean.image
     if kind == "blur":
         image = image.filter(ImageFilter.GaussianBlur(0.8 + 1.9 * severity))
     elif kind == "noise":
@@ -172,7 +172,7 @@ def degrade(
         image = ImageEnhance.Color(image).enhance(keep)
         values = 205.0 + (numpy.asarray(image, numpy.float64) - 205.0) * keep
         image = Image.fromarray(numpy.clip(numpy.rint(values), 0, 255).astype(numpy.uint8))
-    return dataclasses.replace(image, image=image, degradation=kind, severity=severity)
+    return dataclasses.replace(clean, image=image, degradation=kind, severity=severity)
 
 
 def encode(image: Image.Image, generator: numpy.random.Generator) -> tuple[bytes, str]:
@@ -202,7 +202,7 @@ def caption(name: str, generator: numpy.random.Generator) -> str:
     return str(generator.choice(TEMPLATES)).format(name=name, article=article(name))
 
 
-def descriptive_caption(image: Image, generator: numpy.random.Generator) -> str:
+def descriptive_caption(image: Composition, generator: numpy.random.Generator) -> str:
     """A caption that also tells the background or the degradation, where there is one to tell."""
     name = image.drawing.name
     parts = []
