@@ -14,7 +14,7 @@ use runkit::files;
 use crate::HubError;
 use crate::name::{HubName, is_commit};
 
-/// One repository's folder in the cache; it need not exist.
+/// One repository's folder in the cache, which need not exist.
 #[derive(Debug, Clone)]
 pub(crate) struct CachedRepository {
     root: PathBuf,
@@ -34,22 +34,22 @@ impl CachedRepository {
         self.folder.join("snapshots").join(commit)
     }
 
-    /// The contents that the hub or a mirror calls `tag`.
+    /// The contents with this entity tag.
     pub(crate) fn blob(&self, tag: &str) -> PathBuf {
         self.folder.join("blobs").join(tag)
     }
 
-    /// The lock under which contents are downloaded, also by the Python libraries.
+    /// The lock for downloading contents, which the Python libraries use too.
     pub(crate) fn lock(&self, tag: &str) -> PathBuf {
         let name = self.folder.file_name().unwrap_or_default();
         self.root.join(".locks").join(name).join(format!("{tag}.lock"))
     }
 
-    /// Where contents are received: under a name that the next attempt finds, or apart from other
-    /// processes and machines.
-    pub(crate) fn partial(&self, tag: Option<&str>, apart: bool) -> PathBuf {
+    /// The file that receives contents: one that the next attempt finds again, or a unique one if
+    /// other processes and machines may write at the same time.
+    pub(crate) fn partial(&self, tag: Option<&str>, unique: bool) -> PathBuf {
         let start = tag.unwrap_or("unnamed");
-        let name = if apart {
+        let name = if unique {
             let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
             let (process, moment) = (std::process::id(), now.as_nanos());
             format!("{start}.{process:x}-{moment:x}.incomplete")
@@ -64,7 +64,7 @@ impl CachedRepository {
         &self.root
     }
 
-    /// The commit of a revision: itself when it is one, else what the cache remembers.
+    /// The commit of a revision: the revision itself if it is a commit, else what the cache holds.
     pub(crate) fn commit(&self, revision: &str) -> Option<String> {
         if is_commit(revision) {
             return Some(revision.to_owned());
@@ -74,7 +74,7 @@ impl CachedRepository {
         is_commit(commit).then(|| commit.to_owned())
     }
 
-    /// Remembers the commit of a branch or tag, as the Python libraries do.
+    /// Saves the commit of a branch or tag, as the Python libraries do.
     pub(crate) fn remember_commit(&self, revision: &str, commit: &str) -> Result<(), HubError> {
         let path = self.reference_path(revision);
         create_parent(&path)?;
@@ -104,7 +104,7 @@ impl CachedRepository {
             other => other,
         };
         match made {
-            // Another process was as fast.
+            // Another process was faster.
             Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => Ok(()),
             Err(error) if has_no_links(&error) => {
                 Ok(files::rename_durably(self.blob(tag), &pointer)?)
@@ -115,8 +115,8 @@ impl CachedRepository {
         }
     }
 
-    /// Removes the link of a file whose contents are gone (someone cleaned `blobs`), which would
-    /// stand in the way of a new one.
+    /// Removes the link of a file whose contents are gone (someone cleaned `blobs`): it would block
+    /// a new one.
     pub(crate) fn remove_dangling(&self, commit: &str, file: &str) -> Result<(), HubError> {
         let pointer = self.snapshot(commit).join(file);
         if pointer.is_symlink() && !pointer.exists() {
@@ -132,7 +132,7 @@ impl CachedRepository {
         self.absence_path(commit, file).is_file()
     }
 
-    /// Remembers that the commit does not have the file.
+    /// Saves that the commit does not have the file.
     pub(crate) fn remember_absence(&self, commit: &str, file: &str) -> Result<(), HubError> {
         let path = self.absence_path(commit, file);
         create_parent(&path)?;

@@ -1,4 +1,4 @@
-//! Checksums of files: SHA-256, which the hub keeps of large ones, and git's SHA-1 of small ones.
+//! Checksums of files: the hub states SHA-256 for large ones and git's SHA-1 for small ones.
 
 use std::fmt::Write as _;
 use std::fs::File;
@@ -11,20 +11,18 @@ use sha2::{Digest, Sha256};
 
 use crate::HubError;
 
-/// Bytes read at a time: large enough that system calls do not count.
+/// Bytes per read: large enough that system calls cost nothing.
 const BLOCK: usize = 1 << 20;
 
-/// The SHA-256 of a file as 64 hexadecimal digits, read block by block.
-///
-/// # Errors
-/// When the file cannot be read, or the program is asked to stop.
+/// The SHA-256 of a file as 64 hexadecimal digits, read block by block. A request to stop ends it
+/// with an error.
 pub fn sha256_file(path: impl AsRef<Path>) -> Result<String, HubError> {
     let mut digest = Sha256::new();
     read_blocks(path.as_ref(), &runkit::signals::flag_of_process(), |block| digest.update(block))?;
     Ok(hexadecimal(&digest.finalize()))
 }
 
-/// Hands over a file block by block, and sees within a block that the program is asked to stop.
+/// Passes a file to `take` block by block; checks for a request to stop before each block.
 pub(crate) fn read_blocks(
     path: &Path,
     stop: &StopFlag,
@@ -43,17 +41,17 @@ pub(crate) fn read_blocks(
     }
 }
 
-/// What the name of a file in the cache says of its contents.
+/// The checksum that a file's name in the cache stands for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Expected {
-    /// SHA-256 of the contents: what the hub keeps in large-file storage.
+    /// SHA-256 of the contents: files in large-file storage.
     Sha256,
     /// SHA-1 of git's blob, or of the contents alone, which some mirrors have as their tags.
     Sha1,
 }
 
 impl Expected {
-    /// The checksum that a tag is; none where it is another kind of name.
+    /// The kind of checksum that a tag is; `None` if it is another kind of name.
     pub(crate) fn of(tag: &str) -> Option<Self> {
         let is_hexadecimal = tag.bytes().all(|byte| byte.is_ascii_hexdigit());
         match tag.len() {
@@ -64,7 +62,7 @@ impl Expected {
     }
 }
 
-/// The checksums of what is written, as far as they can be had without knowing its length.
+/// Running checksums of a download. Git's needs the length first, so it is computed at the end.
 #[derive(Clone, Default)]
 pub(crate) struct Running {
     sha256: Sha256,

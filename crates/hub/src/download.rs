@@ -1,7 +1,7 @@
-//! Downloads into the cache. A file is received under a name of its own beside its final one,
-//! hashed on the way, and gets its final name only when its checksum is the announced one and it is
-//! on the disk: a process killed at any instant leaves nothing that a later one takes for whole.
-//! What was received stays for the next attempt, which hashes it and asks for the rest.
+//! Downloads into the cache. A file is received beside its final name and hashed on the way. It
+//! gets its final name only after its checksum was compared and it is on the disk, so a process
+//! killed at any instant leaves nothing that a later one takes for whole. The received part stays
+//! for the next attempt, which hashes it and requests the rest.
 
 use std::fs::{File, OpenOptions, TryLockError};
 use std::os::unix::fs::FileExt as _;
@@ -16,35 +16,36 @@ use ureq::http::Method;
 use crate::HubError;
 use crate::cache::CachedRepository;
 use crate::checksum::{Expected, Running, git_sha1_file, read_blocks};
-use crate::http::{Answer, Attempts, Problem};
-use crate::remote::{Facts, ListedFile, Remote, host, is_told_by_hub};
+use crate::http::{Attempts, Problem, Response};
+use crate::remote::{Facts, ListedFile, Remote, host, is_from_hub};
 
-/// What came of asking for a file.
+/// The outcome of requesting a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Fetched {
     /// It is in the cache.
     Here,
-    /// The commit has no such file; `for_certain` where the hub itself said so.
+    /// The commit has no such file; `for_certain` if the hub itself said so.
     Absent { for_certain: bool },
 }
 
-/// What is known of the contents before they come.
+/// What is known of the contents before they arrive.
 struct Wanted<'a> {
     commit: &'a str,
     file: &'a str,
-    /// The name in `blobs`; none where nobody names the contents.
+    /// The name in `blobs`; `None` if no server names the contents.
     tag: Option<String>,
     /// The checksum they must have.
     checksum: Option<String>,
     size: Option<u64>,
 }
 
-/// Who may write the partial file.
-enum Turn {
-    /// The lock is held: the partial file has a name that the next attempt finds.
-    Alone(#[expect(dead_code, reason = "held until it is dropped")] File),
-    /// The file system has no locks, or their holder does nothing: a name of one's own.
-    Apart,
+/// The lock on the partial file.
+enum Lock {
+    /// Held here: the partial file has a name that the next attempt finds.
+    Held(#[expect(dead_code, reason = "held until it is dropped")] File),
+    /// Not held, as the file system has no locks or the holder is stuck: the partial file has a
+    /// unique name.
+    Missing,
 }
 
 impl Wanted<'_> {
@@ -63,17 +64,17 @@ impl Remote<'_> {
         listed: Option<&ListedFile>,
     ) -> Result<Fetched, HubError> {
         let mut attempts = Attempts::default();
-        let mut turn = None;
+        let mut lock = None;
         loop {
             let opened = self.open(&Method::GET, commit, file, None, &mut attempts);
-            let (facts, answer) = opened.map_err(self.explain(file))?;
-            if answer.status == 404 && facts.is_absent {
-                return Ok(Fetched::Absent { for_certain: is_told_by_hub(&answer.headers) });
+            let (facts, response) = opened.map_err(self.explain(file))?;
+            if response.status == 404 && facts.is_absent {
+                return Ok(Fetched::Absent { for_certain: is_from_hub(&response.headers) });
             }
-            if answer.status != 200 {
-                return Err(self.refused(file, answer));
+            if response.status != 200 {
+                return Err(self.refused(file, response));
             }
-            let wanted = self.wanted(commit, file, facts, &answer, listed)?;
+            let wanted = self.wanted(commit, file, facts, &response, listed)?;
             cached.remove_dangling(commit, file)?;
             // Another revision, or another process, may have brought the same contents.
             if let Some(tag) = &wanted.tag
@@ -82,17 +83,17 @@ impl Remote<'_> {
                 cached.link(commit, file, tag)?;
                 return Ok(Fetched::Here);
             }
-            if turn.is_none() {
-                turn = self.take_turn(cached, &wanted)?;
+            if lock.is_none() {
+                lock = self.try_lock(cached, &wanted)?;
             }
-            let Some(turn) = &turn else {
-                // Nobody waits with a connection open.
-                drop(answer);
-                turn = Some(self.wait_for_turn(cached, &wanted)?);
+            let Some(lock) = &lock else {
+                // No connection stays open during the wait.
+                drop(response);
+                lock = Some(self.wait_for_lock(cached, &wanted)?);
                 continue;
             };
-            let is_apart = matches!(turn, Turn::Apart) || wanted.tag.is_none();
-            self.receive(cached, &wanted, answer, is_apart, &mut attempts)?;
+            let is_unique = matches!(lock, Lock::Missing) || wanted.tag.is_none();
+            self.receive(cached, &wanted, response, is_unique, &mut attempts)?;
             return Ok(Fetched::Here);
         }
     }
@@ -102,25 +103,27 @@ impl Remote<'_> {
         commit: &'a str,
         file: &'a str,
         facts: Facts,
-        answer: &Answer,
+        response: &Response,
         listed: Option<&ListedFile>,
     ) -> Result<Wanted<'a>, HubError> {
         if let Some(found) = facts.commit.filter(|found| found != commit) {
             let found = found.chars().take(80).collect::<String>();
-            return Err(self.failed(file, format!("asked for commit {commit}, got {found:?}")));
+            return Err(self.failed(file, format!("expected commit {commit}, found {found:?}")));
         }
         let is_page =
-            answer.header("content-type").is_some_and(|kind| kind.starts_with("text/html"));
+            response.header("content-type").is_some_and(|kind| kind.starts_with("text/html"));
         if is_page && !file.to_lowercase().ends_with("html") && facts.tag.is_none() {
             let problem = format!(
-                "{} answers with a web page; it may be that of a proxy which asks to log in",
-                host(&answer.address)
+                "{} answers with a web page; it may be a proxy's log-in page",
+                host(&response.address)
             );
             return Err(self.failed(file, problem));
         }
-        if let Some(encoding) = answer.header("content-encoding").filter(|name| *name != "identity")
+        if let Some(encoding) =
+            response.header("content-encoding").filter(|name| *name != "identity")
         {
-            let problem = format!("it is sent compressed as {encoding:?}, which was not asked for");
+            let problem =
+                format!("the server sent it compressed as {encoding:?}, which was not requested");
             return Err(self.failed(file, problem));
         }
         let listed_sum = listed.and_then(|listed| listed.checksum.clone());
@@ -159,13 +162,13 @@ impl Remote<'_> {
         })
     }
 
-    /// Takes the lock that the Python libraries take too; none while someone else holds it.
-    fn take_turn(
+    /// Takes the lock that the Python libraries use too; `None` while another process holds it.
+    fn try_lock(
         &self,
         cached: &CachedRepository,
         wanted: &Wanted<'_>,
-    ) -> Result<Option<Turn>, HubError> {
-        let Some(tag) = &wanted.tag else { return Ok(Some(Turn::Apart)) };
+    ) -> Result<Option<Lock>, HubError> {
+        let Some(tag) = &wanted.tag else { return Ok(Some(Lock::Missing)) };
         let path = cached.lock(tag);
         if let Some(folder) = path.parent() {
             files::create_folder(folder)?;
@@ -173,7 +176,7 @@ impl Remote<'_> {
         let opened = OpenOptions::new().append(true).create(true).open(&path);
         let file = opened.map_err(|cause| FileError::new(&path, Operation::Create, cause))?;
         match file.try_lock() {
-            Ok(()) => Ok(Some(Turn::Alone(file))),
+            Ok(()) => Ok(Some(Lock::Held(file))),
             Err(TryLockError::WouldBlock) => Ok(None),
             Err(TryLockError::Error(cause)) => {
                 tracing::warn!(
@@ -182,25 +185,25 @@ impl Remote<'_> {
                     path.display(),
                     wanted.file
                 );
-                Ok(Some(Turn::Apart))
+                Ok(Some(Lock::Missing))
             }
         }
     }
 
-    /// Waits as long as someone else receives the file, and no longer than a minute after that.
-    fn wait_for_turn(
+    /// Waits while another process receives the file, and at most a minute after it stalls.
+    fn wait_for_lock(
         &self,
         cached: &CachedRepository,
         wanted: &Wanted<'_>,
-    ) -> Result<Turn, HubError> {
+    ) -> Result<Lock, HubError> {
         const MOMENT: Duration = Duration::from_millis(100);
         tracing::info!("waiting for another process that downloads {}", wanted.file);
         let tag = wanted.tag.clone().unwrap_or_default();
         let (mut seen, mut since) = (None, Instant::now());
         loop {
             self.client.check_stop().map_err(self.explain(wanted.file))?;
-            if let Some(turn) = self.take_turn(cached, wanted)? {
-                return Ok(turn);
+            if let Some(lock) = self.try_lock(cached, wanted)? {
+                return Ok(lock);
             }
             let now = newest_partial(cached, &tag);
             if now != seen {
@@ -208,11 +211,11 @@ impl Remote<'_> {
             }
             if since.elapsed() > self.client.limits().other_process {
                 tracing::warn!(
-                    "the process that holds {} receives nothing; downloading {} beside it",
+                    "the process that holds {} receives nothing; downloading {} independently",
                     cached.lock(&tag).display(),
                     wanted.file
                 );
-                return Ok(Turn::Apart);
+                return Ok(Lock::Missing);
             }
             std::thread::sleep(MOMENT);
         }
@@ -222,11 +225,11 @@ impl Remote<'_> {
         &self,
         cached: &CachedRepository,
         wanted: &Wanted<'_>,
-        answer: Answer,
-        is_apart: bool,
+        response: Response,
+        is_unique: bool,
         attempts: &mut Attempts,
     ) -> Result<(), HubError> {
-        let path = cached.partial(wanted.tag.as_deref(), is_apart);
+        let path = cached.partial(wanted.tag.as_deref(), is_unique);
         if let Some(folder) = path.parent() {
             files::create_folder(folder)?;
         }
@@ -237,22 +240,22 @@ impl Remote<'_> {
             wanted,
             file,
             path,
-            removes_itself: is_apart,
+            removes_itself: is_unique,
             running: Running::default(),
             position: 0,
             progress: None,
         };
-        let mut began_with = partial.take_up()?;
+        let mut began_with = partial.resume()?;
         self.check_space(cached, wanted, partial.position, &partial.path)?;
-        let mut first = (began_with == 0).then_some(answer);
+        let mut first = (began_with == 0).then_some(response);
         loop {
             partial.fill(first.take(), attempts)?;
             match partial.problem()? {
                 None => return partial.publish(cached),
-                // What an earlier process left may be at fault.
+                // The part of an earlier process may be at fault.
                 Some(_) if began_with > 0 => {
                     tracing::warn!(
-                        "{}: the part that was there is damaged; starting over",
+                        "{}: the part of an earlier download is damaged; starting over",
                         wanted.file
                     );
                     began_with = 0;
@@ -290,7 +293,7 @@ impl Remote<'_> {
     }
 }
 
-/// A file that is being received.
+/// A file during its download.
 struct Partial<'a> {
     remote: &'a Remote<'a>,
     wanted: &'a Wanted<'a>,
@@ -306,9 +309,9 @@ struct Partial<'a> {
 const MEGABYTE: u64 = 1_000_000;
 
 impl Partial<'_> {
-    /// Takes up what an earlier process left, if a checksum will tell whether it belongs to the
-    /// file, and says how many bytes that are.
-    fn take_up(&mut self) -> Result<u64, HubError> {
+    /// Resumes from the part of an earlier process, if a checksum can later show that it belongs to
+    /// the file. Returns its length.
+    fn resume(&mut self) -> Result<u64, HubError> {
         let length = self.file.metadata().map_err(HubError::read(&self.path))?.len();
         let fits = self.wanted.size.is_none_or(|size| length <= size);
         if length > 0 && fits && self.wanted.expected() == Some(Expected::Sha256) {
@@ -324,22 +327,26 @@ impl Partial<'_> {
         self.position = 0;
     }
 
-    /// Receives until the end, from `answer` first if it is at hand.
-    fn fill(&mut self, answer: Option<Answer>, attempts: &mut Attempts) -> Result<(), HubError> {
+    /// Receives up to the end, first from `response` if there is one.
+    fn fill(
+        &mut self,
+        response: Option<Response>,
+        attempts: &mut Attempts,
+    ) -> Result<(), HubError> {
         if self.wanted.size.is_some_and(|size| size > 0 && self.position == size) {
             return Ok(());
         }
-        self.announce();
-        let mut answer = answer;
+        self.start_progress();
+        let mut response = response;
         loop {
-            let opened = match answer.take() {
-                Some(answer) => answer,
+            let opened = match response.take() {
+                Some(response) => response,
                 None => self.ask(attempts)?,
             };
             let before = self.position;
             match self.read(opened) {
                 Ok(()) => return Ok(()),
-                Err(Trouble::Network(Problem::Passing(reason))) => {
+                Err(ReceiveError::Network(Problem::Transient(reason))) => {
                     let least = self.remote.client.limits().least_bytes;
                     if self.position >= before + least {
                         attempts.progressed();
@@ -347,47 +354,47 @@ impl Partial<'_> {
                     let explain = self.remote.explain(self.wanted.file);
                     self.remote.client.pause(attempts, &reason, None).map_err(explain)?;
                 }
-                Err(Trouble::Network(problem)) => {
+                Err(ReceiveError::Network(problem)) => {
                     return Err(self.remote.explain(self.wanted.file)(problem));
                 }
-                Err(Trouble::Disk(error)) => return Err(error),
+                Err(ReceiveError::Disk(error)) => return Err(error),
             }
         }
     }
 
-    /// Asks for the bytes from `position` on, and for all of them where the server has no ranges.
-    fn ask(&mut self, attempts: &mut Attempts) -> Result<Answer, HubError> {
+    /// Requests the bytes from `position` on, or all of them if the server supports no ranges.
+    fn ask(&mut self, attempts: &mut Attempts) -> Result<Response, HubError> {
         let Wanted { commit, file, .. } = *self.wanted;
-        // Without a name for the contents nobody knows whether the rest belongs to the beginning.
+        // Without an entity tag, the rest may belong to other contents.
         if self.wanted.tag.is_none() {
             self.start_over();
         }
         loop {
             let first = (self.position > 0).then_some(self.position);
             let opened = self.remote.open(&Method::GET, commit, file, first, attempts);
-            let (_, answer) = opened.map_err(self.remote.explain(file))?;
-            let starts_at = answer.header("content-range").and_then(|range| {
+            let (_, response) = opened.map_err(self.remote.explain(file))?;
+            let starts_at = response.header("content-range").and_then(|range| {
                 range.strip_prefix("bytes ")?.split_once('-')?.0.parse::<u64>().ok()
             });
-            match answer.status {
+            match response.status {
                 200 => {
                     self.start_over();
-                    return Ok(answer);
+                    return Ok(response);
                 }
-                206 if starts_at == Some(self.position) => return Ok(answer),
+                206 if starts_at == Some(self.position) => return Ok(response),
                 206 | 416 if self.position > 0 => self.start_over(),
-                _ => return Err(self.remote.refused(file, answer)),
+                _ => return Err(self.remote.refused(file, response)),
             }
         }
     }
 
-    fn read(&mut self, mut answer: Answer) -> Result<(), Trouble> {
+    fn read(&mut self, mut response: Response) -> Result<(), ReceiveError> {
         let expected = self.wanted.expected();
-        while let Some(bytes) = answer.next().map_err(Trouble::Network)? {
+        while let Some(bytes) = response.next().map_err(ReceiveError::Network)? {
             let written = fault::error_at("download")
                 .and_then(|()| self.file.write_all_at(&bytes, self.position));
             written.map_err(|cause| {
-                Trouble::Disk(FileError::new(&self.path, Operation::Write, cause).into())
+                ReceiveError::Disk(FileError::new(&self.path, Operation::Write, cause).into())
             })?;
             self.running.update(&bytes, expected);
             self.count(bytes.len() as u64);
@@ -397,23 +404,23 @@ impl Partial<'_> {
             }
         }
         if self.wanted.size.is_some_and(|size| self.position < size) {
-            return Err(Trouble::Network(Problem::Passing(
+            return Err(ReceiveError::Network(Problem::Transient(
                 "the connection ended early".to_owned(),
             )));
         }
         if self.wanted.size.is_none()
             && self.wanted.checksum.is_none()
-            && answer.header("transfer-encoding").is_none()
+            && response.header("transfer-encoding").is_none()
         {
             tracing::warn!(
-                "{}: the server says neither its size nor its checksum; if it was cut, nobody would know",
+                "{}: the server states neither its size nor its checksum; a truncated file would go unnoticed",
                 self.wanted.file
             );
         }
         Ok(())
     }
 
-    /// What is wrong with what was received: what was expected, and what was found.
+    /// What was expected and what was received, if they differ.
     fn problem(&mut self) -> Result<Option<(String, String)>, HubError> {
         if let Some(size) = self.wanted.size.filter(|&size| size != self.position) {
             return Ok(Some((
@@ -421,7 +428,7 @@ impl Partial<'_> {
                 format!("at least {} bytes", self.position),
             )));
         }
-        // What an earlier attempt left may be longer.
+        // The file of an earlier attempt may be longer.
         self.file.set_len(self.position).map_err(HubError::read(&self.path))?;
         if self.remote.has_checksum(&self.path, &self.running, self.wanted)? {
             return Ok(None);
@@ -444,7 +451,7 @@ impl Partial<'_> {
         self.file.sync_all().map_err(|cause| FileError::new(&self.path, Operation::Sync, cause))?;
         let blob = cached.blob(&tag);
         match files::rename_durably(&self.path, &blob) {
-            // Without locks another process may have been as fast, and its file is as good.
+            // Without locks another process may have been faster, and its file is as good.
             Err(_) if !self.path.exists() && self.remote.is_sound(&blob, self.wanted)? => {}
             other => other?,
         }
@@ -455,7 +462,7 @@ impl Partial<'_> {
         cached.link(self.wanted.commit, self.wanted.file, &tag)
     }
 
-    fn announce(&mut self) {
+    fn start_progress(&mut self) {
         if self.progress.is_some() {
             return;
         }
@@ -489,13 +496,13 @@ impl Drop for Partial<'_> {
     }
 }
 
-/// What ends the reading of an answer.
-enum Trouble {
+/// Why receiving stopped early.
+enum ReceiveError {
     Network(Problem),
     Disk(HubError),
 }
 
-/// When a partial file of these contents was last written to, and how long it is.
+/// The time of the last write to a partial file of these contents, and its length.
 fn newest_partial(cached: &CachedRepository, tag: &str) -> Option<(SystemTime, u64)> {
     let blobs = cached.blob(tag);
     let entries = std::fs::read_dir(blobs.parent()?).ok()?;

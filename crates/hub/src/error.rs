@@ -32,7 +32,7 @@ pub enum HubError {
     Folder {
         /// The folder looked for.
         path: PathBuf,
-        /// What stands there instead, and what to do ([`crate::describe`]).
+        /// What is there instead, and what to do ([`crate::describe`]).
         what: String,
     },
     /// A folder does not hold a file.
@@ -45,11 +45,11 @@ pub enum HubError {
         /// What the folder holds instead.
         holds: Vec<String>,
     },
-    /// A file is not in the cache and downloading is switched off.
+    /// A file is not in the cache, and downloads are switched off.
     #[error(
-        "{what} of {repository} is not in the cache and HF_HUB_OFFLINE forbids to download it; \
-         looked in {}\n\
-         hint: download it where there is a network, or point HF_HOME or HF_HUB_CACHE to a cache \
+        "{what} of {repository} is not in the cache, and HF_HUB_OFFLINE forbids the download; looked \
+         in {}\n\
+         hint: download it on a machine with network access, or point HF_HOME or HF_HUB_CACHE to a cache \
          that holds it",
         looked_in.display()
     )]
@@ -72,9 +72,9 @@ pub enum HubError {
         endpoint: String,
         /// The repository with its revision.
         repository: String,
-        /// The answer's status.
+        /// The status of the response.
         status: u16,
-        /// What the hub says of it, after a colon; or nothing.
+        /// The hub's message after a colon, if any.
         said: String,
     },
     /// The repository has no such file.
@@ -96,15 +96,14 @@ pub enum HubError {
         endpoint: String,
         /// The repository with its revision.
         repository: String,
-        /// The file, or what else was asked for.
+        /// The file, or what else was requested.
         what: String,
         /// What happened.
         problem: String,
     },
-    /// The hub, or a proxy on the way to it, shows a certificate that is not trusted.
+    /// The certificate of the hub, or of a proxy on the way, is not trusted.
     #[error(
-        "the certificate of {endpoint} is not trusted, which {repository} was to be asked of: \
-         {problem}\n\
+        "cannot reach {repository}: the certificate of {endpoint} is not trusted: {problem}\n\
          hint: if your network checks https with its own certificate, name it: \
          SSL_CERT_FILE=/path/to/certificates.pem"
     )]
@@ -116,7 +115,7 @@ pub enum HubError {
         /// Why it is not trusted.
         problem: String,
     },
-    /// The program was asked to stop while it downloaded or hashed a file.
+    /// A request to stop arrived during a download or a checksum.
     #[error("{0}")]
     Stopped(#[from] runkit::signals::Stopped),
     /// The disk of the cache has no room for the file.
@@ -137,7 +136,7 @@ pub enum HubError {
         /// The cache folder.
         cache: PathBuf,
     },
-    /// What arrived is not what the hub announced; it was removed.
+    /// A download differs from what the hub announced; it was removed.
     #[error(
         "{file} of {repository} arrived damaged and was removed: expected {expected}, found {found}\n\
          hint: run the same command again"
@@ -160,7 +159,7 @@ pub enum HubError {
         /// Where it leads.
         target: PathBuf,
     },
-    /// There is no place for a cache.
+    /// No environment variable leads to a cache folder.
     #[error(
         "no cache folder: HF_HUB_CACHE, HF_HOME and HOME are all unset\nhint: set HF_HUB_CACHE to a folder"
     )]
@@ -204,7 +203,7 @@ impl HubError {
     }
 }
 
-/// At most this many names are listed in an error.
+/// How many names an error lists.
 const SHOWN_NAMES: usize = 20;
 
 fn listing(names: &[String]) -> String {

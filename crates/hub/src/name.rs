@@ -1,4 +1,4 @@
-//! What a repository, a revision and a file inside one may be called.
+//! The names of repositories, revisions and files inside them.
 //!
 //! Names come from configuration files and from `*.index.json` files of downloaded models, so they
 //! are checked before any path is made of them.
@@ -23,18 +23,18 @@ pub(crate) struct HubName {
     pub(crate) kind: Kind,
     /// `owner/name`.
     pub(crate) id: String,
-    /// A branch, tag or commit; `main` where none is named.
+    /// A branch, tag or commit; `main` if the name has none.
     pub(crate) revision: String,
 }
 
 impl HubName {
-    /// `None` when `name` does not start with `hf://`, and so is a path.
+    /// `None` if `name` does not start with `hf://`: it is a path.
     pub(crate) fn parse(name: &str) -> Option<Result<Self, HubError>> {
         let rest = name.strip_prefix(SCHEME)?;
         Some(Self::parse_rest(rest).map_err(|problem| HubError::name(name, problem)))
     }
 
-    /// Takes `hf://[datasets/]owner/name[@revision]/file` apart into the repository and the file. A
+    /// Splits `hf://[datasets/]owner/name[@revision]/file` into the repository and the file. A
     /// revision has no slashes here, unless it begins with `refs/` and has three parts.
     pub(crate) fn split_file(name: &str) -> Option<(String, String)> {
         let rest = name.strip_prefix(SCHEME)?;

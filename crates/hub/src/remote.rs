@@ -1,4 +1,4 @@
-//! What the hub says of a repository: its commit and files, and of each file its checksum and size.
+//! The hub's description of a repository: its commit, and each file's name, size and checksum.
 
 use runkit::signals::Stopped;
 use runkit::text::excerpt;
@@ -6,13 +6,13 @@ use serde::Deserialize;
 use ureq::http::{HeaderMap, Method, Uri};
 
 use crate::checksum::Expected;
-use crate::http::{Answer, Attempts, Client, Problem, encode, origin, text_of};
+use crate::http::{Attempts, Client, Problem, Response, encode, origin, text_of};
 use crate::name::{HubName, Kind, is_commit};
 use crate::{HubError, Settings};
 
 /// A description of a repository of many files has some megabytes.
 const LONGEST_DESCRIPTION: usize = 256 << 20;
-/// How much is read of an answer that is only looked into for a message.
+/// How much of a response is read to find its error message.
 const LONGEST_MESSAGE: usize = 1 << 16;
 
 /// A repository on the hub.
@@ -31,15 +31,15 @@ pub(crate) struct ListedFile {
     pub(crate) checksum: Option<String>,
 }
 
-/// What the hub says of a commit.
+/// The hub's description of a commit.
 #[derive(Debug, Clone)]
 pub(crate) struct Description {
     pub(crate) commit: String,
-    /// Its files; none where a mirror does not list them.
+    /// Its files; `None` if a mirror does not list them.
     pub(crate) files: Option<Vec<ListedFile>>,
 }
 
-/// What the headers on the way to a file say of it.
+/// What the headers of all responses on the way to a file state.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Facts {
     /// The name that its contents have in the cache.
@@ -72,7 +72,7 @@ struct Lfs {
 }
 
 impl Remote<'_> {
-    /// Asks for the commit of a revision, and the names, sizes and checksums of its files.
+    /// Requests the commit of a revision, and the names, sizes and checksums of its files.
     pub(crate) fn describe(&self, revision: &str) -> Result<Description, HubError> {
         const WHAT: &str = "the description";
         let kind = match self.name.kind {
@@ -85,29 +85,29 @@ impl Remote<'_> {
             self.name.id,
             encode(revision, false)
         );
-        let mut answer = self.get(WHAT, &format!("{plain}?blobs=true"))?;
-        if matches!(answer.status, 400 | 404 | 405 | 422) && !is_told_by_hub(&answer.headers) {
-            // A mirror that does not know the question after the path.
-            answer = self.get(WHAT, &plain)?;
+        let mut response = self.get(WHAT, &format!("{plain}?blobs=true"))?;
+        if matches!(response.status, 400 | 404 | 405 | 422) && !is_from_hub(&response.headers) {
+            // A mirror that rejects the query string.
+            response = self.get(WHAT, &plain)?;
         }
-        if answer.status != 200 {
-            return Err(self.refused(WHAT, answer));
+        if response.status != 200 {
+            return Err(self.refused(WHAT, response));
         }
-        let text = answer.read_all(LONGEST_DESCRIPTION).map_err(self.explain(WHAT))?;
+        let text = response.read_all(LONGEST_DESCRIPTION).map_err(self.explain(WHAT))?;
         let found: Information = serde_json::from_slice(&text).map_err(|error| {
             let begins = excerpt(String::from_utf8_lossy(&text).trim_start());
-            let problem = format!("expected JSON ({error}), the answer begins with {begins:?}");
+            let problem = format!("expected JSON ({error}), the response begins with {begins:?}");
             self.failed(WHAT, problem)
         })?;
         let commit = found
             .sha
             .filter(|sha| is_commit(sha))
-            .ok_or_else(|| self.failed(WHAT, "the answer names no commit".to_owned()))?;
+            .ok_or_else(|| self.failed(WHAT, "the response names no commit".to_owned()))?;
         let files = found.siblings.map(|all| all.into_iter().map(ListedFile::from).collect());
         Ok(Description { commit, files })
     }
 
-    /// Asks for a file of a commit from byte `first` on, with what is said of it on the way.
+    /// Requests a file of a commit from byte `first` on, and collects its facts on the way.
     pub(crate) fn open(
         &self,
         method: &Method,
@@ -115,7 +115,7 @@ impl Remote<'_> {
         file: &str,
         first: Option<u64>,
         attempts: &mut Attempts,
-    ) -> Result<(Facts, Answer), Problem> {
+    ) -> Result<(Facts, Response), Problem> {
         let kind = match self.name.kind {
             Kind::Model => "",
             Kind::Dataset => "datasets/",
@@ -129,39 +129,45 @@ impl Remote<'_> {
         let address = parse(&address)?;
         let home = origin(&address);
         let mut facts = Facts::default();
-        let answer =
-            self.client.ask(method, &address, first, attempts, &mut |at, status, headers| {
+        let response = self.client.request(
+            method,
+            &address,
+            first,
+            attempts,
+            &mut |at, status, headers| {
                 facts.take(origin(at) == home, status, headers);
-            })?;
-        Ok((facts, answer))
+            },
+        )?;
+        Ok((facts, response))
     }
 
-    /// The size of a file in bytes, if a server says it without sending the file.
+    /// The size of a file in bytes, if a server states it without sending the file.
     pub(crate) fn size(&self, commit: &str, file: &str) -> Result<Option<u64>, HubError> {
         let mut attempts = Attempts::default();
         match self.open(&Method::HEAD, commit, file, None, &mut attempts) {
-            Ok((facts, answer)) if answer.status == 200 => Ok(facts.size),
+            Ok((facts, response)) if response.status == 200 => Ok(facts.size),
             Err(Problem::Stopped(signal)) => Err(HubError::Stopped(Stopped(signal))),
             _ => Ok(None),
         }
     }
 
-    fn get(&self, what: &str, address: &str) -> Result<Answer, HubError> {
+    fn get(&self, what: &str, address: &str) -> Result<Response, HubError> {
         let address = parse(address).map_err(self.explain(what))?;
         let mut attempts = Attempts::default();
-        let asked = self.client.ask(&Method::GET, &address, None, &mut attempts, &mut |_, _, _| {});
+        let asked =
+            self.client.request(&Method::GET, &address, None, &mut attempts, &mut |_, _, _| {});
         asked.map_err(self.explain(what))
     }
 
-    /// The error of an answer that is not the thing asked for.
-    pub(crate) fn refused(&self, what: &str, mut answer: Answer) -> HubError {
-        let status = answer.status;
+    /// The error for an unsuccessful response.
+    pub(crate) fn refused(&self, what: &str, mut response: Response) -> HubError {
+        let status = response.status;
         if !matches!(status, 401 | 403 | 404) {
-            return self.failed(what, format!("HTTP {status} of {}", host(&answer.address)));
+            return self.failed(what, format!("HTTP {status} of {}", host(&response.address)));
         }
-        let said = answer.header("x-error-message").map(excerpt).filter(|text| !text.is_empty());
+        let said = response.header("x-error-message").map(excerpt).filter(|text| !text.is_empty());
         let said = said.or_else(|| {
-            let text = answer.read_all(LONGEST_MESSAGE).ok()?;
+            let text = response.read_all(LONGEST_MESSAGE).ok()?;
             let value: serde_json::Value = serde_json::from_slice(&text).ok()?;
             value.get("error")?.as_str().map(excerpt)
         });
@@ -185,7 +191,7 @@ impl Remote<'_> {
     pub(crate) fn explain<'s>(&'s self, what: &'s str) -> impl FnOnce(Problem) -> HubError + 's {
         move |problem| match problem {
             Problem::Stopped(signal) => HubError::Stopped(Stopped(signal)),
-            Problem::Passing(problem) | Problem::Lasting(problem) => self.failed(what, problem),
+            Problem::Transient(problem) | Problem::Permanent(problem) => self.failed(what, problem),
             Problem::Certificate(problem) => HubError::Certificate {
                 endpoint: self.settings.endpoint.clone(),
                 repository: self.name.shown(),
@@ -196,8 +202,8 @@ impl Remote<'_> {
 }
 
 impl Facts {
-    /// Takes what one answer says. What the hub says on the way counts; of a server that it leads
-    /// to only the size does, for its tags are of another making.
+    /// Adds the headers of one response. The hub's own count; those of a server that it redirects
+    /// to count only for the size, as its entity tags mean something else.
     fn take(&mut self, is_home: bool, status: u16, headers: &HeaderMap) {
         let commit = text_of(headers, "x-repo-commit");
         let speaks_for_hub = commit.is_some() || (is_home && matches!(status, 200 | 206));
@@ -227,7 +233,7 @@ impl Facts {
     }
 }
 
-/// An entity tag as a file name, without `W/` and quotes; none where it cannot be one.
+/// An entity tag as a file name, without `W/` and quotes; `None` if it cannot be a file name.
 fn plain_tag(tag: &str) -> Option<String> {
     let tag = tag.strip_prefix("W/").unwrap_or(tag).trim_matches('"');
     let is_plain = !tag.is_empty()
@@ -236,8 +242,8 @@ fn plain_tag(tag: &str) -> Option<String> {
     is_plain.then(|| tag.to_owned())
 }
 
-/// Whether an answer is the hub's own, and not that of a server in between.
-pub(crate) fn is_told_by_hub(headers: &HeaderMap) -> bool {
+/// Whether a response comes from the hub itself, not from a server in between.
+pub(crate) fn is_from_hub(headers: &HeaderMap) -> bool {
     ["x-error-code", "x-repo-commit"].iter().any(|name| headers.contains_key(*name))
 }
 
@@ -254,7 +260,9 @@ impl From<Sibling> for ListedFile {
 }
 
 fn parse(address: &str) -> Result<Uri, Problem> {
-    address.parse().map_err(|error| Problem::Lasting(format!("{address} is no address: {error}")))
+    address
+        .parse()
+        .map_err(|error| Problem::Permanent(format!("{address} is not an address: {error}")))
 }
 
 pub(crate) fn host(address: &Uri) -> String {
@@ -267,9 +275,9 @@ mod tests {
     use ureq::http::HeaderMap;
 
     /// Whether the hub itself gave it, its status, and its headers.
-    type Answer<'a> = (bool, u16, &'a [(&'static str, &'a str)]);
+    type Response<'a> = (bool, u16, &'a [(&'static str, &'a str)]);
 
-    fn facts(answers: &[Answer<'_>]) -> Facts {
+    fn facts(answers: &[Response<'_>]) -> Facts {
         let mut facts = Facts::default();
         for (is_home, status, headers) in answers {
             let mut map = HeaderMap::new();
@@ -288,7 +296,7 @@ mod tests {
         let cdn: &[_] = &[("etag", "\"bb\""), ("content-length", "9")];
         let found = facts(&[(true, 302, hub), (false, 200, cdn)]);
         assert_eq!((found.tag.as_deref(), found.size), (Some("aa"), Some(7)));
-        // A mirror that leads to the hub itself: its answer has a commit.
+        // A mirror that leads to the hub itself: its response has a commit.
         let found = facts(&[
             (true, 308, &[]),
             (false, 200, &[("etag", "W/\"cc\""), ("x-repo-commit", "c")]),

@@ -7,46 +7,46 @@ use std::sync::{Mutex, OnceLock, PoisonError};
 use ureq::http::Method;
 
 use crate::cache::CachedRepository;
+use crate::describe::{Wanted, describe};
 use crate::download::Fetched;
 use crate::http::{Attempts, Client};
 use crate::name::{HubName, check_file};
-use crate::place::{Wanted, describe};
 use crate::remote::{ListedFile, Remote};
 use crate::{HubError, Settings};
 
-/// A folder of files is listed this deep and this far.
+/// Limits of the listing of a folder.
 const MAXIMUM_DEPTH: usize = 8;
 const MAXIMUM_LISTED: usize = 10_000;
 
-/// A model or data collection whose files can be had.
+/// A model or data collection, as a folder or on the hub.
 #[derive(Debug)]
 pub struct Repository {
-    place: Place,
+    location: Location,
 }
 
 #[derive(Debug)]
-enum Place {
+enum Location {
     Folder(PathBuf),
-    Hub(Box<HubPlace>),
+    Hub(Box<HubRepository>),
 }
 
-struct HubPlace {
+struct HubRepository {
     name: HubName,
     settings: Settings,
     cached: CachedRepository,
     commit: String,
     snapshot: PathBuf,
     client: Client,
-    /// The files that the hub lists; none inside where it lists none.
+    /// The files that the hub lists; `None` inside if it does not list them.
     listing: OnceLock<Option<Vec<ListedFile>>>,
-    /// Files that the hub was found not to have.
+    /// Files that the hub does not have, as earlier requests showed.
     absent: Mutex<HashSet<String>>,
 }
 
-impl std::fmt::Debug for HubPlace {
+impl std::fmt::Debug for HubRepository {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         formatter
-            .debug_struct("HubPlace")
+            .debug_struct("HubRepository")
             .field("name", &self.name)
             .field("settings", &self.settings)
             .field("commit", &self.commit)
@@ -59,12 +59,8 @@ impl Repository {
     /// the home as `~/…`, or `hf://owner/name[@revision]`; `hf://datasets/owner/name` for a data
     /// collection.
     ///
-    /// The revision of a hub name is resolved to a commit once: what the cache remembers, else what
-    /// the hub says. All files then belong to that commit, also if the branch moves on meanwhile.
-    ///
-    /// # Errors
-    /// When the folder does not exist, the name is malformed, the environment is, or the revision
-    /// is neither cached nor to be had.
+    /// Resolves the revision of a hub name to a commit once, from the cache or else the hub. All
+    /// files then belong to that commit, even if the branch moves meanwhile.
     pub fn open(name: &str, base: &Path) -> Result<Self, HubError> {
         match HubName::parse(name) {
             None => Self::open_folder(name, base),
@@ -72,10 +68,7 @@ impl Repository {
         }
     }
 
-    /// As [`Repository::open`] with other settings than the environment's.
-    ///
-    /// # Errors
-    /// As [`Repository::open`].
+    /// As [`Repository::open`], with other settings than the environment's.
     pub fn open_with(name: &str, base: &Path, settings: Settings) -> Result<Self, HubError> {
         match HubName::parse(name) {
             None => Self::open_folder(name, base),
@@ -83,11 +76,7 @@ impl Repository {
         }
     }
 
-    /// Whether `name` is well formed, and the folder exists where it is one: what can be said of it
-    /// without the hub.
-    ///
-    /// # Errors
-    /// As [`Repository::open`], but for what only the hub knows.
+    /// Checks `name` without the hub: that it is well formed and, if it is a folder, exists.
     pub fn check_name(name: &str, base: &Path) -> Result<(), HubError> {
         match HubName::parse(name) {
             None => Self::open_folder(name, base).map(|_| ()),
@@ -108,9 +97,9 @@ impl Repository {
         }
         let path = runkit::path::resolve(Path::new(name), base);
         if path.is_dir() {
-            return Ok(Self { place: Place::Folder(path) });
+            return Ok(Self { location: Location::Folder(path) });
         }
-        // `owner/name` is told from the text, not from the folder it would be in.
+        // The text shows whether a name has the form `owner/name`; the resolved path does not.
         let asked = if path.exists() { path.as_path() } else { Path::new(name) };
         let mut what = describe(asked, Wanted::Model);
         if !path.exists() && base != Path::new("") && Path::new(name).is_relative() {
@@ -143,33 +132,30 @@ impl Repository {
         tracing::debug!("{} is commit {commit}", name.shown());
         let snapshot = cached.snapshot(&commit);
         let absent = Mutex::default();
-        let hub = HubPlace { name, settings, cached, commit, snapshot, client, listing, absent };
-        Ok(Self { place: Place::Hub(Box::new(hub)) })
+        let hub =
+            HubRepository { name, settings, cached, commit, snapshot, client, listing, absent };
+        Ok(Self { location: Location::Hub(Box::new(hub)) })
     }
 
-    /// The local path of a file, downloaded first where necessary. `file` is relative to the
+    /// The local path of a file, downloaded first if necessary. `file` is relative to the
     /// repository, with forward slashes, and may not lead out of it.
-    ///
-    /// # Errors
-    /// When the name leads out of the repository, the repository has no such file, or it cannot be
-    /// downloaded.
     pub fn file(&self, file: &str) -> Result<PathBuf, HubError> {
         check_file(&self.shown(), file)?;
         if let Some(path) = self.find(file)? {
             return Ok(path);
         }
-        Err(match &self.place {
-            Place::Folder(folder) => HubError::Missing {
+        Err(match &self.location {
+            Location::Folder(folder) => HubError::Missing {
                 folder: folder.clone(),
                 file: file.to_owned(),
                 holds: list(folder)?,
             },
-            Place::Hub(hub) if hub.settings.offline => HubError::Offline {
+            Location::Hub(hub) if hub.settings.offline => HubError::Offline {
                 repository: hub.name.shown(),
                 what: file.to_owned(),
                 looked_in: hub.snapshot.join(file),
             },
-            Place::Hub(hub) => HubError::NotOnHub {
+            Location::Hub(hub) => HubError::NotOnHub {
                 endpoint: hub.settings.endpoint.clone(),
                 repository: hub.name.shown(),
                 file: file.to_owned(),
@@ -177,26 +163,20 @@ impl Repository {
         })
     }
 
-    /// As [`Repository::file`], with `None` where the repository has no such file. Offline, a file
-    /// that is not in the cache counts as one the repository does not have.
-    ///
-    /// # Errors
-    /// As [`Repository::file`], except for the absence of the file.
+    /// As [`Repository::file`], with `None` if the repository has no such file. Offline, it has
+    /// only the files in the cache.
     pub fn optional_file(&self, file: &str) -> Result<Option<PathBuf>, HubError> {
         check_file(&self.shown(), file)?;
         self.find(file)
     }
 
-    /// Whether the repository has a file, without downloading it. Offline, only what is in the
-    /// cache counts.
-    ///
-    /// # Errors
-    /// When the name leads out of the repository, or the hub cannot be asked.
+    /// Whether the repository has a file, without downloading it. Offline, it has only the files in
+    /// the cache.
     pub fn has(&self, file: &str) -> Result<bool, HubError> {
         check_file(&self.shown(), file)?;
-        let hub = match &self.place {
-            Place::Folder(folder) => return Ok(folder.join(file).is_file()),
-            Place::Hub(hub) => hub,
+        let hub = match &self.location {
+            Location::Folder(folder) => return Ok(folder.join(file).is_file()),
+            Location::Hub(hub) => hub,
         };
         if hub.cached.file(&hub.commit, file)?.is_some() {
             return Ok(true);
@@ -209,21 +189,18 @@ impl Repository {
         }
         let mut attempts = Attempts::default();
         let asked = hub.remote().open(&Method::HEAD, &hub.commit, file, None, &mut attempts);
-        let (_, answer) = asked.map_err(|problem| hub.remote().explain(file)(problem))?;
-        match answer.status {
+        let (_, response) = asked.map_err(|problem| hub.remote().explain(file)(problem))?;
+        match response.status {
             200 => Ok(true),
             404 => Ok(false),
-            _ => Err(hub.remote().refused(file, answer)),
+            _ => Err(hub.remote().refused(file, response)),
         }
     }
 
-    /// Every file of the repository: of a folder and offline what is there, else what the hub
+    /// Every file of the repository: the local ones of a folder or offline, else those that the hub
     /// lists.
-    ///
-    /// # Errors
-    /// When a folder cannot be read, or the hub cannot be asked.
     pub fn names(&self) -> Result<Vec<String>, HubError> {
-        if let Place::Hub(hub) = &self.place
+        if let Location::Hub(hub) = &self.location
             && !hub.settings.offline
             && let Some(files) = hub.listing()?
         {
@@ -232,14 +209,11 @@ impl Repository {
         self.list_files()
     }
 
-    /// The size of a file in bytes, if it would have to be downloaded: none inside where nobody
-    /// says it, none outside where it is here.
-    ///
-    /// # Errors
-    /// When the program is asked to stop.
+    /// The size in bytes of a file to download: `Some(None)` if no server states it, `None` if
+    /// there is nothing to download.
     pub fn size_to_download(&self, file: &str) -> Result<Option<Option<u64>>, HubError> {
         check_file(&self.shown(), file)?;
-        let Place::Hub(hub) = &self.place else { return Ok(None) };
+        let Location::Hub(hub) = &self.location else { return Ok(None) };
         if hub.settings.offline || hub.cached.file(&hub.commit, file)?.is_some() {
             return Ok(None);
         }
@@ -251,12 +225,12 @@ impl Repository {
     }
 
     fn find(&self, file: &str) -> Result<Option<PathBuf>, HubError> {
-        let hub = match &self.place {
-            Place::Folder(folder) => {
+        let hub = match &self.location {
+            Location::Folder(folder) => {
                 let path = folder.join(file);
                 return Ok(path.is_file().then_some(path));
             }
-            Place::Hub(hub) => hub,
+            Location::Hub(hub) => hub,
         };
         if let Some(path) = hub.cached.file(&hub.commit, file)? {
             return Ok(Some(path));
@@ -267,7 +241,7 @@ impl Repository {
         match hub.remote().fetch(&hub.cached, &hub.commit, file, hub.listed(file))? {
             Fetched::Here => hub.cached.file(&hub.commit, file),
             Fetched::Absent { for_certain } => {
-                // A page of a server in between that says 404 is no reason never to ask again.
+                // A 404 page of a server in between is no reason never to ask the hub again.
                 if for_certain && let Err(error) = hub.cached.remember_absence(&hub.commit, file) {
                     tracing::debug!("{error}");
                 }
@@ -279,41 +253,38 @@ impl Repository {
     }
 
     /// The folder that holds the files: the folder itself, or the snapshot in the cache once it
-    /// exists (it holds what was asked for so far).
+    /// exists (with the files requested so far).
     pub fn folder(&self) -> Option<&Path> {
-        match &self.place {
-            Place::Folder(folder) => Some(folder),
-            Place::Hub(hub) => hub.snapshot.is_dir().then_some(&hub.snapshot),
+        match &self.location {
+            Location::Folder(folder) => Some(folder),
+            Location::Hub(hub) => hub.snapshot.is_dir().then_some(&hub.snapshot),
         }
     }
 
     /// The commit all files belong to; `None` for a folder.
     pub fn revision(&self) -> Option<&str> {
-        match &self.place {
-            Place::Folder(_) => None,
-            Place::Hub(hub) => Some(&hub.commit),
+        match &self.location {
+            Location::Folder(_) => None,
+            Location::Hub(hub) => Some(&hub.commit),
         }
     }
 
     /// The files of the folder, or of the snapshot in the cache, sorted, relative, with forward
     /// slashes; at most 10,000, eight folders deep.
-    ///
-    /// # Errors
-    /// When a folder cannot be read.
     pub fn list_files(&self) -> Result<Vec<String>, HubError> {
         self.folder().map_or(Ok(Vec::new()), list)
     }
 
     /// For messages: the folder, or `hf://owner/name@revision`.
     pub fn shown(&self) -> String {
-        match &self.place {
-            Place::Folder(folder) => folder.display().to_string(),
-            Place::Hub(hub) => hub.name.shown(),
+        match &self.location {
+            Location::Folder(folder) => folder.display().to_string(),
+            Location::Hub(hub) => hub.name.shown(),
         }
     }
 }
 
-impl HubPlace {
+impl HubRepository {
     fn remote(&self) -> Remote<'_> {
         Remote { settings: &self.settings, name: &self.name, client: &self.client }
     }
@@ -323,21 +294,21 @@ impl HubPlace {
             || self.absent.lock().unwrap_or_else(PoisonError::into_inner).contains(file)
     }
 
-    /// The hub's list of files, asked for once.
+    /// The hub's list of files, requested once.
     fn listing(&self) -> Result<Option<&[ListedFile]>, HubError> {
         if let Some(files) = self.listing.get() {
             return Ok(files.as_deref());
         }
         let files = match self.remote().describe(&self.commit) {
             Ok(found) => found.files,
-            // A mirror may know files and no descriptions of commits.
+            // A mirror may serve files but no descriptions of commits.
             Err(HubError::Refused { .. }) => None,
             Err(error) => return Err(error),
         };
         Ok(self.listing.get_or_init(|| files).as_deref())
     }
 
-    /// A file as the hub lists it, if the list is at hand.
+    /// A file as the hub lists it, if the list was requested before.
     fn listed(&self, file: &str) -> Option<&ListedFile> {
         let files = self.listing.get()?.as_deref()?;
         files.iter().find(|listed| listed.name == file)

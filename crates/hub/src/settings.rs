@@ -1,4 +1,4 @@
-//! Where the cache is, which hub is asked, and with which right.
+//! The cache, the hub and the token, from the environment.
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -8,7 +8,7 @@ use crate::http::Network;
 
 const PUBLIC_ENDPOINT: &str = "https://huggingface.co";
 
-/// What the environment says about the hub.
+/// The settings of the hub and its cache.
 #[derive(Clone)]
 pub struct Settings {
     /// The cache, the folder that holds `models--owner--name`.
@@ -17,13 +17,13 @@ pub struct Settings {
     pub endpoint: String,
     /// The user's token, for gated and private repositories.
     pub token: Option<String>,
-    /// Whether nothing may be downloaded.
+    /// Whether downloads are forbidden.
     pub offline: bool,
-    /// How the hub is reached: proxies, certificates and time limits.
+    /// Proxies, certificates and time limits.
     pub network: Network,
 }
 
-/// Shows whether there is a token, never which.
+/// Shows whether there is a token, never the token.
 impl std::fmt::Debug for Settings {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         formatter
@@ -37,18 +37,13 @@ impl std::fmt::Debug for Settings {
 }
 
 impl Settings {
-    /// Reads the environment of the process.
-    ///
-    /// # Errors
-    /// When there is no place for a cache, or `HF_ENDPOINT` is not an address.
+    /// Reads the environment of the process. Fails if no variable leads to a cache folder, or
+    /// `HF_ENDPOINT` is not an address.
     pub fn from_environment() -> Result<Self, HubError> {
         Self::from_lookup(|name| std::env::var_os(name))
     }
 
-    /// As [`Settings::from_environment`] with any other source of variables.
-    ///
-    /// # Errors
-    /// As [`Settings::from_environment`].
+    /// As [`Settings::from_environment`], with another source of variables.
     pub fn from_lookup(lookup: impl Fn(&str) -> Option<OsString>) -> Result<Self, HubError> {
         let variable = |name: &str| lookup(name).filter(|value| !value.is_empty());
         let folder = |name: &str| variable(name).map(PathBuf::from);

@@ -40,7 +40,7 @@ pub(crate) fn check(config: &ScorersConfig) -> Result<(), ScorerError> {
         }
     }
     let first = config.scorer.first().map_or("", |entry| entry.name.as_str());
-    downloads.say().map_err(ScorerError::hub(first))
+    downloads.log().map_err(ScorerError::hub(first))
 }
 
 fn count(

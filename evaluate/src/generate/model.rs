@@ -65,7 +65,7 @@ impl Model {
             pipeline.count(&mut downloads)?;
             found.push(pipeline);
         }
-        downloads.say()?;
+        downloads.log()?;
         let models = config.models.iter().zip(&found);
         models
             .map(|(source, found)| Self::open(source, found, config).with_context(|| named(source)))

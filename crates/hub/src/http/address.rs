@@ -4,14 +4,14 @@ use std::fmt::Write as _;
 
 use ureq::http::Uri;
 
-/// Scheme, host and port in one: who is spoken to. `None` where the address names no host.
+/// Scheme, host and port in one; `None` if the address has no host.
 pub(crate) fn origin(address: &Uri) -> Option<String> {
     let scheme = address.scheme_str()?.to_lowercase();
     let port = address.port_u16().unwrap_or(if scheme == "https" { 443 } else { 80 });
     Some(format!("{scheme}://{}:{port}", address.host()?.to_lowercase()))
 }
 
-/// Text as one part of an address; slashes stay where `slashes` says so
+/// Text as one part of an address, with slashes kept if `slashes`
 /// (Python's `urllib.parse.quote`).
 pub(crate) fn encode(text: &str, slashes: bool) -> String {
     let mut encoded = String::with_capacity(text.len());

@@ -1,13 +1,13 @@
-//! Whom a connection trusts: the certificates that the environment names, else the system's, else
-//! those of the Mozilla programme that are built in.
+//! Trusted certificates: those that the environment names, else the system's, else the built-in
+//! ones of the Mozilla programme.
 
 use std::path::PathBuf;
 
 use ureq::tls::{Certificate, RootCerts};
 
-/// The trusted certificates. Files of `SSL_CERT_FILE` and `SSL_CERT_DIR` stand in for the system's
-/// store, as for OpenSSL; those of `REQUESTS_CA_BUNDLE` and `CURL_CA_BUNDLE` are added. A file that
-/// cannot be read is warned of.
+/// The trusted certificates. `SSL_CERT_FILE` and `SSL_CERT_DIR` replace the system's store, as for
+/// OpenSSL; `REQUESTS_CA_BUNDLE` and `CURL_CA_BUNDLE` add to it. Warns of files that cannot be
+/// read.
 pub(super) fn roots(named: &[(&'static str, PathBuf)]) -> RootCerts {
     let mut found = Vec::new();
     if !named.iter().any(|(variable, _)| variable.starts_with("SSL_CERT_")) {

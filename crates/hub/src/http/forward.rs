@@ -1,5 +1,5 @@
-//! Plain http through a proxy: the connection leads to the proxy, and the first line of the request
-//! names the whole address. ureq itself knows tunnels only, which proxies grant for port 443.
+//! Plain http through a proxy: connects to the proxy and writes the whole address in the first line
+//! of the request. ureq supports only tunnels, which proxies grant for port 443.
 
 use std::fmt;
 
@@ -10,7 +10,7 @@ use ureq::unversioned::transport::{
     Buffers, ConnectionDetails, Connector, DefaultConnector, NextTimeout, Transport,
 };
 
-/// Looks up the proxy, whatever address is asked for.
+/// Looks up the proxy, whatever the address.
 #[derive(Debug)]
 pub(super) struct ProxyResolver(Uri);
 
@@ -31,7 +31,7 @@ impl Resolver for ProxyResolver {
     }
 }
 
-/// Connects to the proxy, whatever address is asked for.
+/// Connects to the proxy, whatever the address.
 #[derive(Debug)]
 pub(super) struct ProxyConnector {
     proxy: Uri,
@@ -75,7 +75,7 @@ impl Connector<()> for ProxyConnector {
 /// A connection to the proxy that carries one request.
 pub(super) struct Forwarded {
     inner: Box<dyn Transport>,
-    /// What the path of the request is preceded by; taken when it is sent.
+    /// Scheme and host to write before the path; taken when the request is sent.
     prefix: Option<String>,
 }
 

@@ -1,10 +1,9 @@
-//! Requests to the hub: redirects followed by hand, so that the token stays with the hub; time
-//! limits on every wait; patience with busy servers and broken connections; and an ear for the
-//! request to stop, whatever the network does.
+//! Requests to the hub. This client follows redirects itself, so that the token stays with the hub;
+//! limits every wait; retries busy servers and broken connections; and obeys a request to stop,
+//! whatever the network does.
 //!
-//! A request runs in a thread of its own and hands over what it reads, so that whoever waits for it
-//! can look at the stop flag ten times a second, also while a name is looked up or a connection
-//! stands still.
+//! Each request runs in its own thread, which sends what it reads. The caller can therefore check
+//! the stop flag ten times a second, even during a name lookup or while a connection stalls.
 
 mod address;
 mod certificates;
@@ -31,30 +30,30 @@ pub use self::network::{Limits, Network};
 pub use self::proxy::Proxies;
 use crate::Settings;
 
-/// Bytes of an answer's body handed over at a time, and how many of these may wait.
+/// Bytes of a body that the thread sends at a time, and how many such pieces may wait.
 const PIECE: usize = 128 << 10;
 const PIECES: usize = 16;
-/// How often the stop flag is looked at.
-const GLANCE: Duration = Duration::from_millis(100);
+/// How often the stop flag is checked.
+const POLL_INTERVAL: Duration = Duration::from_millis(100);
 const MAXIMUM_REDIRECTS: usize = 10;
-/// Answers that say "later".
+/// Statuses that mean "later".
 const BUSY: [u16; 7] = [408, 425, 429, 500, 502, 503, 504];
 const USER_AGENT: &str = concat!("balanced-dpo/", env!("CARGO_PKG_VERSION"));
 
-/// Why there is no answer.
+/// Why there is no response.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Problem {
-    /// The program was asked to stop.
+    /// A request to stop arrived.
     Stopped(Signal),
-    /// Another attempt may help: what happened.
-    Passing(String),
-    /// No attempt will help: what happened.
-    Lasting(String),
-    /// The server's certificate is not trusted: why.
+    /// What happened; another attempt may help.
+    Transient(String),
+    /// What happened; no attempt will help.
+    Permanent(String),
+    /// Why the server's certificate is not trusted.
     Certificate(String),
 }
 
-/// What speaks to one hub.
+/// A client of one hub.
 pub(crate) struct Client {
     network: Network,
     token: Option<String>,
@@ -63,15 +62,15 @@ pub(crate) struct Client {
     tls: OnceLock<TlsConfig>,
 }
 
-/// The beginning of an answer; its body is read on demand.
-pub(crate) struct Answer {
+/// The head of a response; its body is read on demand.
+pub(crate) struct Response {
     pub(crate) status: u16,
     pub(crate) headers: HeaderMap,
     pub(crate) address: Uri,
     pieces: Pieces,
 }
 
-/// Attempts in a row that brought nothing.
+/// Failed attempts in a row.
 #[derive(Debug, Default)]
 pub(crate) struct Attempts {
     failed: u32,
@@ -103,59 +102,60 @@ impl Client {
         }
     }
 
-    /// Asks for `address`, follows redirects, and waits where servers are busy or connections
-    /// break. `see` is shown each answer on the way, the last one included.
-    pub(crate) fn ask(
+    /// Requests `address`, follows redirects, and retries if servers are busy or connections break.
+    /// Calls `see` with each response on the way, the last one included.
+    pub(crate) fn request(
         &self,
         method: &Method,
         address: &Uri,
         range_from: Option<u64>,
         attempts: &mut Attempts,
         see: &mut dyn FnMut(&Uri, u16, &HeaderMap),
-    ) -> Result<Answer, Problem> {
+    ) -> Result<Response, Problem> {
         let mut address = address.clone();
         for _ in 0..=MAXIMUM_REDIRECTS {
-            let answer = self.ask_patiently(method, &address, range_from, attempts)?;
-            see(&address, answer.status, &answer.headers);
-            let location = answer.headers.get("location").map(|value| value.as_bytes().to_owned());
-            match (answer.status, location) {
+            let response = self.request_with_retries(method, &address, range_from, attempts)?;
+            see(&address, response.status, &response.headers);
+            let location =
+                response.headers.get("location").map(|value| value.as_bytes().to_owned());
+            match (response.status, location) {
                 (301 | 302 | 303 | 307 | 308, Some(location)) => {
                     address = join(&address, &location).ok_or_else(|| {
                         let location = String::from_utf8_lossy(&location).into_owned();
-                        Problem::Lasting(format!(
-                            "it redirects to {:?}, which is no address",
+                        Problem::Permanent(format!(
+                            "it redirects to {:?}, which is not an address",
                             excerpt(&location)
                         ))
                     })?;
                 }
-                _ => return Ok(answer),
+                _ => return Ok(response),
             }
         }
-        Err(Problem::Lasting(format!("it redirects more than {MAXIMUM_REDIRECTS} times")))
+        Err(Problem::Permanent(format!("it redirects more than {MAXIMUM_REDIRECTS} times")))
     }
 
-    fn ask_patiently(
+    fn request_with_retries(
         &self,
         method: &Method,
         address: &Uri,
         range_from: Option<u64>,
         attempts: &mut Attempts,
-    ) -> Result<Answer, Problem> {
+    ) -> Result<Response, Problem> {
         loop {
-            let (reason, asked) = match self.ask_once(method, address, range_from) {
-                Ok(answer) if BUSY.contains(&answer.status) => {
+            let (reason, asked) = match self.request_once(method, address, range_from) {
+                Ok(response) if BUSY.contains(&response.status) => {
                     let host = address.host().unwrap_or_default();
-                    let reason = format!("{host} answers HTTP {}", answer.status);
-                    (reason, wanted_pause(&answer.headers))
+                    let reason = format!("{host} answers HTTP {}", response.status);
+                    (reason, wanted_pause(&response.headers))
                 }
-                Err(Problem::Passing(reason)) => (reason, None),
+                Err(Problem::Transient(reason)) => (reason, None),
                 other => return other,
             };
             self.pause(attempts, &reason, asked)?;
         }
     }
 
-    /// Waits before another attempt, or gives up: with `reason` where there were enough.
+    /// Waits before another attempt, or gives up with `reason` after too many.
     pub(crate) fn pause(
         &self,
         attempts: &mut Attempts,
@@ -165,23 +165,23 @@ impl Client {
         let limits = &self.network.limits;
         attempts.failed += 1;
         if attempts.failed >= limits.attempts {
-            return Err(Problem::Lasting(format!("{reason} ({} attempts)", attempts.failed)));
+            return Err(Problem::Permanent(format!("{reason} ({} attempts)", attempts.failed)));
         }
         let pause = asked.unwrap_or(limits.pause * 2_u32.saturating_pow(attempts.failed - 1));
         if pause > limits.longest_pause {
             let seconds = pause.as_secs();
-            return Err(Problem::Lasting(format!("{reason} and asks to wait {seconds} seconds")));
+            return Err(Problem::Permanent(format!("{reason} and asks to wait {seconds} seconds")));
         }
         tracing::warn!("{reason}; trying again in {:.1} s", pause.as_secs_f64());
         let until = Instant::now() + pause;
         while Instant::now() < until {
             self.check_stop()?;
-            std::thread::sleep(GLANCE.min(until.saturating_duration_since(Instant::now())));
+            std::thread::sleep(POLL_INTERVAL.min(until.saturating_duration_since(Instant::now())));
         }
         Ok(())
     }
 
-    /// An error where the program was asked to stop.
+    /// Fails after a request to stop.
     pub(crate) fn check_stop(&self) -> Result<(), Problem> {
         self.network.stop.requested().map_or(Ok(()), |signal| Err(Problem::Stopped(signal)))
     }
@@ -194,19 +194,19 @@ impl Client {
         &self.network.limits
     }
 
-    fn ask_once(
+    fn request_once(
         &self,
         method: &Method,
         address: &Uri,
         range_from: Option<u64>,
-    ) -> Result<Answer, Problem> {
+    ) -> Result<Response, Problem> {
         let proxy = self.network.proxies.of(address);
         let mut request = Request::builder()
             .method(method.clone())
             .uri(address)
-            // Sizes and ranges are those of the file as it is.
+            // Sizes and ranges must be those of the uncompressed file.
             .header(ACCEPT_ENCODING, "identity");
-        // What follows a redirect to another host is no business of the user's token.
+        // A redirect to another host must not receive the user's token.
         if let Some(token) = &self.token
             && origin(address).is_some_and(|origin| origin == self.home)
         {
@@ -220,23 +220,23 @@ impl Client {
         {
             request = request.header(PROXY_AUTHORIZATION, value);
         }
-        let request = request.body(()).map_err(|error| Problem::Lasting(error.to_string()))?;
+        let request = request.body(()).map_err(|error| Problem::Permanent(error.to_string()))?;
         let agent = self.agent(address, proxy);
         let (sender, receiver) = sync_channel(PIECES);
         let has_body = method != Method::HEAD;
         std::thread::Builder::new()
             .name("request".to_owned())
             .spawn(move || exchange(&agent, request, has_body, &sender))
-            .map_err(|error| Problem::Lasting(format!("cannot start a thread: {error}")))?;
+            .map_err(|error| Problem::Permanent(format!("cannot start a thread: {error}")))?;
         let (stop, limits) = (self.network.stop.clone(), self.network.limits);
         let mut pieces = Pieces { receiver, stop, limits, since: Instant::now(), bytes: 0 };
         match pieces.receive()? {
             Message::Head(status, headers) => {
-                Ok(Answer { status, headers, address: address.clone(), pieces })
+                Ok(Response { status, headers, address: address.clone(), pieces })
             }
             Message::Failed(problem) => Err(problem),
             Message::Piece(_) | Message::End => {
-                Err(Problem::Lasting("the answer has no beginning".to_owned()))
+                Err(Problem::Permanent("the response has no head".to_owned()))
             }
         }
     }
@@ -278,13 +278,13 @@ impl Client {
 }
 
 impl Attempts {
-    /// Something came: from here on it is counted anew.
+    /// Bytes arrived: start counting anew.
     pub(crate) fn progressed(&mut self) {
         self.failed = 0;
     }
 }
 
-impl Answer {
+impl Response {
     pub(crate) fn header(&self, name: &str) -> Option<&str> {
         text_of(&self.headers, name)
     }
@@ -304,7 +304,9 @@ impl Answer {
         while let Some(bytes) = self.next()? {
             all.extend_from_slice(&bytes);
             if all.len() > most {
-                return Err(Problem::Lasting(format!("its answer is longer than {most} bytes")));
+                return Err(Problem::Permanent(format!(
+                    "its response is longer than {most} bytes"
+                )));
             }
         }
         Ok(all)
@@ -314,13 +316,13 @@ impl Answer {
 impl Pieces {
     fn receive(&mut self) -> Result<Message, Problem> {
         let asked = Instant::now();
-        // The thread has time limits of its own; this one is for what they do not cover.
+        // A last limit, for what the thread's own time limits do not cover.
         let last = self.limits.connect * 2 + self.limits.idle * 2;
         loop {
             if let Some(signal) = self.stop.requested() {
                 return Err(Problem::Stopped(signal));
             }
-            match self.receiver.recv_timeout(GLANCE) {
+            match self.receiver.recv_timeout(POLL_INTERVAL) {
                 Ok(message) => {
                     if let Message::Piece(bytes) = &message {
                         self.bytes += bytes.len() as u64;
@@ -330,30 +332,30 @@ impl Pieces {
                 }
                 Err(RecvTimeoutError::Timeout) if asked.elapsed() < last => {}
                 Err(RecvTimeoutError::Timeout) => {
-                    return Err(Problem::Passing("no answer came".to_owned()));
+                    return Err(Problem::Transient("no response arrived".to_owned()));
                 }
                 Err(RecvTimeoutError::Disconnected) => {
-                    return Err(Problem::Passing("the connection was lost".to_owned()));
+                    return Err(Problem::Transient("the connection was lost".to_owned()));
                 }
             }
         }
     }
 
-    /// A connection that gives a byte now and then would else last for ever.
+    /// Fails for a connection that trickles: a byte now and then would last for ever.
     fn check_rate(&mut self, message: &Message) -> Result<(), Problem> {
         if self.since.elapsed() < self.limits.window || matches!(message, Message::End) {
             return Ok(());
         }
         if self.bytes < self.limits.least_bytes {
             let (bytes, window) = (self.bytes, self.limits.window.as_secs_f64());
-            return Err(Problem::Passing(format!("only {bytes} bytes came in {window:.0} s")));
+            return Err(Problem::Transient(format!("only {bytes} bytes arrived in {window:.0} s")));
         }
         (self.since, self.bytes) = (Instant::now(), 0);
         Ok(())
     }
 }
 
-/// One request in its own thread. A receiver that is gone ends it.
+/// One request, in its own thread. Ends once the receiver is dropped.
 fn exchange(agent: &Agent, request: Request<()>, has_body: bool, to: &SyncSender<Message>) {
     let (parts, body) = match agent.run(request) {
         Ok(response) => response.into_parts(),
@@ -389,25 +391,25 @@ fn explain(error: &ureq::Error) -> Problem {
     match error {
         _ if text.contains("certificate") => Problem::Certificate(text),
         ureq::Error::BadUri(_) | ureq::Error::InvalidProxyUrl | ureq::Error::Tls(_) => {
-            Problem::Lasting(text)
+            Problem::Permanent(text)
         }
         ureq::Error::ConnectProxyFailed(_) => {
-            Problem::Lasting(format!("the proxy refuses: {text}"))
+            Problem::Permanent(format!("the proxy refuses: {text}"))
         }
-        _ => Problem::Passing(text),
+        _ => Problem::Transient(text),
     }
 }
 
-/// What a busy server asks for: `Retry-After` in seconds, or the time until the quota of the hub's
-/// `RateLimit` header is renewed (huggingface/huggingface_hub
+/// The pause that a busy server requests: `Retry-After` in seconds, or the time until the quota of
+/// the hub's `RateLimit` header is refilled (huggingface/huggingface_hub
 /// `src/huggingface_hub/utils/_http.py`).
 fn wanted_pause(headers: &HeaderMap) -> Option<Duration> {
     let after = headers.get(RETRY_AFTER).and_then(|value| value.to_str().ok()?.trim().parse().ok());
-    let renewed = || {
+    let refilled = || {
         let quota = text_of(headers, "ratelimit")?;
         quota.split(';').find_map(|part| part.trim().strip_prefix("t=")?.parse().ok())
     };
-    after.or_else(renewed).map(Duration::from_secs)
+    after.or_else(refilled).map(Duration::from_secs)
 }
 
 /// A header as text, if it is one.

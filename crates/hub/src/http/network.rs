@@ -1,4 +1,4 @@
-//! How a server is reached: proxies, certificates, time limits and the request to stop.
+//! Proxies, certificates, time limits and the request to stop.
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -13,35 +13,35 @@ use crate::HubError;
 const CERTIFICATES: [&str; 4] =
     ["SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"];
 
-/// What the environment says about the network.
+/// How to reach servers.
 #[derive(Debug, Clone, Default)]
 pub struct Network {
     /// Files or folders of certificates in PEM format, with the variable that named each.
     pub certificates: Vec<(&'static str, PathBuf)>,
-    /// Which addresses are reached through a proxy.
+    /// The proxies, and the hosts reached without one.
     pub proxies: Proxies,
     /// When to give up.
     pub limits: Limits,
-    /// Asks to stop in the middle of a download.
+    /// Requests to stop, even in the middle of a download.
     pub stop: StopFlag,
 }
 
-/// When to give up waiting.
+/// When to give up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
-    /// Until a connection stands.
+    /// The wait for a connection.
     pub connect: Duration,
-    /// Until the first or the next byte of an answer comes.
+    /// The wait for the first or next byte of a response.
     pub idle: Duration,
-    /// An answer that brings fewer than `least_bytes` in this time is given up.
+    /// A response with fewer than `least_bytes` in this time is given up.
     pub window: Duration,
-    /// Bytes that have to come within `window`.
+    /// Bytes that must arrive within `window`.
     pub least_bytes: u64,
-    /// Attempts in a row that may bring nothing.
+    /// Attempts in a row without progress.
     pub attempts: u32,
-    /// The pause before the second attempt; it doubles with each one.
+    /// The pause before the second attempt; doubles with each further one.
     pub pause: Duration,
-    /// The longest pause that a server may ask for with `Retry-After`.
+    /// The longest pause that a server may request with `Retry-After`.
     pub longest_pause: Duration,
     /// How long another process may hold the same download without writing to it.
     pub other_process: Duration,

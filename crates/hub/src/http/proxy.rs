@@ -1,4 +1,4 @@
-//! Which proxy an address is reached through, by the variables that curl and Python read.
+//! The proxy of an address, by the variables that curl and Python read.
 
 use std::ffi::OsString;
 use std::net::IpAddr;
@@ -8,8 +8,8 @@ use ureq::{Proxy, ProxyProtocol};
 
 use crate::HubError;
 
-/// The proxies of `HTTPS_PROXY`, `HTTP_PROXY` and `ALL_PROXY` (or in small letters, which win), and
-/// the hosts of `NO_PROXY` that are reached without one.
+/// The proxies of `HTTPS_PROXY`, `HTTP_PROXY` and `ALL_PROXY` (lower-case names win), and the hosts
+/// of `NO_PROXY`, which are reached directly.
 #[derive(Debug, Clone, Default)]
 pub struct Proxies {
     http: Option<Proxy>,
@@ -52,7 +52,7 @@ impl Proxies {
         })
     }
 
-    /// The proxy that `address` is reached through, if any.
+    /// The proxy for `address`, if any.
     pub(super) fn of(&self, address: &Uri) -> Option<&Proxy> {
         let is_https = address.scheme_str() == Some("https");
         let proxy = if is_https { self.https.as_ref() } else { self.http.as_ref() }?;
@@ -89,28 +89,27 @@ fn matches(entry: &str, host: &str, port: u16) -> bool {
         || host.strip_suffix(domain).is_some_and(|rest| !domain.is_empty() && rest.ends_with('.'))
 }
 
-/// Whether an address lies in a range `ADDRESS/BITS`; none where `range` is not one.
+/// Whether an address lies in `range`, an `ADDRESS/BITS`; `None` if `range` is not one.
 fn in_range(range: &str, address: IpAddr) -> Option<bool> {
     let (base, bits) = range.split_once('/')?;
     let bits: u32 = bits.parse().ok()?;
     Some(match (base.parse().ok()?, address) {
         (IpAddr::V4(base), IpAddr::V4(address)) => {
             let shift = 32_u32.checked_sub(bits)?;
-            let cut = |value: u32| value.checked_shr(shift).unwrap_or(0);
-            cut(base.to_bits()) == cut(address.to_bits())
+            let prefix = |value: u32| value.checked_shr(shift).unwrap_or(0);
+            prefix(base.to_bits()) == prefix(address.to_bits())
         }
         (IpAddr::V6(base), IpAddr::V6(address)) => {
             let shift = 128_u32.checked_sub(bits)?;
-            let cut = |value: u128| value.checked_shr(shift).unwrap_or(0);
-            cut(base.to_bits()) == cut(address.to_bits())
+            let prefix = |value: u128| value.checked_shr(shift).unwrap_or(0);
+            prefix(base.to_bits()) == prefix(address.to_bits())
         }
         _ => false,
     })
 }
 
 /// Whether requests for plain http go to the proxy itself, with the whole address in the first line
-/// (RFC 9112, 3.2.2), as curl and Python do it. What is reached by https, or through SOCKS, goes
-/// through a tunnel.
+/// (RFC 9112, 3.2.2), as curl and Python do it. https and SOCKS use a tunnel.
 pub(super) fn forwards(proxy: &Proxy, address: &Uri) -> bool {
     address.scheme_str() == Some("http")
         && matches!(proxy.protocol(), ProxyProtocol::Http | ProxyProtocol::Https)

@@ -122,7 +122,7 @@ impl PipelineSource {
         let found = self.find()?;
         let mut downloads = Downloads::default();
         found.count(&mut downloads)?;
-        downloads.say()?;
+        downloads.log()?;
         found.fetch()
     }
 }

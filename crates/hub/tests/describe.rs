@@ -1,4 +1,4 @@
-//! What people give as a model: one sentence that says what it is, and what to do.
+//! Descriptions of paths that are not the expected model: one sentence and a hint.
 
 #![expect(clippy::disallowed_methods, reason = "fixtures need not be durable")]
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
@@ -111,7 +111,11 @@ fn outputs_of_trainings_lead_to_a_checkpoint() {
         write(&out.join(format!("checkpoint-{step}/unet/config.json")), "{}");
     }
     for wanted in [Wanted::Unet, Wanted::Pipeline] {
-        check(&out, wanted, &["output of a training with 3 checkpoints", "checkpoint-1000/unet"]);
+        check(
+            &out,
+            wanted,
+            &["output of a training run with 3 checkpoints", "checkpoint-1000/unet"],
+        );
     }
     let run = folder.path().join("run");
     write(&run.join("checkpoints/step-000040/unet/config.json"), "{}");

@@ -1,10 +1,10 @@
-//! Says what will be downloaded before it is, and whether there is room for it.
+//! Logs what will be downloaded, and checks beforehand that there is room for it.
 
 use indicatif::HumanBytes;
 
 use crate::{HubError, Repository, Settings};
 
-/// At most this many files are named.
+/// How many files a message names.
 const SHOWN_FILES: usize = 12;
 
 /// The files that a command is about to download.
@@ -15,10 +15,7 @@ pub struct Downloads {
 }
 
 impl Downloads {
-    /// Counts a file, if it is not here.
-    ///
-    /// # Errors
-    /// When the name leads out of the repository, or the program is asked to stop.
+    /// Adds a file, unless it is in the cache already.
     pub fn add(&mut self, repository: &Repository, file: &str) -> Result<(), HubError> {
         let Some(size) = repository.size_to_download(file)? else { return Ok(()) };
         let shown = repository.shown();
@@ -33,16 +30,13 @@ impl Downloads {
         Ok(())
     }
 
-    /// Bytes that are known to be downloaded.
+    /// The bytes to download, without files of unknown size.
     pub fn bytes(&self) -> u64 {
         self.files.iter().filter_map(|(_, size)| *size).sum()
     }
 
-    /// Logs what will be downloaded; nothing where all is here.
-    ///
-    /// # Errors
-    /// When the disk of the cache has no room for it.
-    pub fn say(&self) -> Result<(), HubError> {
+    /// Logs what will be downloaded, if anything. Fails if the cache's disk has no room for it.
+    pub fn log(&self) -> Result<(), HubError> {
         if self.files.is_empty() {
             return Ok(());
         }
@@ -71,7 +65,7 @@ impl Downloads {
             HumanBytes(self.bytes()),
             if unknown { " and more" } else { "" }
         );
-        // The large ones are what matters.
+        // The largest first: they take the time.
         let mut largest: Vec<&(String, Option<u64>)> = self.files.iter().collect();
         largest.sort_by_key(|(_, size)| std::cmp::Reverse(*size));
         let shown = largest.iter().take(SHOWN_FILES);

@@ -1,5 +1,5 @@
-//! Describes what stands where a model was expected: one sentence that says what it is, and what to
-//! do with it. Only names and the beginnings of files are looked at.
+//! Describes what a path holds instead of the model that was expected, in one sentence with a hint.
+//! Reads only names and the beginnings of files.
 
 use std::fs::File;
 use std::io::Read;
@@ -8,12 +8,12 @@ use std::path::{Path, PathBuf};
 use runkit::files;
 use runkit::path::meant_hub_name;
 
-/// What was asked for.
+/// The expected kind of model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Wanted {
     /// A diffusion pipeline in the layout of diffusers.
     Pipeline,
-    /// A UNet that stands in for a pipeline's.
+    /// A UNet that replaces a pipeline's.
     Unet,
     /// A folder of some other model, such as CLIP.
     Model,
@@ -31,10 +31,11 @@ impl Wanted {
 
 /// How much of a file is read to recognise its kind: the header of a large safetensors file has
 /// some hundred kilobytes.
-const LOOKED_AT: u64 = 8 << 20;
-/// As many names of a folder as are looked at, and as are shown.
-const LOOKED_THROUGH: usize = 2_000;
-const SHOWN_NAMES: usize = 8;
+const HEADER_BYTES: u64 = 8 << 20;
+/// How many names of a folder are examined.
+const EXAMINED_NAMES: usize = 2_000;
+/// How many weights files of a folder are examined.
+const EXAMINED_FILES: usize = 8;
 /// Names of LoRA weights as diffusers and PEFT write them.
 const LORA_FILES: [&str; 5] = [
     "pytorch_lora_weights.safetensors",
@@ -45,8 +46,8 @@ const LORA_FILES: [&str; 5] = [
 ];
 const FOLDER_OF_HUB: [&str; 2] = ["models--", "datasets--"];
 
-/// Says what stands at `path`, which is not what was `wanted`, and what to do: a sentence without
-/// its subject, which is the path, and a hint.
+/// Describes `path`, which is not what was `wanted`: a sentence without its subject, the path, and
+/// a hint.
 pub fn describe(path: &Path, wanted: Wanted) -> String {
     let (what, hint) = if path.is_dir() {
         of_folder(path, wanted)
@@ -60,17 +61,17 @@ pub fn describe(path: &Path, wanted: Wanted) -> String {
 
 fn of_nothing(path: &Path) -> (String, String) {
     if let Some(name) = meant_hub_name(path, false) {
-        let hint = format!("for the repository of the hub write {name}, which downloads it");
+        let hint = format!("for the repository on the hub write {name}, which downloads it");
         return ("does not exist".to_owned(), hint);
     }
     if runkit::path::is_address(path) {
-        let hint = "of addresses only hf://owner/name[@revision] is read; download it first, and name the folder";
+        let hint = "only hf://owner/name[@revision] addresses work; download the model and name its folder";
         return ("is an address".to_owned(), hint.to_owned());
     }
     let above = path.ancestors().skip(1).find(|folder| folder.is_dir());
     let hint = match above.filter(|folder| !folder.as_os_str().is_empty()) {
         Some(folder) => format!("{} exists; {}", folder.display(), holds(&names(folder))),
-        None => "check the path; a repository of the hub is hf://owner/name".to_owned(),
+        None => "check the path; a repository on the hub is hf://owner/name".to_owned(),
     };
     ("does not exist".to_owned(), hint)
 }
@@ -96,15 +97,14 @@ fn of_file(path: &Path, wanted: Wanted) -> (String, String) {
             "is a single checkpoint file in the layout of Automatic1111 and ComfyUI".to_owned(),
             convert(&shown),
         ),
-        Kind::Lora => ("holds LoRA weights, no whole model".to_owned(), merge(&shown)),
+        Kind::Lora => ("holds LoRA weights, not a whole model".to_owned(), merge(&shown)),
         Kind::Part => (
             "holds the weights of one network, without its config.json".to_owned(),
-            "put the config.json of the model it was made from beside it, and name the folder"
-                .to_owned(),
+            "put the config.json of its base model beside it, and name the folder".to_owned(),
         ),
         Kind::Other(kind) => {
             let hint = kind.hint().unwrap_or("name a folder, or hf://owner/name");
-            (format!("is {kind}, no folder"), hint.to_owned())
+            (format!("is {kind}, not a folder"), hint.to_owned())
         }
     }
 }
@@ -119,7 +119,7 @@ fn of_folder(path: &Path, wanted: Wanted) -> (String, String) {
         return found;
     }
     if LORA_FILES.iter().any(|file| has(file)) {
-        return ("holds LoRA weights, no whole model".to_owned(), merge(&shown));
+        return ("holds LoRA weights, not a whole model".to_owned(), merge(&shown));
     }
     if let Some(found) = of_training(path, &names, wanted) {
         return found;
@@ -135,11 +135,11 @@ fn of_folder(path: &Path, wanted: Wanted) -> (String, String) {
         return ("is a folder around a pipeline".to_owned(), format!("name {inner}"));
     }
     let files = names.iter().map(|name| path.join(name)).filter(|file| is_weights(file));
-    let mut files = files.take(SHOWN_NAMES).map(|file| (Kind::of(&file), file));
+    let mut files = files.take(EXAMINED_FILES).map(|file| (Kind::of(&file), file));
     if let Some((kind, file)) = files.find(|(kind, _)| matches!(kind, Kind::Single | Kind::Lora)) {
         let file = file.display().to_string();
         return match kind {
-            Kind::Lora => ("holds LoRA weights, no whole model".to_owned(), merge(&file)),
+            Kind::Lora => ("holds LoRA weights, not a whole model".to_owned(), merge(&file)),
             _ => (
                 "holds single checkpoint files in the layout of Automatic1111 and ComfyUI"
                     .to_owned(),
@@ -201,7 +201,7 @@ fn hub_name_of_folder(folder: &str) -> Option<String> {
     Some(format!("hf://{kind}{owner}/{name}"))
 }
 
-/// The output of a training: checkpoints, of which one has to be chosen.
+/// The output of a training run: one of its checkpoints is to be chosen.
 fn of_training(path: &Path, names: &[String], wanted: Wanted) -> Option<(String, String)> {
     if names.iter().any(|name| name == "pipeline")
         && path.join("pipeline/model_index.json").is_file()
@@ -229,13 +229,13 @@ fn of_training(path: &Path, names: &[String], wanted: Wanted) -> Option<(String,
     let unet = if unet.is_dir() { unet } else { last.clone() };
     let count = found.len();
     let what = format!(
-        "is the output of a training with {count} checkpoint{}",
+        "is the output of a training run with {count} checkpoint{}",
         if count == 1 { "" } else { "s" }
     );
     Some((what, stand_in(&unet, wanted)))
 }
 
-/// A folder of one network: a UNet where a pipeline is wanted, or the other way round.
+/// A folder of one network: a UNet instead of a pipeline, or another part of one.
 fn of_one_network(path: &Path, wanted: Wanted) -> Option<(String, String)> {
     let text = read_start(&path.join("config.json"), 1 << 20)?;
     let config: serde_json::Value = serde_json::from_slice(&text).ok()?;
@@ -264,8 +264,8 @@ fn stand_in(unet: &Path, wanted: Wanted) -> String {
     match wanted {
         Wanted::Unet => format!("name one, for example {unet}"),
         _ => format!(
-            "its UNet stands in for that of the base model: evaluate takes NAME=BASE,unet={unet}; \
-             or save the whole pipeline with DiffusionPipeline.save_pretrained"
+            "to use its UNet with the base model, give evaluate NAME=BASE,unet={unet}; or save the \
+             whole pipeline with DiffusionPipeline.save_pretrained"
         ),
     }
 }
@@ -285,7 +285,7 @@ fn merge(place: &str) -> String {
     )
 }
 
-/// What a file is, by its beginning.
+/// The kind of a file, by its first bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Kind {
     /// A whole model in one file.
@@ -307,7 +307,7 @@ impl Kind {
         if !can_hold || !is_weights(path) {
             return Self::Other(format);
         }
-        let start = read_start(path, LOOKED_AT).unwrap_or_default();
+        let start = read_start(path, HEADER_BYTES).unwrap_or_default();
         let has = |text: &[u8]| start.windows(text.len()).any(|window| window == text);
         let lora: [&[u8]; 4] = [b"lora_", b".lora.", b"lora_A", b"hada_w1"];
         if has(b"model.diffusion_model.") || has(b"first_stage_model.") {
@@ -336,7 +336,7 @@ fn read_start(path: &Path, most: u64) -> Option<Vec<u8>> {
 fn names(folder: &Path) -> Vec<String> {
     let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
     let names = entries.map(|entry| entry.file_name().to_string_lossy().into_owned());
-    let mut names: Vec<String> = names.take(LOOKED_THROUGH).collect();
+    let mut names: Vec<String> = names.take(EXAMINED_NAMES).collect();
     names.sort();
     names
 }
