@@ -16,7 +16,7 @@ fn refused(fixture: &Fixture, models: &[&str], more: &[&str], says: &[&str]) {
 }
 
 #[test]
-fn a_folder_that_is_no_whole_pipeline_is_refused() {
+fn an_incomplete_pipeline_is_refused() {
     let fixture = Fixture::new(&["a fox"]);
     let absent = format!("sd={}", fixture.path("absent").display());
     refused(&fixture, &[&absent], &[], &["model sd", "absent", "model_index.json", "hint"]);
@@ -44,7 +44,7 @@ fn checkpoints_that_do_not_fit_leave_no_trace() {
     fixture.put(weights, &bytes[..bytes.len() / 2]);
     let source = format!("sd={}", folder.display());
     refused(&fixture, &[&source], &[], &["model sd", "diffusion_pytorch_model.safetensors"]);
-    // A tokenizer that gives tokens which the text encoder does not know.
+    // A tokenizer whose tokens the text encoder does not know.
     fixture.put(weights, &bytes);
     let tokenizer = "sd/tokenizer/tokenizer.json";
     let text = std::fs::read_to_string(fixture.path(tokenizer)).unwrap();
@@ -53,7 +53,7 @@ fn checkpoints_that_do_not_fit_leave_no_trace() {
 }
 
 #[test]
-fn networks_that_are_not_built_here_or_are_spoilt_are_refused_by_their_file() {
+fn unsupported_and_damaged_networks_are_refused_by_their_file() {
     let fixture = Fixture::new(&["a fox"]);
     let folder = fixture.copy_pipeline("sd");
     let source = format!("sd={}", folder.display());
@@ -89,13 +89,13 @@ fn settings_that_make_no_sense_are_refused() {
         Run::of(&mut fixture.generate(&[&sd], more)).expect_usage_error(says);
         assert!(!fixture.path("out").exists());
     };
-    usage(&["--seeds", "0"], &["--seeds 0", "hint"]);
+    usage(&["--seeds", "0"], &["--seeds must be at least 1", "hint"]);
     usage(&["--base-seed", "9223372036854775807"], &["--base-seed", "too large"]);
-    usage(&["--steps", "0"], &["--steps 0", "hint"]);
-    usage(&["--guidance", "-1"], &["--guidance -1", "hint"]);
-    usage(&["--guidance", "NaN"], &["--guidance NaN", "hint"]);
-    usage(&["--batch-size", "0"], &["--batch-size 0", "hint"]);
-    usage(&["--limit", "0"], &["--limit 0", "hint"]);
+    usage(&["--steps", "0"], &["--steps must be at least 1", "hint"]);
+    usage(&["--guidance", "-1"], &["--guidance must be 0 or more, found -1", "hint"]);
+    usage(&["--guidance", "NaN"], &["--guidance", "expected a finite number"]);
+    usage(&["--batch-size", "0"], &["--batch-size must be at least 1", "hint"]);
+    usage(&["--limit", "0"], &["--limit must be at least 1", "hint"]);
     usage(&["--device", "gpu"], &["unknown device \"gpu\"", "did you mean cuda?"]);
     usage(&["--dtype", "fp16"], &["unknown precision \"fp16\"", "did you mean f16?"]);
     usage(&["--dtype", "f16", "--device", "cpu"], &["f16 on the CPU", "hint"]);
@@ -108,12 +108,12 @@ fn settings_that_make_no_sense_are_refused() {
     ] {
         Run::of(&mut evaluate([command])).expect_usage_error(&[missing, &["hint: "]].concat());
     }
-    let run = Run::of(&mut fixture.generate(&[&sd], &["--num-inference-steps", "5"]));
-    assert!(run.expect_code(2).stderr.contains("'--steps'"));
+    let run = Run::of(&mut fixture.generate(&[&sd], &["--cfg-scale", "5"]));
+    assert!(run.expect_code(2).stderr.contains("'--guidance'"));
 }
 
 #[test]
-fn slips_on_the_command_line_are_usage_errors() {
+fn typos_on_the_command_line_are_usage_errors() {
     let fixture = Fixture::new(&["a fox"]);
     let sd = model("sd");
     for (more, says) in [
@@ -132,7 +132,7 @@ fn slips_on_the_command_line_are_usage_errors() {
 }
 
 #[test]
-fn prompts_that_are_none_are_refused() {
+fn files_without_prompts_are_refused() {
     let fixture = Fixture::new(&[]);
     let sd = model("sd");
     let refused = |says: &[&str]| refused(&fixture, &[&sd], &[], says);

@@ -101,7 +101,7 @@ fn a_run_that_dies_after_each_file_comes_to_its_end() {
 }
 
 #[test]
-fn an_error_of_the_disk_is_told_and_the_rerun_finishes() {
+fn an_error_of_the_disk_is_reported_and_the_rerun_finishes() {
     let case = Case::new();
     for (fault, reason) in [
         ("open:1:EACCES", "ermission"),
@@ -117,7 +117,7 @@ fn an_error_of_the_disk_is_told_and_the_rerun_finishes() {
 }
 
 #[test]
-fn signals_stop_and_the_rerun_goes_on() {
+fn signals_stop_and_the_rerun_resumes() {
     for (signal, code) in [("TERM", 143), ("INT", 130)] {
         let fixture = Fixture::new(&["a fox", "a mill"]);
         // An endless run: the second batch takes the program much longer than the test.
@@ -128,7 +128,7 @@ fn signals_stop_and_the_rerun_goes_on() {
         let asked = Instant::now();
         let run = run.finish().expect_code(code);
         assert!(asked.elapsed() < Duration::from_secs(30));
-        assert!(run.stderr.contains("the same command goes on from there"), "{run:#?}");
+        assert!(run.stderr.contains("the same command"), "{run:#?}");
         assert!(fixture.files("out").keys().all(|name| !name.ends_with(".runkit-tmp")));
     }
 }
@@ -145,7 +145,7 @@ fn signals_are_seen_within_a_batch() {
     let asked = Instant::now();
     let run = run.finish().expect_code(143);
     assert!(asked.elapsed() < Duration::from_secs(3), "{:?}", asked.elapsed());
-    assert!(run.stderr.contains("the same command goes on from there"), "{run:#?}");
+    assert!(run.stderr.contains("the same command"), "{run:#?}");
     // What is there already costs nothing; the rest is generated as if nothing had been.
     Run::of(
         &mut fixture
@@ -155,7 +155,7 @@ fn signals_are_seen_within_a_batch() {
 }
 
 #[test]
-fn a_second_run_is_told_who_is_at_work() {
+fn a_second_run_learns_who_holds_the_folder() {
     let fixture = Fixture::new(&["a fox"]);
     let long = ["--seeds", "400", "--steps", "500", "--batch-size", "1"];
     let first = Running::start(&mut fixture.generate(&[&model("sd")], &long));

@@ -161,7 +161,7 @@ fn another_recipe_is_refused_by_name_and_fresh_starts_over() {
 }
 
 #[test]
-fn what_a_model_does_not_read_is_said_once() {
+fn the_truncated_part_of_a_prompt_is_logged_once() {
     let long = "a fox in the snow by the mill and the sea";
     let fixture = Fixture::new(&["a fox", long]);
     let other = format!("other={}", pipeline("sd").display());

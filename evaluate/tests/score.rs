@@ -301,7 +301,7 @@ fn what_a_command_does_not_name_stays_in_the_folder() {
     assert!(changed.stderr.contains("scoring: "), "{changed:#?}");
     let row = |row: &&ScoreRow| (&row.image, &row.metric) == (&held.image, &held.metric);
     assert_ne!(rows(&fixture).iter().find(row).unwrap().score, held.score);
-    // What is to go is said to go.
+    // --only-named drops the rest.
     let only = ["--seeds", "1", "--only-named"];
     run(&[&both[0]], &scorers[1], &["more.txt"], &only).expect_code(0);
     let left = rows(&fixture);
@@ -330,7 +330,7 @@ fn images_made_elsewhere_stay_in_the_scores_also_when_they_are_gone() {
     std::fs::remove_file(fixture.path("out/images/sd").join(&images[5].0)).unwrap();
     let named = ["--seeds", "2"];
     let run = Run::of(&mut score(&fixture, &scorers, &named)).expect_code(0);
-    assert!(run.stderr.contains("1 images that scores.parquet held are not there"), "{run:#?}");
+    assert!(run.stderr.contains("scores.parquet loses the scores of 1 images"), "{run:#?}");
     assert_eq!(rows(&fixture).len(), 11);
     expect_scored(Run::of(&mut score(&fixture, &scorers, &["--models", "sd"])), 6, 0, 3);
     assert_eq!(rows(&fixture).len(), 6, "--models leaves out the others");
@@ -344,7 +344,7 @@ fn what_is_wrong_is_said_before_the_first_image_and_by_a_dry_run() {
     let cut = fixture.copy_pipeline("sd");
     let weights = cut.join("vae/diffusion_pytorch_model.safetensors");
     let bytes = std::fs::read(&weights).unwrap();
-    // Its header is whole, so only loading finds that a number is none.
+    // Its header is whole, so only loading finds the NaN.
     let spoilt = {
         let mut bytes = bytes.clone();
         let end = bytes.len();

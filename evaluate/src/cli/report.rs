@@ -6,19 +6,19 @@ use clap::Args;
 
 /// `evaluate report`.
 #[derive(Debug, Clone, Args)]
+#[command(after_help = "Examples:\n  \
+    evaluate report --scores eval/scores.parquet --labels labels.parquet --out report/")]
 pub struct ReportArguments {
-    /// The scores; images are found relative to their folder.
+    /// The scores. Images are relative to the folder of this file.
     #[arg(long, value_name = "FILE.parquet")]
     pub scores: PathBuf,
-    /// The labels of the training, to show how their scorers agree.
+    /// The labels that a model was trained with: the report shows how far their scorers agree.
     #[arg(long, value_name = "FILE.parquet")]
     pub labels: Option<PathBuf>,
-    /// Take these models, in this order [default: all, as they stand in the
-    /// scores].
+    /// Take these models, in this order [default: all, in the order of the scores].
     #[arg(long, value_name = "NAME,…", value_delimiter = ',')]
     pub models: Option<Vec<String>>,
-    /// The folder to write report.html and figures into [default: that of the
-    /// scores].
+    /// The folder for report.html and figures [default: that of the scores].
     #[arg(long, value_name = "DIR")]
     pub out: Option<PathBuf>,
 }

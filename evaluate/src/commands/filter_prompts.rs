@@ -3,13 +3,12 @@
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, bail};
 use nn::device::DeviceChoice;
 use runkit::exit::ExitStatus;
-use runkit::program::UsageError;
+use runkit::program::{UsageError, say};
 
-use super::say;
-use crate::cli::FilterPromptsArguments;
+use crate::cli::filter_prompts::FilterPromptsArguments;
 use crate::owned;
 use crate::prompts::{self, ClassifiedPrompt, FilteredSet, SafetyClassifier};
 
@@ -18,12 +17,7 @@ const SHOWN: usize = 5;
 
 pub(super) fn run(arguments: &FilterPromptsArguments) -> Result<ExitStatus> {
     let threshold = arguments.safe_threshold;
-    ensure!(
-        threshold > 0.0 && threshold <= 1.0,
-        UsageError::new(format!(
-            "--safe-threshold must be in (0, 1], found {threshold}; hint: 0.5 is usual"
-        ))
-    );
+    super::check_safe_threshold(threshold).map_err(UsageError::of)?;
     let dropped_path = dropped_path(&arguments.out).map_err(UsageError::of)?;
     if let Some(source) = arguments.prompts.iter().find(|source| source.limit.is_some()) {
         bail!(UsageError::new(format!(

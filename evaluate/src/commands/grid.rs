@@ -4,10 +4,9 @@ use std::path::Path;
 
 use anyhow::{Context as _, Result, ensure};
 use runkit::exit::ExitStatus;
-use runkit::program::UsageError;
+use runkit::program::{UsageError, say};
 use schemas::scores::ScoresFile;
 
-use super::say;
 use crate::cli::grid::GridArguments;
 use crate::owned;
 use crate::present::grid::{self, GridConfig};

@@ -4,10 +4,10 @@ use std::path::Path;
 
 use anyhow::{Context as _, Result};
 use runkit::exit::ExitStatus;
+use runkit::program::say;
 use schemas::evaluation::KEY_MANIFEST;
 use schemas::scores::ScoresFile;
 
-use super::say;
 use crate::cli::report::ReportArguments;
 use crate::owned;
 use crate::present::report::{self, ReportInputs};

@@ -1,43 +1,48 @@
 //! `evaluate run`: generate, score, compare, report.
 
-use std::path::{Path, PathBuf};
+use std::fmt;
+use std::ops::ControlFlow::{Break, Continue};
+use std::path::PathBuf;
 
 use anyhow::{Result, ensure};
 use nn::device::DeviceError;
 use runkit::exit::ExitStatus;
 use runkit::output::refuse_input;
-use runkit::program::{self, UsageError, usage_unless};
-use runkit::signals::{Signal, StopFlag};
+use runkit::program::{self, UsageError, say, usage_unless};
+use runkit::settings::Settings as _;
+use runkit::signals::{StopFlag, Stoppable};
 use schemas::evaluation::KEY_MANIFEST;
 use schemas::scores::ScoresFile;
+use serde::Serialize;
 
-use super::{Config as GenerateConfig, say, score as score_command};
+use super::{generate as generate_command, score as score_command};
 use crate::cli::run::{ReportSettings, RunArguments, RunSettings};
+use crate::generate::{self, Config as GenerateConfig, GenerationPlan};
 use crate::owned;
 use crate::present::report::{self, DroppedPrompt, ReportInputs};
-use crate::prompts::{self, Prompt, SafetyClassifier};
+use crate::prompts::{self, Prompt, SafetyClassifier, UNSAFE_LABEL};
+use crate::score::{self, ScoringPlan};
 use crate::tables::{Tables, TablesConfig};
-use crate::{generate, score};
 
-const SAFE_THRESHOLD: f32 = 0.5;
-const UNSAFE_LABEL: &str = "NSFW";
 const NO_FILTER: &str = "none";
 
 pub(super) fn run(arguments: &RunArguments) -> Result<ExitStatus> {
-    arguments.resume.explain();
-    let settings = settings(arguments)?;
-    if arguments.print_config {
-        say(&runkit::config::to_toml_string(&settings)?)?;
+    arguments.start.resume.explain();
+    let file = arguments.file.config.as_deref();
+    let mut settings = arguments.settings.over_file(file)?.with_defaults()?;
+    let given = &settings.generate;
+    score_command::set_batch_size(&mut settings.scoring, given.device.as_deref());
+    if arguments.file.print_config {
+        say(&settings.to_toml()?)?;
         return Ok(ExitStatus::Done);
     }
-    let given = &settings.generate;
     program::require(&[
-        ("--model <NAME=DIR>", given.model.as_ref().is_some_and(|models| !models.is_empty())),
-        ("--prompts <FILE>...", given.prompts.as_ref().is_some_and(|prompts| !prompts.is_empty())),
+        ("--model <NAME=DIR>", given.model.iter().flatten().next().is_some()),
+        ("--prompts <FILE>...", given.prompts.iter().flatten().next().is_some()),
         ("--scorers <FILE.toml>", settings.scoring.scorers.is_some()),
         ("--out <DIR>", given.out.is_some()),
     ])?;
-    let generate_config = super::config(settings.generate.clone(), arguments.fresh)?;
+    let generate_config = generate_command::config(given, arguments.start.fresh)?;
     let score_config =
         score_config(&generate_config, &settings).map_err(usage_unless(DeviceError::is_absent))?;
     let stop = super::stop_flag()?;
@@ -45,41 +50,17 @@ pub(super) fn run(arguments: &RunArguments) -> Result<ExitStatus> {
     let (prompts, dropped) = safe(&generate_config, &settings.report)?;
     let opened =
         Opened::new(&generate_config, &score_config, &settings.report, &prompts, &dropped)?;
-    if arguments.dry_run {
-        say(&opened.dry_run()?)?;
+    if arguments.start.dry_run {
+        say(&opened.dry_run()?.to_string())?;
         return Ok(ExitStatus::Done);
     }
-    let summary = match opened.run(&stop)? {
-        Ok(summary) => summary,
-        Err(signal) => {
-            tracing::warn!("stopped; what is done is kept, the same command goes on from there");
-            return Ok(signal.into());
-        }
-    };
+    let summary = super::finished(opened.run(&stop)?)?;
     report(&generate_config, &settings.report, &dropped)?;
     Ok(score_command::status(summary, &settings.scoring, &generate_config.out))
 }
 
-/// The settings from flags, environment and file, complete but for what depends on a model.
-fn settings(arguments: &RunArguments) -> Result<RunSettings> {
-    let mut settings = match &arguments.config {
-        Some(file) => {
-            let mut from_file: RunSettings = runkit::config::read_toml(file)?;
-            from_file.resolve_paths(file.parent().unwrap_or(Path::new("")));
-            runkit::config::merge(&arguments.settings, &from_file)?
-        }
-        None => arguments.settings.clone(),
-    };
-    settings.generate = settings.generate.with_defaults();
-    let device = settings.generate.device.as_deref().unwrap_or("auto");
-    settings.scoring = score_command::with_defaults(settings.scoring, device);
-    settings.report.safe_filter.get_or_insert_with(|| NO_FILTER.to_owned());
-    settings.report.safe_threshold.get_or_insert(SAFE_THRESHOLD);
-    Ok(settings)
-}
-
-/// Looks at everything that only the last parts of a run need, so that hours of work are not lost to
-/// a slip in the command line.
+/// Checks everything that only the last parts of a run need, so that a typo does not cost hours of
+/// work.
 fn check_report(
     generate_config: &GenerateConfig,
     score_config: &score::Config,
@@ -97,15 +78,23 @@ fn check_report(
     if let Some(labels) = &settings.labels {
         crate::present::figures::check_labels(labels)?;
     }
-    let threshold = settings.safe_threshold.unwrap_or(SAFE_THRESHOLD);
-    ensure!(
-        threshold > 0.0 && threshold <= 1.0,
-        UsageError::new(format!(
-            "--safe-threshold must be in (0, 1], found {threshold}; hint: 0.5 is usual"
-        ))
-    );
+    super::check_safe_threshold(settings.safe_threshold.unwrap_or_default())
+        .map_err(UsageError::of)?;
     crate::present::render::Renderer::new()?;
     Ok(())
+}
+
+/// What a run would do.
+#[derive(Debug, Serialize)]
+struct Plan {
+    generate: GenerationPlan,
+    score: ScoringPlan,
+}
+
+impl fmt::Display for Plan {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "{}{}", self.generate, self.score)
+    }
 }
 
 /// Everything an evaluation needs, opened before its first image.
@@ -136,45 +125,44 @@ impl<'run> Opened<'run> {
         Ok(Self { generate_config, generation, scoring })
     }
 
-    /// What [`Opened::run`] would do, in sentences.
-    fn dry_run(mut self) -> Result<String> {
-        let text = self.generation.dry_run()?;
+    /// What [`Opened::run`] would do.
+    fn dry_run(mut self) -> Result<Plan> {
         let manifest = self.generation.manifest();
-        Ok(text + &self.scoring.dry_run(Some(manifest), self.generate_config.fresh)?)
+        Ok(Plan {
+            generate: self.generation.dry_run()?,
+            score: self.scoring.dry_run(Some(manifest), self.generate_config.fresh)?,
+        })
     }
 
     /// Generates and scores.
-    fn run(mut self, stop: &StopFlag) -> Result<Result<score::Summary, Signal>> {
+    fn run(mut self, stop: &StopFlag) -> Result<Stoppable<score::Summary>> {
         if self.generation.missing() > 0 {
-            if let Some(signal) = self.generation.try_others(stop)? {
-                return Ok(Err(signal));
+            if let Break(signal) = self.generation.try_others(stop)? {
+                return Ok(Break(signal));
             }
             self.scoring.try_networks()?;
-            if let Some(signal) = stop.requested() {
-                return Ok(Err(signal));
+            if let Break(signal) = stop.flow() {
+                return Ok(Break(signal));
             }
         }
         match self.generation.run(stop)? {
-            generate::End::Stopped(signal) => return Ok(Err(signal)),
-            generate::End::Done { images, generated } if generated > 0 => {
+            Break(signal) => return Ok(Break(signal)),
+            Continue(generate::Summary { images, generated }) if generated > 0 => {
                 tracing::info!("{images} images, {generated} of them new");
             }
-            generate::End::Done { .. } => {}
+            Continue(_) => {}
         }
-        Ok(match self.scoring.run(stop)? {
-            score::End::Stopped(signal) => Err(signal),
-            score::End::Done(summary) => Ok(summary),
-        })
+        self.scoring.run(stop)
     }
 }
 
-/// The reward models at work on what is generated: same folder, same device, same type.
+/// Scoring of what is generated: same folder, same device, same dtype.
 fn score_config(generate_config: &GenerateConfig, settings: &RunSettings) -> Result<score::Config> {
     let compute =
         scorers::Compute { device: generate_config.device, precision: generate_config.precision };
-    let (scorers, batch_size) = score_command::scorers_and_batch_size(&settings.scoring, compute)?;
+    let (scorers, batch_size) = score_command::scorers_and_batch_size(&settings.scoring)?;
     // What starts over has nothing to keep.
-    let keep = !settings.scoring.only_named.unwrap_or(false) && !generate_config.fresh;
+    let keep = !settings.scoring.only_named.unwrap_or_default() && !generate_config.fresh;
     Ok(score::Config {
         out: generate_config.out.clone(),
         prompts: generate_config.prompts.clone(),
@@ -200,7 +188,7 @@ fn safe(
             Vec::new(),
         ));
     };
-    let threshold = settings.safe_threshold.unwrap_or(SAFE_THRESHOLD);
+    let threshold = settings.safe_threshold.unwrap_or_default();
     let sets = prompts::read(&generate_config.prompts)?;
     let classifier = SafetyClassifier::open(model, UNSAFE_LABEL, generate_config.device)?;
     let filtered = prompts::filter(sets, &classifier, threshold)?;
@@ -266,13 +254,4 @@ fn report(
         say(&format!("{what}: {}\n", generate_config.out.join(name).display()))?;
     }
     Ok(())
-}
-
-impl RunSettings {
-    /// Paths of a settings file are relative to it.
-    fn resolve_paths(&mut self, folder: &Path) {
-        self.generate.resolve_paths(folder);
-        let others = self.scoring.scorers.iter_mut().chain(&mut self.report.labels);
-        others.for_each(|path| runkit::path::resolve_in_place(path, folder));
-    }
 }

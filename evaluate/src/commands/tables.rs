@@ -5,12 +5,11 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, ensure};
 use runkit::exit::ExitStatus;
-use runkit::program::UsageError;
+use runkit::program::{UsageError, say};
 use schemas::evaluation::{KEY_FINGERPRINT, KEY_MANIFEST};
 use schemas::scores::ScoresFile;
 use serde_json::json;
 
-use super::say;
 use crate::cli::tables::TablesArguments;
 use crate::owned;
 use crate::tables::{Tables, TablesConfig};

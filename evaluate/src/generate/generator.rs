@@ -1,7 +1,7 @@
 //! The networks of one model at work: from jobs to images.
 
 use std::collections::HashMap;
-use std::ops::ControlFlow;
+use std::ops::ControlFlow::{self, Break, Continue};
 use std::time::Instant;
 
 use anyhow::{Context as _, Result};
@@ -11,7 +11,7 @@ use nn::pipeline::{Image, Pipeline, PromptEmbeds, SampleRequest};
 use tch::Tensor;
 
 use super::model::Model;
-use super::{Config, Job, Speed};
+use super::{Config, Job};
 
 /// Calls of the UNet that are timed.
 const TIMED_CALLS: usize = 3;
@@ -39,8 +39,8 @@ impl<'run> Generator<'run> {
         Ok(Self { model, config, pipeline, negative, texts: HashMap::new() })
     }
 
-    /// Generates the images of `jobs` together; none where `progress` breaks. `progress` is told after
-    /// each call of the UNet how many are done, and of how many.
+    /// Generates the images of `jobs` together, or nothing if `progress` breaks. After each call of the
+    /// UNet, `progress` receives how many calls are done, and how many there are.
     pub(super) fn generate(
         &mut self,
         jobs: &[Job<'_>],
@@ -63,23 +63,19 @@ impl<'run> Generator<'run> {
         })
     }
 
-    /// How long a call of the UNet for these jobs takes; the first one is left out where there are
-    /// more.
-    pub(super) fn time(&mut self, jobs: &[Job<'_>]) -> Result<Option<Speed>> {
+    /// Seconds of a call of the UNet for all of these jobs. The first call also allocates; it counts only
+    /// if there is no other.
+    pub(super) fn seconds_of_call(&mut self, jobs: &[Job<'_>]) -> Result<Option<f64>> {
         let mut ends = Vec::new();
         let start = Instant::now();
         self.generate(jobs, &mut |done, all| {
             ends.push(start.elapsed().as_secs_f64());
-            if done < TIMED_CALLS.min(all) {
-                ControlFlow::Continue(())
-            } else {
-                ControlFlow::Break(())
-            }
+            if done < TIMED_CALLS.min(all) { Continue(()) } else { Break(()) }
         })?;
         Ok(match ends[..] {
             [] => None,
-            [only] => Some(Speed { call: only }),
-            [first, .., last] => Some(Speed { call: (last - first) / (ends.len() - 1) as f64 }),
+            [only] => Some(only),
+            [first, .., last] => Some((last - first) / (ends.len() - 1) as f64),
         })
     }
 

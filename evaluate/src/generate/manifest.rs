@@ -1,17 +1,19 @@
-//! What the images of a folder depend on. A folder may grow by models, prompts and seeds; all else
-//! is the same for every image in it.
+//! What the images of a folder depend on. A folder may grow by models, prompts and seeds. Everything
+//! else is the same for every image in it.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, ensure};
 use runkit::manifest::Difference;
+use runkit::run_folder::MANIFEST;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::model::{Model, ModelRecord};
-use super::{Config, PROGRAM, VERSION};
+use super::{Config, FOLDER, PROGRAM, VERSION, images_folder};
 use crate::prompts::Prompt;
+use crate::sources::is_name;
 
 /// `manifest.json` of an output folder. No time, no host, no absolute path.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -25,7 +27,7 @@ pub struct Manifest {
     /// The negative prompt; null if there is none.
     #[serde(alias = "negative")]
     pub negative_prompt: Option<String>,
-    /// The type the networks computed in.
+    /// The dtype that the networks computed in.
     pub dtype: String,
     /// The kind of device: `cpu` or `cuda`. Their last bits differ.
     pub device: String,
@@ -61,29 +63,41 @@ impl Manifest {
     /// The manifest of an output folder, if images were generated there.
     ///
     /// # Errors
-    /// A manifest that cannot be read, or is another program's.
+    /// If the manifest cannot be read, or another program wrote it.
     pub fn of_folder(out: &Path) -> Result<Option<Self>> {
-        Self::read(&out.join(super::MANIFEST))
-    }
-
-    pub(super) fn read(file: &Path) -> Result<Option<Self>> {
-        if !file.exists() {
-            return Ok(None);
-        }
-        let hint = "hint: choose another --out";
-        let text = std::fs::read_to_string(file)
-            .with_context(|| format!("{}: cannot be read", file.display()))?;
-        let manifest: Self = serde_json::from_str(&text).with_context(|| {
-            format!("{}: expected the manifest of generated images; {hint}", file.display())
+        let Some(manifest) = FOLDER.at(out).manifest()? else { return Ok(None) };
+        let file = out.join(MANIFEST);
+        let manifest: Self = serde_json::from_value(manifest).with_context(|| {
+            format!(
+                "{}: expected the manifest of generated images; hint: choose another --out",
+                file.display()
+            )
         })?;
-        if manifest.program != PROGRAM {
-            bail!("{}: written by {:?}; {hint}", file.display(), manifest.program);
-        }
+        // Names become paths, so they must be of the form that this program gives them.
+        let plain = |id: &String| !id.is_empty() && !id.starts_with('.') && !id.contains('/');
+        ensure!(
+            manifest.models.keys().all(|name| is_name(name))
+                && manifest.prompts.values().flat_map(BTreeMap::keys).all(plain),
+            "{}: the names in it are not those of this program; hint: choose another --out",
+            file.display()
+        );
         Ok(Some(manifest))
     }
 
-    /// This run's manifest together with what the folder holds already, or in which fields the two
-    /// are not of one recipe.
+    /// The images that the folder may hold, by their paths in it.
+    pub(super) fn images(&self) -> impl Iterator<Item = PathBuf> {
+        let ids: BTreeSet<&String> = self.prompts.values().flat_map(BTreeMap::keys).collect();
+        self.models.keys().flat_map(move |model| {
+            let folder = images_folder(Path::new("")).join(model);
+            ids.clone().into_iter().flat_map(move |id| {
+                let folder = folder.join(id);
+                self.seeds.iter().map(move |seed| folder.join(format!("{seed}.png")))
+            })
+        })
+    }
+
+    /// This run's manifest together with what the folder holds already, or the fields in which their
+    /// recipes differ.
     pub(super) fn joined(mut self, earlier: Self) -> Result<Self, Vec<Difference>> {
         let differences =
             runkit::manifest::differences(&earlier.compared(&self), &self.compared(&earlier));
@@ -98,8 +112,8 @@ impl Manifest {
         Ok(self)
     }
 
-    /// What must be equal in two manifests of one folder: of the models and prompts those that both
-    /// have, prompts by row, since an edited line has another id.
+    /// What must be equal in two manifests of one folder. Of the models and prompts, these are the ones
+    /// that both have; prompts count by row, since an edited line has another id.
     fn compared(&self, other: &Self) -> Value {
         // Equal files are one model, whether they came from a folder or from a commit of the hub.
         let nameless = |record: &ModelRecord| ModelRecord {

@@ -1,31 +1,32 @@
 //! `evaluate generate`: an image for every model, prompt and seed.
 //!
 //! The output folder holds `manifest.json`, which is written first, and
-//! `images/MODEL/PROMPT_ID/SEED.png`. An image appears under its name only when complete and
-//! synced. What is generated together follows from the whole list of jobs, whatever of it is there
-//! already: so a run that is killed at any instant is finished by the same command, with the same
-//! bytes.
+//! `images/MODEL/PROMPT_ID/SEED.png`. An image appears under its name only when complete and synced.
+//! Batches are formed from the full list of jobs, regardless of which images already exist: so a run
+//! that is killed at any instant is finished by the same command, with the same bytes.
 
 mod generator;
 mod image;
 mod manifest;
 mod model;
+mod plan;
 mod work;
 
-use std::collections::{BTreeMap, BTreeSet, HashSet};
-use std::fmt::Write as _;
-use std::io::ErrorKind;
+use std::collections::HashSet;
+use std::ops::ControlFlow::{Break, Continue};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Result, bail};
 use nn::device::Precision;
 use nn::schedule::SamplerKind;
-use runkit::lock::OutputLock;
 use runkit::logging::tenths;
 use runkit::output::foreign;
-use runkit::signals::{Signal, StopFlag};
+use runkit::run_folder::{FolderKind, MANIFEST};
+use runkit::settings::FILE as SETTINGS;
+use runkit::signals::{StopFlag, Stoppable};
+use serde::Serialize;
 use tch::Device;
 
 use self::generator::Generator;
@@ -33,16 +34,25 @@ pub use self::image::{PARAMETERS_KEY, RECIPE_KEY};
 pub use self::manifest::Manifest;
 use self::model::Model;
 pub use self::model::ModelRecord;
+pub use self::plan::{GenerationPlan, ModelPlan};
 use self::work::{Steps, Work, warn_truncated};
 use crate::prompts::{self, Limits, Prompt, PromptSource};
-use crate::sources::{ModelSource, Size, is_name};
+use crate::sources::{ModelSource, Size};
 
 const PROGRAM: &str = "evaluate";
 const VERSION: &str = env!("CARGO_PKG_VERSION");
-const MANIFEST: &str = "manifest.json";
-const SETTINGS: &str = "config.toml";
+/// The folder of an evaluation. Other commands write into it as well.
+pub(crate) const FOLDER: FolderKind = FolderKind {
+    name: "generated images",
+    flag: "--out",
+    lock: ".lock",
+    is_ours: |manifest| manifest["program"] == PROGRAM,
+    numerics: &[],
+    notes: &[],
+    hint: None,
+};
 
-/// Pixels generated together where nothing else is said: one image of Stable Diffusion 1.5 on a CPU.
+/// Pixels of a default batch: one image of Stable Diffusion 1.5 on a CPU.
 const BATCH_PIXELS_CPU: i64 = 512 * 512;
 const BATCH_PIXELS_CUDA: i64 = 16 * BATCH_PIXELS_CPU;
 const LARGEST_DEFAULT_BATCH: i64 = 64;
@@ -59,41 +69,38 @@ pub struct Config {
     /// The seeds of each prompt.
     pub seeds: Range<u64>,
     /// Denoising steps.
+    #[doc(alias = "num_inference_steps")]
     pub steps: usize,
-    /// Guidance scale, if not the family's own.
+    /// Classifier-free guidance scale, if not the family's own.
+    #[doc(alias = "guidance_scale")]
     pub guidance: Option<f64>,
-    /// How noise is taken away, if not the model's own way.
+    /// The scheduler, if not the model's own.
     pub scheduler: Option<SamplerKind>,
     /// Height and width, if not the model's own.
     pub size: Option<Size>,
-    /// What to keep away from. None and the empty text are not the same to SDXL.
+    /// The negative prompt. None and the empty text are not the same to SDXL.
     pub negative_prompt: Option<String>,
     /// Images generated together, if not the default.
     pub batch_size: Option<usize>,
     /// Where the networks compute.
     pub device: Device,
-    /// In which type.
+    /// Their dtype.
     pub precision: Precision,
     /// How many prompts of each set.
     pub limits: Limits,
-    /// Remove what an earlier run left.
+    /// Delete what an earlier run left.
     pub fresh: bool,
     /// The settings it was made from as TOML with absolute paths, saved beside the output.
     pub saved_settings: String,
 }
 
-/// How a run ended.
-#[derive(Debug)]
-pub enum End {
-    /// All images are there.
-    Done {
-        /// Images of this command.
-        images: usize,
-        /// Those of them that were generated now.
-        generated: usize,
-    },
-    /// A signal came.
-    Stopped(Signal),
+/// What a run made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct Summary {
+    /// Images of this command.
+    pub images: usize,
+    /// How many of them this run generated.
+    pub generated: usize,
 }
 
 /// One image to generate.
@@ -135,11 +142,11 @@ pub fn images_folder(out: &Path) -> PathBuf {
 /// # Errors
 /// One sentence about what is wrong with a model, the prompts, the output, or an earlier run of
 /// another recipe.
-pub fn run(config: &Config, stop: &StopFlag) -> Result<End> {
+pub fn run(config: &Config, stop: &StopFlag) -> Result<Stoppable<Summary>> {
     let prompts = prompts::read_limited(&config.prompts, config.limits)?;
     let generation = Generation::open(config, &prompts)?;
-    if let Some(signal) = generation.try_others(stop)? {
-        return Ok(End::Stopped(signal));
+    if let Break(signal) = generation.try_others(stop)? {
+        return Ok(Break(signal));
     }
     generation.run(stop)
 }
@@ -152,13 +159,6 @@ pub struct Generation<'run> {
     models: Vec<Model>,
     jobs: Vec<Job<'run>>,
     manifest: Manifest,
-}
-
-/// How long a model takes, measured on its first batch.
-#[derive(Debug, Clone, Copy)]
-struct Speed {
-    /// Seconds of a call of the UNet for a whole batch.
-    call: f64,
 }
 
 impl std::fmt::Debug for Generation<'_> {
@@ -208,18 +208,18 @@ impl<'run> Generation<'run> {
     /// The run's manifest together with what the folder holds.
     fn joined(&self) -> Result<Manifest> {
         let out = &self.config.out;
-        match Manifest::read(&out.join(MANIFEST))? {
-            Some(_) if self.config.fresh => Ok(self.manifest.clone()),
-            Some(earlier) => join(self.manifest.clone(), earlier, out),
-            None => {
-                refuse_foreign_images(out, &self.models)?;
-                // The manifest is written first: without it, settings are somebody else's.
-                let settings = out.join(SETTINGS);
-                if settings.symlink_metadata().is_ok() {
-                    return Err(foreign("--out", &settings, "settings of evaluate").into());
-                }
-                Ok(self.manifest.clone())
+        let Some(earlier) = Manifest::of_folder(out)? else {
+            refuse_foreign_images(out, &self.models)?;
+            // The manifest is written first: without it, settings are somebody else's.
+            let settings = out.join(SETTINGS);
+            if settings.symlink_metadata().is_ok() {
+                return Err(foreign("--out", &settings, "settings of evaluate").into());
             }
+            return Ok(self.manifest.clone());
+        };
+        match self.config.fresh {
+            true => Ok(self.manifest.clone()),
+            false => join(self.manifest.clone(), earlier, out),
         }
     }
 
@@ -232,83 +232,39 @@ impl<'run> Generation<'run> {
     ///
     /// # Errors
     /// What is wrong with a checkpoint.
-    pub fn try_others(&self, stop: &StopFlag) -> Result<Option<Signal>> {
+    pub fn try_others(&self, stop: &StopFlag) -> Result<Stoppable> {
         for work in self.work().iter().filter(|work| work.missing > 0).skip(1) {
             Generator::load(work.model, self.config)?;
-            if let Some(signal) = stop.requested() {
-                return Ok(Some(signal));
+            if let Break(signal) = stop.flow() {
+                return Ok(Break(signal));
             }
         }
-        Ok(None)
-    }
-
-    /// What [`Generation::run`] would do, in sentences. The networks of every model are loaded and
-    /// timed; nothing is written.
-    ///
-    /// # Errors
-    /// What is wrong with a checkpoint.
-    pub fn dry_run(&self) -> Result<String> {
-        let mut sets = BTreeMap::<&str, usize>::new();
-        for prompt in self.prompts {
-            *sets.entry(&prompt.set).or_default() += 1;
-        }
-        let sets: Vec<String> =
-            sets.iter().map(|(set, prompts)| format!("{prompts} prompts of {set}")).collect();
-        let seeds = self.config.seeds.clone().count();
-        let mut text = format!("{}, {seeds} images each\n", sets.join(", "));
-        let mut seconds = 0.0;
-        for work in self.work() {
-            let record = &work.model.record;
-            let _infallible = writeln!(
-                text,
-                "{}: {} of {} images to generate at {}, {} steps of {}, guidance {}, {} together",
-                work.model.name,
-                work.missing,
-                self.jobs.len(),
-                record.size,
-                self.config.steps,
-                record.scheduler,
-                record.guidance,
-                work.batch_size
-            );
-            let speed = match work.batches.first() {
-                None => None,
-                Some((batch, _)) => Generator::load(work.model, self.config)?.time(batch)?,
-            };
-            if let Some(Speed { call }) = speed {
-                let calls = (work.batches.len() * work.model.calls) as f64;
-                seconds += call * calls;
-            }
-        }
-        let megabytes = self.bytes() as f64 / 1e6;
-        let free = runkit::files::free_space(&self.config.out)? as f64 / 1e9;
-        let _infallible = writeln!(
-            text,
-            "disk: about {megabytes:.1} MB needed for images, {free:.1} GB free\ntime: about {} to \
-             generate",
-            super::output::duration(seconds)
-        );
-        Ok(text)
+        Ok(Continue(()))
     }
 
     /// Generates what is missing, until it is done or stopped.
     ///
     /// # Errors
     /// What is wrong with a checkpoint or the output.
-    pub fn run(mut self, stop: &StopFlag) -> Result<End> {
+    pub fn run(mut self, stop: &StopFlag) -> Result<Stoppable<Summary>> {
         let config = self.config;
-        runkit::files::create_folder(&config.out)?;
-        let _lock = OutputLock::exclusive(config.out.join(".lock"))?;
+        let folder = FOLDER.at(&config.out);
+        let _lock = folder.lock()?;
         // Another run may have been at work since it was opened.
         self.manifest = self.joined()?;
         let images = self.jobs.len() * self.models.len();
         let missing = self.missing();
+        let begin = || {
+            folder.begin(&self.manifest)?;
+            let settings = config.out.join(SETTINGS);
+            write_if_different(&settings, config.saved_settings.as_bytes())
+        };
         if missing == 0 {
             tracing::info!(images = images, "already complete");
-            write_manifest(config, &self.manifest)?;
-            return Ok(End::Done { images, generated: 0 });
+            begin()?;
+            return Ok(Continue(Summary { images, generated: 0 }));
         }
-        // The networks of the first model are loaded before anything is removed or written: a model
+        // The networks of the first model are loaded before anything is deleted or written: a model
         // that cannot be loaded leaves no trace.
         let load = |model| {
             let loading = Instant::now();
@@ -319,11 +275,11 @@ impl<'run> Generation<'run> {
             None => None,
         };
         if config.fresh
-            && let Some(earlier) = Manifest::read(&config.out.join(MANIFEST))?
+            && let Some(earlier) = Manifest::of_folder(&config.out)?
         {
-            delete_images(&config.out, &earlier)?;
+            folder.clear(earlier.images(), None)?;
         }
-        write_manifest(config, &self.manifest)?;
+        begin()?;
         let work = self.work();
         warn_truncated(config, &work);
         let started = Instant::now();
@@ -345,19 +301,19 @@ impl<'run> Generation<'run> {
                 work.model.name,
                 loading.as_secs_f64()
             );
-            if let Some(signal) = work.generate(&mut generator, config, &progress, stop)? {
-                return Ok(End::Stopped(signal));
+            if let Break(signal) = work.generate(&mut generator, config, &progress, stop)? {
+                return Ok(Break(signal));
             }
         }
         let rate = missing as f64 / started.elapsed().as_secs_f64();
         tracing::info!("{rate:.3} images/s, loading included");
         progress.bar.finish();
-        Ok(End::Done { images, generated: missing })
+        Ok(Continue(Summary { images, generated: missing }))
     }
 }
 
-/// All jobs of one model: the seeds of each prompt follow each other. Prompts of two sets that are
-/// one image are one job.
+/// All jobs of one model: the seeds of each prompt follow each other. If two sets share a prompt, its
+/// images are one job.
 fn jobs(prompts: &[Prompt], seeds: Range<u64>) -> Vec<Job<'_>> {
     let mut seen = HashSet::new();
     let distinct = prompts.iter().filter(|prompt| seen.insert(prompt.id.as_str()));
@@ -395,60 +351,11 @@ fn refuse_foreign_images(out: &Path, models: &[Model]) -> Result<()> {
     Ok(())
 }
 
-/// Removes the images that a manifest speaks of, and no other file. The manifest stays until it is
-/// replaced.
-fn delete_images(out: &Path, manifest: &Manifest) -> Result<()> {
-    let failed = |path: &Path| format!("{}: cannot be removed", path.display());
-    let remove = |path: &Path| match std::fs::remove_file(path) {
-        Err(error) if !matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {
-            Err(error).with_context(|| failed(path))
-        }
-        _ => Ok(()),
-    };
-    // A folder that holds something else stays.
-    let remove_folder = |path: &Path| match std::fs::remove_dir(path) {
-        Err(error) if error.kind() == ErrorKind::PermissionDenied => {
-            Err(error).with_context(|| failed(path))
-        }
-        _ => Ok(()),
-    };
-    let ids: BTreeSet<&String> = manifest.prompts.values().flat_map(BTreeMap::keys).collect();
-    for name in manifest.models.keys() {
-        // Names become paths: they must be such as this program gives.
-        let plain = |id: &str| !id.is_empty() && !id.starts_with('.') && !id.contains('/');
-        ensure!(
-            is_name(name) && ids.iter().all(|id| plain(id)),
-            "{}: the manifest is not one of this program",
-            out.display()
-        );
-        let model = images_folder(out).join(name);
-        for id in &ids {
-            let folder = model.join(id);
-            runkit::files::remove_stale_temporaries(&folder)?;
-            for seed in &manifest.seeds {
-                remove(&folder.join(format!("{seed}.png")))?;
-            }
-            remove_folder(&folder)?;
-        }
-        remove_folder(&model)?;
+fn write_if_different(path: &Path, bytes: &[u8]) -> Result<()> {
+    match std::fs::read(path).is_ok_and(|found| found == bytes) {
+        true => Ok(()),
+        false => image::write(path, bytes),
     }
-    Ok(())
-}
-
-/// The manifest, and the resolved settings as a valid `--config` themselves.
-fn write_manifest(config: &Config, manifest: &Manifest) -> Result<()> {
-    runkit::files::remove_stale_temporaries(&config.out)?;
-    let mut text = serde_json::to_string_pretty(manifest)?;
-    text.push('\n');
-    write_if_other(&config.out.join(MANIFEST), &text)?;
-    write_if_other(&config.out.join(SETTINGS), &config.saved_settings)
-}
-
-fn write_if_other(path: &Path, text: &str) -> Result<()> {
-    if std::fs::read(path).is_ok_and(|found| found == text.as_bytes()) {
-        return Ok(());
-    }
-    image::write(path, text.as_bytes())
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! A model as named, and as found: everything that is known of it before its networks are loaded.
+//! A model, and what is known about it before its networks are loaded.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -16,25 +16,25 @@ use serde::{Deserialize, Serialize};
 use super::Config;
 use crate::sources::{ModelSource, Size};
 
-/// What a model's images depend on beside prompt and seed. No path, no time.
+/// What a model's images depend on besides prompt and seed. No path, no time.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ModelRecord {
     /// The pipeline's class in diffusers.
     pub pipeline: String,
     /// A checksum of `parts`.
     pub checkpoint: String,
-    /// The SHA-256 of each file that is read, by part and name, and for tokenizers what they are.
+    /// By part and name: the SHA-256 of each file that is read, and the fingerprint of each tokenizer.
     pub parts: BTreeMap<String, String>,
-    /// How noise is taken away.
+    /// The scheduler.
     pub scheduler: SamplerKind,
-    /// How far to go beyond the prompt's prediction.
+    /// Classifier-free guidance scale.
     pub guidance: f64,
     /// Height and width of the images.
     pub size: Size,
-    /// The hub's commit that the pipeline is of, where it came from a hub.
+    /// The commit of the pipeline on the hub, if it is from a hub.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub revision: Option<String>,
-    /// The hub's commit that the UNet of another place is of, where it came from a hub.
+    /// The commit of the UNet on the hub, if unet= names a hub.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub unet_revision: Option<String>,
 }
@@ -51,8 +51,8 @@ pub(super) struct Model {
 }
 
 impl Model {
-    /// Looks at everything but the numbers in the weights, which are hashed. Models of this machine
-    /// are looked at before one of the hub is downloaded, and what will be downloaded is said.
+    /// Checks everything but the numbers in the weights, which it hashes. Checks models on this machine
+    /// before it downloads one from the hub, and logs first what it will download.
     pub(super) fn open_all(config: &Config) -> Result<Vec<Self>> {
         let named = |source: &ModelSource| format!("model {}", source.name);
         for source in &config.models {
@@ -95,10 +95,11 @@ impl Model {
         Ok(Self { name: source.name.clone(), files, tokenizers, record, calls })
     }
 
-    /// What of a text the model does not read, if anything.
-    pub(super) fn cut<'text>(&self, text: &'text str) -> Option<&'text str> {
-        let cut = self.tokenizers.iter().filter_map(|tokenizer| tokenizer.removed(text));
-        cut.max_by_key(|cut| cut.len())
+    /// The end of a text that the model does not read, if the text is too long. Of several text encoders,
+    /// the one that reads least counts.
+    pub(super) fn unread<'text>(&self, text: &'text str) -> Option<&'text str> {
+        let unread = self.tokenizers.iter().filter_map(|tokenizer| tokenizer.removed(text));
+        unread.max_by_key(|unread| unread.len())
     }
 }
 
@@ -106,14 +107,14 @@ fn pipeline(source: &ModelSource) -> PipelineSource {
     PipelineSource { model: source.folder.clone(), unet: source.unet.clone() }
 }
 
-/// The size asked for, or the one the UNet was made for.
+/// The size of the command, or the one that the UNet was made for.
 fn image_size(files: &PipelineFiles, asked: Option<Size>) -> Result<Size> {
     let factor = VaeConfig::read(&files.vae.config)?.downscale();
     let Some(size) = asked else {
         let latents = files.unet_config()?.sample_size;
         let (height, width) = latents.with_context(|| {
             format!(
-                "{}: the UNet names no sample_size; hint: give --size",
+                "{}: sample_size is missing, so the size of images is unknown; hint: give --size",
                 files.unet.config.display()
             )
         })?;
@@ -128,13 +129,12 @@ fn image_size(files: &PipelineFiles, asked: Option<Size>) -> Result<Size> {
     Ok(size)
 }
 
-/// The scheduler asked for, or the model's own, and how often it calls the UNet for the steps asked
-/// for.
+/// The scheduler of the command, or the model's own, and how often it calls the UNet.
 fn scheduler(files: &PipelineFiles, config: &Config) -> Result<(SamplerKind, usize)> {
     let schedule = files.schedule()?;
     let kind = config.scheduler.or_else(|| schedule.sampler_kind()).with_context(|| {
         format!(
-            "{}: the model's own scheduler, {}, is not built here; hint: --scheduler ddim",
+            "{}: the model's scheduler {} is not supported; hint: --scheduler ddim",
             files.scheduler_config.display(),
             schedule.class_name
         )
@@ -153,8 +153,8 @@ fn tokenizers(files: &PipelineFiles) -> Result<Vec<HuggingFaceTokenizer>> {
             |ours: usize, limit: i64| usize::try_from(limit).is_ok_and(|limit| ours <= limit);
         if !fits(context, sizes.context_length) || !fits(vocabulary, sizes.vocabulary_size) {
             bail!(
-                "{}: it gives {context} of {vocabulary} tokens, its text encoder reads {} of {}; \
-                 hint: the two folders are of different models",
+                "{}: the tokenizer makes up to {context} of {vocabulary} tokens, but its text encoder \
+                 reads {} of {}; hint: the two folders are of different models",
                 folder.display(),
                 sizes.context_length,
                 sizes.vocabulary_size
@@ -165,7 +165,7 @@ fn tokenizers(files: &PipelineFiles) -> Result<Vec<HuggingFaceTokenizer>> {
     Ok(tokenizers)
 }
 
-/// What every part is, as [`ModelRecord::parts`] holds it. Large files are hashed side by side.
+/// [`ModelRecord::parts`]. Hashes large files in parallel.
 fn parts(
     files: &PipelineFiles,
     tokenizers: &[HuggingFaceTokenizer],

@@ -2,14 +2,14 @@
 
 use std::cell::Cell;
 use std::collections::{BTreeSet, HashSet};
-use std::ops::ControlFlow;
+use std::ops::ControlFlow::{Break, Continue};
 
 use anyhow::Result;
 use nn::pipeline::Image;
 use rayon::prelude::*;
 use runkit::logging::escape_for_terminal;
 use runkit::progress::Progress;
-use runkit::signals::{Signal, StopFlag};
+use runkit::signals::{StopFlag, Stoppable};
 
 use super::generator::Generator;
 use super::image::{self, Recipe};
@@ -28,7 +28,7 @@ pub(super) struct Steps {
 impl Steps {
     pub(super) fn new(images: usize, work: &[Work<'_>]) -> Self {
         let of = |work: &Work<'_>| work.model.calls as u64;
-        // A batch that is partly there is generated as a whole.
+        // Work::generate repeats a batch that is partly there.
         let to_do = work.iter().map(|work| {
             let images: usize = work.batches.iter().map(|(batch, _)| batch.len()).sum();
             images as u64 * of(work)
@@ -45,12 +45,12 @@ impl Steps {
         steps
     }
 
-    /// A call of the UNet for so many images is done.
+    /// Counts a call of the UNet for this many images.
     fn step(&self, images: usize) {
         self.bar.add(images as u64);
     }
 
-    /// So many images more are there.
+    /// Counts images that were written.
     fn finished(&self, images: usize) {
         self.there.set(self.there.get() + images);
         self.bar.message(format!("{} of {} images", self.there.get(), self.images));
@@ -85,38 +85,35 @@ impl<'run> Work<'run> {
         Self { model, batch_size, batches, missing }
     }
 
-    /// Generates and writes; the signal that stopped it, if one did. A batch that is partly there is
-    /// generated again as a whole, and what is there stays.
+    /// Generates and writes. A batch that is partly there is generated as a whole, since the last bits of
+    /// an image depend on its batch; the images that are there stay.
     pub(super) fn generate(
         &self,
         generator: &mut Generator<'_>,
         config: &Config,
         progress: &Steps,
         stop: &StopFlag,
-    ) -> Result<Option<Signal>> {
+    ) -> Result<Stoppable> {
         for (batch, missing) in &self.batches {
-            let generated = generator.generate(batch, &mut |_, _| {
+            let mut stopped = None;
+            let images = generator.generate(batch, &mut |_, _| {
                 progress.step(batch.len());
-                match stop.requested() {
-                    Some(_) => ControlFlow::Break(()),
-                    None => ControlFlow::Continue(()),
-                }
+                stopped = stop.requested();
+                if stopped.is_none() { Continue(()) } else { Break(()) }
             })?;
-            let Some(images) = generated else { return Ok(stop.requested()) };
-            let fresh: Vec<(&Job<'_>, &Image)> = batch
-                .iter()
-                .zip(&images)
-                .zip(missing)
-                .filter(|(_, missing)| **missing)
-                .map(|(pair, _)| pair)
-                .collect();
-            self.write(&fresh, config)?;
-            progress.finished(fresh.len());
-            if stop.requested().is_some() {
-                return Ok(stop.requested());
+            if let Some(images) = images {
+                let pairs = batch.iter().zip(&images).zip(missing);
+                let fresh: Vec<(&Job<'_>, &Image)> =
+                    pairs.filter(|(_, missing)| **missing).map(|(pair, _)| pair).collect();
+                self.write(&fresh, config)?;
+                progress.finished(fresh.len());
+                stopped = stop.requested();
+            }
+            if let Some(signal) = stopped {
+                return Ok(Break(signal));
             }
         }
-        Ok(None)
+        Ok(Continue(()))
     }
 
     fn write(&self, fresh: &[(&Job<'_>, &Image)], config: &Config) -> Result<()> {
@@ -152,21 +149,21 @@ impl<'run> Work<'run> {
     }
 }
 
-/// Says once of each prompt that is too long what of it is not read; again of a model that reads less
-/// or more of it than the one before.
+/// Warns about each prompt that is too long, with the part that the model does not read: once, and again
+/// if another model reads more or less of it.
 pub(super) fn warn_truncated(config: &Config, work: &[Work<'_>]) {
-    let mut said = BTreeSet::new();
+    let mut warned = BTreeSet::new();
     for work in work {
         let jobs = work.batches.iter().flat_map(|(batch, _)| batch.iter());
         let prompts = jobs.map(|job| (job.prompt.id.as_str(), job.prompt.text.as_str()));
         let negative = config.negative_prompt.iter().map(|text| ("negative", text.as_str()));
         for (id, text) in prompts.chain(negative) {
-            let Some(cut) = work.model.cut(text) else { continue };
-            if said.insert((id, cut.len())) {
+            let Some(unread) = work.model.unread(text) else { continue };
+            if warned.insert((id, unread.len())) {
                 tracing::warn!(
-                    "prompt {id} is too long for model {} and is cut; not read: {:?}",
+                    "prompt {id} is too long for model {} and is truncated; not read: {:?}",
                     work.model.name,
-                    escape_for_terminal(cut)
+                    escape_for_terminal(unread)
                 );
             }
         }

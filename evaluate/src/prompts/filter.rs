@@ -18,6 +18,11 @@ use tch::Device;
 
 use super::{Prompt, PromptSet};
 
+/// The classifier that the paper uses.
+pub const SAFETY_CLASSIFIER: &str = "hf://michellejieli/inappropriate_text_classifier";
+/// The name of its unsafe class.
+pub const UNSAFE_LABEL: &str = "NSFW";
+
 /// Why prompts could not be told apart.
 #[derive(Debug, thiserror::Error)]
 pub enum FilterError {

@@ -32,8 +32,8 @@ use serde::{Deserialize, Serialize};
 pub use self::error::PromptsError;
 use self::error::{not_prompts, not_text};
 pub use self::filter::{
-    ClassifiedPrompt, ClassifierRecord, FilterError, FilteredSet, SafetyClassifier, filter,
-    write_classified,
+    ClassifiedPrompt, ClassifierRecord, FilterError, FilteredSet, SAFETY_CLASSIFIER,
+    SafetyClassifier, UNSAFE_LABEL, filter, write_classified,
 };
 pub use self::limits::{Limits, Preset};
 pub use self::source::{PromptSource, with_split};

@@ -1,4 +1,4 @@
-//! What the scores of a folder hold already: a command that names less of it leaves the rest.
+//! What the scores of a folder already hold. A command that names only a part of it keeps the rest.
 
 use std::collections::{HashMap, HashSet};
 use std::path::Path;
@@ -13,7 +13,7 @@ use serde_json::Value;
 use super::SCORES;
 use crate::prompts::Prompt;
 
-/// The key of the scorers in the manifest of the scores, and of those that earlier commands named.
+/// In the manifest of the scores: the scorers of the command, and those of earlier commands.
 pub(super) const KEY_SCORERS: &str = "scoring";
 pub(super) const KEY_EARLIER_SCORERS: &str = "earlier_scorers";
 
@@ -25,21 +25,21 @@ pub(super) struct UsedScorer {
     pub(super) device: String,
 }
 
-/// A place in the scores: model, set, prompt id, seed.
-type Place<'row> = (&'row str, &'row str, &'row str, i64);
+/// What identifies an image in the scores: model, set, prompt id, seed.
+type ImageKey<'row> = (&'row str, &'row str, &'row str, i64);
 
-/// The rows of an earlier `scores.parquet`; none where there is none.
+/// The rows of an earlier `scores.parquet`; empty if there is no such file.
 #[derive(Debug, Default)]
 pub(super) struct Existing {
     rows: Vec<ScoreRow>,
-    /// The scorers that its manifest names; none where another program wrote the file.
+    /// The scorers that its manifest names; empty if another program wrote the file.
     scorers: Vec<UsedScorer>,
 }
 
-/// [`Existing`] by place.
+/// [`Existing`] by image.
 #[derive(Debug)]
 pub(super) struct ExistingIndex<'row> {
-    places: HashMap<Place<'row>, Vec<&'row ScoreRow>>,
+    images: HashMap<ImageKey<'row>, Vec<&'row ScoreRow>>,
 }
 
 impl Existing {
@@ -57,7 +57,7 @@ impl Existing {
         Ok(Self { rows: file.read().with_context(hint)?, scorers })
     }
 
-    /// Leaves out the rows that must not stay.
+    /// Keeps only these rows.
     pub(super) fn retain(&mut self, mut stays: impl FnMut(&ScoreRow) -> bool) {
         self.rows.retain(|row| stays(row));
     }
@@ -93,19 +93,19 @@ impl Existing {
     }
 
     pub(super) fn index(&self) -> ExistingIndex<'_> {
-        let mut places = HashMap::<Place<'_>, Vec<&ScoreRow>>::new();
+        let mut images = HashMap::<ImageKey<'_>, Vec<&ScoreRow>>::new();
         for row in &self.rows {
-            places
+            images
                 .entry((&row.model, &row.prompt_set, &row.prompt_id, row.seed))
                 .or_default()
                 .push(row);
         }
-        ExistingIndex { places }
+        ExistingIndex { images }
     }
 }
 
 impl<'row> ExistingIndex<'row> {
-    /// The rows of a place, one for each metric.
+    /// The rows of an image, one for each metric.
     pub(super) fn rows<'a>(
         &'a self,
         model: &'a str,
@@ -113,13 +113,13 @@ impl<'row> ExistingIndex<'row> {
         seed: u64,
     ) -> &'a [&'a ScoreRow] {
         let seed = i64::try_from(seed).unwrap_or(i64::MAX);
-        let place = (model, prompt.set.as_str(), prompt.id.as_str(), seed);
-        self.places.get(&place).map_or(&[], Vec::as_slice)
+        let image = (model, prompt.set.as_str(), prompt.id.as_str(), seed);
+        self.images.get(&image).map_or(&[], Vec::as_slice)
     }
 
     /// The seeds of a model.
     pub(super) fn seeds(&self, model: &str) -> impl Iterator<Item = u64> {
-        let of_model = self.places.keys().filter(move |(other, ..)| *other == model);
+        let of_model = self.images.keys().filter(move |(other, ..)| *other == model);
         of_model.filter_map(|(.., seed)| u64::try_from(*seed).ok())
     }
 }
@@ -142,7 +142,7 @@ fn used_scorers(manifest: &Value) -> Vec<UsedScorer> {
 fn distinct<'row>(names: impl Iterator<Item = &'row str>) -> Vec<&'row str> {
     let mut found: Vec<&str> = Vec::new();
     for name in names {
-        // Neighbours are mostly equal, and there are few names.
+        // Adjacent rows mostly have the same name, and there are few names.
         if found.last() != Some(&name) && !found.contains(&name) {
             found.push(name);
         }
@@ -150,8 +150,8 @@ fn distinct<'row>(names: impl Iterator<Item = &'row str>) -> Vec<&'row str> {
     found
 }
 
-/// Names in the order of the tables: as a command gives them where it names all that are existing, else as
-/// they are existing, with new ones after them.
+/// Names in the order of the tables: that of the command if it names all existing ones, else that of the
+/// existing ones, with new ones after them.
 pub(super) fn ordered<'name>(named: &[&'name str], existing: &[&'name str]) -> Vec<&'name str> {
     if existing.iter().all(|name| named.contains(name)) {
         return named.to_vec();
@@ -165,7 +165,7 @@ mod tests {
     use super::ordered;
 
     #[test]
-    fn what_is_held_keeps_its_order() {
+    fn existing_names_keep_their_order() {
         assert_eq!(ordered(&["b", "a"], &[]), ["b", "a"]);
         assert_eq!(ordered(&["b", "a", "c"], &["a", "b"]), ["b", "a", "c"]);
         assert_eq!(ordered(&["a"], &["b", "a"]), ["b", "a"]);

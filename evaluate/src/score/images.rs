@@ -10,12 +10,13 @@ use runkit::logging::escape_for_terminal;
 use runkit::text::{excerpt, quoted};
 use serde_json::{Map, Value};
 
+use super::Checksum;
 use crate::prompts::Prompt;
 use crate::sources::ImagesSource;
 
-/// What images may be called after the dot.
+/// File name extensions of images.
 const EXTENSIONS: [&str; 4] = ["png", "jpg", "jpeg", "webp"];
-/// Lists of images in the manner of Hugging Face's ImageFolder.
+/// Lists of images, as Hugging Face's ImageFolder has them.
 const LISTS: [&str; 2] = ["metadata.jsonl", "metadata.csv"];
 
 /// An image that is to be scored, or should be there.
@@ -24,13 +25,21 @@ pub(super) struct Subject<'run> {
     pub(super) model: &'run str,
     pub(super) prompt: &'run Prompt,
     pub(super) seed: u64,
-    /// None where there is no such image.
+    /// `None` if there is no such image.
     pub(super) path: Option<PathBuf>,
-    /// It was scored by an earlier command, lay outside the folder, and is not there any more.
+    /// An earlier command scored it outside the folder, and it is not there any more.
     pub(super) is_gone: bool,
 }
 
-/// The images of one model.
+/// The images of one model that are to be scored, with their checksums.
+#[derive(Debug)]
+pub(super) struct ModelImages<'run> {
+    pub(super) collection: &'run Collection,
+    pub(super) subjects: Vec<Subject<'run>>,
+    pub(super) checksums: Vec<Checksum>,
+}
+
+/// Where the images of one model are.
 #[derive(Debug)]
 pub(super) struct Collection {
     pub(super) model: String,
@@ -68,7 +77,7 @@ impl Collection {
         Self { model: model.to_owned(), named: false, seeds, layout: Layout::Existing }
     }
 
-    /// Images made elsewhere; `seeds` where they are given, else those that are there.
+    /// Images made elsewhere, of these `seeds` or of all that are there.
     pub(super) fn made_elsewhere(
         source: &ImagesSource,
         prompts: &[Prompt],
@@ -79,7 +88,7 @@ impl Collection {
             Ok(found) if found.is_dir() => "",
             Ok(_) => "a file; hint: name the folder that the images are in",
             Err(error) if error.kind() == ErrorKind::NotFound => {
-                "nothing; hint: --images NAME=DIR, and the folder is looked for from here"
+                "nothing; hint: --images NAME=DIR, with a folder relative to the current one"
             }
             Err(_) => "one that cannot be read",
         };
@@ -97,15 +106,13 @@ impl Collection {
                 let matched = listed.keys().filter(known).count();
                 ensure!(
                     matched > 0,
-                    "{}: none of its {} prompts is among the prompts given; hint: are these its \
-                     --prompts?",
+                    "{}: none of its {} prompts is in --prompts; hint: did you mean other --prompts?",
                     list.display(),
                     listed.len()
                 );
                 if matched < listed.len() {
                     tracing::warn!(
-                        "{}: {} of its {} prompts are not among the prompts given, their images \
-                         are passed over",
+                        "{}: skipped the images of {} of its {} prompts, which are not in --prompts",
                         escape_for_terminal(&list.display().to_string()),
                         listed.len() - matched,
                         listed.len()
@@ -144,7 +151,7 @@ impl Collection {
     }
 }
 
-/// The numbers that images in the folders of prompts are called by.
+/// The seeds that images in the folders of prompts are named by.
 fn seeds_in_folders(folder: &Path, prompts: &[Prompt]) -> Result<BTreeSet<u64>> {
     let mut seeds = BTreeSet::new();
     for prompt in prompts {
@@ -166,7 +173,7 @@ fn seeds_in_folders(folder: &Path, prompts: &[Prompt]) -> Result<BTreeSet<u64>> 
     Ok(seeds)
 }
 
-/// What a row of a list says of an image, as Hugging Face's ImageFolder has it.
+/// A row of a list of images, as Hugging Face's ImageFolder has it.
 #[derive(Debug)]
 struct Listed {
     file_name: String,
@@ -197,9 +204,9 @@ impl Listed {
     }
 }
 
-/// A seed as programs write it: 7, "7", and 7.0 of a column in which pandas has seen a gap.
+/// A seed as programs write it: 7, "7", or 7.0 as pandas writes a column with gaps.
 fn seed(value: &Value) -> Result<Option<u64>, String> {
-    /// Above it not every whole number is a number of 64 bits with a point.
+    /// Above it, not every whole number is an f64.
     const EXACT: f64 = 9_007_199_254_740_992.0;
     let whole = |number: f64| {
         let fits = number.fract() == 0.0 && (0.0..=EXACT).contains(&number);
@@ -254,7 +261,7 @@ fn list_rows(list: &Path) -> Result<Vec<(u64, Map<String, Value>)>> {
     Ok(rows)
 }
 
-/// The images of a list by prompt and seed; without seeds they count up in the list's order.
+/// The images of a list by prompt and seed. Without seeds, they are numbered in the order of the list.
 fn read_list(list: &Path) -> Result<HashMap<String, BTreeMap<u64, PathBuf>>> {
     let folder = list.parent().unwrap_or(Path::new(""));
     let mut listed = HashMap::<String, BTreeMap<u64, PathBuf>>::new();

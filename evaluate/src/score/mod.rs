@@ -1,34 +1,37 @@
 //! `evaluate score`: a score of every metric for every image.
 //!
-//! The folder of an evaluation holds the images that `evaluate generate` drew, `score-store/` with
-//! the scores computed so far, and, once all are there, `scores.parquet`. Scores are kept by what they
-//! are of, an image's bytes and a caption: so a killed run goes on, and another model, metric or
-//! set of prompts costs only what is new.
+//! The folder of an evaluation holds the images that `evaluate generate` wrote, `score-store/` with the
+//! scores computed so far, and, once all are there, `scores.parquet`. The store keeps a score by the bytes
+//! of the image and the caption: so a killed run resumes, and another model, metric or set of prompts
+//! computes only what is new.
 
-mod dry_run;
 mod existing;
 mod images;
 mod networks;
+mod plan;
 mod rows;
 mod scope;
 mod store;
 
 use std::collections::{BTreeSet, HashSet};
+use std::ops::ControlFlow::{Break, Continue};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Result, bail, ensure};
 use rayon::prelude::*;
-use runkit::lock::OutputLock;
 use runkit::output::refuse_input;
+use runkit::prefetch::prefetch;
 use runkit::progress::Progress;
-use runkit::signals::{Signal, StopFlag};
+use runkit::signals::{StopFlag, Stoppable};
 use schemas::scores::ScoreRow;
-use scorers::{Compute, DescribedScorers, ScorerSet, ScorersConfig};
+use scorers::{Compute, DescribedScorers, ScorersConfig};
+use serde::Serialize;
 
 use self::existing::{Existing, ordered};
-use self::images::{Collection, Subject};
+use self::images::{Collection, ModelImages, Subject};
 use self::networks::{Captions, Decoded};
+pub use self::plan::{ScorerPlan, ScoringPlan};
 use self::rows::Table;
 use self::scope::{Scope, row};
 use self::store::{Key, Store};
@@ -39,6 +42,8 @@ use crate::sources::ImagesSource;
 /// The file of scores in the folder of an evaluation.
 pub const SCORES: &str = "scores.parquet";
 const STORE: &str = "score-store";
+/// Batches decoded ahead of a GPU.
+const BATCHES_AHEAD: usize = 4;
 
 /// A validated run.
 #[derive(Debug, Clone)]
@@ -47,21 +52,21 @@ pub struct Config {
     pub out: PathBuf,
     /// Files of prompts.
     pub prompts: Vec<PromptSource>,
-    /// Which of the models whose images are in `out`, in this order; all where none is named.
+    /// Which of the models whose images are in `out`, in this order; empty for all.
     pub models: Vec<String>,
     /// What stays in the scores that this run does not name.
     pub keep: Keep,
     /// Images made elsewhere.
     pub images: Vec<ImagesSource>,
-    /// Which seeds of each prompt; those that are there where nothing is said.
+    /// Which seeds of each prompt, if not those that are there.
     pub seeds: Option<Range<u64>>,
     /// How many prompts of each set.
     pub limits: Limits,
     /// The reward models.
     pub scorers: PathBuf,
-    /// Images per forward.
+    /// Images per forward pass.
     pub batch_size: usize,
-    /// Where and in which type the networks compute.
+    /// Where the networks compute, and their dtype.
     pub compute: Compute,
 }
 
@@ -74,35 +79,26 @@ pub struct Keep {
     pub others: bool,
 }
 
-/// How a run ended.
-#[derive(Debug)]
-pub enum End {
-    /// `scores.parquet` is there.
-    Done(Summary),
-    /// A signal came; what is scored is kept.
-    Stopped(Signal),
-}
-
 /// What a run made.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct Summary {
-    /// Images of this command, those that are missing among them.
+    /// Images of this command, missing ones included.
     pub images: usize,
-    /// Those of them that went through a network now.
+    /// How many of them went through a network in this run.
     pub scored: usize,
-    /// Those without a score of some metric.
+    /// How many of them lack a score of some metric.
     pub failed: usize,
 }
 
-/// An image with the checksum of its bytes, or why there is none.
-type Checked = Result<String, String>;
+/// The checksum of an image's bytes, or the reason why it has none.
+type Checksum = Result<String, String>;
 
 /// Runs `config` until it is done or stopped.
 ///
 /// # Errors
 /// One sentence about what is wrong with the prompts, the images' folders, the reward models or the
 /// output.
-pub fn run(config: &Config, stop: &StopFlag) -> Result<End> {
+pub fn run(config: &Config, stop: &StopFlag) -> Result<Stoppable<Summary>> {
     let prompts = prompts::read_limited(&config.prompts, config.limits)?;
     let mut scoring = Scoring::open(config, &prompts, &[])?;
     // What is wrong with the images is found before a scorer is downloaded.
@@ -112,11 +108,11 @@ pub fn run(config: &Config, stop: &StopFlag) -> Result<End> {
     scoring.run(stop)
 }
 
-/// What [`run`] would do, in sentences. The networks are loaded and timed; nothing is written.
+/// What [`run`] would do. The networks are loaded and timed; nothing is written.
 ///
 /// # Errors
 /// As [`run`].
-pub fn dry_run(config: &Config) -> Result<String> {
+pub fn dry_run(config: &Config) -> Result<ScoringPlan> {
     let prompts = prompts::read_limited(&config.prompts, config.limits)?;
     let mut scoring = Scoring::open(config, &prompts, &[])?;
     let generated = Manifest::of_folder(&config.out)?;
@@ -138,8 +134,8 @@ pub struct Scoring<'run> {
 }
 
 impl<'run> Scoring<'run> {
-    /// Reads the file of scorers and the folder's earlier scores. No prompt of `dropped`, by set and
-    /// id, stays in the scores.
+    /// Reads the file of scorers and the folder's earlier scores. Prompts of `dropped`, by set and id,
+    /// leave the scores.
     ///
     /// # Errors
     /// What is wrong with one of them.
@@ -159,8 +155,7 @@ impl<'run> Scoring<'run> {
         Ok(Self { config, prompts, scorers, described: None, existing, collections: None })
     }
 
-    /// Finds the files of every scorer, downloaded where they are missing, and checks and hashes
-    /// them.
+    /// Finds the files of every scorer, downloads missing ones, and checks and hashes all.
     ///
     /// # Errors
     /// What is wrong with a scorer.
@@ -225,15 +220,14 @@ impl<'run> Scoring<'run> {
     ///
     /// # Errors
     /// What is wrong with an image's folder, a scorer or the output.
-    pub fn run(mut self, stop: &StopFlag) -> Result<End> {
+    pub fn run(mut self, stop: &StopFlag) -> Result<Stoppable<Summary>> {
         let known = self.collections.take();
         let Self { config, prompts, ref scorers, .. } = self;
         let manifest = match &self.described {
             Some(described) => described.manifest().clone(),
             None => DescribedScorers::of(scorers, config.compute)?.manifest().clone(),
         };
-        runkit::files::create_folder(&config.out)?;
-        let _lock = OutputLock::exclusive(config.out.join(".lock"))?;
+        let _lock = generate::FOLDER.at(&config.out).lock()?;
         runkit::files::remove_stale_temporaries(&config.out)?;
         let generated = Manifest::of_folder(&config.out)?;
         let collections = match known {
@@ -246,44 +240,39 @@ impl<'run> Scoring<'run> {
         let (subjects, gone) = scope.subjects();
         if gone > 0 {
             tracing::warn!(
-                "{gone} images that {SCORES} existing are not there any more and are left out of it"
+                "{SCORES} loses the scores of {gone} images that it held and that are gone"
             );
         }
-        let checked: Vec<Vec<Checked>> =
-            subjects.iter().map(|subjects| checksums(subjects, stop)).collect();
-        if let Some(signal) = stop.requested() {
-            return Ok(End::Stopped(signal));
+        let images = collections.iter().zip(subjects).map(|(collection, subjects)| {
+            let checksums = checksums(&subjects, stop);
+            ModelImages { collection, subjects, checksums }
+        });
+        let images: Vec<ModelImages<'_>> = images.collect();
+        if let Break(signal) = stop.flow() {
+            return Ok(Break(signal));
         }
         let mut stores = Store::open_all(&config.out.join(STORE), &manifest)?;
-
-        let images = subjects.iter().map(Vec::len).sum();
         let texts: Vec<&str> = scope.prompts.iter().map(|prompt| prompt.text.as_str()).collect();
         let mut pass = Pass { config, scorers, texts: &texts, stores: &mut stores };
-        let scored = match pass.run(&subjects, &checked, stop)? {
-            Progressed::All(scored) => scored,
-            Progressed::Stopped(signal) => return Ok(End::Stopped(signal)),
+        let scored = match pass.run(&images, stop)? {
+            Continue(scored) => scored,
+            Break(signal) => return Ok(Break(signal)),
         };
-        let of_models: Vec<(&Collection, &[Subject<'_>], &[Checked])> = (collections.iter())
-            .zip(subjects.iter().zip(&checked))
-            .map(|(collection, (subjects, checked))| {
-                (collection, subjects.as_slice(), checked.as_slice())
-            })
-            .collect();
-        let table =
-            Table::new(&config.out, &scope, &of_models, &manifest, &stores, &self.existing)?;
+        let table = Table::new(&scope, &images, &manifest, &stores, &self.existing)?;
         if table.outdated > 0 {
             tracing::warn!(
-                "{} earlier scores are of other images than there are now and are left out of \
-                 {SCORES}; hint: name their scorers to compute them again",
+                "{SCORES} drops {} earlier scores, because their images have changed; hint: name \
+                 their scorers to compute them again",
                 table.outdated
             );
         }
+        let images = images.iter().map(|images| images.subjects.len()).sum();
         let summary = Summary { images, scored, failed: without_score(&table.rows) };
         if scored == 0 {
             tracing::info!(images = images, "already complete");
         }
         table.write(&config.out, &scope.prompts, &manifest)?;
-        Ok(End::Done(summary))
+        Ok(Continue(summary))
     }
 
     /// The images of each model, in the order of the tables.
@@ -304,9 +293,9 @@ impl<'run> Scoring<'run> {
             let source = config.images.iter().find(|source| source.name == model);
             let of_generated = generated.filter(|generated| generated.models.contains_key(&model));
             collections.push(match (source, of_generated) {
-                (Some(_), Some(_)) => bail!(
-                    "two models are called {model}; hint: the name before = is the user's to choose"
-                ),
+                (Some(_), Some(_)) => {
+                    bail!("two models are called {model}; hint: choose another name before the =")
+                }
                 (Some(source), None) => {
                     Collection::made_elsewhere(source, self.prompts, given.clone())?
                 }
@@ -321,15 +310,15 @@ impl<'run> Scoring<'run> {
         }
         ensure!(
             !collections.is_empty(),
-            "{}: no images to score; hint: evaluate generate makes them, --images NAME=DIR takes \
-             those made elsewhere",
+            "{}: no images to score; hint: evaluate generate makes them, or --images NAME=DIR \
+             names those made elsewhere",
             config.out.display()
         );
         Ok(collections)
     }
 }
 
-/// Leaves out of the earlier scores what must not stay.
+/// Drops the earlier scores that must not stay.
 fn retain(
     existing: &mut Existing,
     config: &Config,
@@ -346,7 +335,7 @@ fn retain(
     let dropped: HashSet<(&str, &str)> = dropped.iter().map(|(set, id)| (&**set, &**id)).collect();
     existing.retain(|existing| {
         let prompt = (existing.prompt_set.as_str(), existing.prompt_id.as_str());
-        // Another id of a row that the command names: its prompt was changed.
+        // If the command names the same row with another id, the prompt of the row has changed.
         let is_changed = !ids.contains(&prompt)
             && row(prompt.1) != u64::MAX
             && rows.contains(&(prompt.0, row(prompt.1)));
@@ -357,15 +346,15 @@ fn retain(
     });
 }
 
-/// How many images lack a score at least.
+/// How many images lack at least one score.
 fn without_score(rows: &[ScoreRow]) -> usize {
     let failed = rows.iter().filter(|row| row.score.is_none());
     let images: HashSet<_> = failed.map(|row| (&row.model, &row.prompt_id, row.seed)).collect();
     images.len()
 }
 
-/// The checksum of each image; those after a request to stop are left out.
-fn checksums(subjects: &[Subject<'_>], stop: &StopFlag) -> Vec<Checked> {
+/// The checksum of each image. After a request to stop, the result is of no use.
+fn checksums(subjects: &[Subject<'_>], stop: &StopFlag) -> Vec<Checksum> {
     let of = |subject: &Subject<'_>| match stop.requested() {
         Some(_) => Err("stopped".to_owned()),
         None => checksum(subject.path.as_deref()),
@@ -373,7 +362,7 @@ fn checksums(subjects: &[Subject<'_>], stop: &StopFlag) -> Vec<Checked> {
     subjects.par_iter().map(of).collect()
 }
 
-fn checksum(path: Option<&Path>) -> Checked {
+fn checksum(path: Option<&Path>) -> Checksum {
     let path = path.ok_or_else(|| "no image".to_owned())?;
     let bytes = std::fs::read(path).map_err(|error| format!("cannot be read: {error}"))?;
     Ok(blake3::hash(&bytes).to_hex().to_string())
@@ -386,12 +375,14 @@ fn key(image: &str, prompt: &Prompt) -> Key {
     }
 }
 
-enum Progressed {
-    All(usize),
-    Stopped(Signal),
+/// Images that go through the networks together, with their checksums.
+#[derive(Debug, Clone, Copy)]
+struct Batch<'run> {
+    subjects: &'run [Subject<'run>],
+    checksums: &'run [Checksum],
 }
 
-/// The networks and what they work on.
+/// One pass over the images: what it reads, and the stores that it fills.
 struct Pass<'run> {
     config: &'run Config,
     scorers: &'run ScorersConfig,
@@ -400,40 +391,27 @@ struct Pass<'run> {
     stores: &'run mut [Store],
 }
 
-/// Images that go through the networks together, with their checksums.
-#[derive(Debug, Clone, Copy)]
-struct Batch<'run> {
-    subjects: &'run [Subject<'run>],
-    checked: &'run [Checked],
-}
-
 impl Pass<'_> {
-    /// Scores what is not known. The batches follow from the whole list of images, and one of which
-    /// a score is missing is computed as a whole: so a killed run ends with the same bytes.
-    fn run(
-        &mut self,
-        subjects: &[Vec<Subject<'_>>],
-        checked: &[Vec<Checked>],
-        stop: &StopFlag,
-    ) -> Result<Progressed> {
+    /// Scores what is not known, and returns how many images went through the networks. Batches are formed
+    /// from the full list of images, and a batch with any missing score is scored as a whole, since the
+    /// last bits of a score depend on its batch: so a killed run ends with the same bytes.
+    fn run(&mut self, images: &[ModelImages<'_>], stop: &StopFlag) -> Result<Stoppable<usize>> {
         let mut wanted = vec![false; self.stores.len()];
         let mut batches = Vec::new();
-        for (subjects, checked) in subjects.iter().zip(checked) {
-            let size = self.config.batch_size;
-            for (subjects, checked) in subjects.chunks(size).zip(checked.chunks(size)) {
-                let batch = Batch { subjects, checked };
+        let size = self.config.batch_size;
+        for ModelImages { subjects, checksums, .. } in images {
+            for (subjects, checksums) in subjects.chunks(size).zip(checksums.chunks(size)) {
+                let batch = Batch { subjects, checksums };
                 let missing = self.missing(&batch);
                 if missing.contains(&true) {
-                    wanted
-                        .iter_mut()
-                        .zip(&missing)
-                        .for_each(|(wanted, missing)| *wanted |= missing);
+                    let pairs = wanted.iter_mut().zip(&missing);
+                    pairs.for_each(|(wanted, missing)| *wanted |= missing);
                     batches.push(batch);
                 }
             }
         }
         if batches.is_empty() {
-            return Ok(Progressed::All(0));
+            return Ok(Continue(0));
         }
         let total: usize = batches.iter().map(|batch| batch.subjects.len()).sum();
         let mut scorers = self.scorers.clone();
@@ -443,45 +421,46 @@ impl Pass<'_> {
         let mut captions = Captions::new(&set, self.texts.iter().copied());
         let progress = Progress::new("scoring", "images", total as u64);
         let preprocessor = set.image_preprocessor();
-        let ahead = self.config.compute.device.is_cuda();
-        let mut stopped = None;
-        networks::for_each_decoded(&batches, &preprocessor, ahead, &mut |decoded| {
-            self.score(&set, &mut captions, &decoded, &wanted)?;
-            progress.add(decoded.batch.subjects.len() as u64);
-            stopped = stop.requested();
-            Ok(stopped.is_none())
+        let decoded = batches.iter().map(|&batch| Decoded::new(batch, &preprocessor));
+        let ahead = if self.config.compute.device.is_cuda() { BATCHES_AHEAD } else { 0 };
+        let stopped = prefetch(decoded, ahead, |decoded| {
+            for decoded in decoded {
+                self.score(&mut captions, &decoded, &wanted)?;
+                progress.add(decoded.batch.subjects.len() as u64);
+                if let Break(signal) = stop.flow() {
+                    return Ok::<_, anyhow::Error>(Break(signal));
+                }
+            }
+            Ok(Continue(total))
         })?;
-        if let Some(signal) = stopped {
-            return Ok(Progressed::Stopped(signal));
+        if stopped.is_continue() {
+            progress.finish();
         }
-        progress.finish();
-        Ok(Progressed::All(total))
+        Ok(stopped)
     }
 
-    /// For each metric whether a picture of the batch has no score of it.
+    /// For each metric, whether an image of the batch has no score of it.
     fn missing(&self, batch: &Batch<'_>) -> Vec<bool> {
-        let keys: Vec<Key> = batch
-            .subjects
-            .iter()
-            .zip(batch.checked)
-            .filter_map(|(subject, checked)| Some(key(checked.as_ref().ok()?, subject.prompt)))
-            .collect();
+        let pairs = batch.subjects.iter().zip(batch.checksums);
+        let key = |(subject, checksum): (&Subject<'_>, &Checksum)| {
+            Some(key(checksum.as_ref().ok()?, subject.prompt))
+        };
+        let keys: Vec<Key> = pairs.filter_map(key).collect();
         let lacks = |store: &Store| keys.iter().any(|key| store.get(key).is_none());
         self.stores.iter().map(lacks).collect()
     }
 
     fn score(
         &mut self,
-        set: &ScorerSet,
         captions: &mut Captions<'_>,
         decoded: &Decoded<'_>,
         wanted: &[bool],
     ) -> Result<()> {
         let (mut images, mut texts, mut keys) = (Vec::new(), Vec::new(), Vec::new());
         let mut failed = Vec::new();
-        let Batch { subjects, checked } = decoded.batch;
-        for ((subject, image), checked) in subjects.iter().zip(&decoded.images).zip(checked) {
-            let Ok(hash) = checked else { continue };
+        let Batch { subjects, checksums } = decoded.batch;
+        for ((subject, image), checksum) in subjects.iter().zip(&decoded.images).zip(checksums) {
+            let Ok(hash) = checksum else { continue };
             let key = key(hash, subject.prompt);
             match image {
                 Ok(image) => {
@@ -492,7 +471,7 @@ impl Pass<'_> {
                 Err(reason) => failed.push((key, Err(reason.clone()))),
             }
         }
-        let by_scorer = networks::score(set, captions, &images, &texts)?;
+        let by_scorer = captions.score(&images, &texts)?;
         let stores = self.stores.iter_mut().zip(wanted).filter(|(_, wanted)| **wanted);
         for ((store, _), scores) in stores.zip(by_scorer) {
             let scores = keys.iter().cloned().zip(scores.into_iter().map(Ok));

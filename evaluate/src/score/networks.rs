@@ -1,10 +1,6 @@
 //! Images through the reward models: read → decode and preprocess → batches → scores.
-//!
-//! On a CPU the stages take turns, each with every core; on a GPU decoding runs ahead in a thread of
-//! its own, a bounded number of batches at most.
 
 use std::collections::BTreeMap;
-use std::sync::mpsc::sync_channel;
 
 use anyhow::Result;
 use media::decode::{Limits, decode};
@@ -14,8 +10,6 @@ use scorers::{Features, ImagePreprocessor, PreprocessedImage, ScorerSet};
 use super::Batch;
 use super::images::Subject;
 
-/// Batches decoded ahead of a GPU.
-const BATCHES_AHEAD: usize = 4;
 /// Captions encoded together: always the same ones, since a feature's last bits depend on them.
 const CAPTIONS_TOGETHER: usize = 64;
 
@@ -25,46 +19,16 @@ pub(super) struct Decoded<'run> {
     pub(super) images: Vec<Result<PreprocessedImage, String>>,
 }
 
-/// Decodes `batches` and hands them to `work`, in order, until it says that it is enough.
-pub(super) fn for_each_decoded<'run>(
-    batches: &'run [Batch<'run>],
-    preprocessor: &ImagePreprocessor,
-    ahead: bool,
-    work: &mut dyn FnMut(Decoded<'run>) -> Result<bool>,
-) -> Result<()> {
-    let decoded = batches.iter().map(|&batch| Decoded {
-        batch,
-        images: batch.subjects.par_iter().map(|subject| prepare(subject, preprocessor)).collect(),
-    });
-    if !ahead {
-        for batch in decoded {
-            if !work(batch)? {
-                break;
-            }
-        }
-        return Ok(());
+impl<'run> Decoded<'run> {
+    /// Reads, decodes and preprocesses the images of a batch on every core.
+    pub(super) fn new(batch: Batch<'run>, preprocessor: &ImagePreprocessor) -> Self {
+        let subjects = batch.subjects.par_iter();
+        Self { batch, images: subjects.map(|subject| decoded(subject, preprocessor)).collect() }
     }
-    std::thread::scope(|scope| {
-        let (sender, receiver) = sync_channel(BATCHES_AHEAD);
-        scope.spawn(move || {
-            for batch in decoded {
-                // The receiver is gone when the run stops; then this thread ends as well.
-                if sender.send(batch).is_err() {
-                    break;
-                }
-            }
-        });
-        for batch in receiver {
-            if !work(batch)? {
-                break;
-            }
-        }
-        Ok(())
-    })
 }
 
-/// An image for the networks, or why there is none.
-fn prepare(
+/// An image for the networks, or the reason why it has none.
+fn decoded(
     subject: &Subject<'_>,
     preprocessor: &ImagePreprocessor,
 ) -> Result<PreprocessedImage, String> {
@@ -116,28 +80,26 @@ impl<'run> Captions<'run> {
         }
         Ok(self.set.text_features(&towers, texts.len())?)
     }
-}
 
-/// The scores of the images of a batch, each with its own caption: for each scorer of the set one
-/// number an image.
-pub(super) fn score(
-    set: &ScorerSet,
-    captions: &mut Captions<'_>,
-    images: &[&PreprocessedImage],
-    texts: &[&str],
-) -> Result<Vec<Vec<f32>>> {
-    if images.is_empty() {
-        return Ok(vec![Vec::new(); set.scorers().len()]);
+    /// The scores of images, each with its own caption: for each scorer of the set, one number per image.
+    pub(super) fn score(
+        &mut self,
+        images: &[&PreprocessedImage],
+        texts: &[&str],
+    ) -> Result<Vec<Vec<f32>>> {
+        if images.is_empty() {
+            return Ok(vec![Vec::new(); self.set.scorers().len()]);
+        }
+        let image_features = self.set.encode_images(images)?;
+        let mut distinct = texts.to_vec();
+        distinct.sort_unstable();
+        distinct.dedup();
+        let text_features = self.get(&distinct)?;
+        let pairs: Vec<(usize, usize)> = texts
+            .iter()
+            .enumerate()
+            .map(|(image, text)| (image, distinct.partition_point(|other| other < text)))
+            .collect();
+        Ok(self.set.score(&image_features, &text_features, &pairs)?)
     }
-    let image_features = set.encode_images(images)?;
-    let mut distinct = texts.to_vec();
-    distinct.sort_unstable();
-    distinct.dedup();
-    let text_features = captions.get(&distinct)?;
-    let pairs: Vec<(usize, usize)> = texts
-        .iter()
-        .enumerate()
-        .map(|(image, text)| (image, distinct.partition_point(|other| other < text)))
-        .collect();
-    Ok(set.score(&image_features, &text_features, &pairs)?)
 }

@@ -10,10 +10,10 @@ use scorers::ScorersManifest;
 use serde_json::json;
 
 use super::existing::{Existing, KEY_EARLIER_SCORERS, KEY_SCORERS, UsedScorer, ordered};
-use super::images::{Collection, Subject};
+use super::images::{ModelImages, Subject};
 use super::scope::Scope;
 use super::store::{self, Key, Outcome, Store};
-use super::{Checked, SCORES, key};
+use super::{Checksum, SCORES, key};
 use crate::generate;
 use crate::prompts::Prompt;
 
@@ -36,19 +36,19 @@ impl Metric<'_> {
         }
     }
 
-    /// The score of an image, or why it has none; nothing where there is no row. `existing` is the row of
-    /// an earlier command.
+    /// The score of an image, or why it has none; `None` if it gets no row. `existing` is the row of an
+    /// earlier command.
     fn outcome(
         &self,
         subject: &Subject<'_>,
-        checked: &Checked,
+        checksum: &Checksum,
         existing: Option<&ScoreRow>,
     ) -> Option<Outcome> {
         let copied = || {
             let row = existing?;
             Some(row.score.ok_or_else(|| row.error.clone().unwrap_or_default()))
         };
-        let is_there = checked.as_ref().ok().map(|hash| key(hash, subject.prompt));
+        let is_there = checksum.as_ref().ok().map(|hash| key(hash, subject.prompt));
         match (self, is_there) {
             (Self::Named { is_unchanged, .. }, _) if subject.is_gone => {
                 copied().filter(|_| *is_unchanged)
@@ -58,12 +58,12 @@ impl Metric<'_> {
                 let outcome = store.get(&key).cloned();
                 Some(outcome.unwrap_or_else(|| Err("not scored".to_owned())))
             }
-            (Self::Named { .. }, None) => Some(Err(checked.clone().err().unwrap_or_default())),
-            // What the scores say of other bytes than the file has now is not its score.
+            (Self::Named { .. }, None) => Some(Err(checksum.clone().err().unwrap_or_default())),
+            // The row may be of other bytes than the file has now; the store knows the score by bytes.
             (Self::Existing { outcomes: Some(outcomes), .. }, Some(key)) => {
                 existing.and_then(|_| outcomes.get(&key)).cloned()
             }
-            // There is no way to tell: the folder of computed scores is another one.
+            // Without the store, nothing shows whether the file has changed.
             (Self::Existing { outcomes: None, .. }, Some(_)) => copied(),
             (Self::Existing { .. }, None) => None,
         }
@@ -73,29 +73,28 @@ impl Metric<'_> {
 /// The table of a run, to be written.
 pub(super) struct Table<'run> {
     pub(super) rows: Vec<ScoreRow>,
-    /// Scores of earlier commands that belong to other images than there are now.
+    /// How many scores of earlier commands belong to images that have changed.
     pub(super) outdated: usize,
     metrics: Vec<Metric<'run>>,
 }
 
 impl<'run> Table<'run> {
     pub(super) fn new(
-        out: &Path,
         scope: &Scope<'_>,
-        subjects: &[(&Collection, &[Subject<'_>], &[Checked])],
+        images: &[ModelImages<'_>],
         manifest: &'run ScorersManifest,
         stores: &'run [Store],
         existing: &'run Existing,
     ) -> Result<Self> {
-        let metrics = metrics(out, manifest, stores, existing)?;
+        let metrics = metrics(scope.out, manifest, stores, existing)?;
         let (mut rows, mut outdated) = (Vec::new(), 0);
-        for (collection, subjects, checked) in subjects {
-            let mut of_prompt = HashMap::<&str, Vec<(&Subject<'_>, &Checked)>>::new();
-            for (subject, checked) in subjects.iter().zip(*checked) {
-                of_prompt.entry(&subject.prompt.id).or_default().push((subject, checked));
+        for ModelImages { collection, subjects, checksums } in images {
+            let mut of_prompt = HashMap::<&str, Vec<(&Subject<'_>, &Checksum)>>::new();
+            for (subject, checksum) in subjects.iter().zip(checksums) {
+                of_prompt.entry(&subject.prompt.id).or_default().push((subject, checksum));
             }
             for prompt in &scope.prompts {
-                for (subject, checked) in of_prompt.get(prompt.id.as_str()).into_iter().flatten() {
+                for (subject, checksum) in of_prompt.get(prompt.id.as_str()).into_iter().flatten() {
                     if !scope.has(collection, prompt, subject.seed) {
                         continue;
                     }
@@ -103,9 +102,9 @@ impl<'run> Table<'run> {
                     for metric in &metrics {
                         let name = metric.name();
                         let existing = existing.iter().find(|row| row.metric == name).copied();
-                        match metric.outcome(subject, checked, existing) {
+                        match metric.outcome(subject, checksum, existing) {
                             Some(outcome) => {
-                                let image = image(out, subject, existing);
+                                let image = image(scope.out, subject, existing);
                                 rows.push(row(subject, prompt, name, outcome, image));
                             }
                             None => outdated += usize::from(existing.is_some()),
@@ -152,7 +151,7 @@ impl<'run> Table<'run> {
         Ok(writer.finish()?)
     }
 
-    /// The scorers of all metrics that compute as those of the command do, and the others.
+    /// The scorers of all metrics with the dtype and device of this command, and the others.
     fn used_scorers(&self, manifest: &ScorersManifest) -> (ScorersManifest, Vec<UsedScorer>) {
         let mut all = ScorersManifest { scorers: Vec::new(), ..manifest.clone() };
         let mut others = Vec::new();
@@ -225,7 +224,7 @@ fn row(
     }
 }
 
-/// Where an image is, from the folder of the scores.
+/// The path of an image from the folder of the scores, or an absolute one.
 fn image(out: &Path, subject: &Subject<'_>, existing: Option<&ScoreRow>) -> String {
     let path = match (&subject.path, existing) {
         (None, Some(existing)) => return existing.image.clone(),

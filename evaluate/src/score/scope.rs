@@ -1,5 +1,5 @@
-//! Which images of which prompts are scored, and in which order: what a command names, and what the
-//! folder's scores hold besides.
+//! Which images are scored, and in which order: those that a command names, and those that the
+//! folder's scores already hold.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::path::{Path, PathBuf};
@@ -11,17 +11,17 @@ use crate::prompts::Prompt;
 /// Why an image belongs to the scores.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Wanted {
-    /// The command names it: without a file it is a row that says so.
+    /// The command names it. If it has no file, its row says so.
     Named,
-    /// The scores hold it, or its model is one of the folder's others.
+    /// The scores hold it already, or its model is in the folder.
     Existing,
-    /// It does not.
+    /// It does not belong to them.
     No,
 }
 
 /// The images and prompts of a run.
 pub(super) struct Scope<'run> {
-    out: &'run Path,
+    pub(super) out: &'run Path,
     /// Named and existing ones, in the order of the rows.
     pub(super) prompts: Vec<&'run Prompt>,
     /// The ids and sets that the command names.
@@ -65,8 +65,8 @@ impl<'run> Scope<'run> {
         self.wanted(collection, prompt, seed) != Wanted::No
     }
 
-    /// The images of each model, prompt by prompt; prompts of two sets that are one image once.
-    /// Returns also how many of the existing ones are gone.
+    /// The images of each model, prompt by prompt; an image of two sets once. Also counts the images of
+    /// existing scores that are gone.
     pub(super) fn subjects(&self) -> (Vec<Vec<Subject<'run>>>, usize) {
         let mut gone = 0;
         let collections = self.collections.iter();
@@ -107,8 +107,8 @@ impl<'run> Scope<'run> {
         subjects
     }
 
-    /// The file of an image, and whether its scores say that it lies outside the folder: then they
-    /// stay when it is gone.
+    /// The file of an image, and whether existing scores have it outside the folder: then they stay
+    /// if it is gone.
     fn find(
         &self,
         collection: &Collection,
@@ -122,7 +122,7 @@ impl<'run> Scope<'run> {
     }
 }
 
-/// Named and existing prompts, set by set; within a set as its file has them.
+/// Named and existing prompts, set by set; within a set in the order of its file.
 fn merged<'run>(named: &'run [Prompt], existing: &'run [Prompt]) -> Vec<&'run Prompt> {
     let sets = |prompts: &'run [Prompt]| {
         let mut sets: Vec<&str> = Vec::new();
@@ -149,7 +149,7 @@ fn merged<'run>(named: &'run [Prompt], existing: &'run [Prompt]) -> Vec<&'run Pr
     prompts
 }
 
-/// The row in a prompt's id; ids of others come last.
+/// The row in a prompt's id. Ids of other programs come last.
 pub(super) fn row(id: &str) -> u64 {
     let row = id.split_once('-').and_then(|(row, _)| row.parse().ok());
     row.unwrap_or(u64::MAX)

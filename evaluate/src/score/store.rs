@@ -1,9 +1,10 @@
-//! Scores already computed: what makes a killed run go on, and a grown one compute only what is new.
+//! The folder of computed scores, `score-store/`: a killed run resumes from it, and a larger one computes
+//! only what is new.
 //!
 //! One file of JSON lines for each metric, named by the metric and a fingerprint of everything its
-//! scores depend on but the image and the caption: weights, preprocessing, tokenizer, type, device.
+//! scores depend on but the image and the caption: weights, preprocessing, tokenizer, dtype, device.
 //! A line has a checksum of the image's bytes, one of the caption, and the score. Lines are added
-//! batch by batch and synced; a line that a kill cut short is dropped at the next start.
+//! batch by batch and synced; the next start drops a line that a kill left incomplete.
 
 use std::collections::HashMap;
 use std::fs::{File, OpenOptions};
@@ -19,7 +20,7 @@ use super::existing::UsedScorer;
 /// Letters of a fingerprint in a file's name.
 const SHORT: usize = 16;
 
-/// What a score is of.
+/// What identifies a score: an image and a caption.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub(super) struct Key {
     /// BLAKE3 of the image's bytes.
@@ -28,7 +29,7 @@ pub(super) struct Key {
     pub(super) prompt: String,
 }
 
-/// A score, or why there is none.
+/// A score, or the reason why there is none.
 pub(super) type Outcome = Result<f32, String>;
 
 /// A line. The score is a 32-bit number written as the 64-bit number it equals, so that it comes back
@@ -56,7 +57,7 @@ pub(super) struct Store {
     outcomes: HashMap<Key, Outcome>,
 }
 
-/// Where the scores of a scorer are, below the folder of all.
+/// The file with the scores of a scorer.
 fn path(folder: &Path, record: &ScorerRecord, dtype: &str, device: &str) -> Result<PathBuf> {
     let fingerprint = runkit::manifest::fingerprint(&(record, dtype, device))?;
     let short = fingerprint.get(..SHORT).unwrap_or(&fingerprint);
@@ -73,7 +74,7 @@ fn parse(path: &Path, text: &[u8]) -> Result<(HashMap<Key, Outcome>, usize)> {
         }
         let line: Line = serde_json::from_slice(line).with_context(|| {
             format!(
-                "{}:{number}: not a score; hint: remove the file, its scores are computed again",
+                "{}:{number}: not a score; hint: remove the file, and its scores are computed again",
                 path.display()
             )
         })?;
@@ -86,7 +87,7 @@ fn parse(path: &Path, text: &[u8]) -> Result<(HashMap<Key, Outcome>, usize)> {
     Ok((outcomes, whole))
 }
 
-/// The scores of a scorer that is not at work; none where there is no file of them.
+/// The scores of a scorer that this run does not use; `None` if they have no file.
 pub(super) fn read(folder: &Path, scorer: &UsedScorer) -> Result<Option<HashMap<Key, Outcome>>> {
     let path = path(folder, &scorer.record, &scorer.dtype, &scorer.device)?;
     match std::fs::read(&path) {
@@ -96,7 +97,7 @@ pub(super) fn read(folder: &Path, scorer: &UsedScorer) -> Result<Option<HashMap<
     }
 }
 
-/// The scores of each scorer of `manifest`, none where there is no file of them. Writes nothing.
+/// The scores of each scorer of `manifest`; empty if they have no file. Writes nothing.
 pub(super) fn read_all(
     folder: &Path,
     manifest: &ScorersManifest,
@@ -135,7 +136,7 @@ impl Store {
         self.outcomes.get(key)
     }
 
-    /// Adds the scores of a batch, durably. What is known stays.
+    /// Adds the scores of a batch and syncs the file. Known scores stay.
     pub(super) fn add(&mut self, outcomes: impl Iterator<Item = (Key, Outcome)>) -> Result<()> {
         let mut text = Vec::new();
         for (key, outcome) in outcomes {
@@ -170,7 +171,7 @@ mod tests {
     }
 
     #[test]
-    fn scores_come_back_to_the_bit_and_a_cut_line_is_dropped() {
+    fn scores_come_back_to_the_bit_and_an_incomplete_line_is_dropped() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("clip-0.jsonl");
         let values = [0.1f32, f32::MIN_POSITIVE, 16_777_217.0, -0.3, f32::NAN];

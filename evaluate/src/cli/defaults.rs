@@ -1,0 +1,90 @@
+//! The defaults of `defaults.toml`, below the settings that a user gives, and in the help.
+
+use std::path::Path;
+use std::sync::LazyLock;
+
+use clap::Arg;
+use runkit::config::{ConfigError, merge, parse_toml};
+use serde::Serialize;
+use serde_json::Value;
+
+use super::generate::GenerateSettings;
+use super::run::RunSettings;
+use super::score::ScoreSettings;
+
+/// The settings of `defaults.toml`.
+pub(crate) static DEFAULTS: LazyLock<RunSettings> = LazyLock::new(|| {
+    // A test reads the file: it is part of the program, and cannot be wrong for one user alone.
+    parse_toml(Path::new("defaults.toml"), include_str!("defaults.toml")).unwrap_or_default()
+});
+
+impl GenerateSettings {
+    /// These settings over the defaults.
+    pub(crate) fn with_defaults(&self) -> Result<Self, ConfigError> {
+        merge(self, &DEFAULTS.generate)
+    }
+}
+
+impl ScoreSettings {
+    /// These settings over the defaults. All seeds are scored unless some are named.
+    pub(crate) fn with_defaults(&self) -> Result<Self, ConfigError> {
+        let GenerateSettings { device, dtype, base_seed, .. } = DEFAULTS.generate.clone();
+        let base_seed = base_seed.filter(|_| self.seeds.is_some());
+        let scoring = DEFAULTS.scoring.clone();
+        merge(self, &Self { scoring, device, dtype, base_seed, ..Self::default() })
+    }
+}
+
+impl RunSettings {
+    /// These settings over the defaults.
+    pub(crate) fn with_defaults(&self) -> Result<Self, ConfigError> {
+        merge(self, &DEFAULTS)
+    }
+}
+
+/// Adds these defaults to the help of a command's flags, for clap's `mut_args`.
+pub(super) fn in_help<S: Serialize>(defaults: &S) -> impl FnMut(Arg) -> Arg {
+    let defaults = serde_json::to_value(defaults).unwrap_or_default();
+    move |argument| match (find(&defaults, argument.get_id().as_str()), argument.get_help()) {
+        (Some(default), Some(help)) => {
+            let default = default.as_str().map_or_else(|| default.to_string(), str::to_owned);
+            let help = format!("{help} [default: {default}]");
+            argument.help(help)
+        }
+        _ => argument,
+    }
+}
+
+/// The value of a setting, which may be in a table.
+fn find<'value>(settings: &'value Value, name: &str) -> Option<&'value Value> {
+    let fields = settings.as_object()?;
+    let found = fields.get(name).filter(|value| !value.is_object() && !value.is_null());
+    found.or_else(|| fields.values().find_map(|table| find(table, name)))
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn the_help_of_each_command_has_its_defaults() {
+        let text = include_str!("defaults.toml");
+        let defaults: RunSettings = parse_toml(Path::new("defaults.toml"), text).unwrap();
+        assert_eq!(defaults.generate.steps, Some(50));
+        let mut program = crate::cli::Cli::command();
+        for (command, shown, hidden) in [
+            ("generate", &["prompt [default: 5]", "[default: f32]"][..], "[default: none]"),
+            ("score", &["[default: auto]", "(exit code 0) [default: 0]"], "[default: 5]"),
+            ("run", &["[default: 50]", "[default: none]", "[default: false]"], "[default: 8]"),
+        ] {
+            let help = program.find_subcommand_mut(command).unwrap().render_help().to_string();
+            let words = help.split_whitespace().collect::<Vec<_>>().join(" ");
+            for text in shown {
+                assert!(words.contains(text), "{text} is not in {help}");
+            }
+            assert!(!words.contains(hidden), "{hidden} is in {help}");
+        }
+    }
+}
