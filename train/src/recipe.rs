@@ -1,11 +1,13 @@
-//! Recipes: settings of whole runs under a name. They are TOML files in `train/recipes`, part of the
-//! program, and of the same form as a `--config` file.
+//! Recipes: settings of whole runs under a name. They are TOML files in `train/recipes`, embedded in the
+//! program, in the form of a `--config` file. Below all of them is `defaults.toml`.
 
 use std::path::Path;
+use std::sync::LazyLock;
 
 use runkit::config::{ConfigError, merge, nearest_name, parse_toml};
+use serde_json::{Value, json};
 
-use crate::cli::RunSettings;
+use crate::settings::{CacheOptions, RunOptions};
 
 macro_rules! recipes {
     ($($name:literal),* $(,)?) => {
@@ -13,8 +15,9 @@ macro_rules! recipes {
     };
 }
 
-/// Every recipe by its name: the models, then the rows of the paper's tables, each with a moving
-/// reference and with a frozen one (`-frozen`; DiffusionDPO itself has a frozen one, and `-moving`).
+/// Every recipe by its name: the models, then the rows of the paper's tables. Each row has a reference
+/// model that is updated and a twin with a frozen one (`-frozen`); for DiffusionDPO, whose reference is
+/// frozen, the twin is `-moving`.
 pub const RECIPES: &[(&str, &str)] = recipes![
     "sd15",
     "sd21",
@@ -45,7 +48,7 @@ pub const RECIPES: &[(&str, &str)] = recipes![
 /// A recipe cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum RecipeError {
-    /// There is none of that name.
+    /// There is no recipe of that name.
     #[error(
         "unknown recipe {name:?}, expected one of {}{}",
         names(),
@@ -57,7 +60,7 @@ pub enum RecipeError {
         /// The name that is nearest.
         nearest: Option<&'static str>,
     },
-    /// Its text is not understood.
+    /// Its file is not valid.
     #[error(transparent)]
     Config(#[from] ConfigError),
 }
@@ -67,17 +70,43 @@ fn names() -> String {
     names.join(", ")
 }
 
-/// The settings of several recipes, a later one over the ones before it.
+/// The defaults of `train run`, below all recipes.
+const DEFAULTS: &str = include_str!("../recipes/defaults.toml");
+/// The defaults of `train cache`.
+const CACHE_DEFAULTS: &str = include_str!("../recipes/cache-defaults.toml");
+
+/// The settings of several recipes, a later one over the ones before it, and all over the defaults.
 ///
 /// # Errors
-/// Where a name is unknown.
-pub fn settings<S: AsRef<str>>(names: &[S]) -> Result<RunSettings, RecipeError> {
-    names
-        .iter()
-        .try_fold(RunSettings::default(), |lower, name| Ok(merge(&one(name.as_ref())?, &lower)?))
+/// If a name is unknown.
+pub fn over_defaults<S: AsRef<str>>(names: &[S]) -> Result<RunOptions, RecipeError> {
+    let defaults = parse_toml(Path::new("recipes/defaults.toml"), DEFAULTS)?;
+    names.iter().try_fold(defaults, |lower, name| Ok(merge(&one(name.as_ref())?, &lower)?))
 }
 
-fn one(name: &str) -> Result<RunSettings, RecipeError> {
+/// The defaults of `train cache`.
+///
+/// # Errors
+/// Never: a test reads them.
+pub fn cache_options() -> Result<CacheOptions, ConfigError> {
+    parse_toml(Path::new("recipes/cache-defaults.toml"), CACHE_DEFAULTS)
+}
+
+/// The defaults of `train run` by name, for `--help`.
+pub(crate) fn run_defaults() -> &'static toml::Table {
+    static TABLE: LazyLock<toml::Table> = LazyLock::new(|| DEFAULTS.parse().unwrap_or_default());
+    &TABLE
+}
+
+/// The defaults of `train cache` by name, for `--help`.
+pub(crate) fn cache_defaults() -> &'static toml::Table {
+    static TABLE: LazyLock<toml::Table> =
+        LazyLock::new(|| CACHE_DEFAULTS.parse().unwrap_or_default());
+    &TABLE
+}
+
+/// One recipe's own settings.
+fn one(name: &str) -> Result<RunOptions, RecipeError> {
     let found = RECIPES.iter().find(|(known, _)| *known == name);
     let (known, text) = found.ok_or_else(|| RecipeError::Unknown {
         name: name.to_owned(),
@@ -86,6 +115,28 @@ fn one(name: &str) -> Result<RunSettings, RecipeError> {
             .map(|(known, _)| *known),
     })?;
     Ok(parse_toml(Path::new(known), text)?)
+}
+
+/// What a recipe is, in one line: the first line of its file.
+fn description(text: &str) -> &str {
+    text.lines().next().unwrap_or_default().trim_start_matches('#').trim()
+}
+
+/// All recipes, one line each.
+pub fn list() -> String {
+    let lines = RECIPES.iter().map(|(name, text)| format!("{name:<28}{}\n", description(text)));
+    lines.collect()
+}
+
+/// All recipes with their settings, as JSON.
+///
+/// # Errors
+/// Never: a test reads every recipe.
+pub fn list_json() -> Result<Value, RecipeError> {
+    let recipe = |(name, text): &(&str, &str)| {
+        Ok(json!({"name": name, "description": description(text), "settings": one(name)?}))
+    };
+    RECIPES.iter().map(recipe).collect()
 }
 
 #[cfg(test)]
@@ -102,7 +153,9 @@ mod tests {
                 let path = entry.unwrap().path();
                 if path.extension().is_some_and(|extension| extension == "toml") {
                     let name = path.file_stem().unwrap().to_str().unwrap().to_owned();
-                    files.push(if below.is_empty() { name } else { format!("{below}/{name}") });
+                    if !name.ends_with("defaults") {
+                        files.push(if below.is_empty() { name } else { format!("{below}/{name}") });
+                    }
                 }
             }
         }
@@ -111,12 +164,16 @@ mod tests {
         known.sort_unstable();
         assert_eq!(files, known);
         for name in known {
-            settings(&[name]).unwrap();
+            over_defaults(&[name]).unwrap();
         }
+        for line in list().lines() {
+            assert!(line.len() > 40 && line.chars().count() <= 100, "{line}");
+        }
+        assert_eq!(list_json().unwrap().as_array().unwrap().len(), RECIPES.len());
     }
 
     #[test]
-    fn every_row_of_the_tables_is_there_with_and_without_a_moving_reference() {
+    fn every_row_of_the_tables_is_there_with_an_updated_and_with_a_frozen_reference() {
         let mut rows = vec![
             ("diffusion-dpo".to_owned(), Preference::Human, 0),
             ("diffusion-dpo-moving".to_owned(), Preference::Human, 100),
@@ -137,7 +194,7 @@ mod tests {
             rows.push((frozen, preference, 0));
         }
         for (name, preference, every) in rows {
-            let settings = settings(&["sd15".to_owned(), format!("paper/{name}")]).unwrap();
+            let settings = over_defaults(&["sd15".to_owned(), format!("paper/{name}")]).unwrap();
             assert_eq!(settings.preference, Some(preference), "{name}");
             assert_eq!(settings.reference_every, Some(every), "{name}");
             assert_eq!(settings.resolution, Some(512), "{name}");
@@ -145,8 +202,8 @@ mod tests {
     }
 
     #[test]
-    fn a_slip_gets_the_nearest_name() {
-        let message = settings(&["sd-15"]).unwrap_err().to_string();
+    fn a_typo_gets_the_nearest_name() {
+        let message = over_defaults(&["sd-15"]).unwrap_err().to_string();
         assert!(message.contains("did you mean sd15?"), "{message}");
     }
 }

@@ -4,13 +4,14 @@
 //! mean of their losses. Numbers are brought to the CPU once in a step, before the weights are
 //! changed: a loss or a gradient that is not finite changes nothing.
 
+use std::ops::ControlFlow;
 use std::path::Path;
 use std::time::Instant;
 
 use anyhow::{Context as _, Result, bail};
 use nn::NetworkError;
 use nn::optimizer::Optimizer;
-use runkit::signals::{Signal, StopFlag};
+use runkit::signals::{StopFlag, Stoppable};
 use tch::{Device, Kind, TchError, Tensor};
 
 use crate::config::Config;
@@ -38,17 +39,25 @@ pub struct Position {
     pub loss_scale: LossScale,
 }
 
+/// What changes in training, and what a checkpoint holds.
+pub struct TrainingState {
+    /// The networks, with the model and the reference model.
+    pub networks: Networks,
+    /// The optimizer with its moments.
+    pub optimizer: Box<dyn Optimizer>,
+    /// Where the run stands.
+    pub position: Position,
+}
+
 /// A run between two steps.
 pub struct Trainer<'run> {
     config: &'run Config,
     base: &'run BaseModel,
-    networks: Networks,
-    optimizer: Box<dyn Optimizer>,
+    state: TrainingState,
     stream: Stream<PairLabel>,
-    /// How many scorers take turns.
+    /// How many scorers there are, for [`scorer_of_step`].
     scorers: usize,
-    position: Position,
-    /// Whether weights, moments, reference and position are those of one step.
+    /// Whether weights, moments, reference and position are those of the same step.
     is_whole: bool,
 }
 
@@ -56,19 +65,10 @@ impl std::fmt::Debug for Trainer<'_> {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         formatter
             .debug_struct("Trainer")
-            .field("position", &self.position)
+            .field("position", &self.state.position)
             .field("is_whole", &self.is_whole)
             .finish_non_exhaustive()
     }
-}
-
-/// How a step ended.
-#[derive(Debug)]
-pub enum StepEnd {
-    /// The weights are changed.
-    Done(Box<StepReport>),
-    /// A signal came; nothing is changed.
-    Stopped(Signal),
 }
 
 /// A loss, or the gradients, are not finite. Nothing is changed by the step.
@@ -120,25 +120,22 @@ impl Numbers {
 }
 
 impl<'run> Trainer<'run> {
-    /// A run at `position`, with networks, an optimizer and a stream that stand there. Where the reference is
-    /// to become the weights of this step and has not, it does: a run that ended here has grown since.
+    /// A run at the position of `state` and `stream`.
     ///
     /// # Errors
-    /// Where there is not enough memory.
+    /// If the device is out of memory.
     pub fn new(
         config: &'run Config,
         base: &'run BaseModel,
-        mut networks: Networks,
-        optimizer: Box<dyn Optimizer>,
+        mut state: TrainingState,
         stream: Stream<PairLabel>,
         scorers: usize,
-        position: Position,
     ) -> Result<Self> {
-        networks.pipeline.unet.set_gradient_checkpointing(config.grad_checkpointing);
-        let is_whole = true;
-        let mut trainer =
-            Self { config, base, networks, optimizer, stream, scorers, position, is_whole };
-        if position.step > 0 {
+        state.networks.pipeline.unet.set_gradient_checkpointing(config.settings.grad_checkpointing);
+        let mut trainer = Self { config, base, state, stream, scorers, is_whole: true };
+        // After its last step a run does not update the reference. If --steps has grown since, that step is
+        // no longer the last one.
+        if trainer.state.position.step > 0 {
             trainer.update_reference()?;
         }
         Ok(trainer)
@@ -146,22 +143,22 @@ impl<'run> Trainer<'run> {
 
     /// The networks.
     pub fn networks(&self) -> &Networks {
-        &self.networks
+        &self.state.networks
     }
 
     /// The networks, for what changes none of their weights.
     pub fn networks_mut(&mut self) -> &mut Networks {
-        &mut self.networks
+        &mut self.state.networks
     }
 
     /// The optimizer with its moments.
     pub fn optimizer(&self) -> &dyn Optimizer {
-        self.optimizer.as_ref()
+        self.state.optimizer.as_ref()
     }
 
     /// Where the run stands.
     pub fn position(&self) -> Position {
-        self.position
+        self.state.position
     }
 
     /// Whether weights, moments, reference and position are those of one step, so that they can be saved:
@@ -176,23 +173,23 @@ impl<'run> Trainer<'run> {
     /// # Errors
     /// Where the data cannot be read, a loss or the gradients are not finite, which names the
     /// pairs, or there is not enough memory.
-    pub fn step(&mut self, run: &Path, stop: &StopFlag) -> Result<StepEnd> {
+    pub fn step(&mut self, run: &Path, stop: &StopFlag) -> Result<Stoppable<Box<StepReport>>> {
         let config = self.config;
-        let step = self.position.step + 1;
-        let learning_rate = config.learning_rate.at(self.position.step);
-        let scorer = scorer_of_step(config.seed, step, self.scorers);
+        let step = self.state.position.step + 1;
+        let learning_rate = config.learning_rate.at(self.state.position.step);
+        let scorer = scorer_of_step(config.settings.seed, step, self.scorers);
         let mut times = Times::default();
-        let loss_scale = self.position.loss_scale;
-        let mut accumulation = Accumulation::new(config.batch_size);
+        let loss_scale = self.state.position.loss_scale;
+        let mut accumulation = Accumulation::new(config.settings.batch_size);
         if config.loss_scaling != LossScaling::None {
             accumulation = accumulation.with_loss_scale(loss_scale.factor());
         }
         let mut parts = Vec::new();
         let mut pair_ids = Vec::new();
         let mut records = Vec::new();
-        for _ in 0..config.batch_size / config.micro_batch {
+        for _ in 0..config.settings.batch_size / config.settings.micro_batch {
             if let Some(signal) = stop.requested() {
-                return Ok(StepEnd::Stopped(signal));
+                return Ok(ControlFlow::Break(signal));
             }
             let examples = self.examples(&mut times)?;
             if examples.is_empty() {
@@ -209,7 +206,7 @@ impl<'run> Trainer<'run> {
         if lowered.is_none() {
             self.refuse_non_finite(step, &numbers, &pair_ids)?;
         }
-        let reference_step = self.position.reference_step;
+        let reference_step = self.state.position.reference_step;
         let facts = StepFacts { step, learning_rate, grad_norm: numbers.grad_norm, reference_step };
         for (micro, record) in records.iter().enumerate() {
             record.write(run, &facts, micro)?;
@@ -220,14 +217,14 @@ impl<'run> Trainer<'run> {
             None => self.update(step, learning_rate),
         })?;
         let distance =
-            config.measures_after(step).then(|| reference::distance(&self.networks)).transpose()?;
+            config.measures_after(step).then(|| reference::distance(&self.state.networks)).transpose()?;
         timed(&mut times.optimizer, || self.update_reference())?;
         self.is_whole = true;
         let sides = |first: usize| {
             let [first, second] = [&numbers.errors[first], &numbers.errors[first + 1]];
             chosen_and_rejected(&numbers.probability, first, second)
         };
-        Ok(StepEnd::Done(Box::new(StepReport {
+        Ok(ControlFlow::Continue(Box::new(StepReport {
             step,
             loss: weighted_mean(&numbers.losses, &numbers.weight),
             accuracy: weighted_mean(&numbers.agreement, &numbers.weight),
@@ -239,7 +236,7 @@ impl<'run> Trainer<'run> {
             reference_step,
             loss_scale: (config.loss_scaling != LossScaling::None).then(|| loss_scale.factor()),
             overflow: lowered.is_some(),
-            skipped: config.batch_size - numbers.losses.len() as u64,
+            skipped: config.settings.batch_size - numbers.losses.len() as u64,
             distance,
             scorer,
             times,
@@ -249,7 +246,7 @@ impl<'run> Trainer<'run> {
     /// The next pairs of a micro-batch, without those that are skipped.
     fn examples(&mut self, times: &mut Times) -> Result<Vec<Example<PreferenceTarget>>> {
         let mut examples = Vec::new();
-        for _ in 0..self.config.micro_batch {
+        for _ in 0..self.config.settings.micro_batch {
             let example = timed(&mut times.data, || self.stream.next())?;
             if !example.label.is_skipped {
                 examples.push(example.map(|label| label.target));
@@ -273,17 +270,17 @@ impl<'run> Trainer<'run> {
             .map_err(|_| NetworkError::Torch(TchError::Torch("out of memory".to_owned())))?;
         let builder = MicroBatchBuilder {
             base: self.base,
-            seed: config.seed,
-            caption_dropout: config.caption_dropout,
+            seed: config.settings.seed,
+            caption_dropout: config.settings.caption_dropout,
         };
-        let batch = timed(&mut times.encode, || builder.build(&self.networks, examples, scorer))?;
-        let networks = &self.networks;
+        let batch = timed(&mut times.encode, || builder.build(&self.state.networks, examples, scorer))?;
+        let networks = &self.state.networks;
         let predictions = timed(&mut times.forward, || {
             step::predict(
                 &networks.pipeline.unet,
                 &networks.reference,
                 &networks.schedule,
-                config.beta,
+                config.settings.beta,
                 &batch,
             )
         })?;
@@ -301,7 +298,7 @@ impl<'run> Trainer<'run> {
             &errors.reference_P[0],
             &errors.reference_P[1],
         ];
-        let record = match step <= config.record_steps {
+        let record = match step <= config.settings.record_steps {
             true => Some(Record::of(&batch, &predictions)?),
             false => None,
         };
@@ -310,7 +307,7 @@ impl<'run> Trainer<'run> {
 
     /// Brings the gradients to their final scale and the numbers to the CPU.
     fn gather(&self, parts: &[Tensor], accumulation: Accumulation) -> Result<Numbers> {
-        let parameters = self.networks.pipeline.unet.parameters();
+        let parameters = self.state.networks.pipeline.unet.parameters();
         let norm = accumulation.finish(parameters, self.config.max_grad_norm)?;
         // Where all pairs are skipped there is no column.
         let none = Tensor::f_zeros([ROWS, 0], (Kind::Float, norm.device()))?;
@@ -352,17 +349,17 @@ impl<'run> Trainer<'run> {
 
     /// Changes the weights.
     fn update(&mut self, step: u64, learning_rate: f64) -> Result<()> {
-        self.optimizer.step(learning_rate)?;
-        self.optimizer.zero_grad()?;
-        self.position.loss_scale = self.position.loss_scale.grown(self.config.loss_scaling);
+        self.state.optimizer.step(learning_rate)?;
+        self.state.optimizer.zero_grad()?;
+        self.state.position.loss_scale = self.state.position.loss_scale.grown(self.config.loss_scaling);
         self.advance(step);
         Ok(())
     }
 
     /// Changes no weight: the gradients overflow at this loss scale.
     fn skip_update(&mut self, step: u64, lowered: LossScale) -> Result<()> {
-        self.optimizer.zero_grad()?;
-        self.position.loss_scale = lowered;
+        self.state.optimizer.zero_grad()?;
+        self.state.position.loss_scale = lowered;
         self.advance(step);
         tracing::info!(
             "step {step}: the gradients overflow; the loss scale is {} now",
@@ -372,17 +369,17 @@ impl<'run> Trainer<'run> {
     }
 
     fn advance(&mut self, step: u64) {
-        self.position.step = step;
-        self.position.pairs += self.config.batch_size;
+        self.state.position.step = step;
+        self.state.position.pairs += self.config.settings.batch_size;
     }
 
     /// Makes the reference the current weights where it is time.
     fn update_reference(&mut self) -> Result<()> {
-        let Position { step, reference_step, .. } = self.position;
+        let Position { step, reference_step, .. } = self.state.position;
         let Config { reference_every, steps, .. } = *self.config;
         if reference::is_updated_after(step, reference_every, steps) && reference_step != step {
-            reference::update(&mut self.networks)?;
-            self.position.reference_step = step;
+            reference::update(&mut self.state.networks)?;
+            self.state.position.reference_step = step;
         }
         Ok(())
     }

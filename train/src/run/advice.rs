@@ -38,10 +38,10 @@ pub(crate) fn after(error: &anyhow::Error, config: &Config) -> Result<Option<Str
         )));
     }
     if lacks_memory(error) {
-        let hint = match (config.micro_batch, config.grad_checkpointing, config.optimizer.kind) {
+        let hint = match (config.settings.micro_batch, config.settings.grad_checkpointing, config.optimizer.kind) {
             (2.., _, _) => format!(
                 "the same command with --micro-batch {}, which changes the result by rounding only",
-                largest_divisor(config.batch_size, config.micro_batch / 2)
+                largest_divisor(config.settings.batch_size, config.settings.micro_batch / 2)
             ),
             (_, false, _) => "the same command with --grad-checkpointing".to_owned(),
             (_, true, OptimizerKind::Adamw) => {
@@ -51,7 +51,7 @@ pub(crate) fn after(error: &anyhow::Error, config: &Config) -> Result<Option<Str
         };
         return Ok(Some(format!(
             "not enough memory for {} pairs at once; hint: {hint}",
-            config.micro_batch
+            config.settings.micro_batch
         )));
     }
     Ok(None)
@@ -62,7 +62,7 @@ pub(crate) fn after(error: &anyhow::Error, config: &Config) -> Result<Option<Str
 fn elsewhere(config: &Config, settings: &str) -> Result<String> {
     let mut complete = checkpoint::complete(&config.out.join(CHECKPOINTS))?;
     let newest = complete.pop();
-    Ok(match complete.pop().or(newest).or_else(|| config.from.clone()) {
+    Ok(match complete.pop().or(newest).or_else(|| config.settings.from.clone()) {
         Some(folder) => format!(
             "another run that begins before it: --from {} --out OTHER with {settings}",
             folder.display()
@@ -75,7 +75,7 @@ fn elsewhere(config: &Config, settings: &str) -> Result<String> {
 /// Writes the pairs, and those that are skipped already, as a list for `--skip-pairs`.
 fn write_list(config: &Config, step: u64, pairs: &[String]) -> Result<PathBuf> {
     let mut ids: Vec<String> = pairs.to_vec();
-    if let Some(path) = &config.skip_pairs {
+    if let Some(path) = &config.settings.skip_pairs {
         ids.extend(crate::run::pair_list::PairList::read(path)?.ids().map(str::to_owned));
     }
     ids.sort_unstable();

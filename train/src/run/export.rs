@@ -3,13 +3,14 @@
 
 use std::fmt::Write as _;
 use std::io::{Read as _, Write};
-use std::path::{Component, Path, PathBuf};
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
 use nn::optimizer::OptimizerKind;
 use nn::pipeline::NetworkFiles;
 use nn::unet::SAVED_WEIGHTS;
 use nn::weights::Weights;
+use runkit::run_folder::remove_file;
 use serde_json::Value;
 
 use super::manifest::Manifest;
@@ -63,36 +64,26 @@ pub fn copied_bytes(base: &BaseModel) -> Result<u64> {
     Ok(copied(base)?.iter().map(length).sum())
 }
 
-/// Removes the mark of a complete result, and with it the result's claim to be that of the run.
+/// Deletes the mark of a complete result, so that it no longer counts as the result of the run.
 ///
 /// # Errors
-/// Where it cannot be removed.
+/// If it cannot be deleted.
 pub fn unmark(run: &Path) -> Result<()> {
-    crate::run::folder::remove_file(&run.join(FOLDER).join(INDEX))
+    Ok(remove_file(&run.join(FOLDER).join(INDEX))?)
 }
 
-/// Removes the files `names` of a result, the mark first, and folders that are empty then.
-///
-/// # Errors
-/// Where a file cannot be removed.
-pub fn remove(run: &Path, names: &[String]) -> Result<()> {
-    let result = run.join(FOLDER);
-    if !names.is_empty() {
-        unmark(run)?;
-    }
-    // A manifest is a file that anyone can write: no name leads out of the folder.
-    let is_inside = |name: &&String| {
-        Path::new(name.as_str()).components().all(|part| matches!(part, Component::Normal(_)))
-    };
-    let mut folders = std::collections::BTreeSet::from([result.clone()]);
-    for name in names.iter().filter(is_inside) {
-        let path = result.join(name);
-        crate::run::folder::remove_file(&path)?;
-        let above = path.ancestors().skip(1).take_while(|above| above.starts_with(&result));
-        folders.extend(above.map(Path::to_owned));
-    }
-    // Those below first.
-    folders.iter().rev().try_for_each(|folder| crate::run::folder::remove_if_empty(folder))
+/// The files of a result below the run's folder, as a manifest lists them, the mark first. The caller refuses
+/// names that lead out of the folder: a manifest is a file that anyone can write.
+pub(super) fn outputs(manifest: &Value) -> Vec<String> {
+    let names = listed(manifest);
+    let mark = (!names.is_empty()).then(|| INDEX.to_owned());
+    mark.into_iter().chain(names).map(|name| format!("{FOLDER}/{name}")).collect()
+}
+
+/// The files of `pipeline/` that a manifest lists.
+pub(super) fn listed(manifest: &Value) -> Vec<String> {
+    let listed = manifest.get("result").and_then(Value::as_array).into_iter().flatten();
+    listed.filter_map(Value::as_str).map(str::to_owned).collect()
 }
 
 /// Writes the result. A signal ends it within a moment; the same again writes what is missing.
@@ -275,18 +266,18 @@ pub fn model_card(
             nn::pipeline::Family::StableDiffusion => "stable-diffusion",
             nn::pipeline::Family::StableDiffusionXl => "stable-diffusion-xl",
         },
-        config.steps,
-        config.preference,
+        config.settings.steps,
+        config.settings.preference,
         manifest.pairs,
-        config.beta,
-        config.batch_size,
+        config.settings.beta,
+        config.settings.batch_size,
         base.resolution,
         config.learning_rate.peak(),
         match config.optimizer.kind {
             OptimizerKind::Adamw => "AdamW",
             OptimizerKind::Adafactor => "Adafactor",
         },
-        match config.reference_every {
+        match config.settings.reference_every {
             0 => "the reference is the base model".to_owned(),
             every => format!("the reference is renewed after every {every} steps"),
         },

@@ -1,92 +1,78 @@
-//! The folder of a run: what in it is ours. Nothing else is ever overwritten or removed.
+//! The folder of a run: which of its files are ours. Nothing else is ever overwritten or deleted.
 
-use std::io;
 use std::path::Path;
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
+use runkit::run_folder::{FolderKind, names_in};
 use serde_json::Value;
 
-use super::manifest::Manifest;
+use super::manifest::{self, NOTES};
 use super::{checkpoint, export, probe, samples};
-use crate::{config, record};
+use crate::{config, model, record};
 
 /// The folder of the checkpoints.
 pub const CHECKPOINTS: &str = "checkpoints";
-/// The lock of a run.
-pub const LOCK: &str = "run.lock";
-/// Lists of pairs whose loss was not finite.
+/// Lists of pairs whose loss is not finite.
 pub(crate) const NOT_FINITE: &str = "not-finite-step-";
 
-/// Refuses a folder that holds something and is none of a run, before anything is written to it.
-///
-/// # Errors
-/// Naming what is in it.
-pub fn refuse_foreign(run: &Path) -> Result<()> {
-    let is_ours = |run: &Path| matches!(Manifest::read(run), Ok(Some(_)));
-    Ok(runkit::output::refuse_foreign_folder("--out", run, "the folder of a run", is_ours)?)
-}
+/// The folder of a run of `train run`.
+pub const RUN: FolderKind = FolderKind {
+    name: "the folder of a run",
+    flag: "--out",
+    lock: "run.lock",
+    is_ours: manifest::is_ours,
+    // A checkpoint notes the numerics of the start that wrote it: see `other_numerics`.
+    numerics: &[],
+    notes: &NOTES,
+    hint: Some(
+        "choose another --out, where --from CHECKPOINT starts with what was trained here, or start \
+         over with --fresh",
+    ),
+};
 
-/// Removes what an earlier start left, of which the manifest says that it is a run's. The manifest stays until
-/// the next one takes its place, so that the folder is that of a run all the time. `spared` is a file that is
-/// needed still.
+/// The files in the folder that an earlier start wrote, below the folder. The mark of a complete result and
+/// of a complete checkpoint come before the files they stand for, so that a kill in the middle of deleting
+/// them leaves nothing that looks complete.
 ///
 /// # Errors
-/// Where a file cannot be removed, or the folder is none of a run.
-pub fn forget(run: &Path, spared: Option<&Path>) -> Result<()> {
-    refuse_foreign(run)?;
-    let manifest = Manifest::read(run)?.unwrap_or_default();
-    clean(run)?;
-    checkpoint::remove_all(&run.join(CHECKPOINTS))?;
-    export::remove(run, &result_of(&manifest))?;
-    let spared = spared.and_then(|path| path.canonicalize().ok());
-    let mut names: Vec<String> = [
-        runkit::metrics::LOG_NAME,
-        probe::NAMES,
-        probe::TENSORS,
-        crate::model::HASHES,
-        config::FILE,
-    ]
-    .map(str::to_owned)
-    .into();
-    let in_folder = |folder: &str, is_ours: &dyn Fn(&str) -> bool| -> Result<Vec<String>> {
-        let listed = list(&run.join(folder))?.into_iter().filter(|name| is_ours(name));
-        Ok(listed.map(|name| format!("{folder}/{name}")).collect())
+/// If a folder cannot be listed.
+pub fn outputs(run: &Path, manifest: &Value) -> Result<Vec<String>> {
+    let mut files = export::outputs(manifest);
+    files.extend(checkpoint::outputs(&run.join(CHECKPOINTS), CHECKPOINTS)?);
+    files.extend(
+        [runkit::metrics::LOG_NAME, probe::NAMES, probe::TENSORS, model::HASHES, config::FILE]
+            .map(str::to_owned),
+    );
+    files.extend(names_in(run, |name| name.starts_with(NOT_FINITE))?);
+    let mut list = |folder: &str, is_ours: &dyn Fn(&str) -> bool| -> Result<()> {
+        let names = names_in(&run.join(folder), is_ours)?;
+        files.extend(names.into_iter().map(|name| format!("{folder}/{name}")));
+        Ok(())
     };
-    names.extend(list(run)?.into_iter().filter(|name| name.starts_with(NOT_FINITE)));
-    names.extend(in_folder(record::FOLDER, &|name| {
-        name.starts_with("step-") && name.ends_with(".safetensors")
-    })?);
-    names.extend(in_folder(runkit::metrics::TENSORBOARD_NAME, &|name| {
-        name.starts_with("events.out.tfevents.")
-    })?);
-    let sets = in_folder(samples::FOLDER, &|name| name.starts_with("step-"))?;
-    for set in &sets {
-        names.extend(in_folder(set, &samples::is_image)?);
+    list(record::FOLDER, &|name| name.starts_with("step-") && name.ends_with(".safetensors"))?;
+    list(runkit::metrics::TENSORBOARD_NAME, &|name| name.starts_with("events.out.tfevents."))?;
+    for set in names_in(&run.join(samples::FOLDER), |name| name.starts_with("step-"))? {
+        list(&format!("{}/{set}", samples::FOLDER), &samples::is_image)?;
     }
-    for name in names {
-        let path = run.join(&name);
-        if spared.as_ref().is_none_or(|spared| path.canonicalize().ok().as_ref() != Some(spared)) {
-            remove_file(&path)?;
-        }
-    }
-    let folders = [samples::FOLDER, record::FOLDER, runkit::metrics::TENSORBOARD_NAME, CHECKPOINTS];
-    for folder in sets.iter().map(String::as_str).chain(folders) {
-        remove_if_empty(&run.join(folder))?;
-    }
-    Ok(())
+    Ok(files)
 }
 
-/// The files of `pipeline/` that a manifest lists.
-pub(crate) fn result_of(manifest: &Value) -> Vec<String> {
-    let listed = manifest.get("result").and_then(Value::as_array).into_iter().flatten();
-    listed.filter_map(Value::as_str).map(str::to_owned).collect()
-}
-
-/// Removes temporary files that killed starts left, in every folder that is written to.
+/// Deletes what an earlier start left, but `spared`, a file that is still needed.
 ///
 /// # Errors
-/// Where one cannot be removed.
-pub fn clean(run: &Path) -> Result<()> {
+/// If the folder is not that of a run, or a file cannot be deleted.
+pub fn clear(run: &Path, spared: Option<&Path>) -> Result<()> {
+    let folder = RUN.at(run);
+    let manifest = folder.manifest()?.unwrap_or_default();
+    remove_temporaries(run)?;
+    Ok(folder.clear(outputs(run, &manifest)?, spared)?)
+}
+
+/// Deletes the temporary files that killed starts left, in every folder that a run writes to.
+///
+/// # Errors
+/// If one cannot be deleted.
+pub fn remove_temporaries(run: &Path) -> Result<()> {
     let mut folders = vec![run.to_owned()];
     for name in [export::FOLDER, samples::FOLDER, record::FOLDER] {
         let folder = run.join(name);
@@ -101,69 +87,33 @@ pub fn clean(run: &Path) -> Result<()> {
     Ok(())
 }
 
-/// The names in a folder; none where it is not there.
-fn list(folder: &Path) -> Result<Vec<String>> {
-    let context = || format!("cannot list {}", folder.display());
-    let entries = match std::fs::read_dir(folder) {
-        Err(error)
-            if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) =>
-        {
-            return Ok(Vec::new());
-        }
-        other => other.with_context(context)?,
-    };
-    let name = |entry: io::Result<std::fs::DirEntry>| {
-        entry.map(|entry| entry.file_name().to_string_lossy().into_owned())
-    };
-    entries.map(name).collect::<io::Result<_>>().with_context(context)
-}
-
-/// Removes a file where there is one.
-pub(crate) fn remove_file(path: &Path) -> Result<()> {
-    match std::fs::remove_file(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        other => other.with_context(|| format!("cannot remove {}", path.display())),
-    }
-}
-
-/// Removes a folder where nothing is in it.
-pub(crate) fn remove_if_empty(folder: &Path) -> Result<()> {
-    use io::ErrorKind::{DirectoryNotEmpty, NotADirectory, NotFound};
-    match std::fs::remove_dir(folder) {
-        Err(error) if matches!(error.kind(), DirectoryNotEmpty | NotADirectory | NotFound) => {
-            Ok(())
-        }
-        other => other.with_context(|| format!("cannot remove {}", folder.display())),
-    }
-}
-
 #[cfg(test)]
 #[expect(clippy::disallowed_methods, reason = "fixtures need not be durable")]
 mod tests {
     use super::*;
-    use crate::run::manifest;
 
     #[test]
-    fn a_folder_of_somebody_is_refused_and_of_a_run_only_what_is_ours_goes() {
+    fn a_foreign_folder_is_refused_and_only_our_files_of_a_run_are_deleted() {
         let place = tempfile::tempdir().unwrap();
         let put = |name: &str| {
             let path = place.path().join(name);
             std::fs::create_dir_all(path.parent().unwrap()).unwrap();
             std::fs::write(&path, "x").unwrap();
         };
+        let refuse_foreign = |path: &Path| RUN.at(path).refuse_foreign();
         assert!(refuse_foreign(&place.path().join("nowhere")).is_ok());
-        put(LOCK);
+        put(RUN.lock);
         put(".manifest.json.1-2-3.runkit-tmp");
         assert!(refuse_foreign(place.path()).is_ok());
         put("thesis.tex");
         let message = refuse_foreign(place.path()).unwrap_err().to_string();
         assert!(message.contains("thesis.tex") && message.contains("another --out"), "{message}");
         assert!(!message.contains("--fresh"), "{message}");
-        assert!(forget(place.path(), None).is_err());
+        assert!(clear(place.path(), None).is_err());
 
         let manifest =
             serde_json::json!({"program": "train", "result": ["vae/config.json", "../x"]});
-        runkit::files::write_json_atomic(place.path().join(manifest::FILE), &manifest).unwrap();
+        runkit::files::write_json_atomic(place.path().join(runkit::run_folder::MANIFEST), &manifest).unwrap();
         let ours = [
             "metrics.jsonl",
             "probe.json",
@@ -186,7 +136,7 @@ mod tests {
         ours.iter().chain(&theirs).for_each(|name| put(name));
         put("../x");
         let spared = place.path().join(ours[3]);
-        forget(place.path(), Some(&spared)).unwrap();
+        clear(place.path(), Some(&spared)).unwrap();
         for name in ours {
             assert_eq!(place.path().join(name).exists(), name == ours[3], "{name}");
         }

@@ -1,30 +1,26 @@
 //! What a run is, in two parts.
 //!
-//! The *identity* is what the weights depend on: model, pairs, labels, loss, seed, batch and so on. A run is
-//! only gone on with under an equal one. The *numerics* (micro-batch, checkpointing, kind of device, version
-//! of the program) and the pairs that are skipped are noted, and may change from one start to the next: equal
-//! manifests mean equal weights (on a CPU, bit for bit), other numerics the same weights but for rounding.
-//! `steps` may grow.
+//! The weights depend on the *identity*: model, pairs, labels, loss, seed, batch and so on. A run resumes only
+//! under an equal identity. The *numerics* (micro-batch, gradient checkpointing, kind of device, version of
+//! the program) and the skipped pairs are noted, and may change from one start to the next: equal manifests
+//! mean equal weights (on a CPU, bit for bit), other numerics the same weights up to rounding. `steps` may
+//! grow.
 //!
-//! Every setting belongs to the identity but those named in `ELSEWHERE`, `WITHOUT_EFFECT` and
-//! `NUMERICS`: a new one counts unless somebody says that it does not.
+//! Every setting belongs to the identity, except for those named in `ELSEWHERE`, `WITHOUT_EFFECT` and
+//! `NUMERICS`: a new setting counts unless one of these lists says that it does not.
 
 use std::collections::BTreeMap;
-use std::path::Path;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::Result;
 use runkit::manifest::Difference;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::config::Config;
 
-/// The file in the run's folder.
-pub const FILE: &str = "manifest.json";
-
 const PROGRAM: &str = "train";
 
-/// Settings that say where something is or how it is called; the manifest says what it is.
+/// Settings that name a place; the manifest has fields that say what is there instead.
 const ELSEWHERE: [&str; 12] = [
     "recipe",
     "model",
@@ -40,7 +36,7 @@ const ELSEWHERE: [&str; 12] = [
     "steps",
 ];
 
-/// Settings that change no weight.
+/// Settings that change no weight of the result.
 const WITHOUT_EFFECT: [&str; 11] = [
     "checkpoint_every",
     "checkpoint_minutes",
@@ -55,11 +51,11 @@ const WITHOUT_EFFECT: [&str; 11] = [
     "data_memory",
 ];
 
-/// Settings that change weights by rounding alone; of the device the kind counts.
+/// Settings that change weights by rounding alone. Of the device only its kind counts.
 const NUMERICS: [&str; 3] = ["micro_batch", "grad_checkpointing", "device"];
 
-/// What is not part of the identity in `manifest.json`.
-const APART: [&str; 4] = ["numerics", "steps", "result", "revision"];
+/// Fields of `manifest.json` that are not part of the identity.
+pub(super) const NOTES: [&str; 4] = ["numerics", "steps", "result", "revision"];
 
 /// How a run computes, by name.
 pub type Numerics = BTreeMap<String, Value>;
@@ -73,37 +69,37 @@ pub struct Manifest {
     pub pipeline: String,
     /// The SHA-256 of every file of the base model, by part.
     pub model: BTreeMap<String, String>,
-    /// The hub's commit of the base model, where it came from a hub; equal files are one model,
+    /// The hub's commit of the base model, if it came from a hub. It is a note: equal files are one model,
     /// wherever they came from.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub revision: Option<String>,
-    /// A checksum of which pairs are trained on.
+    /// A checksum of the choice of training pairs.
     pub data: String,
-    /// A checksum of what is thought of each of them.
+    /// A checksum of their labels.
     pub labels: String,
-    /// Pairs that are trained on.
+    /// The number of training pairs.
     pub pairs: u64,
-    /// The pairs of the probe, which are held out, as `FILE:ROW`.
+    /// The held-out pairs of the probe, as `FILE:ROW`.
     pub probe: Vec<String>,
     /// Height and width of images in pixels.
     pub resolution: i64,
-    /// The type that networks compute in.
+    /// The dtype that networks compute in.
     pub dtype: String,
-    /// The checkpoint of another run that this one began with.
+    /// The checkpoint of another run that this run started from.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub from: Option<Origin>,
     /// Settings by name.
     pub settings: BTreeMap<String, Value>,
-    /// Optimizer steps, those of the checkpoint it began with included.
+    /// Optimizer steps, including those of the checkpoint that it started from.
     pub steps: u64,
-    /// How it computes.
+    /// How the run computes.
     pub numerics: Numerics,
     /// The files of `pipeline/`, once it is written.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub result: Vec<String>,
 }
 
-/// The checkpoint of another run that a run began with.
+/// The checkpoint of another run that a run started from.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Origin {
     /// Its step.
@@ -114,23 +110,23 @@ pub struct Origin {
     pub checkpoint: String,
 }
 
-/// What is known of the data.
+/// What the manifest needs to know of the data.
 #[derive(Debug, Clone)]
 pub struct DataFacts {
-    /// A checksum of which pairs are trained on.
+    /// A checksum of the choice of training pairs.
     pub fingerprint: String,
-    /// A checksum of what is thought of each of them.
+    /// A checksum of their labels.
     pub labels: String,
-    /// Pairs that are trained on.
+    /// The number of training pairs.
     pub pairs: u64,
     /// The pairs of the probe, as `FILE:ROW`.
     pub probe: Vec<String>,
-    /// The pairs that are skipped, in short.
+    /// The skipped pairs, in short ([`super::pair_list`]).
     pub skipped: Option<String>,
 }
 
 impl Manifest {
-    /// Describes a run that begins with the base model.
+    /// Describes a run that starts from the base model.
     ///
     /// # Errors
     /// Never in practice: every field is plain data.
@@ -143,9 +139,11 @@ impl Manifest {
     ) -> Result<Self> {
         let mut settings: BTreeMap<String, Value> =
             serde_json::from_value(serde_json::to_value(&config.settings)?)?;
-        settings.retain(|name, _| {
+        settings.retain(|name, value| {
             let name = name.as_str();
-            !(ELSEWHERE.contains(&name)
+            // A setting that is not set has no entry: adding an optional setting keeps older runs.
+            !(value.is_null()
+                || ELSEWHERE.contains(&name)
                 || WITHOUT_EFFECT.contains(&name)
                 || NUMERICS.contains(&name))
         });
@@ -153,8 +151,8 @@ impl Manifest {
         let mut numerics = BTreeMap::from([
             ("version".to_owned(), env!("CARGO_PKG_VERSION").into()),
             ("device".to_owned(), device.into()),
-            ("micro_batch".to_owned(), config.micro_batch.into()),
-            ("grad_checkpointing".to_owned(), config.grad_checkpointing.into()),
+            ("micro_batch".to_owned(), config.settings.micro_batch.into()),
+            ("grad_checkpointing".to_owned(), config.settings.grad_checkpointing.into()),
         ]);
         if let Some(skipped) = data.skipped {
             numerics.insert("skip_pairs".to_owned(), skipped.into());
@@ -172,7 +170,7 @@ impl Manifest {
             dtype: config.precision.to_string(),
             from: None,
             settings,
-            steps: config.steps,
+            steps: config.settings.steps,
             numerics,
             result: Vec::new(),
         })
@@ -185,58 +183,22 @@ impl Manifest {
     pub fn fingerprint(&self) -> Result<String> {
         Ok(runkit::manifest::fingerprint(&identity(serde_json::to_value(self)?))?)
     }
-
-    /// The manifest in the folder of a run, if there is one.
-    ///
-    /// # Errors
-    /// Where the file is something else.
-    pub fn read(run: &Path) -> Result<Option<Value>> {
-        let file = run.join(FILE);
-        if !file.exists() {
-            return Ok(None);
-        }
-        let hint = "hint: choose another --out";
-        let text = std::fs::read_to_string(&file)
-            .with_context(|| format!("{}: cannot be read", file.display()))?;
-        let value: Value = serde_json::from_str(&text).with_context(|| {
-            format!("{}: expected the manifest of a run; {hint}", file.display())
-        })?;
-        if value.get("program").and_then(Value::as_str) != Some(PROGRAM) {
-            bail!("{}: written by another program; {hint}", file.display());
-        }
-        Ok(Some(value))
-    }
-
-    /// Refuses to go on with what another run began.
-    ///
-    /// # Errors
-    /// Naming every field of the identity that differs.
-    pub fn refuse_another(&self, run: &Path) -> Result<()> {
-        let Some(earlier) = Self::read(run)? else { return Ok(()) };
-        let ours = identity(serde_json::to_value(self)?);
-        let differences = runkit::manifest::differences(&identity(earlier), &ours);
-        if differences.is_empty() {
-            return Ok(());
-        }
-        let fields: Vec<String> = differences.iter().map(|field| format!("\n  {field}")).collect();
-        bail!(
-            "{}: of another run, which differs in{}\nhint: choose another --out, where --from CHECKPOINT \
-             begins with what was trained here, or start over with --fresh",
-            run.display(),
-            fields.concat()
-        )
-    }
 }
 
-/// What two starts of one run have in common.
+/// Whether this program wrote a manifest.
+pub(super) fn is_ours(manifest: &Value) -> bool {
+    manifest.get("program").and_then(Value::as_str) == Some(PROGRAM)
+}
+
+/// The identity: what two starts of one run have in common.
 fn identity(mut manifest: Value) -> Value {
     if let Some(fields) = manifest.as_object_mut() {
-        fields.retain(|name, _| !APART.contains(&name.as_str()));
+        fields.retain(|name, _| !NOTES.contains(&name.as_str()));
     }
     manifest
 }
 
-/// How a start computes otherwise than the one before.
+/// The numerics in which this start differs from an earlier one.
 pub fn other_numerics(earlier: &Numerics, now: &Numerics) -> Vec<Difference> {
     let value = |numerics: &Numerics| {
         let fields = numerics.iter().map(|(name, value)| (name.clone(), value.clone()));
@@ -252,19 +214,19 @@ mod tests {
     use super::*;
     use crate::cli::Cli;
 
-    /// A setting that was renamed would count from then on, or one of that name never.
+    /// If a setting were renamed here alone, it would silently become part of the identity.
     #[test]
-    fn every_setting_that_does_not_count_is_one_there_is() {
+    fn every_setting_that_does_not_count_exists() {
         let command = Cli::command();
         let run = command.find_subcommand("run").unwrap();
         let names: Vec<&str> = run.get_arguments().map(|one| one.get_id().as_str()).collect();
         let mut listed = [&ELSEWHERE[..], &WITHOUT_EFFECT, &NUMERICS].concat();
         for name in &listed {
-            assert!(names.contains(name), "{name} is no setting");
+            assert!(names.contains(name), "there is no setting {name}");
         }
         let count = listed.len();
         listed.sort_unstable();
         listed.dedup();
-        assert_eq!(listed.len(), count, "a setting stands in two lists");
+        assert_eq!(listed.len(), count, "a setting is in two lists");
     }
 }

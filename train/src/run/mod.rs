@@ -1,10 +1,10 @@
 //! `train run`: from files to a pipeline, in as many starts as it takes.
 //!
-//! The folder of a run holds `manifest.json` (what the run is; another one is refused), `config.toml`
-//! (the settings as resolved), `metrics.jsonl` and `tensorboard/`, `probe.safetensors`, `samples/`,
-//! `record/`, `checkpoints/`, and in the end `pipeline/`. A run that is killed at any instant goes on
-//! from its newest checkpoint and ends with the same bytes. An error that leaves the weights whole ends with a
-//! checkpoint.
+//! The folder of a run holds `manifest.json` (what the run is; another run is refused), `config.toml`
+//! (the resolved settings), `metrics.jsonl` and `tensorboard/`, `probe.safetensors`, `samples/`,
+//! `record/`, `checkpoints/`, and in the end `pipeline/`. A run that is killed at any instant resumes
+//! from its newest checkpoint and ends with the same bytes. An error that leaves the weights whole ends
+//! with a checkpoint.
 
 mod advice;
 pub mod checkpoint;
@@ -18,15 +18,15 @@ pub mod probe;
 pub mod samples;
 mod session;
 
+use std::ops::ControlFlow;
 use std::path::PathBuf;
 
 use anyhow::{Result, bail, ensure};
-use runkit::lock::OutputLock;
-use runkit::signals::{Signal, StopFlag, Stopped};
+use runkit::signals::{StopFlag, Stoppable, stoppable};
 use serde_json::Value;
 
 use self::checkpoint::Checkpoint;
-use self::folder::{CHECKPOINTS, LOCK};
+use self::folder::{CHECKPOINTS, RUN};
 use self::manifest::{Manifest, Origin};
 use self::opened::OpenedRun;
 use self::plan::Disk;
@@ -35,69 +35,60 @@ use self::session::Session;
 use crate::config::Config;
 use crate::model::FileHashes;
 
-/// How a run ended.
+/// What a finished run has.
 #[derive(Debug)]
-pub enum End {
-    /// The result is there.
-    Done {
-        /// Its folder.
-        pipeline: PathBuf,
-        /// The last look at the probe, if there is one and this start trained.
-        probe: Option<ProbeReport>,
-    },
-    /// A signal came; the same command goes on.
-    Stopped(Signal),
+pub struct Finished {
+    /// The folder of the result.
+    pub pipeline: PathBuf,
+    /// The last measurement of the probe, if there is a probe and this start trained.
+    pub probe: Option<ProbeReport>,
 }
 
-/// Runs `config` until it is done or stopped.
+/// Runs `config` until it is finished, or a signal stops it.
 ///
 /// # Errors
 /// One sentence about what is wrong with an input, the output, or an earlier run that this one
-/// would mix with; or about the pairs at which the loss is not finite.
-pub fn run(config: &Config, stop: &StopFlag) -> Result<End> {
-    match start(config, stop) {
-        Err(error) => match Stopped::behind(error.as_ref()) {
-            Some(Stopped(signal)) => Ok(End::Stopped(signal)),
-            None => Err(error),
-        },
-        end => end,
-    }
+/// would mix with; or about the pairs whose loss is not finite.
+pub fn run(config: &Config, stop: &StopFlag) -> Result<Stoppable<Finished>> {
+    stoppable(start(config, stop))
 }
 
-fn start(config: &Config, stop: &StopFlag) -> Result<End> {
+fn start(config: &Config, stop: &StopFlag) -> Result<Stoppable<Finished>> {
     let run = config.out.as_path();
-    // Before hours of planning and hashing as well as before the first file.
-    folder::refuse_foreign(run)?;
+    let folder = RUN.at(run);
+    // Before hours of planning and hashing, and again once the folder is locked.
+    folder.refuse_foreign()?;
     let opened = OpenedRun::new(config)?;
     let mut hashes = FileHashes::read(run);
     let mut manifest = opened.manifest(config, &mut hashes)?;
     manifest.from = origin(config)?;
-    runkit::files::create_folder(run)?;
-    let _lock = OutputLock::exclusive(run.join(LOCK))?;
-    folder::refuse_foreign(run)?;
+    let _lock = folder.lock()?;
+    folder.refuse_foreign()?;
+    let spared = config.settings.skip_pairs.as_deref();
     if config.fresh {
-        folder::forget(run, config.skip_pairs.as_deref())?;
+        folder::clear(run, spared)?;
     }
-    if let Err(other) = manifest.refuse_another(run) {
-        // Nothing is lost of a run that never came to a checkpoint, for one because its settings were wrong.
+    if let Err(other) = folder.refuse_another(&manifest) {
+        // A run that never reached a checkpoint (bad settings, say) has nothing worth keeping.
         if export::is_complete(run) || checkpoint::exists(&run.join(CHECKPOINTS))? {
-            return Err(other);
+            return Err(other.into());
         }
-        tracing::info!("removing what another run left before its first checkpoint");
-        folder::forget(run, config.skip_pairs.as_deref())?;
+        tracing::info!("deleting what another run left before its first checkpoint");
+        folder::clear(run, spared)?;
     }
     if is_finished(config, &mut manifest)? {
         tracing::info!(run = %run.display(), "already complete");
-        return Ok(End::Done { pipeline: run.join(export::FOLDER), probe: None });
+        let finished = Finished { pipeline: run.join(export::FOLDER), probe: None };
+        return Ok(ControlFlow::Continue(finished));
     }
     log_summary(config, &opened)?;
     let fingerprint = manifest.fingerprint()?;
     let own = checkpoint::latest(&run.join(CHECKPOINTS), &fingerprint)?;
-    // An earlier start may have been killed before it did.
-    checkpoint::prune(&run.join(CHECKPOINTS), config.keep)?;
+    // An earlier start may have been killed before it pruned.
+    checkpoint::prune(&run.join(CHECKPOINTS), config.settings.keep)?;
     let found = match own {
         Some(own) => Found::Own(own),
-        None => match &config.from {
+        None => match &config.settings.from {
             Some(folder) => Found::Other(Checkpoint::open(folder)?),
             None => Found::Nothing,
         },
@@ -108,7 +99,7 @@ fn start(config: &Config, stop: &StopFlag) -> Result<End> {
     session.train(&opened, stop)
 }
 
-/// What a start begins with.
+/// Where the weights of a start come from.
 pub(crate) enum Found {
     /// A checkpoint of the run.
     Own(Checkpoint),
@@ -119,7 +110,7 @@ pub(crate) enum Found {
 }
 
 impl Found {
-    /// The checkpoint, whosever it is.
+    /// The checkpoint, of this run or of another.
     pub(crate) fn checkpoint(&self) -> Option<&Checkpoint> {
         match self {
             Self::Own(found) | Self::Other(found) => Some(found),
@@ -128,11 +119,11 @@ impl Found {
     }
 }
 
-/// What the checkpoint of `--from` is. One that has gone since is the one that the run remembers, where the run
-/// has a checkpoint of its own.
+/// Identifies the checkpoint of `--from`. If it is gone and the run has a checkpoint of its own, the run's
+/// manifest still identifies it.
 fn origin(config: &Config) -> Result<Option<Origin>> {
-    let Some(from) = &config.from else { return Ok(None) };
-    let remembered = Manifest::read(&config.out)?.and_then(|earlier| earlier.get("from").cloned());
+    let Some(from) = &config.settings.from else { return Ok(None) };
+    let remembered = RUN.at(&config.out).manifest()?.and_then(|earlier| earlier.get("from").cloned());
     let remembered = remembered.and_then(|earlier| serde_json::from_value::<Origin>(earlier).ok());
     let origin = match remembered {
         Some(earlier) if !from.exists() && checkpoint::exists(&config.out.join(CHECKPOINTS))? => {
@@ -141,22 +132,22 @@ fn origin(config: &Config) -> Result<Option<Origin>> {
         _ => checkpoint::origin(from)?,
     };
     ensure!(
-        config.steps > origin.step,
+        config.settings.steps > origin.step,
         "--steps {} is not above step {} of {}, from which steps count on; hint: --steps {}",
-        config.steps,
+        config.settings.steps,
         origin.step,
         from.display(),
-        origin.step + config.steps
+        origin.step + config.settings.steps
     );
     Ok(Some(origin))
 }
 
-/// Whether the result is there, of as many steps as are asked for. The manifest gets the files of a result that
-/// was begun, and the steps of one that is whole: it stays until the new one is written.
+/// Whether the result is there, with as many steps as asked for. Otherwise `manifest` gets the files of an
+/// earlier result, and its steps if it is complete: that result stays until the new one is written.
 fn is_finished(config: &Config, manifest: &mut Manifest) -> Result<bool> {
-    let (run, steps) = (config.out.as_path(), config.steps);
+    let (run, steps) = (config.out.as_path(), config.settings.steps);
     let newest = checkpoint::newest_step(&run.join(CHECKPOINTS))?;
-    let earlier = Manifest::read(run)?.unwrap_or_default();
+    let earlier = RUN.at(run).manifest()?.unwrap_or_default();
     let before = earlier.get("steps").and_then(Value::as_u64);
     let is_complete = export::is_complete(run);
     if is_complete && before == Some(steps) {
@@ -172,8 +163,8 @@ fn is_finished(config: &Config, manifest: &mut Manifest) -> Result<bool> {
     if let Some(before) = before.filter(|before| *before != steps) {
         if is_complete && newest.is_none() {
             bail!(
-                "{}: the run of {before} steps is finished and its checkpoints are gone, so that it cannot \
-                 go on to {steps}; hint: choose another --out",
+                "{}: the run of {before} steps is finished and its checkpoints are gone, so it cannot be \
+                 resumed to {steps} steps; hint: choose another --out",
                 run.display()
             );
         }
@@ -186,18 +177,19 @@ fn is_finished(config: &Config, manifest: &mut Manifest) -> Result<bool> {
             );
         }
     }
-    manifest.result = folder::result_of(&earlier);
+    manifest.result = export::listed(&earlier);
     if is_complete {
         manifest.steps = before.unwrap_or(steps);
     }
     Ok(false)
 }
 
-/// Says what matters most before it is too late.
+/// Logs what surprises most often: how many pairs are left, and the effective learning rate.
 fn log_summary(config: &Config, opened: &OpenedRun) -> Result<()> {
     let counts = opened.counts();
     tracing::info!(
-        "{} of {} pairs: {} failed, {} left out as ties or without a preference, {} held out for the probe",
+        "training on {} of {} pairs: {} failed, {} dropped as ties or without a preference, {} held out for \
+         the probe",
         counts.selected,
         counts.rows,
         counts.failed,
@@ -208,15 +200,15 @@ fn log_summary(config: &Config, opened: &OpenedRun) -> Result<()> {
         tracing::warn!("{shortage}");
     }
     if counts.skipped > 0 {
-        tracing::info!("{} of them are skipped: they have no weight", counts.skipped);
+        tracing::info!("{} training pairs are skipped: they have no weight", counts.skipped);
     }
     if opened.ties.ties > 0 {
         tracing::info!("ties: {}", opened.ties_in_words(config));
     }
-    let rate = config.settings.lr.unwrap_or_default();
+    let rate = config.settings.lr;
     let scaled = match config.settings.scale_lr {
-        Some(false) => String::new(),
-        _ => format!(" = {rate:e} · {} pairs of a batch", config.batch_size),
+        false => String::new(),
+        true => format!(" = {rate:e} · {} pairs per batch", config.settings.batch_size),
     };
     tracing::info!("effective learning rate {:e}{scaled}", config.learning_rate.peak());
     if let Some(warning) = config.short_of_warm_up() {
@@ -225,7 +217,7 @@ fn log_summary(config: &Config, opened: &OpenedRun) -> Result<()> {
     let disk = Disk::of(config, &opened.base)?;
     if disk.all > disk.free {
         tracing::warn!(
-            "the disk of {} may become full: the run takes {disk}; hint: a smaller --keep",
+            "the disk of {} may become full: the run needs {disk}; hint: a smaller --keep",
             config.out.display()
         );
     }

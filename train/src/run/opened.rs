@@ -85,11 +85,11 @@ impl OpenedRun {
             "{}: expected labels, found nothing; hint: relabel score writes them",
             config.labels.display()
         );
-        let skipped = config.skip_pairs.as_deref().map(PairList::read).transpose()?;
+        let skipped = config.settings.skip_pairs.as_deref().map(PairList::read).transpose()?;
         let skipped = skipped.unwrap_or_default();
         let labels = LabelsFile::open(&config.labels)?;
         let labeler =
-            Labeler::new(&labels, &config.preference, config.ties, config.drop_human_ties)?;
+            Labeler::new(&labels, &config.settings.preference, config.settings.ties, config.settings.drop_human_ties)?;
         let mut ties = TieCount::default();
         let mut known = BTreeSet::new();
         let mut label = |row: &schemas::labels::LabelRow| {
@@ -111,13 +111,13 @@ impl OpenedRun {
             }
         };
         skipped.refuse_unknown(&known, &config.labels)?;
-        let base = BaseModel::open(&config.model, config.resolution)?;
+        let base = BaseModel::open(&config.model, config.settings.resolution)?;
         // What is wrong with a cache or with the prompts is said before anything is loaded.
         all.check(&stream_options(config, &base, 0))?;
         Sampler::new(config, &[], &base)?;
         let labels = digest(all.labels());
-        let count = config.probe_pairs.min(all.len() / PAIRS_PER_PROBE_PAIR);
-        let (dataset, probe) = all.hold_out(count, Choice::Probe.number(config.seed, 0, 0));
+        let count = config.settings.probe_pairs.min(all.len() / PAIRS_PER_PROBE_PAIR);
+        let (dataset, probe) = all.hold_out(count, Choice::Probe.number(config.settings.seed, 0, 0));
         ensure!(
             dataset.counts().skipped < dataset.len(),
             "{}: all pairs are to be skipped; hint: a shorter --skip-pairs",
@@ -141,16 +141,16 @@ impl OpenedRun {
 
     /// How many ties there are, and what becomes of them.
     pub fn ties_in_words(&self, config: &Config) -> String {
-        if !Labeler::has_tie_policy(&config.preference) {
+        if !Labeler::has_tie_policy(&config.settings.preference) {
             return format!("{}, each a preference of one half", self.ties);
         }
-        format!("{}, policy: {}", self.ties, config.ties)
+        format!("{}, policy: {}", self.ties, config.settings.ties)
     }
 
     /// What is to be said of a probe with fewer pairs than were asked for.
     pub fn probe_shortage(&self, config: &Config) -> Option<String> {
         let (asked, held, all) =
-            (config.probe_pairs, self.probe.len(), self.counts().selected + self.counts().held_out);
+            (config.settings.probe_pairs, self.probe.len(), self.counts().selected + self.counts().held_out);
         (held < asked).then(|| {
             format!(
                 "the data set has {all} pairs to train on: {held} are held out for the probe, not \
@@ -199,12 +199,12 @@ impl OpenedRun {
 /// How the pairs of a run are streamed from a position on.
 pub(crate) fn stream_options(config: &Config, base: &BaseModel, position: u64) -> StreamOptions {
     StreamOptions {
-        seed: config.seed,
+        seed: config.settings.seed,
         resolution: (base.resolution, base.resolution),
-        random_crop: config.random_crop,
-        hflip: config.hflip,
+        random_crop: config.settings.random_crop,
+        hflip: config.settings.hflip,
         position,
-        threads: config.data_threads,
-        memory: config.data_memory,
+        threads: config.settings.data_threads,
+        memory: config.settings.data_bytes(),
     }
 }

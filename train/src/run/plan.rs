@@ -73,7 +73,7 @@ impl Disk {
         let numbers = 4.0 * weights + 4.0 * state(config.optimizer.kind, &files.unet)?;
         let checkpoint = (numbers + bytes_of(config.precision) * weights) as u64;
         let result = 4 * weights as u64 + export::copied_bytes(base)?;
-        let all = (config.keep as u64 + 1) * checkpoint + result;
+        let all = (config.settings.keep as u64 + 1) * checkpoint + result;
         Ok(Self { checkpoint, all, free: runkit::files::free_space(&config.out)? })
     }
 }
@@ -102,7 +102,7 @@ impl Plan {
         let cost = base.unet.cost(height, width, i64::try_from(tokens)?);
         let parameters = parameters(&base.files.unet)?;
         let memory = memory(config, opened, &cost, &parameters)?;
-        let pairs = config.steps as f64 * config.batch_size as f64;
+        let pairs = config.settings.steps as f64 * config.settings.batch_size as f64;
         let operations = pairs * operations_of_pair(config, opened, &cost)?;
         let operations_per_second = trial(config.device, config.precision)?;
         let mut plan = Self {
@@ -152,22 +152,22 @@ impl Plan {
         if let Some(shortage) = opened.probe_shortage(config) {
             line("", shortage);
         }
-        line("preference", config.preference.to_string());
+        line("preference", config.settings.preference.to_string());
         line("ties", opened.ties_in_words(config));
         line(
             "steps",
             format!(
                 "{} of {} pairs in micro-batches of {}: {:.2} epochs",
-                HumanCount(config.steps),
-                config.batch_size,
-                config.micro_batch,
+                HumanCount(config.settings.steps),
+                config.settings.batch_size,
+                config.settings.micro_batch,
                 self.epochs
             ),
         );
         let rate = config.settings.lr.unwrap_or_default();
         let scaled = match config.settings.scale_lr {
             Some(false) => "not scaled by the batch size".to_owned(),
-            _ => format!("{rate:e} · {} pairs of a batch", config.batch_size),
+            _ => format!("{rate:e} · {} pairs of a batch", config.settings.batch_size),
         };
         line("effective lr", format!("{:e} ({scaled})", config.learning_rate.peak()));
         if let Some(warning) = config.short_of_warm_up() {
@@ -175,10 +175,10 @@ impl Plan {
         }
         line(
             "reference",
-            match config.reference_every {
+            match config.settings.reference_every {
                 0 => "the base model, to the end".to_owned(),
                 every => {
-                    let times = config.steps.saturating_sub(1) / every;
+                    let times = config.settings.steps.saturating_sub(1) / every;
                     format!("renewed after every {every} steps, {times} times")
                 }
             },
@@ -194,7 +194,7 @@ impl Plan {
             "work",
             format!(
                 "{} a pair; a matrix product here does {}/s",
-                operations(self.operations / (config.steps * config.batch_size) as f64),
+                operations(self.operations / (config.settings.steps * config.settings.batch_size) as f64),
                 operations(self.operations_per_second / MOST_OF_PEAK)
             ),
         );
@@ -262,8 +262,8 @@ fn memory(
     for network in std::iter::once(&files.vae).chain(&files.text_encoders) {
         encoders += self::parameters(network)?.iter().sum::<f64>() * size;
     }
-    let rows = 2.0 * config.micro_batch as f64;
-    let kept = match config.grad_checkpointing {
+    let rows = 2.0 * config.settings.micro_batch as f64;
+    let kept = match config.settings.grad_checkpointing {
         false => cost.kept,
         true => cost.kept_with_checkpointing + cost.largest_part,
     };
@@ -272,7 +272,7 @@ fn memory(
     // only in the part at work.
     let casts = match config.precision {
         Precision::F32 => 0.0,
-        _ if config.grad_checkpointing => 0.0,
+        _ if config.settings.grad_checkpointing => 0.0,
         widened if widened.upcasts_bf16(config.device) => 0.0,
         Precision::Bf16 | Precision::F16 => count * size,
     };
@@ -307,13 +307,13 @@ fn data_bytes(config: &Config) -> f64 {
             entries.map(|entry| length(&entry.path())).sum()
         }
     };
-    all.min(config.data_memory) as f64
+    all.min(config.settings.data_bytes()) as f64
 }
 
 /// Operations of one pair: two images through both UNets, the model's gradients, the encoder.
 fn operations_of_pair(config: &Config, opened: &OpenedRun, cost: &UNetCost) -> Result<f64> {
     // Forward, backward at twice that, the reference.
-    let passes = if config.grad_checkpointing { 5.0 } else { 4.0 };
+    let passes = if config.settings.grad_checkpointing { 5.0 } else { 4.0 };
     let encoder = match config.source {
         Source::Cache(_) => 0.0,
         Source::Pairs { .. } => {

@@ -54,7 +54,7 @@ impl Sampler {
     /// # Errors
     /// If the file cannot be read, or holds no prompt or too many.
     pub fn new(config: &Config, captions: &[String], base: &BaseModel) -> Result<Option<Self>> {
-        let settings = &config.samples;
+        let settings = &config.settings;
         if settings.every == 0 {
             return Ok(None);
         }
@@ -80,7 +80,7 @@ impl Sampler {
             prompts,
             settings: settings.clone(),
             kind,
-            grad_checkpointing: config.grad_checkpointing,
+            grad_checkpointing: config.settings.grad_checkpointing,
         }))
     }
 

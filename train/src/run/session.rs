@@ -1,5 +1,6 @@
 //! A started run: its networks, its data and its files, from the first step of this start to the end.
 
+use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
@@ -7,16 +8,16 @@ use std::time::Instant;
 use anyhow::{Context as _, Result};
 use runkit::metrics::Metrics;
 use runkit::progress::Progress;
-use runkit::signals::{Signal, StopFlag, Stopped};
+use runkit::signals::{Signal, StopFlag, Stoppable, Stopped};
 use serde_json::{Value, json};
 
 use super::checkpoint::{self, State};
-use super::folder::{self, CHECKPOINTS};
+use super::folder::{self, CHECKPOINTS, RUN};
 use super::manifest::{self, Manifest};
 use super::opened::{OpenedRun, stream_options};
 use super::probe::{Probe, ProbeReport};
 use super::samples::Sampler;
-use super::{End, Found};
+use super::{Finished, Found};
 use super::{advice, export, samples};
 use crate::config::{self, Config};
 use crate::data::{Content, Stream, StreamOptions};
@@ -26,7 +27,7 @@ use crate::preference::Preference;
 use crate::randomness::Choice;
 use crate::report::{StepReport, Values};
 use crate::step::MicroBatchBuilder;
-use crate::trainer::{Position, StepEnd, Trainer};
+use crate::trainer::{Position, Trainer, TrainingState};
 
 /// Read ahead for the probe: its pairs are few, and read out of this many bytes.
 const PROBE_MEMORY: u64 = 64 << 20;
@@ -94,12 +95,10 @@ impl<'run> Session<'run> {
         };
         let options = stream_options(config, base, position.pairs);
         let stream = Stream::start(Arc::clone(&opened.dataset), options)?;
-        folder::clean(run)?;
-        runkit::files::write_json_atomic(run.join(manifest::FILE), manifest)?;
-        let settings = config.settings.with_absolute_paths();
-        let text = runkit::config::to_toml_string(&settings)?;
+        folder::remove_temporaries(run)?;
+        RUN.at(run).begin(manifest)?;
         runkit::files::write_atomic(run.join(config::FILE), |file| {
-            file.write_all(text.as_bytes())
+            file.write_all(config.saved_settings.as_bytes())
         })?;
         let probe = probe(config, opened, &networks, checkpoint.is_none())?;
         let captions = match &probe {
@@ -110,7 +109,8 @@ impl<'run> Session<'run> {
         let is_first = !matches!(found, Found::Own(_));
         let metrics = Metrics::open(run, (!is_first).then_some(position.step))?;
         let scorers = opened.scorers.len();
-        let trainer = Trainer::new(config, base, networks, optimizer, stream, scorers, position)?;
+        let state = TrainingState { networks, optimizer, position };
+        let trainer = Trainer::new(config, base, state, stream, scorers)?;
         Ok(Self {
             config,
             run,
@@ -129,7 +129,7 @@ impl<'run> Session<'run> {
     }
 
     /// Trains to the end; an error that leaves the weights whole saves them first.
-    pub(crate) fn train(&mut self, opened: &OpenedRun, stop: &StopFlag) -> Result<End> {
+    pub(crate) fn train(&mut self, opened: &OpenedRun, stop: &StopFlag) -> Result<Stoppable<Finished>> {
         let end = self.steps(opened, stop);
         match end {
             Err(error) if Stopped::behind(error.as_ref()).is_some() => self.stopped(stop),
@@ -138,7 +138,7 @@ impl<'run> Session<'run> {
         }
     }
 
-    fn steps(&mut self, opened: &OpenedRun, stop: &StopFlag) -> Result<End> {
+    fn steps(&mut self, opened: &OpenedRun, stop: &StopFlag) -> Result<Stoppable<Finished>> {
         let config = self.config;
         let base = &opened.base;
         let first = self.trainer.position();
@@ -152,27 +152,27 @@ impl<'run> Session<'run> {
         } else if self.samples_are_missing() && !self.generate_samples(base, stop)? {
             return self.stopped(stop);
         }
-        let pairs = first.pairs + (config.steps - first.step) * config.batch_size;
+        let pairs = first.pairs + (config.settings.steps - first.step) * config.settings.batch_size;
         let progress = Progress::new("training", "pairs", pairs);
         progress.already_done(first.pairs);
-        while self.trainer.position().step < config.steps {
+        while self.trainer.position().step < config.settings.steps {
             let report = match self.trainer.step(self.run, stop)? {
-                StepEnd::Done(report) => report,
-                StepEnd::Stopped(_) => return self.stopped(stop),
+                ControlFlow::Continue(report) => report,
+                ControlFlow::Break(_) => return self.stopped(stop),
             };
             self.write(&report, opened)?;
             progress.message(format!(
                 "step {} of {}, loss {:.4}, accuracy {:.3}, lr {:.3e}",
-                report.step, config.steps, report.loss, report.accuracy, report.learning_rate
+                report.step, config.settings.steps, report.loss, report.accuracy, report.learning_rate
             ));
-            progress.add(config.batch_size);
-            let last = report.step == config.steps;
+            progress.add(config.settings.batch_size);
+            let last = report.step == config.settings.steps;
             if self.samples_are_due() && !self.generate_samples(base, stop)? {
                 return self.stopped(stop);
             }
             let time_is_up =
                 config.checkpoint_after.is_some_and(|after| self.saved_at.elapsed() >= after);
-            if last || time_is_up || report.step.is_multiple_of(config.checkpoint_every) {
+            if last || time_is_up || report.step.is_multiple_of(config.settings.checkpoint_every) {
                 self.save()?;
             }
         }
@@ -184,7 +184,7 @@ impl<'run> Session<'run> {
     fn measure_probe(&self) -> Result<Option<ProbeReport>> {
         let networks = self.trainer.networks();
         let measure = |probe: &Probe| {
-            probe.measure(&networks.pipeline.unet, &networks.schedule, self.config.beta)
+            probe.measure(&networks.pipeline.unet, &networks.schedule, self.config.settings.beta)
         };
         self.probe.as_ref().map(measure).transpose()
     }
@@ -192,7 +192,7 @@ impl<'run> Session<'run> {
     /// Writes the line of a step.
     fn write(&mut self, report: &StepReport, opened: &OpenedRun) -> Result<()> {
         let mut values = report.values();
-        if self.config.preference == Preference::RandomScorer {
+        if self.config.settings.preference == Preference::RandomScorer {
             let scorer = opened.scorers.get(report.scorer);
             values.push(("scorer", json!(scorer)));
         }
@@ -228,7 +228,7 @@ impl<'run> Session<'run> {
 
     fn samples_are_due(&self) -> bool {
         let step = self.trainer.position().step;
-        let due = |sampler: &Sampler| step == self.config.steps || sampler.is_due(step);
+        let due = |sampler: &Sampler| step == self.config.settings.steps || sampler.is_due(step);
         self.sampler.as_ref().is_some_and(due)
     }
 
@@ -270,7 +270,7 @@ impl<'run> Session<'run> {
         let state = State::new(position, self.config.optimizer.kind, &self.fingerprint, numerics);
         checkpoint::save(&checkpoints, &state, trainer.networks(), trainer.optimizer())?;
         (self.saved, self.saved_at) = (position.step, Instant::now());
-        checkpoint::prune(&checkpoints, self.config.keep)
+        checkpoint::prune(&checkpoints, self.config.settings.keep)
     }
 
     /// Saves what is done, unless the weights are not whole, and says what to do.
@@ -299,31 +299,31 @@ impl<'run> Session<'run> {
     }
 
     /// Saves what is done and says which signal came.
-    fn stopped(&mut self, stop: &StopFlag) -> Result<End> {
+    fn stopped(&mut self, stop: &StopFlag) -> Result<Stoppable<Finished>> {
         if self.trainer.position().step > self.saved {
             self.save()?;
         }
-        Ok(End::Stopped(stop.requested().unwrap_or(Signal::Terminate)))
+        Ok(ControlFlow::Break(stop.requested().unwrap_or(Signal::Terminate)))
     }
 
-    fn finish(&mut self, base: &BaseModel) -> Result<End> {
+    fn finish(&mut self, base: &BaseModel) -> Result<Stoppable<Finished>> {
         let report = self.measure_probe()?;
         self.metrics.sync()?;
         let manifest = Manifest {
-            steps: self.config.steps,
+            steps: self.config.settings.steps,
             result: export::names(base)?,
             ..self.manifest.clone()
         };
         if manifest != *self.manifest {
             // The result of fewer steps is none of this run any more.
             export::unmark(self.run)?;
-            runkit::files::write_json_atomic(self.run.join(manifest::FILE), &manifest)?;
+            RUN.at(self.run).begin(&manifest)?;
         }
         let before = report.as_ref().map(ProbeReport::before);
         let probes = before.as_ref().zip(report.as_ref());
         let card = export::model_card(self.config, base, &manifest, probes);
         let pipeline = export::write(self.run, base, self.trainer.networks(), &card)?;
-        Ok(End::Done { pipeline, probe: report })
+        Ok(ControlFlow::Continue(Finished { pipeline, probe: report }))
     }
 }
 
@@ -357,12 +357,12 @@ fn probe(
     if opened.probe.is_empty() {
         return Ok(None);
     }
-    let (run, rows, device) = (config.out.as_path(), config.micro_batch, config.device);
+    let (run, rows, device) = (config.out.as_path(), config.settings.micro_batch, config.device);
     if let Some(probe) = Probe::read(run, rows, device)? {
         return Ok(Some(probe));
     }
     let base = &opened.base;
-    let seed = Choice::Probe.number(config.seed, 0, 0);
+    let seed = Choice::Probe.number(config.settings.seed, 0, 0);
     let options = StreamOptions {
         seed,
         resolution: (base.resolution, base.resolution),

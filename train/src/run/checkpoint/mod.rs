@@ -364,12 +364,17 @@ fn remove(folder: &Path) -> Result<()> {
     remove().with_context(|| format!("cannot remove {}", folder.display()))
 }
 
-/// Removes all checkpoints, and the folder that holds them where nothing else is in it.
+/// Every file of every checkpoint, below `prefix`, the marks first.
 ///
 /// # Errors
-/// Where a file cannot be removed.
-pub fn remove_all(checkpoints: &Path) -> Result<()> {
-    list(checkpoints)?.into_values().try_for_each(|folder| remove(&folder))
+/// If the folder cannot be listed.
+pub fn outputs(checkpoints: &Path, prefix: &str) -> Result<Vec<String>> {
+    let folders: Vec<String> = list(checkpoints)?
+        .into_values()
+        .filter_map(|folder| Some(format!("{prefix}/{}", folder.file_name()?.display())))
+        .collect();
+    let files = |name: &'static str| folders.iter().map(move |folder| format!("{folder}/{name}"));
+    Ok(FILES.into_iter().flat_map(files).collect())
 }
 
 /// The step of the newest complete checkpoint.
