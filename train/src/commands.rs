@@ -1,20 +1,24 @@
-//! What each command does with what was typed.
+//! What each command does with the command line.
 
 use std::fmt::Write as _;
+use std::ops::ControlFlow;
 
 use anyhow::{Context as _, Result};
 use indicatif::{HumanBytes, HumanCount};
 use nn::device::DeviceError;
 use runkit::exit::ExitStatus;
 use runkit::program::{self, UsageError, say, usage_unless};
+use runkit::settings::Settings as _;
+use serde_json::json;
 
 use crate::cache;
-use crate::cli::{CacheArguments, Command, RunArguments, RunSettings};
+use crate::cli::{CacheArguments, Command, RunArguments};
 use crate::config::{self, Config};
-use crate::recipe::RecipeError;
+use crate::recipe::{self, RecipeError};
 use crate::run::opened::OpenedRun;
 use crate::run::plan::Plan;
-use crate::run::{self, End};
+use crate::run::{self, Finished};
+use crate::settings::RunOptions;
 
 /// Runs one command.
 ///
@@ -23,8 +27,15 @@ use crate::run::{self, End};
 pub fn run(command: Command) -> Result<ExitStatus> {
     match command {
         Command::Run(arguments) => train(&arguments),
-        Command::Plan(arguments) => plan(&arguments),
+        Command::Plan(arguments) => plan(&arguments.run),
         Command::Cache(arguments) => write_cache(&arguments),
+        Command::Recipes(arguments) => {
+            say(&match arguments.json {
+                true => format!("{:#}\n", recipe::list_json()?),
+                false => recipe::list(),
+            })?;
+            Ok(ExitStatus::Done)
+        }
     }
 }
 
@@ -35,24 +46,43 @@ fn train(arguments: &RunArguments) -> Result<ExitStatus> {
     let config = config(&settings, arguments)?;
     let stop = runkit::signals::install().context("installing signal handlers")?;
     match run::run(&config, &stop)? {
-        End::Stopped(signal) => {
-            tracing::warn!("stopped; the steps done are kept, the same command goes on from there");
+        ControlFlow::Break(signal) => {
+            tracing::warn!("stopped; finished steps are kept, the same command resumes from there");
             Ok(signal.into())
         }
-        End::Done { pipeline, probe } => {
-            let mut text = String::new();
-            if let Some(probe) = probe {
-                let _ = writeln!(
-                    text,
-                    "on the probe: loss {:.4} (ln 2 is 0.6931), implicit accuracy {:.3}",
-                    probe.loss, probe.accuracy
-                );
-            }
-            let _ = writeln!(text, "pipeline: {}", pipeline.display());
-            say(&text)?;
+        ControlFlow::Continue(finished) => {
+            say(&summary(&finished, arguments.json))?;
             Ok(ExitStatus::Done)
         }
     }
+}
+
+/// What a finished run prints.
+fn summary(finished: &Finished, as_json: bool) -> String {
+    let Finished { pipeline, probe } = finished;
+    if as_json {
+        let before_and_after = |before: f64, after: f64| json!({"before": before, "after": after});
+        let probe = probe.as_ref().map(|probe| {
+            let before = probe.before();
+            json!({
+                "loss": before_and_after(before.loss, probe.loss),
+                "accuracy": before_and_after(before.accuracy, probe.accuracy),
+            })
+        });
+        return format!("{:#}\n", json!({"pipeline": pipeline, "probe": probe}));
+    }
+    let mut text = String::new();
+    // Writing to a String cannot fail.
+    if let Some(probe) = probe {
+        let before = probe.before();
+        let _ = writeln!(
+            text,
+            "probe: loss {:.4} -> {:.4}, implicit accuracy {:.2} -> {:.2}",
+            before.loss, probe.loss, before.accuracy, probe.accuracy
+        );
+    }
+    let _ = writeln!(text, "pipeline: {}", pipeline.display());
+    text
 }
 
 fn plan(arguments: &RunArguments) -> Result<ExitStatus> {
@@ -62,63 +92,70 @@ fn plan(arguments: &RunArguments) -> Result<ExitStatus> {
     runkit::signals::install().context("installing signal handlers")?;
     let opened = OpenedRun::new(&config)?;
     opened.check_cache()?;
-    say(&Plan::new(&config, &opened)?.text)?;
+    let plan = Plan::new(&config, &opened)?;
+    say(&match arguments.json {
+        true => format!("{:#}\n", plan.json(&config, &opened)),
+        false => plan.text(&config, &opened),
+    })?;
     Ok(ExitStatus::Done)
 }
 
 fn write_cache(arguments: &CacheArguments) -> Result<ExitStatus> {
     arguments.resume.explain();
     let settings = cache::settings(arguments)?;
-    if arguments.print_config {
-        say(&runkit::config::to_toml_string(&settings)?)?;
+    if arguments.file.print_config {
+        say(&settings.to_toml()?)?;
         return Ok(ExitStatus::Done);
     }
     let config = cache::Config::new(&settings, arguments.fresh)
         .map_err(usage_unless(DeviceError::is_absent))?;
     let stop = runkit::signals::install().context("installing signal handlers")?;
     let end = cache::write(&config, &stop)?;
-    if config.out.join(cache::MANIFEST).exists() {
-        let text = runkit::config::to_toml_string(&settings.with_absolute_paths())?;
+    if config.out.join(runkit::run_folder::MANIFEST).exists() {
+        let text = settings.with_absolute_paths().to_toml()?;
         runkit::files::write_atomic(config.out.join(config::FILE), |file| {
             file.write_all(text.as_bytes())
         })?;
     }
     match end {
-        cache::End::Stopped(signal) => {
-            tracing::warn!("stopped; finished parts are kept, the same command goes on from there");
+        ControlFlow::Break(signal) => {
+            tracing::warn!("stopped; finished parts are kept, the same command resumes from there");
             Ok(signal.into())
         }
-        cache::End::Done(summary) => {
-            say(&format!(
-                "{} pairs, {} of them failed, {} captions, {}\ncache: {}\n",
-                HumanCount(summary.rows),
-                HumanCount(summary.failed),
-                HumanCount(summary.captions),
-                HumanBytes(summary.bytes),
-                config.out.display()
-            ))?;
-            let allowed = settings.max_failed.unwrap_or(0);
+        ControlFlow::Continue(summary) => {
+            say(&match arguments.json {
+                true => format!("{:#}\n", summary.json(&config.out)),
+                false => format!(
+                    "{} pairs, {} failed, {} captions, {}\ncache: {}\n",
+                    HumanCount(summary.rows),
+                    HumanCount(summary.failed),
+                    HumanCount(summary.captions),
+                    HumanBytes(summary.bytes),
+                    config.out.display()
+                ),
+            })?;
+            let allowed = settings.max_failed.unwrap_or_default();
             let latents = config.out.join("latents-*.parquet");
-            let which = format!("the column status of {} says why", latents.display());
+            let which = format!("the column status of {} gives the reasons", latents.display());
             Ok(program::status_of_failed(summary.failed, allowed, "pairs", &which))
         }
     }
 }
 
-/// The validated run; what is wrong with the arguments is a usage error.
-fn config(settings: &RunSettings, arguments: &RunArguments) -> Result<Config> {
+/// The validated run; an error in the arguments is a usage error.
+fn config(settings: &RunOptions, arguments: &RunArguments) -> Result<Config> {
     Config::new(settings, arguments.fresh).map_err(usage_unless(DeviceError::is_absent))
 }
 
-/// The settings from flags, environment, file and recipes; `None` when they were only to be printed.
-fn settings(arguments: &RunArguments) -> Result<Option<RunSettings>> {
+/// The settings from flags, environment, file, recipes and defaults; `None` after `--print-config`.
+fn settings(arguments: &RunArguments) -> Result<Option<RunOptions>> {
     let settings =
         config::settings(arguments).map_err(|error| match error.downcast_ref::<RecipeError>() {
             Some(RecipeError::Unknown { .. }) => UsageError::of(error).into(),
             _ => error,
         })?;
-    if arguments.print_config {
-        say(&runkit::config::to_toml_string(&settings)?)?;
+    if arguments.file.print_config {
+        say(&settings.to_toml()?)?;
         return Ok(None);
     }
     Ok(Some(settings))

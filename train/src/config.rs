@@ -330,8 +330,8 @@ mod tests {
     use clap::Parser as _;
 
     use super::*;
-    use crate::preference::Preference;
     use crate::cli::{Cli, Command};
+    use crate::preference::Preference;
 
     fn config(flags: &[&str]) -> Result<Config> {
         let fixed = ["train", "run", "--model", "m", "--pairs", "p", "--labels", "l", "--out", "o"];
@@ -343,7 +343,10 @@ mod tests {
     #[test]
     fn defaults_are_those_of_the_paper() {
         let config = config(&["--device", "cpu"]).unwrap();
-        assert_eq!((config.settings.steps, config.settings.batch_size, config.settings.micro_batch), (2000, 128, 4));
+        assert_eq!(
+            (config.settings.steps, config.settings.batch_size, config.settings.micro_batch),
+            (2000, 128, 4)
+        );
         assert_eq!((config.settings.reference_every, config.settings.beta), (100, 5000.0));
         assert!((config.learning_rate.peak() - 1.28e-6).abs() < 1e-18);
         assert_eq!(config.max_grad_norm, Some(1.0));

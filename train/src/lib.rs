@@ -35,6 +35,7 @@ pub mod record;
 pub mod reference;
 pub mod report;
 pub mod run;
+pub mod settings;
 pub mod statistics;
 pub mod step;
 pub mod trainer;

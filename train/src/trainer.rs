@@ -23,6 +23,7 @@ use crate::preference::{PairLabel, PreferenceTarget, scorer_of_step};
 use crate::record::{Record, StepFacts};
 use crate::reference;
 pub use crate::report::{StepReport, Times};
+use crate::settings::RunSettings;
 use crate::statistics::{Summary, chosen_and_rejected, weighted_mean};
 use crate::step::{self, Accumulation, MicroBatchBuilder};
 
@@ -216,8 +217,10 @@ impl<'run> Trainer<'run> {
             Some(lowered) => self.skip_update(step, lowered),
             None => self.update(step, learning_rate),
         })?;
-        let distance =
-            config.measures_after(step).then(|| reference::distance(&self.state.networks)).transpose()?;
+        let distance = config
+            .measures_after(step)
+            .then(|| reference::distance(&self.state.networks))
+            .transpose()?;
         timed(&mut times.optimizer, || self.update_reference())?;
         self.is_whole = true;
         let sides = |first: usize| {
@@ -273,7 +276,8 @@ impl<'run> Trainer<'run> {
             seed: config.settings.seed,
             caption_dropout: config.settings.caption_dropout,
         };
-        let batch = timed(&mut times.encode, || builder.build(&self.state.networks, examples, scorer))?;
+        let batch =
+            timed(&mut times.encode, || builder.build(&self.state.networks, examples, scorer))?;
         let networks = &self.state.networks;
         let predictions = timed(&mut times.forward, || {
             step::predict(
@@ -351,7 +355,8 @@ impl<'run> Trainer<'run> {
     fn update(&mut self, step: u64, learning_rate: f64) -> Result<()> {
         self.state.optimizer.step(learning_rate)?;
         self.state.optimizer.zero_grad()?;
-        self.state.position.loss_scale = self.state.position.loss_scale.grown(self.config.loss_scaling);
+        self.state.position.loss_scale =
+            self.state.position.loss_scale.grown(self.config.loss_scaling);
         self.advance(step);
         Ok(())
     }
@@ -376,7 +381,7 @@ impl<'run> Trainer<'run> {
     /// Makes the reference the current weights where it is time.
     fn update_reference(&mut self) -> Result<()> {
         let Position { step, reference_step, .. } = self.state.position;
-        let Config { reference_every, steps, .. } = *self.config;
+        let RunSettings { reference_every, steps, .. } = self.config.settings;
         if reference::is_updated_after(step, reference_every, steps) && reference_step != step {
             reference::update(&mut self.state.networks)?;
             self.state.position.reference_step = step;

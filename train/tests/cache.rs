@@ -4,6 +4,7 @@
 #![expect(clippy::unwrap_used, reason = "tests")]
 
 use std::collections::BTreeMap;
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
@@ -19,7 +20,7 @@ use schemas::latents::{LatentsFile, StoredFloat, latents_name};
 use schemas::pairs::{PairFile, PairRow, discover};
 use tch::{Device, Kind, Tensor};
 use tempfile::TempDir;
-use train::cache::{self, Config, End};
+use train::cache::{self, Config};
 use train::data::{Content, Dataset, Example, Stream, StreamOptions};
 use train::model::{BaseModel, FileHashes};
 
@@ -116,8 +117,8 @@ fn config(name: &str, input: &Path, out: &Path) -> Config {
 
 fn write(config: &Config) -> cache::Summary {
     match cache::write(config, &StopFlag::never()).unwrap() {
-        End::Done(summary) => summary,
-        End::Stopped(signal) => panic!("stopped by {signal:?}"),
+        ControlFlow::Continue(summary) => summary,
+        ControlFlow::Break(signal) => panic!("stopped by {signal:?}"),
     }
 }
 
@@ -353,7 +354,7 @@ fn a_run_that_is_stopped_is_finished_with_the_same_bytes() {
     let config = config("sd", &input, &out);
     let stop = StopFlag::never();
     stop.request(Signal::Terminate);
-    assert!(matches!(cache::write(&config, &stop).unwrap(), End::Stopped(Signal::Terminate)));
+    assert!(matches!(cache::write(&config, &stop).unwrap(), ControlFlow::Break(Signal::Terminate)));
     assert!(!out.join(latents_name(0, 2)).exists());
     write(&config);
     assert_eq!(files(&out), files(&whole));

@@ -1,12 +1,12 @@
 //! The latents of one input file: read → decode and transform on all cores → encode → part.
 //!
-//! On a CPU the stages take turns, each with every core; on a GPU decoding runs ahead in its own
-//! threads, a bounded number of batches at most. A batch is a function of the file alone.
+//! On a CPU the stages take turns, each with every core; for a GPU a thread prefetches a bounded number
+//! of decoded batches. A batch is a function of the file alone.
 
 use std::collections::{HashMap, HashSet};
 use std::fs::File;
+use std::ops::ControlFlow;
 use std::os::unix::fs::FileExt as _;
-use std::sync::mpsc::sync_channel;
 
 use anyhow::{Context as _, Result};
 use bytes::Bytes;
@@ -15,8 +15,9 @@ use media::resize::Resizer;
 use nn::NetworkError;
 use nn::pipeline::Encoders;
 use rayon::prelude::*;
+use runkit::prefetch::prefetch;
 use runkit::progress::Progress;
-use runkit::signals::StopFlag;
+use runkit::signals::{StopFlag, Stoppable};
 use schemas::labels::Status;
 use schemas::latents::{Geometry, ImageMoments, LatentRow, LatentsLayout, LatentsWriter, Moments};
 use schemas::pairs::{EmptyCaption, PairFile, PairRow, PairRows, caption_problem};
@@ -30,18 +31,18 @@ use crate::data::transform::{Pixels, Transform};
 
 /// Rows read from Parquet at a time: with 2 images of some 150 kB each, about 10 MB.
 const ROWS_PER_READ: usize = 32;
-/// Batches decoded ahead of a GPU.
+/// Decoded batches to prefetch for a GPU.
 const BATCHES_AHEAD: usize = 4;
 
 type Failure = (Status, String);
 
-/// Writes the part; false where a signal came before it was complete.
+/// Writes the part, unless a signal stops it.
 pub(super) fn write(
     part: &Part<'_>,
     encoders: &Encoders,
     progress: &Progress,
     stop: &StopFlag,
-) -> Result<bool> {
+) -> Result<Stoppable> {
     let [height, width] = part.manifest.resolution;
     let layout = LatentsLayout {
         stored: stored(part.config.precision),
@@ -67,29 +68,15 @@ pub(super) fn write(
         progress,
         failed: 0,
     };
-    let complete = if part.config.device.is_cuda() {
-        std::thread::scope(|scope| {
-            let (sender, receiver) = sync_channel(BATCHES_AHEAD);
-            scope.spawn(move || {
-                for batch in batches {
-                    // The receiver is gone when the run stops; then this thread ends as well.
-                    if sender.send(batch).is_err() {
-                        break;
-                    }
-                }
-            });
-            sink.take_all(receiver.into_iter(), stop)
-        })?
-    } else {
-        sink.take_all(batches, stop)?
-    };
-    if complete {
+    let ahead = if part.config.device.is_cuda() { BATCHES_AHEAD } else { 0 };
+    let end = prefetch(batches, ahead, |batches| sink.take_all(batches, stop))?;
+    if end.is_continue() {
         sink.writer.finish()?;
     }
-    Ok(complete)
+    Ok(end)
 }
 
-/// The images, by the checksum of their uid, that stand in the file more than once.
+/// The checksums of the image uids that occur more than once in the file.
 fn repeated(file: &PairFile) -> Result<HashSet<u128>> {
     let (mut seen, mut repeated) = (HashSet::new(), HashSet::new());
     for batch in file.plan_rows()? {
@@ -108,32 +95,32 @@ fn repeated(file: &PairFile) -> Result<HashSet<u128>> {
 
 /// One image of a row, after decoding.
 enum LatentImage {
-    /// To be encoded, and kept under its checksum where it comes again.
+    /// To be encoded, and kept under its checksum if it occurs again.
     New(Box<Pixels>, Option<u128>),
-    /// Encoded before: its checksum.
+    /// Encoded before, under this checksum.
     Known(u128),
-    /// Neither; kept as well where it comes again.
+    /// Not decoded; the failure is kept as well if the image occurs again.
     Failed(Failure, Option<u128>),
 }
 
-/// One row, its images decoded.
+/// One row with its images decoded.
 struct DecodedRow {
     row: PairRow,
     images: [LatentImage; 2],
 }
 
-/// The rows of a file, as many at a time as have a batch of new images.
+/// The rows of a file in groups, each with a batch of new images.
 struct Batches {
     repeated: HashSet<u128>,
     rows: PairRows,
     pending: std::vec::IntoIter<PairRow>,
-    /// The checksums of images that come again and were handed out.
+    /// The checksums of repeated images that were already returned.
     seen: HashSet<u128>,
     batch_size: usize,
     transform: Transform,
 }
 
-/// What is to be done with one image.
+/// What to do with one image.
 enum Order {
     Decode(Bytes, Option<u128>),
     Reuse(u128),
@@ -169,7 +156,7 @@ impl Batches {
         if !again {
             return Order::Decode(bytes, None);
         }
-        // By what is in it rather than by its name: a name may stand for two images.
+        // By its content rather than by its uid: one uid may name two images.
         let content = xxh3_128(&bytes);
         match self.seen.insert(content) {
             true => Order::Decode(bytes, Some(content)),
@@ -203,7 +190,7 @@ impl Order {
 }
 
 thread_local! {
-    /// Coefficients and buffers of this thread.
+    /// The resizer of this thread, with its coefficients and buffers.
     static RESIZER: std::cell::RefCell<Resizer> = std::cell::RefCell::new(Resizer::new());
 }
 
@@ -225,7 +212,7 @@ impl Iterator for Batches {
     }
 }
 
-/// What is known of an image that was encoded, or not.
+/// The moments of an image, or why it has none.
 type Encoded = Result<(Geometry, ImageMoments), Failure>;
 
 /// Encodes batches and writes them.
@@ -245,7 +232,7 @@ impl PartSink<'_> {
         &mut self,
         batches: impl Iterator<Item = Result<Vec<DecodedRow>>>,
         stop: &StopFlag,
-    ) -> Result<bool> {
+    ) -> Result<Stoppable> {
         for batch in batches {
             let batch = batch?;
             let rows = batch.len() as u64;
@@ -254,11 +241,11 @@ impl PartSink<'_> {
             if self.failed > 0 {
                 self.progress.message(format!("{} failed", self.failed));
             }
-            if stop.requested().is_some() {
-                return Ok(false);
+            if let Some(signal) = stop.requested() {
+                return Ok(ControlFlow::Break(signal));
             }
         }
-        Ok(true)
+        Ok(ControlFlow::Continue(()))
     }
 
     fn take(&mut self, batch: Vec<DecodedRow>) -> Result<()> {
@@ -289,7 +276,7 @@ impl PartSink<'_> {
         Ok(())
     }
 
-    /// Encodes images together; where that gives numbers that are not finite, one by one.
+    /// Encodes images together. If a moment is not finite, encodes them one by one to find the image.
     fn encode(&self, images: &[&Pixels]) -> Result<Vec<Encoded>> {
         if images.is_empty() {
             return Ok(Vec::new());
@@ -310,7 +297,7 @@ impl PartSink<'_> {
                 .map(|all| all.into_iter().flatten().collect()),
             Err(error) if error.is_out_of_memory() && images.len() > 1 => {
                 let hint = format!("hint: --batch-size {}", images.len() / 2);
-                Err(anyhow::Error::new(error).context(format!("too little memory; {hint}")))
+                Err(anyhow::Error::new(error).context(format!("out of memory; {hint}")))
             }
             Err(error) => Err(error.into()),
         }
@@ -376,11 +363,11 @@ fn geometry(pixels: &Pixels) -> Geometry {
     Geometry { size: pixels.original_size, crop: pixels.crop }
 }
 
-/// Latents of images that come again in the part, in a scratch file that the system removes with the
-/// process, so that memory does not grow with the part.
+/// The moments of images that occur again in the part. They are in a scratch file, which the system
+/// deletes with the process, so that memory does not grow with the part.
 struct Scratch {
     file: File,
-    /// What is known of each image; latents by their number in the file.
+    /// Per image its failure, or its geometry and its index in the file.
     known: HashMap<u128, Result<(Geometry, u64), Failure>>,
     stored: u64,
     layout: LatentsLayout,
@@ -394,7 +381,7 @@ impl Scratch {
         Ok(Self { file, known: HashMap::new(), stored: 0, layout })
     }
 
-    /// Mean and deviation, and the same flipped.
+    /// The lists of numbers per image: mean and std, and the same of the flipped image.
     fn lists(&self) -> usize {
         if self.layout.flipped { 4 } else { 2 }
     }

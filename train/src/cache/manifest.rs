@@ -3,21 +3,19 @@
 use anyhow::Result;
 use nn::device::Precision;
 use nn::vae::VaeConfig;
-use runkit::manifest::Difference;
 use schemas::latents::{Manifest, SCHEMA_VERSION, StoredFloat, encoders};
 use schemas::pairs::{FileRecord, InputRecord};
-use serde_json::{Map, Value};
 
 use super::Config;
 use super::plan::Plan;
 use crate::model::{BaseModel, FileHashes};
 
 /// Fields that change latents by rounding alone. A restart may change them; each part keeps its own.
-const NUMERICS: [&str; 3] = ["crate_version", "device", "batch_size"];
+pub(super) const NUMERICS: [&str; 3] = ["crate_version", "device", "batch_size"];
 /// How images become pixels.
 const TRANSFORM: &str = "resize-bilinear-center-crop";
 
-/// Describes a run; hashes the files of the encoders.
+/// Describes a cache; hashes the files of the encoders.
 pub(super) fn describe(
     config: &Config,
     base: &BaseModel,
@@ -50,27 +48,13 @@ pub(super) fn describe(
     })
 }
 
-/// A checksum of what all parts of a cache have in common.
+/// A checksum of the identity, which all parts of a cache have in common.
 pub(super) fn fingerprint(manifest: &Manifest) -> Result<String> {
-    let (identity, _) = split(serde_json::to_value(manifest)?);
+    let mut identity = serde_json::to_value(manifest)?;
+    if let Some(fields) = identity.as_object_mut() {
+        fields.retain(|name, _| !NUMERICS.contains(&name.as_str()));
+    }
     Ok(runkit::manifest::fingerprint(&identity)?)
-}
-
-/// How this start differs from an earlier one: in what may not differ, and in the numerics.
-pub(super) fn differences(ours: &Manifest, earlier: Value) -> Result<[Vec<Difference>; 2]> {
-    let (earlier, before) = split(earlier);
-    let (ours, now) = split(serde_json::to_value(ours)?);
-    let differences = runkit::manifest::differences;
-    Ok([differences(&earlier, &ours), differences(&before, &now)])
-}
-
-/// What all parts of a cache have in common, and the numerics.
-fn split(manifest: Value) -> (Value, Value) {
-    let Value::Object(fields) = manifest else { return (manifest, Value::default()) };
-    let is_numerics = |name: &str| NUMERICS.contains(&name);
-    let (numerics, identity): (Map<String, Value>, Map<String, Value>) =
-        fields.into_iter().partition(|(name, _)| is_numerics(name));
-    (Value::Object(identity), Value::Object(numerics))
 }
 
 /// The dtype that stores numbers computed in `precision`. Half precision has three bits more than

@@ -38,7 +38,11 @@ pub(crate) fn after(error: &anyhow::Error, config: &Config) -> Result<Option<Str
         )));
     }
     if lacks_memory(error) {
-        let hint = match (config.settings.micro_batch, config.settings.grad_checkpointing, config.optimizer.kind) {
+        let hint = match (
+            config.settings.micro_batch,
+            config.settings.grad_checkpointing,
+            config.optimizer.kind,
+        ) {
             (2.., _, _) => format!(
                 "the same command with --micro-batch {}, which changes the result by rounding only",
                 largest_divisor(config.settings.batch_size, config.settings.micro_batch / 2)

@@ -113,7 +113,11 @@ mod tests {
 
         let manifest =
             serde_json::json!({"program": "train", "result": ["vae/config.json", "../x"]});
-        runkit::files::write_json_atomic(place.path().join(runkit::run_folder::MANIFEST), &manifest).unwrap();
+        runkit::files::write_json_atomic(
+            place.path().join(runkit::run_folder::MANIFEST),
+            &manifest,
+        )
+        .unwrap();
         let ours = [
             "metrics.jsonl",
             "probe.json",

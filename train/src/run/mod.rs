@@ -123,7 +123,8 @@ impl Found {
 /// manifest still identifies it.
 fn origin(config: &Config) -> Result<Option<Origin>> {
     let Some(from) = &config.settings.from else { return Ok(None) };
-    let remembered = RUN.at(&config.out).manifest()?.and_then(|earlier| earlier.get("from").cloned());
+    let remembered =
+        RUN.at(&config.out).manifest()?.and_then(|earlier| earlier.get("from").cloned());
     let remembered = remembered.and_then(|earlier| serde_json::from_value::<Origin>(earlier).ok());
     let origin = match remembered {
         Some(earlier) if !from.exists() && checkpoint::exists(&config.out.join(CHECKPOINTS))? => {

@@ -88,8 +88,12 @@ impl OpenedRun {
         let skipped = config.settings.skip_pairs.as_deref().map(PairList::read).transpose()?;
         let skipped = skipped.unwrap_or_default();
         let labels = LabelsFile::open(&config.labels)?;
-        let labeler =
-            Labeler::new(&labels, &config.settings.preference, config.settings.ties, config.settings.drop_human_ties)?;
+        let labeler = Labeler::new(
+            &labels,
+            &config.settings.preference,
+            config.settings.ties,
+            config.settings.drop_human_ties,
+        )?;
         let mut ties = TieCount::default();
         let mut known = BTreeSet::new();
         let mut label = |row: &schemas::labels::LabelRow| {
@@ -117,7 +121,8 @@ impl OpenedRun {
         Sampler::new(config, &[], &base)?;
         let labels = digest(all.labels());
         let count = config.settings.probe_pairs.min(all.len() / PAIRS_PER_PROBE_PAIR);
-        let (dataset, probe) = all.hold_out(count, Choice::Probe.number(config.settings.seed, 0, 0));
+        let (dataset, probe) =
+            all.hold_out(count, Choice::Probe.number(config.settings.seed, 0, 0));
         ensure!(
             dataset.counts().skipped < dataset.len(),
             "{}: all pairs are to be skipped; hint: a shorter --skip-pairs",
@@ -149,8 +154,11 @@ impl OpenedRun {
 
     /// What is to be said of a probe with fewer pairs than were asked for.
     pub fn probe_shortage(&self, config: &Config) -> Option<String> {
-        let (asked, held, all) =
-            (config.settings.probe_pairs, self.probe.len(), self.counts().selected + self.counts().held_out);
+        let (asked, held, all) = (
+            config.settings.probe_pairs,
+            self.probe.len(),
+            self.counts().selected + self.counts().held_out,
+        );
         (held < asked).then(|| {
             format!(
                 "the data set has {all} pairs to train on: {held} are held out for the probe, not \

@@ -1,4 +1,4 @@
-//! `train plan`: what a run would be, before it is begun. Nothing is loaded and nothing is written.
+//! `train plan`: what a run would do, without starting it. Loads no network and writes nothing.
 
 use std::fmt::{self, Write as _};
 use std::time::{Duration, Instant};
@@ -12,61 +12,61 @@ use nn::pipeline::NetworkFiles;
 use nn::unet::UNetCost;
 use nn::vae::VaeConfig;
 use nn::weights::Weights;
+use serde_json::{Map, Value, json};
 use tch::{Device, Kind, Tensor};
 
 use super::export;
 use super::opened::OpenedRun;
 use crate::config::{Config, Source};
+use crate::data::Counts;
 use crate::model::BaseModel;
 
-/// What a process with libtorch takes before it does anything: code, threads, allocators.
+/// Memory of a process with libtorch before it does anything: code, threads, allocators.
 const RUNTIME_BYTES_CPU: f64 = 0.53e9;
-/// The context of a GPU and the workspaces of its libraries.
+/// GPU memory of the CUDA context and the workspaces of its libraries.
 const RUNTIME_BYTES_CUDA: f64 = 0.9e9;
-/// Tensors of the largest size that a layer's backward pass has beside those kept.
+/// Tensors of the largest size that a layer's backward pass has beside the kept activations.
 const BOUNDARY_TENSORS: f64 = 6.0;
-/// How much of what a plain matrix product reaches the networks reach at most: large ones on a CPU.
+/// The fraction of a plain matrix product's speed that networks reach at most: large ones on a CPU.
 const MOST_OF_PEAK: f64 = 0.8;
-/// And at least: the miniature pipeline, whose tensors are small, and machines that do other work too.
+/// And at least: the toy pipeline, whose tensors are small, and machines that also do other work.
 const LEAST_OF_PEAK: f64 = 0.3;
-/// How long the matrix product is tried.
+/// How long the matrix product is measured.
 const TRIAL: Duration = Duration::from_millis(500);
 
-/// What a run would be.
+/// What a run would do.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Plan {
     /// Passes over the selected pairs.
     pub epochs: f64,
     /// Parameters of the UNet.
     pub parameters: f64,
-    /// Bytes at the peak, by what they are for.
+    /// Bytes at the peak, by purpose.
     pub memory: Vec<(&'static str, f64)>,
-    /// What is written, and the room there is for it.
+    /// What is written, and the free space.
     pub disk: Disk,
     /// Floating point operations of the run.
     pub operations: f64,
-    /// What the device was measured to do of them in a second.
+    /// The operations per second of a plain matrix product on the device, measured.
     pub operations_per_second: f64,
-    /// The text for people.
-    pub text: String,
 }
 
 /// Bytes on the disk of a run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Disk {
-    /// Of one checkpoint.
+    /// Bytes of one checkpoint.
     pub checkpoint: u64,
-    /// Of all there are at once, one more than are kept, and of the result.
+    /// Bytes of all checkpoints that exist at once, one more than are kept, and of the result.
     pub all: u64,
-    /// What is free.
+    /// Free bytes.
     pub free: u64,
 }
 
 impl Disk {
-    /// What a run needs, and what there is.
+    /// What a run needs, and what is free.
     ///
     /// # Errors
-    /// Where a weights file cannot be read, or the disk cannot be asked.
+    /// If a weights file cannot be read.
     pub fn of(config: &Config, base: &BaseModel) -> Result<Self> {
         let files = &base.files;
         let weights = parameters(&files.unet)?.iter().sum::<f64>();
@@ -81,7 +81,7 @@ impl Disk {
 impl fmt::Display for Disk {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         let [checkpoint, all, free] = [self.checkpoint, self.all, self.free].map(HumanBytes);
-        write!(formatter, "{all}, of them {checkpoint} for each checkpoint; {free} are free")
+        write!(formatter, "{all}, with {checkpoint} per checkpoint; {free} free")
     }
 }
 
@@ -94,7 +94,7 @@ impl Plan {
     /// Plans a run.
     ///
     /// # Errors
-    /// Where a weights file cannot be read, or the device cannot be tried.
+    /// If a weights file cannot be read.
     pub fn new(config: &Config, opened: &OpenedRun) -> Result<Self> {
         let base = &opened.base;
         let [_, height, width] = base.latent_size;
@@ -104,26 +104,74 @@ impl Plan {
         let memory = memory(config, opened, &cost, &parameters)?;
         let pairs = config.settings.steps as f64 * config.settings.batch_size as f64;
         let operations = pairs * operations_of_pair(config, opened, &cost)?;
-        let operations_per_second = trial(config.device, config.precision)?;
-        let mut plan = Self {
+        Ok(Self {
             epochs: pairs / opened.counts().selected.max(1) as f64,
             parameters: parameters.iter().sum(),
             memory,
             disk: Disk::of(config, base)?,
             operations,
-            operations_per_second,
-            text: String::new(),
-        };
-        plan.text = plan.describe(config, opened);
-        Ok(plan)
+            operations_per_second: product_operations_per_second(config.device, config.precision)?,
+        })
     }
 
-    fn describe(&self, config: &Config, opened: &OpenedRun) -> String {
+    /// The least and the most seconds that the run should take.
+    fn seconds(&self) -> [f64; 2] {
+        let at_peak = self.operations / self.operations_per_second;
+        [at_peak / MOST_OF_PEAK, at_peak / LEAST_OF_PEAK]
+    }
+
+    fn operations_per_pair(&self, config: &Config) -> f64 {
+        self.operations / (config.settings.steps * config.settings.batch_size) as f64
+    }
+
+    /// The plan as JSON. Bytes, seconds and operations are estimates.
+    pub fn json(&self, config: &Config, opened: &OpenedRun) -> Value {
+        let Counts { rows, selected, failed, dropped, held_out, skipped, uncached, .. } =
+            *opened.counts();
+        let settings = &config.settings;
+        let memory: Map<String, Value> = self
+            .memory
+            .iter()
+            .map(|(name, bytes)| ((*name).to_owned(), json!(*bytes as u64)))
+            .collect();
+        json!({
+            "pairs": {
+                "rows": rows,
+                "selected": selected,
+                "failed": failed,
+                "dropped": dropped,
+                "held_out": held_out,
+                "skipped": skipped,
+                "uncached": uncached,
+            },
+            "preference": settings.preference,
+            "ties": {"count": opened.ties.ties, "policy": settings.ties},
+            "steps": settings.steps,
+            "batch_size": settings.batch_size,
+            "micro_batch": settings.micro_batch,
+            "epochs": self.epochs,
+            "learning_rate": config.learning_rate.peak(),
+            "reference_every": settings.reference_every,
+            "resolution": opened.base.resolution,
+            "parameters": self.parameters as u64,
+            "peak_memory_bytes": self.peak_bytes() as u64,
+            "memory_bytes": memory,
+            "disk_bytes": {
+                "all": self.disk.all,
+                "checkpoint": self.disk.checkpoint,
+                "free": self.disk.free,
+            },
+            "operations_per_pair": self.operations_per_pair(config),
+            "operations_per_second": self.operations_per_second,
+            "seconds": self.seconds(),
+        })
+    }
+
+    /// The plan as text.
+    pub fn text(&self, config: &Config, opened: &OpenedRun) -> String {
         let counts = opened.counts();
+        let settings = &config.settings;
         let bytes = |bytes: f64| HumanBytes(bytes.max(0.0) as u64);
-        let seconds = self.operations / self.operations_per_second;
-        // A thousand years are longer than any run, and do not overflow below.
-        let time = Duration::try_from_secs_f64(seconds.min(3e10)).unwrap_or_default();
         let mut text = String::new();
         // Writing to a String cannot fail.
         let mut line = |name: &str, value: String| {
@@ -132,7 +180,7 @@ impl Plan {
         line(
             "pairs",
             format!(
-                "{} of {} ({} failed, {} left out as ties or without a preference, {} held out for the \
+                "{} of {} ({} failed, {} dropped as ties or without a preference, {} held out for the \
                  probe{}{})",
                 HumanCount(counts.selected),
                 HumanCount(counts.rows),
@@ -145,29 +193,28 @@ impl Plan {
                 },
                 match counts.skipped {
                     0 => String::new(),
-                    skipped => format!("; {} of them skipped", HumanCount(skipped)),
+                    skipped => format!("; {} skipped", HumanCount(skipped)),
                 }
             ),
         );
         if let Some(shortage) = opened.probe_shortage(config) {
             line("", shortage);
         }
-        line("preference", config.settings.preference.to_string());
+        line("preference", settings.preference.to_string());
         line("ties", opened.ties_in_words(config));
         line(
             "steps",
             format!(
                 "{} of {} pairs in micro-batches of {}: {:.2} epochs",
-                HumanCount(config.settings.steps),
-                config.settings.batch_size,
-                config.settings.micro_batch,
+                HumanCount(settings.steps),
+                settings.batch_size,
+                settings.micro_batch,
                 self.epochs
             ),
         );
-        let rate = config.settings.lr.unwrap_or_default();
-        let scaled = match config.settings.scale_lr {
-            Some(false) => "not scaled by the batch size".to_owned(),
-            _ => format!("{rate:e} · {} pairs of a batch", config.settings.batch_size),
+        let scaled = match settings.scale_lr {
+            false => "not scaled by the batch size".to_owned(),
+            true => format!("{:e} · {} pairs per batch", settings.lr, settings.batch_size),
         };
         line("effective lr", format!("{:e} ({scaled})", config.learning_rate.peak()));
         if let Some(warning) = config.short_of_warm_up() {
@@ -175,11 +222,11 @@ impl Plan {
         }
         line(
             "reference",
-            match config.settings.reference_every {
-                0 => "the base model, to the end".to_owned(),
+            match settings.reference_every {
+                0 => "frozen at the base model".to_owned(),
                 every => {
-                    let times = config.settings.steps.saturating_sub(1) / every;
-                    format!("renewed after every {every} steps, {times} times")
+                    let times = settings.steps.saturating_sub(1) / every;
+                    format!("updated every {every} steps, {times} times")
                 }
             },
         );
@@ -193,14 +240,16 @@ impl Plan {
         line(
             "work",
             format!(
-                "{} a pair; a matrix product here does {}/s",
-                operations(self.operations / (config.settings.steps * config.settings.batch_size) as f64),
-                operations(self.operations_per_second / MOST_OF_PEAK)
+                "{} per pair; a matrix product here does {}/s",
+                operations(self.operations_per_pair(config)),
+                operations(self.operations_per_second)
             ),
         );
-        let longest = time.mul_f64(MOST_OF_PEAK / LEAST_OF_PEAK);
-        let (time, longest) = (HumanDuration(time), HumanDuration(longest));
-        line("time", format!("{time} to {longest} (estimate, without sample images)"));
+        // A thousand years are longer than any run, and do not overflow.
+        let duration = |seconds: f64| Duration::try_from_secs_f64(seconds.min(3e10));
+        let [least, most] =
+            self.seconds().map(|seconds| HumanDuration(duration(seconds).unwrap_or_default()));
+        line("time", format!("{least} to {most} (estimate, without sample images)"));
         text
     }
 }
@@ -215,7 +264,7 @@ fn operations(count: f64) -> String {
     format!("{:.2} {name}", count / unit)
 }
 
-/// The numbers of every weight of a network.
+/// The number of elements of every weight of a network.
 fn parameters(files: &NetworkFiles) -> Result<Vec<f64>> {
     let weights = Weights::open(&files.weights)?;
     let count = |name: &str| {
@@ -224,7 +273,7 @@ fn parameters(files: &NetworkFiles) -> Result<Vec<f64>> {
     Ok(weights.names().map(count).collect())
 }
 
-/// The state of the optimizer in numbers.
+/// The number of elements of the optimizer's state.
 fn state(kind: OptimizerKind, files: &NetworkFiles) -> Result<f64> {
     let weights = Weights::open(&files.weights)?;
     let numbers = |name: &str| {
@@ -233,7 +282,7 @@ fn state(kind: OptimizerKind, files: &NetworkFiles) -> Result<f64> {
         let all: f64 = shape.iter().product();
         match (kind, &shape[..]) {
             (OptimizerKind::Adamw, _) => 2.0 * all,
-            // A row and a column in place of the last two dimensions.
+            // One row and one column replace the last two dimensions.
             (OptimizerKind::Adafactor, [.., rows, columns]) => all / columns + all / rows,
             (OptimizerKind::Adafactor, _) => all,
         }
@@ -248,7 +297,7 @@ fn bytes_of(precision: Precision) -> f64 {
     }
 }
 
-/// Bytes at the peak: at the end of the last micro-batch's forward pass.
+/// Bytes at the peak, which is at the end of the last micro-batch's forward pass.
 fn memory(
     config: &Config,
     opened: &OpenedRun,
@@ -267,9 +316,9 @@ fn memory(
         false => cost.kept,
         true => cost.kept_with_checkpointing + cost.largest_part,
     };
-    let passing = BOUNDARY_TENSORS * cost.largest_tensor;
-    // Every weight is cast where it is used, and the cast is kept for the gradients; with checkpointing
-    // only in the part at work.
+    let boundary = BOUNDARY_TENSORS * cost.largest_tensor;
+    // Every weight is cast when it is used, and the backward pass needs the cast; with gradient
+    // checkpointing only that of the block at work.
     let casts = match config.precision {
         Precision::F32 => 0.0,
         _ if config.settings.grad_checkpointing => 0.0,
@@ -277,24 +326,24 @@ fn memory(
         Precision::Bf16 | Precision::F16 => count * size,
     };
     let activations = rows * kept * size + casts;
-    let process = if config.device.is_cuda() { RUNTIME_BYTES_CUDA } else { RUNTIME_BYTES_CPU };
-    let ahead = if config.device.is_cuda() { 0.0 } else { data_bytes(config) };
+    let runtime = if config.device.is_cuda() { RUNTIME_BYTES_CUDA } else { RUNTIME_BYTES_CPU };
+    let prefetch = if config.device.is_cuda() { 0.0 } else { data_bytes(config) };
     Ok(vec![
         ("weights", 4.0 * count),
         ("optimizer", 4.0 * state(config.optimizer.kind, &files.unet)?),
-        // In the only micro-batch of a step they come as activations go; about as much is kept by the
-        // allocator for the next pass.
+        // With a single micro-batch per step, gradients appear as activations are freed; but the allocator
+        // keeps about as much for the next pass.
         ("gradients", 4.0 * count),
         ("reference", size * count),
         ("encoders", encoders),
         ("activations", activations),
-        ("passing", rows * passing * size),
-        ("read ahead", ahead),
-        ("process", process),
+        ("boundary tensors", rows * boundary * size),
+        ("prefetch buffer", prefetch),
+        ("libtorch runtime", runtime),
     ])
 }
 
-/// What is read ahead, at most.
+/// Bytes of pairs that are prefetched, at most.
 fn data_bytes(config: &Config) -> f64 {
     let length = |path: &std::path::Path| path.metadata().map_or(0, |found| found.len());
     let all: u64 = match &config.source {
@@ -312,7 +361,8 @@ fn data_bytes(config: &Config) -> f64 {
 
 /// Operations of one pair: two images through both UNets, the model's gradients, the encoder.
 fn operations_of_pair(config: &Config, opened: &OpenedRun, cost: &UNetCost) -> Result<f64> {
-    // Forward, backward at twice that, the reference.
+    // One forward pass, a backward pass of twice that, and the reference; gradient checkpointing repeats
+    // the forward pass.
     let passes = if config.settings.grad_checkpointing { 5.0 } else { 4.0 };
     let encoder = match config.source {
         Source::Cache(_) => 0.0,
@@ -323,7 +373,7 @@ fn operations_of_pair(config: &Config, opened: &OpenedRun, cost: &UNetCost) -> R
     Ok(2.0 * (passes * cost.forward_operations + encoder))
 }
 
-/// Operations of the autoencoder's way down, its convolutions.
+/// Operations of the autoencoder's encoder.
 fn encoder_operations(vae: &VaeConfig, opened: &OpenedRun) -> f64 {
     const KERNEL: f64 = 9.0;
     let mut side = opened.base.resolution as f64;
@@ -343,14 +393,14 @@ fn encoder_operations(vae: &VaeConfig, opened: &OpenedRun) -> f64 {
             products += KERNEL * output * output * side * side;
         }
     }
-    // The middle: two residual blocks, and attention between all places.
+    // The mid block: two residual blocks, and attention between all positions.
     products += 4.0 * KERNEL * input * input * side * side;
     products += 4.0 * input * input * side * side + 2.0 * input * side.powi(4);
     2.0 * products
 }
 
-/// What of a matrix product's operations in a second the networks reach.
-fn trial(device: Device, precision: Precision) -> Result<f64> {
+/// The operations per second of a plain matrix product, measured.
+fn product_operations_per_second(device: Device, precision: Precision) -> Result<f64> {
     let side = if device.is_cuda() { 8192 } else { 1024 };
     let kind = if precision.upcasts_bf16(device) { Kind::Float } else { precision.kind() };
     let matrix = Tensor::f_ones([side, side], (Kind::Float, device))?.f_to_kind(kind)?;
@@ -367,5 +417,5 @@ fn trial(device: Device, precision: Precision) -> Result<f64> {
         count += 1.0;
     }
     let operations = 2.0 * (side as f64).powi(3) * count;
-    Ok(MOST_OF_PEAK * operations / start.elapsed().as_secs_f64())
+    Ok(operations / start.elapsed().as_secs_f64())
 }

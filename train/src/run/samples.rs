@@ -13,7 +13,7 @@ use runkit::lists;
 use runkit::signals::StopFlag;
 use tch::Tensor;
 
-use crate::config::{Config, Samples};
+use crate::config::Config;
 use crate::model::{BaseModel, Networks};
 
 /// The folder of a run's samples.
@@ -40,8 +40,12 @@ pub struct SampleImage {
 pub struct Sampler {
     /// The prompts.
     pub prompts: Vec<String>,
-    /// How often and how.
-    settings: Samples,
+    /// Steps between sets of images.
+    every: u64,
+    /// Denoising steps of an image.
+    steps: usize,
+    /// The guidance scale; `None` for the pipeline's usual one.
+    guidance: Option<f64>,
     /// The sampler: how denoising steps are taken.
     kind: SamplerKind,
     /// Whether training uses gradient checkpointing.
@@ -55,13 +59,13 @@ impl Sampler {
     /// If the file cannot be read, or holds no prompt or too many.
     pub fn new(config: &Config, captions: &[String], base: &BaseModel) -> Result<Option<Self>> {
         let settings = &config.settings;
-        if settings.every == 0 {
+        if settings.sample_every == 0 {
             return Ok(None);
         }
         let kind = base.schedule.sampler_kind().unwrap_or(SamplerKind::Ddim);
-        nn::schedule::Sampler::new(&base.schedule, kind, settings.steps)
+        nn::schedule::Sampler::new(&base.schedule, kind, settings.sample_steps)
             .context("cannot generate sample images; hint: --sample-every 0 generates none")?;
-        let prompts = match &settings.prompts {
+        let prompts = match &settings.sample_prompts {
             None => {
                 let mut distinct: Vec<String> = Vec::new();
                 for caption in captions {
@@ -78,7 +82,9 @@ impl Sampler {
         }
         Ok(Some(Self {
             prompts,
-            settings: settings.clone(),
+            every: settings.sample_every,
+            steps: settings.sample_steps,
+            guidance: settings.sample_guidance,
             kind,
             grad_checkpointing: config.settings.grad_checkpointing,
         }))
@@ -86,7 +92,7 @@ impl Sampler {
 
     /// Whether images are due after this step.
     pub fn is_due(&self, step: u64) -> bool {
-        step.is_multiple_of(self.settings.every)
+        step.is_multiple_of(self.every)
     }
 
     /// Whether all images of a step exist.
@@ -132,7 +138,7 @@ impl Sampler {
         let pipeline = &networks.pipeline;
         let negative_tokens = base.tokens(&[""])?;
         let negative = pipeline.encode_negative_prompt(&negative_tokens, true)?;
-        let guidance = self.settings.guidance.unwrap_or(match pipeline.family() {
+        let guidance = self.guidance.unwrap_or(match pipeline.family() {
             Family::StableDiffusion => 7.5,
             Family::StableDiffusionXl => 5.0,
         });
@@ -143,7 +149,7 @@ impl Sampler {
                 prompt: &pipeline.encode_prompt(&tokens)?,
                 negative: &negative,
                 seeds: &[seed],
-                steps: self.settings.steps,
+                steps: self.steps,
                 guidance,
                 sampler: self.kind,
                 height: base.resolution,
@@ -172,7 +178,7 @@ impl Sampler {
         let facts = [
             ("seed", seed.to_string()),
             ("step", step.to_string()),
-            ("sample steps", self.settings.steps.to_string()),
+            ("sample steps", self.steps.to_string()),
         ];
         for (key, text) in facts {
             encoder.add_text_chunk(key.to_owned(), text)?;

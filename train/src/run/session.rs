@@ -129,7 +129,11 @@ impl<'run> Session<'run> {
     }
 
     /// Trains to the end; an error that leaves the weights whole saves them first.
-    pub(crate) fn train(&mut self, opened: &OpenedRun, stop: &StopFlag) -> Result<Stoppable<Finished>> {
+    pub(crate) fn train(
+        &mut self,
+        opened: &OpenedRun,
+        stop: &StopFlag,
+    ) -> Result<Stoppable<Finished>> {
         let end = self.steps(opened, stop);
         match end {
             Err(error) if Stopped::behind(error.as_ref()).is_some() => self.stopped(stop),
@@ -163,7 +167,11 @@ impl<'run> Session<'run> {
             self.write(&report, opened)?;
             progress.message(format!(
                 "step {} of {}, loss {:.4}, accuracy {:.3}, lr {:.3e}",
-                report.step, config.settings.steps, report.loss, report.accuracy, report.learning_rate
+                report.step,
+                config.settings.steps,
+                report.loss,
+                report.accuracy,
+                report.learning_rate
             ));
             progress.add(config.settings.batch_size);
             let last = report.step == config.settings.steps;
