@@ -46,7 +46,8 @@ pub enum Command {
 /// `train run`.
 #[derive(Debug, Clone, Args)]
 #[command(
-    override_usage = "train run --model <DIR> --pairs <PATH>... --labels <FILE> --out <DIR> [OPTIONS]",
+    override_usage = "train run --model <DIR> --pairs <PATH>... --labels <FILE>\n           \
+    --out <DIR> [OPTIONS]",
     after_help = "Example:
   train run --recipe sd15,paper/balanced --model sd15 --pairs pickapic_v2 \\
     --labels labels.parquet --out runs/sd15",
@@ -94,7 +95,8 @@ const WITHOUT_MEANING_IN_A_PLAN: [&str; 17] = [
 /// `train plan`.
 #[derive(Debug, Clone, Args)]
 #[command(
-    override_usage = "train plan --model <DIR> --pairs <PATH>... --labels <FILE> --out <DIR> [OPTIONS]",
+    override_usage = "train plan --model <DIR> --pairs <PATH>... --labels <FILE>\n           \
+    --out <DIR> [OPTIONS]",
     after_help = "All flags of train run are accepted.",
     mut_args(|argument| {
         let is_hidden = WITHOUT_MEANING_IN_A_PLAN.contains(&argument.get_id().as_str());

@@ -1,15 +1,15 @@
-//! How the learning rate moves over the run.
+//! The learning rate over the steps of a run.
 //!
 //! Names and values are those of huggingface/diffusers `src/diffusers/optimization.py`
-//! (`get_scheduler`) at v0.42.1. Steps are optimizer steps counted from zero: under warm-up the
-//! first update has the rate zero.
+//! (`get_scheduler`) at v0.42.1. Steps are optimizer steps counted from zero: with warm-up, the
+//! learning rate of the first update is zero.
 
 use std::f64::consts::PI;
 
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 
-/// Where `polynomial` ends, whatever it starts from.
+/// The end of `polynomial`, whatever its start.
 const POLYNOMIAL_END: f64 = 1e-7;
 
 /// The shape of the learning rate over the steps.
@@ -23,15 +23,15 @@ pub enum Schedule {
     #[value(alias = "constant_with_warmup")]
     #[serde(alias = "constant_with_warmup")]
     ConstantWithWarmup,
-    /// Rises from zero, then falls in a line to zero at the last step.
+    /// Rises from zero, then falls linearly to zero at the last step.
     Linear,
     /// Rises from zero, then falls in half a cosine to zero at the last step.
     Cosine,
-    /// As `cosine`, and zero from there on.
+    /// Like `cosine`, and zero from there on.
     #[value(alias = "cosine_with_restarts")]
     #[serde(alias = "cosine_with_restarts")]
     CosineWithRestarts,
-    /// Rises from zero, then falls in a line to 1e-7 at the last step.
+    /// Rises from zero, then falls linearly to 1e-7 at the last step.
     Polynomial,
 }
 
@@ -42,10 +42,10 @@ impl Schedule {
     }
 }
 
-/// A learning rate that cannot be.
+/// A learning rate is impossible.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 pub enum LearningRateError {
-    /// The highest rate is no rate.
+    /// The peak is negative or not finite.
     #[error("the learning rate is {0:e}, expected a finite number that is not negative")]
     Rate(f64),
     /// A polynomial decay ends above where it starts.
@@ -54,7 +54,7 @@ pub enum LearningRateError {
          found {0:e}\nhint: choose another schedule, such as linear"
     )]
     PolynomialEnd(f64),
-    /// The rate would never reach its height.
+    /// The learning rate would never reach its peak.
     #[error(
         "warm-up takes {warmup_steps} steps of {training_steps}, expected fewer than all\n\
          hint: lower the warm-up steps, or choose constant-with-warmup"
@@ -77,12 +77,12 @@ pub struct LearningRate {
 }
 
 impl LearningRate {
-    /// A schedule up to `peak` over `warmup_steps` (which `constant` does not heed), and from there
-    /// to the end of `training_steps`.
+    /// A schedule that rises to `peak` over `warmup_steps` (which `constant` ignores), and from there covers
+    /// the rest of `training_steps`.
     ///
     /// # Errors
-    /// Where the rate is negative or not finite, and where a schedule that falls would have no step
-    /// to fall in or would rise.
+    /// If the peak is negative or not finite, or a falling schedule would have no step left to fall, or
+    /// would rise.
     pub fn new(
         schedule: Schedule,
         peak: f64,
@@ -101,27 +101,27 @@ impl LearningRate {
         Ok(Self { schedule, peak, warmup_steps, training_steps })
     }
 
-    /// Steps over which the rate rises; 0 for a schedule without a rise.
+    /// Steps over which the learning rate rises; 0 for a schedule without warm-up.
     pub fn warmup_steps(&self) -> u64 {
         if self.schedule == Schedule::Constant { 0 } else { self.warmup_steps }
     }
 
-    /// Whether the rate of a step depends on how many steps there are.
+    /// Whether the learning rate of a step depends on the number of steps.
     pub fn falls(&self) -> bool {
         self.schedule.falls()
     }
 
-    /// The highest rate.
+    /// The highest learning rate.
     pub fn peak(&self) -> f64 {
         self.peak
     }
 
-    /// The rate of the update after `step` earlier ones.
+    /// The learning rate of the update after `step` earlier ones.
     pub fn at(&self, step: u64) -> f64 {
         self.peak * self.multiplier(step)
     }
 
-    /// What part of the highest rate it is.
+    /// The learning rate as a fraction of the peak.
     pub fn multiplier(&self, step: u64) -> f64 {
         if self.schedule == Schedule::Constant {
             return 1.0;
@@ -243,7 +243,7 @@ mod tests {
     }
 
     #[test]
-    fn without_warm_up_the_first_step_has_the_whole_rate() {
+    fn without_warm_up_the_first_step_has_the_peak() {
         for schedule in Schedule::value_variants() {
             let rate = LearningRate::new(*schedule, 1e-4, 0, 10).unwrap();
             assert!((rate.at(0) - 1e-4).abs() < 1e-18, "{schedule:?}");

@@ -1,12 +1,32 @@
-//! The one loss of all labellings (Equations 3, 8 and 10), on images in dataset order.
+//! The one loss of every preference (Equations 3, 8 and 10), on images in dataset order.
 //!
 //! With e the mean squared error of a prediction over channels, height and width,
 //!
 //! > z = −β/2 · [(e_θ⁰ − e_ref⁰) − (e_θ¹ − e_ref¹)],  L = softplus(z) − p·z
 //!
-//! where p is the probability that image 0 is the better one. L is the binary cross-entropy of p
+//! where p is the probability that image 0 is the chosen one. L is the binary cross-entropy of p
 //! and σ(z): for p = 1 it is −log σ(z), the loss of Diffusion-DPO with image 0 as the winner, and
-//! for p = 0 that with image 1. Everything is f32, whatever the networks compute in.
+//! for p = 0 that with image 1. Everything is f32, whatever dtype the networks compute in.
+//!
+//! In the words of DPO: −β/2 times the gain of a network over the reference model in e is the *implicit
+//! reward* of an image, and z, the *logit*, is the reward margin of image 0 over image 1. By the
+//! Bradley-Terry model (Equation 1), σ(z) is the probability that image 0 is preferred.
+//!
+//! ```
+//! use tch::Tensor;
+//! use train::loss::{PairErrors, losses};
+//!
+//! # fn main() -> Result<(), nn::NetworkError> {
+//! // One pair: the model has gained on image 0 and lost on image 1.
+//! let model = Tensor::from_slice(&[0.10f32, 0.21]);
+//! let reference = Tensor::from_slice(&[0.11f32, 0.20]);
+//! let z = PairErrors::of(&model, &reference)?.logits(100.0)?;
+//! let chosen_is_image_0 = Tensor::from_slice(&[1.0f32]);
+//! let loss = losses(&z, &chosen_is_image_0)?.double_value(&[0]);
+//! assert!((loss - 0.3133).abs() < 1e-4, "−log σ(1) = 0.3133");
+//! # Ok(())
+//! # }
+//! ```
 
 use nn::NetworkError;
 use tch::{Kind, Reduction, Tensor};
@@ -14,14 +34,14 @@ use tch::{Kind, Reduction, Tensor};
 /// Mean squared errors of predictions against their target, `[B]` f32 for `[B, C, H, W]`.
 ///
 /// # Errors
-/// Where the shapes differ, or libtorch has not enough memory.
+/// If the shapes differ.
 pub fn errors(predicted_BCHW: &Tensor, target_BCHW: &Tensor) -> Result<Tensor, NetworkError> {
     let difference_BCHW =
         predicted_BCHW.f_to_kind(Kind::Float)?.f_sub(&target_BCHW.f_to_kind(Kind::Float)?)?;
     Ok(difference_BCHW.f_square()?.f_mean_dim([1i64, 2, 3].as_slice(), false, Kind::Float)?)
 }
 
-/// Errors of a model and of its reference on both images of `P` pairs, `[P]` f32 each.
+/// Errors of the model and of the reference model on both images of `P` pairs, `[P]` f32 each.
 #[derive(Debug)]
 pub struct PairErrors {
     /// The model's on image 0 and on image 1.
@@ -31,10 +51,10 @@ pub struct PairErrors {
 }
 
 impl PairErrors {
-    /// Of errors `[2·P]`, those of images 0 before those of images 1.
+    /// Splits errors `[2·P]`, those of images 0 before those of images 1.
     ///
     /// # Errors
-    /// Where the numbers of rows differ or are odd.
+    /// If the numbers of rows differ or are odd.
     pub fn of(model_2P: &Tensor, reference_2P: &Tensor) -> Result<Self, NetworkError> {
         let halves = |errors_2P: &Tensor| -> Result<[Tensor; 2], NetworkError> {
             let pairs = errors_2P.size1()? / 2;
@@ -43,20 +63,25 @@ impl PairErrors {
         Ok(Self { model_P: halves(model_2P)?, reference_P: halves(reference_2P)? })
     }
 
-    /// z, `[P]`: positive where the model prefers image 0 more than the reference does.
+    /// z, the implicit reward margin, `[P]`: positive if the model prefers image 0 more than the reference
+    /// model does.
     ///
     /// # Errors
-    /// Where libtorch has not enough memory.
+    /// If libtorch is out of memory.
+    #[doc(alias = "implicit reward")]
+    #[doc(alias = "rewards/margins")]
+    #[doc(alias = "Bradley-Terry")]
     pub fn logits(&self, beta: f64) -> Result<Tensor, NetworkError> {
         let gain = |image: usize| self.model_P[image].f_sub(&self.reference_P[image]);
         Ok(gain(0)?.f_sub(&gain(1)?)?.f_mul_scalar(-0.5 * beta)?)
     }
 }
 
-/// softplus(z) − p·z of each pair, `[P]`, for `logits_P` and probabilities `probability_P`.
+/// The DPO loss of each pair, softplus(z) − p·z, `[P]`, for logits z and probabilities p.
 ///
 /// # Errors
-/// Where the shapes differ.
+/// If the shapes differ.
+#[doc(alias = "dpo_loss")]
 pub fn losses(logits_P: &Tensor, probability_P: &Tensor) -> Result<Tensor, NetworkError> {
     Ok(logits_P.f_binary_cross_entropy_with_logits(
         probability_P,
@@ -66,11 +91,13 @@ pub fn losses(logits_P: &Tensor, probability_P: &Tensor) -> Result<Tensor, Netwo
     )?)
 }
 
-/// How often the model agrees with the labels: the share of p that lies on the side of z's sign,
-/// one half where z is zero. `[P]`.
+/// Implicit accuracy of each pair, `[P]`: the probability that the label agrees with the sign of z; one half
+/// if z is zero.
 ///
 /// # Errors
-/// Where the shapes differ.
+/// If the shapes differ.
+#[doc(alias = "implicit accuracy")]
+#[doc(alias = "rewards/accuracies")]
 pub fn agreement(logits_P: &Tensor, probability_P: &Tensor) -> Result<Tensor, NetworkError> {
     // 1, ½ or 0 for image 0 preferred, neither, image 1.
     let first_P = logits_P.f_sign()?.f_add_scalar(1.0)?.f_mul_scalar(0.5)?;
@@ -88,7 +115,7 @@ mod tests {
     }
 
     #[test]
-    fn where_the_networks_agree_the_loss_is_exactly_ln_2() {
+    fn if_the_networks_agree_the_loss_is_exactly_ln_2() {
         for count in [1, 3, 8, 17, 64] {
             let errors_2P = Tensor::rand([2 * count], (Kind::Float, tch::Device::Cpu));
             let errors = PairErrors::of(&errors_2P, &errors_2P.copy()).unwrap();
@@ -99,7 +126,7 @@ mod tests {
                 let losses = losses(&logits, &probability).unwrap();
                 assert!(numbers(&losses).iter().all(|loss| *loss == std::f32::consts::LN_2));
                 let agreement = agreement(&logits, &probability).unwrap();
-                assert!(numbers(&agreement).iter().all(|share| (share - 0.5).abs() < 1e-6));
+                assert!(numbers(&agreement).iter().all(|number| (number - 0.5).abs() < 1e-6));
             }
         }
     }
@@ -130,7 +157,7 @@ mod tests {
     }
 
     #[test]
-    fn a_lower_error_on_the_better_image_is_a_positive_logit() {
+    fn a_lower_error_on_the_chosen_image_is_a_positive_logit() {
         let model = Tensor::from_slice(&[0.1f32, 0.3]);
         let reference = Tensor::from_slice(&[0.2f32, 0.2]);
         let errors = PairErrors::of(&model, &reference).unwrap();

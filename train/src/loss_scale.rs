@@ -10,25 +10,25 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-/// Where a dynamic scale starts: 2^16.
+/// The start of a dynamic scale: 2^16.
 const START: i32 = 16;
 /// Steps without an overflow after which a dynamic scale doubles.
 const GROWTH_INTERVAL: u32 = 2000;
 /// Exponents of f32.
 const EXPONENTS: std::ops::RangeInclusive<i32> = 0..=127;
 
-/// What `--loss-scale` says.
+/// The value of `--loss-scale`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LossScaling {
-    /// The loss as it is.
+    /// The loss is not scaled.
     None,
-    /// 2 to the power of this, always.
+    /// Always 2 to the power of this.
     Fixed(i32),
-    /// Follows the gradients, from 2 to the power of this.
+    /// Adapts to the gradients, starting at 2 to the power of this.
     Dynamic(i32),
 }
 
-/// The text is none of `none`, `dynamic`, `dynamic:START` and a power of two.
+/// The text is not `none`, `dynamic`, `dynamic:START` or a power of two.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
     "--loss-scale: expected dynamic, dynamic:START, none or a power of two from 1 to 2^127, found \
@@ -89,12 +89,12 @@ impl LossScale {
         Self { exponent, steps: 0 }
     }
 
-    /// What the loss is multiplied by.
+    /// The factor of the loss.
     pub fn factor(self) -> f64 {
         2f64.powi(self.exponent)
     }
 
-    /// After a step whose gradients are finite.
+    /// The scale after a step whose gradients are finite.
     #[must_use]
     pub fn grown(self, scaling: LossScaling) -> Self {
         match scaling {
@@ -106,8 +106,8 @@ impl LossScale {
         }
     }
 
-    /// After a step whose gradients overflow: half the scale; `None` if the scale is not dynamic or is 1
-    /// already, so that the gradients are not finite by themselves.
+    /// The scale after a step whose gradients overflow: half of it. `None` if the scale is not dynamic or is
+    /// already 1: then the gradients are not finite by themselves.
     #[must_use]
     pub fn shrunk(self, scaling: LossScaling) -> Option<Self> {
         let dynamic = matches!(scaling, LossScaling::Dynamic(_));

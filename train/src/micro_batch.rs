@@ -1,7 +1,7 @@
-//! A micro-batch: the pairs that are computed at once, as tensors. Each of its tensors has a name, the one it
-//! has in records and in the probe's file, so that a batch is written, read, cut and joined tensor by tensor.
+//! A micro-batch: the pairs of one forward and backward pass, as tensors. Each tensor has a name, the same in
+//! records and in the probe's file, so that a batch is written, read, split and joined tensor by tensor.
 //!
-//! `P` pairs, `C` channels, `H` and `W` height and width of latents, `L` tokens, `D` width of a text.
+//! `P` pairs, `C` channels, `H` and `W` height and width of latents, `L` tokens, `D` features of a token.
 
 use anyhow::{Context as _, Result};
 use nn::pipeline::PromptEmbeds;
@@ -19,7 +19,7 @@ const WEIGHT: &str = "weight_w";
 /// A micro-batch on the device, f32 unless said otherwise.
 #[derive(Debug)]
 pub struct MicroBatch {
-    /// The pairs' names.
+    /// The ids of the pairs.
     pub pair_ids: Vec<String>,
     /// Latents of images 0 and of images 1, scaled for the UNet, `[P, C, H, W]` each.
     pub latents_PCHW: [Tensor; 2],
@@ -29,18 +29,18 @@ pub struct MicroBatch {
     pub timesteps_P: Tensor,
     /// The captions, `[P, L, D]`, and for SDXL pooled, `[P, D']`.
     pub text: PromptEmbeds,
-    /// For SDXL what the UNet is told of size and crop, `[P, 6]`.
+    /// SDXL's micro-conditioning on size and crop, `[P, 6]`.
     pub time_ids_P6: Option<Tensor>,
-    /// That image 0 is the better one, `[P]`.
+    /// The probability that image 0 is the chosen one, `[P]`.
     pub probability_P: Tensor,
-    /// Of each pair in the batch's mean, `[P]`.
+    /// The weight of each pair in the batch's mean, `[P]`.
     pub weight_P: Tensor,
-    /// Their sum.
+    /// The sum of the weights.
     pub weight: f64,
 }
 
 impl MicroBatch {
-    /// Its tensors by name, which share their memory with it.
+    /// The tensors by name. They share memory with the batch.
     pub fn to_tensors(&self) -> Vec<(&'static str, Tensor)> {
         let [first, second] = &self.latents_PCHW;
         let tensors = [
@@ -58,11 +58,11 @@ impl MicroBatch {
         present.filter_map(|(name, tensor)| Some((name, tensor?.shallow_clone()))).collect()
     }
 
-    /// A batch of tensors by name, as [`MicroBatch::to_tensors`] gives them; `get` returns none for a name that
-    /// it does not have.
+    /// Makes a batch from tensors by name, as [`MicroBatch::to_tensors`] returns them; `get` returns `None` for
+    /// a name that it does not have.
     ///
     /// # Errors
-    /// Where `get` fails, or has no tensor that every batch has.
+    /// If `get` fails, or lacks a tensor that every batch has.
     pub fn from_tensors(
         pair_ids: Vec<String>,
         mut get: impl FnMut(&str) -> Result<Option<Tensor>>,
@@ -84,31 +84,31 @@ impl MicroBatch {
         })
     }
 
-    /// How many pairs it has.
+    /// The number of pairs.
     pub fn len(&self) -> i64 {
         self.probability_P.size().first().copied().unwrap_or(0)
     }
 
-    /// Whether it has no pair.
+    /// Whether there is no pair.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// `length` pairs from `start` on, each tensor a view.
+    /// `length` pairs from `start` on; each tensor is a view.
     ///
     /// # Errors
-    /// Where it has fewer pairs.
+    /// If there are fewer pairs.
     pub fn narrow(&self, start: i64, length: i64) -> Result<Self> {
         let names = usize::try_from(start)?..usize::try_from(start + length)?;
-        // A batch of tensors alone has no names.
+        // A batch made from tensors alone has no ids.
         let pair_ids = self.pair_ids.get(names).unwrap_or_default().to_vec();
         self.map(pair_ids, |tensor| tensor.f_narrow(0, start, length))
     }
 
-    /// Batches under each other, of which all or none have pooled texts.
+    /// Concatenates batches. Either all or none of them have pooled prompt embeddings.
     ///
     /// # Errors
-    /// Where shapes do not fit, or there is not enough memory.
+    /// If shapes do not fit.
     pub fn cat(parts: &[Self]) -> Result<Self> {
         let tensors: Vec<Vec<(&str, Tensor)>> = parts.iter().map(Self::to_tensors).collect();
         let pair_ids = parts.iter().flat_map(|part| part.pair_ids.clone()).collect();
@@ -122,10 +122,10 @@ impl MicroBatch {
         })
     }
 
-    /// Every pair `times` times, one copy under the other.
+    /// Repeats every pair `times` times; the copies of a pair are neighbours.
     ///
     /// # Errors
-    /// Where there is not enough memory.
+    /// If the device is out of memory.
     pub fn repeat(&self, times: usize) -> Result<Self> {
         let copies = |name: &String| std::iter::repeat_n(name.clone(), times);
         let pair_ids = self.pair_ids.iter().flat_map(copies).collect();
@@ -133,7 +133,7 @@ impl MicroBatch {
         self.map(pair_ids, |tensor| tensor.f_repeat_interleave_self_int(times, 0, None))
     }
 
-    /// What `change` makes of every tensor.
+    /// Applies `change` to every tensor.
     fn map(
         &self,
         pair_ids: Vec<String>,
@@ -179,7 +179,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_cut_and_joined_is_what_it_was() {
+    fn narrowing_and_concatenating_are_inverse() {
         for pooled in [false, true] {
             let whole = batch(5, pooled);
             let parts = [(0, 2), (2, 1), (3, 2)];

@@ -1,12 +1,12 @@
-//! Every random choice of training, as a function of the seed, what is drawn, and where: never of
-//! what was drawn before. A run that goes on from a checkpoint draws what the uninterrupted run
-//! would have drawn.
+//! Every random choice of training: a function of the seed, the kind of choice, and the position in the run;
+//! never of earlier choices. So a resumed run makes the same choices as an uninterrupted one, without a
+//! generator state to save, and the micro-batch size does not matter.
 //!
 //! A choice has a number of 64 bits: the first eight bytes, little endian, of the BLAKE3 hash of
 //! `train/1`, the name of the choice, a zero byte, and then as little-endian 64-bit numbers the
 //! seed of the run, a position and an index. Changing any of this changes every run.
 
-/// What is drawn.
+/// The kinds of random choices.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Choice {
     /// The timestep of a pair, by its position in the run.
@@ -15,11 +15,11 @@ pub enum Choice {
     Noise,
     /// The noise of the autoencoder's posterior, by the position of the pair and the image in it.
     Posterior,
-    /// Whether a pair's caption is dropped, by its position in the run.
+    /// Whether a pair's caption is replaced by the empty one, by its position in the run.
     CaptionDropout,
     /// The scorer of an optimizer step, by the step.
     Scorer,
-    /// The order of the probe pairs.
+    /// The choice of the probe pairs, and their noise and timesteps.
     Probe,
 }
 
@@ -47,8 +47,7 @@ impl Choice {
         u64::from_le_bytes(first)
     }
 
-    /// A whole number from 0 to `count` − 1, each as likely (to 2⁻⁶⁴ · `count`); 0 where `count`
-    /// is 0.
+    /// A whole number from 0 to `count` − 1, uniformly distributed (to 2⁻⁶⁴ · `count`); 0 if `count` is 0.
     pub fn below(self, seed: u64, position: u64, count: u64) -> u64 {
         let product = u128::from(self.number(seed, position, 0)) * u128::from(count);
         u64::try_from(product >> 64).unwrap_or(0)

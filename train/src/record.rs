@@ -1,7 +1,7 @@
-//! Records of steps: all that someone needs to compute a step again in another framework.
+//! Records of steps: everything needed to compute a step again in another framework.
 //!
-//! `record/step-000001-micro-000.safetensors`, one file for each micro-batch. Predictions stand apart
-//! for images 0 and images 1; texts, noise and timesteps once for a pair.
+//! `record/step-000001-micro-000.safetensors`, one file per micro-batch. Predictions are separate for
+//! images 0 and images 1; prompt embeddings, noise and timesteps are stored once per pair.
 
 use std::path::Path;
 
@@ -21,24 +21,24 @@ pub struct Record {
     tensors: Vec<(String, Tensor)>,
 }
 
-/// What is known of a step when its gradients are.
+/// What is known of a step once its gradients are.
 #[derive(Debug, Clone, Copy)]
 pub struct StepFacts {
     /// The optimizer step, from 1.
     pub step: u64,
     /// The learning rate of its update.
     pub learning_rate: f64,
-    /// The norm of the gradients of the whole step, before clipping.
+    /// The gradient norm of the whole step, before clipping.
     pub grad_norm: f64,
-    /// The step whose weights the reference has.
+    /// The step whose weights the reference model has.
     pub reference_step: u64,
 }
 
 impl Record {
-    /// Takes down a micro-batch.
+    /// Copies a micro-batch and its predictions to the CPU.
     ///
     /// # Errors
-    /// Where libtorch has not enough memory.
+    /// If libtorch is out of memory.
     pub fn of(batch: &MicroBatch, predictions: &Predictions) -> Result<Self, TchError> {
         let pairs = batch.len();
         let half = |both: &Tensor, image: i64| both.f_narrow(0, image * pairs, pairs);
@@ -59,10 +59,10 @@ impl Record {
         Ok(Self { pair_ids: batch.pair_ids.clone(), tensors })
     }
 
-    /// Writes it as micro-batch `micro` of the step.
+    /// Writes the record as that of micro-batch `micro` of the step.
     ///
     /// # Errors
-    /// Where the file cannot be written.
+    /// If the file cannot be written.
     pub fn write(&self, run: &Path, facts: &StepFacts, micro: usize) -> Result<()> {
         let folder = run.join(FOLDER);
         runkit::files::create_folder(&folder)?;

@@ -1,4 +1,4 @@
-//! What is known of a step, as metrics hold it.
+//! The report of an optimizer step, and its metrics.
 
 use serde_json::{Value, json};
 
@@ -7,65 +7,65 @@ use crate::statistics::Summary;
 /// Values by name, in the order in which they are written.
 pub type Values = Vec<(&'static str, Value)>;
 
-/// What is known of a step. Errors and z are those before its update.
+/// The report of an optimizer step. Errors and z are those before its update.
 #[derive(Debug, Clone, PartialEq)]
 pub struct StepReport {
     /// The optimizer step, from 1.
     pub step: u64,
     /// The weighted mean of the losses.
     pub loss: f64,
-    /// The share of pairs on which the model sides with the labels, ties one half.
+    /// Implicit accuracy: the fraction of pairs where the sign of z agrees with the label; z = 0 counts one half.
     pub accuracy: f64,
     /// z.
     pub logits: Summary,
-    /// The model's mean error on the better images and on the others.
+    /// The model's mean error on the chosen and on the rejected images.
     pub model_errors: [f64; 2],
-    /// The reference's.
+    /// The reference model's.
     pub reference_errors: [f64; 2],
-    /// The norm of the gradients before clipping.
+    /// The gradient norm before clipping.
     pub grad_norm: f64,
     /// The learning rate of the update.
     pub learning_rate: f64,
-    /// The step whose weights the reference had.
+    /// The step whose weights the reference model had.
     pub reference_step: u64,
-    /// What the loss was multiplied by, with `--loss-scale`.
+    /// The factor of the loss, with `--loss-scale`.
     pub loss_scale: Option<f64>,
-    /// Whether the gradients overflowed at that scale, so that no weight changed.
+    /// Whether the gradients overflowed at that scale; then no weight has changed.
     pub overflow: bool,
-    /// Pairs of the batch that were skipped.
+    /// Skipped pairs of the batch.
     pub skipped: u64,
-    /// How far the update took the model from the reference ([`crate::reference::distance`]), before the
-    /// reference may have become the model; where it was to be measured.
+    /// The distance of the updated model from the reference model ([`crate::reference::distance`]), before
+    /// an update of the reference; `None` if it was not due.
     pub distance: Option<f64>,
-    /// The scorer whose turn it was.
+    /// The index of the scorer that was sampled for the step.
     pub scorer: usize,
     /// Seconds.
     pub times: Times,
 }
 
-/// Where the seconds of a step went. On a GPU work is only begun in `encode`, `forward` and
-/// `backward`, and waited for where the first number is needed, in `optimizer`.
+/// Where the seconds of a step went. On a GPU, `encode`, `forward` and `backward` only launch kernels;
+/// `optimizer` waits for them, since it needs the first number.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct Times {
     /// Waiting for the next examples.
     pub data: f64,
     /// Autoencoder and text encoders.
     pub encode: f64,
-    /// Both UNets.
+    /// Model and reference model.
     pub forward: f64,
-    /// Gradients.
+    /// The backward pass.
     pub backward: f64,
-    /// Clipping, the update, the reference.
+    /// Gradient clipping, the update, and an update of the reference model.
     pub optimizer: f64,
 }
 
 impl Times {
-    /// All of it.
+    /// The sum.
     pub fn total(&self) -> f64 {
         self.data + self.encode + self.forward + self.backward + self.optimizer
     }
 
-    /// As metrics.
+    /// The times as metrics.
     pub fn values(&self) -> Values {
         vec![
             ("time/data", json!(self.data)),
@@ -79,7 +79,7 @@ impl Times {
 }
 
 impl StepReport {
-    /// As metrics, without distance, scorer and times.
+    /// The report as metrics, without distance, scorer and times.
     pub fn values(&self) -> Values {
         let [q05, q25, q50, q75, q95] = self.logits.quantiles;
         let mut values = vec![

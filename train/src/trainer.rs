@@ -1,8 +1,8 @@
 //! One optimizer step after another.
 //!
-//! A step takes `batch_size` pairs in micro-batches, whose gradients add up to those of the weighted
-//! mean of their losses. Numbers are brought to the CPU once in a step, before the weights are
-//! changed: a loss or a gradient that is not finite changes nothing.
+//! A step computes `batch_size` pairs in micro-batches; gradient accumulation gives the gradients of the
+//! weighted mean of their losses. Numbers are copied to the CPU once per step, before the weights
+//! change: a loss or a gradient that is not finite changes nothing.
 
 use std::ops::ControlFlow;
 use std::path::Path;
@@ -34,9 +34,9 @@ pub struct Position {
     pub step: u64,
     /// Pairs consumed since the start of training, over all epochs.
     pub pairs: u64,
-    /// The step whose weights the reference has; 0 for the base model's.
+    /// The step whose weights the reference model has; 0 for the base model's.
     pub reference_step: u64,
-    /// What the next loss is multiplied by.
+    /// The factor of the next loss.
     pub loss_scale: LossScale,
 }
 
@@ -72,7 +72,7 @@ impl std::fmt::Debug for Trainer<'_> {
     }
 }
 
-/// A loss, or the gradients, are not finite. Nothing is changed by the step.
+/// A loss or the gradients are not finite. The step has changed nothing.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("step {step}: {what} NaN or infinite for the pairs {}", step::shown(pairs))]
 pub struct NotFinite {
@@ -80,11 +80,11 @@ pub struct NotFinite {
     pub step: u64,
     /// "the loss is" or "the gradients are".
     pub what: &'static str,
-    /// The pairs whose losses are not finite; of gradients all of the batch.
+    /// The pairs whose losses are not finite; for gradients all pairs of the batch.
     pub pairs: Vec<String>,
 }
 
-/// Adds the seconds that `body` takes to `sum`.
+/// Runs `body` and adds its seconds to `sum`.
 fn timed<T>(sum: &mut f64, body: impl FnOnce() -> T) -> T {
     let start = Instant::now();
     let result = body();
@@ -92,7 +92,7 @@ fn timed<T>(sum: &mut f64, body: impl FnOnce() -> T) -> T {
     result
 }
 
-/// Rows of the numbers that are kept of every pair.
+/// Numbers per pair in a micro-batch's table.
 const ROWS: i64 = 9;
 
 /// The numbers of a step, on the CPU.
@@ -102,13 +102,13 @@ struct Numbers {
     logits: Vec<f64>,
     probability: Vec<f64>,
     weight: Vec<f64>,
-    /// The model's on images 0 and 1, the reference's on images 0 and 1.
+    /// The model's errors on images 0 and 1, then the reference model's.
     errors: [Vec<f64>; 4],
     grad_norm: f64,
 }
 
 impl Numbers {
-    /// Whether the numbers of a pair are.
+    /// Whether the numbers of a pair are finite.
     fn is_finite(&self, index: usize) -> bool {
         self.losses[index].is_finite()
             && self.logits[index].is_finite()
@@ -147,7 +147,7 @@ impl<'run> Trainer<'run> {
         &self.state.networks
     }
 
-    /// The networks, for what changes none of their weights.
+    /// The networks, for work that changes none of their weights.
     pub fn networks_mut(&mut self) -> &mut Networks {
         &mut self.state.networks
     }
@@ -162,18 +162,18 @@ impl<'run> Trainer<'run> {
         self.state.position
     }
 
-    /// Whether weights, moments, reference and position are those of one step, so that they can be saved:
-    /// always, but after an error in the middle of an update.
+    /// Whether weights, moments, reference and position are those of the same step, so that they can be
+    /// saved: always, except after an error in the middle of an update.
     pub fn is_whole(&self) -> bool {
         self.is_whole
     }
 
     /// Takes one optimizer step. After a stop, or an error that left the run whole ([`Trainer::is_whole`]),
-    /// nothing of it has changed but the position of its stream: it can be saved, and no further step be taken.
+    /// only the position of the stream has advanced: save the state, and do not call `step` again.
     ///
     /// # Errors
-    /// Where the data cannot be read, a loss or the gradients are not finite, which names the
-    /// pairs, or there is not enough memory.
+    /// If the data cannot be read, a loss or the gradients are not finite (the error names the pairs), or
+    /// the device is out of memory.
     pub fn step(&mut self, run: &Path, stop: &StopFlag) -> Result<Stoppable<Box<StepReport>>> {
         let config = self.config;
         let step = self.state.position.step + 1;
@@ -246,7 +246,7 @@ impl<'run> Trainer<'run> {
         })))
     }
 
-    /// The next pairs of a micro-batch, without those that are skipped.
+    /// The next pairs of a micro-batch, without the skipped ones.
     fn examples(&mut self, times: &mut Times) -> Result<Vec<Example<PreferenceTarget>>> {
         let mut examples = Vec::new();
         for _ in 0..self.config.settings.micro_batch {
@@ -258,7 +258,7 @@ impl<'run> Trainer<'run> {
         Ok(examples)
     }
 
-    /// Adds the gradients of one micro-batch.
+    /// Computes one micro-batch and accumulates its gradients.
     fn micro_batch(
         &self,
         examples: Vec<Example<PreferenceTarget>>,
@@ -268,7 +268,7 @@ impl<'run> Trainer<'run> {
         times: &mut Times,
     ) -> Result<MicroResult> {
         let config = self.config;
-        // For tests of what is done where there is not enough memory.
+        // Lets tests simulate that the device is out of memory.
         runkit::fault::error_at("memory")
             .map_err(|_| NetworkError::Torch(TchError::Torch("out of memory".to_owned())))?;
         let builder = MicroBatchBuilder {
@@ -309,11 +309,11 @@ impl<'run> Trainer<'run> {
         Ok(MicroResult { numbers: Tensor::f_stack(&rows, 0)?, pair_ids: batch.pair_ids, record })
     }
 
-    /// Brings the gradients to their final scale and the numbers to the CPU.
+    /// Brings the gradients to their final scale, and copies the numbers to the CPU.
     fn gather(&self, parts: &[Tensor], accumulation: Accumulation) -> Result<Numbers> {
         let parameters = self.state.networks.pipeline.unet.parameters();
         let norm = accumulation.finish(parameters, self.config.max_grad_norm)?;
-        // Where all pairs are skipped there is no column.
+        // If all pairs are skipped there is no table to concatenate: this one has no column.
         let none = Tensor::f_zeros([ROWS, 0], (Kind::Float, norm.device()))?;
         let parts: Vec<&Tensor> = parts.iter().chain([&none]).collect();
         let table = Tensor::f_cat(&parts, 1)?.f_flatten(0, -1)?;
@@ -351,7 +351,7 @@ impl<'run> Trainer<'run> {
         Ok(())
     }
 
-    /// Changes the weights.
+    /// Updates the weights.
     fn update(&mut self, step: u64, learning_rate: f64) -> Result<()> {
         self.state.optimizer.step(learning_rate)?;
         self.state.optimizer.zero_grad()?;
@@ -361,13 +361,13 @@ impl<'run> Trainer<'run> {
         Ok(())
     }
 
-    /// Changes no weight: the gradients overflow at this loss scale.
+    /// Skips the update, since the gradients overflow at this loss scale.
     fn skip_update(&mut self, step: u64, lowered: LossScale) -> Result<()> {
         self.state.optimizer.zero_grad()?;
         self.state.position.loss_scale = lowered;
         self.advance(step);
         tracing::info!(
-            "step {step}: the gradients overflow; the loss scale is {} now",
+            "step {step}: the gradients overflow; the loss scale is now {}",
             lowered.factor()
         );
         Ok(())
@@ -378,7 +378,7 @@ impl<'run> Trainer<'run> {
         self.state.position.pairs += self.config.settings.batch_size;
     }
 
-    /// Makes the reference the current weights where it is time.
+    /// Updates the reference model if it is due after this step (Algorithm 1).
     fn update_reference(&mut self) -> Result<()> {
         let Position { step, reference_step, .. } = self.state.position;
         let RunSettings { reference_every, steps, .. } = self.config.settings;
@@ -390,7 +390,7 @@ impl<'run> Trainer<'run> {
     }
 }
 
-/// What is kept of a micro-batch.
+/// What is kept of a computed micro-batch.
 struct MicroResult {
     /// `[ROWS, P]`.
     numbers: Tensor,

@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use common::{Run, Running, World, pipeline, wait_until};
+use common::{Fixture, Run, Running, pipeline, wait_until};
 use nn::weights::{Weights, write_safetensors};
 use serde_json::{Map, Value};
 
@@ -21,7 +21,7 @@ const FLAGS: [&str; 6] = ["--record-steps", "2", "--sample-every", "5", "--capti
 
 /// Inputs, and what an undisturbed run makes of them.
 struct Case {
-    world: World,
+    fixture: Fixture,
     files: BTreeMap<String, Vec<u8>>,
     metrics: Vec<Map<String, Value>>,
     duration: Duration,
@@ -29,18 +29,18 @@ struct Case {
 
 impl Case {
     fn new(more: &[&str]) -> Self {
-        let world = World::new(PAIRS);
+        let fixture = Fixture::new(PAIRS);
         let flags = [&FLAGS[..], more].concat();
         let started = Instant::now();
-        Run::of(&mut world.run("whole", &flags)).expect_code(0);
+        Run::of(&mut fixture.run("whole", &flags)).expect_code(0);
         let duration = started.elapsed();
-        let (files, metrics) = (comparable(&world, "whole"), world.metrics("whole"));
+        let (files, metrics) = (comparable(&fixture, "whole"), fixture.metrics("whole"));
         assert!(files.len() > 20 && metrics.len() == 11, "{:?}", files.keys());
-        Self { world, files, metrics, duration }
+        Self { fixture, files, metrics, duration }
     }
 
     fn command(&self, more: &[&str]) -> Command {
-        self.world.run("out", &[&FLAGS[..], more].concat())
+        self.fixture.run("out", &[&FLAGS[..], more].concat())
     }
 
     fn faulty(&self, fault: &str, more: &[&str]) -> Command {
@@ -52,24 +52,24 @@ impl Case {
     /// The run is done, with the undisturbed run's bytes and nothing lying about.
     #[track_caller]
     fn assert_finished(&self) {
-        let found = comparable(&self.world, "out");
+        let found = comparable(&self.fixture, "out");
         let names = |files: &BTreeMap<String, Vec<u8>>| files.keys().cloned().collect::<Vec<_>>();
         assert_eq!(names(&found), names(&self.files));
         for (name, bytes) in &self.files {
             assert!(found.get(name) == Some(bytes), "{name} differs");
         }
-        assert_eq!(self.world.metrics("out"), self.metrics);
+        assert_eq!(self.fixture.metrics("out"), self.metrics);
     }
 
     fn forget(&self) {
-        std::fs::remove_dir_all(self.world.path("out")).unwrap();
+        std::fs::remove_dir_all(self.fixture.path("out")).unwrap();
     }
 }
 
 /// A run's files without those that a clock or the number of starts is in: metrics are compared line
 /// by line, TensorBoard has a file for each start, and the settings name the folder.
-fn comparable(world: &World, out: &str) -> BTreeMap<String, Vec<u8>> {
-    let mut files = world.files(out);
+fn comparable(fixture: &Fixture, out: &str) -> BTreeMap<String, Vec<u8>> {
+    let mut files = fixture.files(out);
     files.retain(|name, _| {
         !name.starts_with("tensorboard/") && name != "metrics.jsonl" && name != "config.toml"
     });
@@ -139,7 +139,7 @@ fn killed_at_every_durable_file_the_bytes_are_the_same() {
 
 #[test]
 fn whatever_a_run_is_made_of_it_comes_to_the_same_end() {
-    let cached = World::new(PAIRS);
+    let cached = Fixture::new(PAIRS);
     let cache = cached.path("latents").display().to_string();
     let mut command = common::train(["cache", "--hflip", "--model"]);
     command.arg(pipeline("sd")).arg("--pairs").arg(cached.path("pairs")).args(["--out", &cache]);
@@ -178,7 +178,7 @@ fn sigterm_saves_in_the_middle_of_a_step_and_the_rerun_finishes() {
     let more = ["--micro-batch", "1"];
     for steps in [1, 2, 5] {
         let run = Running::start(&mut case.command(&more));
-        let metrics = case.world.path("out/metrics.jsonl");
+        let metrics = case.fixture.path("out/metrics.jsonl");
         let lines = || std::fs::read_to_string(&metrics).unwrap_or_default().lines().count();
         wait_until("it trains", || lines() > steps);
         run.signal("TERM");
@@ -188,24 +188,24 @@ fn sigterm_saves_in_the_middle_of_a_step_and_the_rerun_finishes() {
         // Asked near the end it may as well be done.
         if run.status.code() != Some(0) {
             let run = run.expect_code(143);
-            assert!(run.stderr.contains("the same command goes on from there"), "{run:#?}");
-            let saved = case.world.names("out/checkpoints");
+            assert!(run.stderr.contains("the same command resumes from there"), "{run:#?}");
+            let saved = case.fixture.names("out/checkpoints");
             assert!(!saved.is_empty(), "nothing was saved");
             for checkpoint in saved {
                 let folder = format!("out/checkpoints/{checkpoint}");
-                assert!(case.world.names(&folder).contains(&"DONE".to_owned()), "{checkpoint}");
+                assert!(case.fixture.names(&folder).contains(&"DONE".to_owned()), "{checkpoint}");
             }
         }
         Run::of(&mut case.command(&more)).expect_code(0);
         // Checkpoints stand where it was stopped; the rest is the same.
-        let (mut found, mut expected) = (comparable(&case.world, "out"), case.files.clone());
+        let (mut found, mut expected) = (comparable(&case.fixture, "out"), case.files.clone());
         for files in [&mut found, &mut expected] {
             files.retain(|name, _| {
                 !name.starts_with("checkpoints/") || name.starts_with("checkpoints/step-000010/")
             });
         }
         assert!(found == expected, "stopped after {steps} steps");
-        assert_eq!(case.world.metrics("out"), case.metrics);
+        assert_eq!(case.fixture.metrics("out"), case.metrics);
         case.forget();
     }
 }
@@ -215,7 +215,7 @@ fn sigterm_saves_in_the_middle_of_a_step_and_the_rerun_finishes() {
 fn a_cold_optimizer_would_give_another_result() {
     let case = Case::new(&[]);
     assert!(Run::of(&mut case.faulty("checkpoint:1", &[])).was_killed());
-    let checkpoint = case.world.path("out/checkpoints/step-000003");
+    let checkpoint = case.fixture.path("out/checkpoints/step-000003");
     let path = checkpoint.join("optimizer.safetensors");
     let weights = Weights::open(&path).unwrap();
     let state: Vec<_> = weights
@@ -240,8 +240,8 @@ fn a_cold_optimizer_would_give_another_result() {
     runkit::files::write_json_atomic(&marker, &records).unwrap();
     Run::of(&mut case.command(&[])).expect_code(0);
     let unet = "pipeline/unet/diffusion_pytorch_model.safetensors";
-    assert!(comparable(&case.world, "out")[unet] != case.files[unet], "moments do not matter");
-    assert_eq!(case.world.metrics("out")[..4], case.metrics[..4]);
+    assert!(comparable(&case.fixture, "out")[unet] != case.files[unet], "moments do not matter");
+    assert_eq!(case.fixture.metrics("out")[..4], case.metrics[..4]);
 }
 
 #[test]
@@ -250,8 +250,8 @@ fn a_damaged_checkpoint_falls_back_to_the_one_before_with_a_warning() {
     for file in ["unet/diffusion_pytorch_model.safetensors", "state.json", "DONE"] {
         assert!(Run::of(&mut case.faulty("checkpoint:2", &[])).was_killed());
         let path = format!("out/checkpoints/step-000006/{file}");
-        let bytes = std::fs::read(case.world.path(&path)).unwrap();
-        case.world.put(&path, &bytes[..bytes.len() / 2]);
+        let bytes = std::fs::read(case.fixture.path(&path)).unwrap();
+        case.fixture.put(&path, &bytes[..bytes.len() / 2]);
         let run = Run::of(&mut case.command(&[])).expect_code(0);
         for words in ["step-000006", "taking the checkpoint before it", "step-000003"] {
             assert!(run.stderr.contains(words), "{file}: {words:?} is not in {run:#?}");
@@ -270,16 +270,16 @@ fn a_full_disk_loses_nothing() {
     for fault in faults.into_iter().chain(["metrics:7:ENOSPC"]) {
         let run = Run::of(&mut case.faulty(fault, &[]));
         run.expect_error(&["error: "]);
-        if !case.world.path("out/checkpoints").exists() {
+        if !case.fixture.path("out/checkpoints").exists() {
             Run::of(&mut case.command(&[])).expect_code(0);
             case.assert_finished();
             case.forget();
             continue;
         }
         spoilt += 1;
-        for checkpoint in case.world.names("out/checkpoints") {
+        for checkpoint in case.fixture.names("out/checkpoints") {
             let folder = format!("out/checkpoints/{checkpoint}");
-            let names = case.world.names(&folder);
+            let names = case.fixture.names(&folder);
             assert!(
                 !names.contains(&"DONE".to_owned()) || names.len() == 5,
                 "{fault}: {checkpoint} has {names:?}"
@@ -293,15 +293,15 @@ fn a_full_disk_loses_nothing() {
 }
 
 #[test]
-fn going_on_as_another_run_is_refused_by_name() {
+fn resuming_as_another_run_is_refused_by_name() {
     let case = Case::new(&[]);
     assert!(Run::of(&mut case.faulty("checkpoint:1", &[])).was_killed());
-    let other = case.world.copy_pipeline("sd");
+    let other = case.fixture.copy_pipeline("sd");
     let config = std::fs::read_to_string(other.join("scheduler/scheduler_config.json")).unwrap();
     let config = config.replace("0.012", "0.013");
-    case.world.put("sd/scheduler/scheduler_config.json", config.as_bytes());
+    case.fixture.put("sd/scheduler/scheduler_config.json", config.as_bytes());
     let other = other.display().to_string();
-    let before = case.world.files("out");
+    let before = case.fixture.files("out");
     for (flags, field) in [
         (vec!["--beta", "51"], "settings.beta"),
         (vec!["--batch-size", "2"], "settings.batch_size"),
@@ -318,20 +318,20 @@ fn going_on_as_another_run_is_refused_by_name() {
         let run = Run::of(&mut case.command(&flags));
         run.expect_error(&[field, "another run", "hint: ", "--fresh"]);
     }
-    let mut labels = case.world.labels();
+    let mut labels = case.fixture.labels();
     labels[0].votes = [-1, -1, -1, -1].map(Some).to_vec();
     labels[0].vote_sum = Some(-4);
     labels[0].consensus = Some(-1);
-    let relabelled = case.world.put_labels("relabelled.parquet", &labels).display().to_string();
+    let relabelled = case.fixture.put_labels("relabelled.parquet", &labels).display().to_string();
     Run::of(&mut case.command(&["--labels", &relabelled]))
         .expect_error(&["labels: was", "another run"]);
-    assert!(case.world.files("out") == before, "a refused run changed something");
+    assert!(case.fixture.files("out") == before, "a refused run changed something");
     // What does not change the result may change.
     Run::of(&mut case.command(&["--keep", "1", "--checkpoint-every", "4"])).expect_code(0);
-    assert_eq!(case.world.names("out/checkpoints"), ["step-000010"]);
-    assert_eq!(case.world.metrics("out"), case.metrics);
+    assert_eq!(case.fixture.names("out/checkpoints"), ["step-000010"]);
+    assert_eq!(case.fixture.metrics("out"), case.metrics);
     // Done is done, unless it is to be made again.
-    let written = || case.world.path("out/pipeline/README.md").metadata().unwrap().modified();
+    let written = || case.fixture.path("out/pipeline/README.md").metadata().unwrap().modified();
     let first = written().unwrap();
     let run = Run::of(&mut case.command(&["--keep", "1"])).expect_code(0);
     assert!(run.stderr.contains("already complete"), "{run:#?}");
@@ -346,7 +346,7 @@ fn a_run_that_never_came_to_a_checkpoint_is_not_in_the_way() {
     let case = Case::new(&[]);
     let other = case.faulty("metrics:2", &["--beta", "51", "--seed", "9"]).output().unwrap();
     assert!(Run::from(other).was_killed());
-    assert!(case.world.path("out/probe.json").exists());
+    assert!(case.fixture.path("out/probe.json").exists());
     let run = Run::of(&mut case.command(&[])).expect_code(0);
     assert!(run.stderr.contains("before its first checkpoint"), "{run:#?}");
     case.assert_finished();
@@ -354,9 +354,9 @@ fn a_run_that_never_came_to_a_checkpoint_is_not_in_the_way() {
 
 #[test]
 fn two_runs_of_one_folder_do_not_mix() {
-    let world = World::new(PAIRS);
-    let first = Running::start(&mut world.run("out", &["--steps", "500"]));
-    wait_until("it trains", || world.path("out/metrics.jsonl").exists());
-    Run::of(&mut world.run("out", &["--steps", "500"])).expect_error(&["run.lock", "process"]);
+    let fixture = Fixture::new(PAIRS);
+    let first = Running::start(&mut fixture.run("out", &["--steps", "500"]));
+    wait_until("it trains", || fixture.path("out/metrics.jsonl").exists());
+    Run::of(&mut fixture.run("out", &["--steps", "500"])).expect_error(&["run.lock", "process"]);
     first.kill();
 }

@@ -11,7 +11,7 @@ mod common;
 
 use std::path::Path;
 
-use common::{Run, World};
+use common::{Fixture, Run};
 use serde_json::{Map, Value};
 
 const FIXTURES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures");
@@ -55,7 +55,7 @@ fn agree(expected: &Map<String, Value>, found: &Map<String, Value>) -> bool {
 
 #[test]
 fn a_run_of_the_mini_recipe_has_the_same_curve_as_ever() {
-    let world = World::new(24);
+    let fixture = Fixture::new(24);
     let model = common::pipeline("sd").display().to_string();
     let mut command = common::train(["run", "--recipe", "mini", "--resolution", "16"]);
     command.args(["--model", &model, "--device", "cpu", "--steps", "24", "--batch-size", "8"]);
@@ -63,13 +63,13 @@ fn a_run_of_the_mini_recipe_has_the_same_curve_as_ever() {
     // Every recipe is made for its model: the tiny one needs larger steps to move at all, and larger
     // ones still would make much of last bits.
     command.args(["--lr", "1e-5", "--seed", "11", "--probe-pairs", "0"]);
-    command.arg("--pairs").arg(world.path("pairs"));
-    command.arg("--labels").arg(world.path("labels.parquet"));
-    command.arg("--out").arg(world.path("out"));
+    command.arg("--pairs").arg(fixture.path("pairs"));
+    command.arg("--labels").arg(fixture.path("labels.parquet"));
+    command.arg("--out").arg(fixture.path("out"));
     command.env("ATEN_CPU_CAPABILITY", "default").env("ONEDNN_MAX_CPU_ISA", "SSE41");
     command.env("MKL_CBWR", "COMPATIBLE").env("MKL_NUM_THREADS", "1");
     Run::of(&mut command).expect_code(0);
-    let found = world.metrics("out");
+    let found = fixture.metrics("out");
     let processor = std::fs::read_to_string("/proc/cpuinfo").unwrap();
     let kind = KINDS.iter().find(|kind| kind.is_of(&processor));
     let golden = |name: &str| Path::new(FIXTURES).join(format!("mini-curve-{name}.jsonl"));

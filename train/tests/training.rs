@@ -6,7 +6,7 @@ mod common;
 
 use std::path::Path;
 
-use common::{Run, World, pipeline};
+use common::{Fixture, Run, pipeline};
 use nn::device::Precision;
 use nn::pipeline::{Pipeline, PipelineFiles};
 use nn::weights::Weights;
@@ -29,8 +29,8 @@ fn largest(tensor: &Tensor) -> f64 {
 }
 
 /// The trained weights of a run's result.
-fn trained(world: &World, out: &str) -> Vec<(String, Tensor)> {
-    let path = world.path(out).join("pipeline/unet/diffusion_pytorch_model.safetensors");
+fn trained(fixture: &Fixture, out: &str) -> Vec<(String, Tensor)> {
+    let path = fixture.path(out).join("pipeline/unet/diffusion_pytorch_model.safetensors");
     let weights = Weights::open(&path).unwrap();
     let names: Vec<String> = weights.names().map(str::to_owned).collect();
     names.into_iter().map(|name| (name.clone(), weights.tensor(&name).unwrap())).collect()
@@ -38,13 +38,13 @@ fn trained(world: &World, out: &str) -> Vec<(String, Tensor)> {
 
 #[test]
 fn where_model_and_reference_are_equal_z_is_zero_and_the_loss_ln_2() {
-    let world = World::new(12);
+    let fixture = Fixture::new(12);
     for dtype in ["f32", "bf16"] {
         for checkpointing in ["--grad-checkpointing=false", "--grad-checkpointing=true"] {
             let out = format!("out-{dtype}-{checkpointing}");
             let more = ["--dtype", dtype, "--record-steps", "9", checkpointing];
-            Run::of(&mut world.run(&out, &more)).expect_code(0);
-            let lines = world.metrics(&out);
+            Run::of(&mut fixture.run(&out, &more)).expect_code(0);
+            let lines = fixture.metrics(&out);
             assert_eq!(lines.len(), 11, "a line of the start and of each step");
             assert!((number(&lines[0], "probe/loss") - LN_2).abs() < 1e-12);
             assert_eq!(number(&lines[0], "probe/accuracy"), 0.5);
@@ -69,7 +69,7 @@ fn where_model_and_reference_are_equal_z_is_zero_and_the_loss_ln_2() {
             for step in equal {
                 for micro in 0..2 {
                     let name = format!("{out}/record/step-{step:06}-micro-{micro:03}.safetensors");
-                    let record = world.path(&name);
+                    let record = fixture.path(&name);
                     assert_eq!(largest(&tensor(&record, "z")), 0.0);
                     let loss = Vec::<f32>::try_from(&tensor(&record, "loss")).unwrap();
                     assert_eq!(loss, [std::f32::consts::LN_2; 2]);
@@ -86,14 +86,14 @@ fn where_model_and_reference_are_equal_z_is_zero_and_the_loss_ln_2() {
 
 #[test]
 fn the_micro_batch_changes_the_result_by_rounding_only() {
-    let world = World::new(12);
+    let fixture = Fixture::new(12);
     let base = pipeline("sd").join("unet/diffusion_pytorch_model.safetensors");
     let flags = ["--steps", "3", "--caption-dropout", "0.5", "--record-steps", "1"];
     let mut runs = Vec::new();
     for micro in ["4", "2", "1"] {
         let more = [&flags[..], &["--micro-batch", micro]].concat();
-        Run::of(&mut world.run(micro, &more)).expect_code(0);
-        runs.push((world.metrics(micro), trained(&world, micro)));
+        Run::of(&mut fixture.run(micro, &more)).expect_code(0);
+        runs.push((fixture.metrics(micro), trained(&fixture, micro)));
     }
     let (lines, weights) = &runs[0];
     let mut moved = 0.0f64;
@@ -113,19 +113,19 @@ fn the_micro_batch_changes_the_result_by_rounding_only() {
             assert!(difference < 0.1 * moved, "{name}: {difference} of {moved}");
         }
     }
-    assert_eq!(world.names("1/record").len(), 4);
-    assert_eq!(world.names("4/record").len(), 1);
+    assert_eq!(fixture.names("1/record").len(), 4);
+    assert_eq!(fixture.names("4/record").len(), 1);
 }
 
 #[test]
 fn records_hold_what_a_step_is_computed_from() {
-    let world = World::new(12);
+    let fixture = Fixture::new(12);
     for model in ["sd", "sdxl"] {
         let folder = pipeline(model).display().to_string();
         let more = ["--model", &folder, "--record-steps", "3", "--steps", "4"];
-        Run::of(&mut world.run(model, &more)).expect_code(0);
-        assert_eq!(world.names(&format!("{model}/record")).len(), 6, "three steps of two");
-        let path = world.path(model).join("record/step-000003-micro-001.safetensors");
+        Run::of(&mut fixture.run(model, &more)).expect_code(0);
+        assert_eq!(fixture.names(&format!("{model}/record")).len(), 6, "three steps of two");
+        let path = fixture.path(model).join("record/step-000003-micro-001.safetensors");
         let weights = Weights::open(&path).unwrap();
         let mut expected = vec![
             "label_p",
@@ -174,14 +174,14 @@ fn records_hold_what_a_step_is_computed_from() {
 
 #[test]
 fn the_result_is_a_pipeline_with_a_card_and_the_rest_of_the_base_model() {
-    let world = World::new(12);
+    let fixture = Fixture::new(12);
     for model in ["sd", "sdxl"] {
         let folder = pipeline(model).display().to_string();
-        let run = Run::of(&mut world.run(model, &["--model", &folder, "--sample-every", "5"]))
+        let run = Run::of(&mut fixture.run(model, &["--model", &folder, "--sample-every", "5"]))
             .expect_code(0);
-        assert!(run.stdout.contains("on the probe: loss 0."), "{run:#?}");
+        assert!(run.stdout.contains("probe: loss 0.6931 -> 0."), "{run:#?}");
         assert!(run.stdout.contains("pipeline: "), "{run:#?}");
-        let result = world.path(model).join("pipeline");
+        let result = fixture.path(model).join("pipeline");
         let files = PipelineFiles::open(&result, None).unwrap();
         Pipeline::load(&files, Device::Cpu, Precision::F32).unwrap();
         for part in ["vae/config.json", "tokenizer/vocab.json", "model_index.json"] {
@@ -193,27 +193,27 @@ fn the_result_is_a_pipeline_with_a_card_and_the_rest_of_the_base_model() {
         {
             assert!(card.contains(words), "{words:?} is not in {card}");
         }
-        let sets = world.names(&format!("{model}/samples"));
+        let sets = fixture.names(&format!("{model}/samples"));
         assert_eq!(sets, ["step-000000", "step-000005", "step-000010"]);
-        let image = world.path(model).join("samples/step-000010/00.png");
+        let image = fixture.path(model).join("samples/step-000010/00.png");
         let decoded =
             png::Decoder::new(std::io::BufReader::new(std::fs::File::open(image).unwrap()));
         let reader = decoded.read_info().unwrap();
         assert_eq!((reader.info().width, reader.info().height), (16, 16));
-        assert_eq!(world.names(&format!("{model}/checkpoints")), ["step-000009", "step-000010"]);
+        assert_eq!(fixture.names(&format!("{model}/checkpoints")), ["step-000009", "step-000010"]);
         let checkpoint = format!("{model}/checkpoints/step-000010");
         let parts = ["DONE", "optimizer.safetensors", "reference", "state.json", "unet"];
-        assert_eq!(world.names(&checkpoint), parts);
-        assert!(!world.names(&format!("{model}/tensorboard")).is_empty());
-        assert!(world.path(model).join("config.toml").exists());
+        assert_eq!(fixture.names(&checkpoint), parts);
+        assert!(!fixture.names(&format!("{model}/tensorboard")).is_empty());
+        assert!(fixture.path(model).join("config.toml").exists());
     }
 }
 
 #[test]
-fn metrics_tell_what_people_look_for() {
-    let world = World::new(12);
-    Run::of(&mut world.run("out", &[])).expect_code(0);
-    let text = std::fs::read_to_string(world.path("out/metrics.jsonl")).unwrap();
+fn metrics_have_the_expected_keys() {
+    let fixture = Fixture::new(12);
+    Run::of(&mut fixture.run("out", &[])).expect_code(0);
+    let text = std::fs::read_to_string(fixture.path("out/metrics.jsonl")).unwrap();
     let last: Map<String, Value> = serde_json::from_str(text.lines().last().unwrap()).unwrap();
     for name in [
         "step",
@@ -246,42 +246,42 @@ fn metrics_tell_what_people_look_for() {
     }
     // Two steps of warm-up, the first at 0.
     let rates: Vec<f64> =
-        world.metrics("out")[1..].iter().map(|line| number(line, "lr")).take(4).collect();
+        fixture.metrics("out")[1..].iter().map(|line| number(line, "lr")).take(4).collect();
     assert_eq!(rates, [0.0, 5e-4, 1e-3, 1e-3]);
 }
 
 #[test]
 fn an_alarm_is_raised_where_the_model_gets_worse_on_both_sides() {
-    let world = World::new(12);
+    let fixture = Fixture::new(12);
     let more = ["--lr", "0.05", "--probe-every", "2", "--warmup-steps", "0"];
-    let run = Run::of(&mut world.run("out", &more)).expect_code(0);
+    let run = Run::of(&mut fixture.run("out", &more)).expect_code(0);
     assert!(run.stderr.contains("have both risen"), "{run:#?}");
     let alarmed = |line: &Map<String, Value>| line.contains_key("alarm");
-    let lines = world.metrics("out");
+    let lines = fixture.metrics("out");
     assert!(lines.iter().any(alarmed));
     // Exactly where both errors of the probe are a tenth above the base model's.
     for line in lines.iter().filter(|line| line.contains_key("probe/error_chosen")) {
-        let rises = ["better", "other"].map(|side| {
+        let rises = ["chosen", "rejected"].map(|side| {
             let base = number(line, &format!("probe/base_error_{side}"));
             number(line, &format!("probe/error_{side}")) / base
         });
         assert_eq!(rises.iter().all(|rise| *rise > 1.1), alarmed(line), "{line:?}");
     }
-    Run::of(&mut world.run("calm", &[])).expect_code(0);
-    assert!(!world.metrics("calm").iter().any(alarmed));
+    Run::of(&mut fixture.run("calm", &[])).expect_code(0);
+    assert!(!fixture.metrics("calm").iter().any(alarmed));
 }
 
 #[test]
 fn preferences_change_the_labels_and_nothing_else() {
-    let world = World::new(12);
+    let fixture = Fixture::new(12);
     let run = |out: &str, more: &[&str]| {
         let more = [more, &["--record-steps", "2", "--steps", "2"]].concat();
-        Run::of(&mut world.run(out, &more)).expect_code(0);
+        Run::of(&mut fixture.run(out, &more)).expect_code(0);
         let all = |name: &str| {
-            let records = world.names(&format!("{out}/record"));
+            let records = fixture.names(&format!("{out}/record"));
             let parts: Vec<Tensor> = records
                 .iter()
-                .map(|record| tensor(&world.path(out).join("record").join(record), name))
+                .map(|record| tensor(&fixture.path(out).join("record").join(record), name))
                 .collect();
             Tensor::cat(&parts, 0)
         };
@@ -303,61 +303,84 @@ fn preferences_change_the_labels_and_nothing_else() {
             assert_ne!(labels, consensus);
         }
     }
-    let lines = world.metrics("random");
+    let lines = fixture.metrics("random");
     assert!(common::SCORERS.contains(&lines[1]["scorer"].as_str().unwrap()));
 }
 
 #[test]
 fn adafactor_and_a_run_of_one_step_work() {
-    let world = World::new(8);
+    let fixture = Fixture::new(8);
     let more = ["--optimizer", "adafactor", "--steps", "2", "--warmup-steps", "0"];
-    Run::of(&mut world.run("adafactor", &more)).expect_code(0);
+    Run::of(&mut fixture.run("adafactor", &more)).expect_code(0);
     let base = pipeline("sd").join("unet/diffusion_pytorch_model.safetensors");
-    for (name, weight) in trained(&world, "adafactor") {
+    for (name, weight) in trained(&fixture, "adafactor") {
         assert!(largest(&(weight - tensor(&base, &name))) > 0.0, "{name} did not move");
     }
     let single = ["--steps", "1", "--batch-size", "1", "--micro-batch", "1", "--probe-pairs", "0"];
-    Run::of(&mut world.run("single", &single)).expect_code(0);
-    assert_eq!(world.metrics("single").len(), 1);
+    Run::of(&mut fixture.run("single", &single)).expect_code(0);
+    assert_eq!(fixture.metrics("single").len(), 1);
 }
 
 #[test]
-fn a_plan_says_what_a_run_would_be_and_writes_nothing() {
-    let world = World::new(12);
+fn a_plan_shows_what_a_run_would_do_and_writes_nothing() {
+    let fixture = Fixture::new(12);
     let run =
-        Run::of(&mut world.command("plan", "out", &["--reference-every", "4"])).expect_code(0);
+        Run::of(&mut fixture.command("plan", "out", &["--reference-every", "4"])).expect_code(0);
     for words in [
-        "10 of 12 (0 failed, 0 left out as ties or without a preference, 2 held out for the probe)",
+        "10 of 12 (0 failed, 0 dropped as ties or without a preference, 2 held out for the probe)",
         "10 of 4 pairs in micro-batches of 2: 4.00 epochs",
         "effective lr",
-        "renewed after every 4 steps, 2 times",
+        "updated every 4 steps, 2 times",
         "peak memory",
         "0 of 12 (0.0 %), policy: drop",
-        "for each checkpoint",
+        "per checkpoint",
         "16 x 16",
         "time",
     ] {
         assert!(run.stdout.contains(words), "{words:?} is not in {}", run.stdout);
     }
-    assert!(!world.path("out").exists());
+    let run = Run::of(&mut fixture.command("plan", "out", &["--json"])).expect_code(0);
+    let plan: Value = serde_json::from_str(&run.stdout).unwrap();
+    assert_eq!((&plan["pairs"]["selected"], &plan["epochs"]), (&10.into(), &4.0.into()));
+    assert!(plan["seconds"][1].as_f64() > plan["seconds"][0].as_f64());
+    assert!(!fixture.path("out").exists());
+}
+
+#[test]
+fn recipes_are_listed() {
+    let run = Run::of(&mut common::train(["recipes"])).expect_code(0);
+    assert!(run.stdout.contains("paper/balanced") && run.stdout.contains("sdxl"), "{run:#?}");
+    let run = Run::of(&mut common::train(["recipes", "--json"])).expect_code(0);
+    let recipes: Value = serde_json::from_str(&run.stdout).unwrap();
+    let mini = recipes.as_array().unwrap().iter().find(|recipe| recipe["name"] == "mini").unwrap();
+    assert_eq!(mini["settings"]["resolution"], 32);
+}
+
+#[test]
+fn a_finished_run_is_summarised_as_json() {
+    let fixture = Fixture::new(12);
+    let run = Run::of(&mut fixture.run("out", &["--json"])).expect_code(0);
+    let summary: Value = serde_json::from_str(&run.stdout).unwrap();
+    assert!(summary["pipeline"].as_str().unwrap().ends_with("out/pipeline"));
+    assert_eq!(summary["probe"]["accuracy"]["before"], 0.5);
 }
 
 #[test]
 fn a_cache_gives_the_run_that_its_pairs_give() {
-    let world = World::new(12);
-    let cache = world.path("latents").display().to_string();
+    let fixture = Fixture::new(12);
+    let cache = fixture.path("latents").display().to_string();
     let mut command = common::train(["cache", "--model"]);
-    command.arg(pipeline("sd")).arg("--pairs").arg(world.path("pairs")).args(["--out", &cache]);
+    command.arg(pipeline("sd")).arg("--pairs").arg(fixture.path("pairs")).args(["--out", &cache]);
     Run::of(&mut command).expect_code(0);
     // What it was made with is a file of settings.
-    let settings = world.path("latents/config.toml").display().to_string();
+    let settings = fixture.path("latents/config.toml").display().to_string();
     let again = Run::of(&mut common::train(["cache", "--config", &settings])).expect_code(0);
-    assert!(again.stdout.contains("12 pairs, 0 of them failed"), "{again:#?}");
+    assert!(again.stdout.contains("12 pairs, 0 failed"), "{again:#?}");
     let flags = ["--steps", "4", "--probe-every", "2"];
-    Run::of(&mut world.run("pairs-run", &flags)).expect_code(0);
+    Run::of(&mut fixture.run("pairs-run", &flags)).expect_code(0);
     let more = [&flags[..], &["--cache", &cache]].concat();
-    Run::of(&mut world.run("cache-run", &more)).expect_code(0);
-    let (pairs, cached) = (world.metrics("pairs-run"), world.metrics("cache-run"));
+    Run::of(&mut fixture.run("cache-run", &more)).expect_code(0);
+    let (pairs, cached) = (fixture.metrics("pairs-run"), fixture.metrics("cache-run"));
     assert_eq!(pairs.len(), cached.len());
     for (line, other) in pairs.iter().zip(&cached).skip(1) {
         for name in ["loss", "grad_norm", "error/model_chosen"] {
@@ -366,13 +389,13 @@ fn a_cache_gives_the_run_that_its_pairs_give() {
         }
     }
     // Of another model it is refused.
-    let other = world.copy_pipeline("sd");
+    let other = fixture.copy_pipeline("sd");
     let vae = other.join("vae/diffusion_pytorch_model.safetensors");
     let mut bytes = std::fs::read(&vae).unwrap();
     let last = bytes.len() - 1;
     bytes[last] ^= 1;
-    world.put("sd/vae/diffusion_pytorch_model.safetensors", &bytes);
+    fixture.put("sd/vae/diffusion_pytorch_model.safetensors", &bytes);
     let model = other.display().to_string();
     let more = [&flags[..], &["--cache", &cache, "--model", &model]].concat();
-    Run::of(&mut world.run("other", &more)).expect_error(&["encoders", "vae", "hint: "]);
+    Run::of(&mut fixture.run("other", &more)).expect_error(&["encoders", "vae", "hint: "]);
 }

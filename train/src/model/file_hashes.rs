@@ -1,9 +1,9 @@
-//! The SHA-256 of files, remembered from one start of a run to the next: a model of published size takes a
-//! minute to be hashed.
+//! The SHA-256 of files, remembered from one start of a run to the next: hashing a model of published size
+//! takes a minute.
 //!
-//! A file is taken for the one that was hashed where its path, inode, length, time of change of its contents
-//! (mtime) and time of change of anything (ctime) are the same. Whoever writes to a file changes its ctime, also
-//! where length and mtime are set back; only a change below the file system is not seen.
+//! A file counts as unchanged if its path, inode, length, time of change of its contents (mtime) and time of
+//! change of anything (ctime) are the same. Every write to a file changes its ctime, even if length and mtime
+//! are restored; only a change below the file system goes unnoticed.
 
 use std::collections::BTreeMap;
 use std::os::unix::fs::MetadataExt as _;
@@ -17,21 +17,21 @@ use sha2::{Digest as _, Sha256};
 
 /// The file in the folder of a run.
 pub(crate) const FILE: &str = ".hashes.json";
-/// A file that changed so shortly before it was hashed may change again within one tick of its clock.
+/// A file that changed less than this before it was hashed may change again within one tick of its clock.
 const SETTLED: Duration = Duration::from_secs(2);
 
 /// Hashes by path.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FileHashes(BTreeMap<PathBuf, Known>);
 
-/// What is known of a file.
+/// A hash, and the file it belongs to.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 struct Known {
     seen: Seen,
     sha256: String,
 }
 
-/// What the file system says of a file. Times are in nanoseconds since 1970.
+/// What the file system reports about a file. Times are in nanoseconds since 1970.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 struct Seen {
     inode: u64,
@@ -52,7 +52,7 @@ impl Seen {
         })
     }
 
-    /// Whether its last change lies long enough before `time`.
+    /// Whether its last change was long enough before `time`.
     fn is_settled_at(&self, time: SystemTime) -> bool {
         let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
         let limit = since.saturating_sub(SETTLED).as_nanos();
@@ -61,16 +61,16 @@ impl Seen {
 }
 
 impl FileHashes {
-    /// Those that an earlier start of a run remembered; none where that cannot be read.
+    /// The hashes that an earlier start of a run wrote; empty if they cannot be read.
     pub fn read(run: &Path) -> Self {
         let text = std::fs::read(run.join(FILE)).unwrap_or_default();
         serde_json::from_slice(&text).unwrap_or_default()
     }
 
-    /// Remembers them in the folder of a run.
+    /// Writes the hashes to the folder of a run.
     ///
     /// # Errors
-    /// Where the file cannot be written.
+    /// If the file cannot be written.
     pub fn write(&self, run: &Path) -> Result<()> {
         Ok(runkit::files::write_json_atomic(run.join(FILE), self)?)
     }
@@ -78,7 +78,7 @@ impl FileHashes {
     /// Hashes those of `paths` that are not known.
     ///
     /// # Errors
-    /// Where one cannot be read, or a signal came.
+    /// If one cannot be read or a signal stops it.
     pub(crate) fn learn<'path>(&mut self, paths: impl Iterator<Item = &'path Path>) -> Result<()> {
         let now = SystemTime::now();
         let seen = paths.map(|path| Ok((path, Seen::of(path)?)));
@@ -88,7 +88,7 @@ impl FileHashes {
             |(path, seen): (&'path Path, Seen)| Ok((path, Known { seen, sha256: sha256(path)? }));
         let hashed = unknown.into_par_iter().map(hash).collect::<Result<Vec<_>>>()?;
         self.0.extend(hashed.into_iter().map(|(path, known)| (path.to_owned(), known)));
-        // What is not settled serves this start alone.
+        // A file that is not settled is hashed again by the next start.
         for known in self.0.values_mut() {
             if !known.seen.is_settled_at(now) {
                 known.seen.inode = 0;
@@ -97,10 +97,10 @@ impl FileHashes {
         Ok(())
     }
 
-    /// The hash of a file that was learnt.
+    /// The hash of a file that [`FileHashes::learn`] knows.
     ///
     /// # Errors
-    /// Where it was not.
+    /// If it does not.
     pub(crate) fn of(&self, path: &Path) -> Result<String> {
         let known = self.0.get(path);
         let known = known.with_context(|| format!("{}: it was not hashed", path.display()))?;
@@ -121,7 +121,7 @@ fn sha256(path: &Path) -> Result<String> {
 mod tests {
     use super::*;
 
-    /// As if the file had lain there for long: what was learnt is taken for settled.
+    /// Treats the file as settled.
     fn learn(hashes: &mut FileHashes, path: &Path) -> String {
         hashes.learn(std::iter::once(path)).unwrap();
         let hash = hashes.of(path).unwrap();

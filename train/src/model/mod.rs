@@ -1,5 +1,5 @@
-//! The model that training begins with: a pipeline in the layout of diffusers, everything that is
-//! known of it before its networks are loaded, and then the networks themselves.
+//! The base model: a pipeline in the layout of diffusers, first its files and configuration, then its
+//! networks in memory.
 
 mod file_hashes;
 
@@ -21,16 +21,16 @@ use tch::{Device, Tensor};
 pub(crate) use self::file_hashes::FILE as HASHES;
 pub use self::file_hashes::FileHashes;
 
-/// Images wider than this are a slip of the finger.
+/// A larger resolution is a typo.
 const LARGEST_RESOLUTION: i64 = 16_384;
 
-/// A pipeline whose files are all there and fit the run.
+/// A pipeline whose files all exist and fit the run.
 pub struct BaseModel {
     /// Its files.
     pub files: PipelineFiles,
-    /// What it is called: its folder, or `hf://owner/name@revision`.
+    /// Its name in messages: its folder, or `hf://owner/name@revision`.
     pub shown: String,
-    /// The hub's commit that it is of; none of a folder.
+    /// The commit on the hub; `None` for a folder.
     pub revision: Option<String>,
     /// One for each text encoder.
     pub tokenizers: Vec<HuggingFaceTokenizer>,
@@ -42,7 +42,7 @@ pub struct BaseModel {
     pub unet: UNetConfig,
     /// The noise schedule.
     pub schedule: ScheduleConfig,
-    /// Whether it was said that captions are cut.
+    /// Whether a warning said that captions are truncated.
     warned_of_truncation: AtomicBool,
 }
 
@@ -58,13 +58,13 @@ impl std::fmt::Debug for BaseModel {
 }
 
 impl BaseModel {
-    /// Looks at everything but the numbers in the weights. `model` is a folder, or
-    /// `hf://owner/name[@revision]`, whose files are downloaded where they are missing. `resolution`
-    /// is in pixels; none for the size that the UNet was made for.
+    /// Reads everything but the numbers in the weights. `model` is a folder, or
+    /// `hf://owner/name[@revision]`, whose missing files are downloaded. `resolution` is in pixels; `None`
+    /// for the UNet's own.
     ///
     /// # Errors
-    /// Where the folder is no such pipeline or not complete, a file cannot be downloaded, or the
-    /// autoencoder cannot take images of this size.
+    /// If the folder is not a complete pipeline, a file cannot be downloaded, or the autoencoder does not
+    /// support this resolution.
     pub fn open(model: &Path, resolution: Option<i64>) -> Result<Self> {
         let FetchedPipeline { files, shown, revision, .. } = source(model).fetch()?;
         let unet = files.unet_config()?;
@@ -74,7 +74,7 @@ impl BaseModel {
             (Some(resolution), _) => resolution,
             (None, Some((height, width))) if height == width => height * factor,
             (None, _) => bail!(
-                "{}: the UNet names no square sample_size; hint: give --resolution",
+                "{}: the UNet has no square sample_size; hint: give --resolution",
                 files.unet.config.display()
             ),
         };
@@ -99,19 +99,19 @@ impl BaseModel {
         })
     }
 
-    /// Looks at a model that is a folder: what can be said before anything is downloaded.
+    /// Checks a model that is a folder, before anything is downloaded.
     ///
     /// # Errors
-    /// Where it is no pipeline, or not complete.
+    /// If it is not a complete pipeline.
     pub fn check_local(model: &Path) -> Result<()> {
         Ok(source(model).check_local()?)
     }
 
-    /// What the model is: the SHA-256 of each file that is read, by part and name, and for
-    /// tokenizers what they are. Files that `hashes` does not know are read, side by side.
+    /// Identifies the model: the SHA-256 of each file that is read, by part and name, and the fingerprints
+    /// of the tokenizers. Files that `hashes` does not know are read in parallel.
     ///
     /// # Errors
-    /// Where a file cannot be read, or a signal came.
+    /// If a file cannot be read or a signal stops it.
     pub fn parts(&self, hashes: &mut FileHashes) -> Result<BTreeMap<String, String>> {
         let files = &self.files;
         let mut paths = vec![("scheduler".to_owned(), files.scheduler_config.clone())];
@@ -136,11 +136,11 @@ impl BaseModel {
         Ok(parts)
     }
 
-    /// The tokens of texts, `[B, L]` i64 for each text encoder. That one is too long and is cut is said of
-    /// the first.
+    /// The token ids of captions, `[B, L]` i64 for each text encoder. Warns once, for the first caption that
+    /// is truncated.
     ///
     /// # Errors
-    /// Where libtorch has not enough memory.
+    /// If libtorch is out of memory.
     pub fn tokens<S: AsRef<str>>(&self, texts: &[S]) -> Result<Vec<Tensor>> {
         self.warn_of_truncation(texts);
         self.tokenizers
@@ -170,7 +170,7 @@ impl BaseModel {
             && !self.warned_of_truncation.swap(true, Ordering::Relaxed)
         {
             tracing::warn!(
-                "a caption is longer than {length} tokens and is cut, as others may be; not read: {:?}",
+                "a caption is longer than {length} tokens and is truncated, as others may be; not read: {:?}",
                 escape_for_terminal(removed)
             );
         }
@@ -191,7 +191,7 @@ fn tokenizers(files: &PipelineFiles) -> Result<Vec<HuggingFaceTokenizer>> {
             |ours: usize, limit: i64| usize::try_from(limit).is_ok_and(|limit| ours <= limit);
         ensure!(
             fits(context, sizes.context_length) && fits(vocabulary, sizes.vocabulary_size),
-            "{}: it gives {context} of {vocabulary} tokens, its text encoder reads {} of {}; \
+            "{}: it encodes {context} of {vocabulary} tokens, its text encoder reads {} of {}; \
              hint: the two folders are of different models",
             folder.display(),
             sizes.context_length,
@@ -202,10 +202,10 @@ fn tokenizers(files: &PipelineFiles) -> Result<Vec<HuggingFaceTokenizer>> {
     Ok(tokenizers)
 }
 
-/// Where the weights of a run come from.
+/// Where the weights of a start come from.
 #[derive(Debug, Clone, Copy)]
 pub enum Start<'a> {
-    /// The base model: model and reference are equal.
+    /// The base model: model and reference model are equal.
     Base,
     /// A checkpoint's folders `unet` and `reference`.
     Checkpoint(&'a Path),
@@ -214,21 +214,22 @@ pub enum Start<'a> {
 /// The networks in memory.
 #[derive(Debug)]
 pub struct Networks {
-    /// The pipeline with the UNet that is trained: f32 weights that record gradients.
+    /// The pipeline with the UNet that is trained, the model: f32 weights that record gradients.
     pub pipeline: Pipeline,
-    /// The UNet that gains are measured against, in the compute type, through the same casts.
+    /// The reference model, in the compute dtype and through the same casts as the model, so that equal
+    /// weights give equal predictions to the last bit.
     pub reference: UNet,
-    /// How noise is added, and what is predicted.
+    /// The noise schedule, and what the networks predict.
     pub schedule: TrainingSchedule,
-    /// The empty caption, a row.
+    /// The prompt embeddings of the empty caption, one row.
     pub empty: PromptEmbeds,
 }
 
 impl Networks {
-    /// Loads everything.
+    /// Loads all networks.
     ///
     /// # Errors
-    /// Where a checkpoint does not fit its configuration, or there is not enough memory.
+    /// If weights do not fit their configuration, or the device is out of memory.
     pub fn load(
         base: &BaseModel,
         start: Start<'_>,
@@ -250,8 +251,8 @@ impl Networks {
         let spread = pipeline.unet.spread_weights();
         if spread > 0 {
             tracing::info!(
-                "{spread} weights were born in f16: each is moved by less than f16's rounding, in the \
-                 model and its reference alike, so that bf16 rounds them evenly"
+                "{spread} weights were born in f16: each is moved by less than f16's rounding, in model \
+                 and reference alike, so that bf16 rounds them evenly"
             );
         }
         let weights = Weights::open(&reference)?;
@@ -261,10 +262,10 @@ impl Networks {
         Ok(Self { pipeline, reference, schedule, empty })
     }
 
-    /// The base model as a reference, whatever the run has come to.
+    /// Loads the base model as a reference model, for a run that has updated its own.
     ///
     /// # Errors
-    /// As [`Networks::load`].
+    /// If the device is out of memory.
     pub fn load_base_reference(
         base: &BaseModel,
         device: Device,

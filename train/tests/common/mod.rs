@@ -1,4 +1,4 @@
-//! The world the tests run in: a temporary folder with pairs of `data/sample` and labels made up for
+//! The fixture the tests run in: a temporary folder with pairs of `data/sample` and labels made up for
 //! them, the tiny pipelines with random weights that `scripts/goldens/diffusion_networks.py` makes,
 //! and the program itself.
 
@@ -128,25 +128,25 @@ pub(crate) fn label_row(pair: &Pair, file: &str, row: usize, votes: [i8; 4]) -> 
 }
 
 /// A temporary folder with inputs and outputs.
-pub(crate) struct World {
+pub(crate) struct Fixture {
     folder: Folder,
 }
 
-impl World {
+impl Fixture {
     /// `rows` pairs of the sample in two files below `pairs/`, and `labels.parquet`.
     pub(crate) fn new(rows: usize) -> Self {
-        let world = Self { folder: Folder::new() };
+        let fixture = Self { folder: Folder::new() };
         let pairs = sample_pairs(rows);
         let mut labels = Vec::new();
         for (number, part) in pairs.chunks(rows.div_ceil(2)).enumerate() {
             let file = format!("{number}.parquet");
-            world.put(&format!("pairs/{file}"), &pairs_parquet(part));
+            fixture.put(&format!("pairs/{file}"), &pairs_parquet(part));
             for (row, pair) in part.iter().enumerate() {
                 labels.push(label_row(pair, &file, row, votes_of(labels.len())));
             }
         }
-        world.put_labels("labels.parquet", &labels);
-        world
+        fixture.put_labels("labels.parquet", &labels);
+        fixture
     }
 
     /// Writes a labels file.
@@ -171,7 +171,7 @@ impl World {
         self.copy(&pipeline(name), name)
     }
 
-    /// `train COMMAND` of the tiny pipeline on the world's pairs into `out`: ten steps of four pairs
+    /// `train COMMAND` of the tiny pipeline on the fixture's pairs into `out`: ten steps of four pairs
     /// in micro-batches of two, a reference that moves every four steps, no sample images, unless
     /// `more` says otherwise.
     pub(crate) fn command(&self, command: &str, out: &str, more: &[&str]) -> Command {
@@ -227,7 +227,7 @@ impl World {
     }
 }
 
-impl Deref for World {
+impl Deref for Fixture {
     type Target = Folder;
 
     fn deref(&self) -> &Folder {
