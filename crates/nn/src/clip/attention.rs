@@ -4,7 +4,7 @@
 
 use tch::{TchError, Tensor};
 
-use super::ClipLayout;
+use super::layout::ClipLayout;
 use crate::layers::{Linear, attention};
 use crate::weights::Loader;
 

@@ -3,7 +3,8 @@
 use tch::{TchError, Tensor};
 
 use super::attention::Attention;
-use super::{Activation, ClipLayout};
+use super::config::Activation;
+use super::layout::ClipLayout;
 use crate::layers::{LayerNorm, Mlp};
 use crate::weights::Loader;
 

@@ -1,18 +1,16 @@
-//! The sizes of a CLIP-type model, and where they come from.
-
-use std::path::Path;
+//! The sizes of a CLIP-type model.
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::{ClipLayout, open_clip_config, published, transformers_config};
-use crate::config::{ConfigError, invalid, read_json, unsupported};
+use crate::config::{ConfigError, unsupported};
 
 /// The largest size of any dimension: far above every published model, and small enough that no
 /// product of them overflows.
 const LARGEST: i64 = 1 << 20;
 /// The largest number of blocks.
 const MOST_LAYERS: i64 = 1 << 10;
+
 /// The activation between the two layers of each MLP.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -116,27 +114,6 @@ impl VisionConfig {
 }
 
 impl ClipConfig {
-    /// Reads the configuration file of a model.
-    pub fn read(file: &Path, layout: ClipLayout) -> Result<Self, ConfigError> {
-        let json = read_json(file)?;
-        let config = match layout {
-            ClipLayout::Transformers => transformers_config::read(&json, file),
-            ClipLayout::OpenClip => open_clip_config::read(&json),
-        };
-        config.map_err(|problem| match problem {
-            Problem::Json(reason) => invalid(file, reason),
-            Problem::Config(error) => error.in_file(file),
-        })
-    }
-
-    /// A published architecture by open_clip's name for it ([`super::PUBLISHED_NAMES`]).
-    pub fn published(name: &str) -> Result<Self, ConfigError> {
-        published::find(name).ok_or_else(|| ConfigError::UnknownArchitecture {
-            name: name.to_owned(),
-            known: published::PUBLISHED_NAMES.join(", "),
-        })
-    }
-
     /// Checks that all sizes are possible. [`super::ClipModel::load`] does it as well.
     pub fn validate(&self) -> Result<(), ConfigError> {
         let vision = &self.vision;

@@ -11,18 +11,18 @@
 mod attention;
 pub(crate) mod block;
 mod config;
+mod layout;
 mod open_clip_config;
 mod published;
+mod read;
 mod text;
 pub(crate) mod transformers_config;
 mod vision;
 
-use std::fmt;
-
-use serde::{Deserialize, Serialize};
 use tch::Device;
 
 pub use config::{Activation, ClipConfig, Pooling, TextConfig, VisionConfig};
+pub use layout::ClipLayout;
 pub use published::PUBLISHED_NAMES;
 pub use text::TextTower;
 pub use vision::VisionTower;
@@ -30,63 +30,6 @@ pub use vision::VisionTower;
 use crate::ModelError;
 use crate::device::Precision;
 use crate::weights::{Loader, Weights};
-
-/// How the tensors of a checkpoint are named and laid out.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum ClipLayout {
-    /// `CLIPModel.save_pretrained` of `transformers`.
-    Transformers,
-    /// A state dict of `open_clip`, plain or under `state_dict`.
-    OpenClip,
-}
-
-impl ClipLayout {
-    /// The usual names of the weights in a model folder, the best first, for
-    /// [`Weights::open_folder`]. Some published folders hold both layouts.
-    pub fn weight_files(self) -> &'static [&'static str] {
-        match self {
-            Self::Transformers => &[
-                "model.safetensors",
-                "model.safetensors.index.json",
-                "pytorch_model.bin",
-                "pytorch_model.bin.index.json",
-            ],
-            Self::OpenClip => &[
-                "open_clip_model.safetensors",
-                "open_clip_pytorch_model.safetensors",
-                "open_clip_pytorch_model.bin",
-            ],
-        }
-    }
-
-    /// Tensors of which every such model has one, whichever of its towers a file holds.
-    fn anchors(self) -> &'static [&'static str] {
-        match self {
-            Self::Transformers => &["visual_projection.weight", "text_projection.weight"],
-            Self::OpenClip => {
-                &["visual.class_embedding", "text.token_embedding.weight", "token_embedding.weight"]
-            }
-        }
-    }
-
-    /// The name of the configuration in a model folder.
-    pub fn config_file(self) -> &'static str {
-        match self {
-            Self::Transformers => "config.json",
-            Self::OpenClip => "open_clip_config.json",
-        }
-    }
-}
-
-impl fmt::Display for ClipLayout {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.write_str(match self {
-            Self::Transformers => "transformers",
-            Self::OpenClip => "open_clip",
-        })
-    }
-}
 
 /// Which towers to load; what is not loaded takes no memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -5,8 +5,9 @@
 use tch::{Device, Kind, Tensor};
 
 use super::block::{Block, BlockSizes, Choice};
+use super::config::ClipConfig;
+use super::layout::ClipLayout;
 use super::vision::{load_projection, project, run_blocks};
-use super::{ClipConfig, ClipLayout};
 use crate::device::{inference, upload};
 use crate::error::NetworkError;
 use crate::layers::LayerNorm;

@@ -6,7 +6,8 @@
 use tch::{Device, Kind, Tensor};
 
 use super::block::{Block, BlockSizes, Choice};
-use super::{ClipConfig, ClipLayout};
+use super::config::ClipConfig;
+use super::layout::ClipLayout;
 use crate::device::{Precision, inference, upload};
 use crate::error::NetworkError;
 use crate::layers::LayerNorm;

@@ -1,4 +1,6 @@
 //! Two-dimensional convolution.
+//!
+//! `B` batch, `I` channels in, `O` channels out, `K` height and width of the kernel.
 
 use std::sync::{Mutex, OnceLock, PoisonError};
 
@@ -6,10 +8,10 @@ use tch::{Device, Kind, TchError, Tensor};
 
 use super::{cast, upcasts};
 use crate::device::{Precision, lacks_avx512};
-use crate::shim;
+use crate::shim::{self, Stride};
 use crate::weights::Loader;
 
-/// oneDNN is told a picture of this many rows and columns to choose a layout for. Others work.
+/// oneDNN chooses a layout for images of this height and width. The layout works for other sizes too.
 const PACKED_FOR_SIDE: i64 = 32;
 
 /// The size `[B, I, H, W]` of an input.
@@ -17,22 +19,34 @@ type InputSize = [i64; 4];
 
 /// A square convolution with bias: `name.weight` `[O, I, K, K]` and `name.bias` `[O]`.
 ///
-/// For inference on a CPU the weight is kept in oneDNN's own layout, which PyTorch otherwise makes
-/// anew at every call: a third of the time of the deep layers of Stable Diffusion.
+/// For inference on a CPU the weight is kept in oneDNN's own layout. PyTorch would convert it at every
+/// call, which takes a third of the time of the deep layers of Stable Diffusion.
 #[derive(Debug)]
 pub(crate) struct Conv2d {
     weight: Weight,
     bias: Tensor,
-    stride: i64,
-    padding: i64,
+    stride: Stride,
+}
+
+/// The sizes of a [`Conv2d`].
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct ConvSizes {
+    /// Channels in.
+    pub(crate) input: i64,
+    /// Channels out.
+    pub(crate) output: i64,
+    /// Height and width of the kernel.
+    pub(crate) kernel: i64,
+    /// How it moves over the image.
+    pub(crate) stride: Stride,
 }
 
 #[derive(Debug)]
 enum Weight {
     /// As in the checkpoint.
     Plain(Tensor),
-    /// In oneDNN's own layout, which an input of another size may replace. Behind a lock, so that a
-    /// layer can be read from several threads.
+    /// In oneDNN's own layout, which an input of another size may replace. A lock guards it, so that
+    /// several threads can use the layer.
     Packed(Mutex<PackedWeight>),
 }
 
@@ -45,10 +59,10 @@ struct PackedWeight {
 
 impl PackedWeight {
     /// The weight for inputs of `size`, in another layout if this processor's kernels want one.
-    fn for_size(&mut self, size: InputSize, stride: i64, padding: i64) -> Result<Tensor, TchError> {
+    fn for_size(&mut self, size: InputSize, stride: Stride) -> Result<Tensor, TchError> {
         if self.size != size && layout_depends_on_size() {
             let plain = self.tensor.f_to_dense(None, false)?;
-            self.tensor = shim::conv2d_pack(&plain, stride, padding, &size)?;
+            self.tensor = shim::conv2d_pack(&plain, stride, &size)?;
             self.size = size;
         }
         Ok(self.tensor.shallow_clone())
@@ -56,25 +70,24 @@ impl PackedWeight {
 }
 
 impl Conv2d {
-    pub(crate) fn load(
-        loader: &mut Loader<'_>,
-        name: &str,
-        input: i64,
-        output: i64,
-        kernel: i64,
-        stride: i64,
-        padding: i64,
-    ) -> Self {
+    /// A kernel of 3×3 pixels with a padding of one, which keeps the size of the image.
+    pub(crate) fn load_3x3(loader: &mut Loader<'_>, name: &str, input: i64, output: i64) -> Self {
+        let stride = Stride { stride: 1, padding: 1 };
+        Self::load(loader, name, ConvSizes { input, output, kernel: 3, stride })
+    }
+
+    pub(crate) fn load(loader: &mut Loader<'_>, name: &str, sizes: ConvSizes) -> Self {
+        let ConvSizes { input, output, kernel, stride } = sizes;
         let weight_name = format!("{name}.weight");
         let weight = loader.tensor(&weight_name, &[output, input, kernel, kernel]);
         let bias = loader.tensor(&format!("{name}.bias"), &[output]);
-        let of = |weight| Self { weight, bias, stride, padding };
+        let of = |weight| Self { weight, bias, stride };
         if !loader.may_pack() {
             return of(Weight::Plain(weight));
         }
         let prepared = if loader.device() == Device::Cpu && can_pack(weight.kind()) {
             let size = [2, input, PACKED_FOR_SIDE, PACKED_FOR_SIDE];
-            let packed = shim::conv2d_pack(&weight, stride, padding, &size);
+            let packed = shim::conv2d_pack(&weight, stride, &size);
             packed.map(|tensor| Weight::Packed(Mutex::new(PackedWeight { tensor, size })))
         } else {
             shim::channels_last(&weight).map(Weight::Plain)
@@ -97,25 +110,22 @@ impl Conv2d {
 
     /// `[B, I, H, W]` to `[B, O, H', W']`.
     pub(crate) fn forward(&self, x: &Tensor) -> Result<Tensor, TchError> {
-        let (stride, padding, bias) = (self.stride, self.padding, &self.bias);
+        let (stride, bias) = (self.stride, &self.bias);
         match &self.weight {
             Weight::Packed(packed) => {
                 let (batch, channels, height, width) = x.size4()?;
-                // A panic inside leaves weight and size as they were, or both new.
-                let packed = packed.lock().unwrap_or_else(PoisonError::into_inner).for_size(
-                    [batch, channels, height, width],
-                    stride,
-                    padding,
-                )?;
-                shim::conv2d_packed(x, &packed, bias, stride, padding)
+                // A poisoned lock is fine: a panic leaves weight and size both old, or both new.
+                let packed = packed
+                    .lock()
+                    .unwrap_or_else(PoisonError::into_inner)
+                    .for_size([batch, channels, height, width], stride)?;
+                shim::conv2d_packed(x, &packed, bias, stride)
             }
-            Weight::Plain(plain) if upcasts(x) => {
-                shim::conv2d_upcast(x, plain, bias, stride, padding)
-            }
+            Weight::Plain(plain) if upcasts(x) => shim::conv2d_upcast(x, plain, bias, stride),
             Weight::Plain(plain) => {
                 let kind: Kind = x.kind();
                 let (weight, bias) = (cast(plain, kind)?, cast(bias, kind)?);
-                let (stride, padding) = ([stride; 2], [padding; 2]);
+                let (stride, padding) = ([stride.stride; 2], [stride.padding; 2]);
                 if kind == Kind::Float && trains_in_nchw(x.device(), Precision::F32) {
                     x.f_mkldnn_convolution(&weight, Some(bias), padding, stride, [1, 1], 1)
                 } else {
@@ -125,14 +135,14 @@ impl Conv2d {
         }
     }
 
-    /// [`Conv2d::forward`], or on a GPU the convolution alone and the bias `[O]` for the caller to add.
+    /// [`Conv2d::forward`]; on a GPU without the bias `[O]`, which the caller adds in a later pass.
     pub(crate) fn forward_leaving_bias(
         &self,
         x: &Tensor,
     ) -> Result<(Tensor, Option<&Tensor>), TchError> {
         if let (Device::Cuda(_), Weight::Plain(plain)) = (x.device(), &self.weight) {
             let weight = cast(plain, x.kind())?;
-            let (stride, padding) = ([self.stride; 2], [self.padding; 2]);
+            let (stride, padding) = ([self.stride.stride; 2], [self.stride.padding; 2]);
             let result = x.f_conv2d(&weight, None::<&Tensor>, stride, padding, [1, 1], 1)?;
             return Ok((result, Some(&self.bias)));
         }
@@ -145,32 +155,36 @@ impl Conv2d {
     }
 }
 
-/// True where oneDNN's layout for a weight changes with the size of the input: a weight in another
-/// layout is converted at every call, which takes longer than the convolution. With AVX-512 one
-/// layout serves all sizes.
+/// True if oneDNN's layout for a weight depends on the size of the input: oneDNN converts a weight in
+/// another layout at every call, which takes longer than the convolution. With AVX-512 one layout
+/// serves all sizes.
 fn layout_depends_on_size() -> bool {
     lacks_avx512() || !cfg!(target_arch = "x86_64")
 }
 
-/// True where the backward pass of a convolution is faster on images in rows, `[B, C, H, W]` as it
-/// stands, than channels last: where oneDNN computes it in f32 on an x86 processor. It is then called by its
-/// name, as PyTorch would choose one library for the network in training and another for its reference, which
-/// records no gradients, and their last bits would differ.
+/// True if the backward pass of a convolution is faster in contiguous NCHW than channels last (NHWC): if
+/// oneDNN computes it in f32 on an x86 processor.
+///
+/// [`Conv2d::forward`] then calls oneDNN by name. PyTorch would choose one library for the network in
+/// training and another for the reference, which records no gradients, and their last bits would differ.
+#[doc(alias = "NCHW")]
+#[doc(alias = "channels_last")]
 pub(crate) fn trains_in_nchw(device: Device, precision: Precision) -> bool {
     let in_f32 = precision == Precision::F32 || precision.upcasts_bf16(device);
     device == Device::Cpu && cfg!(target_arch = "x86_64") && in_f32
 }
 
-/// True where this CPU's oneDNN convolves this type, and it is not widened. Tried once each.
+/// True if this CPU's oneDNN convolves this dtype without an upcast to f32. Tries each dtype once.
 fn can_pack(kind: Kind) -> bool {
     static F32: OnceLock<bool> = OnceLock::new();
     static BF16: OnceLock<bool> = OnceLock::new();
     let works = || {
         let ones = |shape: &[i64]| Tensor::f_ones(shape, (kind, Device::Cpu));
+        let stride = Stride { stride: 1, padding: 0 };
         let sum = || {
-            let weight = shim::conv2d_pack(&ones(&[32, 32, 1, 1])?, 1, 0, &[1, 32, 2, 2])?;
+            let weight = shim::conv2d_pack(&ones(&[32, 32, 1, 1])?, stride, &[1, 32, 2, 2])?;
             let pixels = shim::channels_last(&ones(&[1, 32, 2, 2])?)?;
-            shim::conv2d_packed(&pixels, &weight, &ones(&[32])?, 1, 0)?
+            shim::conv2d_packed(&pixels, &weight, &ones(&[32])?, stride)?
                 .f_double_value(&[0, 31, 1, 1])
         };
         sum().is_ok_and(|value: f64| value == 33.0)

@@ -1,9 +1,9 @@
-//! Linear layers, and what can be done in the same pass over their result.
+//! Linear layers, the activations computed in the same pass, and the MLP.
 //!
-//! On the CPU in bf16 the weights are kept in oneDNN's own layout. Converting them on every call
-//! and passing over each result again for activation and residual would take as long as the
-//! products themselves: about twice the speed on processors with AMX. In f32 the plain product is
-//! as fast, and the weight can stay the file's own memory.
+//! For bf16 inference on a CPU the weights are kept in oneDNN's own layout, which is about twice as fast
+//! on processors with AMX: converting the weights at every call and passing over each result again for
+//! the activation takes as long as the products themselves. In f32 the plain product is as fast, and the
+//! weight can stay the memory of its file.
 
 use std::sync::OnceLock;
 
@@ -16,10 +16,10 @@ use crate::shim;
 pub(crate) use crate::shim::After;
 use crate::weights::Loader;
 
-/// oneDNN is told this many rows to choose a layout for: a batch of eight images. Others work.
+/// oneDNN chooses a layout for inputs of this many rows, a batch of eight images. It works for others too.
 const PACKED_FOR_ROWS: i64 = 2048;
 
-/// What QuickGELU multiplies its argument by.
+/// The factor inside QuickGELU.
 const QUICK_GELU: f64 = 1.702;
 
 /// `scale · x · weightᵀ + bias`, with the weight as PyTorch keeps it, `[out, in]`, or packed.
@@ -27,7 +27,7 @@ const QUICK_GELU: f64 = 1.702;
 pub(crate) struct Linear {
     weight: Tensor,
     bias: Option<Tensor>,
-    /// One, unless the layer was loaded with a factor. A weight in bf16 on the CPU has it inside.
+    /// One, unless the layer was loaded with a factor. A bf16 weight on the CPU already contains it.
     scale: f64,
     packed: bool,
 }
@@ -49,7 +49,7 @@ impl Linear {
         Self::new(loader, weight, None)
     }
 
-    /// The layer `name.weight` `[out, in, 1, 1]`, `name.bias`: a convolution of single pixels.
+    /// The layer `name.weight` `[out, in, 1, 1]`, `name.bias`: a 1×1 convolution.
     pub(crate) fn load_convolution(
         loader: &mut Loader<'_>,
         name: &str,
@@ -71,14 +71,14 @@ impl Linear {
     ) -> [Self; 2] {
         let weight = loader.tensor(&format!("{name}.weight"), &[2 * output, input]);
         let bias = loader.tensor(&format!("{name}.bias"), &[2 * output]);
-        // The shapes are as asked for, so the rows are there.
+        // The loader returns the shapes that it was asked for, so the rows exist.
         [0, output].map(|start| {
             let rows = |tensor: &Tensor| tensor.narrow(0, start, output);
             Self::new(loader, rows(&weight), Some(rows(&bias)))
         })
     }
 
-    /// As [`Linear::load`], with `scale` times its product.
+    /// [`Linear::load`] with its product, but not its bias, times `scale`.
     fn load_scaled(
         loader: &mut Loader<'_>,
         name: &str,
@@ -93,7 +93,7 @@ impl Linear {
             let weight = loader.tensor(&weight, &[output, input]);
             return Self { scale, ..Self::new(loader, weight, bias) };
         }
-        // Scaled before it is rounded.
+        // Scaling before rounding rounds only once.
         let weight = loader.tensor_in(&weight, &[output, input], Kind::Float) * scale;
         let weight = weight.to_kind(loader.precision().kind());
         Self::new(loader, weight, bias)
@@ -110,14 +110,14 @@ impl Linear {
         Self { weight, bias, scale: 1.0, packed: false }
     }
 
-    /// `[.., I]` to `[.., O]`. The input must be contiguous: of another PyTorch makes one product or one
-    /// for each row of the batch, by whether gradients are recorded, and a reference would differ from
-    /// the network in training in its last bits.
+    /// `[.., I]` to `[.., O]`. The input must be contiguous: for another one PyTorch computes one product,
+    /// or one for each row of the batch, depending on whether it records gradients. The reference would
+    /// then differ from the network in training in its last bits.
     pub(crate) fn forward(&self, input: &Tensor) -> Result<Tensor, TchError> {
         self.forward_then(input, After::Nothing)
     }
 
-    /// [`Linear::forward`], and what comes after it in the same pass where the layer is packed.
+    /// [`Linear::forward`], then an activation, which a packed layer computes in the same pass.
     pub(crate) fn forward_then(&self, input: &Tensor, after: After) -> Result<Tensor, TchError> {
         if self.packed {
             return shim::linear_packed(input, &self.weight, self.bias.as_ref(), after);
@@ -141,58 +141,60 @@ impl Linear {
         }
     }
 
-    /// `stream + forward(input)`, in place: oneDNN's own way of adding measures slower.
+    /// `stream + forward(input)`, in place. oneDNN can add as well, but measures slower.
     pub(crate) fn add_to(&self, mut stream: Tensor, input: &Tensor) -> Result<Tensor, TchError> {
         stream.f_add_(&self.forward(input)?)
     }
 }
 
-/// A perceptron: a wide layer, an activation, and a layer back.
+/// An MLP, the feed-forward network of a transformer block: a layer up to the hidden width, an
+/// activation, and a layer down.
 ///
-/// QuickGELU is computed as SiLU, for which there are kernels of one pass: with y = 1.702 x,
-/// x·σ(1.702 x) is y·σ(y) / 1.702, so the wide layer gives 1.702 times as much and the layer back
-/// takes it off.
+/// QuickGELU is computed as SiLU, which has kernels of one pass: with y = 1.702 x, x·σ(1.702 x) is
+/// y·σ(y) / 1.702. The layer up therefore multiplies by 1.702, and the layer down divides by it.
+#[doc(alias = "perceptron")]
+#[doc(alias = "feed-forward")]
 #[derive(Debug)]
 pub(crate) struct Mlp {
-    wide: Linear,
-    back: Linear,
+    up: Linear,
+    down: Linear,
     activation: Activation,
 }
 
 impl Mlp {
-    /// The layers named by `names`, of `width` and `wide` columns.
+    /// The layers up and down by their `names`, between `width` and the width `hidden`.
     pub(crate) fn load(
         loader: &mut Loader<'_>,
         names: [&str; 2],
         width: i64,
-        wide: i64,
+        hidden: i64,
         activation: Activation,
     ) -> Self {
-        let (up, down) = match activation {
-            Activation::Gelu => (1.0, 1.0),
-            Activation::QuickGelu => (QUICK_GELU, 1.0 / QUICK_GELU),
+        let factor = match activation {
+            Activation::Gelu => 1.0,
+            Activation::QuickGelu => QUICK_GELU,
         };
-        let [wide_name, back_name] = names;
-        let mut wide_layer = Linear::load_scaled(loader, wide_name, width, wide, up);
+        let mut up = Linear::load_scaled(loader, names[0], width, hidden, factor);
         if activation == Activation::QuickGelu {
-            wide_layer.bias = wide_layer.bias.map(|bias| bias * up);
+            up.bias = up.bias.map(|bias| bias * factor);
         }
-        let back_layer = Linear::load_scaled(loader, back_name, wide, width, down);
-        Self { wide: wide_layer, back: back_layer, activation }
+        let down = Linear::load_scaled(loader, names[1], hidden, width, 1.0 / factor);
+        Self { up, down, activation }
     }
 
-    /// `stream + perceptron(input)`.
+    /// `stream + mlp(input)`.
     pub(crate) fn add_to(&self, stream: Tensor, input: &Tensor) -> Result<Tensor, TchError> {
         let after = match self.activation {
             Activation::Gelu => After::Gelu,
             Activation::QuickGelu => After::Swish,
         };
-        let hidden = self.wide.forward_then(input, after)?;
-        self.back.add_to(stream, &hidden)
+        let hidden = self.up.forward_then(input, after)?;
+        self.down.add_to(stream, &hidden)
     }
 }
 
-/// True where layers are packed: bf16 on a CPU whose oneDNN can and where it is not widened. Tried once.
+/// True if layers are packed: in bf16 on a CPU whose oneDNN can, and does so without an upcast to f32.
+/// Tries it once.
 fn can_pack(loader: &Loader<'_>) -> bool {
     static WORKS: OnceLock<bool> = OnceLock::new();
     (loader.device(), loader.precision()) == (Device::Cpu, Precision::Bf16)

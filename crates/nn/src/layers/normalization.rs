@@ -4,7 +4,7 @@ use tch::{Device, TchError, Tensor};
 
 use super::{cast, silu};
 use crate::shim;
-use crate::shim::kernels::{self, Around};
+use crate::shim::kernels::{self, Around, Norm};
 use crate::weights::{Loader, Purpose};
 
 /// Normalisation over groups of channels.
@@ -15,7 +15,7 @@ pub(crate) struct GroupNorm {
     channels: i64,
     groups: i64,
     epsilon: f64,
-    /// Loaded for inference.
+    /// Whether it was loaded for inference.
     infers: bool,
 }
 
@@ -37,9 +37,9 @@ impl GroupNorm {
         }
     }
 
-    /// True where what stands around the normalisation is best done with it ([`GroupNorm::fused`]), for
-    /// images like this tensor in format and device: on a GPU, and where no network in training is to be
-    /// matched on a CPU.
+    /// True if [`GroupNorm::fused`] is available and faster for images with the dtype and on the device of
+    /// this tensor. On a CPU it serves inference only: the network in training records gradients, which
+    /// the CPU's kernel does not, and its reference must match it to the last bit.
     pub(crate) fn fuses(&self, like: &Tensor) -> Result<bool, TchError> {
         if !self.infers && like.device() == Device::Cpu {
             return Ok(false);
@@ -47,9 +47,15 @@ impl GroupNorm {
         kernels::can_normalize(like, self.channels, self.groups)
     }
 
-    /// The normalisation with what stands around it, in two passes over memory.
+    /// The normalisation and what is `around` it, in two passes over memory.
     pub(crate) fn fused(&self, x_BCHW: &Tensor, around: Around<'_>) -> Result<Tensor, TchError> {
-        kernels::normalize(x_BCHW, around, &self.weight, &self.bias, self.groups, self.epsilon)
+        let norm = Norm {
+            weight_C: &self.weight,
+            bias_C: &self.bias,
+            groups: self.groups,
+            epsilon: self.epsilon,
+        };
+        kernels::normalize(x_BCHW, norm, around)
     }
 
     /// `[B, C, H, W]` to the same shape.
@@ -61,8 +67,8 @@ impl GroupNorm {
         x.f_group_norm(self.groups, Some(weight), Some(bias), self.epsilon, true)
     }
 
-    /// The normalisation, then `x · σ(x)`. In training what lies between the two is not kept but computed
-    /// again: a sixth of what a UNet keeps.
+    /// The normalisation, then `x · σ(x)`. In training the backward pass recomputes the result of the
+    /// normalisation, which would be a sixth of the activations that a UNet keeps.
     pub(crate) fn forward_silu(&self, x: &Tensor) -> Result<Tensor, TchError> {
         if self.fuses(x)? {
             return self.fused(x, Around { silu: true, ..Around::default() });

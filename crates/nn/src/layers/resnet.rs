@@ -15,15 +15,17 @@ pub(crate) struct ResnetSizes {
     pub(crate) input: i64,
     /// Channels out.
     pub(crate) output: i64,
-    /// Width of the time embedding, where there is one.
+    /// Width of the time embedding, if there is one.
     pub(crate) embedding: Option<i64>,
     /// Groups of the normalisations.
     pub(crate) groups: i64,
-    /// What the normalisations add to the variance.
+    /// Added to the variance in the normalisations.
     pub(crate) epsilon: f64,
 }
 
-/// Two normalised convolutions beside a shortcut; the time embedding is added between them.
+/// Two normalised convolutions and a skip connection around them; the time embedding is added between
+/// the two.
+#[doc(alias = "ResnetBlock2D")]
 #[derive(Debug)]
 pub(crate) struct ResnetBlock {
     norm_1: GroupNorm,
@@ -31,7 +33,7 @@ pub(crate) struct ResnetBlock {
     time: Option<Linear>,
     norm_2: GroupNorm,
     conv_2: Conv2d,
-    /// A convolution of single pixels.
+    /// A 1×1 convolution on the skip connection, if the number of channels changes.
     shortcut: Option<Linear>,
 }
 
@@ -41,11 +43,11 @@ impl ResnetBlock {
         let part = |part: &str| format!("{name}.{part}");
         Self {
             norm_1: GroupNorm::load(loader, &part("norm1"), groups, input, epsilon),
-            conv_1: Conv2d::load(loader, &part("conv1"), input, output, 3, 1, 1),
+            conv_1: Conv2d::load_3x3(loader, &part("conv1"), input, output),
             time: embedding
                 .map(|width| Linear::load(loader, &part("time_emb_proj"), width, output)),
             norm_2: GroupNorm::load(loader, &part("norm2"), groups, output, epsilon),
-            conv_2: Conv2d::load(loader, &part("conv2"), output, output, 3, 1, 1),
+            conv_2: Conv2d::load_3x3(loader, &part("conv2"), output, output),
             shortcut: (input != output)
                 .then(|| Linear::load_convolution(loader, &part("conv_shortcut"), input, output)),
         }
@@ -73,13 +75,13 @@ impl ResnetBlock {
         match &self.shortcut {
             None => self.conv_2.add_to(x_BCHW, &hidden_BCHW),
             Some(shortcut) => {
-                super::add(&self.conv_2.forward(&hidden_BCHW)?, shortened(shortcut, x_BCHW)?)
+                super::add(&self.conv_2.forward(&hidden_BCHW)?, convolve_1x1(shortcut, x_BCHW)?)
             }
         }
     }
 
-    /// The same with fewer passes over memory: the time embedding, and on a GPU the biases of the
-    /// convolutions, are added where the next layer reads.
+    /// The same with fewer passes over memory: the next layer adds the time embedding, and on a GPU the
+    /// biases of the convolutions, when it reads its input.
     fn fused(&self, x_BCHW: &Tensor, embedding_BD: Option<&Tensor>) -> Result<Tensor, TchError> {
         let normed_BCHW = self.norm_1.forward_silu(x_BCHW)?;
         let (hidden_BCHW, bias_C) = self.conv_1.forward_leaving_bias(&normed_BCHW)?;
@@ -92,7 +94,7 @@ impl ResnetBlock {
         let (update_BCHW, bias_C) = self.conv_2.forward_leaving_bias(&hidden_BCHW)?;
         let stream_BCHW = match &self.shortcut {
             None => x_BCHW.shallow_clone(),
-            Some(shortcut) => shortened(shortcut, x_BCHW)?,
+            Some(shortcut) => convolve_1x1(shortcut, x_BCHW)?,
         };
         match bias_C {
             Some(bias_C) => kernels::add_biased(&stream_BCHW, &update_BCHW, bias_C),
@@ -101,9 +103,9 @@ impl ResnetBlock {
     }
 }
 
-/// The convolution of single pixels of `[B, C, H, W]`.
-fn shortened(shortcut: &Linear, x_BCHW: &Tensor) -> Result<Tensor, TchError> {
-    // Contiguous, as Linear asks for.
+/// The 1×1 convolution of `[B, C, H, W]`.
+fn convolve_1x1(shortcut: &Linear, x_BCHW: &Tensor) -> Result<Tensor, TchError> {
+    // Linear needs a contiguous input.
     let x_BHWC = x_BCHW.f_permute([0, 2, 3, 1])?.f_contiguous()?;
     shortcut.forward(&x_BHWC)?.f_permute([0, 3, 1, 2])
 }

@@ -1,10 +1,11 @@
-//! Halving and doubling the sides of an image.
+//! Downsampling and upsampling of images by a factor of two.
 //!
 //! huggingface/diffusers `src/diffusers/models/{downsampling,upsampling}.py` at v0.42.1.
 
 use tch::{TchError, Tensor};
 
-use super::Conv2d;
+use super::{Conv2d, ConvSizes};
+use crate::shim::Stride;
 use crate::weights::Loader;
 
 /// A convolution with a stride of two.
@@ -25,7 +26,9 @@ impl Downsample {
     ) -> Self {
         let padding = i64::from(!asymmetric);
         let conv = format!("{name}.conv");
-        Self { conv: Conv2d::load(loader, &conv, channels, channels, 3, 2, padding), asymmetric }
+        let stride = Stride { stride: 2, padding };
+        let sizes = ConvSizes { input: channels, output: channels, kernel: 3, stride };
+        Self { conv: Conv2d::load(loader, &conv, sizes), asymmetric }
     }
 
     /// `[B, C, H, W]` to `[B, C, ⌈H/2⌉, ⌈W/2⌉]` (with asymmetric padding the floor).
@@ -38,7 +41,7 @@ impl Downsample {
     }
 }
 
-/// Every pixel four times, then a convolution.
+/// Repeats every pixel in both directions, then convolves.
 #[derive(Debug)]
 pub(crate) struct Upsample {
     conv: Conv2d,
@@ -47,7 +50,7 @@ pub(crate) struct Upsample {
 impl Upsample {
     /// `name.conv`.
     pub(crate) fn load(loader: &mut Loader<'_>, name: &str, channels: i64) -> Self {
-        Self { conv: Conv2d::load(loader, &format!("{name}.conv"), channels, channels, 3, 1, 1) }
+        Self { conv: Conv2d::load_3x3(loader, &format!("{name}.conv"), channels, channels) }
     }
 
     /// `[B, C, H, W]` to `[B, C, 2·H, 2·W]`, or to the height and width of `size`.

@@ -7,7 +7,7 @@ use std::path::Path;
 use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 
-use super::sampler::SamplerKind;
+use super::kind::SamplerKind;
 use crate::config::{ConfigError, Options, invalid, not_json, unsupported, without_unset};
 
 /// A configuration is a page of text, or as many betas as there are timesteps.

@@ -4,8 +4,9 @@
 use tch::{TchError, Tensor};
 
 use super::config::{PredictionType, ScheduleConfig};
-use super::sampler::{AlphaTable, Alphas, Plan, SamplerKind, finite, require, weighted_sum};
-use super::{ScheduleError, noise};
+use super::kind::{SamplerKind, ScheduleError};
+use super::noise;
+use super::steps::{AlphaTable, Alphas, StepTable, finite, require, weighted_sum};
 
 const KIND: SamplerKind = SamplerKind::Ddim;
 
@@ -29,17 +30,17 @@ impl Ddim {
     pub(super) fn new(
         config: &ScheduleConfig,
         steps: usize,
-    ) -> Result<(Plan, Self), ScheduleError> {
+    ) -> Result<(StepTable, Self), ScheduleError> {
         require(KIND, "thresholding", config.thresholding, false, "set it to false")?;
         let trained = config.num_train_timesteps;
-        let table = AlphaTable::new(config, true, config.set_alpha_to_one.unwrap_or(true))?;
+        let alpha_table = AlphaTable::new(config, true, config.set_alpha_to_one.unwrap_or(true))?;
         let timesteps = noise::timesteps(config, KIND, steps, trained)?;
         let stride = (trained / steps) as f64;
         let alphas: Vec<Alphas> = timesteps
             .iter()
             .map(|timestep| {
                 let error = ScheduleError::NotFinite { sampler: KIND, timestep: *timestep };
-                let alphas = table.between(*timestep, timestep - stride).ok_or(error)?;
+                let alphas = alpha_table.between(*timestep, timestep - stride).ok_or(error)?;
                 if config.prediction_type == PredictionType::Epsilon {
                     finite(KIND, *timestep, &[alphas.now.recip()])?;
                 }
@@ -49,7 +50,8 @@ impl Ddim {
         let levels: Vec<f32> = alphas.iter().map(|alphas| alphas.now).collect();
         let levels =
             [levels, alphas.last().map(|alphas| alphas.next).into_iter().collect()].concat();
-        let plan = Plan { timesteps, sigmas: noise::sigmas(&levels)?, initial_noise_sigma: 1.0 };
+        let table =
+            StepTable { timesteps, sigmas: noise::sigmas(&levels)?, initial_noise_sigma: 1.0 };
         let steps = alphas.into_iter().map(|Alphas { now, next }| {
             let [signal, noise, next_signal, next_noise] =
                 noise::sqrt([now, 1.0 - now, next, 1.0 - next])?;
@@ -57,7 +59,7 @@ impl Ddim {
         });
         let steps = steps.collect::<Result<_, TchError>>()?;
         let clip = config.clip_sample.then_some(config.clip_sample_range);
-        Ok((plan, Self { steps, prediction_type: config.prediction_type, clip }))
+        Ok((table, Self { steps, prediction_type: config.prediction_type, clip }))
     }
 
     pub(super) fn step(

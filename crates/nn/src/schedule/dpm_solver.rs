@@ -5,9 +5,10 @@
 use tch::{TchError, Tensor};
 
 use super::config::{FinalSigmas, PredictionType, ScheduleConfig};
-use super::euler::{LEAST_ALPHA, sigmas, spaced_by_timesteps, stds};
-use super::sampler::{Plan, SamplerKind, finite, require, weighted_sum};
-use super::{ScheduleError, noise};
+use super::kind::{SamplerKind, ScheduleError};
+use super::noise;
+use super::sigmas::{LEAST_ALPHA, sigmas, spaced_by_timesteps, stds};
+use super::steps::{StepTable, finite, require, weighted_sum};
 
 const KIND: SamplerKind = SamplerKind::DpmSolverPlusPlus2M;
 
@@ -38,20 +39,20 @@ impl DpmSolver {
     pub(super) fn new(
         config: &ScheduleConfig,
         steps: usize,
-    ) -> Result<(Plan, Self), ScheduleError> {
+    ) -> Result<(StepTable, Self), ScheduleError> {
         refuse_others(config)?;
         let alphas = noise::alphas_cumprod_numbers(config, true, Some(LEAST_ALPHA))?;
         let timesteps = noise::timesteps(config, KIND, steps, visited(config, &alphas)?)?;
         let sigmas = sigmas(config, KIND, &alphas, &timesteps)?;
-        let plan = Plan { timesteps, sigmas, initial_noise_sigma: 1.0 };
-        let steps = Self::steps(config, &plan)?;
-        Ok((plan, Self { steps, prediction_type: config.prediction_type, before: None }))
+        let table = StepTable { timesteps, sigmas, initial_noise_sigma: 1.0 };
+        let steps = Self::steps(config, &table)?;
+        Ok((table, Self { steps, prediction_type: config.prediction_type, before: None }))
     }
 
-    fn steps(config: &ScheduleConfig, plan: &Plan) -> Result<Vec<Step>, ScheduleError> {
-        let signals: Vec<f32> = stds(&plan.sigmas)?.into_iter().map(f32::recip).collect();
+    fn steps(config: &ScheduleConfig, table: &StepTable) -> Result<Vec<Step>, ScheduleError> {
+        let signals: Vec<f32> = stds(&table.sigmas)?.into_iter().map(f32::recip).collect();
         let noises: Vec<f32> =
-            plan.sigmas.iter().zip(&signals).map(|(sigma, signal)| sigma * signal).collect();
+            table.sigmas.iter().zip(&signals).map(|(sigma, signal)| sigma * signal).collect();
         // libtorch's logarithm and exponential, whose last bits are its own.
         let lambdas = Tensor::f_from_slice(&signals)?
             .f_log()?
@@ -60,7 +61,7 @@ impl DpmSolver {
             lambdas.f_slice(0, 1, None::<i64>, 1)?.f_sub(&lambdas.f_slice(0, 0, -1, 1)?)?;
         let decays = Vec::<f32>::try_from(&lengths.f_neg()?.f_exp()?)?;
         let lengths = Vec::<f32>::try_from(&lengths)?;
-        let count = plan.timesteps.len();
+        let count = table.timesteps.len();
         let first_order_at_end = config.euler_at_final
             || (config.lower_order_final && count < FEW_STEPS)
             || config.final_sigmas_type == FinalSigmas::Zero;
@@ -79,7 +80,7 @@ impl DpmSolver {
                     growth,
                 };
                 let weights = [step.keep, step.change, growth.unwrap_or(0.0)];
-                finite(KIND, plan.timesteps[index], &weights)?;
+                finite(KIND, table.timesteps[index], &weights)?;
                 Ok(step)
             })
             .collect()

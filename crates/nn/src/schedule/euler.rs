@@ -4,50 +4,13 @@
 
 use tch::{TchError, Tensor};
 
-use super::config::{FinalSigmas, PredictionType, ScheduleConfig, TimestepSpacing};
-use super::sampler::{Plan, SamplerKind, finite, require, weighted_sum};
-use super::{ScheduleError, noise};
+use super::config::{PredictionType, ScheduleConfig, TimestepSpacing};
+use super::kind::{SamplerKind, ScheduleError};
+use super::noise;
+use super::sigmas::{LEAST_ALPHA, sigmas, spaced_by_timesteps, stds};
+use super::steps::{StepTable, require, weighted_sum};
 
 const KIND: SamplerKind = SamplerKind::Euler;
-
-/// ᾱ of the last timestep where it would be zero: the smallest positive f16.
-pub(super) const LEAST_ALPHA: f32 = 1.0 / (1 << 24) as f32;
-
-/// Refuses noise levels that are spaced in another way than by timesteps.
-pub(super) fn spaced_by_timesteps(
-    config: &ScheduleConfig,
-    kind: SamplerKind,
-) -> Result<(), ScheduleError> {
-    let hint = "set it to false";
-    require(kind, "use_karras_sigmas", config.use_karras_sigmas, false, hint)?;
-    require(kind, "use_exponential_sigmas", config.use_exponential_sigmas, false, hint)?;
-    require(kind, "use_beta_sigmas", config.use_beta_sigmas, false, hint)
-}
-
-/// The noise levels at `timesteps`, between whole ones interpolated in f64, and the last.
-pub(super) fn sigmas(
-    config: &ScheduleConfig,
-    kind: SamplerKind,
-    alphas: &[f32],
-    timesteps: &[f64],
-) -> Result<Vec<f32>, ScheduleError> {
-    let table = noise::sigmas(alphas)?;
-    let at = |index: usize| table.get(index).or(table.last()).copied().unwrap_or(0.0);
-    let interpolated = timesteps.iter().map(|timestep| {
-        let below = timestep.floor() as usize;
-        let (low, high) = (f64::from(at(below)), f64::from(at(below + 1)));
-        ((high - low) * (timestep - below as f64) + low) as f32
-    });
-    let last = match config.final_sigmas_type {
-        FinalSigmas::Zero => 0.0,
-        FinalSigmas::SigmaMin => at(0),
-    };
-    let sigmas: Vec<f32> = interpolated.chain([last]).collect();
-    for (sigma, timestep) in sigmas.iter().zip(timesteps) {
-        finite(kind, *timestep, &[*sigma, sigma.recip()])?;
-    }
-    Ok(sigmas)
-}
 
 #[derive(Debug)]
 pub(super) struct Euler {
@@ -56,17 +19,11 @@ pub(super) struct Euler {
     stds: Vec<f32>,
 }
 
-/// The std of a sample at each noise level of which the latents have 1.
-pub(super) fn stds(sigmas: &[f32]) -> Result<Vec<f32>, TchError> {
-    let variances: Vec<f32> = sigmas.iter().map(|sigma| sigma * sigma + 1.0).collect();
-    Vec::try_from(&Tensor::f_from_slice(&variances)?.f_sqrt()?)
-}
-
 impl Euler {
     pub(super) fn new(
         config: &ScheduleConfig,
         steps: usize,
-    ) -> Result<(Plan, Self), ScheduleError> {
+    ) -> Result<(StepTable, Self), ScheduleError> {
         spaced_by_timesteps(config, KIND)?;
         let interpolation = config.interpolation_type.as_str();
         require(KIND, "interpolation_type", interpolation, "linear", "set it to linear")?;
@@ -88,7 +45,7 @@ impl Euler {
         };
         let stds = stds(&sigmas)?;
         let method = Self { prediction_type: config.prediction_type, stds };
-        Ok((Plan { timesteps, sigmas, initial_noise_sigma }, method))
+        Ok((StepTable { timesteps, sigmas, initial_noise_sigma }, method))
     }
 
     /// A sample of variance 1 + σ² with the variance that the network knows.

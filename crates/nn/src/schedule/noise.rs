@@ -2,9 +2,8 @@
 
 use tch::{Device, Kind, TchError, Tensor};
 
-use super::ScheduleError;
 use super::config::{BetaSchedule, ScheduleConfig, TimestepSpacing};
-use super::sampler::SamplerKind;
+use super::kind::{SamplerKind, ScheduleError};
 
 /// More timesteps than any network was trained on.
 const MOST_TIMESTEPS: usize = 1_000_000;

@@ -7,8 +7,9 @@ use std::collections::VecDeque;
 use tch::{TchError, Tensor};
 
 use super::config::{PredictionType, ScheduleConfig};
-use super::sampler::{AlphaTable, Alphas, Plan, SamplerKind, finite, weighted_sum};
-use super::{ScheduleError, noise};
+use super::kind::{SamplerKind, ScheduleError};
+use super::noise;
+use super::steps::{AlphaTable, Alphas, StepTable, finite, weighted_sum};
 
 const KIND: SamplerKind = SamplerKind::Pndm;
 
@@ -69,9 +70,9 @@ impl Pndm {
     pub(super) fn new(
         config: &ScheduleConfig,
         steps: usize,
-    ) -> Result<(Plan, Self), ScheduleError> {
+    ) -> Result<(StepTable, Self), ScheduleError> {
         let trained = config.num_train_timesteps;
-        let table = AlphaTable::new(config, false, config.set_alpha_to_one.unwrap_or(false))?;
+        let alpha_table = AlphaTable::new(config, false, config.set_alpha_to_one.unwrap_or(false))?;
         let spaced = noise::timesteps(config, KIND, steps, trained)?;
         let stride = (trained / steps) as f64;
         // Each call: the timestep the network is given, and from where to where the sample moves.
@@ -115,16 +116,17 @@ impl Pndm {
         let mut last = None;
         for (rule, given, from, to) in calls {
             let error = || ScheduleError::NotFinite { sampler: KIND, timestep: given };
-            let alphas = table.between(from, to).ok_or_else(error)?;
+            let alphas = alpha_table.between(from, to).ok_or_else(error)?;
             let call = Call::new(rule, alphas)?;
             finite(KIND, given, &[call.keep, call.divisor.recip()])?;
             rules.push(call);
             timesteps.push(given);
-            levels.push(table.between(given, -1.0).ok_or_else(error)?.now);
+            levels.push(alpha_table.between(given, -1.0).ok_or_else(error)?.now);
             last = Some(alphas.next);
         }
         levels.extend(last);
-        let plan = Plan { timesteps, sigmas: noise::sigmas(&levels)?, initial_noise_sigma: 1.0 };
+        let table =
+            StepTable { timesteps, sigmas: noise::sigmas(&levels)?, initial_noise_sigma: 1.0 };
         let method = Self {
             calls: rules,
             prediction_type: config.prediction_type,
@@ -132,7 +134,7 @@ impl Pndm {
             start: None,
             sum: None,
         };
-        Ok((plan, method))
+        Ok((table, method))
     }
 
     pub(super) fn step(

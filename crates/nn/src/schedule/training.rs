@@ -4,7 +4,8 @@
 use tch::{Device, TchError, Tensor};
 
 use super::config::{PredictionType, ScheduleConfig};
-use super::{ScheduleError, noise};
+use super::kind::ScheduleError;
+use super::noise;
 
 /// The forward process: a timestep of its own for every sample.
 ///

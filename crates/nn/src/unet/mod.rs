@@ -170,7 +170,7 @@ impl UNet {
         let (inputs, outputs) = (config.in_channels, config.out_channels);
         let mut network = Self {
             config: config.clone(),
-            conv_in: Conv2d::load(loader_ref, "conv_in", inputs, first, 3, 1, 1),
+            conv_in: Conv2d::load_3x3(loader_ref, "conv_in", inputs, first),
             time_embedding: TimeEmbedding::load(config, loader_ref),
             added_embedding: AddedEmbedding::load(config, loader_ref),
             down_blocks: (0..channels.len())
@@ -181,7 +181,7 @@ impl UNet {
                 .map(|index| UpBlock::load(config, index, loader_ref, texts_ref))
                 .collect(),
             norm_out: GroupNorm::load(loader_ref, "conv_norm_out", groups, first, config.norm_eps),
-            conv_out: Conv2d::load(loader_ref, "conv_out", first, outputs, 3, 1, 1),
+            conv_out: Conv2d::load_3x3(loader_ref, "conv_out", first, outputs),
             texts,
             parameters: Vec::new(),
             device,

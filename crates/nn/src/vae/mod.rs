@@ -15,8 +15,8 @@ pub use config::VaeConfig;
 
 use crate::device::{Precision, inference, upload};
 use crate::error::{ModelError, NetworkError};
-use crate::layers::{Conv2d, GroupNorm};
-use crate::shim;
+use crate::layers::{Conv2d, ConvSizes, GroupNorm};
+use crate::shim::{self, Stride};
 use crate::weights::{Loader, Weights};
 
 /// Pixels of a batch that are computed at once; a larger batch is cut into smaller ones. Beyond
@@ -83,7 +83,9 @@ impl Vae {
         let mut loader = Loader::new(&weights, NETWORK, device, precision).refusing_non_finite();
         let latents = config.latent_channels;
         let mut pointwise = |name: &str, channels: i64| {
-            Conv2d::load(&mut loader, name, channels, channels, 1, 1, 0)
+            let stride = Stride { stride: 1, padding: 0 };
+            let sizes = ConvSizes { input: channels, output: channels, kernel: 1, stride };
+            Conv2d::load(&mut loader, name, sizes)
         };
         let quant_conv = config.use_quant_conv.then(|| pointwise("quant_conv", 2 * latents));
         let post_quant_conv =
@@ -204,7 +206,7 @@ impl Encoder {
         let groups = config.norm_num_groups;
         let befores = std::iter::once(&first).chain(channels);
         Self {
-            conv_in: Conv2d::load(loader, "encoder.conv_in", config.in_channels, first, 3, 1, 1),
+            conv_in: Conv2d::load_3x3(loader, "encoder.conv_in", config.in_channels, first),
             down_blocks: befores
                 .zip(channels)
                 .enumerate()
@@ -222,7 +224,7 @@ impl Encoder {
                 deepest,
                 EPSILON,
             ),
-            conv_out: Conv2d::load(loader, "encoder.conv_out", deepest, moments, 3, 1, 1),
+            conv_out: Conv2d::load_3x3(loader, "encoder.conv_out", deepest, moments),
         }
     }
 
@@ -254,7 +256,7 @@ impl Decoder {
         let groups = config.norm_num_groups;
         let befores = std::iter::once(&deepest).chain(channels.iter().rev());
         Self {
-            conv_in: Conv2d::load(loader, "decoder.conv_in", latents, deepest, 3, 1, 1),
+            conv_in: Conv2d::load_3x3(loader, "decoder.conv_in", latents, deepest),
             mid_block: MidBlock::load(loader, config, "decoder.mid_block"),
             up_blocks: befores
                 .zip(channels.iter().rev())
@@ -266,7 +268,7 @@ impl Decoder {
                 })
                 .collect(),
             conv_norm_out: GroupNorm::load(loader, "decoder.conv_norm_out", groups, first, EPSILON),
-            conv_out: Conv2d::load(loader, "decoder.conv_out", first, pixels, 3, 1, 1),
+            conv_out: Conv2d::load_3x3(loader, "decoder.conv_out", first, pixels),
         }
     }
 

@@ -1,0 +1,121 @@
+//! Steps of optimizers over lists of tensors, and the clipping of gradients.
+
+use tch::{TchError, Tensor};
+use torch_sys::C_tensor;
+
+use super::{ErrorText, done, pointers, tensor};
+
+#[expect(unsafe_code, reason = "declarations of csrc/shim.h")]
+unsafe extern "C" {
+    fn nn_fused_adamw(
+        parameters: *const *const C_tensor,
+        gradients: *const *const C_tensor,
+        first_moments: *const *const C_tensor,
+        second_moments: *const *const C_tensor,
+        steps: *const *const C_tensor,
+        count: usize,
+        learning_rate: f64,
+        beta1: f64,
+        beta2: f64,
+        weight_decay: f64,
+        epsilon: f64,
+        error: ErrorText,
+    ) -> bool;
+    fn nn_clip_gradients(
+        gradients: *const *const C_tensor,
+        count: usize,
+        max_norm: f64,
+        error: ErrorText,
+    ) -> *mut C_tensor;
+    fn nn_drop_gradients(
+        parameters: *const *const C_tensor,
+        count: usize,
+        error: ErrorText,
+    ) -> bool;
+    fn nn_add_scaled(
+        target: *const C_tensor,
+        addend: *const C_tensor,
+        factor: f64,
+        error: ErrorText,
+    ) -> bool;
+}
+
+/// What one step of AdamW reads and writes: lists of equal length and order, f32.
+#[derive(Debug)]
+pub(crate) struct AdamWTensors<'a> {
+    pub(crate) parameters: &'a [Tensor],
+    pub(crate) gradients: &'a [Tensor],
+    pub(crate) first_moments: &'a [Tensor],
+    pub(crate) second_moments: &'a [Tensor],
+    /// One number each.
+    pub(crate) steps: &'a [Tensor],
+}
+
+/// One step of AdamW by PyTorch's fused kernel, which first adds one to each step count.
+#[expect(unsafe_code, reason = "calls the shim")]
+pub(crate) fn fused_adamw(
+    tensors: &AdamWTensors<'_>,
+    learning_rate: f64,
+    [beta1, beta2]: [f64; 2],
+    weight_decay: f64,
+    epsilon: f64,
+) -> Result<(), TchError> {
+    let count = tensors.parameters.len();
+    let lists = [
+        tensors.parameters,
+        tensors.gradients,
+        tensors.first_moments,
+        tensors.second_moments,
+        tensors.steps,
+    ];
+    assert!(lists.iter().all(|list| list.len() == count), "lists have equal length");
+    let [parameters, gradients, first, second, steps] = lists.map(pointers);
+    // SAFETY: every list holds `count` tensors that are borrowed for the call.
+    unsafe {
+        done(|error| {
+            nn_fused_adamw(
+                parameters.as_ptr(),
+                gradients.as_ptr(),
+                first.as_ptr(),
+                second.as_ptr(),
+                steps.as_ptr(),
+                count,
+                learning_rate,
+                beta1,
+                beta2,
+                weight_decay,
+                epsilon,
+                error,
+            )
+        })
+    }
+}
+
+/// The gradient norm: the 2-norm of all gradients together. If it exceeds a finite `max_norm`, the
+/// gradients are scaled in place. At least one gradient.
+#[expect(unsafe_code, reason = "calls the shim")]
+pub(crate) fn clip_gradients(gradients: &[Tensor], max_norm: f64) -> Result<Tensor, TchError> {
+    let list = pointers(gradients);
+    // SAFETY: the tensors are borrowed for the call.
+    unsafe { tensor(|error| nn_clip_gradients(list.as_ptr(), list.len(), max_norm, error)) }
+}
+
+/// Takes the gradients off the parameters.
+#[expect(unsafe_code, reason = "calls the shim")]
+pub(crate) fn drop_gradients(parameters: &[Tensor]) -> Result<(), TchError> {
+    let list = pointers(parameters);
+    // SAFETY: the tensors are borrowed for the call.
+    unsafe { done(|error| nn_drop_gradients(list.as_ptr(), list.len(), error)) }
+}
+
+/// `target += factor · addend`, in place, rounded once if the processor can.
+#[expect(unsafe_code, reason = "calls the shim")]
+pub(crate) fn add_scaled(
+    target: &mut Tensor,
+    addend: &Tensor,
+    factor: f64,
+) -> Result<(), TchError> {
+    let (target, addend) = (target.as_ptr(), addend.as_ptr());
+    // SAFETY: the tensors are borrowed for the call.
+    unsafe { done(|error| nn_add_scaled(target, addend, factor, error)) }
+}
