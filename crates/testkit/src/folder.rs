@@ -6,12 +6,12 @@ use std::process::Command;
 
 use tempfile::TempDir;
 
-/// A temporary folder with inputs and outputs, gone with its owner.
+/// A temporary folder with inputs and outputs, removed on drop.
 #[derive(Debug)]
 pub struct Folder(TempDir);
 
 impl Folder {
-    /// An empty one.
+    /// An empty folder.
     #[expect(clippy::new_without_default, reason = "it makes a folder on disk")]
     pub fn new() -> Self {
         Self(tempfile::tempdir().unwrap())
@@ -22,7 +22,7 @@ impl Folder {
         self.0.path().join(name)
     }
 
-    /// Writes a file, and the folders above it.
+    /// Writes a file, and makes the folders above it.
     #[expect(clippy::disallowed_methods, reason = "test input needs no durability")]
     pub fn put(&self, name: &str, bytes: &[u8]) -> PathBuf {
         let path = self.path(name);
@@ -44,8 +44,8 @@ impl Folder {
         std::fs::read(self.path(name)).unwrap()
     }
 
-    /// Every file below `name` with its bytes, by path below it; lock files, which stay by design
-    /// and say who held them last, left out.
+    /// The bytes of every file below `name`, by its path there. Without lock files: they stay after
+    /// a run, by design, and name their last holder.
     pub fn files(&self, name: &str) -> BTreeMap<String, Vec<u8>> {
         let root = self.path(name);
         let mut files = BTreeMap::new();
@@ -65,7 +65,7 @@ impl Folder {
         files
     }
 
-    /// The names in a folder, sorted; lock files left out.
+    /// The names in a folder, sorted, without lock files.
     pub fn names(&self, folder: &str) -> Vec<String> {
         let mut names: Vec<String> = std::fs::read_dir(self.path(folder))
             .unwrap()

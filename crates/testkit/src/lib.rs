@@ -1,8 +1,17 @@
-//! What the tests of the three programs share: a program in an environment of its own, how a run of
-//! it ended, and a temporary folder. Every function panics where it cannot do what it says: its
-//! caller is a test.
+//! Helpers of the tests: a program in a clean environment ([`program`]), its result ([`Run`],
+//! [`Running`]), a temporary folder ([`Folder`]) and an HTTP server ([`server`]). Every function
+//! panics if it fails, since its caller is a test.
+//!
+//! ```
+//! use testkit::{Folder, Run, program};
+//!
+//! let folder = Folder::new();
+//! let path = folder.put("inputs/prompts.txt", b"a red fox\n");
+//! let run = Run::of(&mut program("/bin/cat", [path])).expect_code(0);
+//! assert_eq!(run.stdout, "a red fox\n");
+//! ```
 
-#![expect(clippy::unwrap_used, reason = "a test stops where something fails")]
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod folder;
 pub mod server;
@@ -16,11 +25,11 @@ use std::time::Duration;
 
 pub use folder::Folder;
 
-/// Every run of a test takes seconds; this is for machines that do much else.
+/// Every run of a test takes seconds; busy machines take longer.
 const LONGEST_RUN: Duration = Duration::from_secs(300);
 
-/// Variables of the caller's shell that would change what any of the programs does; those that
-/// begin with the program's name are taken away too.
+/// Variables of the caller's shell that would change what a program does. Those that begin with the
+/// program's name are removed too.
 const FOREIGN_VARIABLES: [&str; 14] = [
     "RUNKIT_FAULT",
     "RUST_LOG",
@@ -38,8 +47,8 @@ const FOREIGN_VARIABLES: [&str; 14] = [
     "PMI_SIZE",
 ];
 
-/// A program by its path, alone in its environment and on one thread, so that tests do not slow
-/// each other.
+/// A program by its path, without the caller's variables and on one thread, so that tests do not
+/// slow each other.
 pub fn program<I: AsRef<OsStr>>(path: &str, arguments: impl IntoIterator<Item = I>) -> Command {
     let name = path.rsplit('/').next().unwrap().to_uppercase();
     let mut command = Command::new(path);
@@ -56,20 +65,19 @@ pub fn program<I: AsRef<OsStr>>(path: &str, arguments: impl IntoIterator<Item = 
     command
 }
 
-/// How a run of a program ended. Making one checks what holds for every run: text in UTF-8, and no
-/// panic.
+/// The result of a run. Making one checks what holds for every run: output in UTF-8, no panic.
 #[derive(Debug)]
 pub struct Run {
-    /// Its end.
+    /// Its exit status.
     pub status: ExitStatus,
-    /// All it printed.
+    /// Its standard output.
     pub stdout: String,
-    /// All it reported.
+    /// Its standard error.
     pub stderr: String,
 }
 
 impl Run {
-    /// Runs the command to its end. One that hangs is killed, and the test fails saying so.
+    /// Runs the command to its end. Kills one that hangs, and fails the test.
     #[track_caller]
     pub fn of(command: &mut Command) -> Self {
         let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
@@ -88,41 +96,42 @@ impl Run {
         Self::from(output)
     }
 
-    /// Its exit code, unless a signal ended it.
+    /// Its exit code; `None` if a signal ended it.
     pub fn code(&self) -> Option<i32> {
         self.status.code()
     }
 
-    /// Whether it was ended by `kill -9`.
+    /// Whether `kill -9` ended it.
     pub fn was_killed(&self) -> bool {
         self.status.signal() == Some(9)
     }
 
-    /// The run, which must have ended with this code.
+    /// Checks the exit code.
     #[track_caller]
     pub fn expect_code(self, code: i32) -> Self {
         assert_eq!(self.code(), Some(code), "{self:#?}");
         self
     }
 
-    /// The run, which must have failed with one error that says all of this.
+    /// Checks that the run failed with one error, whose message contains all of `parts`.
     #[track_caller]
-    pub fn expect_error(self, says: &[&str]) -> Self {
-        self.expect_error_code(1, says)
+    pub fn expect_error(self, parts: &[&str]) -> Self {
+        self.expect_error_code(1, parts)
     }
 
-    /// The run, whose command line must have been refused with one error that says all of this.
+    /// Checks that the command line was rejected with one error, whose message contains all of
+    /// `parts`.
     #[track_caller]
-    pub fn expect_usage_error(self, says: &[&str]) -> Self {
-        self.expect_error_code(2, says)
+    pub fn expect_usage_error(self, parts: &[&str]) -> Self {
+        self.expect_error_code(2, parts)
     }
 
     #[track_caller]
-    fn expect_error_code(self, code: i32, says: &[&str]) -> Self {
+    fn expect_error_code(self, code: i32, parts: &[&str]) -> Self {
         assert_eq!(self.code(), Some(code), "{self:#?}");
         assert_eq!(self.stderr.matches("error: ").count(), 1, "{self:#?}");
-        for words in says {
-            assert!(self.stderr.contains(words), "{words:?} is not in {self:#?}");
+        for part in parts {
+            assert!(self.stderr.contains(part), "{part:?} is not in {self:#?}");
         }
         assert_eq!(self.stdout, "", "a failed command has no result");
         self
@@ -142,7 +151,7 @@ impl From<Output> for Run {
     }
 }
 
-/// A started program that is killed when the test ends, however it ends.
+/// A started program. Dropping it kills the program, so that none outlives its test.
 #[derive(Debug)]
 pub struct Running(Child);
 
@@ -162,7 +171,8 @@ impl Running {
         self.0.try_wait().unwrap().is_some()
     }
 
-    /// Sends a signal by its name: `TERM`; `STOP` and `CONT` freeze the program and let it go on.
+    /// Sends a signal by its name: `TERM`, or `STOP` and `CONT`, which freeze and resume the
+    /// program.
     pub fn signal(&self, name: &str) {
         let sent = Command::new("kill").args(["-s", name, &self.id().to_string()]).status();
         assert!(sent.unwrap().success());
@@ -186,13 +196,13 @@ impl Running {
 
 impl Drop for Running {
     fn drop(&mut self) {
-        // Already gone, where the test has waited for it.
+        // Fails if the test has waited for it already.
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
 }
 
-/// Waits until `ready` says so; half a minute at most.
+/// Waits until `ready` returns true, at most half a minute.
 #[track_caller]
 pub fn wait_until(what: &str, mut ready: impl FnMut() -> bool) {
     for _ in 0..3000 {

@@ -1,5 +1,5 @@
-//! A small HTTP server on this machine that answers as a test tells it, and one that answers as a
-//! hub of models does.
+//! A small HTTP server on this machine whose responses a test defines, and one that acts as a hub
+//! of models.
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::{TcpListener, TcpStream};
@@ -7,30 +7,30 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-/// One request as it came.
+/// A received request.
 #[derive(Debug, Clone, Default)]
 pub struct Request {
     /// `GET`, `HEAD` or `CONNECT`.
     pub method: String,
-    /// What stands in the first line: a path, or of a proxy a whole address.
+    /// The target in the first line: a path, or a whole address if the server is a proxy.
     pub target: String,
-    /// Names in small letters, and values.
+    /// Lower-case names, and values.
     pub headers: Vec<(String, String)>,
 }
 
 impl Request {
-    /// The value of a header, whose name is in small letters.
+    /// The value of a header, by its lower-case name.
     pub fn header(&self, name: &str) -> Option<&str> {
         let found = self.headers.iter().find(|(known, _)| known == name);
         found.map(|(_, value)| value.as_str())
     }
 
-    /// The path without what follows a question mark.
+    /// The path, without the query.
     pub fn path(&self) -> &str {
         self.target.split('?').next().unwrap_or_default()
     }
 
-    /// The first byte that `Range` asks for.
+    /// The first byte that `Range` requests.
     pub fn range_from(&self) -> Option<usize> {
         self.header("range")?.strip_prefix("bytes=")?.split('-').next()?.parse().ok()
     }
@@ -44,7 +44,7 @@ pub enum Sending {
     Whole,
     /// The connection breaks after so many bytes.
     Breaks(usize),
-    /// Nothing more comes after so many bytes.
+    /// The connection stalls after so many bytes.
     Stalls(usize),
     /// A byte at a time, with pauses of so many milliseconds.
     Trickles(u64),
@@ -54,12 +54,12 @@ pub enum Sending {
     UntilClosed,
 }
 
-/// An answer.
+/// A response.
 #[derive(Debug, Clone, Default)]
 pub struct Reply {
-    /// The number in its first line.
+    /// The status.
     pub status: u16,
-    /// Headers beside those of the body's length.
+    /// Headers, without those of the body's length.
     pub headers: Vec<(String, String)>,
     /// The body.
     pub body: Vec<u8>,
@@ -68,24 +68,24 @@ pub struct Reply {
 }
 
 impl Reply {
-    /// An answer with a body and no headers of its own.
+    /// A response with a body and no headers.
     pub fn new(status: u16, body: &[u8]) -> Self {
         Self { status, body: body.to_vec(), ..Self::default() }
     }
 
-    /// The answer with one more header.
+    /// Adds a header.
     pub fn with(mut self, name: &str, value: &str) -> Self {
         self.headers.push((name.to_owned(), value.to_owned()));
         self
     }
 
-    /// The answer with its body sent in another way.
+    /// Changes how the body is sent.
     pub fn sent(mut self, sending: Sending) -> Self {
         self.sending = sending;
         self
     }
 
-    /// The part of the body that a request for a range wants.
+    /// Keeps the part of the body that the request's range asks for.
     pub fn ranged(mut self, request: &Request) -> Self {
         let Some(first) = request.range_from() else { return self };
         let size = self.body.len();
@@ -107,7 +107,7 @@ pub struct Server {
 }
 
 impl Server {
-    /// Starts a server that answers each request, in a thread of its own, with `answer`.
+    /// Starts a server that responds to each request, in its own thread, with `answer`.
     pub fn start(answer: impl Fn(&Request) -> Reply + Send + Sync + 'static) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let port = listener.local_addr().unwrap().port();
@@ -199,11 +199,11 @@ fn serve(
     }
 }
 
-/// The commit that [`hub`] gives to every repository.
+/// The commit of every repository of [`hub`].
 pub const COMMIT: &str = "cccccccccccccccccccccccccccccccccccccccc";
 
-/// A hub that holds folders of this machine as repositories `owner/name`, and files of no content
-/// that are only listed.
+/// A hub that serves folders of this machine as repositories `owner/name`, and lists further files
+/// that it does not have.
 pub fn hub(repositories: &[(&str, &Path)], only_listed: &[&str]) -> Server {
     let repositories: Vec<(String, PathBuf)> = repositories
         .iter()
