@@ -11,24 +11,22 @@ use arrow::array::{
     StringArray, StringDictionaryBuilder,
 };
 use arrow::compute::cast;
-use arrow::datatypes::{DataType, Field, Int32Type, Schema, SchemaRef};
+use arrow::datatypes::{DataType, Int32Type, Schema};
 use arrow::error::ArrowError;
+use parquet::arrow::ProjectionMask;
 use parquet::arrow::arrow_reader::{
     ArrowReaderMetadata, ArrowReaderOptions, ParquetRecordBatchReader,
     ParquetRecordBatchReaderBuilder,
 };
-use parquet::arrow::{ArrowWriter, ProjectionMask};
-use parquet::basic::{Compression, Encoding, ZstdLevel};
+use parquet::basic::Encoding;
 use parquet::errors::ParquetError;
-use parquet::file::metadata::KeyValue;
 use parquet::file::properties::{EnabledStatistics, WriterProperties};
 use parquet::schema::types::ColumnPath;
-use runkit::files::FileError;
 
-use crate::columns::{Column, ColumnType};
+use crate::columns::{Column, ColumnType, schema_of};
 use crate::exact::{self, Failure, Inexact, Target};
 use crate::input::{InputError, ParquetInput};
-use crate::sink::{Sink, finish, write_error};
+use crate::table_writer::{Format, TableWriter, WriteError};
 
 /// The metadata key of [`Record::SCHEMA_VERSION`]; the writers set it.
 pub const KEY_SCHEMA_VERSION: &str = "evaluate.schema_version";
@@ -39,8 +37,6 @@ pub const KEY_MANIFEST: &str = "evaluate.manifest";
 /// The rows of a row group.
 pub const ROW_GROUP_ROWS: usize = 1 << 16;
 
-/// zstd level: most of the gain of the higher ones at a fraction of their time.
-const ZSTD_LEVEL: i32 = 3;
 /// The rows of a batch while reading.
 const BATCH_ROWS: usize = 16_384;
 
@@ -88,28 +84,9 @@ pub enum EvaluationError {
         /// What is wrong with it.
         problem: String,
     },
-    /// The bytes could not be written.
-    #[error("cannot write {}: {cause}", path.display())]
-    Write {
-        /// The file.
-        path: PathBuf,
-        /// What the Parquet library or the system said.
-        #[source]
-        cause: ParquetError,
-    },
-    /// The file could not be created or made durable.
+    /// The file could not be written.
     #[error(transparent)]
-    File(#[from] FileError),
-}
-
-impl EvaluationError {
-    /// An error of the Parquet writer; that of the disk behind it, if there is one.
-    fn write(path: &Path, cause: ParquetError) -> Self {
-        match write_error(path, cause) {
-            Ok(error) => Self::File(error),
-            Err(cause) => Self::Write { path: path.to_owned(), cause },
-        }
-    }
+    Write(#[from] WriteError),
 }
 
 /// A row of a file of an evaluation.
@@ -195,9 +172,7 @@ pub(crate) fn texts<'a>(values: impl Iterator<Item = Option<&'a str>>) -> ArrayR
 /// depend on the rows and the metadata alone.
 #[derive(Debug)]
 pub struct RecordWriter<R> {
-    path: PathBuf,
-    writer: ArrowWriter<Sink>,
-    schema: SchemaRef,
+    table: TableWriter,
     rows: Vec<R>,
     written: usize,
 }
@@ -212,19 +187,11 @@ impl<R: Record> RecordWriter<R> {
         path: impl AsRef<Path>,
         metadata: &BTreeMap<String, String>,
     ) -> Result<Self, EvaluationError> {
-        let path = path.as_ref();
-        let fail = |cause| EvaluationError::write(path, cause);
         let columns = R::columns();
-        let field =
-            |column: &Column| Field::new(&column.name, column.kind.file_type(), column.nullable);
-        let schema = Arc::new(Schema::new(columns.iter().map(field).collect::<Vec<_>>()));
-        let mut metadata = metadata.clone();
-        metadata.insert(KEY_SCHEMA_VERSION.to_owned(), R::SCHEMA_VERSION.to_string());
-        let properties = properties(&columns, metadata).map_err(fail)?;
-        let sink = Sink::create(path)?;
-        let writer =
-            ArrowWriter::try_new(sink, Arc::clone(&schema), Some(properties)).map_err(fail)?;
-        Ok(Self { path: path.to_owned(), writer, schema, rows: Vec::new(), written: 0 })
+        let schema = schema_of(&columns, ColumnType::file_type);
+        let properties = properties::<R>(&columns, metadata);
+        let table = TableWriter::create(path.as_ref(), schema, properties)?;
+        Ok(Self { table, rows: Vec::new(), written: 0 })
     }
 
     /// Adds a row.
@@ -234,7 +201,7 @@ impl<R: Record> RecordWriter<R> {
     pub fn write(&mut self, row: R) -> Result<(), EvaluationError> {
         let number = self.written + self.rows.len();
         row.check().map_err(|problem| EvaluationError::Row {
-            path: self.path.clone(),
+            path: self.table.path().to_owned(),
             row: number,
             problem,
         })?;
@@ -248,32 +215,29 @@ impl<R: Record> RecordWriter<R> {
     /// As [`RecordWriter::write`]; nothing changes under the final name then.
     pub fn finish(mut self) -> Result<(), EvaluationError> {
         self.flush()?;
-        finish(&mut self.writer).map_err(|cause| EvaluationError::write(&self.path, cause))?;
-        Ok(self.writer.inner_mut().commit()?)
+        Ok(self.table.finish()?)
     }
 
     fn flush(&mut self) -> Result<(), EvaluationError> {
-        let fail = |cause| EvaluationError::write(&self.path, cause);
-        let batch = RecordBatch::try_new(Arc::clone(&self.schema), R::to_arrays(&self.rows))
-            .map_err(|error| fail(error.into()))?;
-        self.writer.write(&batch).map_err(fail)?;
+        self.table.write(R::to_arrays(&self.rows))?;
         self.written += self.rows.len();
         self.rows.clear();
         Ok(())
     }
 }
 
-/// How the columns are stored. No time, host or version of ours is among it.
-fn properties(
+fn properties<R: Record>(
     columns: &[Column],
-    metadata: BTreeMap<String, String>,
-) -> Result<WriterProperties, ParquetError> {
-    let pairs = metadata.into_iter().map(|(key, value)| KeyValue::new(key, value)).collect();
-    let mut builder = WriterProperties::builder()
-        .set_compression(Compression::ZSTD(ZstdLevel::try_new(ZSTD_LEVEL)?))
-        .set_max_row_group_row_count(Some(ROW_GROUP_ROWS))
-        .set_statistics_enabled(EnabledStatistics::Chunk)
-        .set_key_value_metadata(Some(pairs));
+    metadata: &BTreeMap<String, String>,
+) -> WriterProperties {
+    let format = Format {
+        version_key: KEY_SCHEMA_VERSION,
+        version: R::SCHEMA_VERSION,
+        // Most of the gain of the higher levels at a fraction of their time.
+        zstd_level: 3,
+        row_group_rows: ROW_GROUP_ROWS,
+    };
+    let mut builder = format.properties(metadata).set_statistics_enabled(EnabledStatistics::Chunk);
     for column in columns {
         if column.kind == ColumnType::Float32 {
             let path = ColumnPath::from(column.name.as_str());
@@ -282,7 +246,7 @@ fn properties(
                 .set_column_encoding(path, Encoding::BYTE_STREAM_SPLIT);
         }
     }
-    Ok(builder.build())
+    builder.build()
 }
 
 /// A file whose columns were checked. It holds the footer, not the rows, and no open file. Column

@@ -3,7 +3,7 @@
 //! it), [`latents`] (what `train cache` makes of pairs), [`scores`] (what the reward models say of an
 //! evaluation's images) and [`winrates`] (what is made of that). [`columns`] is the one table from
 //! which the Arrow schemas, the reference pages `docs/*-schema.md` and the DuckDB views
-//! `schemas/duckdb/*.sql` all follow ([`reference`](mod@reference)). [`text`] reads the
+//! `schemas/duckdb/*.sql` all follow ([`reference`](mod@reference)). [`text_columns`] reads the
 //! text of any other Parquet file, such as a list of prompts.
 //!
 //! Whoever reads or writes one of these files goes through this crate, so that a file has one meaning
@@ -26,6 +26,6 @@ pub mod pairs;
 pub mod reference;
 pub mod scores;
 pub mod scratch;
-pub mod sink;
-pub mod text;
+pub mod table_writer;
+pub mod text_columns;
 pub mod winrates;

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use schemas::pairs::discover;
-use schemas::text::TextFile;
+use schemas::text_columns::TextFile;
 
 use super::collect::{Collector, Row};
 use super::columns::Columns;

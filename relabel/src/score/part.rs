@@ -9,21 +9,19 @@ use std::sync::Arc;
 
 use anyhow::{Context as _, Result, ensure};
 use arrow::array::{
-    Array, ArrayRef, AsArray, FixedSizeBinaryBuilder, Float32Builder, RecordBatch, StringBuilder,
-    UInt32Builder, UInt64Builder,
+    Array, ArrayRef, AsArray, FixedSizeBinaryBuilder, Float32Builder, StringBuilder, UInt32Builder,
+    UInt64Builder,
 };
 use arrow::datatypes::{DataType, Field, Float32Type, Schema, UInt32Type, UInt64Type};
-use parquet::arrow::ArrowWriter;
 use parquet::arrow::arrow_reader::{
     ArrowReaderMetadata, ArrowReaderOptions, ParquetRecordBatchReaderBuilder,
 };
 use parquet::basic::{Compression, ZstdLevel};
-use parquet::errors::ParquetError;
 use parquet::file::metadata::KeyValue;
 use parquet::file::properties::WriterProperties;
 use schemas::checksums::CheckedFile;
 use schemas::labels::Status;
-use schemas::sink::{Sink, finish, write_error};
+use schemas::table_writer::TableWriter;
 use scorers::MemoryLimits;
 use serde::{Deserialize, Serialize};
 
@@ -129,9 +127,7 @@ fn schema(scorers: &[String]) -> Schema {
 
 /// Writes one part; nothing stands under its name until [`PartWriter::finish`].
 pub(crate) struct PartWriter {
-    writer: ArrowWriter<Sink>,
-    schema: Arc<Schema>,
-    path: PathBuf,
+    table: TableWriter,
     rows: Vec<PartRow>,
     scorers: usize,
     /// Written at the end.
@@ -140,7 +136,6 @@ pub(crate) struct PartWriter {
 
 impl PartWriter {
     pub(crate) fn create(path: &Path, scorers: &[String], fingerprint: &str) -> Result<Self> {
-        let schema = Arc::new(schema(scorers));
         let properties = WriterProperties::builder()
             .set_compression(Compression::ZSTD(ZstdLevel::default()))
             .set_created_by("relabel".to_owned())
@@ -149,12 +144,8 @@ impl PartWriter {
                 fingerprint.to_owned(),
             )]))
             .build();
-        let file = Sink::create(path)?;
-        let writer = ArrowWriter::try_new(file, Arc::clone(&schema), Some(properties))?;
         Ok(Self {
-            writer,
-            schema,
-            path: path.to_path_buf(),
+            table: TableWriter::create(path, Arc::new(schema(scorers)), properties)?,
             rows: Vec::new(),
             scorers: scorers.len(),
             note: Note::default(),
@@ -169,10 +160,8 @@ impl PartWriter {
     pub(crate) fn finish(mut self) -> Result<()> {
         self.flush()?;
         let note = serde_json::to_string(&self.note)?;
-        self.writer.append_key_value_metadata(KeyValue::new(NOTE.to_owned(), note));
-        finish(&mut self.writer).map_err(|error| cannot_write(&self.path, error))?;
-        self.writer.inner_mut().commit()?;
-        Ok(())
+        self.table.add_metadata(NOTE, note);
+        Ok(self.table.finish()?)
     }
 
     fn flush(&mut self) -> Result<()> {
@@ -207,8 +196,7 @@ impl PartWriter {
             Arc::new(error.finish()),
         ];
         columns.extend(scores.iter_mut().map(|builder| Arc::new(builder.finish()) as ArrayRef));
-        let batch = RecordBatch::try_new(Arc::clone(&self.schema), columns)?;
-        self.writer.write(&batch).map_err(|error| cannot_write(&self.path, error))
+        Ok(self.table.write(columns)?)
     }
 }
 
@@ -295,15 +283,6 @@ fn open(path: &Path) -> Result<ParquetRecordBatchReaderBuilder<CheckedFile>> {
     let metadata = ArrowReaderMetadata::load(&footer, ArrowReaderOptions::new());
     let metadata = metadata.with_context(|| damaged(path))?;
     Ok(ParquetRecordBatchReaderBuilder::new_with_metadata(file, metadata))
-}
-
-fn cannot_write(path: &Path, error: ParquetError) -> anyhow::Error {
-    match write_error(path, error) {
-        Ok(error) => error.into(),
-        Err(error) => {
-            anyhow::Error::new(error).context(format!("{}: cannot be written", path.display()))
-        }
-    }
 }
 
 fn damaged(path: &Path) -> String {

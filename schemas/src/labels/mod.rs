@@ -11,14 +11,12 @@ mod row;
 mod schema;
 mod writer;
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use arrow::error::ArrowError;
-use parquet::errors::ParquetError;
-use runkit::files::FileError;
 
 use crate::input::InputError;
-use crate::sink::write_error;
+use crate::table_writer::WriteError;
 
 pub use batch::{LabelBatch, LabelBatchBuilder};
 pub use file::{LabelBatches, LabelsFile};
@@ -87,26 +85,7 @@ pub enum LabelsError {
     /// Columns that do not fit together.
     #[error("labels: columns do not fit: {0}")]
     Batch(#[from] ArrowError),
-    /// The bytes could not be written.
-    #[error("cannot write {}: {cause}", path.display())]
-    Write {
-        /// The file.
-        path: PathBuf,
-        /// What the Parquet library or the system said.
-        #[source]
-        cause: ParquetError,
-    },
-    /// The file could not be created or made durable.
+    /// The file could not be written.
     #[error(transparent)]
-    File(#[from] FileError),
-}
-
-impl LabelsError {
-    /// An error of the Parquet writer; that of the disk behind it, if there is one.
-    fn write(path: &Path, cause: ParquetError) -> Self {
-        match write_error(path, cause) {
-            Ok(error) => Self::File(error),
-            Err(cause) => Self::Write { path: path.to_owned(), cause },
-        }
-    }
+    Write(#[from] WriteError),
 }

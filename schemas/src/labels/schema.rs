@@ -2,10 +2,10 @@
 
 use std::sync::Arc;
 
-use arrow::datatypes::{Field, Schema, SchemaRef};
+use arrow::datatypes::{Schema, SchemaRef};
 
 use super::LabelsError;
-use crate::columns::{Column, VOTE_SUFFIX, labels_columns};
+use crate::columns::{Column, ColumnType, VOTE_SUFFIX, labels_columns, schema_of};
 
 /// The most scorers of one file: the sum of their votes is an 8-bit number.
 pub const MAX_SCORERS: usize = i8::MAX as usize;
@@ -30,13 +30,8 @@ impl LabelsSchema {
         match problem(&scorers) {
             Some(problem) => Err(LabelsError::Scorers { problem }),
             None => {
-                let fields = labels_columns(&scorers)
-                    .into_iter()
-                    .map(|column| {
-                        Field::new(column.name, column.kind.memory_type(), column.nullable)
-                    })
-                    .collect::<Vec<_>>();
-                Ok(Self { memory: Arc::new(Schema::new(fields)), scorers })
+                let memory = schema_of(&labels_columns(&scorers), ColumnType::memory_type);
+                Ok(Self { memory, scorers })
             }
         }
     }
@@ -58,9 +53,7 @@ impl LabelsSchema {
 
     /// The Arrow schema that the file declares.
     pub fn file_schema(&self) -> SchemaRef {
-        let field =
-            |column: Column| Field::new(column.name, column.kind.file_type(), column.nullable);
-        Arc::new(Schema::new(self.columns().into_iter().map(field).collect::<Vec<_>>()))
+        schema_of(&self.columns(), ColumnType::file_type)
     }
 
     /// The scorers that the column names of a file speak of, in file order.

@@ -1,28 +1,22 @@
 //! Writing `labels.parquet`: durable, and the same bytes for the same rows however they arrive.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
-use arrow::array::{Array, ArrayRef, AsArray};
+use arrow::array::{Array, AsArray};
 use arrow::compute::concat;
 use arrow::datatypes::DataType;
-use parquet::arrow::ArrowWriter;
-use parquet::arrow::arrow_writer::{ArrowColumnWriter, ArrowRowGroupWriterFactory, compute_leaves};
-use parquet::basic::{Compression, Encoding, ZstdLevel};
-use parquet::errors::ParquetError;
-use parquet::file::metadata::KeyValue;
+use parquet::basic::Encoding;
 use parquet::file::properties::{EnabledStatistics, WriterProperties};
-use parquet::file::writer::SerializedFileWriter;
 use parquet::schema::types::ColumnPath;
-use rayon::prelude::*;
 
 use super::batch::{LabelBatch, LabelBatchBuilder};
 use super::row::LabelRow;
 use super::schema::LabelsSchema;
 use super::{KEY_SCHEMA_VERSION, LabelsError, SCHEMA_VERSION};
 use crate::columns::ColumnType;
-use crate::sink::{Sink, finish_file};
+use crate::table_writer::{Format, RowGroupsWriter, TableWriter};
 
 /// The rows of a row group: the unit in which DuckDB reads in parallel
 /// (duckdb.org/docs/stable/data/parquet/tips).
@@ -30,8 +24,13 @@ pub const ROW_GROUP_ROWS: usize = 122_880;
 /// A row group is also closed when its text reaches this many bytes, so that huge captions do not
 /// pile up in memory.
 const ROW_GROUP_TEXT_BYTES: usize = 256 << 20;
-/// zstd level: most of the gain of the higher ones at a fraction of their time.
-const ZSTD_LEVEL: i32 = 3;
+/// zstd level 3 has most of the gain of the higher ones at a fraction of their time.
+const FORMAT: Format = Format {
+    version_key: KEY_SCHEMA_VERSION,
+    version: SCHEMA_VERSION,
+    zstd_level: 3,
+    row_group_rows: ROW_GROUP_ROWS,
+};
 /// How many single rows are collected before they become a batch.
 const BUFFERED_ROWS: usize = 8192;
 
@@ -41,10 +40,8 @@ const BUFFERED_ROWS: usize = 8192;
 /// into calls: row groups are cut by counting rows and bytes of text, and encoded whole.
 #[derive(Debug)]
 pub struct LabelsWriter {
-    path: PathBuf,
     schema: LabelsSchema,
-    file: SerializedFileWriter<Sink>,
-    encoders: ArrowRowGroupWriterFactory,
+    file: RowGroupsWriter,
     single_rows: LabelBatchBuilder,
     /// Slices of the row group that is being filled.
     pending: Vec<LabelBatch>,
@@ -64,18 +61,11 @@ impl LabelsWriter {
         schema: &LabelsSchema,
         metadata: &BTreeMap<String, String>,
     ) -> Result<Self, LabelsError> {
-        let path = path.as_ref();
-        let fail = |cause| LabelsError::write(path, cause);
-        let properties = properties(schema, metadata).map_err(fail)?;
-        let writer =
-            ArrowWriter::try_new(Sink::create(path)?, schema.file_schema(), Some(properties));
-        let (file, encoders) =
-            writer.and_then(ArrowWriter::into_serialized_writer).map_err(fail)?;
+        let properties = properties(schema, metadata);
+        let table = TableWriter::create(path.as_ref(), schema.file_schema(), properties)?;
         Ok(Self {
-            path: path.to_owned(),
             schema: schema.clone(),
-            file,
-            encoders,
+            file: table.by_row_groups()?,
             single_rows: LabelBatchBuilder::new(schema),
             pending: Vec::new(),
             pending_rows: 0,
@@ -116,9 +106,7 @@ impl LabelsWriter {
     pub fn finish(mut self) -> Result<(), LabelsError> {
         self.take_single_rows()?;
         self.flush_row_group()?;
-        let fail = |cause| LabelsError::write(&self.path, cause);
-        finish_file(&mut self.file).map_err(fail)?;
-        Ok(self.file.inner_mut().commit()?)
+        Ok(self.file.finish()?)
     }
 
     fn take_single_rows(&mut self) -> Result<(), LabelsError> {
@@ -165,52 +153,22 @@ impl LabelsWriter {
         Ok(())
     }
 
-    /// Encodes the row group, its columns in parallel, and appends it to the file.
     fn flush_row_group(&mut self) -> Result<(), LabelsError> {
         if self.pending_rows == 0 {
             return Ok(());
         }
-        let fail = |cause| LabelsError::write(&self.path, cause);
-        let index = self.file.flushed_row_groups().len();
-        let encoders = self.encoders.create_column_writers(index).map_err(fail)?;
         let pending = std::mem::take(&mut self.pending);
         let fields = self.schema.memory_schema().fields();
-        let chunks = encoders
-            .into_par_iter()
-            .enumerate()
-            .map(|(column, mut encoder)| {
-                let field = fields.get(column).ok_or_else(|| {
-                    ParquetError::General(format!("no field for column {column}"))
-                })?;
-                encode(&mut encoder, field, &pending, column)?;
-                encoder.close()
-            })
-            .collect::<Vec<_>>();
-        let mut group = self.file.next_row_group().map_err(fail)?;
-        for chunk in chunks {
-            chunk.and_then(|chunk| chunk.append_to_row_group(&mut group)).map_err(fail)?;
-        }
-        group.close().map_err(fail)?;
+        self.file.write(fields, |column| {
+            let slices: Vec<&dyn Array> =
+                pending.iter().map(|batch| batch.record_batch().column(column).as_ref()).collect();
+            Ok(concat(&slices)?)
+        })?;
         self.written_rows += self.pending_rows;
         self.pending_rows = 0;
         self.pending_text_bytes = 0;
         Ok(())
     }
-}
-
-fn encode(
-    encoder: &mut ArrowColumnWriter,
-    field: &arrow::datatypes::Field,
-    batches: &[LabelBatch],
-    column: usize,
-) -> Result<(), ParquetError> {
-    let slices: Vec<&dyn Array> =
-        batches.iter().map(|batch| batch.record_batch().column(column).as_ref()).collect();
-    let whole: ArrayRef = concat(&slices)?;
-    for leaf in compute_leaves(field, &whole)? {
-        encoder.write(&leaf)?;
-    }
-    Ok(())
 }
 
 /// The bytes of text in each row.
@@ -226,19 +184,10 @@ fn text_bytes(batch: &LabelBatch) -> Vec<usize> {
     bytes
 }
 
-/// How the columns are stored. No time, host or version of ours is among it.
-fn properties(
-    schema: &LabelsSchema,
-    metadata: &BTreeMap<String, String>,
-) -> Result<WriterProperties, ParquetError> {
-    let mut metadata = metadata.clone();
-    metadata.insert(KEY_SCHEMA_VERSION.to_owned(), SCHEMA_VERSION.to_string());
-    let pairs = metadata.into_iter().map(|(key, value)| KeyValue::new(key, value)).collect();
-    let mut builder = WriterProperties::builder()
-        .set_compression(Compression::ZSTD(ZstdLevel::try_new(ZSTD_LEVEL)?))
-        .set_max_row_group_row_count(Some(ROW_GROUP_ROWS))
+fn properties(schema: &LabelsSchema, metadata: &BTreeMap<String, String>) -> WriterProperties {
+    let mut builder = FORMAT
+        .properties(metadata)
         .set_statistics_enabled(EnabledStatistics::Page)
-        .set_key_value_metadata(Some(pairs))
         .set_dictionary_enabled(false);
     for column in schema.columns() {
         let path = ColumnPath::from(column.name.as_str());
@@ -250,7 +199,7 @@ fn properties(
             builder = builder.set_column_encoding(path, Encoding::BYTE_STREAM_SPLIT);
         }
     }
-    Ok(builder.build())
+    builder.build()
 }
 
 /// Whether a dictionary pays: always for the columns with a handful of values, and for captions,

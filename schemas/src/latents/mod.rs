@@ -16,14 +16,12 @@ mod row;
 mod table;
 mod writer;
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use arrow::error::ArrowError;
-use parquet::errors::ParquetError;
-use runkit::files::FileError;
 
 use crate::input::InputError;
-use crate::sink::write_error;
+use crate::table_writer::WriteError;
 
 pub use crate::columns::StoredFloat;
 pub use file::{CaptionsFile, LatentRows, LatentsFile};
@@ -102,26 +100,7 @@ pub enum LatentsError {
     /// Columns that do not fit together.
     #[error("latents: columns do not fit: {0}")]
     Batch(#[from] ArrowError),
-    /// The bytes could not be written.
-    #[error("cannot write {}: {cause}", path.display())]
-    Write {
-        /// The file.
-        path: PathBuf,
-        /// What the Parquet library or the system said.
-        #[source]
-        cause: ParquetError,
-    },
-    /// The file could not be created or made durable.
+    /// The file could not be written.
     #[error(transparent)]
-    File(#[from] FileError),
-}
-
-impl LatentsError {
-    /// An error of the Parquet writer; that of the disk behind it, if there is one.
-    fn write(path: &Path, cause: ParquetError) -> Self {
-        match write_error(path, cause) {
-            Ok(error) => Self::File(error),
-            Err(cause) => Self::Write { path: path.to_owned(), cause },
-        }
-    }
+    Write(#[from] WriteError),
 }

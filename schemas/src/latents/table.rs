@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::ops::Range;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use arrow::array::{
@@ -15,21 +15,20 @@ use arrow::datatypes::{DataType, Field, Float16Type, Float32Type, Schema, Schema
 use arrow::error::ArrowError;
 use half::f16;
 use half::slice::HalfFloatSliceExt as _;
+use parquet::arrow::ProjectionMask;
 use parquet::arrow::arrow_reader::{
     ArrowReaderMetadata, ArrowReaderOptions, ParquetRecordBatchReader,
     ParquetRecordBatchReaderBuilder, RowSelection,
 };
-use parquet::arrow::{ArrowWriter, ProjectionMask};
-use parquet::basic::{Compression, Encoding, ZstdLevel};
+use parquet::basic::Encoding;
 use parquet::errors::ParquetError;
-use parquet::file::metadata::KeyValue;
 use parquet::file::properties::{EnabledStatistics, WriterProperties};
 use parquet::schema::types::ColumnPath;
 
 use super::{KEY_SCHEMA_VERSION, LatentsError, SCHEMA_VERSION};
-use crate::columns::{Column, ColumnType, StoredFloat};
+use crate::columns::{Column, ColumnType, StoredFloat, schema_of};
 use crate::input::ParquetInput;
-use crate::sink::{Sink, finish};
+use crate::table_writer::{Format, TableWriter};
 
 /// A data page is closed when it reaches this many bytes: the cost of reading one row.
 pub const PAGE_BYTES: usize = 16 << 10;
@@ -37,57 +36,21 @@ pub const PAGE_BYTES: usize = 16 << 10;
 const ROW_GROUP_BYTES: usize = 64 << 20;
 /// Batches handed to the encoder.
 const BATCH_BYTES: usize = 8 << 20;
-/// Latents are close to noise: higher levels cost time and gain nothing.
-const ZSTD_LEVEL: i32 = 1;
 
-/// Writes batches of columns. The bytes depend on the rows and the metadata alone.
-#[derive(Debug)]
-pub(super) struct TableWriter {
-    path: PathBuf,
-    writer: ArrowWriter<Sink>,
-    schema: SchemaRef,
+/// The rows to collect before they are written.
+pub(super) fn batch_rows(row_bytes: usize) -> usize {
+    (BATCH_BYTES / row_bytes.max(1)).clamp(1, 1024)
 }
 
-impl TableWriter {
-    /// Starts a file; `row_bytes` of lists are in each row.
-    pub(super) fn create(
-        path: &Path,
-        columns: &[Column],
-        row_bytes: usize,
-        metadata: &BTreeMap<String, String>,
-    ) -> Result<Self, LatentsError> {
-        let fail = |cause| LatentsError::write(path, cause);
-        let schema = Arc::new(Schema::new(
-            columns
-                .iter()
-                .map(|column| Field::new(&column.name, written_type(column.kind), column.nullable))
-                .collect::<Vec<_>>(),
-        ));
-        let properties = properties(columns, row_bytes, metadata).map_err(fail)?;
-        let sink = Sink::create(path)?;
-        let writer =
-            ArrowWriter::try_new(sink, Arc::clone(&schema), Some(properties)).map_err(fail)?;
-        Ok(Self { path: path.to_owned(), writer, schema })
-    }
-
-    pub(super) fn path(&self) -> &Path {
-        &self.path
-    }
-
-    /// The rows that are to be collected before [`TableWriter::write`].
-    pub(super) fn batch_rows(row_bytes: usize) -> usize {
-        (BATCH_BYTES / row_bytes.max(1)).clamp(1, 1024)
-    }
-
-    pub(super) fn write(&mut self, columns: Vec<ArrayRef>) -> Result<(), LatentsError> {
-        let batch = RecordBatch::try_new(Arc::clone(&self.schema), columns)?;
-        self.writer.write(&batch).map_err(|cause| LatentsError::write(&self.path, cause))
-    }
-
-    pub(super) fn finish(mut self) -> Result<(), LatentsError> {
-        finish(&mut self.writer).map_err(|cause| LatentsError::write(&self.path, cause))?;
-        Ok(self.writer.inner_mut().commit()?)
-    }
+/// Starts a file; each row has `row_bytes` of lists.
+pub(super) fn create(
+    path: &Path,
+    columns: &[Column],
+    row_bytes: usize,
+    metadata: &BTreeMap<String, String>,
+) -> Result<TableWriter, LatentsError> {
+    let schema = schema_of(columns, written_type);
+    Ok(TableWriter::create(path, schema, properties(columns, row_bytes, metadata))?)
 }
 
 /// A category is written from plain text: the Parquet library makes the dictionary.
@@ -102,40 +65,42 @@ fn properties(
     columns: &[Column],
     row_bytes: usize,
     metadata: &BTreeMap<String, String>,
-) -> Result<WriterProperties, ParquetError> {
-    let mut metadata = metadata.clone();
-    metadata.insert(KEY_SCHEMA_VERSION.to_owned(), SCHEMA_VERSION.to_string());
-    let pairs = metadata.into_iter().map(|(key, value)| KeyValue::new(key, value)).collect();
-    let rows = (ROW_GROUP_BYTES / row_bytes.max(1)).clamp(1, 1 << 16);
-    let mut builder = WriterProperties::builder()
-        .set_compression(Compression::ZSTD(ZstdLevel::try_new(ZSTD_LEVEL)?))
-        .set_max_row_group_row_count(Some(rows))
+) -> WriterProperties {
+    let format = Format {
+        version_key: KEY_SCHEMA_VERSION,
+        version: SCHEMA_VERSION,
+        // Latents are close to noise: higher levels cost time and gain nothing.
+        zstd_level: 1,
+        row_group_rows: (ROW_GROUP_BYTES / row_bytes.max(1)).clamp(1, 1 << 16),
+    };
+    let mut builder = format
+        .properties(metadata)
         .set_data_page_size_limit(PAGE_BYTES)
         .set_statistics_enabled(EnabledStatistics::Chunk)
-        .set_key_value_metadata(Some(pairs))
         .set_dictionary_enabled(false);
     for column in columns {
-        match column.kind {
+        let path = ColumnPath::from(column.name.as_str());
+        builder = match column.kind {
             ColumnType::Category | ColumnType::Int32 => {
-                let path = ColumnPath::from(column.name.as_str());
-                builder = builder.set_column_dictionary_enabled(path, true);
+                builder.set_column_dictionary_enabled(path, true)
             }
             ColumnType::Text if matches!(column.name.as_str(), "caption" | "status" | "error") => {
-                let path = ColumnPath::from(column.name.as_str());
-                builder = builder.set_column_dictionary_enabled(path, true);
+                builder.set_column_dictionary_enabled(path, true)
             }
-            ColumnType::Float16List | ColumnType::Float32List => {
+            ColumnType::Float16List => {
                 let path = list_path(&column.name);
-                builder =
-                    builder.set_column_statistics_enabled(path.clone(), EnabledStatistics::None);
-                if column.kind == ColumnType::Float32List {
-                    builder = builder.set_column_encoding(path, Encoding::BYTE_STREAM_SPLIT);
-                }
+                builder.set_column_statistics_enabled(path, EnabledStatistics::None)
             }
-            _ => {}
-        }
+            ColumnType::Float32List => {
+                let path = list_path(&column.name);
+                builder
+                    .set_column_statistics_enabled(path.clone(), EnabledStatistics::None)
+                    .set_column_encoding(path, Encoding::BYTE_STREAM_SPLIT)
+            }
+            _ => builder,
+        };
     }
-    Ok(builder.build())
+    builder.build()
 }
 
 fn list_path(column: &str) -> ColumnPath {

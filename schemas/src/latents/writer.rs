@@ -8,9 +8,10 @@ use arrow::array::{ArrayRef, Int32Array, Int64Array, StringArray};
 
 use super::layout::written;
 use super::row::{CaptionRow, Geometry, ImageMoments, LatentRow, Moments};
-use super::table::{TableWriter, lists};
+use super::table::{batch_rows, create, lists};
 use super::{CaptionsLayout, KEY_SHAPE, LatentsError, LatentsLayout};
 use crate::labels::Status;
+use crate::table_writer::TableWriter;
 
 /// Writes `latents-*.parquet`. Nothing stands under the final name before
 /// [`LatentsWriter::finish`].
@@ -36,7 +37,7 @@ impl LatentsWriter {
         let mut metadata = metadata.clone();
         metadata.insert(KEY_SHAPE.to_owned(), written(&layout.shape));
         let columns = layout.columns();
-        let table = TableWriter::create(path.as_ref(), &columns, layout.row_bytes(), &metadata)?;
+        let table = create(path.as_ref(), &columns, layout.row_bytes(), &metadata)?;
         Ok(Self { table, layout, rows: Vec::new(), written: 0 })
     }
 
@@ -59,7 +60,7 @@ impl LatentsWriter {
             });
         }
         self.rows.push((row, moments));
-        if self.rows.len() >= TableWriter::batch_rows(self.layout.row_bytes()) {
+        if self.rows.len() >= batch_rows(self.layout.row_bytes()) {
             self.flush()?;
         }
         Ok(())
@@ -92,7 +93,7 @@ impl LatentsWriter {
     /// As [`LatentsWriter::write`]; nothing changes under the final name then.
     pub fn finish(mut self) -> Result<(), LatentsError> {
         self.flush()?;
-        self.table.finish()
+        Ok(self.table.finish()?)
     }
 
     fn flush(&mut self) -> Result<(), LatentsError> {
@@ -177,7 +178,7 @@ impl CaptionsWriter {
         let sides: Vec<i64> = layout.shape.into_iter().chain(layout.pooled).collect();
         metadata.insert(KEY_SHAPE.to_owned(), written(&sides));
         let columns = layout.columns();
-        let table = TableWriter::create(path.as_ref(), &columns, layout.row_bytes(), &metadata)?;
+        let table = create(path.as_ref(), &columns, layout.row_bytes(), &metadata)?;
         Ok(Self { table, layout, rows: Vec::new(), written: 0 })
     }
 
@@ -196,7 +197,7 @@ impl CaptionsWriter {
             });
         }
         self.rows.push(row);
-        if self.rows.len() >= TableWriter::batch_rows(self.layout.row_bytes()) {
+        if self.rows.len() >= batch_rows(self.layout.row_bytes()) {
             self.flush()?;
         }
         Ok(())
@@ -208,7 +209,7 @@ impl CaptionsWriter {
     /// As [`CaptionsWriter::write`]; nothing changes under the final name then.
     pub fn finish(mut self) -> Result<(), LatentsError> {
         self.flush()?;
-        self.table.finish()
+        Ok(self.table.finish()?)
     }
 
     fn flush(&mut self) -> Result<(), LatentsError> {
