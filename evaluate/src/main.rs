@@ -7,5 +7,9 @@ use evaluate::cli::Cli;
 
 fn main() -> ExitCode {
     nn::device::reuse_memory();
-    runkit::program::main(|cli: &Cli| cli.log, |cli| evaluate::commands::run(cli.command))
+    runkit::program::main(
+        runkit::build!(Vec::new),
+        |cli: &Cli| cli.log,
+        |cli| evaluate::commands::run(cli.command),
+    )
 }

@@ -12,7 +12,7 @@ use crate::vote::TiePolicy;
 
 /// From image pairs to a Parquet file of votes and consensus labels.
 #[derive(Debug, Parser)]
-#[command(name = "relabel", version, max_term_width = 80, propagate_version = true)]
+#[command(name = "relabel", version, propagate_version = true)]
 #[command(
     after_help = "Exit codes: 0 done, 1 failed, 2 usage, 3 finished but with more failed rows \
     than --max-failed, 130/143 stopped by a signal after a clean save."

@@ -6,5 +6,9 @@ use relabel::cli::Cli;
 
 fn main() -> ExitCode {
     nn::device::reuse_memory();
-    runkit::program::main(|cli: &Cli| cli.log, |cli| relabel::commands::run(cli.command))
+    runkit::program::main(
+        runkit::build!(Vec::new),
+        |cli: &Cli| cli.log,
+        |cli| relabel::commands::run(cli.command),
+    )
 }

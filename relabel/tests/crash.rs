@@ -228,7 +228,7 @@ fn sigterm_saves_and_the_rerun_finishes() {
     let asked = Instant::now();
     let run = run.finish().expect_code(143);
     assert!(asked.elapsed() < Duration::from_secs(30));
-    assert!(run.stderr.contains("the same command goes on from there"), "{run:#?}");
+    assert!(run.stderr.contains("run the same command to resume"), "{run:#?}");
     assert_eq!(slow.names("out"), ["labels.parquet.work"]);
     let leftovers = slow.names("out/labels.parquet.work/parts");
     assert!(leftovers.iter().all(|name| name.ends_with(".parquet") && !name.starts_with('.')));

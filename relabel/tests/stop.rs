@@ -43,7 +43,7 @@ fn stopped_in(world: &World, command: &Command, phase: &str) -> String {
     assert!(asked.elapsed() < SOON, "{:?} after the signal\n{}", asked.elapsed(), read());
     let log = read();
     assert_eq!(run.code(), Some(143), "{run:#?}\n{log}");
-    assert!(log.contains("the same command goes on from there"), "{log}");
+    assert!(log.contains("run the same command to resume"), "{log}");
     log
 }
 

@@ -203,7 +203,7 @@ pub fn end_soon(stop: &StopFlag) -> io::Result<()> {
         };
         std::thread::sleep(PATIENCE);
         tracing::warn!(
-            "stopped by {signal}; what is done is kept, the same command goes on from there"
+            "stopped by {signal}; finished work is kept: run the same command to resume"
         );
         // Destructors of libraries that are still at work are left out.
         signal_hook::low_level::exit(i32::from(ExitStatus::from(signal).code()));

@@ -9,24 +9,30 @@ use anyhow::Context as _;
 
 use crate::exit::ExitStatus;
 use crate::logging::{self, LogArguments, escape_for_terminal};
-use crate::signals::Stopped;
+use crate::signals::{Signal, Stopped};
 use crate::text::shorten_message;
 
+mod command_line;
+mod reference;
 mod usage;
 
+pub use command_line::Build;
+pub use reference::{DocsArguments, ProgramCommand};
 pub use usage::{ResumeFlag, UsageError, require, usage_unless};
 
-/// Runs a program: `log` finds the flags of the log in what was typed, `run` runs the command.
+/// Runs a program: `build` is for `--version`, `log` finds the flags of the log in what was typed, `run` runs
+/// the command.
 ///
 /// A command line that is not understood ends with [`ExitStatus::Usage`], as does a [`UsageError`]
 /// anywhere behind an error of `run`; a [`Stopped`] ends with the exit code of its signal, and any other
 /// error with [`ExitStatus::Failed`]. Errors go to stderr: as text, or with `--log-format json` as one
 /// more object of the log.
 pub fn main<C: clap::Parser>(
+    build: Build,
     log: impl FnOnce(&C) -> LogArguments,
     run: impl FnOnce(C) -> anyhow::Result<ExitStatus>,
 ) -> ExitCode {
-    let command = match C::try_parse() {
+    let command = match parse(build) {
         Ok(command) => command,
         Err(error) => return not_understood(&usage::with_sensible_tips(error, &C::command())),
     };
@@ -35,6 +41,51 @@ pub fn main<C: clap::Parser>(
         Err(error) => Err(UsageError::of(error).into()),
     };
     status.unwrap_or_else(|error| report(&error)).into()
+}
+
+fn parse<C: clap::Parser>(build: Build) -> Result<C, clap::Error> {
+    let mut command = command_line::command::<C>();
+    // Asking the libraries takes time that no other command should pay for.
+    if std::env::args_os().any(|word| word == "--version") {
+        let version = command.get_version().unwrap_or_default().to_owned();
+        // Clap keeps it until the process ends, which is in a moment.
+        let text: &'static str = build.long_version(&version).leak();
+        command = command.long_version(text);
+    }
+    let mut matches = command.try_get_matches_from_mut(std::env::args_os())?;
+    C::from_arg_matches_mut(&mut matches).map_err(|error| error.format(&mut command))
+}
+
+/// `--json`, for every command that ends with a summary.
+#[derive(Debug, Clone, Copy, Default, clap::Args)]
+pub struct JsonFlag {
+    /// Print the summary as one JSON object on stdout.
+    #[arg(long)]
+    pub json: bool,
+}
+
+impl JsonFlag {
+    /// Writes a summary to stdout: `text`, or `value` as JSON if `--json` was given.
+    ///
+    /// # Errors
+    /// If stdout is closed or full.
+    pub fn say(
+        self,
+        text: impl FnOnce() -> String,
+        value: &impl serde::Serialize,
+    ) -> anyhow::Result<()> {
+        match self.json {
+            true => say(&format!("{}\n", serde_json::to_string_pretty(value)?)),
+            false => say(&text()),
+        }
+    }
+}
+
+/// Logs that a command was stopped by a signal, and returns its exit code.
+#[must_use]
+pub fn stopped_by(signal: Signal) -> ExitStatus {
+    tracing::warn!("stopped by {signal}; finished work is kept: run the same command to resume");
+    signal.into()
 }
 
 /// Writes a result to stdout.
@@ -69,10 +120,7 @@ pub fn status_of_failed(failed: u64, allowed: u64, unit: &str, which: &str) -> E
 /// Prints what ended a command, with its causes, and returns the exit code.
 fn report(error: &anyhow::Error) -> ExitStatus {
     if let Some(Stopped(signal)) = stopped(error) {
-        tracing::warn!(
-            "stopped by {signal}; what is done is kept, the same command goes on from there"
-        );
-        return signal.into();
+        return stopped_by(signal);
     }
     write_last("error", &message_of(error));
     match error.downcast_ref::<UsageError>() {
