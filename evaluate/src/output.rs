@@ -1,4 +1,4 @@
-//! Whether an output can be written, asked before hours of work, and how estimates are said.
+//! Checks of an output before hours of work, and how estimates are written.
 
 use std::io::ErrorKind;
 use std::path::Path;
@@ -8,11 +8,11 @@ use anyhow::{Result, ensure};
 use indicatif::HumanDuration;
 use runkit::files::{FileError, Operation};
 
-/// Tries whether files can be made in `folder`, or in the nearest folder above it that exists. Leaves
-/// nothing behind.
+/// Tries to make a file in `folder`, or in the nearest folder above it that exists. Leaves nothing
+/// behind.
 ///
 /// # Errors
-/// As writing there will fail: the folder, the reason, and a hint.
+/// The error that a later write would end with.
 pub(crate) fn check_writable(folder: &Path) -> Result<(), FileError> {
     let here = Path::new(".");
     let existing = folder.ancestors().find(|folder| folder.symlink_metadata().is_ok());
@@ -21,18 +21,18 @@ pub(crate) fn check_writable(folder: &Path) -> Result<(), FileError> {
     if !existing.is_dir() {
         return Err(fail(ErrorKind::NotADirectory.into()));
     }
-    // A file without a name: a kill in this instant leaves none.
+    // The file has no name, so a kill in this instant leaves nothing.
     tempfile::tempfile_in(existing).map(drop).map_err(|error| match error.raw_os_error() {
-        // The library adds the path, which the message has already.
+        // The library would add the path, which the message already has.
         Some(number) => fail(std::io::Error::from_raw_os_error(number)),
         None => fail(error),
     })
 }
 
-/// Whether `bytes` more fit on the disk of `folder`.
+/// Checks that `bytes` more fit on the disk of `folder`.
 ///
 /// # Errors
-/// Where they do not, with both figures.
+/// If they do not, with both numbers.
 pub(crate) fn check_space(folder: &Path, bytes: u64) -> Result<()> {
     let free = runkit::files::free_space(folder)?;
     ensure!(
@@ -55,7 +55,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_place_that_cannot_be_written_is_named_and_others_stay_empty() {
+    fn a_folder_that_cannot_be_written_is_named_and_others_stay_empty() {
         let folder = tempfile::tempdir().unwrap();
         check_writable(&folder.path().join("a/b")).unwrap();
         assert_eq!(folder.path().read_dir().unwrap().count(), 0);

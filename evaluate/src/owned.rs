@@ -1,5 +1,4 @@
-//! Which files evaluate may overwrite: those that it wrote, known by what is in them, and never an
-//! input.
+//! Which files evaluate may overwrite: those that it wrote, by their content, and never an input.
 
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
@@ -40,23 +39,23 @@ pub(crate) const TABLES: [Owned; 5] = [
     Owned { name: "winrates.parquet", expected: EXPECTED_TABLES, is_ours: is_win_rates },
     Owned { name: "summary.json", expected: EXPECTED_TABLES, is_ours: is_summary },
 ];
-/// What `evaluate report` writes beside its figures.
+/// What `evaluate report` writes besides its figures.
 pub(crate) const REPORT: Owned = Owned {
     name: "report.html",
     expected: "a report of evaluate",
     is_ours: |path| {
         let head = String::from_utf8_lossy(&head(path, 4096)).into_owned();
-        // Reports of earlier versions have their title and policy alone.
+        // Reports of earlier versions have only their title and policy.
         head.contains("<meta name=\"generator\" content=\"evaluate\">")
             || (head.contains("<title>Evaluation of ") && head.contains("script-src 'sha256-"))
     },
 };
 const EXPECTED_TABLES: &str = "a file of evaluate's tables";
 
-/// Whether these files may be written in `folder`, which `flag` names.
+/// Checks that these files may be written in `folder`, which `flag` names.
 ///
 /// # Errors
-/// Where one of them is an input or somebody else's.
+/// If one of them is an input, or evaluate did not write it.
 pub(crate) fn check_files(
     flag: &'static str,
     folder: &Path,
@@ -68,10 +67,7 @@ pub(crate) fn check_files(
     })
 }
 
-/// Whether the figures of a report may be written below `folder`.
-///
-/// # Errors
-/// As [`check_files`].
+/// Checks that the figures of a report may be written below `folder`.
 pub(crate) fn check_figures(
     flag: &'static str,
     folder: &Path,
@@ -90,23 +86,17 @@ pub(crate) fn check_figures(
     pngs.iter().try_for_each(|path| check(flag, path, "a figure of evaluate", is_figure, inputs))
 }
 
-/// Whether a contact sheet may be written.
-///
-/// # Errors
-/// As [`check_files`].
+/// Checks that a contact sheet may be written.
 pub(crate) fn check_sheet(path: &Path, inputs: &[PathBuf]) -> Result<(), OutputError> {
     check("--out", path, "a contact sheet of evaluate", bitmap::is_ours, inputs)
 }
 
-/// Whether a list of prompts may be written.
-///
-/// # Errors
-/// As [`check_files`].
+/// Checks that a list of prompts may be written.
 pub(crate) fn check_list(path: &Path, inputs: &[PathBuf]) -> Result<(), OutputError> {
     check("--out", path, "prompts of evaluate filter-prompts", is_list, inputs)
 }
 
-/// The files that scores speak of: none of them may be overwritten.
+/// The images of scores. They are inputs: no output may overwrite them.
 pub(crate) fn images(folder: &Path, rows: &[ScoreRow]) -> Vec<PathBuf> {
     let mut images: Vec<PathBuf> = rows.iter().map(|row| folder.join(&row.image)).collect();
     images.sort();
@@ -128,7 +118,7 @@ fn check(
     }
 }
 
-/// Figures of earlier versions do not say whose they are, and have their width alone.
+/// Figures of earlier versions have no mark, only their width.
 fn is_figure(path: &Path) -> bool {
     bitmap::is_ours(path) || bitmap::is_plain_of_width(path, report::FIGURE_PIXELS)
 }
@@ -161,7 +151,8 @@ fn is_summary(path: &Path) -> bool {
     ["models", "prompt_sets", "win_rates", "means"].iter().all(|key| value.get(key).is_some())
 }
 
-/// The first line tells; a filter that kept nothing leaves an empty file, in which nothing is lost.
+/// The first line shows it. A filter that keeps no prompt leaves an empty file; overwriting that
+/// loses nothing.
 fn is_list(path: &Path) -> bool {
     const LONGEST_LINE: u64 = 1 << 20;
     let head = head(path, LONGEST_LINE);

@@ -11,8 +11,8 @@ const LONGEST_NAME: usize = 100;
 /// Images wider or higher than this are a typo.
 const LARGEST_SIDE: i64 = 16_384;
 
-/// Gives types with `FromStr` and `Display` the conversions that `#[serde(try_from = "String", into =
-/// "String")]` asks for: in settings and manifests they are the text that a user types.
+/// Gives types with `FromStr` and `Display` the conversions that `#[serde(try_from = "String", into
+/// = "String")]` asks for: in settings and manifests they are the text that a user types.
 macro_rules! as_text {
     ($($type:ty),+) => {$(
         impl TryFrom<String> for $type {

@@ -78,7 +78,7 @@ fn decisions_are_those_of_transformers_and_ids_stay() {
     assert!(run.stdout.contains("parti: 2 prompts read"), "{run:#?}");
     assert!(run.stdout.contains(dropped[0]["id"].as_str().unwrap()), "{run:#?}");
     assert!(
-        run.stderr.contains("passed over 1 row with an earlier prompt (the first is row 3)"),
+        run.stderr.contains("skipped 1 row with an earlier prompt (the first is row 3)"),
         "{run:#?}"
     );
 

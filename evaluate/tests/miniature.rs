@@ -1,6 +1,6 @@
 //! The miniature pipeline follows its prompts: the miniature CLIP finds the caption of an image
-//! among twenty far more often than chance. (`scripts/miniature/evaluate_diffusion.py` measures it on all
-//! captions and seeds: 78 %.)
+//! among twenty far more often than chance. (`scripts/miniature/evaluate_diffusion.py` measures it
+//! on all captions and seeds: 78 %.)
 #![expect(clippy::unwrap_used, reason = "a test stops where something is missing")]
 
 mod common;

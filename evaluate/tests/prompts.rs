@@ -1,4 +1,4 @@
-//! Prompt sets in the layouts they are published in, and files that are none.
+//! Prompt sets in the layouts they are published in, and files that hold no prompts.
 #![expect(clippy::unwrap_used, reason = "a test stops where something is missing")]
 
 mod common;
@@ -87,7 +87,8 @@ fn partiprompts_are_read_raw() {
     assert_eq!(texts(&one(&fixture, "windows.tsv")), expected);
 }
 
-/// [`PARTI`] as `pandas.read_csv(…, sep="\t", quoting=3).to_csv(…, sep="\t", index=False)` saves it.
+/// [`PARTI`] as `pandas.read_csv(…, sep="\t", quoting=3).to_csv(…, sep="\t", index=False)` saves
+/// it.
 const PARTI_OF_PANDAS: &str = "Prompt\tCategory\tChallenge\tNote\n\
     bond\tAbstract\tBasic\tBiology-inspired concepts with multiple meanings\n\
     \"A logo called \"\"The Rumbury Wanderers\"\"\"\tWorld Knowledge\tImagination\t\n\
@@ -162,12 +163,12 @@ fn rows_without_a_prompt_are_counted() {
     let run =
         Run::of(&mut fixture.generate(&[&model("sd")], &["--prompts", &list, "--seeds", "1"]));
     let run = run.expect_generated(1, 1);
-    let says = "passed over 1 row without a prompt (the first is row 1)";
+    let says = "skipped 1 row without a prompt (the first is row 1)";
     assert!(run.stderr.contains(says), "{run:#?}");
 }
 
 #[test]
-fn what_is_no_file_of_prompts_is_named_with_a_way_out() {
+fn files_that_hold_no_prompts_are_named_with_a_way_out() {
     let fixture = Fixture::new(&[]);
     let sd = model("sd");
     let long = "a photo of a cat in the rain ".repeat(20);
@@ -303,7 +304,7 @@ fn what_is_no_table_of_prompts_is_refused_in_a_sentence() {
         ("a.tsv", b"Prompt\na\0b\n", "a.tsv:2: expected text, found a zero byte"),
         ("a.csv", b"a,b\n1,2\n", "expected a column called prompt, caption or text"),
         ("a.json", b"", "expected a JSON array of prompts, found EOF"),
-        ("a.json", b"[\"a fox\", \"a c", "hint: is the file cut short?"),
+        ("a.json", b"[\"a fox\", \"a c", "hint: is the file truncated?"),
         ("a.json", b"{\"prompt\": \"a fox\"}", "expected a JSON array of prompts, found an object"),
         ("a.json", b"[]", "expected prompts in an array, found none"),
         ("a.json", b"[\"a fox\", 3]", "element 2: expected text or an object, found a number"),

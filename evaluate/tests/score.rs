@@ -264,7 +264,8 @@ fn what_a_command_does_not_name_stays_in_the_folder() {
     run(&[&both[0], &both[1]], &scorers[0], &prompts, &seeds).expect_code(0);
     let (all, files) = scored(&fixture);
     assert_eq!(all.len(), 2 * 3 * 2 * 2);
-    // One model, the other first; one set; one seed; one metric: nothing is lost, not even the order.
+    // One model, the other first; one set; one seed; one metric: nothing is lost, not even the
+    // order.
     for model in &both {
         let again = run(&[model], &scorers[0], &prompts, &seeds).expect_code(0);
         assert!(again.stdout.contains("again vs sd"), "{again:#?}");

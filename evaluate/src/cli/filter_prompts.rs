@@ -32,8 +32,8 @@ pub struct FilterPromptsArguments {
     #[arg(long, value_name = "P", allow_negative_numbers = true)]
     #[arg(default_value_t = DEFAULTS.report.safe_threshold.unwrap_or_default())]
     pub safe_threshold: f32,
-    /// The file to write: the kept prompts with their ids, for --prompts. FILE.dropped.jsonl beside it
-    /// gets the dropped ones.
+    /// The file to write: the kept prompts with their ids, for --prompts. FILE.dropped.jsonl beside
+    /// it gets the dropped ones.
     #[arg(long, value_name = "FILE.jsonl")]
     pub out: PathBuf,
     /// Where to compute: auto, cpu, cuda or cuda:N.

@@ -54,14 +54,14 @@ pub struct StartFlags {
 #[serde(deny_unknown_fields)]
 pub struct GenerateSettings {
     /// A model: a name, and a pipeline's folder in the layout of diffusers or
-    /// hf://owner/name@revision. unet= names another folder, or a name on the hub, whose UNet replaces
-    /// the pipeline's. Repeat for more models.
+    /// hf://owner/name@revision. unet= names another folder, or a name on the hub, whose UNet
+    /// replaces the pipeline's. Repeat for more models.
     #[arg(long, value_name = "NAME=DIR[,unet=DIR]", help_heading = "Input and output")]
     pub model: Option<Vec<ModelSource>>,
-    /// Files of prompts: .tsv, .csv, .json, .jsonl, .parquet (or a folder or pattern of them), or text
-    /// with a prompt in each line. Each file is a set, named as the file or with name=. The prompts are
-    /// in the column prompt, caption or text, or in that of column=; their categories in category or
-    /// style, or in that of category=. limit= takes the first N.
+    /// Files of prompts: .tsv, .csv, .json, .jsonl, .parquet (or a folder or pattern of them), or
+    /// text with a prompt in each line. Each file is a set, named as the file or with name=. The
+    /// prompts are in the column prompt, caption or text, or in that of column=; their categories
+    /// in category or style, or in that of category=. limit= takes the first N.
     #[arg(long, value_name = "FILE[,OPTION=VALUE]", num_args = 1.., help_heading = "Input and output")]
     pub prompts: Option<Vec<PromptSource>>,
     /// The split to take of Parquet files whose names or folders name splits, such as
@@ -77,9 +77,9 @@ pub struct GenerateSettings {
     )]
     pub limit: Option<usize>,
     /// Take the first prompts of each set, as many as in the paper's tables: paper-sd15 (297 of
-    /// Pick-a-Pic, 1129 of PartiPrompts, 150 of HPD), paper-sdxl (100 of each) or paper-sd21 (300 of
-    /// Pick-a-Pic). The beginning of its name tells which set it is: pickapic, parti, hpd. The numbers
-    /// count safe prompts: use the output of filter-prompts.
+    /// Pick-a-Pic, 1129 of PartiPrompts, 150 of HPD), paper-sdxl (100 of each) or paper-sd21 (300
+    /// of Pick-a-Pic). The beginning of its name tells which set it is: pickapic, parti, hpd. The
+    /// numbers count safe prompts: use the output of filter-prompts.
     #[arg(long, value_name = "NAME", conflicts_with = "limit", help_heading = "Input and output")]
     pub preset: Option<Preset>,
     /// The folder to write.
@@ -111,8 +111,8 @@ pub struct GenerateSettings {
     #[arg(alias = "negative")]
     #[serde(alias = "negative")]
     pub negative_prompt: Option<String>,
-    /// Images generated together [default: as many as make 512x512 pixels on a CPU, 16 times as many
-    /// on a GPU; at most 64].
+    /// Images generated together [default: as many as make 512x512 pixels on a CPU, 16 times as
+    /// many on a GPU; at most 64].
     #[arg(long, value_name = "N", allow_negative_numbers = true, help_heading = "Compute")]
     #[arg(env = "EVALUATE_BATCH_SIZE")]
     pub batch_size: Option<usize>,

@@ -15,8 +15,8 @@ pub struct GridArguments {
     /// The scores. Images are relative to the folder of this file.
     #[arg(long, value_name = "FILE.parquet")]
     pub scores: PathBuf,
-    /// models: a row for each prompt, a column for each model. seeds: for each prompt a row for each
-    /// model, a column for each seed.
+    /// models: a row for each prompt, a column for each model. seeds: for each prompt a row for
+    /// each model, a column for each seed.
     #[arg(long, value_enum, value_name = "LAYOUT", default_value = "models")]
     pub layout: Layout,
     /// Only these prompts: ids, or parts of their text.
@@ -32,12 +32,12 @@ pub struct GridArguments {
     /// At most this many prompts [default: 8, with seeds 1].
     #[arg(long, value_name = "N")]
     pub count: Option<usize>,
-    /// order: as in the scores. margin:METRIC: by how much the last model is better than the first, by
-    /// the best image of each.
+    /// order: as in the scores. margin:METRIC: by how much the last model is better than the first,
+    /// by the best image of each.
     #[arg(long, value_name = "ORDER", default_value_t = Order::Given)]
     pub sort: Order,
-    /// Side of an image in pixels [default: the largest multiple of the images' own side up to 128; for
-    /// large images 256].
+    /// Side of an image in pixels [default: the largest multiple of the images' own side up to 128;
+    /// for large images 256].
     #[arg(long, value_name = "PIXELS")]
     pub size: Option<u32>,
     /// The image to write [default: grid.png beside the scores].

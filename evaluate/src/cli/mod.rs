@@ -52,8 +52,8 @@ pub enum Command {
     FilterPrompts(filter_prompts::FilterPromptsArguments),
 }
 
-/// A number of a flag. NaN and infinity have no place in settings: JSON, in which layers are merged, drops
-/// them without a word.
+/// A number of a flag. NaN and infinity have no place in settings: JSON, in which layers are
+/// merged, drops them without a word.
 fn finite<T: FromStr + Copy + Into<f64>>(text: &str) -> Result<T, String> {
     let number: Option<T> = text.parse().ok();
     let finite = number.filter(|&number| number.into().is_finite());

@@ -33,8 +33,8 @@ pub struct RunArguments {
     pub start: StartFlags,
 }
 
-/// Settings of `evaluate run`, each unset until flag, environment or file sets it. In a file they are in
-/// the tables `[generate]`, `[scoring]` and `[report]`.
+/// Settings of `evaluate run`, each unset until flag, environment or file sets it. In a file they
+/// are in the tables `[generate]`, `[scoring]` and `[report]`.
 #[derive(Debug, Clone, Default, Args, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RunSettings {
@@ -56,8 +56,8 @@ pub struct RunSettings {
 #[derive(Debug, Clone, Default, Args, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ReportSettings {
-    /// Drop prompts that this classifier finds unsafe: a folder, hf://owner/name, or none. The paper's
-    /// is hf://michellejieli/inappropriate_text_classifier.
+    /// Drop prompts that this classifier finds unsafe: a folder, hf://owner/name, or none. The
+    /// paper's is hf://michellejieli/inappropriate_text_classifier.
     #[arg(long, value_name = "MODEL", help_heading = "Input and output")]
     pub safe_filter: Option<String>,
     /// A prompt with at least this probability is unsafe.

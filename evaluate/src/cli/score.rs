@@ -108,8 +108,8 @@ pub struct ScoringSettings {
     /// Images without a score that still count as success (exit code 0).
     #[arg(long, value_name = "N", help_heading = "Scoring")]
     pub max_failed: Option<usize>,
-    /// Drop from scores, tables and report what the folder holds and this command does not name: other
-    /// models, prompts, seeds and metrics.
+    /// Drop from scores, tables and report what the folder holds and this command does not name:
+    /// other models, prompts, seeds and metrics.
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true)]
     #[arg(default_missing_value = "true", help_heading = "Scoring")]
     pub only_named: Option<bool>,

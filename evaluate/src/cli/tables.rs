@@ -20,8 +20,8 @@ pub struct TablesArguments {
     /// Add tables of every model against each of these, as the paper's Tables 3 and 4.
     #[arg(long, value_name = "NAME,…", value_delimiter = ',')]
     pub baselines: Vec<String>,
-    /// Take these models, in this order; a later one is compared with those before it [default: all, in
-    /// the order of the scores].
+    /// Take these models, in this order; a later one is compared with those before it [default:
+    /// all, in the order of the scores].
     #[arg(long, value_name = "NAME,…", value_delimiter = ',')]
     pub models: Option<Vec<String>>,
     /// Take these metrics, in this order [default: all].

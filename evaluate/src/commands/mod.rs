@@ -36,7 +36,8 @@ pub fn run(command: Command) -> Result<ExitStatus> {
     }
 }
 
-/// Asks to stop at a signal, and ends soon after it: every file of an evaluation is whole at any instant.
+/// Asks to stop at a signal, and ends soon after it: every file of an evaluation is whole at any
+/// instant.
 fn stop_flag() -> Result<StopFlag> {
     let stop = signals::install().context("installing signal handlers")?;
     signals::end_soon(&stop).context("starting a thread")?;

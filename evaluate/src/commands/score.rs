@@ -102,8 +102,9 @@ pub(super) fn scorers_and_batch_size(settings: &ScoringSettings) -> Result<(Path
 
 /// Sets the default that depends on the device.
 pub(super) fn set_batch_size(settings: &mut ScoringSettings, device: Option<&str>) {
-    // An unknown device is an error of the command that uses it, not of --print-config; and CUDA by name
-    // counts as CUDA also on a machine without it, so that settings printed there hold elsewhere.
+    // An unknown device is an error of the command that uses it, not of --print-config; and CUDA by
+    // name counts as CUDA also on a machine without it, so that settings printed there hold
+    // elsewhere.
     let device = device.unwrap_or_default();
     let is_cuda = device.starts_with("cuda") || device::parse(device).is_ok_and(Device::is_cuda);
     let default = if is_cuda { BATCH_SIZE_CUDA } else { BATCH_SIZE_CPU };

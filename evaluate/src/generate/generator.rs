@@ -39,8 +39,8 @@ impl<'run> Generator<'run> {
         Ok(Self { model, config, pipeline, negative, texts: HashMap::new() })
     }
 
-    /// Generates the images of `jobs` together, or nothing if `progress` breaks. After each call of the
-    /// UNet, `progress` receives how many calls are done, and how many there are.
+    /// Generates the images of `jobs` together, or nothing if `progress` breaks. After each call of
+    /// the UNet, `progress` receives how many calls are done, and how many there are.
     pub(super) fn generate(
         &mut self,
         jobs: &[Job<'_>],
@@ -63,8 +63,8 @@ impl<'run> Generator<'run> {
         })
     }
 
-    /// Seconds of a call of the UNet for all of these jobs. The first call also allocates; it counts only
-    /// if there is no other.
+    /// Seconds of a call of the UNet for all of these jobs. The first call also allocates; it
+    /// counts only if there is no other.
     pub(super) fn seconds_of_call(&mut self, jobs: &[Job<'_>]) -> Result<Option<f64>> {
         let mut ends = Vec::new();
         let start = Instant::now();

@@ -34,8 +34,8 @@ pub(super) struct Recipe<'run> {
 }
 
 impl Recipe<'_> {
-    /// As stable-diffusion-webui writes it: the prompt, the negative prompt, a line of settings. Its
-    /// sizes are width x height.
+    /// As stable-diffusion-webui writes it: the prompt, the negative prompt, a line of settings.
+    /// Its sizes are width x height.
     fn parameters(&self) -> String {
         let mut text = self.prompt.to_owned();
         if let Some(negative) = self.negative_prompt.filter(|negative| !negative.is_empty()) {

@@ -1,5 +1,5 @@
-//! What the images of a folder depend on. A folder may grow by models, prompts and seeds. Everything
-//! else is the same for every image in it.
+//! What the images of a folder depend on. A folder may grow by models, prompts and seeds.
+//! Everything else is the same for every image in it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -24,7 +24,7 @@ pub struct Manifest {
     pub version: String,
     /// Denoising steps.
     pub steps: usize,
-    /// The negative prompt; null if there is none.
+    /// The negative prompt, or null.
     #[serde(alias = "negative")]
     pub negative_prompt: Option<String>,
     /// The dtype that the networks computed in.
@@ -96,8 +96,8 @@ impl Manifest {
         })
     }
 
-    /// This run's manifest together with what the folder holds already, or the fields in which their
-    /// recipes differ.
+    /// This run's manifest together with what the folder holds already, or the fields in which
+    /// their recipes differ.
     pub(super) fn joined(mut self, earlier: Self) -> Result<Self, Vec<Difference>> {
         let differences =
             runkit::manifest::differences(&earlier.compared(&self), &self.compared(&earlier));
@@ -112,8 +112,8 @@ impl Manifest {
         Ok(self)
     }
 
-    /// What must be equal in two manifests of one folder. Of the models and prompts, these are the ones
-    /// that both have; prompts count by row, since an edited line has another id.
+    /// What must be equal in two manifests of one folder. Of the models and prompts, these are the
+    /// ones that both have; prompts count by row, since an edited line has another id.
     fn compared(&self, other: &Self) -> Value {
         // Equal files are one model, whether they came from a folder or from a commit of the hub.
         let nameless = |record: &ModelRecord| ModelRecord {

@@ -1,9 +1,10 @@
 //! `evaluate generate`: an image for every model, prompt and seed.
 //!
 //! The output folder holds `manifest.json`, which is written first, and
-//! `images/MODEL/PROMPT_ID/SEED.png`. An image appears under its name only when complete and synced.
-//! Batches are formed from the full list of jobs, regardless of which images already exist: so a run
-//! that is killed at any instant is finished by the same command, with the same bytes.
+//! `images/MODEL/PROMPT_ID/SEED.png`. An image appears under its name only when complete and
+//! synced.
+//! Batches are formed from the full list of jobs, regardless of which images already exist: so a
+//! run that is killed at any instant is finished by the same command, with the same bytes.
 
 mod generator;
 mod image;
@@ -227,8 +228,8 @@ impl<'run> Generation<'run> {
         self.models.iter().map(|model| Work::find(self.config, model, &self.jobs)).collect()
     }
 
-    /// Loads the networks of every model but the one that [`Generation::run`] begins with, and drops
-    /// them: a checkpoint that does not fit is found before hours of work with another one.
+    /// Loads the networks of every model but the one that [`Generation::run`] begins with, and
+    /// drops them: a checkpoint that does not fit is found before hours of work with another one.
     ///
     /// # Errors
     /// What is wrong with a checkpoint.
@@ -312,8 +313,8 @@ impl<'run> Generation<'run> {
     }
 }
 
-/// All jobs of one model: the seeds of each prompt follow each other. If two sets share a prompt, its
-/// images are one job.
+/// All jobs of one model: the seeds of each prompt follow each other. If two sets share a prompt,
+/// its images are one job.
 fn jobs(prompts: &[Prompt], seeds: Range<u64>) -> Vec<Job<'_>> {
     let mut seen = HashSet::new();
     let distinct = prompts.iter().filter(|prompt| seen.insert(prompt.id.as_str()));

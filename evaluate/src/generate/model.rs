@@ -23,7 +23,8 @@ pub struct ModelRecord {
     pub pipeline: String,
     /// A checksum of `parts`.
     pub checkpoint: String,
-    /// By part and name: the SHA-256 of each file that is read, and the fingerprint of each tokenizer.
+    /// By part and name: the SHA-256 of each file that is read, and the fingerprint of each
+    /// tokenizer.
     pub parts: BTreeMap<String, String>,
     /// The scheduler.
     pub scheduler: SamplerKind,
@@ -51,8 +52,8 @@ pub(super) struct Model {
 }
 
 impl Model {
-    /// Checks everything but the numbers in the weights, which it hashes. Checks models on this machine
-    /// before it downloads one from the hub, and logs first what it will download.
+    /// Checks everything but the numbers in the weights, which it hashes. Checks models on this
+    /// machine before it downloads one from the hub, and logs first what it will download.
     pub(super) fn open_all(config: &Config) -> Result<Vec<Self>> {
         let named = |source: &ModelSource| format!("model {}", source.name);
         for source in &config.models {
@@ -95,8 +96,8 @@ impl Model {
         Ok(Self { name: source.name.clone(), files, tokenizers, record, calls })
     }
 
-    /// The end of a text that the model does not read, if the text is too long. Of several text encoders,
-    /// the one that reads least counts.
+    /// The end of a text that the model does not read, if the text is too long. Of several text
+    /// encoders, the one that reads least counts.
     pub(super) fn unread<'text>(&self, text: &'text str) -> Option<&'text str> {
         let unread = self.tokenizers.iter().filter_map(|tokenizer| tokenizer.removed(text));
         unread.max_by_key(|unread| unread.len())
@@ -124,7 +125,8 @@ fn image_size(files: &PipelineFiles, asked: Option<Size>) -> Result<Size> {
     let fitting = Size { height: nearest(size.height), width: nearest(size.width) };
     ensure!(
         size == fitting,
-        "--size {size} does not fit: height and width must be multiples of {factor}; hint: --size {fitting}"
+        "--size {size} does not fit: height and width must be multiples of {factor}; hint: --size \
+         {fitting}"
     );
     Ok(size)
 }

@@ -51,8 +51,8 @@ pub struct ModelPlan {
 }
 
 impl Generation<'_> {
-    /// What [`Generation::run`] would do. The networks of every model are loaded and timed; nothing is
-    /// written.
+    /// What [`Generation::run`] would do. The networks of every model are loaded and timed; nothing
+    /// is written.
     ///
     /// # Errors
     /// What is wrong with a checkpoint.

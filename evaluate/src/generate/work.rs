@@ -85,8 +85,8 @@ impl<'run> Work<'run> {
         Self { model, batch_size, batches, missing }
     }
 
-    /// Generates and writes. A batch that is partly there is generated as a whole, since the last bits of
-    /// an image depend on its batch; the images that are there stay.
+    /// Generates and writes. A batch that is partly there is generated as a whole, since the last
+    /// bits of an image depend on its batch; the images that are there stay.
     pub(super) fn generate(
         &self,
         generator: &mut Generator<'_>,
@@ -149,8 +149,8 @@ impl<'run> Work<'run> {
     }
 }
 
-/// Warns about each prompt that is too long, with the part that the model does not read: once, and again
-/// if another model reads more or less of it.
+/// Warns about each prompt that is too long, with the part that the model does not read: once, and
+/// again if another model reads more or less of it.
 pub(super) fn warn_truncated(config: &Config, work: &[Work<'_>]) {
     let mut warned = BTreeSet::new();
     for work in work {

@@ -1,4 +1,4 @@
-//! Rows of any file to prompts: ids, sets, and what is passed over.
+//! From the rows of any file to prompts: ids, sets, and rows that are skipped.
 
 use std::collections::HashSet;
 
@@ -7,16 +7,16 @@ use runkit::logging::escape_for_terminal;
 use super::error::{PromptsError, not_prompts};
 use super::{Prompt, PromptSet, PromptSource};
 
-/// What a file says of one prompt.
+/// A row of a file.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Row<'file> {
     pub(super) text: &'file str,
     pub(super) category: Option<&'file str>,
-    /// The id and the set that it had before, in files that this program wrote.
+    /// Its id and set, in files that this program wrote.
     pub(super) known: Option<(&'file str, &'file str)>,
 }
 
-/// The prompts of a file, as they come.
+/// Collects the prompts of a file.
 pub(super) struct Collector<'source> {
     source: &'source PromptSource,
     sets: Vec<(PromptSet, HashSet<String>)>,
@@ -37,11 +37,11 @@ impl<'source> Collector<'source> {
         self.source
     }
 
-    /// Takes the row of this number, from 1. Rows without text are passed over, and so are those that
-    /// repeat an earlier text of their set.
+    /// Adds row `number`, from 1. Skips rows without text, and rows that repeat an earlier text of
+    /// their set.
     ///
     /// # Errors
-    /// Where the row has an id that is not its text's.
+    /// If the id of the row does not belong to its text.
     pub(super) fn add(&mut self, number: usize, row: Row<'_>) -> Result<(), String> {
         let text = row.text.trim();
         if text.is_empty() {
@@ -54,7 +54,7 @@ impl<'source> Collector<'source> {
         let id = match row.known {
             Some((known, _)) if !known.ends_with(&checksum(text)) => {
                 return Err(format!(
-                    "expected the id of the prompt {:?}, found {known:?}; hint: the prompt was \
+                    "expected the id of the prompt {:?}, found {known:?}; hint: the prompt has \
                      changed: remove its \"id\"",
                     escape_for_terminal(text)
                 ));
@@ -100,13 +100,12 @@ impl<'source> Collector<'source> {
         &mut self.sets[place]
     }
 
-    /// The sets, at least one; what was passed over is said. `rows` is what the file's rows are
-    /// called.
+    /// The sets, at least one. Warns about skipped rows; `rows` is the word for a row of this file.
     pub(super) fn finish(self, rows: &str, expected: &str) -> Result<Vec<PromptSet>, PromptsError> {
         let file = escape_for_terminal(&self.source.file.display().to_string()).into_owned();
         if self.repeated > 0 {
             tracing::warn!(
-                "{file}: passed over {} with an earlier prompt (the first is {rows} {})",
+                "{file}: skipped {} with an earlier prompt (the first is {rows} {})",
                 counted(self.repeated, rows),
                 self.first_repeated
             );
@@ -117,7 +116,7 @@ impl<'source> Collector<'source> {
         }
         if self.blank > 0 {
             tracing::warn!(
-                "{file}: passed over {} without a prompt (the first is {rows} {})",
+                "{file}: skipped {} without a prompt (the first is {rows} {})",
                 counted(self.blank, rows),
                 self.first_blank
             );
@@ -131,7 +130,7 @@ fn counted(count: usize, what: &str) -> String {
     format!("{count} {what}{}", if count == 1 { "" } else { "s" })
 }
 
-/// What the rows of a text file are called.
+/// The word for a row of a text file.
 pub(super) const LINE: &str = "line";
 
 /// The beginning of a text's BLAKE3 digest: the second half of its id.

@@ -1,13 +1,13 @@
-//! Which column of a table holds the prompts, and which their categories.
+//! Which columns of a table hold the prompts and their categories.
 
 use super::PromptSource;
 use super::error::{PromptsError, not_prompts};
 
-/// The usual names, the best first; upper and lower case are the same.
+/// The usual names, the best first; case does not count.
 const PROMPT_NAMES: [&str; 3] = ["prompt", "caption", "text"];
 const CATEGORY_NAMES: [&str; 2] = ["category", "style"];
 
-/// The places of two columns in a table.
+/// The positions of two columns in a table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Columns {
     pub(super) prompt: usize,
@@ -15,8 +15,8 @@ pub(super) struct Columns {
 }
 
 impl Columns {
-    /// Finds the columns that `source` names, or those of the usual names. `hint` says what may be
-    /// wrong with the file where there are none.
+    /// Finds the columns that `source` names, or those with the usual names. If they are missing, the
+    /// error ends with `hint`.
     pub(super) fn find(
         names: &[String],
         source: &PromptSource,

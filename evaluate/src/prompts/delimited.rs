@@ -1,7 +1,7 @@
 //! TSV and CSV: a header with the names of the columns, then a row for each prompt.
 //!
-//! TSV is read as it is written ([`Quoting`]): a quotation mark in PartiPrompts' own file is part of
-//! the prompt, in the same file saved by pandas it is quoting.
+//! TSV has no one rule for quotation marks ([`Quoting`]): in PartiPrompts' own file they are part
+//! of the prompt, in the same file saved by pandas they quote.
 
 use csv::{ByteRecord, ErrorKind, ReaderBuilder};
 use runkit::lists::Quoting;
@@ -15,10 +15,10 @@ use super::{PromptSet, PromptSource, read_bytes};
 
 const HINT: &str = "hint: the first line names the columns; choose one with ,column=NAME after the \
                     file";
-/// What programs write where a table has no value: pandas, R, SQL's COPY.
+/// What pandas, R and SQL's COPY write for a missing value.
 const MISSING: [&str; 5] = ["\\N", "NaN", "nan", "<NA>", "NULL"];
 
-/// The prompts of a file whose columns are tabs apart.
+/// The prompts of a file whose columns are separated by tabs.
 pub(super) fn read_tsv(source: &PromptSource) -> Result<Vec<PromptSet>, PromptsError> {
     let bytes = read_bytes(&source.file)?;
     let quoting = Quoting::of_table(&bytes, b'\t');
@@ -34,7 +34,7 @@ pub(super) fn read_tsv(source: &PromptSource) -> Result<Vec<PromptSet>, PromptsE
         }
     }
     tell(source, quoting);
-    // The reader has undone what it knows of.
+    // The reader has already undone these two.
     let fields = match quoting {
         Quoting::Doubled | Quoting::Escaped => Quoting::Raw { ambiguous: None },
         other => other,
@@ -42,29 +42,28 @@ pub(super) fn read_tsv(source: &PromptSource) -> Result<Vec<PromptSet>, PromptsE
     read(source, &bytes, &format, fields)
 }
 
-/// The prompts of a file whose columns are commas apart, with quotation marks where RFC 4180 has
-/// them.
+/// The prompts of a file whose columns are separated by commas, quoted as in RFC 4180.
 pub(super) fn read_csv(source: &PromptSource) -> Result<Vec<PromptSet>, PromptsError> {
     let bytes = read_bytes(&source.file)?;
     read(source, &bytes, &ReaderBuilder::new(), Quoting::Raw { ambiguous: None })
 }
 
-/// Says which of two readings of quotation marks was taken, where both are possible.
+/// Logs how quotation marks were read, if two readings are possible.
 pub(super) fn tell(source: &PromptSource, quoting: Quoting) {
     let file = source.file.display().to_string();
     let file = escape_for_terminal(&file);
     match quoting {
         Quoting::Raw { ambiguous: None } => {}
         Quoting::Raw { ambiguous: Some(line) } => tracing::warn!(
-            "{file}:{line}: a text stands in quotation marks as a whole and is read with them; hint: \
-             where they are a program's quoting, save the file as .csv"
+            "{file}:{line}: read with the quotation marks around the whole text; hint: if a program \
+             quoted it, save the file as .csv"
         ),
         Quoting::Doubled | Quoting::Escaped | Quoting::Backslashed => {
-            tracing::info!("{file}: its quotation marks are a program's quoting, which is undone");
+            tracing::info!("{file}: removed the quotation marks that a program put around texts");
         }
         Quoting::Mixed { line } => tracing::warn!(
-            "{file}:{line}: quotation marks are part of some texts and quoting of others; those that \
-             stand in marks with doubled ones inside are read without them"
+            "{file}:{line}: some texts contain quotation marks and others are quoted by a program; \
+             marks around a text with doubled marks inside were removed"
         ),
     }
 }
@@ -81,7 +80,7 @@ fn read(
             let line = pos.as_ref().map_or(0, csv::Position::line) as usize;
             let reason = format!(
                 "expected {expected_len} columns as in the first line, found {len}; hint: is the \
-                 file cut short, or a separator part of a prompt?"
+                 file truncated, or a separator part of a prompt?"
             );
             not_text(&source.file, line, reason)
         }

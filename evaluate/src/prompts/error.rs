@@ -47,21 +47,21 @@ pub enum PromptsError {
 
 /// Extensions of files of prompts.
 const LISTS: [&str; 7] = ["txt", "tsv", "csv", "json", "jsonl", "ndjson", "parquet"];
-/// What to do where something else was given than a file.
+
+/// What to do if a user gave something else than a file.
 fn read_hint(path: &Path, cause: &std::io::Error) -> &'static str {
     let name = path.to_string_lossy();
     let extension = path.extension().unwrap_or_default().to_string_lossy().to_lowercase();
     let is_list = LISTS.contains(&extension.as_str());
     let is_sentence = name.trim().contains(char::is_whitespace) && !is_list;
     match cause.kind() {
-        ErrorKind::IsADirectory => "; hint: it is a folder, name the file of prompts in it",
+        ErrorKind::IsADirectory => "; hint: this is a folder; name the file of prompts in it",
         ErrorKind::NotFound if name.starts_with("hf://") => {
-            "; hint: prompts are read from files on the disk: hf download --repo-type dataset gets \
-             them"
+            "; hint: prompts are read from files on the disk; hf download --repo-type dataset \
+             fetches them"
         }
         ErrorKind::NotFound | ErrorKind::InvalidFilename if is_sentence => {
-            "; hint: --prompts names a file: write the prompt into one, a line for each, and name \
-             that: prompts.txt"
+            "; hint: --prompts names a file: write the prompts into prompts.txt, one a line"
         }
         _ => "",
     }

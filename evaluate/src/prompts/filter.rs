@@ -1,8 +1,8 @@
-//! Which prompts are safe to show: a text classifier keeps those that it finds less likely unsafe
-//! than a threshold, and every decision is kept with its probability.
+//! Which prompts are safe to show. A text classifier gives each prompt the probability that it is
+//! unsafe; prompts below a threshold stay.
 //!
-//! The paper takes prompts that `michellejieli/inappropriate_text_classifier` calls SFW. It was
-//! trained on posts of a forum and drops much that is harmless.
+//! The paper keeps prompts that `michellejieli/inappropriate_text_classifier` calls SFW. That model
+//! was trained on posts of a forum, and drops many harmless prompts.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -23,10 +23,10 @@ pub const SAFETY_CLASSIFIER: &str = "hf://michellejieli/inappropriate_text_class
 /// The name of its unsafe class.
 pub const UNSAFE_LABEL: &str = "NSFW";
 
-/// Why prompts could not be told apart.
+/// Prompts cannot be filtered.
 #[derive(Debug, thiserror::Error)]
 pub enum FilterError {
-    /// The classifier or one of its files cannot be had.
+    /// The classifier or one of its files cannot be fetched.
     #[error("the safety classifier: {0}")]
     Hub(#[from] Box<hub::HubError>),
     /// The classifier has no weights under a usual name.
@@ -43,7 +43,7 @@ pub enum FilterError {
     /// The tokenizer cannot be read.
     #[error("the safety classifier: {0}")]
     Tokenizer(#[from] media::text::TokenizerError),
-    /// The tokenizer gives tokens that the network does not know.
+    /// The tokenizer makes tokens that the network does not know.
     #[error(
         "the safety classifier {model}: its tokenizer has {tokens} tokens, its network knows \
          {known}; hint: the files are of different models"
@@ -56,10 +56,10 @@ pub enum FilterError {
         /// Tokens of the network.
         known: i64,
     },
-    /// No class of the network is called as asked.
+    /// The network has no class of this name.
     #[error(
         "the safety classifier {model} has no class {label:?}, it has {known}; hint: \
-         --unsafe-label NAME chooses the one that is not safe"
+         --unsafe-label NAME chooses the unsafe one"
     )]
     Label {
         /// The folder or hub name.
@@ -72,7 +72,7 @@ pub enum FilterError {
     /// The network could not be run.
     #[error("the safety classifier: {0}")]
     Network(#[from] nn::NetworkError),
-    /// The network gives no number for a prompt.
+    /// The network returns NaN or infinity for a prompt.
     #[error("the safety classifier gives no probability for {0}; hint: its weights are damaged")]
     NotANumber(String),
     /// Results cannot be written.
@@ -83,17 +83,17 @@ pub enum FilterError {
 /// The classifier in a manifest. No path.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ClassifierRecord {
-    /// The commit of a hub repository; none for a folder.
+    /// The commit of a hub repository; `None` for a folder.
     pub revision: Option<String>,
     /// The SHA-256 of its configuration and weights, by name.
     pub files: BTreeMap<String, String>,
-    /// What its tokenizer computes.
+    /// The fingerprint of its tokenizer.
     pub tokenizer: String,
-    /// The class that is not safe.
+    /// The unsafe class.
     pub unsafe_label: String,
 }
 
-/// A text classifier of which one class is not safe.
+/// A text classifier with an unsafe class.
 pub struct SafetyClassifier {
     tokenizer: WordPieceTokenizer,
     network: DistilBert,
@@ -101,12 +101,12 @@ pub struct SafetyClassifier {
     record: ClassifierRecord,
 }
 
-/// A prompt and what the classifier makes of it.
+/// A prompt with the result of the classifier.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ClassifiedPrompt {
     /// The prompt.
     pub prompt: Prompt,
-    /// How likely it is not safe, 0 to 1.
+    /// The probability that it is unsafe.
     pub unsafe_probability: f32,
 }
 
@@ -118,7 +118,7 @@ impl ClassifiedPrompt {
     }
 }
 
-/// A set, told apart.
+/// A set after filtering.
 #[derive(Debug, Clone, PartialEq)]
 pub struct FilteredSet {
     /// The prompts that are kept, in the order of the file.
@@ -130,14 +130,14 @@ pub struct FilteredSet {
 }
 
 impl FilteredSet {
-    /// What the set is called.
+    /// The name of the set.
     #[must_use]
     pub fn name(&self) -> &str {
         &self.set.name
     }
 
-    /// The set of the prompts that are kept; ids are those of the whole set. Its limit is still to be
-    /// taken ([`super::limited`]).
+    /// The set of the kept prompts, with the ids that they have in the whole set and before its
+    /// limit ([`super::limited`]).
     #[must_use]
     pub fn into_kept(self) -> PromptSet {
         let prompts = self.kept.into_iter().map(|classified| classified.prompt).collect();
@@ -147,10 +147,10 @@ impl FilteredSet {
 
 impl SafetyClassifier {
     /// Opens a DistilBERT classifier: a folder, or `hf://owner/name[@revision]`. `unsafe_label` is
-    /// what it calls the class that is not safe; upper and lower case are the same.
+    /// its name of the unsafe class; case does not count.
     ///
     /// # Errors
-    /// Where a file is missing, damaged or of another kind of model, or no class has that name.
+    /// If a file is missing, damaged or of another kind of model, or no class has that name.
     pub fn open(model: &str, unsafe_label: &str, device: Device) -> Result<Self, FilterError> {
         let repository = Repository::open(model, Path::new("")).map_err(Box::new)?;
         let (folder, weights) = fetch(&repository, model)?;
@@ -184,12 +184,12 @@ impl SafetyClassifier {
         Ok(Self { tokenizer, network, unsafe_class, record })
     }
 
-    /// What a manifest says of it.
+    /// Its record in a manifest.
     pub fn record(&self) -> &ClassifierRecord {
         &self.record
     }
 
-    /// How likely each prompt is not safe. Of a long one the beginning is read.
+    /// The probability of each prompt to be unsafe. The tokenizer truncates long ones.
     fn classify(&self, prompts: &[Prompt], progress: &Progress) -> Result<Vec<f32>, FilterError> {
         let tokenizer = &self.tokenizer;
         let texts: Vec<Vec<i64>> =
@@ -208,7 +208,7 @@ impl SafetyClassifier {
 /// Keeps the prompts whose probability to be unsafe is below `threshold`.
 ///
 /// # Errors
-/// Where the classifier cannot be run.
+/// If the classifier cannot be run.
 pub fn filter(
     sets: Vec<PromptSet>,
     classifier: &SafetyClassifier,
@@ -232,7 +232,7 @@ pub fn filter(
     filtered
 }
 
-/// A prompt in a file; the reader of JSON Lines knows the id and the set by these names.
+/// A prompt in a file. The reader of JSON Lines finds id and set by these names.
 #[derive(Serialize)]
 struct Line<'classified> {
     id: &'classified str,
@@ -243,10 +243,10 @@ struct Line<'classified> {
     kept: bool,
 }
 
-/// Writes prompts as JSON Lines that [`super::read`] takes, with the ids and sets they have here.
+/// Writes prompts as JSON Lines for [`super::read`], with their ids and sets.
 ///
 /// # Errors
-/// Where the file cannot be written.
+/// If the file cannot be written.
 pub fn write_classified<'classified>(
     path: &Path,
     classified: impl IntoIterator<Item = &'classified ClassifiedPrompt>,
@@ -286,7 +286,7 @@ fn fetch(repository: &Repository, model: &str) -> Result<(PathBuf, PathBuf), Fil
         optional("tokenizer_config.json")?;
     }
     let folder = repository.folder();
-    // A folder may hold another variant, or nothing but.
+    // A folder may hold another variant, or only that.
     let weights = match (folder, weights) {
         (Some(folder), None) => {
             nn::weights::find_file(folder, WEIGHT_FILES).map_err(nn::ModelError::from)?

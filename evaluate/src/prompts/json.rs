@@ -1,4 +1,4 @@
-//! JSON and JSON Lines: texts, or objects of which one field is the prompt.
+//! JSON and JSON Lines: texts, or objects with a prompt in one field.
 
 use std::borrow::Cow;
 
@@ -54,7 +54,7 @@ pub(super) fn read_lines(source: &PromptSource) -> Result<Vec<PromptSet>, Prompt
 /// The elements of a file, which all have the fields of the first one.
 struct Elements<'source> {
     collector: Collector<'source>,
-    /// The fields with the prompt and the category, where elements are objects.
+    /// The fields with the prompt and the category, if elements are objects.
     fields: Option<(String, Option<String>)>,
 }
 
@@ -81,7 +81,7 @@ impl<'source> Elements<'source> {
                 let (prompt, category) = self.fields(object)?;
                 let text = match object.get(&prompt) {
                     Some(Value::String(text)) => text.as_str(),
-                    // A value that is missing, as pandas writes it.
+                    // pandas writes a missing value so.
                     Some(Value::Null) => "",
                     other => {
                         let found = other.map_or("no such field", kind);
@@ -117,7 +117,7 @@ impl<'source> Elements<'source> {
     }
 }
 
-/// A category, where the value can be one.
+/// A category, if the value can be one.
 fn as_category(value: &Value) -> Option<Cow<'_, str>> {
     match value {
         Value::String(text) => Some(Cow::Borrowed(text)),
@@ -126,8 +126,8 @@ fn as_category(value: &Value) -> Option<Cow<'_, str>> {
     }
 }
 
-/// The id and the set of a prompt in a file that this program wrote ([`super::write_classified`]). Other
-/// ids are other programs'.
+/// The id and the set of a prompt in a file that [`super::write_classified`] wrote. Ids of another
+/// form are ignored.
 fn known(object: &Map<String, Value>) -> Option<(&str, &str)> {
     let id = object.get("id")?.as_str().filter(|id| is_own_id(id))?;
     let set = object.get("set")?.as_str().filter(|set| !set.is_empty())?;
@@ -135,7 +135,7 @@ fn known(object: &Map<String, Value>) -> Option<(&str, &str)> {
 }
 
 fn broken(expected: &str, error: &serde_json::Error) -> String {
-    let hint = if error.is_eof() { "is the file cut short?" } else { "is it the right file?" };
+    let hint = if error.is_eof() { "is the file truncated?" } else { "is it the right file?" };
     format!("expected {expected}, found {error}; hint: {hint}")
 }
 

@@ -5,9 +5,9 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-/// The sample sizes behind the percentages that the paper prints, by the table they stand in. The
-/// paper does not give them: each is the smallest number of prompts for which every printed
-/// percentage is a whole number of wins.
+/// The sample sizes behind the percentages in a table of the paper. The paper does not print them:
+/// each is the smallest number of prompts for which every printed percentage is a whole number of
+/// wins.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub enum Preset {
@@ -27,7 +27,7 @@ enum Collection {
     Hpd,
 }
 
-/// How many prompts of a set are taken where its source says nothing.
+/// How many prompts of a set are taken, unless its source has a limit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Limits {
     /// At most this many.
@@ -40,7 +40,7 @@ impl Limits {
     /// The limit of a set by its name.
     ///
     /// # Errors
-    /// Where a preset is asked for and has no number for the set: what to do instead.
+    /// If the preset has no number for the set: what to do instead.
     pub fn of(self, set: &str) -> Result<Option<usize>, String> {
         let Some(preset) = self.preset else { return Ok(self.limit) };
         match Collection::of(set) {
@@ -50,7 +50,7 @@ impl Limits {
             )),
             Some(collection) => match preset.size(collection) {
                 None => Err(format!(
-                    "--preset {preset} has no number for the set {set:?}: the paper's table is of \
+                    "--preset {preset} has no number for the set {set:?}: the paper's table has \
                      Pick-a-Pic alone; hint: after the file, add ,limit=N"
                 )),
                 size => Ok(size),

@@ -7,12 +7,11 @@ use super::delimited::tell;
 use super::error::{PromptsError, not_prompts, not_text};
 use super::{PromptSet, PromptSource, read_bytes};
 
-/// The prompts of a text file. Empty lines are passed over, and so are lines that repeat an earlier
-/// one.
+/// The prompts of a text file, without empty and repeated lines.
 pub(super) fn read(source: &PromptSource) -> Result<Vec<PromptSet>, PromptsError> {
     if let Some(name) = source.column.as_ref().or(source.category.as_ref()) {
         let reason = format!(
-            "expected a table with the column {name:?}, found a text file, which has none; hint: \
+            "expected a table with the column {name:?}, found a text file; hint: \
              tables end in .tsv, .csv, .json, .jsonl or .parquet"
         );
         return Err(not_prompts(&source.file, reason));
@@ -33,7 +32,7 @@ pub(super) fn read(source: &PromptSource) -> Result<Vec<PromptSet>, PromptsError
     collector.finish(LINE, "a prompt in each line")
 }
 
-/// Bytes as text.
+/// The bytes as text.
 pub(super) fn text(bytes: &[u8]) -> Result<&str, String> {
     let text = std::str::from_utf8(bytes).map_err(|error| {
         let place = error.valid_up_to() + 1;

@@ -9,8 +9,8 @@
 //! | `.parquet`, a folder or pattern of them | Pick-a-Pic's rows, or any others with a column of text |
 //! | others | a prompt in each line |
 //!
-//! A file is a set ([`PromptSet`]) under its own name, unless [`PromptSource`] names it otherwise. A
-//! prompt that repeats an earlier one of its set is passed over, counted, and said.
+//! A file is a set ([`PromptSet`]) under its own name, unless [`PromptSource`] names it otherwise.
+//! A prompt that repeats an earlier one of its set is skipped and counted, with a warning.
 
 mod collect;
 mod columns;
@@ -27,8 +27,6 @@ use std::collections::HashSet;
 use std::io::Read as _;
 use std::path::Path;
 
-use serde::{Deserialize, Serialize};
-
 pub use self::error::PromptsError;
 use self::error::{not_prompts, not_text};
 pub use self::filter::{
@@ -38,19 +36,20 @@ pub use self::filter::{
 pub use self::limits::{Limits, Preset};
 pub use self::source::{PromptSource, with_split};
 
-/// Far above every collection of prompts; a model given by mistake is larger.
+/// Far above every collection of prompts. A model, given by mistake, is larger.
 const LARGEST_FILE_BYTES: u64 = 64 << 20;
 
 /// A text to generate images of.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Prompt {
-    /// Its place in the file and a checksum of its text, such as `00012-8f14e45f`: sorts as the
-    /// file does, stays when lines are added after it, and is another for another text. Rows are
-    /// counted from 1, the line that names the columns left out.
+    /// Its row in the file and a checksum of its text, such as `00012-8f14e45f`. Ids sort as the
+    /// file does, stay if lines are added after them, and change with the text. Rows count from 1,
+    /// without the line that names the columns.
     pub id: String,
     /// The text, without white space around it.
     pub text: String,
-    /// What sort of prompt it is, where the file says so: PartiPrompts' category, HPD's style.
+    /// What kind of prompt it is, if the file has a column for it: PartiPrompts' category, HPD's
+    /// style.
     pub category: Option<String>,
     /// The name of the set it comes from.
     pub set: String,
@@ -59,59 +58,23 @@ pub struct Prompt {
 /// The prompts of one file, or of a part of it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PromptSet {
-    /// What it is called.
+    /// Its name.
     pub name: String,
     /// The name of its file, without the folder.
     pub file: String,
     /// The prompts, in the order of the file, no text twice.
     pub prompts: Vec<Prompt>,
-    /// Rows that repeated an earlier prompt and were passed over.
+    /// How many rows were skipped because they repeat an earlier prompt.
     pub duplicates: usize,
-    /// At most this many are to be taken, by the source's own `limit=`.
+    /// The source's own `limit=`.
     limit: Option<usize>,
 }
 
-/// A set in a manifest.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct SetRecord {
-    /// What it is called.
-    pub name: String,
-    /// The name of its file, without the folder.
-    pub file: String,
-    /// The BLAKE3 digest of the prompts, their ids and categories, in order.
-    pub blake3: String,
-    /// How many prompts there are.
-    pub prompts: usize,
-    /// Rows that repeated an earlier prompt and were passed over.
-    pub duplicates: usize,
-}
-
-impl PromptSet {
-    /// What a manifest says of the set.
-    #[must_use]
-    pub fn record(&self) -> SetRecord {
-        let mut hasher = blake3::Hasher::new();
-        for prompt in &self.prompts {
-            for part in [&prompt.id, &prompt.text, prompt.category.as_deref().unwrap_or_default()] {
-                // Texts hold no zero byte.
-                hasher.update(part.as_bytes()).update(&[0]);
-            }
-        }
-        SetRecord {
-            name: self.name.clone(),
-            file: self.file.clone(),
-            blake3: hasher.finalize().to_hex().to_string(),
-            prompts: self.prompts.len(),
-            duplicates: self.duplicates,
-        }
-    }
-}
-
-/// Reads the sets of several files, in order, each whole.
+/// Reads the sets of several files, in order, without limits.
 ///
 /// # Errors
-/// Where a file cannot be read, is not what its name says, or holds no prompt, and where two files
-/// would be one set.
+/// If a file cannot be read, is not what its extension says, or holds no prompt; or if two files
+/// have the same set.
 pub fn read(sources: &[PromptSource]) -> Result<Vec<PromptSet>, PromptsError> {
     let mut names = HashSet::new();
     let mut sets = Vec::new();
@@ -119,8 +82,8 @@ pub fn read(sources: &[PromptSource]) -> Result<Vec<PromptSet>, PromptsError> {
         for set in read_source(source)? {
             if !names.insert(set.name.clone()) {
                 let reason = format!(
-                    "the set {:?} is given twice; hint: a set has the name of its file, give one \
-                     another with ,name=SET after the file",
+                    "the set {:?} is given twice; hint: a set has the name of its file; name one \
+                     differently with ,name=SET after the file",
                     set.name
                 );
                 return Err(not_prompts(&source.file, reason));
@@ -134,7 +97,7 @@ pub fn read(sources: &[PromptSource]) -> Result<Vec<PromptSet>, PromptsError> {
 /// Takes the first prompts of each set: as many as its source says, else as `limits` say.
 ///
 /// # Errors
-/// Where a preset does not know a set.
+/// If a preset does not know a set.
 pub fn limited(sets: Vec<PromptSet>, limits: Limits) -> Result<Vec<PromptSet>, PromptsError> {
     sets.into_iter()
         .map(|mut set| {
@@ -148,10 +111,7 @@ pub fn limited(sets: Vec<PromptSet>, limits: Limits) -> Result<Vec<PromptSet>, P
         .collect()
 }
 
-/// Reads the prompts of several files, in order; of each set the first ones, as `limits` say.
-///
-/// # Errors
-/// As [`read`] and [`limited`].
+/// Reads the prompts of several files, in order: the first ones of each set, as `limits` say.
 pub fn read_limited(sources: &[PromptSource], limits: Limits) -> Result<Vec<Prompt>, PromptsError> {
     let sets = limited(read(sources)?, limits)?;
     Ok(sets.into_iter().flat_map(|set| set.prompts).collect())
@@ -175,7 +135,7 @@ fn read_source(source: &PromptSource) -> Result<Vec<PromptSet>, PromptsError> {
     }
 }
 
-/// The whole of a file, without the mark that some editors put before UTF-8.
+/// The content of a file without its byte order mark.
 fn read_bytes(path: &Path) -> Result<Vec<u8>, PromptsError> {
     let read = |cause| PromptsError::Read { path: path.to_owned(), cause };
     let file = std::fs::File::open(path).map_err(read)?;
@@ -194,7 +154,7 @@ fn read_bytes(path: &Path) -> Result<Vec<u8>, PromptsError> {
 #[cfg(test)]
 #[expect(clippy::disallowed_methods, reason = "fixtures need not be durable")]
 mod tests {
-    use super::{Limits, Prompt, PromptSource, SetRecord, read, read_limited};
+    use super::{Limits, Prompt, PromptSource, read_limited};
 
     fn read_text(content: &[u8], limit: Option<usize>) -> Result<Vec<Prompt>, String> {
         let folder = tempfile::tempdir().unwrap();
@@ -238,7 +198,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_text_is_refused_by_line() {
+    fn text_that_is_not_utf_8_is_refused_by_line() {
         let error = read_text(b"fine\nna\xefve\n", None).unwrap_err();
         assert!(error.contains("parti.txt:2: expected UTF-8"), "{error}");
         assert!(error.contains("column 3") && error.contains("hint"), "{error}");
@@ -290,21 +250,5 @@ mod tests {
             two.iter().map(|prompt| &*prompt.set).collect::<Vec<_>>(),
             ["x", "y", "y", "y", "y"]
         );
-    }
-
-    #[test]
-    fn a_sets_record_follows_its_prompts() {
-        let record = |name: &str, content: &str| -> SetRecord {
-            let folder = tempfile::tempdir().unwrap();
-            let path = folder.path().join(name);
-            std::fs::write(&path, content).unwrap();
-            read(&[path.into()]).unwrap().remove(0).record()
-        };
-        let plain = record("a.txt", "fox\ncat\nfox\n");
-        assert_eq!((&*plain.name, &*plain.file), ("a", "a.txt"));
-        assert_eq!((plain.prompts, plain.duplicates), (2, 1));
-        assert_eq!(record("b.csv", "prompt\nfox\ncat\n").blake3, plain.blake3);
-        assert_ne!(record("a.txt", "cat\nfox\n").blake3, plain.blake3);
-        assert_ne!(record("b.csv", "prompt,style\nfox,x\ncat,x\n").blake3, plain.blake3);
     }
 }

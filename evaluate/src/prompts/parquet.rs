@@ -1,4 +1,5 @@
-//! Parquet: Pick-a-Pic's files, for example, with a row for each pair and so many rows a caption.
+//! Parquet: Pick-a-Pic's files, for example, with a row for each pair and so several rows a
+//! caption.
 
 use std::path::Path;
 
@@ -32,7 +33,7 @@ pub(super) fn read(source: &PromptSource) -> Result<Vec<PromptSet>, PromptsError
     collector.finish("row", "rows with prompts")
 }
 
-/// Adds the rows of a file, which stand after `before` others; gives their number.
+/// Adds the rows of a file after `before` rows of other files. Returns their number.
 fn add(
     source: &PromptSource,
     path: &Path,
@@ -43,7 +44,7 @@ fn add(
     let columns = file.columns();
     let names: Vec<String> = columns.iter().map(|column| column.name.clone()).collect();
     let chosen = Columns::find(&names, source, HINT)?;
-    // A column that was not asked for may hold something else.
+    // A column that the user did not name may hold something else.
     let is_text = |place: &usize| columns.get(*place).is_some_and(|column| column.is_text);
     let category = chosen.category.filter(|place| source.category.is_some() || is_text(place));
     let places: Vec<usize> = [Some(chosen.prompt), category].into_iter().flatten().collect();
@@ -64,7 +65,7 @@ fn add(
         if text.contains('\0') {
             wrong.get_or_insert(format!("row {number}: expected text, found a zero byte"));
         }
-        // An id cannot be wrong where there is none.
+        // Only a known id can be wrong.
         if let Err(reason) = collector.add(before + number, Row { text, category, known: None }) {
             wrong.get_or_insert(reason);
         }

@@ -1,4 +1,4 @@
-//! Where prompts come from, as typed: a file, and what to take of it.
+//! Where prompts come from, as typed: a file, and which part of it.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -14,22 +14,22 @@ const PATTERN_CHARACTERS: [char; 3] = ['*', '?', '['];
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct PromptSource {
-    /// The file; of Parquet files also a folder or a pattern.
+    /// The file; for Parquet files also a folder or a pattern.
     pub file: PathBuf,
     /// The column that holds the prompts, if not one of the usual names.
     pub column: Option<String>,
     /// The column that holds their categories, if not one of the usual names.
     pub category: Option<String>,
-    /// What the set is called, if not as the file.
+    /// The name of the set, if not that of the file.
     pub name: Option<String>,
-    /// The split to take of Parquet files that are named by splits.
+    /// The split to take, if the names of Parquet files name splits.
     pub split: Option<String>,
     /// At most this many prompts are taken, the first ones.
     pub limit: Option<usize>,
 }
 
 impl PromptSource {
-    /// What the set is called: the name given, or that of the file without its extension, or of the
+    /// The name of the set: the given one, or that of the file without its extension, or of the
     /// folder of a pattern.
     pub fn set_name(&self) -> String {
         let stem = || {
@@ -128,10 +128,10 @@ impl fmt::Display for PromptSource {
     }
 }
 
-/// Takes a split of all sources of Parquet that name none themselves.
+/// Sets the split of all Parquet sources that do not name one.
 ///
 /// # Errors
-/// Where no source is of Parquet.
+/// If no source is of Parquet.
 pub fn with_split(
     mut sources: Vec<PromptSource>,
     split: Option<&str>,
@@ -139,9 +139,7 @@ pub fn with_split(
     let Some(split) = split else { return Ok(sources) };
     let mut parquet = sources.iter_mut().filter(|source| source.is_parquet()).peekable();
     if parquet.peek().is_none() {
-        return Err(format!(
-            "--split {split} goes with prompts in Parquet files; hint: leave it out"
-        ));
+        return Err(format!("--split {split} needs prompts in Parquet files; hint: leave it out"));
     }
     for source in parquet {
         source.split.get_or_insert_with(|| split.to_owned());
@@ -180,7 +178,7 @@ mod tests {
     }
 
     #[test]
-    fn slips_are_named() {
+    fn typos_are_named() {
         for (text, says) in [
             ("", "expected FILE"),
             (",name=x", "expected FILE"),

@@ -150,8 +150,8 @@ fn distinct<'row>(names: impl Iterator<Item = &'row str>) -> Vec<&'row str> {
     found
 }
 
-/// Names in the order of the tables: that of the command if it names all existing ones, else that of the
-/// existing ones, with new ones after them.
+/// Names in the order of the tables: that of the command if it names all existing ones, else that
+/// of the existing ones, with new ones after them.
 pub(super) fn ordered<'name>(named: &[&'name str], existing: &[&'name str]) -> Vec<&'name str> {
     if existing.iter().all(|name| named.contains(name)) {
         return named.to_vec();

@@ -106,13 +106,15 @@ impl Collection {
                 let matched = listed.keys().filter(known).count();
                 ensure!(
                     matched > 0,
-                    "{}: none of its {} prompts is in --prompts; hint: did you mean other --prompts?",
+                    "{}: none of its {} prompts is in --prompts; hint: did you mean other \
+                     --prompts?",
                     list.display(),
                     listed.len()
                 );
                 if matched < listed.len() {
                     tracing::warn!(
-                        "{}: skipped the images of {} of its {} prompts, which are not in --prompts",
+                        "{}: skipped the images of {} of its {} prompts, which are not in \
+                         --prompts",
                         escape_for_terminal(&list.display().to_string()),
                         listed.len() - matched,
                         listed.len()
@@ -261,7 +263,8 @@ fn list_rows(list: &Path) -> Result<Vec<(u64, Map<String, Value>)>> {
     Ok(rows)
 }
 
-/// The images of a list by prompt and seed. Without seeds, they are numbered in the order of the list.
+/// The images of a list by prompt and seed. Without seeds, they are numbered in the order of the
+/// list.
 fn read_list(list: &Path) -> Result<HashMap<String, BTreeMap<u64, PathBuf>>> {
     let folder = list.parent().unwrap_or(Path::new(""));
     let mut listed = HashMap::<String, BTreeMap<u64, PathBuf>>::new();

@@ -1,9 +1,9 @@
 //! `evaluate score`: a score of every metric for every image.
 //!
-//! The folder of an evaluation holds the images that `evaluate generate` wrote, `score-store/` with the
-//! scores computed so far, and, once all are there, `scores.parquet`. The store keeps a score by the bytes
-//! of the image and the caption: so a killed run resumes, and another model, metric or set of prompts
-//! computes only what is new.
+//! The folder of an evaluation holds the images that `evaluate generate` wrote, `score-store/` with
+//! the scores computed so far, and, once all are there, `scores.parquet`. The store keeps a score
+//! by the bytes of the image and the caption: so a killed run resumes, and another model, metric or
+//! set of prompts computes only what is new.
 
 mod existing;
 mod images;
@@ -109,9 +109,6 @@ pub fn run(config: &Config, stop: &StopFlag) -> Result<Stoppable<Summary>> {
 }
 
 /// What [`run`] would do. The networks are loaded and timed; nothing is written.
-///
-/// # Errors
-/// As [`run`].
 pub fn dry_run(config: &Config) -> Result<ScoringPlan> {
     let prompts = prompts::read_limited(&config.prompts, config.limits)?;
     let mut scoring = Scoring::open(config, &prompts, &[])?;
@@ -134,8 +131,8 @@ pub struct Scoring<'run> {
 }
 
 impl<'run> Scoring<'run> {
-    /// Reads the file of scorers and the folder's earlier scores. Prompts of `dropped`, by set and id,
-    /// leave the scores.
+    /// Reads the file of scorers and the folder's earlier scores. Prompts of `dropped`, by set and
+    /// id, leave the scores.
     ///
     /// # Errors
     /// What is wrong with one of them.
@@ -392,9 +389,10 @@ struct Pass<'run> {
 }
 
 impl Pass<'_> {
-    /// Scores what is not known, and returns how many images went through the networks. Batches are formed
-    /// from the full list of images, and a batch with any missing score is scored as a whole, since the
-    /// last bits of a score depend on its batch: so a killed run ends with the same bytes.
+    /// Scores what is not known, and returns how many images went through the networks. Batches are
+    /// formed from the full list of images, and a batch with any missing score is scored as a
+    /// whole, since the last bits of a score depend on its batch: so a killed run ends with the
+    /// same bytes.
     fn run(&mut self, images: &[ModelImages<'_>], stop: &StopFlag) -> Result<Stoppable<usize>> {
         let mut wanted = vec![false; self.stores.len()];
         let mut batches = Vec::new();

@@ -43,7 +43,7 @@ pub(super) struct Captions<'run> {
     set: &'run ScorerSet,
     texts: Vec<&'run str>,
     index: BTreeMap<&'run str, usize>,
-    /// For each group, one row after another for each text tower, once it is needed.
+    /// For each group, once it is needed, its rows for each text tower.
     groups: Vec<Option<Vec<Vec<f32>>>>,
 }
 
@@ -81,7 +81,8 @@ impl<'run> Captions<'run> {
         Ok(self.set.text_features(&towers, texts.len())?)
     }
 
-    /// The scores of images, each with its own caption: for each scorer of the set, one number per image.
+    /// The scores of images, each with its own caption: for each scorer of the set, one number per
+    /// image.
     pub(super) fn score(
         &mut self,
         images: &[&PreprocessedImage],

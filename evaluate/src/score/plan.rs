@@ -16,7 +16,7 @@ use crate::generate::Manifest;
 use crate::output::duration;
 use crate::sources::Size;
 
-/// The size of images of which nothing is known.
+/// The size of images if nothing is known about them.
 const USUAL_SIZE: Size = Size { height: 512, width: 512 };
 /// Batches that are timed; the first one only warms up.
 const BATCHES: usize = 2;
@@ -68,8 +68,9 @@ impl ScorerPlan {
 }
 
 impl Scoring<'_> {
-    /// What [`Scoring::run`] would do after the images of `generated` were generated in the folder, all of
-    /// them anew if `fresh`. The networks are loaded and timed on grey images; nothing is written.
+    /// What [`Scoring::run`] would do after the images of `generated` were generated in the folder,
+    /// all of them anew if `fresh`. The networks are loaded and timed on grey images; nothing is
+    /// written.
     ///
     /// # Errors
     /// What is wrong with a scorer.

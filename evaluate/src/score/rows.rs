@@ -36,8 +36,8 @@ impl Metric<'_> {
         }
     }
 
-    /// The score of an image, or why it has none; `None` if it gets no row. `existing` is the row of an
-    /// earlier command.
+    /// The score of an image, or why it has none; `None` if it gets no row. `existing` is the row
+    /// of an earlier command.
     fn outcome(
         &self,
         subject: &Subject<'_>,
@@ -59,7 +59,8 @@ impl Metric<'_> {
                 Some(outcome.unwrap_or_else(|| Err("not scored".to_owned())))
             }
             (Self::Named { .. }, None) => Some(Err(checksum.clone().err().unwrap_or_default())),
-            // The row may be of other bytes than the file has now; the store knows the score by bytes.
+            // The row may be of other bytes than the file has now; the store knows the score by
+            // bytes.
             (Self::Existing { outcomes: Some(outcomes), .. }, Some(key)) => {
                 existing.and_then(|_| outcomes.get(&key)).cloned()
             }

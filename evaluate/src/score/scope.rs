@@ -65,8 +65,8 @@ impl<'run> Scope<'run> {
         self.wanted(collection, prompt, seed) != Wanted::No
     }
 
-    /// The images of each model, prompt by prompt; an image of two sets once. Also counts the images of
-    /// existing scores that are gone.
+    /// The images of each model, prompt by prompt; an image of two sets once. Also counts the
+    /// images of existing scores that are gone.
     pub(super) fn subjects(&self) -> (Vec<Vec<Subject<'run>>>, usize) {
         let mut gone = 0;
         let collections = self.collections.iter();

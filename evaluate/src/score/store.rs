@@ -1,10 +1,10 @@
-//! The folder of computed scores, `score-store/`: a killed run resumes from it, and a larger one computes
-//! only what is new.
+//! The folder of computed scores, `score-store/`: a killed run resumes from it, and a larger one
+//! computes only what is new.
 //!
 //! One file of JSON lines for each metric, named by the metric and a fingerprint of everything its
-//! scores depend on but the image and the caption: weights, preprocessing, tokenizer, dtype, device.
-//! A line has a checksum of the image's bytes, one of the caption, and the score. Lines are added
-//! batch by batch and synced; the next start drops a line that a kill left incomplete.
+//! scores depend on but the image and the caption: weights, preprocessing, tokenizer, dtype,
+//! device. A line has a checksum of the image's bytes, one of the caption, and the score. Lines are
+//! added batch by batch and synced; the next start drops a line that a kill left incomplete.
 
 use std::collections::HashMap;
 use std::fs::{File, OpenOptions};
@@ -29,11 +29,11 @@ pub(super) struct Key {
     pub(super) prompt: String,
 }
 
-/// A score, or the reason why there is none.
+/// A score, or the reason why it is missing.
 pub(super) type Outcome = Result<f32, String>;
 
-/// A line. The score is a 32-bit number written as the 64-bit number it equals, so that it comes back
-/// as it was.
+/// A line. The score is a 32-bit number written as the 64-bit number it equals, so that it comes
+/// back as it was.
 #[derive(Debug, Serialize, Deserialize)]
 struct Line {
     #[serde(flatten)]
