@@ -3,9 +3,10 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, ensure};
 use hub::Downloads;
-use media::text::{HuggingFaceTokenizer, Tokenizer as _};
+use media::text::{HuggingFaceTokenizer, TokenLimits, Tokenizer as _};
+use nn::clip::TextConfig;
 use nn::pipeline::{Family, FetchedPipeline, FoundPipeline, PipelineFiles, PipelineSource};
 use nn::schedule::{Sampler, SamplerKind};
 use nn::vae::VaeConfig;
@@ -146,25 +147,12 @@ fn scheduler(files: &PipelineFiles, config: &Config) -> Result<(SamplerKind, usi
 }
 
 fn tokenizers(files: &PipelineFiles) -> Result<Vec<HuggingFaceTokenizer>> {
-    let mut tokenizers = Vec::with_capacity(files.tokenizers.len());
-    for (folder, encoder) in files.tokenizers.iter().zip(files.text_configs()?) {
-        let tokenizer = HuggingFaceTokenizer::open(folder)?;
-        let sizes = encoder.sizes;
-        let (context, vocabulary) = (tokenizer.context_length(), tokenizer.vocabulary_size());
-        let fits =
-            |ours: usize, limit: i64| usize::try_from(limit).is_ok_and(|limit| ours <= limit);
-        if !fits(context, sizes.context_length) || !fits(vocabulary, sizes.vocabulary_size) {
-            bail!(
-                "{}: the tokenizer makes up to {context} of {vocabulary} tokens, but its text encoder \
-                 reads {} of {}; hint: the two folders are of different models",
-                folder.display(),
-                sizes.context_length,
-                sizes.vocabulary_size
-            );
-        }
-        tokenizers.push(tokenizer);
-    }
-    Ok(tokenizers)
+    let folders = files.tokenizers.iter().zip(files.text_configs()?);
+    let tokenizers = folders.map(|(folder, encoder)| {
+        let TextConfig { context_length, vocabulary_size, .. } = encoder.sizes;
+        HuggingFaceTokenizer::open_within(folder, TokenLimits { context_length, vocabulary_size })
+    });
+    Ok(tokenizers.collect::<Result<_, _>>()?)
 }
 
 /// [`ModelRecord::parts`]. Hashes large files in parallel.

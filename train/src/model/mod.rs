@@ -8,7 +8,8 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context as _, Result, bail, ensure};
-use media::text::{HuggingFaceTokenizer, Tokenizer as _};
+use media::text::{HuggingFaceTokenizer, TokenLimits, Tokenizer as _};
+use nn::clip::TextConfig;
 use nn::device::Precision;
 use nn::pipeline::{FetchedPipeline, Pipeline, PipelineFiles, PipelineSource, PromptEmbeds};
 use nn::schedule::{ScheduleConfig, TrainingSchedule};
@@ -182,24 +183,12 @@ fn source(model: &Path) -> PipelineSource {
 }
 
 fn tokenizers(files: &PipelineFiles) -> Result<Vec<HuggingFaceTokenizer>> {
-    let mut tokenizers = Vec::with_capacity(files.tokenizers.len());
-    for (folder, encoder) in files.tokenizers.iter().zip(files.text_configs()?) {
-        let tokenizer = HuggingFaceTokenizer::open(folder)?;
-        let sizes = encoder.sizes;
-        let (context, vocabulary) = (tokenizer.context_length(), tokenizer.vocabulary_size());
-        let fits =
-            |ours: usize, limit: i64| usize::try_from(limit).is_ok_and(|limit| ours <= limit);
-        ensure!(
-            fits(context, sizes.context_length) && fits(vocabulary, sizes.vocabulary_size),
-            "{}: it encodes {context} of {vocabulary} tokens, its text encoder reads {} of {}; \
-             hint: the two folders are of different models",
-            folder.display(),
-            sizes.context_length,
-            sizes.vocabulary_size
-        );
-        tokenizers.push(tokenizer);
-    }
-    Ok(tokenizers)
+    let folders = files.tokenizers.iter().zip(files.text_configs()?);
+    let tokenizers = folders.map(|(folder, encoder)| {
+        let TextConfig { context_length, vocabulary_size, .. } = encoder.sizes;
+        HuggingFaceTokenizer::open_within(folder, TokenLimits { context_length, vocabulary_size })
+    });
+    Ok(tokenizers.collect::<Result<_, _>>()?)
 }
 
 /// Where the weights of a start come from.

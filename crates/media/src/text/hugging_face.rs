@@ -28,6 +28,15 @@ const PRE_TOKENIZER: &str = r#"{"type":"Sequence","pretokenizers":[{"type":"Spli
 /// Bytes of a long caption to encode first: a context of 77 tokens rarely needs more.
 const FIRST_ATTEMPT: usize = 1 << 12;
 
+/// What a text encoder reads.
+#[derive(Debug, Clone, Copy)]
+pub struct TokenLimits {
+    /// The most tokens of a text.
+    pub context_length: i64,
+    /// Token ids are below this.
+    pub vocabulary_size: i64,
+}
+
 /// transformers' CLIP tokenizer.
 pub struct HuggingFaceTokenizer {
     pipeline: Pipeline,
@@ -65,6 +74,27 @@ impl HuggingFaceTokenizer {
         // text encoders of diffusion pipelines read the padding
         let fingerprint = format!("{}:pad-{}", tokenizer.fingerprint, tokenizer.padding);
         Ok(Self { fingerprint, ..tokenizer })
+    }
+
+    /// [`HuggingFaceTokenizer::open`], and refuses a tokenizer whose text encoder cannot read all of its
+    /// token ids.
+    pub fn open_within(folder: &Path, limits: TokenLimits) -> Result<Self, TokenizerError> {
+        let tokenizer = Self::open(folder)?;
+        let (context, vocabulary) = (tokenizer.context_length, tokenizer.vocabulary_size);
+        let fits = |ours: usize, limit: i64| usize::try_from(limit).is_ok_and(|most| ours <= most);
+        let TokenLimits { context_length, vocabulary_size } = limits;
+        if fits(context, context_length) && fits(vocabulary, vocabulary_size) {
+            return Ok(tokenizer);
+        }
+        Err(TokenizerError::Malformed {
+            path: folder.to_owned(),
+            expected: format!(
+                "at most {context_length} of {vocabulary_size} tokens, as its text encoder reads"
+            ),
+            found: format!(
+                "{context} of {vocabulary}\nhint: the two folders are of different models"
+            ),
+        })
     }
 
     fn make(

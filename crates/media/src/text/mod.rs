@@ -29,7 +29,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 pub use self::clean::clean;
-pub use self::hugging_face::HuggingFaceTokenizer;
+pub use self::hugging_face::{HuggingFaceTokenizer, TokenLimits};
 pub use self::open_clip::OpenClipTokenizer;
 use self::vocabulary::Vocabulary;
 pub use self::wordpiece::WordPieceTokenizer;
