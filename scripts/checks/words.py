@@ -59,7 +59,7 @@ WORDS = [
     Word(r"(is|are|was|were) told|is said (of|once|by|to)|tells of", "receives, reports, logs",
          "the user is told about it"),
     Word(r"(is|are|was|were) none|is no (jpeg|json|number|image|file|folder|threshold|checkpoint)",
-         "is not a ...", "a folder without DONE is none", keep=r"is none(\(|_or|\")"),
+         "is not a ...", "a folder without DONE is none", keep=r"is none(\(|\)|,|\"| or\b)|is none\s*$"),
     Word(r"of which", "a sentence with a subject", "two files of which one is empty",
          keep=r"(regardless|independent) of which"),
     Word(r"leases?", "permit of a memory budget", "the lease of a batch"),
