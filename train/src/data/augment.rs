@@ -1,35 +1,35 @@
-//! Where an image is cropped and whether it is flipped: a function of seed, epoch, pair and image.
+//! Random crops and horizontal flips: a function of seed, epoch, pair and image.
 //!
-//! The draws of an image are the first 24 bytes of the BLAKE3 hash of `train/augment/1` and then, as
-//! little-endian 64-bit numbers, the seed, the epoch, the place of the pair (file · 2³² + row) and the
-//! image: three numbers, for the row, the column and the mirror. The two images of a pair are drawn
+//! The augmentation of an image is the first 24 bytes of the BLAKE3 hash of `train/augment/1` and then, as
+//! little-endian 64-bit numbers, the seed, the epoch, the location of the pair (file · 2³² + row) and the
+//! image: three numbers, for the row, the column and the flip. The two images of a pair are augmented
 //! independently, as in SalesforceAIResearch/DiffusionDPO (5233e75) `train.py`.
 
 use super::order::Location;
 
-/// What chance decides of one image.
+/// The random choices for one image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Augmentation {
     top: u64,
     left: u64,
-    mirror: u64,
+    flip: u64,
 }
 
 impl Augmentation {
-    pub(crate) fn new(seed: u64, epoch: u64, place: Location, image: u64) -> Self {
+    pub(crate) fn new(seed: u64, epoch: u64, location: Location, image: u64) -> Self {
         let mut hasher = blake3::Hasher::new();
         hasher.update(b"train/augment/1");
-        for number in [seed, epoch, place.number(), image] {
+        for number in [seed, epoch, location.number(), image] {
             hasher.update(&number.to_le_bytes());
         }
         let mut numbers = [[0; 8]; 3];
         let mut output = hasher.finalize_xof();
         numbers.iter_mut().for_each(|number| output.fill(number));
-        let [top, left, mirror] = numbers.map(u64::from_le_bytes);
-        Self { top, left, mirror }
+        let [top, left, flip] = numbers.map(u64::from_le_bytes);
+        Self { top, left, flip }
     }
 
-    /// The first row and column of a crop, of as many as fit: from 0 to `rows` and to `columns`.
+    /// The first row (0 to `rows`) and column (0 to `columns`) of a random crop.
     pub(crate) fn crop(self, rows: u32, columns: u32) -> (u32, u32) {
         let among = |number: u64, last: u32| {
             let count = u128::from(last) + 1;
@@ -38,9 +38,9 @@ impl Augmentation {
         (among(self.top, rows), among(self.left, columns))
     }
 
-    /// Whether the image is flipped left to right: every second time.
+    /// Whether the image is horizontally flipped: with probability one half.
     pub(crate) fn is_flipped(self) -> bool {
-        self.mirror >> 63 == 1
+        self.flip >> 63 == 1
     }
 }
 
@@ -49,36 +49,39 @@ mod tests {
     use super::*;
 
     #[test]
-    fn draws_are_independent_and_fair() {
-        let (mut flipped, mut both, mut tops) = ([0, 0], 0, [0_u32; 5]);
+    fn augmentations_are_independent_and_uniform() {
+        let (mut flipped, mut twice, mut tops) = ([0, 0], 0, [0_u32; 5]);
         for row in 0..4000 {
-            let place = Location { file: 1, row };
-            let draws = [0, 1].map(|image| Augmentation::new(3, 0, place, image));
-            let flips = draws.map(Augmentation::is_flipped);
+            let location = Location { file: 1, row };
+            let both = [0, 1].map(|image| Augmentation::new(3, 0, location, image));
+            let flips = both.map(Augmentation::is_flipped);
             flipped[0] += u32::from(flips[0]);
             flipped[1] += u32::from(flips[1]);
-            both += u32::from(flips == [true, true]);
-            tops[draws[0].crop(4, 0).0 as usize] += 1;
-            assert_eq!(draws[0].crop(0, 0), (0, 0));
-            assert_eq!(draws[0], Augmentation::new(3, 0, place, 0));
-            assert_ne!(draws[0], Augmentation::new(3, 1, place, 0));
-            assert_ne!(draws[0], Augmentation::new(4, 0, place, 0));
+            twice += u32::from(flips == [true, true]);
+            tops[both[0].crop(4, 0).0 as usize] += 1;
+            assert_eq!(both[0].crop(0, 0), (0, 0));
+            assert_eq!(both[0], Augmentation::new(3, 0, location, 0));
+            assert_ne!(both[0], Augmentation::new(3, 1, location, 0));
+            assert_ne!(both[0], Augmentation::new(4, 0, location, 0));
         }
         // Five standard stds.
         assert!(flipped.iter().all(|count| count.abs_diff(2000) < 158), "{flipped:?}");
-        assert!(both.abs_diff(1000) < 137, "{both}");
+        assert!(twice.abs_diff(1000) < 137, "{twice}");
         assert!(tops.iter().all(|count| count.abs_diff(800) < 127), "{tops:?}");
     }
 
     /// Runs in the field would no longer be resumed exactly if this changed.
     #[test]
-    fn draws_stay_the_same_between_versions() {
+    fn augmentations_stay_the_same_between_versions() {
         let message: Vec<u8> =
             [7_u64, 2, (1 << 32) + 5, 1].iter().flat_map(|number| number.to_le_bytes()).collect();
         let digest = blake3::hash(&[b"train/augment/1".as_slice(), &message].concat());
-        let draw = Augmentation::new(7, 2, Location { file: 1, row: 5 }, 1);
+        let augmentation = Augmentation::new(7, 2, Location { file: 1, row: 5 }, 1);
         let number =
             |at: usize| u64::from_le_bytes(digest.as_bytes()[at..at + 8].try_into().unwrap());
-        assert_eq!(draw, Augmentation { top: number(0), left: number(8), mirror: number(16) });
+        assert_eq!(
+            augmentation,
+            Augmentation { top: number(0), left: number(8), flip: number(16) }
+        );
     }
 }

@@ -1,4 +1,4 @@
-//! Latents from the folder of a cache, read row by row in the order they are used.
+//! Latents from the folder of a cache, read row by row in the order of use.
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
@@ -15,13 +15,13 @@ use tch::Tensor;
 
 use super::augment::Augmentation;
 use super::join::SmallRow;
+use super::loader::{DecodedExample, Item, Loader, Work};
 use super::order::Location;
-use super::stream::{DecodedExample, Item, Loader, StreamOptions, Work};
-use super::{Content, DataError, Selection};
+use super::{Content, DataError, Selection, StreamOptions};
 
-/// What is loaded together, at most: enough that neighbours share an opened file.
+/// The most bytes that are loaded together: enough that neighbours share an opened file.
 const CHUNK_BYTES: u64 = 128 << 20;
-/// Rows that one thread reads of a file at a time.
+/// Rows of a file that one thread reads at a time.
 const READ_TOGETHER: usize = 64;
 
 /// A complete cache.
@@ -83,7 +83,7 @@ impl Cache {
         Ok(cache)
     }
 
-    /// What the parts say of themselves fits together.
+    /// Checks that the parts fit together.
     fn check(&self) -> Result<(), String> {
         let files = &self.manifest.input.files;
         let hint = "hint: make the cache again in an empty folder";
@@ -140,7 +140,7 @@ impl Cache {
         self.latents.get(file).map_or(0, LatentsFile::num_rows)
     }
 
-    /// The row groups of the pairs, which the order is made of.
+    /// The row groups of the pairs, which determine the order.
     pub(super) fn row_groups(&self) -> Vec<Vec<(u32, u64)>> {
         self.parts.iter().map(|part| part.row_groups.clone()).collect()
     }
@@ -227,7 +227,7 @@ fn json<T: serde::de::DeserializeOwned>(
     serde_json::from_str(text).map_err(|error| format!("metadata {key:?}: {error}"))
 }
 
-/// Reads chunks of a cache.
+/// Loads chunks of a cache.
 pub(super) struct CacheLoader<'data> {
     selection: &'data Selection,
     cache: &'data Cache,
@@ -247,13 +247,13 @@ impl<'data> CacheLoader<'data> {
             file.layout().numbers() + file.layout().pooled_numbers().unwrap_or(0)
         });
         let bytes = 4 * (4 * latents as u64 + text as u64);
-        // One chunk is used, one waits and one is being read.
+        // One chunk is used, one waits and one is being read; the fourth is headroom.
         let rows = (options.memory / 4).min(CHUNK_BYTES) / bytes.max(1);
         let chunk_rows = usize::try_from(rows).unwrap_or(usize::MAX).clamp(1, 4096);
         Self { selection, cache, seed: options.seed, hflip: options.hflip, chunk_rows }
     }
 
-    /// What is read of some rows of one part, in ascending order.
+    /// Reads some rows of one part; `wanted` is in ascending order.
     fn part(
         &self,
         file: usize,
@@ -261,17 +261,19 @@ impl<'data> CacheLoader<'data> {
         epoch: u64,
     ) -> Result<Vec<(LatentRow, [Moments; 2])>, DataError> {
         let Some(part) = self.cache.latents.get(file) else { return Ok(Vec::new()) };
-        let numbers: Vec<i64> = wanted.iter().map(|(place, _)| i64::from(place.row)).collect();
+        let numbers: Vec<i64> =
+            wanted.iter().map(|(location, _)| i64::from(location.row)).collect();
         let rows = part.rows_at(&numbers)?;
         let moments = |image: usize| {
-            let is_flipped = |place: &Location| {
-                self.hflip && Augmentation::new(self.seed, epoch, *place, image as u64).is_flipped()
+            let is_flipped = |location: &Location| {
+                self.hflip
+                    && Augmentation::new(self.seed, epoch, *location, image as u64).is_flipped()
             };
             let mut found: Vec<Option<Moments>> = wanted.iter().map(|_| None).collect();
             for flipped in [false, true] {
                 let these: Vec<usize> = (0..wanted.len())
                     .filter(|&at| {
-                        wanted.get(at).is_some_and(|(place, _)| is_flipped(place) == flipped)
+                        wanted.get(at).is_some_and(|(location, _)| is_flipped(location) == flipped)
                     })
                     .collect();
                 let numbers: Vec<i64> =
@@ -282,8 +284,8 @@ impl<'data> CacheLoader<'data> {
                 for (at, moments) in
                     these.into_iter().zip(part.moments_at(image, flipped, &numbers)?)
                 {
-                    if let Some(slot) = found.get_mut(at) {
-                        *slot = Some(moments);
+                    if let Some(found) = found.get_mut(at) {
+                        *found = Some(moments);
                     }
                 }
             }
@@ -314,7 +316,7 @@ impl Loader for CacheLoader<'_> {
             .iter()
             .enumerate()
             .filter(|(_, row)| !self.selection.is_skipped(**row))
-            .map(|(at, &row)| (self.selection.rows.place(row), at))
+            .map(|(at, &row)| (self.selection.rows.location(row), at))
             .collect();
         wanted.sort_unstable();
         let runs: Vec<&[(Location, usize)]> = wanted
@@ -336,7 +338,7 @@ impl Loader for CacheLoader<'_> {
             Tensor::f_from_slice(numbers).and_then(|all| all.f_view([channels, height, width]))
         };
         let skipped = |(at, &index): (u64, &usize)| {
-            let work = Work::Nothing(DecodedExample::skipped());
+            let work = Work::Ready(DecodedExample::skipped());
             self.selection.is_skipped(index).then_some(Item {
                 index,
                 position: position + at,
@@ -345,7 +347,7 @@ impl Loader for CacheLoader<'_> {
         };
         let mut items: Vec<Option<Item>> = (0..).zip(rows).map(skipped).collect();
         for (at, (row, moments)) in read {
-            let (Some(&index), Some(slot)) = (rows.get(at), items.get_mut(at)) else { continue };
+            let (Some(&index), Some(item)) = (rows.get(at), items.get_mut(at)) else { continue };
             let Some(text) = row.caption_index.and_then(|number| texts.get(&number)) else {
                 continue;
             };
@@ -354,10 +356,10 @@ impl Loader for CacheLoader<'_> {
                 _ => row.pair_id,
             };
             let [first, second] = &moments;
-            *slot = Some(Item {
+            *item = Some(Item {
                 index,
                 position: position + at as u64,
-                work: Work::Nothing(DecodedExample {
+                work: Work::Ready(DecodedExample {
                     pair_id,
                     caption: row.caption.unwrap_or_default(),
                     content: Content::Latents {

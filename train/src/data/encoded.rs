@@ -1,4 +1,4 @@
-//! Pairs as they are in the input: read window by window, decoded one by one.
+//! Pairs from the input files, read window by window.
 
 use std::collections::HashMap;
 use std::ops::Range;
@@ -6,63 +6,17 @@ use std::path::Path;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use media::decode::{Limits, decode};
-use media::resize::Resizer;
 use schemas::pairs::{PairFile, positional_pair_id};
 
-use super::augment::Augmentation;
-use super::join::Source as _;
-use super::memory_budget::{MemoryBudget, Permit};
+use super::loader::{DecodedExample, Encoded, Item, Loader, Work};
+use super::memory_budget::MemoryBudget;
 use super::order::Location;
-use super::stream::{DecodedExample, Item, Loader, Work};
-use super::transform::Transform;
-use super::{Content, DataError, Selection};
+use super::{DataError, Selection};
 
-/// Rows that Parquet decodes together: some ten megabytes of usual pairs.
+/// Rows that Parquet decodes together: about ten megabytes of usual pairs.
 const READ_ROWS: usize = 16;
-/// Rows that are read over rather than opening the file again behind them.
+/// Up to this many unwanted rows are read, which is faster than opening the file again behind them.
 const LARGEST_GAP: u32 = 32;
-
-/// One pair as it was read.
-pub(super) struct Encoded {
-    place: Location,
-    epoch: u64,
-    pair_id: String,
-    caption: String,
-    images: [Bytes; 2],
-    /// Of the bytes of the images.
-    _permit: Permit,
-}
-
-impl Encoded {
-    /// Decodes and transforms both images.
-    pub(super) fn decode(
-        self,
-        selection: &Selection,
-        transform: Transform,
-        seed: u64,
-        resizer: &mut Resizer,
-    ) -> Result<DecodedExample, DataError> {
-        let mut pixels = |image: usize, bytes: &[u8]| {
-            let decoded = decode(bytes, &Limits::default()).map_err(|cause| DataError::Decode {
-                path: selection.source.path(self.place.file as usize).to_owned(),
-                row: self.place.row,
-                pair_id: self.pair_id.clone(),
-                image,
-                cause,
-            })?;
-            let draw = Augmentation::new(seed, self.epoch, self.place, image as u64);
-            Ok::<_, DataError>(transform.apply(&decoded, draw, resizer))
-        };
-        let [first, second] = &self.images;
-        let pixels = [pixels(0, first)?, pixels(1, second)?];
-        Ok(DecodedExample {
-            pair_id: self.pair_id,
-            caption: self.caption,
-            content: Content::Pixels(pixels.map(|pixels| pixels.values)),
-        })
-    }
-}
 
 /// Reads windows of pairs.
 pub(super) struct PairLoader<'data> {
@@ -86,7 +40,7 @@ impl Loader for PairLoader<'_> {
             .iter()
             .enumerate()
             .filter(|(_, row)| !self.selection.is_skipped(**row))
-            .map(|(at, &row)| (self.selection.rows.place(row), at))
+            .map(|(at, &row)| (self.selection.rows.location(row), at))
             .collect();
         wanted.sort_unstable();
         let mut found: Vec<Option<Encoded>> = rows.iter().map(|_| None).collect();
@@ -96,13 +50,14 @@ impl Loader for PairLoader<'_> {
         }) {
             let (Some((first, _)), Some((last, _))) = (run.first(), run.last()) else { continue };
             let Some(file) = self.files.get(first.file as usize) else { continue };
-            let at: HashMap<u32, usize> = run.iter().map(|(place, at)| (place.row, *at)).collect();
+            let at: HashMap<u32, usize> =
+                run.iter().map(|(location, at)| (location.row, *at)).collect();
             let range = i64::from(first.row)..i64::from(last.row) + 1;
             for batch in file.rows_with_images_in(range, READ_ROWS)? {
                 for pair in batch? {
                     let Some(row) = u32::try_from(pair.row).ok() else { continue };
                     let Some(&at) = at.get(&row) else { continue };
-                    let place = Location { file: first.file, row };
+                    let location = Location { file: first.file, row };
                     let positional =
                         rows.get(at).and_then(|&row| self.selection.positional.get(row)).copied();
                     let pair_id = match positional {
@@ -113,9 +68,9 @@ impl Loader for PairLoader<'_> {
                     let bytes = images.iter().map(|image| image.len() as u64).sum();
                     let Some(permit) = self.budget.take(bytes, held) else { return Ok(None) };
                     held += bytes;
-                    if let Some(slot) = found.get_mut(at) {
-                        *slot = Some(Encoded {
-                            place,
+                    if let Some(encoded) = found.get_mut(at) {
+                        *encoded = Some(Encoded {
+                            location,
                             epoch,
                             pair_id,
                             caption: pair.caption.unwrap_or_default(),
@@ -129,9 +84,7 @@ impl Loader for PairLoader<'_> {
         let items = rows.iter().zip(found).zip(position..).map(|((&index, encoded), position)| {
             let work = match encoded {
                 Some(encoded) => Work::Decode(encoded),
-                None if self.selection.is_skipped(index) => {
-                    Work::Nothing(DecodedExample::skipped())
-                }
+                None if self.selection.is_skipped(index) => Work::Ready(DecodedExample::skipped()),
                 None => {
                     let reason = format!("row {index} was not found again");
                     return Err(DataError::Thread { what: "reads", reason });
@@ -143,7 +96,7 @@ impl Loader for PairLoader<'_> {
     }
 }
 
-/// The error of the first of `selected` rows without both images, which is looked for in `rows`.
+/// Looks in `rows` for the first of the `selected` rows that lacks an image, and returns its error.
 pub(super) fn find_missing_image(
     file: &PairFile,
     rows: Range<i64>,
@@ -161,7 +114,8 @@ pub(super) fn find_missing_image(
     Ok(())
 }
 
-/// Copies of both images: the page that they were read from may hold many that nobody wants.
+/// Copies both images. Without the copy they would keep a whole Parquet page in memory, with images that
+/// nobody wants.
 fn images(
     path: &Path,
     row: u32,

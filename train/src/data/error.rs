@@ -1,4 +1,4 @@
-//! What can be wrong with the data of a run.
+//! Errors of the data of a run.
 
 use std::path::PathBuf;
 
@@ -9,7 +9,7 @@ use schemas::labels::LabelsError;
 use schemas::latents::LatentsError;
 use schemas::pairs::PairsError;
 
-/// Why there is no dataset, or no next example. Each message names the file.
+/// Why a dataset cannot be opened or the next example cannot be read. Each message names the file.
 #[derive(Debug, thiserror::Error)]
 pub enum DataError {
     /// The process was asked to stop.
@@ -24,7 +24,7 @@ pub enum DataError {
     /// The cache cannot be read.
     #[error(transparent)]
     Latents(#[from] LatentsError),
-    /// The labels speak of a file that is not there.
+    /// The labels name a file that is not among the pairs.
     #[error(
         "{}: row {row} is of {source_file:?}, expected one of the files given ({files}); \
          hint: give the pairs that were labelled, by the same folder",
@@ -35,12 +35,12 @@ pub enum DataError {
         labels: PathBuf,
         /// The row of the labels.
         row: u64,
-        /// What it names.
+        /// The file it names.
         source_file: String,
-        /// Some of the files there are.
+        /// Some of the files of the pairs.
         files: String,
     },
-    /// The labels speak of a row that is not there.
+    /// The labels name a row that does not exist.
     #[error(
         "{}: row {row} is of row {source_row} of {source_file:?}, which has {rows} rows; \
          hint: give the pairs that were labelled, or label these",
@@ -53,12 +53,12 @@ pub enum DataError {
         row: u64,
         /// The file.
         source_file: String,
-        /// What it names.
+        /// The row it names.
         source_row: i64,
         /// The rows of the file.
         rows: u32,
     },
-    /// The labels speak twice of a pair.
+    /// The labels have two rows for a pair.
     #[error("{}: expected each pair once, found row {source_row} of {source_file:?} twice", labels.display())]
     Twice {
         /// The labels.
@@ -84,9 +84,9 @@ pub enum DataError {
         source_row: u32,
         /// Which column differs.
         field: &'static str,
-        /// What the labels say.
+        /// The value in the labels.
         expected: String,
-        /// What the pairs say.
+        /// The value in the pairs.
         found: String,
     },
     /// A row of labels is `ok` but cannot be trained on.
@@ -99,7 +99,7 @@ pub enum DataError {
     },
     /// No pair is left.
     #[error(
-        "{}: no pair is left to train on: of {rows} rows {failed} failed, {dropped} were left out as \
+        "{}: no pair is left to train on: of {rows} rows {failed} failed, {dropped} were dropped as \
          ties or without a preference, and {uncached} are not in the cache; hint: look at the labels \
          with `relabel inspect`, or decide ties with --ties",
         labels.display()
@@ -111,12 +111,12 @@ pub enum DataError {
         rows: u64,
         /// Rows without votes.
         failed: u64,
-        /// Rows that the judgement left out.
+        /// Rows without a label.
         dropped: u64,
         /// Rows whose latents are missing.
         uncached: u64,
     },
-    /// The folder is no complete cache.
+    /// The folder is not a complete cache.
     #[error("{}: {reason}", folder.display())]
     Cache {
         /// The folder.
@@ -124,13 +124,13 @@ pub enum DataError {
         /// What was expected and found, with a hint.
         reason: String,
     },
-    /// A stream is asked for what the data cannot give.
+    /// The options of a stream ask for something that the data does not have.
     #[error("{0}")]
     Options(String),
-    /// An image of a pair that is trained on is not there.
+    /// A selected pair lacks an image.
     #[error(
         "{}: pair {pair_id} (row {row}) has no image {image}, though its labels are ok; \
-         hint: give the pairs that were labelled, or leave this one out: --skip-pairs takes a file with \
+         hint: give the pairs that were labelled, or skip this one: --skip-pairs takes a file with \
          {pair_id} in a line",
         path.display()
     )]
@@ -144,11 +144,11 @@ pub enum DataError {
         /// Which image.
         image: usize,
     },
-    /// An image of a pair that is trained on cannot be decoded.
+    /// An image of a selected pair cannot be decoded.
     #[error(
         "{}: image {image} of pair {pair_id} (row {row}): {cause}\n\
-         hint: its labels are ok, so the file has changed since it was labelled; put it back, or leave the pair \
-         out: --skip-pairs takes a file with {pair_id} in a line",
+         hint: its labels are ok, so the file has changed since it was labelled; restore it, or skip the pair: \
+         --skip-pairs takes a file with {pair_id} in a line",
         path.display()
     )]
     Decode {
@@ -160,7 +160,7 @@ pub enum DataError {
         pair_id: String,
         /// Which image.
         image: usize,
-        /// What the decoder said.
+        /// The error of the decoder.
         #[source]
         cause: DecodeError,
     },

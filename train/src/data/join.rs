@@ -37,22 +37,22 @@ pub(super) struct SmallRow<'a> {
     pub(super) pair_id: &'a str,
     pub(super) caption: Option<&'a str>,
     pub(super) image_uid: [Option<&'a str>; 2],
-    /// Whether it can be trained on at all.
+    /// Whether the pair can be trained on: a cache lacks the latents of some.
     pub(super) usable: bool,
 }
 
-/// What a join finds.
+/// The result of a join.
 pub(super) struct Joined<L> {
-    /// Those that are trained on.
+    /// The rows to train on.
     pub(super) rows: Rows,
-    /// Those whose labels are ok: these, and those that were left out.
+    /// The rows whose labels are ok: the selected ones, and those whose label was dropped.
     pub(super) labelled: Rows,
     pub(super) positional: Vec<bool>,
     pub(super) labels: Vec<L>,
     pub(super) counts: Counts,
 }
 
-/// What is kept of a row of labels until its pair is read.
+/// A row of labels, as it is kept until its pair is read.
 struct Entry<L> {
     row: u32,
     pair_id: u64,
@@ -118,8 +118,9 @@ fn read<L>(
         for index in 0..batch.num_rows() {
             let source_file = batch.source_file().value(index);
             let source_row = batch.source_row().value(index);
-            let place = numbers.get(source_file).copied();
-            let Some((file, entries)) = place.and_then(|file| Some((file, entries.get_mut(file)?)))
+            let number_of_file = numbers.get(source_file).copied();
+            let Some((file, entries)) =
+                number_of_file.and_then(|file| Some((file, entries.get_mut(file)?)))
             else {
                 return Err(unknown_file(source, labels, number, source_file));
             };
@@ -137,7 +138,7 @@ fn read<L>(
             };
             let (caption, image_uid) = (text(batch.caption()), batch.image_uid().map(text));
             let uids = image_uid.each_ref().map(Option::as_deref);
-            // A status that this version does not know is one without votes.
+            // A status that this version does not know is a failure without votes.
             let fine = batch.status().value(index).parse() == Ok(Status::Ok);
             let outcome = match fine.then(|| batch.row(index)).transpose()? {
                 None => Outcome::Failed,
@@ -163,7 +164,7 @@ fn read<L>(
 }
 
 impl<L> Joined<L> {
-    /// Adds the rows of a file, once each pair was compared with its row of labels.
+    /// Adds the rows of a file, after comparing each pair with its row of labels.
     fn add_file(
         &mut self,
         source: &impl Source,
@@ -184,9 +185,10 @@ impl<L> Joined<L> {
                 let Some(entry) = entries.next_if(|entry| entry.row == pair.row) else {
                     return Ok(());
                 };
-                let place = positional_pair_id(source.source_file(file), i64::from(pair.row));
+                let positional_id =
+                    positional_pair_id(source.source_file(file), i64::from(pair.row));
                 let named = entry.pair_id == xxh3_64(pair.pair_id.as_bytes());
-                let positional = !named && entry.pair_id == xxh3_64(place.as_bytes());
+                let positional = !named && entry.pair_id == xxh3_64(positional_id.as_bytes());
                 let same = entry.content == content(pair.caption, pair.image_uid);
                 if !same || !(named || positional) {
                     return Err(difference(source, labels, file, &pair));
@@ -221,7 +223,7 @@ impl<L> Joined<L> {
     }
 }
 
-/// A checksum of what must be the same in labels and pairs.
+/// A checksum of the columns that must be equal in labels and pairs.
 fn content(caption: Option<&str>, image_uid: [Option<&str>; 2]) -> u64 {
     let mut hasher = Xxh3::new();
     for text in [caption].into_iter().chain(image_uid) {
@@ -252,7 +254,8 @@ fn unknown_file(
     }
 }
 
-/// What differs between a pair and its row of labels, which is looked up for it.
+/// The error that names what differs between a pair and its row of labels. It reads the labels again to find
+/// that row: the join kept a checksum only.
 fn difference(
     source: &impl Source,
     labels: &LabelsFile,

@@ -1,8 +1,8 @@
-//! A bound on the bytes that were read and not yet used.
+//! A bound on the bytes that are read and not yet used.
 
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
-/// Hands out permits of bytes up to a limit.
+/// Grants permits for bytes up to a limit, like a semaphore.
 #[derive(Debug)]
 pub(super) struct MemoryBudget {
     limit: u64,
@@ -16,7 +16,7 @@ struct State {
     closed: bool,
 }
 
-/// Bytes that are held; dropping it gives them back.
+/// The permission to hold some bytes; dropping it returns them.
 #[derive(Debug)]
 pub(super) struct Permit {
     budget: Arc<MemoryBudget>,
@@ -29,13 +29,13 @@ impl MemoryBudget {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        // A number is whole whatever panicked beside it.
+        // The numbers are valid even if another thread panicked with the lock.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Waits until `bytes` more fit and takes them. `own` is what the caller holds of a whole that
-    /// nobody can use before it is complete: where nothing else is held there is nothing to wait
-    /// for, and the limit gives way. None once the budget is closed.
+    /// Waits until `bytes` more fit and takes them. `own` is what the caller already holds of a window that
+    /// nobody can use before it is complete. If nothing else is held, waiting would never end, so the
+    /// limit gives way. `None` once the budget is closed.
     pub(super) fn take(self: &Arc<Self>, bytes: u64, own: u64) -> Option<Permit> {
         let mut state = self.state();
         while !state.closed && state.held > own && state.held.saturating_add(bytes) > self.limit {
@@ -48,7 +48,7 @@ impl MemoryBudget {
         Some(Permit { budget: Arc::clone(self), bytes })
     }
 
-    /// Lets nobody wait any longer.
+    /// Ends all waiting.
     pub(super) fn close(&self) {
         self.state().closed = true;
         self.changed.notify_all();
@@ -75,7 +75,7 @@ mod tests {
     use std::time::Duration;
 
     #[test]
-    fn leases_wait_for_room_but_never_for_their_own() {
+    fn permits_wait_for_others_but_never_for_their_own() {
         let budget = MemoryBudget::new(10);
         let first = budget.take(8, 0).unwrap();
         // A window larger than the limit, with nothing else held, is let through.

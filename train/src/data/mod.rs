@@ -1,19 +1,21 @@
 //! From files to examples: labels joined with pairs or with cached latents, an order, a stream.
 //!
 //! [`Dataset`] joins `labels.parquet` with the pairs by (`source_file`, `source_row`) and keeps a few
-//! tens of bytes of each pair; what is wrong with the input is said there, before anything long
-//! starts. [`Stream`] hands out examples in the order of an epoch (see [`WINDOW_BYTES`]), epoch after epoch,
-//! from any position on, reading and decoding ahead of the device within a bound of memory.
+//! tens of bytes of each pair; it reports errors of the input before anything long starts. [`Stream`]
+//! returns examples in the order of an epoch (see [`WINDOW_BYTES`]), epoch after epoch, from any position
+//! on, and prefetches them within a bound of memory.
 //!
-//! What a row of labels means is not decided here: a function turns it into a judgement, of any type,
-//! or leaves the row out.
+//! This module does not interpret labels: a function turns a row of labels into a label of any type, or
+//! drops the row.
 
 mod augment;
 mod cached;
 mod encoded;
 mod error;
 mod join;
+mod loader;
 mod memory_budget;
+mod options;
 mod order;
 mod stream;
 pub(crate) mod transform;
@@ -31,9 +33,10 @@ use xxhash_rust::xxh3::xxh3_64_with_seed;
 use self::cached::Cache;
 pub use self::error::DataError;
 use self::join::{SmallRow, Source as _};
+pub use self::options::StreamOptions;
 pub use self::order::{BLOCK_BYTES, WINDOW_BYTES};
 use self::order::{Geometry, Rows};
-pub use self::stream::{Stream, StreamOptions};
+pub use self::stream::Stream;
 
 /// One pair, ready for the device.
 #[derive(Debug)]
@@ -44,69 +47,69 @@ pub struct Example<L> {
     pub caption: String,
     /// What the labels say.
     pub label: L,
-    /// Its number since the start of training, across epochs.
+    /// Its position since the start of training, across epochs.
     pub position: u64,
     /// Pixels or latents.
     pub content: Content,
 }
 
 impl<L> Example<L> {
-    /// The same with what `change` makes of the judgement.
+    /// The same example with another label.
     pub fn map<M>(self, change: impl FnOnce(L) -> M) -> Example<M> {
         let Self { pair_id, caption, label, position, content } = self;
         Example { pair_id, caption, label: change(label), position, content }
     }
 }
 
-/// What the networks read of a pair.
+/// What the networks read from a pair.
 #[derive(Debug)]
 pub enum Content {
-    /// Of both images the pixels: channel, row, column, in [-1, 1].
+    /// The pixels of both images: channel, row, column, in [-1, 1].
     Pixels([Vec<f32>; 2]),
     /// From a cache; f32, on the CPU.
     Latents {
-        /// Of both images the mean of the latents, `[C, H, W]`, not scaled.
+        /// The mean of the latents of both images, `[C, H, W]`, not scaled.
         mean: [Tensor; 2],
-        /// Of both images the standard deviation of the latents, `[C, H, W]`, not scaled.
+        /// The std of the latents of both images, `[C, H, W]`, not scaled.
         std: [Tensor; 2],
-        /// The caption as the UNet reads it, one row.
+        /// The prompt embeddings of the caption, one row.
         text: PromptEmbeds,
     },
-    /// Nothing: the pair keeps its place in the order, and is not read. It has no name and no caption.
+    /// A skipped pair: it keeps its position in the order and is not read. It has no id and no caption.
     Skipped,
 }
 
-/// How many rows there are, and what became of them.
+/// Counts of rows by what happened to them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Counts {
     /// Rows of the labels.
     pub rows: u64,
-    /// Of these, rows without votes: their status is not `ok`.
+    /// Rows without votes: their status is not `ok`.
     pub failed: u64,
-    /// Rows that the judgement left out, such as dropped ties.
+    /// Rows without a label, such as dropped ties.
     pub dropped: u64,
     /// Rows whose latents are not in the cache.
     pub uncached: u64,
-    /// Rows that are trained on.
+    /// Rows to train on.
     pub selected: u64,
     /// Rows that could be trained on and are held out ([`Dataset::hold_out`]).
     pub held_out: u64,
-    /// Of the selected rows, those that are skipped: they keep their place in the order and are not read.
+    /// Selected rows that are skipped: they keep their position in the order and are not read.
     pub skipped: u64,
-    /// Pairs of the input that the labels do not speak of.
+    /// Pairs of the input without a row of labels.
     pub unlabelled: u64,
     /// The same for each input file.
     pub by_file: Vec<FileCounts>,
 }
 
-/// How many rows of one input file there are, and what became of them.
+/// Counts of rows of one input file by what happened to them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct FileCounts {
     /// The file, as the labels name it.
     pub source_file: String,
     /// Its pairs.
     pub pairs: u64,
-    /// Rows of the labels that speak of them.
+    /// Rows of labels for them.
     pub labelled: u64,
     /// As [`Counts::failed`].
     pub failed: u64,
@@ -118,37 +121,37 @@ pub struct FileCounts {
     pub selected: u64,
 }
 
-/// Labels joined with what they speak of.
+/// Labels joined with their pairs or with cached latents.
 #[derive(Debug)]
 pub struct Dataset<L> {
     selection: Arc<Selection>,
-    /// In the order of [`Selection::rows`].
+    /// One label per row of [`Selection::rows`].
     labels: Vec<L>,
     counts: Counts,
     fingerprint: String,
 }
 
-/// Where the pairs of a dataset are: what the threads of a stream share.
+/// The selected pairs of a dataset and where they are. The threads of a stream share it.
 #[derive(Debug)]
 struct Selection {
     source: Arc<Source>,
     geometry: Arc<Geometry>,
     rows: Rows,
-    /// Of each row, whether the labels name the pair by its place though it has an id.
+    /// Per row, whether the labels identify the pair by its location although it has an id.
     positional: Vec<bool>,
-    /// Of each row, whether it is not to be read.
+    /// Per row, whether it is skipped.
     skipped: Vec<bool>,
 }
 
 impl Selection {
-    /// Whether a row is not to be read.
+    /// Whether a row is skipped.
     fn is_skipped(&self, index: usize) -> bool {
         self.skipped.get(index).copied().unwrap_or(false)
     }
 }
 
-/// Refuses pairs to be trained on that have no images, where the footers of the files give them away: more
-/// images are missing in a row group than it has rows without labels.
+/// Refuses selected pairs without images. The images are read only if the footers of the files give a reason:
+/// a row group lacks more images than it has rows without labels.
 fn check_images(files: &[PairFile], selected: &Rows, labelled: &Rows) -> Result<(), DataError> {
     for (number, file) in files.iter().enumerate() {
         for group in file.row_groups() {
@@ -170,16 +173,14 @@ enum Source {
 }
 
 impl<L> Dataset<L> {
-    /// Joins labels with the files, folders and patterns of `pairs`, of which `splits` are taken
-    /// ([`discover`]). `judge` is shown every row of
-    /// the labels whose status is `ok`, in their order; a row for which it has no answer is left out.
+    /// Joins labels with the `splits` of the files, folders and patterns of `pairs` ([`discover`]). `label`
+    /// gets every row of the labels whose status is `ok`, in order; a row without a result is dropped.
     ///
-    /// The small columns of all pairs are read, their images only where the footer of a file says that
-    /// more are missing than are left out.
+    /// This reads the small columns of all pairs, and images only if the footer of a file says that more of
+    /// them are missing than rows are dropped.
     ///
     /// # Errors
-    /// When a file cannot be read or lacks columns, the labels belong to other pairs, or no pair is
-    /// left.
+    /// If a file cannot be read or lacks columns, the labels belong to other pairs, or no pair is left.
     pub fn open(
         pairs: &[PathBuf],
         splits: &[String],
@@ -189,11 +190,11 @@ impl<L> Dataset<L> {
         Self::open_skipping(pairs, splits, labels, label, &|_| false)
     }
 
-    /// As [`Dataset::open`]; pairs whose judgement `is_skipped` keep their place in the order of an epoch, are
+    /// Like [`Dataset::open`]; pairs whose label `is_skipped` keep their position in the order of an epoch, are
     /// never read, and come as [`Content::Skipped`].
     ///
     /// # Errors
-    /// As [`Dataset::open`], but that nothing is asked of the images of pairs that are skipped.
+    /// As [`Dataset::open`]; the images of skipped pairs may be missing.
     pub fn open_skipping(
         pairs: &[PathBuf],
         splits: &[String],
@@ -214,11 +215,11 @@ impl<L> Dataset<L> {
         Self::join(Source::Pairs(files), &groups, labels, label, is_skipped)
     }
 
-    /// Joins labels with the latents in the folder of a cache, as [`Dataset::open`] does with pairs.
-    /// The order of its epochs is that of the pairs the cache was made of.
+    /// Joins labels with the latents in the folder of a cache, as [`Dataset::open`] does with pairs. The order
+    /// of its epochs is that of the pairs that the cache was made from.
     ///
     /// # Errors
-    /// As [`Dataset::open`], and when the cache is not complete.
+    /// As [`Dataset::open`], and if the cache is not complete.
     pub fn open_cache(
         folder: &Path,
         labels: &Path,
@@ -227,7 +228,7 @@ impl<L> Dataset<L> {
         Self::open_cache_skipping(folder, labels, label, &|_| false)
     }
 
-    /// To [`Dataset::open_cache`] what [`Dataset::open_skipping`] is to [`Dataset::open`].
+    /// Like [`Dataset::open_cache`], with skipped pairs as in [`Dataset::open_skipping`].
     ///
     /// # Errors
     /// As [`Dataset::open_cache`].
@@ -282,15 +283,17 @@ impl<L> Dataset<L> {
             text(&source.fingerprint(file));
         }
         for index in 0..selection.rows.len() {
-            hasher.update(&selection.rows.place(index).number().to_le_bytes());
+            hasher.update(&selection.rows.location(index).number().to_le_bytes());
         }
         let fingerprint = hasher.finalize().to_hex().to_string();
         Self { selection: Arc::new(selection), labels, counts, fingerprint }
     }
 
-    /// Takes `count` pairs out: the rest, and a dataset of those. Which they are is a function of `key` and of
-    /// where the pairs stand in the input, so that pairs and their cache, and labels that differ in few pairs,
-    /// hold out the same. The second dataset has none where `count` is 0, and all where there are no more.
+    /// Holds out `count` pairs, or all if there are fewer: returns the remaining pairs and the held-out ones.
+    /// The choice is a function of `key` and of the pairs' locations in the input, so that pairs and their
+    /// cache, and labels that differ in few pairs, hold out the same pairs.
+    #[doc(alias = "held-out")]
+    #[doc(alias = "train_test_split")]
     #[must_use]
     pub fn hold_out(self, count: u64, key: u64) -> (Self, Self)
     where
@@ -299,7 +302,9 @@ impl<L> Dataset<L> {
         let Selection { source, geometry, rows, positional, skipped } = &*self.selection;
         let count = usize::try_from(count).unwrap_or(usize::MAX).min(rows.len());
         let mut keyed: Vec<(u64, usize)> = (0..rows.len())
-            .map(|index| (xxh3_64_with_seed(&rows.place(index).number().to_le_bytes(), key), index))
+            .map(|index| {
+                (xxh3_64_with_seed(&rows.location(index).number().to_le_bytes(), key), index)
+            })
             .collect();
         if (1..keyed.len()).contains(&count) {
             keyed.select_nth_unstable(count - 1);
@@ -340,42 +345,42 @@ impl<L> Dataset<L> {
         (side(kept, false), side(held, true))
     }
 
-    /// Where the pairs stand, as `FILE:ROW`, in input order.
-    pub fn selection(&self) -> impl Iterator<Item = String> + '_ {
+    /// The locations of the pairs, as `FILE:ROW`, in input order.
+    pub fn locations(&self) -> impl Iterator<Item = String> + '_ {
         let Selection { source, rows, .. } = &*self.selection;
         (0..rows.len()).map(move |index| {
-            let place = rows.place(index);
-            positional_pair_id(source.source_file(place.file as usize), i64::from(place.row))
+            let location = rows.location(index);
+            positional_pair_id(source.source_file(location.file as usize), i64::from(location.row))
         })
     }
 
-    /// The pairs of an epoch: those that are trained on.
+    /// The number of pairs of an epoch.
     pub fn len(&self) -> u64 {
         self.selection.rows.len() as u64
     }
 
-    /// Whether there is none: never at first, since a dataset without a pair is refused.
+    /// Whether there is no pair. [`Dataset::open`] refuses that, but nothing may be held out.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// A checksum of which pairs are trained on: names and footers of the input files, and the rows
-    /// selected. What is thought of each pair is not in it.
+    /// A checksum of the choice of pairs: names and footers of the input files, and the selected rows. It does
+    /// not depend on the labels.
     pub fn fingerprint(&self) -> &str {
         &self.fingerprint
     }
 
-    /// How many rows there are, and what became of them.
+    /// Counts of rows by what happened to them.
     pub fn counts(&self) -> &Counts {
         &self.counts
     }
 
-    /// The labels of the pairs that are trained on, in input order.
+    /// The labels of the selected pairs, in input order.
     pub fn labels(&self) -> &[L] {
         &self.labels
     }
 
-    /// Checks that a stream can be had.
+    /// Checks that [`Stream::start`] would accept these options.
     ///
     /// # Errors
     /// As [`Stream::start`].
@@ -383,7 +388,7 @@ impl<L> Dataset<L> {
         stream::check(&self.selection, options).map(|_| ())
     }
 
-    /// What the cache was made with, where this is one.
+    /// What the cache was made with, if the source is a cache.
     pub fn cache(&self) -> Option<&Manifest> {
         match &*self.selection.source {
             Source::Pairs(_) => None,

@@ -1,27 +1,29 @@
 //! The order of an epoch: a function of the seed, the epoch and the footers of the input, close to
-//! uniform over the whole set, and cheap to enter anywhere.
+//! uniform over the whole set, and cheap to enter at any position.
 //!
-//! The input is cut into blocks of neighbouring rows: row groups, large ones into several blocks. The
-//! blocks are permuted over the whole set, taken together into windows that fit into memory, and
-//! inside a window the rows are permuted. Nothing is read for it but the footers, and a pair can be
-//! found by its position with a binary search over the windows.
+//! A uniform permutation of the rows would read a random row group for every pair, and the published
+//! collection (335 GB) does not fit into memory. So the order is shuffled in two levels: the input is split
+//! into blocks of neighbouring rows (row groups; a large one into several blocks), the blocks are
+//! permuted over the whole set and grouped into windows that fit into memory, and the rows of a window
+//! are permuted. This needs only the footers, and a resumed run finds its position with a binary search
+//! over the windows, without reading what came before.
 //!
-//! Neither labels nor the memory of a run decide where a row stands: two runs over the same pairs
-//! with the same seed see the pairs that both train on in the same order.
+//! Neither the labels nor the memory of a run change the order: two runs over the same pairs with the same
+//! seed see the pairs that both train on in the same order.
 //!
-//! Both permutations sort by a hash: of an epoch there are two keys, the first 16 bytes of the BLAKE3
-//! hash of `train/order/1` and then seed and epoch as little-endian 64-bit numbers. Blocks are sorted
-//! by XXH3 (64 bits) of the block's number with the first key as seed, rows by that of their place,
-//! file · 2³² + row, with the second. Changing any of this, or [`BLOCK_BYTES`] and [`WINDOW_BYTES`],
+//! Both permutations sort by a hash. An epoch has two keys: the first 16 bytes of the BLAKE3 hash of
+//! `train/order/1` and then seed and epoch as little-endian 64-bit numbers. Blocks are sorted by XXH3
+//! (64 bits) of the block's number with the first key as seed, rows by that of their location,
+//! file · 2³² + row, with the second. Changing any of this, or [`BLOCK_BYTES`] or [`WINDOW_BYTES`],
 //! changes every run.
 
 use std::ops::Range;
 
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
-/// What a window holds, in bytes of encoded pairs: about a thousand of the published collection.
+/// The size of a window in bytes of encoded pairs: about a thousand pairs of the published collection.
 pub const WINDOW_BYTES: u64 = 256 << 20;
-/// What a block holds at most, but for a single larger row: a window mixes 64 places of the set.
+/// The largest block, except for a single larger row. A window then mixes rows from 64 parts of the set.
 pub const BLOCK_BYTES: u64 = 4 << 20;
 
 /// Neighbouring rows of one file.
@@ -33,7 +35,7 @@ pub(crate) struct Block {
     bytes: u64,
 }
 
-/// How the rows of all files lie together.
+/// The blocks of all files.
 #[derive(Debug)]
 pub(crate) struct Geometry {
     blocks: Vec<Block>,
@@ -41,7 +43,7 @@ pub(crate) struct Geometry {
 }
 
 impl Geometry {
-    /// From the rows and bytes of each row group of each file.
+    /// Makes blocks from the rows and bytes of each row group of each file.
     pub(crate) fn new(files: &[Vec<(u32, u64)>]) -> Self {
         Self::with_sizes(files, BLOCK_BYTES, WINDOW_BYTES)
     }
@@ -64,7 +66,7 @@ impl Geometry {
                         file,
                         first_row: group_start.saturating_add(start),
                         rows: end - start,
-                        bytes: share(bytes, rows_here, u64::from(rows)).max(1),
+                        bytes: fraction_of(bytes, rows_here, u64::from(rows)).max(1),
                     });
                 }
                 group_start = group_start.saturating_add(rows);
@@ -74,20 +76,20 @@ impl Geometry {
     }
 }
 
-/// `part` of `whole` of a number.
-fn share(number: u64, part: u64, whole: u64) -> u64 {
-    let share = u128::from(number) * u128::from(part) / u128::from(whole.max(1));
-    u64::try_from(share).unwrap_or(u64::MAX)
+/// number · part / whole, without overflow.
+fn fraction_of(number: u64, part: u64, whole: u64) -> u64 {
+    let fraction = u128::from(number) * u128::from(part) / u128::from(whole.max(1));
+    u64::try_from(fraction).unwrap_or(u64::MAX)
 }
 
 fn to_u32(number: u64) -> u32 {
     u32::try_from(number).unwrap_or(u32::MAX)
 }
 
-/// The rows that are trained on: of each file in ascending order, file after file.
+/// The selected rows, file after file, in ascending order within a file.
 #[derive(Debug, Default)]
 pub(crate) struct Rows {
-    /// Where each file's rows start, and after the last where they end.
+    /// The index at which each file's rows start, and the end of the last file's.
     starts: Vec<usize>,
     rows: Vec<u32>,
 }
@@ -97,22 +99,22 @@ impl Rows {
         Self { starts: vec![0], rows: Vec::new() }
     }
 
-    /// Adds a row of the file that is being filled.
+    /// Adds a row of the current file.
     pub(crate) fn push(&mut self, row: u32) {
         self.rows.push(row);
     }
 
-    /// Ends the file that is being filled.
+    /// Ends the current file.
     pub(crate) fn end_file(&mut self) {
         self.starts.push(self.rows.len());
     }
 
-    /// Those that are `chosen`, by their numbers, and the others.
-    pub(crate) fn split(&self, chosen: &[bool]) -> (Self, Self) {
+    /// Splits the rows into those that are `wanted`, by index, and the others.
+    pub(crate) fn split(&self, wanted: &[bool]) -> (Self, Self) {
         let (mut these, mut others) = (Self::new(), Self::new());
         for bounds in self.starts.windows(2) {
             for index in bounds[0]..bounds[1] {
-                let side = match chosen.get(index) {
+                let side = match wanted.get(index) {
                     Some(true) => &mut these,
                     _ => &mut others,
                 };
@@ -128,34 +130,34 @@ impl Rows {
         self.rows.len()
     }
 
-    /// The file and row of number `index`.
-    pub(crate) fn place(&self, index: usize) -> Location {
+    /// The location of the row with this index.
+    pub(crate) fn location(&self, index: usize) -> Location {
         let file = self.starts.partition_point(|&start| start <= index).saturating_sub(1);
         Location { file: to_u32(file as u64), row: self.rows.get(index).copied().unwrap_or(0) }
     }
 
-    /// The numbers of the rows of a block.
+    /// The indexes of the rows of a block.
     fn of(&self, block: &Block) -> Range<usize> {
         let first = u64::from(block.first_row);
         self.between(block.file as usize, first..first + u64::from(block.rows))
     }
 
-    /// The numbers of those that are among some rows of a file.
+    /// The indexes of the rows that are in a range of a file's rows.
     fn between(&self, file: usize, rows: Range<u64>) -> Range<usize> {
         let bound = |file: usize| self.starts.get(file).copied().unwrap_or(self.rows.len());
         let (start, end) = (bound(file), bound(file + 1));
         let all = self.rows.get(start..end).unwrap_or_default();
-        let place = |limit: u64| start + all.partition_point(|&row| u64::from(row) < limit);
-        place(rows.start)..place(rows.end)
+        let index = |limit: u64| start + all.partition_point(|&row| u64::from(row) < limit);
+        index(rows.start)..index(rows.end)
     }
 
-    /// Those that are among some rows of a file.
+    /// The rows that are in a range of a file's rows.
     pub(crate) fn among(&self, file: usize, rows: Range<u64>) -> &[u32] {
         self.rows.get(self.between(file, rows)).unwrap_or_default()
     }
 }
 
-/// Where a pair stands in the input.
+/// The location of a pair in the input.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) struct Location {
     pub(crate) file: u32,
@@ -172,7 +174,7 @@ impl Location {
 /// The order of one epoch.
 #[derive(Debug)]
 pub(crate) struct EpochOrder {
-    /// All blocks in their order.
+    /// All blocks, permuted.
     blocks: Vec<Block>,
     /// The blocks of each window.
     windows: Vec<Range<usize>>,
@@ -193,7 +195,9 @@ impl EpochOrder {
             .filter_map(|(_, number)| geometry.blocks.get(*number))
             .copied()
             .collect();
-        // As few windows as will do, all of about the same size.
+        // As few windows as possible, all of about the same size: a small last window would mix its rows less
+        // than the others. A window ends at the block that reaches its part of the total, computed in
+        // u128 since bytes times a count of windows may exceed u64.
         let total: u128 = blocks.iter().map(|block| u128::from(block.bytes)).sum();
         let count = total.div_ceil(u128::from(geometry.window_bytes)).max(1);
         let (mut windows, mut starts) = (Vec::new(), vec![0]);
@@ -226,7 +230,7 @@ impl EpochOrder {
         self.starts.get(window).copied().unwrap_or(0)
     }
 
-    /// The numbers of the rows of a window, in their order.
+    /// The indexes of the rows of a window, permuted.
     pub(crate) fn rows_of(&self, window: usize, rows: &Rows) -> Vec<usize> {
         let blocks = self.windows.get(window).cloned().unwrap_or_default();
         let mut keyed: Vec<(u64, usize)> = self
@@ -236,8 +240,9 @@ impl EpochOrder {
             .iter()
             .flat_map(|block| rows.of(block))
             .map(|index| {
-                let place = rows.place(index).number().to_le_bytes();
-                (xxh3_64_with_seed(&place, self.row_key), index)
+                // By location rather than by index: a selection of other rows keeps the order.
+                let location = rows.location(index).number().to_le_bytes();
+                (xxh3_64_with_seed(&location, self.row_key), index)
             })
             .collect();
         keyed.sort_unstable();
@@ -347,13 +352,13 @@ mod tests {
             (0..count).filter(|row| (row + file) % 2 == 0).for_each(|row| half.push(row));
             half.end_file();
         }
-        let place = |rows: &Rows, index: usize| rows.place(index);
+        let location = |rows: &Rows, index: usize| rows.location(index);
         let of_half: Vec<Location> =
-            order_of(&geometry, &half, 3, 2).iter().map(|&index| place(&half, index)).collect();
+            order_of(&geometry, &half, 3, 2).iter().map(|&index| location(&half, index)).collect();
         let of_whole: Vec<Location> = order_of(&geometry, &whole, 3, 2)
             .iter()
-            .map(|&index| place(&whole, index))
-            .filter(|place| (place.row + place.file) % 2 == 0)
+            .map(|&index| location(&whole, index))
+            .filter(|location| (location.row + location.file) % 2 == 0)
             .collect();
         assert_eq!(of_half, of_whole);
     }
@@ -370,8 +375,8 @@ mod tests {
         let (epochs, mut sums, mut neighbours) = (200, vec![0_u64; count], 0);
         for epoch in 0..epochs {
             let order = order_of(&geometry, &rows, 1, epoch);
-            // Blocks of four rows stay in one window, so the deviation of a correlation is about
-            // twice that of a uniform order, 2/√4000; five of them.
+            // Blocks of four rows stay in one window, so the std of a correlation is about twice that
+            // of a uniform order, 2/√4000; five of them.
             assert!(correlation(&order).abs() < 0.16, "epoch {epoch}: {}", correlation(&order));
             order.iter().enumerate().for_each(|(place, &index)| sums[index] += place as u64);
             neighbours += order.windows(2).filter(|pair| pair[0].abs_diff(pair[1]) == 1).count();

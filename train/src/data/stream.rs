@@ -1,7 +1,7 @@
-//! Examples in the order of an epoch, epoch after epoch, read and decoded ahead of whoever trains.
+//! The data loader: examples in the order of an epoch, epoch after epoch, prefetched while the device trains.
 //!
-//! One thread reads windows of encoded pairs, or chunks of cached latents; others decode pairs. What
-//! was read and not yet used is bounded by [`StreamOptions::memory`], except that one window of
+//! One thread reads windows of encoded pairs, or chunks of cached latents; others decode pairs.
+//! [`StreamOptions::memory`] bounds what is read and not yet used, except that one window of
 //! [`super::WINDOW_BYTES`] always fits.
 
 use std::collections::VecDeque;
@@ -12,87 +12,42 @@ use std::thread::JoinHandle;
 use media::resize::Resizer;
 
 use super::cached::CacheLoader;
-use super::encoded::{Encoded, PairLoader};
+use super::encoded::PairLoader;
+use super::loader::{DecodedExample, Encoded, Item, Loader, Work};
 use super::memory_budget::MemoryBudget;
 use super::order::EpochOrder;
 use super::transform::Transform;
-use super::{Content, DataError, Dataset, Example, Selection, Source};
+use super::{DataError, Dataset, Example, Selection, Source, StreamOptions};
 
-/// Most examples that are decoded ahead, however much memory there is.
-const MOST_AHEAD: u64 = 256;
-/// The largest side of an image: what a slip of the finger stops at.
+/// The largest number of decoded examples to prefetch, however much memory there is.
+const MOST_PREFETCHED: u64 = 256;
+/// The largest side of an image: a larger one is a typo.
 const LARGEST_SIDE: i64 = 16_384;
 
-/// How a dataset is streamed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct StreamOptions {
-    /// The seed of order, crops and flipping.
-    pub seed: u64,
-    /// Height and width of the pixels that are handed out.
-    pub resolution: (i64, i64),
-    /// Whether crops are random, else central.
-    pub random_crop: bool,
-    /// Whether every second image is flipped left to right.
-    pub hflip: bool,
-    /// The examples that were used since the start of training, across epochs; the stream goes on
-    /// with the next. What lies before is not read.
-    pub position: u64,
-    /// Threads that decode; at least one.
-    pub threads: usize,
-    /// Bytes that may be read ahead; the order does not depend on it.
-    pub memory: u64,
-}
-
-/// One example on its way.
-pub(super) struct Item {
-    /// The number of its row in the dataset.
-    pub(super) index: usize,
-    pub(super) position: u64,
-    pub(super) work: Work,
-}
-
-/// What is left to do for an example.
-pub(super) enum Work {
-    Decode(Encoded),
-    Nothing(DecodedExample),
-}
-
-/// An example without its judgement.
-pub(super) struct DecodedExample {
-    pub(super) pair_id: String,
-    pub(super) caption: String,
-    pub(super) content: Content,
-}
-
-impl DecodedExample {
-    /// Of a pair that is not read.
-    pub(super) fn skipped() -> Self {
-        Self { pair_id: String::new(), caption: String::new(), content: Content::Skipped }
-    }
-}
-
-/// What a thread that decodes is asked.
+/// A request to a decoding thread.
 struct Job {
     encoded: Encoded,
     reply: SyncSender<Result<DecodedExample, DataError>>,
 }
 
-/// An example that was asked for.
+/// An example on its way to the caller.
 enum Pending {
     Working(Receiver<Result<DecodedExample, DataError>>),
     Ready(DecodedExample),
 }
 
 /// An endless stream of examples. Dropping it ends its threads.
+#[doc(alias = "data loader")]
+#[doc(alias = "prefetch")]
 pub struct Stream<L> {
     dataset: Arc<Dataset<L>>,
-    /// None once it is being dropped.
+    /// `None` once the stream is being dropped.
     chunks: Option<Receiver<Result<Vec<Item>, DataError>>>,
-    /// None once it is being dropped.
+    /// `None` once the stream is being dropped.
     jobs: Option<Sender<Job>>,
     waiting: VecDeque<Item>,
     pending: VecDeque<(usize, u64, Pending)>,
-    /// What the reading thread ended with, to be said after the examples before it.
+    /// The error that ended the reading thread; the caller gets it after the examples before it.
     failure: Option<DataError>,
     ahead: usize,
     budget: Arc<MemoryBudget>,
@@ -113,13 +68,14 @@ impl<L: Clone> Stream<L> {
     /// Starts to read.
     ///
     /// # Errors
-    /// When the resolution is impossible, or a cache holds no latents of this resolution, no flipped
-    /// ones or, as any cache, no random crops.
+    /// If the resolution is impossible, or a cache lacks what the options ask for: this resolution, flipped
+    /// images, or random crops, which no cache has.
     pub fn start(dataset: Arc<Dataset<L>>, options: StreamOptions) -> Result<Self, DataError> {
         let transform = check(&dataset.selection, &options)?;
         let threads = options.threads.max(1);
         let pixels = 2 * 4 * transform.numbers() as u64;
-        let ahead = (options.memory / 4 / pixels.max(1)).min(MOST_AHEAD).max(threads as u64 + 1);
+        let ahead =
+            (options.memory / 4 / pixels.max(1)).min(MOST_PREFETCHED).max(threads as u64 + 1);
         let budget = MemoryBudget::new(options.memory.saturating_sub(ahead.saturating_mul(pixels)));
         let mut stream = Self {
             dataset,
@@ -135,7 +91,8 @@ impl<L: Clone> Stream<L> {
         let selection = Arc::clone(&stream.dataset.selection);
         let budget = Arc::clone(&stream.budget);
         let cached = matches!(*selection.source, Source::Cache(_));
-        // The next window is complete before it is taken over; of a cache one more chunk waits.
+        // Windows are large, so a complete one waits in the sending thread and the channel holds none; cached
+        // chunks are small, so one more waits in the channel.
         let (chunk_sender, chunks) = sync_channel(usize::from(cached));
         stream.chunks = Some(chunks);
         stream.spawn("reads", move || read(&selection, &options, &budget, &chunk_sender))?;
@@ -163,13 +120,13 @@ impl<L: Clone> Stream<L> {
         Ok(())
     }
 
-    /// The next example; waits where it is not ready.
+    /// The next example; waits until it is ready.
     ///
     /// # Errors
-    /// When a file cannot be read or an image not be decoded. The stream is of no more use then.
+    /// If a file cannot be read or an image cannot be decoded. Discard the stream after an error.
     #[expect(clippy::should_implement_trait, reason = "it has no end, and ends with an error")]
     pub fn next(&mut self) -> Result<Example<L>, DataError> {
-        self.top_up();
+        self.prefetch();
         let Some((index, position, pending)) = self.pending.pop_front() else {
             let ended = DataError::Thread { what: "reads", reason: "no reason given".to_owned() };
             return Err(self.failure.take().unwrap_or(ended));
@@ -181,8 +138,8 @@ impl<L: Clone> Stream<L> {
                 reason: "it panicked".to_owned(),
             })??,
         };
-        // Others are put to work while this one is used.
-        self.top_up();
+        // The threads work on later examples while the caller uses this one.
+        self.prefetch();
         let Some(label) = self.dataset.labels.get(index).cloned() else {
             let reason = format!("pair {index} is unknown");
             return Err(DataError::Thread { what: "reads", reason });
@@ -202,8 +159,8 @@ impl<L: Clone> Stream<L> {
         self.budget.held()
     }
 
-    /// Asks for examples until enough are on their way; waits only where none is.
-    fn top_up(&mut self) {
+    /// Requests examples until enough are on their way; waits only if there is none.
+    fn prefetch(&mut self) {
         while self.pending.len() < self.ahead {
             let Some(item) = self.waiting.pop_front() else {
                 let Some(chunks) = &self.chunks else { return };
@@ -219,11 +176,11 @@ impl<L: Clone> Stream<L> {
                 continue;
             };
             let pending = match item.work {
-                Work::Nothing(decoded) => Pending::Ready(decoded),
+                Work::Ready(decoded) => Pending::Ready(decoded),
                 Work::Decode(encoded) => {
                     let (reply, answer) = sync_channel(1);
                     if let Some(jobs) = &self.jobs {
-                        // Where all threads are gone the answer never comes, which is said then.
+                        // If all threads are gone, `recv` fails and `next` reports it.
                         let _gone = jobs.send(Job { encoded, reply });
                     }
                     Pending::Working(answer)
@@ -242,13 +199,13 @@ impl<L> Drop for Stream<L> {
         self.waiting.clear();
         self.pending.clear();
         for thread in self.threads.drain(..) {
-            // A panic was already reported by the thread itself.
+            // The thread has already reported a panic.
             let _ended = thread.join();
         }
     }
 }
 
-/// What the options ask of the data, if it can be had.
+/// The transform that the options ask for, if the data supports it.
 pub(super) fn check(
     selection: &Selection,
     options: &StreamOptions,
@@ -289,21 +246,7 @@ pub(super) fn check(
     Ok(Transform { height, width, random_crop: options.random_crop, hflip: options.hflip })
 }
 
-/// What turns the numbers of rows into items.
-pub(super) trait Loader {
-    /// How many rows are loaded together, at most.
-    fn chunk_rows(&self) -> usize;
-
-    /// Items for `rows`, in their order; the first is at `position`. None when the stream is closed.
-    fn load(
-        &mut self,
-        rows: &[usize],
-        position: u64,
-        epoch: u64,
-    ) -> Result<Option<Vec<Item>>, DataError>;
-}
-
-/// The body of the thread that reads.
+/// The body of the reading thread.
 fn read(
     selection: &Arc<Selection>,
     options: &StreamOptions,
@@ -323,7 +266,7 @@ fn read(
         ),
     };
     if let Err(error) = result {
-        // Nobody listens where the stream was dropped.
+        // Nobody receives it if the stream was dropped.
         let _gone = chunks.send(Err(error));
     }
 }
@@ -357,13 +300,13 @@ fn read_epochs(
     }
 }
 
-/// The body of a thread that decodes.
+/// The body of a decoding thread.
 fn decode(jobs: &Mutex<Receiver<Job>>, selection: &Selection, transform: Transform, seed: u64) {
     let mut resizer = Resizer::new();
     loop {
         let job = jobs.lock().unwrap_or_else(PoisonError::into_inner).recv();
         let Ok(Job { encoded, reply }) = job else { return };
-        // Nobody listens where the stream was dropped.
+        // Nobody receives it if the stream was dropped.
         let _gone = reply.send(encoded.decode(selection, transform, seed, &mut resizer));
     }
 }

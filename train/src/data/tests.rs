@@ -27,7 +27,7 @@ fn image(row: usize, image: usize) -> Vec<u8> {
     bytes
 }
 
-/// Pairs of one file, of which a test changes what it is about.
+/// The pairs of one file; a test changes the fields that it is about.
 struct PairsFile {
     name: &'static str,
     captions: Vec<String>,
@@ -423,7 +423,7 @@ fn what_is_read_ahead_stays_within_the_bound() {
 }
 
 #[test]
-fn what_is_held_out_is_never_streamed_and_follows_from_the_places() {
+fn what_is_held_out_is_never_streamed_and_follows_from_the_locations() {
     let (folder, path, labels) = two_files();
     let all = open(folder.path(), &path).unwrap();
     let (fingerprint, length) = (all.fingerprint().to_owned(), all.len());
@@ -433,7 +433,7 @@ fn what_is_held_out_is_never_streamed_and_follows_from_the_places() {
     assert!(kept.fingerprint() != fingerprint && kept.fingerprint() != held.fingerprint());
     let names = |dataset: Dataset<i8>| -> std::collections::BTreeSet<String> {
         let count = 3 * dataset.len() as usize;
-        let selection: Vec<String> = dataset.selection().collect();
+        let selection: Vec<String> = dataset.locations().collect();
         let seen = take(&Arc::new(dataset), options(), count);
         for one in &seen {
             let label = labels.iter().find(|row| row.pair_id == one.pair_id).unwrap();

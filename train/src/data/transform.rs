@@ -3,15 +3,15 @@
 //! bit: RGB, `Resize(resolution, BILINEAR)` of the shorter side, `CenterCrop` or `RandomCrop`,
 //! `RandomHorizontalFlip`, `ToTensor`, `Normalize(0.5, 0.5)`.
 //!
-//! A resolution that is no square, which the original does not know, is covered in the same way: the
-//! image is resized until it just covers height and width.
+//! The original has square resolutions only. Another one is covered in the same way: the image is resized
+//! until it just covers height and width.
 
 use media::decode::Image;
 use media::resize::{Filter, Resizer, Window};
 
 use super::augment::Augmentation;
 
-/// What is done to an image, but for chance.
+/// The transform of an image, without its random choices.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Transform {
     pub(crate) height: u32,
@@ -20,7 +20,7 @@ pub(crate) struct Transform {
     pub(crate) hflip: bool,
 }
 
-/// Pixels, and where they come from.
+/// Pixels, and where in the image they come from.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Pixels {
     /// Channel, row, column, in [-1, 1].
@@ -32,32 +32,37 @@ pub(crate) struct Pixels {
 }
 
 impl Transform {
-    /// The numbers of one image.
+    /// How many numbers one image has.
     pub(crate) fn numbers(&self) -> usize {
         3 * self.height as usize * self.width as usize
     }
 
-    /// Applies it; `draw` decides where chance does.
-    pub(crate) fn apply(&self, image: &Image, draw: Augmentation, resizer: &mut Resizer) -> Pixels {
-        self.apply_augmentation(image, Some(draw), resizer)
-    }
-
-    /// Applies it with a central crop and without flipping.
-    pub(crate) fn apply_centrally(&self, image: &Image, resizer: &mut Resizer) -> Pixels {
-        self.apply_augmentation(image, None, resizer)
-    }
-
-    fn apply_augmentation(
+    /// Applies the transform with random choices.
+    pub(crate) fn apply(
         &self,
         image: &Image,
-        draw: Option<Augmentation>,
+        augmentation: Augmentation,
+        resizer: &mut Resizer,
+    ) -> Pixels {
+        self.apply_with(image, Some(augmentation), resizer)
+    }
+
+    /// Applies the transform with a central crop and without a flip.
+    pub(crate) fn apply_centrally(&self, image: &Image, resizer: &mut Resizer) -> Pixels {
+        self.apply_with(image, None, resizer)
+    }
+
+    fn apply_with(
+        &self,
+        image: &Image,
+        augmentation: Option<Augmentation>,
         resizer: &mut Resizer,
     ) -> Pixels {
         let image = image.to_rgb();
         let (height, width) = self.covering(image.height(), image.width());
         let (rest_rows, rest_columns) = (height - self.height, width - self.width);
-        let (top, left) = match draw.filter(|_| self.random_crop) {
-            Some(draw) => draw.crop(rest_rows, rest_columns),
+        let (top, left) = match augmentation.filter(|_| self.random_crop) {
+            Some(augmentation) => augmentation.crop(rest_rows, rest_columns),
             None => (half(rest_rows), half(rest_columns)),
         };
         let window = Window { left, top, width: self.width, height: self.height };
@@ -65,7 +70,7 @@ impl Transform {
         let mut values = vec![0.0; self.numbers()];
         // The window lies within the resized image by construction.
         if let Ok(resized) = resized {
-            let flipped = self.hflip && draw.is_some_and(Augmentation::is_flipped);
+            let flipped = self.hflip && augmentation.is_some_and(Augmentation::is_flipped);
             self.normalize(resized.pixels(), flipped, &mut values);
         }
         Pixels { values, original_size: (image.height(), image.width()), crop: (top, left) }
@@ -85,7 +90,7 @@ impl Transform {
         }
     }
 
-    /// Interleaved bytes to planes, row by row flipped if asked.
+    /// Turns interleaved bytes into normalised planes, horizontally flipped if asked.
     fn normalize(&self, pixels: &[u8], flipped: bool, values: &mut [f32]) {
         let table: [f32; 256] = std::array::from_fn(|byte| (byte as f32 / 255.0 - 0.5) / 0.5);
         let width = self.width as usize;
@@ -169,29 +174,29 @@ mod tests {
             }
             assert_eq!(short_sha256(&central.values), case["central"], "{case}");
 
-            // Draws that give the golden's crop and mirror.
+            // Search for a seed that gives the golden's crop and a flip.
             transform.hflip = true;
             let resized = transform.covering(height, width);
             let (top, left) = pair(&case["crop"]);
-            let place = super::super::order::Location { file: 0, row: 0 };
-            let draw = (0..1_000_000)
-                .map(|seed| Augmentation::new(seed, 0, place, 0))
+            let location = super::super::order::Location { file: 0, row: 0 };
+            let augmentation = (0..1_000_000)
+                .map(|seed| Augmentation::new(seed, 0, location, 0))
                 .find(|draw| {
                     draw.is_flipped()
                         && draw.crop(resized.0 - side, resized.1 - side) == (top, left)
                 })
                 .unwrap();
-            let flipped = transform.apply(&image, draw, &mut resizer);
+            let flipped = transform.apply(&image, augmentation, &mut resizer);
             assert_eq!(short_sha256(&flipped.values), case["flipped"], "{case}");
             transform.random_crop = true;
-            let cropped = transform.apply(&image, draw, &mut resizer);
+            let cropped = transform.apply(&image, augmentation, &mut resizer);
             assert_eq!(cropped.crop, (top, left));
             assert_eq!(short_sha256(&cropped.values), case["cropped_flipped"], "{case}");
         }
     }
 
     #[test]
-    fn resolutions_that_are_no_squares_are_just_covered() {
+    fn resolutions_that_are_not_square_are_just_covered() {
         for (height, width) in [(3_u32, 5_u32), (64, 48), (17, 90), (1, 1), (1000, 3)] {
             for (rows, columns) in [(8, 8), (8, 12), (12, 8), (1, 7)] {
                 let transform =

@@ -190,7 +190,7 @@ impl OpenedRun {
             fingerprint: self.dataset.fingerprint().to_owned(),
             labels: self.labels.clone(),
             pairs: self.counts().selected,
-            probe: self.probe.selection().collect(),
+            probe: self.probe.locations().collect(),
             skipped: self.skipped.summary(),
         };
         let base = &self.base;
