@@ -11,6 +11,7 @@ import posixpath
 import re
 import shutil
 import sys
+from functools import partial
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -48,7 +49,7 @@ def main() -> None:
         text = (ROOT / page).read_text(encoding="utf-8")
         copy = BOOK / page
         copy.parent.mkdir(parents=True, exist_ok=True)
-        copy.write_text(LINK.sub(lambda match: rewrite(page, match), text), encoding="utf-8")
+        copy.write_text(LINK.sub(partial(rewrite, page), text), encoding="utf-8")
     entries = LINK.sub(
         lambda match: f"[{match.group(2)}]({inside('docs/SUMMARY.md', match.group(3))})", summary
     )
