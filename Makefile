@@ -117,11 +117,11 @@ lint: build $(VENV)/.checks
 	scripts/checks/words.py
 	scripts/checks/links.py
 	$(VENV)/bin/typos
-	$(VENV)/bin/ruff check --quiet scripts
+	$(VENV)/bin/ruff check --quiet scripts notebooks
 	$(VENV)/bin/shellcheck $$(git ls-files '*.sh') .ci/run
 	$(VENV)/bin/hadolint Dockerfile
 	cargo fmt --all --check
-	@if cargo deny --version >/dev/null 2>&1; then cargo deny --locked --offline check --hide-inclusion-graph bans licenses sources; \
+	@if cargo deny --version >/dev/null 2>&1; then cargo deny --locked check --hide-inclusion-graph bans licenses sources; \
 	else echo "lint: no cargo-deny, dependencies are not checked; hint: cargo install --locked cargo-deny"; fi
 	cargo run --quiet --release --locked -p balanceddpo-schemas -- docs --check
 	cargo clippy --release --locked --workspace --all-targets -- --deny warnings

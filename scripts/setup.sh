@@ -35,7 +35,7 @@ command -v nasm >/dev/null || lacks nasm nasm
 if ! command -v python3 >/dev/null; then
     lacks "Python 3.10 to 3.14 with venv" python3-venv
 elif ! python3 -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 14))'; then
-    stop "$(python3 --version) has no torch $version" "put Python 3.10 to 3.14 first on the PATH"
+    stop "$(python3 --version 2>/dev/null || echo python3) has no torch $version" "put Python 3.10 to 3.14 first on the PATH"
 else
     python3 -c 'import ensurepip, venv' 2>/dev/null || lacks "venv for $(python3 --version)" python3-venv
 fi
@@ -77,17 +77,15 @@ else
     echo "and nothing outside $PWD ($free GB free)"
     [ "$flavour" = cpu ] || echo "(without an NVIDIA GPU: make setup TORCH=cpu)"
     [ "$free" -ge $needed ] || stop "$needed GB are needed" "make room, or make setup TORCH=cpu (5 GB)"
-    [ -x "$venv/bin/python" ] || python3 -m venv "$venv"
-    quiet=--quiet
-    [ ! -t 1 ] || quiet=
-    if [ "$flavour" = cpu ]; then
+    [ "$flavour" = cuda ] ||
         python3 -c "import urllib.request as u; u.urlopen('$cpu_index/torch/', timeout=20)" 2>/dev/null ||
-            stop "PyTorch's index of builds for CPUs cannot be reached ($cpu_index); nothing was changed" \
-                "make setup takes PyPI's build, which runs on CPUs too (5 GB); or install torch $version into $venv yourself"
-        "$venv/bin/python" -m pip install $quiet "$torch" numpy --index-url $cpu_index --extra-index-url https://pypi.org/simple
-    else
-        "$venv/bin/python" -m pip install $quiet "$torch" numpy
-    fi
+        stop "PyTorch's index of builds for CPUs cannot be reached ($cpu_index); nothing was installed" \
+            "make setup takes PyPI's build, which runs on CPUs too (5 GB); or install torch $version into $venv yourself"
+    [ -x "$venv/bin/python" ] || python3 -m venv "$venv"
+    arguments=("$torch" numpy)
+    [ "$flavour" = cuda ] || arguments+=(--index-url "$cpu_index" --extra-index-url https://pypi.org/simple)
+    [ -t 1 ] || arguments+=(--quiet)
+    "$venv/bin/python" -m pip install "${arguments[@]}"
 fi
 # What an earlier build found may belong to another torch.
 rm -f "$venv"/.torch-*
