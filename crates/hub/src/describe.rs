@@ -213,8 +213,8 @@ fn of_training(path: &Path, names: &[String], wanted: Wanted) -> Option<(String,
         let what = "is the folder of a training run".to_owned();
         return Some((what, format!("name its result, {}", inner.display())));
     }
-    let places = [(path.to_owned(), "checkpoint-"), (path.join("checkpoints"), "step-")];
-    let mut found: Vec<(u64, PathBuf)> = places
+    let folders = [(path.to_owned(), "checkpoint-"), (path.join("checkpoints"), "step-")];
+    let mut found: Vec<(u64, PathBuf)> = folders
         .iter()
         .flat_map(|(folder, start)| {
             self::names(folder).into_iter().filter_map(move |name| {
@@ -277,9 +277,9 @@ fn convert(file: &str) -> String {
     )
 }
 
-fn merge(place: &str) -> String {
+fn merge(path: &str) -> String {
     format!(
-        "merge them into their base model with Python: pipe.load_lora_weights({place:?}), \
+        "merge them into their base model with Python: pipe.load_lora_weights({path:?}), \
          pipe.fuse_lora(), pipe.unload_lora_weights(), pipe.save_pretrained(\"FOLDER\"), then name \
          FOLDER"
     )

@@ -58,7 +58,7 @@ pub enum HubError {
         repository: String,
         /// The file or revision that is missing.
         what: String,
-        /// The place in the cache where it was expected.
+        /// The expected path in the cache.
         looked_in: PathBuf,
     },
     /// The hub knows no such repository or revision, or does not show it to this user.

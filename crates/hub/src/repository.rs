@@ -19,6 +19,8 @@ const MAXIMUM_DEPTH: usize = 8;
 const MAXIMUM_LISTED: usize = 10_000;
 
 /// A model or data collection, as a folder or on the hub.
+#[doc(alias = "from_pretrained")]
+#[doc(alias = "snapshot_download")]
 #[derive(Debug)]
 pub struct Repository {
     location: Location,
@@ -139,6 +141,7 @@ impl Repository {
 
     /// The local path of a file, downloaded first if necessary. `file` is relative to the
     /// repository, with forward slashes, and may not lead out of it.
+    #[doc(alias = "hf_hub_download")]
     pub fn file(&self, file: &str) -> Result<PathBuf, HubError> {
         check_file(&self.shown(), file)?;
         if let Some(path) = self.find(file)? {

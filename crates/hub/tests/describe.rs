@@ -42,7 +42,7 @@ fn single_files_and_lora() {
         ["single checkpoint file", "Automatic1111", "from_single_file", "v1-5.safetensors"];
     check(&at("v1-5.safetensors"), Wanted::Pipeline, &single);
     check(&at("v1-5.safetensors"), Wanted::Unet, &single);
-    // A pickle in a zip archive, of which the names of tensors can be seen.
+    // A pickle in a zip archive; the names of its tensors are visible.
     write(&at("old.ckpt"), "PK\u{3}\u{4} archive/data.pkl model.diffusion_model.out.0.weight");
     check(&at("old.ckpt"), Wanted::Pipeline, &["single checkpoint file", "save_pretrained"]);
     // A folder of such files.

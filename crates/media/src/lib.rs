@@ -8,7 +8,7 @@
 //! | [`preprocess`] | an image | normalised pixels, as CLIP's, open_clip's and HPS's processors |
 //! | [`text`] | a caption | token ids, as CLIP's two tokenizers and BERT's |
 //!
-//! `preprocess` builds on `resize`, and that on `decode`; `text` stands apart.
+//! `preprocess` builds on `resize`, and that on `decode`; `text` is independent.
 //!
 //! ```
 //! use media::decode::{Limits, decode};

@@ -74,7 +74,7 @@ fn what_is_cut_off_is_what_diffusers_says() {
         for (prompt, removed) in goldens.prompts.iter().zip(&golden.removed) {
             let found = tokenizer.removed(prompt);
             assert_eq!(found.is_some(), removed.is_some(), "{name}: {prompt:?}");
-            // a letter whose bytes are cut in two is shown whole by us, and as � by diffusers
+            // if tokens split the bytes of a letter, this crate shows the letter, diffusers �
             if let (Some(found), Some(removed), true) = (found, removed, prompt.is_ascii()) {
                 assert!(prompt.ends_with(found));
                 assert_eq!(letters(found), letters(removed), "{name}: {prompt:?}");

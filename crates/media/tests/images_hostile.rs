@@ -1,4 +1,4 @@
-//! Images that are damaged, cut, lying about their size or no images at all.
+//! Images that are damaged or truncated, state a wrong size, or are not images.
 
 mod support;
 
@@ -13,10 +13,18 @@ fn what_pillow_refuses_of_truncated_files_is_refused() {
         for (part, verdict) in golden["truncated"].as_str().unwrap().bytes().enumerate() {
             let result = decode(&bytes[..bytes.len() * part / 64], &Limits::default());
             if verdict == b'0' || !name.ends_with(".webp") {
-                assert_eq!(result.is_ok(), verdict == b'1', "{name} cut at {part}/64: {result:?}");
+                assert_eq!(
+                    result.is_ok(),
+                    verdict == b'1',
+                    "{name} truncated at {part}/64: {result:?}"
+                );
             }
             if let Err(error) = result {
-                assert_eq!(error.reason(), "decode_error", "{name} cut at {part}/64: {error}");
+                assert_eq!(
+                    error.reason(),
+                    "decode_error",
+                    "{name} truncated at {part}/64: {error}"
+                );
             }
         }
     }

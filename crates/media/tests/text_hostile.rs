@@ -107,7 +107,7 @@ fn megabyte_captions_are_quick() {
     }
     // each round of ftfy undoes one level of this; it may not go through all of them
     check(&*tokenizers[1], &format!("&{}", "amp;".repeat(1 << 18)));
-    // one line of more than a million characters is cut between characters
+    // one line of more than a million characters is split between characters
     check(&*tokenizers[1], &format!("x{}", "é".repeat(1_000_001)));
 }
 

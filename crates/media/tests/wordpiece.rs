@@ -99,7 +99,7 @@ fn files_that_are_no_tokenizer_are_refused() {
         (vec![("tokenizer.json", "{\"model\":")], "tokenizer.json: expected a WordPiece tokenizer"),
         (vec![("tokenizer.json", "[]")], "expected a WordPiece tokenizer"),
         (vec![("tokenizer.json", bpe)], "found another kind of tokenizer"),
-        (vec![("tokenizer.json", &no_frame)], "found a tokenizer that gives none"),
+        (vec![("tokenizer.json", &no_frame)], "found a tokenizer that adds none"),
         (vec![("tokenizer.json", &no_unknown)], "expected the token [UNK]"),
         (
             vec![("vocab.txt", list), ("tokenizer_config.json", "{\"do_lower_case\": 7}")],

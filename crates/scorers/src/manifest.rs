@@ -1,5 +1,5 @@
-//! What a score depends on, written beside the scores: enough to tell two runs apart, nothing that
-//! differs between two equal runs (no time, no host, no path).
+//! What a score depends on, saved with the scores: enough to tell two runs apart, but nothing that
+//! differs between equal runs (no time, host or path).
 
 use nn::clip::{Pooling, TextConfig, VisionConfig};
 use serde::{Deserialize, Serialize};

@@ -5,6 +5,7 @@ use nn::aesthetic::AestheticHead;
 use tch::{Kind, Tensor};
 
 /// A reward model on top of shared towers.
+#[doc(alias = "reward_model")]
 pub trait Scorer: Send {
     /// The column prefix.
     fn name(&self) -> &str;

@@ -58,6 +58,7 @@ pub(crate) struct CaptionTower {
 }
 
 /// The scorers of a run, loaded.
+#[doc(alias = "reward_model")]
 pub struct ScorerSet {
     pub(crate) scorers: Vec<Box<dyn Scorer>>,
     pub(crate) image_towers: Vec<ImageTower>,

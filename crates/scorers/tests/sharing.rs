@@ -10,7 +10,7 @@ use support::{Models, hf_entry, open_clip_entry};
 /// Scores of one image and caption, by entry.
 fn scores(models: &Models, toml: &str, caption: &str) -> Vec<f32> {
     let set = models.describe(toml).unwrap().load().unwrap();
-    let pixels = (0..90 * 70 * 3).map(|place| (place * 7 % 251) as u8).collect();
+    let pixels = (0..90 * 70 * 3).map(|index| (index * 7 % 251) as u8).collect();
     let image = Image::new(Mode::Rgb, 90, 70, pixels).unwrap();
     let image = set.image_preprocessor().preprocess(&image).unwrap();
     let images = set.encode_images(&[&image]).unwrap();
@@ -34,7 +34,7 @@ fn tokenizers_of_one_vocabulary_are_not_taken_for_one_another() {
     assert!(alone[0] != alone[1] && alone[0] != alone[2] && alone[1] != alone[2], "{alone:?}");
 }
 
-/// Everything that changes a score changes the manifest, and the place says what it was.
+/// Everything that changes a score changes the manifest, at a place that shows the cause.
 #[test]
 fn the_manifest_records_the_resolved_configuration() {
     let record = |file: &str, section: &str, keys: Value| {
@@ -48,7 +48,7 @@ fn the_manifest_records_the_resolved_configuration() {
         serde_json::to_value(described.manifest()).unwrap()
     };
     let plain = record("clip/config.json", "", json!({}));
-    for (file, section, keys, place) in [
+    for (file, section, keys, pointer) in [
         (
             "config.json",
             "vision_config",
@@ -85,8 +85,8 @@ fn the_manifest_records_the_resolved_configuration() {
         ),
     ] {
         let changed = record(&format!("clip/{file}"), section, keys.clone());
-        assert_ne!(changed.pointer(place), plain.pointer(place), "{keys}");
-        assert!(changed.pointer(place).is_some(), "{keys}: nothing at {place}");
+        assert_ne!(changed.pointer(pointer), plain.pointer(pointer), "{keys}");
+        assert!(changed.pointer(pointer).is_some(), "{keys}: nothing at {pointer}");
     }
 }
 

@@ -96,7 +96,7 @@ fn strange_answers_write_nothing_outside() {
         assert!(matches!(error, HubError::Download { .. }), "{error}");
         assert!(!hub.folder().join("snapshots").exists() && !hub.folder().join("blobs").exists());
     }
-    // A tag that cannot be a file's name is none.
+    // A tag that cannot be a file name is ignored.
     for tag in ["\"../../../../escaped\"", "\"\"", "\"a/b=\"", "W/\"..\""] {
         let hub = Hub::start(move |_, _| Reply::new(200, b"abc").with("ETag", tag));
         assert_eq!(hub.read("config.json"), b"abc", "{tag}");

@@ -17,7 +17,7 @@ fn one_process_waits_for_another_that_downloads_and_not_for_ever() {
     fs::create_dir_all(lock.parent().unwrap()).unwrap();
     let held = fs::File::create(&lock).unwrap();
     held.lock().unwrap();
-    // The holder gives it back.
+    // The holder releases it.
     let repository = hub.repository();
     let other = std::thread::spawn(move || {
         std::thread::sleep(Duration::from_millis(300));

@@ -37,11 +37,11 @@ struct Head<'a> {
 /// The file as Pillow understands it, rewritten to follow the standard, and the permit to decode
 /// its pixels; `None` if Pillow rejects it too.
 pub(super) fn rebuilt(bytes: &[u8], limits: &Limits) -> Option<(Vec<u8>, Arc<Permit>)> {
-    let (head, place) = head(bytes)?;
+    let (head, position) = head(bytes)?;
     let header = head.header?;
     let layout = Layout::of(&header)?;
     let permit = limits.admit("PNG", u64::from(layout.width), u64::from(layout.height)).ok()?;
-    let data = Stored::new(layout.bytes()?)?.inflated(bytes, place, &layout)?;
+    let data = Stored::new(layout.bytes()?)?.inflated(bytes, position, &layout)?;
 
     let mut file = SIGNATURE.to_vec();
     chunk(&mut file, *b"IHDR", &header)?;
@@ -80,11 +80,11 @@ fn checksum(name: [u8; 4], data: &[u8]) -> u32 {
     crc.sum()
 }
 
-/// The length and the name of the chunk at `place`; `None` if no chunk begins there.
-fn chunk_at(bytes: &[u8], place: usize) -> Option<(usize, [u8; 4])> {
+/// The length and the name of the chunk at `position`; `None` if no chunk begins there.
+fn chunk_at(bytes: &[u8], position: usize) -> Option<(usize, [u8; 4])> {
     let [length, name]: [[u8; 4]; 2] = [
-        bytes.get(place..)?.first_chunk().copied()?,
-        bytes.get(place + 4..)?.first_chunk().copied()?,
+        bytes.get(position..)?.first_chunk().copied()?,
+        bytes.get(position + 4..)?.first_chunk().copied()?,
     ];
     let is_word = |&byte: &u8| byte.is_ascii_alphanumeric() || byte == b'_';
     let length = usize::try_from(u32::from_be_bytes(length)).ok()?;
@@ -94,12 +94,12 @@ fn chunk_at(bytes: &[u8], place: usize) -> Option<(usize, [u8; 4])> {
 /// Reads up to the image data and returns its position. Every chunk before it must be whole.
 fn head(bytes: &[u8]) -> Option<(Head<'_>, usize)> {
     let mut head = Head::default();
-    let mut place = SIGNATURE.len();
+    let mut position = SIGNATURE.len();
     loop {
-        let (length, name) = chunk_at(bytes, place)?;
-        let data = place + 8;
+        let (length, name) = chunk_at(bytes, position)?;
+        let data = position + 8;
         if name == *b"IDAT" {
-            return Some((head, place));
+            return Some((head, position));
         }
         let body = bytes.get(data..data.checked_add(length)?)?;
         let crc: [u8; 4] = bytes.get(data + length..)?.first_chunk().copied()?;
@@ -112,7 +112,7 @@ fn head(bytes: &[u8]) -> Option<(Head<'_>, usize)> {
                 if header[11] != 0 {
                     return None;
                 }
-                // Pillow does not look at the method of compression, and takes any number for
+                // Pillow ignores the method of compression, and takes any number for
                 // "interlaced" but zero.
                 header[10] = 0;
                 header[12] = header[12].min(1);
@@ -122,16 +122,16 @@ fn head(bytes: &[u8]) -> Option<(Head<'_>, usize)> {
             b"tRNS" => head.transparency = Some(&body[..body.len().min(256)]),
             _ => {}
         }
-        place = data + length + 4;
+        position = data + length + 4;
     }
 }
 
 /// What a `tRNS` chunk before the image data says.
 pub(super) fn transparency(bytes: &[u8]) -> Option<&[u8]> {
-    let mut place = SIGNATURE.len();
+    let mut position = SIGNATURE.len();
     loop {
-        let (length, name) = chunk_at(bytes, place)?;
-        let data = place + 8;
+        let (length, name) = chunk_at(bytes, position)?;
+        let data = position + 8;
         match &name {
             b"IDAT" => return None,
             b"tRNS" => {
@@ -139,7 +139,7 @@ pub(super) fn transparency(bytes: &[u8]) -> Option<&[u8]> {
                 let crc: [u8; 4] = bytes.get(data + length..)?.first_chunk().copied()?;
                 return (u32::from_be_bytes(crc) == checksum(name, body)).then_some(body);
             }
-            _ => place = data.checked_add(length)?.checked_add(4)?,
+            _ => position = data.checked_add(length)?.checked_add(4)?,
         }
     }
 }
@@ -154,7 +154,7 @@ struct Layout {
 
 impl Layout {
     fn of(header: &[u8; 13]) -> Option<Self> {
-        let number = |place: usize| Some(u32::from_be_bytes(*header[place..].first_chunk()?));
+        let number = |position: usize| Some(u32::from_be_bytes(*header[position..].first_chunk()?));
         let (depth, colour) = (header[8], header[9]);
         let channels = match (colour, depth) {
             (0, 1 | 2 | 4 | 8 | 16) | (3, 1 | 2 | 4 | 8) => 1,
@@ -193,14 +193,14 @@ impl Layout {
     }
 
     /// Whether a row ends after so many bytes.
-    fn row_ends_at(&self, mut place: u64) -> bool {
+    fn row_ends_at(&self, mut position: u64) -> bool {
         for (rows, bytes) in self.passes() {
-            if place < rows * bytes {
-                return place.is_multiple_of(bytes);
+            if position < rows * bytes {
+                return position.is_multiple_of(bytes);
             }
-            place -= rows * bytes;
+            position -= rows * bytes;
         }
-        place == 0
+        position == 0
     }
 }
 
@@ -228,35 +228,35 @@ impl Stored {
     }
 
     /// The position in the stream of a byte of the data.
-    const fn start(place: usize) -> usize {
-        2 + (place / BLOCK + 1) * 5 + place
+    const fn start(position: usize) -> usize {
+        2 + (position / BLOCK + 1) * 5 + position
     }
 
-    /// The stream with the image data from `place` on, or `None` if Pillow rejects it.
-    fn inflated(mut self, bytes: &[u8], mut place: usize, layout: &Layout) -> Option<Vec<u8>> {
+    /// The stream with the image data from `position` on, or `None` if Pillow rejects it.
+    fn inflated(mut self, bytes: &[u8], mut position: usize, layout: &Layout) -> Option<Vec<u8>> {
         let mut inflater = Decompress::new(true);
         let mut ended = false;
         while self.written < self.bytes && !ended {
-            let (length, name) = chunk_at(bytes, place)?;
+            let (length, name) = chunk_at(bytes, position)?;
             if name != *b"IDAT" {
                 return None;
             }
-            let data = bytes.get(place + 8..)?;
+            let data = bytes.get(position + 8..)?;
             ended = self.inflate(&mut inflater, &data[..length.min(data.len())])?;
-            place = place.checked_add(length)?.checked_add(12)?;
+            position = position.checked_add(length)?.checked_add(12)?;
         }
         // Data that ends properly after a row leaves the other rows black.
         if !layout.row_ends_at(self.written as u64) {
             return None;
         }
-        // Pillow reads on to the end; a chunk that is cut there is an error, an end between two is
+        // Pillow reads on to the end; a chunk truncated there is an error, an end between two is
         // none.
-        while let Some((length, name)) = chunk_at(bytes, place) {
+        while let Some((length, name)) = chunk_at(bytes, position) {
             if name == *b"IEND" {
                 break;
             }
-            place = place.checked_add(length)?.checked_add(12)?;
-            if place - 4 > bytes.len() {
+            position = position.checked_add(length)?.checked_add(12)?;
+            if position - 4 > bytes.len() {
                 return None;
             }
         }

@@ -3,7 +3,7 @@
 //!
 //! Source: pytorch/pytorch (2.11.0) `aten/src/ATen/native/cpu/UpSampleKernel.cpp`,
 //! `aten/src/ATen/native/UpSample.h`. Which products its compiler fused into a sum (`mul_add`) and
-//! which it rounded first was found by comparison and is noted at each place. The results here are
+//! which it rounded first was found by comparison and is noted at each position. The results here are
 //! the same on every processor, but slow on one without the instruction. One fault is not copied:
 //! libtorch's antialiased resize to a width of one pixel repeats its first value down the column.
 
@@ -144,7 +144,7 @@ fn outer(x: f32) -> f32 {
 fn legacy(source: Source<'_>, width: usize, height: usize) -> Vec<f32> {
     let columns = cubic_taps(source.width, width);
     let mut floats = source.row_buffer();
-    // The four rows of an output row are neighbours, so each has a slot of its own.
+    // The four rows of an output row are neighbours, so no two share a buffer.
     let mut slots: [(Option<usize>, Vec<f32>); 4] =
         std::array::from_fn(|_| (None, vec![0.0; width * LANES]));
     let mut output = vec![0.0; width * height * LANES];
@@ -160,8 +160,8 @@ fn legacy(source: Source<'_>, width: usize, height: usize) -> Vec<f32> {
             }
         }
         let lines = rows.map(|row| slots[row % 4].1.as_slice());
-        for (place, value) in output.iter_mut().enumerate() {
-            *value = weigh(lines.map(|line| line[place]), weights);
+        for (position, value) in output.iter_mut().enumerate() {
+            *value = weigh(lines.map(|line| line[position]), weights);
         }
     }
     output

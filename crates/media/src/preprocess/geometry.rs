@@ -15,8 +15,8 @@ pub(super) fn crop_or_pad(resized: (u32, u32), size: u32) -> (Window, (u32, u32)
     (Window { left, top, width, height }, (column, row))
 }
 
-/// The image in a square of `size` pixels of the value `fill`, its first pixel at `place`.
-pub(super) fn placed(image: Image, place: (u32, u32), size: u32, fill: u8) -> Image {
+/// The image in a square of `size` pixels of the value `fill`, its first pixel at `position`.
+pub(super) fn padded(image: Image, position: (u32, u32), size: u32, fill: u8) -> Image {
     if (image.width(), image.height()) == (size, size) {
         return image;
     }
@@ -29,7 +29,7 @@ pub(super) fn placed(image: Image, place: (u32, u32), size: u32, fill: u8) -> Im
     };
     let row = size as usize * channels;
     let mut pixels = pixel.repeat(size as usize * size as usize);
-    let start = place.1 as usize * row + place.0 as usize * channels;
+    let start = position.1 as usize * row + position.0 as usize * channels;
     let targets = pixels[start..].chunks_mut(row);
     for (target, source) in targets.zip(image.pixels().chunks_exact(image.row_bytes())) {
         target[..source.len()].copy_from_slice(source);

@@ -129,6 +129,8 @@ pub enum PreprocessError {
 }
 
 /// How pixels become the input of a network.
+#[doc(alias = "CLIPImageProcessor")]
+#[doc(alias = "image_transform")]
 #[derive(Debug, Clone, Copy)]
 pub struct Recipe {
     kind: Kind,
@@ -215,11 +217,11 @@ impl Recipe {
             Kind::Hf(steps) => {
                 let rgb = steps.rgb(image)?;
                 let (resized, filter) = steps.resized(image.width(), image.height())?;
-                let (window, place) = geometry::crop_or_pad(resized, self.size);
+                let (window, position) = geometry::crop_or_pad(resized, self.size);
                 let crop = RESIZER.with_borrow_mut(|resizer| {
                     resizer.resize_within(&rgb, resized, window, filter)
                 });
-                let crop = geometry::placed(crop, place, self.size, 0);
+                let crop = geometry::padded(crop, position, self.size, 0);
                 self.write(&crop, &self.tables(|value| steps.rescaled(value)), out);
             }
             Kind::OpenClip(steps) => {
@@ -227,7 +229,7 @@ impl Recipe {
                 let crop = RESIZER.with_borrow_mut(|resizer| {
                     resizer.resize_within(image, geometry.resized, geometry.window, steps.filter)
                 });
-                let crop = geometry::placed(crop, geometry.place, self.size, steps.fill);
+                let crop = geometry::padded(crop, geometry.position, self.size, steps.fill);
                 self.write(&crop.to_rgb(), &self.tables(|value| f32::from(value) / 255.0), out);
             }
             Kind::Hps { resize } => {

@@ -39,7 +39,7 @@ pub(super) struct Geometry {
     /// Its visible part.
     pub(super) window: Window,
     /// Column and row of its first pixel in the network's input.
-    pub(super) place: (u32, u32),
+    pub(super) position: (u32, u32),
 }
 
 impl OpenClipSteps {
@@ -49,9 +49,11 @@ impl OpenClipSteps {
 
     pub(super) fn geometry(&self, width: u32, height: u32, size: u32) -> Geometry {
         match self.mode {
-            ResizeMode::Squash => {
-                Geometry { resized: (size, size), window: Window::whole(size, size), place: (0, 0) }
-            }
+            ResizeMode::Squash => Geometry {
+                resized: (size, size),
+                window: Window::whole(size, size),
+                position: (0, 0),
+            },
             ResizeMode::Shortest => {
                 let (short, long) = (width.min(height), width.max(height));
                 let long = truncated_longer_side(size, short, long);
@@ -60,7 +62,7 @@ impl OpenClipSteps {
                 Geometry {
                     resized,
                     window: Window { left, top, width: size, height: size },
-                    place: (0, 0),
+                    position: (0, 0),
                 }
             }
             ResizeMode::Longest => {
@@ -73,7 +75,7 @@ impl OpenClipSteps {
                 Geometry {
                     resized,
                     window: Window::whole(resized.0, resized.1),
-                    place: ((size - resized.0) / 2, (size - resized.1) / 2),
+                    position: ((size - resized.0) / 2, (size - resized.1) / 2),
                 }
             }
         }

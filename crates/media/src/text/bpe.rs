@@ -4,7 +4,7 @@
 //! [`HuggingFaceTokenizer`](super::HuggingFaceTokenizer) runs the `tokenizers` library, as
 //! transformers does, and it is not the same algorithm. This one joins every occurrence of the pair
 //! with the lowest rank before it looks at the pairs that arose; the library looks after each
-//! single occurrence. The two differ for a list of merges in which a merge stands before one that
+//! single occurrence. The two differ for a list of merges in which a merge precedes one that
 //! makes its parts, and each tokenizer is exact only with its own.
 
 use std::cmp::Reverse;

@@ -38,6 +38,7 @@ pub struct TokenLimits {
 }
 
 /// transformers' CLIP tokenizer.
+#[doc(alias = "CLIPTokenizer")]
 pub struct HuggingFaceTokenizer {
     pipeline: Pipeline,
     start: u32,

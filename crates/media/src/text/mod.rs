@@ -100,9 +100,9 @@ pub enum TokenizerError {
     Malformed {
         /// The file.
         path: PathBuf,
-        /// What belongs there.
+        /// What it should hold.
         expected: String,
-        /// What stands there.
+        /// What the file holds.
         found: String,
     },
     /// The start and end tokens do not fit the context.

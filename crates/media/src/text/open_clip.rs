@@ -28,6 +28,7 @@ static WORD: LazyLock<Regex> = LazyLock::new(|| {
 });
 
 /// open_clip's `SimpleTokenizer`.
+#[doc(alias = "SimpleTokenizer")]
 pub struct OpenClipTokenizer {
     encoder: BytePairEncoder,
     start: u32,

@@ -109,7 +109,7 @@ impl Token {
     }
 }
 
-/// A JSON object with the file it stands in.
+/// A JSON object, with the file it comes from.
 struct File {
     path: PathBuf,
     keys: Map<String, Value>,

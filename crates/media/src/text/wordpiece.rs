@@ -110,7 +110,7 @@ impl WordPieceTokenizer {
         let trial = pipeline.encode_fast("a photo of a cat, 4k!", true).map_err(wrong)?;
         if trial.is_empty() || pipeline.encode_fast("", true).map_err(wrong)?.is_empty() {
             let expected = "tokens at the start and end of each text";
-            return Err(malformed(&source, expected, "a tokenizer that gives none"));
+            return Err(malformed(&source, expected, "a tokenizer that adds none"));
         }
         let mut tokens: Vec<(String, u32)> = pipeline.get_vocab(true).into_iter().collect();
         tokens.sort();
@@ -128,7 +128,7 @@ impl WordPieceTokenizer {
             .unwrap_or_default()
     }
 
-    /// The most ids that [`WordPieceTokenizer::encode`] gives.
+    /// The most ids that [`WordPieceTokenizer::encode`] returns.
     pub fn context_length(&self) -> usize {
         self.context_length
     }

@@ -139,7 +139,7 @@ fn decode_utf8_or_variant(bytes: Vec<u8>) -> Option<String> {
     }
 }
 
-/// UTF-8 in which surrogate pairs stand as two three-byte sequences and U+0000 as C0 80.
+/// UTF-8 with surrogate pairs as two three-byte sequences and U+0000 as C0 80.
 ///
 /// The original finds these with regular expressions whose `$` also matches before a newline that
 /// ends the bytes; the two cases in which that shows are kept.

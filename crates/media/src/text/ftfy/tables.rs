@@ -7,7 +7,7 @@ use std::sync::LazyLock;
 use regex::Regex;
 use serde::Deserialize;
 
-/// The tables as they stand in the asset.
+/// The tables of the asset.
 #[derive(Deserialize)]
 struct Asset {
     badness: String,
@@ -67,7 +67,7 @@ impl Encoding {
         text.chars()
             .map(|character| match (&self.encode, u8::try_from(character)) {
                 (None, byte) => byte.ok(),
-                // a sloppy encoding gives byte 0x1A to U+FFFD and has none for U+001A
+                // in a sloppy encoding byte 0x1A is U+FFFD, and U+001A has no byte
                 (Some(_), Ok(0x1A)) if self.sloppy => None,
                 (Some(_), Ok(byte)) if byte.is_ascii() => Some(byte),
                 (Some(table), _) => table.get(&character).copied(),
