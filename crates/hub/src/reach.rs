@@ -8,8 +8,8 @@ use crate::Settings;
 use crate::http::{Attempts, Client, Problem};
 
 impl Settings {
-    /// Requests the hub's front page once, without the token, and returns the HTTP status or why
-    /// there is none. `limit` bounds each wait: for the address, the connection and the response.
+    /// Requests the front page of the hub once, without the token. Returns the HTTP status, or why
+    /// it failed. `limit` bounds each wait: for the address, the connection and the response.
     pub fn reach(&self, limit: Duration) -> Result<u16, String> {
         let mut settings = self.clone();
         settings.token = None;

@@ -125,7 +125,7 @@ fn outputs_of_trainings_lead_to_a_checkpoint() {
 }
 
 #[test]
-fn what_does_not_exist_is_told_from_the_name() {
+fn what_does_not_exist_is_recognised_by_its_name() {
     let folder = tempfile::tempdir().unwrap();
     for (text, expected) in [
         ("runwayml/stable-diffusion-v1-5", "write hf://runwayml/stable-diffusion-v1-5"),

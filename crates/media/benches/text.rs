@@ -8,7 +8,7 @@ use std::time::Instant;
 use media::text::{TokenizerKind, load};
 
 fn main() {
-    let words = "a detailed painting of an old lighthouse keeper reading by lamp light, storm outside, \
+    let words = "a detailed portrait of an old lighthouse keeper reading by lamp light, storm outside, \
                  intricate, 8k, by nobody in particular, it’s late & quiet";
     let words: Vec<&str> = words.split(' ').collect();
     // captions of 5 to 24 words; every fourth has curly quotes, accents or an entity

@@ -57,7 +57,7 @@ fn flipped_bits_give_an_error_or_an_image() {
 }
 
 #[test]
-fn damaged_jpegs_are_judged_and_decoded_as_pillow_does() {
+fn damaged_jpegs_are_rejected_or_decoded_as_pillow_does() {
     // A flipped bit of the header may ask for a long side, which Pillow allows.
     let limits = Limits { max_width: u32::MAX, max_height: u32::MAX, ..Limits::default() };
     for (name, bytes, golden) in files() {
@@ -219,7 +219,7 @@ fn a_flood_of_progressive_scans_is_bounded() {
 }
 
 #[test]
-fn what_is_no_image_is_named() {
+fn what_is_not_an_image_is_named() {
     assert_eq!(decode(b"", &Limits::default()), Err(DecodeError::Empty));
     for (bytes, name) in
         [(&b"GIF89a........"[..], "GIF"), (b"BM..............", "BMP"), (b"\0", "bytes 00")]

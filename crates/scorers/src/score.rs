@@ -1,4 +1,4 @@
-//! From normalised features to a score: the part of a reward model that no other one shares.
+//! From normalised features to a score: the only part of a reward model with no sharing.
 
 use nn::NetworkError;
 use nn::aesthetic::AestheticHead;

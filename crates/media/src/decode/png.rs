@@ -50,8 +50,8 @@ fn decode_whole(bytes: &[u8], limits: &Limits) -> Result<Image, DecodeError> {
             packed.as_chunks().0.iter().flat_map(|&[high, low]| [low, high]).collect()
         }
         (ColorType::GrayscaleAlpha, BitDepth::Sixteen) => {
-            let widen = |&[grey, _, alpha, _]: &[u8; 4]| [grey, grey, grey, alpha];
-            packed.as_chunks().0.iter().flat_map(widen).collect()
+            let rgba = |&[grey, _, alpha, _]: &[u8; 4]| [grey, grey, grey, alpha];
+            packed.as_chunks().0.iter().flat_map(rgba).collect()
         }
         (_, BitDepth::Sixteen) => packed.into_iter().step_by(2).collect(),
         (color_type, depth) => {

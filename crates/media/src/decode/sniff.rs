@@ -70,7 +70,7 @@ fn text(bytes: &[u8]) -> Option<(&'static str, &'static str)> {
         } else if lower.starts_with("<svg")
             || (lower.starts_with("<?xml") && lower.contains("<svg"))
         {
-            ("an SVG drawing", "\nhint: convert the image to JPEG, PNG or WebP")
+            ("an SVG image", "\nhint: convert the image to JPEG, PNG or WebP")
         } else if lower.starts_with("<!doctype html")
             || lower.starts_with("<html")
             || lower.contains("<html")
@@ -120,7 +120,7 @@ mod tests {
             (b"<!DOCTYPE html><html><body>404</body></html>", "an HTML page"),
             (b"\xef\xbb\xbf  <HTML lang=en>", "an HTML page"),
             (b"<?xml version=\"1.0\"?><Error><Code>AccessDenied</Code></Error>", "text (markup)"),
-            (b"<svg xmlns=\"http://www.w3.org/2000/svg\"/>", "an SVG drawing"),
+            (b"<svg xmlns=\"http://www.w3.org/2000/svg\"/>", "an SVG image"),
             (b"{\"error\": \"Entry not found\"}", "JSON"),
             (b"[1, 2]", "JSON"),
             (base64.as_bytes(), "base64 text"),

@@ -55,7 +55,7 @@ pub(super) fn unescape(text: &str) -> Cow<'_, str> {
     Cow::Owned(unescaped)
 }
 
-/// Reads a number after `&#`; returns the bytes used, or `None` if there is no number.
+/// Reads a number after `&#`; returns the bytes used, or `None` without digits.
 fn numeric(text: &str, unescaped: &mut String) -> Option<usize> {
     let (digits, prefix, radix) = match text.strip_prefix(['x', 'X']) {
         Some(digits) => (digits, 1, 16),
