@@ -1,4 +1,4 @@
-//! From normalised features to a score: the only part of a reward model with no sharing.
+//! From normalised features to a score: the part of a reward model that is not shared.
 
 use nn::NetworkError;
 use nn::aesthetic::AestheticHead;
