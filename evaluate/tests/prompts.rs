@@ -242,7 +242,7 @@ fn pick_a_pics_captions_are_read_once() {
     assert!(error.contains("expected text in the column \"label_0\", found Int64"), "{error}");
     let error =
         read(&fixture, "validation_unique-00000-of-00001.Parquet,column=jpg_0").unwrap_err();
-    assert!(error.contains("row 1 of column \"jpg_0\" holds bytes that are no text"), "{error}");
+    assert!(error.contains("row 1 of column \"jpg_0\" holds bytes that are not text"), "{error}");
 }
 
 #[test]
@@ -328,7 +328,7 @@ fn what_is_no_table_of_prompts_is_refused_in_a_sentence() {
         ),
         ("a.jsonl", b"\xff\xfe\n", "a.jsonl:1: expected UTF-8 text"),
         ("a.parquet", b"", "a.parquet: expected a Parquet file, found an empty file"),
-        ("a.parquet", &pairs[..pairs.len() - 9], "hint: the download or copy was cut short"),
+        ("a.parquet", &pairs[..pairs.len() - 9], "hint: the download or copy is incomplete"),
         ("a.parquet", &damaged, "a.parquet: damaged or unsupported Parquet"),
         ("a.parquet", &no_captions, "found the columns \"number\"; hint: choose one"),
         ("a.parquet", &nulls, "expected rows with prompts, found none"),

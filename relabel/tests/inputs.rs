@@ -76,7 +76,7 @@ fn the_output_may_stand_among_the_pairs() {
     assert!(labels == expected, "the same bytes as elsewhere");
     let again = score("pairs/labels.parquet", &[]).expect_code(0);
     assert!(again.stderr.contains("already complete"), "{again:#?}");
-    assert!(again.stderr.contains("left out: 1 output of this program (labels.parquet)"));
+    assert!(again.stderr.contains("skipped: 1 output of this program (labels.parquet)"));
     assert!(again.stderr.contains("2 names beginning with . or _"), "{again:#?}");
     // A pattern, and a copy by another tool, which has lost the metadata.
     let mut pattern = relabel(["score", "--pairs"]);

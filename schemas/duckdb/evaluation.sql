@@ -3,7 +3,8 @@
 -- DuckDB views of an evaluation. Start DuckDB in the root of the repository and:
 --     .read schemas/duckdb/evaluation.sql
 --     FROM recheck_win_rates;
--- The folder is that of the default; for another replace it in the two paths below.
+-- The folder is the default one. For another:
+--     cargo run --release -p balanceddpo-schemas --bin schemas -- sql FOLDER > views.sql
 
 -- One row per image and metric, as in the file.
 CREATE OR REPLACE VIEW scores AS
@@ -13,7 +14,7 @@ SELECT * FROM read_parquet('eval/scores.parquet');
 CREATE OR REPLACE VIEW win_rates AS
 SELECT * FROM read_parquet('eval/winrates.parquet');
 
--- Per model, prompt and metric the best of the images and their mean.
+-- Per model, prompt and metric: the best image's score and the mean.
 CREATE OR REPLACE VIEW best_of_n AS
 SELECT model, prompt_set, prompt_id, prompt, any_value(category) AS category, metric,
        count(*) AS seeds, max(score) AS best, avg(score::DOUBLE) AS mean
@@ -21,7 +22,7 @@ FROM scores
 WHERE score IS NOT NULL
 GROUP BY model, prompt_set, prompt_id, prompt, metric;
 
--- Per pair of models in both orders, prompt and metric the best of the images that both models have.
+-- Per pair of models in both orders, prompt and metric: the best of the images that both models have.
 CREATE OR REPLACE VIEW compared AS
 SELECT a.model AS model_a, b.model AS model_b, prompt_set, prompt_id, prompt,
        any_value(coalesce(a.category, b.category)) AS category, metric,
@@ -49,7 +50,7 @@ JOIN compared AS c
  AND (cell.category IS NULL OR cell.category = c.category)
 GROUP BY cell.prompt_set, cell.category, cell.model_a, cell.model_b, cell.metric;
 
--- A row for each cell of the file that differs from the scores, so no row means that the file is right.
+-- A row for each cell of the file that differs from the scores: no row means that the file is right.
 CREATE OR REPLACE VIEW recheck_win_rates AS
 SELECT w.prompt_set, w.category, w.model_a, w.model_b, w.metric,
        w.wins, again.wins AS wins_again, w.ties, again.ties AS ties_again,

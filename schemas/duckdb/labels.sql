@@ -3,8 +3,8 @@
 -- DuckDB views of a labels file. Start DuckDB in the root of the repository and:
 --     .read schemas/duckdb/labels.sql
 --     FROM agreement;
--- The path and the scorers are those of the default. For another file:
---     cargo run --release -p balanceddpo-schemas --bin schemas -- sql --labels FILE > views.sql
+-- The path and the scorers are the default ones. For another file:
+--     cargo run --release -p balanceddpo-schemas --bin schemas -- sql FILE > views.sql
 
 -- One row per pair, as in the file.
 CREATE OR REPLACE VIEW labels AS
@@ -23,30 +23,30 @@ FROM (
     FROM labels
 );
 
--- How often two scorers vote alike, over the pairs where both vote, and Cohen's kappa: agreement
--- beyond what their shares of +1 alone would give. Null where one of them is constant.
+-- How often two scorers vote alike, over the pairs for which both vote, and Cohen's kappa: agreement
+-- beyond chance, given how often each votes +1. Null if one of them is constant.
 CREATE OR REPLACE VIEW agreement AS
 WITH vote_pairs AS (
     SELECT a.scorer AS scorer_a, b.scorer AS scorer_b,
            count(*) AS pairs,
            avg((a.vote = b.vote)::DOUBLE) AS observed,
-           avg((a.vote = 1)::DOUBLE) AS share_a,
-           avg((b.vote = 1)::DOUBLE) AS share_b
+           avg((a.vote = 1)::DOUBLE) AS rate_a,
+           avg((b.vote = 1)::DOUBLE) AS rate_b
     FROM votes_long AS a
     JOIN votes_long AS b USING (pair_id)
     WHERE a.vote IS NOT NULL AND b.vote IS NOT NULL
     GROUP BY ALL
 )
 SELECT scorer_a, scorer_b, pairs, observed AS agreement,
-       (observed - (share_a * share_b + (1 - share_a) * (1 - share_b)))
-           / nullif(1 - (share_a * share_b + (1 - share_a) * (1 - share_b)), 0) AS kappa
+       (observed - (rate_a * rate_b + (1 - rate_a) * (1 - rate_b)))
+           / nullif(1 - (rate_a * rate_b + (1 - rate_a) * (1 - rate_b)), 0) AS kappa
 FROM vote_pairs
 ORDER BY scorer_a, scorer_b;
 
--- Every vote (Eq. 6), vote_sum and consensus (Eq. 7) computed again from the scores. A row for each
--- difference, so no row means that the file is right. A scorer without a single vote in the file is
--- no voter (relabel vote --voters). A row with the status "non_finite" has votes of the scorers that
--- gave numbers, but no sum. A difference "tie" is a consensus where the votes cancel out,
+-- Every vote (Eq. 6), vote_sum and consensus (Eq. 7) computed again from the scores, with a row for
+-- each difference: no row means that the file is right. A scorer without any vote in the file is not
+-- a voter (relabel vote --voters). A row with the status "non_finite" has the votes of the scorers
+-- that gave numbers, but no sum. The difference "tie" is a consensus although the votes cancel out,
 -- which only relabel vote with a rule --ties other than "zero" writes.
 CREATE OR REPLACE VIEW recheck AS
 WITH voters AS (

@@ -2,8 +2,8 @@
 //! it is read, wherever it is.
 //!
 //! The Parquet library writes no page checksums (it verifies those that others wrote). So our files
-//! hold a region of their own between the last page index and the footer, where a reader that does
-//! not know it never looks, because all places in a footer are absolute:
+//! hold a region of their own between the last page index and the footer. A reader that does not know
+//! the region never looks there, because all offsets in a footer are absolute:
 //!
 //! | bytes | what |
 //! |---|---|
@@ -13,8 +13,8 @@
 //! | 8 | how many bytes stand before the region |
 //! | 8 | [`MARK`] |
 //!
-//! Numbers are little-endian. Another tool that rewrites a file leaves the region out, and the file
-//! is read as any other.
+//! Numbers are little-endian. Another tool that rewrites a file drops the region; this crate then
+//! reads the file as any other.
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -27,14 +27,14 @@ use parquet::file::reader::{ChunkReader, Length};
 
 use crate::scratch::Space;
 
-/// The unit that is verified: a reader of single rows reads little more than their pages.
+/// The unit of verification: a reader of single rows reads little more than their pages.
 pub(crate) const BLOCK_BYTES: usize = 16 << 10;
 /// The end of the region.
 const MARK: &[u8; 8] = b"BDPOSUM1";
 /// What stands in the region after the blocks' checksums.
 const FIXED_BYTES: usize = 4 + 4 + 8 + 8;
-/// How much of a file without checksums is read at once for the header of a page.
-const READ_AHEAD: usize = 8 << 10;
+/// How many bytes one read takes from a file without checksums, for the header of a page.
+const HEADER_BYTES: usize = 8 << 10;
 
 /// Collects the checksums of bytes that are written in order.
 #[derive(Debug, Default)]
@@ -83,12 +83,12 @@ impl Summing {
 #[derive(Debug)]
 struct Sums {
     blocks: Vec<u32>,
-    /// How many bytes they speak of, from the start.
+    /// How many bytes they cover, from the start.
     covered: u64,
 }
 
 impl Sums {
-    /// Reads the region before a footer and verifies it and the footer. `None` for a file of others.
+    /// Reads the region before a footer and verifies both. `None` if another tool wrote the file.
     fn read(file: &File, footer_start: u64, footer: &[u8]) -> io::Result<Option<Self>> {
         let mut fixed = [0_u8; FIXED_BYTES];
         let Some(fixed_start) = footer_start.checked_sub(FIXED_BYTES as u64) else {
@@ -124,7 +124,7 @@ impl Sums {
     }
 }
 
-/// What is known of a file's bytes, kept while it is not open; nothing for a file of others.
+/// The checksums of a file that is not open; `None` if another tool wrote the file.
 #[derive(Clone, Debug)]
 pub(crate) struct Checksums(Option<Arc<Sums>>);
 
@@ -132,8 +132,8 @@ fn damaged(what: impl Into<String>) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, format!("{} (checksum)", what.into()))
 }
 
-/// An open Parquet file; what is read of one of ours is verified. Cloning shares the open file, which
-/// has no position.
+/// An open Parquet file. If this workspace wrote it, every read is verified. Clones share the open
+/// file, which has no position.
 #[derive(Clone, Debug)]
 pub struct CheckedFile {
     file: Arc<File>,
@@ -161,12 +161,12 @@ impl CheckedFile {
         Self { file: Arc::new(file), length, sums: checksums.0.clone() }
     }
 
-    /// Whether what is read is verified.
+    /// Whether reads are verified.
     pub fn has_checksums(&self) -> bool {
         self.sums.is_some()
     }
 
-    /// The bytes from `start` on, at least one unless the end is reached, at most `wanted` or a block.
+    /// The bytes from `start` on: at least one before the end of the file, at most `wanted` or a block.
     fn some(&self, start: u64, wanted: usize) -> io::Result<Bytes> {
         match &self.sums {
             Some(sums) => {
@@ -182,7 +182,7 @@ impl CheckedFile {
         }
     }
 
-    /// Reads whole blocks, verifies them, and gives what was asked for of them.
+    /// Reads and verifies whole blocks, and returns the bytes from `start` to `end`.
     fn verified(&self, sums: &Sums, start: u64, end: u64) -> io::Result<Bytes> {
         if start >= end {
             return Ok(Bytes::new());
@@ -246,7 +246,7 @@ pub struct CheckedReader {
 impl Read for CheckedReader {
     fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
         if self.buffer.is_empty() {
-            self.buffer = self.file.some(self.position, READ_AHEAD)?;
+            self.buffer = self.file.some(self.position, HEADER_BYTES)?;
             self.position += self.buffer.len() as u64;
         }
         let bytes = self.buffer.split_to(self.buffer.len().min(into.len()));

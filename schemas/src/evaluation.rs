@@ -1,5 +1,5 @@
-//! What the two files of an evaluation share, [`crate::scores`] and [`crate::winrates`]: a flat table
-//! of one [`Record`] a row, small enough to be read whole.
+//! The two files of an evaluation, [`crate::scores`] and [`crate::winrates`], are flat tables with one
+//! [`Record`] per row, small enough to be read whole. This module holds their reader and writer.
 
 use std::collections::BTreeMap;
 use std::marker::PhantomData;
@@ -102,10 +102,10 @@ pub trait Record: Sized {
     /// The columns, in file order.
     fn columns() -> Vec<Column>;
 
-    /// Checks what types cannot say, above all that numbers are finite.
+    /// Checks what types cannot express, above all that numbers are finite.
     ///
     /// # Errors
-    /// What is wrong, in a sentence.
+    /// A sentence that says what is wrong.
     fn check(&self) -> Result<(), String>;
 
     /// An array for each of [`Record::columns`], of the types of the file.
@@ -114,7 +114,7 @@ pub trait Record: Sized {
     /// The rows of a batch.
     ///
     /// # Errors
-    /// When a column is missing or of another type, or holds a text that is no value of it.
+    /// When a column is missing or of another type, or holds a text that is not one of its values.
     fn from_arrays(columns: &Columns<'_>) -> Result<Vec<Self>, ArrowError>;
 }
 
@@ -131,7 +131,7 @@ impl<'batch> Columns<'batch> {
     /// A column of text.
     ///
     /// # Errors
-    /// When there is none of this name and type.
+    /// When no column has this name and type.
     pub fn text(&self, name: &str) -> Result<&'batch StringArray, ArrowError> {
         self.named(name)?.as_string_opt().ok_or_else(|| wrong(name))
     }
@@ -139,7 +139,7 @@ impl<'batch> Columns<'batch> {
     /// A column of numbers.
     ///
     /// # Errors
-    /// When there is none of this name and type.
+    /// When no column has this name and type.
     pub fn number<T: ArrowPrimitiveType>(
         &self,
         name: &str,
@@ -168,8 +168,8 @@ pub(crate) fn texts<'a>(values: impl Iterator<Item = Option<&'a str>>) -> ArrayR
     Arc::new(values.collect::<StringArray>())
 }
 
-/// Writes a file. Nothing stands under the final name before [`RecordWriter::finish`]; the bytes
-/// depend on the rows and the metadata alone.
+/// Writes a file, which gets its final name in [`RecordWriter::finish`]. The bytes depend on the rows
+/// and the metadata alone.
 #[derive(Debug)]
 pub struct RecordWriter<R> {
     table: TableWriter,
@@ -178,8 +178,7 @@ pub struct RecordWriter<R> {
 }
 
 impl<R: Record> RecordWriter<R> {
-    /// Starts a file. The metadata goes into its key-value metadata beside the schema version, which
-    /// is added.
+    /// Starts a file with this key-value metadata and the schema version.
     ///
     /// # Errors
     /// When the file cannot be created.
@@ -212,7 +211,7 @@ impl<R: Record> RecordWriter<R> {
     /// Writes the rest and makes the file durable under its final name.
     ///
     /// # Errors
-    /// As [`RecordWriter::write`]; nothing changes under the final name then.
+    /// When the disk fails; nothing changes under the final name then.
     pub fn finish(mut self) -> Result<(), EvaluationError> {
         self.flush()?;
         Ok(self.table.finish()?)
@@ -249,13 +248,13 @@ fn properties<R: Record>(
     builder.build()
 }
 
-/// A file whose columns were checked. It holds the footer, not the rows, and no open file. Column
-/// order, extra columns and nullability are free, names and types are not.
+/// A file with checked columns. It holds the footer, not the rows, and no open file. Column order,
+/// extra columns and nullability are free; names and types are not.
 #[derive(Clone, Debug)]
 pub struct RecordFile<R> {
     parquet: ParquetInput,
     metadata: BTreeMap<String, String>,
-    /// The places of our columns in the file.
+    /// The positions of our columns in the file.
     places: Vec<usize>,
     record: PhantomData<fn() -> R>,
 }
@@ -297,7 +296,7 @@ impl<R: Record> RecordFile<R> {
         self.parquet.path()
     }
 
-    /// The file's key-value metadata without Arrow's own entry; empty when another tool wrote it.
+    /// The file's key-value metadata without Arrow's own entry; empty if another tool wrote it.
     pub fn metadata(&self) -> &BTreeMap<String, String> {
         &self.metadata
     }
@@ -315,7 +314,7 @@ impl<R: Record> RecordFile<R> {
     /// All rows.
     ///
     /// # Errors
-    /// When the file is gone, changed or damaged, or holds NaN or another impossible value.
+    /// When the file is missing, changed or damaged, or holds NaN or another impossible value.
     pub fn read(&self) -> Result<Vec<R>, EvaluationError> {
         let file = self.parquet.reopen()?;
         let leaves = self.leaves()?;
@@ -354,8 +353,8 @@ impl<R: Record> RecordFile<R> {
         Ok(self.parquet.contained(next)?)
     }
 
-    /// The columns with the types of the file as we write it, where nothing is lost by that: pandas
-    /// makes a type "null" of a column without values, and floats of integers with gaps.
+    /// The columns with the types that the writer uses, if no value changes by that. pandas gives a
+    /// column without values the type "null", and turns integers with gaps into floats.
     fn of_our_types(
         &self,
         batch: &RecordBatch,
@@ -403,12 +402,13 @@ impl<R: Record> RecordFile<R> {
     }
 }
 
-/// Whoever wrote the file: the types that Parquet itself stores, without those of Arrow.
+/// Reads with the types that Parquet itself stores, so that it does not matter which tool wrote the
+/// file.
 fn plain_types() -> ArrowReaderOptions {
     ArrowReaderOptions::new().with_skip_arrow_metadata(true)
 }
 
-/// What a column of this type in the file is read as.
+/// How a column of this stored type is read.
 fn target(stored: &DataType) -> Target<'_> {
     match stored {
         DataType::Utf8 => Target::Text,
@@ -416,7 +416,7 @@ fn target(stored: &DataType) -> Target<'_> {
     }
 }
 
-/// For each of our columns its place in the file, else what is wrong.
+/// The position of each of our columns in the file, or what is wrong.
 fn find(columns: &[Column], stored: &Schema) -> Result<Vec<usize>, Vec<String>> {
     let (mut places, mut problems) = (Vec::new(), Vec::new());
     for column in columns {

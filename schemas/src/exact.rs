@@ -1,5 +1,5 @@
-//! Columns of another type than ours, read where nothing is lost by it: pandas makes floats of
-//! integers with gaps, DuckDB decimals of literals, and both are what was meant.
+//! Reads columns of another type than ours if no value changes by it: pandas turns integers with gaps
+//! into floats, DuckDB literals into decimals.
 
 use std::sync::Arc;
 
@@ -17,7 +17,7 @@ const UUID_BYTES: i32 = 16;
 /// The largest precision of a 128-bit decimal.
 const MOST_DIGITS: u8 = 38;
 
-/// What a value is read as.
+/// How a value is read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Target<'a> {
     /// UTF-8 text, as views: from text of any kind and from bytes that are UTF-8.
@@ -30,10 +30,10 @@ pub(crate) enum Target<'a> {
     Boolean,
 }
 
-/// A value that cannot be read without a loss.
+/// A value that would change.
 #[derive(Debug)]
 pub(crate) struct Inexact {
-    /// Its place in the array.
+    /// Its position in the array.
     pub(crate) index: usize,
     /// The value, as text.
     pub(crate) found: String,
@@ -44,7 +44,7 @@ pub(crate) struct Inexact {
 pub(crate) enum Failure {
     /// A value would be changed.
     Inexact(Inexact),
-    /// The Arrow library gave up.
+    /// The Arrow library failed.
     Arrow(ArrowError),
 }
 
@@ -54,7 +54,7 @@ impl From<ArrowError> for Failure {
     }
 }
 
-/// Whether some values of a stored type may be read so; which ones, [`read`] says.
+/// Whether some values of a stored type may be read so; [`read`] decides which.
 pub(crate) fn is_possible(stored: &DataType, target: Target<'_>) -> bool {
     let number = stored.is_numeric() || stored.is_decimal();
     match (target, stored) {
@@ -81,7 +81,7 @@ fn is_bytes(kind: &DataType) -> bool {
 
 /// Reads an array, to `Utf8View`, the number type or `Boolean`.
 ///
-/// NaN counts as null where the target has no NaN: it is how pandas writes a gap.
+/// NaN counts as null if the target has no NaN: pandas writes a gap so.
 pub(crate) fn read(array: &ArrayRef, target: Target<'_>) -> Result<ArrayRef, Failure> {
     let kind = array.data_type();
     let wanted = match target {
@@ -111,7 +111,7 @@ pub(crate) fn read(array: &ArrayRef, target: Target<'_>) -> Result<ArrayRef, Fai
     }
 }
 
-/// Casts there and back; what does not come back as it was is refused.
+/// Casts there and back, and rejects values that do not come back unchanged.
 fn exactly(array: &ArrayRef, wanted: &DataType) -> Result<ArrayRef, Failure> {
     let array = match array.data_type().is_floating() && !wanted.is_floating() {
         true => without_nan(array)?,

@@ -1,15 +1,15 @@
-//! What a file that is not Parquet is instead ([`Kind`]), with the words that mend it.
+//! Names what a file is that is not Parquet ([`Kind`]), with a hint that helps.
 
 use runkit::files::Kind;
 use runkit::text::quoted;
 
-/// How many bytes are looked at.
+/// How many bytes are examined.
 pub(crate) const LOOKED_AT: usize = 512;
 /// The beginning of Parquet in base64.
 const ENCODED_MARK: &str = "UEFSM";
 
-/// Names what a file is by its first bytes, how many there are in all, and the last four; with the
-/// beginning of what is text.
+/// Names what a file is by its first bytes, its length and its last four bytes, and quotes the
+/// beginning of text.
 pub(crate) fn describe(head: &[u8], length: u64, tail: [u8; 4]) -> String {
     let text = String::from_utf8_lossy(head);
     let text = text.trim_start_matches('\u{feff}').trim_start();
@@ -49,7 +49,7 @@ pub(crate) fn describe(head: &[u8], length: u64, tail: [u8; 4]) -> String {
     }
 }
 
-/// Whether the first lines have as many of a character each, and some.
+/// Whether the first two lines hold a character equally often, at least once.
 fn separates(text: &str, mark: char) -> bool {
     let mut counts = text.lines().map(|line| line.matches(mark).count());
     match (counts.next(), counts.next()) {

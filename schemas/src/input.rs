@@ -1,9 +1,9 @@
-//! Opening a Parquet file that is not trusted: one clear sentence for what is not Parquet, limits on
-//! what its footer claims, and containment of panics in the Parquet library.
+//! Opens Parquet files that are not trusted: one clear sentence if a file is not Parquet, limits on
+//! the claims of its footer, and containment of panics in the Parquet library.
 //!
 //! The footer is checked against the limits below before any data is read. Data is then read page by
-//! page; the format gives the size of a page in 31 bits, so one page of each column that is read, at
-//! most [`MAX_PAGE_BYTES`], is the bound on what a hostile file can make a reader hold.
+//! page. The format gives the size of a page in 31 bits, so a hostile file can make a reader hold at
+//! most one page of [`MAX_PAGE_BYTES`] for each column.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -27,10 +27,10 @@ use crate::foreign::{LOOKED_AT, describe};
 /// ten times this in memory.
 pub const MAX_FOOTER_BYTES: u64 = 64 << 20;
 /// The largest uncompressed size that a column chunk (one column of one row group) may claim. Chunks
-/// are never held whole, so this is no bound on memory; DuckDB's row groups of 122,880 images of
+/// are never held whole, so this does not bound memory; DuckDB's row groups of 122,880 images of
 /// 150 kB have 18 GB in a chunk, those of pandas (1,048,576 rows) up to 1 TB.
 pub const MAX_COLUMN_CHUNK_BYTES: i64 = 1 << 44;
-/// The largest page: what the 31 bits of a page header can say.
+/// The largest page that the 31 bits of a page header can express.
 pub const MAX_PAGE_BYTES: i64 = i32::MAX as i64;
 /// The most rows that one file may claim; the largest published split has under 2²⁰.
 pub const MAX_ROWS: i64 = 1 << 32;
@@ -45,12 +45,12 @@ const SMALLEST_FILE: u64 = 4 + TAIL_BYTES;
 /// Why a file could not be read as Parquet.
 #[derive(Debug, thiserror::Error)]
 pub enum InputError {
-    /// The operating system refused.
+    /// The operating system reported an error.
     #[error("cannot read {}: {cause}", path.display())]
     Io {
         /// The file.
         path: PathBuf,
-        /// What the system said.
+        /// What the system reported.
         #[source]
         cause: io::Error,
     },
@@ -80,7 +80,7 @@ pub enum InputError {
         /// The limit it breaks.
         limit: i64,
     },
-    /// A column is compressed in a way that is not read.
+    /// A column is compressed with a codec that this crate does not read.
     #[error(
         "{}: column {column} of row group {row_group} is compressed with {codec}: expected none, \
          snappy, gzip, brotli, zstd or lz4; hint: write the file again, in DuckDB COPY (FROM \
@@ -90,9 +90,9 @@ pub enum InputError {
     Codec {
         /// The file.
         path: PathBuf,
-        /// The column, with the names of what it stands in.
+        /// The path of the column.
         column: String,
-        /// The first row group in which it is, from 0.
+        /// The first row group with it, from 0.
         row_group: usize,
         /// The name of the codec.
         codec: String,
@@ -102,12 +102,12 @@ pub enum InputError {
     Damaged {
         /// The file.
         path: PathBuf,
-        /// What the Parquet library said.
+        /// What the Parquet library reported.
         detail: String,
     },
 }
 
-/// A Parquet file whose footer was read and found plausible.
+/// A Parquet file with a footer that was read and is plausible.
 #[derive(Clone, Debug)]
 pub(crate) struct ParquetInput {
     path: PathBuf,
@@ -118,8 +118,7 @@ pub(crate) struct ParquetInput {
 }
 
 impl CheckedFile {
-    /// Opens a Parquet file; where it is one of ours, its footer is verified, and so is all that is
-    /// read of it later.
+    /// Opens a Parquet file. If this workspace wrote it, its footer and every later read are verified.
     ///
     /// # Errors
     /// When it cannot be read, is not Parquet, or its checksums do not fit its footer.
@@ -152,7 +151,7 @@ impl ParquetInput {
     pub(crate) fn open(path: &Path) -> Result<Self, InputError> {
         let (file, footer) = open(path)?;
         let file_length = file.len();
-        // read_footer gives the tail too.
+        // read_footer returns the tail too.
         let footer = footer.get(..footer.len().saturating_sub(TAIL_BYTES as usize));
         let footer = footer.unwrap_or_default();
         let mut hasher = blake3::Hasher::new();
@@ -200,8 +199,8 @@ impl ParquetInput {
         Ok(CheckedFile::with(file, self.file_length, &self.checksums))
     }
 
-    /// The footer together with the places of all pages of the leaf columns `leaves`, read anew from
-    /// `file`: a reader that is given it touches the pages of the rows it wants alone.
+    /// The footer together with the offsets of all pages of the leaf columns `leaves`, read again from
+    /// `file`. With it a reader touches only the pages of the rows it wants.
     pub(crate) fn with_page_places(
         &self,
         file: &CheckedFile,
@@ -303,7 +302,7 @@ impl ParquetInput {
                 }
                 if !self.lies_inside(chunk) {
                     return Err(self.damaged(format!(
-                        "{} is said to lie outside the file's {} bytes",
+                        "the footer places {} outside the file's {} bytes",
                         named(),
                         self.file_length
                     )));
@@ -337,8 +336,8 @@ fn not_parquet(path: &Path, found: impl Into<String>) -> InputError {
     InputError::NotParquet { path: path.to_owned(), found: found.into() }
 }
 
-/// The bytes of the footer (metadata, their length, the mark), once its outer form and length were
-/// checked.
+/// Checks the outer form and the length of a file and returns the bytes of its footer: metadata, their
+/// length, the mark.
 fn read_footer(file: &mut File, path: &Path, length: u64) -> Result<Vec<u8>, InputError> {
     let fail = |cause| InputError::Io { path: path.to_owned(), cause };
     if length == 0 {
@@ -363,7 +362,7 @@ fn read_footer(file: &mut File, path: &Path, length: u64) -> Result<Vec<u8>, Inp
         (true, _) => {
             let found = format!(
                 "only the beginning of one: its {length} bytes do not end with the mark PAR1; \
-                 hint: the download or copy was cut short"
+                 hint: the download or copy is incomplete"
             );
             return Err(not_parquet(path, found));
         }
@@ -391,16 +390,16 @@ fn read_footer(file: &mut File, path: &Path, length: u64) -> Result<Vec<u8>, Inp
     Ok(footer)
 }
 
-/// Runs a step of the Parquet library; an error or a panic (which it may do on malformed bytes, by
-/// its own account: apache/arrow-rs, `SECURITY.md`) becomes an [`InputError`] that names the file.
+/// Runs a step of the Parquet library and turns an error or a panic into an [`InputError`] that names
+/// the file. The library may panic on malformed bytes (apache/arrow-rs, `SECURITY.md`).
 pub(crate) fn contained<T>(
     path: &Path,
     step: impl FnOnce() -> Result<T, ParquetError>,
 ) -> Result<T, InputError> {
     let damaged = |detail: String| InputError::Damaged { path: path.to_owned(), detail };
-    // Whatever the step was working on is dropped by the caller after a panic, never used again.
+    // After a panic the caller drops whatever the step worked on and never uses it again.
     match catch_unwind(AssertUnwindSafe(step)) {
-        // The library's own words for "from outside" say nothing.
+        // The library's own words for an error from outside are no help.
         Ok(Err(ParquetError::External(cause))) => Err(damaged(cause.to_string())),
         Ok(result) => result.map_err(|error| damaged(error.to_string())),
         Err(payload) => {
@@ -409,7 +408,7 @@ pub(crate) fn contained<T>(
                 .map(String::as_str)
                 .or_else(|| payload.downcast_ref::<&str>().copied())
                 .unwrap_or("no message");
-            Err(damaged(format!("the reader gave up ({message})")))
+            Err(damaged(format!("the Parquet library panicked ({message})")))
         }
     }
 }

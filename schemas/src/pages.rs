@@ -1,12 +1,12 @@
-//! Reading the pages of images without holding large ones in memory.
+//! Reads the pages of images without holding large ones in memory.
 //!
-//! Writers do not cut pages by bytes where values are large: pyarrow makes one dictionary page and
-//! then data pages of 1,024 values each, which is 170 MB of images of 165 kB, in each of two columns.
-//! A page of more than [`IN_MEMORY_BYTES`], compressed or not, lies in a scratch file
-//! ([`crate::scratch`]), so that reading holds a few times that of each column.
+//! Writers do not end pages by bytes if values are large: pyarrow writes one dictionary page and then
+//! data pages of 1,024 values each, which is 170 MB for images of 165 kB, in each of two columns. A
+//! page of more than [`IN_MEMORY_BYTES`], compressed or not, lies in a scratch file
+//! ([`crate::scratch`]), so that reading holds a few times that for each column.
 //!
-//! The Parquet library decompresses into memory. So it is told here that the chunk is not compressed,
-//! and what it gives is decompressed as its codec says.
+//! The Parquet library decompresses into memory. So this module opens each chunk as if it were not
+//! compressed, and decompresses the pages itself.
 
 use std::io::{self, Read};
 use std::sync::Arc;
@@ -42,8 +42,8 @@ impl Pages {
         let rows = usize::try_from(group.num_rows())?;
         let codec = chunk.compression();
         let reader = match codec {
-            // A raw block does not say its length, and the old form has three spellings: the library
-            // knows them, in memory.
+            // A raw block does not say its length, and the old form has three variants. The library
+            // handles them, in memory.
             Compression::LZ4 | Compression::LZ4_RAW => {
                 SerializedPageReader::new(Arc::clone(file), chunk, rows, None)?
             }
@@ -168,7 +168,7 @@ fn decompress(codec: Compression, bytes: &Bytes, plain: usize) -> Result<Bytes> 
     };
     match codec {
         Compression::UNCOMPRESSED => Ok(bytes.clone()),
-        // The library has decompressed it; it is not kept in memory.
+        // The library has decompressed the page; it does not stay in memory.
         Compression::LZ4 | Compression::LZ4_RAW => {
             if bytes.len() <= IN_MEMORY_BYTES {
                 return Ok(bytes.clone());

@@ -10,11 +10,11 @@ use arrow::error::ArrowError;
 use crate::columns::{Column, scores_columns};
 use crate::evaluation::{Columns, Record, RecordFile, RecordWriter, categories, texts};
 
-/// One score: a picture of a model for a prompt and a seed, judged by a metric.
+/// One score: the score of a metric for an image of a model, a prompt and a seed.
 /// [`scores_columns`] says what each value means.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ScoreRow {
-    /// The model that drew the image.
+    /// The model that generated the image.
     pub model: String,
     /// The set of prompts.
     pub prompt_set: String,
@@ -28,7 +28,7 @@ pub struct ScoreRow {
     pub seed: i64,
     /// The scorer.
     pub metric: String,
-    /// What it says; never NaN or infinite.
+    /// Its score; never NaN or infinite.
     pub score: Option<f32>,
     /// The image, relative to the folder of the file, or absolute.
     pub image: String,

@@ -1,8 +1,8 @@
-//! Bytes that are too many to be held in memory: they lie in an unnamed scratch file, mapped, so that
-//! the system can write them out and forget them.
+//! Bytes that are too many for memory lie in an unnamed, mapped scratch file, so that the system can
+//! write them out and free their memory.
 //!
-//! The file stands in the folder for temporary files (`TMPDIR`, else `/tmp`). Where there is no room
-//! for it, the bytes are held in memory after all.
+//! The file lies in the folder for temporary files (`TMPDIR`, else `/tmp`). If that has no room, the
+//! bytes stay in memory after all.
 
 use std::fs::File;
 use std::io::{self, Write};
@@ -44,8 +44,8 @@ impl Space {
     }
 }
 
-/// A scratch file of zeros. They are written, not left as a hole, so that a full disk is an error here
-/// and not a signal at the first touch.
+/// A scratch file of zeros. It writes them and leaves no hole, so that a full disk is an error here
+/// and not a signal at the first access.
 fn scratch_of(length: usize) -> io::Result<MmapMut> {
     let mut file = tempfile::tempfile()?;
     let zeros = [0_u8; 1 << 16];
@@ -65,7 +65,7 @@ fn scratch_of(length: usize) -> io::Result<MmapMut> {
 pub(crate) struct Growing {
     memory: Vec<u8>,
     file: Option<File>,
-    /// Whether a scratch file cannot be had.
+    /// Whether no scratch file could be made.
     memory_only: bool,
     written: usize,
     limit: usize,

@@ -1,4 +1,4 @@
-//! Columns of text of any Parquet file, whatever else it holds: a list of prompts, for example.
+//! Reads text columns of any Parquet file, for example of a list of prompts.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -15,7 +15,7 @@ use crate::input::{InputError, ParquetInput};
 
 const BATCH_ROWS: usize = 8192;
 
-/// A Parquet file of which columns of text are read. It holds the footer, not the rows.
+/// A Parquet file with text columns. It holds the footer, not the rows.
 #[derive(Debug)]
 pub struct TextFile {
     parquet: ParquetInput,
@@ -29,7 +29,7 @@ pub struct TextColumn {
     pub name: String,
     /// Whether it holds text.
     pub is_text: bool,
-    /// The type of what it holds, for messages.
+    /// The type of its values, for messages.
     pub type_name: String,
 }
 
@@ -41,7 +41,7 @@ impl TextFile {
     pub fn open(path: &Path) -> Result<Self, InputError> {
         let parquet = ParquetInput::open(path)?;
         let metadata = Arc::clone(parquet.metadata());
-        // As Parquet stores it, where large, view and dictionary text is all plain text.
+        // As Parquet stores it: large, view and dictionary text is all plain text there.
         let plain = ArrowReaderOptions::new().with_skip_arrow_metadata(true);
         let reader = parquet.contained(|| ArrowReaderMetadata::try_new(metadata, plain))?;
         Ok(Self { parquet, reader })
@@ -60,10 +60,10 @@ impl TextFile {
     }
 
     /// Calls `body` for each row in order with the row's number, from 1, and its texts in `columns`,
-    /// places among [`TextFile::columns`] that hold text.
+    /// which are positions in [`TextFile::columns`].
     ///
     /// # Errors
-    /// When a column is none of text, or the file is damaged.
+    /// When a column is not a text column, or the file is damaged.
     pub fn for_each(
         &self,
         columns: &[usize],
@@ -82,7 +82,7 @@ impl TextFile {
                 .build()
         })?;
         let mut row = 0;
-        // What is read has its columns in file order, each once.
+        // The batches have their columns in file order, each once.
         let place = |column: usize| (0..column).filter(|other| columns.contains(other)).count();
         while let Some(batch) =
             self.parquet.contained(|| reader.next().transpose().map_err(ParquetError::from))?
@@ -96,7 +96,7 @@ impl TextFile {
                 })?;
                 exact::read(values, Target::Text).map_err(|failure| match failure {
                     Failure::Inexact(Inexact { index, .. }) => self.parquet.damaged(format!(
-                        "row {} of column {:?} holds bytes that are no text",
+                        "row {} of column {:?} holds bytes that are not text",
                         row + index + 1,
                         name(column)
                     )),
@@ -115,7 +115,7 @@ impl TextFile {
         match usize::try_from(self.parquet.num_rows()) {
             Ok(promised) if promised == row => Ok(()),
             _ => Err(self.parquet.damaged(format!(
-                "{row} rows, where its footer promises {}",
+                "{row} rows, but its footer promises {}",
                 self.parquet.num_rows()
             ))),
         }

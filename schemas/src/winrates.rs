@@ -39,7 +39,7 @@ impl Statistic {
         }
     }
 
-    /// One sentence for people.
+    /// One sentence for the reference page.
     pub fn meaning(self) -> &'static str {
         match self {
             Self::BestOfN => {

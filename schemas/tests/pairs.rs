@@ -340,7 +340,7 @@ fn the_hint_is_a_line_that_mends_the_file() {
     let mut columns = without(pair_columns(2), "caption");
     columns.push(("my prompt", Arc::new(StringArray::from(vec!["a", "b"]))));
     let text = message(columns.clone());
-    assert!(text.contains("the columns there are: are_different, image_0_uid"), "{text}");
+    assert!(text.contains("the file has the columns: are_different, image_0_uid"), "{text}");
     assert!(text.contains("my prompt") && !text.contains("in DuckDB"), "{text}");
     columns.push(("Prompt", Arc::new(StringArray::from(vec!["a", "b"]))));
     let columns = with(columns, "label_0", Arc::new(StringArray::from(vec!["1", "0"])));
@@ -498,7 +498,7 @@ fn several_splits_need_a_choice() {
     let found = take(&[at("")], &["train"]).unwrap();
     assert_eq!((found.files.len(), found.other_splits), (2, 2));
     assert_eq!(found.files[0].source_file, "data/train-00000-of-00002-ab12.parquet");
-    assert_eq!(found.left_out().unwrap(), "left out: 2 files of other splits");
+    assert_eq!(found.skipped().unwrap(), "skipped: 2 files of other splits");
     assert_eq!(take(&[at("")], &["train", "validation_unique"]).unwrap().files.len(), 3);
     let error = take(&[at("data")], &["validation"]).unwrap_err().to_string();
     assert!(error.contains("train (2 files), validation_unique (1 file)"), "{error}");

@@ -23,8 +23,8 @@ pub(super) fn read(source: &PromptSource) -> Result<Vec<PromptSet>, PromptsError
     }
     let splits: Vec<String> = source.split.iter().cloned().collect();
     let found = discover(std::slice::from_ref(&source.file), &splits)?;
-    if let Some(left_out) = found.left_out() {
-        tracing::info!("{}: {left_out}", source.file.display());
+    if let Some(skipped) = found.skipped() {
+        tracing::info!("{}: {skipped}", source.file.display());
     }
     let mut rows = 0;
     for file in &found.files {

@@ -143,8 +143,8 @@ pub fn run(config: &Config, stop: &StopFlag) -> Result<End> {
 /// The files of pairs; what was left out is said.
 fn inputs(config: &Config) -> Result<Vec<InputFile>> {
     let found = discover(&config.pairs, &config.splits)?;
-    if let Some(left_out) = found.left_out() {
-        tracing::info!("{left_out}");
+    if let Some(skipped) = found.skipped() {
+        tracing::info!("{skipped}");
     }
     Ok(found.files)
 }

@@ -1,5 +1,4 @@
-//! The tool of the file contract: makes the reference page and the DuckDB views, and says what a
-//! file is.
+//! The tool of the file contract: writes the reference pages and the DuckDB views, and checks files.
 
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -14,7 +13,7 @@ use schemas::reference;
 use schemas::scores::ScoresFile;
 use schemas::winrates::WinRatesFile;
 
-/// The file contract of the pipeline: reference page, DuckDB views, checks of files.
+/// The file contract of the pipeline: reference pages, DuckDB views, checks of files.
 #[derive(Parser)]
 #[command(version, max_term_width = 79)]
 struct Arguments {
@@ -26,20 +25,19 @@ struct Arguments {
 enum Command {
     /// Write docs/{labels,latents,evaluation}-schema.md and schemas/duckdb/*.sql
     Docs {
-        /// Write nothing; fail when a file is not up to date
+        /// Write nothing; fail if a file is not up to date
         #[arg(long)]
         check: bool,
         /// Root of the repository
         #[arg(long, default_value = ".")]
         root: PathBuf,
     },
-    /// Print the DuckDB views of a labels file
+    /// Print the DuckDB views of labels, a cache of latents or an evaluation
     Sql {
-        /// The labels file
-        #[arg(long)]
-        labels: PathBuf,
+        /// labels.parquet, or the folder of `train cache` or `evaluate`
+        path: PathBuf,
     },
-    /// Say what a file is, and whether it is valid to its last row
+    /// Name the kind of a file and check all its rows
     Check {
         /// A file of labels, pairs, cached latents, captions, scores or win rates
         file: PathBuf,
@@ -49,7 +47,7 @@ enum Command {
 fn main() -> ExitCode {
     match run(Arguments::parse().command) {
         Ok(()) => ExitCode::SUCCESS,
-        // Whoever reads the output has seen enough.
+        // The reader of the output, such as `head`, has seen enough.
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
             let text = runkit::text::shorten_message(&error.to_string());
@@ -70,12 +68,7 @@ fn run(command: Command) -> Result<()> {
             files => bail!("not up to date: {}; hint: run `schemas docs`", files.join(", ")),
         },
         Command::Docs { check: false, root } => Ok(reference::write_generated(&root)?),
-        Command::Sql { labels } => {
-            let file = LabelsFile::open(&labels)?;
-            let path = labels.to_str().context("expected a path in UTF-8")?;
-            let views = reference::duckdb_views(file.schema().scorers(), path);
-            Ok(io::stdout().write_all(views.as_bytes())?)
-        }
+        Command::Sql { path } => Ok(io::stdout().write_all(views(&path)?.as_bytes())?),
         Command::Check { file } => {
             let sentence = check(&file)?;
             Ok(writeln!(io::stdout(), "{}: {sentence}", file.display())?)
@@ -83,7 +76,32 @@ fn run(command: Command) -> Result<()> {
     }
 }
 
-/// Reads the file whole, as whatever it is.
+/// The DuckDB views of a labels file, or of the files in a folder; absolute paths, so that DuckDB may
+/// start in any folder.
+fn views(path: &Path) -> Result<String> {
+    let absolute = path.canonicalize().with_context(|| path.display().to_string())?;
+    let name = absolute.to_str().context("expected a path in UTF-8")?;
+    if absolute.is_file() {
+        let file = LabelsFile::open(&absolute)?;
+        return Ok(reference::duckdb_views(file.schema().scorers(), name));
+    }
+    if absolute.join("scores.parquet").is_file() {
+        return Ok(reference::evaluation_views(name));
+    }
+    let is_part = |name: &std::ffi::OsStr| name.as_encoded_bytes().starts_with(b"latents-");
+    for entry in absolute.read_dir()? {
+        if is_part(&entry?.file_name()) {
+            return Ok(reference::latents_views(name));
+        }
+    }
+    bail!(
+        "{}: expected scores.parquet or latents-*.parquet in this folder, found neither; hint: name \
+         labels.parquet, or the folder of `train cache` or `evaluate`",
+        path.display()
+    )
+}
+
+/// Recognises a file and reads it whole.
 fn check(path: &Path) -> Result<String> {
     match LatentsFile::open(path) {
         Ok(file) => return check_latents(&file),
@@ -135,9 +153,9 @@ fn check_latents(file: &LatentsFile) -> Result<String> {
     }
     let [channels, height, width] = layout.shape;
     let (rows, stored) = (file.num_rows(), layout.stored.name());
-    let flipped = if layout.flipped { ", also of mirrored images" } else { "" };
+    let flipped = if layout.flipped { ", also of flipped images" } else { "" };
     Ok(format!(
-        "valid latents, {rows} rows, {failed} of them failed, {channels}x{height}x{width} of {stored}{flipped}"
+        "valid latents, {rows} rows, {failed} of them failed, {channels}x{height}x{width} in {stored}{flipped}"
     ))
 }
 

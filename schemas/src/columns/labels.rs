@@ -2,11 +2,11 @@
 
 use super::{Column, ColumnType};
 
-/// The columns that stand before those of the scorers in `labels.parquet`.
+/// How many columns come before those of the scorers in `labels.parquet`.
 pub(crate) const COLUMNS_BEFORE_SCORERS: usize = 7;
-/// The columns of each scorer in `labels.parquet`.
+/// How many columns each scorer has in `labels.parquet`.
 pub(crate) const COLUMNS_PER_SCORER: usize = 3;
-/// The end of the name of a vote column; the scorers of a file are found by it.
+/// The end of the name of a vote column, by which a reader finds the scorers of a file.
 pub(crate) const VOTE_SUFFIX: &str = "_vote";
 
 /// The columns of `labels.parquet` for these scorers, in file order.
@@ -17,9 +17,9 @@ pub fn labels_columns<S: AsRef<str>>(scorers: &[S]) -> Vec<Column> {
             "pair_id",
             Text,
             false,
-            "stable name of the pair, unique in the file: the input's `ranking_id` where it has \
-             one that no earlier row has, else `source_file:source_row`, and with `#2`, `#3` behind \
-             it where an earlier row has that too",
+            "stable name of the pair, unique in the file: the input's `ranking_id` if no earlier row \
+             has the same, else `source_file:source_row`, with `#2`, `#3` behind it if an earlier \
+             row has that too",
         ),
         Column::new("source_file", Category, false, "input file the pair comes from"),
         Column::new("source_row", Int64, false, "row of the pair in that file, from 0"),
@@ -30,7 +30,8 @@ pub fn labels_columns<S: AsRef<str>>(scorers: &[S]) -> Vec<Column> {
             "human_label_0",
             Float64,
             true,
-            "the input's `label_0`: 1 when people preferred image 0, 0 when image 1, 0.5 for a tie",
+            "the human label, `label_0` of the input: 1 if image 0 was preferred, 0 if image 1, 0.5 \
+             for a tie",
         ),
     ];
     for scorer in scorers {
@@ -51,27 +52,27 @@ pub fn labels_columns<S: AsRef<str>>(scorers: &[S]) -> Vec<Column> {
             Int8,
             true,
             format!(
-                "vote of `{scorer}`: +1 when `{scorer}_score_0` ≥ `{scorer}_score_1` (Eq. 6), \
-                 else -1; null where it does not vote"
+                "vote of `{scorer}`: +1 if `{scorer}_score_0` ≥ `{scorer}_score_1` (Eq. 6), \
+                 else -1; null if the scorer does not vote"
             ),
         ));
     }
     columns.extend([
-        Column::new("vote_sum", Int8, true, "sum of the votes; null when `status` is not `ok`"),
+        Column::new("vote_sum", Int8, true, "sum of the votes; null if `status` is not `ok`"),
         Column::new(
             "consensus",
             Int8,
             true,
-            "sign of `vote_sum` (Eq. 7): +1 for image 0, -1 for image 1, 0 for a tie; null when \
+            "sign of `vote_sum` (Eq. 7): +1 for image 0, -1 for image 1, 0 for a tie; null if \
              `status` is not `ok`",
         ),
         Column::new("status", Text, false, "`ok`, or why the row has no consensus (see below)"),
-        Column::new("error", Text, true, "detail of the failure, for people; null when `ok`"),
+        Column::new("error", Text, true, "detail of the failure, as a message; null if `ok`"),
     ]);
     columns
 }
 
-/// Whether a number says what a person chose: 1 for image 0, 0 for image 1, 0.5 for a tie.
+/// Whether a number is a human label: 1 for image 0, 0 for image 1, 0.5 for a tie.
 pub fn is_human_label(number: f64) -> bool {
     number == 0.0 || number == 0.5 || number == 1.0
 }

@@ -2,7 +2,7 @@
 
 use super::{Column, ColumnType};
 
-/// The number type that cached latents and text features are stored in.
+/// The dtype of stored latents and prompt embeddings.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum StoredFloat {
     /// IEEE half precision: 11 significant bits, more than bf16 has.
@@ -20,7 +20,7 @@ impl StoredFloat {
         }
     }
 
-    /// The bytes of one number.
+    /// Bytes per number.
     pub fn bytes(self) -> usize {
         match self {
             Self::Float16 => 2,
@@ -37,8 +37,8 @@ impl StoredFloat {
     }
 }
 
-/// The columns of a part of cached latents, in file order; with `flipped` also those of the flipped
-/// images.
+/// The columns of a part of cached latents, in file order. With `flipped` they include those of the
+/// horizontally flipped images.
 pub fn latents_columns(stored: StoredFloat, flipped: bool) -> Vec<Column> {
     use ColumnType::{Category, Int32, Int64, Text};
     let mut columns = vec![
@@ -50,17 +50,17 @@ pub fn latents_columns(stored: StoredFloat, flipped: bool) -> Vec<Column> {
             "caption_index",
             Int64,
             true,
-            "number of the caption in `captions-*.parquet`; null when `caption` is",
+            "number of the caption in `captions-*.parquet`; null if `caption` is null",
         ),
         Column::new("image_0_uid", Text, true, "name of image 0, as in the input"),
         Column::new("image_1_uid", Text, true, "name of image 1, as in the input"),
     ];
     for image in [0, 1] {
         for (name, meaning) in [
-            ("height", "height of image {} before it was resized, in pixels"),
-            ("width", "width of image {} before it was resized, in pixels"),
-            ("crop_top", "first row of the resized image {} that was encoded"),
-            ("crop_left", "first column of the resized image {} that was encoded"),
+            ("height", "height of image {} before resizing, in pixels"),
+            ("width", "width of image {} before resizing, in pixels"),
+            ("crop_top", "first row of the crop of the resized image {}"),
+            ("crop_left", "first column of the crop of the resized image {}"),
         ] {
             let meaning = meaning.replace("{}", &image.to_string());
             columns.push(Column::new(format!("image_{image}_{name}"), Int32, true, meaning));
@@ -86,7 +86,7 @@ pub fn latents_columns(stored: StoredFloat, flipped: bool) -> Vec<Column> {
             false,
             "`ok`, or why the row has no latents: a `status` of the labels",
         ),
-        Column::new("error", Text, true, "detail of the failure, for people; null when `ok`"),
+        Column::new("error", Text, true, "detail of the failure, as a message; null if `ok`"),
     ]);
     columns
 }
@@ -98,8 +98,8 @@ pub fn captions_columns(stored: StoredFloat) -> Vec<Column> {
             "caption_index",
             ColumnType::Int64,
             false,
-            "number of the caption in the cache, from 0: the empty caption, then all in order of \
-             first appearance",
+            "number of the caption in the cache: 0 for the empty caption, then in order of first \
+             appearance",
         ),
         Column::new("caption", ColumnType::Text, false, "the caption"),
         Column::new(

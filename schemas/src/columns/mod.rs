@@ -58,8 +58,8 @@ impl ColumnType {
         }
     }
 
-    /// The Arrow type in memory. Text is held as views of the pages it was read from: no copy on the
-    /// way through, and no 2 GiB limit on the text of one batch.
+    /// The Arrow type in memory. Text is held as views of its pages, which needs no copy and has no
+    /// limit of 2 GiB on the text of one batch.
     pub fn memory_type(self) -> DataType {
         match self {
             Self::Text | Self::Category => DataType::Utf8View,
@@ -67,7 +67,7 @@ impl ColumnType {
         }
     }
 
-    /// The type that Parquet itself stores, as Arrow names it without an embedded Arrow schema.
+    /// The type that Parquet itself stores, in Arrow's name for it if no Arrow schema is embedded.
     pub(crate) fn stored_type(self) -> DataType {
         match self {
             Self::Text | Self::Category => DataType::Utf8,
@@ -103,7 +103,7 @@ pub struct Column {
     pub name: String,
     /// The type of its values.
     pub kind: ColumnType,
-    /// Whether a value may be null, which means "not computed" or "not in the input".
+    /// Whether a value may be null: not computed, or not in the input.
     pub nullable: bool,
     /// One sentence for the reference page.
     pub meaning: Cow<'static, str>,

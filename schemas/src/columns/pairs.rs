@@ -1,6 +1,6 @@
 //! The columns that are read from a file of pairs, the input.
 
-/// What a column of the pairs may be stored as.
+/// How a column of the pairs may be stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PairType {
     /// Text in any of Arrow's forms.
@@ -29,14 +29,14 @@ impl PairType {
     }
 }
 
-/// When a column of the pairs must be there.
+/// Whether a column of the pairs is required.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Presence {
     /// Always.
     Required,
-    /// Only where images are read.
+    /// Only to read images.
     WithImages,
-    /// Never; absent is the same as null in every row.
+    /// Never; an absent column is null in every row.
     Optional,
 }
 
@@ -45,16 +45,16 @@ pub enum Presence {
 pub struct PairColumn {
     /// The name in the file.
     pub name: &'static str,
-    /// What it may be stored as.
+    /// How it may be stored.
     pub kind: PairType,
-    /// When it must be there.
+    /// Whether it is required.
     pub presence: Presence,
     /// One sentence for the reference page.
     pub meaning: &'static str,
 }
 
-/// The columns that are read from a pairs file. Others, such as the rest of Pick-a-Pic's, are never
-/// read and may have any type.
+/// The columns of a pairs file that this crate reads. It never reads others, such as the rest of
+/// Pick-a-Pic's, which may have any type.
 pub const PAIR_COLUMNS: [PairColumn; 9] = [
     PairColumn {
         name: "caption",
@@ -90,14 +90,14 @@ pub const PAIR_COLUMNS: [PairColumn; 9] = [
         name: "label_0",
         kind: PairType::Number,
         presence: Presence::Optional,
-        meaning: "people's choice: 1 for image 0, 0 for image 1, 0.5 for a tie, any other number is \
-                  refused; NaN counts as null",
+        meaning: "human label: 1 for image 0, 0 for image 1, 0.5 for a tie; any other number is an \
+                  error, NaN counts as null",
     },
     PairColumn {
         name: "label_1",
         kind: PairType::Number,
         presence: Presence::Optional,
-        meaning: "1 - `label_0`; where it is not, the row has no human label",
+        meaning: "1 - `label_0`; if it is not, the row has no human label",
     },
     PairColumn {
         name: "ranking_id",
@@ -109,7 +109,6 @@ pub const PAIR_COLUMNS: [PairColumn; 9] = [
         name: "has_label",
         kind: PairType::Boolean,
         presence: Presence::Optional,
-        meaning: "whether `label_0` was given by a person; where it is false, the row has no human \
-                  label",
+        meaning: "whether a person gave `label_0`; if false, the row has no human label",
     },
 ];

@@ -28,7 +28,7 @@ impl LabelBatch {
     /// [`LabelsSchema::memory_schema`].
     ///
     /// # Errors
-    /// When number, type or length of the columns differ, or one holds nulls it must not have.
+    /// When number, type or length of the columns differ, or a column holds nulls that it must not have.
     pub fn try_new(schema: &LabelsSchema, columns: Vec<ArrayRef>) -> Result<Self, LabelsError> {
         let batch = RecordBatch::try_new(Arc::clone(schema.memory_schema()), columns)?;
         Ok(Self { schema: schema.clone(), batch })
@@ -37,15 +37,15 @@ impl LabelBatch {
     /// A batch of rows.
     ///
     /// # Errors
-    /// As [`LabelBatchBuilder::push`].
+    /// When a row has scores or votes for another number of scorers.
     pub fn from_rows(schema: &LabelsSchema, rows: &[LabelRow]) -> Result<Self, LabelsError> {
         let mut builder = LabelBatchBuilder::new(schema);
         rows.iter().try_for_each(|row| builder.push(row))?;
         builder.finish()
     }
 
-    /// The same rows with other votes: one array for each scorer, their sum and its sign. All other
-    /// columns are passed on untouched, which is how `relabel vote` redecides a file.
+    /// The same rows with other votes: one array for each scorer, their sum and its sign. `relabel vote`
+    /// redecides a file with this; all other columns stay as they are.
     ///
     /// # Errors
     /// When number or length of the arrays differ.
@@ -71,7 +71,7 @@ impl LabelBatch {
         Self::try_new(&self.schema, columns)
     }
 
-    /// The same rows with another status and detail of failure, for rows that are decided again.
+    /// The same rows with another status and error, after a new decision.
     ///
     /// # Errors
     /// When the length of the arrays differs.
@@ -103,7 +103,7 @@ impl LabelBatch {
         self.batch.num_rows()
     }
 
-    /// `length` rows from `start` on, without copying; the range is cut to the batch.
+    /// `length` rows from `start` on, without copying; rows beyond the batch do not count.
     pub fn slice(&self, start: usize, length: usize) -> Self {
         let start = start.min(self.num_rows());
         let batch = self.batch.slice(start, length.min(self.num_rows() - start));
@@ -135,24 +135,24 @@ impl LabelBatch {
         [self.batch.column(4).as_string_view(), self.batch.column(5).as_string_view()]
     }
 
-    /// People's choice.
+    /// The human labels.
     pub fn human_label_0(&self) -> &Float64Array {
         self.batch.column(6).as_primitive::<Float64Type>()
     }
 
-    /// The scores of image 0 and image 1 by a scorer, by its place in [`LabelsSchema::scorers`].
+    /// The scores of image 0 and image 1 by a scorer, by its position in [`LabelsSchema::scorers`].
     ///
     /// # Panics
-    /// When there is no such scorer, as indexing does.
+    /// When no scorer has this position, as indexing does.
     pub fn scores(&self, scorer: usize) -> [&Float32Array; 2] {
         let place = self.vote_place(scorer) - 2;
         [place, place + 1].map(|place| self.batch.column(place).as_primitive::<Float32Type>())
     }
 
-    /// The votes of a scorer, by its place in [`LabelsSchema::scorers`].
+    /// The votes of a scorer, by its position in [`LabelsSchema::scorers`].
     ///
     /// # Panics
-    /// When there is no such scorer, as indexing does.
+    /// When no scorer has this position, as indexing does.
     pub fn votes(&self, scorer: usize) -> &Int8Array {
         self.batch.column(self.vote_place(scorer)).as_primitive::<Int8Type>()
     }
@@ -167,7 +167,7 @@ impl LabelBatch {
         self.batch.column(self.after_scorers() + 1).as_primitive::<Int8Type>()
     }
 
-    /// The status as text, which may be one that this version does not know.
+    /// The status as text, which this version may not know.
     pub fn status(&self) -> &StringViewArray {
         self.batch.column(self.after_scorers() + 2).as_string_view()
     }
@@ -223,7 +223,7 @@ impl LabelBatch {
         })
     }
 
-    /// Checks what types cannot say: numbers are finite, votes are +1 or -1, a consensus is a sign.
+    /// Checks what types cannot express: numbers are finite, votes are +1 or -1, a consensus is a sign.
     pub(super) fn check(&self) -> Result<(), LabelsError> {
         let fail = |row: usize, problem: String| {
             let pair_id = self.pair_id().value(row).to_owned();
@@ -268,7 +268,7 @@ impl LabelBatch {
     }
 }
 
-/// The first row whose value is there and not allowed.
+/// The first row with a value that is not allowed.
 fn outside(column: &Int8Array, allowed: impl Fn(i8) -> bool) -> Option<usize> {
     (0..column.len()).find(|&row| !allowed(column.value(row)) && column.is_valid(row))
 }
@@ -294,7 +294,7 @@ pub struct LabelBatchBuilder {
 impl LabelBatchBuilder {
     /// An empty builder.
     pub fn new(schema: &LabelsSchema) -> Self {
-        // Equal neighbours (the file, a caption of several pairs) share one copy of their text.
+        // Neighbours often have the same file and caption: they share one copy of the text.
         let shared = || StringViewBuilder::new().with_deduplicate_strings();
         Self {
             schema: schema.clone(),
@@ -365,7 +365,7 @@ impl LabelBatchBuilder {
     /// The rows pushed so far; the builder is empty afterwards.
     ///
     /// # Errors
-    /// Never for rows that were pushed; the type is that of [`LabelBatch::try_new`].
+    /// Those of [`LabelBatch::try_new`], which cannot occur for rows that were pushed.
     pub fn finish(&mut self) -> Result<LabelBatch, LabelsError> {
         let mut columns: Vec<ArrayRef> = vec![
             Arc::new(self.pair_id.finish()),

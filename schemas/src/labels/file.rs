@@ -1,5 +1,5 @@
-//! Reading `labels.parquet`, whoever wrote it: column order, extra columns and nullability are free,
-//! names and types are not.
+//! Reads `labels.parquet`, whichever tool wrote it: column order, extra columns and nullability are
+//! free; names and types are not.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -23,19 +23,19 @@ use crate::input::ParquetInput;
 /// The rows of a batch.
 const BATCH_ROWS: usize = 16_384;
 
-/// A labels file whose columns were checked. It holds the footer, not the rows, and no open file.
+/// A labels file with checked columns. It holds the footer, not the rows, and no open file.
 #[derive(Clone, Debug)]
 pub struct LabelsFile {
     parquet: ParquetInput,
     schema: LabelsSchema,
     metadata: BTreeMap<String, String>,
     reader: ArrowReaderMetadata,
-    /// For each of our columns its place in the file.
+    /// The position of each of our columns in the file.
     places: Vec<usize>,
 }
 
 impl LabelsFile {
-    /// Opens and checks a file. The scorers are found by the names of the vote columns.
+    /// Opens and checks a file. The names of the vote columns name the scorers.
     ///
     /// # Errors
     /// When it is not readable Parquet, breaks a limit of [`crate::input`], was written by another
@@ -83,7 +83,7 @@ impl LabelsFile {
         &self.schema
     }
 
-    /// The file's key-value metadata without Arrow's own entry; empty when another tool wrote it.
+    /// The file's key-value metadata without Arrow's own entry; empty if another tool wrote it.
     pub fn metadata(&self) -> &BTreeMap<String, String> {
         &self.metadata
     }
@@ -101,7 +101,7 @@ impl LabelsFile {
     /// Streams all rows.
     ///
     /// # Errors
-    /// When the file is gone, changed or damaged; the same for each item.
+    /// When the file is missing, changed or damaged; the same for each item.
     pub fn batches(&self) -> Result<LabelBatches, LabelsError> {
         let file = self.parquet.reopen()?;
         let leaves = self.leaves()?;
@@ -152,7 +152,7 @@ impl LabelsFile {
 
 /// The rows of a labels file in order, a batch at a time. Ends after the first error.
 pub struct LabelBatches {
-    /// `None` once the end or an error was reached.
+    /// `None` after the end or an error.
     reader: Option<ParquetRecordBatchReader>,
     parquet: ParquetInput,
     schema: LabelsSchema,
@@ -222,7 +222,7 @@ impl Iterator for LabelBatches {
     }
 }
 
-/// What a column of this type in memory is read as.
+/// How a column of this type in memory is read.
 fn target(memory: &DataType) -> Target<'_> {
     match memory {
         DataType::Utf8View => Target::Text,
@@ -230,7 +230,7 @@ fn target(memory: &DataType) -> Target<'_> {
     }
 }
 
-/// For each of our columns its place in the file, and the schema to read the file with.
+/// The position of each of our columns in the file, and the schema to read the file with.
 fn find_columns(
     schema: &LabelsSchema,
     stored: &Schema,
@@ -248,7 +248,8 @@ fn find_columns(
             *field = Arc::new(field.as_ref().clone().with_data_type(column.kind.memory_type()));
             places.push(place);
         } else if exact::is_possible(field.data_type(), target(&column.kind.memory_type())) {
-            // pandas makes floats of integers with gaps, and a type "null" of a column without values.
+            // pandas turns integers with gaps into floats and gives a column without values the type
+            // "null".
             places.push(place);
         } else {
             let found = field.data_type();

@@ -1,9 +1,9 @@
 //! `labels.parquet`, the output of `relabel`: one row per pair, in input order, with the scores, the
-//! votes and the consensus. Every input row is in it once, and a row without votes says why.
+//! votes and the consensus. It has every input row once; a row without votes says why.
 //!
 //! [`LabelsSchema`] is the set of columns for a list of scorers, [`LabelRow`] one row, [`LabelBatch`]
-//! many rows by column, [`LabelsWriter`] and [`LabelsFile`] the file. How votes and a consensus are
-//! formed is not decided here.
+//! many rows by column, [`LabelsWriter`] and [`LabelsFile`] the file. `relabel` decides how votes and
+//! a consensus are formed.
 
 mod batch;
 mod file;
@@ -25,7 +25,7 @@ pub use schema::{LabelsSchema, MAX_SCORERS};
 pub use writer::{LabelsWriter, ROW_GROUP_ROWS};
 
 /// The version of the columns and their meaning. It grows when a reader of the old version would
-/// misread a file; a new column is no reason.
+/// misread a file or miss a column; a new column does not change it.
 pub const SCHEMA_VERSION: u32 = 1;
 /// The metadata key of [`SCHEMA_VERSION`]; the writer sets it.
 pub const KEY_SCHEMA_VERSION: &str = "relabel.schema_version";
@@ -49,11 +49,11 @@ pub enum LabelsError {
         problems: Vec<String>,
     },
     /// The file was written by another version of the schema.
-    #[error("{}: expected schema version {SCHEMA_VERSION}, found {found:?}; hint: read it with the version that wrote it, or make it again", path.display())]
+    #[error("{}: expected schema version {SCHEMA_VERSION}, found {found:?}; hint: make the file again, or read it with the release that wrote it", path.display())]
     Version {
         /// The file.
         path: PathBuf,
-        /// What its metadata says.
+        /// The version in the file's metadata.
         found: String,
     },
     /// The names of the scorers cannot be names of columns.
@@ -65,14 +65,14 @@ pub enum LabelsError {
     /// A row or batch that must not be in a labels file.
     #[error("row {row} ({pair_id:?}): {problem}")]
     Row {
-        /// The row, counted from 0 where it was given.
+        /// The row, counted from 0 in the caller's order.
         row: usize,
         /// Its pair.
         pair_id: String,
         /// What is wrong with it.
         problem: String,
     },
-    /// A value that must not be in a labels file, or is none of its column's type.
+    /// A value that must not be in a labels file, or does not fit its column's type.
     #[error("{}: row {row} (counted from 0): {problem}; hint: make the labels again with relabel score", path.display())]
     Value {
         /// The file.

@@ -3,15 +3,15 @@
 use std::fmt;
 use std::str::FromStr;
 
-/// Why a row has votes or has none. New reasons may be added; readers treat an unknown one as a row
-/// without votes.
+/// Why a row has votes or has none. Later versions may add reasons; readers treat an unknown one as a
+/// row without votes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Status {
     /// Every voter has voted.
     Ok,
     /// An image is null or has no bytes.
     MissingImage,
-    /// An image could not be decoded: damaged, cut short, or in no supported format.
+    /// An image could not be decoded: damaged, truncated, or in an unsupported format.
     DecodeError,
     /// An image has more bytes, a longer side or more pixels than the limits allow.
     ImageTooLarge,
@@ -21,8 +21,8 @@ pub enum Status {
     EmptyCaption,
     /// The caption has more bytes than a prompt may have.
     CaptionTooLong,
-    /// One uid stands for images with different bytes in the input. Not written any more: each of them
-    /// is scored.
+    /// One uid names images with different bytes in the input. Earlier versions wrote this; now each
+    /// of the images is scored.
     UidConflict,
     /// A scorer returned NaN or an infinity. The others have their scores and votes.
     NonFinite,
@@ -57,13 +57,13 @@ impl Status {
         }
     }
 
-    /// One sentence for people.
+    /// One sentence for the reference page.
     pub fn meaning(self) -> &'static str {
         match self {
             Self::Ok => "every voter has voted",
             Self::MissingImage => "an image is null or has no bytes",
             Self::DecodeError => {
-                "an image could not be decoded: damaged, cut short, or in no supported format"
+                "an image could not be decoded: damaged, truncated, or in an unsupported format"
             }
             Self::ImageTooLarge => {
                 "an image has more bytes, a longer side or more pixels than the limits allow"
@@ -72,8 +72,8 @@ impl Status {
             Self::EmptyCaption => "the caption holds nothing but white space",
             Self::CaptionTooLong => "the caption has more bytes than a prompt may have",
             Self::UidConflict => {
-                "one uid stands for images with different bytes in the input (in files of earlier \
-                 versions only: each of them is scored now)"
+                "one uid names images with different bytes in the input (only in files of earlier \
+                 versions; now each image is scored)"
             }
             Self::NonFinite => {
                 "a scorer returned NaN or an infinity; the other scorers have their scores and votes"
@@ -117,17 +117,17 @@ pub struct LabelRow {
     pub caption: Option<String>,
     /// The names of the two images.
     pub image_uid: [Option<String>; 2],
-    /// People's choice.
+    /// The human label.
     pub human_label_0: Option<f64>,
-    /// For each scorer the scores of image 0 and image 1.
+    /// The scores of image 0 and image 1 by each scorer.
     pub scores: Vec<[Option<f32>; 2]>,
-    /// For each scorer +1, -1 or nothing.
+    /// The vote of each scorer: +1, -1 or none.
     pub votes: Vec<Option<i8>>,
     /// The sum of the votes.
     pub vote_sum: Option<i8>,
     /// Its sign.
     pub consensus: Option<i8>,
-    /// Why there are votes or none.
+    /// Whether there are votes, or why not.
     pub status: Status,
     /// Detail of a failure.
     pub error: Option<String>,

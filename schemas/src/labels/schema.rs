@@ -23,8 +23,8 @@ impl LabelsSchema {
     /// The schema for these scorers, in this order.
     ///
     /// # Errors
-    /// When there is none or more than [`MAX_SCORERS`], when a name is not made of `a-z 0-9 _` or is
-    /// longer than 64 bytes, or when a name stands twice.
+    /// When the list is empty or longer than [`MAX_SCORERS`], when a name is not made of `a-z 0-9 _` or
+    /// is longer than 64 bytes, or when a name occurs twice.
     pub fn new<S: AsRef<str>>(scorers: &[S]) -> Result<Self, LabelsError> {
         let scorers: Arc<[String]> = scorers.iter().map(|name| name.as_ref().to_owned()).collect();
         match problem(&scorers) {
@@ -46,7 +46,7 @@ impl LabelsSchema {
         labels_columns(&self.scorers)
     }
 
-    /// The Arrow schema of a [`super::LabelBatch`]: text is held as views.
+    /// The Arrow schema of a [`super::LabelBatch`], which holds text as views.
     pub fn memory_schema(&self) -> &SchemaRef {
         &self.memory
     }
@@ -56,7 +56,7 @@ impl LabelsSchema {
         schema_of(&self.columns(), ColumnType::file_type)
     }
 
-    /// The scorers that the column names of a file speak of, in file order.
+    /// The scorers in the column names of a file, in file order.
     pub(super) fn scorers_in(schema: &Schema) -> Vec<String> {
         let names = schema.fields().iter().map(|field| field.name());
         names.filter_map(|name| name.strip_suffix(VOTE_SUFFIX)).map(str::to_owned).collect()

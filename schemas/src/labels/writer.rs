@@ -1,4 +1,4 @@
-//! Writing `labels.parquet`: durable, and the same bytes for the same rows however they arrive.
+//! Writes `labels.parquet`: durable, and the same bytes for the same rows however they arrive.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -21,8 +21,8 @@ use crate::table_writer::{Format, RowGroupsWriter, TableWriter};
 /// The rows of a row group: the unit in which DuckDB reads in parallel
 /// (duckdb.org/docs/stable/data/parquet/tips).
 pub const ROW_GROUP_ROWS: usize = 122_880;
-/// A row group is also closed when its text reaches this many bytes, so that huge captions do not
-/// pile up in memory.
+/// A row group also ends when its text reaches this many bytes, so that huge captions do not pile up
+/// in memory.
 const ROW_GROUP_TEXT_BYTES: usize = 256 << 20;
 /// zstd level 3 has most of the gain of the higher ones at a fraction of their time.
 const FORMAT: Format = Format {
@@ -34,16 +34,16 @@ const FORMAT: Format = Format {
 /// How many single rows are collected before they become a batch.
 const BUFFERED_ROWS: usize = 8192;
 
-/// Writes a labels file. Nothing stands under the final name before [`LabelsWriter::finish`].
+/// Writes a labels file, which gets its final name in [`LabelsWriter::finish`].
 ///
-/// The bytes depend on the rows, the schema and the metadata alone, not on how the rows were grouped
-/// into calls: row groups are cut by counting rows and bytes of text, and encoded whole.
+/// The bytes depend on the rows, the schema and the metadata alone, not on how calls group the rows:
+/// the writer counts rows and bytes of text to end a row group, and encodes the group whole.
 #[derive(Debug)]
 pub struct LabelsWriter {
     schema: LabelsSchema,
     file: RowGroupsWriter,
     single_rows: LabelBatchBuilder,
-    /// Slices of the row group that is being filled.
+    /// Slices of the row group in progress.
     pending: Vec<LabelBatch>,
     pending_rows: usize,
     pending_text_bytes: usize,
@@ -51,8 +51,7 @@ pub struct LabelsWriter {
 }
 
 impl LabelsWriter {
-    /// Starts a file. The metadata goes into the file's key-value metadata beside the schema version,
-    /// which is added.
+    /// Starts a file with this key-value metadata and the schema version.
     ///
     /// # Errors
     /// When the file cannot be created.
@@ -78,8 +77,8 @@ impl LabelsWriter {
     ///
     /// # Errors
     /// When the row does not fit the schema or holds NaN, an infinity or an impossible vote, or when
-    /// the disk fails. Values are checked when a batch of rows is full, so the error may come with a
-    /// later row or with `finish`; it names the row.
+    /// the disk fails. The writer checks values when a batch of rows is full, so the error may come with
+    /// a later row or with `finish`; it names the row.
     pub fn write(&mut self, row: &LabelRow) -> Result<(), LabelsError> {
         self.single_rows.push(row)?;
         if self.single_rows.len() >= BUFFERED_ROWS { self.take_single_rows() } else { Ok(()) }
@@ -88,7 +87,7 @@ impl LabelsWriter {
     /// Adds the rows of a batch.
     ///
     /// # Errors
-    /// As [`LabelsWriter::write`], and when the batch is of other scorers.
+    /// As for [`LabelsWriter::write`], and when the batch has other scorers.
     pub fn write_batch(&mut self, batch: &LabelBatch) -> Result<(), LabelsError> {
         self.take_single_rows()?;
         self.append(batch)
@@ -102,7 +101,7 @@ impl LabelsWriter {
     /// Writes the rest and makes the file durable under its final name.
     ///
     /// # Errors
-    /// As [`LabelsWriter::write`]; nothing changes under the final name then.
+    /// As for [`LabelsWriter::write`]; nothing changes under the final name then.
     pub fn finish(mut self) -> Result<(), LabelsError> {
         self.take_single_rows()?;
         self.flush_row_group()?;
@@ -117,7 +116,7 @@ impl LabelsWriter {
         self.append(&batch)
     }
 
-    /// Adds a batch to the row group, cutting it where row groups end.
+    /// Adds a batch to the row group, and splits it at the end of row groups.
     fn append(&mut self, batch: &LabelBatch) -> Result<(), LabelsError> {
         if batch.schema() != &self.schema {
             let problem = format!(
@@ -202,8 +201,8 @@ fn properties(schema: &LabelsSchema, metadata: &BTreeMap<String, String>) -> Wri
     builder.build()
 }
 
-/// Whether a dictionary pays: always for the columns with a handful of values, and for captions,
-/// which recur in neighbouring pairs. Uids and scores are nearly all different.
+/// Whether a dictionary pays: for columns with a handful of values, and for captions, which recur in
+/// neighbouring pairs. Uids and scores are nearly all different.
 fn has_few_values(name: &str, kind: ColumnType) -> bool {
     matches!(kind, ColumnType::Category | ColumnType::Int8)
         || matches!(name, "human_label_0" | "status" | "error" | "caption")

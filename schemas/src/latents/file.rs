@@ -1,4 +1,4 @@
-//! Reading the two files of a part: small columns as a stream, latents and features row by row.
+//! Reads the two files of a part: small columns as a stream, latents and embeddings row by row.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -13,10 +13,10 @@ use super::{CaptionsLayout, KEY_SHAPE, LatentsError, LatentsLayout};
 use crate::columns::{captions_columns, latents_columns};
 use crate::labels::Status;
 
-/// Columns of lists end so.
+/// The ends of the names of list columns.
 const LIST_ENDINGS: [&str; 2] = ["_mean", "_std"];
 
-/// `latents-*.parquet`, its columns checked. It holds the footer, not the rows, and no open file.
+/// `latents-*.parquet` with checked columns. It holds the footer, not the rows, and no open file.
 #[derive(Clone, Debug)]
 pub struct LatentsFile {
     table: Table,
@@ -47,7 +47,7 @@ impl LatentsFile {
         self.table.path()
     }
 
-    /// Number type and shape.
+    /// Dtype and shape.
     pub fn layout(&self) -> LatentsLayout {
         self.layout
     }
@@ -70,7 +70,7 @@ impl LatentsFile {
     /// Streams all rows without their latents.
     ///
     /// # Errors
-    /// When the file is gone, changed or damaged; the same for each item.
+    /// When the file is missing, changed or damaged; the same for each item.
     pub fn rows(&self) -> Result<LatentRows, LatentsError> {
         let batches = self.table.read_all(is_small)?;
         Ok(LatentRows { batches, table: self.table.clone(), next: 0 })
@@ -79,7 +79,7 @@ impl LatentsFile {
     /// Some rows without their latents, in ascending order and each once.
     ///
     /// # Errors
-    /// As [`LatentsFile::rows`], and when a row is not there.
+    /// As for [`LatentsFile::rows`], and when the file does not have a row.
     pub fn rows_at(&self, rows: &[i64]) -> Result<Vec<LatentRow>, LatentsError> {
         let mut found = Vec::with_capacity(rows.len());
         for batch in self.table.read(rows, is_small)? {
@@ -89,11 +89,11 @@ impl LatentsFile {
         Ok(found)
     }
 
-    /// The latents of image 0 or 1 in some rows, in ascending order and each once; of the image
-    /// mirrored left to right with `flipped`.
+    /// The latents of image 0 or 1 in some rows, in ascending order and each once; with `flipped`, of
+    /// the horizontally flipped image.
     ///
     /// # Errors
-    /// As [`LatentsFile::rows_at`], when a row has no latents, and when the file holds no mirrored
+    /// As for [`LatentsFile::rows_at`], when a row has no latents, and when the file holds no flipped
     /// images.
     pub fn moments_at(
         &self,
@@ -163,7 +163,7 @@ impl Iterator for LatentRows {
     }
 }
 
-/// The rows of a batch, of which the first is about row `first` of the file.
+/// The rows of a batch; `first` is the number of its first row in the file, for errors.
 fn small_columns(
     table: &Table,
     batch: &RecordBatch,
@@ -222,7 +222,7 @@ fn small_columns(
     Ok(rows)
 }
 
-/// `captions-*.parquet`, its columns checked. It holds the footer, not the rows, and no open file.
+/// `captions-*.parquet` with checked columns. It holds the footer, not the rows, and no open file.
 #[derive(Clone, Debug)]
 pub struct CaptionsFile {
     table: Table,
@@ -233,7 +233,7 @@ impl CaptionsFile {
     /// Opens and checks a file.
     ///
     /// # Errors
-    /// As [`LatentsFile::open`].
+    /// As for [`LatentsFile::open`].
     pub fn open(path: impl AsRef<Path>) -> Result<Self, LatentsError> {
         let what = "cached captions";
         let (table, stored) = Table::open(path.as_ref(), what, "prompt_embeds", |stored, _| {
@@ -250,7 +250,7 @@ impl CaptionsFile {
         self.table.path()
     }
 
-    /// Number type and shape.
+    /// Dtype and shape.
     pub fn layout(&self) -> CaptionsLayout {
         self.layout
     }
@@ -268,7 +268,7 @@ impl CaptionsFile {
     /// Some rows, in ascending order and each once.
     ///
     /// # Errors
-    /// When the file is gone, changed or damaged, or a row is not there.
+    /// When the file is missing, changed or damaged, or does not have a row.
     pub fn rows_at(&self, rows: &[i64]) -> Result<Vec<CaptionRow>, LatentsError> {
         let mut found = Vec::with_capacity(rows.len());
         for batch in self.table.read(rows, |_| true)? {
@@ -287,7 +287,10 @@ impl CaptionsFile {
             let columns = indices.into_iter().zip(captions).zip(hidden.into_iter().zip(pooled));
             for (index, ((caption_index, caption), (hidden, pooled))) in columns.enumerate() {
                 if pooled.is_some() != self.layout.pooled.is_some() {
-                    return Err(fail((index, "pooled features do not fit the shape".to_owned())));
+                    return Err(fail((
+                        index,
+                        "the pooled prompt embedding does not fit the shape".to_owned(),
+                    )));
                 }
                 found.push(CaptionRow {
                     caption_index: caption_index.ok_or_else(|| null(index))?,

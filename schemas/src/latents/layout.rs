@@ -1,4 +1,4 @@
-//! What the lists of a cache hold: number type and shape.
+//! What the lists of a cache hold: dtype and shape.
 
 use crate::columns::{Column, StoredFloat, captions_columns, latents_columns};
 
@@ -8,11 +8,11 @@ const MAX_NUMBERS: i64 = 1 << 26;
 /// How the latents of a part are stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LatentsLayout {
-    /// The number type.
+    /// The dtype.
     pub stored: StoredFloat,
     /// Channels, height and width of the latents.
     pub shape: [i64; 3],
-    /// Whether mirrored images are in it too.
+    /// Whether it also holds horizontally flipped images.
     pub flipped: bool,
 }
 
@@ -37,11 +37,11 @@ impl LatentsLayout {
 /// How the captions of a part are stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CaptionsLayout {
-    /// The number type.
+    /// The dtype.
     pub stored: StoredFloat,
-    /// Tokens and features of each.
+    /// Tokens, and features of each.
     pub shape: [i64; 2],
-    /// Features of the whole, for SDXL.
+    /// Features of the pooled prompt embedding, for SDXL.
     pub pooled: Option<i64>,
 }
 
@@ -51,12 +51,12 @@ impl CaptionsLayout {
         captions_columns(self.stored)
     }
 
-    /// The numbers of a list of hidden states.
+    /// The numbers of a list of prompt embeddings.
     pub fn numbers(&self) -> usize {
         numbers(&self.shape)
     }
 
-    /// The numbers of a pooled list.
+    /// The numbers of a pooled prompt embedding.
     pub fn pooled_numbers(&self) -> Option<usize> {
         self.pooled.map(|length| numbers(&[length]))
     }
@@ -78,7 +78,7 @@ pub(super) fn written(sides: &[i64]) -> String {
     sides.iter().map(i64::to_string).collect::<Vec<_>>().join(",")
 }
 
-/// The sides of a shape as [`written`], all above zero and not too many numbers together.
+/// Reads a shape that [`written`] wrote: positive sides, and not too many numbers together.
 pub(super) fn read(text: &str, allowed: &[usize]) -> Result<Vec<i64>, String> {
     let sides: Result<Vec<i64>, _> = text.split(',').map(str::parse::<i64>).collect();
     let possible = |sides: &Vec<i64>| {

@@ -1,13 +1,13 @@
-//! Cached latents, the output of `train cache`: what the autoencoder and the text encoders make of
-//! pairs, so that training needs neither.
+//! Cached latents, the output of `train cache`: pairs encoded by the autoencoder and the text encoders,
+//! so that training needs neither.
 //!
 //! A cache is a folder with two files for each input file: `latents-*.parquet` ([`LatentsFile`],
 //! [`LatentsWriter`]) has a row for each of its pairs, in the same order, and `captions-*.parquet`
-//! ([`CaptionsFile`], [`CaptionsWriter`]) one for each caption that stands in no file before it. No
-//! label is in them, so a cache serves every labelling of its pairs.
+//! ([`CaptionsFile`], [`CaptionsWriter`]) one for each caption that no earlier file has. They hold no
+//! label, so a cache serves every labelling of its pairs.
 //!
-//! Both are read at random, a row at a time: a data page holds at least one row and not much more
-//! than [`PAGE_BYTES`], and the page index says where it is.
+//! Training reads both in random order, a row at a time: a data page holds at least one row and not
+//! much more than [`PAGE_BYTES`], and the page index says where it is.
 
 mod file;
 mod layout;
@@ -40,9 +40,9 @@ pub const KEY_SCHEMA_VERSION: &str = "latents.schema_version";
 pub const KEY_FINGERPRINT: &str = "latents.fingerprint";
 /// The metadata key of the manifest, as JSON.
 pub const KEY_MANIFEST: &str = "latents.manifest";
-/// The metadata key of what is particular to one part, as JSON.
+/// The metadata key of the [`PartRecord`], as JSON.
 pub const KEY_PART: &str = "latents.part";
-/// The metadata key of the shape of what a list holds; the writers set it.
+/// The metadata key of the shape of the numbers in a list; the writers set it.
 pub const KEY_SHAPE: &str = "latents.shape";
 
 /// `latents-00003-of-00012.parquet`: the latents of input file 3 of 12.
@@ -50,7 +50,7 @@ pub fn latents_name(index: usize, count: usize) -> String {
     format!("latents-{index:05}-of-{count:05}.parquet")
 }
 
-/// `captions-00003-of-00012.parquet`: the captions that first stand in input file 3 of 12.
+/// `captions-00003-of-00012.parquet`: the captions that first occur in input file 3 of 12.
 pub fn captions_name(index: usize, count: usize) -> String {
     format!("captions-{index:05}-of-{count:05}.parquet")
 }
@@ -84,10 +84,10 @@ pub enum LatentsError {
     Version {
         /// The file.
         path: PathBuf,
-        /// What its metadata says.
+        /// The version in the file's metadata.
         found: String,
     },
-    /// A row that must not be in the file, or is asked of it and is not there.
+    /// A row that must not be in the file, or that the file does not have.
     #[error("{}: row {row}: {problem}", path.display())]
     Row {
         /// The file.

@@ -2,7 +2,7 @@
 
 use crate::labels::Status;
 
-/// Where the pixels that were encoded come from.
+/// Which pixels of an image were encoded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Geometry {
     /// Height and width of the decoded image, in pixels.
@@ -11,7 +11,7 @@ pub struct Geometry {
     pub crop: (u32, u32),
 }
 
-/// A distribution of latents: independent normal numbers, in the order channel, row, column.
+/// A distribution of latents: independent normal variables, in the order channel, row, column.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Moments {
     /// Means, not scaled.
@@ -23,13 +23,13 @@ pub struct Moments {
 /// The latents of one image.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ImageMoments {
-    /// Of the image as it is.
+    /// Those of the image as it is.
     pub plain: Moments,
-    /// Of the image mirrored left to right, where the cache holds that.
+    /// Those of the horizontally flipped image, if the cache holds them.
     pub flipped: Option<Moments>,
 }
 
-/// One row of `latents-*.parquet` but for the latents themselves;
+/// One row of `latents-*.parquet` without the latents themselves;
 /// [`crate::columns::latents_columns`] says what each value means.
 #[derive(Clone, Debug, PartialEq)]
 pub struct LatentRow {
@@ -45,7 +45,7 @@ pub struct LatentRow {
     pub caption_index: Option<i64>,
     /// The names of the two images.
     pub image_uid: [Option<String>; 2],
-    /// Where the pixels come from; there where the latents are.
+    /// Which pixels were encoded; present if there are latents.
     pub geometry: [Option<Geometry>; 2],
     /// Whether there are latents.
     pub status: Status,
@@ -60,8 +60,8 @@ pub struct CaptionRow {
     pub caption_index: i64,
     /// The caption.
     pub caption: String,
-    /// Features of every token, in the order token, feature.
+    /// The prompt embeddings, in the order token, feature.
     pub prompt_embeds: Vec<f32>,
-    /// Features of the whole, for SDXL.
+    /// The pooled prompt embedding, for SDXL.
     pub pooled_prompt_embeds: Option<Vec<f32>>,
 }

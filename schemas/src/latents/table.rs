@@ -1,4 +1,4 @@
-//! What both files of a cache share: columns written by a fixed rule, rows read at random.
+//! What both files of a cache share: how columns are stored, and reading rows in random order.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -30,11 +30,11 @@ use crate::columns::{Column, ColumnType, StoredFloat, schema_of};
 use crate::input::ParquetInput;
 use crate::table_writer::{Format, TableWriter};
 
-/// A data page is closed when it reaches this many bytes: the cost of reading one row.
+/// A data page ends when it reaches this many bytes: the cost of reading one row.
 pub const PAGE_BYTES: usize = 16 << 10;
-/// Row groups hold as many rows as fit into this many bytes of lists: what the writer keeps in memory.
+/// The bytes of lists in a row group: what the writer keeps in memory.
 const ROW_GROUP_BYTES: usize = 64 << 20;
-/// Batches handed to the encoder.
+/// The bytes of lists in a batch for the encoder.
 const BATCH_BYTES: usize = 8 << 20;
 
 /// The rows to collect before they are written.
@@ -135,25 +135,25 @@ pub(super) fn lists<'a>(
         }
     };
     let DataType::List(field) = stored.list().file_type() else {
-        return Err("a list is no list".to_owned());
+        return Err("a list has another type".to_owned());
     };
     let offsets = OffsetBuffer::new(offsets.into());
     let list = ListArray::try_new(field, offsets, values, Some(NullBuffer::from(valid)));
     list.map(|list| Arc::new(list) as ArrayRef).map_err(|error| error.to_string())
 }
 
-/// A file whose columns were checked; it holds the footer, not the rows, and no open file.
+/// A file with checked columns. It holds the footer, not the rows, and no open file.
 #[derive(Clone, Debug)]
 pub(super) struct Table {
     parquet: ParquetInput,
     metadata: BTreeMap<String, String>,
     schema: SchemaRef,
-    /// For each of our columns its name and its place among the file's.
+    /// The name of each of our columns and its position in the file.
     places: Vec<(String, usize)>,
 }
 
 impl Table {
-    /// Opens a file of the columns that `columns` names once it knows the number type of `probe`.
+    /// Opens a file. `columns` names its columns for the dtype of the list column `probe`.
     pub(super) fn open(
         path: &Path,
         what: &'static str,
@@ -292,7 +292,7 @@ const BATCH_ROWS: usize = 64;
 
 /// Batches of rows. Ends after the first error.
 pub(super) struct TableRows {
-    /// `None` once the end or an error was reached.
+    /// `None` after the end or an error.
     reader: Option<ParquetRecordBatchReader>,
     parquet: ParquetInput,
     left: usize,
@@ -339,7 +339,7 @@ fn consecutive(rows: &[i64]) -> Vec<Range<usize>> {
     ranges
 }
 
-/// For each of our columns its name and place in the file.
+/// The name of each of our columns and its position in the file, or what is wrong.
 fn find(columns: &[Column], stored: &Schema) -> Result<Vec<(String, usize)>, Vec<String>> {
     let (mut places, mut problems) = (Vec::new(), Vec::new());
     for column in columns {
@@ -388,8 +388,10 @@ pub(super) fn numbers<T: ArrowPrimitiveType>(
     Ok(column.as_primitive_opt::<T>().ok_or_else(wrong)?.iter().collect())
 }
 
-/// A column of lists, each null or of `length` finite numbers; else the row in the batch and what is
-/// wrong with it.
+/// A column of lists, each null or of `length` finite numbers.
+///
+/// # Errors
+/// The row in the batch and what is wrong with it.
 pub(super) fn lists_of(
     batch: &RecordBatch,
     name: &str,

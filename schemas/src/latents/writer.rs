@@ -1,4 +1,4 @@
-//! Writing the two files of a part: durable, and the same bytes for the same rows.
+//! Writes the two files of a part: durable, and the same bytes for the same rows.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -13,8 +13,7 @@ use super::{CaptionsLayout, KEY_SHAPE, LatentsError, LatentsLayout};
 use crate::labels::Status;
 use crate::table_writer::TableWriter;
 
-/// Writes `latents-*.parquet`. Nothing stands under the final name before
-/// [`LatentsWriter::finish`].
+/// Writes `latents-*.parquet`, which gets its final name in [`LatentsWriter::finish`].
 #[derive(Debug)]
 pub struct LatentsWriter {
     table: TableWriter,
@@ -24,8 +23,7 @@ pub struct LatentsWriter {
 }
 
 impl LatentsWriter {
-    /// Starts a file. The metadata goes into its key-value metadata beside schema version and shape,
-    /// which are added.
+    /// Starts a file with this key-value metadata, the schema version and the shape.
     ///
     /// # Errors
     /// When the file cannot be created.
@@ -41,8 +39,7 @@ impl LatentsWriter {
         Ok(Self { table, layout, rows: Vec::new(), written: 0 })
     }
 
-    /// Adds a row. Geometry and latents of both images must be there where the status is `ok`, and
-    /// absent elsewhere.
+    /// Adds a row. Geometry and latents of both images must be there if and only if the status is `ok`.
     ///
     /// # Errors
     /// When the row does not fit the layout, holds a number that cannot be stored, or the disk fails.
@@ -74,14 +71,14 @@ impl LatentsWriter {
             let geometry = row.geometry.get(image).is_some_and(Option::is_some);
             if moments.is_some() != fine || geometry != fine {
                 let status = row.status;
-                return Err(format!("status {status} does not fit what there is of image {image}"));
+                return Err(format!("status {status} does not fit the data of image {image}"));
             }
             let Some(moments) = moments else { continue };
             if !fits(&moments.plain) || moments.flipped.as_ref().is_some_and(|other| !fits(other)) {
                 return Err(format!("expected {numbers} numbers of each list of image {image}"));
             }
             if moments.flipped.is_some() != self.layout.flipped {
-                return Err(format!("the mirrored image {image} does not fit the layout"));
+                return Err(format!("the flipped image {image} does not fit the layout"));
             }
         }
         Ok(())
@@ -90,7 +87,7 @@ impl LatentsWriter {
     /// Writes the rest and makes the file durable under its final name.
     ///
     /// # Errors
-    /// As [`LatentsWriter::write`]; nothing changes under the final name then.
+    /// As for [`LatentsWriter::write`]; nothing changes under the final name then.
     pub fn finish(mut self) -> Result<(), LatentsError> {
         self.flush()?;
         Ok(self.table.finish()?)
@@ -141,8 +138,8 @@ impl LatentsWriter {
                     .collect();
                 let mean = moments.iter().map(|found| found.as_ref().map(|it| &it.mean[..]));
                 columns.push(lists(self.layout.stored, mean).map_err(unfit)?);
-                let deviation = moments.iter().map(|found| found.as_ref().map(|it| &it.std[..]));
-                columns.push(lists(self.layout.stored, deviation).map_err(unfit)?);
+                let std = moments.iter().map(|found| found.as_ref().map(|it| &it.std[..]));
+                columns.push(lists(self.layout.stored, std).map_err(unfit)?);
             }
         }
         columns.push(text(|row| Some(row.status.as_str())));
@@ -153,8 +150,7 @@ impl LatentsWriter {
     }
 }
 
-/// Writes `captions-*.parquet`. Nothing stands under the final name before
-/// [`CaptionsWriter::finish`].
+/// Writes `captions-*.parquet`, which gets its final name in [`CaptionsWriter::finish`].
 #[derive(Debug)]
 pub struct CaptionsWriter {
     table: TableWriter,
@@ -164,8 +160,7 @@ pub struct CaptionsWriter {
 }
 
 impl CaptionsWriter {
-    /// Starts a file. The metadata goes into its key-value metadata beside schema version and shape,
-    /// which are added.
+    /// Starts a file with this key-value metadata, the schema version and the shape.
     ///
     /// # Errors
     /// When the file cannot be created.
@@ -206,7 +201,7 @@ impl CaptionsWriter {
     /// Writes the rest and makes the file durable under its final name.
     ///
     /// # Errors
-    /// As [`CaptionsWriter::write`]; nothing changes under the final name then.
+    /// As for [`CaptionsWriter::write`]; nothing changes under the final name then.
     pub fn finish(mut self) -> Result<(), LatentsError> {
         self.flush()?;
         Ok(self.table.finish()?)

@@ -1,4 +1,4 @@
-//! What the user named → the input files, in a fixed order and with stable names.
+//! Finds the input files that the user named, in a fixed order and with stable names.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::{Component, Path, PathBuf};
@@ -8,7 +8,7 @@ use rayon::prelude::*;
 use super::splits::splits_of;
 use super::{PairsError, own};
 
-/// The end of the names that are picked up in a folder.
+/// The extension of the files that are taken from a folder.
 const EXTENSION: &str = "parquet";
 /// The characters that make a name a pattern.
 const PATTERN_CHARACTERS: [char; 3] = ['*', '?', '['];
@@ -18,8 +18,8 @@ const PATTERN_RULES: glob::MatchOptions = glob::MatchOptions {
     require_literal_separator: true,
     require_literal_leading_dot: true,
 };
-/// How many names of files that were left out are said.
-const NAMES_SAID: usize = 3;
+/// How many names of skipped files a message lists.
+const NAMES_SHOWN: usize = 3;
 
 /// One input file.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -31,32 +31,32 @@ pub struct InputFile {
     pub source_file: String,
 }
 
-/// The input files, and what stands beside them and is none.
+/// The input files, and the files beside them that were skipped.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Discovered {
     /// The input files, in order.
     pub files: Vec<InputFile>,
     /// Files and work folders of this workspace: labels, parts, caches, scores, win rates.
     pub own: Vec<PathBuf>,
-    /// Names that begin with `.` or `_`, which is what Spark, Hadoop and macOS leave behind; pyarrow
-    /// leaves out the same. Folders count once.
+    /// Names that begin with `.` or `_`, which Spark, Hadoop and macOS leave behind; pyarrow skips the
+    /// same. Folders count once.
     pub hidden: usize,
-    /// Files of splits that were not asked for.
+    /// Files of splits that were not chosen.
     pub other_splits: usize,
 }
 
 impl Discovered {
-    /// One sentence about what was left out, if anything was.
-    pub fn left_out(&self) -> Option<String> {
+    /// One sentence about skipped files, if there are any.
+    pub fn skipped(&self) -> Option<String> {
         let mut parts = Vec::new();
         if !self.own.is_empty() {
             let name = |path: &PathBuf| {
                 let name = path.file_name().unwrap_or(path.as_os_str());
                 name.to_string_lossy().into_owned()
             };
-            let mut names: Vec<String> = self.own.iter().take(NAMES_SAID).map(name).collect();
-            if self.own.len() > NAMES_SAID {
-                names.push(format!("{} more", self.own.len() - NAMES_SAID));
+            let mut names: Vec<String> = self.own.iter().take(NAMES_SHOWN).map(name).collect();
+            if self.own.len() > NAMES_SHOWN {
+                names.push(format!("{} more", self.own.len() - NAMES_SHOWN));
             }
             let count = counted(self.own.len(), "output", "outputs");
             parts.push(format!("{count} of this program ({})", names.join(", ")));
@@ -67,7 +67,7 @@ impl Discovered {
         if self.other_splits > 0 {
             parts.push(format!("{} of other splits", counted(self.other_splits, "file", "files")));
         }
-        (!parts.is_empty()).then(|| format!("left out: {}", parts.join(", ")))
+        (!parts.is_empty()).then(|| format!("skipped: {}", parts.join(", ")))
     }
 }
 
@@ -85,15 +85,15 @@ struct Candidate {
 
 /// Finds the input files. Each input is a file, a folder (searched for `*.parquet` at any depth) or a
 /// glob pattern. The order is the order given, and inside a folder or pattern the order of the names,
-/// part by part. Names that begin with `.` or `_`, and what this workspace itself wrote, are left out
-/// and counted.
+/// part by part. Names that begin with `.` or `_`, and files that this workspace wrote, are skipped and
+/// counted.
 ///
-/// `splits` are the splits to take, by the names of files or folders; with none of them, all files are
-/// taken, which must not be of several splits.
+/// `splits` are the splits to take, by the names of files or folders. An empty list takes all files,
+/// which must not be of several splits.
 ///
 /// # Errors
 /// When an input names nothing, two files have one `source_file`, one file is named twice, a name is
-/// not UTF-8, the files are of several splits and none is chosen, or a split is not there.
+/// not UTF-8, the files are of several splits and `splits` is empty, or a split does not exist.
 pub fn discover(inputs: &[PathBuf], splits: &[String]) -> Result<Discovered, PairsError> {
     if inputs.is_empty() {
         return Err(PairsError::NoInputs);
@@ -149,7 +149,7 @@ fn choose(
         let Some(example) = counts.keys().next().filter(|_| counts.len() > 1) else {
             return Ok(files.into_iter().map(|candidate| candidate.file).collect());
         };
-        // What is trained on is what people mean most often.
+        // The training split is the most likely choice.
         let example = if counts.contains_key("train") { "train" } else { example };
         let (path, found, example) = (input.to_owned(), list(), example.to_owned());
         return Err(PairsError::SeveralSplits { path, found, example });
@@ -194,7 +194,7 @@ fn matching(
 ) -> Result<Vec<Candidate>, PairsError> {
     let search = |detail| PairsError::Search { path: input.to_owned(), detail };
     let folder = pattern_free_folder(input);
-    // Whoever writes the underscore into the pattern means it.
+    // A pattern with a leading underscore or dot asks for hidden names.
     let means_hidden =
         relative(input, &folder).components().any(|part| is_hidden(part.as_os_str()));
     let mut paths = Vec::new();
@@ -222,7 +222,7 @@ fn matching(
     named(input, &folder, paths, found)
 }
 
-/// The longest leading part of a pattern that has no pattern character in it.
+/// The longest leading part of a pattern without a pattern character.
 fn pattern_free_folder(pattern: &Path) -> PathBuf {
     pattern
         .components()
@@ -239,7 +239,7 @@ fn is_hidden(name: &std::ffi::OsStr) -> bool {
     (name.starts_with(b".") && name != b"." && name != b"..") || name.starts_with(b"_")
 }
 
-/// Collects the files below `folder`. A link back to a folder that was seen is not entered again.
+/// Collects the files below `folder`. It does not enter a folder twice, whatever links lead to it.
 fn walk(
     folder: &Path,
     seen: &mut HashSet<PathBuf>,
@@ -258,7 +258,8 @@ fn walk(
         let is_parquet = path.extension().is_some_and(|extension| extension == EXTENSION);
         let (is_dir, name) = (path.is_dir(), path.file_name().unwrap_or_default());
         if is_hidden(name) {
-            // Hidden folders are nobody's business; one of Spark's may hold what is looked for.
+            // Folders with a leading dot do not count; one of Spark's may hold the files that the user
+            // is looking for.
             let counts =
                 if is_dir { name.as_encoded_bytes().starts_with(b"_") } else { is_parquet };
             found.hidden += usize::from(counts);
@@ -294,8 +295,8 @@ fn named(
 }
 
 fn nothing(input: &Path, found: &Discovered) -> PairsError {
-    let left_out = found.left_out().map_or_else(String::new, |left_out| format!(" ({left_out})"));
-    PairsError::Nothing { path: input.to_owned(), left_out }
+    let skipped = found.skipped().map_or_else(String::new, |skipped| format!(" ({skipped})"));
+    PairsError::Nothing { path: input.to_owned(), skipped }
 }
 
 /// A path below `base`. A pattern such as `./*.parquet` yields paths without the leading dot.
@@ -323,7 +324,7 @@ fn refuse_duplicates(files: &[InputFile]) -> Result<(), PairsError> {
     let mut names: HashMap<&str, &Path> = HashMap::new();
     let mut places: HashMap<PathBuf, &Path> = HashMap::new();
     for file in files {
-        // A file that cannot be resolved is reported when it is opened.
+        // Opening a file that cannot be resolved reports it.
         let place = file.path.canonicalize().unwrap_or_else(|_| file.path.clone());
         if let Some(first) = places.insert(place, &file.path) {
             return Err(PairsError::SameFile {

@@ -19,22 +19,22 @@ use crate::input::ParquetInput;
 /// The rows of a batch of [`PairFile::plan_rows`]; texts are small, so a batch is about 2 MB.
 const PLAN_BATCH_ROWS: usize = 8192;
 
-/// A row group: the unit in which Parquet can be read from the middle.
+/// A row group: a reader can start at any of them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RowGroup {
     /// The number of its first row in the file.
     pub first_row: i64,
     /// How many rows it has.
     pub num_rows: i64,
-    /// The size of all its columns on the disk, in bytes, as the footer says.
+    /// The size of all its columns on the disk, in bytes, according to the footer.
     pub compressed_bytes: i64,
-    /// The size of the columns that are read of it, decompressed, in bytes, as the footer says.
+    /// The decompressed size of the columns that are read, in bytes, according to the footer.
     pub uncompressed_bytes: i64,
-    /// How many rows lack image 0, and how many image 1, as far as the footer says.
+    /// How many rows lack image 0, and how many image 1, according to the footer.
     pub missing_images: [u64; 2],
 }
 
-/// A pairs file whose columns were checked. It holds the footer, not the rows, and no open file.
+/// A pairs file with checked columns. It holds the footer, not the rows, and no open file.
 #[derive(Clone, Debug)]
 pub struct PairFile {
     input: InputFile,
@@ -53,11 +53,10 @@ impl PairFile {
         Self::open_as(input, true)
     }
 
-    /// Opens a file of which only the texts and labels are wanted, such as the `no_images` variants
-    /// of Pick-a-Pic.
+    /// Opens a file for its texts and labels alone, such as the `no_images` variants of Pick-a-Pic.
     ///
     /// # Errors
-    /// As [`PairFile::open`], but columns of images are not asked for.
+    /// As for [`PairFile::open`], except that image columns need not exist.
     pub fn open_without_images(input: &InputFile) -> Result<Self, PairsError> {
         Self::open_as(input, false)
     }
@@ -74,7 +73,7 @@ impl PairFile {
             .map_err(|problems| problems.error(&input.path, stored.schema()))?;
         parquet.check_chunks(&layout.text_leaves)?;
         parquet.check_chunks(&layout.image_leaves)?;
-        // Whether the columns can be read so is said here, not after hours.
+        // A column that cannot be read with this schema fails here, not after hours.
         let reader = parquet.contained(|| {
             let views = ArrowReaderOptions::new().with_schema(Arc::clone(&layout.schema));
             ArrowReaderMetadata::try_new(metadata, views)
@@ -97,8 +96,8 @@ impl PairFile {
         self.parquet.num_rows()
     }
 
-    /// blake3 of the file's length and footer (which holds the sizes, places and statistics of all
-    /// its data), in hexadecimal: cheap, and enough to notice that a file was replaced.
+    /// blake3 of the file's length and footer, in hexadecimal. The footer holds the sizes, offsets and
+    /// statistics of all data: this is cheap, and enough to notice a replaced file.
     pub fn fingerprint(&self) -> String {
         self.parquet.fingerprint().to_owned()
     }
@@ -158,36 +157,27 @@ impl PairFile {
     /// Streams all rows without their images ([`PairRow::image`] is `None` twice).
     ///
     /// # Errors
-    /// When the file is gone, changed or damaged; the same for each item.
+    /// When the file is missing, changed or damaged; the same for each item.
     pub fn plan_rows(&self) -> Result<PairRows, PairsError> {
         self.plan_rows_in(0..self.num_rows())
     }
 
-    /// [`PairFile::plan_rows`] for some of the rows; the range is cut to the file.
-    ///
-    /// # Errors
-    /// As [`PairFile::plan_rows`].
+    /// [`PairFile::plan_rows`] for some of the rows; rows beyond the file do not count.
     pub fn plan_rows_in(&self, rows: Range<i64>) -> Result<PairRows, PairsError> {
         self.stream(rows, PLAN_BATCH_ROWS, false)
     }
 
     /// Streams all rows with their images, at most `batch_rows` at a time.
     ///
-    /// Images are not copied: each keeps the page it was read from. A page of more than
+    /// Images are not copied: each keeps its page. A page of more than
     /// [`crate::scratch::IN_MEMORY_BYTES`] lies in a scratch file, not in memory, so that a column holds
     /// at most a dictionary page and a data page of that size.
-    ///
-    /// # Errors
-    /// As [`PairFile::plan_rows`].
     pub fn rows_with_images(&self, batch_rows: usize) -> Result<PairRows, PairsError> {
         self.rows_with_images_in(0..self.num_rows(), batch_rows)
     }
 
-    /// [`PairFile::rows_with_images`] for some of the rows; the range is cut to the file. Row groups
-    /// before the range are not touched, pages before it are not decompressed.
-    ///
-    /// # Errors
-    /// As [`PairFile::plan_rows`].
+    /// [`PairFile::rows_with_images`] for some of the rows; rows beyond the file do not count. It does
+    /// not touch row groups before the range, nor decompress pages before it.
     pub fn rows_with_images_in(
         &self,
         rows: Range<i64>,

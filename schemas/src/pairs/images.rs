@@ -1,5 +1,5 @@
-//! A column of images, read beside the small columns: as bytes of the pages they stand in, so that
-//! nothing is copied and large pages need not be in memory ([`crate::pages`]).
+//! Reads a column of images beside the small columns, as slices of its pages: nothing is copied, and
+//! large pages need not be in memory ([`crate::pages`]).
 
 use std::sync::Arc;
 
@@ -14,15 +14,15 @@ use parquet::schema::types::ColumnDescPtr;
 use crate::checksums::CheckedFile;
 use crate::pages::Pages;
 
-/// The images of a column in order, of some row groups.
+/// The images of a column in some row groups, in order.
 pub(super) struct ImageColumn {
     file: Arc<CheckedFile>,
     metadata: Arc<ParquetMetaData>,
-    /// The row groups that were not begun.
+    /// The row groups that are left.
     groups: std::vec::IntoIter<usize>,
     leaf: usize,
     descriptor: ColumnDescPtr,
-    /// That of the current row group.
+    /// The reader of the current row group.
     reader: Option<ColumnReaderImpl<ByteArrayType>>,
 }
 
@@ -44,7 +44,7 @@ impl ImageColumn {
         })
     }
 
-    /// The next `count` images; null where there is none, or the struct around it is null.
+    /// The next `count` images; null if the image or the struct around it is null.
     pub(super) fn take(&mut self, count: usize) -> Result<Vec<Option<Bytes>>> {
         // A column of type "null" holds no bytes.
         if self.descriptor.physical_type() != Type::BYTE_ARRAY {
@@ -78,7 +78,7 @@ impl ImageColumn {
         Ok(images)
     }
 
-    /// Passes over `count` images.
+    /// Skips `count` images.
     pub(super) fn skip(&mut self, mut count: usize) -> Result<()> {
         if self.descriptor.physical_type() != Type::BYTE_ARRAY {
             return Ok(());

@@ -1,4 +1,4 @@
-//! Where the columns of a pairs file are, and whether they are all there and of a usable type.
+//! Finds the columns of a pairs file and checks their types.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -13,9 +13,9 @@ use crate::exact::{self, Target};
 
 /// The name of the bytes inside the struct of the `datasets` library's `Image`.
 const IMAGE_BYTES: &str = "bytes";
-/// How many columns of a file are named where one is missing.
+/// How many columns of a file an error lists if one is missing.
 const NAMES_SAID: usize = 20;
-/// What other data sets call our columns.
+/// The names of our columns in other data sets.
 const ALIASES: [(&str, &[&str]); 5] = [
     ("caption", &["prompt", "text", "original_prompt", "captions", "txt"]),
     ("jpg_0", &["image_0", "img_0", "jpg0", "image0"]),
@@ -35,7 +35,7 @@ pub(super) struct Layout {
     pub(super) image_leaves: Vec<usize>,
 }
 
-/// What is wrong with the columns of a file, and the SQL that mends it.
+/// What is wrong with the columns of a file, and the SQL that repairs it.
 #[derive(Debug, Default)]
 pub(super) struct Problems {
     sentences: Vec<String>,
@@ -56,7 +56,7 @@ impl Problems {
             if stored.fields().len() > NAMES_SAID {
                 names.push("…");
             }
-            hints.push(format!("the columns there are: {}", names.join(", ")));
+            hints.push(format!("the file has the columns: {}", names.join(", ")));
         }
         if !self.renamed.is_empty() || !self.casts.is_empty() {
             hints.push(format!("hint: in DuckDB {}", self.sql(path)));
@@ -140,7 +140,7 @@ impl Layout {
             let Some(field) = fields.get_mut(place) else { continue };
             match target_type(column, field.data_type()) {
                 Some(target) => *field = Arc::new(field.as_ref().clone().with_data_type(target)),
-                // It only stands beside label_0.
+                // It only checks label_0.
                 None if column.name == LABEL_1 => continue,
                 None => {
                     problems.has_type(column, field.data_type());
@@ -209,7 +209,7 @@ fn is_image_leaf(parquet: &SchemaDescriptor, leaf: usize) -> bool {
     }
 }
 
-/// What the values of a column are read as.
+/// How the values of a column are read.
 pub(super) fn target(kind: PairType) -> Target<'static> {
     match kind {
         PairType::Text | PairType::Image => Target::Text,
@@ -219,14 +219,14 @@ pub(super) fn target(kind: PairType) -> Target<'static> {
     }
 }
 
-/// The type to read a column with, where its stored type will do.
+/// The type to read a column with, if its stored type is usable.
 fn target_type(column: &PairColumn, stored: &DataType) -> Option<DataType> {
     match (column.kind, stored) {
         (PairType::Image, DataType::Struct(inner)) => {
             let bytes = inner.iter().find(|field| field.name() == IMAGE_BYTES)?;
             (*bytes.data_type() == DataType::Binary).then(|| stored.clone())
         }
-        // pandas writes a column without any value as type "null"
+        // pandas gives a column without values the type "null".
         (PairType::Image, DataType::Binary | DataType::Null) => Some(stored.clone()),
         (PairType::Image, _) => None,
         (PairType::Text | PairType::Identifier, DataType::Utf8) => Some(DataType::Utf8View),

@@ -1,7 +1,7 @@
 //! Image pairs, the input: Parquet files in Pick-a-Pic's layout (v1 and v2 have the same columns) or
 //! one's own with the columns of [`crate::columns::PAIR_COLUMNS`].
 //!
-//! [`discover()`] turns what the user named (files, folders, patterns) into a fixed order of files,
+//! [`discover()`] turns the user's files, folders and patterns into a fixed order of files,
 //! [`PairFile`] checks one of them, [`PairRows`] streams its rows, with or without the images.
 
 mod caption;
@@ -40,7 +40,7 @@ pub enum PairsError {
         /// How to make a file that is usable.
         hint: String,
     },
-    /// A value that does not mean what its column means.
+    /// A value that its column cannot have.
     #[error("{}: row {row} (counted from 0): {column} is {found}, expected {expected}", path.display())]
     Value {
         /// The file.
@@ -51,7 +51,7 @@ pub enum PairsError {
         column: &'static str,
         /// The value, as text.
         found: String,
-        /// What it may be, and a hint.
+        /// The values that are allowed, and a hint.
         expected: &'static str,
     },
     /// A file has more pairs than can be numbered.
@@ -73,10 +73,10 @@ pub enum PairsError {
         /// What it is.
         kind: &'static str,
     },
-    /// The files are of several splits, and none is chosen.
+    /// The files are of several splits, and the user chose none.
     #[error(
-        "{}: expected one split, found {found}; hint: choose with --split {example}, so that what \
-         is trained on is not evaluated on; --split takes several names with commas between",
+        "{}: expected one split, found {found}; hint: choose with --split {example}, so that no \
+         training pair is evaluated; --split takes several names, separated by commas",
         path.display()
     )]
     SeveralSplits {
@@ -87,21 +87,21 @@ pub enum PairsError {
         /// One of them.
         example: String,
     },
-    /// A split that is chosen and not there.
+    /// A chosen split that does not exist.
     #[error(
-        "{}: expected files of the split {split:?}, found {found}; hint: a split is named by a file, \
-         such as train-00000-of-00645.parquet, or a folder",
+        "{}: expected files of the split {split:?}, found {found}; hint: the name of a file, such as \
+         train-00000-of-00645.parquet, or of a folder names its split",
         path.display()
     )]
     NoSplit {
         /// The first location.
         path: PathBuf,
-        /// The split asked for.
+        /// The chosen split.
         split: String,
-        /// The splits that are there.
+        /// The splits that exist.
         found: String,
     },
-    /// Nothing stands under the name that was given.
+    /// Nothing has the given name.
     #[error(
         "{}: expected a Parquet file, a folder or a pattern, found nothing of that name{}",
         path.display(),
@@ -112,17 +112,17 @@ pub enum PairsError {
         path: PathBuf,
     },
     /// A folder or pattern that holds no file.
-    #[error("{}: expected Parquet files, found none{left_out}; hint: a folder is searched for *.parquet at any depth", path.display())]
+    #[error("{}: expected Parquet files, found none{skipped}; hint: a folder is searched for *.parquet at any depth", path.display())]
     Nothing {
         /// The folder or pattern.
         path: PathBuf,
-        /// What is there and was left out, in brackets, or nothing.
-        left_out: String,
+        /// What was skipped there, in brackets, or nothing.
+        skipped: String,
     },
     /// No input was given.
     #[error("expected at least one file, folder or pattern of pairs, found none")]
     NoInputs,
-    /// A folder could not be listed or a pattern not understood.
+    /// A folder could not be listed, or a pattern is invalid.
     #[error("{}: cannot search: {detail}", path.display())]
     Search {
         /// The folder or pattern.

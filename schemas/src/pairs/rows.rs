@@ -1,4 +1,4 @@
-//! Streaming the rows of a pairs file.
+//! Streams the rows of a pairs file.
 
 use std::ops::Range;
 
@@ -16,34 +16,34 @@ use crate::columns::{PairType, is_human_label};
 use crate::exact::{self, Failure, Inexact};
 use crate::input::ParquetInput;
 
-/// How much text one item of the iterator may hold before it is cut short, in bytes. Only captions
-/// far beyond the usual reach it; a single larger row still comes whole.
+/// The most text in one item of the iterator, in bytes. Only captions far beyond the usual reach it; a
+/// single larger row still comes whole.
 const MAX_TEXT_BYTES: usize = 64 << 20;
 
-/// The column beside `label_0` that is 1 minus it.
+/// The column that is 1 minus `label_0`.
 pub(super) const LABEL_1: &str = "label_1";
-/// What `label_0` may be.
+/// The values of `label_0`.
 const LABELS: &str = "1 (image 0), 0 (image 1), 0.5 (a tie) or null; hint: of 1, 0, -1 write \
                       (label_0 + 1) / 2, of 1 and 2 write 2 - label_0; ratings and ranks are no such \
                       label, leave the column out";
-/// What a caption may be.
+/// The values of a caption.
 const TEXTS: &str = "text in UTF-8; hint: in pandas df.caption.str.decode('latin-1') of bytes in another \
                      encoding";
-/// What an id may be.
+/// The values of an id.
 const NAMES: &str = "text, a whole number or a UUID; hint: in DuckDB CAST(… AS VARCHAR)";
-/// What a flag may be.
+/// The values of a flag.
 const FLAGS: &str = "true or false, 1 or 0";
-/// What a number may be.
+/// The values of a number.
 const NUMBERS: &str = "a number that float64 holds";
 
-/// Why a row has no human vote though `label_0` holds a value.
+/// Why a row has no human label although `label_0` holds a value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum NoVote {
-    /// `has_label` is false: the value stands in for a vote that nobody gave.
+    /// `has_label` is false: nobody gave a label.
     HasLabelFalse,
-    /// `label_1` is not 1 minus it.
+    /// `label_1` is not 1 minus `label_0`.
     Contradiction,
-    /// It is NaN.
+    /// `label_0` is NaN.
     NotANumber,
 }
 
@@ -52,37 +52,36 @@ pub enum NoVote {
 pub struct PairRow {
     /// The row in the file, from 0.
     pub row: i64,
-    /// `ranking_id` where the file has one for this row, else [`positional_pair_id`]. Unique if the
-    /// input's own ids are.
+    /// `ranking_id` if the row has one, else [`positional_pair_id`]. Unique if the input's ids are.
     pub pair_id: String,
     /// The prompt of both images.
     pub caption: Option<String>,
     /// The names of the two images.
     pub image_uid: [Option<String>; 2],
-    /// People's choice, `label_0` of the input: 1, 0 or 0.5.
+    /// The human label, `label_0` of the input: 1, 0 or 0.5.
     pub human_label_0: Option<f64>,
-    /// Why `human_label_0` is `None` though the input has a value there.
+    /// Why `human_label_0` is `None` although the input has a value.
     pub no_vote: Option<NoVote>,
-    /// The two encoded images, where they were asked for and are there.
+    /// The two encoded images, if images are read and the row has them.
     pub image: [Option<Bytes>; 2],
 }
 
-/// The id of a pair by its place: `source_file:row`.
+/// The id of a pair by its position: `source_file:row`.
 pub fn positional_pair_id(source_file: &str, row: i64) -> String {
     format!("{source_file}:{row}")
 }
 
-/// The rows of a file in order, some at a time. Ends after the first error.
+/// The rows of a file in order, a batch at a time. Ends after the first error.
 pub struct PairRows {
-    /// `None` once the end or an error was reached.
+    /// `None` after the end or an error.
     reader: Option<ParquetRecordBatchReader>,
-    /// Those of image 0 and image 1, where images are read.
+    /// The columns of image 0 and image 1, if images are read.
     images: Vec<ImageColumn>,
     parquet: ParquetInput,
     source_file: String,
-    /// The rows that have not been handed out.
+    /// The rows that are left.
     rows: Range<i64>,
-    /// A decoded batch and how many of its rows were handed out.
+    /// A decoded batch, and how many of its rows were returned.
     pending: Option<(Columns, usize)>,
 }
 
@@ -108,7 +107,7 @@ impl PairRows {
         Self { reader: Some(reader), images, parquet, source_file, rows, pending: None }
     }
 
-    /// Decodes the next batch with rows in it; `None` at the end.
+    /// Decodes the next batch that has rows; `None` at the end.
     fn decode(&mut self) -> Result<Option<Columns>, PairsError> {
         let Some(reader) = self.reader.as_mut() else { return Ok(None) };
         let batch =
@@ -192,11 +191,11 @@ struct Columns {
     label: [Option<Float64Array>; 2],
     has_label: Option<BooleanArray>,
     ranking_id: Option<StringViewArray>,
-    /// Of image 0 and image 1, where images are read.
+    /// Image 0 and image 1, if images are read.
     images: Vec<Vec<Option<Bytes>>>,
 }
 
-/// Why a batch is not usable.
+/// Why a batch cannot be used.
 enum Problem {
     Value { index: usize, column: &'static str, found: String, expected: &'static str },
     Arrow(ArrowError),
@@ -242,7 +241,10 @@ impl Columns {
         })
     }
 
-    /// People's choice in a row, or why there is none; the value where it is no such label.
+    /// The human label of a row, or why it has none.
+    ///
+    /// # Errors
+    /// The value, if it is not a label.
     fn human_label(&self, index: usize) -> Result<(Option<f64>, Option<NoVote>), String> {
         let number = |column: &Option<Float64Array>| {
             column.as_ref().filter(|column| column.is_valid(index)).map(|c| c.value(index))

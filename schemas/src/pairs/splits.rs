@@ -1,11 +1,11 @@
-//! Which split of a data set a file belongs to, by its name or that of a folder it stands in.
+//! Finds the split of a data set that a file belongs to, by its name or that of a folder above it.
 //!
-//! The names are those the `datasets` library knows (`datasets/data_files.py`), among them the
-//! spelling of published sets, `validation_unique-00000-of-00001-HASH.parquet`.
+//! The names are those of the `datasets` library (`datasets/data_files.py`), among them the spelling
+//! of published sets, `validation_unique-00000-of-00001-HASH.parquet`.
 
 use std::path::Path;
 
-/// What splits are called: the words of `datasets`, `SPLIT_KEYWORDS`, and two more.
+/// The names of splits: `SPLIT_KEYWORDS` of `datasets`, and two more.
 const KEYWORDS: [&str; 12] = [
     "train",
     "training",
@@ -22,14 +22,15 @@ const KEYWORDS: [&str; 12] = [
 ];
 /// Pick-a-Pic's `validation_unique` and `test_unique` are splits of their own.
 const UNIQUE: &str = "unique";
-/// What the hub puts before the split of which only a part was converted.
+/// The hub's prefix for a split that it converted only in part.
 const PARTIAL: &str = "partial-";
 
-/// Says of which split each file is; `None` where no name says so. `files` are names below a location,
-/// parts separated by `/`, each with the location.
+/// The split of each file; `None` if no name tells it. `files` are names below a location, parts
+/// separated by `/`, each with its location.
 pub(super) fn splits_of(files: &[(&str, &Path)]) -> Vec<Option<String>> {
     let mut splits: Vec<Option<String>> = files.iter().map(|(name, at)| split(name, at)).collect();
-    // Beside train-00000-of-00002 the file extra-00000-of-00001 is a split too, as for `datasets`.
+    // If there is train-00000-of-00002, the file extra-00000-of-00001 is a split too, as for
+    // `datasets`.
     if splits.iter().any(Option::is_some) {
         for (split, (name, _)) in splits.iter_mut().zip(files) {
             *split = split.take().or_else(|| sharded(stem(name)).map(str::to_owned));
@@ -62,8 +63,7 @@ fn sharded(stem: &str) -> Option<&str> {
     (digits(number) && digits(count) && !name.is_empty()).then_some(name)
 }
 
-/// The split that a name speaks of: the one keyword among its words, with what a published split has
-/// after it.
+/// The split in a name: the one keyword among its words, with the suffix of a published split.
 fn in_name(name: &str) -> Option<String> {
     let shards = sharded(name);
     let name = shards.unwrap_or(name);
@@ -74,13 +74,13 @@ fn in_name(name: &str) -> Option<String> {
     for word in name.split(|character: char| !character.is_ascii_alphabetic()) {
         if KEYWORDS.iter().any(|keyword| word.eq_ignore_ascii_case(keyword)) {
             match found {
-                // train_test.parquet is neither.
+                // train_test.parquet names neither.
                 Some((_, other)) if !other.eq_ignore_ascii_case(word) => return None,
                 Some(_) => {}
                 None => found = Some((place, word)),
             }
         }
-        // Every character that separates words here has its own length.
+        // A separator may be a character of several bytes.
         place += word.len();
         place += name.get(place..)?.chars().next().map_or(0, char::len_utf8);
     }

@@ -2,7 +2,8 @@
 -- DuckDB views of a cache of latents. Start DuckDB in the root of the repository and:
 --     .read schemas/duckdb/latents.sql
 --     FROM latents_summary;
--- The folder is that of the default; for another replace it in the two paths below.
+-- The folder is the default one. For another:
+--     cargo run --release -p balanceddpo-schemas --bin schemas -- sql FOLDER > views.sql
 
 -- One row per pair.
 CREATE OR REPLACE VIEW latents AS
@@ -12,7 +13,7 @@ SELECT * FROM read_parquet('{latents}/latents-*.parquet');
 CREATE OR REPLACE VIEW captions AS
 SELECT * FROM read_parquet('{latents}/captions-*.parquet');
 
--- How many pairs of each input file have latents, and what these are like.
+-- For each input file: how many pairs have latents, and statistics of these.
 CREATE OR REPLACE VIEW latents_summary AS
 SELECT source_file,
        count(*) AS pairs,

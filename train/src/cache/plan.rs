@@ -30,8 +30,8 @@ impl Plan {
     pub(super) fn make(pairs: &[PathBuf], splits: &[String]) -> Result<Self> {
         let mut plan = Self { files: Vec::new(), captions: HashMap::new() };
         let found = discover(pairs, splits)?;
-        if let Some(left_out) = found.left_out() {
-            tracing::info!("{left_out}");
+        if let Some(skipped) = found.skipped() {
+            tracing::info!("{skipped}");
         }
         for input in found.files {
             let file = PairFile::open(&input)?;

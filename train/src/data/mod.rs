@@ -203,8 +203,8 @@ impl<L> Dataset<L> {
         is_skipped: &dyn Fn(&L) -> bool,
     ) -> Result<Self, DataError> {
         let found = discover(pairs, splits)?;
-        if let Some(left_out) = found.left_out() {
-            tracing::info!("{left_out}");
+        if let Some(skipped) = found.skipped() {
+            tracing::info!("{skipped}");
         }
         let open = |input| -> Result<PairFile, DataError> {
             runkit::signals::check()?;
