@@ -183,8 +183,8 @@ def image_row(
 class Programs:
     """The two programs, and what all runs share."""
 
-    def __init__(self, example: Path, out: Path, threads: int, device: str) -> None:
-        self.example, self.out = example, out
+    def __init__(self, tool: Path, out: Path, threads: int, device: str) -> None:
+        self.tool, self.out = tool, out
         self.common = {"threads": threads, "device": device}
         self.environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
 
@@ -201,7 +201,7 @@ class Programs:
         return json.loads(done.stdout.splitlines()[-1])
 
     def ours(self, command: str, options: dict) -> dict:
-        return self.run([self.example], command, options)
+        return self.run([self.tool], command, options)
 
     def theirs(self, command: str, options: dict) -> dict:
         return self.run([sys.executable, PARITY / "diffusion_reference.py"], command, options)
@@ -243,7 +243,7 @@ class Programs:
         return {
             "row": row.name,
             "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-            "program": hashlib.sha256(self.example.read_bytes()).hexdigest()[:12],
+            "program": hashlib.sha256(self.tool.read_bytes()).hexdigest()[:12],
             "threads": self.common["threads"],
             "device": self.common["device"],
             "operations": operations,
@@ -340,7 +340,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--example", type=Path, required=True, help="the built example")
+    parser.add_argument("--tool", type=Path, required=True, help="the built tool")
     parser.add_argument("--models", type=Path, required=True, help="folder of checkpoints")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--size", choices=("full", "small"), default="full")
@@ -354,7 +354,7 @@ def main() -> None:
     folder = arguments.out / name
     folder.mkdir(parents=True, exist_ok=True)
     build(arguments.models, "sd15" if arguments.size == "full" else "small-sd15")
-    programs = Programs(arguments.example, folder, arguments.threads, arguments.device)
+    programs = Programs(arguments.tool, folder, arguments.threads, arguments.device)
     results = []
     for row in rows(arguments.models, arguments.size):
         saved = folder / f"{row.name}.json"

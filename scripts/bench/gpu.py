@@ -80,7 +80,7 @@ class Bench:
         only = () if row.kind == "image" else ("unet", "scheduler")
         return build(self.arguments.models, row.model, self.arguments.device, only)
 
-    def example(self, program: Path, words: list[str], options: dict) -> dict:
+    def run_tool(self, program: Path, words: list[str], options: dict) -> dict:
         words = [*words, *(f"{key}={value}" for key, value in options.items())]
         gc.collect()
         torch.cuda.empty_cache()
@@ -92,7 +92,7 @@ class Bench:
     def matrix_rate(self, precision: str) -> float:
         if precision not in self.rates:
             options = {"precision": precision, "device": self.arguments.device, "repeats": 20}
-            report = self.example(self.arguments.diffusion, ["gemm"], options)
+            report = self.run_tool(self.arguments.diffusion, ["gemm"], options)
             self.rates[precision] = report["operations_per_second"]
         return self.rates[precision]
 
@@ -165,8 +165,8 @@ class Bench:
     def ours(self, row: Row, options: dict) -> dict:
         if row.kind == "train":
             more = {"beta": train_step.BETA, "lr": train_step.LEARNING_RATE}
-            return self.example(self.arguments.step, [], options | more)
-        return self.example(self.arguments.diffusion, [row.kind], options)
+            return self.run_tool(self.arguments.step, [], options | more)
+        return self.run_tool(self.arguments.diffusion, [row.kind], options)
 
     def theirs(self, row: Row, options: dict) -> dict:
         words = {key: str(value) for key, value in options.items()}
@@ -213,8 +213,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--diffusion", type=Path, required=True, help="the built example `diffusion`")
-    parser.add_argument("--step", type=Path, required=True, help="the built example `step`")
+    parser.add_argument("--diffusion", type=Path, required=True, help="the built tool `diffusion`")
+    parser.add_argument("--step", type=Path, required=True, help="the built tool `step`")
     parser.add_argument("--models", type=Path, required=True, help="folder of checkpoints, 14 GB")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--rows", nargs="*", default=["sd*"], help="patterns, such as 'sd15-*'")

@@ -63,14 +63,14 @@ fi
 if [[ $parts == *" diffusion "* ]]; then
     echo "== diffusion networks beside diffusers, $size size =="
     # shellcheck disable=SC2086  # a list of patterns
-    "$python" scripts/bench/diffusion.py --example "$(scripts/parity/example.sh diffusion)" \
+    "$python" scripts/bench/diffusion.py --tool "$(scripts/parity/tool.sh diffusion)" \
         --models out/parity/diffusion --out out/bench --size "$size" --rounds "${BENCH_ROUNDS:-3}" \
         ${BENCH_FRESH:+--fresh} --rows ${BENCH_ROWS:-}
 fi
 if [[ $parts == *" train "* ]]; then
     echo "== training steps beside diffusers and torch, $size size =="
     # shellcheck disable=SC2086  # a list of patterns
-    "$python" scripts/bench/train_step.py --example "$(scripts/parity/example.sh step)" \
+    "$python" scripts/bench/train_step.py --tool "$(scripts/parity/tool.sh step)" \
         --models out/parity/diffusion --out out/bench --size "$size" --rounds "${BENCH_ROUNDS:-2}" \
         ${BENCH_FRESH:+--fresh} --rows ${BENCH_ROWS:-}
 fi

@@ -201,7 +201,7 @@ class Bench:
 
     def ours(self, options: dict) -> dict:
         output = {"output": self.folder / "ours.safetensors", "beta": BETA, "lr": LEARNING_RATE}
-        return self.run([self.arguments.example], options | output)
+        return self.run([self.arguments.tool], options | output)
 
     def theirs(self, options: dict, layout: str, optimizer: str = "fused") -> dict:
         more = {"output": self.folder / "theirs.safetensors", "layout": layout, "optimizer": optimizer}
@@ -297,7 +297,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--example", type=Path, required=True, help="the built example `step`")
+    parser.add_argument("--tool", type=Path, required=True, help="the built tool `step`")
     parser.add_argument("--models", type=Path, required=True, help="folder of checkpoints")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--size", choices=("full", "small"), default="full")

@@ -11,8 +11,7 @@ if [ -z "${LIBTORCH:-}" ]; then
     export PATH="$VIRTUAL_ENV/bin:$PATH"
 fi
 cargo build --release --locked -p balanceddpo-relabel --bins
-cargo build --release --locked -p balanceddpo-nn --example diffusion
-cargo build --release --locked -p balanceddpo-train --example step
+cargo build --release --locked -p balanceddpo-tools --bin diffusion --bin step
 # The unit tests of nn, among them those that need a GPU.
 tests=$(cargo test --release --locked -p balanceddpo-nn --lib --no-run --message-format=json |
     python3 -c 'import json, sys
@@ -20,7 +19,7 @@ for line in sys.stdin:
     executable = json.loads(line).get("executable") if line.startswith("{") else None
     if executable: print(executable)')
 mkdir -p "$out"
-cp target/release/relabel target/release/examples/diffusion target/release/examples/step "$out"
+cp target/release/relabel target/release/diffusion target/release/step "$out"
 cp "$tests" "$out/nn-tests"
 strip "$out"/*
 bytes=$(du -sb "$out" | cut -f1)

@@ -62,10 +62,10 @@ class Case:
         return torch.randn(shape, generator=torch.Generator().manual_seed(self.seed))
 
     def ours(self, name: str = "ours", **changes: str) -> Tensors:
-        """Runs the example; `changes` are options of this run alone."""
+        """Runs the tool; `changes` are options of this run alone."""
         output = self.folder / f"{name}.safetensors"
         options = self.options | changes | {"output": str(output)}
-        command = [str(self.parity.example), self.command]
+        command = [str(self.parity.tool), self.command]
         command += [f"{key}={value}" for key, value in options.items()]
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode != 0:
@@ -97,8 +97,8 @@ class Case:
 class Parity:
     """What all cases share, and the table."""
 
-    def __init__(self, root: Path, example: Path, threads: int) -> None:
-        self.root, self.example, self.threads = root, example, threads
+    def __init__(self, root: Path, tool: Path, threads: int) -> None:
+        self.root, self.tool, self.threads = root, tool, threads
         self.failures = 0
         scripts = ["diffusion_configs.py", "diffusion_reference.py"]
         self.sources = b"".join((HERE / script).read_bytes() for script in scripts)
@@ -272,7 +272,7 @@ def check_saved(parity: Parity, model: str, sides: tuple[int, int], side: int = 
     original = parity.root / model / "unet"
     saved = parity.root / "cases" / f"{model}-saved"
     shutil.rmtree(saved, ignore_errors=True)
-    command = [parity.example, "save", f"model={original}", f"output={saved}"]
+    command = [parity.tool, "save", f"model={original}", f"output={saved}"]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     files = (saved / "config.json", original / "config.json")
     if len({json.dumps(json.loads(file.read_text()), sort_keys=True) for file in files}) != 1:
@@ -352,12 +352,12 @@ def main() -> None:
     )
     parser.add_argument("--size", choices=("small", "full"), required=True)
     parser.add_argument("--out", type=Path, required=True, help="kept for the next run")
-    parser.add_argument("--example", type=Path, required=True, help="the built example")
+    parser.add_argument("--tool", type=Path, required=True, help="the built tool")
     threads = int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1))
     parser.add_argument("--threads", type=int, default=threads)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    parity = Parity(arguments.out, arguments.example, arguments.threads)
+    parity = Parity(arguments.out, arguments.tool, arguments.threads)
     {"small": small, "full": full}[arguments.size](parity)
     print(f"{parity.failures} beyond the bounds" if parity.failures else "all within the bounds")
     sys.exit(1 if parity.failures else 0)

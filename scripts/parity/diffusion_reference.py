@@ -1,5 +1,5 @@
 """Runs a network of diffusers or transformers, or a whole pipeline, on tensors from a file: the
-other side of `crates/nn/examples/diffusion.rs`, with the same commands, arguments and report.
+other side of `tools/src/bin/diffusion.rs`, with the same commands, arguments and report.
 
     diffusion_reference.py COMMAND key=value ...
 

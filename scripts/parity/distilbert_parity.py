@@ -103,10 +103,10 @@ def reference(folder: Path, texts: list[str]) -> tuple[list[list[int]], torch.Te
     return ids, logits, time.monotonic() - start
 
 
-def ours(example: Path, model: Path, work: Path, ids: list[list[int]]) -> tuple[torch.Tensor, float]:
+def ours(tool: Path, model: Path, work: Path, ids: list[list[int]]) -> tuple[torch.Tensor, float]:
     (work / "ids.json").write_text(json.dumps(ids))
     output = work / "logits.safetensors"
-    command = [example, model, work / "ids.json", output]
+    command = [tool, model, work / "ids.json", output]
     report = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
     return load_file(output)["logits"], report["seconds"]
 
@@ -127,7 +127,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", choices=SIZES, required=True)
     parser.add_argument("--out", type=Path, required=True, help="kept for the next run")
-    parser.add_argument("--example", type=Path, required=True, help="the built example")
+    parser.add_argument("--tool", type=Path, required=True, help="the built tool")
     parser.add_argument("--evaluate", type=Path, required=True, help="the program")
     parser.add_argument("--texts", type=int, default=200)
     arguments = parser.parse_args()
@@ -153,7 +153,7 @@ def main() -> None:
     for layout in ("safetensors", "pytorch_model"):
         model = root / layout
         ids, expected, theirs = reference(model, texts)
-        logits, seconds = ours(arguments.example, model, root, ids)
+        logits, seconds = ours(arguments.tool, model, root, ids)
         row(f"{layout} logits", ((logits - expected).abs().max() / expected.abs().max()).item(), seconds, theirs)
         found, seconds = filtered(arguments.evaluate, model, root, texts)
         probabilities = expected.double().softmax(-1)[:, 1].tolist()

@@ -52,7 +52,7 @@ compare_scorers() {
 compare_diffusion() {
     local size=$1
     echo "== parity, $size size: diffusion networks against diffusers and transformers, f32 =="
-    "$python" scripts/parity/diffusion_parity.py --size "$size" --out "$work/diffusion" --example "$example" ||
+    "$python" scripts/parity/diffusion_parity.py --size "$size" --out "$work/diffusion" --tool "$tool" ||
         status=1
     echo
 }
@@ -60,7 +60,7 @@ compare_diffusion() {
 compare_distilbert() {
     local size=$1
     echo "== parity, $size size: safety classifier against transformers, f32 =="
-    "$python" scripts/parity/distilbert_parity.py --size "$size" --out "$work/distilbert" --example "$example" \
+    "$python" scripts/parity/distilbert_parity.py --size "$size" --out "$work/distilbert" --tool "$tool" \
         --evaluate "$evaluate" || status=1
     echo
 }
@@ -71,13 +71,13 @@ if [[ $parts == *" scorers "* ]]; then
     done
 fi
 if [[ $parts == *" diffusion "* ]]; then
-    example=$(scripts/parity/example.sh diffusion)
+    tool=$(scripts/parity/tool.sh diffusion)
     for size in $sizes; do
         [ "$size" = vit-l ] || compare_diffusion "$size"
     done
 fi
 if [[ $parts == *" distilbert "* ]]; then
-    example=$(scripts/parity/example.sh distilbert)
+    tool=$(scripts/parity/tool.sh distilbert)
     for size in $sizes; do
         [ "$size" = vit-l ] || compare_distilbert "$size"
     done

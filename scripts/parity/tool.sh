@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Builds an example program of the workspace and prints its path.
+# Builds a program of tools/ and prints its path.
 #
-#   example.sh NAME
+#   tool.sh NAME
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 cd "$root"
@@ -10,5 +10,5 @@ if [ -z "${LIBTORCH:-}" ]; then
     source .venv/bin/activate
     export LIBTORCH_USE_PYTORCH=1
 fi
-cargo build --quiet --release --locked --workspace --example "$1" >&2
-echo "${CARGO_TARGET_DIR:-$root/target}/release/examples/$1"
+cargo build --quiet --release --locked --workspace --bin "$1" >&2
+echo "${CARGO_TARGET_DIR:-$root/target}/release/$1"

@@ -3,51 +3,51 @@
 //! batch: the reference's prediction, the model's, the loss, gradients, clipping, the update.
 //!
 //! ```text
-//! cargo run --release -p balanceddpo-train --example step -- key=value...
+//! cargo run --release -p balanceddpo-tools --bin step -- key=value...
 //! ```
 //!
 //! `model=` the folder of a UNet, `schedule=` a scheduler_config.json, `input=` a safetensors file with
 //! the tensors of a record (latents_0 latents_1 noise timesteps prompt_embeds label_p weight_w, for SDXL
 //! pooled_embeds and time_ids); `precision=f32|bf16|f16 device=cpu threads=N repeats=N` (steps after the
 //! first one), `checkpointing=true`, `optimizer=adamw|adafactor`, `beta=5000 lr=1e-6`; `output=` takes z,
-//! losses and the norm of the gradients of the last step. `zero=true` reports z and the loss where model and
+//! losses and the gradient norm of the last step. `zero=true` reports z and the loss where model and
 //! reference are equal: before the steps, and after them when the reference is updated, each with and
 //! without gradient checkpointing. One line of JSON goes to standard output:
-//! seconds of loading, of the first step, of the others and their parts, the peak of the resident
-//! memory and that of the GPU.
+//! the seconds of loading, of the first step, and of the others and their parts, and the peaks of resident
+//! memory and of GPU memory.
 #![allow(non_snake_case, reason = "names of tensors carry their shape")]
 #![expect(clippy::print_stdout, reason = "a program")]
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
-use std::str::FromStr;
+use std::path::Path;
 use std::time::Instant;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::Result;
 use nn::device::{self, Precision};
-use nn::optimizer::{Adafactor, AdafactorConfig, AdamW, AdamWConfig, Optimizer};
+use nn::optimizer::{Adafactor, AdafactorConfig, AdamW, AdamWConfig, Optimizer, OptimizerKind};
 use nn::schedule::{ScheduleConfig, TrainingSchedule};
 use nn::unet::{UNet, UNetConfig, WEIGHT_FILES};
 use nn::weights::{Weights, write_safetensors};
 use serde_json::json;
-use tch::{Cuda, Device, Kind};
+use tch::{Device, Kind};
+use tools::{Options, peak_resident_bytes, wait};
 use train::step::{Accumulation, MicroBatch, predict};
 
 fn main() -> Result<()> {
     device::reuse_memory();
-    let mut options = Options::read()?;
-    let threads = options.number("threads", device::threads())?;
+    let mut options = Options::read(std::env::args().skip(1))?;
+    let threads = options.parse("threads", device::threads())?;
     device::set_threads(threads);
-    let device = device::parse(&options.number("device", "cpu".to_owned())?)?;
-    let precision = options.number("precision", Precision::F32)?;
-    let (beta, learning_rate) = (options.number("beta", 5000.0)?, options.number("lr", 1e-6)?);
-    let repeats = options.number("repeats", 0_usize)?;
-    let checkpointing = options.number("checkpointing", false)?;
-    let optimizer = options.number("optimizer", "adamw".to_owned())?;
+    let device = device::parse(&options.parse("device", "cpu".to_owned())?)?;
+    let precision = options.parse("precision", Precision::F32)?;
+    let (beta, learning_rate) = (options.parse("beta", 5000.0)?, options.parse("lr", 1e-6)?);
+    let repeats = options.parse("repeats", 0_usize)?;
+    let checkpointing = options.parse("checkpointing", false)?;
+    let optimizer = options.parse("optimizer", OptimizerKind::Adamw)?;
     let (model, input) = (options.path("model")?, options.path("input")?);
     let schedule = ScheduleConfig::read(&options.path("schedule")?)?;
-    let zero = options.number("zero", false)?;
-    let output = options.values.remove("output");
+    let zero = options.parse("zero", false)?;
+    let output = options.take("output");
     options.finish()?;
 
     let start = Instant::now();
@@ -64,10 +64,11 @@ fn main() -> Result<()> {
         unet.set_gradient_checkpointing(checkpointing);
     }
     let parameters = unet.parameters();
-    let mut optimizer: Box<dyn Optimizer> = match optimizer.as_str() {
-        "adamw" => Box::new(AdamW::new(parameters, AdamWConfig::default())?),
-        "adafactor" => Box::new(Adafactor::new(parameters, AdafactorConfig::default())?),
-        other => bail!("optimizer={other}: expected adamw or adafactor"),
+    let mut optimizer: Box<dyn Optimizer> = match optimizer {
+        OptimizerKind::Adamw => Box::new(AdamW::new(parameters, AdamWConfig::default())?),
+        OptimizerKind::Adafactor => {
+            Box::new(Adafactor::new(parameters, AdafactorConfig::default())?)
+        }
     };
     wait(device);
     let load_seconds = start.elapsed().as_secs_f64();
@@ -159,59 +160,4 @@ fn read_batch(file: &Path, device: Device) -> Result<MicroBatch> {
         let tensor = weights.contains(name).then(|| weights.tensor(name)).transpose()?;
         Ok(tensor.map(|tensor| tensor.f_to_device(device)).transpose()?)
     })
-}
-
-fn wait(device: Device) {
-    if let Device::Cuda(index) = device {
-        Cuda::synchronize(i64::try_from(index).unwrap_or(0));
-    }
-}
-
-/// The most memory that was resident at once, mapped files included (Linux).
-fn peak_resident_bytes() -> Result<u64> {
-    let status = std::fs::read_to_string("/proc/self/status")?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
-    let kibibytes = line.and_then(|line| line.split_whitespace().next()).context("no VmHWM")?;
-    Ok(kibibytes.parse::<u64>()? * 1024)
-}
-
-/// The command line: `key=value`.
-struct Options {
-    values: BTreeMap<String, String>,
-}
-
-impl Options {
-    fn read() -> Result<Self> {
-        let values = std::env::args()
-            .skip(1)
-            .map(|argument| match argument.split_once('=') {
-                Some((key, value)) => Ok((key.to_owned(), value.to_owned())),
-                None => bail!("expected key=value, found {argument:?}"),
-            })
-            .collect::<Result<_>>()?;
-        Ok(Self { values })
-    }
-
-    fn path(&mut self, key: &str) -> Result<PathBuf> {
-        let path = self.values.remove(key).map(PathBuf::from);
-        path.with_context(|| format!("expected {key}=PATH"))
-    }
-
-    fn number<T: FromStr<Err: std::error::Error + Send + Sync + 'static>>(
-        &mut self,
-        key: &str,
-        default: T,
-    ) -> Result<T> {
-        match self.values.remove(key) {
-            None => Ok(default),
-            Some(text) => text.parse().with_context(|| format!("{key}={text}")),
-        }
-    }
-
-    fn finish(&self) -> Result<()> {
-        match self.values.keys().next() {
-            None => Ok(()),
-            Some(key) => bail!("unknown option {key:?}"),
-        }
-    }
 }

@@ -2,42 +2,28 @@
 //! `scripts/parity/distilbert_parity.py`.
 //!
 //! ```text
-//! cargo run --release -p balanceddpo-nn --example distilbert -- MODEL_FOLDER TOKENS.json LOGITS.safetensors
+//! cargo run --release -p balanceddpo-tools --bin distilbert -- MODEL_FOLDER TOKENS.json LOGITS.safetensors
 //! ```
 //!
 //! The tokens are an array of arrays of ids, one for each text, without padding; the output holds
 //! `logits`, `[texts, labels]`. One line of JSON goes to standard output: the seconds of loading and
 //! of computing.
-#![expect(clippy::print_stdout, clippy::print_stderr, reason = "a program")]
+#![expect(clippy::print_stdout, reason = "a program")]
 
-use std::error::Error;
 use std::path::Path;
-use std::process::ExitCode;
 use std::time::Instant;
 
+use anyhow::{Result, bail};
 use nn::device::Precision;
 use nn::distilbert::DistilBert;
 use nn::weights::write_safetensors;
-use serde_json::{Value, json};
+use serde_json::json;
 use tch::Device;
 
-fn main() -> ExitCode {
+fn main() -> Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    match run(&arguments) {
-        Ok(report) => {
-            println!("{report}");
-            ExitCode::SUCCESS
-        }
-        Err(error) => {
-            eprintln!("distilbert: {error}");
-            ExitCode::FAILURE
-        }
-    }
-}
-
-fn run(arguments: &[String]) -> Result<Value, Box<dyn Error>> {
-    let [model, tokens, output] = arguments else {
-        return Err("expected MODEL_FOLDER TOKENS.json LOGITS.safetensors".into());
+    let [model, tokens, output] = &arguments[..] else {
+        bail!("expected MODEL_FOLDER TOKENS.json LOGITS.safetensors");
     };
     let texts: Vec<Vec<i64>> = serde_json::from_slice(&fs_err::read(tokens)?)?;
     let start = Instant::now();
@@ -47,5 +33,6 @@ fn run(arguments: &[String]) -> Result<Value, Box<dyn Error>> {
     let logits = network.logits(&texts, |_| ())?;
     let seconds = start.elapsed().as_secs_f64();
     write_safetensors(Path::new(output), &[("logits".to_owned(), logits)])?;
-    Ok(json!({"load_seconds": load_seconds, "seconds": seconds}))
+    println!("{}", json!({"load_seconds": load_seconds, "seconds": seconds}));
+    Ok(())
 }

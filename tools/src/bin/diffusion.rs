@@ -3,7 +3,7 @@
 //! `scripts/parity/diffusion_reference.py`, takes the same arguments.
 //!
 //! ```text
-//! cargo run --release -p balanceddpo-nn --example diffusion -- COMMAND key=value...
+//! cargo run --release -p balanceddpo-tools --bin diffusion -- COMMAND key=value...
 //! ```
 //!
 //! | command | `model=` | reads from `input=` | writes to `output=` |
@@ -19,21 +19,19 @@
 //!
 //! All: `precision=f32|bf16|f16 device=cpu threads=N repeats=N` (timed runs after the first one).
 //! `backward`: `checkpointing=true`. `image`: `seeds=1,2 steps=20 guidance=7.5 sampler=ddim height=64
-//! width=64 unet=FOLDER empty_negative=true`. The output may be left out. One line of JSON goes to
-//! standard output: seconds of loading, of the first run and of the others, the peak of the resident
-//! memory and that of the GPU, and for `gemm` operations per second of a product of two square matrices of
-//! 2048 rows, on a GPU 8192.
+//! width=64 unet=FOLDER empty_negative=true`. Without `output=` nothing is written. One line of
+//! JSON goes to standard output: the seconds of loading, of the first run and of the others, the peaks of
+//! resident memory and of GPU memory, and for `gemm` the operations per second of a product of two square
+//! matrices with 2048 rows, on a GPU 8192.
 #![allow(non_snake_case, reason = "names of tensors carry their shape")]
-#![expect(clippy::print_stdout, clippy::print_stderr, reason = "a program")]
+#![expect(clippy::print_stdout, reason = "a program")]
 
 use std::collections::BTreeMap;
-use std::error::Error;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
-use std::process::ExitCode;
-use std::str::FromStr;
 use std::time::Instant;
 
+use anyhow::{Context as _, Result, bail};
 use nn::device::{self, Precision, inference};
 use nn::pipeline::{Image, Pipeline, PipelineFiles, SampleRequest};
 use nn::schedule::SamplerKind;
@@ -42,32 +40,19 @@ use nn::unet::{self, AddedConditions, UNet, UNetConfig};
 use nn::vae::{Vae, VaeConfig};
 use nn::weights::{Weights, write_safetensors};
 use serde_json::{Value, json};
-use tch::{Cuda, Device, Kind, Tensor};
+use tch::{Device, Kind, Tensor};
+use tools::{Options, peak_resident_bytes, wait};
 
-type Result<T> = std::result::Result<T, Box<dyn Error>>;
-
-fn main() -> ExitCode {
-    match run() {
-        Ok(report) => {
-            println!("{report}");
-            ExitCode::SUCCESS
-        }
-        Err(error) => {
-            eprintln!("diffusion: {error}");
-            ExitCode::FAILURE
-        }
-    }
-}
-
-fn run() -> Result<Value> {
+fn main() -> Result<()> {
     device::reuse_memory();
-    let mut options = Options::read()?;
-    let command = options.command.clone();
-    let threads = options.number("threads", device::threads())?;
+    let mut arguments = std::env::args().skip(1);
+    let command = arguments.next().context("expected a command")?;
+    let mut options = Options::read(arguments)?;
+    let threads = options.parse("threads", device::threads())?;
     device::set_threads(threads);
-    let device = device::parse(&options.text("device", "cpu"))?;
-    let precision = options.number("precision", Precision::F32)?;
-    let repeats = options.number("repeats", 0)?;
+    let device = device::parse(&options.parse("device", "cpu".to_owned())?)?;
+    let precision = options.parse("precision", Precision::F32)?;
+    let repeats = options.parse("repeats", 0)?;
     let mut run = Run { options, device, precision, repeats, report: BTreeMap::new() };
     run.note("command", json!(command));
     run.note("precision", json!(precision));
@@ -81,7 +66,7 @@ fn run() -> Result<Value> {
         "image" => run.image()?,
         "save" => run.save()?,
         "gemm" => run.gemm()?,
-        other => return Err(format!("unknown command {other:?}").into()),
+        other => bail!("unknown command {other:?}"),
     };
     if let Some(file) = run.options.take("output") {
         write_safetensors(Path::new(&file), &outputs)?;
@@ -89,7 +74,8 @@ fn run() -> Result<Value> {
     run.options.finish()?;
     run.note("peak_rss_bytes", json!(peak_resident_bytes()?));
     run.note("peak_device", json!(device::peak_memory(run.device)?));
-    Ok(json!(run.report))
+    println!("{}", json!(run.report));
+    Ok(())
 }
 
 /// Tensors by name.
@@ -112,32 +98,26 @@ impl Run {
     fn load<T>(&mut self, body: impl FnOnce(&mut Self) -> Result<T>) -> Result<T> {
         let start = Instant::now();
         let loaded = body(self)?;
-        self.wait();
+        wait(self.device);
         self.note("load_seconds", json!(start.elapsed().as_secs_f64()));
         Ok(loaded)
     }
 
-    /// Runs `body` once, and then `repeats` times: what the last run gave.
+    /// Runs `body` once, and then `repeats` times; returns the result of the last run.
     fn time<T>(&mut self, mut body: impl FnMut() -> Result<T>) -> Result<T> {
         let mut seconds = Vec::new();
         let mut last = None;
         for _ in 0..=self.repeats {
-            // What the run before gave is gone before the next one needs its memory.
+            // The next run needs the memory of the last result.
             drop(last.take());
             let start = Instant::now();
             last = Some(body()?);
-            self.wait();
+            wait(self.device);
             seconds.push(start.elapsed().as_secs_f64());
         }
         self.note("first_seconds", json!(seconds.remove(0)));
         self.note("seconds", json!(seconds));
-        last.ok_or_else(|| "nothing was run".into())
-    }
-
-    fn wait(&self) {
-        if let Device::Cuda(index) = self.device {
-            Cuda::synchronize(i64::try_from(index).unwrap_or(0));
-        }
+        last.context("nothing was run")
     }
 
     /// The tensors of the input file, on the device.
@@ -185,14 +165,14 @@ impl Run {
         let target_BCHW = take(&mut inputs, "target")?;
         let inputs = UNetInputs::read(inputs)?;
         let wanted = self.options.list("parameters");
-        let checkpointing = self.options.number("checkpointing", false)?;
+        let checkpointing = self.options.parse("checkpointing", false)?;
         let mut unet = self.unet(true)?;
         unet.set_gradient_checkpointing(checkpointing);
         let parameters: Vec<&Tensor> = unet.parameters().iter().map(|(_, value)| value).collect();
         let (loss, gradients) = self.time(|| {
             let loss = (inputs.run(&unet)? - &target_BCHW).square().mean(Kind::Float);
-            // Gradients of this pass alone. Checkpointed blocks add theirs to the parameters', which
-            // were emptied.
+            // Checkpointed blocks accumulate their gradients in those of the parameters, which are
+            // emptied first: the result is of this pass alone.
             let gradients = if checkpointing {
                 parameters.iter().for_each(|parameter| {
                     let mut gradient = parameter.grad();
@@ -210,7 +190,7 @@ impl Run {
         let mut outputs = vec![("loss".to_owned(), loss)];
         for name in wanted {
             let place = unet.parameters().iter().position(|(found, _)| *found == name);
-            let place = place.ok_or_else(|| format!("the UNet has no parameter {name:?}"))?;
+            let place = place.with_context(|| format!("the UNet has no parameter {name:?}"))?;
             outputs.push((format!("gradient.{name}"), gradients[place].shallow_clone()));
         }
         Ok(outputs)
@@ -260,12 +240,12 @@ impl Run {
             .list("seeds")
             .iter()
             .map(|seed| seed.parse())
-            .collect::<std::result::Result<Vec<u64>, _>>()?;
-        let steps = options.number("steps", 20)?;
-        let guidance = options.number("guidance", 7.5)?;
-        let sampler = options.number("sampler", SamplerKind::Ddim)?;
-        let (height, width) = (options.number("height", 64)?, options.number("width", 64)?);
-        let empty = options.number("empty_negative", false)?;
+            .collect::<Result<Vec<u64>, _>>()?;
+        let steps = options.parse("steps", 20)?;
+        let guidance = options.parse("guidance", 7.5)?;
+        let sampler = options.parse("sampler", SamplerKind::Ddim)?;
+        let (height, width) = (options.parse("height", 64)?, options.parse("width", 64)?);
+        let empty = options.parse("empty_negative", false)?;
         let (device, precision) = (self.device, self.precision);
         let pipeline = self.load(|_| {
             let files = PipelineFiles::open(&folder, unet.as_deref())?;
@@ -287,8 +267,8 @@ impl Run {
                 height,
                 width,
             };
-            let drawn = pipeline.sample(&request, &mut |_, _| ControlFlow::Continue(()))?;
-            drawn.ok_or_else(|| "sampling was broken off".into())
+            let images = pipeline.sample(&request, &mut |_, _| ControlFlow::Continue(()))?;
+            images.context("sampling was stopped")
         })?;
         Ok(vec![("images".to_owned(), stack(&images)?)])
     }
@@ -346,7 +326,7 @@ impl UNetInputs {
 }
 
 fn take(inputs: &mut BTreeMap<String, Tensor>, name: &str) -> Result<Tensor> {
-    inputs.remove(name).ok_or_else(|| format!("the input has no tensor {name:?}").into())
+    inputs.remove(name).with_context(|| format!("the input has no tensor {name:?}"))
 }
 
 /// Images of equal size as one tensor, u8 `[B, H, W, 3]`.
@@ -359,63 +339,4 @@ fn stack(images: &[Image]) -> Result<Tensor> {
         })
         .collect::<Result<Vec<_>>>()?;
     Ok(Tensor::f_cat(&parts, 0)?)
-}
-
-/// The most memory that was resident at once, mapped files included (Linux).
-fn peak_resident_bytes() -> Result<u64> {
-    let status = fs_err::read_to_string("/proc/self/status")?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
-    let kibibytes = line.and_then(|line| line.split_whitespace().next()).ok_or("no VmHWM")?;
-    Ok(kibibytes.parse::<u64>()? * 1024)
-}
-
-/// The command line: a command, then `key=value`.
-struct Options {
-    command: String,
-    values: BTreeMap<String, String>,
-}
-
-impl Options {
-    fn read() -> Result<Self> {
-        let mut arguments = std::env::args().skip(1);
-        let command = arguments.next().ok_or("expected a command")?;
-        let values = arguments
-            .map(|argument| match argument.split_once('=') {
-                Some((key, value)) => Ok((key.to_owned(), value.to_owned())),
-                None => Err(format!("expected key=value, found {argument:?}").into()),
-            })
-            .collect::<Result<_>>()?;
-        Ok(Self { command, values })
-    }
-
-    fn take(&mut self, key: &str) -> Option<String> {
-        self.values.remove(key)
-    }
-
-    fn text(&mut self, key: &str, default: &str) -> String {
-        self.take(key).unwrap_or_else(|| default.to_owned())
-    }
-
-    fn path(&mut self, key: &str) -> Result<PathBuf> {
-        self.take(key).map(PathBuf::from).ok_or_else(|| format!("expected {key}=PATH").into())
-    }
-
-    fn list(&mut self, key: &str) -> Vec<String> {
-        let text = self.text(key, "");
-        text.split(',').filter(|part| !part.is_empty()).map(str::to_owned).collect()
-    }
-
-    fn number<T: FromStr<Err: Error + 'static>>(&mut self, key: &str, default: T) -> Result<T> {
-        match self.take(key) {
-            None => Ok(default),
-            Some(text) => Ok(text.parse().map_err(|error| format!("{key}={text}: {error}"))?),
-        }
-    }
-
-    fn finish(&self) -> Result<()> {
-        match self.values.keys().next() {
-            None => Ok(()),
-            Some(key) => Err(format!("unknown option {key:?} of {}", self.command).into()),
-        }
-    }
 }
