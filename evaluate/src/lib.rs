@@ -6,7 +6,7 @@
 //! | prompts and their sets | [`prompts`] |
 //! | images of every model, prompt and seed | [`generate`] |
 //! | a score of every metric for every image | [`score`] |
-//! | scores regrouped by prompt and image | [`scored`] |
+//! | scores by prompt, model and image | [`scores_index`] |
 //! | the numbers beside a win rate | [`statistics`] |
 //! | win rates and means in the paper's layouts | [`tables`] |
 //! | the report, its figures, and contact sheets | [`present`] |
@@ -21,7 +21,7 @@ mod owned;
 pub mod present;
 pub mod prompts;
 pub mod score;
-pub mod scored;
+pub mod scores_index;
 pub mod sources;
 pub mod statistics;
 pub mod tables;

@@ -157,16 +157,18 @@ fn the_command_writes_a_image_or_says_what_is_wrong() {
     let run = |more: &[&str]| Run::of(evaluate(["grid", "--scores"]).arg(&scores).args(more));
     let done = run(&[]).expect_code(0);
     assert!(done.stdout.starts_with("sheet: ") && done.stdout.ends_with("/grid.png\n"), "{done:?}");
-    let generated = Bitmap::read(&fixture.folder.path().join("grid.png")).unwrap();
+    let drawn = Bitmap::read(&fixture.folder.path().join("grid.png")).unwrap();
     assert_eq!(
-        generated,
+        drawn,
         draw(&fixture, &GridConfig { choose: "all".to_owned(), ..config(Layout::Models) })
     );
 
-    run(&["--models", "base,other"]).expect_error(&["no model \"other\"", "hint: there are base"]);
-    run(&["--choose", "beauty"]).expect_error(&["no metric \"beauty\"", "pickscore, hps"]);
+    run(&["--models", "base,other"])
+        .expect_error(&["no scores of the model \"other\"", "hint: there are scores of base"]);
+    run(&["--choose", "beauty"])
+        .expect_error(&["no scores of the metric \"beauty\"", "pickscore, hps"]);
     run(&["--prompts", "zebra"]).expect_error(&["no prompt \"zebra\"", "hint"]);
-    run(&["--sort", "margin:beauty"]).expect_error(&["no metric \"beauty\""]);
+    run(&["--sort", "margin:beauty"]).expect_error(&["no scores of the metric \"beauty\""]);
     run(&["--count", "0"]).expect_usage_error(&["--count 0", "hint"]);
     run(&["--size", "5"]).expect_usage_error(&["--size 5", "16 to 2048"]);
     let usage = run(&["--sort", "best"]).expect_code(2);

@@ -4,17 +4,18 @@
 mod scored_fixture;
 
 use evaluate::present::report::{self, DroppedPrompt, ReportInputs};
+use evaluate::scores_index::{ScoresIndex, Selection};
 use evaluate::tables::{Tables, TablesConfig};
 use scored_fixture::{HOSTILE, ScoredFixture};
 use serde_json::Value;
 
-/// The page of a fixture, with these notes and a dropped prompt.
+/// The page of a fixture, with these dropped prompts.
 fn page(fixture: &ScoredFixture, dropped: &[DroppedPrompt]) -> String {
     let tables = Tables::compute(&fixture.rows, &TablesConfig::default()).unwrap();
     let manifest = serde_json::json!({"prompts": HOSTILE, "seeds": [0, 1, 2]});
     let inputs = ReportInputs {
         folder: fixture.folder.path(),
-        scores: &fixture.rows,
+        index: &ScoresIndex::new(&fixture.rows, Selection::default()).unwrap(),
         win_rates: &tables.win_rates,
         means: &tables.means,
         notes: &tables.notes,

@@ -11,6 +11,7 @@ use schemas::scores::ScoresFile;
 use crate::cli::report::ReportArguments;
 use crate::owned;
 use crate::present::report::{self, ReportInputs};
+use crate::scores_index::{ScoresIndex, Selection};
 use crate::tables::{Tables, TablesConfig};
 
 /// Runs the command.
@@ -22,7 +23,7 @@ pub(super) fn run(arguments: &ReportArguments) -> Result<ExitStatus> {
         crate::present::figures::check_labels(labels)?;
     }
     let file = ScoresFile::open(&arguments.scores)?;
-    let mut scores = file.read()?;
+    let scores = file.read()?;
     let mut inputs = owned::images(folder, &scores);
     inputs.push(arguments.scores.clone());
     inputs.extend(arguments.labels.clone());
@@ -30,13 +31,13 @@ pub(super) fn run(arguments: &ReportArguments) -> Result<ExitStatus> {
     owned::check_figures("--out", out, &inputs)?;
     let config = TablesConfig { models: arguments.models.clone(), ..TablesConfig::default() };
     let tables = Tables::compute(&scores, &config)?;
-    scores.retain(|row| tables.models.contains(&row.model));
-    scores.sort_by_key(|row| tables.models.iter().position(|model| *model == row.model));
+    let selection = Selection { models: arguments.models.as_deref(), metrics: None };
+    let index = ScoresIndex::new(&scores, selection)?;
     let manifest = file.metadata().get(KEY_MANIFEST);
     let manifest = manifest.and_then(|text| serde_json::from_str(text).ok());
     let inputs = ReportInputs {
         folder,
-        scores: &scores,
+        index: &index,
         win_rates: &tables.win_rates,
         means: &tables.means,
         notes: &tables.notes,

@@ -22,6 +22,7 @@ use crate::owned;
 use crate::present::report::{self, DroppedPrompt, ReportInputs};
 use crate::prompts::{self, Prompt, SafetyClassifier, UNSAFE_LABEL};
 use crate::score::{self, ScoringPlan};
+use crate::scores_index::{ScoresIndex, Selection};
 use crate::tables::{Tables, TablesConfig};
 
 const NO_FILTER: &str = "none";
@@ -238,7 +239,7 @@ fn report(
     tables.write(&generate_config.out, &super::tables::metadata(&[file.fingerprint()], &tables))?;
     let inputs = ReportInputs {
         folder: &generate_config.out,
-        scores: &scores,
+        index: &ScoresIndex::new(&scores, Selection::default())?,
         win_rates: &tables.win_rates,
         means: &tables.means,
         notes: &tables.notes,

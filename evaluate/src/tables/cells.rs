@@ -5,9 +5,10 @@ use std::collections::HashMap;
 use rayon::prelude::*;
 use schemas::winrates::{Statistic, WinRateRow};
 
-use super::comparison::{Comparison, Judged, compare};
-use super::score_table::ScoreTable;
+use super::comparison::{ComparedPrompt, Comparison, compare};
+use super::frames::Frames;
 use super::{ALL_SETS, TablesConfig, TablesError};
+use crate::scores_index::ScoresIndex;
 use crate::statistics::{Resampled, Resamples, detectable, holm, interval, sign_test, wilson};
 
 /// A later model against an earlier one.
@@ -43,13 +44,14 @@ pub(super) struct EmptyCell {
 
 /// All cells, and those of the sets that no prompt is in.
 pub(super) fn win_rates(
-    images: &ScoreTable,
+    index: &ScoresIndex<'_>,
+    frames: &Frames,
     config: &TablesConfig,
 ) -> Result<(Vec<WinRateRow>, Vec<EmptyCell>), TablesError> {
-    let models = 0..images.models.len();
+    let models = 0..index.models.len();
     let pairs: Vec<(usize, usize)> = models.flat_map(|a| (0..a).map(move |b| (a, b))).collect();
     let compared = |(a, b)| {
-        let [of_a, of_b] = images.of_both(a, b)?;
+        let [of_a, of_b] = frames.of_both([a, b])?;
         Ok::<_, TablesError>(Pair { a, b, comparisons: compare(&of_a, &of_b) })
     };
     let pairs: Vec<Pair> =
@@ -58,13 +60,13 @@ pub(super) fn win_rates(
     let (mut rows, mut families, mut empty) = (Vec::new(), Vec::new(), Vec::new());
     // The resamples of all sets together are those of the sets side by side: sets are strata.
     let mut strata: Vec<Option<Resampled>> = Vec::new();
-    for scope in scopes(images) {
-        let mut cells = cells(&scope, &pairs, images);
+    for scope in scopes(index) {
+        let mut cells = cells(&scope, &pairs, index);
         let resampled = match scope.kind {
             ScopeKind::AllSets => std::mem::take(&mut strata),
             _ => resample(&scope, &cells, config),
         };
-        if scope.kind == ScopeKind::Set && images.sets.len() > 1 {
+        if scope.kind == ScopeKind::Set && index.sets.len() > 1 {
             merge(&mut strata, &resampled);
         }
         let intervals: Vec<(f64, f64)> = resampled
@@ -98,33 +100,33 @@ pub(super) fn win_rates(
 }
 
 /// The sets, all of them together where there are several, and the categories of each.
-fn scopes(images: &ScoreTable) -> Vec<Scope> {
-    let prompts = || images.prompts.iter().enumerate();
-    let of_set = |(set, name): (usize, &String)| Scope {
+fn scopes(index: &ScoresIndex<'_>) -> Vec<Scope> {
+    let prompts = || index.prompts.iter().enumerate();
+    let of_set = |(set, &name): (usize, &&str)| Scope {
         kind: ScopeKind::Set,
-        prompt_set: name.clone(),
+        prompt_set: name.to_owned(),
         category: None,
-        prompts: prompts().filter(|(_, it)| it.set == set).map(|(place, _)| place).collect(),
+        prompts: prompts().filter(|(_, it)| it.set == set).map(|(prompt, _)| prompt).collect(),
     };
-    let mut scopes: Vec<Scope> = images.sets.iter().enumerate().map(of_set).collect();
+    let mut scopes: Vec<Scope> = index.sets.iter().enumerate().map(of_set).collect();
     if scopes.len() > 1 {
         scopes.push(Scope {
             kind: ScopeKind::AllSets,
             prompt_set: ALL_SETS.to_owned(),
             category: None,
-            prompts: prompts().map(|(place, _)| place).collect(),
+            prompts: prompts().map(|(prompt, _)| prompt).collect(),
         });
     }
-    for (set, name) in images.sets.iter().enumerate() {
+    for (set, &name) in index.sets.iter().enumerate() {
         let mut categories = std::collections::BTreeMap::<&str, Vec<usize>>::new();
-        for (place, prompt) in prompts().filter(|(_, prompt)| prompt.set == set) {
-            if let Some(category) = &prompt.category {
-                categories.entry(category).or_default().push(place);
+        for (number, prompt) in prompts().filter(|(_, prompt)| prompt.set == set) {
+            if let Some(category) = prompt.category {
+                categories.entry(category).or_default().push(number);
             }
         }
         scopes.extend(categories.into_iter().map(|(category, prompts)| Scope {
             kind: ScopeKind::Category,
-            prompt_set: name.clone(),
+            prompt_set: name.to_owned(),
             category: Some(category.to_owned()),
             prompts,
         }));
@@ -137,17 +139,17 @@ struct Cell<'a> {
     models: [usize; 2],
     metric: usize,
     statistic: Statistic,
-    judged: Vec<&'a Judged>,
-    /// Its place among the columns that are resampled.
+    compared: Vec<&'a ComparedPrompt>,
+    /// Its index among the columns that are resampled.
     column: usize,
-    /// Nothing where no prompt can be compared.
+    /// `None` if no prompt can be compared.
     row: Option<WinRateRow>,
 }
 
 /// The cells of a scope by statistic, pair and metric. Categories are broken down by the paper's
 /// statistic only.
-fn cells<'a>(scope: &Scope, pairs: &'a [Pair], images: &ScoreTable) -> Vec<Cell<'a>> {
-    let mut inside = vec![false; images.prompts.len()];
+fn cells<'a>(scope: &Scope, pairs: &'a [Pair], index: &ScoresIndex<'_>) -> Vec<Cell<'a>> {
+    let mut inside = vec![false; index.prompts.len()];
     for &prompt in &scope.prompts {
         inside[prompt] = true;
     }
@@ -158,29 +160,31 @@ fn cells<'a>(scope: &Scope, pairs: &'a [Pair], images: &ScoreTable) -> Vec<Cell<
             continue;
         }
         for (number, pair) in pairs.iter().enumerate() {
-            let present = |model: usize, prompt: usize| {
-                images.present.get(model).is_some_and(|present| present[prompt])
+            let present = |prompt: usize| {
+                [pair.a, pair.b]
+                    .iter()
+                    .any(|&model| !index.prompts[prompt].images[model].is_empty())
             };
-            let either = |prompt: &&usize| present(pair.a, **prompt) || present(pair.b, **prompt);
-            let known = scope.prompts.iter().filter(either).count();
+            let known = scope.prompts.iter().filter(|prompt| present(**prompt)).count();
             let of_statistic = |comparison: &&Comparison| comparison.statistic == statistic;
             for comparison in pair.comparisons.iter().filter(of_statistic) {
-                let judged: Vec<&Judged> =
-                    comparison.judged.iter().filter(|judged| inside[judged.prompt]).collect();
+                let compared: Vec<&ComparedPrompt> =
+                    comparison.prompts.iter().filter(|it| inside[it.prompt]).collect();
                 // All pairs and means differ by the same numbers.
                 let kind = match statistic {
                     Statistic::AllPairs => Statistic::MeanOfN,
                     other => other,
                 };
                 let next = columns.len();
-                let key = (kind, number, comparison.metric, comparison.chosen_by);
+                let key = (kind, number, comparison.metric, comparison.selected_by);
                 let column = *columns.entry(key).or_insert(next);
-                let row = row(scope, pair, comparison, &judged, known, images);
+                let counts = (!compared.is_empty()).then(|| Counts::new(&compared, known));
+                let row = counts.map(|counts| row(scope, pair, comparison, &counts, index));
                 cells.push(Cell {
                     models: [pair.a, pair.b],
                     metric: comparison.metric,
                     statistic,
-                    judged,
+                    compared,
                     column,
                     row,
                 });
@@ -190,70 +194,88 @@ fn cells<'a>(scope: &Scope, pairs: &'a [Pair], images: &ScoreTable) -> Vec<Cell<
     cells
 }
 
-/// The counts and rates of a cell; `known` prompts of the scope are of one model or both.
+/// What the compared prompts of a cell come to.
+struct Counts {
+    seeds: usize,
+    prompts: usize,
+    excluded: usize,
+    wins: usize,
+    losses: usize,
+    strict_rate: f64,
+    win_rate: f64,
+    mean_difference: f64,
+}
+
+impl Counts {
+    /// Of at least one prompt; the scope has `known` prompts of one model or both.
+    fn new(compared: &[&ComparedPrompt], known: usize) -> Self {
+        let prompts = compared.len();
+        let mean = |value: &dyn Fn(&ComparedPrompt) -> f64| {
+            compared.iter().map(|it| value(it)).sum::<f64>() / prompts as f64
+        };
+        // A prompt is won by the model that wins more of its comparisons.
+        let losses_of = |it: &ComparedPrompt| it.pairs - it.greater - it.equal;
+        Self {
+            seeds: compared.iter().map(|it| it.seeds).max().unwrap_or(0),
+            prompts,
+            excluded: known - prompts,
+            wins: compared.iter().filter(|it| it.greater > losses_of(it)).count(),
+            losses: compared.iter().filter(|it| it.greater < losses_of(it)).count(),
+            strict_rate: mean(&|it| it.greater as f64 / it.pairs as f64),
+            win_rate: mean(&|it| (it.greater as f64 + 0.5 * it.equal as f64) / it.pairs as f64),
+            mean_difference: mean(&|it| it.difference),
+        }
+    }
+}
+
 fn row(
     scope: &Scope,
     pair: &Pair,
     comparison: &Comparison,
-    judged: &[&Judged],
-    known: usize,
-    images: &ScoreTable,
-) -> Option<WinRateRow> {
-    if judged.is_empty() {
-        return None;
-    }
-    let name = |names: &[String], place: usize| names.get(place).cloned().unwrap_or_default();
-    // A prompt is won by whoever wins more of its comparisons.
-    let losses_of = |it: &Judged| it.pairs - it.greater - it.equal;
-    let wins = judged.iter().filter(|it| it.greater > losses_of(it)).count();
-    let losses = judged.iter().filter(|it| it.greater < losses_of(it)).count();
-    let prompts = judged.len();
-    let share = |part: fn(&Judged) -> f64| {
-        judged.iter().map(|it| part(it) / it.pairs as f64).sum::<f64>() / prompts as f64
-    };
-    let strict_rate = share(|it| it.greater as f64);
-    let win_rate = share(|it| it.greater as f64 + 0.5 * it.equal as f64);
-    let (win_rate_low, win_rate_high) = wilson(win_rate, prompts as u64);
-    let p_value = sign_test(wins as u64, losses as u64);
-    Some(WinRateRow {
+    counts: &Counts,
+    index: &ScoresIndex<'_>,
+) -> WinRateRow {
+    let name = |names: &[&str], number: usize| names[number].to_owned();
+    let (win_rate_low, win_rate_high) = wilson(counts.win_rate, counts.prompts as u64);
+    let p_value = sign_test(counts.wins as u64, counts.losses as u64);
+    WinRateRow {
         prompt_set: scope.prompt_set.clone(),
         category: scope.category.clone(),
-        model_a: name(&images.models, pair.a),
-        model_b: name(&images.models, pair.b),
-        metric: name(&images.metrics, comparison.metric),
+        model_a: name(&index.models, pair.a),
+        model_b: name(&index.models, pair.b),
+        metric: name(&index.metrics, comparison.metric),
         statistic: comparison.statistic,
-        selected_by: comparison.chosen_by.map(|metric| name(&images.metrics, metric)),
-        seeds: judged.iter().map(|it| it.seeds).max().unwrap_or(0) as i64,
-        prompts: prompts as i64,
-        excluded: (known - prompts) as i64,
-        wins: wins as i64,
-        ties: (prompts - wins - losses) as i64,
-        losses: losses as i64,
-        strict_rate,
-        win_rate,
+        selected_by: comparison.selected_by.map(|metric| name(&index.metrics, metric)),
+        seeds: counts.seeds as i64,
+        prompts: counts.prompts as i64,
+        excluded: counts.excluded as i64,
+        wins: counts.wins as i64,
+        ties: (counts.prompts - counts.wins - counts.losses) as i64,
+        losses: counts.losses as i64,
+        strict_rate: counts.strict_rate,
+        win_rate: counts.win_rate,
         win_rate_low,
         win_rate_high,
         p_value,
         p_holm: p_value,
-        mean_difference: judged.iter().map(|it| it.difference).sum::<f64>() / prompts as f64,
+        mean_difference: counts.mean_difference,
         mean_difference_low: 0.0,
         mean_difference_high: 0.0,
-        minimum_detectable_effect: detectable(prompts as u64),
-    })
+        minimum_detectable_effect: detectable(counts.prompts as u64),
+    }
 }
 
-/// Resamples the prompts of a scope; nothing for a column without a prompt.
+/// Resamples the prompts of a scope; `None` for a column without a prompt.
 fn resample(scope: &Scope, cells: &[Cell<'_>], config: &TablesConfig) -> Vec<Option<Resampled>> {
-    let place_of: HashMap<usize, usize> =
-        scope.prompts.iter().enumerate().map(|(place, &prompt)| (prompt, place)).collect();
+    let position_of: HashMap<usize, usize> = scope.prompts.iter().copied().zip(0..).collect();
     let width = cells.iter().map(|cell| cell.column + 1).max().unwrap_or(0);
     let mut columns: Vec<Option<Vec<Option<f64>>>> = vec![None; width];
     for cell in cells.iter().filter(|cell| cell.row.is_some()) {
         let Some(column @ None) = columns.get_mut(cell.column) else { continue };
         let mut values = vec![None; scope.prompts.len()];
-        for judged in &cell.judged {
-            if let Some(place) = place_of.get(&judged.prompt) {
-                values[*place] = Some(judged.difference);
+        for compared in &cell.compared {
+            if let Some(position) = position_of.get(&compared.prompt) {
+                values[*position] = Some(compared.difference);
             }
         }
         *column = Some(values);
@@ -292,13 +314,13 @@ fn merge(strata: &mut Vec<Option<Resampled>>, set: &[Option<Resampled>]) {
 /// Holm's correction within each family.
 fn correct(rows: &mut [WinRateRow], families: &[(ScopeKind, Statistic)]) {
     let mut members: HashMap<(ScopeKind, Statistic), Vec<usize>> = HashMap::new();
-    for (place, family) in families.iter().enumerate() {
-        members.entry(*family).or_default().push(place);
+    for (number, family) in families.iter().enumerate() {
+        members.entry(*family).or_default().push(number);
     }
-    for places in members.into_values() {
-        let p_values: Vec<f64> = places.iter().map(|&place| rows[place].p_value).collect();
-        for (place, corrected) in places.into_iter().zip(holm(&p_values)) {
-            rows[place].p_holm = corrected;
+    for numbers in members.into_values() {
+        let p_values: Vec<f64> = numbers.iter().map(|&number| rows[number].p_value).collect();
+        for (number, corrected) in numbers.into_iter().zip(holm(&p_values)) {
+            rows[number].p_holm = corrected;
         }
     }
 }

@@ -1,13 +1,10 @@
 //! Mean scores of each model (the paper's Tables 6 and 7).
 
-use std::ops::Range;
-
-use rayon::prelude::*;
 use schemas::winrates::Statistic;
 
-use super::comparison::{best, mean, runs};
-use super::score_table::ScoreTable;
-use super::{ALL_SETS, TablesError};
+use super::ALL_SETS;
+use super::comparison::{best, mean};
+use crate::scores_index::{IndexedPrompt, ScoresIndex};
 
 /// Scores of one model on one set by one metric, one number a prompt.
 #[derive(Clone, Debug, PartialEq)]
@@ -33,35 +30,30 @@ pub struct MeanRow {
 }
 
 /// Means of every model, set and metric that has a score, by set, statistic, model and metric.
-pub(super) fn means(images: &ScoreTable) -> Result<Vec<MeanRow>, TablesError> {
-    let models = (0..images.models.len()).into_par_iter();
-    let scores = models.map(|model| images.of_model(model)).collect::<Result<Vec<_>, _>>()?;
-    let all = (images.sets.len() > 1).then_some((None, ALL_SETS));
-    let sets = images.sets.iter().enumerate().map(|(set, name)| (Some(set), name.as_str()));
+pub(super) fn means(index: &ScoresIndex<'_>) -> Vec<MeanRow> {
+    let all = (index.sets.len() > 1).then_some((None, ALL_SETS));
+    let sets = index.sets.iter().enumerate().map(|(set, name)| (Some(set), *name));
     let mut rows = Vec::new();
     for (set, prompt_set) in sets.chain(all) {
-        let inside = |prompt: usize| {
-            set.is_none() || images.prompts.get(prompt).map(|prompt| prompt.set) == set
-        };
+        let inside = |prompt: &&IndexedPrompt<'_>| set.is_none_or(|set| prompt.set == set);
         for statistic in [Statistic::BestOfN, Statistic::MeanOfN] {
-            for (model, scores) in images.models.iter().zip(&scores) {
-                let runs = runs(&scores.prompts);
-                for (metric, scores) in images.metrics.iter().zip(&scores.metrics) {
-                    let value = |(prompt, places): &(usize, Range<usize>)| {
-                        let found = scores.get(places.clone())?.iter().flatten().copied();
-                        let found: Vec<f32> = found.filter(|_| inside(*prompt)).collect();
-                        let value = if statistic == Statistic::BestOfN { best } else { mean };
-                        (!found.is_empty()).then(|| value(&found))
+            let of_prompt = if statistic == Statistic::BestOfN { best } else { mean };
+            for (model, model_name) in index.models.iter().enumerate() {
+                for (metric, metric_name) in index.metrics.iter().enumerate() {
+                    let value = |prompt: &IndexedPrompt<'_>| {
+                        let scores: Vec<f32> = prompt.scores(model, metric).collect();
+                        (!scores.is_empty()).then(|| of_prompt(&scores))
                     };
-                    let values: Vec<f64> = runs.iter().filter_map(value).collect();
+                    let values: Vec<f64> =
+                        index.prompts.iter().filter(inside).filter_map(value).collect();
                     if !values.is_empty() {
-                        rows.push(row([prompt_set, model, metric], statistic, &values));
+                        rows.push(row([prompt_set, model_name, metric_name], statistic, &values));
                     }
                 }
             }
         }
     }
-    Ok(rows)
+    rows
 }
 
 fn row([prompt_set, model, metric]: [&str; 3], statistic: Statistic, values: &[f64]) -> MeanRow {

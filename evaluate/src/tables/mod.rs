@@ -3,7 +3,7 @@
 //!
 //! | what | module |
 //! |---|---|
-//! | scores as a table of images, checked | `images` |
+//! | two models' scores joined, by Polars | `frames` |
 //! | two models compared prompt by prompt | `comparison` |
 //! | comparisons counted and tested | `cells` |
 //! | mean scores | `means` |
@@ -16,12 +16,12 @@
 mod cells;
 mod comparison;
 mod files;
+mod frames;
 mod grid;
 mod layout;
 mod means;
 mod notes;
 mod render;
-mod score_table;
 
 use std::path::PathBuf;
 
@@ -34,7 +34,8 @@ use schemas::winrates::WinRateRow;
 pub use files::WIN_RATES_FILE;
 pub use means::MeanRow;
 
-use score_table::ScoreTable;
+use crate::scores_index::{IndexError, ScoresIndex, Selection};
+use frames::Frames;
 
 /// The name under which all sets stand together.
 pub const ALL_SETS: &str = "all";
@@ -76,10 +77,10 @@ impl TablesConfig {
         for (place, name) in self.baselines.iter().enumerate() {
             if !models.contains(name) {
                 let (what, name, known) = ("model", name.clone(), models.to_vec());
-                return Err(TablesError::Unknown { what, name, known });
+                return Err(IndexError::Unknown { what, name, known }.into());
             }
             if self.baselines.iter().take(place).any(|other| other == name) {
-                return Err(TablesError::Twice { what: "baseline", name: name.clone() });
+                return Err(IndexError::Twice { what: "baseline", name: name.clone() }.into());
             }
         }
         if sets.len() > 1 && sets.iter().any(|set| set == ALL_SETS) {
@@ -92,68 +93,9 @@ impl TablesConfig {
 /// Why there are no tables.
 #[derive(Debug, thiserror::Error)]
 pub enum TablesError {
-    /// There is nothing to count.
-    #[error("no scores to make tables of; hint: {hint}")]
-    Empty {
-        /// What may be the reason.
-        hint: String,
-    },
-    /// An image has two scores by one metric.
-    #[error(
-        "the scores hold model {model:?}, set {prompt_set:?}, prompt {prompt_id:?}, seed {seed}, \
-         metric {metric:?} more than once; hint: name each scores.parquet once, and give different \
-         models different names"
-    )]
-    Duplicate {
-        /// The model.
-        model: String,
-        /// The set.
-        prompt_set: String,
-        /// The prompt.
-        prompt_id: String,
-        /// The seed.
-        seed: i64,
-        /// The metric.
-        metric: String,
-    },
-    /// A name that no score bears.
-    #[error(
-        "no scores of the {what} {name:?}; hint: there are scores of {}",
-        runkit::text::choices(known)
-    )]
-    Unknown {
-        /// What was named.
-        what: &'static str,
-        /// The name.
-        name: String,
-        /// The names that exist.
-        known: Vec<String>,
-    },
-    /// A name that was given twice.
-    #[error("the {what} {name:?} is named twice; hint: name each once")]
-    Twice {
-        /// What was named.
-        what: &'static str,
-        /// The name.
-        name: String,
-    },
-    /// A score that is no number.
-    #[error(
-        "model {model:?}, prompt {prompt_id:?}, seed {seed}, metric {metric:?}: score is {found}, \
-         expected a number or null"
-    )]
-    NotFinite {
-        /// The model.
-        model: String,
-        /// The prompt.
-        prompt_id: String,
-        /// The seed.
-        seed: i64,
-        /// The metric.
-        metric: String,
-        /// What was found.
-        found: f32,
-    },
+    /// The scores cannot be indexed.
+    #[error(transparent)]
+    Index(#[from] IndexError),
     /// A set that bears the name of all sets together.
     #[error(
         "a set of prompts is called {ALL_SETS:?}, which stands for all sets together; hint: rename \
@@ -211,11 +153,15 @@ impl Tables {
     /// When there is no score, an image has two scores by one metric, a name of the configuration
     /// is unknown or stands twice, or a score is not finite.
     pub fn compute(scores: &[ScoreRow], config: &TablesConfig) -> Result<Self, TablesError> {
-        let images = ScoreTable::new(scores, config)?;
-        let (win_rates, empty) = cells::win_rates(&images, config)?;
-        let means = means::means(&images)?;
-        let notes = notes::notes(scores, &images, &empty);
-        let ScoreTable { models, metrics, sets, .. } = images;
+        let selection =
+            Selection { models: config.models.as_deref(), metrics: config.metrics.as_deref() };
+        let index = ScoresIndex::new(scores, selection)?;
+        let [models, metrics, sets] = [&index.models, &index.metrics, &index.sets]
+            .map(|names| names.iter().map(|&name| name.to_owned()).collect::<Vec<_>>());
+        config.check(&models, &sets)?;
+        let (win_rates, empty) = cells::win_rates(&index, &Frames::new(&index)?, config)?;
+        let means = means::means(&index);
+        let notes = notes::notes(&index, &empty);
         Ok(Self { win_rates, means, models, metrics, sets, notes, config: config.clone() })
     }
 

@@ -1,46 +1,40 @@
-//! What is missing or does not fit, in sentences: nothing is left out silently.
+//! What is missing or does not fit, in sentences: nothing is excluded silently.
 
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet};
 
 use schemas::scores::ScoreRow;
 
 use super::cells::EmptyCell;
-use super::score_table::ScoreTable;
+use crate::scores_index::{IndexedPrompt, ScoresIndex};
 
-/// The sentences about the scores that `images` was made of.
-pub(super) fn notes(scores: &[ScoreRow], images: &ScoreTable, empty: &[EmptyCell]) -> Vec<String> {
-    let models: HashSet<&str> = images.models.iter().map(String::as_str).collect();
-    let metrics: HashSet<&str> = images.metrics.iter().map(String::as_str).collect();
-    let used: Vec<&ScoreRow> = scores
-        .iter()
-        .filter(|row| models.contains(&row.model[..]) && metrics.contains(&row.metric[..]))
-        .collect();
+/// All sentences.
+pub(super) fn notes(index: &ScoresIndex<'_>, empty: &[EmptyCell]) -> Vec<String> {
     let mut notes = Vec::new();
-    if images.models.len() == 1 {
+    if index.models.len() == 1 {
         notes.push("There is one model, so there are no win rates.".to_owned());
     }
-    notes.extend(missing_prompts(images));
-    notes.extend(changed_prompts(images));
-    notes.extend(seeds(&used, images));
-    notes.extend(missing_scores(&used));
-    notes.extend(empty_cells(images, empty));
+    notes.extend(missing_prompts(index));
+    notes.extend(changed_prompts(index));
+    notes.extend(seeds(index));
+    notes.extend(missing_scores(&index.rows));
+    notes.extend(empty_cells(index, empty));
     notes
 }
 
 /// Prompts that a model was not evaluated on and another was.
-fn missing_prompts(images: &ScoreTable) -> Vec<String> {
+fn missing_prompts(index: &ScoresIndex<'_>) -> Vec<String> {
     let mut notes = Vec::new();
-    for (set, name) in images.sets.iter().enumerate() {
-        let places = || (0..images.prompts.len()).filter(|&it| images.prompts[it].set == set);
-        let all = places().count();
-        for (model, present) in images.models.iter().zip(&images.present) {
-            let mut missing = places().filter(|&place| !present[place]);
+    for (set, name) in index.sets.iter().enumerate() {
+        let prompts = || index.prompts.iter().filter(|prompt| prompt.set == set);
+        let all = prompts().count();
+        for (number, model) in index.models.iter().enumerate() {
+            let mut missing = prompts().filter(|prompt| prompt.images[number].is_empty());
             let Some(first) = missing.next() else { continue };
             let count = 1 + missing.count();
             notes.push(format!(
                 "{name}: {model} was not scored on {count} of {all} prompts (the first is {:?}); \
-                 they are left out wherever it is compared.",
-                images.prompts[first].id
+                 they are excluded wherever it is compared.",
+                first.id
             ));
         }
     }
@@ -48,16 +42,15 @@ fn missing_prompts(images: &ScoreTable) -> Vec<String> {
 }
 
 /// Ids that stand for different texts.
-fn changed_prompts(images: &ScoreTable) -> Vec<String> {
-    let same_id = |pair: &&[super::score_table::Prompt]| {
-        pair[0].set == pair[1].set && pair[0].id == pair[1].id
-    };
+fn changed_prompts(index: &ScoresIndex<'_>) -> Vec<String> {
+    let same_id =
+        |pair: &&[IndexedPrompt<'_>]| pair[0].set == pair[1].set && pair[0].id == pair[1].id;
     let mut changed = BTreeMap::<usize, BTreeSet<&str>>::new();
-    for pair in images.prompts.windows(2).filter(same_id) {
-        changed.entry(pair[0].set).or_default().insert(&pair[0].id);
+    for pair in index.prompts.windows(2).filter(same_id) {
+        changed.entry(pair[0].set).or_default().insert(pair[0].id);
     }
     let note = |(set, ids): (usize, BTreeSet<&str>)| {
-        let name = images.sets.get(set)?;
+        let name = index.sets.get(set)?;
         let first = ids.iter().next()?;
         let count = ids.len();
         Some(format!(
@@ -73,17 +66,17 @@ fn changed_prompts(images: &ScoreTable) -> Vec<String> {
 type SeedsOfPrompts<'a> = BTreeMap<(&'a str, &'a str), BTreeSet<i64>>;
 
 /// Models with different seeds, and prompts with fewer images than the others.
-fn seeds(used: &[&ScoreRow], images: &ScoreTable) -> Vec<String> {
+fn seeds(index: &ScoresIndex<'_>) -> Vec<String> {
     let mut notes = Vec::new();
     let mut of_prompts = BTreeMap::<(&str, &str), SeedsOfPrompts<'_>>::new();
-    for row in used {
+    for row in &index.rows {
         let prompts = of_prompts.entry((&row.prompt_set, &row.model)).or_default();
         prompts.entry((&row.prompt_id, &row.prompt)).or_default().insert(row.seed);
     }
-    for set in &images.sets {
+    for &set in &index.sets {
         let mut found: Vec<(&str, &SeedsOfPrompts<'_>, BTreeSet<i64>)> = Vec::new();
-        for model in &images.models {
-            if let Some(prompts) = of_prompts.get(&(set.as_str(), model.as_str())) {
+        for &model in &index.models {
+            if let Some(prompts) = of_prompts.get(&(set, model)) {
                 found.push((model, prompts, prompts.values().flatten().copied().collect()));
             }
         }
@@ -111,7 +104,7 @@ fn seeds(used: &[&ScoreRow], images: &ScoreTable) -> Vec<String> {
     notes
 }
 
-/// ScoreTable that a metric has no score of.
+/// Images that a metric has no score of.
 fn missing_scores(used: &[&ScoreRow]) -> Vec<String> {
     let mut counts = BTreeMap::<(&str, &str, &str), (usize, usize, Option<&ScoreRow>)>::new();
     for row in used {
@@ -144,13 +137,13 @@ fn missing_scores(used: &[&ScoreRow]) -> Vec<String> {
 }
 
 /// Cells that no prompt is in.
-fn empty_cells(images: &ScoreTable, empty: &[EmptyCell]) -> Vec<String> {
+fn empty_cells(index: &ScoresIndex<'_>, empty: &[EmptyCell]) -> Vec<String> {
     let mut metrics = BTreeMap::<(&str, [usize; 2]), Vec<&str>>::new();
     for cell in empty {
-        let name = images.metrics.get(cell.metric).map_or("", String::as_str);
+        let name = index.metrics.get(cell.metric).copied().unwrap_or_default();
         metrics.entry((&cell.prompt_set, cell.models)).or_default().push(name);
     }
-    let name = |model: usize| images.models.get(model).map_or("", String::as_str);
+    let name = |model: usize| index.models.get(model).copied().unwrap_or_default();
     let note = |((set, [a, b]), metrics): ((&str, [usize; 2]), Vec<&str>)| {
         format!(
             "{set}: {} and {} have no image in common with a score by {}; there is no win rate.",

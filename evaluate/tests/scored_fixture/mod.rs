@@ -1,4 +1,4 @@
-//! Scores and images of an evaluation that never was: two models, four metrics, three seeds.
+//! A fixture: made-up scores and images of two models, four metrics and three seeds.
 
 #![allow(dead_code, reason = "each test file uses a part of it")]
 

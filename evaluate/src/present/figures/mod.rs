@@ -17,7 +17,7 @@ use serde::Serialize;
 
 use crate::present::render::text::{Ruler, Weight, clean};
 use crate::present::render::{RenderError, Renderer};
-use crate::scored::Scored;
+use crate::scores_index::ScoresIndex;
 use crate::tables::{ALL_SETS, SIGNIFICANCE};
 
 use forest::{Cell, Group};
@@ -83,11 +83,11 @@ impl Figures {
     /// When a drawing fails, or the labels are given and cannot be read.
     pub fn draw(
         renderer: &Renderer,
-        scored: &Scored<'_>,
+        index: &ScoresIndex<'_>,
         win_rates: &[WinRateRow],
         labels: Option<&Path>,
     ) -> Result<Self, FigureError> {
-        let drawing = Drawing { renderer, scored, win_rates };
+        let drawing = Drawing { renderer, index, win_rates };
         let sets = sets(win_rates);
         let agreement = match labels {
             Some(path) => Some(drawing.agreement(path)?),
@@ -157,7 +157,7 @@ pub fn pairs(win_rates: &[WinRateRow]) -> Vec<[&str; 2]> {
 /// What figures are drawn of.
 struct Drawing<'a> {
     renderer: &'a Renderer,
-    scored: &'a Scored<'a>,
+    index: &'a ScoresIndex<'a>,
     win_rates: &'a [WinRateRow],
 }
 
@@ -166,7 +166,7 @@ impl<'a> Drawing<'a> {
     /// models; sorted by the second model.
     fn pairs(&self) -> Vec<[&'a str; 2]> {
         let mut pairs = pairs(self.win_rates);
-        let place = |name: &str| self.scored.models.iter().position(|model| *model == name);
+        let place = |name: &str| self.index.models.iter().position(|model| *model == name);
         if pairs.len() > MOST_PAIRS {
             let baseline = |name: &str| place(name).is_some_and(|place| place < BASELINES);
             pairs.retain(|[a, b]| baseline(a) || baseline(b));
@@ -192,7 +192,7 @@ impl<'a> Drawing<'a> {
     }
 
     fn cells<'row>(&self, rows: impl Iterator<Item = &'row WinRateRow>) -> Vec<Cell> {
-        let metric = |row: &WinRateRow| self.scored.metrics.iter().position(|m| *m == row.metric);
+        let metric = |row: &WinRateRow| self.index.metrics.iter().position(|m| *m == row.metric);
         let cell = |row: &WinRateRow| {
             Some(Cell {
                 metric: metric(row)?,
@@ -233,7 +233,7 @@ impl<'a> Drawing<'a> {
             count(seeds, "image"),
             self.left_out()
         );
-        let svg = forest::draw(self.renderer, &title, &caption, &self.scored.metrics, &groups)?;
+        let svg = forest::draw(self.renderer, &title, &caption, &self.index.metrics, &groups)?;
         let name = format!("winrates-{}", file_name(set));
         Ok(Some(Figure { name, set: Some(set.to_owned()), title, caption, svg }))
     }
@@ -272,7 +272,7 @@ impl<'a> Drawing<'a> {
             let caption = "Win rates with 95\u{a0}% Wilson intervals, the categories with the highest \
                            mean first; a filled marker differs from 50\u{a0}% after Holm's correction."
                 .to_owned();
-            let svg = forest::draw(self.renderer, &title, &caption, &self.scored.metrics, &groups)?;
+            let svg = forest::draw(self.renderer, &title, &caption, &self.index.metrics, &groups)?;
             let name = format!("categories-{}-{}-{}", file_name(set), file_name(a), file_name(b));
             figures.push(Figure { name, set: Some(set.to_owned()), title, caption, svg });
         }
@@ -282,7 +282,7 @@ impl<'a> Drawing<'a> {
     /// A matrix for each pair: the metric that chose the images against the one that judges them.
     fn cross_selection(&self, set: Option<&'a str>) -> Result<Option<Figure>, FigureError> {
         let Some(set) = set else { return Ok(None) };
-        let metrics = &self.scored.metrics;
+        let metrics = &self.index.metrics;
         let rate = |pair: [&str; 2], chosen_by: &str, metric: &str| {
             let row = self.win_rates.iter().find(|row| {
                 row.prompt_set == set
@@ -331,7 +331,7 @@ impl<'a> Drawing<'a> {
         let caption = "Each shape is the histogram of one model's scores; the bar below spans the \
                        middle half of them, the tick is the median, and the number says it."
             .to_owned();
-        let svg = ridges::draw(self.renderer, &title, &caption, self.scored)?;
+        let svg = ridges::draw(self.renderer, &title, &caption, self.index)?;
         let name = "scores".to_owned();
         Ok(svg.map(|svg| Figure { name, set: None, title, caption, svg }))
     }

@@ -7,7 +7,7 @@ use serde::Serialize;
 use super::{WIDTH, class, colour, px, subtitle, ticks, top};
 use crate::present::render::text::{Ruler, Weight, clean};
 use crate::present::render::{RenderError, Renderer};
-use crate::scored::Scored;
+use crate::scores_index::ScoresIndex;
 
 /// Bars of a histogram.
 const BINS: usize = 48;
@@ -65,18 +65,18 @@ pub(super) fn draw(
     renderer: &Renderer,
     title: &str,
     caption: &str,
-    scored: &Scored<'_>,
+    index: &ScoresIndex<'_>,
 ) -> Result<Option<String>, RenderError> {
     let subtitle = subtitle(caption);
     let top = top(&subtitle);
-    let across = if scored.metrics.len() > 1 { 2 } else { 1 };
+    let across = if index.metrics.len() > 1 { 2 } else { 1 };
     let width = (WIDTH - 28.0 - GAP * (across as f32 - 1.0)) / across as f32;
-    let height = HEADING + AXIS + ROW * scored.models.len() as f32;
+    let height = HEADING + AXIS + ROW * index.models.len() as f32;
     let mut panels = Vec::new();
-    for metric in 0..scored.metrics.len() {
+    for metric in 0..index.metrics.len() {
         let x = 14.0 + (panels.len() % across) as f32 * (width + GAP);
         let y = top + (panels.len() / across) as f32 * height;
-        panels.extend(panel(scored, metric, [x, y], width));
+        panels.extend(panel(index, metric, [x, y], width));
     }
     if panels.is_empty() {
         return Ok(None);
@@ -92,9 +92,9 @@ pub(super) fn draw(
     renderer.fill("ridges.svg", &ridges).map(Some)
 }
 
-fn panel(scored: &Scored<'_>, metric: usize, [x, y]: [f32; 2], width: f32) -> Option<Panel> {
+fn panel(index: &ScoresIndex<'_>, metric: usize, [x, y]: [f32; 2], width: f32) -> Option<Panel> {
     let mut of_models: Vec<Vec<f32>> =
-        (0..scored.models.len()).map(|model| scored.values(model, metric)).collect();
+        (0..index.models.len()).map(|model| index.values(model, metric)).collect();
     of_models.iter_mut().for_each(|values| values.sort_by(f32::total_cmp));
     let lowest = of_models.iter().filter_map(|values| values.first()).copied().reduce(f32::min)?;
     let highest = of_models.iter().filter_map(|values| values.last()).copied().reduce(f32::max)?;
@@ -113,7 +113,7 @@ fn panel(scored: &Scored<'_>, metric: usize, [x, y]: [f32; 2], width: f32) -> Op
         let base = top + ROW * (model as f32 + 1.0) - 9.0;
         let quartiles = [0.25, 0.5, 0.75].map(|share| quantile(values, share));
         Row {
-            name: small.fit(&clean(scored.models[model]), NAMES - 10.0),
+            name: small.fit(&clean(index.models[model]), NAMES - 10.0),
             base: px(base),
             class: class(model),
             colour: colour(model),
@@ -125,9 +125,9 @@ fn panel(scored: &Scored<'_>, metric: usize, [x, y]: [f32; 2], width: f32) -> Op
     Some(Panel {
         x: px(x),
         y: px(y),
-        title: Ruler::new(Weight::Bold, 12.5).fit(&clean(scored.metrics[metric]), width),
+        title: Ruler::new(Weight::Bold, 12.5).fit(&clean(index.metrics[metric]), width),
         top: px(top),
-        bottom: px(top + ROW * scored.models.len() as f32),
+        bottom: px(top + ROW * index.models.len() as f32),
         right: px(x + width),
         ticks: steps
             .iter()

@@ -6,7 +6,7 @@ use super::{Captions, LARGE_SIDE, SMALL_SIDE, Thumbnails};
 use crate::present::bitmap::Bitmap;
 use crate::present::render::text::{Ruler, Weight, clean};
 use crate::present::render::{RenderError, Renderer};
-use crate::scored::{Choice, Scored, ScoredImage, ScoredPrompt};
+use crate::scores_index::{Choice, IndexedPrompt, ScoredImage, ScoresIndex};
 
 /// Space around the sheet and between images, in pixels.
 const MARGIN: u32 = 14;
@@ -43,49 +43,45 @@ struct Shown {
 impl Block {
     /// A row for each prompt, a column for each model.
     pub(super) fn of_models(
-        scored: &Scored<'_>,
-        prompts: &[&ScoredPrompt<'_>],
-        models: &[usize],
+        index: &ScoresIndex<'_>,
+        prompts: &[&IndexedPrompt<'_>],
         choice: Choice,
         captions: &Captions,
     ) -> Self {
-        let row = |prompt: &&ScoredPrompt<'_>| Row {
+        let row = |prompt: &&IndexedPrompt<'_>| Row {
             head: prompt.text.to_owned(),
-            images: models
-                .iter()
-                .map(|&model| Some(shown(prompt.chosen(model, choice)?, captions)))
+            images: (0..index.models.len())
+                .map(|model| Some(shown(prompt.chosen(model, choice)?, captions)))
                 .collect(),
         };
         Self {
             title: String::new(),
-            columns: models.iter().map(|&model| scored.models[model].to_owned()).collect(),
+            columns: index.models.iter().map(|&model| model.to_owned()).collect(),
             rows: prompts.iter().map(row).collect(),
         }
     }
 
     /// A row for each model, a column for each seed of any of them.
     pub(super) fn of_seeds(
-        scored: &Scored<'_>,
-        prompt: &ScoredPrompt<'_>,
-        models: &[usize],
+        index: &ScoresIndex<'_>,
+        prompt: &IndexedPrompt<'_>,
         captions: &Captions,
     ) -> Self {
-        let images = |model: usize| prompt.images[model].iter();
-        let mut seeds: Vec<i64> =
-            models.iter().flat_map(|&model| images(model)).map(|image| image.seed).collect();
+        let mut seeds: Vec<i64> = prompt.images.iter().flatten().map(|image| image.seed).collect();
         seeds.sort_unstable();
         seeds.dedup();
-        let of_seed = |model: usize, seed: &i64| {
-            images(model).find(|image| image.seed == *seed).map(|image| shown(image, captions))
-        };
-        let row = |&model: &usize| Row {
-            head: scored.models[model].to_owned(),
-            images: seeds.iter().map(|seed| of_seed(model, seed)).collect(),
+        let row = |(&model, images): (&&str, &Vec<ScoredImage<'_>>)| Row {
+            head: model.to_owned(),
+            images: seeds
+                .iter()
+                .map(|seed| images.iter().find(|image| image.seed == *seed))
+                .map(|image| image.map(|image| shown(image, captions)))
+                .collect(),
         };
         Self {
             title: prompt.text.to_owned(),
             columns: seeds.iter().map(|seed| format!("seed {seed}")).collect(),
-            rows: models.iter().map(row).collect(),
+            rows: index.models.iter().zip(&prompt.images).map(row).collect(),
         }
     }
 }

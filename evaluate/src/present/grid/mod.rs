@@ -10,7 +10,7 @@ use schemas::scores::ScoreRow;
 
 use crate::present::bitmap::Bitmap;
 use crate::present::render::{RenderError, Renderer};
-use crate::scored::{Choice, Scored, ScoredPrompt, letters};
+use crate::scores_index::{Choice, IndexError, IndexedPrompt, ScoresIndex, Selection, letters};
 
 /// Small images are enlarged to at most this side, in pixels.
 const SMALL_SIDE: u32 = 128;
@@ -81,19 +81,12 @@ pub struct GridConfig {
 /// A sheet cannot be made.
 #[derive(Debug, thiserror::Error)]
 pub enum GridError {
-    /// No scores.
-    #[error("the scores are empty; hint: run `evaluate score` on some images first")]
-    Empty,
-    /// A model, metric or prompt that is not among the scores.
-    #[error("no {what} {name:?} among the scores; hint: {known}")]
-    Unknown {
-        /// What was looked for.
-        what: &'static str,
-        /// What was given.
-        name: String,
-        /// What there is.
-        known: String,
-    },
+    /// The scores cannot be indexed, or have no such model or metric.
+    #[error(transparent)]
+    Index(#[from] IndexError),
+    /// No prompt has this id, or holds this text.
+    #[error("no prompt {0:?} among the scores; hint: give its id or a part of its text")]
+    NoPrompt(String),
     /// It cannot be drawn.
     #[error(transparent)]
     Render(#[from] RenderError),
@@ -106,25 +99,20 @@ pub enum GridError {
 /// When a model, metric or prompt is asked for that is not among the scores, or the sheet is too
 /// large to be drawn.
 pub fn draw(rows: &[ScoreRow], folder: &Path, config: &GridConfig) -> Result<Bitmap, GridError> {
-    let scored = Scored::new(rows);
-    if scored.prompts.is_empty() {
-        return Err(GridError::Empty);
-    }
-    let models = models(&scored, &config.models)?;
+    let models = (!config.models.is_empty()).then_some(&config.models[..]);
+    let index = ScoresIndex::new(rows, Selection { models, metrics: None })?;
     let choice = match &*config.choose {
         "all" => Choice::MeanRank,
         "first" => Choice::First,
-        metric => Choice::Metric(metric_place(&scored, metric)?),
+        metric => Choice::Metric(index.metric(metric)?),
     };
-    let prompts = prompts(&scored, config, &models)?;
-    let captions = Captions { letters: letters(&scored.metrics) };
+    let prompts = prompts(&index, config)?;
+    let captions = Captions { letters: letters(&index.metrics) };
     let cells: Vec<layout::Block> = match config.layout {
-        Layout::Models => {
-            vec![layout::Block::of_models(&scored, &prompts, &models, choice, &captions)]
-        }
+        Layout::Models => vec![layout::Block::of_models(&index, &prompts, choice, &captions)],
         Layout::Seeds => prompts
             .iter()
-            .map(|prompt| layout::Block::of_seeds(&scored, prompt, &models, &captions))
+            .map(|prompt| layout::Block::of_seeds(&index, prompt, &captions))
             .collect(),
     };
     let images = Thumbnails { folder: folder.to_owned() };
@@ -132,65 +120,38 @@ pub fn draw(rows: &[ScoreRow], folder: &Path, config: &GridConfig) -> Result<Bit
     Ok(sheet.draw(&Renderer::new()?)?)
 }
 
-/// The places of the models that are shown.
-fn models(scored: &Scored<'_>, names: &[String]) -> Result<Vec<usize>, GridError> {
-    if names.is_empty() {
-        return Ok((0..scored.models.len()).collect());
-    }
-    let place = |name: &String| {
-        scored.models.iter().position(|model| model == name).ok_or_else(|| GridError::Unknown {
-            what: "model",
-            name: name.clone(),
-            known: format!("there are {}", runkit::text::choices(&scored.models)),
-        })
-    };
-    names.iter().map(place).collect()
-}
-
-fn metric_place(scored: &Scored<'_>, name: &str) -> Result<usize, GridError> {
-    scored.metrics.iter().position(|metric| *metric == name).ok_or_else(|| GridError::Unknown {
-        what: "metric",
-        name: name.to_owned(),
-        known: format!("there are {}", runkit::text::choices(&scored.metrics)),
-    })
-}
-
 /// The prompts of the sheet in their order.
 fn prompts<'a>(
-    scored: &'a Scored<'_>,
+    index: &'a ScoresIndex<'_>,
     config: &GridConfig,
-    models: &[usize],
-) -> Result<Vec<&'a ScoredPrompt<'a>>, GridError> {
-    let mut prompts: Vec<&ScoredPrompt<'_>> = Vec::new();
+) -> Result<Vec<&'a IndexedPrompt<'a>>, GridError> {
+    let listed: Vec<usize> = index.listed();
+    let mut shown: Vec<usize> = Vec::new();
     for wanted in &config.prompts {
-        let by_id: Vec<&ScoredPrompt<'_>> =
-            scored.prompts.iter().filter(|prompt| prompt.id == wanted).collect();
-        let part = wanted.to_lowercase();
-        let by_text = scored
-            .prompts
-            .iter()
-            .filter(|prompt| by_id.is_empty() && prompt.text.to_lowercase().contains(&part));
-        let found: Vec<&ScoredPrompt<'_>> = by_id.iter().copied().chain(by_text).collect();
+        let find = |fits: &dyn Fn(&IndexedPrompt<'_>) -> bool| -> Vec<usize> {
+            listed.iter().copied().filter(|&prompt| fits(&index.prompts[prompt])).collect()
+        };
+        let mut found = find(&|prompt| prompt.id == wanted);
         if found.is_empty() {
-            return Err(GridError::Unknown {
-                what: "prompt",
-                name: wanted.clone(),
-                known: "give the id of a prompt or a part of its text".to_owned(),
-            });
+            let part = wanted.to_lowercase();
+            found = find(&|prompt| prompt.text.to_lowercase().contains(&part));
         }
-        let new =
-            |prompt: &&ScoredPrompt<'_>| !prompts.iter().any(|other| std::ptr::eq(*other, *prompt));
-        let found: Vec<&ScoredPrompt<'_>> = found.into_iter().filter(new).collect();
-        prompts.extend(found);
+        if found.is_empty() {
+            return Err(GridError::NoPrompt(wanted.clone()));
+        }
+        found.retain(|prompt| !shown.contains(prompt));
+        shown.append(&mut found);
     }
     if config.prompts.is_empty() {
-        prompts = scored.prompts.iter().collect();
+        shown = listed;
     }
+    let mut prompts: Vec<&IndexedPrompt<'_>> =
+        shown.into_iter().map(|prompt| &index.prompts[prompt]).collect();
     if let Order::Margin(metric) = &config.sort {
-        let metric = metric_place(scored, metric)?;
-        let pair = [models.last(), models.first()].map(|place| place.copied().unwrap_or(0));
+        let metric = index.metric(metric)?;
+        let pair = [index.models.len() - 1, 0];
         let margin =
-            |prompt: &ScoredPrompt<'_>| prompt.margin(pair, metric).unwrap_or(f32::NEG_INFINITY);
+            |prompt: &IndexedPrompt<'_>| prompt.margin(pair, metric).unwrap_or(f32::NEG_INFINITY);
         prompts.sort_by(|one, two| margin(two).total_cmp(&margin(one)));
     }
     let usual = if config.layout == Layout::Models { PROMPTS } else { 1 };

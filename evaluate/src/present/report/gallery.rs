@@ -9,7 +9,7 @@ use rayon::iter::{IntoParallelRefIterator as _, ParallelIterator as _};
 use serde::Serialize;
 
 use crate::present::bitmap::Bitmap;
-use crate::scored::{Choice, Scored, ScoredImage, letters};
+use crate::scores_index::{Choice, IndexedPrompt, ScoredImage, ScoresIndex, letters};
 
 /// At most so many prompts.
 const MOST_PROMPTS: usize = 200;
@@ -81,23 +81,23 @@ struct Thumbnail {
 
 impl<'a> Gallery<'a> {
     /// Chooses prompts and images and reads them; `folder` is that of the scores.
-    pub(super) fn new(scored: &'a Scored<'a>, folder: &Path) -> Self {
-        let models = scored.models.len().max(1);
+    pub(super) fn new(index: &'a ScoresIndex<'a>, folder: &Path) -> Self {
+        let models = index.models.len().max(1);
         let limit = MOST_PROMPTS.min((MOST_IMAGES / models).max(1));
-        let mut prompts = choose_prompts(scored, limit);
+        let mut prompts = choose_prompts(index, limit);
         let mut choices = vec![None];
-        let mut wanted = keys(scored, &prompts, &choices);
-        let mut thumbnails = read(scored, folder, &wanted, &Thumbnails::new());
+        let mut wanted = keys(index, &prompts, &choices);
+        let mut thumbnails = read(index, folder, &wanted, &Thumbnails::new());
         let bytes: usize = thumbnails.values().flatten().map(|shown| shown.data.len()).sum();
         if bytes > MOST_BYTES {
             // The most extreme prompts come first, and stay.
             prompts.truncate((prompts.len() * MOST_BYTES / bytes).max(1));
-            wanted = keys(scored, &prompts, &choices);
+            wanted = keys(index, &prompts, &choices);
         }
         let each = bytes / thumbnails.len().max(1);
-        for metric in 0..scored.metrics.len() {
+        for metric in 0..index.metrics.len() {
             choices.push(Some(metric));
-            let more = keys(scored, &prompts, &choices);
+            let more = keys(index, &prompts, &choices);
             if more.len() > MOST_IMAGES || more.len() * each > MOST_BYTES {
                 choices.pop();
                 break;
@@ -105,29 +105,29 @@ impl<'a> Gallery<'a> {
             wanted = more;
         }
         thumbnails.retain(|key, _| wanted.contains(key));
-        thumbnails.extend(read(scored, folder, &wanted, &thumbnails));
-        prompts.sort_unstable();
-        Self::with(scored, &prompts, choices, thumbnails)
+        thumbnails.extend(read(index, folder, &wanted, &thumbnails));
+        prompts.sort_by_key(|&prompt| index.prompts[prompt].position);
+        Self::with(index, &prompts, choices, thumbnails)
     }
 
     fn with(
-        scored: &'a Scored<'a>,
+        index: &'a ScoresIndex<'a>,
         prompts: &[usize],
         choices: Vec<Option<usize>>,
         mut thumbnails: Thumbnails,
     ) -> Self {
         let mut gallery = Self {
-            models: &scored.models,
-            metrics: &scored.metrics,
-            letters: letters(&scored.metrics),
-            sets: &scored.sets,
+            models: &index.models,
+            metrics: &index.metrics,
+            letters: letters(&index.metrics),
+            sets: &index.sets,
             categories: Vec::new(),
             choices,
             prompts: Vec::new(),
             thumbnails: Vec::new(),
         };
         for &place in prompts {
-            let prompt = &scored.prompts[place];
+            let prompt = &index.prompts[place];
             let category = prompt.category.map(|name| {
                 let known = gallery.categories.iter().position(|category| *category == name);
                 known.unwrap_or_else(|| {
@@ -135,11 +135,11 @@ impl<'a> Gallery<'a> {
                     gallery.categories.len() - 1
                 })
             });
-            let columns = (0..scored.models.len())
-                .map(|model| gallery.column(scored, (place, model), &mut thumbnails))
+            let columns = (0..index.models.len())
+                .map(|model| gallery.column(index, (place, model), &mut thumbnails))
                 .collect();
             gallery.prompts.push(Card {
-                set: scored.sets.iter().position(|set| *set == prompt.set).unwrap_or(0),
+                set: prompt.set,
                 id: prompt.id,
                 text: prompt.text,
                 category,
@@ -151,11 +151,11 @@ impl<'a> Gallery<'a> {
 
     fn column(
         &mut self,
-        scored: &Scored<'_>,
+        index: &ScoresIndex<'_>,
         (place, model): (usize, usize),
         thumbnails: &mut Thumbnails,
     ) -> Column {
-        let prompt = &scored.prompts[place];
+        let prompt = &index.prompts[place];
         let mut images: Vec<Shown> = Vec::new();
         let mut chosen = Vec::new();
         for &choice in &self.choices {
@@ -175,7 +175,7 @@ impl<'a> Gallery<'a> {
                 })
             }));
         }
-        let best = (0..scored.metrics.len()).map(|metric| prompt.best(model, metric)).collect();
+        let best = (0..index.metrics.len()).map(|metric| prompt.best(model, metric)).collect();
         Column { best, chosen, images }
     }
 
@@ -197,21 +197,21 @@ fn as_choice(choice: Option<usize>) -> Choice {
 /// The places of the prompts that are shown: all of them where they are few; else one half those
 /// with the largest margins, by each pair of models and metric in turn, the others evenly spread.
 /// The extreme ones come first.
-fn choose_prompts(scored: &Scored<'_>, limit: usize) -> Vec<usize> {
-    let count = scored.prompts.len();
+fn choose_prompts(index: &ScoresIndex<'_>, limit: usize) -> Vec<usize> {
+    let count = index.prompts.len();
     if count <= limit {
-        return (0..count).collect();
+        return index.listed();
     }
-    let models = scored.models.len();
+    let models = index.models.len();
     let pairs = (0..models).flat_map(|one| (one + 1..models).map(move |two| [two, one]));
-    let metrics = 0..scored.metrics.len();
+    let metrics = 0..index.metrics.len();
     let mut extremes: Vec<std::vec::IntoIter<usize>> = Vec::new();
     for (pair, metric) in pairs.flat_map(|pair| metrics.clone().map(move |metric| (pair, metric))) {
-        let margin = |(place, prompt): (usize, &crate::scored::ScoredPrompt<'_>)| {
+        let margin = |(place, prompt): (usize, &IndexedPrompt<'_>)| {
             Some((prompt.margin(pair, metric)?, place))
         };
         let mut margins: Vec<(f32, usize)> =
-            scored.prompts.iter().enumerate().filter_map(margin).collect();
+            index.prompts.iter().enumerate().filter_map(margin).collect();
         margins.sort_by(|one, two| two.0.total_cmp(&one.0).then(one.1.cmp(&two.1)));
         let places: Vec<usize> = margins.into_iter().map(|(_, place)| place).collect();
         extremes.push(places.iter().rev().take(limit).copied().collect::<Vec<_>>().into_iter());
@@ -229,20 +229,21 @@ fn choose_prompts(scored: &Scored<'_>, limit: usize) -> Vec<usize> {
             }
         }
     }
-    let others: Vec<usize> = (0..count).filter(|place| !chosen.contains(place)).collect();
+    let others: Vec<usize> =
+        index.listed().into_iter().filter(|place| !chosen.contains(place)).collect();
     let spread = limit - chosen.len();
     chosen.extend((0..spread).map(|index| others[index * others.len() / spread]));
     chosen
 }
 
 /// The images that these prompts and choices show.
-fn keys(scored: &Scored<'_>, prompts: &[usize], choices: &[Option<usize>]) -> BTreeSet<Key> {
+fn keys(index: &ScoresIndex<'_>, prompts: &[usize], choices: &[Option<usize>]) -> BTreeSet<Key> {
     let mut keys = BTreeSet::new();
     for &place in prompts {
-        for model in 0..scored.models.len() {
+        for model in 0..index.models.len() {
             let images = choices
                 .iter()
-                .filter_map(|choice| scored.prompts[place].chosen(model, as_choice(*choice)));
+                .filter_map(|choice| index.prompts[place].chosen(model, as_choice(*choice)));
             keys.extend(images.map(|image| (place, model, image.seed)));
         }
     }
@@ -251,7 +252,7 @@ fn keys(scored: &Scored<'_>, prompts: &[usize], choices: &[Option<usize>]) -> BT
 
 /// Reads and shrinks the images that are not there yet, on all cores.
 fn read(
-    scored: &Scored<'_>,
+    index: &ScoresIndex<'_>,
     folder: &Path,
     wanted: &BTreeSet<Key>,
     there: &Thumbnails,
@@ -259,7 +260,7 @@ fn read(
     let missing: Vec<&Key> = wanted.iter().filter(|key| !there.contains_key(key)).collect();
     let thumbnail = |key: &&Key| {
         let (place, model, seed) = **key;
-        let images = scored.prompts[place].images[model].iter();
+        let images = index.prompts[place].images[model].iter();
         let read = images
             .clone()
             .find(|image| image.seed == seed)
@@ -290,6 +291,7 @@ mod tests {
     use schemas::scores::ScoreRow;
 
     use super::*;
+    use crate::scores_index::Selection;
 
     /// `count` prompts; model b is better than a by the place of the prompt, modulo 997.
     fn rows(count: usize) -> Vec<ScoreRow> {
@@ -312,16 +314,19 @@ mod tests {
     #[test]
     fn few_prompts_are_all_shown() {
         let rows = rows(5);
-        assert_eq!(choose_prompts(&Scored::new(&rows), 5), [0, 1, 2, 3, 4]);
+        assert_eq!(
+            choose_prompts(&ScoresIndex::new(&rows, Selection::default()).unwrap(), 5),
+            [0, 1, 2, 3, 4]
+        );
     }
 
     #[test]
     fn of_many_prompts_the_most_extreme_and_even_ones_are_shown() {
         let rows = rows(500);
-        let scored = Scored::new(&rows);
-        let chosen = choose_prompts(&scored, 40);
+        let index = ScoresIndex::new(&rows, Selection::default()).unwrap();
+        let chosen = choose_prompts(&index, 40);
         assert_eq!(chosen.iter().collect::<BTreeSet<_>>().len(), 40, "{chosen:?}");
-        let margin = |place: usize| scored.prompts[place].margin([1, 0], 0).unwrap();
+        let margin = |place: usize| index.prompts[place].margin([1, 0], 0).unwrap();
         let mut all: Vec<f32> = (0..500).map(margin).collect();
         all.sort_by(f32::total_cmp);
         let shown: Vec<f32> = chosen.iter().map(|&place| margin(place)).collect();
@@ -335,8 +340,8 @@ mod tests {
     #[test]
     fn the_data_cannot_end_its_script() {
         let rows = rows(3);
-        let scored = Scored::new(&rows);
-        let gallery = Gallery::new(&scored, Path::new("nowhere"));
+        let index = ScoresIndex::new(&rows, Selection::default()).unwrap();
+        let gallery = Gallery::new(&index, Path::new("nowhere"));
         let json = gallery.to_json().unwrap();
         assert!(!json.contains('<'), "{json}");
         let value: serde_json::Value = serde_json::from_str(&json).unwrap();

@@ -12,14 +12,13 @@ use std::path::{Path, PathBuf};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use runkit::files::FileError;
-use schemas::scores::ScoreRow;
 use schemas::winrates::WinRateRow;
 use serde::Serialize;
 use sha2::{Digest as _, Sha256};
 
 use crate::present::figures::{Figure, FigureError, Figures};
 use crate::present::render::{RenderError, Renderer};
-use crate::scored::Scored;
+use crate::scores_index::ScoresIndex;
 use crate::tables::MeanRow;
 
 use gallery::Gallery;
@@ -38,8 +37,8 @@ pub const FIGURE_PIXELS: u32 = 1800;
 pub struct ReportInputs<'a> {
     /// The folder of `scores.parquet`, which images are relative to.
     pub folder: &'a Path,
-    /// All scores.
-    pub scores: &'a [ScoreRow],
+    /// The scores of the models that the page shows.
+    pub index: &'a ScoresIndex<'a>,
     /// The win rates.
     pub win_rates: &'a [WinRateRow],
     /// Mean scores.
@@ -118,8 +117,8 @@ struct Page<'a> {
 /// When the labels cannot be read, a drawing fails or a file cannot be written.
 pub fn write(inputs: &ReportInputs<'_>, out: &Path) -> Result<PathBuf, ReportError> {
     let renderer = Renderer::new()?;
-    let scored = Scored::new(inputs.scores);
-    let mut figures = Figures::draw(&renderer, &scored, inputs.win_rates, inputs.labels)?;
+    let index = inputs.index;
+    let mut figures = Figures::draw(&renderer, index, inputs.win_rates, inputs.labels)?;
     let folder = out.join("figures");
     runkit::files::create_folder(&folder)?;
     for figure in figures.iter() {
@@ -128,24 +127,24 @@ pub fn write(inputs: &ReportInputs<'_>, out: &Path) -> Result<PathBuf, ReportErr
         runkit::files::write_atomic(path, |file| file.write_all(&png))?;
     }
     figures.each(inline);
-    let gallery = Gallery::new(&scored, inputs.folder);
-    let images = || scored.prompts.iter().flat_map(|prompt| &prompt.images);
+    let gallery = Gallery::new(index, inputs.folder);
+    let images = || index.prompts.iter().flat_map(|prompt| &prompt.images);
     let page = Page {
         style: STYLE,
         script: SCRIPT,
         script_hash: BASE64.encode(Sha256::digest(SCRIPT)),
-        models: &scored.models,
-        metrics: &scored.metrics,
-        sets: &scored.sets,
-        prompts: scored.prompts.len(),
+        models: &index.models,
+        metrics: &index.metrics,
+        sets: &index.sets,
+        prompts: index.prompts.len(),
         seeds: images().map(Vec::len).max().unwrap_or(0),
         images: images().map(Vec::len).sum(),
-        failed: inputs.scores.iter().filter(|row| row.score.is_none()).count(),
-        tables: view::tables(&scored.metrics, inputs.win_rates, inputs.means),
+        failed: index.rows.iter().filter(|row| row.score.is_none()).count(),
+        tables: view::tables(&index.metrics, inputs.win_rates, inputs.means),
         figures: &figures,
         gallery: gallery.to_json()?,
         shown: gallery.len(),
-        has_categories: scored.prompts.iter().any(|prompt| prompt.category.is_some()),
+        has_categories: index.prompts.iter().any(|prompt| prompt.category.is_some()),
         notes: inputs.notes,
         dropped: inputs.dropped,
         manifest: serde_json::to_string_pretty(inputs.manifest)?,
