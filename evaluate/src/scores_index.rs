@@ -350,20 +350,6 @@ fn mean_rank(images: &[ScoredImage<'_>], image: &ScoredImage<'_>) -> f64 {
     ranks / image.scores.len().max(1) as f64
 }
 
-/// One letter for each metric, as the paper's captions have them: P, H, C and A for PickScore, HPS,
-/// CLIP and aesthetic; the first letter that is free for others.
-pub fn letters(metrics: &[&str]) -> Vec<String> {
-    let mut taken: Vec<String> = Vec::new();
-    for metric in metrics {
-        let free = |letter: &String| !taken.contains(letter);
-        let letters = metric.chars().filter(|letter| letter.is_alphanumeric());
-        let mut letters = letters.map(|letter| letter.to_uppercase().to_string());
-        let letter = letters.find(free).unwrap_or_else(|| (*metric).to_owned());
-        taken.push(letter);
-    }
-    taken
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -429,11 +415,5 @@ mod tests {
         assert_eq!(seed(1, Choice::Metric(0)), None);
         assert_eq!(seed(1, Choice::MeanRank), Some(4));
         assert_eq!(seed(2, Choice::First), None);
-    }
-
-    #[test]
-    fn letters_are_those_of_the_paper_and_never_equal() {
-        assert_eq!(letters(&["pickscore", "hps", "clip", "aesthetic"]), ["P", "H", "C", "A"]);
-        assert_eq!(letters(&["clip", "clip-l", "c"]), ["C", "L", "c"]);
     }
 }

@@ -2,10 +2,18 @@
 
     python scripts/checks/report_in_browser.py eval/report.html [--screenshots FOLDER]
 
-Fails on any message on the console, any error of the page, and any request but for the file itself;
-when sorting or filtering the gallery shows other prompts than the data in the page says; and when
-details, the manifest or the sorting of a table do not answer. Needs requirements.txt beside this file
-and a Chromium of the system: $CHROMIUM, or chromium, chromium-browser or google-chrome on the path.
+Fails on
+
+- any message on the console, any error of the page, and any request but for the file itself and, once
+  a reader opens a prompt, image files on this machine;
+- any violation that axe-core finds (WCAG 2.2 AA and best practices), at 1400 and 390 pixels, light and
+  dark, with and without the dialog; a target of less than 24 pixels; a page that scrolls sideways;
+- a gallery that shows other prompts than the data in the page says, a dialog without all images of its
+  prompt, a state that the address does not bring back, details, manifest or sorting that do not answer,
+  and a page without JavaScript that hides the prompts.
+
+Needs requirements.txt beside this file and a Chromium of the system: $CHROMIUM, or chromium,
+chromium-browser or google-chrome on the path.
 """
 
 import argparse
@@ -14,7 +22,9 @@ import os
 import pathlib
 import shutil
 import sys
+from urllib.parse import parse_qs, unquote, urlparse
 
+from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Page, sync_playwright
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
@@ -29,6 +39,12 @@ OPTIONS = [
 ]
 # Cards that are shown at first.
 CARDS = 24
+WIDE = {"width": 1400, "height": 900}
+PHONE = {"width": 390, "height": 844}
+AXE = {
+    "runOnly": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"],
+    "resultTypes": ["violations"],
+}
 
 
 def main() -> int:
@@ -54,44 +70,91 @@ def main() -> int:
     for problem in problems:
         print(f"error: {arguments.report}: {problem}", file=sys.stderr)
     if not problems:
-        print(f"{arguments.report}: sorted, filtered and opened in Chromium without an error")
+        print(f"{arguments.report}: used in Chromium at 1400 and 390 pixels without an error")
     return 1 if problems else 0
 
 
 def check(chromium, report: pathlib.Path, screenshots: pathlib.Path | None) -> list[str]:
     """What is wrong with the report, in sentences."""
     problems: list[str] = []
-    page = chromium.new_page(viewport={"width": 1280, "height": 900}, color_scheme="light")
+    page = chromium.new_page(viewport=WIDE, color_scheme="light")
     page.set_default_timeout(20_000)
     page.on("console", lambda message: problems.append(f"console: {message.text}"))
     page.on("pageerror", lambda error: problems.append(f"page: {error}"))
     page.on("dialog", lambda dialog: (problems.append(f"dialog: {dialog.message}"), dialog.dismiss()))
+    opened = False
 
     def watch(request) -> None:
-        if request.url != report.as_uri() and not request.url.startswith("data:"):
+        url = urlparse(request.url)
+        image = opened and url.scheme == "file" and request.resource_type == "image"
+        if request.url.split("#")[0] != report.as_uri() and url.scheme != "data" and not image:
             problems.append(f"request: {request.url}")
 
     page.on("request", watch)
     page.goto(report.as_uri(), wait_until="load")
     if screenshots:
         screenshots.mkdir(parents=True, exist_ok=True)
-        page.screenshot(path=screenshots / "report-light.png", full_page=True)
-        page.emulate_media(color_scheme="dark")
-        page.screenshot(path=screenshots / "report-dark.png", full_page=True)
-        page.emulate_media(color_scheme="light")
-        page.set_viewport_size({"width": 390, "height": 844})
-        page.screenshot(path=screenshots / "report-narrow.png")
-        page.set_viewport_size({"width": 1280, "height": 900})
 
+    def look(name: str) -> None:
+        """Both widths, light and dark."""
+        for width, size in (("wide", WIDE), ("phone", PHONE)):
+            page.set_viewport_size(size)
+            for scheme in ("light", "dark"):
+                page.emulate_media(color_scheme=scheme)
+                found = accessibility(page)
+                problems.extend(f"{name}, {width}, {scheme}: {problem}" for problem in found)
+                if screenshots:
+                    path = screenshots / f"{name}-{width}-{scheme}.png"
+                    page.screenshot(path=path, full_page=name == "page")
+        page.set_viewport_size(WIDE)
+        page.emulate_media(color_scheme="light")
+
+    look("page")
     data = json.loads(page.locator("#data").text_content())
-    for step in (images, order, pair, text, category, tables, sets, manifest):
+    for step in (images, order, pair, text, category, tables, sets, manifest, keyboard):
         try:
             problems += [f"{step.__name__}: {problem}" for problem in step(page, data)]
         except Exception as error:  # a step that cannot be taken is a finding, and the others go on
             problems.append(f"{step.__name__}: {error}")
-    if screenshots:
-        page.screenshot(path=screenshots / "report-used.png", full_page=True)
-    return problems
+    opened = True
+    for step in (dialog, address):
+        try:
+            problems += [f"{step.__name__}: {problem}" for problem in step(page, data)]
+            if step is dialog:
+                page.locator("#cards .open").first.click()
+                look("dialog")
+                page.keyboard.press("Escape")
+        except Exception as error:
+            problems.append(f"{step.__name__}: {error}")
+    page.close()
+    return problems + without_script(chromium, report, data)
+
+
+def accessibility(page: Page) -> list[str]:
+    """What axe finds, targets that a finger misses, and sideways scrolling of the page."""
+    problems = []
+    for violation in Axe().run(page, options=AXE).response["violations"]:
+        nodes = violation["nodes"]
+        problems.append(
+            f"axe {violation['id']} ({violation['impact']}): {violation['help']}; "
+            f"{len(nodes)} elements, the first is {nodes[0]['html'][:120]}"
+        )
+    small = page.evaluate(
+        """() => [...document.querySelectorAll("button, select, input, summary, nav a")]
+        .filter(one => one.checkVisibility())
+        .map(one => [one, one.getBoundingClientRect()])
+        .filter(([, box]) => box.width < 24 || box.height < 24)
+        .map(([one, box]) => `${one.outerHTML.slice(0, 80)}: ${box.width} x ${box.height}`)"""
+    )
+    problems += [f"a target of less than 24 pixels: {target}" for target in small[:3]]
+    beyond = page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
+    problems += expect("pixels to scroll sideways", beyond, 0)
+    frames = page.eval_on_selector_all(
+        ".scroll",
+        "frames => frames.filter(one => one.checkVisibility() && one.scrollWidth > one.clientWidth + 1"
+        " && (one.tabIndex !== 0 || !one.classList.contains('wide'))).length",
+    )
+    return problems + expect("scrolled areas without a sign or out of the keyboard's reach", frames, 0)
 
 
 def cards(page: Page) -> list[str]:
@@ -124,16 +187,23 @@ def images(page: Page, data: dict) -> list[str]:
 def order(page: Page, data: dict) -> list[str]:
     """The largest wins and losses come first, by every metric."""
     first, second = len(data["models"]) - 1, 0
-    problems = []
+    if first == 0:
+        given = [prompt["id"] for prompt in data["prompts"]][:CARDS]
+        return expect("order of the list", cards(page), given)
+    problems = expect("the order at first", page.input_value("#order"), "extremes")
     for metric, name in enumerate(data["metrics"]):
         page.select_option("#metric", str(metric))
-        for value, sign in (("wins", -1), ("losses", 1)):
+        for value, key in (
+            ("extremes", lambda margin: -abs(margin)),
+            ("wins", lambda margin: -margin),
+            ("losses", lambda margin: margin),
+        ):
             page.select_option("#order", value)
             placed = []
-            for place, prompt in enumerate(data["prompts"]):
+            for position, prompt in enumerate(data["prompts"]):
                 best = [prompt["models"][model]["best"][metric] for model in (first, second)]
-                margin = None if None in best else sign * (best[0] - best[1])
-                placed.append((margin is None, margin or 0.0, place, prompt["id"]))
+                margin = None if None in best else key(best[0] - best[1])
+                placed.append((margin is None, margin or 0.0, position, prompt["id"]))
             expected = [prompt[-1] for prompt in sorted(placed)][:CARDS]
             problems += expect(f"{value} by {name}", cards(page), expected)
     page.select_option("#order", "given")
@@ -145,7 +215,7 @@ def pair(page: Page, data: dict) -> list[str]:
     """A model is never compared with itself: choosing the other of the pair exchanges the two."""
     last = str(len(data["models"]) - 1)
     if last == "0":
-        return []
+        return expect("a pair of one model", page.locator("#first").is_visible(), False)
     selected = lambda: [page.input_value("#first"), page.input_value("#second")]  # noqa: E731
     problems = expect("the pair at first", selected(), [last, "0"])
     page.select_option("#first", "0")
@@ -176,10 +246,10 @@ def category(page: Page, data: dict) -> list[str]:
     ):
         if page.locator(control).count() == 0:
             continue
-        place = len(names) - 1
-        page.select_option(control, str(place))
-        expected = sum(prompt[key] == place for prompt in data["prompts"])
-        problems += expect(f"prompts of {names[place]}", matches(page), expected)
+        last = len(names) - 1
+        page.select_option(control, str(last))
+        expected = sum(prompt[key] == last for prompt in data["prompts"])
+        problems += expect(f"prompts of {names[last]}", matches(page), expected)
         page.select_option(control, "")
     return problems
 
@@ -228,6 +298,102 @@ def manifest(page: Page, data: dict) -> list[str]:
     problems = expect("manifest", shown.is_visible(), True)
     json.loads(shown.text_content())
     return problems
+
+
+def keyboard(page: Page, data: dict) -> list[str]:
+    """Every scrolled area is a stop of the tab key, and the arrow keys move it."""
+    page.set_viewport_size(PHONE)
+    page.wait_for_function("document.querySelector('.drawing .scroll.wide') !== null")
+    frame = page.locator(".drawing .scroll.wide").first
+    frame.focus()
+    page.keyboard.press("ArrowRight")
+    page.wait_for_function("document.activeElement.scrollLeft > 0")
+    page.set_viewport_size(WIDE)
+    return []
+
+
+def dialog(page: Page, data: dict) -> list[str]:
+    """The keyboard opens all images of a prompt at full size, walks to the next one and closes it."""
+    page.select_option("#order", "given")
+    first = page.locator("#cards .open").first
+    first.focus()
+    page.keyboard.press("Enter")
+    viewer = page.locator("#viewer")
+    problems = expect("the dialog opens", viewer.is_visible(), True)
+    prompt = data["prompts"][0]
+    problems += expect("its prompt", page.locator("#viewer-prompt").text_content(), prompt["text"])
+    files = [image["file"] for model in prompt["models"] for image in model["images"]]
+    shown = page.eval_on_selector_all("#viewer a", "links => links.map(link => link.getAttribute('href'))")
+    problems += expect("links to image files", shown, files)
+    sizes = page.eval_on_selector_all(
+        "#viewer img",
+        "images => Promise.all(images.map(image => { image.loading = 'eager';"
+        " return image.decode().then(() => image.naturalWidth, () => 0); }))",
+    )
+    problems += expect("images that do not show", sizes.count(0), 0)
+    for link in page.locator("#viewer a").all():
+        path = pathlib.Path(unquote(urlparse(link.evaluate("link => link.href")).path))
+        if not path.is_file():
+            problems.append(f"link to a file that is not there: {path}")
+    page.keyboard.press("ArrowRight")
+    if len(data["prompts"]) > 1:
+        following = data["prompts"][1]["text"]
+        problems += expect("the next prompt", page.locator("#viewer-prompt").text_content(), following)
+        problems += expect("the prompt in the address", state(page).get("prompt"), [data["prompts"][1]["id"]])
+    page.keyboard.press("Escape")
+    problems += expect("the dialog closes", viewer.is_visible(), False)
+    back = first.evaluate("button => button === document.activeElement")
+    return problems + expect("the focus is back where it was", back, True)
+
+
+def state(page: Page) -> dict[str, list[str]]:
+    """The parameters of the address."""
+    return parse_qs(page.evaluate("location.hash").lstrip("#"))
+
+
+def address(page: Page, data: dict) -> list[str]:
+    """What a reader has chosen comes back from the address, in a new tab and after a link."""
+    several = len(data["models"]) > 1
+    if several:
+        page.select_option("#order", "losses")
+    page.select_option("#metric", str(len(data["metrics"]) - 1), force=True)
+    page.select_option("#choice", str(len(data["choices"]) - 1))
+    page.fill("#text", data["prompts"][0]["text"][:3])
+    if page.locator("table.rates:visible").count():
+        page.locator("table.rates:visible button.sort").first.click()
+    page.locator("nav a[href='#gallery']").click()
+    chosen = {
+        control: page.input_value(control)
+        for control in ("#order", "#metric", "#choice", "#text", "#first", "#second")
+    }
+    shown = cards(page)
+    problems = expect("the section in the address", page.evaluate("location.hash").split("&")[0], "#gallery")
+    other = page.context.new_page()
+    other.set_default_timeout(20_000)
+    other.set_viewport_size(WIDE)
+    other.goto(page.url, wait_until="load")
+    found = {control: other.input_value(control) for control in chosen}
+    problems += expect("the controls in another tab", found, chosen)
+    problems += expect("the prompts in another tab", cards(other), shown)
+    if several:
+        sorted_by = other.locator("table.rates:visible th[aria-sort=descending]").count()
+        problems += expect("sorted columns in another tab", sorted_by, 1)
+    top = other.locator("#gallery").evaluate("section => section.getBoundingClientRect().top")
+    problems += expect("the gallery is in sight", -50 < top < 300, True)
+    other.close()
+    return problems
+
+
+def without_script(chromium, report: pathlib.Path, data: dict) -> list[str]:
+    """Without JavaScript every prompt of the gallery is in a plain list."""
+    context = chromium.new_context(java_script_enabled=False, viewport=PHONE)
+    page = context.new_page()
+    page.goto(report.as_uri(), wait_until="load")
+    prompts = page.locator("#gallery ol > li").count()
+    visible = page.locator("#gallery ol").is_visible()
+    context.close()
+    problems = expect("prompts without JavaScript", prompts, len(data["prompts"]))
+    return problems + expect("the plain list is shown", visible, True)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-//! How often the scorers of a labels file agree with each other and with people.
+//! How often the scorers of a labels file agree with each other and with human labels.
 
 use std::path::Path;
 
@@ -7,15 +7,15 @@ use schemas::labels::{LabelBatch, LabelsError, LabelsFile};
 
 use super::heatmap::Matrix;
 
-/// The name of the last row, where people have labelled pairs.
-const PEOPLE: &str = "people";
+/// The name of the last row, if there are human labels.
+const HUMAN: &str = "human";
 
 /// Counts over the pairs of a file.
 pub(super) struct Agreement {
-    /// The scorers and, last, people.
+    /// The scorers and, last, [`HUMAN`].
     names: Vec<String>,
     pairs: u64,
-    /// For each two of the names on how many pairs both have a vote, and on how many the same one.
+    /// For each two of the names the number of pairs on which both vote, and on which they agree.
     both: Vec<Vec<u64>>,
     alike: Vec<Vec<u64>>,
 }
@@ -25,7 +25,7 @@ impl Agreement {
     pub(super) fn read(path: &Path) -> Result<Self, LabelsError> {
         let file = LabelsFile::open(path)?;
         let mut names = file.schema().scorers().to_vec();
-        names.push(PEOPLE.to_owned());
+        names.push(HUMAN.to_owned());
         let zeros = vec![vec![0; names.len()]; names.len()];
         let mut agreement = Self { names, pairs: 0, both: zeros.clone(), alike: zeros };
         for batch in file.batches()? {
@@ -38,12 +38,12 @@ impl Agreement {
         self.pairs += batch.num_rows() as u64;
         let scorers = self.names.len() - 1;
         let votes: Vec<&Int8Array> = (0..scorers).map(|scorer| batch.votes(scorer)).collect();
-        let people = batch.human_label_0();
+        let human = batch.human_label_0();
         for row in 0..batch.num_rows() {
             let vote = |votes: &&Int8Array| votes.is_valid(row).then(|| votes.value(row));
             let mut voted: Vec<Option<i8>> = votes.iter().map(vote).collect();
-            let label = people.is_valid(row).then(|| people.value(row));
-            // A person's 0.5 is no vote.
+            let label = human.is_valid(row).then(|| human.value(row));
+            // A human label of 0.5 is a tie, which is not a vote.
             voted.push(label.filter(|label| *label != 0.5).map(
                 |label| {
                     if label > 0.5 { 1 } else { -1 }
@@ -63,29 +63,29 @@ impl Agreement {
     /// How to read the figure.
     pub(super) fn caption(&self) -> String {
         let labelled = self.both.last().and_then(|row| row.last()).copied().unwrap_or(0);
-        let people = if labelled == 0 {
+        let human = if labelled == 0 {
             String::new()
         } else {
-            format!(" People preferred one image of {labelled} pairs.")
+            format!(" {labelled} pairs have a human label that prefers one image.")
         };
         format!(
-            "Share in % of {} training pairs on which two scorers vote alike. 50 is what tossing \
-             coins gives.{people}",
+            "Of {} training pairs, those on which two scorers vote for the same image, in %. \
+             Random votes agree on 50 %.{human}",
             self.pairs
         )
     }
 
-    /// The shares; people are left out where they have labelled nothing.
+    /// The rates of agreement; without human labels there is no row for them.
     pub(super) fn matrix(&self) -> Matrix {
         let labelled = self.both.last().and_then(|row| row.last()).is_some_and(|&both| both > 0);
         let shown = self.names.len() - usize::from(!labelled);
-        let share = |one: usize, two: usize| {
+        let rate = |one: usize, two: usize| {
             let both = self.both[one][two];
             (both > 0).then(|| self.alike[one][two] as f64 / both as f64)
         };
-        let row = |one| (0..shown).map(|two| share(one, two)).collect();
+        let row = |one| (0..shown).map(|two| rate(one, two)).collect();
         Matrix {
-            title: "votes alike, %".to_owned(),
+            title: "agreement, %".to_owned(),
             rows: self.names[..shown].to_vec(),
             columns: self.names[..shown].to_vec(),
             values: (0..shown).map(row).collect(),
@@ -130,7 +130,7 @@ mod tests {
     }
 
     #[test]
-    fn votes_are_compared_with_each_other_and_with_people() {
+    fn votes_are_compared_with_each_other_and_with_human_labels() {
         let labels = [Some(1.0), Some(0.0), Some(0.5), None];
         let votes = [[1, 1], [1, -1], [-1, -1], [-1, -1]];
         let rows = (0..).zip(votes).zip(labels);
@@ -138,18 +138,18 @@ mod tests {
             rows.map(|((number, votes), label)| row(number, votes, label)).collect();
         let agreement = read(&rows);
         let matrix = agreement.matrix();
-        assert_eq!(matrix.rows, ["clip", "hps", "people"]);
+        assert_eq!(matrix.rows, ["clip", "hps", "human"]);
         let [one, half] = [Some(1.0), Some(0.5)];
         let expected = [[one, Some(0.75), half], [Some(0.75), one, one], [half, one, one]];
         assert_eq!(matrix.values, expected.map(|row| row.to_vec()));
         assert!(agreement.caption().contains("of 4 training pairs"));
-        assert!(agreement.caption().contains("one image of 2 pairs"));
+        assert!(agreement.caption().contains("2 pairs have a human label"));
     }
 
     #[test]
-    fn people_who_labelled_nothing_are_left_out() {
+    fn without_human_labels_there_is_no_row_for_them() {
         let agreement = read(&[row(0, [1, -1], None), row(1, [1, 1], Some(0.5))]);
         assert_eq!(agreement.matrix().rows, ["clip", "hps"]);
-        assert!(!agreement.caption().contains("People"));
+        assert!(!agreement.caption().contains("human"));
     }
 }

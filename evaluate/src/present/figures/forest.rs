@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use super::{WIDTH, class, colour, marker, px, subtitle, top};
+use super::{Heading, Outcome, WIDTH, marker, px, subtitle, top};
 use crate::present::render::text::{Ruler, Weight, clean};
 use crate::present::render::{RenderError, Renderer};
 
@@ -27,6 +27,8 @@ pub(super) struct Group {
     pub(super) below: String,
     /// The win rates.
     pub(super) cells: Vec<Cell>,
+    /// Whether it is greyed.
+    pub(super) faint: bool,
 }
 
 impl Group {
@@ -37,9 +39,9 @@ impl Group {
     }
 }
 
-/// A win rate with its interval, as shares.
+/// A win rate with its interval, from 0 to 1.
 pub(super) struct Cell {
-    /// The place of the metric.
+    /// The index of the metric.
     pub(super) metric: usize,
     /// The win rate.
     pub(super) rate: f64,
@@ -47,8 +49,8 @@ pub(super) struct Cell {
     pub(super) low: f64,
     /// The upper end.
     pub(super) high: f64,
-    /// Whether the marker is filled.
-    pub(super) significant: bool,
+    /// What it says.
+    pub(super) outcome: Outcome,
 }
 
 #[derive(Serialize)]
@@ -77,6 +79,7 @@ struct Band {
     y: f64,
     height: f64,
     shaded: bool,
+    faint: bool,
     label: String,
     below: String,
     lines: Vec<Line>,
@@ -86,7 +89,7 @@ struct Band {
 struct Line {
     y: f64,
     metric: String,
-    class: String,
+    class: &'static str,
     colour: &'static str,
     low: f64,
     high: f64,
@@ -98,35 +101,35 @@ struct Line {
 /// Draws the groups from the top.
 pub(super) fn draw(
     renderer: &Renderer,
-    title: &str,
-    caption: &str,
+    heading: Heading<'_>,
     metrics: &[&str],
     groups: &[Group],
 ) -> Result<String, RenderError> {
-    let subtitle = subtitle(caption);
+    let subtitle = subtitle(heading.caption);
     let top = top(&subtitle) + AXIS;
     let (low, high) = range(groups);
     let right = NUMBERS - 14.0;
     let x = |rate: f64| PLOT + ((rate - low) / (high - low)) as f32 * (right - PLOT);
 
-    let (heading, small) = (Ruler::new(Weight::Bold, 12.5), Ruler::new(Weight::Regular, 11.0));
+    let (bold, small) = (Ruler::new(Weight::Bold, 12.5), Ruler::new(Weight::Regular, 11.0));
     let mut y = top;
     let mut bands = Vec::new();
-    for (place, group) in groups.iter().enumerate() {
+    for (number, group) in groups.iter().enumerate() {
         let lines = LINE * group.cells.len() as f32;
         let height = lines.max(LEAST_BAND) + 2.0 * PADDING;
         let first = y + (height - lines) / 2.0 + LINE / 2.0;
         let line = |(index, cell): (usize, &Cell)| {
             let y = first + LINE * index as f32;
+            let outcome = if group.faint { Outcome::Unclear } else { cell.outcome };
             Line {
                 y: px(y),
                 metric: small.fit(&clean(metrics[cell.metric]), PLOT - METRICS - 12.0),
-                class: class(cell.metric),
-                colour: colour(cell.metric),
+                class: outcome.class(),
+                colour: outcome.colour(),
                 low: px(x(cell.low)),
                 high: px(x(cell.high)),
                 marker: marker(cell.metric, x(cell.rate), y),
-                filled: cell.significant,
+                filled: outcome != Outcome::Unclear,
                 numbers: format!(
                     "{:.1} %  [{:.1}, {:.1}]",
                     100.0 * cell.rate,
@@ -138,8 +141,9 @@ pub(super) fn draw(
         bands.push(Band {
             y: px(y),
             height: px(height),
-            shaded: place % 2 == 0,
-            label: heading.fit(&clean(&group.label), METRICS - LABELS - 16.0),
+            shaded: number % 2 == 0,
+            faint: group.faint,
+            label: bold.fit(&clean(&group.label), METRICS - LABELS - 16.0),
             below: small.fit(&clean(&group.below), METRICS - LABELS - 16.0),
             lines: group.cells.iter().enumerate().map(line).collect(),
         });
@@ -153,7 +157,7 @@ pub(super) fn draw(
     let forest = Forest {
         width: px(WIDTH),
         height: px(y + AXIS + 22.0),
-        title: &clean(title),
+        title: &clean(heading.title),
         subtitle,
         left: px(PLOT),
         right: px(right),
@@ -165,11 +169,11 @@ pub(super) fn draw(
     renderer.fill("forest.svg", &forest)
 }
 
-/// Shares in steps of which one half is one.
+/// Ticks of the axis; one half is one of them.
 fn ticks(low: f64, high: f64) -> impl Iterator<Item = f64> {
     let step = if high - low > 0.45 { 10 } else { 5 };
     let percent = (0..=100).step_by(step).map(|percent| f64::from(percent) / 100.0);
-    percent.filter(move |share| (low - 1e-9..=high + 1e-9).contains(share))
+    percent.filter(move |rate| (low - 1e-9..=high + 1e-9).contains(rate))
 }
 
 /// The part of 0 to 1 that is shown: every interval and 50 %, in steps of five points.
@@ -185,8 +189,9 @@ mod tests {
     use super::*;
 
     fn group(low: f64, high: f64) -> Group {
-        let cell = Cell { metric: 0, rate: (low + high) / 2.0, low, high, significant: false };
-        Group { label: String::new(), below: String::new(), cells: vec![cell] }
+        let outcome = Outcome::Unclear;
+        let cell = Cell { metric: 0, rate: (low + high) / 2.0, low, high, outcome };
+        Group { label: String::new(), below: String::new(), cells: vec![cell], faint: false }
     }
 
     #[test]

@@ -1,14 +1,15 @@
-//! Matrices of shares, side by side: blue above one half, orange below, the number in each cell.
+//! Matrices of rates, side by side, with the number in each cell.
 
 use serde::Serialize;
 
-use super::{WIDTH, px, subtitle, top};
+use super::{Heading, WIDTH, px, subtitle, top};
 use crate::present::render::text::{Ruler, Weight, clean};
 use crate::present::render::{RenderError, Renderer};
 
-/// Okabe and Ito's blue and vermilion.
-const ABOVE: [f64; 3] = [0.0, 114.0, 178.0];
-const BELOW: [f64; 3] = [213.0, 94.0, 0.0];
+/// The colours of [`Outcome`](super::Outcome), and a grey without such a meaning.
+const ABOVE: [f64; 3] = [27.0, 120.0, 55.0];
+const BELOW: [f64; 3] = [118.0, 42.0, 131.0];
+const GREY: [f64; 3] = [70.0, 75.0, 82.0];
 /// The distance from one half that has the full colour.
 const FULL_COLOUR: f64 = 0.45;
 
@@ -18,6 +19,15 @@ const ROW_NAMES: f32 = 68.0;
 const ABOVE_CELLS: f32 = 60.0;
 const GAP: f32 = 16.0;
 
+/// How the cells are coloured.
+#[derive(Clone, Copy)]
+pub(super) enum Scale {
+    /// Win rates: white at one half.
+    Outcome,
+    /// Fractions: white at 0, grey at 1.
+    Fraction,
+}
+
 /// A matrix with the names of its rows and columns.
 pub(super) struct Matrix {
     /// What stands above it.
@@ -26,7 +36,7 @@ pub(super) struct Matrix {
     pub(super) rows: Vec<String>,
     /// The names of the columns.
     pub(super) columns: Vec<String>,
-    /// Shares from 0 to 1, row by row.
+    /// Rates from 0 to 1, row by row.
     pub(super) values: Vec<Vec<Option<f64>>>,
 }
 
@@ -71,28 +81,28 @@ struct CellBox {
 /// Draws the matrices in rows of as many as fit. `axes` names what columns and rows are.
 pub(super) fn draw(
     renderer: &Renderer,
-    title: &str,
-    caption: &str,
+    heading: Heading<'_>,
     axes: [&str; 2],
     matrices: &[Matrix],
+    scale: Scale,
 ) -> Result<String, RenderError> {
-    let subtitle = subtitle(caption);
+    let subtitle = subtitle(heading.caption);
     let top = top(&subtitle);
     let columns = matrices.iter().map(|matrix| matrix.columns.len()).max().unwrap_or(0);
     let rows = matrices.iter().map(|matrix| matrix.rows.len()).max().unwrap_or(0);
     let width = ROW_NAMES + columns as f32 * CELL[0];
     let height = ABOVE_CELLS + rows as f32 * CELL[1];
     let across = (((WIDTH - 28.0 + GAP) / (width + GAP)) as usize).max(1);
-    let panel = |(place, matrix): (usize, &Matrix)| {
-        let x = 14.0 + (place % across) as f32 * (width + GAP);
-        let y = top + (place / across) as f32 * (height + GAP);
-        draw_panel(matrix, x, y, width)
+    let panel = |(number, matrix): (usize, &Matrix)| {
+        let x = 14.0 + (number % across) as f32 * (width + GAP);
+        let y = top + (number / across) as f32 * (height + GAP);
+        draw_panel(matrix, [x, y], width, scale)
     };
     let lines = matrices.len().div_ceil(across) as f32;
     let heatmap = Heatmap {
         width: px(WIDTH.max(width + 28.0)),
         height: px(top + lines * (height + GAP)),
-        title: &clean(title),
+        title: &clean(heading.title),
         subtitle,
         axes,
         cell: CELL.map(px),
@@ -101,7 +111,7 @@ pub(super) fn draw(
     renderer.fill("heatmap.svg", &heatmap)
 }
 
-fn draw_panel(matrix: &Matrix, x: f32, y: f32, width: f32) -> Panel {
+fn draw_panel(matrix: &Matrix, [x, y]: [f32; 2], width: f32, scale: Scale) -> Panel {
     let small = Ruler::new(Weight::Regular, 10.0);
     let (left, top) = (x + ROW_NAMES, y + ABOVE_CELLS);
     let name = |name: &str, width| small.fit(&clean(name), width);
@@ -113,19 +123,19 @@ fn draw_panel(matrix: &Matrix, x: f32, y: f32, width: f32) -> Panel {
         at: px(left + (column as f32 + 0.5) * CELL[0]),
         name: name(text, CELL[0]),
     });
-    let cell = |row: usize, column: usize, share: Option<f64>| {
-        let (fill, ink) = colour(share);
+    let cell = |row: usize, column: usize, rate: Option<f64>| {
+        let (fill, ink) = colour(rate, scale);
         CellBox {
             x: px(left + column as f32 * CELL[0]),
             y: px(top + row as f32 * CELL[1]),
             fill,
             ink,
-            text: share.map_or_else(|| "–".to_owned(), |share| format!("{:.1}", 100.0 * share)),
+            text: rate.map_or_else(|| "–".to_owned(), |rate| format!("{:.1}", 100.0 * rate)),
         }
     };
-    let row = |(row, shares): (usize, &Vec<Option<f64>>)| {
-        let cells = shares.iter().enumerate();
-        cells.map(|(column, share)| cell(row, column, *share)).collect::<Vec<_>>()
+    let row = |(row, rates): (usize, &Vec<Option<f64>>)| {
+        let cells = rates.iter().enumerate();
+        cells.map(|(column, rate)| cell(row, column, *rate)).collect::<Vec<_>>()
     };
     Panel {
         x: px(x),
@@ -140,10 +150,14 @@ fn draw_panel(matrix: &Matrix, x: f32, y: f32, width: f32) -> Panel {
 }
 
 /// The colour of a cell, and of the number in it.
-fn colour(share: Option<f64>) -> (String, &'static str) {
-    let Some(share) = share else { return ("#eeeeee".to_owned(), "#5f6368") };
-    let full = if share >= 0.5 { ABOVE } else { BELOW };
-    let depth = ((share - 0.5).abs() / FULL_COLOUR).min(1.0);
+fn colour(rate: Option<f64>, scale: Scale) -> (String, &'static str) {
+    let Some(rate) = rate else { return ("#eeeeee".to_owned(), "#5f6368") };
+    let (full, depth) = match scale {
+        Scale::Fraction => (GREY, rate),
+        Scale::Outcome if rate >= 0.5 => (ABOVE, (rate - 0.5) / FULL_COLOUR),
+        Scale::Outcome => (BELOW, (0.5 - rate) / FULL_COLOUR),
+    };
+    let depth = depth.min(1.0);
     let [red, green, blue] = full.map(|level| 255.0 + (level - 255.0) * depth);
     let bright = 0.299 * red + 0.587 * green + 0.114 * blue > 150.0;
     let fill = format!("#{:02x}{:02x}{:02x}", red as u8, green as u8, blue as u8);
@@ -152,13 +166,16 @@ fn colour(share: Option<f64>) -> (String, &'static str) {
 
 #[cfg(test)]
 mod tests {
-    use super::colour;
+    use super::{Scale, colour};
 
     #[test]
     fn one_half_is_white_and_numbers_stay_legible() {
-        assert_eq!(colour(Some(0.5)), ("#ffffff".to_owned(), "#222222"));
-        assert_eq!(colour(Some(1.0)), ("#0072b2".to_owned(), "#ffffff"));
-        assert_eq!(colour(Some(0.0)), ("#d55e00".to_owned(), "#ffffff"));
-        assert_eq!(colour(Some(0.55)).1, "#222222");
+        let outcome = |rate| colour(Some(rate), Scale::Outcome);
+        assert_eq!(outcome(0.5), ("#ffffff".to_owned(), "#222222"));
+        assert_eq!(outcome(1.0), ("#1b7837".to_owned(), "#ffffff"));
+        assert_eq!(outcome(0.0), ("#762a83".to_owned(), "#ffffff"));
+        assert_eq!(outcome(0.55).1, "#222222");
+        assert_eq!(colour(Some(0.0), Scale::Fraction), ("#ffffff".to_owned(), "#222222"));
+        assert_eq!(colour(Some(1.0), Scale::Fraction).1, "#ffffff");
     }
 }

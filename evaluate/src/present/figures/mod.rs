@@ -1,8 +1,9 @@
-//! Figures of an evaluation, as SVG: win rates with intervals, distributions of scores, who chooses
-//! against who judges, categories, and how scorers agree about the training data.
+//! Figures of an evaluation, as SVG: win rates with intervals, win rates by category, selecting
+//! against scoring metric, distributions of scores, and how far the scorers of the training data agree.
 //!
-//! Colours are Okabe and Ito's, which colour-blind people tell apart; every metric has a shape of its
-//! own as well. Classes in the drawings let a page recolour them for dark screens.
+//! A colour has one meaning on the whole page: a model has its own (Okabe and Ito's), better is
+//! green, worse is purple (ColorBrewer's PRGn); colour-blind people tell them apart. Metrics have
+//! shapes. Classes in the drawings let a page recolour them for dark screens.
 
 mod agreement;
 mod forest;
@@ -21,18 +22,20 @@ use crate::scores_index::ScoresIndex;
 use crate::tables::{ALL_SETS, SIGNIFICANCE};
 
 use forest::{Cell, Group};
-use heatmap::Matrix;
+use heatmap::{Matrix, Scale};
 
-/// Okabe and Ito's colours without black and yellow, which do not show on dark and on white.
-const COLOURS: [&str; 8] =
-    ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#666666", "#8c6d1f"];
+/// The colours of models: Okabe and Ito's, without green and purple, which mean better and worse, and
+/// without black and yellow, which do not show on dark and on white.
+const MODEL_COLOURS: [&str; 6] = ["#0072b2", "#d55e00", "#56b4e9", "#e69f00", "#8c6d1f", "#666666"];
 /// The width of every figure, in pixels.
 const WIDTH: f32 = 900.0;
 /// More pairs than this are shown only where one of the first models takes part.
 const MOST_PAIRS: usize = 15;
 /// The first models, which others are compared with: the paper has a base and one earlier method.
 const BASELINES: usize = 2;
-/// Pairs with figures of their own about categories, and pairs of a figure about choice.
+/// Categories with fewer prompts are grey and last: nothing but a landslide shows in so few.
+const LEAST_PROMPTS: i64 = 10;
+/// Pairs with their own figures by category, and pairs of the figure of cross-selection.
 const MOST_DETAILED_PAIRS: usize = 6;
 
 /// A figure cannot be made.
@@ -51,14 +54,32 @@ pub enum FigureError {
 pub struct Figure {
     /// The name of its file, without extension.
     pub name: String,
-    /// The set of prompts, where it is about one.
+    /// The set of prompts, if it is about one.
     pub set: Option<String>,
     /// What it shows, in a few words.
     pub title: String,
     /// How to read it.
     pub caption: String,
-    /// The drawing.
+    /// The drawing, with title and caption.
+    #[serde(skip)]
     pub svg: String,
+    /// The drawing as a part of a page, which sets title and caption as text.
+    pub body: String,
+}
+
+/// A drawing without title and caption, XML namespace and fixed size.
+fn body(svg: &str, caption: &str) -> Option<String> {
+    let head = px(top(&subtitle(caption)) - 14.0);
+    let (open, rest) = svg.split_once('>')?;
+    let size = |name: &str| {
+        let (_, value) = open.split_once(&format!(" {name}=\""))?;
+        value.split_once('"')?.0.parse::<f64>().ok()
+    };
+    let (width, height) = (size("width")?, size("height")? - head);
+    let label = open.split_once(" aria-label=")?.1;
+    let (_, content) = rest.split_once("</g>")?;
+    let view = format!("viewBox=\"0 {head} {width} {height}\"");
+    Some(format!("<svg {view} font-size=\"12\" role=\"img\" aria-label={label}>{content}"))
 }
 
 /// All figures of an evaluation.
@@ -66,7 +87,7 @@ pub struct Figure {
 pub struct Figures {
     /// Win rates with intervals, for each set of prompts.
     pub win_rates: Vec<Figure>,
-    /// Chosen by one metric, judged by another.
+    /// Selected by one metric, scored by another.
     pub cross_selection: Option<Figure>,
     /// Win rates by category, for each set with categories and the first pairs.
     pub categories: Vec<Figure>,
@@ -113,24 +134,17 @@ impl Figures {
         let shown = self.win_rates.iter().chain(&self.cross_selection).chain(&self.categories);
         shown.chain(&self.scores).chain(&self.agreement)
     }
-
-    /// Changes every figure.
-    pub fn each(&mut self, change: fn(&mut Figure)) {
-        let many = self.win_rates.iter_mut().chain(&mut self.categories);
-        let single = [&mut self.cross_selection, &mut self.scores, &mut self.agreement];
-        many.chain(single.into_iter().flatten()).for_each(change);
-    }
 }
 
 /// Reads the labels that [`Figures::draw`] will read.
 ///
 /// # Errors
-/// As it: the file is missing, damaged, or no labels.
+/// When the file is missing, damaged, or not a labels file.
 pub fn check_labels(path: &Path) -> Result<(), LabelsError> {
     agreement::Agreement::read(path).map(drop)
 }
 
-/// The sets of prompts that have win rates: all sets together first, where there are several.
+/// The sets of prompts that have win rates: all sets together first, if there are several.
 pub fn sets(win_rates: &[WinRateRow]) -> Vec<&str> {
     let mut sets: Vec<&str> = Vec::new();
     for row in win_rates {
@@ -154,7 +168,7 @@ pub fn pairs(win_rates: &[WinRateRow]) -> Vec<[&str; 2]> {
     pairs
 }
 
-/// What figures are drawn of.
+/// What the figures show.
 struct Drawing<'a> {
     renderer: &'a Renderer,
     index: &'a ScoresIndex<'a>,
@@ -162,17 +176,17 @@ struct Drawing<'a> {
 }
 
 impl<'a> Drawing<'a> {
-    /// The pairs that figures show: all of them or, where there are many, those with one of the first
-    /// models; sorted by the second model.
+    /// The pairs that figures show, sorted by the second model: all pairs or, if there are many,
+    /// those with one of the first models.
     fn pairs(&self) -> Vec<[&'a str; 2]> {
         let mut pairs = pairs(self.win_rates);
-        let place = |name: &str| self.index.models.iter().position(|model| *model == name);
+        let position = |name: &str| self.index.models.iter().position(|model| *model == name);
         if pairs.len() > MOST_PAIRS {
-            let baseline = |name: &str| place(name).is_some_and(|place| place < BASELINES);
+            let baseline = |name: &str| position(name).is_some_and(|position| position < BASELINES);
             pairs.retain(|[a, b]| baseline(a) || baseline(b));
             pairs.truncate(2 * MOST_PAIRS);
         }
-        pairs.sort_by_key(|[a, b]| (place(b), place(a)));
+        pairs.sort_by_key(|[a, b]| (position(b), position(a)));
         pairs
     }
 
@@ -199,7 +213,7 @@ impl<'a> Drawing<'a> {
                 rate: row.win_rate,
                 low: row.win_rate_low,
                 high: row.win_rate_high,
-                significant: row.p_holm < SIGNIFICANCE,
+                outcome: Outcome::of(row),
             })
         };
         let mut cells: Vec<Cell> = rows.filter(|row| row.prompts > 0).filter_map(cell).collect();
@@ -219,6 +233,7 @@ impl<'a> Drawing<'a> {
                 label: pair[0].to_owned(),
                 below: format!("over {} · {}", pair[1], count(prompts, "prompt")),
                 cells: self.cells(rows.into_iter()),
+                faint: false,
             });
         }
         groups.retain(|group| !group.cells.is_empty());
@@ -227,18 +242,18 @@ impl<'a> Drawing<'a> {
         }
         let title = format!("Win rates on {}", set_name(set));
         let caption = format!(
-            "Share of prompts on which the first model's best of {} scores higher; ties count one \
-             half. Bars are 95\u{a0}% Wilson intervals; a filled marker differs from 50\u{a0}% after Holm's \
-             correction.{}",
+            "Prompts, in %, on which the first model's best of {} scores higher; ties count one \
+             half. Bars are 95\u{a0}% Wilson intervals. {MARKERS}{}",
             count(seeds, "image"),
-            self.left_out()
+            self.hidden_pairs()
         );
-        let svg = forest::draw(self.renderer, &title, &caption, &self.index.metrics, &groups)?;
+        let heading = Heading { title: &title, caption: &caption };
+        let svg = forest::draw(self.renderer, heading, &self.index.metrics, &groups)?;
         let name = format!("winrates-{}", file_name(set));
-        Ok(Some(Figure { name, set: Some(set.to_owned()), title, caption, svg }))
+        Ok(Some(figure(name, Some(set), heading, svg)))
     }
 
-    fn left_out(&self) -> String {
+    fn hidden_pairs(&self) -> String {
         let (shown, all) = (self.pairs().len(), pairs(self.win_rates).len());
         if shown == all { String::new() } else { format!(" {shown} of {all} pairs are shown.") }
     }
@@ -259,39 +274,48 @@ impl<'a> Drawing<'a> {
                 let rows: Vec<&WinRateRow> = self.rows(set, Some(*name), pair).collect();
                 let prompts = rows.iter().map(|row| row.prompts).max().unwrap_or(0);
                 let cells = self.cells(rows.into_iter());
-                Group { label: (*name).to_owned(), below: count(prompts, "prompt"), cells }
+                Group {
+                    label: (*name).to_owned(),
+                    below: count(prompts, "prompt"),
+                    cells,
+                    faint: prompts < LEAST_PROMPTS,
+                }
             };
             let mut groups: Vec<Group> = names.iter().map(group).collect();
             groups.retain(|group| !group.cells.is_empty());
-            groups.sort_by(|one, two| two.mean().total_cmp(&one.mean()));
+            groups.sort_by(|one, two| {
+                one.faint.cmp(&two.faint).then(two.mean().total_cmp(&one.mean()))
+            });
             if groups.is_empty() {
                 continue;
             }
             let [a, b] = pair;
             let title = format!("{a} over {b} by category of {}", set_name(set));
-            let caption = "Win rates with 95\u{a0}% Wilson intervals, the categories with the highest \
-                           mean first; a filled marker differs from 50\u{a0}% after Holm's correction."
-                .to_owned();
-            let svg = forest::draw(self.renderer, &title, &caption, &self.index.metrics, &groups)?;
+            let caption = format!(
+                "Win rates with 95\u{a0}% Wilson intervals, the categories with the highest mean \
+                 first; those with fewer than {LEAST_PROMPTS} prompts are grey and last. {MARKERS}"
+            );
+            let heading = Heading { title: &title, caption: &caption };
+            let svg = forest::draw(self.renderer, heading, &self.index.metrics, &groups)?;
             let name = format!("categories-{}-{}-{}", file_name(set), file_name(a), file_name(b));
-            figures.push(Figure { name, set: Some(set.to_owned()), title, caption, svg });
+            figures.push(figure(name, Some(set), heading, svg));
         }
         Ok(figures)
     }
 
-    /// A matrix for each pair: the metric that chose the images against the one that judges them.
+    /// A matrix for each pair: the metric that selects the images against the one that scores them.
     fn cross_selection(&self, set: Option<&'a str>) -> Result<Option<Figure>, FigureError> {
         let Some(set) = set else { return Ok(None) };
         let metrics = &self.index.metrics;
-        let rate = |pair: [&str; 2], chosen_by: &str, metric: &str| {
+        let rate = |pair: [&str; 2], selector: &str, metric: &str| {
             let row = self.win_rates.iter().find(|row| {
                 row.prompt_set == set
                     && row.category.is_none()
                     && [&*row.model_a, &*row.model_b] == pair
                     && row.metric == metric
                     && match row.statistic {
-                        Statistic::CrossSelection => row.selected_by.as_deref() == Some(chosen_by),
-                        Statistic::BestOfN => chosen_by == metric,
+                        Statistic::CrossSelection => row.selected_by.as_deref() == Some(selector),
+                        Statistic::BestOfN => selector == metric,
                         _ => false,
                     }
             });
@@ -308,43 +332,110 @@ impl<'a> Drawing<'a> {
             columns: names.clone(),
             values: metrics
                 .iter()
-                .map(|chosen_by| metrics.iter().map(|judge| rate(pair, chosen_by, judge)).collect())
+                .map(|selector| metrics.iter().map(|metric| rate(pair, selector, metric)).collect())
                 .collect(),
         };
         let matrices: Vec<Matrix> =
             self.pairs().into_iter().take(MOST_DETAILED_PAIRS).map(matrix).collect();
-        let title = format!("Chosen by one metric, judged by another, on {}", set_name(set));
+        let title = format!("Selected by one metric, scored by another, on {}", set_name(set));
         let caption =
-            "Win rate in % of the first model where the row's metric chooses each model's \
-                       image and the column's metric judges the two. A win that only the choosing \
-                       metric sees (the diagonal) is no better image."
+            "Win rate of the first model in %: the metric of the row selects each model's \
+                       image, the metric of the column scores both. Green is above 50, purple \
+                       below. If only the diagonal is green, the images please their own metric \
+                       and no other."
                 .to_owned();
-        let axes = ["judged by", "chosen by"];
-        let svg = heatmap::draw(self.renderer, &title, &caption, axes, &matrices)?;
+        let axes = ["scored by", "selected by"];
+        let heading = Heading { title: &title, caption: &caption };
+        let svg = heatmap::draw(self.renderer, heading, axes, &matrices, Scale::Outcome)?;
         let name = "cross-selection".to_owned();
-        Ok(Some(Figure { name, set: None, title, caption, svg }))
+        Ok(Some(figure(name, None, heading, svg)))
     }
 
     /// Distributions of all scores, by metric and model.
     fn scores(&self) -> Result<Option<Figure>, FigureError> {
         let title = "Scores of all images".to_owned();
-        let caption = "Each shape is the histogram of one model's scores; the bar below spans the \
-                       middle half of them, the tick is the median, and the number says it."
+        let caption = "A histogram of each model's scores. The bar below it spans the middle half \
+                       of the scores; the tick, and the number on the right, is the median."
             .to_owned();
-        let svg = ridges::draw(self.renderer, &title, &caption, self.index)?;
+        let heading = Heading { title: &title, caption: &caption };
+        let svg = ridges::draw(self.renderer, heading, self.index)?;
         let name = "scores".to_owned();
-        Ok(svg.map(|svg| Figure { name, set: None, title, caption, svg }))
+        Ok(svg.map(|svg| figure(name, None, heading, svg)))
     }
 
-    /// How often scorers agree about the pairs of the training data.
+    /// How often the scorers agree on the pairs of the training data.
     fn agreement(&self, labels: &Path) -> Result<Figure, FigureError> {
         let agreement = agreement::Agreement::read(labels)?;
-        let title = "Agreement of the scorers about the training pairs".to_owned();
+        let title = "Agreement of the scorers on the training pairs".to_owned();
         let caption = agreement.caption();
         let matrix = agreement.matrix();
-        let svg = heatmap::draw(self.renderer, &title, &caption, ["", ""], &[matrix])?;
+        let heading = Heading { title: &title, caption: &caption };
+        let svg = heatmap::draw(self.renderer, heading, ["", ""], &[matrix], Scale::Fraction)?;
         let name = "label-agreement".to_owned();
-        Ok(Figure { name, set: None, title, caption, svg })
+        Ok(figure(name, None, heading, svg))
+    }
+}
+
+/// What the colour of a marker means.
+const MARKERS: &str = "Filled markers differ from 50\u{a0}% after Holm's correction: green if the \
+     first model is better, purple if the second is. Grey is not significant.";
+
+/// Title and caption of a figure.
+#[derive(Clone, Copy)]
+struct Heading<'a> {
+    title: &'a str,
+    caption: &'a str,
+}
+
+fn figure(name: String, set: Option<&str>, heading: Heading<'_>, svg: String) -> Figure {
+    let Heading { title, caption } = heading;
+    Figure {
+        name,
+        set: set.map(str::to_owned),
+        title: title.to_owned(),
+        caption: caption.to_owned(),
+        body: body(&svg, caption).unwrap_or_default(),
+        svg,
+    }
+}
+
+/// What a win rate says, by its corrected p-value.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    /// The first model is better.
+    Ahead,
+    /// The second model is better.
+    Behind,
+    /// The difference is not significant.
+    Unclear,
+}
+
+impl Outcome {
+    /// The outcome of a cell.
+    pub fn of(row: &WinRateRow) -> Self {
+        match row.p_holm < SIGNIFICANCE {
+            true if row.win_rate > 0.5 => Self::Ahead,
+            true => Self::Behind,
+            false => Self::Unclear,
+        }
+    }
+
+    /// The class by which a page colours it.
+    pub fn class(self) -> &'static str {
+        match self {
+            Self::Ahead => "ahead",
+            Self::Behind => "behind",
+            Self::Unclear => "unclear",
+        }
+    }
+
+    /// Its colour on white.
+    fn colour(self) -> &'static str {
+        match self {
+            Self::Ahead => "#1b7837",
+            Self::Behind => "#762a83",
+            Self::Unclear => "#5f6368",
+        }
     }
 }
 
@@ -364,7 +455,7 @@ fn count(number: i64, what: &str) -> String {
     if number == 1 { format!("1 {what}") } else { format!("{number} {what}s") }
 }
 
-/// Lines of text below a title, as wide as a figure; a page may set them in wider letters.
+/// Lines of text below a title, as wide as a figure.
 fn subtitle(text: &str) -> Vec<String> {
     Ruler::new(Weight::Regular, 12.0).wrap(&clean(text), 0.87 * WIDTH, 4)
 }
@@ -374,14 +465,14 @@ fn top(subtitle: &[String]) -> f32 {
     24.0 + 17.0 * subtitle.len() as f32 + 16.0
 }
 
-/// A colour for a metric or a model, by its place.
-fn colour(place: usize) -> &'static str {
-    COLOURS[place % COLOURS.len()]
+/// The colour of a model.
+fn colour(model: usize) -> &'static str {
+    MODEL_COLOURS[model % MODEL_COLOURS.len()]
 }
 
-/// The class by which a page recolours it.
-fn class(place: usize) -> String {
-    format!("c{}", place % COLOURS.len())
+/// The class by which a page colours a model.
+pub fn class(model: usize) -> String {
+    format!("c{}", model % MODEL_COLOURS.len())
 }
 
 /// A position as a drawing needs it: tenths of a pixel.
@@ -389,10 +480,10 @@ fn px(position: f32) -> f64 {
     (f64::from(position) * 10.0).round() / 10.0
 }
 
-/// The outline of a marker: circle, square, diamond, triangle up, triangle down, by its place.
-fn marker(place: usize, x: f32, y: f32) -> String {
+/// The outline of a metric's marker: circle, square, diamond, triangle up, triangle down.
+fn marker(metric: usize, x: f32, y: f32) -> String {
     let [left, above] = [px(x - 3.9), px(y - 3.9)];
-    match place % 5 {
+    match metric % 5 {
         0 => format!("M{} {}a4.4 4.4 0 1 0 8.8 0a4.4 4.4 0 1 0 -8.8 0Z", px(x - 4.4), px(y)),
         1 => format!("M{left} {above}h7.8v7.8h-7.8Z"),
         2 => format!("M{} {}l5.4 5.4l-5.4 5.4l-5.4 -5.4Z", px(x), px(y - 5.4)),
@@ -429,6 +520,18 @@ mod tests {
         assert_eq!(text(0.31, 0.74, 4), ["0.40", "0.60"]);
         assert_eq!(text(3.0, 3.0, 4), ["3.00"]);
         assert_eq!(text(-0.05, 0.05, 2), ["-0.05", "0.00", "0.05"]);
+    }
+
+    #[test]
+    fn a_page_gets_the_drawing_without_its_title() {
+        let heading = Heading { title: "Title <1>", caption: "How to read it." };
+        let svg = heatmap::draw(&Renderer::new().unwrap(), heading, ["", ""], &[], Scale::Fraction);
+        let figure = figure("name".to_owned(), None, heading, svg.unwrap());
+        assert!(figure.svg.contains(">Title &lt;1&gt;<") && figure.svg.contains("to read it"));
+        let start = "<svg viewBox=\"0 43 900 ";
+        assert!(figure.body.starts_with(start), "{}", figure.body);
+        assert!(figure.body.contains("aria-label=\"Title &lt;1&gt;\">"), "{}", figure.body);
+        assert!(!figure.body.contains("to read it") && figure.body.ends_with("</svg>"));
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use serde::Serialize;
 
-use super::{WIDTH, class, colour, px, subtitle, ticks, top};
+use super::{Heading, WIDTH, class, colour, px, subtitle, ticks, top};
 use crate::present::render::text::{Ruler, Weight, clean};
 use crate::present::render::{RenderError, Renderer};
 use crate::scores_index::ScoresIndex;
@@ -60,14 +60,13 @@ struct Row {
     median: String,
 }
 
-/// Draws every metric that has scores; nothing where none has.
+/// Draws every metric that has scores; `None` if no metric has.
 pub(super) fn draw(
     renderer: &Renderer,
-    title: &str,
-    caption: &str,
+    heading: Heading<'_>,
     index: &ScoresIndex<'_>,
 ) -> Result<Option<String>, RenderError> {
-    let subtitle = subtitle(caption);
+    let subtitle = subtitle(heading.caption);
     let top = top(&subtitle);
     let across = if index.metrics.len() > 1 { 2 } else { 1 };
     let width = (WIDTH - 28.0 - GAP * (across as f32 - 1.0)) / across as f32;
@@ -85,7 +84,7 @@ pub(super) fn draw(
     let ridges = Ridges {
         width: px(WIDTH),
         height: px(top + lines * height + 6.0),
-        title,
+        title: heading.title,
         subtitle,
         panels,
     };
@@ -104,21 +103,21 @@ fn panel(index: &ScoresIndex<'_>, metric: usize, [x, y]: [f32; 2], width: f32) -
         (f64::from(lowest) - 0.5, f64::from(highest) + 0.5)
     };
     let (left, right) = (x + NAMES, x + width - MEDIANS);
-    let place = |value: f64| left + ((value - low) / (high - low)) as f32 * (right - left);
+    let x_of = |value: f64| left + ((value - low) / (high - low)) as f32 * (right - left);
     let top = y + HEADING;
     let steps = ticks(low, high, 4);
     let decimals = decimals(high - low);
     let small = Ruler::new(Weight::Regular, 11.0);
     let row = |(model, values): (usize, &Vec<f32>)| {
         let base = top + ROW * (model as f32 + 1.0) - 9.0;
-        let quartiles = [0.25, 0.5, 0.75].map(|share| quantile(values, share));
+        let quartiles = [0.25, 0.5, 0.75].map(|level| quantile(values, level));
         Row {
             name: small.fit(&clean(index.models[model]), NAMES - 10.0),
             base: px(base),
             class: class(model),
             colour: colour(model),
             outline: outline(values, [low, high], [left, right], base),
-            quartiles: quartiles.map(|value| px(place(value.unwrap_or(low)))),
+            quartiles: quartiles.map(|value| px(x_of(value.unwrap_or(low)))),
             median: quartiles[1].map_or_else(String::new, |value| format!("{value:.decimals$}")),
         }
     };
@@ -131,7 +130,7 @@ fn panel(index: &ScoresIndex<'_>, metric: usize, [x, y]: [f32; 2], width: f32) -
         right: px(x + width),
         ticks: steps
             .iter()
-            .map(|&step| Tick { x: px(place(step)), label: tick_label(step, &steps) })
+            .map(|&step| Tick { x: px(x_of(step)), label: tick_label(step, &steps) })
             .collect(),
         rows: of_models
             .iter()
@@ -146,8 +145,8 @@ fn panel(index: &ScoresIndex<'_>, metric: usize, [x, y]: [f32; 2], width: f32) -
 fn outline(values: &[f32], [low, high]: [f64; 2], [left, right]: [f32; 2], base: f32) -> String {
     let mut counts = [0_u32; BINS];
     for &value in values {
-        let share = (f64::from(value) - low) / (high - low);
-        counts[((share * BINS as f64) as usize).min(BINS - 1)] += 1;
+        let position = (f64::from(value) - low) / (high - low);
+        counts[((position * BINS as f64) as usize).min(BINS - 1)] += 1;
     }
     let most = counts.iter().copied().max().unwrap_or(0).max(1) as f32;
     let step = (right - left) / BINS as f32;
@@ -161,15 +160,15 @@ fn outline(values: &[f32], [low, high]: [f64; 2], [left, right]: [f32; 2], base:
     path
 }
 
-/// A quantile of sorted values, between neighbours where it falls there.
-fn quantile(sorted: &[f32], share: f64) -> Option<f64> {
-    let place = share * sorted.len().checked_sub(1)? as f64;
-    let below = f64::from(*sorted.get(place.floor() as usize)?);
-    let above = f64::from(*sorted.get(place.ceil() as usize)?);
-    Some(below + (above - below) * place.fract())
+/// A quantile of sorted values, linear between two neighbours.
+fn quantile(sorted: &[f32], level: f64) -> Option<f64> {
+    let position = level * sorted.len().checked_sub(1)? as f64;
+    let below = f64::from(*sorted.get(position.floor() as usize)?);
+    let above = f64::from(*sorted.get(position.ceil() as usize)?);
+    Some(below + (above - below) * position.fract())
 }
 
-/// As many decimals as tell a hundredth of the range.
+/// As many decimals as show a hundredth of the range.
 fn decimals(range: f64) -> usize {
     (2.0 - range.log10().floor()).clamp(0.0, 6.0) as usize
 }

@@ -2,8 +2,9 @@
 
 use serde::Serialize;
 
-use super::{Captions, LARGE_SIDE, SMALL_SIDE, Thumbnails};
+use super::{LARGE_SIDE, SMALL_SIDE, Thumbnails};
 use crate::present::bitmap::Bitmap;
+use crate::present::captions::Captions;
 use crate::present::render::text::{Ruler, Weight, clean};
 use crate::present::render::{RenderError, Renderer};
 use crate::scores_index::{Choice, IndexedPrompt, ScoredImage, ScoresIndex};

@@ -9,8 +9,9 @@ use std::path::{Path, PathBuf};
 use schemas::scores::ScoreRow;
 
 use crate::present::bitmap::Bitmap;
+use crate::present::captions::Captions;
 use crate::present::render::{RenderError, Renderer};
-use crate::scores_index::{Choice, IndexError, IndexedPrompt, ScoresIndex, Selection, letters};
+use crate::scores_index::{Choice, IndexError, IndexedPrompt, ScoresIndex, Selection};
 
 /// Small images are enlarged to at most this side, in pixels.
 const SMALL_SIDE: u32 = 128;
@@ -107,7 +108,7 @@ pub fn draw(rows: &[ScoreRow], folder: &Path, config: &GridConfig) -> Result<Bit
         metric => Choice::Metric(index.metric(metric)?),
     };
     let prompts = prompts(&index, config)?;
-    let captions = Captions { letters: letters(&index.metrics) };
+    let captions = Captions::new(&index.metrics);
     let cells: Vec<layout::Block> = match config.layout {
         Layout::Models => vec![layout::Block::of_models(&index, &prompts, choice, &captions)],
         Layout::Seeds => prompts
@@ -159,24 +160,6 @@ fn prompts<'a>(
     Ok(prompts)
 }
 
-/// Makes the captions below images.
-struct Captions {
-    letters: Vec<String>,
-}
-
-impl Captions {
-    /// `P:0.20 H:0.25`, with a dash for a score that is missing.
-    fn of(&self, scores: &[Option<f32>]) -> String {
-        let score = |score: &Option<f32>| {
-            score.map_or_else(|| "–".to_owned(), |score| format!("{score:.2}"))
-        };
-        let parts = self.letters.iter().zip(scores);
-        let parts: Vec<String> =
-            parts.map(|(letter, value)| format!("{letter}:{}", score(value))).collect();
-        parts.join(" ")
-    }
-}
-
 /// Reads images.
 struct Thumbnails {
     folder: PathBuf,
@@ -197,14 +180,6 @@ impl Thumbnails {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn captions_are_the_papers() {
-        let captions = Captions { letters: letters(&["pickscore", "hps", "clip", "aesthetic"]) };
-        let scores = [Some(0.2), Some(0.25), Some(0.21), Some(4.57)];
-        assert_eq!(captions.of(&scores), "P:0.20 H:0.25 C:0.21 A:4.57");
-        assert_eq!(captions.of(&[None, Some(1.0)]), "P:– H:1.00");
-    }
 
     #[test]
     fn orders_are_words() {

@@ -1,4 +1,4 @@
-//! The gallery: which prompts and images it shows, and the data that the page's script reads.
+//! The gallery: the prompts and images it shows, and the data that the page's script reads.
 
 use std::collections::{BTreeSet, HashMap};
 use std::path::Path;
@@ -8,14 +8,16 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 use rayon::iter::{IntoParallelRefIterator as _, ParallelIterator as _};
 use serde::Serialize;
 
+use super::links::Links;
 use crate::present::bitmap::Bitmap;
-use crate::scores_index::{Choice, IndexedPrompt, ScoredImage, ScoresIndex, letters};
+use crate::present::captions::Captions;
+use crate::scores_index::{Choice, IndexedPrompt, ScoresIndex};
 
 /// At most so many prompts.
 const MOST_PROMPTS: usize = 200;
-/// At most so many images, so that a report of large images is made in seconds.
+/// At most so many thumbnails, so that a report of large images is made in seconds.
 const MOST_IMAGES: usize = 4000;
-/// At most so many bytes of images, as text.
+/// At most so many bytes of thumbnails, as text.
 const MOST_BYTES: usize = 10 << 20;
 /// The side of a thumbnail, in pixels.
 const SIDE: u32 = 128;
@@ -25,16 +27,16 @@ const SMALL_SIDE: u32 = 96;
 const SMALL_QUALITY: u8 = 92;
 const LARGE_QUALITY: u8 = 82;
 
-/// What the page's script reads. Places are indices into the lists at the top.
+/// What the page's script reads. Numbers are indices into the lists at the top.
 #[derive(Debug, Serialize)]
 pub(super) struct Gallery<'a> {
     models: &'a [&'a str],
     metrics: &'a [&'a str],
     /// One letter for each metric.
-    letters: Vec<String>,
+    letters: &'a [String],
     sets: &'a [&'a str],
     categories: Vec<&'a str>,
-    /// By what the shown image can be chosen: `null` for the mean rank, else the place of a metric.
+    /// By what the shown image can be chosen: `null` for the mean rank, else a metric.
     choices: Vec<Option<usize>>,
     prompts: Vec<Card<'a>>,
     /// JPEG in base64.
@@ -55,8 +57,9 @@ struct Card<'a> {
 struct Column {
     /// For each metric the best score.
     best: Vec<Option<f32>>,
-    /// For each choice the place in `images`.
+    /// For each choice the index of the image.
     chosen: Vec<Option<usize>>,
+    /// Every image, by seed.
     images: Vec<Shown>,
 }
 
@@ -64,13 +67,29 @@ struct Column {
 struct Shown {
     seed: i64,
     scores: Vec<Option<f32>>,
-    /// The place of the thumbnail; nothing where the image cannot be read.
+    /// The address of the file, relative to the page.
+    file: String,
+    /// The thumbnail; `null` if the file cannot be read, or all images would be too many.
     thumbnail: Option<usize>,
     small: bool,
 }
 
-/// An image by the places of its prompt and model, and its seed.
-type Key = (usize, usize, i64);
+/// A prompt of the list that stands in for the gallery if the page's script does not run.
+#[derive(Debug, Serialize)]
+pub(super) struct PlainPrompt<'a> {
+    text: &'a str,
+    images: Vec<PlainImage<'a>>,
+}
+
+#[derive(Debug, Serialize)]
+struct PlainImage<'a> {
+    model: &'a str,
+    file: &'a str,
+    scores: String,
+}
+
+/// An image: its prompt, its model, and its index among the model's images.
+type Key = (usize, usize, usize);
 type Thumbnails = HashMap<Key, Option<Thumbnail>>;
 
 /// An image in base64.
@@ -81,102 +100,103 @@ struct Thumbnail {
 
 impl<'a> Gallery<'a> {
     /// Chooses prompts and images and reads them; `folder` is that of the scores.
-    pub(super) fn new(index: &'a ScoresIndex<'a>, folder: &Path) -> Self {
+    pub(super) fn new(
+        index: &'a ScoresIndex<'a>,
+        captions: &'a Captions,
+        folder: &Path,
+        links: &Links,
+    ) -> Self {
         let models = index.models.len().max(1);
         let limit = MOST_PROMPTS.min((MOST_IMAGES / models).max(1));
         let mut prompts = choose_prompts(index, limit);
         let mut choices = vec![None];
-        let mut wanted = keys(index, &prompts, &choices);
+        let mut wanted = chosen(index, &prompts, &choices);
         let mut thumbnails = read(index, folder, &wanted, &Thumbnails::new());
         let bytes: usize = thumbnails.values().flatten().map(|shown| shown.data.len()).sum();
         if bytes > MOST_BYTES {
             // The most extreme prompts come first, and stay.
             prompts.truncate((prompts.len() * MOST_BYTES / bytes).max(1));
-            wanted = keys(index, &prompts, &choices);
+            wanted = chosen(index, &prompts, &choices);
         }
         let each = bytes / thumbnails.len().max(1);
+        let fits =
+            |keys: &BTreeSet<Key>| keys.len() <= MOST_IMAGES && keys.len() * each <= MOST_BYTES;
         for metric in 0..index.metrics.len() {
             choices.push(Some(metric));
-            let more = keys(index, &prompts, &choices);
-            if more.len() > MOST_IMAGES || more.len() * each > MOST_BYTES {
+            let more = chosen(index, &prompts, &choices);
+            if !fits(&more) {
                 choices.pop();
                 break;
             }
             wanted = more;
         }
+        let all = every(index, &prompts);
+        if fits(&all) {
+            wanted = all;
+        }
         thumbnails.retain(|key, _| wanted.contains(key));
         thumbnails.extend(read(index, folder, &wanted, &thumbnails));
         prompts.sort_by_key(|&prompt| index.prompts[prompt].position);
-        Self::with(index, &prompts, choices, thumbnails)
-    }
-
-    fn with(
-        index: &'a ScoresIndex<'a>,
-        prompts: &[usize],
-        choices: Vec<Option<usize>>,
-        mut thumbnails: Thumbnails,
-    ) -> Self {
         let mut gallery = Self {
             models: &index.models,
             metrics: &index.metrics,
-            letters: letters(&index.metrics),
+            letters: captions.letters(),
             sets: &index.sets,
             categories: Vec::new(),
             choices,
             prompts: Vec::new(),
             thumbnails: Vec::new(),
         };
-        for &place in prompts {
-            let prompt = &index.prompts[place];
-            let category = prompt.category.map(|name| {
-                let known = gallery.categories.iter().position(|category| *category == name);
-                known.unwrap_or_else(|| {
-                    gallery.categories.push(name);
-                    gallery.categories.len() - 1
-                })
-            });
-            let columns = (0..index.models.len())
-                .map(|model| gallery.column(index, (place, model), &mut thumbnails))
-                .collect();
-            gallery.prompts.push(Card {
-                set: prompt.set,
-                id: prompt.id,
-                text: prompt.text,
-                category,
-                models: columns,
-            });
+        for number in prompts {
+            gallery.add(index, number, links, &mut thumbnails);
         }
         gallery
     }
 
-    fn column(
+    fn add(
         &mut self,
-        index: &ScoresIndex<'_>,
-        (place, model): (usize, usize),
+        index: &'a ScoresIndex<'a>,
+        number: usize,
+        links: &Links,
         thumbnails: &mut Thumbnails,
-    ) -> Column {
-        let prompt = &index.prompts[place];
-        let mut images: Vec<Shown> = Vec::new();
-        let mut chosen = Vec::new();
-        for &choice in &self.choices {
-            let image = prompt.chosen(model, as_choice(choice));
-            chosen.push(image.map(|image| {
-                let known = images.iter().position(|shown| shown.seed == image.seed);
-                known.unwrap_or_else(|| {
-                    let read = thumbnails.remove(&(place, model, image.seed)).flatten();
-                    let small = read.as_ref().is_some_and(|read| read.small);
-                    let thumbnail = read.map(|read| {
-                        self.thumbnails.push(read.data);
-                        self.thumbnails.len() - 1
-                    });
-                    let scores = image.scores.clone();
-                    images.push(Shown { seed: image.seed, scores, thumbnail, small });
-                    images.len() - 1
-                })
-            }));
+    ) {
+        let prompt = &index.prompts[number];
+        let category = prompt.category.map(|name| {
+            let known = self.categories.iter().position(|category| *category == name);
+            known.unwrap_or_else(|| {
+                self.categories.push(name);
+                self.categories.len() - 1
+            })
+        });
+        let mut models = Vec::new();
+        for (model, images) in prompt.images.iter().enumerate() {
+            let images = images.iter().enumerate().map(|(image, scored)| {
+                let read = thumbnails.remove(&(number, model, image)).flatten();
+                let small = read.as_ref().is_some_and(|read| read.small);
+                let thumbnail = read.map(|read| {
+                    self.thumbnails.push(read.data);
+                    self.thumbnails.len() - 1
+                });
+                Shown {
+                    seed: scored.seed,
+                    scores: scored.scores.clone(),
+                    file: links.address(scored.image),
+                    thumbnail,
+                    small,
+                }
+            });
+            models.push(Column {
+                best: (0..index.metrics.len()).map(|metric| prompt.best(model, metric)).collect(),
+                images: images.collect(),
+                chosen: self
+                    .choices
+                    .iter()
+                    .map(|choice| position(prompt, model, *choice))
+                    .collect(),
+            });
         }
-        let best = (0..index.metrics.len()).map(|metric| prompt.best(model, metric)).collect();
-        Column { best, chosen, images }
+        let (set, id, text) = (prompt.set, prompt.id, prompt.text);
+        self.prompts.push(Card { set, id, text, category, models });
     }
 
     /// How many prompts are shown.
@@ -188,15 +208,35 @@ impl<'a> Gallery<'a> {
     pub(super) fn to_json(&self) -> serde_json::Result<String> {
         Ok(serde_json::to_string(self)?.replace('<', "\\u003c"))
     }
+
+    /// Every prompt with the image of each model that is best by mean rank.
+    pub(super) fn plain(&self, captions: &Captions) -> Vec<PlainPrompt<'_>> {
+        let mut plain = Vec::new();
+        for card in &self.prompts {
+            let mut images = Vec::new();
+            for (&model, column) in self.models.iter().zip(&card.models) {
+                let shown = column.chosen.first().copied().flatten();
+                images.extend(shown.map(|shown| &column.images[shown]).map(|shown| PlainImage {
+                    model,
+                    file: &shown.file,
+                    scores: captions.of(&shown.scores),
+                }));
+            }
+            plain.push(PlainPrompt { text: card.text, images });
+        }
+        plain
+    }
 }
 
-fn as_choice(choice: Option<usize>) -> Choice {
-    choice.map_or(Choice::MeanRank, Choice::Metric)
+/// The index of a model's image of a prompt that a choice shows.
+fn position(prompt: &IndexedPrompt<'_>, model: usize, choice: Option<usize>) -> Option<usize> {
+    let chosen = prompt.chosen(model, choice.map_or(Choice::MeanRank, Choice::Metric))?;
+    prompt.images[model].iter().position(|image| image.seed == chosen.seed)
 }
 
-/// The places of the prompts that are shown: all of them where they are few; else one half those
-/// with the largest margins, by each pair of models and metric in turn, the others evenly spread.
-/// The extreme ones come first.
+/// The indices of the prompts that are shown: all prompts if there are few. Else half of them are
+/// those with the largest margins, by each pair of models and metric in turn, and stand first; the
+/// others are evenly spaced over the list.
 fn choose_prompts(index: &ScoresIndex<'_>, limit: usize) -> Vec<usize> {
     let count = index.prompts.len();
     if count <= limit {
@@ -207,15 +247,15 @@ fn choose_prompts(index: &ScoresIndex<'_>, limit: usize) -> Vec<usize> {
     let metrics = 0..index.metrics.len();
     let mut extremes: Vec<std::vec::IntoIter<usize>> = Vec::new();
     for (pair, metric) in pairs.flat_map(|pair| metrics.clone().map(move |metric| (pair, metric))) {
-        let margin = |(place, prompt): (usize, &IndexedPrompt<'_>)| {
-            Some((prompt.margin(pair, metric)?, place))
+        let margin = |(number, prompt): (usize, &IndexedPrompt<'_>)| {
+            Some((prompt.margin(pair, metric)?, number))
         };
         let mut margins: Vec<(f32, usize)> =
             index.prompts.iter().enumerate().filter_map(margin).collect();
         margins.sort_by(|one, two| two.0.total_cmp(&one.0).then(one.1.cmp(&two.1)));
-        let places: Vec<usize> = margins.into_iter().map(|(_, place)| place).collect();
-        extremes.push(places.iter().rev().take(limit).copied().collect::<Vec<_>>().into_iter());
-        extremes.push(places.into_iter().take(limit).collect::<Vec<_>>().into_iter());
+        let numbers: Vec<usize> = margins.into_iter().map(|(_, number)| number).collect();
+        extremes.push(numbers.iter().rev().take(limit).copied().collect::<Vec<_>>().into_iter());
+        extremes.push(numbers.into_iter().take(limit).collect::<Vec<_>>().into_iter());
     }
     let mut chosen = Vec::new();
     while chosen.len() < limit / 2 {
@@ -223,34 +263,42 @@ fn choose_prompts(index: &ScoresIndex<'_>, limit: usize) -> Vec<usize> {
         if next.is_empty() {
             break;
         }
-        for place in next {
-            if chosen.len() < limit / 2 && !chosen.contains(&place) {
-                chosen.push(place);
+        for number in next {
+            if chosen.len() < limit / 2 && !chosen.contains(&number) {
+                chosen.push(number);
             }
         }
     }
     let others: Vec<usize> =
-        index.listed().into_iter().filter(|place| !chosen.contains(place)).collect();
-    let spread = limit - chosen.len();
-    chosen.extend((0..spread).map(|index| others[index * others.len() / spread]));
+        index.listed().into_iter().filter(|number| !chosen.contains(number)).collect();
+    let rest = limit - chosen.len();
+    chosen.extend((0..rest).map(|number| others[number * others.len() / rest]));
     chosen
 }
 
-/// The images that these prompts and choices show.
-fn keys(index: &ScoresIndex<'_>, prompts: &[usize], choices: &[Option<usize>]) -> BTreeSet<Key> {
+/// The images that these choices show of the prompts.
+fn chosen(index: &ScoresIndex<'_>, prompts: &[usize], choices: &[Option<usize>]) -> BTreeSet<Key> {
     let mut keys = BTreeSet::new();
-    for &place in prompts {
+    for &number in prompts {
+        let prompt = &index.prompts[number];
         for model in 0..index.models.len() {
-            let images = choices
-                .iter()
-                .filter_map(|choice| index.prompts[place].chosen(model, as_choice(*choice)));
-            keys.extend(images.map(|image| (place, model, image.seed)));
+            let images = choices.iter().filter_map(|choice| position(prompt, model, *choice));
+            keys.extend(images.map(|image| (number, model, image)));
         }
     }
     keys
 }
 
-/// Reads and shrinks the images that are not there yet, on all cores.
+/// Every image of the prompts.
+fn every(index: &ScoresIndex<'_>, prompts: &[usize]) -> BTreeSet<Key> {
+    let of_prompt = |&number: &usize| {
+        let models = index.prompts[number].images.iter().enumerate();
+        models.flat_map(move |(model, images)| (0..images.len()).map(move |i| (number, model, i)))
+    };
+    prompts.iter().flat_map(of_prompt).collect()
+}
+
+/// Reads and shrinks, on all cores, the images that are not `there` yet.
 fn read(
     index: &ScoresIndex<'_>,
     folder: &Path,
@@ -259,19 +307,15 @@ fn read(
 ) -> Thumbnails {
     let missing: Vec<&Key> = wanted.iter().filter(|key| !there.contains_key(key)).collect();
     let thumbnail = |key: &&Key| {
-        let (place, model, seed) = **key;
-        let images = index.prompts[place].images[model].iter();
-        let read = images
-            .clone()
-            .find(|image| image.seed == seed)
-            .and_then(|image| read_one(image, folder));
-        (**key, read)
+        let (prompt, model, image) = **key;
+        let image = &index.prompts[prompt].images[model][image];
+        (**key, read_one(&folder.join(image.image)))
     };
     missing.par_iter().map(thumbnail).collect()
 }
 
-fn read_one(image: &ScoredImage<'_>, folder: &Path) -> Option<Thumbnail> {
-    let image = match Bitmap::read(&folder.join(image.image)) {
+fn read_one(path: &Path) -> Option<Thumbnail> {
+    let image = match Bitmap::read(path) {
         Ok(image) => image,
         Err(error) => {
             let shown = runkit::logging::escape_for_terminal(&error.to_string()).into_owned();
@@ -293,7 +337,7 @@ mod tests {
     use super::*;
     use crate::scores_index::Selection;
 
-    /// `count` prompts; model b is better than a by the place of the prompt, modulo 997.
+    /// `count` prompts; model b is better than a by the index of the prompt, modulo 997.
     fn rows(count: usize) -> Vec<ScoreRow> {
         let row = |index: usize, model: &str, score: f32| ScoreRow {
             model: model.to_owned(),
@@ -341,7 +385,9 @@ mod tests {
     fn the_data_cannot_end_its_script() {
         let rows = rows(3);
         let index = ScoresIndex::new(&rows, Selection::default()).unwrap();
-        let gallery = Gallery::new(&index, Path::new("nowhere"));
+        let captions = Captions::new(&index.metrics);
+        let nowhere = Path::new("nowhere");
+        let gallery = Gallery::new(&index, &captions, nowhere, &Links::new(nowhere, nowhere));
         let json = gallery.to_json().unwrap();
         assert!(!json.contains('<'), "{json}");
         let value: serde_json::Value = serde_json::from_str(&json).unwrap();

@@ -1,10 +1,12 @@
-//! `report.html`: one page with everything an evaluation says, and its figures as PNG beside it.
+//! `report.html`: one page with all results of an evaluation, and its figures as PNG beside it.
 //!
-//! The page is a single file that asks for nothing: styles, script, figures and thumbnails are in it,
-//! and its content security policy forbids every request. Texts of others reach it escaped; the data
-//! of the gallery is JSON without `<`.
+//! The page is a single file that works without a network: it holds styles, script, figures and
+//! thumbnails. Its content security policy allows no request but for image files, which the page
+//! shows at full size if they are beside it. Prompts and names reach it escaped; the data of the
+//! gallery is JSON without `<`.
 
 mod gallery;
+mod links;
 mod view;
 
 use std::path::{Path, PathBuf};
@@ -16,18 +18,20 @@ use schemas::winrates::WinRateRow;
 use serde::Serialize;
 use sha2::{Digest as _, Sha256};
 
-use crate::present::figures::{Figure, FigureError, Figures};
+use crate::present::captions::Captions;
+use crate::present::figures::{FigureError, Figures};
 use crate::present::render::{RenderError, Renderer};
 use crate::scores_index::ScoresIndex;
 use crate::tables::MeanRow;
 
-use gallery::Gallery;
+use gallery::{Gallery, PlainPrompt};
+use links::Links;
 
 const STYLE: &str = include_str!("report.css");
 const SCRIPT: &str = include_str!("report.js");
 /// The page's name in its folder.
 pub const FILE_NAME: &str = "report.html";
-/// Figures are drawn twice as large as in the page, for print.
+/// PNG figures are twice as large as those of the page, for print.
 const FIGURE_SCALE: f32 = 2.0;
 /// The width of their PNG in pixels.
 pub const FIGURE_PIXELS: u32 = 1800;
@@ -43,17 +47,17 @@ pub struct ReportInputs<'a> {
     pub win_rates: &'a [WinRateRow],
     /// Mean scores.
     pub means: &'a [MeanRow],
-    /// What a reader should know, in sentences.
+    /// Notes for the reader, a sentence each.
     pub notes: &'a [String],
     /// The `labels.parquet` of the training.
     pub labels: Option<&'a Path>,
-    /// What everything was computed from.
+    /// The manifest of the scores.
     pub manifest: &'a serde_json::Value,
-    /// Prompts that were left out before any image was drawn.
+    /// Prompts that were dropped before any image was generated.
     pub dropped: &'a [DroppedPrompt],
 }
 
-/// A prompt that was left out.
+/// A prompt that was dropped.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct DroppedPrompt {
     /// Its set.
@@ -91,7 +95,7 @@ struct Page<'a> {
     style: &'static str,
     script: &'static str,
     script_hash: String,
-    models: &'a [&'a str],
+    models: Vec<view::ModelView<'a>>,
     metrics: &'a [&'a str],
     sets: &'a [&'a str],
     prompts: usize,
@@ -100,7 +104,9 @@ struct Page<'a> {
     failed: usize,
     tables: Vec<view::SetView<'a>>,
     figures: &'a Figures,
+    letters: &'a [String],
     gallery: String,
+    plain: Vec<PlainPrompt<'a>>,
     shown: usize,
     has_categories: bool,
     notes: &'a [String],
@@ -111,14 +117,14 @@ struct Page<'a> {
 
 /// Writes `report.html` and `figures/*.png` below `out`, and returns where the page is.
 ///
-/// Images that cannot be read are said to be missing in the gallery.
+/// In place of an image that cannot be read the gallery says that it is missing.
 ///
 /// # Errors
 /// When the labels cannot be read, a drawing fails or a file cannot be written.
 pub fn write(inputs: &ReportInputs<'_>, out: &Path) -> Result<PathBuf, ReportError> {
     let renderer = Renderer::new()?;
     let index = inputs.index;
-    let mut figures = Figures::draw(&renderer, index, inputs.win_rates, inputs.labels)?;
+    let figures = Figures::draw(&renderer, index, inputs.win_rates, inputs.labels)?;
     let folder = out.join("figures");
     runkit::files::create_folder(&folder)?;
     for figure in figures.iter() {
@@ -126,14 +132,15 @@ pub fn write(inputs: &ReportInputs<'_>, out: &Path) -> Result<PathBuf, ReportErr
         let path = folder.join(format!("{}.png", figure.name));
         runkit::files::write_atomic(path, |file| file.write_all(&png))?;
     }
-    figures.each(inline);
-    let gallery = Gallery::new(index, inputs.folder);
+    let captions = Captions::new(&index.metrics);
+    let links = Links::new(out, inputs.folder);
+    let gallery = Gallery::new(index, &captions, inputs.folder, &links);
     let images = || index.prompts.iter().flat_map(|prompt| &prompt.images);
     let page = Page {
         style: STYLE,
         script: SCRIPT,
         script_hash: BASE64.encode(Sha256::digest(SCRIPT)),
-        models: &index.models,
+        models: view::models(&index.models),
         metrics: &index.metrics,
         sets: &index.sets,
         prompts: index.prompts.len(),
@@ -142,7 +149,9 @@ pub fn write(inputs: &ReportInputs<'_>, out: &Path) -> Result<PathBuf, ReportErr
         failed: index.rows.iter().filter(|row| row.score.is_none()).count(),
         tables: view::tables(&index.metrics, inputs.win_rates, inputs.means),
         figures: &figures,
+        letters: captions.letters(),
         gallery: gallery.to_json()?,
+        plain: gallery.plain(&captions),
         shown: gallery.len(),
         has_categories: index.prompts.iter().any(|prompt| prompt.category.is_some()),
         notes: inputs.notes,
@@ -154,9 +163,4 @@ pub fn write(inputs: &ReportInputs<'_>, out: &Path) -> Result<PathBuf, ReportErr
     let path = out.join(FILE_NAME);
     runkit::files::write_atomic(&path, |file| file.write_all(html.as_bytes()))?;
     Ok(path)
-}
-
-/// The drawing as a part of a page, which needs no namespace and has fonts of its own.
-fn inline(figure: &mut Figure) {
-    figure.svg = figure.svg.replacen(" xmlns=\"http://www.w3.org/2000/svg\"", "", 1);
 }

@@ -3,8 +3,8 @@
 use schemas::winrates::{Statistic, WinRateRow};
 use serde::Serialize;
 
-use crate::present::figures::{pairs, sets};
-use crate::tables::{ALL_SETS, MeanRow, SIGNIFICANCE};
+use crate::present::figures::{Outcome, class, pairs, sets};
+use crate::tables::{ALL_SETS, MeanRow};
 
 /// The tables of one set of prompts.
 #[derive(Debug, Serialize)]
@@ -24,19 +24,19 @@ struct PairView<'a> {
     b: &'a str,
     prompts: i64,
     seeds: i64,
-    /// In words: on how many metrics A is ahead, and on how many clearly.
+    /// In words: on how many metrics A is better, and on how many significantly.
     verdict: String,
     /// The mean win rate, by which the table can be sorted.
     mean: f64,
-    /// For each metric of the set; nothing where the two were not compared.
+    /// For each metric of the set; `None` if the two were not compared.
     cells: Vec<Option<CellView>>,
 }
 
 #[derive(Debug, Serialize)]
 struct CellView {
     metric: String,
-    /// `ahead`, `behind` or nothing where the difference is not clear.
-    verdict: &'static str,
+    /// The class of its [`Outcome`].
+    outcome: &'static str,
     value: f64,
     rate: String,
     interval: String,
@@ -47,7 +47,7 @@ struct CellView {
     difference: String,
     mean_of_n: String,
     all_pairs: String,
-    detectable: String,
+    minimum_detectable: String,
     excluded: i64,
 }
 
@@ -59,13 +59,26 @@ struct MeansView<'a> {
 
 #[derive(Debug, Serialize)]
 struct MeanView {
+    metric: String,
     value: f64,
     mean: String,
-    deviation: String,
-    /// Of single images rather than of the best.
+    std: String,
+    /// The mean of single images instead of the best.
     of_all: String,
     extent: String,
     highest: bool,
+}
+
+/// A name with the class of its colour.
+#[derive(Debug, Serialize)]
+pub(super) struct ModelView<'a> {
+    name: &'a str,
+    class: String,
+}
+
+/// The models in their colours.
+pub(super) fn models<'a>(names: &[&'a str]) -> Vec<ModelView<'a>> {
+    names.iter().enumerate().map(|(model, name)| ModelView { name, class: class(model) }).collect()
 }
 
 /// The tables of every set, all sets together first.
@@ -112,43 +125,34 @@ fn of_pair<'a>([a, b]: [&'a str; 2], metrics: &[&str], rows: &[&WinRateRow]) -> 
     };
     let compared: Vec<&&WinRateRow> = best.iter().filter(|row| row.prompts > 0).collect();
     let ahead = compared.iter().filter(|row| row.win_rate > 0.5).count();
-    let clear = |above: bool| {
-        let clear =
-            |row: &&&&WinRateRow| row.p_holm < SIGNIFICANCE && (row.win_rate > 0.5) == above;
-        compared.iter().filter(clear).count()
-    };
+    let count = |outcome| compared.iter().filter(|row| Outcome::of(row) == outcome).count();
     let rates: f64 = compared.iter().map(|row| row.win_rate).sum();
     PairView {
         a,
         b,
         prompts: best.iter().map(|row| row.prompts).max().unwrap_or(0),
         seeds: best.iter().map(|row| row.seeds).max().unwrap_or(0),
-        verdict: verdict(ahead, compared.len(), clear(true), clear(false)),
+        verdict: verdict([ahead, compared.len()], count(Outcome::Ahead), count(Outcome::Behind)),
         mean: rates / compared.len().max(1) as f64,
         cells: metrics.iter().map(cell).collect(),
     }
 }
 
-fn verdict(ahead: usize, of: usize, clearly: usize, behind: usize) -> String {
-    let clearly = match (clearly, behind) {
-        (0, 0) => "none of it clear of chance".to_owned(),
-        (clearly, 0) => format!("clearly on {clearly}"),
-        (0, behind) => format!("clearly behind on {behind}"),
-        (clearly, behind) => format!("clearly on {clearly}, clearly behind on {behind}"),
+fn verdict([ahead, of]: [usize; 2], better: usize, worse: usize) -> String {
+    let significant = match (better, worse) {
+        (0, 0) => "none significant".to_owned(),
+        (better, 0) => format!("{better} significant"),
+        (0, worse) => format!("significantly worse on {worse}"),
+        (better, worse) => format!("{better} significant, significantly worse on {worse}"),
     };
-    format!("ahead on {ahead} of {of} metrics, {clearly}")
+    format!("better on {ahead} of {of} metrics, {significant}")
 }
 
 impl CellView {
     fn new(row: &WinRateRow, [mean_of_n, all_pairs]: [String; 2]) -> Self {
-        let verdict = match row.p_holm < SIGNIFICANCE {
-            true if row.win_rate > 0.5 => "ahead",
-            true => "behind",
-            false => "",
-        };
         Self {
             metric: row.metric.clone(),
-            verdict,
+            outcome: Outcome::of(row).class(),
             value: row.win_rate,
             rate: percent(row.win_rate),
             interval: format!("{}–{}", percent(row.win_rate_low), percent(row.win_rate_high)),
@@ -164,7 +168,7 @@ impl CellView {
             ),
             mean_of_n,
             all_pairs,
-            detectable: format!("±{}", percent(row.minimum_detectable_effect)),
+            minimum_detectable: format!("±{}", percent(row.minimum_detectable_effect)),
             excluded: row.excluded,
         }
     }
@@ -191,9 +195,10 @@ fn of_means<'a>(set: &str, metrics: &[&str], means: &'a [MeanRow]) -> Vec<MeansV
         let row = find(model, metric, Statistic::BestOfN).filter(|row| row.mean.is_finite())?;
         let of_all = find(model, metric, Statistic::MeanOfN);
         Some(MeanView {
+            metric: metric.to_owned(),
             value: row.mean,
             mean: number(row.mean),
-            deviation: number(row.std),
+            std: number(row.std),
             of_all: of_all.map_or_else(|| "–".to_owned(), |row| number(row.mean)),
             extent: format!(
                 "{} to {} over {} prompts",
@@ -211,12 +216,12 @@ fn of_means<'a>(set: &str, metrics: &[&str], means: &'a [MeanRow]) -> Vec<MeansV
     models.iter().map(row).collect()
 }
 
-/// A share in per cent, without the sign.
-fn percent(share: f64) -> String {
-    format!("{:.1}", 100.0 * share)
+/// A rate in per cent, without the sign.
+fn percent(rate: f64) -> String {
+    format!("{:.1}", 100.0 * rate)
 }
 
-/// A score with four digits that tell.
+/// A score with four significant digits.
 fn number(value: f64) -> String {
     let decimals = if value.abs() < 1.0 {
         4
@@ -243,16 +248,16 @@ mod tests {
 
     #[test]
     fn verdicts_are_words() {
-        assert_eq!(verdict(4, 4, 3, 0), "ahead on 4 of 4 metrics, clearly on 3");
-        assert_eq!(verdict(1, 4, 0, 0), "ahead on 1 of 4 metrics, none of it clear of chance");
+        assert_eq!(verdict([4, 4], 3, 0), "better on 4 of 4 metrics, 3 significant");
+        assert_eq!(verdict([1, 4], 0, 0), "better on 1 of 4 metrics, none significant");
         assert_eq!(
-            verdict(1, 4, 1, 2),
-            "ahead on 1 of 4 metrics, clearly on 1, clearly behind on 2"
+            verdict([1, 4], 1, 2),
+            "better on 1 of 4 metrics, 1 significant, significantly worse on 2"
         );
     }
 
     #[test]
-    fn numbers_have_the_digits_that_tell() {
+    fn numbers_have_four_significant_digits() {
         assert_eq!([percent(0.6127), percent(1.0)], ["61.3", "100.0"]);
         assert_eq!([number(0.20571), number(4.57), number(-123.45)], ["0.2057", "4.570", "-123.5"]);
         assert_eq!([signed(0.01), signed(-0.01)], ["+0.0100", "−0.0100"]);
