@@ -24,8 +24,8 @@ fn config(layout: Layout) -> GridConfig {
     }
 }
 
-fn draw(fixture: &ScoredFixture, config: &GridConfig) -> Bitmap {
-    grid::draw(&fixture.rows, fixture.folder.path(), config).unwrap()
+fn render(fixture: &ScoredFixture, config: &GridConfig) -> Bitmap {
+    grid::render(&fixture.rows, fixture.folder.path(), config).unwrap()
 }
 
 /// Where `small`, enlarged four times, stands in the sheet.
@@ -50,7 +50,7 @@ fn places(sheet: &Bitmap, small: &Bitmap) -> Vec<(u32, u32)> {
 #[test]
 fn models_stand_beside_each_other() {
     let fixture = ScoredFixture::new(&["a red fox", "a cat", "two birds"], &["parti"]);
-    let sheet = draw(&fixture, &config(Layout::Models));
+    let sheet = render(&fixture, &config(Layout::Models));
     // Margins of 14, heads of 150, two images of 128, gaps of 10.
     assert_eq!(sheet.width, 14 + 150 + 10 + 128 + 10 + 128 + 14);
     let mut tops = Vec::new();
@@ -84,7 +84,7 @@ fn the_chosen_image_is_shown() {
     }
     for (choose, seed) in [("first", 0), ("hps", 2), ("all", 1)] {
         let config = GridConfig { choose: choose.to_owned(), ..config(Layout::Models) };
-        let sheet = draw(&fixture, &config);
+        let sheet = render(&fixture, &config);
         for other in 0..3 {
             let found = places(&sheet, &image_of(1, 0, other)).len();
             assert_eq!(found, usize::from(other == seed), "{choose}, seed {other}");
@@ -98,7 +98,7 @@ fn seeds_stand_beside_each_other() {
     let mut config = config(Layout::Seeds);
     config.prompts = vec!["CAT".to_owned()];
     config.models = vec!["tuned <1>".to_owned()];
-    let sheet = draw(&fixture, &config);
+    let sheet = render(&fixture, &config);
     assert_eq!(sheet.width, 14 + 150 + 3 * (10 + 128) + 14);
     let found: Vec<_> = (0..3).flat_map(|seed| places(&sheet, &image_of(1, 1, seed))).collect();
     let [(one, top), (two, second), (three, third)] = found[..] else { panic!("{found:?}") };
@@ -119,7 +119,7 @@ fn prompts_are_sorted_by_margin_and_counted() {
         sort: Order::Margin("clip".to_owned()),
         ..config(Layout::Models)
     };
-    let sheet = draw(&fixture, &config);
+    let sheet = render(&fixture, &config);
     let top = |prompt: usize| places(&sheet, &image_of(0, prompt, 0)).first().map(|place| place.1);
     assert!(top(2).unwrap() < top(0).unwrap(), "the largest margin comes first");
     assert_eq!(top(1), None);
@@ -129,7 +129,7 @@ fn prompts_are_sorted_by_margin_and_counted() {
 fn a_missing_image_is_an_empty_frame() {
     let fixture = ScoredFixture::new(&["a red fox"], &["parti"]);
     std::fs::remove_dir_all(fixture.folder.path().join("images/1")).unwrap();
-    let sheet = draw(&fixture, &config(Layout::Models));
+    let sheet = render(&fixture, &config(Layout::Models));
     assert_eq!(places(&sheet, &image_of(0, 0, 0)).len(), 1);
     assert_eq!(places(&sheet, &image_of(1, 0, 0)).len(), 0);
     let (x, y) = (312 + 20, places(&sheet, &image_of(0, 0, 0))[0].1 + 20);
@@ -138,16 +138,16 @@ fn a_missing_image_is_an_empty_frame() {
 }
 
 #[test]
-fn hostile_prompts_and_all_sizes_are_drawn() {
+fn hostile_prompts_and_all_sizes_are_rendered() {
     let fixture = ScoredFixture::new(&scored_fixture::HOSTILE, &["parti"]);
     for side in [16, 200] {
-        let sheet = draw(&fixture, &GridConfig { side: Some(side), ..config(Layout::Models) });
+        let sheet = render(&fixture, &GridConfig { side: Some(side), ..config(Layout::Models) });
         assert_eq!(sheet.width, 14 + 150 + 2 * (10 + side) + 14);
     }
 }
 
 #[test]
-fn the_command_writes_a_image_or_says_what_is_wrong() {
+fn the_command_writes_an_image_or_says_what_is_wrong() {
     let fixture = ScoredFixture::new(&["a red fox"], &["parti"]);
     let scores = fixture.folder.path().join("scores.parquet");
     let mut writer = ScoresWriter::create(&scores, &BTreeMap::new()).unwrap();
@@ -157,10 +157,10 @@ fn the_command_writes_a_image_or_says_what_is_wrong() {
     let run = |more: &[&str]| Run::of(evaluate(["grid", "--scores"]).arg(&scores).args(more));
     let done = run(&[]).expect_code(0);
     assert!(done.stdout.starts_with("sheet: ") && done.stdout.ends_with("/grid.png\n"), "{done:?}");
-    let drawn = Bitmap::read(&fixture.folder.path().join("grid.png")).unwrap();
+    let sheet = Bitmap::read(&fixture.folder.path().join("grid.png")).unwrap();
     assert_eq!(
-        drawn,
-        draw(&fixture, &GridConfig { choose: "all".to_owned(), ..config(Layout::Models) })
+        sheet,
+        render(&fixture, &GridConfig { choose: "all".to_owned(), ..config(Layout::Models) })
     );
 
     run(&["--models", "base,other"])

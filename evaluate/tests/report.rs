@@ -97,7 +97,7 @@ fn the_page_holds_tables_figures_and_the_gallery() {
 }
 
 #[test]
-fn a_image_that_is_gone_is_said_to_be_missing() {
+fn an_image_that_is_gone_is_missing_in_the_gallery() {
     let fixture = ScoredFixture::new(&["a red fox"], &["parti"]);
     let images = fixture.folder.path().join("images");
     std::fs::remove_dir_all(images.join("1")).unwrap();

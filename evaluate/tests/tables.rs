@@ -1,5 +1,5 @@
-//! Tables of scores: equal to an independent computation, the same however the rows come, and nothing
-//! left out silently.
+//! Tables of scores: equal to an independent computation, the same in any order of the rows, and with a
+//! note for everything they exclude.
 #![expect(clippy::unwrap_used, reason = "a test stops where something is missing")]
 
 mod common;
@@ -110,12 +110,12 @@ fn win_rates_equal_those_of_pandas() {
 }
 
 #[test]
-fn what_is_left_out_is_said() {
+fn notes_name_what_is_excluded() {
     let notes = compute(&golden_scores()).notes;
     for part in [
         "parti: late was not scored on 31 of 46 prompts (the first is \"001\")",
         "hpd: late was not scored on 21 of 21 prompts",
-        "parti: one id stands for different prompts, the first being \"007\"",
+        "parti: one id stands for different prompts, (the first is \"007\"",
         "parti: the seeds differ (base 0–4, diffusion_dpo 0–4, balanced 0–4, late 0–2)",
         "parti: base has fewer than 5 images of ",
         "images of base have no score of hps (the first is prompt ",
@@ -155,7 +155,7 @@ fn pairs_come_in_the_order_of_the_paper() {
 }
 
 #[test]
-fn what_cannot_be_counted_is_refused() {
+fn what_cannot_be_counted_is_rejected() {
     let fine = || vec![score("a", 0, 0, "hps", 1.0), score("b", 0, 0, "hps", 2.0)];
     let error = |scores: Vec<ScoreRow>, config: TablesConfig| {
         Tables::compute(&scores, &config).unwrap_err().to_string()
@@ -261,7 +261,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 64, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn swapping_two_models_mirrors_the_cell(rows in scores()) {
+    fn swapping_two_models_swaps_the_cell(rows in scores()) {
         prop_assume!(!rows.is_empty());
         let forward = in_order(&rows);
         let mut backward = forward.clone();
@@ -377,18 +377,18 @@ fn the_program_writes_every_form() {
 
     let markdown = read("tables.md");
     for part in [
-        "# Tables\n\n- parti: with ",
+        "# Tables\n\n- parti: minimum detectable effect at 80 % power: ±",
         "## Win rates\n",
         "| Model | parti hps | parti clip | parti aesthetic | hpd hps |",
         "## Win rates, all sets together",
-        "| Label preference | Win against base hps |",
+        "| Model | over base hps |",
         "## Mean scores, parti",
-        "| base | Standard deviation |",
+        "| base | Std |",
         "## Every cell, hpd",
         "| Model | hps best | hps mean | hps all pairs |",
-        "## Chosen by one metric, judged by another, all",
+        "## Selected by one metric, scored by another, all",
         "## By category, parti",
-        "## What was left out",
+        "## Notes",
         "la\\|te, \"v\\_1\" &amp; &lt;b&gt; \\[2J vs base",
     ] {
         assert!(markdown.contains(part), "{part}: {markdown}");

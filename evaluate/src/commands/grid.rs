@@ -52,7 +52,7 @@ pub(super) fn run(arguments: &GridArguments) -> Result<ExitStatus> {
         sort: arguments.sort.clone(),
         side: arguments.size,
     };
-    let sheet = grid::draw(&rows, folder, &config)
+    let sheet = grid::render(&rows, folder, &config)
         .with_context(|| format!("making a sheet of {}", arguments.scores.display()))?;
     let png = sheet.png().with_context(|| format!("encoding {}", out.display()))?;
     runkit::files::create_folder(parent)?;

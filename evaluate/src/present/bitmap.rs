@@ -1,4 +1,4 @@
-//! Images as pixels: read from the disk, made larger or smaller, laid into each other, encoded.
+//! Images as pixels: read, resized, pasted into each other, encoded.
 
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
@@ -17,12 +17,12 @@ pub enum BitmapError {
         /// Why not.
         cause: std::io::Error,
     },
-    /// The file is no image.
+    /// The file is not an image.
     #[error("{}: {cause}", path.display())]
     Decode {
         /// The file.
         path: PathBuf,
-        /// What is wrong with it.
+        /// Why not.
         cause: DecodeError,
     },
 }
@@ -43,7 +43,7 @@ pub fn is_ours(path: &Path) -> bool {
     read().unwrap_or(false)
 }
 
-/// Whether a file is a PNG of this many pixels in a row that says nothing of itself.
+/// Whether a file is a PNG of this width without text chunks.
 #[must_use]
 pub fn is_plain_of_width(path: &Path, width: u32) -> bool {
     let read = || {
@@ -71,7 +71,7 @@ impl Bitmap {
     /// Reads a PNG, JPEG or WebP file.
     ///
     /// # Errors
-    /// When the file cannot be read, is no image or is too large.
+    /// When the file cannot be read, is not an image or is too large.
     pub fn read(path: &Path) -> Result<Self, BitmapError> {
         let read = |cause| BitmapError::Read { path: path.to_owned(), cause };
         let limits = Limits::default();
@@ -102,8 +102,8 @@ impl Bitmap {
         let times = factor as usize;
         let mut pixels = Vec::with_capacity(self.pixels.len() * times * times);
         for row in self.pixels.chunks_exact(self.width as usize * 3) {
-            let wide: Vec<u8> = row.chunks_exact(3).flat_map(|pixel| pixel.repeat(times)).collect();
-            pixels.extend(wide.repeat(times));
+            let row: Vec<u8> = row.chunks_exact(3).flat_map(|pixel| pixel.repeat(times)).collect();
+            pixels.extend(row.repeat(times));
         }
         Self { width: self.width * factor, height: self.height * factor, pixels }
     }
@@ -116,7 +116,7 @@ impl Bitmap {
     }
 
     /// Lays `image` over this one, its upper left corner at `left`, `top`. What reaches beyond the
-    /// edge is cut.
+    /// edge is cropped.
     pub fn paste(&mut self, image: &Self, left: u32, top: u32) {
         let Some(room) = self.width.checked_sub(left) else { return };
         let length = image.width.min(room) as usize * 3;
@@ -128,10 +128,10 @@ impl Bitmap {
         }
     }
 
-    /// As PNG that says who made it.
+    /// As PNG with a text chunk by which [`is_ours`] knows it.
     ///
     /// # Errors
-    /// Where the encoder refuses the size.
+    /// When the encoder rejects the size.
     pub fn png(&self) -> Result<Vec<u8>, png::EncodingError> {
         let mut bytes = Vec::new();
         let mut encoder = png::Encoder::new(&mut bytes, self.width, self.height);
@@ -144,7 +144,7 @@ impl Bitmap {
         Ok(bytes)
     }
 
-    /// As JPEG of this quality, of 100, from 90 on with colours at full resolution; nothing where a
+    /// As JPEG of this quality (1 to 100; from 90 on with colours at full resolution); `None` if a
     /// side is longer than JPEG allows.
     pub fn jpeg(&self, quality: u8) -> Option<Vec<u8>> {
         let (width, height) = (self.width.try_into().ok()?, self.height.try_into().ok()?);
@@ -197,7 +197,7 @@ mod tests {
     }
 
     #[test]
-    fn what_reaches_beyond_the_edge_is_cut() {
+    fn what_reaches_beyond_the_edge_is_cropped() {
         let mut sheet = Bitmap { width: 4, height: 3, pixels: vec![0; 36] };
         let white = Bitmap { width: 2, height: 2, pixels: vec![255; 12] };
         sheet.paste(&white, 3, 2);

@@ -2,13 +2,13 @@
 
 use rayon::prelude::*;
 
-/// Resamples that are drawn together: their weights lie side by side for the vector units.
+/// Resamples of a block: their weights lie side by side for the vector units.
 const LANES: usize = 8;
 /// Columns that are summed together: each weight is loaded once for all of them.
 const COLUMNS: usize = 3;
 
 /// Resamples of a number of prompts, the same for every column of values: how often each prompt
-/// stands in each resample.
+/// occurs in each resample.
 ///
 /// A resample depends on the seed and its own number alone, so neither threads nor columns change
 /// it.
@@ -19,25 +19,26 @@ pub struct Resamples {
     seed: u64,
 }
 
-/// What one column comes to in every resample.
+/// The sums of one column, one for each resample.
 #[derive(Clone, Debug)]
 pub struct Resampled {
     /// The sum of its values.
     sums: Vec<f64>,
-    /// How many of the drawn prompts have a value.
+    /// How many of the sampled prompts have a value.
     counts: Vec<f64>,
 }
 
 impl Resamples {
-    /// `resamples` draws of `prompts` prompts with replacement.
+    /// `resamples` samples of `prompts` prompts with replacement.
     pub fn new(prompts: usize, resamples: usize, seed: u64) -> Self {
         Self { prompts, resamples, seed }
     }
 
     /// Sums every column over every resample. A column has a value for each prompt; a prompt without
-    /// one is drawn as the others are and adds nothing.
+    /// one is sampled as the others are and adds nothing.
     pub fn of(&self, columns: &[Vec<Option<f64>>]) -> Vec<Resampled> {
-        // What is summed: the values, then the columns of 0 and 1 of those with gaps, each once.
+        // Sums of the values, then of a column of 0 and 1 for each different pattern of gaps: the
+        // counts that divide the sums.
         let mut summed: Vec<Vec<f64>> = Vec::with_capacity(columns.len());
         summed.extend(columns.iter().map(|column| numbers(column, |value| value)));
         let mut gaps: Vec<(Vec<bool>, usize)> = Vec::new();
@@ -48,8 +49,8 @@ impl Resamples {
                 if present.iter().all(|&present| present) {
                     return None;
                 }
-                if let Some((_, place)) = gaps.iter().find(|(other, _)| *other == present) {
-                    return Some(*place);
+                if let Some((_, column)) = gaps.iter().find(|(other, _)| *other == present) {
+                    return Some(*column);
                 }
                 gaps.push((present, summed.len()));
                 summed.push(numbers(column, |_| 1.0));
@@ -58,9 +59,9 @@ impl Resamples {
             .collect();
         let sums = self.sums(&summed);
         let all = vec![self.prompts as f64; self.resamples];
-        let counts = |place: Option<usize>| place.and_then(|place| sums.get(place)).unwrap_or(&all);
+        let counts = |column: Option<usize>| column.and_then(|it| sums.get(it)).unwrap_or(&all);
         (sums.iter().zip(counted))
-            .map(|(sum, place)| Resampled { sums: sum.clone(), counts: counts(place).clone() })
+            .map(|(sum, column)| Resampled { sums: sum.clone(), counts: counts(column).clone() })
             .collect()
     }
 
@@ -73,7 +74,7 @@ impl Resamples {
             .map_init(
                 || vec![[0.0; LANES]; self.prompts],
                 |weights, block| {
-                    self.draw(block, weights);
+                    self.sample(block, weights);
                     groups.iter().flat_map(|group| weighted_sums(group, weights)).collect()
                 },
             )
@@ -85,24 +86,24 @@ impl Resamples {
         (0..columns.len()).into_par_iter().map(of_column).collect()
     }
 
-    /// The values of a few columns, prompt by prompt; 0 where there are fewer columns.
+    /// The values of a few columns, prompt by prompt; 0 if there are fewer columns.
     fn side_by_side(&self, columns: &[Vec<f64>]) -> Vec<[f64; COLUMNS]> {
         let mut rows = vec![[0.0; COLUMNS]; self.prompts];
-        for (place, column) in columns.iter().enumerate() {
-            rows.iter_mut().zip(column).for_each(|(row, value)| row[place] = *value);
+        for (number, column) in columns.iter().enumerate() {
+            rows.iter_mut().zip(column).for_each(|(row, value)| row[number] = *value);
         }
         rows
     }
 
-    /// Counts how often every prompt is drawn in the resamples of a block.
-    fn draw(&self, block: usize, weights: &mut [[f64; LANES]]) {
+    /// Counts how often every prompt occurs in the resamples of a block.
+    fn sample(&self, block: usize, weights: &mut [[f64; LANES]]) {
         weights.fill([0.0; LANES]);
         for lane in 0..LANES {
             let number = (block * LANES + lane) as u64;
             let mut random = SplitMix64(self.seed ^ SplitMix64(number).next());
             for _ in 0..self.prompts {
-                let place = random.below(self.prompts);
-                if let Some(lanes) = weights.get_mut(place) {
+                let prompt = random.below(self.prompts);
+                if let Some(lanes) = weights.get_mut(prompt) {
                     lanes[lane] += 1.0;
                 }
             }
@@ -111,8 +112,7 @@ impl Resamples {
 }
 
 impl Resampled {
-    /// Puts another stratum beside this one: both were drawn on their own, as the sets of prompts
-    /// are.
+    /// Adds another stratum: the prompts of each set are sampled on their own.
     pub fn add(&mut self, other: &Self) {
         self.sums.iter_mut().zip(&other.sums).for_each(|(sum, other)| *sum += other);
         self.counts.iter_mut().zip(&other.counts).for_each(|(count, other)| *count += other);
@@ -120,23 +120,23 @@ impl Resampled {
 
     /// The mean in every resample; a resample without a single value has none.
     pub fn means(&self) -> Vec<f64> {
-        let drawn = self.sums.iter().zip(&self.counts).filter(|(_, count)| **count > 0.0);
-        drawn.map(|(sum, count)| sum / count).collect()
+        let sampled = self.sums.iter().zip(&self.counts).filter(|(_, count)| **count > 0.0);
+        sampled.map(|(sum, count)| sum / count).collect()
     }
 }
 
-/// The 2.5 and 97.5 percentiles, linear between two values as numpy's default; 0 of nothing.
+/// The 2.5 and 97.5 percentiles, linear between two values as numpy's default; 0 if there are no values.
 pub fn interval(mut values: Vec<f64>) -> (f64, f64) {
     (percentile(&mut values, 0.025), percentile(&mut values, 0.975))
 }
 
-fn percentile(values: &mut [f64], share: f64) -> f64 {
+fn percentile(values: &mut [f64], level: f64) -> f64 {
     let Some(last) = values.len().checked_sub(1) else { return 0.0 };
-    let place = share * last as f64;
-    let (_, low, above) = values.select_nth_unstable_by(place as usize, f64::total_cmp);
+    let position = level * last as f64;
+    let (_, low, above) = values.select_nth_unstable_by(position as usize, f64::total_cmp);
     let low = *low;
     let next = above.iter().copied().min_by(f64::total_cmp).unwrap_or(low);
-    low + (next - low) * place.fract()
+    low + (next - low) * position.fract()
 }
 
 fn numbers(column: &[Option<f64>], number: impl Fn(f64) -> f64) -> Vec<f64> {
@@ -181,10 +181,10 @@ mod tests {
         (0..prompts).map(|_| Some(random.below(1000) as f64 / 100.0 - 4.0)).collect()
     }
 
-    /// Against theory: the mean of resampled means is the mean, their spread σ/√n, the interval
-    /// ±1.96 of that.
+    /// Against theory: the mean of resampled means is the mean, their std σ/√n, the interval ±1.96
+    /// of that.
     #[test]
-    fn resampled_means_have_the_spread_of_theory() {
+    fn resampled_means_have_the_std_of_theory() {
         let values = column(400);
         let numbers: Vec<f64> = values.iter().copied().flatten().collect();
         let mean = numbers.iter().sum::<f64>() / 400.0;
@@ -194,8 +194,8 @@ mod tests {
         assert_eq!(means.len(), 10_000);
         let middle = means.iter().sum::<f64>() / 10_000.0;
         assert!((middle - mean).abs() < 0.05 * error, "{middle} {mean}");
-        let spread = means.iter().map(|value| (value - middle).powi(2)).sum::<f64>() / 10_000.0;
-        assert!((spread.sqrt() / error - 1.0).abs() < 0.03, "{} {error}", spread.sqrt());
+        let variance = means.iter().map(|value| (value - middle).powi(2)).sum::<f64>() / 10_000.0;
+        assert!((variance.sqrt() / error - 1.0).abs() < 0.03, "{} {error}", variance.sqrt());
         let (low, high) = interval(means);
         assert!(((mean - low) / error - 1.96).abs() < 0.1, "{low}");
         assert!(((high - mean) / error - 1.96).abs() < 0.1, "{high}");
@@ -217,7 +217,7 @@ mod tests {
         let resampled = Resamples::new(6, 500, 0).of(&[constant.clone(), other, constant]);
         let means = resampled[0].means();
         assert!(means.iter().all(|&mean| mean == 2.0));
-        // Resamples of neither of the two prompts have no mean.
+        // A resample without either of the two prompts has no mean.
         assert!(means.len() < 500 && means.len() > 400, "{}", means.len());
         let mut both = resampled[0].clone();
         both.add(&resampled[2]);

@@ -7,9 +7,9 @@ pub fn holm(p_values: &[f64]) -> Vec<f64> {
     order.sort_by(|(_, a), (_, b)| a.total_cmp(b));
     let mut corrected = vec![1.0; p_values.len()];
     let mut largest = 0.0_f64;
-    for (rank, (place, p_value)) in order.into_iter().enumerate() {
+    for (rank, (number, p_value)) in order.into_iter().enumerate() {
         largest = largest.max((p_values.len() - rank) as f64 * p_value).min(1.0);
-        if let Some(corrected) = corrected.get_mut(place) {
+        if let Some(corrected) = corrected.get_mut(number) {
             *corrected = largest;
         }
     }

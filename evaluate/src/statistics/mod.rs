@@ -1,5 +1,5 @@
-//! The statistics beside every win rate. All of them are pure functions of counts or of one value a
-//! prompt, because a prompt is the unit of inference.
+//! The statistics beside every win rate: pure functions of counts or of one value a prompt, because
+//! a prompt is the unit of inference.
 
 mod bootstrap;
 mod holm;
@@ -8,10 +8,10 @@ mod sign_test;
 
 pub use bootstrap::{Resampled, Resamples, interval};
 pub use holm::holm;
-pub use proportion::{detectable, wilson};
+pub use proportion::{minimum_detectable_effect, wilson};
 pub use sign_test::sign_test;
 
-/// How many of all pairs (a picture of A, a picture of B) A wins, and how many are equal: the
+/// How many of all pairs (an image of A, an image of B) A wins, and how many are equal: the
 /// U-statistic of P(A > B), without the inflation that comparing maxima has.
 pub fn all_pairs(a: &[f32], b: &[f32]) -> (usize, usize) {
     let count = |wanted: fn(&f32, &f32) -> bool| {

@@ -9,7 +9,9 @@ use super::comparison::{ComparedPrompt, Comparison, compare};
 use super::frames::Frames;
 use super::{ALL_SETS, TablesConfig, TablesError};
 use crate::scores_index::ScoresIndex;
-use crate::statistics::{Resampled, Resamples, detectable, holm, interval, sign_test, wilson};
+use crate::statistics::{
+    Resampled, Resamples, holm, interval, minimum_detectable_effect, sign_test, wilson,
+};
 
 /// A later model against an earlier one.
 struct Pair {
@@ -27,7 +29,7 @@ struct Scope {
     prompts: Vec<usize>,
 }
 
-/// Holm's correction goes over the rows of one kind and statistic: those of one table.
+/// Holm's correction is over the rows of one kind and statistic: those of one table.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 enum ScopeKind {
     Set,
@@ -35,14 +37,14 @@ enum ScopeKind {
     Category,
 }
 
-/// A cell without a prompt: pair of models, metric, set.
+/// A cell without prompts.
 pub(super) struct EmptyCell {
     pub(super) models: [usize; 2],
     pub(super) metric: usize,
     pub(super) prompt_set: String,
 }
 
-/// All cells, and those of the sets that no prompt is in.
+/// All cells, and those of whole sets without a prompt.
 pub(super) fn win_rates(
     index: &ScoresIndex<'_>,
     frames: &Frames,
@@ -99,7 +101,7 @@ pub(super) fn win_rates(
     Ok((rows, empty))
 }
 
-/// The sets, all of them together where there are several, and the categories of each.
+/// The sets, all of them together if there are several, and the categories of each.
 fn scopes(index: &ScoresIndex<'_>) -> Vec<Scope> {
     let prompts = || index.prompts.iter().enumerate();
     let of_set = |(set, &name): (usize, &&str)| Scope {
@@ -146,8 +148,7 @@ struct Cell<'a> {
     row: Option<WinRateRow>,
 }
 
-/// The cells of a scope by statistic, pair and metric. Categories are broken down by the paper's
-/// statistic only.
+/// The cells of a scope by statistic, pair and metric. Categories have the paper's statistic only.
 fn cells<'a>(scope: &Scope, pairs: &'a [Pair], index: &ScoresIndex<'_>) -> Vec<Cell<'a>> {
     let mut inside = vec![false; index.prompts.len()];
     for &prompt in &scope.prompts {
@@ -261,7 +262,7 @@ fn row(
         mean_difference: counts.mean_difference,
         mean_difference_low: 0.0,
         mean_difference_high: 0.0,
-        minimum_detectable_effect: detectable(counts.prompts as u64),
+        minimum_detectable_effect: minimum_detectable_effect(counts.prompts as u64),
     }
 }
 
@@ -288,7 +289,7 @@ fn resample(scope: &Scope, cells: &[Cell<'_>], config: &TablesConfig) -> Vec<Opt
     filled.into_iter().map(|filled| if filled { resampled.next() } else { None }).collect()
 }
 
-/// A seed for each scope, whatever other scopes there are.
+/// A seed for each scope, independent of the other scopes.
 fn seed_of(seed: u64, prompt_set: &str, category: Option<&str>) -> u64 {
     let mut hasher = blake3::Hasher::new();
     hasher.update(&seed.to_le_bytes()).update(prompt_set.as_bytes());
@@ -297,7 +298,7 @@ fn seed_of(seed: u64, prompt_set: &str, category: Option<&str>) -> u64 {
     u64::from_le_bytes([a, b, c, d, e, f, g, h])
 }
 
-/// Puts the resamples of another set beside those so far.
+/// Adds the resamples of another set.
 fn merge(strata: &mut Vec<Option<Resampled>>, set: &[Option<Resampled>]) {
     if strata.len() < set.len() {
         strata.resize(set.len(), None);

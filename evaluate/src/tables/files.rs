@@ -17,10 +17,10 @@ pub const WIN_RATES_FILE: &str = "winrates.parquet";
 
 impl Tables {
     /// Writes `tables.md`, `tables.csv` (all cells), `tables.tex`, `winrates.parquet` and
-    /// `summary.json` into a folder, each durably. The metadata goes into the Parquet file.
+    /// `summary.json` into a folder, each durably. The Parquet file holds the metadata.
     ///
     /// # Errors
-    /// When a file cannot be written; those that stand are whole.
+    /// When a file cannot be written; those already written are complete.
     pub fn write(
         &self,
         folder: &Path,
@@ -45,13 +45,12 @@ impl Tables {
         Ok(files.to_vec())
     }
 
-    /// The main table for a terminal, a part for each set, and what was left out.
+    /// The main table for a terminal, a part for each set, and the notes.
     pub fn to_text(&self) -> String {
         let mut parts: Vec<String> = self.short_grids().iter().map(terminal).collect();
         if !parts.is_empty() {
             parts.push(
-                "a win rate has its 95 % interval beside it; * significant at 5 % (sign test, Holm)\n"
-                    .to_owned(),
+                "[95 % Wilson interval]  * significant at 5 % (sign test, Holm)\n".to_owned(),
             );
         }
         if !self.notes.is_empty() {
@@ -70,7 +69,7 @@ impl Tables {
         text.push('\n');
         text.extend(grids.iter().map(markdown));
         if !self.notes.is_empty() {
-            text.push_str("## What was left out\n\n");
+            text.push_str("## Notes\n\n");
             let notes = self.notes.iter().map(|note| format!("- {}\n", escape_markdown(note)));
             text.extend(notes);
         }
@@ -91,7 +90,7 @@ impl Tables {
         text
     }
 
-    /// All cells, in the columns of the Parquet file; nothing stands for null.
+    /// All cells, in the columns of the Parquet file; null is empty.
     fn csv(&self) -> Result<Vec<u8>, csv::Error> {
         let mut writer = csv::Writer::from_writer(Vec::new());
         writer.write_record(WinRateRow::columns().iter().map(|column| column.name.as_str()))?;
@@ -113,7 +112,7 @@ impl Tables {
         writer.into_inner().map_err(|error| csv::Error::from(error.into_error()))
     }
 
-    /// What a program wants to know without Parquet: the main cells and the means.
+    /// The main cells and the means, for programs that do not read Parquet.
     fn summary(&self) -> Value {
         let main = self
             .win_rates

@@ -1,10 +1,10 @@
-//! A table as cells, before it takes a form, and how numbers and names are written in it.
+//! A table as cells, before it is Markdown, LaTeX or text, and how it writes numbers and names.
 
 use schemas::winrates::WinRateRow;
 
 use super::SIGNIFICANCE;
 
-/// A table, ready to be written in any form.
+/// A table, ready for any form.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(super) struct Grid {
     /// A short name for references.
@@ -25,7 +25,7 @@ pub(super) struct GridRow {
     pub(super) cells: Vec<GridCell>,
 }
 
-/// A number with what stands beside it in small type.
+/// A number, with more in small type beside it.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(super) struct GridCell {
     pub(super) text: String,
@@ -38,7 +38,7 @@ impl GridCell {
         Self { text: text.into(), ..Self::default() }
     }
 
-    /// A dash where there is nothing.
+    /// A dash for a missing value.
     pub(super) fn none() -> Self {
         Self::plain("–")
     }
@@ -77,7 +77,7 @@ fn percent(rate: f64) -> String {
     format!("{:.1}", 100.0 * rate)
 }
 
-/// Four places, which the scores of all metrics need.
+/// Four decimals, which the scores of all metrics need.
 pub(super) fn number(value: f64) -> String {
     format!("{value:.4}")
 }

@@ -1,5 +1,5 @@
-//! From scores to the tables of the paper: win rates of every pair of models with all that is needed
-//! to judge them, and mean scores.
+//! From scores to the tables of the paper: win rates of every pair of models with intervals and
+//! tests, and mean scores.
 //!
 //! | what | module |
 //! |---|---|
@@ -37,18 +37,18 @@ pub use means::MeanRow;
 use crate::scores_index::{IndexError, ScoresIndex, Selection};
 use frames::Frames;
 
-/// The name under which all sets stand together.
+/// The name of all sets together.
 pub const ALL_SETS: &str = "all";
-/// A claim is called significant when its corrected p-value is below this.
+/// A difference is significant if its corrected p-value is below this.
 pub const SIGNIFICANCE: f64 = 0.05;
 
-/// What the tables are to show.
+/// What the tables show.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TablesConfig {
-    /// The models and their order, the first being the one that the others are compared with; in
-    /// order of appearance without it.
+    /// The models and their order: a later model is compared with an earlier one. By default all, in
+    /// order of appearance.
     pub models: Option<Vec<String>>,
-    /// The metrics and their order; in order of appearance without it.
+    /// The metrics and their order. By default all, in order of appearance.
     pub metrics: Option<Vec<String>>,
     /// The models of the column groups of the tables of ablations (the paper's Tables 3 and 4).
     pub baselines: Vec<String>,
@@ -68,8 +68,8 @@ impl TablesConfig {
     /// Whether tables of these models and sets can be made, before there are scores of them.
     ///
     /// # Errors
-    /// A baseline that is no model or stands twice, a set with the name of all together, a bootstrap
-    /// of nothing.
+    /// When a baseline is not a model or is named twice, a set has the name of all sets together, or
+    /// the bootstrap has no resamples.
     pub fn check(&self, models: &[String], sets: &[String]) -> Result<(), TablesError> {
         if self.bootstrap == 0 {
             return Err(TablesError::NoResamples);
@@ -96,7 +96,7 @@ pub enum TablesError {
     /// The scores cannot be indexed.
     #[error(transparent)]
     Index(#[from] IndexError),
-    /// A set that bears the name of all sets together.
+    /// A set has the name of all sets together.
     #[error(
         "a set of prompts is called {ALL_SETS:?}, which stands for all sets together; hint: rename \
          its file and score it again"
@@ -105,21 +105,21 @@ pub enum TablesError {
     /// A bootstrap without a resample.
     #[error("the bootstrap needs at least one resample; hint: 10000 is usual")]
     NoResamples,
-    /// Polars refused.
-    #[error("counting scores: {0}")]
+    /// Polars fails.
+    #[error("joining scores: {0}")]
     Polars(#[from] PolarsError),
-    /// A Parquet file could not be read or written.
+    /// A Parquet file cannot be read or written.
     #[error(transparent)]
     Parquet(#[from] EvaluationError),
-    /// A file could not be written.
+    /// A file cannot be written.
     #[error(transparent)]
     File(#[from] FileError),
-    /// The CSV could not be made.
+    /// The CSV cannot be made.
     #[error("cannot write {}: {cause}", path.display())]
     Csv {
         /// The file.
         path: PathBuf,
-        /// What the library said.
+        /// Why not.
         #[source]
         cause: csv::Error,
     },
@@ -139,19 +139,19 @@ pub struct Tables {
     pub metrics: Vec<String>,
     /// The sets of prompts.
     pub sets: Vec<String>,
-    /// What was left out and why, a sentence each.
+    /// What was excluded and why, a sentence each.
     pub notes: Vec<String>,
     /// How the tables were made.
     pub config: TablesConfig,
 }
 
 impl Tables {
-    /// Counts, tests and averages. The result depends on the rows and the configuration, not on the
-    /// order of the rows but for the order of the names.
+    /// Counts, tests and averages. The order of the rows decides the order of the names and nothing
+    /// else.
     ///
     /// # Errors
-    /// When there is no score, an image has two scores by one metric, a name of the configuration
-    /// is unknown or stands twice, or a score is not finite.
+    /// When there are no scores, an image has two scores by one metric, a score is not finite, or a
+    /// name of the configuration is unknown or named twice.
     pub fn compute(scores: &[ScoreRow], config: &TablesConfig) -> Result<Self, TablesError> {
         let selection =
             Selection { models: config.models.as_deref(), metrics: config.metrics.as_deref() };
@@ -165,7 +165,7 @@ impl Tables {
         Ok(Self { win_rates, means, models, metrics, sets, notes, config: config.clone() })
     }
 
-    /// The names under which cells stand: the sets, and [`ALL_SETS`] where there are several.
+    /// The sets of the cells: each set, and [`ALL_SETS`] if there are several.
     fn scopes(&self) -> Vec<&str> {
         let all = (self.sets.len() > 1).then_some(ALL_SETS);
         self.sets.iter().map(String::as_str).chain(all).collect()

@@ -33,7 +33,7 @@ fn missing_prompts(index: &ScoresIndex<'_>) -> Vec<String> {
             let count = 1 + missing.count();
             notes.push(format!(
                 "{name}: {model} was not scored on {count} of {all} prompts (the first is {:?}); \
-                 they are excluded wherever it is compared.",
+                 its comparisons exclude them.",
                 first.id
             ));
         }
@@ -54,7 +54,7 @@ fn changed_prompts(index: &ScoresIndex<'_>) -> Vec<String> {
         let first = ids.iter().next()?;
         let count = ids.len();
         Some(format!(
-            "{name}: {} for different prompts, the first being {first:?}; models are compared on \
+            "{name}: {} for different prompts (the first is {first:?}); models are compared on \
              equal texts only.",
             if count == 1 { "one id stands".to_owned() } else { format!("{count} ids stand") }
         ))
@@ -94,7 +94,7 @@ fn seeds(index: &ScoresIndex<'_>) -> Vec<String> {
             let count = 1 + fewer.count();
             notes.push(format!(
                 "{set}: {model} has fewer than {} images of {count} of {} prompts (the first is \
-                 {:?}); these are compared on the images that there are.",
+                 {:?}); they are compared on the images that exist.",
                 seeds.len(),
                 prompts.len(),
                 first.0
@@ -136,7 +136,7 @@ fn missing_scores(used: &[&ScoreRow]) -> Vec<String> {
     counts.into_iter().filter_map(note).collect()
 }
 
-/// Cells that no prompt is in.
+/// Cells without a prompt.
 fn empty_cells(index: &ScoresIndex<'_>, empty: &[EmptyCell]) -> Vec<String> {
     let mut metrics = BTreeMap::<(&str, [usize; 2]), Vec<&str>>::new();
     for cell in empty {

@@ -1,4 +1,4 @@
-//! Grids as Markdown, LaTeX and text for a terminal. Names come from users: each form escapes them.
+//! Grids as Markdown, LaTeX and text for a terminal. Users choose the names, so each form escapes them.
 
 use std::fmt::Write as _;
 
@@ -6,7 +6,7 @@ use comfy_table::{CellAlignment, Table, presets};
 
 use super::grid::{Grid, GridCell};
 
-/// Tables of more rows than fit on a page are broken over pages in LaTeX.
+/// LaTeX breaks tables of more rows over pages.
 const ROWS_OF_A_PAGE: usize = 40;
 
 /// A heading, a caption and the table.
@@ -21,7 +21,7 @@ pub(super) fn markdown(grid: &Grid) -> String {
         }));
     }
     let stubs = grid.stubs.len();
-    let rule = (0..header.len()).map(|place| if place < stubs { "---" } else { "---:" });
+    let rule = (0..header.len()).map(|column| if column < stubs { "---" } else { "---:" });
     let line = |cells: &[String]| format!("| {} |\n", cells.join(" | "));
     text.push_str(&line(&header));
     text.push_str(&format!("|{}|\n", rule.collect::<Vec<_>>().join("|")));
@@ -43,7 +43,7 @@ pub(super) fn markdown(grid: &Grid) -> String {
     text
 }
 
-/// A `table*` or, where it is long, a `longtable`; both with rules of booktabs.
+/// A `table*`, or a `longtable` if it is long; both with rules of booktabs.
 pub(super) fn latex(grid: &Grid) -> String {
     let columns: usize = grid.groups.iter().map(|(_, columns)| columns.len()).sum();
     let width = grid.stubs.len() + columns;
@@ -138,7 +138,7 @@ fn visible(text: &str) -> String {
     runkit::logging::escape_for_terminal(text).into_owned()
 }
 
-/// Text that means itself in Markdown, also inside a table.
+/// Escapes Markdown, also inside a table.
 pub(super) fn escape_markdown(text: &str) -> String {
     let mut escaped = String::with_capacity(text.len());
     for character in text.chars() {
@@ -157,7 +157,7 @@ pub(super) fn escape_markdown(text: &str) -> String {
     escaped
 }
 
-/// Text that means itself in LaTeX.
+/// Escapes LaTeX.
 pub(super) fn escape_latex(text: &str) -> String {
     let mut escaped = String::with_capacity(text.len());
     for character in text.chars() {
@@ -205,7 +205,7 @@ mod tests {
     }
 
     #[test]
-    fn names_mean_themselves_in_markdown() {
+    fn names_are_escaped_in_markdown() {
         assert_eq!(
             markdown(&grid(1)),
             "## Win \\*rates\\*\n\n50 % &amp; more\n\n| Model | set\\|1 clip\\_l |\n|---|---:|\n\
@@ -215,7 +215,7 @@ mod tests {
     }
 
     #[test]
-    fn names_mean_themselves_in_latex() {
+    fn names_are_escaped_in_latex() {
         let text = latex(&grid(1));
         for part in [
             "\\caption{50 \\% \\& more}\n\\label{tab:win-rates-x}",

@@ -98,8 +98,8 @@ struct Line {
     numbers: String,
 }
 
-/// Draws the groups from the top.
-pub(super) fn draw(
+/// Renders the groups from top to bottom.
+pub(super) fn render(
     renderer: &Renderer,
     heading: Heading<'_>,
     metrics: &[&str],

@@ -78,8 +78,8 @@ struct CellBox {
     text: String,
 }
 
-/// Draws the matrices in rows of as many as fit. `axes` names what columns and rows are.
-pub(super) fn draw(
+/// Renders the matrices, as many beside each other as fit; `axes` names what columns and rows are.
+pub(super) fn render(
     renderer: &Renderer,
     heading: Heading<'_>,
     axes: [&str; 2],
@@ -96,7 +96,7 @@ pub(super) fn draw(
     let panel = |(number, matrix): (usize, &Matrix)| {
         let x = 14.0 + (number % across) as f32 * (width + GAP);
         let y = top + (number / across) as f32 * (height + GAP);
-        draw_panel(matrix, [x, y], width, scale)
+        panel_of(matrix, [x, y], width, scale)
     };
     let lines = matrices.len().div_ceil(across) as f32;
     let heatmap = Heatmap {
@@ -111,7 +111,7 @@ pub(super) fn draw(
     renderer.fill("heatmap.svg", &heatmap)
 }
 
-fn draw_panel(matrix: &Matrix, [x, y]: [f32; 2], width: f32, scale: Scale) -> Panel {
+fn panel_of(matrix: &Matrix, [x, y]: [f32; 2], width: f32, scale: Scale) -> Panel {
     let small = Ruler::new(Weight::Regular, 10.0);
     let (left, top) = (x + ROW_NAMES, y + ABOVE_CELLS);
     let name = |name: &str, width| small.fit(&clean(name), width);

@@ -3,7 +3,7 @@
 //!
 //! A colour has one meaning on the whole page: a model has its own (Okabe and Ito's), better is
 //! green, worse is purple (ColorBrewer's PRGn); colour-blind people tell them apart. Metrics have
-//! shapes. Classes in the drawings let a page recolour them for dark screens.
+//! shapes. Classes in the SVG let a page recolour them for dark screens.
 
 mod agreement;
 mod forest;
@@ -41,7 +41,7 @@ const MOST_DETAILED_PAIRS: usize = 6;
 /// A figure cannot be made.
 #[derive(Debug, thiserror::Error)]
 pub enum FigureError {
-    /// It cannot be drawn.
+    /// It cannot be rendered.
     #[error(transparent)]
     Render(#[from] RenderError),
     /// The labels cannot be read.
@@ -60,14 +60,14 @@ pub struct Figure {
     pub title: String,
     /// How to read it.
     pub caption: String,
-    /// The drawing, with title and caption.
+    /// The SVG, with title and caption.
     #[serde(skip)]
     pub svg: String,
-    /// The drawing as a part of a page, which sets title and caption as text.
+    /// The SVG as a part of a page, which sets title and caption as text.
     pub body: String,
 }
 
-/// A drawing without title and caption, XML namespace and fixed size.
+/// An SVG without title and caption, XML namespace and fixed size.
 fn body(svg: &str, caption: &str) -> Option<String> {
     let head = px(top(&subtitle(caption)) - 14.0);
     let (open, rest) = svg.split_once('>')?;
@@ -98,33 +98,33 @@ pub struct Figures {
 }
 
 impl Figures {
-    /// Draws everything that the tables hold.
+    /// Renders all figures of the tables.
     ///
     /// # Errors
-    /// When a drawing fails, or the labels are given and cannot be read.
-    pub fn draw(
+    /// When a figure cannot be rendered, or the labels are given and cannot be read.
+    pub fn render(
         renderer: &Renderer,
         index: &ScoresIndex<'_>,
         win_rates: &[WinRateRow],
         labels: Option<&Path>,
     ) -> Result<Self, FigureError> {
-        let drawing = Drawing { renderer, index, win_rates };
+        let plots = Plots { renderer, index, win_rates };
         let sets = sets(win_rates);
         let agreement = match labels {
-            Some(path) => Some(drawing.agreement(path)?),
+            Some(path) => Some(plots.agreement(path)?),
             None => None,
         };
         let mut figures = Self {
-            scores: drawing.scores()?,
-            cross_selection: drawing.cross_selection(sets.first().copied())?,
+            scores: plots.scores()?,
+            cross_selection: plots.cross_selection(sets.first().copied())?,
             agreement,
             ..Self::default()
         };
         for set in &sets {
-            figures.win_rates.extend(drawing.win_rates(set)?);
+            figures.win_rates.extend(plots.win_rates(set)?);
         }
         for set in sets.iter().filter(|set| sets.len() == 1 || **set != ALL_SETS) {
-            figures.categories.append(&mut drawing.categories(set)?);
+            figures.categories.append(&mut plots.categories(set)?);
         }
         Ok(figures)
     }
@@ -136,7 +136,7 @@ impl Figures {
     }
 }
 
-/// Reads the labels that [`Figures::draw`] will read.
+/// Reads the labels that [`Figures::render`] will read.
 ///
 /// # Errors
 /// When the file is missing, damaged, or not a labels file.
@@ -169,13 +169,13 @@ pub fn pairs(win_rates: &[WinRateRow]) -> Vec<[&str; 2]> {
 }
 
 /// What the figures show.
-struct Drawing<'a> {
+struct Plots<'a> {
     renderer: &'a Renderer,
     index: &'a ScoresIndex<'a>,
     win_rates: &'a [WinRateRow],
 }
 
-impl<'a> Drawing<'a> {
+impl<'a> Plots<'a> {
     /// The pairs that figures show, sorted by the second model: all pairs or, if there are many,
     /// those with one of the first models.
     fn pairs(&self) -> Vec<[&'a str; 2]> {
@@ -248,7 +248,7 @@ impl<'a> Drawing<'a> {
             self.hidden_pairs()
         );
         let heading = Heading { title: &title, caption: &caption };
-        let svg = forest::draw(self.renderer, heading, &self.index.metrics, &groups)?;
+        let svg = forest::render(self.renderer, heading, &self.index.metrics, &groups)?;
         let name = format!("winrates-{}", file_name(set));
         Ok(Some(figure(name, Some(set), heading, svg)))
     }
@@ -296,7 +296,7 @@ impl<'a> Drawing<'a> {
                  first; those with fewer than {LEAST_PROMPTS} prompts are grey and last. {MARKERS}"
             );
             let heading = Heading { title: &title, caption: &caption };
-            let svg = forest::draw(self.renderer, heading, &self.index.metrics, &groups)?;
+            let svg = forest::render(self.renderer, heading, &self.index.metrics, &groups)?;
             let name = format!("categories-{}-{}-{}", file_name(set), file_name(a), file_name(b));
             figures.push(figure(name, Some(set), heading, svg));
         }
@@ -346,7 +346,7 @@ impl<'a> Drawing<'a> {
                 .to_owned();
         let axes = ["scored by", "selected by"];
         let heading = Heading { title: &title, caption: &caption };
-        let svg = heatmap::draw(self.renderer, heading, axes, &matrices, Scale::Outcome)?;
+        let svg = heatmap::render(self.renderer, heading, axes, &matrices, Scale::Outcome)?;
         let name = "cross-selection".to_owned();
         Ok(Some(figure(name, None, heading, svg)))
     }
@@ -358,7 +358,7 @@ impl<'a> Drawing<'a> {
                        of the scores; the tick, and the number on the right, is the median."
             .to_owned();
         let heading = Heading { title: &title, caption: &caption };
-        let svg = ridges::draw(self.renderer, heading, self.index)?;
+        let svg = ridges::render(self.renderer, heading, self.index)?;
         let name = "scores".to_owned();
         Ok(svg.map(|svg| figure(name, None, heading, svg)))
     }
@@ -370,7 +370,7 @@ impl<'a> Drawing<'a> {
         let caption = agreement.caption();
         let matrix = agreement.matrix();
         let heading = Heading { title: &title, caption: &caption };
-        let svg = heatmap::draw(self.renderer, heading, ["", ""], &[matrix], Scale::Fraction)?;
+        let svg = heatmap::render(self.renderer, heading, ["", ""], &[matrix], Scale::Fraction)?;
         let name = "label-agreement".to_owned();
         Ok(figure(name, None, heading, svg))
     }
@@ -460,7 +460,7 @@ fn subtitle(text: &str) -> Vec<String> {
     Ruler::new(Weight::Regular, 12.0).wrap(&clean(text), 0.87 * WIDTH, 4)
 }
 
-/// Where a drawing starts below its title and subtitle.
+/// Where the plot starts below its title and subtitle.
 fn top(subtitle: &[String]) -> f32 {
     24.0 + 17.0 * subtitle.len() as f32 + 16.0
 }
@@ -475,7 +475,7 @@ pub fn class(model: usize) -> String {
     format!("c{}", model % MODEL_COLOURS.len())
 }
 
-/// A position as a drawing needs it: tenths of a pixel.
+/// A position in tenths of a pixel.
 fn px(position: f32) -> f64 {
     (f64::from(position) * 10.0).round() / 10.0
 }
@@ -523,9 +523,10 @@ mod tests {
     }
 
     #[test]
-    fn a_page_gets_the_drawing_without_its_title() {
+    fn a_page_gets_the_plot_without_its_title() {
         let heading = Heading { title: "Title <1>", caption: "How to read it." };
-        let svg = heatmap::draw(&Renderer::new().unwrap(), heading, ["", ""], &[], Scale::Fraction);
+        let svg =
+            heatmap::render(&Renderer::new().unwrap(), heading, ["", ""], &[], Scale::Fraction);
         let figure = figure("name".to_owned(), None, heading, svg.unwrap());
         assert!(figure.svg.contains(">Title &lt;1&gt;<") && figure.svg.contains("to read it"));
         let start = "<svg viewBox=\"0 43 900 ";

@@ -60,8 +60,8 @@ struct Row {
     median: String,
 }
 
-/// Draws every metric that has scores; `None` if no metric has.
-pub(super) fn draw(
+/// Renders every metric that has scores; `None` if no metric has.
+pub(super) fn render(
     renderer: &Renderer,
     heading: Heading<'_>,
     index: &ScoresIndex<'_>,

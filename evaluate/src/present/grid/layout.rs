@@ -32,7 +32,7 @@ pub(super) struct Block {
 
 struct Row {
     head: String,
-    /// For each column the image and its caption; nothing where there is none.
+    /// For each column the image and its caption, if there is one.
     images: Vec<Option<Shown>>,
 }
 
@@ -211,16 +211,16 @@ impl Sheet {
     }
 
     /// The sheet as pixels: words and frames, and the images laid over.
-    pub(super) fn draw(&self, renderer: &Renderer) -> Result<Bitmap, RenderError> {
-        let mut drawn = renderer.pixels(&renderer.fill("sheet.svg", self)?, 1.0)?;
+    pub(super) fn render(&self, renderer: &Renderer) -> Result<Bitmap, RenderError> {
+        let mut sheet = renderer.pixels(&renderer.fill("sheet.svg", self)?, 1.0)?;
         for pasted in &self.pasted {
-            drawn.paste(&pasted.image, pasted.x, pasted.y);
+            sheet.paste(&pasted.image, pasted.x, pasted.y);
         }
-        Ok(drawn)
+        Ok(sheet)
     }
 }
 
-/// The scores of a caption in lines of equally many, where they do not fit on one.
+/// The scores of a caption, in lines of equally many if they do not fit on one.
 fn even_lines(ruler: &Ruler, caption: &str, width: f32, lines: usize) -> Vec<String> {
     let wrapped = ruler.wrap(caption, width, lines);
     let scores: Vec<&str> = caption.split(' ').collect();

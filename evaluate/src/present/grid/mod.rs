@@ -17,15 +17,15 @@ use crate::scores_index::{Choice, IndexError, IndexedPrompt, ScoresIndex, Select
 const SMALL_SIDE: u32 = 128;
 /// Large images are shrunk to this side.
 const LARGE_SIDE: u32 = 256;
-/// Prompts of a sheet, unless said otherwise.
+/// Prompts of a sheet by default.
 const PROMPTS: usize = 8;
 
-/// What stands beside each other.
+/// Rows and columns of a sheet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum Layout {
-    /// A row for each prompt, a column for each model, of each the chosen image.
+    /// A row for each prompt, a column for each model.
     Models,
-    /// A row for each model, a column for each seed, for one prompt or more.
+    /// For each prompt a row for each model and a column for each seed.
     Seeds,
 }
 
@@ -63,7 +63,7 @@ impl fmt::Display for Order {
 /// What a sheet shows.
 #[derive(Debug, Clone)]
 pub struct GridConfig {
-    /// What stands beside each other.
+    /// Rows and columns.
     pub layout: Layout,
     /// Ids of prompts or parts of their text; empty for all.
     pub prompts: Vec<String>,
@@ -71,11 +71,11 @@ pub struct GridConfig {
     pub models: Vec<String>,
     /// `all` for the best mean rank over all metrics, `first` for the smallest seed, or a metric.
     pub choose: String,
-    /// At most so many prompts; 8, or 1 where seeds stand beside each other.
+    /// At most so many prompts; by default 8, or 1 with columns of seeds.
     pub count: Option<usize>,
     /// The order of the prompts.
     pub sort: Order,
-    /// The side of an image in pixels; chosen by the size of the images where it is not given.
+    /// The side of an image in pixels; by default it follows the size of the images.
     pub side: Option<u32>,
 }
 
@@ -88,18 +88,18 @@ pub enum GridError {
     /// No prompt has this id, or holds this text.
     #[error("no prompt {0:?} among the scores; hint: give its id or a part of its text")]
     NoPrompt(String),
-    /// It cannot be drawn.
+    /// It cannot be rendered.
     #[error(transparent)]
     Render(#[from] RenderError),
 }
 
-/// Draws a sheet. `folder` is that of the scores, which images are relative to. An image that is
-/// not there or cannot be read is an empty frame that says so.
+/// Renders a sheet. `folder` is that of the scores, which images are relative to. An image that is
+/// missing or cannot be read is an empty frame that says so.
 ///
 /// # Errors
 /// When a model, metric or prompt is asked for that is not among the scores, or the sheet is too
-/// large to be drawn.
-pub fn draw(rows: &[ScoreRow], folder: &Path, config: &GridConfig) -> Result<Bitmap, GridError> {
+/// large to be rendered.
+pub fn render(rows: &[ScoreRow], folder: &Path, config: &GridConfig) -> Result<Bitmap, GridError> {
     let models = (!config.models.is_empty()).then_some(&config.models[..]);
     let index = ScoresIndex::new(rows, Selection { models, metrics: None })?;
     let choice = match &*config.choose {
@@ -118,7 +118,7 @@ pub fn draw(rows: &[ScoreRow], folder: &Path, config: &GridConfig) -> Result<Bit
     };
     let images = Thumbnails { folder: folder.to_owned() };
     let sheet = layout::Sheet::new(cells, &images, config.side);
-    Ok(sheet.draw(&Renderer::new()?)?)
+    Ok(sheet.render(&Renderer::new()?)?)
 }
 
 /// The prompts of the sheet in their order.
@@ -166,7 +166,7 @@ struct Thumbnails {
 }
 
 impl Thumbnails {
-    /// The image, or what the frame says in its place.
+    /// The image, or the words of the frame in its place.
     fn read(&self, image: &str) -> Result<Bitmap, &'static str> {
         let path = self.folder.join(image);
         Bitmap::read(&path).map_err(|error| {

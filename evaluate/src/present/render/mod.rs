@@ -1,7 +1,7 @@
-//! Drawings and pages: templates filled in, SVG turned into pixels, text that is measured.
+//! Fills in templates, turns SVG into pixels and measures text.
 //!
-//! All text is DejaVu Sans Condensed, which is part of the program: a drawing looks the same on every
-//! machine. Templates escape what they are given; [`text::clean`] takes out what XML cannot hold.
+//! All text is DejaVu Sans Condensed, which is part of the program: a figure looks the same on every
+//! machine. Templates escape their values; [`text::clean`] removes what XML cannot hold.
 
 pub mod text;
 
@@ -18,7 +18,7 @@ use crate::present::bitmap::Bitmap;
 
 /// The templates by name. The ending decides how values are escaped.
 const TEMPLATES: [(&str, &str); 6] = [
-    ("drawing.svg", include_str!("drawing.svg")),
+    ("figure.svg", include_str!("figure.svg")),
     ("forest.svg", include_str!("../figures/forest.svg")),
     ("ridges.svg", include_str!("../figures/ridges.svg")),
     ("heatmap.svg", include_str!("../figures/heatmap.svg")),
@@ -26,21 +26,21 @@ const TEMPLATES: [(&str, &str); 6] = [
     ("report.html", include_str!("../report/report.html")),
 ];
 
-/// Far above every drawing that anybody reads, in pixels a side.
+/// Far above every figure that anybody reads, in pixels a side.
 const LARGEST_SIDE: u32 = 20_000;
 
-/// A drawing or page could not be made.
+/// A figure or page cannot be made.
 #[derive(Debug, thiserror::Error)]
 pub enum RenderError {
-    /// A template could not be filled in.
+    /// A template cannot be filled in.
     #[error("a template cannot be filled in: {0:#}")]
     Template(#[from] minijinja::Error),
-    /// The drawing is not valid SVG.
-    #[error("a drawing is not valid: {0}")]
+    /// The SVG is not valid.
+    #[error("a figure is not valid SVG: {0}")]
     Svg(#[from] usvg::Error),
-    /// The drawing is too large to be turned into pixels.
+    /// The SVG is too large to be turned into pixels.
     #[error(
-        "a drawing of {width}x{height} pixels is too large: expected at most {LARGEST_SIDE} a side; hint: choose fewer models or prompts"
+        "an image of {width}x{height} pixels is too large: expected at most {LARGEST_SIDE} a side; hint: choose fewer models or prompts"
     )]
     TooLarge {
         /// Its width.
@@ -50,7 +50,7 @@ pub enum RenderError {
     },
 }
 
-/// Fills in templates and draws them.
+/// Fills in templates and renders SVG.
 #[derive(Debug)]
 pub struct Renderer {
     templates: Environment<'static>,
@@ -93,7 +93,7 @@ impl Renderer {
         Ok(self.templates.get_template(template)?.render(values)?)
     }
 
-    /// The drawing on white, enlarged by `scale`.
+    /// The SVG on white, enlarged by `scale`.
     ///
     /// # Errors
     /// When it is not valid SVG, or larger than 20,000 pixels a side.
@@ -126,7 +126,7 @@ mod tests {
     }
 
     #[test]
-    fn templates_parse_and_text_is_drawn_without_fonts_of_the_system() {
+    fn templates_parse_and_text_is_rendered_without_fonts_of_the_system() {
         let renderer = Renderer::new().unwrap();
         let svg = |words: &str| {
             format!(
@@ -136,9 +136,9 @@ mod tests {
             )
         };
         let dark = |words: &str| {
-            let drawn = renderer.pixels(&svg(words), 2.0).unwrap();
-            assert_eq!((drawn.width, drawn.height), (120, 40));
-            drawn.pixels.iter().filter(|&&level| level < 128).count()
+            let pixels = renderer.pixels(&svg(words), 2.0).unwrap();
+            assert_eq!((pixels.width, pixels.height), (120, 40));
+            pixels.pixels.iter().filter(|&&level| level < 128).count()
         };
         assert_eq!(dark(""), 0);
         assert!(dark("wins") > 100, "{}", dark("wins"));
@@ -149,12 +149,12 @@ mod tests {
     fn values_are_escaped_in_every_template() {
         let renderer = Renderer::new().unwrap();
         let values = Values { width: 10, height: 10, title: "<script>\"'&", subtitle: vec![] };
-        let drawn = renderer.fill("drawing.svg", &values).unwrap();
-        assert!(drawn.contains("&lt;script&gt;&quot;&#x27;&amp;"), "{drawn}");
+        let filled = renderer.fill("figure.svg", &values).unwrap();
+        assert!(filled.contains("&lt;script&gt;&quot;&#x27;&amp;"), "{filled}");
     }
 
     #[test]
-    fn a_drawing_that_is_too_large_is_refused() {
+    fn an_svg_that_is_too_large_is_rejected() {
         let svg = "<svg xmlns='http://www.w3.org/2000/svg' width='9000' height='20'/>";
         let error = Renderer::new().unwrap().pixels(svg, 3.0).unwrap_err().to_string();
         assert!(error.contains("27000x60") && error.contains("hint"), "{error}");

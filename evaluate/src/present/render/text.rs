@@ -1,15 +1,15 @@
-//! Text in drawings: what a font can show, how wide it is, where it breaks.
+//! Text in figures: what a font can show, how wide it is, where it breaks.
 //!
 //! DejaVu 2.37 is under the licence of Bitstream Vera, which lets programs embed it.
 
 use skrifa::instance::{LocationRef, Size};
 use skrifa::{FontRef, MetadataProvider as _};
 
-/// The name by which drawings ask for the font: the condensed letters are the only ones of the family.
+/// The name of the font in SVG: the condensed letters are the only ones of the family.
 pub const FAMILY: &str = "DejaVu Sans";
-/// The end of a text that was cut.
+/// The end of a text that was truncated.
 const ELLIPSIS: char = '…';
-/// The width of a character where the font says nothing, in ems.
+/// The width of a character that the font does not know, in ems.
 const UNKNOWN_WIDTH: f32 = 0.6;
 
 /// How heavy the letters are.
@@ -57,7 +57,7 @@ impl Ruler {
         text.chars().map(advance).sum()
     }
 
-    /// `text`, cut and ended with `…` where it is wider than `width` pixels.
+    /// `text`, truncated and ended with `…` if it is wider than `width` pixels.
     pub fn fit(&self, text: &str, width: f32) -> String {
         if self.width(text) <= width {
             return text.to_owned();
@@ -82,7 +82,7 @@ impl Ruler {
     }
 
     /// `text` in lines of at most `width` pixels, broken at spaces that allow it, a word that is longer than a
-    /// line within; at most `lines` of them, the last ended with `…` where not all is said.
+    /// line within; at most `lines` of them, the last ended with `…` if there is more text.
     pub fn wrap(&self, text: &str, width: f32, lines: usize) -> Vec<String> {
         let mut wrapped: Vec<String> = Vec::new();
         let mut line = String::new();
@@ -101,7 +101,7 @@ impl Ruler {
                 words.push(word);
             }
             if wrapped.len() + 1 == lines {
-                // More is to be said: the last line shows it.
+                // There is more text: the last line ends with dots.
                 line = self.fit_open(&format!("{line} {}", words.pop().unwrap_or("")), width);
                 words.clear();
             }
@@ -125,8 +125,8 @@ impl Ruler {
     }
 }
 
-/// Text of unknown origin as a drawing can hold it: line ends become spaces, what has no width is
-/// left out, and control characters and what turns the direction of the text become `�`.
+/// Text of unknown origin as a figure can hold it: line ends become spaces, characters without width
+/// are dropped, and control characters and those that turn the direction of the text become `�`.
 pub fn clean(text: &str) -> String {
     let shown = text.chars().filter_map(|character| match character {
         '\n' | '\r' | '\t' | '\u{2028}' | '\u{2029}' => Some(' '),
@@ -159,10 +159,10 @@ mod tests {
     fn what_does_not_fit_ends_with_dots() {
         let ruler = Ruler::new(Weight::Regular, 10.0);
         assert_eq!(ruler.fit("a fox", 100.0), "a fox");
-        let cut = ruler.fit("a fox in the snow", 50.0);
+        let fitted = ruler.fit("a fox in the snow", 50.0);
         assert!(
-            cut.starts_with("a fo") && cut.ends_with('…') && ruler.width(&cut) <= 50.0,
-            "{cut}"
+            fitted.starts_with("a fo") && fitted.ends_with('…') && ruler.width(&fitted) <= 50.0,
+            "{fitted}"
         );
         assert_eq!(ruler.fit("a fox", 0.0), "…");
     }
@@ -178,7 +178,7 @@ mod tests {
         assert!(lines.iter().all(|line| ruler.width(line) <= 60.0), "{lines:?}");
         assert!(lines[0] == "a fox" && lines[1].starts_with("xxx"), "{lines:?}");
         assert!(lines[4].ends_with('…'), "{lines:?}");
-        // Nothing is lost where there is room.
+        // Nothing is lost if there is room.
         let all: String = ruler.wrap(&text, 60.0, 99).concat();
         let letters = |text: &str| text.chars().filter(|letter| *letter != ' ').collect::<String>();
         assert_eq!(letters(&all), letters(&text));

@@ -73,7 +73,7 @@ pub struct DroppedPrompt {
 /// A report cannot be written.
 #[derive(Debug, thiserror::Error)]
 pub enum ReportError {
-    /// A figure cannot be drawn.
+    /// A figure cannot be rendered.
     #[error(transparent)]
     Figure(#[from] FigureError),
     /// The page cannot be made.
@@ -120,11 +120,11 @@ struct Page<'a> {
 /// In place of an image that cannot be read the gallery says that it is missing.
 ///
 /// # Errors
-/// When the labels cannot be read, a drawing fails or a file cannot be written.
+/// When the labels cannot be read, a figure cannot be rendered or a file cannot be written.
 pub fn write(inputs: &ReportInputs<'_>, out: &Path) -> Result<PathBuf, ReportError> {
     let renderer = Renderer::new()?;
     let index = inputs.index;
-    let figures = Figures::draw(&renderer, index, inputs.win_rates, inputs.labels)?;
+    let figures = Figures::render(&renderer, index, inputs.win_rates, inputs.labels)?;
     let folder = out.join("figures");
     runkit::files::create_folder(&folder)?;
     for figure in figures.iter() {

@@ -250,7 +250,7 @@
     byId("previous").disabled = at <= 0;
     byId("next").disabled = at < 0 || at + 1 >= prompts.length;
     byId("viewer-prompt").textContent = prompt.text;
-    byId("viewer-meta").textContent = `${description(prompt)} · the best score of each model is bold`;
+    byId("viewer-meta").textContent = `${description(prompt)} · each model's best score is bold; click an image for its file`;
     byId("viewer-missing").hidden = true;
     byId("viewer-models").replaceChildren(
       ...data.models.map((name, model) => {

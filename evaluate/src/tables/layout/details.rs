@@ -1,4 +1,4 @@
-//! What the paper's tables leave out.
+//! Tables that the paper does not have: details, other statistics, categories.
 
 use std::collections::HashMap;
 
@@ -38,23 +38,23 @@ impl Tables {
         };
         let columns = [
             "prompts",
-            "left out",
+            "excluded",
             "wins/ties/losses",
-            "strict %",
+            "strict win rate %",
             "win rate %",
             "95 % interval",
             "p",
             "p (Holm)",
             "mean difference",
-            "95 % interval of it",
+            "its 95 % interval",
         ];
         Grid {
             label: format!("details-{set}"),
             title: format!("Every cell, {set}"),
             caption: format!(
-                "Best of the images on {set}. Strict: ties count as losses, the paper's figure. p: \
-                 exact two-sided sign test without ties. Interval of the mean difference: paired \
-                 bootstrap by prompt, {} resamples, seed {}.",
+                "Best image of each prompt on {set}. Strict: ties count as losses, as in the paper. \
+                 p: exact two-sided sign test without ties. Interval of the mean difference: \
+                 paired bootstrap by prompt, {} resamples, seed {}.",
                 self.config.bootstrap, self.config.seed
             ),
             stubs: vec!["Model".to_owned(), "Metric".to_owned()],
@@ -81,7 +81,7 @@ impl Tables {
             title: format!("Best, mean and all pairs, {set}"),
             caption: format!(
                 "Win rates (%) on {set} by the best image of a prompt, by the mean over its \
-                 images, and over all pairs of a picture of either model. Comparing the best \
+                 images, and over all pairs of an image of each model. Comparing the best \
                  exaggerates: maxima vary less than single images do. {READING}"
             ),
             stubs: vec!["Model".to_owned()],
@@ -90,27 +90,27 @@ impl Tables {
         }
     }
 
-    /// Chosen by one metric, judged by another.
+    /// Selected by one metric, scored by another.
     pub(super) fn cross_selection(&self, cells: &Cells<'_>, set: &str) -> Grid {
         let rows = self.pairs().into_iter().flat_map(|pair| {
-            self.metrics.iter().map(move |chooser| GridRow {
-                stubs: vec![versus(pair), chooser.clone()],
+            self.metrics.iter().map(move |selector| GridRow {
+                stubs: vec![versus(pair), selector.clone()],
                 cells: self.per_metric(|metric| {
-                    let row = cells.cross(set, pair, [chooser, metric]);
+                    let row = cells.cross(set, pair, [selector, metric]);
                     row.map_or_else(GridCell::none, |row| GridCell::rate(&row))
                 }),
             })
         });
         Grid {
             label: format!("cross-selection-{set}"),
-            title: format!("Chosen by one metric, judged by another, {set}"),
+            title: format!("Selected by one metric, scored by another, {set}"),
             caption: format!(
-                "Win rates (%) on {set} when the metric of the row chooses the best image of each \
-                 model and the metric of the column judges the two; where both are the same it is \
-                 the table of win rates. {READING}"
+                "Win rates (%) on {set}: the metric of the row selects the best image of each model, \
+                 the metric of the column scores both. If both are the same metric, the cell is \
+                 that of the win rates. {READING}"
             ),
-            stubs: vec!["Model".to_owned(), "Chosen by".to_owned()],
-            groups: vec![("judged by".to_owned(), self.metrics.clone())],
+            stubs: vec!["Model".to_owned(), "Selected by".to_owned()],
+            groups: vec![("scored by".to_owned(), self.metrics.clone())],
             rows: rows.collect(),
         }
     }

@@ -12,14 +12,14 @@ use super::{ALL_SETS, Tables};
 
 /// A caption names up to this many pairs of models.
 const NAMED_PAIRS: usize = 6;
-/// What bold and small type mean, said under every table of win rates.
-const READING: &str = "Ties count one half; in small type the 95 % Wilson interval; bold where the \
-     exact sign test is significant at 5 % after Holm's correction.";
+/// The meaning of bold and small type, under every table of win rates.
+const READING: &str = "Ties count one half. Small type: 95 % Wilson interval. Bold: significant at \
+     5 % by the exact sign test after Holm's correction.";
 
-/// Everything that is looked up by name.
+/// Win rates of whole sets, by name.
 struct Cells<'a>(HashMap<Key<'a>, &'a WinRateRow>);
 
-/// Set, model A, model B, metric, statistic, chooser; of whole sets.
+/// Set, model A, model B, metric, statistic, selecting metric.
 type Key<'a> = (&'a str, &'a str, &'a str, &'a str, Statistic, Option<&'a str>);
 
 impl<'a> Cells<'a> {
@@ -38,28 +38,28 @@ impl<'a> Cells<'a> {
         Self(whole.map(|row| (key(row), row)).collect())
     }
 
-    /// The cell of A against B, mirrored where the tables hold B against A.
+    /// The cell of A against B, swapped if the tables hold B against A.
     fn get(&self, set: &str, [a, b]: [&str; 2], metric: &str, by: Statistic) -> Option<WinRateRow> {
         let as_it_is = self.0.get(&(set, a, b, metric, by, None)).map(|row| (*row).clone());
-        as_it_is.or_else(|| self.0.get(&(set, b, a, metric, by, None)).map(|row| mirrored(row)))
+        as_it_is.or_else(|| self.0.get(&(set, b, a, metric, by, None)).map(|row| swapped(row)))
     }
 
     fn cross(
         &self,
         set: &str,
         [a, b]: [&str; 2],
-        [chooser, metric]: [&str; 2],
+        [selector, metric]: [&str; 2],
     ) -> Option<WinRateRow> {
-        if chooser == metric {
+        if selector == metric {
             return self.get(set, [a, b], metric, Statistic::BestOfN);
         }
-        let key = (set, a, b, metric, Statistic::CrossSelection, Some(chooser));
+        let key = (set, a, b, metric, Statistic::CrossSelection, Some(selector));
         self.0.get(&key).map(|row| (*row).clone())
     }
 }
 
 /// The same comparison seen from the other model.
-fn mirrored(row: &WinRateRow) -> WinRateRow {
+fn swapped(row: &WinRateRow) -> WinRateRow {
     let ties = row.win_rate - row.strict_rate;
     WinRateRow {
         model_a: row.model_b.clone(),
@@ -105,13 +105,13 @@ impl Tables {
     pub(super) fn short_grids(&self) -> Vec<Grid> {
         let cells = Cells::new(self);
         let grids = self.scopes().into_iter().map(|set| Grid {
-            title: format!("{set}: win rates in %, {}", self.power(set)),
+            title: format!("Win rates on {set}, in %; {}", self.power(set)),
             ..self.main(&cells, &[set])
         });
         grids.filter(|grid| !grid.rows.is_empty()).collect()
     }
 
-    /// What the number of prompts of a set can show.
+    /// The statistical power of a set, by its number of prompts.
     pub(super) fn power(&self, set: &str) -> String {
         let of_set = |row: &&WinRateRow| row.prompt_set == set && row.category.is_none();
         let largest = self.win_rates.iter().filter(of_set).max_by_key(|row| row.prompts);
@@ -119,9 +119,9 @@ impl Tables {
             || "no prompt could be compared".to_owned(),
             |row| {
                 format!(
-                    "with {} prompts a difference of {:.1} points from 50 % is seen with 80 % power",
-                    row.prompts,
-                    100.0 * row.minimum_detectable_effect
+                    "minimum detectable effect at 80 % power: ±{:.1} points (n = {})",
+                    100.0 * row.minimum_detectable_effect,
+                    row.prompts
                 )
             },
         )
@@ -130,8 +130,8 @@ impl Tables {
     /// Pairs of models in the order of the paper.
     fn pairs(&self) -> Vec<[&str; 2]> {
         let mut pairs = Vec::new();
-        for (place, a) in self.models.iter().enumerate() {
-            pairs.extend(self.models.iter().take(place).map(|b| [a.as_str(), b.as_str()]));
+        for (number, a) in self.models.iter().enumerate() {
+            pairs.extend(self.models.iter().take(number).map(|b| [a.as_str(), b.as_str()]));
         }
         pairs
     }

@@ -34,8 +34,8 @@ impl Tables {
             label: if together { "win-rates-all" } else { "win-rates" }.to_owned(),
             title: title.to_owned(),
             caption: format!(
-                "Comparison of win rates (%) for {} across {over} and {}: a prompt is won by the \
-                 model whose best image has the higher score. {READING}",
+                "Win rates (%) of {} across {over} and {}: the model whose best image has the higher \
+                 score wins the prompt. {READING}",
                 self.compared(),
                 counted(&self.metrics, "metric"),
             ),
@@ -66,14 +66,14 @@ impl Tables {
             label: format!("against-{set}"),
             title: format!("Win rates against {}, {set}", list(baselines)),
             caption: format!(
-                "Ablation study on {set}: win rates (%) against {} across {}. {READING}",
+                "Win rates (%) on {set} against {} across {}. {READING}",
                 list(baselines),
                 counted(&self.metrics, "metric"),
             ),
-            stubs: vec!["Label preference".to_owned()],
+            stubs: vec!["Model".to_owned()],
             groups: baselines
                 .iter()
-                .map(|baseline| (format!("Win against {baseline}"), self.metrics.clone()))
+                .map(|baseline| (format!("over {baseline}"), self.metrics.clone()))
                 .collect(),
             rows: self.models.iter().filter(shown).map(row).collect(),
         }
@@ -97,27 +97,27 @@ impl Tables {
             label: format!("means-{set}"),
             title: format!("Mean scores, {set}"),
             caption: format!(
-                "Average scores for {} across {} on {set}: of the best image of each prompt, and \
-                 of the mean over its images.",
+                "Mean scores of {} across {} on {set}: of the best image of each prompt, and of all \
+                 its images.",
                 list(&self.models),
                 counted(&self.metrics, "metric"),
             ),
             stubs: vec!["Model".to_owned()],
             groups: vec![
-                ("best of the images".to_owned(), self.metrics.clone()),
-                ("mean of the images".to_owned(), self.metrics.clone()),
+                ("best image".to_owned(), self.metrics.clone()),
+                ("all images".to_owned(), self.metrics.clone()),
             ],
             rows: self.models.iter().map(row).collect(),
         }
     }
 
-    /// The paper's Table 7: mean, least, largest, standard deviation.
+    /// The paper's Table 7: mean, minimum, maximum, standard deviation.
     pub(super) fn score_statistics(&self, set: &str) -> Grid {
         let shown: [(&str, Part); 4] = [
             ("Mean", |row| row.mean),
             ("Min", |row| row.min),
             ("Max", |row| row.max),
-            ("Standard deviation", |row| row.std),
+            ("Std", |row| row.std),
         ];
         let rows = self.models.iter().flat_map(|model| {
             shown.into_iter().map(move |(name, value)| GridRow {
@@ -132,7 +132,7 @@ impl Tables {
             label: format!("statistics-{set}"),
             title: format!("Score statistics, {set}"),
             caption: format!(
-                "Statistical summary of the best score of each prompt on {set} across {}.",
+                "Statistics of the best score of each prompt on {set} across {}.",
                 counted(&self.metrics, "metric")
             ),
             stubs: vec!["Model".to_owned(), "Statistic".to_owned()],
