@@ -54,10 +54,15 @@ fn dress(command: Command, page: &str, is_root: bool) -> Command {
     for name in names {
         command = command.mut_subcommand(name, |below| dress(below, page, false));
     }
-    let examples = command.get_after_help().map(ToString::to_string).unwrap_or_default();
-    let codes = exit_codes(&command, is_root);
-    let between = if examples.is_empty() { "" } else { "\n\n" };
-    command.after_help(format!("{examples}{between}{codes}\nMore: {page}"))
+    let mut text = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+    if !text.contains("xit codes") {
+        let between = if text.is_empty() { "" } else { "\n\n" };
+        text += &format!("{between}{}", exit_codes(&command, is_root));
+    }
+    if !text.contains(page) {
+        text += &format!("\nMore: {page}");
+    }
+    command.after_help(text)
 }
 
 /// The exit codes that a command can end with.
