@@ -8,7 +8,7 @@ use evaluate::cli::Cli;
 fn main() -> ExitCode {
     nn::device::reuse_memory();
     runkit::program::main(
-        runkit::build!(Vec::new),
+        runkit::build!(nn::doctor::version),
         |cli: &Cli| cli.log,
         |cli| evaluate::commands::run(cli.command),
     )

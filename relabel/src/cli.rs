@@ -1,27 +1,32 @@
-//! The command line as typed. What the words mean is decided in [`crate::commands`].
+//! The command line as typed. [`crate::commands`] decides what the words mean.
 
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use runkit::logging::LogArguments;
-use runkit::program::ResumeFlag;
+use runkit::program::{JsonFlag, ProgramCommand, ResumeFlag};
+use runkit::settings::{Settings, SettingsFlags};
 use runkit::shard::Shard;
 use serde::{Deserialize, Serialize};
 
 use crate::vote::TiePolicy;
 
-/// From image pairs to a Parquet file of votes and consensus labels.
+/// Scores image pairs with reward models and writes a Parquet file of votes and consensus labels.
 #[derive(Debug, Parser)]
-#[command(name = "relabel", version, propagate_version = true)]
 #[command(
-    after_help = "Exit codes: 0 done, 1 failed, 2 usage, 3 finished but with more failed rows \
-    than --max-failed, 130/143 stopped by a signal after a clean save."
+    name = "relabel",
+    version,
+    propagate_version = true,
+    after_help = "Examples:
+  relabel check --pairs pickapic/ --scorers scorers.toml
+  relabel score --pairs pickapic/ --scorers scorers.toml --out labels.parquet
+  relabel inspect labels.parquet"
 )]
 pub struct Cli {
-    /// What to do.
+    /// The command.
     #[command(subcommand)]
     pub command: Command,
-    /// What is logged.
+    /// The flags of the log.
     #[command(flatten)]
     pub log: LogArguments,
 }
@@ -31,139 +36,201 @@ pub struct Cli {
 pub enum Command {
     /// Score every pair with every scorer and write votes and consensus.
     Score(ScoreArguments),
-    /// Decide again from the scores of a labels file: no model, no image.
+    /// Decide the votes of a labels file again from its scores: no model, no image.
     Vote(VoteArguments),
     /// Describe a labels file: agreement, ties, margins, failures.
     Inspect(InspectArguments),
-    /// Try everything a long run needs, before it: files, columns, checkpoints, disk, time.
-    Check(ScoreArguments),
+    /// Try everything a long run needs before it starts: files, columns, checkpoints, disk, time.
+    Check(CheckArguments),
+    /// Say what this machine offers: libtorch, CUDA, GPUs, CPU, disks, the hub.
+    Doctor(JsonFlag),
+    /// Commands that every program has.
+    #[command(flatten)]
+    Program(ProgramCommand),
 }
 
-/// `relabel score` and `relabel check`.
+/// `relabel score`.
 #[derive(Debug, Clone, Args)]
 #[command(
-    override_usage = "relabel score --pairs <PATH>... --scorers <FILE> --out <FILE> [OPTIONS]\n       \
-    relabel check --pairs <PATH>... --scorers <FILE> [OPTIONS]"
+    override_usage = "relabel score --pairs <PATH>... --scorers <FILE> --out <FILE> [OPTIONS]",
+    after_help = "Examples:
+  relabel score --pairs pickapic/ --split train --scorers scorers.toml --out labels.parquet
+  relabel score --pairs pickapic/ --scorers scorers.toml --out labels.parquet --dtype bf16
+  srun --ntasks=8 relabel score --config run.toml"
 )]
 pub struct ScoreArguments {
     /// The settings that a file can hold as well.
     #[command(flatten)]
     pub settings: ScoreSettings,
-    /// Read settings from this TOML file; flags and environment win.
-    #[arg(long, value_name = "FILE.toml")]
-    pub config: Option<PathBuf>,
-    /// Print the resolved settings as TOML and stop.
-    #[arg(long)]
-    pub print_config: bool,
     /// Start over: replace what an earlier run of relabel left in this output.
-    #[arg(long)]
+    #[arg(long, help_heading = "Output")]
     pub fresh: bool,
-    /// What users of other programs type.
+    /// The settings file.
+    #[command(flatten)]
+    pub file: SettingsFlags,
+    /// Accepted for users of other programs.
     #[command(flatten)]
     pub resume: ResumeFlag,
+    /// How the summary is printed.
+    #[command(flatten)]
+    pub json: JsonFlag,
 }
 
-/// Settings of `relabel score`, each unset until flag, environment or file sets it.
+/// Flags of `relabel score` that a check accepts and does not use.
+const WITHOUT_MEANING_IN_A_CHECK: [&str; 3] = ["fresh", "max_failed", "ties"];
+
+/// `relabel check`.
+#[derive(Debug, Clone, Args)]
+#[command(
+    override_usage = "relabel check --pairs <PATH>... --scorers <FILE> [OPTIONS]",
+    after_help = "All flags of relabel score are accepted, so that one command line serves both.
+
+Examples:
+  relabel check --pairs pickapic/ --scorers scorers.toml --out labels.parquet",
+    mut_args(|argument| {
+        let is_hidden = WITHOUT_MEANING_IN_A_CHECK.contains(&argument.get_id().as_str());
+        if is_hidden { argument.hide(true) } else { argument }
+    })
+)]
+pub struct CheckArguments {
+    /// The run to check.
+    #[command(flatten)]
+    pub score: ScoreArguments,
+}
+
+/// Settings of `relabel score`. Each is unset until a flag, an environment variable or a file sets it.
 #[derive(Debug, Clone, Default, Args, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, default)]
 pub struct ScoreSettings {
     /// Pairs in Pick-a-Pic's layout: Parquet files, folders or glob patterns.
-    #[arg(long, value_name = "PATH", num_args = 1..)]
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[arg(long, value_name = "PATH", num_args = 1.., help_heading = "Input")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub pairs: Option<Vec<PathBuf>>,
-    /// The split to take where files or folders are named by splits, such as
+    /// The split to take if files or folders are named by splits, such as
     /// train-00000-of-00645.parquet or train/; several with commas between.
-    #[arg(long, value_name = "NAME", value_delimiter = ',')]
+    #[arg(long, value_name = "NAME", value_delimiter = ',', help_heading = "Input")]
     #[serde(
-        default,
         skip_serializing_if = "Option::is_none",
         deserialize_with = "runkit::config::one_or_more"
     )]
     pub split: Option<Vec<String>>,
-    /// The reward models.
-    #[arg(long, value_name = "FILE.toml", env = "RELABEL_SCORERS")]
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub scorers: Option<PathBuf>,
-    /// The labels file to write.
-    #[arg(long, value_name = "FILE.parquet")]
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub out: Option<PathBuf>,
     /// Take only the first N pairs.
-    #[arg(long, value_name = "N")]
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[arg(long, value_name = "N", help_heading = "Input")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub limit: Option<u64>,
-    /// Images per forward [default: 8 on a CPU, 16 in bf16, 64 on a GPU].
-    #[arg(long, value_name = "N", env = "RELABEL_BATCH_SIZE")]
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub batch_size: Option<usize>,
-    /// Where to compute: auto, cpu, cuda or cuda:N [default: auto].
-    #[arg(long, value_name = "DEVICE", env = "RELABEL_DEVICE")]
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub device: Option<String>,
-    /// Type of the networks: f32, bf16 or f16 [default: f32].
-    #[arg(long, value_name = "TYPE", env = "RELABEL_DTYPE")]
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub dtype: Option<String>,
+    /// The reward models.
+    #[arg(long, value_name = "FILE.toml", env = "RELABEL_SCORERS", help_heading = "Scoring")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub scorers: Option<PathBuf>,
     /// What a tie of votes becomes [default: zero].
-    #[arg(long, value_name = "POLICY", value_enum)]
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[arg(long, value_name = "POLICY", value_enum, help_heading = "Scoring")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub ties: Option<TiePolicy>,
-    /// Failed rows that still count as success (exit code 0) [default: 0].
-    #[arg(long, value_name = "N")]
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub max_failed: Option<u64>,
-    /// Where captions and their features are kept while the run lasts
+    /// The labels file to write.
+    #[arg(long, value_name = "FILE.parquet", help_heading = "Output")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub out: Option<PathBuf>,
+    /// The folder for captions and their features during the run
     /// [default: the folder of --out].
-    #[arg(long, value_name = "FOLDER", env = "RELABEL_SCRATCH")]
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[arg(long, value_name = "FOLDER", env = "RELABEL_SCRATCH", help_heading = "Output")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub scratch: Option<PathBuf>,
-    /// Work on share I of N of the input files, zero-based; the process that
-    /// completes the last part merges. Torchrun's RANK and WORLD_SIZE, else
-    /// those of an srun step, decide when this is absent [default: 0/1].
-    #[arg(long, value_name = "I/N")]
+    /// End with exit code 3 if more rows than this failed [default: 0].
+    #[arg(long, value_name = "N", help_heading = "Output")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_failed: Option<u64>,
+    /// Where to compute: auto, cpu, cuda or cuda:N [default: auto].
+    #[arg(long, value_name = "DEVICE", env = "RELABEL_DEVICE", help_heading = "Compute")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub device: Option<String>,
+    /// The dtype of the networks: f32, bf16 or f16 [default: f32].
+    #[arg(long, value_name = "DTYPE", env = "RELABEL_DTYPE", help_heading = "Compute")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub dtype: Option<String>,
+    /// Images per forward pass [default: 8 on a CPU, 16 in bf16, 64 on a GPU].
+    #[arg(long, value_name = "N", env = "RELABEL_BATCH_SIZE", help_heading = "Compute")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub batch_size: Option<usize>,
+    /// Work on shard I of N of the input files, counted from 0; the process that
+    /// completes the last part merges [default: torchrun's RANK and WORLD_SIZE, or the
+    /// task of an srun step, or 0/1].
+    #[arg(long, value_name = "I/N", help_heading = "Compute")]
     #[serde(skip)]
     pub shard: Option<Shard>,
 }
 
+impl Settings for ScoreSettings {
+    fn paths(&mut self) -> Vec<&mut PathBuf> {
+        let pairs = self.pairs.iter_mut().flatten();
+        pairs.chain(&mut self.scorers).chain(&mut self.out).chain(&mut self.scratch).collect()
+    }
+}
+
 /// `relabel vote`.
 #[derive(Debug, Clone, Args)]
+#[command(after_help = "Examples:
+  relabel vote --labels labels.parquet --voters clip,hps --out two.parquet
+  relabel vote --labels labels.parquet --ties margin --out decided.parquet")]
 pub struct VoteArguments {
-    /// The labels file to decide again.
-    #[arg(long, value_name = "IN.parquet")]
+    /// The labels file with the scores.
+    #[arg(long, value_name = "IN.parquet", help_heading = "Input")]
     pub labels: PathBuf,
-    /// The labels file to write.
-    #[arg(long, value_name = "OUT.parquet")]
-    pub out: PathBuf,
-    /// Which scorers vote; the columns of the others are left out
+    /// The scorers that vote; the columns of the others are dropped
     /// [default: all].
-    #[arg(long, value_name = "NAME", value_delimiter = ',')]
+    #[arg(long, value_name = "NAME", value_delimiter = ',', help_heading = "Scoring")]
     pub voters: Option<Vec<String>>,
     /// What a tie of votes becomes.
-    #[arg(long, value_name = "POLICY", value_enum, default_value = "zero")]
+    #[arg(
+        long,
+        value_name = "POLICY",
+        value_enum,
+        default_value = "zero",
+        help_heading = "Scoring"
+    )]
     pub ties: TiePolicy,
+    /// The labels file to write.
+    #[arg(long, value_name = "OUT.parquet", help_heading = "Output")]
+    pub out: PathBuf,
     /// Replace other labels that relabel wrote to this output.
-    #[arg(long)]
+    #[arg(long, help_heading = "Output")]
     pub fresh: bool,
+    /// How the summary is printed.
+    #[command(flatten)]
+    pub json: JsonFlag,
 }
 
 /// `relabel inspect`.
 #[derive(Debug, Clone, Args)]
+#[command(after_help = "Examples:
+  relabel inspect labels.parquet
+  relabel inspect labels.parquet --json | jq .kappa
+  relabel inspect labels.parquet --failed | cut -f 3 | sort | uniq -c")]
 pub struct InspectArguments {
     /// The labels file.
     #[arg(value_name = "LABELS.parquet")]
     pub labels: PathBuf,
-    /// List the rows that failed, each with its place and the reason.
+    /// List the rows that failed: id, position, status and reason.
     #[arg(long)]
     pub failed: bool,
     /// How to print.
-    #[arg(long, value_name = "FORMAT", value_enum, default_value = "text")]
+    #[arg(long, value_name = "FORMAT", value_enum, default_value = "text", hide = true)]
     pub format: ReportFormat,
+    /// Print JSON on stdout: one object, or an array of the failed rows.
+    #[arg(long)]
+    pub json: bool,
+}
+
+impl InspectArguments {
+    /// The format that the flags ask for.
+    pub(crate) fn format(&self) -> ReportFormat {
+        if self.json { ReportFormat::Json } else { self.format }
+    }
 }
 
 /// How something is printed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum ReportFormat {
-    /// Tables for people.
+    /// Tables to read.
     Text,
     /// JSON for programs: one object, or an array of the failed rows.
     Json,

@@ -7,7 +7,7 @@ use relabel::cli::Cli;
 fn main() -> ExitCode {
     nn::device::reuse_memory();
     runkit::program::main(
-        runkit::build!(Vec::new),
+        runkit::build!(nn::doctor::version),
         |cli: &Cli| cli.log,
         |cli| relabel::commands::run(cli.command),
     )

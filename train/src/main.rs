@@ -7,7 +7,7 @@ use train::cli::Cli;
 fn main() -> ExitCode {
     nn::device::reuse_memory();
     runkit::program::main(
-        runkit::build!(Vec::new),
+        runkit::build!(nn::doctor::version),
         |cli: &Cli| cli.log,
         |cli| train::commands::run(cli.command),
     )

@@ -5,18 +5,74 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use indicatif::HumanBytes;
+use indicatif::{HumanBytes, HumanDuration};
 use runkit::exit::ExitStatus;
-use runkit::logging::counted;
+use runkit::logging::{counted, tenths};
+use runkit::program::JsonFlag;
 use runkit::signals::StopFlag;
-use scorers::ScorersConfig;
+use scorers::{ScorerRecord, ScorersConfig};
+use serde::Serialize;
 
 use crate::score::{self, Config, Rehearsal};
 
+/// What `relabel check --json` prints.
+#[derive(Serialize)]
+struct Summary<'run> {
+    pairs: u64,
+    files: usize,
+    input_bytes: u64,
+    images: u64,
+    captions: usize,
+    scorers: &'run [ScorerRecord],
+    device: &'run str,
+    dtype: &'run str,
+    batch_size: usize,
+    loading_seconds: f64,
+    images_per_second: Option<f64>,
+    images_left: u64,
+    seconds_left: Option<f64>,
+    output: &'run Path,
+    output_state: &'run str,
+    output_bytes: u64,
+    free_bytes: u64,
+    scratch: &'run Path,
+    scratch_bytes: u64,
+    free_scratch_bytes: u64,
+}
+
+impl<'run> Summary<'run> {
+    fn new(config: &'run Config, rehearsal: &'run Rehearsal) -> Self {
+        let manifest = &rehearsal.manifest;
+        Self {
+            pairs: manifest.input.rows,
+            files: manifest.input.files.len(),
+            input_bytes: rehearsal.input_bytes,
+            images: rehearsal.images,
+            captions: rehearsal.captions,
+            scorers: &manifest.scorers.scorers,
+            device: &manifest.scorers.device,
+            dtype: &manifest.scorers.dtype,
+            batch_size: config.batch_size,
+            loading_seconds: tenths(rehearsal.loading),
+            images_per_second: rehearsal.images_per_second,
+            images_left: rehearsal.images_left,
+            seconds_left: rehearsal.seconds_left(),
+            output: &config.out,
+            output_state: &rehearsal.output,
+            output_bytes: rehearsal.room.output(),
+            free_bytes: rehearsal.free_bytes,
+            scratch: &rehearsal.scratch,
+            scratch_bytes: rehearsal.room.scratch(),
+            free_scratch_bytes: rehearsal.free_scratch_bytes,
+        }
+    }
+}
+
 /// Runs the command.
-pub(super) fn run(config: &Config, stop: &StopFlag) -> Result<ExitStatus> {
+pub(super) fn run(config: &Config, json: JsonFlag, stop: &StopFlag) -> Result<ExitStatus> {
     let rehearsal = score::rehearse(config, stop)?;
-    super::say(&describe(config, &rehearsal)?)?;
+    let text = describe(config, &rehearsal)?;
+    json.say(|| text, &Summary::new(config, &rehearsal))?;
     refuse_too_little_room(config, &rehearsal)?;
     Ok(ExitStatus::Done)
 }
@@ -32,12 +88,12 @@ fn describe(config: &Config, rehearsal: &Rehearsal) -> Result<String> {
         counted(manifest.input.files.len() as u64, "files"),
         HumanBytes(rehearsal.input_bytes)
     );
-    let slots = 2.0 * manifest.input.rows as f64;
+    let positions = 2.0 * manifest.input.rows as f64;
     let _ = writeln!(
         text,
-        "images     {} distinct uids, each stands in {:.2} places",
+        "images     {} distinct uids, each in {:.2} positions on average",
         rehearsal.images,
-        slots / rehearsal.images.max(1) as f64
+        positions / rehearsal.images.max(1) as f64
     );
     let _ = writeln!(text, "captions   {} distinct", rehearsal.captions);
     for (entry, record) in
@@ -64,23 +120,20 @@ fn describe(config: &Config, rehearsal: &Rehearsal) -> Result<String> {
     }
     let _ = writeln!(
         text,
-        "networks   loaded in {:.1} s, {} on {}, {} images a batch",
+        "networks   loaded in {:.1} s, {} on {}, {} images per forward pass",
         rehearsal.loading.as_secs_f64(),
         manifest.scorers.dtype,
         manifest.scorers.device,
         config.batch_size
     );
-    if let Some(rate) = rehearsal.images_per_second {
-        let left = rehearsal.images_left;
-        let _ = writeln!(
-            text,
-            "time       {rate:.2} images/s, about {} for {}",
-            duration(Duration::from_secs_f64(left as f64 / rate)),
-            match config.shard.is_whole() {
-                true => counted(left, "images"),
-                false => format!("the {} of share {}", counted(left, "images"), config.shard),
-            }
-        );
+    if let (Some(rate), Some(seconds)) = (rehearsal.images_per_second, rehearsal.seconds_left()) {
+        let left = counted(rehearsal.images_left, "images");
+        let what = match config.shard.is_whole() {
+            true => left,
+            false => format!("the {left} of shard {}", config.shard),
+        };
+        let time = HumanDuration(Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX));
+        let _ = writeln!(text, "time       {rate:.2} images/s, about {time} for {what}");
     }
     let room = &rehearsal.room;
     let _ = writeln!(
@@ -101,7 +154,7 @@ fn describe(config: &Config, rehearsal: &Rehearsal) -> Result<String> {
     Ok(text)
 }
 
-/// The folder of a file, for people.
+/// The folder of a file, to be read.
 fn folder_of(file: &Path) -> String {
     let folder = file.parent().filter(|folder| !folder.as_os_str().is_empty());
     folder.unwrap_or(Path::new(".")).display().to_string()
@@ -138,8 +191,4 @@ fn same_disk(one: &Path, other: &Path) -> bool {
         path.ancestors().find_map(|folder| folder.metadata().ok()).map(|found| found.dev())
     };
     disk(one).is_some_and(|found| Some(found) == disk(other))
-}
-
-fn duration(duration: Duration) -> String {
-    indicatif::HumanDuration(duration).to_string()
 }

@@ -1,4 +1,4 @@
-//! What each command does with what was typed.
+//! What each command does with its arguments.
 
 mod check;
 mod failed;
@@ -9,15 +9,18 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, Result, ensure};
 use nn::device::{self, DeviceError, Precision};
 use runkit::exit::ExitStatus;
-use runkit::program::{self, say, usage_unless};
+use runkit::logging::counted;
+use runkit::program::{self, JsonFlag, say, usage_unless};
+use runkit::settings::Settings as _;
 use runkit::shard::Shard;
 use scorers::Compute;
+use serde::Serialize;
 
-use crate::cli::{Command, InspectArguments, ReportFormat, ScoreArguments, ScoreSettings};
+use crate::cli::{Cli, Command, InspectArguments, ReportFormat, ScoreArguments, ScoreSettings};
 use crate::inspect::Report;
 use crate::score::{self, Config};
 
-/// Images per forward where nothing else is said. On a CPU these come nearest to the speed of a plain
+/// The default numbers of images per forward pass. On a CPU these come nearest to the speed of a plain
 /// matrix product (docs/performance.md); 64 is meant to fill a GPU's matrix units, and was not measured.
 const BATCH_SIZE_CPU_F32: usize = 8;
 const BATCH_SIZE_CPU_BF16: usize = 16;
@@ -30,20 +33,46 @@ const BATCH_SIZE_CUDA: usize = 64;
 pub fn run(command: Command) -> Result<ExitStatus> {
     match command {
         Command::Score(arguments) => score(&arguments),
-        Command::Check(arguments) => match settings(&arguments)? {
-            Some(settings) => {
-                let config = config(&settings, &arguments, Output::NotNeeded)?;
-                let stop = runkit::signals::install().context("installing signal handlers")?;
-                check::run(&config, &stop)
-            }
-            None => Ok(ExitStatus::Done),
-        },
+        Command::Check(arguments) => {
+            let arguments = arguments.score;
+            let Some(settings) = settings(&arguments)? else { return Ok(ExitStatus::Done) };
+            let config = config(&settings, &arguments, Output::NotNeeded)?;
+            let stop = runkit::signals::install().context("installing signal handlers")?;
+            check::run(&config, arguments.json, &stop)
+        }
         Command::Vote(arguments) => {
             runkit::signals::ignore_file_size_signal().context("setting up signals")?;
             vote::run(&arguments)
         }
         Command::Inspect(arguments) => inspect(&arguments),
+        Command::Doctor(json) => {
+            let report = nn::doctor::examine();
+            json.say(|| report.to_string(), &report)?;
+            Ok(if report.is_usable() { ExitStatus::Done } else { ExitStatus::Failed })
+        }
+        Command::Program(command) => command.run::<Cli>(),
     }
+}
+
+/// The JSON summary of `relabel score` and `relabel vote`.
+#[derive(Serialize)]
+struct Summary<'run> {
+    /// "complete", or "shard_complete" while parts of other shards are missing or another shard writes the
+    /// labels file.
+    state: &'static str,
+    labels: &'run Path,
+    /// Parts of other shards that are missing.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    missing_parts: Option<usize>,
+    /// What `relabel inspect --json` prints.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    report: Option<&'run Report>,
+}
+
+/// Prints what a labels file holds.
+fn say_report(json: JsonFlag, labels: &Path, report: &Report) -> Result<()> {
+    let summary = Summary { state: "complete", labels, missing_parts: None, report: Some(report) };
+    json.say(|| format!("{}\nlabels: {}\n", report.to_text(), labels.display()), &summary)
 }
 
 fn score(arguments: &ScoreArguments) -> Result<ExitStatus> {
@@ -52,28 +81,25 @@ fn score(arguments: &ScoreArguments) -> Result<ExitStatus> {
     let config = config(&settings, arguments, Output::Needed)?;
     let stop = runkit::signals::install().context("installing signal handlers")?;
     match score::run(&config, &stop)? {
-        score::End::ShardDone { waiting_for: 0 } => {
-            say(&format!(
-                "share {} done; another share is writing {}\n",
-                config.shard,
-                config.out.display()
-            ))?;
-            Ok(ExitStatus::Done)
-        }
         score::End::ShardDone { waiting_for } => {
-            say(&format!(
-                "share {} done; {waiting_for} parts of other shares are missing before {} can be written\n",
-                config.shard,
-                config.out.display()
-            ))?;
+            let (shard, labels) = (config.shard, config.out.as_path());
+            let text = || match waiting_for {
+                0 => format!("shard {shard} done; another shard writes {}\n", labels.display()),
+                _ => format!(
+                    "shard {shard} done; {} of other shards missing before {} can be written\n",
+                    counted(waiting_for as u64, "parts"),
+                    labels.display()
+                ),
+            };
+            let (state, missing_parts) = ("shard_complete", Some(waiting_for));
+            arguments.json.say(text, &Summary { state, labels, missing_parts, report: None })?;
             Ok(ExitStatus::Done)
         }
         score::End::Done => {
             let report = Report::of(&config.out)?;
-            say(&format!("{}\nlabels: {}\n", report.to_text(), config.out.display()))?;
-            let allowed = config.settings.max_failed.unwrap_or(0);
+            say_report(arguments.json, &config.out, &report)?;
             let list = format!("list them with relabel inspect --failed {}", config.out.display());
-            Ok(program::status_of_failed(report.failed_rows, allowed, "rows", &list))
+            Ok(program::status_of_failed(report.failed_rows, config.max_failed, "rows", &list))
         }
     }
 }
@@ -81,31 +107,22 @@ fn score(arguments: &ScoreArguments) -> Result<ExitStatus> {
 fn inspect(arguments: &InspectArguments) -> Result<ExitStatus> {
     runkit::signals::quiet_broken_pipe().context("setting up signals")?;
     if arguments.failed {
-        return failed::run(&arguments.labels, arguments.format);
+        return failed::run(&arguments.labels, arguments.format());
     }
     let report = Report::of(&arguments.labels)?;
-    match arguments.format {
-        ReportFormat::Text => say(&report.to_text())?,
-        ReportFormat::Json => say(&format!("{}\n", serde_json::to_string_pretty(&report)?))?,
-    }
+    let json = JsonFlag { json: arguments.format() == ReportFormat::Json };
+    json.say(|| report.to_text(), &report)?;
     Ok(ExitStatus::Done)
 }
 
-/// The settings from flags, environment and file; `None` when they were only to be printed.
+/// The settings from flags, environment and file; `None` if they were only to be printed.
 fn settings(arguments: &ScoreArguments) -> Result<Option<ScoreSettings>> {
-    let mut settings = match &arguments.config {
-        Some(file) => {
-            let mut from_file: ScoreSettings = runkit::config::read_toml(file)?;
-            let folder = file.parent().unwrap_or(Path::new(""));
-            from_file.resolve_paths(folder);
-            runkit::config::merge(&arguments.settings, &from_file)?
-        }
-        None => arguments.settings.clone(),
-    };
+    let mut settings = arguments.settings.over_file(arguments.file.config.as_deref())?;
+    // A shard is of one process, so no file holds it.
     settings.shard = arguments.settings.shard;
-    if arguments.print_config {
+    if arguments.file.print_config {
         let resolved = settings.with_defaults().map_err(usage_unless(DeviceError::is_absent))?;
-        say(&runkit::config::to_toml_string(&resolved)?)?;
+        say(&resolved.to_toml()?)?;
         return Ok(None);
     }
     Ok(Some(settings))
@@ -145,7 +162,7 @@ fn validated(
     let shard = Shard::from_environment(settings.shard)?;
     ensure!(
         shard.is_whole() || !arguments.fresh,
-        "--fresh with a share of the work would remove what the other shares did; hint: remove {} by hand",
+        "--fresh with one shard would remove what the other shards did; hint: remove {} by hand",
         score::work_folder(&out).display()
     );
     Ok(Config {
@@ -153,7 +170,7 @@ fn validated(
         splits: settings.split.clone().unwrap_or_default(),
         scorers,
         out,
-        config: arguments.config.clone(),
+        settings_file: arguments.file.config.clone(),
         batch_size,
         compute,
         shard,
@@ -161,7 +178,8 @@ fn validated(
         limit: settings.limit,
         scratch: settings.scratch.clone(),
         fresh: arguments.fresh,
-        settings,
+        max_failed: settings.max_failed.unwrap_or(0),
+        saved_settings: settings.with_absolute_paths().to_toml()?,
     })
 }
 
@@ -178,22 +196,13 @@ fn compute(settings: &ScoreSettings) -> Result<Compute> {
     Ok(Compute { device, precision })
 }
 
-/// Whether another type would be much faster on the device.
+/// Whether another dtype would be much faster on the device.
 fn is_slow(on_gpu: bool, precision: Precision) -> bool {
     on_gpu && precision == Precision::F32
 }
 
 impl ScoreSettings {
-    /// Paths of a settings file are relative to it.
-    fn resolve_paths(&mut self, folder: &Path) {
-        let pairs = self.pairs.iter_mut().flatten();
-        let files = pairs.chain(&mut self.scorers).chain(&mut self.out).chain(&mut self.scratch);
-        for path in files {
-            runkit::path::resolve_in_place(path, folder);
-        }
-    }
-
-    /// Everything said, for `--print-config` and the copy beside the output.
+    /// Every setting, for `--print-config` and the copy beside the output.
     fn with_defaults(&self) -> Result<Self> {
         let device = self.device.clone().unwrap_or_else(|| "auto".to_owned());
         let on_gpu = device::parse(&device)?.is_cuda();

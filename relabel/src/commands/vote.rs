@@ -1,11 +1,10 @@
 //! `relabel vote`: decides again from the scores of a labels file, column by column.
 
-use std::sync::mpsc::sync_channel;
-
 use anyhow::{Context as _, Result, bail};
 use arrow::array::{Array as _, Int8Builder, StringViewBuilder};
 use runkit::exit::ExitStatus;
 use runkit::output::State;
+use runkit::prefetch::prefetch;
 use schemas::labels::{
     KEY_FINGERPRINT, KEY_MANIFEST, LabelBatch, LabelsFile, LabelsSchema, LabelsWriter, Status,
 };
@@ -32,38 +31,28 @@ pub(super) fn run(arguments: &VoteArguments) -> Result<ExitStatus> {
     let inputs = std::slice::from_ref(&arguments.labels);
     if output.examine(inputs, &manifest, score::manifest_of_labels)? == State::Complete {
         tracing::info!(labels = %arguments.out.display(), "already complete");
-        let report = Report::of(&arguments.out)?;
-        super::say(&format!("{}\nlabels: {}\n", report.to_text(), arguments.out.display()))?;
+        super::say_report(arguments.json, &arguments.out, &Report::of(&arguments.out)?)?;
         return Ok(ExitStatus::Done);
     }
     metadata.insert(KEY_FINGERPRINT.to_owned(), runkit::manifest::fingerprint(&manifest)?);
     metadata.insert(KEY_MANIFEST.to_owned(), runkit::manifest::canonical_json(&manifest)?);
 
-    // Reading, deciding and counting run beside the writing, which takes as long as all of them.
     let mut writer = LabelsWriter::create(&arguments.out, &schema, &metadata)?;
-    let report = std::thread::scope(|scope| -> Result<Report> {
-        let (sender, receiver) = sync_channel(BATCHES_AHEAD);
-        let (schema, decider) = (&schema, &decider);
-        let reader = scope.spawn(move || -> Result<Report> {
-            let mut counting = Counting::new(schema.scorers());
-            for batch in labels.batches()? {
-                let batch = decide(&of_voters(&batch?, schema)?, decider)?;
-                counting.add(&batch);
-                // The writer is gone when it failed; its error is the one to report.
-                if sender.send(batch).is_err() {
-                    break;
-                }
-            }
-            Ok(counting.finish())
-        });
-        for batch in receiver {
-            writer.write_batch(&batch)?;
+    let mut counting = Counting::new(schema.scorers());
+    let decided = labels.batches()?.map(|batch| -> Result<LabelBatch> {
+        let batch = decide(&of_voters(&batch?, &schema)?, &decider)?;
+        counting.add(&batch);
+        Ok(batch)
+    });
+    // Writing takes as long as reading, deciding and counting together, so they run side by side.
+    prefetch(decided, BATCHES_AHEAD, |batches| -> Result<()> {
+        for batch in batches {
+            writer.write_batch(&batch?)?;
         }
-        // The closure does not panic; if it did, the panic goes on here.
-        reader.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        Ok(())
     })?;
     writer.finish()?;
-    super::say(&format!("{}\nlabels: {}\n", report.to_text(), arguments.out.display()))?;
+    super::say_report(arguments.json, &arguments.out, &counting.finish())?;
     Ok(ExitStatus::Done)
 }
 
@@ -86,8 +75,8 @@ fn voters(labels: &LabelsFile, arguments: &VoteArguments) -> Result<Vec<String>>
     Ok(scorers.iter().filter(|name| asked.contains(name)).cloned().collect())
 }
 
-/// The manifest of the new file: that of the old one with other voters and another tie policy. Where the
-/// old one has none, as another tool wrote it, its checksum says what was voted on.
+/// The manifest of the new file: that of the old one with other voters and another tie policy. If the old
+/// one has no manifest, because another tool wrote it, its checksum says what was voted on.
 fn manifest(labels: &LabelsFile, voters: &[String], ties: TiePolicy) -> Result<Value> {
     let mut manifest: Value = match labels.metadata().get(KEY_MANIFEST) {
         Some(text) => serde_json::from_str(text)?,
@@ -115,7 +104,7 @@ fn of_voters(batch: &LabelBatch, schema: &LabelsSchema) -> Result<LabelBatch> {
     Ok(LabelBatch::try_new(schema, columns)?)
 }
 
-/// Whether the votes decide a row: it failed for nothing but scorers that gave no number.
+/// Whether the votes decide a row: it did not fail, or only because a scorer gave no number.
 fn is_open(batch: &LabelBatch, row: usize) -> bool {
     let status = batch.status().value(row);
     [Status::Ok, Status::NonFinite].iter().any(|open| open.as_str() == status)
@@ -167,7 +156,7 @@ fn decide(batch: &LabelBatch, decider: &Decider) -> Result<LabelBatch> {
     Ok(decided.with_status(status.finish(), error.finish())?)
 }
 
-/// How ties are decided, by the margins of all rows where that is asked for.
+/// How ties are decided: by the margins of all rows if `ties` asks for it.
 fn decider(labels: &LabelsFile, schema: &LabelsSchema, ties: TiePolicy) -> Result<Decider> {
     let scorers = schema.scorers().len();
     let mut scale = MarginScale::new(scorers);

@@ -1,5 +1,5 @@
-//! What a labels file says about its scorers: who votes how, who agrees with whom and with people,
-//! how clear the margins are, what failed, and whether a scorer looks broken.
+//! What a labels file says about its scorers: how each votes, how much they agree with each other and
+//! with human labels, how clear the margins are, what failed, and whether a scorer looks broken.
 
 mod text;
 
@@ -13,21 +13,21 @@ use serde::Serialize;
 
 use crate::vote::Moments;
 
-/// A scorer whose scores vary less than this share of their mean magnitude tells images apart by
-/// rounding alone.
-const COLLAPSED_SPREAD: f64 = 1e-4;
-/// More exactly equal scores than this share of the pairs mean a constant or coarsely rounded scorer.
-const COLLAPSED_EQUAL_SHARE: f64 = 0.2;
-/// A share of votes for one position beyond this means that the scorer looks at the position (or at
-/// nothing): images of a pair stand in no particular order.
-const ONE_SIDED_SHARE: f64 = 0.95;
+/// If the standard deviation of a scorer's scores is below this fraction of their mean magnitude, it tells
+/// images apart by rounding alone.
+const COLLAPSED_STD: f64 = 1e-4;
+/// A larger fraction of exact ties means a constant or coarsely rounded scorer.
+const COLLAPSED_TIES: f64 = 0.2;
+/// A larger fraction of votes for one position means that the scorer looks at the position (or at
+/// nothing): the images of a pair are in no particular order.
+const ONE_SIDED: f64 = 0.95;
 /// Fewer pairs than this say nothing about collapse.
 const ENOUGH_PAIRS: u64 = 20;
 
 /// The quantiles of margins that are reported.
 const QUANTILES: [f64; 5] = [0.05, 0.25, 0.5, 0.75, 0.95];
 
-/// Everything `relabel inspect` prints; `--format json` is this as it stands.
+/// Everything `relabel inspect` prints. `--json` prints it field by field.
 #[derive(Debug, Clone, Serialize)]
 pub struct Report {
     /// Rows of the file.
@@ -42,13 +42,13 @@ pub struct Report {
     pub consensus: ConsensusReport,
     /// One entry per scorer, in column order.
     pub scorers: Vec<ScorerReport>,
-    /// Share of the voted pairs on which two scorers vote alike; row and column in scorer order.
+    /// Fraction of the voted pairs on which two scorers vote alike; row and column in scorer order.
     pub agreement: Vec<Vec<f64>>,
     /// Cohen's kappa of the same.
     pub kappa: Vec<Vec<f64>>,
-    /// Pairs of the voted rows on which a person had a preference.
+    /// Pairs of the voted rows with a human preference.
     pub human_pairs: u64,
-    /// Pairs of the voted rows that a person called a tie.
+    /// Pairs of the voted rows that a human labelled a tie.
     pub human_ties: u64,
     /// Pairs of the voted rows without a human label.
     pub human_missing: u64,
@@ -59,17 +59,17 @@ pub struct Report {
 /// The consensus over all rows with votes.
 #[derive(Debug, Clone, Default, Serialize)]
 pub struct ConsensusReport {
-    /// Rows decided for the first image.
-    pub first: u64,
-    /// Rows decided for the second image.
-    pub second: u64,
+    /// Rows decided for image 0.
+    pub image_0: u64,
+    /// Rows decided for image 1.
+    pub image_1: u64,
     /// Rows left undecided.
     pub ties: u64,
     /// Rows whose votes summed to zero, whatever became of them.
     pub vote_ties: u64,
     /// Rows on which all scorers agree.
     pub unanimous: u64,
-    /// Share of the decided rows with a human preference that agree with it.
+    /// Fraction of the decided rows with a human preference that agree with it.
     pub human_agreement: Option<f64>,
     /// The same over all rows with a human preference, an undecided one counting one half.
     pub human_agreement_ties_half: Option<f64>,
@@ -80,17 +80,17 @@ pub struct ConsensusReport {
 pub struct ScorerReport {
     /// Its name.
     pub name: String,
-    /// Share of its votes for the first image.
-    pub first_share: f64,
+    /// Fraction of its votes for image 0.
+    pub votes_image_0: f64,
     /// Mean of its scores.
     pub score_mean: f64,
     /// Standard deviation of its scores.
-    pub score_deviation: f64,
+    pub score_std: f64,
     /// The 5 %, 25 %, 50 %, 75 % and 95 % quantiles of |score_0 − score_1|.
     pub margin_quantiles: [f64; 5],
-    /// Pairs with exactly equal scores (votes for the first image by Equation 6).
-    pub equal_scores: u64,
-    /// Share of the pairs with a human preference on which it votes alike.
+    /// Pairs with exactly equal scores (votes for image 0 by Equation 6).
+    pub exact_ties: u64,
+    /// Fraction of the pairs with a human preference on which it votes alike.
     pub human_agreement: Option<f64>,
 }
 
@@ -100,8 +100,8 @@ pub(crate) struct Counting {
     report: Report,
     scores: Vec<Moments>,
     margins: Vec<Vec<f32>>,
-    first: Vec<u64>,
-    equal: Vec<u64>,
+    image_0: Vec<u64>,
+    ties: Vec<u64>,
     alike: Vec<Vec<u64>>,
     human_alike: Vec<u64>,
     consensus_alike: u64,
@@ -144,8 +144,8 @@ impl Counting {
             },
             scores: vec![Moments::default(); count],
             margins: vec![Vec::new(); count],
-            first: vec![0; count],
-            equal: vec![0; count],
+            image_0: vec![0; count],
+            ties: vec![0; count],
             alike: vec![vec![0; count]; count],
             human_alike: vec![0; count],
             consensus_alike: 0,
@@ -175,8 +175,8 @@ impl Counting {
                 self.scores[scorer].add(f64::from(first));
                 self.scores[scorer].add(f64::from(second));
                 self.margins[scorer].push((first - second).abs());
-                self.first[scorer] += u64::from(*vote > 0);
-                self.equal[scorer] += u64::from(first == second);
+                self.image_0[scorer] += u64::from(*vote > 0);
+                self.ties[scorer] += u64::from(first == second);
             }
             for (alike, one) in self.alike.iter_mut().zip(&votes) {
                 for (alike, other) in alike.iter_mut().zip(&votes) {
@@ -191,8 +191,8 @@ impl Counting {
 
     fn add_consensus(&mut self, sum: i8, consensus: i8, votes: &[i8], human: Option<f64>) {
         let report = &mut self.report.consensus;
-        report.first += u64::from(consensus > 0);
-        report.second += u64::from(consensus < 0);
+        report.image_0 += u64::from(consensus > 0);
+        report.image_1 += u64::from(consensus < 0);
         report.ties += u64::from(consensus == 0);
         report.vote_ties += u64::from(sum == 0);
         report.unanimous += u64::from(usize::from(sum.unsigned_abs()) == votes.len());
@@ -218,45 +218,45 @@ impl Counting {
 
     pub(crate) fn finish(mut self) -> Report {
         let voted = self.report.voted_rows;
-        let share = |part: u64, whole: u64| (whole > 0).then(|| part as f64 / whole as f64);
+        let fraction = |part: u64, whole: u64| (whole > 0).then(|| part as f64 / whole as f64);
         for scorer in 0..self.names.len() {
             for other in 0..self.names.len() {
-                let agreement = share(self.alike[scorer][other], voted).unwrap_or(0.0);
+                let agreement = fraction(self.alike[scorer][other], voted).unwrap_or(0.0);
                 let (one, two) =
-                    (share(self.first[scorer], voted), share(self.first[other], voted));
+                    (fraction(self.image_0[scorer], voted), fraction(self.image_0[other], voted));
                 self.report.agreement[scorer][other] = agreement;
                 self.report.kappa[scorer][other] =
                     kappa(agreement, one.unwrap_or(0.0), two.unwrap_or(0.0));
             }
             let scorer = ScorerReport {
                 name: self.names[scorer].clone(),
-                first_share: share(self.first[scorer], voted).unwrap_or(0.0),
+                votes_image_0: fraction(self.image_0[scorer], voted).unwrap_or(0.0),
                 score_mean: self.scores[scorer].mean(),
-                score_deviation: self.scores[scorer].standard_deviation(),
+                score_std: self.scores[scorer].standard_deviation(),
                 margin_quantiles: quantiles(&mut self.margins[scorer]),
-                equal_scores: self.equal[scorer],
-                human_agreement: share(self.human_alike[scorer], self.report.human_pairs),
+                exact_ties: self.ties[scorer],
+                human_agreement: fraction(self.human_alike[scorer], self.report.human_pairs),
             };
             self.report.warnings.extend(warning(&scorer, voted));
             self.report.scorers.push(scorer);
         }
         let undecided = self.report.human_pairs - self.consensus_decided;
         let consensus = &mut self.report.consensus;
-        consensus.human_agreement = share(self.consensus_alike, self.consensus_decided);
+        consensus.human_agreement = fraction(self.consensus_alike, self.consensus_decided);
         consensus.human_agreement_ties_half =
-            share(2 * self.consensus_alike + undecided, 2 * self.report.human_pairs);
+            fraction(2 * self.consensus_alike + undecided, 2 * self.report.human_pairs);
         self.report
     }
 }
 
-/// Cohen's kappa of two voters: agreement beyond chance, from their agreement and their shares of
-/// votes for the first image. 1 when both always vote alike, even when chance alone explains it.
-fn kappa(agreement: f64, first_share: f64, other_first_share: f64) -> f64 {
-    let chance = first_share * other_first_share + (1.0 - first_share) * (1.0 - other_first_share);
+/// Cohen's kappa of two voters: agreement beyond chance, from their agreement and the
+/// fraction of the votes of each for image 0. 1 if both always vote alike, even when chance alone explains it.
+fn kappa(agreement: f64, one: f64, other: f64) -> f64 {
+    let chance = one * other + (1.0 - one) * (1.0 - other);
     if chance >= 1.0 { 1.0 } else { (agreement - chance) / (1.0 - chance) }
 }
 
-/// Exact quantiles by the nearest rank; zeros when there is no value.
+/// Exact quantiles by the nearest rank; zeros if there is no value.
 fn quantiles(values: &mut [f32]) -> [f64; 5] {
     values.sort_unstable_by(f32::total_cmp);
     QUANTILES.map(|quantile| {
@@ -271,26 +271,26 @@ fn warning(scorer: &ScorerReport, voted: u64) -> Option<String> {
         return None;
     }
     let name = &scorer.name;
-    let equal = scorer.equal_scores as f64 / voted as f64;
+    let ties = scorer.exact_ties as f64 / voted as f64;
     let magnitude = scorer.score_mean.abs().max(f64::MIN_POSITIVE);
-    if scorer.score_deviation < COLLAPSED_SPREAD * magnitude {
+    if scorer.score_std < COLLAPSED_STD * magnitude {
         return Some(format!(
             "{name}: the scores hardly differ (standard deviation {:.1e} around {:.4}); its votes are rounding \
              noise. Is this the right checkpoint, layout and preprocessing?",
-            scorer.score_deviation, scorer.score_mean
+            scorer.score_std, scorer.score_mean
         ));
     }
-    if equal > COLLAPSED_EQUAL_SHARE {
+    if ties > COLLAPSED_TIES {
         return Some(format!(
-            "{name}: {:.0} % of the pairs have exactly equal scores, which count as votes for the first image. \
+            "{name}: {:.0} % of the pairs have exactly equal scores, which count as votes for image 0. \
              Were the scores rounded?",
-            100.0 * equal
+            100.0 * ties
         ));
     }
-    if scorer.first_share > ONE_SIDED_SHARE || scorer.first_share < 1.0 - ONE_SIDED_SHARE {
+    if scorer.votes_image_0 > ONE_SIDED || scorer.votes_image_0 < 1.0 - ONE_SIDED {
         return Some(format!(
-            "{name}: {:.0} % of its votes go to the first image; images of a pair should stand in no particular order",
-            100.0 * scorer.first_share
+            "{name}: {:.0} % of its votes go to image 0; the images of a pair should be in no particular order",
+            100.0 * scorer.votes_image_0
         ));
     }
     None
@@ -302,7 +302,7 @@ mod tests {
 
     #[test]
     fn kappa_of_known_tables() {
-        // Cohen 1960's kind of table: 70 % agreement with shares 0.6 and 0.7 → chance 0.54.
+        // Cohen 1960's kind of table: 70 % agreement with rates 0.6 and 0.7 → chance 0.54.
         assert!((kappa(0.7, 0.6, 0.7) - (0.7 - 0.54) / 0.46).abs() < 1e-12);
         assert_eq!(kappa(0.5, 0.5, 0.5), 0.0);
         assert_eq!(kappa(1.0, 0.5, 0.5), 1.0);
@@ -321,11 +321,11 @@ mod tests {
     fn scorer() -> ScorerReport {
         ScorerReport {
             name: "clip".to_owned(),
-            first_share: 0.5,
+            votes_image_0: 0.5,
             score_mean: 0.25,
-            score_deviation: 0.05,
+            score_std: 0.05,
             margin_quantiles: [0.0; 5],
-            equal_scores: 0,
+            exact_ties: 0,
             human_agreement: None,
         }
     }
@@ -333,12 +333,12 @@ mod tests {
     #[test]
     fn a_collapsed_or_one_sided_scorer_is_named() {
         assert_eq!(warning(&scorer(), 1000), None);
-        let flat = ScorerReport { score_deviation: 1e-6, ..scorer() };
+        let flat = ScorerReport { score_std: 1e-6, ..scorer() };
         assert!(warning(&flat, 1000).is_some_and(|text| text.contains("hardly differ")));
         assert_eq!(warning(&flat, 5), None);
-        let rounded = ScorerReport { equal_scores: 300, ..scorer() };
+        let rounded = ScorerReport { exact_ties: 300, ..scorer() };
         assert!(warning(&rounded, 1000).is_some_and(|text| text.contains("exactly equal")));
-        let one_sided = ScorerReport { first_share: 0.01, ..scorer() };
+        let one_sided = ScorerReport { votes_image_0: 0.01, ..scorer() };
         assert!(warning(&one_sided, 1000).is_some_and(|text| text.contains("no particular order")));
     }
 }

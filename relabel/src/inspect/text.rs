@@ -1,21 +1,28 @@
-//! The report as tables for people.
+//! The report as tables to read.
 
 use std::fmt::Write as _;
 
 use comfy_table::{CellAlignment, Table, presets};
 
+use runkit::logging::counted;
+use runkit::program;
+
 use super::Report;
 
+/// Columns if stdout is not a terminal.
+const COLUMNS_OF_A_FILE: usize = 100;
+
 impl Report {
-    /// The report as text, under 80 columns for up to five scorers with short names.
+    /// The report as text that fits the terminal.
     #[must_use]
     pub fn to_text(&self) -> String {
+        let columns = program::columns_of_stdout().unwrap_or(COLUMNS_OF_A_FILE);
         let mut text = String::new();
         // Writing to a String cannot fail.
         let _ = writeln!(
             text,
             "{}: {} voted on, {} failed",
-            pairs(self.rows),
+            counted(self.rows, "pairs"),
             self.voted_rows,
             self.failed_rows
         );
@@ -26,9 +33,9 @@ impl Report {
         let of_voted = |count: u64| percent(Some(count as f64 / self.voted_rows.max(1) as f64));
         let _ = writeln!(
             text,
-            "consensus: first {}, second {}, tie {} (votes tied {}, unanimous {})",
-            of_voted(consensus.first),
-            of_voted(consensus.second),
+            "consensus: image 0 {}, image 1 {}, tie {} (votes tied {}, unanimous {})",
+            of_voted(consensus.image_0),
+            of_voted(consensus.image_1),
             of_voted(consensus.ties),
             of_voted(consensus.vote_ties),
             of_voted(consensus.unanimous),
@@ -36,20 +43,24 @@ impl Report {
         if self.human_pairs > 0 {
             let _ = writeln!(
                 text,
-                "agreement with people: {} of decided pairs, {} with ties as half ({}, {} human {})",
+                "human agreement: {} of decided pairs, {} with ties as half ({}, {})",
                 percent(consensus.human_agreement),
                 percent(consensus.human_agreement_ties_half),
-                pairs(self.human_pairs),
-                self.human_ties,
-                if self.human_ties == 1 { "tie" } else { "ties" },
+                counted(self.human_pairs, "pairs"),
+                counted(self.human_ties, "human ties"),
             );
             if self.human_missing > 0 {
-                let _ = writeln!(text, "{} without a human label", pairs(self.human_missing));
+                let _ = writeln!(
+                    text,
+                    "{} without a human label",
+                    counted(self.human_missing, "pairs")
+                );
             }
         }
-        let _ = writeln!(text, "\n{}", self.scorer_table());
+        let _ = writeln!(text, "\n{}", self.scorer_table().to_text(columns));
         if self.scorers.len() > 1 {
-            let _ = writeln!(text, "\nagreement (Cohen's kappa)\n{}", self.agreement_table());
+            let table = self.agreement_table().to_text(columns);
+            let _ = writeln!(text, "\nagreement (Cohen's kappa)\n{table}");
         }
         for warning in &self.warnings {
             let _ = writeln!(text, "\nwarning: {warning}");
@@ -57,61 +68,107 @@ impl Report {
         text
     }
 
-    fn scorer_table(&self) -> Table {
-        let header =
-            ["scorer", "first", "people", "mean", "spread", "margin 5 %", "50 %", "95 %", "equal"];
-        let mut table = table(&header);
+    fn scorer_table(&self) -> Grid {
+        let mut grid = Grid::new(&[
+            "scorer",
+            "votes for\nimage 0",
+            "human\nagreement",
+            "mean",
+            "std",
+            "margin\n5 %",
+            "\n50 %",
+            "\n95 %",
+            "exact\nties",
+        ]);
         for scorer in &self.scorers {
             let [low, _, middle, _, high] = scorer.margin_quantiles;
-            table.add_row([
+            grid.rows.push(vec![
                 scorer.name.clone(),
-                percent(Some(scorer.first_share)),
+                percent(Some(scorer.votes_image_0)),
                 percent(scorer.human_agreement),
                 format!("{:.4}", scorer.score_mean),
-                format!("{:.4}", scorer.score_deviation),
+                format!("{:.4}", scorer.score_std),
                 format!("{low:.4}"),
                 format!("{middle:.4}"),
                 format!("{high:.4}"),
-                scorer.equal_scores.to_string(),
+                scorer.exact_ties.to_string(),
             ]);
         }
-        align(&mut table);
-        table
+        grid
     }
 
-    fn agreement_table(&self) -> Table {
+    fn agreement_table(&self) -> Grid {
         let mut header = vec![""];
         header.extend(self.scorers.iter().map(|scorer| scorer.name.as_str()));
-        let mut table = table(&header);
+        let mut grid = Grid::new(&header);
         for (scorer, (agreement, kappa)) in
             self.scorers.iter().zip(self.agreement.iter().zip(&self.kappa))
         {
             let mut row = vec![scorer.name.clone()];
-            row.extend(agreement.iter().zip(kappa).map(|(share, kappa)| {
-                format!("{} ({})", percent(Some(*share)), two_digits(*kappa))
-            }));
+            row.extend(
+                agreement.iter().zip(kappa).map(|(rate, kappa)| {
+                    format!("{} ({})", percent(Some(*rate)), two_digits(*kappa))
+                }),
+            );
+            grid.rows.push(row);
+        }
+        grid
+    }
+}
+
+/// A table with names in the first column and numbers in the others.
+struct Grid {
+    /// The header, then the rows.
+    rows: Vec<Vec<String>>,
+}
+
+impl Grid {
+    fn new(header: &[&str]) -> Self {
+        Self { rows: vec![header.iter().map(|&name| name.to_owned()).collect()] }
+    }
+
+    /// The table as text. If it is wider than `most` columns of a terminal it becomes several tables, one
+    /// below the other, each with the names.
+    fn to_text(&self, most: usize) -> String {
+        let width = |column: usize| {
+            let cells = self.rows.iter().filter_map(|row| row.get(column));
+            let lines = cells.flat_map(|cell| cell.lines().map(|line| line.chars().count()));
+            // A space on each side.
+            lines.max().unwrap_or(0) + 2
+        };
+        let count = self.rows.first().map_or(0, Vec::len);
+        let mut tables: Vec<Vec<usize>> = Vec::new();
+        let mut used = 0;
+        for column in 1..count {
+            match tables.last_mut() {
+                Some(columns) if used + width(column) <= most => columns.push(column),
+                _ => {
+                    tables.push(vec![0, column]);
+                    used = width(0);
+                }
+            }
+            used += width(column);
+        }
+        let tables = tables.iter().map(|columns| self.table_of(columns).to_string());
+        tables.collect::<Vec<_>>().join("\n\n")
+    }
+
+    fn table_of(&self, columns: &[usize]) -> Table {
+        let mut rows =
+            self.rows.iter().map(|row| columns.iter().filter_map(|&column| row.get(column)));
+        let mut table = Table::new();
+        table.load_preset(presets::NOTHING);
+        if let Some(header) = rows.next() {
+            table.set_header(header);
+        }
+        for row in rows {
             table.add_row(row);
         }
-        align(&mut table);
+        for column in table.column_iter_mut().skip(1) {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
         table
     }
-}
-
-fn table(header: &[&str]) -> Table {
-    let mut table = Table::new();
-    table.load_preset(presets::NOTHING).set_header(header);
-    table
-}
-
-/// Names to the left, numbers to the right.
-fn align(table: &mut Table) {
-    for column in table.column_iter_mut().skip(1) {
-        column.set_cell_alignment(CellAlignment::Right);
-    }
-}
-
-fn pairs(count: u64) -> String {
-    format!("{count} {}", if count == 1 { "pair" } else { "pairs" })
 }
 
 /// Two digits, and no minus before a zero.
@@ -120,18 +177,31 @@ fn two_digits(number: f64) -> String {
     if text == "-0.00" { "0.00".to_owned() } else { text }
 }
 
-fn percent(share: Option<f64>) -> String {
-    share.map_or_else(|| "–".to_owned(), |share| format!("{:.1} %", 100.0 * share))
+fn percent(rate: Option<f64>) -> String {
+    rate.map_or_else(|| "–".to_owned(), |rate| format!("{:.1} %", 100.0 * rate))
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{pairs, two_digits};
+    use super::{Grid, two_digits};
 
     #[test]
-    fn zero_has_no_sign_and_one_no_plural() {
+    fn a_table_that_is_too_wide_becomes_several() {
+        let mut grid = Grid::new(&["name", "first\nnumber", "second", "third"]);
+        grid.rows.push(["clip", "1.0", "22.0", "333.0"].map(str::to_owned).to_vec());
+        assert_eq!(grid.to_text(100).lines().count(), 3);
+        for width in [10, 20, 24] {
+            let text = grid.to_text(width);
+            assert!(text.contains("333.0") && text.contains("number"), "{text}");
+            assert!(text.matches("clip").count() > 1, "{text}");
+            let widest = text.lines().map(|line| line.chars().count()).max();
+            assert!(width < 20 || widest.unwrap() <= width, "{width}: {text}");
+        }
+    }
+
+    #[test]
+    fn zero_has_no_sign() {
         assert_eq!(two_digits(-0.004), "0.00");
         assert_eq!(two_digits(-0.006), "-0.01");
-        assert_eq!([pairs(1), pairs(480)], ["1 pair", "480 pairs"]);
     }
 }

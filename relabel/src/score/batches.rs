@@ -75,6 +75,15 @@ struct Waiting {
     bytes: Bytes,
 }
 
+/// What the batches of every file of a run have in common.
+#[derive(Clone, Copy)]
+pub(crate) struct Source<'run> {
+    pub(crate) plan: &'run Plan,
+    pub(crate) set: &'run ScorerSet,
+    pub(crate) batch_size: usize,
+    pub(crate) stop: &'run StopFlag,
+}
+
 /// The batches of one file. Ends early once a stop is asked for: look at the flag after the last.
 pub(crate) struct Batches<'run> {
     plan: &'run Plan,
@@ -138,14 +147,8 @@ impl Seen {
 
 impl<'run> Batches<'run> {
     /// The batches of input file `file`.
-    pub(crate) fn open(
-        plan: &'run Plan,
-        set: &ScorerSet,
-        batch_size: usize,
-        file: usize,
-        choice: Choice,
-        stop: &StopFlag,
-    ) -> Result<Self> {
+    pub(crate) fn open(source: Source<'run>, file: usize, choice: Choice) -> Result<Self> {
+        let Source { plan, set, batch_size, stop } = source;
         let file = &plan.files[file];
         let pairs = PairFile::open(&file.input)?;
         ensure!(

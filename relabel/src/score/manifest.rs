@@ -9,11 +9,12 @@ use schemas::pairs::{FileRecord, InputRecord};
 use scorers::ScorersManifest;
 use serde::{Deserialize, Serialize};
 
+use super::Config;
 use super::plan::Plan;
 use crate::vote::TiePolicy;
 
-/// The metadata key of how many rows a forward had where the device ran out of memory; only there in
-/// that case.
+/// The metadata key of how many rows a forward pass had after the device ran out of memory; absent if it
+/// did not.
 pub const KEY_MEMORY: &str = "relabel.memory";
 
 /// The manifest of a labels file. No time, no host, no absolute path.
@@ -23,12 +24,12 @@ pub struct Manifest {
     pub crate_version: String,
     /// The version of the labels' columns.
     pub schema_version: u32,
-    /// The scorers with their checkpoints, recipes, type and kind of device.
+    /// The scorers with their checkpoints, recipes, dtype and kind of device.
     #[serde(flatten)]
     pub scorers: ScorersManifest,
-    /// Images per forward; the last bits of a score depend on it.
+    /// Images per forward pass; the last bits of a score depend on it.
     pub batch_size: usize,
-    /// Which scorers vote; all that have columns.
+    /// The scorers that vote: all that have columns.
     pub voters: Vec<String>,
     /// What a tie becomes.
     pub ties: TiePolicy,
@@ -42,21 +43,15 @@ pub struct Manifest {
 impl Manifest {
     /// Describes a run.
     #[must_use]
-    pub fn new(
-        scorers: &ScorersManifest,
-        plan: &Plan,
-        batch_size: usize,
-        ties: TiePolicy,
-        limit: Option<u64>,
-    ) -> Self {
+    pub fn new(config: &Config, scorers: &ScorersManifest, plan: &Plan) -> Self {
         Self {
             crate_version: env!("CARGO_PKG_VERSION").to_owned(),
             schema_version: SCHEMA_VERSION,
             voters: scorers.scorers.iter().map(|scorer| scorer.name.clone()).collect(),
             scorers: scorers.clone(),
-            batch_size,
-            ties,
-            limit,
+            batch_size: config.batch_size,
+            ties: config.ties,
+            limit: config.limit,
             input: InputRecord {
                 rows: plan.pairs(),
                 content: Some(plan.content.clone()),

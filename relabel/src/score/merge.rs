@@ -25,55 +25,6 @@ pub(crate) struct Summary {
     pub ties: u64,
 }
 
-/// Writes the labels file at `out` from scores without gaps.
-pub(super) fn merge(
-    plan: &Plan,
-    scores: &Scores,
-    scorers: &[String],
-    ties: TiePolicy,
-    metadata: &BTreeMap<String, String>,
-    out: &Path,
-    stop: &StopFlag,
-) -> Result<Summary> {
-    let merge = Merge { plan, scores, scorers, decider: decider(plan, scores, scorers, ties) };
-    let schema = LabelsSchema::new(scorers)?;
-    let mut writer = LabelsWriter::create(out, &schema, metadata)?;
-    let mut summary = Summary::default();
-    let progress = Progress::new("merging", "pairs", plan.pairs());
-    for file in &plan.files {
-        let pairs = PairFile::open_without_images(&file.input)?;
-        ensure!(
-            pairs.fingerprint() == file.fingerprint,
-            "{}: the file has changed since the run was planned; hint: run the same command again",
-            file.input.path.display()
-        );
-        let mut taken = 0;
-        'file: for batch in pairs.plan_rows()? {
-            stop.check()?;
-            for row in batch? {
-                if taken == file.rows {
-                    break 'file;
-                }
-                let label = merge.label(file, taken, row);
-                summary.rows += 1;
-                summary.failed_rows += u64::from(label.status != Status::Ok);
-                summary.ties += u64::from(label.consensus == Some(0));
-                writer.write(&label)?;
-                taken += 1;
-            }
-        }
-        ensure!(
-            taken == file.rows,
-            "{}: fewer rows than planned could be read",
-            file.input.path.display()
-        );
-        progress.add(taken);
-    }
-    writer.finish()?;
-    progress.finish();
-    Ok(summary)
-}
-
 /// How ties are decided, by the margins of all rows where that is asked for.
 fn decider(plan: &Plan, scores: &Scores, scorers: &[String], ties: TiePolicy) -> Decider {
     let mut scale = MarginScale::new(scorers.len());
@@ -95,14 +46,69 @@ fn decider(plan: &Plan, scores: &Scores, scorers: &[String], ties: TiePolicy) ->
 }
 
 /// What a row of labels is made of.
-struct Merge<'run> {
+pub(super) struct Merge<'run> {
     plan: &'run Plan,
     scores: &'run Scores,
     scorers: &'run [String],
     decider: Decider,
 }
 
-impl Merge<'_> {
+impl<'run> Merge<'run> {
+    /// A merge of `scores`, which have no gaps.
+    pub(super) fn new(
+        plan: &'run Plan,
+        scores: &'run Scores,
+        scorers: &'run [String],
+        ties: TiePolicy,
+    ) -> Self {
+        Self { plan, scores, scorers, decider: decider(plan, scores, scorers, ties) }
+    }
+
+    /// Writes the labels file at `out`.
+    pub(super) fn write(
+        &self,
+        out: &Path,
+        metadata: &BTreeMap<String, String>,
+        stop: &StopFlag,
+    ) -> Result<Summary> {
+        let schema = LabelsSchema::new(self.scorers)?;
+        let mut writer = LabelsWriter::create(out, &schema, metadata)?;
+        let mut summary = Summary::default();
+        let progress = Progress::new("merging", "pairs", self.plan.pairs());
+        for file in &self.plan.files {
+            let pairs = PairFile::open_without_images(&file.input)?;
+            ensure!(
+                pairs.fingerprint() == file.fingerprint,
+                "{}: the file has changed since the run was planned; hint: run the same command again",
+                file.input.path.display()
+            );
+            let mut taken = 0;
+            'file: for batch in pairs.plan_rows()? {
+                stop.check()?;
+                for row in batch? {
+                    if taken == file.rows {
+                        break 'file;
+                    }
+                    let label = self.label(file, taken, row);
+                    summary.rows += 1;
+                    summary.failed_rows += u64::from(label.status != Status::Ok);
+                    summary.ties += u64::from(label.consensus == Some(0));
+                    writer.write(&label)?;
+                    taken += 1;
+                }
+            }
+            ensure!(
+                taken == file.rows,
+                "{}: fewer rows than planned could be read",
+                file.input.path.display()
+            );
+            progress.add(taken);
+        }
+        writer.finish()?;
+        progress.finish();
+        Ok(summary)
+    }
+
     fn label(&self, file: &PlannedFile, row: u64, pair: PairRow) -> LabelRow {
         let mut label = LabelRow {
             pair_id: self.plan.pair_id(file, row, pair.pair_id),

@@ -1,47 +1,47 @@
 //! `relabel score`: plan, score file by file into parts, merge.
 //!
-//! Everything a run leaves before its end stands in `OUT.work/`: the manifest, which says what the run
+//! Until it is complete a run keeps everything in `OUT.work/`: the manifest, which says what the run
 //! is, and one part per finished input file. A part and the labels file appear under their names only
-//! when complete and synced, so a run that is killed at any instant is finished by the same command,
-//! with the same bytes.
+//! when complete and synced. After a kill at any instant the same command finishes the run, with the
+//! same bytes.
 
 mod batches;
 mod captions;
 mod manifest;
 mod merge;
+mod output;
 mod part;
 mod pipeline;
 pub mod plan;
 mod rehearsal;
 mod room;
 mod scores;
-mod work;
 
 use std::path::PathBuf;
 use std::time::Instant;
 
 use anyhow::{Context as _, Result, ensure};
-use runkit::lock::OutputLock;
 use runkit::logging::{counted, tenths};
 use runkit::progress::Progress;
 use runkit::shard::Shard;
 use runkit::signals::StopFlag;
 use schemas::pairs::{InputFile, discover};
-use scorers::{Compute, DescribedScorers, MemoryLimits, ScorerSet, ScorersConfig};
+use scorers::{Compute, DescribedScorers, MemoryLimits, ScorerSet, ScorersConfig, ScorersManifest};
 
-use self::batches::Choice;
+use self::batches::{Choice, Source};
 use self::captions::CaptionFeatures;
 pub use self::captions::CaptionText;
 pub use self::manifest::{KEY_MEMORY, Manifest};
+use self::merge::Merge;
+use self::output::Output;
+pub use self::output::work_folder;
+pub(crate) use self::output::{labels_output, manifest_of_labels};
 use self::part::Note;
 use self::pipeline::Scoring;
 use self::plan::Plan;
 pub use self::rehearsal::{Rehearsal, rehearse};
 pub use self::room::Room;
 use self::scores::Scores;
-pub use self::work::work_folder;
-pub(crate) use self::work::{labels_output, manifest_of_labels};
-use crate::cli::ScoreSettings;
 use crate::vote::TiePolicy;
 
 /// A validated run.
@@ -49,30 +49,32 @@ use crate::vote::TiePolicy;
 pub struct Config {
     /// Inputs as given.
     pub pairs: Vec<PathBuf>,
-    /// The splits to take of them; none for all, which must be one.
+    /// The splits to take of them. If empty, all, which must then be one.
     pub splits: Vec<String>,
     /// The scorers' file.
     pub scorers: PathBuf,
     /// The labels file to write.
     pub out: PathBuf,
     /// The settings file that was read.
-    pub config: Option<PathBuf>,
-    /// Images per forward.
+    pub settings_file: Option<PathBuf>,
+    /// Images per forward pass.
     pub batch_size: usize,
-    /// Device and type.
+    /// Device and dtype.
     pub compute: Compute,
-    /// Which share of the files is this process's.
+    /// The shard of the files that this process scores.
     pub shard: Shard,
     /// What a tie becomes.
     pub ties: TiePolicy,
     /// At most this many pairs.
     pub limit: Option<u64>,
-    /// Where scratch files go; beside the output when absent.
+    /// The folder for scratch files; the folder of the output if absent.
     pub scratch: Option<PathBuf>,
-    /// Forget what an earlier run left.
+    /// Replace what an earlier run left.
     pub fresh: bool,
-    /// The settings it was made from, saved beside the output.
-    pub settings: ScoreSettings,
+    /// Failed rows that still count as success.
+    pub max_failed: u64,
+    /// The settings it was made from as TOML, saved beside the output.
+    pub saved_settings: String,
 }
 
 /// How a run ended.
@@ -80,9 +82,9 @@ pub struct Config {
 pub enum End {
     /// The labels file is complete.
     Done,
-    /// This share is complete; parts of others are missing.
+    /// This shard is complete; the labels file is not.
     ShardDone {
-        /// How many.
+        /// Parts of other shards that are missing.
         waiting_for: usize,
     },
 }
@@ -91,33 +93,29 @@ pub enum End {
 ///
 /// # Errors
 /// One sentence about what is wrong with an input, a checkpoint, the output, or an earlier run that
-/// this one would mix with; [`runkit::signals::Stopped`] where `stop` asked for a stop, with everything
-/// left as the same command needs it.
+/// this one would mix with; [`runkit::signals::Stopped`] if `stop` asked for a stop. The same command then
+/// resumes.
 pub fn run(config: &Config, stop: &StopFlag) -> Result<End> {
     let inputs = inputs(config)?;
     let scorers = ScorersConfig::read(&config.scorers)?;
-    let parts = work_folder(&config.out).join("parts");
-    work::refuse_foreign(config, &inputs)?;
-    runkit::files::create_folder(work::folder_of(&config.out))?;
-    let _lock = work::output_lock(config)?;
+    let output = Output::new(config);
+    output.refuse_foreign(&inputs)?;
+    let _lock = output.lock()?;
 
     tracing::info!(files = inputs.len(), "planning");
     let plan = Plan::make(&inputs, config.limit, &config.scratch(), stop)?;
     refuse_nothing(&plan)?;
     let described = DescribedScorers::of(&scorers, config.compute)?;
     stop.check()?;
-    let manifest =
-        Manifest::new(described.manifest(), &plan, config.batch_size, config.ties, config.limit);
-    let run =
-        Run { config, plan: &plan, fingerprint: manifest.fingerprint()?, manifest, parts, stop };
-    if work::already_complete(config, &run.manifest)? {
+    let run = Run::new(config, &output, &plan, described.manifest(), stop)?;
+    if output.is_complete(&run.manifest)? {
         tracing::info!(labels = %config.out.display(), "already complete");
-        if let Some(_lock) = work::merge_lock(config)? {
-            work::tidy(config)?;
+        if let Some(_lock) = output.merge_lock()? {
+            output.tidy()?;
         }
         return Ok(End::Done);
     }
-    work::refuse_another_run(config, &run.manifest)?;
+    output.refuse_another_run(&run.manifest)?;
     let todo = Todo::find(&run)?;
     let files = todo.files.iter().map(|(file, _)| *file);
     Room::of(&plan, files, &described.text_widths(), scorers.scorer.len())
@@ -127,20 +125,15 @@ pub fn run(config: &Config, stop: &StopFlag) -> Result<End> {
     if !todo.files.is_empty() {
         networks = networks.load(&run)?;
     }
-    work::prepare(config, &run.manifest, &run.parts)?;
-    let _share_lock = (!config.shard.is_whole())
-        .then(|| {
-            let name = format!("share-{}-of-{}.lock", config.shard.index(), config.shard.count());
-            OutputLock::exclusive(work_folder(&config.out).join(name))
-        })
-        .transpose()?;
+    output.begin(&run.manifest)?;
+    let _shard_lock = output.shard_lock()?;
     if let Networks::Loaded(set) = &networks {
         run.score(set, todo)?;
     }
     run.merge_if_ready(networks)
 }
 
-/// The files of pairs; what was left out is said.
+/// The files of pairs. Files that are not taken are logged.
 fn inputs(config: &Config) -> Result<Vec<InputFile>> {
     let found = discover(&config.pairs, &config.splits)?;
     if let Some(skipped) = found.skipped() {
@@ -161,19 +154,34 @@ fn refuse_nothing(plan: &Plan) -> Result<()> {
 impl Config {
     /// Where scratch files go.
     fn scratch(&self) -> PathBuf {
-        self.scratch.clone().unwrap_or_else(|| work::folder_of(&self.out))
+        self.scratch.clone().unwrap_or_else(|| output::folder_of(&self.out))
     }
 }
 
 /// A run that is planned.
 struct Run<'run> {
     config: &'run Config,
+    output: &'run Output<'run>,
     plan: &'run Plan,
     manifest: Manifest,
     fingerprint: String,
     /// The folder of the parts.
     parts: PathBuf,
     stop: &'run StopFlag,
+}
+
+impl<'run> Run<'run> {
+    fn new(
+        config: &'run Config,
+        output: &'run Output<'run>,
+        plan: &'run Plan,
+        scorers: &ScorersManifest,
+        stop: &'run StopFlag,
+    ) -> Result<Self> {
+        let manifest = Manifest::new(config, scorers, plan);
+        let fingerprint = manifest.fingerprint()?;
+        Ok(Self { config, output, plan, fingerprint, manifest, parts: output.parts(), stop })
+    }
 }
 
 /// The scorers, loaded when they are needed.
@@ -223,15 +231,10 @@ impl Run<'_> {
     ) -> Result<()> {
         let started = Instant::now();
         let mut captions = CaptionFeatures::new(&self.plan.captions, set, &self.config.scratch())?;
-        let mut scoring = Scoring {
-            plan: self.plan,
-            set,
-            batch_size: self.config.batch_size,
-            fingerprint: &self.fingerprint,
-            stop: self.stop.clone(),
-            progress: &progress,
-            failed_images: 0,
-        };
+        let batch_size = self.config.batch_size;
+        let source = Source { plan: self.plan, set, batch_size, stop: self.stop };
+        let fingerprint = &self.fingerprint;
+        let mut scoring = Scoring { source, fingerprint, progress: &progress, failed_images: 0 };
         for (file, choice, path) in files {
             pipeline::score_file(&mut scoring, &mut captions, file, choice, &path).with_context(
                 || format!("scoring {}", self.plan.files[file].input.path.display()),
@@ -242,33 +245,31 @@ impl Run<'_> {
         if !set.compute().device.is_cuda() {
             let (networks, wall) =
                 (set.network_time().as_secs_f64(), started.elapsed().as_secs_f64());
-            let share = 100.0 * networks / wall;
-            tracing::info!("networks: {networks:.2} s of {wall:.2} s ({share:.0} %)");
+            let percent = 100.0 * networks / wall;
+            tracing::info!("networks: {networks:.2} s of {wall:.2} s ({percent:.0} %)");
         }
         Ok(())
     }
 
     /// Puts the output in its place when all parts are there.
     fn merge_if_ready(&self, networks: Networks) -> Result<End> {
-        let (config, count) = (self.config, self.plan.files.len());
+        let (config, output, count) = (self.config, self.output, self.plan.files.len());
         let mut waiting_for = 0;
         for index in 0..count {
             let path = part::path(&self.parts, index, count);
             waiting_for += usize::from(!part::is_done(&path, &self.fingerprint)?);
         }
         let merged_by_another = || {
-            Ok::<_, anyhow::Error>(
-                !config.shard.is_whole() && work::already_complete(config, &self.manifest)?,
-            )
+            Ok::<_, anyhow::Error>(!config.shard.is_whole() && output.is_complete(&self.manifest)?)
         };
-        // Of several shares that finish together one merges, and then removes the parts.
+        // If several shards finish together, one of them merges and then removes the parts.
         if waiting_for > 0 {
             return Ok(match merged_by_another()? {
                 true => End::Done,
                 false => End::ShardDone { waiting_for },
             });
         }
-        let Some(_lock) = work::merge_lock(config)? else {
+        let Some(_lock) = output.merge_lock()? else {
             return Ok(End::ShardDone { waiting_for });
         };
         if merged_by_another()? {
@@ -277,19 +278,12 @@ impl Run<'_> {
         tracing::info!(parts = count, "merging");
         let scores = self.scores(networks)?;
         let note = self.note()?;
-        let (names, mut metadata) = (&self.manifest.voters, self.manifest.metadata()?);
+        let mut metadata = self.manifest.metadata()?;
         if note.memory != MemoryLimits::default() {
             metadata.insert(KEY_MEMORY.to_owned(), runkit::manifest::canonical_json(&note.memory)?);
         }
-        let summary = merge::merge(
-            self.plan,
-            &scores,
-            names,
-            config.ties,
-            &metadata,
-            &config.out,
-            self.stop,
-        )?;
+        let merge = Merge::new(self.plan, &scores, &self.manifest.voters, config.ties);
+        let summary = merge.write(&config.out, &metadata, self.stop)?;
         tracing::info!(
             rows = summary.rows,
             failed = summary.failed_rows,
@@ -299,8 +293,8 @@ impl Run<'_> {
         if note.on_white > 0 {
             tracing::info!(
                 images = note.on_white,
-                "images with transparency were laid on white, as transformers does; alpha = \"drop\" in \
-                 scorers.toml takes their colours alone"
+                "images with transparency were laid on white, as transformers does; with alpha = \"drop\" \
+                 in scorers.toml transparency is ignored"
             );
         }
         if note.memory != MemoryLimits::default() {
@@ -311,11 +305,11 @@ impl Run<'_> {
                  run that had enough"
             );
         }
-        work::tidy(config)?;
+        output.tidy()?;
         Ok(End::Done)
     }
 
-    /// What is told of all parts together.
+    /// The notes of all parts together.
     fn note(&self) -> Result<Note> {
         let count = self.plan.files.len();
         let mut note = Note::default();
@@ -329,8 +323,8 @@ impl Run<'_> {
         Ok(note)
     }
 
-    /// The scores of all parts; what only all of them together show to be scored nowhere is scored
-    /// first.
+    /// The scores of all parts. Only all parts together show which images were scored nowhere; those are
+    /// scored first.
     fn scores(&self, networks: Networks) -> Result<Scores> {
         let scorers = &self.manifest.scorers.scorers;
         let reads_captions: Vec<bool> =
@@ -344,7 +338,7 @@ impl Run<'_> {
         if several > 0 {
             tracing::warn!(
                 uids = several,
-                "some uids stand for images with different bytes; each is scored as an image of its own"
+                "some uids name images with different bytes; each is scored as an image of its own"
             );
         }
         let gaps = scores.gaps(self.plan);
@@ -353,7 +347,7 @@ impl Run<'_> {
         }
         drop(scores);
         let images: usize = gaps.values().map(std::collections::BTreeMap::len).sum();
-        tracing::info!(images, "scoring what stands elsewhere under a uid of other bytes");
+        tracing::info!(images, "scoring images whose uid names other bytes elsewhere");
         let networks = networks.load(self)?;
         if let Networks::Loaded(set) = &networks {
             let count = self.plan.files.len();
@@ -369,7 +363,7 @@ impl Run<'_> {
         let scores = read()?;
         ensure!(
             scores.gaps(self.plan).is_empty(),
-            "the images have changed while the run went on; hint: start over with --fresh"
+            "the images have changed during the run; hint: start over with --fresh"
         );
         Ok(scores)
     }
@@ -377,9 +371,9 @@ impl Run<'_> {
 
 /// What this process has to score.
 struct Todo {
-    /// Input files of this share without a part, and where their parts go.
+    /// Input files of this shard without a part, and where their parts go.
     files: Vec<(usize, PathBuf)>,
-    /// Distinct images of the share.
+    /// Distinct images of the shard.
     images: u64,
     /// Those of them that an earlier run has scored.
     images_done: u64,

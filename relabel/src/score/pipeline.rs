@@ -1,33 +1,29 @@
 //! One input file through the networks: read → hash → decode and preprocess → batches → scores → part.
 //!
 //! On a CPU the stages take turns, each with every core: libtorch's threads spin while they wait, and
-//! two pools that want the same cores slow each other. On a GPU decoding runs
-//! ahead in its own threads, a bounded number of batches at most.
+//! two pools that want the same cores slow each other. On a GPU a bounded number of batches is
+//! prefetched.
 
 use std::path::Path;
-use std::sync::mpsc::sync_channel;
 use std::time::Instant;
 
 use anyhow::Result;
+use runkit::prefetch::prefetch;
 use runkit::progress::Progress;
-use runkit::signals::StopFlag;
 use scorers::{PreprocessedImage, ScorerSet};
 
-use super::batches::{Batch, Batches, Choice, Chosen};
+use super::batches::{Batch, Batches, Choice, Chosen, Source};
 use super::captions::CaptionFeatures;
 use super::part::{Found, PartRow, PartWriter};
 use super::plan::Plan;
 
-/// Batches decoded ahead of a GPU.
+/// Batches that are prefetched for a GPU.
 const BATCHES_AHEAD: usize = 4;
 
 /// What [`score_file`] works with.
 pub(crate) struct Scoring<'run> {
-    pub(crate) plan: &'run Plan,
-    pub(crate) set: &'run ScorerSet,
-    pub(crate) batch_size: usize,
+    pub(crate) source: Source<'run>,
     pub(crate) fingerprint: &'run str,
-    pub(crate) stop: StopFlag,
     pub(crate) progress: &'run Progress,
     /// Images that could not be scored by every scorer, so far.
     pub(crate) failed_images: u64,
@@ -41,70 +37,42 @@ pub(crate) fn score_file(
     choice: Choice,
     path: &Path,
 ) -> Result<()> {
-    let mut part = PartWriter::create(path, &scoring.set.names(), scoring.fingerprint)?;
-    let (plan, set, batch_size) = (scoring.plan, scoring.set, scoring.batch_size);
-    let batches = Batches::open(plan, set, batch_size, file, choice, &scoring.stop)?;
-    if scoring.set.compute().device.is_cuda() {
-        std::thread::scope(|scope| {
-            let (sender, receiver) = sync_channel(BATCHES_AHEAD);
-            scope.spawn(move || {
-                for batch in batches {
-                    // The receiver is gone when the run stops; then this thread ends as well.
-                    if sender.send(batch).is_err() {
-                        break;
-                    }
-                }
-            });
-            score_batches(scoring, captions, receiver.into_iter(), file, &mut part)
-        })?;
-    } else {
-        score_batches(scoring, captions, batches, file, &mut part)?;
-    }
+    let source = scoring.source;
+    let mut part = PartWriter::create(path, &source.set.names(), scoring.fingerprint)?;
+    let batches = Batches::open(source, file, choice)?;
+    let ahead = if source.set.compute().device.is_cuda() { BATCHES_AHEAD } else { 0 };
+    prefetch(batches, ahead, |batches| -> Result<()> {
+        for batch in batches {
+            score_batch(scoring, captions, batch?, file, &mut part)?;
+            source.stop.check()?;
+        }
+        Ok(())
+    })?;
+    // The batches end early once a stop is asked for.
+    source.stop.check()?;
     part.finish()
 }
 
-fn score_batches(
-    scoring: &mut Scoring<'_>,
-    captions: &mut CaptionFeatures<'_>,
-    batches: impl Iterator<Item = Result<Batch>>,
-    file: usize,
-    part: &mut PartWriter,
-) -> Result<()> {
-    let first_slot = scoring.plan.files[file].slots().start;
-    for batch in batches {
-        score_batch(scoring, captions, batch?, first_slot, part)?;
-        scoring.stop.check()?;
-    }
-    // The batches end early once a stop is asked for.
-    Ok(scoring.stop.check()?)
-}
-
 /// Images per second, decoding included, measured on the first batches after one to warm up.
-pub(crate) fn rate(
-    plan: &Plan,
-    set: &ScorerSet,
-    batch_size: usize,
-    captions: &mut CaptionFeatures<'_>,
-    stop: &StopFlag,
-) -> Result<Option<f64>> {
+pub(crate) fn rate(source: Source<'_>, captions: &mut CaptionFeatures<'_>) -> Result<Option<f64>> {
     let mut rate = None;
     for _ in 0..2 {
         let started = Instant::now();
-        let mut batches = Batches::open(plan, set, batch_size, 0, Choice::First, stop)?;
+        let mut batches = Batches::open(source, 0, Choice::First)?;
         let Some(batch) = batches.next() else { break };
         let batch = batch?;
-        let prepared = Prepared::of(plan, &batch.images);
-        if prepared.images.is_empty() {
+        let decoded = DecodedBatch::of(source.plan, &batch.images);
+        if decoded.images.is_empty() {
             break;
         }
-        prepared.scores(set, captions)?;
-        rate = Some(prepared.images.len() as f64 / started.elapsed().as_secs_f64());
+        decoded.scores(source.set, captions)?;
+        rate = Some(decoded.images.len() as f64 / started.elapsed().as_secs_f64());
     }
     Ok(rate)
 }
 
 /// The images of a batch that could be decoded, with what is to be scored of them.
-struct Prepared<'batch> {
+struct DecodedBatch<'batch> {
     images: Vec<&'batch PreprocessedImage>,
     /// (row of `images`, caption), in the order of the batch.
     wanted: Vec<(usize, u32)>,
@@ -112,22 +80,22 @@ struct Prepared<'batch> {
     captions: Vec<u32>,
 }
 
-impl<'batch> Prepared<'batch> {
+impl<'batch> DecodedBatch<'batch> {
     fn of(plan: &Plan, chosen: &'batch [Chosen]) -> Self {
-        let mut prepared = Self { images: Vec::new(), wanted: Vec::new(), captions: Vec::new() };
+        let mut decoded = Self { images: Vec::new(), wanted: Vec::new(), captions: Vec::new() };
         for chosen in chosen {
             if let Ok(pixels) = &chosen.pixels {
                 let image_captions = chosen.image_captions.iter();
                 for caption in image_captions.filter_map(|&index| plan.image_caption(index)) {
-                    prepared.wanted.push((prepared.images.len(), caption.caption));
-                    prepared.captions.push(caption.caption);
+                    decoded.wanted.push((decoded.images.len(), caption.caption));
+                    decoded.captions.push(caption.caption);
                 }
-                prepared.images.push(pixels);
+                decoded.images.push(pixels);
             }
         }
-        prepared.captions.sort_unstable();
-        prepared.captions.dedup();
-        prepared
+        decoded.captions.sort_unstable();
+        decoded.captions.dedup();
+        decoded
     }
 
     /// For each wanted image-caption pair one score per scorer, which may be no number.
@@ -155,11 +123,12 @@ fn score_batch(
     scoring: &mut Scoring<'_>,
     captions: &mut CaptionFeatures<'_>,
     batch: Batch,
-    first_slot: u64,
+    file: usize,
     part: &mut PartWriter,
 ) -> Result<()> {
-    let prepared = Prepared::of(scoring.plan, &batch.images);
-    let mut scores = prepared.scores(scoring.set, captions)?.into_iter();
+    let first_slot = scoring.source.plan.files[file].slots().start;
+    let decoded = DecodedBatch::of(scoring.source.plan, &batch.images);
+    let mut scores = decoded.scores(scoring.source.set, captions)?.into_iter();
     for (slot, content) in batch.places {
         part.write(PartRow { slot: slot - first_slot, content, found: Found::Place })?;
     }
@@ -186,7 +155,7 @@ fn score_batch(
         }
         scoring.failed_images += u64::from(failed);
     }
-    part.note.memory = scoring.set.memory_limits();
+    part.note.memory = scoring.source.set.memory_limits();
     scoring.progress.add(batch.owners);
     if scoring.failed_images > 0 {
         scoring.progress.message(format!("{} failed", scoring.failed_images));

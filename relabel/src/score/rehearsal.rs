@@ -7,11 +7,11 @@ use anyhow::Result;
 use runkit::signals::StopFlag;
 use scorers::{DescribedScorers, ScorersConfig};
 
+use super::batches::Source;
 use super::captions::CaptionFeatures;
+use super::output::{Output, folder_of};
 use super::plan::Plan;
-use super::{
-    Config, Manifest, Room, Run, Todo, inputs, part, pipeline, refuse_nothing, work, work_folder,
-};
+use super::{Config, Manifest, Room, Run, Todo, inputs, part, pipeline, refuse_nothing};
 
 /// What [`rehearse`] found.
 #[derive(Debug)]
@@ -38,8 +38,16 @@ pub struct Rehearsal {
     pub scratch: PathBuf,
     /// Free bytes there.
     pub free_scratch_bytes: u64,
-    /// Whether the run is new, goes on, or is complete.
+    /// Whether the run is new, resumes, or is complete.
     pub output: String,
+}
+
+impl Rehearsal {
+    /// How long the images that are left take.
+    #[must_use]
+    pub fn seconds_left(&self) -> Option<f64> {
+        self.images_per_second.map(|rate| self.images_left as f64 / rate)
+    }
 }
 
 /// Everything a run does before its first part, and a timed batch; writes nothing of the run.
@@ -49,7 +57,8 @@ pub struct Rehearsal {
 pub fn rehearse(config: &Config, stop: &StopFlag) -> Result<Rehearsal> {
     let inputs = inputs(config)?;
     let scorers = ScorersConfig::read(&config.scorers)?;
-    work::refuse_foreign(config, &inputs)?;
+    let output = Output::new(config);
+    output.refuse_foreign(&inputs)?;
     tracing::info!(files = inputs.len(), "planning");
     // The folder of the output need not exist yet.
     let scratch = config.scratch.clone().unwrap_or_else(std::env::temp_dir);
@@ -60,14 +69,10 @@ pub fn rehearse(config: &Config, stop: &StopFlag) -> Result<Rehearsal> {
     let widths = described.text_widths();
     let set = described.load()?;
     let loading = loading.elapsed();
-    let manifest =
-        Manifest::new(set.manifest(), &plan, config.batch_size, config.ties, config.limit);
-    let parts = work_folder(&config.out).join("parts");
-    let run =
-        Run { config, plan: &plan, fingerprint: manifest.fingerprint()?, manifest, parts, stop };
-    let complete = work::already_complete(config, &run.manifest)?;
+    let run = Run::new(config, &output, &plan, set.manifest(), stop)?;
+    let complete = output.is_complete(&run.manifest)?;
     if !complete {
-        work::refuse_another_run(config, &run.manifest)?;
+        output.refuse_another_run(&run.manifest)?;
     }
     let todo = Todo::find(&run)?;
     let count = plan.files.len();
@@ -76,15 +81,16 @@ pub fn rehearse(config: &Config, stop: &StopFlag) -> Result<Rehearsal> {
         let path = part::path(&run.parts, index, count);
         done += usize::from(!config.fresh && part::is_done(&path, &run.fingerprint)?);
     }
-    let output = match done {
+    let state = match done {
         _ if complete => "complete; nothing to do".to_owned(),
         0 => "new".to_owned(),
-        done => format!("goes on, {done} of {count} files are done"),
+        done => format!("resumes, {done} of {count} files are done"),
     };
     let files = todo.files.iter().map(|(file, _)| *file);
     let room = Room::of(&plan, files, &widths, scorers.scorer.len());
     let mut captions = CaptionFeatures::new(&plan.captions, &set, &scratch)?;
-    let images_per_second = pipeline::rate(&plan, &set, config.batch_size, &mut captions, stop)?;
+    let source = Source { plan: &plan, set: &set, batch_size: config.batch_size, stop };
+    let images_per_second = pipeline::rate(source, &mut captions)?;
     Ok(Rehearsal {
         input_bytes: inputs
             .iter()
@@ -96,11 +102,11 @@ pub fn rehearse(config: &Config, stop: &StopFlag) -> Result<Rehearsal> {
         captions: plan.captions.len(),
         loading,
         images_per_second,
-        free_bytes: runkit::files::free_space(work::folder_of(&config.out))?,
+        free_bytes: runkit::files::free_space(folder_of(&config.out))?,
         free_scratch_bytes: runkit::files::free_space(config.scratch())?,
         scratch: config.scratch(),
         room,
-        output,
+        output: state,
         manifest: run.manifest,
     })
 }

@@ -49,14 +49,15 @@ impl std::str::FromStr for LogFormat {
 
 /// The flags of every program that say what is logged, and how.
 #[derive(Debug, Clone, Copy, clap::Args)]
+#[command(next_help_heading = "Logging")]
 pub struct LogArguments {
-    /// Say more on stderr (twice: everything of this program).
+    /// Log more to stderr (twice: everything of this program).
     #[arg(short, long, global = true, action = ArgAction::Count, conflicts_with = "quiet", display_order = 100)]
     pub verbose: u8,
-    /// Say less: warnings only, no progress (twice: errors only).
+    /// Log less: warnings only, no progress (twice: errors only).
     #[arg(short, long, global = true, action = ArgAction::Count, display_order = 101)]
     pub quiet: u8,
-    /// How log lines look: text or json.
+    /// The format of log lines: text or json.
     #[arg(long, global = true, value_name = "FORMAT", default_value = "text", display_order = 102)]
     pub log_format: LogFormat,
 }

@@ -11,14 +11,14 @@ const MOST_COLUMNS: usize = 120;
 pub struct Build {
     /// The commit that the program was built from, if the build was told.
     pub commit: Option<&'static str>,
-    /// Lines about the libraries that compute, such as libtorch. Called only if the lines are shown.
-    pub libraries: fn() -> Vec<String>,
+    /// The libraries that compute, such as libtorch and CUDA. Called only if the text is shown.
+    pub libraries: fn() -> String,
 }
 
 /// A [`Build`] whose commit is the environment variable `BALANCEDDPO_COMMIT` at compile time.
 ///
 /// Use it in `main.rs`: a new commit then recompiles that file alone, and no library. `$libraries` is a
-/// `fn() -> Vec<String>`.
+/// `fn() -> String`.
 #[macro_export]
 macro_rules! build {
     ($libraries:expr) => {
@@ -27,12 +27,10 @@ macro_rules! build {
 }
 
 impl Build {
-    /// "0.1.0", and a line for the commit and for each library.
+    /// "0.1.0", a line for the commit, and one for the libraries.
     pub(super) fn long_version(self, version: &str) -> String {
         let commit = self.commit.filter(|commit| !commit.is_empty()).unwrap_or("unknown");
-        let mut lines = vec![version.to_owned(), format!("commit {commit}")];
-        lines.extend((self.libraries)());
-        lines.join("\n")
+        format!("{version}\ncommit {commit}\n{}", (self.libraries)())
     }
 }
 
@@ -116,8 +114,8 @@ mod tests {
             let mut matches = command::<Example>().try_get_matches_from(words).unwrap();
             <Example as clap::FromArgMatches>::from_arg_matches_mut(&mut matches).unwrap()
         };
-        let parsed = parse(&["example", "score", "--lr", "-1e-3"]);
-        assert!(matches!(parsed.command, Below::Score { lr: Some(lr), .. } if lr == -1e-3));
+        let parsed = parse(&["example", "score", "--lr", "-1.5"]);
+        assert!(matches!(parsed.command, Below::Score { lr: Some(lr), .. } if lr == -1.5));
         let parsed = parse(&["example", "inspect", "-1"]);
         assert!(matches!(parsed.command, Below::Inspect { file } if file == "-1"));
     }
@@ -138,9 +136,9 @@ mod tests {
 
     #[test]
     fn the_long_version_names_commit_and_libraries() {
-        let build = Build { commit: Some("abc"), libraries: || vec!["libtorch 2.11.0".to_owned()] };
+        let build = Build { commit: Some("abc"), libraries: || "libtorch 2.11.0".to_owned() };
         assert_eq!(build.long_version("0.1.0"), "0.1.0\ncommit abc\nlibtorch 2.11.0");
-        let build = Build { commit: None, libraries: Vec::new };
-        assert_eq!(build.long_version("0.1.0"), "0.1.0\ncommit unknown");
+        let build = Build { commit: None, ..build };
+        assert!(build.long_version("0.1.0").contains("\ncommit unknown\n"));
     }
 }

@@ -97,6 +97,16 @@ pub fn say(text: &str) -> anyhow::Result<()> {
     stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()).context("writing to stdout")
 }
 
+/// The width of the terminal that stdout is; `None` if it is not a terminal.
+#[must_use]
+#[expect(unsafe_code, reason = "no safe function asks the terminal")]
+pub fn columns_of_stdout() -> Option<usize> {
+    let mut size = libc::winsize { ws_row: 0, ws_col: 0, ws_xpixel: 0, ws_ypixel: 0 };
+    // SAFETY: TIOCGWINSZ writes one `winsize`, which outlives the call.
+    let code = unsafe { libc::ioctl(libc::STDOUT_FILENO, libc::TIOCGWINSZ, &raw mut size) };
+    (code == 0 && size.ws_col > 0).then_some(size.ws_col.into())
+}
+
 /// Says why the exit code is [`ExitStatus::TooManyFailedRows`], if it is: `failed` rows (`unit` in the
 /// plural: "rows", "images") where `allowed` may fail, and `which`, how to see which ones.
 #[must_use]

@@ -1,0 +1,162 @@
+//! The output of a run: the labels file, the work folder and the locks beside it, and the settings that made
+//! it.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::Result;
+use runkit::lock::{LockError, OutputLock};
+use runkit::output::{OutputFile, State};
+use runkit::run_folder::{FolderKind, RunFolder, hidden_beside};
+use schemas::labels::{KEY_MANIFEST, LabelsError, LabelsFile};
+use schemas::pairs::InputFile;
+use serde_json::{Value, json};
+
+use super::{Config, Manifest};
+
+/// The work folder, which holds what a run has until the labels file is complete.
+const WORK: FolderKind = FolderKind {
+    name: "the unfinished work of relabel score",
+    flag: "--out",
+    lock: "lock",
+    is_ours: |manifest| manifest.get("scorers").is_some(),
+    numerics: &[],
+    notes: &[],
+    hint: None,
+};
+
+/// The first line of saved settings. It shows that a file is ours.
+const SETTINGS_HEAD: &str = "# Written by relabel score; a valid --config.\n";
+
+/// The output of the run that `config` describes.
+pub(super) struct Output<'run> {
+    config: &'run Config,
+    work: RunFolder,
+}
+
+/// The work folder of a labels file.
+#[must_use]
+pub fn work_folder(out: &Path) -> PathBuf {
+    WORK.beside(out).path().to_owned()
+}
+
+/// The folder a file is in; the current one for a bare name.
+pub(super) fn folder_of(file: &Path) -> PathBuf {
+    match file.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() => folder.to_path_buf(),
+        _ => PathBuf::from("."),
+    }
+}
+
+/// The labels file that a command is about to write.
+pub(crate) fn labels_output(out: &Path, fresh: bool) -> OutputFile<'_> {
+    OutputFile { path: out, flag: "--out", expected: "labels of relabel", fresh }
+}
+
+/// The manifest in a labels file of ours; `None` for any other file.
+pub(crate) fn manifest_of_labels(file: &Path) -> Option<Value> {
+    match LabelsFile::open(file) {
+        Ok(labels) => serde_json::from_str(labels.metadata().get(KEY_MANIFEST)?).ok(),
+        // Another version of this program wrote it.
+        Err(LabelsError::Version { found, .. }) => Some(json!({ "schema_version": found })),
+        Err(_) => None,
+    }
+}
+
+impl<'run> Output<'run> {
+    pub(super) fn new(config: &'run Config) -> Self {
+        Self { config, work: WORK.beside(&config.out) }
+    }
+
+    /// The folder of the parts.
+    pub(super) fn parts(&self) -> PathBuf {
+        self.work.path().join("parts")
+    }
+
+    fn labels(&self) -> OutputFile<'run> {
+        labels_output(&self.config.out, self.config.fresh)
+    }
+
+    /// Refuses an output that is not ours or that is one of the inputs, with and without `--fresh`: before
+    /// anything is planned, written or removed.
+    pub(super) fn refuse_foreign(&self, inputs: &[InputFile]) -> Result<()> {
+        let (config, labels) = (self.config, self.labels());
+        let mut read: Vec<PathBuf> = inputs.iter().map(|input| input.path.clone()).collect();
+        read.push(config.scorers.clone());
+        read.extend(config.settings_file.clone());
+        runkit::output::refuse_input(labels.flag, labels.path, &read)?;
+        if labels.path.symlink_metadata().is_ok() && manifest_of_labels(labels.path).is_none() {
+            return Err(runkit::output::foreign(labels.flag, labels.path, labels.expected).into());
+        }
+        Ok(self.work.refuse_foreign()?)
+    }
+
+    /// The lock that keeps two runs from one output. Shards of one run hold it together.
+    pub(super) fn lock(&self) -> Result<OutputLock> {
+        Ok(match self.config.shard.is_whole() {
+            true => self.work.lock()?,
+            false => self.work.lock_shared()?,
+        })
+    }
+
+    /// The lock that keeps two processes from one shard; `None` if this process does all of the work.
+    pub(super) fn shard_lock(&self) -> Result<Option<OutputLock>> {
+        let shard = self.config.shard;
+        if shard.is_whole() {
+            return Ok(None);
+        }
+        let name = format!("shard-{}-of-{}.lock", shard.index(), shard.count());
+        Ok(Some(OutputLock::exclusive(self.work.path().join(name))?))
+    }
+
+    /// The lock of the process that writes the labels file; `None` if another shard has it.
+    pub(super) fn merge_lock(&self) -> Result<Option<OutputLock>> {
+        match OutputLock::exclusive(hidden_beside(&self.config.out, "merge.lock")) {
+            Ok(lock) => Ok(Some(lock)),
+            Err(LockError::Held { .. }) if !self.config.shard.is_whole() => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Whether the labels file of this very run exists. Another run's is refused, unless `--fresh` replaces
+    /// it.
+    pub(super) fn is_complete(&self, manifest: &Manifest) -> Result<bool> {
+        let manifest = serde_json::to_value(manifest)?;
+        Ok(self.labels().examine(&[], &manifest, manifest_of_labels)? == State::Complete)
+    }
+
+    /// Refuses to resume the work of another run.
+    pub(super) fn refuse_another_run(&self, manifest: &Manifest) -> Result<()> {
+        if !self.config.fresh {
+            self.work.refuse_another(manifest)?;
+        }
+        Ok(())
+    }
+
+    /// Makes the work folder, or resumes that of an earlier start.
+    pub(super) fn begin(&self, manifest: &Manifest) -> Result<()> {
+        if self.config.fresh {
+            self.work.remove()?;
+        }
+        self.work.begin(manifest)?;
+        runkit::files::create_folder(self.parts())?;
+        if self.config.shard.is_whole() {
+            runkit::files::remove_stale_temporaries(self.parts())?;
+        }
+        Ok(())
+    }
+
+    /// With the labels file complete: saves the settings beside it and removes the work folder. Call it with
+    /// the merge lock.
+    pub(super) fn tidy(&self) -> Result<()> {
+        let config = self.config;
+        let file = config.out.with_extension("config.toml");
+        // A finished run has no work folder. Whoever repeats its command leaves its settings as they are.
+        if self.work.path().exists() || !file.exists() {
+            let read = config.settings_file.as_deref();
+            runkit::settings::save(&file, SETTINGS_HEAD, &config.saved_settings, read)?;
+        }
+        self.work.remove()?;
+        runkit::files::remove_stale_temporaries(folder_of(&config.out))?;
+        Ok(())
+    }
+}
