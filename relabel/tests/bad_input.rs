@@ -7,34 +7,34 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use arrow::array::{ArrayRef, BooleanArray, Int64Array, StringArray};
-use common::{MINI, Run, World, pairs_parquet, parquet_of, relabel, sample_pairs, scorer_entry};
+use common::{MINI, Run, Fixture, pairs_parquet, parquet_of, relabel, sample_pairs, scorer_entry};
 
 /// `relabel score` refuses with one error that says all of this, and leaves nothing.
 #[track_caller]
-fn assert_refused(world: &World, scorers: &Path, says: &[&str]) {
-    let run = Run::of(&mut world.score(scorers, "out/labels.parquet", &[]));
+fn assert_refused(fixture: &Fixture, scorers: &Path, says: &[&str]) {
+    let run = Run::of(&mut fixture.score(scorers, "out/labels.parquet", &[]));
     run.expect_error(says);
-    if world.path("out").exists() {
-        assert_eq!(world.names("out"), [""; 0], "something was written");
+    if fixture.path("out").exists() {
+        assert_eq!(fixture.names("out"), [""; 0], "something was written");
     }
 }
 
 /// Pairs that are not read: `bytes` in the place of a file.
 #[track_caller]
 fn assert_pairs_refused(bytes: &[u8], says: &[&str]) {
-    let world = World::empty();
-    let scorers = world.two_scorers();
-    world.put("pairs/good.parquet", &pairs_parquet(&sample_pairs(2)));
-    world.put("pairs/worse.parquet", bytes);
-    assert_refused(&world, &scorers, &[&["worse.parquet"], says].concat());
+    let fixture = Fixture::empty();
+    let scorers = fixture.two_scorers();
+    fixture.put("pairs/good.parquet", &pairs_parquet(&sample_pairs(2)));
+    fixture.put("pairs/worse.parquet", bytes);
+    assert_refused(&fixture, &scorers, &[&["worse.parquet"], says].concat());
 }
 
 /// Scorers that cannot be used.
 #[track_caller]
-fn assert_scorers_refused(world: &World, entry: &str, says: &[&str]) {
-    world.put("pairs/good.parquet", &pairs_parquet(&sample_pairs(2)));
-    let scorers = world.scorers("scorers.toml", &[entry.to_owned()]);
-    assert_refused(world, &scorers, says);
+fn assert_scorers_refused(fixture: &Fixture, entry: &str, says: &[&str]) {
+    fixture.put("pairs/good.parquet", &pairs_parquet(&sample_pairs(2)));
+    let scorers = fixture.scorers("scorers.toml", &[entry.to_owned()]);
+    assert_refused(fixture, &scorers, says);
 }
 
 #[test]
@@ -77,23 +77,23 @@ fn files_that_are_no_parquet_are_refused() {
 #[test]
 fn damaged_data_below_a_sound_footer_stops_the_run_or_is_a_failed_row_but_never_a_panic() {
     let whole = pairs_parquet(&sample_pairs(3));
-    let world = World::empty();
-    let scorers = world.scorers("scorers.toml", &[scorer_entry("aesthetic")]);
+    let fixture = Fixture::empty();
+    let scorers = fixture.scorers("scorers.toml", &[scorer_entry("aesthetic")]);
     for place in 1..8 {
         let mut damaged = whole.clone();
         let start = place * whole.len() / 9;
         damaged[start..start + 40].fill(0xff);
-        world.put("pairs/0.parquet", &damaged);
-        let run = Run::of(&mut world.score(&scorers, "out/labels.parquet", &["--fresh"]));
+        fixture.put("pairs/0.parquet", &damaged);
+        let run = Run::of(&mut fixture.score(&scorers, "out/labels.parquet", &["--fresh"]));
         match run.code() {
             Some(1) => {
                 run.expect_error(&["0.parquet"]);
-                assert!(!world.path("out/labels.parquet").exists());
+                assert!(!fixture.path("out/labels.parquet").exists());
             }
             code => {
                 assert!(matches!(code, Some(0 | 3)), "{run:#?}");
-                assert_eq!(world.labels("out/labels.parquet").len(), 3);
-                std::fs::remove_dir_all(world.path("out")).unwrap();
+                assert_eq!(fixture.labels("out/labels.parquet").len(), 3);
+                std::fs::remove_dir_all(fixture.path("out")).unwrap();
             }
         }
     }
@@ -101,17 +101,17 @@ fn damaged_data_below_a_sound_footer_stops_the_run_or_is_a_failed_row_but_never_
 
 #[test]
 fn inputs_that_are_not_there_are_refused() {
-    let world = World::empty();
-    let scorers = world.two_scorers();
-    assert_refused(&world, &scorers, &["pairs", "found nothing of that name"]);
-    std::fs::create_dir(world.path("pairs")).unwrap();
-    assert_refused(&world, &scorers, &["pairs", "found none", "*.parquet"]);
-    world.put("pairs/empty.parquet", &pairs_parquet(&[]));
-    assert_refused(&world, &scorers, &["no pair"]);
-    world.put("pairs/one.parquet", &pairs_parquet(&sample_pairs(1)));
-    let twice = [world.path("pairs/one.parquet"), world.path("pairs/../pairs/one.parquet")];
+    let fixture = Fixture::empty();
+    let scorers = fixture.two_scorers();
+    assert_refused(&fixture, &scorers, &["pairs", "found nothing of that name"]);
+    std::fs::create_dir(fixture.path("pairs")).unwrap();
+    assert_refused(&fixture, &scorers, &["pairs", "found none", "*.parquet"]);
+    fixture.put("pairs/empty.parquet", &pairs_parquet(&[]));
+    assert_refused(&fixture, &scorers, &["no pair"]);
+    fixture.put("pairs/one.parquet", &pairs_parquet(&sample_pairs(1)));
+    let twice = [fixture.path("pairs/one.parquet"), fixture.path("pairs/../pairs/one.parquet")];
     let mut command = relabel(["score", "--pairs"]);
-    command.args(&twice).arg("--scorers").arg(&scorers).arg("--out").arg(world.path("l.parquet"));
+    command.args(&twice).arg("--scorers").arg(&scorers).arg("--out").arg(fixture.path("l.parquet"));
     Run::of(&mut command).expect_error(&["same file"]);
 
     let usage = |arguments: &[&str]| Run::of(&mut relabel(arguments)).expect_code(2).stderr;
@@ -130,33 +130,33 @@ fn inputs_that_are_not_there_are_refused() {
         ("--dtype", "fp16", "did you mean f16?"),
         ("--dtype", "bfloat16", "did you mean bf16?"),
     ] {
-        let run = Run::of(&mut world.score(&scorers, "l.parquet", &[option, value]));
+        let run = Run::of(&mut fixture.score(&scorers, "l.parquet", &[option, value]));
         run.expect_usage_error(&[says]);
     }
     for (option, value) in [("--batch-size", "-1"), ("--limit", "many"), ("--ties", "coin")] {
-        Run::of(&mut world.score(&scorers, "l.parquet", &[option, value])).expect_code(2);
+        Run::of(&mut fixture.score(&scorers, "l.parquet", &[option, value])).expect_code(2);
     }
-    assert_eq!(world.names(""), ["out", "pairs", "two.toml"]);
+    assert_eq!(fixture.names(""), ["out", "pairs", "two.toml"]);
 }
 
 #[test]
 fn check_refuses_what_score_refuses() {
-    let world = World::empty();
-    let scorers = world.two_scorers();
+    let fixture = Fixture::empty();
+    let scorers = fixture.two_scorers();
     let check = |scorers: &Path| {
         let mut command = relabel(["check", "--pairs"]);
-        Run::of(command.arg(world.path("pairs")).arg("--scorers").arg(scorers))
+        Run::of(command.arg(fixture.path("pairs")).arg("--scorers").arg(scorers))
     };
-    world.put("pairs/bad.parquet", b"PAR1 but nothing else that Parquet would have PAR1");
+    fixture.put("pairs/bad.parquet", b"PAR1 but nothing else that Parquet would have PAR1");
     check(&scorers).expect_error(&["bad.parquet"]);
-    world.put("pairs/bad.parquet", &pairs_parquet(&sample_pairs(2)));
-    let entry = entry_with_model("clip", &world.path("absent"));
-    check(&world.scorers("scorers.toml", &[entry])).expect_error(&["`clip`", "absent"]);
+    fixture.put("pairs/bad.parquet", &pairs_parquet(&sample_pairs(2)));
+    let entry = entry_with_model("clip", &fixture.path("absent"));
+    check(&fixture.scorers("scorers.toml", &[entry])).expect_error(&["`clip`", "absent"]);
 }
 
 #[test]
 fn mistakes_in_scorers_toml_are_named_with_the_nearest_word() {
-    let world = World::empty();
+    let fixture = Fixture::empty();
     let clip = scorer_entry("clip");
     let name = "scorers.toml";
     for (entry, says) in [
@@ -172,21 +172,21 @@ fn mistakes_in_scorers_toml_are_named_with_the_nearest_word() {
         (clip[..clip.len() - 4].to_owned(), &[]),
         ("\u{0}\u{1}".to_owned(), &[]),
     ] {
-        assert_scorers_refused(&world, &entry, &[&[name], says].concat());
+        assert_scorers_refused(&fixture, &entry, &[&[name], says].concat());
     }
-    world.put("scorers.toml", b"\xff\xfe");
-    assert_refused(&world, &world.path("scorers.toml"), &[name, "UTF-8"]);
-    assert_refused(&world, &world.path("absent.toml"), &["absent.toml"]);
+    fixture.put("scorers.toml", b"\xff\xfe");
+    assert_refused(&fixture, &fixture.path("scorers.toml"), &[name, "UTF-8"]);
+    assert_refused(&fixture, &fixture.path("absent.toml"), &["absent.toml"]);
 }
 
 /// A copy of a miniature model's folder, to be spoiled.
-fn copy_of(world: &World, model: &str) -> PathBuf {
+fn copy_of(fixture: &Fixture, model: &str) -> PathBuf {
     for entry in std::fs::read_dir(Path::new(MINI).join(model)).unwrap() {
         let path = entry.unwrap().path();
         let name = path.file_name().unwrap().to_str().unwrap();
-        world.put(&format!("model/{name}"), &std::fs::read(&path).unwrap());
+        fixture.put(&format!("model/{name}"), &std::fs::read(&path).unwrap());
     }
-    world.path("model")
+    fixture.path("model")
 }
 
 fn entry_with_model(name: &str, model: &Path) -> String {
@@ -197,45 +197,45 @@ fn entry_with_model(name: &str, model: &Path) -> String {
 
 #[test]
 fn models_that_are_not_what_the_entry_says_are_refused() {
-    let world = World::empty();
-    let absent = entry_with_model("clip", &world.path("no/such/model"));
-    assert_scorers_refused(&world, &absent, &["`clip`", "no/such/model"]);
+    let fixture = Fixture::empty();
+    let absent = entry_with_model("clip", &fixture.path("no/such/model"));
+    assert_scorers_refused(&fixture, &absent, &["`clip`", "no/such/model"]);
 
     // Another network's weights under this network's name: all keys in one error.
-    let model = copy_of(&world, "clip");
+    let model = copy_of(&fixture, "clip");
     std::fs::remove_file(model.join("model.safetensors")).unwrap();
     let entry = entry_with_model("clip", &model);
-    assert_scorers_refused(&world, &entry, &["`clip`", "holds none of", "model.safetensors"]);
+    assert_scorers_refused(&fixture, &entry, &["`clip`", "holds none of", "model.safetensors"]);
     let published = std::fs::read(Path::new(MINI).join("hps/open_clip_pytorch_model.pt")).unwrap();
-    world.put("model/pytorch_model.bin", &published);
+    fixture.put("model/pytorch_model.bin", &published);
     assert_scorers_refused(
-        &world,
+        &fixture,
         &entry,
         &["`clip`", "pytorch_model.bin", "missing: vision_model.", "unexpected: transformer."],
     );
 
     // A checkpoint cut short, one of another size, one that is something else.
-    std::fs::remove_file(world.path("model/pytorch_model.bin")).unwrap();
+    std::fs::remove_file(fixture.path("model/pytorch_model.bin")).unwrap();
     let weights = std::fs::read(Path::new(MINI).join("clip/model.safetensors")).unwrap();
     let weights_file = "model/model.safetensors";
-    world.put(weights_file, &weights[..weights.len() - 1000]);
-    assert_scorers_refused(&world, &entry, &["`clip`", "model.safetensors"]);
-    world.put(weights_file, b"\x89PNG and so on, more than eight bytes of it");
-    assert_scorers_refused(&world, &entry, &["`clip`", "model.safetensors"]);
-    world.put(weights_file, &weights);
+    fixture.put(weights_file, &weights[..weights.len() - 1000]);
+    assert_scorers_refused(&fixture, &entry, &["`clip`", "model.safetensors"]);
+    fixture.put(weights_file, b"\x89PNG and so on, more than eight bytes of it");
+    assert_scorers_refused(&fixture, &entry, &["`clip`", "model.safetensors"]);
+    fixture.put(weights_file, &weights);
     let config = std::fs::read_to_string(model.join("config.json")).unwrap();
-    world.put(
+    fixture.put(
         "model/config.json",
         config.replace("\"patch_size\": 8", "\"patch_size\": 16").as_bytes(),
     );
-    assert_scorers_refused(&world, &entry, &["`clip`", "patch_embedding"]);
-    world.put("model/config.json", b"{");
-    assert_scorers_refused(&world, &entry, &["config.json"]);
+    assert_scorers_refused(&fixture, &entry, &["`clip`", "patch_embedding"]);
+    fixture.put("model/config.json", b"{");
+    assert_scorers_refused(&fixture, &entry, &["config.json"]);
 }
 
 #[test]
 fn a_head_of_another_width_is_refused() {
-    let world = World::empty();
+    let fixture = Fixture::empty();
     // The published head's layers, made for features of another length.
     let mut header = serde_json::Map::new();
     let mut end = 0;
@@ -253,8 +253,8 @@ fn a_head_of_another_width_is_refused() {
     let mut header = serde_json::to_vec(&header).unwrap();
     header.resize(header.len().next_multiple_of(8), b' ');
     let bytes = [&(header.len() as u64).to_le_bytes()[..], &header, &vec![0; end]].concat();
-    let head = world.put("head.safetensors", &bytes);
+    let head = fixture.put("head.safetensors", &bytes);
     let entry = scorer_entry("aesthetic");
     let entry = entry.replace(&format!("{MINI}/aesthetic/linear-mse.pth"), head.to_str().unwrap());
-    assert_scorers_refused(&world, &entry, &["`aesthetic`", "head.safetensors", "24"]);
+    assert_scorers_refused(&fixture, &entry, &["`aesthetic`", "head.safetensors", "24"]);
 }

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::process::Command;
 
-use common::{Run, World, relabel};
+use common::{Run, Fixture, relabel};
 use schemas::labels::{KEY_MANIFEST, LabelRow, LabelsFile, LabelsSchema, LabelsWriter, Status};
 
 const SCORERS: [&str; 4] = ["clip", "hps", "pickscore", "aesthetic"];
@@ -45,8 +45,8 @@ fn rows(count: i64) -> Vec<LabelRow> {
 }
 
 /// A labels file that no network was needed for.
-fn labels_file(world: &World, rows: &[LabelRow]) -> PathBuf {
-    let path = world.path("labels.parquet");
+fn labels_file(fixture: &Fixture, rows: &[LabelRow]) -> PathBuf {
+    let path = fixture.path("labels.parquet");
     let names: Vec<_> = SCORERS.iter().map(|name| serde_json::json!({"name": name})).collect();
     let manifest = serde_json::json!({"scorers": names, "ties": "zero"}).to_string();
     let metadata = BTreeMap::from([(KEY_MANIFEST.to_owned(), manifest)]);
@@ -57,9 +57,9 @@ fn labels_file(world: &World, rows: &[LabelRow]) -> PathBuf {
     path
 }
 
-fn vote(world: &World, out: &str, more: &[&str]) -> Command {
+fn vote(fixture: &Fixture, out: &str, more: &[&str]) -> Command {
     let mut command = relabel(["vote", "--labels"]);
-    command.arg(world.path("labels.parquet")).arg("--out").arg(world.path(out)).args(more);
+    command.arg(fixture.path("labels.parquet")).arg("--out").arg(fixture.path(out)).args(more);
     command
 }
 
@@ -81,15 +81,15 @@ fn deviations(rows: &[LabelRow]) -> Vec<f64> {
 
 #[test]
 fn vote_decides_ties_as_asked_and_nothing_else() {
-    let world = World::empty();
+    let fixture = Fixture::empty();
     let rows = rows(200);
-    labels_file(&world, &rows);
+    labels_file(&fixture, &rows);
     let deviations = deviations(&rows);
     for policy in ["zero", "human", "first", "second", "margin"] {
         let more = ["--ties", policy, "--fresh"];
-        Run::of(&mut vote(&world, "out.parquet", &more)).expect_code(0);
+        Run::of(&mut vote(&fixture, "out.parquet", &more)).expect_code(0);
         let (mut ties, mut decided) = (0, 0);
-        for (new, old) in world.labels("out.parquet").iter().zip(&rows) {
+        for (new, old) in fixture.labels("out.parquet").iter().zip(&rows) {
             let mut expected = old.clone();
             if old.vote_sum == Some(0) {
                 ties += 1;
@@ -112,23 +112,23 @@ fn vote_decides_ties_as_asked_and_nothing_else() {
         }
         assert!(ties > 10, "{ties} ties");
         assert_eq!(decided == 0, policy == "zero", "--ties {policy} decided {decided}");
-        let file = LabelsFile::open(world.path("out.parquet")).unwrap();
+        let file = LabelsFile::open(fixture.path("out.parquet")).unwrap();
         let manifest = &file.metadata()[KEY_MANIFEST];
         assert!(manifest.contains(&format!("\"ties\":\"{policy}\"")), "{manifest}");
     }
-    let again = vote(&world, "again.parquet", &["--ties", "margin"]).output().unwrap();
+    let again = vote(&fixture, "again.parquet", &["--ties", "margin"]).output().unwrap();
     assert!(again.status.success());
-    assert!(world.bytes("again.parquet") == world.bytes("out.parquet"), "equal input, equal bytes");
+    assert!(fixture.bytes("again.parquet") == fixture.bytes("out.parquet"), "equal input, equal bytes");
 }
 
 #[test]
 fn vote_of_some_voters_leaves_the_others_out() {
-    let world = World::empty();
+    let fixture = Fixture::empty();
     let rows = rows(60);
-    labels_file(&world, &rows);
-    let run = Run::of(&mut vote(&world, "two.parquet", &["--voters", "aesthetic,clip"]));
+    labels_file(&fixture, &rows);
+    let run = Run::of(&mut vote(&fixture, "two.parquet", &["--voters", "aesthetic,clip"]));
     run.expect_code(0);
-    let file = LabelsFile::open(world.path("two.parquet")).unwrap();
+    let file = LabelsFile::open(fixture.path("two.parquet")).unwrap();
     assert_eq!(file.schema().scorers(), ["clip", "aesthetic"], "in the order of the columns");
     let new = file.read_rows().unwrap();
     assert_eq!(new.len(), rows.len());
@@ -145,69 +145,69 @@ fn vote_of_some_voters_leaves_the_others_out() {
 
 #[test]
 fn vote_refuses_unknown_voters_and_its_own_input() {
-    let world = World::empty();
-    let labels = labels_file(&world, &rows(20));
-    let before = world.bytes("labels.parquet");
-    Run::of(&mut vote(&world, "out.parquet", &["--voters", "clip,pikscore"])).expect_error(&[
+    let fixture = Fixture::empty();
+    let labels = labels_file(&fixture, &rows(20));
+    let before = fixture.bytes("labels.parquet");
+    Run::of(&mut vote(&fixture, "out.parquet", &["--voters", "clip,pikscore"])).expect_error(&[
         "labels.parquet",
         "pikscore",
         "did you mean `pickscore`",
     ]);
-    std::os::unix::fs::symlink(&labels, world.path("link.parquet")).unwrap();
+    std::os::unix::fs::symlink(&labels, fixture.path("link.parquet")).unwrap();
     for out in ["labels.parquet", "./labels.parquet", "link.parquet"] {
         for more in [&[][..], &["--fresh"]] {
-            let run = Run::of(&mut vote(&world, out, more));
+            let run = Run::of(&mut vote(&fixture, out, more));
             run.expect_error(&["--out", "is one of the inputs", "hint: choose another --out"]);
         }
     }
-    assert!(world.bytes("labels.parquet") == before);
-    assert_eq!(world.names(""), ["labels.parquet", "link.parquet"]);
-    world.put("labels.parquet", &before[..before.len() / 2]);
-    Run::of(&mut vote(&world, "out.parquet", &[])).expect_error(&["labels.parquet"]);
-    assert!(!world.path("out.parquet").exists());
+    assert!(fixture.bytes("labels.parquet") == before);
+    assert_eq!(fixture.names(""), ["labels.parquet", "link.parquet"]);
+    fixture.put("labels.parquet", &before[..before.len() / 2]);
+    Run::of(&mut vote(&fixture, "out.parquet", &[])).expect_error(&["labels.parquet"]);
+    assert!(!fixture.path("out.parquet").exists());
 }
 
 #[test]
 fn vote_overwrites_nothing_that_is_not_its_own() {
-    let world = World::with_sample(3);
-    labels_file(&world, &rows(20));
+    let fixture = Fixture::with_sample(3);
+    labels_file(&fixture, &rows(20));
     // Somebody's pairs, text, and labels that another tool wrote.
-    let pairs = world.bytes("pairs/0.parquet");
-    world.put("mine.parquet", &pairs);
-    world.put("thesis.tex", b"\\begin{document}");
+    let pairs = fixture.bytes("pairs/0.parquet");
+    fixture.put("mine.parquet", &pairs);
+    fixture.put("thesis.tex", b"\\begin{document}");
     for out in ["mine.parquet", "thesis.tex"] {
-        let before = world.bytes(out);
+        let before = fixture.bytes(out);
         for more in [&[][..], &["--fresh"]] {
-            let run = Run::of(&mut vote(&world, out, more));
+            let run = Run::of(&mut vote(&fixture, out, more));
             let run = run.expect_error(&[out, "did not write", "hint: choose another --out"]);
             assert!(!run.stderr.contains("--fresh"), "{run:#?}");
-            assert!(world.bytes(out) == before, "{out} was changed");
+            assert!(fixture.bytes(out) == before, "{out} was changed");
         }
     }
     // Labels of another vote: refused by what differs, and replaced if that is asked for.
-    Run::of(&mut vote(&world, "out.parquet", &["--voters", "clip,hps,pickscore"])).expect_code(0);
-    let three = world.bytes("out.parquet");
+    Run::of(&mut vote(&fixture, "out.parquet", &["--voters", "clip,hps,pickscore"])).expect_code(0);
+    let three = fixture.bytes("out.parquet");
     let two = ["--voters", "clip,hps"];
-    let run = Run::of(&mut vote(&world, "out.parquet", &two));
+    let run = Run::of(&mut vote(&fixture, "out.parquet", &two));
     run.expect_error(&["out.parquet", "of another run", "voters[2]: was \"pickscore\"", "--fresh"]);
-    assert!(world.bytes("out.parquet") == three);
-    let again = Run::of(&mut vote(&world, "out.parquet", &["--voters", "clip,hps,pickscore"]));
+    assert!(fixture.bytes("out.parquet") == three);
+    let again = Run::of(&mut vote(&fixture, "out.parquet", &["--voters", "clip,hps,pickscore"]));
     let again = again.expect_code(0);
     assert!(again.stderr.contains("already complete"), "{again:#?}");
     assert!(again.stdout.contains("20 pairs: 18 voted on, 2 failed"), "{again:#?}");
-    Run::of(&mut vote(&world, "out.parquet", &[&two[..], &["--fresh"]].concat())).expect_code(0);
-    let file = LabelsFile::open(world.path("out.parquet")).unwrap();
+    Run::of(&mut vote(&fixture, "out.parquet", &[&two[..], &["--fresh"]].concat())).expect_code(0);
+    let file = LabelsFile::open(fixture.path("out.parquet")).unwrap();
     assert_eq!(file.schema().scorers(), ["clip", "hps"]);
 }
 
 #[test]
 fn score_overwrites_nothing_that_is_not_its_own() {
-    let world = World::with_sample(3);
-    let scorers = world.two_scorers();
-    world.put("notes.md", b"# Notes");
-    world.put("copy.parquet", &world.bytes("pairs/0.parquet"));
-    world.put("kept.parquet.work/parts/thesis.tex", b"mine");
-    let before = world.files("");
+    let fixture = Fixture::with_sample(3);
+    let scorers = fixture.two_scorers();
+    fixture.put("notes.md", b"# Notes");
+    fixture.put("copy.parquet", &fixture.bytes("pairs/0.parquet"));
+    fixture.put("kept.parquet.work/parts/thesis.tex", b"mine");
+    let before = fixture.files("");
     for (out, says) in [
         ("notes.md", "plain text that this program did not write"),
         ("copy.parquet", "a Parquet file that this program did not write"),
@@ -217,39 +217,39 @@ fn score_overwrites_nothing_that_is_not_its_own() {
         ("kept.parquet", "kept.parquet.work: expected the unfinished work of relabel score"),
     ] {
         for more in [&[][..], &["--fresh"]] {
-            let run = Run::of(&mut world.score(&scorers, out, more));
+            let run = Run::of(&mut fixture.score(&scorers, out, more));
             let run = run.expect_error(&[out, says, "hint: choose another --out"]);
             assert!(!run.stderr.contains("--fresh"), "{run:#?}");
         }
     }
     let mut check = relabel(["check", "--pairs"]);
-    check.arg(world.path("pairs")).arg("--scorers").arg(&scorers);
-    let run = Run::of(check.arg("--out").arg(world.path("notes.md")));
+    check.arg(fixture.path("pairs")).arg("--scorers").arg(&scorers);
+    let run = Run::of(check.arg("--out").arg(fixture.path("notes.md")));
     run.expect_error(&["notes.md", "did not write"]);
-    assert!(world.files("") == before, "something was changed");
-    let link = world.path("dangling.parquet");
+    assert!(fixture.files("") == before, "something was changed");
+    let link = fixture.path("dangling.parquet");
     std::os::unix::fs::symlink("nowhere", &link).unwrap();
-    let run = Run::of(&mut world.score(&scorers, "dangling.parquet", &["--fresh"]));
+    let run = Run::of(&mut fixture.score(&scorers, "dangling.parquet", &["--fresh"]));
     run.expect_error(&["dangling.parquet", "a symbolic link to nothing"]);
     assert!(link.is_symlink());
 }
 
 #[test]
 fn settings_that_the_user_wrote_are_not_overwritten() {
-    let world = World::with_sample(3);
-    world.two_scorers();
+    let fixture = Fixture::with_sample(3);
+    fixture.two_scorers();
     let text = b"# my run\npairs = [\"pairs\"]\nscorers = \"two.toml\"\nout = \"labels.parquet\"\n";
-    let config = world.put("labels.config.toml", text);
+    let config = fixture.put("labels.config.toml", text);
     let run = Run::of(relabel(["score", "--config"]).arg(&config)).expect_code(0);
     assert!(run.stderr.contains("stays as it is"), "{run:#?}");
-    assert_eq!(world.bytes("labels.config.toml"), text);
+    assert_eq!(fixture.bytes("labels.config.toml"), text);
 }
 
 #[test]
 fn a_flag_of_another_program_is_answered_with_sense() {
-    let world = World::with_sample(3);
-    let scorers = world.two_scorers();
-    let run = Run::of(&mut world.score(&scorers, "labels.parquet", &["--resume"])).expect_code(0);
+    let fixture = Fixture::with_sample(3);
+    let scorers = fixture.two_scorers();
+    let run = Run::of(&mut fixture.score(&scorers, "labels.parquet", &["--resume"])).expect_code(0);
     assert!(run.stderr.contains("resuming is automatic"), "{run:#?}");
     for (flag, says) in [
         ("--force", "results of the same command are kept"),
@@ -262,7 +262,7 @@ fn a_flag_of_another_program_is_answered_with_sense() {
         ("--fres", "unexpected argument"),
         ("--refresh", "unexpected argument"),
     ] {
-        let run = Run::of(&mut world.score(&scorers, "labels.parquet", &[flag])).expect_code(2);
+        let run = Run::of(&mut fixture.score(&scorers, "labels.parquet", &[flag])).expect_code(2);
         assert!(run.stderr.contains(says), "{flag}: {run:#?}");
         assert!(!run.stderr.contains("--fresh"), "{flag}: {run:#?}");
     }
@@ -270,8 +270,8 @@ fn a_flag_of_another_program_is_answered_with_sense() {
 
 #[test]
 fn the_log_is_json_to_the_last_line() {
-    let world = World::with_sample(3);
-    let scorers = world.two_scorers();
+    let fixture = Fixture::with_sample(3);
+    let scorers = fixture.two_scorers();
     let lines = |run: &Run| -> Vec<serde_json::Value> {
         let line = |line: &str| match serde_json::from_str(line) {
             Ok(value) => value,
@@ -280,7 +280,7 @@ fn the_log_is_json_to_the_last_line() {
         run.stderr.lines().map(line).collect()
     };
     let json = ["--log-format", "json"];
-    let run = Run::of(&mut world.score(&scorers, "labels.parquet", &json)).expect_code(0);
+    let run = Run::of(&mut fixture.score(&scorers, "labels.parquet", &json)).expect_code(0);
     let progress: Vec<_> =
         lines(&run).into_iter().filter(|line| line["fields"]["label"] == "scoring").collect();
     let last = &progress.last().unwrap()["fields"];
@@ -295,7 +295,7 @@ fn the_log_is_json_to_the_last_line() {
         (&["--shard", "4/4"], 2, "zero-based"),
     ] {
         let more = [&json[..], more].concat();
-        let run = Run::of(&mut world.score(&scorers, "other.parquet", &more)).expect_code(code);
+        let run = Run::of(&mut fixture.score(&scorers, "other.parquet", &more)).expect_code(code);
         let lines = lines(&run);
         let last = lines.last().unwrap();
         assert_eq!(last["level"], "ERROR", "{last}");
@@ -315,25 +315,25 @@ fn on_terminal(command: &Command, kind: &str) -> String {
 
 #[test]
 fn a_terminal_gets_sentences_and_a_dumb_one_no_colour() {
-    let world = World::with_sample(3);
-    let scorers = world.two_scorers();
+    let fixture = Fixture::with_sample(3);
+    let scorers = fixture.two_scorers();
     for (kind, coloured) in [("xterm", true), ("dumb", false)] {
         let out = format!("{kind}.parquet");
-        let text = on_terminal(&world.score(&scorers, &out, &[]), kind);
+        let text = on_terminal(&fixture.score(&scorers, &out, &[]), kind);
         assert!(text.contains("Loaded 2 scorers in "), "{text}");
         assert!(!text.contains("INFO") && !text.contains("loading_seconds"), "{text}");
         assert!(!text.contains("0s left"), "{text}");
         assert_eq!(text.contains('\u{1b}'), coloured, "{text:?}");
-        let full = on_terminal(&world.score(&scorers, &out, &["-v"]), kind);
+        let full = on_terminal(&fixture.score(&scorers, &out, &["-v"]), kind);
         assert!(full.contains("INFO") && full.contains("relabel"), "{full}");
     }
 }
 
 #[test]
 fn everything_is_of_this_program_alone() {
-    let world = World::with_sample(3);
-    let scorers = world.two_scorers();
-    let run = Run::of(&mut world.score(&scorers, "labels.parquet", &["-vv"])).expect_code(0);
+    let fixture = Fixture::with_sample(3);
+    let scorers = fixture.two_scorers();
+    let run = Run::of(&mut fixture.score(&scorers, "labels.parquet", &["-vv"])).expect_code(0);
     assert!(run.stderr.contains(" scorers::"), "{run:#?}");
     assert!(!run.stderr.contains("tokenizers"), "{run:#?}");
     assert!(run.stderr.lines().count() < 100, "{} lines", run.stderr.lines().count());
@@ -341,35 +341,35 @@ fn everything_is_of_this_program_alone() {
 
 #[test]
 fn a_file_system_without_locks_is_used_and_a_read_only_one_is_explained() {
-    let world = World::with_sample(3);
-    let scorers = world.two_scorers();
-    Run::of(&mut world.score(&scorers, "locked.parquet", &[])).expect_code(0);
+    let fixture = Fixture::with_sample(3);
+    let scorers = fixture.two_scorers();
+    Run::of(&mut fixture.score(&scorers, "locked.parquet", &[])).expect_code(0);
     for error in ["ENOSYS", "ENOTSUP"] {
-        let mut command = world.score(&scorers, "labels.parquet", &["--fresh"]);
+        let mut command = fixture.score(&scorers, "labels.parquet", &["--fresh"]);
         command.env("RUNKIT_FAULT", format!("lock:*:{error}"));
         let run = Run::of(&mut command).expect_code(0);
         assert_eq!(run.stderr.matches("has no locks").count(), 1, "{run:#?}");
-        assert!(world.bytes("labels.parquet") == world.bytes("locked.parquet"));
+        assert!(fixture.bytes("labels.parquet") == fixture.bytes("locked.parquet"));
     }
-    let mut command = world.score(&scorers, "other.parquet", &[]);
+    let mut command = fixture.score(&scorers, "other.parquet", &[]);
     let run = Run::of(command.env("RUNKIT_FAULT", "lock:1:EROFS"));
     run.expect_error(&[".other.parquet.lock", "hint: the disk is mounted read-only"]);
 }
 
 #[test]
 fn an_exit_code_of_3_is_explained() {
-    let world = World::with_sample(3);
-    world.put("pairs/0.parquet", &common::pairs_parquet(&spoilt_pairs()));
-    let scorers = world.two_scorers();
+    let fixture = Fixture::with_sample(3);
+    fixture.put("pairs/0.parquet", &common::pairs_parquet(&spoilt_pairs()));
+    let scorers = fixture.two_scorers();
     for quiet in [&[][..], &["-q"], &["-qq"]] {
         let more = [quiet, &["--fresh"]].concat();
-        let run = Run::of(&mut world.score(&scorers, "labels.parquet", &more)).expect_code(3);
+        let run = Run::of(&mut fixture.score(&scorers, "labels.parquet", &more)).expect_code(3);
         for words in ["1 row failed", "--max-failed is 0", "exit code 3", "inspect --failed"] {
             assert!(run.stderr.contains(words), "{words:?} is not in {run:#?}");
         }
     }
     let more = ["--fresh", "--max-failed", "1"];
-    let run = Run::of(&mut world.score(&scorers, "labels.parquet", &more)).expect_code(0);
+    let run = Run::of(&mut fixture.score(&scorers, "labels.parquet", &more)).expect_code(0);
     assert!(!run.stderr.contains("exit code"), "{run:#?}");
 }
 
@@ -381,27 +381,27 @@ fn spoilt_pairs() -> Vec<common::Pair> {
 
 #[test]
 fn what_an_error_quotes_is_short() {
-    let world = World::empty();
-    labels_file(&world, &rows(3));
+    let fixture = Fixture::empty();
+    labels_file(&fixture, &rows(3));
     let long = "x".repeat(100_000);
     for more in [["--voters", &long], ["--ties", &long], [&*format!("--{long}"), "1"]] {
-        let run = Run::of(&mut vote(&world, "out.parquet", &more));
+        let run = Run::of(&mut vote(&fixture, "out.parquet", &more));
         assert!(matches!(run.code(), Some(1 | 2)), "{:?}", run.code());
         assert!(run.stderr.len() < 3_000, "{} bytes", run.stderr.len());
         assert!(run.stderr.contains("cut: 100"), "{}", run.stderr);
     }
 }
 
-fn inspect(world: &World, more: &[&str]) -> Run {
-    Run::of(relabel(["inspect"]).arg(world.path("labels.parquet")).args(more))
+fn inspect(fixture: &Fixture, more: &[&str]) -> Run {
+    Run::of(relabel(["inspect"]).arg(fixture.path("labels.parquet")).args(more))
 }
 
 #[test]
 fn inspect_counts_what_the_file_holds() {
-    let world = World::empty();
+    let fixture = Fixture::empty();
     let rows = rows(200);
-    labels_file(&world, &rows);
-    let run = inspect(&world, &["--format", "json"]).expect_code(0);
+    labels_file(&fixture, &rows);
+    let run = inspect(&fixture, &["--json"]).expect_code(0);
     let report: serde_json::Value = serde_json::from_str(&run.stdout).unwrap();
     let keys: Vec<&String> = report.as_object().unwrap().keys().collect();
     let expected = [
@@ -424,7 +424,7 @@ fn inspect_counts_what_the_file_holds() {
     assert_eq!(report["rows"], 200);
     assert_eq!(report["voted_rows"], voted.len());
     assert_eq!(report["failures"], serde_json::json!({"decode_error": 20}));
-    assert_eq!(report["consensus"]["first"], count(&|row| row.consensus == Some(1)));
+    assert_eq!(report["consensus"]["image_0"], count(&|row| row.consensus == Some(1)));
     assert_eq!(report["consensus"]["ties"], count(&|row| row.consensus == Some(0)));
     assert_eq!(report["human_ties"], count(&|row| row.human_label_0 == Some(0.5)));
     let alike = count(&|row| row.votes[1] == row.votes[2]) as f64 / voted.len() as f64;
@@ -432,7 +432,7 @@ fn inspect_counts_what_the_file_holds() {
     assert_eq!(report["agreement"][1][2], report["agreement"][2][1]);
     assert_eq!(report["kappa"][3][3], 1.0);
 
-    let text = inspect(&world, &[]).expect_code(0);
+    let text = inspect(&fixture, &[]).expect_code(0);
     assert!(text.stdout.starts_with("200 pairs: 180 voted on, 20 failed\n  20 decode_error\n"));
     assert!(text.stdout.contains("Cohen's kappa"), "{text:#?}");
     for line in text.stdout.lines() {
@@ -443,11 +443,11 @@ fn inspect_counts_what_the_file_holds() {
 
 #[test]
 fn inspect_lists_the_rows_that_failed() {
-    let world = World::empty();
+    let fixture = Fixture::empty();
     let mut rows = rows(40);
     rows[19].error = Some("image_0: \u{1b}[31mred\tand\nmore".to_owned());
-    labels_file(&world, &rows);
-    let run = inspect(&world, &["--failed", "--format", "json"]).expect_code(0);
+    labels_file(&fixture, &rows);
+    let run = inspect(&fixture, &["--failed", "--json"]).expect_code(0);
     let found: serde_json::Value = serde_json::from_str(&run.stdout).unwrap();
     let failed: Vec<&LabelRow> = rows.iter().filter(|row| row.status != Status::Ok).collect();
     assert_eq!(found.as_array().unwrap().len(), failed.len());
@@ -461,7 +461,7 @@ fn inspect_lists_the_rows_that_failed() {
         });
         assert_eq!(*found, expected);
     }
-    let run = inspect(&world, &["--failed"]).expect_code(0);
+    let run = inspect(&fixture, &["--failed"]).expect_code(0);
     let lines: Vec<&str> = run.stdout.lines().collect();
     assert_eq!(lines.len(), failed.len());
     assert_eq!(lines[0], "pair 9\tpairs.parquet:9\tdecode_error\timage_0: cut short");
@@ -469,40 +469,40 @@ fn inspect_lists_the_rows_that_failed() {
     assert!(!run.stdout.contains('\u{1b}'), "{run:#?}");
 
     rows.retain(|row| row.status == Status::Ok);
-    labels_file(&world, &rows);
-    assert_eq!(inspect(&world, &["--failed"]).expect_code(0).stdout, "");
-    let none = inspect(&world, &["--failed", "--format", "json"]).expect_code(0);
+    labels_file(&fixture, &rows);
+    assert_eq!(inspect(&fixture, &["--failed"]).expect_code(0).stdout, "");
+    let none = inspect(&fixture, &["--failed", "--json"]).expect_code(0);
     assert_eq!(none.stdout, "[]\n");
 }
 
 #[test]
 fn inspect_tells_what_is_no_labels_file_and_is_quiet_when_nobody_reads() {
-    let world = World::with_sample(3);
+    let fixture = Fixture::with_sample(3);
     for (name, says) in
         [("absent.parquet", "cannot read"), ("pairs/0.parquet", "not a labels file")]
     {
-        Run::of(relabel(["inspect"]).arg(world.path(name))).expect_error(&[name, says]);
+        Run::of(relabel(["inspect"]).arg(fixture.path(name))).expect_error(&[name, says]);
     }
-    labels_file(&world, &rows(20));
+    labels_file(&fixture, &rows(20));
     let mut shell = Command::new("sh");
     let script = "(\"$0\" inspect \"$1\"; echo \"code $?\" >&2) | true";
     shell
         .arg("-c")
         .arg(script)
         .arg(env!("CARGO_BIN_EXE_relabel"))
-        .arg(world.path("labels.parquet"));
+        .arg(fixture.path("labels.parquet"));
     let run = Run::of(&mut shell);
     assert_eq!(run.stderr, "code 141\n", "ended by SIGPIPE without a word");
 }
 
 #[test]
 fn check_says_what_a_run_needs_and_writes_nothing() {
-    let world = World::with_sample(6);
-    let scorers = world.two_scorers();
-    let before = world.files("");
+    let fixture = Fixture::with_sample(6);
+    let scorers = fixture.two_scorers();
+    let before = fixture.files("");
     let mut command = relabel(["check", "--pairs"]);
-    command.arg(world.path("pairs")).arg("--scorers").arg(&scorers);
-    command.arg("--out").arg(world.path("new/folder/labels.parquet"));
+    command.arg(fixture.path("pairs")).arg("--scorers").arg(&scorers);
+    command.arg("--out").arg(fixture.path("new/folder/labels.parquet"));
     let run = Run::of(&mut command).expect_code(0);
     for line in [
         "pairs      6 in 3 files",
@@ -516,26 +516,26 @@ fn check_says_what_a_run_needs_and_writes_nothing() {
     ] {
         assert!(run.stdout.contains(line), "{line:?} in {run:#?}");
     }
-    assert!(before == world.files(""), "something was written");
+    assert!(before == fixture.files(""), "something was written");
 
-    let mut killed = world.score(&scorers, "labels.parquet", &[]);
+    let mut killed = fixture.score(&scorers, "labels.parquet", &[]);
     assert!(Run::of(killed.env("RUNKIT_FAULT", "rename:3")).was_killed());
-    let begun = world.files("");
+    let begun = fixture.files("");
     let mut command = relabel(["check", "--pairs"]);
-    command.arg(world.path("pairs")).arg("--scorers").arg(&scorers);
-    let run = Run::of(command.arg("--out").arg(world.path("labels.parquet"))).expect_code(0);
-    assert!(run.stdout.contains("goes on, 2 of 3 files are done"), "{run:#?}");
-    assert!(begun == world.files(""), "something was written");
+    command.arg(fixture.path("pairs")).arg("--scorers").arg(&scorers);
+    let run = Run::of(command.arg("--out").arg(fixture.path("labels.parquet"))).expect_code(0);
+    assert!(run.stdout.contains("resumes, 2 of 3 files are done"), "{run:#?}");
+    assert!(begun == fixture.files(""), "something was written");
 }
 
 #[test]
 fn what_the_scratch_files_take_is_known_and_they_stand_where_they_should() {
-    let world = World::with_sample(6);
-    std::fs::create_dir(world.path("scratch")).unwrap();
+    let fixture = Fixture::with_sample(6);
+    std::fs::create_dir(fixture.path("scratch")).unwrap();
     let scorers = common::four_scorers();
     let mut command = relabel(["check", "--pairs"]);
-    command.arg(world.path("pairs")).arg("--scorers").arg(&scorers);
-    command.arg("--scratch").arg(world.path("scratch"));
+    command.arg(fixture.path("pairs")).arg("--scorers").arg(&scorers);
+    command.arg("--scratch").arg(fixture.path("scratch"));
     let run = Run::of(&mut command).expect_code(0);
     let mut captions: Vec<String> =
         common::sample_pairs(6).into_iter().filter_map(|pair| pair.caption).collect();
@@ -545,26 +545,26 @@ fn what_the_scratch_files_take_is_known_and_they_stand_where_they_should() {
     let bytes = captions.iter().map(|caption| caption.len() + 3 * 128 * 4).sum::<usize>() as u64;
     let line = format!("scratch    {} for captions", indicatif::HumanBytes(bytes));
     assert!(run.stdout.contains(&line), "{line:?} in {run:#?}");
-    assert!(run.stdout.contains(world.path("scratch").to_str().unwrap()), "{run:#?}");
-    assert_eq!(world.names("scratch"), [""; 0]);
+    assert!(run.stdout.contains(fixture.path("scratch").to_str().unwrap()), "{run:#?}");
+    assert_eq!(fixture.names("scratch"), [""; 0]);
 
     // Other than the folder of the output, and no part of what the run is.
-    Run::of(&mut world.score(&scorers, "a.parquet", &[])).expect_code(0);
-    let scratch = world.path("scratch").to_str().unwrap().to_owned();
-    Run::of(&mut world.score(&scorers, "b.parquet", &["--scratch", &scratch])).expect_code(0);
-    assert!(world.bytes("a.parquet") == world.bytes("b.parquet"));
-    let absent = world.path("absent").to_str().unwrap().to_owned();
-    Run::of(&mut world.score(&scorers, "c.parquet", &["--scratch", &absent]))
+    Run::of(&mut fixture.score(&scorers, "a.parquet", &[])).expect_code(0);
+    let scratch = fixture.path("scratch").to_str().unwrap().to_owned();
+    Run::of(&mut fixture.score(&scorers, "b.parquet", &["--scratch", &scratch])).expect_code(0);
+    assert!(fixture.bytes("a.parquet") == fixture.bytes("b.parquet"));
+    let absent = fixture.path("absent").to_str().unwrap().to_owned();
+    Run::of(&mut fixture.score(&scorers, "c.parquet", &["--scratch", &absent]))
         .expect_error(&["absent", "--scratch"]);
 }
 
 #[test]
 fn settings_come_from_flag_then_environment_then_file_then_default() {
-    let world = World::with_sample(3);
-    let scorers = world.two_scorers();
+    let fixture = Fixture::with_sample(3);
+    let scorers = fixture.two_scorers();
     let more = ["--ties", "human", "--batch-size", "3", "--max-failed", "2", "--print-config"];
-    let printed = Run::of(&mut world.score(&scorers, "labels.parquet", &more)).expect_code(0);
-    let config = world.put("run.toml", printed.stdout.as_bytes());
+    let printed = Run::of(&mut fixture.score(&scorers, "labels.parquet", &more)).expect_code(0);
+    let config = fixture.put("run.toml", printed.stdout.as_bytes());
     let mut from_file = relabel(["score", "--print-config", "--config"]);
     from_file.arg(&config);
     assert_eq!(Run::of(&mut from_file).expect_code(0).stdout, printed.stdout, "round trip");
@@ -572,15 +572,15 @@ fn settings_come_from_flag_then_environment_then_file_then_default() {
     assert!(Run::of(&mut from_file).stdout.contains("batch_size = 5\n"));
     from_file.args(["--batch-size", "7"]);
     assert!(Run::of(&mut from_file).stdout.contains("batch_size = 7\n"));
-    assert!(!world.path("labels.parquet").exists(), "only printed");
+    assert!(!fixture.path("labels.parquet").exists(), "only printed");
 
     // Paths in a file are relative to it, and what a run saves beside its output repeats it.
     let text = "pairs = [\"pairs\"]\nscorers = \"two.toml\"\nout = \"labels.parquet\"\n";
-    let config = world.put("relative.toml", text.as_bytes());
+    let config = fixture.put("relative.toml", text.as_bytes());
     let run = Run::of(relabel(["score", "-q", "--config"]).arg(&config)).expect_code(0);
     assert_eq!(run.stderr, "", "-q says nothing where nothing is wrong");
-    assert_eq!(world.labels("labels.parquet").len(), 3);
-    let saved = world.path("labels.config.toml");
+    assert_eq!(fixture.labels("labels.parquet").len(), 3);
+    let saved = fixture.path("labels.config.toml");
     let run = Run::of(relabel(["score", "--log-format", "json", "--config"]).arg(&saved));
     let run = run.expect_code(0);
     assert!(run.stderr.contains("already complete"), "{run:#?}");
@@ -588,7 +588,7 @@ fn settings_come_from_flag_then_environment_then_file_then_default() {
         serde_json::from_str::<serde_json::Value>(line).unwrap();
     }
 
-    let config = world.put("typo.toml", format!("{text}batch-size = 3\n").as_bytes());
+    let config = fixture.put("typo.toml", format!("{text}batch-size = 3\n").as_bytes());
     Run::of(relabel(["score", "--config"]).arg(&config)).expect_error(&[
         "typo.toml",
         "batch-size",

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use common::{Run, Running, World, pairs_parquet, sample_pairs, scorer_entry, wait_until};
+use common::{Run, Running, Fixture, pairs_parquet, sample_pairs, scorer_entry, wait_until};
 use schemas::labels::{LabelRow, Status};
 
 const OUT: &str = "out/labels.parquet";
@@ -21,7 +21,7 @@ const FAULT_POINTS: [&str; 5] = ["open", "write", "sync", "rename", "marker"];
 
 /// Two files of which the second shows what the first left out: a uid whose owner is damaged, one whose
 /// owner has other bytes, and bytes that stand under two uids.
-fn world_with_damaged_owners() -> World {
+fn world_with_damaged_owners() -> Fixture {
     let mut pairs = sample_pairs(4);
     for (number, pair) in pairs.iter_mut().enumerate() {
         pair.uid = [Some(format!("left {number}")), Some(format!("right {number}"))];
@@ -31,15 +31,15 @@ fn world_with_damaged_owners() -> World {
     pairs[2].uid = [pairs[0].uid[0].clone(), pairs[1].uid[0].clone()];
     pairs[2].image = [sound[0].clone(), pairs[3].image[1].clone()];
     pairs[3].image[0] = sound[1].clone();
-    let world = World::empty();
-    world.put("pairs/0.parquet", &pairs_parquet(&pairs[..2]));
-    world.put("pairs/1.parquet", &pairs_parquet(&pairs[2..]));
-    world
+    let fixture = Fixture::empty();
+    fixture.put("pairs/0.parquet", &pairs_parquet(&pairs[..2]));
+    fixture.put("pairs/1.parquet", &pairs_parquet(&pairs[2..]));
+    fixture
 }
 
 /// Small inputs, a cheap configuration, and what an undisturbed run makes of them.
 struct Case {
-    world: World,
+    fixture: Fixture,
     scorers: PathBuf,
     labels: Vec<u8>,
     settings: Vec<u8>,
@@ -48,23 +48,23 @@ struct Case {
 
 impl Case {
     fn new(rows: usize) -> Self {
-        Self::of(World::with_sample(rows))
+        Self::of(Fixture::with_sample(rows))
     }
 
     /// A row that fails is no failure of the case.
-    fn of(world: World) -> Self {
-        let scorers = world.two_scorers();
+    fn of(fixture: Fixture) -> Self {
+        let scorers = fixture.two_scorers();
         let started = Instant::now();
-        Run::of(&mut world.score(&scorers, OUT, &ALLOW)).expect_code(0);
+        Run::of(&mut fixture.score(&scorers, OUT, &ALLOW)).expect_code(0);
         let duration = started.elapsed();
-        let (labels, settings) = (world.bytes(OUT), world.bytes("out/labels.config.toml"));
-        let case = Self { world, scorers, labels, settings, duration };
+        let (labels, settings) = (fixture.bytes(OUT), fixture.bytes("out/labels.config.toml"));
+        let case = Self { fixture, scorers, labels, settings, duration };
         case.forget();
         case
     }
 
     fn command(&self, more: &[&str]) -> Command {
-        let mut command = self.world.score(&self.scorers, OUT, &ALLOW);
+        let mut command = self.fixture.score(&self.scorers, OUT, &ALLOW);
         command.args(more);
         command
     }
@@ -77,13 +77,13 @@ impl Case {
 
     /// Removes everything a run left.
     fn forget(&self) {
-        std::fs::remove_dir_all(self.world.path("out")).unwrap();
+        std::fs::remove_dir_all(self.fixture.path("out")).unwrap();
     }
 
     /// What stands under the final name is the whole file or nothing.
     #[track_caller]
     fn assert_whole_or_absent(&self) {
-        match std::fs::read(self.world.path(OUT)) {
+        match std::fs::read(self.fixture.path(OUT)) {
             Ok(found) => assert!(found == self.labels, "half a file under the final name"),
             Err(error) => assert_eq!(error.kind(), std::io::ErrorKind::NotFound),
         }
@@ -92,9 +92,9 @@ impl Case {
     /// The run is done, with the undisturbed run's bytes and nothing lying about.
     #[track_caller]
     fn assert_finished(&self) {
-        assert!(self.world.bytes(OUT) == self.labels, "other bytes than undisturbed");
-        assert_eq!(self.world.bytes("out/labels.config.toml"), self.settings);
-        assert_eq!(self.world.names("out"), FINISHED);
+        assert!(self.fixture.bytes(OUT) == self.labels, "other bytes than undisturbed");
+        assert_eq!(self.fixture.bytes("out/labels.config.toml"), self.settings);
+        assert_eq!(self.fixture.names("out"), FINISHED);
     }
 }
 
@@ -134,7 +134,7 @@ fn killed_at_any_time_and_again_while_it_goes_on_the_bytes_are_the_same() {
 #[test]
 fn killed_at_every_passage_of_every_fault_point_the_bytes_are_the_same() {
     // The manifest of the run, its part, the labels and the settings.
-    killed_at_every_passage(&Case::of(World::with_pairs(&sample_pairs(2))), &FAULT_POINTS, 4);
+    killed_at_every_passage(&Case::of(Fixture::with_pairs(&sample_pairs(2))), &FAULT_POINTS, 4);
 }
 
 #[test]
@@ -144,7 +144,7 @@ fn killed_while_it_scores_what_the_owners_lack_the_bytes_are_the_same() {
     killed_at_every_passage(&case, &["write", "rename"], 6);
     let failed = |row: &LabelRow| row.status != Status::Ok;
     Run::of(&mut case.command(&[])).expect_code(0);
-    let rows = case.world.labels(OUT);
+    let rows = case.fixture.labels(OUT);
     assert_eq!(rows.iter().map(failed).collect::<Vec<_>>(), [true, false, false, false]);
 
     // Shares make the same bytes, and so does whoever comes after a killed one.
@@ -208,7 +208,7 @@ fn an_error_of_the_disk_at_any_step_is_told_and_the_rerun_finishes() {
         ("marker:6:EROFS", "ead-only"),
     ] {
         let run = Run::of(&mut case.faulty(point));
-        let folder = case.world.path("out").display().to_string();
+        let folder = case.fixture.path("out").display().to_string();
         run.expect_error(&[reason, &folder]);
         case.assert_whole_or_absent();
         Run::of(&mut case.command(&[])).expect_code(0);
@@ -220,7 +220,7 @@ fn an_error_of_the_disk_at_any_step_is_told_and_the_rerun_finishes() {
 #[test]
 fn sigterm_saves_and_the_rerun_finishes() {
     let case = Case::new(12);
-    let slow = World::with_sample(300);
+    let slow = Fixture::with_sample(300);
     let scorers = slow.two_scorers();
     let run = Running::start(&mut slow.score(&scorers, OUT, &["--batch-size", "2"]));
     wait_until("it works", || slow.path("out/labels.parquet.work/parts").exists());
@@ -235,7 +235,7 @@ fn sigterm_saves_and_the_rerun_finishes() {
 
     // Asked at about the end: it may as well be done.
     let run = Running::start(&mut case.command(&[]));
-    wait_until("it works", || case.world.path("out/labels.parquet.work/parts").exists());
+    wait_until("it works", || case.fixture.path("out/labels.parquet.work/parts").exists());
     run.signal("TERM");
     let code = run.finish().code();
     assert!(matches!(code, Some(143 | 0)), "{code:?}");
@@ -247,34 +247,34 @@ fn sigterm_saves_and_the_rerun_finishes() {
 /// nothing.
 #[track_caller]
 fn assert_refused(case: &Case, scorers: &Path, more: &[&str], field: &str) {
-    let before = case.world.files("out");
-    let run = Run::of(&mut case.world.score(scorers, OUT, more));
+    let before = case.fixture.files("out");
+    let run = Run::of(&mut case.fixture.score(scorers, OUT, more));
     run.expect_error(&[field, "another run", "hint: ", "--fresh"]);
-    for (path, bytes) in case.world.files("out") {
+    for (path, bytes) in case.fixture.files("out") {
         assert!(before.get(&path) == Some(&bytes), "{path} changed");
     }
 }
 
 fn assert_other_settings_are_refused(case: &Case) {
-    let other = case.world.scorers("other.toml", &[scorer_entry("clip")]);
+    let other = case.fixture.scorers("other.toml", &[scorer_entry("clip")]);
     assert_refused(case, &case.scorers, &["--batch-size", "3"], "batch_size");
     assert_refused(case, &case.scorers, &["--ties", "human"], "ties");
     assert_refused(case, &case.scorers, &["--limit", "7"], "limit");
     assert_refused(case, &case.scorers, &["--dtype", "bf16"], "dtype");
     assert_refused(case, &other, &[], "scorers");
-    let file = case.world.bytes("pairs/1.parquet");
+    let file = case.fixture.bytes("pairs/1.parquet");
     let mut pairs = sample_pairs(8).split_off(4);
     pairs[1].caption = Some("another caption".to_owned());
-    case.world.put("pairs/1.parquet", &pairs_parquet(&pairs));
+    case.fixture.put("pairs/1.parquet", &pairs_parquet(&pairs));
     assert_refused(case, &case.scorers, &[], "input");
-    case.world.put("pairs/1.parquet", &file);
+    case.fixture.put("pairs/1.parquet", &file);
 }
 
 #[test]
 fn going_on_with_other_settings_or_inputs_is_refused_by_name() {
     let case = Case::new(12);
     assert!(Run::of(&mut case.faulty("rename:3")).was_killed());
-    let parts = case.world.names("out/labels.parquet.work/parts");
+    let parts = case.fixture.names("out/labels.parquet.work/parts");
     assert_eq!(parts, ["part-00000-of-00003.parquet", "part-00001-of-00003.parquet"]);
     assert_other_settings_are_refused(&case);
     Run::of(&mut case.command(&[])).expect_code(0);
@@ -285,22 +285,22 @@ fn going_on_with_other_settings_or_inputs_is_refused_by_name() {
 fn a_finished_output_is_neither_made_again_nor_overwritten() {
     let case = Case::new(12);
     Run::of(&mut case.command(&[])).expect_code(0);
-    let written = std::fs::metadata(case.world.path(OUT)).unwrap().modified().unwrap();
+    let written = std::fs::metadata(case.fixture.path(OUT)).unwrap().modified().unwrap();
     let run = Run::of(&mut case.command(&[])).expect_code(0);
     assert!(run.stderr.contains("already complete"), "{run:#?}");
     assert!(run.stdout.contains("12 pairs"), "{run:#?}");
-    assert_eq!(std::fs::metadata(case.world.path(OUT)).unwrap().modified().unwrap(), written);
+    assert_eq!(std::fs::metadata(case.fixture.path(OUT)).unwrap().modified().unwrap(), written);
     assert_other_settings_are_refused(&case);
     case.assert_finished();
 
     // A file that is something else is left alone, whatever is asked for.
-    case.world.put(OUT, b"a diary");
+    case.fixture.put(OUT, b"a diary");
     for more in [&[][..], &["--fresh"]] {
         let run = Run::of(&mut case.command(more));
         run.expect_error(&["labels.parquet", "found plain text", "hint: choose another --out"]);
-        assert_eq!(case.world.bytes(OUT), b"a diary");
+        assert_eq!(case.fixture.bytes(OUT), b"a diary");
     }
-    std::fs::remove_file(case.world.path(OUT)).unwrap();
+    std::fs::remove_file(case.fixture.path(OUT)).unwrap();
     Run::of(&mut case.command(&["--fresh"])).expect_code(0);
     case.assert_finished();
 }
@@ -314,7 +314,7 @@ fn fresh_forgets_what_another_run_left() {
     Run::of(&mut case.command(&["--fresh"])).expect_code(0);
     case.assert_finished();
     Run::of(&mut case.command(&["--fresh", "--ties", "first"])).expect_code(0);
-    assert!(case.world.bytes(OUT) != case.labels, "made again with the other policy");
+    assert!(case.fixture.bytes(OUT) != case.labels, "made again with the other policy");
     Run::of(&mut case.command(&["--fresh"])).expect_code(0);
     case.assert_finished();
 }

@@ -8,7 +8,7 @@ mod common;
 use std::path::Path;
 use std::process::Command;
 
-use common::{Run, World, relabel};
+use common::{Run, Fixture, relabel};
 
 /// The same command under `ulimit -f`, in blocks of 512 bytes as POSIX has it.
 fn with_file_size_limit(command: &Command, blocks: u32) -> Command {
@@ -28,10 +28,10 @@ fn with_file_size_limit(command: &Command, blocks: u32) -> Command {
 
 #[test]
 fn a_limit_on_file_sizes_is_told_and_the_rerun_finishes() {
-    let world = World::with_sample(12);
-    let scorers = world.two_scorers();
-    Run::of(&mut world.score(&scorers, "labels.parquet", &[])).expect_code(0);
-    let (labels, length) = (world.bytes("labels.parquet"), world.bytes("labels.parquet").len());
+    let fixture = Fixture::with_sample(12);
+    let scorers = fixture.two_scorers();
+    Run::of(&mut fixture.score(&scorers, "labels.parquet", &[])).expect_code(0);
+    let (labels, length) = (fixture.bytes("labels.parquet"), fixture.bytes("labels.parquet").len());
     let largest = u32::try_from(length / 512).unwrap();
     for (blocks, reason) in [
         (0, "File too large"),
@@ -39,17 +39,17 @@ fn a_limit_on_file_sizes_is_told_and_the_rerun_finishes() {
         (largest / 2, "file-size limit"),
         (largest, "file-size limit"),
     ] {
-        let command = world.score(&scorers, "out/labels.parquet", &[]);
+        let command = fixture.score(&scorers, "out/labels.parquet", &[]);
         let run = Run::of(&mut with_file_size_limit(&command, blocks));
-        let folder = world.path("out").display().to_string();
+        let folder = fixture.path("out").display().to_string();
         run.expect_error(&[reason, &folder]);
-        assert!(!world.path("out/labels.parquet").exists());
-        let leftovers = world.names("out");
+        assert!(!fixture.path("out/labels.parquet").exists());
+        let leftovers = fixture.names("out");
         assert!(leftovers.is_empty() || leftovers == ["labels.parquet.work"], "{leftovers:?}");
     }
-    Run::of(&mut world.score(&scorers, "out/labels.parquet", &[])).expect_code(0);
-    assert!(world.bytes("out/labels.parquet") == labels);
-    assert_eq!(world.names("out"), ["labels.config.toml", "labels.parquet"]);
+    Run::of(&mut fixture.score(&scorers, "out/labels.parquet", &[])).expect_code(0);
+    assert!(fixture.bytes("out/labels.parquet") == labels);
+    assert_eq!(fixture.names("out"), ["labels.config.toml", "labels.parquet"]);
 }
 
 /// A mounted memory disk, unmounted when the test ends.
@@ -80,44 +80,44 @@ impl Drop for SmallDisk<'_> {
 
 #[test]
 fn a_full_disk_is_told_and_with_room_the_rerun_finishes() {
-    let world = World::with_sample(12);
-    let scorers = world.two_scorers();
-    Run::of(&mut world.score(&scorers, "labels.parquet", &[])).expect_code(0);
-    let labels = world.bytes("labels.parquet");
-    let folder = world.path("disk");
+    let fixture = Fixture::with_sample(12);
+    let scorers = fixture.two_scorers();
+    Run::of(&mut fixture.score(&scorers, "labels.parquet", &[])).expect_code(0);
+    let labels = fixture.bytes("labels.parquet");
+    let folder = fixture.path("disk");
     let Some(_disk) = SmallDisk::mount(&folder, "size=1m") else { return };
 
     // The disk has 256 pages; all but some are taken by something else.
     for pages_left in [1, 3, 5, 9] {
-        world.put("disk/ballast", &vec![1; (256 - pages_left) * 4096]);
-        let run = Run::of(&mut world.score(&scorers, "disk/labels.parquet", &[]));
+        fixture.put("disk/ballast", &vec![1; (256 - pages_left) * 4096]);
+        let run = Run::of(&mut fixture.score(&scorers, "disk/labels.parquet", &[]));
         run.expect_error(&["o space left", folder.to_str().unwrap()]);
         // What is under its final name is whole: only the settings beside it may have found no room.
-        let found = std::fs::read(world.path("disk/labels.parquet"));
+        let found = std::fs::read(fixture.path("disk/labels.parquet"));
         assert!(found.is_err() || found.is_ok_and(|found| found == labels), "half a file");
     }
-    std::fs::remove_file(world.path("disk/ballast")).unwrap();
-    Run::of(&mut world.score(&scorers, "disk/labels.parquet", &[])).expect_code(0);
-    assert!(world.bytes("disk/labels.parquet") == labels);
-    assert_eq!(world.names("disk"), ["labels.config.toml", "labels.parquet"]);
+    std::fs::remove_file(fixture.path("disk/ballast")).unwrap();
+    Run::of(&mut fixture.score(&scorers, "disk/labels.parquet", &[])).expect_code(0);
+    assert!(fixture.bytes("disk/labels.parquet") == labels);
+    assert_eq!(fixture.names("disk"), ["labels.config.toml", "labels.parquet"]);
 }
 
 #[test]
 fn a_vote_that_finds_no_room_leaves_the_old_file_as_it_was() {
-    let world = World::with_sample(12);
-    let scorers = world.two_scorers();
-    Run::of(&mut world.score(&scorers, "labels.parquet", &[])).expect_code(0);
+    let fixture = Fixture::with_sample(12);
+    let scorers = fixture.two_scorers();
+    Run::of(&mut fixture.score(&scorers, "labels.parquet", &[])).expect_code(0);
     let vote = |ties: &str| {
         let mut command = relabel(["vote", "--fresh", "--ties", ties, "--labels"]);
-        command.arg(world.path("labels.parquet")).arg("--out").arg(world.path("again.parquet"));
+        command.arg(fixture.path("labels.parquet")).arg("--out").arg(fixture.path("again.parquet"));
         command
     };
     Run::of(&mut vote("second")).expect_code(0);
-    let old = world.bytes("again.parquet");
+    let old = fixture.bytes("again.parquet");
     let run = Run::of(&mut with_file_size_limit(&vote("first"), 2));
     run.expect_error(&["file-size limit", "again.parquet"]);
-    assert!(world.bytes("again.parquet") == old);
+    assert!(fixture.bytes("again.parquet") == old);
     Run::of(&mut vote("first")).expect_code(0);
-    assert!(world.bytes("again.parquet") != old);
-    assert_eq!(world.labels("again.parquet").len(), 12);
+    assert!(fixture.bytes("again.parquet") != old);
+    assert_eq!(fixture.labels("again.parquet").len(), 12);
 }

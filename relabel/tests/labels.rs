@@ -7,7 +7,7 @@ mod common;
 use std::collections::HashMap;
 
 use common::{
-    ALL_SCORERS, Pair, Run, World, four_scorers, pairs_parquet, pairs_parquet_with_structs,
+    ALL_SCORERS, Pair, Run, Fixture, four_scorers, pairs_parquet, pairs_parquet_with_structs,
     relabel, sample_pairs, scorer_entry,
 };
 use schemas::labels::{LabelRow, LabelsFile, LabelsSchema, Status};
@@ -65,13 +65,13 @@ fn assert_rows_are_the_pairs(rows: &[LabelRow], pairs: &[Pair], rows_per_file: u
 
 #[test]
 fn every_pair_is_written_once_in_order_with_votes_that_follow_from_its_scores() {
-    let world = World::with_sample(24);
-    let run = Run::of(&mut world.score(&four_scorers(), "labels.parquet", &[])).expect_code(0);
+    let fixture = Fixture::with_sample(24);
+    let run = Run::of(&mut fixture.score(&four_scorers(), "labels.parquet", &[])).expect_code(0);
     assert!(run.stdout.starts_with("24 pairs: 24 voted on, 0 failed\n"), "{run:#?}");
-    assert!(run.stdout.ends_with(&format!("labels: {}\n", world.path("labels.parquet").display())));
-    assert_eq!(world.names(""), ["labels.config.toml", "labels.parquet", "pairs"]);
+    assert!(run.stdout.ends_with(&format!("labels: {}\n", fixture.path("labels.parquet").display())));
+    assert_eq!(fixture.names(""), ["labels.config.toml", "labels.parquet", "pairs"]);
 
-    let file = LabelsFile::open(world.path("labels.parquet")).unwrap();
+    let file = LabelsFile::open(fixture.path("labels.parquet")).unwrap();
     assert_eq!(file.schema(), &LabelsSchema::new(&ALL_SCORERS).unwrap());
     let (rows, pairs) = (file.read_rows().unwrap(), sample_pairs(24));
     assert_rows_are_the_pairs(&rows, &pairs, 8);
@@ -99,10 +99,10 @@ fn every_pair_is_written_once_in_order_with_votes_that_follow_from_its_scores() 
 
 #[test]
 fn columns_are_those_of_the_contract() {
-    let world = World::with_sample(6);
-    let scorers = world.two_scorers();
-    Run::of(&mut world.score(&scorers, "labels.parquet", &["--batch-size", "5"])).expect_code(0);
-    let bytes = bytes::Bytes::from(world.bytes("labels.parquet"));
+    let fixture = Fixture::with_sample(6);
+    let scorers = fixture.two_scorers();
+    Run::of(&mut fixture.score(&scorers, "labels.parquet", &["--batch-size", "5"])).expect_code(0);
+    let bytes = bytes::Bytes::from(fixture.bytes("labels.parquet"));
     let reader =
         parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder::try_new(bytes).unwrap();
     let columns: Vec<String> = reader
@@ -131,11 +131,11 @@ fn columns_are_those_of_the_contract() {
         "error: Utf8",
     ];
     assert_eq!(columns, expected);
-    let file = LabelsFile::open(world.path("labels.parquet")).unwrap();
+    let file = LabelsFile::open(fixture.path("labels.parquet")).unwrap();
     let keys: Vec<&str> = file.metadata().keys().map(String::as_str).collect();
     assert_eq!(keys, ["relabel.fingerprint", "relabel.manifest", "relabel.schema_version"]);
     let manifest = &file.metadata()["relabel.manifest"];
-    let here = world.path("").display().to_string();
+    let here = fixture.path("").display().to_string();
     assert!(!manifest.contains(&here), "the manifest holds no path: {manifest}");
     for key in ["\"sha256\"", "\"batch_size\":5", "\"dtype\":\"f32\"", "\"ties\":\"zero\""] {
         assert!(manifest.contains(key), "{key} in {manifest}");
@@ -144,11 +144,11 @@ fn columns_are_those_of_the_contract() {
 
 #[test]
 fn batch_size_changes_no_score_beyond_rounding() {
-    let world = World::with_sample(15);
+    let fixture = Fixture::with_sample(15);
     let rows = ["1", "7", "64"].map(|size| {
         let out = format!("labels-{size}.parquet");
-        Run::of(&mut world.score(&four_scorers(), &out, &["--batch-size", size])).expect_code(0);
-        world.labels(&out)
+        Run::of(&mut fixture.score(&four_scorers(), &out, &["--batch-size", size])).expect_code(0);
+        fixture.labels(&out)
     });
     assert_same_scores(&rows[0], &rows[1]);
     assert_same_scores(&rows[0], &rows[2]);
@@ -158,9 +158,9 @@ fn batch_size_changes_no_score_beyond_rounding() {
 fn swapped_images_flip_every_vote() {
     let pairs = sample_pairs(12);
     let rows = [pairs.clone(), pairs.into_iter().map(Pair::swapped).collect()].map(|pairs| {
-        let world = World::with_pairs(&pairs);
-        Run::of(&mut world.score(&four_scorers(), "labels.parquet", &[])).expect_code(0);
-        world.labels("labels.parquet")
+        let fixture = Fixture::with_pairs(&pairs);
+        Run::of(&mut fixture.score(&four_scorers(), "labels.parquet", &[])).expect_code(0);
+        fixture.labels("labels.parquet")
     });
     let back: Vec<LabelRow> = rows[1]
         .iter()
@@ -178,25 +178,25 @@ fn swapped_images_flip_every_vote() {
 #[test]
 fn images_as_structs_are_the_same_images() {
     let pairs = sample_pairs(6);
-    let world = World::with_pairs(&pairs);
-    let scorers = world.two_scorers();
-    Run::of(&mut world.score(&scorers, "plain.parquet", &[])).expect_code(0);
-    world.put("pairs/0.parquet", &pairs_parquet_with_structs(&pairs));
-    Run::of(&mut world.score(&scorers, "structs.parquet", &[])).expect_code(0);
-    assert_eq!(world.labels("plain.parquet"), world.labels("structs.parquet"));
+    let fixture = Fixture::with_pairs(&pairs);
+    let scorers = fixture.two_scorers();
+    Run::of(&mut fixture.score(&scorers, "plain.parquet", &[])).expect_code(0);
+    fixture.put("pairs/0.parquet", &pairs_parquet_with_structs(&pairs));
+    Run::of(&mut fixture.score(&scorers, "structs.parquet", &[])).expect_code(0);
+    assert_eq!(fixture.labels("plain.parquet"), fixture.labels("structs.parquet"));
 }
 
 #[test]
 fn inputs_are_taken_in_the_order_given_and_up_to_the_limit() {
-    let world = World::empty();
+    let fixture = Fixture::empty();
     let pairs = sample_pairs(10);
-    let scorers = world.two_scorers();
+    let scorers = fixture.two_scorers();
     let files = [("late.parquet", &pairs[..6]), ("early.parquet", &pairs[6..])]
-        .map(|(name, pairs)| world.put(name, &pairs_parquet(pairs)));
+        .map(|(name, pairs)| fixture.put(name, &pairs_parquet(pairs)));
     let mut command = relabel(["score", "--limit", "8", "--pairs"]);
-    command.args(&files).arg("--scorers").arg(&scorers).arg("--out").arg(world.path("l.parquet"));
+    command.args(&files).arg("--scorers").arg(&scorers).arg("--out").arg(fixture.path("l.parquet"));
     Run::of(&mut command).expect_code(0);
-    let rows = world.labels("l.parquet");
+    let rows = fixture.labels("l.parquet");
     let ids: Vec<String> = rows.iter().map(|row| row.pair_id.clone()).collect();
     let expected: Vec<String> =
         pairs[..8].iter().map(|pair| pair.ranking_id.unwrap().to_string()).collect();
@@ -207,7 +207,7 @@ fn inputs_are_taken_in_the_order_given_and_up_to_the_limit() {
 
 #[test]
 fn any_number_of_scorers_votes() {
-    let world = World::with_sample(9);
+    let fixture = Fixture::with_sample(9);
     let fifth = scorer_entry("pickscore")
         .replace("\"pickscore\"\n", "\"fifth\"\n")
         .replace("preprocess = \"hf\"", "preprocess = \"open_clip\"");
@@ -221,9 +221,9 @@ fn any_number_of_scorers_votes() {
         (&entries[..], &["clip", "hps", "pickscore", "aesthetic", "fifth"]),
     ] {
         let out = format!("{}.parquet", names.join("-"));
-        let scorers = world.scorers("scorers.toml", entries);
-        Run::of(&mut world.score(&scorers, &out, &[])).expect_code(0);
-        let file = LabelsFile::open(world.path(&out)).unwrap();
+        let scorers = fixture.scorers("scorers.toml", entries);
+        Run::of(&mut fixture.score(&scorers, &out, &[])).expect_code(0);
+        let file = LabelsFile::open(fixture.path(&out)).unwrap();
         assert_eq!(file.schema().scorers(), names);
         let rows = file.read_rows().unwrap();
         assert_votes_follow_from_scores(&rows);

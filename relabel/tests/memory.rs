@@ -5,13 +5,13 @@ mod common;
 
 use std::time::Duration;
 
-use common::{Pair, Running, World, pairs_in_small_pages, png_of_size, sample_pairs, scorer_entry};
+use common::{Pair, Running, Fixture, pairs_in_small_pages, png_of_size, sample_pairs, scorer_entry};
 
 const MEGABYTE: usize = 1 << 20;
 
 /// The most memory that a run over `pairs/` had at a time, in MB; the kernel keeps the count.
-fn peak_megabytes(world: &World, scorers: &std::path::Path, code: i32) -> f64 {
-    let mut run = Running::start(&mut world.score(scorers, "labels.parquet", &["--quiet"]));
+fn peak_megabytes(fixture: &Fixture, scorers: &std::path::Path, code: i32) -> f64 {
+    let mut run = Running::start(&mut fixture.score(scorers, "labels.parquet", &["--quiet"]));
     let status = format!("/proc/{}/status", run.id());
     let mut kilobytes = 0.0;
     while !run.has_ended() {
@@ -45,12 +45,12 @@ fn large_pairs(rows: usize, distinct: usize) -> Vec<Pair> {
 
 #[test]
 fn images_that_stand_earlier_are_not_held() {
-    let few = World::empty();
+    let few = Fixture::empty();
     let scorers = few.scorers("scorers.toml", &[scorer_entry("aesthetic")]);
     few.put("pairs/0.parquet", &pairs_in_small_pages(&large_pairs(4, 1)));
     few.put("pairs/1.parquet", &pairs_in_small_pages(&large_pairs(4, 1)));
     // In the file of their owner, and in one that owns nothing: 300 MB each.
-    let many = World::empty();
+    let many = Fixture::empty();
     many.put("pairs/0.parquet", &pairs_in_small_pages(&large_pairs(150, 1)));
     many.put("pairs/1.parquet", &pairs_in_small_pages(&large_pairs(150, 1)));
     let (few, many) = (peak_megabytes(&few, &scorers, 0), peak_megabytes(&many, &scorers, 0));
@@ -61,10 +61,10 @@ fn images_that_stand_earlier_are_not_held() {
 
 #[test]
 fn images_that_were_scored_are_not_held() {
-    let few = World::empty();
+    let few = Fixture::empty();
     let scorers = few.scorers("scorers.toml", &[scorer_entry("aesthetic")]);
     few.put("pairs/0.parquet", &pairs_in_small_pages(&large_pairs(4, 4)));
-    let many = World::empty();
+    let many = Fixture::empty();
     many.put("pairs/0.parquet", &pairs_in_small_pages(&large_pairs(120, 120)));
     let (few, many) = (peak_megabytes(&few, &scorers, 0), peak_megabytes(&many, &scorers, 0));
     println!(

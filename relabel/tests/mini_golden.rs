@@ -7,7 +7,7 @@ mod common;
 use std::collections::HashMap;
 use std::path::Path;
 
-use common::{ALL_SCORERS, MINI, Run, SAMPLE, World, four_scorers, relabel};
+use common::{ALL_SCORERS, MINI, Run, SAMPLE, Fixture, four_scorers, relabel};
 use schemas::labels::LabelsFile;
 
 #[test]
@@ -17,8 +17,8 @@ fn scores_equal_those_of_the_python_libraries() {
     let pairs = golden["pairs"].as_array().unwrap();
     assert!(pairs.len() >= 10, "{} pairs", pairs.len());
 
-    let world = World::empty();
-    let out = world.path("labels.parquet");
+    let fixture = Fixture::empty();
+    let out = fixture.path("labels.parquet");
     let mut command = relabel(["score", "--pairs", SAMPLE, "--scorers"]);
     Run::of(command.arg(four_scorers()).arg("--out").arg(&out)).expect_code(0);
     let rows = LabelsFile::open(&out).unwrap().read_rows().unwrap();

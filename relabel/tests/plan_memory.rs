@@ -6,7 +6,7 @@ mod common;
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use common::{World, pairs_without_images};
+use common::{Fixture, pairs_without_images};
 use relabel::score::plan::{BYTES_PER_ROW, Plan};
 use runkit::signals::StopFlag;
 use schemas::pairs::discover;
@@ -44,15 +44,15 @@ const ROWS: [usize; 2] = [240_000, 480_000];
 fn a_row_takes_the_bytes_that_are_stated() {
     let stop = StopFlag::never();
     let peaks = ROWS.map(|rows| {
-        let world = World::empty();
+        let fixture = Fixture::empty();
         for file in 0..rows / 60_000 {
             let pairs = pairs_without_images(60_000 * file, 60_000);
-            world.put(&format!("pairs/{file}.parquet"), &pairs);
+            fixture.put(&format!("pairs/{file}.parquet"), &pairs);
         }
-        let inputs = discover(&[world.path("pairs")], &[]).unwrap().files;
+        let inputs = discover(&[fixture.path("pairs")], &[]).unwrap().files;
         let before = NOW.load(Ordering::Relaxed);
         MOST.store(before, Ordering::Relaxed);
-        let plan = Plan::make(&inputs, None, &world.path("."), &stop).unwrap();
+        let plan = Plan::make(&inputs, None, &fixture.path("."), &stop).unwrap();
         let most = MOST.load(Ordering::Relaxed) - before;
         assert_eq!(plan.pairs(), rows as u64);
         most as f64

@@ -4,123 +4,123 @@
 
 mod common;
 
-use common::{Run, Running, World, wait_until};
+use common::{Run, Running, Fixture, wait_until};
 
 const OUT: &str = "shared/labels.parquet";
 
-/// A world of three files, and the bytes one process alone makes of them.
-fn world() -> (World, std::path::PathBuf, Vec<u8>) {
-    let world = World::with_sample(12);
-    let scorers = world.two_scorers();
-    Run::of(&mut world.score(&scorers, "alone/labels.parquet", &[])).expect_code(0);
-    let labels = world.bytes("alone/labels.parquet");
-    (world, scorers, labels)
+/// A fixture of three files, and the bytes one process alone makes of them.
+fn fixture() -> (Fixture, std::path::PathBuf, Vec<u8>) {
+    let fixture = Fixture::with_sample(12);
+    let scorers = fixture.two_scorers();
+    Run::of(&mut fixture.score(&scorers, "alone/labels.parquet", &[])).expect_code(0);
+    let labels = fixture.bytes("alone/labels.parquet");
+    (fixture, scorers, labels)
 }
 
 #[test]
 fn shares_in_any_order_make_the_bytes_of_one_run() {
-    let (world, scorers, alone) = world();
-    for (share, missing) in [("2/3", 2), ("0/3", 1)] {
-        let run = Run::of(&mut world.score(&scorers, OUT, &["--shard", share])).expect_code(0);
-        let says = format!("share {share} done; {missing} parts of other shares are missing");
+    let (fixture, scorers, alone) = fixture();
+    for (shard, missing) in [("2/3", "2 parts"), ("0/3", "1 part")] {
+        let run = Run::of(&mut fixture.score(&scorers, OUT, &["--shard", shard])).expect_code(0);
+        let says = format!("shard {shard} done; waiting for {missing} of other shards");
         assert!(run.stdout.contains(&says), "{run:#?}");
-        assert!(run.stdout.contains(world.path(OUT).to_str().unwrap()), "{run:#?}");
-        assert!(!world.path(OUT).exists());
+        assert!(run.stdout.contains(fixture.path(OUT).to_str().unwrap()), "{run:#?}");
+        assert!(!fixture.path(OUT).exists());
     }
-    let run = Run::of(&mut world.score(&scorers, OUT, &["--shard", "1/3"])).expect_code(0);
+    let run = Run::of(&mut fixture.score(&scorers, OUT, &["--shard", "1/3"])).expect_code(0);
     assert!(run.stdout.starts_with("12 pairs"), "the last share merges: {run:#?}");
-    assert!(world.bytes(OUT) == alone, "other bytes than one run");
-    assert_eq!(world.names("shared"), ["labels.config.toml", "labels.parquet"]);
+    assert!(fixture.bytes(OUT) == alone, "other bytes than one run");
+    assert_eq!(fixture.names("shared"), ["labels.config.toml", "labels.parquet"]);
 
     // Every share finds the work done, and so does one run for all.
     for more in [&["--shard", "0/3"][..], &[]] {
-        let run = Run::of(&mut world.score(&scorers, OUT, more)).expect_code(0);
+        let run = Run::of(&mut fixture.score(&scorers, OUT, more)).expect_code(0);
         assert!(run.stderr.contains("already complete"), "{run:#?}");
     }
-    assert!(world.bytes(OUT) == alone);
+    assert!(fixture.bytes(OUT) == alone);
 }
 
 #[test]
 fn shares_at_the_same_time_make_the_bytes_of_one_run() {
-    let (world, scorers, alone) = world();
+    let (fixture, scorers, alone) = fixture();
     for _round in 0..3 {
         let shares = ["0/3", "1/3", "2/3"]
-            .map(|share| Running::start(&mut world.score(&scorers, OUT, &["--shard", share])));
+            .map(|share| Running::start(&mut fixture.score(&scorers, OUT, &["--shard", shard])));
         let runs = shares.map(|share| share.finish().expect_code(0));
         assert!(runs.iter().any(|run| run.stdout.starts_with("12 pairs")), "{runs:#?}");
-        assert!(world.bytes(OUT) == alone, "other bytes than one run");
-        assert_eq!(world.names("shared"), ["labels.config.toml", "labels.parquet"]);
-        std::fs::remove_dir_all(world.path("shared")).unwrap();
+        assert!(fixture.bytes(OUT) == alone, "other bytes than one run");
+        assert_eq!(fixture.names("shared"), ["labels.config.toml", "labels.parquet"]);
+        std::fs::remove_dir_all(fixture.path("shared")).unwrap();
     }
 }
 
 #[test]
 fn a_killed_share_is_finished_by_its_rerun_or_by_one_run_for_all() {
-    let (world, scorers, alone) = world();
+    let (fixture, scorers, alone) = fixture();
     for rest in [&[&["--shard", "0/2"][..], &["--shard", "1/2"]][..], &[&[]]] {
         // Share 0 of 2 has the first and the third file; it dies after the first.
-        let mut command = world.score(&scorers, OUT, &["--shard", "0/2"]);
+        let mut command = fixture.score(&scorers, OUT, &["--shard", "0/2"]);
         assert!(Run::of(command.env("RUNKIT_FAULT", "rename:2")).was_killed());
         for more in rest {
-            Run::of(&mut world.score(&scorers, OUT, more)).expect_code(0);
+            Run::of(&mut fixture.score(&scorers, OUT, more)).expect_code(0);
         }
-        assert!(world.bytes(OUT) == alone, "other bytes than one run");
-        std::fs::remove_dir_all(world.path("shared")).unwrap();
+        assert!(fixture.bytes(OUT) == alone, "other bytes than one run");
+        std::fs::remove_dir_all(fixture.path("shared")).unwrap();
     }
 }
 
 #[test]
 fn the_environment_of_a_launcher_names_the_share() {
-    let (world, scorers, alone) = world();
+    let (fixture, scorers, alone) = fixture();
     for rank in ["1", "0"] {
-        let mut command = world.score(&scorers, OUT, &[]);
+        let mut command = fixture.score(&scorers, OUT, &[]);
         command.env("RANK", rank).env("WORLD_SIZE", "2");
         Run::of(&mut command).expect_code(0);
     }
-    assert!(world.bytes(OUT) == alone, "other bytes than one run");
+    assert!(fixture.bytes(OUT) == alone, "other bytes than one run");
 
-    let mut command = world.score(&scorers, "other.parquet", &[]);
+    let mut command = fixture.score(&scorers, "other.parquet", &[]);
     Run::of(command.env("RANK", "0")).expect_usage_error(&["WORLD_SIZE"]);
     let fresh = &["--shard", "0/2", "--fresh"];
-    let run = Run::of(&mut world.score(&scorers, OUT, fresh));
+    let run = Run::of(&mut fixture.score(&scorers, OUT, fresh));
     run.expect_usage_error(&["--fresh", "other shares"]);
-    assert!(world.bytes(OUT) == alone);
+    assert!(fixture.bytes(OUT) == alone);
     for (share, says) in [("3/3", "zero-based"), ("x", "INDEX/COUNT")] {
-        let run = Run::of(&mut world.score(&scorers, OUT, &["--shard", share])).expect_code(2);
+        let run = Run::of(&mut fixture.score(&scorers, OUT, &["--shard", shard])).expect_code(2);
         assert!(run.stderr.contains(says), "{run:#?}");
     }
 }
 
 #[test]
 fn shares_of_another_run_are_refused() {
-    let (world, scorers, _) = world();
-    Run::of(&mut world.score(&scorers, OUT, &["--shard", "0/3"])).expect_code(0);
+    let (fixture, scorers, _) = fixture();
+    Run::of(&mut fixture.score(&scorers, OUT, &["--shard", "0/3"])).expect_code(0);
     let other = &["--shard", "1/3", "--batch-size", "2"];
-    Run::of(&mut world.score(&scorers, OUT, other)).expect_error(&["batch_size", "another run"]);
+    Run::of(&mut fixture.score(&scorers, OUT, other)).expect_error(&["batch_size", "another run"]);
 }
 
 #[test]
 fn the_second_run_on_one_output_is_told_who_holds_it() {
-    let world = World::with_sample(300);
-    let scorers = world.two_scorers();
-    let first = Running::start(&mut world.score(&scorers, OUT, &["--batch-size", "2"]));
-    let begun = world.path("shared/labels.parquet.work/manifest.json");
+    let fixture = Fixture::with_sample(300);
+    let scorers = fixture.two_scorers();
+    let first = Running::start(&mut fixture.score(&scorers, OUT, &["--batch-size", "2"]));
+    let begun = fixture.path("shared/labels.parquet.work/manifest.json");
     wait_until("the first run works", || begun.exists());
     first.signal("STOP");
     let holder = format!("process {}", first.id());
-    Run::of(&mut world.score(&scorers, OUT, &[])).expect_error(&[
+    Run::of(&mut fixture.score(&scorers, OUT, &[])).expect_error(&[
         &holder,
         "is held by",
         "labels.parquet.lock",
         "hint: ",
     ]);
     let share = &["--shard", "0/3"];
-    Run::of(&mut world.score(&scorers, OUT, share)).expect_error(&[&holder, "is held by"]);
+    Run::of(&mut fixture.score(&scorers, OUT, share)).expect_error(&[&holder, "is held by"]);
     assert!(first.kill().was_killed(), "the first run was still at work");
 
     // The lock of a killed run is free.
-    let mut next = world.score(&scorers, OUT, &["--batch-size", "2", "--limit", "3"]);
+    let mut next = fixture.score(&scorers, OUT, &["--batch-size", "2", "--limit", "3"]);
     Run::of(&mut next).expect_error(&["another run", "limit"]);
     let run = ["--batch-size", "2", "--limit", "3", "--fresh"];
-    Run::of(&mut world.score(&scorers, OUT, &run)).expect_code(0);
+    Run::of(&mut fixture.score(&scorers, OUT, &run)).expect_code(0);
 }

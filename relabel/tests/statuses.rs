@@ -6,7 +6,7 @@ mod common;
 use std::path::Path;
 
 use common::{
-    MINI, Pair, Run, World, four_scorers, pairs_parquet, relabel, sample_pairs, scorer_entry,
+    MINI, Pair, Run, Fixture, four_scorers, pairs_parquet, relabel, sample_pairs, scorer_entry,
 };
 use schemas::labels::{LabelRow, Status};
 
@@ -95,13 +95,13 @@ fn what_cannot_be_scored_is_kept_with_its_reason() {
         // Zero-width, right-to-left and control characters are a caption like another.
         with_caption(13, Some("\u{200f}\u{202e}שלום\u{200b} \u{1b}[31m\0 <script>")),
     ];
-    let world = World::with_pairs(&pairs);
-    let scorers = world.two_scorers();
-    let run = Run::of(&mut world.score(&scorers, "l.parquet", &[])).expect_code(3);
+    let fixture = Fixture::with_pairs(&pairs);
+    let scorers = fixture.two_scorers();
+    let run = Run::of(&mut fixture.score(&scorers, "l.parquet", &[])).expect_code(3);
     assert!(run.stdout.starts_with("14 pairs: 6 voted on, 8 failed\n"), "{run:#?}");
     assert!(run.stdout.contains("\n  2 decode_error\n"), "{run:#?}");
 
-    let rows = world.labels("l.parquet");
+    let rows = fixture.labels("l.parquet");
     assert_eq!(rows.len(), pairs.len());
     assert_eq!(rows[9].caption.as_ref().map(String::len), Some(1 << 20), "kept whole");
     assert_failed(&rows[1], Status::MissingImage, "image_0: image is null or empty", [false, true]);
@@ -125,22 +125,22 @@ fn what_cannot_be_scored_is_kept_with_its_reason() {
     assert!(run.stderr.contains("ranking_id"), "the renamed row is mentioned: {}", run.stderr);
 
     // The same command again: nothing to do, and as many failures as before.
-    let before = world.bytes("l.parquet");
-    Run::of(&mut world.score(&scorers, "l.parquet", &[])).expect_code(3);
-    Run::of(&mut world.score(&scorers, "l.parquet", &["--max-failed", "7"])).expect_code(3);
-    Run::of(&mut world.score(&scorers, "l.parquet", &["--max-failed", "8"])).expect_code(0);
-    assert_eq!(world.bytes("l.parquet"), before);
+    let before = fixture.bytes("l.parquet");
+    Run::of(&mut fixture.score(&scorers, "l.parquet", &[])).expect_code(3);
+    Run::of(&mut fixture.score(&scorers, "l.parquet", &["--max-failed", "7"])).expect_code(3);
+    Run::of(&mut fixture.score(&scorers, "l.parquet", &["--max-failed", "8"])).expect_code(0);
+    assert_eq!(fixture.bytes("l.parquet"), before);
 }
 
 #[test]
 fn a_file_of_nothing_but_failures_is_a_labels_file_too() {
     let pairs = [with_caption(0, None), with_image(1, 0, None)];
-    let world = World::with_pairs(&pairs);
-    let scorers = world.two_scorers();
+    let fixture = Fixture::with_pairs(&pairs);
+    let scorers = fixture.two_scorers();
     let run =
-        Run::of(&mut world.score(&scorers, "l.parquet", &["--ties", "margin"])).expect_code(3);
+        Run::of(&mut fixture.score(&scorers, "l.parquet", &["--ties", "margin"])).expect_code(3);
     assert!(run.stdout.starts_with("2 pairs: 0 voted on, 2 failed\n"), "{run:#?}");
-    assert_eq!(world.labels("l.parquet").len(), 2);
+    assert_eq!(fixture.labels("l.parquet").len(), 2);
 }
 
 /// Scores of the same images alone: equal but for the last bits, which the other members of a batch
@@ -156,13 +156,13 @@ fn assert_scored_as(row: &LabelRow, alone: &LabelRow) {
 }
 
 /// The rows of these pairs, each file alone or all together as `0.parquet`, `1.parquet` and so on.
-fn scored(files: &[Vec<Pair>], more: &[&str]) -> (World, Run) {
-    let world = World::empty();
+fn scored(files: &[Vec<Pair>], more: &[&str]) -> (Fixture, Run) {
+    let fixture = Fixture::empty();
     for (number, pairs) in files.iter().enumerate() {
-        world.put(&format!("pairs/{number}.parquet"), &pairs_parquet(pairs));
+        fixture.put(&format!("pairs/{number}.parquet"), &pairs_parquet(pairs));
     }
-    let run = Run::of(&mut world.score(&four_scorers(), "l.parquet", more));
-    (world, run)
+    let run = Run::of(&mut fixture.score(&four_scorers(), "l.parquet", more));
+    (fixture, run)
 }
 
 #[test]
@@ -187,9 +187,9 @@ fn a_damaged_owner_costs_its_own_row_only() {
         let mut pairs = sound.clone();
         pairs[0].image[0] = broken;
         let files = [pairs[..3].to_vec(), pairs[3..4].to_vec(), pairs[4..].to_vec()];
-        let (world, run) = scored(&files, &["--batch-size", "2"]);
+        let (fixture, run) = scored(&files, &["--batch-size", "2"]);
         run.expect_code(3);
-        let rows = world.labels("l.parquet");
+        let rows = fixture.labels("l.parquet");
         assert_failed(&rows[0], status, "image_0", [false, true]);
         let (alone, run) = scored(&[sound], &[]);
         run.expect_code(0);
@@ -221,17 +221,17 @@ fn each_content_of_a_uid_is_an_image_of_its_own() {
         other(4, image(1)),
     ];
     let files = [pairs[..2].to_vec(), pairs[2..4].to_vec(), pairs[4..].to_vec()];
-    let (world, run) = scored(&files, &[]);
+    let (fixture, run) = scored(&files, &[]);
     let run = run.expect_code(3);
     assert!(run.stderr.contains("each is scored as an image of its own"), "{run:#?}");
-    let rows = world.labels("l.parquet");
+    let rows = fixture.labels("l.parquet");
     assert_failed(&rows[3], Status::MissingImage, "image_0", [false, true]);
     for number in [0, 1, 2, 4] {
         let mut alone = pairs[number].clone();
         alone.uid = [None, None];
-        let (world, run) = scored(&[vec![alone]], &[]);
+        let (fixture, run) = scored(&[vec![alone]], &[]);
         run.expect_code(0);
-        assert_scored_as(&rows[number], &world.labels("l.parquet")[0]);
+        assert_scored_as(&rows[number], &fixture.labels("l.parquet")[0]);
     }
     assert_eq!(rows[1].scores[3][0], rows[4].scores[3][0], "the same bytes");
 }
@@ -255,9 +255,9 @@ fn the_same_bytes_have_the_same_scores_whatever_they_are_called() {
     second.extend((0..11).map(|number| named(number, Some("c"), "a dog")));
     let image_of = |pair: &Pair| pair.image.clone();
     let pairs = [first.clone(), second.clone()].concat();
-    let (world, run) = scored(&[first, second], &["--batch-size", "5"]);
+    let (fixture, run) = scored(&[first, second], &["--batch-size", "5"]);
     run.expect_code(0);
-    let rows = world.labels("l.parquet");
+    let rows = fixture.labels("l.parquet");
     let bits = |row: &LabelRow| -> Vec<[Option<u32>; 2]> {
         row.scores.iter().map(|scores| scores.map(|score| score.map(f32::to_bits))).collect()
     };
@@ -280,7 +280,7 @@ fn the_same_bytes_have_the_same_scores_whatever_they_are_called() {
 
 #[test]
 fn ids_are_unique_whatever_the_input_calls_its_rows() {
-    let world = World::empty();
+    let fixture = Fixture::empty();
     let ids = ["a", "a", "0.parquet:1", "0.parquet:1", "0.parquet:2", "", "0.parquet:5"];
     let columns = |ids: &[&str]| -> Vec<(&'static str, arrow::array::ArrayRef)> {
         use std::sync::Arc;
@@ -295,11 +295,11 @@ fn ids_are_unique_whatever_the_input_calls_its_rows() {
             ("ranking_id", Arc::new(arrow::array::StringArray::from(ids.to_vec()))),
         ]
     };
-    world.put("pairs/0.parquet", &common::parquet_of(columns(&ids)));
-    world.put("pairs/1.parquet", &common::parquet_of(columns(&["0.parquet:6", "1.parquet:0"])));
-    let scorers = world.two_scorers();
-    Run::of(&mut world.score(&scorers, "l.parquet", &[])).expect_code(3);
-    let rows = world.labels("l.parquet");
+    fixture.put("pairs/0.parquet", &common::parquet_of(columns(&ids)));
+    fixture.put("pairs/1.parquet", &common::parquet_of(columns(&["0.parquet:6", "1.parquet:0"])));
+    let scorers = fixture.two_scorers();
+    Run::of(&mut fixture.score(&scorers, "l.parquet", &[])).expect_code(3);
+    let rows = fixture.labels("l.parquet");
     let found: Vec<&str> = rows.iter().map(|row| row.pair_id.as_str()).collect();
     let expected = [
         "a",
@@ -326,7 +326,7 @@ fn tensor_bytes(file: &[u8], name: &str) -> std::ops::Range<usize> {
 
 /// `data/mini`'s pickscore with NaN where `broken` says, as an entry of its own.
 fn pickscore_with_nan(
-    world: &World,
+    fixture: &Fixture,
     tensor: &str,
     broken: impl Fn(std::ops::Range<usize>) -> std::ops::Range<usize>,
 ) -> String {
@@ -340,21 +340,21 @@ fn pickscore_with_nan(
                 value.copy_from_slice(&f32::NAN.to_le_bytes());
             });
         }
-        world.put(&format!("broken/{name}"), &bytes);
+        fixture.put(&format!("broken/{name}"), &bytes);
     }
     let entry = scorer_entry("pickscore");
-    entry.replace(&format!("{MINI}/pickscore"), world.path("broken").to_str().unwrap())
+    entry.replace(&format!("{MINI}/pickscore"), fixture.path("broken").to_str().unwrap())
 }
 
 #[test]
 fn a_network_of_nan_gives_no_vote_and_stops_nothing() {
-    let world = World::with_sample(9);
-    let broken = pickscore_with_nan(&world, "visual_projection.weight", |whole| whole);
-    let scorers = world.scorers("scorers.toml", &[scorer_entry("clip"), broken]);
-    let run = Run::of(&mut world.score(&scorers, "l.parquet", &[])).expect_code(3);
+    let fixture = Fixture::with_sample(9);
+    let broken = pickscore_with_nan(&fixture, "visual_projection.weight", |whole| whole);
+    let scorers = fixture.scorers("scorers.toml", &[scorer_entry("clip"), broken]);
+    let run = Run::of(&mut fixture.score(&scorers, "l.parquet", &[])).expect_code(3);
     assert!(run.stdout.starts_with("9 pairs: 0 voted on, 9 failed\n"), "{run:#?}");
     // The other scorer keeps its scores and its votes.
-    let rows = world.labels("l.parquet");
+    let rows = fixture.labels("l.parquet");
     for row in &rows {
         assert_eq!(row.status, Status::NonFinite, "{row:#?}");
         let error = row.error.as_deref().unwrap();
@@ -366,33 +366,33 @@ fn a_network_of_nan_gives_no_vote_and_stops_nothing() {
     }
     // It decides alone, with the votes it has in a run of its own.
     let mut command = relabel(["vote", "--voters", "clip", "--labels"]);
-    command.arg(world.path("l.parquet")).arg("--out").arg(world.path("clip.parquet"));
+    command.arg(fixture.path("l.parquet")).arg("--out").arg(fixture.path("clip.parquet"));
     let run = Run::of(&mut command).expect_code(0);
     assert!(run.stdout.starts_with("9 pairs: 9 voted on, 0 failed\n"), "{run:#?}");
-    let scorers = world.scorers("clip.toml", &[scorer_entry("clip")]);
-    Run::of(&mut world.score(&scorers, "alone.parquet", &[])).expect_code(0);
-    assert_eq!(world.labels("clip.parquet"), world.labels("alone.parquet"));
+    let scorers = fixture.scorers("clip.toml", &[scorer_entry("clip")]);
+    Run::of(&mut fixture.score(&scorers, "alone.parquet", &[])).expect_code(0);
+    assert_eq!(fixture.labels("clip.parquet"), fixture.labels("alone.parquet"));
     // With the broken one nothing is decided.
     let mut command = relabel(["vote", "--ties", "margin", "--labels"]);
-    command.arg(world.path("l.parquet")).arg("--out").arg(world.path("again.parquet"));
+    command.arg(fixture.path("l.parquet")).arg("--out").arg(fixture.path("again.parquet"));
     Run::of(&mut command).expect_code(0);
-    assert_eq!(world.labels("again.parquet"), rows);
+    assert_eq!(fixture.labels("again.parquet"), rows);
 }
 
 #[test]
 fn nan_reaches_only_the_captions_that_touch_it() {
-    let world = World::with_sample(24);
+    let fixture = Fixture::with_sample(24);
     let vocabulary = std::fs::read(Path::new(MINI).join("pickscore/vocab.json")).unwrap();
     let vocabulary: serde_json::Value = serde_json::from_slice(&vocabulary).unwrap();
     let token = vocabulary["a</w>"].as_u64().expect("every letter is a token") as usize;
     let table = "text_model.embeddings.token_embedding.weight";
     let width = 4 * 96;
-    let broken = pickscore_with_nan(&world, table, |whole| {
+    let broken = pickscore_with_nan(&fixture, table, |whole| {
         whole.start + token * width..whole.start + (token + 1) * width
     });
-    let scorers = world.scorers("scorers.toml", &[scorer_entry("clip"), broken]);
-    Run::of(&mut world.score(&scorers, "l.parquet", &[])).expect_code(3);
-    let rows = world.labels("l.parquet");
+    let scorers = fixture.scorers("scorers.toml", &[scorer_entry("clip"), broken]);
+    Run::of(&mut fixture.score(&scorers, "l.parquet", &[])).expect_code(3);
+    let rows = fixture.labels("l.parquet");
     let words = |row: &LabelRow| -> Vec<String> {
         row.caption.as_deref().unwrap().split_whitespace().map(str::to_owned).collect()
     };

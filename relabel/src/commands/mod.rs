@@ -86,7 +86,7 @@ fn score(arguments: &ScoreArguments) -> Result<ExitStatus> {
             let text = || match waiting_for {
                 0 => format!("shard {shard} done; another shard writes {}\n", labels.display()),
                 _ => format!(
-                    "shard {shard} done; {} of other shards missing before {} can be written\n",
+                    "shard {shard} done; waiting for {} of other shards before {} can be written\n",
                     counted(waiting_for as u64, "parts"),
                     labels.display()
                 ),

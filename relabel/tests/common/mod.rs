@@ -1,4 +1,4 @@
-//! The world the tests run in: a temporary folder with small pair files made of `data/sample`, the
+//! The fixture the tests run in: a temporary folder with small pair files made of `data/sample`, the
 //! miniature models of `data/mini`, and the program itself.
 
 #![allow(dead_code, reason = "each test file uses a part of it")]
@@ -33,30 +33,30 @@ pub(crate) fn relabel<I: AsRef<std::ffi::OsStr>>(
 }
 
 /// A temporary folder with inputs, outputs and configurations.
-pub(crate) struct World {
+pub(crate) struct Fixture {
     folder: Folder,
 }
 
-impl World {
-    /// An empty world.
+impl Fixture {
+    /// An empty fixture.
     pub(crate) fn empty() -> Self {
         Self { folder: Folder::new() }
     }
 
     /// `rows` pairs of the sample in three files below `pairs/`. Images recur across the files.
     pub(crate) fn with_sample(rows: usize) -> Self {
-        let world = Self::empty();
+        let fixture = Self::empty();
         for (number, rows) in sample_pairs(rows).chunks(rows.div_ceil(3)).enumerate() {
-            world.put(&format!("pairs/{number}.parquet"), &pairs_parquet(rows));
+            fixture.put(&format!("pairs/{number}.parquet"), &pairs_parquet(rows));
         }
-        world
+        fixture
     }
 
     /// One file of these pairs, as `pairs/0.parquet`.
     pub(crate) fn with_pairs(pairs: &[Pair]) -> Self {
-        let world = Self::empty();
-        world.put("pairs/0.parquet", &pairs_parquet(pairs));
-        world
+        let fixture = Self::empty();
+        fixture.put("pairs/0.parquet", &pairs_parquet(pairs));
+        fixture
     }
 
     /// The configuration `name` with these entries, as [`scorer_entry`] makes them.
@@ -83,7 +83,7 @@ impl World {
     }
 }
 
-impl Deref for World {
+impl Deref for Fixture {
     type Target = Folder;
 
     fn deref(&self) -> &Folder {
