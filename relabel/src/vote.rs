@@ -27,7 +27,7 @@ pub enum TiePolicy {
     /// Stay 0, as Equation 7 says; the trainer gives such pairs no weight.
     #[default]
     Zero,
-    /// What the person who labelled the pair preferred; 0 where nobody did.
+    /// The human label; 0 if it is a tie or missing.
     Human,
     /// +1, the first image.
     First,
@@ -69,19 +69,19 @@ impl TiePolicy {
     }
 }
 
-/// The spread of each scorer's margins, for [`TiePolicy::Margin`].
+/// The standard deviation of each scorer's margins, for [`TiePolicy::Margin`].
 #[derive(Debug, Clone)]
 pub struct MarginScale(Vec<Moments>);
 
 impl MarginScale {
-    /// Of no rows yet.
+    /// With no rows yet.
     #[must_use]
     pub fn new(scorers: usize) -> Self {
         Self(vec![Moments::default(); scorers])
     }
 
-    /// Adds a row: for each scorer the scores of the first and the second image. A row that lacks one
-    /// is not decided by votes, and does not count.
+    /// Adds a row: for each scorer the scores of the first and the second image. A row that lacks a
+    /// score is not decided by votes, and does not count.
     pub fn add(&mut self, scores: &[[Option<f32>; 2]]) {
         if scores.iter().flatten().all(Option::is_some) {
             for (moments, scores) in self.0.iter_mut().zip(scores) {
@@ -98,20 +98,20 @@ impl MarginScale {
 pub struct Decider {
     ties: TiePolicy,
     /// Standard deviation of each scorer's margins.
-    deviations: Vec<f64>,
+    margin_stds: Vec<f64>,
 }
 
 impl Decider {
-    /// By `ties`; `scale` has seen every row where that is [`TiePolicy::Margin`], and is not asked
-    /// otherwise.
+    /// Decides ties by `ties`. For [`TiePolicy::Margin`], `scale` has seen every row; other policies do not use
+    /// it.
     #[must_use]
     pub fn new(ties: TiePolicy, scale: &MarginScale) -> Self {
-        let deviations = scale.0.iter().map(Moments::standard_deviation);
-        Self { ties, deviations: deviations.map(|it| it.max(f64::MIN_POSITIVE)).collect() }
+        let stds = scale.0.iter().map(Moments::std);
+        Self { ties, margin_stds: stds.map(|std| std.max(f64::MIN_POSITIVE)).collect() }
     }
 
-    /// Writes each scorer's vote, none where it lacks a score, and returns sum and consensus where all
-    /// scorers vote.
+    /// Writes each scorer's vote, `None` if it lacks a score, and returns sum and consensus if all scorers
+    /// vote.
     #[must_use]
     pub fn decide(
         &self,
@@ -120,12 +120,12 @@ impl Decider {
         votes: &mut [Option<i8>],
     ) -> Option<(i8, i8)> {
         let (mut sum, mut margin, mut missing) = (0i8, 0.0, false);
-        for ((scores, cast), deviation) in scores.iter().zip(votes).zip(&self.deviations) {
+        for ((scores, cast), std) in scores.iter().zip(votes).zip(&self.margin_stds) {
             *cast = match *scores {
                 [Some(first), Some(second)] => {
                     let vote = vote(first, second);
                     sum += vote;
-                    margin += (f64::from(first) - f64::from(second)) / deviation;
+                    margin += (f64::from(first) - f64::from(second)) / std;
                     Some(vote)
                 }
                 _ => {
@@ -172,15 +172,15 @@ impl Moments {
         self.count
     }
 
-    /// Their mean; 0 when there is none.
+    /// Their mean; 0 before the first.
     #[must_use]
     pub fn mean(&self) -> f64 {
         self.mean
     }
 
-    /// Their population standard deviation; 0 when there is none.
+    /// Their population standard deviation; 0 before the first.
     #[must_use]
-    pub fn standard_deviation(&self) -> f64 {
+    pub fn std(&self) -> f64 {
         if self.count == 0 { 0.0 } else { (self.squares / self.count as f64).sqrt() }
     }
 }
@@ -245,7 +245,7 @@ mod tests {
             let mean = values.iter().sum::<f64>() / values.len() as f64;
             let variance = values.iter().map(|value| (value - mean).powi(2)).sum::<f64>() / values.len() as f64;
             prop_assert!((moments.mean() - mean).abs() < 1e-9);
-            prop_assert!((moments.standard_deviation() - variance.sqrt()).abs() < 1e-9);
+            prop_assert!((moments.std() - variance.sqrt()).abs() < 1e-9);
         }
     }
 }

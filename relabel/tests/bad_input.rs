@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use arrow::array::{ArrayRef, BooleanArray, Int64Array, StringArray};
-use common::{MINI, Run, Fixture, pairs_parquet, parquet_of, relabel, sample_pairs, scorer_entry};
+use common::{Fixture, MINI, Run, pairs_parquet, parquet_of, relabel, sample_pairs, scorer_entry};
 
 /// `relabel score` refuses with one error that says all of this, and leaves nothing.
 #[track_caller]

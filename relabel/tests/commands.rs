@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::process::Command;
 
-use common::{Run, Fixture, relabel};
+use common::{Fixture, Run, relabel};
 use schemas::labels::{KEY_MANIFEST, LabelRow, LabelsFile, LabelsSchema, LabelsWriter, Status};
 
 const SCORERS: [&str; 4] = ["clip", "hps", "pickscore", "aesthetic"];
@@ -68,15 +68,15 @@ fn sign(value: f64) -> i8 {
 }
 
 /// The population standard deviation of each scorer's margins.
-fn deviations(rows: &[LabelRow]) -> Vec<f64> {
+fn stds(rows: &[LabelRow]) -> Vec<f64> {
     let margin = |scores: &[Option<f32>; 2]| Some(f64::from(scores[0]?) - f64::from(scores[1]?));
-    let deviation = |scorer: usize| {
+    let std = |scorer: usize| {
         let margins: Vec<f64> = rows.iter().filter_map(|row| margin(&row.scores[scorer])).collect();
         let mean = margins.iter().sum::<f64>() / margins.len() as f64;
         let squares: f64 = margins.iter().map(|margin| (margin - mean).powi(2)).sum();
         (squares / margins.len() as f64).sqrt()
     };
-    (0..4).map(deviation).collect()
+    (0..4).map(std).collect()
 }
 
 #[test]
@@ -84,7 +84,7 @@ fn vote_decides_ties_as_asked_and_nothing_else() {
     let fixture = Fixture::empty();
     let rows = rows(200);
     labels_file(&fixture, &rows);
-    let deviations = deviations(&rows);
+    let stds = stds(&rows);
     for policy in ["zero", "human", "first", "second", "margin"] {
         let more = ["--ties", policy, "--fresh"];
         Run::of(&mut vote(&fixture, "out.parquet", &more)).expect_code(0);
@@ -96,7 +96,7 @@ fn vote_decides_ties_as_asked_and_nothing_else() {
                 let standard: f64 = (0..4)
                     .map(|scorer| {
                         let [first, second] = old.scores[scorer].map(|score| score.unwrap());
-                        (f64::from(first) - f64::from(second)) / deviations[scorer]
+                        (f64::from(first) - f64::from(second)) / stds[scorer]
                     })
                     .sum();
                 expected.consensus = Some(match policy {
@@ -118,7 +118,10 @@ fn vote_decides_ties_as_asked_and_nothing_else() {
     }
     let again = vote(&fixture, "again.parquet", &["--ties", "margin"]).output().unwrap();
     assert!(again.status.success());
-    assert!(fixture.bytes("again.parquet") == fixture.bytes("out.parquet"), "equal input, equal bytes");
+    assert!(
+        fixture.bytes("again.parquet") == fixture.bytes("out.parquet"),
+        "equal input, equal bytes"
+    );
 }
 
 #[test]

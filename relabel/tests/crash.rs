@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use common::{Run, Running, Fixture, pairs_parquet, sample_pairs, scorer_entry, wait_until};
+use common::{Fixture, Run, Running, pairs_parquet, sample_pairs, scorer_entry, wait_until};
 use schemas::labels::{LabelRow, Status};
 
 const OUT: &str = "out/labels.parquet";
@@ -19,9 +19,9 @@ const FINISHED: [&str; 2] = ["labels.config.toml", "labels.parquet"];
 /// The points of `runkit::fault` that every durable file passes.
 const FAULT_POINTS: [&str; 5] = ["open", "write", "sync", "rename", "marker"];
 
-/// Two files of which the second shows what the first left out: a uid whose owner is damaged, one whose
-/// owner has other bytes, and bytes that stand under two uids.
-fn world_with_damaged_owners() -> Fixture {
+/// Two files. The second shows what the first cannot score: a uid whose owner is damaged, one whose
+/// owner has other bytes, and bytes with two uids.
+fn fixture_with_damaged_owners() -> Fixture {
     let mut pairs = sample_pairs(4);
     for (number, pair) in pairs.iter_mut().enumerate() {
         pair.uid = [Some(format!("left {number}")), Some(format!("right {number}"))];
@@ -59,7 +59,7 @@ impl Case {
         let duration = started.elapsed();
         let (labels, settings) = (fixture.bytes(OUT), fixture.bytes("out/labels.config.toml"));
         let case = Self { fixture, scorers, labels, settings, duration };
-        case.forget();
+        case.clear();
         case
     }
 
@@ -76,7 +76,7 @@ impl Case {
     }
 
     /// Removes everything a run left.
-    fn forget(&self) {
+    fn clear(&self) {
         std::fs::remove_dir_all(self.fixture.path("out")).unwrap();
     }
 
@@ -102,7 +102,7 @@ impl Case {
 struct Numbers(u64);
 
 impl Numbers {
-    /// A share of `whole`.
+    /// A fraction of `whole`.
     fn part_of(&mut self, whole: Duration) -> Duration {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut number = self.0;
@@ -113,7 +113,7 @@ impl Numbers {
 }
 
 #[test]
-fn killed_at_any_time_and_again_while_it_goes_on_the_bytes_are_the_same() {
+fn killed_at_any_time_and_again_while_it_resumes_the_bytes_are_the_same() {
     let case = Case::new(12);
     let mut numbers = Numbers(2);
     let mut killed = 0;
@@ -126,7 +126,7 @@ fn killed_at_any_time_and_again_while_it_goes_on_the_bytes_are_the_same() {
         }
         Run::of(&mut case.command(&[])).expect_code(0);
         case.assert_finished();
-        case.forget();
+        case.clear();
     }
     assert!(killed >= 10, "only {killed} of 20 runs were killed before their end");
 }
@@ -139,7 +139,7 @@ fn killed_at_every_passage_of_every_fault_point_the_bytes_are_the_same() {
 
 #[test]
 fn killed_while_it_scores_what_the_owners_lack_the_bytes_are_the_same() {
-    let case = Case::of(world_with_damaged_owners());
+    let case = Case::of(fixture_with_damaged_owners());
     // Besides: two parts, and what the second file shows to be scored nowhere.
     killed_at_every_passage(&case, &["write", "rename"], 6);
     let failed = |row: &LabelRow| row.status != Status::Ok;
@@ -147,15 +147,15 @@ fn killed_while_it_scores_what_the_owners_lack_the_bytes_are_the_same() {
     let rows = case.fixture.labels(OUT);
     assert_eq!(rows.iter().map(failed).collect::<Vec<_>>(), [true, false, false, false]);
 
-    // Shares make the same bytes, and so does whoever comes after a killed one.
-    case.forget();
-    for share in ["1/2", "0/2"] {
-        Run::of(&mut case.command(&["--shard", share])).expect_code(0);
+    // Shards make the same bytes, and so does whoever comes after a killed one.
+    case.clear();
+    for shard in ["1/2", "0/2"] {
+        Run::of(&mut case.command(&["--shard", shard])).expect_code(0);
     }
     case.assert_finished();
-    case.forget();
+    case.clear();
     Run::of(&mut case.command(&["--shard", "0/2"])).expect_code(0);
-    // The part of the second share is there, the images that are left are not.
+    // The part of the second shard is there, the images that are left are not.
     let mut last = case.command(&["--shard", "1/2"]);
     assert!(Run::of(last.env("RUNKIT_FAULT", "rename:1")).was_killed());
     Run::of(&mut case.command(&["--shard", "0/2"])).expect_code(0);
@@ -176,10 +176,10 @@ fn killed_at_every_passage(case: &Case, points: &[&str], files: u32) {
             passages += 1;
             Run::of(&mut case.command(&[])).expect_code(0);
             case.assert_finished();
-            case.forget();
+            case.clear();
         }
         case.assert_finished();
-        case.forget();
+        case.clear();
         let expected = if point == "write" { files..=3 * files } else { files..=files };
         assert!(expected.contains(&passages), "{point}: {passages} passages");
     }
@@ -198,7 +198,7 @@ fn a_run_that_dies_after_each_file_it_finishes_comes_to_its_end() {
 }
 
 #[test]
-fn an_error_of_the_disk_at_any_step_is_told_and_the_rerun_finishes() {
+fn an_error_of_the_disk_at_any_step_is_reported_and_the_rerun_finishes() {
     let case = Case::new(3);
     for (point, reason) in [
         ("open:2:EACCES", "ermission"),
@@ -213,7 +213,7 @@ fn an_error_of_the_disk_at_any_step_is_told_and_the_rerun_finishes() {
         case.assert_whole_or_absent();
         Run::of(&mut case.command(&[])).expect_code(0);
         case.assert_finished();
-        case.forget();
+        case.clear();
     }
 }
 
@@ -271,7 +271,7 @@ fn assert_other_settings_are_refused(case: &Case) {
 }
 
 #[test]
-fn going_on_with_other_settings_or_inputs_is_refused_by_name() {
+fn resuming_with_other_settings_or_inputs_is_refused_by_name() {
     let case = Case::new(12);
     assert!(Run::of(&mut case.faulty("rename:3")).was_killed());
     let parts = case.fixture.names("out/labels.parquet.work/parts");
@@ -306,7 +306,7 @@ fn a_finished_output_is_neither_made_again_nor_overwritten() {
 }
 
 #[test]
-fn fresh_forgets_what_another_run_left() {
+fn fresh_clears_what_another_run_left() {
     let case = Case::new(12);
     let mut other = case.command(&["--batch-size", "2"]);
     assert!(Run::of(other.env("RUNKIT_FAULT", "rename:3")).was_killed());

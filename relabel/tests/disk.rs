@@ -8,7 +8,7 @@ mod common;
 use std::path::Path;
 use std::process::Command;
 
-use common::{Run, Fixture, relabel};
+use common::{Fixture, Run, relabel};
 
 /// The same command under `ulimit -f`, in blocks of 512 bytes as POSIX has it.
 fn with_file_size_limit(command: &Command, blocks: u32) -> Command {
@@ -27,7 +27,7 @@ fn with_file_size_limit(command: &Command, blocks: u32) -> Command {
 }
 
 #[test]
-fn a_limit_on_file_sizes_is_told_and_the_rerun_finishes() {
+fn a_limit_on_file_sizes_is_reported_and_the_rerun_finishes() {
     let fixture = Fixture::with_sample(12);
     let scorers = fixture.two_scorers();
     Run::of(&mut fixture.score(&scorers, "labels.parquet", &[])).expect_code(0);
@@ -79,7 +79,7 @@ impl Drop for SmallDisk<'_> {
 }
 
 #[test]
-fn a_full_disk_is_told_and_with_room_the_rerun_finishes() {
+fn a_full_disk_is_reported_and_with_room_the_rerun_finishes() {
     let fixture = Fixture::with_sample(12);
     let scorers = fixture.two_scorers();
     Run::of(&mut fixture.score(&scorers, "labels.parquet", &[])).expect_code(0);

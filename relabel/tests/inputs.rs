@@ -7,7 +7,7 @@ mod common;
 use std::sync::Arc;
 
 use arrow::array::{ArrayRef, BinaryArray, BooleanArray, Float64Array, StringArray};
-use common::{Pair, Run, Fixture, pairs_parquet, parquet_of, relabel, sample_pairs};
+use common::{Fixture, Pair, Run, pairs_parquet, parquet_of, relabel, sample_pairs};
 
 /// Pairs with labels and flags of one's own.
 fn labelled(pairs: &[Pair], labels: Vec<f64>, flags: Vec<Option<bool>>) -> Vec<u8> {
@@ -43,7 +43,8 @@ fn several_splits_need_a_choice_which_is_scored_alone() {
             .expect_error(&["train (1 file), validation_unique (1 file)", "--split train"]);
     }
     assert!(!fixture.path("out").exists());
-    Run::of(&mut fixture.score(&scorers, "out/labels.parquet", &["--split", "train"])).expect_code(0);
+    Run::of(&mut fixture.score(&scorers, "out/labels.parquet", &["--split", "train"]))
+        .expect_code(0);
     let labels = fixture.labels("out/labels.parquet");
     assert_eq!(labels.len(), 3);
     assert!(labels.iter().all(|row| row.source_file == "data/train-00000-of-00001-ab.parquet"));
@@ -68,9 +69,9 @@ fn the_output_may_stand_among_the_pairs() {
     let score = |out: &str, more: &[&str]| Run::of(&mut fixture.score(&scorers, out, more));
     score("out/elsewhere.parquet", &[]).expect_code(0);
     let expected = std::fs::read(fixture.path("out/elsewhere.parquet")).unwrap();
-    // Shares leave parts beside the pairs, which the next share passes over.
-    for share in ["0/3", "1/3", "2/3"] {
-        score("pairs/labels.parquet", &["--shard", share]).expect_code(0);
+    // Shards leave parts beside the pairs, which the next shard passes over.
+    for shard in ["0/3", "1/3", "2/3"] {
+        score("pairs/labels.parquet", &["--shard", shard]).expect_code(0);
     }
     let labels = std::fs::read(fixture.path("pairs/labels.parquet")).unwrap();
     assert!(labels == expected, "the same bytes as elsewhere");
@@ -116,8 +117,8 @@ fn a_row_without_a_label_is_no_human_vote() {
     fixture.put("pairs/p.parquet", &labelled(&sample_pairs(4), labels, flags));
     let more = ["--ties", "human"];
     let run = Run::of(&mut fixture.score(&scorers, "out/labels.parquet", &more)).expect_code(0);
-    assert!(run.stderr.contains("label_0 of 1 rows is no human vote: has_label is false"));
-    assert!(run.stderr.contains("label_0 of 1 rows is no human vote: it is NaN"), "{run:#?}");
+    assert!(run.stderr.contains("label_0 of 1 row is not a human vote: has_label is false"));
+    assert!(run.stderr.contains("label_0 of 1 row is not a human vote: it is NaN"), "{run:#?}");
     let labels = fixture.labels("out/labels.parquet");
     let human: Vec<Option<f64>> = labels.iter().map(|row| row.human_label_0).collect();
     assert_eq!(human, [None, Some(1.0), Some(0.5), None]);

@@ -7,7 +7,7 @@ mod common;
 use std::collections::HashMap;
 
 use common::{
-    ALL_SCORERS, Pair, Run, Fixture, four_scorers, pairs_parquet, pairs_parquet_with_structs,
+    ALL_SCORERS, Fixture, Pair, Run, four_scorers, pairs_parquet, pairs_parquet_with_structs,
     relabel, sample_pairs, scorer_entry,
 };
 use schemas::labels::{LabelRow, LabelsFile, LabelsSchema, Status};
@@ -68,7 +68,9 @@ fn every_pair_is_written_once_in_order_with_votes_that_follow_from_its_scores() 
     let fixture = Fixture::with_sample(24);
     let run = Run::of(&mut fixture.score(&four_scorers(), "labels.parquet", &[])).expect_code(0);
     assert!(run.stdout.starts_with("24 pairs: 24 voted on, 0 failed\n"), "{run:#?}");
-    assert!(run.stdout.ends_with(&format!("labels: {}\n", fixture.path("labels.parquet").display())));
+    assert!(
+        run.stdout.ends_with(&format!("labels: {}\n", fixture.path("labels.parquet").display()))
+    );
     assert_eq!(fixture.names(""), ["labels.config.toml", "labels.parquet", "pairs"]);
 
     let file = LabelsFile::open(fixture.path("labels.parquet")).unwrap();

@@ -5,7 +5,9 @@ mod common;
 
 use std::time::Duration;
 
-use common::{Pair, Running, Fixture, pairs_in_small_pages, png_of_size, sample_pairs, scorer_entry};
+use common::{
+    Fixture, Pair, Running, pairs_in_small_pages, png_of_size, sample_pairs, scorer_entry,
+};
 
 const MEGABYTE: usize = 1 << 20;
 
@@ -27,7 +29,7 @@ fn peak_megabytes(fixture: &Fixture, scorers: &std::path::Path, code: i32) -> f6
     kilobytes / 1024.0
 }
 
-/// So many pairs with two images of a megabyte, of which `distinct` have images of their own.
+/// So many pairs with two images of a megabyte; `distinct` of them have images of their own.
 fn large_pairs(rows: usize, distinct: usize) -> Vec<Pair> {
     let images: Vec<[Vec<u8>; 2]> = (0..distinct)
         .map(|number| [0, 1].map(|side| png_of_size(MEGABYTE, (2 * number + side) as u8)))

@@ -7,7 +7,7 @@ mod common;
 use std::collections::HashMap;
 use std::path::Path;
 
-use common::{ALL_SCORERS, MINI, Run, SAMPLE, Fixture, four_scorers, relabel};
+use common::{ALL_SCORERS, Fixture, MINI, Run, SAMPLE, four_scorers, relabel};
 use schemas::labels::LabelsFile;
 
 #[test]

@@ -1,10 +1,10 @@
-//! Several processes on one output: shares make the bytes of a single run, strangers are told who is
+//! Several processes on one output: shards make the bytes of a single run, a refusal names who is
 //! at work.
 #![expect(clippy::unwrap_used, reason = "a test stops where something is missing")]
 
 mod common;
 
-use common::{Run, Running, Fixture, wait_until};
+use common::{Fixture, Run, Running, wait_until};
 
 const OUT: &str = "shared/labels.parquet";
 
@@ -18,7 +18,7 @@ fn fixture() -> (Fixture, std::path::PathBuf, Vec<u8>) {
 }
 
 #[test]
-fn shares_in_any_order_make_the_bytes_of_one_run() {
+fn shards_in_any_order_make_the_bytes_of_one_run() {
     let (fixture, scorers, alone) = fixture();
     for (shard, missing) in [("2/3", "2 parts"), ("0/3", "1 part")] {
         let run = Run::of(&mut fixture.score(&scorers, OUT, &["--shard", shard])).expect_code(0);
@@ -28,11 +28,11 @@ fn shares_in_any_order_make_the_bytes_of_one_run() {
         assert!(!fixture.path(OUT).exists());
     }
     let run = Run::of(&mut fixture.score(&scorers, OUT, &["--shard", "1/3"])).expect_code(0);
-    assert!(run.stdout.starts_with("12 pairs"), "the last share merges: {run:#?}");
+    assert!(run.stdout.starts_with("12 pairs"), "the last shard merges: {run:#?}");
     assert!(fixture.bytes(OUT) == alone, "other bytes than one run");
     assert_eq!(fixture.names("shared"), ["labels.config.toml", "labels.parquet"]);
 
-    // Every share finds the work done, and so does one run for all.
+    // Every shard finds the work done, and so does one run for all.
     for more in [&["--shard", "0/3"][..], &[]] {
         let run = Run::of(&mut fixture.score(&scorers, OUT, more)).expect_code(0);
         assert!(run.stderr.contains("already complete"), "{run:#?}");
@@ -41,12 +41,12 @@ fn shares_in_any_order_make_the_bytes_of_one_run() {
 }
 
 #[test]
-fn shares_at_the_same_time_make_the_bytes_of_one_run() {
+fn shards_at_the_same_time_make_the_bytes_of_one_run() {
     let (fixture, scorers, alone) = fixture();
     for _round in 0..3 {
-        let shares = ["0/3", "1/3", "2/3"]
-            .map(|share| Running::start(&mut fixture.score(&scorers, OUT, &["--shard", shard])));
-        let runs = shares.map(|share| share.finish().expect_code(0));
+        let shards = ["0/3", "1/3", "2/3"]
+            .map(|shard| Running::start(&mut fixture.score(&scorers, OUT, &["--shard", shard])));
+        let runs = shards.map(|shard| shard.finish().expect_code(0));
         assert!(runs.iter().any(|run| run.stdout.starts_with("12 pairs")), "{runs:#?}");
         assert!(fixture.bytes(OUT) == alone, "other bytes than one run");
         assert_eq!(fixture.names("shared"), ["labels.config.toml", "labels.parquet"]);
@@ -55,10 +55,10 @@ fn shares_at_the_same_time_make_the_bytes_of_one_run() {
 }
 
 #[test]
-fn a_killed_share_is_finished_by_its_rerun_or_by_one_run_for_all() {
+fn a_killed_shard_is_finished_by_its_rerun_or_by_one_run_for_all() {
     let (fixture, scorers, alone) = fixture();
     for rest in [&[&["--shard", "0/2"][..], &["--shard", "1/2"]][..], &[&[]]] {
-        // Share 0 of 2 has the first and the third file; it dies after the first.
+        // Shard 0 of 2 has the first and the third file; it dies after the first.
         let mut command = fixture.score(&scorers, OUT, &["--shard", "0/2"]);
         assert!(Run::of(command.env("RUNKIT_FAULT", "rename:2")).was_killed());
         for more in rest {
@@ -70,7 +70,7 @@ fn a_killed_share_is_finished_by_its_rerun_or_by_one_run_for_all() {
 }
 
 #[test]
-fn the_environment_of_a_launcher_names_the_share() {
+fn the_environment_of_a_launcher_names_the_shard() {
     let (fixture, scorers, alone) = fixture();
     for rank in ["1", "0"] {
         let mut command = fixture.score(&scorers, OUT, &[]);
@@ -83,16 +83,16 @@ fn the_environment_of_a_launcher_names_the_share() {
     Run::of(command.env("RANK", "0")).expect_usage_error(&["WORLD_SIZE"]);
     let fresh = &["--shard", "0/2", "--fresh"];
     let run = Run::of(&mut fixture.score(&scorers, OUT, fresh));
-    run.expect_usage_error(&["--fresh", "other shares"]);
+    run.expect_usage_error(&["--fresh", "other shards"]);
     assert!(fixture.bytes(OUT) == alone);
-    for (share, says) in [("3/3", "zero-based"), ("x", "INDEX/COUNT")] {
+    for (shard, says) in [("3/3", "zero-based"), ("x", "INDEX/COUNT")] {
         let run = Run::of(&mut fixture.score(&scorers, OUT, &["--shard", shard])).expect_code(2);
         assert!(run.stderr.contains(says), "{run:#?}");
     }
 }
 
 #[test]
-fn shares_of_another_run_are_refused() {
+fn shards_of_another_run_are_refused() {
     let (fixture, scorers, _) = fixture();
     Run::of(&mut fixture.score(&scorers, OUT, &["--shard", "0/3"])).expect_code(0);
     let other = &["--shard", "1/3", "--batch-size", "2"];
@@ -100,7 +100,7 @@ fn shares_of_another_run_are_refused() {
 }
 
 #[test]
-fn the_second_run_on_one_output_is_told_who_holds_it() {
+fn a_refused_second_run_names_the_holder() {
     let fixture = Fixture::with_sample(300);
     let scorers = fixture.two_scorers();
     let first = Running::start(&mut fixture.score(&scorers, OUT, &["--batch-size", "2"]));
@@ -114,8 +114,8 @@ fn the_second_run_on_one_output_is_told_who_holds_it() {
         "labels.parquet.lock",
         "hint: ",
     ]);
-    let share = &["--shard", "0/3"];
-    Run::of(&mut fixture.score(&scorers, OUT, share)).expect_error(&[&holder, "is held by"]);
+    let shard = &["--shard", "0/3"];
+    Run::of(&mut fixture.score(&scorers, OUT, shard)).expect_error(&[&holder, "is held by"]);
     assert!(first.kill().was_killed(), "the first run was still at work");
 
     // The lock of a killed run is free.

@@ -1,4 +1,4 @@
-//! Rows that cannot be voted on: kept, with their reason, while the run goes on.
+//! Rows that cannot be voted on: kept, with their reason, while the run continues.
 #![expect(clippy::unwrap_used, reason = "a test stops where something is missing")]
 
 mod common;
@@ -6,7 +6,7 @@ mod common;
 use std::path::Path;
 
 use common::{
-    MINI, Pair, Run, Fixture, four_scorers, pairs_parquet, relabel, sample_pairs, scorer_entry,
+    Fixture, MINI, Pair, Run, four_scorers, pairs_parquet, relabel, sample_pairs, scorer_entry,
 };
 use schemas::labels::{LabelRow, Status};
 
@@ -80,7 +80,7 @@ fn what_cannot_be_scored_is_kept_with_its_reason() {
         pair(0),
         with_image(1, 0, None),
         with_image(2, 1, Some(Vec::new())),
-        with_image(3, 0, Some(b"this is no image at all, only some text".to_vec())),
+        with_image(3, 0, Some(b"this is not an image at all, only text".to_vec())),
         with_image(4, 1, Some(truncated_jpeg())),
         with_image(5, 0, Some(oversized_png())),
         with_caption(6, None),

@@ -7,7 +7,9 @@ use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use common::{MINI, Run, Running, Fixture, pairs_without_images, relabel, scorer_entry, wait_until};
+use common::{
+    Fixture, MINI, Run, Running, pairs_without_images, relabel, scorer_entry, wait_until,
+};
 
 const OUT: &str = "out/labels.parquet";
 /// What is promised.
@@ -91,12 +93,15 @@ fn a_stop_while_checkpoints_are_hashed_is_seen() {
     let fixture = Fixture::with_sample(3);
     fixture.copy(Path::new(&format!("{MINI}/pickscore")), "model");
     let entry = scorer_entry("pickscore");
-    let entry = entry.replace(&format!("{MINI}/pickscore"), fixture.path("model").to_str().unwrap());
+    let entry =
+        entry.replace(&format!("{MINI}/pickscore"), fixture.path("model").to_str().unwrap());
     // As long as the largest published checkpoint twice over; a hole in the disk takes no room.
-    let weights = std::fs::File::options().write(true).open(fixture.path("model/model.safetensors"));
+    let weights =
+        std::fs::File::options().write(true).open(fixture.path("model/model.safetensors"));
     weights.unwrap().set_len(24 << 30).unwrap();
     let scorers = fixture.scorers("scorers.toml", &[entry]);
-    let log = stopped_in(&fixture, &fixture.score(&scorers, OUT, &["-v"]), "checksums of the weights");
+    let log =
+        stopped_in(&fixture, &fixture.score(&scorers, OUT, &["-v"]), "checksums of the weights");
     assert!(!log.contains("loading"), "{log}");
     assert_eq!(fixture.names("out"), [""; 0]);
 }
@@ -107,7 +112,8 @@ fn a_stop_while_networks_are_loaded_is_seen() {
     let entry = scorer_entry("pickscore");
     let entries: Vec<String> = (0..60)
         .map(|number| {
-            let folder = fixture.copy(Path::new(&format!("{MINI}/pickscore")), &format!("m{number}"));
+            let folder =
+                fixture.copy(Path::new(&format!("{MINI}/pickscore")), &format!("m{number}"));
             let entry = entry.replace(&format!("{MINI}/pickscore"), folder.to_str().unwrap());
             entry.replace("name = \"pickscore\"", &format!("name = \"p{number}\""))
         })

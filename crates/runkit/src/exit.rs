@@ -17,9 +17,9 @@ pub enum ExitStatus {
     Usage = 2,
     /// The output is complete, but more rows failed than the user allows.
     TooManyFailedRows = 3,
-    /// Stopped by SIGINT (Ctrl-C) after a clean save; run the same command to resume.
+    /// Stopped by SIGINT (Ctrl-C) after a clean save; the same command resumes.
     Interrupted = 130,
-    /// Stopped by SIGTERM after a clean save; run the same command to resume.
+    /// Stopped by SIGTERM after a clean save; the same command resumes.
     Terminated = 143,
 }
 

@@ -1,16 +1,16 @@
 //! What every long-running program of this workspace needs around its real work: durable files,
-//! output locks, signals, exit codes, progress, logs, configuration, manifests and work shards.
+//! ownership of output folders, signals, exit codes, progress, logs, settings, manifests and shards.
 //!
 //! The crate knows nothing of machine learning, images or Parquet. Its promises:
 //!
 //! * a file under its final name is complete and synced ([`files`]);
-//! * one output has one writer, and who is refused learns who holds it ([`lock`]);
-//! * what is not ours is never overwritten or removed ([`output`]);
+//! * one output has one writer, and a refusal names the holder ([`lock`]);
+//! * what is not ours is never overwritten or removed ([`output`], [`run_folder`]);
 //! * a stop request is seen between two pieces of work, a second one ends the process ([`signals`]);
-//! * the log and the progress bar do not tear each other ([`logging`], [`progress`]);
-//! * the figures of a resumed run are those of an uninterrupted one ([`metrics`]);
+//! * log lines and the progress bar do not mix ([`logging`], [`progress`]);
+//! * a resumed run has the metrics of an uninterrupted one ([`metrics`]);
 //! * input that a message quotes is short and safe ([`text`]);
-//! * every program ends alike: usage errors, other errors, exit codes ([`program`]);
+//! * every program has the same command-line manners and exit codes ([`program`], [`settings`]);
 //! * what differs between two runs is named field by field ([`manifest`]).
 
 pub mod config;

@@ -1,4 +1,4 @@
-//! One output, one writer: advisory locks that say who holds them.
+//! One output, one writer: advisory locks that name their holder.
 //!
 //! The lock is `flock` on a small file that the holder fills with its process number, host, start
 //! and command line. The kernel lets go of it when the holder ends, also by `kill -9`, so there is no
@@ -329,7 +329,7 @@ mod tests {
     use super::{Holder, LockError, OutputLock};
 
     #[test]
-    fn a_second_exclusive_holder_is_told_who_the_first_is() {
+    fn a_refusal_names_the_holder() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("labels.lock");
         let first = OutputLock::exclusive(&path).unwrap();

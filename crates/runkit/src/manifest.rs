@@ -45,9 +45,6 @@ pub fn canonical_json<T: Serialize + ?Sized>(value: &T) -> Result<String, serde_
 }
 
 /// The BLAKE3 digest of a value's canonical JSON, as 64 hexadecimal digits.
-///
-/// # Errors
-/// As [`canonical_json`].
 pub fn fingerprint<T: Serialize + ?Sized>(value: &T) -> Result<String, serde_json::Error> {
     Ok(blake3::hash(canonical_json(value)?.as_bytes()).to_hex().to_string())
 }

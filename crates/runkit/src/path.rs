@@ -49,14 +49,13 @@ pub fn resolve(path: &Path, base: &Path) -> PathBuf {
     base.join(expand_home(path))
 }
 
-/// As [`resolve`], in place.
+/// Like [`resolve`], in place.
 pub fn resolve_in_place(path: &mut PathBuf, base: &Path) {
     *path = resolve(path, base);
 }
 
-/// The name of the hub that was probably meant by a path of which nothing exists: of `owner/name`
-/// and of a page of the hub `hf://owner/name`, with `datasets/` where the page is of a data set or
-/// `is_data` says so.
+/// The name of the hub that a path without a file probably means: `hf://owner/name` for `owner/name` and for a
+/// page of the hub, with `datasets/` if the page is of a data set or `is_data` is true.
 pub fn meant_hub_name(path: &Path, is_data: bool) -> Option<String> {
     let text = path.to_string_lossy();
     let page = HUB_PAGES.iter().find_map(|start| text.strip_prefix(start));
@@ -103,8 +102,8 @@ pub fn meant_hub_name(path: &Path, is_data: bool) -> Option<String> {
     Some(format!("{HUB_SCHEME}{kind}{owner}/{name}{revision}"))
 }
 
-/// What to do about data of which nothing exists at `path`, to be written after an error; empty where
-/// nothing is known. Data is read from this machine, so what is a name of the hub is downloaded first.
+/// The hint of an error about data that does not exist at `path`; empty if there is no advice. Data is read
+/// from this machine, so data of the hub must be downloaded first.
 ///
 /// ```
 /// use runkit::path::hint_for_data;

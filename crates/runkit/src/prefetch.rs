@@ -1,4 +1,4 @@
-//! Reading and decoding ahead of whoever consumes the result.
+//! Prefetch: a thread that reads and decodes items before they are asked for.
 
 use std::sync::mpsc::sync_channel;
 
@@ -19,7 +19,6 @@ use std::sync::mpsc::sync_channel;
 ///     assert_eq!(prefetch(squares, ahead, |squares| squares.sum::<u32>()), 30);
 /// }
 /// ```
-#[doc(alias = "decode ahead")]
 #[doc(alias = "data loader")]
 pub fn prefetch<I, R>(
     items: I,

@@ -239,7 +239,7 @@ impl Ticker {
                 wait = LOG_INTERVAL;
             }
         };
-        // Without the thread there are no lines in between; the work goes on.
+        // Without the thread there are no lines in between; the work continues.
         let thread = std::thread::Builder::new().name("progress".to_owned()).spawn(tick).ok();
         Self { end: Some(end), thread }
     }

@@ -316,8 +316,8 @@ impl RunFolder {
     }
 }
 
-/// The names of the files and folders in `folder` of which `is_ours` is true, sorted; none if there is no such
-/// folder. Our temporary files are not among them.
+/// The names of the files and folders in `folder` that `is_ours` accepts, sorted; empty if there is no such
+/// folder. Our temporary files are not listed.
 ///
 /// # Errors
 /// If the folder cannot be listed.

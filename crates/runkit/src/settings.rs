@@ -60,9 +60,6 @@ pub trait Settings: Clone + Serialize + DeserializeOwned {
     fn paths(&mut self) -> Vec<&mut PathBuf>;
 
     /// Reads a settings file. Its relative paths are relative to the folder of the file.
-    ///
-    /// # Errors
-    /// As [`config::read_toml`].
     fn read(file: &Path) -> Result<Self, ConfigError> {
         let mut settings: Self = config::read_toml(file)?;
         let folder = file.parent().unwrap_or(Path::new(""));
@@ -70,11 +67,7 @@ pub trait Settings: Clone + Serialize + DeserializeOwned {
         Ok(settings)
     }
 
-    /// These settings over those of `file`. Fields that serde skips keep the value they have here only if
-    /// there is no file.
-    ///
-    /// # Errors
-    /// As [`config::read_toml`] and [`config::merge`].
+    /// These settings over those of `file`. If there is a file, fields that serde skips are lost.
     fn over_file(&self, file: Option<&Path>) -> Result<Self, ConfigError> {
         match file {
             Some(file) => config::merge(self, &Self::read(file)?),
@@ -95,9 +88,6 @@ pub trait Settings: Clone + Serialize + DeserializeOwned {
     }
 
     /// All settings as TOML.
-    ///
-    /// # Errors
-    /// As [`config::to_toml_string`].
     fn to_toml(&self) -> Result<String, ConfigError> {
         config::to_toml_string(self)
     }

@@ -1,28 +1,28 @@
-//! Which share of the work this process takes, when several work on one output.
+//! Which shard of the work this process takes if several work on one output.
 //!
-//! The first of these that is there decides:
+//! The first of these that is set decides:
 //!
 //! 1. `--shard I/N`;
 //! 2. `RANK` and `WORLD_SIZE`, which torchrun sets;
 //! 3. `SLURM_PROCID` and the number of tasks, in a step that `srun` started with several;
 //! 4. nothing: this process does all of the work.
 //!
-//! A SLURM array decides nothing by itself, since its tasks may be runs of their own: each with its
-//! data and its output, which would score a part of the pairs and look complete. A warning says so.
+//! A SLURM array decides nothing: its tasks may be separate runs, each with its data and its output, and a
+//! shard of such a run would look complete. A warning says so.
 
 use std::fmt;
 use std::str::FromStr;
 
 use crate::text::quoted;
 
-/// Share `index` of `count`, counted from zero: 0/4, 1/4, 2/4, 3/4.
+/// Shard `index` of `count`, counted from zero: 0/4, 1/4, 2/4, 3/4.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Shard {
     index: u64,
     count: u64,
 }
 
-/// A share of the work is not understood.
+/// A shard is not understood.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ShardError {
     /// Not of the form `i/n`.
@@ -54,8 +54,8 @@ pub enum ShardError {
     /// SLURM says that there are several tasks, but not that this is one of them.
     #[error(
         "SLURM_PROCID={index} and {count} tasks, but no SLURM_STEP_ID: a batch script runs once, whatever \
-         its --ntasks\nhint: start the program with srun to share the work between the tasks, or give \
-         --shard 0/1 for all of the work, --shard {index}/{count} for this share"
+         its --ntasks\nhint: start the program with srun to split the work between the tasks, or give \
+         --shard 0/1 for all of the work, --shard {index}/{count} for this shard"
     )]
     NoStep {
         /// The task's number.
@@ -123,7 +123,7 @@ impl Shard {
     /// All of the work: 0/1.
     pub const WHOLE: Self = Self { index: 0, count: 1 };
 
-    /// Share `index` of `count`.
+    /// Shard `index` of `count`.
     ///
     /// # Errors
     /// When `index` is not below `count`.
@@ -135,12 +135,12 @@ impl Shard {
         }
     }
 
-    /// Zero-based number of this share.
+    /// Zero-based number of this shard.
     pub fn index(self) -> u64 {
         self.index
     }
 
-    /// Number of shares.
+    /// Number of shards.
     pub fn count(self) -> u64 {
         self.count
     }
@@ -150,18 +150,18 @@ impl Shard {
         self.count == 1
     }
 
-    /// Whether item `item` of a list belongs to this share. Each item belongs to exactly one share,
-    /// and the shares differ by at most one item.
+    /// Whether item `item` of a list belongs to this shard. Each item belongs to exactly one shard,
+    /// and the shards differ by at most one item.
     pub fn owns(self, item: u64) -> bool {
         item % self.count == self.index
     }
 
-    /// The share of this process: `explicit` (a flag) if given, else what torchrun or srun says, else
-    /// the whole, by the rule at the head of this module. A task of a SLURM array that takes the whole
-    /// is told so in the log.
+    /// The shard of this process: `explicit` (a flag) if given, else that of torchrun or srun, else the
+    /// whole, by the rule at the head of this module. A task of a SLURM array that takes the whole logs a
+    /// warning.
     ///
     /// # Errors
-    /// When the variables are incomplete, contradict each other or hold something else than a share.
+    /// When the variables are incomplete, contradict each other or hold something else than a shard.
     pub fn from_environment(explicit: Option<Self>) -> Result<Self, ShardError> {
         let lookup =
             |name: &str| std::env::var_os(name).map(|value| value.to_string_lossy().into_owned());
@@ -172,16 +172,13 @@ impl Shard {
         {
             tracing::warn!(
                 "this is task {task} of a SLURM array, and without --shard it does all of the work; \
-                 hint: to share the work between --array=0-15, --shard $SLURM_ARRAY_TASK_ID/16"
+                 hint: to split the work between --array=0-15, --shard $SLURM_ARRAY_TASK_ID/16"
             );
         }
         Ok(shard)
     }
 
     /// As [`Shard::from_environment`] with any other source of variables.
-    ///
-    /// # Errors
-    /// As [`Shard::from_environment`].
     pub fn from_lookup(
         explicit: Option<Self>,
         lookup: impl Fn(&str) -> Option<String>,
@@ -263,7 +260,7 @@ mod tests {
     }
 
     #[test]
-    fn one_process_of_several_is_told() {
+    fn one_process_of_several_is_refused() {
         let refused = |set: &'static str, value: &'static str| {
             super::refuse_several("train run", |name| (name == set).then(|| value.to_owned()))
         };
@@ -278,14 +275,14 @@ mod tests {
     }
 
     #[test]
-    fn shares_are_read_and_shown() {
+    fn shards_are_read_and_shown() {
         for text in ["0/1", "0/4", "3/4", "17/1000"] {
             assert_eq!(text.parse::<Shard>().unwrap().to_string(), text);
         }
     }
 
     #[test]
-    fn wrong_shares_are_refused_with_the_meaning() {
+    fn wrong_shards_are_refused_with_the_meaning() {
         for text in ["", "/", "1", "1/", "/2", "a/2", "-1/2", "+1/2", "1/2/3", " 1/2", "1.0/2"] {
             assert!(matches!(text.parse::<Shard>(), Err(ShardError::Form(_))), "{text:?}");
         }
@@ -336,7 +333,7 @@ mod tests {
     }
 
     #[test]
-    fn an_array_takes_no_share_by_itself() {
+    fn an_array_is_not_split_by_itself() {
         let names = ["SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_COUNT", "SLURM_ARRAY_TASK_MIN"];
         for values in [["3", "2", "3"], ["0", "16", "0"], ["5", "3", "1"]] {
             let array: Vec<(&str, &str)> = names.into_iter().zip(values).collect();

@@ -37,7 +37,7 @@ impl fmt::Display for Signal {
 }
 
 /// The error of work that ended early because the process was asked to stop. Everything under a final
-/// name is whole; the same command goes on.
+/// name is whole; the same command resumes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("stopped by {0}")]
 pub struct Stopped(pub Signal);
@@ -89,7 +89,7 @@ impl From<Stopped> for io::Error {
 /// Tells whether the process was asked to stop. Clones are cheap and see the same request.
 #[derive(Debug, Clone, Default)]
 pub struct StopFlag {
-    /// Number of the last signal; 0 when there was none.
+    /// Number of the last signal; 0 before the first.
     signal: Arc<AtomicUsize>,
 }
 
@@ -99,7 +99,7 @@ impl StopFlag {
         Self::default()
     }
 
-    /// The signal that asked this process to stop, if one did. Costs one atomic load.
+    /// The signal that asked this process to stop, if any. Costs one atomic load.
     pub fn requested(&self) -> Option<Signal> {
         match i32::try_from(self.signal.load(Ordering::SeqCst)) {
             Ok(SIGINT) => Some(Signal::Interrupt),
@@ -150,7 +150,7 @@ pub fn check() -> Result<(), Stopped> {
     INSTALLED.get().map_or(Ok(()), StopFlag::check)
 }
 
-/// As [`check`], at a place where a test can ask for a stop ([`crate::fault`]).
+/// Like [`check`], at a point where a test can ask for a stop ([`crate::fault`]).
 ///
 /// # Errors
 /// [`Stopped`] with the signal.
@@ -186,12 +186,12 @@ pub fn install() -> io::Result<StopFlag> {
 /// How long after a signal a process of [`end_soon`] lives.
 const PATIENCE: Duration = Duration::from_millis(1_500);
 
-/// Ends the process soon after a signal, whatever it is at then: for commands all of whose files are
-/// whole at any instant, so that a network that loads, a batch or a table need not be waited for. Work
-/// that looks at `stop` ends earlier, and politely.
+/// Ends the process soon after a signal, whatever it is doing. For commands whose files are whole at any
+/// instant: nobody waits for a network that loads, a batch or a table. Work that looks at `stop` ends
+/// earlier, and politely.
 ///
 /// # Errors
-/// When there is no thread to be had.
+/// If the system refuses a thread.
 pub fn end_soon(stop: &StopFlag) -> io::Result<()> {
     let stop = stop.clone();
     let watch = move || {

@@ -232,7 +232,7 @@ impl Counting {
                 name: self.names[scorer].clone(),
                 votes_image_0: fraction(self.image_0[scorer], voted).unwrap_or(0.0),
                 score_mean: self.scores[scorer].mean(),
-                score_std: self.scores[scorer].standard_deviation(),
+                score_std: self.scores[scorer].std(),
                 margin_quantiles: quantiles(&mut self.margins[scorer]),
                 exact_ties: self.ties[scorer],
                 human_agreement: fraction(self.human_alike[scorer], self.report.human_pairs),

@@ -1,18 +1,16 @@
 //! Which images of a file are scored, in batches, decoded and preprocessed.
 //!
-//! Every image's bytes are hashed as they are read. An image is scored where its uid stands first
-//! (its owner), and besides wherever bytes stand that this file has not seen: a uid whose owner is
-//! missing, damaged or another image costs nothing but the owner's row. Bytes that the file has seen
-//! are not decoded again, whatever uid they stand under. An image whose owner stands in an earlier
-//! file is hashed only; where the bytes there turn out to be others, the run scores it in the end
-//! ([`Choice::Rest`]).
+//! Every image's bytes are hashed as they are read. An image is scored in the slot where its uid occurs
+//! first (its owner), and in every other slot whose bytes this file has not seen: if the owner of a uid is
+//! missing, damaged or another image, only the owner's row fails. Bytes that the file has seen are not
+//! decoded again, under any uid. An image whose owner is in an earlier file is only hashed; if its bytes
+//! turn out to be others than the owner's, the run scores it at the end ([`Choice::Rest`]).
 //!
 //! All of this follows from the file and the plan alone, so that the same file gives the same batches
 //! in every process.
 //!
-//! Memory: [`ROWS_PER_READ`] rows and a batch of encoded images; of an image that is hashed only,
-//! nothing but its digest is kept. Besides 16 bytes for each distinct image of the file, in a hash table
-//! that is up to half empty.
+//! Memory: [`ROWS_PER_READ`] rows, a batch of encoded images, and 16 bytes for each distinct image of the
+//! file, in a hash table that is up to half empty. Of an image that is only hashed, the digest is kept.
 
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 
@@ -30,20 +28,20 @@ use super::plan::{Digest, NO_INDEX, Plan, PlannedFile, digest};
 /// Rows read from Parquet at a time: with 2 images of some 150 kB each, about 10 MB.
 const ROWS_PER_READ: usize = 32;
 
-/// Places handed on at a time where no image of them is to be scored.
+/// Slots handed on at a time if none of their images is to be scored.
 const PLACES_TOGETHER: usize = 4096;
 
 /// What is scored of a file.
 #[derive(Debug, Clone)]
 pub(crate) enum Choice {
-    /// What the file owns, and what stands in it under an owner of the same file with other bytes.
+    /// The images that the file owns, and those with other bytes than their owner in the same file.
     First,
     /// These places, known by (slot counted over the run), with the pairs to score of each:
     /// bytes that no part has a score of.
     Rest(BTreeMap<u64, Vec<u32>>),
 }
 
-/// A batch: images to score, and what was found at every place that was read since the last one.
+/// A batch: images to score, and what was found in every slot that was read since the last batch.
 #[derive(Debug)]
 pub(crate) struct Batch {
     /// The places, with the digest of the bytes there; `None` where the image is null or empty.
@@ -63,7 +61,7 @@ pub(crate) struct Chosen {
     pub(crate) content: Digest,
     /// What is scored of it: indices of pairs.
     pub(crate) image_captions: Vec<u32>,
-    /// Its pixels, or why there are none.
+    /// Its pixels, or why it has no pixels.
     pub(crate) pixels: std::result::Result<PreprocessedImage, (Status, String)>,
 }
 

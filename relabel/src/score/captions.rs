@@ -1,4 +1,4 @@
-//! Captions and their features, kept on disk so that memory does not grow with the data set.
+//! Captions and their features, on disk so that memory does not grow with the data set.
 //!
 //! Captions are encoded in fixed groups, in order of first appearance over the whole input: a
 //! feature's last bits depend on the group it was computed in, and this way the group is the same
@@ -61,7 +61,7 @@ impl CaptionText {
         self.ends.len()
     }
 
-    /// Whether there is none.
+    /// Whether there are no captions.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.ends.is_empty()
@@ -170,7 +170,7 @@ impl<'run> CaptionFeatures<'run> {
     }
 }
 
-/// An unnamed file: nothing of it is left when the process ends, however it ends.
+/// An unnamed file: the system removes it when the process ends, however it ends.
 fn scratch_file(folder: &Path) -> Result<File> {
     tempfile::tempfile_in(folder).with_context(|| {
         format!(

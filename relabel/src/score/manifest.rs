@@ -69,17 +69,11 @@ impl Manifest {
     }
 
     /// A checksum of the whole.
-    ///
-    /// # Errors
-    /// Never in practice: every field is plain data.
     pub fn fingerprint(&self) -> Result<String> {
         Ok(runkit::manifest::fingerprint(self)?)
     }
 
     /// The key-value metadata of the labels file.
-    ///
-    /// # Errors
-    /// Never in practice: every field is plain data.
     pub fn metadata(&self) -> Result<BTreeMap<String, String>> {
         Ok(BTreeMap::from([
             (KEY_SCHEMA_VERSION.to_owned(), SCHEMA_VERSION.to_string()),

@@ -14,7 +14,7 @@ use super::plan::{Plan, PlannedFile};
 use super::scores::{Held, Scores};
 use crate::vote::{Decider, MarginScale, TiePolicy};
 
-/// What the merge counted, for the summary and the exit code.
+/// What the merge counted.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Summary {
     /// Rows of the labels file.
@@ -25,7 +25,7 @@ pub(crate) struct Summary {
     pub ties: u64,
 }
 
-/// How ties are decided, by the margins of all rows where that is asked for.
+/// How ties are decided: by the margins of all rows if `ties` asks for it.
 fn decider(plan: &Plan, scores: &Scores, scorers: &[String], ties: TiePolicy) -> Decider {
     let mut scale = MarginScale::new(scorers.len());
     if ties == TiePolicy::Margin {
@@ -145,7 +145,7 @@ impl<'run> Merge<'run> {
             problem.get_or_insert((found.0, format!("image_{position}: {}", found.1)));
         }
         if !all_numbers && problem.is_none() {
-            problem = Some((Status::NonFinite, self.no_numbers(slot)));
+            problem = Some((Status::NonFinite, self.non_finite(slot)));
         }
         let decision = self.decider.decide(&label.scores, label.human_label_0, &mut label.votes);
         if let Some((sum, consensus)) = decision {
@@ -157,8 +157,8 @@ impl<'run> Merge<'run> {
         label
     }
 
-    /// Which scorers gave something that is no number.
-    fn no_numbers(&self, slot: u64) -> String {
+    /// The scores that are not finite numbers, in a sentence.
+    fn non_finite(&self, slot: u64) -> String {
         let mut sentences = Vec::new();
         for position in [0, 1] {
             let Some(Held::Scores(values)) = self.scores.at(self.plan, slot + position) else {

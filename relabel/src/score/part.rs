@@ -30,7 +30,7 @@ use super::plan::Digest;
 /// The metadata key that ties a part to its run.
 const FINGERPRINT: &str = "relabel.fingerprint";
 
-/// The metadata key of what is told of a part at the end.
+/// The metadata key of a part's [`Note`].
 const NOTE: &str = "relabel.note";
 
 /// Rows kept in memory before they are encoded.
@@ -41,7 +41,7 @@ const ROWS_PER_BATCH: usize = 4096;
 pub(crate) struct PartRow {
     /// 2·row + position, within the input file.
     pub(crate) slot: u64,
-    /// The digest of the encoded image; null when there is none.
+    /// The digest of the encoded image; `None` if it is null or empty.
     pub(crate) content: Option<Digest>,
     /// What is known of the image there.
     pub(crate) found: Found,
@@ -68,12 +68,12 @@ pub(crate) enum Found {
     },
 }
 
-/// What is told of the images of a part once they are scored.
+/// What the log reports of the images of a part once they are scored.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Note {
     /// Images with transparency that a recipe laid on white.
     pub(crate) on_white: u64,
-    /// To how many rows a forward was cut for want of memory.
+    /// To how many rows forward passes were reduced because memory ran out.
     pub(crate) memory: MemoryLimits,
 }
 
@@ -210,7 +210,7 @@ pub(crate) fn is_done(path: &Path, fingerprint: &str) -> Result<bool> {
         return Ok(false);
     }
     let reader = match open(path) {
-        // Another share has merged and removed it just now.
+        // Another shard has merged and removed it just now.
         Err(_) if !path.exists() => return Ok(false),
         reader => reader?,
     };

@@ -1,4 +1,4 @@
-//! What a run takes on the disk.
+//! The disk space that a run needs.
 
 use std::path::Path;
 
@@ -10,7 +10,7 @@ use super::plan::Plan;
 
 /// Bytes of a row of labels besides its scores, generously: measured files have 100 to 200 in all.
 const LABEL_BYTES: u64 = 360;
-/// Bytes of a score and its share of a vote, in the labels and in a part, where they hardly compress.
+/// Bytes of a score and of its part of a vote, in the labels and in a part, where they hardly compress.
 const SCORE_BYTES: u64 = 5;
 /// Bytes of a row of a part besides its scores: mostly the digest of an image.
 const PART_BYTES: u64 = 24;
@@ -54,19 +54,19 @@ impl Room {
         }
     }
 
-    /// What stands in the output's folder at the most.
+    /// The most that the output's folder holds.
     #[must_use]
     pub fn output(&self) -> u64 {
         self.labels + self.parts
     }
 
-    /// What stands in the scratch folder at the most.
+    /// The most that the scratch folder holds.
     #[must_use]
     pub fn scratch(&self) -> u64 {
         self.captions + self.features
     }
 
-    /// Refuses a scratch folder without room for the features. The captions stand there already.
+    /// Refuses a scratch folder without room for the features. The captions are there already.
     pub(super) fn refuse_full_scratch(&self, scratch: &Path) -> Result<()> {
         let free = runkit::files::free_space(scratch)?;
         ensure!(

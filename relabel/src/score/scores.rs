@@ -1,4 +1,4 @@
-//! All parts together: which bytes stand at every place, and what the scorers gave them.
+//! All parts together: the bytes in every slot, and their scores.
 //!
 //! A score belongs to the bytes of an image and a caption. Where the same two were scored more than
 //! once (equal bytes under several uids, in several files), the first in input order counts, so that
@@ -18,8 +18,8 @@ use super::plan::{Digest, NO_INDEX, Plan, PlannedFile};
 /// What is known of every image and caption of a run.
 pub(super) struct Scores {
     scorers: usize,
-    /// For each slot, the first slot with the same bytes: what the bytes are known by. [`NO_INDEX`] where
-    /// there are none.
+    /// For each slot, the first slot with the same bytes: the identity of the bytes. [`NO_INDEX`] if
+    /// the slot has no bytes.
     content: Vec<u32>,
     /// What was scored, sorted by content and caption, each once.
     scored: Vec<Scored>,
@@ -43,7 +43,7 @@ struct Scored {
 pub(super) enum Held<'scores> {
     /// No bytes.
     Missing,
-    /// Bytes that no scorer can take.
+    /// Bytes that cannot be decoded.
     Failure(Status, &'scores str),
     /// One number for each scorer, which may be NaN or infinite.
     Scores(&'scores [f32]),
@@ -115,7 +115,7 @@ impl Scores {
         }
     }
 
-    /// What stands at `slot`; `None` where its row cannot be scored whatever its images are.
+    /// What is in `slot`; `None` if its row cannot be scored whatever its images are.
     pub(super) fn at(&self, plan: &Plan, slot: u64) -> Option<Held<'_>> {
         let caption = plan.caption_at(slot)?;
         // A slot of the plan.

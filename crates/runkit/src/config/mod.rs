@@ -1,7 +1,7 @@
 //! TOML files with errors that say where and what instead, and settings in layers.
 //!
 //! A program's settings come from flags, over environment variables, over a file, over defaults. One
-//! struct serves the first three: every field an `Option`, read by clap (whose `env` puts the
+//! struct serves the first three: every field is an `Option`, read by clap (whose `env` puts the
 //! environment below the flag) and by [`read_toml`]. [`merge`] lays one over the other, and what is
 //! still `None` takes its default when the program makes its complete settings of it:
 //!
@@ -27,10 +27,10 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::Value;
 
-/// A configuration file of this many bytes is not one (a model given by mistake, for instance).
+/// A larger file is not a configuration (a model given by mistake, for instance).
 const MAXIMUM_BYTES: u64 = 16 << 20;
-/// Names at most this far from a known one, as a share of their length, are taken for slips.
-const NEAREST_NAME_SHARE: f64 = 0.5;
+/// A name is a likely typo of another if at most this fraction of its letters differ.
+const NEAREST_NAME_FRACTION: f64 = 0.5;
 
 /// Settings cannot be read or written.
 #[derive(Debug, thiserror::Error)]
@@ -100,10 +100,7 @@ pub fn read_toml<T: DeserializeOwned>(path: impl AsRef<Path>) -> Result<T, Confi
     parse_toml(path, text)
 }
 
-/// As [`read_toml`] for text already read; `path` is only named in errors.
-///
-/// # Errors
-/// As [`read_toml`].
+/// Like [`read_toml`], for text that was read already; errors name `path`.
 pub fn parse_toml<T: DeserializeOwned>(path: &Path, text: &str) -> Result<T, ConfigError> {
     toml::from_str(text).map_err(|error| ConfigError::Content {
         path: path.to_owned(),
@@ -154,7 +151,7 @@ pub fn nearest_name<'a>(
     let (distance, nearest) =
         candidates.into_iter().map(|candidate| (distance(candidate), candidate)).min()?;
     let length = name.chars().count().max(nearest.chars().count());
-    (distance as f64 <= length as f64 * NEAREST_NAME_SHARE).then_some(nearest)
+    (distance as f64 <= length as f64 * NEAREST_NAME_FRACTION).then_some(nearest)
 }
 
 /// serde's messages are "unknown field `a`, expected one of `b`, `c`" (or "variant"): the names stand

@@ -140,7 +140,7 @@ impl fmt::Display for FileError {
     }
 }
 
-/// The cause stands in the message already; as a source only a stop is told.
+/// The message holds the cause already. Only a stop is a source as well, so that callers find it.
 impl std::error::Error for FileError {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         self.stopped().is_some().then_some(&self.cause)

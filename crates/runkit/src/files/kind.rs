@@ -89,7 +89,7 @@ impl Kind {
     /// followed.
     ///
     /// # Errors
-    /// When there is no file, or it cannot be read.
+    /// If the file does not exist or cannot be read.
     pub fn of(path: impl AsRef<Path>) -> io::Result<Self> {
         let path = path.as_ref();
         let found = std::fs::metadata(path)?;

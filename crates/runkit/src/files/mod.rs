@@ -152,9 +152,6 @@ pub fn read_pieces(
 }
 
 /// The BLAKE3 digest of a file, as 64 hexadecimal digits.
-///
-/// # Errors
-/// As [`read_pieces`].
 pub fn blake3_of(path: impl AsRef<Path>, stop: &StopFlag) -> Result<String, FileError> {
     let mut hasher = blake3::Hasher::new();
     read_pieces(path, stop, |piece| {

@@ -1,11 +1,11 @@
 //! Logs on stderr, as text or JSON lines, that never tear the progress bar and never let logged text
 //! drive the terminal.
 //!
-//! On a terminal the lines are for people: the sentence alone, its level if it is a warning or worse.
-//! Elsewhere, and with `-v`, they are for machines and memory: time, level and fields.
+//! On a terminal a line is the sentence alone, with its level if it is a warning or worse. Elsewhere, and
+//! with `-v`, it has time, level and fields.
 //!
 //! stdout belongs to results. Every log line goes through the same [`indicatif::MultiProgress`] that
-//! draws the bars, which takes the bar away, writes the line and draws the bar again.
+//! shows the bars: it removes the bar, writes the line, and shows the bar again.
 
 use std::borrow::Cow;
 use std::fmt::Write as _;
@@ -20,9 +20,9 @@ use tracing_subscriber::EnvFilter;
 use tracing_subscriber::field::MakeExt as _;
 use tracing_subscriber::fmt::MakeWriter;
 
-mod people;
+mod terminal;
 
-use people::ForPeople;
+use terminal::TerminalFormat;
 
 /// How log lines look.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -64,9 +64,6 @@ pub struct LogArguments {
 
 impl LogArguments {
     /// Sets up logging as the flags say.
-    ///
-    /// # Errors
-    /// As [`init`].
     pub fn init(self) -> Result<(), LoggingError> {
         let count = |times: u8| i8::try_from(times).unwrap_or(i8::MAX);
         init(count(self.verbose) - count(self.quiet), self.log_format)
@@ -94,12 +91,12 @@ static JSON: AtomicBool = AtomicBool::new(false);
 
 pub(crate) static BARS: LazyLock<MultiProgress> = LazyLock::new(MultiProgress::new);
 
-/// Whether `-q` was given: then there is no progress bar either.
+/// Whether `-q` was given, which hides the progress bar too.
 pub(crate) fn is_quiet() -> bool {
     QUIET.load(Ordering::Relaxed)
 }
 
-/// Whether the log is JSON: then what a line says stands in its fields.
+/// Whether the log is JSON.
 pub(crate) fn is_json() -> bool {
     JSON.load(Ordering::Relaxed)
 }
@@ -109,7 +106,7 @@ pub(crate) fn has_screen() -> bool {
     io::stderr().is_terminal() && std::env::var_os("TERM").is_none_or(|terminal| terminal != "dumb")
 }
 
-/// A number with what it counts, in the plural where it is not 1: "1 row", "1,234 rows".
+/// A number with what it counts, in the plural unless it is 1: "1 row", "1,234 rows".
 #[must_use]
 pub fn counted(number: u64, unit: &str) -> String {
     let unit = if number == 1 { unit.strip_suffix('s').unwrap_or(unit) } else { unit };
@@ -145,9 +142,10 @@ pub fn init(verbosity: i8, format: LogFormat) -> Result<(), LoggingError> {
             let no_color = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
             let coloured = has_screen() && !no_color;
             if io::stderr().is_terminal() && verbosity <= 0 {
-                let fields = tracing_subscriber::fmt::format::debug_fn(people::field).delimited("");
-                let people = ForPeople { coloured };
-                builder.with_ansi(coloured).event_format(people).fmt_fields(fields).try_init()
+                let fields =
+                    tracing_subscriber::fmt::format::debug_fn(terminal::field).delimited("");
+                let format = TerminalFormat { coloured };
+                builder.with_ansi(coloured).event_format(format).fmt_fields(fields).try_init()
             } else {
                 builder.with_ansi(coloured).with_target(verbosity > 0).try_init()
             }
@@ -160,7 +158,7 @@ pub fn init(verbosity: i8, format: LogFormat) -> Result<(), LoggingError> {
 const OWN_CRATES: [&str; 9] =
     ["evaluate", "hub", "media", "nn", "relabel", "runkit", "schemas", "scorers", "train"];
 
-/// More is only asked of our own crates: libraries write thousands of lines for nobody.
+/// `-v` raises the level of our own crates alone: libraries log thousands of lines that nobody reads.
 fn default_filter(verbosity: i8) -> String {
     let own = |level: &str| {
         OWN_CRATES.iter().fold("info".to_owned(), |all, name| format!("{all},{name}={level}"))

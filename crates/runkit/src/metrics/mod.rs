@@ -1,12 +1,12 @@
-//! The figures of a long run, step by step: `metrics.jsonl` for programs, `tensorboard/` for people.
+//! The metrics of a long run, step by step: `metrics.jsonl` for programs, `tensorboard/` to look at.
 //!
 //! `metrics.jsonl` has one JSON object a step: `step`, then the values in the order they were given.
-//! Names that begin with [`TIME_GROUP`] are readings of a clock; all others are a function of the run
-//! alone, so that a run that was stopped and resumed leaves the same lines but for those.
+//! Names that begin with [`TIME_GROUP`] hold clock readings. All others depend on the run alone, so a run
+//! that was stopped and resumed leaves the same lines but for those.
 //!
-//! Both are logs and grow in place: a kill may cut the last line short, and lines may stand there for
-//! steps that a resumed run takes again. [`Metrics::open`] removes both from `metrics.jsonl`;
-//! TensorBoard is told in its own way to forget those steps. [`Metrics::sync`], called before a
+//! Both are logs and grow in place: a kill may truncate the last line, and may leave lines of steps that a
+//! resumed run repeats. [`Metrics::open`] removes both from `metrics.jsonl`; in TensorBoard's files a mark of
+//! a restart makes TensorBoard drop those steps. [`Metrics::sync`], called before a
 //! checkpoint is marked complete, makes sure that no line up to it can be lost.
 
 mod tensorboard;

@@ -4,7 +4,7 @@
 //! (tensorflow/tensorboard `tensorboard/compat/proto/event.proto` and
 //! `tensorboard/summary/writer/record_writer.py` at 2.21.0). The few fields that are used here are
 //! written by hand. Every session of a run has its own file, which begins with the mark of a restart:
-//! TensorBoard then forgets what earlier files say of that step and later ones.
+//! TensorBoard then drops what earlier files hold of that step and later ones.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};

@@ -9,7 +9,7 @@ const MOST_COLUMNS: usize = 120;
 /// What `--version` shows besides the number: see [`crate::build!`].
 #[derive(Debug, Clone, Copy)]
 pub struct Build {
-    /// The commit that the program was built from, if the build was told.
+    /// The commit that the program was built from, if the build knew it.
     pub commit: Option<&'static str>,
     /// The libraries that compute, such as libtorch and CUDA. Called only if the text is shown.
     pub libraries: fn() -> String,

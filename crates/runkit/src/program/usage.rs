@@ -1,4 +1,4 @@
-//! Command lines that are not understood, or not complete.
+//! Command lines that are not understood or not complete, and what to type instead.
 
 use std::ffi::OsString;
 
@@ -83,8 +83,8 @@ const NOT_OVERWRITTEN: &str =
 /// Flags that remove something: never suggested to somebody who typed another one.
 const DELETING: [&str; 1] = ["fresh"];
 
-/// What other programs call it: words, the flag here, and a sentence if there is more to say. A line
-/// counts only for a command that has the flag; an empty flag stands for all commands.
+/// Flags of other programs: their names, the flag here, and a sentence if there is more to say. A line counts
+/// only for a command that has the flag; an empty flag stands for all commands.
 const KNOWN_ELSEWHERE: [(&[&str], &str, &str); 20] = [
     (&["resume", "resume-from", "resume-from-checkpoint", "continue", "restart"], "", AUTOMATIC),
     (
@@ -190,7 +190,7 @@ fn tip(name: &str, flags: &[String]) -> Option<Tip> {
             false => Tip::Sentence(text),
         });
     }
-    // Of a slip of the finger at least half of the letters are right.
+    // In a typo at least half of the letters are right.
     let near = |candidate: &&str| {
         let distance = strsim::damerau_levenshtein(name, candidate);
         distance * 2 <= name.chars().count() || candidate.starts_with(name)

@@ -1,13 +1,11 @@
 //! The plan of a run: which image is scored where, and with which captions.
 //!
 //! Made from the small columns alone, before any image is read, and a pure function of the inputs.
-//! Images recur across pairs (in Pick-a-Pic the winner stays on), so each distinct uid has one owner,
-//! the place where it stands first, and is scored there. What stands elsewhere under the same uid is
-//! compared by its bytes, and scored as an image of its own where they differ (see
-//! `super::batches`).
-//! That is what makes the result independent of how the files are split between processes: whoever
-//! works on the owner's file computes the same batch, and the merge hands the scores to every other
-//! place.
+//! Images recur across pairs (in Pick-a-Pic the winner stays on), so each distinct uid has one owner, the
+//! slot of its first occurrence, and is scored there. Images in other slots with the same uid are compared by
+//! their bytes, and scored as images of their own if they differ (see `super::batches`). The result is
+//! therefore independent of how the files are split between processes: whoever works on the owner's file
+//! computes the same batch, and the merge hands the scores to every other slot.
 //!
 //! Memory: [`BYTES_PER_ROW`] while the plan is made, less than half of it afterwards; captions
 //! themselves go to a scratch file.
@@ -18,6 +16,7 @@ use std::collections::HashMap;
 use std::path::Path;
 
 use anyhow::{Result, ensure};
+use runkit::logging::counted;
 use runkit::signals::StopFlag;
 use schemas::pairs::{
     EmptyCaption, InputFile, NoVote, PairFile, PairRow, caption_problem, positional_pair_id,
@@ -36,8 +35,8 @@ const MAX_ROWS: u64 = u32::MAX as u64 / 4;
 /// Stands for no index. `Option<u32>` would take twice the memory, for every row of a run.
 pub(crate) const NO_INDEX: u32 = u32::MAX;
 
-/// What bytes or text are known by: the first 16 bytes of their BLAKE3, so that nobody can make two
-/// that are taken for one.
+/// The identity of bytes or text: the first 16 bytes of their BLAKE3, so that nobody can make two that are
+/// taken for one.
 pub(crate) type Digest = [u8; 16];
 
 /// The digest of these bytes.
@@ -61,7 +60,7 @@ pub struct PlannedFile {
 }
 
 impl PlannedFile {
-    /// The places (2·row + position, counted over the whole run) of its images.
+    /// The slots (2·row + position, counted over the whole run) of its images.
     pub(crate) fn slots(&self) -> std::ops::Range<u64> {
         2 * self.first_row..2 * (self.first_row + self.rows)
     }
@@ -70,7 +69,7 @@ impl PlannedFile {
 /// An image-caption pair: what a score belongs to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ImageCaption {
-    /// The slot (2·row + position) where the image's uid stands first.
+    /// The slot (2·row + position) where the image's uid occurs first.
     pub owner: u32,
     /// Index of the caption.
     pub caption: u32,
@@ -87,10 +86,10 @@ pub struct Plan {
     pub content: String,
     /// Every distinct image-caption pair, sorted.
     image_captions: Vec<ImageCaption>,
-    /// For every slot, the slot where the same uid stands first; [`NO_INDEX`] where the row cannot be
-    /// scored whatever its images are.
+    /// For every slot, the slot where the same uid occurs first; [`NO_INDEX`] if the row cannot be scored
+    /// whatever its images are.
     owner: Vec<u32>,
-    /// For every row, its caption; [`NO_INDEX`] where it cannot be scored.
+    /// For every row, its caption; [`NO_INDEX`] if it cannot be scored.
     caption: Vec<u32>,
     /// Rows whose own id is another row's, and how they are named instead.
     renamed: Vec<ids::Renamed>,
@@ -163,15 +162,14 @@ impl Plan {
         self.images
     }
 
-    /// The distinct images whose owner stands in `file`.
+    /// The distinct images whose owner is in `file`.
     #[must_use]
     pub fn images_owned_by(&self, file: usize) -> u64 {
         let slots = self.files[file].slots();
         slots.filter(|&slot| self.owner(slot).map(u64::from) == Some(slot)).count() as u64
     }
 
-    /// The slot where the uid of the image at `slot` stands first; `None` where its row cannot be
-    /// scored.
+    /// The slot where the uid of the image in `slot` occurs first; `None` if its row cannot be scored.
     pub(crate) fn owner(&self, slot: u64) -> Option<u32> {
         self.owner.get(usize::try_from(slot).ok()?).copied().filter(|&owner| owner != NO_INDEX)
     }
@@ -184,13 +182,13 @@ impl Plan {
         u32::try_from(found).ok()
     }
 
-    /// The caption that stands beside the image at `slot`; `None` where the row cannot be scored.
+    /// The caption of the image in `slot`; `None` if the row cannot be scored.
     pub(crate) fn caption_at(&self, slot: u64) -> Option<u32> {
         let caption = self.caption.get(usize::try_from(slot / 2).ok()?).copied();
         caption.filter(|&caption| caption != NO_INDEX)
     }
 
-    /// A image-caption pair by its index.
+    /// An image-caption pair by its index.
     pub(crate) fn image_caption(&self, index: u32) -> Option<ImageCaption> {
         self.image_captions.get(index as usize).copied()
     }
@@ -200,7 +198,7 @@ impl Plan {
         self.image_captions.len()
     }
 
-    /// Every image-caption pair of the image whose uid stands first at `owner`, by index.
+    /// Every image-caption pair of the image whose uid occurs first at `owner`, by index.
     pub(crate) fn image_captions_of(&self, owner: u32) -> std::ops::Range<u32> {
         let start =
             self.image_captions.partition_point(|image_caption| image_caption.owner < owner);
@@ -210,8 +208,7 @@ impl Plan {
         start as u32..(start + length) as u32
     }
 
-    /// The name of a row in the output: its own id, or a name by its place where another row has that
-    /// id.
+    /// The id of a row in the output: its own, or one made from file and row if another row has that id.
     pub(crate) fn pair_id(&self, file: &PlannedFile, row: u64, own: String) -> String {
         let number = u32::try_from(file.first_row + row).unwrap_or(NO_INDEX);
         match self.renamed.binary_search_by_key(&number, |renamed| renamed.row) {
@@ -221,7 +218,7 @@ impl Plan {
     }
 }
 
-/// The name of a row by its place.
+/// The id of a row that is made from its file and row.
 fn positional(file: &PlannedFile, row: u64) -> String {
     positional_pair_id(&file.input.source_file, i64::try_from(row).unwrap_or(i64::MAX))
 }
@@ -269,7 +266,7 @@ impl Planner {
         Ok(rows)
     }
 
-    /// Says which labels of the input are no human votes, and how many.
+    /// Logs how many labels of the input are not human votes, and why.
     fn say_no_votes(&self) {
         for (why, reason) in [
             (NoVote::HasLabelFalse, "has_label is false there"),
@@ -277,7 +274,8 @@ impl Planner {
             (NoVote::NotANumber, "it is NaN there"),
         ] {
             if let Some(rows) = self.no_votes.get(&why) {
-                tracing::warn!("label_0 of {rows} rows is no human vote: {reason}");
+                let rows = counted(*rows, "rows");
+                tracing::warn!("label_0 of {rows} is not a human vote: {reason}");
             }
         }
     }
@@ -302,7 +300,7 @@ impl Planner {
         };
         self.plan.caption.push(caption);
         for (uid, slot) in row.image_uid.iter().zip(2 * number..) {
-            // An image without a uid is nobody else's: it is known by where it stands.
+            // An image without a uid is identified by its slot.
             if let Some(uid) = uid.as_deref().filter(|uid| !uid.is_empty()) {
                 self.uids.push((digest(uid.as_bytes()), slot));
             }
@@ -347,7 +345,7 @@ impl Planner {
         if !plan.renamed.is_empty() {
             tracing::warn!(
                 rows = plan.renamed.len(),
-                "some ranking_id stand more than once; later rows are named by their place"
+                "duplicate ranking_id values; later rows get an id of the form file:row"
             );
         }
         uids.sort_unstable();

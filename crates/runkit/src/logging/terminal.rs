@@ -1,4 +1,4 @@
-//! Log lines for people at a terminal: the sentence, and its level if it is a warning or worse.
+//! Log lines at a terminal: the sentence, and its level if it is a warning or worse.
 
 use std::fmt::{self, Debug, Write as _};
 
@@ -10,13 +10,13 @@ use tracing_subscriber::registry::LookupSpan;
 
 use super::escape_for_terminal;
 
-/// Writes `warning: the sentence (field value)`; of mere information the sentence alone, whose fields are
+/// Writes `warning: the sentence (field value)`, and of an information event the sentence alone: its fields are
 /// for machines.
-pub(super) struct ForPeople {
+pub(super) struct TerminalFormat {
     pub(super) coloured: bool,
 }
 
-impl<S, N> FormatEvent<S, N> for ForPeople
+impl<S, N> FormatEvent<S, N> for TerminalFormat
 where
     S: Subscriber + for<'a> LookupSpan<'a>,
     N: for<'a> FormatFields<'a> + 'static,
