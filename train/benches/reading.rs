@@ -1,12 +1,12 @@
-//! Pairs per second that a cache of latents hands to the device, with nothing else to do: above what a
-//! device trains on, no step waits for data.
+//! Pairs per second that a cache of latents can deliver: if it is more than a device trains on, no step
+//! waits for data.
 //!
 //! ```text
 //! cargo bench -p balanceddpo-train --bench reading -- CACHE LABELS
 //! ```
 //!
-//! The cache is read over and over, so that it may be small; it is in the memory of the system then, and
-//! a slow disk is not seen.
+//! The cache is read over and over, so that it may be small. Then it is in the page cache, and a slow disk does
+//! not show.
 #![expect(clippy::print_stdout, reason = "a benchmark reports")]
 
 use std::path::Path;
@@ -17,9 +17,9 @@ use anyhow::{Context as _, Result};
 use schemas::labels::LabelRow;
 use train::data::{Content, Dataset, Stream, StreamOptions};
 
-/// How long it is measured.
+/// How long to measure.
 const SPAN: Duration = Duration::from_secs(5);
-/// What is read ahead, as by default in `train run`.
+/// The prefetch buffer, as by default in `train run`.
 const MEMORY: u64 = 1 << 30;
 
 fn main() -> Result<()> {
@@ -28,7 +28,7 @@ fn main() -> Result<()> {
         std::env::args().skip(1).filter(|argument| !argument.starts_with("--")).collect();
     let [cache, labels] = arguments.as_slice() else {
         // `cargo bench` of the workspace has no cache at hand.
-        println!("reading: left out; expected arguments CACHE LABELS");
+        println!("reading: skipped; expected arguments CACHE LABELS");
         return Ok(());
     };
     let mut all = |_: &LabelRow| Some(());

@@ -12,7 +12,7 @@ use crate::settings::{CacheOptions, RunOptions, finish_argument};
 /// Train a diffusion model on preferences: Diffusion-DPO on consensus labels, with a
 /// reference model that is updated.
 #[derive(Debug, Parser)]
-#[command(name = "train", version, max_term_width = 80, propagate_version = true)]
+#[command(name = "train", version, max_term_width = 100, propagate_version = true)]
 #[command(after_help = "Examples:
   train plan --recipe mini --model data/mini/sd --pairs data/sample \\
     --labels data/labels.parquet --out runs/mini
@@ -40,7 +40,9 @@ pub enum Command {
     /// Encode images and captions once, for many runs (see run --cache).
     Cache(CacheArguments),
     /// List the recipes.
-    Recipes(RecipesArguments),
+    Recipes(JsonArguments),
+    /// Check this machine: libtorch, GPUs, CPU, memory, disk and hub.
+    Doctor(JsonArguments),
 }
 
 /// `train run`.
@@ -135,10 +137,10 @@ pub struct CacheArguments {
     pub resume: ResumeFlag,
 }
 
-/// `train recipes`.
+/// `train recipes` and `train doctor`.
 #[derive(Debug, Clone, Args)]
-pub struct RecipesArguments {
-    /// Print names, descriptions and settings as JSON.
+pub struct JsonArguments {
+    /// Print JSON.
     #[arg(long)]
     pub json: bool,
 }

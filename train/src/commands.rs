@@ -36,6 +36,14 @@ pub fn run(command: Command) -> Result<ExitStatus> {
             })?;
             Ok(ExitStatus::Done)
         }
+        Command::Doctor(arguments) => {
+            let report = nn::doctor::examine();
+            say(&match arguments.json {
+                true => report.to_json()?,
+                false => report.to_string(),
+            })?;
+            Ok(if report.is_usable() { ExitStatus::Done } else { ExitStatus::Failed })
+        }
     }
 }
 

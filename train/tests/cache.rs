@@ -140,7 +140,7 @@ fn take(dataset: Dataset<i8>, hflip: bool, count: u64) -> Vec<Example<i8>> {
     (0..count).map(|_| stream.next().unwrap()).collect()
 }
 
-/// The largest difference, as a share of the largest number.
+/// The largest difference, relative to the largest number.
 fn difference(found: &Tensor, expected: &Tensor) -> f64 {
     assert_eq!(found.size(), expected.size());
     let difference = (found - expected).abs().max().double_value(&[]);

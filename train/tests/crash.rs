@@ -13,7 +13,7 @@ use common::{Fixture, Run, Running, pipeline, wait_until};
 use nn::weights::{Weights, write_safetensors};
 use serde_json::{Map, Value};
 
-/// Eleven pairs, two of which are held out for the probe: an epoch of nine ends in the third step of four, and
+/// Eleven pairs, two held out for the probe: an epoch of nine ends in the third step of four, and
 /// in the middle of a micro-batch.
 const PAIRS: usize = 11;
 /// The flags that the cases of this file share.
@@ -61,7 +61,7 @@ impl Case {
         assert_eq!(self.fixture.metrics("out"), self.metrics);
     }
 
-    fn forget(&self) {
+    fn clear(&self) {
         std::fs::remove_dir_all(self.fixture.path("out")).unwrap();
     }
 }
@@ -80,7 +80,7 @@ fn comparable(fixture: &Fixture, out: &str) -> BTreeMap<String, Vec<u8>> {
 struct Numbers(u64);
 
 impl Numbers {
-    /// A share of `whole`.
+    /// A fraction of `whole`.
     fn part_of(&mut self, whole: Duration) -> Duration {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut number = self.0;
@@ -91,7 +91,7 @@ impl Numbers {
 }
 
 #[test]
-fn killed_at_any_time_and_again_while_it_goes_on_the_bytes_are_the_same() {
+fn killed_at_any_time_and_again_after_a_resume_the_bytes_are_the_same() {
     let case = Case::new(&[]);
     let mut numbers = Numbers(4);
     let mut killed = 0;
@@ -103,7 +103,7 @@ fn killed_at_any_time_and_again_while_it_goes_on_the_bytes_are_the_same() {
         }
         Run::of(&mut case.command(&[])).expect_code(0);
         case.assert_finished();
-        case.forget();
+        case.clear();
     }
     assert!(killed >= 6, "only {killed} of 18 runs were killed before their end");
 }
@@ -124,10 +124,10 @@ fn killed_at_every_durable_file_the_bytes_are_the_same() {
             passages += if matches!(point, "metrics" | "checkpoint") { 2 } else { 9 };
             Run::of(&mut case.command(&[])).expect_code(0);
             case.assert_finished();
-            case.forget();
+            case.clear();
         }
         case.assert_finished();
-        case.forget();
+        case.clear();
         let expected = match point {
             "metrics" => 10..=12,
             "checkpoint" => 4..=5,
@@ -206,7 +206,7 @@ fn sigterm_saves_in_the_middle_of_a_step_and_the_rerun_finishes() {
         }
         assert!(found == expected, "stopped after {steps} steps");
         assert_eq!(case.fixture.metrics("out"), case.metrics);
-        case.forget();
+        case.clear();
     }
 }
 
@@ -253,11 +253,11 @@ fn a_damaged_checkpoint_falls_back_to_the_one_before_with_a_warning() {
         let bytes = std::fs::read(case.fixture.path(&path)).unwrap();
         case.fixture.put(&path, &bytes[..bytes.len() / 2]);
         let run = Run::of(&mut case.command(&[])).expect_code(0);
-        for words in ["step-000006", "taking the checkpoint before it", "step-000003"] {
+        for words in ["step-000006", "using the checkpoint before it", "step-000003"] {
             assert!(run.stderr.contains(words), "{file}: {words:?} is not in {run:#?}");
         }
         case.assert_finished();
-        case.forget();
+        case.clear();
     }
 }
 
@@ -273,7 +273,7 @@ fn a_full_disk_loses_nothing() {
         if !case.fixture.path("out/checkpoints").exists() {
             Run::of(&mut case.command(&[])).expect_code(0);
             case.assert_finished();
-            case.forget();
+            case.clear();
             continue;
         }
         spoilt += 1;
@@ -287,7 +287,7 @@ fn a_full_disk_loses_nothing() {
         }
         Run::of(&mut case.command(&[])).expect_code(0);
         case.assert_finished();
-        case.forget();
+        case.clear();
     }
     assert!(spoilt >= 3, "{spoilt} faults were in or after a checkpoint");
 }

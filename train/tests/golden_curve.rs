@@ -48,7 +48,7 @@ fn agree(expected: &Map<String, Value>, found: &Map<String, Value>) -> bool {
         (Some(one), Some(two)) => (one - two).abs() <= TOLERANCE * one.abs().max(1.0),
         _ => expected[name] == found[name],
     };
-    // A share of pairs jumps where one of them is near zero.
+    // An accuracy jumps if z of one pair is near zero.
     let mut numbers = expected.keys().filter(|name| !name.ends_with("accuracy"));
     expected.keys().eq(found.keys()) && numbers.all(near)
 }

@@ -114,14 +114,14 @@ fn more_steps_are_the_run_that_was_given_them_at_once() {
     let hint = value_after(&refused.stderr, "hint: --steps");
     refused.expect_error(&["steps: 8 is below step 12"]);
     Run::of(&mut fixture.run("out", &["--steps", &hint, "--keep", "9"])).expect_code(0);
-    // Without a checkpoint there is nothing to go on from.
+    // Without a checkpoint there is nothing to resume from.
     std::fs::remove_dir_all(fixture.path("out/checkpoints")).unwrap();
     Run::of(&mut fixture.run("out", &["--steps", "14"])).expect_error(&["12 steps", "are gone"]);
     assert!(fixture.bytes(&format!("out/{UNET}")) != first);
 }
 
 #[test]
-fn a_schedule_that_falls_is_said_to_take_another_curve() {
+fn a_falling_schedule_warns_that_it_follows_another_curve() {
     let fixture = Fixture::new(8);
     let flags = ["--lr-schedule", "cosine", "--steps", "4"];
     Run::of(&mut fixture.run("out", &flags)).expect_code(0);
@@ -217,14 +217,14 @@ fn skipped_pairs_have_no_weight_and_the_others_keep_their_places() {
     }
     let mean = losses.iter().sum::<f64>() / losses.len() as f64;
     assert!((lines[4]["loss"].as_f64().unwrap() - mean).abs() < 1e-9);
-    // A slip is told, and so is a list that leaves nothing.
+    // A typo is refused, and so is a list that leaves no pair.
     let typo = fixture.put("typo.txt", b"77777777\n").display().to_string();
     let more = [&flags[..], &["--skip-pairs", &typo]].concat();
     Run::of(&mut fixture.run("other", &more)).expect_error(&["typo.txt", "77777777", "hint: "]);
     let ids: Vec<String> = fixture.labels().into_iter().map(|row| row.pair_id).collect();
     let all = fixture.put("all.txt", ids.join("\n").as_bytes()).display().to_string();
     let more = [&flags[..], &["--skip-pairs", &all]].concat();
-    Run::of(&mut fixture.run("other", &more)).expect_error(&["all pairs are to be skipped"]);
+    Run::of(&mut fixture.run("other", &more)).expect_error(&["all pairs are skipped"]);
     // A step without a pair changes no weight.
     let most = ids.iter().filter(|id| **id != pairs[0]).cloned().collect::<Vec<_>>().join("\n");
     let most = fixture.put("most.txt", most.as_bytes()).display().to_string();
@@ -482,11 +482,11 @@ fn the_probe_is_held_out_with_and_without_a_cache() {
 }
 
 #[test]
-fn a_run_that_ends_in_its_warm_up_is_told() {
+fn a_run_that_ends_in_its_warm_up_gets_a_warning() {
     let fixture = Fixture::new(8);
     let flags = ["--steps", "2", "--warmup-steps", "5"];
     let run = Run::of(&mut fixture.run("out", &flags)).expect_code(0);
-    assert!(run.stderr.contains("warm-up takes 5 steps of 2"), "{run:#?}");
+    assert!(run.stderr.contains("warm-up takes 5 of 2 steps"), "{run:#?}");
     let plan = Run::of(&mut fixture.command("plan", "plan", &flags)).expect_code(0);
-    assert!(plan.stdout.contains("comes to 2e-4 of 1e-3"), "{plan:#?}");
+    assert!(plan.stdout.contains("reaches 2e-4 of 1e-3"), "{plan:#?}");
 }

@@ -159,7 +159,7 @@ impl<L: Clone> Stream<L> {
         self.budget.held()
     }
 
-    /// Requests examples until enough are on their way; waits only if there is none.
+    /// Requests examples until enough are on their way; waits only if no example is.
     fn prefetch(&mut self) {
         while self.pending.len() < self.ahead {
             let Some(item) = self.waiting.pop_front() else {

@@ -237,7 +237,7 @@ fn with_small_windows(mut dataset: Dataset<i8>) -> Arc<Dataset<i8>> {
 }
 
 #[test]
-fn a_stream_goes_on_from_every_position_as_if_never_stopped() {
+fn a_stream_resumes_at_every_position_as_if_never_stopped() {
     let (folder, path, _) = two_files();
     for small in [false, true] {
         let dataset = open(folder.path(), &path).unwrap();
@@ -247,7 +247,7 @@ fn a_stream_goes_on_from_every_position_as_if_never_stopped() {
         for (position, seen) in (0..).zip(&whole) {
             assert_eq!(seen.position, position);
         }
-        // Every pair once an epoch, in another order each time, and drawn anew.
+        // Every pair once an epoch, each time in another order and augmented anew.
         let epochs: Vec<Vec<&str>> = whole
             .chunks(length)
             .map(|epoch| epoch.iter().map(|seen| &*seen.pair_id).collect())
@@ -397,7 +397,7 @@ fn images_that_are_null_are_said_before_the_stream() {
 }
 
 #[test]
-fn what_is_read_ahead_stays_within_the_bound() {
+fn prefetching_stays_within_the_bound() {
     let folder = tempfile::tempdir().unwrap();
     let mut pairs = PairsFile::new("a", 60, 1);
     // Bytes after the end of a PNG are not looked at.
@@ -469,7 +469,7 @@ fn a_skipped_pair_keeps_its_place_and_is_not_read() {
     let whole = Arc::new(Dataset::open(&input, &[], &labels, &mut sign_of).unwrap());
     let length = whole.len() as usize;
     let whole = take(&whole, options(), 2 * length);
-    // Images that could not be read: one is null, one is no image.
+    // Images that cannot be read: one is null, one is garbage.
     pairs.images[0][0] = None;
     pairs.images[1][3] = Some(b"nothing".to_vec());
     pairs.write(folder.path());

@@ -1,5 +1,5 @@
-//! What to do after an error in the middle of a run. Every command that is suggested works: the run's folder
-//! holds what it names, and nothing that it changes is refused.
+//! Hints after an error in the middle of a run. Every suggested command works: the run's folder holds what the
+//! command names, and the run accepts what it changes.
 
 use std::path::{Path, PathBuf};
 
@@ -13,7 +13,7 @@ use super::folder::{CHECKPOINTS, NOT_FINITE};
 use crate::config::{Config, largest_divisor};
 use crate::trainer::NotFinite;
 
-/// Whether the device had not enough memory.
+/// Whether the device was out of memory.
 pub(crate) fn lacks_memory(error: &anyhow::Error) -> bool {
     error.chain().any(|cause| {
         let network = cause.downcast_ref::<NetworkError>();
@@ -24,16 +24,16 @@ pub(crate) fn lacks_memory(error: &anyhow::Error) -> bool {
     })
 }
 
-/// A sentence about `error`, where there is something to be done, and nothing where the error itself says all.
+/// A hint for `error`; `None` if the error itself says everything.
 ///
 /// # Errors
-/// Where the list of pairs that it names cannot be written.
+/// If the list of pairs that the hint names cannot be written.
 pub(crate) fn after(error: &anyhow::Error, config: &Config) -> Result<Option<String>> {
     if let Some(NotFinite { step, pairs, .. }) = error.downcast_ref::<NotFinite>() {
         let list = write_list(config, *step, pairs)?;
         let elsewhere = elsewhere(config, "a lower --lr or --dtype f32")?;
         return Ok(Some(format!(
-            "hint: the same command with --skip-pairs {} leaves these pairs out; or {elsewhere}",
+            "hint: the same command with --skip-pairs {} skips these pairs; or {elsewhere}",
             list.display()
         )));
     }
@@ -61,22 +61,22 @@ pub(crate) fn after(error: &anyhow::Error, config: &Config) -> Result<Option<Str
     Ok(None)
 }
 
-/// What begins another run: with a checkpoint where there is one, the one before the newest if there are two,
-/// since the newest has the weights that led here.
+/// How to start another run: from a checkpoint, if there is one. With two checkpoints, from the one before the
+/// newest, since the newest has the weights that led to the error.
 fn elsewhere(config: &Config, settings: &str) -> Result<String> {
     let mut complete = checkpoint::complete(&config.out.join(CHECKPOINTS))?;
     let newest = complete.pop();
     Ok(match complete.pop().or(newest).or_else(|| config.settings.from.clone()) {
         Some(folder) => format!(
-            "another run that begins before it: --from {} --out OTHER with {settings}",
+            "another run that starts before it: --from {} --out OTHER with {settings}",
             folder.display()
         ),
-        // Without a checkpoint other settings are another run, and nothing is lost.
+        // Without a checkpoint nothing is lost: other settings replace the run.
         None => settings.to_owned(),
     })
 }
 
-/// Writes the pairs, and those that are skipped already, as a list for `--skip-pairs`.
+/// Writes a list for `--skip-pairs`: these pairs, and those that are already skipped.
 fn write_list(config: &Config, step: u64, pairs: &[String]) -> Result<PathBuf> {
     let mut ids: Vec<String> = pairs.to_vec();
     if let Some(path) = &config.settings.skip_pairs {

@@ -1,52 +1,47 @@
 //! The result: `pipeline/`, the base model's folder with the trained UNet, which
 //! `DiffusionPipeline.from_pretrained` loads, and a model card in it.
 
-use std::fmt::Write as _;
 use std::io::{Read as _, Write};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
-use nn::optimizer::OptimizerKind;
 use nn::pipeline::NetworkFiles;
 use nn::unet::SAVED_WEIGHTS;
 use nn::weights::Weights;
 use runkit::run_folder::remove_file;
 use serde_json::Value;
 
-use super::manifest::Manifest;
-use super::probe::ProbeReport;
-use crate::config::Config;
 use crate::model::{BaseModel, Networks};
 
 /// The folder of the result.
 pub const FOLDER: &str = "pipeline";
-/// Written last: a folder that has it is whole.
+/// Written last: a folder that has it is complete.
 const INDEX: &str = "model_index.json";
-/// The model card.
+/// The file of the model card ([`super::card`]).
 const CARD: &str = "README.md";
-/// How much of a file is copied between two looks for a signal.
+/// Bytes of a file that are copied between two checks for a signal.
 const PIECE: usize = 1 << 20;
-/// Formats of weights, the one that is taken first.
+/// Formats of weights, the preferred one first.
 const WEIGHT_EXTENSIONS: [&str; 7] = ["safetensors", "bin", "msgpack", "h5", "ckpt", "pth", "onnx"];
-/// The suffix of weights in half precision, which diffusers looks for only when asked to.
+/// The suffix of weights in f16, which diffusers reads only if asked to.
 const HALF: &str = ".fp16";
 
-/// Whether the run's result is there.
+/// Whether the run's result is complete.
 pub fn is_complete(run: &Path) -> bool {
     run.join(FOLDER).join(INDEX).is_file()
 }
 
-/// A file of the base model that the result has too.
+/// A file of the base model that the result also has.
 struct Copied {
     from: PathBuf,
     /// Below the folder of the result.
     to: String,
 }
 
-/// The files of the result, by their names below its folder.
+/// The files of the result, by name below its folder.
 ///
 /// # Errors
-/// Where a file of the base model cannot be read.
+/// If a file of the base model cannot be read.
 pub fn names(base: &BaseModel) -> Result<Vec<String>> {
     let mut names: Vec<String> = copied(base)?.into_iter().map(|copied| copied.to).collect();
     names.extend(["unet/config.json".to_owned(), format!("unet/{SAVED_WEIGHTS}")]);
@@ -55,10 +50,10 @@ pub fn names(base: &BaseModel) -> Result<Vec<String>> {
     Ok(names)
 }
 
-/// The bytes of the files that the result has of the base model.
+/// The bytes of the files that are copied from the base model.
 ///
 /// # Errors
-/// Where a file of the base model cannot be read.
+/// If a file of the base model cannot be read.
 pub fn copied_bytes(base: &BaseModel) -> Result<u64> {
     let length = |copied: &Copied| copied.from.metadata().map_or(0, |found| found.len());
     Ok(copied(base)?.iter().map(length).sum())
@@ -86,10 +81,10 @@ pub(super) fn listed(manifest: &Value) -> Vec<String> {
     listed.filter_map(Value::as_str).map(str::to_owned).collect()
 }
 
-/// Writes the result. A signal ends it within a moment; the same again writes what is missing.
+/// Writes the result. A signal stops it within a moment; another call writes what is missing.
 ///
 /// # Errors
-/// Where a file cannot be read or written, or a signal came.
+/// If a file cannot be read or written, or a signal stops it.
 pub fn write(run: &Path, base: &BaseModel, networks: &Networks, card: &str) -> Result<PathBuf> {
     let to = run.join(FOLDER);
     let index = base.files.folder.join(INDEX);
@@ -116,7 +111,7 @@ pub fn write(run: &Path, base: &BaseModel, networks: &Networks, card: &str) -> R
     Ok(to)
 }
 
-/// Copies to the end, unless a signal comes.
+/// Copies to the end, unless a signal stops it.
 fn copy(source: &mut std::fs::File, target: &mut dyn Write) -> std::io::Result<()> {
     let mut piece = vec![0; PIECE];
     loop {
@@ -128,8 +123,8 @@ fn copy(source: &mut std::fs::File, target: &mut dyn Write) -> std::io::Result<(
     }
 }
 
-/// What the result has of the base model: all parts but the UNet, of a network that is read here the weights that
-/// are read, of any other part one format of weights.
+/// The files that are copied from the base model: all parts but the UNet. Of a network that this program reads,
+/// the weights that it reads; of any other part, one format of weights.
 fn copied(base: &BaseModel) -> Result<Vec<Copied>> {
     let from = &base.files.folder;
     let index = std::fs::read(from.join(INDEX))
@@ -151,16 +146,15 @@ fn copied(base: &BaseModel) -> Result<Vec<Copied>> {
     Ok(all)
 }
 
-/// The index with two nulls for each part whose folder is not there, as diffusers writes parts that
-/// were left out: of a model of the hub the safety checker is not downloaded. `None` where all parts
-/// are there.
+/// The index with two nulls for each part whose folder does not exist, which is how diffusers writes absent
+/// parts: the safety checker of a model on the hub is not downloaded. `None` if all parts exist.
 fn without_absent_parts(index: &[u8], folder: &Path) -> Result<Option<Vec<u8>>> {
     let mut changed: Value = serde_json::from_slice(index)
         .with_context(|| format!("{}: not JSON", folder.join(INDEX).display()))?;
     let Some(parts) = changed.as_object_mut() else { return Ok(None) };
     let mut any = false;
     for (name, part) in parts.iter_mut() {
-        // `["library", "class"]`; options of the pipeline are no lists.
+        // `["library", "class"]`; options of the pipeline are not lists.
         let is_part = part.as_array().is_some_and(|pair| pair.len() == 2 && pair[1].is_string());
         if is_part && name != "unet" && !folder.join(name).is_dir() {
             *part = Value::Array(vec![Value::Null, Value::Null]);
@@ -176,7 +170,7 @@ fn without_absent_parts(index: &[u8], folder: &Path) -> Result<Option<Vec<u8>>> 
     Ok(Some(serde_json::to_vec_pretty(&changed)?))
 }
 
-/// The network of a part, if it is one whose weights are read here.
+/// The network of a part, if this program reads its weights.
 fn network_of<'base>(base: &'base BaseModel, part: &str) -> Option<&'base NetworkFiles> {
     match part {
         "vae" => Some(&base.files.vae),
@@ -186,8 +180,8 @@ fn network_of<'base>(base: &'base BaseModel, part: &str) -> Option<&'base Networ
     }
 }
 
-/// Lists a part of the pipeline; of its weights the files `read`, or those of the first of the formats. Weights
-/// in half precision lose the mark in their name, or diffusers would not find them.
+/// Lists a part of the pipeline. Of its weights, lists the files `read`, or those of the preferred format. Weights
+/// in f16 lose the suffix in their name, or diffusers would not find them.
 fn list_part(
     folder: &Path,
     name: &str,
@@ -229,8 +223,8 @@ fn list_part(
     Ok(())
 }
 
-/// The format of a file of weights, or of an index of such, by its name: the place in [`WEIGHT_EXTENSIONS`], and
-/// whether it is a variant such as half precision. None for another file.
+/// The format of a file of weights or of its index, by name: the position in [`WEIGHT_EXTENSIONS`], and whether it
+/// is a variant such as f16. `None` for another file.
 fn format_of(name: &str) -> Option<(usize, bool)> {
     let (file, variant) = match name.split_once(".index.") {
         Some((file, rest)) => (file, rest.strip_suffix("json")?.trim_end_matches('.')),
@@ -241,97 +235,13 @@ fn format_of(name: &str) -> Option<(usize, bool)> {
     Some((format, stem.contains('.') || !variant.is_empty()))
 }
 
-/// The model card: what was done, with what, and how far it came. No time and no host, so that
-/// equal runs give equal bytes.
-pub fn model_card(
-    config: &Config,
-    base: &BaseModel,
-    manifest: &Manifest,
-    probes: Option<(&ProbeReport, &ProbeReport)>,
-) -> String {
-    // Of a model of the hub the folder is called after its commit.
-    let name = match &base.revision {
-        Some(_) => base.shown.trim_start_matches("hf://").into(),
-        None => base.files.folder.file_name().unwrap_or_default().to_string_lossy(),
-    };
-    let mut card = String::new();
-    // Writing to a String cannot fail.
-    let _ = write!(
-        card,
-        "---\nlibrary_name: diffusers\npipeline_tag: text-to-image\ntags:\n- {}\n- dpo\n---\n\n\
-         # {name}, aligned with preferences\n\n\
-         The UNet of `{name}` after {} steps of Diffusion-DPO on {} labels of {} pairs: β {}, \
-         batches of {} pairs at {} pixels, learning rate {:e} at its height ({}), {}.\n\n",
-        match base.files.family {
-            nn::pipeline::Family::StableDiffusion => "stable-diffusion",
-            nn::pipeline::Family::StableDiffusionXl => "stable-diffusion-xl",
-        },
-        config.settings.steps,
-        config.settings.preference,
-        manifest.pairs,
-        config.settings.beta,
-        config.settings.batch_size,
-        base.resolution,
-        config.learning_rate.peak(),
-        match config.optimizer.kind {
-            OptimizerKind::Adamw => "AdamW",
-            OptimizerKind::Adafactor => "Adafactor",
-        },
-        match config.settings.reference_every {
-            0 => "the reference is the base model".to_owned(),
-            every => format!("the reference is renewed after every {every} steps"),
-        },
-    );
-    card += "```python\nfrom diffusers import DiffusionPipeline\n\npipeline = \
-             DiffusionPipeline.from_pretrained(\"path/to/this/folder\")\n\
-             pipeline(\"a prompt\").images[0].save(\"image.png\")\n```\n\n";
-    if let Some((first, last)) = probes {
-        let _ = write!(
-            card,
-            "## How far it came\n\nOn {} pairs held out of training, with fixed timesteps and noise, \
-             against the base model (a loss of ln 2 = 0.6931 and an accuracy of 0.5 are no \
-             preference):\n\n\
-             | | before | after |\n|---|---|---|\n\
-             | loss | {:.4} | {:.4} |\n| implicit accuracy | {:.3} | {:.3} |\n\
-             | error on the better images | {:.5} | {:.5} |\n\
-             | error on the others | {:.5} | {:.5} |\n\n",
-            manifest.probe.len(),
-            first.loss,
-            last.loss,
-            first.accuracy,
-            last.accuracy,
-            first.errors[0],
-            last.errors[0],
-            first.errors[1],
-            last.errors[1],
-        );
-    }
-    card += "## Settings\n\n| setting | value |\n|---|---|\n";
-    let _ = writeln!(card, "| dtype | {} |\n| steps | {} |", manifest.dtype, manifest.steps);
-    for (name, value) in manifest.settings.iter().chain(&manifest.numerics) {
-        let _ = writeln!(card, "| {name} | {} |", value.to_string().trim_matches('"'));
-    }
-    let _ = write!(
-        card,
-        "\n## Provenance\n\nMade by {}. Labels `{}`, data `{}`. Files of the base model \
-         (SHA-256):\n\n| file | hash |\n|---|---|\n",
-        manifest.program, manifest.labels, manifest.data
-    );
-    for (file, hash) in &manifest.model {
-        let _ = writeln!(card, "| {file} | `{hash}` |");
-    }
-    card += "\nThe licence of the base model applies. Its faults and biases are not removed by \
-             training on preferences, and those of the labels are added.\n";
-    card
-}
-
 #[cfg(test)]
 #[expect(clippy::disallowed_methods, reason = "fixtures need not be durable")]
 mod tests {
     use super::*;
 
     #[test]
-    fn of_an_unknown_part_one_format_of_weights_is_taken() {
+    fn one_format_of_weights_of_an_unknown_part_is_copied() {
         let place = tempfile::tempdir().unwrap();
         let listed = |files: &[&str]| -> Vec<String> {
             let folder = place.path().join("safety_checker");
@@ -352,7 +262,7 @@ mod tests {
             "pytorch_model.fp16.bin",
         ];
         assert_eq!(listed(&all), ["config.json", "model.safetensors"]);
-        // The only one there is loses its mark.
+        // The only one loses its suffix.
         assert_eq!(listed(&all[..2]), ["config.json", "model.safetensors"]);
         let sharded = [
             "model-00001-of-00002.safetensors",
@@ -367,7 +277,7 @@ mod tests {
     }
 
     #[test]
-    fn parts_that_are_not_there_are_left_out_of_the_index() {
+    fn absent_parts_are_null_in_the_index() {
         let folder = tempfile::tempdir().unwrap();
         std::fs::create_dir(folder.path().join("vae")).unwrap();
         let index = br#"{

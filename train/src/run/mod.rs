@@ -7,6 +7,7 @@
 //! with a checkpoint.
 
 mod advice;
+mod card;
 pub mod checkpoint;
 pub mod export;
 pub mod folder;

@@ -1,5 +1,5 @@
-//! What is known of a run before its networks are loaded: model, labels and pairs, opened, joined and
-//! checked. What can be wrong with them is said here.
+//! A run before its networks are loaded: model, labels and pairs, opened, joined and checked. Errors in them
+//! are reported here.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -18,32 +18,33 @@ use crate::model::{BaseModel, FileHashes};
 use crate::preference::{Labeler, PairLabel, PreferenceTarget};
 use crate::randomness::Choice;
 
-/// Of the pairs that can be trained on, no more than one in so many is held out for the probe.
+/// At most one in this many usable pairs is held out for the probe.
 const PAIRS_PER_PROBE_PAIR: u64 = 4;
 
-/// Everything that is known of a run before its networks are loaded.
+/// A run before its networks are loaded.
 #[derive(Debug)]
 pub struct OpenedRun {
     /// The model.
     pub base: BaseModel,
-    /// The pairs that are trained on, with their labels.
+    /// The training pairs with their labels.
     pub dataset: Arc<Dataset<PairLabel>>,
-    /// The pairs of the probe, which are held out of training.
+    /// The held-out pairs of the probe.
+    #[doc(alias = "held-out")]
     pub probe: Arc<Dataset<PairLabel>>,
     /// The scorers of the labels.
     pub scorers: Vec<String>,
-    /// A checksum of all labels.
+    /// A checksum of all loss targets.
     pub labels: String,
-    /// Pairs with votes, and how many of them are ties, whatever becomes of these.
+    /// How many pairs with votes are ties, before the policy for ties.
     pub ties: TieCount,
-    /// The pairs without weight.
+    /// The pairs that --skip-pairs names.
     pub skipped: PairList,
 }
 
 /// How many pairs are ties.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct TieCount {
-    /// Evenly split votes, equal sums, or images that people found equal, by the preference.
+    /// Ties under the preference: evenly split votes, equal sums, or human ties.
     pub ties: u64,
     /// Pairs with votes.
     pub pairs: u64,
@@ -51,12 +52,17 @@ pub struct TieCount {
 
 impl fmt::Display for TieCount {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let share = 100.0 * self.ties as f64 / self.pairs.max(1) as f64;
-        write!(formatter, "{} of {} ({share:.1} %)", HumanCount(self.ties), HumanCount(self.pairs))
+        let percent = 100.0 * self.ties as f64 / self.pairs.max(1) as f64;
+        write!(
+            formatter,
+            "{} of {} ({percent:.1} %)",
+            HumanCount(self.ties),
+            HumanCount(self.pairs)
+        )
     }
 }
 
-/// A checksum of labels in their order: what a run depends on of its labels.
+/// A checksum of loss targets in their order: a run depends on nothing else in the labels.
 fn digest(labels: &[PairLabel]) -> String {
     let mut hasher = blake3::Hasher::new();
     for label in labels {
@@ -73,10 +79,10 @@ fn digest(labels: &[PairLabel]) -> String {
 }
 
 impl OpenedRun {
-    /// Opens and checks model, labels and pairs. Nothing is written.
+    /// Opens and checks model, labels and pairs. Writes nothing.
     ///
     /// # Errors
-    /// Where one of them cannot be used, or they do not belong together.
+    /// If one of them cannot be used, or they do not belong together.
     pub fn new(config: &Config) -> Result<Self> {
         // What is on this machine is checked before a model of the hub is downloaded.
         BaseModel::check_local(&config.model)?;
@@ -116,7 +122,7 @@ impl OpenedRun {
         };
         skipped.refuse_unknown(&known, &config.labels)?;
         let base = BaseModel::open(&config.model, config.settings.resolution)?;
-        // What is wrong with a cache or with the prompts is said before anything is loaded.
+        // Errors in a cache or in the prompts are reported before networks are loaded.
         all.check(&stream_options(config, &base, 0))?;
         Sampler::new(config, &[], &base)?;
         let labels = digest(all.labels());
@@ -125,7 +131,7 @@ impl OpenedRun {
             all.hold_out(count, Choice::Probe.number(config.settings.seed, 0, 0));
         ensure!(
             dataset.counts().skipped < dataset.len(),
-            "{}: all pairs are to be skipped; hint: a shorter --skip-pairs",
+            "{}: all pairs are skipped; hint: a shorter --skip-pairs",
             config.labels.display()
         );
         Ok(Self {
@@ -139,12 +145,12 @@ impl OpenedRun {
         })
     }
 
-    /// How many pairs there are and what became of them.
+    /// The counts of pairs.
     pub fn counts(&self) -> &Counts {
         self.dataset.counts()
     }
 
-    /// How many ties there are, and what becomes of them.
+    /// How many ties there are, and the policy for them.
     pub fn ties_in_words(&self, config: &Config) -> String {
         if !Labeler::has_tie_policy(&config.settings.preference) {
             return format!("{}, each a preference of one half", self.ties);
@@ -152,7 +158,7 @@ impl OpenedRun {
         format!("{}, policy: {}", self.ties, config.settings.ties)
     }
 
-    /// What is to be said of a probe with fewer pairs than were asked for.
+    /// A warning, if the probe has fewer pairs than asked for.
     pub fn probe_shortage(&self, config: &Config) -> Option<String> {
         let (asked, held, all) = (
             config.settings.probe_pairs,
@@ -167,10 +173,10 @@ impl OpenedRun {
         })
     }
 
-    /// Checks that a cache, if there is one, was made with the model's encoders; their files are hashed.
+    /// Checks that a cache, if there is one, was made with the model's encoders. This hashes their files.
     ///
     /// # Errors
-    /// Where it was made with others, or a file cannot be read.
+    /// If it was made with others, or a file cannot be read.
     pub fn check_cache(&self) -> Result<()> {
         match self.dataset.cache() {
             Some(cache) => {
@@ -181,10 +187,10 @@ impl OpenedRun {
         }
     }
 
-    /// What the run is. `hashes` are those of the model's files as far as they are known, and in the end all.
+    /// The manifest of the run. `hashes` holds known hashes of the model's files; this adds the others.
     ///
     /// # Errors
-    /// Where a file of the model cannot be read, or a cache was made with other encoders.
+    /// If a file of the model cannot be read, or a cache was made with other encoders.
     pub fn manifest(&self, config: &Config, hashes: &mut FileHashes) -> Result<Manifest> {
         let data = DataFacts {
             fingerprint: self.dataset.fingerprint().to_owned(),
@@ -204,7 +210,7 @@ impl OpenedRun {
     }
 }
 
-/// How the pairs of a run are streamed from a position on.
+/// The options of a run's stream from a position on.
 pub(crate) fn stream_options(config: &Config, base: &BaseModel, position: u64) -> StreamOptions {
     StreamOptions {
         seed: config.settings.seed,

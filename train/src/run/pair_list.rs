@@ -1,11 +1,11 @@
-//! A list of pairs: a text file with a pair id in each line, as `--skip-pairs` takes it.
+//! A list of pairs for `--skip-pairs`: a text file with one pair id per line.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail};
 
-/// Pairs by their ids.
+/// Pairs by id.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct PairList {
     path: PathBuf,
@@ -16,7 +16,7 @@ impl PairList {
     /// Reads a list. Empty lines, spaces around an id, a byte-order mark and carriage returns do not matter.
     ///
     /// # Errors
-    /// Where the file cannot be read, is no text, or names no pair.
+    /// If the file cannot be read, is not text, or names no pair.
     pub fn read(path: &Path) -> Result<Self> {
         let text = std::fs::read_to_string(path)
             .with_context(|| format!("cannot read the list of pairs {}", path.display()))?;
@@ -24,12 +24,12 @@ impl PairList {
         let ids: BTreeSet<String> =
             lines.filter(|line| !line.is_empty()).map(str::to_owned).collect();
         if ids.is_empty() {
-            bail!("{}: expected a pair id in each line, found none", path.display());
+            bail!("{}: expected one pair id per line, found none", path.display());
         }
         Ok(Self { path: path.to_owned(), ids })
     }
 
-    /// Whether it names a pair.
+    /// Whether the list names a pair.
     pub fn contains(&self, pair_id: &str) -> bool {
         self.ids.contains(pair_id)
     }
@@ -39,12 +39,12 @@ impl PairList {
         self.ids.iter().map(String::as_str)
     }
 
-    /// Whether it names no pair.
+    /// Whether the list is empty.
     pub fn is_empty(&self) -> bool {
         self.ids.is_empty()
     }
 
-    /// How many pairs it names, and a checksum of which, as the manifest of a run notes it; none for no list.
+    /// The number of pairs and a checksum of their ids, for the manifest; `None` if the list is empty.
     pub fn summary(&self) -> Option<String> {
         let mut hasher = blake3::Hasher::new();
         for id in &self.ids {
@@ -55,7 +55,7 @@ impl PairList {
         (count > 0).then(|| format!("{count} pairs, {}", &digest[..16]))
     }
 
-    /// Refuses ids that are in no row of the labels: a slip would be of no effect in silence.
+    /// Refuses ids that no row of the labels has: a typo would otherwise have no effect, without a word.
     ///
     /// # Errors
     /// Naming some of them.
@@ -65,7 +65,7 @@ impl PairList {
             return Ok(());
         }
         bail!(
-            "{}: {} has no pair {}; hint: ids stand in the column pair_id of the labels",
+            "{}: {} has no pair {}; hint: the ids are in the column pair_id of the labels",
             self.path.display(),
             labels.display(),
             runkit::text::choices(unknown)

@@ -322,7 +322,7 @@ fn memory(
     let casts = match config.precision {
         Precision::F32 => 0.0,
         _ if config.settings.grad_checkpointing => 0.0,
-        widened if widened.upcasts_bf16(config.device) => 0.0,
+        upcast if upcast.upcasts_bf16(config.device) => 0.0,
         Precision::Bf16 | Precision::F16 => count * size,
     };
     let activations = rows * kept * size + casts;

@@ -1,4 +1,4 @@
-//! A started run: its networks, its data and its files, from the first step of this start to the end.
+//! A started run: its networks, data and files, from the first step of this start to the end.
 
 use std::ops::ControlFlow;
 use std::path::Path;
@@ -18,7 +18,7 @@ use super::opened::{OpenedRun, stream_options};
 use super::probe::{Probe, ProbeReport};
 use super::samples::Sampler;
 use super::{Finished, Found};
-use super::{advice, export, samples};
+use super::{advice, card, export, samples};
 use crate::config::{self, Config};
 use crate::data::{Content, Stream, StreamOptions};
 use crate::loss_scale::{LossScale, LossScaling};
@@ -29,10 +29,10 @@ use crate::report::{StepReport, Values};
 use crate::step::MicroBatchBuilder;
 use crate::trainer::{Position, Trainer, TrainingState};
 
-/// Read ahead for the probe: its pairs are few, and read out of this many bytes.
+/// The prefetch buffer for the probe, which has few pairs.
 const PROBE_MEMORY: u64 = 64 << 20;
-/// An alarm is raised where the errors on both images have risen by this share of the base model's:
-/// then the model becomes worse at generating, and not only less fond of the one image.
+/// The alarm: the errors on chosen and rejected images have both risen by this fraction of the base model's.
+/// Then the model gets worse at denoising any image, instead of only preferring one over the other.
 const ALARMING_RISE: f64 = 0.1;
 
 /// A started run.
@@ -45,15 +45,15 @@ pub(crate) struct Session<'run> {
     probe: Option<Probe>,
     sampler: Option<Sampler>,
     metrics: Metrics,
-    /// Whether there is no checkpoint of the run yet.
+    /// Whether the run has no checkpoint yet.
     is_first: bool,
-    /// The step of the newest checkpoint of the run, or the one that it began with.
+    /// The step of the newest checkpoint, or the step that the run started from.
     saved: u64,
     /// When the newest checkpoint was written.
     saved_at: Instant,
-    /// What this start does otherwise than the one before, for the next line of metrics.
+    /// The numerics that this start changes, for the next line of metrics.
     changed: Option<Value>,
-    /// The line of the last step, where it could not be written.
+    /// The metrics of the last step, if they could not be written.
     unwritten: Option<Values>,
 }
 
@@ -82,11 +82,11 @@ impl<'run> Session<'run> {
             match found.state.optimizer == config.optimizer.kind {
                 true => found.load_optimizer(optimizer.as_mut())?,
                 false => tracing::warn!(
-                    "the moments of {} are of another optimizer and begin anew",
+                    "the moments of {} are of another optimizer: they start at zero",
                     found.folder.display()
                 ),
             }
-            tracing::info!("going on from {}", found.folder.display());
+            tracing::info!("resuming from {}", found.folder.display());
         }
         stop.check()?;
         let changed = match found {
@@ -128,7 +128,7 @@ impl<'run> Session<'run> {
         })
     }
 
-    /// Trains to the end; an error that leaves the weights whole saves them first.
+    /// Trains to the end. After an error that leaves the weights whole, saves a checkpoint first.
     pub(crate) fn train(
         &mut self,
         opened: &OpenedRun,
@@ -188,7 +188,7 @@ impl<'run> Session<'run> {
         self.finish(base)
     }
 
-    /// A look at the probe, if there is one.
+    /// Measures the probe, if there is one.
     fn measure_probe(&self) -> Result<Option<ProbeReport>> {
         let networks = self.trainer.networks();
         let measure = |probe: &Probe| {
@@ -197,14 +197,14 @@ impl<'run> Session<'run> {
         self.probe.as_ref().map(measure).transpose()
     }
 
-    /// Writes the line of a step.
+    /// Writes the metrics of a step, and warns if both errors have risen.
     fn write(&mut self, report: &StepReport, opened: &OpenedRun) -> Result<()> {
         let mut values = report.values();
         if self.config.settings.preference == Preference::RandomScorer {
             let scorer = opened.scorers.get(report.scorer);
             values.push(("scorer", json!(scorer)));
         }
-        // The step is done: where the look fails its line is written all the same.
+        // The step is done: its metrics are written even if the measurement fails.
         let measured = match self.config.measures_after(report.step) {
             true => self.measure_probe(),
             false => Ok(None),
@@ -240,14 +240,14 @@ impl<'run> Session<'run> {
         self.sampler.as_ref().is_some_and(due)
     }
 
-    /// Whether an earlier start was stopped while it generated those of its last step.
+    /// Whether an earlier start was stopped while it generated the images of its last step.
     fn samples_are_missing(&self) -> bool {
         let step = self.trainer.position().step;
         let missing = |sampler: &Sampler| !sampler.exists(self.run, step);
         self.samples_are_due() && self.sampler.as_ref().is_some_and(missing)
     }
 
-    /// Generates sample images where there are any to generate; false where it was stopped.
+    /// Generates sample images, if the run has prompts; false after a stop signal.
     fn generate_samples(&mut self, base: &BaseModel, stop: &StopFlag) -> Result<bool> {
         let Some(sampler) = &self.sampler else { return Ok(true) };
         let step = self.trainer.position().step;
@@ -269,7 +269,7 @@ impl<'run> Session<'run> {
             self.metrics.write(self.trainer.position().step, values)?;
             self.unwritten = None;
         }
-        // No line up to the checkpoint may be lost once it is there.
+        // Once the checkpoint exists, no earlier line of metrics may be lost.
         self.metrics.sync()?;
         let checkpoints = self.run.join(CHECKPOINTS);
         let trainer = &self.trainer;
@@ -281,7 +281,7 @@ impl<'run> Session<'run> {
         checkpoint::prune(&checkpoints, self.config.settings.keep)
     }
 
-    /// Saves what is done, unless the weights are not whole, and says what to do.
+    /// Saves a checkpoint, unless the weights are not whole, and adds a hint to the error.
     fn keep_steps(&mut self, error: anyhow::Error) -> anyhow::Error {
         let step = self.trainer.position().step;
         if self.trainer.is_whole()
@@ -306,7 +306,7 @@ impl<'run> Session<'run> {
         }
     }
 
-    /// Saves what is done and says which signal came.
+    /// Saves a checkpoint and returns the signal.
     fn stopped(&mut self, stop: &StopFlag) -> Result<Stoppable<Finished>> {
         if self.trainer.position().step > self.saved {
             self.save()?;
@@ -323,24 +323,25 @@ impl<'run> Session<'run> {
             ..self.manifest.clone()
         };
         if manifest != *self.manifest {
-            // The result of fewer steps is none of this run any more.
+            // An earlier result, of fewer steps, is no longer the result of this run.
             export::unmark(self.run)?;
             RUN.at(self.run).begin(&manifest)?;
         }
         let before = report.as_ref().map(ProbeReport::before);
         let probes = before.as_ref().zip(report.as_ref());
-        let card = export::model_card(self.config, base, &manifest, probes);
+        let card = card::model_card(self.config, base, &manifest, probes);
         let pipeline = export::write(self.run, base, self.trainer.networks(), &card)?;
         Ok(ControlFlow::Continue(Finished { pipeline, probe: report }))
     }
 }
 
-/// How a start computes otherwise than the one that wrote the checkpoint, which is allowed and said.
+/// The numerics in which this start differs from the one that wrote the checkpoint. That is allowed, with a
+/// warning.
 fn changes(state: &State, manifest: &Manifest) -> Option<Value> {
     let differences = manifest::other_numerics(&state.numerics, &manifest.numerics);
     for difference in &differences {
         tracing::warn!(
-            "going on otherwise than up to step {}: {difference}{}",
+            "resuming from step {} with other numerics: {difference}{}",
             state.step,
             match difference.field.as_str() {
                 "skip_pairs" => "",
@@ -354,8 +355,8 @@ fn changes(state: &State, manifest: &Manifest) -> Option<Value> {
     (!values.is_empty()).then_some(Value::Object(values))
 }
 
-/// The probe of the run: the one that an earlier start wrote, or a new one. Where the reference is the
-/// base model still, it serves as such.
+/// The probe of the run: the one that an earlier start wrote, or a new one. If the reference model is still the
+/// base model, it serves as the base model.
 fn probe(
     config: &Config,
     opened: &OpenedRun,

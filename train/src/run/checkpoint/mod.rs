@@ -1,14 +1,14 @@
-//! Checkpoints: everything a run needs to go on as if it had not stopped.
+//! Checkpoints: everything a run needs to resume as if it had not stopped.
 //!
 //! `checkpoints/step-000100/` holds `unet/`, `reference/`, `optimizer.safetensors`, `state.json`, and
 //! `DONE`, which is written last and lists the other files with their lengths and BLAKE3 hashes. A
-//! folder without `DONE` is none; one whose files are not what `DONE` says is damaged: it is removed and
-//! the one before it is taken. One that cannot be read, or is of another version, stays as it is. Each
-//! is a new folder, so that a full disk spoils nothing that is there, and copies of it are complete
-//! wherever they are moved.
+//! folder without `DONE` is not a checkpoint. A checkpoint whose files differ from `DONE` is damaged: it is
+//! deleted, and the one before it is used. A checkpoint that cannot be read, or is of another version, stays
+//! as it is. Each checkpoint is a new folder, so that a full disk damages none of the others, and a copy of the
+//! folder is complete wherever it is moved.
 //!
-//! Files are hashed while they are written. Where the reference is the one of an earlier checkpoint, its
-//! file is a second name (a hard link) of the earlier one, if the file system has such.
+//! Files are hashed while they are written. If the reference model is the same as in an earlier checkpoint, its
+//! file is a hard link to the earlier one, if the file system has hard links.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -35,7 +35,7 @@ const STATE: &str = "state.json";
 const OPTIMIZER: &str = "optimizer.safetensors";
 /// The folder of the trained UNet.
 pub const UNET: &str = "unet";
-/// The folder of the reference.
+/// The folder of the reference model.
 pub const REFERENCE: &str = "reference";
 /// Every file of a checkpoint, below its folder.
 const FILES: [&str; 7] = [
@@ -47,7 +47,7 @@ const FILES: [&str; 7] = [
     "reference/config.json",
     "reference/diffusion_pytorch_model.safetensors",
 ];
-/// How much of a file is read and hashed together.
+/// Bytes of a file that are read and hashed at a time.
 const PIECE: usize = 8 << 20;
 
 /// Where a run stands.
@@ -60,21 +60,21 @@ pub struct State {
     pub step: u64,
     /// Pairs consumed since the start of training, over all epochs.
     pub position: u64,
-    /// The step whose weights the reference has; 0 for the base model's.
+    /// The step whose weights the reference model has; 0 for the base model's.
     pub reference_step: u64,
-    /// What the next loss is multiplied by.
+    /// The factor of the next loss.
     #[serde(default)]
     pub loss_scale: LossScale,
-    /// What the moments are of.
+    /// The optimizer of the moments.
     pub optimizer: OptimizerKind,
     /// The fingerprint of the run's identity.
     pub run: String,
-    /// How the start that wrote it computed.
+    /// The numerics of the start that wrote it.
     pub numerics: Numerics,
 }
 
 impl State {
-    /// Of a run of this fingerprint.
+    /// The state of the run with this fingerprint.
     pub fn new(
         position: Position,
         optimizer: OptimizerKind,
@@ -105,7 +105,7 @@ impl State {
     }
 }
 
-/// What `DONE` says of a file.
+/// The entry of a file in `DONE`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 struct FileRecord {
     bytes: u64,
@@ -118,10 +118,10 @@ impl From<Written> for FileRecord {
     }
 }
 
-/// What `DONE` holds: every other file by its path below the folder.
+/// The content of `DONE`: every other file by its path below the folder.
 type Records = BTreeMap<String, FileRecord>;
 
-/// A checkpoint that is complete.
+/// A complete checkpoint.
 #[derive(Debug)]
 pub struct Checkpoint {
     /// Its folder.
@@ -131,10 +131,10 @@ pub struct Checkpoint {
 }
 
 impl Checkpoint {
-    /// Opens the checkpoint of any run and checks every file.
+    /// Opens a checkpoint of any run and checks every file.
     ///
     /// # Errors
-    /// Where it is none, not complete, damaged or of another version.
+    /// If it is not a complete checkpoint, damaged, or of another version.
     pub fn open(folder: &Path) -> Result<Self> {
         refuse_unfinished(folder)?;
         match verify(folder)? {
@@ -143,20 +143,20 @@ impl Checkpoint {
         }
     }
 
-    /// Lays the optimizer's state into `optimizer`.
+    /// Loads the optimizer's state into `optimizer`.
     ///
     /// # Errors
-    /// Where the state is of another optimizer.
+    /// If the state is of another optimizer.
     pub fn load_optimizer(&self, optimizer: &mut dyn Optimizer) -> Result<()> {
         optimizer.load_state(&Weights::open(self.folder.join(OPTIMIZER))?)?;
         Ok(())
     }
 }
 
-/// What a checkpoint is, for the manifest of a run that begins with it. Its large files are not read.
+/// Identifies a checkpoint, for the manifest of a run that starts from it. Reads none of its large files.
 ///
 /// # Errors
-/// Where it is none or not complete.
+/// If it is not a complete checkpoint.
 pub fn origin(folder: &Path) -> Result<Origin> {
     refuse_unfinished(folder)?;
     let marker = folder.join(MARKER);
@@ -188,10 +188,10 @@ pub fn folder(checkpoints: &Path, step: u64) -> PathBuf {
     checkpoints.join(format!("step-{step:06}"))
 }
 
-/// Writes the checkpoint of `state.step`, unless the run has one of that step already.
+/// Writes the checkpoint of `state.step`, unless the run already has one of that step.
 ///
 /// # Errors
-/// Where a file cannot be written; what is there without `DONE` is removed by the next run.
+/// If a file cannot be written. The next start deletes what is there without `DONE`.
 pub fn save(
     checkpoints: &Path,
     state: &State,
@@ -223,7 +223,7 @@ pub fn save(
     Ok(folder)
 }
 
-/// Writes a network into a part of a checkpoint.
+/// Writes a network to a part of a checkpoint.
 fn write_network(folder: &Path, part: &str, network: &UNet) -> Result<Records> {
     let place = folder.join(part);
     runkit::files::create_folder(&place)?;
@@ -235,9 +235,8 @@ fn write_network(folder: &Path, part: &str, network: &UNet) -> Result<Records> {
     ]))
 }
 
-/// Gives the files of the reference that an earlier checkpoint of the run holds a second name, where the
-/// reference is the same still. None where there is no such checkpoint, or no such names; the next to be
-/// written are the same bytes.
+/// Links the reference model's files of an earlier checkpoint of the run, if the reference model is still the
+/// same. `None` if there is no such checkpoint, or no hard links; writing the files gives the same bytes.
 fn link_reference(checkpoints: &Path, folder: &Path, state: &State) -> Option<Records> {
     let earlier = list(checkpoints).ok()?.into_values().rev().find(|earlier| {
         let is_same =
@@ -258,22 +257,22 @@ fn link_reference(checkpoints: &Path, folder: &Path, state: &State) -> Option<Re
         Ok(()) if !records.is_empty() => Some(records),
         Ok(()) => None,
         Err(error) => {
-            tracing::debug!("the reference is written again: {error}");
+            tracing::debug!("the reference model is written again: {error}");
             None
         }
     }
 }
 
-/// The newest checkpoint that is whole and of the run `run`. Damaged newer ones are warned of and removed,
-/// as are folders that a killed run left.
+/// The newest intact checkpoint of the run `run`. Deletes damaged newer ones with a warning, and folders that
+/// a killed start left unfinished.
 ///
 /// # Errors
-/// Where a checkpoint cannot be read, or is of another run or another version.
+/// If a checkpoint cannot be read, or is of another run or another version.
 pub fn latest(checkpoints: &Path, run: &str) -> Result<Option<Checkpoint>> {
     let mut found = list(checkpoints)?;
     while let Some((step, folder)) = found.pop_last() {
         if !folder.join(MARKER).exists() {
-            tracing::debug!(folder = %folder.display(), "removing an unfinished checkpoint");
+            tracing::debug!(folder = %folder.display(), "deleting an unfinished checkpoint");
             remove(&folder)?;
             continue;
         }
@@ -288,8 +287,8 @@ pub fn latest(checkpoints: &Path, run: &str) -> Result<Option<Checkpoint>> {
             }
             Found::Damaged(reason) => {
                 match found.is_empty() {
-                    false => tracing::warn!("{reason}; taking the checkpoint before it"),
-                    true => tracing::warn!("{reason}; there is none before it: starting over"),
+                    false => tracing::warn!("{reason}; using the checkpoint before it"),
+                    true => tracing::warn!("{reason}; there is no earlier one: starting over"),
                 }
                 remove(&folder)?;
             }
@@ -298,18 +297,18 @@ pub fn latest(checkpoints: &Path, run: &str) -> Result<Option<Checkpoint>> {
     Ok(None)
 }
 
-/// Whether there is a checkpoint to go on from, whole or damaged.
+/// Whether there is a checkpoint to resume from, intact or damaged.
 ///
 /// # Errors
-/// Where the folder cannot be read.
+/// If the folder cannot be read.
 pub fn exists(checkpoints: &Path) -> Result<bool> {
     Ok(list(checkpoints)?.values().any(|folder| folder.join(MARKER).exists()))
 }
 
-/// Removes all but the newest `keep` checkpoints.
+/// Deletes all but the newest `keep` checkpoints.
 ///
 /// # Errors
-/// Where one cannot be removed.
+/// If one cannot be deleted.
 pub fn prune(checkpoints: &Path, keep: usize) -> Result<()> {
     let found = list(checkpoints)?;
     let surplus = found.len().saturating_sub(keep);
@@ -340,8 +339,8 @@ fn list(checkpoints: &Path) -> Result<BTreeMap<u64, PathBuf>> {
     Ok(found)
 }
 
-/// Takes the mark off first, so that half a checkpoint is never taken for one. Files of others that lie in
-/// the folder stay, and the folder with them.
+/// Deletes a checkpoint, `DONE` first, so that half a checkpoint never counts as one. Foreign files in the folder
+/// stay, and the folder with them.
 fn remove(folder: &Path) -> Result<()> {
     let gone = |result: io::Result<()>| match result {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
@@ -380,17 +379,17 @@ pub fn outputs(checkpoints: &Path, prefix: &str) -> Result<Vec<String>> {
 /// The step of the newest complete checkpoint.
 ///
 /// # Errors
-/// Where the folder cannot be read.
+/// If the folder cannot be read.
 pub fn newest_step(checkpoints: &Path) -> Result<Option<u64>> {
     let complete =
         list(checkpoints)?.into_iter().filter(|(_, folder)| folder.join(MARKER).exists());
     Ok(complete.map(|(step, _)| step).max())
 }
 
-/// The folders of the complete checkpoints, the oldest first.
+/// The folders of the complete checkpoints, oldest first.
 ///
 /// # Errors
-/// Where the folder cannot be read.
+/// If the folder cannot be read.
 pub fn complete(checkpoints: &Path) -> Result<Vec<PathBuf>> {
     let found = list(checkpoints)?.into_values();
     Ok(found.filter(|folder| folder.join(MARKER).exists()).collect())
@@ -405,21 +404,22 @@ fn read(folder: &Path) -> Result<State> {
     let format = value.get("format").and_then(Value::as_u64).with_context(context)?;
     ensure!(
         format == u64::from(FORMAT),
-        "{}: expected format {FORMAT}, found {format}; hint: go on with the version that wrote it",
+        "{}: expected format {FORMAT}, found {format}; hint: resume with the version that wrote it",
         path.display()
     );
     serde_json::from_value(value).with_context(context)
 }
 
-/// What a file is. Asks `go_on` between pieces: a signal ends the check of a checkpoint, and not its writing.
-fn record(path: &Path, go_on: fn() -> Result<(), Stopped>) -> Result<FileRecord> {
+/// Length and hash of a file. Calls `check` between pieces: a signal stops the check of a checkpoint, but not
+/// its writing.
+fn record(path: &Path, check: fn() -> Result<(), Stopped>) -> Result<FileRecord> {
     let context = || format!("cannot read {}", path.display());
     let mut file = std::fs::File::open(path).with_context(context)?;
     let mut hasher = blake3::Hasher::new();
     let mut piece = vec![0; PIECE];
     let mut bytes = 0;
     loop {
-        go_on()?;
+        check()?;
         match io::Read::read(&mut file, &mut piece) {
             Ok(0) => break,
             Ok(count) => {
@@ -433,14 +433,14 @@ fn record(path: &Path, go_on: fn() -> Result<(), Stopped>) -> Result<FileRecord>
     Ok(FileRecord { bytes, blake3: hasher.finalize().to_hex().to_string() })
 }
 
-/// What a folder with a mark turns out to be.
+/// The result of checking a folder with `DONE`.
 enum Found {
     Whole(State),
-    /// And why, in a sentence that names the file.
+    /// Damaged, with a reason that names the file.
     Damaged(String),
 }
 
-/// Compares every file with what the mark says.
+/// Compares every file with its entry in `DONE`.
 fn verify(folder: &Path) -> Result<Found> {
     let marker = folder.join(MARKER);
     let text =
@@ -449,7 +449,7 @@ fn verify(folder: &Path) -> Result<Found> {
         Ok(Found::Damaged(format!("{}: damaged: {reason}", path.display())))
     };
     let Ok(expected) = serde_json::from_slice::<Records>(&text) else {
-        return damaged(&marker, "it is no list of files");
+        return damaged(&marker, "it is not a list of files");
     };
     if !expected.contains_key(STATE) {
         return damaged(&marker, &format!("it lists no {STATE}"));
@@ -457,7 +457,7 @@ fn verify(folder: &Path) -> Result<Found> {
     if let Some(missing) = expected.keys().find(|name| !folder.join(name).exists()) {
         return damaged(&folder.join(missing), "it is missing");
     }
-    // Side by side: a resume waits for it.
+    // In parallel: the resumed run waits for it.
     let records: Vec<(&String, &FileRecord)> = expected.iter().collect();
     let found = records
         .into_par_iter()

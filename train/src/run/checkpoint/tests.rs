@@ -15,7 +15,7 @@ fn mark(folder: &Path) {
     runkit::files::write_json_atomic(folder.join(MARKER), &records).unwrap();
 }
 
-/// A checkpoint of text files: what is not read again need not be weights.
+/// A checkpoint of text files: files that are not loaded need not be weights.
 fn write(checkpoints: &Path, step: u64, run: &str) -> PathBuf {
     let folder = folder(checkpoints, step);
     for part in [UNET, REFERENCE] {
@@ -34,7 +34,7 @@ fn newest(checkpoints: &Path) -> Option<u64> {
 }
 
 #[test]
-fn the_newest_whole_checkpoint_is_taken() {
+fn the_newest_intact_checkpoint_is_used() {
     let place = tempfile::tempdir().unwrap();
     let checkpoints = place.path().join("checkpoints");
     assert_eq!(newest(&checkpoints), None);
@@ -44,13 +44,13 @@ fn the_newest_whole_checkpoint_is_taken() {
     let unfinished = write(&checkpoints, 11, "run");
     std::fs::remove_file(unfinished.join(MARKER)).unwrap();
     assert_eq!(newest(&checkpoints), Some(10));
-    assert!(!unfinished.exists(), "what a killed run left is removed");
+    assert!(!unfinished.exists(), "what a killed run left is deleted");
 }
 
 #[test]
 fn damage_of_every_kind_falls_back_to_the_one_before() {
     for file in [STATE, OPTIMIZER, FILES[4], FILES[6], MARKER] {
-        for damage in ["cut", "flipped", "missing"] {
+        for damage in ["truncated", "flipped", "missing"] {
             if (file, damage) == (MARKER, "flipped") {
                 continue;
             }
@@ -59,7 +59,7 @@ fn damage_of_every_kind_falls_back_to_the_one_before() {
             let path = write(place.path(), 2, "run").join(file);
             let mut bytes = std::fs::read(&path).unwrap();
             match damage {
-                "cut" => bytes.truncate(bytes.len() / 2),
+                "truncated" => bytes.truncate(bytes.len() / 2),
                 "flipped" => bytes[0] ^= 1,
                 _ => std::fs::remove_file(&path).unwrap(),
             }
@@ -107,7 +107,7 @@ fn another_runs_checkpoint_is_refused_and_old_ones_are_pruned() {
 }
 
 #[test]
-fn a_reference_that_is_the_same_gets_a_second_name() {
+fn an_unchanged_reference_is_a_hard_link() {
     use std::os::unix::fs::MetadataExt as _;
     let place = tempfile::tempdir().unwrap();
     let first = write(place.path(), 1, "run");
@@ -117,20 +117,20 @@ fn a_reference_that_is_the_same_gets_a_second_name() {
     assert_eq!(records.keys().collect::<Vec<_>>(), [FILES[6]]);
     let inode = |folder: &Path| folder.join(FILES[6]).metadata().unwrap().ino();
     assert_eq!(inode(&first), inode(&second));
-    // The earlier name may go.
+    // The earlier name may be deleted.
     remove(&first).unwrap();
     assert_eq!(std::fs::read_to_string(second.join(FILES[6])).unwrap(), "reference 1");
-    // A reference that moved, or of another run, is written.
+    // An updated reference, or one of another run, is written.
     let third = folder(place.path(), 3);
     std::fs::create_dir_all(third.join(REFERENCE)).unwrap();
-    let moved = State { reference_step: 3, ..state(3, "run") };
+    let updated = State { reference_step: 3, ..state(3, "run") };
     write(place.path(), 1, "run");
-    assert!(link_reference(place.path(), &third, &moved).is_none());
+    assert!(link_reference(place.path(), &third, &updated).is_none());
     assert!(link_reference(place.path(), &third, &state(3, "other")).is_none());
 }
 
 #[test]
-fn what_others_put_into_a_checkpoint_stays() {
+fn foreign_files_in_a_checkpoint_stay() {
     let place = tempfile::tempdir().unwrap();
     let theirs = write(place.path(), 1, "run").join("unet/notes.txt");
     std::fs::write(&theirs, "mine").unwrap();
@@ -142,7 +142,7 @@ fn what_others_put_into_a_checkpoint_stays() {
 }
 
 #[test]
-fn any_runs_checkpoint_is_opened_and_what_is_none_is_said() {
+fn a_checkpoint_of_any_run_is_opened_and_another_folder_is_refused() {
     let place = tempfile::tempdir().unwrap();
     let checkpoints = place.path().join(crate::run::folder::CHECKPOINTS);
     let folder = write(&checkpoints, 7, "run");
