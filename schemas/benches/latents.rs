@@ -2,8 +2,8 @@
 //!
 //!     cargo bench -p balanceddpo-schemas --bench latents [-- PAIRS]
 //!
-//! Pairs of the size of Stable Diffusion 1.5 at 512 pixels (4x64x64 in half precision, a caption for
-//! every third pair), 2000 unless said otherwise.
+//! Pairs of the size of Stable Diffusion 1.5 at 512 pixels (4x64x64 in half precision, a caption
+//! for every third pair), 2000 unless said otherwise.
 
 #![expect(clippy::unwrap_used, clippy::print_stdout, reason = "a benchmark for people")]
 

@@ -2,8 +2,8 @@
 //! it is read, wherever it is.
 //!
 //! The Parquet library writes no page checksums (it verifies those that others wrote). So our files
-//! hold a region of their own between the last page index and the footer. A reader that does not know
-//! the region never looks there, because all offsets in a footer are absolute:
+//! hold a region of their own between the last page index and the footer. A reader that does not
+//! know the region never looks there, because all offsets in a footer are absolute:
 //!
 //! | bytes | what |
 //! |---|---|
@@ -166,7 +166,8 @@ impl CheckedFile {
         self.sums.is_some()
     }
 
-    /// The bytes from `start` on: at least one before the end of the file, at most `wanted` or a block.
+    /// The bytes from `start` on: at least one before the end of the file, at most `wanted` or a
+    /// block.
     fn some(&self, start: u64, wanted: usize) -> io::Result<Bytes> {
         match &self.sums {
             Some(sums) => {

@@ -1,5 +1,6 @@
-//! The two files of an evaluation, [`crate::scores`] and [`crate::winrates`], are flat tables with one
-//! [`Record`] per row, small enough to be read whole. This module holds their reader and writer.
+//! The two files of an evaluation, [`crate::scores`] and [`crate::winrates`], are flat tables with
+//! one [`Record`] per row, small enough to be read whole. This module holds their reader and
+//! writer.
 
 use std::collections::BTreeMap;
 use std::marker::PhantomData;
@@ -91,8 +92,8 @@ pub enum EvaluationError {
 
 /// A row of a file of an evaluation.
 pub trait Record: Sized {
-    /// The version of the columns and their meaning. It grows when a reader of the old version would
-    /// misread a file or miss a column; a new column does not change it.
+    /// The version of the columns and their meaning. It grows when a reader of the old version
+    /// would misread a file or miss a column; a new column does not change it.
     const SCHEMA_VERSION: u32;
     /// What the file holds, in errors.
     const WHAT: &'static str;
@@ -168,8 +169,8 @@ pub(crate) fn texts<'a>(values: impl Iterator<Item = Option<&'a str>>) -> ArrayR
     Arc::new(values.collect::<StringArray>())
 }
 
-/// Writes a file, which gets its final name in [`RecordWriter::finish`]. The bytes depend on the rows
-/// and the metadata alone.
+/// Writes a file, which gets its final name in [`RecordWriter::finish`]. The bytes depend on the
+/// rows and the metadata alone.
 #[derive(Debug)]
 pub struct RecordWriter<R> {
     table: TableWriter,
@@ -196,7 +197,8 @@ impl<R: Record> RecordWriter<R> {
     /// Adds a row.
     ///
     /// # Errors
-    /// When the row holds NaN, an infinity or numbers that contradict each other, or the disk fails.
+    /// When the row holds NaN, an infinity or numbers that contradict each other, or the disk
+    /// fails.
     pub fn write(&mut self, row: R) -> Result<(), EvaluationError> {
         let number = self.written + self.rows.len();
         row.check().map_err(|problem| EvaluationError::Row {

@@ -1,5 +1,5 @@
-//! Reads columns of another type than ours if no value changes by it: pandas turns integers with gaps
-//! into floats, DuckDB literals into decimals.
+//! Reads columns of another type than ours if no value changes by it: pandas turns integers with
+//! gaps into floats, DuckDB literals into decimals.
 
 use std::sync::Arc;
 

@@ -1,9 +1,9 @@
 //! Opens Parquet files that are not trusted: one clear sentence if a file is not Parquet, limits on
 //! the claims of its footer, and containment of panics in the Parquet library.
 //!
-//! The footer is checked against the limits below before any data is read. Data is then read page by
-//! page. The format gives the size of a page in 31 bits, so a hostile file can make a reader hold at
-//! most one page of [`MAX_PAGE_BYTES`] for each column.
+//! The footer is checked against the limits below before any data is read. Data is then read page
+//! by page. The format gives the size of a page in 31 bits, so a hostile file can make a reader
+//! hold at most one page of [`MAX_PAGE_BYTES`] for each column.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -26,9 +26,9 @@ use crate::foreign::{LOOKED_AT, describe};
 /// The largest footer that is parsed. A Pick-a-Pic shard has about 100 kB; parsing takes up to some
 /// ten times this in memory.
 pub const MAX_FOOTER_BYTES: u64 = 64 << 20;
-/// The largest uncompressed size that a column chunk (one column of one row group) may claim. Chunks
-/// are never held whole, so this does not bound memory; DuckDB's row groups of 122,880 images of
-/// 150 kB have 18 GB in a chunk, those of pandas (1,048,576 rows) up to 1 TB.
+/// The largest uncompressed size that a column chunk (one column of one row group) may claim.
+/// Chunks are never held whole, so this does not bound memory; DuckDB's row groups of 122,880
+/// images of 150 kB have 18 GB in a chunk, those of pandas (1,048,576 rows) up to 1 TB.
 pub const MAX_COLUMN_CHUNK_BYTES: i64 = 1 << 44;
 /// The largest page that the 31 bits of a page header can express.
 pub const MAX_PAGE_BYTES: i64 = i32::MAX as i64;
@@ -118,7 +118,8 @@ pub(crate) struct ParquetInput {
 }
 
 impl CheckedFile {
-    /// Opens a Parquet file. If this workspace wrote it, its footer and every later read are verified.
+    /// Opens a Parquet file. If this workspace wrote it, its footer and every later read are
+    /// verified.
     ///
     /// # Errors
     /// When it cannot be read, is not Parquet, or its checksums do not fit its footer.
@@ -199,8 +200,8 @@ impl ParquetInput {
         Ok(CheckedFile::with(file, self.file_length, &self.checksums))
     }
 
-    /// The footer together with the offsets of all pages of the leaf columns `leaves`, read again from
-    /// `file`. With it a reader touches only the pages of the rows it wants.
+    /// The footer together with the offsets of all pages of the leaf columns `leaves`, read again
+    /// from `file`. With it a reader touches only the pages of the rows it wants.
     pub(crate) fn with_page_places(
         &self,
         file: &CheckedFile,
@@ -336,8 +337,8 @@ fn not_parquet(path: &Path, found: impl Into<String>) -> InputError {
     InputError::NotParquet { path: path.to_owned(), found: found.into() }
 }
 
-/// Checks the outer form and the length of a file and returns the bytes of its footer: metadata, their
-/// length, the mark.
+/// Checks the outer form and the length of a file and returns the bytes of its footer: metadata,
+/// their length, the mark.
 fn read_footer(file: &mut File, path: &Path, length: u64) -> Result<Vec<u8>, InputError> {
     let fail = |cause| InputError::Io { path: path.to_owned(), cause };
     if length == 0 {
@@ -390,8 +391,8 @@ fn read_footer(file: &mut File, path: &Path, length: u64) -> Result<Vec<u8>, Inp
     Ok(footer)
 }
 
-/// Runs a step of the Parquet library and turns an error or a panic into an [`InputError`] that names
-/// the file. The library may panic on malformed bytes (apache/arrow-rs, `SECURITY.md`).
+/// Runs a step of the Parquet library and turns an error or a panic into an [`InputError`] that
+/// names the file. The library may panic on malformed bytes (apache/arrow-rs, `SECURITY.md`).
 pub(crate) fn contained<T>(
     path: &Path,
     step: impl FnOnce() -> Result<T, ParquetError>,

@@ -6,12 +6,12 @@
 //! [`columns`] ([`reference`](mod@reference)). [`text_columns`] reads text from any other Parquet
 //! file, such as a list of prompts; [`table_writer`] writes every file.
 //!
-//! All programs read and write these files through this crate, so that a file has one meaning in the
-//! whole workspace. The crate knows Arrow and Parquet; it knows nothing of images, networks or how a
-//! consensus is formed.
+//! All programs read and write these files through this crate, so that a file has one meaning in
+//! the whole workspace. The crate knows Arrow and Parquet; it knows nothing of images, networks or
+//! how a consensus is formed.
 //!
-//! Input files are not trusted: [`input`] checks limits in the footer before it reads a byte of data,
-//! and turns a panic of the Parquet library on hostile bytes into an error.
+//! Input files are not trusted: [`input`] checks limits in the footer before it reads a byte of
+//! data, and turns a panic of the Parquet library on hostile bytes into an error.
 //!
 //! # Example
 //!

@@ -1,8 +1,8 @@
 //! Reads the pages of images without holding large ones in memory.
 //!
-//! Writers do not end pages by bytes if values are large: pyarrow writes one dictionary page and then
-//! data pages of 1,024 values each, which is 170 MB for images of 165 kB, in each of two columns. A
-//! page of more than [`IN_MEMORY_BYTES`], compressed or not, lies in a scratch file
+//! Writers do not end pages by bytes if values are large: pyarrow writes one dictionary page and
+//! then data pages of 1,024 values each, which is 170 MB for images of 165 kB, in each of two
+//! columns. A page of more than [`IN_MEMORY_BYTES`], compressed or not, lies in a scratch file
 //! ([`crate::scratch`]), so that reading holds a few times that for each column.
 //!
 //! The Parquet library decompresses into memory. So this module opens each chunk as if it were not

@@ -1,8 +1,8 @@
-//! Bytes that are too many for memory lie in an unnamed, mapped scratch file, so that the system can
-//! write them out and free their memory.
+//! Bytes that are too many for memory lie in an unnamed, mapped scratch file, so that the system
+//! can write them out and free their memory.
 //!
-//! The file lies in the folder for temporary files (`TMPDIR`, else `/tmp`). If that has no room, the
-//! bytes stay in memory after all.
+//! The file lies in the folder for temporary files (`TMPDIR`, else `/tmp`). If that has no room,
+//! the bytes stay in memory after all.
 
 use std::fs::File;
 use std::io::{self, Write};
@@ -82,7 +82,8 @@ impl Growing {
             unsafe_code,
             reason = "a mapping is the only memory that the system can write out"
         )]
-        // SAFETY: the file has no name and is open nowhere else, so nobody can shorten or change it.
+        // SAFETY: the file has no name and is open nowhere else, so nobody can shorten or change
+        // it.
         let mapped = unsafe { Mmap::map(&file) }?;
         Ok(Bytes::from_owner(mapped))
     }

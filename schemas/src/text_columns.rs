@@ -59,8 +59,8 @@ impl TextFile {
             .collect()
     }
 
-    /// Calls `body` for each row in order with the row's number, from 1, and its texts in `columns`,
-    /// which are positions in [`TextFile::columns`].
+    /// Calls `body` for each row in order with the row's number, from 1, and its texts in
+    /// `columns`, which are positions in [`TextFile::columns`].
     ///
     /// # Errors
     /// When a column is not a text column, or the file is damaged.

@@ -1,5 +1,5 @@
-//! A flipped bit in any file of ours, wherever it is: the reader says so, or what it gives is what was
-//! written. Never other rows.
+//! A flipped bit in any file of ours, wherever it is: the reader says so, or what it gives is what
+//! was written. Never other rows.
 
 #![expect(clippy::unwrap_used, reason = "tests")]
 
@@ -19,8 +19,8 @@ use schemas::scores::{ScoreRow, ScoresFile, ScoresWriter};
 use schemas::winrates::{Statistic, WinRateRow, WinRatesFile, WinRatesWriter};
 use tempfile::tempdir;
 
-/// Flips bits all over the file at `path`: every bit of its end, where footer and checksums are, and
-/// every so many before. `read` must refuse the file or give what it gives of the whole one.
+/// Flips bits all over the file at `path`: every bit of its end, where footer and checksums are,
+/// and every so many before. `read` must refuse the file or give what it gives of the whole one.
 fn flip<T: PartialEq>(path: &Path, read: impl Fn(&Path) -> Result<T, String>) {
     let whole = fs_err::read(path).unwrap();
     let expected = read(path).unwrap();

@@ -1,5 +1,5 @@
-//! Damaged and hostile files: an error that names the file, or readable rows; never a panic, a hang,
-//! or memory without a bound.
+//! Damaged and hostile files: an error that names the file, or readable rows; never a panic, a
+//! hang, or memory without a bound.
 
 #![expect(clippy::unwrap_used, reason = "tests")]
 
@@ -91,8 +91,8 @@ fn truncated_files_are_refused_in_one_sentence() {
     }
 }
 
-/// The format has no checksum that is always there, so a flip inside a value can pass unseen; it must
-/// still be the same number of rows in the same order.
+/// The format has no checksum that is always there, so a flip inside a value can pass unseen; it
+/// must still be the same number of rows in the same order.
 #[test]
 fn flipped_bits_never_panic_or_hang() {
     let folder = tempdir().unwrap();

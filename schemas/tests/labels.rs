@@ -151,7 +151,7 @@ fn decisions_are_replaced_and_the_rest_passed_on() {
 }
 
 #[test]
-fn numbers_that_are_none_are_refused() {
+fn impossible_numbers_are_refused() {
     let folder = tempdir().unwrap();
     let path = folder.path().join("labels.parquet");
     let refused = |row: LabelRow, expected: &str| {

@@ -1,5 +1,5 @@
-//! Cached latents: written and read back row by row, refused where they do not fit, and the same bytes
-//! for the same rows.
+//! Cached latents: written and read back row by row, refused where they do not fit, and the same
+//! bytes for the same rows.
 
 #![expect(clippy::unwrap_used, reason = "tests")]
 

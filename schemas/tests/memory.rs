@@ -1,5 +1,5 @@
-//! What reading holds in memory, of files with pages as pyarrow, pandas and this crate's own writer make
-//! them where nothing is set: a dictionary page of 1,024 images, then data pages of 1,024.
+//! What reading holds in memory, of files with pages as pyarrow, pandas and this crate's own writer
+//! make them where nothing is set: a dictionary page of 1,024 images, then data pages of 1,024.
 
 #![expect(clippy::unwrap_used, reason = "tests")]
 
@@ -27,7 +27,8 @@ const ROWS: usize = 2100;
 const IMAGE_BYTES: usize = 24_000;
 /// Values of a page where nothing is set.
 const PAGE_VALUES: usize = 1024;
-/// Of each column a page in memory, and one that is being decompressed; texts, and what a process has.
+/// Of each column a page in memory, and one that is being decompressed; texts, and what a process
+/// has.
 const BOUND: usize = 4 * IN_MEMORY_BYTES + (8 << 20);
 
 /// Bytes that no codec makes smaller, as those of a JPEG.
@@ -73,7 +74,7 @@ fn write(path: &Path, codec: Compression) {
     }
 }
 
-/// What this process holds that is no file's, in bytes.
+/// The anonymous memory of this process, in bytes: mapped files do not count.
 fn held() -> usize {
     let status = std::fs::read_to_string("/proc/self/status").unwrap();
     let line = status.lines().find(|line| line.starts_with("RssAnon:")).unwrap();
@@ -144,8 +145,8 @@ fn pages_of_a_thousand_images_are_not_held_in_memory() {
     }
 }
 
-/// What lz4 pages are made of is known to the library alone, which decompresses in memory: one page at a
-/// time, and none is kept.
+/// What lz4 pages are made of is known to the library alone, which decompresses in memory: one page
+/// at a time, and none is kept.
 #[test]
 fn every_codec_gives_the_same_rows() {
     let folder = tempdir().unwrap();

@@ -237,7 +237,7 @@ fn what_is_no_vote_is_null_with_a_reason() {
     let columns = with(pair_columns(2), "has_label", Arc::new(Int64Array::from(vec![1, 2])));
     let message = row_error(columns);
     assert!(message.contains("row 1 (counted from 0): has_label is 2"), "{message}");
-    // A column of another meaning beside label_0 is none of ours.
+    // A column of another meaning beside label_0 is not ours.
     let columns = with(pair_columns(2), "label_1", Arc::new(StringArray::from(vec!["a", "b"])));
     assert_eq!(rows(columns)[0].human_label_0, Some(0.0));
 }

@@ -1,12 +1,12 @@
 """Checks a labels file with DuckDB and pandas, two readers that share no code with the writer.
 
-    schemas sql --labels LABELS.parquet > views.sql
+    schemas sql LABELS.parquet > views.sql
     python scripts/checks/duckdb_recheck.py LABELS.parquet views.sql [--allow-broken-ties]
 
 Without a second file the views are schemas/duckdb/labels.sql, which name the four default scorers.
-Computes every vote, vote_sum and consensus again from the scores, and checks what the types cannot
-say: unique ids, no NaN, a status for each row. Exits 1 on any difference. `--allow-broken-ties`
-accepts a consensus other than 0 where the votes cancel out (`relabel vote --ties ...`).
+Computes every vote, vote_sum and consensus again from the scores, and checks what types cannot
+express: unique ids, no NaN. Exits with 1 if anything differs. `--allow-broken-ties` accepts a
+consensus other than 0 although the votes cancel out (`relabel vote --ties ...`).
 Needs duckdb, pandas and pyarrow.
 """
 

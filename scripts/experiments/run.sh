@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# The design of the paper in the miniature world, from the committed models to docs/experiments.md:
-# labels, twelve trainings of one budget, images of held-out captions, scores, win rates. A run that
-# was stopped goes on where it was.
+# The design of the paper with the miniature models and data, from the committed models to
+# docs/experiments.md: labels, twelve trainings of one budget, images of held-out captions, scores,
+# win rates. A stopped run resumes.
 #
 #   EXPERIMENTS=DIR          work folder (default out/experiments)
 #   EXPERIMENTS_SPLIT=NAME   captions: test (default) or validation; only test writes the page
@@ -18,7 +18,7 @@ split=${EXPERIMENTS_SPLIT:-test}
 recipe=scripts/experiments/recipe.toml
 mkdir -p "$work"
 
-# The rows of the paper's tables: a name, who decides, and after how many steps the reference moves.
+# The rows of the paper's tables: a name, the preference, and the steps between reference updates.
 declare -A preference=(
     [balanced]="--preference consensus --reference-every 40"
     [diffusion-dpo]="--preference human --drop-human-ties --reference-every 0"

@@ -1,4 +1,5 @@
-//! The tool of the file contract: writes the reference pages and the DuckDB views, and checks files.
+//! The tool of the file contract: writes the reference pages and the DuckDB views, and checks
+//! files.
 
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -76,8 +77,8 @@ fn run(command: Command) -> Result<()> {
     }
 }
 
-/// The DuckDB views of a labels file, or of the files in a folder; absolute paths, so that DuckDB may
-/// start in any folder.
+/// The DuckDB views of a labels file, or of the files in a folder; absolute paths, so that DuckDB
+/// may start in any folder.
 fn views(path: &Path) -> Result<String> {
     let absolute = path.canonicalize().with_context(|| path.display().to_string())?;
     let name = absolute.to_str().context("expected a path in UTF-8")?;

@@ -1,5 +1,5 @@
-//! The columns of every file, one module per stage. The Arrow schemas, the checks of the readers, the
-//! reference pages and the DuckDB views are made from them, so they cannot disagree.
+//! The columns of every file, one module per stage. The Arrow schemas, the checks of the readers,
+//! the reference pages and the DuckDB views are made from them, so they cannot disagree.
 
 mod evaluation;
 mod labels;

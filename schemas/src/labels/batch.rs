@@ -28,7 +28,8 @@ impl LabelBatch {
     /// [`LabelsSchema::memory_schema`].
     ///
     /// # Errors
-    /// When number, type or length of the columns differ, or a column holds nulls that it must not have.
+    /// When number, type or length of the columns differ, or a column holds nulls that it must not
+    /// have.
     pub fn try_new(schema: &LabelsSchema, columns: Vec<ArrayRef>) -> Result<Self, LabelsError> {
         let batch = RecordBatch::try_new(Arc::clone(schema.memory_schema()), columns)?;
         Ok(Self { schema: schema.clone(), batch })
@@ -44,8 +45,8 @@ impl LabelBatch {
         builder.finish()
     }
 
-    /// The same rows with other votes: one array for each scorer, their sum and its sign. `relabel vote`
-    /// redecides a file with this; all other columns stay as they are.
+    /// The same rows with other votes: one array for each scorer, their sum and its sign. `relabel
+    /// vote` redecides a file with this; all other columns stay as they are.
     ///
     /// # Errors
     /// When number or length of the arrays differ.
@@ -223,7 +224,8 @@ impl LabelBatch {
         })
     }
 
-    /// Checks what types cannot express: numbers are finite, votes are +1 or -1, a consensus is a sign.
+    /// Checks what types cannot express: numbers are finite, votes are +1 or -1, a consensus is a
+    /// sign.
     pub(super) fn check(&self) -> Result<(), LabelsError> {
         let fail = |row: usize, problem: String| {
             let pair_id = self.pair_id().value(row).to_owned();

@@ -39,8 +39,8 @@ impl LabelsFile {
     ///
     /// # Errors
     /// When it is not readable Parquet, breaks a limit of [`crate::input`], was written by another
-    /// schema version, or is not a labels file: then one error lists all columns that are missing or
-    /// of the wrong type.
+    /// schema version, or is not a labels file: then one error lists all columns that are missing
+    /// or of the wrong type.
     pub fn open(path: impl AsRef<Path>) -> Result<Self, LabelsError> {
         let path = path.as_ref();
         let parquet = ParquetInput::open(path)?;
@@ -248,8 +248,8 @@ fn find_columns(
             *field = Arc::new(field.as_ref().clone().with_data_type(column.kind.memory_type()));
             places.push(place);
         } else if exact::is_possible(field.data_type(), target(&column.kind.memory_type())) {
-            // pandas turns integers with gaps into floats and gives a column without values the type
-            // "null".
+            // pandas turns integers with gaps into floats and gives a column without values the
+            // type "null".
             places.push(place);
         } else {
             let found = field.data_type();

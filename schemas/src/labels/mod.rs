@@ -1,9 +1,9 @@
-//! `labels.parquet`, the output of `relabel`: one row per pair, in input order, with the scores, the
-//! votes and the consensus. It has every input row once; a row without votes says why.
+//! `labels.parquet`, the output of `relabel`: one row per pair, in input order, with the scores,
+//! the votes and the consensus. It has every input row once; a row without votes says why.
 //!
-//! [`LabelsSchema`] is the set of columns for a list of scorers, [`LabelRow`] one row, [`LabelBatch`]
-//! many rows by column, [`LabelsWriter`] and [`LabelsFile`] the file. `relabel` decides how votes and
-//! a consensus are formed.
+//! [`LabelsSchema`] is the set of columns for a list of scorers, [`LabelRow`] one row,
+//! [`LabelBatch`] many rows by column, [`LabelsWriter`] and [`LabelsFile`] the file. `relabel`
+//! decides how votes and a consensus are formed.
 
 mod batch;
 mod file;

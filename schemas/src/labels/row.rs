@@ -3,8 +3,8 @@
 use std::fmt;
 use std::str::FromStr;
 
-/// Why a row has votes or has none. Later versions may add reasons; readers treat an unknown one as a
-/// row without votes.
+/// Why a row has votes or has none. Later versions may add reasons; readers treat an unknown one as
+/// a row without votes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Status {
     /// Every voter has voted.
@@ -21,8 +21,8 @@ pub enum Status {
     EmptyCaption,
     /// The caption has more bytes than a prompt may have.
     CaptionTooLong,
-    /// One uid names images with different bytes in the input. Earlier versions wrote this; now each
-    /// of the images is scored.
+    /// One uid names images with different bytes in the input. Earlier versions wrote this; now
+    /// each of the images is scored.
     UidConflict,
     /// A scorer returned NaN or an infinity. The others have their scores and votes.
     NonFinite,

@@ -23,8 +23,8 @@ impl LabelsSchema {
     /// The schema for these scorers, in this order.
     ///
     /// # Errors
-    /// When the list is empty or longer than [`MAX_SCORERS`], when a name is not made of `a-z 0-9 _` or
-    /// is longer than 64 bytes, or when a name occurs twice.
+    /// When the list is empty or longer than [`MAX_SCORERS`], when a name is not made of `a-z 0-9
+    /// _` or is longer than 64 bytes, or when a name occurs twice.
     pub fn new<S: AsRef<str>>(scorers: &[S]) -> Result<Self, LabelsError> {
         let scorers: Arc<[String]> = scorers.iter().map(|name| name.as_ref().to_owned()).collect();
         match problem(&scorers) {

@@ -21,8 +21,8 @@ use crate::table_writer::{Format, RowGroupsWriter, TableWriter};
 /// The rows of a row group: the unit in which DuckDB reads in parallel
 /// (duckdb.org/docs/stable/data/parquet/tips).
 pub const ROW_GROUP_ROWS: usize = 122_880;
-/// A row group also ends when its text reaches this many bytes, so that huge captions do not pile up
-/// in memory.
+/// A row group also ends when its text reaches this many bytes, so that huge captions do not pile
+/// up in memory.
 const ROW_GROUP_TEXT_BYTES: usize = 256 << 20;
 /// zstd level 3 has most of the gain of the higher ones at a fraction of their time.
 const FORMAT: Format = Format {
@@ -36,8 +36,8 @@ const BUFFERED_ROWS: usize = 8192;
 
 /// Writes a labels file, which gets its final name in [`LabelsWriter::finish`].
 ///
-/// The bytes depend on the rows, the schema and the metadata alone, not on how calls group the rows:
-/// the writer counts rows and bytes of text to end a row group, and encodes the group whole.
+/// The bytes depend on the rows, the schema and the metadata alone, not on how calls group the
+/// rows: the writer counts rows and bytes of text to end a row group, and encodes the group whole.
 #[derive(Debug)]
 pub struct LabelsWriter {
     schema: LabelsSchema,
@@ -76,9 +76,9 @@ impl LabelsWriter {
     /// Adds one row.
     ///
     /// # Errors
-    /// When the row does not fit the schema or holds NaN, an infinity or an impossible vote, or when
-    /// the disk fails. The writer checks values when a batch of rows is full, so the error may come with
-    /// a later row or with `finish`; it names the row.
+    /// When the row does not fit the schema or holds NaN, an infinity or an impossible vote, or
+    /// when the disk fails. The writer checks values when a batch of rows is full, so the error may
+    /// come with a later row or with `finish`; it names the row.
     pub fn write(&mut self, row: &LabelRow) -> Result<(), LabelsError> {
         self.single_rows.push(row)?;
         if self.single_rows.len() >= BUFFERED_ROWS { self.take_single_rows() } else { Ok(()) }
@@ -201,8 +201,8 @@ fn properties(schema: &LabelsSchema, metadata: &BTreeMap<String, String>) -> Wri
     builder.build()
 }
 
-/// Whether a dictionary pays: for columns with a handful of values, and for captions, which recur in
-/// neighbouring pairs. Uids and scores are nearly all different.
+/// Whether a dictionary pays: for columns with a handful of values, and for captions, which recur
+/// in neighbouring pairs. Uids and scores are nearly all different.
 fn has_few_values(name: &str, kind: ColumnType) -> bool {
     matches!(kind, ColumnType::Category | ColumnType::Int8)
         || matches!(name, "human_label_0" | "status" | "error" | "caption")

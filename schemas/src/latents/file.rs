@@ -89,12 +89,12 @@ impl LatentsFile {
         Ok(found)
     }
 
-    /// The latents of image 0 or 1 in some rows, in ascending order and each once; with `flipped`, of
-    /// the horizontally flipped image.
+    /// The latents of image 0 or 1 in some rows, in ascending order and each once; with `flipped`,
+    /// of the horizontally flipped image.
     ///
     /// # Errors
-    /// As for [`LatentsFile::rows_at`], when a row has no latents, and when the file holds no flipped
-    /// images.
+    /// As for [`LatentsFile::rows_at`], when a row has no latents, and when the file holds no
+    /// flipped images.
     pub fn moments_at(
         &self,
         image: usize,

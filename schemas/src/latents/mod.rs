@@ -1,10 +1,10 @@
-//! Cached latents, the output of `train cache`: pairs encoded by the autoencoder and the text encoders,
-//! so that training needs neither.
+//! Cached latents, the output of `train cache`: pairs encoded by the autoencoder and the text
+//! encoders, so that training needs neither.
 //!
 //! A cache is a folder with two files for each input file: `latents-*.parquet` ([`LatentsFile`],
 //! [`LatentsWriter`]) has a row for each of its pairs, in the same order, and `captions-*.parquet`
-//! ([`CaptionsFile`], [`CaptionsWriter`]) one for each caption that no earlier file has. They hold no
-//! label, so a cache serves every labelling of its pairs.
+//! ([`CaptionsFile`], [`CaptionsWriter`]) one for each caption that no earlier file has. They hold
+//! no label, so a cache serves every labelling of its pairs.
 //!
 //! Training reads both in random order, a row at a time: a data page holds at least one row and not
 //! much more than [`PAGE_BYTES`], and the page index says where it is.

@@ -53,7 +53,8 @@ pub struct LatentRow {
     pub error: Option<String>,
 }
 
-/// One row of `captions-*.parquet`; [`crate::columns::captions_columns`] says what each value means.
+/// One row of `captions-*.parquet`; [`crate::columns::captions_columns`] says what each value
+/// means.
 #[derive(Clone, Debug, PartialEq)]
 pub struct CaptionRow {
     /// The number of the caption in the cache.

@@ -39,10 +39,12 @@ impl LatentsWriter {
         Ok(Self { table, layout, rows: Vec::new(), written: 0 })
     }
 
-    /// Adds a row. Geometry and latents of both images must be there if and only if the status is `ok`.
+    /// Adds a row. Geometry and latents of both images must be there if and only if the status is
+    /// `ok`.
     ///
     /// # Errors
-    /// When the row does not fit the layout, holds a number that cannot be stored, or the disk fails.
+    /// When the row does not fit the layout, holds a number that cannot be stored, or the disk
+    /// fails.
     pub fn write(
         &mut self,
         row: LatentRow,
@@ -180,7 +182,8 @@ impl CaptionsWriter {
     /// Adds a caption; captions are numbered without gaps.
     ///
     /// # Errors
-    /// When the row does not fit the layout, holds a number that cannot be stored, or the disk fails.
+    /// When the row does not fit the layout, holds a number that cannot be stored, or the disk
+    /// fails.
     pub fn write(&mut self, row: CaptionRow) -> Result<(), LatentsError> {
         let (numbers, pooled) = (self.layout.numbers(), self.layout.pooled_numbers());
         let found = (row.prompt_embeds.len(), row.pooled_prompt_embeds.as_ref().map(Vec::len));

@@ -2,8 +2,8 @@
 
 use crate::labels::Status;
 
-/// The longest caption that counts as a prompt, in bytes. A longer one keeps its row, which gets the
-/// status `caption_too_long`.
+/// The longest caption that counts as a prompt, in bytes. A longer one keeps its row, which gets
+/// the status `caption_too_long`.
 pub const MAX_CAPTION_BYTES: usize = 64 * 1024;
 
 /// Whether a caption may be empty: a reward model has nothing to compare an image with then, but

@@ -38,8 +38,8 @@ pub struct Discovered {
     pub files: Vec<InputFile>,
     /// Files and work folders of this workspace: labels, parts, caches, scores, win rates.
     pub own: Vec<PathBuf>,
-    /// Names that begin with `.` or `_`, which Spark, Hadoop and macOS leave behind; pyarrow skips the
-    /// same. Folders count once.
+    /// Names that begin with `.` or `_`, which Spark, Hadoop and macOS leave behind; pyarrow skips
+    /// the same. Folders count once.
     pub hidden: usize,
     /// Files of splits that were not chosen.
     pub other_splits: usize,
@@ -83,17 +83,17 @@ struct Candidate {
     named: bool,
 }
 
-/// Finds the input files. Each input is a file, a folder (searched for `*.parquet` at any depth) or a
-/// glob pattern. The order is the order given, and inside a folder or pattern the order of the names,
-/// part by part. Names that begin with `.` or `_`, and files that this workspace wrote, are skipped and
-/// counted.
+/// Finds the input files. Each input is a file, a folder (searched for `*.parquet` at any depth) or
+/// a glob pattern. The order is the order given, and inside a folder or pattern the order of the
+/// names, part by part. Names that begin with `.` or `_`, and files that this workspace wrote, are
+/// skipped and counted.
 ///
-/// `splits` are the splits to take, by the names of files or folders. An empty list takes all files,
-/// which must not be of several splits.
+/// `splits` are the splits to take, by the names of files or folders. An empty list takes all
+/// files, which must not be of several splits.
 ///
 /// # Errors
-/// When an input names nothing, two files have one `source_file`, one file is named twice, a name is
-/// not UTF-8, the files are of several splits and `splits` is empty, or a split does not exist.
+/// When an input names nothing, two files have one `source_file`, one file is named twice, a name
+/// is not UTF-8, the files are of several splits and `splits` is empty, or a split does not exist.
 pub fn discover(inputs: &[PathBuf], splits: &[String]) -> Result<Discovered, PairsError> {
     if inputs.is_empty() {
         return Err(PairsError::NoInputs);
@@ -258,8 +258,8 @@ fn walk(
         let is_parquet = path.extension().is_some_and(|extension| extension == EXTENSION);
         let (is_dir, name) = (path.is_dir(), path.file_name().unwrap_or_default());
         if is_hidden(name) {
-            // Folders with a leading dot do not count; one of Spark's may hold the files that the user
-            // is looking for.
+            // Folders with a leading dot do not count; one of Spark's may hold the files that the
+            // user is looking for.
             let counts =
                 if is_dir { name.as_encoded_bytes().starts_with(b"_") } else { is_parquet };
             found.hidden += usize::from(counts);

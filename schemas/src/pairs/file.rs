@@ -96,8 +96,8 @@ impl PairFile {
         self.parquet.num_rows()
     }
 
-    /// blake3 of the file's length and footer, in hexadecimal. The footer holds the sizes, offsets and
-    /// statistics of all data: this is cheap, and enough to notice a replaced file.
+    /// blake3 of the file's length and footer, in hexadecimal. The footer holds the sizes, offsets
+    /// and statistics of all data: this is cheap, and enough to notice a replaced file.
     pub fn fingerprint(&self) -> String {
         self.parquet.fingerprint().to_owned()
     }
@@ -170,14 +170,14 @@ impl PairFile {
     /// Streams all rows with their images, at most `batch_rows` at a time.
     ///
     /// Images are not copied: each keeps its page. A page of more than
-    /// [`crate::scratch::IN_MEMORY_BYTES`] lies in a scratch file, not in memory, so that a column holds
-    /// at most a dictionary page and a data page of that size.
+    /// [`crate::scratch::IN_MEMORY_BYTES`] lies in a scratch file, not in memory, so that a column
+    /// holds at most a dictionary page and a data page of that size.
     pub fn rows_with_images(&self, batch_rows: usize) -> Result<PairRows, PairsError> {
         self.rows_with_images_in(0..self.num_rows(), batch_rows)
     }
 
-    /// [`PairFile::rows_with_images`] for some of the rows; rows beyond the file do not count. It does
-    /// not touch row groups before the range, nor decompress pages before it.
+    /// [`PairFile::rows_with_images`] for some of the rows; rows beyond the file do not count. It
+    /// does not touch row groups before the range, nor decompress pages before it.
     pub fn rows_with_images_in(
         &self,
         rows: Range<i64>,

@@ -1,5 +1,5 @@
-//! Reads a column of images beside the small columns, as slices of its pages: nothing is copied, and
-//! large pages need not be in memory ([`crate::pages`]).
+//! Reads a column of images beside the small columns, as slices of its pages: nothing is copied,
+//! and large pages need not be in memory ([`crate::pages`]).
 
 use std::sync::Arc;
 

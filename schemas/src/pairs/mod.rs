@@ -1,5 +1,5 @@
-//! Image pairs, the input: Parquet files in Pick-a-Pic's layout (v1 and v2 have the same columns) or
-//! one's own with the columns of [`crate::columns::PAIR_COLUMNS`].
+//! Image pairs, the input: Parquet files in Pick-a-Pic's layout (v1 and v2 have the same columns)
+//! or one's own with the columns of [`crate::columns::PAIR_COLUMNS`].
 //!
 //! [`discover()`] turns the user's files, folders and patterns into a fixed order of files,
 //! [`PairFile`] checks one of them, [`PairRows`] streams its rows, with or without the images.

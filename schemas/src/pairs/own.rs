@@ -1,5 +1,5 @@
-//! Recognises files of this workspace that lie among pairs but are not pairs: labels, parts, caches,
-//! scores.
+//! Recognises files of this workspace that lie among pairs but are not pairs: labels, parts,
+//! caches, scores.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -15,8 +15,8 @@ const WORK_SUFFIX: &str = ".work";
 /// The file in it that says which run it is of.
 const WORK_MANIFEST: &str = "manifest.json";
 
-/// What a file is, if this workspace wrote it and it is not a file of pairs. A file that cannot be read
-/// counts as pairs: reading it as pairs reports what is wrong.
+/// What a file is, if this workspace wrote it and it is not a file of pairs. A file that cannot be
+/// read counts as pairs: reading it as pairs reports what is wrong.
 pub(super) fn kind(path: &Path) -> Option<&'static str> {
     let parquet = ParquetInput::open(path).ok()?;
     let stored = parquet
@@ -25,7 +25,8 @@ pub(super) fn kind(path: &Path) -> Option<&'static str> {
             ArrowReaderMetadata::try_new(Arc::clone(parquet.metadata()), plain)
         })
         .ok()?;
-    // A join of labels with pairs may have kept the metadata; a file with images is pairs all the same.
+    // A join of labels with pairs may have kept the metadata; a file with images is pairs all the
+    // same.
     let has_column = |name: &str| stored.schema().column_with_name(name).is_some();
     let mut images = PAIR_COLUMNS.iter().filter(|column| column.presence == Presence::WithImages);
     if images.any(|column| has_column(column.name)) {

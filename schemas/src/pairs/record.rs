@@ -1,5 +1,5 @@
-//! What manifests say of the pairs that a file was made from. The names of the fields are part of the
-//! manifests, and so of the bytes of `labels.parquet`.
+//! What manifests say of the pairs that a file was made from. The names of the fields are part of
+//! the manifests, and so of the bytes of `labels.parquet`.
 
 use serde::{Deserialize, Serialize};
 

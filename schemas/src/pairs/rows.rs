@@ -16,8 +16,8 @@ use crate::columns::{PairType, is_human_label};
 use crate::exact::{self, Failure, Inexact};
 use crate::input::ParquetInput;
 
-/// The most text in one item of the iterator, in bytes. Only captions far beyond the usual reach it; a
-/// single larger row still comes whole.
+/// The most text in one item of the iterator, in bytes. Only captions far beyond the usual reach
+/// it; a single larger row still comes whole.
 const MAX_TEXT_BYTES: usize = 64 << 20;
 
 /// The column that is 1 minus `label_0`.

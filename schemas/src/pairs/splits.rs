@@ -1,7 +1,7 @@
 //! Finds the split of a data set that a file belongs to, by its name or that of a folder above it.
 //!
-//! The names are those of the `datasets` library (`datasets/data_files.py`), among them the spelling
-//! of published sets, `validation_unique-00000-of-00001-HASH.parquet`.
+//! The names are those of the `datasets` library (`datasets/data_files.py`), among them the
+//! spelling of published sets, `validation_unique-00000-of-00001-HASH.parquet`.
 
 use std::path::Path;
 
