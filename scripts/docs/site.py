@@ -28,8 +28,8 @@ def main() -> None:
     repository = sys.argv[1].rstrip("/") if len(sys.argv) > 1 else ""
     summary = (ROOT / "docs" / "SUMMARY.md").read_text(encoding="utf-8")
     pages = [inside("docs/SUMMARY.md", target) for _, _, target in LINK.findall(summary)]
-    # Benchmarks are found from docs/performance.md, one page a run.
-    runs = sorted(str(page.relative_to(ROOT)) for page in ROOT.glob("benchmarks/**/README.md"))
+    # One page a run, below the page of benchmarks.
+    runs = sorted(str(page.relative_to(ROOT)) for page in ROOT.glob("benchmarks/*/README.md"))
     shutil.rmtree(BOOK.parent, ignore_errors=True)
 
     def rewrite(page: str, match: re.Match[str]) -> str:
@@ -54,7 +54,7 @@ def main() -> None:
         lambda match: f"[{match.group(2)}]({inside('docs/SUMMARY.md', match.group(3))})", summary
     )
     listed = "".join(f"  - [{Path(run).parent.name}]({run})\n" for run in runs)
-    entries = re.sub(r"(- \[Performance\].*\n)", lambda match: match.group(1) + listed, entries)
+    entries = re.sub(r"(- \[Benchmarks\].*\n)", lambda match: match.group(1) + listed, entries)
     (BOOK / "SUMMARY.md").write_text(entries, encoding="utf-8")
     print(f"site: {len(pages) + len(runs)} pages in {BOOK.relative_to(ROOT)}")
 
