@@ -77,8 +77,9 @@ setup:
 $(VENV)/.torch-$(TORCH_VERSION): scripts/setup.sh
 	@TORCH=$(TORCH) scripts/setup.sh $(VENV) $(TORCH_VERSION)
 
+# Not the programs of tools/, which the scripts build that run them.
 build: $(TORCH_STAMP)
-	cargo build --release --locked --bins
+	cargo build --release --locked --bins $(addprefix -p balanceddpo-,relabel train evaluate schemas)
 
 relabel: build
 	target/release/relabel score --pairs $(PAIRS) --scorers $(SCORERS) --out $(LABELS) --device $(DEVICE) $(ARGS)
@@ -123,7 +124,8 @@ lint: build $(VENV)/.checks
 	cargo fmt --all --check
 	@if cargo deny --version >/dev/null 2>&1; then cargo deny --locked check --hide-inclusion-graph bans licenses sources; \
 	else echo "lint: no cargo-deny, dependencies are not checked; hint: cargo install --locked cargo-deny"; fi
-	cargo run --quiet --release --locked -p balanceddpo-schemas -- docs --check
+	target/release/schemas docs --check
+	for program in relabel train evaluate; do target/release/$$program docs --check || exit 1; done
 	cargo clippy --release --locked --workspace --all-targets -- --deny warnings
 	RUSTDOCFLAGS="--deny warnings" cargo doc --release --locked --workspace --no-deps --document-private-items
 
@@ -144,7 +146,9 @@ wheel dist: build $(RELEASE)/.ready
 	PATH=$(RELEASE)/bin:$$PATH scripts/release/$@.sh
 
 docs: build
-	cargo run --quiet --release --locked -p balanceddpo-schemas -- docs
+	target/release/schemas docs
+	for program in relabel train evaluate; do target/release/$$program docs || exit 1; done
+	scripts/release/pages.sh target/docs
 
 site:
 	scripts/docs/site.py

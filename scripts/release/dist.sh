@@ -38,9 +38,7 @@ cp scripts/release/dist.md "$top/README.md"
 cp LICENSE "$top"
 cp -r data/sample data/mini data/NOTICE "$top/data"
 cp relabel/scorers/published.toml "$top/data"
-for folder in man completions; do
-    [ ! -d target/docs/$folder ] || cp -r target/docs/$folder "$top"
-done
+scripts/release/pages.sh "$top/share"
 packages=$torch/../..
 for licence in "$packages"/{torch,nvidia_cuda_runtime,nvidia_cuda_cupti}-*.dist-info; do
     [ -d "$licence" ] || continue

@@ -11,6 +11,7 @@ rm -rf $out
 mkdir -p $out/src/balanceddpo.data/scripts
 cp scripts/release/{pyproject.toml,wheel.md} LICENSE $out/src
 cp target/release/{train,evaluate} $out/src/balanceddpo.data/scripts
+scripts/release/pages.sh $out/src/balanceddpo.data/data/share
 (cd $out/src && maturin build --quiet --release --locked --compatibility linux --auditwheel skip --out ..)
 
 # libtorch is found relative to the program: in a virtual environment, conda's or the user's folder
