@@ -12,6 +12,29 @@
 //! | the report, its figures, and contact sheets | [`present`] |
 //!
 //! [`cli`] is the command line as typed, [`commands`] gives it meaning.
+//!
+//! Every part works alone. Win rates of scores that come from anywhere:
+//!
+//! ```
+//! use evaluate::tables::{Tables, TablesConfig};
+//! use schemas::scores::ScoreRow;
+//!
+//! let scores = [("base", 0.21), ("dpo", 0.24)].map(|(model, score)| ScoreRow {
+//!     model: model.to_owned(),
+//!     prompt_set: "mine".to_owned(),
+//!     prompt_id: "1".to_owned(),
+//!     prompt: "a red fox".to_owned(),
+//!     category: None,
+//!     seed: 0,
+//!     metric: "pickscore".to_owned(),
+//!     score: Some(score),
+//!     image: format!("{model}/1.png"),
+//!     error: None,
+//! });
+//! let tables = Tables::compute(&scores, &TablesConfig::default())?;
+//! assert!(tables.to_text().contains("dpo vs base"));
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
 
 pub mod cli;
 pub mod commands;

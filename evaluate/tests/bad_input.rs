@@ -113,6 +113,19 @@ fn settings_that_make_no_sense_are_refused() {
 }
 
 #[test]
+fn words_of_other_programs_are_understood() {
+    let fixture = Fixture::new(&["a fox"]);
+    let more = ["--num-inference-steps", "3", "--guidance-scale", "2", "--negative", "blur"];
+    let mut command = evaluate(["generate", "--print-config"]);
+    let run = Run::of(command.args(more).arg("--out").arg(fixture.path("out"))).expect_code(0);
+    for line in ["steps = 3", "guidance = 2.0", "negative_prompt = \"blur\""] {
+        assert!(run.stdout.contains(line), "{line} is not in {run:#?}");
+    }
+    let completions = Run::of(&mut evaluate(["completions", "bash"])).expect_code(0);
+    assert!(completions.stdout.contains("filter-prompts"), "{completions:#?}");
+}
+
+#[test]
 fn typos_on_the_command_line_are_usage_errors() {
     let fixture = Fixture::new(&["a fox"]);
     let sd = model("sd");

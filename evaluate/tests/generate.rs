@@ -123,6 +123,9 @@ fn a_folder_grows_by_models_prompts_and_seeds() {
     let run =
         Run::of(&mut fixture.generate(&[&sd, &sdxl], &["--seeds", "2"])).expect_generated(0, 8);
     assert!(!run.stderr.contains("loading_seconds"), "{run:#?}");
+    let run = Run::of(&mut fixture.generate(&[&sd], &["--seeds", "2", "--json"])).expect_code(0);
+    let summary: Value = serde_json::from_str(&run.stdout).unwrap();
+    assert_eq!((&summary["images"], &summary["generated"]), (&json!(4), &json!(0)), "{summary}");
     let all = fixture.files("out/images");
     assert_eq!(all.len(), 10);
     assert!(first.iter().all(|(name, bytes)| all[name] == *bytes));

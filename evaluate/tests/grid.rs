@@ -169,8 +169,8 @@ fn the_command_writes_an_image_or_says_what_is_wrong() {
         .expect_error(&["no scores of the metric \"beauty\"", "pickscore, hps"]);
     run(&["--prompts", "zebra"]).expect_error(&["no prompt \"zebra\"", "hint"]);
     run(&["--sort", "margin:beauty"]).expect_error(&["no scores of the metric \"beauty\""]);
-    run(&["--count", "0"]).expect_usage_error(&["--count 0", "hint"]);
-    run(&["--size", "5"]).expect_usage_error(&["--size 5", "16 to 2048"]);
+    run(&["--count", "0"]).expect_usage_error(&["--count must be at least 1", "hint"]);
+    run(&["--size", "5"]).expect_usage_error(&["--size must be 16 to 2048 pixels"]);
     let usage = run(&["--sort", "best"]).expect_code(2);
     assert!(usage.stderr.contains("margin:METRIC"), "{usage:?}");
 }

@@ -8,6 +8,7 @@ use std::process::Command;
 
 use common::{Fixture, Generated as _, Run, evaluate, model};
 use schemas::scores::{ScoreRow, ScoresFile};
+use serde_json::{Value, json};
 
 const SCORERS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../data/mini/scorers.toml");
 /// A tiny DistilBERT with random weights.
@@ -226,14 +227,23 @@ fn a_run_generates_scores_and_reports_and_a_second_one_changes_nothing() {
     // One checkpoint under two names: every prompt is a tie.
     let tables = String::from_utf8(files["tables.md"].clone()).unwrap();
     assert!(tables.contains("0/3/0"), "{tables}");
-    let second = Run::of(&mut run(&fixture, &[])).expect_code(0);
+    let second = Run::of(&mut run(&fixture, &["--json"])).expect_code(0);
     assert!(files == fixture.files("out"));
+    let summary: Value = serde_json::from_str(&second.stdout).unwrap();
+    assert_eq!((&summary["images"], &summary["scored"]), (&json!(12), &json!(0)), "{summary}");
+    assert_eq!(summary["models"], json!(["sd", "again"]));
+    assert!(Path::new(summary["summary"].as_str().unwrap()).is_file(), "{summary}");
     assert_eq!(second.stderr.matches("already complete").count(), 2, "{second:#?}");
     assert!(!second.stderr.contains(" 0.0 "), "{second:#?}");
     let plan = Run::of(&mut run(&fixture, &["--dry-run"])).expect_code(0);
     assert!(plan.stdout.contains("0 of 12 images to score\n"), "{plan:#?}");
-    let plan = Run::of(&mut run(&fixture, &["--dry-run", "--fresh"])).expect_code(0);
-    assert!(plan.stdout.contains("12 of 12 images to score"), "{plan:#?}");
+    let plan = Run::of(&mut run(&fixture, &["--dry-run", "--fresh", "--json"])).expect_code(0);
+    let plan: Value = serde_json::from_str(&plan.stdout).unwrap();
+    assert_eq!((&plan["score"]["missing"], &plan["score"]["images"]), (&json!(12), &json!(12)));
+    assert_eq!(plan["generate"]["prompts"], json!({ "prompts": 3 }));
+    let model = &plan["generate"]["models"][1];
+    assert_eq!((&model["model"], &model["missing"]), (&json!("again"), &json!(6)), "{plan}");
+    assert!(plan["score"]["images_per_second"].as_f64().unwrap() > 0.0, "{plan}");
     assert!(files == fixture.files("out"), "a dry run writes nothing");
 }
 

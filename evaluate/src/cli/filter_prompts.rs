@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::Args;
+use runkit::program::JsonFlag;
 
 use super::defaults::DEFAULTS;
 use crate::prompts::{PromptSource, SAFETY_CLASSIFIER, UNSAFE_LABEL};
@@ -39,4 +40,7 @@ pub struct FilterPromptsArguments {
     /// Where to compute: auto, cpu, cuda or cuda:N.
     #[arg(long, value_name = "DEVICE", env = "EVALUATE_DEVICE", default_value = "auto")]
     pub device: String,
+    /// The form of the summary.
+    #[command(flatten)]
+    pub json: JsonFlag,
 }

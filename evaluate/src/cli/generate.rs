@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 use nn::schedule::SamplerKind;
-use runkit::program::ResumeFlag;
+use runkit::program::{JsonFlag, ResumeFlag};
 use runkit::settings::{Settings, SettingsFlags};
 use serde::{Deserialize, Serialize};
 
@@ -47,6 +47,9 @@ pub struct StartFlags {
     /// A flag of other programs.
     #[command(flatten)]
     pub resume: ResumeFlag,
+    /// The form of the summary.
+    #[command(flatten)]
+    pub json: JsonFlag,
 }
 
 /// Settings of `evaluate generate`, each unset until flag, environment or file sets it.

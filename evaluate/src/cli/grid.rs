@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::Args;
+use runkit::program::JsonFlag;
 
 use crate::present::grid::{Layout, Order};
 
@@ -43,4 +44,7 @@ pub struct GridArguments {
     /// The image to write [default: grid.png beside the scores].
     #[arg(long, value_name = "FILE.png")]
     pub out: Option<PathBuf>,
+    /// The form of the summary.
+    #[command(flatten)]
+    pub json: JsonFlag,
 }

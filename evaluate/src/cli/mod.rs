@@ -13,14 +13,12 @@ use std::str::FromStr;
 
 use clap::{Parser, Subcommand};
 use runkit::logging::LogArguments;
+use runkit::program::{JsonFlag, ProgramCommand};
 
 /// From diffusion models and prompts to images, scores, win rates and a report.
 #[derive(Debug, Parser)]
-#[command(name = "evaluate", version, max_term_width = 100, propagate_version = true)]
-#[command(after_help = "Exit codes:\n  0        done\n  1        failed\n  2        usage\n  \
-    3        finished with more unscored images than --max-failed\n  \
-    130/143  stopped by a signal after a clean save; the same command resumes\n\n\
-    Examples:\n  \
+#[command(name = "evaluate", version, propagate_version = true)]
+#[command(after_help = "Examples:\n  \
     evaluate run --model base=sd15/ --model dpo=sd15/,unet=runs/dpo/pipeline/unet \\\n      \
     --prompts PartiPrompts.tsv --scorers scorers.toml --out eval/")]
 pub struct Cli {
@@ -50,6 +48,11 @@ pub enum Command {
     Report(report::ReportArguments),
     /// Keep the prompts that a text classifier finds safe to show.
     FilterPrompts(filter_prompts::FilterPromptsArguments),
+    /// Show what the program finds on this machine: libtorch, CUDA, GPUs, CPU, disks and the hub.
+    Doctor(JsonFlag),
+    /// Commands of every program.
+    #[command(flatten)]
+    Program(ProgramCommand),
 }
 
 /// A number of a flag. NaN and infinity have no place in settings: JSON, in which layers are

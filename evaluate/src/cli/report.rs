@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::Args;
+use runkit::program::JsonFlag;
 
 /// `evaluate report`.
 #[derive(Debug, Clone, Args)]
@@ -21,4 +22,7 @@ pub struct ReportArguments {
     /// The folder for report.html and figures [default: that of the scores].
     #[arg(long, value_name = "DIR")]
     pub out: Option<PathBuf>,
+    /// The form of the summary.
+    #[command(flatten)]
+    pub json: JsonFlag,
 }

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::Args;
-use runkit::program::ResumeFlag;
+use runkit::program::{JsonFlag, ResumeFlag};
 use runkit::settings::{Settings, SettingsFlags};
 use serde::{Deserialize, Serialize};
 
@@ -34,6 +34,9 @@ pub struct ScoreArguments {
     /// A flag of other programs.
     #[command(flatten)]
     pub resume: ResumeFlag,
+    /// The form of the summary.
+    #[command(flatten)]
+    pub json: JsonFlag,
 }
 
 /// Settings of `evaluate score`, each unset until flag, environment or file sets it.

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::Args;
+use runkit::program::JsonFlag;
 
 use crate::tables::TablesConfig;
 
@@ -33,4 +34,7 @@ pub struct TablesArguments {
     /// Seed of the bootstrap.
     #[arg(long, value_name = "N", default_value_t = TablesConfig::default().seed)]
     pub seed: u64,
+    /// The form of the summary.
+    #[command(flatten)]
+    pub json: JsonFlag,
 }

@@ -1,4 +1,4 @@
-//! `evaluate filter-prompts`: prompts in, those that are safe to show out.
+//! `evaluate filter-prompts`: keeps the prompts that are safe to show.
 
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
@@ -6,13 +6,14 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, Result, bail};
 use nn::device::DeviceChoice;
 use runkit::exit::ExitStatus;
-use runkit::program::{UsageError, say};
+use runkit::program::UsageError;
+use serde_json::json;
 
 use crate::cli::filter_prompts::FilterPromptsArguments;
 use crate::owned;
 use crate::prompts::{self, ClassifiedPrompt, FilteredSet, SafetyClassifier};
 
-/// Dropped prompts that are shown of each set.
+/// How many dropped prompts of each set the summary lists.
 const SHOWN: usize = 5;
 
 pub(super) fn run(arguments: &FilterPromptsArguments) -> Result<ExitStatus> {
@@ -21,8 +22,8 @@ pub(super) fn run(arguments: &FilterPromptsArguments) -> Result<ExitStatus> {
     let dropped_path = dropped_path(&arguments.out).map_err(UsageError::of)?;
     if let Some(source) = arguments.prompts.iter().find(|source| source.limit.is_some()) {
         bail!(UsageError::new(format!(
-            "--prompts {source}: limit= counts prompts that are kept; hint: give it with the file \
-             that is written here, to evaluate generate"
+            "--prompts {source}: limit= counts kept prompts; hint: give it to evaluate generate, \
+             with the file that this command writes"
         )));
     }
     let folder = arguments.out.parent().unwrap_or(Path::new(""));
@@ -40,13 +41,20 @@ pub(super) fn run(arguments: &FilterPromptsArguments) -> Result<ExitStatus> {
         SafetyClassifier::open(&arguments.classifier, &arguments.unsafe_label, device)?;
     let filtered = prompts::filter(sets, &classifier, threshold)?;
     runkit::files::create_folder(folder)?;
-    // What is asked for comes last: when it is there, so is the other.
+    // --out comes last: if it is there, so is the other.
     prompts::write_classified(&dropped_path, filtered.iter().flat_map(|set| &set.dropped), false)?;
     prompts::write_classified(&arguments.out, filtered.iter().flat_map(|set| &set.kept), true)?;
-    let mut text: String = filtered.iter().map(describe).collect();
-    let _ = writeln!(text, "kept: {}", arguments.out.display());
-    let _ = writeln!(text, "dropped: {}", dropped_path.display());
-    say(&text)?;
+    let counts =
+        |set: &FilteredSet| json!({ "kept": set.kept.len(), "dropped": set.dropped.len() });
+    let sets = filtered.iter().map(|set| (set.name().to_owned(), counts(set)));
+    let sets: serde_json::Map<_, _> = sets.collect();
+    let value = json!({ "sets": sets, "kept": arguments.out, "dropped": dropped_path });
+    let text = || {
+        let sets: String = filtered.iter().map(describe).collect();
+        let [kept, dropped] = [&arguments.out, &dropped_path].map(|path| path.display());
+        format!("{sets}kept: {kept}\ndropped: {dropped}\n")
+    };
+    arguments.json.say(text, &value)?;
     Ok(ExitStatus::Done)
 }
 
@@ -62,7 +70,7 @@ fn dropped_path(out: &Path) -> Result<PathBuf> {
     Ok(out.with_file_name(format!("{stem}.dropped.jsonl")))
 }
 
-/// Figures of a set, and the first prompts that it lost.
+/// The numbers of a set, and its first dropped prompts.
 fn describe(set: &FilteredSet) -> String {
     let (kept, dropped) = (set.kept.len(), set.dropped.len());
     let rate = 100.0 * kept as f64 / (kept + dropped) as f64;

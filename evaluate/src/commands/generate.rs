@@ -7,6 +7,7 @@ use nn::device::{self, DeviceError, Precision};
 use runkit::exit::ExitStatus;
 use runkit::program::{self, say, usage_unless};
 use runkit::settings::Settings as _;
+use serde_json::json;
 
 use crate::cli::generate::{GenerateArguments, GenerateSettings};
 use crate::generate::{self, Config, Generation, Summary};
@@ -24,12 +25,16 @@ pub(super) fn run(arguments: &GenerateArguments) -> Result<ExitStatus> {
     let stop = super::stop_flag()?;
     if arguments.start.dry_run {
         let prompts = prompts::read_limited(&config.prompts, config.limits)?;
-        say(&Generation::open(&config, &prompts)?.dry_run()?.to_string())?;
+        let plan = Generation::open(&config, &prompts)?.dry_run()?;
+        arguments.start.json.say(|| plan.to_string(), &plan)?;
         return Ok(ExitStatus::Done);
     }
     let Summary { images, generated } = super::finished(generate::run(&config, &stop)?)?;
     let folder = generate::images_folder(&config.out);
-    say(&format!("{images} images, {generated} of them new\nimages: {}\n", folder.display()))?;
+    let text =
+        || format!("{images} images, {generated} of them new\nimages: {}\n", folder.display());
+    let value = json!({ "images": images, "generated": generated, "folder": folder });
+    arguments.start.json.say(text, &value)?;
     Ok(ExitStatus::Done)
 }
 

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use anyhow::{Context as _, Result, ensure};
 use runkit::exit::ExitStatus;
-use runkit::program::{UsageError, say};
+use runkit::program::UsageError;
 use schemas::scores::ScoresFile;
 
 use crate::cli::grid::GridArguments;
@@ -20,12 +20,12 @@ pub(super) fn run(arguments: &GridArguments) -> Result<ExitStatus> {
         let (least, most) = (SIDES.start(), SIDES.end());
         ensure!(
             SIDES.contains(&side),
-            UsageError::new(format!("--size {side}: expected {least} to {most} pixels"))
+            UsageError::new(format!("--size must be {least} to {most} pixels, found {side}"))
         );
     }
     ensure!(
         arguments.count != Some(0),
-        UsageError::new("--count 0 shows nothing; hint: leave it out")
+        UsageError::new("--count must be at least 1, found 0; hint: leave it out")
     );
     let folder = arguments.scores.parent().unwrap_or(Path::new(""));
     let out = arguments.out.clone().unwrap_or_else(|| folder.join("grid.png"));
@@ -57,6 +57,7 @@ pub(super) fn run(arguments: &GridArguments) -> Result<ExitStatus> {
     let png = sheet.png().with_context(|| format!("encoding {}", out.display()))?;
     runkit::files::create_folder(parent)?;
     runkit::files::write_atomic(&out, |file| file.write_all(&png))?;
-    say(&format!("sheet: {}\n", out.display()))?;
+    let value = serde_json::json!({ "sheet": out });
+    arguments.json.say(|| format!("sheet: {}\n", out.display()), &value)?;
     Ok(ExitStatus::Done)
 }

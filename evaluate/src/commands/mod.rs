@@ -12,9 +12,10 @@ use std::ops::{ControlFlow, Range};
 
 use anyhow::{Context as _, Result, ensure};
 use runkit::exit::ExitStatus;
+use runkit::program::JsonFlag;
 use runkit::signals::{self, StopFlag, Stoppable, Stopped};
 
-use crate::cli::Command;
+use crate::cli::{Cli, Command};
 use crate::prompts::{Limits, Preset};
 
 /// Runs one command.
@@ -33,7 +34,15 @@ pub fn run(command: Command) -> Result<ExitStatus> {
         Command::Grid(arguments) => grid::run(&arguments),
         Command::Report(arguments) => report::run(&arguments),
         Command::Tables(arguments) => tables::run(&arguments),
+        Command::Doctor(json) => doctor(json),
+        Command::Program(command) => command.run::<Cli>(),
     }
+}
+
+fn doctor(json: JsonFlag) -> Result<ExitStatus> {
+    let report = nn::doctor::examine();
+    json.say(|| report.to_string(), &report)?;
+    Ok(if report.is_usable() { ExitStatus::Done } else { ExitStatus::Failed })
 }
 
 /// Asks to stop at a signal, and ends soon after it: every file of an evaluation is whole at any

@@ -4,7 +4,6 @@ use std::path::Path;
 
 use anyhow::{Context as _, Result};
 use runkit::exit::ExitStatus;
-use runkit::program::say;
 use schemas::evaluation::KEY_MANIFEST;
 use schemas::scores::ScoresFile;
 
@@ -47,6 +46,7 @@ pub(super) fn run(arguments: &ReportArguments) -> Result<ExitStatus> {
     };
     let page = report::write(&inputs, out)
         .with_context(|| format!("writing the report of {}", arguments.scores.display()))?;
-    say(&format!("report: {}\n", page.display()))?;
+    let value = serde_json::json!({ "report": page });
+    arguments.json.say(|| format!("report: {}\n", page.display()), &value)?;
     Ok(ExitStatus::Done)
 }

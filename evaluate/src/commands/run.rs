@@ -14,6 +14,7 @@ use runkit::signals::{StopFlag, Stoppable};
 use schemas::evaluation::KEY_MANIFEST;
 use schemas::scores::ScoresFile;
 use serde::Serialize;
+use serde_json::json;
 
 use super::{generate as generate_command, score as score_command};
 use crate::cli::run::{ReportSettings, RunArguments, RunSettings};
@@ -52,11 +53,30 @@ pub(super) fn run(arguments: &RunArguments) -> Result<ExitStatus> {
     let opened =
         Opened::new(&generate_config, &score_config, &settings.report, &prompts, &dropped)?;
     if arguments.start.dry_run {
-        say(&opened.dry_run()?.to_string())?;
+        let plan = opened.dry_run()?;
+        arguments.start.json.say(|| plan.to_string(), &plan)?;
         return Ok(ExitStatus::Done);
     }
     let summary = super::finished(opened.run(&stop)?)?;
-    report(&generate_config, &settings.report, &dropped)?;
+    let tables = report(&generate_config, &settings.report, &dropped)?;
+    let path = |name: &str| generate_config.out.join(name);
+    let [scores, markdown, page] = [score::SCORES, "tables.md", "report.html"].map(path);
+    let text = || {
+        format!(
+            "{}scores: {}\ntables: {}\nreport: {}\n",
+            tables.to_text(),
+            scores.display(),
+            markdown.display(),
+            page.display()
+        )
+    };
+    let score::Summary { images, scored, failed } = summary;
+    let value = json!({
+        "images": images, "scored": scored, "failed": failed, "models": tables.models,
+        "metrics": tables.metrics, "scores": scores, "tables": markdown, "report": page,
+        "summary": path("summary.json"),
+    });
+    arguments.start.json.say(text, &value)?;
     Ok(score_command::status(summary, &settings.scoring, &generate_config.out))
 }
 
@@ -225,7 +245,7 @@ fn report(
     generate_config: &GenerateConfig,
     settings: &ReportSettings,
     dropped: &[DroppedPrompt],
-) -> Result<()> {
+) -> Result<Tables> {
     let file = ScoresFile::open(generate_config.out.join(score::SCORES))?;
     let manifest = file.metadata().get(KEY_MANIFEST);
     let manifest = manifest.and_then(|text| serde_json::from_str(text).ok()).unwrap_or_default();
@@ -248,11 +268,5 @@ fn report(
         dropped,
     };
     report::write(&inputs, &generate_config.out)?;
-    say(&tables.to_text())?;
-    for (what, name) in
-        [("scores", score::SCORES), ("tables", "tables.md"), ("report", "report.html")]
-    {
-        say(&format!("{what}: {}\n", generate_config.out.join(name).display()))?;
-    }
-    Ok(())
+    Ok(tables)
 }

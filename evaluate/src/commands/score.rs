@@ -8,6 +8,7 @@ use runkit::exit::ExitStatus;
 use runkit::program::{self, say, usage_unless};
 use runkit::settings::Settings as _;
 use scorers::Compute;
+use serde_json::json;
 use tch::Device;
 
 use crate::cli::score::{ScoreArguments, ScoreSettings, ScoringSettings};
@@ -29,15 +30,17 @@ pub(super) fn run(arguments: &ScoreArguments) -> Result<ExitStatus> {
     let config = config(&settings).map_err(usage_unless(DeviceError::is_absent))?;
     let stop = super::stop_flag()?;
     if arguments.dry_run {
-        say(&score::dry_run(&config)?.to_string())?;
+        let plan = score::dry_run(&config)?;
+        arguments.json.say(|| plan.to_string(), &plan)?;
         return Ok(ExitStatus::Done);
     }
     let summary = super::finished(score::run(&config, &stop)?)?;
-    let Summary { images, scored, .. } = summary;
-    say(&format!(
-        "{images} images, {scored} of them scored now\nscores: {}\n",
-        config.out.join(score::SCORES).display()
-    ))?;
+    let Summary { images, scored, failed } = summary;
+    let scores = config.out.join(score::SCORES);
+    let text =
+        || format!("{images} images, {scored} of them scored now\nscores: {}\n", scores.display());
+    let value = json!({ "images": images, "scored": scored, "failed": failed, "scores": scores });
+    arguments.json.say(text, &value)?;
     Ok(status(summary, &settings.scoring, &config.out))
 }
 

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, ensure};
 use runkit::exit::ExitStatus;
-use runkit::program::{UsageError, say};
+use runkit::program::UsageError;
 use schemas::evaluation::{KEY_FINGERPRINT, KEY_MANIFEST};
 use schemas::scores::ScoresFile;
 use serde_json::json;
@@ -21,7 +21,7 @@ pub(super) fn run(arguments: &TablesArguments) -> Result<ExitStatus> {
     owned::check_files("--out", &folder, &owned::TABLES, &arguments.scores)?;
     ensure!(
         arguments.bootstrap > 0,
-        UsageError::new("--bootstrap 0: expected at least one resample; hint: 10000 is usual")
+        UsageError::new("--bootstrap must be at least 1, found 0; hint: 10000 is usual")
     );
     let mut scores = Vec::new();
     let mut fingerprints = Vec::new();
@@ -40,12 +40,10 @@ pub(super) fn run(arguments: &TablesArguments) -> Result<ExitStatus> {
     let tables = Tables::compute(&scores, &config)?;
     let files = tables.write(&folder, &metadata(&fingerprints, &tables))?;
     let names = files.iter().filter_map(|file| file.file_name()).map(|name| name.to_string_lossy());
-    say(&format!(
-        "{}\ntables: {} in {}\n",
-        tables.to_text(),
-        names.collect::<Vec<_>>().join(", "),
-        folder.display()
-    ))?;
+    let names = names.collect::<Vec<_>>().join(", ");
+    let text = || format!("{}\ntables: {names} in {}\n", tables.to_text(), folder.display());
+    let value = json!({ "models": tables.models, "metrics": tables.metrics, "files": files });
+    arguments.json.say(text, &value)?;
     Ok(ExitStatus::Done)
 }
 
