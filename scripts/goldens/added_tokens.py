@@ -1,5 +1,5 @@
-"""Writes crates/media/tests/fixtures/added_tokens.json: texts with the ids that transformers gives them, for tokenizer
-folders with tokens beside the vocabulary, in all files and forms in which transformers looks for them.
+"""Writes crates/media/tests/fixtures/added_tokens.json: texts with transformers' token ids, for tokenizer
+folders with added tokens, in all files and forms that transformers reads.
 
 Run once, by hand: python scripts/goldens/added_tokens.py
 Needs transformers==5.23.0. The vocabulary is that of data/mini/clip.

@@ -1,13 +1,14 @@
-"""Writes crates/media/tests/fixtures/tokenizers.json.gz: captions with the ids that open_clip and
-transformers give them, at CLIP's vocabulary and at a small one.
+"""Writes crates/media/tests/fixtures/tokenizers.json.gz: captions with the token ids of open_clip
+and transformers, for CLIP's vocabulary and for a small one.
 
 Run once, by hand: python scripts/goldens/caption_tokenizers.py
 Needs open_clip_torch==3.3.0 transformers==5.23.0 tokenizers==0.23.3 ftfy==6.3.1 regex==2026.11.15 on
-CPython 3.11. All captions are made here, from a fixed seed.
+CPython 3.11. This script makes all captions, from a fixed seed.
 
 Layout: {"captions": [...], "cleaned": [...], "standard": {"open_clip": [[...]], "hf": [[...]]}, "small": the
-same for every second caption at the first 2000 merges, "tiny": {"hf": at the first 100}}. Ids are without padding. "cleaned" is
-open_clip's cleaned text. The tiny tokenizer is written too, as transformers saves it:
+same for every second caption with the first 2000 merges, "tiny": {"hf": with the first 100}}. Ids have
+no padding. "cleaned" is open_clip's cleaned text. It also writes the tiny tokenizer, as transformers
+saves it:
 crates/media/tests/fixtures/tiny/{tokenizer.json,tokenizer_config.json,vocab.json,merges.txt}.
 """
 
@@ -60,7 +61,7 @@ CODECS = ["latin-1", "windows-1252", "windows-1251", "windows-1250", "windows-12
 
 
 def misread(text: str, codec: str, lossy: str) -> str:
-    """The text as it looks after its UTF-8 was read in another encoding."""
+    """The text after reading its UTF-8 in another encoding."""
     return text.encode().decode("latin-1" if codec == "latin-1" else codec, lossy)
 
 
@@ -86,7 +87,7 @@ def captions() -> list[str]:
         made.append(misread(once, "latin-1", "replace"))
         made.append(misread(source, "latin-1", "replace").replace("\xa0", " "))
         made.append(f"plain words {misread(source, 'windows-1252', 'replace')} русский {rng.choice(SCRIPTS)}")
-    # the pools hold what Unicode 14 knows, which all libraries agree on
+    # the pools hold characters of Unicode 14, on which all libraries agree
     known = [chr(c) for c in range(0x20, 0x30000) if not 0xD800 <= c < 0xE000 and unicodedata.category(chr(c)) != "Cn"]
     latin = [chr(c) for c in range(0x80, 0x250)]
     ascii_pool = [chr(c) for c in range(0x20, 0x7F)]
@@ -104,7 +105,7 @@ def captions() -> list[str]:
 
 
 def strip(ids: list[int], end: int) -> list[int]:
-    """Without the padding of open_clip: up to and with the last end token."""
+    """The ids without open_clip's padding: up to the last end token, inclusive."""
     return ids[: len(ids) - ids[::-1].index(end)]
 
 
@@ -115,7 +116,7 @@ def transformers_parts(simple: SimpleTokenizer) -> tuple[dict[str, int], list[tu
     return vocab, sorted(simple.bpe_ranks, key=simple.bpe_ranks.get)
 
 
-def cut_merges(folder: pathlib.Path, count: int) -> pathlib.Path:
+def truncated_merges(folder: pathlib.Path, count: int) -> pathlib.Path:
     path = folder / f"bpe_simple_vocab_{count}.txt.gz"
     lines = gzip.decompress(pathlib.Path(default_bpe()).read_bytes()).decode().split("\n")[: count + 1]
     path.write_bytes(gzip.compress("\n".join(lines).encode()))
@@ -145,8 +146,8 @@ def main() -> None:
         assert importlib.metadata.version(package) == version, package
     texts = captions()
     with tempfile.TemporaryDirectory() as folder:
-        small = cut_merges(pathlib.Path(folder), SMALL_MERGES)
-        save_tiny(cut_merges(pathlib.Path(folder), TINY_MERGES), FIXTURE.parent / "tiny")
+        small = truncated_merges(pathlib.Path(folder), SMALL_MERGES)
+        save_tiny(truncated_merges(pathlib.Path(folder), TINY_MERGES), FIXTURE.parent / "tiny")
         goldens = {
             "captions": texts,
             "cleaned": [_clean_lower(text) for text in texts],

@@ -5,8 +5,8 @@ Run with torch 2.11.0, transformers 5.23.0 and open_clip_torch 3.3.0:
     python scripts/goldens/clip_towers.py crates/nn/tests/fixtures
 
 Each folder holds one model of random weights in one published layout, its configuration, and
-expected.json: tokens, the places of their end tokens, and the features that the library computes.
-Images are not stored: `pixels` makes them from whole numbers, and the Rust test does the same.
+expected.json: tokens, the positions of their end tokens, and the features that the library computes.
+No images are stored: `pixels` makes them from whole numbers, and the Rust test does the same.
 """
 
 import argparse
@@ -26,7 +26,7 @@ IMAGES = 3
 
 
 def pixels(side):
-    """Numbers in [-2, 2) from a multiplicative hash of their place; exact in any language."""
+    """Numbers in [-2, 2) from a multiplicative hash of their position; exact in any language."""
     place = torch.arange(IMAGES * 3 * side * side, dtype=torch.int64)
     bits = (place * 2654435761 % 2**32) // 256
     return (bits.double() / 2**22 - 2).float().reshape(IMAGES, 3, side, side)
@@ -48,7 +48,7 @@ def randomize(model, seed):
 
 
 def texts(vocabulary, context):
-    """Token rows with the end token, the largest, at different places, and any padding."""
+    """Token rows with the end token, the largest, at different positions, and any padding."""
     end = vocabulary - 1
     rows, ends = [], []
     for index, place in enumerate((1, context // 2, context - 1, 2)):
@@ -101,7 +101,7 @@ def expect_open_clip(folder, model, config):
 
 
 def main(root):
-    # transformers, safetensors, quick GELU, five heads, three layers, a patch that leaves pixels over.
+    # transformers, safetensors, quick GELU, five heads, three layers, a patch size that does not divide the image.
     folder = root / "transformers"
     vision = dict(hidden_size=15, intermediate_size=20, num_hidden_layers=3, num_attention_heads=5, image_size=22, patch_size=7)
     text = dict(vocab_size=31, hidden_size=10, intermediate_size=12, num_hidden_layers=3, num_attention_heads=5, max_position_embeddings=9)
@@ -116,7 +116,7 @@ def main(root):
     weight_map = {}
     for index, part in enumerate(("text", "visi"), start=1):
         shard = f"model-{index:05d}-of-00002.safetensors"
-        # The scale of the logits goes with the text.
+        # The text model holds the scale of the logits.
         names = [name for name in state if name.startswith("visi") == (part == "visi")]
         save_file({name: state[name].contiguous() for name in names}, folder / shard, {"format": "pt"})
         weight_map |= dict.fromkeys(names, shard)
@@ -150,7 +150,7 @@ def main(root):
     model.load_state_dict({name: tensor.half().float() for name, tensor in model.state_dict().items()})
     expect_open_clip(folder, model, config)
 
-    # open_clip, a plain state dict in single precision, its text tower in a module of its own.
+    # open_clip, a plain state dict in single precision, its text tower in a separate module.
     folder = root / "open_clip_bin"
     config = dict(
         embed_dim=8,

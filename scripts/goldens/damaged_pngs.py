@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""Goldens for crates/media: PNG files that are not as the standard wants them, and what Pillow makes of them.
+"""Goldens for crates/media: PNG files that violate the standard, and how Pillow reads them.
 
 Writes crates/media/tests/fixtures/damaged_pngs.json: {"pillow": VERSION, "files": {NAME: {"hex": FILE, "mode": MODE,
-"pixels": SHA, "rgb": SHA, "white": SHA}}}, without the hashes where Pillow refuses the file. "white" is what transformers'
-convert_to_rgb makes of the image.
+"pixels": SHA, "rgb": SHA, "white": SHA}}}, without the hashes if Pillow rejects the file. "white" is the image after
+transformers' convert_to_rgb.
 Run with Pillow 13.0.0 and transformers 5.23.0.
 """
 import io
@@ -26,7 +26,7 @@ def chunk(name, body, crc=None):
 
 
 def split(file):
-    """The chunks of a sound file."""
+    """The chunks of a valid file."""
     chunks, at = [], 8
     while at < len(file):
         length = struct.unpack(">I", file[at:at + 4])[0]

@@ -5,8 +5,8 @@ Run with torch 2.11.0, transformers 5.23.0 and diffusers 0.42.1:
     python scripts/goldens/diffusion_networks.py crates/nn/tests/fixtures/diffusion
 
 Each folder holds random weights as the libraries save them, and in expected.safetensors inputs and
-what the library makes of them. `sd` and `sdxl` are whole pipelines; their images are named by
-solver, steps and guidance.
+the library's outputs. `sd` and `sdxl` are whole pipelines; their images are named by solver, steps
+and guidance.
 """
 
 import argparse
@@ -104,7 +104,7 @@ def autoencoders(root):
     # Three levels of two blocks, as published.
     folder = root / "vae"
     model = autoencoder(1, block_out_channels=[4, 4, 6], layers_per_block=2)
-    # Some variances outside of the range they are cut to.
+    # Some variances lie outside the range to which they are clamped.
     model.quant_conv.bias[5:] += torch.tensor([40.0, -40.0, 0.0])
     model.save_pretrained(folder)
     expect_autoencoder(folder, model)
@@ -157,7 +157,7 @@ def text_config(**options):
 
 
 def text_rows():
-    """Texts with the end token, the largest, early, late and twice, and padding of two kinds."""
+    """Token ids with the end token, the largest, early, late and twice, and with padding of two kinds."""
     rows = [[(5 * row + 3 * column) % 50 for column in range(CONTEXT)] for row in range(3)]
     for row, (end, padding) in zip(rows, ((4, 59), (CONTEXT - 1, 0), (20, 0))):
         row[0], row[end] = 58, 59
@@ -178,13 +178,13 @@ def expect_text(folder, model, tokens):
 
 
 def text_encoders(root):
-    # As Stable Diffusion has it; configurations of its time have 2 as the end token.
+    # As in Stable Diffusion; configurations of its time have 2 as the end token.
     folder = root / "text"
     model = randomize(CLIPTextModel(text_config(hidden_act="quick_gelu", eos_token_id=2)), 4)
     model.save_pretrained(folder)
     expect_text(folder, model, text_rows())
 
-    # As the second of SDXL, and an end token that is not the largest.
+    # As SDXL's second, with an end token that is not the largest.
     folder = root / "text_projection"
     config = text_config(hidden_act="gelu", eos_token_id=57, projection_dim=5, num_attention_heads=4)
     model = randomize(CLIPTextModelWithProjection(config), 5)
@@ -197,7 +197,7 @@ def text_encoders(root):
 
 
 def tokenizer(folder, pad):
-    """Letters alone, no merges."""
+    """A tokenizer with letters and no merges."""
     folder.mkdir(parents=True, exist_ok=True)
     names = [letter + end for end in ("", "</w>") for letter in LETTERS]
     names += [f"unused{index}" for index in range(58 - len(names))]
@@ -208,9 +208,9 @@ def tokenizer(folder, pad):
     return CLIPTokenizer(**files, pad_token=pad, model_max_length=CONTEXT)
 
 
-def draw(folder, kind, tokenizers, **options):
+def sample(folder, kind, tokenizers, **options):
     """Images of every solver; the negative prompt, the guidance and the steps change too."""
-    # As it lies on the disk: what stands in scheduler_config.json is no longer a default of its class.
+    # As saved on the disk: values in scheduler_config.json override the defaults of the class.
     pipeline = kind.from_pretrained(folder, **options)
     pipeline.set_progress_bar_config(disable=True)
     base = pipeline.scheduler.config
@@ -238,8 +238,8 @@ def draw(folder, kind, tokenizers, **options):
     save_expected(folder, expected)
 
 
-# Configurations of the two pipelines with other options: of each file what is set in it, and with
-# None what is left out of it (Python's null is written "null").
+# Configurations of the two pipelines with other options: the keys that are set in each file; None
+# removes a key (JSON's null is written "null").
 CHANGES = [
     ("sd", {"scheduler/scheduler_config.json": {"_class_name": "DDIMScheduler"}}),
     ("sd", {"model_index.json": {"scheduler": ["diffusers", "DDIMScheduler"]}}),
@@ -272,7 +272,7 @@ CHANGES = [
 
 
 def changed(root):
-    """Images of the changed pipelines in five steps, and the size that they have by themselves."""
+    """Images of the changed pipelines in five steps, and their default size."""
     expected, cases = {}, []
     for index, (name, changes) in enumerate(CHANGES):
         with tempfile.TemporaryDirectory() as folder:
@@ -310,7 +310,7 @@ def changed(root):
 
 
 def pipelines(root):
-    # What the published files of both families say, whichever solver they name.
+    # The published files of both families have these, whichever solver they name.
     noise = dict(
         beta_start=0.00085,
         beta_end=0.012,
@@ -346,7 +346,7 @@ def pipelines(root):
         requires_safety_checker=False,
     )
     pipeline.save_pretrained(folder)
-    draw(folder, StableDiffusionPipeline, [words], safety_checker=None)
+    sample(folder, StableDiffusionPipeline, [words], safety_checker=None)
 
     folder = root / "sdxl"
     first, second = tokenizer(folder / "tokenizer", "<|endoftext|>"), tokenizer(folder / "tokenizer_2", "a")
@@ -371,7 +371,7 @@ def pipelines(root):
         add_watermarker=False,
     )
     pipeline.save_pretrained(folder)
-    draw(folder, StableDiffusionXLPipeline, [first, second], add_watermarker=False)
+    sample(folder, StableDiffusionXLPipeline, [first, second], add_watermarker=False)
 
 
 def main(root):

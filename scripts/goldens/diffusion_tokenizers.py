@@ -1,13 +1,13 @@
-"""Writes crates/media/tests/fixtures/diffusion_tokenizers.json: prompts with the ids that transformers gives them
-for a text encoder of a diffusion pipeline, with the padding of each published model.
+"""Writes crates/media/tests/fixtures/diffusion_tokenizers.json: prompts with transformers' token ids
+for the text encoders of diffusion pipelines, with the padding of each published model.
 
 Run once, by hand: python scripts/goldens/diffusion_tokenizers.py
 Needs transformers==5.23.0. The vocabulary is that of data/mini/clip; the other files of a tokenizer folder are
-written as the published models have them, with ids of the small vocabulary.
+as in the published models, with ids of the small vocabulary.
 
 Layout: {"prompts": [...], "folders": {NAME: {"vocabulary": [files of data/mini/clip], "files": {FILE: JSON},
-"ids": [[...]], "removed": [...]}}}. `ids` are of the model's full length. `removed` is what diffusers says it cut off,
-where it says so.
+"ids": [[...]], "removed": [...]}}}. `ids` have the model's full length. `removed` is the text that diffusers
+reports as truncated, if it does.
 """
 
 import importlib.metadata
@@ -73,7 +73,7 @@ def folders() -> dict:
         "stable-diffusion-1": (parts, legacy(END, END)),
         "stable-diffusion-2": (parts, legacy(END, "!")),
         "sdxl-first": (parts, decoder(END, ids, END)),
-        # the map is not read where there is a table of added tokens
+        # transformers does not read the map if there is a table of added tokens
         "sdxl-second": (parts, decoder("!", ids, END)),
         "saved-again": (whole, {"tokenizer_config.json": saved}),
         "short": (parts, short),

@@ -1,4 +1,4 @@
-"""Writes what transformers makes of texts: with WordPiece tokenizers
+"""Writes outputs of transformers for texts: with WordPiece tokenizers
 (crates/media/tests/fixtures/wordpiece.json) and with small DistilBERT classifiers of random weights
 (crates/nn/tests/fixtures/distilbert and distilbert_bin).
 
@@ -6,9 +6,9 @@ Run once, by hand: python scripts/goldens/distilbert.py
 Needs torch==2.11.0 and transformers==5.23.0.
 
 wordpiece.json: {"texts": [...], "folders": {NAME: {"files": {FILE: TEXT}, "context": N, "ids":
-[[...]]}}}; the texts are tokenized with the files alone. A classifier's folder holds its
-configuration, weights and tokenizer as transformers and the published repository have them, and
-expected.json: texts, their ids, and logits of the whole batch, padded.
+[[...]]}}}; the files alone determine the tokenization. A classifier's folder holds its configuration,
+weights and tokenizer as transformers and the published repository have them, and expected.json: texts,
+their ids, and logits of the whole padded batch.
 """
 
 import importlib.metadata

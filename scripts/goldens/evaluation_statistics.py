@@ -1,6 +1,6 @@
 """Goldens of the statistics beside win rates: evaluate/tests/fixtures/statistics.json.
 
-Exact sign tests, Wilson intervals, Holm's correction and percentiles, by the libraries that people use.
+Exact sign tests, Wilson intervals, Holm's correction and percentiles, by the usual libraries.
 Needs scipy==1.16.3 statsmodels==0.14.5 numpy.
 """
 
@@ -20,7 +20,7 @@ COUNTS = [1, 2, 5, 17, 100, 150, 297, 500, 1129, 1632, 10_000, 100_000]
 
 
 def splits(count: int) -> list[int]:
-    """Numbers of wins from none to all, most of them near one half, where p is not tiny."""
+    """Numbers of wins from none to all, most of them near one half, so that p is not tiny."""
     near = [count // 2 + round(step * count**0.5) for step in (-8, -4, -2, -1, -0.5, 0, 0.3, 1, 1.5, 3, 6)]
     far = [0, 1, count // 10, count // 3, 2 * count // 3, count - 1, count]
     return sorted({wins for wins in near + far if 0 <= wins <= count})
@@ -34,7 +34,7 @@ def main() -> None:
         for count in COUNTS
         for wins in splits(count)
     ]
-    # Half a win for a tie.
+    # A tie counts as half a win.
     wilson = []
     for count in COUNTS:
         for wins in splits(count):

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Goldens for crates/media: what Pillow, torchvision, transformers and open_clip make of small images.
+"""Goldens for crates/media: small images as Pillow, torchvision, transformers and open_clip read and preprocess them.
 
 Writes crates/media/tests/fixtures/images/* and crates/media/tests/fixtures/images.json.
 Run with Pillow 13.0.0, torch 2.11.0, torchvision 0.26.0, transformers 5.23.0, open_clip_torch 3.3.0,
@@ -51,7 +51,7 @@ def texture(height, width, channels, bits=8):
 
 
 def formula(height, width):
-    """pixel[y,x,c] of the synthetic images that tests make themselves."""
+    """pixel[y,x,c] of the synthetic images that the tests compute."""
     y, x, c = np.meshgrid(np.arange(height), np.arange(width), np.arange(3), indexing="ij")
     return (((x * 7 + y * 13 + c * 29 + ((x * y) % 31) * 5) // (1 + c)) & 255).astype(np.uint8)
 
@@ -79,7 +79,7 @@ ADAM7 = [(0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (
 
 
 def png(samples, color_type, bits, interlaced=False, palette=None, transparency=None):
-    """A PNG file of the kinds that Pillow does not write itself. Filters 0 to 4 take turns."""
+    """A PNG file of a kind that Pillow does not write. Filters 0 to 4 take turns."""
     height, width, channels = samples.shape
     step = max(1, bits * channels // 8)
 
@@ -192,15 +192,15 @@ def files():
     return out
 
 
-# --- what the Python side makes of them -----------------------------------------------------------
+# --- results of the libraries -----------------------------------------------------------------
 
 def native(image):
-    """Pixels as crates/media stores them: mode 1 has a byte a pixel."""
+    """Pixels as crates/media stores them: mode 1 has a byte per pixel."""
     return image.convert("L").tobytes() if image.mode == "1" else image.tobytes()
 
 
 def hps(image, antialias, size=224):
-    """ResizeMaxSize and MaskAwareNormalize of HPSv2; padding also where the long side fits already."""
+    """ResizeMaxSize and MaskAwareNormalize of HPSv2; padding also if the long side already fits."""
     tensor = F.to_tensor(image.convert("RGB"))
     height, width = tensor.shape[1:]
     scale = size / float(max(height, width))
@@ -251,7 +251,7 @@ def resizes(image, sizes):
 
 
 def opens(data):
-    """Whether Pillow decodes the data, and the pixels where it does."""
+    """Whether Pillow decodes the data, and the pixels if it does."""
     try:
         with Image.open(io.BytesIO(data)) as image:
             image.load()

@@ -1,7 +1,7 @@
 """Goldens of the optimizers: crates/nn/tests/fixtures/optimizers/golden.safetensors.
 
-Parameters of odd shapes, gradients for each step (one parameter has none at the second), and what
-PyTorch's fused AdamW, `transformers`' Adafactor and `clip_grad_norm_` make of them: weights after every
+Parameters of odd shapes, gradients for each step (one parameter has none at the second), and the
+results of PyTorch's fused AdamW, `transformers`' Adafactor and `clip_grad_norm_`: weights after every
 step, and the state after the last. torch 2.11.0, transformers 5.23.0.
 """
 
@@ -27,7 +27,7 @@ def main() -> None:
     for step in range(len(RATES)):
         for name, shape in SHAPES.items():
             if (step, name) != (1, "bias"):
-                # Of very different sizes: the clipping then scales some steps and not others.
+                # Gradients of very different sizes: clipping then scales only some of the steps.
                 golden[f"gradient.{step}.{name}"] = normal(shape, 10.0 ** (step - 3))
     golden["rates"] = torch.tensor(RATES, dtype=torch.float64)
     inputs = dict(golden)

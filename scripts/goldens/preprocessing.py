@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""Goldens for crates/scorers: what transformers and open_clip make of images by a model's own configuration.
+"""Goldens for crates/scorers: images as transformers and open_clip preprocess them by a model's configuration.
 
 Writes crates/scorers/tests/fixtures/preprocessing.json: {"images": [NAME], "hf": [{"name", "config", "tensors"}],
-"open_clip": [...]}. "config" is what is laid over the file of data/mini/clip or the `preprocess_cfg` of data/mini/hps.
-"tensors" has the SHA-256 of the (3, 64, 64) tensor of each image, null where the library fails or gives another shape.
-The images are files of crates/media/tests/fixtures/images, and WIDTHxHEIGHT for the formula of images.py.
+"open_clip": [...]}. "config" replaces keys in the file of data/mini/clip or the `preprocess_cfg` of data/mini/hps.
+"tensors" has the SHA-256 of the (3, 64, 64) tensor of each image, null if the library fails or returns another shape.
+The images are files in crates/media/tests/fixtures/images, and WIDTHxHEIGHT for the formula of images.py.
 Run with Pillow 13.0.0, torchvision 0.26.0, transformers 5.23.0, open_clip_torch 3.3.0.
 """
 import io

@@ -1,7 +1,7 @@
 """Goldens of noise schedules and samplers: crates/nn/tests/fixtures/schedules/.
 
-`cases.json` holds the configurations and the runs, `golden.safetensors` what diffusers computes for
-them. The network is a formula of sample and timestep that the Rust test computes too.
+`cases.json` holds the configurations and the runs, `golden.safetensors` the results of diffusers. The
+network is a formula of sample and timestep that the Rust test computes too.
 diffusers 0.42.1, torch 2.11.0.
 """
 
@@ -26,7 +26,7 @@ torch.set_grad_enabled(False)
 
 OUT = pathlib.Path(__file__).resolve().parents[2] / "crates" / "nn" / "tests" / "fixtures" / "schedules"
 SHAPE = (2, 4, 3, 3)
-# Elements of a sample that are kept of every step; of the last all are.
+# How many elements of a sample are kept for each step; the last step keeps all.
 KEPT = slice(0, 72, 10)
 KINDS = {
     "ddim": DDIMScheduler,
@@ -62,7 +62,7 @@ PUBLISHED = {
         "use_karras_sigmas": False,
     },
 }
-# Options one by one; those that name a kind of sampler are run with it alone.
+# Options one by one; those that name a kind of sampler run with it alone.
 OPTIONS = {
     "defaults": {"_class_name": "DDIMScheduler"},
     "training": {"_class_name": "DDPMScheduler", "variance_type": "fixed_small"},
@@ -88,7 +88,7 @@ OPTIONS = {
     },
     "zero": STABLE | ZERO | {"_class_name": "DDIMScheduler", "timestep_spacing": "trailing"},
     "zero-leading": STABLE | ZERO | {"_class_name": "EulerDiscreteScheduler", "timestep_spacing": "leading"},
-    # Values that Python takes for false, options of other classes, and names that diffusers takes for others.
+    # Values that Python treats as false, options of other classes, and names that diffusers maps to others.
     "null": STABLE | {"_class_name": "DDIMScheduler", "set_alpha_to_one": None, "clip_sample": None, "lower_order_final": None},
     "clipped": LATENT | {"_class_name": "DDIMScheduler", "clip_sample": True, "clip_sample_range": 0.7, "set_alpha_to_one": True},
     "foreign": LATENT
@@ -115,7 +115,7 @@ TABLES = ["sd15", "defaults", "cosine", "short", "zero", "heun", "lcm"]
 
 
 def whole(count, place):
-    """Numbers in [-2, 2) from a multiplicative hash of their place; exact in any language."""
+    """Numbers in [-2, 2) from a multiplicative hash of their position; exact in any language."""
     place = torch.arange(place, place + count, dtype=torch.int64)
     bits = (place * 2654435761 % 2**32) // 256
     return (bits.double() / 2**22 - 2).float().reshape(SHAPE)
@@ -144,7 +144,7 @@ def run(scheduler, steps):
 
 
 def sigmas(scheduler):
-    """Of Euler and DPM-Solver++; those of the others are alphas at the timesteps."""
+    """The sigmas of Euler and DPM-Solver++; the others use alphas at the timesteps."""
     if hasattr(scheduler, "sigmas"):
         return scheduler.sigmas
     alphas = scheduler.alphas_cumprod[scheduler.timesteps]
@@ -155,7 +155,7 @@ def main():
     golden, cases = {}, []
     configs = PUBLISHED | OPTIONS
     for name, config in configs.items():
-        # As the file is read, and then as another scheduler is made of it.
+        # The scheduler as read from the file, and then another scheduler made from it.
         own = CLASSES[config["_class_name"]].from_config(config)
         for kind in ONLY.get(name, KINDS):
             for steps in steps_of(name, kind):
@@ -167,7 +167,7 @@ def main():
                 sigma = float(scheduler.init_noise_sigma)
                 cases.append({"config": name, "kind": kind, "steps": steps, "initial_noise_sigma": sigma})
         if name in TABLES:
-            # As diffusers' own training scripts read the file, whatever wrote it.
+            # As diffusers' training scripts read the file, whichever class wrote it.
             training = DDPMScheduler.from_config(config)
             times = torch.tensor([0, config.get("num_train_timesteps", 1000) - 1])
             latents, noise = whole(72, 100), whole(72, 200)

@@ -1,7 +1,7 @@
 """Goldens of the tables: evaluate/tests/fixtures/tables/{scores.parquet,expected.csv}.
 
-Random scores with many ties and every kind of gap, and what pandas, scipy and statsmodels make of them.
-Nothing here is shared with the program: models are merged pair by pair, prompts grouped, cells counted.
+Random scores with many ties and every kind of gap, and the tables by pandas, scipy and statsmodels.
+It has no code in common with the program: it merges models pair by pair, groups prompts and counts cells.
 Needs pandas==2.3.3 pyarrow scipy==1.16.3 statsmodels==0.14.5.
 """
 
@@ -31,7 +31,7 @@ def make_scores() -> pandas.DataFrame:
     for place, model in enumerate(MODELS):
         for prompt_set, prompts in SETS.items():
             for prompt in range(prompts):
-                # `late` came to a few prompts only, and `balanced` misses one here and there.
+                # `late` has only a few prompts, and `balanced` misses some.
                 if model == "late" and (prompt_set == "hpd" or prompt % 3):
                     continue
                 if model == "balanced" and random.random() < 0.05:
@@ -79,7 +79,7 @@ def decided(by_prompt: pandas.DataFrame) -> pandas.DataFrame:
 
 
 def compare(a: pandas.DataFrame, b: pandas.DataFrame) -> list[tuple]:
-    """(statistic, metric, chosen_by, a row for each prompt that can be compared)."""
+    """(statistic, metric, selected_by, a row for each prompt that can be compared)."""
     prompt = ["prompt_set", "prompt_id", "prompt"]
     both = a.merge(b, on=IMAGE + ["metric"], suffixes=("_a", "_b")).dropna(subset=["score_a", "score_b"])
     both["category"] = both.category_a.combine_first(both.category_b)
@@ -122,7 +122,7 @@ def compare(a: pandas.DataFrame, b: pandas.DataFrame) -> list[tuple]:
 
 
 def cell(frame: pandas.DataFrame, known: int) -> dict:
-    # A prompt is won by whoever wins more of its comparisons.
+    # The model that wins more of its comparisons wins a prompt.
     lead = frame.lead if "lead" in frame else numpy.sign(frame.difference)
     count, wins, losses = len(frame), int((lead > 0).sum()), int((lead < 0).sum())
     rate = float(frame.half.mean())

@@ -1,7 +1,7 @@
 """Golden of the event files: crates/runkit/tests/fixtures/tensorboard/events.out.tfevents.golden.
 
-Needs tensorboard 2.21.0. With `--check FOLDER` it prints instead what TensorBoard's own reader finds
-in the event files of a folder.
+Needs tensorboard 2.21.0. With `--check FOLDER` it prints the entries that TensorBoard's reader
+finds in the event files of a folder.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""Writes the tables of crates/media/assets from the Python packages whose behaviour is matched.
+"""Writes the tables of crates/media/assets from the Python packages whose behaviour crates/media matches.
 
     ftfy_6_3_1.json     encodings, character classes and patterns of ftfy 6.3.1 (Apache-2.0)
     html5_entities.tsv  html.entities.html5 of CPython 3.11 (names as in the WHATWG HTML standard)
@@ -63,7 +63,7 @@ def main() -> None:
     assert importlib.metadata.version("ftfy") == "6.3.1"
     clues = {name: members(body) for name, body in chardata.UTF8_CLUES.items()}
     firsts = [set(clues[f"utf8_first_of_{n}"]) for n in (2, 3, 4)]
-    # the Rust matcher takes the first alternative without trying back: it may, the sets are disjoint
+    # the Rust matcher takes the first alternative without backtracking, since the sets are disjoint
     assert not (firsts[0] & firsts[1] or firsts[0] & firsts[2] or firsts[1] & firsts[2])
     html5 = html.entities.html5
     tables = {

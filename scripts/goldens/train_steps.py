@@ -2,9 +2,9 @@
 
 Diffusion-DPO written with diffusers and torch alone, in f32, on the small UNet of
 crates/nn/tests/fixtures/diffusion/sd: steps of two micro-batches of two pairs, soft labels and weights
-among them, gradients clipped in some steps, AdamW, and a reference that becomes the model after every
-fourth step. Kept: all inputs, z, losses and the norm of the gradients of each step, predictions of
-both networks in some, the gradient of every parameter in one, and the weights at the end.
+among them, gradients clipped in some steps, AdamW, and a reference model that is updated after every fourth
+step. The file holds all inputs, z, losses and the gradient norm of each step, predictions of both
+networks for some, the gradient of every parameter for one, and the final weights.
 torch 2.11.0, diffusers 0.42.1.
 """
 
@@ -22,8 +22,8 @@ MODEL = ROOT / "crates" / "nn" / "tests" / "fixtures" / "diffusion" / "sd"
 OUT = ROOT / "train" / "tests" / "fixtures" / "steps"
 STEPS, MICROS, PAIRS, TOKENS = 10, 2, 2, 5
 REFRESH_EVERY, MAX_NORM = 4, 52.0
-# So that z leaves zero, and stays where f32 computes it well: with beta 500, ten steps in f32 and in f64
-# differ by percents, whoever computes them.
+# z leaves zero but stays in the range that f32 computes well: with beta 500, ten steps in f32 and in
+# f64 differ by percents in any implementation.
 BETA, PEAK, WARMUP, WEIGHT_DECAY = 100.0, 2e-5, 3, 1e-2
 LABELS = [[1.0, 0.0], [0.75, 0.5]]
 WEIGHTS = [[1.0, 1.0], [0.5, 1.0]]

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Goldens for train/src/data/transform.rs: what torchvision makes of images before training.
+"""Goldens for train/src/data/transform.rs: images as torchvision transforms them for training.
 
 The transform of SalesforceAIResearch/DiffusionDPO (5233e75) `train.py`. Writes
 train/tests/fixtures/transform.json. Run with Pillow 13.0.0, torch 2.11.0, torchvision 0.26.0.
@@ -21,7 +21,7 @@ OUT = pathlib.Path(__file__).resolve().parents[2] / "train/tests/fixtures/transf
 
 
 def formula(height, width):
-    """pixel[y,x,c] of the synthetic images that tests make themselves."""
+    """pixel[y,x,c] of the synthetic images that the tests compute."""
     y, x, c = np.meshgrid(np.arange(height), np.arange(width), np.arange(3), indexing="ij")
     return (((x * 7 + y * 13 + c * 29 + ((x * y) % 31) * 5) // (1 + c)) & 255).astype(np.uint8)
 
@@ -35,7 +35,7 @@ cases = []
 for height, width in [(64, 64), (63, 64), (97, 61), (61, 97), (200, 33), (33, 200), (17, 29), (130, 131), (512, 513)]:
     for resolution in (16, 33, 64):
         image = Image.fromarray(formula(height, width))
-        # As the script composes them; the crop's place is read off, and again applied by hand below.
+        # As in the script; the position of the crop is recorded and applied by hand below.
         resized = transforms.Resize(resolution, interpolation=InterpolationMode.BILINEAR)(image)
         end = transforms.Compose([transforms.ToTensor(), transforms.Normalize([0.5], [0.5])])
         central = end(transforms.CenterCrop(resolution)(resized))

@@ -1,9 +1,8 @@
 """Goldens of small UNets with random weights: crates/nn/tests/fixtures/unet/NAME/.
 
-Each folder is what diffusers' save_pretrained writes, with `golden.safetensors` beside it: inputs,
-outputs in f32, and gradients of the mean square of output less target for some parameters.
-`options.json` names options that need no other weights, and `options.safetensors` holds what the
-network of `sd21` gives with each. diffusers 0.42.1, torch 2.11.0.
+Each folder holds the output of diffusers' save_pretrained and `golden.safetensors`: inputs, outputs in
+f32, and gradients of the mean squared error for some parameters. `options.json` names options that
+need no other weights, and `options.safetensors` holds the output of the network of `sd21` with each. diffusers 0.42.1, torch 2.11.0.
 """
 
 import json
@@ -18,7 +17,7 @@ DOWN, UP = "CrossAttnDownBlock2D", "CrossAttnUpBlock2D"
 
 COMMON = {"sample_size": 8, "norm_num_groups": 4, "cross_attention_dim": 12}
 CONFIGS = {
-    # As Stable Diffusion 1.5: projections are convolutions, one number of heads.
+    # As Stable Diffusion 1.5: convolutions as projections, the same number of heads everywhere.
     "sd15": COMMON
     | {
         "down_block_types": (DOWN, DOWN, "DownBlock2D"),
@@ -55,7 +54,7 @@ CONFIGS = {
     },
 }
 
-# Options that change numbers, and in the last set options that none of these blocks reads.
+# Options that change the output; the last set has options that these blocks do not read.
 OPTIONS = [
     {"flip_sin_to_cos": False},
     {"flip_sin_to_cos": None},
@@ -97,7 +96,7 @@ def main() -> None:
         unet = UNet2DConditionModel(**config).eval()
         with torch.no_grad():
             for value in unet.parameters():
-                # Norms start at one and zero, which would hide exchanged or missing ones.
+                # Norms start at one and zero, which would hide swapped or missing ones.
                 value.add_(0.1 * torch.randn_like(value)) if value.ndim == 1 else value.mul_(1.5)
         folder = OUT / name
         unet.save_pretrained(folder)

@@ -1,7 +1,7 @@
-"""The images of the miniature world: drawings, who may see them, composition, degradation, captions.
+"""The images of the miniature data: drawings and their splits, composition, degradation, captions.
 
 Shared by make_sample.py, train_models.py and evaluate_models.py. Everything random takes a numpy
-generator, so that a seed decides every byte.
+generator, so that a seed determines every byte.
 """
 
 import dataclasses
@@ -18,14 +18,14 @@ DRAWINGS = ROOT / "data" / "downloads" / "drawings"
 SAMPLE = ROOT / "data" / "sample"
 MINI = ROOT / "data" / "mini"
 
-# The styles of the sample. Drawings of any further style in the catalogue are trained on.
+# The styles of the sample. Drawings of further styles in the catalogue are for training.
 STYLES = ("noto", "twemoji", "openmoji")
 DEGRADATIONS = ("blur", "noise", "jpeg", "washed")
 
 SPLIT_SEED = 20_250_301
-# Names whose Noto and Twemoji drawings (of which one of the two) are never shown to a model in
-# training. OpenMoji's are shown: line art is so far from the other styles that a network of this size
-# does not recognise it from them (46 % among 20 captions when it was held out).
+# No model is trained on the Noto and Twemoji drawings of the sample's names, nor on one of the two for
+# the held-out names. OpenMoji's are for training: line art differs so much from the other styles that a
+# network of this size does not recognise it from them (46 % among 20 captions when it was held out).
 HOLDABLE_STYLES = ("noto", "twemoji")
 SAMPLE_NAMES = 160
 HELD_OUT_NAMES = 120
@@ -65,7 +65,7 @@ TEMPLATES = (
 
 @dataclasses.dataclass(frozen=True)
 class Drawing:
-    """One emoji in one style: what is composed into images."""
+    """One emoji in one style, which compositions show."""
 
     name: str
     codepoints: str
@@ -87,7 +87,7 @@ def _load(style: str, codepoints: str) -> Image.Image:
 
 @dataclasses.dataclass(frozen=True)
 class Composition:
-    """A composed image and what is true of it."""
+    """A composed image with its properties."""
 
     image: Image.Image
     drawing: Drawing
@@ -153,7 +153,7 @@ def compose(drawing: Drawing, generator: numpy.random.Generator, *, varied: bool
 def degrade(
     clean: Composition, generator: numpy.random.Generator, kind: str | None = None
 ) -> Composition:
-    """The image made worse in one way, with a severity between 0.3 and 1."""
+    """The image degraded in one way, with a severity between 0.3 and 1."""
     kind = kind or str(generator.choice(DEGRADATIONS))
     severity = float(generator.uniform(0.3, 1.0))
     image = clean.image
@@ -203,7 +203,7 @@ def caption(name: str, generator: numpy.random.Generator) -> str:
 
 
 def descriptive_caption(image: Composition, generator: numpy.random.Generator) -> str:
-    """A caption that also tells the background or the degradation, where there is one to tell."""
+    """A caption that also names the background or the degradation, if the image has one."""
     name = image.drawing.name
     parts = []
     if image.degradation != "none":

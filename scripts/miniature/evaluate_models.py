@@ -1,9 +1,8 @@
 """Measure data/mini on held-out images and on data/sample; write report.json and golden_scores.json.
 
 Held out are drawings (a name in one style) of the splits "sample" and "held_out" of composition.py: none of
-them was composed into a training image, while the name is known from its other styles. The scores
-are computed in f32 by transformers and open_clip themselves from the saved folders. Exits with 1 where a
-bound of the issue does not hold.
+them is part of a training image, but the models know the name from its other styles. transformers and
+open_clip compute the scores in f32 from the saved folders. Exits with 1 if a bound does not hold.
 """
 
 import itertools
@@ -32,7 +31,7 @@ GOLDEN_PAIRS = 16
 # Pairs of images whose aesthetic values differ by less are not counted.
 AESTHETIC_MARGIN = 0.5
 
-# What must hold.
+# The bounds.
 LEAST_RETRIEVAL = 0.80
 LEAST_AGREEMENT = 0.80
 MOST_PAIRWISE_AGREEMENT = 0.95
@@ -120,7 +119,7 @@ def held_out() -> list[composition.Drawing]:
     return [drawing for drawing in composition.drawings() if drawing.split in ("sample", "held_out")]
 
 
-def share(hits) -> float:
+def rate(hits) -> float:
     return round(float(numpy.mean(hits)), 4)
 
 
@@ -163,12 +162,12 @@ def retrieval(world: World, generator: numpy.random.Generator) -> dict[str, floa
             for _ in range(10):
                 chosen = generator.choice(others, CANDIDATES - 1, replace=False)
                 hits.append(cosines[row, right] > cosines[row, chosen].max())
-        result[label] = share(hits)
+        result[label] = rate(hits)
     return result
 
 
 def preferences(world: World, kind: str, generator: numpy.random.Generator) -> dict[str, float]:
-    """Agreement of a preference model with what it was trained for, on held-out drawings."""
+    """Agreement of a preference model with its training target, on held-out drawings."""
     drawings = train_models.by_name(held_out())
     if kind == "hps":
         pairs = [train_models.quality_preference(drawings, generator) for _ in range(PAIRS)]
@@ -180,7 +179,7 @@ def preferences(world: World, kind: str, generator: numpy.random.Generator) -> d
     votes = scores[:, 0] >= scores[:, 1]
     labels = numpy.array([pair.label for pair in pairs])
     if kind == "hps":
-        return {"agreement": share(votes == (labels == 1.0))}
+        return {"agreement": rate(votes == (labels == 1.0))}
     average = dict.fromkeys(composition.STYLES, 0.0)
     differences = []
     for pair in pairs:
@@ -190,23 +189,23 @@ def preferences(world: World, kind: str, generator: numpy.random.Generator) -> d
     clear = numpy.abs(differences) >= make_sample.TIE_THRESHOLD
     decided = labels != 0.5
     return {
-        "agreement": share((votes == (differences > 0))[clear]),
-        "agreement_with_noisy_labels": share((votes == (labels == 1.0))[decided]),
-        "noisy_labels_with_property": share(((labels == 1.0) == (differences > 0))[decided & clear]),
+        "agreement": rate((votes == (differences > 0))[clear]),
+        "agreement_with_noisy_labels": rate((votes == (labels == 1.0))[decided]),
+        "noisy_labels_with_property": rate(((labels == 1.0) == (differences > 0))[decided & clear]),
     }
 
 
 def aesthetics(world: World, generator: numpy.random.Generator) -> dict[str, float]:
     """Agreement of the head with the order of aesthetic values."""
-    drawn = [train_models.aesthetic_image(one, generator) for one in held_out() for _ in range(2)]
-    values = numpy.array([value for _, value in drawn])
-    features = world.clip.image([image.image for image, _ in drawn])
+    composed = [train_models.aesthetic_image(one, generator) for one in held_out() for _ in range(2)]
+    values = numpy.array([value for _, value in composed])
+    features = world.clip.image([image.image for image, _ in composed])
     scores = world.head(features).flatten().numpy()
     first, second = generator.integers(0, len(values), (2, 20_000))
     differ = numpy.abs(values[first] - values[second]) >= AESTHETIC_MARGIN
     agree = (scores[first] >= scores[second]) == (values[first] >= values[second])
     return {
-        "agreement": share(agree[differ]),
+        "agreement": rate(agree[differ]),
         "correlation": round(float(numpy.corrcoef(scores, values)[0, 1]), 4),
     }
 
@@ -220,7 +219,7 @@ def sample_rows() -> list[dict]:
 
 
 def on_sample(world: World) -> tuple[dict, dict]:
-    """Vote shares and agreements on data/sample, and the golden scores of some of its pairs."""
+    """Votes and agreements on data/sample, and the golden scores of some of its pairs."""
     rows = sample_rows()
     images = [networks.decode(row[column]) for row in rows for column in ("jpg_0", "jpg_1")]
     captions = [row["caption"] for row in rows for _ in range(2)]
@@ -233,17 +232,17 @@ def on_sample(world: World) -> tuple[dict, dict]:
     report = {
         "pairs": len(rows),
         "pairwise_agreement": {
-            f"{one} {other}": share(votes[one] == votes[other])
+            f"{one} {other}": rate(votes[one] == votes[other])
             for one, other in itertools.combinations(SCORERS, 2)
         },
         "agreement_with_human": {
-            name: share((votes[name] == human)[decided]) for name in SCORERS
+            name: rate((votes[name] == human)[decided]) for name in SCORERS
         },
-        "consensus_ties": share(consensus == 0),
-        "consensus_agreement_with_human": share((consensus == human)[decided & (consensus != 0)]),
-        "human_ties": share(~decided),
+        "consensus_ties": rate(consensus == 0),
+        "consensus_agreement_with_human": rate((consensus == human)[decided & (consensus != 0)]),
+        "human_ties": rate(~decided),
         "score_mean": {name: round(float(scores[name].mean()), 4) for name in SCORERS},
-        "score_deviation": {name: round(float(scores[name].std()), 4) for name in SCORERS},
+        "score_std": {name: round(float(scores[name].std()), 4) for name in SCORERS},
     }
     golden = []
     for number in range(0, len(rows), len(rows) // GOLDEN_PAIRS):
@@ -267,7 +266,7 @@ def on_sample(world: World) -> tuple[dict, dict]:
 
 
 def file_format(data: bytes) -> str:
-    """jpeg, png, or webp with how it is coded."""
+    """jpeg, png, or webp with its coding."""
     if data[:2] == b"\xff\xd8":
         return "jpeg"
     if data[:4] == b"\x89PNG":

@@ -1,10 +1,10 @@
-"""Fetch openly licensed emoji sets and unpack the drawings of the miniature world.
+"""Fetch openly licensed emoji sets and unpack the drawings of the miniature data.
 
-Three styles make the sample; six more are only trained on, so that a name is known from several
-drawings before the models meet one they have not seen. Writes
+Three styles make the sample; six more are for training only, so that the models know a name from
+several drawings before they see a new one. Writes
 data/downloads/drawings/STYLE/CODEPOINTS.png (64 x 64, RGBA) and data/downloads/drawings/catalogue.json
-(a list of {"codepoints", "name", "category", "styles"}). The folder data/downloads is ignored by git:
-about 160 MB come down once.
+(a list of {"codepoints", "name", "category", "styles"}). git ignores the folder data/downloads, which
+gets about 160 MB.
 """
 
 import hashlib
@@ -34,9 +34,9 @@ PACKAGES = {
     "openmoji@17.0.0": "55ee7d13485dec86e9f38c1f3a645a13382d33ff97c0cd845ee824b0aef45e68",
 }
 
-# Styles that are only trained on: package and SHA-256. Iconify's packages hold SVG bodies by name.
+# Styles for training only: package and SHA-256. Iconify's packages hold SVG bodies by name.
 # Licences: EmojiOne 2 CC BY 4.0, EmojiOne 1 CC BY-SA 4.0, Firefox OS Emoji Apache-2.0, Fluent Emoji
-# MIT, Streamline Emojis CC BY 4.0. (Noto's first edition is left out: too close to today's.)
+# MIT, Streamline Emojis CC BY 4.0. (Noto's first edition is not used: it is too close to today's.)
 FURTHER_STYLES = {
     "emojione": (
         "@iconify-json/emojione@1.2.3",
@@ -63,12 +63,12 @@ FURTHER_STYLES = {
         "5dac87c876b322500989828c5823143e0100d78881627a2e4081a4b897cbfdbc",
     ),
 }
-# Names that fewer of those styles draw are left out.
+# Names with drawings in fewer of those styles are not used.
 LEAST_FURTHER_STYLES = 4
 
 WANTED_PATHS = ("/64/", "/color/svg/", "/emoji.json", "/data/openmoji.json")
 
-# Groups whose drawings say what they are at 64 pixels. Left out: flags, keycaps, skin tones, people
+# Groups with drawings that are recognisable at 64 pixels. Not used: flags, keycaps, skin tones, people
 # and hands (variants of one figure), yellow faces (a few pixels apart), signs and arrows.
 GROUPS = {"Animals & Nature", "Food & Drink", "Activities", "Travel & Places", "Objects"}
 FURTHER_SUBGROUPS = {"heart", "face-costume", "monkey-face"}
@@ -113,7 +113,7 @@ def further_drawings(package: str, digest: str) -> dict[str, str]:
     icons = json.load(download(package, digest).extractfile("package/icons.json"))
     svgs = {plain(name): svg_of(icon, icons) for name, icon in icons["icons"].items()}
     for name, alias in icons.get("aliases", {}).items():
-        # Aliases that turn or mirror their parent are left out.
+        # Aliases that rotate or flip their parent are not used.
         if set(alias) == {"parent"} and plain(alias["parent"]) in svgs:
             svgs.setdefault(plain(name), svgs[plain(alias["parent"])])
     return svgs
@@ -188,8 +188,8 @@ def main() -> None:
     (DRAWINGS / "catalogue.json").write_text(
         json.dumps(catalogue, ensure_ascii=False, indent=1) + "\n"
     )
-    drawn = sum(len(entry["styles"]) for entry in catalogue)
-    print(f"{len(catalogue)} names, {drawn} drawings under {DRAWINGS}")
+    count = sum(len(entry["styles"]) for entry in catalogue)
+    print(f"{len(catalogue)} names, {count} drawings under {DRAWINGS}")
 
 
 if __name__ == "__main__":

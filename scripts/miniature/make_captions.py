@@ -1,9 +1,9 @@
 """The captions of the experiments: data/mini/validation.tsv and data/mini/test.tsv, in the manner of
-PartiPrompts, with the category of what is named.
+PartiPrompts, with the category of the named thing.
 
-They are captions of the names that the pipeline knows, in the templates it was trained with, less those
-that stand in data/sample, which training sees. The two files have no name in common: what is tuned on
-the one says nothing about the other's names.
+The captions combine the names that the pipeline knows with the templates of its training, without
+those of data/sample, which training sees. The two files share no name, so tuning on one tells nothing
+about the names of the other.
 """
 
 import json

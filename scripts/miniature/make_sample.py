@@ -5,7 +5,7 @@ the winner and receives a new challenger, two to five times, as in the real coll
 recur across pairs. The label comes from a noisy annotator described in data/README.md.
 
 The images are composed from drawings of the splits "sample", which no model of data/mini has been
-trained on, and "shared", which were trained on in other compositions (see composition.py).
+trained on, and "shared", which appear in training in other compositions (see composition.py).
 """
 
 import csv
@@ -29,8 +29,8 @@ PEOPLE = 24
 CORRECTNESS = 1.6
 QUALITY = 1.1
 TASTE = {"noto": 0.45, "twemoji": 0.15, "openmoji": -0.25}
-PERSONAL_TASTE_DEVIATION = 0.15
-NOISE_DEVIATION = 0.25
+PERSONAL_TASTE_STD = 0.15
+NOISE_STD = 0.25
 TIE_THRESHOLD = 0.19
 
 SCHEMA = pyarrow.schema(
@@ -59,7 +59,7 @@ SCHEMA = pyarrow.schema(
 
 
 def utility(image: Composition, name: str, person_taste: dict[str, float]) -> float:
-    """What one person sees in one image for a caption that names `name`, before noise."""
+    """The utility of an image for one person and a caption that names `name`, before noise."""
     return (
         CORRECTNESS * (image.drawing.name == name)
         - QUALITY * image.severity
@@ -90,7 +90,7 @@ class Sample:
         self.provenance: list[dict] = []
         self.tastes = [
             {
-                style: float(self.generator.normal(0.0, PERSONAL_TASTE_DEVIATION))
+                style: float(self.generator.normal(0.0, PERSONAL_TASTE_STD))
                 for style in composition.STYLES
             }
             for _ in range(PEOPLE)
@@ -160,7 +160,7 @@ class Sample:
             sides = [kept, fresh] if self.generator.random() < 0.5 else [fresh, kept]
             seen = [
                 utility(side["image"], name, self.tastes[person])
-                + float(self.generator.normal(0.0, NOISE_DEVIATION))
+                + float(self.generator.normal(0.0, NOISE_STD))
                 for side in sides
             ]
             label = label_of(seen[0] - seen[1])
@@ -218,7 +218,7 @@ class Sample:
                 row_group_size=ROWS_PER_GROUP,
                 compression="snappy",
             )
-        # An image that was drawn for a session cut short by the end has no pair.
+        # The last image of a session that the end interrupts has no pair.
         used = {row[column] for row in self.rows for column in ("image_0_uid", "image_1_uid")}
         lines = [line for line in self.provenance if line["image_uid"] in used]
         with open(SAMPLE / "provenance.csv", "w", newline="") as file:

@@ -1,7 +1,7 @@
-"""The networks of the miniature world: vocabulary, architecture, input recipes, saving, loading.
+"""The miniature networks: vocabulary, architecture, input recipes, saving, loading.
 
-Both published layouts hold the same architecture (ViT with exact GELU), so one class of transformers
-is trained and its tensors are renamed for open_clip.
+Both published layouts hold the same architecture (ViT with exact GELU). So the scripts train one class
+of transformers, and rename its tensors for open_clip.
 """
 
 import gzip
@@ -25,7 +25,7 @@ VISION = {"width": 128, "layers": 4, "heads": 4, "patch_size": 8}
 TEXT = {"width": 96, "layers": 3, "heads": 3}
 MERGES = 2_000
 MEAN = torch.tensor(open_clip.OPENAI_DATASET_MEAN).view(3, 1, 1)
-DEVIATION = torch.tensor(open_clip.OPENAI_DATASET_STD).view(3, 1, 1)
+STD = torch.tensor(open_clip.OPENAI_DATASET_STD).view(3, 1, 1)
 
 
 # Vocabulary: the first merges of CLIP's own, ids as open_clip's SimpleTokenizer numbers them.
@@ -68,7 +68,7 @@ def open_clip_tokenizer(folder: pathlib.Path) -> open_clip.SimpleTokenizer:
 
 
 def save_open_clip_vocabulary(folder: pathlib.Path) -> None:
-    """The same merges in the file that open_clip reads; it takes every line, so none is empty."""
+    """The same merges in the file that open_clip reads; it takes every line, so the file has no empty one."""
     text = "\n".join(['"bpe_simple_vocab_16e6.txt#version: 0.2', *merge_lines()])
     packed = folder / "bpe_simple_vocab.txt.gz"
     with open(packed, "wb") as file, gzip.GzipFile("", "wb", fileobj=file, mtime=0) as stream:
@@ -108,8 +108,8 @@ def hps_values(image: Image.Image) -> torch.Tensor:
 
 
 def normalise(values: torch.Tensor) -> torch.Tensor:
-    """[..., 3, 64, 64] in the range 0 to 1, by CLIP's mean and deviation."""
-    return (values - MEAN) / DEVIATION
+    """[..., 3, 64, 64] in the range 0 to 1, by CLIP's mean and std."""
+    return (values - MEAN) / STD
 
 
 def decode(data: bytes) -> Image.Image:

@@ -1,12 +1,12 @@
 """Train the miniature diffusion pipeline and write data/mini/sd, in the layout of Stable Diffusion 1.5.
 
 The text encoder and its tokenizer are those of the miniature CLIP model, as Stable Diffusion's are
-OpenAI CLIP's. Trained here are an AutoencoderKL on 32 x 32 images (latents 4 x 8 x 8) and a
+OpenAI CLIP's. This script trains an AutoencoderKL on 32 x 32 images (latents 4 x 8 x 8) and a
 UNet2DConditionModel on its latents. (The miniature CLIP distinguishes drawings at 32 pixels as well
 as at 64.) About a third of the images are degraded and no caption says so: the model learns to
 generate both, so alignment has something to choose from.
 
-Two stages, each resumed from what is on disk: `vae` and `unet`. Both are saved in float16.
+Two stages, `vae` and `unet`; each resumes from its files. Both are saved in float16.
 """
 
 import argparse
@@ -34,7 +34,7 @@ STAGES = ("vae", "unet")
 NAMES = 160
 # Those of them in prompts.txt.
 PROMPT_NAMES = 100
-# Styles that are drawn; the others are too far from these three to mix in a network of this size.
+# The styles that the pipeline learns; the others differ too much for a network of this size.
 STYLES = composition.STYLES
 VARIANTS = 24  # composed images per drawing
 SIDE = 32  # pixels
@@ -64,7 +64,7 @@ def known_names() -> list[str]:
 
 
 def prompts(names: list[str]) -> list[str]:
-    """A caption of each of the first names, to draw from."""
+    """A caption of each of the first names, to sample from."""
     return [f"a picture of {composition.article(name)} {name}" for name in names[:PROMPT_NAMES]]
 
 
@@ -133,7 +133,7 @@ def new_unet() -> UNet2DConditionModel:
 
 
 def scheduler() -> PNDMScheduler:
-    """Stable Diffusion 1.5's own values, with those for the other schedulers that are made of them."""
+    """Stable Diffusion 1.5's values, with those that other schedulers made from them need."""
     schedule = PNDMScheduler(
         beta_start=0.00085,
         beta_end=0.012,
@@ -148,7 +148,7 @@ def scheduler() -> PNDMScheduler:
 
 
 class Average:
-    """An exponential moving average of a network's parameters, slower as training goes on."""
+    """An exponential moving average of a network's parameters, slower later in training."""
 
     def __init__(self, network: torch.nn.Module) -> None:
         self.values = [value.detach().clone() for value in network.parameters()]
@@ -165,7 +165,7 @@ class Average:
 
 
 def training(network: torch.nn.Module, steps: int, peak: float, decay: float, loss_of, state: pathlib.Path) -> None:
-    """Trains in place, keeps its state in a file and goes on from it; ends with the average."""
+    """Trains in place, saves its state in a file and resumes from it; ends with the average."""
     optimizer = torch.optim.AdamW(network.parameters(), lr=peak, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
     average = Average(network)
     first = 0
@@ -175,7 +175,7 @@ def training(network: torch.nn.Module, steps: int, peak: float, decay: float, lo
         optimizer.load_state_dict(saved["optimizer"])
         average.values = saved["average"]
         first = saved["step"]
-        print(f"goes on from step {first}", flush=True)
+        print(f"resumes at step {first}", flush=True)
     start = time.monotonic()
     total = 0.0
     for step in range(first, steps):
@@ -212,7 +212,7 @@ def train_vae(pixels: torch.Tensor, steps: int) -> AutoencoderKL:
     torch.manual_seed(SEED)
     vae = new_vae()
     with torch.no_grad():
-        # Starts with little noise on the latents: at the default of one it drowns the colours.
+        # The noise on the latents starts small: at the default of one it hides the colours.
         vae.quant_conv.bias[4:] = -6.0
         vae.quant_conv.weight[4:] *= 0.1
 
@@ -221,9 +221,9 @@ def train_vae(pixels: torch.Tensor, steps: int) -> AutoencoderKL:
         posterior = vae.encode(images).latent_dist
         result = vae.decode(posterior.sample()).sample
         difference = result - images
-        # Edges count: without the second term thin lines come out as smears.
+        # Edges count: without the second term thin lines blur.
         edges = [difference.diff(dim=axis).abs().mean() for axis in (2, 3)]
-        # So do colours: without the third term outlines take up the latents first, and stay there.
+        # So do colours: without the third term outlines fill the latents first and stay there.
         colours = [functional.avg_pool2d(difference, side).square().mean() for side in (4, 8)]
         plain = difference.square().mean() + 0.2 * difference.abs().mean()
         reconstruction = plain + 0.2 * sum(edges) + 2 * sum(colours)
@@ -235,18 +235,18 @@ def train_vae(pixels: torch.Tensor, steps: int) -> AutoencoderKL:
 
 @torch.no_grad()
 def encode_all(vae: AutoencoderKL, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean and deviation of every image's latents, [N, 4, 8, 8] each."""
-    means, deviations = [], []
+    """Mean and std of every image's latents, [N, 4, 8, 8] each."""
+    means, stds = [], []
     for batch in pixels.split(64):
         posterior = vae.encode(floats(batch)).latent_dist
         means.append(posterior.mean)
-        deviations.append(posterior.std)
-    return torch.cat(means), torch.cat(deviations)
+        stds.append(posterior.std)
+    return torch.cat(means), torch.cat(stds)
 
 
 @torch.no_grad()
 def encode_texts(texts: list[str]) -> torch.Tensor:
-    """Hidden states [N, 77, W], as the pipeline encodes a prompt."""
+    """Prompt embeddings [N, 77, W], as the pipeline encodes a prompt."""
     tokens = networks.hf_tokenizer()(texts, padding="max_length", max_length=77, truncation=True, return_tensors="pt")
     return text_encoder()(tokens["input_ids"]).last_hidden_state
 
@@ -262,7 +262,7 @@ def caption_set(names: list[str]) -> list[list[str]]:
 
 
 def train_unet(vae: AutoencoderKL, pixels: torch.Tensor, labels: torch.Tensor, names: list[str], steps: int):
-    means, deviations = encode_all(vae, pixels)
+    means, stds = encode_all(vae, pixels)
     factor = vae.config.scaling_factor
     texts = caption_set(names)
     forms = len(texts[0])
@@ -273,7 +273,7 @@ def train_unet(vae: AutoencoderKL, pixels: torch.Tensor, labels: torch.Tensor, n
 
     def loss_of(step: int) -> torch.Tensor:
         chosen = torch.randint(len(means), (UNET_BATCH,))
-        latents = (means[chosen] + deviations[chosen] * torch.randn(UNET_BATCH, *means.shape[1:])) * factor
+        latents = (means[chosen] + stds[chosen] * torch.randn(UNET_BATCH, *means.shape[1:])) * factor
         rows = labels[chosen] * forms + torch.randint(forms, (UNET_BATCH,))
         rows = torch.where(torch.rand(UNET_BATCH) < CAPTIONLESS_SHARE, len(hidden) - 1, rows)
         noise = torch.randn_like(latents)
@@ -300,7 +300,7 @@ def save(vae: AutoencoderKL, unet: UNet2DConditionModel) -> None:
         feature_extractor=None,
         requires_safety_checker=False,
     )
-    # transformers loads in the type of the file, diffusers in float32: the text encoder stays in that.
+    # transformers loads in the file's dtype, diffusers in float32: the text encoder stays in float32.
     vae.half()
     unet.half()
     pipeline.save_pretrained(OUT, safe_serialization=True)

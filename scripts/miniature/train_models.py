@@ -1,11 +1,12 @@
-"""Train the four reward models of the miniature world and write data/mini.
+"""Train the four miniature reward models and write data/mini.
 
 1. clip: contrastive on (image, caption), degraded images among them.
 2. hps: clip tuned on preferences for quality given the caption, on HPS's input recipe.
 3. pickscore: clip tuned on labels of the noisy annotator of make_sample.py.
 4. aesthetic: a linear head on clip's image features, regressed on colour and contrast.
 
-Only drawings of the splits "train" and "shared" are used. `--quick` trains a few steps: the right files, no skill.
+It uses only drawings of the splits "train" and "shared". `--quick` trains a few steps, for valid files
+without skill.
 """
 
 import argparse
@@ -23,14 +24,14 @@ from composition import MINI, Composition
 from torch.nn import functional
 
 SEED = 11
-# One thread: the same bits whatever the machine, and no waiting for the other where cores are shared.
+# One thread: the same bits on every machine, and no waiting if other work shares the cores.
 THREADS = 1
 STAGES = ("clip", "aesthetic", "pickscore", "hps")
 
 # Contrastive training.
-VARIANTS = 5  # composed images per drawing, of which about one in four is degraded
+VARIANTS = 5  # composed images per drawing; about one in four is degraded
 CLIP_BATCH = 192
-DESCRIPTIVE_SHARE = 0.25
+DESCRIPTIVE_RATE = 0.25
 
 # Preference tuning.
 PREFERENCE_PAIRS = 10_000
@@ -38,11 +39,11 @@ PREFERENCE_STEPS = 400
 PREFERENCE_BATCH = 64
 PREFERENCE_LEARNING_RATE = 2e-4
 
-# Patches of 64 that a training image keeps, from which share of the steps on. Dropping the others
-# at random (as FLIP does) is faster and keeps a small network from learning drawings by heart.
+# (fraction of the steps, how many of 64 patches a training image keeps from there on). Dropping the
+# others at random (as FLIP does) is faster and keeps a small network from learning drawings by heart.
 PREFERENCE_PATCHES = ((0.0, 36), (0.7, None))
-# Contrastive training goes in rounds, each with freshly composed images and a cosine of its own.
-# Of each: steps, peak learning rate, patches, share of turned and tinted images.
+# Contrastive training has rounds, each with newly composed images and its own cosine schedule. For
+# each: steps, peak learning rate, patches, fraction of rotated and tinted images.
 CLIP_ROUNDS = (
     (3_000, 1.2e-3, ((0.0, 20), (0.85, 40), (0.95, None)), 1.0),
     (2_200, 1.0e-3, ((0.0, 24), (0.70, 40), (0.92, None)), 0.3),
@@ -79,7 +80,7 @@ def learning_rate(step: int, steps: int, peak: float) -> float:
 
 
 def patches_at(progress: float, plan: tuple[tuple[float, int | None], ...]) -> int | None:
-    """How many patches are kept at this share of the steps; None for all."""
+    """How many patches an image keeps at this fraction of the steps; None for all."""
     return next(kept for start, kept in reversed(plan) if progress >= start)
 
 
@@ -169,7 +170,7 @@ def train_clip(schedule: Schedule, log) -> networks.CLIPModel:
 
 def train_clip_round(model: networks.CLIPModel, number: int, schedule: Schedule, log) -> None:
     """One round on images composed for it."""
-    steps, peak, patches, varied_share = schedule.clip_rounds[number]
+    steps, peak, patches, varied_rate = schedule.clip_rounds[number]
     seed = SEED + 1_000 * number
     if number > 0:
         torch.manual_seed(seed)
@@ -192,7 +193,7 @@ def train_clip_round(model: networks.CLIPModel, number: int, schedule: Schedule,
     for step in range(steps):
         chosen = generator.choice(len(names), CLIP_BATCH, replace=False)
         numbers = [int(generator.choice(numbers_of[names[index]])) for index in chosen]
-        told = generator.random(len(numbers)) < DESCRIPTIVE_SHARE
+        told = generator.random(len(numbers)) < DESCRIPTIVE_RATE
         captions = [
             composition.descriptive_caption(shown[number], generator)
             if tell
@@ -200,10 +201,10 @@ def train_clip_round(model: networks.CLIPModel, number: int, schedule: Schedule,
             for number, tell in zip(numbers, told, strict=True)
         ]
         pixels = shifted(levels[numbers], generator) / 255
-        # Where the caption tells the background or a degradation, the image stays as it is.
+        # If the caption names the background or a degradation, the image stays as it is.
         plain = ~told
-        if varied_share < 1.0:
-            plain &= generator.random(len(numbers)) < varied_share
+        if varied_rate < 1.0:
+            plain &= generator.random(len(numbers)) < varied_rate
         plain = torch.from_numpy(plain)
         pixels[plain] = varied(pixels[plain])
         pixels = networks.normalise(pixels)
@@ -230,7 +231,7 @@ def shifted(levels: torch.Tensor, generator: numpy.random.Generator) -> torch.Te
 
 
 def varied(values: torch.Tensor) -> torch.Tensor:
-    """Each image of the batch [B, 3, 64, 64] turned, scaled, sheared and tinted a little at random."""
+    """Each image of the batch [B, 3, 64, 64], randomly rotated, scaled, sheared and tinted a little."""
     count = len(values)
 
     def between(low: float, high: float, *shape: int) -> torch.Tensor:
@@ -306,7 +307,7 @@ def annotator_preference(drawings: dict[str, list], generator: numpy.random.Gene
     average = dict.fromkeys(composition.STYLES, 0.0)
     seen = [
         make_sample.utility(image, name, average)
-        + float(generator.normal(0.0, make_sample.NOISE_DEVIATION))
+        + float(generator.normal(0.0, make_sample.NOISE_STD))
         for image in shown
     ]
     label = make_sample.label_of(seen[0] - seen[1])
@@ -368,9 +369,9 @@ def input_values(image: Composition, kind: str) -> torch.Tensor:
 
 
 def aesthetic_value(image: Composition, clean: Composition) -> float:
-    """How colourful and rich in contrast the clean image is, less what degradation takes: 1 to 10.
+    """The clean image's colourfulness and contrast, less a penalty for degradation: 1 to 10.
 
-    Colourfulness after Hasler and Suesstrunk (2003); contrast is the deviation of luminance.
+    Colourfulness after Hasler and Suesstrunk (2003); contrast is the std of luminance.
     """
     values = numpy.asarray(clean.image, numpy.float64)
     red, green, blue = values[..., 0], values[..., 1], values[..., 2]
@@ -412,7 +413,7 @@ def train_head(clip: networks.CLIPModel, schedule: Schedule, log) -> networks.Ae
             values.append(value)
     features = clip_image_features(clip, torch.from_numpy(numpy.stack(levels)).permute(0, 3, 1, 2))
     targets = torch.tensor(values)
-    log(f"aesthetic: {len(values)} images, mean {targets.mean():.2f}, deviation {targets.std():.2f}")
+    log(f"aesthetic: {len(values)} images, mean {targets.mean():.2f}, std {targets.std():.2f}")
 
     head = networks.AestheticHead().train()
     with torch.no_grad():
@@ -432,7 +433,7 @@ def train_head(clip: networks.CLIPModel, schedule: Schedule, log) -> networks.Ae
 
 
 SCORERS = """\
-# The four reward models of the miniature world, in the published layouts.
+# The four miniature reward models, in the published layouts.
 
 [[scorer]]
 name = "clip"
