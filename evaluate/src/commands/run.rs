@@ -182,7 +182,7 @@ fn score_config(generate_config: &GenerateConfig, settings: &RunSettings) -> Res
     let compute =
         scorers::Compute { device: generate_config.device, precision: generate_config.precision };
     let (scorers, batch_size) = score_command::scorers_and_batch_size(&settings.scoring)?;
-    // What starts over has nothing to keep.
+    // A run that starts over has nothing to keep.
     let keep = !settings.scoring.only_named.unwrap_or_default() && !generate_config.fresh;
     Ok(score::Config {
         out: generate_config.out.clone(),

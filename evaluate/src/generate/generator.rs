@@ -22,9 +22,9 @@ pub(super) struct Generator<'run> {
     config: &'run Config,
     pipeline: Pipeline,
     negative: PromptEmbeds,
-    /// Encoded prompts, by id. A batch needs its own only; jobs of one prompt follow each other, so
-    /// those of the batch before are all that can be needed again.
-    texts: HashMap<String, PromptEmbeds>,
+    /// Encoded prompts, by id. Jobs of one prompt follow each other, so only the prompts of the
+    /// batch before can be needed again.
+    prompts: HashMap<String, PromptEmbeds>,
 }
 
 impl<'run> Generator<'run> {
@@ -33,10 +33,10 @@ impl<'run> Generator<'run> {
         let pipeline = Pipeline::load(&model.files, config.device, config.precision)
             .with_context(|| format!("model {}", model.name))?;
         let text = config.negative_prompt.as_deref();
-        // Without a negative prompt SDXL takes zeros; with an empty one it does not.
+        // SDXL takes zeros if there is no negative prompt, but not if it is empty.
         let tokens = tokens(model, text.unwrap_or_default())?;
         let negative = pipeline.encode_negative_prompt(&tokens, text.is_none())?;
-        Ok(Self { model, config, pipeline, negative, texts: HashMap::new() })
+        Ok(Self { model, config, pipeline, negative, prompts: HashMap::new() })
     }
 
     /// Generates the images of `jobs` together, or nothing if `progress` breaks. After each call of
@@ -84,16 +84,16 @@ impl<'run> Generator<'run> {
         jobs: &[Job<'_>],
         progress: &mut dyn FnMut(usize, usize) -> ControlFlow<()>,
     ) -> Result<Option<Vec<Image>>> {
-        self.texts.retain(|id, _| jobs.iter().any(|job| job.prompt.id == *id));
+        self.prompts.retain(|id, _| jobs.iter().any(|job| job.prompt.id == *id));
         for job in jobs {
-            if !self.texts.contains_key(&job.prompt.id) {
+            if !self.prompts.contains_key(&job.prompt.id) {
                 // Alone, so that its last bits do not depend on who else is in the batch.
                 let text = self.pipeline.encode_prompt(&tokens(self.model, &job.prompt.text)?)?;
-                self.texts.insert(job.prompt.id.clone(), text);
+                self.prompts.insert(job.prompt.id.clone(), text);
             }
         }
         let rows: Vec<&PromptEmbeds> =
-            jobs.iter().filter_map(|job| self.texts.get(&job.prompt.id)).collect();
+            jobs.iter().filter_map(|job| self.prompts.get(&job.prompt.id)).collect();
         let seeds: Vec<u64> = jobs.iter().map(|job| job.seed).collect();
         let record = &self.model.record;
         let request = SampleRequest {

@@ -1,4 +1,4 @@
-//! An image on the disk: PNG, with the recipe to generate it again inside.
+//! An image on the disk: a PNG that holds the recipe to generate it again.
 
 use std::path::Path;
 
@@ -11,8 +11,8 @@ use crate::sources::Size;
 
 /// The key under which programs find the recipe, as JSON.
 pub const RECIPE_KEY: &str = "recipe";
-/// The key under which other tools look for a recipe that people read: the one of AUTOMATIC1111's
-/// stable-diffusion-webui, in whose form it is written.
+/// The key of the recipe as text, in the form of AUTOMATIC1111's stable-diffusion-webui, which other
+/// tools read.
 pub const PARAMETERS_KEY: &str = "parameters";
 
 /// What is needed to generate an image again.

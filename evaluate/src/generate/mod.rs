@@ -173,7 +173,7 @@ impl<'run> Generation<'run> {
     /// Opens every model and compares the run with what the folder holds.
     ///
     /// # Errors
-    /// What is wrong with a model, before its weights are loaded, or with the folder.
+    /// If a model or the folder is unusable, before any weights are loaded.
     pub fn open(config: &'run Config, prompts: &'run [Prompt]) -> Result<Self> {
         super::output::check_writable(&config.out)?;
         let models = Model::open_all(config)?;
@@ -232,7 +232,7 @@ impl<'run> Generation<'run> {
     /// drops them: a checkpoint that does not fit is found before hours of work with another one.
     ///
     /// # Errors
-    /// What is wrong with a checkpoint.
+    /// If a checkpoint cannot be loaded.
     pub fn try_others(&self, stop: &StopFlag) -> Result<Stoppable> {
         for work in self.work().iter().filter(|work| work.missing > 0).skip(1) {
             Generator::load(work.model, self.config)?;
@@ -246,7 +246,7 @@ impl<'run> Generation<'run> {
     /// Generates what is missing, until it is done or stopped.
     ///
     /// # Errors
-    /// What is wrong with a checkpoint or the output.
+    /// If a checkpoint cannot be loaded, or the output not be written.
     pub fn run(mut self, stop: &StopFlag) -> Result<Stoppable<Summary>> {
         let config = self.config;
         let folder = FOLDER.at(&config.out);

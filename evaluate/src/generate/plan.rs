@@ -55,7 +55,7 @@ impl Generation<'_> {
     /// is written.
     ///
     /// # Errors
-    /// What is wrong with a checkpoint.
+    /// If a checkpoint cannot be loaded.
     pub fn dry_run(&self) -> Result<GenerationPlan> {
         let mut prompts = BTreeMap::<String, usize>::new();
         for prompt in self.prompts {

@@ -101,7 +101,7 @@ type Checksum = Result<String, String>;
 pub fn run(config: &Config, stop: &StopFlag) -> Result<Stoppable<Summary>> {
     let prompts = prompts::read_limited(&config.prompts, config.limits)?;
     let mut scoring = Scoring::open(config, &prompts, &[])?;
-    // What is wrong with the images is found before a scorer is downloaded.
+    // Errors of the images come before a scorer is downloaded.
     let generated = Manifest::of_folder(&config.out)?;
     scoring.collections = Some(scoring.collections(generated.as_ref())?);
     scoring.describe()?;
@@ -135,7 +135,7 @@ impl<'run> Scoring<'run> {
     /// id, leave the scores.
     ///
     /// # Errors
-    /// What is wrong with one of them.
+    /// If one of them cannot be read.
     pub fn open(
         config: &'run Config,
         prompts: &'run [Prompt],
@@ -155,7 +155,7 @@ impl<'run> Scoring<'run> {
     /// Finds the files of every scorer, downloads missing ones, and checks and hashes all.
     ///
     /// # Errors
-    /// What is wrong with a scorer.
+    /// If a scorer is unusable.
     pub fn describe(&mut self) -> Result<()> {
         let described = DescribedScorers::of(&self.scorers, self.config.compute)?;
         // A damaged file of computed scores is found now, not after the images are there.
@@ -205,7 +205,7 @@ impl<'run> Scoring<'run> {
     /// other work.
     ///
     /// # Errors
-    /// What is wrong with a checkpoint.
+    /// If a checkpoint cannot be loaded.
     pub fn try_networks(&mut self) -> Result<()> {
         if let Some(described) = self.described.take() {
             described.load()?;
@@ -216,7 +216,7 @@ impl<'run> Scoring<'run> {
     /// Scores what is not scored, and writes the scores, until it is done or stopped.
     ///
     /// # Errors
-    /// What is wrong with an image's folder, a scorer or the output.
+    /// If an image's folder or a scorer is unusable, or the output cannot be written.
     pub fn run(mut self, stop: &StopFlag) -> Result<Stoppable<Summary>> {
         let known = self.collections.take();
         let Self { config, prompts, ref scorers, .. } = self;

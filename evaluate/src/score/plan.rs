@@ -73,7 +73,7 @@ impl Scoring<'_> {
     /// written.
     ///
     /// # Errors
-    /// What is wrong with a scorer.
+    /// If a scorer is unusable.
     pub fn dry_run(&mut self, generated: Option<&Manifest>, fresh: bool) -> Result<ScoringPlan> {
         let described = match self.described.take() {
             Some(described) => described,
