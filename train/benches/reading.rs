@@ -1,12 +1,12 @@
-//! Pairs per second that a cache of latents can deliver: if it is more than a device trains on, no step
-//! waits for data.
+//! Pairs per second that a cache of latents can deliver: if it is more than a device trains on, no
+//! step waits for data.
 //!
 //! ```text
 //! cargo bench -p balanceddpo-train --bench reading -- CACHE LABELS
 //! ```
 //!
-//! The cache is read over and over, so that it may be small. Then it is in the page cache, and a slow disk does
-//! not show.
+//! The cache is read over and over, so that it may be small. Then it is in the page cache, and a
+//! slow disk does not show.
 #![expect(clippy::print_stdout, reason = "a benchmark reports")]
 
 use std::path::Path;

@@ -73,7 +73,8 @@ pub struct RunArguments {
     pub resume: ResumeFlag,
 }
 
-/// Flags of `train run` that change nothing in a plan: accepted, so that one command line serves both.
+/// Flags of `train run` that change nothing in a plan: accepted, so that one command line serves
+/// both.
 const WITHOUT_MEANING_IN_A_PLAN: [&str; 17] = [
     "fresh",
     "seed",

@@ -18,8 +18,8 @@ use crate::settings::{self, RunOptions, RunSettings};
 
 /// The default micro-batch at most: more pairs at once are hardly faster at the published sizes.
 const LARGEST_DEFAULT_MICRO_BATCH: u64 = 4;
-/// The default number of threads that decode for a GPU, at most: one decodes and resizes some 80 pairs a
-/// second.
+/// The default number of threads that decode for a GPU, at most: one decodes and resizes some 80
+/// pairs a second.
 const DATA_THREADS_CUDA: usize = 8;
 /// The default on a CPU: more beside libtorch's own threads would slow both down.
 const DATA_THREADS_CPU: usize = 1;
@@ -122,8 +122,8 @@ impl RunOptions {
 }
 
 impl Config {
-    /// Whether the probe is measured after a step, and the distance from the reference model with it: every
-    /// so many steps and at the end.
+    /// Whether the probe is measured after a step, and the distance from the reference model with
+    /// it: every so many steps and at the end.
     pub fn measures_after(&self, step: u64) -> bool {
         let every = self.settings.probe_every;
         every > 0 && (step.is_multiple_of(every) || step == self.settings.steps)
@@ -305,8 +305,8 @@ impl RunSettings {
     }
 }
 
-/// The default number of decoding threads. On a machine with several GPUs, each with its own process, each
-/// process gets its fraction of the cores.
+/// The default number of decoding threads. On a machine with several GPUs, each with its own
+/// process, each process gets its fraction of the cores.
 fn data_threads(on_gpu: bool) -> usize {
     if !on_gpu {
         return DATA_THREADS_CPU;

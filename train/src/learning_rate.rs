@@ -77,12 +77,12 @@ pub struct LearningRate {
 }
 
 impl LearningRate {
-    /// A schedule that rises to `peak` over `warmup_steps` (which `constant` ignores), and from there covers
-    /// the rest of `training_steps`.
+    /// A schedule that rises to `peak` over `warmup_steps` (which `constant` ignores), and from
+    /// there covers the rest of `training_steps`.
     ///
     /// # Errors
-    /// If the peak is negative or not finite, or a falling schedule would have no step left to fall, or
-    /// would rise.
+    /// If the peak is negative or not finite, or a falling schedule would have no step left to
+    /// fall, or would rise.
     pub fn new(
         schedule: Schedule,
         peak: f64,
@@ -138,7 +138,8 @@ impl LearningRate {
                 (left / falling_steps.max(1.0)).max(0.0)
             }
             Schedule::Cosine => half_wave(progress),
-            // One restart, as diffusers has it without `num_cycles`: half a cosine that stays at its end.
+            // One restart, as diffusers has it without `num_cycles`: half a cosine that stays at
+            // its end.
             Schedule::CosineWithRestarts if progress >= 1.0 => 0.0,
             Schedule::CosineWithRestarts => half_wave(progress),
             Schedule::Polynomial if step > self.training_steps => POLYNOMIAL_END / self.peak,
@@ -160,8 +161,9 @@ fn half_wave(progress: f64) -> f64 {
 mod tests {
     use super::*;
 
-    /// `s = get_scheduler(name, AdamW([p], lr=1.28e-6), num_warmup_steps=4, num_training_steps=13)`,
-    /// then 15 times the rate before `o.step(); s.step()`: diffusers 0.42.1. All rise alike over the first four.
+    /// `s = get_scheduler(name, AdamW([p], lr=1.28e-6), num_warmup_steps=4,
+    /// num_training_steps=13)`, then 15 times the rate before `o.step(); s.step()`: diffusers
+    /// 0.42.1. All rise alike over the first four.
     #[test]
     fn rates_are_those_of_diffusers() {
         let rise = [0.0, 3.2e-7, 6.4e-7, 9.600000000000001e-7, 1.28e-6];

@@ -9,8 +9,8 @@
 //! | update the reference model every T steps (Algorithm 1) | [`reference`](mod@reference) |
 //!
 //! [`cli`] is the command line as typed, [`recipe`] settings under a name, [`config`] a validated
-//! run, [`commands`] what each command does. [`run`](mod@run) is a whole run: checkpoints, the probe,
-//! sample images, and the result, a pipeline.
+//! run, [`commands`] what each command does. [`run`](mod@run) is a whole run: checkpoints, the
+//! probe, sample images, and the result, a pipeline.
 //!
 //! Names of tensors carry their shape: `P` pairs, `B` batch, `C` channels, `H` height, `W` width,
 //! `L` tokens, `D` features of a token.

@@ -8,9 +8,9 @@
 //! and σ(z): for p = 1 it is −log σ(z), the loss of Diffusion-DPO with image 0 as the winner, and
 //! for p = 0 that with image 1. Everything is f32, whatever dtype the networks compute in.
 //!
-//! In the words of DPO: −β/2 times the gain of a network over the reference model in e is the *implicit
-//! reward* of an image, and z, the *logit*, is the reward margin of image 0 over image 1. By the
-//! Bradley-Terry model (Equation 1), σ(z) is the probability that image 0 is preferred.
+//! In the words of DPO: −β/2 times the gain of a network over the reference model in e is the
+//! *implicit reward* of an image, and z, the *logit*, is the reward margin of image 0 over image 1.
+//! By the Bradley-Terry model (Equation 1), σ(z) is the probability that image 0 is preferred.
 //!
 //! ```
 //! use tch::Tensor;
@@ -63,8 +63,8 @@ impl PairErrors {
         Ok(Self { model_P: halves(model_2P)?, reference_P: halves(reference_2P)? })
     }
 
-    /// z, the implicit reward margin, `[P]`: positive if the model prefers image 0 more than the reference
-    /// model does.
+    /// z, the implicit reward margin, `[P]`: positive if the model prefers image 0 more than the
+    /// reference model does.
     ///
     /// # Errors
     /// If libtorch is out of memory.
@@ -91,8 +91,8 @@ pub fn losses(logits_P: &Tensor, probability_P: &Tensor) -> Result<Tensor, Netwo
     )?)
 }
 
-/// Implicit accuracy of each pair, `[P]`: the probability that the label agrees with the sign of z; one half
-/// if z is zero.
+/// Implicit accuracy of each pair, `[P]`: the probability that the label agrees with the sign of z;
+/// one half if z is zero.
 ///
 /// # Errors
 /// If the shapes differ.

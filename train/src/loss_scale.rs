@@ -1,9 +1,9 @@
 //! The scale of the loss in f16, so that small gradients do not round to zero.
 //!
-//! The loss is multiplied by the scale before the backward pass, and the gradients are divided by it in
-//! f32 afterwards. A dynamic scale is that of `torch.amp.GradScaler` (pytorch/pytorch
-//! `torch/amp/grad_scaler.py` at v2.11.0): a step whose gradients overflow changes no weight and halves
-//! the scale; 2,000 steps without an overflow double it.
+//! The loss is multiplied by the scale before the backward pass, and the gradients are divided by
+//! it in f32 afterwards. A dynamic scale is that of `torch.amp.GradScaler` (pytorch/pytorch
+//! `torch/amp/grad_scaler.py` at v2.11.0): a step whose gradients overflow changes no weight and
+//! halves the scale; 2,000 steps without an overflow double it.
 
 use std::fmt;
 use std::str::FromStr;
@@ -106,8 +106,8 @@ impl LossScale {
         }
     }
 
-    /// The scale after a step whose gradients overflow: half of it. `None` if the scale is not dynamic or is
-    /// already 1: then the gradients are not finite by themselves.
+    /// The scale after a step whose gradients overflow: half of it. `None` if the scale is not
+    /// dynamic or is already 1: then the gradients are not finite by themselves.
     #[must_use]
     pub fn shrunk(self, scaling: LossScaling) -> Option<Self> {
         let dynamic = matches!(scaling, LossScaling::Dynamic(_));

@@ -1,7 +1,9 @@
-//! A micro-batch: the pairs of one forward and backward pass, as tensors. Each tensor has a name, the same in
-//! records and in the probe's file, so that a batch is written, read, split and joined tensor by tensor.
+//! A micro-batch: the pairs of one forward and backward pass, as tensors. Each tensor has a name,
+//! the same in records and in the probe's file, so that a batch is written, read, split and joined
+//! tensor by tensor.
 //!
-//! `P` pairs, `C` channels, `H` and `W` height and width of latents, `L` tokens, `D` features of a token.
+//! `P` pairs, `C` channels, `H` and `W` height and width of latents, `L` tokens, `D` features of a
+//! token.
 
 use anyhow::{Context as _, Result};
 use nn::pipeline::PromptEmbeds;
@@ -58,8 +60,8 @@ impl MicroBatch {
         present.filter_map(|(name, tensor)| Some((name, tensor?.shallow_clone()))).collect()
     }
 
-    /// Makes a batch from tensors by name, as [`MicroBatch::to_tensors`] returns them; `get` returns `None` for
-    /// a name that it does not have.
+    /// Makes a batch from tensors by name, as [`MicroBatch::to_tensors`] returns them; `get`
+    /// returns `None` for a name that it does not have.
     ///
     /// # Errors
     /// If `get` fails, or lacks a tensor that every batch has.

@@ -23,7 +23,8 @@ pub enum Preference {
     /// The majority of the scorers: the labels' `consensus` (Equation 7).
     #[default]
     Consensus,
-    /// The human label, `human_label_0`, as in Diffusion-DPO. A human tie (one half) stays one half.
+    /// The human label, `human_label_0`, as in Diffusion-DPO. A human tie (one half) stays one
+    /// half.
     Human,
     /// One scorer's vote (Equation 6).
     Scorer(String),
@@ -172,8 +173,8 @@ impl PreferenceTarget {
     }
 }
 
-/// The index of the scorer that decides at an optimizer step (from 1), out of `scorers`: a function of
-/// seed and step.
+/// The index of the scorer that decides at an optimizer step (from 1), out of `scorers`: a function
+/// of seed and step.
 pub fn scorer_of_step(seed: u64, step: u64, scorers: usize) -> usize {
     let count = u64::try_from(scorers).unwrap_or(u64::MAX);
     usize::try_from(Choice::Scorer.below(seed, step, count)).unwrap_or(0)
@@ -222,14 +223,15 @@ pub struct Labeler {
 }
 
 impl Labeler {
-    /// Makes a labeler for a labels file. For [`Preference::NormalizedSum`] this reads all scores once.
+    /// Makes a labeler for a labels file. For [`Preference::NormalizedSum`] this reads all scores
+    /// once.
     ///
-    /// `drop_human_ties` drops the pairs whose human label is one half, whatever the preference, as the
-    /// published code of Diffusion-DPO does.
+    /// `drop_human_ties` drops the pairs whose human label is one half, whatever the preference, as
+    /// the published code of Diffusion-DPO does.
     ///
     /// # Errors
-    /// If the file has no such scorer, a normalised sum meets a scorer whose scores are all equal, or the
-    /// file cannot be read.
+    /// If the file has no such scorer, a normalised sum meets a scorer whose scores are all equal,
+    /// or the file cannot be read.
     pub fn new(
         labels: &LabelsFile,
         preference: &Preference,
@@ -265,8 +267,8 @@ impl Labeler {
         &self.factors
     }
 
-    /// Whether a row is a tie under this preference: evenly split votes, equal sums, or a human label of
-    /// one half. One scorer's votes are never a tie.
+    /// Whether a row is a tie under this preference: evenly split votes, equal sums, or a human
+    /// label of one half. One scorer's votes are never a tie.
     pub fn is_tie(&self, row: &LabelRow) -> bool {
         match &self.preference {
             Preference::Human => row.human_label_0 == Some(0.5),
@@ -278,14 +280,14 @@ impl Labeler {
         }
     }
 
-    /// Whether [`Ties`] applies to a preference. Ties of human labels and of the fraction of votes stay
-    /// one half.
+    /// Whether [`Ties`] applies to a preference. Ties of human labels and of the fraction of votes
+    /// stay one half.
     pub fn has_tie_policy(preference: &Preference) -> bool {
         !matches!(preference, Preference::Human | Preference::Vanilla | Preference::RandomScorer)
     }
 
-    /// Which image the votes or scores favour: above zero image 0, zero for a tie. `None` if the preference
-    /// does not use them or they are missing.
+    /// Which image the votes or scores favour: above zero image 0, zero for a tie. `None` if the
+    /// preference does not use them or they are missing.
     fn sign(&self, row: &LabelRow) -> Option<f64> {
         match &self.preference {
             Preference::Consensus => Some(f64::from(row.consensus?)),
@@ -354,8 +356,8 @@ impl Labeler {
 
 /// 1/std of each scorer's scores over all images of rows with votes.
 fn inverse_stds(labels: &LabelsFile) -> Result<Vec<f64>, PreferenceError> {
-    // Welford's method: one pass over the file, without the cancellation that a sum of squares has when
-    // the mean is large beside the std.
+    // Welford's method: one pass over the file, without the cancellation that a sum of squares has
+    // when the mean is large beside the std.
     let mut moments = vec![(0u64, 0.0f64, 0.0f64); labels.schema().scorers().len()];
     for batch in labels.batches()? {
         runkit::signals::check().map_err(PreferenceError::Stopped)?;

@@ -1,6 +1,6 @@
-//! Every random choice of training: a function of the seed, the kind of choice, and the position in the run;
-//! never of earlier choices. So a resumed run makes the same choices as an uninterrupted one, without a
-//! generator state to save, and the micro-batch size does not matter.
+//! Every random choice of training: a function of the seed, the kind of choice, and the position in
+//! the run; never of earlier choices. So a resumed run makes the same choices as an uninterrupted
+//! one, without a generator state to save, and the micro-batch size does not matter.
 //!
 //! A choice has a number of 64 bits: the first eight bytes, little endian, of the BLAKE3 hash of
 //! `train/1`, the name of the choice, a zero byte, and then as little-endian 64-bit numbers the
@@ -47,7 +47,8 @@ impl Choice {
         u64::from_le_bytes(first)
     }
 
-    /// A whole number from 0 to `count` − 1, uniformly distributed (to 2⁻⁶⁴ · `count`); 0 if `count` is 0.
+    /// A whole number from 0 to `count` − 1, uniformly distributed (to 2⁻⁶⁴ · `count`); 0 if
+    /// `count` is 0.
     pub fn below(self, seed: u64, position: u64, count: u64) -> u64 {
         let product = u128::from(self.number(seed, position, 0)) * u128::from(count);
         u64::try_from(product >> 64).unwrap_or(0)

@@ -1,5 +1,5 @@
-//! Recipes: settings of whole runs under a name. They are TOML files in `train/recipes`, embedded in the
-//! program, in the form of a `--config` file. Below all of them is `defaults.toml`.
+//! Recipes: settings of whole runs under a name. They are TOML files in `train/recipes`, embedded
+//! in the program, in the form of a `--config` file. Below all of them is `defaults.toml`.
 
 use std::path::Path;
 use std::sync::LazyLock;
@@ -15,9 +15,9 @@ macro_rules! recipes {
     };
 }
 
-/// Every recipe by its name: the models, then the rows of the paper's tables. Each row has a reference
-/// model that is updated and a twin with a frozen one (`-frozen`); for DiffusionDPO, whose reference is
-/// frozen, the twin is `-moving`.
+/// Every recipe by its name: the models, then the rows of the paper's tables. Each row has a
+/// reference model that is updated and a twin with a frozen one (`-frozen`); for DiffusionDPO,
+/// whose reference is frozen, the twin is `-moving`.
 pub const RECIPES: &[(&str, &str)] = recipes![
     "sd15",
     "sd21",

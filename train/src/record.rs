@@ -1,7 +1,7 @@
 //! Records of steps: everything needed to compute a step again in another framework.
 //!
-//! `record/step-000001-micro-000.safetensors`, one file per micro-batch. Predictions are separate for
-//! images 0 and images 1; prompt embeddings, noise and timesteps are stored once per pair.
+//! `record/step-000001-micro-000.safetensors`, one file per micro-batch. Predictions are separate
+//! for images 0 and images 1; prompt embeddings, noise and timesteps are stored once per pair.
 
 use std::path::Path;
 

@@ -1,16 +1,16 @@
 //! The reference model: the implicit reward of the model is measured against it.
 //!
 //! The paper's dynamic reference model updating (Algorithm 1): every T optimizer steps
-//! (`--reference-every`) the reference model gets the current weights of the model. With T = 0 it stays
-//! frozen at the base model, as in Diffusion-DPO.
+//! (`--reference-every`) the reference model gets the current weights of the model. With T = 0 it
+//! stays frozen at the base model, as in Diffusion-DPO.
 
 use nn::NetworkError;
 use tch::{Kind, Tensor};
 
 use crate::model::Networks;
 
-/// Whether the reference model is updated after optimizer step `step` (from 1), every `every` steps (0:
-/// never) of `steps`. Not after the last step: nothing is measured against that update.
+/// Whether the reference model is updated after optimizer step `step` (from 1), every `every` steps
+/// (0: never) of `steps`. Not after the last step: nothing is measured against that update.
 #[doc(alias = "reference model updating")]
 #[doc(alias = "ref_model_sync_steps")]
 pub fn is_updated_after(step: u64, every: u64, steps: u64) -> bool {
@@ -27,8 +27,8 @@ pub fn update(networks: &mut Networks) -> Result<(), NetworkError> {
     networks.reference.copy_weights_from(&networks.pipeline.unet)
 }
 
-/// The distance of the model from the reference model: the 2-norm of the difference of their weights, in the
-/// dtype that both compute in. It is exactly 0 right after an update.
+/// The distance of the model from the reference model: the 2-norm of the difference of their
+/// weights, in the dtype that both compute in. It is exactly 0 right after an update.
 ///
 /// # Errors
 /// If the device is out of memory.

@@ -14,7 +14,8 @@ pub struct StepReport {
     pub step: u64,
     /// The weighted mean of the losses.
     pub loss: f64,
-    /// Implicit accuracy: the fraction of pairs where the sign of z agrees with the label; z = 0 counts one half.
+    /// Implicit accuracy: the fraction of pairs where the sign of z agrees with the label; z = 0
+    /// counts one half.
     pub accuracy: f64,
     /// z.
     pub logits: Summary,
@@ -34,8 +35,8 @@ pub struct StepReport {
     pub overflow: bool,
     /// Skipped pairs of the batch.
     pub skipped: u64,
-    /// The distance of the updated model from the reference model ([`crate::reference::distance`]), before
-    /// an update of the reference; `None` if it was not due.
+    /// The distance of the updated model from the reference model ([`crate::reference::distance`]),
+    /// before an update of the reference; `None` if it was not due.
     pub distance: Option<f64>,
     /// The index of the scorer that was sampled for the step.
     pub scorer: usize,
@@ -43,8 +44,8 @@ pub struct StepReport {
     pub times: Times,
 }
 
-/// Where the seconds of a step went. On a GPU, `encode`, `forward` and `backward` only launch kernels;
-/// `optimizer` waits for them, since it needs the first number.
+/// Where the seconds of a step went. On a GPU, `encode`, `forward` and `backward` only launch
+/// kernels; `optimizer` waits for them, since it needs the first number.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct Times {
     /// Waiting for the next examples.

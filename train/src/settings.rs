@@ -1,11 +1,11 @@
 //! The settings of a run and of a cache, each defined once.
 //!
-//! `settings!` makes two structs from one list. In the first, every setting is an `Option`: what a flag, an
-//! environment variable, a settings file or a recipe sets. The second has the complete settings: a setting
-//! marked `with_default` has a value. The defaults are in `recipes/defaults.toml` and
-//! `recipes/cache-defaults.toml`, the lowest layer below recipes, and `--help` shows them from there. So a
-//! new setting is one entry here and one line there. It belongs to the identity of a run unless
-//! [`crate::run::manifest`] says otherwise.
+//! `settings!` makes two structs from one list. In the first, every setting is an `Option`: what a
+//! flag, an environment variable, a settings file or a recipe sets. The second has the complete
+//! settings: a setting marked `with_default` has a value. The defaults are in
+//! `recipes/defaults.toml` and `recipes/cache-defaults.toml`, the lowest layer below recipes, and
+//! `--help` shows them from there. So a new setting is one entry here and one line there. It
+//! belongs to the identity of a run unless [`crate::run::manifest`] says otherwise.
 
 use std::path::PathBuf;
 
@@ -64,8 +64,8 @@ settings! {
     RunSettings
 
     "Inputs and output" {
-        /// Settings under a name, such as sd15 or sd15,paper/hps; later ones win. train recipes lists
-        /// them.
+        /// Settings under a name, such as sd15 or sd15,paper/hps; later ones win. train recipes
+        /// lists them.
         #[arg(value_name = "NAME", value_delimiter = ',')]
         optional recipe: Vec<String>,
         /// The pipeline to train: a folder in the layout of diffusers, or hf://owner/name@revision.
@@ -88,19 +88,19 @@ settings! {
         /// The folder to write.
         #[arg(value_name = "DIR")]
         optional out: PathBuf,
-        /// Start from a checkpoint of another run, such as runs/A/checkpoints/step-000500: its weights,
-        /// moments, reference and position. Steps continue from its step.
+        /// Start from a checkpoint of another run, such as runs/A/checkpoints/step-000500: its
+        /// weights, moments, reference and position. Steps continue from its step.
         #[arg(value_name = "CHECKPOINT")]
         optional from: PathBuf,
-        /// Give no weight to the pairs in this file, one pair_id per line. It may change from one start
-        /// of a run to the next.
+        /// Give no weight to the pairs in this file, one pair_id per line. It may change from one
+        /// start of a run to the next.
         #[arg(value_name = "FILE.txt")]
         optional skip_pairs: PathBuf,
     }
 
     "Preference" {
-        /// What decides which image is chosen: consensus, human, scorer:NAME, random-scorer, vanilla,
-        /// score-sum or normalized-sum.
+        /// What decides which image is chosen: consensus, human, scorer:NAME, random-scorer,
+        /// vanilla, score-sum or normalized-sum.
         #[arg(value_name = "WHAT")]
         with_default preference: Preference,
         /// What to do with a tie of votes or sums.
@@ -124,12 +124,12 @@ settings! {
         /// Pairs per optimizer step.
         #[arg(value_name = "N")]
         with_default batch_size: u64,
-        /// Pairs per forward and backward pass; gradients accumulate over a batch. It divides the batch
-        /// size [default: the largest divisor up to 4].
+        /// Pairs per forward and backward pass; gradients accumulate over a batch. It divides the
+        /// batch size [default: the largest divisor up to 4].
         #[arg(value_name = "N", env = "TRAIN_MICRO_BATCH")]
         with_default micro_batch: u64,
-        /// Seed of everything random. It is hashed with the position in the run; noise uses the low 32
-        /// bits of the hash.
+        /// Seed of everything random. It is hashed with the position in the run; noise uses the low
+        /// 32 bits of the hash.
         #[arg(value_name = "N")]
         with_default seed: u64,
     }
@@ -167,10 +167,10 @@ settings! {
         /// Clip the gradient norm to this; 0 does not clip.
         #[arg(value_name = "X")]
         with_default max_grad_norm: f64,
-        /// The factor of the loss before the backward pass, so that small gradients do not round to zero
-        /// in f16: dynamic, none or a power of two. A dynamic scale starts at 2^16 (dynamic:START for
-        /// another) and halves when gradients overflow; that step changes no weight
-        /// [default: dynamic with --dtype f16, else none].
+        /// The factor of the loss before the backward pass, so that small gradients do not round to
+        /// zero in f16: dynamic, none or a power of two. A dynamic scale starts at 2^16
+        /// (dynamic:START for another) and halves when gradients overflow; that step changes no
+        /// weight [default: dynamic with --dtype f16, else none].
         #[arg(value_name = "SCALE")]
         with_default loss_scale: String,
     }
@@ -188,8 +188,8 @@ settings! {
         /// Crop at random instead of at the centre.
         #[arg(value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
         with_default random_crop: bool,
-        /// Threads that decode images [default: 1 on a CPU; for a GPU its fraction of the CPU cores, up to
-        /// 8].
+        /// Threads that decode images [default: 1 on a CPU; for a GPU its fraction of the CPU
+        /// cores, up to 8].
         #[arg(value_name = "N", env = "TRAIN_DATA_THREADS")]
         with_default data_threads: usize,
         /// MiB of pairs to prefetch.
@@ -240,8 +240,8 @@ settings! {
         /// The dtype that the networks compute in: f32, bf16 or f16; trained weights are f32.
         #[arg(value_name = "DTYPE", env = "TRAIN_DTYPE")]
         with_default dtype: String,
-        /// Gradient checkpointing: keep fewer activations and recompute them; less memory, a third more
-        /// time.
+        /// Gradient checkpointing: keep fewer activations and recompute them; less memory, a third
+        /// more time.
         #[arg(value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
         with_default grad_checkpointing: bool,
     }
@@ -326,8 +326,8 @@ pub(crate) fn complete<T: DeserializeOwned>(options: &impl Serialize) -> Result<
     Ok(serde_json::from_value(serde_json::to_value(options)?)?)
 }
 
-/// Refuses NaN and infinities by name. Layers are merged as JSON, which has neither and would take the
-/// default without a word.
+/// Refuses NaN and infinities by name. Layers are merged as JSON, which has neither and would take
+/// the default without a word.
 ///
 /// # Errors
 /// Naming the setting.
@@ -342,8 +342,8 @@ pub(crate) fn refuse_non_finite(options: &impl Serialize) -> Result<()> {
     Ok(())
 }
 
-/// Adds the default of an argument to its help text, and lets its value be a negative number: `--lr -1`
-/// is then refused for what it is.
+/// Adds the default of an argument to its help text, and lets its value be a negative number: `--lr
+/// -1` is then refused for what it is.
 pub(crate) fn finish_argument(defaults: &toml::Table, argument: clap::Arg) -> clap::Arg {
     let argument = match argument.get_action().takes_values() {
         true => argument.allow_negative_numbers(true),

@@ -42,8 +42,8 @@ pub fn weighted_mean(numbers: &[f64], weights: &[f64]) -> f64 {
     if total > 0.0 { sum / total } else { 0.0 }
 }
 
-/// Mean errors of the chosen and of the rejected images. Each image counts as much as the labels say
-/// that it is the chosen one: `probability` is that of image 0.
+/// Mean errors of the chosen and of the rejected images. Each image counts as much as the labels
+/// say that it is the chosen one: `probability` is that of image 0.
 #[doc(alias = "chosen")]
 #[doc(alias = "rejected")]
 pub fn chosen_and_rejected(probability: &[f64], first: &[f64], second: &[f64]) -> [f64; 2] {

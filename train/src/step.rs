@@ -3,10 +3,11 @@
 //!
 //! Both images of a pair get the same noise and the same timestep; the noise of the autoencoder's
 //! posterior is sampled per image. Everything random is a function of the seed and the position of
-//! the pair in the run ([`crate::randomness`]), so neither the micro-batch size nor a stop changes it.
+//! the pair in the run ([`crate::randomness`]), so neither the micro-batch size nor a stop changes
+//! it.
 //!
-//! Dimensions are named as in [`crate::micro_batch`]. A batch of `2P` holds the images 0 of all pairs, then
-//! the images 1.
+//! Dimensions are named as in [`crate::micro_batch`]. A batch of `2P` holds the images 0 of all
+//! pairs, then the images 1.
 
 use std::collections::HashMap;
 
@@ -251,8 +252,8 @@ impl Inputs {
     }
 }
 
-/// Runs model and reference model on a micro-batch, and computes errors, logits z and losses. The model's
-/// part records gradients, the reference model's does not.
+/// Runs model and reference model on a micro-batch, and computes errors, logits z and losses. The
+/// model's part records gradients, the reference model's does not.
 ///
 /// # Errors
 /// If a shape does not fit.
@@ -274,8 +275,8 @@ pub fn predict(
     Ok(Predictions { model_2PCHW, reference_2PCHW, errors, logits_P, losses_P })
 }
 
-/// Gradient accumulation over the micro-batches of one optimizer step: the gradients of the weighted mean
-/// of the losses of all its pairs.
+/// Gradient accumulation over the micro-batches of one optimizer step: the gradients of the
+/// weighted mean of the losses of all its pairs.
 ///
 /// ```text
 /// let mut accumulation = Accumulation::new(batch_size);
@@ -303,8 +304,8 @@ impl Accumulation {
         Self { pairs: batch_size as f64, scale: None, weight: 0.0 }
     }
 
-    /// Multiplies losses by `scale`. They are then not divided before the gradients are summed, so that
-    /// f16 loses none of its range to the batch size.
+    /// Multiplies losses by `scale`. They are then not divided before the gradients are summed, so
+    /// that f16 loses none of its range to the batch size.
     #[must_use]
     pub fn with_loss_scale(self, scale: f64) -> Self {
         Self { scale: Some(scale), ..self }
@@ -315,7 +316,8 @@ impl Accumulation {
         self.weight
     }
 
-    /// Runs the backward pass of a micro-batch, which adds to the gradients of the model's parameters.
+    /// Runs the backward pass of a micro-batch, which adds to the gradients of the model's
+    /// parameters.
     ///
     /// # Errors
     /// If the device is out of memory.
@@ -334,8 +336,8 @@ impl Accumulation {
         Ok(())
     }
 
-    /// Brings the gradients to their final scale and clips their norm to `max_norm`, if there is one.
-    /// Returns the gradient norm before clipping, a number on the device.
+    /// Brings the gradients to their final scale and clips their norm to `max_norm`, if there is
+    /// one. Returns the gradient norm before clipping, a number on the device.
     ///
     /// # Errors
     /// If the device is out of memory.
@@ -344,8 +346,8 @@ impl Accumulation {
         parameters: &[(String, Tensor)],
         max_norm: Option<f64>,
     ) -> Result<Tensor, NetworkError> {
-        // Skipped pairs and weights other than 1 are known only now: turn the sum over `pairs` into the
-        // weighted mean.
+        // Skipped pairs and weights other than 1 are known only now: turn the sum over `pairs` into
+        // the weighted mean.
         let factor = match self.scale {
             Some(scale) => 1.0 / (scale * self.weight),
             None => self.pairs / self.weight,

@@ -1,8 +1,8 @@
 //! One optimizer step after another.
 //!
-//! A step computes `batch_size` pairs in micro-batches; gradient accumulation gives the gradients of the
-//! weighted mean of their losses. Numbers are copied to the CPU once per step, before the weights
-//! change: a loss or a gradient that is not finite changes nothing.
+//! A step computes `batch_size` pairs in micro-batches; gradient accumulation gives the gradients
+//! of the weighted mean of their losses. Numbers are copied to the CPU once per step, before the
+//! weights change: a loss or a gradient that is not finite changes nothing.
 
 use std::ops::ControlFlow;
 use std::path::Path;
@@ -134,8 +134,8 @@ impl<'run> Trainer<'run> {
     ) -> Result<Self> {
         state.networks.pipeline.unet.set_gradient_checkpointing(config.settings.grad_checkpointing);
         let mut trainer = Self { config, base, state, stream, scorers, is_whole: true };
-        // After its last step a run does not update the reference. If --steps has grown since, that step is
-        // no longer the last one.
+        // After its last step a run does not update the reference. If --steps has grown since, that
+        // step is no longer the last one.
         if trainer.state.position.step > 0 {
             trainer.update_reference()?;
         }
@@ -162,18 +162,19 @@ impl<'run> Trainer<'run> {
         self.state.position
     }
 
-    /// Whether weights, moments, reference and position are those of the same step, so that they can be
-    /// saved: always, except after an error in the middle of an update.
+    /// Whether weights, moments, reference and position are those of the same step, so that they
+    /// can be saved: always, except after an error in the middle of an update.
     pub fn is_whole(&self) -> bool {
         self.is_whole
     }
 
-    /// Takes one optimizer step. After a stop, or an error that left the run whole ([`Trainer::is_whole`]),
-    /// only the position of the stream has advanced: save the state, and do not call `step` again.
+    /// Takes one optimizer step. After a stop, or an error that left the run whole
+    /// ([`Trainer::is_whole`]), only the position of the stream has advanced: save the state, and
+    /// do not call `step` again.
     ///
     /// # Errors
-    /// If the data cannot be read, a loss or the gradients are not finite (the error names the pairs), or
-    /// the device is out of memory.
+    /// If the data cannot be read, a loss or the gradients are not finite (the error names the
+    /// pairs), or the device is out of memory.
     pub fn step(&mut self, run: &Path, stop: &StopFlag) -> Result<Stoppable<Box<StepReport>>> {
         let config = self.config;
         let step = self.state.position.step + 1;

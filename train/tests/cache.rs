@@ -1,5 +1,5 @@
-//! `train cache`: what the encoders make of pairs, the same bytes whatever happened on the way, and the
-//! same stream as from the pairs themselves.
+//! `train cache`: what the encoders make of pairs, the same bytes whatever happened on the way, and
+//! the same stream as from the pairs themselves.
 
 #![expect(clippy::unwrap_used, reason = "tests")]
 
@@ -161,8 +161,8 @@ fn files(folder: &Path) -> BTreeMap<String, Vec<u8>> {
         .collect()
 }
 
-/// From pairs and from their cache: the same pairs in the same order with the same flipping, and the
-/// cache holds what the encoders make of the pixels and captions.
+/// From pairs and from their cache: the same pairs in the same order with the same flipping, and
+/// the cache holds what the encoders make of the pixels and captions.
 #[test]
 fn a_cache_streams_what_the_encoders_make_of_the_pairs() {
     for (name, hflip, precision, tolerance) in [

@@ -66,8 +66,8 @@ impl Case {
     }
 }
 
-/// A run's files without those that a clock or the number of starts is in: metrics are compared line
-/// by line, TensorBoard has a file for each start, and the settings name the folder.
+/// A run's files without those that a clock or the number of starts is in: metrics are compared
+/// line by line, TensorBoard has a file for each start, and the settings name the folder.
 fn comparable(fixture: &Fixture, out: &str) -> BTreeMap<String, Vec<u8>> {
     let mut files = fixture.files(out);
     files.retain(|name, _| {

@@ -1,10 +1,11 @@
 //! The curve of a whole run of the `mini` recipe on the tiny pipeline, bit for bit: whoever changes
 //! how a step is computed without meaning to change its result, finds out here.
 //!
-//! Last bits differ between processors, as libraries choose kernels by what they find. So the run is
-//! told to use those that every x86-64 processor has, and one curve is kept for each kind of processor that
-//! recorded one; on others the numbers must still agree to [`TOLERANCE`]. A change that is meant is taken over
-//! on each with `TRAIN_WRITE_GOLDEN=1 cargo test --workspace --test golden_curve`, and seen in review.
+//! Last bits differ between processors, as libraries choose kernels by what they find. So the run
+//! is told to use those that every x86-64 processor has, and one curve is kept for each kind of
+//! processor that recorded one; on others the numbers must still agree to [`TOLERANCE`]. A change
+//! that is meant is taken over on each with `TRAIN_WRITE_GOLDEN=1 cargo test --workspace --test
+//! golden_curve`, and seen in review.
 #![expect(clippy::unwrap_used, reason = "a test stops where something is missing")]
 
 mod common;
@@ -15,12 +16,12 @@ use common::{Fixture, Run};
 use serde_json::{Map, Value};
 
 const FIXTURES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures");
-/// Largest difference elsewhere, in parts of the number where that is above one. Other kernels of one
-/// processor (AVX2 for SSE4.1) are 1.7e-3 apart, the two curves 1.7e-3.
+/// Largest difference elsewhere, in parts of the number where that is above one. Other kernels of
+/// one processor (AVX2 for SSE4.1) are 1.7e-3 apart, the two curves 1.7e-3.
 const TOLERANCE: f64 = 5e-3;
 
-/// A kind of processor whose curve is kept, by what its `/proc/cpuinfo` has and lacks. Blocks of a convolution,
-/// and so the order of sums, follow the size of the caches.
+/// A kind of processor whose curve is kept, by what its `/proc/cpuinfo` has and lacks. Blocks of a
+/// convolution, and so the order of sums, follow the size of the caches.
 struct Kind {
     name: &'static str,
     has: &'static [&'static str],
@@ -60,8 +61,8 @@ fn a_run_of_the_mini_recipe_has_the_same_curve_as_ever() {
     let mut command = common::train(["run", "--recipe", "mini", "--resolution", "16"]);
     command.args(["--model", &model, "--device", "cpu", "--steps", "24", "--batch-size", "8"]);
     command.args(["--micro-batch", "4", "--reference-every", "10", "--sample-every", "0"]);
-    // Every recipe is made for its model: the tiny one needs larger steps to move at all, and larger
-    // ones still would make much of last bits.
+    // Every recipe is made for its model: the tiny one needs larger steps to move at all, and
+    // larger ones still would make much of last bits.
     command.args(["--lr", "1e-5", "--seed", "11", "--probe-pairs", "0"]);
     command.arg("--pairs").arg(fixture.path("pairs"));
     command.arg("--labels").arg(fixture.path("labels.parquet"));
@@ -85,7 +86,8 @@ fn a_run_of_the_mini_recipe_has_the_same_curve_as_ever() {
             text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
         assert_eq!(found.len(), expected.len());
         let exact = kind.is_some_and(|kind| kind.name == recorded.name);
-        // What is measured of a step, and not what it is made of, may be looked at in another order.
+        // What is measured of a step, and not what it is made of, may be looked at in another
+        // order.
         let steps_of = |line: &Map<String, Value>| {
             let mut line = line.clone();
             line.remove("distance");

@@ -142,8 +142,8 @@ fn ten_steps_are_those_of_diffusers_and_torch() {
                     let expected = golden.get(&format!("gradient_norm.{name}"));
                     let expected = expected.double_value(&[]);
                     let found = parameter.grad().norm().double_value(&[]);
-                    // Of a small tensor beside a tenth of the whole norm: after five steps f32 does not
-                    // give more of it, whoever computes.
+                    // Of a small tensor beside a tenth of the whole norm: after five steps f32 does
+                    // not give more of it, whoever computes.
                     let apart = (found - expected).abs() / expected.max(0.1 * norms[step]);
                     assert!(apart < 1e-4, "gradient of {name}: {found} for {expected}");
                     gradients += 1;
@@ -191,8 +191,8 @@ fn z_is_exactly_zero_and_the_loss_exactly_ln_2_at_the_start_and_after_a_refresh(
     }
 }
 
-/// Whatever the micro-batches, the gradients are those of the weighted mean over all pairs, written down as it
-/// is defined.
+/// Whatever the micro-batches, the gradients are those of the weighted mean over all pairs, written
+/// down as it is defined.
 #[test]
 fn gradients_are_those_of_the_weighted_mean() {
     let golden = Golden(Weights::open(fixtures().join("golden.safetensors")).unwrap());

@@ -9,9 +9,9 @@ const UNET: &str = "pipeline/unet/diffusion_pytorch_model.safetensors";
 /// The miniature pipeline, whose files are f16.
 const MINI: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../data/mini/sd");
 
-/// The first update moves weights by the learning rate. In bf16 a fraction of the weights, proportional to
-/// it, rounds to another number. When the ties of f16 were left alone it was one weight
-/// in sixteen whatever the rate: a distance of 0.13 here.
+/// The first update moves weights by the learning rate. In bf16 a fraction of the weights,
+/// proportional to it, rounds to another number. When the ties of f16 were left alone it was one
+/// weight in sixteen whatever the rate: a distance of 0.13 here.
 #[test]
 fn the_first_update_in_bf16_is_as_small_as_the_learning_rate() {
     let fixture = Fixture::new(8);

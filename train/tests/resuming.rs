@@ -1,5 +1,5 @@
-//! What may change from one start of a run to the next, what begins another run with the weights of this one,
-//! and that every hint of the program works when it is followed.
+//! What may change from one start of a run to the next, what begins another run with the weights of
+//! this one, and that every hint of the program works when it is followed.
 #![expect(clippy::unwrap_used, reason = "a test stops where something is missing")]
 
 mod common;

@@ -1,5 +1,5 @@
-//! What a run makes: the loss, the reference, gradients of any micro-batch, metrics, records, sample
-//! images and a pipeline, from the program as a whole.
+//! What a run makes: the loss, the reference, gradients of any micro-batch, metrics, records,
+//! sample images and a pipeline, from the program as a whole.
 #![expect(clippy::unwrap_used, reason = "a test stops where something is missing")]
 
 mod common;

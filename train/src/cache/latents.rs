@@ -1,7 +1,7 @@
 //! The latents of one input file: read → decode and transform on all cores → encode → part.
 //!
-//! On a CPU the stages take turns, each with every core; for a GPU a thread prefetches a bounded number
-//! of decoded batches. A batch is a function of the file alone.
+//! On a CPU the stages take turns, each with every core; for a GPU a thread prefetches a bounded
+//! number of decoded batches. A batch is a function of the file alone.
 
 use std::collections::{HashMap, HashSet};
 use std::fs::File;
@@ -276,7 +276,8 @@ impl PartSink<'_> {
         Ok(())
     }
 
-    /// Encodes images together. If a moment is not finite, encodes them one by one to find the image.
+    /// Encodes images together. If a moment is not finite, encodes them one by one to find the
+    /// image.
     fn encode(&self, images: &[&Pixels]) -> Result<Vec<Encoded>> {
         if images.is_empty() {
             return Ok(Vec::new());

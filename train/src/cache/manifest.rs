@@ -10,7 +10,8 @@ use super::Config;
 use super::plan::Plan;
 use crate::model::{BaseModel, FileHashes};
 
-/// Fields that change latents by rounding alone. A restart may change them; each part keeps its own.
+/// Fields that change latents by rounding alone. A restart may change them; each part keeps its
+/// own.
 pub(super) const NUMERICS: [&str; 3] = ["crate_version", "device", "batch_size"];
 /// How images become pixels.
 const TRANSFORM: &str = "resize-bilinear-center-crop";

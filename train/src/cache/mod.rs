@@ -1,11 +1,11 @@
 //! `train cache`: latents and prompt embeddings of pairs, written once for many runs.
 //!
-//! Each input file has two parts, `captions-*.parquet` and `latents-*.parquet`, with every pair in its
-//! position ([`schemas::latents`]). The cache does not read labels, so it serves every labelling of the
-//! pairs. A part appears under its name only when it is complete and synced, and its bytes are a
-//! function of the input file, the model and the settings: after a kill at any instant the same command
-//! finishes the cache with the same bytes. `manifest.json` and each part say what the parts were made
-//! with; a run that differs in any of it is refused.
+//! Each input file has two parts, `captions-*.parquet` and `latents-*.parquet`, with every pair in
+//! its position ([`schemas::latents`]). The cache does not read labels, so it serves every
+//! labelling of the pairs. A part appears under its name only when it is complete and synced, and
+//! its bytes are a function of the input file, the model and the settings: after a kill at any
+//! instant the same command finishes the cache with the same bytes. `manifest.json` and each part
+//! say what the parts were made with; a run that differs in any of it is refused.
 
 mod captions;
 mod latents;
@@ -52,8 +52,8 @@ pub struct Config {
     pub hflip: bool,
     /// Device.
     pub device: Device,
-    /// The dtype that the encoders compute in. f32 is stored as f32; bf16 and f16 as f16, which holds all
-    /// bits of usual latents in either.
+    /// The dtype that the encoders compute in. f32 is stored as f32; bf16 and f16 as f16, which
+    /// holds all bits of usual latents in either.
     pub precision: Precision,
     /// Images encoded at once; the last bits depend on it.
     pub batch_size: usize,
@@ -98,8 +98,8 @@ const CACHE: FolderKind = FolderKind {
 /// Writes the cache, unless a signal stops it.
 ///
 /// # Errors
-/// One sentence about what is wrong with an input, the model, the folder, or an earlier run that this
-/// one would mix with.
+/// One sentence about what is wrong with an input, the model, the folder, or an earlier run that
+/// this one would mix with.
 pub fn write(config: &Config, stop: &StopFlag) -> Result<Stoppable<Summary>> {
     stoppable(make(config, stop))
 }

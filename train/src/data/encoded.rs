@@ -114,8 +114,8 @@ pub(super) fn find_missing_image(
     Ok(())
 }
 
-/// Copies both images. Without the copy they would keep a whole Parquet page in memory, with images that
-/// nobody wants.
+/// Copies both images. Without the copy they would keep a whole Parquet page in memory, with images
+/// that nobody wants.
 fn images(
     path: &Path,
     row: u32,

@@ -254,8 +254,8 @@ fn unknown_file(
     }
 }
 
-/// The error that names what differs between a pair and its row of labels. It reads the labels again to find
-/// that row: the join kept a checksum only.
+/// The error that names what differs between a pair and its row of labels. It reads the labels
+/// again to find that row: the join kept a checksum only.
 fn difference(
     source: &impl Source,
     labels: &LabelsFile,

@@ -16,7 +16,8 @@ pub(super) trait Loader {
     /// The largest number of rows that are loaded together.
     fn chunk_rows(&self) -> usize;
 
-    /// Items for `rows`, in their order; the first is at `position`. `None` if the stream is closed.
+    /// Items for `rows`, in their order; the first is at `position`. `None` if the stream is
+    /// closed.
     fn load(
         &mut self,
         rows: &[usize],

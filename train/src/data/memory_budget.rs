@@ -33,9 +33,9 @@ impl MemoryBudget {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Waits until `bytes` more fit and takes them. `own` is what the caller already holds of a window that
-    /// nobody can use before it is complete. If nothing else is held, waiting would never end, so the
-    /// limit gives way. `None` once the budget is closed.
+    /// Waits until `bytes` more fit and takes them. `own` is what the caller already holds of a
+    /// window that nobody can use before it is complete. If nothing else is held, waiting would
+    /// never end, so the limit gives way. `None` once the budget is closed.
     pub(super) fn take(self: &Arc<Self>, bytes: u64, own: u64) -> Option<Permit> {
         let mut state = self.state();
         while !state.closed && state.held > own && state.held.saturating_add(bytes) > self.limit {

@@ -1,12 +1,12 @@
 //! From files to examples: labels joined with pairs or with cached latents, an order, a stream.
 //!
-//! [`Dataset`] joins `labels.parquet` with the pairs by (`source_file`, `source_row`) and keeps a few
-//! tens of bytes of each pair; it reports errors of the input before anything long starts. [`Stream`]
-//! returns examples in the order of an epoch (see [`WINDOW_BYTES`]), epoch after epoch, from any position
-//! on, and prefetches them within a bound of memory.
+//! [`Dataset`] joins `labels.parquet` with the pairs by (`source_file`, `source_row`) and keeps a
+//! few tens of bytes of each pair; it reports errors of the input before anything long starts.
+//! [`Stream`] returns examples in the order of an epoch (see [`WINDOW_BYTES`]), epoch after epoch,
+//! from any position on, and prefetches them within a bound of memory.
 //!
-//! This module does not interpret labels: a function turns a row of labels into a label of any type, or
-//! drops the row.
+//! This module does not interpret labels: a function turns a row of labels into a label of any
+//! type, or drops the row.
 
 mod augment;
 mod cached;
@@ -75,7 +75,8 @@ pub enum Content {
         /// The prompt embeddings of the caption, one row.
         text: PromptEmbeds,
     },
-    /// A skipped pair: it keeps its position in the order and is not read. It has no id and no caption.
+    /// A skipped pair: it keeps its position in the order and is not read. It has no id and no
+    /// caption.
     Skipped,
 }
 
@@ -150,8 +151,8 @@ impl Selection {
     }
 }
 
-/// Refuses selected pairs without images. The images are read only if the footers of the files give a reason:
-/// a row group lacks more images than it has rows without labels.
+/// Refuses selected pairs without images. The images are read only if the footers of the files give
+/// a reason: a row group lacks more images than it has rows without labels.
 fn check_images(files: &[PairFile], selected: &Rows, labelled: &Rows) -> Result<(), DataError> {
     for (number, file) in files.iter().enumerate() {
         for group in file.row_groups() {
@@ -173,14 +174,16 @@ enum Source {
 }
 
 impl<L> Dataset<L> {
-    /// Joins labels with the `splits` of the files, folders and patterns of `pairs` ([`discover`]). `label`
-    /// gets every row of the labels whose status is `ok`, in order; a row without a result is dropped.
+    /// Joins labels with the `splits` of the files, folders and patterns of `pairs` ([`discover`]).
+    /// `label` gets every row of the labels whose status is `ok`, in order; a row without a result
+    /// is dropped.
     ///
-    /// This reads the small columns of all pairs, and images only if the footer of a file says that more of
-    /// them are missing than rows are dropped.
+    /// This reads the small columns of all pairs, and images only if the footer of a file says that
+    /// more of them are missing than rows are dropped.
     ///
     /// # Errors
-    /// If a file cannot be read or lacks columns, the labels belong to other pairs, or no pair is left.
+    /// If a file cannot be read or lacks columns, the labels belong to other pairs, or no pair is
+    /// left.
     pub fn open(
         pairs: &[PathBuf],
         splits: &[String],
@@ -190,8 +193,8 @@ impl<L> Dataset<L> {
         Self::open_skipping(pairs, splits, labels, label, &|_| false)
     }
 
-    /// Like [`Dataset::open`]; pairs whose label `is_skipped` keep their position in the order of an epoch, are
-    /// never read, and come as [`Content::Skipped`].
+    /// Like [`Dataset::open`]; pairs whose label `is_skipped` keep their position in the order of
+    /// an epoch, are never read, and come as [`Content::Skipped`].
     ///
     /// # Errors
     /// As [`Dataset::open`]; the images of skipped pairs may be missing.
@@ -215,8 +218,8 @@ impl<L> Dataset<L> {
         Self::join(Source::Pairs(files), &groups, labels, label, is_skipped)
     }
 
-    /// Joins labels with the latents in the folder of a cache, as [`Dataset::open`] does with pairs. The order
-    /// of its epochs is that of the pairs that the cache was made from.
+    /// Joins labels with the latents in the folder of a cache, as [`Dataset::open`] does with
+    /// pairs. The order of its epochs is that of the pairs that the cache was made from.
     ///
     /// # Errors
     /// As [`Dataset::open`], and if the cache is not complete.
@@ -289,9 +292,9 @@ impl<L> Dataset<L> {
         Self { selection: Arc::new(selection), labels, counts, fingerprint }
     }
 
-    /// Holds out `count` pairs, or all if there are fewer: returns the remaining pairs and the held-out ones.
-    /// The choice is a function of `key` and of the pairs' locations in the input, so that pairs and their
-    /// cache, and labels that differ in few pairs, hold out the same pairs.
+    /// Holds out `count` pairs, or all if there are fewer: returns the remaining pairs and the
+    /// held-out ones. The choice is a function of `key` and of the pairs' locations in the input,
+    /// so that pairs and their cache, and labels that differ in few pairs, hold out the same pairs.
     #[doc(alias = "held-out")]
     #[doc(alias = "train_test_split")]
     #[must_use]
@@ -364,8 +367,8 @@ impl<L> Dataset<L> {
         self.len() == 0
     }
 
-    /// A checksum of the choice of pairs: names and footers of the input files, and the selected rows. It does
-    /// not depend on the labels.
+    /// A checksum of the choice of pairs: names and footers of the input files, and the selected
+    /// rows. It does not depend on the labels.
     pub fn fingerprint(&self) -> &str {
         &self.fingerprint
     }

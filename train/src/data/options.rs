@@ -11,8 +11,8 @@ pub struct StreamOptions {
     pub random_crop: bool,
     /// Whether images are horizontally flipped at random.
     pub hflip: bool,
-    /// The number of examples used since the start of training, across epochs. The stream continues with
-    /// the next one and does not read the earlier ones.
+    /// The number of examples used since the start of training, across epochs. The stream continues
+    /// with the next one and does not read the earlier ones.
     pub position: u64,
     /// Threads that decode; at least one.
     pub threads: usize,

@@ -1,19 +1,19 @@
 //! The order of an epoch: a function of the seed, the epoch and the footers of the input, close to
 //! uniform over the whole set, and cheap to enter at any position.
 //!
-//! A uniform permutation of the rows would read a random row group for every pair, and the published
-//! collection (335 GB) does not fit into memory. So the order is shuffled in two levels: the input is split
-//! into blocks of neighbouring rows (row groups; a large one into several blocks), the blocks are
-//! permuted over the whole set and grouped into windows that fit into memory, and the rows of a window
-//! are permuted. This needs only the footers, and a resumed run finds its position with a binary search
-//! over the windows, without reading what came before.
+//! A uniform permutation of the rows would read a random row group for every pair, and the
+//! published collection (335 GB) does not fit into memory. So the order is shuffled in two levels:
+//! the input is split into blocks of neighbouring rows (row groups; a large one into several
+//! blocks), the blocks are permuted over the whole set and grouped into windows that fit into
+//! memory, and the rows of a window are permuted. This needs only the footers, and a resumed run
+//! finds its position with a binary search over the windows, without reading what came before.
 //!
-//! Neither the labels nor the memory of a run change the order: two runs over the same pairs with the same
-//! seed see the pairs that both train on in the same order.
+//! Neither the labels nor the memory of a run change the order: two runs over the same pairs with
+//! the same seed see the pairs that both train on in the same order.
 //!
-//! Both permutations sort by a hash. An epoch has two keys: the first 16 bytes of the BLAKE3 hash of
-//! `train/order/1` and then seed and epoch as little-endian 64-bit numbers. Blocks are sorted by XXH3
-//! (64 bits) of the block's number with the first key as seed, rows by that of their location,
+//! Both permutations sort by a hash. An epoch has two keys: the first 16 bytes of the BLAKE3 hash
+//! of `train/order/1` and then seed and epoch as little-endian 64-bit numbers. Blocks are sorted by
+//! XXH3 (64 bits) of the block's number with the first key as seed, rows by that of their location,
 //! file · 2³² + row, with the second. Changing any of this, or [`BLOCK_BYTES`] or [`WINDOW_BYTES`],
 //! changes every run.
 
@@ -21,9 +21,11 @@ use std::ops::Range;
 
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
-/// The size of a window in bytes of encoded pairs: about a thousand pairs of the published collection.
+/// The size of a window in bytes of encoded pairs: about a thousand pairs of the published
+/// collection.
 pub const WINDOW_BYTES: u64 = 256 << 20;
-/// The largest block, except for a single larger row. A window then mixes rows from 64 parts of the set.
+/// The largest block, except for a single larger row. A window then mixes rows from 64 parts of the
+/// set.
 pub const BLOCK_BYTES: u64 = 4 << 20;
 
 /// Neighbouring rows of one file.
@@ -195,9 +197,9 @@ impl EpochOrder {
             .filter_map(|(_, number)| geometry.blocks.get(*number))
             .copied()
             .collect();
-        // As few windows as possible, all of about the same size: a small last window would mix its rows less
-        // than the others. A window ends at the block that reaches its part of the total, computed in
-        // u128 since bytes times a count of windows may exceed u64.
+        // As few windows as possible, all of about the same size: a small last window would mix its
+        // rows less than the others. A window ends at the block that reaches its part of the total,
+        // computed in u128 since bytes times a count of windows may exceed u64.
         let total: u128 = blocks.iter().map(|block| u128::from(block.bytes)).sum();
         let count = total.div_ceil(u128::from(geometry.window_bytes)).max(1);
         let (mut windows, mut starts) = (Vec::new(), vec![0]);
@@ -363,8 +365,8 @@ mod tests {
         assert_eq!(of_half, of_whole);
     }
 
-    /// With windows of a sixteenth of the set: no trend, neighbours do not stay neighbours, and over
-    /// many epochs every row comes at every time.
+    /// With windows of a sixteenth of the set: no trend, neighbours do not stay neighbours, and
+    /// over many epochs every row comes at every time.
     #[test]
     fn the_order_is_close_to_uniform() {
         let files = vec![vec![(50, 50_000); 20]; 4];
@@ -375,8 +377,8 @@ mod tests {
         let (epochs, mut sums, mut neighbours) = (200, vec![0_u64; count], 0);
         for epoch in 0..epochs {
             let order = order_of(&geometry, &rows, 1, epoch);
-            // Blocks of four rows stay in one window, so the std of a correlation is about twice that
-            // of a uniform order, 2/√4000; five of them.
+            // Blocks of four rows stay in one window, so the std of a correlation is about twice
+            // that of a uniform order, 2/√4000; five of them.
             assert!(correlation(&order).abs() < 0.16, "epoch {epoch}: {}", correlation(&order));
             order.iter().enumerate().for_each(|(place, &index)| sums[index] += place as u64);
             neighbours += order.windows(2).filter(|pair| pair[0].abs_diff(pair[1]) == 1).count();

@@ -1,4 +1,5 @@
-//! The data loader: examples in the order of an epoch, epoch after epoch, prefetched while the device trains.
+//! The data loader: examples in the order of an epoch, epoch after epoch, prefetched while the
+//! device trains.
 //!
 //! One thread reads windows of encoded pairs, or chunks of cached latents; others decode pairs.
 //! [`StreamOptions::memory`] bounds what is read and not yet used, except that one window of
@@ -68,8 +69,8 @@ impl<L: Clone> Stream<L> {
     /// Starts to read.
     ///
     /// # Errors
-    /// If the resolution is impossible, or a cache lacks what the options ask for: this resolution, flipped
-    /// images, or random crops, which no cache has.
+    /// If the resolution is impossible, or a cache lacks what the options ask for: this resolution,
+    /// flipped images, or random crops, which no cache has.
     pub fn start(dataset: Arc<Dataset<L>>, options: StreamOptions) -> Result<Self, DataError> {
         let transform = check(&dataset.selection, &options)?;
         let threads = options.threads.max(1);
@@ -91,8 +92,8 @@ impl<L: Clone> Stream<L> {
         let selection = Arc::clone(&stream.dataset.selection);
         let budget = Arc::clone(&stream.budget);
         let cached = matches!(*selection.source, Source::Cache(_));
-        // Windows are large, so a complete one waits in the sending thread and the channel holds none; cached
-        // chunks are small, so one more waits in the channel.
+        // Windows are large, so a complete one waits in the sending thread and the channel holds
+        // none; cached chunks are small, so one more waits in the channel.
         let (chunk_sender, chunks) = sync_channel(usize::from(cached));
         stream.chunks = Some(chunks);
         stream.spawn("reads", move || read(&selection, &options, &budget, &chunk_sender))?;

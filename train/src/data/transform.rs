@@ -1,10 +1,10 @@
 //! From encoded bytes to the pixels that the autoencoder reads: the transform of
-//! SalesforceAIResearch/DiffusionDPO (5233e75) `train.py`, torchvision 0.26 on Pillow images, bit for
-//! bit: RGB, `Resize(resolution, BILINEAR)` of the shorter side, `CenterCrop` or `RandomCrop`,
+//! SalesforceAIResearch/DiffusionDPO (5233e75) `train.py`, torchvision 0.26 on Pillow images, bit
+//! for bit: RGB, `Resize(resolution, BILINEAR)` of the shorter side, `CenterCrop` or `RandomCrop`,
 //! `RandomHorizontalFlip`, `ToTensor`, `Normalize(0.5, 0.5)`.
 //!
-//! The original has square resolutions only. Another one is covered in the same way: the image is resized
-//! until it just covers height and width.
+//! The original has square resolutions only. Another one is covered in the same way: the image is
+//! resized until it just covers height and width.
 
 use media::decode::Image;
 use media::resize::{Filter, Resizer, Window};

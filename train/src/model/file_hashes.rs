@@ -1,9 +1,9 @@
-//! The SHA-256 of files, remembered from one start of a run to the next: hashing a model of published size
-//! takes a minute.
+//! The SHA-256 of files, remembered from one start of a run to the next: hashing a model of
+//! published size takes a minute.
 //!
-//! A file counts as unchanged if its path, inode, length, time of change of its contents (mtime) and time of
-//! change of anything (ctime) are the same. Every write to a file changes its ctime, even if length and mtime
-//! are restored; only a change below the file system goes unnoticed.
+//! A file counts as unchanged if its path, inode, length, time of change of its contents (mtime)
+//! and time of change of anything (ctime) are the same. Every write to a file changes its ctime,
+//! even if length and mtime are restored; only a change below the file system goes unnoticed.
 
 use std::collections::BTreeMap;
 use std::os::unix::fs::MetadataExt as _;
@@ -17,7 +17,8 @@ use sha2::{Digest as _, Sha256};
 
 /// The file in the folder of a run.
 pub(crate) const FILE: &str = ".hashes.json";
-/// A file that changed less than this before it was hashed may change again within one tick of its clock.
+/// A file that changed less than this before it was hashed may change again within one tick of its
+/// clock.
 const SETTLED: Duration = Duration::from_secs(2);
 
 /// Hashes by path.

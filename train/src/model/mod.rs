@@ -1,5 +1,5 @@
-//! The base model: a pipeline in the layout of diffusers, first its files and configuration, then its
-//! networks in memory.
+//! The base model: a pipeline in the layout of diffusers, first its files and configuration, then
+//! its networks in memory.
 
 mod file_hashes;
 
@@ -60,12 +60,12 @@ impl std::fmt::Debug for BaseModel {
 
 impl BaseModel {
     /// Reads everything but the numbers in the weights. `model` is a folder, or
-    /// `hf://owner/name[@revision]`, whose missing files are downloaded. `resolution` is in pixels; `None`
-    /// for the UNet's own.
+    /// `hf://owner/name[@revision]`, whose missing files are downloaded. `resolution` is in pixels;
+    /// `None` for the UNet's own.
     ///
     /// # Errors
-    /// If the folder is not a complete pipeline, a file cannot be downloaded, or the autoencoder does not
-    /// support this resolution.
+    /// If the folder is not a complete pipeline, a file cannot be downloaded, or the autoencoder
+    /// does not support this resolution.
     pub fn open(model: &Path, resolution: Option<i64>) -> Result<Self> {
         let FetchedPipeline { files, shown, revision, .. } = source(model).fetch()?;
         let unet = files.unet_config()?;
@@ -108,8 +108,8 @@ impl BaseModel {
         Ok(source(model).check_local()?)
     }
 
-    /// Identifies the model: the SHA-256 of each file that is read, by part and name, and the fingerprints
-    /// of the tokenizers. Files that `hashes` does not know are read in parallel.
+    /// Identifies the model: the SHA-256 of each file that is read, by part and name, and the
+    /// fingerprints of the tokenizers. Files that `hashes` does not know are read in parallel.
     ///
     /// # Errors
     /// If a file cannot be read or a signal stops it.
@@ -137,8 +137,8 @@ impl BaseModel {
         Ok(parts)
     }
 
-    /// The token ids of captions, `[B, L]` i64 for each text encoder. Warns once, for the first caption that
-    /// is truncated.
+    /// The token ids of captions, `[B, L]` i64 for each text encoder. Warns once, for the first
+    /// caption that is truncated.
     ///
     /// # Errors
     /// If libtorch is out of memory.
@@ -205,8 +205,8 @@ pub enum Start<'a> {
 pub struct Networks {
     /// The pipeline with the UNet that is trained, the model: f32 weights that record gradients.
     pub pipeline: Pipeline,
-    /// The reference model, in the compute dtype and through the same casts as the model, so that equal
-    /// weights give equal predictions to the last bit.
+    /// The reference model, in the compute dtype and through the same casts as the model, so that
+    /// equal weights give equal predictions to the last bit.
     pub reference: UNet,
     /// The noise schedule, and what the networks predict.
     pub schedule: TrainingSchedule,

@@ -1,5 +1,5 @@
-//! Hints after an error in the middle of a run. Every suggested command works: the run's folder holds what the
-//! command names, and the run accepts what it changes.
+//! Hints after an error in the middle of a run. Every suggested command works: the run's folder
+//! holds what the command names, and the run accepts what it changes.
 
 use std::path::{Path, PathBuf};
 
@@ -61,8 +61,8 @@ pub(crate) fn after(error: &anyhow::Error, config: &Config) -> Result<Option<Str
     Ok(None)
 }
 
-/// How to start another run: from a checkpoint, if there is one. With two checkpoints, from the one before the
-/// newest, since the newest has the weights that led to the error.
+/// How to start another run: from a checkpoint, if there is one. With two checkpoints, from the one
+/// before the newest, since the newest has the weights that led to the error.
 fn elsewhere(config: &Config, settings: &str) -> Result<String> {
     let mut complete = checkpoint::complete(&config.out.join(CHECKPOINTS))?;
     let newest = complete.pop();

@@ -1,5 +1,5 @@
-//! The model card of the result: what was trained, how, and the progress on the probe. It has no time and no
-//! host, so that equal runs give equal bytes.
+//! The model card of the result: what was trained, how, and the progress on the probe. It has no
+//! time and no host, so that equal runs give equal bytes.
 
 use std::fmt::Write as _;
 use std::path::Path;

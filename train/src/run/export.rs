@@ -67,8 +67,8 @@ pub fn unmark(run: &Path) -> Result<()> {
     Ok(remove_file(&run.join(FOLDER).join(INDEX))?)
 }
 
-/// The files of a result below the run's folder, as a manifest lists them, the mark first. The caller refuses
-/// names that lead out of the folder: a manifest is a file that anyone can write.
+/// The files of a result below the run's folder, as a manifest lists them, the mark first. The
+/// caller refuses names that lead out of the folder: a manifest is a file that anyone can write.
 pub(super) fn outputs(manifest: &Value) -> Vec<String> {
     let names = listed(manifest);
     let mark = (!names.is_empty()).then(|| INDEX.to_owned());
@@ -123,8 +123,8 @@ fn copy(source: &mut std::fs::File, target: &mut dyn Write) -> std::io::Result<(
     }
 }
 
-/// The files that are copied from the base model: all parts but the UNet. Of a network that this program reads,
-/// the weights that it reads; of any other part, one format of weights.
+/// The files that are copied from the base model: all parts but the UNet. Of a network that this
+/// program reads, the weights that it reads; of any other part, one format of weights.
 fn copied(base: &BaseModel) -> Result<Vec<Copied>> {
     let from = &base.files.folder;
     let index = std::fs::read(from.join(INDEX))
@@ -146,8 +146,9 @@ fn copied(base: &BaseModel) -> Result<Vec<Copied>> {
     Ok(all)
 }
 
-/// The index with two nulls for each part whose folder does not exist, which is how diffusers writes absent
-/// parts: the safety checker of a model on the hub is not downloaded. `None` if all parts exist.
+/// The index with two nulls for each part whose folder does not exist, which is how diffusers
+/// writes absent parts: the safety checker of a model on the hub is not downloaded. `None` if all
+/// parts exist.
 fn without_absent_parts(index: &[u8], folder: &Path) -> Result<Option<Vec<u8>>> {
     let mut changed: Value = serde_json::from_slice(index)
         .with_context(|| format!("{}: not JSON", folder.join(INDEX).display()))?;
@@ -180,8 +181,8 @@ fn network_of<'base>(base: &'base BaseModel, part: &str) -> Option<&'base Networ
     }
 }
 
-/// Lists a part of the pipeline. Of its weights, lists the files `read`, or those of the preferred format. Weights
-/// in f16 lose the suffix in their name, or diffusers would not find them.
+/// Lists a part of the pipeline. Of its weights, lists the files `read`, or those of the preferred
+/// format. Weights in f16 lose the suffix in their name, or diffusers would not find them.
 fn list_part(
     folder: &Path,
     name: &str,
@@ -223,8 +224,8 @@ fn list_part(
     Ok(())
 }
 
-/// The format of a file of weights or of its index, by name: the position in [`WEIGHT_EXTENSIONS`], and whether it
-/// is a variant such as f16. `None` for another file.
+/// The format of a file of weights or of its index, by name: the position in [`WEIGHT_EXTENSIONS`],
+/// and whether it is a variant such as f16. `None` for another file.
 fn format_of(name: &str) -> Option<(usize, bool)> {
     let (file, variant) = match name.split_once(".index.") {
         Some((file, rest)) => (file, rest.strip_suffix("json")?.trim_end_matches('.')),

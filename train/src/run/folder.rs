@@ -30,9 +30,9 @@ pub const RUN: FolderKind = FolderKind {
     ),
 };
 
-/// The files in the folder that an earlier start wrote, below the folder. The mark of a complete result and
-/// of a complete checkpoint come before the files they stand for, so that a kill in the middle of deleting
-/// them leaves nothing that looks complete.
+/// The files in the folder that an earlier start wrote, below the folder. The mark of a complete
+/// result and of a complete checkpoint come before the files they stand for, so that a kill in the
+/// middle of deleting them leaves nothing that looks complete.
 ///
 /// # Errors
 /// If a folder cannot be listed.

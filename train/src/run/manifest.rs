@@ -1,13 +1,13 @@
 //! What a run is, in two parts.
 //!
-//! The weights depend on the *identity*: model, pairs, labels, loss, seed, batch and so on. A run resumes only
-//! under an equal identity. The *numerics* (micro-batch, gradient checkpointing, kind of device, version of
-//! the program) and the skipped pairs are noted, and may change from one start to the next: equal manifests
-//! mean equal weights (on a CPU, bit for bit), other numerics the same weights up to rounding. `steps` may
-//! grow.
+//! The weights depend on the *identity*: model, pairs, labels, loss, seed, batch and so on. A run
+//! resumes only under an equal identity. The *numerics* (micro-batch, gradient checkpointing, kind
+//! of device, version of the program) and the skipped pairs are noted, and may change from one
+//! start to the next: equal manifests mean equal weights (on a CPU, bit for bit), other numerics
+//! the same weights up to rounding. `steps` may grow.
 //!
-//! Every setting belongs to the identity, except for those named in `ELSEWHERE`, `WITHOUT_EFFECT` and
-//! `NUMERICS`: a new setting counts unless one of these lists says that it does not.
+//! Every setting belongs to the identity, except for those named in `ELSEWHERE`, `WITHOUT_EFFECT`
+//! and `NUMERICS`: a new setting counts unless one of these lists says that it does not.
 
 use std::collections::BTreeMap;
 
@@ -69,8 +69,8 @@ pub struct Manifest {
     pub pipeline: String,
     /// The SHA-256 of every file of the base model, by part.
     pub model: BTreeMap<String, String>,
-    /// The hub's commit of the base model, if it came from a hub. It is a note: equal files are one model,
-    /// wherever they came from.
+    /// The hub's commit of the base model, if it came from a hub. It is a note: equal files are one
+    /// model, wherever they came from.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub revision: Option<String>,
     /// A checksum of the choice of training pairs.

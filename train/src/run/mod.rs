@@ -1,10 +1,10 @@
 //! `train run`: from files to a pipeline, in as many starts as it takes.
 //!
-//! The folder of a run holds `manifest.json` (what the run is; another run is refused), `config.toml`
-//! (the resolved settings), `metrics.jsonl` and `tensorboard/`, `probe.safetensors`, `samples/`,
-//! `record/`, `checkpoints/`, and in the end `pipeline/`. A run that is killed at any instant resumes
-//! from its newest checkpoint and ends with the same bytes. An error that leaves the weights whole ends
-//! with a checkpoint.
+//! The folder of a run holds `manifest.json` (what the run is; another run is refused),
+//! `config.toml` (the resolved settings), `metrics.jsonl` and `tensorboard/`, `probe.safetensors`,
+//! `samples/`, `record/`, `checkpoints/`, and in the end `pipeline/`. A run that is killed at any
+//! instant resumes from its newest checkpoint and ends with the same bytes. An error that leaves
+//! the weights whole ends with a checkpoint.
 
 mod advice;
 mod card;
@@ -120,8 +120,8 @@ impl Found {
     }
 }
 
-/// Identifies the checkpoint of `--from`. If it is gone and the run has a checkpoint of its own, the run's
-/// manifest still identifies it.
+/// Identifies the checkpoint of `--from`. If it is gone and the run has a checkpoint of its own,
+/// the run's manifest still identifies it.
 fn origin(config: &Config) -> Result<Option<Origin>> {
     let Some(from) = &config.settings.from else { return Ok(None) };
     let remembered =
@@ -144,8 +144,9 @@ fn origin(config: &Config) -> Result<Option<Origin>> {
     Ok(Some(origin))
 }
 
-/// Whether the result is there, with as many steps as asked for. Otherwise `manifest` gets the files of an
-/// earlier result, and its steps if it is complete: that result stays until the new one is written.
+/// Whether the result is there, with as many steps as asked for. Otherwise `manifest` gets the
+/// files of an earlier result, and its steps if it is complete: that result stays until the new one
+/// is written.
 fn is_finished(config: &Config, manifest: &mut Manifest) -> Result<bool> {
     let (run, steps) = (config.out.as_path(), config.settings.steps);
     let newest = checkpoint::newest_step(&run.join(CHECKPOINTS))?;

@@ -1,5 +1,5 @@
-//! A run before its networks are loaded: model, labels and pairs, opened, joined and checked. Errors in them
-//! are reported here.
+//! A run before its networks are loaded: model, labels and pairs, opened, joined and checked.
+//! Errors in them are reported here.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -173,7 +173,8 @@ impl OpenedRun {
         })
     }
 
-    /// Checks that a cache, if there is one, was made with the model's encoders. This hashes their files.
+    /// Checks that a cache, if there is one, was made with the model's encoders. This hashes their
+    /// files.
     ///
     /// # Errors
     /// If it was made with others, or a file cannot be read.
@@ -187,7 +188,8 @@ impl OpenedRun {
         }
     }
 
-    /// The manifest of the run. `hashes` holds known hashes of the model's files; this adds the others.
+    /// The manifest of the run. `hashes` holds known hashes of the model's files; this adds the
+    /// others.
     ///
     /// # Errors
     /// If a file of the model cannot be read, or a cache was made with other encoders.

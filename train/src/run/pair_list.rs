@@ -13,7 +13,8 @@ pub struct PairList {
 }
 
 impl PairList {
-    /// Reads a list. Empty lines, spaces around an id, a byte-order mark and carriage returns do not matter.
+    /// Reads a list. Empty lines, spaces around an id, a byte-order mark and carriage returns do
+    /// not matter.
     ///
     /// # Errors
     /// If the file cannot be read, is not text, or names no pair.
@@ -44,7 +45,8 @@ impl PairList {
         self.ids.is_empty()
     }
 
-    /// The number of pairs and a checksum of their ids, for the manifest; `None` if the list is empty.
+    /// The number of pairs and a checksum of their ids, for the manifest; `None` if the list is
+    /// empty.
     pub fn summary(&self) -> Option<String> {
         let mut hasher = blake3::Hasher::new();
         for id in &self.ids {
@@ -55,7 +57,8 @@ impl PairList {
         (count > 0).then(|| format!("{count} pairs, {}", &digest[..16]))
     }
 
-    /// Refuses ids that no row of the labels has: a typo would otherwise have no effect, without a word.
+    /// Refuses ids that no row of the labels has: a typo would otherwise have no effect, without a
+    /// word.
     ///
     /// # Errors
     /// Naming some of them.

@@ -331,8 +331,8 @@ fn memory(
     Ok(vec![
         ("weights", 4.0 * count),
         ("optimizer", 4.0 * state(config.optimizer.kind, &files.unet)?),
-        // With a single micro-batch per step, gradients appear as activations are freed; but the allocator
-        // keeps about as much for the next pass.
+        // With a single micro-batch per step, gradients appear as activations are freed; but the
+        // allocator keeps about as much for the next pass.
         ("gradients", 4.0 * count),
         ("reference", size * count),
         ("encoders", encoders),
@@ -361,8 +361,8 @@ fn data_bytes(config: &Config) -> f64 {
 
 /// Operations of one pair: two images through both UNets, the model's gradients, the encoder.
 fn operations_of_pair(config: &Config, opened: &OpenedRun, cost: &UNetCost) -> Result<f64> {
-    // One forward pass, a backward pass of twice that, and the reference; gradient checkpointing repeats
-    // the forward pass.
+    // One forward pass, a backward pass of twice that, and the reference; gradient checkpointing
+    // repeats the forward pass.
     let passes = if config.settings.grad_checkpointing { 5.0 } else { 4.0 };
     let encoder = match config.source {
         Source::Cache(_) => 0.0,

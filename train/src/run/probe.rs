@@ -1,10 +1,11 @@
-//! The probe: a small fixed evaluation batch of held-out pairs, always with the same timesteps and the same
-//! noise, measured against the base model. Training batches differ and the reference model is updated, so
-//! the training loss is a noisy curve that returns to ln 2 after every update of the reference; the probe
-//! loss is smooth and shows the progress of training.
+//! The probe: a small fixed evaluation batch of held-out pairs, always with the same timesteps and
+//! the same noise, measured against the base model. Training batches differ and the reference model
+//! is updated, so the training loss is a noisy curve that returns to ln 2 after every update of the
+//! reference; the probe loss is smooth and shows the progress of training.
 //!
-//! Its pairs are held out of training ([`crate::run::opened`]). Their latents, prompt embeddings and the base
-//! model's errors are kept in `probe.safetensors`, so that a resumed run measures the very same batch.
+//! Its pairs are held out of training ([`crate::run::opened`]). Their latents, prompt embeddings
+//! and the base model's errors are kept in `probe.safetensors`, so that a resumed run measures the
+//! very same batch.
 
 use std::path::Path;
 
@@ -54,8 +55,8 @@ struct Names {
 pub struct ProbeReport {
     /// The mean loss against the base model.
     pub loss: f64,
-    /// Implicit accuracy: the fraction of rows where the sign of z agrees with the label; z = 0 counts one
-    /// half.
+    /// Implicit accuracy: the fraction of rows where the sign of z agrees with the label; z = 0
+    /// counts one half.
     pub accuracy: f64,
     /// z against the base model.
     pub logits: Summary,
@@ -92,7 +93,8 @@ impl ProbeReport {
         }
     }
 
-    /// The relative rise of the error over the base model's, on the chosen and on the rejected images.
+    /// The relative rise of the error over the base model's, on the chosen and on the rejected
+    /// images.
     pub fn rises(&self) -> [f64; 2] {
         [0, 1].map(|side| match self.base_errors[side] {
             base if base > 0.0 => self.errors[side] / base - 1.0,
@@ -158,7 +160,8 @@ impl Probe {
         let weights = Weights::open(&tensors).with_context(context)?;
         let optional = |name: &str| -> Result<Option<Tensor>> {
             let tensor = weights.contains(name).then(|| weights.tensor(name)).transpose();
-            // A copy, since the tensor is a view of the mapped file, which may be removed during the run.
+            // A copy, since the tensor is a view of the mapped file, which may be removed during
+            // the run.
             let copy = |tensor: Tensor| tensor.f_to_device(device)?.f_add_scalar(0);
             Ok(tensor.with_context(context)?.map(copy).transpose()?)
         };

@@ -53,7 +53,8 @@ pub struct Sampler {
 }
 
 impl Sampler {
-    /// Reads the prompts; `captions` serve if no file is named. `None` if the run generates no samples.
+    /// Reads the prompts; `captions` serve if no file is named. `None` if the run generates no
+    /// samples.
     ///
     /// # Errors
     /// If the file cannot be read, or holds no prompt or too many.

@@ -31,8 +31,9 @@ use crate::trainer::{Position, Trainer, TrainingState};
 
 /// The prefetch buffer for the probe, which has few pairs.
 const PROBE_MEMORY: u64 = 64 << 20;
-/// The alarm: the errors on chosen and rejected images have both risen by this fraction of the base model's.
-/// Then the model gets worse at denoising any image, instead of only preferring one over the other.
+/// The alarm: the errors on chosen and rejected images have both risen by this fraction of the base
+/// model's. Then the model gets worse at denoising any image, instead of only preferring one over
+/// the other.
 const ALARMING_RISE: f64 = 0.1;
 
 /// A started run.
@@ -335,8 +336,8 @@ impl<'run> Session<'run> {
     }
 }
 
-/// The numerics in which this start differs from the one that wrote the checkpoint. That is allowed, with a
-/// warning.
+/// The numerics in which this start differs from the one that wrote the checkpoint. That is
+/// allowed, with a warning.
 fn changes(state: &State, manifest: &Manifest) -> Option<Value> {
     let differences = manifest::other_numerics(&state.numerics, &manifest.numerics);
     for difference in &differences {
@@ -355,8 +356,8 @@ fn changes(state: &State, manifest: &Manifest) -> Option<Value> {
     (!values.is_empty()).then_some(Value::Object(values))
 }
 
-/// The probe of the run: the one that an earlier start wrote, or a new one. If the reference model is still the
-/// base model, it serves as the base model.
+/// The probe of the run: the one that an earlier start wrote, or a new one. If the reference model
+/// is still the base model, it serves as the base model.
 fn probe(
     config: &Config,
     opened: &OpenedRun,

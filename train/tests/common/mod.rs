@@ -1,6 +1,6 @@
-//! The fixture the tests run in: a temporary folder with pairs of `data/sample` and labels made up for
-//! them, the tiny pipelines with random weights that `scripts/goldens/diffusion_networks.py` makes,
-//! and the program itself.
+//! The fixture the tests run in: a temporary folder with pairs of `data/sample` and labels made up
+//! for them, the tiny pipelines with random weights that `scripts/goldens/diffusion_networks.py`
+//! makes, and the program itself.
 
 #![allow(dead_code, reason = "each test file uses a part of it")]
 
@@ -171,9 +171,9 @@ impl Fixture {
         self.copy(&pipeline(name), name)
     }
 
-    /// `train COMMAND` of the tiny pipeline on the fixture's pairs into `out`: ten steps of four pairs
-    /// in micro-batches of two, a reference that moves every four steps, no sample images, unless
-    /// `more` says otherwise.
+    /// `train COMMAND` of the tiny pipeline on the fixture's pairs into `out`: ten steps of four
+    /// pairs in micro-batches of two, a reference that moves every four steps, no sample images,
+    /// unless `more` says otherwise.
     pub(crate) fn command(&self, command: &str, out: &str, more: &[&str]) -> Command {
         let mut arguments: Vec<(&str, String)> = vec![
             ("--model", pipeline("sd").display().to_string()),

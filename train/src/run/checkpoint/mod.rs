@@ -1,14 +1,14 @@
 //! Checkpoints: everything a run needs to resume as if it had not stopped.
 //!
-//! `checkpoints/step-000100/` holds `unet/`, `reference/`, `optimizer.safetensors`, `state.json`, and
-//! `DONE`, which is written last and lists the other files with their lengths and BLAKE3 hashes. A
-//! folder without `DONE` is not a checkpoint. A checkpoint whose files differ from `DONE` is damaged: it is
-//! deleted, and the one before it is used. A checkpoint that cannot be read, or is of another version, stays
-//! as it is. Each checkpoint is a new folder, so that a full disk damages none of the others, and a copy of the
-//! folder is complete wherever it is moved.
+//! `checkpoints/step-000100/` holds `unet/`, `reference/`, `optimizer.safetensors`, `state.json`,
+//! and `DONE`, which is written last and lists the other files with their lengths and BLAKE3
+//! hashes. A folder without `DONE` is not a checkpoint. A checkpoint whose files differ from `DONE`
+//! is damaged: it is deleted, and the one before it is used. A checkpoint that cannot be read, or
+//! is of another version, stays as it is. Each checkpoint is a new folder, so that a full disk
+//! damages none of the others, and a copy of the folder is complete wherever it is moved.
 //!
-//! Files are hashed while they are written. If the reference model is the same as in an earlier checkpoint, its
-//! file is a hard link to the earlier one, if the file system has hard links.
+//! Files are hashed while they are written. If the reference model is the same as in an earlier
+//! checkpoint, its file is a hard link to the earlier one, if the file system has hard links.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -153,7 +153,8 @@ impl Checkpoint {
     }
 }
 
-/// Identifies a checkpoint, for the manifest of a run that starts from it. Reads none of its large files.
+/// Identifies a checkpoint, for the manifest of a run that starts from it. Reads none of its large
+/// files.
 ///
 /// # Errors
 /// If it is not a complete checkpoint.
@@ -235,8 +236,9 @@ fn write_network(folder: &Path, part: &str, network: &UNet) -> Result<Records> {
     ]))
 }
 
-/// Links the reference model's files of an earlier checkpoint of the run, if the reference model is still the
-/// same. `None` if there is no such checkpoint, or no hard links; writing the files gives the same bytes.
+/// Links the reference model's files of an earlier checkpoint of the run, if the reference model is
+/// still the same. `None` if there is no such checkpoint, or no hard links; writing the files gives
+/// the same bytes.
 fn link_reference(checkpoints: &Path, folder: &Path, state: &State) -> Option<Records> {
     let earlier = list(checkpoints).ok()?.into_values().rev().find(|earlier| {
         let is_same =
@@ -263,8 +265,8 @@ fn link_reference(checkpoints: &Path, folder: &Path, state: &State) -> Option<Re
     }
 }
 
-/// The newest intact checkpoint of the run `run`. Deletes damaged newer ones with a warning, and folders that
-/// a killed start left unfinished.
+/// The newest intact checkpoint of the run `run`. Deletes damaged newer ones with a warning, and
+/// folders that a killed start left unfinished.
 ///
 /// # Errors
 /// If a checkpoint cannot be read, or is of another run or another version.
@@ -339,8 +341,8 @@ fn list(checkpoints: &Path) -> Result<BTreeMap<u64, PathBuf>> {
     Ok(found)
 }
 
-/// Deletes a checkpoint, `DONE` first, so that half a checkpoint never counts as one. Foreign files in the folder
-/// stay, and the folder with them.
+/// Deletes a checkpoint, `DONE` first, so that half a checkpoint never counts as one. Foreign files
+/// in the folder stay, and the folder with them.
 fn remove(folder: &Path) -> Result<()> {
     let gone = |result: io::Result<()>| match result {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
@@ -410,8 +412,8 @@ fn read(folder: &Path) -> Result<State> {
     serde_json::from_value(value).with_context(context)
 }
 
-/// Length and hash of a file. Calls `check` between pieces: a signal stops the check of a checkpoint, but not
-/// its writing.
+/// Length and hash of a file. Calls `check` between pieces: a signal stops the check of a
+/// checkpoint, but not its writing.
 fn record(path: &Path, check: fn() -> Result<(), Stopped>) -> Result<FileRecord> {
     let context = || format!("cannot read {}", path.display());
     let mut file = std::fs::File::open(path).with_context(context)?;
