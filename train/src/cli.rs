@@ -3,24 +3,21 @@
 
 use clap::{Args, Parser, Subcommand};
 use runkit::logging::LogArguments;
-use runkit::program::ResumeFlag;
+use runkit::program::{JsonFlag, ProgramCommand, ResumeFlag};
 use runkit::settings::SettingsFlags;
 
 use crate::recipe;
-use crate::settings::{CacheOptions, RunOptions, finish_argument};
+use crate::settings::{CacheOptions, RunOptions, with_default_in_help};
 
 /// Train a diffusion model on preferences: Diffusion-DPO on consensus labels, with a
 /// reference model that is updated.
 #[derive(Debug, Parser)]
-#[command(name = "train", version, max_term_width = 100, propagate_version = true)]
+#[command(name = "train", version, propagate_version = true)]
 #[command(after_help = "Examples:
   train plan --recipe mini --model data/mini/sd --pairs data/sample \\
     --labels data/labels.parquet --out runs/mini
   train run --recipe sd15,paper/balanced --model sd15 --pairs pickapic_v2 \\
-    --labels labels.parquet --out runs/sd15
-
-Exit codes: 0 done, 1 failed, 2 usage, 3 train cache failed on more pairs than \
-    --max-failed, 130/143 stopped by a signal after a clean save.")]
+    --labels labels.parquet --out runs/sd15")]
 pub struct Cli {
     /// The command.
     #[command(subcommand)]
@@ -40,9 +37,12 @@ pub enum Command {
     /// Encode images and captions once, for many runs (see run --cache).
     Cache(CacheArguments),
     /// List the recipes.
-    Recipes(JsonArguments),
+    Recipes(JsonFlag),
     /// Check this machine: libtorch, GPUs, CPU, memory, disk and hub.
-    Doctor(JsonArguments),
+    Doctor(JsonFlag),
+    /// The commands of every program.
+    #[command(flatten)]
+    Program(ProgramCommand),
 }
 
 /// `train run`.
@@ -53,7 +53,7 @@ pub enum Command {
     after_help = "Example:
   train run --recipe sd15,paper/balanced --model sd15 --pairs pickapic_v2 \\
     --labels labels.parquet --out runs/sd15",
-    mut_args(|argument| finish_argument(recipe::run_defaults(), argument))
+    mut_args(|argument| with_default_in_help(recipe::run_defaults(), argument))
 )]
 pub struct RunArguments {
     /// The settings that a file can hold as well.
@@ -65,9 +65,9 @@ pub struct RunArguments {
     /// Start over: delete what an earlier run left in the output folder.
     #[arg(long, help_heading = "Inputs and output")]
     pub fresh: bool,
-    /// Print the summary as JSON.
-    #[arg(long)]
-    pub json: bool,
+    /// `--json`.
+    #[command(flatten)]
+    pub json: JsonFlag,
     /// A flag of other programs.
     #[command(flatten)]
     pub resume: ResumeFlag,
@@ -118,7 +118,7 @@ pub struct PlanArguments {
     override_usage = "train cache --model <DIR> --pairs <PATH>... --out <DIR> [OPTIONS]",
     after_help = "Example:
   train cache --model sd15 --pairs pickapic_v2 --out latents --hflip",
-    mut_args(|argument| finish_argument(recipe::cache_defaults(), argument))
+    mut_args(|argument| with_default_in_help(recipe::cache_defaults(), argument))
 )]
 pub struct CacheArguments {
     /// The settings that a file can hold as well.
@@ -130,18 +130,10 @@ pub struct CacheArguments {
     /// Start over: delete what an earlier run left in the output folder.
     #[arg(long, help_heading = "Inputs and output")]
     pub fresh: bool,
-    /// Print the summary as JSON.
-    #[arg(long)]
-    pub json: bool,
+    /// `--json`.
+    #[command(flatten)]
+    pub json: JsonFlag,
     /// A flag of other programs.
     #[command(flatten)]
     pub resume: ResumeFlag,
-}
-
-/// `train recipes` and `train doctor`.
-#[derive(Debug, Clone, Args)]
-pub struct JsonArguments {
-    /// Print JSON.
-    #[arg(long)]
-    pub json: bool,
 }

@@ -7,12 +7,12 @@ use anyhow::{Context as _, Result};
 use indicatif::{HumanBytes, HumanCount};
 use nn::device::DeviceError;
 use runkit::exit::ExitStatus;
-use runkit::program::{self, UsageError, say, usage_unless};
+use runkit::program::{self, UsageError, say, stopped_by, usage_unless};
 use runkit::settings::Settings as _;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::cache;
-use crate::cli::{CacheArguments, Command, RunArguments};
+use crate::cli::{CacheArguments, Cli, Command, RunArguments};
 use crate::config::{self, Config};
 use crate::recipe::{self, RecipeError};
 use crate::run::opened::OpenedRun;
@@ -29,21 +29,16 @@ pub fn run(command: Command) -> Result<ExitStatus> {
         Command::Run(arguments) => train(&arguments),
         Command::Plan(arguments) => plan(&arguments.run),
         Command::Cache(arguments) => write_cache(&arguments),
-        Command::Recipes(arguments) => {
-            say(&match arguments.json {
-                true => format!("{:#}\n", recipe::list_json()?),
-                false => recipe::list(),
-            })?;
+        Command::Recipes(json) => {
+            json.say(recipe::list, &recipe::list_json()?)?;
             Ok(ExitStatus::Done)
         }
-        Command::Doctor(arguments) => {
+        Command::Doctor(json) => {
             let report = nn::doctor::examine();
-            say(&match arguments.json {
-                true => report.to_json()?,
-                false => report.to_string(),
-            })?;
+            json.say(|| report.to_string(), &report)?;
             Ok(if report.is_usable() { ExitStatus::Done } else { ExitStatus::Failed })
         }
+        Command::Program(command) => command.run::<Cli>(),
     }
 }
 
@@ -54,31 +49,29 @@ fn train(arguments: &RunArguments) -> Result<ExitStatus> {
     let config = config(&settings, arguments)?;
     let stop = runkit::signals::install().context("installing signal handlers")?;
     match run::run(&config, &stop)? {
-        ControlFlow::Break(signal) => {
-            tracing::warn!("stopped; finished steps are kept, the same command resumes from there");
-            Ok(signal.into())
-        }
+        ControlFlow::Break(signal) => Ok(stopped_by(signal)),
         ControlFlow::Continue(finished) => {
-            say(&summary(&finished, arguments.json))?;
+            arguments.json.say(|| summary(&finished), &summary_json(&finished))?;
             Ok(ExitStatus::Done)
         }
     }
 }
 
+/// What a finished run prints with `--json`.
+fn summary_json(Finished { pipeline, probe }: &Finished) -> Value {
+    let before_and_after = |before: f64, after: f64| json!({"before": before, "after": after});
+    let probe = probe.as_ref().map(|probe| {
+        let before = probe.before();
+        json!({
+            "loss": before_and_after(before.loss, probe.loss),
+            "accuracy": before_and_after(before.accuracy, probe.accuracy),
+        })
+    });
+    json!({"pipeline": pipeline, "probe": probe})
+}
+
 /// What a finished run prints.
-fn summary(finished: &Finished, as_json: bool) -> String {
-    let Finished { pipeline, probe } = finished;
-    if as_json {
-        let before_and_after = |before: f64, after: f64| json!({"before": before, "after": after});
-        let probe = probe.as_ref().map(|probe| {
-            let before = probe.before();
-            json!({
-                "loss": before_and_after(before.loss, probe.loss),
-                "accuracy": before_and_after(before.accuracy, probe.accuracy),
-            })
-        });
-        return format!("{:#}\n", json!({"pipeline": pipeline, "probe": probe}));
-    }
+fn summary(Finished { pipeline, probe }: &Finished) -> String {
     let mut text = String::new();
     // Writing to a String cannot fail.
     if let Some(probe) = probe {
@@ -101,10 +94,7 @@ fn plan(arguments: &RunArguments) -> Result<ExitStatus> {
     let opened = OpenedRun::new(&config)?;
     opened.check_cache()?;
     let plan = Plan::new(&config, &opened)?;
-    say(&match arguments.json {
-        true => format!("{:#}\n", plan.json(&config, &opened)),
-        false => plan.text(&config, &opened),
-    })?;
+    arguments.json.say(|| plan.text(&config, &opened), &plan.json(&config, &opened))?;
     Ok(ExitStatus::Done)
 }
 
@@ -126,22 +116,19 @@ fn write_cache(arguments: &CacheArguments) -> Result<ExitStatus> {
         })?;
     }
     match end {
-        ControlFlow::Break(signal) => {
-            tracing::warn!("stopped; finished parts are kept, the same command resumes from there");
-            Ok(signal.into())
-        }
+        ControlFlow::Break(signal) => Ok(stopped_by(signal)),
         ControlFlow::Continue(summary) => {
-            say(&match arguments.json {
-                true => format!("{:#}\n", summary.json(&config.out)),
-                false => format!(
+            let text = || {
+                format!(
                     "{} pairs, {} failed, {} captions, {}\ncache: {}\n",
                     HumanCount(summary.rows),
                     HumanCount(summary.failed),
                     HumanCount(summary.captions),
                     HumanBytes(summary.bytes),
                     config.out.display()
-                ),
-            })?;
+                )
+            };
+            arguments.json.say(text, &summary.json(&config.out))?;
             let allowed = settings.max_failed.unwrap_or_default();
             let latents = config.out.join("latents-*.parquet");
             let which = format!("the column status of {} gives the reasons", latents.display());

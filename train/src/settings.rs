@@ -342,13 +342,8 @@ pub(crate) fn refuse_non_finite(options: &impl Serialize) -> Result<()> {
     Ok(())
 }
 
-/// Adds the default of an argument to its help text, and lets its value be a negative number: `--lr
-/// -1` is then refused for what it is.
-pub(crate) fn finish_argument(defaults: &toml::Table, argument: clap::Arg) -> clap::Arg {
-    let argument = match argument.get_action().takes_values() {
-        true => argument.allow_negative_numbers(true),
-        false => argument,
-    };
+/// Adds the default of an argument to its help text.
+pub(crate) fn with_default_in_help(defaults: &toml::Table, argument: clap::Arg) -> clap::Arg {
     let default = match defaults.get(argument.get_id().as_str()) {
         None => return argument,
         Some(toml::Value::String(text)) => text.clone(),

@@ -188,7 +188,7 @@ fn sigterm_saves_in_the_middle_of_a_step_and_the_rerun_finishes() {
         // Asked near the end it may as well be done.
         if run.status.code() != Some(0) {
             let run = run.expect_code(143);
-            assert!(run.stderr.contains("the same command resumes from there"), "{run:#?}");
+            assert!(run.stderr.contains("run the same command to resume"), "{run:#?}");
             let saved = case.fixture.names("out/checkpoints");
             assert!(!saved.is_empty(), "nothing was saved");
             for checkpoint in saved {

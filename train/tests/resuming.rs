@@ -368,7 +368,7 @@ fn a_signal_is_seen_wherever_a_start_is() {
     Run::of(&mut fixture.run("whole", &[])).expect_code(0);
     for place in ["labels:1", "plan:1", "hash:3", "load:9", "probe:2", "result:9", "copy:1"] {
         let run = Run::of(&mut faulty(fixture.run("out", &[]), &format!("{place}:TERM")));
-        assert!(run.expect_code(143).stderr.contains("the same command "), "{place}");
+        assert!(run.expect_code(143).stderr.contains("the same command to resume"), "{place}");
         assert!(!fixture.path("out/pipeline/model_index.json").exists(), "{place}");
         let trained = ["result:9", "copy:1"].contains(&place);
         assert_eq!(fixture.path("out/checkpoints").exists(), trained, "{place}");
