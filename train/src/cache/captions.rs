@@ -1,4 +1,4 @@
-//! The captions of one input file that stand in no file before it.
+//! The new captions of one input file: those that occur in no earlier file.
 
 use std::collections::BTreeMap;
 
@@ -14,7 +14,8 @@ use super::Part;
 use super::manifest::stored;
 use super::networks::row;
 
-/// Captions encoded together, always the same ones: the last bits of a feature depend on the group.
+/// Captions per forward pass. The groups never change: the last bits of an embedding depend on the
+/// other captions of the group.
 const GROUP: usize = 32;
 
 impl Part<'_> {
@@ -31,7 +32,7 @@ impl Part<'_> {
     }
 }
 
-/// Encodes and writes them.
+/// Encodes and writes the new captions.
 pub(super) fn write(part: &Part<'_>, encoders: &Encoders) -> Result<()> {
     let planned = &part.plan.files[part.index];
     let mut next = planned.first_caption;
@@ -65,7 +66,7 @@ pub(super) fn write(part: &Part<'_>, encoders: &Encoders) -> Result<()> {
     for batch in part.plan.open(part.index)?.plan_rows()? {
         for row in batch? {
             let Some(caption) = row.caption else { continue };
-            // A caption is new where its number is the next.
+            // Numbers follow the first occurrence, so a caption is new if its number is the next.
             if caption_problem(Some(&caption), EmptyCaption::Allowed).is_some()
                 || part.plan.caption(&caption) != Some(next)
             {
@@ -90,7 +91,7 @@ pub(super) fn write(part: &Part<'_>, encoders: &Encoders) -> Result<()> {
     Ok(writer.finish()?)
 }
 
-/// The shape of what the encoders make of the empty caption.
+/// The shape of prompt embeddings, from those of the empty caption.
 fn layout(part: &Part<'_>, encoders: &Encoders) -> Result<CaptionsLayout> {
     let empty = encoders.encode_prompt(&part.base.tokens(&[""])?)?;
     let (_, tokens, features) = empty.embeds_BLD.size3()?;

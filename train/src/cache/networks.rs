@@ -1,12 +1,12 @@
-//! What the autoencoder makes of images, as a cache keeps it.
+//! Latents of images, as a cache stores them.
 
 use nn::NetworkError;
 use nn::pipeline::Encoders;
 use schemas::latents::Moments;
 use tch::{Device, TchError, Tensor};
 
-/// The latents of images, each of `[3, height, width]` numbers; with `flipped` of the images
-/// flipped left to right.
+/// The latents of images, each of `[3, height, width]` numbers; with `flipped`, of the horizontally
+/// flipped images.
 pub(super) fn latents(
     encoders: &Encoders,
     images: &[&[f32]],
@@ -29,7 +29,7 @@ pub(super) fn latents(
         .collect()
 }
 
-/// The numbers of one row, on the CPU.
+/// The numbers of one row of a batch, on the CPU.
 pub(super) fn row(batch: &Tensor, index: i64) -> Result<Vec<f32>, TchError> {
     let row = batch.f_get(index)?.f_to_device(Device::Cpu)?.f_contiguous()?;
     Vec::<f32>::try_from(&row.f_flatten(0, -1)?)

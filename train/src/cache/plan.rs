@@ -1,4 +1,4 @@
-//! What is to be encoded, from the small columns of the input.
+//! What to encode, from the small columns of the input.
 
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -10,7 +10,8 @@ use xxhash_rust::xxh3::xxh3_128;
 /// The input files and the numbers of all captions.
 pub(super) struct Plan {
     pub(super) files: Vec<PlannedFile>,
-    /// By the checksum of the caption: 0 is the empty one, the others in order of appearance.
+    /// The number of a caption by its checksum: 0 is the empty one, the others are in order of first
+    /// occurrence.
     captions: HashMap<u128, i64>,
 }
 
@@ -20,9 +21,9 @@ pub(super) struct PlannedFile {
     pub(super) fingerprint: String,
     pub(super) rows: u64,
     pub(super) row_groups: Vec<(u32, u64)>,
-    /// The number of the first caption that stands in no file before it.
+    /// The number of its first new caption: one that occurs in no earlier file.
     pub(super) first_caption: i64,
-    /// How many there are of them.
+    /// How many new captions it has.
     pub(super) captions: i64,
 }
 
@@ -74,17 +75,17 @@ impl Plan {
         i64::try_from(self.captions.len()).unwrap_or(i64::MAX)
     }
 
-    /// All pairs.
+    /// The number of all pairs.
     pub(super) fn rows(&self) -> u64 {
         self.files.iter().map(|file| file.rows).sum()
     }
 
-    /// The number of a caption that was planned.
+    /// The number of a planned caption.
     pub(super) fn caption(&self, caption: &str) -> Option<i64> {
         self.captions.get(&xxh3_128(caption.as_bytes())).copied()
     }
 
-    /// Opens an input file again, which must be the one that was planned.
+    /// Opens an input file again and checks that it has not changed.
     pub(super) fn open(&self, index: usize) -> Result<PairFile> {
         let planned = &self.files[index];
         let file = PairFile::open(&planned.input)?;
