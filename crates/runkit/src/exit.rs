@@ -10,7 +10,7 @@ use crate::signals::Signal;
 pub enum ExitStatus {
     /// The work is done and the output is complete.
     Done = 0,
-    /// The work failed: configuration, input, output, model. Nothing half-made stands under a final
+    /// The work failed: configuration, input, output, model. No half-made file is under a final
     /// name.
     Failed = 1,
     /// The command line was not understood (the code clap uses too).

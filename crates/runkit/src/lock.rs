@@ -23,9 +23,9 @@ const MAXIMUM_HOLDER_BYTES: u64 = 1 << 16;
 /// A command line is shown and kept up to this many characters.
 const MAXIMUM_COMMAND_CHARACTERS: usize = 300;
 
-/// How often, and after how long, a shared lock is asked for again that nobody says to hold.
+/// How often, and after how long, a shared lock is asked for again if the lock file names no holder.
 const MOMENTS: u32 = 100;
-/// The same where someone says to hold it.
+/// The same if the lock file names a holder.
 const MOMENTS_WITH_NAMES: u32 = 3;
 const MOMENT: Duration = Duration::from_millis(10);
 
@@ -247,7 +247,7 @@ fn read_holders(file: &mut File) -> io::Result<Vec<Holder>> {
     Ok(String::from_utf8_lossy(&bytes).lines().filter_map(Holder::parse).collect())
 }
 
-/// The machine's name; empty where the system does not tell.
+/// The machine's name; empty if the system does not say.
 pub(crate) fn host_name() -> String {
     let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
     escape_for_terminal(name.trim()).into_owned()
@@ -276,7 +276,7 @@ pub(crate) fn process_may_be_alive(process: u32) -> bool {
         return true;
     }
     match std::fs::read_to_string(format!("/proc/{process}/stat")) {
-        // Of a process that nobody has waited for yet the number is left, and the state is Z.
+        // A process that has ended keeps its number, in state Z, until its parent has waited for it.
         Ok(stat) => {
             let state = stat.rsplit(')').next().and_then(|fields| fields.trim().chars().next());
             !matches!(state, Some('Z' | 'X'))

@@ -1,13 +1,14 @@
 //! What may be written where: one rule for every command.
 //!
-//! The place of an output holds nothing; or the output of this very run, which is complete or resumed; or
-//! that of another run of ours, which is refused naming what differs, and which `--fresh` replaces; or
-//! something else, which no flag overwrites or removes; or one of the inputs, which neither.
+//! * If there is nothing under the name of the output, it is written.
+//! * If the output of this very run is there, it is complete or resumed.
+//! * If the output of another run of ours is there, it is refused, naming what differs; `--fresh` replaces it.
+//! * If something else is there, or one of the inputs, no flag overwrites or removes it.
 //!
-//! What is ours is recognised by its contents, never by its name: the caller reads the manifest that its
-//! program wrote into the file or the folder. [`OutputFile::examine`] does it for one file;
-//! [`refuse_input`], [`refuse_foreign_folder`] and [`refuse_another_run`] are its steps, for outputs of
-//! another shape. Call it with the lock of the output, before anything is written or removed.
+//! Our outputs are recognised by their contents, never by their names: the caller reads the manifest that its
+//! program wrote into the file or the folder. [`OutputFile::examine`] does it for one file,
+//! [`crate::run_folder`] for a folder; [`refuse_input`], [`refuse_foreign_folder`] and [`refuse_another_run`]
+//! are their steps. Call it with the lock of the output, before anything is written or removed.
 //!
 //! ```
 //! use runkit::output::{OutputFile, State};
@@ -53,7 +54,7 @@ pub enum OutputError {
         /// The input that is the same file or folder.
         input: PathBuf,
     },
-    /// Something stands there that is not ours.
+    /// Something is there that is not ours.
     #[error(
         "{}: expected {expected} or nothing, found {found}; nothing was changed\n\
          hint: choose another {flag}, or move it away",
@@ -64,14 +65,14 @@ pub enum OutputError {
         flag: &'static str,
         /// The output.
         path: PathBuf,
-        /// What may stand there.
+        /// What may be there.
         expected: &'static str,
-        /// What stands there.
+        /// What is there.
         found: String,
     },
-    /// The output of another run of ours stands there.
+    /// The output of another run of ours is there.
     #[error(
-        "{} is of another run, which differs from this one:{}\nhint: {hint}",
+        "{} belongs to another run, which differs from this one:{}\nhint: {hint}",
         path.display(),
         Fields(differences)
     )]
@@ -114,7 +115,7 @@ pub enum OutputError {
     },
 }
 
-/// What stands in the place of an output.
+/// What is under the name of an output.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum State {
     /// Nothing: write it.
@@ -258,7 +259,7 @@ pub fn foreign(flag: &'static str, path: &Path, expected: &'static str) -> Outpu
     OutputError::Foreign { flag, path: path.to_owned(), expected, found }
 }
 
-/// Whether anything stands there, a symbolic link to nothing included.
+/// Whether anything is there, a symbolic link to nothing included.
 fn is_there(path: &Path) -> Result<bool, OutputError> {
     match path.symlink_metadata() {
         Ok(_) => Ok(true),

@@ -13,7 +13,7 @@ const HUB_PAGES: [&str; 4] = [
     "https://www.huggingface.co/",
 ];
 
-/// Whether `path` is an address such as `hf://owner/name`, and no path of this machine.
+/// Whether `path` is an address such as `hf://owner/name`, and not a path of this machine.
 pub fn is_address(path: &Path) -> bool {
     let text = path.to_string_lossy();
     text.split_once("://").is_some_and(|(scheme, _)| {
@@ -21,8 +21,8 @@ pub fn is_address(path: &Path) -> bool {
     })
 }
 
-/// `~` and `~/…` at the beginning as the user's home, which shells leave alone after an equals sign
-/// and nobody expands in a file. Anything else is given back as it is.
+/// Replaces `~` and `~/…` at the beginning by the user's home. Shells do not expand it after an equals sign,
+/// and nobody expands it in a file. Anything else is returned as it is.
 pub fn expand_home(path: &Path) -> PathBuf {
     expand(path, std::env::var_os("HOME").filter(|home| !home.is_empty()).map(PathBuf::from))
 }
@@ -41,7 +41,7 @@ fn expand(path: &Path, home: Option<PathBuf>) -> PathBuf {
     }
 }
 
-/// What `path` means where it is relative to `base`: addresses stay, `~` is expanded.
+/// The path that `path`, relative to `base`, means: addresses stay, `~` is expanded.
 pub fn resolve(path: &Path, base: &Path) -> PathBuf {
     if is_address(path) {
         return path.to_owned();

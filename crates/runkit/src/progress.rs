@@ -1,4 +1,4 @@
-//! How far a long run is: a bar where someone watches, log lines where nobody does.
+//! The progress of a long run: a bar on a terminal, log lines elsewhere.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
@@ -88,7 +88,7 @@ impl Progress {
         self.add_parts(amount.saturating_mul(PARTS));
     }
 
-    /// Counts `amount` more parts of units, [`PARTS`] to the unit: where a unit takes long, the rate is
+    /// Counts `amount` more parts of units, [`PARTS`] to the unit: if a unit takes long, the rate is
     /// known and right before the first one is done.
     pub fn add_parts(&self, amount: u64) {
         self.state.done.fetch_add(amount, Ordering::Relaxed);
@@ -97,7 +97,7 @@ impl Progress {
         }
     }
 
-    /// Sets the remark beside the figures, such as "3 failed".
+    /// Sets the remark beside the numbers, such as "3 failed".
     pub fn message(&self, message: impl AsRef<str>) {
         let message = escape_for_terminal(message.as_ref()).into_owned();
         *self.state.message.lock().unwrap_or_else(PoisonError::into_inner) = message;
@@ -135,8 +135,7 @@ impl State {
         (done > 0.0).then(|| done / elapsed.as_secs_f64().max(1e-3))
     }
 
-    /// The time that what is missing takes at this rate; `None` where it is not known, or nothing is
-    /// missing.
+    /// The time that the rest takes at this rate; `None` if it is not known, or if there is no rest.
     fn left(&self, elapsed: Duration) -> Option<Duration> {
         let earlier = self.earlier.load(Ordering::Relaxed);
         let left = self.total?.saturating_sub(earlier) as f64 - self.done_now();
@@ -198,7 +197,7 @@ impl State {
         sentence
     }
 
-    /// What stands behind the bar: ", 31.5 pairs/s, 2m left, 3 failed".
+    /// The text beside the bar: ", 31.5 pairs/s, 2m left, 3 failed".
     fn beside_bar(&self) -> String {
         let elapsed = self.started.elapsed();
         let unit = &self.unit;

@@ -59,7 +59,7 @@ pub fn stoppable<T>(result: anyhow::Result<Stoppable<T>>) -> anyhow::Result<Stop
 }
 
 impl Stopped {
-    /// Finds a stop behind an error, also where an [`io::Error`] carries it.
+    /// Finds a stop behind an error, also if an [`io::Error`] carries it.
     #[must_use]
     pub fn behind(error: &(dyn std::error::Error + 'static)) -> Option<Self> {
         let mut cause = Some(error);

@@ -10,8 +10,8 @@ pub const MOST_QUOTED: usize = 200;
 /// The most characters of one line of an error. Longer ones hold more input than sentence.
 const MOST_OF_A_LINE: usize = 1_000;
 
-/// Text for a message: control characters escaped, and cut after [`MOST_QUOTED`] characters, which is
-/// said.
+/// Text for a message: control characters escaped, truncated after [`MOST_QUOTED`] characters with a
+/// note.
 ///
 /// ```
 /// use runkit::text::excerpt;
@@ -42,8 +42,8 @@ pub fn quoted(text: &str) -> String {
     }
 }
 
-/// A list of choices for a message: "a, b, c"; of a long one the beginning and how many follow. "none"
-/// where the list is empty.
+/// A list of choices for a message: "a, b, c"; of a long list the beginning and how many follow. "none"
+/// if the list is empty.
 ///
 /// ```
 /// use runkit::text::choices;
@@ -75,9 +75,9 @@ pub fn choices<T: AsRef<str>>(names: impl IntoIterator<Item = T>) -> String {
     }
 }
 
-/// A message of a library that may quote its input at any length: what stands between quotation marks
-/// (`"`, `'` or a backquote) is cut as by [`excerpt`], and so is a word that is no path, and at five times
-/// that length each line as a whole.
+/// A message of a library that may quote its input at any length: text between quotation marks
+/// (`"`, `'` or a backquote) is truncated as by [`excerpt`], and so is a word that is not a path, and at five
+/// times that length each line as a whole.
 #[must_use]
 pub fn shorten_message(message: &str) -> String {
     let lines = message.lines().map(|line| {
@@ -128,7 +128,7 @@ fn shorten_quotes(line: &str) -> String {
     shown + rest
 }
 
-/// Where a quotation ends: at its mark, unless a backslash stands before it.
+/// Where a quotation ends: at its mark, unless a backslash precedes it.
 fn closing(inside: &str, mark: char) -> Option<usize> {
     let mut escaped = false;
     inside.char_indices().find_map(|(place, character)| {

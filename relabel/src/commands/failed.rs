@@ -1,4 +1,4 @@
-//! `relabel inspect --failed`: the rows without a consensus, where they stand, and why.
+//! `relabel inspect --failed`: the rows without a consensus, their positions and the reasons.
 
 use std::io::{BufWriter, Write as _};
 use std::path::Path;

@@ -130,7 +130,7 @@ fn decide(batch: &LabelBatch, decider: &Decider) -> Result<LabelBatch> {
     let (mut scores, mut votes) = (vec![[None; 2]; scorers], vec![None; scorers]);
     let (human, errors) = (batch.human_label_0(), batch.error());
     for row in 0..rows {
-        // A row that failed in another way is decided by no votes, whatever its columns hold.
+        // A row that failed in another way gets no votes, whatever its columns hold.
         if is_open(batch, row) {
             scores_of(batch, row, &mut scores);
         } else {

@@ -21,7 +21,7 @@ const COLLAPSED_TIES: f64 = 0.2;
 /// A larger fraction of votes for one position means that the scorer looks at the position (or at
 /// nothing): the images of a pair are in no particular order.
 const ONE_SIDED: f64 = 0.95;
-/// Fewer pairs than this say nothing about collapse.
+/// With fewer pairs than this nothing can be said about collapse.
 const ENOUGH_PAIRS: u64 = 20;
 
 /// The quantiles of margins that are reported.
@@ -65,7 +65,7 @@ pub struct ConsensusReport {
     pub image_1: u64,
     /// Rows left undecided.
     pub ties: u64,
-    /// Rows whose votes summed to zero, whatever became of them.
+    /// Rows whose votes summed to zero, however the tie was decided.
     pub vote_ties: u64,
     /// Rows on which all scorers agree.
     pub unanimous: u64,

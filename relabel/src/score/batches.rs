@@ -29,33 +29,33 @@ use super::plan::{Digest, NO_INDEX, Plan, PlannedFile, digest};
 const ROWS_PER_READ: usize = 32;
 
 /// Slots handed on at a time if none of their images is to be scored.
-const PLACES_TOGETHER: usize = 4096;
+const SLOTS_TOGETHER: usize = 4096;
 
 /// What is scored of a file.
 #[derive(Debug, Clone)]
 pub(crate) enum Choice {
     /// The images that the file owns, and those with other bytes than their owner in the same file.
     First,
-    /// These places, known by (slot counted over the run), with the pairs to score of each:
-    /// bytes that no part has a score of.
+    /// These slots, counted over the run, with the pairs to score of each: bytes that no part has a score
+    /// of.
     Rest(BTreeMap<u64, Vec<u32>>),
 }
 
 /// A batch: images to score, and what was found in every slot that was read since the last batch.
 #[derive(Debug)]
 pub(crate) struct Batch {
-    /// The places, with the digest of the bytes there; `None` where the image is null or empty.
-    pub(crate) places: Vec<(u64, Option<Digest>)>,
+    /// The slots, with the digest of their bytes; `None` if the image is null or empty.
+    pub(crate) slots: Vec<(u64, Option<Digest>)>,
     /// The images to score.
     pub(crate) images: Vec<Chosen>,
-    /// Owners among the places, for the progress.
+    /// Owners among the slots, for the progress.
     pub(crate) owners: u64,
 }
 
 /// An image to score.
 #[derive(Debug)]
 pub(crate) struct Chosen {
-    /// Where it stands, counted over the run.
+    /// Its slot, counted over the run.
     pub(crate) slot: u64,
     /// The digest of its bytes.
     pub(crate) content: Digest,
@@ -96,7 +96,7 @@ pub(crate) struct Batches<'run> {
     rows: PairRows,
     seen: Seen,
     waiting: VecDeque<Waiting>,
-    places: Vec<(u64, Option<Digest>)>,
+    slots: Vec<(u64, Option<Digest>)>,
     owners: u64,
 }
 
@@ -119,7 +119,7 @@ struct Seen {
 }
 
 impl Seen {
-    /// What is to be scored of these bytes under `owner`; nothing where it was chosen before.
+    /// What is to be scored of these bytes under `owner`; nothing if it was chosen before.
     fn choose(&mut self, plan: &Plan, content: &Digest, owner: u32) -> Vec<u32> {
         let half = |bytes: &[u8]| bytes.iter().fold(0, |half, &byte| half << 8 | u32::from(byte));
         let key = [half(&content[..4]), half(&content[4..8])];
@@ -176,14 +176,14 @@ impl<'run> Batches<'run> {
             rows: pairs.rows_with_images_in(rows, ROWS_PER_READ)?,
             seen: Seen::default(),
             waiting: VecDeque::new(),
-            places: Vec::new(),
+            slots: Vec::new(),
             owners: 0,
         })
     }
 
-    /// Reads on until there is enough for a batch, or places enough to hand on. `None` at the end.
+    /// Reads on until there is enough for a batch, or slots enough to hand on. `None` at the end.
     fn take(&mut self) -> Result<Option<(Batch, Vec<Waiting>)>> {
-        while self.waiting.len() < self.batch_size && self.places.len() < PLACES_TOGETHER {
+        while self.waiting.len() < self.batch_size && self.slots.len() < SLOTS_TOGETHER {
             if self.row >= self.end || self.stop.requested().is_some() {
                 break;
             }
@@ -201,23 +201,23 @@ impl<'run> Batches<'run> {
         }
         let ready = match self.waiting.len() {
             enough if enough >= self.batch_size => self.batch_size,
-            _ if self.places.len() >= PLACES_TOGETHER => 0,
+            _ if self.slots.len() >= SLOTS_TOGETHER => 0,
             rest => rest,
         };
         let waiting: Vec<Waiting> = self.waiting.drain(..ready).collect();
-        if waiting.is_empty() && self.places.is_empty() {
+        if waiting.is_empty() && self.slots.is_empty() {
             return Ok(None);
         }
-        let places = std::mem::take(&mut self.places);
+        let slots = std::mem::take(&mut self.slots);
         let owners = std::mem::take(&mut self.owners);
-        Ok(Some((Batch { places, images: Vec::new(), owners }, waiting)))
+        Ok(Some((Batch { slots, images: Vec::new(), owners }, waiting)))
     }
 
     /// Hashes images on all threads, then chooses what to score of them, in order.
     fn hash(&mut self, images: Vec<(u64, Option<Bytes>)>) -> Result<()> {
         let images: Vec<_> = images
             .into_par_iter()
-            // A row whose caption cannot be scored has nothing to do here.
+            // A row whose caption cannot be scored needs no images.
             .filter_map(|(slot, bytes)| Some((slot, self.plan.owner(slot)?, bytes)))
             .map(|(slot, owner, bytes)| {
                 let bytes = bytes.filter(|bytes| !bytes.is_empty());
@@ -227,7 +227,7 @@ impl<'run> Batches<'run> {
             .collect();
         for (slot, owner, found) in images {
             let Some((bytes, content)) = found else {
-                self.place(slot, owner, None);
+                self.add_slot(slot, owner, None);
                 continue;
             };
             let image_captions = match &self.choice {
@@ -235,7 +235,7 @@ impl<'run> Batches<'run> {
                 Choice::First => self.seen.choose(self.plan, &content, owner),
                 Choice::Rest(wanted) => wanted.get(&slot).cloned().unwrap_or_default(),
             };
-            self.place(slot, owner, Some(content));
+            self.add_slot(slot, owner, Some(content));
             if !image_captions.is_empty() {
                 self.waiting.push_back(Waiting { slot, content, image_captions, bytes });
             }
@@ -243,9 +243,9 @@ impl<'run> Batches<'run> {
         Ok(())
     }
 
-    fn place(&mut self, slot: u64, owner: u32, content: Option<Digest>) {
+    fn add_slot(&mut self, slot: u64, owner: u32, content: Option<Digest>) {
         if matches!(self.choice, Choice::First) {
-            self.places.push((slot, content));
+            self.slots.push((slot, content));
             self.owners += u64::from(u64::from(owner) == slot);
         }
     }

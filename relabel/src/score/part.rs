@@ -1,8 +1,8 @@
 //! Parts: what has been scored of one input file, complete or not there at all.
 //!
-//! A part holds a row for every place where an image stands in the file, with the digest of the bytes
-//! found there, and a row for every score: a uid that names other bytes elsewhere is noticed at the
-//! merge instead of being given foreign scores.
+//! A part holds a row for every slot of the file, with the digest of the bytes found there, and a row for
+//! every score. If a uid names other bytes elsewhere, the merge therefore notices it, and does not give them
+//! foreign scores.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -50,8 +50,8 @@ pub(crate) struct PartRow {
 /// What a row of a part says about the image in its slot.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) enum Found {
-    /// That it stands there. Every slot has one such row in the part of its file.
-    Place,
+    /// That there is one. Every slot has one such row in the part of its file.
+    Occurrence,
     /// Its scores with this image-caption pair, one per scorer, which may be NaN or infinite.
     Scores {
         /// Index of the pair.
@@ -125,7 +125,7 @@ fn schema(scorers: &[String]) -> Schema {
     Schema::new(fields)
 }
 
-/// Writes one part; nothing stands under its name until [`PartWriter::finish`].
+/// Writes one part. The file appears under its name at [`PartWriter::finish`].
 pub(crate) struct PartWriter {
     table: TableWriter,
     rows: Vec<PartRow>,
@@ -177,7 +177,7 @@ impl PartWriter {
                 None => content.append_null(),
             }
             let (index, problem, values) = match row.found {
-                Found::Place => (None, None, Vec::new()),
+                Found::Occurrence => (None, None, Vec::new()),
                 Found::Scores { image_caption, scores } => (Some(image_caption), None, scores),
                 Found::Failure { status, error } => (None, Some((status, error)), Vec::new()),
             };
@@ -200,7 +200,7 @@ impl PartWriter {
     }
 }
 
-/// Whether a complete part of this very run stands at `path`.
+/// Whether `path` is a complete part of this very run.
 ///
 /// # Errors
 /// A part of another run, or one that is damaged: neither can come from an interrupted run, so the
@@ -266,7 +266,7 @@ pub(crate) fn read(
                 let status = status.map_err(|_| anyhow::anyhow!(damaged(path)))?;
                 Found::Failure { status, error: error.value(row).to_owned() }
             } else {
-                Found::Place
+                Found::Occurrence
             };
             let content = content.is_valid(row).then(|| content.value(row).try_into());
             let content = content.transpose().with_context(|| damaged(path))?;
@@ -277,7 +277,7 @@ pub(crate) fn read(
 }
 
 fn open(path: &Path) -> Result<ParquetRecordBatchReaderBuilder<CheckedFile>> {
-    // It verifies the footer, which stands behind all that it reads for others.
+    // It verifies the footer, which is behind everything else that it reads.
     let file = CheckedFile::open(path).with_context(|| damaged(path))?;
     let footer = std::fs::File::open(path).with_context(|| damaged(path))?;
     let metadata = ArrowReaderMetadata::load(&footer, ArrowReaderOptions::new());
@@ -303,13 +303,13 @@ mod tests {
         assert!(path.ends_with("part-00003-of-00012.parquet"));
         let scorers = vec!["clip".to_owned(), "hps".to_owned()];
         let rows = vec![
-            PartRow { slot: 0, content: Some([7; 16]), found: Found::Place },
+            PartRow { slot: 0, content: Some([7; 16]), found: Found::Occurrence },
             PartRow {
                 slot: 0,
                 content: Some([7; 16]),
                 found: Found::Scores { image_caption: 7, scores: vec![0.25, f32::INFINITY] },
             },
-            PartRow { slot: 1, content: None, found: Found::Place },
+            PartRow { slot: 1, content: None, found: Found::Occurrence },
             PartRow {
                 slot: 2,
                 content: Some([1; 16]),

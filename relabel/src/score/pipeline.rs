@@ -129,8 +129,8 @@ fn score_batch(
     let first_slot = scoring.source.plan.files[file].slots().start;
     let decoded = DecodedBatch::of(scoring.source.plan, &batch.images);
     let mut scores = decoded.scores(scoring.source.set, captions)?.into_iter();
-    for (slot, content) in batch.places {
-        part.write(PartRow { slot: slot - first_slot, content, found: Found::Place })?;
+    for (slot, content) in batch.slots {
+        part.write(PartRow { slot: slot - first_slot, content, found: Found::Occurrence })?;
     }
     for chosen in batch.images {
         let row = |found| PartRow {

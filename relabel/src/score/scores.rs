@@ -77,7 +77,7 @@ impl Scores {
                 let slot = file.slots().start + row.slot;
                 let content = *scores.content.get(usize::try_from(slot)?).context(FOREIGN)?;
                 match row.found {
-                    Found::Place => {}
+                    Found::Occurrence => {}
                     Found::Failure { status, error } => {
                         scores.failures.entry(content).or_insert((status, error));
                     }
@@ -134,10 +134,10 @@ impl Scores {
         }))
     }
 
-    /// What is still to be scored: for each file the slots and their pairs. Bytes that stand at
-    /// several such places are scored at the first.
+    /// What is still to be scored: for each file the slots and their pairs. Bytes that occur in
+    /// several such slots are scored in the first.
     pub(super) fn gaps(&self, plan: &Plan) -> BTreeMap<usize, BTreeMap<u64, Vec<u32>>> {
-        let mut first_places: HashMap<u32, (usize, u64, Vec<u32>)> = HashMap::new();
+        let mut first_slots: HashMap<u32, (usize, u64, Vec<u32>)> = HashMap::new();
         for (index, file) in plan.files.iter().enumerate() {
             for slot in file.slots() {
                 if self.at(plan, slot) != Some(Held::Gap) {
@@ -146,7 +146,7 @@ impl Scores {
                 let Some(image_caption) = plan.image_caption_at(slot) else { continue };
                 let content = self.content[slot as usize];
                 let (_, _, wanted) =
-                    first_places.entry(content).or_insert_with(|| (index, slot, Vec::new()));
+                    first_slots.entry(content).or_insert_with(|| (index, slot, Vec::new()));
                 let caption = |index: u32| plan.image_caption(index).map(|it| it.caption);
                 if wanted.iter().all(|&other| caption(other) != caption(image_caption)) {
                     wanted.push(image_caption);
@@ -154,13 +154,13 @@ impl Scores {
             }
         }
         let mut gaps: BTreeMap<usize, BTreeMap<u64, Vec<u32>>> = BTreeMap::new();
-        for (file, slot, wanted) in first_places.into_values() {
+        for (file, slot, wanted) in first_slots.into_values() {
             gaps.entry(file).or_default().insert(slot, wanted);
         }
         gaps
     }
 
-    /// How many uids stand for images with different bytes. A place without bytes does not count.
+    /// How many uids name images with different bytes. A slot without bytes does not count.
     pub(super) fn uids_with_other_bytes(&self, plan: &Plan) -> usize {
         let mut first: HashMap<u32, u32> = HashMap::new();
         let mut several = std::collections::HashSet::new();
@@ -180,14 +180,14 @@ impl Scores {
     }
 }
 
-/// For each slot the first slot with the same bytes, from the places in all parts.
+/// For each slot the first slot with the same bytes, from the slots in all parts.
 fn contents(plan: &Plan, scorers: &[String], folder: &Path, stop: &StopFlag) -> Result<Vec<u32>> {
     let slots = usize::try_from(2 * plan.pairs())?;
     let mut found: Vec<(Digest, u32)> = Vec::with_capacity(slots);
     for_each_part(plan, folder, |file, path| {
         part::read(path, scorers, |row| {
             stop.check()?;
-            if let (Found::Place, Some(digest)) = (&row.found, row.content) {
+            if let (Found::Occurrence, Some(digest)) = (&row.found, row.content) {
                 found.push((digest, u32::try_from(file.slots().start + row.slot)?));
             }
             Ok(())

@@ -1,4 +1,4 @@
-//! TOML files with errors that say where and what instead, and settings in layers.
+//! TOML files whose errors name the line and the alternative, and settings in layers.
 //!
 //! A program's settings come from flags, over environment variables, over a file, over defaults. One
 //! struct serves the first three: every field is an `Option`, read by clap (whose `env` puts the
@@ -66,7 +66,7 @@ pub enum ConfigError {
     Content {
         /// The file.
         path: PathBuf,
-        /// Line and column, from 1, where known.
+        /// Line and column, from 1, if known.
         place: Option<(usize, usize)>,
         /// What is wrong.
         message: String,
@@ -154,7 +154,7 @@ pub fn nearest_name<'a>(
     (distance as f64 <= length as f64 * NEAREST_NAME_FRACTION).then_some(nearest)
 }
 
-/// serde's messages are "unknown field `a`, expected one of `b`, `c`" (or "variant"): the names stand
+/// serde's messages are "unknown field `a`, expected one of `b`, `c`" (or "variant"): the names are
 /// between back quotes, the unknown one first.
 fn nearest_known_name(message: &str) -> Option<String> {
     if !message.starts_with("unknown ") {

@@ -25,8 +25,8 @@ const HOST_CHARACTERS: usize = 24;
 ///
 /// It is written under a unique temporary name in the same folder; [`AtomicFile::commit`] flushes,
 /// syncs the file, renames it and syncs the folder. Dropped without `commit`, the temporary file is
-/// removed and whatever stood under the final name stays. Writes are not buffered: wrap it in a
-/// [`std::io::BufWriter`] where writes are small, and take it back with `into_inner`.
+/// removed and the file under the final name stays. Writes are not buffered: wrap it in a
+/// [`std::io::BufWriter`] if writes are small, and take it back with `into_inner`.
 ///
 /// While it is open the temporary file is locked: an unlocked one is the leftover of a killed run on this
 /// machine. Its name holds the machine and the process that write it, for file systems that have no locks,
@@ -136,7 +136,7 @@ impl Drop for AtomicFile {
     }
 }
 
-/// The folder a file stands in; a bare name stands in the current folder.
+/// The folder of a file; the current folder for a bare name.
 pub(super) fn parent_of(path: &Path) -> &Path {
     path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }

@@ -112,7 +112,7 @@ impl FileError {
     }
 }
 
-/// What to do about an error of the system, where that is clear.
+/// What to do about an error of the system, if that is clear.
 pub(crate) fn hint(cause: &io::Error) -> Option<&'static str> {
     match cause.raw_os_error() {
         Some(libc::ENOSPC | libc::EDQUOT) => Some("free some space and run the same command again"),

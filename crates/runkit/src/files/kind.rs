@@ -171,7 +171,7 @@ impl Kind {
         of_text(head).unwrap_or(Self::Binary)
     }
 
-    /// What to do about a file that should hold data and is this, where that is clear.
+    /// What to do about a file that should hold data and is this, if that is clear.
     #[must_use]
     pub fn hint(self) -> Option<&'static str> {
         Some(match self {

@@ -61,8 +61,8 @@ pub fn write_json_atomic<T: Serialize + ?Sized>(
     write_atomic(path, |writer| writer.write_all(&text))
 }
 
-/// Gives a file that is complete and synced its final name, and syncs the folder. Both names stand
-/// on one file system; what had the final name is replaced.
+/// Gives a file that is complete and synced its final name, and syncs the folder. Both names are
+/// on one file system; the file that had the final name is replaced.
 ///
 /// # Errors
 /// When the file cannot be renamed, or the folder cannot be synced.
@@ -196,8 +196,8 @@ pub(crate) fn sync_folder(folder: &Path) -> io::Result<()> {
     }
 }
 
-/// Whether a name is of the pattern of our temporary files, whoever wrote it: what a walk over a folder
-/// of inputs skips.
+/// Whether a name has the pattern of our temporary files, on whatever machine it was written. A walk over a
+/// folder of inputs skips them.
 #[must_use]
 pub fn is_temporary_name(path: &Path) -> bool {
     Owner::of(path).is_some()

@@ -1,10 +1,10 @@
 //! Whether quotation marks in a list are part of its texts or CSV's quoting.
 //!
 //! PartiPrompts is published raw: `"G I G G L E" painted on a wall` is a prompt with its marks. The
-//! same file saved by pandas has `"""G I G G L E"" painted on a wall"`: the field stands in marks, and
-//! those inside are doubled (RFC 4180). A writer of the second kind never leaves a mark inside a field
-//! that does not stand in marks, so the whole file tells which kind it is; where it holds both (files
-//! put together), each field tells for itself.
+//! same file saved by pandas has `"""G I G G L E"" painted on a wall"`: the field is quoted, and marks
+//! inside it are doubled (RFC 4180). A writer of the second kind never leaves a mark inside a field that is
+//! not quoted, so the whole file shows which kind it is. If it holds both (files put together), each field
+//! shows it for itself.
 
 use std::borrow::Cow;
 
@@ -14,7 +14,7 @@ const BACKSLASH: u8 = b'\\';
 /// What quotation marks are in a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Quoting {
-    /// Part of the texts. Fields that stand in marks as a whole could be either.
+    /// Part of the texts. Fields with a mark at each end could be either.
     Raw {
         /// The line of the first such field, if there is one.
         ambiguous: Option<usize>,
@@ -53,7 +53,7 @@ struct Survey {
     every_record: bool,
 }
 
-/// A field that stands in marks.
+/// A field with a mark at each end.
 struct Field {
     end: usize,
     marks_inside: bool,
@@ -110,7 +110,7 @@ impl Quoting {
         }
     }
 
-    /// The text of a raw field: without its marks where they are quoting.
+    /// The text of a raw field: without its marks if they are quoting.
     pub fn unquoted(self, text: &str) -> Cow<'_, str> {
         let trimmed = text.trim();
         match self {
@@ -182,7 +182,7 @@ impl Survey {
     }
 }
 
-/// The field that begins with these bytes, if it stands in marks: the mark that ends it is followed by
+/// The field that begins with these bytes, if it has a mark at each end: the mark that ends it is followed by
 /// a separator, the end of a line or nothing. Marks inside are doubled, or have a backslash before
 /// them.
 fn field(bytes: &[u8], separator: u8, backslash: bool) -> Option<Field> {

@@ -44,8 +44,8 @@ pub struct Metrics {
 }
 
 impl Metrics {
-    /// Opens the metrics in the folder of a run, which is made where it is missing. Of a run that goes
-    /// on after step `resume_step`, lines of later steps go; of one that begins (`None`), all.
+    /// Opens the metrics in the folder of a run, which is made if it is missing. If the run resumes after
+    /// step `resume_step`, lines of later steps are removed; if it begins (`None`), all are.
     ///
     /// # Errors
     /// When a file or folder cannot be made, read or shortened.
@@ -86,8 +86,8 @@ impl Metrics {
     /// that is not finite is null in the line.
     ///
     /// # Errors
-    /// When it cannot be written, or the step is not later than the one before. Nothing of the line
-    /// then stands in the file.
+    /// When it cannot be written, or the step is not later than the one before. The file then holds nothing
+    /// of the line.
     pub fn write(&mut self, step: u64, values: &[(&str, Value)]) -> Result<(), FileError> {
         if self.last_step.is_some_and(|last| last >= step) {
             let last = self.last_step.unwrap_or_default();

@@ -13,7 +13,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::files::{FileError, Operation, create_folder, sync_folder};
 
-/// How TensorBoard knows its files; ten digits and whatever keeps names apart follow.
+/// How TensorBoard recognises its files; ten digits and a part that makes the name unique follow.
 const PREFIX: &str = "events.out.tfevents.";
 /// The version since which restarts are heeded.
 const FILE_VERSION: &[u8] = b"brain.Event:2";

@@ -1,5 +1,5 @@
 //! What the `main` of every program does around its commands: reads the command line, sets up the log,
-//! runs one command, says how it ended, and ends with its exit code.
+//! runs one command, reports how it ended, and ends with its exit code.
 
 use std::fmt::{self, Write as _};
 use std::io::Write as _;
@@ -107,8 +107,9 @@ pub fn columns_of_stdout() -> Option<usize> {
     (code == 0 && size.ws_col > 0).then_some(size.ws_col.into())
 }
 
-/// Says why the exit code is [`ExitStatus::TooManyFailedRows`], if it is: `failed` rows (`unit` in the
-/// plural: "rows", "images") where `allowed` may fail, and `which`, how to see which ones.
+/// The exit code of a command in which `failed` rows failed and `allowed` may (`unit` is the plural: "rows",
+/// "images"). If it is [`ExitStatus::TooManyFailedRows`], a warning explains it with `which`, how to list the
+/// rows.
 #[must_use]
 pub fn status_of_failed(failed: u64, allowed: u64, unit: &str, which: &str) -> ExitStatus {
     if failed <= allowed {
@@ -117,7 +118,7 @@ pub fn status_of_failed(failed: u64, allowed: u64, unit: &str, which: &str) -> E
     let status = ExitStatus::TooManyFailedRows;
     let code = status.code();
     let failed = logging::counted(failed, unit);
-    // Also with `-qq`: an exit code that nothing explains is a riddle.
+    // Also with `-qq`: otherwise nothing explains the exit code.
     let message = format!("{failed} failed, --max-failed is {allowed}: exit code {code}; {which}");
     if tracing::enabled!(tracing::Level::WARN) {
         tracing::warn!("{message}");

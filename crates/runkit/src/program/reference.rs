@@ -132,7 +132,7 @@ impl Page {
                 self.item(&format!("`{}`: {}", below.get_name(), sentence(&about)));
             }
         }
-        // Flags of every command stand under the program alone.
+        // Flags that every command has are listed once, under the program.
         let shown = |argument: &&Arg| {
             let is_clap = ["help", "version"].contains(&argument.get_id().as_str());
             !argument.is_hide_set() && !is_clap && (is_root || !argument.is_global_set())
@@ -255,7 +255,7 @@ fn signature(argument: &Arg) -> String {
     text
 }
 
-/// The words of a text, where what stands between backquotes is one word.
+/// The words of a text; text between backquotes is one word.
 fn words(text: &str) -> Vec<String> {
     let mut words: Vec<String> = Vec::new();
     let mut is_code = false;

@@ -85,13 +85,14 @@ const DELETING: [&str; 1] = ["fresh"];
 
 /// Flags of other programs: their names, the flag here, and a sentence if there is more to say. A line counts
 /// only for a command that has the flag; an empty flag stands for all commands.
-const KNOWN_ELSEWHERE: [(&[&str], &str, &str); 20] = [
+const KNOWN_ELSEWHERE: &[(&[&str], &str, &str)] = &[
     (&["resume", "resume-from", "resume-from-checkpoint", "continue", "restart"], "", AUTOMATIC),
     (
         &["force", "overwrite", "overwrite-output-dir", "clobber", "replace", "yes"],
         "out",
         NOT_OVERWRITTEN,
     ),
+    (&["dataloader-num-workers"], "data-threads", ""),
     (
         &["threads", "workers", "num-workers", "num-threads", "jobs", "num-proc", "cpus"],
         "data-threads",
@@ -134,6 +135,40 @@ const KNOWN_ELSEWHERE: [(&[&str], &str, &str); 20] = [
     (&["learning-rate", "learningrate"], "lr", ""),
     (&["gradient-checkpointing"], "grad-checkpointing", ""),
     (&["beta-dpo", "dpo-beta"], "beta", ""),
+    (&["lr-scheduler", "lr-scheduler-type"], "lr-schedule", ""),
+    (&["lr-warmup-steps", "warmup", "warmup-ratio"], "warmup-steps", ""),
+    (&["clip-grad-norm", "gradient-clipping", "grad-clip"], "max-grad-norm", ""),
+    (&["proportion-empty-prompts"], "caption-dropout", ""),
+    (&["random-flip", "flip", "horizontal-flip"], "hflip", ""),
+    (
+        &["use-ema", "ema-decay", "sync-ref-model", "ref-model-sync-steps"],
+        "reference-every",
+        "'--reference-every' sets after how many steps the reference model is updated",
+    ),
+    (
+        &["use-8bit-adam", "adafactor"],
+        "optimizer",
+        "'--optimizer adafactor' keeps next to no state",
+    ),
+    (
+        &["report-to", "log-with", "logging-dir"],
+        "lr",
+        "metrics.jsonl and tensorboard/ are always written below '--out'",
+    ),
+    (&["validation-prompt", "validation-prompts"], "sample-prompts", ""),
+    (&["validation-steps", "validation-epochs"], "sample-every", ""),
+    (&["dataset-name", "train-data-dir", "dataset", "data", "input", "inputs"], "pairs", ""),
+    (&["prompt", "prompts-file", "prompt-file"], "prompts", ""),
+    (&["num-images-per-prompt", "num-images", "num-samples"], "seeds", ""),
+    (&["seed"], "base-seed", ""),
+    (&["sampler", "sampler-name"], "scheduler", ""),
+    (&["reward-models", "reward-model", "rewards"], "scorers", ""),
+    (&["max-samples", "max-train-samples"], "limit", ""),
+    (
+        &["dry-run"],
+        "ties",
+        "'relabel check' and 'train plan' try everything that a run needs and start nothing",
+    ),
 ];
 
 /// Replaces the suggestions of clap about an unknown flag: they go by letters alone, and may name the one
@@ -285,6 +320,11 @@ mod tests {
             matches!(tip_of("epochs", &TRAIN), Some(Tip::Sentence(text)) if text.contains("--steps"))
         );
         assert_eq!(tip_of("epochs", &RELABEL), None);
+        assert_eq!(tip_of("dataset-name", &RELABEL), flag("pairs"));
+        assert_eq!(tip_of("num-inference-steps", &["steps", "seeds"]), flag("steps"));
+        assert_eq!(tip_of("cfg", &["guidance"]), flag("guidance"));
+        assert_eq!(tip_of("pretrained-model-name-or-path", &["model"]), flag("model"));
+        assert_eq!(tip_of("seed", &["seeds", "base-seed"]), flag("base-seed"));
         assert!(
             matches!(tip_of("threads", &RELABEL), Some(Tip::Sentence(text)) if text.contains("OMP_NUM_THREADS"))
         );

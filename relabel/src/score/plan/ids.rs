@@ -1,7 +1,7 @@
-//! Names of rows that are unique whatever the input's own ids are.
+//! Ids of rows that are unique even if the input's own ids are not.
 //!
-//! In input order each row takes the first of these names that no earlier row has: its own id, its
-//! place `source_file:source_row`, the place followed by `#2`, `#3` and so on.
+//! In input order each row takes the first of these ids that no earlier row has: its own id, its
+//! position `source_file:source_row`, the position followed by `#2`, `#3` and so on.
 
 use std::collections::{BTreeSet, HashSet};
 
@@ -12,21 +12,21 @@ use super::{Digest, digest};
 pub(super) struct Renamed {
     /// The row, counted over the whole run.
     pub(super) row: u32,
-    /// 1: by its place. More: by its place and this number, since others have the names before.
+    /// 1: its position. More: its position and this number, since other rows have the ids before.
     attempt: u32,
 }
 
 impl Renamed {
-    /// Its name, from the name by its place.
+    /// Its id, made from its position.
     pub(super) fn name(self, place: &str) -> String {
         if self.attempt == 1 { place.to_owned() } else { format!("{place}#{}", self.attempt) }
     }
 }
 
-/// The rows that cannot keep their own id, in order. `ids` are the own ids with their rows, `place`
-/// gives the name of a row by its place.
+/// The rows that cannot keep their own id, in order. `ids` are the own ids with their rows, `place` returns
+/// the position of a row as text.
 ///
-/// Sorted lists instead of a set of all names: 20 bytes a row, and none where ids are unique.
+/// Sorted lists instead of a set of all names: 20 bytes a row, and none if ids are unique.
 pub(super) fn make_unique(
     mut ids: Vec<(Digest, u32)>,
     place: impl Fn(u32) -> String,
@@ -37,7 +37,7 @@ pub(super) fn make_unique(
         .flat_map(|rows| rows[1..].iter().map(|&(_, row)| row))
         .collect();
     let (mut renamed, mut given) = (Vec::new(), HashSet::new());
-    // Whoever is renamed may take a name that a later row has for its own: that row waits as well.
+    // A renamed row may take the id of a later row, which then needs another one too.
     while let Some(row) = waiting.pop_first() {
         let place = place(row);
         let mut next = Renamed { row, attempt: 1 };

@@ -55,7 +55,7 @@ pub struct PlannedFile {
     pub fingerprint: String,
     /// The rows of it that this run labels.
     pub rows: u64,
-    /// How many rows stand before it.
+    /// The rows before it.
     pub first_row: u64,
 }
 
@@ -101,7 +101,7 @@ pub struct Plan {
 struct Planner {
     plan: Plan,
     captions: HashMap<Digest, u32>,
-    /// Every uid that stands in a row that can be scored, with its slot.
+    /// Every uid in a row that can be scored, with its slot.
     uids: Vec<(Digest, u32)>,
     /// Every id, with its row.
     ids: Vec<(Digest, u32)>,
@@ -174,8 +174,7 @@ impl Plan {
         self.owner.get(usize::try_from(slot).ok()?).copied().filter(|&owner| owner != NO_INDEX)
     }
 
-    /// The pair of the image and the caption that stand at `slot`; `None` if its row cannot
-    /// be scored.
+    /// The image-caption pair in `slot`; `None` if its row cannot be scored.
     pub(crate) fn image_caption_at(&self, slot: u64) -> Option<u32> {
         let (owner, caption) = (self.owner(slot)?, self.caption_at(slot)?);
         let found = self.image_captions.binary_search(&ImageCaption { owner, caption }).ok()?;
