@@ -10,10 +10,10 @@ use crate::device::{Precision, inference};
 use crate::error::NetworkError;
 use crate::weights::{Loader, Weights, WeightsError};
 
-/// Places of the layers in the published `nn.Sequential`; dropout stands between.
+/// Indices of the layers in the published `nn.Sequential`; the others are dropout.
 const LAYERS: [usize; 5] = [0, 2, 4, 6, 7];
 
-/// The head. Always in f32, since it costs nothing.
+/// The head. It always computes in f32, which costs next to nothing.
 #[derive(Debug)]
 pub struct AestheticHead {
     layers: Vec<(Tensor, Tensor)>,
@@ -22,8 +22,8 @@ pub struct AestheticHead {
 }
 
 impl AestheticHead {
-    /// Loads `layers.{0,2,4,6,7}.{weight,bias}`, of any widths that follow on each other and end
-    /// in one number. Strict, as [`Loader::finish`].
+    /// Loads `layers.{0,2,4,6,7}.{weight,bias}`, of any widths, if each layer fits the next and the
+    /// last has one output. Strict, like [`Loader::finish`].
     pub fn load(weights: &Weights, device: Device) -> Result<Self, WeightsError> {
         let weights = &*weights.rooted(&["layers.0.weight"]);
         if let (Some([1, width]), Some([1])) = (weights.shape("weight"), weights.shape("bias")) {
@@ -38,8 +38,8 @@ impl AestheticHead {
         }
         let name = |layer: usize, part: &str| format!("layers.{layer}.{part}");
         let mut loader = Loader::new(weights, "aesthetic head", device, Precision::F32);
-        // The widths are those of the file: each layer's output is asked for from its bias, and
-        // its input is the output before.
+        // The file decides the widths: the bias of each layer has the length of its output, which
+        // is the input of the next.
         let first = weights.shape(&name(LAYERS[0], "weight"));
         let input_width = match first {
             Some([_, input]) if *input > 0 => *input,
@@ -72,12 +72,12 @@ impl AestheticHead {
     ///
     /// # Panics
     ///
-    /// Where [`AestheticHead::try_forward`] returns an error.
+    /// If [`AestheticHead::try_forward`] returns an error.
     pub fn forward(&self, features_BD: &Tensor) -> Tensor {
         self.try_forward(features_BD).unwrap_or_else(|error| panic!("{error}"))
     }
 
-    /// As [`AestheticHead::forward`]; an error where the width is another.
+    /// [`AestheticHead::forward`], with an error if the width is wrong.
     pub fn try_forward(&self, features_BD: &Tensor) -> Result<Tensor, NetworkError> {
         let size = features_BD.size();
         if !matches!(size[..], [_, width] if width == self.input_width) {

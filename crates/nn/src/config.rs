@@ -12,7 +12,7 @@ use serde_json::{Map, Value};
 /// A configuration is a page of text.
 const LARGEST_FILE_BYTES: u64 = 1 << 20;
 
-/// A configuration could not be read, or describes no network that is built here.
+/// A configuration could not be read, or describes a network that is not implemented.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     /// The file could not be read. The message names it.
@@ -26,7 +26,7 @@ pub enum ConfigError {
         /// What was expected and what was found.
         reason: String,
     },
-    /// The configuration asks for a variant that is not built here.
+    /// The configuration asks for a variant that is not implemented.
     #[error("the model configuration sets {option} to {value}, which is not supported{hint}")]
     Unsupported {
         /// The option, with its section.
@@ -65,7 +65,7 @@ pub enum ConfigError {
 }
 
 impl ConfigError {
-    /// The same, with the file named where the message does not yet.
+    /// The same error with the file in its message.
     pub(crate) fn in_file(self, file: &Path) -> Self {
         match self {
             Self::Unsupported { .. } | Self::Size { .. } => {
@@ -88,13 +88,13 @@ pub(crate) fn read_json(file: &Path) -> Result<Value, ConfigError> {
     if json.is_object() {
         Ok(json)
     } else {
-        // serde would take the elements of a list for the fields, in order.
+        // serde would read the elements of a list as the fields, in order.
         Err(invalid(file, "expected a JSON object".to_owned()))
     }
 }
 
-/// A configuration of diffusers without the options that it lists as never set: the library takes its
-/// own default for them, whatever stands there.
+/// A configuration of diffusers without the options that it lists in `_use_default_values`: the
+/// library uses its own default for them, whatever the file says.
 pub(crate) fn without_unset(mut json: Value) -> Value {
     let Some(map) = json.as_object_mut() else { return json };
     if let Some(Value::Array(unset)) = map.remove("_use_default_values") {
@@ -103,7 +103,7 @@ pub(crate) fn without_unset(mut json: Value) -> Value {
     json
 }
 
-/// A file that is no JSON; what else it is, where its first bytes say so.
+/// A file that is not JSON, with its real format if the first bytes show it.
 pub(crate) fn not_json(file: &Path, text: &[u8], error: &serde_json::Error) -> ConfigError {
     let named = crate::weights::name_text(text);
     match named.filter(|_| !text.trim_ascii_start().starts_with(b"{")) {
@@ -117,39 +117,39 @@ pub(crate) fn invalid(file: &Path, reason: String) -> ConfigError {
     ConfigError::Invalid { file: file.to_owned(), reason }
 }
 
-/// An option whose value is not built here; `hint` may be empty.
+/// An option with a value that is not implemented; `hint` may be empty.
 pub(crate) fn unsupported(option: &str, value: &Value, hint: &str) -> ConfigError {
     let value = excerpt(&value.to_string());
     let hint = if hint.is_empty() { String::new() } else { format!("\nhint: {hint}") };
     ConfigError::Unsupported { option: option.to_owned(), value, hint }
 }
 
-/// The options of a configuration, or of one section of it. Every option is asked for by name, so
-/// that a wrong value is refused by its name, and what nobody asked for is known in the end.
+/// The options of a configuration, or of one section of it. Readers take each option by name. An
+/// error can therefore name a wrong value, and the options that nobody took are known at the end.
 ///
-/// Null is what Python makes of it: false for a flag, the default where that is null, and an error
-/// elsewhere, since the libraries hand it to their constructors.
+/// Null means what Python makes of it: false for a flag, the default if that is null, and an error
+/// elsewhere, because the libraries pass it to their constructors.
 pub(crate) struct Options<'a> {
     map: Option<&'a Map<String, Value>>,
-    /// Stands before the names in messages, with its dot.
+    /// Precedes the names in messages, with its dot.
     section: &'static str,
     asked: RefCell<BTreeSet<&'a str>>,
 }
 
 impl<'a> Options<'a> {
-    /// Those of an object; none of another value.
+    /// The options of an object; any other value has none.
     pub(crate) fn new(json: &'a Value, section: &'static str) -> Self {
         Self { map: json.as_object(), section, asked: RefCell::default() }
     }
 
-    /// What the file says, null included.
+    /// The value in the file, which may be null.
     pub(crate) fn value(&self, name: &str) -> Option<&'a Value> {
         let (name, value) = self.map?.get_key_value(name)?;
         self.asked.borrow_mut().insert(name);
         Some(value)
     }
 
-    /// An option, or what it is where the file leaves it out. `expected` says what it should be.
+    /// An option, or its default if the file omits it. `expected` describes valid values.
     pub(crate) fn get<T: DeserializeOwned>(
         &self,
         name: &str,
@@ -181,7 +181,7 @@ impl<'a> Options<'a> {
         }
     }
 
-    /// Refuses an option that is there and has none of these values, written as JSON.
+    /// Rejects an option with a value other than these, which are written as JSON.
     pub(crate) fn fixed(&self, name: &str, allowed: &[&str], why: &str) -> Result<(), ConfigError> {
         let Some(value) = self.value(name) else { return Ok(()) };
         let text = value.to_string();
@@ -196,21 +196,21 @@ impl<'a> Options<'a> {
         Err(self.refuse(name, &format!("expected {}{why}", allowed.join(" or "))))
     }
 
-    /// Notes options that change nothing here.
+    /// Takes options that have no effect here.
     pub(crate) fn of_no_effect(&self, names: &[&str]) {
         for name in names {
             self.value(name);
         }
     }
 
-    /// An option whose value is not built here.
+    /// An option with a value that is not implemented.
     pub(crate) fn refuse(&self, name: &str, hint: &str) -> ConfigError {
         let value = self.map.and_then(|map| map.get(name)).unwrap_or(&Value::Null);
         unsupported(&format!("{}{name}", self.section), value, hint)
     }
 
-    /// Says which options of the file nobody asked for: the libraries pass over them as well. Names
-    /// with a leading underscore are the libraries' own notes. Said once of each file.
+    /// Logs, once per file, which of its options nobody took: the libraries ignore them too. Names
+    /// with a leading underscore are notes of the libraries.
     pub(crate) fn warn_of_unknown(&self, file: &Path, library: &str) {
         static SAID: Mutex<BTreeSet<(PathBuf, String)>> = Mutex::new(BTreeSet::new());
         let unknown = self.unknown();
@@ -227,7 +227,7 @@ impl<'a> Options<'a> {
         }
     }
 
-    /// The options that nobody asked for, as messages show them.
+    /// The options that nobody took, as messages show them.
     pub(crate) fn unknown(&self) -> Vec<String> {
         let asked = self.asked.borrow();
         let names =

@@ -11,22 +11,22 @@ use tch::{Cuda, Device, Kind, TchError, Tensor};
 
 use crate::shim::{self, InferenceMode};
 
-/// A device or precision that was asked for cannot be had.
+/// A device or a precision is not available.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum DeviceError {
-    /// The text names no device.
+    /// The text is not the name of a device.
     #[error("unknown device {}, expected auto, cpu, cuda or cuda:N{}", quoted(.0), Meant(device_meant(.0)))]
     UnknownDevice(String),
-    /// The text names no precision.
+    /// The text is not the name of a precision.
     #[error("unknown precision {}, expected f32, bf16 or f16{}", quoted(.0), Meant(precision_meant(.0)))]
     UnknownPrecision(String),
-    /// CUDA was asked for where libtorch sees none.
+    /// The user asks for CUDA, and libtorch sees no GPU.
     #[error(
         "cuda was asked for, but libtorch sees no usable GPU\n\
          hint: check the driver with nvidia-smi, or use --device cpu"
     )]
     NoCuda,
-    /// A GPU was asked for by a number that does not exist.
+    /// The user asks for a GPU by a number that does not exist.
     #[error("cuda:{index} was asked for, but there are only {count} GPUs (numbered from 0)")]
     NoSuchGpu {
         /// The number asked for.
@@ -40,7 +40,7 @@ pub enum DeviceError {
          hint: use --dtype bf16, or f32 where scores must agree to the last digits"
     )]
     HalfOnCpu,
-    /// bf16 on a GPU that has none.
+    /// bf16 on a GPU that does not multiply it.
     #[error(
         "cuda:{index} is older than Ampere (compute capability below 8.0) and computes bf16 in \
          f32, slower than f32 itself\n\
@@ -53,13 +53,13 @@ pub enum DeviceError {
 }
 
 impl DeviceError {
-    /// Whether the word is understood and the device is not there.
+    /// Whether the name is valid, but the device does not exist.
     pub fn is_absent(&self) -> bool {
         matches!(self, Self::NoCuda | Self::NoSuchGpu { .. })
     }
 }
 
-/// The device that another program means by this word.
+/// The device that other programs call by this word.
 fn device_meant(word: &str) -> Option<&'static str> {
     let word = word.trim().to_lowercase();
     match word.trim_end_matches(|end: char| end.is_ascii_digit() || end == ':') {
@@ -68,7 +68,7 @@ fn device_meant(word: &str) -> Option<&'static str> {
     }
 }
 
-/// The number format that another program means by this word.
+/// The precision that other programs call by this word.
 fn precision_meant(word: &str) -> Option<&'static str> {
     match word.trim().to_lowercase().replace("torch.", "").as_str() {
         "fp16" | "float16" | "half" | "16" => Some("f16"),
@@ -78,7 +78,7 @@ fn precision_meant(word: &str) -> Option<&'static str> {
     }
 }
 
-/// A hint, if something near was meant.
+/// A hint, if a similar name exists.
 struct Meant(Option<&'static str>);
 
 impl fmt::Display for Meant {
@@ -94,7 +94,7 @@ impl fmt::Display for Meant {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub enum DeviceChoice {
-    /// The first GPU where libtorch sees one, else the CPU.
+    /// The first GPU if libtorch sees one, else the CPU.
     #[default]
     Auto,
     /// The CPU.
@@ -104,7 +104,7 @@ pub enum DeviceChoice {
 }
 
 impl DeviceChoice {
-    /// The device itself; an error where it is not there.
+    /// The device itself, or an error if it does not exist.
     pub fn resolve(self) -> Result<Device, DeviceError> {
         match self {
             Self::Cpu => Ok(Device::Cpu),
@@ -165,12 +165,12 @@ impl From<DeviceChoice> for String {
     }
 }
 
-/// `auto`, `cpu`, `cuda` or `cuda:N`, as a device that is there.
+/// The device named `auto`, `cpu`, `cuda` or `cuda:N`, if it exists.
 pub fn parse(text: &str) -> Result<Device, DeviceError> {
     text.parse::<DeviceChoice>()?.resolve()
 }
 
-/// The number format a network computes in.
+/// The dtype that a network computes in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Precision {
@@ -193,17 +193,18 @@ impl Precision {
         }
     }
 
-    /// True where products of this format are computed in f32 and rounded after it: bf16 on a processor
-    /// that multiplies f32 faster. In training no cast of a weight is kept then for the gradients.
+    /// True if products in this dtype are upcast to f32 and rounded afterwards: for bf16 on a
+    /// processor that multiplies f32 faster. Training then keeps no cast copies of the weights for
+    /// the gradients.
     pub fn upcasts_bf16(self, device: Device) -> bool {
         self == Self::Bf16 && device == Device::Cpu && !multiplies_bf16()
     }
 
-    /// Refuses what would only look like a hang: `f16` on the CPU, `bf16` on a GPU before Ampere.
+    /// Rejects what would look like a hang: `f16` on the CPU, `bf16` on a GPU older than Ampere.
     pub fn check(self, device: Device) -> Result<(), DeviceError> {
         match (self, device) {
             (Self::F16, Device::Cpu) => Err(DeviceError::HalfOnCpu),
-            // A GPU that cannot be asked is told of by the first tensor on it.
+            // If a GPU cannot answer, the first tensor on it reports why.
             (Self::Bf16, Device::Cuda(index)) if !shim::has_bf16(index).unwrap_or(true) => {
                 Err(DeviceError::NoBf16 { index })
             }
@@ -212,8 +213,8 @@ impl Precision {
     }
 }
 
-/// True on an x86 processor whose oneDNN may not use AVX-512, for want of it or because `ONEDNN_MAX_CPU_ISA`
-/// names less. It has fewer kernels then.
+/// True on an x86 processor without AVX-512, or if `ONEDNN_MAX_CPU_ISA` keeps oneDNN from using it.
+/// oneDNN has fewer kernels then.
 pub(crate) fn lacks_avx512() -> bool {
     #[cfg(target_arch = "x86_64")]
     {
@@ -228,9 +229,9 @@ pub(crate) fn lacks_avx512() -> bool {
     false
 }
 
-/// True where a product in bf16 takes less time than one in f32. Of x86 processors that takes AVX-512 with
-/// bf16, and of Intel's AMX as well: where a virtual machine hides it, libtorch's product in bf16 does 0.6 times
-/// as many operations in a second (docs/performance.md).
+/// True if a product in bf16 takes less time than one in f32. On x86 this requires AVX512_BF16, and
+/// on Intel also AMX: in virtual machines that hide AMX, libtorch's bf16 product runs at 0.6 times
+/// the rate of f32 (docs/performance.md).
 fn multiplies_bf16() -> bool {
     #[cfg(target_arch = "x86_64")]
     {
@@ -284,29 +285,27 @@ pub fn threads() -> usize {
     usize::try_from(tch::get_num_threads()).unwrap_or(1)
 }
 
-/// Sets how many CPU threads libtorch uses for one operation, for all threads that call it later.
-/// Zero counts as one. Threads of other pools that spin beside them cost more than they give: the
-/// sum should not exceed the cores.
+/// Sets how many CPU threads libtorch uses for one operation, whichever thread calls it later. Zero
+/// counts as one. The sum over all thread pools should not exceed the cores: threads that wait for
+/// each other spin, which costs more than another thread gains.
 pub fn set_threads(count: usize) {
     tch::set_num_threads(i32::try_from(count.max(1)).unwrap_or(i32::MAX));
 }
 
-/// Keeps the memory of large CPU tensors for the next ones when they are gone, from now on and for the
-/// whole process; for the start of a program. A pass of a network asks for the same blocks every time, and
-/// the system would clear their pages every time.
+/// Reuses the memory of large CPU tensors, from now on and in the whole process; call it at the
+/// start of a program. Each pass of a network asks for the same blocks, and the system would clear
+/// their pages each time.
 ///
-/// What is kept and what is in use stay together below 17/16 of what was in use at most, and below 3/2 where
-/// blocks serve requests smaller than they are. On the heap of the C library, gradients that stay and activations
-/// that go would leave holes between each other: a fifth of the memory of a training pass of Stable Diffusion at 512 px (docs/performance.md).
+/// Blocks in use and kept blocks together stay below 17/16 of the peak in use, or below 3/2 of it
+/// if blocks serve requests that are smaller than the block. On the heap of the C library,
+/// gradients that stay and activations that go would leave holes: a fifth of the memory of a
+/// training pass of Stable Diffusion at 512 px (docs/performance.md).
 pub fn reuse_memory() {
     shim::reuse_memory();
 }
 
-/// The tensor on the device. To a GPU it is copied while this thread goes on, out of memory that the GPU can
-/// read itself: an ordinary copy would wait for all work that the GPU was given before.
-///
-/// # Errors
-/// Where libtorch has not enough memory.
+/// The tensor on the device. The copy to a GPU does not block: it reads pinned memory, while an
+/// ordinary copy would wait for all queued work of the GPU.
 pub fn upload(tensor: &Tensor, device: Device) -> Result<Tensor, TchError> {
     match (tensor.device(), device) {
         (Device::Cpu, Device::Cuda(index)) => shim::upload(tensor, index),
@@ -314,27 +313,26 @@ pub fn upload(tensor: &Tensor, device: Device) -> Result<Tensor, TchError> {
     }
 }
 
-/// Memory of a GPU in bytes, at its most so far in this process.
+/// The peak memory of a GPU in this process so far, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct PeakDeviceMemory {
-    /// What tensors held at once.
+    /// The most that tensors held at once.
     pub allocated: u64,
-    /// What the driver gave for tensors; the rest was free for reuse or lost between them.
+    /// The most that the driver gave for tensors; what they do not hold is free for reuse or
+    /// fragmented.
     pub reserved: u64,
 }
 
-/// How much memory of a GPU was in use at most; none for the CPU.
-///
-/// # Errors
-/// Where libtorch sees no such GPU.
+/// The peak memory of a GPU; `None` for the CPU.
 pub fn peak_memory(device: Device) -> Result<Option<PeakDeviceMemory>, TchError> {
     let Device::Cuda(index) = device else { return Ok(None) };
     let [allocated, reserved] = shim::peak_device_bytes(index)?;
     Ok(Some(PeakDeviceMemory { allocated, reserved }))
 }
 
-/// Runs `body` in libtorch's inference mode on this thread: no gradients and no bookkeeping for
-/// them. What it returns may be read and computed with, but not changed in place outside.
+/// Runs `body` in libtorch's inference mode on this thread, without gradients and the bookkeeping
+/// for them. Code outside may read its tensors and compute with them, but must not change them in
+/// place.
 pub fn inference<T>(body: impl FnOnce() -> T) -> T {
     let _mode = InferenceMode::enter();
     body()
@@ -411,7 +409,7 @@ mod tests {
         assert!(!inference(|| (&leaf * 2.0).requires_grad()));
         assert!(!inference(|| inference(|| (&leaf * 2.0).requires_grad())));
         assert!((&leaf * 2.0).requires_grad());
-        // A panic inside leaves the mode as well.
+        // A panic inside also leaves the mode.
         let unwound = std::panic::catch_unwind(|| inference(|| std::panic::panic_any(1)));
         assert!(unwound.is_err());
         assert!((&leaf * 2.0).requires_grad());

@@ -9,7 +9,7 @@ use crate::weights::WeightsError;
 /// A network could not be loaded.
 #[derive(Debug, thiserror::Error)]
 pub enum ModelError {
-    /// The configuration describes no network that is built here.
+    /// The configuration describes a network that is not implemented.
     #[error(transparent)]
     Config(#[from] ConfigError),
     /// The checkpoint could not be read or does not fit.
@@ -21,7 +21,7 @@ pub enum ModelError {
     /// A file could not be written. The message names it.
     #[error(transparent)]
     File(#[from] runkit::files::FileError),
-    /// A file of the hub could not be had.
+    /// A file of the hub could not be fetched.
     #[error(transparent)]
     Hub(#[from] hub::HubError),
     /// A folder is not the model that was expected.
@@ -40,18 +40,18 @@ pub enum NetworkError {
     /// An input does not have the documented shape or values.
     #[error("{network}: {reason}")]
     Input {
-        /// The network that was asked.
+        /// The network, or a part of it.
         network: &'static str,
         /// What was expected and what was found.
         reason: String,
     },
-    /// libtorch refused, most often for want of memory.
+    /// libtorch failed, most often because memory ran out.
     #[error("libtorch: {0}")]
     Torch(#[from] TchError),
 }
 
 impl NetworkError {
-    /// True where the device ran out of memory, so that a smaller batch may pass.
+    /// True if the device ran out of memory, so that a smaller batch may fit.
     pub fn is_out_of_memory(&self) -> bool {
         match self {
             Self::Input { .. } => false,

@@ -1,16 +1,51 @@
-//! The networks, and the only place where libtorch is called layer by layer.
+//! The networks of Stable Diffusion and of its reward models, on libtorch.
 //!
-//! - [`device`]: which device and precision, threads, inference mode;
-//! - [`weights`]: checkpoint files to tensors: memory-mapped, checked, strict, no code run;
+//! From a diffusers folder to images; token ids come from a tokenizer of the crate `media`:
+//!
+//! ```no_run
+//! # use std::ops::ControlFlow;
+//! use nn::device::{DeviceChoice, Precision};
+//! use nn::pipeline::{Pipeline, PipelineFiles, SampleRequest};
+//! use nn::schedule::SamplerKind;
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! # let (prompt_ids, empty_ids): (Vec<tch::Tensor>, Vec<tch::Tensor>) = (Vec::new(), Vec::new());
+//! let files = PipelineFiles::open("data/mini/sd".as_ref(), None)?;
+//! let pipeline = Pipeline::load(&files, DeviceChoice::Auto.resolve()?, Precision::F32)?;
+//! let request = SampleRequest {
+//!     prompt: &pipeline.encode_prompt(&prompt_ids)?,
+//!     negative: &pipeline.encode_negative_prompt(&empty_ids, true)?,
+//!     seeds: &[1, 2, 3],
+//!     steps: 30,
+//!     guidance: 7.5,
+//!     sampler: SamplerKind::DpmSolverPlusPlus2M,
+//!     height: 32,
+//!     width: 32,
+//! };
+//! let images = pipeline.sample(&request, &mut |_, _| ControlFlow::Continue(()))?;
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! `examples/generate.rs` is the whole program.
+//!
+//! - [`pipeline`]: a diffusers folder, or one on the hub, to prompt embeddings and images;
+//! - [`unet`]: the denoising network of Stable Diffusion 1.5, 2.1 and XL, for inference and training;
+//! - [`vae`]: the autoencoder between images and latents;
+//! - [`text`]: the text encoders that the UNet reads;
+//! - [`schedule`]: noise schedules, and the samplers that denoise, which diffusers calls schedulers;
+//! - [`optimizer`]: AdamW, Adafactor and the clipping of the gradient norm, as PyTorch has them;
 //! - [`clip`]: the two towers of CLIP-type models, in the layouts of `transformers` and `open_clip`;
 //! - [`aesthetic`]: the LAION aesthetic head on CLIP image features;
-//! - [`distilbert`]: classes of texts, for prompts that are safe to show;
-//! - [`unet`]: the denoising network of Stable Diffusion 1.5, 2.1 and XL, for inference and training;
-//! - [`optimizer`]: AdamW, Adafactor, and the norm of gradients, as PyTorch's libraries have them;
-//! - [`schedule`]: noise schedules and samplers, as diffusers computes them;
-//! - [`rng`]: noise from a seed, as Python's torch draws it.
+//! - [`distilbert`]: a text classifier, for prompts that are safe to show;
+//! - [`weights`]: checkpoint files to tensors: memory-mapped, checked, strict, without running code;
+//! - [`config`]: options of `config.json` files, strict as well;
+//! - [`device`]: devices and precisions, threads, inference mode;
+//! - [`rng`]: noise from a seed, the same numbers as Python's torch;
+//! - [`doctor`]: what a program finds on a machine.
 //!
-//! Images, texts, Parquet and where files come from are other crates' matters.
+//! This crate is the only one that calls libtorch layer by layer. It knows nothing of image files,
+//! captions or Parquet.
 //!
 //! Names of tensors carry their shape: `B` batch, `C` channels, `H` height, `W` width of an image
 //! or of a network, `L` tokens, `D` the joint embedding.

@@ -5,12 +5,9 @@ use tch::Tensor;
 use crate::error::NetworkError;
 use crate::shim;
 
-/// Unit normal f32 numbers of any shape on the CPU, bit for bit those of
-/// `torch.randn(shape, generator=torch.Generator("cpu").manual_seed(seed))`: as torch's, the generator
-/// uses the low 32 bits of the seed.
-///
-/// # Errors
-/// Where a size is negative or there is not enough memory.
+/// Standard normal noise of any shape, f32 on the CPU: bit for bit that of `torch.randn(shape,
+/// generator=torch.Generator("cpu").manual_seed(seed))`. Like torch's generator, it uses the low 32
+/// bits of the seed.
 pub fn normal(seed: u64, shape: &[i64]) -> Result<Tensor, NetworkError> {
     Ok(shim::normal(seed, shape)?)
 }
@@ -19,7 +16,7 @@ pub fn normal(seed: u64, shape: &[i64]) -> Result<Tensor, NetworkError> {
 mod tests {
     use super::*;
 
-    /// Printed by torch 2.11.0: fewer than 16 numbers are filled in another way than more.
+    /// Printed by torch 2.11.0, which fills fewer than 16 numbers in another way.
     #[test]
     fn numbers_are_those_of_python() {
         let few = Vec::<f32>::try_from(normal(0, &[4]).unwrap()).unwrap();

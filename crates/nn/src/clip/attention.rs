@@ -8,8 +8,8 @@ use super::layout::ClipLayout;
 use crate::layers::{Linear, attention};
 use crate::weights::Loader;
 
-/// Self-attention. Query, key and value are three products rather than one: either layout then is
-/// the file's own memory, and at these widths one product is not faster.
+/// Self-attention. Query, key and value are three products, not one: so both layouts use the memory
+/// of the file, and at these widths one product is not faster.
 #[derive(Debug)]
 pub(super) struct Attention {
     query: Linear,
@@ -33,7 +33,7 @@ impl Attention {
             ClipLayout::OpenClip => {
                 let weight = loader.tensor(&format!("{name}.in_proj_weight"), &[3 * width, width]);
                 let bias = loader.tensor(&format!("{name}.in_proj_bias"), &[3 * width]);
-                // The shapes are as asked for, so the rows are there.
+                // The loader returns the shapes that it was asked for, so the rows exist.
                 [0, 1, 2].map(|part| {
                     let rows = |tensor: &Tensor| tensor.narrow(0, part * width, width);
                     Linear::new(loader, rows(&weight), Some(rows(&bias)))
@@ -45,7 +45,7 @@ impl Attention {
     }
 
     /// `stream_BLW + attention(x_BLW)`. Every token attends to all, or with `causal` to itself and
-    /// those before it.
+    /// the tokens before it.
     pub(super) fn add_to(
         &self,
         stream_BLW: Tensor,
@@ -56,8 +56,8 @@ impl Attention {
         self.out.add_to(stream_BLW, &mixed_BLW)
     }
 
-    /// As [`Attention::add_to`] for one token of each sequence, `chosen_B1W` of `x_BLW`, which
-    /// attends to where `mask_B11L` is true, or to all.
+    /// [`Attention::add_to`] for one token of each sequence, `chosen_B1W` of `x_BLW`, which attends
+    /// to the tokens for which `mask_B11L` is true, or to all.
     pub(super) fn add_one_to(
         &self,
         stream_B1W: Tensor,
@@ -81,7 +81,7 @@ impl Attention {
         let value_BHLE = self.by_head(&self.value.forward(to_BLW)?)?;
         let mixed_BHLE = attention(&query_BHLE, &key_BHLE, &value_BHLE, mask_B11L, causal)?;
         let (batch, heads, length, head_width) = mixed_BHLE.size4()?;
-        // The fused kernels leave the heads beside each other, so that this copies nothing.
+        // The fused kernels store the heads side by side, so this copies nothing.
         mixed_BHLE.f_transpose(1, 2)?.f_reshape([batch, length, heads * head_width])
     }
 

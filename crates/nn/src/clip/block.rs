@@ -1,4 +1,4 @@
-//! One residual block of either tower: attention, then a MLP, each after a normalisation.
+//! One residual block of either tower: attention, then an MLP, each after a normalisation.
 
 use tch::{TchError, Tensor};
 
@@ -71,22 +71,22 @@ impl Block {
     }
 }
 
-/// Which token of each sequence a tower reads at its end.
+/// The token of each sequence that a tower reads at its end.
 #[derive(Debug)]
 pub(super) struct Choice {
-    /// Index of the token, none for the first one of every sequence.
+    /// Index of the token; `None` for the first one of every sequence.
     index_B11: Option<Tensor>,
-    /// True where it may look, none for everywhere.
+    /// The tokens that it attends to; `None` for all.
     mask_B11L: Option<Tensor>,
 }
 
 impl Choice {
-    /// The first token, which looks everywhere.
+    /// The first token, which attends to all.
     pub(super) fn first() -> Self {
         Self { index_B11: None, mask_B11L: None }
     }
 
-    /// The token at `index_B` of `length`, which looks at itself and those before it.
+    /// The token at `index_B` of `length`, which attends to itself and the tokens before it.
     pub(super) fn causal(index_B: &Tensor, length: i64) -> Result<Self, TchError> {
         let index_B11 = index_B.f_view([-1, 1, 1])?;
         let places_L = Tensor::f_arange(length, (tch::Kind::Int64, index_B.device()))?;
@@ -97,7 +97,7 @@ impl Choice {
     /// `[B, L, W]` to `[B, 1, W]`.
     fn pick(&self, x_BLW: &Tensor) -> Result<Tensor, TchError> {
         match &self.index_B11 {
-            // Contiguous, since the stream is added to in place.
+            // Contiguous, because the block adds to the stream in place.
             None => x_BLW.f_narrow(1, 0, 1)?.f_contiguous(),
             Some(index_B11) => {
                 x_BLW.f_gather(1, &index_B11.f_expand([-1, -1, x_BLW.size3()?.2], false)?, false)

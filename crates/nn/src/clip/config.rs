@@ -30,25 +30,25 @@ pub struct ClipConfig {
     pub vision: VisionConfig,
     /// The text tower.
     pub text: TextConfig,
-    /// Where the text tower's answer is read.
+    /// The token whose features are those of the text.
     #[serde(default)]
     pub pooling: Pooling,
 }
 
-/// The token whose place holds the text tower's answer.
+/// The token whose features are those of the text.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Pooling {
-    /// The first of the largest tokens: open_clip's `argmax`, and transformers where `eos_token_id`
-    /// is 2.
+    /// The first of the largest tokens: open_clip's `argmax`, and transformers if `eos_token_id` is
+    /// 2.
     #[default]
     Argmax,
-    /// The first token that equals this one; the first token of all where a text has none.
+    /// The first token that equals this one; the first of all if a text does not contain it.
     FirstOf(i64),
 }
 
 impl Pooling {
-    /// The place in the tokens of a text.
+    /// The position in the tokens of a text.
     #[must_use]
     pub fn place(self, tokens: &[i64]) -> usize {
         let wanted = match self {
@@ -59,7 +59,7 @@ impl Pooling {
     }
 }
 
-/// The vision tower: a square image cut into square patches.
+/// The vision tower: a square image in square patches.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct VisionConfig {
     /// Side of the image in pixels.
@@ -80,12 +80,12 @@ pub struct VisionConfig {
     pub layer_norm_epsilon: f64,
 }
 
-/// The text tower: causal blocks, read off at the end token.
+/// The text tower: causal blocks, read at the end token.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct TextConfig {
     /// The most tokens of a text.
     pub context_length: i64,
-    /// Number of tokens there are.
+    /// Size of the vocabulary.
     pub vocabulary_size: i64,
     /// Width of the blocks.
     pub width: i64,
@@ -102,7 +102,7 @@ pub struct TextConfig {
 }
 
 impl VisionConfig {
-    /// Patches along one side; pixels that do not fill a patch are left out, as a convolution does.
+    /// Patches along one side; pixels that do not fill a patch are dropped, as a convolution does.
     pub fn grid(&self) -> i64 {
         self.image_size / self.patch_size
     }
@@ -173,11 +173,11 @@ fn epsilon(option: &str, epsilon: f64) -> Result<(), ConfigError> {
     Err(unsupported(option, &epsilon.into(), "expected a small positive number"))
 }
 
-/// What a reader of one layout can find wrong: the file is named by the caller.
+/// The problems that a reader of one layout can find; the caller adds the file.
 pub(super) enum Problem {
     /// Not the JSON that was expected.
     Json(String),
-    /// A variant that is not built here.
+    /// A variant that is not implemented.
     Config(ConfigError),
 }
 

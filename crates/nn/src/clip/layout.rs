@@ -16,7 +16,8 @@ pub enum ClipLayout {
 
 impl ClipLayout {
     /// The usual names of the weights in a model folder, the best first, for
-    /// [`Weights::open_folder`](crate::weights::Weights::open_folder). Some published folders hold both layouts.
+    /// [`Weights::open_folder`](crate::weights::Weights::open_folder). Some published folders hold
+    /// both layouts.
     pub fn weight_files(self) -> &'static [&'static str] {
         match self {
             Self::Transformers => &[
@@ -33,7 +34,7 @@ impl ClipLayout {
         }
     }
 
-    /// Tensors of which every such model has one, whichever of its towers a file holds.
+    /// Every such model has one of these tensors, whichever of its towers a file holds.
     pub(super) fn anchors(self) -> &'static [&'static str] {
         match self {
             Self::Transformers => &["visual_projection.weight", "text_projection.weight"],

@@ -31,7 +31,7 @@ use crate::ModelError;
 use crate::device::Precision;
 use crate::weights::{Loader, Weights};
 
-/// Which towers to load; what is not loaded takes no memory.
+/// The towers to load; the other one takes no memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ClipParts {
     /// The vision tower.
@@ -49,22 +49,22 @@ impl ClipParts {
     pub const TEXT: Self = Self { vision: false, text: true };
 }
 
-/// The towers that were asked for.
+/// A CLIP-type model, or one of its towers.
 #[derive(Debug)]
 pub struct ClipModel {
     /// The configuration it was loaded with.
     pub config: ClipConfig,
-    /// The vision tower, where asked for.
+    /// The vision tower, if it was loaded.
     pub vision: Option<VisionTower>,
-    /// The text tower, where asked for.
+    /// The text tower, if it was loaded.
     pub text: Option<TextTower>,
 }
 
 impl ClipModel {
-    /// Loads the towers `parts` names. Strict: every tensor of them must be there with the shape
-    /// that the configuration implies, and the file may hold nothing that has no place in the
-    /// model; all differences are reported in one error. Tensors of a tower that was not asked for
-    /// are passed over, and so are position numbers, the causal mask, and scale and bias of logits.
+    /// Loads the towers in `parts`. Strict: every tensor of them must exist with the shape that the
+    /// configuration implies, and the file may hold no tensor that the model does not use; one
+    /// error reports all differences. Tensors of the other tower are ignored, and so are position
+    /// ids, the causal mask, and scale and bias of the logits.
     pub fn load(
         config: &ClipConfig,
         layout: ClipLayout,

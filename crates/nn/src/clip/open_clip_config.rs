@@ -1,9 +1,9 @@
-//! `open_clip_config.json`, with its `model_cfg` or bare as in open_clip's `model_configs/`. What a
-//! file leaves out has the library's default: mlfoundations/open_clip `src/open_clip/model.py`
-//! (`CLIPVisionCfg`, `CLIPTextCfg`) at v3.3.0.
+//! `open_clip_config.json`, with its `model_cfg` or bare as in open_clip's `model_configs/`.
+//! Options that a file omits have the library's default: mlfoundations/open_clip
+//! `src/open_clip/model.py` (`CLIPVisionCfg`, `CLIPTextCfg`) at v3.3.0.
 //!
-//! An option that would change the network and is not built here is refused by name, unless it is
-//! set to the value that leaves it off.
+//! An option that would change the network and is not implemented is rejected by name, unless its
+//! value turns it off.
 
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
@@ -99,12 +99,12 @@ fn default_heads() -> i64 {
     8
 }
 
-/// Options that change no feature: how the network was trained or initialised, and sizes of parts
-/// that other options switch on.
+/// Options without an effect on features: those of training and initialisation, and sizes of parts
+/// that other options turn on.
 const OF_NO_EFFECT: &[&str] = &[
     "attn_pooler_heads",
     "attn_pooler_queries",
-    // The same network, its text tower in a module of its own.
+    // The same network, with its text tower in a separate module.
     "custom_text",
     "hf_model_pretrained",
     "hf_pooler_type",
@@ -114,7 +114,7 @@ const OF_NO_EFFECT: &[&str] = &[
     "nonscalar_logit_scale",
     "output_dict",
     "output_tokens",
-    // Read where there is a class token alone.
+    // Read only if there is a class token.
     "pad_id",
     "patch_dropout",
     "timm_drop",
@@ -123,7 +123,7 @@ const OF_NO_EFFECT: &[&str] = &[
     "timm_pool",
     "timm_proj",
     "timm_proj_bias",
-    // Read where there is a tokenizer of transformers alone.
+    // Read only with a tokenizer of transformers.
     "tokenizer_mode",
 ];
 
@@ -176,7 +176,7 @@ pub(super) fn read(json: &Value) -> Result<ClipConfig, Problem> {
     Ok(config)
 }
 
-/// Refuses what is neither of no effect nor off.
+/// Rejects options that have an effect and are not off.
 fn check(section: &str, rest: &Map<String, Value>) -> Result<(), Problem> {
     for (option, value) in rest {
         let off = match option.as_str() {
@@ -195,10 +195,10 @@ fn check(section: &str, rest: &Map<String, Value>) -> Result<(), Problem> {
         if !off {
             let hint = match option.as_str() {
                 "hf_tokenizer_name" | "tokenizer_kwargs" => {
-                    "only open_clip's SimpleTokenizer with its own cleaning is built here"
+                    "only open_clip's SimpleTokenizer with its own cleaning is implemented"
                 }
-                "hf_model_name" => "only open_clip's own text tower is built here",
-                "timm_model_name" => "only open_clip's own vision transformer is built here",
+                "hf_model_name" => "only open_clip's own text tower is implemented",
+                "timm_model_name" => "only open_clip's own vision transformer is implemented",
                 _ => "",
             };
             return Err(unsupported(&format!("{section}{option}"), value, hint).into());
@@ -207,13 +207,13 @@ fn check(section: &str, rest: &Map<String, Value>) -> Result<(), Problem> {
     Ok(())
 }
 
-/// A list of layer counts stands for a convolutional network.
+/// A list of layer counts describes a convolutional network.
 fn layers(option: &str, value: &Value) -> Result<i64, Problem> {
-    let hint = "only vision transformers are built here, with one number of layers";
+    let hint = "only vision transformers are implemented, with one number of layers";
     value.as_i64().ok_or_else(|| unsupported(option, value, hint).into())
 }
 
-/// As Python's `int(width * mlp_ratio)`.
+/// Python's `int(width * mlp_ratio)`.
 fn mlp_width(option: &str, width: i64, ratio: f64) -> Result<i64, Problem> {
     let product = width as f64 * ratio;
     if (1.0..1e9).contains(&product) {

@@ -27,7 +27,7 @@ pub struct TextTower {
     device: Device,
 }
 
-/// True where a tensor of this name belongs to the text tower.
+/// True if a tensor of this name belongs to the text tower.
 pub(super) fn owns(layout: ClipLayout, name: &str) -> bool {
     match layout {
         ClipLayout::Transformers => {
@@ -49,7 +49,7 @@ impl TextTower {
     pub(super) fn load(config: &ClipConfig, layout: ClipLayout, loader: &mut Loader<'_>) -> Self {
         let text = &config.text;
         let (width, epsilon) = (text.width, text.layer_norm_epsilon);
-        // open_clip's later checkpoints keep the text tower in a module of its own.
+        // Later checkpoints of open_clip keep the text tower in a separate module.
         let prefix = match layout {
             ClipLayout::OpenClip if loader.weights().contains("text.token_embedding.weight") => {
                 "text."
@@ -105,18 +105,18 @@ impl TextTower {
     }
 
     /// Features of texts: `tokens_BL` i64 with `L` up to the context length, and for each text the
-    /// place of its end token, `end_index_B` i64, to `[B, D]` f32 on the tower's device; projected,
-    /// not normalised. What stands after the end token is of no effect, and so is the padding.
+    /// position of its end token, `end_index_B` i64, to `[B, D]` f32 on the tower's device;
+    /// projected, not normalised. Tokens after the end token, such as padding, have no effect.
     ///
     /// # Panics
     ///
-    /// Where [`TextTower::try_forward`] returns an error.
+    /// If [`TextTower::try_forward`] returns an error.
     pub fn forward(&self, tokens_BL: &Tensor, end_index_B: &Tensor) -> Tensor {
         self.try_forward(tokens_BL, end_index_B).unwrap_or_else(|error| panic!("{error}"))
     }
 
-    /// As [`TextTower::forward`]; an error where a shape or a token is impossible, or libtorch has
-    /// not enough memory.
+    /// [`TextTower::forward`], with an error if a shape or a token is impossible, or memory runs
+    /// out.
     pub fn try_forward(
         &self,
         tokens_BL: &Tensor,
@@ -141,8 +141,8 @@ impl TextTower {
         inference(|| self.compute(&tokens_BL.f_narrow(1, 0, last + 1)?, end_index_B))
     }
 
-    /// Checks the values, since a wrong index on a GPU ends the whole process, and returns the last
-    /// end.
+    /// Checks the values, because a wrong index on a GPU ends the whole process, and returns the
+    /// last end.
     fn check(
         &self,
         tokens_BL: &Tensor,
@@ -172,8 +172,8 @@ impl TextTower {
         Ok(last_end)
     }
 
-    /// Tokens after the last end of the batch are cut off before: under a causal mask nothing
-    /// before them sees them.
+    /// The caller has truncated the tokens after the last end of the batch: under a causal mask, no
+    /// earlier token sees them.
     fn compute(&self, tokens_BL: &Tensor, end_index_B: &Tensor) -> Result<Tensor, NetworkError> {
         let tokens_BL = upload(tokens_BL, self.device)?;
         let end_index_B = upload(end_index_B, self.device)?;

@@ -1,5 +1,6 @@
-//! `config.json` of `transformers`' `CLIPModel`. What a file leaves out has the library's default:
-//! huggingface/transformers `src/transformers/models/clip/configuration_clip.py` at v5.23.0.
+//! `config.json` of `transformers`' `CLIPModel`. Options that a file omits have the library's
+//! default: huggingface/transformers `src/transformers/models/clip/configuration_clip.py` at
+//! v5.23.0.
 
 use std::path::Path;
 
@@ -8,8 +9,8 @@ use serde_json::Value;
 use super::config::{Activation, ClipConfig, Pooling, Problem, TextConfig, VisionConfig, square};
 use crate::config::{ConfigError, Options};
 
-/// What `transformers` keeps in a configuration that changes nothing in a network without dropout
-/// that generates no text: `src/transformers/configuration_utils.py` at v5.23.0 and before.
+/// Options that `transformers` stores and that have no effect in a network without dropout and text
+/// generation: `src/transformers/configuration_utils.py` at v5.23.0 and before.
 pub(crate) const OF_NO_EFFECT: &[&str] = &[
     "add_cross_attention",
     "architectures",
@@ -80,8 +81,8 @@ pub(crate) const OF_NO_EFFECT: &[&str] = &[
     "use_cache",
 ];
 
-/// What every configuration of `transformers` may hold beside the sizes: refused where it changes
-/// the network, noted where it does not.
+/// Options of every configuration of `transformers`, apart from the sizes: rejected if they change
+/// the network, taken if they do not.
 pub(crate) fn common(options: &Options<'_>) -> Result<(), ConfigError> {
     options.of_no_effect(OF_NO_EFFECT);
     options.fixed("pruned_heads", &["null", "{}"], "all heads are read")?;
@@ -127,7 +128,8 @@ pub(super) fn read(json: &Value, file: &Path) -> Result<ClipConfig, Problem> {
     let top = Options::new(json, "");
     top.fixed("model_type", &["\"clip\"", "null"], "the config.json of a CLIPModel")?;
     common(&top)?;
-    // Files from before 2023 say the same in `_dict`; where it stands, it wins, defaults included.
+    // Files from before 2023 repeat the section in `_dict`, which wins if it exists, defaults
+    // included.
     let section = |name: &str, former: &str| {
         let found = [former, name].into_iter().filter_map(|name| top.value(name));
         let found: Vec<&Value> = found.filter(|value| !value.is_null()).collect();
@@ -142,7 +144,7 @@ pub(super) fn read(json: &Value, file: &Path) -> Result<ClipConfig, Problem> {
     let vision_section = section("vision_config", "vision_config_dict")?;
     let text_options = Options::new(text_section.unwrap_or(&Value::Null), "text_config.");
     let vision_options = Options::new(vision_section.unwrap_or(&Value::Null), "vision_config.");
-    // `CLIPTextModel.forward`: 2 is what files from before transformers 4.31 have, and stands for the
+    // `CLIPTextModel.forward`: files from before transformers 4.31 have 2 here, which means the
     // largest token.
     let pooling = match text_options.value("eos_token_id").map(Value::as_i64) {
         None => Pooling::FirstOf(49407),

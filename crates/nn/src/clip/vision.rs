@@ -18,7 +18,7 @@ const CHANNELS: i64 = 3;
 /// The vision tower of a CLIP-type model, with its projection.
 #[derive(Debug)]
 pub struct VisionTower {
-    /// `[W, C·P·P]`: the convolution as a matrix, since its steps do not overlap.
+    /// `[W, C·P·P]`: the convolution as a matrix, because patches do not overlap.
     patch_weight: Tensor,
     class_embedding_W: Tensor,
     position_embedding_LW: Tensor,
@@ -65,7 +65,7 @@ const OPEN_CLIP: Names = Names {
     blocks: "visual.transformer.resblocks",
 };
 
-/// True where a tensor of this name belongs to the vision tower.
+/// True if a tensor of this name belongs to the vision tower.
 pub(super) fn owns(layout: ClipLayout, name: &str) -> bool {
     match layout {
         ClipLayout::Transformers => {
@@ -132,13 +132,12 @@ impl VisionTower {
     ///
     /// # Panics
     ///
-    /// Where [`VisionTower::try_forward`] returns an error.
+    /// If [`VisionTower::try_forward`] returns an error.
     pub fn forward(&self, pixels_BCHW: &Tensor) -> Tensor {
         self.try_forward(pixels_BCHW).unwrap_or_else(|error| panic!("{error}"))
     }
 
-    /// As [`VisionTower::forward`]; an error where the shape is another, or libtorch has not enough
-    /// memory.
+    /// [`VisionTower::forward`], with an error if the shape is wrong, or memory runs out.
     pub fn try_forward(&self, pixels_BCHW: &Tensor) -> Result<Tensor, NetworkError> {
         let side = self.image_size;
         let size = pixels_BCHW.size();
@@ -182,7 +181,7 @@ impl VisionTower {
     }
 }
 
-/// `[W, D]` in f32. transformers keeps it as the weight of a layer, `[D, W]`.
+/// `[W, D]` in f32. transformers stores it as the weight of a layer, `[D, W]`.
 pub(super) fn load_projection(
     loader: &mut Loader<'_>,
     layout: ClipLayout,

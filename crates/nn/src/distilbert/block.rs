@@ -1,4 +1,4 @@
-//! One block: self-attention and a MLP, each added to the stream and normalised after it.
+//! One block: self-attention and an MLP, each added to the stream, which is normalised afterwards.
 
 use tch::{TchError, Tensor};
 
@@ -7,7 +7,7 @@ use crate::clip::Activation;
 use crate::layers::{LayerNorm, Linear, Mlp, attention};
 use crate::weights::Loader;
 
-/// What normalisation adds to the variance; fixed in the library.
+/// Added to the variance in normalisations; a constant of the library.
 pub(super) const EPSILON: f64 = 1e-12;
 
 /// A block.
@@ -44,7 +44,8 @@ impl Block {
         }
     }
 
-    /// The stream `[B, L, W]`; every token attends to where `mask_B11L` is true, or to all.
+    /// The stream `[B, L, W]`; every token attends to the tokens for which `mask_B11L` is true, or
+    /// to all.
     pub(super) fn forward(
         &self,
         x_BLW: Tensor,

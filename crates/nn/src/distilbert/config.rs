@@ -1,5 +1,5 @@
-//! `config.json` of `transformers`' `DistilBertForSequenceClassification`. What a file leaves out has
-//! the library's default: huggingface/transformers
+//! `config.json` of `transformers`' `DistilBertForSequenceClassification`. Options that a file
+//! omits have the library's default: huggingface/transformers
 //! `src/transformers/models/distilbert/configuration_distilbert.py` at v5.23.0.
 
 use std::collections::BTreeMap;
@@ -19,7 +19,7 @@ const HINT: &str = "expected the config.json of a DistilBertForSequenceClassific
 /// A classifier of texts.
 #[derive(Debug, Clone, PartialEq)]
 pub struct DistilBertConfig {
-    /// Number of tokens there are.
+    /// Size of the vocabulary.
     pub vocabulary_size: i64,
     /// The most tokens of a text.
     pub context_length: i64,
@@ -31,17 +31,14 @@ pub struct DistilBertConfig {
     pub heads: i64,
     /// Width inside the MLPs.
     pub mlp_width: i64,
-    /// The token that fills the shorter texts of a batch. It is not attended to.
+    /// The token that pads the shorter texts of a batch. No token attends to it.
     pub padding: i64,
-    /// What the classes are called, in the order of the logits.
+    /// The names of the classes, in the order of the logits.
     pub labels: Vec<String>,
 }
 
 impl DistilBertConfig {
     /// Reads `config.json`.
-    ///
-    /// # Errors
-    /// Where the file cannot be read, or describes another kind of network.
     pub fn read(file: &Path) -> Result<Self, ConfigError> {
         Self::parse(&read_json(file)?, file).map_err(|error| error.in_file(file))
     }
@@ -73,7 +70,8 @@ impl DistilBertConfig {
             })?,
         };
         common(&options)?;
-        // How it is trained, and how its positions begin before they are read from the weights.
+        // Options of training, and the initial values of the position embeddings, which the weights
+        // replace.
         options.of_no_effect(&[
             "eos_token_id",
             "qa_dropout",
@@ -81,7 +79,7 @@ impl DistilBertConfig {
             "sinusoidal_pos_embds",
             "tie_weights_",
         ]);
-        // The library writes these as well where they are given.
+        // The library also writes these if they are set.
         let renamed = |name: &str, other: &str, default: i64| {
             let found = options.integer(name, default)?;
             options.integer(other, found)
@@ -102,9 +100,6 @@ impl DistilBertConfig {
     }
 
     /// Checks that all sizes are possible. [`super::DistilBert::load`] does it as well.
-    ///
-    /// # Errors
-    /// Where one is not.
     pub fn validate(&self) -> Result<(), ConfigError> {
         let labels = i64::try_from(self.labels.len()).unwrap_or(i64::MAX);
         for (what, found, least, most) in [
@@ -130,7 +125,7 @@ impl DistilBertConfig {
     }
 }
 
-/// The names of 0, 1 and so on; none where the numbers are others.
+/// The names of 0, 1 and so on; `None` if the keys are other numbers.
 fn in_order(mut names: BTreeMap<String, String>) -> Option<Vec<String>> {
     (0..names.len()).map(|id| names.remove(&id.to_string())).collect()
 }

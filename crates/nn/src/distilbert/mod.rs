@@ -1,4 +1,4 @@
-//! `DistilBertForSequenceClassification` of `transformers`: a class for each text. The paper takes
+//! `DistilBertForSequenceClassification` of `transformers`: a class for each text. The paper uses
 //! only prompts that one such network calls safe.
 //!
 //! Behaviour follows huggingface/transformers
@@ -30,10 +30,10 @@ pub const WEIGHT_FILES: &[&str] = &[
     "pytorch_model.bin.index.json",
 ];
 
-/// What is wrong is said of this network.
+/// The name in error messages.
 const NETWORK: &str = "DistilBERT classifier";
 
-/// Tokens computed together, padding included: memory stays below some hundred megabytes.
+/// Tokens of a batch, padding included: memory stays below a few hundred megabytes.
 const BATCH_TOKENS: usize = 4096;
 
 /// A classifier of texts.
@@ -52,8 +52,7 @@ pub struct DistilBert {
 impl DistilBert {
     /// Loads the network of a folder with `config.json` and a weights file ([`WEIGHT_FILES`]).
     ///
-    /// # Errors
-    /// As [`DistilBert::load`], and where a file is missing or unreadable.
+    /// # Errors As [`DistilBert::load`], or if a file is missing or unreadable.
     pub fn open(folder: &Path, device: Device, precision: Precision) -> Result<Self, ModelError> {
         let config = DistilBertConfig::read(&folder.join("config.json"))?;
         let weights = Weights::open_folder(folder, WEIGHT_FILES)?;
@@ -62,9 +61,8 @@ impl DistilBert {
 
     /// Loads the network, strictly.
     ///
-    /// # Errors
-    /// Where the checkpoint does not fit the configuration or holds NaN, or the precision not the
-    /// device.
+    /// # Errors If the checkpoint does not fit the configuration or holds NaN, or the precision
+    /// does not fit the device.
     pub fn load(
         config: &DistilBertConfig,
         weights: &Weights,
@@ -111,11 +109,10 @@ impl DistilBert {
 
     /// The logits of texts, one number for each label: f32 `[texts, N]` on the CPU. A text is its
     /// tokens with start and end, at most [`DistilBertConfig::context_length`], without padding.
-    /// Texts of like length are computed together; `done` is told after each batch how many texts
-    /// it held.
+    /// Texts of similar length are computed together; after each batch, `done` receives its number
+    /// of texts.
     ///
-    /// # Errors
-    /// Where a text is empty or too long, a token impossible, or memory does not suffice.
+    /// # Errors If a text is empty or too long, or a token is impossible.
     pub fn logits(
         &self,
         texts: &[Vec<i64>],
@@ -141,9 +138,6 @@ impl DistilBert {
     }
 
     /// The probability of each label for each text: the softmax of [`DistilBert::logits`].
-    ///
-    /// # Errors
-    /// As [`DistilBert::logits`].
     pub fn probabilities(
         &self,
         texts: &[Vec<i64>],
@@ -167,7 +161,7 @@ impl DistilBert {
         }
         let size = [rows.len() as i64, longest as i64];
         let tokens_BL = Tensor::f_from_slice(&padded)?.f_view(size)?.f_to_device(self.device)?;
-        // Without padding there is nothing to hide, and a faster kernel does.
+        // Without padding no mask is needed, and a faster kernel works.
         let mask_B11L = if rows.iter().all(|row| row.len() == longest) {
             None
         } else {
@@ -189,7 +183,7 @@ impl DistilBert {
         self.classifier.forward(&hidden_BW)?.f_to_kind(Kind::Float)
     }
 
-    /// Checks the values too, since a wrong index on a GPU ends the whole process.
+    /// Checks the values too, because a wrong index on a GPU ends the whole process.
     fn check(&self, text: &[i64]) -> Result<(), NetworkError> {
         let unfit = |reason: String| Err(NetworkError::Input { network: NETWORK, reason });
         let most = usize::try_from(self.config.context_length).unwrap_or(usize::MAX);
@@ -206,8 +200,8 @@ impl DistilBert {
     }
 }
 
-/// Cuts texts, sorted by length, into batches of at most [`BATCH_TOKENS`], padding included; a text
-/// that has more is a batch by itself.
+/// Splits texts, sorted by length, into batches of at most [`BATCH_TOKENS`], padding included; a
+/// longer text is a batch by itself.
 fn batches<'order>(order: &'order [usize], texts: &[Vec<i64>]) -> Vec<&'order [usize]> {
     let (mut batches, mut start) = (Vec::new(), 0);
     for (end, &text) in order.iter().enumerate() {

@@ -97,7 +97,7 @@ impl Conv2d {
                 let copied = matches!(prepared, Weight::Packed(..));
                 drop(weight);
                 if copied {
-                    loader.forget_pages(&weight_name);
+                    loader.release_pages(&weight_name);
                 }
                 of(prepared)
             }

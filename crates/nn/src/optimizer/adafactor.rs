@@ -1,6 +1,6 @@
-//! Adafactor, as huggingface/transformers `src/transformers/optimization.py` at v5.23.0 with
-//! `scale_parameter=False, relative_step=False, beta1=None`: the setting of the reference training for
-//! SDXL. There the learning rate is the caller's alone.
+//! Adafactor, as in huggingface/transformers `src/transformers/optimization.py` at v5.23.0 with
+//! `scale_parameter=False, relative_step=False, beta1=None`: the setting of the reference training
+//! for SDXL, in which the caller alone decides the learning rate.
 
 use tch::{Device, Kind, TchError, Tensor};
 
@@ -9,17 +9,17 @@ use crate::error::{ModelError, NetworkError};
 use crate::shim;
 use crate::weights::{Weights, WeightsError};
 
-/// The numbers of Adafactor. The default ones are those of `transformers`, and the weight decay that
+/// The parameters of Adafactor. The defaults are those of `transformers`; the weight decay is that
 /// of the reference training.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct AdafactorConfig {
-    /// What is added to the squared gradient.
+    /// Added to the squared gradient.
     pub epsilon: f64,
     /// The root mean square above which an update is scaled down to it.
     pub clip_threshold: f64,
     /// The second moment keeps `1 − tᵈ` of itself at step t, with this d.
     pub decay_rate: f64,
-    /// Part of the weight that a step of learning rate one would take off.
+    /// The fraction of a weight that a step with learning rate one removes.
     pub weight_decay: f64,
 }
 
@@ -48,7 +48,7 @@ struct Slot {
     parameter: Tensor,
     moment: Moment,
     step: u32,
-    /// The same on the CPU, for the state.
+    /// The same number on the CPU, for the state.
     step_tensor: Tensor,
 }
 
@@ -67,7 +67,7 @@ impl Adafactor {
     /// An optimizer of f32 leaves by name, before its first step.
     ///
     /// # Errors
-    /// Where a parameter is not f32, or there is not enough memory.
+    /// If a parameter is not f32, or memory runs out.
     pub fn new(
         parameters: &[(String, Tensor)],
         config: AdafactorConfig,

@@ -1,5 +1,5 @@
-//! AdamW, as pytorch/pytorch `torch/optim/adamw.py` at v2.11.0 with `fused=True`: weight decay apart
-//! from the gradient, one pass over weights and moments.
+//! AdamW, as in pytorch/pytorch `torch/optim/adamw.py` at v2.11.0 with `fused=True`: decoupled
+//! weight decay, and one pass over weights and moments.
 
 use tch::{Kind, Tensor};
 
@@ -8,14 +8,14 @@ use crate::error::{ModelError, NetworkError};
 use crate::shim::{self, AdamWTensors};
 use crate::weights::{Weights, WeightsError};
 
-/// The numbers of AdamW; the default ones are those of the reference training and of PyTorch.
+/// The parameters of AdamW. The defaults are those of the reference training and of PyTorch.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct AdamWConfig {
-    /// How much of the first and of the second moment a step keeps.
+    /// The fraction of the first and of the second moment that a step keeps.
     pub betas: [f64; 2],
-    /// What is added to the root of the second moment.
+    /// Added to the root of the second moment.
     pub epsilon: f64,
-    /// Part of the weight that a step of learning rate one would take off.
+    /// The fraction of a weight that a step with learning rate one removes.
     pub weight_decay: f64,
 }
 
@@ -43,7 +43,7 @@ impl AdamW {
     /// An optimizer of f32 leaves by name, before its first step.
     ///
     /// # Errors
-    /// Where a parameter is not f32, or there is not enough memory.
+    /// If a parameter is not f32, or memory runs out.
     pub fn new(parameters: &[(String, Tensor)], config: AdamWConfig) -> Result<Self, NetworkError> {
         check("AdamW", parameters)?;
         let zeros = || {

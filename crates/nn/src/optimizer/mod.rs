@@ -1,9 +1,9 @@
-//! Optimizers, as the reference training uses them: [`AdamW`] of PyTorch and [`Adafactor`] of
+//! The optimizers of the reference training, [`AdamW`] of PyTorch and [`Adafactor`] of
 //! `transformers`, and the clipping of gradients between the backward pass and the step.
 //!
-//! Weights are f32 leaves, changed in place; so are the moments, and every number of an optimizer's
+//! Weights and moments are f32 tensors that steps change in place. Every number of an optimizer's
 //! state is an f32 tensor with a name, so that a safetensors file holds all of it. A parameter
-//! without a gradient is left alone, its state too. Nothing here waits for the device.
+//! without a gradient keeps its value and its state. Nothing here waits for the device.
 
 mod adafactor;
 mod adamw;
@@ -65,39 +65,30 @@ impl fmt::Display for OptimizerKind {
     }
 }
 
-/// Changes parameters by their gradients.
+/// Updates parameters by their gradients.
 pub trait Optimizer {
-    /// One update of every parameter that has a gradient, in place.
-    ///
-    /// # Errors
-    /// Where libtorch refuses, most often for want of memory.
+    /// Updates every parameter that has a gradient, in place.
     fn step(&mut self, learning_rate: f64) -> Result<(), NetworkError>;
 
     /// The whole state by name, `PARAMETER.exp_avg` and so on: f32 tensors that share the optimizer's
     /// memory, so that the next step changes them.
     fn state(&self) -> Vec<(String, Tensor)>;
 
-    /// Takes over a state as [`Optimizer::state`] gave it: strict, every tensor with its shape and
-    /// finite, all differences in one error. After an error the state is as it was.
+    /// Restores a state that [`Optimizer::state`] returned. Strict: every tensor must exist, have
+    /// its shape and be finite, and one error lists all differences. After an error the state is
+    /// unchanged.
     ///
     /// # Errors
-    /// Where the file is not the state of this optimizer for these parameters.
+    /// If the file is not the state of this optimizer for these parameters.
     fn load_state(&mut self, weights: &Weights) -> Result<(), ModelError>;
 
-    /// Takes the gradients off the parameters: their memory is free until the next backward pass.
-    ///
-    /// # Errors
-    /// Where libtorch refuses.
+    /// Drops the gradients: their memory is free until the next backward pass.
     fn zero_grad(&mut self) -> Result<(), NetworkError>;
 }
 
-/// The 2-norm of all gradients together, a number on their device, as
-/// `torch.nn.utils.clip_grad_norm_(parameters, max_norm)` of PyTorch 2.11 computes it. Where it
-/// exceeds `max_norm`, the gradients are scaled down to that in place. Without any gradient it is
-/// zero.
-///
-/// # Errors
-/// Where libtorch refuses, most often for want of memory.
+/// The gradient norm, which is the 2-norm of all gradients together, as a number on their device.
+/// If it exceeds `max_norm`, the gradients are scaled down to it in place. Without a gradient it is
+/// zero. Computes what `torch.nn.utils.clip_grad_norm_(parameters, max_norm)` of PyTorch 2.11 does.
 pub fn clip_grad_norm(
     parameters: &[(String, Tensor)],
     max_norm: Option<f64>,
@@ -111,8 +102,8 @@ pub fn clip_grad_norm(
     Ok(shim::clip_gradients(&gradients, max_norm.unwrap_or(f64::INFINITY))?)
 }
 
-/// Refuses parameters that an optimizer would train wrongly: weights in half precision lose updates
-/// of a learning rate of 1e-6 altogether.
+/// Rejects parameters that an optimizer would train wrongly: weights in half precision lose all
+/// updates with a learning rate of 1e-6.
 fn check(optimizer: &'static str, parameters: &[(String, Tensor)]) -> Result<(), NetworkError> {
     match parameters.iter().find(|(_, parameter)| parameter.kind() != Kind::Float) {
         None => Ok(()),
@@ -123,8 +114,8 @@ fn check(optimizer: &'static str, parameters: &[(String, Tensor)]) -> Result<(),
     }
 }
 
-/// The tensors of a state file, in the order of `wanted`: over the file's own memory on a CPU, so
-/// that nothing is changed before everything is known to fit.
+/// The tensors of a state file, in the order of `wanted`. On a CPU they use the file's memory, so
+/// that nothing changes before everything is known to fit.
 fn read_state(
     optimizer: &str,
     weights: &Weights,

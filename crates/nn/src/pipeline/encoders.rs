@@ -1,4 +1,4 @@
-//! What a pipeline makes of images and texts: the autoencoder and the text encoders.
+//! The encoders of a pipeline: the autoencoder for images, and the text encoders.
 //!
 //! `B` batch, `L` tokens, `D` width of the text.
 
@@ -13,36 +13,37 @@ use crate::unet::UNetConfig;
 use crate::vae::{Vae, VaeConfig};
 use crate::weights::Weights;
 
-/// Texts as the UNet reads them; f32, on the pipeline's device.
+/// Prompt embeddings, the texts as the UNet reads them; f32, on the pipeline's device.
 #[derive(Debug)]
 pub struct PromptEmbeds {
-    /// Every token's features, `[B, L, D]`.
+    /// The features of every token, `[B, L, D]`: `prompt_embeds` of diffusers' pipelines and
+    /// `encoder_hidden_states` of its UNet.
     pub embeds_BLD: Tensor,
-    /// One vector for each text, `[B, P]`, for SDXL.
+    /// One vector per text, `[B, P]`, for SDXL: `pooled_prompt_embeds`.
     pub pooled_BD: Option<Tensor>,
 }
 
-/// The networks of a pipeline beside its UNet.
+/// The networks of a pipeline, apart from its UNet.
 #[derive(Debug)]
 pub struct Encoders {
-    /// Which pipeline they are of.
+    /// The family of their pipeline.
     pub family: Family,
     /// The autoencoder.
     pub vae: Vae,
-    /// The text encoder; two of SDXL.
+    /// The text encoder; SDXL has two.
     pub text_encoders: Vec<TextEncoder>,
-    /// Whether SDXL takes zeros for an empty negative prompt.
+    /// Whether SDXL replaces an empty negative prompt by zeros.
     pub force_zeros_for_empty_prompt: bool,
     device: Device,
 }
 
 impl Encoders {
-    /// Loads them for inference. The autoencoder runs in f32 where f16 was asked for and its
-    /// configuration says that is not enough. The UNet's configuration alone is read, since all
-    /// networks must fit each other.
+    /// Loads them for inference. In f16, the autoencoder computes in f32 if its configuration sets
+    /// `force_upcast`. Of the UNet only the configuration is read, because all networks must fit
+    /// each other.
     ///
     /// # Errors
-    /// Where a file cannot be read, a checkpoint does not fit its configuration, or the networks
+    /// If a file cannot be read, a checkpoint does not fit its configuration, or the networks
     /// do not fit each other.
     pub fn load(
         files: &PipelineFiles,
@@ -76,16 +77,13 @@ impl Encoders {
         })
     }
 
-    /// The device they are on.
+    /// Their device.
     pub fn device(&self) -> Device {
         self.device
     }
 
-    /// Encodes texts: for each text encoder the tokens of its tokenizer, `[B, 77]` i64 with their
-    /// padding.
-    ///
-    /// # Errors
-    /// Where the tokens do not fit, or libtorch has not enough memory.
+    /// Encodes prompts: for each text encoder the token ids of its tokenizer, `[B, 77]` i64 with
+    /// their padding.
     pub fn encode_prompt(&self, tokens: &[Tensor]) -> Result<PromptEmbeds, NetworkError> {
         self.check_tokens(tokens)?;
         let mut hidden = Vec::with_capacity(tokens.len());
@@ -103,11 +101,8 @@ impl Encoders {
         Ok(PromptEmbeds { embeds_BLD: Tensor::f_cat(&hidden, -1)?, pooled_BD: pooled })
     }
 
-    /// Encodes negative texts; `empty` says that they are the empty text, for which SDXL takes
-    /// zeros where its directory says so.
-    ///
-    /// # Errors
-    /// As [`Encoders::encode_prompt`].
+    /// Encodes negative prompts; `empty` says that they are empty, which SDXL replaces by zeros if
+    /// [`Encoders::force_zeros_for_empty_prompt`] is set.
     pub fn encode_negative_prompt(
         &self,
         tokens: &[Tensor],
@@ -149,7 +144,7 @@ impl Encoders {
     }
 }
 
-/// Checks that the networks of a directory, or of two, are made for each other.
+/// Checks that the networks of a directory, or of two, fit each other.
 fn check_fit(
     files: &PipelineFiles,
     unet: &UNetConfig,

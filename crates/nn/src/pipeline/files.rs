@@ -1,4 +1,4 @@
-//! What a diffusers directory holds: `model_index.json` and a sub-folder for each part.
+//! The contents of a diffusers directory: `model_index.json` and a sub-folder for each part.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -14,7 +14,7 @@ use crate::text::{self, TextEncoderConfig};
 use crate::unet::{self, UNetConfig};
 use crate::weights;
 
-/// Which pipeline a directory is of.
+/// The family of a pipeline.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Family {
     /// `StableDiffusionPipeline`: Stable Diffusion 1 and 2.
@@ -51,34 +51,34 @@ pub struct NetworkFiles {
     pub weights: PathBuf,
 }
 
-/// The files of a pipeline. They are found, not yet read.
+/// The files of a pipeline, found but not yet read.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PipelineFiles {
     /// The pipeline's directory.
     pub folder: PathBuf,
-    /// Which pipeline it is of.
+    /// The family of the pipeline.
     pub family: Family,
-    /// The UNet, of this directory or of the one that stands in for it.
+    /// The UNet of this directory, or the one that replaces it.
     pub unet: NetworkFiles,
     /// The autoencoder.
     pub vae: NetworkFiles,
-    /// The text encoder; two of SDXL.
+    /// The text encoder; SDXL has two.
     pub text_encoders: Vec<NetworkFiles>,
     /// The folder of each text encoder's tokenizer.
     pub tokenizers: Vec<PathBuf>,
     /// `scheduler_config.json`.
     pub scheduler_config: PathBuf,
-    /// The scheduler's class as the index names it, whatever the file's own says.
+    /// The scheduler's class in the index, whatever the file itself says.
     pub scheduler_class: Option<String>,
-    /// Whether SDXL takes zeros for an empty negative prompt.
+    /// Whether SDXL replaces an empty negative prompt by zeros.
     pub force_zeros_for_empty_prompt: bool,
 }
 
-/// `model_index.json`: library and class of each part, and options of the pipeline.
+/// `model_index.json`: the library and the class of each part, and options of the pipeline.
 struct Index {
     file: PathBuf,
     class: String,
-    /// Whether SDXL takes zeros for an empty negative prompt; null is no, as in Python.
+    /// Whether SDXL replaces an empty negative prompt by zeros; null means no, as in Python.
     force_zeros: bool,
     parts: BTreeMap<&'static str, Value>,
 }
@@ -95,8 +95,8 @@ const PARTS: &[(&str, &str)] = &[
     ("tokenizer", "transformers"),
     ("tokenizer_2", "transformers"),
 ];
-/// What else an index names: parts that look at images when they are done or that images are made
-/// of, and marks upon them. None changes what is generated here.
+/// Other entries of an index: parts that inspect or mark finished images, or start from an image.
+/// They have no effect here.
 const OF_NO_EFFECT: &[&str] = &[
     "add_watermarker",
     "feature_extractor",
@@ -104,19 +104,18 @@ const OF_NO_EFFECT: &[&str] = &[
     "requires_safety_checker",
     "safety_checker",
 ];
-/// diffusers takes a smaller UNet of Stable Diffusion, written before this version, for one of this
-/// size: its file has the default of that time.
+/// diffusers uses this size for a smaller UNet of Stable Diffusion that was written before this
+/// version, because its file has the default of that time.
 const FORMER_SAMPLE_SIZE: i64 = 64;
 const FIRST_VERSION_WITH_SAMPLE_SIZE: [u64; 2] = [0, 9];
 
 impl PipelineFiles {
-    /// Finds the parts of the pipeline in `folder`. f32 safetensors are preferred to shards of
-    /// them, these to the `.fp16` variant, and that to a pickle. With `unet_override`, the UNet is
-    /// that of another folder: one with `config.json` and weights, or one that contains such a
-    /// folder as `unet`, as fine-tuned UNets are published.
+    /// Finds the parts of the pipeline in `folder`. It prefers f32 safetensors to their shards,
+    /// these to the `.fp16` variant, and that to a pickle. With `unet_override`, the UNet comes
+    /// from another folder: one with `config.json` and weights, or one that contains such a folder
+    /// as `unet`, as fine-tuned UNets are published.
     ///
-    /// # Errors
-    /// Where the directory is no such pipeline, or lacks a part.
+    /// # Errors If the directory is not such a pipeline, or lacks a part.
     pub fn open(folder: &Path, unet_override: Option<&Path>) -> Result<Self, ModelError> {
         let index = Index::read(folder)?;
         let family = index.family()?;
@@ -158,19 +157,16 @@ impl PipelineFiles {
         })
     }
 
-    /// Finds the UNet of a folder that holds one, or contains such a folder as `unet`.
+    /// Finds the UNet in a folder, or in its sub-folder `unet`.
     ///
-    /// # Errors
-    /// Where it holds none, or not all of it.
+    /// # Errors If there is no UNet, or a part of it is missing.
     pub fn open_unet(folder: &Path) -> Result<NetworkFiles, ModelError> {
         unet_alone(folder)
     }
 
-    /// The noise schedule, as the pipeline's class in diffusers corrects outdated ones: that of Stable
-    /// Diffusion has an offset of one, and predicted latents are not clipped.
-    ///
-    /// # Errors
-    /// Where `scheduler_config.json` cannot be read.
+    /// The noise schedule, with the corrections that the pipeline's class in diffusers makes to
+    /// outdated files: for Stable Diffusion, `steps_offset` is one and predicted latents are not
+    /// clipped.
     pub fn schedule(&self) -> Result<ScheduleConfig, ConfigError> {
         let class = self.scheduler_class.as_deref();
         let schedule = ScheduleConfig::read_as(&self.scheduler_config, class)?;
@@ -182,11 +178,12 @@ impl PipelineFiles {
         })
     }
 
-    /// The UNet's configuration, as the pipeline's class in diffusers corrects outdated ones: a UNet
-    /// of Stable Diffusion from before 0.9 with a side below 64 is one of 64.
+    /// The UNet's configuration, with the correction that the pipeline's class in diffusers makes
+    /// to outdated files: the sample size of a Stable Diffusion UNet from before 0.9 is at least
+    /// 64.
     ///
     /// # Errors
-    /// Where `config.json` cannot be read or describes another kind of network.
+    /// If `config.json` cannot be read or describes another kind of network.
     pub fn unet_config(&self) -> Result<UNetConfig, ConfigError> {
         let file = &self.unet.config;
         let mut config = UNetConfig::read(file)?;
@@ -210,11 +207,11 @@ impl PipelineFiles {
         Ok(config)
     }
 
-    /// The configurations of the text encoders. Whether one has a projection is said by the class in
-    /// the index: the second of SDXL has.
+    /// The configurations of the text encoders. Their classes in the index decide whether they have
+    /// a projection: the second of SDXL has one.
     ///
     /// # Errors
-    /// Where a `config.json` cannot be read or describes another kind of network.
+    /// If a `config.json` cannot be read or describes another kind of network.
     pub fn text_configs(&self) -> Result<Vec<TextEncoderConfig>, ConfigError> {
         let files = self.text_encoders.iter().enumerate();
         files
@@ -227,7 +224,7 @@ impl PipelineFiles {
 fn release(version: &str) -> Option<[u64; 2]> {
     let mut numbers = version.trim().trim_start_matches('v').split('.');
     let first = numbers.next()?.parse().ok()?;
-    // What follows a number in its own piece (`9rc1`) makes an earlier one of the same release.
+    // Letters after a number (`9rc1`) mark an earlier version of the same release.
     let second = numbers.next().unwrap_or("0");
     let digits = second.find(|letter: char| !letter.is_ascii_digit()).unwrap_or(second.len());
     Some([first, second[..digits].parse().ok()?])
@@ -252,7 +249,7 @@ impl Index {
                 parts.insert(*name, part.clone());
             }
         }
-        // Told to none but SDXL, as in diffusers.
+        // Only SDXL reads this option, as in diffusers.
         let force_zeros = options.flag("force_zeros_for_empty_prompt", true)?;
         options.of_no_effect(OF_NO_EFFECT);
         options.fixed("quantization_config", &["null"], "quantised weights are not read")?;
@@ -271,13 +268,13 @@ impl Index {
             })
     }
 
-    /// The class of the scheduler, where the index names one.
+    /// The class of the scheduler, if the index names one.
     fn scheduler(&self, folder: &Path) -> Result<Option<String>, ModelError> {
         self.class_of(folder, "scheduler").map(|class| class.map(str::to_owned))
     }
 
-    /// The class of a part, where the index names it: `["library", "class"]`, or two nulls for a
-    /// part that was left out.
+    /// The class of a part, if the index names it: `["library", "class"]`, or two nulls for an
+    /// omitted part.
     fn class_of(&self, folder: &Path, name: &str) -> Result<Option<&str>, ModelError> {
         let Some(part) = self.parts.get(name) else { return Ok(None) };
         let library =
@@ -301,7 +298,7 @@ impl Index {
         }
     }
 
-    /// Checks the class of a part, where the index names it.
+    /// Checks the class of a part, if the index names it.
     fn part(&self, folder: &Path, name: &str, classes: &[&str]) -> Result<(), ModelError> {
         match self.class_of(folder, name)? {
             Some(class) if !classes.contains(&class) => {
@@ -324,7 +321,7 @@ impl Index {
     }
 }
 
-/// A UNet alone: its folder, or the one around it.
+/// A UNet alone: its folder, or the folder that contains it as `unet`.
 fn unet_alone(folder: &Path) -> Result<NetworkFiles, ModelError> {
     let inner = folder.join("unet");
     let folder = if inner.is_dir() { &inner } else { folder };
@@ -344,7 +341,7 @@ fn network(folder: &Path, name: &str, weights: &[&str]) -> Result<NetworkFiles, 
     })
 }
 
-/// The first of `names` that is in `folder`.
+/// The first of `names` that `folder` contains.
 fn one_of(folder: &Path, part: &str, names: &[&str]) -> Result<PathBuf, ModelError> {
     let found = names.iter().map(|name| folder.join(name)).find(|path| path.is_file());
     found.ok_or_else(|| {

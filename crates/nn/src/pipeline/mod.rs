@@ -1,5 +1,5 @@
-//! Diffusion pipelines: a diffusers directory to images. Texts come as tokens; tokenizers are
-//! another crate's.
+//! Diffusion pipelines: from a diffusers directory to images. Texts come as token ids; the crate
+//! `media` has the tokenizers.
 //!
 //! Behaviour follows huggingface/diffusers
 //! `src/diffusers/pipelines/stable_diffusion/pipeline_stable_diffusion.py` and
@@ -28,7 +28,7 @@ use crate::unet::{AddedConditions, UNet, UNetConfig};
 use crate::vae::is_finite;
 use crate::weights::Weights;
 
-/// What is wrong with a request is said of this.
+/// The name in error messages about a request.
 const PIPELINE: &str = "pipeline";
 
 /// A pipeline in memory.
@@ -38,26 +38,27 @@ pub struct Pipeline {
     pub encoders: Encoders,
     /// The network that predicts noise.
     pub unet: UNet,
-    /// The noise schedule, as the pipeline's class in diffusers corrects it.
+    /// The noise schedule, with the corrections of the pipeline's class in diffusers.
     pub schedule: ScheduleConfig,
 }
 
-/// Which images to draw.
+/// Which images to generate.
 #[derive(Debug, Clone, Copy)]
 pub struct SampleRequest<'a> {
-    /// What to draw: a row for each seed, or one for all.
+    /// The prompts: a row for each seed, or one for all.
     pub prompt: &'a PromptEmbeds,
-    /// What to keep away from: a row for each seed, or one for all. Not read without guidance.
+    /// The negative prompts: a row for each seed, or one for all. Not read without guidance.
     pub negative: &'a PromptEmbeds,
-    /// A seed for each image, of a CPU generator of its own: neither the batch nor the device
-    /// change the noise.
+    /// A seed for each image. Each image has its own CPU generator, so neither the batch nor the
+    /// device changes the noise.
     pub seeds: &'a [u64],
     /// Denoising steps.
     pub steps: usize,
-    /// How far to go beyond the prompt's prediction, away from the negative one's. With 1 or less
-    /// there is no guidance, and each step costs half.
+    /// The scale of classifier-free guidance: how far a step moves from the negative prompt's
+    /// prediction through that of the prompt. With 1 or less there is no guidance, and each step
+    /// costs half.
     pub guidance: f64,
-    /// The solver.
+    /// The sampler, a scheduler of diffusers.
     pub sampler: SamplerKind,
     /// Height of the images in pixels, a multiple of the autoencoder's factor.
     pub height: i64,
@@ -65,23 +66,23 @@ pub struct SampleRequest<'a> {
     pub width: i64,
 }
 
-/// An image: red, green and blue of 8 bits, row by row.
+/// An RGB image with 8 bits per channel, row by row.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Image {
-    /// Pixels of a row.
+    /// Width in pixels.
     pub width: usize,
-    /// Rows.
+    /// Height in pixels.
     pub height: usize,
     /// `height · width · 3` bytes.
     pub pixels: Vec<u8>,
 }
 
 impl Pipeline {
-    /// Loads all networks for inference. The autoencoder runs in f32 where f16 was asked for and
-    /// its configuration says that is not enough.
+    /// Loads all networks for inference. In f16, the autoencoder computes in f32 if its
+    /// configuration sets `force_upcast`.
     ///
     /// # Errors
-    /// Where a file cannot be read, a checkpoint does not fit its configuration, or the networks
+    /// If a file cannot be read, a checkpoint does not fit its configuration, or the networks
     /// do not fit each other.
     pub fn load(
         files: &PipelineFiles,
@@ -94,11 +95,8 @@ impl Pipeline {
         })
     }
 
-    /// Loads all networks, the UNet for training: its weights are f32 and record gradients, and
-    /// [`Pipeline::sample`] draws with the weights as they stand.
-    ///
-    /// # Errors
-    /// As [`Pipeline::load`].
+    /// Loads all networks, the UNet for training: its weights are f32 and record gradients.
+    /// [`Pipeline::sample`] uses the current weights.
     pub fn load_for_training(
         files: &PipelineFiles,
         device: Device,
@@ -123,28 +121,22 @@ impl Pipeline {
         Ok(Self { encoders, unet, schedule })
     }
 
-    /// Which pipeline it is.
+    /// The family of the pipeline.
     pub fn family(&self) -> Family {
         self.encoders.family
     }
 
-    /// The device it is on.
+    /// Its device.
     pub fn device(&self) -> Device {
         self.encoders.device()
     }
 
-    /// As [`Encoders::encode_prompt`].
-    ///
-    /// # Errors
-    /// As [`Encoders::encode_prompt`].
+    /// See [`Encoders::encode_prompt`].
     pub fn encode_prompt(&self, tokens: &[Tensor]) -> Result<PromptEmbeds, NetworkError> {
         self.encoders.encode_prompt(tokens)
     }
 
-    /// As [`Encoders::encode_negative_prompt`].
-    ///
-    /// # Errors
-    /// As [`Encoders::encode_prompt`].
+    /// See [`Encoders::encode_negative_prompt`].
     pub fn encode_negative_prompt(
         &self,
         tokens: &[Tensor],
@@ -153,12 +145,11 @@ impl Pipeline {
         self.encoders.encode_negative_prompt(tokens, empty)
     }
 
-    /// Draws an image for each seed. `progress` is told after each call of the UNet how many are
-    /// done, and of how many; where it breaks, sampling ends with none.
+    /// Generates an image for each seed. After each call of the UNet, `progress` receives the
+    /// number of calls done and in all. If it breaks, sampling stops and returns `None`.
     ///
-    /// # Errors
-    /// Where the request does not fit, numbers become NaN or infinite, or libtorch has not enough
-    /// memory.
+    /// # Errors If the request does not fit the pipeline, numbers become NaN or infinite, or memory
+    /// runs out.
     pub fn sample(
         &self,
         request: &SampleRequest<'_>,
@@ -180,7 +171,7 @@ impl Pipeline {
         .map(Some)
     }
 
-    /// Noise to latents, `[B, C, H/f, W/f]` f32; none where `progress` broke.
+    /// Denoises random latents to `[B, C, H/f, W/f]` f32; `None` if `progress` breaks.
     fn denoise(
         &self,
         request: &SampleRequest<'_>,
@@ -234,8 +225,8 @@ impl Pipeline {
         Ok(Some(latents_BCHW))
     }
 
-    /// What the UNet is told, for each image, or with guidance for the negative rows and then the
-    /// others.
+    /// The conditions of the UNet for each image; with guidance, those of the negative prompts come
+    /// first.
     fn conditions(
         &self,
         request: &SampleRequest<'_>,
@@ -251,7 +242,8 @@ impl Pipeline {
         }
         let pooled: Option<Vec<&Tensor>> =
             texts.iter().map(|text| text.pooled_BD.as_ref()).collect();
-        let pooled = pooled.ok_or_else(|| refused("SDXL needs pooled texts".to_owned()))?;
+        let pooled =
+            pooled.ok_or_else(|| refused("SDXL needs pooled prompt embeddings".to_owned()))?;
         let (height, width) = (request.height as f32, request.width as f32);
         // Original size, crop, target size.
         let ids_16 = Tensor::f_from_slice(&[height, width, 0.0, 0.0, height, width])?;
@@ -261,8 +253,8 @@ impl Pipeline {
     }
 }
 
-/// The prediction for the prompt, taken further away from the negative one: `[2B, C, H, W]` to
-/// `[B, C, H, W]`.
+/// Classifier-free guidance: moves from the prediction for the negative prompt to that for the
+/// prompt and beyond. `[2B, C, H, W]` to `[B, C, H, W]`.
 fn guide(predicted_BCHW: &Tensor, guidance: f64) -> Result<Tensor, TchError> {
     let batch = predicted_BCHW.size4()?.0 / 2;
     let negative_BCHW = predicted_BCHW.f_narrow(0, 0, batch)?;
@@ -270,14 +262,14 @@ fn guide(predicted_BCHW: &Tensor, guidance: f64) -> Result<Tensor, TchError> {
     negative_BCHW.f_add(&prompt_BCHW.f_sub(&negative_BCHW)?.f_mul_scalar(guidance)?)
 }
 
-/// `parts` under each other, each with `batch` rows or one row that stands for all.
+/// Concatenates `parts`, each with `batch` rows or one row for all.
 fn stack(parts: &[&Tensor], batch: i64) -> Result<Tensor, NetworkError> {
     let shapes: Vec<Vec<i64>> = parts.iter().map(|part| part.size()).collect();
     let rows_fit = |shape: &[i64]| shape.first().is_some_and(|rows| *rows == 1 || *rows == batch);
     let width = |shape: &[i64]| shape.get(1..).map(<[i64]>::to_vec);
     if !shapes.iter().all(|shape| rows_fit(shape) && width(shape) == width(&shapes[0])) {
         return Err(refused(format!(
-            "expected texts of {batch} rows or one, as wide as each other, found {shapes:?}"
+            "expected prompt embeddings of {batch} rows or one, of equal shape, found {shapes:?}"
         )));
     }
     let rows = parts

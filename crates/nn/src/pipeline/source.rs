@@ -1,9 +1,10 @@
-//! A pipeline as it is named: a folder of this machine, or `hf://owner/name[@revision]`, of which only
-//! the files that are read are downloaded.
+//! A pipeline by name: a local folder, or `hf://owner/name[@revision]`. Only the files that are
+//! read are downloaded.
 //!
-//! Which these are is decided by [`PipelineFiles::open`] itself: it looks at a folder that has the
-//! names of the repository, the small files as they are and the weights empty. So a download is of
-//! the very variant that a whole copy of the repository would be loaded from.
+//! [`PipelineFiles::open`] itself decides which these are. It looks at a folder with the names of
+//! the repository's files, in which the small files are complete and the weights are empty. A
+//! download therefore fetches the same variant that it would read from a complete copy of the
+//! repository.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -16,7 +17,7 @@ use super::PipelineFiles;
 use crate::config::{invalid, read_json};
 use crate::error::ModelError;
 
-/// Folders of a pipeline whose files are read, or copied beside a trained UNet.
+/// Folders of a pipeline whose files are read, or copied next to a trained UNet.
 const PARTS: [&str; 8] = [
     "unet",
     "vae",
@@ -31,32 +32,32 @@ const INDEX: &str = "model_index.json";
 /// The suffix of weights in half precision.
 const HALF: &str = ".fp16";
 
-/// Where a pipeline is to come from.
+/// Where a pipeline comes from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PipelineSource {
-    /// A folder, or a name of the hub.
+    /// A folder, or a name on the hub.
     pub model: PathBuf,
-    /// A folder or name of the hub whose UNet stands in for the pipeline's.
+    /// A folder or a name on the hub whose UNet replaces the pipeline's.
     pub unet: Option<PathBuf>,
 }
 
-/// A pipeline that is known to exist, with what is missing of it here.
+/// A pipeline that exists, with the files that are not local yet.
 #[derive(Debug)]
 pub struct FoundPipeline {
     model: Place,
     unet: Option<Place>,
 }
 
-/// A pipeline whose files are all here.
+/// A pipeline with all its files on this machine.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FetchedPipeline {
     /// Its files.
     pub files: PipelineFiles,
-    /// The name for people: the folder, or `hf://owner/name@revision`.
+    /// The name for messages and reports: the folder, or `hf://owner/name@revision`.
     pub shown: String,
-    /// The hub's commit of the pipeline; none of a folder.
+    /// The hub's commit of the pipeline; `None` for a folder.
     pub revision: Option<String>,
-    /// The hub's commit of the UNet that stands in; none of a folder.
+    /// The hub's commit of the UNet that replaces it; `None` for a folder.
     pub unet_revision: Option<String>,
 }
 
@@ -65,16 +66,15 @@ enum Place {
     Folder(PathBuf),
     Hub {
         repository: Box<Repository>,
-        /// What has to be there before the pipeline is opened.
+        /// The files that must exist before the pipeline is opened.
         files: Vec<String>,
     },
 }
 
 impl PipelineSource {
-    /// Looks at what is on this machine: to be called for every model before anything is downloaded.
+    /// Checks what is on this machine. Call it for every model before the first download.
     ///
-    /// # Errors
-    /// Where a folder is no pipeline or not complete, or a name of the hub is malformed.
+    /// # Errors If a folder is not a complete pipeline, or a name on the hub is malformed.
     pub fn check_local(&self) -> Result<(), ModelError> {
         let model = is_hub(&self.model);
         let unet = self.unet.as_deref();
@@ -97,11 +97,10 @@ impl PipelineSource {
         }
     }
 
-    /// Finds the pipeline and, of the hub, which of its files are needed. Its small files are
-    /// downloaded, its weights are not.
+    /// Finds the pipeline and, on the hub, the files that it needs. Downloads its small files, not
+    /// its weights.
     ///
-    /// # Errors
-    /// As [`PipelineSource::check_local`], and where the hub has no such pipeline.
+    /// # Errors As [`PipelineSource::check_local`], or if the hub has no such pipeline.
     pub fn find(&self) -> Result<FoundPipeline, ModelError> {
         self.check_local()?;
         let unet = self.unet.as_deref().map(Place::find_unet).transpose()?;
@@ -114,7 +113,7 @@ impl PipelineSource {
         Ok(FoundPipeline { model, unet })
     }
 
-    /// Finds the pipeline, says what will be downloaded, and downloads it.
+    /// Finds the pipeline, logs what will be downloaded, and downloads it.
     ///
     /// # Errors
     /// As [`PipelineSource::find`] and [`FoundPipeline::fetch`].
@@ -128,7 +127,7 @@ impl PipelineSource {
 }
 
 impl FoundPipeline {
-    /// Counts what is not here.
+    /// Counts the files that are not local yet.
     ///
     /// # Errors
     /// When the program is asked to stop.
@@ -143,10 +142,10 @@ impl FoundPipeline {
         Ok(())
     }
 
-    /// Downloads what is not here, and opens the pipeline.
+    /// Downloads the missing files and opens the pipeline.
     ///
     /// # Errors
-    /// Where a file cannot be downloaded, or the pipeline is not complete.
+    /// If a file cannot be downloaded, or the pipeline is not complete.
     pub fn fetch(&self) -> Result<FetchedPipeline, ModelError> {
         let folder = self.model.fetch()?;
         let unet = self.unet.as_ref().map(Place::fetch).transpose()?;
@@ -174,7 +173,7 @@ impl Place {
         let repository = Repository::open(&unet.to_string_lossy(), Path::new(""))?;
         let is_complete = |folder: &Path| PipelineFiles::open_unet(folder).map(|unet| vec![unet]);
         Self::of_hub(repository, is_complete, |name| {
-            // The files lie in the repository itself, or in its folder `unet`.
+            // The files are in the repository itself, or in its folder `unet`.
             matches!(name.split('/').collect::<Vec<_>>()[..], [_] | ["unet", _])
         })
     }
@@ -204,8 +203,8 @@ impl Place {
         networks: impl Fn(&Path) -> Result<Vec<super::NetworkFiles>, ModelError>,
         is_part: impl Fn(&str) -> bool,
     ) -> Result<Self, ModelError> {
-        // What the cache holds whole is used as it is; but of a copy in half precision alone it is
-        // asked whether there is a better one.
+        // A complete copy in the cache is used without asking the hub. If the copy is only in half
+        // precision, the hub is asked for a better one.
         if let Some(folder) = repository.folder()
             && let Ok(found) = networks(folder)
             && found.iter().all(|network| {
@@ -243,7 +242,7 @@ impl Place {
         Ok(Self::Hub { repository: Box::new(repository), files: files.into_iter().collect() })
     }
 
-    /// The folder, with all that is needed in it.
+    /// The folder, with all files that are needed.
     fn fetch(&self) -> Result<PathBuf, ModelError> {
         match self {
             Self::Folder(folder) => Ok(folder.clone()),
@@ -257,12 +256,12 @@ impl Place {
     }
 }
 
-/// Whether a path is a name of the hub.
+/// Whether a path is a name on the hub.
 fn is_hub(path: &Path) -> bool {
     runkit::path::is_address(path)
 }
 
-/// Configurations, vocabularies and indexes of shards: what is read before the weights.
+/// Configurations, vocabularies and indexes of shards, which are read before the weights.
 fn is_small(name: &str) -> bool {
     [".json", ".txt", ".model"].iter().any(|end| name.ends_with(end))
 }
@@ -290,12 +289,12 @@ fn shards_are_there(weights: &Path) -> bool {
     with_shards(weights).is_ok_and(|files| files.iter().all(|file| file.is_file()))
 }
 
-/// What a place that is no folder is instead.
+/// Describes a path that is not a folder.
 fn no_such(path: &Path, wanted: Wanted) -> ModelError {
     ModelError::Folder { folder: path.to_owned(), reason: hub::describe(path, wanted) }
 }
 
-/// What a repository of the hub is that has no `model_index.json`.
+/// Describes a repository of the hub without a `model_index.json`.
 fn no_pipeline(repository: &Repository) -> Result<String, HubError> {
     let names = repository.names()?;
     let has = |end: &str| names.iter().any(|name| name.ends_with(end));
@@ -329,7 +328,7 @@ fn no_scratch(cause: &std::io::Error) -> ModelError {
     }
 }
 
-/// An error about the folder of names as one about the repository.
+/// Turns an error about the folder of names into one about the repository.
 fn renamed(error: ModelError, skeleton: &Path, repository: &Repository) -> ModelError {
     match error {
         ModelError::Folder { folder, reason } => {

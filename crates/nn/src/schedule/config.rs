@@ -1,6 +1,6 @@
-//! `scheduler_config.json`. What a file leaves out has the default of the class that is made of it,
-//! which need not be the class that wrote it: as `Other.from_config(scheduler.config)` in
-//! diffusers.
+//! `scheduler_config.json`. Options that a file omits have the default of the class that is built
+//! from it, which need not be the class that wrote it: as with
+//! `Other.from_config(scheduler.config)` in diffusers.
 
 use std::path::Path;
 
@@ -13,10 +13,10 @@ use crate::config::{ConfigError, Options, invalid, not_json, unsupported, withou
 /// A configuration is a page of text, or as many betas as there are timesteps.
 const LARGEST_FILE_BYTES: u64 = 1 << 20;
 
-/// The scheduler that a configuration is of.
+/// The class of a scheduler configuration.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ScheduleClass {
-    /// Denoising diffusion probabilistic models; here for training only.
+    /// Denoising diffusion probabilistic models; for training only.
     Ddpm,
     /// Denoising diffusion implicit models.
     Ddim,
@@ -26,11 +26,11 @@ pub enum ScheduleClass {
     EulerDiscrete,
     /// The multistep DPM-Solver and DPM-Solver++.
     DpmSolverMultistep,
-    /// Another: its own way of sampling is not built here, but the noise that it names serves.
+    /// Another class. Its sampler is not implemented, but its noise schedule is.
     Other,
 }
 
-/// Those of which diffusers makes any other of the same noise; they have its defaults.
+/// Other classes that diffusers can convert into each other; they have the same defaults.
 const OF_THE_SAME_NOISE: &[&str] = &[
     "DDIMInverseScheduler",
     "DDIMParallelScheduler",
@@ -97,15 +97,15 @@ pub enum PredictionType {
     VPrediction,
 }
 
-/// Which of the trained timesteps a sampler visits.
+/// The trained timesteps that a sampler visits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum TimestepSpacing {
-    /// Evenly from the last to the first.
+    /// Evenly spaced from the last to the first.
     Linspace,
     /// Multiples of a whole number, from the first, plus `steps_offset`.
     Leading,
-    /// Evenly down from the last.
+    /// Evenly spaced, downwards from the last.
     Trailing,
 }
 
@@ -115,17 +115,17 @@ pub enum TimestepSpacing {
 pub enum FinalSigmas {
     /// None.
     Zero,
-    /// That of the first trained timestep.
+    /// The noise level of the first trained timestep.
     SigmaMin,
 }
 
-/// A `scheduler_config.json`. The fields have its names, and where no class is named the default is
-/// the same in all.
+/// A `scheduler_config.json`, whose names the fields have. The defaults in parentheses hold for all
+/// classes unless one is named.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ScheduleConfig {
-    /// `_class_name`, or what `model_index.json` says instead.
+    /// `_class_name`, or the class in `model_index.json`.
     pub class: ScheduleClass,
-    /// Its name.
+    /// The name of the class.
     pub class_name: String,
     /// How many timesteps the network was trained on (1000).
     pub num_train_timesteps: usize,
@@ -133,11 +133,11 @@ pub struct ScheduleConfig {
     pub beta_start: f64,
     /// The last beta (0.02).
     pub beta_end: f64,
-    /// What lies between them (linear).
+    /// The curve between them (linear).
     pub beta_schedule: BetaSchedule,
     /// All betas, in place of the three options above.
     pub trained_betas: Option<Vec<f64>>,
-    /// Betas are changed so that the last timestep is noise alone (no). PNDM ignores it.
+    /// Whether betas are rescaled so that the last timestep is pure noise (no). PNDM ignores it.
     pub rescale_betas_zero_snr: bool,
     /// What the network predicts (epsilon).
     pub prediction_type: PredictionType,
@@ -145,63 +145,61 @@ pub struct ScheduleConfig {
     pub timestep_spacing: Option<TimestepSpacing>,
     /// Added to the timesteps of leading spacing (0).
     pub steps_offset: i64,
-    /// The last step of DDIM (yes) and PNDM (no) ends without noise, not at the first timestep's.
+    /// Whether the last step of DDIM (yes) and PNDM (no) ends without noise, instead of at the
+    /// noise level of the first timestep.
     pub set_alpha_to_one: Option<bool>,
-    /// DDIM clips the latents it predicts (yes).
+    /// Whether DDIM clips the latents that it predicts (yes).
     pub clip_sample: bool,
-    /// To what they are clipped (1.0).
+    /// The limit to which they are clipped (1.0).
     pub clip_sample_range: f64,
-    /// Clipping by quantile (no); refused by DDIM and DPM-Solver++.
+    /// Clipping by quantile (no); DDIM and DPM-Solver++ reject it.
     pub thresholding: bool,
-    /// PNDM starts without Runge-Kutta steps (no).
+    /// Whether PNDM starts without Runge-Kutta steps (no).
     pub skip_prk_steps: bool,
-    /// The noise left after Euler and DPM-Solver++ (zero).
+    /// The noise that remains after Euler and DPM-Solver++ (zero).
     pub final_sigmas_type: FinalSigmas,
-    /// `linear` (the default), or refused by Euler.
+    /// Euler rejects all but `linear` (the default).
     pub interpolation_type: String,
-    /// `discrete` (the default), or refused by Euler.
+    /// Euler rejects all but `discrete` (the default).
     pub timestep_type: String,
-    /// Karras' noise levels (no); refused by Euler and DPM-Solver++.
+    /// Karras' noise levels (no); Euler and DPM-Solver++ reject them.
     pub use_karras_sigmas: bool,
-    /// Exponential noise levels (no); refused by Euler and DPM-Solver++.
+    /// Exponential noise levels (no); Euler and DPM-Solver++ reject them.
     pub use_exponential_sigmas: bool,
-    /// Noise levels of a beta distribution (no); refused by Euler and DPM-Solver++.
+    /// Noise levels of a beta distribution (no); Euler and DPM-Solver++ reject them.
     pub use_beta_sigmas: bool,
-    /// Lu's noise levels (no); refused by DPM-Solver++.
+    /// Lu's noise levels (no); DPM-Solver++ rejects them.
     pub use_lu_lambdas: bool,
-    /// Noise levels of flow matching (no); refused by DPM-Solver++.
+    /// Noise levels of flow matching (no); DPM-Solver++ rejects them.
     pub use_flow_sigmas: bool,
-    /// 2 (the default), or refused by DPM-Solver++.
+    /// DPM-Solver++ rejects all but 2 (the default).
     pub solver_order: i64,
-    /// `dpmsolver++` (the default), or refused by DPM-Solver++.
+    /// DPM-Solver++ rejects all but `dpmsolver++` (the default).
     pub algorithm_type: String,
-    /// `midpoint` (the default), or refused by DPM-Solver++.
+    /// DPM-Solver++ rejects all but `midpoint` (the default).
     pub solver_type: String,
-    /// DPM-Solver++ ends with a first-order step below 15 steps (yes).
+    /// Whether DPM-Solver++ ends with a first-order step if it has fewer than 15 steps (yes).
     pub lower_order_final: bool,
-    /// DPM-Solver++ always ends with a first-order step (no).
+    /// Whether DPM-Solver++ always ends with a first-order step (no).
     pub euler_at_final: bool,
-    /// DPM-Solver++ leaves out timesteps whose half log signal-to-noise ratio is lower (−∞).
+    /// DPM-Solver++ skips timesteps whose half log signal-to-noise ratio is lower (−∞).
     pub lambda_min_clipped: f64,
-    /// `learned` and `learned_range` (default none) are refused by DPM-Solver++.
+    /// DPM-Solver++ rejects `learned` and `learned_range` (default none).
     pub variance_type: Option<String>,
 }
 
 impl ScheduleConfig {
     /// Reads a `scheduler_config.json`.
     ///
-    /// # Errors
-    /// Where the file cannot be read or is no JSON, the class is not known and names no noise, or an
-    /// option has a value that is not known. What only some samplers refuse, they refuse.
+    /// # Errors If the file cannot be read or is not JSON, an option has an unknown value, or the
+    /// class is unknown and the file describes no noise schedule. Options that only some samplers
+    /// reject are checked by [`super::Sampler::new`].
     pub fn read(file: &Path) -> Result<Self, ConfigError> {
         Self::read_as(file, None)
     }
 
-    /// As [`Self::read`], of a class that is named elsewhere: of a pipeline, diffusers makes the
-    /// class that `model_index.json` names, with the values of the file.
-    ///
-    /// # Errors
-    /// As [`Self::read`].
+    /// [`Self::read`] with a class that is named elsewhere: for a pipeline, diffusers builds the
+    /// class in `model_index.json`, with the values of the file.
     pub fn read_as(file: &Path, class: Option<&str>) -> Result<Self, ConfigError> {
         let bytes = fs_err::metadata(file)?.len();
         if bytes > LARGEST_FILE_BYTES {
@@ -211,10 +209,7 @@ impl ScheduleConfig {
             .map_err(|error| error.in_file(file))
     }
 
-    /// The same from the text of a file; `file` stands in messages only.
-    ///
-    /// # Errors
-    /// As [`Self::read`].
+    /// The same from the text of a file; `file` is used in messages only.
     pub fn parse(text: &str, file: &Path) -> Result<Self, ConfigError> {
         Self::parse_as(text, file, None)
     }
@@ -296,7 +291,7 @@ impl ScheduleConfig {
         Ok(config)
     }
 
-    /// The sampler that is the file's class; none for the class of training and for others.
+    /// The sampler of the file's class; `None` for the class of training and for others.
     pub fn sampler_kind(&self) -> Option<SamplerKind> {
         match self.class {
             ScheduleClass::Ddpm | ScheduleClass::Other => None,
@@ -308,9 +303,9 @@ impl ScheduleConfig {
     }
 }
 
-/// Options of the schedulers of the same noise that none of the samplers here reads: those of other
-/// classes, and those that go with another option which is refused (thresholds with `thresholding`,
-/// the ends of Karras' and similar noise levels, shifts of flow matching).
+/// Options that none of the implemented samplers reads: those of other classes, and those that
+/// belong to another option which is rejected (thresholds of `thresholding`, the ends of Karras'
+/// and similar noise levels, shifts of flow matching).
 const OF_NO_EFFECT: &[&str] = &[
     "corrector_order",
     "disable_corrector",
@@ -354,8 +349,8 @@ impl<'de> Deserialize<'de> for Number {
     }
 }
 
-/// Python writes numbers that are no JSON, `-Infinity` above all; outside quotation marks they
-/// become text that [`Number`] reads.
+/// Python writes numbers that JSON does not have, `-Infinity` above all. Outside quotation marks
+/// they become text that [`Number`] reads.
 fn quote_constants(text: &str) -> String {
     let outside = |piece: &str| {
         piece
@@ -399,7 +394,7 @@ mod tests {
             assert_eq!((config.class, config.sampler_kind()), (ScheduleClass::Other, None));
             assert_eq!(config.beta_schedule, BetaSchedule::ScaledLinear);
         }
-        // One that is not known at all, where its file names the noise.
+        // An unknown class whose file describes a noise schedule.
         let config = parse(
             r#"{"_class_name": "MyScheduler", "beta_start": 0.00085, "beta_end": 0.012,
                 "beta_schedule": "scaled_linear"}"#,

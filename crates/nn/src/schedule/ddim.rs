@@ -17,7 +17,7 @@ pub(super) struct Ddim {
     clip: Option<f64>,
 }
 
-/// √ᾱ and √(1−ᾱ) at the call and after its step.
+/// √ᾱ and √(1−ᾱ) at the call and after the step.
 #[derive(Debug, Clone, Copy)]
 struct Step {
     signal: f32,

@@ -12,14 +12,14 @@ use super::steps::{StepTable, finite, require, weighted_sum};
 
 const KIND: SamplerKind = SamplerKind::DpmSolverPlusPlus2M;
 
-/// Below as many steps `lower_order_final` matters.
+/// `lower_order_final` has an effect below this number of steps.
 const FEW_STEPS: usize = 15;
 
 #[derive(Debug)]
 pub(super) struct DpmSolver {
     steps: Vec<Step>,
     prediction_type: PredictionType,
-    /// The latents that the call before predicted.
+    /// The latents that the previous call predicted.
     before: Option<Tensor>,
 }
 
@@ -31,7 +31,7 @@ struct Step {
     /// The weights of the sample and of the predicted latents.
     keep: f32,
     change: f32,
-    /// This step's length in parts of the one before; none for a first-order step.
+    /// The length of this step in units of the previous one; `None` for a first-order step.
     growth: Option<f32>,
 }
 
@@ -53,7 +53,8 @@ impl DpmSolver {
         let signals: Vec<f32> = stds(&table.sigmas)?.into_iter().map(f32::recip).collect();
         let noises: Vec<f32> =
             table.sigmas.iter().zip(&signals).map(|(sigma, signal)| sigma * signal).collect();
-        // libtorch's logarithm and exponential, whose last bits are its own.
+        // libtorch computes the logarithm and the exponential: the standard library's differ in the
+        // last bits.
         let lambdas = Tensor::f_from_slice(&signals)?
             .f_log()?
             .f_sub(&Tensor::f_from_slice(&noises)?.f_log()?)?;
@@ -122,7 +123,7 @@ fn refuse_others(config: &ScheduleConfig) -> Result<(), ScheduleError> {
     require(KIND, "solver_order", config.solver_order, 2, "set it to 2")?;
     let algorithm = config.algorithm_type.as_str();
     require(KIND, "algorithm_type", algorithm, "dpmsolver++", "set it to dpmsolver++")?;
-    // What DEIS and UniPC call theirs, diffusers takes for this.
+    // diffusers reads the names that DEIS and UniPC use as this one.
     let solver = match config.solver_type.as_str() {
         "logrho" | "bh1" | "bh2" => "midpoint",
         other => other,
@@ -130,14 +131,14 @@ fn refuse_others(config: &ScheduleConfig) -> Result<(), ScheduleError> {
     require(KIND, "solver_type", solver, "midpoint", "set it to midpoint")?;
     match config.variance_type.as_deref() {
         Some(learned @ ("learned" | "learned_range")) => {
-            let hint = "networks that predict variances are not built here";
+            let hint = "networks that predict variances are not implemented";
             require(KIND, "variance_type", learned, "", hint)
         }
         _ => Ok(()),
     }
 }
 
-/// How many timesteps are left when those of the lowest signal are left out.
+/// How many timesteps remain without those of the lowest signal.
 fn visited(config: &ScheduleConfig, alphas: &[f32]) -> Result<usize, ScheduleError> {
     let alphas = Tensor::f_from_slice(alphas)?;
     let signal = alphas.f_sqrt()?.f_log()?;
@@ -150,7 +151,7 @@ fn visited(config: &ScheduleConfig, alphas: &[f32]) -> Result<usize, ScheduleErr
             option: "lambda_min_clipped",
             value: config.lambda_min_clipped.to_string(),
             sampler: KIND,
-            hint: "no timestep is left; leave it out",
+            hint: "no timestep is left; remove it",
         });
     }
     Ok(visited)

@@ -27,7 +27,7 @@ impl Euler {
         spaced_by_timesteps(config, KIND)?;
         let interpolation = config.interpolation_type.as_str();
         require(KIND, "interpolation_type", interpolation, "linear", "set it to linear")?;
-        // Read with v_prediction alone.
+        // diffusers reads it with v_prediction only.
         if config.prediction_type == PredictionType::VPrediction {
             let timestep_type = config.timestep_type.as_str();
             require(KIND, "timestep_type", timestep_type, "discrete", "set it to discrete")?;
@@ -48,7 +48,7 @@ impl Euler {
         Ok((StepTable { timesteps, sigmas, initial_noise_sigma }, method))
     }
 
-    /// A sample of variance 1 + σ² with the variance that the network knows.
+    /// Scales a sample of variance 1 + σ² to the variance that the network was trained on.
     pub(super) fn scale(&self, sample: &Tensor, index: usize) -> Result<Tensor, TchError> {
         sample.f_div_scalar(f64::from(self.stds[index]))
     }

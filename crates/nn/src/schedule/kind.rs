@@ -1,4 +1,4 @@
-//! The samplers by name, and why one cannot run.
+//! The samplers by name, and the errors of schedules.
 
 use std::fmt;
 use std::str::FromStr;
@@ -6,13 +6,14 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 use tch::TchError;
 
-/// How noise is taken away.
+/// A sampler: the method of denoising, which diffusers calls a scheduler.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum SamplerKind {
     /// Denoising diffusion implicit models without added noise (η = 0).
     #[serde(rename = "ddim")]
     Ddim,
-    /// Pseudo linear multistep, fourth order; with `skip_prk_steps` one call more than steps.
+    /// Pseudo linear multistep of fourth order; with `skip_prk_steps` it makes one call more than
+    /// steps.
     #[serde(rename = "pndm")]
     Pndm,
     /// Euler's method without churn.
@@ -50,13 +51,13 @@ impl fmt::Display for SamplerKind {
     }
 }
 
-/// A schedule cannot be made of a configuration.
+/// A schedule or sampler cannot be built from a configuration.
 #[derive(Debug, thiserror::Error)]
 pub enum ScheduleError {
-    /// The text names no sampler.
+    /// The text is not the name of a sampler.
     #[error("unknown sampler {0:?}, expected ddim, pndm, euler or dpmpp-2m")]
     UnknownSampler(String),
-    /// The sampler cannot do what the configuration asks for.
+    /// The sampler does not implement an option of the configuration.
     #[error(
         "the scheduler configuration sets {option} to {value}, which {sampler} does not do here\n\
          hint: {hint}"
@@ -66,7 +67,7 @@ pub enum ScheduleError {
         option: &'static str,
         /// Its value.
         value: String,
-        /// The sampler that was asked for.
+        /// The sampler.
         sampler: SamplerKind,
         /// What can be done instead.
         hint: &'static str,
@@ -81,8 +82,8 @@ pub enum ScheduleError {
         /// What is possible.
         reason: String,
     },
-    /// The betas are no noise schedule.
-    #[error("the scheduler configuration's {option} is no noise schedule: {reason}")]
+    /// The betas are not a noise schedule.
+    #[error("the scheduler configuration's {option} is not a noise schedule: {reason}")]
     Betas {
         /// The option, as the file names it.
         option: &'static str,
@@ -101,7 +102,7 @@ pub enum ScheduleError {
         /// Where.
         timestep: f64,
     },
-    /// libtorch refused, most often for want of memory.
+    /// libtorch failed, most often because memory ran out.
     #[error("libtorch: {0}")]
     Torch(#[from] TchError),
 }

@@ -1,13 +1,13 @@
-//! Noise schedules: how much noise a sample holds at each timestep, how noise is added for
-//! training, and the samplers that take it away.
+//! Noise schedules (how much noise a sample holds at each timestep), adding noise for training, and
+//! the samplers that denoise, which diffusers calls schedulers.
 //!
-//! [`ScheduleConfig`] is a `scheduler_config.json` of diffusers. [`TrainingSchedule`] noises
-//! latents for training, and a [`Sampler`] is one run from noise to latents with any of the
-//! [`SamplerKind`]s, whichever class the file names.
+//! [`ScheduleConfig`] is a `scheduler_config.json` of diffusers. [`TrainingSchedule`] adds noise to
+//! latents for training. A [`Sampler`] is one run from noise to latents with any [`SamplerKind`],
+//! whichever class the file names.
 //!
-//! Tables are computed in the order and the number types of huggingface/diffusers
-//! `src/diffusers/schedulers/scheduling_*.py` at v0.42.1, so that they agree with its to the last
-//! bits. An option that changes a number is followed, or refused by name.
+//! Tables are computed in the order and the dtypes of huggingface/diffusers
+//! `src/diffusers/schedulers/scheduling_*.py` at v0.42.1, and agree to the last bits. An option
+//! that changes a number is implemented, or rejected by name.
 
 mod config;
 mod ddim;

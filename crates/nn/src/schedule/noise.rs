@@ -1,18 +1,18 @@
-//! Betas, their running products, and the timesteps a sampler visits.
+//! Betas, their cumulative products, and the timesteps that a sampler visits.
 
 use tch::{Device, Kind, TchError, Tensor};
 
 use super::config::{BetaSchedule, ScheduleConfig, TimestepSpacing};
 use super::kind::{SamplerKind, ScheduleError};
 
-/// More timesteps than any network was trained on.
+/// More timesteps than any network is trained on.
 const MOST_TIMESTEPS: usize = 1_000_000;
 
 /// The largest beta of the cosine schedule.
 const LARGEST_COSINE_BETA: f64 = 0.999;
 
-/// What is left of a signal's power at each timestep, ᾱ: f32 on the CPU, as long as
-/// `num_train_timesteps`. `zero_snr` says whether the class knows `rescale_betas_zero_snr`.
+/// ᾱ, the fraction of the signal's power that remains at each timestep: f32 on the CPU,
+/// `num_train_timesteps` long. `zero_snr` says whether the class knows `rescale_betas_zero_snr`.
 pub(super) fn alphas_cumprod(
     config: &ScheduleConfig,
     zero_snr: bool,
@@ -22,8 +22,7 @@ pub(super) fn alphas_cumprod(
     Ok(betas.f_rsub_scalar(1.0)?.f_cumprod(0, None::<Kind>)?)
 }
 
-/// The same as numbers. Where `least_last` is given and betas are rescaled, it takes the place of
-/// the zero at the end.
+/// The same as numbers. If betas are rescaled, `least_last` replaces the zero at the end.
 pub(super) fn alphas_cumprod_numbers(
     config: &ScheduleConfig,
     zero_snr: bool,
@@ -96,7 +95,7 @@ fn betas(config: &ScheduleConfig) -> Result<Tensor, ScheduleError> {
     }
 }
 
-/// Betas whose last timestep holds no signal: Lin et al., "Common Diffusion Noise Schedules and
+/// Betas with no signal at the last timestep: Lin et al., "Common Diffusion Noise Schedules and
 /// Sample Steps are Flawed", algorithm 1.
 fn rescaled(betas: &Tensor) -> Result<Tensor, ScheduleError> {
     let root = betas.f_rsub_scalar(1.0)?.f_cumprod(0, None::<Kind>)?.f_sqrt()?;
@@ -114,24 +113,25 @@ fn rescaled(betas: &Tensor) -> Result<Tensor, ScheduleError> {
     Ok(betas)
 }
 
-/// Square roots as libtorch computes them, which need not be the nearest f32.
+/// Square roots of libtorch, which need not be the nearest f32.
 pub(super) fn sqrt<const N: usize>(numbers: [f32; N]) -> Result<[f32; N], TchError> {
     let mut roots = numbers;
     Tensor::f_from_slice(&numbers)?.f_sqrt()?.f_copy_data(&mut roots, N)?;
     Ok(roots)
 }
 
-/// The noise of samples in parts of their signal, √((1−ᾱ)/ᾱ), in f32.
+/// The noise of samples in units of their signal, √((1−ᾱ)/ᾱ), in f32.
 pub(super) fn sigmas(alphas_cumprod: &[f32]) -> Result<Vec<f32>, TchError> {
     let powers: Vec<f32> = alphas_cumprod.iter().map(|alpha| (1.0 - alpha) / alpha).collect();
     Vec::try_from(&Tensor::f_from_slice(&powers)?.f_sqrt()?)
 }
 
-/// The timesteps visited, falling. DPM-Solver++ spaces one more and leaves out the lowest; Euler's
-/// need not be whole; `last` is how many timesteps there are to visit.
+/// The timesteps that the sampler visits, in falling order. DPM-Solver++ spaces one more and drops
+/// the lowest; those of Euler may be fractions. `last` is the number of timesteps that may be
+/// visited.
 ///
-/// Rounding gives diffusers a further timestep of −1 for some numbers of steps with trailing
-/// spacing, 61 of 1000 for one; it is left out here.
+/// With trailing spacing and some numbers of steps, such as 61 of 1000, rounding gives diffusers
+/// one more timestep, −1. It is dropped here.
 pub(super) fn timesteps(
     config: &ScheduleConfig,
     kind: SamplerKind,
@@ -169,7 +169,7 @@ pub(super) fn timesteps(
             (skipped..count).rev().map(|index| (index * step) as f64 + offset).collect()
         }
         TimestepSpacing::Trailing => {
-            // The step as numpy's arange has it, rounded twice.
+            // The step of numpy's arange, which rounds twice.
             let (start, step) = (last as f64, trained as f64 / steps as f64);
             let step = (start - step) - start;
             let places = (0..steps).map(|index| start + index as f64 * step);
@@ -207,7 +207,7 @@ mod tests {
             for kind in SamplerKind::ALL {
                 for steps in 1..=1000 {
                     let times = timesteps(&config, kind, steps, 1000);
-                    // One more is spaced than visited.
+                    // One more timestep is spaced than visited.
                     let spaced = kind == SamplerKind::DpmSolverPlusPlus2M && spacing != "trailing";
                     if steps == 1000 && spaced {
                         assert!(times.is_err());

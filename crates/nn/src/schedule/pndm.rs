@@ -1,5 +1,5 @@
 //! Liu et al., "Pseudo Numerical Methods for Diffusion Models on Manifolds": linear multistep,
-//! after Runge-Kutta steps where `skip_prk_steps` is false. huggingface/diffusers
+//! after Runge-Kutta steps if `skip_prk_steps` is false. huggingface/diffusers
 //! `src/diffusers/schedulers/scheduling_pndm.py` at v0.42.1.
 
 use std::collections::VecDeque;
@@ -13,7 +13,7 @@ use super::steps::{AlphaTable, Alphas, StepTable, finite, weighted_sum};
 
 const KIND: SamplerKind = SamplerKind::Pndm;
 
-/// Predictions that the multistep method looks at.
+/// The number of predictions that the multistep method combines.
 const ORDER: usize = 4;
 
 /// Calls of one Runge-Kutta step.
@@ -31,14 +31,14 @@ pub(super) struct Pndm {
     sum: Option<Tensor>,
 }
 
-/// What is done with the prediction of one call, and the weights of the step from it.
+/// The use of the prediction of one call, and the weights of its step.
 #[derive(Debug, Clone, Copy)]
 struct Call {
     rule: Rule,
     /// √ᾱ and √(1−ᾱ).
     signal: f32,
     noise: f32,
-    /// The weights of formula (9): of the sample, of the prediction, and what that is divided by.
+    /// The weights of formula (9): of the sample, of the prediction, and the divisor of the latter.
     keep: f32,
     change: f32,
     divisor: f32,
@@ -60,9 +60,9 @@ enum Rule {
     RungeKutta(usize),
     /// The first linear step: Euler's.
     First,
-    /// The first step again from where it started, with the mean of both predictions.
+    /// The first step again from its start, with the mean of both predictions.
     Again,
-    /// A linear step with as many predictions as there are, four at most.
+    /// A linear step with the predictions so far, at most four.
     Linear,
 }
 
@@ -75,7 +75,8 @@ impl Pndm {
         let alpha_table = AlphaTable::new(config, false, config.set_alpha_to_one.unwrap_or(false))?;
         let spaced = noise::timesteps(config, KIND, steps, trained)?;
         let stride = (trained / steps) as f64;
-        // Each call: the timestep the network is given, and from where to where the sample moves.
+        // Each call: the timestep that the network reads, and the two timesteps between which the
+        // sample moves.
         let mut calls: Vec<(Rule, f64, f64, f64)> = Vec::with_capacity(steps + 9);
         if config.skip_prk_steps {
             for (place, time) in spaced.iter().copied().enumerate() {
@@ -99,7 +100,7 @@ impl Pndm {
             let half = (trained / steps / 2) as f64;
             for pair in spaced.windows(2).take(ORDER - 1) {
                 let (time, next) = (pair[0], pair[1]);
-                // The last of the four calls is at the next of the spaced timesteps.
+                // The last of the four calls is at the next timestep.
                 for (call, given) in [time, next + half, next + half, next].into_iter().enumerate()
                 {
                     let end = if call % 2 == 0 { given - half } else { given };

@@ -18,10 +18,10 @@ enum Method {
     DpmSolver(DpmSolver),
 }
 
-/// One run over a batch: start from unit noise times
-/// [`initial_noise_sigma`](Self::initial_noise_sigma), and for every index of
-/// [`timesteps`](Self::timesteps), in order, give the network
-/// [`scale_model_input`](Self::scale_model_input) of the sample and hand what it says to
+/// One run over a batch. Start with standard normal noise times
+/// [`initial_noise_sigma`](Self::initial_noise_sigma). For every index of
+/// [`timesteps`](Self::timesteps), in order, call the network with
+/// [`scale_model_input`](Self::scale_model_input) of the sample, and pass its output to
 /// [`step`](Self::step).
 #[derive(Debug)]
 pub struct Sampler {
@@ -31,11 +31,11 @@ pub struct Sampler {
 }
 
 impl Sampler {
-    /// A run of `steps` steps. The configuration may be of another class than the sampler; what it
-    /// lacks then has the default of the sampler's class.
+    /// A run of `steps` steps. The configuration may be of another class than the sampler; options
+    /// that it omits have the default of the sampler's class.
     ///
-    /// # Errors Where `steps` is 0 or more than the trained timesteps, the betas are no noise
-    /// schedule, or the configuration asks for what this sampler does not do.
+    /// # Errors If `steps` is 0 or more than the trained timesteps, the betas are not a noise
+    /// schedule, or the configuration has an option that this sampler does not implement.
     pub fn new(
         config: &ScheduleConfig,
         kind: SamplerKind,
@@ -62,26 +62,23 @@ impl Sampler {
         Ok(Self { table, method, next: 0 })
     }
 
-    /// The timestep of every call of the network, in order: as many as steps, but for PNDM.
+    /// The timestep of every call of the network, in order: one per step, except for PNDM.
     pub fn timesteps(&self) -> &[f64] {
         &self.table.timesteps
     }
 
-    /// The noise of the sample in parts of its signal, √((1−ᾱ)/ᾱ), at every call, and what is left
-    /// after the last.
+    /// The noise of the sample in units of its signal, √((1−ᾱ)/ᾱ), at every call and after the last
+    /// one.
     pub fn sigmas(&self) -> &[f32] {
         &self.table.sigmas
     }
 
-    /// What unit noise is multiplied by to start.
+    /// The factor of the standard normal noise at the start.
     pub fn initial_noise_sigma(&self) -> f64 {
         f64::from(self.table.initial_noise_sigma)
     }
 
-    /// What the network is given in the place of `sample` at call `index`, of the same shape.
-    ///
-    /// # Errors
-    /// Where there is no such call, or libtorch refuses.
+    /// The input of the network at call `index`, with the shape of `sample`.
     pub fn scale_model_input(&self, sample: &Tensor, index: usize) -> Result<Tensor, TchError> {
         if index >= self.table.timesteps.len() {
             return Err(TchError::Shape(format!("the sampler has no call {index}")));
@@ -92,11 +89,10 @@ impl Sampler {
         }
     }
 
-    /// The sample after call `index`, f32, from what the network predicted and the sample before,
-    /// of equal shapes. Calls are made once each and in order; after an error the run cannot go on.
+    /// The sample after call `index`, f32, from the network's prediction and the sample before,
+    /// which have the same shape. Make each call once and in order; after an error the run is over.
     ///
-    /// # Errors
-    /// Where it is another call's turn, shapes differ, or libtorch refuses.
+    /// # Errors If it is another call's turn, or shapes differ.
     pub fn step(
         &mut self,
         model_output: &Tensor,

@@ -1,4 +1,4 @@
-//! Noise levels σ = √((1−ᾱ)/ᾱ) of the solvers that step in them.
+//! Noise levels σ = √((1−ᾱ)/ᾱ), in which Euler and DPM-Solver++ make their steps.
 
 use tch::{TchError, Tensor};
 
@@ -7,10 +7,10 @@ use super::kind::{SamplerKind, ScheduleError};
 use super::noise;
 use super::steps::{finite, require};
 
-/// ᾱ of the last timestep where it would be zero: the smallest positive f16.
+/// Replaces an ᾱ of zero at the last timestep: the smallest positive f16.
 pub(super) const LEAST_ALPHA: f32 = 1.0 / (1 << 24) as f32;
 
-/// Refuses noise levels that are spaced in another way than by timesteps.
+/// Rejects noise levels with another spacing than that of the timesteps.
 pub(super) fn spaced_by_timesteps(
     config: &ScheduleConfig,
     kind: SamplerKind,
@@ -21,7 +21,7 @@ pub(super) fn spaced_by_timesteps(
     require(kind, "use_beta_sigmas", config.use_beta_sigmas, false, hint)
 }
 
-/// The noise levels at `timesteps`, between whole ones interpolated in f64, and the last.
+/// The noise levels at `timesteps`, interpolated in f64 between whole ones, and the last one.
 pub(super) fn sigmas(
     config: &ScheduleConfig,
     kind: SamplerKind,
@@ -46,7 +46,7 @@ pub(super) fn sigmas(
     Ok(sigmas)
 }
 
-/// The std of a sample at each noise level of which the latents have 1.
+/// The std of a sample at each noise level, for latents with a std of 1.
 pub(super) fn stds(sigmas: &[f32]) -> Result<Vec<f32>, TchError> {
     let variances: Vec<f32> = sigmas.iter().map(|sigma| sigma * sigma + 1.0).collect();
     Vec::try_from(&Tensor::f_from_slice(&variances)?.f_sqrt()?)

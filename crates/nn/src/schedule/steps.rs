@@ -1,4 +1,4 @@
-//! What the methods share: the table of a run's steps, ᾱ at its ends, checks and weighted sums.
+//! Tools of all methods: the table of a run's steps, ᾱ at their ends, checks and weighted sums.
 
 use std::fmt;
 
@@ -13,9 +13,9 @@ use super::noise;
 pub(super) struct StepTable {
     /// The timestep of every call of the network.
     pub(super) timesteps: Vec<f64>,
-    /// √((1−ᾱ)/ᾱ) at every call, then what is left at the end.
+    /// √((1−ᾱ)/ᾱ) at every call, then at the end.
     pub(super) sigmas: Vec<f32>,
-    /// What unit noise is multiplied by.
+    /// The factor of the standard normal noise at the start.
     pub(super) initial_noise_sigma: f32,
 }
 
@@ -30,7 +30,7 @@ pub(super) fn weighted_sum(
     })
 }
 
-/// Refuses an option that is not what the sampler does.
+/// Rejects an option that the sampler does not implement.
 pub(super) fn require<T: Copy + PartialEq + fmt::Display>(
     sampler: SamplerKind,
     option: &'static str,
@@ -68,14 +68,14 @@ impl AlphaTable {
         Ok(Self { alphas, last })
     }
 
-    /// From a timestep to another; a negative one is the end.
+    /// ᾱ at two timesteps; a negative one is the end.
     pub(super) fn between(&self, now: f64, next: f64) -> Option<Alphas> {
         let at = |timestep: f64| self.alphas.get(timestep as usize).copied();
         Some(Alphas { now: at(now)?, next: if next < 0.0 { self.last } else { at(next)? } })
     }
 }
 
-/// Refuses steps with a weight that is not finite.
+/// Rejects steps with a weight that is not finite.
 pub(super) fn finite(
     sampler: SamplerKind,
     timestep: f64,

@@ -7,10 +7,10 @@ use super::config::{PredictionType, ScheduleConfig};
 use super::kind::ScheduleError;
 use super::noise;
 
-/// The forward process: a timestep of its own for every sample.
+/// The forward process, with one timestep per sample.
 ///
-/// Where latents are not f32, the sums are still made in f32 and rounded at the end (diffusers
-/// rounds ᾱ to their type first).
+/// Sums are computed in f32 and rounded at the end, also if latents are not f32 (diffusers first
+/// rounds ᾱ to their dtype).
 #[derive(Debug)]
 pub struct TrainingSchedule {
     alphas_cumprod_T: Tensor,
@@ -22,8 +22,7 @@ pub struct TrainingSchedule {
 impl TrainingSchedule {
     /// The schedule of a configuration, whatever its class, with tables on `device`.
     ///
-    /// # Errors
-    /// Where the betas are no noise schedule.
+    /// # Errors If the betas are not a noise schedule.
     pub fn new(config: &ScheduleConfig, device: Device) -> Result<Self, ScheduleError> {
         let alphas_cumprod_T = noise::alphas_cumprod(config, true)?;
         let signal_T = alphas_cumprod_T.f_sqrt()?.f_to_device(device)?;
@@ -37,37 +36,37 @@ impl TrainingSchedule {
         })
     }
 
-    /// √ᾱ·latents + √(1−ᾱ)·noise, in the type of `latents`.
+    /// √ᾱ·latents + √(1−ᾱ)·noise, in the dtype of `latents`.
     ///
     /// `latents` and `noise` are `[B, …]`, `timesteps_B` i64 `[B]` in `0..num_train_timesteps`, all
     /// on the device of the schedule.
     ///
-    /// # Errors Where shapes differ or a timestep is out of range; on a GPU the latter ends the
-    /// process's use of it.
+    /// # Errors If shapes differ or a timestep is out of range. On a GPU a timestep out of range
+    /// makes the device unusable for the process.
     pub fn add_noise(
         &self,
         latents: &Tensor,
         noise: &Tensor,
         timesteps_B: &Tensor,
     ) -> Result<Tensor, TchError> {
-        let (signal, share) = self.shares(latents, noise, timesteps_B)?;
-        signal.f_mul(latents)?.f_add(&share.f_mul(noise)?)?.f_to_kind(latents.kind())
+        let (signal_weight, noise_weight) = self.weights(latents, noise, timesteps_B)?;
+        signal_weight.f_mul(latents)?.f_add(&noise_weight.f_mul(noise)?)?.f_to_kind(latents.kind())
     }
 
-    /// √ᾱ·noise − √(1−ᾱ)·latents, what a network of [`PredictionType::VPrediction`] is trained to
-    /// give; arguments and errors as for [`Self::add_noise`].
+    /// √ᾱ·noise − √(1−ᾱ)·latents, the target of a network with [`PredictionType::VPrediction`].
+    /// Arguments and errors as for [`Self::add_noise`].
     pub fn velocity(
         &self,
         latents: &Tensor,
         noise: &Tensor,
         timesteps_B: &Tensor,
     ) -> Result<Tensor, TchError> {
-        let (signal, share) = self.shares(latents, noise, timesteps_B)?;
-        signal.f_mul(noise)?.f_sub(&share.f_mul(latents)?)?.f_to_kind(latents.kind())
+        let (signal_weight, noise_weight) = self.weights(latents, noise, timesteps_B)?;
+        signal_weight.f_mul(noise)?.f_sub(&noise_weight.f_mul(latents)?)?.f_to_kind(latents.kind())
     }
 
-    /// The shares of signal and noise of each sample, f32 `[B, 1, …]`.
-    fn shares(
+    /// The weights of signal and noise for each sample, f32 `[B, 1, …]`.
+    fn weights(
         &self,
         latents: &Tensor,
         noise: &Tensor,
@@ -85,16 +84,17 @@ impl TrainingSchedule {
         }
         let mut column = vec![1; size.len()];
         column[0] = batch;
-        let shares = |table_T: &Tensor| table_T.f_index_select(0, timesteps_B)?.f_reshape(&column);
-        Ok((shares(&self.signal_T)?, shares(&self.noise_T)?))
+        let rows = |table_T: &Tensor| table_T.f_index_select(0, timesteps_B)?.f_reshape(&column);
+        Ok((rows(&self.signal_T)?, rows(&self.noise_T)?))
     }
 
-    /// ᾱ: what is left of the signal's power at each timestep, f32 `[num_train_timesteps]`.
+    /// ᾱ: the fraction of the signal's power that remains at each timestep, f32
+    /// `[num_train_timesteps]`.
     pub fn alphas_cumprod(&self) -> &Tensor {
         &self.alphas_cumprod_T
     }
 
-    /// What the network is trained to predict.
+    /// The target that the network predicts.
     pub fn prediction_type(&self) -> PredictionType {
         self.prediction_type
     }

@@ -12,27 +12,21 @@ use crate::config::{ConfigError, Options, read_json};
 pub struct TextEncoderConfig {
     /// The sizes of the network.
     pub sizes: TextConfig,
-    /// Length of the projected features, where the network is one with a projection.
+    /// Length of the projected features, if the network has a projection.
     pub projection: Option<i64>,
     /// The end token. With 2, as in files written before transformers 4.31, the largest token of a
-    /// text is its end; else the first that equals this one.
+    /// text is its end; otherwise the first token that equals this one.
     pub end_token: i64,
 }
 
 impl TextEncoderConfig {
-    /// Reads `config.json`. Whether the network has a projection is said by `architectures`.
-    ///
-    /// # Errors
-    /// Where the file cannot be read, or describes another kind of network.
+    /// Reads `config.json`, whose `architectures` say whether the network has a projection.
     pub fn read(file: &Path) -> Result<Self, ConfigError> {
         Self::read_from(file, None)
     }
 
-    /// As [`Self::read`], for a network that is one with a projection or not whatever
-    /// `architectures` says: a diffusers pipeline names the class of each part itself.
-    ///
-    /// # Errors
-    /// As [`Self::read`].
+    /// [`Self::read`] for a network whose projection does not depend on `architectures`: a
+    /// diffusers pipeline names the class of each part in its index.
     pub fn read_as(file: &Path, projects: bool) -> Result<Self, ConfigError> {
         Self::read_from(file, Some(projects))
     }
@@ -41,7 +35,7 @@ impl TextEncoderConfig {
         Self::parse(&read_json(file)?, file, projects).map_err(|error| error.in_file(file))
     }
 
-    /// What a file leaves out has the library's default: huggingface/transformers
+    /// Options that a file omits have the library's default: huggingface/transformers
     /// `src/transformers/models/clip/configuration_clip.py` at v5.23.0.
     fn parse(json: &Value, file: &Path, projects: Option<bool>) -> Result<Self, ConfigError> {
         let options = Options::new(json, "");
@@ -68,9 +62,6 @@ impl TextEncoderConfig {
     }
 
     /// Checks that all sizes are possible. [`super::TextEncoder::load`] does it as well.
-    ///
-    /// # Errors
-    /// Where one is not.
     pub fn validate(&self) -> Result<(), ConfigError> {
         self.sizes.validate()?;
         match self.projection {

@@ -1,8 +1,8 @@
 //! The text encoders of diffusion pipelines: `CLIPTextModel` and `CLIPTextModelWithProjection` of
 //! `transformers` (CLIP-L, OpenCLIP-H, bigG and any other size).
 //!
-//! Unlike the text tower of [`crate::clip`], which gives one vector, all tokens are of use here,
-//! those after the end token too: a UNet attends to the padding as well.
+//! Unlike the text tower of [`crate::clip`], which outputs one vector, these encoders output every
+//! token, also those after the end token: a UNet attends to the padding as well.
 //!
 //! Behaviour follows huggingface/transformers `src/transformers/models/clip/modeling_clip.py` at
 //! v5.23.0, and for the choice of layers huggingface/diffusers
@@ -35,7 +35,7 @@ pub const WEIGHT_FILES: &[&str] = &[
     "pytorch_model.fp16.bin",
 ];
 
-/// What is wrong is said of this network.
+/// The name in error messages.
 const NETWORK: &str = "text encoder";
 
 /// The tensor that every such network has, under either of its names.
@@ -55,14 +55,14 @@ pub struct TextEncoder {
     device: Device,
 }
 
-/// What a text encoder makes of texts; f32, on its device, free for use in training.
+/// The output of a text encoder; f32, on its device, usable in training.
 #[derive(Debug)]
 pub struct TextEncoding {
-    /// The last layer after the final normalisation, `[B, L, W]`: what Stable Diffusion reads.
+    /// The last layer after the final normalisation, `[B, L, W]`, which Stable Diffusion reads.
     pub hidden_states: Tensor,
-    /// The layer before it without the normalisation, `[B, L, W]`: what SDXL reads.
+    /// The layer before it without the normalisation, `[B, L, W]`, which SDXL reads.
     pub penultimate: Tensor,
-    /// The projected features at the end token, `[B, D]`, where there is a projection.
+    /// The projected features at the end token, `[B, D]`, if there is a projection.
     pub pooled: Option<Tensor>,
 }
 
@@ -70,8 +70,8 @@ impl TextEncoder {
     /// Loads the network, strictly. Names may begin with `text_model.` (all published files) or
     /// not.
     ///
-    /// # Errors
-    /// Where the checkpoint does not fit the configuration, or the precision not the device.
+    /// # Errors If the checkpoint does not fit the configuration, or the precision does not fit the
+    /// device.
     pub fn load(
         config: &TextEncoderConfig,
         weights: &Weights,
@@ -113,7 +113,7 @@ impl TextEncoder {
             }),
             device,
         };
-        // Some files keep a projection that their network does without.
+        // Some files hold a projection that their network does not use.
         loader.finish(|name| name == "text_projection.weight")?;
         Ok(network)
     }
@@ -125,19 +125,15 @@ impl TextEncoder {
 
     /// Encodes texts: `tokens_BL` i64 on any device, `L` up to the context length, padding
     /// included.
-    ///
-    /// # Errors
-    /// Where a shape or a token is impossible, or libtorch has not enough memory.
     pub fn encode(&self, tokens_BL: &Tensor) -> Result<TextEncoding, NetworkError> {
         self.encode_skipping(tokens_BL, 0)
     }
 
-    /// As [`TextEncoder::encode`], with the hidden states `clip_skip` layers earlier (the last one
-    /// normalised, the one before not, as diffusers' pipelines do it). The pooled features are
-    /// those of the last layer all the same.
+    /// [`TextEncoder::encode`] with the hidden states of `clip_skip` layers earlier, the last of
+    /// them normalised and the one before not, as in the pipelines of diffusers. The pooled
+    /// features still come from the last layer.
     ///
-    /// # Errors
-    /// As [`TextEncoder::encode`], and where there are not enough layers to skip.
+    /// # Errors If there are not enough layers to skip.
     pub fn encode_skipping(
         &self,
         tokens_BL: &Tensor,
@@ -150,7 +146,8 @@ impl TextEncoder {
             return Err(NetworkError::Input { network: NETWORK, reason });
         };
         let encoding = inference(|| self.compute(tokens_BL, last))?;
-        // Copied outside of inference mode: a network in training may save them for its gradients.
+        // Copies made outside of inference mode: a network in training may save them for its
+        // gradients.
         Ok(TextEncoding {
             hidden_states: copy(&encoding.hidden_states)?,
             penultimate: copy(&encoding.penultimate)?,
@@ -158,7 +155,7 @@ impl TextEncoder {
         })
     }
 
-    /// With the hidden states after `last` blocks and after one less.
+    /// The hidden states after `last` blocks and after one less.
     fn compute(&self, tokens_BL: &Tensor, last: usize) -> Result<TextEncoding, TchError> {
         let tokens_BL = upload(tokens_BL, self.device)?;
         let (batch, length) = tokens_BL.size2()?;
@@ -167,7 +164,7 @@ impl TextEncoder {
         drop(x_BLW.f_add_(&self.position_embedding_LW.f_narrow(0, 0, length)?)?);
         let mut kept = Vec::with_capacity(2);
         for (index, block) in self.blocks.iter().enumerate() {
-            // A block writes into the stream, so what is to be kept is copied.
+            // A block writes into the stream, so states that are kept are copied.
             if index + 1 == last || index == last {
                 kept.push(copy(&x_BLW)?);
             }
@@ -196,8 +193,8 @@ impl TextEncoder {
         Ok(TextEncoding { hidden_states, penultimate, pooled })
     }
 
-    /// The place of each text's end token, `[B]`; the first place where a text has none, as
-    /// transformers has it.
+    /// The position of each text's end token, `[B]`; position 0 if a text has no end token, as in
+    /// transformers.
     fn ends(&self, tokens_BL: &Tensor) -> Result<Tensor, TchError> {
         match self.config.end_token {
             2 => tokens_BL.f_argmax(-1, false),
@@ -205,7 +202,7 @@ impl TextEncoder {
         }
     }
 
-    /// Checks the values too, since a wrong index on a GPU ends the whole process.
+    /// Checks the values too, because a wrong index on a GPU ends the whole process.
     fn check(&self, tokens_BL: &Tensor) -> Result<(), NetworkError> {
         let unfit = |reason: String| Err(NetworkError::Input { network: NETWORK, reason });
         let (size, most) = (tokens_BL.size(), self.config.sizes.context_length);

@@ -9,23 +9,23 @@ use super::text::{ProjectionSlice, TextProjections};
 use crate::layers::{Linear, attention};
 use crate::weights::{Loader, Purpose};
 
-/// Attention to the sequence itself or to another; query, key and value have no bias.
+/// Self-attention or cross-attention; query, key and value have no bias.
 #[derive(Debug)]
 pub(super) struct Attention {
     to_q: Linear,
     context: Context,
     to_out: Linear,
     heads: i64,
-    /// In f16, queries times keys may exceed what the format holds (Stable Diffusion 2.1).
+    /// In f16, queries times keys may overflow (Stable Diffusion 2.1).
     upcast: bool,
 }
 
-/// What keys and values are made of.
+/// Where keys and values come from.
 #[derive(Debug)]
 enum Context {
-    /// The tokens `[B, M, D]` attended to.
+    /// Layers project the tokens `[B, M, D]`.
     Tokens { to_k: Linear, to_v: Linear },
-    /// They are there: a network for inference has made them of the text.
+    /// A network for inference has already projected the text.
     Projected { key: ProjectionSlice, value: ProjectionSlice },
 }
 
@@ -38,13 +38,14 @@ pub(super) struct AttentionSizes {
 }
 
 impl Attention {
-    /// Of tokens to tokens of the same width.
+    /// Self-attention.
     pub(super) fn load(loader: &mut Loader<'_>, name: &str, sizes: AttentionSizes) -> Self {
         let [to_q, to_k, to_v] = load_projections(loader, name, sizes.width, sizes.width);
         Self::load_around(loader, name, sizes, to_q, Context::Tokens { to_k, to_v })
     }
 
-    /// Of tokens to a text `text_width` wide; for inference `texts` takes over what reads it.
+    /// Cross-attention to a text `text_width` wide; for inference, `texts` takes the layers that
+    /// project it.
     pub(super) fn load_to_text(
         loader: &mut Loader<'_>,
         name: &str,
@@ -74,8 +75,8 @@ impl Attention {
         Self { to_q, context, to_out, heads, upcast }
     }
 
-    /// Attention of `x_BLW` to the tokens `[B, M, D]`, or to a text of which all keys and values are
-    /// there, `[W', B, M]`: `[B, L, W]`.
+    /// Attention of `x_BLW` to the tokens `[B, M, D]`, or to the keys and values of a projected
+    /// text, `[W', B, M]`. Returns `[B, L, W]`.
     pub(super) fn forward(&self, x_BLW: &Tensor, context: &Tensor) -> Result<Tensor, TchError> {
         let kind = x_BLW.kind();
         let upcast = self.upcast && kind == Kind::Half;
@@ -92,13 +93,14 @@ impl Attention {
         };
         let (key_BHME, value_BHME) = (by_head(key_BMW)?, by_head(value_BMW)?);
         let mixed_BHLE = attention(&query_BHLE, &key_BHME, &value_BHME, None, false)?;
-        // The fused kernels leave the heads beside each other, so that this copies nothing.
+        // The fused kernels store the heads side by side, so this copies nothing.
         let mixed_BLW = mixed_BHLE.f_transpose(1, 2)?.f_reshape(x_BLW.size())?;
         self.to_out.forward(&mixed_BLW.f_to_kind(kind)?)
     }
 }
 
-/// The layers of queries of tokens `width` wide, and of keys and values of tokens `context` wide.
+/// The layers for queries from tokens `width` wide, and for keys and values from tokens `context`
+/// wide.
 fn load_projections(loader: &mut Loader<'_>, name: &str, width: i64, context: i64) -> [Linear; 3] {
     [("to_q", width), ("to_k", context), ("to_v", context)].map(|(part, input)| {
         Linear::load_without_bias(loader, &format!("{name}.{part}"), input, width)

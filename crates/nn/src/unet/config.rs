@@ -1,7 +1,8 @@
 //! `config.json` of a `UNet2DConditionModel`.
 //!
-//! What a file leaves out has diffusers' default (`src/diffusers/models/unets/unet_2d_condition.py`
-//! at v0.42.1). Options that change the network and are not built here are refused by name.
+//! Options that a file omits have diffusers' default
+//! (`src/diffusers/models/unets/unet_2d_condition.py` at v0.42.1). Options that change the network
+//! and are not implemented are rejected by name.
 
 use std::path::Path;
 
@@ -16,15 +17,14 @@ const LARGEST: i64 = 1 << 16;
 /// The most blocks and layers.
 const MOST_LAYERS: usize = 64;
 /// How much wider the time embedding is than the first block.
-const EMBEDDING_WIDENING: i64 = 4;
+const EMBEDDING_EXPANSION: i64 = 4;
 /// Numbers of SDXL's `time_ids`.
 const TIME_IDS: i64 = 6;
 
-/// The sizes of the network, one entry per level from the highest resolution down where there are
-/// several.
+/// The sizes of the network. A list has one entry per level, from the highest resolution down.
 #[derive(Debug, Clone, PartialEq)]
 pub struct UNetConfig {
-    /// Height and width of the latents it was made for, where the file says so.
+    /// Height and width of the latents it was trained on, if the file says so.
     pub sample_size: Option<(i64, i64)>,
     /// Channels of the latents.
     pub in_channels: i64,
@@ -46,7 +46,7 @@ pub struct UNetConfig {
     pub(super) norm_eps: f64,
     pub(super) flip_sin_to_cos: bool,
     pub(super) freq_shift: f64,
-    /// Waves per number and width of SDXL's further conditions.
+    /// Waves per number and input width of SDXL's added conditions.
     added: Option<(i64, i64)>,
     source: Value,
 }
@@ -74,23 +74,19 @@ impl<T: Copy> PerLevel<T> {
 
 const CLASS: &str = "UNet2DConditionModel";
 
-/// Options that change the network, with the only values built here. Null counts where it stands
-/// among them.
+/// Options that change the network, with the only values that are implemented. Null is valid if it
+/// is in the list.
 const FIXED: &[(&str, &[&str], &str)] = &[
     ("center_input_sample", &["false", "null"], ""),
     (
         "mid_block_type",
         &["\"UNetMidBlock2DCrossAttn\""],
-        "a network without its middle block, as small distilled ones are, is not built here",
+        "networks without a middle block, such as small distilled ones, are not implemented",
     ),
     ("downsample_padding", &["1"], ""),
     ("mid_block_scale_factor", &["1"], ""),
-    ("dropout", &["0"], "dropout in training is not built here"),
-    (
-        "num_attention_heads",
-        &["null"],
-        "diffusers refuses it too: attention_head_dim says how many",
-    ),
+    ("dropout", &["0"], "dropout in training is not implemented"),
+    ("num_attention_heads", &["null"], "diffusers rejects it too: set attention_head_dim"),
     ("reverse_transformer_layers_per_block", &["null"], ""),
     ("encoder_hid_dim", &["null"], ""),
     ("encoder_hid_dim_type", &["null"], ""),
@@ -102,7 +98,11 @@ const FIXED: &[(&str, &[&str], &str)] = &[
     ("time_embedding_dim", &["null", "0"], ""),
     ("time_embedding_act_fn", &["null"], ""),
     ("timestep_post_act", &["null"], ""),
-    ("time_cond_proj_dim", &["null"], "a network that is told its guidance is not built here"),
+    (
+        "time_cond_proj_dim",
+        &["null"],
+        "networks that read their guidance scale are not implemented",
+    ),
     ("conv_in_kernel", &["3"], ""),
     ("conv_out_kernel", &["3"], ""),
     ("attention_type", &["\"default\"", "null"], ""),
@@ -110,7 +110,7 @@ const FIXED: &[(&str, &[&str], &str)] = &[
     ("quantization_config", &["null"], "quantised weights are not read"),
 ];
 
-/// Options that only other blocks and embeddings read than those built here.
+/// Options that only blocks and embeddings read that are not implemented.
 const OF_NO_EFFECT: &[&str] = &[
     "addition_embed_type_num_heads",
     "addition_time_embed_dim",
@@ -124,9 +124,8 @@ const OF_NO_EFFECT: &[&str] = &[
 impl UNetConfig {
     /// Reads a `config.json`.
     ///
-    /// # Errors
-    /// Where it is not the configuration of such a network, sets an option that is not built here,
-    /// or gives an impossible size.
+    /// # Errors If it is not the configuration of such a network, sets an option that is not
+    /// implemented, or has an impossible size.
     pub fn read(file: &Path) -> Result<Self, ConfigError> {
         Self::parse(read_json(file)?, file).map_err(|error| error.in_file(file))
     }
@@ -146,7 +145,7 @@ impl UNetConfig {
         }
         options.of_no_effect(OF_NO_EFFECT);
         let activation = options.get("act_fn", "\"silu\"", "silu".to_owned())?;
-        // Two names of one function; diffusers does not look at their case.
+        // Two names of one function; diffusers ignores their case.
         if !["silu", "swish"].contains(&activation.to_lowercase().as_str()) {
             return Err(options.refuse("act_fn", "expected \"silu\" or \"swish\""));
         }
@@ -172,7 +171,7 @@ impl UNetConfig {
             }
             types
                 .iter()
-                // diffusers passes over this older beginning.
+                // diffusers ignores this older prefix.
                 .map(|found| match found.strip_prefix("UNetRes").unwrap_or(found) {
                     found if found == plain => Ok(false),
                     found if found == attending => Ok(true),
@@ -234,7 +233,7 @@ impl UNetConfig {
             down_attends: spread(&down_block_types, "DownBlock2D", down, "down_block_types")?,
             up_attends: spread(&up_block_types, "UpBlock2D", up, "up_block_types")?,
             layers: layers.iter().map(|count| usize::try_from(*count).unwrap_or(0)).collect(),
-            // What is called the width of a head is the number of heads (diffusers issue 2011).
+            // The option named the width of a head is the number of heads (diffusers issue 2011).
             heads: sizes("attention_head_dim", 8)?,
             transformer_layers: sizes("transformer_layers_per_block", 1)?,
             only_cross_attention,
@@ -306,17 +305,18 @@ impl UNetConfig {
         Ok(())
     }
 
-    /// The file's own JSON, which [`super::UNet::save`] writes again.
+    /// The JSON of the file, which [`super::UNet::save`] writes unchanged.
     pub fn source(&self) -> &Value {
         &self.source
     }
 
-    /// Waves per number, and width of the pooled text with all waves, of SDXL's conditions.
+    /// For SDXL's added conditions: the waves per number, and the width of the pooled text with all
+    /// waves.
     pub(super) fn added_sizes(&self) -> Option<(i64, i64)> {
         self.added
     }
 
-    /// Width of SDXL's pooled text, where the network takes one.
+    /// Width of SDXL's pooled text, if the network reads one.
     pub fn pooled_width(&self) -> Option<i64> {
         self.added.map(|(waves, input)| input - TIME_IDS * waves)
     }
@@ -328,7 +328,7 @@ impl UNetConfig {
 
     /// Width of the time embedding.
     pub(super) fn embedding_width(&self) -> i64 {
-        EMBEDDING_WIDENING * self.first_channels()
+        EMBEDDING_EXPANSION * self.first_channels()
     }
 
     pub(super) fn resnet_sizes(&self, input: i64, output: i64) -> ResnetSizes {
@@ -365,7 +365,7 @@ mod tests {
 
     #[test]
     fn every_option_of_diffusers_is_known() {
-        // The arguments of `UNet2DConditionModel.__init__` at v0.42.1 with their defaults.
+        // The arguments of `UNet2DConditionModel.__init__` at v0.42.1 with their defaults:
         let all = r#"{
             "sample_size": null, "in_channels": 4, "out_channels": 4, "center_input_sample": false,
             "flip_sin_to_cos": true, "freq_shift": 0,

@@ -1,31 +1,32 @@
-//! What the network costs: products, and numbers kept for the gradients. Counted from the
-//! configuration, layer by layer, as this crate runs them; nothing is loaded.
+//! What the network costs: floating point operations, and activations kept for the gradients.
+//! Counted from the configuration, layer by layer, as this crate runs them; nothing is loaded.
 
 use super::UNetConfig;
 
-/// Rows and columns of a convolution's kernel.
+/// Height and width of a convolution's kernel.
 const KERNEL: f64 = 9.0;
-/// How much wider the gated perceptron is.
-const WIDENING: f64 = 4.0;
+/// How much wider the hidden layer of the feed-forward network (GEGLU) is.
+const EXPANSION: f64 = 4.0;
 
 /// The cost of one row of a batch.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct UNetCost {
     /// Floating point operations of a forward pass, two for a product and its sum. A backward pass
-    /// takes twice as many.
+    /// needs twice as many.
     pub forward_operations: f64,
-    /// Numbers kept from a forward pass for its backward pass.
+    /// Activations, as a count of numbers, that a forward pass keeps for its backward pass.
     pub kept: f64,
     /// The same with gradient checkpointing.
     pub kept_with_checkpointing: f64,
-    /// Numbers of the largest part that is computed again with gradient checkpointing.
+    /// Activations of the largest part that gradient checkpointing recomputes.
     pub largest_part: f64,
     /// Numbers of the largest tensor.
     pub largest_tensor: f64,
 }
 
 impl UNetCost {
-    /// A part that may be computed again: `kept` numbers, of which the last `output` are its result.
+    /// A part that gradient checkpointing may recompute: it keeps `kept` numbers, the last `output`
+    /// of which are its result.
     fn part(&mut self, operations: f64, kept: f64, output: f64) {
         self.forward_operations += operations;
         self.kept += kept;
@@ -34,7 +35,7 @@ impl UNetCost {
         self.largest_tensor = self.largest_tensor.max(output);
     }
 
-    /// A layer whose result is kept in any case.
+    /// A layer whose result is always kept.
     fn layer(&mut self, operations: f64, output: f64) {
         self.forward_operations += operations;
         self.kept += output;
@@ -58,26 +59,28 @@ impl UNetCost {
         let to_text = pixels * 2.0 * square
             + 2.0 * length * width * channels
             + 2.0 * pixels * length * channels;
-        let perceptron = pixels * 3.0 * WIDENING * square;
-        let products = pixels * 2.0 * square + layers * (to_itself + to_text + perceptron);
-        // Of a block three normalisations and sums, five queries, keys and values, two results of
-        // attention and three tensors of the perceptron; the normalisation, both projections.
-        let block = pixels * channels * (11.0 + 3.0 * WIDENING) + 2.0 * length * channels;
+        let feed_forward = pixels * 3.0 * EXPANSION * square;
+        let products = pixels * 2.0 * square + layers * (to_itself + to_text + feed_forward);
+        // In a block: three normalisations and sums, five queries, keys and values, two results of
+        // attention and three tensors of the feed-forward network. Around them: the normalisation
+        // and both projections.
+        let block = pixels * channels * (11.0 + 3.0 * EXPANSION) + 2.0 * length * channels;
         let kept = layers * block + pixels * channels * 3.0;
         self.part(2.0 * products, kept, pixels * channels);
-        self.largest_tensor = self.largest_tensor.max(WIDENING * pixels * channels);
+        self.largest_tensor = self.largest_tensor.max(EXPANSION * pixels * channels);
     }
 }
 
 impl UNetConfig {
-    /// The cost of one row: latents of `height` and `width`, a text of `length` tokens.
+    /// The cost of one row of a batch: latents of `height` and `width`, and a text of `length`
+    /// tokens.
     pub fn cost(&self, height: i64, width: i64, length: i64) -> UNetCost {
         let number = |number: i64| number as f64;
         let text = (number(length), number(self.cross_attention_dim));
         let channels: Vec<f64> =
             self.block_out_channels.iter().map(|channels| number(*channels)).collect();
         let levels = channels.len();
-        // Sides halve upward rounded.
+        // Downsampling rounds height and width up.
         let sides = |level: usize| {
             let halve = |side: i64| (0..level).fold(side, |side, _| (side + 1) / 2);
             number(halve(height)) * number(halve(width))
@@ -120,7 +123,7 @@ impl UNetConfig {
             for layer in 0..layers {
                 let features = if layer == 0 { below } else { output };
                 let skip = if layer == layers - 1 { above } else { output };
-                // The two beside each other are a tensor of their own.
+                // The skip concatenated with the features is one more tensor.
                 cost.layer(0.0, pixels * (features + skip));
                 cost.resnet(pixels, features + skip, output, embedding);
                 if self.up_attends[index] {
@@ -130,7 +133,7 @@ impl UNetConfig {
             }
             if index + 1 < levels {
                 let above = sides(level - 1);
-                // Enlarged, then convolved.
+                // Upsampled, then convolved.
                 cost.layer(0.0, above * output);
                 cost.layer(2.0 * KERNEL * output * output * above, above * output);
             }

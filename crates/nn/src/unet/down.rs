@@ -1,4 +1,4 @@
-//! The blocks on the way down: `DownBlock2D` and `CrossAttnDownBlock2D`.
+//! The downsampling blocks: `DownBlock2D` and `CrossAttnDownBlock2D`.
 //!
 //! huggingface/diffusers `src/diffusers/models/unets/unet_2d_blocks.py` at v0.42.1.
 
@@ -14,8 +14,8 @@ use crate::layers::{Downsample, ResnetBlock};
 use crate::shim;
 use crate::weights::Loader;
 
-/// Residual blocks, a transformer after each where the block attends, and a halving at the end but
-/// for the last block.
+/// Residual blocks, a transformer after each one in a block with attention, and a downsampling
+/// convolution at the end of all blocks but the last.
 #[derive(Debug)]
 pub(super) struct DownBlock {
     resnets: Vec<Layer<ResnetBlock>>,
@@ -59,8 +59,8 @@ impl DownBlock {
         Self { resnets, transformers, downsampler }
     }
 
-    /// `[B, C, H, W]` to the block's channels and half the sides; every result is a skip for the
-    /// way up.
+    /// `[B, C, H, W]` to the block's channels and half the height and width. Every result is a skip
+    /// connection to the upsampling blocks.
     pub(super) fn forward(
         &self,
         mut x_BCHW: Tensor,
@@ -82,7 +82,8 @@ impl DownBlock {
     }
 }
 
-/// A part of the network that gradient checkpointing may run again, and so shares.
+/// A part of the network that gradient checkpointing may recompute, so the backward pass owns it
+/// too.
 #[derive(Debug)]
 pub(super) struct Layer<T>(Arc<T>);
 
@@ -112,9 +113,9 @@ impl<T: Part> Layer<T> {
     }
 }
 
-/// A part that a feature map passes through: configuration and weights, nothing else.
+/// A part that transforms a feature map. It consists of configuration and weights only.
 pub(super) trait Part: RefUnwindSafe + 'static {
-    /// Which of the conditions it reads.
+    /// The condition that it reads: the time embedding or the text.
     fn condition(conditions: &Conditions) -> &Tensor;
     /// `[B, C, H, W]` to `[B, C', H, W]`.
     fn apply(&self, x_BCHW: &Tensor, condition: &Tensor) -> Result<Tensor, TchError>;
@@ -140,7 +141,7 @@ impl Part for Transformer {
     }
 }
 
-/// The part applied, with checkpointing where that is on and gradients are recorded.
+/// Applies the part, with gradient checkpointing if that is on and gradients are recorded.
 pub(super) fn checkpointed<T: Part>(
     layer: &Layer<T>,
     x_BCHW: &Tensor,
@@ -152,7 +153,8 @@ pub(super) fn checkpointed<T: Part>(
     }
     let part = layer.share();
     let segment = move |inputs: &[Tensor]| match inputs {
-        // A method of `part`, so that the closure captures the whole `Layer` and its promise.
+        // A method of `part`, so that the closure captures the whole `Layer`, for which `Sync`
+        // holds.
         [x_BCHW, condition] => part.apply(x_BCHW, condition),
         _ => Err(TchError::Shape("a checkpointed part takes two inputs".to_owned())),
     };

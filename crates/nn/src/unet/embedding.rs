@@ -1,4 +1,4 @@
-//! The time step, and SDXL's further conditions, as vectors.
+//! Embeddings of the timestep and of SDXL's added conditions.
 //!
 //! huggingface/diffusers `src/diffusers/models/embeddings.py` at v0.42.1.
 
@@ -14,7 +14,7 @@ const LONGEST_PERIOD: f64 = 10_000.0;
 /// Numbers of `time_ids`.
 const TIME_IDS: i64 = 6;
 
-/// Waves of geometrically falling frequency at each of `values_N`: `[N, width]` f32.
+/// Sinusoidal embeddings of `values_N`, with geometrically falling frequencies: `[N, width]` f32.
 fn sinusoids(
     values_N: &Tensor,
     width: i64,

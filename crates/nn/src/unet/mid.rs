@@ -31,7 +31,7 @@ impl MidBlock {
             channels,
             heads: config.heads[deepest],
             layers: config.transformer_layers[deepest],
-            // diffusers hands `mid_block_only_cross_attention` to another kind of block alone.
+            // diffusers passes `mid_block_only_cross_attention` to another kind of block only.
             only_cross_attention: false,
         };
         let resnet = config.resnet_sizes(channels, channels);

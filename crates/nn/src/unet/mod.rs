@@ -1,9 +1,9 @@
-//! `UNet2DConditionModel`: the network that predicts the noise (or velocity) in a noisy latent from
-//! the time step and the text.
+//! `UNet2DConditionModel`: the network that predicts the noise (or velocity) in noisy latents from
+//! the timestep and the prompt embeddings.
 //!
-//! One file for each part, each field loaded under its name in the checkpoint. Behaviour follows
-//! huggingface/diffusers `src/diffusers/models/unets/unet_2d_condition.py` at v0.42.1; outputs agree
-//! to 1e-4 of their size in f32, gradients to 1e-3 (`tests/unet_goldens.rs`).
+//! One file for each part; each field is loaded under its name in the checkpoint. Behaviour follows
+//! huggingface/diffusers `src/diffusers/models/unets/unet_2d_condition.py` at v0.42.1; outputs
+//! agree to 1e-4 of their size in f32, gradients to 1e-3 (`tests/unet_goldens.rs`).
 
 mod attention;
 mod config;
@@ -51,7 +51,7 @@ pub const WEIGHT_FILES: &[&str] = &[
 /// A tensor that every such network has.
 const ANCHORS: &[&str] = &["conv_in.weight"];
 
-/// What SDXL's network is told besides the text.
+/// SDXL's conditions beside the text (`added_cond_kwargs` in diffusers).
 #[derive(Debug)]
 pub struct AddedConditions {
     /// The second text encoder's projected features, `[B, D]`.
@@ -85,8 +85,8 @@ impl UNet {
     /// Loads the network for inference in `precision`: strict, every tensor with its shape and
     /// finite, all differences in one error.
     ///
-    /// # Errors
-    /// Where the checkpoint does not fit the configuration, or the precision not the device.
+    /// # Errors If the checkpoint does not fit the configuration, or the precision does not fit the
+    /// device.
     pub fn load(
         config: &UNetConfig,
         weights: &Weights,
@@ -97,11 +97,8 @@ impl UNet {
         Self::build(config, Loader::new(&weights, "UNet", device, precision))
     }
 
-    /// Loads the network for training: weights are f32 and record gradients, products are computed
-    /// in `precision` (bf16 as autocast does it: every weight is cast where it is used).
-    ///
-    /// # Errors
-    /// As [`UNet::load`].
+    /// Loads the network for training: weights are f32 and record gradients; products are computed
+    /// in `precision`. As with autocast, each weight is cast when it is used.
     pub fn load_for_training(
         config: &UNetConfig,
         weights: &Weights,
@@ -112,14 +109,12 @@ impl UNet {
         Self::build(config, Loader::for_training(&weights, "UNet", device, precision))
     }
 
-    /// Loads the frozen companion of a network in training: it computes in `precision` what a network
-    /// of the same weights loaded by [`UNet::load_for_training`] computes, bit for bit, records no
-    /// gradients, and holds the weights in that precision: in bf16 half the memory. Casting a weight
-    /// once or at every use gives the same bits. [`UNet::load`] would be faster by a little, and differ
-    /// in the last bits.
+    /// Loads the reference model of a network in training. It records no gradients and stores the
+    /// weights in `precision`, so that bf16 takes half the memory.
     ///
-    /// # Errors
-    /// As [`UNet::load`].
+    /// With the same weights, its output equals that of [`UNet::load_for_training`] bit for bit,
+    /// because casting a weight once or at every use gives the same bits. [`UNet::load`] would be
+    /// slightly faster, but differs in the last bits.
     pub fn load_reference(
         config: &UNetConfig,
         weights: &Weights,
@@ -130,11 +125,10 @@ impl UNet {
         Self::build(config, Loader::for_reference(&weights, "UNet", device, precision))
     }
 
-    /// Takes over the weights of a network in training, cast to the precision of this reference.
-    /// Nothing waits for the device.
+    /// Updates the reference model: copies the weights of a network in training, cast to the
+    /// precision of this reference. Does not wait for the device.
     ///
-    /// # Errors
-    /// Where this is no reference, or one of another network or another precision.
+    /// # Errors If this is not a reference, or `other` differs in its tensors or its precision.
     pub fn copy_weights_from(&mut self, trained: &Self) -> Result<(), NetworkError> {
         let refused =
             |reason: &str| Err(NetworkError::Input { network: "UNet", reason: reason.to_owned() });
@@ -201,8 +195,9 @@ impl UNet {
         &self.config
     }
 
-    /// How many weights were born in f16 and were moved, each by less than half a unit of f16, when the
-    /// network was loaded for training in bf16 or as a reference (`weights/f16_born.rs`).
+    /// How many weights loading has moved because their file stores f16 numbers, each by less than
+    /// half a unit of f16. Only networks for training in bf16 and their references do that
+    /// (`weights/f16_born.rs`).
     pub fn spread_weights(&self) -> u64 {
         self.spread_weights
     }
@@ -217,28 +212,26 @@ impl UNet {
         self.precision
     }
 
-    /// The tensors that are trained, by their names in the checkpoint: f32 leaves. Of a reference, its
-    /// weights in its precision. Empty for a network loaded for inference.
+    /// The trained tensors by their names in the checkpoint: f32 leaves. For a reference, its
+    /// weights in its precision; for a network loaded for inference, nothing.
     pub fn parameters(&self) -> &[(String, Tensor)] {
         &self.parameters
     }
 
-    /// Gradient checkpointing: with it, only the inputs of each residual block and each transformer
-    /// are kept for the backward pass, which computes the rest again. Gradients are the same.
+    /// Turns gradient checkpointing on or off. With it, a forward pass keeps only the inputs of
+    /// each residual block and each transformer, and the backward pass recomputes the activations
+    /// inside. Gradients are the same.
     pub fn set_gradient_checkpointing(&mut self, on: bool) {
         self.checkpointing = on;
     }
 
-    /// The prediction for noisy latents `latents_BCHW` at `timesteps_B` (any kind of number), given
-    /// the text `text_BLD` (and for SDXL `added`): `[B, C', H, W]` f32. A batch of one timestep or
+    /// The prediction for noisy latents `latents_BCHW` at `timesteps_B` (any dtype), given the
+    /// prompt embeddings `text_BLD` and for SDXL `added`: `[B, C', H, W]` f32. A single timestep or
     /// text serves all rows.
     ///
     /// A network loaded for inference runs in libtorch's inference mode: its result records no
-    /// gradients and must not be changed in place outside of that mode. The result of a reference
-    /// records none and is an ordinary tensor.
-    ///
-    /// # Errors
-    /// Where a shape does not fit, or libtorch has not enough memory.
+    /// gradients, and code outside of that mode must not change it in place. The result of a
+    /// reference records no gradients either, but is an ordinary tensor.
     pub fn forward(
         &self,
         latents_BCHW: &Tensor,
@@ -251,11 +244,9 @@ impl UNet {
         self.forward_projected(latents_BCHW, timesteps_B, &text, added)
     }
 
-    /// The text `text_BLD` for any number of passes over `batch` rows; one row of text serves all. For
-    /// inference this computes what the layers make of it.
-    ///
-    /// # Errors
-    /// As [`UNet::forward`].
+    /// Prepares the prompt embeddings `text_BLD` for any number of passes over `batch` rows; a
+    /// single text serves all rows. For inference, this already computes the keys and values of all
+    /// cross-attention layers.
     pub fn project_text(
         &self,
         text_BLD: &Tensor,
@@ -281,10 +272,7 @@ impl UNet {
         Ok(ProjectedText { tensor, batch })
     }
 
-    /// [`UNet::forward`] for a text that this network has prepared.
-    ///
-    /// # Errors
-    /// As [`UNet::forward`].
+    /// [`UNet::forward`] for a text that this network has projected.
     pub fn forward_projected(
         &self,
         latents_BCHW: &Tensor,
@@ -326,16 +314,17 @@ impl UNet {
         if let (Some(layer), Some(added)) = (&self.added_embedding, added) {
             embedding_BD = embedding_BD.f_add(&layer.forward(added, self.device, kind)?)?;
         }
-        // Every residual block begins with this activation of it.
+        // Every residual block begins with this activation of the time embedding.
         let embedding_BD = embedding_BD.f_silu()?;
         let text = text.shallow_clone();
         let conditions = Conditions { embedding_BD, text, checkpointing: self.checkpointing };
 
         let latents_BCHW = latents_BCHW.f_to_device(self.device)?.f_to_kind(kind)?;
-        // A reference computes as the network in training does, to the last bit.
-        let in_rows =
+        // The reference computes in the same layout as the network in training, so that both agree
+        // to the last bit.
+        let in_nchw =
             self.purpose != Purpose::Inference && trains_in_nchw(self.device, self.precision);
-        let latents_BCHW = if in_rows {
+        let latents_BCHW = if in_nchw {
             latents_BCHW.f_contiguous()?
         } else {
             shim::channels_last(&latents_BCHW)?
@@ -385,24 +374,22 @@ impl UNet {
     }
 
     /// Writes `config.json` and `diffusion_pytorch_model.safetensors` into `folder`, which must
-    /// exist: what diffusers' `from_pretrained` loads, key for key; f32, of a reference in its
-    /// precision. Returns what the file of weights holds.
+    /// exist. diffusers' `from_pretrained` loads them, key for key. Weights are f32, or in the
+    /// precision of a reference. Returns a record of the weights file.
     ///
     /// # Errors
-    /// Where a file cannot be written, or the network was loaded for inference, which keeps its
+    /// If a file cannot be written, or the network was loaded for inference, which keeps its
     /// weights in the layout of the kernels.
     pub fn save(&self, folder: &Path) -> Result<Written, ModelError> {
         self.save_while(folder, &|| Ok(()))
     }
 
-    /// As [`UNet::save`]; before each tensor `go_on` is asked, whose error ends it, and no file appears.
-    ///
-    /// # Errors
-    /// As [`UNet::save`], and what `go_on` returns.
+    /// [`UNet::save`] that calls `check` before each tensor. Its error ends the save, and no file
+    /// appears.
     pub fn save_while(
         &self,
         folder: &Path,
-        go_on: &dyn Fn() -> std::io::Result<()>,
+        check: &dyn Fn() -> std::io::Result<()>,
     ) -> Result<Written, ModelError> {
         if self.parameters.is_empty() {
             return Err(ModelError::Folder {
@@ -413,20 +400,20 @@ impl UNet {
             });
         }
         let weights = folder.join(SAVED_WEIGHTS);
-        let written = write_while(&weights, &self.parameters, &[], go_on)?;
+        let written = write_while(&weights, &self.parameters, &[], check)?;
         runkit::files::write_json_atomic(folder.join("config.json"), self.config.source())?;
         Ok(written)
     }
 }
 
-/// What every block is given.
+/// What every block reads beside the feature map.
 #[derive(Debug)]
 struct Conditions {
     /// The time embedding after its activation, `[B, D]`.
     embedding_BD: Tensor,
     /// The tensor of the [`ProjectedText`].
     text: Tensor,
-    /// Whether blocks are run again for the gradients.
+    /// Whether the backward pass recomputes activations (gradient checkpointing).
     checkpointing: bool,
 }
 

@@ -12,12 +12,12 @@ use crate::layers::{GroupNorm, LayerNorm, Linear, add};
 use crate::shim::{self, After, kernels};
 use crate::weights::Loader;
 
-/// What the group normalisation adds to the variance, whatever the configuration says elsewhere.
+/// Added to the variance in the group normalisation, whatever the configuration says elsewhere.
 const NORM_EPSILON: f64 = 1e-6;
-/// What the layer normalisations add.
+/// Added to the variance in the layer normalisations.
 const LAYER_NORM_EPSILON: f64 = 1e-5;
-/// How much wider the perceptrons are.
-const WIDENING: i64 = 4;
+/// How much wider the hidden layer of the feed-forward network is.
+const EXPANSION: i64 = 4;
 
 /// The sizes of one transformer.
 #[derive(Debug, Clone, Copy)]
@@ -28,7 +28,7 @@ pub(super) struct TransformerSizes {
     pub(super) only_cross_attention: bool,
 }
 
-/// Blocks of attention over the pixels `[B, H·W, C]`, with a shortcut around them.
+/// Blocks of attention over the pixels `[B, H·W, C]`, with a skip connection around them.
 #[derive(Debug)]
 pub(super) struct Transformer {
     norm: GroupNorm,
@@ -48,7 +48,8 @@ impl Transformer {
         let channels = sizes.channels;
         let groups = config.norm_num_groups;
         let norm = GroupNorm::load(loader, &format!("{name}.norm"), groups, channels, NORM_EPSILON);
-        // A convolution of one pixel is a linear layer on a view, and channels last the same memory.
+        // A 1×1 convolution is a linear layer on a view, and in channels-last memory the view
+        // copies nothing.
         let mut project = |part: &str| {
             let name = format!("{name}.{part}");
             if config.use_linear_projection {
@@ -70,7 +71,7 @@ impl Transformer {
     /// `[B, C, H, W]` to the same shape.
     pub(super) fn forward(&self, x_BCHW: &Tensor, text: &Tensor) -> Result<Tensor, TchError> {
         let (batch, channels, height, width) = x_BCHW.size4()?;
-        // Contiguous, as Linear asks for.
+        // Linear needs a contiguous input.
         let normed_BHWC = self.norm.forward(x_BCHW)?.f_permute([0, 2, 3, 1])?.f_contiguous()?;
         let mut x_BLC =
             self.proj_in.forward(&normed_BHWC.f_view([batch, height * width, channels])?)?;
@@ -86,7 +87,8 @@ impl Transformer {
     }
 }
 
-/// Attention to itself, to the text, and a gated perceptron, each normalised and added.
+/// Self-attention, cross-attention to the text, and a feed-forward network (GEGLU), each after a
+/// normalisation and with a skip connection.
 #[derive(Debug)]
 struct Block {
     norm_1: LayerNorm,
@@ -141,40 +143,55 @@ impl Block {
     }
 }
 
-/// GEGLU: half of a wide layer times the GELU of the other half, and a layer back. The halves are
-/// two layers over the rows of one weight, so that neither has to be cut out of the other's result.
+/// The feed-forward network of a block: [`Geglu`], then a layer back.
 #[derive(Debug)]
 struct FeedForward {
-    value: Linear,
-    gate: Linear,
+    geglu: Geglu,
     back: Linear,
 }
 
 impl FeedForward {
     fn load(loader: &mut Loader<'_>, name: &str, channels: i64) -> Self {
-        let wide = WIDENING * channels;
-        let [value, gate] =
-            Linear::load_halves(loader, &format!("{name}.net.0.proj"), channels, wide);
-        let back = Linear::load(loader, &format!("{name}.net.2"), wide, channels);
-        Self { value, gate, back }
+        let hidden = EXPANSION * channels;
+        let geglu = Geglu::load(loader, &format!("{name}.net.0.proj"), channels, hidden);
+        let back = Linear::load(loader, &format!("{name}.net.2"), hidden, channels);
+        Self { geglu, back }
+    }
+
+    fn forward(&self, x_BLC: &Tensor) -> Result<Tensor, TchError> {
+        self.back.forward(&self.geglu.forward(x_BLC)?)
+    }
+}
+
+/// GEGLU, an activation with a gate: half of a layer's output times the GELU of the other half. The
+/// halves are two layers over the rows of one weight, so that neither is sliced out of a larger tensor.
+#[derive(Debug)]
+#[doc(alias = "GEGLU")]
+struct Geglu {
+    value: Linear,
+    gate: Linear,
+}
+
+impl Geglu {
+    fn load(loader: &mut Loader<'_>, name: &str, channels: i64, hidden: i64) -> Self {
+        let [value, gate] = Linear::load_halves(loader, name, channels, hidden);
+        Self { value, gate }
     }
 
     fn forward(&self, x_BLC: &Tensor) -> Result<Tensor, TchError> {
         let mut value = self.value.forward(x_BLC)?;
         if kernels::can_gate(&value)? {
-            return self.back.forward(&kernels::gated_gelu(&value, &self.gate.forward(x_BLC)?)?);
+            return kernels::gated_gelu(&value, &self.gate.forward(x_BLC)?);
         }
-        let gated = if value.requires_grad() {
-            // The GELU of the gate is not kept for the gradients but computed again.
-            let gate = self.gate.forward(x_BLC)?;
-            let product = |inputs: &[Tensor]| match inputs {
-                [value, gate] => value.f_mul(&gate.f_gelu("none")?),
-                _ => Err(TchError::Torch("expected two tensors".to_owned())),
-            };
-            shim::checkpoint(&[&value, &gate], Box::new(product))?
-        } else {
-            value.f_mul_(&self.gate.forward_then(x_BLC, After::Gelu)?)?
+        if !value.requires_grad() {
+            return value.f_mul_(&self.gate.forward_then(x_BLC, After::Gelu)?);
+        }
+        // The backward pass recomputes the GELU, so that only its input takes memory until then.
+        let gate = self.gate.forward(x_BLC)?;
+        let product = |inputs: &[Tensor]| match inputs {
+            [value, gate] => value.f_mul(&gate.f_gelu("none")?),
+            _ => Err(TchError::Torch("expected two tensors".to_owned())),
         };
-        self.back.forward(&gated)
+        shim::checkpoint(&[&value, &gate], Box::new(product))
     }
 }

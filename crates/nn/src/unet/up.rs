@@ -1,4 +1,4 @@
-//! The blocks on the way up: `UpBlock2D` and `CrossAttnUpBlock2D`.
+//! The upsampling blocks: `UpBlock2D` and `CrossAttnUpBlock2D`.
 //!
 //! huggingface/diffusers `src/diffusers/models/unets/unet_2d_blocks.py` at v0.42.1.
 
@@ -11,8 +11,8 @@ use super::{Conditions, UNetConfig};
 use crate::layers::{ResnetBlock, Upsample};
 use crate::weights::Loader;
 
-/// Residual blocks on the features and a skip each, a transformer after each where the block
-/// attends, and a doubling at the end but for the last block.
+/// Residual blocks, each on the features and one skip, a transformer after each one in a block with
+/// attention, and upsampling at the end of all blocks but the last.
 #[derive(Debug)]
 pub(super) struct UpBlock {
     resnets: Vec<Layer<ResnetBlock>>,
@@ -31,7 +31,7 @@ impl UpBlock {
         let name = format!("up_blocks.{index}");
         let channels = &config.block_out_channels;
         let levels = channels.len();
-        // The level on the way down whose skips it takes, and the one below that.
+        // The downsampling level whose skips it reads, and the one below that.
         let level = levels - 1 - index;
         let output = channels[level];
         let below = channels[(level + 1).min(levels - 1)];
@@ -63,7 +63,7 @@ impl UpBlock {
         Self { resnets, transformers, upsampler }
     }
 
-    /// Takes its skips from the end of `skips`.
+    /// Pops its skips from the end of `skips`.
     pub(super) fn forward(
         &self,
         mut x_BCHW: Tensor,
@@ -71,9 +71,9 @@ impl UpBlock {
         skips: &mut Vec<Tensor>,
     ) -> Result<Tensor, TchError> {
         for (index, resnet) in self.resnets.iter().enumerate() {
-            let skip = skips
-                .pop()
-                .ok_or_else(|| TchError::Shape("fewer skips than the way up takes".to_owned()))?;
+            let skip = skips.pop().ok_or_else(|| {
+                TchError::Shape("fewer skips than the upsampling blocks read".to_owned())
+            })?;
             x_BCHW = Tensor::f_cat(&[x_BCHW, skip], 1)?;
             x_BCHW = checkpointed(resnet, &x_BCHW, conditions)?;
             if let Some(transformer) = self.transformers.get(index) {
@@ -81,7 +81,8 @@ impl UpBlock {
             }
         }
         if let Some(upsampler) = &self.upsampler {
-            // Sides that do not halve evenly come back to those of the next skip.
+            // An odd height or width was rounded up on the way down, so the size is that of the
+            // next skip.
             let size = skips.last().map(Tensor::size4).transpose()?;
             let size = size.map(|(_, _, height, width)| (height, width));
             x_BCHW = upsampler.forward(&x_BCHW, size)?;

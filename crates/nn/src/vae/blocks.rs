@@ -11,7 +11,7 @@ use crate::layers::{
 };
 use crate::weights::Loader;
 
-/// What the normalisations add to the variance.
+/// Added to the variance in the normalisations.
 pub(super) const EPSILON: f64 = 1e-6;
 
 fn resnet(
@@ -143,7 +143,7 @@ impl MidBlock {
     }
 }
 
-/// Attention of every place to all, with one head.
+/// Attention of every pixel to all pixels, with one head.
 #[derive(Debug)]
 struct Attention {
     norm: GroupNorm,
@@ -165,7 +165,7 @@ impl Attention {
         Self { norm, to_q, to_k, to_v, to_out }
     }
 
-    /// `[B, C, H, W]` to the same shape. Places are tokens: with the channels last that is a view.
+    /// `[B, C, H, W]` to the same shape. Pixels are tokens: in channels-last memory that is a view.
     fn forward(&self, x_BCHW: &Tensor) -> Result<Tensor, TchError> {
         let (batch, channels, height, width) = x_BCHW.size4()?;
         let tokens = [batch, 1, height * width, channels];
@@ -186,8 +186,8 @@ impl Attention {
     }
 }
 
-/// A projection under its name of today, or the one of files from before diffusers 0.15; some of
-/// these keep it as a convolution of one pixel.
+/// A projection under its current name, or the one in files from before diffusers 0.15, some of
+/// which store it as a 1×1 convolution.
 fn project(
     loader: &mut Loader<'_>,
     attention: &str,
@@ -201,7 +201,7 @@ fn project(
         Some([_, _, _, _]) => vec![channels, channels, 1, 1],
         _ => square.to_vec(),
     };
-    // The element counts are equal, so the view is there.
+    // The element counts are equal, so the view exists.
     let weight = loader.tensor(&weight(part), &shape).reshape(square);
     let bias = loader.tensor(&format!("{attention}.{part}.bias"), &[channels]);
     Linear::new(loader, weight, Some(bias))

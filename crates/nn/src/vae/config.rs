@@ -9,7 +9,7 @@ use crate::config::{ConfigError, Options, read_json, unsupported, without_unset}
 /// The largest number of channels of any layer.
 const MOST_CHANNELS: i64 = 1 << 16;
 
-/// An autoencoder. What a file leaves out has the library's default: huggingface/diffusers
+/// An autoencoder. Options that a file omits have the library's default: huggingface/diffusers
 /// `src/diffusers/models/autoencoders/autoencoder_kl.py` at v0.42.1.
 #[derive(Debug, Clone, PartialEq)]
 pub struct VaeConfig {
@@ -17,25 +17,25 @@ pub struct VaeConfig {
     pub in_channels: i64,
     /// Channels of the images that are decoded.
     pub out_channels: i64,
-    /// Channels at each level, from the pixels down; each level but the first halves the sides.
+    /// Channels at each level, from the pixels down; each level but the first downsamples by two.
     pub block_out_channels: Vec<i64>,
-    /// Residual blocks of a level on the way down; there is one more on the way up.
+    /// Residual blocks of a level of the encoder; the decoder has one more.
     pub layers_per_block: i64,
     /// Channels of the latents.
     pub latent_channels: i64,
     /// Groups of the normalisations.
     pub norm_num_groups: i64,
-    /// What latents are multiplied by for the UNet, so that their variance is about one.
+    /// The factor for latents that the UNet reads, so that their variance is about one.
     pub scaling_factor: f64,
-    /// What is taken off latents before they are multiplied.
+    /// Subtracted from latents before they are scaled.
     pub shift_factor: Option<f64>,
-    /// Whether numbers inside grow beyond what f16 holds.
+    /// Whether activations exceed the range of f16.
     pub force_upcast: bool,
     /// Whether a convolution follows the encoder.
     pub use_quant_conv: bool,
     /// Whether a convolution precedes the decoder.
     pub use_post_quant_conv: bool,
-    /// Whether the lowest level attends.
+    /// Whether the lowest level has attention.
     pub mid_block_add_attention: bool,
 }
 
@@ -60,9 +60,6 @@ impl Default for VaeConfig {
 
 impl VaeConfig {
     /// Reads `config.json`.
-    ///
-    /// # Errors
-    /// Where the file cannot be read, or describes another kind of network.
     pub fn read(file: &Path) -> Result<Self, ConfigError> {
         Self::parse(&without_unset(read_json(file)?), file).map_err(|error| error.in_file(file))
     }
@@ -77,7 +74,7 @@ impl VaeConfig {
         options.fixed("latents_mean", &["null"], "the scaling_factor says all")?;
         options.fixed("latents_std", &["null"], "the scaling_factor says all")?;
         options.fixed("quantization_config", &["null"], "quantised weights are not read")?;
-        // Where images are cut into tiles, which they are not here.
+        // Options of tiling, which is not used here.
         options.of_no_effect(&["sample_size"]);
         let d = Self::default();
         let block_out_channels =
@@ -112,9 +109,6 @@ impl VaeConfig {
     }
 
     /// Checks that all sizes are possible. [`super::Vae::load`] does it as well.
-    ///
-    /// # Errors
-    /// Where one is not.
     pub fn validate(&self) -> Result<(), ConfigError> {
         let levels = i64::try_from(self.block_out_channels.len()).unwrap_or(i64::MAX);
         let all = [
@@ -144,7 +138,7 @@ impl VaeConfig {
         Ok(())
     }
 
-    /// Pixels of an image's side for one of a latent's.
+    /// Height and width of an image, in units of those of its latents.
     pub fn downscale(&self) -> i64 {
         1 << self.block_out_channels.len().saturating_sub(1)
     }

@@ -1,4 +1,4 @@
-//! `AutoencoderKL`: images to latents of an eighth of their sides, and back.
+//! `AutoencoderKL`: images to latents of an eighth of their height and width, and back.
 //!
 //! Behaviour follows huggingface/diffusers `src/diffusers/models/autoencoders/{autoencoder_kl,vae}.py`
 //! at v0.42.1; results agree to 1e-4 of their size in f32 (`tests/diffusion_vae.rs`).
@@ -19,17 +19,17 @@ use crate::layers::{Conv2d, ConvSizes, GroupNorm};
 use crate::shim::{self, Stride};
 use crate::weights::{Loader, Weights};
 
-/// Pixels of a batch that are computed at once; a larger batch is cut into smaller ones. Beyond
-/// this nothing gets faster, and memory grows by some kilobytes a pixel.
+/// Pixels that are computed at once; a larger batch is computed in parts. More pixels at once are
+/// not faster, and take some kilobytes of memory each.
 const PIXELS_AT_ONCE: i64 = 4 * 512 * 512;
 
-/// What is wrong is said of this network.
+/// The name in error messages.
 const NETWORK: &str = "VAE";
 
 /// Tensors that every such network has.
 const ANCHORS: &[&str] = &["encoder.conv_in.weight", "decoder.conv_in.weight"];
 
-/// The distribution of the latents of images: independent normal numbers. f32, on the network's
+/// The distribution of the latents of images: independent normal numbers, f32 on the network's
 /// device.
 #[derive(Debug)]
 pub struct Posterior {
@@ -40,10 +40,7 @@ pub struct Posterior {
 }
 
 impl Posterior {
-    /// The standard deviations, `[B, C, H/f, W/f]`.
-    ///
-    /// # Errors
-    /// Where libtorch has not enough memory.
+    /// The standard deviations (std), `[B, C, H/f, W/f]`.
     pub fn std(&self) -> Result<Tensor, NetworkError> {
         Ok(self.log_variance_BCHW.f_mul_scalar(0.5)?.f_exp()?)
     }
@@ -62,11 +59,11 @@ pub struct Vae {
 }
 
 impl Vae {
-    /// Loads the network for inference, strictly. In f16 it computes in f32 where its
-    /// configuration says that f16 is not enough (`force_upcast`).
+    /// Loads the network for inference, strictly. In f16 it computes in f32 if its configuration
+    /// sets `force_upcast`.
     ///
-    /// # Errors
-    /// Where the checkpoint does not fit the configuration, or the precision not the device.
+    /// # Errors If the checkpoint does not fit the configuration, or the precision does not fit the
+    /// device.
     pub fn load(
         config: &VaeConfig,
         weights: &Weights,
@@ -113,11 +110,11 @@ impl Vae {
         self.precision
     }
 
-    /// Encodes images: `pixels_BCHW` in [-1, 1] on any device, sides multiples of
-    /// [`VaeConfig::downscale`]. What it returns may be used in training.
+    /// Encodes images: `pixels_BCHW` in [-1, 1] on any device, height and width multiples of
+    /// [`VaeConfig::downscale`]. The result can be used in training.
     ///
     /// # Errors
-    /// Where a shape does not fit, a number is not finite, or libtorch has not enough memory.
+    /// If a shape does not fit, a number is not finite, or memory runs out.
     pub fn encode(&self, pixels_BCHW: &Tensor) -> Result<Posterior, NetworkError> {
         let factor = self.config.downscale();
         check_shape("pixels", pixels_BCHW, self.config.in_channels, factor)?;
@@ -130,22 +127,19 @@ impl Vae {
         })?;
         check_finite(("pixels", pixels_BCHW), &moments_BCHW)?;
         let latents = self.config.latent_channels;
-        // Outside of inference mode, so that these are tensors like any other.
+        // Outside of inference mode, so that the results are ordinary tensors.
         Ok(Posterior {
             mean_BCHW: moments_BCHW.f_narrow(1, 0, latents)?.f_add_scalar(0.0)?,
             log_variance_BCHW: moments_BCHW.f_narrow(1, latents, latents)?.f_clamp(-30.0, 20.0)?,
         })
     }
 
-    /// Decodes latents `[B, C, H, W]` on any device, not scaled (divided by
-    /// [`VaeConfig::scaling_factor`], plus [`VaeConfig::shift_factor`]): images `[B, C, f·H, f·W]` f32,
-    /// about in [-1, 1].
+    /// Decodes latents `[B, C, H, W]` on any device to images `[B, C, f·H, f·W]`, f32 and about in
+    /// [-1, 1]. The caller has already divided the latents by [`VaeConfig::scaling_factor`] and
+    /// added [`VaeConfig::shift_factor`].
     ///
-    /// The result comes from libtorch's inference mode: it may be read and computed with, but not
-    /// changed in place outside of that mode.
-    ///
-    /// # Errors
-    /// As [`Vae::encode`].
+    /// The result comes from libtorch's inference mode: code outside of it must not change it in
+    /// place.
     pub fn decode(&self, latents_BCHW: &Tensor) -> Result<Tensor, NetworkError> {
         check_shape("latents", latents_BCHW, self.config.latent_channels, 1)?;
         let pixels_BCHW = self.sliced(latents_BCHW, self.config.downscale(), |latents_BCHW| {
@@ -158,8 +152,8 @@ impl Vae {
         Ok(pixels_BCHW)
     }
 
-    /// `compute` on as many rows at once as memory allows, `scale` pixels to a side of `x_BCHW`.
-    /// Contiguous f32.
+    /// `compute` on a few rows of the batch at a time ([`PIXELS_AT_ONCE`]); a pixel of `x_BCHW`
+    /// stands for `scale` by `scale` pixels of an image. The result is contiguous f32.
     fn sliced(
         &self,
         x_BCHW: &Tensor,
@@ -301,7 +295,7 @@ fn check_shape(what: &str, x: &Tensor, channels: i64, factor: i64) -> Result<(),
     }
 }
 
-/// An error where the result is not finite, which says whether the input was.
+/// An error if the result is not finite; it says whether the input was.
 fn check_finite((what, input): (&str, &Tensor), result: &Tensor) -> Result<(), NetworkError> {
     if is_finite(result)? {
         return Ok(());
@@ -314,7 +308,7 @@ fn check_finite((what, input): (&str, &Tensor), result: &Tensor) -> Result<(), N
     Err(NetworkError::Input { network: NETWORK, reason })
 }
 
-/// True where no number is NaN or infinite.
+/// True if no number is NaN or infinite.
 pub(crate) fn is_finite(tensor: &Tensor) -> Result<bool, TchError> {
     Ok(tensor.f_isfinite()?.f_all()?.f_int64_value(&[])? != 0)
 }

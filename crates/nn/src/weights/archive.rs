@@ -1,5 +1,5 @@
-//! The zip files of `torch.save`: `PREFIX/data.pkl` says what there is, `PREFIX/data/KEY` holds the
-//! bytes of each storage, uncompressed, so that they can be mapped.
+//! The zip files of `torch.save`: `PREFIX/data.pkl` describes the tensors, and `PREFIX/data/KEY`
+//! holds the bytes of each storage, uncompressed, so that they can be mapped.
 //!
 //! Names in the zip are only compared, never used as paths.
 
@@ -72,7 +72,7 @@ fn locate(
     Ok(Stored { file: Arc::clone(file), offset: range.start + offset * size, kind, shape, strides })
 }
 
-/// Where the content of every entry lies. Compressed entries are refused.
+/// The position of every entry's content. Compressed entries are rejected.
 fn entries(path: &Path, bytes: &[u8]) -> Result<HashMap<String, Range<usize>>, WeightsError> {
     let damaged = |error| invalid(path, format!("not a valid zip file: {error}"));
     let mut archive = ZipArchive::new(Cursor::new(bytes)).map_err(damaged)?;
@@ -102,7 +102,7 @@ fn entries(path: &Path, bytes: &[u8]) -> Result<HashMap<String, Range<usize>>, W
     Ok(entries)
 }
 
-/// What stands before `data.pkl`, with its slash.
+/// The prefix of `data.pkl`, with its slash.
 fn prefix(path: &Path, entries: &HashMap<String, Range<usize>>) -> Result<String, WeightsError> {
     let mut prefixes = entries
         .keys()

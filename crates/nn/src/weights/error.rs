@@ -1,4 +1,4 @@
-//! What reading a checkpoint can report.
+//! The errors of reading a checkpoint.
 
 use std::path::PathBuf;
 
@@ -13,17 +13,17 @@ pub enum WeightsError {
     /// The process was asked to stop while the file was read.
     #[error("reading weights: {0}")]
     Stopped(#[source] runkit::signals::Stopped),
-    /// A folder holds no weights file of the names looked for.
+    /// A folder holds no weights file under a usual name.
     #[error("{}: no weights file, looked for {names}{found}", folder.display())]
     NoWeights {
         /// The folder.
         folder: PathBuf,
         /// The names looked for.
         names: String,
-        /// What is there instead, on a line of its own, if anything.
+        /// The files that it holds instead, on a line of its own, if there are any.
         found: String,
     },
-    /// The content is no format that is read here.
+    /// The format of the content is not supported.
     #[error(
         "{}: expected safetensors or a PyTorch zip pickle, found {found}\n\
          hint: {hint}", file.display()
@@ -67,7 +67,7 @@ pub enum WeightsError {
         /// Where in `data.pkl` it stands.
         position: usize,
     },
-    /// A tensor that was asked for is not there.
+    /// The file has no tensor of this name.
     #[error("{}: no tensor {name:?}", file.display())]
     NoTensor {
         /// The file.
@@ -87,7 +87,7 @@ pub enum WeightsError {
         /// The tensor.
         name: String,
     },
-    /// The checkpoint is not one of the network that was configured. All differences at once.
+    /// The checkpoint does not fit the configured network. Lists all differences at once.
     #[error(
         "{}: the checkpoint does not fit the {network}: {missing_count} missing, \
          {misshapen_count} misshapen, {unexpected_count} unexpected tensors{listing}{hint}",
@@ -96,20 +96,20 @@ pub enum WeightsError {
     Mismatch {
         /// The (first) file.
         file: PathBuf,
-        /// The network that was to be filled.
+        /// The network to load.
         network: String,
-        /// How many names are not in the file.
+        /// How many tensors of the network the file lacks.
         missing_count: usize,
-        /// How many have another shape.
+        /// How many have a wrong shape.
         misshapen_count: usize,
-        /// How many are in the file and have no place.
+        /// How many tensors of the file the network does not use.
         unexpected_count: usize,
-        /// The first names of each sort, one a line.
+        /// The first names of each kind, one per line.
         listing: String,
-        /// What may be done about it, on a line of its own, if anything is known.
+        /// A hint on a line of its own, if there is one.
         hint: String,
     },
-    /// libtorch refused, most often for want of memory.
+    /// libtorch failed, most often because memory ran out.
     #[error("{}: libtorch: {source}", file.display())]
     Torch {
         /// The (first) file.

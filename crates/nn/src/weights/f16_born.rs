@@ -1,16 +1,16 @@
-//! Weights that were born in f16 and are trained in bf16.
+//! Weights that were stored in f16 and are trained in bf16.
 //!
-//! f16 has three bits of mantissa more than bf16, so f16 numbers stand at eight places between two bf16
-//! numbers, and one in eight lies exactly half way. A network in training keeps f32 weights and computes
-//! with their bf16 rounding. Half way, the smallest update decides where a weight rounds to: the first
-//! step would move one weight in sixteen by a whole bf16 unit, whatever the learning rate, and the
-//! reference, which keeps the rounding of the file, would not see it. Later updates of one f16 unit
-//! would do the same to the weights of the next place, all at once.
+//! f16 has three bits of mantissa more than bf16. Between two bf16 numbers, f16 numbers therefore
+//! have eight positions, and one in eight lies exactly half way. A network in training keeps f32
+//! weights and computes with their bf16 rounding. For a weight half way, the smallest update
+//! decides how it rounds: the first step would move one weight in sixteen by a whole bf16 unit,
+//! whatever the learning rate, while the reference keeps the rounding of the file. Later updates of
+//! one f16 unit would do the same to the weights at the next position, all at once.
 //!
-//! Such weights are spread when a network is loaded for training or as its reference, each by less than
-//! half a unit of f16, which is what the file's own rounding already did to them. The offset is a hash
-//! of the tensor's name and the position in it, so that model and reference round alike, on every device
-//! and at every start.
+//! Loading a network for training or as a reference therefore spreads such weights, each by less
+//! than half a unit of f16, which the rounding of the file has already done to them. The offset is
+//! a hash of the tensor's name and the position in it, so that model and reference round alike, on
+//! every device and at every start.
 
 use tch::{Kind, TchError, Tensor};
 
@@ -21,11 +21,9 @@ const BELOW_BF16: u32 = 16;
 /// Offsets stay below half a unit of f16, in units of f32.
 const MOST: u64 = (1 << (BELOW_F16 - 1)) - 1;
 
-/// The tensor with its numbers spread, as f32, and how many moved; the tensor itself if it was not born
-/// in f16: if some number needs more than f16's 10 bits of mantissa, or all need no more than bf16's 7.
-///
-/// # Errors
-/// If there is not enough memory.
+/// The tensor with its numbers spread, as f32, and how many moved. The tensor itself if it was not
+/// stored in f16: if some number needs more than f16's 10 bits of mantissa, or all need no more
+/// than bf16's 7.
 pub(super) fn spread(name: &str, stored: Tensor) -> Result<(Tensor, u64), TchError> {
     if !matches!(stored.kind(), Kind::Half | Kind::Float | Kind::Double) {
         return Ok((stored, 0));

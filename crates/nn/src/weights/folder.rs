@@ -1,4 +1,4 @@
-//! From a path to tensors: which format it is, and sharded checkpoints.
+//! From a path to tensors: formats, sharded checkpoints and variants.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Component, Path, PathBuf};
@@ -8,7 +8,7 @@ use serde::Deserialize;
 use super::mapped::{MappedFile, invalid};
 use super::{Weights, WeightsError, archive, safetensors, text};
 
-/// Usual names of weights in a model folder, the best first.
+/// The usual names of weights in a model folder, the best first.
 pub(super) const USUAL_NAMES: &[&str] = &[
     "model.safetensors",
     "model.safetensors.index.json",
@@ -49,12 +49,12 @@ fn is_index(name: &str) -> bool {
     }
 }
 
-/// The weights in `folder`: the first of `names` that is there, or else those of the one variant that
-/// is, as diffusers and transformers name them (`model.VARIANT.safetensors`,
-/// `model.safetensors.index.VARIANT.json`). None where there are none.
+/// The weights in `folder`: the first of `names` that exists, else the only variant, as diffusers
+/// and transformers name it (`model.VARIANT.safetensors`, `model.safetensors.index.VARIANT.json`).
+/// `None` if the folder holds no weights.
 ///
 /// # Errors
-/// Where the folder cannot be read, or holds several variants.
+/// If the folder cannot be read, or holds several variants.
 pub fn find_file(folder: &Path, names: &[&str]) -> Result<Option<PathBuf>, WeightsError> {
     let usual = names.iter().map(|name| folder.join(name)).find(|path| path.is_file());
     if usual.is_some() || !folder.is_dir() {
@@ -101,7 +101,7 @@ fn variant_of<'name>(name: &'name str, usual: &str) -> Option<&'name str> {
         name.strip_prefix(start)?.strip_prefix('.')?.strip_suffix(end)?.strip_suffix('.')
     };
     match usual.strip_suffix(".json") {
-        // Only what is itself no variant has variants.
+        // A variant has no variants.
         Some(index) if index.ends_with(".index") => between(index, "json").filter(plain),
         Some(_) => None,
         None => {
@@ -113,7 +113,7 @@ fn variant_of<'name>(name: &'name str, usual: &str) -> Option<&'name str> {
     }
 }
 
-/// Files of `folder` that look like weights under names that are not read, for messages.
+/// Files of `folder` that look like weights but have another name, for messages.
 pub(crate) fn other_weights(folder: &Path) -> Vec<String> {
     const KINDS: &[&str] =
         &["safetensors", "bin", "pt", "pth", "ckpt", "h5", "msgpack", "onnx", "gguf"];
@@ -137,7 +137,7 @@ enum Content {
 
 /// What a file is, by its first bytes.
 fn sniff(bytes: &[u8]) -> Content {
-    // The length of a header is never eight letters: it would be that of an exabyte.
+    // Eight letters are never the length of a header: it would be an exabyte.
     let letter = |byte: &u8| byte.is_ascii_graphic() || byte.is_ascii_whitespace();
     let letters = bytes.iter().take(8).all(letter);
     if bytes.starts_with(b"PK\x03\x04") || bytes.starts_with(b"PK\x05\x06") {
@@ -159,7 +159,7 @@ struct Index {
     weight_map: BTreeMap<String, String>,
 }
 
-/// Opens all shards that an index names. Each tensor must lie in the shard the index says.
+/// Opens all shards that an index names. Each tensor must be in the shard that the index says.
 fn open_index(path: &Path) -> Result<Weights, WeightsError> {
     if fs_err::metadata(path)?.len() > LARGEST_INDEX_BYTES {
         return Err(invalid(path, "an index of more than 32 MiB is not read"));

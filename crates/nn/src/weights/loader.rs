@@ -1,4 +1,4 @@
-//! Filling a network from a checkpoint, strictly.
+//! Loads a network from a checkpoint, strictly.
 
 use std::collections::HashSet;
 use std::fmt::Write;
@@ -9,24 +9,23 @@ use super::{Weights, WeightsError, f16_born};
 use crate::device::Precision;
 use crate::shim;
 
-/// How many names of each sort an error lists.
+/// How many names of each kind an error lists.
 const LISTED: usize = 10;
 
-/// What a network is loaded for.
+/// The purpose for which a network is loaded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Purpose {
     /// Layers may keep weights in the layout of the kernels.
     Inference,
     /// Weights are f32 leaves that record gradients.
     Training,
-    /// Weights are in the compute precision and are computed with as those being trained are.
+    /// Weights are in the compute precision, and layers compute exactly as in training.
     Reference,
 }
 
-/// Hands out tensors by name and shape and keeps account of them. What does not fit is collected;
-/// [`Loader::finish`] reports all of it at once. Until then a tensor that is not there is replaced
-/// by zeros of the right shape that occupy no memory, so that a network can be put together before
-/// it is known whether it may be used.
+/// Hands out tensors by name and shape, and collects what does not fit; [`Loader::finish`] reports
+/// all of it at once. Until then, zeros of the right shape that occupy no memory replace a missing
+/// tensor, so that a network can be built before the checkpoint is known to fit.
 pub struct Loader<'a> {
     weights: &'a Weights,
     network: String,
@@ -35,7 +34,7 @@ pub struct Loader<'a> {
     /// Whether a NaN or an infinity among the weights is an error.
     refuses_non_finite: bool,
     purpose: Purpose,
-    /// All tensors handed out so far, unless for inference.
+    /// All tensors handed out so far, except for inference.
     parameters: Vec<(String, Tensor)>,
     asked: HashSet<String>,
     missing: Vec<String>,
@@ -69,7 +68,7 @@ impl<'a> Loader<'a> {
         }
     }
 
-    /// As [`Loader::new`], for a network to be trained: every tensor is an f32 copy that records
+    /// [`Loader::new`] for a network in training: every tensor is an f32 copy that records
     /// gradients, and [`Loader::take_parameters`] lists them. The layers compute in `precision`.
     pub fn for_training(
         weights: &'a Weights,
@@ -80,9 +79,9 @@ impl<'a> Loader<'a> {
         Self { purpose: Purpose::Training, ..Self::new(weights, network, device, precision) }
     }
 
-    /// As [`Loader::new`], for a network that computes what one being trained would, bit for bit,
-    /// and takes its weights over from time to time: every tensor is a copy in `precision`, laid
-    /// out as the trained one, and [`Loader::take_parameters`] lists them.
+    /// [`Loader::new`] for a reference model, which computes what the network in training would,
+    /// bit for bit, and is updated with its weights: every tensor is a copy in `precision`, with
+    /// the layout of the trained one, and [`Loader::take_parameters`] lists them.
     pub fn for_reference(
         weights: &'a Weights,
         network: impl Into<String>,
@@ -92,34 +91,34 @@ impl<'a> Loader<'a> {
         Self { purpose: Purpose::Reference, ..Self::new(weights, network, device, precision) }
     }
 
-    /// A weight that is NaN or infinite is an error from now on. Reads every weight once.
+    /// From now on, a weight that is NaN or infinite is an error. Reads every weight once.
     ///
-    /// A reward model with such weights still scores what does not touch them; a network whose
-    /// output is its next input does not.
+    /// A reward model with such weights can still score inputs that do not reach them; a network
+    /// whose output is its next input cannot.
     #[must_use]
     pub fn refusing_non_finite(self) -> Self {
         Self { refuses_non_finite: true, ..self }
     }
 
-    /// What the network is loaded for.
+    /// The purpose of the network.
     pub(crate) fn purpose(&self) -> Purpose {
         self.purpose
     }
 
-    /// True where layers may keep weights in the layout of the kernels, rather than as plain tensors
-    /// that are written to later.
+    /// True if layers may keep weights in the layout of the kernels, instead of plain tensors that
+    /// are written to later.
     pub(crate) fn may_pack(&self) -> bool {
         self.purpose == Purpose::Inference
     }
 
-    /// The tensors of a network to be trained, or of its reference, by the names of the checkpoint, in
-    /// the order they were asked for.
+    /// The tensors of a network in training, or of its reference, by the names of the checkpoint,
+    /// in the order of loading.
     pub fn take_parameters(&mut self) -> Vec<(String, Tensor)> {
         std::mem::take(&mut self.parameters)
     }
 
-    /// How many weights were born in f16 and are trained in bf16, and so were moved, each by less than the
-    /// rounding of their file.
+    /// How many weights were stored in f16 and are trained in bf16: [`f16_born::spread`] moved
+    /// them, each by less than the rounding of their file.
     pub fn spread_weights(&self) -> u64 {
         self.spread
     }
@@ -139,8 +138,8 @@ impl<'a> Loader<'a> {
         self.device
     }
 
-    /// A tensor in the network's precision and on its device, contiguous. Where the file already
-    /// has it so, it is the file's own memory.
+    /// A tensor in the network's precision and on its device, contiguous. If the file stores it
+    /// that way, it uses the memory of the file.
     pub fn tensor(&mut self, name: &str, shape: &[i64]) -> Tensor {
         let kind = match self.purpose {
             Purpose::Inference => return self.tensor_in(name, shape, self.precision.kind()),
@@ -148,20 +147,21 @@ impl<'a> Loader<'a> {
             Purpose::Reference => self.precision.kind(),
         };
         let stored = self.tensor_in(name, shape, kind);
-        // A copy of its own, since the file's pages are not to be written to.
+        // A copy, because the optimizer writes to it, and the file's pages are private copies per
+        // process.
         let copy = match (self.device, shape.len()) {
-            // As convolutions on a GPU want it, and hand its gradient back.
+            // Convolutions on a GPU are fastest in this layout, and their gradients have it.
             (Device::Cuda(_), 4) => shim::channels_last(&stored),
             _ => stored.f_empty_like().and_then(|mut copy| copy.f_copy_(&stored).map(|()| copy)),
         };
         let copy = self.or_stand_in(copy, shape, kind);
-        self.forget_pages(name);
+        self.release_pages(name);
         let copy = copy.set_requires_grad(self.purpose == Purpose::Training);
         self.parameters.push((name.to_owned(), copy.shallow_clone()));
         copy
     }
 
-    /// As [`Loader::tensor`], in another number format.
+    /// [`Loader::tensor`] in another dtype.
     pub fn tensor_in(&mut self, name: &str, shape: &[i64], kind: Kind) -> Tensor {
         match self.stored(name, shape) {
             Some(stored) => {
@@ -181,7 +181,7 @@ impl<'a> Loader<'a> {
                     self.check_finite(name, &tensor);
                 }
                 if stored.kind() != kind || self.device != Device::Cpu {
-                    self.forget_pages(name);
+                    self.release_pages(name);
                 }
                 tensor
             }
@@ -189,14 +189,14 @@ impl<'a> Loader<'a> {
         }
     }
 
-    /// Takes a tensor that was copied out of the memory of the process. Its pages are read from the
-    /// file again should anybody ask.
-    pub(crate) fn forget_pages(&self, name: &str) {
-        self.weights.forget_pages(name);
+    /// Releases the pages of a tensor that was copied. The next access reads them from the file
+    /// again.
+    pub(crate) fn release_pages(&self, name: &str) {
+        self.weights.release_pages(name);
     }
 
-    /// The error that lists everything, or nothing to report. `elsewhere` says which names of the
-    /// file belong to parts that were not asked for.
+    /// The error that lists all differences, if there is one. `elsewhere` says which names of the
+    /// file belong to parts that are not loaded.
     pub fn finish(self, elsewhere: impl Fn(&str) -> bool) -> Result<(), WeightsError> {
         let unexpected: Vec<String> = self
             .weights
@@ -229,10 +229,10 @@ impl<'a> Loader<'a> {
         })
     }
 
-    /// The tensor as stored, or none after noting what is wrong with it.
+    /// The tensor as stored; `None` after noting what is wrong with it.
     fn stored(&mut self, name: &str, shape: &[i64]) -> Option<Tensor> {
         self.asked.insert(name.to_owned());
-        // From a slow disk a network takes minutes; after a signal the rest of it is not read.
+        // Loading from a slow disk takes minutes, so a signal ends it here.
         if let Err(stopped) = runkit::signals::check_at("load") {
             self.failure.get_or_insert(WeightsError::Stopped(stopped));
             return None;
@@ -268,7 +268,7 @@ impl<'a> Loader<'a> {
         })
     }
 
-    /// Notes a tensor that holds a NaN or an infinity: either makes the sum one.
+    /// Notes a tensor that holds a NaN or an infinity: its sum is not finite.
     fn check_finite(&mut self, name: &str, tensor: &Tensor) {
         let sum = tensor.f_sum(Kind::Float).and_then(|sum| sum.f_double_value(&[]));
         match sum {
@@ -289,12 +289,12 @@ impl<'a> Loader<'a> {
     }
 }
 
-/// Names that carry no weights of a tower: position numbers that older `transformers` saved, the
-/// causal mask of old `open_clip`, the sizes in OpenAI's archives, and the scale and bias of the
-/// logits, which a cosine does without.
+/// Names without weights of a tower: position ids that older `transformers` saved, the causal mask
+/// of old `open_clip`, the sizes in OpenAI's archives, and the scale and bias of the logits, which
+/// a cosine does not need.
 pub(super) fn is_ignorable(name: &str) -> bool {
     name == "position_ids"
-        // How many networks an average of weights is of.
+        // The number of networks in an average of weights.
         || name == "n_averaged"
         || name.ends_with(".position_ids")
         || matches!(
@@ -309,7 +309,7 @@ pub(super) fn is_ignorable(name: &str) -> bool {
 }
 
 fn convert(stored: &Tensor, kind: Kind, device: Device) -> Result<Tensor, TchError> {
-    // One call each: where nothing changes, each returns the same memory.
+    // Separate calls: each returns the same memory if it has nothing to change.
     stored.f_to_device(device)?.f_to_kind(kind)?.f_contiguous()
 }
 
@@ -320,7 +320,7 @@ fn stand_in(shape: &[i64], kind: Kind, device: Device) -> Tensor {
         .unwrap_or_default()
 }
 
-/// What stands before a missing name among the unexpected ones.
+/// The prefix that turns a missing name into an unexpected one.
 fn common_beginning<'name>(missing: &str, unexpected: &'name [String]) -> Option<&'name str> {
     let mut before = unexpected.iter().filter_map(|name| name.strip_suffix(missing));
     before.find(|before| before.ends_with('.'))

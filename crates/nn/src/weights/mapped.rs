@@ -1,4 +1,4 @@
-//! A file in memory, and tensors over it.
+//! A file that is mapped into memory, and tensors over it.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -17,7 +17,7 @@ pub(super) struct MappedFile {
 }
 
 impl MappedFile {
-    /// Maps a file; an empty one is an error, since it holds no tensor.
+    /// Maps a file; an empty file is an error, because it holds no tensor.
     #[expect(unsafe_code, reason = "memory-mapping")]
     pub(super) fn open(path: &Path) -> Result<Arc<Self>, WeightsError> {
         let file = fs_err::File::open(path)?;
@@ -85,10 +85,10 @@ impl MappedFile {
             .map_err(torch)
     }
 
-    /// Gives back the pages that lie wholly inside `length` bytes from `offset`. A page that was
-    /// written to is read from the file again.
+    /// Releases the pages inside the `length` bytes from `offset`. A page that was written to is
+    /// read from the file again.
     #[expect(unsafe_code, reason = "advises the kernel")]
-    pub(super) fn forget(&self, offset: usize, length: usize) {
+    pub(super) fn release(&self, offset: usize, length: usize) {
         // A multiple of every page size.
         const STEP: usize = 64 << 10;
         let start = offset.next_multiple_of(STEP);
@@ -118,7 +118,7 @@ impl MappedFile {
     }
 }
 
-/// How many elements lie between the first and the last one reached, both included; none where a
+/// How many elements lie between the first and the last one reached, both included; `None` if a
 /// number is negative or too large.
 pub(super) fn span(shape: &[i64], strides: &[i64]) -> Option<usize> {
     if shape.len() != strides.len() {
@@ -135,7 +135,7 @@ pub(super) fn span(shape: &[i64], strides: &[i64]) -> Option<usize> {
     last.checked_add(1)
 }
 
-/// How many elements a shape has; none where a number is negative or too large.
+/// How many elements a shape has; `None` if a number is negative or too large.
 pub(super) fn element_count(shape: &[i64]) -> Option<usize> {
     shape.iter().try_fold(1usize, |count, size| count.checked_mul(usize::try_from(*size).ok()?))
 }

@@ -1,14 +1,14 @@
-//! Checkpoint files to tensors, without running code from them and without a second copy.
+//! From checkpoint files to tensors, without running code from them and without a second copy.
 //!
-//! What is read: safetensors, one file or sharded with an `*.index.json`, and the zip pickles that
-//! `torch.save` writes since PyTorch 1.6 (`.pt`, `.bin`, `.pth`). The content decides which it is,
-//! not the name. Files are memory-mapped: a tensor whose number format and layout already fit is
-//! the file's own pages, any other is converted one by one when it is asked for.
+//! The formats are safetensors, in one file or in shards with an `*.index.json`, and the zip
+//! pickles that `torch.save` writes since PyTorch 1.6 (`.pt`, `.bin`, `.pth`). The content decides
+//! the format, not the name. Files are memory-mapped: a tensor whose dtype and layout already fit
+//! uses the pages of the file, and any other is converted when a network reads it.
 //!
-//! A file is untrusted input. Every offset, size and stride is checked before memory is touched,
-//! pickles are read by a machine that can only build plain data ([`WeightsError::RefusedGlobal`]),
-//! and memory is bounded by the size of the file. A mapped file must not be shortened while the
-//! program runs; the operating system ends a program that reads beyond its end.
+//! A file is untrusted input. Every offset, size and stride is checked before memory is touched, a
+//! machine that can only build plain data reads the pickles ([`WeightsError::RefusedGlobal`]), and
+//! the size of the file bounds the memory. A mapped file must not shrink while the program runs:
+//! the operating system ends a program that reads beyond its end.
 
 mod archive;
 mod error;
@@ -70,8 +70,7 @@ impl Weights {
         }
     }
 
-    /// Opens the weights in `folder`, as [`find_file`] finds them; an `*.index.json` stands for its
-    /// shards.
+    /// Opens the weights in `folder` that [`find_file`] finds; an `*.index.json` opens its shards.
     pub fn open_folder(folder: impl AsRef<Path>, names: &[&str]) -> Result<Self, WeightsError> {
         let folder = folder.as_ref();
         match find_file(folder, names)? {
@@ -80,7 +79,7 @@ impl Weights {
         }
     }
 
-    /// That a folder has no weights, with what it has instead.
+    /// The error for a folder without weights, with the files that it holds instead.
     pub(crate) fn none_of(folder: &Path, names: &[&str]) -> WeightsError {
         let others = other_weights(folder);
         let found = match others.len() {
@@ -90,10 +89,9 @@ impl Weights {
         WeightsError::NoWeights { folder: folder.to_owned(), names: names.join(", "), found }
     }
 
-    /// The same tensors without a beginning that all their names share, where none of `anchors` is
-    /// there but one of them is behind it: what wraps a network when it is saved (`_orig_mod.` of a
-    /// compiled one, `module.` of a distributed one, `model.`, the name of the part) is no part of
-    /// its names.
+    /// The same tensors without a prefix that all their names share, if it hides all of the
+    /// `anchors`. Wrappers leave such prefixes when a network is saved: `_orig_mod.` if it is
+    /// compiled, `module.` if it is distributed, `model.`, or the name of the part.
     pub(crate) fn rooted(&self, anchors: &[&str]) -> Cow<'_, Self> {
         if anchors.iter().any(|anchor| self.contains(anchor)) {
             return Cow::Borrowed(self);
@@ -118,7 +116,7 @@ impl Weights {
         Cow::Owned(Self { files: self.files.clone(), tensors: tensors.collect() })
     }
 
-    /// Opens several files as one checkpoint. A name that stands in two of them is an error.
+    /// Opens several files as one checkpoint. A name in two of them is an error.
     pub fn open_files(paths: &[impl AsRef<Path>]) -> Result<Self, WeightsError> {
         let mut all = Self::default();
         for path in paths {
@@ -128,7 +126,8 @@ impl Weights {
         Ok(all)
     }
 
-    /// The files that were opened, an index before its shards: what a checksum has to cover.
+    /// The files that were opened, an index before its shards. A checksum of the weights covers all
+    /// of them.
     pub fn files(&self) -> &[PathBuf] {
         &self.files
     }
@@ -138,7 +137,7 @@ impl Weights {
         self.tensors.keys().map(String::as_str)
     }
 
-    /// True where a tensor of this name is there.
+    /// True if there is a tensor of this name.
     pub fn contains(&self, name: &str) -> bool {
         self.tensors.contains_key(name)
     }
@@ -148,12 +147,12 @@ impl Weights {
         self.tensors.get(name).map(|stored| stored.shape.as_slice())
     }
 
-    /// The number format of a tensor.
+    /// The dtype of a tensor.
     pub fn kind(&self, name: &str) -> Option<Kind> {
         self.tensors.get(name).map(|stored| stored.kind)
     }
 
-    /// A tensor as it is stored: over the mapped file, with the file's format and strides. Writing
+    /// A tensor as it is stored: over the mapped file, with the file's dtype and strides. Writing
     /// into it changes a private copy of the page, never the file.
     pub fn tensor(&self, name: &str) -> Result<Tensor, WeightsError> {
         let stored = self.tensors.get(name).ok_or_else(|| WeightsError::NoTensor {
@@ -163,12 +162,12 @@ impl Weights {
         stored.file.tensor(stored.offset, stored.kind, &stored.shape, &stored.strides)
     }
 
-    /// Gives back the memory that a tensor's part of the mapped file occupies. What was written into
-    /// the tensor is lost.
-    fn forget_pages(&self, name: &str) {
+    /// Releases the memory of the pages of the mapped file that hold a tensor. Whatever was written
+    /// into the tensor is lost.
+    fn release_pages(&self, name: &str) {
         if let Some(stored) = self.tensors.get(name) {
             let elements = mapped::span(&stored.shape, &stored.strides).unwrap_or(0);
-            stored.file.forget(stored.offset, elements * stored.kind.elt_size_in_bytes());
+            stored.file.release(stored.offset, elements * stored.kind.elt_size_in_bytes());
         }
     }
 

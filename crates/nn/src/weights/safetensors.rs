@@ -1,5 +1,5 @@
-//! Safetensors files. The header is checked by the `safetensors` crate: its size, that the tensors
-//! tile the data exactly, and that every shape fits its bytes.
+//! Safetensors files. The `safetensors` crate checks the header: its size, that the tensors tile
+//! the data exactly, and that every shape fits its bytes.
 
 use std::collections::BTreeMap;
 use std::io::{self, Write as _};
@@ -68,16 +68,15 @@ fn kind_of(dtype: Dtype) -> Option<Kind> {
     })
 }
 
-/// Writes tensors by name to a safetensors file that appears whole or not at all, with the mark
-/// `format: pt` that PyTorch's libraries look for. One tensor at a time is copied to the CPU.
+/// Writes tensors by name to a safetensors file, which appears complete or not at all, with the
+/// entry `format: pt` that PyTorch's libraries expect. Copies one tensor at a time to the CPU.
 ///
-/// # Errors
-/// Where the file cannot be written, or a tensor cannot be brought to the CPU.
+/// # Errors If the file cannot be written, or a tensor cannot be copied to the CPU.
 pub fn write(path: &Path, tensors: &[(String, Tensor)]) -> Result<Written, FileError> {
     write_with_metadata(path, tensors, &[])
 }
 
-/// What was written, as it was on its way to the disk: nobody need read it again to know it.
+/// A record of the bytes on their way to the disk, so that nobody has to read them back.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Written {
     /// The length of the file in bytes.
@@ -94,7 +93,7 @@ struct Hashed {
 
 impl Hashed {
     fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
-        // On all cores: a hash on one is slower than a good disk.
+        // On all cores: hashing on one core is slower than a good disk.
         self.hasher.update_rayon(bytes);
         self.file.write_all(bytes)
     }
@@ -106,10 +105,7 @@ impl Hashed {
     }
 }
 
-/// As [`write()`], with more texts by key in the header's metadata, in the order given.
-///
-/// # Errors
-/// As [`write()`].
+/// [`write()`] with further entries in the header's metadata, in this order.
 pub fn write_with_metadata(
     path: &Path,
     tensors: &[(String, Tensor)],
@@ -118,15 +114,12 @@ pub fn write_with_metadata(
     write_while(path, tensors, metadata, &|| Ok(()))
 }
 
-/// As [`write_with_metadata`]; before each tensor `go_on` is asked, whose error ends it.
-///
-/// # Errors
-/// As [`write()`], and what `go_on` returns.
+/// [`write_with_metadata`] that calls `check` before each tensor; its error ends the writing.
 pub(crate) fn write_while(
     path: &Path,
     tensors: &[(String, Tensor)],
     metadata: &[(&str, String)],
-    go_on: &dyn Fn() -> io::Result<()>,
+    check: &dyn Fn() -> io::Result<()>,
 ) -> Result<Written, FileError> {
     let fail = |cause: io::Error| FileError::new(path, Operation::Write, cause);
     let torch = |error: TchError| fail(io::Error::other(error.to_string()));
@@ -145,14 +138,14 @@ pub(crate) fn write_while(
         header.insert(name.clone(), entry);
     }
     let mut header = Value::Object(header).to_string().into_bytes();
-    // The data begin at a multiple of eight bytes.
+    // The data begins at a multiple of eight bytes.
     header.resize(header.len().next_multiple_of(LENGTH_BYTES), b' ');
     let mut file = Hashed { file: AtomicFile::create(path)?, hasher: blake3::Hasher::new() };
     file.write(&(header.len() as u64).to_le_bytes()).map_err(fail)?;
     file.write(&header).map_err(fail)?;
     let mut bytes = Vec::new();
     for (_, tensor) in tensors {
-        go_on().map_err(fail)?;
+        check().map_err(fail)?;
         let tensor = tensor.f_detach().and_then(|tensor| tensor.f_to_device(Device::Cpu));
         let tensor = tensor.and_then(|tensor| tensor.f_contiguous()).map_err(torch)?;
         let (_, size) = dtype_of(tensor.kind()).unwrap_or_default();
@@ -163,7 +156,7 @@ pub(crate) fn write_while(
     file.commit()
 }
 
-/// The format's name of a number format, and its bytes.
+/// The format's name of a dtype, and its size in bytes.
 fn dtype_of(kind: Kind) -> Option<(&'static str, usize)> {
     Some(match kind {
         Kind::Bool => ("BOOL", 1),

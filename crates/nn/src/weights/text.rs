@@ -1,19 +1,19 @@
-//! What a file is that lies where weights or a configuration should.
+//! Recognises a file that is not the expected weights or configuration.
 
 use runkit::files::Kind;
 use runkit::text::quoted;
 
-/// Bytes that are looked at.
+/// How many bytes it reads.
 const LOOKED_AT: usize = 1 << 12;
-/// Letters of a text that a message shows.
+/// How many letters of a text a message shows.
 const SHOWN: usize = 80;
 
-/// What a file is by its bytes, and what to do about it.
+/// Describes a file by its first bytes, with a hint.
 pub(super) fn name(bytes: &[u8]) -> (String, &'static str) {
     describe(kind_of(bytes), bytes)
 }
 
-/// The same for a text or what a broken download leaves; none where the bytes are of another kind.
+/// The same for text and the remains of a broken download; `None` for other bytes.
 pub(crate) fn name_text(bytes: &[u8]) -> Option<(String, &'static str)> {
     let kind = kind_of(bytes);
     let is_text = matches!(
@@ -38,7 +38,7 @@ fn kind_of(bytes: &[u8]) -> Kind {
 fn describe(kind: Kind, bytes: &[u8]) -> (String, &'static str) {
     let hint = kind.hint().unwrap_or("download the file again");
     let found = match kind {
-        // The reason often stands there: what a server said instead of sending the file.
+        // The text often has the reason: a server's message in place of the file.
         Kind::Json | Kind::Text | Kind::Xml => {
             let text = String::from_utf8_lossy(&bytes[..bytes.len().min(LOOKED_AT)]);
             let shown: String = text.trim().chars().take(SHOWN).collect();

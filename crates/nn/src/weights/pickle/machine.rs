@@ -1,4 +1,4 @@
-//! The stack machine: its values and its instructions. What its calls mean is in `tensors`.
+//! The stack machine: its values and its instructions. `tensors` does what its calls mean.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -9,7 +9,7 @@ use super::{Global, PickledTensor, global};
 use crate::weights::WeightsError;
 use crate::weights::mapped::invalid;
 
-/// A number, or a place in one of the arenas of [`Machine`].
+/// A number, or an index into one of the arenas of [`Machine`].
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Value {
     Integer(i64),
@@ -20,18 +20,18 @@ pub(super) enum Value {
     Storage(usize),
     Tensor(usize),
     Global(Global),
-    /// None, numbers with a point, truth values, bytes, and objects of no meaning here.
+    /// Values that describe no tensor: None, floats, booleans, bytes, and other objects.
     Inert,
 }
 
-/// Where a tensor's numbers lie: the text of its key, and their format.
+/// The storage of a tensor: the text of its key, and its dtype.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Storage {
     pub(super) key: usize,
     pub(super) kind: Kind,
 }
 
-/// A run of one program. It owns everything the program makes.
+/// A run of one program, which owns all values that the program makes.
 pub(super) struct Machine<'a> {
     pub(super) path: &'a Path,
     program: &'a [u8],
@@ -88,7 +88,7 @@ impl<'a> Machine<'a> {
                         return Err(self.broken("expected protocol 2 to 5"));
                     }
                 }
-                // FRAME: its length says nothing that the instructions do not.
+                // FRAME: a hint for buffered reading, which the instructions do not depend on.
                 0x95 => drop(self.take::<8>()?),
                 b'.' => return self.pop(),
                 b'(' => self.marks.push(self.stack.len()),
@@ -207,7 +207,8 @@ impl<'a> Machine<'a> {
                     let value = self.call(callable, arguments)?;
                     self.stack.push(value);
                 }
-                // BUILD sets attributes (`_metadata` of a state dict): of no meaning here.
+                // BUILD sets attributes, such as `_metadata` of a state dict. They describe no
+                // tensor.
                 b'b' => {
                     self.pop()?;
                     match self.stack.last() {
@@ -237,7 +238,7 @@ impl<'a> Machine<'a> {
     }
 
     fn text(&mut self, length: usize) -> Result<(), WeightsError> {
-        // Python writes lone surrogates, which UTF-8 forbids; no name of a tensor has them.
+        // Python can write lone surrogates, which UTF-8 forbids; no name of a tensor has one.
         let text = String::from_utf8_lossy(self.bytes(length)?).into_owned();
         self.texts.push(text);
         self.stack.push(Value::Text(self.texts.len() - 1));
@@ -254,7 +255,7 @@ impl<'a> Machine<'a> {
         Ok(line)
     }
 
-    /// LONG1: little-endian two's complement of any length; those beyond 64 bits are nowhere used.
+    /// LONG1: little-endian two's complement of any length. No checkpoint needs more than 64 bits.
     fn long(&mut self) -> Result<(), WeightsError> {
         let [length] = self.take()?;
         let bytes = self.bytes(usize::from(length))?;
@@ -270,7 +271,8 @@ impl<'a> Machine<'a> {
         Ok(())
     }
 
-    /// The lowest height to which the stack may be taken down.
+    /// The lowest height that pops may reach: values below the last MARK belong to the instruction
+    /// that will take the MARK off.
     fn floor(&self) -> usize {
         self.marks.last().copied().unwrap_or(0)
     }
@@ -279,7 +281,7 @@ impl<'a> Machine<'a> {
         if self.stack.len() <= self.floor() {
             return Err(self.broken("it takes a value from an empty stack"));
         }
-        // The stack is higher than the floor, so the default is never taken.
+        // The stack is higher than the floor, so the default is never used.
         Ok(self.stack.pop().unwrap_or(Value::Inert))
     }
 
@@ -292,7 +294,7 @@ impl<'a> Machine<'a> {
 
     fn pop_to_mark(&mut self) -> Result<Vec<Value>, WeightsError> {
         match self.marks.pop() {
-            // Nothing goes below a mark while it stands, so the height is within the stack.
+            // No pop goes below a mark, so its height is within the stack.
             Some(height) if height <= self.stack.len() => Ok(self.stack.split_off(height)),
             _ => Err(self.broken("it looks for a mark that is not there")),
         }
@@ -355,7 +357,7 @@ impl<'a> Machine<'a> {
     }
 }
 
-/// Names of the instructions that are refused although Python knows them.
+/// Names of the instructions that Python knows and that are rejected here.
 fn opcode_name(opcode: u8) -> String {
     match opcode {
         b'i' => "INST".to_owned(),

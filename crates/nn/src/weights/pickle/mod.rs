@@ -4,9 +4,9 @@
 //! Here the only globals are those that describe tensors (`Global`); each is a case of a match,
 //! nothing is imported or called, and every other name is an error that says which.
 //!
-//! All containers live in one arena and a value is at most a number into it. So sharing, cycles and
-//! nesting cost nothing beyond the bytes that made them: no program of n bytes makes more than n
-//! values, dropping them does not recurse, and the caller bounds n.
+//! All containers live in one arena, and a value is at most an index into it. Sharing, cycles and
+//! nesting therefore cost no more than the bytes that made them: a program of n bytes makes at most
+//! n values, dropping them does not recurse, and the caller bounds n.
 //!
 //! The instructions are those of pickle protocol 2, which `torch.save` writes, and the plain data
 //! ones of 4 (`Lib/pickle.py` of CPython 3.11); the tensor calls are those of
@@ -37,7 +37,7 @@ pub(super) struct PickledTensor {
 }
 
 /// The named tensors of a state dict, or of the one under `state_dict`, `model` or `module`. Other
-/// entries (an epoch, arguments) are passed over.
+/// entries (an epoch, arguments) are ignored.
 pub(super) fn read(
     path: &Path,
     program: &[u8],
@@ -47,7 +47,7 @@ pub(super) fn read(
     machine.state_dict(top)
 }
 
-/// The Python names that may stand in a checkpoint.
+/// The Python names that a checkpoint may contain.
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Global {
     OrderedDict,

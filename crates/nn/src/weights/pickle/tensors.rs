@@ -1,4 +1,4 @@
-//! What the calls of a pickle mean: storages, tensors, and the state dict at the end.
+//! The meaning of the calls in a pickle: storages, tensors, and the state dict at the end.
 
 use std::collections::HashMap;
 
@@ -7,11 +7,13 @@ use super::{Global, PickledTensor};
 use crate::weights::WeightsError;
 use crate::weights::mapped::invalid;
 
-/// More dimensions than any tensor has; so that one long tuple cannot be copied again and again.
+/// More dimensions than any tensor has. Without a limit, a small file could copy one long tuple
+/// again and again.
 const MOST_DIMENSIONS: usize = 32;
-/// Where training programs put the weights beside their own notes, the most usual first.
+/// The keys under which training programs store the weights next to other entries, the most usual
+/// first.
 const STATE_DICTS: [&str; 4] = ["state_dict", "model", "module", "model_state_dict"];
-/// Dicts within dicts that are looked into.
+/// How deep dicts are searched.
 const MOST_NESTED: usize = 3;
 /// Keys of a dict that a message shows.
 const KEYS_SHOWN: usize = 10;
@@ -19,8 +21,8 @@ const KEYS_SHOWN: usize = 10;
 const LONGEST_KEY: usize = 64;
 
 impl Machine<'_> {
-    /// BINPERSID: ('storage', type, key, location, elements). The location (`cuda:0`) says where
-    /// the tensor was when it was saved and is of no concern; the size is checked against the zip.
+    /// BINPERSID: ('storage', type, key, location, elements). The location (`cuda:0`) is where the
+    /// tensor was when it was saved, and is ignored; the zip decides the size.
     pub(super) fn persistent(&mut self) -> Result<(), WeightsError> {
         let id = self.pop()?;
         let items = self.items(id)?;
@@ -42,7 +44,7 @@ impl Machine<'_> {
         Ok(())
     }
 
-    /// What a list or tuple holds.
+    /// The items of a list or tuple.
     fn items(&self, value: Value) -> Result<&[Value], WeightsError> {
         match value {
             Value::Tuple(index) | Value::List(index) => Ok(&self.sequences[index]),
@@ -65,7 +67,7 @@ impl Machine<'_> {
             .collect()
     }
 
-    /// The few calls a checkpoint makes, done here instead of called.
+    /// Does what the few calls of a checkpoint would do; nothing is called.
     pub(super) fn call(
         &mut self,
         callable: Value,
@@ -118,7 +120,7 @@ impl Machine<'_> {
         Ok(Value::Tensor(self.tensors.len() - 1))
     }
 
-    /// The tensors of a dict, or of the dict that stands under one of [`STATE_DICTS`] in it.
+    /// The tensors of a dict, or of the dict under one of [`STATE_DICTS`] in it.
     pub(super) fn state_dict(
         &self,
         top: Value,
@@ -171,7 +173,7 @@ impl Machine<'_> {
         if let Some(tensors) = inner(STATE_DICTS[0]) {
             return tensors;
         }
-        // As in Python, the last of two equal keys counts.
+        // As in Python, the last of two equal keys wins.
         let mut tensors = HashMap::new();
         for pair in &self.dicts[dict] {
             if let (Value::Text(key), Value::Tensor(tensor)) = pair {
