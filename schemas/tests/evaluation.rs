@@ -132,6 +132,22 @@ fn impossible_values_are_not_written() {
     assert!(!path.exists());
 }
 
+#[test]
+fn another_version_is_refused_by_name() {
+    let folder = tempdir().unwrap();
+    let path = folder.path().join("winrates.parquet");
+    write(&path, vec![win_rate(Statistic::BestOfN)]).unwrap();
+    let message = ScoresFile::open(&path).unwrap_err().to_string();
+    assert!(message.contains("not scores"), "{message}");
+
+    let bytes = common::with_version(&std::fs::read(&path).unwrap(), KEY_SCHEMA_VERSION, *b"21");
+    let path = put(folder.path(), "old.parquet", &bytes);
+    let message = WinRatesFile::open(&path).unwrap_err().to_string();
+    let expected = "old.parquet: expected win rates of schema version 2, found version 1; hint:";
+    assert!(message.contains(expected), "{message}");
+    assert!(ScoresFile::open(&path).unwrap_err().to_string().contains("not scores"));
+}
+
 /// The columns of scores as another tool writes them: any order, plain types, one column more.
 fn foreign(score: Vec<Option<f32>>) -> Vec<(&'static str, ArrayRef)> {
     let rows = score.len();

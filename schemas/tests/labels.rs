@@ -315,14 +315,7 @@ fn what_is_no_labels_file_is_refused() {
     let future = BTreeMap::from([(KEY_SCHEMA_VERSION.to_owned(), "1".to_owned())]);
     LabelsWriter::create(&path, &schema(), &future).unwrap().finish().unwrap();
     assert!(LabelsFile::open(&path).is_ok());
-    let mut bytes = std::fs::read(&path).unwrap();
-    let key = KEY_SCHEMA_VERSION.as_bytes();
-    let place = bytes.windows(key.len()).position(|window| window == key).unwrap() + key.len();
-    let digit = place + bytes[place..].iter().position(|byte| *byte == b'1').unwrap();
-    bytes[digit] = b'2';
-    // Without the mark of its checksums, which would tell that.
-    let mark = bytes.windows(8).rposition(|window| window == b"BDPOSUM1").unwrap();
-    bytes[mark] = 0;
+    let bytes = common::with_version(&std::fs::read(&path).unwrap(), KEY_SCHEMA_VERSION, *b"12");
     let path = put(folder.path(), "future.parquet", &bytes);
     assert!(
         matches!(LabelsFile::open(path), Err(LabelsError::Version { found, .. }) if found == "2")

@@ -60,6 +60,18 @@ fn files_are_called_by_what_they_are() {
     let (fine, text) = write([1, 1]);
     assert!(!fine && text.contains("\"pair 1\" twice"), "{text}");
 
+    let (fine, text) = tool(&["sql", labels.to_str().unwrap()]);
+    assert!(fine && text.contains("'hps'") && text.contains("labels.parquet')"), "{text}");
+    let (fine, text) = tool(&["sql", folder.path().to_str().unwrap()]);
+    assert!(!fine && text.contains("hint: name labels.parquet, or the folder"), "{text}");
+    for (name, view) in [("scores.parquet", "recheck_win_rates"), ("latents-0.parquet", "captions")]
+    {
+        let file = put(folder.path(), name, b"");
+        let (fine, text) = tool(&["sql", folder.path().to_str().unwrap()]);
+        assert!(fine && text.contains(view), "{text}");
+        std::fs::remove_file(file).unwrap();
+    }
+
     let pairs = put(folder.path(), "p.parquet", &parquet_bytes(pair_columns(3), 4));
     let (fine, text) = tool(&["check", pairs.to_str().unwrap()]);
     assert!(fine && text.contains("valid pairs with images, 3 rows"), "{text}");

@@ -5,8 +5,9 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context as _, Result, anyhow, bail};
 use clap::{Parser, Subcommand};
+use schemas::evaluation::EvaluationError;
 use schemas::labels::{LabelsError, LabelsFile};
 use schemas::latents::{CaptionsFile, LatentsError, LatentsFile};
 use schemas::pairs::{InputFile, PairFile, PairsError};
@@ -80,7 +81,9 @@ fn run(command: Command) -> Result<()> {
 /// The DuckDB views of a labels file, or of the files in a folder; absolute paths, so that DuckDB
 /// may start in any folder.
 fn views(path: &Path) -> Result<String> {
-    let absolute = path.canonicalize().with_context(|| path.display().to_string())?;
+    let absolute = path
+        .canonicalize()
+        .map_err(|error| anyhow!("{}: cannot be opened: {error}", path.display()))?;
     let name = absolute.to_str().context("expected a path in UTF-8")?;
     if absolute.is_file() {
         let file = LabelsFile::open(&absolute)?;
@@ -109,14 +112,20 @@ fn check(path: &Path) -> Result<String> {
         Err(LatentsError::Columns { .. } | LatentsError::Input(_)) => {}
         Err(error) => return Err(error.into()),
     }
-    if let Ok(file) = CaptionsFile::open(path) {
-        return check_captions(&file);
+    match CaptionsFile::open(path) {
+        Ok(file) => return check_captions(&file),
+        Err(LatentsError::Columns { .. } | LatentsError::Input(_)) => {}
+        Err(error) => return Err(error.into()),
     }
-    if let Ok(file) = ScoresFile::open(path) {
-        return Ok(format!("valid scores, {} rows", file.read()?.len()));
+    match ScoresFile::open(path) {
+        Ok(file) => return Ok(format!("valid scores, {} rows", file.read()?.len())),
+        Err(error @ EvaluationError::Version { .. }) => return Err(error.into()),
+        Err(_) => {}
     }
-    if let Ok(file) = WinRatesFile::open(path) {
-        return Ok(format!("valid win rates, {} rows", file.read()?.len()));
+    match WinRatesFile::open(path) {
+        Ok(file) => return Ok(format!("valid win rates, {} rows", file.read()?.len())),
+        Err(error @ EvaluationError::Version { .. }) => return Err(error.into()),
+        Err(_) => {}
     }
     let labels = match LabelsFile::open(path) {
         Ok(file) => return check_labels(&file),
