@@ -7,7 +7,7 @@ use std::collections::{HashMap, HashSet};
 
 use schemas::scores::ScoreRow;
 
-/// All scores of an evaluation. Models, metrics and sets stand in order of first appearance, or in
+/// All scores of an evaluation. Models, metrics and sets are in order of first appearance, or in
 /// the order of the [`Selection`].
 #[derive(Debug)]
 pub struct ScoresIndex<'rows> {

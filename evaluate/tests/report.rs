@@ -79,7 +79,10 @@ fn the_page_holds_tables_figures_and_the_gallery() {
     assert_eq!(data["categories"], serde_json::json!(["Animals", "Food"]));
     assert_eq!(data["choices"], serde_json::json!([null, 0, 1, 2, 3]));
     assert!(rest.contains("tuned &lt;1&gt;") && !rest.contains("tuned <1>"));
-    // Every image that can be chosen is there.
+    // Every image is there, with the address of its file relative to the page.
+    let shown = data["prompts"][1]["models"][0]["images"].as_array().unwrap();
+    let files: Vec<&str> = shown.iter().map(|image| image["file"].as_str().unwrap()).collect();
+    assert_eq!(files, [0, 1, 2].map(|seed| format!("images/0/parti-1/{seed}.png")));
     let thumbnails = data["thumbnails"].as_array().unwrap();
     let images = data["prompts"].as_array().unwrap().iter().flat_map(|prompt| {
         let models = prompt["models"].as_array().unwrap().clone();
@@ -88,6 +91,10 @@ fn the_page_holds_tables_figures_and_the_gallery() {
     let places: Vec<u64> = images.map(|image| image["thumbnail"].as_u64().unwrap()).collect();
     assert_eq!(places, (0..thumbnails.len() as u64).collect::<Vec<_>>());
     assert!(thumbnails.iter().all(|jpeg| jpeg.as_str().unwrap().starts_with("/9j/")));
+    // Without its script the page is a plain list with links to the files.
+    let (_, list) = page.split_once("<ol>").unwrap();
+    assert_eq!(list.matches("<a href=\"images/").count(), 3 * 2, "an image of each model");
+    assert!(page.contains("<b>P</b> pickscore"), "the letters have a legend");
     for figure in ["winrates-parti", "cross-selection", "scores"] {
         let png =
             std::fs::read(fixture.folder.path().join(format!("figures/{figure}.png"))).unwrap();

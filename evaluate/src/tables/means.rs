@@ -15,17 +15,17 @@ pub struct MeanRow {
     pub model: String,
     /// The metric.
     pub metric: String,
-    /// What stands for a prompt: `best_of_n` or `mean_of_n`.
+    /// The value of a prompt: `best_of_n` or `mean_of_n`.
     pub statistic: Statistic,
     /// Prompts with a score.
     pub prompts: i64,
     /// Their mean.
     pub mean: f64,
-    /// The least of them.
+    /// Their minimum.
     pub min: f64,
-    /// The largest.
+    /// Their maximum.
     pub max: f64,
-    /// Their standard deviation, by n − 1; 0 of a single prompt.
+    /// Their standard deviation (n − 1); 0 for a single prompt.
     pub std: f64,
 }
 

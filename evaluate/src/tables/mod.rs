@@ -74,12 +74,12 @@ impl TablesConfig {
         if self.bootstrap == 0 {
             return Err(TablesError::NoResamples);
         }
-        for (place, name) in self.baselines.iter().enumerate() {
+        for (number, name) in self.baselines.iter().enumerate() {
             if !models.contains(name) {
                 let (what, name, known) = ("model", name.clone(), models.to_vec());
                 return Err(IndexError::Unknown { what, name, known }.into());
             }
-            if self.baselines.iter().take(place).any(|other| other == name) {
+            if self.baselines.iter().take(number).any(|other| other == name) {
                 return Err(IndexError::Twice { what: "baseline", name: name.clone() }.into());
             }
         }

@@ -41,7 +41,7 @@ fn missing_prompts(index: &ScoresIndex<'_>) -> Vec<String> {
     notes
 }
 
-/// Ids that stand for different texts.
+/// Ids of different texts.
 fn changed_prompts(index: &ScoresIndex<'_>) -> Vec<String> {
     let same_id =
         |pair: &&[IndexedPrompt<'_>]| pair[0].set == pair[1].set && pair[0].id == pair[1].id;

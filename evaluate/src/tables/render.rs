@@ -109,7 +109,7 @@ fn latex_cell(cell: &GridCell) -> String {
     text
 }
 
-/// A table for a terminal; a star stands for bold.
+/// A table for a terminal, with a star for bold.
 pub(super) fn terminal(grid: &Grid) -> String {
     let mut table = Table::new();
     table.load_preset(presets::NOTHING);

@@ -49,7 +49,7 @@ pub(super) struct Cell {
     pub(super) low: f64,
     /// The upper end.
     pub(super) high: f64,
-    /// What it says.
+    /// Its colour and marker.
     pub(super) outcome: Outcome,
 }
 

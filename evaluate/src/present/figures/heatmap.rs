@@ -13,7 +13,7 @@ const GREY: [f64; 3] = [70.0, 75.0, 82.0];
 /// The distance from one half that has the full colour.
 const FULL_COLOUR: f64 = 0.45;
 
-/// The size of a cell, of the names beside the rows, and of what stands above the cells.
+/// The size of a cell, of the names beside the rows, and of title and names above the cells.
 const CELL: [f32; 2] = [53.0, 30.0];
 const ROW_NAMES: f32 = 68.0;
 const ABOVE_CELLS: f32 = 60.0;
@@ -30,7 +30,7 @@ pub(super) enum Scale {
 
 /// A matrix with the names of its rows and columns.
 pub(super) struct Matrix {
-    /// What stands above it.
+    /// Its title.
     pub(super) title: String,
     /// The names of the rows.
     pub(super) rows: Vec<String>,

@@ -33,7 +33,7 @@ const WIDTH: f32 = 900.0;
 const MOST_PAIRS: usize = 15;
 /// The first models, which others are compared with: the paper has a base and one earlier method.
 const BASELINES: usize = 2;
-/// Categories with fewer prompts are grey and last: nothing but a landslide shows in so few.
+/// Categories with fewer prompts are grey and last: so few show only a landslide.
 const LEAST_PROMPTS: i64 = 10;
 /// Pairs with their own figures by category, and pairs of the figure of cross-selection.
 const MOST_DETAILED_PAIRS: usize = 6;

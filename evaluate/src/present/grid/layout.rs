@@ -24,7 +24,7 @@ const TITLE_LINES: usize = 3;
 
 /// A table of images.
 pub(super) struct Block {
-    /// What stands above it.
+    /// Its title.
     title: String,
     columns: Vec<String>,
     rows: Vec<Row>,
@@ -91,7 +91,7 @@ fn shown(image: &ScoredImage<'_>, captions: &Captions) -> Shown {
     Shown { image: image.image.to_owned(), caption: captions.of(&image.scores) }
 }
 
-/// A sheet with everything in its place.
+/// A sheet, laid out.
 #[derive(Serialize)]
 pub(super) struct Sheet {
     width: u32,

@@ -71,7 +71,7 @@ pub struct GridConfig {
     pub models: Vec<String>,
     /// `all` for the best mean rank over all metrics, `first` for the smallest seed, or a metric.
     pub choose: String,
-    /// At most so many prompts; by default 8, or 1 with columns of seeds.
+    /// The most prompts; by default 8, or 1 with columns of seeds.
     pub count: Option<usize>,
     /// The order of the prompts.
     pub sort: Order,
@@ -166,7 +166,7 @@ struct Thumbnails {
 }
 
 impl Thumbnails {
-    /// The image, or the words of the frame in its place.
+    /// The image, or the words of an empty frame.
     fn read(&self, image: &str) -> Result<Bitmap, &'static str> {
         let path = self.folder.join(image);
         Bitmap::read(&path).map_err(|error| {

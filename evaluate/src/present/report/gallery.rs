@@ -13,11 +13,11 @@ use crate::present::bitmap::Bitmap;
 use crate::present::captions::Captions;
 use crate::scores_index::{Choice, IndexedPrompt, ScoresIndex};
 
-/// At most so many prompts.
+/// The most prompts.
 const MOST_PROMPTS: usize = 200;
-/// At most so many thumbnails, so that a report of large images is made in seconds.
+/// The most thumbnails: a report of large images takes seconds.
 const MOST_IMAGES: usize = 4000;
-/// At most so many bytes of thumbnails, as text.
+/// The most bytes of thumbnails, as text.
 const MOST_BYTES: usize = 10 << 20;
 /// The side of a thumbnail, in pixels.
 const SIDE: u32 = 128;
@@ -74,7 +74,7 @@ struct Shown {
     small: bool,
 }
 
-/// A prompt of the list that stands in for the gallery if the page's script does not run.
+/// A prompt of the list that replaces the gallery if scripts are off.
 #[derive(Debug, Serialize)]
 pub(super) struct PlainPrompt<'a> {
     text: &'a str,
@@ -204,7 +204,7 @@ impl<'a> Gallery<'a> {
         self.prompts.len()
     }
 
-    /// The data as JSON that can stand inside a script element: no `<` is in it.
+    /// The data as JSON for a script element, without `<`.
     pub(super) fn to_json(&self) -> serde_json::Result<String> {
         Ok(serde_json::to_string(self)?.replace('<', "\\u003c"))
     }
@@ -235,7 +235,7 @@ fn position(prompt: &IndexedPrompt<'_>, model: usize, choice: Option<usize>) -> 
 }
 
 /// The indices of the prompts that are shown: all prompts if there are few. Else half of them are
-/// those with the largest margins, by each pair of models and metric in turn, and stand first; the
+/// those with the largest margins, by each pair of models and metric in turn, and come first; the
 /// others are evenly spaced over the list.
 fn choose_prompts(index: &ScoresIndex<'_>, limit: usize) -> Vec<usize> {
     let count = index.prompts.len();
@@ -370,14 +370,14 @@ mod tests {
         let index = ScoresIndex::new(&rows, Selection::default()).unwrap();
         let chosen = choose_prompts(&index, 40);
         assert_eq!(chosen.iter().collect::<BTreeSet<_>>().len(), 40, "{chosen:?}");
-        let margin = |place: usize| index.prompts[place].margin([1, 0], 0).unwrap();
+        let margin = |prompt: usize| index.prompts[prompt].margin([1, 0], 0).unwrap();
         let mut all: Vec<f32> = (0..500).map(margin).collect();
         all.sort_by(f32::total_cmp);
-        let shown: Vec<f32> = chosen.iter().map(|&place| margin(place)).collect();
+        let shown: Vec<f32> = chosen.iter().map(|&prompt| margin(prompt)).collect();
         assert!(all[..10].iter().chain(&all[490..]).all(|margin| shown.contains(margin)));
         // The others lie in every part of the list.
         for part in 0..10 {
-            assert!(chosen.iter().any(|place| place / 50 == part), "{chosen:?}");
+            assert!(chosen.iter().any(|prompt| prompt / 50 == part), "{chosen:?}");
         }
     }
 

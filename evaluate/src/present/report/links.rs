@@ -37,7 +37,7 @@ fn relative(from: &Path, to: &Path) -> PathBuf {
     up.chain(to.components().skip(common)).collect()
 }
 
-/// Letters, digits, `-`, `.`, `_` and `~` stand for themselves.
+/// Percent-encodes all but letters, digits, `-`, `.`, `_` and `~`.
 fn encode(part: &str) -> String {
     let encoded = part.bytes().map(|byte| match byte {
         b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => {

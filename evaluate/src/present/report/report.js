@@ -260,7 +260,7 @@
         const images = element("div", "seeds");
         const { best, images: shown } = prompt.models[model];
         images.append(...shown.map((one) => seed(prompt, model, one, best)));
-        if (shown.length === 0) images.append(element("p", "hint", "There is no image of this prompt."));
+        if (shown.length === 0) images.append(element("p", "hint", "No images of this prompt."));
         part.append(heading, images);
         return part;
       }),
@@ -288,7 +288,7 @@
     save();
   });
 
-  // The state of the page stands in the address, by name: #gallery&order=losses&metric=hps
+  // The address holds the state of the page, by name: #gallery&order=losses&metric=hps
   const words = {
     order: () => control.order.value,
     first: () => data.models[control.first.value],
@@ -366,7 +366,7 @@
     const named = !first.includes("=");
     section = named ? first : "";
     const state = new URLSearchParams((named ? rest : [first, ...rest]).join("&"));
-    // A link of this page names a section and nothing else: the state stays.
+    // A link of this page names a section only, and the state stays.
     if ([...state.keys()].length > 0) {
       restore(state);
       const target = section && byId(section);
