@@ -115,7 +115,7 @@ fn notes_name_what_is_excluded() {
     for part in [
         "parti: late was not scored on 31 of 46 prompts (the first is \"001\")",
         "hpd: late was not scored on 21 of 21 prompts",
-        "parti: one id stands for different prompts, (the first is \"007\"",
+        "parti: one id stands for different prompts (the first is \"007\"",
         "parti: the seeds differ (base 0–4, diffusion_dpo 0–4, balanced 0–4, late 0–2)",
         "parti: base has fewer than 5 images of ",
         "images of base have no score of hps (the first is prompt ",

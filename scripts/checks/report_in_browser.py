@@ -110,6 +110,10 @@ def check(chromium, report: pathlib.Path, screenshots: pathlib.Path | None) -> l
         page.emulate_media(color_scheme="light")
 
     look("page")
+    for width in (700, 1000):
+        page.set_viewport_size({"width": width, "height": 800})
+        problems += [f"{width} pixels: {problem}" for problem in sideways(page)]
+    page.set_viewport_size(WIDE)
     data = json.loads(page.locator("#data").text_content())
     for step in (images, order, pair, text, category, tables, sets, manifest, keyboard):
         try:
@@ -147,14 +151,19 @@ def accessibility(page: Page) -> list[str]:
         .map(([one, box]) => `${one.outerHTML.slice(0, 80)}: ${box.width} x ${box.height}`)"""
     )
     problems += [f"a target of less than 24 pixels: {target}" for target in small[:3]]
-    beyond = page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
-    problems += expect("pixels to scroll sideways", beyond, 0)
+    problems += sideways(page)
     frames = page.eval_on_selector_all(
         ".scroll",
         "frames => frames.filter(one => one.checkVisibility() && one.scrollWidth > one.clientWidth + 1"
         " && (one.tabIndex !== 0 || !one.classList.contains('wide'))).length",
     )
     return problems + expect("scrolled areas without a sign or out of the keyboard's reach", frames, 0)
+
+
+def sideways(page: Page) -> list[str]:
+    """The page itself never scrolls sideways."""
+    beyond = page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
+    return expect("pixels to scroll sideways", beyond, 0)
 
 
 def cards(page: Page) -> list[str]:

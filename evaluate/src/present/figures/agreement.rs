@@ -69,8 +69,8 @@ impl Agreement {
             format!(" {labelled} pairs have a human label that prefers one image.")
         };
         format!(
-            "Of {} training pairs, those on which two scorers vote for the same image, in %. \
-             Random votes agree on 50 %.{human}",
+            "How often two scorers vote for the same image, in % of {} training pairs; random \
+             votes agree on 50 %.{human}",
             self.pairs
         )
     }

@@ -9,7 +9,7 @@ use rayon::iter::{IntoParallelRefIterator as _, ParallelIterator as _};
 use serde::Serialize;
 
 use super::links::Links;
-use crate::present::bitmap::Bitmap;
+use crate::present::bitmap::{Bitmap, BitmapError};
 use crate::present::captions::Captions;
 use crate::scores_index::{Choice, IndexedPrompt, ScoresIndex};
 
@@ -306,28 +306,28 @@ fn read(
     there: &Thumbnails,
 ) -> Thumbnails {
     let missing: Vec<&Key> = wanted.iter().filter(|key| !there.contains_key(key)).collect();
-    let thumbnail = |key: &&Key| {
-        let (prompt, model, image) = **key;
-        let image = &index.prompts[prompt].images[model][image];
-        (**key, read_one(&folder.join(image.image)))
+    let path = |&(prompt, model, image): &Key| {
+        folder.join(index.prompts[prompt].images[model][image].image)
     };
-    missing.par_iter().map(thumbnail).collect()
+    let read: Vec<(Key, Result<Option<Thumbnail>, BitmapError>)> =
+        missing.par_iter().map(|key| (**key, read_one(&path(key)))).collect();
+    let mut errors = read.iter().filter_map(|(_, read)| read.as_ref().err());
+    if let Some(first) = errors.next() {
+        let count = 1 + errors.count();
+        let first = runkit::logging::escape_for_terminal(&first.to_string()).into_owned();
+        tracing::warn!("the gallery lacks {count} images, the first: {first}");
+    }
+    read.into_iter().map(|(key, read)| (key, read.ok().flatten())).collect()
 }
 
-fn read_one(path: &Path) -> Option<Thumbnail> {
-    let image = match Bitmap::read(path) {
-        Ok(image) => image,
-        Err(error) => {
-            let shown = runkit::logging::escape_for_terminal(&error.to_string()).into_owned();
-            tracing::warn!("the gallery lacks an image: {shown}");
-            return None;
-        }
-    };
+fn read_one(path: &Path) -> Result<Option<Thumbnail>, BitmapError> {
+    let image = Bitmap::read(path)?;
     // A page enlarges small images itself.
     let small = image.width.max(image.height) <= SMALL_SIDE;
     let (image, quality) =
         if small { (image, SMALL_QUALITY) } else { (image.fitted(SIDE), LARGE_QUALITY) };
-    Some(Thumbnail { data: BASE64.encode(image.jpeg(quality)?), small })
+    let jpeg = image.jpeg(quality);
+    Ok(jpeg.map(|jpeg| Thumbnail { data: BASE64.encode(jpeg), small }))
 }
 
 #[cfg(test)]

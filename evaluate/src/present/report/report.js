@@ -145,18 +145,22 @@
     const number = column.chosen[how.choice];
     const shown = number === null ? null : column.images[number];
     const figure = element("figure", "image");
-    if (shown && shown.thumbnail !== null) {
+    if (shown) {
       const button = element("button", "open");
       button.type = "button";
       button.setAttribute("aria-haspopup", "dialog");
-      const image = element("img", shown.small ? "small" : "");
-      image.src = jpeg(shown.thumbnail);
-      image.alt = alternative(prompt, model, shown);
-      button.append(image);
+      if (shown.thumbnail === null) {
+        button.append(element("span", "absent", "missing"));
+      } else {
+        const image = element("img", shown.small ? "small" : "");
+        image.src = jpeg(shown.thumbnail);
+        image.alt = alternative(prompt, model, shown);
+        button.append(image);
+      }
       button.addEventListener("click", () => open(prompt));
       figure.append(button);
     } else {
-      figure.append(element("div", "absent", shown ? "missing" : "no image"));
+      figure.append(element("div", "absent", "no image"));
     }
     const caption = element("figcaption");
     const name = element("span", model === how.first || model === how.second ? "name of-pair" : "name");
