@@ -55,7 +55,7 @@ def main() -> int:
     )
     arguments = parser.parse_args()
     browser = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, BROWSERS)), None)
-    if browser is None:
+    if not browser:
         print("error: no Chromium found; hint: install it, or name it in $CHROMIUM", file=sys.stderr)
         return 1
     if not arguments.report.is_file():
