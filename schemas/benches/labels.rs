@@ -18,9 +18,9 @@ use schemas::labels::{
 const ROWS: i64 = 1_000_000;
 const SCORERS: [&str; 4] = ["clip", "hps", "pickscore", "aesthetic"];
 
-/// A fixed number for a place (the mixing step of splitmix64).
-fn mixed(place: u64) -> u64 {
-    let mixed = (place ^ (place >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+/// A fixed number for a position (the mixing step of splitmix64).
+fn mixed(position: u64) -> u64 {
+    let mixed = (position ^ (position >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
     let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
     mixed ^ (mixed >> 31)
 }
@@ -40,10 +40,10 @@ fn uid(image: u64) -> String {
 /// A row as in the real collection: about 16 pairs a caption, a winner that stays on, 1,500 rows a
 /// file, 2 in 1,000 rows failed.
 fn row(row: i64) -> LabelRow {
-    let place = row as u64;
-    let failed = mixed(place).is_multiple_of(500);
+    let position = row as u64;
+    let failed = mixed(position).is_multiple_of(500);
     let score = |scorer: u64, image: u64| {
-        let noise = (mixed(place * 8 + scorer * 2 + image) >> 40) as f32 / (1 << 24) as f32;
+        let noise = (mixed(position * 8 + scorer * 2 + image) >> 40) as f32 / (1 << 24) as f32;
         (!failed).then_some(0.18 + 0.2 * noise)
     };
     let scores: Vec<[Option<f32>; 2]> = (0..4).map(|s| [score(s, 0), score(s, 1)]).collect();
@@ -53,14 +53,14 @@ fn row(row: i64) -> LabelRow {
         .collect();
     let sum: i8 = votes.iter().flatten().sum();
     let words: Vec<String> =
-        (0..12).map(|word| format!("word{}", mixed(place / 16 * 16 + word) % 5000)).collect();
+        (0..12).map(|word| format!("word{}", mixed(position / 16 * 16 + word) % 5000)).collect();
     LabelRow {
         pair_id: row.to_string(),
         source_file: format!("train-{:05}-of-00645.parquet", row / 1500),
         source_row: row % 1500,
         caption: Some(words.join(" ")),
-        image_uid: [Some(uid(place)), Some(uid(place + 1))],
-        human_label_0: Some((mixed(place) % 3) as f64 / 2.0),
+        image_uid: [Some(uid(position)), Some(uid(position + 1))],
+        human_label_0: Some((mixed(position) % 3) as f64 / 2.0),
         scores,
         votes,
         vote_sum: (!failed).then_some(sum),
@@ -122,7 +122,8 @@ fn main() {
         .step_by(8192)
         .map(|start| {
             let mut builder = LabelBatchBuilder::new(&schema);
-            (start..ROWS.min(start + 8192)).for_each(|place| builder.push(&row(place)).unwrap());
+            (start..ROWS.min(start + 8192))
+                .for_each(|position| builder.push(&row(position)).unwrap());
             builder.finish().unwrap()
         })
         .collect();

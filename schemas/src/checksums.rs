@@ -99,9 +99,9 @@ impl Sums {
         if mark != MARK {
             return Ok(None);
         }
-        let number = |place: usize| {
+        let number = |position: usize| {
             let mut four = [0_u8; 4];
-            four.copy_from_slice(&numbers[place..place + 4]);
+            four.copy_from_slice(&numbers[position..position + 4]);
             u32::from_le_bytes(four)
         };
         let covered = u64::from(number(8)) | (u64::from(number(12)) << 32);
@@ -196,7 +196,8 @@ impl CheckedFile {
         self.file.read_exact_at(space.bytes_mut(), read_start)?;
         let bytes = space.into_bytes()?;
         for (number, found) in (first..).zip(bytes.chunks(BLOCK_BYTES)) {
-            let expected = usize::try_from(number).ok().and_then(|place| sums.blocks.get(place));
+            let expected =
+                usize::try_from(number).ok().and_then(|position| sums.blocks.get(position));
             if expected != Some(&crc32c::crc32c(found)) {
                 let from = number * block;
                 let what = format!(
@@ -275,7 +276,8 @@ mod tests {
 
     #[test]
     fn every_range_is_verified_and_equal() {
-        let data: Vec<u8> = (0..3 * BLOCK_BYTES + 77).map(|place| (place % 251) as u8).collect();
+        let data: Vec<u8> =
+            (0..3 * BLOCK_BYTES + 77).map(|position| (position % 251) as u8).collect();
         let (file, length) = file_of(&data, b"footer");
         let checked = CheckedFile::new(file.reopen().unwrap(), length, b"footer").unwrap();
         assert!(checked.has_checksums());
@@ -291,19 +293,19 @@ mod tests {
 
     #[test]
     fn every_flipped_bit_of_data_and_footer_is_noticed() {
-        let data: Vec<u8> = (0..BLOCK_BYTES + 9).map(|place| (place % 7) as u8).collect();
+        let data: Vec<u8> = (0..BLOCK_BYTES + 9).map(|position| (position % 7) as u8).collect();
         let (file, length) = file_of(&data, b"footer");
         let whole = std::fs::read(file.path()).unwrap();
-        for place in (0..whole.len()).step_by(101).chain(data.len()..whole.len()) {
+        for position in (0..whole.len()).step_by(101).chain(data.len()..whole.len()) {
             let mut bytes = whole.clone();
-            bytes[place] ^= 1 << (place % 8);
+            bytes[position] ^= 1 << (position % 8);
             let mut other = tempfile::tempfile().unwrap();
             other.write_all(&bytes).unwrap();
             let footer = bytes[bytes.len() - 6..].to_vec();
             let read = CheckedFile::new(other, length, &footer)
                 .and_then(|checked| checked.some(0, data.len()));
             let mark = whole.len() - 6 - MARK.len()..whole.len() - 6;
-            assert!(read.is_err() || mark.contains(&place), "byte {place}");
+            assert!(read.is_err() || mark.contains(&position), "byte {position}");
             if let Ok(read) = read {
                 assert!(read == data, "without its mark the file is one of others, and equal");
             }

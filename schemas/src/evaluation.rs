@@ -257,7 +257,7 @@ pub struct RecordFile<R> {
     parquet: ParquetInput,
     metadata: BTreeMap<String, String>,
     /// The positions of our columns in the file.
-    places: Vec<usize>,
+    positions: Vec<usize>,
     record: PhantomData<fn() -> R>,
 }
 
@@ -275,10 +275,10 @@ impl<R: Record> RecordFile<R> {
         })?;
         let metadata = parquet.key_values();
         let columns = R::columns();
-        let places = find(&columns, stored.schema());
+        let positions = find(&columns, stored.schema());
         // Both files of an evaluation have the key: a version counts only in a file of this kind, and
         // one with most of the columns is of this kind.
-        let is_this_kind = places.as_ref().map_or_else(Vec::len, |_| 0) < columns.len() / 2;
+        let is_this_kind = positions.as_ref().map_or_else(Vec::len, |_| 0) < columns.len() / 2;
         if let Some(found) = metadata.get(KEY_SCHEMA_VERSION)
             && *found != R::SCHEMA_VERSION.to_string()
             && is_this_kind
@@ -290,11 +290,11 @@ impl<R: Record> RecordFile<R> {
                 found: found.clone(),
             });
         }
-        let places = places.map_err(|problems| {
+        let positions = positions.map_err(|problems| {
             let path = path.to_owned();
             EvaluationError::Columns { path, what: R::WHAT, problems, hint: R::HINT }
         })?;
-        let file = Self { parquet, metadata, places, record: PhantomData };
+        let file = Self { parquet, metadata, positions, record: PhantomData };
         file.parquet.check_chunks(&file.leaves()?)?;
         Ok(file)
     }
@@ -404,7 +404,7 @@ impl<R: Record> RecordFile<R> {
     fn leaves(&self) -> Result<Vec<usize>, EvaluationError> {
         Ok(self.parquet.contained(|| {
             let parquet = self.parquet.metadata().file_metadata().schema_descr();
-            let ours = |leaf: &usize| self.places.contains(&parquet.get_column_root_idx(*leaf));
+            let ours = |leaf: &usize| self.positions.contains(&parquet.get_column_root_idx(*leaf));
             Ok((0..parquet.num_columns()).filter(ours).collect())
         })?)
     }
@@ -426,12 +426,12 @@ fn target(stored: &DataType) -> Target<'_> {
 
 /// The position of each of our columns in the file, or what is wrong.
 fn find(columns: &[Column], stored: &Schema) -> Result<Vec<usize>, Vec<String>> {
-    let (mut places, mut problems) = (Vec::new(), Vec::new());
+    let (mut positions, mut problems) = (Vec::new(), Vec::new());
     for column in columns {
         let expected = column.kind.stored_type();
         match stored.column_with_name(&column.name) {
-            Some((place, field)) if exact::is_possible(field.data_type(), target(&expected)) => {
-                places.push(place);
+            Some((position, field)) if exact::is_possible(field.data_type(), target(&expected)) => {
+                positions.push(position);
             }
             Some((_, field)) => {
                 let found = field.data_type();
@@ -443,5 +443,5 @@ fn find(columns: &[Column], stored: &Schema) -> Result<Vec<usize>, Vec<String>> 
             }
         }
     }
-    if problems.is_empty() { Ok(places) } else { Err(problems) }
+    if problems.is_empty() { Ok(positions) } else { Err(problems) }
 }

@@ -165,8 +165,8 @@ fn uuids(array: &ArrayRef) -> ArrayRef {
     for value in array.as_fixed_size_binary() {
         texts.append_option(value.map(|bytes| {
             let mut text = String::with_capacity(36);
-            for (place, byte) in bytes.iter().enumerate() {
-                if matches!(place, 4 | 6 | 8 | 10) {
+            for (position, byte) in bytes.iter().enumerate() {
+                if matches!(position, 4 | 6 | 8 | 10) {
                     text.push('-');
                 }
                 text.extend([byte >> 4, byte & 15].map(|digit| {

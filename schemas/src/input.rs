@@ -202,7 +202,7 @@ impl ParquetInput {
 
     /// The footer together with the offsets of all pages of the leaf columns `leaves`, read again
     /// from `file`. With it a reader touches only the pages of the rows it wants.
-    pub(crate) fn with_page_places(
+    pub(crate) fn with_page_offsets(
         &self,
         file: &CheckedFile,
         leaves: &[usize],
@@ -282,7 +282,7 @@ impl ParquetInput {
         Ok(())
     }
 
-    /// Checks the sizes and places that the footer claims for the leaf columns to be read.
+    /// Checks the sizes and offsets that the footer claims for the leaf columns to be read.
     pub(crate) fn check_chunks(&self, leaves: &[usize]) -> Result<(), InputError> {
         for (index, group) in self.metadata.row_groups().iter().enumerate() {
             for &leaf in leaves {

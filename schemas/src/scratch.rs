@@ -131,7 +131,7 @@ mod tests {
     #[test]
     fn bytes_are_the_same_in_memory_and_on_disk() {
         for length in [0, 5, IN_MEMORY_BYTES, IN_MEMORY_BYTES + 1, 3 * IN_MEMORY_BYTES + 7] {
-            let expected: Vec<u8> = (0..length).map(|place| (place % 251) as u8).collect();
+            let expected: Vec<u8> = (0..length).map(|position| (position % 251) as u8).collect();
             let mut space = Space::of(length);
             assert_eq!(matches!(space, Space::Scratch(_)), length > IN_MEMORY_BYTES);
             assert!(space.bytes_mut().iter().all(|&byte| byte == 0));

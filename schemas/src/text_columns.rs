@@ -83,13 +83,13 @@ impl TextFile {
         })?;
         let mut row = 0;
         // The batches have their columns in file order, each once.
-        let place = |column: usize| (0..column).filter(|other| columns.contains(other)).count();
+        let position = |column: usize| (0..column).filter(|other| columns.contains(other)).count();
         while let Some(batch) =
             self.parquet.contained(|| reader.next().transpose().map_err(ParquetError::from))?
         {
             let texts = columns.iter().map(|&column| {
                 let name = |column: usize| self.reader.schema().field(column).name().clone();
-                let values = batch.columns().get(place(column));
+                let values = batch.columns().get(position(column));
                 let values = values.filter(|it| exact::is_possible(it.data_type(), Target::Text));
                 let values = values.ok_or_else(|| {
                     self.parquet.damaged(format!("column {:?} holds no text", name(column)))

@@ -249,11 +249,11 @@ fn damaged_files_are_errors() {
     for sixtyfourth in 0..64 {
         assert!(read(&whole[..whole.len() * sixtyfourth / 64]).is_err());
     }
-    let mut place = 12_345_usize;
+    let mut position = 12_345_usize;
     for _ in 0..200 {
-        place = (place * 1_103_515_245 + 12_345) % (whole.len() * 8);
+        position = (position * 1_103_515_245 + 12_345) % (whole.len() * 8);
         let mut bytes = whole.clone();
-        bytes[place / 8] ^= 1 << (place % 8);
+        bytes[position / 8] ^= 1 << (position % 8);
         let _either = read(&bytes);
     }
 }

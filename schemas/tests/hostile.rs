@@ -173,7 +173,7 @@ fn with_claims(
     let parsed = ParquetMetaDataReader::new().parse_and_finish(&shared).unwrap();
     let mut group = parsed.row_group(0).clone().into_builder();
     let columns = group.take_columns().into_iter();
-    let columns = columns.enumerate().map(|(place, column)| match place {
+    let columns = columns.enumerate().map(|(position, column)| match position {
         0 | 1 => claim(column.into_builder()).build().unwrap(),
         _ => column,
     });

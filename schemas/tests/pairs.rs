@@ -281,16 +281,16 @@ fn names_of_other_types_are_read_where_they_are_exact() {
 fn a_pair_is_named_by_ranking_id_or_place() {
     let ids =
         |columns| -> Vec<String> { rows(columns).into_iter().map(|row| row.pair_id).collect() };
-    let place = |row| positional_pair_id("pairs.parquet", row);
-    assert_eq!(place(7), "pairs.parquet:7");
-    assert_eq!(ids(without(pair_columns(2), "ranking_id")), [place(0), place(1)]);
+    let position = |row| positional_pair_id("pairs.parquet", row);
+    assert_eq!(position(7), "pairs.parquet:7");
+    assert_eq!(ids(without(pair_columns(2), "ranking_id")), [position(0), position(1)]);
     let form = |array: ArrayRef| ids(with(pair_columns(3), "ranking_id", array));
-    let expected = ["7".to_owned(), place(1), "-9".to_owned()];
+    let expected = ["7".to_owned(), position(1), "-9".to_owned()];
     assert_eq!(form(Arc::new(Int64Array::from(vec![Some(7), None, Some(-9)]))), expected);
     assert_eq!(form(Arc::new(Int32Array::from(vec![Some(7), None, Some(-9)]))), expected);
     assert_eq!(form(Arc::new(StringArray::from(vec![Some("7"), None, Some("-9")]))), expected);
     assert_eq!(form(Arc::new(StringArray::from(vec![Some("7"), Some(""), Some("-9")]))), expected);
-    assert_eq!(form(Arc::new(NullArray::new(3))), [place(0), place(1), place(2)]);
+    assert_eq!(form(Arc::new(NullArray::new(3))), [position(0), position(1), position(2)]);
 }
 
 #[test]

@@ -57,15 +57,15 @@ impl LabelBatch {
         consensus: Int8Array,
     ) -> Result<Self, LabelsError> {
         let mut columns = self.batch.columns().to_vec();
-        let places = (0..self.schema.scorers().len()).map(|scorer| self.vote_place(scorer));
-        let places = places.chain([self.after_scorers(), self.after_scorers() + 1]);
+        let positions = (0..self.schema.scorers().len()).map(|scorer| self.vote_position(scorer));
+        let positions = positions.chain([self.after_scorers(), self.after_scorers() + 1]);
         let expected = self.schema.scorers().len();
         if votes.len() != expected {
             let problem = format!("expected votes of {expected} scorers, found {}", votes.len());
             return Err(LabelsError::Scorers { problem });
         }
-        for (place, array) in places.zip(votes.into_iter().chain([vote_sum, consensus])) {
-            if let Some(column) = columns.get_mut(place) {
+        for (position, array) in positions.zip(votes.into_iter().chain([vote_sum, consensus])) {
+            if let Some(column) = columns.get_mut(position) {
                 *column = Arc::new(array);
             }
         }
@@ -146,8 +146,9 @@ impl LabelBatch {
     /// # Panics
     /// When no scorer has this position, as indexing does.
     pub fn scores(&self, scorer: usize) -> [&Float32Array; 2] {
-        let place = self.vote_place(scorer) - 2;
-        [place, place + 1].map(|place| self.batch.column(place).as_primitive::<Float32Type>())
+        let position = self.vote_position(scorer) - 2;
+        [position, position + 1]
+            .map(|position| self.batch.column(position).as_primitive::<Float32Type>())
     }
 
     /// The votes of a scorer, by its position in [`LabelsSchema::scorers`].
@@ -155,7 +156,7 @@ impl LabelBatch {
     /// # Panics
     /// When no scorer has this position, as indexing does.
     pub fn votes(&self, scorer: usize) -> &Int8Array {
-        self.batch.column(self.vote_place(scorer)).as_primitive::<Int8Type>()
+        self.batch.column(self.vote_position(scorer)).as_primitive::<Int8Type>()
     }
 
     /// The sums of the votes.
@@ -260,7 +261,7 @@ impl LabelBatch {
         Ok(())
     }
 
-    fn vote_place(&self, scorer: usize) -> usize {
+    fn vote_position(&self, scorer: usize) -> usize {
         assert!(scorer < self.schema.scorers().len(), "no scorer {scorer}");
         COLUMNS_BEFORE_SCORERS + COLUMNS_PER_SCORER * scorer + 2
     }

@@ -31,7 +31,7 @@ pub struct LabelsFile {
     metadata: BTreeMap<String, String>,
     reader: ArrowReaderMetadata,
     /// The position of each of our columns in the file.
-    places: Vec<usize>,
+    positions: Vec<usize>,
 }
 
 impl LabelsFile {
@@ -63,12 +63,12 @@ impl LabelsFile {
         {
             return Err(LabelsError::Version { path: path.to_owned(), found: found.clone() });
         }
-        let (places, views) = find_columns(&schema, stored.schema()).map_err(columns)?;
+        let (positions, views) = find_columns(&schema, stored.schema()).map_err(columns)?;
         let reader = parquet.contained(|| {
             let views = ArrowReaderOptions::new().with_schema(Arc::new(views));
             ArrowReaderMetadata::try_new(metadata, views)
         })?;
-        let file = Self { parquet, schema, metadata: key_values, reader, places };
+        let file = Self { parquet, schema, metadata: key_values, reader, positions };
         file.parquet.check_chunks(&file.leaves()?)?;
         Ok(file)
     }
@@ -112,9 +112,10 @@ impl LabelsFile {
             builder.with_batch_size(BATCH_ROWS).with_projection(mask).build()
         })?;
         // The projected columns come in file order.
-        let mut file_order = self.places.clone();
+        let mut file_order = self.positions.clone();
         file_order.sort_unstable();
-        let order = self.places.iter().filter_map(|place| file_order.binary_search(place).ok());
+        let order =
+            self.positions.iter().filter_map(|position| file_order.binary_search(position).ok());
         Ok(LabelBatches {
             order: order.collect(),
             rows_left: self.num_rows(),
@@ -143,7 +144,7 @@ impl LabelsFile {
     fn leaves(&self) -> Result<Vec<usize>, LabelsError> {
         let leaves = self.parquet.contained(|| {
             let parquet = self.reader.parquet_schema();
-            let ours = |leaf: &usize| self.places.contains(&parquet.get_column_root_idx(*leaf));
+            let ours = |leaf: &usize| self.positions.contains(&parquet.get_column_root_idx(*leaf));
             Ok((0..parquet.num_columns()).filter(ours).collect())
         })?;
         Ok(leaves)
@@ -184,7 +185,7 @@ impl LabelBatches {
             };
         };
         let first_row = (self.parquet.num_rows() - self.rows_left) as usize;
-        let columns = self.order.iter().filter_map(|&place| batch.columns().get(place));
+        let columns = self.order.iter().filter_map(|&position| batch.columns().get(position));
         let columns = columns.zip(self.schema.memory_schema().fields()).map(|(column, field)| {
             exact::read(column, target(field.data_type())).map_err(|failure| match failure {
                 Failure::Inexact(Inexact { index, found }) => LabelsError::Value {
@@ -236,25 +237,25 @@ fn find_columns(
     stored: &Schema,
 ) -> Result<(Vec<usize>, Schema), Vec<String>> {
     let mut fields: Vec<Arc<Field>> = stored.fields().iter().cloned().collect();
-    let (mut places, mut problems) = (Vec::new(), Vec::new());
+    let (mut positions, mut problems) = (Vec::new(), Vec::new());
     for column in schema.columns() {
         let expected = column.kind.stored_type();
-        let Some((place, _)) = stored.column_with_name(&column.name) else {
+        let Some((position, _)) = stored.column_with_name(&column.name) else {
             problems.push(format!("column {:?}: expected {expected}, found none", column.name));
             continue;
         };
-        let Some(field) = fields.get_mut(place) else { continue };
+        let Some(field) = fields.get_mut(position) else { continue };
         if *field.data_type() == expected {
             *field = Arc::new(field.as_ref().clone().with_data_type(column.kind.memory_type()));
-            places.push(place);
+            positions.push(position);
         } else if exact::is_possible(field.data_type(), target(&column.kind.memory_type())) {
             // pandas turns integers with gaps into floats and gives a column without values the
             // type "null".
-            places.push(place);
+            positions.push(position);
         } else {
             let found = field.data_type();
             problems.push(format!("column {:?}: expected {expected}, found {found}", column.name));
         }
     }
-    if problems.is_empty() { Ok((places, Schema::new(fields))) } else { Err(problems) }
+    if problems.is_empty() { Ok((positions, Schema::new(fields))) } else { Err(problems) }
 }

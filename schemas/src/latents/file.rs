@@ -111,9 +111,9 @@ impl LatentsFile {
         for batch in self.table.read(rows, |name| names.iter().any(|wanted| wanted == name))? {
             let batch = batch?;
             let first = found.len();
-            let place = |index: usize| rows.get(first + index).copied().unwrap_or(0);
+            let position = |index: usize| rows.get(first + index).copied().unwrap_or(0);
             let fail =
-                |(index, problem): (usize, String)| self.table.row_error(place(index), problem);
+                |(index, problem): (usize, String)| self.table.row_error(position(index), problem);
             let [mean, std] = names
                 .each_ref()
                 .map(|name| lists_of(&batch, name, self.layout.numbers()).map_err(fail));
@@ -184,8 +184,8 @@ fn small_columns(
     let mut errors = text("error")?;
     let [first_sides, second_sides] = sides;
     let geometry = |sides: &[Vec<Option<i32>>; 4], index: usize| {
-        let side = |place: usize| {
-            let value = sides[place].get(index).copied().flatten()?;
+        let side = |position: usize| {
+            let value = sides[position].get(index).copied().flatten()?;
             u32::try_from(value).ok()
         };
         Some(Geometry { size: (side(0)?, side(1)?), crop: (side(2)?, side(3)?) })

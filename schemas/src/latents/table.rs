@@ -127,8 +127,8 @@ pub(super) fn lists<'a>(
         StoredFloat::Float16 => {
             let mut halves = vec![f16::ZERO; numbers.len()];
             halves.convert_from_f32_slice(&numbers);
-            if let Some(place) = halves.iter().position(|half| !half.is_finite()) {
-                let found = numbers.get(place).copied().unwrap_or_default();
+            if let Some(position) = halves.iter().position(|half| !half.is_finite()) {
+                let found = numbers.get(position).copied().unwrap_or_default();
                 return Err(format!("expected numbers below 65520, found {found}"));
             }
             Arc::new(Float16Array::from(halves))
@@ -149,7 +149,7 @@ pub(super) struct Table {
     metadata: BTreeMap<String, String>,
     schema: SchemaRef,
     /// The name of each of our columns and its position in the file.
-    places: Vec<(String, usize)>,
+    positions: Vec<(String, usize)>,
 }
 
 impl Table {
@@ -192,8 +192,8 @@ impl Table {
             }
         };
         let columns = columns(kind, stored.schema());
-        let places = find(&columns, stored.schema()).map_err(unusable)?;
-        let table = Self { parquet, metadata, schema: Arc::clone(stored.schema()), places };
+        let positions = find(&columns, stored.schema()).map_err(unusable)?;
+        let table = Self { parquet, metadata, schema: Arc::clone(stored.schema()), positions };
         let leaves = table.leaves(|_| true)?;
         table.parquet.check_chunks(&leaves)?;
         Ok((table, kind))
@@ -225,7 +225,7 @@ impl Table {
             let parquet = self.parquet.metadata().file_metadata().schema_descr();
             let ours = |leaf: &usize| {
                 let root = parquet.get_column_root_idx(*leaf);
-                self.places.iter().any(|(name, place)| *place == root && wanted(name))
+                self.positions.iter().any(|(name, position)| *position == root && wanted(name))
             };
             Ok((0..parquet.num_columns()).filter(ours).collect())
         })?)
@@ -264,7 +264,7 @@ impl Table {
     ) -> Result<TableRows, LatentsError> {
         let leaves = self.leaves(wanted)?;
         let file = self.parquet.reopen()?;
-        let metadata = self.parquet.with_page_places(&file, &leaves)?;
+        let metadata = self.parquet.with_page_offsets(&file, &leaves)?;
         let total = usize::try_from(self.num_rows()).unwrap_or(0);
         let reader = self.parquet.contained(|| {
             let options = ArrowReaderOptions::new().with_skip_arrow_metadata(true);
@@ -341,9 +341,9 @@ fn consecutive(rows: &[i64]) -> Vec<Range<usize>> {
 
 /// The name of each of our columns and its position in the file, or what is wrong.
 fn find(columns: &[Column], stored: &Schema) -> Result<Vec<(String, usize)>, Vec<String>> {
-    let (mut places, mut problems) = (Vec::new(), Vec::new());
+    let (mut positions, mut problems) = (Vec::new(), Vec::new());
     for column in columns {
-        let Some((place, field)) = stored.column_with_name(&column.name) else {
+        let Some((position, field)) = stored.column_with_name(&column.name) else {
             let expected = column.kind.name();
             problems.push(format!("column {:?}: expected {expected}, found none", column.name));
             continue;
@@ -355,13 +355,13 @@ fn find(columns: &[Column], stored: &Schema) -> Result<Vec<(String, usize)>, Vec
             (expected, found) => expected == *found,
         };
         if fits {
-            places.push((column.name.clone(), place));
+            positions.push((column.name.clone(), position));
         } else {
             let (expected, found) = (column.kind.name(), field.data_type());
             problems.push(format!("column {:?}: expected {expected}, found {found}", column.name));
         }
     }
-    if problems.is_empty() { Ok(places) } else { Err(problems) }
+    if problems.is_empty() { Ok(positions) } else { Err(problems) }
 }
 
 fn column<'batch>(

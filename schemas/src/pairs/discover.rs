@@ -322,11 +322,11 @@ fn name(path: PathBuf, base: &Path) -> Result<InputFile, PairsError> {
 
 fn refuse_duplicates(files: &[InputFile]) -> Result<(), PairsError> {
     let mut names: HashMap<&str, &Path> = HashMap::new();
-    let mut places: HashMap<PathBuf, &Path> = HashMap::new();
+    let mut locations: HashMap<PathBuf, &Path> = HashMap::new();
     for file in files {
         // Opening a file that cannot be resolved reports it.
-        let place = file.path.canonicalize().unwrap_or_else(|_| file.path.clone());
-        if let Some(first) = places.insert(place, &file.path) {
+        let location = file.path.canonicalize().unwrap_or_else(|_| file.path.clone());
+        if let Some(first) = locations.insert(location, &file.path) {
             return Err(PairsError::SameFile {
                 first: first.to_owned(),
                 second: file.path.clone(),

@@ -120,16 +120,16 @@ impl Layout {
             if column.presence == Presence::WithImages && !images {
                 continue;
             }
-            let places: Vec<usize> = (0..fields.len())
-                .filter(|&place| fields.get(place).is_some_and(|f| f.name() == column.name))
+            let positions: Vec<usize> = (0..fields.len())
+                .filter(|&position| fields.get(position).is_some_and(|f| f.name() == column.name))
                 .collect();
-            let place = match places.as_slice() {
+            let position = match positions.as_slice() {
                 [] if column.presence == Presence::Optional => continue,
                 [] => {
                     problems.is_missing(column, stored);
                     continue;
                 }
-                [place] => *place,
+                [position] => *position,
                 several => {
                     let (name, count) = (column.name, several.len());
                     let sentence = format!("column {name:?}: expected once, found {count}");
@@ -137,7 +137,7 @@ impl Layout {
                     continue;
                 }
             };
-            let Some(field) = fields.get_mut(place) else { continue };
+            let Some(field) = fields.get_mut(position) else { continue };
             match target_type(column, field.data_type()) {
                 Some(target) => *field = Arc::new(field.as_ref().clone().with_data_type(target)),
                 // It only checks label_0.
@@ -148,7 +148,7 @@ impl Layout {
                 }
             }
             let leaves = (0..parquet.num_columns()).filter(|&leaf| {
-                parquet.get_column_root_idx(leaf) == place
+                parquet.get_column_root_idx(leaf) == position
                     && (column.kind != PairType::Image || is_image_leaf(parquet, leaf))
             });
             match column.kind {

@@ -70,22 +70,22 @@ fn in_name(name: &str) -> Option<String> {
     let name = name.split_once('=').map_or(name, |(_, value)| value);
     let name = name.strip_prefix(PARTIAL).unwrap_or(name);
     let mut found: Option<(usize, &str)> = None;
-    let mut place = 0;
+    let mut position = 0;
     for word in name.split(|character: char| !character.is_ascii_alphabetic()) {
         if KEYWORDS.iter().any(|keyword| word.eq_ignore_ascii_case(keyword)) {
             match found {
                 // train_test.parquet names neither.
                 Some((_, other)) if !other.eq_ignore_ascii_case(word) => return None,
                 Some(_) => {}
-                None => found = Some((place, word)),
+                None => found = Some((position, word)),
             }
         }
         // A separator may be a character of several bytes.
-        place += word.len();
-        place += name.get(place..)?.chars().next().map_or(0, char::len_utf8);
+        position += word.len();
+        position += name.get(position..)?.chars().next().map_or(0, char::len_utf8);
     }
-    let (place, word) = found?;
-    let rest = name.get(place + word.len()..)?;
+    let (position, word) = found?;
+    let rest = name.get(position + word.len()..)?;
     let separators = |character: char| !character.is_ascii_alphabetic();
     let next = rest.trim_start_matches(separators);
     let next = next.split(separators).next().unwrap_or_default();
@@ -93,7 +93,7 @@ fn in_name(name: &str) -> Option<String> {
         return Some(format!("{}_{UNIQUE}", word.to_ascii_lowercase()));
     }
     match shards {
-        Some(_) => Some(name.get(place..)?.trim_end_matches(separators).to_owned()),
+        Some(_) => Some(name.get(position..)?.trim_end_matches(separators).to_owned()),
         None => Some(word.to_ascii_lowercase()),
     }
 }

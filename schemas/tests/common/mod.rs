@@ -42,7 +42,7 @@ pub(crate) fn with(
     array: ArrayRef,
 ) -> Vec<(&'static str, ArrayRef)> {
     match columns.iter_mut().find(|(found, _)| *found == name) {
-        Some((_, place)) => *place = array,
+        Some((_, position)) => *position = array,
         None => columns.push((name, array)),
     }
     columns
@@ -118,8 +118,8 @@ pub(crate) fn label_row(row: i64) -> LabelRow {
 pub(crate) fn with_version(bytes: &[u8], key: &str, [from, to]: [u8; 2]) -> Vec<u8> {
     let mut bytes = bytes.to_vec();
     let key = key.as_bytes();
-    let place = bytes.windows(key.len()).position(|window| window == key).unwrap() + key.len();
-    let digit = place + bytes[place..].iter().position(|byte| *byte == from).unwrap();
+    let position = bytes.windows(key.len()).position(|window| window == key).unwrap() + key.len();
+    let digit = position + bytes[position..].iter().position(|byte| *byte == from).unwrap();
     bytes[digit] = to;
     // Without the mark of its checksums, which would reveal the change.
     let mark = bytes.windows(8).rposition(|window| window == b"BDPOSUM1").unwrap();
