@@ -7,15 +7,20 @@ use media::decode::{Image, Mode};
 use serde_json::{Value, json};
 use support::{Models, hf_entry, open_clip_entry};
 
-/// Scores of one image and caption, by entry.
+/// Scores of one image and caption, by entry: the same alone and as a batch of one.
 fn scores(models: &Models, toml: &str, caption: &str) -> Vec<f32> {
     let set = models.describe(toml).unwrap().load().unwrap();
     let pixels = (0..90 * 70 * 3).map(|index| (index * 7 % 251) as u8).collect();
     let image = Image::new(Mode::Rgb, 90, 70, pixels).unwrap();
+    let alone: Vec<(&str, f32)> = set.score_one(&image, caption).unwrap();
     let image = set.image_preprocessor().preprocess(&image).unwrap();
     let images = set.encode_images(&[&image]).unwrap();
     let texts = set.encode_texts(&set.tokenize(&[caption])).unwrap();
-    set.score(&images, &texts, &[(0, 0)]).unwrap().into_iter().map(|scores| scores[0]).collect()
+    let scores = set.score(&images, &texts, &[(0, 0)]).unwrap().into_iter().flatten();
+    let scores: Vec<(&str, f32)> =
+        set.scorers().iter().map(|scorer| scorer.name()).zip(scores).collect();
+    assert_eq!(alone, scores);
+    scores.into_iter().map(|(_, score)| score).collect()
 }
 
 /// Three tokenizers of one vocabulary: in one run each entry has the scores that it has alone.
