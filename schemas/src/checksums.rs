@@ -7,11 +7,11 @@
 //!
 //! | bytes | what |
 //! |---|---|
-//! | 4 each | CRC-32C of every [`BLOCK_BYTES`] bytes before the region; the last block may be short |
+//! | 4 each | CRC-32C of every 16 KiB before the region; the last block may be short |
 //! | 4 | CRC-32C of the footer, its length and the final mark |
 //! | 4 | CRC-32C of all of the region that stands before this |
 //! | 8 | how many bytes stand before the region |
-//! | 8 | [`MARK`] |
+//! | 8 | the mark `BDPOSUM1` |
 //!
 //! Numbers are little-endian. Another tool that rewrites a file drops the region; this crate then
 //! reads the file as any other.
