@@ -1,12 +1,12 @@
-// Memory of CPU tensors that is used again, after the idea of PyTorch's caching allocator for GPUs.
+// Reuses the memory of large CPU tensors, as PyTorch's caching allocator does for GPUs.
 //
-// A pass of a network asks for the same large blocks every time. From malloc they come with pages
-// that the system clears anew each time, or out of a heap that keeps what was freed, in which
-// gradients, which stay, and activations, which go, leave holes between each other. Here every large
-// block is a mapping of its own. A freed one is kept for the next request of about its size, as long
-// as the blocks in use and the kept ones together are little more than what was in use at most;
-// beyond that the blocks that were freed first go back to the system. As a block may serve requests of
-// two thirds of its size, half of what was in use at most is the worst that can come on top.
+// Each pass of a network asks for the same large blocks. malloc either maps new pages, which the
+// system clears each time, or takes them from a heap, in which gradients that stay and activations
+// that go leave holes. Here every large block is a separate mapping. A freed block is kept for the
+// next request of about its size, as long as blocks in use and kept blocks together are little more
+// than the peak in use; beyond that, the blocks that were freed first go back to the system. A
+// block may serve a request of two thirds of its size, so the worst case is half of the peak in use
+// on top.
 #include "shim.h"
 
 #include <algorithm>
@@ -32,19 +32,19 @@ namespace {
 constexpr size_t PAGE = size_t{1} << 12;
 constexpr size_t LARGE_PAGE = size_t{1} << 21;
 
-// Blocks below this are left to malloc.
+// malloc serves requests below this.
 constexpr size_t SMALLEST_BLOCK = size_t{1} << 20;
 
 // The largest kept block that serves a request.
 size_t largest_fit(size_t bytes) { return bytes + bytes / 2; }
 
-// How much blocks in use and kept ones may be together, where `most_used` was in use at most.
+// The limit for blocks in use and kept blocks together, if `most_used` is the peak in use.
 size_t limit(size_t most_used) { return most_used + most_used / 16; }
 
 uintptr_t round_up(uintptr_t number, size_t unit) { return (number + unit - 1) / unit * unit; }
 
-// A block of the system's, or null. Whole large pages of it are marked as such: one that the block
-// does not fill would hold memory that nobody asked for.
+// Maps a block, or returns null. Only large pages that the block fills are marked as such: any
+// other would hold memory that nobody asked for.
 void *map(size_t bytes) {
   void *block = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   if (block == MAP_FAILED)
@@ -58,8 +58,8 @@ void *map(size_t bytes) {
   return block;
 }
 
-// What to do where it was not memory that ran out but mappings: each block is up to three of them,
-// as large pages have an end on either side. Empty where there is room.
+// A hint for the case that mappings ran out, not memory: each block is up to three mappings,
+// because its large pages have a rest on either side. Empty if there is room.
 std::string limit_of_mappings(size_t blocks) {
   size_t allowed = 0;
   if (!(std::ifstream("/proc/sys/vm/max_map_count") >> allowed) || 3 * blocks < allowed)
@@ -113,14 +113,14 @@ private:
                        " bytes was asked for beside ", used_bytes, " in use",
                        limit_of_mappings(in_use.size() + by_age.size()));
     }
-    most_requested = most; // not before the block is there: a request that fails raises no limit
+    most_requested = most; // after the block exists: a request that fails must not raise the limit
     in_use.emplace(block, Used{size, bytes});
     used_bytes += size;
     requested_bytes += bytes;
     return block;
   }
 
-  // The smallest kept block that fits; null where there is none.
+  // The smallest kept block that fits, or null.
   Kept take_kept(size_t bytes) {
     auto found = by_size.lower_bound(bytes);
     if (found == by_size.end() || found->first > largest_fit(bytes))
@@ -137,7 +137,7 @@ private:
       c10::GetDefaultCPUAllocator()->raw_deallocate(block);
   }
 
-  // False where the block is not one of these.
+  // False if the block is not one of these.
   bool keep(void *block) {
     std::lock_guard<std::mutex> guard(mutex);
     auto found = in_use.find(block);
@@ -147,8 +147,8 @@ private:
     in_use.erase(found);
     used_bytes -= size;
     requested_bytes -= requested;
-    // Called where a tensor is gone: no exception may leave. Without a place in the books the block
-    // goes back.
+    // Called by the destructor of a tensor: no exception may leave. If the block cannot be
+    // recorded, it goes back to the system.
     try {
       by_age.push_back({block, size});
       try {
@@ -164,7 +164,7 @@ private:
     return true;
   }
 
-  // False where there is none, or the system does not take it back: then it stays in the books.
+  // False if there is no kept block, or the system does not take it back: then it stays recorded.
   bool give_back_oldest() {
     if (by_age.empty())
       return false;
@@ -178,9 +178,9 @@ private:
     return true;
   }
 
-  std::mutex mutex; // over all that follows
+  std::mutex mutex; // guards all members below
   std::unordered_map<void *, Used> in_use;
-  ByAge by_age; // the kept blocks, the one freed first in front
+  ByAge by_age; // the kept blocks, oldest first
   std::multimap<size_t, ByAge::iterator> by_size;
   size_t used_bytes = 0, requested_bytes = 0, most_requested = 0, kept_bytes = 0;
 };

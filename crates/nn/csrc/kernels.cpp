@@ -1,8 +1,9 @@
-// Compiles kernels.cu for the GPU at hand when it is first needed, and runs it on tensors.
+// Compiles kernels.cu for a GPU when it is first needed, and runs it on tensors.
 //
-// The compiler (NVRTC) comes with a libtorch for CUDA; it and the driver are opened at run time, so
-// that a build needs no CUDA headers and a program starts where there is no GPU. Where either is
-// missing, can_normalize() and can_gate() are false and the caller computes the same with PyTorch's own operators.
+// A libtorch for CUDA includes the compiler (NVRTC). It and the driver are opened at run time, so
+// that a build needs no CUDA headers and a program starts without a GPU. If either is missing,
+// can_normalize() and can_gate() return false, and the caller computes the same with PyTorch's
+// operators.
 #include "kernels.h"
 
 #include <algorithm>
@@ -26,17 +27,17 @@ const char *const SOURCE =
 #include "kernels.inc"
     ;
 
-// Numbers of a thread, as in kernels.cu.
+// Numbers per thread, as in kernels.cu.
 constexpr int64_t PACK = 8;
 constexpr int64_t MOST_THREADS = 512;
-// At least one thread of a block for each.
+// A block has at least one thread for each.
 constexpr int64_t MOST_GROUPS = 128;
 
 // Of cuda.h and nvrtc.h; zero is success.
 using Handle = void *;
 enum Attribute { MULTIPROCESSORS = 16, MAJOR = 75, MINOR = 76 };
 
-// A function of a library; a failure where it lacks it.
+// A function of a library; throws if it is missing.
 template <typename Function> Function symbol(Handle library, const char *name) {
   auto found = dlsym(library, name);
   TORCH_CHECK(found, "no ", name);
@@ -78,7 +79,7 @@ struct Driver {
     return value;
   }
 
-  // Makes this thread work on the device as the CUDA runtime of libtorch does.
+  // Sets the context of this thread to the one that libtorch's CUDA runtime uses.
   void enter(int device) const {
     Handle context = nullptr;
     check(current(&context), "cuCtxGetCurrent");
@@ -91,9 +92,9 @@ struct Driver {
   }
 };
 
-// kernels.cu in machine code, for a number format.
+// kernels.cu in machine code, for one dtype.
 std::string compile(int format, int major, int minor) {
-  // A library of libtorch's that depends on NVRTC and knows where it lies.
+  // A library of libtorch that depends on NVRTC and has its path.
   auto library = open_library("libcaffe2_nvrtc.so");
   using Program = Handle;
   auto create = symbol<int (*)(Program *, const char *, const char *, int, const char *const *,
@@ -126,7 +127,7 @@ std::string compile(int format, int major, int minor) {
   return text;
 }
 
-// The kernels for one number format on one GPU.
+// The kernels for one dtype on one GPU.
 class Kernels {
 public:
   Kernels(int device, int format)
@@ -162,7 +163,7 @@ private:
   int device;
   Handle module = nullptr;
 
-  // The stream that libtorch works on now: a CUstream, null for the default one.
+  // The current stream of libtorch: a CUstream, null for the default one.
   Handle stream() const {
     c10::impl::VirtualGuardImpl guard(at::kCUDA);
     auto current = guard.getStream(at::Device(at::kCUDA, static_cast<c10::DeviceIndex>(device)));
@@ -188,7 +189,7 @@ int format_of(at::ScalarType type) {
   }
 }
 
-// The kernels for tensors like this one, compiled at the first call; null where there are none.
+// The kernels for tensors like this one, compiled at the first call; null if there are no kernels.
 const Kernels *kernels_for(const at::Tensor &tensor) {
   static std::mutex mutex;
   static std::map<std::pair<int, int>, std::unique_ptr<Kernels>> all;
@@ -215,7 +216,7 @@ const Kernels &required(const at::Tensor &tensor) {
   return *found;
 }
 
-// The same in kernels.cu.
+// Has the same layout in kernels.cu.
 struct Sizes {
   int pixels, channels, groups, splits, columns, lanes, parameters_are_f32, silu;
   float epsilon;
@@ -229,7 +230,7 @@ unsigned blocks(int64_t numbers, int64_t of) {
   return static_cast<unsigned>((numbers + of - 1) / of);
 }
 
-// Checks what the kernels take for granted.
+// Checks what the kernels assume.
 void check_parameter(const at::Tensor &values, const at::Tensor &x, int64_t size) {
   TORCH_CHECK(values.numel() == size && values.is_contiguous() && values.device() == x.device() &&
                   (values.scalar_type() == at::kFloat || values.scalar_type() == x.scalar_type()),
@@ -245,10 +246,10 @@ struct Geometry {
     auto batch = x_BCHW.size(0), channels = x_BCHW.size(1);
     auto pixels = x_BCHW.size(2) * x_BCHW.size(3);
     auto columns = channels / PACK, lanes = std::max<int64_t>(1, MOST_THREADS / columns);
-    // Enough blocks to fill the GPU twice, of some rows for each lane.
+    // Enough blocks to fill the GPU twice, with a few rows for each lane.
     auto wanted = (2 * kernels.multiprocessors + batch - 1) / batch;
     auto splits = std::clamp<int64_t>(wanted, 1, std::max<int64_t>(1, pixels / (2 * lanes)));
-    // As many as are not empty when each has the same number of rows.
+    // Only as many that none is empty if all have the same number of rows.
     auto rows = (pixels + splits - 1) / splits;
     splits = (pixels + rows - 1) / rows;
     sizes = {static_cast<int>(pixels),  static_cast<int>(channels),

@@ -1,14 +1,14 @@
-// Kernels for GPUs, compiled at run time (kernels.cpp) for one number format at a time.
+// Kernels for GPUs, compiled at run time (kernels.cpp) for one dtype at a time.
 //
-// PyTorch's group normalisation on a GPU takes images in rows only: between convolutions, which are
-// fastest channels last, it costs two changes of layout and four passes. Here the image [B, H, W, C]
-// is read twice and written once, with what stands around the normalisation in the network done on
-// the way: an offset of the channels before it and x · sigmoid(x) after it. Sums are f32 and added in
-// a fixed order, so results repeat to the bit.
+// PyTorch's group normalisation on a GPU needs contiguous NCHW. Convolutions are fastest channels
+// last, so between them it costs two changes of layout and four passes. These kernels read an image
+// [B, H, W, C] twice and write it once, and include the neighbours of the normalisation in the
+// network: an offset for each channel before it, and x · sigmoid(x) after it. Sums are f32 and in a
+// fixed order, so results repeat to the bit.
 //
-// Threads of a block: `columns` of C / 8 along the channels, `lanes` rows beside each other. Each
-// thread keeps to its 8 channels. An image of `pixels` rows is cut into `splits` parts, none of them
-// empty.
+// Threads of a block: `columns` = C / 8 along the channels, and `lanes` rows side by side. A thread
+// always has the same 8 channels. An image of `pixels` rows is split into `splits` parts, none of
+// them empty.
 
 #if FORMAT == 0
 typedef float Element;
@@ -43,7 +43,7 @@ struct alignas(8 * sizeof(Element)) Pack {
   Element at[8];
 };
 
-// A parameter: of the format, or f32 and rounded to the format first.
+// A parameter: an Element, or f32 that is rounded to one first.
 static __device__ float parameter(const void *values, int is_f32, int index) {
   return is_f32 ? upcast(narrow(((const float *)values)[index]))
                 : upcast(((const Element *)values)[index]);
@@ -52,7 +52,7 @@ static __device__ float parameter(const void *values, int is_f32, int index) {
 #if FORMAT == 0
 static __device__ float exponential(float x) { return expf(x); }
 static __device__ float inverse(float x) { return 1.0f / x; }
-#else // more digits than the format has
+#else // more digits than the dtype has
 static __device__ float exponential(float x) { return __expf(x); }
 static __device__ float inverse(float x) { return __fdividef(1.0f, x); }
 #endif
@@ -66,7 +66,7 @@ struct Sizes {
   float epsilon;
 };
 
-// What is added to channel `c` of image `b` before the normalisation.
+// The offset of channel `c` of image `b` before the normalisation.
 static __device__ float offset(const Element *shift, const void *bias, const Sizes &sizes, int b,
                                int c) {
   float sum = shift ? upcast(shift[b * sizes.channels + c]) : 0.0f;
@@ -83,7 +83,7 @@ static __device__ Part part_of(const Sizes &sizes, int split) {
   return {first, min(first + rows, sizes.pixels)};
 }
 
-// Mean and sum of squared distances from it of each group, of the split `blockIdx.x` of image
+// For each group, the mean and the sum of squared distances from it, in split `blockIdx.x` of image
 // `blockIdx.y`: moments [B, splits, groups, 2]. Shared: 2 · C floats.
 extern "C" __global__ void __launch_bounds__(MOST_THREADS) moments(const Element *x, const Element *shift, const void *bias,
                                    float *moments, Sizes sizes) {
@@ -93,7 +93,7 @@ extern "C" __global__ void __launch_bounds__(MOST_THREADS) moments(const Element
   int b = blockIdx.y, c = 8 * column;
   Part part = part_of(sizes, blockIdx.x);
   const Element *image = x + (size_t)b * sizes.pixels * sizes.channels;
-  // Sums of the distance from the first value, which lose nothing where the mean is large.
+  // Sums of distances from the first value keep all digits even if the mean is large.
   float pivot[8], sum[8], square[8];
   int count = 0;
   for (int pixel = part.first + lane; pixel < part.end; pixel += sizes.lanes, ++count) {
@@ -109,7 +109,7 @@ extern "C" __global__ void __launch_bounds__(MOST_THREADS) moments(const Element
       square[i] += distance * distance;
     }
   }
-  // Lanes one after the other join theirs to those of the channel.
+  // One lane after another merges its moments into those of the channel.
   int joined = 0;
   for (int turn = 0; turn < sizes.lanes; ++turn) {
     int rows = part.end - part.first - turn;
@@ -146,8 +146,8 @@ extern "C" __global__ void __launch_bounds__(MOST_THREADS) moments(const Element
   }
 }
 
-// Mean and 1 / standard deviation of the groups of image `b`, from those of its splits, into
-// statistics_G2. Shared: scratch of 4 · blockDim.x bytes.
+// Mean and 1 / std of the groups of image `b`, from the moments of its splits, into statistics_G2.
+// Shared: scratch of 4 · blockDim.x bytes.
 static __device__ void join_moments(const float *moments, const Sizes &sizes, int b,
                                     float *statistics_G2, float *scratch) {
   int helpers = blockDim.x / sizes.groups;
@@ -178,9 +178,9 @@ static __device__ void join_moments(const float *moments, const Sizes &sizes, in
   }
 }
 
-// y = silu((x + offset - mean) / deviation · weight + beta), or without silu, of the split blockIdx.x
-// of gridDim.x of image blockIdx.y; statistics [B, groups, 2] take mean and 1 / deviation.
-// Shared: 2 · groups + blockDim.x floats.
+// y = silu((x + offset - mean) / std · weight + beta), or without silu, for split blockIdx.x of
+// gridDim.x of image blockIdx.y; statistics [B, groups, 2] receive mean and 1 / std. Shared: 2 ·
+// groups + blockDim.x floats.
 extern "C" __global__ void __launch_bounds__(MOST_THREADS) normalize(const Element *x, const Element *shift, const void *bias,
                                      const void *weight, const void *beta, const float *moments,
                                      float *statistics, Element *y, Sizes sizes) {
@@ -227,8 +227,8 @@ static __device__ Slope slope(float x, float gradient, float factor, float adden
   return {gradient, normal};
 }
 
-// Of each channel the sums over the pixels of gradient, gradient · normal and normal:
-// sums [B, splits, 3, C]. Shared: 3 · C floats.
+// For each channel, the sums over the pixels of gradient, gradient · normal and normal: sums [B,
+// splits, 3, C]. Shared: 3 · C floats.
 extern "C" __global__ void __launch_bounds__(MOST_THREADS) gradient_sums(const Element *x, const Element *shift, const void *bias,
                                          const void *weight, const void *beta,
                                          const float *statistics, const Element *dy, float *sums,
@@ -272,7 +272,7 @@ extern "C" __global__ void __launch_bounds__(MOST_THREADS) gradient_sums(const E
     result[i] = shared[i];
 }
 
-// Adds up the splits: sums [B, splits, 3, C] to totals [B, 3, C], one number for each thread.
+// Sums over the splits: sums [B, splits, 3, C] to totals [B, 3, C], one number per thread.
 extern "C" __global__ void gradient_totals(const float *sums, float *totals, Sizes sizes) {
   int all = 3 * sizes.channels, place = blockIdx.x * blockDim.x + threadIdx.x, b = blockIdx.y;
   if (place >= all)
@@ -283,8 +283,8 @@ extern "C" __global__ void gradient_totals(const float *sums, float *totals, Siz
   totals[(size_t)b * all + place] = total;
 }
 
-// The gradient of x, and in the first block of each image that of its offset, offset_gradient [B, C]
-// (which may be null). Shared: 2 · groups floats.
+// The gradient of x; the first block of each image also computes that of its offset,
+// offset_gradient [B, C] (which may be null). Shared: 2 · groups floats.
 extern "C" __global__ void __launch_bounds__(MOST_THREADS) gradient(const Element *x, const Element *shift, const void *bias,
                                     const void *weight, const void *beta, const float *statistics,
                                     const Element *dy, const float *totals, Element *dx,

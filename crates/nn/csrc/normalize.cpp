@@ -1,6 +1,6 @@
-// Group normalisation on a CPU for inference, with an offset of the channels before it. An image
-// [B, H, W, C] is read twice and written once, all channels of a pixel at a time; PyTorch's kernel goes
-// through the channels of one group at a time, which for small images are few numbers in a row.
+// Group normalisation on a CPU for inference, after adding an offset to each channel. It reads an
+// image [B, H, W, C] twice and writes it once, all channels of a pixel at a time. PyTorch's kernel
+// reads the channels of one group at a time, which for small images are few adjacent numbers.
 #include "kernels.h"
 
 #include <algorithm>
@@ -13,7 +13,7 @@
 #include <ATen/TensorIterator.h>
 #include <c10/util/Exception.h>
 
-// The compiler makes one version for each width of vectors, and the program picks at its start.
+// The compiler makes one version for each vector width, and the program picks one when it starts.
 #if defined(__x86_64__) && defined(__gnu_linux__) && !defined(__clang__) && __GNUC__ >= 12
 #define FOR_EACH_PROCESSOR                                                                         \
   __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
@@ -24,9 +24,9 @@
 
 namespace {
 
-// Pixels whose values are added up before the sums are joined.
+// Pixels that are summed before the sums are merged.
 constexpr int64_t BLOCK = 64;
-// Numbers for which a thread is worth waking.
+// How many numbers make another thread worthwhile.
 constexpr int64_t GRAIN = 1 << 14;
 
 INLINE float upcast(float x) { return x; }
@@ -46,7 +46,8 @@ INLINE void narrow(float x, uint16_t &result) {
     result = 0x7fc0;
 }
 
-// Mean of each channel, and the sum of squared distances from it; with room for what they are made of.
+// The mean of each channel and the sum of squared distances from it, with buffers for computing
+// them.
 struct Moments {
   std::vector<float> mean, distance, sum, square;
 
@@ -54,7 +55,8 @@ struct Moments {
       : mean(channels), distance(channels), sum(channels), square(channels) {}
 };
 
-// Joins the moments of `more` pixels of the same channels to those of `pixels`, which may be none.
+// Merges the moments of `more` pixels into those of `pixels` pixels of the same channels; `pixels`
+// may be zero.
 INLINE void join(float *mean, float *distance, int64_t pixels, const float *other_mean,
                  const float *other_distance, int64_t more, int64_t channels) {
   auto share = static_cast<float>(more) / static_cast<float>(pixels + more);
@@ -74,7 +76,7 @@ INLINE void find(Moments &moments, const Element *x, int64_t pixels, int64_t cha
   std::fill_n(distance, channels, 0.0f);
   for (int64_t first = 0; first < pixels; first += BLOCK) {
     auto count = std::min(BLOCK, pixels - first);
-    // Distances from the first pixel lose nothing where the mean is large.
+    // Distances from the first pixel keep all digits even if the mean is large.
     const Element *pivot = x + first * channels;
     std::fill_n(sum, channels, 0.0f);
     std::fill_n(square, channels, 0.0f);
@@ -126,9 +128,9 @@ void apply(const uint16_t *x, uint16_t *y, int64_t pixels, int64_t channels, con
   scale(x, y, pixels, channels, factor, addend);
 }
 
-// Calls body(first, end) for parts of 0..count on the threads of libtorch; `grain` numbers are not divided.
-// Through an operation inside libtorch: the parallel loop in its headers would bring threads of its own
-// where libtorch comes with another OpenMP than the compiler.
+// Calls body(first, end) for parts of 0..count on the threads of libtorch; `grain` numbers are not
+// divided. It goes through an operation inside libtorch: the parallel loop in its headers would
+// start a second thread pool if libtorch ships another OpenMP than the compiler.
 template <typename Body> void in_parallel(int64_t count, int64_t grain, Body body) {
   auto places = at::empty({count}, at::kByte);
   auto start = static_cast<char *>(places.mutable_data_ptr());
@@ -194,7 +196,7 @@ void normalize_images(const Element *x, Element *y, int64_t batch, int64_t pixel
     });
     return;
   }
-  // Few images: parts of each.
+  // Few images: threads divide each image.
   auto parts = std::min<int64_t>(at::get_num_threads(), pixels);
   auto start = [&](int64_t part) { return pixels * part / parts; };
   std::vector<Moments> of_parts(parts, Moments(channels));
@@ -253,6 +255,6 @@ at::Tensor normalize_on_cpu(const at::Tensor &x_BCHW, const std::optional<at::Te
                        static_cast<uint16_t *>(y.mutable_data_ptr()), batch, pixels, channels,
                        parameters);
   if (silu)
-    at::silu_(y); // whose exponential function is faster than one that a compiler makes
+    at::silu_(y); // libtorch's exponential is faster than the compiler's
   return y;
 }

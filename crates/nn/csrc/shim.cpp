@@ -51,7 +51,7 @@ std::vector<at::Tensor> borrowed_list(const Tensor *tensors, size_t count) {
   return list;
 }
 
-// Operators that PyTorch registers for its compiler and gives no C++ name: found by name once.
+// Operators that PyTorch registers for its compiler without a C++ function: looked up by name once.
 c10::OperatorHandle operator_named(const char *name, const char *overload) {
   return c10::Dispatcher::singleton().findSchemaOrThrow(name, overload);
 }
@@ -61,7 +61,7 @@ Tensor call(const c10::OperatorHandle &handle, std::vector<c10::IValue> stack) {
   return new at::Tensor(std::move(stack.at(0)).toTensor());
 }
 
-// A function of the caller's, and what it owns.
+// A function of the caller, and the object that it owns.
 struct Segment : torch::CustomClassHolder {
   using Run = Tensor (*)(void *, const Tensor *, size_t, char **);
 
@@ -90,7 +90,8 @@ struct Segment : torch::CustomClassHolder {
   void *owner;
 };
 
-// Runs a segment without a graph, keeps its inputs, and runs it again for the gradients.
+// Gradient checkpointing: runs a segment without a graph, keeps its inputs, and recomputes it for
+// the gradients.
 struct Checkpoint : torch::autograd::Function<Checkpoint> {
   static at::Tensor forward(torch::autograd::AutogradContext *context, at::TensorList inputs,
                             c10::intrusive_ptr<Segment> segment) {
@@ -123,9 +124,9 @@ struct Checkpoint : torch::autograd::Function<Checkpoint> {
   }
 };
 
-// Products of bf16 numbers by the kernels of f32, rounded once at the end. The weight may be an f32
-// one in training, which is rounded first, as autocast does. Kept for the gradients are the input in
-// bf16 and the weight itself, and no copy of it.
+// Products of bf16 numbers by f32 kernels, rounded once at the end. An f32 weight in training is
+// rounded to bf16 first, as with autocast. The backward pass needs only the input in bf16 and the
+// weight itself, so no copy of the weight is kept.
 at::Tensor upcast(const at::Tensor &tensor) { return tensor.to(at::kFloat); }
 
 at::Tensor upcast_weight(const at::Tensor &weight) {
@@ -207,7 +208,7 @@ struct UpcastConvolution : torch::autograd::Function<UpcastConvolution> {
 
 } // namespace
 
-// Outside of recording the functions above are not needed, and inference mode would refuse them.
+// Without recording, the functions above are not needed, and inference mode would reject them.
 bool records(std::initializer_list<at::Tensor> tensors) {
   if (!at::GradMode::is_enabled())
     return false;
@@ -266,7 +267,7 @@ Tensor nn_linear_packed(Tensor input, Tensor weight, Tensor bias, const char *ac
                         char **error) {
   return guarded(error, [&]() -> Tensor {
     static const auto linear = operator_named("mkldnn::_linear_pointwise", "");
-    // Numbers some activations take, and a variant of the name: "none" is the exact GELU.
+    // Parameters of some activations, and the variant of the activation: "none" is the exact GELU.
     c10::List<std::optional<at::Scalar>> parameters;
     auto addend = bias ? c10::IValue(borrowed(bias)) : c10::IValue();
     return call(linear, {borrowed(input), borrowed(weight), addend,
@@ -363,7 +364,7 @@ Tensor nn_upload(Tensor tensor, int device, char **error) {
   return guarded(error, [&]() -> Tensor {
     at::Device gpu(at::kCUDA, static_cast<c10::DeviceIndex>(device));
     const auto &here = borrowed(tensor);
-    // Pinned memory takes the strides over: it can neither overlap itself nor have holes worth copying.
+    // A pinned copy keeps the strides, so the source must not overlap itself or have holes.
     auto dense = here.is_non_overlapping_and_dense() ? here : here.contiguous();
     return new at::Tensor(dense.pin_memory().to(gpu, /*non_blocking=*/true));
   });
@@ -390,7 +391,7 @@ bool nn_has_bf16(int device, bool *answer, char **error) {
     if (!hooks.hasCUDA() || device >= hooks.getNumGPUs())
       return true;
     c10::DeviceGuard guard({c10::DeviceType::CUDA, static_cast<c10::DeviceIndex>(device)});
-    // The name is of what it is asked for; what it looks at is the compute capability alone.
+    // Despite its name, this function checks the compute capability only.
     *answer = hooks.supportsBFloat16ConvolutionWithCuDNNv8();
     return true;
   });
@@ -437,7 +438,7 @@ Tensor nn_clip_gradients(const Tensor *gradients, size_t count, double max_norm,
     auto list = borrowed_list(gradients, count);
     auto total = at::linalg_vector_norm(at::stack(at::_foreach_norm(list, 2)), 2);
     if (std::isfinite(max_norm)) {
-      // In Python's order: a number divided by a tensor is the reciprocal times the number.
+      // In the order of Python's PyTorch, where number / tensor is the reciprocal times the number.
       auto factor = (total + 1e-6).reciprocal() * max_norm;
       at::_foreach_mul_(list, factor.clamp_max(1.0));
     }

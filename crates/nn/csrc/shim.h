@@ -1,4 +1,4 @@
-// The C interface of what libtorch has and tch does not bind.
+// The C interface of those functions of libtorch that tch does not bind.
 //
 // Rules, the same for every function:
 // - no exception leaves: on failure the function returns null (or false) and sets *error to a
@@ -30,12 +30,12 @@ Tensor nn_tensor_over_memory(void *data, const int64_t *sizes, const int64_t *st
 void *nn_inference_enter(char **error);
 void nn_inference_leave(void *guard);
 
-// scale · (input [.., in] · weight [out, in] transposed) + bias: the product takes the factor for
-// nothing. Any device.
+// scale · (input [.., in] · weight [out, in] transposed) + bias: the factor costs nothing in the
+// product. Any device.
 Tensor nn_linear_scaled(Tensor input, Tensor weight, Tensor bias, double scale, char **error);
 
-// oneDNN linear layers with a weight kept in the layout its kernels want, and with the activation
-// done while the result is still at hand. CPU only.
+// oneDNN linear layers with a weight in the layout of its kernels, and with the activation in the
+// same pass. CPU only.
 
 // The weight [out, in] in oneDNN's own layout, for inputs of about `rows` rows.
 Tensor nn_linear_pack(Tensor weight, int64_t rows, char **error);
@@ -55,16 +55,16 @@ Tensor nn_conv2d_packed(Tensor input, Tensor weight, Tensor bias, int64_t stride
                         char **error);
 
 // Layers over bf16 numbers that are computed in f32 and rounded once, for processors without bf16
-// instructions; with gradients. The weight and the bias may be f32, and are rounded to bf16 first; the
-// gradients of an f32 weight are f32. The bias of the linear layer may be null. CPU only.
+// instructions; with gradients. The weight and the bias may be f32, and are rounded to bf16 first;
+// the gradients of an f32 weight are f32. The bias of the linear layer may be null. CPU only.
 Tensor nn_linear_upcast(Tensor input, Tensor weight, Tensor bias, char **error);
 Tensor nn_conv2d_upcast(Tensor input, Tensor weight, Tensor bias, int64_t stride, int64_t padding,
                          char **error);
 
-// Operations by kernels of this crate on a GPU, with gradients, and nn_normalize without a bias also on a
-// CPU, without gradients (kernels.h says what they compute).
-// `shift` and `bias` may be null. The first two say whether the others accept such tensors; if they
-// cannot tell they return false and set *error.
+// Operations by kernels of this crate on a GPU, with gradients, and nn_normalize without a bias
+// also on a CPU, without gradients (kernels.h says what they compute). `shift` and `bias` may be
+// null. The first two say whether the others accept such tensors; if they cannot tell they return
+// false and set *error.
 bool nn_can_gate(Tensor value, char **error);
 bool nn_can_normalize(Tensor like, int64_t channels, int64_t groups, char **error);
 Tensor nn_normalize(Tensor image, Tensor shift, Tensor bias, Tensor weight, Tensor beta,
@@ -72,51 +72,51 @@ Tensor nn_normalize(Tensor image, Tensor shift, Tensor bias, Tensor weight, Tens
 Tensor nn_gated_gelu(Tensor value, Tensor gate, char **error);
 Tensor nn_add_biased(Tensor stream, Tensor update, Tensor bias, char **error);
 
-// The tensor [B, C, H, W] with its channels last in memory; itself where they are. Any device.
+// The tensor [B, C, H, W] with its channels last in memory (NHWC); itself if they already are. Any
+// device.
 Tensor nn_channels_last(Tensor tensor, char **error);
 
-// From now on, the memory of large CPU tensors is kept for the next ones when they are gone
-// (allocator.cpp). It is never taken back.
+// From now on, the memory of large CPU tensors is reused (allocator.cpp). This cannot be undone.
 void nn_reuse_memory(void);
 
-// The CPU tensor on a GPU, out of memory that the GPU reads itself, so that nothing waits for the copy.
+// The CPU tensor on a GPU. The copy reads pinned memory, so that nothing waits for it.
 Tensor nn_upload(Tensor tensor, int device, char **error);
 
-// The most memory of a GPU that tensors held at once, and that was taken from the driver for them, in
-// bytes; zero where nothing is on it yet.
+// The peaks of GPU memory that tensors held, and that the driver gave for them, in bytes; zero if
+// nothing is on the GPU yet.
 bool nn_peak_device_bytes(int device, uint64_t *allocated, uint64_t *reserved, char **error);
 
-// Whether a GPU multiplies bf16 itself, as those since Ampere do (compute capability 8.0). True where
-// libtorch has no CUDA to ask.
+// Whether a GPU multiplies bf16 itself, as all since Ampere do (compute capability 8.0). True if
+// libtorch has no CUDA.
 bool nn_has_bf16(int device, bool *answer, char **error);
 
-// Unit normal numbers as torch.randn(sizes, generator=torch.Generator("cpu").manual_seed(seed)).
+// Standard normal noise: torch.randn(sizes, generator=torch.Generator("cpu").manual_seed(seed)).
 Tensor nn_normal(uint64_t seed, const int64_t *sizes, size_t dimensions, char **error);
 
 // Gradient checkpointing. `run(owner, inputs, error)` computes one fresh tensor from borrowed
 // inputs, or returns null with *error set by strdup. It is called once without a graph now, and
-// once more in the backward pass, which may be on another thread; then gradients flow to the
-// inputs and to every leaf that it uses. `release(owner)` is called exactly once.
+// once more in the backward pass, which may be on another thread; gradients then flow to the inputs
+// and to every leaf that it uses. `release(owner)` is called exactly once.
 Tensor nn_checkpoint(const Tensor *inputs, size_t count,
                      Tensor (*run)(void *owner, const Tensor *inputs, size_t count, char **error),
                      void (*release)(void *owner), void *owner, char **error);
 
-// One step of AdamW by PyTorch's fused kernel, in place: weights, moments and the step counts (one f32
-// number for each weight), which are raised by one first. All lists are `count` long; f32.
+// One step of AdamW by PyTorch's fused kernel, in place on weights, moments and step counts (one
+// f32 number per weight), to which it first adds one. All lists are `count` long; f32.
 bool nn_fused_adamw(const Tensor *parameters, const Tensor *gradients, const Tensor *first_moments,
                     const Tensor *second_moments, const Tensor *steps, size_t count,
                     double learning_rate, double beta1, double beta2, double weight_decay,
                     double epsilon, char **error);
 
-// The 2-norm of all gradients together as torch.nn.utils.clip_grad_norm_ computes it, 0-dim and on
-// their device; the gradients are scaled in place where it exceeds a finite max_norm. Nothing waits
-// for the device. `count` is at least one.
+// The gradient norm, the 2-norm of all gradients together, as torch.nn.utils.clip_grad_norm_
+// computes it: 0-dim and on their device. If it exceeds a finite max_norm, the gradients are scaled
+// in place. Nothing waits for the device. `count` is at least one.
 Tensor nn_clip_gradients(const Tensor *gradients, size_t count, double max_norm, char **error);
 
-// Takes the gradients off the parameters, as zero_grad(set_to_none=True) does.
+// Drops the gradients of the parameters, as zero_grad(set_to_none=True) does.
 bool nn_drop_gradients(const Tensor *parameters, size_t count, char **error);
 
-// target += factor * addend, in place and in one rounding where the processor can.
+// target += factor * addend, in place and with a single rounding if the processor can.
 bool nn_add_scaled(Tensor target, Tensor addend, double factor, char **error);
 
 // What nn::doctor reports of libtorch, the CUDA driver and NCCL, as lines of `key=value`. Without

@@ -1,5 +1,5 @@
-//! Whole images against diffusers' own pipelines: every solver, with guidance, a negative prompt and
-//! without. The fixtures are made by `scripts/goldens/diffusion_networks.py`.
+//! Whole images against diffusers' own pipelines: every solver, with guidance, a negative prompt
+//! and without. The fixtures are made by `scripts/goldens/diffusion_networks.py`.
 #![expect(clippy::unwrap_used, reason = "tests")]
 
 use std::ops::ControlFlow;
@@ -62,7 +62,7 @@ fn images_are_those_of_diffusers_with_every_solver() {
                 let request =
                     SampleRequest { steps, guidance, sampler, ..request(&prompt, &negative_text) };
                 let mut calls = Vec::new();
-                let drawn = pipeline
+                let sampled = pipeline
                     .sample(&request, &mut |done, all| {
                         calls.push((done, all));
                         ControlFlow::Continue(())
@@ -76,7 +76,7 @@ fn images_are_those_of_diffusers_with_every_solver() {
                 let images = expected.tensor(&key).unwrap();
                 let images = Vec::<u8>::try_from(images.flatten(0, -1)).unwrap();
                 let size = (HEIGHT * WIDTH * 3) as usize;
-                for (image, expected) in drawn.iter().zip(images.chunks(size)) {
+                for (image, expected) in sampled.iter().zip(images.chunks(size)) {
                     assert_eq!((image.height, image.width), (16, 24));
                     let pairs = image.pixels.iter().zip(expected);
                     let distance = pairs.map(|(one, two)| one.abs_diff(*two)).max().unwrap();
@@ -93,13 +93,13 @@ fn sampling_ends_where_progress_breaks() {
     let expected = Weights::open(folder("sd").join("expected.safetensors")).unwrap();
     let prompt = pipeline.encode_prompt(&tokens(&pipeline, &expected, "prompt")).unwrap();
     let mut calls = 0;
-    let drawn = pipeline
+    let sampled = pipeline
         .sample(&request(&prompt, &prompt), &mut |done, _| {
             calls = done;
             if done == 2 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         })
         .unwrap();
-    assert_eq!((drawn, calls), (None, 2));
+    assert_eq!((sampled, calls), (None, 2));
 }
 
 #[test]
@@ -166,8 +166,8 @@ fn changed(case: &Value) -> tempfile::TempDir {
     copy
 }
 
-/// The class that the index names with the values of the file, sizes of outdated UNets, and what else
-/// stands in a pipeline's files, as diffusers reads them.
+/// The class that the index names with the values of the file, sizes of outdated UNets, and what
+/// else stands in a pipeline's files, as diffusers reads them.
 #[test]
 fn every_file_of_a_pipeline_is_read_as_diffusers_reads_it() {
     let cases = fs_err::read_to_string(folder("changed.json")).unwrap();

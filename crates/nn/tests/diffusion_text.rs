@@ -1,5 +1,5 @@
-//! Text encoders of diffusion pipelines against transformers, and what they refuse. The fixtures are
-//! made by `scripts/goldens/diffusion_networks.py`.
+//! Text encoders of diffusion pipelines against transformers, and what they refuse. The fixtures
+//! are made by `scripts/goldens/diffusion_networks.py`.
 #![expect(clippy::unwrap_used, reason = "tests")]
 
 use std::path::{Path, PathBuf};

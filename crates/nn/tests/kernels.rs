@@ -1,12 +1,12 @@
-//! The kernels for GPUs, run on a CPU (`kernels/on_cpu.cpp` says how) and compared with their formulas:
-//! index arithmetic and sums are checked where there is no GPU. What is asked of them where there is one
-//! is in `src/shim/kernels.rs`.
+//! The kernels for GPUs, run on a CPU (`kernels/on_cpu.cpp` says how) and compared with their
+//! formulas: index arithmetic and sums are checked without a GPU. The tests that need one are in
+//! `src/shim/kernels.rs`.
 #![expect(clippy::unwrap_used, reason = "tests")]
 
 use std::path::Path;
 use std::process::Command;
 
-/// Compiles `on_cpu.cpp` for a number format of `kernels.cu` and runs it.
+/// Compiles `on_cpu.cpp` for a dtype of `kernels.cu` and runs it.
 fn run(format: u32) {
     let package = Path::new(env!("CARGO_MANIFEST_DIR"));
     let program = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("kernels-{format}"));

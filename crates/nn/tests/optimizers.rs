@@ -156,7 +156,7 @@ fn the_norm_is_known_without_clipping() {
 
 /// Through a file, bit for bit; and with a cold optimizer, which must differ.
 #[test]
-fn a_loaded_state_goes_on_as_if_never_stopped() {
+fn a_loaded_state_resumes_as_if_never_stopped() {
     let golden = Golden::read();
     let folder = tempfile::tempdir().unwrap();
     for (kind, make) in MAKERS {

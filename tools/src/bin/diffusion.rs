@@ -18,11 +18,11 @@
 //! | `gemm` | | | |
 //!
 //! All: `precision=f32|bf16|f16 device=cpu threads=N repeats=N` (timed runs after the first one).
-//! `backward`: `checkpointing=true`. `image`: `seeds=1,2 steps=20 guidance=7.5 sampler=ddim height=64
-//! width=64 unet=FOLDER empty_negative=true`. Without `output=` nothing is written. One line of
-//! JSON goes to standard output: the seconds of loading, of the first run and of the others, the peaks of
-//! resident memory and of GPU memory, and for `gemm` the operations per second of a product of two square
-//! matrices with 2048 rows, on a GPU 8192.
+//! `backward`: `checkpointing=true`. `image`: `seeds=1,2 steps=20 guidance=7.5 sampler=ddim
+//! height=64 width=64 unet=FOLDER empty_negative=true`. Without `output=` nothing is written. One
+//! line of JSON goes to standard output: the seconds of loading, of the first run and of the
+//! others, the peaks of resident memory and of GPU memory, and for `gemm` the operations per second
+//! of a product of two square matrices with 2048 rows, on a GPU 8192.
 #![allow(non_snake_case, reason = "names of tensors carry their shape")]
 #![expect(clippy::print_stdout, reason = "a program")]
 

@@ -6,8 +6,8 @@
 //! ```
 //!
 //! The tokens are an array of arrays of ids, one for each text, without padding; the output holds
-//! `logits`, `[texts, labels]`. One line of JSON goes to standard output: the seconds of loading and
-//! of computing.
+//! `logits`, `[texts, labels]`. One line of JSON goes to standard output: the seconds of loading
+//! and of computing.
 #![expect(clippy::print_stdout, reason = "a program")]
 
 use std::path::Path;

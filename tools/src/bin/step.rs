@@ -1,20 +1,20 @@
 //! Takes training steps on tensors from a file: the side of this project in
-//! `scripts/bench/train_step.py`. One step is what `train run` does with a micro-batch that is a whole
-//! batch: the reference's prediction, the model's, the loss, gradients, clipping, the update.
+//! `scripts/bench/train_step.py`. One step is what `train run` does with a micro-batch that is a
+//! whole batch: the reference's prediction, the model's, the loss, gradients, clipping, the update.
 //!
 //! ```text
 //! cargo run --release -p balanceddpo-tools --bin step -- key=value...
 //! ```
 //!
-//! `model=` the folder of a UNet, `schedule=` a scheduler_config.json, `input=` a safetensors file with
-//! the tensors of a record (latents_0 latents_1 noise timesteps prompt_embeds label_p weight_w, for SDXL
-//! pooled_embeds and time_ids); `precision=f32|bf16|f16 device=cpu threads=N repeats=N` (steps after the
-//! first one), `checkpointing=true`, `optimizer=adamw|adafactor`, `beta=5000 lr=1e-6`; `output=` takes z,
-//! losses and the gradient norm of the last step. `zero=true` reports z and the loss where model and
-//! reference are equal: before the steps, and after them when the reference is updated, each with and
-//! without gradient checkpointing. One line of JSON goes to standard output:
-//! the seconds of loading, of the first step, and of the others and their parts, and the peaks of resident
-//! memory and of GPU memory.
+//! `model=` the folder of a UNet, `schedule=` a scheduler_config.json, `input=` a safetensors file
+//! with the tensors of a record (latents_0 latents_1 noise timesteps prompt_embeds label_p
+//! weight_w, for SDXL pooled_embeds and time_ids); `precision=f32|bf16|f16 device=cpu threads=N
+//! repeats=N` (steps after the first one), `checkpointing=true`, `optimizer=adamw|adafactor`,
+//! `beta=5000 lr=1e-6`; `output=` takes z, losses and the gradient norm of the last step.
+//! `zero=true` reports z and the loss where model and reference are equal: before the steps, and
+//! after them when the reference is updated, each with and without gradient checkpointing. One line
+//! of JSON goes to standard output: the seconds of loading, of the first step, and of the others
+//! and their parts, and the peaks of resident memory and of GPU memory.
 #![allow(non_snake_case, reason = "names of tensors carry their shape")]
 #![expect(clippy::print_stdout, reason = "a program")]
 

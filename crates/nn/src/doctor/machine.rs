@@ -125,8 +125,8 @@ fn cores(cpuinfo: &str) -> Option<usize> {
     (!distinct.is_empty()).then_some(distinct.len())
 }
 
-/// The files that may hold the memory limit of this process: of its own group and those above it, in
-/// both versions of control groups. In a container the own group is the root of what is mounted.
+/// The files that may hold the memory limit of this process: of its own group and those above it,
+/// in both versions of control groups. In a container the own group is the root of what is mounted.
 fn limits(groups: &str) -> impl Iterator<Item = String> {
     groups.lines().flat_map(|line| {
         let mut parts = line.splitn(3, ':').skip(1);

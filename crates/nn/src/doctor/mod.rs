@@ -1,5 +1,5 @@
-//! What a program finds on this machine: libtorch, CUDA and GPUs, the CPU, memory, disks and the hub,
-//! and what is wrong with them. The command `doctor` of every program prints it:
+//! What a program finds on this machine: libtorch, CUDA and GPUs, the CPU, memory, disks and the
+//! hub, and what is wrong with them. The command `doctor` of every program prints it:
 //!
 //! ```ignore
 //! let report = nn::doctor::examine();

@@ -41,7 +41,8 @@ impl fmt::Display for Level {
     }
 }
 
-/// The problems of a machine, errors first. `hub_error` says why the environment names no usable hub.
+/// The problems of a machine, errors first. `hub_error` says why the environment names no usable
+/// hub.
 pub(super) fn of(report: &Report, hub_error: Option<String>) -> Vec<Problem> {
     let mut found = libtorch(report);
     found.extend(cuda(report));

@@ -4,9 +4,9 @@ use tch::{Kind, TchError, Tensor};
 
 use super::upcasts;
 
-/// `softmax(query · keyᵀ / √E) · value` in one fused pass: query `[B, H, L, E]`, key and value
-/// `[B, H, M, E]` to `[B, H, L, E]`. A query ignores the keys for which the mask, a tensor of booleans, is
-/// false; with `causal` each query sees itself and the keys before it.
+/// `softmax(query · keyᵀ / √E) · value` in one fused pass: query `[B, H, L, E]`, key and value `[B,
+/// H, M, E]` to `[B, H, L, E]`. A query ignores the keys for which the mask, a tensor of booleans,
+/// is false; with `causal` each query sees itself and the keys before it.
 pub(crate) fn attention(
     query_BHLE: &Tensor,
     key_BHME: &Tensor,

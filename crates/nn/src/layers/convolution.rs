@@ -11,7 +11,8 @@ use crate::device::{Precision, lacks_avx512};
 use crate::shim::{self, Stride};
 use crate::weights::Loader;
 
-/// oneDNN chooses a layout for images of this height and width. The layout works for other sizes too.
+/// oneDNN chooses a layout for images of this height and width. The layout works for other sizes
+/// too.
 const PACKED_FOR_SIDE: i64 = 32;
 
 /// The size `[B, I, H, W]` of an input.
@@ -19,8 +20,8 @@ type InputSize = [i64; 4];
 
 /// A square convolution with bias: `name.weight` `[O, I, K, K]` and `name.bias` `[O]`.
 ///
-/// For inference on a CPU the weight is kept in oneDNN's own layout. PyTorch would convert it at every
-/// call, which takes a third of the time of the deep layers of Stable Diffusion.
+/// For inference on a CPU the weight is kept in oneDNN's own layout. PyTorch would convert it at
+/// every call, which takes a third of the time of the deep layers of Stable Diffusion.
 #[derive(Debug)]
 pub(crate) struct Conv2d {
     weight: Weight,
@@ -45,8 +46,8 @@ pub(crate) struct ConvSizes {
 enum Weight {
     /// As in the checkpoint.
     Plain(Tensor),
-    /// In oneDNN's own layout, which an input of another size may replace. A lock guards it, so that
-    /// several threads can use the layer.
+    /// In oneDNN's own layout, which an input of another size may replace. A lock guards it, so
+    /// that several threads can use the layer.
     Packed(Mutex<PackedWeight>),
 }
 
@@ -155,18 +156,19 @@ impl Conv2d {
     }
 }
 
-/// True if oneDNN's layout for a weight depends on the size of the input: oneDNN converts a weight in
-/// another layout at every call, which takes longer than the convolution. With AVX-512 one layout
-/// serves all sizes.
+/// True if oneDNN's layout for a weight depends on the size of the input: oneDNN converts a weight
+/// in another layout at every call, which takes longer than the convolution. With AVX-512 one
+/// layout serves all sizes.
 fn layout_depends_on_size() -> bool {
     lacks_avx512() || !cfg!(target_arch = "x86_64")
 }
 
-/// True if the backward pass of a convolution is faster in contiguous NCHW than channels last (NHWC): if
-/// oneDNN computes it in f32 on an x86 processor.
+/// True if the backward pass of a convolution is faster in contiguous NCHW than channels last
+/// (NHWC): if oneDNN computes it in f32 on an x86 processor.
 ///
-/// [`Conv2d::forward`] then calls oneDNN by name. PyTorch would choose one library for the network in
-/// training and another for the reference, which records no gradients, and their last bits would differ.
+/// [`Conv2d::forward`] then calls oneDNN by name. PyTorch would choose one library for the network
+/// in training and another for the reference, which records no gradients, and their last bits would
+/// differ.
 #[doc(alias = "NCHW")]
 #[doc(alias = "channels_last")]
 pub(crate) fn trains_in_nchw(device: Device, precision: Precision) -> bool {

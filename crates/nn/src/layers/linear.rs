@@ -1,9 +1,9 @@
 //! Linear layers, the activations computed in the same pass, and the MLP.
 //!
-//! For bf16 inference on a CPU the weights are kept in oneDNN's own layout, which is about twice as fast
-//! on processors with AMX: converting the weights at every call and passing over each result again for
-//! the activation takes as long as the products themselves. In f32 the plain product is as fast, and the
-//! weight can stay the memory of its file.
+//! For bf16 inference on a CPU the weights are kept in oneDNN's own layout, which is about twice as
+//! fast on processors with AMX: converting the weights at every call and passing over each result
+//! again for the activation takes as long as the products themselves. In f32 the plain product is
+//! as fast, and the weight can stay the memory of its file.
 
 use std::sync::OnceLock;
 
@@ -16,7 +16,8 @@ use crate::shim;
 pub(crate) use crate::shim::After;
 use crate::weights::Loader;
 
-/// oneDNN chooses a layout for inputs of this many rows, a batch of eight images. It works for others too.
+/// oneDNN chooses a layout for inputs of this many rows, a batch of eight images. It works for
+/// others too.
 const PACKED_FOR_ROWS: i64 = 2048;
 
 /// The factor inside QuickGELU.
@@ -27,7 +28,8 @@ const QUICK_GELU: f64 = 1.702;
 pub(crate) struct Linear {
     weight: Tensor,
     bias: Option<Tensor>,
-    /// One, unless the layer was loaded with a factor. A bf16 weight on the CPU already contains it.
+    /// One, unless the layer was loaded with a factor. A bf16 weight on the CPU already contains
+    /// it.
     scale: f64,
     packed: bool,
 }
@@ -110,9 +112,9 @@ impl Linear {
         Self { weight, bias, scale: 1.0, packed: false }
     }
 
-    /// `[.., I]` to `[.., O]`. The input must be contiguous: for another one PyTorch computes one product,
-    /// or one for each row of the batch, depending on whether it records gradients. The reference would
-    /// then differ from the network in training in its last bits.
+    /// `[.., I]` to `[.., O]`. The input must be contiguous: for another one PyTorch computes one
+    /// product, or one for each row of the batch, depending on whether it records gradients. The
+    /// reference would then differ from the network in training in its last bits.
     pub(crate) fn forward(&self, input: &Tensor) -> Result<Tensor, TchError> {
         self.forward_then(input, After::Nothing)
     }
@@ -152,7 +154,6 @@ impl Linear {
 ///
 /// QuickGELU is computed as SiLU, which has kernels of one pass: with y = 1.702 x, x·σ(1.702 x) is
 /// y·σ(y) / 1.702. The layer up therefore multiplies by 1.702, and the layer down divides by it.
-#[doc(alias = "perceptron")]
 #[doc(alias = "feed-forward")]
 #[derive(Debug)]
 pub(crate) struct Mlp {
@@ -193,8 +194,8 @@ impl Mlp {
     }
 }
 
-/// True if layers are packed: in bf16 on a CPU whose oneDNN can, and does so without an upcast to f32.
-/// Tries it once.
+/// True if layers are packed: in bf16 on a CPU whose oneDNN can, and does so without an upcast to
+/// f32. Tries it once.
 fn can_pack(loader: &Loader<'_>) -> bool {
     static WORKS: OnceLock<bool> = OnceLock::new();
     (loader.device(), loader.precision()) == (Device::Cpu, Precision::Bf16)

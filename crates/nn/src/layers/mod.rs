@@ -1,17 +1,17 @@
-//! Layers that several networks share. Each is loaded by name from a [`Loader`](crate::weights::Loader)
-//! and computes in the dtype of its input: weights in another dtype, such as f32 weights in training,
-//! are cast at each call.
+//! Layers that several networks share. Each is loaded by name from a
+//! [`Loader`](crate::weights::Loader) and computes in the dtype of its input: weights in another
+//! dtype, such as f32 weights in training, are cast at each call.
 //!
-//! Images `[B, C, H, W]` are channels last (NHWC) in memory. Convolutions and group normalisation are
-//! fastest in that layout, and `[B, H·W, C]` is a view of it. Training on x86 processors uses contiguous
-//! NCHW instead ([`trains_in_nchw`]). The output of a layer has the layout of its input.
+//! Images `[B, C, H, W]` are channels last (NHWC) in memory. Convolutions and group normalisation
+//! are fastest in that layout, and `[B, H·W, C]` is a view of it. Training on x86 processors uses
+//! contiguous NCHW instead ([`trains_in_nchw`]). The output of a layer has the layout of its input.
 //!
-//! On a processor that multiplies f32 faster than bf16, products and convolutions of bf16 numbers are
-//! upcast to f32 and rounded afterwards ([`upcasts`]). The results are those of bf16 instructions, about
-//! five times as fast as libtorch's own emulation.
+//! On a processor that multiplies f32 faster than bf16, products and convolutions of bf16 numbers
+//! are upcast to f32 and rounded afterwards ([`upcasts`]). The results are those of bf16
+//! instructions, about five times as fast as libtorch's own emulation.
 //!
-//! Layers write in place if no gradient can need the old values: a tensor that records no gradients is
-//! not a saved input of any operation.
+//! Layers write in place if no gradient can need the old values: a tensor that records no gradients
+//! is not a saved input of any operation.
 
 mod attention;
 mod convolution;
@@ -41,8 +41,8 @@ pub(crate) fn cast(tensor: &Tensor, kind: Kind) -> Result<Tensor, TchError> {
     if tensor.kind() == kind { Ok(tensor.shallow_clone()) } else { tensor.f_to_kind(kind) }
 }
 
-/// `stream + update` in the layout of `stream`, in the memory of the fresh `update` if gradients and
-/// its layout allow.
+/// `stream + update` in the layout of `stream`, in the memory of the fresh `update` if gradients
+/// and its layout allow.
 pub(crate) fn add(stream: &Tensor, mut update: Tensor) -> Result<Tensor, TchError> {
     let records = update.requires_grad() || stream.requires_grad();
     if records || update.stride() != stream.stride() {

@@ -37,9 +37,9 @@ impl GroupNorm {
         }
     }
 
-    /// True if [`GroupNorm::fused`] is available and faster for images with the dtype and on the device of
-    /// this tensor. On a CPU it serves inference only: the network in training records gradients, which
-    /// the CPU's kernel does not, and its reference must match it to the last bit.
+    /// True if [`GroupNorm::fused`] is available and faster for images with the dtype and on the
+    /// device of this tensor. On a CPU it serves inference only: the network in training records
+    /// gradients, which the CPU's kernel does not, and its reference must match it to the last bit.
     pub(crate) fn fuses(&self, like: &Tensor) -> Result<bool, TchError> {
         if !self.infers && like.device() == Device::Cpu {
             return Ok(false);
@@ -67,8 +67,8 @@ impl GroupNorm {
         x.f_group_norm(self.groups, Some(weight), Some(bias), self.epsilon, true)
     }
 
-    /// The normalisation, then `x · σ(x)`. In training the backward pass recomputes the result of the
-    /// normalisation, which would be a sixth of the activations that a UNet keeps.
+    /// The normalisation, then `x · σ(x)`. In training the backward pass recomputes the result of
+    /// the normalisation, which would be a sixth of the activations that a UNet keeps.
     pub(crate) fn forward_silu(&self, x: &Tensor) -> Result<Tensor, TchError> {
         if self.fuses(x)? {
             return self.fused(x, Around { silu: true, ..Around::default() });

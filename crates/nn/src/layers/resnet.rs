@@ -23,8 +23,8 @@ pub(crate) struct ResnetSizes {
     pub(crate) epsilon: f64,
 }
 
-/// Two normalised convolutions and a skip connection around them; the time embedding is added between
-/// the two.
+/// Two normalised convolutions and a skip connection around them; the time embedding is added
+/// between the two.
 #[doc(alias = "ResnetBlock2D")]
 #[derive(Debug)]
 pub(crate) struct ResnetBlock {
@@ -80,8 +80,8 @@ impl ResnetBlock {
         }
     }
 
-    /// The same with fewer passes over memory: the next layer adds the time embedding, and on a GPU the
-    /// biases of the convolutions, when it reads its input.
+    /// The same with fewer passes over memory: the next layer adds the time embedding, and on a GPU
+    /// the biases of the convolutions, when it reads its input.
     fn fused(&self, x_BCHW: &Tensor, embedding_BD: Option<&Tensor>) -> Result<Tensor, TchError> {
         let normed_BCHW = self.norm_1.forward_silu(x_BCHW)?;
         let (hidden_BCHW, bias_C) = self.conv_1.forward_leaving_bias(&normed_BCHW)?;

@@ -70,8 +70,8 @@ pub trait Optimizer {
     /// Updates every parameter that has a gradient, in place.
     fn step(&mut self, learning_rate: f64) -> Result<(), NetworkError>;
 
-    /// The whole state by name, `PARAMETER.exp_avg` and so on: f32 tensors that share the optimizer's
-    /// memory, so that the next step changes them.
+    /// The whole state by name, `PARAMETER.exp_avg` and so on: f32 tensors that share the
+    /// optimizer's memory, so that the next step changes them.
     fn state(&self) -> Vec<(String, Tensor)>;
 
     /// Restores a state that [`Optimizer::state`] returned. Strict: every tensor must exist, have
@@ -89,6 +89,8 @@ pub trait Optimizer {
 /// The gradient norm, which is the 2-norm of all gradients together, as a number on their device.
 /// If it exceeds `max_norm`, the gradients are scaled down to it in place. Without a gradient it is
 /// zero. Computes what `torch.nn.utils.clip_grad_norm_(parameters, max_norm)` of PyTorch 2.11 does.
+#[doc(alias = "gradient norm")]
+#[doc(alias = "max_grad_norm")]
 pub fn clip_grad_norm(
     parameters: &[(String, Tensor)],
     max_norm: Option<f64>,

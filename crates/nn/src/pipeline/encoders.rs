@@ -18,8 +18,11 @@ use crate::weights::Weights;
 pub struct PromptEmbeds {
     /// The features of every token, `[B, L, D]`: `prompt_embeds` of diffusers' pipelines and
     /// `encoder_hidden_states` of its UNet.
+    #[doc(alias = "prompt_embeds")]
+    #[doc(alias = "encoder_hidden_states")]
     pub embeds_BLD: Tensor,
     /// One vector per text, `[B, P]`, for SDXL: `pooled_prompt_embeds`.
+    #[doc(alias = "pooled_prompt_embeds")]
     pub pooled_BD: Option<Tensor>,
 }
 

@@ -48,17 +48,23 @@ pub struct SampleRequest<'a> {
     /// The prompts: a row for each seed, or one for all.
     pub prompt: &'a PromptEmbeds,
     /// The negative prompts: a row for each seed, or one for all. Not read without guidance.
+    #[doc(alias = "negative_prompt")]
     pub negative: &'a PromptEmbeds,
     /// A seed for each image. Each image has its own CPU generator, so neither the batch nor the
     /// device changes the noise.
     pub seeds: &'a [u64],
     /// Denoising steps.
+    #[doc(alias = "num_inference_steps")]
     pub steps: usize,
     /// The scale of classifier-free guidance: how far a step moves from the negative prompt's
     /// prediction through that of the prompt. With 1 or less there is no guidance, and each step
     /// costs half.
+    #[doc(alias = "guidance_scale")]
+    #[doc(alias = "classifier-free guidance")]
+    #[doc(alias = "cfg")]
     pub guidance: f64,
     /// The sampler, a scheduler of diffusers.
+    #[doc(alias = "scheduler")]
     pub sampler: SamplerKind,
     /// Height of the images in pixels, a multiple of the autoencoder's factor.
     pub height: i64,

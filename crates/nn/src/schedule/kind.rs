@@ -8,6 +8,7 @@ use tch::TchError;
 
 /// A sampler: the method of denoising, which diffusers calls a scheduler.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[doc(alias = "scheduler")]
 pub enum SamplerKind {
     /// Denoising diffusion implicit models without added noise (η = 0).
     #[serde(rename = "ddim")]

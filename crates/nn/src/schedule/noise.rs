@@ -245,7 +245,7 @@ mod tests {
     }
 
     #[test]
-    fn betas_that_are_none_are_refused() {
+    fn betas_out_of_range_are_rejected() {
         for (options, says) in [
             (r#""beta_start": "nan""#, "beta_start"),
             (r#""beta_end": 1.0"#, "beta_end"),

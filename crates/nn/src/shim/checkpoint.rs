@@ -1,6 +1,7 @@
 //! Gradient checkpointing.
 
 use std::ffi::c_void;
+use std::mem::ManuallyDrop;
 
 use tch::{TchError, Tensor};
 use torch_sys::C_tensor;
@@ -19,13 +20,13 @@ unsafe extern "C" {
     ) -> *mut C_tensor;
 }
 
-/// A part of a network from its inputs to its output. On a GPU, libtorch's own thread for the device
-/// recomputes it in the backward pass, so it must be safe to call from there.
+/// A part of a network from its inputs to its output. On a GPU, libtorch's own thread for the
+/// device recomputes it in the backward pass, so it must be safe to call from there.
 type SegmentFunction = Box<dyn Fn(&[Tensor]) -> Result<Tensor, TchError> + Send + Sync>;
 
 /// Gradient checkpointing: runs `segment` without recording, and once more when the gradients are
-/// computed, so that only its inputs take memory until then. At least one input must record gradients;
-/// otherwise there are none.
+/// computed, so that only its inputs take memory until then. Gradients exist only if at least one
+/// input records them.
 #[doc(alias = "gradient checkpointing")]
 #[doc(alias = "activation checkpointing")]
 #[expect(unsafe_code, reason = "calls the shim")]
@@ -47,10 +48,8 @@ pub(crate) fn checkpoint(inputs: &[&Tensor], segment: SegmentFunction) -> Result
         }));
         let problem = match attempt {
             Ok(Ok(output)) => {
-                let pointer = output.as_ptr().cast_mut();
-                // The shim owns it from now on.
-                std::mem::forget(output);
-                return pointer;
+                // The shim owns the tensor from now on.
+                return ManuallyDrop::new(output).as_ptr().cast_mut();
             }
             Ok(Err(problem)) => problem.to_string(),
             Err(_) => "a checkpointed part of the network panicked".to_owned(),

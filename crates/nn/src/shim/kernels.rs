@@ -48,16 +48,17 @@ fn answer(ask: impl FnOnce(ErrorText) -> bool) -> Result<bool, TchError> {
     if error.is_null() { Ok(answer) } else { Err(unsafe { take_error(error) }) }
 }
 
-/// True if [`gated_gelu`] accepts tensors like this one: f32, bf16 or f16 on an NVIDIA GPU. The first call
-/// for a dtype compiles the kernels, in about a second.
+/// True if [`gated_gelu`] accepts tensors like this one: f32, bf16 or f16 on an NVIDIA GPU. The
+/// first call for a dtype compiles the kernels, in about a second.
 #[expect(unsafe_code, reason = "calls the shim")]
 pub(crate) fn can_gate(value: &Tensor) -> Result<bool, TchError> {
     // SAFETY: the tensor is borrowed for the call.
     answer(|error| unsafe { nn_can_gate(value.as_ptr(), error) })
 }
 
-/// True if [`normalize`] accepts images of so many channels, with the dtype and device of this tensor: on a
-/// CPU those in f32 and bf16, on a GPU the same as [`can_gate`], and [`add_biased`] accepts them as well.
+/// True if [`normalize`] accepts images of so many channels, with the dtype and device of this
+/// tensor: on a CPU those in f32 and bf16, on a GPU the same as [`can_gate`], and [`add_biased`]
+/// accepts them as well.
 #[expect(unsafe_code, reason = "calls the shim")]
 pub(crate) fn can_normalize(like: &Tensor, channels: i64, groups: i64) -> Result<bool, TchError> {
     // SAFETY: the tensor is borrowed for the call.
@@ -288,7 +289,8 @@ mod tests {
             let (batch, channels) = (shape[0], shape[1]);
             let groups = if channels % 32 == 0 { 32 } else { 5 };
             for (kind, bound) in [(Kind::Float, 2e-6), (Kind::BFloat16, 5e-3)] {
-                // Each tensor has a seed: other tests use libtorch's own generator at the same time.
+                // Each tensor has a seed: other tests use libtorch's own generator at the same
+                // time.
                 let seed = std::cell::Cell::new(0);
                 let random = |shape: &[i64], mean: f64| {
                     seed.set(seed.get() + 1);

@@ -81,8 +81,8 @@ pub(crate) fn linear_packed(
     unsafe { tensor(|error| nn_linear_packed(input, weight, bias, activation.as_ptr(), error)) }
 }
 
-/// `input · weightᵀ + bias` of bf16 numbers, computed in f32 and rounded once; with gradients. An f32
-/// weight is rounded to bf16 first.
+/// `input · weightᵀ + bias` of bf16 numbers, computed in f32 and rounded once; with gradients. An
+/// f32 weight is rounded to bf16 first.
 #[expect(unsafe_code, reason = "calls the shim")]
 pub(crate) fn linear_upcast(
     input: &Tensor,

@@ -94,7 +94,8 @@ pub(crate) unsafe fn tensor_over_memory(
 /// From now on, the memory of large CPU tensors that are gone is kept for the next ones.
 #[expect(unsafe_code, reason = "calls the shim")]
 pub(crate) fn reuse_memory() {
-    // SAFETY: sets which allocator makes new tensors; those that are there free themselves as before.
+    // SAFETY: sets which allocator makes new tensors; those that are there free themselves as
+    // before.
     unsafe { nn_reuse_memory() }
 }
 
@@ -110,7 +111,8 @@ pub(crate) fn upload(source: &Tensor, index: usize) -> Result<Tensor, TchError> 
     unsafe { tensor(|error| nn_upload(source.as_ptr(), gpu(index), error)) }
 }
 
-/// The most bytes of the GPU of this number that tensors held at once, and that the driver gave for them.
+/// The most bytes of the GPU of this number that tensors held at once, and that the driver gave for
+/// them.
 #[expect(unsafe_code, reason = "calls the shim")]
 pub(crate) fn peak_device_bytes(index: usize) -> Result<[u64; 2], TchError> {
     let (mut allocated, mut reserved) = (0, 0);

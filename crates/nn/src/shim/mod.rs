@@ -1,5 +1,5 @@
-//! Safe faces of the C++ shim (`csrc/shim.h`), one file per topic: what a file calls is declared in it.
-//! All `unsafe` code of the crate is in this folder and in `weights/mapped.rs`.
+//! Safe faces of the C++ shim (`csrc/shim.h`), one file per topic: what a file calls is declared in
+//! it. All `unsafe` code of the crate is in this folder and in `weights/mapped.rs`.
 
 mod checkpoint;
 mod convolution;
@@ -62,8 +62,8 @@ unsafe fn take_error(text: *mut c_char) -> TchError {
 ///
 /// # Safety
 ///
-/// `call` returns a fresh at::Tensor that nobody else owns, or null; with null it leaves the error's
-/// text null or sets it to a message of the shim.
+/// `call` returns a fresh at::Tensor that nobody else owns, or null; with null it leaves the
+/// error's text null or sets it to a message of the shim.
 #[expect(unsafe_code, reason = "takes ownership of a tensor")]
 unsafe fn tensor(call: impl FnOnce(ErrorText) -> *mut C_tensor) -> Result<Tensor, TchError> {
     let mut error = std::ptr::null_mut();
@@ -119,8 +119,8 @@ mod tests {
         found
     }
 
-    /// A layer over bf16 numbers against the same one written in f32, which rounds at the same places:
-    /// bit for bit, but for the order of sums.
+    /// A layer over bf16 numbers against the same one written in f32, which rounds at the same
+    /// places: bit for bit, but for the order of sums.
     fn assert_agree(found: &[Tensor], expected: &[Tensor]) {
         for (found, expected) in found.iter().zip(expected) {
             assert_eq!(found.size(), expected.size());

@@ -25,8 +25,8 @@ pub struct UNetCost {
 }
 
 impl UNetCost {
-    /// A part that gradient checkpointing may recompute: it keeps `kept` numbers, the last `output`
-    /// of which are its result.
+    /// A part that gradient checkpointing may recompute: it keeps `kept` numbers, and the last
+    /// `output` of them are its result.
     fn part(&mut self, operations: f64, kept: f64, output: f64) {
         self.forward_operations += operations;
         self.kept += kept;

@@ -87,11 +87,11 @@ impl DownBlock {
 #[derive(Debug)]
 pub(super) struct Layer<T>(Arc<T>);
 
-// SAFETY: a `Part` is configuration and weights. `tch::Tensor` is `Send`; it is not `Sync` only because
-// its methods can write through a shared reference. Layers never write to their weights. The optimizer
-// and `UNet::copy_weights_from` do, through `&mut UNet` or after the backward pass, on the thread that
-// waits for the backward pass. `RefUnwindSafe` keeps `Cell` and `RefCell` out of a part at compile time;
-// what changes behind a shared reference is behind a `Mutex`.
+// SAFETY: a `Part` is configuration and weights. `tch::Tensor` is `Send`; it is not `Sync` only
+// because its methods can write through a shared reference. Layers never write to their weights.
+// The optimizer and `UNet::copy_weights_from` do, through `&mut UNet` or after the backward pass,
+// on the thread that waits for the backward pass. `RefUnwindSafe` keeps `Cell` and `RefCell` out of
+// a part at compile time; what changes behind a shared reference is behind a `Mutex`.
 #[expect(unsafe_code, reason = "weights that the backward pass reads on a thread of libtorch's")]
 unsafe impl<T: Part> Send for Layer<T> {}
 // SAFETY: as above.

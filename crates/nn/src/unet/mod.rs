@@ -53,6 +53,7 @@ const ANCHORS: &[&str] = &["conv_in.weight"];
 
 /// SDXL's conditions beside the text (`added_cond_kwargs` in diffusers).
 #[derive(Debug)]
+#[doc(alias = "added_cond_kwargs")]
 pub struct AddedConditions {
     /// The second text encoder's projected features, `[B, D]`.
     pub pooled_BD: Tensor,
@@ -62,6 +63,7 @@ pub struct AddedConditions {
 
 /// The network.
 #[derive(Debug)]
+#[doc(alias = "UNet2DConditionModel")]
 pub struct UNet {
     config: UNetConfig,
     conv_in: Conv2d,
@@ -129,6 +131,8 @@ impl UNet {
     /// precision of this reference. Does not wait for the device.
     ///
     /// # Errors If this is not a reference, or `other` differs in its tensors or its precision.
+    #[doc(alias = "update_reference")]
+    #[doc(alias = "reference model updating")]
     pub fn copy_weights_from(&mut self, trained: &Self) -> Result<(), NetworkError> {
         let refused =
             |reason: &str| Err(NetworkError::Input { network: "UNet", reason: reason.to_owned() });
@@ -221,6 +225,8 @@ impl UNet {
     /// Turns gradient checkpointing on or off. With it, a forward pass keeps only the inputs of
     /// each residual block and each transformer, and the backward pass recomputes the activations
     /// inside. Gradients are the same.
+    #[doc(alias = "enable_gradient_checkpointing")]
+    #[doc(alias = "activation checkpointing")]
     pub fn set_gradient_checkpointing(&mut self, on: bool) {
         self.checkpointing = on;
     }

@@ -164,7 +164,8 @@ impl FeedForward {
 }
 
 /// GEGLU, an activation with a gate: half of a layer's output times the GELU of the other half. The
-/// halves are two layers over the rows of one weight, so that neither is sliced out of a larger tensor.
+/// halves are two layers over the rows of one weight, so that neither is sliced out of a larger
+/// tensor.
 #[derive(Debug)]
 #[doc(alias = "GEGLU")]
 struct Geglu {

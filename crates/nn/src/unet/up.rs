@@ -14,6 +14,7 @@ use crate::weights::Loader;
 /// Residual blocks, each on the features and one skip, a transformer after each one in a block with
 /// attention, and upsampling at the end of all blocks but the last.
 #[derive(Debug)]
+#[doc(alias = "skip connection")]
 pub(super) struct UpBlock {
     resnets: Vec<Layer<ResnetBlock>>,
     transformers: Vec<Layer<Transformer>>,

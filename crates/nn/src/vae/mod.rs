@@ -1,7 +1,8 @@
 //! `AutoencoderKL`: images to latents of an eighth of their height and width, and back.
 //!
-//! Behaviour follows huggingface/diffusers `src/diffusers/models/autoencoders/{autoencoder_kl,vae}.py`
-//! at v0.42.1; results agree to 1e-4 of their size in f32 (`tests/diffusion_vae.rs`).
+//! Behaviour follows huggingface/diffusers
+//! `src/diffusers/models/autoencoders/{autoencoder_kl,vae}.py` at v0.42.1; results agree to 1e-4 of
+//! their size in f32 (`tests/diffusion_vae.rs`).
 //!
 //! `B` batch, `C` channels, `H` and `W` height and width of an image or a latent.
 
@@ -41,6 +42,7 @@ pub struct Posterior {
 
 impl Posterior {
     /// The standard deviations (std), `[B, C, H/f, W/f]`.
+    #[doc(alias = "standard_deviation")]
     pub fn std(&self) -> Result<Tensor, NetworkError> {
         Ok(self.log_variance_BCHW.f_mul_scalar(0.5)?.f_exp()?)
     }
@@ -48,6 +50,7 @@ impl Posterior {
 
 /// An autoencoder.
 #[derive(Debug)]
+#[doc(alias = "AutoencoderKL")]
 pub struct Vae {
     config: VaeConfig,
     encoder: Encoder,

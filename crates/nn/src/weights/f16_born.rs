@@ -47,7 +47,8 @@ pub(super) fn spread(name: &str, stored: Tensor) -> Result<(Tensor, u64), TchErr
     Ok((Tensor::f_from_slice(&numbers)?.f_view(stored.size().as_slice())?, count))
 }
 
-/// The bits of a number, at least one and up to [`MOST`] units of f32 further from zero or nearer to it.
+/// The bits of a number, at least one and up to [`MOST`] units of f32 further from zero or nearer
+/// to it.
 fn moved(bits: u32, random: u64) -> u32 {
     // At most 4095, which fits.
     let offset = u32::try_from(1 + (random >> 1) % MOST).unwrap_or(1);

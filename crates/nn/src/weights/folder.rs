@@ -211,14 +211,14 @@ mod tests {
     use super::{is_index, is_plain_file_name, variant_of};
 
     #[test]
-    fn variants_are_told_from_shards_and_other_files() {
+    fn variants_differ_from_shards_and_other_files() {
         for (name, usual, variant) in [
             ("model.bf16.safetensors", "model.safetensors", Some("bf16")),
             ("model.non_ema.safetensors", "model.safetensors", Some("non_ema")),
             ("model.safetensors", "model.safetensors", None),
             ("model.fp16-00001-of-00002.safetensors", "model.safetensors", None),
             ("model-00001-of-00002.fp16.safetensors", "model.safetensors", None),
-            ("model_other.bf16.safetensors", "model.safetensors", None),
+            ("model_copy.bf16.safetensors", "model.safetensors", None),
             ("model.safetensors.index.bf16.json", "model.safetensors.index.json", Some("bf16")),
             ("model.safetensors.index.json", "model.safetensors.index.json", None),
         ] {

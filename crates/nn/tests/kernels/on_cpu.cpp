@@ -1,5 +1,6 @@
-// Runs csrc/kernels.cu on a CPU, each thread of a block as a thread, and compares it with the formulas
-// in f64. Compiled by tests/kernels.rs, once for each number format; exits 1 beyond a bound.
+// Runs csrc/kernels.cu on a CPU, each thread of a block as a thread, and compares it with the
+// formulas in f64. Compiled by tests/kernels.rs, once for each dtype; exits with 1 if a bound is
+// exceeded.
 #include <algorithm>
 #include <cmath>
 #include <condition_variable>
@@ -128,7 +129,7 @@ std::vector<Element> random_elements(size_t count, float mean) {
   return elements;
 }
 
-// What one rounding to the format may do, and what f32 sums of these sizes may.
+// The errors that one rounding to the dtype and f32 sums of these sizes may cause.
 const double ROUNDING = FORMAT == 0 ? 1e-6 : FORMAT == 1 ? 1.0 / 256 : 1.0 / 2048;
 const double SUMMING = 1e-4;
 int failures = 0;
@@ -186,7 +187,7 @@ void normalisation(int pixels, int channels, int groups, int splits, int lanes, 
              dy.data(), totals.data(), dx.data(), offsets.data(), sizes);
   });
 
-  // A reference holds the parameters rounded, a network in training as f32: not a bit may differ.
+  // The reference stores rounded parameters, the network in training f32: not a bit may differ.
   auto held = [](const std::vector<float> &numbers) {
     std::vector<Element> elements(numbers.size());
     std::transform(numbers.begin(), numbers.end(), elements.begin(), narrow);
@@ -313,7 +314,7 @@ int main() {
       normalisation(/*pixels=*/37, /*channels=*/64, /*groups=*/8, /*splits=*/5, /*lanes=*/3, silu,
                     with_offset);
       normalisation(6, 64, 32, 1, 4, silu, with_offset);
-      normalisation(9, 80, 8, 2, 2, silu, with_offset); // packs that lie in two groups
+      normalisation(9, 80, 8, 2, 2, silu, with_offset); // packs that span two groups
       normalisation(40, 16, 1, 4, 5, silu, with_offset);
     }
   element_by_element();

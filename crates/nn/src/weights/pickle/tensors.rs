@@ -154,8 +154,8 @@ impl Machine<'_> {
             .collect())
     }
 
-    /// The tensors by name; those under `state_dict` first, then those of the dict itself, then those
-    /// under another of [`STATE_DICTS`].
+    /// The tensors by name; those under `state_dict` first, then those of the dict itself, then
+    /// those under another of [`STATE_DICTS`].
     fn tensors_in(&self, dict: usize, depth: usize) -> HashMap<&str, usize> {
         let under = |wanted: &str| {
             self.dicts[dict].iter().rev().find_map(|pair| match pair {
