@@ -128,7 +128,7 @@ fn signals_stop_and_the_rerun_resumes() {
         let asked = Instant::now();
         let run = run.finish().expect_code(code);
         assert!(asked.elapsed() < Duration::from_secs(30));
-        assert!(run.stderr.contains("the same command"), "{run:#?}");
+        assert!(run.stderr.contains("run the same command to resume"), "{run:#?}");
         assert!(fixture.files("out").keys().all(|name| !name.ends_with(".runkit-tmp")));
     }
 }
@@ -145,7 +145,7 @@ fn signals_are_seen_within_a_batch() {
     let asked = Instant::now();
     let run = run.finish().expect_code(143);
     assert!(asked.elapsed() < Duration::from_secs(3), "{:?}", asked.elapsed());
-    assert!(run.stderr.contains("the same command"), "{run:#?}");
+    assert!(run.stderr.contains("run the same command to resume"), "{run:#?}");
     // What is there already costs nothing; the rest is generated as if nothing had been.
     Run::of(
         &mut fixture
