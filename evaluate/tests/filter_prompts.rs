@@ -152,7 +152,7 @@ fn what_makes_no_sense_is_refused_and_leaves_no_trace() {
     }
     refused(&list, &["--unsafe-label", "toxic"], &["no class \"toxic\"", "SFW, NSFW", "hint"]);
     let run = Run::of(&mut filter_prompts(&fixture, &[&format!("{list},limit=2")], &[]));
-    run.expect_usage_error(&["limit= counts prompts that are kept", "hint"]);
+    run.expect_usage_error(&["limit= counts kept prompts", "hint"]);
     refused(&fixture.path("absent.txt").display().to_string(), &[], &["cannot read", "absent.txt"]);
     let absent = fixture.path("absent").display().to_string();
     refused(&list, &["--classifier", &absent], &["absent does not exist"]);
@@ -216,5 +216,5 @@ fn an_edited_prompt_is_not_taken_for_the_old_one() {
     let file = fixture.put("edited.jsonl", text.replace("a cat", "a dog").as_bytes());
     let error = prompts::read(&[file.into()]).unwrap_err().to_string();
     assert!(error.contains("edited.jsonl:1: expected the id of the prompt \"a dog\""), "{error}");
-    assert!(error.contains("hint: the prompt was changed"), "{error}");
+    assert!(error.contains("hint: the prompt has changed"), "{error}");
 }

@@ -205,7 +205,7 @@ fn a_scheduler_that_is_not_built_here_is_named_and_another_stands_in() {
     }
     let source = format!("sd={}", folder.display());
     let run = Run::of(&mut fixture.generate(&[&source], &["--seeds", "1"]));
-    run.expect_error(&["UniPCMultistepScheduler", "not built here", "hint: --scheduler ddim"]);
+    run.expect_error(&["UniPCMultistepScheduler", "is not supported", "hint: --scheduler ddim"]);
     Run::of(&mut fixture.generate(&[&source], &["--seeds", "1", "--scheduler", "ddim"]))
         .expect_generated(1, 1);
     let there = fixture.images();
@@ -258,7 +258,7 @@ fn settings_come_from_flags_environment_and_file() {
     assert_eq!(fixture.files("out"), before);
 }
 
-/// The scheduler is the one that `model_index.json` names; one that is not built here serves with
+/// The scheduler is the one that `model_index.json` names; an unsupported one serves with
 /// `--scheduler`; and a UNet from before diffusers 0.9 is of 64 latents a side.
 #[test]
 fn a_pipeline_is_read_as_diffusers_reads_it() {
