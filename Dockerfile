@@ -1,7 +1,7 @@
 # syntax=docker/dockerfile:1
 # An image with the three programs, for NVIDIA GPUs and for CPUs:
 #
-#   docker build --tag balanceddpo .
+#   docker build --build-arg COMMIT="$(git rev-parse --short=12 HEAD)" --tag balanceddpo .
 #   docker run --rm --gpus all --volume "$PWD:/work" balanceddpo relabel --help
 #
 # torch brings its own CUDA libraries, so the base needs only what the driver's container tools expect.
@@ -16,7 +16,8 @@ WORKDIR /src
 COPY . .
 # The wheel runs with any build of torch; the one for CPUs is the smaller one to compile against.
 ARG TORCH=cpu
-RUN make wheel TORCH="$TORCH"
+ARG COMMIT=
+RUN BALANCEDDPO_COMMIT="$COMMIT" make wheel TORCH="$TORCH"
 
 FROM nvidia/cuda:13.0.1-base-ubuntu24.04
 # hadolint ignore=DL3008

@@ -20,6 +20,11 @@ TORCH_VERSION := 2.11.0
 # cuda or cpu: which build of torch `make setup` installs (scripts/setup.sh).
 TORCH         ?= cuda
 
+# What --version names.
+ifndef BALANCEDDPO_COMMIT
+export BALANCEDDPO_COMMIT := $(shell git rev-parse --short=12 HEAD 2>/dev/null)
+endif
+
 # A user's own libtorch wins. Otherwise the one of the clone's virtual environment is used, and
 # nothing but that environment is needed.
 ifndef LIBTORCH
