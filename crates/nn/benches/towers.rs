@@ -17,7 +17,7 @@ use std::sync::LazyLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use nn::clip::{ClipConfig, ClipLayout, ClipModel, ClipParts};
+use nn::clip::{ClipConfig, ClipLayout, ClipModel, ClipParts, ClipSource};
 use nn::device::{self, Precision, inference};
 use nn::weights::Weights;
 use tch::{Cuda, Device, Kind, Tensor};
@@ -84,9 +84,13 @@ fn measure(
 ) {
     let (device, batch) = (arguments.device, arguments.batch);
     let start = Instant::now();
-    let model =
-        ClipModel::load(config, ClipLayout::OpenClip, weights, ClipParts::BOTH, device, precision)
-            .unwrap();
+    let model = ClipModel::load(
+        ClipSource { config, layout: ClipLayout::OpenClip, weights },
+        ClipParts::BOTH,
+        device,
+        precision,
+    )
+    .unwrap();
     println!("\n{name} {precision}: loaded in {:.2} s", start.elapsed().as_secs_f64());
 
     let side = config.vision.image_size;

@@ -4,7 +4,7 @@
 
 use std::path::{Path, PathBuf};
 
-use nn::clip::{ClipConfig, ClipLayout, ClipModel, ClipParts};
+use nn::clip::{ClipConfig, ClipLayout, ClipModel, ClipParts, ClipSource};
 use nn::device::Precision;
 use nn::weights::Weights;
 use serde::Deserialize;
@@ -55,8 +55,13 @@ impl Case {
 
     fn load(&self, parts: ClipParts, precision: Precision) -> ClipModel {
         let weights = Weights::open(self.path().join(self.file)).unwrap();
-        ClipModel::load(&self.config(), self.layout, &weights, parts, Device::Cpu, precision)
-            .unwrap()
+        ClipModel::load(
+            ClipSource { config: &self.config(), layout: self.layout, weights: &weights },
+            parts,
+            Device::Cpu,
+            precision,
+        )
+        .unwrap()
     }
 
     fn expected(&self) -> Expected {
@@ -220,8 +225,13 @@ fn a_wrong_configuration_is_refused_with_every_difference() {
     config.text.layers = 4;
     config.embed_dim = 13;
     let (parts, device) = (ClipParts::BOTH, Device::Cpu);
-    let error =
-        ClipModel::load(&config, case.layout, &weights, parts, device, Precision::F32).unwrap_err();
+    let error = ClipModel::load(
+        ClipSource { config: &config, layout: case.layout, weights: &weights },
+        parts,
+        device,
+        Precision::F32,
+    )
+    .unwrap_err();
     let text = error.to_string();
     assert!(text.contains("16 missing, 2 misshapen, 16 unexpected"), "{text}");
     for part in [
@@ -237,16 +247,18 @@ fn a_wrong_configuration_is_refused_with_every_difference() {
     }
     // The other layout shares no name: all of it is missing and all of it unexpected.
     let error = ClipModel::load(
-        &case.config(),
-        ClipLayout::OpenClip,
-        &weights,
+        ClipSource { config: &case.config(), layout: ClipLayout::OpenClip, weights: &weights },
         parts,
         device,
         Precision::F32,
     );
     assert!(error.unwrap_err().to_string().contains("missing: visual.conv1.weight"));
     // Half precision on a CPU would look like a hang.
-    let error =
-        ClipModel::load(&case.config(), case.layout, &weights, parts, device, Precision::F16);
+    let error = ClipModel::load(
+        ClipSource { config: &case.config(), layout: case.layout, weights: &weights },
+        parts,
+        device,
+        Precision::F16,
+    );
     assert!(error.unwrap_err().to_string().contains("bf16"));
 }

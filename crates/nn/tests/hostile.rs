@@ -131,7 +131,7 @@ fn broken_programs_are_errors() {
     // Nested calls: what REDUCE makes cannot be called again.
     let mut nested = b"\x80\x02".to_vec();
     nested.extend(b"ccollections\nOrderedDict\n)R)R)R)R.");
-    assert!(error_of(&nested).contains("no function"));
+    assert!(error_of(&nested).contains("not a function"));
     for (program, reason) in [
         (&b""[..], "ends in the middle"),
         (b"\x80", "ends in the middle"),
@@ -148,13 +148,13 @@ fn broken_programs_are_errors() {
         (b"\x80\x02t.", "mark"),
         (b"\x80\x02N(0.", "empty stack"),
         (b"\x80\x02N(\x85.", "empty stack"),
-        (b"\x80\x02(Nu.", "no dict"),
-        (b"\x80\x02}(Nu.", "no dict"),
+        (b"\x80\x02(Nu.", "not a dict"),
+        (b"\x80\x02}(Nu.", "not a dict"),
         (b"\x80\x02NQ.", "expected a tuple"),
         (b"\x80\x02)Q.", "not described"),
-        (b"\x80\x02NNR.", "no function"),
+        (b"\x80\x02NNR.", "not a function"),
         (b"\x80\x02K\x01Nb.", "attributes"),
-        (b"\x80\x02K\x01Na.", "no list"),
+        (b"\x80\x02K\x01Na.", "not a list"),
         (b"\x80\x02ctorch\nFloatStorage\n)R.", "type of storage"),
         (b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\n)R.", "not described"),
         (b"\x80\x02ctorch._utils\n_rebuild_parameter\n)R.", "parameter"),

@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 
 use nn::aesthetic::AestheticHead;
-use nn::clip::{ClipConfig, ClipLayout, ClipModel, ClipParts};
+use nn::clip::{ClipConfig, ClipLayout, ClipModel, ClipParts, ClipSource};
 use nn::device::Precision;
 use nn::distilbert::{DistilBert, DistilBertConfig};
 use nn::pipeline::PipelineFiles;
@@ -60,14 +60,36 @@ fn a_common_beginning_of_all_names_is_taken_off() {
         ("transformers", "model.safetensors", |folder, weights| {
             let layout = ClipLayout::Transformers;
             let config = ClipConfig::read(&folder.join("config.json"), layout)?;
-            ClipModel::load(&config, layout, weights, ClipParts::BOTH, CPU.0, CPU.1)?;
-            ClipModel::load(&config, layout, weights, ClipParts::VISION, CPU.0, CPU.1).map(drop)
+            ClipModel::load(
+                ClipSource { config: &config, layout, weights },
+                ClipParts::BOTH,
+                CPU.0,
+                CPU.1,
+            )?;
+            ClipModel::load(
+                ClipSource { config: &config, layout, weights },
+                ClipParts::VISION,
+                CPU.0,
+                CPU.1,
+            )
+            .map(drop)
         }),
         ("open_clip_bin", "open_clip_pytorch_model.bin", |folder, weights| {
             let layout = ClipLayout::OpenClip;
             let config = ClipConfig::read(&folder.join("open_clip_config.json"), layout)?;
-            ClipModel::load(&config, layout, weights, ClipParts::BOTH, CPU.0, CPU.1)?;
-            ClipModel::load(&config, layout, weights, ClipParts::TEXT, CPU.0, CPU.1).map(drop)
+            ClipModel::load(
+                ClipSource { config: &config, layout, weights },
+                ClipParts::BOTH,
+                CPU.0,
+                CPU.1,
+            )?;
+            ClipModel::load(
+                ClipSource { config: &config, layout, weights },
+                ClipParts::TEXT,
+                CPU.0,
+                CPU.1,
+            )
+            .map(drop)
         }),
         ("distilbert", "model.safetensors", |folder, weights| {
             let config = DistilBertConfig::read(&folder.join("config.json"))?;

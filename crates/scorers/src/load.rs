@@ -10,7 +10,7 @@ use std::time::Duration;
 use media::preprocess::Recipe;
 use media::text::Tokenizer;
 use nn::aesthetic::AestheticHead;
-use nn::clip::{ClipModel, TextTower, VisionTower};
+use nn::clip::{ClipModel, ClipSource, TextTower, VisionTower};
 use nn::weights::Weights;
 use rayon::prelude::*;
 
@@ -185,8 +185,13 @@ impl DescribedScorers {
         let weights =
             Weights::open_files(&model.files).map_err(ScorerError::network(&model.scorer))?;
         let Compute { device, precision } = self.compute;
-        ClipModel::load(&model.config, model.layout, &weights, model.parts, device, precision)
-            .map_err(failed)
+        ClipModel::load(
+            ClipSource { config: &model.config, layout: model.layout, weights: &weights },
+            model.parts,
+            device,
+            precision,
+        )
+        .map_err(failed)
     }
 
     fn scorer(&self, entry: &ScorerConfig, parts: &Parts) -> Result<Box<dyn Scorer>, ScorerError> {

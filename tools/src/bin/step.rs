@@ -59,8 +59,20 @@ fn main() -> Result<()> {
     unet.set_gradient_checkpointing(checkpointing);
     let mut reference = UNet::load_reference(&config, &open()?, device, precision)?;
     let mut equal = Vec::new();
+    // The largest |z| and the mean loss of the batch, with and without gradient checkpointing.
+    let mut look = |unet: &mut UNet, reference: &UNet, when: &str| -> Result<()> {
+        for checkpointing in [false, true] {
+            unet.set_gradient_checkpointing(checkpointing);
+            let predictions = predict(unet, reference, &schedule, beta, &batch)?;
+            let z = predictions.logits_P.f_abs()?.f_max()?.f_double_value(&[])?;
+            let loss = predictions.losses_P.f_mean(Kind::Double)?.f_double_value(&[])?;
+            let row = json!({"when": when, "checkpointing": checkpointing, "z": z, "loss": loss});
+            equal.push(row);
+        }
+        Ok(())
+    };
     if zero {
-        equal.extend(look(&mut unet, &reference, &schedule, beta, &batch, "start")?);
+        look(&mut unet, &reference, "start")?;
         unet.set_gradient_checkpointing(checkpointing);
     }
     let parameters = unet.parameters();
@@ -110,7 +122,7 @@ fn main() -> Result<()> {
     }
     if zero {
         reference.copy_weights_from(&unet)?;
-        equal.extend(look(&mut unet, &reference, &schedule, beta, &batch, "updated")?);
+        look(&mut unet, &reference, "updated")?;
     }
     if let Some(output) = output {
         write_safetensors(Path::new(&output), &outputs)?;
@@ -132,26 +144,6 @@ fn main() -> Result<()> {
     }
     println!("{report}");
     Ok(())
-}
-
-/// The largest |z| and the mean loss of a batch, with and without gradient checkpointing.
-fn look(
-    unet: &mut UNet,
-    reference: &UNet,
-    schedule: &TrainingSchedule,
-    beta: f64,
-    batch: &MicroBatch,
-    when: &str,
-) -> Result<Vec<serde_json::Value>> {
-    let mut rows = Vec::new();
-    for checkpointing in [false, true] {
-        unet.set_gradient_checkpointing(checkpointing);
-        let predictions = predict(unet, reference, schedule, beta, batch)?;
-        let z = predictions.logits_P.f_abs()?.f_max()?.f_double_value(&[])?;
-        let loss = predictions.losses_P.f_mean(Kind::Double)?.f_double_value(&[])?;
-        rows.push(json!({"when": when, "checkpointing": checkpointing, "z": z, "loss": loss}));
-    }
-    Ok(rows)
 }
 
 fn read_batch(file: &Path, device: Device) -> Result<MicroBatch> {

@@ -49,6 +49,17 @@ impl ClipParts {
     pub const TEXT: Self = Self { vision: false, text: true };
 }
 
+/// What a model is loaded from.
+#[derive(Debug, Clone, Copy)]
+pub struct ClipSource<'a> {
+    /// The sizes of the network.
+    pub config: &'a ClipConfig,
+    /// How the checkpoint names its tensors.
+    pub layout: ClipLayout,
+    /// The checkpoint.
+    pub weights: &'a Weights,
+}
+
 /// A CLIP-type model, or one of its towers.
 #[derive(Debug)]
 pub struct ClipModel {
@@ -66,13 +77,12 @@ impl ClipModel {
     /// error reports all differences. Tensors of the other tower are ignored, and so are position
     /// ids, the causal mask, and scale and bias of the logits.
     pub fn load(
-        config: &ClipConfig,
-        layout: ClipLayout,
-        weights: &Weights,
+        source: ClipSource<'_>,
         parts: ClipParts,
         device: Device,
         precision: Precision,
     ) -> Result<Self, ModelError> {
+        let ClipSource { config, layout, weights } = source;
         config.validate()?;
         precision.check(device)?;
         let network = format!("CLIP model ({layout} layout)");

@@ -90,11 +90,14 @@ impl<'a> Machine<'a> {
                 }
                 // FRAME: a hint for buffered reading, which the instructions do not depend on.
                 0x95 => drop(self.take::<8>()?),
+                // STOP, MARK, POP
                 b'.' => return self.pop(),
                 b'(' => self.marks.push(self.stack.len()),
                 b'0' => drop(self.pop()?),
-                // NONE, NEWTRUE, NEWFALSE
+                // NONE, NEWTRUE, NEWFALSE. No part of a tensor's description depends on which one it
+                // is, so they need no value of their own.
                 b'N' | 0x88 | 0x89 => self.stack.push(Value::Inert),
+                // BININT, BININT1, BININT2, LONG1
                 b'J' => {
                     let number = i32::from_le_bytes(self.take()?);
                     self.stack.push(Value::Integer(i64::from(number)));
@@ -108,11 +111,12 @@ impl<'a> Machine<'a> {
                     self.stack.push(Value::Integer(i64::from(number)));
                 }
                 0x8a => self.long()?,
-                // BINFLOAT
+                // BINFLOAT: a learning rate, say, in the notes of a training program.
                 b'G' => {
                     self.take::<8>()?;
                     self.stack.push(Value::Inert);
                 }
+                // BINUNICODE, SHORT_BINUNICODE
                 b'X' => {
                     let length = u32::from_le_bytes(self.take()?);
                     self.text(length as usize)?;
@@ -132,6 +136,7 @@ impl<'a> Machine<'a> {
                     self.bytes(usize::from(length))?;
                     self.stack.push(Value::Inert);
                 }
+                // EMPTY_LIST, APPEND, APPENDS
                 b']' => {
                     let list = self.sequence(Vec::new());
                     self.stack.push(Value::List(list));
@@ -144,6 +149,7 @@ impl<'a> Machine<'a> {
                     let items = self.pop_to_mark()?;
                     self.extend_list(items)?;
                 }
+                // EMPTY_TUPLE, TUPLE, TUPLE1 to TUPLE3
                 b')' => self.push_tuple(Vec::new()),
                 b't' => {
                     let items = self.pop_to_mark()?;
@@ -153,6 +159,7 @@ impl<'a> Machine<'a> {
                     let items = self.pop_many(usize::from(count - 0x84))?;
                     self.push_tuple(items);
                 }
+                // EMPTY_DICT, SETITEM, SETITEMS
                 b'}' => {
                     self.dicts.push(Vec::new());
                     self.stack.push(Value::Dict(self.dicts.len() - 1));
@@ -187,6 +194,8 @@ impl<'a> Machine<'a> {
                     let index = u32::from_le_bytes(self.take()?);
                     self.recall(index)?;
                 }
+                // GLOBAL. Python would import the module here, which runs its code. A name is only
+                // looked up in a fixed list instead, and one that is not in it ends the run.
                 b'c' => {
                     let (module, name) = (self.line()?, self.line()?);
                     self.push_global(&module, &name)?;
@@ -200,8 +209,10 @@ impl<'a> Machine<'a> {
                     let (module, name) = (self.texts[module].clone(), self.texts[name].clone());
                     self.push_global(&module, &name)?;
                 }
+                // BINPERSID: torch.save writes each storage as one.
                 b'Q' => self.persistent()?,
-                // REDUCE; NEWOBJ is the same for the few classes known here.
+                // REDUCE; NEWOBJ is the same for the few classes known here. Neither calls anything:
+                // `call` does what those functions would do.
                 b'R' | 0x81 => {
                     let (arguments, callable) = (self.pop()?, self.pop()?);
                     let value = self.call(callable, arguments)?;
@@ -313,8 +324,9 @@ impl<'a> Machine<'a> {
     fn extend_list(&mut self, items: Vec<Value>) -> Result<(), WeightsError> {
         match self.stack.last() {
             Some(Value::List(list)) => self.sequences[*list].extend(items),
+            // A list subclass that is not rebuilt: its items describe no tensor either.
             Some(Value::Inert) => {}
-            _ => return Err(self.broken("items added to a value that is no list")),
+            _ => return Err(self.broken("items added to a value that is not a list")),
         }
         Ok(())
     }
@@ -326,7 +338,7 @@ impl<'a> Machine<'a> {
                 self.dicts[*dict].extend(pairs.iter().map(|[key, value]| (*key, *value)));
                 Ok(())
             }
-            _ => Err(self.broken("pairs added to a value that is no dict")),
+            _ => Err(self.broken("pairs added to a value that is not a dict")),
         }
     }
 
@@ -334,6 +346,7 @@ impl<'a> Machine<'a> {
         let Some(value) = self.stack.last() else {
             return Err(self.broken("it remembers the top of an empty stack"));
         };
+        // A copy of an index into an arena: recalling a container a million times shares it.
         self.memo.insert(index, *value);
         Ok(())
     }

@@ -74,7 +74,7 @@ impl Machine<'_> {
         arguments: Value,
     ) -> Result<Value, WeightsError> {
         let Value::Global(global) = callable else {
-            return Err(self.broken("it calls a value that is no function"));
+            return Err(self.broken("it calls a value that is not a function"));
         };
         match global {
             Global::Inert => Ok(Value::Inert),
