@@ -2,15 +2,15 @@
 one process at a time and in turns. Writes DIR/diffusion.md and DIR/diffusion/ROW.json.
 
 diffusers is used as people use it at its best on a CPU: eval mode, inference mode where nothing is
-trained, its fused attention, and both memory layouts, of which the faster one is reported. Training
+trained, its fused attention, and the faster of both memory layouts. Training
 in bf16 is autocast over f32 weights on both sides. Each process runs once to warm up; then every run
 counts, and best and median are of all runs of all rounds. Peak memory is of the process (VmHWM).
 
-A share is that of the machine's own rate: a product of two 2048 x 2048 matrices of the same type,
+A fraction is relative to the machine's own rate: a product of two 2048 x 2048 matrices of the same dtype,
 measured by our program before and after the row. Operations are counted by torch on the network
 itself (two per multiplication with addition), attention included.
 
-A row that was measured is not measured again, so a run that was broken off goes on where it was.
+A row that was measured is not measured again, so an interrupted run resumes.
 """
 
 import argparse
@@ -270,7 +270,7 @@ def peak(reports: list[dict]) -> int:
 def table(results: list[dict]) -> str:
     """Markdown; the ratios stand last."""
     lines = [
-        "| row | ours s, best | median | diffusers s, best | median | layout | ours, share of product "
+        "| row | ours s, best | median | diffusers s, best | median | layout | ours, fraction of product "
         "| diffusers | difference | ours GiB | diffusers GiB | speed, ours/diffusers | memory |",
         "|---|" + "---:|" * 4 + "---|" + "---:|" * 7,
     ]

@@ -125,7 +125,7 @@ def main() -> None:
     }
     images = arguments.prompts * SEEDS
     text = (
-        f"{images} images of 32 px, {STEPS} steps, guidance {GUIDANCE}, judged by four reward models; "
+        f"{images} images of 32 px, {STEPS} steps, guidance {GUIDANCE}, scored by four reward models; "
         f"{os.cpu_count()} threads; {datetime.now(timezone.utc):%Y-%m-%d}.\n\n"
         "| side | best s | all s | images/s |\n|---|---:|---|---:|\n"
     )

@@ -13,7 +13,7 @@ pass with `b` latents, an image of 50 steps with guidance, or a training step of
 latents at hand.
 
 Operations are those of the networks (two per multiplication with addition), what checkpointing
-computes again left out; a share is that of a matrix product of 8192 rows in the same precision.
+recomputes excluded; a fraction is relative to a matrix product of 8192 rows in the same precision.
 """
 
 import argparse

@@ -53,10 +53,10 @@ def batch(start: int, rows: int, generator: np.random.Generator) -> pa.Table:
     }
     votes = np.zeros(rows, dtype=np.int64)
     common = generator.normal(size=(2, rows))
-    for name, (mean, deviation) in SCORERS.items():
+    for name, (mean, std) in SCORERS.items():
         # Half of what a scorer sees is what the others see, so that they agree as scorers do.
         scores = (
-            mean + deviation * np.sqrt(0.5) * (common + generator.normal(size=(2, rows)))
+            mean + std * np.sqrt(0.5) * (common + generator.normal(size=(2, rows)))
         ).astype(np.float32)
         vote = np.where(scores[0] >= scores[1], 1, -1)
         votes += vote

@@ -41,7 +41,7 @@ if [[ $parts == *" sides "* ]]; then
         --scorers-dir "$models" --out "out/bench/$size" --batch-size "${BENCH_BATCH:-8}" --skip ${BENCH_SKIP:-}
 fi
 if [[ $parts == *" towers "* ]]; then
-    echo "== towers: share of the machine's matrix-product rate =="
+    echo "== towers: fraction of the machine's matrix-product rate =="
     (cargo_bench -p balanceddpo-nn --bench towers) | tee out/bench/towers.txt
 fi
 if [[ $parts == *" decode "* ]]; then

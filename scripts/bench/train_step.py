@@ -12,7 +12,7 @@ of the process (VmHWM).
 The update alone stands in a table of its own, beside torch's fused AdamW and its default loop
 (foreach=False, fused=False).
 
-A row that was measured is not measured again, so a run that was broken off goes on where it was.
+A row that was measured is not measured again, so an interrupted run resumes.
 """
 
 import argparse
@@ -248,7 +248,7 @@ def table(results: list[dict]) -> str:
     lines = [
         "| row | ours s, best | median | diffusers s, best | median | layout | difference of gradients' norm "
         "| ours GiB | diffusers GiB | speed, ours/diffusers | memory "
-        "| share of ours without checkpointing |",
+        "| fraction of ours without checkpointing |",
         "|---|" + "---:|" * 4 + "---|" + "---:|" * 6,
     ]
     peak = {

@@ -33,7 +33,7 @@ from transformers.utils import logging as transformers_logging
 # How much of one residual branch enters the stream, divided by sqrt(2 x layers): 1 would keep the
 # variance of the embeddings and that of all branches together equal.
 BRANCH_GAIN = 1.5
-# Standard deviation of an attention logit. 1 is nearly uniform; 2 picks a few patches.
+# Standard std of an attention logit. 1 is nearly uniform; 2 picks a few patches.
 ATTENTION_GAIN = 1.5
 
 
@@ -42,7 +42,7 @@ def branch_scale(layers: int) -> float:
 
 
 def standard_deviation(name: str, shape: torch.Size, layers: int) -> tuple[float, float]:
-    """(mean, standard deviation) of the random values of one parameter, for both layouts' names."""
+    """(mean, standard std) of the random values of one parameter, for both layouts' names."""
     if re.search(r"(ln_\w+|layer_?norm\d?|layrnorm)\.weight$", name):
         return 1.0, 0.1
     if name.endswith("logit_scale"):
@@ -74,11 +74,11 @@ def fill(model: torch.nn.Module, vision_layers: int, text_layers: int, seed: int
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in list(model.named_parameters()):
         vision = name.startswith("vis")
-        mean, deviation = standard_deviation(
+        mean, std = standard_deviation(
             name, parameter.shape, vision_layers if vision else text_layers
         )
         value = torch.empty(parameter.shape, dtype=torch.float32)
-        value.normal_(0.0, 1.0, generator=generator).mul_(deviation).add_(mean)
+        value.normal_(0.0, 1.0, generator=generator).mul_(std).add_(mean)
         if name.endswith("in_proj_weight"):
             width = parameter.shape[1]
             value[: 2 * width] *= math.sqrt(ATTENTION_GAIN)

@@ -243,19 +243,19 @@ def empty(kind: type, options: dict) -> torch.nn.Module:
 
 
 def fill(model: torch.nn.Module, seed: int, device: str = "cpu") -> torch.nn.Module:
-    """Gives every parameter memory and random values, drawn on a device, whose generator is its own."""
+    """Gives every parameter memory and random values from the generator of a device."""
     generator = torch.Generator(device).manual_seed(seed)
     for name, parameter in list(model.named_parameters()):
         owner, _, leaf = name.rpartition(".")
-        mean, deviation = 0.0, 0.1
+        mean, std = 0.0, 0.1
         if "norm" in name and leaf == "weight":
             mean = 1.0
         elif "embedding.weight" in name:
-            deviation = 0.5
+            std = 0.5
         elif parameter.dim() > 1:
-            deviation = parameter[0].numel() ** -0.5
+            std = parameter[0].numel() ** -0.5
         value = torch.empty(parameter.shape, device=device)
-        value = value.normal_(mean, deviation, generator=generator).cpu()
+        value = value.normal_(mean, std, generator=generator).cpu()
         value = torch.nn.Parameter(value, requires_grad=False)
         setattr(model.get_submodule(owner), leaf, value)
     return model.eval()

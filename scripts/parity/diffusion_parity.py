@@ -4,7 +4,7 @@ random weights (diffusion_configs.py), the same inputs, f32; one table; exits 1 
 Figures are relative: the largest difference over the largest reference value, and the norm of the
 difference over the norm of the reference; of the worst tensor where a case has several. Bounds are
 on the first: 1e-4 for outputs and 1e-3 for gradients; 1e-5 between gradients with and without
-checkpointing. Images may differ by one level of 255; their second figure is the share of values
+checkpointing. Images may differ by one level of 255; their second number is the fraction of values
 that do. What diffusers makes of a UNet that was saved here must be equal.
 
 References are kept beside the checkpoints and computed again when a script changes.

@@ -52,7 +52,7 @@ def peak_device(device: torch.device) -> dict[str, int] | None:
 
 
 def added_conditions(config: dict, batch: int, pixels: int, pooled: str = "pooled") -> Tensors:
-    """What SDXL's UNet is told besides the text: features named `pooled`, and sizes; else nothing."""
+    """What SDXL's UNet receives besides the text: features named `pooled`, and sizes; else nothing."""
     if config.get("addition_embed_type") != "text_time":
         return {}
     times = 6 * config["addition_time_embed_dim"]
@@ -135,7 +135,7 @@ class Run:
 
     def pretrained(self, kind: type, dtype: torch.dtype | None = None):
         folder = Path(self.take("model"))
-        # A folder of which there is the half precision variant alone.
+        # A folder with the half precision variant alone.
         plain = any(".fp16." not in file.name for file in folder.glob("*.safetensors"))
         variant = {} if plain else {"variant": "fp16"}
         return kind.from_pretrained(folder, dtype=dtype or self.dtype, **variant).eval()

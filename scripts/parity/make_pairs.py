@@ -1,6 +1,6 @@
 """Writes image pairs in Pick-a-Pic's own Parquet layout, made of synthetic textured images.
 
-The images mean nothing; their statistics matter: photographs' share of high frequencies (so that
+The images mean nothing; their statistics matter: the high frequencies of photographs (so that
 JPEG decoding and resizing cost what they cost on real data), and large colour fields that differ
 from image to image (so that features differ). Image identifiers recur as in the real
 collection: within a prompt the winner stays and meets a new image, so `k` pairs of a prompt have

@@ -5,10 +5,10 @@ Preprocessing, tokenization and scores follow what people run today:
 the HPS transform `hpsv2/src/open_clip/transform.py` of tgxs002/HPSv2 @ 866735ec. Networks and
 tokenizers are those of transformers and open_clip; nothing of the product is used.
 
-Differences from those helpers, none of which changes a score: weights are memory-mapped and
+Differences from those helpers, which change no score: weights are memory-mapped and
 assigned instead of initialised twice; `.pooler_output` is taken from transformers 5's
 `get_*_features`; the PIL image processor is named (transformers 5 would take torchvision's, whose
-pixels differ); the resize is told `antialias` explicitly (torchvision changed its default in 0.17);
+pixels differ); `antialias` of the resize is explicit (torchvision changed its default in 0.17);
 images are converted to RGB first, as the training script's collate function does.
 """
 

@@ -5,11 +5,11 @@ themselves, with torchvision, diffusers and transformers; one table; exits 1 bey
     train_inputs.py RUN --model MODEL --pairs PAIRS --labels LABELS
 
 train_replay.py takes latents, texts and labels from the records. Here they must be those of the pair
-that the record names, without mirroring and with central crops:
+that the record names, without flips and with central crops:
 
 - `label_p` is what the labels file says of the pair;
-- the noise that a latent must have had, (latent / scale - mean) / deviation, is standard normal
-  where mean and deviation are what diffusers' autoencoder makes of that image. The other image of
+- the noise that a latent must have had, (latent / scale - mean) / std, is standard normal
+  where mean and std are what diffusers' autoencoder makes of that image. The other image of
   the pair, as a control, must not do;
 - every row of `prompt_embeds` (and `pooled_embeds`) is the text encoders' of the caption, or of the
   empty text where the caption was dropped.
@@ -68,7 +68,7 @@ class Inputs:
 
     @torch.no_grad()
     def noise(self, latent: torch.Tensor, image: bytes) -> torch.Tensor:
-        """What was drawn of the posterior of an image, if the latent is of it."""
+        """The noise of a sample of an image's posterior, if the latent is one."""
         pixels = self.transform(Image.open(io.BytesIO(image)).convert("RGB"))
         posterior = self.vae.encode(pixels[None]).latent_dist
         return (latent / self.vae.config.scaling_factor - posterior.mean[0]) / posterior.std[0]
@@ -82,7 +82,7 @@ class Inputs:
         return encoded[0][0], encoded[2][0] if len(encoded) > 2 else None
 
 
-def share_of_votes(pair: dict, voters: int) -> float:
+def vote_fraction(pair: dict, voters: int) -> float:
     return (voters + pair["vote_sum"]) / (2 * voters)
 
 
@@ -118,7 +118,7 @@ def main() -> None:
         for row, name in enumerate(names):
             pair = pairs[name]
             expected = {"consensus": (1 + pair["consensus"]) / 2,
-                        "vanilla": share_of_votes(pair, voters)}[settings["preference"]]
+                        "vanilla": vote_fraction(pair, voters)}[settings["preference"]]
             wrong_labels += float(tensors["label_p"][row]) != expected
             images = [pair["jpg_0"], pair["jpg_1"]]
             for side in (0, 1):

@@ -6,7 +6,7 @@ starting weights, and compares; one table; exits 1 beyond a bound.
 
 A record (RUN/record/step-*-micro-*.safetensors) gives the inputs of both networks. From them alone and
 the settings in RUN/config.toml come here: the predictions of the model and of the reference, z, the
-loss of each pair, the norm of the gradients, and after the last recorded step the weights, which are
+loss of each pair, the gradient norm, and after the last recorded step the weights, which are
 compared with those of the checkpoint of that step (RUN/checkpoints, or RUN/pipeline where the run
 ended there). The reference becomes the model where the records say so.
 

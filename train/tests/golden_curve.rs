@@ -2,7 +2,7 @@
 //! how a step is computed without meaning to change its result, finds out here.
 //!
 //! Last bits differ between processors, as libraries choose kernels by what they find. So the run
-//! is told to use those that every x86-64 processor has, and one curve is kept for each kind of
+//! uses those that every x86-64 processor has, and one curve is kept for each kind of
 //! processor that recorded one; on others the numbers must still agree to [`TOLERANCE`]. A change
 //! that is meant is taken over on each with `TRAIN_WRITE_GOLDEN=1 cargo test --workspace --test
 //! golden_curve`, and seen in review.
