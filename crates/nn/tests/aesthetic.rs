@@ -1,4 +1,4 @@
-//! The aesthetic head against PyTorch, from a file that was saved on a GPU.
+//! The aesthetic head, compared with PyTorch, from a file that was saved on a GPU.
 
 use std::path::Path;
 

@@ -1,4 +1,4 @@
-//! Configurations as they are published, and those that describe another kind of network.
+//! Published configurations, and configurations of other kinds of networks.
 #![expect(clippy::unwrap_used, reason = "tests")]
 
 use std::path::Path;

@@ -1,5 +1,5 @@
-//! Features of small random models in every published layout against the libraries that published
-//! them. The fixtures are made by `scripts/goldens/clip_towers.py`.
+//! Features of small random models in every published layout, compared with the libraries that
+//! published them. `scripts/goldens/clip_towers.py` makes the fixtures.
 #![expect(clippy::unwrap_used, reason = "tests")]
 
 use std::path::{Path, PathBuf};
@@ -70,7 +70,7 @@ impl Case {
     }
 }
 
-/// As `pixels` of the script.
+/// Like `pixels` of the script.
 fn pixels(side: i64) -> Tensor {
     let values: Vec<f32> = (0..3 * 3 * side * side)
         .map(|place| {
@@ -113,8 +113,8 @@ fn features_equal_those_of_the_libraries() {
     }
 }
 
-/// bf16 has eight bits: the direction of the features stays, the digits do not. Both activations
-/// are among the cases, so a wrong fused one would show.
+/// bf16 has eight bits: it keeps the direction of the features, not the digits. The cases include
+/// both activations, so a wrong fused one would show.
 #[test]
 fn bf16_points_the_same_way() {
     for case in &CASES {
@@ -137,7 +137,7 @@ fn bf16_points_the_same_way() {
 
 #[test]
 fn a_batch_does_not_change_its_members() {
-    // Directions, since scores are made of them.
+    // Directions, because scores depend on them only.
     let direction = |features: Tensor| &features / features.norm_scalaropt_dim(2.0, 1, true);
     for case in &CASES {
         let model = case.load(ClipParts::BOTH, Precision::F32);
@@ -161,7 +161,7 @@ fn a_batch_does_not_change_its_members() {
     }
 }
 
-/// What stands after the end token must not matter, whatever it is, and neither may its absence.
+/// Tokens after the end token must not matter, nor whether there are any.
 #[test]
 fn padding_is_of_no_effect() {
     let case = &CASES[0];
@@ -220,7 +220,7 @@ fn a_wrong_configuration_is_refused_with_every_difference() {
     let case = &CASES[0];
     let weights = Weights::open(case.path()).unwrap();
     let mut config = case.config();
-    // One block too many, one dimension another, and text names that the file cannot have.
+    // One block too many, one wrong dimension, and text names that the file cannot have.
     config.vision.layers = 2;
     config.text.layers = 4;
     config.embed_dim = 13;

@@ -1,5 +1,5 @@
-//! Whole images against diffusers' own pipelines: every solver, with guidance, a negative prompt
-//! and without. The fixtures are made by `scripts/goldens/diffusion_networks.py`.
+//! Whole images, compared with diffusers' own pipelines: every sampler, with guidance, with a
+//! negative prompt and without. `scripts/goldens/diffusion_networks.py` makes the fixtures.
 #![expect(clippy::unwrap_used, reason = "tests")]
 
 use std::ops::ControlFlow;
@@ -166,8 +166,8 @@ fn changed(case: &Value) -> tempfile::TempDir {
     copy
 }
 
-/// The class that the index names with the values of the file, sizes of outdated UNets, and what
-/// else stands in a pipeline's files, as diffusers reads them.
+/// The class in the index with the values of the file, sizes of outdated UNets, and other entries
+/// of a pipeline's files, as diffusers reads them.
 #[test]
 fn every_file_of_a_pipeline_is_read_as_diffusers_reads_it() {
     let cases = fs_err::read_to_string(folder("changed.json")).unwrap();

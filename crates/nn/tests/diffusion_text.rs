@@ -1,5 +1,5 @@
-//! Text encoders of diffusion pipelines against transformers, and what they refuse. The fixtures
-//! are made by `scripts/goldens/diffusion_networks.py`.
+//! Text encoders of diffusion pipelines, compared with transformers, and what they reject.
+//! `scripts/goldens/diffusion_networks.py` makes the fixtures.
 #![expect(clippy::unwrap_used, reason = "tests")]
 
 use std::path::{Path, PathBuf};

@@ -1,5 +1,5 @@
-//! The autoencoder against diffusers, and what it refuses. The fixtures are made by
-//! `scripts/goldens/diffusion_networks.py`.
+//! The autoencoder, compared with diffusers, and what it rejects.
+//! `scripts/goldens/diffusion_networks.py` makes the fixtures.
 #![expect(clippy::unwrap_used, reason = "tests")]
 
 use std::collections::HashMap;

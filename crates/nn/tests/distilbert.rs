@@ -1,5 +1,5 @@
-//! DistilBERT classifiers against transformers, and what they refuse. The fixtures are made by
-//! `scripts/goldens/distilbert.py`.
+//! DistilBERT classifiers, compared with transformers, and what they reject.
+//! `scripts/goldens/distilbert.py` makes the fixtures.
 #![expect(clippy::unwrap_used, reason = "tests")]
 
 use std::path::{Path, PathBuf};

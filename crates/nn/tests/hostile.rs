@@ -1,5 +1,5 @@
-//! Files made to break or mislead the readers: every one is an error, none a panic, and none takes
-//! memory out of proportion.
+//! Files made to break or mislead the readers. Each one is an error, never a panic, and takes no
+//! more memory than its size justifies.
 #![expect(clippy::unwrap_used, reason = "tests")]
 
 use std::io::{Cursor, Write};
@@ -49,7 +49,7 @@ fn a_plain_tensor_is_read() {
     let bytes: Vec<u8> =
         [0f32, 1.0, 2.0, 3.0, 4.0, 5.0].iter().flat_map(|x| x.to_le_bytes()).collect();
     let program = tensor_pickle(b"K\x01", b"K\x02K\x02\x86", b"K\x01K\x02\x86");
-    // Names with dots are names: nothing is written anywhere.
+    // Names with dots are only names: nothing is written to a file.
     for prefix in ["archive", "..", "a b"] {
         let zip = zipped(&[
             ("../../etc/evil", b"x"),
@@ -86,7 +86,7 @@ fn state_dicts_are_found_where_training_programs_put_them() {
         let weights = open_pickle(&under("state_dict", &under(key, &plain))).unwrap();
         assert_eq!(weights.shape("w"), Some(&[2, 3][..]), "{key}");
     }
-    // Elsewhere the keys are named, so that one sees what the file is.
+    // Under another key the error lists the keys, so that the user sees what the file is.
     let error = error_of(&under("optimizer", &plain));
     assert!(error.contains("its keys are optimizer") && error.contains("\"model\""), "{error}");
 }
@@ -112,7 +112,7 @@ fn code_is_refused_by_name() {
         assert!(error.to_string().contains(name), "{error}");
         assert!(error.to_string().contains(".pt"), "{error}");
     }
-    // Instructions that make objects of classes, or refer to what is not in the file.
+    // Instructions that make objects of classes, or refer to something outside the file.
     for (program, name) in [
         (&b"\x80\x02(cos\nsystem\no."[..], "os.system"),
         (b"\x80\x02(ios\nsystem\n.", "INST"),
@@ -128,7 +128,7 @@ fn code_is_refused_by_name() {
 
 #[test]
 fn broken_programs_are_errors() {
-    // Nested calls: what REDUCE makes cannot be called again.
+    // Nested calls: the result of REDUCE cannot be called again.
     let mut nested = b"\x80\x02".to_vec();
     nested.extend(b"ccollections\nOrderedDict\n)R)R)R)R.");
     assert!(error_of(&nested).contains("not a function"));
@@ -213,7 +213,7 @@ fn tensors_stay_in_their_storage() {
         (b"K\x00", b"J\xff\xff\xff\xff\x85", b"K\x01\x85", "impossible"),
         (b"K\x00", b"K\x02\x85", b"J\xff\xff\xff\xff\x85", "impossible"),
         (b"K\x00", b"K\x02\x85", row_major, "impossible"),
-        // A terabyte out of one number, by a stride of zero.
+        // A terabyte from one number, by a stride of zero.
         (b"K\x00", b"\x8a\x06\x00\x00\x00\x00\x00\x01\x85", b"K\x00\x85", "storage has 6"),
         (
             b"K\x00",
@@ -292,11 +292,11 @@ fn safetensors_headers_are_checked() {
     assert_eq!(weights.shape("a"), Some(&[2][..]));
 
     let mut hostile = vec![
-        // The header claims more than there is, and more than is allowed.
+        // The header claims more than exists, and more than is allowed.
         [&200u64.to_le_bytes()[..], b"{}"].concat(),
         [&u64::MAX.to_le_bytes()[..], b"{}"].concat(),
         [&(101u64 << 20).to_le_bytes()[..], &vec![b'{'; 102 << 20]].concat(),
-        // Data missing, and data to spare.
+        // Too little data, and too much.
         safetensors(&one, &[0; 7]),
         safetensors(&one, &[0; 9]),
         safetensors("{", &[]),
@@ -322,12 +322,12 @@ fn safetensors_headers_are_checked() {
         let error = open(&bytes).unwrap_err();
         assert!(matches!(error, WeightsError::Invalid { .. }), "{error}");
     }
-    // Dimensions of nothing: no overflow on the way.
+    // Empty dimensions must not overflow the product.
     let empty = format!(r#"{{"a":{}}}"#, entry("[0,4611686018427387904,4]", 0, 0));
     if let Ok(weights) = open(&safetensors(&empty, &[])) {
         drop(weights.tensor("a"));
     }
-    // Unaligned data is read all the same.
+    // Unaligned data is also read.
     let odd = format!(
         r#"{{"b":{{"dtype":"U8","shape":[1],"data_offsets":[0,1]}},"a":{}}}"#,
         entry("[2]", 1, 9)
@@ -344,7 +344,7 @@ fn fixture(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name)
 }
 
-/// Reads everything a file offers; what it holds does not matter, that it ends well does.
+/// Reads everything in a file. The content does not matter, only that reading ends well.
 fn read_all(bytes: &[u8]) -> bool {
     let Ok(weights) = open(bytes) else { return false };
     for name in weights.names() {
@@ -376,7 +376,7 @@ fn damaged_files_are_errors_or_weights() {
                 .wrapping_add(1_442_695_040_888_963_407);
             let place = (seed >> 33) as usize;
             let mut damaged = whole.clone();
-            // Every second time near the end or the beginning, where the directories are.
+            // Every second time near the end or the beginning, because the directories are there.
             let at = match place % 4 {
                 0 => whole.len() - 1 - place / 4 % whole.len().min(2000),
                 1 => place / 4 % whole.len().min(2000),

@@ -1,4 +1,4 @@
-//! Memory of CPU tensors that is used again (`nn::device::reuse_memory`).
+//! Reuse of the memory of CPU tensors (`nn::device::reuse_memory`).
 #![expect(clippy::unwrap_used, reason = "a test")]
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -8,7 +8,7 @@ use tch::{Device, Kind, Tensor};
 
 const MIB: i64 = 1 << 20;
 
-/// One test at a time: they look at the memory of the whole process.
+/// One test at a time: they measure the memory of the whole process.
 fn alone() -> MutexGuard<'static, ()> {
     static LOCK: Mutex<()> = Mutex::new(());
     LOCK.lock().unwrap_or_else(PoisonError::into_inner)
@@ -24,7 +24,7 @@ fn a_block_serves_the_next_tensor_of_about_its_size() {
     let _alone = alone();
     let before = tensor(4 * MIB);
     reuse_memory();
-    // A tensor of the allocator before frees itself there.
+    // A tensor of the previous allocator is freed by it.
     drop(before);
 
     let first = tensor(4 * MIB);
@@ -38,7 +38,7 @@ fn a_block_serves_the_next_tensor_of_about_its_size() {
     for bytes in [4 * MIB + 1, 2 * MIB, MIB / 2] {
         assert_ne!(tensor(bytes).data_ptr(), place, "{bytes} bytes");
     }
-    // What is in use is not handed out again.
+    // A block in use is not handed out again.
     let (one, other) = (tensor(4 * MIB), tensor(4 * MIB));
     assert_ne!(one.data_ptr(), other.data_ptr());
 }
@@ -70,13 +70,13 @@ fn what_is_kept_stays_below_what_was_in_use_at_most() {
     reuse_memory();
     let start = resident_bytes();
     drop(tensor(64 * MIB));
-    // None fits into a block of the one before: kept together they would be 149 MiB.
+    // None fits into a block of the previous one: keeping all would take 149 MiB.
     for mebibytes in [4, 7, 11, 17, 26, 40, 64] {
         drop(tensor(mebibytes * MIB));
         let more = resident_bytes() - start;
         assert!(more < 76 * MIB, "{} MiB are kept after a tensor of {mebibytes}", more / MIB);
     }
-    // A request that fails is not one that was in use.
+    // A request that fails does not count as memory in use.
     assert!(Tensor::f_empty([1 << 47], (Kind::Uint8, Device::Cpu)).is_err());
     for mebibytes in [10, 16, 25, 39, 60] {
         drop(tensor(mebibytes * MIB));

@@ -54,7 +54,7 @@ const MAKERS: [(&str, Make); 2] = [
     }),
 ];
 
-/// The largest difference in parts of the largest value.
+/// The largest difference, relative to the largest value.
 fn difference(found: &Tensor, expected: &Tensor) -> f64 {
     assert_eq!(found.size(), expected.size());
     let scale = expected.abs().max().double_value(&[]).max(1e-30);
@@ -106,7 +106,7 @@ fn a_parameter_without_gradient_stays_with_its_state() {
     for (kind, make) in MAKERS {
         let parameters = golden.parameters();
         let mut optimizer = make(&parameters);
-        // Without any gradient there is nothing to do.
+        // Without a gradient there is nothing to do.
         optimizer.step(1.0).unwrap();
         assert_eq!(clip_grad_norm(&parameters, Some(1.0)).unwrap().double_value(&[]), 0.0);
         golden.set_gradients(&parameters, 1);
@@ -133,7 +133,7 @@ fn zero_grad_takes_the_gradients_off() {
         assert!(parameters.iter().all(|(_, parameter)| parameter.grad().defined()));
         optimizer.zero_grad().unwrap();
         assert!(parameters.iter().all(|(_, parameter)| !parameter.grad().defined()));
-        // The next pass begins anew.
+        // The next pass starts without gradients.
         golden.set_gradients(&parameters, 0);
         assert_eq!(parameters[1].1.grad(), golden.get("gradient.0.linear"));
     }
@@ -189,7 +189,7 @@ fn a_loaded_state_resumes_as_if_never_stopped() {
             straight.iter().zip(&resumed).zip(&cold)
         {
             assert_eq!(bits(straight), bits(resumed), "{kind}, {name}");
-            // A single number moves by the learning rate, whatever Adafactor remembers of it.
+            // A single number moves by the learning rate, whatever Adafactor's state holds.
             if name != "scalar" {
                 assert_ne!(bits(straight), bits(cold), "{kind}, {name}");
             }

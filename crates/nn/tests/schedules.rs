@@ -1,4 +1,4 @@
-//! Noise schedules and samplers against diffusers 0.42.1 (`scripts/goldens/schedules.py`).
+//! Noise schedules and samplers, compared with diffusers 0.42.1 (`scripts/goldens/schedules.py`).
 
 #![expect(clippy::unwrap_used, reason = "tests")]
 
@@ -14,7 +14,7 @@ use tch::{Device, Kind, Tensor};
 
 const SHAPE: [i64; 4] = [2, 4, 3, 3];
 const ELEMENTS: usize = 72;
-/// Every tenth element is kept of every step; of the last all are.
+/// The golden file holds every tenth element of each step, and all of the last.
 const KEPT: usize = 10;
 
 struct Goldens {
@@ -48,7 +48,7 @@ fn numbers(tensor: &Tensor) -> Vec<f32> {
     Vec::try_from(&tensor.flatten(0, -1)).unwrap()
 }
 
-/// The largest difference, in parts of the largest value or of 1.
+/// The largest difference, relative to the largest value or to 1.
 fn difference(found: &[f32], expected: &[f32]) -> f32 {
     assert_eq!(found.len(), expected.len());
     let scale = expected.iter().fold(1.0, |scale: f32, value| scale.max(value.abs()));
@@ -59,7 +59,7 @@ fn difference(found: &[f32], expected: &[f32]) -> f32 {
     }) / scale
 }
 
-/// As in the script: numbers in [−2, 2) from a hash of their place.
+/// As in the script: numbers in [−2, 2) from a hash of their index.
 fn whole(place: u64) -> Tensor {
     let values: Vec<f32> = (place..place + ELEMENTS as u64)
         .map(|place| {
@@ -70,7 +70,7 @@ fn whole(place: u64) -> Tensor {
     Tensor::from_slice(&values).reshape(SHAPE)
 }
 
-/// As in the script: what stands for a network.
+/// As in the script: a stand-in for a network.
 fn network(sample: &Tensor, timestep: f64) -> Tensor {
     sample / (sample.abs() + 1.0) * 0.75 + sample * 0.25 + (timestep * 0.0002 - 0.1)
 }
@@ -117,7 +117,7 @@ fn runs_are_those_of_diffusers() {
         assert!((sampler.initial_noise_sigma() / expected - 1.0).abs() < 1e-6, "{label}");
 
         let samples = run(&mut sampler);
-        // Where a sample starts thousands of times larger than it ends, so do its rounding errors.
+        // If a sample starts thousands of times larger than it ends, so are its rounding errors.
         let most = if expected > 1000.0 { 1e-3 } else { 1e-5 };
         let (kept, last) = golden.split_at(golden.len() - ELEMENTS);
         let found: Vec<f32> =
@@ -181,7 +181,7 @@ fn latents_and_noise_come_back_from_noisy_latents_and_velocity() {
     assert_eq!(found, expected.to_kind(Kind::BFloat16));
 }
 
-/// A network that knows the latents is taken to them by every sampler, in any number of steps.
+/// With a network that knows the latents, every sampler ends at them, in any number of steps.
 #[test]
 fn a_network_that_knows_the_latents_leads_there() {
     let goldens = Goldens::read();
@@ -191,7 +191,7 @@ fn a_network_that_knows_the_latents_leads_there() {
         config.prediction_type = prediction;
         config.set_alpha_to_one = Some(true);
         for kind in SamplerKind::ALL {
-            // PNDM sums what the network says, which only of noise does not change on the way.
+            // PNDM sums predictions, and only those of the noise stay the same at every step.
             if (kind, prediction) == (SamplerKind::Pndm, PredictionType::VPrediction) {
                 continue;
             }
@@ -288,7 +288,7 @@ fn what_cannot_be_sampled_is_refused_by_name() {
             20,
             "timestep_type",
         ),
-        // Read with v_prediction alone; and what diffusers takes for another name of ours.
+        // Read with v_prediction only; and names that diffusers reads as another one.
         (r#", "timestep_type": "continuous""#, &[], 20, ""),
         (r#", "solver_type": "logrho""#, &[], 20, ""),
         (r#", "solver_type": "bh2""#, &[], 20, ""),

@@ -189,9 +189,9 @@ impl Run {
         })?;
         let mut outputs = vec![("loss".to_owned(), loss)];
         for name in wanted {
-            let place = unet.parameters().iter().position(|(found, _)| *found == name);
-            let place = place.with_context(|| format!("the UNet has no parameter {name:?}"))?;
-            outputs.push((format!("gradient.{name}"), gradients[place].shallow_clone()));
+            let index = unet.parameters().iter().position(|(found, _)| *found == name);
+            let index = index.with_context(|| format!("the UNet has no parameter {name:?}"))?;
+            outputs.push((format!("gradient.{name}"), gradients[index].shallow_clone()));
         }
         Ok(outputs)
     }

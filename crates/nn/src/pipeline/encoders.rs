@@ -159,15 +159,18 @@ fn check_fit(
     let xl = files.family == Family::StableDiffusionXl;
     let latents = vae.latent_channels;
     let reason = if unet.cross_attention_dim != width {
-        format!("the UNet reads text of width {}, the text gives {width}", unet.cross_attention_dim)
+        format!(
+            "the UNet reads text of width {}, the text encoders output {width}",
+            unet.cross_attention_dim
+        )
     } else if (unet.in_channels, unet.out_channels) != (latents, latents) {
         format!(
-            "the UNet takes {} channels and gives {}, the autoencoder has latents of {latents}",
+            "the UNet reads {} channels and outputs {}, the autoencoder has latents of {latents}",
             unet.in_channels, unet.out_channels
         )
     } else if (vae.in_channels, vae.out_channels) != (3, 3) {
         format!(
-            "the autoencoder takes images of {} channels and gives {}, expected 3",
+            "the autoencoder reads images of {} channels and outputs {}, expected 3",
             vae.in_channels, vae.out_channels
         )
     } else if xl != unet.pooled_width().is_some() {
@@ -175,7 +178,7 @@ fn check_fit(
         format!("the UNet has {added}, and the pipeline is of {}", files.family)
     } else if xl && pooled != unet.pooled_width() {
         format!(
-            "the UNet reads pooled texts of {} numbers, the second text encoder gives {}",
+            "the UNet reads pooled embeddings of {} numbers, the second text encoder outputs {}",
             unet.pooled_width().unwrap_or_default(),
             pooled.unwrap_or_default()
         )
