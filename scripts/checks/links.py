@@ -1,5 +1,8 @@
 #!/usr/bin/env python3
-"""Checks the relative links of all Markdown pages: the file is tracked by git, and its anchor exists.
+"""Checks the relative links of all Markdown pages, and the paths and tests that they name in `code`.
+
+A link's file must be tracked by git, and its anchor exist. A path into the source folders must exist. On
+the pages of promises and attacks every test that is named must be a function of the code.
 
     scripts/checks/links.py [PAGE...]     default: all pages that git tracks
 
@@ -16,6 +19,9 @@ ROOT = Path(__file__).resolve().parents[2]
 LINK = re.compile(r"!?\[(?:[^\[\]]|\[[^\]]*\])*\]\(\s*<?([^)>\s]+)>?(?:\s+\"[^\"]*\")?\s*\)")
 REFERENCE = re.compile(r"^\s{0,3}\[[^\]]+\]:\s+<?(\S+?)>?\s*$")
 HTML = re.compile(r"(?:href|src)=\"([^\"]+)\"")
+SOURCE = re.compile(r"`((?:crates|evaluate|relabel|schemas|scripts|tools|train)/[\w./-]+\.\w+)`")
+TEST = re.compile(r"`([a-z0-9]+(?:_[a-z0-9]+){3,})`")
+PAGES_OF_TESTS = {"docs/attacks.md", "docs/reproducibility.md"}
 ELSEWHERE = re.compile(r"^([a-z][a-z0-9+.-]*:|//)", re.IGNORECASE)
 
 
@@ -51,6 +57,18 @@ def links(text: str) -> list[tuple[int, str]]:
     return found
 
 
+def names(page: str, text: str, tracked: set[str], functions: set[str]) -> list[str]:
+    """Paths and tests that a page names in code spans and that do not exist."""
+    wrong = []
+    for number, line in lines_outside_code(text):
+        paths = [path for path in SOURCE.findall(line) if path not in tracked and "NAME" not in path]
+        wrong += [f"{page}:{number}: {path}: no such file in git" for path in paths]
+        if page in PAGES_OF_TESTS:
+            tests = [name for name in TEST.findall(line) if name not in functions]
+            wrong += [f"{page}:{number}: {name}: no such test" for name in tests]
+    return wrong
+
+
 def anchors(text: str) -> set[str]:
     """The anchors of a page's headings, as GitHub and mdBook make them."""
     found: set[str] = set()
@@ -77,9 +95,18 @@ def main() -> int:
     )
     folders = {str(parent) for name in tracked for parent in Path(name).parents}
     pages = sys.argv[1:] or sorted(name for name in tracked if name.endswith(".md"))
+    functions = {
+        name
+        for file in tracked
+        if file.endswith(".rs")
+        for name in re.findall(r"\bfn (\w+)", (ROOT / file).read_text(encoding="utf-8"))
+    }
     broken = checked = 0
     for page in pages:
         text = (ROOT / page).read_text(encoding="utf-8")
+        for problem in names(page, text, tracked, functions):
+            broken += 1
+            print(problem)
         for number, target in links(text):
             if ELSEWHERE.match(target):
                 continue
