@@ -143,7 +143,7 @@ impl Config {
         })
     }
 
-    /// Validates what [`settings`] returns.
+    /// Validates what [`settings()`] returns.
     ///
     /// # Errors
     /// If a setting is missing, impossible, or contradicts another.

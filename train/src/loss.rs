@@ -12,7 +12,7 @@
 //! *implicit reward* of an image, and z, the *logit*, is the reward margin of image 0 over image 1.
 //! By the Bradley-Terry model (Equation 1), σ(z) is the probability that image 0 is preferred.
 //!
-//! ```
+//! ```no_run
 //! use tch::Tensor;
 //! use train::loss::{PairErrors, losses};
 //!

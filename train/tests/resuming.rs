@@ -173,7 +173,7 @@ fn another_run_begins_with_a_checkpoint() {
     few.expect_error(&["--steps 10 is not above step 10"]);
     let more = ["--from", &hint, "--steps", &steps, "--optimizer", "adafactor"];
     let run = Run::of(&mut fixture.run("d", &more)).expect_code(0);
-    assert!(run.stderr.contains("begin anew"), "{run:#?}");
+    assert!(run.stderr.contains("start at zero"), "{run:#?}");
     assert_eq!(fixture.metrics("d").len(), 11);
 }
 

@@ -25,7 +25,7 @@ pub fn settings(arguments: &CacheArguments) -> Result<CacheOptions> {
 }
 
 impl Config {
-    /// Validates what [`settings`] returns.
+    /// Validates what [`settings()`] returns.
     ///
     /// # Errors
     /// If a setting is missing or impossible.

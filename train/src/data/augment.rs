@@ -1,9 +1,10 @@
 //! Random crops and horizontal flips: a function of seed, epoch, pair and image.
 //!
 //! The augmentation of an image is the first 24 bytes of the BLAKE3 hash of `train/augment/1` and
-//! then, as little-endian 64-bit numbers, the seed, the epoch, the location of the pair (file · 2³²
-//! + row) and the image: three numbers, for the row, the column and the flip. The two images of a
-//! pair are augmented independently, as in SalesforceAIResearch/DiffusionDPO (5233e75) `train.py`.
+//! then, as little-endian 64-bit numbers, the seed, the epoch, the location of the pair
+//! (`file · 2³² + row`) and the image: three numbers, for the row, the column and the flip. The two
+//! images of a pair are augmented independently, as in SalesforceAIResearch/DiffusionDPO (5233e75)
+//! `train.py`.
 
 use super::order::Location;
 

@@ -63,6 +63,8 @@ pub fn outputs(run: &Path, manifest: &Value) -> Result<Vec<String>> {
 /// If the folder is not that of a run, or a file cannot be deleted.
 pub fn clear(run: &Path, spared: Option<&Path>) -> Result<()> {
     let folder = RUN.at(run);
+    // Before temporary files are deleted, too.
+    folder.refuse_foreign()?;
     let manifest = folder.manifest()?.unwrap_or_default();
     remove_temporaries(run)?;
     Ok(folder.clear(outputs(run, &manifest)?, spared)?)

@@ -121,7 +121,7 @@ pub struct DataFacts {
     pub pairs: u64,
     /// The pairs of the probe, as `FILE:ROW`.
     pub probe: Vec<String>,
-    /// The skipped pairs, in short ([`super::pair_list`]).
+    /// The skipped pairs: how many, and a checksum of their ids.
     pub skipped: Option<String>,
 }
 
