@@ -39,7 +39,7 @@ pub struct Loader<'a> {
     asked: HashSet<String>,
     missing: Vec<String>,
     misshapen: Vec<String>,
-    /// How many weights [`f16_born::spread`] moved.
+    /// How many weights `f16_born::spread` moved.
     spread: u64,
     failure: Option<WeightsError>,
 }
@@ -117,7 +117,7 @@ impl<'a> Loader<'a> {
         std::mem::take(&mut self.parameters)
     }
 
-    /// How many weights were stored in f16 and are trained in bf16: [`f16_born::spread`] moved
+    /// How many weights were stored in f16 and are trained in bf16: `f16_born::spread` moved
     /// them, each by less than the rounding of their file.
     pub fn spread_weights(&self) -> u64 {
         self.spread
