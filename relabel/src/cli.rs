@@ -98,7 +98,8 @@ pub struct CheckArguments {
     pub score: ScoreArguments,
 }
 
-/// Settings of `relabel score`. Each is unset until a flag, an environment variable or a file sets it.
+/// Settings of `relabel score`. Each is unset until a flag, an environment variable or a file sets
+/// it.
 #[derive(Debug, Clone, Default, Args, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct ScoreSettings {

@@ -1,4 +1,5 @@
-//! The `relabel` program: parses the command line, runs one command, turns its end into an exit code.
+//! The `relabel` program: parses the command line, runs one command, turns its end into an exit
+//! code.
 
 use std::process::ExitCode;
 

@@ -52,8 +52,8 @@ impl std::fmt::Display for TiePolicy {
 impl TiePolicy {
     /// The consensus of a pair with the given sum of votes.
     ///
-    /// `human_label_0` is the input's label of the first image: 1, 0 or 0.5. `standard_margin` is the
-    /// sum over scorers of (score_0 − score_1) / (that scorer's standard deviation of margins).
+    /// `human_label_0` is the input's label of the first image: 1, 0 or 0.5. `standard_margin` is
+    /// the sum over scorers of (score_0 − score_1) / (that scorer's standard deviation of margins).
     #[must_use]
     pub fn decide(self, vote_sum: i8, human_label_0: Option<f64>, standard_margin: f64) -> i8 {
         if vote_sum != 0 {
@@ -102,16 +102,16 @@ pub struct Decider {
 }
 
 impl Decider {
-    /// Decides ties by `ties`. For [`TiePolicy::Margin`], `scale` has seen every row; other policies do not use
-    /// it.
+    /// Decides ties by `ties`. For [`TiePolicy::Margin`], `scale` has seen every row; other
+    /// policies do not use it.
     #[must_use]
     pub fn new(ties: TiePolicy, scale: &MarginScale) -> Self {
         let stds = scale.0.iter().map(Moments::std);
         Self { ties, margin_stds: stds.map(|std| std.max(f64::MIN_POSITIVE)).collect() }
     }
 
-    /// Writes each scorer's vote, `None` if it lacks a score, and returns sum and consensus if all scorers
-    /// vote.
+    /// Writes each scorer's vote, `None` if it lacks a score, and returns sum and consensus if all
+    /// scorers vote.
     #[must_use]
     pub fn decide(
         &self,

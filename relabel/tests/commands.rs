@@ -1,5 +1,5 @@
-//! The commands around a run: `vote`, `inspect`, `check`, settings from flags, environment and files,
-//! and the help.
+//! The commands around a run: `vote`, `inspect`, `check`, settings from flags, environment and
+//! files, and the help.
 #![expect(clippy::unwrap_used, reason = "a test stops where something is missing")]
 
 mod common;

@@ -1,5 +1,5 @@
-//! `kill -9` at any moment and the same command again: the bytes of an undisturbed run. Other settings
-//! are refused, SIGTERM saves and says so, a finished output stays as it is.
+//! `kill -9` at any moment and the same command again: the bytes of an undisturbed run. Other
+//! settings are refused, SIGTERM saves and says so, a finished output stays as it is.
 #![expect(clippy::unwrap_used, reason = "a test stops where something is missing")]
 
 mod common;

@@ -1,5 +1,5 @@
-//! A full disk and a limit on file sizes: one clear error that names the file, nothing half-written,
-//! and the rerun finishes.
+//! A full disk and a limit on file sizes: one clear error that names the file, nothing
+//! half-written, and the rerun finishes.
 #![expect(clippy::unwrap_used, reason = "a test stops where something is missing")]
 #![expect(clippy::print_stdout, reason = "a skipped test says so")]
 
@@ -92,7 +92,8 @@ fn a_full_disk_is_reported_and_with_room_the_rerun_finishes() {
         fixture.put("disk/ballast", &vec![1; (256 - pages_left) * 4096]);
         let run = Run::of(&mut fixture.score(&scorers, "disk/labels.parquet", &[]));
         run.expect_error(&["o space left", folder.to_str().unwrap()]);
-        // What is under its final name is whole: only the settings beside it may have found no room.
+        // What is under its final name is whole: only the settings beside it may have found no
+        // room.
         let found = std::fs::read(fixture.path("disk/labels.parquet"));
         assert!(found.is_err() || found.is_ok_and(|found| found == labels), "half a file");
     }

@@ -1,5 +1,5 @@
-//! What is taken for pairs, and what a human label is: splits, own outputs beside the pairs, labels of
-//! another meaning.
+//! What is taken for pairs, and what a human label is: splits, own outputs beside the pairs, labels
+//! of another meaning.
 #![expect(clippy::unwrap_used, reason = "a test stops where something is missing")]
 
 mod common;

@@ -1,5 +1,5 @@
-//! What a whole run writes: every pair once and in order, scores that do not depend on place, batch or
-//! layout, and votes and consensus that follow from the scores.
+//! What a whole run writes: every pair once and in order, scores that do not depend on place, batch
+//! or layout, and votes and consensus that follow from the scores.
 #![expect(clippy::unwrap_used, reason = "a test stops where something is missing")]
 
 mod common;

@@ -1,4 +1,5 @@
-//! What a run holds in memory: nothing of images that were used. `plan_memory.rs` has the bytes of a row.
+//! What a run holds in memory: nothing of images that were used. `plan_memory.rs` has the bytes of
+//! a row.
 #![expect(clippy::unwrap_used, reason = "a test stops where something is missing")]
 
 mod common;

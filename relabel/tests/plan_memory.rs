@@ -1,4 +1,5 @@
-//! How many bytes of memory the plan of a run takes for each row: the heap is counted while it is made.
+//! How many bytes of memory the plan of a run takes for each row: the heap is counted while it is
+//! made.
 #![expect(clippy::unwrap_used, reason = "a test stops where something is missing")]
 
 mod common;

@@ -59,8 +59,8 @@ fn with_caption(number: usize, caption: Option<&str>) -> Pair {
     Pair { caption: caption.map(str::to_owned), ..pair(number) }
 }
 
-/// The row has this status, a reason that says `words`, and no votes; where an image could be scored,
-/// its scores are there.
+/// The row has this status, a reason that says `words`, and no votes; where an image could be
+/// scored, its scores are there.
 #[track_caller]
 fn assert_failed(row: &LabelRow, status: Status, words: &str, scored: [bool; 2]) {
     assert_eq!(row.status, status, "{row:#?}");
@@ -174,8 +174,8 @@ fn a_damaged_owner_costs_its_own_row_only() {
         (Some(cut), Status::DecodeError),
         (Some(oversized_png()), Status::ImageTooLarge),
     ] {
-        // Row 0 owns the uid; the others have sound bytes of it, twice in this file and once in each of
-        // two more.
+        // Row 0 owns the uid; the others have sound bytes of it, twice in this file and once in
+        // each of two more.
         let sound: Vec<Pair> = (0..5)
             .map(|number| {
                 let mut sound = pair(number);
@@ -238,8 +238,8 @@ fn each_content_of_a_uid_is_an_image_of_its_own() {
 
 #[test]
 fn the_same_bytes_have_the_same_scores_whatever_they_are_called() {
-    // Eleven images under two names each and under none, in one file and in another, with the caption of
-    // one another and with a caption of their own, in batches that mix them.
+    // Eleven images under two names each and under none, in one file and in another, with the
+    // caption of one another and with a caption of their own, in batches that mix them.
     let named = |number: usize, uid: Option<&str>, caption: &str| Pair {
         ranking_id: None,
         caption: Some(caption.to_owned()),

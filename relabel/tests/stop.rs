@@ -1,4 +1,5 @@
-//! A stop signal is seen within two seconds in every phase of a run, and costs nothing that is done.
+//! A stop signal is seen within two seconds in every phase of a run, and costs nothing that is
+//! done.
 #![expect(clippy::unwrap_used, reason = "a test stops where something is missing")]
 
 mod common;

@@ -8,11 +8,12 @@
 //! * `NAME:N:ERROR`, the N-th operation `NAME` fails with that error instead of being carried out;
 //!   `ERROR` is one of `EIO`, `ENOSPC`, `EDQUOT`, `EFBIG`, `EACCES`, `EROFS`, `ENOSYS`, `ENOTSUP`;
 //! * `NAME:*:ERROR`, every operation `NAME` fails with it;
-//! * `NAME:N:TERM`, the process gets SIGTERM at the N-th passage of the point `NAME`, and continues as
-//!   it does after a signal.
+//! * `NAME:N:TERM`, the process gets SIGTERM at the N-th passage of the point `NAME`, and continues
+//!   as it does after a signal.
 //!
-//! [`crate::files::AtomicFile`] passes `open`, `write`, `sync`, `rename` and `marker` (the folder is
-//! synced: from here on the file survives a power cut), [`crate::lock`] passes `lock`. Programs add points of their own.
+//! [`crate::files::AtomicFile`] passes `open`, `write`, `sync`, `rename` and `marker` (the folder
+//! is synced: from here on the file survives a power cut), [`crate::lock`] passes `lock`. Programs
+//! add points of their own.
 
 use std::io;
 use std::sync::OnceLock;

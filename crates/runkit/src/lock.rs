@@ -1,11 +1,11 @@
 //! One output, one writer: advisory locks that name their holder.
 //!
 //! The lock is `flock` on a small file that the holder fills with its process number, host, start
-//! and command line. The kernel lets go of it when the holder ends, also by `kill -9`, so there is no
-//! stale lock to remove; the file itself is never deleted, because someone else may just have opened
-//! it. On file systems that grant every `flock` (some network ones), or have none (Lustre without
-//! `-o flock`, some FUSE mounts; a warning says so), the lock protects nothing; what is written is still
-//! whole, since temporary names are unique ([`crate::files`]).
+//! and command line. The kernel lets go of it when the holder ends, also by `kill -9`, so there is
+//! no stale lock to remove; the file itself is never deleted, because someone else may just have
+//! opened it. On file systems that grant every `flock` (some network ones), or have none (Lustre
+//! without `-o flock`, some FUSE mounts; a warning says so), the lock protects nothing; what is
+//! written is still whole, since temporary names are unique ([`crate::files`]).
 
 use std::fmt;
 use std::fs::{File, OpenOptions, TryLockError};
@@ -23,7 +23,8 @@ const MAXIMUM_HOLDER_BYTES: u64 = 1 << 16;
 /// A command line is shown and kept up to this many characters.
 const MAXIMUM_COMMAND_CHARACTERS: usize = 300;
 
-/// How often, and after how long, a shared lock is asked for again if the lock file names no holder.
+/// How often, and after how long, a shared lock is asked for again if the lock file names no
+/// holder.
 const MOMENTS: u32 = 100;
 /// The same if the lock file names a holder.
 const MOMENTS_WITH_NAMES: u32 = 3;
@@ -102,8 +103,8 @@ impl OutputLock {
     pub fn shared(path: impl AsRef<Path>) -> Result<Self, LockError> {
         let path = path.as_ref();
         let mut file = open(path)?;
-        // The first of several shared holders clears the names of earlier runs; for that moment it is
-        // alone.
+        // The first of several shared holders clears the names of earlier runs; for that moment it
+        // is alone.
         match try_exclusive(&file) {
             Tried::Taken => clear(&mut file).map_err(|cause| unusable(path, cause))?,
             Tried::Held => {}
@@ -158,8 +159,8 @@ fn tried(result: Result<(), TryLockError>) -> Tried {
     }
 }
 
-/// What systems say that cannot lock: Lustre without `-o flock` ENOSYS, FUSE mounts any of the three,
-/// NFS without its lock service ENOLCK. (ENOTSUP and EOPNOTSUPP are one number on Linux.)
+/// What systems say that cannot lock: Lustre without `-o flock` ENOSYS, FUSE mounts any of the
+/// three, NFS without its lock service ENOLCK. (ENOTSUP and EOPNOTSUPP are one number on Linux.)
 fn is_unsupported(cause: &io::Error) -> bool {
     [libc::ENOSYS, libc::ENOTSUP, libc::EOPNOTSUPP, libc::ENOLCK]
         .iter()
@@ -276,7 +277,8 @@ pub(crate) fn process_may_be_alive(process: u32) -> bool {
         return true;
     }
     match std::fs::read_to_string(format!("/proc/{process}/stat")) {
-        // A process that has ended keeps its number, in state Z, until its parent has waited for it.
+        // A process that has ended keeps its number, in state Z, until its parent has waited for
+        // it.
         Ok(stat) => {
             let state = stat.rsplit(')').next().and_then(|fields| fields.trim().chars().next());
             !matches!(state, Some('Z' | 'X'))

@@ -1,8 +1,8 @@
 //! What a run was made of: canonical JSON, its fingerprint, and what differs between two of them.
 //!
-//! Equal values give equal text and so equal fingerprints: keys are sorted, there is no white space,
-//! and numbers are written in the shortest form that reads back the same. Put no time and no host
-//! into a manifest, or equal inputs no longer give equal bytes.
+//! Equal values give equal text and so equal fingerprints: keys are sorted, there is no white
+//! space, and numbers are written in the shortest form that reads back the same. Put no time and no
+//! host into a manifest, or equal inputs no longer give equal bytes.
 
 use std::fmt;
 

@@ -2,13 +2,15 @@
 //!
 //! * If there is nothing under the name of the output, it is written.
 //! * If the output of this very run is there, it is complete or resumed.
-//! * If the output of another run of ours is there, it is refused, naming what differs; `--fresh` replaces it.
+//! * If the output of another run of ours is there, it is refused, naming what differs; `--fresh`
+//!   replaces it.
 //! * If something else is there, or one of the inputs, no flag overwrites or removes it.
 //!
-//! Our outputs are recognised by their contents, never by their names: the caller reads the manifest that its
-//! program wrote into the file or the folder. [`OutputFile::examine`] does it for one file,
-//! [`crate::run_folder`] for a folder; [`refuse_input`], [`refuse_foreign_folder`] and [`refuse_another_run`]
-//! are their steps. Call it with the lock of the output, before anything is written or removed.
+//! Our outputs are recognised by their contents, never by their names: the caller reads the
+//! manifest that its program wrote into the file or the folder. [`OutputFile::examine`] does it for
+//! one file, [`crate::run_folder`] for a folder; [`refuse_input`], [`refuse_foreign_folder`] and
+//! [`refuse_another_run`] are their steps. Call it with the lock of the output, before anything is
+//! written or removed.
 //!
 //! ```
 //! use runkit::output::{OutputFile, State};
@@ -140,9 +142,9 @@ pub struct OutputFile<'run> {
 }
 
 impl OutputFile<'_> {
-    /// Applies the rule. `inputs` are the files and folders that the command reads, `manifest` says what
-    /// this run is, and `read_manifest` reads the manifest that our program wrote into the file; it
-    /// returns `None` for any other file.
+    /// Applies the rule. `inputs` are the files and folders that the command reads, `manifest` says
+    /// what this run is, and `read_manifest` reads the manifest that our program wrote into the
+    /// file; it returns `None` for any other file.
     ///
     /// # Errors
     /// When nothing may be written.
@@ -192,8 +194,8 @@ pub fn refuse_input(
     }
 }
 
-/// Refuses a folder that holds something, unless `is_ours` finds in it that our program wrote it. Hidden
-/// files, lock files and our own unfinished files do not count.
+/// Refuses a folder that holds something, unless `is_ours` finds in it that our program wrote it.
+/// Hidden files, lock files and our own unfinished files do not count.
 ///
 /// # Errors
 /// [`OutputError::Foreign`] naming what is there; [`OutputError::Unreadable`].

@@ -21,8 +21,8 @@ pub fn is_address(path: &Path) -> bool {
     })
 }
 
-/// Replaces `~` and `~/…` at the beginning by the user's home. Shells do not expand it after an equals sign,
-/// and nobody expands it in a file. Anything else is returned as it is.
+/// Replaces `~` and `~/…` at the beginning by the user's home. Shells do not expand it after an
+/// equals sign, and nobody expands it in a file. Anything else is returned as it is.
 pub fn expand_home(path: &Path) -> PathBuf {
     expand(path, std::env::var_os("HOME").filter(|home| !home.is_empty()).map(PathBuf::from))
 }
@@ -54,8 +54,9 @@ pub fn resolve_in_place(path: &mut PathBuf, base: &Path) {
     *path = resolve(path, base);
 }
 
-/// The name of the hub that a path without a file probably means: `hf://owner/name` for `owner/name` and for a
-/// page of the hub, with `datasets/` if the page is of a data set or `is_data` is true.
+/// The name of the hub that a path without a file probably means: `hf://owner/name` for
+/// `owner/name` and for a page of the hub, with `datasets/` if the page is of a data set or
+/// `is_data` is true.
 pub fn meant_hub_name(path: &Path, is_data: bool) -> Option<String> {
     let text = path.to_string_lossy();
     let page = HUB_PAGES.iter().find_map(|start| text.strip_prefix(start));
@@ -102,8 +103,8 @@ pub fn meant_hub_name(path: &Path, is_data: bool) -> Option<String> {
     Some(format!("{HUB_SCHEME}{kind}{owner}/{name}{revision}"))
 }
 
-/// The hint of an error about data that does not exist at `path`; empty if there is no advice. Data is read
-/// from this machine, so data of the hub must be downloaded first.
+/// The hint of an error about data that does not exist at `path`; empty if there is no advice. Data
+/// is read from this machine, so data of the hub must be downloaded first.
 ///
 /// ```
 /// use runkit::path::hint_for_data;

@@ -2,15 +2,16 @@
 
 use std::sync::mpsc::sync_channel;
 
-/// Hands `items` to `consume`. With `ahead` above 0 a thread of its own produces them, at most `ahead` of
-/// them before they are asked for; with 0 each is produced when it is asked for, in this thread.
+/// Hands `items` to `consume`. With `ahead` above 0 a thread of its own produces them, at most
+/// `ahead` of them before they are asked for; with 0 each is produced when it is asked for, in this
+/// thread.
 ///
-/// Producing ahead pays if the consumer waits for another device, such as a GPU or a disk. On a CPU the
-/// producer and libtorch's threads would compete for the same cores, so callers there pass 0. The items and
-/// their order are the same either way.
+/// Producing ahead pays if the consumer waits for another device, such as a GPU or a disk. On a CPU
+/// the producer and libtorch's threads would compete for the same cores, so callers there pass 0.
+/// The items and their order are the same either way.
 ///
-/// If `consume` returns early, the thread ends after the item it is at. A panic of the thread is a panic
-/// here.
+/// If `consume` returns early, the thread ends after the item it is at. A panic of the thread is a
+/// panic here.
 ///
 /// ```
 /// use runkit::prefetch::prefetch;

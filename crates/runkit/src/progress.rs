@@ -19,9 +19,9 @@ const UNKNOWN: &str = "–";
 
 /// The progress of one piece of work. Shared by reference between threads.
 ///
-/// On a terminal it is a bar on stderr with rate and time left; otherwise an information line in the
-/// log every ten seconds, whether or not something was done in between. With `-q` it is silent. Rate and
-/// time left are of this start alone, and not shown before something is done.
+/// On a terminal it is a bar on stderr with rate and time left; otherwise an information line in
+/// the log every ten seconds, whether or not something was done in between. With `-q` it is silent.
+/// Rate and time left are of this start alone, and not shown before something is done.
 #[derive(Debug)]
 pub struct Progress {
     state: Arc<State>,
@@ -88,8 +88,8 @@ impl Progress {
         self.add_parts(amount.saturating_mul(PARTS));
     }
 
-    /// Counts `amount` more parts of units, [`PARTS`] to the unit: if a unit takes long, the rate is
-    /// known and right before the first one is done.
+    /// Counts `amount` more parts of units, [`PARTS`] to the unit: if a unit takes long, the rate
+    /// is known and right before the first one is done.
     pub fn add_parts(&self, amount: u64) {
         self.state.done.fetch_add(amount, Ordering::Relaxed);
         if let View::Bar(bar) = &self.view {
@@ -135,7 +135,8 @@ impl State {
         (done > 0.0).then(|| done / elapsed.as_secs_f64().max(1e-3))
     }
 
-    /// The time that the rest takes at this rate; `None` if it is not known, or if there is no rest.
+    /// The time that the rest takes at this rate; `None` if it is not known, or if there is no
+    /// rest.
     fn left(&self, elapsed: Duration) -> Option<Duration> {
         let earlier = self.earlier.load(Ordering::Relaxed);
         let left = self.total?.saturating_sub(earlier) as f64 - self.done_now();

@@ -1,20 +1,21 @@
 //! Which run owns an output folder: lock, manifest, resume, refuse, clear.
 //!
-//! A run that can be resumed keeps its state in a folder with a manifest, `manifest.json`, which says what
-//! the run is. The rules are the same for every program:
+//! A run that can be resumed keeps its state in a folder with a manifest, `manifest.json`, which
+//! says what the run is. The rules are the same for every program:
 //!
 //! * one process writes the folder at a time ([`RunFolder::lock`]);
 //! * a folder that holds something else is never written to, with or without `--fresh`
 //!   ([`RunFolder::refuse_foreign`]);
 //! * a run whose *identity* differs is refused, naming the fields that differ
-//!   ([`RunFolder::refuse_another`]). Its *numerics* (number of images at once, kind of device) may differ: the
-//!   result is the same but for rounding, and the caller says so;
-//! * the manifest is written before any other file ([`RunFolder::begin`]), so that everything below it is
-//!   known to be ours;
-//! * `--fresh` deletes what the program lists as its outputs, and nothing else ([`RunFolder::clear`]).
+//!   ([`RunFolder::refuse_another`]). Its *numerics* (number of images at once, kind of device) may
+//!   differ: the result is the same but for rounding, and the caller says so;
+//! * the manifest is written before any other file ([`RunFolder::begin`]), so that everything below
+//!   it is known to be ours;
+//! * `--fresh` deletes what the program lists as its outputs, and nothing else
+//!   ([`RunFolder::clear`]).
 //!
-//! A command that writes a folder uses [`FolderKind::at`]; one that writes a file and keeps a folder of
-//! unfinished work beside it uses [`FolderKind::beside`].
+//! A command that writes a folder uses [`FolderKind::at`]; one that writes a file and keeps a
+//! folder of unfinished work beside it uses [`FolderKind::beside`].
 //!
 //! ```
 //! use runkit::run_folder::FolderKind;
@@ -121,8 +122,8 @@ impl RunFolder {
         &self.path
     }
 
-    /// Refuses a folder that holds something and has no manifest of ours. Call it before hours of planning,
-    /// and again with the lock.
+    /// Refuses a folder that holds something and has no manifest of ours. Call it before hours of
+    /// planning, and again with the lock.
     ///
     /// # Errors
     /// [`OutputError::Foreign`] naming what is there.
@@ -190,8 +191,8 @@ impl RunFolder {
         }
     }
 
-    /// Refuses to resume another run, and returns how the numerics of this start differ from those of the
-    /// manifest.
+    /// Refuses to resume another run, and returns how the numerics of this start differ from those
+    /// of the manifest.
     ///
     /// # Errors
     /// [`OutputError::OtherRun`] naming the fields of the identity that differ.
@@ -226,8 +227,8 @@ impl RunFolder {
         (identity.into(), numerics.into())
     }
 
-    /// Makes the folder and writes the manifest, unless the very same one is there. Removes the temporary
-    /// files that killed starts left in the folder.
+    /// Makes the folder and writes the manifest, unless the very same one is there. Removes the
+    /// temporary files that killed starts left in the folder.
     ///
     /// # Errors
     /// If the folder cannot be written.
@@ -244,10 +245,10 @@ impl RunFolder {
         Ok(write_atomic(&file, |file| file.write_all(&text))?)
     }
 
-    /// Deletes outputs of an earlier run, for `--fresh`. `outputs` are files relative to the folder; a path
-    /// that leads out of it is skipped, and so is `spared`, which this run reads. Then deletes temporary files
-    /// and folders that have become empty. The manifest stays until [`RunFolder::begin`] replaces it, so that
-    /// after a kill the rest is still known to be ours.
+    /// Deletes outputs of an earlier run, for `--fresh`. `outputs` are files relative to the
+    /// folder; a path that leads out of it is skipped, and so is `spared`, which this run reads.
+    /// Then deletes temporary files and folders that have become empty. The manifest stays until
+    /// [`RunFolder::begin`] replaces it, so that after a kill the rest is still known to be ours.
     ///
     /// # Errors
     /// If the folder is not ours, or a file cannot be deleted.
@@ -283,8 +284,8 @@ impl RunFolder {
         Ok(())
     }
 
-    /// Deletes the folder with all it holds, the manifest after all else. For work folders, which hold
-    /// nothing but our unfinished work.
+    /// Deletes the folder with all it holds, the manifest after all else. For work folders, which
+    /// hold nothing but our unfinished work.
     ///
     /// # Errors
     /// If something cannot be deleted.
@@ -316,8 +317,8 @@ impl RunFolder {
     }
 }
 
-/// The names of the files and folders in `folder` that `is_ours` accepts, sorted; empty if there is no such
-/// folder. Our temporary files are not listed.
+/// The names of the files and folders in `folder` that `is_ours` accepts, sorted; empty if there is
+/// no such folder. Our temporary files are not listed.
 ///
 /// # Errors
 /// If the folder cannot be listed.

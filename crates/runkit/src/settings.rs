@@ -1,8 +1,9 @@
 //! Settings in layers: flags, over environment variables, over a settings file.
 //!
-//! A program keeps its settings in a struct whose fields are `Option`s, read by clap (whose `env` puts the
-//! environment below the flag) and by serde. [`Settings`] does the rest: it loads the file, lays the flags
-//! over it, resolves relative paths, and writes the whole as text that is a valid settings file itself.
+//! A program keeps its settings in a struct whose fields are `Option`s, read by clap (whose `env`
+//! puts the environment below the flag) and by serde. [`Settings`] does the rest: it loads the
+//! file, lays the flags over it, resolves relative paths, and writes the whole as text that is a
+//! valid settings file itself.
 //!
 //! ```
 //! use std::path::PathBuf;
@@ -93,8 +94,9 @@ pub trait Settings: Clone + Serialize + DeserializeOwned {
     }
 }
 
-/// Saves settings beside the output they made, as `text`, which begins with `head`. A file under that name
-/// that does not begin with `head`, or is `read`, is the user's: it stays, and a warning says so.
+/// Saves settings beside the output they made, as `text`, which begins with `head`. A file under
+/// that name that does not begin with `head`, or is `read`, is the user's: it stays, and a warning
+/// says so.
 ///
 /// # Errors
 /// If the file cannot be written.

@@ -7,8 +7,8 @@
 //! 3. `SLURM_PROCID` and the number of tasks, in a step that `srun` started with several;
 //! 4. nothing: this process does all of the work.
 //!
-//! A SLURM array decides nothing: its tasks may be separate runs, each with its data and its output, and a
-//! shard of such a run would look complete. A warning says so.
+//! A SLURM array decides nothing: its tasks may be separate runs, each with its data and its
+//! output, and a shard of such a run would look complete. A warning says so.
 
 use std::fmt;
 use std::str::FromStr;
@@ -91,14 +91,14 @@ pub struct SeveralProcesses {
     pub value: u64,
 }
 
-/// Variables by which launchers say how many processes they started: torchrun and accelerate, srun, Open MPI
-/// and MPICH. Those of a whole allocation (`SLURM_NTASKS`) are not among them: a batch script may start one
-/// process in a large one.
+/// Variables by which launchers say how many processes they started: torchrun and accelerate, srun,
+/// Open MPI and MPICH. Those of a whole allocation (`SLURM_NTASKS`) are not among them: a batch
+/// script may start one process in a large one.
 const PROCESSES: [&str; 4] =
     ["WORLD_SIZE", "SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE"];
 
-/// Refuses to run as one of several processes: all but one would fail on the lock of the output, or all do the
-/// same work.
+/// Refuses to run as one of several processes: all but one would fail on the lock of the output, or
+/// all do the same work.
 ///
 /// # Errors
 /// [`SeveralProcesses`].
@@ -156,12 +156,13 @@ impl Shard {
         item % self.count == self.index
     }
 
-    /// The shard of this process: `explicit` (a flag) if given, else that of torchrun or srun, else the
-    /// whole, by the rule at the head of this module. A task of a SLURM array that takes the whole logs a
-    /// warning.
+    /// The shard of this process: `explicit` (a flag) if given, else that of torchrun or srun, else
+    /// the whole, by the rule at the head of this module. A task of a SLURM array that takes the
+    /// whole logs a warning.
     ///
     /// # Errors
-    /// When the variables are incomplete, contradict each other or hold something else than a shard.
+    /// When the variables are incomplete, contradict each other or hold something else than a
+    /// shard.
     pub fn from_environment(explicit: Option<Self>) -> Result<Self, ShardError> {
         let lookup =
             |name: &str| std::env::var_os(name).map(|value| value.to_string_lossy().into_owned());

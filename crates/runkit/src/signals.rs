@@ -1,10 +1,10 @@
 //! Stopping politely: the first SIGINT or SIGTERM asks, the second one ends the process at once.
 //!
 //! [`install`] goes to the start of `main`. Long loops look at [`StopFlag::requested`] between two
-//! pieces of work, save, and return the signal's [`crate::exit::ExitStatus`]. Work that has nothing to
-//! save (planning, hashing, downloading, loading, merging) calls [`check`] at least once a second and
-//! returns its error with `?`: [`crate::program::main`] turns a [`Stopped`] into the exit code of the
-//! signal.
+//! pieces of work, save, and return the signal's [`crate::exit::ExitStatus`]. Work that has nothing
+//! to save (planning, hashing, downloading, loading, merging) calls [`check`] at least once a
+//! second and returns its error with `?`: [`crate::program::main`] turns a [`Stopped`] into the
+//! exit code of the signal.
 
 use std::fmt;
 use std::io;
@@ -36,18 +36,19 @@ impl fmt::Display for Signal {
     }
 }
 
-/// The error of work that ended early because the process was asked to stop. Everything under a final
-/// name is whole; the same command resumes.
+/// The error of work that ended early because the process was asked to stop. Everything under a
+/// final name is whole; the same command resumes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("stopped by {0}")]
 pub struct Stopped(pub Signal);
 
-/// What work that a signal may stop ends with: its result (`Continue`), or the signal (`Break`). Work that has
-/// something to save when it stops returns this; work that has nothing to save returns the error [`Stopped`].
+/// What work that a signal may stop ends with: its result (`Continue`), or the signal (`Break`).
+/// Work that has something to save when it stops returns this; work that has nothing to save
+/// returns the error [`Stopped`].
 pub type Stoppable<T = ()> = ControlFlow<Signal, T>;
 
-/// A [`Stopped`] behind an error as a [`Stoppable`], for the boundary between work that returns the error and
-/// its caller.
+/// A [`Stopped`] behind an error as a [`Stoppable`], for the boundary between work that returns the
+/// error and its caller.
 ///
 /// # Errors
 /// Any other error.
@@ -140,9 +141,9 @@ pub fn flag_of_process() -> StopFlag {
     INSTALLED.get().cloned().unwrap_or_default()
 }
 
-/// [`StopFlag::check`] on the flag of this process: for code far below the command that installed the
-/// handlers, such as a loop that loads tensors. Before [`install`] it never returns an error, and a
-/// signal ends the process at once.
+/// [`StopFlag::check`] on the flag of this process: for code far below the command that installed
+/// the handlers, such as a loop that loads tensors. Before [`install`] it never returns an error,
+/// and a signal ends the process at once.
 ///
 /// # Errors
 /// [`Stopped`] with the signal.
@@ -186,9 +187,9 @@ pub fn install() -> io::Result<StopFlag> {
 /// How long after a signal a process of [`end_soon`] lives.
 const PATIENCE: Duration = Duration::from_millis(1_500);
 
-/// Ends the process soon after a signal, whatever it is doing. For commands whose files are whole at any
-/// instant: nobody waits for a network that loads, a batch or a table. Work that looks at `stop` ends
-/// earlier, and politely.
+/// Ends the process soon after a signal, whatever it is doing. For commands whose files are whole
+/// at any instant: nobody waits for a network that loads, a batch or a table. Work that looks at
+/// `stop` ends earlier, and politely.
 ///
 /// # Errors
 /// If the system refuses a thread.
@@ -214,7 +215,8 @@ pub fn end_soon(stop: &StopFlag) -> io::Result<()> {
 /// How often a signal is looked for.
 const POLL: Duration = Duration::from_millis(50);
 
-/// Ignores SIGXFSZ, as [`install`] does, for commands that are over too soon to be stopped politely.
+/// Ignores SIGXFSZ, as [`install`] does, for commands that are over too soon to be stopped
+/// politely.
 ///
 /// # Errors
 /// When the operating system refuses.

@@ -1,7 +1,7 @@
 //! Text of unknown origin in messages: shortened and made safe, in one place.
 //!
-//! A message that quotes its input must stay a message, whatever the input is: a file given by mistake
-//! as a list of prompts can hold a line of a gigabyte, or the codes that clear a terminal.
+//! A message that quotes its input must stay a message, whatever the input is: a file given by
+//! mistake as a list of prompts can hold a line of a gigabyte, or the codes that clear a terminal.
 
 use crate::logging::escape_for_terminal;
 
@@ -10,8 +10,8 @@ pub const MOST_QUOTED: usize = 200;
 /// The most characters of one line of an error. Longer ones hold more input than sentence.
 const MOST_OF_A_LINE: usize = 1_000;
 
-/// Text for a message: control characters escaped, truncated after [`MOST_QUOTED`] characters with a
-/// note.
+/// Text for a message: control characters escaped, truncated after [`MOST_QUOTED`] characters with
+/// a note.
 ///
 /// ```
 /// use runkit::text::excerpt;
@@ -42,8 +42,8 @@ pub fn quoted(text: &str) -> String {
     }
 }
 
-/// A list of choices for a message: "a, b, c"; of a long list the beginning and how many follow. "none"
-/// if the list is empty.
+/// A list of choices for a message: "a, b, c"; of a long list the beginning and how many follow.
+/// "none" if the list is empty.
 ///
 /// ```
 /// use runkit::text::choices;
@@ -76,8 +76,8 @@ pub fn choices<T: AsRef<str>>(names: impl IntoIterator<Item = T>) -> String {
 }
 
 /// A message of a library that may quote its input at any length: text between quotation marks
-/// (`"`, `'` or a backquote) is truncated as by [`excerpt`], and so is a word that is not a path, and at five
-/// times that length each line as a whole.
+/// (`"`, `'` or a backquote) is truncated as by [`excerpt`], and so is a word that is not a path,
+/// and at five times that length each line as a whole.
 #[must_use]
 pub fn shorten_message(message: &str) -> String {
     let lines = message.lines().map(|line| {
@@ -138,8 +138,8 @@ fn closing(inside: &str, mark: char) -> Option<usize> {
     })
 }
 
-/// The beginning of `text`, escaped, at most `most` characters long; and whether anything is missing.
-/// An escape sequence is kept whole or left out.
+/// The beginning of `text`, escaped, at most `most` characters long; and whether anything is
+/// missing. An escape sequence is kept whole or left out.
 fn shortened(text: &str, most: usize, quotes: bool) -> (String, bool) {
     let mut shown = String::new();
     let mut length = 0;

@@ -22,8 +22,8 @@ struct Failed<'batch> {
     error: Option<&'batch str>,
 }
 
-/// Prints every failed row of `labels`, in order, as they are read: a line each, or the elements of one
-/// JSON array.
+/// Prints every failed row of `labels`, in order, as they are read: a line each, or the elements of
+/// one JSON array.
 pub(super) fn run(labels: &Path, format: ReportFormat) -> Result<ExitStatus> {
     let file = LabelsFile::open(labels)?;
     let mut out = BufWriter::new(std::io::stdout().lock());

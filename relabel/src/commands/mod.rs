@@ -20,8 +20,9 @@ use crate::cli::{Cli, Command, InspectArguments, ReportFormat, ScoreArguments, S
 use crate::inspect::Report;
 use crate::score::{self, Config};
 
-/// The default numbers of images per forward pass. On a CPU these come nearest to the speed of a plain
-/// matrix product (docs/performance.md); 64 is meant to fill a GPU's matrix units, and was not measured.
+/// The default numbers of images per forward pass. On a CPU these come nearest to the speed of a
+/// plain matrix product (docs/performance.md); 64 is meant to fill a GPU's matrix units, and was
+/// not measured.
 const BATCH_SIZE_CPU_F32: usize = 8;
 const BATCH_SIZE_CPU_BF16: usize = 16;
 const BATCH_SIZE_CUDA: usize = 64;
@@ -57,8 +58,8 @@ pub fn run(command: Command) -> Result<ExitStatus> {
 /// The JSON summary of `relabel score` and `relabel vote`.
 #[derive(Serialize)]
 struct Summary<'run> {
-    /// "complete", or "shard_complete" while parts of other shards are missing or another shard writes the
-    /// labels file.
+    /// "complete", or "shard_complete" while parts of other shards are missing or another shard
+    /// writes the labels file.
     state: &'static str,
     labels: &'run Path,
     /// Parts of other shards that are missing.

@@ -75,8 +75,8 @@ fn voters(labels: &LabelsFile, arguments: &VoteArguments) -> Result<Vec<String>>
     Ok(scorers.iter().filter(|name| asked.contains(name)).cloned().collect())
 }
 
-/// The manifest of the new file: that of the old one with other voters and another tie policy. If the old
-/// one has no manifest, because another tool wrote it, its checksum says what was voted on.
+/// The manifest of the new file: that of the old one with other voters and another tie policy. If
+/// the old one has no manifest, because another tool wrote it, its checksum says what was voted on.
 fn manifest(labels: &LabelsFile, voters: &[String], ties: TiePolicy) -> Result<Value> {
     let mut manifest: Value = match labels.metadata().get(KEY_MANIFEST) {
         Some(text) => serde_json::from_str(text)?,
@@ -117,8 +117,8 @@ fn scores_of(batch: &LabelBatch, row: usize, scores: &mut [[Option<f32>; 2]]) {
     }
 }
 
-/// The batch with votes, sums and consensus decided again. A row that failed only for a scorer that no
-/// longer votes is sound again.
+/// The batch with votes, sums and consensus decided again. A row that failed only for a scorer that
+/// no longer votes is sound again.
 fn decide(batch: &LabelBatch, decider: &Decider) -> Result<LabelBatch> {
     let (rows, scorers) = (batch.num_rows(), batch.schema().scorers().len());
     let mut columns: Vec<Int8Builder> =

@@ -1,5 +1,6 @@
-//! What a labels file says about its scorers: how each votes, how much they agree with each other and
-//! with human labels, how clear the margins are, what failed, and whether a scorer looks broken.
+//! What a labels file says about its scorers: how each votes, how much they agree with each other
+//! and with human labels, how clear the margins are, what failed, and whether a scorer looks
+//! broken.
 
 mod text;
 
@@ -13,8 +14,8 @@ use serde::Serialize;
 
 use crate::vote::Moments;
 
-/// If the standard deviation of a scorer's scores is below this fraction of their mean magnitude, it tells
-/// images apart by rounding alone.
+/// If the standard deviation of a scorer's scores is below this fraction of their mean magnitude,
+/// it tells images apart by rounding alone.
 const COLLAPSED_STD: f64 = 1e-4;
 /// A larger fraction of exact ties means a constant or coarsely rounded scorer.
 const COLLAPSED_TIES: f64 = 0.2;
@@ -249,8 +250,8 @@ impl Counting {
     }
 }
 
-/// Cohen's kappa of two voters: agreement beyond chance, from their agreement and the
-/// fraction of the votes of each for image 0. 1 if both always vote alike, even when chance alone explains it.
+/// Cohen's kappa of two voters: agreement beyond chance, from their agreement and the fraction of
+/// the votes of each for image 0. 1 if both always vote alike, even when chance alone explains it.
 fn kappa(agreement: f64, one: f64, other: f64) -> f64 {
     let chance = one * other + (1.0 - one) * (1.0 - other);
     if chance >= 1.0 { 1.0 } else { (agreement - chance) / (1.0 - chance) }

@@ -127,8 +127,8 @@ impl Grid {
         Self { rows: vec![header.iter().map(|&name| name.to_owned()).collect()] }
     }
 
-    /// The table as text. If it is wider than `most` columns of a terminal it becomes several tables, one
-    /// below the other, each with the names.
+    /// The table as text. If it is wider than `most` columns of a terminal it becomes several
+    /// tables, one below the other, each with the names.
     fn to_text(&self, most: usize) -> String {
         let width = |column: usize| {
             let cells = self.rows.iter().filter_map(|row| row.get(column));

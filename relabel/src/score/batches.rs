@@ -1,16 +1,18 @@
 //! Which images of a file are scored, in batches, decoded and preprocessed.
 //!
-//! Every image's bytes are hashed as they are read. An image is scored in the slot where its uid occurs
-//! first (its owner), and in every other slot whose bytes this file has not seen: if the owner of a uid is
-//! missing, damaged or another image, only the owner's row fails. Bytes that the file has seen are not
-//! decoded again, under any uid. An image whose owner is in an earlier file is only hashed; if its bytes
-//! turn out to be others than the owner's, the run scores it at the end ([`Choice::Rest`]).
+//! Every image's bytes are hashed as they are read. An image is scored in the slot where its uid
+//! occurs first (its owner), and in every other slot whose bytes this file has not seen: if the
+//! owner of a uid is missing, damaged or another image, only the owner's row fails. Bytes that the
+//! file has seen are not decoded again, under any uid. An image whose owner is in an earlier file
+//! is only hashed; if its bytes turn out to be others than the owner's, the run scores it at the
+//! end ([`Choice::Rest`]).
 //!
-//! All of this follows from the file and the plan alone, so that the same file gives the same batches
-//! in every process.
+//! All of this follows from the file and the plan alone, so that the same file gives the same
+//! batches in every process.
 //!
-//! Memory: [`ROWS_PER_READ`] rows, a batch of encoded images, and 16 bytes for each distinct image of the
-//! file, in a hash table that is up to half empty. Of an image that is only hashed, the digest is kept.
+//! Memory: [`ROWS_PER_READ`] rows, a batch of encoded images, and 16 bytes for each distinct image
+//! of the file, in a hash table that is up to half empty. Of an image that is only hashed, the
+//! digest is kept.
 
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 
@@ -36,8 +38,8 @@ const SLOTS_TOGETHER: usize = 4096;
 pub(crate) enum Choice {
     /// The images that the file owns, and those with other bytes than their owner in the same file.
     First,
-    /// These slots, counted over the run, with the pairs to score of each: bytes that no part has a score
-    /// of.
+    /// These slots, counted over the run, with the pairs to score of each: bytes that no part has a
+    /// score of.
     Rest(BTreeMap<u64, Vec<u32>>),
 }
 

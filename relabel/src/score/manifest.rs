@@ -13,8 +13,8 @@ use super::Config;
 use super::plan::Plan;
 use crate::vote::TiePolicy;
 
-/// The metadata key of how many rows a forward pass had after the device ran out of memory; absent if it
-/// did not.
+/// The metadata key of how many rows a forward pass had after the device ran out of memory; absent
+/// if it did not.
 pub const KEY_MEMORY: &str = "relabel.memory";
 
 /// The manifest of a labels file. No time, no host, no absolute path.

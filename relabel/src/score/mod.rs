@@ -1,9 +1,9 @@
 //! `relabel score`: plan, score file by file into parts, merge.
 //!
-//! Until it is complete a run keeps everything in `OUT.work/`: the manifest, which says what the run
-//! is, and one part per finished input file. A part and the labels file appear under their names only
-//! when complete and synced. After a kill at any instant the same command finishes the run, with the
-//! same bytes.
+//! Until it is complete a run keeps everything in `OUT.work/`: the manifest, which says what the
+//! run is, and one part per finished input file. A part and the labels file appear under their
+//! names only when complete and synced. After a kill at any instant the same command finishes the
+//! run, with the same bytes.
 
 mod batches;
 mod captions;
@@ -93,8 +93,8 @@ pub enum End {
 ///
 /// # Errors
 /// One sentence about what is wrong with an input, a checkpoint, the output, or an earlier run that
-/// this one would mix with; [`runkit::signals::Stopped`] if `stop` asked for a stop. The same command then
-/// resumes.
+/// this one would mix with; [`runkit::signals::Stopped`] if `stop` asked for a stop. The same
+/// command then resumes.
 pub fn run(config: &Config, stop: &StopFlag) -> Result<End> {
     let inputs = inputs(config)?;
     let scorers = ScorersConfig::read(&config.scorers)?;
@@ -323,8 +323,8 @@ impl Run<'_> {
         Ok(note)
     }
 
-    /// The scores of all parts. Only all parts together show which images were scored nowhere; those are
-    /// scored first.
+    /// The scores of all parts. Only all parts together show which images were scored nowhere;
+    /// those are scored first.
     fn scores(&self, networks: Networks) -> Result<Scores> {
         let scorers = &self.manifest.scorers.scorers;
         let reads_captions: Vec<bool> =

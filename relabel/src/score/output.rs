@@ -1,5 +1,5 @@
-//! The output of a run: the labels file, the work folder and the locks beside it, and the settings that made
-//! it.
+//! The output of a run: the labels file, the work folder and the locks beside it, and the settings
+//! that made it.
 
 use std::path::{Path, PathBuf};
 
@@ -76,8 +76,8 @@ impl<'run> Output<'run> {
         labels_output(&self.config.out, self.config.fresh)
     }
 
-    /// Refuses an output that is not ours or that is one of the inputs, with and without `--fresh`: before
-    /// anything is planned, written or removed.
+    /// Refuses an output that is not ours or that is one of the inputs, with and without `--fresh`:
+    /// before anything is planned, written or removed.
     pub(super) fn refuse_foreign(&self, inputs: &[InputFile]) -> Result<()> {
         let (config, labels) = (self.config, self.labels());
         let mut read: Vec<PathBuf> = inputs.iter().map(|input| input.path.clone()).collect();
@@ -98,7 +98,8 @@ impl<'run> Output<'run> {
         })
     }
 
-    /// The lock that keeps two processes from one shard; `None` if this process does all of the work.
+    /// The lock that keeps two processes from one shard; `None` if this process does all of the
+    /// work.
     pub(super) fn shard_lock(&self) -> Result<Option<OutputLock>> {
         let shard = self.config.shard;
         if shard.is_whole() {
@@ -117,8 +118,8 @@ impl<'run> Output<'run> {
         }
     }
 
-    /// Whether the labels file of this very run exists. Another run's is refused, unless `--fresh` replaces
-    /// it.
+    /// Whether the labels file of this very run exists. Another run's is refused, unless `--fresh`
+    /// replaces it.
     pub(super) fn is_complete(&self, manifest: &Manifest) -> Result<bool> {
         let manifest = serde_json::to_value(manifest)?;
         Ok(self.labels().examine(&[], &manifest, manifest_of_labels)? == State::Complete)
@@ -145,12 +146,13 @@ impl<'run> Output<'run> {
         Ok(())
     }
 
-    /// With the labels file complete: saves the settings beside it and removes the work folder. Call it with
-    /// the merge lock.
+    /// With the labels file complete: saves the settings beside it and removes the work folder.
+    /// Call it with the merge lock.
     pub(super) fn tidy(&self) -> Result<()> {
         let config = self.config;
         let file = config.out.with_extension("config.toml");
-        // A finished run has no work folder. Whoever repeats its command leaves its settings as they are.
+        // A finished run has no work folder. Whoever repeats its command leaves its settings as
+        // they are.
         if self.work.path().exists() || !file.exists() {
             let read = config.settings_file.as_deref();
             runkit::settings::save(&file, SETTINGS_HEAD, &config.saved_settings, read)?;

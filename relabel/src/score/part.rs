@@ -1,8 +1,8 @@
 //! Parts: what has been scored of one input file, complete or not there at all.
 //!
-//! A part holds a row for every slot of the file, with the digest of the bytes found there, and a row for
-//! every score. If a uid names other bytes elsewhere, the merge therefore notices it, and does not give them
-//! foreign scores.
+//! A part holds a row for every slot of the file, with the digest of the bytes found there, and a
+//! row for every score. If a uid names other bytes elsewhere, the merge therefore notices it, and
+//! does not give them foreign scores.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -107,8 +107,8 @@ pub(crate) fn path(folder: &Path, index: usize, count: usize) -> PathBuf {
     folder.join(format!("part-{index:05}-of-{count:05}.parquet"))
 }
 
-/// The file of what part `index` of `count` left to the end: images that only all parts together show
-/// to be scored nowhere.
+/// The file of what part `index` of `count` left to the end: images that only all parts together
+/// show to be scored nowhere.
 pub(crate) fn rest_path(folder: &Path, index: usize, count: usize) -> PathBuf {
     folder.join(format!("rest-{index:05}-of-{count:05}.parquet"))
 }

@@ -1,7 +1,8 @@
-//! One input file through the networks: read → hash → decode and preprocess → batches → scores → part.
+//! One input file through the networks: read → hash → decode and preprocess → batches → scores →
+//! part.
 //!
-//! On a CPU the stages take turns, each with every core: libtorch's threads spin while they wait, and
-//! two pools that want the same cores slow each other. On a GPU a bounded number of batches is
+//! On a CPU the stages take turns, each with every core: libtorch's threads spin while they wait,
+//! and two pools that want the same cores slow each other. On a GPU a bounded number of batches is
 //! prefetched.
 
 use std::path::Path;

@@ -10,7 +10,8 @@ use super::plan::Plan;
 
 /// Bytes of a row of labels besides its scores, generously: measured files have 100 to 200 in all.
 const LABEL_BYTES: u64 = 360;
-/// Bytes of a score and of its part of a vote, in the labels and in a part, where they hardly compress.
+/// Bytes of a score and of its part of a vote, in the labels and in a part, where they hardly
+/// compress.
 const SCORE_BYTES: u64 = 5;
 /// Bytes of a row of a part besides its scores: mostly the digest of an image.
 const PART_BYTES: u64 = 24;
@@ -30,8 +31,8 @@ pub struct Room {
 
 impl Room {
     /// For a process that scores `files` of the plan with so many scorers. `widths` are the numbers
-    /// that each text tower gives for a caption. Labels and parts are estimates for all files, captions
-    /// and features are exact.
+    /// that each text tower gives for a caption. Labels and parts are estimates for all files,
+    /// captions and features are exact.
     pub(super) fn of(
         plan: &Plan,
         files: impl Iterator<Item = usize>,

@@ -1,9 +1,9 @@
 //! All parts together: the bytes in every slot, and their scores.
 //!
 //! A score belongs to the bytes of an image and a caption. Where the same two were scored more than
-//! once (equal bytes under several uids, in several files), the first in input order counts, so that
-//! they have the same score everywhere. A scorer that does not read captions has one score for the
-//! same bytes.
+//! once (equal bytes under several uids, in several files), the first in input order counts, so
+//! that they have the same score everywhere. A scorer that does not read captions has one score for
+//! the same bytes.
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
@@ -18,8 +18,8 @@ use super::plan::{Digest, NO_INDEX, Plan, PlannedFile};
 /// What is known of every image and caption of a run.
 pub(super) struct Scores {
     scorers: usize,
-    /// For each slot, the first slot with the same bytes: the identity of the bytes. [`NO_INDEX`] if
-    /// the slot has no bytes.
+    /// For each slot, the first slot with the same bytes: the identity of the bytes. [`NO_INDEX`]
+    /// if the slot has no bytes.
     content: Vec<u32>,
     /// What was scored, sorted by content and caption, each once.
     scored: Vec<Scored>,
@@ -52,8 +52,8 @@ pub(super) enum Held<'scores> {
 }
 
 impl Scores {
-    /// Reads the parts in `folder`. `reads_captions` says of each scorer whether its score depends on
-    /// the caption.
+    /// Reads the parts in `folder`. `reads_captions` says of each scorer whether its score depends
+    /// on the caption.
     pub(super) fn read(
         plan: &Plan,
         reads_captions: &[bool],
@@ -68,7 +68,8 @@ impl Scores {
             values: Vec::new(),
             failures: HashMap::new(),
         };
-        // As many as there are unless bytes differ under one uid; growth by doubling would hold more.
+        // As many as there are unless bytes differ under one uid; growth by doubling would hold
+        // more.
         scores.scored.reserve_exact(plan.image_caption_count());
         scores.values.reserve_exact(plan.image_caption_count() * scorers.len());
         for_each_part(plan, folder, |file, path| {

@@ -1,5 +1,5 @@
-//! The fixture the tests run in: a temporary folder with small pair files made of `data/sample`, the
-//! miniature models of `data/mini`, and the program itself.
+//! The fixture the tests run in: a temporary folder with small pair files made of `data/sample`,
+//! the miniature models of `data/mini`, and the program itself.
 
 #![allow(dead_code, reason = "each test file uses a part of it")]
 

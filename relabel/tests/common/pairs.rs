@@ -1,4 +1,5 @@
-//! Pairs for the tests: rows of `data/sample`, changed where a test needs it, and written as Parquet.
+//! Pairs for the tests: rows of `data/sample`, changed where a test needs it, and written as
+//! Parquet.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -95,8 +96,8 @@ fn columns(
     ]
 }
 
-/// A file of so many pairs without images, each with uids and a caption of its own: for tests about the
-/// number of rows. `first` is the number of the first of them.
+/// A file of so many pairs without images, each with uids and a caption of its own: for tests about
+/// the number of rows. `first` is the number of the first of them.
 pub(crate) fn pairs_without_images(first: usize, rows: usize) -> Vec<u8> {
     let numbers = || first..first + rows;
     let text = |name: &str| -> ArrayRef {
@@ -115,8 +116,8 @@ pub(crate) fn pairs_without_images(first: usize, rows: usize) -> Vec<u8> {
     written(&RecordBatch::try_from_iter_with_nullable(columns).unwrap(), WriterProperties::new())
 }
 
-/// A file whose pages hold `pairs` one by one, so that each image has memory of its own when it is read,
-/// however often it recurs.
+/// A file whose pages hold `pairs` one by one, so that each image has memory of its own when it is
+/// read, however often it recurs.
 pub(crate) fn pairs_in_small_pages(pairs: &[Pair]) -> Vec<u8> {
     let columns = columns(pairs, |images| Arc::new(BinaryArray::from_iter(images)));
     let columns = columns.into_iter().map(|(name, array)| (name, array, true));

@@ -1,9 +1,9 @@
 //! TOML files whose errors name the line and the alternative, and settings in layers.
 //!
-//! A program's settings come from flags, over environment variables, over a file, over defaults. One
-//! struct serves the first three: every field is an `Option`, read by clap (whose `env` puts the
-//! environment below the flag) and by [`read_toml`]. [`merge`] lays one over the other, and what is
-//! still `None` takes its default when the program makes its complete settings of it:
+//! A program's settings come from flags, over environment variables, over a file, over defaults.
+//! One struct serves the first three: every field is an `Option`, read by clap (whose `env` puts
+//! the environment below the flag) and by [`read_toml`]. [`merge`] lays one over the other, and
+//! what is still `None` takes its default when the program makes its complete settings of it:
 //!
 //! ```
 //! #[derive(serde::Serialize, serde::Deserialize)]
@@ -82,8 +82,8 @@ pub enum ConfigError {
 /// one.
 ///
 /// # Errors
-/// Naming the file, the line and the column, when the file cannot be read, is not UTF-8, is not TOML
-/// (also cut short), or does not hold a `T`.
+/// Naming the file, the line and the column, when the file cannot be read, is not UTF-8, is not
+/// TOML (also cut short), or does not hold a `T`.
 pub fn read_toml<T: DeserializeOwned>(path: impl AsRef<Path>) -> Result<T, ConfigError> {
     let path = path.as_ref();
     let read = |cause| ConfigError::Read { path: path.to_owned(), cause };

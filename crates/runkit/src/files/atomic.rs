@@ -28,10 +28,10 @@ const HOST_CHARACTERS: usize = 24;
 /// removed and the file under the final name stays. Writes are not buffered: wrap it in a
 /// [`std::io::BufWriter`] if writes are small, and take it back with `into_inner`.
 ///
-/// While it is open the temporary file is locked: an unlocked one is the leftover of a killed run on this
-/// machine. Its name holds the machine and the process that write it, for file systems that have no locks,
-/// or none that another machine sees. A final name that is a symbolic link is followed; one that is a folder, a device
-/// or a pipe is refused.
+/// While it is open the temporary file is locked: an unlocked one is the leftover of a killed run
+/// on this machine. Its name holds the machine and the process that write it, for file systems that
+/// have no locks, or none that another machine sees. A final name that is a symbolic link is
+/// followed; one that is a folder, a device or a pipe is refused.
 #[derive(Debug)]
 pub struct AtomicFile {
     file: std::fs::File,
@@ -76,8 +76,8 @@ impl AtomicFile {
     ///
     /// # Errors
     /// When a step fails, or an earlier write failed (a file with a hole must not look finished).
-    /// The old file then stays, except after a failed folder sync: then the new one is complete, but a power
-    /// cut may undo the rename.
+    /// The old file then stays, except after a failed folder sync: then the new one is complete,
+    /// but a power cut may undo the rename.
     pub fn commit(mut self) -> Result<(), FileError> {
         if self.failed {
             let cause = io::Error::other("an earlier write to this file failed");

@@ -62,7 +62,8 @@ pub struct FileError {
 
 impl FileError {
     /// Wraps an I/O error. If `cause` already carries a [`FileError`] (as the errors of
-    /// [`super::AtomicFile`]'s `Write` do), that one is returned, so the first cause is the one seen.
+    /// [`super::AtomicFile`]'s `Write` do), that one is returned, so the first cause is the one
+    /// seen.
     pub fn new(path: impl Into<PathBuf>, operation: Operation, cause: io::Error) -> Self {
         match cause.downcast::<Self>() {
             Ok(original) => original,
@@ -148,7 +149,8 @@ impl std::error::Error for FileError {
 }
 
 impl From<FileError> for io::Error {
-    /// Keeps the whole [`FileError`] inside, so that it survives writers that only know `io::Error`.
+    /// Keeps the whole [`FileError`] inside, so that it survives writers that only know
+    /// `io::Error`.
     fn from(error: FileError) -> Self {
         Self::new(error.kind(), error)
     }

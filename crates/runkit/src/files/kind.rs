@@ -1,5 +1,5 @@
-//! What a file really is, by its first bytes: for the message about a file that is not what its name
-//! says.
+//! What a file really is, by its first bytes: for the message about a file that is not what its
+//! name says.
 
 use std::fmt;
 use std::io::{self, Read, Seek, SeekFrom};

@@ -7,8 +7,8 @@
 //!
 //! Temporary files of a killed run are removed by [`remove_stale_temporaries`] at the next start.
 //!
-//! Reading: [`read_pieces`] and [`blake3_of`] read large files and can be stopped, [`Kind`] tells what a
-//! file is that is not what it should be.
+//! Reading: [`read_pieces`] and [`blake3_of`] read large files and can be stopped, [`Kind`] tells
+//! what a file is that is not what it should be.
 
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
@@ -80,10 +80,10 @@ pub fn rename_durably(from: impl AsRef<Path>, to: impl AsRef<Path>) -> Result<()
 /// returns their paths.
 ///
 /// Only names of our own pattern are touched, only those that a process of this machine wrote, and
-/// only if that process has none of them open. Those of another machine are left alone, and a warning
-/// names them: whether their writer lives cannot be seen from here. Call it while holding the lock of
-/// the output, so that two starting runs do not race over it. A folder that does not exist holds no
-/// leftovers.
+/// only if that process has none of them open. Those of another machine are left alone, and a
+/// warning names them: whether their writer lives cannot be seen from here. Call it while holding
+/// the lock of the output, so that two starting runs do not race over it. A folder that does not
+/// exist holds no leftovers.
 ///
 /// # Errors
 /// When the folder cannot be listed or a leftover cannot be removed.
@@ -121,8 +121,8 @@ pub fn remove_stale_temporaries(folder: impl AsRef<Path>) -> Result<Vec<PathBuf>
     Ok(removed)
 }
 
-/// Reads a file from its beginning, in pieces, and returns its length. Between two pieces it looks at
-/// `stop`, so a file of any size is left within a moment of a signal.
+/// Reads a file from its beginning, in pieces, and returns its length. Between two pieces it looks
+/// at `stop`, so a file of any size is left within a moment of a signal.
 ///
 /// # Errors
 /// When the file cannot be read; when a stop was asked for ([`FileError`] then carries
@@ -160,8 +160,8 @@ pub fn blake3_of(path: impl AsRef<Path>, stop: &StopFlag) -> Result<String, File
     Ok(hasher.finalize().to_hex().to_string())
 }
 
-/// Makes a folder with all its parents and syncs each new entry, so that the folder survives a power
-/// cut as its files do. An existing folder is fine.
+/// Makes a folder with all its parents and syncs each new entry, so that the folder survives a
+/// power cut as its files do. An existing folder is fine.
 ///
 /// # Errors
 /// When a folder cannot be made or a file stands in the way.
@@ -196,8 +196,8 @@ pub(crate) fn sync_folder(folder: &Path) -> io::Result<()> {
     }
 }
 
-/// Whether a name has the pattern of our temporary files, on whatever machine it was written. A walk over a
-/// folder of inputs skips them.
+/// Whether a name has the pattern of our temporary files, on whatever machine it was written. A
+/// walk over a folder of inputs skips them.
 #[must_use]
 pub fn is_temporary_name(path: &Path) -> bool {
     Owner::of(path).is_some()
@@ -213,8 +213,8 @@ fn remove_if_stale(path: &Path, owner: &Owner) -> Result<bool, FileError> {
         Err(error) if gone(&error) => return Ok(false),
         other => other.map_err(fail)?,
     };
-    // Both must say so: some file systems grant every lock, and a container does not see the processes of
-    // another one.
+    // Both must say so: some file systems grant every lock, and a container does not see the
+    // processes of another one.
     let stale = match lock::try_exclusive(&file) {
         lock::Tried::Taken => owner.is_this_process() || !owner.may_be_alive(),
         lock::Tried::Held | lock::Tried::Failed(_) => false,

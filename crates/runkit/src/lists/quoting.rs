@@ -1,10 +1,10 @@
 //! Whether quotation marks in a list are part of its texts or CSV's quoting.
 //!
 //! PartiPrompts is published raw: `"G I G G L E" painted on a wall` is a prompt with its marks. The
-//! same file saved by pandas has `"""G I G G L E"" painted on a wall"`: the field is quoted, and marks
-//! inside it are doubled (RFC 4180). A writer of the second kind never leaves a mark inside a field that is
-//! not quoted, so the whole file shows which kind it is. If it holds both (files put together), each field
-//! shows it for itself.
+//! same file saved by pandas has `"""G I G G L E"" painted on a wall"`: the field is quoted, and
+//! marks inside it are doubled (RFC 4180). A writer of the second kind never leaves a mark inside a
+//! field that is not quoted, so the whole file shows which kind it is. If it holds both (files put
+//! together), each field shows it for itself.
 
 use std::borrow::Cow;
 
@@ -182,9 +182,9 @@ impl Survey {
     }
 }
 
-/// The field that begins with these bytes, if it has a mark at each end: the mark that ends it is followed by
-/// a separator, the end of a line or nothing. Marks inside are doubled, or have a backslash before
-/// them.
+/// The field that begins with these bytes, if it has a mark at each end: the mark that ends it is
+/// followed by a separator, the end of a line or nothing. Marks inside are doubled, or have a
+/// backslash before them.
 fn field(bytes: &[u8], separator: u8, backslash: bool) -> Option<Field> {
     if bytes.first() != Some(&MARK) {
         return None;

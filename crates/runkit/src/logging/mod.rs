@@ -1,11 +1,11 @@
-//! Logs on stderr, as text or JSON lines, that never tear the progress bar and never let logged text
-//! drive the terminal.
+//! Logs on stderr, as text or JSON lines, that never tear the progress bar and never let logged
+//! text drive the terminal.
 //!
-//! On a terminal a line is the sentence alone, with its level if it is a warning or worse. Elsewhere, and
-//! with `-v`, it has time, level and fields.
+//! On a terminal a line is the sentence alone, with its level if it is a warning or worse.
+//! Elsewhere, and with `-v`, it has time, level and fields.
 //!
-//! stdout belongs to results. Every log line goes through the same [`indicatif::MultiProgress`] that
-//! shows the bars: it removes the bar, writes the line, and shows the bar again.
+//! stdout belongs to results. Every log line goes through the same [`indicatif::MultiProgress`]
+//! that shows the bars: it removes the bar, writes the line, and shows the bar again.
 
 use std::borrow::Cow;
 use std::fmt::Write as _;
@@ -158,7 +158,8 @@ pub fn init(verbosity: i8, format: LogFormat) -> Result<(), LoggingError> {
 const OWN_CRATES: [&str; 9] =
     ["evaluate", "hub", "media", "nn", "relabel", "runkit", "schemas", "scorers", "train"];
 
-/// `-v` raises the level of our own crates alone: libraries log thousands of lines that nobody reads.
+/// `-v` raises the level of our own crates alone: libraries log thousands of lines that nobody
+/// reads.
 fn default_filter(verbosity: i8) -> String {
     let own = |level: &str| {
         OWN_CRATES.iter().fold("info".to_owned(), |all, name| format!("{all},{name}={level}"))

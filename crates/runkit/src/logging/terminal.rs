@@ -10,8 +10,8 @@ use tracing_subscriber::registry::LookupSpan;
 
 use super::escape_for_terminal;
 
-/// Writes `warning: the sentence (field value)`, and of an information event the sentence alone: its fields are
-/// for machines.
+/// Writes `warning: the sentence (field value)`, and of an information event the sentence alone:
+/// its fields are for machines.
 pub(super) struct TerminalFormat {
     pub(super) coloured: bool,
 }

@@ -1,13 +1,14 @@
-//! The metrics of a long run, step by step: `metrics.jsonl` for programs, `tensorboard/` to look at.
+//! The metrics of a long run, step by step: `metrics.jsonl` for programs, `tensorboard/` to look
+//! at.
 //!
-//! `metrics.jsonl` has one JSON object a step: `step`, then the values in the order they were given.
-//! Names that begin with [`TIME_GROUP`] hold clock readings. All others depend on the run alone, so a run
-//! that was stopped and resumed leaves the same lines but for those.
+//! `metrics.jsonl` has one JSON object a step: `step`, then the values in the order they were
+//! given. Names that begin with [`TIME_GROUP`] hold clock readings. All others depend on the run
+//! alone, so a run that was stopped and resumed leaves the same lines but for those.
 //!
-//! Both are logs and grow in place: a kill may truncate the last line, and may leave lines of steps that a
-//! resumed run repeats. [`Metrics::open`] removes both from `metrics.jsonl`; in TensorBoard's files a mark of
-//! a restart makes TensorBoard drop those steps. [`Metrics::sync`], called before a
-//! checkpoint is marked complete, makes sure that no line up to it can be lost.
+//! Both are logs and grow in place: a kill may truncate the last line, and may leave lines of steps
+//! that a resumed run repeats. [`Metrics::open`] removes both from `metrics.jsonl`; in
+//! TensorBoard's files a mark of a restart makes TensorBoard drop those steps. [`Metrics::sync`],
+//! called before a checkpoint is marked complete, makes sure that no line up to it can be lost.
 
 mod tensorboard;
 
@@ -44,8 +45,8 @@ pub struct Metrics {
 }
 
 impl Metrics {
-    /// Opens the metrics in the folder of a run, which is made if it is missing. If the run resumes after
-    /// step `resume_step`, lines of later steps are removed; if it begins (`None`), all are.
+    /// Opens the metrics in the folder of a run, which is made if it is missing. If the run resumes
+    /// after step `resume_step`, lines of later steps are removed; if it begins (`None`), all are.
     ///
     /// # Errors
     /// When a file or folder cannot be made, read or shortened.
@@ -82,12 +83,12 @@ impl Metrics {
         Ok(Self { path, log, length, last_step, events })
     }
 
-    /// Writes the values of one step: numbers go to both, text and others to the line alone. A number
-    /// that is not finite is null in the line.
+    /// Writes the values of one step: numbers go to both, text and others to the line alone. A
+    /// number that is not finite is null in the line.
     ///
     /// # Errors
-    /// When it cannot be written, or the step is not later than the one before. The file then holds nothing
-    /// of the line.
+    /// When it cannot be written, or the step is not later than the one before. The file then holds
+    /// nothing of the line.
     pub fn write(&mut self, step: u64, values: &[(&str, Value)]) -> Result<(), FileError> {
         if self.last_step.is_some_and(|last| last >= step) {
             let last = self.last_step.unwrap_or_default();

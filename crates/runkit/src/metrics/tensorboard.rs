@@ -3,8 +3,8 @@
 //! A file is a row of records, each a `tensorflow.Event` message with its length and two checksums
 //! (tensorflow/tensorboard `tensorboard/compat/proto/event.proto` and
 //! `tensorboard/summary/writer/record_writer.py` at 2.21.0). The few fields that are used here are
-//! written by hand. Every session of a run has its own file, which begins with the mark of a restart:
-//! TensorBoard then drops what earlier files hold of that step and later ones.
+//! written by hand. Every session of a run has its own file, which begins with the mark of a
+//! restart: TensorBoard then drops what earlier files hold of that step and later ones.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
@@ -32,7 +32,8 @@ pub(super) struct EventFile {
 }
 
 impl EventFile {
-    /// A new file in `folder`, sorted after those there, of a session that begins with `first_step`.
+    /// A new file in `folder`, sorted after those there, of a session that begins with
+    /// `first_step`.
     pub(super) fn create(folder: &Path, first_step: u64) -> Result<Self, FileError> {
         create_folder(folder)?;
         let fail = |cause| FileError::new(folder, Operation::Create, cause);

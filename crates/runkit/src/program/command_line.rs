@@ -1,5 +1,5 @@
-//! The command line as every program shows it: wide help, exit codes and a link in each help text, negative
-//! numbers as values, and the long version.
+//! The command line as every program shows it: wide help, exit codes and a link in each help text,
+//! negative numbers as values, and the long version.
 
 use clap::Command;
 
@@ -17,8 +17,8 @@ pub struct Build {
 
 /// A [`Build`] whose commit is the environment variable `BALANCEDDPO_COMMIT` at compile time.
 ///
-/// Use it in `main.rs`: a new commit then recompiles that file alone, and no library. `$libraries` is a
-/// `fn() -> String`.
+/// Use it in `main.rs`: a new commit then recompiles that file alone, and no library. `$libraries`
+/// is a `fn() -> String`.
 #[macro_export]
 macro_rules! build {
     ($libraries:expr) => {

@@ -1,5 +1,5 @@
-//! What the `main` of every program does around its commands: reads the command line, sets up the log,
-//! runs one command, reports how it ended, and ends with its exit code.
+//! What the `main` of every program does around its commands: reads the command line, sets up the
+//! log, runs one command, reports how it ended, and ends with its exit code.
 
 use std::fmt::{self, Write as _};
 use std::io::Write as _;
@@ -20,13 +20,13 @@ pub use command_line::Build;
 pub use reference::{DocsArguments, ProgramCommand};
 pub use usage::{ResumeFlag, UsageError, require, usage_unless};
 
-/// Runs a program: `build` is for `--version`, `log` finds the flags of the log in what was typed, `run` runs
-/// the command.
+/// Runs a program: `build` is for `--version`, `log` finds the flags of the log in what was typed,
+/// `run` runs the command.
 ///
 /// A command line that is not understood ends with [`ExitStatus::Usage`], as does a [`UsageError`]
-/// anywhere behind an error of `run`; a [`Stopped`] ends with the exit code of its signal, and any other
-/// error with [`ExitStatus::Failed`]. Errors go to stderr: as text, or with `--log-format json` as one
-/// more object of the log.
+/// anywhere behind an error of `run`; a [`Stopped`] ends with the exit code of its signal, and any
+/// other error with [`ExitStatus::Failed`]. Errors go to stderr: as text, or with `--log-format
+/// json` as one more object of the log.
 pub fn main<C: clap::Parser>(
     build: Build,
     log: impl FnOnce(&C) -> LogArguments,
@@ -107,9 +107,9 @@ pub fn columns_of_stdout() -> Option<usize> {
     (code == 0 && size.ws_col > 0).then_some(size.ws_col.into())
 }
 
-/// The exit code of a command in which `failed` rows failed and `allowed` may (`unit` is the plural: "rows",
-/// "images"). If it is [`ExitStatus::TooManyFailedRows`], a warning explains it with `which`, how to list the
-/// rows.
+/// The exit code of a command in which `failed` rows failed and `allowed` may (`unit` is the
+/// plural: "rows", "images"). If it is [`ExitStatus::TooManyFailedRows`], a warning explains it
+/// with `which`, how to list the rows.
 #[must_use]
 pub fn status_of_failed(failed: u64, allowed: u64, unit: &str, which: &str) -> ExitStatus {
     if failed <= allowed {
@@ -184,7 +184,8 @@ fn not_understood(error: &clap::Error) -> ExitCode {
     ExitStatus::Usage.into()
 }
 
-/// The last words of a program: part of the log if it is JSON, else plain text that no filter drops.
+/// The last words of a program: part of the log if it is JSON, else plain text that no filter
+/// drops.
 fn write_last(level: &str, message: &str) {
     if logging::is_json() {
         match level {

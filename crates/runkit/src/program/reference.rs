@@ -1,4 +1,5 @@
-//! What is made from the command line as clap knows it: completions, man pages, and a page of Markdown.
+//! What is made from the command line as clap knows it: completions, man pages, and a page of
+//! Markdown.
 
 use std::path::{Path, PathBuf};
 
@@ -293,7 +294,8 @@ mod tests {
         /// Scores pairs.
         #[command(after_help = "Examples:\n  example score --out x")]
         Score {
-            /// What to write, with a help text that is long enough to be wrapped in the page that is made.
+            /// What to write, with a help text that is long enough to be wrapped in the page that
+            /// is made.
             #[arg(long, value_name = "FILE", env = "EXAMPLE_OUT", help_heading = "Output")]
             out: String,
             /// A number.

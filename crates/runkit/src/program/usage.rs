@@ -6,8 +6,8 @@ use clap::error::{ContextKind, ContextValue, ErrorKind};
 
 use crate::config::nearest_name;
 
-/// The command line, or a settings file that stands for it, asks for something that makes no sense. The
-/// program ends with [`crate::exit::ExitStatus::Usage`].
+/// The command line, or a settings file that stands for it, asks for something that makes no sense.
+/// The program ends with [`crate::exit::ExitStatus::Usage`].
 #[derive(Debug)]
 pub struct UsageError(pub(super) String);
 
@@ -25,8 +25,8 @@ impl UsageError {
 
 impl std::error::Error for UsageError {}
 
-/// Makes an error of validated arguments a [`UsageError`], unless it is an `E` that `is_no_usage` finds
-/// not to be one, such as a device that is asked for rightly and not there:
+/// Makes an error of validated arguments a [`UsageError`], unless it is an `E` that `is_no_usage`
+/// finds not to be one, such as a device that is asked for rightly and not there:
 /// `validate(arguments).map_err(usage_unless(DeviceError::is_absent))`.
 pub fn usage_unless<E>(
     is_no_usage: impl FnOnce(&E) -> bool,
@@ -40,8 +40,8 @@ where
     }
 }
 
-/// Refuses a command that lacks arguments, naming all of them: each is its usage (`--out <FILE>`) and
-/// whether it was given.
+/// Refuses a command that lacks arguments, naming all of them: each is its usage (`--out <FILE>`)
+/// and whether it was given.
 ///
 /// # Errors
 /// When one is missing.
@@ -83,8 +83,8 @@ const NOT_OVERWRITTEN: &str =
 /// Flags that remove something: never suggested to somebody who typed another one.
 const DELETING: [&str; 1] = ["fresh"];
 
-/// Flags of other programs: their names, the flag here, and a sentence if there is more to say. A line counts
-/// only for a command that has the flag; an empty flag stands for all commands.
+/// Flags of other programs: their names, the flag here, and a sentence if there is more to say. A
+/// line counts only for a command that has the flag; an empty flag stands for all commands.
 const KNOWN_ELSEWHERE: &[(&[&str], &str, &str)] = &[
     (&["resume", "resume-from", "resume-from-checkpoint", "continue", "restart"], "", AUTOMATIC),
     (
@@ -171,8 +171,8 @@ const KNOWN_ELSEWHERE: &[(&[&str], &str, &str)] = &[
     ),
 ];
 
-/// Replaces the suggestions of clap about an unknown flag: they go by letters alone, and may name the one
-/// flag that removes what the user wants to keep.
+/// Replaces the suggestions of clap about an unknown flag: they go by letters alone, and may name
+/// the one flag that removes what the user wants to keep.
 pub(super) fn with_sensible_tips(mut error: clap::Error, root: &clap::Command) -> clap::Error {
     if error.kind() != ErrorKind::UnknownArgument {
         return error;

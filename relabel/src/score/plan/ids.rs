@@ -23,8 +23,8 @@ impl Renamed {
     }
 }
 
-/// The rows that cannot keep their own id, in order. `ids` are the own ids with their rows, `place` returns
-/// the position of a row as text.
+/// The rows that cannot keep their own id, in order. `ids` are the own ids with their rows, `place`
+/// returns the position of a row as text.
 ///
 /// Sorted lists instead of a set of all names: 20 bytes a row, and none if ids are unique.
 pub(super) fn make_unique(

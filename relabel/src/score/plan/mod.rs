@@ -1,11 +1,12 @@
 //! The plan of a run: which image is scored where, and with which captions.
 //!
 //! Made from the small columns alone, before any image is read, and a pure function of the inputs.
-//! Images recur across pairs (in Pick-a-Pic the winner stays on), so each distinct uid has one owner, the
-//! slot of its first occurrence, and is scored there. Images in other slots with the same uid are compared by
-//! their bytes, and scored as images of their own if they differ (see `super::batches`). The result is
-//! therefore independent of how the files are split between processes: whoever works on the owner's file
-//! computes the same batch, and the merge hands the scores to every other slot.
+//! Images recur across pairs (in Pick-a-Pic the winner stays on), so each distinct uid has one
+//! owner, the slot of its first occurrence, and is scored there. Images in other slots with the
+//! same uid are compared by their bytes, and scored as images of their own if they differ (see
+//! `super::batches`). The result is therefore independent of how the files are split between
+//! processes: whoever works on the owner's file computes the same batch, and the merge hands the
+//! scores to every other slot.
 //!
 //! Memory: [`BYTES_PER_ROW`] while the plan is made, less than half of it afterwards; captions
 //! themselves go to a scratch file.
@@ -25,8 +26,8 @@ use xxhash_rust::xxh3::Xxh3;
 
 use super::captions::CaptionText;
 
-/// The most memory that making the plan takes for each row, in bytes, with two images and a caption of
-/// its own in every row: 148 measured. `relabel/tests/plan_memory.rs` measures it.
+/// The most memory that making the plan takes for each row, in bytes, with two images and a caption
+/// of its own in every row: 148 measured. `relabel/tests/plan_memory.rs` measures it.
 pub const BYTES_PER_ROW: u64 = 160;
 
 /// Rows of a run beyond this do not fit the plan's indices.
@@ -35,8 +36,8 @@ const MAX_ROWS: u64 = u32::MAX as u64 / 4;
 /// Stands for no index. `Option<u32>` would take twice the memory, for every row of a run.
 pub(crate) const NO_INDEX: u32 = u32::MAX;
 
-/// The identity of bytes or text: the first 16 bytes of their BLAKE3, so that nobody can make two that are
-/// taken for one.
+/// The identity of bytes or text: the first 16 bytes of their BLAKE3, so that nobody can make two
+/// that are taken for one.
 pub(crate) type Digest = [u8; 16];
 
 /// The digest of these bytes.
@@ -86,8 +87,8 @@ pub struct Plan {
     pub content: String,
     /// Every distinct image-caption pair, sorted.
     image_captions: Vec<ImageCaption>,
-    /// For every slot, the slot where the same uid occurs first; [`NO_INDEX`] if the row cannot be scored
-    /// whatever its images are.
+    /// For every slot, the slot where the same uid occurs first; [`NO_INDEX`] if the row cannot be
+    /// scored whatever its images are.
     owner: Vec<u32>,
     /// For every row, its caption; [`NO_INDEX`] if it cannot be scored.
     caption: Vec<u32>,
@@ -113,8 +114,8 @@ impl Plan {
     /// Reads the small columns of every input, at most `limit` rows.
     ///
     /// # Errors
-    /// An input that is not a readable Parquet file of pairs, the scratch folder cannot be written, or
-    /// `stop` asks for a stop.
+    /// An input that is not a readable Parquet file of pairs, the scratch folder cannot be written,
+    /// or `stop` asks for a stop.
     pub fn make(
         inputs: &[InputFile],
         limit: Option<u64>,
@@ -169,7 +170,8 @@ impl Plan {
         slots.filter(|&slot| self.owner(slot).map(u64::from) == Some(slot)).count() as u64
     }
 
-    /// The slot where the uid of the image in `slot` occurs first; `None` if its row cannot be scored.
+    /// The slot where the uid of the image in `slot` occurs first; `None` if its row cannot be
+    /// scored.
     pub(crate) fn owner(&self, slot: u64) -> Option<u32> {
         self.owner.get(usize::try_from(slot).ok()?).copied().filter(|&owner| owner != NO_INDEX)
     }
@@ -207,7 +209,8 @@ impl Plan {
         start as u32..(start + length) as u32
     }
 
-    /// The id of a row in the output: its own, or one made from file and row if another row has that id.
+    /// The id of a row in the output: its own, or one made from file and row if another row has
+    /// that id.
     pub(crate) fn pair_id(&self, file: &PlannedFile, row: u64, own: String) -> String {
         let number = u32::try_from(file.first_row + row).unwrap_or(NO_INDEX);
         match self.renamed.binary_search_by_key(&number, |renamed| renamed.row) {
@@ -239,8 +242,8 @@ impl Planner {
             rows,
             first_row,
         });
-        // Exactly, since growth by doubling would hold up to twice the bytes. A footer may promise more
-        // rows than there are: what a damaged file costs is bounded by the largest plan.
+        // Exactly, since growth by doubling would hold up to twice the bytes. A footer may promise
+        // more rows than there are: what a damaged file costs is bounded by the largest plan.
         let expected = usize::try_from(rows)?;
         self.plan.caption.reserve_exact(expected);
         self.plan.owner.reserve_exact(2 * expected);
