@@ -150,7 +150,8 @@ fn stopped(error: &anyhow::Error) -> Option<Stopped> {
     error.chain().any(|cause| cause.to_string().contains(&words)).then_some(Stopped(signal))
 }
 
-/// The error and its causes, a line each, without what an earlier line already says.
+/// The error and its causes, a line each. Errors of this workspace quote their cause in their own
+/// sentence (`Display` embeds it), so a cause that an earlier line already quotes is left out.
 fn message_of(error: &anyhow::Error) -> String {
     let mut text = String::new();
     for cause in error.chain() {
