@@ -499,6 +499,53 @@ fn inspect_tells_what_is_no_labels_file_and_is_quiet_when_nobody_reads() {
 }
 
 #[test]
+fn summaries_are_json_if_asked() {
+    let fixture = Fixture::with_sample(3);
+    let scorers = fixture.two_scorers();
+    let json = |command: &mut Command| -> serde_json::Value {
+        serde_json::from_str(&Run::of(command.arg("--json")).expect_code(0).stdout).unwrap()
+    };
+    let report = |summary: &serde_json::Value| {
+        assert_eq!(summary["state"], "complete");
+        summary["report"].clone()
+    };
+    let check = json(
+        relabel(["check", "--pairs"])
+            .arg(fixture.path("pairs"))
+            .args(["--scorers".as_ref(), scorers.as_os_str()]),
+    );
+    assert_eq!((&check["pairs"], &check["output_state"]), (&3.into(), &"new".into()));
+    let shard = json(&mut fixture.score(&scorers, "labels.parquet", &["--shard", "0/2"]));
+    assert_eq!((&shard["state"], &shard["missing_parts"]), (&"shard_complete".into(), &1.into()));
+    let scored = report(&json(&mut fixture.score(&scorers, "labels.parquet", &[])));
+    assert_eq!(scored["rows"], 3);
+    assert_eq!(scored, json(relabel(["inspect"]).arg(fixture.path("labels.parquet"))));
+    assert_eq!(report(&json(&mut vote(&fixture, "again.parquet", &[])))["rows"], 3);
+}
+
+#[test]
+fn the_manners_of_every_program() {
+    let run = Run::of(&mut relabel(["--version"])).expect_code(0);
+    for line in ["relabel 0", "commit ", "libtorch "] {
+        assert!(run.stdout.contains(line), "{run:#?}");
+    }
+    let run = Run::of(&mut relabel(["completions", "bash"])).expect_code(0);
+    assert!(run.stdout.contains("_relabel"), "{run:#?}");
+    Run::of(&mut relabel(["score", "--limit", "-1"])).expect_usage_error(&["'-1'", "--limit"]);
+    let help = Run::of(&mut relabel(["check", "--help"])).expect_code(0).stdout;
+    for part in ["Input:", "Compute:", "Examples:", "Exit codes:", "docs/relabel.md"] {
+        assert!(help.contains(part), "{part}: {help}");
+    }
+    for flag in ["--fresh", "--max-failed", "--ties"] {
+        assert!(!help.contains(flag), "{flag}: {help}");
+    }
+    let mut doctor = relabel(["doctor", "--json"]);
+    let run = Run::of(doctor.env("HF_HUB_OFFLINE", "1"));
+    let report: serde_json::Value = serde_json::from_str(&run.stdout).unwrap();
+    assert!(report["libtorch"]["version"].is_string(), "{report}");
+}
+
+#[test]
 fn check_says_what_a_run_needs_and_writes_nothing() {
     let fixture = Fixture::with_sample(6);
     let scorers = fixture.two_scorers();
