@@ -45,13 +45,12 @@ pub const FILE: &str = "config.toml";
 
 /// The flags of every command that has settings.
 #[derive(Debug, Clone, Default, clap::Args)]
-#[command(next_help_heading = "Settings file")]
 pub struct SettingsFlags {
     /// Read settings from this TOML file; flags and environment variables win.
-    #[arg(long, value_name = "FILE.toml")]
+    #[arg(long, value_name = "FILE.toml", help_heading = "Settings file")]
     pub config: Option<PathBuf>,
     /// Print the resolved settings as TOML and stop.
-    #[arg(long)]
+    #[arg(long, help_heading = "Settings file")]
     pub print_config: bool,
 }
 

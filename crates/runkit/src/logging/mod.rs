@@ -47,18 +47,20 @@ impl std::str::FromStr for LogFormat {
     }
 }
 
+/// The heading of the flags of the log in help texts.
+const LOGGING: &str = "Logging";
+
 /// The flags of every program that say what is logged, and how.
 #[derive(Debug, Clone, Copy, clap::Args)]
-#[command(next_help_heading = "Logging")]
 pub struct LogArguments {
     /// Log more to stderr (twice: everything of this program).
-    #[arg(short, long, global = true, action = ArgAction::Count, conflicts_with = "quiet", display_order = 100)]
+    #[arg(short, long, global = true, action = ArgAction::Count, conflicts_with = "quiet", display_order = 100, help_heading = LOGGING)]
     pub verbose: u8,
     /// Log less: warnings only, no progress (twice: errors only).
-    #[arg(short, long, global = true, action = ArgAction::Count, display_order = 101)]
+    #[arg(short, long, global = true, action = ArgAction::Count, display_order = 101, help_heading = LOGGING)]
     pub quiet: u8,
     /// The format of log lines: text or json.
-    #[arg(long, global = true, value_name = "FORMAT", default_value = "text", display_order = 102)]
+    #[arg(long, global = true, value_name = "FORMAT", default_value = "text", display_order = 102, help_heading = LOGGING)]
     pub log_format: LogFormat,
 }
 
