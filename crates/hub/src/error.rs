@@ -32,7 +32,7 @@ pub enum HubError {
     Folder {
         /// The folder looked for.
         path: PathBuf,
-        /// What is there instead, and what to do ([`crate::describe`]).
+        /// What is there instead, and what to do ([`crate::describe()`]).
         what: String,
     },
     /// A folder does not hold a file.
