@@ -118,7 +118,6 @@ impl StopFlag {
     }
 
     /// `Break` if this process was asked to stop. Costs one atomic load.
-    #[must_use]
     pub fn flow(&self) -> Stoppable {
         self.requested().map_or(ControlFlow::Continue(()), ControlFlow::Break)
     }
