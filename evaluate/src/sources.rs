@@ -34,8 +34,8 @@ pub(crate) use as_text;
 
 as_text!(ModelSource, ImagesSource, Size);
 
-/// `NAME=DIR[,unet=DIR]`: a pipeline in the layout of diffusers under a name of the user's. In place of
-/// a folder there may be `hf://owner/name[@revision]`.
+/// `NAME=DIR[,unet=DIR]`: a pipeline in the layout of diffusers under a name of the user's. In
+/// place of a folder there may be `hf://owner/name[@revision]`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct ModelSource {

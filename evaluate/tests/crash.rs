@@ -1,5 +1,5 @@
-//! `kill -9` at any moment and the same command again: the bytes of an undisturbed run. Signals stop
-//! cleanly, and two runs do not write one folder.
+//! `kill -9` at any moment and the same command again: the bytes of an undisturbed run. Signals
+//! stop cleanly, and two runs do not write one folder.
 #![expect(clippy::unwrap_used, reason = "a test stops where something is missing")]
 
 mod common;

@@ -1,4 +1,5 @@
-//! The statistics equal scipy's, statsmodels' and numpy's (`scripts/goldens/evaluation_statistics.py`).
+//! The statistics equal scipy's, statsmodels' and numpy's
+//! (`scripts/goldens/evaluation_statistics.py`).
 #![expect(clippy::unwrap_used, reason = "a test stops where something is missing")]
 
 use evaluate::statistics::{holm, interval, sign_test, wilson};

@@ -1,5 +1,5 @@
-//! Tables of scores: equal to an independent computation, the same in any order of the rows, and with a
-//! note for everything they exclude.
+//! Tables of scores: equal to an independent computation, the same in any order of the rows, and
+//! with a note for everything they exclude.
 #![expect(clippy::unwrap_used, reason = "a test stops where something is missing")]
 
 mod common;
@@ -436,8 +436,8 @@ fn the_program_writes_every_form() {
     run.expect_error(&["pairs-00000-of-00003.parquet: not scores", "hint"]);
 }
 
-/// Five models, 2,000 prompts, five seeds, four metrics: 200,000 scores, by default resampled 10,000
-/// times.
+/// Five models, 2,000 prompts, five seeds, four metrics: 200,000 scores, by default resampled
+/// 10,000 times.
 #[test]
 fn a_large_evaluation_is_counted_in_seconds() {
     let folder = tempdir().unwrap();

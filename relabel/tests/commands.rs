@@ -192,7 +192,12 @@ fn vote_overwrites_nothing_that_is_not_its_own() {
     let three = fixture.bytes("out.parquet");
     let two = ["--voters", "clip,hps"];
     let run = Run::of(&mut vote(&fixture, "out.parquet", &two));
-    run.expect_error(&["out.parquet", "of another run", "voters[2]: was \"pickscore\"", "--fresh"]);
+    run.expect_error(&[
+        "out.parquet",
+        "belongs to another run",
+        "voters[2]: was \"pickscore\"",
+        "--fresh",
+    ]);
     assert!(fixture.bytes("out.parquet") == three);
     let again = Run::of(&mut vote(&fixture, "out.parquet", &["--voters", "clip,hps,pickscore"]));
     let again = again.expect_code(0);
@@ -665,13 +670,16 @@ fn help_fits_80_columns_and_names_every_flag() {
         "config",
         "print-config",
         "fresh",
+        "json",
     ];
+    let check: Vec<&str> =
+        score.into_iter().filter(|flag| !["max-failed", "ties", "fresh"].contains(flag)).collect();
     for (command, own) in [
         (None, &[][..]),
         (Some("score"), &score),
-        (Some("check"), &score),
-        (Some("vote"), &["labels", "out", "voters", "ties", "fresh"]),
-        (Some("inspect"), &["failed", "format"]),
+        (Some("check"), &check),
+        (Some("vote"), &["labels", "out", "voters", "ties", "fresh", "json"]),
+        (Some("inspect"), &["failed", "json"]),
     ] {
         for flag in ["-h", "--help"] {
             let run = Run::of(&mut relabel(command.into_iter().chain([flag]))).expect_code(0);

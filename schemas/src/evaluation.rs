@@ -276,8 +276,8 @@ impl<R: Record> RecordFile<R> {
         let metadata = parquet.key_values();
         let columns = R::columns();
         let positions = find(&columns, stored.schema());
-        // Both files of an evaluation have the key: a version counts only in a file of this kind, and
-        // one with most of the columns is of this kind.
+        // Both files of an evaluation have the key: a version counts only in a file of this kind,
+        // and one with most of the columns is of this kind.
         let is_this_kind = positions.as_ref().map_or_else(Vec::len, |_| 0) < columns.len() / 2;
         if let Some(found) = metadata.get(KEY_SCHEMA_VERSION)
             && *found != R::SCHEMA_VERSION.to_string()

@@ -1,11 +1,11 @@
 //! The curve of a whole run of the `mini` recipe on the tiny pipeline, bit for bit: whoever changes
 //! how a step is computed without meaning to change its result, finds out here.
 //!
-//! Last bits differ between processors, since libraries choose kernels by processor. So the run uses
-//! the kernels that every x86-64 processor has, and there is one curve for each kind of processor
-//! that recorded one; on others the numbers must still agree to [`TOLERANCE`]. An intended change is
-//! recorded on each kind with `TRAIN_WRITE_GOLDEN=1 cargo test --workspace --test golden_curve`, and
-//! is visible in review.
+//! Last bits differ between processors, since libraries choose kernels by processor. So the run
+//! uses the kernels that every x86-64 processor has, and there is one curve for each kind of
+//! processor that recorded one; on others the numbers must still agree to [`TOLERANCE`]. An
+//! intended change is recorded on each kind with `TRAIN_WRITE_GOLDEN=1 cargo test --workspace
+//! --test golden_curve`, and is visible in review.
 #![expect(clippy::unwrap_used, reason = "a test stops where something is missing")]
 
 mod common;

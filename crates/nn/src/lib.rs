@@ -30,15 +30,19 @@
 //! `examples/generate.rs` is the whole program.
 //!
 //! - [`pipeline`]: a diffusers folder, or one on the hub, to prompt embeddings and images;
-//! - [`unet`]: the denoising network of Stable Diffusion 1.5, 2.1 and XL, for inference and training;
+//! - [`unet`]: the denoising network of Stable Diffusion 1.5, 2.1 and XL, for inference and
+//!   training;
 //! - [`vae`]: the autoencoder between images and latents;
 //! - [`text`]: the text encoders that the UNet reads;
-//! - [`schedule`]: noise schedules, and the samplers that denoise, which diffusers calls schedulers;
+//! - [`schedule`]: noise schedules, and the samplers that denoise, which diffusers calls
+//!   schedulers;
 //! - [`optimizer`]: AdamW, Adafactor and the clipping of the gradient norm, as PyTorch has them;
-//! - [`clip`]: the two towers of CLIP-type models, in the layouts of `transformers` and `open_clip`;
+//! - [`clip`]: the two towers of CLIP-type models, in the layouts of `transformers` and
+//!   `open_clip`;
 //! - [`aesthetic`]: the LAION aesthetic head on CLIP image features;
 //! - [`distilbert`]: a text classifier, for prompts that are safe to show;
-//! - [`weights`]: checkpoint files to tensors: memory-mapped, checked, strict, without running code;
+//! - [`weights`]: checkpoint files to tensors: memory-mapped, checked, strict, without running
+//!   code;
 //! - [`config`]: options of `config.json` files, strict as well;
 //! - [`device`]: devices and precisions, threads, inference mode;
 //! - [`rng`]: noise from a seed, the same numbers as Python's torch;

@@ -11,8 +11,8 @@ use crate::sources::Size;
 
 /// The key under which programs find the recipe, as JSON.
 pub const RECIPE_KEY: &str = "recipe";
-/// The key of the recipe as text, in the form of AUTOMATIC1111's stable-diffusion-webui, which other
-/// tools read.
+/// The key of the recipe as text, in the form of AUTOMATIC1111's stable-diffusion-webui, which
+/// other tools read.
 pub const PARAMETERS_KEY: &str = "parameters";
 
 /// What is needed to generate an image again.

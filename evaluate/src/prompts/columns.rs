@@ -15,8 +15,8 @@ pub(super) struct Columns {
 }
 
 impl Columns {
-    /// Finds the columns that `source` names, or those with the usual names. If they are missing, the
-    /// error ends with `hint`.
+    /// Finds the columns that `source` names, or those with the usual names. If they are missing,
+    /// the error ends with `hint`.
     pub(super) fn find(
         names: &[String],
         source: &PromptSource,

@@ -34,8 +34,8 @@ impl Resamples {
         Self { prompts, resamples, seed }
     }
 
-    /// Sums every column over every resample. A column has a value for each prompt; a prompt without
-    /// one is sampled as the others are and adds nothing.
+    /// Sums every column over every resample. A column has a value for each prompt; a prompt
+    /// without one is sampled as the others are and adds nothing.
     pub fn of(&self, columns: &[Vec<Option<f64>>]) -> Vec<Resampled> {
         // Sums of the values, then of a column of 0 and 1 for each different pattern of gaps: the
         // counts that divide the sums.
@@ -125,7 +125,8 @@ impl Resampled {
     }
 }
 
-/// The 2.5 and 97.5 percentiles, linear between two values as numpy's default; 0 if there are no values.
+/// The 2.5 and 97.5 percentiles, linear between two values as numpy's default; 0 if there are no
+/// values.
 pub fn interval(mut values: Vec<f64>) -> (f64, f64) {
     (percentile(&mut values, 0.025), percentile(&mut values, 0.975))
 }

@@ -1,7 +1,8 @@
 //! Holm's correction for many tests.
 
-/// The p-values of one table, corrected so that the chance of a single false claim in all of it stays
-/// below the level (Holm 1979), as `statsmodels.stats.multitest.multipletests(method="holm")`.
+/// The p-values of one table, corrected so that the chance of a single false claim in all of it
+/// stays below the level (Holm 1979), as
+/// `statsmodels.stats.multitest.multipletests(method="holm")`.
 pub fn holm(p_values: &[f64]) -> Vec<f64> {
     let mut order: Vec<(usize, f64)> = p_values.iter().copied().enumerate().collect();
     order.sort_by(|(_, a), (_, b)| a.total_cmp(b));

@@ -23,8 +23,9 @@ pub fn wilson(rate: f64, count: u64) -> (f64, f64) {
     ((centre - half).max(0.0).min(rate), (centre + half).min(1.0).max(rate))
 }
 
-/// The minimum detectable effect: the smallest distance of a win rate from one half that a two-sided
-/// test at 5 % finds with 80 % power in `count` prompts, by the normal approximation; at most one half.
+/// The minimum detectable effect: the smallest distance of a win rate from one half that a
+/// two-sided test at 5 % finds with 80 % power in `count` prompts, by the normal approximation; at
+/// most one half.
 pub fn minimum_detectable_effect(count: u64) -> f64 {
     let z = Z_TWO_SIDED_5_PERCENT + Z_POWER_80_PERCENT;
     (z * 0.5 / (count as f64).sqrt()).min(0.5)

@@ -3,8 +3,9 @@
 /// Numbers are scaled by this power of two, so that none of them leaves the range of f64.
 const SCALE_BITS: i32 = 512;
 
-/// The exact two-sided sign test: how likely so uneven a split of `wins + losses` prompts is when both
-/// sides are equally likely (ties are dropped), as `scipy.stats.binomtest(wins, wins + losses)`.
+/// The exact two-sided sign test: how likely so uneven a split of `wins + losses` prompts is when
+/// both sides are equally likely (ties are dropped), as `scipy.stats.binomtest(wins, wins +
+/// losses)`.
 ///
 /// The sum over the tail is taken exactly, term by term, relative to its largest term; for the
 /// 100,000 prompts of no evaluation yet that is still below a millisecond.

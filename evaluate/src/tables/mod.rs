@@ -45,8 +45,8 @@ pub const SIGNIFICANCE: f64 = 0.05;
 /// What the tables show.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TablesConfig {
-    /// The models and their order: a later model is compared with an earlier one. By default all, in
-    /// order of appearance.
+    /// The models and their order: a later model is compared with an earlier one. By default all,
+    /// in order of appearance.
     pub models: Option<Vec<String>>,
     /// The metrics and their order. By default all, in order of appearance.
     pub metrics: Option<Vec<String>>,
@@ -68,8 +68,8 @@ impl TablesConfig {
     /// Whether tables of these models and sets can be made, before there are scores of them.
     ///
     /// # Errors
-    /// When a baseline is not a model or is named twice, a set has the name of all sets together, or
-    /// the bootstrap has no resamples.
+    /// When a baseline is not a model or is named twice, a set has the name of all sets together,
+    /// or the bootstrap has no resamples.
     pub fn check(&self, models: &[String], sets: &[String]) -> Result<(), TablesError> {
         if self.bootstrap == 0 {
             return Err(TablesError::NoResamples);

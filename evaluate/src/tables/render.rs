@@ -1,4 +1,5 @@
-//! Grids as Markdown, LaTeX and text for a terminal. Users choose the names, so each form escapes them.
+//! Grids as Markdown, LaTeX and text for a terminal. Users choose the names, so each form escapes
+//! them.
 
 use std::fmt::Write as _;
 

@@ -10,8 +10,8 @@ use xxhash_rust::xxh3::xxh3_128;
 /// The input files and the numbers of all captions.
 pub(super) struct Plan {
     pub(super) files: Vec<PlannedFile>,
-    /// The number of a caption by its checksum: 0 is the empty one, the others are in order of first
-    /// occurrence.
+    /// The number of a caption by its checksum: 0 is the empty one, the others are in order of
+    /// first occurrence.
     captions: HashMap<u128, i64>,
 }
 

@@ -33,8 +33,8 @@ pub(super) struct Partial<'a> {
 const MEGABYTE: u64 = 1_000_000;
 
 impl<'a> Partial<'a> {
-    /// Opens the file that receives `wanted`. `is_unique` gives it a name that no other process uses
-    /// and removes it if the download fails.
+    /// Opens the file that receives `wanted`. `is_unique` gives it a name that no other process
+    /// uses and removes it if the download fails.
     pub(super) fn open(
         remote: &'a Remote<'a>,
         cached: &'a CachedRepository,

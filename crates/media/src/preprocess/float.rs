@@ -3,9 +3,10 @@
 //!
 //! Source: pytorch/pytorch (2.11.0) `aten/src/ATen/native/cpu/UpSampleKernel.cpp`,
 //! `aten/src/ATen/native/UpSample.h`. Which products its compiler fused into a sum (`mul_add`) and
-//! which it rounded first was found by comparison and is noted at each position. The results here are
-//! the same on every processor, but slow on one without the instruction. One fault is not copied:
-//! libtorch's antialiased resize to a width of one pixel repeats its first value down the column.
+//! which it rounded first was found by comparison and is noted at each position. The results here
+//! are the same on every processor, but slow on one without the instruction. One fault is not
+//! copied: libtorch's antialiased resize to a width of one pixel repeats its first value down the
+//! column.
 
 use super::{HpsResize, Normalize};
 use crate::decode::Image;

@@ -52,9 +52,8 @@ pub(super) fn horizontal(source: Plane<'_>, rows: Range<usize>, axis: &Axis, out
     }
 }
 
-/// [`ROWS`] rows. A group of four pixels becomes 16-bit lanes
-/// [a₀b₀ a₁b₁ a₂b₂ a₃b₃ | c₀d₀ c₁d₁ c₂d₂ c₃d₃] (pixels a to d, channels 0 to 3), so a multiply-add of
-/// neighbours sums over pixels.
+/// [`ROWS`] rows. A group of four pixels becomes 16-bit lanes [a₀b₀ a₁b₁ a₂b₂ a₃b₃ | c₀d₀ c₁d₁ c₂d₂
+/// c₃d₃] (pixels a to d, channels 0 to 3), so a multiply-add of neighbours sums over pixels.
 ///
 /// # Safety
 /// Needs AVX2. `input` must hold `ROWS` rows, one group of four pixels and `LOAD` bytes more,

@@ -77,8 +77,8 @@ impl HuggingFaceTokenizer {
         Ok(Self { fingerprint, ..tokenizer })
     }
 
-    /// [`HuggingFaceTokenizer::open`], and refuses a tokenizer whose text encoder cannot read all of its
-    /// token ids.
+    /// [`HuggingFaceTokenizer::open`], and refuses a tokenizer whose text encoder cannot read all
+    /// of its token ids.
     pub fn open_within(folder: &Path, limits: TokenLimits) -> Result<Self, TokenizerError> {
         let tokenizer = Self::open(folder)?;
         let (context, vocabulary) = (tokenizer.context_length, tokenizer.vocabulary_size);

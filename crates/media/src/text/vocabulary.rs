@@ -74,8 +74,8 @@ impl Vocabulary {
         Self::from_merges(name, &unpack(name, STANDARD)?)
     }
 
-    /// Ids as open_clip's `SimpleTokenizer` assigns them: 256 bytes, the same ending a word, one per
-    /// merge, then the two special tokens. The first line of `text` is a header.
+    /// Ids as open_clip's `SimpleTokenizer` assigns them: 256 bytes, the same ending a word, one
+    /// per merge, then the two special tokens. The first line of `text` is a header.
     fn from_merges(path: &Path, text: &str) -> Result<Self, TokenizerError> {
         let characters = byte_characters();
         let bytes =

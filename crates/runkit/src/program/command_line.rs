@@ -1,10 +1,14 @@
 //! The command line as every program shows it: wide help, exit codes and a link in each help text,
 //! negative numbers as values, and the long version.
 
+use std::any::TypeId;
+
 use clap::Command;
 
 /// Help is wrapped at the width of the terminal, and at this many columns in a wider one.
 const MOST_COLUMNS: usize = 120;
+/// Where help is wrapped if it does not go to a terminal.
+const COLUMNS_OF_A_FILE: usize = 80;
 
 /// What `--version` shows besides the number: see [`crate::build!`].
 #[derive(Debug, Clone, Copy)]
@@ -36,14 +40,19 @@ impl Build {
 
 /// The command line of `C`, dressed.
 pub(super) fn command<C: clap::CommandFactory>() -> Command {
-    let command = C::command().max_term_width(MOST_COLUMNS);
+    let columns = super::columns_of_stdout().unwrap_or(COLUMNS_OF_A_FILE);
+    let command = C::command().term_width(columns.min(MOST_COLUMNS));
     let page = format!("docs/{}.md", command.get_name());
     dress(command, &page, true)
 }
 
 fn dress(command: Command, page: &str, is_root: bool) -> Command {
     let mut command = command.mut_args(|argument| match argument.get_action().takes_values() {
-        // `--lr -1` is then refused by its range, and not as an unknown flag `-1`.
+        // `--lr -1` is then refused by its range, and not as an unknown flag `-1`. What clap knows as
+        // a negative number has no exponent, so numbers with a fraction take all that follows.
+        true if argument.get_value_parser().type_id() == TypeId::of::<f64>() => {
+            argument.allow_hyphen_values(true)
+        }
         true => argument.allow_negative_numbers(true),
         false => argument,
     });
@@ -65,7 +74,9 @@ fn dress(command: Command, page: &str, is_root: bool) -> Command {
 
 /// The exit codes that a command can end with.
 fn exit_codes(command: &Command, is_root: bool) -> String {
-    let has = |name: &str| command.get_arguments().any(|argument| argument.get_id() == name);
+    let has = |name: &str| {
+        command.get_arguments().any(|argument| argument.get_id() == name && !argument.is_hide_set())
+    };
     let mut codes = "Exit codes: 0 done, 1 failed, 2 usage".to_owned();
     if is_root || has("max_failed") {
         codes += ", 3 finished with more failures than --max-failed";
@@ -94,7 +105,7 @@ mod tests {
     enum Below {
         /// Scores.
         Score {
-            #[arg(long, allow_hyphen_values = false)]
+            #[arg(long)]
             lr: Option<f64>,
             #[arg(long)]
             out: Option<String>,
@@ -116,6 +127,8 @@ mod tests {
         };
         let parsed = parse(&["example", "score", "--lr", "-1.5"]);
         assert!(matches!(parsed.command, Below::Score { lr: Some(lr), .. } if lr == -1.5));
+        let parsed = parse(&["example", "score", "--lr", "-1e-3"]);
+        assert!(matches!(parsed.command, Below::Score { lr: Some(lr), .. } if lr == -1e-3));
         let parsed = parse(&["example", "inspect", "-1"]);
         assert!(matches!(parsed.command, Below::Inspect { file } if file == "-1"));
     }

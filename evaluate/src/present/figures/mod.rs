@@ -1,5 +1,6 @@
 //! Figures of an evaluation, as SVG: win rates with intervals, win rates by category, selecting
-//! against scoring metric, distributions of scores, and how far the scorers of the training data agree.
+//! against scoring metric, distributions of scores, and how far the scorers of the training data
+//! agree.
 //!
 //! A colour has one meaning on the whole page: a model has its own (Okabe and Ito's), better is
 //! green, worse is purple (ColorBrewer's PRGn); colour-blind people tell them apart. Metrics have
@@ -24,8 +25,8 @@ use crate::tables::{ALL_SETS, SIGNIFICANCE};
 use forest::{Cell, Group};
 use heatmap::{Matrix, Scale};
 
-/// The colours of models: Okabe and Ito's, without green and purple, which mean better and worse, and
-/// without black and yellow, which do not show on dark and on white.
+/// The colours of models: Okabe and Ito's, without green and purple, which mean better and worse,
+/// and without black and yellow, which do not show on dark and on white.
 const MODEL_COLOURS: [&str; 6] = ["#0072b2", "#d55e00", "#56b4e9", "#e69f00", "#8c6d1f", "#666666"];
 /// The width of every figure, in pixels.
 const WIDTH: f32 = 900.0;

@@ -1,7 +1,7 @@
 //! Fills in templates, turns SVG into pixels and measures text.
 //!
-//! All text is DejaVu Sans Condensed, which is part of the program: a figure looks the same on every
-//! machine. Templates escape their values; [`text::clean`] removes what XML cannot hold.
+//! All text is DejaVu Sans Condensed, which is part of the program: a figure looks the same on
+//! every machine. Templates escape their values; [`text::clean`] removes what XML cannot hold.
 
 pub mod text;
 

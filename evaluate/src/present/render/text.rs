@@ -81,8 +81,9 @@ impl Ruler {
         kept
     }
 
-    /// `text` in lines of at most `width` pixels, broken at spaces that allow it, a word that is longer than a
-    /// line within; at most `lines` of them, the last ended with `…` if there is more text.
+    /// `text` in lines of at most `width` pixels, broken at spaces that allow it, a word that is
+    /// longer than a line within; at most `lines` of them, the last ended with `…` if there is more
+    /// text.
     pub fn wrap(&self, text: &str, width: f32, lines: usize) -> Vec<String> {
         let mut wrapped: Vec<String> = Vec::new();
         let mut line = String::new();
@@ -125,8 +126,9 @@ impl Ruler {
     }
 }
 
-/// Text of unknown origin as a figure can hold it: line ends become spaces, characters without width
-/// are dropped, and control characters and those that turn the direction of the text become `�`.
+/// Text of unknown origin as a figure can hold it: line ends become spaces, characters without
+/// width are dropped, and control characters and those that turn the direction of the text become
+/// `�`.
 pub fn clean(text: &str) -> String {
     let shown = text.chars().filter_map(|character| match character {
         '\n' | '\r' | '\t' | '\u{2028}' | '\u{2029}' => Some(' '),

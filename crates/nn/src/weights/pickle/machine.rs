@@ -94,8 +94,8 @@ impl<'a> Machine<'a> {
                 b'.' => return self.pop(),
                 b'(' => self.marks.push(self.stack.len()),
                 b'0' => drop(self.pop()?),
-                // NONE, NEWTRUE, NEWFALSE. No part of a tensor's description depends on which one it
-                // is, so they need no value of their own.
+                // NONE, NEWTRUE, NEWFALSE. No part of a tensor's description depends on which one
+                // it is, so they need no value of their own.
                 b'N' | 0x88 | 0x89 => self.stack.push(Value::Inert),
                 // BININT, BININT1, BININT2, LONG1
                 b'J' => {
@@ -211,8 +211,8 @@ impl<'a> Machine<'a> {
                 }
                 // BINPERSID: torch.save writes each storage as one.
                 b'Q' => self.persistent()?,
-                // REDUCE; NEWOBJ is the same for the few classes known here. Neither calls anything:
-                // `call` does what those functions would do.
+                // REDUCE; NEWOBJ is the same for the few classes known here. Neither calls
+                // anything: `call` does what those functions would do.
                 b'R' | 0x81 => {
                     let (arguments, callable) = (self.pop()?, self.pop()?);
                     let value = self.call(callable, arguments)?;
