@@ -46,7 +46,7 @@ fn every_model_prompt_and_seed_has_its_image_with_its_recipe() {
                 let image = &images[&format!("{name}/{id}/{seed}.png")];
                 assert_eq!((image.width, image.height), (16, 16));
                 let expected = json!({
-                    "prompt": text, "negative_prompt": "blur", "seed": seed, "steps": 2,
+                    "prompt": text, "negative": "blur", "seed": seed, "steps": 2,
                     "guidance": guidance, "scheduler": scheduler, "size": "16x16", "model": name,
                     "checkpoint": record["checkpoint"], "dtype": "f32", "device": "cpu",
                     "program": "evaluate", "version": env!("CARGO_PKG_VERSION"),

@@ -19,6 +19,8 @@ pub const PARAMETERS_KEY: &str = "parameters";
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub(super) struct Recipe<'run> {
     pub(super) prompt: &'run str,
+    /// The images keep their bytes, and so this key its name.
+    #[serde(rename = "negative")]
     pub(super) negative_prompt: Option<&'run str>,
     pub(super) seed: u64,
     pub(super) steps: usize,
@@ -144,7 +146,7 @@ mod tests {
         assert_eq!(texts[1].0, RECIPE_KEY);
         let json: serde_json::Value = serde_json::from_str(&texts[1].1).unwrap();
         assert_eq!(json["prompt"], "a fox");
-        assert_eq!(json["negative_prompt"], serde_json::Value::Null);
+        assert_eq!(json["negative"], serde_json::Value::Null);
         assert_eq!((&json["scheduler"], &json["size"]), (&"dpmpp-2m".into(), &"2x3".into()));
         assert_eq!((&json["seed"], &json["guidance"]), (&7.into(), &7.5.into()));
     }
