@@ -2,7 +2,7 @@
 # An image with the three programs, for NVIDIA GPUs and for CPUs:
 #
 #   docker build --build-arg COMMIT="$(git rev-parse --short=12 HEAD)" --tag balanceddpo .
-#   docker run --rm --gpus all --volume "$PWD:/work" balanceddpo relabel --help
+#   docker run --rm --gpus all --volume "$PWD:/data" balanceddpo relabel --help
 #
 # torch brings its own CUDA libraries, so the base needs only what the driver's container tools expect.
 
@@ -31,7 +31,7 @@ RUN python3 -m venv /opt/balanceddpo \
 ENV PATH=/opt/balanceddpo/bin:$PATH
 COPY --from=build /src/relabel/scorers/published.toml /usr/share/balanceddpo/
 # The hub's cache lies in the folder that the user mounts, so that models stay when the container goes.
-ENV HF_HOME=/work/.huggingface
-WORKDIR /work
+ENV HF_HOME=/data/.huggingface
+WORKDIR /data
 USER 1000:1000
 CMD ["relabel", "--help"]
