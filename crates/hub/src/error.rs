@@ -212,7 +212,7 @@ fn listing(names: &[String]) -> String {
     }
     let shown = names.get(..SHOWN_NAMES).unwrap_or(names);
     let rest = names.len() - shown.len();
-    let mut text = runkit::logging::escape_for_terminal(&shown.join(", ")).into_owned();
+    let mut text = runkit::text::escape_for_terminal(&shown.join(", ")).into_owned();
     if rest > 0 {
         text += &format!(" and {rest} more");
     }

@@ -2,8 +2,6 @@
 
 use std::process::ExitCode;
 
-use crate::signals::Signal;
-
 /// How a program ended. `make` stops on everything but [`ExitStatus::Done`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
@@ -33,15 +31,6 @@ impl ExitStatus {
 impl From<ExitStatus> for ExitCode {
     fn from(status: ExitStatus) -> Self {
         Self::from(status.code())
-    }
-}
-
-impl From<Signal> for ExitStatus {
-    fn from(signal: Signal) -> Self {
-        match signal {
-            Signal::Interrupt => Self::Interrupted,
-            Signal::Terminate => Self::Terminated,
-        }
     }
 }
 

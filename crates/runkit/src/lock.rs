@@ -15,8 +15,8 @@ use std::sync::Once;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use crate::fault;
-use crate::files::hint;
-use crate::logging::escape_for_terminal;
+use crate::files::error::hint;
+use crate::text::escape_for_terminal;
 
 /// Much more than the holders' lines ever need: a foreign file under this name is not read whole.
 const MAXIMUM_HOLDER_BYTES: u64 = 1 << 16;

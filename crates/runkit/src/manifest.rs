@@ -9,7 +9,7 @@ use std::fmt;
 use serde::Serialize;
 use serde_json::Value;
 
-use crate::logging::escape_for_terminal;
+use crate::text::escape_for_terminal;
 
 /// Differences show values up to this many characters.
 const MAXIMUM_SHOWN_CHARACTERS: usize = 100;

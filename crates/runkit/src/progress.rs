@@ -8,7 +8,8 @@ use std::time::{Duration, Instant};
 
 use indicatif::{HumanCount, HumanDuration, ProgressBar, ProgressFinish, ProgressStyle};
 
-use crate::logging::{self, escape_for_terminal};
+use crate::logging;
+use crate::text::escape_for_terminal;
 
 /// Without a screen, the first log line after this time.
 const FIRST_LINE: Duration = Duration::from_secs(5);

@@ -242,6 +242,15 @@ fn set_disposition(signal: i32, action: libc::sighandler_t) -> io::Result<()> {
     if previous == libc::SIG_ERR { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
+impl From<Signal> for ExitStatus {
+    fn from(signal: Signal) -> Self {
+        match signal {
+            Signal::Interrupt => Self::Interrupted,
+            Signal::Terminate => Self::Terminated,
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::ops::ControlFlow;

@@ -3,7 +3,8 @@
 //! A message that quotes its input must stay a message, whatever the input is: a file given by
 //! mistake as a list of prompts can hold a line of a gigabyte, or the codes that clear a terminal.
 
-use crate::logging::escape_for_terminal;
+use std::borrow::Cow;
+use std::fmt::Write as _;
 
 /// The most characters of the input that a message quotes.
 pub const MOST_QUOTED: usize = 200;
@@ -159,9 +160,55 @@ fn shortened(text: &str, most: usize, quotes: bool) -> (String, bool) {
     (shown, false)
 }
 
+/// Makes text of unknown origin (captions, file names, model names) safe and visible in a log line:
+/// control characters, line ends, bidirectional overrides and zero-width characters become `\n`,
+/// `\t`, `\r` or `\u{…}`.
+pub fn escape_for_terminal(text: &str) -> Cow<'_, str> {
+    if !text.chars().any(needs_escape) {
+        return Cow::Borrowed(text);
+    }
+    let mut escaped = String::with_capacity(text.len() + 16);
+    for character in text.chars() {
+        match character {
+            '\n' => escaped.push_str("\\n"),
+            '\r' => escaped.push_str("\\r"),
+            '\t' => escaped.push_str("\\t"),
+            _ if needs_escape(character) => {
+                // Writing to a String cannot fail.
+                let _ = write!(escaped, "{}", character.escape_unicode());
+            }
+            _ => escaped.push(character),
+        }
+    }
+    Cow::Owned(escaped)
+}
+
+fn needs_escape(character: char) -> bool {
+    character.is_control()
+        || matches!(character,
+            '\u{061c}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}'
+            | '\u{2060}'..='\u{2069}' | '\u{feff}' | '\u{fff9}'..='\u{fffb}')
+}
+
 #[cfg(test)]
 mod tests {
-    use super::{MOST_QUOTED, choices, excerpt, quoted, shorten_message};
+    use super::{MOST_QUOTED, choices, escape_for_terminal, excerpt, quoted, shorten_message};
+
+    #[test]
+    fn hostile_text_is_made_visible() {
+        assert_eq!(escape_for_terminal("a red \u{1b}[31mfox\u{7}"), "a red \\u{1b}[31mfox\\u{7}");
+        assert_eq!(escape_for_terminal("two\nlines\ttab\r"), "two\\nlines\\ttab\\r");
+        assert_eq!(escape_for_terminal("\u{202e}gnp.exe\u{9b}2J"), "\\u{202e}gnp.exe\\u{9b}2J");
+    }
+
+    #[test]
+    fn ordinary_text_is_untouched_and_not_copied() {
+        for text in ["", "a fox", "ein Füchslein, 狐 🦊", "back\\slash"] {
+            assert!(
+                matches!(escape_for_terminal(text), std::borrow::Cow::Borrowed(same) if same == text)
+            );
+        }
+    }
 
     #[test]
     fn short_text_stays_as_it_is() {

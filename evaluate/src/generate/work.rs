@@ -7,9 +7,9 @@ use std::ops::ControlFlow::{Break, Continue};
 use anyhow::Result;
 use nn::pipeline::Image;
 use rayon::prelude::*;
-use runkit::logging::escape_for_terminal;
 use runkit::progress::Progress;
 use runkit::signals::{StopFlag, Stoppable};
+use runkit::text::escape_for_terminal;
 
 use super::generator::Generator;
 use super::image::{self, Recipe};

@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 
-use runkit::logging::escape_for_terminal;
+use runkit::text::escape_for_terminal;
 
 use super::error::{PromptsError, not_prompts};
 use super::{Prompt, PromptSet, PromptSource};

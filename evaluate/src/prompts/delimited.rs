@@ -5,12 +5,11 @@
 
 use csv::{ByteRecord, ErrorKind, ReaderBuilder};
 use runkit::lists::Quoting;
-use runkit::logging::escape_for_terminal;
 
 use super::collect::{Collector, Row};
 use super::columns::Columns;
 use super::error::{PromptsError, not_prompts, not_text};
-use super::lines::text;
+use super::lines::{log_quoting, text};
 use super::{PromptSet, PromptSource, read_bytes};
 
 const HINT: &str = "hint: the first line names the columns; choose one with ,column=NAME after the \
@@ -33,7 +32,7 @@ pub(super) fn read_tsv(source: &PromptSource) -> Result<Vec<PromptSet>, PromptsE
             format.quoting(false);
         }
     }
-    tell(source, quoting);
+    log_quoting(source, quoting);
     // The reader has already undone these two.
     let fields = match quoting {
         Quoting::Doubled | Quoting::Escaped => Quoting::Raw { ambiguous: None },
@@ -46,26 +45,6 @@ pub(super) fn read_tsv(source: &PromptSource) -> Result<Vec<PromptSet>, PromptsE
 pub(super) fn read_csv(source: &PromptSource) -> Result<Vec<PromptSet>, PromptsError> {
     let bytes = read_bytes(&source.file)?;
     read(source, &bytes, &ReaderBuilder::new(), Quoting::Raw { ambiguous: None })
-}
-
-/// Logs how quotation marks were read, if two readings are possible.
-pub(super) fn tell(source: &PromptSource, quoting: Quoting) {
-    let file = source.file.display().to_string();
-    let file = escape_for_terminal(&file);
-    match quoting {
-        Quoting::Raw { ambiguous: None } => {}
-        Quoting::Raw { ambiguous: Some(line) } => tracing::warn!(
-            "{file}:{line}: read with the quotation marks around the whole text; hint: if a program \
-             quoted it, save the file as .csv"
-        ),
-        Quoting::Doubled | Quoting::Escaped | Quoting::Backslashed => {
-            tracing::info!("{file}: removed the quotation marks that a program put around texts");
-        }
-        Quoting::Mixed { line } => tracing::warn!(
-            "{file}:{line}: some texts contain quotation marks and others are quoted by a program; \
-             marks around a text with doubled marks inside were removed"
-        ),
-    }
 }
 
 fn read(

@@ -1,9 +1,9 @@
 //! Text files: a prompt in each line.
 
 use runkit::lists::Quoting;
+use runkit::text::escape_for_terminal;
 
 use super::collect::{Collector, LINE, Row};
-use super::delimited::tell;
 use super::error::{PromptsError, not_prompts, not_text};
 use super::{PromptSet, PromptSource, read_bytes};
 
@@ -18,7 +18,7 @@ pub(super) fn read(source: &PromptSource) -> Result<Vec<PromptSet>, PromptsError
     }
     let bytes = read_bytes(&source.file)?;
     let quoting = Quoting::of_lines(runkit::lists::lines(&bytes));
-    tell(source, quoting);
+    log_quoting(source, quoting);
     let mut collector = Collector::new(source);
     for (number, line) in (1..).zip(runkit::lists::lines(&bytes)) {
         let wrong = |reason| not_text(&source.file, number, reason);
@@ -30,6 +30,26 @@ pub(super) fn read(source: &PromptSource) -> Result<Vec<PromptSet>, PromptsError
         collector.add(number, Row { text: &text, ..Row::default() }).map_err(wrong)?;
     }
     collector.finish(LINE, "a prompt in each line")
+}
+
+/// Logs how quotation marks were read, if two readings are possible.
+pub(super) fn log_quoting(source: &PromptSource, quoting: Quoting) {
+    let file = source.file.display().to_string();
+    let file = escape_for_terminal(&file);
+    match quoting {
+        Quoting::Raw { ambiguous: None } => {}
+        Quoting::Raw { ambiguous: Some(line) } => tracing::warn!(
+            "{file}:{line}: read with the quotation marks around the whole text; hint: if a program \
+             quoted it, save the file as .csv"
+        ),
+        Quoting::Doubled | Quoting::Escaped | Quoting::Backslashed => {
+            tracing::info!("{file}: removed the quotation marks that a program put around texts");
+        }
+        Quoting::Mixed { line } => tracing::warn!(
+            "{file}:{line}: some texts contain quotation marks and others are quoted by a program; \
+             marks around a text with doubled marks inside were removed"
+        ),
+    }
 }
 
 /// The bytes as text.

@@ -6,7 +6,7 @@ use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
-use runkit::logging::escape_for_terminal;
+use runkit::text::escape_for_terminal;
 use runkit::text::{excerpt, quoted};
 use serde_json::{Map, Value};
 

@@ -55,7 +55,7 @@ impl Tables {
         }
         if !self.notes.is_empty() {
             let notes = self.notes.iter();
-            let notes = notes.map(|note| runkit::logging::escape_for_terminal(note).into_owned());
+            let notes = notes.map(|note| runkit::text::escape_for_terminal(note).into_owned());
             parts.push(notes.map(|note| format!("note: {note}\n")).collect());
         }
         parts.join("\n")

@@ -136,7 +136,7 @@ pub(super) fn terminal(grid: &Grid) -> String {
 }
 
 fn visible(text: &str) -> String {
-    runkit::logging::escape_for_terminal(text).into_owned()
+    runkit::text::escape_for_terminal(text).into_owned()
 }
 
 /// Escapes Markdown, also inside a table.

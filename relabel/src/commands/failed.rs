@@ -6,7 +6,7 @@ use std::path::Path;
 use anyhow::{Context as _, Result};
 use arrow::array::{Array as _, StringViewArray};
 use runkit::exit::ExitStatus;
-use runkit::logging::escape_for_terminal;
+use runkit::text::escape_for_terminal;
 use schemas::labels::{LabelBatch, LabelsFile, Status};
 use serde::Serialize;
 

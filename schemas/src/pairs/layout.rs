@@ -7,9 +7,11 @@ use arrow::datatypes::{DataType, Field, Schema};
 use parquet::schema::types::SchemaDescriptor;
 
 use super::PairsError;
-use super::rows::LABEL_1;
 use crate::columns::{PAIR_COLUMNS, PairColumn, PairType, Presence};
 use crate::exact::{self, Target};
+
+/// The column that is 1 minus `label_0`.
+pub(super) const LABEL_1: &str = "label_1";
 
 /// The name of the bytes inside the struct of the `datasets` library's `Image`.
 const IMAGE_BYTES: &str = "bytes";

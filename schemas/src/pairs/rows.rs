@@ -11,7 +11,7 @@ use parquet::errors::ParquetError;
 
 use super::PairsError;
 use super::images::ImageColumn;
-use super::layout::target;
+use super::layout::{LABEL_1, target};
 use crate::columns::{PairType, is_human_label};
 use crate::exact::{self, Failure, Inexact};
 use crate::input::ParquetInput;
@@ -20,8 +20,6 @@ use crate::input::ParquetInput;
 /// it; a single larger row still comes whole.
 const MAX_TEXT_BYTES: usize = 64 << 20;
 
-/// The column that is 1 minus `label_0`.
-pub(super) const LABEL_1: &str = "label_1";
 /// The values of `label_0`.
 const LABELS: &str = "1 (image 0), 0 (image 1), 0.5 (a tie) or null; hint: of 1, 0, -1 write \
                       (label_0 + 1) / 2, of 1 and 2 write 2 - label_0; ratings and ranks are no such \

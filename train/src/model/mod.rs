@@ -16,7 +16,7 @@ use nn::schedule::{ScheduleConfig, TrainingSchedule};
 use nn::unet::{UNet, UNetConfig};
 use nn::vae::VaeConfig;
 use nn::weights::Weights;
-use runkit::logging::escape_for_terminal;
+use runkit::text::escape_for_terminal;
 use tch::{Device, Tensor};
 
 pub(crate) use self::file_hashes::FILE as HASHES;

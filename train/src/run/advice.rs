@@ -9,7 +9,8 @@ use nn::optimizer::OptimizerKind;
 use tch::TchError;
 
 use super::checkpoint;
-use super::folder::{CHECKPOINTS, NOT_FINITE};
+use super::checkpoint::CHECKPOINTS;
+use super::folder::NOT_FINITE;
 use crate::config::{Config, largest_divisor};
 use crate::trainer::NotFinite;
 

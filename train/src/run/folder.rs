@@ -10,8 +10,6 @@ use super::manifest::{self, NOTES};
 use super::{checkpoint, export, probe, samples};
 use crate::{config, model, record};
 
-/// The folder of the checkpoints.
-pub const CHECKPOINTS: &str = "checkpoints";
 /// Lists of pairs whose loss is not finite.
 pub(crate) const NOT_FINITE: &str = "not-finite-step-";
 
@@ -38,7 +36,7 @@ pub const RUN: FolderKind = FolderKind {
 /// If a folder cannot be listed.
 pub fn outputs(run: &Path, manifest: &Value) -> Result<Vec<String>> {
     let mut files = export::outputs(manifest);
-    files.extend(checkpoint::outputs(&run.join(CHECKPOINTS), CHECKPOINTS)?);
+    files.extend(checkpoint::outputs(&run.join(checkpoint::CHECKPOINTS), checkpoint::CHECKPOINTS)?);
     files.extend(
         [runkit::metrics::LOG_NAME, probe::NAMES, probe::TENSORS, model::HASHES, config::FILE]
             .map(str::to_owned),

@@ -26,8 +26,9 @@ use anyhow::{Result, bail, ensure};
 use runkit::signals::{StopFlag, Stoppable, stoppable};
 use serde_json::Value;
 
+use self::checkpoint::CHECKPOINTS;
 use self::checkpoint::Checkpoint;
-use self::folder::{CHECKPOINTS, RUN};
+use self::folder::RUN;
 use self::manifest::{Manifest, Origin};
 use self::opened::OpenedRun;
 use self::plan::Disk;

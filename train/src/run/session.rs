@@ -11,8 +11,9 @@ use runkit::progress::Progress;
 use runkit::signals::{Signal, StopFlag, Stoppable, Stopped};
 use serde_json::{Value, json};
 
+use super::checkpoint::CHECKPOINTS;
 use super::checkpoint::{self, State};
-use super::folder::{self, CHECKPOINTS, RUN};
+use super::folder::{self, RUN};
 use super::manifest::{self, Manifest};
 use super::opened::{OpenedRun, stream_options};
 use super::probe::{Probe, ProbeReport};

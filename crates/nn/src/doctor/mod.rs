@@ -19,7 +19,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use hub::Settings;
-use runkit::logging::escape_for_terminal;
+use runkit::text::escape_for_terminal;
 use serde::Serialize;
 
 pub use machine::{Cpu, Memory};

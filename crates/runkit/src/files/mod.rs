@@ -16,11 +16,10 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 
 mod atomic;
-mod error;
+pub(crate) mod error;
 mod kind;
 
 pub use atomic::AtomicFile;
-pub(crate) use error::hint;
 pub use error::{FileError, Operation};
 pub use kind::Kind;
 

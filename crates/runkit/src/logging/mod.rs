@@ -7,8 +7,6 @@
 //! stdout belongs to results. Every log line goes through the same [`indicatif::MultiProgress`]
 //! that shows the bars: it removes the bar, writes the line, and shows the bar again.
 
-use std::borrow::Cow;
-use std::fmt::Write as _;
 use std::io::{self, IsTerminal, Write};
 use std::sync::LazyLock;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -175,36 +173,6 @@ fn default_filter(verbosity: i8) -> String {
     }
 }
 
-/// Makes text of unknown origin (captions, file names, model names) safe and visible in a log line:
-/// control characters, line ends, bidirectional overrides and zero-width characters become `\n`,
-/// `\t`, `\r` or `\u{…}`.
-pub fn escape_for_terminal(text: &str) -> Cow<'_, str> {
-    if !text.chars().any(needs_escape) {
-        return Cow::Borrowed(text);
-    }
-    let mut escaped = String::with_capacity(text.len() + 16);
-    for character in text.chars() {
-        match character {
-            '\n' => escaped.push_str("\\n"),
-            '\r' => escaped.push_str("\\r"),
-            '\t' => escaped.push_str("\\t"),
-            _ if needs_escape(character) => {
-                // Writing to a String cannot fail.
-                let _ = write!(escaped, "{}", character.escape_unicode());
-            }
-            _ => escaped.push(character),
-        }
-    }
-    Cow::Owned(escaped)
-}
-
-fn needs_escape(character: char) -> bool {
-    character.is_control()
-        || matches!(character,
-            '\u{061c}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}'
-            | '\u{2060}'..='\u{2069}' | '\u{feff}' | '\u{fff9}'..='\u{fffb}')
-}
-
 /// Events longer than this quote more of an input than anyone reads.
 const LONGEST_EVENT: usize = 250;
 
@@ -246,24 +214,8 @@ const _: fn() = || {
 
 #[cfg(test)]
 mod tests {
-    use super::{LogFormat, counted, default_filter, escape_for_terminal};
+    use super::{LogFormat, counted, default_filter};
     use tracing_subscriber::EnvFilter;
-
-    #[test]
-    fn hostile_text_is_made_visible() {
-        assert_eq!(escape_for_terminal("a red \u{1b}[31mfox\u{7}"), "a red \\u{1b}[31mfox\\u{7}");
-        assert_eq!(escape_for_terminal("two\nlines\ttab\r"), "two\\nlines\\ttab\\r");
-        assert_eq!(escape_for_terminal("\u{202e}gnp.exe\u{9b}2J"), "\\u{202e}gnp.exe\\u{9b}2J");
-    }
-
-    #[test]
-    fn ordinary_text_is_untouched_and_not_copied() {
-        for text in ["", "a fox", "ein Füchslein, 狐 🦊", "back\\slash"] {
-            assert!(
-                matches!(escape_for_terminal(text), std::borrow::Cow::Borrowed(same) if same == text)
-            );
-        }
-    }
 
     #[test]
     fn every_verbosity_has_a_valid_filter() {

@@ -8,7 +8,7 @@ use tracing_subscriber::fmt::format::Writer;
 use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
 use tracing_subscriber::registry::LookupSpan;
 
-use super::escape_for_terminal;
+use crate::text::escape_for_terminal;
 
 /// Writes `warning: the sentence (field value)`, and of an information event the sentence alone:
 /// its fields are for machines.

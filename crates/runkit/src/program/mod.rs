@@ -8,8 +8,9 @@ use std::process::ExitCode;
 use anyhow::Context as _;
 
 use crate::exit::ExitStatus;
-use crate::logging::{self, LogArguments, escape_for_terminal};
+use crate::logging::{self, LogArguments};
 use crate::signals::{Signal, Stopped};
+use crate::text::escape_for_terminal;
 use crate::text::shorten_message;
 
 mod command_line;

@@ -170,7 +170,7 @@ impl Thumbnails {
     fn read(&self, image: &str) -> Result<Bitmap, &'static str> {
         let path = self.folder.join(image);
         Bitmap::read(&path).map_err(|error| {
-            let shown = runkit::logging::escape_for_terminal(&error.to_string()).into_owned();
+            let shown = runkit::text::escape_for_terminal(&error.to_string()).into_owned();
             tracing::warn!("{shown}");
             if path.exists() { "unreadable" } else { "missing" }
         })

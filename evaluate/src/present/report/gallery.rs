@@ -314,7 +314,7 @@ fn read(
     let mut errors = read.iter().filter_map(|(_, read)| read.as_ref().err());
     if let Some(first) = errors.next() {
         let count = 1 + errors.count();
-        let first = runkit::logging::escape_for_terminal(&first.to_string()).into_owned();
+        let first = runkit::text::escape_for_terminal(&first.to_string()).into_owned();
         tracing::warn!("the gallery lacks {count} images, the first: {first}");
     }
     read.into_iter().map(|(key, read)| (key, read.ok().flatten())).collect()

@@ -28,6 +28,9 @@ use crate::model::Networks;
 use crate::run::manifest::{Numerics, Origin};
 use crate::trainer::Position;
 
+/// The folder of the checkpoints.
+pub const CHECKPOINTS: &str = "checkpoints";
+
 /// The version of the format. It grows when an older program would misread a checkpoint.
 const FORMAT: u32 = 2;
 const MARKER: &str = "DONE";
@@ -175,7 +178,7 @@ fn refuse_unfinished(folder: &Path) -> Result<()> {
     if folder.join(MARKER).is_file() {
         return Ok(());
     }
-    let inside = [folder.join(crate::run::folder::CHECKPOINTS), folder.to_owned()];
+    let inside = [folder.join(CHECKPOINTS), folder.to_owned()];
     let newest = inside.iter().find_map(|place| list(place).ok()?.pop_last());
     let hint = match newest {
         Some((_, found)) => format!("name the folder of one, as {}", found.display()),

@@ -144,7 +144,7 @@ fn foreign_files_in_a_checkpoint_stay() {
 #[test]
 fn a_checkpoint_of_any_run_is_opened_and_another_folder_is_refused() {
     let place = tempfile::tempdir().unwrap();
-    let checkpoints = place.path().join(crate::run::folder::CHECKPOINTS);
+    let checkpoints = place.path().join(crate::run::checkpoint::CHECKPOINTS);
     let folder = write(&checkpoints, 7, "run");
     assert_eq!(Checkpoint::open(&folder).unwrap().state.step, 7);
     assert_eq!(origin(&folder).unwrap().position, 28);
