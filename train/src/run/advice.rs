@@ -8,8 +8,7 @@ use nn::NetworkError;
 use nn::optimizer::OptimizerKind;
 use tch::TchError;
 
-use super::checkpoint;
-use super::checkpoint::CHECKPOINTS;
+use super::checkpoint::{self, CHECKPOINTS};
 use super::folder::NOT_FINITE;
 use crate::config::{Config, largest_divisor};
 use crate::trainer::NotFinite;
