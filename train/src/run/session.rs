@@ -11,8 +11,7 @@ use runkit::progress::Progress;
 use runkit::signals::{Signal, StopFlag, Stoppable, Stopped};
 use serde_json::{Value, json};
 
-use super::checkpoint::CHECKPOINTS;
-use super::checkpoint::{self, State};
+use super::checkpoint::{self, CHECKPOINTS, State};
 use super::folder::{self, RUN};
 use super::manifest::{self, Manifest};
 use super::opened::{OpenedRun, stream_options};
