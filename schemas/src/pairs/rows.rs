@@ -21,12 +21,12 @@ use crate::input::ParquetInput;
 const MAX_TEXT_BYTES: usize = 64 << 20;
 
 /// The values of `label_0`.
-const LABELS: &str = "1 (image 0), 0 (image 1), 0.5 (a tie) or null; hint: of 1, 0, -1 write \
-                      (label_0 + 1) / 2, of 1 and 2 write 2 - label_0; ratings and ranks are no such \
-                      label, leave the column out";
+const LABELS: &str = "1 (image 0), 0 (image 1), 0.5 (a tie) or null; hint: if the values are 1, 0 \
+                      and -1, write (label_0 + 1) / 2; if they are 1 and 2, write 2 - label_0; leave \
+                      out a column of ratings or ranks";
 /// The values of a caption.
-const TEXTS: &str = "text in UTF-8; hint: in pandas df.caption.str.decode('latin-1') of bytes in another \
-                     encoding";
+const TEXTS: &str = "text in UTF-8; hint: pandas reads bytes in another encoding with \
+                     df.caption.str.decode('latin-1')";
 /// The values of an id.
 const NAMES: &str = "text, a whole number or a UUID; hint: in DuckDB CAST(… AS VARCHAR)";
 /// The values of a flag.
