@@ -124,7 +124,7 @@ lint: build $(VENV)/.checks
 	scripts/checks/links.py
 	$(VENV)/bin/typos
 	$(VENV)/bin/ruff check --quiet scripts notebooks
-	$(VENV)/bin/shellcheck $$(git ls-files '*.sh') .ci/run
+	$(VENV)/bin/shellcheck $$(find scripts -name '*.sh') .ci/run
 	$(VENV)/bin/hadolint Dockerfile
 	cargo fmt --all --check
 	@if cargo deny --version >/dev/null 2>&1; then cargo deny --locked check --hide-inclusion-graph bans licenses sources; \

@@ -10,12 +10,12 @@ Prints `file:line: what is wrong` and exits with 1 if there is a broken link.
 """
 
 import re
-import subprocess
 import sys
 from pathlib import Path
 from urllib.parse import unquote
 
-ROOT = Path(__file__).resolve().parents[2]
+from tracked import ROOT, files
+
 LINK = re.compile(r"!?\[(?:[^\[\]]|\[[^\]]*\])*\]\(\s*<?([^)>\s]+)>?(?:\s+\"[^\"]*\")?\s*\)")
 REFERENCE = re.compile(r"^\s{0,3}\[[^\]]+\]:\s+<?(\S+?)>?\s*$")
 HTML = re.compile(r"(?:href|src)=\"([^\"]+)\"")
@@ -88,11 +88,7 @@ def anchors(text: str) -> set[str]:
 
 
 def main() -> int:
-    tracked = set(
-        subprocess.run(
-            ["git", "ls-files"], cwd=ROOT, check=True, capture_output=True, text=True
-        ).stdout.splitlines()
-    )
+    tracked = set(files())
     folders = {str(parent) for name in tracked for parent in Path(name).parents}
     pages = sys.argv[1:] or sorted(name for name in tracked if name.endswith(".md"))
     functions = {

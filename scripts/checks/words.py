@@ -7,12 +7,10 @@ Prints `file:line: found "old"; say "new"` for each find, and exits with 1 if th
 """
 
 import re
-import subprocess
 import sys
-from pathlib import Path
 from typing import NamedTuple
 
-ROOT = Path(__file__).resolve().parents[2]
+from tracked import ROOT, files
 
 TEXT = {
     ".cff", ".cpp", ".css", ".cu", ".h", ".html", ".ipynb", ".js", ".md", ".py", ".rs", ".sh",
@@ -117,9 +115,7 @@ def main() -> int:
     for word, pattern, _ in PATTERNS:
         assert pattern.search(plain(word.example)), f"the check does not find {word.example!r}"
         assert not pattern.search(word.new), f"the check finds its own {word.new!r}"
-    listed = subprocess.run(
-        ["git", "ls-files", *sys.argv[1:]], cwd=ROOT, check=True, capture_output=True, text=True
-    ).stdout.splitlines()
+    listed = files(*sys.argv[1:])
     found = []
     for name in listed:
         path = ROOT / name
