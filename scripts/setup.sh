@@ -83,7 +83,7 @@ else
             "make setup takes PyPI's build, which runs on CPUs too (5 GB); or install torch $version into $venv yourself"
     [ -x "$venv/bin/python" ] || python3 -m venv "$venv"
     arguments=("$torch" numpy)
-    [ "$flavour" = cuda ] || arguments+=(--index-url "$cpu_index" --extra-index-url https://pypi.org/simple)
+    [ "$flavour" = cuda ] || arguments+=(--index-url "$cpu_index")
     [ -t 1 ] || arguments+=(--quiet)
     "$venv/bin/python" -m pip install "${arguments[@]}"
 fi
