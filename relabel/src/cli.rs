@@ -1,8 +1,10 @@
 //! The command line as typed. [`crate::commands`] decides what the words mean.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::sync::LazyLock;
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Arg, Args, Parser, Subcommand, ValueEnum};
+use runkit::config::{ConfigError, merge, parse_toml};
 use runkit::logging::LogArguments;
 use runkit::program::{JsonFlag, ProgramCommand, ResumeFlag};
 use runkit::settings::{Settings, SettingsFlags};
@@ -101,6 +103,7 @@ pub struct CheckArguments {
 /// Settings of `relabel score`. Each is unset until a flag, an environment variable or a file sets
 /// it.
 #[derive(Debug, Clone, Default, Args, Serialize, Deserialize)]
+#[command(mut_args(with_default_in_help))]
 #[serde(deny_unknown_fields, default)]
 pub struct ScoreSettings {
     /// Pairs in Pick-a-Pic's layout: Parquet files, folders or glob patterns.
@@ -123,7 +126,7 @@ pub struct ScoreSettings {
     #[arg(long, value_name = "FILE.toml", env = "RELABEL_SCORERS", help_heading = "Scoring")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub scorers: Option<PathBuf>,
-    /// What a tie of votes becomes [default: zero].
+    /// What a tie of votes becomes.
     #[arg(long, value_name = "POLICY", value_enum, help_heading = "Scoring")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ties: Option<TiePolicy>,
@@ -136,15 +139,15 @@ pub struct ScoreSettings {
     #[arg(long, value_name = "FOLDER", env = "RELABEL_SCRATCH", help_heading = "Output")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub scratch: Option<PathBuf>,
-    /// End with exit code 3 if more rows than this failed [default: 0].
+    /// End with exit code 3 if more rows than this failed.
     #[arg(long, value_name = "N", help_heading = "Output")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_failed: Option<u64>,
-    /// Where to compute: auto, cpu, cuda or cuda:N [default: auto].
+    /// Where to compute: auto, cpu, cuda or cuda:N.
     #[arg(long, value_name = "DEVICE", env = "RELABEL_DEVICE", help_heading = "Compute")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub device: Option<String>,
-    /// The dtype of the networks: f32, bf16 or f16 [default: f32].
+    /// The dtype of the networks: f32, bf16 or f16.
     #[arg(long, value_name = "DTYPE", env = "RELABEL_DTYPE", help_heading = "Compute")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub dtype: Option<String>,
@@ -158,6 +161,34 @@ pub struct ScoreSettings {
     #[arg(long, value_name = "I/N", help_heading = "Compute")]
     #[serde(skip)]
     pub shard: Option<Shard>,
+}
+
+/// The settings of `defaults.toml`.
+static DEFAULTS: LazyLock<ScoreSettings> = LazyLock::new(|| {
+    // A test reads the file: it is part of the program, and cannot be wrong for one user alone.
+    parse_toml(Path::new("defaults.toml"), include_str!("defaults.toml")).unwrap_or_default()
+});
+
+fn with_default_in_help(argument: Arg) -> Arg {
+    let defaults = serde_json::to_value(&*DEFAULTS).unwrap_or_default();
+    match (defaults.get(argument.get_id().as_str()), argument.get_help()) {
+        (Some(default), Some(help)) => {
+            let default = default.as_str().map_or_else(|| default.to_string(), str::to_owned);
+            let help = format!("{help} [default: {default}]");
+            argument.help(help)
+        }
+        _ => argument,
+    }
+}
+
+impl ScoreSettings {
+    /// These settings over the defaults.
+    ///
+    /// # Errors
+    /// If a setting is a number that TOML cannot hold.
+    pub(crate) fn over_defaults(&self) -> Result<Self, ConfigError> {
+        Ok(Self { shard: self.shard, ..merge(self, &DEFAULTS)? })
+    }
 }
 
 impl Settings for ScoreSettings {

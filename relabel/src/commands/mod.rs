@@ -157,7 +157,7 @@ fn validated(
     let out = settings.out.clone().unwrap_or_else(|| PathBuf::from("labels.parquet"));
     ensure!(out.file_name().is_some(), "--out {} does not name a file", out.display());
     let compute = compute(&settings)?;
-    let batch_size = settings.batch_size.unwrap_or(BATCH_SIZE_CPU_F32);
+    let batch_size = settings.batch_size.unwrap_or_default();
     ensure!(batch_size > 0, "--batch-size 0 scores nothing; hint: leave it out for the default");
     ensure!(settings.limit != Some(0), "--limit 0 takes no pair; hint: leave it out to take all");
     let shard = Shard::from_environment(settings.shard)?;
@@ -179,14 +179,14 @@ fn validated(
         limit: settings.limit,
         scratch: settings.scratch.clone(),
         fresh: arguments.fresh,
-        max_failed: settings.max_failed.unwrap_or(0),
+        max_failed: settings.max_failed.unwrap_or_default(),
         saved_settings: settings.with_absolute_paths().to_toml()?,
     })
 }
 
 fn compute(settings: &ScoreSettings) -> Result<Compute> {
-    let device = device::parse(settings.device.as_deref().unwrap_or("auto"))?;
-    let precision: Precision = settings.dtype.as_deref().unwrap_or("f32").parse()?;
+    let device = device::parse(settings.device.as_deref().unwrap_or_default())?;
+    let precision: Precision = settings.dtype.as_deref().unwrap_or_default().parse()?;
     precision.check(device)?;
     if is_slow(device.is_cuda(), precision) {
         tracing::warn!(
@@ -205,18 +205,13 @@ fn is_slow(on_gpu: bool, precision: Precision) -> bool {
 impl ScoreSettings {
     /// Every setting, for `--print-config` and the copy beside the output.
     fn with_defaults(&self) -> Result<Self> {
-        let device = self.device.clone().unwrap_or_else(|| "auto".to_owned());
-        let on_gpu = device::parse(&device)?.is_cuda();
-        let mut settings = self.clone();
-        let dtype = settings.dtype.get_or_insert_with(|| "f32".to_owned());
-        settings.batch_size.get_or_insert(match (on_gpu, dtype.as_str()) {
+        let mut settings = self.over_defaults()?;
+        let on_gpu = device::parse(settings.device.as_deref().unwrap_or_default())?.is_cuda();
+        settings.batch_size.get_or_insert(match (on_gpu, settings.dtype.as_deref()) {
             (true, _) => BATCH_SIZE_CUDA,
-            (false, "bf16") => BATCH_SIZE_CPU_BF16,
+            (false, Some("bf16")) => BATCH_SIZE_CPU_BF16,
             (false, _) => BATCH_SIZE_CPU_F32,
         });
-        settings.ties.get_or_insert_default();
-        settings.max_failed.get_or_insert(0);
-        settings.device = Some(device);
         Ok(settings)
     }
 }
@@ -224,6 +219,23 @@ impl ScoreSettings {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn every_default_is_in_the_file_and_in_the_help() {
+        let settings = ScoreSettings::default().with_defaults().unwrap();
+        assert_eq!(settings.ties, Some(Default::default()), "Equation 7");
+        assert_eq!((settings.max_failed, settings.batch_size), (Some(0), Some(8)));
+        assert_eq!(
+            (settings.device.as_deref(), settings.dtype.as_deref()),
+            (Some("auto"), Some("f32"))
+        );
+        let mut program = <crate::cli::Cli as clap::CommandFactory>::command();
+        let score = program.find_subcommand_mut("score").unwrap();
+        let help = score.render_long_help().to_string();
+        for default in ["[default: zero]", "[default: 0]", "[default: auto]", "[default: f32]"] {
+            assert_eq!(help.matches(default).count(), 1, "{default}: {help}");
+        }
+    }
 
     #[test]
     fn f32_on_a_gpu_is_warned_of() {
