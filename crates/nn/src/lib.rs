@@ -46,6 +46,7 @@
 //! - [`config`]: options of `config.json` files, strict as well;
 //! - [`device`]: devices and precisions, threads, inference mode;
 //! - [`rng`]: noise from a seed, the same numbers as Python's torch;
+//! - [`distributed`]: several processes that work as one;
 //! - [`doctor`]: what a program finds on a machine.
 //!
 //! This crate is the only one that calls libtorch layer by layer. It knows nothing of image files,
@@ -61,6 +62,7 @@ pub mod clip;
 pub mod config;
 pub mod device;
 pub mod distilbert;
+pub mod distributed;
 pub mod doctor;
 pub mod error;
 mod layers;

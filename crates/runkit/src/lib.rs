@@ -19,6 +19,7 @@ pub mod config;
 pub mod exit;
 pub mod fault;
 pub mod files;
+pub mod launch;
 pub mod lists;
 pub mod lock;
 pub mod logging;

@@ -1,0 +1,13 @@
+//! Several processes that work as one: the ranks of a world, on c10d of libtorch.
+//!
+//! torchrun or srun starts the processes ([`runkit::launch`]). They meet in the launcher's TCP
+//! store ([`Store`]); [`World`] has the collective operations: Gloo for tensors and values on the
+//! CPU, NCCL for tensors on GPUs, and neither if a process is alone.
+
+mod error;
+mod store;
+mod world;
+
+pub use error::DistributedError;
+pub use store::Store;
+pub use world::{Pending, World};
