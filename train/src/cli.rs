@@ -75,7 +75,7 @@ pub struct RunArguments {
 
 /// Flags of `train run` that change nothing in a plan: accepted, so that one command line serves
 /// both.
-const WITHOUT_MEANING_IN_A_PLAN: [&str; 17] = [
+const WITHOUT_MEANING_IN_A_PLAN: [&str; 18] = [
     "fresh",
     "seed",
     "adam_beta1",
@@ -93,6 +93,7 @@ const WITHOUT_MEANING_IN_A_PLAN: [&str; 17] = [
     "sample_every",
     "sample_steps",
     "sample_guidance",
+    "rank_timeout",
 ];
 
 /// `train plan`.

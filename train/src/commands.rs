@@ -7,6 +7,7 @@ use anyhow::{Context as _, Result};
 use indicatif::{HumanBytes, HumanCount};
 use nn::device::DeviceError;
 use runkit::exit::ExitStatus;
+use runkit::launch::Launch;
 use runkit::program::{self, UsageError, say, stopped_by, usage_unless};
 use runkit::settings::Settings as _;
 use serde_json::{Value, json};
@@ -44,9 +45,10 @@ pub fn run(command: Command) -> Result<ExitStatus> {
 
 fn train(arguments: &RunArguments) -> Result<ExitStatus> {
     arguments.resume.explain();
-    let Some(settings) = settings(arguments)? else { return Ok(ExitStatus::Done) };
     runkit::shard::refuse_several_processes("train run")?;
-    let config = config(&settings, arguments)?;
+    let launch = Launch::from_environment()?;
+    let Some(settings) = settings(arguments, &launch)? else { return Ok(ExitStatus::Done) };
+    let config = config(&settings, arguments, &launch)?;
     let stop = runkit::signals::install().context("installing signal handlers")?;
     match run::run(&config, &stop)? {
         ControlFlow::Break(signal) => Ok(stopped_by(signal)),
@@ -87,8 +89,9 @@ fn summary(Finished { pipeline, probe }: &Finished) -> String {
 }
 
 fn plan(arguments: &RunArguments) -> Result<ExitStatus> {
-    let Some(settings) = settings(arguments)? else { return Ok(ExitStatus::Done) };
-    let config = config(&settings, arguments)?;
+    let launch = Launch::ALONE;
+    let Some(settings) = settings(arguments, &launch)? else { return Ok(ExitStatus::Done) };
+    let config = config(&settings, arguments, &launch)?;
     runkit::signals::quiet_broken_pipe().context("setting up signals")?;
     runkit::signals::install().context("installing signal handlers")?;
     let opened = OpenedRun::new(&config)?;
@@ -138,17 +141,18 @@ fn write_cache(arguments: &CacheArguments) -> Result<ExitStatus> {
 }
 
 /// The validated run; an error in the arguments is a usage error.
-fn config(settings: &RunOptions, arguments: &RunArguments) -> Result<Config> {
-    Config::new(settings, arguments.fresh).map_err(usage_unless(DeviceError::is_absent))
+fn config(settings: &RunOptions, arguments: &RunArguments, launch: &Launch) -> Result<Config> {
+    Config::new(settings, arguments.fresh, launch).map_err(usage_unless(DeviceError::is_absent))
 }
 
 /// The settings from flags, environment, file, recipes and defaults; `None` after `--print-config`.
-fn settings(arguments: &RunArguments) -> Result<Option<RunOptions>> {
-    let settings =
-        config::settings(arguments).map_err(|error| match error.downcast_ref::<RecipeError>() {
+fn settings(arguments: &RunArguments, launch: &Launch) -> Result<Option<RunOptions>> {
+    let settings = config::settings(arguments, launch).map_err(|error| {
+        match error.downcast_ref::<RecipeError>() {
             Some(RecipeError::Unknown { .. }) => UsageError::of(error).into(),
             _ => error,
-        })?;
+        }
+    })?;
     if arguments.file.print_config {
         say(&settings.to_toml()?)?;
         return Ok(None);

@@ -4,7 +4,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use nn::device::{self, DeviceChoice, Precision};
+use nn::device::{DeviceChoice, Precision};
+use runkit::launch::Launch;
 use runkit::program::UsageError;
 use runkit::settings::Settings as _;
 use tch::Device;
@@ -50,6 +51,8 @@ pub struct Config {
     pub loss_scaling: LossScaling,
     /// The time after which a checkpoint is saved whatever the step, if any.
     pub checkpoint_after: Option<Duration>,
+    /// The processes that share the run.
+    pub launch: Launch,
     /// The device.
     pub device: Device,
     /// The dtype that networks compute in.
@@ -76,11 +79,12 @@ pub enum Source {
     Cache(PathBuf),
 }
 
-/// The settings from flags, environment, file, recipes and defaults.
+/// The settings from flags, environment, file, recipes and defaults, of a run that the processes of
+/// `launch` share.
 ///
 /// # Errors
 /// If a file cannot be read or a name is unknown.
-pub fn settings(arguments: &RunArguments) -> Result<RunOptions> {
+pub fn settings(arguments: &RunArguments, launch: &Launch) -> Result<RunOptions> {
     settings::refuse_non_finite(&arguments.settings).map_err(UsageError::of)?;
     let options = match &arguments.file.config {
         Some(file) => {
@@ -97,27 +101,49 @@ pub fn settings(arguments: &RunArguments) -> Result<RunOptions> {
         None => arguments.settings.clone(),
     };
     let below = recipe::over_defaults(options.recipe.as_deref().unwrap_or_default())?;
-    runkit::config::merge(&options, &below)?.with_derived_defaults()
+    let mut settings = runkit::config::merge(&options, &below)?.with_derived_defaults(launch)?;
+    // Whoever types a micro-batch means it; that of a recipe or a file is for some other batch.
+    if arguments.settings.micro_batch.is_none() {
+        settings.lower_micro_batch(launch);
+    }
+    Ok(settings)
 }
 
 impl RunOptions {
-    /// Sets the defaults that follow from other settings or from this machine.
-    fn with_derived_defaults(mut self) -> Result<Self> {
+    /// Sets the defaults that follow from other settings, from the launch or from this machine.
+    fn with_derived_defaults(mut self, launch: &Launch) -> Result<Self> {
         let choice: DeviceChoice =
             self.device.as_deref().unwrap_or_default().parse().map_err(UsageError::of)?;
         let on_gpu = choice.resolve()?.is_cuda();
         self.device = Some(choice.to_string());
-        let divisor = self
-            .batch_size
-            .map(|batch_size| largest_divisor(batch_size, LARGEST_DEFAULT_MICRO_BATCH));
-        self.micro_batch = self.micro_batch.or(divisor);
+        self.micro_batch.get_or_insert(LARGEST_DEFAULT_MICRO_BATCH);
         let usual = if self.dtype.as_deref() == Some("f16") { "dynamic" } else { "none" };
         let scaling: LossScaling =
             self.loss_scale.as_deref().unwrap_or(usual).parse().map_err(UsageError::of)?;
         // As the program writes it, so that equal scales are equal in the manifest.
         self.loss_scale = Some(scaling.to_string());
-        self.data_threads.get_or_insert_with(|| data_threads(on_gpu));
+        self.data_threads.get_or_insert_with(|| data_threads(on_gpu, launch.local_world));
         Ok(self)
+    }
+
+    /// Lowers the micro-batch until it divides the pairs of a batch that each rank computes.
+    fn lower_micro_batch(&mut self, launch: &Launch) {
+        let ranks = launch.world as u64;
+        let (Some(batch_size), Some(micro_batch)) = (self.batch_size, self.micro_batch) else {
+            return;
+        };
+        if ranks == 0 || !batch_size.is_multiple_of(ranks) {
+            return;
+        }
+        let lowered = largest_divisor(batch_size / ranks, micro_batch);
+        if lowered < micro_batch && ranks > 1 && launch.is_first() {
+            tracing::info!(
+                "micro-batches of {lowered} pairs instead of {micro_batch}: each of {ranks} ranks computes {} \
+                 of the {batch_size} pairs of a batch",
+                batch_size / ranks
+            );
+        }
+        self.micro_batch = Some(lowered);
     }
 }
 
@@ -147,7 +173,7 @@ impl Config {
     ///
     /// # Errors
     /// If a setting is missing, impossible, or contradicts another.
-    pub fn new(options: &RunOptions, fresh: bool) -> Result<Self> {
+    pub fn new(options: &RunOptions, fresh: bool, launch: &Launch) -> Result<Self> {
         let pairs = options.pairs.clone().filter(|pairs| !pairs.is_empty());
         runkit::program::require(&[
             ("--model <DIR>", options.model.is_some()),
@@ -173,6 +199,7 @@ impl Config {
         };
         let settings: RunSettings = settings::complete(options)?;
         settings.check_counts()?;
+        settings.check_batch(launch.world as u64)?;
         settings.check_numbers()?;
         let scale = if settings.scale_lr { settings.batch_size as f64 } else { 1.0 };
         let learning_rate = LearningRate::new(
@@ -181,7 +208,7 @@ impl Config {
             settings.warmup_steps,
             settings.steps,
         )?;
-        let device = device::parse(&settings.device)?;
+        let device = settings.device.parse::<DeviceChoice>()?.resolve()?;
         let precision: Precision = settings.dtype.parse()?;
         precision.check(device)?;
         let norm = settings.max_grad_norm;
@@ -202,6 +229,7 @@ impl Config {
             loss_scaling: settings.loss_scale.parse()?,
             checkpoint_after: (minutes > 0.0)
                 .then(|| Duration::try_from_secs_f64(60.0 * minutes).unwrap_or(Duration::MAX)),
+            launch: launch.clone(),
             device,
             precision,
             fresh,
@@ -219,21 +247,17 @@ impl RunSettings {
 
     /// Refuses whole numbers that make no sense.
     fn check_counts(&self) -> Result<()> {
-        let Self { steps, batch_size, micro_batch, probe_pairs, .. } = *self;
+        let Self { steps, batch_size, micro_batch, probe_pairs, rank_timeout, .. } = *self;
         for (flag, value) in [
             ("--steps", steps),
             ("--batch-size", batch_size),
             ("--micro-batch", micro_batch),
             ("--checkpoint-every", self.checkpoint_every),
             ("--data-memory", self.data_memory),
+            ("--rank-timeout", rank_timeout),
         ] {
             ensure!(value > 0, "{flag} 0 does nothing; hint: leave it out for the default");
         }
-        ensure!(
-            batch_size % micro_batch == 0,
-            "--batch-size {batch_size} is not a multiple of --micro-batch {micro_batch}; hint: --micro-batch {}",
-            largest_divisor(batch_size, micro_batch)
-        );
         // libtorch counts in i64.
         let pairs = steps.checked_mul(batch_size).and_then(|pairs| i64::try_from(pairs).ok());
         ensure!(
@@ -252,6 +276,34 @@ impl RunSettings {
         ensure!(
             self.sample_steps > 0,
             "--sample-steps must be at least 1; hint: --sample-every 0 generates no images"
+        );
+        Ok(())
+    }
+
+    /// Refuses a batch that the ranks cannot share in whole micro-batches.
+    fn check_batch(&self, ranks: u64) -> Result<()> {
+        let Self { batch_size, micro_batch, .. } = *self;
+        let multiples = |unit: u64| match batch_size / unit * unit {
+            0 => format!("--batch-size {unit}"),
+            below => format!("--batch-size {below} or {}", below + unit),
+        };
+        ensure!(
+            batch_size % ranks == 0,
+            "--batch-size {batch_size} is not a multiple of {ranks} ranks; hint: {}, or {} ranks",
+            multiples(ranks),
+            largest_divisor(batch_size, ranks)
+        );
+        let among = match ranks {
+            1 => String::new(),
+            _ => format!(" on {ranks} ranks"),
+        };
+        let unit = micro_batch.saturating_mul(ranks);
+        ensure!(
+            batch_size % unit == 0,
+            "--batch-size {batch_size} is not a multiple of --micro-batch {micro_batch}{among}; hint: \
+             --micro-batch {}, or {}",
+            largest_divisor(batch_size / ranks, micro_batch),
+            multiples(unit)
         );
         Ok(())
     }
@@ -305,19 +357,19 @@ impl RunSettings {
     }
 }
 
-/// The default number of decoding threads. On a machine with several GPUs, each with its own
-/// process, each process gets its fraction of the cores.
-fn data_threads(on_gpu: bool) -> usize {
+/// The default number of decoding threads. Processes on one machine, one for each GPU, get equal
+/// fractions of its cores, whether a launcher started all of them or not.
+fn data_threads(on_gpu: bool, local_world: usize) -> usize {
     if !on_gpu {
         return DATA_THREADS_CPU;
     }
     let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     let gpus = usize::try_from(tch::Cuda::device_count()).unwrap_or(1).max(1);
-    cores_per_gpu(cores, gpus)
+    cores_of_each(cores, gpus.max(local_world))
 }
 
-fn cores_per_gpu(cores: usize, gpus: usize) -> usize {
-    (cores / gpus).clamp(1, DATA_THREADS_CUDA)
+fn cores_of_each(cores: usize, processes: usize) -> usize {
+    (cores / processes).clamp(1, DATA_THREADS_CUDA)
 }
 
 /// The largest divisor of `number` that is at most `limit`.
@@ -334,10 +386,15 @@ mod tests {
     use crate::preference::Preference;
 
     fn config(flags: &[&str]) -> Result<Config> {
+        config_of(1, flags)
+    }
+
+    fn config_of(ranks: usize, flags: &[&str]) -> Result<Config> {
+        let launch = Launch { world: ranks, ..Launch::ALONE };
         let fixed = ["train", "run", "--model", "m", "--pairs", "p", "--labels", "l", "--out", "o"];
         let cli = Cli::try_parse_from(fixed.iter().chain(flags))?;
         let Command::Run(arguments) = cli.command else { unreachable!() };
-        Config::new(&settings(&arguments)?, arguments.fresh)
+        Config::new(&settings(&arguments, &launch)?, arguments.fresh, &launch)
     }
 
     #[test]
@@ -387,9 +444,41 @@ mod tests {
     }
 
     #[test]
+    fn a_micro_batch_divides_the_pairs_of_each_rank() {
+        let micro_batch = |ranks, flags: &[&str]| {
+            config_of(ranks, flags)
+                .map(|config| config.settings.micro_batch)
+                .map_err(|e| e.to_string())
+        };
+        let mini = ["--recipe", "mini"];
+        assert_eq!([1, 2, 4, 16].map(|ranks| micro_batch(ranks, &mini).unwrap()), [16, 8, 4, 1]);
+        assert_eq!([1, 32, 64, 128].map(|ranks| micro_batch(ranks, &[]).unwrap()), [4, 4, 2, 1]);
+        // The recipe's 4 does not divide 6 pairs of a batch.
+        assert_eq!(micro_batch(1, &["--recipe", "sd15", "--batch-size", "6"]), Ok(3));
+        for (ranks, flags, words) in [
+            (
+                3,
+                &["--batch-size", "128"][..],
+                "--batch-size 128 is not a multiple of 3 ranks; hint: \
+             --batch-size 126 or 129, or 2 ranks",
+            ),
+            (8, &["--batch-size", "4"], "hint: --batch-size 8, or 4 ranks"),
+            (
+                2,
+                &["--batch-size", "12", "--micro-batch", "4"],
+                "--micro-batch 4 on 2 ranks; hint: \
+             --micro-batch 3, or --batch-size 8 or 16",
+            ),
+        ] {
+            let message = micro_batch(ranks, flags).unwrap_err();
+            assert!(message.contains(words), "{message}");
+        }
+    }
+
+    #[test]
     fn processes_of_one_machine_share_its_cores() {
         assert_eq!(
-            [(2, 1), (64, 1), (64, 8), (16, 8), (4, 8)].map(|(c, g)| cores_per_gpu(c, g)),
+            [(2, 1), (64, 1), (64, 8), (16, 8), (4, 8)].map(|(c, g)| cores_of_each(c, g)),
             [2, 8, 8, 2, 1]
         );
     }

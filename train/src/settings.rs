@@ -125,7 +125,7 @@ settings! {
         #[arg(value_name = "N")]
         with_default batch_size: u64,
         /// Pairs per forward and backward pass; gradients accumulate over a batch. It divides the
-        /// batch size [default: the largest divisor up to 4].
+        /// pairs of a batch that each rank computes [default: the largest divisor up to 4].
         #[arg(value_name = "N", env = "TRAIN_MICRO_BATCH")]
         with_default micro_batch: u64,
         /// Seed of everything random. It is hashed with the position in the run; noise uses the low
@@ -188,8 +188,8 @@ settings! {
         /// Crop at random instead of at the centre.
         #[arg(value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
         with_default random_crop: bool,
-        /// Threads that decode images [default: 1 on a CPU; for a GPU its fraction of the CPU
-        /// cores, up to 8].
+        /// Threads of each rank that decode images [default: 1 on a CPU; for a GPU its fraction
+        /// of the CPU cores, up to 8].
         #[arg(value_name = "N", env = "TRAIN_DATA_THREADS")]
         with_default data_threads: usize,
         /// MiB of pairs to prefetch.
@@ -244,6 +244,16 @@ settings! {
         /// more time.
         #[arg(value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
         with_default grad_checkpointing: bool,
+    }
+
+    "Several processes" {
+        /// Split the optimizer's state among the ranks (ZeRO-1): 1/N of its memory on each of N
+        /// GPUs, and the same weights, bit for bit.
+        #[arg(value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+        with_default shard_optimizer: bool,
+        /// Seconds after which a rank that does not answer is lost, and all others end.
+        #[arg(value_name = "SECONDS")]
+        with_default rank_timeout: u64,
     }
 }
 

@@ -1,9 +1,9 @@
 //! What a run is, in two parts.
 //!
 //! The weights depend on the *identity*: model, pairs, labels, loss, seed, batch and so on. A run
-//! resumes only under an equal identity. The *numerics* (micro-batch, gradient checkpointing, kind
-//! of device, version of the program) and the skipped pairs are noted, and may change from one
-//! start to the next: equal manifests mean equal weights (on a CPU, bit for bit), other numerics
+//! resumes only under an equal identity. The *numerics* (micro-batch, number of ranks, gradient
+//! checkpointing, kind of device, version of the program) and the skipped pairs are noted, and may
+//! change from one start to the next: equal manifests mean equal weights (on a CPU, bit for bit), other numerics
 //! the same weights up to rounding. `steps` may grow.
 //!
 //! Every setting belongs to the identity, except for those named in `ELSEWHERE`, `WITHOUT_EFFECT`
@@ -37,7 +37,7 @@ const ELSEWHERE: [&str; 12] = [
 ];
 
 /// Settings that change no weight of the result.
-const WITHOUT_EFFECT: [&str; 11] = [
+const WITHOUT_EFFECT: [&str; 13] = [
     "checkpoint_every",
     "checkpoint_minutes",
     "keep",
@@ -49,10 +49,16 @@ const WITHOUT_EFFECT: [&str; 11] = [
     "sample_guidance",
     "data_threads",
     "data_memory",
+    // The same bits on each rank as with whole states.
+    "shard_optimizer",
+    "rank_timeout",
 ];
 
 /// Settings that change weights by rounding alone. Of the device only its kind counts.
 const NUMERICS: [&str; 3] = ["micro_batch", "grad_checkpointing", "device"];
+
+/// The name of the number of ranks among the numerics. A run of a version without it had one.
+const RANKS: &str = "ranks";
 
 /// Fields of `manifest.json` that are not part of the identity.
 pub(super) const NOTES: [&str; 4] = ["numerics", "steps", "result", "revision"];
@@ -153,6 +159,7 @@ impl Manifest {
             ("device".to_owned(), device.into()),
             ("micro_batch".to_owned(), config.settings.micro_batch.into()),
             ("grad_checkpointing".to_owned(), config.settings.grad_checkpointing.into()),
+            (RANKS.to_owned(), config.launch.world.into()),
         ]);
         if let Some(skipped) = data.skipped {
             numerics.insert("skip_pairs".to_owned(), skipped.into());
@@ -202,7 +209,9 @@ fn identity(mut manifest: Value) -> Value {
 pub fn other_numerics(earlier: &Numerics, now: &Numerics) -> Vec<Difference> {
     let value = |numerics: &Numerics| {
         let fields = numerics.iter().map(|(name, value)| (name.clone(), value.clone()));
-        Value::Object(fields.collect::<Map<String, Value>>())
+        let mut fields = fields.collect::<Map<String, Value>>();
+        fields.entry(RANKS).or_insert_with(|| 1.into());
+        Value::Object(fields)
     };
     runkit::manifest::differences(&value(earlier), &value(now))
 }
