@@ -9,11 +9,12 @@
 
 use std::io::{self, IsTerminal, Write};
 use std::sync::LazyLock;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use crate::text::quoted;
 use clap::ArgAction;
 use indicatif::MultiProgress;
+use tracing::{Level, Metadata};
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::field::MakeExt as _;
 use tracing_subscriber::fmt::MakeWriter;
@@ -88,12 +89,41 @@ pub enum LoggingError {
 
 static QUIET: AtomicBool = AtomicBool::new(false);
 static JSON: AtomicBool = AtomicBool::new(false);
+/// Whether `-v` or `RUST_LOG` asks for more than usual, of every rank then.
+static VERBOSE: AtomicBool = AtomicBool::new(false);
+/// The rank of this process among those that work as one.
+static RANK: AtomicUsize = AtomicUsize::new(0);
+/// Whether a rank other than 0 logs errors alone.
+static MUTED: AtomicBool = AtomicBool::new(false);
+
+/// Says which of several processes this is. Rank 0 logs what all of them know. Any other rank
+/// shows no progress, writes `rank N: ` before each line, and logs warnings and errors alone; with
+/// `is_muted`, for work that rank 0 does in the same way, errors alone. With `-v` or `RUST_LOG` it
+/// logs all the same.
+pub fn of_rank(rank: usize, is_muted: bool) {
+    RANK.store(rank, Ordering::Relaxed);
+    MUTED.store(is_muted, Ordering::Relaxed);
+}
+
+/// What stands before each line of this process.
+pub(crate) fn prefix() -> String {
+    match RANK.load(Ordering::Relaxed) {
+        0 => String::new(),
+        rank => format!("rank {rank}: "),
+    }
+}
+
+/// Whether this process logs events of a level.
+fn logs(level: Level) -> bool {
+    let most = if MUTED.load(Ordering::Relaxed) { Level::ERROR } else { Level::WARN };
+    RANK.load(Ordering::Relaxed) == 0 || VERBOSE.load(Ordering::Relaxed) || level <= most
+}
 
 pub(crate) static BARS: LazyLock<MultiProgress> = LazyLock::new(MultiProgress::new);
 
-/// Whether `-q` was given, which hides the progress bar too.
+/// Whether there is no progress bar: with `-q`, and at ranks other than 0.
 pub(crate) fn is_quiet() -> bool {
-    QUIET.load(Ordering::Relaxed)
+    QUIET.load(Ordering::Relaxed) || RANK.load(Ordering::Relaxed) > 0
 }
 
 /// Whether the log is JSON.
@@ -128,14 +158,16 @@ pub fn tenths(duration: std::time::Duration) -> f64 {
 pub fn init(verbosity: i8, format: LogFormat) -> Result<(), LoggingError> {
     QUIET.store(verbosity < 0, Ordering::Relaxed);
     JSON.store(format == LogFormat::Json, Ordering::Relaxed);
+    VERBOSE.store(verbosity > 0, Ordering::Relaxed);
     let filter = match std::env::var("RUST_LOG") {
         Ok(asked) if !asked.trim().is_empty() => {
+            VERBOSE.store(true, Ordering::Relaxed);
             EnvFilter::try_new(asked).map_err(|error| LoggingError::Filter(error.to_string()))?
         }
         _ => EnvFilter::new(default_filter(verbosity)),
     };
     let builder =
-        tracing_subscriber::fmt().with_env_filter(filter).with_writer(BarAwareStderr::default);
+        tracing_subscriber::fmt().with_env_filter(filter).with_writer(Stderr);
     let result = match format {
         LogFormat::Json => builder.json().try_init(),
         LogFormat::Text => {
@@ -176,10 +208,26 @@ fn default_filter(verbosity: i8) -> String {
 /// Events longer than this quote more of an input than anyone reads.
 const LONGEST_EVENT: usize = 250;
 
+/// Makes a writer for each event that this process logs.
+struct Stderr;
+
+impl MakeWriter<'_> for Stderr {
+    type Writer = BarAwareStderr;
+
+    fn make_writer(&self) -> BarAwareStderr {
+        BarAwareStderr::default()
+    }
+
+    fn make_writer_for(&self, metadata: &Metadata<'_>) -> BarAwareStderr {
+        BarAwareStderr { line: Vec::new(), is_muted: !logs(*metadata.level()) }
+    }
+}
+
 /// Collects one event's bytes and writes them at once while the bars are taken away.
 #[derive(Default)]
 struct BarAwareStderr {
     line: Vec<u8>,
+    is_muted: bool,
 }
 
 impl Write for BarAwareStderr {
@@ -190,11 +238,21 @@ impl Write for BarAwareStderr {
 
     fn flush(&mut self) -> io::Result<()> {
         let mut line = std::mem::take(&mut self.line);
+        if self.is_muted || line.is_empty() {
+            return Ok(());
+        }
+        let rank = RANK.load(Ordering::Relaxed);
+        if rank > 0 {
+            line = match (is_json(), line.strip_prefix(b"{")) {
+                (true, Some(rest)) => [format!("{{\"rank\":{rank},").as_bytes(), rest].concat(),
+                _ => [prefix().as_bytes(), &line].concat(),
+            };
+        }
         if line.len() > LONGEST_EVENT && !is_json() {
             let text = String::from_utf8_lossy(&line);
             line = format!("{}\n", crate::text::shorten_message(&text)).into_bytes();
         }
-        if line.is_empty() { Ok(()) } else { BARS.suspend(|| io::stderr().write_all(&line)) }
+        BARS.suspend(|| io::stderr().write_all(&line))
     }
 }
 
@@ -204,13 +262,6 @@ impl Drop for BarAwareStderr {
         let _ = self.flush();
     }
 }
-
-// `MakeWriter` is implemented for closures that return a writer; this line keeps that promise
-// visible, since the type is only used through one.
-const _: fn() = || {
-    fn is_make_writer<'a, M: MakeWriter<'a>>(_: M) {}
-    is_make_writer(BarAwareStderr::default);
-};
 
 #[cfg(test)]
 mod tests {

@@ -200,7 +200,7 @@ fn write_last(level: &str, message: &str) {
             }
         }
     } else {
-        write_lines(&format!("{level}: {message}"));
+        write_lines(&format!("{}{level}: {message}", logging::prefix()));
     }
 }
 
