@@ -14,6 +14,7 @@ use nn::device::Precision;
 use nn::pipeline::{Pipeline, PipelineFiles};
 use parquet::arrow::ArrowWriter;
 use parquet::file::properties::WriterProperties;
+use runkit::files::FileHashes;
 use runkit::signals::{Signal, StopFlag};
 use schemas::labels::{LabelRow, LabelsSchema, LabelsWriter, Status};
 use schemas::latents::{LatentsFile, StoredFloat, latents_name};
@@ -22,7 +23,7 @@ use tch::{Device, Kind, Tensor};
 use tempfile::TempDir;
 use train::cache::{self, Config};
 use train::data::{Content, Dataset, Example, Stream, StreamOptions};
-use train::model::{BaseModel, FileHashes};
+use train::model::BaseModel;
 
 const SAMPLE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../data/sample");
 const MODELS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../crates/nn/tests/fixtures/diffusion");

@@ -10,6 +10,8 @@ use std::sync::mpsc::sync_channel;
 /// the producer and libtorch's threads would compete for the same cores, so callers there pass 0.
 /// The items and their order are the same either way.
 ///
+/// What `consume` gets may be prefetched again: then two stages work beside the consumer.
+///
 /// If `consume` returns early, the thread ends after the item it is at. A panic of the thread is a
 /// panic here.
 ///
@@ -24,7 +26,7 @@ use std::sync::mpsc::sync_channel;
 pub fn prefetch<I, R>(
     items: I,
     ahead: usize,
-    consume: impl FnOnce(&mut dyn Iterator<Item = I::Item>) -> R,
+    consume: impl FnOnce(&mut (dyn Iterator<Item = I::Item> + Send)) -> R,
 ) -> R
 where
     I: Iterator + Send,

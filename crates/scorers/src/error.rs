@@ -40,6 +40,9 @@ pub enum ScorerError {
         /// What was expected and what was found.
         problem: String,
     },
+    /// Weights cannot be read for their checksum, or a stop was asked for meanwhile.
+    #[error(transparent)]
+    Hash(#[from] runkit::files::FileError),
     /// A checkpoint cannot be read, or does not hold the network that its configuration describes.
     #[error("scorer `{scorer}`: {source}")]
     Network {

@@ -2,7 +2,6 @@
 //! checkpoint once.
 
 use std::cell::Cell;
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,7 +11,7 @@ use media::text::Tokenizer;
 use nn::aesthetic::AestheticHead;
 use nn::clip::{ClipModel, ClipSource, TextTower, VisionTower};
 use nn::weights::Weights;
-use rayon::prelude::*;
+use runkit::files::FileHashes;
 
 use crate::config::{Kind, ScorerConfig, ScorersConfig};
 use crate::error::ScorerError;
@@ -21,7 +20,7 @@ use crate::manifest::{
     ImageTowerRecord, ScorerRecord, ScorersManifest, TextTowerRecord, WeightsRecord,
 };
 use crate::memory::Limits;
-use crate::model::{Model, find_model, invalid, record};
+use crate::model::{Model, find_model, invalid};
 use crate::preprocess;
 use crate::score::{AestheticScorer, CosineScorer, Scorer};
 use crate::set::{CaptionTower, Compute, ImagePreprocessor, ImageTower, ScorerSet};
@@ -69,6 +68,16 @@ impl DescribedScorers {
     /// Finds the files of every scorer of `config`, checks their configurations and works out what
     /// the scorers share. Names the first file that is missing or does not parse.
     pub fn of(config: &ScorersConfig, compute: Compute) -> Result<Self, ScorerError> {
+        Self::of_hashed(config, compute, &mut FileHashes::default())
+    }
+
+    /// As [`DescribedScorers::of`]. Weights whose checksums `hashes` knows are not read for them;
+    /// the others are added to it.
+    pub fn of_hashed(
+        config: &ScorersConfig,
+        compute: Compute,
+        hashes: &mut FileHashes,
+    ) -> Result<Self, ScorerError> {
         config.validate()?;
         files::check(config)?;
         let mut described = Self {
@@ -89,7 +98,7 @@ impl DescribedScorers {
         for entry in &config.scorer {
             described.add(entry)?;
         }
-        described.manifest.scorers = records(&described)?;
+        described.manifest.scorers = records(&described, hashes)?;
         Ok(described)
     }
 
@@ -226,25 +235,26 @@ impl DescribedScorers {
     }
 }
 
-/// The manifest's records, with the checksum of every weights file, each file read once.
-fn records(described: &DescribedScorers) -> Result<Vec<ScorerRecord>, ScorerError> {
-    let heads = described.config.scorer.iter().zip(&described.scorers);
-    let heads =
-        heads.filter_map(|(entry, parts)| Some((entry.name.as_str(), parts.head.as_ref()?)));
-    let models = described.models.iter();
-    let files: BTreeMap<&PathBuf, &str> = models
-        .flat_map(|model| model.files.iter().map(|file| (model.scorer.as_str(), file)))
+/// The manifest's records, with the checksum of every weights file, each file read at most once.
+fn records(
+    described: &DescribedScorers,
+    hashes: &mut FileHashes,
+) -> Result<Vec<ScorerRecord>, ScorerError> {
+    let heads = described.scorers.iter().filter_map(|parts| parts.head.as_ref());
+    let files: Vec<&Path> = described
+        .models
+        .iter()
+        .flat_map(|model| &model.files)
         .chain(heads)
-        .map(|(scorer, file)| (file, scorer))
+        .map(PathBuf::as_path)
         .collect();
     tracing::debug!(files = files.len(), "checksums of the weights");
-    let checksums: BTreeMap<&PathBuf, WeightsRecord> = files
-        .into_par_iter()
-        .map(|(file, scorer)| record(scorer, file).map(|record| (file, record)))
-        .collect::<Result<_, ScorerError>>()?;
-    let of = |files: &[PathBuf]| {
-        files.iter().filter_map(|file| checksums.get(file).cloned()).collect::<Vec<_>>()
+    hashes.learn(files)?;
+    let record = |file: &PathBuf| {
+        let name = file.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        Some(WeightsRecord { file: name, sha256: hashes.of(file)?.to_owned() })
     };
+    let of = |files: &[PathBuf]| files.iter().filter_map(record).collect::<Vec<_>>();
     let scorers = described.config.scorer.iter().zip(&described.scorers).map(|(entry, parts)| {
         let (model, recipe) = described.image_towers[parts.image_tower];
         let model = &described.models[model];
@@ -274,7 +284,7 @@ fn records(described: &DescribedScorers) -> Result<Vec<ScorerRecord>, ScorerErro
                     pooling: Some(model.config.pooling),
                 }
             }),
-            head: parts.head.as_ref().and_then(|head| checksums.get(head).cloned()),
+            head: parts.head.as_ref().and_then(record),
         }
     });
     Ok(scorers.collect())

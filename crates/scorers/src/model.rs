@@ -10,7 +10,6 @@ use serde_json::{Map, Value};
 
 use crate::config::{ScorerConfig, ScorersConfig};
 use crate::error::ScorerError;
-use crate::manifest::WeightsRecord;
 use crate::preprocess::{Preprocessing, Section};
 
 /// Names under which the Python libraries save weights, most wanted first.
@@ -230,13 +229,6 @@ pub(crate) fn shards(entry: &ScorerConfig, index: &Path) -> Result<Vec<String>, 
 #[derive(Deserialize)]
 struct ShardIndex {
     weight_map: BTreeMap<String, String>,
-}
-
-/// Name and checksum of a file; `scorer` is named in errors.
-pub(crate) fn record(scorer: &str, file: &Path) -> Result<WeightsRecord, ScorerError> {
-    let sha256 = hub::sha256_file(file).map_err(ScorerError::hub(scorer))?;
-    let name = file.file_name().unwrap_or_default().to_string_lossy().into_owned();
-    Ok(WeightsRecord { file: name, sha256 })
 }
 
 fn read_json<T: for<'a> Deserialize<'a>>(

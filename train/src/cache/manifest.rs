@@ -3,12 +3,13 @@
 use anyhow::Result;
 use nn::device::Precision;
 use nn::vae::VaeConfig;
+use runkit::files::FileHashes;
 use schemas::latents::{Manifest, SCHEMA_VERSION, StoredFloat, encoders};
 use schemas::pairs::{FileRecord, InputRecord};
 
 use super::Config;
 use super::plan::Plan;
-use crate::model::{BaseModel, FileHashes};
+use crate::model::BaseModel;
 
 /// Fields that change latents by rounding alone. A restart may change them; each part keeps its
 /// own.

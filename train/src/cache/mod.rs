@@ -20,6 +20,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, Result, bail, ensure};
 use nn::device::Precision;
 use nn::pipeline::Encoders;
+use runkit::files::FileHashes;
 use runkit::progress::Progress;
 use runkit::run_folder::{FolderKind, MANIFEST, names_in, remove_file};
 use runkit::signals::{StopFlag, Stoppable, stoppable};
@@ -33,7 +34,7 @@ use tch::Device;
 use self::manifest::NUMERICS;
 use self::plan::Plan;
 pub use self::settings::settings;
-use crate::model::{BaseModel, FileHashes};
+use crate::model::BaseModel;
 
 /// A validated run.
 #[derive(Debug, Clone)]
@@ -246,7 +247,7 @@ fn refuse_another_run(config: &Config, manifest: &Manifest) -> Result<()> {
 
 /// Deletes the parts of a cache, and then its manifest: after a kill the rest is still a cache.
 fn clear(out: &Path) -> Result<()> {
-    for name in parts(out)?.iter().map(String::as_str).chain([crate::model::HASHES, MANIFEST]) {
+    for name in parts(out)?.iter().map(String::as_str).chain([FileHashes::FILE, MANIFEST]) {
         remove_file(&out.join(name))?;
     }
     Ok(())

@@ -1,8 +1,6 @@
 //! The base model: a pipeline in the layout of diffusers, first its files and configuration, then
 //! its networks in memory.
 
-mod file_hashes;
-
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -16,11 +14,9 @@ use nn::schedule::{ScheduleConfig, TrainingSchedule};
 use nn::unet::{UNet, UNetConfig};
 use nn::vae::VaeConfig;
 use nn::weights::Weights;
+use runkit::files::FileHashes;
 use runkit::text::escape_for_terminal;
 use tch::{Device, Tensor};
-
-pub(crate) use self::file_hashes::FILE as HASHES;
-pub use self::file_hashes::FileHashes;
 
 /// A larger resolution is a typo.
 const LARGEST_RESOLUTION: i64 = 16_384;
@@ -129,7 +125,9 @@ impl BaseModel {
         hashes.learn(paths.iter().map(|(_, path)| path.as_path()))?;
         let mut parts = BTreeMap::new();
         for (part, path) in &paths {
-            parts.insert(format!("{part}/{}", name(path)), hashes.of(path)?);
+            let hash = hashes.of(path);
+            let hash = hash.with_context(|| format!("{}: it was not hashed", path.display()))?;
+            parts.insert(format!("{part}/{}", name(path)), hash.to_owned());
         }
         for (tokenizer, part) in self.tokenizers.iter().zip(["tokenizer", "tokenizer_2"]) {
             parts.insert(part.to_owned(), tokenizer.fingerprint());

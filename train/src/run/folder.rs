@@ -3,12 +3,13 @@
 use std::path::Path;
 
 use anyhow::Result;
+use runkit::files::FileHashes;
 use runkit::run_folder::{FolderKind, names_in};
 use serde_json::Value;
 
 use super::manifest::{self, NOTES};
 use super::{checkpoint, export, probe, samples};
-use crate::{config, model, record};
+use crate::{config, record};
 
 /// Lists of pairs whose loss is not finite.
 pub(crate) const NOT_FINITE: &str = "not-finite-step-";
@@ -38,7 +39,7 @@ pub fn outputs(run: &Path, manifest: &Value) -> Result<Vec<String>> {
     let mut files = export::outputs(manifest);
     files.extend(checkpoint::outputs(&run.join(checkpoint::CHECKPOINTS), checkpoint::CHECKPOINTS)?);
     files.extend(
-        [runkit::metrics::LOG_NAME, probe::NAMES, probe::TENSORS, model::HASHES, config::FILE]
+        [runkit::metrics::LOG_NAME, probe::NAMES, probe::TENSORS, FileHashes::FILE, config::FILE]
             .map(str::to_owned),
     );
     files.extend(names_in(run, |name| name.starts_with(NOT_FINITE))?);

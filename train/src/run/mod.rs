@@ -23,6 +23,7 @@ use std::ops::ControlFlow;
 use std::path::PathBuf;
 
 use anyhow::{Result, bail, ensure};
+use runkit::files::FileHashes;
 use runkit::signals::{StopFlag, Stoppable, stoppable};
 use serde_json::Value;
 
@@ -35,7 +36,6 @@ use self::plan::Disk;
 use self::probe::ProbeReport;
 use self::session::Session;
 use crate::config::Config;
-use crate::model::FileHashes;
 
 /// What a finished run has.
 #[derive(Debug)]

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use anyhow::{Result, ensure};
 use indicatif::HumanCount;
+use runkit::files::FileHashes;
 use schemas::labels::LabelsFile;
 
 use super::manifest::{DataFacts, Manifest};
@@ -14,7 +15,7 @@ use super::pair_list::PairList;
 use super::samples::Sampler;
 use crate::config::{Config, Source};
 use crate::data::{Counts, Dataset, StreamOptions};
-use crate::model::{BaseModel, FileHashes};
+use crate::model::BaseModel;
 use crate::preference::{Labeler, PairLabel, PreferenceTarget};
 use crate::randomness::Choice;
 

@@ -7,8 +7,8 @@
 //!
 //! Temporary files of a killed run are removed by [`remove_stale_temporaries`] at the next start.
 //!
-//! Reading: [`read_pieces`] and [`blake3_of`] read large files and can be stopped, [`Kind`] tells
-//! what a file is that is not what it should be.
+//! Reading: [`read_pieces`] and [`blake3_of`] read large files and can be stopped, [`FileHashes`]
+//! remembers the hashes of files, [`Kind`] tells what a file is that is not what it should be.
 
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
@@ -17,10 +17,12 @@ use serde::Serialize;
 
 mod atomic;
 pub(crate) mod error;
+mod hashes;
 mod kind;
 
 pub use atomic::AtomicFile;
 pub use error::{FileError, Operation};
+pub use hashes::FileHashes;
 pub use kind::Kind;
 
 use crate::lock;

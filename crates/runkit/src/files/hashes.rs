@@ -1,5 +1,5 @@
-//! The SHA-256 of files, remembered from one start of a run to the next: hashing a model of
-//! published size takes a minute.
+//! The SHA-256 of files, remembered from one start of a run to the next: hashing the models of a
+//! run takes minutes.
 //!
 //! A file counts as unchanged if its path, inode, length, time of change of its contents (mtime)
 //! and time of change of anything (ctime) are the same. Every write to a file changes its ctime,
@@ -8,15 +8,14 @@
 use std::collections::BTreeMap;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use anyhow::{Context as _, Result};
-use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
-/// The file in the folder of a run.
-pub(crate) const FILE: &str = ".hashes.json";
+use super::{FileError, Operation, read_pieces, write_json_atomic};
+
 /// A file that changed less than this before it was hashed may change again within one tick of its
 /// clock.
 const SETTLED: Duration = Duration::from_secs(2);
@@ -42,8 +41,9 @@ struct Seen {
 }
 
 impl Seen {
-    fn of(path: &Path) -> Result<Self> {
-        let found = path.metadata().with_context(|| format!("cannot read {}", path.display()))?;
+    fn of(path: &Path) -> Result<Self, FileError> {
+        let found =
+            path.metadata().map_err(|cause| FileError::new(path, Operation::Read, cause))?;
         let nanoseconds = |seconds: i64, rest: i64| seconds.saturating_mul(1_000_000_000) + rest;
         Ok(Self {
             inode: found.ino(),
@@ -62,9 +62,12 @@ impl Seen {
 }
 
 impl FileHashes {
+    /// The file in the folder of a run.
+    pub const FILE: &str = ".hashes.json";
+
     /// The hashes that an earlier start of a run wrote; empty if they cannot be read.
     pub fn read(run: &Path) -> Self {
-        let text = std::fs::read(run.join(FILE)).unwrap_or_default();
+        let text = std::fs::read(run.join(Self::FILE)).unwrap_or_default();
         serde_json::from_slice(&text).unwrap_or_default()
     }
 
@@ -72,23 +75,27 @@ impl FileHashes {
     ///
     /// # Errors
     /// If the file cannot be written.
-    pub fn write(&self, run: &Path) -> Result<()> {
-        Ok(runkit::files::write_json_atomic(run.join(FILE), self)?)
+    pub fn write(&self, run: &Path) -> Result<(), FileError> {
+        write_json_atomic(run.join(Self::FILE), self)
     }
 
-    /// Hashes those of `paths` that are not known.
+    /// Hashes those of `paths` that are not known, several at a time.
     ///
     /// # Errors
     /// If one cannot be read or a signal stops it.
-    pub(crate) fn learn<'path>(&mut self, paths: impl Iterator<Item = &'path Path>) -> Result<()> {
+    pub fn learn<'path>(
+        &mut self,
+        paths: impl IntoIterator<Item = &'path Path>,
+    ) -> Result<(), FileError> {
         let now = SystemTime::now();
-        let seen = paths.map(|path| Ok((path, Seen::of(path)?)));
-        let mut unknown = seen.collect::<Result<Vec<_>>>()?;
+        let seen = paths.into_iter().map(|path| Ok((path, Seen::of(path)?)));
+        let mut unknown = seen.collect::<Result<Vec<_>, FileError>>()?;
+        unknown.sort_by_key(|&(path, _)| path);
+        unknown.dedup_by_key(|&mut (path, _)| path);
         unknown.retain(|(path, seen)| self.0.get(*path).is_none_or(|known| known.seen != *seen));
-        let hash =
-            |(path, seen): (&'path Path, Seen)| Ok((path, Known { seen, sha256: sha256(path)? }));
-        let hashed = unknown.into_par_iter().map(hash).collect::<Result<Vec<_>>>()?;
-        self.0.extend(hashed.into_iter().map(|(path, known)| (path.to_owned(), known)));
+        for (path, known) in hash_all(&unknown)? {
+            self.0.insert(path.to_owned(), known);
+        }
         // A file that is not settled is hashed again by the next start.
         for known in self.0.values_mut() {
             if !known.seen.is_settled_at(now) {
@@ -98,22 +105,39 @@ impl FileHashes {
         Ok(())
     }
 
-    /// The hash of a file that [`FileHashes::learn`] knows.
-    ///
-    /// # Errors
-    /// If it does not.
-    pub(crate) fn of(&self, path: &Path) -> Result<String> {
-        let known = self.0.get(path);
-        let known = known.with_context(|| format!("{}: it was not hashed", path.display()))?;
-        Ok(known.sha256.clone())
+    /// The hash of a file that [`FileHashes::learn`] knows, as 64 hexadecimal digits.
+    #[must_use]
+    pub fn of(&self, path: &Path) -> Option<&str> {
+        self.0.get(path).map(|known| known.sha256.as_str())
     }
 }
 
-fn sha256(path: &Path) -> Result<String> {
-    runkit::signals::check_at("hash")?;
+/// Hashes files on as many threads as there are cores.
+fn hash_all<'path>(files: &[(&'path Path, Seen)]) -> Result<Vec<(&'path Path, Known)>, FileError> {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let next = AtomicUsize::new(0);
+    let work = || {
+        let mut hashed = Vec::new();
+        while let Some(&(path, seen)) = files.get(next.fetch_add(1, Ordering::Relaxed)) {
+            hashed.push((path, Known { seen, sha256: sha256(path)? }));
+        }
+        Ok(hashed)
+    };
+    let parts = std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..cores.min(files.len())).map(|_| scope.spawn(work)).collect();
+        let join = |thread: std::thread::ScopedJoinHandle<'_, _>| {
+            thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        };
+        threads.into_iter().map(join).collect::<Result<Vec<Vec<_>>, FileError>>()
+    })?;
+    Ok(parts.into_iter().flatten().collect())
+}
+
+fn sha256(path: &Path) -> Result<String, FileError> {
+    let fail = |cause| FileError::new(path, Operation::Read, cause);
+    crate::signals::check_at("hash").map_err(|stopped| fail(stopped.into()))?;
     let mut digest = Sha256::new();
-    let stop = runkit::signals::flag_of_process();
-    runkit::files::read_pieces(path, &stop, |piece| digest.update(piece))?;
+    read_pieces(path, &crate::signals::flag_of_process(), |piece| digest.update(piece))?;
     Ok(digest.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
@@ -125,7 +149,7 @@ mod tests {
     /// Treats the file as settled.
     fn learn(hashes: &mut FileHashes, path: &Path) -> String {
         hashes.learn(std::iter::once(path)).unwrap();
-        let hash = hashes.of(path).unwrap();
+        let hash = hashes.of(path).unwrap().to_owned();
         hashes.0.get_mut(path).unwrap().seen = Seen::of(path).unwrap();
         hash
     }
@@ -162,7 +186,7 @@ mod tests {
         hashes.learn(std::iter::once(&*path)).unwrap();
         let known = &hashes.0[&path];
         assert_ne!(known.seen, Seen::of(&path).unwrap());
-        std::fs::write(folder.path().join(FILE), "no json").unwrap();
+        std::fs::write(folder.path().join(FileHashes::FILE), "no json").unwrap();
         assert_eq!(FileHashes::read(folder.path()), FileHashes::default());
     }
 }
