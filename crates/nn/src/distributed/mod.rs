@@ -5,9 +5,11 @@
 //! CPU, NCCL for tensors on GPUs, and neither if a process is alone.
 
 mod error;
+mod stops;
 mod store;
 mod world;
 
 pub use error::DistributedError;
+pub use stops::sharing_stops;
 pub use store::Store;
 pub use world::{Pending, World};
