@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
 use schemas::labels::LabelRow;
-use train::data::{Content, Dataset, Stream, StreamOptions};
+use train::data::{Content, Dataset, Positions, Stream, StreamOptions};
 
 /// How long to measure.
 const SPAN: Duration = Duration::from_secs(5);
@@ -40,6 +40,7 @@ fn main() -> Result<()> {
         random_crop: false,
         hflip: false,
         position: 0,
+        positions: Positions::ALL,
         threads: 1,
         memory: MEMORY,
     };

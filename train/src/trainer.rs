@@ -10,7 +10,7 @@ use std::time::Instant;
 
 use anyhow::{Context as _, Result, bail};
 use nn::NetworkError;
-use nn::optimizer::Optimizer;
+use nn::distributed::World;
 use runkit::signals::{StopFlag, Stoppable};
 use tch::{Device, Kind, TchError, Tensor};
 
@@ -19,6 +19,7 @@ use crate::data::{Example, Stream};
 use crate::loss;
 use crate::loss_scale::{LossScale, LossScaling};
 use crate::model::{BaseModel, Networks};
+use crate::optimizer::RankOptimizer;
 use crate::preference::{PairLabel, PreferenceTarget, scorer_of_step};
 use crate::record::{Record, StepFacts};
 use crate::reference;
@@ -45,7 +46,7 @@ pub struct TrainingState {
     /// The networks, with the model and the reference model.
     pub networks: Networks,
     /// The optimizer with its moments.
-    pub optimizer: Box<dyn Optimizer>,
+    pub optimizer: RankOptimizer,
     /// Where the run stands.
     pub position: Position,
 }
@@ -58,6 +59,7 @@ pub struct Trainer<'run> {
     stream: Stream<PairLabel>,
     /// How many scorers there are, for [`scorer_of_step`].
     scorers: usize,
+    world: &'run World,
     /// Whether weights, moments, reference and position are those of the same step.
     is_whole: bool,
 }
@@ -131,9 +133,10 @@ impl<'run> Trainer<'run> {
         mut state: TrainingState,
         stream: Stream<PairLabel>,
         scorers: usize,
+        world: &'run World,
     ) -> Result<Self> {
         state.networks.pipeline.unet.set_gradient_checkpointing(config.settings.grad_checkpointing);
-        let mut trainer = Self { config, base, state, stream, scorers, is_whole: true };
+        let mut trainer = Self { config, base, state, stream, scorers, world, is_whole: true };
         // After its last step a run does not update the reference. If --steps has grown since, that
         // step is no longer the last one.
         if trainer.state.position.step > 0 {
@@ -153,8 +156,8 @@ impl<'run> Trainer<'run> {
     }
 
     /// The optimizer with its moments.
-    pub fn optimizer(&self) -> &dyn Optimizer {
-        self.state.optimizer.as_ref()
+    pub fn optimizer(&self) -> &RankOptimizer {
+        &self.state.optimizer
     }
 
     /// Where the run stands.
@@ -354,7 +357,7 @@ impl<'run> Trainer<'run> {
 
     /// Updates the weights.
     fn update(&mut self, step: u64, learning_rate: f64) -> Result<()> {
-        self.state.optimizer.step(learning_rate)?;
+        self.state.optimizer.step(learning_rate, self.world)?;
         self.state.optimizer.zero_grad()?;
         self.state.position.loss_scale =
             self.state.position.loss_scale.grown(self.config.loss_scaling);

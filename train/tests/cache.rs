@@ -22,7 +22,7 @@ use schemas::pairs::{PairFile, PairRow, discover};
 use tch::{Device, Kind, Tensor};
 use tempfile::TempDir;
 use train::cache::{self, Config};
-use train::data::{Content, Dataset, Example, Stream, StreamOptions};
+use train::data::{Content, Dataset, Example, Positions, Stream, StreamOptions};
 use train::model::BaseModel;
 
 const SAMPLE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../data/sample");
@@ -134,6 +134,7 @@ fn take(dataset: Dataset<i8>, hflip: bool, count: u64) -> Vec<Example<i8>> {
         random_crop: false,
         hflip,
         position: 5,
+        positions: Positions::ALL,
         threads: 1,
         memory: 1 << 20,
     };
@@ -315,6 +316,7 @@ fn another_run_is_refused_by_the_field_that_differs() {
         random_crop: false,
         hflip: false,
         position: 0,
+        positions: Positions::ALL,
         threads: 1,
         memory: 1 << 20,
     };

@@ -15,7 +15,7 @@ use tch::Tensor;
 
 use super::augment::Augmentation;
 use super::join::SmallRow;
-use super::loader::{DecodedExample, Item, Loader, Work};
+use super::loader::{DecodedExample, Item, Loader, Row, Work};
 use super::order::Location;
 use super::{Content, DataError, Selection, StreamOptions};
 
@@ -306,17 +306,12 @@ impl Loader for CacheLoader<'_> {
         self.chunk_rows
     }
 
-    fn load(
-        &mut self,
-        rows: &[usize],
-        position: u64,
-        epoch: u64,
-    ) -> Result<Option<Vec<Item>>, DataError> {
+    fn load(&mut self, rows: &[Row], epoch: u64) -> Result<Option<Vec<Item>>, DataError> {
         let mut wanted: Vec<(Location, usize)> = rows
             .iter()
             .enumerate()
-            .filter(|(_, row)| !self.selection.is_skipped(**row))
-            .map(|(at, &row)| (self.selection.rows.location(row), at))
+            .filter(|(_, row)| !self.selection.is_skipped(row.index))
+            .map(|(at, row)| (self.selection.rows.location(row.index), at))
             .collect();
         wanted.sort_unstable();
         let runs: Vec<&[(Location, usize)]> = wanted
@@ -337,17 +332,16 @@ impl Loader for CacheLoader<'_> {
         let tensor = |numbers: &[f32]| {
             Tensor::f_from_slice(numbers).and_then(|all| all.f_view([channels, height, width]))
         };
-        let skipped = |(at, &index): (u64, &usize)| {
+        let skipped = |&Row { index, position }: &Row| {
             let work = Work::Ready(DecodedExample::skipped());
-            self.selection.is_skipped(index).then_some(Item {
-                index,
-                position: position + at,
-                work,
-            })
+            self.selection.is_skipped(index).then_some(Item { index, position, work })
         };
-        let mut items: Vec<Option<Item>> = (0..).zip(rows).map(skipped).collect();
+        let mut items: Vec<Option<Item>> = rows.iter().map(skipped).collect();
         for (at, (row, moments)) in read {
-            let (Some(&index), Some(item)) = (rows.get(at), items.get_mut(at)) else { continue };
+            let (Some(&Row { index, position }), Some(item)) = (rows.get(at), items.get_mut(at))
+            else {
+                continue;
+            };
             let Some(text) = row.caption_index.and_then(|number| texts.get(&number)) else {
                 continue;
             };
@@ -358,7 +352,7 @@ impl Loader for CacheLoader<'_> {
             let [first, second] = &moments;
             *item = Some(Item {
                 index,
-                position: position + at as u64,
+                position,
                 work: Work::Ready(DecodedExample {
                     pair_id,
                     caption: row.caption.unwrap_or_default(),

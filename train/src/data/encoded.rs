@@ -8,7 +8,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use schemas::pairs::{PairFile, positional_pair_id};
 
-use super::loader::{DecodedExample, Encoded, Item, Loader, Work};
+use super::loader::{DecodedExample, Encoded, Item, Loader, Row, Work};
 use super::memory_budget::MemoryBudget;
 use super::order::Location;
 use super::{DataError, Selection};
@@ -30,17 +30,12 @@ impl Loader for PairLoader<'_> {
         usize::MAX
     }
 
-    fn load(
-        &mut self,
-        rows: &[usize],
-        position: u64,
-        epoch: u64,
-    ) -> Result<Option<Vec<Item>>, DataError> {
+    fn load(&mut self, rows: &[Row], epoch: u64) -> Result<Option<Vec<Item>>, DataError> {
         let mut wanted: Vec<(Location, usize)> = rows
             .iter()
             .enumerate()
-            .filter(|(_, row)| !self.selection.is_skipped(**row))
-            .map(|(at, &row)| (self.selection.rows.location(row), at))
+            .filter(|(_, row)| !self.selection.is_skipped(row.index))
+            .map(|(at, row)| (self.selection.rows.location(row.index), at))
             .collect();
         wanted.sort_unstable();
         let mut found: Vec<Option<Encoded>> = rows.iter().map(|_| None).collect();
@@ -59,7 +54,8 @@ impl Loader for PairLoader<'_> {
                     let Some(&at) = at.get(&row) else { continue };
                     let location = Location { file: first.file, row };
                     let positional =
-                        rows.get(at).and_then(|&row| self.selection.positional.get(row)).copied();
+                        rows.get(at).and_then(|row| self.selection.positional.get(row.index));
+                    let positional = positional.copied();
                     let pair_id = match positional {
                         Some(true) => positional_pair_id(file.source_file(), pair.row),
                         _ => pair.pair_id,
@@ -81,7 +77,7 @@ impl Loader for PairLoader<'_> {
                 }
             }
         }
-        let items = rows.iter().zip(found).zip(position..).map(|((&index, encoded), position)| {
+        let items = rows.iter().zip(found).map(|(&Row { index, position }, encoded)| {
             let work = match encoded {
                 Some(encoded) => Work::Decode(encoded),
                 None if self.selection.is_skipped(index) => Work::Ready(DecodedExample::skipped()),

@@ -16,14 +16,16 @@ pub(super) trait Loader {
     /// The largest number of rows that are loaded together.
     fn chunk_rows(&self) -> usize;
 
-    /// Items for `rows`, in their order; the first is at `position`. `None` if the stream is
-    /// closed.
-    fn load(
-        &mut self,
-        rows: &[usize],
-        position: u64,
-        epoch: u64,
-    ) -> Result<Option<Vec<Item>>, DataError>;
+    /// Items for `rows`, in their order. `None` if the stream is closed.
+    fn load(&mut self, rows: &[Row], epoch: u64) -> Result<Option<Vec<Item>>, DataError>;
+}
+
+/// A row of the dataset and its place in the order.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Row {
+    /// Its index in the dataset.
+    pub(super) index: usize,
+    pub(super) position: u64,
 }
 
 /// One example on its way.

@@ -33,7 +33,7 @@ use xxhash_rust::xxh3::xxh3_64_with_seed;
 use self::cached::Cache;
 pub use self::error::DataError;
 use self::join::{SmallRow, Source as _};
-pub use self::options::StreamOptions;
+pub use self::options::{Positions, StreamOptions};
 pub use self::order::{BLOCK_BYTES, WINDOW_BYTES};
 use self::order::{Geometry, Rows};
 pub use self::stream::Stream;

@@ -14,7 +14,7 @@ use media::resize::Resizer;
 
 use super::cached::CacheLoader;
 use super::encoded::PairLoader;
-use super::loader::{DecodedExample, Encoded, Item, Loader, Work};
+use super::loader::{DecodedExample, Encoded, Item, Loader, Row, Work};
 use super::memory_budget::MemoryBudget;
 use super::order::EpochOrder;
 use super::transform::Transform;
@@ -37,7 +37,7 @@ enum Pending {
     Ready(DecodedExample),
 }
 
-/// An endless stream of examples. Dropping it ends its threads.
+/// An endless stream of the examples of [`StreamOptions::positions`]. Dropping it ends its threads.
 #[doc(alias = "data loader")]
 #[doc(alias = "prefetch")]
 pub struct Stream<L> {
@@ -290,9 +290,14 @@ fn read_epochs(
             let rows = order.rows_of(window, &selection.rows);
             let used = usize::try_from(inside.saturating_sub(order.start_of(window)));
             let rows = rows.get(used.unwrap_or(usize::MAX)..).unwrap_or_default();
-            for chunk in rows.chunks(loader.chunk_rows().max(1)) {
-                let Some(items) = loader.load(chunk, position, epoch)? else { return Ok(()) };
-                position += chunk.len() as u64;
+            let placed = rows.iter().zip(position..);
+            position += rows.len() as u64;
+            let own: Vec<Row> = placed
+                .filter(|(_, position)| options.positions.contain(position - options.position))
+                .map(|(&index, position)| Row { index, position })
+                .collect();
+            for chunk in own.chunks(loader.chunk_rows().max(1)) {
+                let Some(items) = loader.load(chunk, epoch)? else { return Ok(()) };
                 if chunks.send(Ok(items)).is_err() {
                     return Ok(());
                 }

@@ -139,6 +139,7 @@ fn options() -> StreamOptions {
         random_crop: true,
         hflip: true,
         position: 0,
+        positions: Positions::ALL,
         threads: 2,
         memory: 1 << 20,
     }

@@ -23,6 +23,7 @@ use std::ops::ControlFlow;
 use std::path::PathBuf;
 
 use anyhow::{Result, bail, ensure};
+use nn::distributed::World;
 use runkit::files::FileHashes;
 use runkit::signals::{StopFlag, Stoppable, stoppable};
 use serde_json::Value;
@@ -95,8 +96,9 @@ fn start(config: &Config, stop: &StopFlag) -> Result<Stoppable<Finished>> {
             None => Found::Nothing,
         },
     };
+    let world = World::alone();
     // The networks are loaded before anything is written: a wrong model leaves no trace.
-    let mut session = Session::start(config, &opened, &manifest, &found, stop)?;
+    let mut session = Session::start(config, &opened, &manifest, &found, &world, stop)?;
     hashes.write(run)?;
     session.train(&opened, stop)
 }

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use anyhow::{Result, ensure};
 use indicatif::HumanCount;
+use nn::distributed::World;
 use runkit::files::FileHashes;
 use schemas::labels::LabelsFile;
 
@@ -14,7 +15,7 @@ use super::manifest::{DataFacts, Manifest};
 use super::pair_list::PairList;
 use super::samples::Sampler;
 use crate::config::{Config, Source};
-use crate::data::{Counts, Dataset, StreamOptions};
+use crate::data::{Counts, Dataset, Positions, StreamOptions};
 use crate::model::BaseModel;
 use crate::preference::{Labeler, PairLabel, PreferenceTarget};
 use crate::randomness::Choice;
@@ -124,7 +125,7 @@ impl OpenedRun {
         skipped.refuse_unknown(&known, &config.labels)?;
         let base = BaseModel::open(&config.model, config.settings.resolution)?;
         // Errors in a cache or in the prompts are reported before networks are loaded.
-        all.check(&stream_options(config, &base, 0))?;
+        all.check(&stream_options(config, &base, 0, &World::alone()))?;
         Sampler::new(config, &[], &base)?;
         let labels = digest(all.labels());
         let count = config.settings.probe_pairs.min(all.len() / PAIRS_PER_PROBE_PAIR);
@@ -213,14 +214,24 @@ impl OpenedRun {
     }
 }
 
-/// The options of a run's stream from a position on.
-pub(crate) fn stream_options(config: &Config, base: &BaseModel, position: u64) -> StreamOptions {
+/// The options of this rank's stream from a position on.
+pub(crate) fn stream_options(
+    config: &Config,
+    base: &BaseModel,
+    position: u64,
+    world: &World,
+) -> StreamOptions {
     StreamOptions {
         seed: config.settings.seed,
         resolution: (base.resolution, base.resolution),
         random_crop: config.settings.random_crop,
         hflip: config.settings.hflip,
         position,
+        positions: Positions {
+            rank: world.rank() as u64,
+            world: world.size() as u64,
+            micro_batch: config.settings.micro_batch,
+        },
         threads: config.settings.data_threads,
         memory: config.settings.data_bytes(),
     }

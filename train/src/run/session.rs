@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::{Context as _, Result};
+use nn::distributed::World;
 use runkit::metrics::Metrics;
 use runkit::progress::Progress;
 use runkit::signals::{Signal, StopFlag, Stoppable, Stopped};
@@ -20,7 +21,7 @@ use super::samples::Sampler;
 use super::{Finished, Found};
 use super::{advice, card, export, samples};
 use crate::config::{self, Config};
-use crate::data::{Content, Stream, StreamOptions};
+use crate::data::{Content, Positions, Stream, StreamOptions};
 use crate::loss_scale::{LossScale, LossScaling};
 use crate::model::{BaseModel, Networks, Start};
 use crate::preference::Preference;
@@ -40,6 +41,7 @@ const ALARMING_RISE: f64 = 0.1;
 pub(crate) struct Session<'run> {
     config: &'run Config,
     run: &'run Path,
+    world: &'run World,
     manifest: &'run Manifest,
     fingerprint: String,
     trainer: Trainer<'run>,
@@ -65,6 +67,7 @@ impl<'run> Session<'run> {
         opened: &'run OpenedRun,
         manifest: &'run Manifest,
         found: &Found,
+        world: &'run World,
         stop: &StopFlag,
     ) -> Result<Self> {
         let base = &opened.base;
@@ -72,7 +75,8 @@ impl<'run> Session<'run> {
         let checkpoint = found.checkpoint();
         let start = checkpoint.map_or(Start::Base, |found| Start::Checkpoint(&found.folder));
         let networks = Networks::load(base, start, config.device, config.precision)?;
-        let mut optimizer = config.optimizer.build(networks.pipeline.unet.parameters())?;
+        let parameters = networks.pipeline.unet.parameters();
+        let mut optimizer = config.optimizer.build(parameters, world, config.settings.shard_optimizer)?;
         let first = LossScale::first(config.loss_scaling);
         let mut position = checkpoint.map_or(Position::default(), |found| found.state.position());
         // Another run's checkpoint (--from) may have had another choice of scale.
@@ -81,7 +85,7 @@ impl<'run> Session<'run> {
         }
         if let Some(found) = checkpoint {
             match found.state.optimizer == config.optimizer.kind {
-                true => found.load_optimizer(optimizer.as_mut())?,
+                true => found.load_optimizer(&mut optimizer)?,
                 false => tracing::warn!(
                     "the moments of {} are of another optimizer: they start at zero",
                     found.folder.display()
@@ -94,7 +98,7 @@ impl<'run> Session<'run> {
             Found::Own(found) => changes(&found.state, manifest),
             _ => None,
         };
-        let options = stream_options(config, base, position.pairs);
+        let options = stream_options(config, base, position.pairs, world);
         let stream = Stream::start(Arc::clone(&opened.dataset), options)?;
         folder::remove_temporaries(run)?;
         RUN.at(run).begin(manifest)?;
@@ -111,10 +115,11 @@ impl<'run> Session<'run> {
         let metrics = Metrics::open(run, (!is_first).then_some(position.step))?;
         let scorers = opened.scorers.len();
         let state = TrainingState { networks, optimizer, position };
-        let trainer = Trainer::new(config, base, state, stream, scorers)?;
+        let trainer = Trainer::new(config, base, state, stream, scorers, world)?;
         Ok(Self {
             config,
             run,
+            world,
             manifest,
             fingerprint: manifest.fingerprint()?,
             trainer,
@@ -277,7 +282,13 @@ impl<'run> Session<'run> {
         let position = trainer.position();
         let numerics = &self.manifest.numerics;
         let state = State::new(position, self.config.optimizer.kind, &self.fingerprint, numerics);
-        checkpoint::save(&checkpoints, &state, trainer.networks(), trainer.optimizer())?;
+        checkpoint::save(
+            &checkpoints,
+            &state,
+            trainer.networks(),
+            trainer.optimizer(),
+            self.world,
+        )?;
         (self.saved, self.saved_at) = (position.step, Instant::now());
         checkpoint::prune(&checkpoints, self.config.settings.keep)
     }
@@ -379,6 +390,7 @@ fn probe(
         random_crop: false,
         hflip: false,
         position: 0,
+        positions: Positions::ALL,
         threads: 1,
         memory: PROBE_MEMORY,
     };

@@ -104,6 +104,16 @@ pub fn clip_grad_norm(
     Ok(shim::clip_gradients(&gradients, max_norm.unwrap_or(f64::INFINITY))?)
 }
 
+/// Drops the gradients of parameters: their memory is free until the next backward pass.
+///
+/// # Errors
+/// If libtorch fails.
+pub fn zero_grad(parameters: &[(String, Tensor)]) -> Result<(), NetworkError> {
+    let parameters: Vec<Tensor> =
+        parameters.iter().map(|(_, parameter)| parameter.shallow_clone()).collect();
+    Ok(shim::drop_gradients(&parameters)?)
+}
+
 /// Rejects parameters that an optimizer would train wrongly: weights in half precision lose all
 /// updates with a learning rate of 1e-6.
 fn check(optimizer: &'static str, parameters: &[(String, Tensor)]) -> Result<(), NetworkError> {

@@ -116,6 +116,14 @@ impl Weights {
         Cow::Owned(Self { files: self.files.clone(), tensors: tensors.collect() })
     }
 
+    /// The same tensors without those whose name `is_elsewhere`.
+    #[must_use]
+    pub fn without(&self, is_elsewhere: impl Fn(&str) -> bool) -> Self {
+        let kept = self.tensors.iter().filter(|(name, _)| !is_elsewhere(name));
+        let tensors = kept.map(|(name, stored)| (name.clone(), stored.clone())).collect();
+        Self { files: self.files.clone(), tensors }
+    }
+
     /// Opens several files as one checkpoint. A name in two of them is an error.
     pub fn open_files(paths: &[impl AsRef<Path>]) -> Result<Self, WeightsError> {
         let mut all = Self::default();

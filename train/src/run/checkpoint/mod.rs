@@ -15,7 +15,8 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail, ensure};
-use nn::optimizer::{Optimizer, OptimizerKind};
+use nn::distributed::World;
+use nn::optimizer::OptimizerKind;
 use nn::unet::{SAVED_WEIGHTS, UNet};
 use nn::weights::{Weights, Written, write_safetensors};
 use rayon::prelude::*;
@@ -25,6 +26,7 @@ use serde_json::Value;
 
 use crate::loss_scale::LossScale;
 use crate::model::Networks;
+use crate::optimizer::RankOptimizer;
 use crate::run::manifest::{Numerics, Origin};
 use crate::trainer::Position;
 
@@ -150,7 +152,7 @@ impl Checkpoint {
     ///
     /// # Errors
     /// If the state is of another optimizer.
-    pub fn load_optimizer(&self, optimizer: &mut dyn Optimizer) -> Result<()> {
+    pub fn load_optimizer(&self, optimizer: &mut RankOptimizer) -> Result<()> {
         optimizer.load_state(&Weights::open(self.folder.join(OPTIMIZER))?)?;
         Ok(())
     }
@@ -200,8 +202,10 @@ pub fn save(
     checkpoints: &Path,
     state: &State,
     networks: &Networks,
-    optimizer: &dyn Optimizer,
+    optimizer: &RankOptimizer,
+    world: &World,
 ) -> Result<PathBuf> {
+    let _ = world;
     let folder = folder(checkpoints, state.step);
     let is_this = |there: State| there.run == state.run && there.step == state.step;
     if folder.join(MARKER).exists() && read(&folder).is_ok_and(is_this) {
