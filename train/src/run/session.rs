@@ -76,7 +76,8 @@ impl<'run> Session<'run> {
         let start = checkpoint.map_or(Start::Base, |found| Start::Checkpoint(&found.folder));
         let networks = Networks::load(base, start, config.device, config.precision)?;
         let parameters = networks.pipeline.unet.parameters();
-        let mut optimizer = config.optimizer.build(parameters, world, config.settings.shard_optimizer)?;
+        let mut optimizer =
+            config.optimizer.build(parameters, world, config.settings.shard_optimizer)?;
         let first = LossScale::first(config.loss_scaling);
         let mut position = checkpoint.map_or(Position::default(), |found| found.state.position());
         // Another run's checkpoint (--from) may have had another choice of scale.
