@@ -42,15 +42,27 @@ fn main() -> Result<(), Box<dyn Error>> {
     fs::write(generated.join("kernels.inc"), format!("R\"KERNELS({kernels})KERNELS\"\n"))?;
 
     let abi = env::var("LIBTORCH_CXX11_ABI").unwrap_or_else(|_| "1".to_owned());
-    cc::Build::new()
-        .cpp(true)
-        .std("c++17")
-        .pic(true)
-        .warnings(false)
-        .include(&include)
-        .include(include.join("torch/csrc/api/include"))
+    let build = || {
+        let mut build = cc::Build::new();
+        build
+            .cpp(true)
+            .std("c++17")
+            .pic(true)
+            .warnings(false)
+            .include(&include)
+            .include(include.join("torch/csrc/api/include"))
+            .define("_GLIBCXX_USE_CXX11_ABI", abi.as_str());
+        build
+    };
+    // c10d's headers read these; `csrc` has stand-ins for those of gloo.
+    build()
+        .include("csrc")
+        .define("USE_DISTRIBUTED", None)
+        .define("USE_C10D_GLOO", None)
+        .file("csrc/collective.cpp")
+        .compile("nn_collective");
+    build()
         .include(&generated)
-        .define("_GLIBCXX_USE_CXX11_ABI", abi.as_str())
         .file("csrc/shim.cpp")
         .file("csrc/allocator.cpp")
         .file("csrc/facts.cpp")

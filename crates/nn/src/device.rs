@@ -34,6 +34,18 @@ pub enum DeviceError {
         /// How many GPUs libtorch sees.
         count: usize,
     },
+    /// A launcher started more processes on this machine than it has GPUs.
+    #[error(
+        "LOCAL_RANK={local_rank} takes GPU {local_rank} of this machine, and there are only {count} \
+         (numbered from 0)\nhint: start one process for each GPU, as torchrun --nproc-per-node \
+         {count} does, or give --device"
+    )]
+    NoGpuOfRank {
+        /// The rank among the processes of this machine.
+        local_rank: usize,
+        /// How many GPUs libtorch sees.
+        count: usize,
+    },
     /// Half precision on the CPU.
     #[error(
         "f16 on the CPU is about a hundred times slower than f32\n\
@@ -55,7 +67,7 @@ pub enum DeviceError {
 impl DeviceError {
     /// Whether the name is valid, but the device does not exist.
     pub fn is_absent(&self) -> bool {
-        matches!(self, Self::NoCuda | Self::NoSuchGpu { .. })
+        matches!(self, Self::NoCuda | Self::NoSuchGpu { .. } | Self::NoGpuOfRank { .. })
     }
 }
 
@@ -104,6 +116,21 @@ pub enum DeviceChoice {
 }
 
 impl DeviceChoice {
+    /// As [`DeviceChoice::resolve`] for one of several processes of a machine: `auto` is the GPU of
+    /// the rank among them, if libtorch sees a GPU.
+    ///
+    /// # Errors
+    /// If the device does not exist.
+    pub fn resolve_for(self, local_rank: usize) -> Result<Device, DeviceError> {
+        match self {
+            Self::Auto if Cuda::is_available() => {
+                let is_given = std::env::var_os("LOCAL_RANK").is_some();
+                gpu_of_rank(local_rank, is_given, gpu_count())
+            }
+            other => other.resolve(),
+        }
+    }
+
     /// The device itself, or an error if it does not exist.
     pub fn resolve(self) -> Result<Device, DeviceError> {
         match self {
@@ -112,7 +139,7 @@ impl DeviceChoice {
             Self::Auto => Ok(Device::Cpu),
             Self::Cuda(_) if !Cuda::is_available() => Err(DeviceError::NoCuda),
             Self::Cuda(index) => {
-                let count = usize::try_from(Cuda::device_count()).unwrap_or(0);
+                let count = gpu_count();
                 if index < count {
                     Ok(Device::Cuda(index))
                 } else {
@@ -120,6 +147,22 @@ impl DeviceChoice {
                 }
             }
         }
+    }
+}
+
+fn gpu_count() -> usize {
+    usize::try_from(Cuda::device_count()).unwrap_or(0)
+}
+
+/// `is_given` says that a launcher set `LOCAL_RANK`. srun does not, and may show each task a GPU of
+/// its own (`--gpus-per-task`): then the only one is the right one.
+fn gpu_of_rank(local_rank: usize, is_given: bool, count: usize) -> Result<Device, DeviceError> {
+    if local_rank < count {
+        Ok(Device::Cuda(local_rank))
+    } else if count == 1 && !is_given {
+        Ok(Device::Cuda(0))
+    } else {
+        Err(DeviceError::NoGpuOfRank { local_rank, count })
     }
 }
 
@@ -367,6 +410,19 @@ mod tests {
         if !Cuda::is_available() {
             assert_eq!(parse("cuda:0"), Err(DeviceError::NoCuda));
             assert_eq!(parse("auto"), Ok(Device::Cpu));
+        }
+    }
+
+    #[test]
+    fn a_rank_takes_its_own_gpu() {
+        assert_eq!(gpu_of_rank(1, true, 2), Ok(Device::Cuda(1)));
+        assert_eq!(gpu_of_rank(3, false, 1), Ok(Device::Cuda(0)));
+        assert!(gpu_of_rank(1, true, 1).is_err());
+        let message = gpu_of_rank(2, true, 2).unwrap_err().to_string();
+        assert!(message.contains("LOCAL_RANK=2") && message.contains("only 2"), "{message}");
+        assert_eq!(DeviceChoice::Cpu.resolve_for(7), Ok(Device::Cpu));
+        if !Cuda::is_available() {
+            assert_eq!(DeviceChoice::Auto.resolve_for(1), Ok(Device::Cpu));
         }
     }
 

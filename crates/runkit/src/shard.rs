@@ -2,13 +2,17 @@
 //!
 //! The first of these that is set decides:
 //!
-//! 1. `--shard I/N`;
+//! 1. `--shard I/N`; or `--shard slurm` and `--shard slurm/N` in a task of a SLURM array;
 //! 2. `RANK` and `WORLD_SIZE`, which torchrun sets;
 //! 3. `SLURM_PROCID` and the number of tasks, in a step that `srun` started with several;
 //! 4. nothing: this process does all of the work.
 //!
-//! A SLURM array decides nothing: its tasks may be separate runs, each with its data and its
-//! output, and a shard of such a run would look complete. A warning says so.
+//! Without `--shard` a SLURM array decides nothing: its tasks may be separate runs, each with its
+//! data and its output, and a shard of such a run would look complete. A warning says so.
+//!
+//! `slurm` takes place and count from a regular array (`--array=0-15`, `1-16`, `0-30:2`). `slurm/N`
+//! takes the task's own number of N, so that `--array=3,7` with `slurm/8` finishes what two of eight
+//! left.
 
 use std::fmt;
 use std::str::FromStr;
@@ -26,7 +30,10 @@ pub struct Shard {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ShardError {
     /// Not of the form `i/n`.
-    #[error("shard {} is not understood: expected INDEX/COUNT, zero-based, such as 0/4", quoted(.0))]
+    #[error(
+        "shard {} is not understood: expected INDEX/COUNT, zero-based, such as 0/4, or slurm, or \
+         slurm/COUNT", quoted(.0)
+    )]
     Form(String),
     /// The index is not below the count.
     #[error(
@@ -50,6 +57,45 @@ pub enum ShardError {
         set: &'static str,
         /// The variable that is not.
         missing: &'static str,
+    },
+    /// `slurm` outside a SLURM array.
+    #[error(
+        "--shard {text} takes the shard from a SLURM array, and {missing} is not set\nhint: submit the \
+         job with sbatch --array=0-15, or give --shard INDEX/COUNT"
+    )]
+    NoArray {
+        /// The flag's value.
+        text: String,
+        /// The variable that is not there.
+        missing: &'static str,
+    },
+    /// `slurm` in an array with gaps.
+    #[error(
+        "--shard slurm takes place and count from a SLURM array without gaps, and this one has {count} \
+         tasks from {first} to {last}\nhint: --shard slurm/N, where N is the number of shards of \
+         the whole work, takes shard {task}/N"
+    )]
+    SparseArray {
+        /// How many tasks the array has.
+        count: u64,
+        /// The smallest number.
+        first: u64,
+        /// The largest number.
+        last: u64,
+        /// The number of this task.
+        task: u64,
+    },
+    /// `slurm/N` in a task whose number is N or more.
+    #[error(
+        "--shard slurm/{count} takes shards 0 to {last}, and this is task {task} of the SLURM \
+         array\nhint: sbatch --array=0-{last}",
+        last = count.saturating_sub(1)
+    )]
+    ArrayTask {
+        /// The number of this task.
+        task: u64,
+        /// N.
+        count: u64,
     },
     /// SLURM says that there are several tasks, but not that this is one of them.
     #[error(
@@ -164,8 +210,7 @@ impl Shard {
     /// When the variables are incomplete, contradict each other or hold something else than a
     /// shard.
     pub fn from_environment(explicit: Option<Self>) -> Result<Self, ShardError> {
-        let lookup =
-            |name: &str| std::env::var_os(name).map(|value| value.to_string_lossy().into_owned());
+        let lookup = environment;
         let shard = Self::from_lookup(explicit, lookup)?;
         if explicit.is_none()
             && shard.is_whole()
@@ -173,7 +218,7 @@ impl Shard {
         {
             tracing::warn!(
                 "this is task {task} of a SLURM array, and without --shard it does all of the work; \
-                 hint: to split the work between --array=0-15, --shard $SLURM_ARRAY_TASK_ID/16"
+                 hint: --shard slurm splits the work between the tasks of an array such as 0-15"
             );
         }
         Ok(shard)
@@ -187,13 +232,7 @@ impl Shard {
         if let Some(shard) = explicit {
             return Ok(shard);
         }
-        let number = |variable: &'static str| {
-            lookup(variable).filter(|value| !value.is_empty()).map_or(Ok(None), |value| {
-                let expected = "a whole number, zero or more";
-                let parsed = value.trim().parse::<u64>().map(Some);
-                parsed.map_err(|_| ShardError::Variable { variable, value, expected })
-            })
-        };
+        let number = |variable| number(variable, &lookup);
         let pair = |index: &'static str, count: &'static str| match (number(index)?, number(count)?)
         {
             (Some(index), Some(count)) => Ok(Some((index, count))),
@@ -223,23 +262,81 @@ impl Shard {
     }
 }
 
+/// A variable of this process.
+pub(crate) fn environment(name: &str) -> Option<String> {
+    std::env::var_os(name).map(|value| value.to_string_lossy().into_owned())
+}
+
+/// The number that a variable holds, if it is set.
+pub(crate) fn number(
+    variable: &'static str,
+    lookup: impl Fn(&str) -> Option<String>,
+) -> Result<Option<u64>, ShardError> {
+    let Some(value) = lookup(variable).filter(|value| !value.is_empty()) else { return Ok(None) };
+    let expected = "a whole number, zero or more";
+    let parsed = value.trim().parse::<u64>().map(Some);
+    parsed.map_err(|_| ShardError::Variable { variable, value, expected })
+}
+
+/// `slurm` (no `count`) or `slurm/count`.
+fn of_array(
+    text: &str,
+    count: Option<u64>,
+    lookup: impl Fn(&str) -> Option<String>,
+) -> Result<Shard, ShardError> {
+    let needed = |variable: &'static str| {
+        let missing = ShardError::NoArray { text: text.to_owned(), missing: variable };
+        number(variable, &lookup)?.ok_or(missing)
+    };
+    let task = needed("SLURM_ARRAY_TASK_ID")?;
+    if let Some(count) = count {
+        return Shard::new(task, count).map_err(|_| ShardError::ArrayTask { task, count });
+    }
+    let (first, last) = (needed("SLURM_ARRAY_TASK_MIN")?, needed("SLURM_ARRAY_TASK_MAX")?);
+    let count = needed("SLURM_ARRAY_TASK_COUNT")?;
+    let step = number("SLURM_ARRAY_TASK_STEP", &lookup)?.unwrap_or(1).max(1);
+    let sparse = ShardError::SparseArray { count, first, last, task };
+    let (Some(width), Some(place)) = (last.checked_sub(first), task.checked_sub(first)) else {
+        return Err(sparse);
+    };
+    if width % step != 0 || place % step != 0 || (width / step).checked_add(1) != Some(count) {
+        return Err(sparse);
+    }
+    Shard::new(place / step, count).map_err(|_| sparse)
+}
+
 impl fmt::Display for Shard {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(formatter, "{}/{}", self.index, self.count)
     }
 }
 
-/// Reads `i/n`.
+/// Reads `i/n`; `slurm` and `slurm/n` of the SLURM array that this process is a task of.
 impl FromStr for Shard {
     type Err = ShardError;
 
     fn from_str(text: &str) -> Result<Self, ShardError> {
+        Self::from_text(text, environment)
+    }
+}
+
+impl Shard {
+    fn from_text(text: &str, lookup: impl Fn(&str) -> Option<String>) -> Result<Self, ShardError> {
         let form = || ShardError::Form(text.to_owned());
         let digits = |part: &str| {
             let plain = !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_digit());
             if plain { part.parse::<u64>().ok() } else { None }
         };
+        if text == "slurm" {
+            return of_array(text, None, lookup);
+        }
         let (index, count) = text.split_once('/').ok_or_else(form)?;
+        if index == "slurm" {
+            return match digits(count).ok_or_else(form)? {
+                0 => Err(ShardError::NoShards(text.to_owned())),
+                count => of_array(text, Some(count), lookup),
+            };
+        }
         let (index, count) = (digits(index).ok_or_else(form)?, digits(count).ok_or_else(form)?);
         if count == 0 {
             Err(ShardError::NoShards(text.to_owned()))
@@ -331,6 +428,53 @@ mod tests {
             environment(&[("RANK", "2"), ("WORLD_SIZE", "2")]),
             Err(ShardError::Range { .. })
         ));
+    }
+
+    fn of_array(
+        text: &str,
+        [task, first, last, step, count]: [u64; 5],
+    ) -> Result<Shard, ShardError> {
+        Shard::from_text(text, |name| {
+            let value = match name {
+                "SLURM_ARRAY_TASK_ID" => task,
+                "SLURM_ARRAY_TASK_MIN" => first,
+                "SLURM_ARRAY_TASK_MAX" => last,
+                "SLURM_ARRAY_TASK_STEP" => step,
+                "SLURM_ARRAY_TASK_COUNT" => count,
+                _ => return None,
+            };
+            Some(value.to_string())
+        })
+    }
+
+    #[test]
+    fn a_regular_array_gives_place_and_count() {
+        for (array, shard) in [
+            ([0, 0, 15, 1, 16], "0/16"),
+            ([15, 0, 15, 1, 16], "15/16"),
+            ([16, 1, 16, 1, 16], "15/16"),
+            ([4, 0, 6, 2, 4], "2/4"),
+            ([7, 7, 7, 1, 1], "0/1"),
+        ] {
+            assert_eq!(of_array("slurm", array).unwrap().to_string(), shard);
+        }
+        assert_eq!("slurm".parse::<Shard>().ok(), None, "no test runs in an array");
+    }
+
+    #[test]
+    fn an_array_with_gaps_needs_the_number_of_shards() {
+        for array in [[3, 3, 7, 1, 2], [7, 3, 7, 1, 2], [3, 0, 7, 2, 4], [0, 2, 1, 1, 1]] {
+            let message = of_array("slurm", array).unwrap_err().to_string();
+            assert!(message.contains("without gaps") && message.contains("slurm/N"), "{message}");
+        }
+        assert_eq!(of_array("slurm/8", [7, 3, 7, 1, 2]).unwrap(), Shard::new(7, 8).unwrap());
+        let message = of_array("slurm/7", [7, 3, 7, 1, 2]).unwrap_err().to_string();
+        assert!(message.contains("task 7") && message.contains("--array=0-6"), "{message}");
+        for text in ["slurm/0", "slurm/", "slurm/x", "slurm/1/2"] {
+            assert!(of_array(text, [0, 0, 0, 1, 1]).is_err(), "{text}");
+        }
+        let outside = Shard::from_text("slurm", |_| None).unwrap_err().to_string();
+        assert!(outside.contains("SLURM_ARRAY_TASK_ID is not set"), "{outside}");
     }
 
     #[test]

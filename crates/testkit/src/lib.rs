@@ -1,5 +1,6 @@
 //! Helpers of the tests: a program in a clean environment ([`program`]), its result ([`Run`],
-//! [`Running`]), a temporary folder ([`Folder`]) and an HTTP server ([`server`]). Every function
+//! [`Running`]), the ranks of a world ([`Ranks`]), a temporary folder ([`Folder`]) and an HTTP
+//! server ([`server`]). Every function
 //! panics if it fails, since its caller is a test.
 //!
 //! ```
@@ -14,6 +15,7 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod folder;
+mod ranks;
 pub mod server;
 
 use std::ffi::OsStr;
@@ -24,25 +26,38 @@ use std::sync::mpsc::RecvTimeoutError;
 use std::time::Duration;
 
 pub use folder::Folder;
+pub use ranks::{Ranks, free_port};
 
 /// Every run of a test takes seconds; busy machines take longer.
 const LONGEST_RUN: Duration = Duration::from_secs(300);
 
 /// Variables of the caller's shell that would change what a program does. Those that begin with the
 /// program's name are removed too.
-const FOREIGN_VARIABLES: [&str; 14] = [
+const FOREIGN_VARIABLES: [&str; 26] = [
     "RUNKIT_FAULT",
     "RUST_LOG",
     "RANK",
     "WORLD_SIZE",
+    "LOCAL_RANK",
+    "LOCAL_WORLD_SIZE",
+    "MASTER_ADDR",
+    "MASTER_PORT",
+    "TORCHELASTIC_RESTART_COUNT",
+    "TORCHELASTIC_USE_AGENT_STORE",
+    "GLOO_SOCKET_IFNAME",
     "SLURM_ARRAY_TASK_ID",
     "SLURM_ARRAY_TASK_COUNT",
+    "SLURM_ARRAY_TASK_MAX",
     "SLURM_ARRAY_TASK_MIN",
     "SLURM_ARRAY_TASK_STEP",
     "SLURM_PROCID",
     "SLURM_NTASKS",
     "SLURM_STEP_ID",
     "SLURM_STEP_NUM_TASKS",
+    "SLURM_STEP_TASKS_PER_NODE",
+    "SLURM_TASKS_PER_NODE",
+    "SLURM_NODEID",
+    "SLURM_LOCALID",
     "OMPI_COMM_WORLD_SIZE",
     "PMI_SIZE",
 ];

@@ -14,6 +14,18 @@ pub enum DistributedError {
         /// How many processes.
         world: usize,
     },
+    /// No store answers at the launcher's address, or it no longer does.
+    #[error("{server}, which serves the store at {host}:{port}, {what}")]
+    NoAnswer {
+        /// Who serves it: "rank 0", or "torchrun's agent".
+        server: &'static str,
+        /// `MASTER_ADDR`.
+        host: String,
+        /// `MASTER_PORT`.
+        port: u16,
+        /// What was seen: "does not answer within 600 s", "is gone".
+        what: String,
+    },
     /// A rank is gone or hangs.
     #[error("rank {rank} of {world} {what}")]
     LostRank {
@@ -21,7 +33,7 @@ pub enum DistributedError {
         rank: usize,
         /// How many ranks there are.
         world: usize,
-        /// What is known of it: "has died", "does not answer for 600 s", and its last words.
+        /// What is known of it: "has died", "does not answer for 600 s".
         what: String,
     },
     /// All ranks live, and an operation did not end in time.

@@ -1,13 +1,23 @@
 //! The ranks of a world and their collective operations.
 
-use std::time::Duration;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
 
 use runkit::launch::Launch;
-use serde::Serialize;
 use serde::de::DeserializeOwned;
-use tch::{Device, Tensor};
+use serde::{Deserialize, Serialize};
+use tch::{Device, Kind, TchError, Tensor};
 
+use super::group::{Alone, Gloo, Group, Work};
+use super::store::Failure;
 use super::{DistributedError, Store};
+
+/// Small values up to so many bytes of JSON need one operation, larger ones two.
+const SMALL: usize = 248;
+
+/// How often a waiting rank looks for others that say why they end.
+const LOOK: Duration = Duration::from_millis(500);
 
 /// The ranks that work as one process. Every collective operation must be called by all ranks in
 /// the same order; alone, it does nothing and costs nothing.
@@ -16,29 +26,56 @@ use super::{DistributedError, Store};
 /// the time limit, ends with [`DistributedError::LostRank`], which names the rank that died or
 /// hangs.
 #[derive(Debug)]
-pub struct World {
+pub struct World(Arc<Ranks>);
+
+#[derive(Debug)]
+struct Ranks {
     launch: Launch,
+    limit: Duration,
+    store: Option<Arc<Store>>,
+    cpu: Option<Box<dyn Group>>,
+    /// Operations that have begun and did not end well, or not yet.
+    unfinished: AtomicUsize,
+    is_broken: AtomicBool,
 }
 
-/// A sum on its way.
+/// An operation on its way.
 #[derive(Debug)]
-#[must_use = "the sum is there after wait"]
-pub struct Pending {}
+#[must_use = "the result is there after wait"]
+pub struct Pending {
+    ranks: Arc<Ranks>,
+    work: Work,
+    what: &'static str,
+}
 
 impl Pending {
-    /// Waits until the sum is there: on a GPU the stream waits, not the host.
+    /// Waits until the result is there: on a GPU the stream waits, not the host.
     ///
     /// # Errors
     /// If a rank is lost.
     pub fn wait(self) -> Result<(), DistributedError> {
-        Ok(())
+        self.ranks.finish(&self.work, self.what, true)
     }
+}
+
+/// What rank 0 says to the others.
+#[derive(Serialize, Deserialize)]
+enum Said<T> {
+    Value(T),
+    Error(String),
 }
 
 impl World {
     /// A world of one rank.
     pub fn alone() -> Self {
-        Self { launch: Launch::ALONE }
+        Self(Arc::new(Ranks {
+            launch: Launch::ALONE,
+            limit: Duration::MAX,
+            store: None,
+            cpu: Some(Box::new(Alone)),
+            unfinished: AtomicUsize::new(0),
+            is_broken: AtomicBool::new(false),
+        }))
     }
 
     /// Joins the ranks of a launch; tensors will be on `device`. An operation may take `limit`.
@@ -50,36 +87,56 @@ impl World {
         device: Device,
         limit: Duration,
     ) -> Result<Self, DistributedError> {
-        let _ = (device, limit);
         if launch.is_alone() {
             return Ok(Self::alone());
         }
-        Err(DistributedError::NoStore { world: launch.world })
+        let Some(store) = Store::connect(launch, limit)? else {
+            return Err(DistributedError::NoStore { world: launch.world });
+        };
+        let cpu = Gloo::open(launch, &store, limit)?;
+        let _ = device;
+        Ok(Self(Arc::new(Ranks {
+            launch: launch.clone(),
+            limit,
+            store: Some(store),
+            cpu: Some(Box::new(cpu)),
+            unfinished: AtomicUsize::new(0),
+            is_broken: AtomicBool::new(false),
+        })))
     }
 
     /// The launch.
     pub fn launch(&self) -> &Launch {
-        &self.launch
+        &self.0.launch
     }
 
     /// The rank of this process, from 0.
     pub fn rank(&self) -> usize {
-        self.launch.rank
+        self.0.launch.rank
     }
 
     /// How many ranks there are (W).
     pub fn size(&self) -> usize {
-        self.launch.world
+        self.0.launch.world
     }
 
     /// Whether this is rank 0.
     pub fn is_first(&self) -> bool {
-        self.launch.is_first()
+        self.0.launch.is_first()
     }
 
     /// The launcher's store; `None` alone.
-    pub fn store(&self) -> Option<&Store> {
-        None
+    pub fn store(&self) -> Option<&Arc<Store>> {
+        self.0.store.as_ref()
+    }
+
+    /// Tells the other ranks why this one ends, so that they end with
+    /// [`DistributedError::OtherRank`] and this message. An error that another rank is to blame for
+    /// changes nothing.
+    pub fn leave_words(&self, message: &str) {
+        if let Some(store) = self.store() {
+            store.leave_words(message);
+        }
     }
 
     /// Replaces the tensor by its sum over all ranks, with the same bits at all of them.
@@ -95,8 +152,7 @@ impl World {
     /// # Errors
     /// If a rank is lost.
     pub fn start_all_reduce(&self, tensor: &Tensor) -> Result<Pending, DistributedError> {
-        let _ = tensor;
-        Ok(Pending {})
+        self.start("an all-reduce", tensor, |group| group.all_reduce(tensor))
     }
 
     /// Overwrites the tensor by that of rank `from`.
@@ -104,8 +160,7 @@ impl World {
     /// # Errors
     /// If a rank is lost.
     pub fn broadcast(&self, tensor: &Tensor, from: usize) -> Result<(), DistributedError> {
-        let _ = (tensor, from);
-        Ok(())
+        self.start_broadcast(tensor, from)?.wait()
     }
 
     /// Starts [`World::broadcast`]. Do not touch the tensor before [`Pending::wait`].
@@ -117,8 +172,23 @@ impl World {
         tensor: &Tensor,
         from: usize,
     ) -> Result<Pending, DistributedError> {
-        let _ = (tensor, from);
-        Ok(Pending {})
+        self.start("a broadcast", tensor, |group| group.broadcast(tensor, from))
+    }
+
+    /// Puts the tensors of all ranks, which have equal sizes, one after another into `into`.
+    ///
+    /// # Errors
+    /// If a rank is lost.
+    pub fn all_gather(&self, into: &Tensor, from: &Tensor) -> Result<(), DistributedError> {
+        self.start("an all-gather", from, |group| group.all_gather(into, from))?.wait()
+    }
+
+    /// Sums `from` over all ranks and puts the part of this rank, of W equal ones, into `into`.
+    ///
+    /// # Errors
+    /// If a rank is lost.
+    pub fn reduce_scatter(&self, into: &Tensor, from: &Tensor) -> Result<(), DistributedError> {
+        self.start("a reduce-scatter", from, |group| group.reduce_scatter(into, from))?.wait()
     }
 
     /// Waits until all ranks are here. There is no limit while all of them live.
@@ -126,7 +196,9 @@ impl World {
     /// # Errors
     /// If a rank is lost.
     pub fn barrier(&self) -> Result<(), DistributedError> {
-        Ok(())
+        let one = Tensor::ones([1], (Kind::Int64, Device::Cpu));
+        let pending = self.start("a barrier", &one, |group| group.all_reduce(&one))?;
+        self.0.finish(&pending.work, pending.what, false)
     }
 
     /// Small values of all ranks, by rank.
@@ -137,7 +209,46 @@ impl World {
         &self,
         value: T,
     ) -> Result<Vec<T>, DistributedError> {
-        Ok(vec![value])
+        if self.size() == 1 {
+            return Ok(vec![value]);
+        }
+        let bytes = serde_json::to_vec(&value).map_err(|error| unjson(&error))?;
+        // A block for each rank: the length, and the value if it fits.
+        let mut block = (bytes.len() as u64).to_le_bytes().to_vec();
+        block.extend_from_slice(&bytes[..bytes.len().min(SMALL)]);
+        let blocks = self.gather_bytes(&block, 8 + SMALL)?;
+        let length = |block: &Vec<u8>| {
+            let length = block.first_chunk::<8>().map_or(0, |length| u64::from_le_bytes(*length));
+            usize::try_from(length).unwrap_or(usize::MAX)
+        };
+        let lengths: Vec<usize> = blocks.iter().map(length).collect();
+        let longest = lengths.iter().copied().max().unwrap_or(0);
+        let (values, skip) = match longest <= SMALL {
+            true => (blocks, 8),
+            false => (self.gather_bytes(&bytes, longest)?, 0),
+        };
+        let read = |(value, length): (&Vec<u8>, usize)| {
+            serde_json::from_slice(value.get(skip..skip + length).unwrap_or_default())
+        };
+        values
+            .iter()
+            .zip(lengths)
+            .map(read)
+            .collect::<Result<_, _>>()
+            .map_err(|error| unjson(&error))
+    }
+
+    /// Bytes of all ranks, each filled up to `length`.
+    fn gather_bytes(&self, bytes: &[u8], length: usize) -> Result<Vec<Vec<u8>>, DistributedError> {
+        let mut own = bytes.to_vec();
+        own.resize(length, 0);
+        let own = Tensor::from_slice(&own);
+        let columns = i64::try_from(length).unwrap_or(i64::MAX);
+        let rows = i64::try_from(self.size()).unwrap_or(i64::MAX);
+        let all = Tensor::zeros([rows, columns], (Kind::Uint8, Device::Cpu));
+        self.start("a gather of values", &own, |group| group.all_gather(&all, &own))?.wait()?;
+        let all = Vec::<u8>::try_from(all.view(-1)).map_err(failed("a gather of values"))?;
+        Ok(all.chunks(length.max(1)).map(<[u8]>::to_vec).collect())
     }
 
     /// Whether the flag is set at any rank.
@@ -159,6 +270,142 @@ impl World {
         T: Serialize + DeserializeOwned,
         E: From<DistributedError> + std::fmt::Display,
     {
-        work()
+        if self.size() == 1 {
+            return work();
+        }
+        if self.is_first() {
+            let result = work();
+            let said = match &result {
+                Ok(value) => Said::Value(value),
+                Err(error) => Said::Error(error.to_string()),
+            };
+            let bytes = serde_json::to_vec(&said).map_err(|error| unjson(&error))?;
+            let told = self.tell(&bytes);
+            // Its own error says more than that of the connection.
+            let value = result?;
+            told?;
+            return Ok(value);
+        }
+        match serde_json::from_slice(&self.hear()?).map_err(|error| unjson(&error))? {
+            Said::Value(value) => Ok(value),
+            Said::Error(message) => Err(DistributedError::OtherRank { rank: 0, message }.into()),
+        }
     }
+
+    /// Sends bytes of rank 0 to the others, who [`World::hear`].
+    fn tell(&self, bytes: &[u8]) -> Result<(), DistributedError> {
+        self.broadcast(&Tensor::from_slice(&[i64::try_from(bytes.len()).unwrap_or(i64::MAX)]), 0)?;
+        self.broadcast(&Tensor::from_slice(bytes), 0)
+    }
+
+    fn hear(&self) -> Result<Vec<u8>, DistributedError> {
+        let length = Tensor::zeros([1], (Kind::Int64, Device::Cpu));
+        let what = "what rank 0 does alone";
+        let pending = self.start(what, &length, |group| group.broadcast(&length, 0))?;
+        self.0.finish(&pending.work, what, false)?;
+        let bytes = Tensor::zeros([length.int64_value(&[0])], (Kind::Uint8, Device::Cpu));
+        self.broadcast(&bytes, 0)?;
+        Vec::try_from(bytes).map_err(failed(what))
+    }
+
+    fn start(
+        &self,
+        what: &'static str,
+        tensor: &Tensor,
+        begin: impl FnOnce(&dyn Group) -> Result<Work, TchError>,
+    ) -> Result<Pending, DistributedError> {
+        let ranks = Arc::clone(&self.0);
+        let work = begin(ranks.group(tensor.device())?).map_err(failed(what))?;
+        ranks.unfinished.fetch_add(1, Ordering::SeqCst);
+        if let Some(store) = &ranks.store {
+            store.begun.fetch_add(1, Ordering::SeqCst);
+        }
+        Ok(Pending { ranks, work, what })
+    }
+}
+
+impl Ranks {
+    fn group(&self, device: Device) -> Result<&dyn Group, DistributedError> {
+        let group = match device {
+            Device::Cpu => self.cpu.as_deref(),
+            _ if self.launch.is_alone() => self.cpu.as_deref(),
+            _ => None,
+        };
+        group.ok_or_else(|| DistributedError::Failed {
+            operation: "a collective operation",
+            reason: format!("the ranks have joined without {device:?}"),
+        })
+    }
+
+    /// Waits for the end of an operation: within the limit, or without one while all ranks live.
+    fn finish(
+        &self,
+        work: &Work,
+        what: &'static str,
+        has_limit: bool,
+    ) -> Result<(), DistributedError> {
+        let result = self.wait(work, what, has_limit);
+        match result {
+            Ok(()) => self.unfinished.fetch_sub(1, Ordering::SeqCst),
+            Err(_) => usize::from(self.is_broken.swap(true, Ordering::SeqCst)),
+        };
+        result
+    }
+
+    fn wait(
+        &self,
+        work: &Work,
+        what: &'static str,
+        has_limit: bool,
+    ) -> Result<(), DistributedError> {
+        let is_over = |limit: Duration| work.wait(limit);
+        let Some(store) = &self.store else {
+            return is_over(Duration::MAX).map(drop).map_err(failed(what));
+        };
+        let begin = Instant::now();
+        let mut watch = (!has_limit).then(|| store.watch());
+        loop {
+            let left = self.limit.saturating_sub(begin.elapsed());
+            let pause = if has_limit { left.min(LOOK) } else { LOOK };
+            match is_over(pause) {
+                Ok(true) => return Ok(()),
+                Ok(false) => {}
+                Err(error) => {
+                    let failure = Failure::Error(what, error.to_string());
+                    return Err(store.blame(what, &failure));
+                }
+            }
+            store.hear_words()?;
+            let silence = match &mut watch {
+                Some(watch) => store.longest_silence(watch)?,
+                None => begin.elapsed(),
+            };
+            if silence >= self.limit {
+                return Err(store.blame(what, &Failure::Limit(self.limit)));
+            }
+            // The last messages of a rank that ends well may be under way.
+            if store.has_one_ended()? && !is_over(LOOK * 4).unwrap_or(false) {
+                return Err(store.blame(what, &Failure::Ended));
+            }
+        }
+    }
+}
+
+impl Drop for Ranks {
+    fn drop(&mut self) {
+        self.store = None;
+        let is_idle = *self.unfinished.get_mut() == 0 && !*self.is_broken.get_mut();
+        if !is_idle {
+            // Gloo would wait for the end of its operations. The process ends soon.
+            std::mem::forget(self.cpu.take());
+        }
+    }
+}
+
+fn failed(operation: &'static str) -> impl Fn(TchError) -> DistributedError {
+    move |error| DistributedError::Failed { operation, reason: error.to_string() }
+}
+
+fn unjson(error: &serde_json::Error) -> DistributedError {
+    DistributedError::Failed { operation: "a gather of values", reason: error.to_string() }
 }

@@ -2,6 +2,7 @@
 //! it. All `unsafe` code of the crate is in this folder and in `weights/mapped.rs`.
 
 mod checkpoint;
+mod collective;
 mod convolution;
 pub(crate) mod facts;
 pub(crate) mod kernels;
@@ -15,6 +16,7 @@ use tch::{TchError, Tensor};
 use torch_sys::C_tensor;
 
 pub(crate) use checkpoint::checkpoint;
+pub(crate) use collective::{GlooGroup, GlooWork, Listen, TcpStore};
 pub(crate) use convolution::{Stride, channels_last, conv2d_pack, conv2d_packed, conv2d_upcast};
 pub(crate) use linear::{After, linear_pack, linear_packed, linear_scaled, linear_upcast};
 pub(crate) use memory::{

@@ -166,8 +166,7 @@ pub fn init(verbosity: i8, format: LogFormat) -> Result<(), LoggingError> {
         }
         _ => EnvFilter::new(default_filter(verbosity)),
     };
-    let builder =
-        tracing_subscriber::fmt().with_env_filter(filter).with_writer(Stderr);
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(Stderr);
     let result = match format {
         LogFormat::Json => builder.json().try_init(),
         LogFormat::Text => {
