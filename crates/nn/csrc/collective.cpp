@@ -52,6 +52,9 @@ at::Tensor dense(Tensor handle) {
   return tensor.detach();
 }
 
+// Gloo compares sizes; only the order in memory matters here.
+at::Tensor flat(Tensor handle) { return dense(handle).view(-1); }
+
 void *started(Work work) { return new Work(std::move(work)); }
 
 } // namespace
@@ -140,7 +143,7 @@ void *nn_gloo_broadcast(void *group, Tensor tensor, int from, char **error) {
 
 void *nn_gloo_all_gather(void *group, Tensor into, Tensor from, char **error) {
   return guarded(error, [&]() -> void * {
-    auto target = dense(into), source = dense(from);
+    auto target = flat(into), source = flat(from);
     c10d::AllgatherOptions options;
     options.timeout = NO_LIMIT;
     return started(group_of(group)._allgather_base(target, source, options));
@@ -149,7 +152,7 @@ void *nn_gloo_all_gather(void *group, Tensor into, Tensor from, char **error) {
 
 void *nn_gloo_reduce_scatter(void *group, Tensor into, Tensor from, char **error) {
   return guarded(error, [&]() -> void * {
-    auto target = dense(into), source = dense(from);
+    auto target = flat(into), source = flat(from);
     c10d::ReduceScatterOptions options;
     options.timeout = NO_LIMIT;
     return started(group_of(group)._reduce_scatter_base(target, source, options));

@@ -30,7 +30,7 @@ void nn_gloo_close(void *group);
 
 // Operations begin here and return a handle of the work. Tensors are on the CPU, dense, and must not
 // be touched before the work is over. `into` of a gather holds those of all ranks one after another,
-// and so does `from` of a reduce-scatter.
+// and so does `from` of a reduce-scatter; both are contiguous.
 void *nn_gloo_all_reduce(void *group, Tensor tensor, char **error);
 void *nn_gloo_broadcast(void *group, Tensor tensor, int from, char **error);
 void *nn_gloo_all_gather(void *group, Tensor into, Tensor from, char **error);

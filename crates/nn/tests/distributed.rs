@@ -1,5 +1,5 @@
 //! Ranks in processes of their own: this program starts itself again, as one rank of a world.
-#![expect(clippy::unwrap_used, reason = "a test")]
+#![expect(clippy::unwrap_used, clippy::print_stdout, reason = "a test")]
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -30,7 +30,7 @@ fn run(world: usize, task: &str) -> Vec<Run> {
 
 /// The lines that a rank printed.
 fn results(run: &Run) -> Vec<&str> {
-    run.stdout.lines().filter_map(|line| line.split_once("result: ")).map(|line| line.1).collect()
+    run.stdout.lines().filter_map(|line| line.split_once("rank> ")).map(|line| line.1).collect()
 }
 
 #[test]
@@ -64,7 +64,7 @@ fn do_task(task: &str, launch: &Launch) -> Result<(), DistributedError> {
     if task == "deal" {
         let Deal::Store(store) = Deal::choose(None, launch, limit)? else { panic!("no store") };
         for unit in Deal::Store(store).units("batches", 100) {
-            println!("result: {}", unit?);
+            println!("rank> {}", unit?);
         }
         return Ok(());
     }
@@ -127,7 +127,7 @@ fn do_task(task: &str, launch: &Launch) -> Result<(), DistributedError> {
                 std::thread::sleep(SHORT * 3);
                 Ok::<_, DistributedError>(())
             })?;
-            println!("result: done");
+            println!("rank> done");
         }
         "words" => {
             if rank == 0 {
@@ -148,7 +148,7 @@ fn do_task(task: &str, launch: &Launch) -> Result<(), DistributedError> {
             world.barrier()?;
             store.set("mark", b"x")?;
             let attempt = std::env::var("TORCHELASTIC_RESTART_COUNT").unwrap_or_default();
-            println!("result: attempt {attempt} finds {old:?}");
+            println!("rank> attempt {attempt} finds {old:?}");
             if is_last && attempt == "0" && std::env::var("DIES").is_ok() {
                 signal_self("KILL");
             }
@@ -164,7 +164,7 @@ fn all_operations(world: &World) -> Result<(), DistributedError> {
     for (kind, count) in [(Kind::Float, 100_003), (Kind::BFloat16, 4099), (Kind::Double, 3)] {
         let sum = floats(rank, count).to_kind(kind);
         world.all_reduce(&sum)?;
-        println!("result: sum {}", bits(&sum));
+        println!("rank> sum {}", bits(&sum));
     }
     // A leaf, three sums at once, and channels last in memory.
     let leaf = floats(rank, 24).view([1, 2, 3, 4]).set_requires_grad(true);
@@ -175,7 +175,7 @@ fn all_operations(world: &World) -> Result<(), DistributedError> {
         pending?.wait()?;
     }
     assert_eq!(third.int64_value(&[4]), size * (size + 1) / 2);
-    println!("result: leaf {} {}", bits(&leaf), bits(&last.contiguous()));
+    println!("rank> leaf {} {}", bits(&leaf), bits(&last.contiguous()));
     let holes = floats(rank, 10).slice(0, 0, 10, 2);
     assert!(matches!(world.all_reduce(&holes), Err(DistributedError::Failed { .. })));
 

@@ -1,7 +1,7 @@
 //! The launcher's TCP store.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, mpsc};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -41,6 +41,9 @@ pub struct Store {
     stop_beating: Arc<AtomicBool>,
     /// Whether others already know why this rank ends, or must not learn it from this rank.
     has_words: AtomicBool,
+    /// The words of another rank, in case the store ends with rank 0.
+    heard: Arc<Mutex<Option<Words>>>,
+    watch: Mutex<Watch>,
 }
 
 /// The sign of life of a rank.
@@ -53,7 +56,7 @@ struct Life {
 }
 
 /// Why a rank ends.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 struct Words {
     /// Who says it.
     rank: usize,
@@ -154,6 +157,8 @@ impl Store {
             begun: Arc::default(),
             stop_beating: Arc::default(),
             has_words: AtomicBool::new(false),
+            heard: Arc::default(),
+            watch: Mutex::new(Watch { seen: vec![(None, begin); launch.world] }),
         };
         // A launcher may run several programs one after another: each rank counts them alike.
         let started = format!("{}/started/{}", new.prefix, launch.rank);
@@ -245,15 +250,19 @@ impl Store {
     /// The error of the first rank that said why it ends.
     pub(super) fn hear_words(&self) -> Result<(), DistributedError> {
         let key = self.key("words", "first");
-        let words = self.ask(move |store| store.get(&key))?;
-        let words = words.and_then(|words| serde_json::from_slice::<Words>(&words).ok());
-        let Some(Words { rank, message, lost }) = words else { return Ok(()) };
+        let words = self.ask(move |store| read_words(store, &key))?;
+        words.and_then(|words| self.error_of(words)).map_or(Ok(()), Err)
+    }
+
+    /// The error by which this rank ends if another has said this.
+    fn error_of(&self, words: Words) -> Option<DistributedError> {
+        let Words { rank, message, lost } = words;
         let Launch { rank: own, world, .. } = self.launch;
         if rank == own {
-            return Ok(());
+            return None;
         }
         self.has_words.store(true, Ordering::SeqCst);
-        Err(match lost {
+        Some(match lost {
             Some(lost) if lost != own => {
                 DistributedError::LostRank { rank: lost, world, what: message }
             }
@@ -300,6 +309,10 @@ impl Store {
     }
 
     fn host_is_lost(&self, what: String) -> DistributedError {
+        let heard = self.heard.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        if let Some(error) = heard.and_then(|words| self.error_of(words)) {
+            return error;
+        }
         self.has_words.store(true, Ordering::SeqCst);
         let Launch { rank, world, .. } = self.launch;
         if self.address.is_served_by_agent || rank == 0 {
@@ -320,12 +333,16 @@ impl Store {
         if beat(&store, 0).is_err() {
             return Err(self.host_is_lost("has died".to_owned()));
         }
+        let (heard, words) = (Arc::clone(&self.heard), self.key("words", "first"));
         std::thread::spawn(move || {
             for number in 1.. {
                 std::thread::sleep(BEAT);
                 // Without a store nobody reads it, and the next operation finds out.
                 if stop.load(Ordering::SeqCst) || beat(&store, number).is_err() {
                     return;
+                }
+                if let Ok(Some(words)) = read_words(&store, &words) {
+                    heard.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(words);
                 }
             }
         });
@@ -397,7 +414,7 @@ impl Store {
         what: &str,
         failure: &Failure,
     ) -> Result<DistributedError, DistributedError> {
-        let (mut watch, begin) = (self.watch(), Instant::now());
+        let begin = Instant::now();
         let long = match failure {
             Failure::Error(..) => WATCH,
             Failure::Limit(_) | Failure::Ended => SILENCE + BEAT,
@@ -405,7 +422,8 @@ impl Store {
         let lives = loop {
             self.hear_words()?;
             let lives = self.lives_of_others()?;
-            if let Some((rank, silence)) = watch.silent(&lives).filter(|(_, age)| *age >= SILENCE) {
+            let silent = self.watch().silent(&lives);
+            if let Some((rank, silence)) = silent.filter(|(_, age)| *age >= SILENCE) {
                 let what = format!(
                     "has died or is stopped: it gave no sign of life for {} s\nhint: its own \
                      output may say why; a process that the system ends for want of memory \
@@ -461,19 +479,31 @@ impl Store {
         Ok(ended.iter().enumerate().any(|(rank, ended)| *ended && rank != self.launch.rank))
     }
 
-    /// A watch over the other ranks.
-    pub(super) fn watch(&self) -> Watch {
-        Watch { seen: vec![(None, Instant::now()); self.launch.world] }
+    fn watch(&self) -> MutexGuard<'_, Watch> {
+        self.watch.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The longest that another rank is without a new sign of life.
-    pub(super) fn longest_silence(&self, watch: &mut Watch) -> Result<Duration, DistributedError> {
+    /// The longest that another rank has not given a new sign of life, as far as this one looked.
+    pub(super) fn longest_silence(&self) -> Result<Duration, DistributedError> {
         let lives = self.lives_of_others()?;
-        Ok(watch.silent(&lives).map_or(Duration::ZERO, |(_, age)| age))
+        Ok(self.watch().silent(&lives).map_or(Duration::ZERO, |(_, age)| age))
     }
 
-    /// Says that this rank ends, and waits for the others: as long as one lives if this rank serves
-    /// the store, else for a moment, since the last message of an operation may be under way.
+    /// The ranks that have not ended, and have given no new sign of life for `silence` (at least
+    /// 4 s): they have died or are stopped. Signs are those that this process saw when it called
+    /// this before, so call it again and again.
+    ///
+    /// # Errors
+    /// If the store is gone.
+    pub fn lost_ranks(&self, silence: Duration) -> Result<Vec<usize>, DistributedError> {
+        let lives = self.lives_of_others()?;
+        let (mut watch, least) = (self.watch(), silence.max(SILENCE));
+        Ok(watch.ages(&lives).filter(|(_, age)| *age >= least).map(|(rank, _)| rank).collect())
+    }
+
+    /// Says that this rank ends, and waits for the others. If this rank serves the store, they need
+    /// it until they end, or until they have heard why this one does. Else the last message of an
+    /// operation may be under way.
     fn say_goodbye(&self) {
         self.stop_beating.store(true, Ordering::SeqCst);
         let key = self.key("ended", &self.launch.rank.to_string());
@@ -481,16 +511,17 @@ impl Store {
             return;
         }
         let serves = self.launch.is_first() && !self.address.is_served_by_agent;
-        let failed = self.has_words.load(Ordering::SeqCst);
-        let (begin, mut watch) = (Instant::now(), self.watch());
-        loop {
+        let longest = match (self.has_words.load(Ordering::SeqCst), serves) {
+            (false, true) => Duration::MAX,
+            (true, true) => BEAT * 6,
+            (false, false) => BEAT * 2,
+            (true, false) => Duration::ZERO,
+        };
+        let begin = Instant::now();
+        while begin.elapsed() < longest {
             let Ok(lives) = self.lives_of_others() else { return };
-            let Some(silence) = watch.ages(&lives).map(|(_, age)| age).min() else { return };
-            let waits = match serves {
-                true => silence < self.limit.clamp(SILENCE, SILENCE * 4),
-                false => !failed && begin.elapsed() < Duration::from_secs(1),
-            };
-            if !waits {
+            let newest = self.watch().ages(&lives).map(|(_, age)| age).min();
+            if newest.is_none_or(|age| age > SILENCE * 4) {
                 return;
             }
             std::thread::sleep(Duration::from_millis(20));
@@ -503,6 +534,10 @@ impl Drop for Store {
         self.say_goodbye();
         self.client.close();
     }
+}
+
+fn read_words(store: &TcpStore, key: &str) -> Result<Option<Words>, TchError> {
+    Ok(store.get(key)?.and_then(|words| serde_json::from_slice(&words).ok()))
 }
 
 fn no_answer(address: &StoreAddress, what: String) -> DistributedError {
@@ -523,7 +558,7 @@ pub(super) enum Failure {
 
 /// When each rank last gave a new sign of life, by the clock of this process.
 #[derive(Debug)]
-pub(super) struct Watch {
+struct Watch {
     seen: Vec<(Option<Life>, Instant)>,
 }
 

@@ -363,7 +363,6 @@ impl Ranks {
             return is_over(Duration::MAX).map(drop).map_err(failed(what));
         };
         let begin = Instant::now();
-        let mut watch = (!has_limit).then(|| store.watch());
         loop {
             let left = self.limit.saturating_sub(begin.elapsed());
             let pause = if has_limit { left.min(LOOK) } else { LOOK };
@@ -376,11 +375,8 @@ impl Ranks {
                 }
             }
             store.hear_words()?;
-            let silence = match &mut watch {
-                Some(watch) => store.longest_silence(watch)?,
-                None => begin.elapsed(),
-            };
-            if silence >= self.limit {
+            let waited = if has_limit { begin.elapsed() } else { store.longest_silence()? };
+            if waited >= self.limit {
                 return Err(store.blame(what, &Failure::Limit(self.limit)));
             }
             // The last messages of a rank that ends well may be under way.
