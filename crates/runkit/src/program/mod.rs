@@ -153,7 +153,7 @@ fn stopped(error: &anyhow::Error) -> Option<Stopped> {
 
 /// The error and its causes, a line each. Errors of this workspace quote their cause in their own
 /// sentence (`Display` embeds it), so a cause that an earlier line already quotes is left out.
-fn message_of(error: &anyhow::Error) -> String {
+pub fn message_of(error: &anyhow::Error) -> String {
     let mut text = String::new();
     for cause in error.chain() {
         let cause = cause.to_string();
