@@ -1,6 +1,8 @@
 //! The command line as typed. [`crate::commands`] and [`crate::config`] decide what the words mean;
 //! [`crate::settings`] lists the flags that a settings file can hold as well.
 
+use std::num::NonZeroUsize;
+
 use clap::{Args, Parser, Subcommand};
 use runkit::logging::LogArguments;
 use runkit::program::{JsonFlag, ProgramCommand, ResumeFlag};
@@ -101,7 +103,9 @@ const WITHOUT_MEANING_IN_A_PLAN: [&str; 18] = [
 #[command(
     override_usage = "train plan --model <DIR> --pairs <PATH>... --labels <FILE>\n           \
     --out <DIR> [OPTIONS]",
-    after_help = "All flags of train run are accepted.",
+    after_help = "All flags of train run are accepted.\n\nExample:
+  train plan --ranks 8 --recipe sdxl --model sdxl --cache latents \\
+    --labels labels.parquet --out runs/sdxl",
     mut_args(|argument| {
         let is_hidden = WITHOUT_MEANING_IN_A_PLAN.contains(&argument.get_id().as_str());
         if is_hidden { argument.hide(true) } else { argument }
@@ -111,6 +115,9 @@ pub struct PlanArguments {
     /// The run to plan.
     #[command(flatten)]
     pub run: RunArguments,
+    /// Plan for this many ranks, one for each GPU [default: those that the launcher starts, else 1].
+    #[arg(long, value_name = "N", help_heading = "Several processes")]
+    pub ranks: Option<NonZeroUsize>,
 }
 
 /// `train cache`.

@@ -13,7 +13,7 @@ use runkit::settings::Settings as _;
 use serde_json::{Value, json};
 
 use crate::cache;
-use crate::cli::{CacheArguments, Cli, Command, RunArguments};
+use crate::cli::{CacheArguments, Cli, Command, PlanArguments, RunArguments};
 use crate::config::{self, Config};
 use crate::recipe::{self, RecipeError};
 use crate::run::opened::OpenedRun;
@@ -21,14 +21,14 @@ use crate::run::plan::Plan;
 use crate::run::{self, Finished};
 use crate::settings::RunOptions;
 
-/// Runs one command.
+/// Runs one command. `program` is the version of the program.
 ///
 /// # Errors
 /// Whatever stopped it, in one sentence.
-pub fn run(command: Command) -> Result<ExitStatus> {
+pub fn run(command: Command, program: &str) -> Result<ExitStatus> {
     match command {
-        Command::Run(arguments) => train(&arguments),
-        Command::Plan(arguments) => plan(&arguments.run),
+        Command::Run(arguments) => train(&arguments, program),
+        Command::Plan(arguments) => plan(&arguments),
         Command::Cache(arguments) => write_cache(&arguments),
         Command::Recipes(json) => {
             json.say(recipe::list, &recipe::list_json()?)?;
@@ -43,19 +43,42 @@ pub fn run(command: Command) -> Result<ExitStatus> {
     }
 }
 
-fn train(arguments: &RunArguments) -> Result<ExitStatus> {
+fn train(arguments: &RunArguments, program: &str) -> Result<ExitStatus> {
     arguments.resume.explain();
-    runkit::shard::refuse_several_processes("train run")?;
-    let launch = Launch::from_environment()?;
+    let launch = launch("train run")?;
     let Some(settings) = settings(arguments, &launch)? else { return Ok(ExitStatus::Done) };
     let config = config(&settings, arguments, &launch)?;
     let stop = runkit::signals::install().context("installing signal handlers")?;
-    match run::run(&config, &stop)? {
-        ControlFlow::Break(signal) => Ok(stopped_by(signal)),
+    share_cores(&launch);
+    match run::run(&config, program, &stop)? {
+        ControlFlow::Break(signal) if launch.is_first() => Ok(stopped_by(signal)),
+        ControlFlow::Break(signal) => Ok(signal.into()),
         ControlFlow::Continue(finished) => {
-            arguments.json.say(|| summary(&finished), &summary_json(&finished))?;
+            if launch.is_first() {
+                arguments.json.say(|| summary(&finished), &summary_json(&finished))?;
+            }
             Ok(ExitStatus::Done)
         }
+    }
+}
+
+/// The processes that share the command. Rank 0 logs what all of them know.
+fn launch(program: &str) -> Result<Launch> {
+    let launch = Launch::from_environment().map_err(UsageError::of)?;
+    if launch.is_alone() {
+        // MPI alone does not say where the processes meet.
+        runkit::shard::refuse_several_processes(program)?;
+    }
+    runkit::logging::of_rank(launch.rank, true);
+    Ok(launch)
+}
+
+/// Gives each process of this machine its part of the cores, unless `OMP_NUM_THREADS` says
+/// otherwise.
+fn share_cores(launch: &Launch) {
+    if launch.local_world > 1 && std::env::var_os("OMP_NUM_THREADS").is_none() {
+        let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        nn::device::set_threads(cores / launch.local_world);
     }
 }
 
@@ -88,8 +111,15 @@ fn summary(Finished { pipeline, probe }: &Finished) -> String {
     text
 }
 
-fn plan(arguments: &RunArguments) -> Result<ExitStatus> {
-    let launch = Launch::ALONE;
+fn plan(PlanArguments { run: arguments, ranks }: &PlanArguments) -> Result<ExitStatus> {
+    let launch = launch("train plan")?;
+    if !launch.is_first() {
+        return Ok(ExitStatus::Done);
+    }
+    let launch = match ranks {
+        Some(ranks) => Launch { world: ranks.get(), ..Launch::ALONE },
+        None => launch,
+    };
     let Some(settings) = settings(arguments, &launch)? else { return Ok(ExitStatus::Done) };
     let config = config(&settings, arguments, &launch)?;
     runkit::signals::quiet_broken_pipe().context("setting up signals")?;

@@ -8,6 +8,7 @@ use nn::device::{DeviceChoice, Precision};
 use runkit::launch::Launch;
 use runkit::program::UsageError;
 use runkit::settings::Settings as _;
+use serde_json::Value;
 use tch::Device;
 
 use crate::cli::RunArguments;
@@ -147,7 +148,38 @@ impl RunOptions {
     }
 }
 
+/// Settings that may differ from rank to rank: places on this machine, and how it computes.
+const OF_ONE_RANK: [&str; 12] = [
+    "recipe",
+    "model",
+    "pairs",
+    "split",
+    "cache",
+    "labels",
+    "out",
+    "from",
+    "skip_pairs",
+    "sample_prompts",
+    "data_threads",
+    "data_memory",
+];
+
 impl Config {
+    /// The settings that must be equal at all ranks. Of the device only its kind counts.
+    ///
+    /// # Errors
+    /// Never: every setting is plain data.
+    pub(crate) fn settings_of_all_ranks(&self) -> Result<Value> {
+        let mut settings = serde_json::to_value(&self.settings)?;
+        if let Some(settings) = settings.as_object_mut() {
+            settings.retain(|name, _| !OF_ONE_RANK.contains(&name.as_str()));
+            let device = if self.device.is_cuda() { "cuda" } else { "cpu" };
+            settings.insert("device".to_owned(), device.into());
+            settings.insert("fresh".to_owned(), self.fresh.into());
+        }
+        Ok(settings)
+    }
+
     /// Whether the probe is measured after a step, and the distance from the reference model with
     /// it: every so many steps and at the end.
     pub fn measures_after(&self, step: u64) -> bool {

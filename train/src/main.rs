@@ -9,6 +9,12 @@ fn main() -> ExitCode {
     runkit::program::main(
         runkit::build!(nn::doctor::version),
         |cli: &Cli| cli.log,
-        |cli| train::commands::run(cli.command),
+        |cli| train::commands::run(cli.command, &version()),
     )
+}
+
+/// The version and the commit, if the build knew it: all ranks of a run have the same.
+fn version() -> String {
+    let commit = option_env!("BALANCEDDPO_COMMIT").filter(|commit| !commit.is_empty());
+    [env!("CARGO_PKG_VERSION"), commit.unwrap_or("unknown")].join(", commit ")
 }

@@ -393,14 +393,21 @@ fn a_signal_is_seen_wherever_a_start_is() {
 }
 
 #[test]
-fn one_of_several_processes_is_refused() {
+fn processes_that_cannot_find_each_other_are_refused() {
     let fixture = Fixture::new(4);
-    for (variable, value) in [("WORLD_SIZE", "8"), ("SLURM_STEP_NUM_TASKS", "2")] {
+    let torchrun = [("RANK", "1"), ("WORLD_SIZE", "2")];
+    let srun = [("SLURM_PROCID", "1"), ("SLURM_STEP_NUM_TASKS", "2"), ("SLURM_STEP_ID", "0")];
+    let refused = |variables: &[(&str, &str)], says: &[&str]| {
         let mut command = fixture.run("out", &[]);
-        command.env(variable, value).env("RANK", "1");
-        Run::of(&mut command).expect_error(&[variable, "one process", "hint: "]);
+        command.envs(variables.iter().copied());
+        let run = Run::of(&mut command);
+        assert_eq!(run.code(), Some(1), "{run:#?}");
+        run.expect_error(&[says, &["hint: "]].concat());
         assert!(!fixture.path("out").exists());
-    }
+    };
+    refused(&torchrun, &["2 processes", "MASTER_ADDR"]);
+    refused(&srun, &["2 processes", "MASTER_ADDR"]);
+    refused(&[("OMPI_COMM_WORLD_SIZE", "2")], &["OMPI_COMM_WORLD_SIZE"]);
     let mut alone = fixture.run("out", &["--steps", "1"]);
     Run::of(alone.env("WORLD_SIZE", "1").env("RANK", "0")).expect_code(0);
 }

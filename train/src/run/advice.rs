@@ -10,6 +10,7 @@ use tch::TchError;
 
 use super::checkpoint::{self, CHECKPOINTS};
 use super::folder::NOT_FINITE;
+use super::ranks;
 use crate::config::{Config, largest_divisor};
 use crate::trainer::NotFinite;
 
@@ -29,7 +30,18 @@ pub(crate) fn lacks_memory(error: &anyhow::Error) -> bool {
 /// # Errors
 /// If the list of pairs that the hint names cannot be written.
 pub(crate) fn after(error: &anyhow::Error, config: &Config) -> Result<Option<String>> {
+    if ranks::lost_rank(error).is_some() {
+        return Ok(config.launch.is_first().then(|| {
+            "hint: the same command on all ranks resumes, and torchrun --max-restarts 3 starts it again by \
+             itself"
+                .to_owned()
+        }));
+    }
     if let Some(NotFinite { step, pairs, .. }) = error.downcast_ref::<NotFinite>() {
+        // All ranks have this error.
+        if !config.launch.is_first() {
+            return Ok(None);
+        }
         let list = write_list(config, *step, pairs)?;
         let elsewhere = elsewhere(config, "a lower --lr or --dtype f32")?;
         return Ok(Some(format!(
@@ -45,7 +57,10 @@ pub(crate) fn after(error: &anyhow::Error, config: &Config) -> Result<Option<Str
         ) {
             (2.., _, _) => format!(
                 "the same command with --micro-batch {}, which changes the result by rounding only",
-                largest_divisor(config.settings.batch_size, config.settings.micro_batch / 2)
+                largest_divisor(
+                    config.settings.batch_size / config.launch.world.max(1) as u64,
+                    config.settings.micro_batch / 2
+                )
             ),
             (_, false, _) => "the same command with --grad-checkpointing".to_owned(),
             (_, true, OptimizerKind::Adamw) => {

@@ -5,6 +5,10 @@
 //! `samples/`, `record/`, `checkpoints/`, and in the end `pipeline/`. A run that is killed at any
 //! instant resumes from its newest checkpoint and ends with the same bytes. An error that leaves
 //! the weights whole ends with a checkpoint.
+//!
+//! Several ranks may share a run. Rank 0 writes all that is in the folder, but for the records and
+//! the optimizer's sharded states of other ranks. All ranks go through the same code in the same
+//! order, and agree on what ends it ([`ranks`]).
 
 mod advice;
 mod card;
@@ -16,20 +20,23 @@ pub mod opened;
 mod pair_list;
 pub mod plan;
 pub mod probe;
+pub(crate) mod ranks;
 pub mod samples;
 mod session;
 
 use std::ops::ControlFlow;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use anyhow::{Result, bail, ensure};
-use nn::distributed::World;
+use nn::distributed::{World, sharing_stops};
 use runkit::files::FileHashes;
+use runkit::lock::OutputLock;
 use runkit::signals::{StopFlag, Stoppable, stoppable};
-use serde_json::Value;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
 
-use self::checkpoint::CHECKPOINTS;
-use self::checkpoint::Checkpoint;
+use self::checkpoint::{CHECKPOINTS, Checkpoint, State};
 use self::folder::RUN;
 use self::manifest::{Manifest, Origin};
 use self::opened::OpenedRun;
@@ -47,25 +54,110 @@ pub struct Finished {
     pub probe: Option<ProbeReport>,
 }
 
-/// Runs `config` until it is finished, or a signal stops it.
+/// Runs `config` until it is finished, or a signal stops it. `program` is the version of the program,
+/// which must be the same at all ranks.
 ///
 /// # Errors
 /// One sentence about what is wrong with an input, the output, or an earlier run that this one
-/// would mix with; or about the pairs whose loss is not finite.
-pub fn run(config: &Config, stop: &StopFlag) -> Result<Stoppable<Finished>> {
-    stoppable(start(config, stop))
+/// would mix with; about the pairs whose loss is not finite; or about a rank that is lost.
+pub fn run(config: &Config, program: &str, stop: &StopFlag) -> Result<Stoppable<Finished>> {
+    let limit = Duration::from_secs(config.settings.rank_timeout);
+    let world = World::join(&config.launch, config.device, limit)?;
+    let end = sharing_stops(world.store(), stop, || start(config, program, &world, stop));
+    stoppable(end.map_err(ranks::plain))
 }
 
-fn start(config: &Config, stop: &StopFlag) -> Result<Stoppable<Finished>> {
+/// What rank 0 decides before the networks are loaded.
+#[derive(Debug, Serialize, Deserialize)]
+struct Beginning {
+    manifest: Manifest,
+    /// Whether there is nothing left to do.
+    is_finished: bool,
+    found: FoundState,
+}
+
+/// The state of a checkpoint that a start resumes from.
+#[derive(Debug, Serialize, Deserialize)]
+enum FoundState {
+    Own(State),
+    Other(State),
+    Nothing,
+}
+
+fn start(
+    config: &Config,
+    program: &str,
+    world: &World,
+    stop: &StopFlag,
+) -> Result<Stoppable<Finished>> {
+    let run = config.out.as_path();
+    let settings = config.settings_of_all_ranks()?;
+    let start = json!({"program": program, "settings": settings});
+    ranks::refuse_differences(world, "program or settings", &start)?;
+    let opened = open(config, world)?;
+    let mut hashes = FileHashes::read(run);
+    let mut lock = None;
+    let Beginning { manifest, is_finished, found } =
+        ranks::first(world, || begin(config, &opened, &mut hashes, &mut lock))?;
+    if is_finished {
+        if world.is_first() {
+            tracing::info!(run = %run.display(), "already complete");
+        }
+        let finished = Finished { pipeline: run.join(export::FOLDER), probe: None };
+        return Ok(ControlFlow::Continue(finished));
+    }
+    let found = match found {
+        FoundState::Own(state) => {
+            let folder = checkpoint::folder(&run.join(CHECKPOINTS), state.step);
+            Found::Own(Checkpoint { folder, state })
+        }
+        FoundState::Other(state) => {
+            let folder = config.settings.from.clone().unwrap_or_default();
+            Found::Other(Checkpoint { folder, state })
+        }
+        FoundState::Nothing => Found::Nothing,
+    };
+    // The networks are loaded before anything is written: a wrong model leaves no trace.
+    let mut session = Session::start(config, &opened, &manifest, &found, world, stop)?;
+    if world.is_first() {
+        hashes.write(run)?;
+    }
+    // From here on a rank may meet what others do not.
+    runkit::logging::of_rank(world.rank(), false);
+    session.train(&opened, stop)
+}
+
+/// Opens the inputs. Rank 0 does so before the others: it reports what is wrong with them, once,
+/// and downloads a model that the machine does not have.
+fn open(config: &Config, world: &World) -> Result<OpenedRun> {
+    let mut opened = None;
+    ranks::first(world, || {
+        // Before hours of planning and hashing, and again once the folder is locked.
+        RUN.at(&config.out).refuse_foreign()?;
+        opened = Some(OpenedRun::new(config)?);
+        Ok(())
+    })?;
+    let opened = ranks::agree(world, opened.map_or_else(|| OpenedRun::new(config), Ok))?;
+    if world.size() == 1 {
+        return Ok(opened);
+    }
+    let facts = ranks::agree(world, opened.facts())?;
+    ranks::refuse_differences(world, "model or data", &facts)?;
+    Ok(opened)
+}
+
+/// Takes the folder, and decides what there is to do. Rank 0 does this alone.
+fn begin(
+    config: &Config,
+    opened: &OpenedRun,
+    hashes: &mut FileHashes,
+    lock: &mut Option<OutputLock>,
+) -> Result<Beginning> {
     let run = config.out.as_path();
     let folder = RUN.at(run);
-    // Before hours of planning and hashing, and again once the folder is locked.
-    folder.refuse_foreign()?;
-    let opened = OpenedRun::new(config)?;
-    let mut hashes = FileHashes::read(run);
-    let mut manifest = opened.manifest(config, &mut hashes)?;
+    let mut manifest = opened.manifest(config, hashes)?;
     manifest.from = origin(config)?;
-    let _lock = folder.lock()?;
+    *lock = Some(folder.lock()?);
     folder.refuse_foreign()?;
     let spared = config.settings.skip_pairs.as_deref();
     if config.fresh {
@@ -80,27 +172,21 @@ fn start(config: &Config, stop: &StopFlag) -> Result<Stoppable<Finished>> {
         folder::clear(run, spared)?;
     }
     if is_finished(config, &mut manifest)? {
-        tracing::info!(run = %run.display(), "already complete");
-        let finished = Finished { pipeline: run.join(export::FOLDER), probe: None };
-        return Ok(ControlFlow::Continue(finished));
+        return Ok(Beginning { manifest, is_finished: true, found: FoundState::Nothing });
     }
-    log_summary(config, &opened)?;
+    log_summary(config, opened)?;
     let fingerprint = manifest.fingerprint()?;
     let own = checkpoint::latest(&run.join(CHECKPOINTS), &fingerprint)?;
     // An earlier start may have been killed before it pruned.
     checkpoint::prune(&run.join(CHECKPOINTS), config.settings.keep)?;
     let found = match own {
-        Some(own) => Found::Own(own),
+        Some(own) => FoundState::Own(own.state),
         None => match &config.settings.from {
-            Some(folder) => Found::Other(Checkpoint::open(folder)?),
-            None => Found::Nothing,
+            Some(folder) => FoundState::Other(Checkpoint::open(folder)?.state),
+            None => FoundState::Nothing,
         },
     };
-    let world = World::alone();
-    // The networks are loaded before anything is written: a wrong model leaves no trace.
-    let mut session = Session::start(config, &opened, &manifest, &found, &world, stop)?;
-    hashes.write(run)?;
-    session.train(&opened, stop)
+    Ok(Beginning { manifest, is_finished: false, found })
 }
 
 /// Where the weights of a start come from.

@@ -8,8 +8,10 @@ use std::sync::Arc;
 use anyhow::{Result, ensure};
 use indicatif::HumanCount;
 use nn::distributed::World;
+use nn::weights::Weights;
 use runkit::files::FileHashes;
 use schemas::labels::LabelsFile;
+use serde_json::{Value, json};
 
 use super::manifest::{DataFacts, Manifest};
 use super::pair_list::PairList;
@@ -173,6 +175,33 @@ impl OpenedRun {
                  {asked}, as no more than one in {PAIRS_PER_PROBE_PAIR} is"
             )
         })
+    }
+
+    /// What must be equal at all ranks. Of the model's weights, which rank 0 alone hashes, the names
+    /// and lengths of files count here.
+    ///
+    /// # Errors
+    /// If a file of the model cannot be read.
+    pub fn facts(&self) -> Result<Value> {
+        let base = &self.base;
+        let networks =
+            [&base.files.unet, &base.files.vae].into_iter().chain(&base.files.text_encoders);
+        let mut model = Vec::new();
+        for network in networks {
+            for file in Weights::open(&network.weights)?.files() {
+                let name = file.file_name().unwrap_or_default().to_string_lossy().into_owned();
+                model.push(json!({"file": name, "bytes": file.metadata()?.len()}));
+            }
+        }
+        Ok(json!({
+            "model": model,
+            "resolution": base.resolution,
+            "pairs": self.dataset.fingerprint(),
+            "labels": self.labels,
+            "probe": self.probe.locations().collect::<Vec<_>>(),
+            "skip_pairs": self.skipped.summary(),
+            "scorers": self.scorers,
+        }))
     }
 
     /// Checks that a cache, if there is one, was made with the model's encoders. This hashes their

@@ -10,6 +10,7 @@
 use std::path::Path;
 
 use anyhow::{Context as _, Result, ensure};
+use nn::distributed::World;
 use nn::schedule::TrainingSchedule;
 use nn::unet::UNet;
 use nn::weights::{Weights, write_safetensors};
@@ -17,6 +18,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 use tch::{Device, Kind, Tensor};
 
+use super::ranks;
 use crate::data::Example;
 use crate::loss::{self, PairErrors};
 use crate::model::Networks;
@@ -184,49 +186,78 @@ impl Probe {
         Ok(Some(Self { batches, base, captions: names.captions }))
     }
 
-    /// Measures the model: its loss and implicit accuracy against the base model.
+    /// Measures the model: its loss and implicit accuracy against the base model. Each rank computes
+    /// every W-th micro-batch, with the bits of one process, and all ranks return the same report.
     ///
     /// # Errors
-    /// If the device is out of memory.
+    /// If the device of a rank is out of memory.
     pub fn measure(
         &self,
         model: &UNet,
         schedule: &TrainingSchedule,
         beta: f64,
+        world: &World,
     ) -> Result<ProbeReport> {
-        let mut rows = Vec::with_capacity(self.batches.len());
-        for (batch, base) in self.batches.iter().zip(&self.base) {
-            let errors = PairErrors {
-                model_P: errors_of(schedule, model, batch)?,
-                reference_P: [base[0].shallow_clone(), base[1].shallow_clone()],
-            };
-            let logits_P = errors.logits(beta)?;
-            let numbers = [
-                &loss::losses(&logits_P, &batch.probability_P)?,
-                &loss::agreement(&logits_P, &batch.probability_P)?,
-                &logits_P,
-                &batch.probability_P,
-                &errors.model_P[0],
-                &errors.model_P[1],
-                &errors.reference_P[0],
-                &errors.reference_P[1],
-            ];
-            rows.push(Tensor::f_stack(&numbers, 0)?);
+        let own = self.batches.iter().zip(&self.base).skip(world.rank()).step_by(world.size());
+        let own: Result<Vec<[Vec<u64>; ROWS]>> =
+            own.map(|(batch, base)| numbers(model, schedule, beta, batch, base)).collect();
+        let all = ranks::gather(world, own)?;
+        let mut rows: [Vec<f64>; ROWS] = Default::default();
+        for index in 0..self.batches.len() {
+            let batch = all
+                .get(index % world.size())
+                .and_then(|own| own.get(index / world.size()))
+                .context("a rank has measured less of the probe than it should")?;
+            for (row, bits) in rows.iter_mut().zip(batch) {
+                row.extend(bits.iter().map(|bits| f64::from_bits(*bits)));
+            }
         }
-        let all = Tensor::f_cat(&rows, 1)?.f_to_kind(Kind::Double)?.f_to_device(Device::Cpu)?;
-        let column = |index: i64| -> Result<Vec<f64>> { Ok(Vec::try_from(&all.f_get(index)?)?) };
+        let [losses, agreement, logits, probability, model_0, model_1, base_0, base_1] = rows;
         let mean = |numbers: &[f64]| numbers.iter().sum::<f64>() / numbers.len().max(1) as f64;
-        let probability = column(3)?;
-        let sides =
-            |first: &[f64], second: &[f64]| chosen_and_rejected(&probability, first, second);
         Ok(ProbeReport {
-            loss: mean(&column(0)?),
-            accuracy: mean(&column(1)?),
-            logits: Summary::of(&column(2)?),
-            errors: sides(&column(4)?, &column(5)?),
-            base_errors: sides(&column(6)?, &column(7)?),
+            loss: mean(&losses),
+            accuracy: mean(&agreement),
+            logits: Summary::of(&logits),
+            errors: chosen_and_rejected(&probability, &model_0, &model_1),
+            base_errors: chosen_and_rejected(&probability, &base_0, &base_1),
         })
     }
+}
+
+/// Numbers per row of the probe: loss, agreement, z, label, the model's errors on images 0 and 1,
+/// the base model's.
+const ROWS: usize = 8;
+
+/// The numbers of a micro-batch, each as the bits of an f64: JSON has no NaN.
+fn numbers(
+    model: &UNet,
+    schedule: &TrainingSchedule,
+    beta: f64,
+    batch: &MicroBatch,
+    base: &[Tensor; 2],
+) -> Result<[Vec<u64>; ROWS]> {
+    let errors = PairErrors {
+        model_P: errors_of(schedule, model, batch)?,
+        reference_P: [base[0].shallow_clone(), base[1].shallow_clone()],
+    };
+    let logits_P = errors.logits(beta)?;
+    let numbers: [&Tensor; ROWS] = [
+        &loss::losses(&logits_P, &batch.probability_P)?,
+        &loss::agreement(&logits_P, &batch.probability_P)?,
+        &logits_P,
+        &batch.probability_P,
+        &errors.model_P[0],
+        &errors.model_P[1],
+        &errors.reference_P[0],
+        &errors.reference_P[1],
+    ];
+    let table = Tensor::f_stack(&numbers, 0)?.f_to_kind(Kind::Double)?.f_to_device(Device::Cpu)?;
+    let mut rows: [Vec<u64>; ROWS] = Default::default();
+    for (row, numbers) in (0..).zip(&mut rows) {
+        let values = Vec::<f64>::try_from(&table.f_get(row)?)?;
+        *numbers = values.into_iter().map(f64::to_bits).collect();
+    }
+    Ok(rows)
 }
 
 /// A network's errors on images 0 and on images 1, without gradients.

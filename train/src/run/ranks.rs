@@ -72,10 +72,10 @@ where
     if let (true, Some(own)) = (has_failed, own) {
         return Err(own);
     }
-    let fails = |outcome: &&(usize, &Outcome<T>)| matches!(outcome.1, Outcome::Failed(_));
-    let ranks = || outcomes.iter().enumerate();
-    let first = ranks().find(fails).or_else(|| ranks().find(|(_, outcome)| !outcome.is_done()));
-    if let Some(error) = first.and_then(|(rank, outcome)| outcome.error(rank)) {
+    let errors = || outcomes.iter().enumerate().filter_map(|(rank, outcome)| outcome.error(rank));
+    // A failure says more than a stop.
+    let failure = errors().find(|error| Stopped::behind(error.as_ref()).is_none());
+    if let Some(error) = failure.or_else(|| errors().next()) {
         return Err(error);
     }
     let done = |outcome| match outcome {
@@ -83,12 +83,6 @@ where
         _ => None,
     };
     Ok(outcomes.into_iter().filter_map(done).collect())
-}
-
-impl<T> Outcome<T> {
-    fn is_done(&self) -> bool {
-        matches!(self, Self::Done(_))
-    }
 }
 
 /// This rank's value, once the parts of all ranks are done.
@@ -148,7 +142,12 @@ pub(crate) fn refuse_differences(world: &World, what: &str, own: &Value) -> Resu
                 None => "absent".to_owned(),
             };
             let of = |one: &runkit::manifest::Difference| {
-                format!("{} is {} at rank 0 and {} at rank {rank}", one.field, shown(&one.old), shown(&one.new))
+                format!(
+                    "{} is {} at rank 0 and {} at rank {rank}",
+                    one.field,
+                    shown(&one.old),
+                    shown(&one.new)
+                )
             };
             let list: Vec<String> = found.iter().map(of).collect();
             return Err(DistributedError::Differ(format!(
@@ -173,4 +172,10 @@ pub(crate) fn lost_rank(error: &anyhow::Error) -> Option<DistributedError> {
         )
     };
     causes.filter(is_lost).next().cloned()
+}
+
+/// An error without what this rank was doing when another was lost: all survivors then say the
+/// same.
+pub(crate) fn plain(error: anyhow::Error) -> anyhow::Error {
+    lost_rank(&error).map_or(error, anyhow::Error::from)
 }

@@ -3,16 +3,17 @@
 //! `samples/step-000500/00.png`: the prompts in order; each has its own seed, which never changes.
 //! The PNG holds prompt and seed as text.
 
-use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, anyhow, ensure};
+use nn::distributed::World;
 use nn::pipeline::{Family, Image, SampleRequest};
 use nn::schedule::SamplerKind;
 use runkit::lists;
 use runkit::signals::StopFlag;
-use tch::Tensor;
+use tch::{Device, Kind, Tensor};
 
+use super::ranks;
 use crate::config::Config;
 use crate::model::{BaseModel, Networks};
 
@@ -26,11 +27,11 @@ const MOST: usize = 64;
 /// Extensions of files whose lines are not prompts.
 const TABLES: [&str; 6] = ["tsv", "csv", "json", "jsonl", "ndjson", "parquet"];
 
-/// A generated image, and the file made from it.
+/// A generated image.
 #[derive(Debug)]
 pub struct SampleImage {
-    /// Its pixels.
-    pub image: Image,
+    /// Width and height in pixels.
+    pub size: (u32, u32),
     /// The PNG, with prompt and seed as text.
     pub png: Vec<u8>,
 }
@@ -101,41 +102,64 @@ impl Sampler {
         (0..self.prompts.len()).all(|index| path(run, step, index).is_file())
     }
 
-    /// Generates and writes the images of a step. `None` after a stop signal.
+    /// Generates the images of a step: each rank those of every W-th prompt, which all ranks then
+    /// get. The bits of an image do not depend on the rank.
     ///
     /// # Errors
-    /// If the device is out of memory or a file cannot be written.
+    /// If the device of a rank is out of memory, or a signal stops one.
     pub fn generate(
         &self,
         base: &BaseModel,
         networks: &mut Networks,
-        run: &Path,
         step: u64,
+        world: &World,
         stop: &StopFlag,
-    ) -> Result<Option<Vec<SampleImage>>> {
+    ) -> Result<Vec<SampleImage>> {
         // Inference keeps no activations, so there is nothing to recompute.
         networks.pipeline.unet.set_gradient_checkpointing(false);
-        let images = self.generate_all(base, networks, stop);
+        let own = self.generate_own(base, networks, step, world, stop);
         networks.pipeline.unet.set_gradient_checkpointing(self.grad_checkpointing);
-        let Some(images) = images? else { return Ok(None) };
-        runkit::files::create_folder(folder(run, step))?;
-        let mut written = Vec::with_capacity(images.len());
-        for (index, (image, prompt)) in images.into_iter().zip(&self.prompts).enumerate() {
-            let bytes = self.encode(&image, prompt, index, step)?;
-            let path = path(run, step, index);
-            runkit::files::write_atomic(path, |file| file.write_all(&bytes))?;
-            written.push(SampleImage { image, png: bytes });
+        let (own, lengths) = match own {
+            Ok(own) => {
+                let lengths = own.iter().map(|image| (image.size, image.png.len())).collect();
+                (own, Ok(lengths))
+            }
+            Err(error) => (Vec::new(), Err(error)),
+        };
+        let lengths: Vec<Vec<((u32, u32), usize)>> = ranks::gather(world, lengths)?;
+        if world.size() == 1 {
+            return Ok(own);
         }
-        Ok(Some(written))
+        let mut own = own.into_iter();
+        let mut images = Vec::with_capacity(self.prompts.len());
+        for index in 0..self.prompts.len() {
+            let owner = index % world.size();
+            let (size, length) = *lengths
+                .get(owner)
+                .and_then(|lengths| lengths.get(index / world.size()))
+                .context("a rank has generated fewer images than it should")?;
+            let sent = match owner == world.rank() {
+                true => {
+                    Tensor::f_from_slice(&own.next().map(|image| image.png).unwrap_or_default())?
+                }
+                false => Tensor::f_zeros([i64::try_from(length)?], (Kind::Uint8, Device::Cpu))?,
+            };
+            world.broadcast(&sent, owner)?;
+            images.push(SampleImage { size, png: Vec::<u8>::try_from(&sent)? });
+        }
+        Ok(images)
     }
 
-    /// Generates one image at a time, so that memory does not grow beyond that of training.
-    fn generate_all(
+    /// Generates this rank's images, one at a time, so that memory does not grow beyond that of
+    /// training.
+    fn generate_own(
         &self,
         base: &BaseModel,
         networks: &Networks,
+        step: u64,
+        world: &World,
         stop: &StopFlag,
-    ) -> Result<Option<Vec<Image>>> {
+    ) -> Result<Vec<SampleImage>> {
         let pipeline = &networks.pipeline;
         let negative_tokens = base.tokens(&[""])?;
         let negative = pipeline.encode_negative_prompt(&negative_tokens, true)?;
@@ -143,8 +167,9 @@ impl Sampler {
             Family::StableDiffusion => 7.5,
             Family::StableDiffusionXl => 5.0,
         });
-        let mut images = Vec::with_capacity(self.prompts.len());
-        for (seed, prompt) in (0u64..).zip(&self.prompts) {
+        let mut images = Vec::new();
+        let prompts = (0u64..).zip(&self.prompts).skip(world.rank()).step_by(world.size());
+        for (seed, prompt) in prompts {
             let tokens: Vec<Tensor> = base.tokens(&[prompt])?;
             let request = SampleRequest {
                 prompt: &pipeline.encode_prompt(&tokens)?,
@@ -156,22 +181,32 @@ impl Sampler {
                 height: base.resolution,
                 width: base.resolution,
             };
-            let mut progress = |_, _| match stop.requested() {
-                Some(_) => ControlFlow::Break(()),
-                None => ControlFlow::Continue(()),
-            };
-            match pipeline.sample(&request, &mut progress)? {
-                Some(generated) => images.extend(generated),
-                None => return Ok(None),
+            let mut progress = |_, _| stop.flow().map_break(|_| ());
+            let generated = pipeline.sample(&request, &mut progress)?;
+            stop.check()?;
+            for image in generated.unwrap_or_default() {
+                let side =
+                    |length: usize| u32::try_from(length).context("an image is too large for PNG");
+                let size = (side(image.width)?, side(image.height)?);
+                images.push(SampleImage {
+                    size,
+                    png: self.encode(&image, size, prompt, seed, step)?,
+                });
             }
         }
-        Ok(Some(images))
+        Ok(images)
     }
 
-    fn encode(&self, image: &Image, prompt: &str, seed: usize, step: u64) -> Result<Vec<u8>> {
-        let side = |length: usize| u32::try_from(length).context("an image is too large for PNG");
+    fn encode(
+        &self,
+        image: &Image,
+        (width, height): (u32, u32),
+        prompt: &str,
+        seed: u64,
+        step: u64,
+    ) -> Result<Vec<u8>> {
         let mut bytes = Vec::new();
-        let mut encoder = png::Encoder::new(&mut bytes, side(image.width)?, side(image.height)?);
+        let mut encoder = png::Encoder::new(&mut bytes, width, height);
         encoder.set_color(png::ColorType::Rgb);
         encoder.set_depth(png::BitDepth::Eight);
         // iTXt is UTF-8; tEXt is Latin-1.
@@ -189,6 +224,19 @@ impl Sampler {
         writer.finish()?;
         Ok(bytes)
     }
+}
+
+/// Writes the images of a step.
+///
+/// # Errors
+/// If a file cannot be written.
+pub fn write(images: &[SampleImage], run: &Path, step: u64) -> Result<()> {
+    runkit::files::create_folder(folder(run, step))?;
+    for (index, image) in images.iter().enumerate() {
+        let path = path(run, step, index);
+        runkit::files::write_atomic(path, |file| file.write_all(&image.png))?;
+    }
+    Ok(())
 }
 
 fn folder(run: &Path, step: u64) -> PathBuf {

@@ -5,25 +5,26 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
-use anyhow::{Context as _, Result};
-use nn::distributed::World;
+use anyhow::{Context as _, Result, anyhow, ensure};
+use nn::distributed::{DistributedError, World};
 use runkit::metrics::Metrics;
 use runkit::progress::Progress;
 use runkit::signals::{Signal, StopFlag, Stoppable, Stopped};
 use serde_json::{Value, json};
 
-use super::checkpoint::{self, CHECKPOINTS, State};
+use super::checkpoint::{self, CHECKPOINTS, Checkpoint, State};
 use super::folder::{self, RUN};
 use super::manifest::{self, Manifest};
 use super::opened::{OpenedRun, stream_options};
 use super::probe::{Probe, ProbeReport};
-use super::samples::Sampler;
+use super::samples::{SampleImage, Sampler};
 use super::{Finished, Found};
-use super::{advice, card, export, samples};
+use super::{advice, card, export, ranks, samples};
 use crate::config::{self, Config};
 use crate::data::{Content, Positions, Stream, StreamOptions};
 use crate::loss_scale::{LossScale, LossScaling};
 use crate::model::{BaseModel, Networks, Start};
+use crate::optimizer::RankOptimizer;
 use crate::preference::Preference;
 use crate::randomness::Choice;
 use crate::report::{StepReport, Values};
@@ -47,7 +48,8 @@ pub(crate) struct Session<'run> {
     trainer: Trainer<'run>,
     probe: Option<Probe>,
     sampler: Option<Sampler>,
-    metrics: Metrics,
+    /// At rank 0.
+    metrics: Option<Metrics>,
     /// Whether the run has no checkpoint yet.
     is_first: bool,
     /// The step of the newest checkpoint, or the step that the run started from.
@@ -73,50 +75,51 @@ impl<'run> Session<'run> {
         let base = &opened.base;
         let run = config.out.as_path();
         let checkpoint = found.checkpoint();
-        let start = checkpoint.map_or(Start::Base, |found| Start::Checkpoint(&found.folder));
-        let networks = Networks::load(base, start, config.device, config.precision)?;
-        let parameters = networks.pipeline.unet.parameters();
-        let mut optimizer =
-            config.optimizer.build(parameters, world, config.settings.shard_optimizer)?;
-        let first = LossScale::first(config.loss_scaling);
+        let loaded = load(config, base, checkpoint, world);
+        let (networks, optimizer) =
+            ranks::agree(world, loaded.and_then(|loaded| Ok(stop.check().map(|()| loaded)?)))?;
         let mut position = checkpoint.map_or(Position::default(), |found| found.state.position());
         // Another run's checkpoint (--from) may have had another choice of scale.
         if !matches!((found, config.loss_scaling), (Found::Own(_), LossScaling::Dynamic(_))) {
-            position.loss_scale = first;
+            position.loss_scale = LossScale::first(config.loss_scaling);
         }
-        if let Some(found) = checkpoint {
-            match found.state.optimizer == config.optimizer.kind {
-                true => found.load_optimizer(&mut optimizer)?,
-                false => tracing::warn!(
-                    "the moments of {} are of another optimizer: they start at zero",
-                    found.folder.display()
-                ),
-            }
-            tracing::info!("resuming from {}", found.folder.display());
-        }
-        stop.check()?;
-        let changed = match found {
-            Found::Own(found) => changes(&found.state, manifest),
-            _ => None,
-        };
-        let options = stream_options(config, base, position.pairs, world);
-        let stream = Stream::start(Arc::clone(&opened.dataset), options)?;
-        folder::remove_temporaries(run)?;
-        RUN.at(run).begin(manifest)?;
-        runkit::files::write_atomic(run.join(config::FILE), |file| {
-            file.write_all(config.saved_settings.as_bytes())
-        })?;
-        let probe = probe(config, opened, &networks, checkpoint.is_none())?;
-        let captions = match &probe {
-            Some(probe) => probe.captions.clone(),
-            None => Vec::new(),
-        };
-        let sampler = Sampler::new(config, &captions, base)?;
         let is_first = !matches!(found, Found::Own(_));
-        let metrics = Metrics::open(run, (!is_first).then_some(position.step))?;
-        let scorers = opened.scorers.len();
-        let state = TrainingState { networks, optimizer, position };
-        let trainer = Trainer::new(config, base, state, stream, scorers, world)?;
+        let mut mine = None;
+        let has_probe = ranks::first(world, || {
+            if let Some(found) = checkpoint {
+                tracing::info!("resuming from {}", found.folder.display());
+            }
+            let changed = match found {
+                Found::Own(found) => changes(&found.state, manifest),
+                _ => None,
+            };
+            folder::remove_temporaries(run)?;
+            RUN.at(run).begin(manifest)?;
+            runkit::files::write_atomic(run.join(config::FILE), |file| {
+                file.write_all(config.saved_settings.as_bytes())
+            })?;
+            let probe = probe(config, opened, &networks, checkpoint.is_none())?;
+            let metrics = Metrics::open(run, (!is_first).then_some(position.step))?;
+            let has_probe = probe.is_some();
+            mine = Some((changed, probe, metrics));
+            Ok(has_probe)
+        })?;
+        let (changed, probe, metrics) = match mine {
+            Some((changed, probe, metrics)) => (changed, Ok(probe), Some(metrics)),
+            None => (None, other_probe(config, has_probe), None),
+        };
+        let probe = ranks::agree(world, probe)?;
+        let captions = probe.as_ref().map(|probe| probe.captions.clone()).unwrap_or_default();
+        let sampler = ranks::agree(world, Sampler::new(config, &captions, base))?;
+        let prompts = json!(sampler.as_ref().map(|sampler| &sampler.prompts));
+        ranks::refuse_differences(world, "sample prompts", &prompts)?;
+        let started = || -> Result<Trainer<'run>> {
+            let options = stream_options(config, base, position.pairs, world);
+            let stream = Stream::start(Arc::clone(&opened.dataset), options)?;
+            let state = TrainingState { networks, optimizer, position };
+            Trainer::new(config, base, state, stream, opened.scorers.len(), world)
+        };
+        let trainer = ranks::agree(world, started())?;
         Ok(Self {
             config,
             run,
@@ -141,12 +144,15 @@ impl<'run> Session<'run> {
         opened: &OpenedRun,
         stop: &StopFlag,
     ) -> Result<Stoppable<Finished>> {
-        let end = self.steps(opened, stop);
-        match end {
-            Err(error) if Stopped::behind(error.as_ref()).is_some() => self.stopped(stop),
-            Err(error) => Err(self.keep_steps(error)),
-            Ok(end) => Ok(end),
-        }
+        let end = match self.steps(opened, stop) {
+            // All ranks were stopped at the same place.
+            Err(error) => match Stopped::behind(error.as_ref()) {
+                Some(Stopped(signal)) => self.stopped(signal),
+                None => Err(error),
+            },
+            end => end,
+        };
+        end.map_err(|error| self.keep_steps(error))
     }
 
     fn steps(&mut self, opened: &OpenedRun, stop: &StopFlag) -> Result<Stoppable<Finished>> {
@@ -154,14 +160,11 @@ impl<'run> Session<'run> {
         let base = &opened.base;
         let first = self.trainer.position();
         if self.is_first {
-            if let Some(report) = self.measure_probe()? {
-                self.metrics.write(first.step, &report.values())?;
-            }
-            if !self.generate_samples(base, stop)? {
-                return self.stopped(stop);
-            }
-        } else if self.samples_are_missing() && !self.generate_samples(base, stop)? {
-            return self.stopped(stop);
+            let measured = self.measure_probe()?;
+            self.write_first(&measured)?;
+            self.generate_samples(base, stop)?;
+        } else if ranks::first(self.world, || Ok(self.samples_are_missing()))? {
+            self.generate_samples(base, stop)?;
         }
         let pairs = first.pairs + (config.settings.steps - first.step) * config.settings.batch_size;
         let progress = Progress::new("training", "pairs", pairs);
@@ -169,9 +172,9 @@ impl<'run> Session<'run> {
         while self.trainer.position().step < config.settings.steps {
             let report = match self.trainer.step(self.run, stop)? {
                 ControlFlow::Continue(report) => report,
-                ControlFlow::Break(_) => return self.stopped(stop),
+                ControlFlow::Break(signal) => return self.stopped(signal),
             };
-            self.write(&report, opened)?;
+            let is_written = self.write(&report, opened);
             progress.message(format!(
                 "step {} of {}, loss {:.4}, accuracy {:.3}, lr {:.3e}",
                 report.step,
@@ -181,12 +184,15 @@ impl<'run> Session<'run> {
                 report.learning_rate
             ));
             progress.add(config.settings.batch_size);
-            let last = report.step == config.settings.steps;
-            if self.samples_are_due() && !self.generate_samples(base, stop)? {
-                return self.stopped(stop);
-            }
+            // Rank 0's clock counts.
             let time_is_up =
                 config.checkpoint_after.is_some_and(|after| self.saved_at.elapsed() >= after);
+            let clocks = ranks::gather(self.world, is_written.map(|()| time_is_up))?;
+            let time_is_up = clocks.first() == Some(&true);
+            if self.samples_are_due() {
+                self.generate_samples(base, stop)?;
+            }
+            let last = report.step == config.settings.steps;
             if last || time_is_up || report.step.is_multiple_of(config.settings.checkpoint_every) {
                 self.save()?;
             }
@@ -195,16 +201,30 @@ impl<'run> Session<'run> {
         self.finish(base)
     }
 
-    /// Measures the probe, if there is one.
+    /// Writes the line of metrics before the first step: the probe, if there is one.
+    fn write_first(&mut self, measured: &Option<ProbeReport>) -> Result<()> {
+        let step = self.trainer.position().step;
+        let is_written = match (&mut self.metrics, measured) {
+            (Some(metrics), Some(report)) => {
+                metrics.write(step, &report.values()).map_err(anyhow::Error::from)
+            }
+            _ => Ok(()),
+        };
+        ranks::agree(self.world, is_written)
+    }
+
+    /// Measures the probe, if there is one, with all ranks.
     fn measure_probe(&self) -> Result<Option<ProbeReport>> {
         let networks = self.trainer.networks();
+        let beta = self.config.settings.beta;
         let measure = |probe: &Probe| {
-            probe.measure(&networks.pipeline.unet, &networks.schedule, self.config.settings.beta)
+            probe.measure(&networks.pipeline.unet, &networks.schedule, beta, self.world)
         };
         self.probe.as_ref().map(measure).transpose()
     }
 
-    /// Writes the metrics of a step, and warns if both errors have risen.
+    /// Writes the metrics of a step at rank 0, and warns if both errors have risen. All ranks
+    /// measure the probe.
     fn write(&mut self, report: &StepReport, opened: &OpenedRun) -> Result<()> {
         let mut values = report.values();
         if self.config.settings.preference == Preference::RandomScorer {
@@ -216,6 +236,7 @@ impl<'run> Session<'run> {
             true => self.measure_probe(),
             false => Ok(None),
         };
+        let Some(metrics) = &mut self.metrics else { return measured.map(|_| ()) };
         if let Ok(Some(probe)) = &measured {
             values.extend(probe.values());
             let [chosen, rejected] = probe.rises();
@@ -234,7 +255,7 @@ impl<'run> Session<'run> {
         values.extend(report.distance.map(|distance| ("distance", json!(distance))));
         values.extend(self.changed.take().map(|changed| ("changed", changed)));
         values.extend(report.times.values());
-        if let Err(error) = self.metrics.write(report.step, &values) {
+        if let Err(error) = metrics.write(report.step, &values) {
             self.unwritten = Some(values);
             return Err(error.into());
         }
@@ -254,63 +275,96 @@ impl<'run> Session<'run> {
         self.samples_are_due() && self.sampler.as_ref().is_some_and(missing)
     }
 
-    /// Generates sample images, if the run has prompts; false after a stop signal.
-    fn generate_samples(&mut self, base: &BaseModel, stop: &StopFlag) -> Result<bool> {
-        let Some(sampler) = &self.sampler else { return Ok(true) };
+    /// Generates sample images, if the run has prompts, with all ranks.
+    fn generate_samples(&mut self, base: &BaseModel, stop: &StopFlag) -> Result<()> {
+        let Some(sampler) = &self.sampler else { return Ok(()) };
         let step = self.trainer.position().step;
         let networks = self.trainer.networks_mut();
-        let generated = sampler.generate(base, networks, self.run, step, stop);
-        let generated = generated.with_context(|| format!("sample images of step {step}"))?;
-        let Some(images) = generated else { return Ok(false) };
-        for (index, sample) in images.iter().enumerate() {
-            let image = &sample.image;
-            let size = (u32::try_from(image.width)?, u32::try_from(image.height)?);
-            let name = format!("{}/{index:02}", samples::FOLDER);
-            self.metrics.image(step, &name, size, &sample.png)?;
-        }
-        Ok(true)
+        let generated = sampler.generate(base, networks, step, self.world, stop);
+        let images = generated.with_context(|| format!("sample images of step {step}"))?;
+        let are_written = match &mut self.metrics {
+            Some(metrics) => show(&images, self.run, step, metrics),
+            None => Ok(()),
+        };
+        ranks::agree(self.world, are_written)
     }
 
+    /// Saves a checkpoint with all ranks.
     fn save(&mut self) -> Result<()> {
+        let synced = self.sync_metrics();
+        ranks::agree(self.world, synced)?;
+        let saved = self.save_with(self.world);
+        ranks::agree(self.world, saved)
+    }
+
+    /// Writes the metrics of the last step, if they are missing. Once the checkpoint exists, no
+    /// earlier line of metrics may be lost.
+    fn sync_metrics(&mut self) -> Result<()> {
+        let Some(metrics) = &mut self.metrics else { return Ok(()) };
         if let Some(values) = &self.unwritten {
-            self.metrics.write(self.trainer.position().step, values)?;
+            metrics.write(self.trainer.position().step, values)?;
             self.unwritten = None;
         }
-        // Once the checkpoint exists, no earlier line of metrics may be lost.
-        self.metrics.sync()?;
+        Ok(metrics.sync()?)
+    }
+
+    fn save_with(&mut self, world: &World) -> Result<()> {
         let checkpoints = self.run.join(CHECKPOINTS);
         let trainer = &self.trainer;
         let position = trainer.position();
         let numerics = &self.manifest.numerics;
         let state = State::new(position, self.config.optimizer.kind, &self.fingerprint, numerics);
-        checkpoint::save(
-            &checkpoints,
-            &state,
-            trainer.networks(),
-            trainer.optimizer(),
-            self.world,
-        )?;
+        checkpoint::save(&checkpoints, &state, trainer.networks(), trainer.optimizer(), world)?;
         (self.saved, self.saved_at) = (position.step, Instant::now());
-        checkpoint::prune(&checkpoints, self.config.settings.keep)
+        match world.is_first() {
+            true => checkpoint::prune(&checkpoints, self.config.settings.keep),
+            false => Ok(()),
+        }
+    }
+
+    /// Saves what can be saved after an error: with all ranks, or if one is lost at rank 0 alone.
+    fn save_after(&mut self, error: &anyhow::Error) -> Result<()> {
+        let is_unsaved = self.trainer.is_whole() && self.trainer.position().step > self.saved;
+        if ranks::lost_rank(error).is_some() {
+            // The moments of a lost rank's parameters are lost with it.
+            return match self.world.is_first() && is_unsaved && !self.has_sharded_states() {
+                true => self.sync_metrics().and_then(|()| self.save_with(&World::alone())),
+                false => Ok(()),
+            };
+        }
+        if let Some(DistributedError::Differ(_)) = error.downcast_ref() {
+            return Ok(());
+        }
+        let all = ranks::gather(self.world, Ok(is_unsaved))?;
+        if all.contains(&false) { Ok(()) } else { self.save() }
+    }
+
+    fn has_sharded_states(&self) -> bool {
+        self.trainer.optimizer().shard().is_some()
     }
 
     /// Saves a checkpoint, unless the weights are not whole, and adds a hint to the error.
     fn keep_steps(&mut self, error: anyhow::Error) -> anyhow::Error {
         let step = self.trainer.position().step;
-        if self.trainer.is_whole()
-            && step > self.saved
-            && let Err(unsaved) = self.save()
-        {
-            return error.context(format!("the last steps cannot be kept: {unsaved:#}"));
+        if let Err(unsaved) = self.save_after(&error) {
+            // Another rank's fault while saving is the same fault.
+            return match ranks::lost_rank(&error).is_none() && self.world.is_first() {
+                true => error.context(format!("the last steps cannot be kept: {unsaved:#}")),
+                false => error,
+            };
         }
         let kept = match step {
             0 => None,
-            _ if step != self.saved => None,
+            _ if step != self.saved || !self.world.is_first() => None,
             1 => Some("the 1 step done is kept".to_owned()),
             _ => Some(format!("the {step} steps done are kept")),
         };
         let advice = advice::after(&error, self.config)
             .unwrap_or_else(|unwritten| Some(format!("the pairs cannot be listed: {unwritten:#}")));
+        if let Some(lost) = ranks::lost_rank(&error) {
+            let parts = [Some(lost.to_string()), kept, advice];
+            return anyhow!(parts.into_iter().flatten().collect::<Vec<_>>().join("; "));
+        }
         match (kept, advice) {
             (None, None) => error,
             (Some(kept), None) => error.context(kept),
@@ -319,33 +373,95 @@ impl<'run> Session<'run> {
         }
     }
 
-    /// Saves a checkpoint and returns the signal.
-    fn stopped(&mut self, stop: &StopFlag) -> Result<Stoppable<Finished>> {
+    /// Saves a checkpoint, and returns the signal that stopped a rank.
+    fn stopped(&mut self, signal: Signal) -> Result<Stoppable<Finished>> {
         if self.trainer.position().step > self.saved {
             self.save()?;
         }
-        Ok(ControlFlow::Break(stop.requested().unwrap_or(Signal::Terminate)))
+        Ok(ControlFlow::Break(signal))
     }
 
     fn finish(&mut self, base: &BaseModel) -> Result<Stoppable<Finished>> {
         let report = self.measure_probe()?;
-        self.metrics.sync()?;
-        let manifest = Manifest {
-            steps: self.config.settings.steps,
-            result: export::names(base)?,
-            ..self.manifest.clone()
-        };
-        if manifest != *self.manifest {
-            // An earlier result, of fewer steps, is no longer the result of this run.
-            export::unmark(self.run)?;
-            RUN.at(self.run).begin(&manifest)?;
-        }
-        let before = report.as_ref().map(ProbeReport::before);
-        let probes = before.as_ref().zip(report.as_ref());
-        let card = card::model_card(self.config, base, &manifest, probes);
-        let pipeline = export::write(self.run, base, self.trainer.networks(), &card)?;
+        let pipeline = ranks::first(self.world, || {
+            self.sync_metrics()?;
+            let manifest = Manifest {
+                steps: self.config.settings.steps,
+                result: export::names(base)?,
+                ..self.manifest.clone()
+            };
+            if manifest != *self.manifest {
+                // An earlier result, of fewer steps, is no longer the result of this run.
+                export::unmark(self.run)?;
+                RUN.at(self.run).begin(&manifest)?;
+            }
+            let before = report.as_ref().map(ProbeReport::before);
+            let probes = before.as_ref().zip(report.as_ref());
+            let card = card::model_card(self.config, base, &manifest, probes);
+            export::write(self.run, base, self.trainer.networks(), &card)
+        })?;
         Ok(ControlFlow::Continue(Finished { pipeline, probe: report }))
     }
+}
+
+/// Loads the networks and the optimizer's states, from a checkpoint if there is one.
+fn load(
+    config: &Config,
+    base: &BaseModel,
+    checkpoint: Option<&Checkpoint>,
+    world: &World,
+) -> Result<(Networks, RankOptimizer)> {
+    if let Some(found) = checkpoint
+        && !world.is_first()
+    {
+        ensure!(
+            found.folder.is_dir(),
+            "{}: rank 0 resumes from this checkpoint, and here it does not exist; hint: all machines must \
+             see the folder of the run under the same path",
+            found.folder.display()
+        );
+    }
+    let start = checkpoint.map_or(Start::Base, |found| Start::Checkpoint(&found.folder));
+    let networks = Networks::load(base, start, config.device, config.precision)?;
+    let parameters = networks.pipeline.unet.parameters();
+    let mut optimizer =
+        config.optimizer.build(parameters, world, config.settings.shard_optimizer)?;
+    if let Some(found) = checkpoint {
+        match found.state.optimizer == config.optimizer.kind {
+            true => found.load_optimizer(&mut optimizer)?,
+            false => tracing::warn!(
+                "the moments of {} are of another optimizer: they start at zero",
+                found.folder.display()
+            ),
+        }
+    }
+    Ok((networks, optimizer))
+}
+
+/// The probe that rank 0 wrote, if it did.
+fn other_probe(config: &Config, has_probe: bool) -> Result<Option<Probe>> {
+    if !has_probe {
+        return Ok(None);
+    }
+    let probe = Probe::read(&config.out, config.settings.micro_batch, config.device)?;
+    let context = || {
+        format!(
+            "{}: rank 0 wrote the probe into this folder, and here it does not exist; hint: all machines \
+             must see the folder of the run under the same path",
+            config.out.display()
+        )
+    };
+    probe.with_context(context).map(Some)
+}
+
+/// Writes sample images and their entries in the metrics.
+fn show(images: &[SampleImage], run: &Path, step: u64, metrics: &mut Metrics) -> Result<()> {
+    samples::write(images, run, step)?;
+    for (index, image) in images.iter().enumerate() {
+        let name = format!("{}/{index:02}", samples::FOLDER);
+        metrics.image(step, &name, image.size, &image.png)?;
+    }
+    Ok(())
 }
 
 /// The numerics in which this start differs from the one that wrote the checkpoint. That is
