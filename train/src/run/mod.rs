@@ -13,6 +13,7 @@
 mod advice;
 mod card;
 pub mod checkpoint;
+mod communication;
 pub mod export;
 pub mod folder;
 pub mod manifest;

@@ -15,6 +15,7 @@ use nn::weights::Weights;
 use serde_json::{Map, Value, json};
 use tch::{Device, Kind, Tensor};
 
+use super::communication::Communication;
 use super::export;
 use super::opened::OpenedRun;
 use crate::config::{Config, Source};
@@ -41,8 +42,12 @@ pub struct Plan {
     pub epochs: f64,
     /// Parameters of the UNet.
     pub parameters: f64,
-    /// Bytes at the peak, by purpose.
+    /// Bytes of each rank at the peak, by purpose.
     pub memory: Vec<(&'static str, f64)>,
+    /// Bytes of the optimizer's states at a rank: whole, and with `--shard-optimizer`.
+    pub states: [f64; 2],
+    /// What the ranks send each other.
+    pub communication: Communication,
     /// What is written, and the free space.
     pub disk: Disk,
     /// Floating point operations of the run.
@@ -91,6 +96,13 @@ impl Plan {
         self.memory.iter().map(|(_, bytes)| bytes).sum()
     }
 
+    /// Bytes at the peak with whole or with sharded optimizer states.
+    fn peak_bytes_with(&self, config: &Config, is_sharded: bool) -> f64 {
+        let [present, other] = [config.settings.shard_optimizer, is_sharded]
+            .map(|sharded| self.states[usize::from(sharded)]);
+        self.peak_bytes() - present + other
+    }
+
     /// Plans a run.
     ///
     /// # Errors
@@ -101,22 +113,29 @@ impl Plan {
         let tokens = base.tokenizers.first().map_or(77, Tokenizer::context_length);
         let cost = base.unet.cost(height, width, i64::try_from(tokens)?);
         let parameters = parameters(&base.files.unet)?;
-        let memory = memory(config, opened, &cost, &parameters)?;
+        let ranks = config.launch.world;
+        let whole = 4.0 * state(config.optimizer.kind, &base.files.unet)?;
+        let states = [whole, whole / ranks.max(1) as f64];
+        let is_sharded = config.settings.shard_optimizer;
+        let memory = memory(config, opened, &cost, &parameters, states[usize::from(is_sharded)])?;
         let pairs = config.settings.steps as f64 * config.settings.batch_size as f64;
         let operations = pairs * operations_of_pair(config, opened, &cost)?;
         Ok(Self {
             epochs: pairs / opened.counts().selected.max(1) as f64,
             parameters: parameters.iter().sum(),
             memory,
+            states,
+            communication: Communication::new(parameters.iter().sum(), ranks, is_sharded),
             disk: Disk::of(config, base)?,
             operations,
             operations_per_second: product_operations_per_second(config.device, config.precision)?,
         })
     }
 
-    /// The least and the most seconds that the run should take.
-    fn seconds(&self) -> [f64; 2] {
-        let at_peak = self.operations / self.operations_per_second;
+    /// The least and the most seconds that the run should take, without communication.
+    fn seconds(&self, config: &Config) -> [f64; 2] {
+        let ranks = config.launch.world.max(1) as f64;
+        let at_peak = self.operations / self.operations_per_second / ranks;
         [at_peak / MOST_OF_PEAK, at_peak / LEAST_OF_PEAK]
     }
 
@@ -149,6 +168,8 @@ impl Plan {
             "steps": settings.steps,
             "batch_size": settings.batch_size,
             "micro_batch": settings.micro_batch,
+            "ranks": config.launch.world,
+            "micro_batches_per_rank": micro_batches_of_each(config),
             "epochs": self.epochs,
             "learning_rate": config.learning_rate.peak(),
             "reference_every": settings.reference_every,
@@ -156,6 +177,11 @@ impl Plan {
             "parameters": self.parameters as u64,
             "peak_memory_bytes": self.peak_bytes() as u64,
             "memory_bytes": memory,
+            "peak_memory_bytes_by_optimizer": {
+                "whole": self.peak_bytes_with(config, false) as u64,
+                "sharded": self.peak_bytes_with(config, true) as u64,
+            },
+            "communication": self.communication.json(),
             "disk_bytes": {
                 "all": self.disk.all,
                 "checkpoint": self.disk.checkpoint,
@@ -163,7 +189,7 @@ impl Plan {
             },
             "operations_per_pair": self.operations_per_pair(config),
             "operations_per_second": self.operations_per_second,
-            "seconds": self.seconds(),
+            "seconds": self.seconds(config),
         })
     }
 
@@ -205,10 +231,15 @@ impl Plan {
         line(
             "steps",
             format!(
-                "{} of {} pairs in micro-batches of {}: {:.2} epochs",
+                "{} of {} pairs in micro-batches of {}{}: {:.2} epochs",
                 HumanCount(settings.steps),
                 settings.batch_size,
                 settings.micro_batch,
+                match config.launch.world {
+                    1 => String::new(),
+                    ranks =>
+                        format!(", {} on each of {ranks} ranks", micro_batches_of_each(config)),
+                },
                 self.epochs
             ),
         );
@@ -232,9 +263,15 @@ impl Plan {
         );
         line("resolution", format!("{0} x {0}", opened.base.resolution));
         line("parameters", HumanCount(self.parameters as u64).to_string());
-        line("peak memory", format!("{} (estimate)", bytes(self.peak_bytes())));
+        let is_alone = config.launch.is_alone();
+        let of = if is_alone { "estimate" } else { "estimate, of each rank" };
+        line("peak memory", format!("{} ({of})", bytes(self.peak_bytes())));
         for (name, amount) in &self.memory {
             line(&format!("  {name}"), bytes(*amount).to_string());
+        }
+        if !is_alone && !settings.shard_optimizer {
+            let peak = bytes(self.peak_bytes_with(config, true));
+            line("", format!("with --shard-optimizer {peak}"));
         }
         line("disk", self.disk.to_string());
         line(
@@ -245,13 +282,24 @@ impl Plan {
                 operations(self.operations_per_second)
             ),
         );
+        if !is_alone {
+            line("communication", self.communication.to_string());
+        }
         // A thousand years are longer than any run, and do not overflow.
         let duration = |seconds: f64| Duration::try_from_secs_f64(seconds.min(3e10));
-        let [least, most] =
-            self.seconds().map(|seconds| HumanDuration(duration(seconds).unwrap_or_default()));
-        line("time", format!("{least} to {most} (estimate, without sample images)"));
+        let [least, most] = self
+            .seconds(config)
+            .map(|seconds| HumanDuration(duration(seconds).unwrap_or_default()));
+        let without = if is_alone { "sample images" } else { "sample images and communication" };
+        line("time", format!("{least} to {most} (estimate, without {without})"));
         text
     }
+}
+
+/// The micro-batches of a step that each rank computes.
+fn micro_batches_of_each(config: &Config) -> u64 {
+    let of_all_ranks = config.settings.micro_batch * config.launch.world.max(1) as u64;
+    config.settings.batch_size / of_all_ranks.max(1)
 }
 
 /// Floating point operations, in a unit that leaves few digits.
@@ -303,6 +351,7 @@ fn memory(
     opened: &OpenedRun,
     cost: &UNetCost,
     parameters: &[f64],
+    states: f64,
 ) -> Result<Vec<(&'static str, f64)>> {
     let files = &opened.base.files;
     let count: f64 = parameters.iter().sum();
@@ -330,7 +379,7 @@ fn memory(
     let prefetch = if config.device.is_cuda() { 0.0 } else { data_bytes(config) };
     Ok(vec![
         ("weights", 4.0 * count),
-        ("optimizer", 4.0 * state(config.optimizer.kind, &files.unet)?),
+        ("optimizer", states),
         // With a single micro-batch per step, gradients appear as activations are freed; but the
         // allocator keeps about as much for the next pass.
         ("gradients", 4.0 * count),
