@@ -162,7 +162,7 @@ pub(crate) fn refuse_differences(world: &World, what: &str, own: &Value) -> Resu
 
 /// The error that says that ranks can no longer work together, if it is behind `error`.
 pub(crate) fn lost_rank(error: &anyhow::Error) -> Option<DistributedError> {
-    let causes = error.chain().filter_map(|cause| cause.downcast_ref::<DistributedError>());
+    let mut causes = error.chain().filter_map(|cause| cause.downcast_ref::<DistributedError>());
     let is_lost = |error: &&DistributedError| {
         matches!(
             error,
@@ -171,7 +171,7 @@ pub(crate) fn lost_rank(error: &anyhow::Error) -> Option<DistributedError> {
                 | DistributedError::Failed { .. }
         )
     };
-    causes.filter(is_lost).next().cloned()
+    causes.find(is_lost).cloned()
 }
 
 /// An error without what this rank was doing when another was lost: all survivors then say the
