@@ -1,17 +1,17 @@
-//! Which images of a file are scored, in batches, decoded and preprocessed.
+//! Which images of a unit are scored, in batches, decoded and preprocessed.
 //!
 //! Every image's bytes are hashed as they are read. An image is scored in the slot where its uid
-//! occurs first (its owner), and in every other slot whose bytes this file has not seen: if the
+//! occurs first (its owner), and in every other slot whose bytes this unit has not seen: if the
 //! owner of a uid is missing, damaged or another image, only the owner's row fails. Bytes that the
-//! file has seen are not decoded again, under any uid. An image whose owner is in an earlier file
+//! unit has seen are not decoded again, under any uid. An image whose owner is in an earlier unit
 //! is only hashed; if its bytes turn out to be others than the owner's, the run scores it at the
 //! end ([`Choice::Rest`]).
 //!
-//! All of this follows from the file and the plan alone, so that the same file gives the same
+//! All of this follows from the unit and the plan alone, so that the same unit gives the same
 //! batches in every process.
 //!
 //! Memory: [`ROWS_PER_READ`] rows, a batch of encoded images, and 16 bytes for each distinct image
-//! of the file, in a hash table that is up to half empty. Of an image that is only hashed, the
+//! of the unit, in a hash table that is up to half empty. Of an image that is only hashed, the
 //! digest is kept.
 
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
@@ -23,9 +23,9 @@ use rayon::prelude::*;
 use runkit::signals::StopFlag;
 use schemas::labels::Status;
 use schemas::pairs::{PairFile, PairRows};
-use scorers::{ImagePreprocessor, PreprocessedImage, ScorerSet};
+use scorers::{ImagePreprocessor, PreprocessedImage};
 
-use super::plan::{Digest, NO_INDEX, Plan, PlannedFile, digest};
+use super::plan::{Digest, NO_INDEX, Plan, Unit, digest};
 
 /// Rows read from Parquet at a time: with 2 images of some 150 kB each, about 10 MB.
 const ROWS_PER_READ: usize = 32;
@@ -33,10 +33,10 @@ const ROWS_PER_READ: usize = 32;
 /// Slots handed on at a time if none of their images is to be scored.
 const SLOTS_TOGETHER: usize = 4096;
 
-/// What is scored of a file.
+/// What is scored of a unit.
 #[derive(Debug, Clone)]
 pub(crate) enum Choice {
-    /// The images that the file owns, and those with other bytes than their owner in the same file.
+    /// The images that the unit owns, and those with other bytes than their owner in the same unit.
     First,
     /// These slots, counted over the run, with the pairs to score of each: bytes that no part has a
     /// score of.
@@ -68,31 +68,53 @@ pub(crate) struct Chosen {
 }
 
 /// A chosen image before it is decoded.
-struct Waiting {
+#[derive(Debug)]
+pub(crate) struct Waiting {
     slot: u64,
     content: Digest,
     image_captions: Vec<u32>,
     bytes: Bytes,
 }
 
-/// What the batches of every file of a run have in common.
+/// What the batches of every unit of a run have in common.
 #[derive(Clone, Copy)]
 pub(crate) struct Source<'run> {
     pub(crate) plan: &'run Plan,
-    pub(crate) set: &'run ScorerSet,
     pub(crate) batch_size: usize,
     pub(crate) stop: &'run StopFlag,
 }
 
-/// The batches of one file. Ends early once a stop is asked for: look at the flag after the last.
+/// A file that is open, so that the units of one file read its footer once.
+#[derive(Default)]
+pub(crate) struct OpenFile(Option<(usize, PairFile)>);
+
+impl OpenFile {
+    /// The file of this number in the plan.
+    fn get(&mut self, plan: &Plan, number: usize) -> Result<&PairFile> {
+        if self.0.as_ref().is_none_or(|(open, _)| *open != number) {
+            let planned = &plan.files[number];
+            let pairs = PairFile::open(&planned.input)?;
+            ensure!(
+                pairs.fingerprint() == planned.fingerprint,
+                "{}: the file has changed since the run was planned; hint: run the same command again",
+                planned.input.path.display()
+            );
+            self.0 = Some((number, pairs));
+        }
+        let Some((_, pairs)) = &self.0 else { anyhow::bail!("no file is open") };
+        Ok(pairs)
+    }
+}
+
+/// The batches of one unit, not decoded. Ends early once a stop is asked for: look at the flag
+/// after the last.
 pub(crate) struct Batches<'run> {
     plan: &'run Plan,
-    file: &'run PlannedFile,
+    unit: &'run Unit,
     choice: Choice,
     batch_size: usize,
     stop: StopFlag,
-    decoder: Decoder,
-    /// Rows of the file that were read, and where reading ends.
+    /// The next row of the run to be read, and where reading ends.
     row: u64,
     end: u64,
     rows: PairRows,
@@ -103,12 +125,12 @@ pub(crate) struct Batches<'run> {
 }
 
 /// From encoded bytes to pixels, on any thread.
-struct Decoder {
+pub(crate) struct Decoder {
     preprocessor: ImagePreprocessor,
     limits: Limits,
 }
 
-/// The bytes that were chosen in a file.
+/// The bytes that were chosen in a unit.
 ///
 /// Known by eight bytes of their digest, half of what their identity is elsewhere: two images that
 /// share them cost a score here, which the run then makes up for in the end.
@@ -146,36 +168,34 @@ impl Seen {
 }
 
 impl<'run> Batches<'run> {
-    /// The batches of input file `file`.
-    pub(crate) fn open(source: Source<'run>, file: usize, choice: Choice) -> Result<Self> {
-        let Source { plan, set, batch_size, stop } = source;
-        let file = &plan.files[file];
-        let pairs = PairFile::open(&file.input)?;
-        ensure!(
-            pairs.fingerprint() == file.fingerprint,
-            "{}: the file has changed since the run was planned; hint: run the same command again",
-            file.input.path.display()
-        );
+    /// The batches of unit `unit`; `file` keeps its file open.
+    pub(crate) fn open(
+        source: Source<'run>,
+        unit: usize,
+        choice: Choice,
+        file: &mut OpenFile,
+    ) -> Result<Self> {
+        let Source { plan, batch_size, stop } = source;
+        let unit = &plan.units[unit];
         let (row, end) = match &choice {
-            Choice::First => (0, file.rows),
+            Choice::First => (unit.slots().start / 2, unit.slots().end / 2),
             Choice::Rest(wanted) => {
-                let row = |slot: &u64| slot / 2 - file.first_row;
-                let first = wanted.first_key_value().map_or(0, |(slot, _)| row(slot));
-                let last = wanted.last_key_value().map_or(0, |(slot, _)| row(slot) + 1);
+                let first = wanted.first_key_value().map_or(0, |(slot, _)| slot / 2);
+                let last = wanted.last_key_value().map_or(0, |(slot, _)| slot / 2 + 1);
                 (first, last)
             }
         };
-        let rows = i64::try_from(row)?..i64::try_from(end)?;
+        let before = plan.files[unit.file].first_row;
+        let rows = i64::try_from(row - before)?..i64::try_from(end - before)?;
         Ok(Self {
             plan,
-            file,
+            unit,
             choice,
             batch_size,
             stop: stop.clone(),
-            decoder: Decoder { preprocessor: set.image_preprocessor(), limits: Limits::default() },
             row,
             end,
-            rows: pairs.rows_with_images_in(rows, ROWS_PER_READ)?,
+            rows: file.get(plan, unit.file)?.rows_with_images_in(rows, ROWS_PER_READ)?,
             seen: Seen::default(),
             waiting: VecDeque::new(),
             slots: Vec::new(),
@@ -192,7 +212,7 @@ impl<'run> Batches<'run> {
             let Some(rows) = self.rows.next() else { break };
             let mut images = Vec::new();
             for row in rows? {
-                let slots = 2 * (self.file.first_row + self.row)..;
+                let slots = 2 * self.row..;
                 images.extend(slots.zip(row.image));
                 self.row += 1;
             }
@@ -233,7 +253,7 @@ impl<'run> Batches<'run> {
                 continue;
             };
             let image_captions = match &self.choice {
-                Choice::First if u64::from(owner) < self.file.slots().start => Vec::new(),
+                Choice::First if u64::from(owner) < self.unit.slots().start => Vec::new(),
                 Choice::First => self.seen.choose(self.plan, &content, owner),
                 Choice::Rest(wanted) => wanted.get(&slot).cloned().unwrap_or_default(),
             };
@@ -254,7 +274,17 @@ impl<'run> Batches<'run> {
 }
 
 impl Decoder {
-    fn decode(&self, waiting: Waiting) -> Chosen {
+    pub(crate) fn new(preprocessor: ImagePreprocessor) -> Self {
+        Self { preprocessor, limits: Limits::default() }
+    }
+
+    /// Decodes what a batch waits for, on all threads.
+    pub(crate) fn decode(&self, (mut batch, waiting): (Batch, Vec<Waiting>)) -> Batch {
+        batch.images = waiting.into_par_iter().map(|waiting| self.decode_one(waiting)).collect();
+        batch
+    }
+
+    fn decode_one(&self, waiting: Waiting) -> Chosen {
         let Waiting { slot, content, image_captions, bytes } = waiting;
         Chosen { slot, content, image_captions, pixels: self.pixels(&bytes) }
     }
@@ -270,22 +300,14 @@ impl Decoder {
 }
 
 impl Iterator for Batches<'_> {
-    type Item = Result<Batch>;
+    type Item = Result<(Batch, Vec<Waiting>)>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        match self.take() {
-            Ok(None) => None,
-            Ok(Some((mut batch, waiting))) => {
-                let decoder = &self.decoder;
-                let images = waiting.into_par_iter().map(|waiting| decoder.decode(waiting));
-                batch.images = images.collect();
-                Some(Ok(batch))
-            }
-            // Reading ends with the first error: the next call finds the reader exhausted.
-            Err(error) => {
-                self.end = 0;
-                Some(Err(error))
-            }
+        let item = self.take().transpose();
+        // Reading ends with the first error: the next call finds the reader exhausted.
+        if matches!(item, Some(Err(_))) {
+            self.end = 0;
         }
+        item
     }
 }

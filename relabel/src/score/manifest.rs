@@ -10,7 +10,7 @@ use scorers::ScorersManifest;
 use serde::{Deserialize, Serialize};
 
 use super::Config;
-use super::plan::Plan;
+use super::plan::{Plan, UNIT_PAIRS};
 use crate::vote::TiePolicy;
 
 /// The metadata key of how many rows a forward pass had after the device ran out of memory; absent
@@ -36,6 +36,10 @@ pub struct Manifest {
     /// At most this many rows were taken.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub limit: Option<u64>,
+    /// Pairs of a unit, if the user chose. A batch ends with its unit, so the last bits of a score
+    /// depend on it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unit_pairs: Option<u64>,
     /// The inputs.
     pub input: InputRecord,
 }
@@ -52,6 +56,7 @@ impl Manifest {
             batch_size: config.batch_size,
             ties: config.ties,
             limit: config.limit,
+            unit_pairs: Some(config.unit_pairs).filter(|&pairs| pairs != UNIT_PAIRS),
             input: InputRecord {
                 rows: plan.pairs(),
                 content: Some(plan.content.clone()),

@@ -1,9 +1,10 @@
-//! `relabel score`: plan, score file by file into parts, merge.
+//! `relabel score`: plan, score unit by unit into parts, merge.
 //!
 //! Until it is complete a run keeps everything in `OUT.work/`: the manifest, which says what the
-//! run is, and one part per finished input file. A part and the labels file appear under their
-//! names only when complete and synced. After a kill at any instant the same command finishes the
-//! run, with the same bytes.
+//! run is, the plan, the features of its captions, and one part per finished unit. A part and the
+//! labels file appear under their names only when complete and synced. After a kill at any instant
+//! the same command finishes the run, with the same bytes. Several processes may share the work
+//! ([`Sharing`]).
 
 mod batches;
 mod captions;
@@ -16,6 +17,7 @@ pub mod plan;
 mod rehearsal;
 mod room;
 mod scores;
+mod sharing;
 
 use std::path::PathBuf;
 use std::time::Instant;
@@ -23,13 +25,12 @@ use std::time::Instant;
 use anyhow::{Context as _, Result, ensure};
 use runkit::logging::{counted, tenths};
 use runkit::progress::Progress;
-use runkit::shard::Shard;
 use runkit::signals::StopFlag;
 use schemas::pairs::{InputFile, discover};
 use scorers::{Compute, DescribedScorers, MemoryLimits, ScorerSet, ScorersConfig, ScorersManifest};
 
 use self::batches::{Choice, Source};
-use self::captions::CaptionFeatures;
+use self::captions::{CaptionFeatures, SharedFeatures};
 pub use self::captions::CaptionText;
 pub use self::manifest::{KEY_MEMORY, Manifest};
 use self::merge::Merge;
@@ -37,11 +38,13 @@ use self::output::Output;
 pub use self::output::work_folder;
 pub(crate) use self::output::{labels_output, manifest_of_labels};
 use self::part::Note;
-use self::pipeline::Scoring;
-use self::plan::Plan;
+use self::pipeline::{Scoring, Task};
+use self::plan::{Plan, PlanOptions};
 pub use self::rehearsal::{Rehearsal, rehearse};
 pub use self::room::Room;
 use self::scores::Scores;
+use self::sharing::{Member, Says};
+pub use self::sharing::Sharing;
 use crate::vote::TiePolicy;
 
 /// A validated run.
@@ -61,12 +64,14 @@ pub struct Config {
     pub batch_size: usize,
     /// Device and dtype.
     pub compute: Compute,
-    /// The shard of the files that this process scores.
-    pub shard: Shard,
+    /// What this process does of the run.
+    pub sharing: Sharing,
     /// What a tie becomes.
     pub ties: TiePolicy,
     /// At most this many pairs.
     pub limit: Option<u64>,
+    /// Pairs of a unit, at least.
+    pub unit_pairs: u64,
     /// The folder for scratch files; the folder of the output if absent.
     pub scratch: Option<PathBuf>,
     /// Replace what an earlier run left.
@@ -80,12 +85,14 @@ pub struct Config {
 /// How a run ended.
 #[derive(Debug)]
 pub enum End {
+    /// The labels file is complete, and another process of the run has said so.
+    DoneElsewhere,
     /// The labels file is complete.
     Done,
-    /// This shard is complete; the labels file is not.
-    ShardDone {
-        /// Parts of other shards that are missing.
-        waiting_for: usize,
+    /// What this process does is complete; the labels file is not.
+    ShareDone {
+        /// Units of other processes that are missing.
+        missing: usize,
     },
 }
 
@@ -101,36 +108,38 @@ pub fn run(config: &Config, stop: &StopFlag) -> Result<End> {
     let output = Output::new(config);
     output.refuse_foreign(&inputs)?;
     let _lock = output.lock()?;
+    let member = Member::join(&config.sharing, stop)?;
+    let end = member.with_stops(|| {
+        if member.wait_for_first()? == Says::Complete {
+            return Ok(End::DoneElsewhere);
+        }
+        // The first shard makes the plan; the others wait here and then read it.
+        let turn = output.planning_lock(stop)?;
+        let opened = Run::open(config, &output, &inputs, &scorers, stop);
+        let opened = member.tell_others(opened, |opened| opened.is_complete)?;
+        drop(turn);
+        finish(opened, &member)
+    })?;
+    member.leave()?;
+    Ok(end)
+}
 
-    tracing::info!(files = inputs.len(), "planning");
-    let plan = Plan::make(&inputs, config.limit, &config.scratch(), stop)?;
-    refuse_nothing(&plan)?;
-    let described = DescribedScorers::of(&scorers, config.compute)?;
-    stop.check()?;
-    let run = Run::new(config, &output, &plan, described.manifest(), stop)?;
-    if output.is_complete(&run.manifest)? {
-        tracing::info!(labels = %config.out.display(), "already complete");
+/// Does what an opened run has to do.
+fn finish(opened: Opened<'_>, member: &Member<'_>) -> Result<End> {
+    let Opened { run, networks, todo, text_widths, is_complete } = opened;
+    let output = run.output;
+    if is_complete {
+        tracing::info!(labels = %run.config.out.display(), "already complete");
         if let Some(_lock) = output.merge_lock()? {
             output.tidy()?;
         }
         return Ok(End::Done);
     }
-    output.refuse_another_run(&run.manifest)?;
-    let todo = Todo::find(&run)?;
-    let files = todo.files.iter().map(|(file, _)| *file);
-    Room::of(&plan, files, &described.text_widths(), scorers.scorer.len())
-        .refuse_full_scratch(&config.scratch())?;
-    // The networks are loaded before anything is written: a wrong checkpoint leaves no trace.
-    let mut networks = Networks::Described(Box::new(described));
-    if !todo.files.is_empty() {
-        networks = networks.load(&run)?;
-    }
-    output.begin(&run.manifest)?;
-    let _shard_lock = output.shard_lock()?;
+    let _lock = output.member_lock()?;
     if let Networks::Loaded(set) = &networks {
-        run.score(set, todo)?;
+        run.score(set, &text_widths, &todo, member)?;
     }
-    run.merge_if_ready(networks)
+    run.merge_if_ready(networks, &text_widths)
 }
 
 /// The files of pairs. Files that are not taken are logged.
@@ -156,13 +165,17 @@ impl Config {
     fn scratch(&self) -> PathBuf {
         self.scratch.clone().unwrap_or_else(|| output::folder_of(&self.out))
     }
+
+    fn plan_options(&self) -> PlanOptions {
+        PlanOptions { limit: self.limit, unit_pairs: self.unit_pairs }
+    }
 }
 
 /// A run that is planned.
 struct Run<'run> {
     config: &'run Config,
     output: &'run Output<'run>,
-    plan: &'run Plan,
+    plan: Plan,
     manifest: Manifest,
     fingerprint: String,
     /// The folder of the parts.
@@ -170,17 +183,74 @@ struct Run<'run> {
     stop: &'run StopFlag,
 }
 
+/// A run whose work folder is there, with what this process needs for it.
+struct Opened<'run> {
+    run: Run<'run>,
+    networks: Networks,
+    todo: Todo,
+    /// Numbers per caption of each text tower.
+    text_widths: Vec<usize>,
+    /// Whether the labels file is there.
+    is_complete: bool,
+}
+
 impl<'run> Run<'run> {
     fn new(
         config: &'run Config,
         output: &'run Output<'run>,
-        plan: &'run Plan,
+        plan: Plan,
         scorers: &ScorersManifest,
         stop: &'run StopFlag,
     ) -> Result<Self> {
-        let manifest = Manifest::new(config, scorers, plan);
+        let manifest = Manifest::new(config, scorers, &plan);
         let fingerprint = manifest.fingerprint()?;
         Ok(Self { config, output, plan, fingerprint, manifest, parts: output.parts(), stop })
+    }
+
+    /// Plans a run, or reads the plan that another process or an earlier start has made, checks
+    /// everything, and makes the work folder.
+    fn open(
+        config: &'run Config,
+        output: &'run Output<'run>,
+        inputs: &[InputFile],
+        scorers: &ScorersConfig,
+        stop: &'run StopFlag,
+    ) -> Result<Opened<'run>> {
+        let options = config.plan_options();
+        let known = output.read_plan(inputs, options, stop)?;
+        let is_new = known.is_none();
+        let plan = match known {
+            Some(plan) => {
+                tracing::info!(files = inputs.len(), "the plan of an earlier start is used");
+                plan
+            }
+            None => {
+                tracing::info!(files = inputs.len(), "planning");
+                Plan::make(inputs, options, &config.scratch(), stop)?
+            }
+        };
+        refuse_nothing(&plan)?;
+        let mut hashes = output.read_hashes();
+        let described = DescribedScorers::of_hashed(scorers, config.compute, &mut hashes)?;
+        stop.check()?;
+        let text_widths = described.text_widths();
+        let run = Self::new(config, output, plan, described.manifest(), stop)?;
+        let mut networks = Networks::Described(Box::new(described));
+        if output.is_complete(&run.manifest)? {
+            let todo = Todo::default();
+            return Ok(Opened { run, networks, todo, text_widths, is_complete: true });
+        }
+        output.refuse_another_run(&run.manifest, &run.plan)?;
+        let todo = Todo::find(&run)?;
+        Room::of(&run.plan, todo.units.iter().copied(), &text_widths, scorers.scorer.len())
+            .refuse_full_scratch(&config.scratch())?;
+        // The networks are loaded before anything is written: a wrong checkpoint leaves no trace.
+        if !todo.units.is_empty() {
+            networks = networks.load(&run)?;
+        }
+        let new_plan = is_new.then_some((&run.plan, options));
+        output.begin(&run.manifest, &hashes, new_plan)?;
+        Ok(Opened { run, networks, todo, text_widths, is_complete: false })
     }
 }
 
@@ -215,32 +285,99 @@ impl Networks {
 }
 
 impl Run<'_> {
-    /// Scores the files that have no part yet.
-    fn score(&self, set: &ScorerSet, todo: Todo) -> Result<()> {
-        let progress = Progress::new("scoring", "images", todo.images);
-        progress.already_done(todo.images_done);
-        let files = todo.files.into_iter().map(|(file, path)| (file, Choice::First, path));
-        self.score_files(set, files, progress)
-    }
-
-    fn score_files(
+    /// Scores the units that this process gets and that have no part yet.
+    fn score(
         &self,
         set: &ScorerSet,
-        files: impl Iterator<Item = (usize, Choice, PathBuf)>,
-        progress: Progress,
+        text_widths: &[usize],
+        todo: &Todo,
+        member: &Member<'_>,
+    ) -> Result<()> {
+        let progress = Progress::new("scoring", "images", todo.images);
+        progress.already_done(todo.images_done);
+        let mut captions = self.captions(set, text_widths)?;
+        if !self.config.sharing.is_alone() {
+            let chunks = captions::chunks_of(self.plan.captions.len());
+            captions.encode_dealt(member.deal("captions", chunks), member.store().is_some())?;
+        }
+        let tasks = self.tasks(todo, member, &progress);
+        self.score_tasks(set, captions, tasks, &progress)?;
+        progress.finish();
+        Ok(())
+    }
+
+    /// What this process gets to score, unit by unit.
+    fn tasks<'task>(
+        &'task self,
+        todo: &'task Todo,
+        member: &'task Member<'_>,
+        progress: &'task Progress,
+    ) -> impl Iterator<Item = Result<Task>> + Send + 'task {
+        let count = self.plan.units.len();
+        let mut units = member.deal("units", count);
+        let mut next = 0;
+        // Units that are dealt to others move the progress of all.
+        let pass = move |from: usize, to: usize| {
+            for unit in (from..to).filter(|&unit| member.store().is_some() && !todo.done[unit]) {
+                progress.add(self.plan.images_owned_by(&self.plan.units[unit]));
+            }
+        };
+        std::iter::from_fn(move || {
+            loop {
+                let unit = match units.next() {
+                    Some(Ok(unit)) => unit,
+                    Some(Err(error)) => return Some(Err(error)),
+                    None => {
+                        pass(next, count);
+                        next = count;
+                        return None;
+                    }
+                };
+                pass(next, unit);
+                next = unit + 1;
+                if todo.done[unit] {
+                    continue;
+                }
+                let path = part::path(&self.parts, unit, count);
+                match part::is_done(&path, &self.fingerprint) {
+                    Ok(true) => pass(unit, unit + 1),
+                    Ok(false) => return Some(Ok(Task { unit, choice: Choice::First, path })),
+                    Err(error) => return Some(Err(error)),
+                }
+            }
+        })
+    }
+
+    fn captions<'set>(
+        &'set self,
+        set: &'set ScorerSet,
+        text_widths: &[usize],
+    ) -> Result<CaptionFeatures<'set>> {
+        let captions = &self.plan.captions;
+        let shared = SharedFeatures::new(
+            self.output.captions(),
+            &self.fingerprint,
+            captions.len(),
+            text_widths.to_vec(),
+        );
+        let scratch = self.config.scratch();
+        CaptionFeatures::new(captions, set, &scratch, Some(shared), self.stop)
+    }
+
+    fn score_tasks(
+        &self,
+        set: &ScorerSet,
+        mut captions: CaptionFeatures<'_>,
+        tasks: impl Iterator<Item = Result<Task>> + Send,
+        progress: &Progress,
     ) -> Result<()> {
         let started = Instant::now();
-        let mut captions = CaptionFeatures::new(&self.plan.captions, set, &self.config.scratch())?;
         let batch_size = self.config.batch_size;
-        let source = Source { plan: self.plan, set, batch_size, stop: self.stop };
+        let source = Source { plan: &self.plan, batch_size, stop: self.stop };
         let fingerprint = &self.fingerprint;
-        let mut scoring = Scoring { source, fingerprint, progress: &progress, failed_images: 0 };
-        for (file, choice, path) in files {
-            pipeline::score_file(&mut scoring, &mut captions, file, choice, &path).with_context(
-                || format!("scoring {}", self.plan.files[file].input.path.display()),
-            )?;
-        }
-        progress.finish();
+        let mut scoring = Scoring { source, set, fingerprint, progress, failed_images: 0 };
+        pipeline::score(&mut scoring, &mut captions, tasks)?;
+        tracing::debug!(captions = captions.encoded(), "captions were encoded here");
         // On a GPU the networks run beside the host, whose time says nothing about them.
         if !set.compute().device.is_cuda() {
             let (networks, wall) =
@@ -252,37 +389,39 @@ impl Run<'_> {
     }
 
     /// Puts the output in its place when all parts are there.
-    fn merge_if_ready(&self, networks: Networks) -> Result<End> {
-        let (config, output, count) = (self.config, self.output, self.plan.files.len());
-        let mut waiting_for = 0;
-        for index in 0..count {
-            let path = part::path(&self.parts, index, count);
-            waiting_for += usize::from(!part::is_done(&path, &self.fingerprint)?);
+    fn merge_if_ready(&self, networks: Networks, text_widths: &[usize]) -> Result<End> {
+        let (config, output, count) = (self.config, self.output, self.plan.units.len());
+        let mut missing = 0;
+        for unit in 0..count {
+            let path = part::path(&self.parts, unit, count);
+            missing += usize::from(!part::is_done(&path, &self.fingerprint)?);
         }
         let merged_by_another = || {
-            Ok::<_, anyhow::Error>(!config.shard.is_whole() && output.is_complete(&self.manifest)?)
+            Ok::<_, anyhow::Error>(
+                !config.sharing.is_alone() && output.is_complete(&self.manifest)?,
+            )
         };
-        // If several shards finish together, one of them merges and then removes the parts.
-        if waiting_for > 0 {
+        // If several processes finish together, one of them merges and then removes the parts.
+        if missing > 0 {
             return Ok(match merged_by_another()? {
-                true => End::Done,
-                false => End::ShardDone { waiting_for },
+                true => End::DoneElsewhere,
+                false => End::ShareDone { missing },
             });
         }
         let Some(_lock) = output.merge_lock()? else {
-            return Ok(End::ShardDone { waiting_for });
+            return Ok(End::ShareDone { missing });
         };
         if merged_by_another()? {
-            return Ok(End::Done);
+            return Ok(End::DoneElsewhere);
         }
         tracing::info!(parts = count, "merging");
-        let scores = self.scores(networks)?;
+        let scores = self.scores(networks, text_widths)?;
         let note = self.note()?;
         let mut metadata = self.manifest.metadata()?;
         if note.memory != MemoryLimits::default() {
             metadata.insert(KEY_MEMORY.to_owned(), runkit::manifest::canonical_json(&note.memory)?);
         }
-        let merge = Merge::new(self.plan, &scores, &self.manifest.voters, config.ties);
+        let merge = Merge::new(&self.plan, &scores, &self.manifest.voters, config.ties);
         let summary = merge.write(&config.out, &metadata, self.stop)?;
         tracing::info!(
             rows = summary.rows,
@@ -311,7 +450,7 @@ impl Run<'_> {
 
     /// The notes of all parts together.
     fn note(&self) -> Result<Note> {
-        let count = self.plan.files.len();
+        let count = self.plan.units.len();
         let mut note = Note::default();
         for index in 0..count {
             note = note.with(Note::read(&part::path(&self.parts, index, count))?);
@@ -325,23 +464,23 @@ impl Run<'_> {
 
     /// The scores of all parts. Only all parts together show which images were scored nowhere;
     /// those are scored first.
-    fn scores(&self, networks: Networks) -> Result<Scores> {
+    fn scores(&self, networks: Networks, text_widths: &[usize]) -> Result<Scores> {
         let scorers = &self.manifest.scorers.scorers;
         let reads_captions: Vec<bool> =
             scorers.iter().map(|scorer| scorer.text.is_some()).collect();
         let read = || {
             let names = &self.manifest.voters;
-            Scores::read(self.plan, &reads_captions, names, &self.parts, self.stop)
+            Scores::read(&self.plan, &reads_captions, names, &self.parts, self.stop)
         };
         let scores = read()?;
-        let several = scores.uids_with_other_bytes(self.plan);
+        let several = scores.uids_with_other_bytes(&self.plan);
         if several > 0 {
             tracing::warn!(
                 uids = several,
                 "some uids name images with different bytes; each is scored as an image of its own"
             );
         }
-        let gaps = scores.gaps(self.plan);
+        let gaps = scores.gaps(&self.plan);
         if gaps.is_empty() {
             return Ok(scores);
         }
@@ -350,47 +489,53 @@ impl Run<'_> {
         tracing::info!(images, "scoring images whose uid names other bytes elsewhere");
         let networks = networks.load(self)?;
         if let Networks::Loaded(set) = &networks {
-            let count = self.plan.files.len();
-            let files = gaps.into_iter().map(|(file, slots)| {
-                (file, Choice::Rest(slots), part::rest_path(&self.parts, file, count))
+            let count = self.plan.units.len();
+            let tasks = gaps.into_iter().map(|(unit, slots)| {
+                let path = part::rest_path(&self.parts, unit, count);
+                Ok(Task { unit, choice: Choice::Rest(slots), path })
             });
-            self.score_files(
-                set,
-                files,
-                Progress::new("scoring the rest", "images", images as u64),
-            )?;
+            let progress = Progress::new("scoring the rest", "images", images as u64);
+            self.score_tasks(set, self.captions(set, text_widths)?, tasks, &progress)?;
+            progress.finish();
         }
         let scores = read()?;
         ensure!(
-            scores.gaps(self.plan).is_empty(),
+            scores.gaps(&self.plan).is_empty(),
             "the images have changed during the run; hint: start over with --fresh"
         );
         Ok(scores)
     }
 }
 
-/// What this process has to score.
+/// What this process may have to score.
+#[derive(Debug, Default)]
 struct Todo {
-    /// Input files of this shard without a part, and where their parts go.
-    files: Vec<(usize, PathBuf)>,
-    /// Distinct images of the shard.
+    /// Units without a part that this process may get.
+    units: Vec<usize>,
+    /// For every unit of the run, whether an earlier start or another process has scored it.
+    done: Vec<bool>,
+    /// Distinct images of the units that this process may get, the scored ones too.
     images: u64,
-    /// Those of them that an earlier run has scored.
+    /// Those of them that are scored.
     images_done: u64,
 }
 
 impl Todo {
     fn find(run: &Run<'_>) -> Result<Self> {
-        let (config, count) = (run.config, run.plan.files.len());
-        let mut todo = Self { files: Vec::new(), images: 0, images_done: 0 };
-        for index in (0..count).filter(|&index| config.shard.owns(index as u64)) {
+        let (config, count) = (run.config, run.plan.units.len());
+        let mut todo = Self { done: vec![false; count], ..Self::default() };
+        for (index, unit) in run.plan.units.iter().enumerate() {
+            if !config.sharing.may_do(index) {
+                continue;
+            }
             let path = part::path(&run.parts, index, count);
-            let owned = run.plan.images_owned_by(index);
+            let owned = run.plan.images_owned_by(unit);
             todo.images += owned;
             if !config.fresh && part::is_done(&path, &run.fingerprint)? {
                 todo.images_done += owned;
+                todo.done[index] = true;
             } else {
-                todo.files.push((index, path));
+                todo.units.push(index);
             }
         }
         Ok(todo)

@@ -2,16 +2,20 @@
 //! that made it.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
+use runkit::files::FileHashes;
 use runkit::lock::{LockError, OutputLock};
 use runkit::output::{OutputFile, State};
 use runkit::run_folder::{FolderKind, RunFolder, hidden_beside};
 use schemas::labels::{KEY_MANIFEST, LabelsError, LabelsFile};
 use schemas::pairs::InputFile;
+use runkit::signals::StopFlag;
 use serde_json::{Value, json};
 
-use super::{Config, Manifest};
+use super::plan::{Plan, PlanOptions};
+use super::{Config, Manifest, Sharing, part};
 
 /// The work folder, which holds what a run has until the labels file is complete.
 const WORK: FolderKind = FolderKind {
@@ -23,6 +27,9 @@ const WORK: FolderKind = FolderKind {
     notes: &[],
     hint: None,
 };
+
+/// How often a process looks whether another one has made the plan.
+const POLL: Duration = Duration::from_millis(100);
 
 /// The first line of saved settings. It shows that a file is ours.
 const SETTINGS_HEAD: &str = "# Written by relabel score; a valid --config.\n";
@@ -72,6 +79,34 @@ impl<'run> Output<'run> {
         self.work.path().join("parts")
     }
 
+    /// The folder of the caption features that the processes share.
+    pub(super) fn captions(&self) -> PathBuf {
+        self.work.path().join("captions")
+    }
+
+    /// The plan.
+    fn plan(&self) -> PathBuf {
+        self.work.path().join("plan")
+    }
+
+    /// The plan that an earlier start or another process has made of these inputs.
+    pub(super) fn read_plan(
+        &self,
+        inputs: &[InputFile],
+        options: PlanOptions,
+        stop: &StopFlag,
+    ) -> Result<Option<Plan>> {
+        match self.config.fresh {
+            true => Ok(None),
+            false => Plan::read(&self.plan(), inputs, options, stop),
+        }
+    }
+
+    /// The checksums of weights that an earlier start or another process has computed.
+    pub(super) fn read_hashes(&self) -> FileHashes {
+        FileHashes::read(self.work.path())
+    }
+
     fn labels(&self) -> OutputFile<'run> {
         labels_output(&self.config.out, self.config.fresh)
     }
@@ -90,30 +125,56 @@ impl<'run> Output<'run> {
         Ok(self.work.refuse_foreign()?)
     }
 
-    /// The lock that keeps two runs from one output. Shards of one run hold it together.
+    /// The lock that keeps two runs from one output. The processes of one run hold it together.
     pub(super) fn lock(&self) -> Result<OutputLock> {
-        Ok(match self.config.shard.is_whole() {
+        Ok(match self.config.sharing.is_alone() {
             true => self.work.lock()?,
             false => self.work.lock_shared()?,
         })
     }
 
-    /// The lock that keeps two processes from one shard; `None` if this process does all of the
-    /// work.
-    pub(super) fn shard_lock(&self) -> Result<Option<OutputLock>> {
-        let shard = self.config.shard;
-        if shard.is_whole() {
-            return Ok(None);
-        }
-        let name = format!("shard-{}-of-{}.lock", shard.index(), shard.count());
-        Ok(Some(OutputLock::exclusive(self.work.path().join(name))?))
+    /// The lock that keeps two processes from one shard or rank; `None` if this process does all of
+    /// the work.
+    pub(super) fn member_lock(&self) -> Result<Option<OutputLock>> {
+        let Some(name) = self.config.sharing.lock_name() else { return Ok(None) };
+        let file = self.work.path().join(format!("{name}.lock"));
+        Ok(Some(OutputLock::exclusive(file)?))
     }
 
-    /// The lock of the process that writes the labels file; `None` if another shard has it.
+    /// The lock of the shard that makes the plan and the checksums; the others wait for it, and
+    /// then find both in the work folder. `None` if this process does all of the work, or a
+    /// launcher says who makes them.
+    pub(super) fn planning_lock(&self, stop: &StopFlag) -> Result<Option<OutputLock>> {
+        if !matches!(self.config.sharing, Sharing::Shard(_)) {
+            return Ok(None);
+        }
+        let file = hidden_beside(&self.config.out, "plan.lock");
+        let mut is_said = false;
+        loop {
+            match OutputLock::exclusive(&file) {
+                Ok(lock) => return Ok(Some(lock)),
+                Err(LockError::Held { holders, .. }) => {
+                    if let Some(holder) = holders.first().filter(|_| !is_said) {
+                        tracing::info!(
+                            process = holder.process,
+                            host = holder.host,
+                            "waiting for another shard, which makes the plan"
+                        );
+                        is_said = true;
+                    }
+                }
+                Err(error) => return Err(error.into()),
+            }
+            stop.check()?;
+            std::thread::sleep(POLL);
+        }
+    }
+
+    /// The lock of the process that writes the labels file; `None` if another one has it.
     pub(super) fn merge_lock(&self) -> Result<Option<OutputLock>> {
         match OutputLock::exclusive(hidden_beside(&self.config.out, "merge.lock")) {
             Ok(lock) => Ok(Some(lock)),
-            Err(LockError::Held { .. }) if !self.config.shard.is_whole() => Ok(None),
+            Err(LockError::Held { .. }) if !self.config.sharing.is_alone() => Ok(None),
             Err(error) => Err(error.into()),
         }
     }
@@ -125,23 +186,45 @@ impl<'run> Output<'run> {
         Ok(self.labels().examine(&[], &manifest, manifest_of_labels)? == State::Complete)
     }
 
-    /// Refuses to resume the work of another run.
-    pub(super) fn refuse_another_run(&self, manifest: &Manifest) -> Result<()> {
-        if !self.config.fresh {
-            self.work.refuse_another(manifest)?;
+    /// Refuses to resume the work of another run, or parts of other units.
+    pub(super) fn refuse_another_run(&self, manifest: &Manifest, plan: &Plan) -> Result<()> {
+        if self.config.fresh {
+            return Ok(());
+        }
+        self.work.refuse_another(manifest)?;
+        let units = plan.units.len();
+        if let Some(other) = part::of_other_units(&self.parts(), units)? {
+            bail!(
+                "{}: expected parts of {units} units, found this one, as a version wrote it that scored                  whole files\nhint: finish the run with that version, or start over with --fresh",
+                other.display()
+            );
         }
         Ok(())
     }
 
-    /// Makes the work folder, or resumes that of an earlier start.
-    pub(super) fn begin(&self, manifest: &Manifest) -> Result<()> {
+    /// Makes the work folder with the checksums and the plan, or resumes that of an earlier start.
+    /// `new_plan` is the plan if it is not there.
+    pub(super) fn begin(
+        &self,
+        manifest: &Manifest,
+        hashes: &FileHashes,
+        new_plan: Option<(&Plan, PlanOptions)>,
+    ) -> Result<()> {
         if self.config.fresh {
             self.work.remove()?;
         }
         self.work.begin(manifest)?;
         runkit::files::create_folder(self.parts())?;
-        if self.config.shard.is_whole() {
-            runkit::files::remove_stale_temporaries(self.parts())?;
+        if self.config.sharing.is_alone() {
+            for folder in [self.parts(), self.captions()] {
+                runkit::files::remove_stale_temporaries(folder)?;
+            }
+        }
+        if self.read_hashes() != *hashes {
+            hashes.write(self.work.path())?;
+        }
+        if let Some((plan, options)) = new_plan {
+            plan.save(options, &self.plan())?;
         }
         Ok(())
     }

@@ -1,6 +1,6 @@
-//! Parts: what has been scored of one input file, complete or not there at all.
+//! Parts: what has been scored of one unit, complete or not there at all.
 //!
-//! A part holds a row for every slot of the file, with the digest of the bytes found there, and a
+//! A part holds a row for every slot of the unit, with the digest of the bytes found there, and a
 //! row for every score. If a uid names other bytes elsewhere, the merge therefore notices it, and
 //! does not give them foreign scores.
 
@@ -39,7 +39,7 @@ const ROWS_PER_BATCH: usize = 4096;
 /// One row of a part.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct PartRow {
-    /// 2·row + position, within the input file.
+    /// 2·row + position, within the unit.
     pub(crate) slot: u64,
     /// The digest of the encoded image; `None` if it is null or empty.
     pub(crate) content: Option<Digest>,
@@ -50,7 +50,7 @@ pub(crate) struct PartRow {
 /// What a row of a part says about the image in its slot.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) enum Found {
-    /// That there is one. Every slot has one such row in the part of its file.
+    /// That there is one. Every slot has one such row in the part of its unit.
     Occurrence,
     /// Its scores with this image-caption pair, one per scorer, which may be NaN or infinite.
     Scores {
@@ -111,6 +111,17 @@ pub(crate) fn path(folder: &Path, index: usize, count: usize) -> PathBuf {
 /// show to be scored nowhere.
 pub(crate) fn rest_path(folder: &Path, index: usize, count: usize) -> PathBuf {
     folder.join(format!("rest-{index:05}-of-{count:05}.parquet"))
+}
+
+/// A part in `folder` that is of another number of units than `count`, if there is one.
+pub(crate) fn of_other_units(folder: &Path, count: usize) -> Result<Option<PathBuf>> {
+    let ours = format!("-of-{count:05}.parquet");
+    let is_other = |name: &str| {
+        let is_part = name.starts_with("part-") || name.starts_with("rest-");
+        is_part && name.ends_with(".parquet") && !name.ends_with(&ours)
+    };
+    let found = runkit::run_folder::names_in(folder, is_other)?;
+    Ok(found.first().map(|name| folder.join(name)))
 }
 
 fn schema(scorers: &[String]) -> Schema {

@@ -1,77 +1,208 @@
-//! One input file through the networks: read → hash → decode and preprocess → batches → scores →
-//! part.
+//! Units through the networks: read → hash → decode and preprocess → batches → scores → parts.
 //!
 //! On a CPU the stages take turns, each with every core: libtorch's threads spin while they wait,
-//! and two pools that want the same cores slow each other. On a GPU a bounded number of batches is
-//! prefetched.
+//! and two pools that want the same cores slow each other. On a GPU a thread reads, another one
+//! decodes, both a bounded number of batches ahead, also beyond the end of a unit, and a third one
+//! makes finished parts durable: the networks wait for neither.
 
-use std::path::Path;
+use std::collections::VecDeque;
+use std::path::PathBuf;
 use std::time::Instant;
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use runkit::prefetch::prefetch;
 use runkit::progress::Progress;
 use scorers::{PreprocessedImage, ScorerSet};
 
-use super::batches::{Batch, Batches, Choice, Chosen, Source};
+use super::batches::{Batch, Batches, Choice, Chosen, Decoder, OpenFile, Source, Waiting};
 use super::captions::CaptionFeatures;
 use super::part::{Found, PartRow, PartWriter};
 use super::plan::Plan;
 
-/// Batches that are prefetched for a GPU.
-const BATCHES_AHEAD: usize = 4;
+/// Batches that are read for a GPU before they are decoded.
+const BATCHES_READ: usize = 2;
+/// Batches that are decoded for a GPU before it takes them.
+const BATCHES_DECODED: usize = 4;
 
-/// What [`score_file`] works with.
+/// A unit to score, and where its part goes.
+#[derive(Debug)]
+pub(crate) struct Task {
+    pub(crate) unit: usize,
+    pub(crate) choice: Choice,
+    pub(crate) path: PathBuf,
+}
+
+/// What the stages hand on.
+enum Step<B> {
+    /// A unit begins.
+    Begin { unit: usize, path: PathBuf },
+    Batch(B),
+    /// All batches of the unit came before.
+    End,
+}
+
+/// Reads units one after the other.
+struct Reader<'run, T> {
+    source: Source<'run>,
+    tasks: T,
+    file: OpenFile,
+    /// The unit that is read, if one is.
+    batches: Option<(usize, Batches<'run>)>,
+    /// A unit that begins before its first batch.
+    opening: Option<(usize, Choice)>,
+    failed: bool,
+}
+
+impl<T: Iterator<Item = Result<Task>>> Reader<'_, T> {
+    fn step(&mut self) -> Result<Option<Step<(Batch, Vec<Waiting>)>>> {
+        let about = |plan: &Plan, unit: usize| {
+            format!("scoring {}", plan.files[plan.units[unit].file].input.path.display())
+        };
+        if let Some((unit, choice)) = self.opening.take() {
+            let batches = Batches::open(self.source, unit, choice, &mut self.file);
+            self.batches = Some((unit, batches.with_context(|| about(self.source.plan, unit))?));
+        }
+        if let Some((unit, batches)) = &mut self.batches {
+            if let Some(batch) = batches.next() {
+                let batch = batch.with_context(|| about(self.source.plan, *unit))?;
+                return Ok(Some(Step::Batch(batch)));
+            }
+            // The batches end early once a stop is asked for.
+            self.source.stop.check()?;
+            self.batches = None;
+            return Ok(Some(Step::End));
+        }
+        self.source.stop.check()?;
+        let Some(task) = self.tasks.next() else { return Ok(None) };
+        let Task { unit, choice, path } = task?;
+        self.opening = Some((unit, choice));
+        Ok(Some(Step::Begin { unit, path }))
+    }
+}
+
+impl<T: Iterator<Item = Result<Task>>> Iterator for Reader<'_, T> {
+    type Item = Result<Step<(Batch, Vec<Waiting>)>>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.failed {
+            return None;
+        }
+        let item = self.step().transpose();
+        self.failed = matches!(item, Some(Err(_)));
+        item
+    }
+}
+
+/// What [`score`] works with.
 pub(crate) struct Scoring<'run> {
     pub(crate) source: Source<'run>,
+    pub(crate) set: &'run ScorerSet,
     pub(crate) fingerprint: &'run str,
     pub(crate) progress: &'run Progress,
     /// Images that could not be scored by every scorer, so far.
     pub(crate) failed_images: u64,
 }
 
-/// Scores what is chosen of `file` and writes its part to `path`.
-pub(crate) fn score_file(
+/// Scores units and writes their parts.
+pub(crate) fn score(
     scoring: &mut Scoring<'_>,
     captions: &mut CaptionFeatures<'_>,
-    file: usize,
-    choice: Choice,
-    path: &Path,
+    tasks: impl Iterator<Item = Result<Task>> + Send,
 ) -> Result<()> {
     let source = scoring.source;
-    let mut part = PartWriter::create(path, &source.set.names(), scoring.fingerprint)?;
-    let batches = Batches::open(source, file, choice)?;
-    let ahead = if source.set.compute().device.is_cuda() { BATCHES_AHEAD } else { 0 };
-    prefetch(batches, ahead, |batches| -> Result<()> {
-        for batch in batches {
-            score_batch(scoring, captions, batch?, file, &mut part)?;
-            source.stop.check()?;
-        }
-        Ok(())
-    })?;
-    // The batches end early once a stop is asked for.
-    source.stop.check()?;
-    part.finish()
+    let (read, decoded) = match scoring.set.compute().device.is_cuda() {
+        true => (BATCHES_READ, BATCHES_DECODED),
+        false => (0, 0),
+    };
+    let decoder = Decoder::new(scoring.set.image_preprocessor());
+    let reader = Reader {
+        source,
+        tasks,
+        file: OpenFile::default(),
+        batches: None,
+        opening: None,
+        failed: false,
+    };
+    let decode = |step: Result<Step<(Batch, Vec<Waiting>)>>| {
+        Ok(match step? {
+            Step::Begin { unit, path } => Step::Begin { unit, path },
+            Step::Batch(batch) => Step::Batch(decoder.decode(batch)),
+            Step::End => Step::End,
+        })
+    };
+    let finish_beside = read > 0;
+    std::thread::scope(|scope| {
+        let mut finishing = VecDeque::new();
+        let mut finish = |part: PartWriter| -> Result<()> {
+            if !finish_beside {
+                return part.finish();
+            }
+            finishing.push_back(scope.spawn(move || part.finish()));
+            // One is being synced while the next is scored.
+            while finishing.len() > 1 {
+                if let Some(earlier) = finishing.pop_front() {
+                    joined(earlier)?;
+                }
+            }
+            Ok(())
+        };
+        prefetch(reader, read, |steps| {
+            prefetch(steps.map(decode), decoded, |steps| {
+                let mut open: Option<(usize, PartWriter)> = None;
+                for step in steps {
+                    match (step?, &mut open) {
+                        (Step::Begin { unit, path }, _) => {
+                            let names = scoring.set.names();
+                            let part = PartWriter::create(&path, &names, scoring.fingerprint)?;
+                            open = Some((unit, part));
+                        }
+                        (Step::Batch(batch), Some((unit, part))) => {
+                            score_batch(scoring, captions, batch, *unit, part)?;
+                            source.stop.check()?;
+                        }
+                        (Step::End, part) => {
+                            if let Some((_, part)) = part.take() {
+                                finish(part)?;
+                            }
+                        }
+                        // The reader begins a unit before its first batch.
+                        (Step::Batch(_), None) => {}
+                    }
+                }
+                Ok::<_, anyhow::Error>(())
+            })
+        })?;
+        finishing.into_iter().try_for_each(joined)
+    })
+}
+
+/// The result of a thread; its panic is a panic here.
+fn joined(thread: std::thread::ScopedJoinHandle<'_, Result<()>>) -> Result<()> {
+    thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
 }
 
 /// Images per second, decoding included, measured on the first batches after one to warm up.
-pub(crate) fn rate(source: Source<'_>, captions: &mut CaptionFeatures<'_>) -> Result<Option<f64>> {
+pub(crate) fn rate(
+    source: Source<'_>,
+    set: &ScorerSet,
+    captions: &mut CaptionFeatures<'_>,
+) -> Result<Option<f64>> {
+    let decoder = Decoder::new(set.image_preprocessor());
     let mut rate = None;
     for _ in 0..2 {
         let started = Instant::now();
-        let mut batches = Batches::open(source, 0, Choice::First)?;
+        let mut batches = Batches::open(source, 0, Choice::First, &mut OpenFile::default())?;
         let Some(batch) = batches.next() else { break };
-        let batch = batch?;
+        let batch = decoder.decode(batch?);
         let decoded = DecodedBatch::of(source.plan, &batch.images);
         if decoded.images.is_empty() {
             break;
         }
-        decoded.scores(source.set, captions)?;
+        decoded.scores(set, captions)?;
         rate = Some(decoded.images.len() as f64 / started.elapsed().as_secs_f64());
     }
     Ok(rate)
 }
-
 /// The images of a batch that could be decoded, with what is to be scored of them.
 struct DecodedBatch<'batch> {
     images: Vec<&'batch PreprocessedImage>,
@@ -124,12 +255,12 @@ fn score_batch(
     scoring: &mut Scoring<'_>,
     captions: &mut CaptionFeatures<'_>,
     batch: Batch,
-    file: usize,
+    unit: usize,
     part: &mut PartWriter,
 ) -> Result<()> {
-    let first_slot = scoring.source.plan.files[file].slots().start;
+    let first_slot = scoring.source.plan.units[unit].slots().start;
     let decoded = DecodedBatch::of(scoring.source.plan, &batch.images);
-    let mut scores = decoded.scores(scoring.source.set, captions)?.into_iter();
+    let mut scores = decoded.scores(scoring.set, captions)?.into_iter();
     for (slot, content) in batch.slots {
         part.write(PartRow { slot: slot - first_slot, content, found: Found::Occurrence })?;
     }
@@ -156,7 +287,7 @@ fn score_batch(
         }
         scoring.failed_images += u64::from(failed);
     }
-    part.note.memory = scoring.source.set.memory_limits();
+    part.note.memory = scoring.set.memory_limits();
     scoring.progress.add(batch.owners);
     if scoring.failed_images > 0 {
         scoring.progress.message(format!("{} failed", scoring.failed_images));

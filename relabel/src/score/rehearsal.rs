@@ -59,23 +59,31 @@ pub fn rehearse(config: &Config, stop: &StopFlag) -> Result<Rehearsal> {
     let scorers = ScorersConfig::read(&config.scorers)?;
     let output = Output::new(config);
     output.refuse_foreign(&inputs)?;
-    tracing::info!(files = inputs.len(), "planning");
     // The folder of the output need not exist yet.
     let scratch = config.scratch.clone().unwrap_or_else(std::env::temp_dir);
-    let plan = Plan::make(&inputs, config.limit, &scratch, stop)?;
+    let options = config.plan_options();
+    let plan = match output.read_plan(&inputs, options, stop)? {
+        Some(plan) => plan,
+        None => {
+            tracing::info!(files = inputs.len(), "planning");
+            Plan::make(&inputs, options, &scratch, stop)?
+        }
+    };
     refuse_nothing(&plan)?;
     let loading = Instant::now();
-    let described = DescribedScorers::of(&scorers, config.compute)?;
+    let described =
+        DescribedScorers::of_hashed(&scorers, config.compute, &mut output.read_hashes())?;
     let widths = described.text_widths();
     let set = described.load()?;
     let loading = loading.elapsed();
-    let run = Run::new(config, &output, &plan, set.manifest(), stop)?;
+    let run = Run::new(config, &output, plan, set.manifest(), stop)?;
     let complete = output.is_complete(&run.manifest)?;
     if !complete {
-        output.refuse_another_run(&run.manifest)?;
+        output.refuse_another_run(&run.manifest, &run.plan)?;
     }
     let todo = Todo::find(&run)?;
-    let count = plan.files.len();
+    let plan = &run.plan;
+    let count = plan.units.len();
     let mut done = 0;
     for index in 0..count {
         let path = part::path(&run.parts, index, count);
@@ -84,13 +92,13 @@ pub fn rehearse(config: &Config, stop: &StopFlag) -> Result<Rehearsal> {
     let state = match done {
         _ if complete => "complete; nothing to do".to_owned(),
         0 => "new".to_owned(),
-        done => format!("resumes, {done} of {count} files are done"),
+        done => format!("resumes, {done} of {count} units are done"),
     };
-    let files = todo.files.iter().map(|(file, _)| *file);
-    let room = Room::of(&plan, files, &widths, scorers.scorer.len());
-    let mut captions = CaptionFeatures::new(&plan.captions, &set, &scratch)?;
-    let source = Source { plan: &plan, set: &set, batch_size: config.batch_size, stop };
-    let images_per_second = pipeline::rate(source, &mut captions)?;
+    let room = Room::of(plan, todo.units.iter().copied(), &widths, scorers.scorer.len());
+    let mut captions = CaptionFeatures::new(&plan.captions, &set, &scratch, None, stop)?;
+    let source = Source { plan, batch_size: config.batch_size, stop };
+    let images_per_second = pipeline::rate(source, &set, &mut captions)?;
+    drop(captions);
     Ok(Rehearsal {
         input_bytes: inputs
             .iter()

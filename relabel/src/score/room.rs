@@ -13,6 +13,8 @@ const LABEL_BYTES: u64 = 360;
 /// Bytes of a score and of its part of a vote, in the labels and in a part, where they hardly
 /// compress.
 const SCORE_BYTES: u64 = 5;
+/// Bytes of a row in the plan, besides the text of its caption.
+const PLAN_BYTES: u64 = 36;
 /// Bytes of a row of a part besides its scores: mostly the digest of an image.
 const PART_BYTES: u64 = 24;
 
@@ -23,30 +25,36 @@ pub struct Room {
     pub labels: u64,
     /// The parts, in the work folder beside the output, until the labels are written.
     pub parts: u64,
-    /// The text of the captions, in the scratch folder of each process.
+    /// The plan and the features of all captions, in the work folder until the labels are written.
+    pub shared: u64,
+    /// The text of the captions, in the scratch folder of a process that makes the plan.
     pub captions: u64,
     /// Features of the captions that this process needs, in the scratch folder.
     pub features: u64,
 }
 
 impl Room {
-    /// For a process that scores `files` of the plan with so many scorers. `widths` are the numbers
-    /// that each text tower gives for a caption. Labels and parts are estimates for all files,
+    /// For a process that scores `units` of the plan with so many scorers. `widths` are the numbers
+    /// that each text tower gives for a caption. Labels and parts are estimates for all units,
     /// captions and features are exact.
     pub(super) fn of(
         plan: &Plan,
-        files: impl Iterator<Item = usize>,
+        units: impl Iterator<Item = usize>,
         widths: &[usize],
         scorers: usize,
     ) -> Self {
-        let captions = files
-            .flat_map(|file| plan.files[file].slots())
+        let captions = units
+            .flat_map(|unit| plan.units[unit].slots())
             .filter(|&slot| plan.owner(slot).map(u64::from) == Some(slot))
             .filter_map(|slot| plan.owner(slot))
             .flat_map(|owner| plan.image_captions_of(owner))
             .filter_map(|index| Some(plan.image_caption(index)?.caption));
         let (rows, scores) = (plan.pairs(), scorers as u64 * SCORE_BYTES);
+        let all = 0..u32::try_from(plan.captions.len()).unwrap_or(u32::MAX);
         Self {
+            shared: rows * PLAN_BYTES
+                + plan.captions.bytes()
+                + feature_bytes(all, plan.captions.len(), widths),
             labels: rows * (LABEL_BYTES + 2 * scores),
             // A row for each place of an image and one for each of its scores.
             parts: 2 * rows * (2 * PART_BYTES + scores),
@@ -58,7 +66,7 @@ impl Room {
     /// The most that the output's folder holds.
     #[must_use]
     pub fn output(&self) -> u64 {
-        self.labels + self.parts
+        self.labels + self.parts + self.shared
     }
 
     /// The most that the scratch folder holds.

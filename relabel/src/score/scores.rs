@@ -1,7 +1,7 @@
 //! All parts together: the bytes in every slot, and their scores.
 //!
 //! A score belongs to the bytes of an image and a caption. Where the same two were scored more than
-//! once (equal bytes under several uids, in several files), the first in input order counts, so
+//! once (equal bytes under several uids, in several units), the first in input order counts, so
 //! that they have the same score everywhere. A scorer that does not read captions has one score for
 //! the same bytes.
 
@@ -13,7 +13,7 @@ use runkit::signals::StopFlag;
 use schemas::labels::Status;
 
 use super::part::{self, Found};
-use super::plan::{Digest, NO_INDEX, Plan, PlannedFile};
+use super::plan::{Digest, NO_INDEX, Plan, Unit};
 
 /// What is known of every image and caption of a run.
 pub(super) struct Scores {
@@ -72,10 +72,10 @@ impl Scores {
         // more.
         scores.scored.reserve_exact(plan.image_caption_count());
         scores.values.reserve_exact(plan.image_caption_count() * scorers.len());
-        for_each_part(plan, folder, |file, path| {
+        for_each_part(plan, folder, |unit, path| {
             part::read(path, scorers, |row| {
                 stop.check()?;
-                let slot = file.slots().start + row.slot;
+                let slot = unit.slots().start + row.slot;
                 let content = *scores.content.get(usize::try_from(slot)?).context(FOREIGN)?;
                 match row.found {
                     Found::Occurrence => {}
@@ -135,12 +135,12 @@ impl Scores {
         }))
     }
 
-    /// What is still to be scored: for each file the slots and their pairs. Bytes that occur in
+    /// What is still to be scored: for each unit the slots and their pairs. Bytes that occur in
     /// several such slots are scored in the first.
     pub(super) fn gaps(&self, plan: &Plan) -> BTreeMap<usize, BTreeMap<u64, Vec<u32>>> {
         let mut first_slots: HashMap<u32, (usize, u64, Vec<u32>)> = HashMap::new();
-        for (index, file) in plan.files.iter().enumerate() {
-            for slot in file.slots() {
+        for (index, unit) in plan.units.iter().enumerate() {
+            for slot in unit.slots() {
                 if self.at(plan, slot) != Some(Held::Gap) {
                     continue;
                 }
@@ -155,8 +155,8 @@ impl Scores {
             }
         }
         let mut gaps: BTreeMap<usize, BTreeMap<u64, Vec<u32>>> = BTreeMap::new();
-        for (file, slot, wanted) in first_slots.into_values() {
-            gaps.entry(file).or_default().insert(slot, wanted);
+        for (unit, slot, wanted) in first_slots.into_values() {
+            gaps.entry(unit).or_default().insert(slot, wanted);
         }
         gaps
     }
@@ -185,11 +185,11 @@ impl Scores {
 fn contents(plan: &Plan, scorers: &[String], folder: &Path, stop: &StopFlag) -> Result<Vec<u32>> {
     let slots = usize::try_from(2 * plan.pairs())?;
     let mut found: Vec<(Digest, u32)> = Vec::with_capacity(slots);
-    for_each_part(plan, folder, |file, path| {
+    for_each_part(plan, folder, |unit, path| {
         part::read(path, scorers, |row| {
             stop.check()?;
             if let (Found::Occurrence, Some(digest)) = (&row.found, row.content) {
-                found.push((digest, u32::try_from(file.slots().start + row.slot)?));
+                found.push((digest, u32::try_from(unit.slots().start + row.slot)?));
             }
             Ok(())
         })
@@ -208,14 +208,14 @@ fn contents(plan: &Plan, scorers: &[String], folder: &Path, stop: &StopFlag) -> 
 fn for_each_part(
     plan: &Plan,
     folder: &Path,
-    mut each: impl FnMut(&PlannedFile, &Path) -> Result<()>,
+    mut each: impl FnMut(&Unit, &Path) -> Result<()>,
 ) -> Result<()> {
-    let count = plan.files.len();
+    let count = plan.units.len();
     for path in [part::path, part::rest_path] {
-        for (index, file) in plan.files.iter().enumerate() {
+        for (index, unit) in plan.units.iter().enumerate() {
             let path = path(folder, index, count);
             if path.exists() {
-                each(file, &path).with_context(|| format!("merging {}", path.display()))?;
+                each(unit, &path).with_context(|| format!("merging {}", path.display()))?;
             }
         }
     }

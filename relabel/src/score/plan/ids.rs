@@ -13,7 +13,7 @@ pub(super) struct Renamed {
     /// The row, counted over the whole run.
     pub(super) row: u32,
     /// 1: its position. More: its position and this number, since other rows have the ids before.
-    attempt: u32,
+    pub(super) attempt: u32,
 }
 
 impl Renamed {

@@ -5,13 +5,15 @@
 //! owner, the slot of its first occurrence, and is scored there. Images in other slots with the
 //! same uid are compared by their bytes, and scored as images of their own if they differ (see
 //! `super::batches`). The result is therefore independent of how the files are split between
-//! processes: whoever works on the owner's file computes the same batch, and the merge hands the
-//! scores to every other slot.
+//! processes: whoever works on the owner's unit computes the same batch, and the merge hands the
+//! scores to every other slot. The plan also says what the units of work are ([`Unit`]).
 //!
 //! Memory: [`BYTES_PER_ROW`] while the plan is made, less than half of it afterwards; captions
 //! themselves go to a scratch file.
 
 mod ids;
+mod saved;
+mod units;
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -22,8 +24,10 @@ use runkit::signals::StopFlag;
 use schemas::pairs::{
     EmptyCaption, InputFile, NoVote, PairFile, PairRow, caption_problem, positional_pair_id,
 };
+use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::Xxh3;
 
+pub use self::units::{UNIT_PAIRS, Unit};
 use super::captions::CaptionText;
 
 /// The most memory that making the plan takes for each row, in bytes, with two images and a caption
@@ -60,13 +64,6 @@ pub struct PlannedFile {
     pub first_row: u64,
 }
 
-impl PlannedFile {
-    /// The slots (2·row + position, counted over the whole run) of its images.
-    pub(crate) fn slots(&self) -> std::ops::Range<u64> {
-        2 * self.first_row..2 * (self.first_row + self.rows)
-    }
-}
-
 /// An image-caption pair: what a score belongs to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ImageCaption {
@@ -81,6 +78,8 @@ pub struct ImageCaption {
 pub struct Plan {
     /// The inputs, in order.
     pub files: Vec<PlannedFile>,
+    /// The units of work, in order of their rows.
+    pub units: Vec<Unit>,
     /// The distinct captions.
     pub captions: CaptionText,
     /// A checksum of every planned value, for the manifest.
@@ -98,9 +97,26 @@ pub struct Plan {
     images: u64,
 }
 
+/// What the plan depends on besides its inputs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PlanOptions {
+    /// At most this many rows are taken.
+    pub limit: Option<u64>,
+    /// Pairs of a unit: at least so many, and fewer than twice as many, where a file has them.
+    pub unit_pairs: u64,
+}
+
+/// Every row of every input, in units of the usual size.
+impl Default for PlanOptions {
+    fn default() -> Self {
+        Self { limit: None, unit_pairs: UNIT_PAIRS }
+    }
+}
+
 /// Collects the plan row by row.
 struct Planner {
     plan: Plan,
+    unit_pairs: u64,
     captions: HashMap<Digest, u32>,
     /// Every uid in a row that can be scored, with its slot.
     uids: Vec<(Digest, u32)>,
@@ -111,20 +127,22 @@ struct Planner {
 }
 
 impl Plan {
-    /// Reads the small columns of every input, at most `limit` rows.
+    /// Reads the small columns of every input.
     ///
     /// # Errors
     /// An input that is not a readable Parquet file of pairs, the scratch folder cannot be written,
     /// or `stop` asks for a stop.
     pub fn make(
         inputs: &[InputFile],
-        limit: Option<u64>,
+        options: PlanOptions,
         scratch: &Path,
         stop: &StopFlag,
     ) -> Result<Self> {
         let mut planner = Planner {
+            unit_pairs: options.unit_pairs,
             plan: Self {
                 files: Vec::new(),
+                units: Vec::new(),
                 captions: CaptionText::new(scratch)?,
                 content: String::new(),
                 image_captions: Vec::new(),
@@ -139,7 +157,7 @@ impl Plan {
             content: Xxh3::new(),
             no_votes: HashMap::new(),
         };
-        let mut left = limit.unwrap_or(u64::MAX);
+        let mut left = options.limit.unwrap_or(u64::MAX);
         for input in inputs {
             if left == 0 {
                 break;
@@ -163,10 +181,10 @@ impl Plan {
         self.images
     }
 
-    /// The distinct images whose owner is in `file`.
+    /// The distinct images whose owner is in `unit`.
     #[must_use]
-    pub fn images_owned_by(&self, file: usize) -> u64 {
-        let slots = self.files[file].slots();
+    pub fn images_owned_by(&self, unit: &Unit) -> u64 {
+        let slots = unit.slots();
         slots.filter(|&slot| self.owner(slot).map(u64::from) == Some(slot)).count() as u64
     }
 
@@ -236,6 +254,12 @@ impl Planner {
             "{}: the run would have more than {MAX_ROWS} pairs; hint: run it in parts with one --out each",
             input.path.display()
         );
+        let index = self.plan.files.len();
+        let cut = units::cut(&file.row_groups(), rows, self.unit_pairs).into_iter();
+        self.plan.units.extend(cut.map(|rows| {
+            let first_row = first_row + rows.start;
+            Unit { file: index, rows, first_row }
+        }));
         self.plan.files.push(PlannedFile {
             input: input.clone(),
             fingerprint: file.fingerprint(),

@@ -1,0 +1,276 @@
+//! A plan in the work folder: the first process of a run makes it, the others and later starts
+//! read it.
+//!
+//! The file is one line that says what it is, the length of a header, the header as JSON
+//! ([`Header`]), the lists of the plan as little-endian numbers, the text of the captions, and the
+//! BLAKE3 of all that. A plan that is damaged, or was made of other inputs, counts as absent.
+
+use std::fs::File;
+use std::io::{self, BufReader, Read, Write};
+use std::path::Path;
+
+use anyhow::{Context as _, Result};
+use rayon::prelude::*;
+use runkit::files::write_atomic;
+use runkit::signals::StopFlag;
+use schemas::pairs::{InputFile, PairFile};
+use serde::{Deserialize, Serialize};
+
+use super::ids::Renamed;
+use super::units::Unit;
+use super::{CaptionText, ImageCaption, MAX_ROWS, Plan, PlanOptions, PlannedFile};
+
+/// The first line. Another layout has another line.
+const HEAD: &[u8; 27] = b"plan of relabel, version 1\n";
+/// A header beyond this length is none of ours.
+const MAX_HEADER_BYTES: u64 = 1 << 30;
+/// Bytes that are read or written at a time.
+const PIECE_BYTES: usize = 1 << 18;
+
+/// What the lists of a plan belong to, and how long they are.
+#[derive(Debug, Serialize, Deserialize)]
+struct Header {
+    /// The version of the program.
+    crate_version: String,
+    options: PlanOptions,
+    content: String,
+    images: u64,
+    files: Vec<FileHeader>,
+    /// File, first row and end of each unit.
+    units: Vec<(usize, u64, u64)>,
+    image_captions: u64,
+    captions: u64,
+    renamed: u64,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct FileHeader {
+    source_file: String,
+    fingerprint: String,
+    rows: u64,
+}
+
+impl Plan {
+    /// Writes the plan, made with these options, to `path`.
+    ///
+    /// # Errors
+    /// If the file cannot be written, or the scratch file of the captions not be read.
+    pub(crate) fn save(&self, options: PlanOptions, path: &Path) -> Result<()> {
+        let file = |file: &PlannedFile| FileHeader {
+            source_file: file.input.source_file.clone(),
+            fingerprint: file.fingerprint.clone(),
+            rows: file.rows,
+        };
+        let header = Header {
+            crate_version: env!("CARGO_PKG_VERSION").to_owned(),
+            options,
+            content: self.content.clone(),
+            images: self.images,
+            files: self.files.iter().map(file).collect(),
+            units: self
+                .units
+                .iter()
+                .map(|unit| (unit.file, unit.rows.start, unit.rows.end))
+                .collect(),
+            image_captions: self.image_captions.len() as u64,
+            captions: self.captions.len() as u64,
+            renamed: self.renamed.len() as u64,
+        };
+        let header = serde_json::to_vec(&header)?;
+        write_atomic(path, |file| {
+            let mut out = Hashed { inner: file, hasher: blake3::Hasher::new() };
+            out.write_all(HEAD)?;
+            out.write_all(&(header.len() as u64).to_le_bytes())?;
+            out.write_all(&header)?;
+            let pairs = self.image_captions.iter();
+            write_numbers(&mut out, pairs.flat_map(|pair| [pair.owner, pair.caption]))?;
+            write_numbers(&mut out, self.owner.iter().copied())?;
+            write_numbers(&mut out, self.caption.iter().copied())?;
+            let renamed = self.renamed.iter();
+            write_numbers(&mut out, renamed.flat_map(|it| [it.row, it.attempt]))?;
+            let ends = self.captions.ends().iter();
+            write_numbers(&mut out, ends.flat_map(|&end| [end as u32, (end >> 32) as u32]))?;
+            let mut text = self.captions.reader();
+            io::copy(&mut text, &mut out)?;
+            let digest = out.hasher.finalize();
+            out.inner.write_all(digest.as_bytes())
+        })?;
+        Ok(())
+    }
+
+    /// The plan at `path`, if there is one, and it was made with these options of these inputs as
+    /// they are now.
+    ///
+    /// # Errors
+    /// If `stop` asks for a stop. A plan that cannot be used is `None`.
+    pub(crate) fn read(
+        path: &Path,
+        inputs: &[InputFile],
+        options: PlanOptions,
+        stop: &StopFlag,
+    ) -> Result<Option<Self>> {
+        let Ok(file) = File::open(path) else { return Ok(None) };
+        let found = read(file, path, inputs, options, stop);
+        stop.check()?;
+        match found {
+            Ok(plan) => Ok(Some(plan)),
+            Err(error) => {
+                tracing::debug!("{}: the plan is made again: {error:#}", path.display());
+                Ok(None)
+            }
+        }
+    }
+}
+
+fn read(
+    file: File,
+    path: &Path,
+    inputs: &[InputFile],
+    options: PlanOptions,
+    stop: &StopFlag,
+) -> Result<Plan> {
+    let text_of = file.try_clone()?;
+    let mut from =
+        Counted { inner: BufReader::with_capacity(PIECE_BYTES, file), read: 0, hasher: blake3::Hasher::new(), stop };
+    let mut head = [0; HEAD.len()];
+    from.read_exact(&mut head)?;
+    anyhow::ensure!(head == *HEAD, "another layout");
+    let mut length = [0; 8];
+    from.read_exact(&mut length)?;
+    let length = u64::from_le_bytes(length);
+    anyhow::ensure!(length <= MAX_HEADER_BYTES, "a damaged header");
+    let mut header = vec![0; usize::try_from(length)?];
+    from.read_exact(&mut header)?;
+    let header: Header = serde_json::from_slice(&header)?;
+    let files = header.files_of(inputs, options)?;
+    let rows: u64 = files.iter().map(|file| file.rows).sum();
+    let lists = [header.image_captions, 2 * header.captions, header.renamed];
+    anyhow::ensure!(rows <= MAX_ROWS && lists.iter().all(|&list| list <= 4 * MAX_ROWS), "too long");
+    let mut list = |length: u64| read_numbers(&mut from, usize::try_from(length)?);
+    let image_captions = list(2 * header.image_captions)?;
+    let (owner, caption) = (list(2 * rows)?, list(rows)?);
+    let (renamed, ends) = (list(2 * header.renamed)?, list(2 * header.captions)?);
+    let ends: Vec<u64> = ends
+        .chunks_exact(2)
+        .map(|two| u64::from(two[0]) | u64::from(two[1]) << 32)
+        .collect();
+    let (base, bytes) = (from.read, ends.last().copied().unwrap_or(0));
+    let copied = io::copy(&mut (&mut from).take(bytes), &mut io::sink())?;
+    anyhow::ensure!(copied == bytes, "it ends too soon");
+    let expected = from.hasher.finalize();
+    let mut found = [0; blake3::OUT_LEN];
+    from.inner.read_exact(&mut found)?;
+    anyhow::ensure!(expected == blake3::Hash::from(found), "a damaged file");
+    let units = header.units.into_iter().map(|(file, start, end)| {
+        let first_row = files.get(file).context("a damaged header")?.first_row + start;
+        Ok(Unit { file, rows: start..end, first_row })
+    });
+    Ok(Plan {
+        units: units.collect::<Result<_>>()?,
+        captions: CaptionText::stored(text_of, path, base, ends),
+        content: header.content,
+        image_captions: image_captions
+            .chunks_exact(2)
+            .map(|two| ImageCaption { owner: two[0], caption: two[1] })
+            .collect(),
+        owner,
+        caption,
+        renamed: renamed
+            .chunks_exact(2)
+            .map(|two| Renamed { row: two[0], attempt: two[1] })
+            .collect(),
+        images: header.images,
+        files,
+    })
+}
+
+impl Header {
+    /// The files of the plan, if they are the first of `inputs` as these are now.
+    fn files_of(&self, inputs: &[InputFile], options: PlanOptions) -> Result<Vec<PlannedFile>> {
+        anyhow::ensure!(self.crate_version == env!("CARGO_PKG_VERSION"), "another version");
+        anyhow::ensure!(self.options == options, "other options");
+        let rows: u64 = self.files.iter().map(|file| file.rows).sum();
+        let is_all = self.files.len() == inputs.len();
+        anyhow::ensure!(is_all || Some(rows) == options.limit, "other inputs");
+        let planned: Vec<(&InputFile, &FileHeader)> = inputs.iter().zip(&self.files).collect();
+        let is_same = planned.par_iter().all(|(input, planned)| {
+            let same = |file: PairFile| file.fingerprint() == planned.fingerprint;
+            input.source_file == planned.source_file && PairFile::open(input).is_ok_and(same)
+        });
+        anyhow::ensure!(planned.len() == self.files.len() && is_same, "other inputs");
+        let mut first_row = 0;
+        let file = |(input, planned): (&InputFile, &FileHeader)| {
+            first_row += planned.rows;
+            PlannedFile {
+                input: input.clone(),
+                fingerprint: planned.fingerprint.clone(),
+                rows: planned.rows,
+                first_row: first_row - planned.rows,
+            }
+        };
+        Ok(planned.into_iter().map(file).collect())
+    }
+}
+
+/// A writer that hashes what goes through it.
+struct Hashed<'file> {
+    inner: &'file mut dyn Write,
+    hasher: blake3::Hasher,
+}
+
+impl Write for Hashed<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let count = self.inner.write(bytes)?;
+        self.hasher.update(&bytes[..count]);
+        Ok(count)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.inner.flush()
+    }
+}
+
+/// A reader that counts and hashes what goes through it, and ends at a request to stop.
+struct Counted<'stop> {
+    inner: BufReader<File>,
+    read: u64,
+    hasher: blake3::Hasher,
+    stop: &'stop StopFlag,
+}
+
+impl Read for Counted<'_> {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        self.stop.check()?;
+        let count = self.inner.read(into)?;
+        self.hasher.update(&into[..count]);
+        self.read += count as u64;
+        Ok(count)
+    }
+}
+
+fn write_numbers(out: &mut impl Write, numbers: impl Iterator<Item = u32>) -> io::Result<()> {
+    let mut piece = Vec::with_capacity(PIECE_BYTES);
+    for number in numbers {
+        piece.extend_from_slice(&number.to_le_bytes());
+        if piece.len() == PIECE_BYTES {
+            out.write_all(&piece)?;
+            piece.clear();
+        }
+    }
+    out.write_all(&piece)
+}
+
+fn read_numbers(from: &mut impl Read, length: usize) -> Result<Vec<u32>> {
+    let mut numbers = Vec::new();
+    let mut piece = vec![0; PIECE_BYTES];
+    while numbers.len() < length {
+        // The memory grows with what was read, not with what the header promises.
+        let now = (length - numbers.len()).min(PIECE_BYTES / size_of::<u32>());
+        let piece = &mut piece[..now * size_of::<u32>()];
+        from.read_exact(piece)?;
+        numbers.reserve_exact(now.max(numbers.len().min(length - numbers.len())));
+        let number = |bytes: &[u8]| u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
+        numbers.extend(piece.chunks_exact(size_of::<u32>()).map(number));
+    }
+    Ok(numbers)
+}
