@@ -155,9 +155,14 @@ pub struct ScoreSettings {
     #[arg(long, value_name = "N", env = "RELABEL_BATCH_SIZE", help_heading = "Compute")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub batch_size: Option<usize>,
-    /// Work on shard I of N of the input files, counted from 0; the process that
-    /// completes the last part merges [default: torchrun's RANK and WORLD_SIZE, or the
-    /// task of an srun step, or 0/1].
+    /// Pairs of a unit, at least: what a killed process computes again at most, and
+    /// what shards and ranks divide the work into.
+    #[arg(long, value_name = "N", help_heading = "Compute")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub unit_pairs: Option<u64>,
+    /// Work on every N-th unit, from unit I on, counted from 0; the process that
+    /// completes the last unit merges [default: what torchrun or srun deals to this
+    /// rank, or 0/1].
     #[arg(long, value_name = "I/N", help_heading = "Compute")]
     #[serde(skip)]
     pub shard: Option<Shard>,

@@ -521,7 +521,7 @@ fn summaries_are_json_if_asked() {
     );
     assert_eq!((&check["pairs"], &check["output_state"]), (&3.into(), &"new".into()));
     let shard = json(&mut fixture.score(&scorers, "labels.parquet", &["--shard", "0/2"]));
-    assert_eq!((&shard["state"], &shard["missing_parts"]), (&"shard_complete".into(), &1.into()));
+    assert_eq!((&shard["state"], &shard["missing_units"]), (&"shard_complete".into(), &1.into()));
     let scored = report(&json(&mut fixture.score(&scorers, "labels.parquet", &[])));
     assert_eq!(scored["rows"], 3);
     assert_eq!(scored, json(relabel(["inspect"]).arg(fixture.path("labels.parquet"))));
@@ -574,12 +574,12 @@ fn check_says_what_a_run_needs_and_writes_nothing() {
     assert!(before == fixture.files(""), "something was written");
 
     let mut killed = fixture.score(&scorers, "labels.parquet", &[]);
-    assert!(Run::of(killed.env("RUNKIT_FAULT", "rename:3")).was_killed());
+    assert!(Run::of(killed.env("RUNKIT_FAULT", "rename:6")).was_killed());
     let begun = fixture.files("");
     let mut command = relabel(["check", "--pairs"]);
     command.arg(fixture.path("pairs")).arg("--scorers").arg(&scorers);
     let run = Run::of(command.arg("--out").arg(fixture.path("labels.parquet"))).expect_code(0);
-    assert!(run.stdout.contains("resumes, 2 of 3 files are done"), "{run:#?}");
+    assert!(run.stdout.contains("resumes, 2 of 3 units are done"), "{run:#?}");
     assert!(begun == fixture.files(""), "something was written");
 }
 
@@ -663,6 +663,7 @@ fn help_fits_80_columns_and_names_every_flag() {
         "batch-size",
         "device",
         "dtype",
+        "unit-pairs",
         "ties",
         "max-failed",
         "scratch",

@@ -133,15 +133,16 @@ fn killed_at_any_time_and_again_while_it_resumes_the_bytes_are_the_same() {
 
 #[test]
 fn killed_at_every_passage_of_every_fault_point_the_bytes_are_the_same() {
-    // The manifest of the run, its part, the labels and the settings.
-    killed_at_every_passage(&Case::of(Fixture::with_pairs(&sample_pairs(2))), &FAULT_POINTS, 4);
+    // The manifest of the run, the checksums, the plan, the features of the captions, its part, the
+    // labels and the settings.
+    killed_at_every_passage(&Case::of(Fixture::with_pairs(&sample_pairs(2))), &FAULT_POINTS, 7);
 }
 
 #[test]
 fn killed_while_it_scores_what_the_owners_lack_the_bytes_are_the_same() {
     let case = Case::of(fixture_with_damaged_owners());
     // Besides: two parts, and what the second file shows to be scored nowhere.
-    killed_at_every_passage(&case, &["write", "rename"], 6);
+    killed_at_every_passage(&case, &["write", "rename"], 9);
     let failed = |row: &LabelRow| row.status != Status::Ok;
     Run::of(&mut case.command(&[])).expect_code(0);
     let rows = case.fixture.labels(OUT);
@@ -191,9 +192,12 @@ fn a_run_that_dies_after_each_file_it_finishes_comes_to_its_end() {
     let mut deaths = 0;
     while Run::of(&mut case.faulty("marker:1")).was_killed() {
         deaths += 1;
-        assert!(deaths < 10, "no progress between one kill and the next");
+        assert!(deaths < 12, "no progress between one kill and the next");
     }
-    assert_eq!(deaths, 6, "the manifest, three parts, the labels and the settings");
+    assert_eq!(
+        deaths, 9,
+        "the manifest, checksums, plan, caption features, three parts, the labels and the settings"
+    );
     case.assert_finished();
 }
 
@@ -273,7 +277,7 @@ fn assert_other_settings_are_refused(case: &Case) {
 #[test]
 fn resuming_with_other_settings_or_inputs_is_refused_by_name() {
     let case = Case::new(12);
-    assert!(Run::of(&mut case.faulty("rename:3")).was_killed());
+    assert!(Run::of(&mut case.faulty("rename:6")).was_killed());
     let parts = case.fixture.names("out/labels.parquet.work/parts");
     assert_eq!(parts, ["part-00000-of-00003.parquet", "part-00001-of-00003.parquet"]);
     assert_other_settings_are_refused(&case);
@@ -309,7 +313,7 @@ fn a_finished_output_is_neither_made_again_nor_overwritten() {
 fn fresh_clears_what_another_run_left() {
     let case = Case::new(12);
     let mut other = case.command(&["--batch-size", "2"]);
-    assert!(Run::of(other.env("RUNKIT_FAULT", "rename:3")).was_killed());
+    assert!(Run::of(other.env("RUNKIT_FAULT", "rename:6")).was_killed());
     Run::of(&mut case.command(&[])).expect_error(&["batch_size"]);
     Run::of(&mut case.command(&["--fresh"])).expect_code(0);
     case.assert_finished();

@@ -8,7 +8,7 @@ use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use common::{Fixture, pairs_without_images};
-use relabel::score::plan::{BYTES_PER_ROW, Plan};
+use relabel::score::plan::{BYTES_PER_ROW, Plan, PlanOptions};
 use runkit::signals::StopFlag;
 use schemas::pairs::discover;
 
@@ -53,7 +53,7 @@ fn a_row_takes_the_bytes_that_are_stated() {
         let inputs = discover(&[fixture.path("pairs")], &[]).unwrap().files;
         let before = NOW.load(Ordering::Relaxed);
         MOST.store(before, Ordering::Relaxed);
-        let plan = Plan::make(&inputs, None, &fixture.path("."), &stop).unwrap();
+        let plan = Plan::make(&inputs, PlanOptions::default(), &fixture.path("."), &stop).unwrap();
         let most = MOST.load(Ordering::Relaxed) - before;
         assert_eq!(plan.pairs(), rows as u64);
         most as f64

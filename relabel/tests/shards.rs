@@ -7,6 +7,7 @@ mod common;
 use common::{Fixture, Run, Running, wait_until};
 
 const OUT: &str = "shared/labels.parquet";
+const PARTS: &str = "shared/labels.parquet.work/parts";
 
 /// A fixture of three files, and the bytes one process alone makes of them.
 fn fixture() -> (Fixture, std::path::PathBuf, Vec<u8>) {
@@ -20,9 +21,9 @@ fn fixture() -> (Fixture, std::path::PathBuf, Vec<u8>) {
 #[test]
 fn shards_in_any_order_make_the_bytes_of_one_run() {
     let (fixture, scorers, alone) = fixture();
-    for (shard, missing) in [("2/3", "2 parts"), ("0/3", "1 part")] {
+    for (shard, missing) in [("2/3", "2 units"), ("0/3", "1 unit")] {
         let run = Run::of(&mut fixture.score(&scorers, OUT, &["--shard", shard])).expect_code(0);
-        let says = format!("shard {shard} done; waiting for {missing} of other shards");
+        let says = format!("shard {shard} done; {missing} of others are missing");
         assert!(run.stdout.contains(&says), "{run:#?}");
         assert!(run.stdout.contains(fixture.path(OUT).to_str().unwrap()), "{run:#?}");
         assert!(!fixture.path(OUT).exists());
@@ -58,9 +59,11 @@ fn shards_at_the_same_time_make_the_bytes_of_one_run() {
 fn a_killed_shard_is_finished_by_its_rerun_or_by_one_run_for_all() {
     let (fixture, scorers, alone) = fixture();
     for rest in [&[&["--shard", "0/2"][..], &["--shard", "1/2"]][..], &[&[]]] {
-        // Shard 0 of 2 has the first and the third file; it dies after the first.
+        // Shard 0 of 2 has the first and the third file; it dies after the first, behind the manifest,
+        // the checksums, the plan and the features of the captions.
         let mut command = fixture.score(&scorers, OUT, &["--shard", "0/2"]);
-        assert!(Run::of(command.env("RUNKIT_FAULT", "rename:2")).was_killed());
+        assert!(Run::of(command.env("RUNKIT_FAULT", "rename:5")).was_killed());
+        assert_eq!(fixture.names(PARTS), ["part-00000-of-00003.parquet"]);
         for more in rest {
             Run::of(&mut fixture.score(&scorers, OUT, more)).expect_code(0);
         }
@@ -83,7 +86,7 @@ fn the_environment_of_a_launcher_names_the_shard() {
     Run::of(command.env("RANK", "0")).expect_usage_error(&["WORLD_SIZE"]);
     let fresh = &["--shard", "0/2", "--fresh"];
     let run = Run::of(&mut fixture.score(&scorers, OUT, fresh));
-    run.expect_usage_error(&["--fresh", "other shards"]);
+    run.expect_usage_error(&["--fresh", "the others"]);
     assert!(fixture.bytes(OUT) == alone);
     for (shard, says) in [("3/3", "zero-based"), ("x", "INDEX/COUNT")] {
         let run = Run::of(&mut fixture.score(&scorers, OUT, &["--shard", shard])).expect_code(2);

@@ -13,7 +13,7 @@ use runkit::signals::StopFlag;
 use scorers::{ScorerRecord, ScorersConfig};
 use serde::Serialize;
 
-use crate::score::{self, Config, Rehearsal};
+use crate::score::{self, Config, Rehearsal, Sharing};
 
 /// What `relabel check --json` prints.
 #[derive(Serialize)]
@@ -128,9 +128,9 @@ fn describe(config: &Config, rehearsal: &Rehearsal) -> Result<String> {
     );
     if let (Some(rate), Some(seconds)) = (rehearsal.images_per_second, rehearsal.seconds_left()) {
         let left = counted(rehearsal.images_left, "images");
-        let what = match config.shard.is_whole() {
-            true => left,
-            false => format!("the {left} of shard {}", config.shard),
+        let what = match &config.sharing {
+            Sharing::Shard(shard) => format!("the {left} of shard {shard}"),
+            Sharing::Alone | Sharing::Rank(_) => left,
         };
         let time = HumanDuration(Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX));
         let _ = writeln!(text, "time       {rate:.2} images/s, about {time} for {what}");

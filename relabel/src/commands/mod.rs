@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, Result, ensure};
 use nn::device::{self, DeviceError, Precision};
 use runkit::exit::ExitStatus;
+use runkit::launch::Launch;
 use runkit::logging::counted;
 use runkit::program::{self, JsonFlag, say, usage_unless};
 use runkit::settings::Settings as _;
@@ -18,7 +19,8 @@ use serde::Serialize;
 
 use crate::cli::{Cli, Command, InspectArguments, ReportFormat, ScoreArguments, ScoreSettings};
 use crate::inspect::Report;
-use crate::score::{self, Config};
+use crate::score::plan::UNIT_PAIRS;
+use crate::score::{self, Config, Sharing};
 
 /// The default numbers of images per forward pass. On a CPU these come nearest to the speed of a
 /// plain matrix product (docs/performance.md); 64 is meant to fill a GPU's matrix units, and was
@@ -58,13 +60,13 @@ pub fn run(command: Command) -> Result<ExitStatus> {
 /// The JSON summary of `relabel score` and `relabel vote`.
 #[derive(Serialize)]
 struct Summary<'run> {
-    /// "complete", or "shard_complete" while parts of other shards are missing or another shard
+    /// "complete", or "shard_complete" while units of other processes are missing or another one
     /// writes the labels file.
     state: &'static str,
     labels: &'run Path,
-    /// Parts of other shards that are missing.
+    /// Units of other processes that are missing.
     #[serde(skip_serializing_if = "Option::is_none")]
-    missing_parts: Option<usize>,
+    missing_units: Option<usize>,
     /// What `relabel inspect --json` prints.
     #[serde(skip_serializing_if = "Option::is_none")]
     report: Option<&'run Report>,
@@ -72,7 +74,7 @@ struct Summary<'run> {
 
 /// Prints what a labels file holds.
 fn say_report(json: JsonFlag, labels: &Path, report: &Report) -> Result<()> {
-    let summary = Summary { state: "complete", labels, missing_parts: None, report: Some(report) };
+    let summary = Summary { state: "complete", labels, missing_units: None, report: Some(report) };
     json.say(|| format!("{}\nlabels: {}\n", report.to_text(), labels.display()), &summary)
 }
 
@@ -82,21 +84,25 @@ fn score(arguments: &ScoreArguments) -> Result<ExitStatus> {
     let config = config(&settings, arguments, Output::Needed)?;
     let stop = runkit::signals::install().context("installing signal handlers")?;
     match score::run(&config, &stop)? {
-        score::End::ShardDone { waiting_for } => {
-            let (shard, labels) = (config.shard, config.out.as_path());
-            let text = || match waiting_for {
-                0 => format!("shard {shard} done; another shard writes {}\n", labels.display()),
+        score::End::ShareDone { missing } => {
+            let (sharing, labels) = (&config.sharing, config.out.as_path());
+            let text = || match missing {
+                0 => format!("{sharing} done; another process writes {}\n", labels.display()),
                 _ => format!(
-                    "shard {shard} done; waiting for {} of other shards before {} can be written\n",
-                    counted(waiting_for as u64, "parts"),
+                    "{sharing} done; {} of others are missing before {} can be written\n",
+                    counted(missing as u64, "units"),
                     labels.display()
                 ),
             };
-            let (state, missing_parts) = ("shard_complete", Some(waiting_for));
-            arguments.json.say(text, &Summary { state, labels, missing_parts, report: None })?;
+            let (state, missing_units) = ("shard_complete", Some(missing));
+            arguments.json.say(text, &Summary { state, labels, missing_units, report: None })?;
             Ok(ExitStatus::Done)
         }
-        score::End::Done => {
+        // The rank that completed the labels prints their summary.
+        score::End::DoneElsewhere if matches!(config.sharing, Sharing::Rank(_)) => {
+            Ok(ExitStatus::Done)
+        }
+        score::End::Done | score::End::DoneElsewhere => {
             let report = Report::of(&config.out)?;
             say_report(arguments.json, &config.out, &report)?;
             let list = format!("list them with relabel inspect --failed {}", config.out.display());
@@ -140,6 +146,40 @@ fn config(settings: &ScoreSettings, arguments: &ScoreArguments, output: Output) 
     validated(settings, arguments, output).map_err(usage_unless(DeviceError::is_absent))
 }
 
+/// What this process does of the run, and where it stands among those of its machine. `--shard`
+/// wins; else the ranks of a launch that have a store share the work through it, and those that
+/// have none are shards.
+fn sharing(shard: Option<Shard>) -> Result<(Sharing, Launch)> {
+    if let Some(shard) = shard {
+        // Variables that nobody needs may hold anything.
+        return Ok((shard.into(), Launch::from_environment().unwrap_or(Launch::ALONE)));
+    }
+    let launch = Launch::from_environment()?;
+    let sharing = match launch.is_alone() || launch.store.is_none() {
+        true => Shard::from_environment(None)?.into(),
+        false => Sharing::Rank(launch.clone()),
+    };
+    Ok((sharing, launch))
+}
+
+/// Divides the cores of a machine fairly between the processes that a launcher started there:
+/// threads that decode, and those of libtorch. What the user set for either stays.
+fn divide_cores(launch: &Launch) {
+    if launch.local_world < 2 {
+        return;
+    }
+    let is_set = |name: &str| std::env::var_os(name).is_some_and(|value| !value.is_empty());
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let threads = (cores / launch.local_world).max(1);
+    if !is_set("RAYON_NUM_THREADS") {
+        // Fails where the threads run already: then they stay as they are.
+        let _ = rayon::ThreadPoolBuilder::new().num_threads(threads).build_global();
+    }
+    if !is_set("OMP_NUM_THREADS") {
+        device::set_threads(threads);
+    }
+}
+
 fn validated(
     settings: &ScoreSettings,
     arguments: &ScoreArguments,
@@ -156,14 +196,22 @@ fn validated(
     let scorers = settings.scorers.clone().unwrap_or_default();
     let out = settings.out.clone().unwrap_or_else(|| PathBuf::from("labels.parquet"));
     ensure!(out.file_name().is_some(), "--out {} does not name a file", out.display());
+    let (sharing, launch) = sharing(settings.shard)?;
+    if let Sharing::Rank(launch) = &sharing {
+        runkit::logging::of_rank(launch.rank, false);
+    }
+    divide_cores(&launch);
     let compute = compute(&settings)?;
     let batch_size = settings.batch_size.unwrap_or_default();
     ensure!(batch_size > 0, "--batch-size 0 scores nothing; hint: leave it out for the default");
     ensure!(settings.limit != Some(0), "--limit 0 takes no pair; hint: leave it out to take all");
-    let shard = Shard::from_environment(settings.shard)?;
     ensure!(
-        shard.is_whole() || !arguments.fresh,
-        "--fresh with one shard would remove what the other shards did; hint: remove {} by hand",
+        settings.unit_pairs != Some(0),
+        "--unit-pairs 0 makes no unit; hint: leave it out for the default"
+    );
+    ensure!(
+        sharing.is_alone() || !arguments.fresh,
+        "--fresh with one of several processes would remove what the others did; hint: remove {} by hand",
         score::work_folder(&out).display()
     );
     Ok(Config {
@@ -174,9 +222,10 @@ fn validated(
         settings_file: arguments.file.config.clone(),
         batch_size,
         compute,
-        shard,
+        sharing,
         ties: settings.ties.unwrap_or_default(),
         limit: settings.limit,
+        unit_pairs: settings.unit_pairs.unwrap_or(UNIT_PAIRS),
         scratch: settings.scratch.clone(),
         fresh: arguments.fresh,
         max_failed: settings.max_failed.unwrap_or_default(),
@@ -225,6 +274,7 @@ mod tests {
         let settings = ScoreSettings::default().with_defaults().unwrap();
         assert_eq!(settings.ties, Some(Default::default()), "Equation 7");
         assert_eq!((settings.max_failed, settings.batch_size), (Some(0), Some(8)));
+        assert_eq!(settings.unit_pairs, Some(UNIT_PAIRS), "a manifest leaves it out");
         assert_eq!(
             (settings.device.as_deref(), settings.dtype.as_deref()),
             (Some("auto"), Some("f32"))

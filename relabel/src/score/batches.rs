@@ -67,6 +67,9 @@ pub(crate) struct Chosen {
     pub(crate) pixels: std::result::Result<PreprocessedImage, (Status, String)>,
 }
 
+/// A batch before its images are decoded.
+pub(crate) type Encoded = (Batch, Vec<Waiting>);
+
 /// A chosen image before it is decoded.
 #[derive(Debug)]
 pub(crate) struct Waiting {
@@ -204,7 +207,7 @@ impl<'run> Batches<'run> {
     }
 
     /// Reads on until there is enough for a batch, or slots enough to hand on. `None` at the end.
-    fn take(&mut self) -> Result<Option<(Batch, Vec<Waiting>)>> {
+    fn take(&mut self) -> Result<Option<Encoded>> {
         while self.waiting.len() < self.batch_size && self.slots.len() < SLOTS_TOGETHER {
             if self.row >= self.end || self.stop.requested().is_some() {
                 break;
@@ -279,7 +282,7 @@ impl Decoder {
     }
 
     /// Decodes what a batch waits for, on all threads.
-    pub(crate) fn decode(&self, (mut batch, waiting): (Batch, Vec<Waiting>)) -> Batch {
+    pub(crate) fn decode(&self, (mut batch, waiting): Encoded) -> Batch {
         batch.images = waiting.into_par_iter().map(|waiting| self.decode_one(waiting)).collect();
         batch
     }
@@ -300,7 +303,7 @@ impl Decoder {
 }
 
 impl Iterator for Batches<'_> {
-    type Item = Result<(Batch, Vec<Waiting>)>;
+    type Item = Result<Encoded>;
 
     fn next(&mut self) -> Option<Self::Item> {
         let item = self.take().transpose();

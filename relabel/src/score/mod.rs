@@ -22,7 +22,7 @@ mod sharing;
 use std::path::PathBuf;
 use std::time::Instant;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Result, ensure};
 use runkit::logging::{counted, tenths};
 use runkit::progress::Progress;
 use runkit::signals::StopFlag;
@@ -30,8 +30,8 @@ use schemas::pairs::{InputFile, discover};
 use scorers::{Compute, DescribedScorers, MemoryLimits, ScorerSet, ScorersConfig, ScorersManifest};
 
 use self::batches::{Choice, Source};
-use self::captions::{CaptionFeatures, SharedFeatures};
 pub use self::captions::CaptionText;
+use self::captions::{CaptionFeatures, SharedFeatures};
 pub use self::manifest::{KEY_MEMORY, Manifest};
 use self::merge::Merge;
 use self::output::Output;
@@ -43,8 +43,8 @@ use self::plan::{Plan, PlanOptions};
 pub use self::rehearsal::{Rehearsal, rehearse};
 pub use self::room::Room;
 use self::scores::Scores;
-use self::sharing::{Member, Says};
 pub use self::sharing::Sharing;
+use self::sharing::{Member, Says};
 use crate::vote::TiePolicy;
 
 /// A validated run.

@@ -9,9 +9,9 @@ use runkit::files::FileHashes;
 use runkit::lock::{LockError, OutputLock};
 use runkit::output::{OutputFile, State};
 use runkit::run_folder::{FolderKind, RunFolder, hidden_beside};
+use runkit::signals::StopFlag;
 use schemas::labels::{KEY_MANIFEST, LabelsError, LabelsFile};
 use schemas::pairs::InputFile;
-use runkit::signals::StopFlag;
 use serde_json::{Value, json};
 
 use super::plan::{Plan, PlanOptions};

@@ -14,7 +14,7 @@ use runkit::prefetch::prefetch;
 use runkit::progress::Progress;
 use scorers::{PreprocessedImage, ScorerSet};
 
-use super::batches::{Batch, Batches, Choice, Chosen, Decoder, OpenFile, Source, Waiting};
+use super::batches::{Batch, Batches, Choice, Chosen, Decoder, Encoded, OpenFile, Source};
 use super::captions::CaptionFeatures;
 use super::part::{Found, PartRow, PartWriter};
 use super::plan::Plan;
@@ -35,7 +35,10 @@ pub(crate) struct Task {
 /// What the stages hand on.
 enum Step<B> {
     /// A unit begins.
-    Begin { unit: usize, path: PathBuf },
+    Begin {
+        unit: usize,
+        path: PathBuf,
+    },
     Batch(B),
     /// All batches of the unit came before.
     End,
@@ -54,7 +57,7 @@ struct Reader<'run, T> {
 }
 
 impl<T: Iterator<Item = Result<Task>>> Reader<'_, T> {
-    fn step(&mut self) -> Result<Option<Step<(Batch, Vec<Waiting>)>>> {
+    fn step(&mut self) -> Result<Option<Step<Encoded>>> {
         let about = |plan: &Plan, unit: usize| {
             format!("scoring {}", plan.files[plan.units[unit].file].input.path.display())
         };
@@ -81,7 +84,7 @@ impl<T: Iterator<Item = Result<Task>>> Reader<'_, T> {
 }
 
 impl<T: Iterator<Item = Result<Task>>> Iterator for Reader<'_, T> {
-    type Item = Result<Step<(Batch, Vec<Waiting>)>>;
+    type Item = Result<Step<Encoded>>;
 
     fn next(&mut self) -> Option<Self::Item> {
         if self.failed {
@@ -123,8 +126,8 @@ pub(crate) fn score(
         opening: None,
         failed: false,
     };
-    let decode = |step: Result<Step<(Batch, Vec<Waiting>)>>| {
-        Ok(match step? {
+    let decode = |step: Result<Step<Encoded>>| {
+        step.map(|step| match step {
             Step::Begin { unit, path } => Step::Begin { unit, path },
             Step::Batch(batch) => Step::Batch(decoder.decode(batch)),
             Step::End => Step::End,
@@ -161,8 +164,9 @@ pub(crate) fn score(
                             source.stop.check()?;
                         }
                         (Step::End, part) => {
-                            if let Some((_, part)) = part.take() {
+                            if let Some((unit, part)) = part.take() {
                                 finish(part)?;
+                                tracing::debug!(unit, "unit scored");
                             }
                         }
                         // The reader begins a unit before its first batch.

@@ -9,7 +9,7 @@ use std::fmt;
 use std::time::Duration;
 
 use anyhow::{Result, bail};
-use nn::distributed::{DistributedError, Store};
+use nn::distributed::{DistributedError, Store, sharing_stops};
 use runkit::launch::Launch;
 use runkit::shard::Shard;
 use runkit::signals::StopFlag;
@@ -201,7 +201,7 @@ impl<'run> Member<'run> {
 
     /// Does `work`, and ends with the others if a signal stops any of them.
     pub(super) fn with_stops<T>(&self, work: impl FnOnce() -> Result<T>) -> Result<T> {
-        work()
+        sharing_stops(self.store(), self.stop, work)
     }
 
     /// Parts from the others: rank 0 may serve the store that they need.

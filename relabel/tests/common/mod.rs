@@ -14,7 +14,8 @@ use testkit::Folder;
 
 #[allow(unused_imports, reason = "each test file uses a part of it")]
 pub(crate) use pairs::{
-    Pair, pairs_in_small_pages, pairs_parquet, pairs_parquet_with_structs, pairs_without_images,
+    Pair, pairs_in_small_pages, pairs_parquet, pairs_parquet_with_structs, pairs_with_own_captions,
+    pairs_without_images,
     parquet_of, png_of_size, sample_pairs,
 };
 #[allow(unused_imports, reason = "each test file uses a part of it")]
@@ -89,6 +90,21 @@ impl Deref for Fixture {
     fn deref(&self) -> &Folder {
         &self.folder
     }
+}
+
+/// How many captions a process says with `-v` that it has encoded.
+pub(crate) fn captions_encoded(run: &Run) -> usize {
+    let number = |line: &str| {
+        let (_, number) = line.split_once("captions were encoded here captions=")?;
+        number.split_whitespace().next()?.parse::<usize>().ok()
+    };
+    run.stderr.lines().filter_map(number).sum()
+}
+
+/// The units that a process says with `-v` that it has scored, in order.
+pub(crate) fn units_scored(run: &Run) -> Vec<usize> {
+    let number = |line: &str| line.split_once("unit scored unit=")?.1.trim().parse().ok();
+    run.stderr.lines().filter_map(number).collect()
 }
 
 /// An entry of `scorers.toml` for a miniature model, with absolute paths.

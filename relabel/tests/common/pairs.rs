@@ -96,6 +96,17 @@ fn columns(
     ]
 }
 
+/// So many pairs of the sample's images, each with a caption of its own.
+pub(crate) fn pairs_with_own_captions(rows: usize) -> Vec<Pair> {
+    let some = sample_pairs(20);
+    let pair = |row: usize| Pair {
+        ranking_id: Some(row as i64),
+        caption: Some(format!("a red fox in the snow, number {row}")),
+        ..some[row % some.len()].clone()
+    };
+    (0..rows).map(pair).collect()
+}
+
 /// A file of so many pairs without images, each with uids and a caption of its own: for tests about
 /// the number of rows. `first` is the number of the first of them.
 pub(crate) fn pairs_without_images(first: usize, rows: usize) -> Vec<u8> {

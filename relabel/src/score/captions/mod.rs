@@ -186,11 +186,7 @@ impl<'run> CaptionFeatures<'run> {
 
     /// The features of a chunk from the work folder. If another process has taken it, waits a while:
     /// that one may be slow, or gone.
-    fn wait_for(
-        &mut self,
-        shared: &SharedFeatures,
-        chunk: usize,
-    ) -> Result<Option<Vec<Vec<u8>>>> {
+    fn wait_for(&mut self, shared: &SharedFeatures, chunk: usize) -> Result<Option<Vec<Vec<u8>>>> {
         let mean = self.encoding.div_f64((self.encoded as f64 / CHUNK as f64).max(1.0));
         let (asked, longest) = (Instant::now(), LEAST_WAIT.max(4 * mean));
         loop {
@@ -229,9 +225,10 @@ impl<'run> CaptionFeatures<'run> {
         for (tower, bytes) in self.towers.iter_mut().zip(features) {
             tower.width = bytes.len() / captions / size_of::<f32>();
             let start = (first * tower.width * size_of::<f32>()) as u64;
-            tower.file.write_all_at(bytes, start).map_err(|cause| {
-                FileError::new(&self.scratch, Operation::Write, cause)
-            })?;
+            tower
+                .file
+                .write_all_at(bytes, start)
+                .map_err(|cause| FileError::new(&self.scratch, Operation::Write, cause))?;
         }
         self.known[groups].fill(true);
         Ok(())

@@ -5,7 +5,6 @@
 //! tower row by row in little-endian f32, and the BLAKE3 of all that. A file that is damaged counts
 //! as absent, and one of another run too: its captions are encoded again, into the same bytes.
 
-
 use std::path::PathBuf;
 
 use anyhow::Result;
@@ -54,7 +53,8 @@ impl SharedFeatures {
     /// The features of a chunk for each text tower, if somebody has encoded it.
     pub(super) fn read(&self, chunk: usize) -> Option<Vec<Vec<u8>>> {
         let bytes = std::fs::read(self.path(chunk)).ok()?;
-        let (content, digest) = bytes.split_at_checked(bytes.len().checked_sub(blake3::OUT_LEN)?)?;
+        let (content, digest) =
+            bytes.split_at_checked(bytes.len().checked_sub(blake3::OUT_LEN)?)?;
         let mut rest = content.strip_prefix(self.head(chunk).as_bytes())?;
         if blake3::hash(content).as_bytes() != digest {
             tracing::warn!(

@@ -107,8 +107,7 @@ impl Read for TextReader<'_> {
     fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
         let left = self.text.bytes() - self.position;
         let wanted = into.len().min(usize::try_from(left).unwrap_or(usize::MAX));
-        let count =
-            self.text.file.read_at(&mut into[..wanted], self.text.base + self.position)?;
+        let count = self.text.file.read_at(&mut into[..wanted], self.text.base + self.position)?;
         self.position += count as u64;
         Ok(count)
     }

@@ -358,7 +358,7 @@ impl Planner {
 
     /// Gives every list its final form, the largest ones one after the other.
     fn finish(self) -> Result<Plan> {
-        let Self { mut plan, captions, mut uids, ids, content, no_votes: _ } = self;
+        let Self { mut plan, captions, mut uids, ids, content, no_votes: _, unit_pairs: _ } = self;
         drop(captions);
         plan.content = format!("{:032x}", content.digest128());
         plan.captions.finish()?;

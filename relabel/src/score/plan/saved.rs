@@ -22,7 +22,7 @@ use super::{CaptionText, ImageCaption, MAX_ROWS, Plan, PlanOptions, PlannedFile}
 
 /// The first line. Another layout has another line.
 const HEAD: &[u8; 27] = b"plan of relabel, version 1\n";
-/// A header beyond this length is none of ours.
+/// A longer header is damaged.
 const MAX_HEADER_BYTES: u64 = 1 << 30;
 /// Bytes that are read or written at a time.
 const PIECE_BYTES: usize = 1 << 18;
@@ -130,8 +130,12 @@ fn read(
     stop: &StopFlag,
 ) -> Result<Plan> {
     let text_of = file.try_clone()?;
-    let mut from =
-        Counted { inner: BufReader::with_capacity(PIECE_BYTES, file), read: 0, hasher: blake3::Hasher::new(), stop };
+    let mut from = Counted {
+        inner: BufReader::with_capacity(PIECE_BYTES, file),
+        read: 0,
+        hasher: blake3::Hasher::new(),
+        stop,
+    };
     let mut head = [0; HEAD.len()];
     from.read_exact(&mut head)?;
     anyhow::ensure!(head == *HEAD, "another layout");
@@ -150,10 +154,8 @@ fn read(
     let image_captions = list(2 * header.image_captions)?;
     let (owner, caption) = (list(2 * rows)?, list(rows)?);
     let (renamed, ends) = (list(2 * header.renamed)?, list(2 * header.captions)?);
-    let ends: Vec<u64> = ends
-        .chunks_exact(2)
-        .map(|two| u64::from(two[0]) | u64::from(two[1]) << 32)
-        .collect();
+    let ends: Vec<u64> =
+        ends.chunks_exact(2).map(|two| u64::from(two[0]) | u64::from(two[1]) << 32).collect();
     let (base, bytes) = (from.read, ends.last().copied().unwrap_or(0));
     let copied = io::copy(&mut (&mut from).take(bytes), &mut io::sink())?;
     anyhow::ensure!(copied == bytes, "it ends too soon");
