@@ -58,7 +58,7 @@ pub enum Command {
     after_help = "Examples:
   relabel score --pairs pickapic/ --split train --scorers scorers.toml --out labels.parquet
   relabel score --pairs pickapic/ --scorers scorers.toml --out labels.parquet --dtype bf16
-  srun --ntasks=8 relabel score --config run.toml"
+  torchrun --nproc-per-node 8 --no-python relabel score --config run.toml"
 )]
 pub struct ScoreArguments {
     /// The settings that a file can hold as well.
@@ -160,10 +160,10 @@ pub struct ScoreSettings {
     #[arg(long, value_name = "N", help_heading = "Compute")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub unit_pairs: Option<u64>,
-    /// Work on every N-th unit, from unit I on, counted from 0; the process that
-    /// completes the last unit merges [default: what torchrun or srun deals to this
-    /// rank, or 0/1].
-    #[arg(long, value_name = "I/N", help_heading = "Compute")]
+    /// Work on every N-th unit, from unit I on, counted from 0; slurm takes I/N from
+    /// the task of a regular SLURM array, slurm/N only I. The process that completes
+    /// the last unit merges [default: what torchrun or srun deals to this rank, or 0/1].
+    #[arg(long, value_name = "I/N|slurm", help_heading = "Compute")]
     #[serde(skip)]
     pub shard: Option<Shard>,
 }

@@ -7,7 +7,7 @@ mod vote;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, ensure};
-use nn::device::{self, DeviceError, Precision};
+use nn::device::{self, DeviceChoice, DeviceError, Precision};
 use runkit::exit::ExitStatus;
 use runkit::launch::Launch;
 use runkit::logging::counted;
@@ -201,7 +201,7 @@ fn validated(
         runkit::logging::of_rank(launch.rank, false);
     }
     divide_cores(&launch);
-    let compute = compute(&settings)?;
+    let compute = compute(&settings, launch.local_rank)?;
     let batch_size = settings.batch_size.unwrap_or_default();
     ensure!(batch_size > 0, "--batch-size 0 scores nothing; hint: leave it out for the default");
     ensure!(settings.limit != Some(0), "--limit 0 takes no pair; hint: leave it out to take all");
@@ -233,8 +233,10 @@ fn validated(
     })
 }
 
-fn compute(settings: &ScoreSettings) -> Result<Compute> {
-    let device = device::parse(settings.device.as_deref().unwrap_or_default())?;
+/// `auto` is the GPU of the rank among those of its machine.
+fn compute(settings: &ScoreSettings, local_rank: usize) -> Result<Compute> {
+    let device: DeviceChoice = settings.device.as_deref().unwrap_or_default().parse()?;
+    let device = device.resolve_for(local_rank)?;
     let precision: Precision = settings.dtype.as_deref().unwrap_or_default().parse()?;
     precision.check(device)?;
     if is_slow(device.is_cuda(), precision) {

@@ -109,19 +109,18 @@ pub fn run(config: &Config, stop: &StopFlag) -> Result<End> {
     output.refuse_foreign(&inputs)?;
     let _lock = output.lock()?;
     let member = Member::join(&config.sharing, stop)?;
-    let end = member.with_stops(|| {
+    member.work(|| {
         if member.wait_for_first()? == Says::Complete {
             return Ok(End::DoneElsewhere);
         }
         // The first shard makes the plan; the others wait here and then read it.
         let turn = output.planning_lock(stop)?;
-        let opened = Run::open(config, &output, &inputs, &scorers, stop);
-        let opened = member.tell_others(opened, |opened| opened.is_complete)?;
+        let opened = Run::open(config, &output, &inputs, &scorers, stop)?;
+        let says = if opened.is_complete { Says::Complete } else { Says::Planned };
+        member.tell_others(says)?;
         drop(turn);
         finish(opened, &member)
-    })?;
-    member.leave()?;
-    Ok(end)
+    })
 }
 
 /// Does what an opened run has to do.
@@ -298,7 +297,7 @@ impl Run<'_> {
         let mut captions = self.captions(set, text_widths)?;
         if !self.config.sharing.is_alone() {
             let chunks = captions::chunks_of(self.plan.captions.len());
-            captions.encode_dealt(member.deal("captions", chunks), member.store().is_some())?;
+            captions.encode_dealt(member.deal("captions", chunks), member.has_store())?;
         }
         let tasks = self.tasks(todo, member, &progress);
         self.score_tasks(set, captions, tasks, &progress)?;
@@ -318,7 +317,7 @@ impl Run<'_> {
         let mut next = 0;
         // Units that are dealt to others move the progress of all.
         let pass = move |from: usize, to: usize| {
-            for unit in (from..to).filter(|&unit| member.store().is_some() && !todo.done[unit]) {
+            for unit in (from..to).filter(|&unit| member.has_store() && !todo.done[unit]) {
                 progress.add(self.plan.images_owned_by(&self.plan.units[unit]));
             }
         };

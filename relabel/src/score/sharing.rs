@@ -8,29 +8,36 @@
 use std::fmt;
 use std::time::Duration;
 
-use anyhow::{Result, bail};
-use nn::distributed::{DistributedError, Store, sharing_stops};
+use anyhow::Result;
+use nn::distributed::{Deal, DistributedError, sharing_stops};
 use runkit::launch::Launch;
 use runkit::shard::Shard;
 use runkit::signals::StopFlag;
 
-/// The time that a launch has to find its store.
+/// The time that the ranks of a launch have to find each other.
 const CONNECTING: Duration = Duration::from_secs(300);
 /// How often the log repeats what a process waits for.
 const WAITING: Duration = Duration::from_secs(60);
 
-/// The key under which rank 0 says that the plan is in the work folder, or why it is not.
-const READY: &str = "relabel/ready";
+/// The key under which rank 0 says that the others can begin.
+const BEGIN: &str = "relabel/begin";
 
-/// What rank 0 says, to which a message may follow.
+/// What rank 0 says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Says {
     /// The plan is in the work folder.
-    Ready = b'r' as isize,
+    Planned,
     /// The labels file is there.
-    Complete = b'c' as isize,
-    /// It failed.
-    Failed = b'f' as isize,
+    Complete,
+}
+
+impl Says {
+    fn word(self) -> &'static [u8] {
+        match self {
+            Self::Planned => b"planned",
+            Self::Complete => b"complete",
+        }
+    }
 }
 
 /// What a process does of a run.
@@ -90,125 +97,81 @@ impl From<Shard> for Sharing {
 #[derive(Debug)]
 pub(super) struct Member<'run> {
     sharing: &'run Sharing,
-    /// Under a launcher.
-    store: Option<Store>,
+    deal: Deal,
     stop: &'run StopFlag,
 }
 
 impl<'run> Member<'run> {
     /// Finds the others of a launch.
     pub(super) fn join(sharing: &'run Sharing, stop: &'run StopFlag) -> Result<Self> {
-        let store = match sharing {
-            Sharing::Rank(launch) => Store::connect(launch, CONNECTING)?,
-            _ => None,
+        let deal = match sharing {
+            Sharing::Alone => Deal::All,
+            Sharing::Shard(shard) => Deal::Shard(*shard),
+            Sharing::Rank(launch) => Deal::choose(None, launch, CONNECTING)?,
         };
-        Ok(Self { sharing, store, stop })
+        Ok(Self { sharing, deal, stop })
     }
 
-    /// The launcher's store.
-    pub(super) fn store(&self) -> Option<&Store> {
-        self.store.as_ref()
+    /// Whether a launcher's store deals the units.
+    pub(super) fn has_store(&self) -> bool {
+        self.deal.store().is_some()
     }
 
-    /// Whether rank 0 makes what this process waits for.
-    pub(super) fn follows(&self) -> bool {
-        matches!(self.sharing, Sharing::Rank(launch) if !launch.is_first())
-    }
-
-    /// Waits until rank 0 has put the plan into the work folder.
-    ///
-    /// # Errors
-    /// With the message of rank 0 if it failed; if it is gone; if a stop is asked for.
-    pub(super) fn wait_for_first(&self) -> Result<Says> {
-        let Some(store) = self.store.as_ref().filter(|_| self.follows()) else {
-            return Ok(Says::Ready);
-        };
-        loop {
-            let is_stopped = || self.stop.requested().is_some();
-            let said = match store.wait(READY, WAITING, is_stopped) {
-                Ok(Some(said)) => said,
-                Ok(None) => {
-                    self.stop.check()?;
-                    continue;
-                }
-                Err(DistributedError::TimedOut { .. }) => {
-                    tracing::info!("waiting for the plan of rank 0");
-                    continue;
-                }
-                Err(error) => return Err(error.into()),
-            };
-            return match said.split_first() {
-                Some((b'r', _)) => Ok(Says::Ready),
-                Some((b'c', _)) => Ok(Says::Complete),
-                other => {
-                    let message = other.map(|(_, message)| String::from_utf8_lossy(message));
-                    bail!("rank 0: {}", message.unwrap_or_default())
-                }
-            };
-        }
-    }
-
-    /// As rank 0, tells the others that the plan is in the work folder, that the labels are
-    /// complete, or why it failed.
-    pub(super) fn tell_others<T>(
-        &self,
-        result: Result<T>,
-        is_complete: impl FnOnce(&T) -> bool,
-    ) -> Result<T> {
-        if let (Some(store), false) = (&self.store, self.follows()) {
-            let (says, message) = match &result {
-                Ok(opened) if is_complete(opened) => (Says::Complete, String::new()),
-                Ok(_) => (Says::Ready, String::new()),
-                Err(error) => (Says::Failed, format!("{error:#}")),
-            };
-            let told = store.set(READY, &[&[says as u8], message.as_bytes()].concat());
-            // The own error is the one to report.
-            if result.is_ok() {
-                told?;
-            }
+    /// Does the work of this process. A signal that stops any of the ranks stops all of them, and
+    /// an error that ends this one ends those that wait for it.
+    pub(super) fn work<T>(&self, work: impl FnOnce() -> Result<T>) -> Result<T> {
+        let store = self.deal.store().map(AsRef::as_ref);
+        let result = sharing_stops(store, self.stop, work);
+        if let (Some(store), Err(error)) = (store, &result)
+            && self.stop.requested().is_none()
+        {
+            store.leave_words(&format!("{error:#}"));
         }
         result
     }
 
-    /// Deals the numbers below `count` to the processes of the run, in order; `what` names the
-    /// list. Each process gets its numbers in ascending order.
-    pub(super) fn deal<'deal>(
-        &'deal self,
-        what: &'static str,
-        count: usize,
-    ) -> Box<dyn Iterator<Item = Result<usize>> + Send + 'deal> {
-        let Some(store) = &self.store else {
-            let sharing = self.sharing;
-            return Box::new((0..count).filter(|&number| sharing.may_do(number)).map(Ok));
-        };
-        let key = format!("relabel/{what}");
-        let mut is_over = false;
-        Box::new(std::iter::from_fn(move || {
-            if is_over {
-                return None;
-            }
-            let number = match store.add(&key, 1) {
-                Ok(number) => usize::try_from(number - 1).unwrap_or(usize::MAX),
-                Err(error) => {
-                    is_over = true;
-                    return Some(Err(error.into()));
-                }
-            };
-            is_over = number >= count;
-            (!is_over).then_some(Ok(number))
-        }))
-    }
-
-    /// Does `work`, and ends with the others if a signal stops any of them.
-    pub(super) fn with_stops<T>(&self, work: impl FnOnce() -> Result<T>) -> Result<T> {
-        sharing_stops(self.store(), self.stop, work)
-    }
-
-    /// Parts from the others: rank 0 may serve the store that they need.
+    /// Waits, as any rank but the first, until rank 0 has put the plan into the work folder.
     ///
     /// # Errors
-    /// If the store is gone.
-    pub(super) fn leave(&self) -> Result<()> {
-        Ok(())
+    /// With the message of rank 0 if it failed; if it is gone; if a stop is asked for.
+    pub(super) fn wait_for_first(&self) -> Result<Says> {
+        let Some(store) = self.deal.store().filter(|_| !self.is_first()) else {
+            return Ok(Says::Planned);
+        };
+        loop {
+            match store.wait(BEGIN, WAITING, || self.stop.requested().is_some()) {
+                Ok(Some(said)) if said == Says::Complete.word() => return Ok(Says::Complete),
+                Ok(Some(_)) => return Ok(Says::Planned),
+                Ok(None) => self.stop.check()?,
+                Err(DistributedError::TimedOut { .. }) => {
+                    tracing::info!("waiting for the plan of rank 0");
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+
+    /// As rank 0, tells the others that they can begin.
+    pub(super) fn tell_others(&self, says: Says) -> Result<()> {
+        match self.deal.store() {
+            Some(store) if self.is_first() => Ok(store.set(BEGIN, says.word())?),
+            _ => Ok(()),
+        }
+    }
+
+    fn is_first(&self) -> bool {
+        matches!(self.sharing, Sharing::Rank(launch) if launch.is_first())
+    }
+
+    /// Deals the numbers below `count` to the processes of the run, in order; `what` names the
+    /// list. Each process gets its numbers in ascending order.
+    pub(super) fn deal(
+        &self,
+        what: &str,
+        count: usize,
+    ) -> impl Iterator<Item = Result<usize>> + Send + use<> {
+        let units = self.deal.units(what, count as u64);
+        // Below a number of type usize.
+        units.map(|unit| unit.map(|unit| unit as usize).map_err(Into::into))
     }
 }
