@@ -41,10 +41,19 @@ impl OptimizerConfig {
         world: &World,
         is_sharded: bool,
     ) -> Result<RankOptimizer, NetworkError> {
-        let shard = (is_sharded && world.size() > 1).then(|| OptimizerShard {
-            rank: world.rank(),
-            world: world.size(),
-            owners: owners(parameters, world.size()),
+        let is_sharded = is_sharded && world.size() > 1;
+        self.build_shard(parameters, is_sharded.then(|| (world.rank(), world.size())))
+    }
+
+    /// [`OptimizerConfig::build`] for (rank, how many there are).
+    fn build_shard(
+        self,
+        parameters: &[(String, Tensor)],
+        shard: Option<(usize, usize)>,
+    ) -> Result<RankOptimizer, NetworkError> {
+        let shard = shard.map(|(rank, world)| {
+            let owners = owners(parameters, world);
+            OptimizerShard { rank, world, owners }
         });
         let own: Vec<(String, Tensor)> = match &shard {
             None => copied(parameters.iter()),
@@ -256,5 +265,132 @@ impl<'all> Bucket<'all> {
             start += count;
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+
+    use nn::weights::write_safetensors;
+
+    use super::*;
+
+    const CONFIG: OptimizerConfig = OptimizerConfig {
+        kind: OptimizerKind::Adamw,
+        betas: [0.9, 0.999],
+        epsilon: 1e-8,
+        weight_decay: 1e-2,
+    };
+    const ADAFACTOR: OptimizerConfig = OptimizerConfig { kind: OptimizerKind::Adafactor, ..CONFIG };
+
+    /// Parameters with gradients.
+    fn parameters() -> Vec<(String, Tensor)> {
+        let shapes: [&[i64]; 6] = [&[4, 3], &[4], &[8, 4], &[8], &[5, 8], &[1]];
+        let parameters = shapes.into_iter().enumerate().map(|(index, shape)| {
+            let value = nn::rng::normal(index as u64, shape).unwrap().set_requires_grad(true);
+            value.sin().sum(Kind::Float).backward();
+            (format!("layer.{index}.weight"), value)
+        });
+        parameters.collect()
+    }
+
+    /// Takes a step at every rank, and returns the weights after it and the file of each rank.
+    fn step(
+        config: OptimizerConfig,
+        ranks: usize,
+        folder: &std::path::Path,
+    ) -> (Vec<Tensor>, Vec<PathBuf>) {
+        let mut after: Vec<Tensor> = Vec::new();
+        let mut files = Vec::new();
+        for rank in 0..ranks {
+            let parameters = parameters();
+            let shard = (ranks > 1).then_some((rank, ranks));
+            let mut optimizer = config.build_shard(&parameters, shard).unwrap();
+            optimizer.optimizer.step(1e-2).unwrap();
+            let file = folder.join(format!("{ranks}-{rank}.safetensors"));
+            write_safetensors(&file, &optimizer.state()).unwrap();
+            files.push(file);
+            let owners = optimizer.shard.as_ref().map(|shard| shard.owners.clone());
+            for (index, (_, value)) in parameters.iter().enumerate() {
+                let is_own = owners.as_ref().is_none_or(|owners| owners[index] == rank);
+                match after.get_mut(index) {
+                    Some(found) if is_own => *found = value.detach(),
+                    Some(_) => {}
+                    None => after.push(value.detach()),
+                }
+            }
+        }
+        (after, files)
+    }
+
+    #[test]
+    fn the_largest_parameters_are_spread_evenly() {
+        let parameters = parameters();
+        assert_eq!(owners(&parameters, 1), [0; 6]);
+        // 40 to rank 0, 32 and 12 to rank 1, then 8, 4 and 1 to rank 0, 1 and 1 of 48, 48 and 49.
+        assert_eq!(owners(&parameters, 2), [1, 1, 1, 0, 0, 0]);
+        assert_eq!(owners(&parameters, 3), [2, 2, 1, 2, 0, 2]);
+        let sums = |owners: &[usize], world: usize| -> Vec<usize> {
+            let sum = |rank| {
+                let own = parameters.iter().zip(owners).filter(|(_, owner)| **owner == rank);
+                own.map(|((_, value), _)| value.numel()).sum()
+            };
+            (0..world).map(sum).collect()
+        };
+        assert_eq!(sums(&owners(&parameters, 2), 2), [49, 48]);
+        // More ranks than parameters: some own nothing.
+        assert_eq!(sums(&owners(&parameters, 8), 8).iter().filter(|sum| **sum == 0).count(), 2);
+    }
+
+    #[test]
+    fn sharded_states_and_updates_are_those_of_one_rank_bit_for_bit() {
+        let folder = tempfile::tempdir().unwrap();
+        for config in [CONFIG, ADAFACTOR] {
+            let (weights, files) = step(config, 1, folder.path());
+            let whole = Weights::open_files(&files).unwrap();
+            for ranks in [2, 3, 8] {
+                let (sharded, files) = step(config, ranks, folder.path());
+                assert_eq!(sharded, weights, "{ranks} ranks");
+                let shards = Weights::open_files(&files).unwrap();
+                assert!(shards.names().eq(whole.names()));
+                for name in whole.names() {
+                    assert_eq!(shards.tensor(name).unwrap(), whole.tensor(name).unwrap(), "{name}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_state_of_any_number_of_ranks_is_loaded_by_any_other() {
+        let folder = tempfile::tempdir().unwrap();
+        for config in [CONFIG, ADAFACTOR] {
+            let (_, whole) = step(config, 1, folder.path());
+            let whole = Weights::open_files(&whole).unwrap();
+            for from in [1, 2, 3] {
+                let (_, files) = step(config, from, folder.path());
+                let stored = Weights::open_files(&files).unwrap();
+                for to in [1, 2, 3, 8] {
+                    let mut loaded = 0;
+                    for rank in 0..to {
+                        let shard = (to > 1).then_some((rank, to));
+                        let mut optimizer = config.build_shard(&parameters(), shard).unwrap();
+                        optimizer.load_state(&stored).unwrap();
+                        for (name, tensor) in optimizer.state() {
+                            assert_eq!(tensor, whole.tensor(&name).unwrap(), "{name}");
+                            loaded += 1;
+                        }
+                    }
+                    assert_eq!(loaded, whole.names().count(), "{from} to {to}");
+                }
+                // A shard alone is not the state.
+                if from > 1 {
+                    let part = Weights::open_files(&files[..1]).unwrap();
+                    let mut optimizer = config.build_shard(&parameters(), None).unwrap();
+                    let message = optimizer.load_state(&part).unwrap_err().to_string();
+                    assert!(message.contains("missing"), "{message}");
+                }
+            }
+        }
     }
 }

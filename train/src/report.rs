@@ -56,6 +56,8 @@ pub struct Times {
     pub forward: f64,
     /// The backward pass.
     pub backward: f64,
+    /// Waiting for other ranks, and summing gradients with them; 0 alone.
+    pub exchange: f64,
     /// Gradient clipping, the update, and an update of the reference model.
     pub optimizer: f64,
 }
@@ -63,19 +65,23 @@ pub struct Times {
 impl Times {
     /// The sum.
     pub fn total(&self) -> f64 {
-        self.data + self.encode + self.forward + self.backward + self.optimizer
+        self.data + self.encode + self.forward + self.backward + self.exchange + self.optimizer
     }
 
     /// The times as metrics.
     pub fn values(&self) -> Values {
-        vec![
+        let mut values = vec![
             ("time/data", json!(self.data)),
             ("time/encode", json!(self.encode)),
             ("time/forward", json!(self.forward)),
             ("time/backward", json!(self.backward)),
             ("time/optimizer", json!(self.optimizer)),
             ("time/step", json!(self.total())),
-        ]
+        ];
+        if self.exchange > 0.0 {
+            values.push(("time/exchange", json!(self.exchange)));
+        }
+        values
     }
 }
 

@@ -311,6 +311,12 @@ impl Accumulation {
         Self { scale: Some(scale), ..self }
     }
 
+    /// The same accumulation whose pairs, at all ranks, have this sum of weights.
+    #[must_use]
+    pub fn of_weight(self, weight: f64) -> Self {
+        Self { weight, ..self }
+    }
+
     /// The sum of the weights so far.
     pub fn weight(&self) -> f64 {
         self.weight

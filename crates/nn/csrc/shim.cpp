@@ -454,6 +454,16 @@ bool nn_drop_gradients(const Tensor *parameters, size_t count, char **error) {
   });
 }
 
+bool nn_set_gradients(const Tensor *parameters, const Tensor *gradients, size_t count,
+                      char **error) {
+  return guarded(error, [&]() -> bool {
+    auto list = borrowed_list(parameters, count);
+    for (size_t index = 0; index < count; ++index)
+      list[index].mutable_grad() = borrowed(gradients[index]);
+    return true;
+  });
+}
+
 bool nn_add_scaled(Tensor target, Tensor addend, double factor, char **error) {
   return guarded(error, [&]() -> bool {
     borrowed(target).add_(borrowed(addend), factor);

@@ -116,6 +116,11 @@ Tensor nn_clip_gradients(const Tensor *gradients, size_t count, double max_norm,
 // Drops the gradients of the parameters, as zero_grad(set_to_none=True) does.
 bool nn_drop_gradients(const Tensor *parameters, size_t count, char **error);
 
+// Makes each gradient that of the parameter at its place. Both lists are `count` long; a gradient has
+// the sizes and the dtype of its parameter.
+bool nn_set_gradients(const Tensor *parameters, const Tensor *gradients, size_t count,
+                      char **error);
+
 // target += factor * addend, in place and with a single rounding if the processor can.
 bool nn_add_scaled(Tensor target, Tensor addend, double factor, char **error);
 

@@ -7,6 +7,7 @@
 
 mod adafactor;
 mod adamw;
+mod gradients;
 
 use std::fmt;
 use std::str::FromStr;
@@ -17,6 +18,7 @@ use tch::{Kind, Tensor};
 
 pub use adafactor::{Adafactor, AdafactorConfig};
 pub use adamw::{AdamW, AdamWConfig};
+pub use gradients::FlatGradients;
 
 use crate::device::Precision;
 use crate::error::{ModelError, NetworkError};

@@ -22,7 +22,9 @@ pub(crate) use linear::{After, linear_pack, linear_packed, linear_scaled, linear
 pub(crate) use memory::{
     InferenceMode, has_bf16, normal, peak_device_bytes, reuse_memory, tensor_over_memory, upload,
 };
-pub(crate) use optimizer::{AdamWTensors, add_scaled, clip_gradients, drop_gradients, fused_adamw};
+pub(crate) use optimizer::{
+    AdamWTensors, add_scaled, clip_gradients, drop_gradients, fused_adamw, set_gradients,
+};
 
 /// Where a function of the shim puts its message.
 type ErrorText = *mut *mut c_char;

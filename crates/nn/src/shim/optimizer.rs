@@ -32,6 +32,12 @@ unsafe extern "C" {
         count: usize,
         error: ErrorText,
     ) -> bool;
+    fn nn_set_gradients(
+        parameters: *const *const C_tensor,
+        gradients: *const *const C_tensor,
+        count: usize,
+        error: ErrorText,
+    ) -> bool;
     fn nn_add_scaled(
         target: *const C_tensor,
         addend: *const C_tensor,
@@ -106,6 +112,15 @@ pub(crate) fn drop_gradients(parameters: &[Tensor]) -> Result<(), TchError> {
     let list = pointers(parameters);
     // SAFETY: the tensors are borrowed for the call.
     unsafe { done(|error| nn_drop_gradients(list.as_ptr(), list.len(), error)) }
+}
+
+/// Makes each tensor of `gradients` the gradient of the parameter at its place.
+#[expect(unsafe_code, reason = "calls the shim")]
+pub(crate) fn set_gradients(parameters: &[Tensor], gradients: &[Tensor]) -> Result<(), TchError> {
+    assert_eq!(parameters.len(), gradients.len(), "lists have equal length");
+    let (owners, list) = (pointers(parameters), pointers(gradients));
+    // SAFETY: both lists hold as many tensors, borrowed for the call.
+    unsafe { done(|error| nn_set_gradients(owners.as_ptr(), list.as_ptr(), list.len(), error)) }
 }
 
 /// `target += factor · addend`, in place, rounded once if the processor can.

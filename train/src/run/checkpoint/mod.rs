@@ -1,7 +1,8 @@
 //! Checkpoints: everything a run needs to resume as if it had not stopped.
 //!
-//! `checkpoints/step-000100/` holds `unet/`, `reference/`, `optimizer.safetensors`, `state.json`,
-//! and `DONE`, which is written last and lists the other files with their lengths and BLAKE3
+//! `checkpoints/step-000100/` holds `unet/`, `reference/`, `optimizer.safetensors` (with
+//! `--shard-optimizer` one `optimizer-00001-of-00008.safetensors` of each rank), `state.json`, and
+//! `DONE`, which is written last and lists the other files with their lengths and BLAKE3
 //! hashes. A folder without `DONE` is not a checkpoint. A checkpoint whose files differ from `DONE`
 //! is damaged: it is deleted, and the one before it is used. A checkpoint that cannot be read, or
 //! is of another version, stays as it is. Each checkpoint is a new folder, so that a full disk
@@ -10,22 +11,24 @@
 //! Files are hashed while they are written. If the reference model is the same as in an earlier
 //! checkpoint, its file is a hard link to the earlier one, if the file system has hard links.
 
+mod equal;
+mod shards;
+mod write;
+
 use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail, ensure};
-use nn::distributed::World;
 use nn::optimizer::OptimizerKind;
-use nn::unet::{SAVED_WEIGHTS, UNet};
-use nn::weights::{Weights, Written, write_safetensors};
+use nn::weights::{Weights, Written};
 use rayon::prelude::*;
 use runkit::signals::Stopped;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+pub use self::write::save;
 use crate::loss_scale::LossScale;
-use crate::model::Networks;
 use crate::optimizer::RankOptimizer;
 use crate::run::manifest::{Numerics, Origin};
 use crate::trainer::Position;
@@ -42,7 +45,7 @@ const OPTIMIZER: &str = "optimizer.safetensors";
 pub const UNET: &str = "unet";
 /// The folder of the reference model.
 pub const REFERENCE: &str = "reference";
-/// Every file of a checkpoint, below its folder.
+/// Every file of a checkpoint, below its folder, but for the shards of the optimizer's state.
 const FILES: [&str; 7] = [
     MARKER,
     STATE,
@@ -148,13 +151,21 @@ impl Checkpoint {
         }
     }
 
-    /// Loads the optimizer's state into `optimizer`.
+    /// Loads the optimizer's state into `optimizer`: all of it or a shard, from one file or from
+    /// the shards of any number of ranks.
     ///
     /// # Errors
-    /// If the state is of another optimizer.
+    /// If the state is of another optimizer, or not complete.
     pub fn load_optimizer(&self, optimizer: &mut RankOptimizer) -> Result<()> {
-        optimizer.load_state(&Weights::open(self.folder.join(OPTIMIZER))?)?;
-        Ok(())
+        let marker = self.folder.join(MARKER);
+        let text = std::fs::read(&marker)
+            .with_context(|| format!("{}: cannot be read", marker.display()))?;
+        let records: Records = serde_json::from_slice(&text)
+            .with_context(|| format!("{}: expected a list of files", marker.display()))?;
+        let names = records.keys().filter(|name| *name == OPTIMIZER || shards::is_shard(name));
+        let files: Vec<PathBuf> = names.map(|name| self.folder.join(name)).collect();
+        ensure!(!files.is_empty(), "{}: it lists no {OPTIMIZER}", marker.display());
+        optimizer.load_state(&Weights::open_files(&files)?)
     }
 }
 
@@ -192,84 +203,6 @@ fn refuse_unfinished(folder: &Path) -> Result<()> {
 /// The folder of the checkpoint of a step.
 pub fn folder(checkpoints: &Path, step: u64) -> PathBuf {
     checkpoints.join(format!("step-{step:06}"))
-}
-
-/// Writes the checkpoint of `state.step`, unless the run already has one of that step.
-///
-/// # Errors
-/// If a file cannot be written. The next start deletes what is there without `DONE`.
-pub fn save(
-    checkpoints: &Path,
-    state: &State,
-    networks: &Networks,
-    optimizer: &RankOptimizer,
-    world: &World,
-) -> Result<PathBuf> {
-    let _ = world;
-    let folder = folder(checkpoints, state.step);
-    let is_this = |there: State| there.run == state.run && there.step == state.step;
-    if folder.join(MARKER).exists() && read(&folder).is_ok_and(is_this) {
-        return Ok(folder);
-    }
-    remove(&folder)?;
-    let write = || -> Result<()> {
-        let mut records = write_network(&folder, UNET, &networks.pipeline.unet)?;
-        runkit::files::create_folder(folder.join(REFERENCE))?;
-        records.extend(match link_reference(checkpoints, &folder, state) {
-            Some(linked) => linked,
-            None => write_network(&folder, REFERENCE, &networks.reference)?,
-        });
-        let written = write_safetensors(&folder.join(OPTIMIZER), &optimizer.state())?;
-        records.insert(OPTIMIZER.to_owned(), written.into());
-        runkit::files::write_json_atomic(folder.join(STATE), state)?;
-        records.insert(STATE.to_owned(), record(&folder.join(STATE), || Ok(()))?);
-        runkit::files::write_json_atomic(folder.join(MARKER), &records)?;
-        Ok(())
-    };
-    write().with_context(|| format!("writing the checkpoint {}", folder.display()))?;
-    runkit::fault::point("checkpoint");
-    Ok(folder)
-}
-
-/// Writes a network to a part of a checkpoint.
-fn write_network(folder: &Path, part: &str, network: &UNet) -> Result<Records> {
-    let place = folder.join(part);
-    runkit::files::create_folder(&place)?;
-    let written = network.save(&place)?;
-    let config = record(&place.join("config.json"), || Ok(()))?;
-    Ok(Records::from([
-        (format!("{part}/{SAVED_WEIGHTS}"), written.into()),
-        (format!("{part}/config.json"), config),
-    ]))
-}
-
-/// Links the reference model's files of an earlier checkpoint of the run, if the reference model is
-/// still the same. `None` if there is no such checkpoint, or no hard links; writing the files gives
-/// the same bytes.
-fn link_reference(checkpoints: &Path, folder: &Path, state: &State) -> Option<Records> {
-    let earlier = list(checkpoints).ok()?.into_values().rev().find(|earlier| {
-        let is_same =
-            |there: State| there.run == state.run && there.reference_step == state.reference_step;
-        earlier != folder && earlier.join(MARKER).exists() && read(earlier).is_ok_and(is_same)
-    })?;
-    let records: Records =
-        serde_json::from_slice(&std::fs::read(earlier.join(MARKER)).ok()?).ok()?;
-    let of_reference = |name: &str| name.starts_with(REFERENCE) && FILES.contains(&name);
-    let records: Records = records.into_iter().filter(|(name, _)| of_reference(name)).collect();
-    let link = |name: &String| {
-        runkit::fault::error_at("link")?;
-        std::fs::hard_link(earlier.join(name), folder.join(name))
-    };
-    let linked = records.keys().try_for_each(link);
-    let synced = linked.and_then(|()| std::fs::File::open(folder.join(REFERENCE))?.sync_all());
-    match synced {
-        Ok(()) if !records.is_empty() => Some(records),
-        Ok(()) => None,
-        Err(error) => {
-            tracing::debug!("the reference model is written again: {error}");
-            None
-        }
-    }
 }
 
 /// The newest intact checkpoint of the run `run`. Deletes damaged newer ones with a warning, and
@@ -356,7 +289,8 @@ fn remove(folder: &Path) -> Result<()> {
         other => other,
     };
     let remove = || -> io::Result<()> {
-        for name in FILES {
+        let shards = shards::list(folder);
+        for name in FILES.into_iter().chain(shards.iter().map(String::as_str)) {
             gone(std::fs::remove_file(folder.join(name)))?;
         }
         for part in [UNET, REFERENCE, ""] {
@@ -377,12 +311,15 @@ fn remove(folder: &Path) -> Result<()> {
 /// # Errors
 /// If the folder cannot be listed.
 pub fn outputs(checkpoints: &Path, prefix: &str) -> Result<Vec<String>> {
-    let folders: Vec<String> = list(checkpoints)?
-        .into_values()
-        .filter_map(|folder| Some(format!("{prefix}/{}", folder.file_name()?.display())))
-        .collect();
-    let files = |name: &'static str| folders.iter().map(move |folder| format!("{folder}/{name}"));
-    Ok(FILES.into_iter().flat_map(files).collect())
+    let folders: Vec<PathBuf> = list(checkpoints)?.into_values().collect();
+    let below = |folder: &Path, name: &str| {
+        folder.file_name().map(|folder| format!("{prefix}/{}/{name}", folder.display()))
+    };
+    let files = |name: &'static str| folders.iter().filter_map(move |folder| below(folder, name));
+    let shards = folders.iter().flat_map(|folder| {
+        shards::list(folder).into_iter().filter_map(move |name| below(folder, &name))
+    });
+    Ok(FILES.into_iter().flat_map(files).chain(shards).collect())
 }
 
 /// The step of the newest complete checkpoint.

@@ -1,5 +1,8 @@
 #![expect(clippy::disallowed_methods, reason = "fixtures need not be durable")]
 
+use nn::unet::SAVED_WEIGHTS;
+
+use super::write::link_reference;
 use super::*;
 
 fn state(step: u64, run: &str) -> State {
@@ -155,4 +158,58 @@ fn a_checkpoint_of_any_run_is_opened_and_another_folder_is_refused() {
     std::fs::write(folder.join(OPTIMIZER), "momentS").unwrap();
     let message = Checkpoint::open(&folder).unwrap_err().to_string();
     assert!(message.contains("damaged") && folder.join(OPTIMIZER).exists(), "{message}");
+}
+
+/// Replaces the optimizer's file of a checkpoint by shards, listed in `DONE`.
+fn shard(folder: &Path, count: usize) -> Vec<PathBuf> {
+    std::fs::remove_file(folder.join(OPTIMIZER)).unwrap();
+    let files = (0..count).map(|rank| folder.join(shards::name(Some((rank, count)))));
+    let files: Vec<PathBuf> = files.collect();
+    let text = std::fs::read(folder.join(MARKER)).unwrap();
+    let mut records: Records = serde_json::from_slice(&text).unwrap();
+    records.remove(OPTIMIZER);
+    for (rank, file) in files.iter().enumerate() {
+        std::fs::write(file, format!("moments of rank {rank}")).unwrap();
+        let name = file.file_name().unwrap().to_str().unwrap().to_owned();
+        records.insert(name, record(file, || Ok(())).unwrap());
+    }
+    runkit::files::write_json_atomic(folder.join(MARKER), &records).unwrap();
+    files
+}
+
+#[test]
+fn shards_of_the_optimizer_belong_to_a_checkpoint() {
+    let place = tempfile::tempdir().unwrap();
+    write(place.path(), 1, "run");
+    let files = shard(&write(place.path(), 2, "run"), 3);
+    assert!(files[0].ends_with("step-000002/optimizer-00001-of-00003.safetensors"), "{files:?}");
+    assert_eq!(newest(place.path()), Some(2));
+    let outputs = outputs(place.path(), "checkpoints").unwrap();
+    let listed = "checkpoints/step-000002/optimizer-00003-of-00003.safetensors".to_owned();
+    assert!(outputs.contains(&listed), "{outputs:?}");
+    // Without one of them it is damaged, and deleted with the others.
+    std::fs::remove_file(&files[1]).unwrap();
+    let message = Checkpoint::open(&folder(place.path(), 2)).unwrap_err().to_string();
+    assert!(
+        message.contains("optimizer-00002-of-00003") && message.contains("missing"),
+        "{message}"
+    );
+    assert_eq!(newest(place.path()), Some(1));
+    assert!(!folder(place.path(), 2).exists());
+    let files = shard(&write(place.path(), 3, "run"), 2);
+    std::fs::write(&files[1], "moments of rank X").unwrap();
+    assert_eq!(newest(place.path()), Some(1), "a shard is compared with DONE");
+}
+
+#[test]
+fn names_of_shards_are_told_from_others() {
+    assert!(shards::is_shard("optimizer-00001-of-00002.safetensors"));
+    for other in [
+        OPTIMIZER,
+        "optimizer-1-of-2.safetensors",
+        "optimizer-00001-of-00002.json",
+        "optimizer-0000x-of-00002.safetensors",
+    ] {
+        assert!(!shards::is_shard(other), "{other}");
+    }
 }

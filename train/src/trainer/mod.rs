@@ -3,17 +3,28 @@
 //! A step computes `batch_size` pairs in micro-batches; gradient accumulation gives the gradients
 //! of the weighted mean of their losses. Numbers are copied to the CPU once per step, before the
 //! weights change: a loss or a gradient that is not finite changes nothing.
+//!
+//! On W ranks, each computes every W-th micro-batch. They exchange twice a step: before they sum
+//! their gradients, whether all of them can go on; after it, the numbers of their pairs. What
+//! follows is a function of the sum and of the numbers of all, so all ranks end a step with equal
+//! weights.
+
+mod exchange;
+mod numbers;
 
 use std::ops::ControlFlow;
 use std::path::Path;
 use std::time::Instant;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Result, bail};
 use nn::NetworkError;
 use nn::distributed::World;
+use nn::optimizer::FlatGradients;
 use runkit::signals::{StopFlag, Stoppable};
-use tch::{Device, Kind, TchError, Tensor};
+use tch::{TchError, Tensor};
 
+use self::exchange::{Computed, exchange};
+use self::numbers::{Numbers, RankNumbers};
 use crate::config::Config;
 use crate::data::{Example, Stream};
 use crate::loss;
@@ -60,6 +71,8 @@ pub struct Trainer<'run> {
     /// How many scorers there are, for [`scorer_of_step`].
     scorers: usize,
     world: &'run World,
+    /// The gradients of the step under way, if there are several ranks.
+    gradients: Option<FlatGradients>,
     /// Whether weights, moments, reference and position are those of the same step.
     is_whole: bool,
 }
@@ -94,32 +107,11 @@ fn timed<T>(sum: &mut f64, body: impl FnOnce() -> T) -> T {
     result
 }
 
-/// Numbers per pair in a micro-batch's table.
-const ROWS: i64 = 9;
-
-/// The numbers of a step, on the CPU.
-struct Numbers {
-    losses: Vec<f64>,
-    agreement: Vec<f64>,
-    logits: Vec<f64>,
-    probability: Vec<f64>,
-    weight: Vec<f64>,
-    /// The model's errors on images 0 and 1, then the reference model's.
-    errors: [Vec<f64>; 4],
-    grad_norm: f64,
-}
-
-impl Numbers {
-    /// Whether the numbers of a pair are finite.
-    fn is_finite(&self, index: usize) -> bool {
-        self.losses[index].is_finite()
-            && self.logits[index].is_finite()
-            && self.errors.iter().all(|errors| errors[index].is_finite())
-    }
-
-    fn losses_are_finite(&self) -> bool {
-        (0..self.losses.len()).all(|index| self.is_finite(index))
-    }
+/// Runs `body`, which waits for other ranks, and adds its seconds to the time of that. Alone, that
+/// time is zero.
+fn exchanging<T>(world: &World, times: &mut Times, body: impl FnOnce() -> T) -> T {
+    let mut none = 0.0;
+    timed(if world.size() > 1 { &mut times.exchange } else { &mut none }, body)
 }
 
 impl<'run> Trainer<'run> {
@@ -136,7 +128,8 @@ impl<'run> Trainer<'run> {
         world: &'run World,
     ) -> Result<Self> {
         state.networks.pipeline.unet.set_gradient_checkpointing(config.settings.grad_checkpointing);
-        let mut trainer = Self { config, base, state, stream, scorers, world, is_whole: true };
+        let mut trainer =
+            Self { config, base, state, stream, scorers, world, gradients: None, is_whole: true };
         // After its last step a run does not update the reference. If --steps has grown since, that
         // step is no longer the last one.
         if trainer.state.position.step > 0 {
@@ -171,51 +164,39 @@ impl<'run> Trainer<'run> {
         self.is_whole
     }
 
-    /// Takes one optimizer step. After a stop, or an error that left the run whole
+    /// Takes one optimizer step, at all ranks. After a stop, or an error that left the run whole
     /// ([`Trainer::is_whole`]), only the position of the stream has advanced: save the state, and
-    /// do not call `step` again.
+    /// do not call `step` again. All ranks stop after the same step, and report the same numbers.
     ///
     /// # Errors
     /// If the data cannot be read, a loss or the gradients are not finite (the error names the
-    /// pairs), or the device is out of memory.
+    /// pairs), or the device is out of memory, at this rank or at another one, or a rank is lost.
     pub fn step(&mut self, run: &Path, stop: &StopFlag) -> Result<Stoppable<Box<StepReport>>> {
-        let config = self.config;
+        let (config, world) = (self.config, self.world);
         let step = self.state.position.step + 1;
         let learning_rate = config.learning_rate.at(self.state.position.step);
         let scorer = scorer_of_step(config.settings.seed, step, self.scorers);
         let mut times = Times::default();
         let loss_scale = self.state.position.loss_scale;
-        let mut accumulation = Accumulation::new(config.settings.batch_size);
-        if config.loss_scaling != LossScaling::None {
-            accumulation = accumulation.with_loss_scale(loss_scale.factor());
-        }
         let mut parts = Vec::new();
-        let mut pair_ids = Vec::new();
-        let mut records = Vec::new();
-        for _ in 0..config.settings.batch_size / config.settings.micro_batch {
-            if let Some(signal) = stop.requested() {
-                return Ok(ControlFlow::Break(signal));
-            }
-            let examples = self.examples(&mut times)?;
-            if examples.is_empty() {
-                continue;
-            }
-            let part = self.micro_batch(examples, scorer, step, &mut accumulation, &mut times)?;
-            parts.push(part.numbers);
-            pair_ids.extend(part.pair_ids);
-            records.extend(part.record);
-        }
-        let numbers = timed(&mut times.optimizer, || self.gather(&parts, accumulation))?;
+        let outcome = self.micro_batches(step, scorer, &mut parts, &mut times, stop);
+        let agreed = exchanging(world, &mut times, || exchange(world, outcome))?;
+        let computed = match agreed {
+            ControlFlow::Continue(computed) => computed,
+            ControlFlow::Break(signal) => return Ok(ControlFlow::Break(signal)),
+        };
+        exchanging(world, &mut times, || self.sum_gradients(computed))?;
+        let numbers = timed(&mut times.optimizer, || self.rank_numbers(&parts, computed))?;
+        let numbers = exchanging(world, &mut times, || numbers.gather(world))?;
         let overflow = !numbers.grad_norm.is_finite() && numbers.losses_are_finite();
         let lowered = loss_scale.shrunk(config.loss_scaling).filter(|_| overflow);
         if lowered.is_none() {
-            self.refuse_non_finite(step, &numbers, &pair_ids)?;
+            self.refuse_non_finite(step, &numbers, &parts)?;
         }
         let reference_step = self.state.position.reference_step;
         let facts = StepFacts { step, learning_rate, grad_norm: numbers.grad_norm, reference_step };
-        for (micro, record) in records.iter().enumerate() {
-            record.write(run, &facts, micro)?;
-        }
+        self.write_records(run, &facts, &numbers, &parts)?;
+        drop(parts);
         self.is_whole = false;
         timed(&mut times.optimizer, || match lowered {
             Some(lowered) => self.skip_update(step, lowered),
@@ -250,6 +231,42 @@ impl<'run> Trainer<'run> {
         })))
     }
 
+    /// The accumulation of this step.
+    fn accumulation(&self) -> Accumulation {
+        let accumulation = Accumulation::new(self.config.settings.batch_size);
+        match self.config.loss_scaling {
+            LossScaling::None => accumulation,
+            _ => accumulation.with_loss_scale(self.state.position.loss_scale.factor()),
+        }
+    }
+
+    /// Computes the micro-batches of this rank and accumulates their gradients.
+    fn micro_batches(
+        &mut self,
+        step: u64,
+        scorer: usize,
+        parts: &mut Vec<Option<MicroResult>>,
+        times: &mut Times,
+        stop: &StopFlag,
+    ) -> Result<Stoppable<Computed>> {
+        let RunSettings { batch_size, micro_batch, .. } = self.config.settings;
+        let mut accumulation = self.accumulation();
+        let mut pairs = 0;
+        for _ in 0..batch_size / micro_batch / self.world.size() as u64 {
+            if let Some(signal) = stop.requested() {
+                return Ok(ControlFlow::Break(signal));
+            }
+            let examples = self.examples(times)?;
+            if examples.is_empty() {
+                parts.push(None);
+                continue;
+            }
+            pairs += examples.len() as u64;
+            parts.push(Some(self.micro_batch(examples, scorer, step, &mut accumulation, times)?));
+        }
+        Ok(ControlFlow::Continue(Computed { weight: accumulation.weight(), pairs }))
+    }
+
     /// The next pairs of a micro-batch, without the skipped ones.
     fn examples(&mut self, times: &mut Times) -> Result<Vec<Example<PreferenceTarget>>> {
         let mut examples = Vec::new();
@@ -264,7 +281,7 @@ impl<'run> Trainer<'run> {
 
     /// Computes one micro-batch and accumulates its gradients.
     fn micro_batch(
-        &self,
+        &mut self,
         examples: Vec<Example<PreferenceTarget>>,
         scorer: usize,
         step: u64,
@@ -292,6 +309,9 @@ impl<'run> Trainer<'run> {
                 &batch,
             )
         })?;
+        if self.world.size() > 1 && self.gradients.is_none() {
+            self.gradients = Some(FlatGradients::attach(networks.pipeline.unet.parameters())?);
+        }
         timed(&mut times.backward, || accumulation.add(&batch, &predictions))?;
         let errors = &predictions.errors;
         let logits_P = predictions.logits_P.f_detach()?;
@@ -313,46 +333,86 @@ impl<'run> Trainer<'run> {
         Ok(MicroResult { numbers: Tensor::f_stack(&rows, 0)?, pair_ids: batch.pair_ids, record })
     }
 
-    /// Brings the gradients to their final scale, and copies the numbers to the CPU.
-    fn gather(&self, parts: &[Tensor], accumulation: Accumulation) -> Result<Numbers> {
-        let parameters = self.state.networks.pipeline.unet.parameters();
-        let norm = accumulation.finish(parameters, self.config.max_grad_norm)?;
-        // If all pairs are skipped there is no table to concatenate: this one has no column.
-        let none = Tensor::f_zeros([ROWS, 0], (Kind::Float, norm.device()))?;
-        let parts: Vec<&Tensor> = parts.iter().chain([&none]).collect();
-        let table = Tensor::f_cat(&parts, 1)?.f_flatten(0, -1)?;
-        let all = Tensor::f_cat(&[table, norm.f_view([1])?], 0)?;
-        let all = Vec::<f64>::try_from(&all.f_to_device(Device::Cpu)?.f_to_kind(Kind::Double)?)?;
-        let grad_norm = all.last().copied().unwrap_or(f64::NAN);
-        let pairs = (all.len() - 1) / usize::try_from(ROWS)?;
-        let mut rows =
-            (0..usize::try_from(ROWS)?).map(|row| all.get(row * pairs..(row + 1) * pairs));
-        let mut row =
-            || rows.next().flatten().map(<[f64]>::to_vec).context("a row of numbers is missing");
-        Ok(Numbers {
-            losses: row()?,
-            agreement: row()?,
-            logits: row()?,
-            probability: row()?,
-            weight: row()?,
-            errors: [row()?, row()?, row()?, row()?],
-            grad_norm,
-        })
+    /// Sums the gradients of all ranks. Where no rank has computed a pair there are none.
+    fn sum_gradients(&mut self, computed: Computed) -> Result<()> {
+        if self.world.size() == 1 || computed.pairs == 0 {
+            return Ok(());
+        }
+        let gradients = match self.gradients.take() {
+            Some(gradients) => gradients,
+            None => FlatGradients::attach(self.state.networks.pipeline.unet.parameters())?,
+        };
+        gradients.all_reduce(self.world)?;
+        Ok(())
     }
 
-    fn refuse_non_finite(&self, step: u64, numbers: &Numbers, pair_ids: &[String]) -> Result<()> {
-        let guilty: Vec<String> = (0..numbers.losses.len())
-            .filter(|index| !numbers.is_finite(*index))
-            .filter_map(|index| pair_ids.get(index).cloned())
+    /// Brings the gradients to their final scale, and copies this rank's numbers to the CPU.
+    fn rank_numbers(
+        &self,
+        parts: &[Option<MicroResult>],
+        computed: Computed,
+    ) -> Result<RankNumbers> {
+        let parameters = self.state.networks.pipeline.unet.parameters();
+        let accumulation = self.accumulation().of_weight(computed.weight);
+        let norm = accumulation.finish(parameters, self.config.max_grad_norm)?;
+        let tables: Vec<Option<&Tensor>> =
+            parts.iter().map(|part| part.as_ref().map(|part| &part.numbers)).collect();
+        RankNumbers::of(&tables, &norm)
+    }
+
+    /// Refuses a step whose numbers are not finite, at all ranks: each names the pairs of all.
+    fn refuse_non_finite(
+        &self,
+        step: u64,
+        numbers: &Numbers,
+        parts: &[Option<MicroResult>],
+    ) -> Result<()> {
+        let losses_are_finite = numbers.losses_are_finite();
+        if losses_are_finite && numbers.grad_norm.is_finite() {
+            return Ok(());
+        }
+        let ids: Vec<Vec<String>> = parts
+            .iter()
+            .map(|part| part.as_ref().map_or_else(Vec::new, |part| part.pair_ids.clone()))
             .collect();
-        if !guilty.is_empty() {
-            bail!(NotFinite { step, what: "the loss is", pairs: guilty });
+        let ranks = self.world.gather(ids)?;
+        let pairs = (0..parts.len())
+            .flat_map(|micro| ranks.iter().filter_map(move |rank| rank.get(micro)))
+            .flatten();
+        let pairs = pairs
+            .enumerate()
+            .filter(|(index, _)| losses_are_finite || !numbers.is_finite(*index))
+            .map(|(_, id)| id.clone())
+            .collect();
+        let what = if losses_are_finite { "the gradients are" } else { "the loss is" };
+        bail!(NotFinite { step, what, pairs })
+    }
+
+    /// Writes the records of this rank's micro-batches, each under its number among those of the
+    /// step that have pairs.
+    fn write_records(
+        &self,
+        run: &Path,
+        facts: &StepFacts,
+        numbers: &Numbers,
+        parts: &[Option<MicroResult>],
+    ) -> Result<()> {
+        if facts.step > self.config.settings.record_steps {
+            return Ok(());
         }
-        if !numbers.grad_norm.is_finite() {
-            let pairs = pair_ids.to_vec();
-            bail!(NotFinite { step, what: "the gradients are", pairs });
-        }
-        Ok(())
+        let (rank, world) = (self.world.rank(), self.world.size());
+        let write = || -> Result<()> {
+            for (own, part) in parts.iter().enumerate() {
+                let before = numbers.pairs.iter().take(own * world + rank);
+                let number = before.filter(|pairs| **pairs > 0).count();
+                if let Some(record) = part.as_ref().and_then(|part| part.record.as_ref()) {
+                    record.write(run, facts, number)?;
+                }
+            }
+            Ok(())
+        };
+        let written = write().map(|()| ControlFlow::Continue(Computed::NONE));
+        exchange(self.world, written).map(|_| ())
     }
 
     /// Updates the weights.
