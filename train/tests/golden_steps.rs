@@ -98,6 +98,7 @@ fn train(golden: &Golden, precision: Precision, checkpointing: bool, look: &mut 
         look(step, &unet, &all, &norm);
         optimizer.step(rate).unwrap();
         optimizer.zero_grad().unwrap();
+        unet.cast_weights().unwrap();
         if (step + 1) % setting("refresh_every") as usize == 0 {
             reference.copy_weights_from(&unet).unwrap();
         }

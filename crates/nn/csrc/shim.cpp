@@ -22,6 +22,8 @@
 #include <c10/core/InferenceMode.h>
 #include <torch/csrc/autograd/autograd.h>
 #include <torch/csrc/autograd/custom_function.h>
+#include <torch/csrc/autograd/function_hook.h>
+#include <torch/csrc/autograd/variable.h>
 
 namespace {
 
@@ -204,6 +206,24 @@ struct UpcastConvolution : torch::autograd::Function<UpcastConvolution> {
       input_gradient = narrowed(input_gradient);
     return {input_gradient, weight_gradient, bias_gradient, at::Tensor(), at::Tensor()};
   }
+};
+
+// Moves the gradient of a weight's copy in half precision to the weight itself.
+struct GradientRoute : torch::autograd::PostAccumulateGradHook {
+  explicit GradientRoute(at::Tensor weight) : weight(std::move(weight)) {}
+
+  void operator()(const torch::autograd::Variable &copy) override {
+    at::NoGradGuard no_grad;
+    auto &gradient = copy.mutable_grad();
+    auto &sum = weight.mutable_grad();
+    if (sum.defined())
+      sum.add_(gradient); // in f32
+    else
+      sum = gradient.to(weight.scalar_type());
+    gradient.reset();
+  }
+
+  at::Tensor weight;
 };
 
 } // namespace
@@ -460,6 +480,22 @@ bool nn_set_gradients(const Tensor *parameters, const Tensor *gradients, size_t 
     auto list = borrowed_list(parameters, count);
     for (size_t index = 0; index < count; ++index)
       list[index].mutable_grad() = borrowed(gradients[index]);
+    return true;
+  });
+}
+
+bool nn_route_gradient(Tensor copy, Tensor weight, char **error) {
+  return guarded(error, [&]() -> bool {
+    torch::autograd::impl::set_post_acc_grad_hooks(
+        borrowed(copy), std::make_unique<GradientRoute>(borrowed(weight)));
+    return true;
+  });
+}
+
+bool nn_copy_all(const Tensor *targets, const Tensor *sources, size_t count, char **error) {
+  return guarded(error, [&]() -> bool {
+    at::NoGradGuard no_grad;
+    at::_foreach_copy_(borrowed_list(targets, count), borrowed_list(sources, count));
     return true;
   });
 }

@@ -121,6 +121,13 @@ bool nn_drop_gradients(const Tensor *parameters, size_t count, char **error);
 bool nn_set_gradients(const Tensor *parameters, const Tensor *gradients, size_t count,
                       char **error);
 
+// From now on the backward pass adds the gradient of `copy`, a leaf in half precision, to the gradient
+// of the f32 leaf `weight`, and leaves none at `copy`.
+bool nn_route_gradient(Tensor copy, Tensor weight, char **error);
+
+// Copies each source into the target at its place, rounded to its dtype. Both lists are `count` long.
+bool nn_copy_all(const Tensor *targets, const Tensor *sources, size_t count, char **error);
+
 // target += factor * addend, in place and with a single rounding if the processor can.
 bool nn_add_scaled(Tensor target, Tensor addend, double factor, char **error);
 

@@ -272,10 +272,28 @@ pub(crate) fn lacks_avx512() -> bool {
     false
 }
 
+#[cfg(test)]
+thread_local! {
+    static MULTIPLIES_BF16: std::cell::Cell<bool> = const { std::cell::Cell::new(false) };
+}
+
+/// Runs `body` as on a processor that multiplies bf16 fast, so that its paths are tested on any.
+#[cfg(test)]
+pub(crate) fn multiplying_bf16<T>(body: impl FnOnce() -> T) -> T {
+    let before = MULTIPLIES_BF16.replace(true);
+    let result = body();
+    MULTIPLIES_BF16.set(before);
+    result
+}
+
 /// True if a product in bf16 takes less time than one in f32. On x86 this requires AVX512_BF16, and
 /// on Intel also AMX: in virtual machines that hide AMX, libtorch's bf16 product runs at 0.6 times
 /// the rate of f32 (docs/performance.md).
 fn multiplies_bf16() -> bool {
+    #[cfg(test)]
+    if MULTIPLIES_BF16.get() {
+        return true;
+    }
     #[cfg(target_arch = "x86_64")]
     {
         const INTEL: [u32; 3] = [0x756e_6547, 0x4965_6e69, 0x6c65_746e]; // "GenuineIntel"

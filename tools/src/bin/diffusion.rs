@@ -33,6 +33,7 @@ use std::time::Instant;
 
 use anyhow::{Context as _, Result, bail};
 use nn::device::{self, Precision, inference};
+use nn::optimizer::zero_grad;
 use nn::pipeline::{Image, Pipeline, PipelineFiles, SampleRequest};
 use nn::schedule::SamplerKind;
 use nn::text::{self, TextEncoder, TextEncoderConfig};
@@ -168,23 +169,13 @@ impl Run {
         let checkpointing = self.options.parse("checkpointing", false)?;
         let mut unet = self.unet(true)?;
         unet.set_gradient_checkpointing(checkpointing);
-        let parameters: Vec<&Tensor> = unet.parameters().iter().map(|(_, value)| value).collect();
         let (loss, gradients) = self.time(|| {
             let loss = (inputs.run(&unet)? - &target_BCHW).square().mean(Kind::Float);
-            // Checkpointed blocks accumulate their gradients in those of the parameters, which are
-            // emptied first: the result is of this pass alone.
-            let gradients = if checkpointing {
-                parameters.iter().for_each(|parameter| {
-                    let mut gradient = parameter.grad();
-                    if gradient.defined() {
-                        drop(gradient.zero_());
-                    }
-                });
-                loss.backward();
-                parameters.iter().map(|parameter| parameter.grad()).collect()
-            } else {
-                Tensor::f_run_backward(&[&loss], &parameters, false, false)?
-            };
+            // The pass adds to the gradients of the parameters, so they are dropped first.
+            zero_grad(unet.parameters())?;
+            loss.backward();
+            let gradients: Vec<Tensor> =
+                unet.parameters().iter().map(|(_, parameter)| parameter.grad()).collect();
             Ok((loss.detach(), gradients))
         })?;
         let mut outputs = vec![("loss".to_owned(), loss)];

@@ -75,7 +75,12 @@ fn main() -> Result<()> {
         look(&mut unet, &reference, "start")?;
         unet.set_gradient_checkpointing(checkpointing);
     }
-    let parameters = unet.parameters();
+    let parameters: Vec<_> = unet
+        .parameters()
+        .iter()
+        .map(|(name, value)| (name.clone(), value.shallow_clone()))
+        .collect();
+    let parameters = parameters.as_slice();
     let mut optimizer: Box<dyn Optimizer> = match optimizer {
         OptimizerKind::Adamw => Box::new(AdamW::new(parameters, AdamWConfig::default())?),
         OptimizerKind::Adafactor => {
@@ -105,6 +110,7 @@ fn main() -> Result<()> {
         wait(device);
         let clipped = start.elapsed().as_secs_f64();
         optimizer.step(learning_rate)?;
+        unet.cast_weights()?;
         wait(device);
         let updated = start.elapsed().as_secs_f64();
         optimizer.zero_grad()?;

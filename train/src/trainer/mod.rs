@@ -419,6 +419,7 @@ impl<'run> Trainer<'run> {
     fn update(&mut self, step: u64, learning_rate: f64) -> Result<()> {
         self.state.optimizer.step(learning_rate, self.world)?;
         self.state.optimizer.zero_grad()?;
+        self.state.networks.pipeline.unet.cast_weights()?;
         self.state.position.loss_scale =
             self.state.position.loss_scale.grown(self.config.loss_scaling);
         self.advance(step);

@@ -81,7 +81,7 @@ impl Conv2d {
         let ConvSizes { input, output, kernel, stride } = sizes;
         let weight_name = format!("{name}.weight");
         let weight = loader.tensor(&weight_name, &[output, input, kernel, kernel]);
-        let bias = loader.tensor(&format!("{name}.bias"), &[output]);
+        let bias = loader.tensor_cast_at_use(&format!("{name}.bias"), &[output]);
         let of = |weight| Self { weight, bias, stride };
         if !loader.may_pack() {
             return of(Weight::Plain(weight));

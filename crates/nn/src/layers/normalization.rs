@@ -28,8 +28,8 @@ impl GroupNorm {
         epsilon: f64,
     ) -> Self {
         Self {
-            weight: loader.tensor(&format!("{name}.weight"), &[channels]),
-            bias: loader.tensor(&format!("{name}.bias"), &[channels]),
+            weight: loader.tensor_cast_at_use(&format!("{name}.weight"), &[channels]),
+            bias: loader.tensor_cast_at_use(&format!("{name}.bias"), &[channels]),
             channels,
             groups,
             epsilon,

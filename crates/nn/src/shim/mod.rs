@@ -23,7 +23,8 @@ pub(crate) use memory::{
     InferenceMode, has_bf16, normal, peak_device_bytes, reuse_memory, tensor_over_memory, upload,
 };
 pub(crate) use optimizer::{
-    AdamWTensors, add_scaled, clip_gradients, drop_gradients, fused_adamw, set_gradients,
+    AdamWTensors, add_scaled, clip_gradients, copy_all, drop_gradients, fused_adamw,
+    route_gradient, set_gradients,
 };
 
 /// Where a function of the shim puts its message.

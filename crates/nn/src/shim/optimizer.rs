@@ -38,6 +38,13 @@ unsafe extern "C" {
         count: usize,
         error: ErrorText,
     ) -> bool;
+    fn nn_route_gradient(copy: *const C_tensor, weight: *const C_tensor, error: ErrorText) -> bool;
+    fn nn_copy_all(
+        targets: *const *const C_tensor,
+        sources: *const *const C_tensor,
+        count: usize,
+        error: ErrorText,
+    ) -> bool;
     fn nn_add_scaled(
         target: *const C_tensor,
         addend: *const C_tensor,
@@ -121,6 +128,24 @@ pub(crate) fn set_gradients(parameters: &[Tensor], gradients: &[Tensor]) -> Resu
     let (owners, list) = (pointers(parameters), pointers(gradients));
     // SAFETY: both lists hold as many tensors, borrowed for the call.
     unsafe { done(|error| nn_set_gradients(owners.as_ptr(), list.as_ptr(), list.len(), error)) }
+}
+
+/// From now on the backward pass adds the gradient of `copy`, a leaf in half precision, to the
+/// gradient of the f32 leaf `weight`, and leaves none at `copy`.
+#[expect(unsafe_code, reason = "calls the shim")]
+pub(crate) fn route_gradient(copy: &Tensor, weight: &Tensor) -> Result<(), TchError> {
+    let (copy, weight) = (copy.as_ptr(), weight.as_ptr());
+    // SAFETY: the tensors are borrowed for the call; the shim keeps an owner of the weight.
+    unsafe { done(|error| nn_route_gradient(copy, weight, error)) }
+}
+
+/// Copies each source into the target at its place, rounded to its dtype.
+#[expect(unsafe_code, reason = "calls the shim")]
+pub(crate) fn copy_all(targets: &[Tensor], sources: &[Tensor]) -> Result<(), TchError> {
+    assert_eq!(targets.len(), sources.len(), "lists have equal length");
+    let (to, from) = (pointers(targets), pointers(sources));
+    // SAFETY: both lists hold as many tensors, borrowed for the call.
+    unsafe { done(|error| nn_copy_all(to.as_ptr(), from.as_ptr(), to.len(), error)) }
 }
 
 /// `target += factor · addend`, in place, rounded once if the processor can.

@@ -32,7 +32,7 @@ use crate::device::{Precision, inference};
 use crate::error::{ModelError, NetworkError};
 use crate::layers::{Conv2d, GroupNorm, trains_in_nchw};
 use crate::shim;
-use crate::weights::{Loader, Purpose, Weights, Written, write_while};
+use crate::weights::{Loader, Purpose, WeightCopies, Weights, Written, write_while};
 
 /// The file of weights that [`UNet::save`] writes beside `config.json`.
 pub const SAVED_WEIGHTS: &str = "diffusion_pytorch_model.safetensors";
@@ -76,6 +76,7 @@ pub struct UNet {
     norm_out: GroupNorm,
     conv_out: Conv2d,
     parameters: Vec<(String, Tensor)>,
+    copies: WeightCopies,
     device: Device,
     precision: Precision,
     purpose: Purpose,
@@ -100,7 +101,8 @@ impl UNet {
     }
 
     /// Loads the network for training: weights are f32 and record gradients; products are computed
-    /// in `precision`. As with autocast, each weight is cast when it is used.
+    /// in `precision`, with the bits that autocast gives. After a change of the weights call
+    /// [`UNet::cast_weights`].
     pub fn load_for_training(
         config: &UNetConfig,
         weights: &Weights,
@@ -125,6 +127,16 @@ impl UNet {
     ) -> Result<Self, ModelError> {
         let weights = weights.rooted(ANCHORS);
         Self::build(config, Loader::for_reference(&weights, "UNet", device, precision))
+    }
+
+    /// Casts the weights to the compute precision for the next passes: call it after every change of
+    /// [`UNet::parameters`]. A network that reads its weights in f32 has nothing to cast. Does not
+    /// wait for the device.
+    ///
+    /// # Errors
+    /// If libtorch cannot copy them.
+    pub fn cast_weights(&mut self) -> Result<(), NetworkError> {
+        Ok(self.copies.update()?)
     }
 
     /// Updates the reference model: copies the weights of a network in training, cast to the
@@ -182,6 +194,7 @@ impl UNet {
             conv_out: Conv2d::load_3x3(loader_ref, "conv_out", first, outputs),
             texts,
             parameters: Vec::new(),
+            copies: WeightCopies::default(),
             device,
             precision,
             purpose,
@@ -190,6 +203,7 @@ impl UNet {
         };
         network.spread_weights = loader.spread_weights();
         network.parameters = loader.take_parameters();
+        network.copies = loader.take_copies();
         loader.finish(|_| false)?;
         Ok(network)
     }
@@ -426,3 +440,6 @@ struct Conditions {
 fn unfit<T>(reason: String) -> Result<T, NetworkError> {
     Err(NetworkError::Input { network: "UNet", reason })
 }
+
+#[cfg(test)]
+mod tests;

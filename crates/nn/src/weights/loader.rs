@@ -5,6 +5,7 @@ use std::fmt::Write;
 
 use tch::{Device, Kind, TchError, Tensor};
 
+use super::copies::WeightCopies;
 use super::{Weights, WeightsError, f16_born};
 use crate::device::Precision;
 use crate::shim;
@@ -34,8 +35,12 @@ pub struct Loader<'a> {
     /// Whether a NaN or an infinity among the weights is an error.
     refuses_non_finite: bool,
     purpose: Purpose,
-    /// All tensors handed out so far, except for inference.
+    /// All tensors handed out so far, except for inference; in training the f32 weights.
     parameters: Vec<(String, Tensor)>,
+    /// In training, the weights that have copies in half precision.
+    copies: WeightCopies,
+    #[cfg(test)]
+    casts_at_use: bool,
     asked: HashSet<String>,
     missing: Vec<String>,
     misshapen: Vec<String>,
@@ -60,6 +65,9 @@ impl<'a> Loader<'a> {
             refuses_non_finite: false,
             purpose: Purpose::Inference,
             parameters: Vec::new(),
+            copies: WeightCopies::default(),
+            #[cfg(test)]
+            casts_at_use: false,
             asked: HashSet::new(),
             missing: Vec::new(),
             misshapen: Vec::new(),
@@ -117,6 +125,11 @@ impl<'a> Loader<'a> {
         std::mem::take(&mut self.parameters)
     }
 
+    /// The copies of weights in training.
+    pub(crate) fn take_copies(&mut self) -> WeightCopies {
+        std::mem::take(&mut self.copies)
+    }
+
     /// How many weights were stored in f16 and are trained in bf16: `f16_born::spread` moved
     /// them, each by less than the rounding of their file.
     pub fn spread_weights(&self) -> u64 {
@@ -140,7 +153,43 @@ impl<'a> Loader<'a> {
 
     /// A tensor in the network's precision and on its device, contiguous. If the file stores it
     /// that way, it uses the memory of the file.
+    ///
+    /// In training it is the f32 weight, or for half precision its copy ([`WeightCopies`]).
     pub fn tensor(&mut self, name: &str, shape: &[i64]) -> Tensor {
+        let weight = self.tensor_cast_at_use(name, shape);
+        if !self.has_copies() {
+            return weight;
+        }
+        match self.copies.add(&weight, self.precision.kind()) {
+            Ok(copy) => copy,
+            Err(source) => {
+                self.fail(source);
+                weight
+            }
+        }
+    }
+
+    /// True in training in half precision; where bf16 is upcast, layers read the f32 weight, whose
+    /// gradient is then not rounded.
+    fn has_copies(&self) -> bool {
+        #[cfg(test)]
+        if self.casts_at_use {
+            return false;
+        }
+        self.purpose == Purpose::Training
+            && self.precision != Precision::F32
+            && !self.precision.upcasts_bf16(self.device)
+    }
+
+    /// A network in training without copies of its weights, to compare with.
+    #[cfg(test)]
+    pub(crate) fn casting_at_use(self) -> Self {
+        Self { casts_at_use: true, ..self }
+    }
+
+    /// [`Loader::tensor`] that is f32 in training, whatever the precision: for small tensors that
+    /// kernels read in f32, and whose gradients they round only once.
+    pub(crate) fn tensor_cast_at_use(&mut self, name: &str, shape: &[i64]) -> Tensor {
         let kind = match self.purpose {
             Purpose::Inference => return self.tensor_in(name, shape, self.precision.kind()),
             Purpose::Training => Kind::Float,

@@ -11,6 +11,7 @@
 //! the operating system ends a program that reads beyond its end.
 
 mod archive;
+mod copies;
 mod error;
 mod f16_born;
 mod folder;
@@ -27,6 +28,7 @@ use std::sync::Arc;
 
 use tch::{Kind, Tensor};
 
+pub(crate) use copies::WeightCopies;
 pub use error::WeightsError;
 pub use folder::find_file;
 pub(crate) use folder::other_weights;
