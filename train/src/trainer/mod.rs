@@ -9,7 +9,6 @@
 //! follows is a function of the sum and of the numbers of all, so all ranks end a step with equal
 //! weights.
 
-mod exchange;
 mod numbers;
 
 use std::ops::ControlFlow;
@@ -20,10 +19,10 @@ use anyhow::{Result, bail};
 use nn::NetworkError;
 use nn::distributed::World;
 use nn::optimizer::FlatGradients;
-use runkit::signals::{StopFlag, Stoppable};
+use runkit::signals::{StopFlag, Stoppable, stoppable};
+use serde::{Deserialize, Serialize};
 use tch::{TchError, Tensor};
 
-use self::exchange::{Computed, exchange};
 use self::numbers::{Numbers, RankNumbers};
 use crate::config::Config;
 use crate::data::{Example, Stream};
@@ -35,6 +34,7 @@ use crate::preference::{PairLabel, PreferenceTarget, scorer_of_step};
 use crate::record::{Record, StepFacts};
 use crate::reference;
 pub use crate::report::{StepReport, Times};
+use crate::run::ranks;
 use crate::settings::RunSettings;
 use crate::statistics::{Summary, chosen_and_rejected, weighted_mean};
 use crate::step::{self, Accumulation, MicroBatchBuilder};
@@ -180,9 +180,9 @@ impl<'run> Trainer<'run> {
         let loss_scale = self.state.position.loss_scale;
         let mut parts = Vec::new();
         let outcome = self.micro_batches(step, scorer, &mut parts, &mut times, stop);
-        let agreed = exchanging(world, &mut times, || exchange(world, outcome))?;
-        let computed = match agreed {
-            ControlFlow::Continue(computed) => computed,
+        let agreed = exchanging(world, &mut times, || ranks::gather(world, outcome));
+        let computed = match stoppable(agreed.map(ControlFlow::Continue))? {
+            ControlFlow::Continue(all) => Computed::of_all(&all),
             ControlFlow::Break(signal) => return Ok(ControlFlow::Break(signal)),
         };
         exchanging(world, &mut times, || self.sum_gradients(computed))?;
@@ -248,14 +248,12 @@ impl<'run> Trainer<'run> {
         parts: &mut Vec<Option<MicroResult>>,
         times: &mut Times,
         stop: &StopFlag,
-    ) -> Result<Stoppable<Computed>> {
+    ) -> Result<Computed> {
         let RunSettings { batch_size, micro_batch, .. } = self.config.settings;
         let mut accumulation = self.accumulation();
         let mut pairs = 0;
         for _ in 0..batch_size / micro_batch / self.world.size() as u64 {
-            if let Some(signal) = stop.requested() {
-                return Ok(ControlFlow::Break(signal));
-            }
+            stop.check()?;
             let examples = self.examples(times)?;
             if examples.is_empty() {
                 parts.push(None);
@@ -264,7 +262,7 @@ impl<'run> Trainer<'run> {
             pairs += examples.len() as u64;
             parts.push(Some(self.micro_batch(examples, scorer, step, &mut accumulation, times)?));
         }
-        Ok(ControlFlow::Continue(Computed { weight: accumulation.weight(), pairs }))
+        Ok(Computed { weight: accumulation.weight(), pairs })
     }
 
     /// The next pairs of a micro-batch, without the skipped ones.
@@ -411,8 +409,7 @@ impl<'run> Trainer<'run> {
             }
             Ok(())
         };
-        let written = write().map(|()| ControlFlow::Continue(Computed::NONE));
-        exchange(self.world, written).map(|_| ())
+        ranks::agree(self.world, write())
     }
 
     /// Updates the weights.
@@ -452,6 +449,26 @@ impl<'run> Trainer<'run> {
             self.state.position.reference_step = step;
         }
         Ok(())
+    }
+}
+
+/// What a rank, or all ranks, have computed of a step.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+struct Computed {
+    /// The sum of the pairs' weights.
+    weight: f64,
+    /// How many pairs there are, without the skipped ones.
+    pairs: u64,
+}
+
+impl Computed {
+    /// What ranks have computed together.
+    fn of_all(ranks: &[Self]) -> Self {
+        let add = |all: Self, one: &Self| Self {
+            weight: all.weight + one.weight,
+            pairs: all.pairs + one.pairs,
+        };
+        ranks.iter().fold(Self { weight: 0.0, pairs: 0 }, add)
     }
 }
 

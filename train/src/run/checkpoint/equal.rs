@@ -6,6 +6,7 @@ use tch::{Device, Tensor};
 use xxhash_rust::xxh3::Xxh3;
 
 use crate::model::Networks;
+use crate::run::ranks;
 
 /// Compares the weights of all ranks: those of the model, and those of the reference model. Alone
 /// it reads nothing.
@@ -16,15 +17,7 @@ pub(super) fn check(step: u64, networks: &Networks, world: &World) -> Result<()>
     if world.size() == 1 {
         return Ok(());
     }
-    let own = checksums(networks);
-    let told = own.as_ref().map_err(|error| format!("{error:#}")).copied();
-    let all = world.gather(told)?;
-    own?;
-    let other = |(rank, told): (usize, Result<_, String>)| {
-        told.map_err(|message| DistributedError::OtherRank { rank, message })
-    };
-    let all = all.into_iter().enumerate().map(other).collect::<Result<Vec<_>, _>>()?;
-    compare(step, &all)
+    compare(step, &ranks::gather(world, checksums(networks))?)
 }
 
 /// The checksums of model and reference model.

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail, ensure};
-use nn::distributed::{DistributedError, World};
+use nn::distributed::World;
 use nn::unet::{SAVED_WEIGHTS, UNet};
 use nn::weights::write_safetensors;
 
@@ -13,6 +13,7 @@ use super::{
 };
 use crate::model::Networks;
 use crate::optimizer::RankOptimizer;
+use crate::run::ranks;
 
 /// Writes the checkpoint of `state.step`, unless the run already has one of that step. All ranks
 /// call it: with sharded states each writes its own, rank 0 writes the rest, and all wait until
@@ -39,14 +40,14 @@ pub fn save(
     }
     equal::check(state.step, networks, world)?;
     let context = || format!("writing the checkpoint {}", folder.display());
-    if world.by_first(|| begin(&folder, state).with_context(context))? {
+    if ranks::first(world, || begin(&folder, state).with_context(context))? {
         return Ok(folder);
     }
     let shards = match shard {
         None => Records::new(),
         Some(_) => write_shards(&folder, optimizer, world).with_context(context)?,
     };
-    world.by_first(|| {
+    ranks::first(world, || {
         finish(checkpoints, &folder, state, networks, optimizer, shards).with_context(context)
     })?;
     runkit::fault::point("checkpoint");
@@ -68,19 +69,8 @@ fn begin(folder: &Path, state: &State) -> Result<bool> {
 fn write_shards(folder: &Path, optimizer: &RankOptimizer, world: &World) -> Result<Records> {
     let name = shards::name(optimizer.shard());
     let written = write_safetensors(&folder.join(&name), &optimizer.state());
-    let told = match &written {
-        Ok(written) => Ok((name, FileRecord::from(written.clone()))),
-        Err(error) => Err(error.to_string()),
-    };
-    let all = world.gather(told)?;
-    written?;
-    let mut records = Records::new();
-    for (rank, told) in all.into_iter().enumerate() {
-        let other = |message| DistributedError::OtherRank { rank, message };
-        let (name, record) = told.map_err(other)?;
-        records.insert(name, record);
-    }
-    Ok(records)
+    let told = written.map(|written| (name, FileRecord::from(written)));
+    Ok(ranks::gather(world, told.map_err(Into::into))?.into_iter().collect())
 }
 
 /// Writes everything but the shards, and `DONE`.
