@@ -64,7 +64,7 @@ pub struct Finished {
 pub fn run(config: &Config, program: &str, stop: &StopFlag) -> Result<Stoppable<Finished>> {
     let limit = Duration::from_secs(config.settings.rank_timeout);
     let world = World::join(&config.launch, config.device, limit)?;
-    let end = sharing_stops(world.store(), stop, || start(config, program, &world, stop));
+    let end = sharing_stops(world.store().map(AsRef::as_ref), stop, || start(config, program, &world, stop));
     stoppable(end.map_err(ranks::plain))
 }
 

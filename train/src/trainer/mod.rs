@@ -253,6 +253,7 @@ impl<'run> Trainer<'run> {
         let mut accumulation = self.accumulation();
         let mut pairs = 0;
         for _ in 0..batch_size / micro_batch / self.world.size() as u64 {
+            runkit::fault::point("micro-batch");
             stop.check()?;
             let examples = self.examples(times)?;
             if examples.is_empty() {
