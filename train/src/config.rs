@@ -115,7 +115,7 @@ impl RunOptions {
     fn with_derived_defaults(mut self, launch: &Launch) -> Result<Self> {
         let choice: DeviceChoice =
             self.device.as_deref().unwrap_or_default().parse().map_err(UsageError::of)?;
-        let on_gpu = choice.resolve()?.is_cuda();
+        let on_gpu = choice.resolve_for(launch.local_rank)?.is_cuda();
         self.device = Some(choice.to_string());
         self.micro_batch.get_or_insert(LARGEST_DEFAULT_MICRO_BATCH);
         let usual = if self.dtype.as_deref() == Some("f16") { "dynamic" } else { "none" };
@@ -240,7 +240,7 @@ impl Config {
             settings.warmup_steps,
             settings.steps,
         )?;
-        let device = settings.device.parse::<DeviceChoice>()?.resolve()?;
+        let device = settings.device.parse::<DeviceChoice>()?.resolve_for(launch.local_rank)?;
         let precision: Precision = settings.dtype.parse()?;
         precision.check(device)?;
         let norm = settings.max_grad_norm;

@@ -10,7 +10,6 @@ use std::process::Command;
 
 use common::{Fixture, Run, pipeline};
 use nn::weights::Weights;
-use schemas::latents::{ImageMoments, LatentsFile, LatentsWriter, latents_name};
 use serde_json::{Map, Value};
 use tch::{Kind, Tensor};
 
@@ -233,35 +232,6 @@ fn skipped_pairs_have_no_weight_and_the_others_keep_their_places() {
     assert_eq!(fixture.metrics("most")[0]["skipped"].as_u64().unwrap() / 3, 1);
 }
 
-/// A cache in which the latents of one pair lead to a loss that is infinite.
-fn poisoned_cache(fixture: &Fixture, pair: &str) -> String {
-    let cache = fixture.path("latents").display().to_string();
-    let mut command = common::train(["cache", "--model"]);
-    command.arg(pipeline("sd")).arg("--pairs").arg(fixture.path("pairs")).args(["--out", &cache]);
-    Run::of(&mut command).expect_code(0);
-    for index in 0..2 {
-        let path = fixture.path("latents").join(latents_name(index, 2));
-        let file = LatentsFile::open(&path).unwrap();
-        let rows: Vec<_> = file.rows().unwrap().flat_map(Result::unwrap).collect();
-        let numbers: Vec<i64> = (0..file.num_rows()).collect();
-        let moments = [0, 1].map(|image| file.moments_at(image, false, &numbers).unwrap());
-        let mut writer = LatentsWriter::create(&path, file.layout(), file.metadata()).unwrap();
-        for (at, row) in rows.into_iter().enumerate() {
-            let is_poisoned = row.pair_id == pair;
-            let images = moments.each_ref().map(|moments| {
-                let mut plain = moments[at].clone();
-                if is_poisoned {
-                    plain.mean.fill(1e30);
-                }
-                Some(ImageMoments { plain, flipped: None })
-            });
-            writer.write(row, images).unwrap();
-        }
-        writer.finish().unwrap();
-    }
-    cache
-}
-
 #[test]
 fn after_a_loss_that_is_not_finite_the_hint_works() {
     let fixture = Fixture::new(11);
@@ -273,7 +243,7 @@ fn after_a_loss_that_is_not_finite_the_hint_works() {
     let (early, late) =
         ([pairs("1-micro-000"), pairs("1-micro-001")].concat(), pairs("2-micro-001"));
     let guilty = late.iter().find(|pair| !early.contains(pair)).unwrap();
-    let cache = poisoned_cache(&fixture, guilty);
+    let cache = fixture.poisoned_cache(guilty);
     let flags = ["--steps", "6", "--cache", &cache];
     let run = Run::of(&mut fixture.run("out", &flags));
     let list = value_after(&run.stderr, "--skip-pairs");

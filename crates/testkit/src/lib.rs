@@ -26,7 +26,7 @@ use std::sync::mpsc::RecvTimeoutError;
 use std::time::Duration;
 
 pub use folder::Folder;
-pub use ranks::{Ranks, free_port};
+pub use ranks::{Ranks, free_port, torchrun};
 
 /// Every run of a test takes seconds; busy machines take longer.
 const LONGEST_RUN: Duration = Duration::from_secs(300);

@@ -1,10 +1,11 @@
 //! Several processes that a launcher would start.
 
 use std::net::TcpListener;
+use std::path::PathBuf;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use crate::{Run, Running};
+use crate::{Run, Running, program};
 
 /// Started ranks of a world on this machine. Dropping them kills all that run.
 #[derive(Debug)]
@@ -70,4 +71,24 @@ impl Ranks {
 /// A TCP port of this machine that nobody uses.
 pub fn free_port() -> u16 {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+/// `torchrun --standalone FLAGS --no-python COMMAND`, with `command`'s variables, from the virtual
+/// environment of the build.
+pub fn torchrun(flags: &[&str], command: &Command) -> Command {
+    let environment = std::env::var_os("VIRTUAL_ENV").map_or_else(
+        || PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../../.venv")),
+        PathBuf::from,
+    );
+    let path = environment.join("bin/torchrun");
+    assert!(path.exists(), "{} does not exist; make setup installs it", path.display());
+    let mut torchrun = program(path.to_str().unwrap(), ["--standalone"]);
+    torchrun.args(flags).arg("--no-python").arg(command.get_program()).args(command.get_args());
+    for (name, value) in command.get_envs() {
+        match value {
+            Some(value) => torchrun.env(name, value),
+            None => torchrun.env_remove(name),
+        };
+    }
+    torchrun
 }

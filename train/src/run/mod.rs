@@ -27,12 +27,14 @@ mod session;
 
 use std::ops::ControlFlow;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Result, bail, ensure};
 use nn::distributed::{World, sharing_stops};
 use runkit::files::FileHashes;
 use runkit::lock::OutputLock;
+use runkit::program::message_of;
 use runkit::signals::{StopFlag, Stoppable, stoppable};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -64,8 +66,13 @@ pub struct Finished {
 pub fn run(config: &Config, program: &str, stop: &StopFlag) -> Result<Stoppable<Finished>> {
     let limit = Duration::from_secs(config.settings.rank_timeout);
     let world = World::join(&config.launch, config.device, limit)?;
-    let end = sharing_stops(world.store().map(AsRef::as_ref), stop, || start(config, program, &world, stop));
-    stoppable(end.map_err(ranks::plain))
+    let store = world.store().map(Arc::as_ref);
+    let end = sharing_stops(store, stop, || start(config, program, &world, stop));
+    let end = stoppable(end.map_err(ranks::plain));
+    if let Err(error) = &end {
+        world.leave_words(&message_of(error));
+    }
+    end
 }
 
 /// What rank 0 decides before the networks are loaded.

@@ -170,6 +170,7 @@ impl Sampler {
         let mut images = Vec::new();
         let prompts = (0u64..).zip(&self.prompts).skip(world.rank()).step_by(world.size());
         for (seed, prompt) in prompts {
+            runkit::fault::point("sample");
             let tokens: Vec<Tensor> = base.tokens(&[prompt])?;
             let request = SampleRequest {
                 prompt: &pipeline.encode_prompt(&tokens)?,

@@ -14,6 +14,7 @@ use arrow::array::{ArrayRef, BinaryArray, Float64Array, Int64Array, RecordBatch,
 use parquet::arrow::ArrowWriter;
 use parquet::file::properties::WriterProperties;
 use schemas::labels::{LabelRow, LabelsSchema, LabelsWriter, Status};
+use schemas::latents::{ImageMoments, LatentsFile, LatentsWriter, latents_name};
 use schemas::pairs::{PairFile, discover};
 use serde_json::{Map, Value};
 use testkit::Folder;
@@ -212,6 +213,35 @@ impl Fixture {
     /// `train run`.
     pub(crate) fn run(&self, out: &str, more: &[&str]) -> Command {
         self.command("run", out, more)
+    }
+
+    /// A cache of the pairs in which the latents of one pair lead to a loss that is infinite.
+    pub(crate) fn poisoned_cache(&self, pair: &str) -> String {
+        let cache = self.path("latents").display().to_string();
+        let mut command = train(["cache", "--model"]);
+        command.arg(pipeline("sd")).arg("--pairs").arg(self.path("pairs")).args(["--out", &cache]);
+        Run::of(&mut command).expect_code(0);
+        for index in 0..2 {
+            let path = self.path("latents").join(latents_name(index, 2));
+            let file = LatentsFile::open(&path).unwrap();
+            let rows: Vec<_> = file.rows().unwrap().flat_map(Result::unwrap).collect();
+            let numbers: Vec<i64> = (0..file.num_rows()).collect();
+            let moments = [0, 1].map(|image| file.moments_at(image, false, &numbers).unwrap());
+            let mut writer = LatentsWriter::create(&path, file.layout(), file.metadata()).unwrap();
+            for (at, row) in rows.into_iter().enumerate() {
+                let is_poisoned = row.pair_id == pair;
+                let images = moments.each_ref().map(|moments| {
+                    let mut plain = moments[at].clone();
+                    if is_poisoned {
+                        plain.mean.fill(1e30);
+                    }
+                    Some(ImageMoments { plain, flipped: None })
+                });
+                writer.write(row, images).unwrap();
+            }
+            writer.finish().unwrap();
+        }
+        cache
     }
 
     /// The lines of a run's metrics without what a clock gave.

@@ -89,6 +89,7 @@ impl Session<'_> {
         let progress = Progress::new("training", "pairs", pairs);
         progress.already_done(first.pairs);
         while self.trainer.position().step < config.settings.steps {
+            runkit::fault::point("step");
             let report = match self.trainer.step(self.run, stop)? {
                 ControlFlow::Continue(report) => report,
                 ControlFlow::Break(signal) => return self.stopped(signal),
