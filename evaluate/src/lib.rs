@@ -6,6 +6,7 @@
 //! | prompts and their sets | [`prompts`] |
 //! | images of every model, prompt and seed | [`generate`] |
 //! | a score of every metric for every image | [`score`] |
+//! | several processes that divide the work | [`sharing`] |
 //! | scores by prompt, model and image | [`scores_index`] |
 //! | the numbers beside a win rate | [`statistics`] |
 //! | win rates and means in the paper's layouts | [`tables`] |
@@ -45,6 +46,7 @@ pub mod present;
 pub mod prompts;
 pub mod score;
 pub mod scores_index;
+pub mod sharing;
 pub mod sources;
 pub mod statistics;
 pub mod tables;

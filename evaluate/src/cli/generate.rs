@@ -6,6 +6,7 @@ use clap::Args;
 use nn::schedule::SamplerKind;
 use runkit::program::{JsonFlag, ResumeFlag};
 use runkit::settings::{Settings, SettingsFlags};
+use runkit::shard::Shard;
 use serde::{Deserialize, Serialize};
 
 use super::defaults::{DEFAULTS, in_help};
@@ -47,9 +48,22 @@ pub struct StartFlags {
     /// A flag of other programs.
     #[command(flatten)]
     pub resume: ResumeFlag,
+    /// Which shard of the work is done.
+    #[command(flatten)]
+    pub share: ShardFlag,
     /// The form of the summary.
     #[command(flatten)]
     pub json: JsonFlag,
+}
+
+/// Which shard of the work a process of `generate`, `score` and `run` does.
+#[derive(Debug, Clone, Copy, Args)]
+pub struct ShardFlag {
+    /// Do shard I of N of the batches, counted from 0, or that of a SLURM array's task: slurm, or
+    /// slurm/N if the array is not regular. The process that completes the last batch writes the
+    /// results [default: all, or what torchrun or srun deals to this process].
+    #[arg(long, value_name = "I/N", help_heading = "Run")]
+    pub shard: Option<Shard>,
 }
 
 /// Settings of `evaluate generate`, each unset until flag, environment or file sets it.

@@ -8,6 +8,7 @@ use runkit::settings::{Settings, SettingsFlags};
 use serde::{Deserialize, Serialize};
 
 use super::defaults::in_help;
+use super::generate::ShardFlag;
 use crate::prompts::{Preset, PromptSource};
 use crate::sources::ImagesSource;
 
@@ -34,6 +35,9 @@ pub struct ScoreArguments {
     /// A flag of other programs.
     #[command(flatten)]
     pub resume: ResumeFlag,
+    /// Which shard of the work is done.
+    #[command(flatten)]
+    pub share: ShardFlag,
     /// The form of the summary.
     #[command(flatten)]
     pub json: JsonFlag,

@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 
 use anyhow::{Result, ensure};
-use nn::device::{self, DeviceError, Precision};
+use nn::device::{DeviceError, Precision};
 use runkit::exit::ExitStatus;
 use runkit::program::{self, say, usage_unless};
 use runkit::settings::Settings as _;
@@ -22,20 +22,45 @@ pub(super) fn run(arguments: &GenerateArguments) -> Result<ExitStatus> {
         return Ok(ExitStatus::Done);
     }
     let config = config(&settings, arguments.start.fresh)?;
+    super::refuse_fresh(&arguments.start, &config.out)?;
     let stop = super::stop_flag()?;
     if arguments.start.dry_run {
+        if !super::rehearses(arguments.start.share)? {
+            return Ok(ExitStatus::Done);
+        }
         let prompts = prompts::read_limited(&config.prompts, config.limits)?;
         let plan = Generation::open(&config, &prompts)?.dry_run()?;
         arguments.start.json.say(|| plan.to_string(), &plan)?;
         return Ok(ExitStatus::Done);
     }
-    let Summary { images, generated } = super::finished(generate::run(&config, &stop)?)?;
-    let folder = generate::images_folder(&config.out);
-    let text =
-        || format!("{images} images, {generated} of them new\nimages: {}\n", folder.display());
-    let value = json!({ "images": images, "generated": generated, "folder": folder });
-    arguments.start.json.say(text, &value)?;
+    let (is_first, summary) = super::shared(arguments.start.share, &stop, |sharing| {
+        let end = generate::run(&config, sharing, &stop)?;
+        Ok(end.map_continue(|summary| (sharing.is_first(), summary)))
+    })?;
+    if is_first {
+        say_summary(arguments, &config, summary)?;
+    }
     Ok(ExitStatus::Done)
+}
+
+fn say_summary(arguments: &GenerateArguments, config: &Config, summary: Summary) -> Result<()> {
+    let Summary { images, generated, missing } = summary;
+    let folder = generate::images_folder(&config.out);
+    let text = || match missing {
+        0 => {
+            format!("{images} images, {generated} of them new\nimages: {}\n", folder.display())
+        }
+        _ => format!(
+            "shard done, {generated} images new; {missing} of {images} images of other shards are \
+             missing\nimages: {}\n",
+            folder.display()
+        ),
+    };
+    let mut value = json!({ "images": images, "generated": generated, "folder": folder });
+    if missing > 0 {
+        value["missing"] = missing.into();
+    }
+    arguments.start.json.say(text, &value)
 }
 
 /// The validated run. If the arguments are wrong it is a usage error.
@@ -73,7 +98,7 @@ fn validated(settings: &GenerateSettings, fresh: bool) -> Result<Config> {
         settings.batch_size != Some(0),
         "--batch-size must be at least 1, found 0; hint: leave it out"
     );
-    let device = device::parse(settings.device.as_deref().unwrap_or_default())?;
+    let device = super::device(settings.device.as_deref())?;
     let precision: Precision = settings.dtype.as_deref().unwrap_or_default().parse()?;
     precision.check(device)?;
     Ok(Config {

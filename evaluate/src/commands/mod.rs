@@ -9,23 +9,33 @@ mod score;
 mod tables;
 
 use std::ops::{ControlFlow, Range};
+use std::path::Path;
 
 use anyhow::{Context as _, Result, ensure};
+use nn::device::DeviceChoice;
+use nn::distributed::sharing_stops;
 use runkit::exit::ExitStatus;
-use runkit::program::JsonFlag;
+use runkit::launch::Launch;
+use runkit::program::{JsonFlag, UsageError};
 use runkit::signals::{self, StopFlag, Stoppable, Stopped};
+use tch::Device;
 
+use crate::cli::generate::{ShardFlag, StartFlags};
 use crate::cli::{Cli, Command};
 use crate::prompts::{Limits, Preset};
+use crate::sharing::Sharing;
 
 /// Runs one command.
 ///
 /// # Errors
 /// Whatever stopped it, in one sentence.
 pub fn run(command: Command) -> Result<ExitStatus> {
-    if matches!(command, Command::Run(_) | Command::Generate(_) | Command::Score(_)) {
-        runkit::shard::refuse_several_processes("evaluate")?;
+    // Commands that divide their work say what is wrong with a launcher's variables.
+    let launch = Launch::from_environment().unwrap_or(Launch::ALONE);
+    if launch.store.is_some() && !launch.is_first() && is_of_one_process(&command) {
+        return Ok(ExitStatus::Done);
     }
+    share_cores(&launch);
     match command {
         Command::Run(arguments) => run::run(&arguments),
         Command::Generate(arguments) => generate::run(&arguments),
@@ -36,6 +46,82 @@ pub fn run(command: Command) -> Result<ExitStatus> {
         Command::Tables(arguments) => tables::run(&arguments),
         Command::Doctor(json) => doctor(json),
         Command::Program(command) => command.run::<Cli>(),
+    }
+}
+
+/// Whether several processes would do the same work. Rank 0 does it then.
+fn is_of_one_process(command: &Command) -> bool {
+    matches!(
+        command,
+        Command::FilterPrompts(_) | Command::Grid(_) | Command::Report(_) | Command::Tables(_)
+    )
+}
+
+/// The processes that share the work of a command, while it is worked on. Ranks meet.
+///
+/// A stop of one rank stops all: `work` ends at its next batch.
+fn shared<T>(
+    flag: ShardFlag,
+    stop: &StopFlag,
+    work: impl FnOnce(&Sharing) -> Result<Stoppable<T>>,
+) -> Result<T> {
+    let sharing = Sharing::of_process(flag.shard)?;
+    let end = sharing_stops(sharing.store(), stop, || work(&sharing));
+    match (end, stop.requested()) {
+        (Ok(ControlFlow::Continue(end)), _) => Ok(end),
+        (Ok(ControlFlow::Break(signal)), _) => Err(Stopped(signal).into()),
+        // If a rank was stopped, errors of the others come from that.
+        (Err(_), Some(signal)) if sharing.store().is_some() => Err(Stopped(signal).into()),
+        (Err(error), _) => {
+            sharing.leave_words(&error);
+            Err(error)
+        }
+    }
+}
+
+/// The device of a flag. `auto` is the GPU of this process among those of its machine.
+fn device(flag: Option<&str>) -> Result<Device> {
+    let choice: DeviceChoice = flag.unwrap_or_default().parse()?;
+    let launch = Launch::from_environment().map_err(UsageError::of)?;
+    Ok(choice.resolve_for(launch.local_rank)?)
+}
+
+/// `--fresh` would delete what other processes make, and at each restart of a launcher.
+fn refuse_fresh(start: &StartFlags, out: &Path) -> Result<()> {
+    let is_shared = match start.share.shard {
+        Some(shard) => !shard.is_whole(),
+        None => !Launch::from_environment().map_err(UsageError::of)?.is_alone(),
+    };
+    ensure!(
+        !(start.fresh && is_shared),
+        UsageError::new(format!(
+            "--fresh would delete what the other processes make; hint: remove {} before you start \
+             them, and leave --fresh out",
+            out.display()
+        ))
+    );
+    Ok(())
+}
+
+/// Whether this process does a dry run: one of a launch is enough.
+fn rehearses(flag: ShardFlag) -> Result<bool> {
+    Ok(flag.shard.is_some() || Launch::from_environment().map_err(UsageError::of)?.is_first())
+}
+
+/// Divides the cores of the machine between the processes of a launch, unless variables say how
+/// many threads a process has.
+fn share_cores(launch: &Launch) {
+    if launch.store.is_none() || launch.local_world < 2 {
+        return;
+    }
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let threads = (cores / launch.local_world).max(1);
+    if std::env::var_os("RAYON_NUM_THREADS").is_none() {
+        // Fails if there is a pool already, which then stays.
+        let _ = rayon::ThreadPoolBuilder::new().num_threads(threads).build_global();
+    }
+    if std::env::var_os("OMP_NUM_THREADS").is_none() {
+        tch::set_num_threads(i32::try_from(threads).unwrap_or(1));
     }
 }
 
@@ -51,14 +137,6 @@ fn stop_flag() -> Result<StopFlag> {
     let stop = signals::install().context("installing signal handlers")?;
     signals::end_soon(&stop).context("starting a thread")?;
     Ok(stop)
-}
-
-/// The result of work that may stop. A stop is the error that ends the program with its signal.
-fn finished<T>(result: Stoppable<T>) -> Result<T, Stopped> {
-    match result {
-        ControlFlow::Continue(result) => Ok(result),
-        ControlFlow::Break(signal) => Err(Stopped(signal)),
-    }
 }
 
 /// `count` seeds from `first` on. The scores hold seeds as signed numbers of 64 bits.

@@ -2,13 +2,13 @@
 
 use std::fmt;
 use std::ops::ControlFlow::{Break, Continue};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Result, ensure};
 use nn::device::DeviceError;
 use runkit::exit::ExitStatus;
 use runkit::output::refuse_input;
-use runkit::program::{self, UsageError, say, usage_unless};
+use runkit::program::{self, JsonFlag, UsageError, say, usage_unless};
 use runkit::settings::Settings as _;
 use runkit::signals::{StopFlag, Stoppable};
 use schemas::evaluation::KEY_MANIFEST;
@@ -24,6 +24,7 @@ use crate::present::report::{self, DroppedPrompt, ReportInputs};
 use crate::prompts::{self, Prompt, SafetyClassifier, UNSAFE_LABEL};
 use crate::score::{self, ScoringPlan};
 use crate::scores_index::{ScoresIndex, Selection};
+use crate::sharing::Sharing;
 use crate::tables::{Tables, TablesConfig};
 
 const NO_FILTER: &str = "none";
@@ -47,19 +48,42 @@ pub(super) fn run(arguments: &RunArguments) -> Result<ExitStatus> {
     let generate_config = generate_command::config(given, arguments.start.fresh)?;
     let score_config =
         score_config(&generate_config, &settings).map_err(usage_unless(DeviceError::is_absent))?;
+    let out = generate_config.out.as_path();
+    super::refuse_fresh(&arguments.start, out)?;
     let stop = super::stop_flag()?;
     check_report(&generate_config, &score_config, &settings.report)?;
-    let (prompts, dropped) = safe(&generate_config, &settings.report)?;
-    let opened =
-        Opened::new(&generate_config, &score_config, &settings.report, &prompts, &dropped)?;
     if arguments.start.dry_run {
+        if !super::rehearses(arguments.start.share)? {
+            return Ok(ExitStatus::Done);
+        }
+        let (prompts, dropped) = safe(&generate_config, &settings.report)?;
+        let opened =
+            Opened::new(&generate_config, &score_config, &settings.report, &prompts, &dropped)?;
         let plan = opened.dry_run()?;
         arguments.start.json.say(|| plan.to_string(), &plan)?;
         return Ok(ExitStatus::Done);
     }
-    let summary = super::finished(opened.run(&stop)?)?;
-    let tables = report(&generate_config, &settings.report, &dropped)?;
-    let path = |name: &str| generate_config.out.join(name);
+    let (is_first, end) = super::shared(arguments.start.share, &stop, |sharing| {
+        let (prompts, dropped) = sharing.by_first(|| safe(&generate_config, &settings.report))?;
+        let opened =
+            Opened::new(&generate_config, &score_config, &settings.report, &prompts, &dropped)?;
+        let end = opened.run(sharing, &stop, &mut |summary| {
+            let tables = report(&generate_config, &settings.report, &dropped)?;
+            say_summary(arguments.start.json, out, summary, &tables)
+        })?;
+        Ok(end.map_continue(|end| (sharing.is_first(), end)))
+    })?;
+    score_command::ended(end, is_first, arguments.start.json, &settings.scoring, out)
+}
+
+/// Prints what the run made.
+fn say_summary(
+    json: JsonFlag,
+    out: &Path,
+    summary: &score::Summary,
+    tables: &Tables,
+) -> Result<()> {
+    let path = |name: &str| out.join(name);
     let [scores, markdown, page] = [score::SCORES, "tables.md", "report.html"].map(path);
     let text = || {
         format!(
@@ -76,8 +100,7 @@ pub(super) fn run(arguments: &RunArguments) -> Result<ExitStatus> {
         "metrics": tables.metrics, "scores": scores, "tables": markdown, "report": page,
         "summary": path("summary.json"),
     });
-    arguments.start.json.say(text, &value)?;
-    Ok(score_command::status(summary, &settings.scoring, &generate_config.out))
+    json.say(text, &value)
 }
 
 /// Checks everything that only the last parts of a run need, so that a typo does not cost hours of
@@ -121,6 +144,8 @@ impl fmt::Display for Plan {
 /// Everything an evaluation needs, opened before its first image.
 struct Opened<'run> {
     generate_config: &'run GenerateConfig,
+    /// Images per forward pass of a reward model.
+    score_batch: usize,
     generation: generate::Generation<'run>,
     scoring: score::Scoring<'run>,
 }
@@ -143,7 +168,7 @@ impl<'run> Opened<'run> {
         };
         config.check(&scoring.models(Some(generation.manifest())), &scoring.sets())?;
         scoring.describe()?;
-        Ok(Self { generate_config, generation, scoring })
+        Ok(Self { generate_config, score_batch: score_config.batch_size, generation, scoring })
     }
 
     /// What [`Opened::run`] would do.
@@ -155,8 +180,18 @@ impl<'run> Opened<'run> {
         })
     }
 
-    /// Generates and scores.
-    fn run(mut self, stop: &StopFlag) -> Result<Stoppable<score::Summary>> {
+    /// Generates and scores; the last process calls `finish`.
+    fn run(
+        mut self,
+        sharing: &Sharing,
+        stop: &StopFlag,
+        finish: &mut dyn FnMut(&score::Summary) -> Result<()>,
+    ) -> Result<Stoppable<score::End>> {
+        let command = json!({
+            "command": "run",
+            "images": self.generation.command()?,
+            "scores": self.scoring.command()?,
+        });
         if self.generation.missing() > 0 {
             if let Break(signal) = self.generation.try_others(stop)? {
                 return Ok(Break(signal));
@@ -166,14 +201,17 @@ impl<'run> Opened<'run> {
                 return Ok(Break(signal));
             }
         }
-        match self.generation.run(stop)? {
+        self.generation.score_together(self.score_batch);
+        let images_of_unit = self.generation.images_of_unit();
+        let held = sharing.enter(&self.generate_config.out, &command)?;
+        match self.generation.run(&held, stop)? {
             Break(signal) => return Ok(Break(signal)),
-            Continue(generate::Summary { images, generated }) if generated > 0 => {
+            Continue(generate::Summary { images, generated, .. }) if generated > 0 => {
                 tracing::info!("{images} images, {generated} of them new");
             }
             Continue(_) => {}
         }
-        self.scoring.run(stop)
+        self.scoring.run(&held, Some(&images_of_unit), stop, finish)
     }
 }
 

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, Result, ensure};
 use nn::device::{self, DeviceError, Precision};
 use runkit::exit::ExitStatus;
-use runkit::program::{self, say, usage_unless};
+use runkit::program::{self, JsonFlag, say, usage_unless};
 use runkit::settings::Settings as _;
 use scorers::Compute;
 use serde_json::json;
@@ -13,7 +13,7 @@ use tch::Device;
 
 use crate::cli::score::{ScoreArguments, ScoreSettings, ScoringSettings};
 use crate::prompts;
-use crate::score::{self, Config, Keep, Summary};
+use crate::score::{self, Config, End, Keep, Summary};
 
 const BATCH_SIZE_CPU: usize = 8;
 const BATCH_SIZE_CUDA: usize = 64;
@@ -30,22 +30,64 @@ pub(super) fn run(arguments: &ScoreArguments) -> Result<ExitStatus> {
     let config = config(&settings).map_err(usage_unless(DeviceError::is_absent))?;
     let stop = super::stop_flag()?;
     if arguments.dry_run {
+        if !super::rehearses(arguments.share)? {
+            return Ok(ExitStatus::Done);
+        }
         let plan = score::dry_run(&config)?;
         arguments.json.say(|| plan.to_string(), &plan)?;
         return Ok(ExitStatus::Done);
     }
-    let summary = super::finished(score::run(&config, &stop)?)?;
-    let Summary { images, scored, failed } = summary;
     let scores = config.out.join(score::SCORES);
-    let text =
-        || format!("{images} images, {scored} of them scored now\nscores: {}\n", scores.display());
-    let value = json!({ "images": images, "scored": scored, "failed": failed, "scores": scores });
-    arguments.json.say(text, &value)?;
-    Ok(status(summary, &settings.scoring, &config.out))
+    let mut say = |summary: &Summary| {
+        let Summary { images, scored, failed } = *summary;
+        let text = || {
+            format!("{images} images, {scored} of them scored now\nscores: {}\n", scores.display())
+        };
+        let value =
+            json!({ "images": images, "scored": scored, "failed": failed, "scores": scores });
+        arguments.json.say(text, &value)
+    };
+    let (is_first, end) = super::shared(arguments.share, &stop, |sharing| {
+        let end = score::run(&config, sharing, &stop, &mut say)?;
+        Ok(end.map_continue(|end| (sharing.is_first(), end)))
+    })?;
+    ended(end, is_first, arguments.json, &settings.scoring, &config.out)
+}
+
+/// Says how a shard ended, and returns the exit code of all ends.
+pub(super) fn ended(
+    end: End,
+    is_first: bool,
+    json: JsonFlag,
+    settings: &ScoringSettings,
+    out: &Path,
+) -> Result<ExitStatus> {
+    let scores = out.join(score::SCORES);
+    match end {
+        End::Done(summary) if is_first => Ok(status(summary, settings, out)),
+        // Rank 0 has warned.
+        End::Done(summary) => Ok(match summary.failed > settings.max_failed.unwrap_or_default() {
+            true => ExitStatus::TooManyFailedRows,
+            false => ExitStatus::Done,
+        }),
+        End::ShardDone { scored, missing } => {
+            let text = || match missing {
+                0 => format!("shard done; another one writes {}\n", scores.display()),
+                _ => format!(
+                    "shard done, {scored} images scored; {missing} images wait for other shards \
+                     before {} can be written\n",
+                    scores.display()
+                ),
+            };
+            let value = json!({ "scored": scored, "missing": missing, "scores": scores });
+            json.say(text, &value)?;
+            Ok(ExitStatus::Done)
+        }
+    }
 }
 
 /// Warns about images without a score. If there are too many, the exit code says so.
-pub(super) fn status(summary: Summary, settings: &ScoringSettings, out: &Path) -> ExitStatus {
+fn status(summary: Summary, settings: &ScoringSettings, out: &Path) -> ExitStatus {
     let allowed = settings.max_failed.unwrap_or_default();
     let scores = out.join(score::SCORES);
     if summary.failed > 0 && summary.failed <= allowed {
@@ -75,7 +117,7 @@ fn config(settings: &ScoreSettings) -> Result<Config> {
         (None, Some(_)) => anyhow::bail!("--base-seed needs --seeds; hint: give both or neither"),
         (Some(count), first) => Some(super::seeds(first.unwrap_or_default(), count)?),
     };
-    let device = device::parse(settings.device.as_deref().unwrap_or_default())?;
+    let device = super::device(settings.device.as_deref())?;
     let precision: Precision = settings.dtype.as_deref().unwrap_or_default().parse()?;
     precision.check(device)?;
     let (scorers, batch_size) = scorers_and_batch_size(&settings.scoring)?;

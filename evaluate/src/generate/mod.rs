@@ -4,30 +4,31 @@
 //! `images/MODEL/PROMPT_ID/SEED.png`. An image appears under its name only when complete and
 //! synced.
 //! Batches are formed from the full list of jobs, regardless of which images already exist: so a
-//! run that is killed at any instant is finished by the same command, with the same bytes.
+//! run that is killed at any instant is finished by the same command, with the same bytes; and
+//! several processes that divide the batches ([`crate::sharing`]) make the bytes of one.
 
 mod generator;
 mod image;
 mod manifest;
 mod model;
 mod plan;
+mod run;
 mod work;
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::ops::ControlFlow::{Break, Continue};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
-use std::time::Instant;
 
 use anyhow::{Result, bail};
 use nn::device::Precision;
 use nn::schedule::SamplerKind;
-use runkit::logging::tenths;
 use runkit::output::foreign;
 use runkit::run_folder::{FolderKind, MANIFEST};
 use runkit::settings::FILE as SETTINGS;
 use runkit::signals::{StopFlag, Stoppable};
 use serde::Serialize;
+use serde_json::{Value, json};
 use tch::Device;
 
 use self::generator::Generator;
@@ -36,8 +37,9 @@ pub use self::manifest::Manifest;
 use self::model::Model;
 pub use self::model::ModelRecord;
 pub use self::plan::{GenerationPlan, ModelPlan};
-use self::work::{Steps, Work, warn_truncated};
+use self::work::{Work, common_multiple};
 use crate::prompts::{self, Limits, Prompt, PromptSource};
+use crate::sharing::Sharing;
 use crate::sources::{ModelSource, Size};
 
 const PROGRAM: &str = "evaluate";
@@ -100,8 +102,10 @@ pub struct Config {
 pub struct Summary {
     /// Images of this command.
     pub images: usize,
-    /// How many of them this run generated.
+    /// How many of them this run generated: all ranks together, or this shard.
     pub generated: usize,
+    /// How many of them other shards have still to generate.
+    pub missing: usize,
 }
 
 /// One image to generate.
@@ -143,13 +147,21 @@ pub fn images_folder(out: &Path) -> PathBuf {
 /// # Errors
 /// One sentence about what is wrong with a model, the prompts, the output, or an earlier run of
 /// another recipe.
-pub fn run(config: &Config, stop: &StopFlag) -> Result<Stoppable<Summary>> {
+pub fn run(config: &Config, sharing: &Sharing, stop: &StopFlag) -> Result<Stoppable<Summary>> {
     let prompts = prompts::read_limited(&config.prompts, config.limits)?;
     let generation = Generation::open(config, &prompts)?;
+    let command = json!({ "command": "generate", "images": generation.command()? });
     if let Break(signal) = generation.try_others(stop)? {
         return Ok(Break(signal));
     }
-    generation.run(stop)
+    let held = sharing.enter(&config.out, &command)?;
+    let end = generation.run(&held, stop)?;
+    if let Continue(Summary { missing: 0, .. }) = end
+        && sharing.is_first()
+    {
+        held.tidy()?;
+    }
+    Ok(end)
 }
 
 /// What is to be generated, with everything opened that it needs. Nothing is written before
@@ -160,6 +172,10 @@ pub struct Generation<'run> {
     models: Vec<Model>,
     jobs: Vec<Job<'run>>,
     manifest: Manifest,
+    /// What this run alone asks for.
+    asked: Manifest,
+    /// Images of a batch of scoring, if the images are scored next.
+    scored_together: Option<usize>,
 }
 
 impl std::fmt::Debug for Generation<'_> {
@@ -179,7 +195,9 @@ impl<'run> Generation<'run> {
         let models = Model::open_all(config)?;
         let jobs = jobs(prompts, config.seeds.clone());
         let manifest = Manifest::new(config, &models, prompts);
-        let mut generation = Self { config, prompts, models, jobs, manifest };
+        let (asked, scored_together) = (manifest.clone(), None);
+        let mut generation =
+            Self { config, prompts, models, jobs, manifest, asked, scored_together };
         generation.manifest = generation.joined()?;
         super::output::check_space(&config.out, generation.bytes())?;
         Ok(generation)
@@ -189,6 +207,35 @@ impl<'run> Generation<'run> {
     #[must_use]
     pub fn manifest(&self) -> &Manifest {
         &self.manifest
+    }
+
+    /// Says that the images are scored next, this many together: then a shard generates whole
+    /// batches of scoring, and need not wait for others before it scores them.
+    pub(crate) fn score_together(&mut self, images: usize) {
+        self.scored_together = Some(images);
+    }
+
+    /// For each model, how many of its images follow each other in one unit of a shard.
+    pub(crate) fn images_of_unit(&self) -> HashMap<String, usize> {
+        let of_model = |model: &Model| {
+            let batch = self.config.batch_size(model.record.size);
+            let images =
+                self.scored_together.map_or(batch, |images| common_multiple(batch, images));
+            (model.name.clone(), images)
+        };
+        self.models.iter().map(of_model).collect()
+    }
+
+    /// Everything that the images depend on, for [`Sharing::enter`].
+    pub(crate) fn command(&self) -> Result<Value> {
+        let mut command = serde_json::to_value(&self.asked)?;
+        let of_model =
+            |model: &Model| (model.name.clone(), self.config.batch_size(model.record.size).into());
+        command["batch_size"] = Value::Object(self.models.iter().map(of_model).collect());
+        for prompts in command["prompts"].as_object_mut().into_iter().flatten() {
+            *prompts.1 = runkit::manifest::fingerprint(&prompts.1)?.into();
+        }
+        Ok(command)
     }
 
     /// How many images are to be generated.
@@ -242,75 +289,6 @@ impl<'run> Generation<'run> {
         }
         Ok(Continue(()))
     }
-
-    /// Generates what is missing, until it is done or stopped.
-    ///
-    /// # Errors
-    /// If a checkpoint cannot be loaded, or the output not be written.
-    pub fn run(mut self, stop: &StopFlag) -> Result<Stoppable<Summary>> {
-        let config = self.config;
-        let folder = FOLDER.at(&config.out);
-        let _lock = folder.lock()?;
-        // Another run may have been at work since it was opened.
-        self.manifest = self.joined()?;
-        let images = self.jobs.len() * self.models.len();
-        let missing = self.missing();
-        let begin = || {
-            folder.begin(&self.manifest)?;
-            let settings = config.out.join(SETTINGS);
-            write_if_different(&settings, config.saved_settings.as_bytes())
-        };
-        if missing == 0 {
-            tracing::info!(images = images, "already complete");
-            begin()?;
-            return Ok(Continue(Summary { images, generated: 0 }));
-        }
-        // The networks of the first model are loaded before anything is deleted or written: a model
-        // that cannot be loaded leaves no trace.
-        let load = |model| {
-            let loading = Instant::now();
-            Ok::<_, anyhow::Error>((Generator::load(model, config)?, loading.elapsed()))
-        };
-        let mut first = match self.work().iter().find(|work| work.missing > 0) {
-            Some(work) => Some(load(work.model)?),
-            None => None,
-        };
-        if config.fresh
-            && let Some(earlier) = Manifest::of_folder(&config.out)?
-        {
-            folder.clear(earlier.images(), None)?;
-        }
-        begin()?;
-        let work = self.work();
-        warn_truncated(config, &work);
-        let started = Instant::now();
-        let progress = Steps::new(images, &work);
-        for work in work.iter().filter(|work| work.missing > 0) {
-            let (mut generator, loading) = match first.take() {
-                Some(loaded) => loaded,
-                None => load(work.model)?,
-            };
-            tracing::info!(
-                model = work.model.name,
-                images = work.missing,
-                size = %work.model.record.size,
-                steps = config.steps,
-                scheduler = %work.model.record.scheduler,
-                batch_size = work.batch_size,
-                loading_seconds = tenths(loading),
-                "Loaded {} in {:.1} s",
-                work.model.name,
-                loading.as_secs_f64()
-            );
-            if let Break(signal) = work.generate(&mut generator, config, &progress, stop)? {
-                return Ok(Break(signal));
-            }
-        }
-        let rate = missing as f64 / started.elapsed().as_secs_f64();
-        tracing::info!("{rate:.3} images/s, loading included");
-        progress.bar.finish();
-        Ok(Continue(Summary { images, generated: missing }))
-    }
 }
 
 /// All jobs of one model: the seeds of each prompt follow each other. If two sets share a prompt,
@@ -350,13 +328,6 @@ fn refuse_foreign_images(out: &Path, models: &[Model]) -> Result<()> {
         );
     }
     Ok(())
-}
-
-fn write_if_different(path: &Path, bytes: &[u8]) -> Result<()> {
-    match std::fs::read(path).is_ok_and(|found| found == bytes) {
-        true => Ok(()),
-        false => image::write(path, bytes),
-    }
 }
 
 #[cfg(test)]

@@ -74,10 +74,10 @@ impl Generation<'_> {
                 guidance: record.guidance,
                 batch_size: work.batch_size,
             });
-            if let Some((batch, _)) = work.batches.first() {
-                let call = Generator::load(work.model, self.config)?.seconds_of_call(batch)?;
-                seconds +=
-                    call.unwrap_or_default() * (work.batches.len() * work.model.calls) as f64;
+            if let Some(batch) = work.incomplete().next() {
+                let call = Generator::load(work.model, self.config)?.seconds_of_call(batch.jobs)?;
+                let batches = work.incomplete().count();
+                seconds += call.unwrap_or_default() * (batches * work.model.calls) as f64;
             }
         }
         Ok(GenerationPlan {

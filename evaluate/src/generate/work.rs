@@ -3,6 +3,7 @@
 use std::cell::Cell;
 use std::collections::{BTreeSet, HashSet};
 use std::ops::ControlFlow::{Break, Continue};
+use std::ops::Range;
 
 use anyhow::Result;
 use nn::pipeline::Image;
@@ -19,35 +20,68 @@ use super::{Config, Job, PROGRAM, VERSION};
 /// Progress in denoising steps of images, so that the time left is known within a batch.
 pub(super) struct Steps {
     pub(super) bar: Progress,
-    /// All images of the run.
+    /// All images of the units.
     images: usize,
     /// Those that are there.
     there: Cell<usize>,
+    /// Steps counted by this start.
+    counted: Cell<u64>,
+    /// The steps and the images to generate before each unit.
+    before: Vec<(u64, usize)>,
+    /// The images that were there at the start.
+    earlier: usize,
 }
 
 impl Steps {
-    pub(super) fn new(images: usize, work: &[Work<'_>]) -> Self {
-        let of = |work: &Work<'_>| work.model.calls as u64;
-        // Work::generate repeats a batch that is partly there.
-        let to_do = work.iter().map(|work| {
-            let images: usize = work.batches.iter().map(|(batch, _)| batch.len()).sum();
-            images as u64 * of(work)
-        });
-        let to_do: u64 = to_do.sum();
-        let missing: usize = work.iter().map(|work| work.missing).sum();
-        let there = images - missing;
-        let all = images / work.len().max(1);
-        let whole: u64 = work.iter().map(|work| (all - work.missing) as u64 * of(work)).sum();
-        let bar = Progress::new("generating", "steps", whole + to_do);
-        bar.already_done(whole);
-        let steps = Self { bar, images, there: Cell::new(there) };
+    /// Progress over the units that `is_ours` accepts.
+    pub(super) fn new(
+        work: &[Work<'_>],
+        units: &[Unit],
+        mut is_ours: impl FnMut(usize) -> bool,
+    ) -> Self {
+        let (mut steps, mut to_do, mut images, mut missing) = (0, 0, 0, 0);
+        let mut before = Vec::with_capacity(units.len());
+        for (index, unit) in units.iter().enumerate() {
+            before.push((to_do, missing));
+            if !is_ours(index) {
+                continue;
+            }
+            let Some(work) = work.get(unit.work) else { continue };
+            let calls = work.model.calls as u64;
+            for batch in &work.batches[unit.batches.clone()] {
+                images += batch.jobs.len();
+                missing += batch.missing;
+                steps += (batch.jobs.len() - batch.missing) as u64 * calls;
+                // Work::generate repeats a batch that is partly there.
+                if batch.missing > 0 {
+                    to_do += batch.jobs.len() as u64 * calls;
+                }
+            }
+        }
+        let bar = Progress::new("generating", "steps", steps + to_do);
+        bar.already_done(steps);
+        let earlier = images - missing;
+        let (there, counted) = (Cell::new(earlier), Cell::new(0));
+        let steps = Self { bar, images, there, counted, before, earlier };
         steps.finished(0);
         steps
     }
 
-    /// Counts a call of the UNet for this many images.
-    fn step(&self, images: usize) {
-        self.bar.add(images as u64);
+    /// Counts what other ranks were dealt before this unit.
+    pub(super) fn dealt(&self, unit: usize) {
+        let Some(&(steps, images)) = self.before.get(unit) else { return };
+        let behind = steps.saturating_sub(self.counted.get());
+        if behind > 0 {
+            self.step(behind);
+            self.there.set(self.earlier + images);
+            self.finished(0);
+        }
+    }
+
+    /// Counts calls of the UNet, each for as many images as it was for.
+    fn step(&self, images: u64) {
+        self.counted.set(self.counted.get() + images);
+        self.bar.add(images);
     }
 
     /// Counts images that were written.
@@ -57,63 +91,78 @@ impl Steps {
     }
 }
 
+/// Images that are generated together.
+pub(super) struct Batch<'run> {
+    pub(super) jobs: &'run [Job<'run>],
+    /// How many of them were missing when the work was looked for.
+    pub(super) missing: usize,
+}
+
+/// What one process does at a time: batches of one model.
+pub(super) struct Unit {
+    /// The model, by its place in the work.
+    pub(super) work: usize,
+    pub(super) batches: Range<usize>,
+}
+
 /// What is to be generated with one model.
 pub(super) struct Work<'run> {
     pub(super) model: &'run Model,
     pub(super) batch_size: usize,
-    /// The batches that are not complete, each with which of its jobs are missing.
-    pub(super) batches: Vec<(&'run [Job<'run>], Vec<bool>)>,
+    /// All batches.
+    pub(super) batches: Vec<Batch<'run>>,
     pub(super) missing: usize,
+    /// Whether other processes write to the same folders: then what looks left behind may be
+    /// theirs.
+    pub(super) is_shared: bool,
 }
 
 impl<'run> Work<'run> {
     pub(super) fn find(config: &Config, model: &'run Model, jobs: &'run [Job<'run>]) -> Self {
         let batch_size = config.batch_size(model.record.size);
-        let batches: Vec<_> = jobs
-            .chunks(batch_size)
-            .map(|batch| {
-                let absent =
-                    |job: &Job<'_>| config.fresh || !config.image_path(model, job).is_file();
-                (batch, batch.iter().map(absent).collect::<Vec<bool>>())
-            })
-            .filter(|(_, missing)| missing.contains(&true))
-            .collect();
-        let missing = batches
-            .iter()
-            .map(|(_, missing)| missing.iter().filter(|missing| **missing).count())
-            .sum();
-        Self { model, batch_size, batches, missing }
+        let batch = |jobs| {
+            let missing = missing(config, model, jobs);
+            Batch { jobs, missing: missing.into_iter().filter(|missing| *missing).count() }
+        };
+        let batches: Vec<Batch<'run>> = jobs.chunks(batch_size).map(batch).collect();
+        let missing = batches.iter().map(|batch| batch.missing).sum();
+        Self { model, batch_size, batches, missing, is_shared: false }
     }
 
-    /// Generates and writes. A batch that is partly there is generated as a whole, since the last
-    /// bits of an image depend on its batch; the images that are there stay.
+    /// The batches that are not complete.
+    pub(super) fn incomplete(&self) -> impl Iterator<Item = &Batch<'run>> {
+        self.batches.iter().filter(|batch| batch.missing > 0)
+    }
+
+    /// Generates what a batch lacks, and returns how many images these are. A batch that is partly
+    /// there is generated as a whole, since the last bits of an image depend on its batch; the
+    /// images that are there stay.
     pub(super) fn generate(
         &self,
+        jobs: &[Job<'_>],
+        missing: &[bool],
         generator: &mut Generator<'_>,
         config: &Config,
         progress: &Steps,
         stop: &StopFlag,
-    ) -> Result<Stoppable> {
-        for (batch, missing) in &self.batches {
-            let mut stopped = None;
-            let images = generator.generate(batch, &mut |_, _| {
-                progress.step(batch.len());
-                stopped = stop.requested();
-                if stopped.is_none() { Continue(()) } else { Break(()) }
-            })?;
-            if let Some(images) = images {
-                let pairs = batch.iter().zip(&images).zip(missing);
-                let fresh: Vec<(&Job<'_>, &Image)> =
-                    pairs.filter(|(_, missing)| **missing).map(|(pair, _)| pair).collect();
-                self.write(&fresh, config)?;
-                progress.finished(fresh.len());
-                stopped = stop.requested();
-            }
-            if let Some(signal) = stopped {
-                return Ok(Break(signal));
-            }
+    ) -> Result<Stoppable<usize>> {
+        let mut stopped = None;
+        let images = generator.generate(jobs, &mut |_, _| {
+            progress.step(jobs.len() as u64);
+            stopped = stop.requested();
+            if stopped.is_none() { Continue(()) } else { Break(()) }
+        })?;
+        let mut written = 0;
+        if let Some(images) = images {
+            let pairs = jobs.iter().zip(&images).zip(missing);
+            let fresh: Vec<(&Job<'_>, &Image)> =
+                pairs.filter(|(_, missing)| **missing).map(|(pair, _)| pair).collect();
+            self.write(&fresh, config)?;
+            written = fresh.len();
+            progress.finished(written);
+            stopped = stop.requested();
         }
-        Ok(Continue(()))
+        Ok(stopped.map_or(Continue(written), Break))
     }
 
     fn write(&self, fresh: &[(&Job<'_>, &Image)], config: &Config) -> Result<()> {
@@ -122,7 +171,9 @@ impl<'run> Work<'run> {
             if folders.insert(&job.prompt.id) {
                 let folder = config.prompt_folder(self.model, job.prompt);
                 runkit::files::create_folder(&folder)?;
-                runkit::files::remove_stale_temporaries(&folder)?;
+                if !self.is_shared {
+                    runkit::files::remove_stale_temporaries(&folder)?;
+                }
             }
         }
         let record = &self.model.record;
@@ -149,12 +200,41 @@ impl<'run> Work<'run> {
     }
 }
 
+/// Which of the images are not there. Starting over, all are missing.
+pub(super) fn missing(config: &Config, model: &Model, jobs: &[Job<'_>]) -> Vec<bool> {
+    let is_missing = |job: &Job<'_>| config.fresh || !config.image_path(model, job).is_file();
+    jobs.iter().map(is_missing).collect()
+}
+
+/// The work in units of whole batches: of as many images as `together` and a batch both divide, or
+/// of one batch.
+pub(super) fn units(work: &[Work<'_>], together: Option<usize>) -> Vec<Unit> {
+    let of_model = |(index, work): (usize, &Work<'_>)| {
+        let count = work.batches.len();
+        let step =
+            together.map_or(1, |images| common_multiple(work.batch_size, images) / work.batch_size);
+        let starts = (0..count).step_by(step.max(1));
+        let unit = move |start| Unit { work: index, batches: start..(start + step).min(count) };
+        starts.map(unit).collect::<Vec<_>>()
+    };
+    work.iter().enumerate().flat_map(of_model).collect()
+}
+
+/// The least common multiple of two numbers above 0.
+pub(crate) fn common_multiple(one: usize, other: usize) -> usize {
+    let (mut divisor, mut rest) = (one, other);
+    while rest > 0 {
+        (divisor, rest) = (rest, divisor % rest);
+    }
+    (one / divisor.max(1)).saturating_mul(other)
+}
+
 /// Warns about each prompt that is too long, with the part that the model does not read: once, and
 /// again if another model reads more or less of it.
 pub(super) fn warn_truncated(config: &Config, work: &[Work<'_>]) {
     let mut warned = BTreeSet::new();
     for work in work {
-        let jobs = work.batches.iter().flat_map(|(batch, _)| batch.iter());
+        let jobs = work.incomplete().flat_map(|batch| batch.jobs.iter());
         let prompts = jobs.map(|job| (job.prompt.id.as_str(), job.prompt.text.as_str()));
         let negative = config.negative_prompt.iter().map(|text| ("negative", text.as_str()));
         for (id, text) in prompts.chain(negative) {

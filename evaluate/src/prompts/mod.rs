@@ -27,6 +27,8 @@ use std::collections::HashSet;
 use std::io::Read as _;
 use std::path::Path;
 
+use serde::{Deserialize, Serialize};
+
 pub use self::error::PromptsError;
 use self::error::{not_prompts, not_text};
 pub use self::filter::{
@@ -40,7 +42,7 @@ pub use self::source::{PromptSource, with_split};
 const LARGEST_FILE_BYTES: u64 = 64 << 20;
 
 /// A text to generate images of.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Prompt {
     /// Its row in the file and a checksum of its text, such as `00012-8f14e45f`. Ids sort as the
     /// file does, stay if lines are added after them, and change with the text. Rows count from 1,

@@ -3,17 +3,19 @@
 //! The folder of an evaluation holds the images that `evaluate generate` wrote, `score-store/` with
 //! the scores computed so far, and, once all are there, `scores.parquet`. The store keeps a score
 //! by the bytes of the image and the caption: so a killed run resumes, and another model, metric or
-//! set of prompts computes only what is new.
+//! set of prompts computes only what is new; and several processes divide the batches
+//! ([`crate::sharing`]).
 
 mod existing;
 mod images;
 mod networks;
+mod pass;
 mod plan;
 mod rows;
 mod scope;
 mod store;
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::ops::ControlFlow::{Break, Continue};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -21,29 +23,27 @@ use std::path::{Path, PathBuf};
 use anyhow::{Result, bail, ensure};
 use rayon::prelude::*;
 use runkit::output::refuse_input;
-use runkit::prefetch::prefetch;
-use runkit::progress::Progress;
 use runkit::signals::{StopFlag, Stoppable};
 use schemas::scores::ScoreRow;
 use scorers::{Compute, DescribedScorers, ScorersConfig};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
 
 use self::existing::{Existing, ordered};
 use self::images::{Collection, ModelImages, Subject};
-use self::networks::{Captions, Decoded};
+use self::pass::{Batches, Pass};
 pub use self::plan::{ScorerPlan, ScoringPlan};
 use self::rows::Table;
 use self::scope::{Scope, row};
 use self::store::{Key, Store};
 use crate::generate::{self, Manifest};
 use crate::prompts::{self, Limits, Prompt, PromptSource};
+use crate::sharing::{Held, Sharing};
 use crate::sources::ImagesSource;
 
 /// The file of scores in the folder of an evaluation.
 pub const SCORES: &str = "scores.parquet";
 const STORE: &str = "score-store";
-/// Batches decoded ahead of a GPU.
-const BATCHES_AHEAD: usize = 4;
 
 /// A validated run.
 #[derive(Debug, Clone)]
@@ -80,14 +80,30 @@ pub struct Keep {
 }
 
 /// What a run made.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Summary {
     /// Images of this command, missing ones included.
     pub images: usize,
-    /// How many of them went through a network in this run.
+    /// How many of them went through a network in this run: at all ranks together, or in this
+    /// shard.
     pub scored: usize,
     /// How many of them lack a score of some metric.
     pub failed: usize,
+}
+
+/// How a run ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum End {
+    /// The scores are written.
+    Done(Summary),
+    /// This shard is done; the scores are not written.
+    ShardDone {
+        /// Images that it scored.
+        scored: usize,
+        /// Images that other shards have still to generate or score; 0 if another one writes the
+        /// scores just now.
+        missing: usize,
+    },
 }
 
 /// The checksum of an image's bytes, or the reason why it has none.
@@ -98,14 +114,23 @@ type Checksum = Result<String, String>;
 /// # Errors
 /// One sentence about what is wrong with the prompts, the images' folders, the reward models or the
 /// output.
-pub fn run(config: &Config, stop: &StopFlag) -> Result<Stoppable<Summary>> {
+///
+/// The process that writes the scores calls `finish` before another command may have the folder.
+pub fn run(
+    config: &Config,
+    sharing: &Sharing,
+    stop: &StopFlag,
+    finish: &mut dyn FnMut(&Summary) -> Result<()>,
+) -> Result<Stoppable<End>> {
     let prompts = prompts::read_limited(&config.prompts, config.limits)?;
     let mut scoring = Scoring::open(config, &prompts, &[])?;
     // Errors of the images come before a scorer is downloaded.
     let generated = Manifest::of_folder(&config.out)?;
     scoring.collections = Some(scoring.collections(generated.as_ref())?);
     scoring.describe()?;
-    scoring.run(stop)
+    let command = json!({ "command": "score", "scores": scoring.command()? });
+    let held = sharing.enter(&config.out, &command)?;
+    scoring.run(&held, None, stop, finish)
 }
 
 /// What [`run`] would do. The networks are loaded and timed; nothing is written.
@@ -213,63 +238,117 @@ impl<'run> Scoring<'run> {
         Ok(())
     }
 
-    /// Scores what is not scored, and writes the scores, until it is done or stopped.
+    /// Everything that the scores depend on besides the images, for [`Sharing::enter`].
+    pub(crate) fn command(&self) -> Result<Value> {
+        let Config { models, images, seeds, batch_size, keep, .. } = self.config;
+        let prompts: Vec<(&str, &str)> =
+            self.prompts.iter().map(|prompt| (&*prompt.set, &*prompt.id)).collect();
+        Ok(json!({
+            "scorers": self.described.as_ref().map(DescribedScorers::manifest),
+            "prompts": runkit::manifest::fingerprint(&prompts)?,
+            "models": models,
+            "images": images.iter().map(|source| &source.name).collect::<Vec<_>>(),
+            "seeds": seeds,
+            "batch_size": batch_size,
+            "keep": [keep.models, keep.others],
+        }))
+    }
+
+    /// Scores what is missing of the units of this process, until it is done or stopped. The last
+    /// process writes the scores and calls `finish`.
+    ///
+    /// If `generated` is given, shards generate the images, and it says how many images of each
+    /// model are in one unit of a shard: those that are missing are waited for.
     ///
     /// # Errors
     /// If an image's folder or a scorer is unusable, or the output cannot be written.
-    pub fn run(mut self, stop: &StopFlag) -> Result<Stoppable<Summary>> {
+    pub(crate) fn run(
+        mut self,
+        held: &Held<'_>,
+        generated: Option<&HashMap<String, usize>>,
+        stop: &StopFlag,
+        finish: &mut dyn FnMut(&Summary) -> Result<()>,
+    ) -> Result<Stoppable<End>> {
         let known = self.collections.take();
         let Self { config, prompts, ref scorers, .. } = self;
+        let sharing = held.sharing;
         let manifest = match &self.described {
             Some(described) => described.manifest().clone(),
             None => DescribedScorers::of(scorers, config.compute)?.manifest().clone(),
         };
-        let _lock = generate::FOLDER.at(&config.out).lock()?;
-        runkit::files::remove_stale_temporaries(&config.out)?;
-        let generated = Manifest::of_folder(&config.out)?;
+        if sharing.is_alone() {
+            runkit::files::remove_stale_temporaries(&config.out)?;
+        }
+        let of_folder = Manifest::of_folder(&config.out)?;
         let collections = match known {
             Some(collections) => collections,
-            None => self.collections(generated.as_ref())?,
+            None => self.collections(of_folder.as_ref())?,
         };
         let existing_prompts = self.existing.prompts();
         let scope =
             Scope::new(&config.out, prompts, &existing_prompts, &collections, &self.existing);
-        let (subjects, gone) = scope.subjects();
-        if gone > 0 {
-            tracing::warn!(
-                "{SCORES} loses the scores of {gone} images that it held and that are gone"
-            );
-        }
-        let images = collections.iter().zip(subjects).map(|(collection, subjects)| {
-            let checksums = checksums(&subjects, stop);
-            ModelImages { collection, subjects, checksums }
-        });
-        let images: Vec<ModelImages<'_>> = images.collect();
-        if let Break(signal) = stop.flow() {
-            return Ok(Break(signal));
-        }
-        let mut stores = Store::open_all(&config.out.join(STORE), &manifest)?;
         let texts: Vec<&str> = scope.prompts.iter().map(|prompt| prompt.text.as_str()).collect();
-        let mut pass = Pass { config, scorers, texts: &texts, stores: &mut stores };
-        let scored = match pass.run(&images, stop)? {
-            Continue(scored) => scored,
-            Break(signal) => return Ok(Break(signal)),
-        };
-        let table = Table::new(&scope, &images, &manifest, &stores, &self.existing)?;
-        if table.outdated > 0 {
-            tracing::warn!(
-                "{SCORES} drops {} earlier scores, because their images have changed; hint: name \
-                 their scorers to compute them again",
-                table.outdated
-            );
+        let open =
+            || Store::open_all(&config.out.join(STORE), &manifest, sharing.place().as_deref());
+        let generated = generated.filter(|_| sharing.shard().is_some());
+        let together = generated.cloned().unwrap_or_default();
+        let (mut scored, mut checksums) = (0, HashMap::new());
+        loop {
+            let (subjects, gone) = scope.subjects();
+            add_checksums(&mut checksums, &subjects, stop);
+            if let Break(signal) = stop.flow() {
+                return Ok(Break(signal));
+            }
+            let images = collections.iter().zip(subjects).map(|(collection, subjects)| {
+                let checksums = subjects.iter().map(|subject| checksum(&checksums, subject));
+                ModelImages { collection, checksums: checksums.collect(), subjects }
+            });
+            let images: Vec<ModelImages<'_>> = images.collect();
+            let mut stores = open()?;
+            let batches = Batches::new(&images, config.batch_size, &together, generated.is_some());
+            let mut pass = Pass { config, scorers, texts: &texts, stores: &mut stores };
+            match pass.run(&batches, sharing, stop)? {
+                Break(signal) => return Ok(Break(signal)),
+                // Other shards were at work meanwhile: look again before the count.
+                Continue(now) if now > 0 && sharing.shard().is_some() => {
+                    scored += now;
+                    continue;
+                }
+                Continue(now) => scored += sharing.sum(now)?,
+            }
+            let write = || {
+                let stores = if sharing.is_alone() { stores } else { open()? };
+                let missing = batches.unfinished(&stores);
+                if missing > 0 {
+                    return Ok((missing, Summary { images: 0, scored, failed: 0 }));
+                }
+                warn_gone(gone);
+                let table = Table::new(&scope, &images, &manifest, &stores, &self.existing)?;
+                table.warn_outdated();
+                let images = images.iter().map(|images| images.subjects.len()).sum();
+                let summary = Summary { images, scored, failed: without_score(&table.rows) };
+                if scored == 0 {
+                    tracing::info!(images = images, "already complete");
+                }
+                table.write(&config.out, &scope.prompts, &manifest)?;
+                finish(&summary)?;
+                held.tidy()?;
+                Ok((0, summary))
+            };
+            let Some(_last) = held.last()? else {
+                return Ok(Continue(End::ShardDone { scored, missing: 0 }));
+            };
+            let (missing, summary) = sharing.by_first(write)?;
+            return match (missing, sharing) {
+                (0, _) => Ok(Continue(End::Done(summary))),
+                (_, Sharing::Shard(_)) => Ok(Continue(End::ShardDone { scored, missing })),
+                _ => bail!(
+                    "{}: {missing} images have no scores, although all ranks are done; hint: --out \
+                     must be one folder that all machines share",
+                    config.out.display()
+                ),
+            };
         }
-        let images = images.iter().map(|images| images.subjects.len()).sum();
-        let summary = Summary { images, scored, failed: without_score(&table.rows) };
-        if scored == 0 {
-            tracing::info!(images = images, "already complete");
-        }
-        table.write(&config.out, &scope.prompts, &manifest)?;
-        Ok(Continue(summary))
     }
 
     /// The images of each model, in the order of the tables.
@@ -350,17 +429,35 @@ fn without_score(rows: &[ScoreRow]) -> usize {
     images.len()
 }
 
-/// The checksum of each image. After a request to stop, the result is of no use.
-fn checksums(subjects: &[Subject<'_>], stop: &StopFlag) -> Vec<Checksum> {
-    let of = |subject: &Subject<'_>| match stop.requested() {
-        Some(_) => Err("stopped".to_owned()),
-        None => checksum(subject.path.as_deref()),
-    };
-    subjects.par_iter().map(of).collect()
+/// Warns that the scores lose rows.
+fn warn_gone(gone: usize) {
+    if gone > 0 {
+        tracing::warn!("{SCORES} loses the scores of {gone} images that it held and that are gone");
+    }
 }
 
-fn checksum(path: Option<&Path>) -> Checksum {
-    let path = path.ok_or_else(|| "no image".to_owned())?;
+/// Adds the checksum of each image that has none yet. After a request to stop, the result is of no
+/// use.
+fn add_checksums(
+    known: &mut HashMap<PathBuf, Checksum>,
+    subjects: &[Vec<Subject<'_>>],
+    stop: &StopFlag,
+) {
+    let paths = subjects.iter().flatten().filter_map(|subject| subject.path.as_ref());
+    let new: Vec<&PathBuf> = paths.filter(|path| !known.contains_key(*path)).collect();
+    let of = |path: &&PathBuf| match stop.requested() {
+        Some(_) => ((*path).clone(), Err("stopped".to_owned())),
+        None => ((*path).clone(), checksum_of_file(path)),
+    };
+    known.extend(new.par_iter().map(of).collect::<Vec<_>>());
+}
+
+fn checksum(known: &HashMap<PathBuf, Checksum>, subject: &Subject<'_>) -> Checksum {
+    let found = subject.path.as_ref().and_then(|path| known.get(path)).cloned();
+    found.unwrap_or_else(|| Err("no image".to_owned()))
+}
+
+fn checksum_of_file(path: &Path) -> Checksum {
     let bytes = std::fs::read(path).map_err(|error| format!("cannot be read: {error}"))?;
     Ok(blake3::hash(&bytes).to_hex().to_string())
 }
@@ -369,112 +466,5 @@ fn key(image: &str, prompt: &Prompt) -> Key {
     Key {
         image: image.to_owned(),
         prompt: blake3::hash(prompt.text.as_bytes()).to_hex().to_string(),
-    }
-}
-
-/// Images that go through the networks together, with their checksums.
-#[derive(Debug, Clone, Copy)]
-struct Batch<'run> {
-    subjects: &'run [Subject<'run>],
-    checksums: &'run [Checksum],
-}
-
-/// One pass over the images: what it reads, and the stores that it fills.
-struct Pass<'run> {
-    config: &'run Config,
-    scorers: &'run ScorersConfig,
-    /// The captions of all images.
-    texts: &'run [&'run str],
-    stores: &'run mut [Store],
-}
-
-impl Pass<'_> {
-    /// Scores what is not known, and returns how many images went through the networks. Batches are
-    /// formed from the full list of images, and a batch with any missing score is scored as a
-    /// whole, since the last bits of a score depend on its batch: so a killed run ends with the
-    /// same bytes.
-    fn run(&mut self, images: &[ModelImages<'_>], stop: &StopFlag) -> Result<Stoppable<usize>> {
-        let mut wanted = vec![false; self.stores.len()];
-        let mut batches = Vec::new();
-        let size = self.config.batch_size;
-        for ModelImages { subjects, checksums, .. } in images {
-            for (subjects, checksums) in subjects.chunks(size).zip(checksums.chunks(size)) {
-                let batch = Batch { subjects, checksums };
-                let missing = self.missing(&batch);
-                if missing.contains(&true) {
-                    let pairs = wanted.iter_mut().zip(&missing);
-                    pairs.for_each(|(wanted, missing)| *wanted |= missing);
-                    batches.push(batch);
-                }
-            }
-        }
-        if batches.is_empty() {
-            return Ok(Continue(0));
-        }
-        let total: usize = batches.iter().map(|batch| batch.subjects.len()).sum();
-        let mut scorers = self.scorers.clone();
-        let mut kept = wanted.iter();
-        scorers.scorer.retain(|_| kept.next().copied().unwrap_or(false));
-        let set = DescribedScorers::of(&scorers, self.config.compute)?.load()?;
-        let mut captions = Captions::new(&set, self.texts.iter().copied());
-        let progress = Progress::new("scoring", "images", total as u64);
-        let preprocessor = set.image_preprocessor();
-        let decoded = batches.iter().map(|&batch| Decoded::new(batch, &preprocessor));
-        let ahead = if self.config.compute.device.is_cuda() { BATCHES_AHEAD } else { 0 };
-        let stopped = prefetch(decoded, ahead, |decoded| {
-            for decoded in decoded {
-                self.score(&mut captions, &decoded, &wanted)?;
-                progress.add(decoded.batch.subjects.len() as u64);
-                if let Break(signal) = stop.flow() {
-                    return Ok::<_, anyhow::Error>(Break(signal));
-                }
-            }
-            Ok(Continue(total))
-        })?;
-        if stopped.is_continue() {
-            progress.finish();
-        }
-        Ok(stopped)
-    }
-
-    /// For each metric, whether an image of the batch has no score of it.
-    fn missing(&self, batch: &Batch<'_>) -> Vec<bool> {
-        let pairs = batch.subjects.iter().zip(batch.checksums);
-        let key = |(subject, checksum): (&Subject<'_>, &Checksum)| {
-            Some(key(checksum.as_ref().ok()?, subject.prompt))
-        };
-        let keys: Vec<Key> = pairs.filter_map(key).collect();
-        let lacks = |store: &Store| keys.iter().any(|key| store.get(key).is_none());
-        self.stores.iter().map(lacks).collect()
-    }
-
-    fn score(
-        &mut self,
-        captions: &mut Captions<'_>,
-        decoded: &Decoded<'_>,
-        wanted: &[bool],
-    ) -> Result<()> {
-        let (mut images, mut texts, mut keys) = (Vec::new(), Vec::new(), Vec::new());
-        let mut failed = Vec::new();
-        let Batch { subjects, checksums } = decoded.batch;
-        for ((subject, image), checksum) in subjects.iter().zip(&decoded.images).zip(checksums) {
-            let Ok(hash) = checksum else { continue };
-            let key = key(hash, subject.prompt);
-            match image {
-                Ok(image) => {
-                    images.push(image);
-                    texts.push(subject.prompt.text.as_str());
-                    keys.push(key);
-                }
-                Err(reason) => failed.push((key, Err(reason.clone()))),
-            }
-        }
-        let by_scorer = captions.score(&images, &texts)?;
-        let stores = self.stores.iter_mut().zip(wanted).filter(|(_, wanted)| **wanted);
-        for ((store, _), scores) in stores.zip(by_scorer) {
-            let scores = keys.iter().cloned().zip(scores.into_iter().map(Ok));
-            store.add(scores.chain(failed.iter().cloned()))?;
-        }
-        Ok(())
     }
 }

@@ -7,21 +7,21 @@ use media::decode::{Limits, decode};
 use rayon::prelude::*;
 use scorers::{Features, ImagePreprocessor, PreprocessedImage, ScorerSet};
 
-use super::Batch;
 use super::images::Subject;
+use super::pass::Batch;
 
 /// Captions encoded together: always the same ones, since a feature's last bits depend on them.
 const CAPTIONS_TOGETHER: usize = 64;
 
 /// A batch with what decoding made of each image.
 pub(super) struct Decoded<'run> {
-    pub(super) batch: Batch<'run>,
+    pub(super) batch: &'run Batch<'run>,
     pub(super) images: Vec<Result<PreprocessedImage, String>>,
 }
 
 impl<'run> Decoded<'run> {
     /// Reads, decodes and preprocesses the images of a batch on every core.
-    pub(super) fn new(batch: Batch<'run>, preprocessor: &ImagePreprocessor) -> Self {
+    pub(super) fn new(batch: &'run Batch<'run>, preprocessor: &ImagePreprocessor) -> Self {
         let subjects = batch.subjects.par_iter();
         Self { batch, images: subjects.map(|subject| decoded(subject, preprocessor)).collect() }
     }

@@ -11,7 +11,7 @@ use serde::Serialize;
 use super::images::Subject;
 use super::networks::Captions;
 use super::scope::Scope;
-use super::{STORE, Scoring, checksum, key, store};
+use super::{STORE, Scoring, checksum_of_file, key, store};
 use crate::generate::Manifest;
 use crate::output::duration;
 use crate::sources::Size;
@@ -121,7 +121,8 @@ impl Scoring<'_> {
         let (subjects, _) = scope.subjects();
         let known = store::read_all(&out.join(STORE), manifest)?;
         let lacks = |subject: &Subject<'_>| {
-            let hash = checksum(subject.path.as_deref()).ok().filter(|_| !fresh);
+            let path = subject.path.as_deref().filter(|_| !fresh);
+            let hash = path.and_then(|path| checksum_of_file(path).ok());
             let key = hash.map(|hash| key(&hash, subject.prompt));
             key.is_none_or(|key| known.iter().any(|store| !store.contains_key(&key)))
         };

@@ -75,7 +75,7 @@ impl Metric<'_> {
 pub(super) struct Table<'run> {
     pub(super) rows: Vec<ScoreRow>,
     /// How many scores of earlier commands belong to images that have changed.
-    pub(super) outdated: usize,
+    outdated: usize,
     metrics: Vec<Metric<'run>>,
 }
 
@@ -115,6 +115,17 @@ impl<'run> Table<'run> {
             }
         }
         Ok(Self { rows, outdated, metrics })
+    }
+
+    /// Warns about earlier scores of images that have changed.
+    pub(super) fn warn_outdated(&self) {
+        if self.outdated > 0 {
+            tracing::warn!(
+                "{SCORES} drops {} earlier scores, because their images have changed; hint: name \
+                 their scorers to compute them again",
+                self.outdated
+            );
+        }
     }
 
     /// Writes the file, with what its scores depend on.

@@ -5,6 +5,9 @@
 //! scores depend on but the image and the caption: weights, preprocessing, tokenizer, dtype,
 //! device. A line has a checksum of the image's bytes, one of the caption, and the score. Lines are
 //! added batch by batch and synced; the next start drops a line that a kill left incomplete.
+//!
+//! If several processes score, each adds to a file of its own, `METRIC-FINGERPRINT.0-of-2.jsonl`,
+//! and reads all. The next process that works alone puts them together.
 
 use std::collections::HashMap;
 use std::fs::{File, OpenOptions};
@@ -64,10 +67,23 @@ fn path(folder: &Path, record: &ScorerRecord, dtype: &str, device: &str) -> Resu
     Ok(folder.join(format!("{}-{short}.jsonl", record.name)))
 }
 
-/// The scores in a file's text, and how many of its bytes are whole lines.
-fn parse(path: &Path, text: &[u8]) -> Result<(HashMap<Key, Outcome>, usize)> {
+/// The files with the scores of a scorer: that of a process alone, which may not be there, and
+/// those of several processes.
+fn files(path: &Path) -> Result<Vec<PathBuf>> {
+    let name = path.file_stem().unwrap_or_default().to_string_lossy();
+    let is_part = |file: &str| {
+        let place = file.strip_prefix(&*name).and_then(|rest| rest.strip_prefix('.'));
+        place.is_some_and(|place| place.ends_with(".jsonl"))
+    };
+    let folder = path.parent().unwrap_or(Path::new("."));
+    let parts = runkit::run_folder::names_in(folder, is_part)?.into_iter();
+    Ok(std::iter::once(path.to_owned()).chain(parts.map(|name| folder.join(name))).collect())
+}
+
+/// Adds the scores in a file's text to those that are known, and returns how many of its bytes are
+/// whole lines. Known scores stay.
+fn parse(path: &Path, text: &[u8], outcomes: &mut HashMap<Key, Outcome>) -> Result<usize> {
     let whole = text.iter().rposition(|&byte| byte == b'\n').map_or(0, |end| end + 1);
-    let mut outcomes = HashMap::new();
     for (number, line) in (1..).zip(text[..whole].split(|&byte| byte == b'\n')) {
         if line.is_empty() {
             continue;
@@ -82,19 +98,29 @@ fn parse(path: &Path, text: &[u8]) -> Result<(HashMap<Key, Outcome>, usize)> {
             Written::Score(score) => Ok(score as f32),
             Written::Error(reason) => Err(reason),
         };
-        outcomes.insert(line.key, outcome);
+        outcomes.entry(line.key).or_insert(outcome);
     }
-    Ok((outcomes, whole))
+    Ok(whole)
+}
+
+/// The bytes of a file; `None` if it is not there.
+fn text(path: &Path) -> Result<Option<Vec<u8>>> {
+    match std::fs::read(path) {
+        Ok(text) => Ok(Some(text)),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error).with_context(|| format!("{}: cannot be read", path.display())),
+    }
 }
 
 /// The scores of a scorer that this run does not use; `None` if they have no file.
 pub(super) fn read(folder: &Path, scorer: &UsedScorer) -> Result<Option<HashMap<Key, Outcome>>> {
-    let path = path(folder, &scorer.record, &scorer.dtype, &scorer.device)?;
-    match std::fs::read(&path) {
-        Ok(text) => Ok(Some(parse(&path, &text)?.0)),
-        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(error).with_context(|| format!("{}: cannot be read", path.display())),
+    let mut outcomes = None;
+    for path in files(&path(folder, &scorer.record, &scorer.dtype, &scorer.device)?)? {
+        if let Some(text) = text(&path)? {
+            parse(&path, &text, outcomes.get_or_insert_default())?;
+        }
     }
+    Ok(outcomes)
 }
 
 /// The scores of each scorer of `manifest`; empty if they have no file. Writes nothing.
@@ -111,22 +137,46 @@ pub(super) fn read_all(
 }
 
 impl Store {
-    /// Opens the scores of each scorer of `manifest` below `folder`, in its order.
-    pub(super) fn open_all(folder: &Path, manifest: &ScorersManifest) -> Result<Vec<Self>> {
+    /// Opens the scores of each scorer of `manifest` below `folder`, in its order. A process that
+    /// works alone has no `place`, and puts the files of several together.
+    pub(super) fn open_all(
+        folder: &Path,
+        manifest: &ScorersManifest,
+        place: Option<&str>,
+    ) -> Result<Vec<Self>> {
         runkit::files::create_folder(folder)?;
-        let scorers = manifest.scorers.iter();
-        let open = |record| Self::open(path(folder, record, &manifest.dtype, &manifest.device)?);
-        scorers.map(open).collect()
+        let open =
+            |record| Self::open(path(folder, record, &manifest.dtype, &manifest.device)?, place);
+        manifest.scorers.iter().map(open).collect()
     }
 
-    fn open(path: PathBuf) -> Result<Self> {
+    fn open(path: PathBuf, place: Option<&str>) -> Result<Self> {
+        let files = files(&path)?;
+        let path = match place {
+            Some(place) => path.with_extension(format!("{place}.jsonl")),
+            None => path,
+        };
         let context = || format!("{}: cannot be opened", path.display());
         let file = OpenOptions::new().read(true).append(true).create(true).open(&path);
-        let file = file.with_context(context)?;
-        let text = std::fs::read(&path).with_context(context)?;
-        let (outcomes, whole) = parse(&path, &text)?;
-        if whole < text.len() {
-            file.set_len(whole as u64).with_context(context)?;
+        let mut file = file.with_context(context)?;
+        let mut outcomes = HashMap::new();
+        let mut others = Vec::new();
+        for other in files {
+            let Some(text) = text(&other)? else { continue };
+            let whole = parse(&other, &text, &mut outcomes)?;
+            if other != path {
+                others.push((other, text, whole));
+            } else if whole < text.len() {
+                file.set_len(whole as u64).with_context(context)?;
+            }
+        }
+        if place.is_none() && !others.is_empty() {
+            let added =
+                others.iter().try_for_each(|(_, text, whole)| file.write_all(&text[..*whole]));
+            added.and_then(|()| file.sync_data()).with_context(context)?;
+            for (other, ..) in &others {
+                runkit::run_folder::remove_file(other)?;
+            }
         }
         Ok(Self { path, file, outcomes })
     }
@@ -175,13 +225,13 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("clip-0.jsonl");
         let values = [0.1f32, f32::MIN_POSITIVE, 16_777_217.0, -0.3, f32::NAN];
-        let mut store = Store::open(path.clone()).unwrap();
+        let mut store = Store::open(path.clone(), None).unwrap();
         let scores = (0..).zip(values);
         store.add(scores.map(|(name, score)| (key(&format!("{name}")), Ok(score)))).unwrap();
         store.add([(key("5"), Err("cut".to_owned()))].into_iter()).unwrap();
         let whole = std::fs::read(&path).unwrap();
         std::fs::write(&path, [&whole[..], b"{\"image\":\"9\",\"pro"].concat()).unwrap();
-        let mut store = Store::open(path.clone()).unwrap();
+        let mut store = Store::open(path.clone(), None).unwrap();
         for (name, score) in values.iter().enumerate().take(4) {
             let found = store.get(&key(&format!("{name}"))).unwrap().as_ref().unwrap();
             assert_eq!(found.to_bits(), score.to_bits());
@@ -190,11 +240,37 @@ mod tests {
         assert_eq!(store.get(&key("5")), Some(&Err("cut".to_owned())));
         assert_eq!(store.get(&key("9")), None);
         store.add([(key("0"), Ok(7.0)), (key("9"), Ok(1.0))].into_iter()).unwrap();
-        let store = Store::open(path.clone()).unwrap();
+        let store = Store::open(path.clone(), None).unwrap();
         assert_eq!(store.get(&key("0")), Some(&Ok(0.1)), "what is known stays");
         assert_eq!(store.get(&key("9")), Some(&Ok(1.0)));
         std::fs::write(&path, b"{}\n").unwrap();
-        let error = Store::open(path).unwrap_err().to_string();
+        let error = Store::open(path, None).unwrap_err().to_string();
         assert!(error.contains(":1: not a score; hint"), "{error}");
+    }
+    #[test]
+    fn several_processes_add_to_their_own_files_and_one_puts_them_together() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("clip.v2-0.jsonl");
+        std::fs::write(folder.path().join("clip.v2-01.jsonl"), b"of another scorer").unwrap();
+        let open = |place| Store::open(path.clone(), place).unwrap();
+        let add = |store: &mut Store, name: &str, score| {
+            store.add([(key(name), Ok(score))].into_iter()).unwrap();
+        };
+        add(&mut open(None), "0", 1.0);
+        let (mut first, mut second) = (open(Some("0-of-2")), open(Some("1-of-2")));
+        add(&mut first, "1", 2.0);
+        add(&mut second, "2", 3.0);
+        add(&mut second, "0", 9.0);
+        let mut torn = OpenOptions::new().append(true).open(&second.path).unwrap();
+        torn.write_all(b"{\"image\"").unwrap();
+        let before = std::fs::read(&path).unwrap();
+        for place in [Some("0-of-2"), None, None] {
+            let store = open(place);
+            for (name, score) in [("0", 1.0), ("1", 2.0), ("2", 3.0)] {
+                assert_eq!(store.get(&key(name)), Some(&Ok(score)), "{place:?} {name}");
+            }
+        }
+        assert!(std::fs::read(&path).unwrap().starts_with(&before));
+        assert_eq!(folder.path().read_dir().unwrap().count(), 2, "one file for each scorer");
     }
 }

@@ -15,7 +15,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use runkit::files::FileError;
 use schemas::winrates::WinRateRow;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
 use crate::present::captions::Captions;
@@ -58,7 +58,7 @@ pub struct ReportInputs<'a> {
 }
 
 /// A prompt that was dropped.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DroppedPrompt {
     /// Its set.
     pub set: String,
