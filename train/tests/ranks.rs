@@ -4,11 +4,10 @@
 
 mod common;
 
-use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::Command;
-use std::time::Duration;
 
+use common::ranks::{LIMIT, assert_done, assert_same, comparable};
 use common::{Fixture, Run, pipeline, wait_until};
 use nn::weights::Weights;
 use serde_json::{Map, Value};
@@ -20,8 +19,6 @@ const UNET: &str = "unet/diffusion_pytorch_model.safetensors";
 /// ranks share.
 const PAIRS: usize = 16;
 const FLAGS: [&str; 6] = ["--batch-size", "12", "--sample-every", "5", "--caption-dropout", "0.3"];
-/// Ranks that wait for each other for longer hang.
-const LIMIT: Duration = Duration::from_secs(90);
 
 /// `train run` on several ranks; `special` may give a rank what the others do not have.
 fn start(
@@ -29,14 +26,9 @@ fn start(
     world: usize,
     out: &str,
     more: &[&str],
-    mut special: impl FnMut(usize, &mut Command),
+    special: impl FnMut(usize, &mut Command),
 ) -> Ranks {
-    let flags = [&FLAGS[..], more].concat();
-    Ranks::start(world, |rank| {
-        let mut command = fixture.run(out, &flags);
-        special(rank, &mut command);
-        command
-    })
+    fixture.start_ranks(world, out, &[&FLAGS[..], more].concat(), special)
 }
 
 fn run(fixture: &Fixture, world: usize, out: &str, more: &[&str]) -> Vec<Run> {
@@ -51,43 +43,6 @@ fn faulty(fixture: &Fixture, out: &str, more: &[&str], rank: usize, fault: &str)
         }
     };
     start(fixture, 2, out, more, special).finish_within(LIMIT)
-}
-
-#[track_caller]
-fn assert_done(runs: &[Run]) {
-    for run in runs {
-        assert_eq!(run.code(), Some(0), "{runs:#?}");
-    }
-    // What all ranks know is said once.
-    let first = runs[0].stdout.contains("pipeline: ");
-    assert!(first && runs[1..].iter().all(|run| run.stdout.is_empty()), "{runs:#?}");
-    for run in &runs[1..] {
-        assert_eq!(run.stderr, "", "{runs:#?}");
-    }
-}
-
-/// Files without those that a clock or the number of starts is in.
-fn comparable(fixture: &Fixture, out: &str) -> BTreeMap<String, Vec<u8>> {
-    let mut files = fixture.files(out);
-    files.retain(|name, _| {
-        !name.starts_with("tensorboard/") && name != "metrics.jsonl" && name != "config.toml"
-    });
-    files
-}
-
-#[track_caller]
-fn assert_same(fixture: &Fixture, expected: &str, out: &str) {
-    let (expected_files, found) = (comparable(fixture, expected), comparable(fixture, out));
-    assert!(
-        expected_files.keys().eq(found.keys()),
-        "{:?}\n{:?}",
-        expected_files.keys(),
-        found.keys()
-    );
-    for (name, bytes) in &expected_files {
-        assert!(found.get(name) == Some(bytes), "{name} differs");
-    }
-    assert_eq!(fixture.metrics(expected), fixture.metrics(out));
 }
 
 /// The 2-norm of the difference of two files of weights, and of the first.

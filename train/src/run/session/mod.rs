@@ -244,7 +244,10 @@ impl Session<'_> {
 
     /// Saves what can be saved after an error: with all ranks, or if one is lost at rank 0 alone.
     fn save_after(&mut self, error: &anyhow::Error) -> Result<()> {
-        let is_unsaved = self.trainer.is_whole() && self.trainer.position().step > self.saved;
+        if !self.trainer.is_whole() {
+            return Ok(());
+        }
+        let is_unsaved = self.trainer.position().step > self.saved;
         if ranks::lost_rank(error).is_some() {
             // The moments of a lost rank's parameters are lost with it.
             return match self.world.is_first() && is_unsaved && !self.has_sharded_states() {
@@ -255,8 +258,7 @@ impl Session<'_> {
         if let Some(DistributedError::Differ(_)) = error.downcast_ref() {
             return Ok(());
         }
-        let all = ranks::gather(self.world, Ok(is_unsaved))?;
-        if all.contains(&false) { Ok(()) } else { self.save() }
+        if is_unsaved { self.save() } else { Ok(()) }
     }
 
     fn has_sharded_states(&self) -> bool {
