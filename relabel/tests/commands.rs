@@ -565,7 +565,7 @@ fn check_says_what_a_run_needs_and_writes_nothing() {
         "scorer     aesthetic: ",
         "networks   loaded in ",
         "images/s",
-        "for labels and parts in ",
+        "for labels and unfinished work in ",
         "for captions and their features in ",
         "labels.parquet: new",
     ] {

@@ -23,7 +23,7 @@ fn shards_in_any_order_make_the_bytes_of_one_run() {
     let (fixture, scorers, alone) = fixture();
     for (shard, missing) in [("2/3", "2 units"), ("0/3", "1 unit")] {
         let run = Run::of(&mut fixture.score(&scorers, OUT, &["--shard", shard])).expect_code(0);
-        let says = format!("shard {shard} done; {missing} of others are missing");
+        let says = format!("shard {shard} done; others have {missing} left");
         assert!(run.stdout.contains(&says), "{run:#?}");
         assert!(run.stdout.contains(fixture.path(OUT).to_str().unwrap()), "{run:#?}");
         assert!(!fixture.path(OUT).exists());

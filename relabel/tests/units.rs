@@ -69,9 +69,11 @@ fn a_killed_process_loses_its_open_unit_and_nothing_else() {
     // It dies again in the middle of the next unit, and after it.
     let mut killed = file.command(&[]);
     assert!(Run::of(killed.env("RUNKIT_FAULT", "write:2")).was_killed());
-    assert_eq!(file.fixture.names(PARTS).iter().filter(|name| !name.starts_with('.')).count(), 4);
+    let is_part = |name: &&String| name.starts_with("part-");
+    let parts = file.fixture.names(PARTS).iter().filter(is_part).count();
+    assert!((4..UNITS).contains(&parts), "{parts}");
     let run = Run::of(&mut file.command(&["-v"])).expect_code(0);
-    assert_eq!(units_scored(&run), [4, 5]);
+    assert_eq!(units_scored(&run), (parts..UNITS).collect::<Vec<_>>());
     assert!(run.stderr.contains("plan of an earlier start") && !run.stderr.contains("planning"));
     assert_eq!(captions_encoded(&run), 0, "{run:#?}");
     file.assert_finished();
@@ -91,7 +93,7 @@ fn shards_of_one_file_make_its_bytes_though_one_is_killed_and_started_again() {
     assert!(second.was_killed(), "{second:#?}");
     let first = first.expect_code(0);
     assert_eq!(units_scored(&first), [0, 2, 4], "every second unit");
-    assert!(first.stdout.contains("shard 0/2 done; ") && first.stdout.contains(" missing "));
+    assert!(first.stdout.contains("shard 0/2 done; others have "), "{first:#?}");
     let again = Run::of(&mut file.command(&["-v", "--shard", "1/2"])).expect_code(0);
     assert!(units_scored(&again).iter().all(|unit| [1, 3, 5].contains(unit)), "{again:#?}");
     assert!(!again.stderr.contains("planning"), "{again:#?}");

@@ -138,7 +138,7 @@ fn describe(config: &Config, rehearsal: &Rehearsal) -> Result<String> {
     let room = &rehearsal.room;
     let _ = writeln!(
         text,
-        "disk       about {} for labels and parts in {}, {} free",
+        "disk       about {} for labels and unfinished work in {}, {} free",
         HumanBytes(room.output()),
         folder_of(&config.out),
         HumanBytes(rehearsal.free_bytes)

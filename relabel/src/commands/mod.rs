@@ -89,7 +89,7 @@ fn score(arguments: &ScoreArguments) -> Result<ExitStatus> {
             let text = || match missing {
                 0 => format!("{sharing} done; another process writes {}\n", labels.display()),
                 _ => format!(
-                    "{sharing} done; {} of others are missing before {} can be written\n",
+                    "{sharing} done; others have {} left, then {} can be written\n",
                     counted(missing as u64, "units"),
                     labels.display()
                 ),

@@ -402,10 +402,14 @@ impl Run<'_> {
         };
         // If several processes finish together, one of them merges and then removes the parts.
         if missing > 0 {
-            return Ok(match merged_by_another()? {
-                true => End::DoneElsewhere,
-                false => End::ShareDone { missing },
-            });
+            if !merged_by_another()? {
+                return Ok(End::ShareDone { missing });
+            }
+            // This one may have made the work folder again in that moment.
+            if let Some(_lock) = output.merge_lock()? {
+                output.tidy()?;
+            }
+            return Ok(End::DoneElsewhere);
         }
         let Some(_lock) = output.merge_lock()? else {
             return Ok(End::ShareDone { missing });

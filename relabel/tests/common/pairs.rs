@@ -96,12 +96,14 @@ fn columns(
     ]
 }
 
-/// So many pairs of the sample's images, each with a caption of its own.
+/// So many pairs of the sample's images, each with a caption and uids of its own, so that every
+/// unit has images to score.
 pub(crate) fn pairs_with_own_captions(rows: usize) -> Vec<Pair> {
     let some = sample_pairs(20);
     let pair = |row: usize| Pair {
         ranking_id: Some(row as i64),
         caption: Some(format!("a red fox in the snow, number {row}")),
+        uid: ["left", "right"].map(|side| Some(format!("{side} {row}"))),
         ..some[row % some.len()].clone()
     };
     (0..rows).map(pair).collect()
