@@ -8,9 +8,7 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 
-use common::{
-    Fixture, Run, captions_encoded, pairs_with_own_captions, units_scored, wait_until,
-};
+use common::{Fixture, Run, captions_encoded, pairs_with_own_captions, units_scored, wait_until};
 use testkit::Ranks;
 
 const OUT: &str = "out/labels.parquet";

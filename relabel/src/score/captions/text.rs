@@ -88,7 +88,7 @@ impl CaptionText {
         TextReader { text: self, position: 0 }
     }
 
-    pub(super) fn get(&self, index: usize) -> Result<String> {
+    pub(crate) fn get(&self, index: usize) -> Result<String> {
         let start = if index == 0 { 0 } else { self.ends[index - 1] };
         let mut bytes = vec![0; (self.ends[index] - start) as usize];
         self.file

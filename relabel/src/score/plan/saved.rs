@@ -147,9 +147,9 @@ fn read(
     from.read_exact(&mut header)?;
     let header: Header = serde_json::from_slice(&header)?;
     let files = header.files_of(inputs, options)?;
-    let rows: u64 = files.iter().map(|file| file.rows).sum();
-    let lists = [header.image_captions, 2 * header.captions, header.renamed];
-    anyhow::ensure!(rows <= MAX_ROWS && lists.iter().all(|&list| list <= 4 * MAX_ROWS), "too long");
+    let rows = files.iter().fold(0, |rows: u64, file| rows.saturating_add(file.rows));
+    let lists = [header.image_captions, header.captions, header.renamed];
+    anyhow::ensure!(rows <= MAX_ROWS && lists.iter().all(|&list| list <= 2 * MAX_ROWS), "too long");
     let mut list = |length: u64| read_numbers(&mut from, usize::try_from(length)?);
     let image_captions = list(2 * header.image_captions)?;
     let (owner, caption) = (list(2 * rows)?, list(rows)?);
@@ -191,7 +191,7 @@ impl Header {
     fn files_of(&self, inputs: &[InputFile], options: PlanOptions) -> Result<Vec<PlannedFile>> {
         anyhow::ensure!(self.crate_version == env!("CARGO_PKG_VERSION"), "another version");
         anyhow::ensure!(self.options == options, "other options");
-        let rows: u64 = self.files.iter().map(|file| file.rows).sum();
+        let rows = self.files.iter().fold(0, |rows: u64, file| rows.saturating_add(file.rows));
         let is_all = self.files.len() == inputs.len();
         anyhow::ensure!(is_all || Some(rows) == options.limit, "other inputs");
         let planned: Vec<(&InputFile, &FileHeader)> = inputs.iter().zip(&self.files).collect();
@@ -200,14 +200,15 @@ impl Header {
             input.source_file == planned.source_file && PairFile::open(input).is_ok_and(same)
         });
         anyhow::ensure!(planned.len() == self.files.len() && is_same, "other inputs");
-        let mut first_row = 0;
+        let mut before = 0u64;
         let file = |(input, planned): (&InputFile, &FileHeader)| {
-            first_row += planned.rows;
+            let first_row = before;
+            before = before.saturating_add(planned.rows);
             PlannedFile {
                 input: input.clone(),
                 fingerprint: planned.fingerprint.clone(),
                 rows: planned.rows,
-                first_row: first_row - planned.rows,
+                first_row,
             }
         };
         Ok(planned.into_iter().map(file).collect())
@@ -275,4 +276,77 @@ fn read_numbers(from: &mut impl Read, length: usize) -> Result<Vec<u32>> {
         numbers.extend(piece.chunks_exact(size_of::<u32>()).map(number));
     }
     Ok(numbers)
+}
+
+#[cfg(test)]
+#[expect(clippy::disallowed_methods, reason = "fixtures need not be durable")]
+mod tests {
+    use std::path::PathBuf;
+
+    use schemas::pairs::discover;
+
+    use super::*;
+
+    fn inputs() -> Vec<InputFile> {
+        let sample = concat!(env!("CARGO_MANIFEST_DIR"), "/../data/sample");
+        discover(&[PathBuf::from(sample)], &[]).unwrap().files
+    }
+
+    /// Everything that a plan holds.
+    fn facts(plan: &Plan) -> String {
+        let captions: Vec<String> =
+            (0..plan.captions.len()).map(|index| plan.captions.get(index).unwrap()).collect();
+        let rows: Vec<u64> = plan.files.iter().map(|file| file.first_row).collect();
+        let Plan { units, content, image_captions, owner, caption, renamed, images, .. } = plan;
+        format!(
+            "{units:?} {content} {image_captions:?} {owner:?} {caption:?} {renamed:?} {images} {rows:?} {captions:?}"
+        )
+    }
+
+    #[test]
+    fn a_plan_reads_back_for_the_same_inputs_and_options_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        let (path, stop) = (folder.path().join("plan"), StopFlag::never());
+        let options = PlanOptions { limit: Some(333), unit_pairs: 50 };
+        let plan = Plan::make(&inputs(), options, folder.path(), &stop).unwrap();
+        assert_eq!((plan.pairs(), plan.files.len(), plan.units.len()), (333, 3, 7));
+        let read =
+            |inputs: &[InputFile], options| Plan::read(&path, inputs, options, &stop).unwrap();
+        assert!(read(&inputs(), options).is_none(), "it is not there yet");
+        plan.save(options, &path).unwrap();
+        let again = read(&inputs(), options).unwrap();
+        assert_eq!(facts(&again), facts(&plan));
+        assert!(read(&inputs(), PlanOptions::default()).is_none());
+        let mut others = inputs();
+        others.swap(0, 1);
+        assert!(read(&others, options).is_none());
+        assert!(read(&inputs()[..2], options).is_none());
+        // What is read can be saved, to the same bytes.
+        let bytes = std::fs::read(&path).unwrap();
+        again.save(options, &path).unwrap();
+        assert!(std::fs::read(&path).unwrap() == bytes);
+    }
+
+    #[test]
+    fn a_flipped_bit_or_a_shorter_file_makes_it_absent() {
+        let folder = tempfile::tempdir().unwrap();
+        let (path, stop) = (folder.path().join("plan"), StopFlag::never());
+        let options = PlanOptions { limit: Some(9), unit_pairs: 3 };
+        let plan = Plan::make(&inputs(), options, folder.path(), &stop).unwrap();
+        plan.save(options, &path).unwrap();
+        let whole = std::fs::read(&path).unwrap();
+        let read = |bytes: &[u8]| {
+            std::fs::write(&path, bytes).unwrap();
+            Plan::read(&path, &inputs(), options, &stop).unwrap()
+        };
+        for bit in (0..whole.len() * 8).step_by(7) {
+            let mut bytes = whole.clone();
+            bytes[bit / 8] ^= 1 << (bit % 8);
+            assert!(read(&bytes).is_none(), "bit {bit}");
+        }
+        for length in (0..whole.len()).step_by(5) {
+            assert!(read(&whole[..length]).is_none(), "{length} bytes");
+        }
+        assert!(read(&whole).is_some());
+    }
 }
