@@ -316,12 +316,25 @@ impl<'run> Scoring<'run> {
                 }
                 Continue(now) => scored += sharing.sum(now)?,
             }
-            let write = || {
-                let stores = if sharing.is_alone() { stores } else { open()? };
+            if sharing.shard().is_some() {
                 let missing = batches.unfinished(&stores);
                 if missing > 0 {
-                    return Ok((missing, Summary { images: 0, scored, failed: 0 }));
+                    return Ok(Continue(End::ShardDone { scored, missing }));
                 }
+            }
+            // Who has it has found nothing missing, and so writes the scores.
+            let Some(_last) = held.last()? else {
+                return Ok(Continue(End::ShardDone { scored, missing: 0 }));
+            };
+            let write = || {
+                let stores = if sharing.store().is_some() { open()? } else { stores };
+                let missing = batches.unfinished(&stores);
+                ensure!(
+                    missing == 0,
+                    "{}: {missing} images have no scores, although all ranks are done; hint: --out \
+                     must be one folder that all machines share",
+                    config.out.display()
+                );
                 warn_gone(gone);
                 let table = Table::new(&scope, &images, &manifest, &stores, &self.existing)?;
                 table.warn_outdated();
@@ -333,21 +346,9 @@ impl<'run> Scoring<'run> {
                 table.write(&config.out, &scope.prompts, &manifest)?;
                 finish(&summary)?;
                 held.tidy()?;
-                Ok((0, summary))
+                Ok(summary)
             };
-            let Some(_last) = held.last()? else {
-                return Ok(Continue(End::ShardDone { scored, missing: 0 }));
-            };
-            let (missing, summary) = sharing.by_first(write)?;
-            return match (missing, sharing) {
-                (0, _) => Ok(Continue(End::Done(summary))),
-                (_, Sharing::Shard(_)) => Ok(Continue(End::ShardDone { scored, missing })),
-                _ => bail!(
-                    "{}: {missing} images have no scores, although all ranks are done; hint: --out \
-                     must be one folder that all machines share",
-                    config.out.display()
-                ),
-            };
+            return Ok(Continue(End::Done(sharing.by_first(write)?)));
         }
     }
 
