@@ -15,7 +15,7 @@ mod plan;
 mod run;
 mod work;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::ops::ControlFlow::{Break, Continue};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -216,7 +216,7 @@ impl<'run> Generation<'run> {
     }
 
     /// For each model, how many of its images follow each other in one unit of a shard.
-    pub(crate) fn images_of_unit(&self) -> HashMap<String, usize> {
+    pub(crate) fn images_of_unit(&self) -> Vec<(String, usize)> {
         let of_model = |model: &Model| {
             let batch = self.config.batch_size(model.record.size);
             let images =
@@ -257,13 +257,12 @@ impl<'run> Generation<'run> {
     fn joined(&self) -> Result<Manifest> {
         let out = &self.config.out;
         let Some(earlier) = Manifest::of_folder(out)? else {
-            refuse_foreign_images(out, &self.models)?;
-            // The manifest is written first: without it, settings are somebody else's.
-            let settings = out.join(SETTINGS);
-            if settings.symlink_metadata().is_ok() {
-                return Err(foreign("--out", &settings, "settings of evaluate").into());
-            }
-            return Ok(self.manifest.clone());
+            let foreign = refuse_foreign(out, &self.models);
+            // Another process of this command may have begun meanwhile: with the manifest.
+            return match foreign {
+                Err(_) if Manifest::of_folder(out)?.is_some() => self.joined(),
+                _ => foreign.map(|()| self.manifest.clone()),
+            };
         };
         match self.config.fresh {
             true => Ok(self.manifest.clone()),
@@ -317,8 +316,8 @@ fn join(manifest: Manifest, earlier: Manifest, out: &Path) -> Result<Manifest> {
     })
 }
 
-/// The manifest is written before any image: images without one are somebody else's.
-fn refuse_foreign_images(out: &Path, models: &[Model]) -> Result<()> {
+/// The manifest is written first: images and settings without one are somebody else's.
+fn refuse_foreign(out: &Path, models: &[Model]) -> Result<()> {
     let mut folders = models.iter().map(|model| images_folder(out).join(&model.name));
     if let Some(folder) = folders.find(|folder| folder.exists()) {
         bail!(
@@ -327,7 +326,11 @@ fn refuse_foreign_images(out: &Path, models: &[Model]) -> Result<()> {
             folder.display()
         );
     }
-    Ok(())
+    let settings = out.join(SETTINGS);
+    match settings.symlink_metadata().is_ok() {
+        true => Err(foreign("--out", &settings, "settings of evaluate").into()),
+        false => Ok(()),
+    }
 }
 
 #[cfg(test)]

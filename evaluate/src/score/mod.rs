@@ -265,7 +265,7 @@ impl<'run> Scoring<'run> {
     pub(crate) fn run(
         mut self,
         held: &Held<'_>,
-        generated: Option<&HashMap<String, usize>>,
+        generated: Option<&[(String, usize)]>,
         stop: &StopFlag,
         finish: &mut dyn FnMut(&Summary) -> Result<()>,
     ) -> Result<Stoppable<End>> {
@@ -291,7 +291,7 @@ impl<'run> Scoring<'run> {
         let open =
             || Store::open_all(&config.out.join(STORE), &manifest, sharing.place().as_deref());
         let generated = generated.filter(|_| sharing.shard().is_some());
-        let together = generated.cloned().unwrap_or_default();
+        let together = generated.unwrap_or_default();
         let (mut scored, mut checksums) = (0, HashMap::new());
         loop {
             let (subjects, gone) = scope.subjects();
@@ -305,7 +305,7 @@ impl<'run> Scoring<'run> {
             });
             let images: Vec<ModelImages<'_>> = images.collect();
             let mut stores = open()?;
-            let batches = Batches::new(&images, config.batch_size, &together, generated.is_some());
+            let batches = Batches::new(&images, config.batch_size, together, generated.is_some());
             let mut pass = Pass { config, scorers, texts: &texts, stores: &mut stores };
             match pass.run(&batches, sharing, stop)? {
                 Break(signal) => return Ok(Break(signal)),

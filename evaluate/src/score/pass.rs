@@ -1,6 +1,6 @@
 //! One pass of images through the networks, in batches of the full list.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashSet};
 use std::ops::ControlFlow::{Break, Continue};
 use std::ops::Range;
 
@@ -43,15 +43,16 @@ pub(super) struct Batches<'run> {
 
 impl<'run> Batches<'run> {
     /// Batches of `size` images of one model. A unit is one batch, or, of a model in `together`, as
-    /// many batches as these images fill. If images `may_come`, a batch waits for those that are
-    /// missing.
+    /// many batches as these images fill; the units of those models come first. If images
+    /// `may_come`, a batch waits for those that are missing.
     pub(super) fn new(
         images: &'run [ModelImages<'run>],
         size: usize,
-        together: &HashMap<String, usize>,
+        together: &[(String, usize)],
         may_come: bool,
     ) -> Self {
-        let (mut all, mut units) = (Vec::new(), Vec::new());
+        let mut all = Vec::new();
+        let (mut units, mut others) = (vec![Vec::new(); together.len()], Vec::new());
         let mut owned = HashSet::new();
         for ModelImages { collection, subjects, checksums } in images {
             let first = all.len();
@@ -73,11 +74,14 @@ impl<'run> Batches<'run> {
                 });
                 all.push(Batch { subjects, checksums, keys: keys.collect(), is_early });
             }
-            let step = together.get(&collection.model).map_or(1, |images| images / size).max(1);
+            let place = together.iter().position(|(model, _)| *model == collection.model);
+            let step = place.map_or(1, |place| (together[place].1 / size).max(1));
             let starts = (first..all.len()).step_by(step);
-            units.extend(starts.map(|start| start..(start + step).min(all.len())));
+            let of_model = starts.map(|start| start..(start + step).min(all.len()));
+            place.map_or(&mut others, |place| &mut units[place]).extend(of_model);
         }
-        Self { all, units }
+        units.push(others);
+        Self { all, units: units.concat() }
     }
 
     /// How many images wait for a score, or for other processes to generate.
