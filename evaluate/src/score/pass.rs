@@ -27,9 +27,10 @@ pub(super) struct Batch<'run> {
     /// The checksums of the images.
     pub(super) checksums: &'run [Checksum],
     /// What identifies each score in the stores; `None` if the image cannot be read, or if the
-    /// score belongs to an earlier batch, which has the same image under the same caption.
+    /// score belongs to an earlier batch, which has the same image under the same caption, or may
+    /// have it.
     keys: Vec<Option<Key>>,
-    /// Whether other processes have still to generate what decides about its scores.
+    /// Whether other processes have still to generate some of the images.
     is_early: bool,
 }
 
@@ -56,23 +57,25 @@ impl<'run> Batches<'run> {
         let mut owned = HashSet::new();
         for ModelImages { collection, subjects, checksums } in images {
             let first = all.len();
-            // An image that comes may have the bytes of another one with the same caption, whose
-            // score is then that of the first batch with either. Images of other models differ: the
-            // recipe in them names the model.
-            let mut captions = HashSet::new();
+            // An image that comes may have the bytes of a later one with the same caption and seed,
+            // whose score is then that of the first batch with either. (Images of other models
+            // differ: the recipe in them names the model.)
+            let mut awaited = HashSet::new();
             for (subjects, checksums) in subjects.chunks(size).zip(checksums.chunks(size)) {
-                let caption = |subject: &Subject<'run>| subject.prompt.text.as_str();
-                let absent = |subject: &&Subject<'_>| subject.path.is_none() && !subject.is_gone;
-                if may_come {
-                    captions.extend(subjects.iter().filter(absent).map(caption));
-                }
-                let is_early = subjects.iter().any(|subject| captions.contains(caption(subject)));
-                let pairs = subjects.iter().zip(checksums);
-                let keys = pairs.map(|(subject, checksum)| {
+                let recipe = |subject: &Subject<'run>| (subject.prompt.text.as_str(), subject.seed);
+                let is_awaited =
+                    |subject: &Subject<'_>| may_come && subject.path.is_none() && !subject.is_gone;
+                let keys = subjects.iter().zip(checksums).map(|(subject, checksum)| {
+                    if is_awaited(subject) {
+                        awaited.insert(recipe(subject));
+                    }
                     let key = key(checksum.as_ref().ok()?, subject.prompt);
-                    owned.insert(key.clone()).then_some(key)
+                    (!awaited.contains(&recipe(subject)) && owned.insert(key.clone()))
+                        .then_some(key)
                 });
-                all.push(Batch { subjects, checksums, keys: keys.collect(), is_early });
+                let keys = keys.collect();
+                let is_early = subjects.iter().any(is_awaited);
+                all.push(Batch { subjects, checksums, keys, is_early });
             }
             let place = together.iter().position(|(model, _)| *model == collection.model);
             let step = place.map_or(1, |place| (together[place].1 / size).max(1));
