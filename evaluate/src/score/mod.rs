@@ -343,6 +343,9 @@ impl<'run> Scoring<'run> {
                 if scored == 0 {
                     tracing::info!(images = images, "already complete");
                 }
+                if !sharing.is_alone() {
+                    runkit::files::remove_stale_temporaries(&config.out)?;
+                }
                 table.write(&config.out, &scope.prompts, &manifest)?;
                 finish(&summary)?;
                 held.tidy()?;
