@@ -266,7 +266,7 @@ impl Plan {
         let is_alone = config.launch.is_alone();
         let of = if is_alone { "estimate" } else { "estimate, of each rank" };
         line("peak memory", format!("{} ({of})", bytes(self.peak_bytes())));
-        for (name, amount) in &self.memory {
+        for (name, amount) in self.memory.iter().filter(|(_, amount)| *amount > 0.0) {
             line(&format!("  {name}"), bytes(*amount).to_string());
         }
         if !is_alone && !settings.shard_optimizer {
@@ -366,26 +366,24 @@ fn memory(
         true => cost.kept_with_checkpointing + cost.largest_part,
     };
     let boundary = BOUNDARY_TENSORS * cost.largest_tensor;
-    // Every weight is cast when it is used, and the backward pass needs the cast; with gradient
-    // checkpointing only that of the block at work.
-    let casts = match config.precision {
+    // Each weight is cast once a step, to a copy that all passes read.
+    let copies = match config.precision {
         Precision::F32 => 0.0,
-        _ if config.settings.grad_checkpointing => 0.0,
         upcast if upcast.upcasts_bf16(config.device) => 0.0,
         Precision::Bf16 | Precision::F16 => count * size,
     };
-    let activations = rows * kept * size + casts;
     let runtime = if config.device.is_cuda() { RUNTIME_BYTES_CUDA } else { RUNTIME_BYTES_CPU };
     let prefetch = if config.device.is_cuda() { 0.0 } else { data_bytes(config) };
     Ok(vec![
         ("weights", 4.0 * count),
+        ("cast weights", copies),
         ("optimizer", states),
         // With a single micro-batch per step, gradients appear as activations are freed; but the
         // allocator keeps about as much for the next pass.
         ("gradients", 4.0 * count),
         ("reference", size * count),
         ("encoders", encoders),
-        ("activations", activations),
+        ("activations", rows * kept * size),
         ("boundary tensors", rows * boundary * size),
         ("prefetch buffer", prefetch),
         ("libtorch runtime", runtime),
