@@ -64,7 +64,8 @@ pub struct RunArguments {
     /// The settings file.
     #[command(flatten)]
     pub file: SettingsFlags,
-    /// Start over: delete what an earlier run left in the output folder.
+    /// Start over: delete what an earlier run left in the output folder. Ranks that torchrun
+    /// starts again resume all the same.
     #[arg(long, help_heading = "Inputs and output")]
     pub fresh: bool,
     /// `--json`.

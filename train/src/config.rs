@@ -58,7 +58,7 @@ pub struct Config {
     pub device: Device,
     /// The dtype that networks compute in.
     pub precision: Precision,
-    /// Whether to delete what an earlier run left.
+    /// Whether to delete what an earlier run left; not if a launcher starts the ranks again.
     pub fresh: bool,
     /// All settings, complete.
     pub settings: RunSettings,
@@ -264,7 +264,8 @@ impl Config {
             launch: launch.clone(),
             device,
             precision,
-            fresh,
+            // A launcher that starts the ranks again after a death means them to resume.
+            fresh: fresh && launch.store.as_ref().is_none_or(|store| store.attempt == 0),
             settings,
             saved_settings: options.with_absolute_paths().to_toml()?,
         })

@@ -221,7 +221,8 @@ fn torchrun_starts_the_ranks_again_and_the_bytes_are_the_same() {
           '2 1') export RUNKIT_FAULT=load:3 ;;\n\
           esac\nexec \"$@\"\n",
     );
-    let train = fixture.run("out", &FLAGS);
+    // Ranks that are started again resume, --fresh or not.
+    let train = fixture.run("out", &[&FLAGS[..], &["--fresh"]].concat());
     let mut command = testkit::program("/bin/sh", [program.as_os_str(), train.get_program()]);
     command.args(train.get_args());
     let flags = ["--nproc-per-node", "2", "--max-restarts", "3"];

@@ -201,7 +201,7 @@ impl Probe {
         let own = self.batches.iter().zip(&self.base).skip(world.rank()).step_by(world.size());
         let own: Result<Vec<[Vec<u64>; ROWS]>> =
             own.map(|(batch, base)| numbers(model, schedule, beta, batch, base)).collect();
-        let all = ranks::gather(world, own)?;
+        let all = ranks::gather_late(world, own)?;
         let mut rows: [Vec<f64>; ROWS] = Default::default();
         for index in 0..self.batches.len() {
             let batch = all

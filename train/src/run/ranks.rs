@@ -85,7 +85,22 @@ where
     Ok(outcomes.into_iter().filter_map(done).collect())
 }
 
-/// This rank's value, once the parts of all ranks are done.
+/// As [`gather`], after work that may take some ranks much longer than others: while all of them
+/// live, they wait for each other without a limit.
+///
+/// # Errors
+/// As [`gather`].
+pub(crate) fn gather_late<T>(world: &World, part: Result<T>) -> Result<Vec<T>>
+where
+    T: Serialize + DeserializeOwned,
+{
+    if part.as_ref().err().and_then(lost_rank).is_none() {
+        world.barrier()?;
+    }
+    gather(world, part)
+}
+
+/// This rank's value, once the parts of all ranks are done, however long that takes.
 ///
 /// # Errors
 /// As [`gather`].
@@ -94,7 +109,7 @@ pub(crate) fn agree<T>(world: &World, part: Result<T>) -> Result<T> {
         Ok(value) => (Some(value), Ok(())),
         Err(error) => (None, Err(error)),
     };
-    gather(world, part)?;
+    gather_late(world, part)?;
     value.ok_or_else(|| anyhow!("a part without a value was done"))
 }
 

@@ -126,7 +126,7 @@ impl Sampler {
             }
             Err(error) => (Vec::new(), Err(error)),
         };
-        let lengths: Vec<Vec<((u32, u32), usize)>> = ranks::gather(world, lengths)?;
+        let lengths: Vec<Vec<((u32, u32), usize)>> = ranks::gather_late(world, lengths)?;
         if world.size() == 1 {
             return Ok(own);
         }
