@@ -121,11 +121,11 @@ pub enum ShardError {
     },
 }
 
-/// A launcher started several processes of a program that works alone.
+/// A launcher started several processes and does not say how they find each other.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "{program} works in one process on one GPU, and {variable}={value} says that it was started as one of \
-     {value}\nhint: start it once, without torchrun or srun; if it was, unset {variable} for it: \
+    "{variable}={value} says that {program} was started as one of {value} processes, but not how they find \
+     each other\nhint: start them with torchrun or srun; if this one is alone, unset {variable} for it: \
      env -u {variable} {program} ..."
 )]
 pub struct SeveralProcesses {
