@@ -67,6 +67,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         .file("csrc/allocator.cpp")
         .file("csrc/facts.cpp")
         .file("csrc/kernels.cpp")
+        .file("csrc/nccl.cpp")
         .file("csrc/normalize.cpp")
         .compile("nn_shim");
     // The shim refers to c10 and torch_cpu directly; libraries follow the archive that needs them.

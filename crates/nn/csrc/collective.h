@@ -1,4 +1,4 @@
-// c10d of libtorch: the TCP store, and process groups on Gloo. The rules of shim.h hold.
+// c10d of libtorch: the TCP store, and process groups on Gloo; and NCCL. The rules of shim.h hold.
 //
 // A handle belongs to the caller, who closes it once. Functions of a store may be called from any
 // thread, one at a time; those of a group too.
@@ -39,6 +39,26 @@ void *nn_gloo_reduce_scatter(void *group, Tensor into, Tensor from, char **error
 // Waits for the work, at most so long; *done says whether it is over. False if it failed.
 bool nn_work_wait(void *work, int64_t limit_ms, bool *done, char **error);
 void nn_work_close(void *work);
+
+// A communicator of NCCL on a GPU. Rank 0 makes the id of 128 bytes; all ranks open with it at once.
+// Functions may be called from any thread, those that begin operations one at a time. nn_nccl_check
+// fails if NCCL has found an error since. nn_nccl_abort ends operations that hang.
+bool nn_nccl_unique_id(uint8_t *id, char **error);
+void *nn_nccl_open(int device, int rank, int world, const uint8_t *id, char **error);
+bool nn_nccl_check(void *group, char **error);
+void nn_nccl_abort(void *group);
+void nn_nccl_close(void *group);
+
+// As those of Gloo, for tensors on the communicator's GPU. Each begins when all that the current
+// stream holds is done. nn_nccl_work_wait lets the current stream wait, not the host, and
+// nn_nccl_work_query asks whether the operation is over.
+void *nn_nccl_all_reduce(void *group, Tensor tensor, char **error);
+void *nn_nccl_broadcast(void *group, Tensor tensor, int from, char **error);
+void *nn_nccl_all_gather(void *group, Tensor into, Tensor from, char **error);
+void *nn_nccl_reduce_scatter(void *group, Tensor into, Tensor from, char **error);
+bool nn_nccl_work_wait(void *work, char **error);
+bool nn_nccl_work_query(void *work, bool *over, char **error);
+void nn_nccl_work_close(void *work);
 
 #ifdef __cplusplus
 }

@@ -71,7 +71,7 @@ impl Launch {
     /// As there.
     pub fn from_lookup(lookup: impl Fn(&str) -> Option<String>) -> Result<Self, ShardError> {
         let shard = Shard::from_lookup(None, &lookup)?;
-        if shard.is_whole() {
+        if shard.is_whole() && lookup("RANK").is_none() {
             return Ok(Self::ALONE);
         }
         let number = |variable| Ok(number(variable, &lookup)?.map(size));
@@ -156,6 +156,9 @@ mod tests {
         assert_eq!(launch(&[]).unwrap(), Launch::ALONE);
         let one = [("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0"), ("MASTER_PORT", "x")];
         assert_eq!(launch(&one).unwrap(), Launch::ALONE);
+        let store = [("MASTER_ADDR", "localhost"), ("MASTER_PORT", "1234")];
+        let found = launch(&[&one[..3], &store].concat()).unwrap();
+        assert!(found.is_alone() && found.is_first() && found.store.is_some());
     }
 
     #[test]

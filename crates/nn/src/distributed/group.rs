@@ -1,14 +1,14 @@
 //! Who carries out the collective operations on tensors.
 
 use std::fmt::Debug;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use runkit::launch::{Launch, StoreAddress};
 use tch::{TchError, Tensor};
 
 use super::{DistributedError, Store};
-use crate::shim::{GlooGroup, GlooWork, Listen};
+use crate::shim::{GlooGroup, GlooWork, Listen, NcclWork};
 
 /// The collective operations on the tensors of one kind of device. Each begins one and returns the
 /// work; all ranks begin the same ones in the same order.
@@ -21,6 +21,14 @@ pub(super) trait Group: Debug + Send + Sync {
     fn all_gather(&self, into: &Tensor, from: &Tensor) -> Result<Work, TchError>;
     /// Sums `from` over all ranks; each gets its part of the sum in `into`.
     fn reduce_scatter(&self, into: &Tensor, from: &Tensor) -> Result<Work, TchError>;
+    /// Why operations that have begun will not end well, if that was found meanwhile.
+    fn fault(&self) -> Option<DistributedError> {
+        None
+    }
+    /// Whether all operations that have begun are over, if the host does not wait for them.
+    fn settle(&self) -> Result<bool, TchError> {
+        Ok(true)
+    }
 }
 
 /// An operation under way.
@@ -28,14 +36,16 @@ pub(super) trait Group: Debug + Send + Sync {
 pub(super) enum Work {
     Done,
     Gloo(GlooWork),
+    Nccl(Arc<NcclWork>),
 }
 
 impl Work {
-    /// Waits at most so long; whether it is over.
+    /// Waits at most so long; whether it is over. On a GPU the stream waits.
     pub(super) fn wait(&self, limit: Duration) -> Result<bool, TchError> {
         match self {
             Self::Done => Ok(true),
             Self::Gloo(work) => work.wait(limit),
+            Self::Nccl(work) => work.wait_on_stream().map(|()| true),
         }
     }
 }

@@ -8,6 +8,7 @@
 mod deal;
 mod error;
 mod group;
+mod nccl;
 mod stops;
 mod store;
 mod world;

@@ -126,9 +126,15 @@ impl Store {
         launch: &Launch,
         limit: Duration,
     ) -> Result<Option<Arc<Self>>, DistributedError> {
-        let Some(address) = launch.store.clone().filter(|_| !launch.is_alone()) else {
-            return Ok(None);
-        };
+        if launch.is_alone() { Ok(None) } else { Self::open(launch, limit) }
+    }
+
+    /// As [`Store::connect`], also for a launch of one process.
+    pub(super) fn open(
+        launch: &Launch,
+        limit: Duration,
+    ) -> Result<Option<Arc<Self>>, DistributedError> {
+        let Some(address) = launch.store.clone() else { return Ok(None) };
         let serves = launch.is_first() && !address.is_served_by_agent;
         let begin = Instant::now();
         let open = |serves| {

@@ -10,11 +10,15 @@ use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, TchError, Tensor};
 
 use super::group::{Alone, Gloo, Group, Work};
+use super::nccl::Nccl;
 use super::store::Failure;
 use super::{DistributedError, Store};
 
 /// Small values up to so many bytes of JSON need one operation, larger ones two.
 const SMALL: usize = 248;
+
+/// A test facility: if it is set, a launch of one process with a store makes process groups too.
+const GROUP_OF_ONE: &str = "NN_GROUP_OF_ONE";
 
 /// How often a waiting rank looks for others that say why they end.
 const LOOK: Duration = Duration::from_millis(500);
@@ -34,6 +38,8 @@ struct Ranks {
     limit: Duration,
     store: Option<Arc<Store>>,
     cpu: Option<Box<dyn Group>>,
+    /// NCCL, if tensors will be on this GPU.
+    gpu: Option<(Device, Box<dyn Group>)>,
     /// Operations that have begun and did not end well, or not yet.
     unfinished: AtomicUsize,
     is_broken: AtomicBool,
@@ -73,6 +79,7 @@ impl World {
             limit: Duration::MAX,
             store: None,
             cpu: Some(Box::new(Alone)),
+            gpu: None,
             unfinished: AtomicUsize::new(0),
             is_broken: AtomicBool::new(false),
         }))
@@ -87,19 +94,24 @@ impl World {
         device: Device,
         limit: Duration,
     ) -> Result<Self, DistributedError> {
-        if launch.is_alone() {
+        let is_forced = launch.store.is_some() && std::env::var_os(GROUP_OF_ONE).is_some();
+        if launch.is_alone() && !is_forced {
             return Ok(Self::alone());
         }
-        let Some(store) = Store::connect(launch, limit)? else {
+        let Some(store) = Store::open(launch, limit)? else {
             return Err(DistributedError::NoStore { world: launch.world });
         };
         let cpu = Gloo::open(launch, &store, limit)?;
-        let _ = device;
+        let gpu: Option<(Device, Box<dyn Group>)> = match device {
+            Device::Cuda(gpu) => Some((device, Box::new(Nccl::open(launch, &store, gpu, limit)?))),
+            _ => None,
+        };
         Ok(Self(Arc::new(Ranks {
             launch: launch.clone(),
             limit,
             store: Some(store),
             cpu: Some(Box::new(cpu)),
+            gpu,
             unfinished: AtomicUsize::new(0),
             is_broken: AtomicBool::new(false),
         })))
@@ -191,6 +203,25 @@ impl World {
         self.start("a reduce-scatter", from, |group| group.reduce_scatter(into, from))?.wait()
     }
 
+    /// Waits at the host until all operations that have begun on a GPU are over, which
+    /// [`Pending::wait`] does not: after this the results are those of all ranks, and what is
+    /// computed from them may be kept. On a CPU there is nothing to wait for.
+    ///
+    /// # Errors
+    /// If a rank is lost; the results are not to be used.
+    pub fn settle(&self) -> Result<(), DistributedError> {
+        let Some((_, group)) = &self.0.gpu else { return Ok(()) };
+        loop {
+            // In this order: the abort of an operation ends it, after the fault is known.
+            let is_over = group.settle().map_err(failed("an operation on the GPU"));
+            self.0.fault()?;
+            if is_over? {
+                return Ok(());
+            }
+            std::thread::sleep(Duration::from_micros(100));
+        }
+    }
+
     /// Waits until all ranks are here. There is no limit while all of them live.
     ///
     /// # Errors
@@ -209,7 +240,7 @@ impl World {
         &self,
         value: T,
     ) -> Result<Vec<T>, DistributedError> {
-        if self.size() == 1 {
+        if self.store().is_none() {
             return Ok(vec![value]);
         }
         let bytes = serde_json::to_vec(&value).map_err(|error| unjson(&error))?;
@@ -270,7 +301,7 @@ impl World {
         T: Serialize + DeserializeOwned,
         E: From<DistributedError> + std::fmt::Display,
     {
-        if self.size() == 1 {
+        if self.store().is_none() {
             return work();
         }
         if self.is_first() {
@@ -326,15 +357,27 @@ impl World {
 
 impl Ranks {
     fn group(&self, device: Device) -> Result<&dyn Group, DistributedError> {
-        let group = match device {
-            Device::Cpu => self.cpu.as_deref(),
-            _ if self.launch.is_alone() => self.cpu.as_deref(),
+        self.fault()?;
+        let group = match &self.gpu {
+            Some((gpu, group)) if *gpu == device => Some(&**group),
+            _ if device == Device::Cpu || self.store.is_none() => self.cpu.as_deref(),
             _ => None,
         };
         group.ok_or_else(|| DistributedError::Failed {
             operation: "a collective operation",
             reason: format!("the ranks have joined without {device:?}"),
         })
+    }
+
+    fn fault(&self) -> Result<(), DistributedError> {
+        let fault = self.gpu.as_ref().and_then(|(_, group)| group.fault());
+        match fault {
+            Some(fault) => {
+                self.is_broken.store(true, Ordering::SeqCst);
+                Err(fault)
+            }
+            None => Ok(()),
+        }
     }
 
     /// Waits for the end of an operation: within the limit, or without one while all ranks live.
@@ -364,6 +407,7 @@ impl Ranks {
         };
         let begin = Instant::now();
         loop {
+            self.fault()?;
             let left = self.limit.saturating_sub(begin.elapsed());
             let pause = if has_limit { left.min(LOOK) } else { LOOK };
             match is_over(pause) {
@@ -389,12 +433,16 @@ impl Ranks {
 
 impl Drop for Ranks {
     fn drop(&mut self) {
-        self.store = None;
         let is_idle = *self.unfinished.get_mut() == 0 && !*self.is_broken.get_mut();
-        if !is_idle {
-            // Gloo would wait for the end of its operations. The process ends soon.
-            std::mem::forget(self.cpu.take());
+        if is_idle {
+            // Its thread uses the store.
+            self.gpu = None;
+        } else {
+            // They would wait for the end of their operations. The process ends soon.
+            std::mem::forget((self.cpu.take(), self.gpu.take()));
         }
+        // Says goodbye before the connections end.
+        self.store = None;
     }
 }
 

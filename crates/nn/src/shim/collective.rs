@@ -99,7 +99,9 @@ fn text(value: &str) -> Result<CString, TchError> {
 ///
 /// With null, `call` leaves the error's text null or sets it to a message of the shim.
 #[expect(unsafe_code, reason = "takes a text of the shim")]
-unsafe fn handle(call: impl FnOnce(ErrorText) -> *mut c_void) -> Result<*mut c_void, TchError> {
+pub(super) unsafe fn handle(
+    call: impl FnOnce(ErrorText) -> *mut c_void,
+) -> Result<*mut c_void, TchError> {
     let mut error = std::ptr::null_mut();
     let handle = call(&mut error);
     // SAFETY: the caller vouches for the text.

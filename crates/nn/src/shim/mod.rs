@@ -8,6 +8,7 @@ pub(crate) mod facts;
 pub(crate) mod kernels;
 mod linear;
 mod memory;
+mod nccl;
 mod optimizer;
 
 use std::ffi::{CStr, c_char};
@@ -22,6 +23,7 @@ pub(crate) use linear::{After, linear_pack, linear_packed, linear_scaled, linear
 pub(crate) use memory::{
     InferenceMode, has_bf16, normal, peak_device_bytes, reuse_memory, tensor_over_memory, upload,
 };
+pub(crate) use nccl::{ID_BYTES, NcclGroup, NcclWork, unique_id as nccl_unique_id};
 pub(crate) use optimizer::{
     AdamWTensors, add_scaled, clip_gradients, copy_all, drop_gradients, fused_adamw,
     route_gradient, set_gradients,
