@@ -25,10 +25,6 @@ pub(super) trait Group: Debug + Send + Sync {
     fn fault(&self) -> Option<DistributedError> {
         None
     }
-    /// Whether all operations that have begun are over, if the host does not wait for them.
-    fn settle(&self) -> Result<bool, TchError> {
-        Ok(true)
-    }
 }
 
 /// An operation under way.

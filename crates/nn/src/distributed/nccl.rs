@@ -190,10 +190,6 @@ impl Group for Nccl {
     fn fault(&self) -> Option<DistributedError> {
         self.shared.fault.get().cloned()
     }
-
-    fn settle(&self) -> Result<bool, TchError> {
-        Ok(self.shared.oldest()?.is_none())
-    }
 }
 
 impl Drop for Nccl {

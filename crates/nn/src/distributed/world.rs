@@ -55,7 +55,9 @@ pub struct Pending {
 }
 
 impl Pending {
-    /// Waits until the result is there: on a GPU the stream waits, not the host.
+    /// Waits until the result is there: on a GPU the stream waits, not the host. If a rank is lost
+    /// while the GPU computes, the next operation returns the error; numbers that were read
+    /// meanwhile are not to be kept.
     ///
     /// # Errors
     /// If a rank is lost.
@@ -95,9 +97,17 @@ impl World {
         limit: Duration,
     ) -> Result<Self, DistributedError> {
         let is_forced = launch.store.is_some() && std::env::var_os(GROUP_OF_ONE).is_some();
-        if launch.is_alone() && !is_forced {
-            return Ok(Self::alone());
+        match launch.is_alone() && !is_forced {
+            true => Ok(Self::alone()),
+            false => Self::join_groups(launch, device, limit),
         }
+    }
+
+    fn join_groups(
+        launch: &Launch,
+        device: Device,
+        limit: Duration,
+    ) -> Result<Self, DistributedError> {
         let Some(store) = Store::open(launch, limit)? else {
             return Err(DistributedError::NoStore { world: launch.world });
         };
@@ -201,25 +211,6 @@ impl World {
     /// If a rank is lost.
     pub fn reduce_scatter(&self, into: &Tensor, from: &Tensor) -> Result<(), DistributedError> {
         self.start("a reduce-scatter", from, |group| group.reduce_scatter(into, from))?.wait()
-    }
-
-    /// Waits at the host until all operations that have begun on a GPU are over, which
-    /// [`Pending::wait`] does not: after this the results are those of all ranks, and what is
-    /// computed from them may be kept. On a CPU there is nothing to wait for.
-    ///
-    /// # Errors
-    /// If a rank is lost; the results are not to be used.
-    pub fn settle(&self) -> Result<(), DistributedError> {
-        let Some((_, group)) = &self.0.gpu else { return Ok(()) };
-        loop {
-            // In this order: the abort of an operation ends it, after the fault is known.
-            let is_over = group.settle().map_err(failed("an operation on the GPU"));
-            self.0.fault()?;
-            if is_over? {
-                return Ok(());
-            }
-            std::thread::sleep(Duration::from_micros(100));
-        }
     }
 
     /// Waits until all ranks are here. There is no limit while all of them live.
@@ -452,4 +443,37 @@ fn failed(operation: &'static str) -> impl Fn(TchError) -> DistributedError {
 
 fn unjson(error: &serde_json::Error) -> DistributedError {
     DistributedError::Failed { operation: "a gather of values", reason: error.to_string() }
+}
+
+#[cfg(test)]
+mod tests {
+    use runkit::launch::StoreAddress;
+
+    use super::*;
+
+    #[test]
+    #[ignore = "needs an NVIDIA GPU: scripts/gpu/check.sh runs it"]
+    fn a_rank_alone_sums_by_nccl_on_a_gpu() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        drop(listener);
+        let host = "127.0.0.1".to_owned();
+        let store = StoreAddress { host, port, is_served_by_agent: false, attempt: 0 };
+        let launch = Launch { store: Some(store), ..Launch::ALONE };
+        let (device, limit) = (Device::Cuda(0), Duration::from_secs(60));
+        let world = World::join_groups(&launch, device, limit).unwrap();
+        for kind in [Kind::Float, Kind::BFloat16, Kind::Half, Kind::Int64] {
+            let tensor = Tensor::arange(100_003, (Kind::Int64, device)).remainder(97).to_kind(kind);
+            let expected = tensor.copy();
+            let first = world.start_all_reduce(&tensor).unwrap();
+            first.wait().unwrap();
+            world.broadcast(&tensor, 0).unwrap();
+            let copy = tensor.zeros_like();
+            world.all_gather(&copy, &tensor).unwrap();
+            world.reduce_scatter(&tensor, &copy).unwrap();
+            assert_eq!(tensor, expected, "{kind:?}");
+        }
+        assert_eq!(world.gather(7).unwrap(), [7]);
+        world.barrier().unwrap();
+    }
 }
