@@ -90,7 +90,7 @@ pub struct RankOptimizer {
     shard: Option<OptimizerShard>,
 }
 
-/// Which of the ranks keeps the state of which parameter.
+/// The rank that keeps the state of each parameter.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct OptimizerShard {
     rank: usize,

@@ -332,7 +332,7 @@ impl<'run> Trainer<'run> {
         Ok(MicroResult { numbers: Tensor::f_stack(&rows, 0)?, pair_ids: batch.pair_ids, record })
     }
 
-    /// Sums the gradients of all ranks. Where no rank has computed a pair there are none.
+    /// Sums the gradients of all ranks. If no rank has computed a pair, there is no gradient.
     fn sum_gradients(&mut self, computed: Computed) -> Result<()> {
         if self.world.size() == 1 || computed.pairs == 0 {
             return Ok(());

@@ -202,7 +202,7 @@ fn shards_of_the_optimizer_belong_to_a_checkpoint() {
 }
 
 #[test]
-fn names_of_shards_are_told_from_others() {
+fn names_of_shards_are_recognised() {
     assert!(shards::is_shard("optimizer-00001-of-00002.safetensors"));
     for other in [
         OPTIMIZER,
