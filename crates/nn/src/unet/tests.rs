@@ -89,7 +89,7 @@ fn copies_of_weights_give_the_bits_of_casts_at_every_use() {
 fn copies_are_the_weights_of_the_reference_and_follow_an_update() {
     multiplying_bf16(|| {
         let mut unet = trained("sd15", false);
-        let weights = Weights::open_folder(&folder("sd15"), WEIGHT_FILES).unwrap();
+        let weights = Weights::open_folder(folder("sd15"), WEIGHT_FILES).unwrap();
         let config = unet.config().clone();
         let mut reference =
             UNet::load_reference(&config, &weights, Device::Cpu, Precision::Bf16).unwrap();
@@ -109,7 +109,7 @@ fn copies_are_the_weights_of_the_reference_and_follow_an_update() {
 #[test]
 fn there_are_no_copies_in_f32_or_where_bf16_is_upcast() {
     let load = |precision| {
-        let weights = Weights::open_folder(&folder("sd15"), WEIGHT_FILES).unwrap();
+        let weights = Weights::open_folder(folder("sd15"), WEIGHT_FILES).unwrap();
         let config = UNetConfig::read(&folder("sd15").join("config.json")).unwrap();
         UNet::load_for_training(&config, &weights, Device::Cpu, precision).unwrap()
     };
