@@ -6,7 +6,7 @@
 use anyhow::{Result, anyhow};
 use nn::distributed::{DistributedError, World};
 use runkit::manifest::differences;
-use runkit::program::message_of;
+use runkit::program::{message_of, stopped};
 use runkit::signals::{Signal, Stopped};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -27,7 +27,7 @@ impl<T> Outcome<T> {
         match part {
             Ok(value) => (Self::Done(value), None),
             Err(error) => {
-                let outcome = match Stopped::behind(error.as_ref()) {
+                let outcome = match stopped(&error) {
                     Some(Stopped(Signal::Interrupt)) => Self::Interrupted,
                     Some(Stopped(Signal::Terminate)) => Self::Terminated,
                     None => Self::Failed(message_of(&error)),

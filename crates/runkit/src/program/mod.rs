@@ -141,7 +141,9 @@ fn report(error: &anyhow::Error) -> ExitStatus {
     }
 }
 
-fn stopped(error: &anyhow::Error) -> Option<Stopped> {
+/// The stop that is behind an error, if there is one.
+#[must_use]
+pub fn stopped(error: &anyhow::Error) -> Option<Stopped> {
     if let Some(stopped) = Stopped::behind(error.as_ref()) {
         return Some(stopped);
     }
