@@ -48,9 +48,11 @@ fn train(arguments: &RunArguments, program: &str) -> Result<ExitStatus> {
     let launch = launch("train run")?;
     let Some(settings) = settings(arguments, &launch)? else { return Ok(ExitStatus::Done) };
     let config = config(&settings, arguments, &launch)?;
-    let stop = runkit::signals::install().context("installing signal handlers")?;
     share_cores(&launch);
-    match run::run(&config, program, &stop)? {
+    // While ranks wait for each other, a signal ends them at once.
+    let world = run::join(&config)?;
+    let stop = runkit::signals::install().context("installing signal handlers")?;
+    match run::run(&config, program, &world, &stop)? {
         ControlFlow::Break(signal) if launch.is_first() => Ok(stopped_by(signal)),
         ControlFlow::Break(signal) => Ok(signal.into()),
         ControlFlow::Continue(finished) => {

@@ -51,7 +51,10 @@ fn sharded_states_give_the_bytes_of_whole_ones() {
         let (plain, sharded) = (format!("{optimizer}-plain"), format!("{optimizer}-sharded"));
         run(&fixture, 2, &plain, &more);
         run(&fixture, 2, &sharded, &[&more[..], &["--shard-optimizer"]].concat());
-        assert!(fixture.bytes(&format!("{plain}/{UNET}")) == fixture.bytes(&format!("{sharded}/{UNET}")));
+        assert!(
+            fixture.bytes(&format!("{plain}/{UNET}"))
+                == fixture.bytes(&format!("{sharded}/{UNET}"))
+        );
         assert_eq!(fixture.metrics(&plain), fixture.metrics(&sharded));
         let whole = states(&fixture, &format!("{plain}/{LAST}"));
         let shards = states(&fixture, &format!("{sharded}/{LAST}"));

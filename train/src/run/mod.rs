@@ -57,17 +57,29 @@ pub struct Finished {
     pub probe: Option<ProbeReport>,
 }
 
-/// Runs `config` until it is finished, or a signal stops it. `program` is the version of the program,
-/// which must be the same at all ranks.
+/// Joins the ranks that share the run. Nothing is written before.
+///
+/// # Errors
+/// If they do not find each other within `--rank-timeout`.
+pub fn join(config: &Config) -> Result<World> {
+    let limit = Duration::from_secs(config.settings.rank_timeout);
+    Ok(World::join(&config.launch, config.device, limit)?)
+}
+
+/// Runs `config` until it is finished, or a signal stops a rank. `program` is the version of the
+/// program, which must be the same at all ranks.
 ///
 /// # Errors
 /// One sentence about what is wrong with an input, the output, or an earlier run that this one
 /// would mix with; about the pairs whose loss is not finite; or about a rank that is lost.
-pub fn run(config: &Config, program: &str, stop: &StopFlag) -> Result<Stoppable<Finished>> {
-    let limit = Duration::from_secs(config.settings.rank_timeout);
-    let world = World::join(&config.launch, config.device, limit)?;
+pub fn run(
+    config: &Config,
+    program: &str,
+    world: &World,
+    stop: &StopFlag,
+) -> Result<Stoppable<Finished>> {
     let store = world.store().map(Arc::as_ref);
-    let end = sharing_stops(store, stop, || start(config, program, &world, stop));
+    let end = sharing_stops(store, stop, || start(config, program, world, stop));
     let end = stoppable(end.map_err(ranks::plain));
     if let Err(error) = &end {
         world.leave_words(&message_of(error));
