@@ -1,9 +1,11 @@
 """The parts of check.sh, the most telling first. Each writes OUT/NAME.json as soon as it is done.
 
-kernels   the tests of the GPU kernels (crates/nn/src/shim/kernels.rs)
+kernels   the tests of the GPU kernels (crates/nn/src/shim/kernels.rs) and of NCCL (nccl.rs)
 zero      z is exactly 0 and the loss ln 2 where model and reference are equal: at the start and after
           the reference is updated, with and without gradient checkpointing, f32 and bf16
 relabel   the four published scorers at full size with random weights: images a second, memory
+ranks     `train run` under torchrun with one rank, whose sums go through NCCL, beside the same run without:
+          losses of the steps, and the share of a step that the sums take
 sdxl      SDXL training and sampling beside diffusers, eager and compiled (scripts/bench/gpu.py)
 """
 
@@ -11,6 +13,8 @@ import argparse
 import json
 import math
 import os
+import shutil
+import statistics
 import subprocess
 import sys
 import time
@@ -31,6 +35,15 @@ ROWS = {
 }
 
 
+# What bf16 and the order of sums on a GPU do to a loss near ln 2 in a few steps.
+LOSS_BOUND = 1e-3
+TRAIN = {
+    "full": ["--resolution", 512, "--batch-size", 8, "--micro-batch", 4, "--dtype", "bf16"],
+    "small": ["--resolution", 32, "--batch-size", 8, "--micro-batch", 4, "--dtype", "f32"],
+}
+TRAIN_STEPS = 6
+
+
 class Check:
     def __init__(self, arguments: argparse.Namespace) -> None:
         self.arguments = arguments
@@ -46,9 +59,7 @@ class Check:
     def run(self, program: str, *words: str, **options) -> subprocess.CompletedProcess:
         """One of the programs; ended when the time is over."""
         command = [str(self.arguments.programs.resolve() / program), *words]
-        return subprocess.run(
-            command, text=True, stdout=subprocess.PIPE, timeout=max(self.left(), 1), **options
-        )
+        return subprocess.run(command, text=True, stdout=subprocess.PIPE, timeout=max(self.left(), 1), **options)
 
     def part(self, name: str, body) -> None:
         """Runs a part and records what came of it, whatever that is."""
@@ -134,6 +145,45 @@ class Check:
             rows.append({"precision": precision, "seconds": seconds, "images_per_second": rate})
         return {"status": "done", "rows": rows, "note": "whole processes, loading included"}
 
+    def ranks(self) -> dict:
+        from diffusion_configs import build
+
+        size, device, out = self.arguments.size, self.arguments.device, self.arguments.out
+        model = ROOT / "data/mini/sd"
+        if size == "full":
+            model = build(self.arguments.work, "sd15", device)
+        labels = out / "sample-labels.parquet"
+        words = ["score", "--quiet", "--fresh", "--pairs", "data/sample", "--out", labels, "--device", device]
+        if self.run("relabel", *map(str, [*words, "--scorers", "data/mini/scorers.toml"])).returncode != 0:
+            raise RuntimeError("relabel score of data/sample failed")
+        words = ["--quiet", "--fresh", "--model", model, "--pairs", "data/sample", "--labels", labels]
+        words += ["--steps", TRAIN_STEPS, "--checkpoint-every", TRAIN_STEPS, "--keep", 1, "--probe-every", 0]
+        words += ["--sample-every", 0, "--lr", 1e-6, "--warmup-steps", 1, "--optimizer", "adafactor"]
+        words += ["--device", device, *TRAIN[size]]
+        train = str(self.arguments.programs.resolve() / "train")
+        # The launcher of this Python's torch, which a rank alone would not need: the variable makes the
+        # process groups all the same.
+        torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "1"]
+        starts = {"one process": [], "NCCL, one rank": [*torchrun, "--no-python"]}
+        rows, losses = [], []
+        for name, start in starts.items():
+            run = out / "ranks-run"
+            shutil.rmtree(run, ignore_errors=True)
+            command = list(map(str, [*start, train, "run", *words, "--out", run]))
+            environment = os.environ | {"NN_GROUP_OF_ONE": "1"}
+            subprocess.run(command, check=True, timeout=max(self.left(), 1), env=environment)
+            lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+            steps = [line for line in lines if "time/step" in line]
+            losses.append([step["loss"] for step in steps])
+            seconds = statistics.median(step["time/step"] for step in steps[2:])
+            exchange = statistics.median(step.get("time/exchange", 0.0) for step in steps[2:])
+            rows.append({"start": name, "seconds": seconds, "exchange_seconds": exchange})
+        shutil.rmtree(run, ignore_errors=True)
+        worst = max(abs(one - other) for one, other in zip(*losses, strict=True))
+        status = "done" if len(losses[0]) == TRAIN_STEPS and worst <= LOSS_BOUND else "failed"
+        reason = "" if status == "done" else f"losses differ by {worst}"
+        return {"status": status, "rows": rows, "loss_apart": worst, "reason": reason}
+
     def sdxl(self) -> dict:
         command = [sys.executable, "scripts/bench/gpu.py", "--compiled", "--repeats", "3"]
         command += ["--diffusion", self.arguments.programs / "diffusion"]
@@ -167,6 +217,8 @@ def told(result: dict) -> str:
         return ""
     if "z" in result["rows"][0]:
         return f"{len(result['rows'])} times z = 0 and loss = ln 2"
+    if "start" in result["rows"][0]:
+        return ", ".join(f"{row['start']} {row['seconds']:.3f} s/step" for row in result["rows"])
     if "images_per_second" in result["rows"][0]:
         return ", ".join(f"{row['precision']} {row['images_per_second']:.1f} images/s" for row in result["rows"])
     return f"{len(result['rows'])} rows, gpu.json"
@@ -183,7 +235,7 @@ def main() -> None:
     arguments = parser.parse_args()
     os.chdir(ROOT)
     check = Check(arguments)
-    for name in ("kernels", "zero", "relabel", "sdxl"):
+    for name in ("kernels", "zero", "relabel", "ranks", "sdxl"):
         check.part(name, getattr(check, name))
     table = "| part | status | seconds | result |\n|---|---|---:|---|\n" + "\n".join(check.lines) + "\n"
     (arguments.out / "table.md").write_text(table)

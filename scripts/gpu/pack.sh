@@ -10,7 +10,7 @@ if [ -z "${LIBTORCH:-}" ]; then
     export LIBTORCH_USE_PYTORCH=1 VIRTUAL_ENV="${VIRTUAL_ENV:-$root/.venv}"
     export PATH="$VIRTUAL_ENV/bin:$PATH"
 fi
-cargo build --release --locked -p balanceddpo-relabel --bins
+cargo build --release --locked -p balanceddpo-relabel -p balanceddpo-train --bins
 cargo build --release --locked -p balanceddpo-tools --bin diffusion --bin step
 # The unit tests of nn, among them those that need a GPU.
 tests=$(cargo test --release --locked -p balanceddpo-nn --lib --no-run --message-format=json |
@@ -19,7 +19,7 @@ for line in sys.stdin:
     executable = json.loads(line).get("executable") if line.startswith("{") else None
     if executable: print(executable)')
 mkdir -p "$out"
-cp target/release/relabel target/release/diffusion target/release/step "$out"
+cp target/release/relabel target/release/train target/release/diffusion target/release/step "$out"
 cp "$tests" "$out/nn-tests"
 strip "$out"/*
 bytes=$(du -sb "$out" | cut -f1)

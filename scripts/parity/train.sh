@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Ten recorded training steps of the product, two reference refreshes among them, computed again with
 # diffusers and torch (train_replay.py), and their inputs from the pairs themselves (train_inputs.py).
+# One of the runs is that of two ranks, whose records have the names and the inputs of one process.
 # Exits 1 beyond the bounds.
 #
 #   PARITY_OUT=DIR    work folder (default out/parity)
@@ -19,15 +20,35 @@ mkdir -p "$work"
 labels=$work/labels.parquet
 [ -e "$labels" ] || "$relabel" score --quiet --pairs data/sample --scorers data/mini/scorers.toml --out "$labels"
 
-# replay NAME MODEL flags...
+# on_ranks N program words...: N processes, as torchrun starts them on one machine.
+on_ranks() {
+    local world=$1 port rank failed=0 started=()
+    shift
+    if [ "$world" = 1 ]; then
+        "$@"
+        return
+    fi
+    port=$("$python" -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')
+    for rank in $(seq 0 $((world - 1))); do
+        env RANK="$rank" WORLD_SIZE="$world" LOCAL_RANK="$rank" MASTER_ADDR=127.0.0.1 \
+            MASTER_PORT="$port" OMP_NUM_THREADS=1 "$@" &
+        started+=($!)
+    done
+    for rank in "${started[@]}"; do
+        wait "$rank" || failed=1
+    done
+    return $failed
+}
+
+# replay NAME MODEL flags...; RANKS=2 for two ranks
 replay() {
     local name=$1 model=$2
     shift 2
-    "$train" run --quiet --fresh --model "$model" --pairs data/sample --labels "$labels" --out "$work/$name" \
+    on_ranks "${RANKS:-1}" "$train" run --quiet --fresh --model "$model" --pairs data/sample --labels "$labels" --out "$work/$name" \
         --device cpu --dtype f32 --steps 10 --record-steps 10 --checkpoint-every 10 --keep 1 \
         --batch-size 8 --micro-batch 4 --reference-every 4 --warmup-steps 3 --probe-every 0 \
         --sample-every 0 "$@"
-    echo "== ten training steps, $name: product against diffusers and torch, f32 =="
+    echo "== ten training steps, $name, ${RANKS:-1} rank(s): product against diffusers and torch, f32 =="
     local failed=0
     "$python" scripts/parity/train_replay.py "$work/$name" --model "$model" || failed=1
     "$python" scripts/parity/train_inputs.py "$work/$name" --model "$model" --pairs data/sample \
@@ -51,6 +72,8 @@ with_velocity() {
 fixtures=crates/nn/tests/fixtures/diffusion
 status=0
 replay sd-adamw "$fixtures/sd" --beta 100 --lr 1e-6 || status=1
+RANKS=2 replay sd-two-ranks "$fixtures/sd" --beta 100 --lr 1e-6 || status=1
+RANKS=2 replay sd-sharded "$fixtures/sd" --beta 100 --lr 1e-6 --micro-batch 2 --shard-optimizer || status=1
 with_velocity "$fixtures/sd"
 replay velocity "$work/velocity" --beta 100 --lr 1e-6 || status=1
 replay sdxl-adafactor "$fixtures/sdxl" --beta 100 --lr 1e-6 --optimizer adafactor \

@@ -111,7 +111,7 @@ fn timed<T>(sum: &mut f64, body: impl FnOnce() -> T) -> T {
 /// time is zero.
 fn exchanging<T>(world: &World, times: &mut Times, body: impl FnOnce() -> T) -> T {
     let mut none = 0.0;
-    timed(if world.size() > 1 { &mut times.exchange } else { &mut none }, body)
+    timed(if world.is_alone() { &mut none } else { &mut times.exchange }, body)
 }
 
 impl<'run> Trainer<'run> {
@@ -308,7 +308,7 @@ impl<'run> Trainer<'run> {
                 &batch,
             )
         })?;
-        if self.world.size() > 1 && self.gradients.is_none() {
+        if !self.world.is_alone() && self.gradients.is_none() {
             self.gradients = Some(FlatGradients::attach(networks.pipeline.unet.parameters())?);
         }
         timed(&mut times.backward, || accumulation.add(&batch, &predictions))?;
@@ -334,7 +334,7 @@ impl<'run> Trainer<'run> {
 
     /// Sums the gradients of all ranks. If no rank has computed a pair, there is no gradient.
     fn sum_gradients(&mut self, computed: Computed) -> Result<()> {
-        if self.world.size() == 1 || computed.pairs == 0 {
+        if self.world.is_alone() || computed.pairs == 0 {
             return Ok(());
         }
         let gradients = match self.gradients.take() {

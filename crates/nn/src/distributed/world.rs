@@ -142,6 +142,11 @@ impl World {
         self.0.launch.world
     }
 
+    /// Whether there are no process groups, so that an operation does nothing.
+    pub fn is_alone(&self) -> bool {
+        self.0.store.is_none()
+    }
+
     /// Whether this is rank 0.
     pub fn is_first(&self) -> bool {
         self.0.launch.is_first()
@@ -231,7 +236,7 @@ impl World {
         &self,
         value: T,
     ) -> Result<Vec<T>, DistributedError> {
-        if self.store().is_none() {
+        if self.is_alone() {
             return Ok(vec![value]);
         }
         let bytes = serde_json::to_vec(&value).map_err(|error| unjson(&error))?;
@@ -292,7 +297,7 @@ impl World {
         T: Serialize + DeserializeOwned,
         E: From<DistributedError> + std::fmt::Display,
     {
-        if self.store().is_none() {
+        if self.is_alone() {
             return work();
         }
         if self.is_first() {
