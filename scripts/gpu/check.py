@@ -5,7 +5,7 @@ zero      z is exactly 0 and the loss ln 2 where model and reference are equal: 
           the reference is updated, with and without gradient checkpointing, f32 and bf16
 relabel   the four published scorers at full size with random weights: images a second, memory
 ranks     `train run` under torchrun with one rank, whose sums go through NCCL, beside the same run without:
-          losses of the steps, and the share of a step that the sums take
+          losses of the steps, and the fraction of a step that the sums take
 sdxl      SDXL training and sampling beside diffusers, eager and compiled (scripts/bench/gpu.py)
 """
 

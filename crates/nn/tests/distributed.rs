@@ -293,7 +293,7 @@ fn a_rank_that_ends_early_is_named() {
     }
 }
 
-/// Ranks of which one never ends by itself; the others must.
+/// Runs ranks whose others must end by themselves; `stays` never does.
 fn run_with_one_that_stays(world: usize, task: &str, stays: usize) -> Vec<Run> {
     let mut ranks = Ranks::start(world, |_| command(task));
     for rank in (0..world).filter(|&rank| rank != stays) {

@@ -407,7 +407,7 @@ impl Store {
         DistributedError::LostRank { rank, world, what }
     }
 
-    /// Finds the rank because of which `what` did not end well: one that says so, has died, has
+    /// Finds the rank that kept `what` from ending well: one that says so, has died, has
     /// ended, or has begun fewer operations than this one.
     pub(super) fn blame(&self, what: &str, failure: &Failure) -> DistributedError {
         match self.try_to_blame(what, failure) {

@@ -435,7 +435,7 @@ impl Drop for Ranks {
             self.gpu = None;
         } else {
             // They would wait for the end of their operations. The process ends soon.
-            std::mem::forget((self.cpu.take(), self.gpu.take()));
+            let _ = std::mem::ManuallyDrop::new((self.cpu.take(), self.gpu.take()));
         }
         // Says goodbye before the connections end.
         self.store = None;

@@ -266,7 +266,7 @@ impl GlooGroup {
         }
     }
 
-    /// Starts to sum `from` over all ranks, of which each gets its part.
+    /// Starts to sum `from` over all ranks; each gets its part of the sum.
     pub(crate) fn reduce_scatter(
         &self,
         into: &Tensor,
