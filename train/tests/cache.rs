@@ -128,13 +128,22 @@ fn refused(config: &Config) -> String {
 }
 
 fn take(dataset: Dataset<i8>, hflip: bool, count: u64) -> Vec<Example<i8>> {
+    take_of_rank(dataset, Positions::ALL, hflip, count)
+}
+
+fn take_of_rank(
+    dataset: Dataset<i8>,
+    positions: Positions,
+    hflip: bool,
+    count: u64,
+) -> Vec<Example<i8>> {
     let options = StreamOptions {
         seed: 11,
         resolution: (SIDE, SIDE),
         random_crop: false,
         hflip,
         position: 5,
-        positions: Positions::ALL,
+        positions,
         threads: 1,
         memory: 1 << 20,
     };
@@ -228,6 +237,41 @@ fn a_cache_streams_what_the_encoders_make_of_the_pairs() {
         }
         // Were flipped images mixed up with the others, most would fit the wrong one.
         assert!(flipped < length as usize, "{flipped}");
+    }
+}
+
+#[test]
+fn ranks_share_the_rows_of_a_cache_micro_batch_by_micro_batch() {
+    let folder = tempfile::tempdir().unwrap();
+    let input = pairs(folder.path(), |_, _| {});
+    let labels = labels(folder.path(), &input);
+    let out = folder.path().join("latents");
+    write(&config("sd", &input, &out));
+    let open = || Dataset::open_cache(&out, &labels, &mut sign_of).unwrap();
+    let whole = take(open(), false, 48);
+    for (world, micro_batch) in [(2, 3), (3, 2), (4, 1)] {
+        let mut found = Vec::new();
+        for rank in 0..world {
+            let positions = Positions { rank, world, micro_batch };
+            let own = take_of_rank(open(), positions, false, 48 / world);
+            // The stream begins at position 5.
+            let is_own = |one: &Example<i8>| (one.position - 5) / micro_batch % world == rank;
+            assert!(own.iter().all(is_own) && own.is_sorted_by_key(|one| one.position));
+            found.extend(own);
+        }
+        found.sort_by_key(|one| one.position);
+        assert_eq!(found.len(), whole.len());
+        for (found, expected) in found.iter().zip(&whole) {
+            assert_eq!((&found.pair_id, found.position), (&expected.pair_id, expected.position));
+            assert_eq!((&found.caption, found.label), (&expected.caption, expected.label));
+            let latents = |one: &Example<i8>| match &one.content {
+                Content::Latents { mean: [first, second], std: [third, fourth], text } => {
+                    [first, second, third, fourth, &text.embeds_BLD].map(Tensor::shallow_clone)
+                }
+                _ => panic!("no latents"),
+            };
+            assert_eq!(latents(found), latents(expected));
+        }
     }
 }
 
