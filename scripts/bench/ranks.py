@@ -40,7 +40,7 @@ class Row(NamedTuple):
     """A model and what a run of it does."""
 
     name: str
-    widen: int
+    factor: int
     resolution: int
     batch: int
     micro_batch: int
@@ -60,7 +60,7 @@ def read(path: Path) -> dict:
         return json.loads(file.read(length))
 
 
-def widened(source: Path, target: Path, factor: int) -> None:
+def broadened(source: Path, target: Path, factor: int) -> None:
     """A copy of the pipeline whose UNet has `factor` times the channels, with random weights."""
     shutil.copytree(source, target)
     config_file = target / "unet/config.json"
@@ -131,8 +131,8 @@ def measure(program: Path, row: Row, labels: Path, rounds: int) -> dict:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         model = ROOT / "data/mini/sd"
-        if row.widen > 1:
-            widened(model, folder / "model", row.widen)
+        if row.factor > 1:
+            broadened(model, folder / "model", row.factor)
             model = folder / "model"
         shapes = [e["shape"] for n, e in read(model / UNET).items() if n != "__metadata__"]
         for turn in range(rounds):
