@@ -7,6 +7,7 @@ use clap::{Args, Parser, Subcommand};
 use runkit::logging::LogArguments;
 use runkit::program::{JsonFlag, ProgramCommand, ResumeFlag};
 use runkit::settings::SettingsFlags;
+use runkit::shard::Shard;
 
 use crate::recipe;
 use crate::settings::{CacheOptions, RunOptions, with_default_in_help};
@@ -139,6 +140,11 @@ pub struct CacheArguments {
     /// Start over: delete what an earlier run left in the output folder.
     #[arg(long, help_heading = "Inputs and output")]
     pub fresh: bool,
+    /// Write every N-th part, from part I on, counted from 0: for processes that share
+    /// nothing but the folder [default: under torchrun or srun, parts are dealt to
+    /// the ranks; else 0/1].
+    #[arg(long, value_name = "I/N", help_heading = "Compute")]
+    pub shard: Option<Shard>,
     /// `--json`.
     #[command(flatten)]
     pub json: JsonFlag,

@@ -135,16 +135,21 @@ fn plan(PlanArguments { run: arguments, ranks }: &PlanArguments) -> Result<ExitS
 
 fn write_cache(arguments: &CacheArguments) -> Result<ExitStatus> {
     arguments.resume.explain();
-    let settings = cache::settings(arguments)?;
+    let launch = Launch::from_environment()?;
+    let settings = cache::settings(arguments, &launch)?;
     if arguments.file.print_config {
         say(&settings.to_toml()?)?;
         return Ok(ExitStatus::Done);
     }
-    let config = cache::Config::new(&settings, arguments.fresh)
+    let config = cache::Config::new(&settings, arguments.fresh, arguments.shard, &launch)
         .map_err(usage_unless(DeviceError::is_absent))?;
+    if config.shard.is_none() {
+        runkit::logging::of_rank(launch.rank, false);
+    }
     let stop = runkit::signals::install().context("installing signal handlers")?;
     let end = cache::write(&config, &stop)?;
-    if config.out.join(runkit::run_folder::MANIFEST).exists() {
+    let is_first = launch.is_first() || config.shard.is_some();
+    if is_first && config.out.join(runkit::run_folder::MANIFEST).exists() {
         let text = settings.with_absolute_paths().to_toml()?;
         runkit::files::write_atomic(config.out.join(config::FILE), |file| {
             file.write_all(text.as_bytes())
@@ -152,10 +157,15 @@ fn write_cache(arguments: &CacheArguments) -> Result<ExitStatus> {
     }
     match end {
         ControlFlow::Break(signal) => Ok(stopped_by(signal)),
-        ControlFlow::Continue(summary) => {
+        ControlFlow::Continue(None) => Ok(ExitStatus::Done),
+        ControlFlow::Continue(Some(summary)) => {
+            let missing = match summary.missing {
+                0 => String::new(),
+                missing => format!(", {} parts left to other shards", HumanCount(missing)),
+            };
             let text = || {
                 format!(
-                    "{} pairs, {} failed, {} captions, {}\ncache: {}\n",
+                    "{} pairs, {} failed, {} captions, {}{missing}\ncache: {}\n",
                     HumanCount(summary.rows),
                     HumanCount(summary.failed),
                     HumanCount(summary.captions),

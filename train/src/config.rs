@@ -532,8 +532,8 @@ mod tests {
         let Command::Cache(arguments) = Cli::try_parse_from(cache).unwrap().command else {
             unreachable!()
         };
-        let options = crate::cache::settings(&arguments).unwrap();
-        assert!(crate::cache::Config::new(&options, false).is_ok());
+        let options = crate::cache::settings(&arguments, &Launch::ALONE).unwrap();
+        assert!(crate::cache::Config::new(&options, false, None, &Launch::ALONE).is_ok());
     }
 
     #[test]

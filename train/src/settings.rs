@@ -288,6 +288,9 @@ settings! {
         /// Height and width of training images in pixels [default: the model's own].
         #[arg(value_name = "N")]
         optional resolution: i64,
+        /// Cache no more than the first N pairs; what the cache holds already stays.
+        #[arg(value_name = "N")]
+        optional limit: u64,
         /// Also encode every image horizontally flipped.
         #[arg(value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
         with_default hflip: bool,

@@ -1,6 +1,7 @@
 //! What a cache was made with: equal manifests mean equal latents.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
 
 use serde::{Deserialize, Serialize};
 
@@ -75,12 +76,49 @@ pub fn encoders(parts: &BTreeMap<String, String>) -> BTreeMap<String, String> {
     parts.iter().filter(|(name, _)| is_encoder(name)).map(|(a, b)| (a.clone(), b.clone())).collect()
 }
 
-/// What is particular to one part.
+/// `manifest.json` of a cache: what it was made with, and its parts in order of their numbers. It
+/// grows by files and parts; a part that it lists never changes.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct CacheManifest {
+    /// What all parts were made with, and the files with the rows of each that the cache holds, in
+    /// the order of training.
+    #[serde(flatten)]
+    pub manifest: Manifest,
+    /// The parts.
+    pub parts: Vec<PartPlan>,
+}
+
+/// Which pairs a part holds.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PartPlan {
+    /// The input file.
+    pub source_file: String,
+    /// Its first row.
+    pub first_row: u64,
+    /// How many rows.
+    pub rows: u64,
+    /// The number of the first caption that no earlier part has.
+    pub first_caption: i64,
+    /// How many such captions.
+    pub captions: i64,
+}
+
+impl PartPlan {
+    /// Its rows in the input file.
+    pub fn file_rows(&self) -> Range<i64> {
+        let row = |row: u64| i64::try_from(row).unwrap_or(i64::MAX);
+        row(self.first_row)..row(self.first_row.saturating_add(self.rows))
+    }
+}
+
+/// What a part says of itself.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PartRecord {
     /// Rows and uncompressed bytes of each row group of the input file. Training derives its order
     /// from them, so that it is the same from pairs and from the cache.
     pub row_groups: Vec<(u32, u64)>,
+    /// The row of the input file that is the part's first.
+    pub first_row: u64,
     /// The number of the first caption of this part.
     pub first_caption: i64,
 }

@@ -1,10 +1,11 @@
 //! Cached latents, the output of `train cache`: pairs encoded by the autoencoder and the text
 //! encoders, so that training needs neither.
 //!
-//! A cache is a folder with two files for each input file: `latents-*.parquet` ([`LatentsFile`],
-//! [`LatentsWriter`]) has a row for each of its pairs, in the same order, and `captions-*.parquet`
-//! ([`CaptionsFile`], [`CaptionsWriter`]) one for each caption that no earlier file has. They hold
-//! no label, so a cache serves every labelling of its pairs.
+//! A cache is a folder of parts. A part is a range of rows of one input file and has two files:
+//! `latents-*.parquet` ([`LatentsFile`], [`LatentsWriter`]) has a row for each of its pairs, in the
+//! same order, and `captions-*.parquet` ([`CaptionsFile`], [`CaptionsWriter`]) one for each caption
+//! that no earlier part has. They hold no label, so a cache serves every labelling of its pairs.
+//! `manifest.json` ([`CacheManifest`]) lists the parts; a cache grows by parts.
 //!
 //! Training reads both in random order, a row at a time: a data page holds at least one row and not
 //! much more than [`PAGE_BYTES`], and the page index says where it is.
@@ -26,7 +27,7 @@ use crate::table_writer::WriteError;
 pub use crate::columns::StoredFloat;
 pub use file::{CaptionsFile, LatentRows, LatentsFile};
 pub use layout::{CaptionsLayout, LatentsLayout};
-pub use manifest::{Manifest, PartRecord, encoders};
+pub use manifest::{CacheManifest, Manifest, PartPlan, PartRecord, encoders};
 pub use row::{CaptionRow, Geometry, ImageMoments, LatentRow, Moments};
 pub use table::PAGE_BYTES;
 pub use writer::{CaptionsWriter, LatentsWriter};
@@ -36,23 +37,24 @@ pub use writer::{CaptionsWriter, LatentsWriter};
 pub const SCHEMA_VERSION: u32 = 2;
 /// The metadata key of [`SCHEMA_VERSION`]; the writers set it.
 pub const KEY_SCHEMA_VERSION: &str = "latents.schema_version";
-/// The metadata key of the fingerprint of everything the cache was computed from.
+/// The metadata key of the fingerprint of everything but the pairs that the cache was computed from.
+/// All parts of a cache have the same.
 pub const KEY_FINGERPRINT: &str = "latents.fingerprint";
-/// The metadata key of the manifest, as JSON.
+/// The metadata key of the [`Manifest`] of a part, as JSON; its input is the part's file alone.
 pub const KEY_MANIFEST: &str = "latents.manifest";
 /// The metadata key of the [`PartRecord`], as JSON.
 pub const KEY_PART: &str = "latents.part";
 /// The metadata key of the shape of the numbers in a list; the writers set it.
 pub const KEY_SHAPE: &str = "latents.shape";
 
-/// `latents-00003-of-00012.parquet`: the latents of input file 3 of 12.
-pub fn latents_name(index: usize, count: usize) -> String {
-    format!("latents-{index:05}-of-{count:05}.parquet")
+/// `latents-00003.parquet`: the latents of part 3.
+pub fn latents_name(part: usize) -> String {
+    format!("latents-{part:05}.parquet")
 }
 
-/// `captions-00003-of-00012.parquet`: the captions that first occur in input file 3 of 12.
-pub fn captions_name(index: usize, count: usize) -> String {
-    format!("captions-{index:05}-of-{count:05}.parquet")
+/// `captions-00003.parquet`: the captions that first occur in part 3.
+pub fn captions_name(part: usize) -> String {
+    format!("captions-{part:05}.parquet")
 }
 
 /// Why cached latents could not be read or written.

@@ -1,11 +1,12 @@
-//! The new captions of one input file: those that occur in no earlier file.
+//! The new captions of one part: those that occur in no earlier part.
 
 use std::collections::BTreeMap;
 
 use anyhow::{Result, ensure};
 use nn::pipeline::Encoders;
 use schemas::latents::{
-    CaptionRow, CaptionsLayout, CaptionsWriter, KEY_FINGERPRINT, KEY_MANIFEST, KEY_PART, PartRecord,
+    CaptionRow, CaptionsLayout, CaptionsWriter, KEY_FINGERPRINT, KEY_MANIFEST, KEY_PART, Manifest,
+    PartRecord,
 };
 use schemas::pairs::{EmptyCaption, caption_problem};
 use tch::Tensor;
@@ -21,12 +22,15 @@ const GROUP: usize = 32;
 impl Part<'_> {
     /// The key-value metadata of both files.
     pub(super) fn metadata(&self) -> Result<BTreeMap<String, String>> {
-        let file = &self.plan.files[self.index];
-        let record =
-            PartRecord { row_groups: file.row_groups.clone(), first_caption: file.first_caption };
+        let manifest = Manifest { input: self.file.record(), ..self.manifest.clone() };
+        let record = PartRecord {
+            row_groups: self.file.row_groups.clone(),
+            first_row: self.planned.first_row,
+            first_caption: self.planned.first_caption,
+        };
         Ok(BTreeMap::from([
             (KEY_FINGERPRINT.to_owned(), self.fingerprint.to_owned()),
-            (KEY_MANIFEST.to_owned(), runkit::manifest::canonical_json(self.manifest)?),
+            (KEY_MANIFEST.to_owned(), runkit::manifest::canonical_json(&manifest)?),
             (KEY_PART.to_owned(), runkit::manifest::canonical_json(&record)?),
         ]))
     }
@@ -34,7 +38,7 @@ impl Part<'_> {
 
 /// Encodes and writes the new captions.
 pub(super) fn write(part: &Part<'_>, encoders: &Encoders) -> Result<()> {
-    let planned = &part.plan.files[part.index];
+    let planned = part.planned;
     let mut next = planned.first_caption;
     let mut group: Vec<String> = Vec::with_capacity(GROUP);
     if next == 0 {
@@ -63,7 +67,7 @@ pub(super) fn write(part: &Part<'_>, encoders: &Encoders) -> Result<()> {
         }
         Ok(())
     };
-    for batch in part.plan.open(part.index)?.plan_rows()? {
+    for batch in part.file.open()?.plan_rows_in(planned.file_rows())? {
         for row in batch? {
             let Some(caption) = row.caption else { continue };
             // Numbers follow the first occurrence, so a caption is new if its number is the next.
@@ -86,7 +90,7 @@ pub(super) fn write(part: &Part<'_>, encoders: &Encoders) -> Result<()> {
     ensure!(
         expected == found,
         "{}: expected {expected} new captions, found {found}; hint: the file was changed",
-        planned.input.path.display()
+        part.file.input.path.display()
     );
     Ok(writer.finish()?)
 }

@@ -1,12 +1,14 @@
-//! The latents of one input file: read → decode and transform on all cores → encode → part.
+//! The latents of one part: read → decode and transform on all cores → encode → write.
 //!
-//! On a CPU the stages take turns, each with every core; for a GPU a thread prefetches a bounded
-//! number of decoded batches. A batch is a function of the file alone.
+//! A thread writes a batch while the encoder works at the next one. On a CPU reading, decoding and
+//! encoding take turns, each with every core; for a GPU a thread reads ahead and others decode
+//! several batches at a time, and their order stays. A batch is a function of the part alone.
 
 use std::collections::{HashMap, HashSet};
 use std::fs::File;
-use std::ops::ControlFlow;
+use std::ops::{ControlFlow, Range};
 use std::os::unix::fs::FileExt as _;
+use std::sync::mpsc::{Receiver, sync_channel};
 
 use anyhow::{Context as _, Result};
 use bytes::Bytes;
@@ -15,24 +17,26 @@ use media::resize::Resizer;
 use nn::NetworkError;
 use nn::pipeline::Encoders;
 use rayon::prelude::*;
-use runkit::prefetch::prefetch;
+use runkit::prefetch::prefetch_map;
 use runkit::progress::Progress;
-use runkit::signals::{StopFlag, Stoppable};
+use runkit::signals::Stoppable;
 use schemas::labels::Status;
 use schemas::latents::{Geometry, ImageMoments, LatentRow, LatentsLayout, LatentsWriter, Moments};
 use schemas::pairs::{EmptyCaption, PairFile, PairRow, PairRows, caption_problem};
 use xxhash_rust::xxh3::xxh3_128;
 
-use super::Part;
 use super::manifest::stored;
-use super::networks;
-
+use super::plan::Plan;
+use super::ranks::Ranks;
+use super::{Part, networks};
 use crate::data::transform::{Pixels, Transform};
 
 /// Rows read from Parquet at a time: with 2 images of some 150 kB each, about 10 MB.
 const ROWS_PER_READ: usize = 32;
 /// Decoded batches to prefetch for a GPU.
 const BATCHES_AHEAD: usize = 4;
+/// Encoded batches that wait to be written.
+const BATCHES_TO_WRITE: usize = 2;
 
 type Failure = (Status, String);
 
@@ -41,7 +45,7 @@ pub(super) fn write(
     part: &Part<'_>,
     encoders: &Encoders,
     progress: &Progress,
-    stop: &StopFlag,
+    ranks: &Ranks<'_>,
 ) -> Result<Stoppable> {
     let [height, width] = part.manifest.resolution;
     let layout = LatentsLayout {
@@ -49,37 +53,77 @@ pub(super) fn write(
         shape: part.manifest.latent_shape,
         flipped: part.config.hflip,
     };
-    let file = part.plan.open(part.index)?;
+    let file = part.file.open()?;
+    let rows = part.planned.file_rows();
     let batches = Batches {
-        repeated: repeated(&file)?,
-        rows: file.rows_with_images(ROWS_PER_READ)?,
+        repeated: repeated(&file, rows.clone())?,
+        rows: file.rows_with_images_in(rows, ROWS_PER_READ)?,
         pending: Vec::new().into_iter(),
         seen: HashSet::new(),
         batch_size: part.config.batch_size,
-        transform: Transform { height, width, random_crop: false, hflip: false },
     };
-    let mut sink = PartSink {
-        part,
-        encoders,
+    let sink = PartSink {
+        plan: part.plan,
         source_file: file.source_file(),
-        layout,
         writer: LatentsWriter::create(part.latents_path(), layout, &part.metadata()?)?,
         scratch: Scratch::new(part, layout)?,
         progress,
         failed: 0,
     };
+    let encoder = Encoder { encoders, resolution: part.manifest.resolution, layout };
+    let transform = Transform { height, width, random_crop: false, hflip: false };
     let ahead = if part.config.device.is_cuda() { BATCHES_AHEAD } else { 0 };
-    let end = prefetch(batches, ahead, |batches| sink.take_all(batches, stop))?;
-    if end.is_continue() {
-        sink.writer.finish()?;
-    }
-    Ok(end)
+    let decode = |batch: Result<Vec<Ordered>>| Ok(part.pool.install(|| decoded(batch?, transform)));
+    prefetch_map(batches, ahead, decode, |batches| encode_all(batches, &encoder, sink, ranks))
 }
 
-/// The checksums of the image uids that occur more than once in the file.
-fn repeated(file: &PairFile) -> Result<HashSet<u128>> {
+/// Encodes batches, and writes each while the next one is encoded.
+fn encode_all(
+    batches: &mut dyn Iterator<Item = Result<Vec<DecodedRow>>>,
+    encoder: &Encoder<'_>,
+    sink: PartSink<'_>,
+    ranks: &Ranks<'_>,
+) -> Result<Stoppable> {
+    std::thread::scope(|scope| {
+        let (sender, receiver) = sync_channel(BATCHES_TO_WRITE);
+        let writer = scope.spawn(move || sink.take_all(&receiver));
+        let mut end = Ok(ControlFlow::Continue(()));
+        for batch in batches {
+            match batch.and_then(|batch| encoder.encode_batch(batch)) {
+                // The writer has failed and says why.
+                Ok(batch) => {
+                    if sender.send(batch).is_err() {
+                        break;
+                    }
+                }
+                Err(error) => {
+                    end = Err(error);
+                    break;
+                }
+            }
+            if let Some(signal) = ranks.stop_requested()? {
+                end = Ok(ControlFlow::Break(signal));
+                break;
+            }
+        }
+        drop(sender);
+        let written = match writer.join() {
+            Ok(written) => written,
+            Err(panic) => std::panic::resume_unwind(panic),
+        };
+        let end = end?;
+        let writer = written?;
+        if end.is_continue() {
+            writer.finish()?;
+        }
+        Ok(end)
+    })
+}
+
+/// The checksums of the image uids that occur more than once in some rows of a file.
+fn repeated(file: &PairFile, rows: Range<i64>) -> Result<HashSet<u128>> {
     let (mut seen, mut repeated) = (HashSet::new(), HashSet::new());
-    for batch in file.plan_rows()? {
+    for batch in file.plan_rows_in(rows)? {
         runkit::signals::check()?;
         for row in batch? {
             for uid in row.image_uid.iter().flatten().filter(|uid| !uid.is_empty()) {
@@ -103,13 +147,30 @@ enum LatentImage {
     Failed(Failure, Option<u128>),
 }
 
+/// One row and what to do with its images.
+type Ordered = (PairRow, [Order; 2]);
+
 /// One row with its images decoded.
 struct DecodedRow {
     row: PairRow,
     images: [LatentImage; 2],
 }
 
-/// The rows of a file in groups, each with a batch of new images.
+/// One row with its new images encoded.
+struct EncodedRow {
+    row: PairRow,
+    images: [EncodedImage; 2],
+}
+
+/// One image of a row, after encoding.
+enum EncodedImage {
+    /// Encoded, and kept under its checksum if it occurs again.
+    New(Encoded, Option<u128>),
+    /// Encoded before, under this checksum.
+    Known(u128),
+}
+
+/// The rows of a part in groups, each with a batch of new images.
 struct Batches {
     repeated: HashSet<u128>,
     rows: PairRows,
@@ -117,7 +178,6 @@ struct Batches {
     /// The checksums of repeated images that were already returned.
     seen: HashSet<u128>,
     batch_size: usize,
-    transform: Transform,
 }
 
 /// What to do with one image.
@@ -128,7 +188,7 @@ enum Order {
 }
 
 impl Batches {
-    fn take(&mut self) -> Result<Vec<(PairRow, [Order; 2])>> {
+    fn take(&mut self) -> Result<Vec<Ordered>> {
         let (mut taken, mut new) = (Vec::new(), 0);
         while new < self.batch_size {
             let Some(mut row) = self.pending.next() else {
@@ -195,60 +255,37 @@ thread_local! {
 }
 
 impl Iterator for Batches {
-    type Item = Result<Vec<DecodedRow>>;
+    type Item = Result<Vec<Ordered>>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        let taken = match self.take() {
-            Ok(taken) if taken.is_empty() => return None,
-            Ok(taken) => taken,
-            Err(error) => return Some(Err(error)),
-        };
-        let transform = self.transform;
-        let decoded = taken.into_par_iter().map(|(row, orders)| DecodedRow {
-            images: orders.map(|order| order.image(transform)),
-            row,
-        });
-        Some(Ok(decoded.collect()))
+        match self.take() {
+            Ok(taken) if taken.is_empty() => None,
+            taken => Some(taken),
+        }
     }
+}
+
+/// Decodes the images of a batch.
+fn decoded(batch: Vec<Ordered>, transform: Transform) -> Vec<DecodedRow> {
+    let rows = batch.into_par_iter().map(|(row, orders)| DecodedRow {
+        images: orders.map(|order| order.image(transform)),
+        row,
+    });
+    rows.collect()
 }
 
 /// The moments of an image, or why it has none.
 type Encoded = Result<(Geometry, ImageMoments), Failure>;
 
-/// Encodes batches and writes them.
-struct PartSink<'run> {
-    part: &'run Part<'run>,
+/// Encodes batches.
+struct Encoder<'run> {
     encoders: &'run Encoders,
-    source_file: &'run str,
+    resolution: [u32; 2],
     layout: LatentsLayout,
-    writer: LatentsWriter,
-    scratch: Scratch,
-    progress: &'run Progress,
-    failed: u64,
 }
 
-impl PartSink<'_> {
-    fn take_all(
-        &mut self,
-        batches: impl Iterator<Item = Result<Vec<DecodedRow>>>,
-        stop: &StopFlag,
-    ) -> Result<Stoppable> {
-        for batch in batches {
-            let batch = batch?;
-            let rows = batch.len() as u64;
-            self.take(batch)?;
-            self.progress.add(rows);
-            if self.failed > 0 {
-                self.progress.message(format!("{} failed", self.failed));
-            }
-            if let Some(signal) = stop.requested() {
-                return Ok(ControlFlow::Break(signal));
-            }
-        }
-        Ok(ControlFlow::Continue(()))
-    }
-
-    fn take(&mut self, batch: Vec<DecodedRow>) -> Result<()> {
+impl Encoder<'_> {
+    fn encode_batch(&self, batch: Vec<DecodedRow>) -> Result<Vec<EncodedRow>> {
         let new: Vec<&Pixels> = batch
             .iter()
             .flat_map(|decoded| &decoded.images)
@@ -258,22 +295,20 @@ impl PartSink<'_> {
             })
             .collect();
         let mut encoded = self.encode(&new)?.into_iter();
-        for DecodedRow { row, images } in batch {
-            let mut encoded_images: [Option<Encoded>; 2] = [None, None];
-            for (slot, image) in encoded_images.iter_mut().zip(images) {
-                let (image, key) = match image {
-                    LatentImage::New(_, key) => (encoded.next().context("an image was lost")?, key),
-                    LatentImage::Failed(failure, key) => (Err(failure), key),
-                    LatentImage::Known(content) => (self.scratch.get(content)?, None),
-                };
-                if let Some(key) = key {
-                    self.scratch.put(key, &image)?;
+        let mut finished = |image: LatentImage| {
+            Ok(match image {
+                LatentImage::New(_, key) => {
+                    EncodedImage::New(encoded.next().context("an image was lost")?, key)
                 }
-                *slot = Some(image);
-            }
-            self.write(row, encoded_images)?;
-        }
-        Ok(())
+                LatentImage::Failed(failure, key) => EncodedImage::New(Err(failure), key),
+                LatentImage::Known(content) => EncodedImage::Known(content),
+            })
+        };
+        let rows = batch.into_iter().map(|DecodedRow { row, images }| {
+            let [first, second] = images;
+            Ok(EncodedRow { row, images: [finished(first)?, finished(second)?] })
+        });
+        rows.collect()
     }
 
     /// Encodes images together. If a moment is not finite, encodes them one by one to find the
@@ -305,7 +340,7 @@ impl PartSink<'_> {
     }
 
     fn moments(&self, images: &[&Pixels]) -> Result<Vec<ImageMoments>, NetworkError> {
-        let [height, width] = self.part.manifest.resolution;
+        let [height, width] = self.resolution;
         let size = (i64::from(height), i64::from(width));
         let pixels: Vec<&[f32]> = images.iter().map(|image| &image.values[..]).collect();
         let plain = networks::latents(self.encoders, &pixels, size, false)?;
@@ -319,10 +354,49 @@ impl PartSink<'_> {
         let both = plain.into_iter().zip(flipped);
         Ok(both.map(|(plain, flipped)| ImageMoments { plain, flipped }).collect())
     }
+}
 
-    fn write(&mut self, row: PairRow, images: [Option<Encoded>; 2]) -> Result<()> {
-        let [first, second] = images.map(|image| image.context("an image was lost"));
-        let (first, second) = (first?, second?);
+/// Writes encoded batches.
+struct PartSink<'run> {
+    plan: &'run Plan,
+    source_file: &'run str,
+    writer: LatentsWriter,
+    scratch: Scratch,
+    progress: &'run Progress,
+    failed: u64,
+}
+
+impl PartSink<'_> {
+    fn take_all(mut self, batches: &Receiver<Vec<EncodedRow>>) -> Result<LatentsWriter> {
+        for batch in batches {
+            let rows = batch.len() as u64;
+            for EncodedRow { row, images } in batch {
+                let [first, second] = images;
+                let images = [self.image(first)?, self.image(second)?];
+                self.write(row, images)?;
+            }
+            self.progress.add(rows);
+            if self.failed > 0 {
+                self.progress.message(format!("{} failed", self.failed));
+            }
+        }
+        Ok(self.writer)
+    }
+
+    fn image(&mut self, image: EncodedImage) -> Result<Encoded> {
+        match image {
+            EncodedImage::Known(content) => self.scratch.get(content),
+            EncodedImage::New(image, key) => {
+                if let Some(key) = key {
+                    self.scratch.put(key, &image)?;
+                }
+                Ok(image)
+            }
+        }
+    }
+
+    fn write(&mut self, row: PairRow, images: [Encoded; 2]) -> Result<()> {
+        let [first, second] = images;
         let caption = caption_problem(row.caption.as_deref(), EmptyCaption::Allowed);
         let outcome = match (caption, first, second) {
             (Some(failure), _, _) => Err(failure),
@@ -343,7 +417,7 @@ impl PartSink<'_> {
             .caption
             .as_deref()
             .filter(|caption| caption_problem(Some(caption), EmptyCaption::Allowed).is_none())
-            .and_then(|caption| self.part.plan.caption(caption));
+            .and_then(|caption| self.plan.caption(caption));
         let geometry = images.each_ref().map(|image| image.as_ref().map(|(geometry, _)| *geometry));
         let row = LatentRow {
             pair_id: row.pair_id,

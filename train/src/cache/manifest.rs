@@ -5,10 +5,9 @@ use nn::device::Precision;
 use nn::vae::VaeConfig;
 use runkit::files::FileHashes;
 use schemas::latents::{Manifest, SCHEMA_VERSION, StoredFloat, encoders};
-use schemas::pairs::{FileRecord, InputRecord};
+use schemas::pairs::InputRecord;
 
 use super::Config;
-use super::plan::Plan;
 use crate::model::BaseModel;
 
 /// Fields that change latents by rounding alone. A restart may change them; each part keeps its
@@ -17,20 +16,17 @@ pub(super) const NUMERICS: [&str; 3] = ["crate_version", "device", "batch_size"]
 /// How images become pixels.
 const TRANSFORM: &str = "resize-bilinear-center-crop";
 
-/// Describes a cache; hashes the files of the encoders.
+/// Fields that grow with a cache.
+pub(super) const GROWING: [&str; 2] = ["input", "parts"];
+
+/// Describes a cache but for its pairs; hashes the files of the encoders.
 pub(super) fn describe(
     config: &Config,
     base: &BaseModel,
-    plan: &Plan,
     hashes: &mut FileHashes,
 ) -> Result<Manifest> {
     let vae = VaeConfig::read(&base.files.vae.config)?;
     let side = u32::try_from(base.resolution)?;
-    let files = plan.files.iter().map(|file| FileRecord {
-        source_file: file.input.source_file.clone(),
-        rows: file.rows,
-        fingerprint: file.fingerprint.clone(),
-    });
     Ok(Manifest {
         crate_version: env!("CARGO_PKG_VERSION").to_owned(),
         schema_version: SCHEMA_VERSION,
@@ -41,20 +37,37 @@ pub(super) fn describe(
         hflip: config.hflip,
         dtype: config.precision.to_string(),
         stored: stored(config.precision).name().to_owned(),
-        device: if config.device.is_cuda() { "cuda" } else { "cpu" }.to_owned(),
+        device: device(config).to_owned(),
         batch_size: config.batch_size,
         latent_shape: base.latent_size,
         scaling_factor: vae.scaling_factor,
         shift_factor: vae.shift_factor,
-        input: InputRecord { rows: plan.rows(), content: None, files: files.collect() },
+        input: InputRecord { rows: 0, content: None, files: Vec::new() },
     })
 }
 
-/// A checksum of the identity, which all parts of a cache have in common.
+/// The same with the numerics of this start.
+pub(super) fn with_numerics_of(config: &Config, manifest: Manifest) -> Manifest {
+    Manifest {
+        crate_version: env!("CARGO_PKG_VERSION").to_owned(),
+        device: device(config).to_owned(),
+        batch_size: config.batch_size,
+        ..manifest
+    }
+}
+
+fn device(config: &Config) -> &'static str {
+    if config.device.is_cuda() { "cuda" } else { "cpu" }
+}
+
+/// A checksum of the identity, which all parts of a cache have in common. It does not depend on the
+/// pairs.
 pub(super) fn fingerprint(manifest: &Manifest) -> Result<String> {
     let mut identity = serde_json::to_value(manifest)?;
     if let Some(fields) = identity.as_object_mut() {
-        fields.retain(|name, _| !NUMERICS.contains(&name.as_str()));
+        fields.retain(|name, _| {
+            !NUMERICS.contains(&name.as_str()) && !GROWING.contains(&name.as_str())
+        });
     }
     Ok(runkit::manifest::fingerprint(&identity)?)
 }

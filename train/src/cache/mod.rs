@@ -1,19 +1,23 @@
 //! `train cache`: latents and prompt embeddings of pairs, written once for many runs.
 //!
-//! Each input file has two parts, `captions-*.parquet` and `latents-*.parquet`, with every pair in
-//! its position ([`schemas::latents`]). The cache does not read labels, so it serves every
-//! labelling of the pairs. A part appears under its name only when it is complete and synced, and
-//! its bytes are a function of the input file, the model and the settings: after a kill at any
-//! instant the same command finishes the cache with the same bytes. `manifest.json` and each part
-//! say what the parts were made with; a run that differs in any of it is refused.
+//! A part is a range of rows of one input file and has two files, `captions-*.parquet` and
+//! `latents-*.parquet`, with every pair in its position ([`schemas::latents`]). The cache does not
+//! read labels, so it serves every labelling of the pairs. A part appears under its name only when
+//! it is complete and synced, and its bytes are a function of the input, the model and the
+//! settings: after a kill at any instant the same command finishes the cache with the same bytes,
+//! and so do several processes that share the parts. `manifest.json` lists the parts and, as each
+//! part does, what they were made with; a run that differs in any of it is refused. More files add
+//! parts and change none.
 
 mod captions;
 mod latents;
 mod manifest;
 mod networks;
 mod plan;
+mod ranks;
 mod settings;
 
+use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
@@ -21,18 +25,22 @@ use anyhow::{Context as _, Result, bail, ensure};
 use nn::device::Precision;
 use nn::pipeline::Encoders;
 use runkit::files::FileHashes;
+use runkit::launch::Launch;
 use runkit::progress::Progress;
 use runkit::run_folder::{FolderKind, MANIFEST, names_in, remove_file};
+use runkit::shard::Shard;
 use runkit::signals::{StopFlag, Stoppable, stoppable};
 use schemas::labels::Status;
 use schemas::latents::{
-    CaptionsFile, KEY_FINGERPRINT, LatentsFile, Manifest, captions_name, latents_name,
+    CacheManifest, CaptionsFile, KEY_FINGERPRINT, KEY_PART, LatentsFile, Manifest, PartPlan,
+    PartRecord, captions_name, latents_name,
 };
 use serde_json::{Value, json};
 use tch::Device;
 
-use self::manifest::NUMERICS;
-use self::plan::Plan;
+use self::manifest::{GROWING, NUMERICS};
+use self::plan::{Plan, PlannedFile, is_there};
+use self::ranks::Ranks;
 pub use self::settings::settings;
 use crate::model::BaseModel;
 
@@ -58,11 +66,17 @@ pub struct Config {
     pub precision: Precision,
     /// Images encoded at once; the last bits depend on it.
     pub batch_size: usize,
+    /// The most pairs to cache, from the first on; what the cache holds already stays.
+    pub limit: Option<u64>,
+    /// The parts to write, if the launcher does not say so.
+    pub shard: Option<Shard>,
+    /// The processes that write the cache.
+    pub launch: Launch,
     /// Whether to delete what an earlier run left.
     pub fresh: bool,
 }
 
-/// The content of a complete cache.
+/// The content of a cache.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Summary {
     /// Pairs.
@@ -73,13 +87,22 @@ pub struct Summary {
     pub captions: u64,
     /// Bytes of all parts.
     pub bytes: u64,
+    /// Parts that other processes have yet to write.
+    pub missing: u64,
 }
 
 impl Summary {
     /// The summary as JSON, with the folder of the cache.
     pub fn json(&self, cache: &Path) -> Value {
-        let Self { rows, failed, captions, bytes } = self;
-        json!({"pairs": rows, "failed": failed, "captions": captions, "bytes": bytes, "cache": cache})
+        let Self { rows, failed, captions, bytes, missing } = self;
+        json!({
+            "pairs": rows,
+            "failed": failed,
+            "captions": captions,
+            "bytes": bytes,
+            "missing_parts": missing,
+            "cache": cache,
+        })
     }
 }
 
@@ -92,20 +115,41 @@ const CACHE: FolderKind = FolderKind {
         manifest.get("latent_shape").is_some() && manifest.get("encoders").is_some()
     },
     numerics: &NUMERICS,
-    notes: &[],
+    notes: &GROWING,
     hint: None,
 };
 
-/// Writes the cache, unless a signal stops it.
+/// Writes the cache, or this process's parts of it, unless a signal stops it. `None` at a rank that
+/// leaves the summary to rank 0.
 ///
 /// # Errors
 /// One sentence about what is wrong with an input, the model, the folder, or an earlier run that
 /// this one would mix with.
-pub fn write(config: &Config, stop: &StopFlag) -> Result<Stoppable<Summary>> {
-    stoppable(make(config, stop))
+pub fn write(config: &Config, stop: &StopFlag) -> Result<Stoppable<Option<Summary>>> {
+    let ranks = Ranks::join(&config.launch, config.shard, stop)?;
+    ensure!(
+        !config.fresh || ranks.is_alone() || ranks.meets(),
+        "--fresh with a shard would delete what other shards have done; hint: delete {} before \
+         you start them",
+        config.out.display()
+    );
+    let is_first = ranks.is_first();
+    let made = stoppable(make(config, &ranks));
+    Ok(match ranks.finish(made)? {
+        ControlFlow::Break(signal) => ControlFlow::Break(signal),
+        ControlFlow::Continue(_) if !is_first => ControlFlow::Continue(None),
+        ControlFlow::Continue(count) => {
+            runkit::files::remove_stale_temporaries(&config.out)?;
+            match stoppable(summary(&config.out, count).map(ControlFlow::Continue))? {
+                ControlFlow::Break(signal) => ControlFlow::Break(signal),
+                ControlFlow::Continue(summary) => ControlFlow::Continue(Some(summary)),
+            }
+        }
+    })
 }
 
-fn make(config: &Config, stop: &StopFlag) -> Result<Stoppable<Summary>> {
+/// Writes parts and returns how many the cache has.
+fn make(config: &Config, ranks: &Ranks<'_>) -> Result<Stoppable<usize>> {
     let folder = CACHE.at(&config.out);
     // A part names its run by itself, so that a folder that lost its manifest still counts as ours.
     let has_parts = |out: &Path| {
@@ -119,89 +163,164 @@ fn make(config: &Config, stop: &StopFlag) -> Result<Stoppable<Summary>> {
     BaseModel::check_local(&config.model)?;
     schemas::pairs::discover(&config.pairs, &config.splits)?;
     let base = BaseModel::open(&config.model, config.resolution)?;
-    let _lock = folder.lock()?;
+    let _lock = if ranks.is_alone() { folder.lock()? } else { folder.lock_shared()? };
+    let mut encoders = None;
+    let planned = ranks.by_first(|| {
+        let planned = plan(config, &base)?;
+        if planned.is_missing {
+            // The networks are loaded before anything is written: a wrong checkpoint leaves no
+            // trace.
+            encoders = Some(load(config, &base)?);
+            folder.begin(&planned.manifest)?;
+            planned.hashes.write(&config.out)?;
+        }
+        Ok(planned.manifest)
+    })?;
+    let count = planned.parts.len();
+    let fingerprint = manifest::fingerprint(&planned.manifest)?;
+    // Rank 0 planned all parts: this numbers their captions.
+    let (pairs, splits) = (&config.pairs, &config.splits);
+    let plan = Plan::make(pairs, splits, config.limit, Some(&planned), &config.out)?;
+    ensure!(
+        plan.parts == planned.parts,
+        "this process finds other pairs than rank 0: {} parts, not {count}; hint: give all \
+         processes the same files",
+        plan.parts.len()
+    );
+    let manifest = manifest::with_numerics_of(config, planned.manifest);
+    let mut missing = Vec::with_capacity(count);
+    for (number, part) in plan.parts.iter().enumerate() {
+        let is_done = is_done(&config.out, number, part, &fingerprint)?;
+        missing.push(if is_done { 0 } else { part.rows });
+    }
+    let missing_rows: u64 = missing.iter().sum();
+    if missing_rows == 0 {
+        return Ok(ControlFlow::Continue(count));
+    }
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let threads = (cores / config.launch.local_world.max(1)).max(1);
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build()?;
+    let progress = Progress::new("encoding", "pairs", manifest.input.rows);
+    progress.already_done(manifest.input.rows - missing_rows);
+    let mut last = None;
+    let mut passed = 0;
+    while let Some(number) = ranks.next_part(last, count as u64)? {
+        last = Some(number);
+        let number = usize::try_from(number)?;
+        // Other processes wrote those between, or are at it: the rate is that of all.
+        progress.add(missing.get(passed..number).unwrap_or_default().iter().sum());
+        passed = number + 1;
+        let planned_part = plan.parts.get(number).context("a part was lost")?;
+        if is_done(&config.out, number, planned_part, &fingerprint)? {
+            continue;
+        }
+        let encoders = match &mut encoders {
+            Some(encoders) => encoders,
+            none => none.insert(load(config, &base)?),
+        };
+        let part = Part {
+            config,
+            base: &base,
+            manifest: &manifest,
+            fingerprint: &fingerprint,
+            plan: &plan,
+            planned: planned_part,
+            file: plan.file(planned_part).context("a file was lost")?,
+            number,
+            pool: &pool,
+        };
+        let path = part.file.input.path.display();
+        captions::write(&part, encoders)
+            .with_context(|| format!("encoding the captions of {path}"))?;
+        let written = latents::write(&part, encoders, &progress, ranks);
+        if let ControlFlow::Break(signal) = written.with_context(|| format!("encoding {path}"))? {
+            return Ok(ControlFlow::Break(signal));
+        }
+    }
+    progress.finish();
+    Ok(ControlFlow::Continue(count))
+}
+
+/// What the folder will hold.
+struct Planned {
+    manifest: CacheManifest,
+    /// Whether any part is missing yet.
+    is_missing: bool,
+    hashes: FileHashes,
+}
+
+fn plan(config: &Config, base: &BaseModel) -> Result<Planned> {
     tracing::info!("planning");
-    let plan = Plan::make(&config.pairs, &config.splits)?;
-    ensure!(plan.rows() > 0, "the inputs hold no pair; hint: {} files were read", plan.files.len());
     let mut hashes = FileHashes::read(&config.out);
-    let manifest = manifest::describe(config, &base, &plan, &mut hashes)?;
+    let mut manifest = manifest::describe(config, base, &mut hashes)?;
     let fingerprint = manifest::fingerprint(&manifest)?;
-    let count = plan.files.len();
     if config.fresh {
         clear(&config.out)?;
     }
-    refuse_another_run(config, &manifest)?;
-    let mut missing = Vec::new();
-    for index in 0..count {
-        if !is_done(&config.out, index, count, &fingerprint)? {
-            missing.push(index);
-        }
+    let earlier = earlier(config, &manifest)?;
+    let plan =
+        Plan::make(&config.pairs, &config.splits, config.limit, earlier.as_ref(), &config.out)?;
+    let input = plan.input();
+    let (rows, files) = (input.rows, input.files.len());
+    ensure!(rows > 0, "the inputs hold no pair; hint: {files} files were read");
+    let mut is_missing = false;
+    for (number, part) in plan.parts.iter().enumerate() {
+        is_missing |= !is_done(&config.out, number, part, &fingerprint)?;
     }
-    if !missing.is_empty() {
-        let progress = Progress::new("encoding", "pairs", plan.rows());
-        let left: u64 =
-            missing.iter().filter_map(|&index| plan.files.get(index)).map(|f| f.rows).sum();
-        progress.already_done(plan.rows() - left);
-        // The networks are loaded before anything is written: a wrong checkpoint leaves no trace.
-        let encoders = Encoders::load(&base.files, config.device, config.precision)
-            .with_context(|| format!("loading the encoders of {}", base.files.folder.display()))?;
-        // An earlier start may have had other numerics; its manifest stays.
-        if folder.manifest()?.is_none() {
-            folder.begin(&manifest)?;
+    if let Some(earlier) = earlier {
+        let before = earlier.manifest.input.rows;
+        if before < rows {
+            tracing::info!("adding {} pairs to the {before} of the cache", rows - before);
         }
-        hashes.write(&config.out)?;
-        for index in missing {
-            let part = Part {
-                config,
-                base: &base,
-                manifest: &manifest,
-                fingerprint: &fingerprint,
-                plan: &plan,
-                index,
-            };
-            let path = plan.files[index].input.path.display();
-            captions::write(&part, &encoders)
-                .with_context(|| format!("encoding the captions of {path}"))?;
-            let written = latents::write(&part, &encoders, &progress, stop);
-            if let ControlFlow::Break(signal) =
-                written.with_context(|| format!("encoding {path}"))?
-            {
-                return Ok(ControlFlow::Break(signal));
-            }
-        }
-        progress.finish();
+        // The earlier start may have had other numerics; its manifest keeps them.
+        manifest = earlier.manifest;
     }
-    runkit::files::remove_stale_temporaries(&config.out)?;
-    Ok(ControlFlow::Continue(summary(&config.out, count)?))
+    manifest.input = input;
+    Ok(Planned { manifest: CacheManifest { manifest, parts: plan.parts }, is_missing, hashes })
 }
 
-/// One input file and what its parts are made from.
+/// Loads the encoders.
+fn load(config: &Config, base: &BaseModel) -> Result<Encoders> {
+    Encoders::load(&base.files, config.device, config.precision)
+        .with_context(|| format!("loading the encoders of {}", base.files.folder.display()))
+}
+
+/// One part and what it is made from.
 struct Part<'run> {
     config: &'run Config,
     base: &'run BaseModel,
     manifest: &'run Manifest,
     fingerprint: &'run str,
     plan: &'run Plan,
-    index: usize,
+    planned: &'run PartPlan,
+    file: &'run PlannedFile,
+    number: usize,
+    /// The threads that decode.
+    pool: &'run rayon::ThreadPool,
 }
 
 impl Part<'_> {
     fn latents_path(&self) -> PathBuf {
-        self.config.out.join(latents_name(self.index, self.plan.files.len()))
+        self.config.out.join(latents_name(self.number))
     }
 
     fn captions_path(&self) -> PathBuf {
-        self.config.out.join(captions_name(self.index, self.plan.files.len()))
+        self.config.out.join(captions_name(self.number))
     }
 }
 
-/// Whether both parts of an input file exist.
-fn is_done(out: &Path, index: usize, count: usize, fingerprint: &str) -> Result<bool> {
+/// Whether both files of a part exist. Those that exist must be of this cache.
+fn is_done(out: &Path, number: usize, planned: &PartPlan, fingerprint: &str) -> Result<bool> {
     let [latents, captions] =
-        [latents_name(index, count), captions_name(index, count)].map(|name| out.join(name));
-    let of_this_run = |path: &Path, found: Option<&String>| {
+        [latents_name(number), captions_name(number)].map(|name| out.join(name));
+    let of_this_run = |path: &Path, metadata: &BTreeMap<String, String>| {
+        let record: Option<PartRecord> =
+            metadata.get(KEY_PART).and_then(|record| serde_json::from_str(record).ok());
+        let fits = record.is_some_and(|record| {
+            (record.first_row, record.first_caption) == (planned.first_row, planned.first_caption)
+        });
         ensure!(
-            found.is_some_and(|found| found == fingerprint),
+            fits && metadata.get(KEY_FINGERPRINT).is_some_and(|found| found == fingerprint),
             "{}: this part belongs to another run; hint: choose another --out, or start over with \
              --fresh",
             path.display()
@@ -211,38 +330,38 @@ fn is_done(out: &Path, index: usize, count: usize, fingerprint: &str) -> Result<
     let damaged = |path: &Path| {
         format!("{}: remove this part and run the same command again", path.display())
     };
-    let mut done = true;
     if latents.exists() {
         let file = LatentsFile::open(&latents).with_context(|| damaged(&latents))?;
-        of_this_run(&latents, file.metadata().get(KEY_FINGERPRINT))?;
-    } else {
-        done = false;
+        of_this_run(&latents, file.metadata())?;
     }
     if captions.exists() {
         let file = CaptionsFile::open(&captions).with_context(|| damaged(&captions))?;
-        of_this_run(&captions, file.metadata().get(KEY_FINGERPRINT))?;
-    } else {
-        done = false;
+        of_this_run(&captions, file.metadata())?;
     }
-    Ok(done)
+    Ok(is_there(out, number))
 }
 
-/// Refuses a folder that holds the cache of another run.
-fn refuse_another_run(config: &Config, manifest: &Manifest) -> Result<()> {
+/// The manifest that an earlier start left; refuses the cache of another run.
+fn earlier(config: &Config, manifest: &Manifest) -> Result<Option<CacheManifest>> {
     let folder = CACHE.at(&config.out);
-    if folder.manifest()?.is_none()
-        && let Some(part) = parts(&config.out)?.first()
-    {
-        bail!(
-            "{} exists without {MANIFEST}, which says what it was made with; hint: choose another \
-             --out, or start over with --fresh",
-            config.out.join(part).display()
-        );
-    }
+    let path = config.out.join(MANIFEST);
+    let Some(found) = folder.manifest()? else {
+        if let Some(part) = parts(&config.out)?.first() {
+            bail!(
+                "{} exists without {MANIFEST}, which says what it was made with; hint: choose \
+                 another --out, or start over with --fresh",
+                config.out.join(part).display()
+            );
+        }
+        return Ok(None);
+    };
     for difference in folder.refuse_another(manifest)? {
         tracing::warn!("resuming with other numerics: {difference}; latents differ by rounding");
     }
-    Ok(())
+    let found = serde_json::from_value(found).with_context(|| {
+        format!("{}: expected the manifest of a cache; hint: start over with --fresh", path.display())
+    })?;
+    Ok(Some(found))
 }
 
 /// Deletes the parts of a cache, and then its manifest: after a kill the rest is still a cache.
@@ -257,18 +376,20 @@ fn clear(out: &Path) -> Result<()> {
 fn parts(out: &Path) -> Result<Vec<String>> {
     let is_part = |name: &str| {
         ["latents-", "captions-"].iter().any(|start| name.starts_with(start))
-            && name.contains("-of-")
             && name.ends_with(".parquet")
     };
     Ok(names_in(out, is_part)?)
 }
 
-/// Counts the content of a complete cache.
+/// Counts the content of a cache of so many parts.
 fn summary(out: &Path, count: usize) -> Result<Summary> {
     let mut summary = Summary::default();
-    for index in 0..count {
-        let latents = out.join(latents_name(index, count));
-        let captions = out.join(captions_name(index, count));
+    for number in 0..count {
+        if !is_there(out, number) {
+            summary.missing += 1;
+            continue;
+        }
+        let (latents, captions) = (out.join(latents_name(number)), out.join(captions_name(number)));
         for rows in LatentsFile::open(&latents)?.rows()? {
             runkit::signals::check()?;
             let rows = rows?;
@@ -277,12 +398,12 @@ fn summary(out: &Path, count: usize) -> Result<Summary> {
             summary.failed += failed as u64;
         }
         let texts = CaptionsFile::open(&captions)?.num_rows();
+        // The empty caption belongs to no pair.
+        let texts = if number == 0 { texts - 1 } else { texts };
         summary.captions += u64::try_from(texts).unwrap_or(0);
         for path in [latents, captions] {
             summary.bytes += std::fs::metadata(&path).map_or(0, |file| file.len());
         }
     }
-    // The empty caption belongs to no pair.
-    summary.captions = summary.captions.saturating_sub(1);
     Ok(summary)
 }

@@ -22,10 +22,14 @@ pub(super) fn latents(
         pixels_BCHW = pixels_BCHW.f_flip([3])?;
     }
     let posterior = encoders.vae.encode(&pixels_BCHW)?;
-    let std_BCHW = posterior.std()?;
-    let mean_BCHW = posterior.mean_BCHW;
-    (0..mean_BCHW.size4()?.0)
-        .map(|index| Ok(Moments { mean: row(&mean_BCHW, index)?, std: row(&std_BCHW, index)? }))
+    // One copy from the device for the whole batch.
+    let both = Tensor::f_stack(&[&posterior.mean_BCHW, &posterior.std()?], 1)?;
+    let both = both.f_to_device(Device::Cpu)?.f_contiguous()?;
+    (0..both.size5()?.0)
+        .map(|index| {
+            let both = both.f_get(index)?;
+            Ok(Moments { mean: row(&both, 0)?, std: row(&both, 1)? })
+        })
         .collect()
 }
 

@@ -2,8 +2,10 @@
 
 use anyhow::{Result, ensure};
 use nn::device::{self, DeviceChoice, Precision};
+use runkit::launch::Launch;
 use runkit::program::UsageError;
 use runkit::settings::Settings as _;
+use runkit::shard::Shard;
 
 use super::Config;
 use crate::cli::CacheArguments;
@@ -14,7 +16,7 @@ use crate::settings::{self, CacheOptions, CacheSettings};
 ///
 /// # Errors
 /// If the file cannot be read or there is no such device.
-pub fn settings(arguments: &CacheArguments) -> Result<CacheOptions> {
+pub fn settings(arguments: &CacheArguments, launch: &Launch) -> Result<CacheOptions> {
     let options = arguments.settings.over_file(arguments.file.config.as_deref())?;
     let mut options = runkit::config::merge(&options, &recipe::cache_options()?)?;
     let device = options.device.as_deref().unwrap_or_default();
@@ -29,7 +31,12 @@ impl Config {
     ///
     /// # Errors
     /// If a setting is missing or impossible.
-    pub fn new(options: &CacheOptions, fresh: bool) -> Result<Self> {
+    pub fn new(
+        options: &CacheOptions,
+        fresh: bool,
+        shard: Option<Shard>,
+        launch: &Launch,
+    ) -> Result<Self> {
         let pairs = options.pairs.clone().filter(|pairs| !pairs.is_empty());
         runkit::program::require(&[
             ("--model <DIR>", options.model.is_some()),
@@ -41,6 +48,7 @@ impl Config {
         let precision: Precision = settings.dtype.parse()?;
         precision.check(device)?;
         ensure!(settings.batch_size > 0, "--batch-size 0 encodes nothing; hint: leave it out");
+        ensure!(settings.limit != Some(0), "--limit 0 leaves no pair; hint: leave it out for all");
         Ok(Self {
             model: settings.model.unwrap_or_default(),
             pairs: pairs.unwrap_or_default(),
@@ -51,6 +59,9 @@ impl Config {
             device,
             precision,
             batch_size: settings.batch_size,
+            limit: settings.limit,
+            shard,
+            launch: launch.clone(),
             fresh,
         })
     }
