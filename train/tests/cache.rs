@@ -15,9 +15,13 @@ use nn::pipeline::{Pipeline, PipelineFiles};
 use parquet::arrow::ArrowWriter;
 use parquet::file::properties::WriterProperties;
 use runkit::files::FileHashes;
+use runkit::launch::Launch;
+use runkit::shard::Shard;
 use runkit::signals::{Signal, StopFlag};
 use schemas::labels::{LabelRow, LabelsSchema, LabelsWriter, Status};
-use schemas::latents::{LatentsFile, StoredFloat, latents_name};
+use schemas::latents::{
+    CacheManifest, CaptionsFile, LatentsFile, StoredFloat, captions_name, latents_name,
+};
 use schemas::pairs::{PairFile, PairRow, discover};
 use tch::{Device, Kind, Tensor};
 use tempfile::TempDir;
@@ -112,13 +116,16 @@ fn config(name: &str, input: &Path, out: &Path) -> Config {
         device: Device::Cpu,
         precision: Precision::F32,
         batch_size: 8,
+        limit: None,
+        shard: None,
+        launch: Launch::ALONE,
         fresh: false,
     }
 }
 
 fn write(config: &Config) -> cache::Summary {
     match cache::write(config, &StopFlag::never()).unwrap() {
-        ControlFlow::Continue(summary) => summary,
+        ControlFlow::Continue(summary) => summary.unwrap(),
         ControlFlow::Break(signal) => panic!("stopped by {signal:?}"),
     }
 }
@@ -188,7 +195,7 @@ fn a_cache_streams_what_the_encoders_make_of_the_pairs() {
         let config = Config { hflip, precision, ..config(name, &input, &out) };
         let summary = write(&config);
         assert_eq!((summary.rows, summary.failed), (40, 0));
-        let stored = LatentsFile::open(out.join(latents_name(0, 2))).unwrap().layout().stored;
+        let stored = LatentsFile::open(out.join(latents_name(0))).unwrap().layout().stored;
         let expected = match precision {
             Precision::F32 => StoredFloat::Float32,
             _ => StoredFloat::Float16,
@@ -298,7 +305,7 @@ fn every_row_is_in_it_and_what_cannot_be_encoded_says_why() {
     let out = folder.path().join("latents");
     let summary = write(&Config { hflip: true, ..config("sd", &input, &out) });
     assert_eq!((summary.rows, summary.failed), (40, 4));
-    let parts = [0, 1].map(|index| LatentsFile::open(out.join(latents_name(index, 2))).unwrap());
+    let parts = [0, 1].map(|index| LatentsFile::open(out.join(latents_name(index))).unwrap());
     let rows: Vec<_> =
         parts.iter().flat_map(|part| part.rows().unwrap()).flat_map(Result::unwrap).collect();
     assert_eq!(rows.len(), 40);
@@ -379,12 +386,12 @@ fn another_run_is_refused_by_the_field_that_differs() {
     assert!(message.contains("text_encoder_2"), "{message}");
 
     // Not complete, or not a cache.
-    fs_err::remove_file(out.join(latents_name(1, 2))).unwrap();
+    fs_err::remove_file(out.join(latents_name(1))).unwrap();
     let message = open().unwrap_err().to_string();
     assert!(message.contains("not complete") && message.contains("latents-00001"), "{message}");
     let message =
         Dataset::open_cache(folder.path(), &labels, &mut sign_of).unwrap_err().to_string();
-    assert!(message.contains("no latents-*.parquet"), "{message}");
+    assert!(message.contains("no manifest.json"), "{message}");
     fs_err::remove_file(out.join("manifest.json")).unwrap();
     assert!(refused(&config).contains("manifest.json"));
     write(&Config { fresh: true, ..config });
@@ -402,7 +409,7 @@ fn a_run_that_is_stopped_is_finished_with_the_same_bytes() {
     let stop = StopFlag::never();
     stop.request(Signal::Terminate);
     assert!(matches!(cache::write(&config, &stop).unwrap(), ControlFlow::Break(Signal::Terminate)));
-    assert!(!out.join(latents_name(0, 2)).exists());
+    assert!(!out.join(latents_name(0)).exists());
     write(&config);
     assert_eq!(files(&out), files(&whole));
 }
@@ -427,7 +434,7 @@ fn a_run_that_is_killed_anywhere_is_finished_with_the_same_bytes() {
     };
     let whole = folder.path().join("whole");
     assert!(run(&whole, None).status.success());
-    // The manifest, and for each of two files captions and latents.
+    // The manifest, and for each of two parts captions and latents.
     for (point, passages) in [("open", 5), ("rename", 5), ("marker", 5), ("sync", 2)] {
         for passage in 1..=passages {
             let out: TempDir = tempfile::tempdir_in(folder.path()).unwrap();
@@ -453,6 +460,198 @@ fn a_run_that_is_killed_anywhere_is_finished_with_the_same_bytes() {
     assert!(!output.status.success() && message.contains("no space left"), "{message}");
     assert!(run(out.path(), None).status.success());
     assert!(files(out.path()) == files(&whole));
+}
+
+/// One file in several parts: a row group of 600 pairs.
+fn long_pairs(folder: &Path, count: usize) -> PathBuf {
+    let input = pairs(folder, |_, _| {});
+    let file = discover(&[input.join("a.parquet")], &[]).unwrap().files.remove(0);
+    let rows = PairFile::open(&file).unwrap().rows_with_images(64).unwrap();
+    let rows: Vec<PairRow> = rows.flat_map(Result::unwrap).collect();
+    let of = |index: usize| &rows[index % 3];
+    let text = |value: &dyn Fn(usize) -> String| -> ArrayRef {
+        Arc::new((0..count).map(|index| Some(value(index))).collect::<StringArray>())
+    };
+    let image = |place: usize| -> ArrayRef {
+        Arc::new((0..count).map(|index| of(index).image[place].as_deref()).collect::<BinaryArray>())
+    };
+    let columns: Vec<(&str, ArrayRef)> = vec![
+        ("caption", text(&|index| format!("caption {}", index % 270))),
+        ("image_0_uid", text(&|index| format!("{}", index % 3))),
+        ("image_1_uid", text(&|index| format!("{}", 3 + index % 3))),
+        ("jpg_0", image(0)),
+        ("jpg_1", image(1)),
+        ("ranking_id", text(&|index| format!("{}", 1000 + index))),
+    ];
+    let batch = RecordBatch::try_from_iter(columns).unwrap();
+    let long = folder.join("long.parquet");
+    let mut writer =
+        ArrowWriter::try_new(fs_err::File::create(&long).unwrap(), batch.schema(), None).unwrap();
+    writer.write(&batch).unwrap();
+    writer.close().unwrap();
+    long
+}
+
+/// The latents, captions and numbers of all pairs, whatever the parts.
+fn content(out: &Path) -> BTreeMap<(String, i64), (String, Vec<f32>, Vec<f32>)> {
+    let manifest: CacheManifest =
+        serde_json::from_slice(&fs_err::read(out.join("manifest.json")).unwrap()).unwrap();
+    let mut captions = BTreeMap::new();
+    for number in 0..manifest.parts.len() {
+        let file = CaptionsFile::open(out.join(captions_name(number))).unwrap();
+        for row in file.rows_at(&(0..file.num_rows()).collect::<Vec<_>>()).unwrap() {
+            captions.insert(row.caption_index, (row.caption, row.prompt_embeds));
+        }
+    }
+    let mut content = BTreeMap::new();
+    for number in 0..manifest.parts.len() {
+        let file = LatentsFile::open(out.join(latents_name(number))).unwrap();
+        let numbers: Vec<i64> = (0..file.num_rows()).collect();
+        let moments = file.moments_at(0, false, &numbers).unwrap();
+        for (row, moments) in file.rows_at(&numbers).unwrap().into_iter().zip(moments) {
+            let (caption, embeds) = &captions[&row.caption_index.unwrap()];
+            assert_eq!(row.caption.as_ref(), Some(caption));
+            let value = (row.pair_id, moments.mean, embeds.clone());
+            assert!(content.insert((row.source_file, row.source_row), value).is_none());
+        }
+    }
+    content
+}
+
+/// Numbers of another grouping into batches differ in the last bits.
+fn assert_close(found: &Path, expected: &Path) {
+    let (found, expected) = (content(found), content(expected));
+    assert!(found.keys().eq(expected.keys()), "{} of {}", found.len(), expected.len());
+    for (found, expected) in found.values().zip(expected.values()) {
+        assert_eq!(found.0, expected.0);
+        for (found, expected) in [(&found.1, &expected.1), (&found.2, &expected.2)] {
+            let [found, expected] = [found, expected].map(|numbers| Tensor::from_slice(numbers));
+            assert!(difference(&found, &expected) < 1e-4);
+        }
+    }
+}
+
+#[test]
+fn shards_write_the_bytes_of_one_process() {
+    let folder = tempfile::tempdir().unwrap();
+    let long = long_pairs(folder.path(), 600);
+    let whole = folder.path().join("whole");
+    let summary = write(&config("sd", &long, &whole));
+    assert_eq!((summary.rows, summary.captions, summary.missing), (600, 270, 0));
+    assert!(whole.join(latents_name(1)).exists() && !whole.join(latents_name(2)).exists());
+
+    let out = folder.path().join("shards");
+    let shard = |index: u64| Config {
+        shard: Some(Shard::new(index, 2).unwrap()),
+        ..config("sd", &long, &out)
+    };
+    let second = write(&shard(1));
+    assert_eq!((second.rows, second.missing), (300, 1));
+    assert!(!out.join(latents_name(0)).exists());
+    let labels = labels(folder.path(), &long);
+    let message = Dataset::open_cache(&out, &labels, &mut sign_of).unwrap_err().to_string();
+    assert!(message.contains("latents-00000.parquet is missing"), "{message}");
+    let fresh = Config { fresh: true, ..shard(1) };
+    assert!(refused(&fresh).contains("--fresh with a shard"));
+    assert_eq!(write(&shard(0)).missing, 0);
+    assert_eq!(files(&out), files(&whole));
+    assert_eq!(Dataset::open_cache(&out, &labels, &mut sign_of).unwrap().counts().rows, 600);
+    // Any start of the same command finishes what is missing.
+    fs_err::remove_file(out.join(captions_name(0))).unwrap();
+    write(&shard(1));
+    assert!(!out.join(captions_name(0)).exists());
+    write(&config("sd", &long, &out));
+    assert_eq!(files(&out), files(&whole));
+}
+
+#[test]
+fn a_cache_grows_by_files_and_keeps_what_it_holds() {
+    let folder = tempfile::tempdir().unwrap();
+    let input = pairs(folder.path(), |_, _| {});
+    let labels = labels(folder.path(), &input);
+    let whole = folder.path().join("whole");
+    write(&config("sd", &input, &whole));
+
+    let file = |name: &str| input.join(name);
+    let order = |out: &Path| -> Vec<(String, Tensor)> {
+        let dataset = Dataset::open_cache(out, &labels, &mut sign_of).unwrap();
+        let count = dataset.len();
+        take(dataset, false, count)
+            .into_iter()
+            .map(|example| match example.content {
+                Content::Latents { mean: [mean, _], .. } => (example.pair_id, mean),
+                _ => panic!("no latents"),
+            })
+            .collect()
+    };
+    // With the new file alone, and with all files.
+    for (name, more) in [("alone", file("b.parquet")), ("all", input.clone())] {
+        let out = folder.path().join(name);
+        assert_eq!(write(&config("sd", &file("a.parquet"), &out)).rows, 23);
+        // Labels of all pairs select those that are there.
+        let some = Dataset::open_cache(&out, &labels, &mut sign_of).unwrap();
+        assert_eq!((some.counts().rows, some.counts().elsewhere), (23, 17));
+        let before = files(&out);
+        assert_eq!(write(&config("sd", &more, &out)).rows, 40);
+        let after = files(&out);
+        for (name, bytes) in before.iter().filter(|(name, _)| *name != "manifest.json") {
+            assert!(after[name] == *bytes, "{name}");
+        }
+        assert_eq!(after, files(&whole), "{name}");
+    }
+    // The other way round the parts have other numbers; pairs, order and numbers are the same.
+    let out = folder.path().join("reversed");
+    write(&config("sd", &file("b.parquet"), &out));
+    write(&config("sd", &input, &out));
+    assert_close(&out, &whole);
+    for ((found, mean), (expected, expected_mean)) in order(&out).into_iter().zip(order(&whole)) {
+        assert_eq!(found, expected);
+        assert!(difference(&mean, &expected_mean) < 1e-4);
+    }
+
+    // A file of the same name with other pairs is refused.
+    let other = folder.path().join("other");
+    fs_err::create_dir(&other).unwrap();
+    fs_err::copy(file("a.parquet"), other.join("b.parquet")).unwrap();
+    let before = files(&out);
+    let message = refused(&config("sd", &other, &out));
+    assert!(message.contains("changed or replaced") && message.contains("--fresh"), "{message}");
+    // And so is a part that cannot be finished.
+    fs_err::remove_file(out.join(latents_name(0))).unwrap();
+    let message = refused(&config("sd", &file("a.parquet"), &out));
+    assert!(message.contains("latents-00000.parquet is missing"), "{message}");
+    write(&config("sd", &input, &out));
+    assert_eq!(files(&out), before);
+}
+
+#[test]
+fn a_limit_takes_the_first_pairs_and_may_grow() {
+    let folder = tempfile::tempdir().unwrap();
+    let long = long_pairs(folder.path(), 600);
+    let labels = labels(folder.path(), &long);
+    let [whole, out] = ["whole", "limited"].map(|name| folder.path().join(name));
+    write(&config("sd", &long, &whole));
+    let limited = |limit| Config { limit: Some(limit), ..config("sd", &long, &out) };
+    assert_eq!(write(&limited(310)).rows, 310);
+    let before = files(&out);
+    assert_eq!(before[&latents_name(0)], files(&whole)[&latents_name(0)]);
+    let dataset = Dataset::open_cache(&out, &labels, &mut sign_of).unwrap();
+    assert_eq!((dataset.counts().rows, dataset.counts().elsewhere), (310, 290));
+    // A smaller limit takes nothing away.
+    assert_eq!(write(&limited(5)).rows, 310);
+    assert_eq!(files(&out), before);
+    assert_eq!(write(&config("sd", &long, &out)).rows, 600);
+    let after = files(&out);
+    for (name, bytes) in before.iter().filter(|(name, _)| *name != "manifest.json") {
+        assert!(after[name] == *bytes, "{name}");
+    }
+    assert_close(&out, &whole);
+    let [found, expected] = [&out, &whole].map(|cache| {
+        let dataset = Dataset::open_cache(cache, &labels, &mut sign_of).unwrap();
+        let count = dataset.len();
+        take(dataset, false, count).into_iter().map(|example| example.pair_id).collect::<Vec<_>>()
+    });
+    assert_eq!(found, expected);
 }
 
 /// What a run refuses, the cache of its encoders refuses as well.

@@ -73,7 +73,9 @@ pub(super) fn write(
     let encoder = Encoder { encoders, resolution: part.manifest.resolution, layout };
     let transform = Transform { height, width, random_crop: false, hflip: false };
     let ahead = if part.config.device.is_cuda() { BATCHES_AHEAD } else { 0 };
-    let decode = |batch: Result<Vec<Ordered>>| Ok(part.pool.install(|| decoded(batch?, transform)));
+    let decode = |batch: Result<Vec<Ordered>>| {
+        batch.map(|batch| part.pool.install(|| decoded(batch, transform)))
+    };
     prefetch_map(batches, ahead, decode, |batches| encode_all(batches, &encoder, sink, ranks))
 }
 
@@ -296,7 +298,7 @@ impl Encoder<'_> {
             .collect();
         let mut encoded = self.encode(&new)?.into_iter();
         let mut finished = |image: LatentImage| {
-            Ok(match image {
+            Ok::<_, anyhow::Error>(match image {
                 LatentImage::New(_, key) => {
                     EncodedImage::New(encoded.next().context("an image was lost")?, key)
                 }

@@ -359,7 +359,10 @@ fn earlier(config: &Config, manifest: &Manifest) -> Result<Option<CacheManifest>
         tracing::warn!("resuming with other numerics: {difference}; latents differ by rounding");
     }
     let found = serde_json::from_value(found).with_context(|| {
-        format!("{}: expected the manifest of a cache; hint: start over with --fresh", path.display())
+        format!(
+            "{}: expected the manifest of a cache; hint: start over with --fresh",
+            path.display()
+        )
     })?;
     Ok(Some(found))
 }

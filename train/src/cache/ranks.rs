@@ -34,7 +34,9 @@ enum End {
     /// It did all there was to do, or ended because another did not.
     Done,
     /// A signal stopped it.
-    Stopped { interrupted: bool },
+    Stopped {
+        interrupted: bool,
+    },
     Failed(String),
 }
 

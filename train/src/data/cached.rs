@@ -5,12 +5,13 @@ use std::path::{Path, PathBuf};
 
 use nn::pipeline::PromptEmbeds;
 use rayon::prelude::*;
+use runkit::run_folder::MANIFEST;
 use schemas::labels::Status;
 use schemas::latents::{
-    CaptionsFile, KEY_FINGERPRINT, KEY_MANIFEST, KEY_PART, LatentRow, LatentsFile, Manifest,
-    Moments, PartRecord, captions_name, latents_name,
+    CacheManifest, CaptionsFile, KEY_FINGERPRINT, KEY_MANIFEST, KEY_PART, LatentRow, LatentsFile,
+    Manifest, Moments, PartPlan, PartRecord, captions_name, latents_name,
 };
-use schemas::pairs::positional_pair_id;
+use schemas::pairs::{FileRecord, positional_pair_id};
 use tch::Tensor;
 
 use super::augment::Augmentation;
@@ -30,21 +31,41 @@ pub(super) struct Cache {
     folder: PathBuf,
     manifest: Manifest,
     fingerprint: String,
-    latents: Vec<LatentsFile>,
-    captions: Vec<CaptionsFile>,
-    parts: Vec<PartRecord>,
+    /// The parts, in order of their numbers and so of their first captions.
+    parts: Vec<Part>,
+    /// Per file its parts, in order of their rows, and its row groups.
+    files: Vec<CachedFile>,
 }
+
+/// One part of a cache.
+#[derive(Debug)]
+struct Part {
+    latents: LatentsFile,
+    captions: CaptionsFile,
+    record: PartRecord,
+}
+
+/// The parts of one input file.
+#[derive(Debug)]
+struct CachedFile {
+    parts: Vec<usize>,
+    row_groups: Vec<(u32, u64)>,
+}
+
+const AGAIN: &str = "hint: make the cache again in an empty folder";
 
 impl Cache {
     /// Opens all parts.
     pub(super) fn open(folder: &Path) -> Result<Self, DataError> {
         let refuse = |reason: String| DataError::Cache { folder: folder.to_owned(), reason };
-        let count = parts_of(folder).map_err(refuse)?;
-        let (mut latents, mut captions, mut parts) = (Vec::new(), Vec::new(), Vec::new());
-        let mut fingerprint = None;
-        for index in 0..count {
-            let paths = [latents_name(index, count), captions_name(index, count)]
-                .map(|name| folder.join(name));
+        let CacheManifest { manifest, parts: plans } = manifest_in(folder).map_err(refuse)?;
+        let mut parts = Vec::with_capacity(plans.len());
+        let mut files: Vec<CachedFile> =
+            manifest.input.files.iter().map(|_| CachedFile::EMPTY).collect();
+        let mut fingerprint: Option<String> = None;
+        for (number, plan) in plans.iter().enumerate() {
+            runkit::signals::check()?;
+            let paths = [latents_name(number), captions_name(number)].map(|name| folder.join(name));
             if let Some(missing) = paths.iter().find(|path| !path.exists()) {
                 return Err(refuse(format!(
                     "the cache is not complete: {} is missing; hint: repeat the `train cache` that \
@@ -52,58 +73,49 @@ impl Cache {
                     missing.file_name().unwrap_or_default().display()
                 )));
             }
-            let [latents_path, captions_path] = paths;
-            let part = LatentsFile::open(latents_path)?;
-            let texts = CaptionsFile::open(captions_path)?;
-            for metadata in [part.metadata(), texts.metadata()] {
-                let found = metadata.get(KEY_FINGERPRINT).cloned().unwrap_or_default();
-                let expected = fingerprint.get_or_insert_with(|| found.clone());
-                if *expected != found || found.is_empty() {
-                    return Err(refuse(format!(
-                        "part {index} is of another cache than the part before; hint: make the \
-                         cache again in an empty folder"
-                    )));
-                }
+            let part = Part::open(paths, &mut fingerprint)?.map_err(refuse)?;
+            let fits = |file: &&FileRecord| file.source_file == plan.source_file;
+            let file = manifest.input.files.iter().position(|file| fits(&file));
+            let (Some(file), true) = (file, part.is_of(plan, &manifest)) else {
+                return Err(refuse(format!("part {number} does not fit the others; {AGAIN}")));
+            };
+            if let Some(file) = files.get_mut(file) {
+                file.row_groups.clone_from(&part.record.row_groups);
+                file.parts.push(number);
             }
-            parts.push(json::<PartRecord>(part.metadata(), KEY_PART).map_err(refuse)?);
-            latents.push(part);
-            captions.push(texts);
+            parts.push(part);
         }
-        let first = latents.first().map(LatentsFile::metadata).cloned().unwrap_or_default();
-        let manifest = json::<Manifest>(&first, KEY_MANIFEST).map_err(refuse)?;
-        let cache = Self {
-            folder: folder.to_owned(),
-            manifest,
-            fingerprint: fingerprint.unwrap_or_default(),
-            latents,
-            captions,
-            parts,
-        };
+        let folder = folder.to_owned();
+        let fingerprint = fingerprint.unwrap_or_default();
+        let mut cache = Self { folder, manifest, fingerprint, parts, files };
         cache.check().map_err(refuse)?;
         Ok(cache)
     }
 
-    /// Checks that the parts fit together.
-    fn check(&self) -> Result<(), String> {
-        let files = &self.manifest.input.files;
-        let hint = "hint: make the cache again in an empty folder";
-        if files.len() != self.latents.len() {
-            let (expected, found) = (files.len(), self.latents.len());
-            return Err(format!("expected {expected} parts, found {found}; {hint}"));
-        }
+    /// Sorts the parts of each file and checks that they hold each row and each caption once.
+    fn check(&mut self) -> Result<(), String> {
         let mut next = 0;
-        let parts = self.parts.iter().zip(files).zip(self.latents.iter().zip(&self.captions));
-        for (index, ((part, file), (latents, captions))) in parts.enumerate() {
-            let rows = |rows: i64| u64::try_from(rows).unwrap_or(0);
-            let groups: u64 = part.row_groups.iter().map(|(rows, _)| u64::from(*rows)).sum();
-            let fits = rows(latents.num_rows()) == file.rows
-                && groups == file.rows
-                && part.first_caption == next
-                && latents.layout().shape == self.manifest.latent_shape;
-            if !fits {
-                return Err(format!("part {index} does not fit the others; {hint}"));
+        for (number, part) in self.parts.iter().enumerate() {
+            if part.record.first_caption != next {
+                return Err(format!("part {number} does not fit the others; {AGAIN}"));
             }
-            next += captions.num_rows();
+            next += part.captions.num_rows();
+        }
+        for (file, record) in self.files.iter_mut().zip(&self.manifest.input.files) {
+            let first_row =
+                |number: &usize| self.parts.get(*number).map_or(0, |part| part.record.first_row);
+            file.parts.sort_by_key(first_row);
+            let mut rows = 0;
+            for number in &file.parts {
+                if first_row(number) != rows {
+                    return Err(format!("part {number} does not fit the others; {AGAIN}"));
+                }
+                rows += self.parts.get(*number).map_or(0, Part::rows);
+            }
+            if rows != record.rows {
+                let (name, expected) = (&record.source_file, record.rows);
+                return Err(format!("expected {expected} rows of {name}, found {rows}; {AGAIN}"));
+            }
         }
         Ok(())
     }
@@ -121,7 +133,7 @@ impl Cache {
     }
 
     pub(super) fn files(&self) -> usize {
-        self.latents.len()
+        self.files.len()
     }
 
     pub(super) fn source_file(&self, file: usize) -> &str {
@@ -133,16 +145,38 @@ impl Cache {
     }
 
     pub(super) fn path(&self, file: usize) -> &Path {
-        self.latents.get(file).map_or(&self.folder, LatentsFile::path)
+        self.parts_of(file).next().map_or(&self.folder, |part| part.latents.path())
     }
 
-    pub(super) fn num_rows(&self, file: usize) -> i64 {
-        self.latents.get(file).map_or(0, LatentsFile::num_rows)
+    fn parts_of(&self, file: usize) -> impl Iterator<Item = &Part> {
+        let numbers = self.files.get(file).map_or(&[][..], |file| &file.parts);
+        numbers.iter().filter_map(|number| self.parts.get(*number))
+    }
+
+    /// The rows of a file of which the cache holds some.
+    pub(super) fn num_rows(&self, file: usize) -> u64 {
+        let groups = self.files.get(file).map_or(&[][..], |file| &file.row_groups);
+        groups.iter().map(|(rows, _)| u64::from(*rows)).sum()
+    }
+
+    /// Whether the cache holds a row of a file.
+    pub(super) fn has_row(&self, file: usize, row: u32) -> bool {
+        self.manifest.input.files.get(file).is_some_and(|file| u64::from(row) < file.rows)
     }
 
     /// The row groups of the pairs, which determine the order.
     pub(super) fn row_groups(&self) -> Vec<Vec<(u32, u64)>> {
-        self.parts.iter().map(|part| part.row_groups.clone()).collect()
+        self.files.iter().map(|file| file.row_groups.clone()).collect()
+    }
+
+    /// The number of the part that holds a pair.
+    fn part_of(&self, location: Location) -> Option<usize> {
+        let numbers = &self.files.get(location.file as usize)?.parts;
+        let starts_before = |number: &usize| {
+            let part = self.parts.get(*number);
+            part.is_some_and(|part| part.record.first_row <= u64::from(location.row))
+        };
+        numbers.get(numbers.partition_point(starts_before).checked_sub(1)?).copied()
     }
 
     pub(super) fn each_row(
@@ -150,8 +184,18 @@ impl Cache {
         file: usize,
         each: &mut dyn FnMut(SmallRow<'_>) -> Result<(), DataError>,
     ) -> Result<(), DataError> {
-        let Some(part) = self.latents.get(file) else { return Ok(()) };
-        for batch in part.rows()? {
+        for part in self.parts_of(file) {
+            self.each_row_of(part, each)?;
+        }
+        Ok(())
+    }
+
+    fn each_row_of(
+        &self,
+        part: &Part,
+        each: &mut dyn FnMut(SmallRow<'_>) -> Result<(), DataError>,
+    ) -> Result<(), DataError> {
+        for batch in part.latents.rows()? {
             runkit::signals::check_at("plan")?;
             for row in batch? {
                 each(SmallRow {
@@ -170,7 +214,8 @@ impl Cache {
     fn texts(&self, mut numbers: Vec<i64>) -> Result<HashMap<i64, PromptEmbeds>, DataError> {
         numbers.sort_unstable();
         numbers.dedup();
-        let part_of = |number: i64| self.parts.partition_point(|part| part.first_caption <= number);
+        let part_of =
+            |number: i64| self.parts.partition_point(|part| part.record.first_caption <= number);
         let runs: Vec<&[i64]> = numbers
             .chunk_by(|before, after| part_of(*before) == part_of(*after))
             .flat_map(|run| run.chunks(READ_TOGETHER))
@@ -178,7 +223,7 @@ impl Cache {
         let read = |run: &&[i64]| -> Result<Vec<(i64, PromptEmbeds)>, DataError> {
             let mut texts = Vec::with_capacity(run.len());
             let part = run.first().map_or(0, |&first| part_of(first).saturating_sub(1));
-            let (Some(file), Some(record)) = (self.captions.get(part), self.parts.get(part)) else {
+            let Some(Part { captions: file, record, .. }) = self.parts.get(part) else {
                 return Ok(texts);
             };
             let rows: Vec<i64> = run.iter().map(|number| number - record.first_caption).collect();
@@ -201,22 +246,66 @@ impl Cache {
     }
 }
 
-/// The number of parts, from the name of any of them.
-fn parts_of(folder: &Path) -> Result<usize, String> {
-    let hint = "hint: name the folder that `train cache` wrote";
-    let entries =
-        std::fs::read_dir(folder).map_err(|error| format!("cannot list it: {error}; {hint}"))?;
-    let names = entries.filter_map(Result::ok).map(|entry| entry.file_name());
-    let counts = names.filter_map(|name| {
-        let count = name.to_str()?.strip_prefix("latents-")?.strip_suffix(".parquet")?;
-        count.split_once("-of-")?.1.parse::<usize>().ok()
-    });
-    let counts: std::collections::BTreeSet<usize> = counts.collect();
-    match counts.iter().collect::<Vec<_>>()[..] {
-        [] => Err(format!("expected a cache, found no latents-*.parquet in it; {hint}")),
-        [count] => Ok(*count),
-        _ => Err(format!("it holds parts of several caches; {hint}")),
+impl CachedFile {
+    const EMPTY: Self = Self { parts: Vec::new(), row_groups: Vec::new() };
+}
+
+impl Part {
+    /// Opens the two files of a part, which must have the `fingerprint` of the parts before.
+    fn open(
+        [latents, captions]: [PathBuf; 2],
+        fingerprint: &mut Option<String>,
+    ) -> Result<Result<Self, String>, DataError> {
+        let (latents, captions) = (LatentsFile::open(latents)?, CaptionsFile::open(captions)?);
+        for (path, metadata) in
+            [(latents.path(), latents.metadata()), (captions.path(), captions.metadata())]
+        {
+            let found = metadata.get(KEY_FINGERPRINT).cloned().unwrap_or_default();
+            let expected = fingerprint.get_or_insert_with(|| found.clone());
+            if *expected != found || found.is_empty() {
+                let name = path.file_name().unwrap_or_default().display();
+                return Ok(Err(format!(
+                    "{name} is of another cache than the part before; {AGAIN}"
+                )));
+            }
+        }
+        let record = json::<PartRecord>(latents.metadata(), KEY_PART);
+        Ok(record.map(|record| Self { latents, captions, record }))
     }
+
+    fn rows(&self) -> u64 {
+        u64::try_from(self.latents.num_rows()).unwrap_or(0)
+    }
+
+    /// Whether the part is the one that the manifest of the cache lists.
+    fn is_of(&self, plan: &PartPlan, cache: &Manifest) -> bool {
+        let Ok(own) = json::<Manifest>(self.latents.metadata(), KEY_MANIFEST) else { return false };
+        let is_listed = |file: &FileRecord| {
+            file.source_file == plan.source_file
+                && cache.input.files.iter().any(|listed| {
+                    (&listed.source_file, &listed.fingerprint)
+                        == (&file.source_file, &file.fingerprint)
+                })
+        };
+        own.input.files.first().is_some_and(is_listed)
+            && (self.record.first_row, self.rows()) == (plan.first_row, plan.rows)
+            && self.record.first_caption == plan.first_caption
+            && self.captions.num_rows() == plan.captions
+            && self.latents.layout().shape == cache.latent_shape
+    }
+}
+
+/// The manifest of the cache in a folder.
+fn manifest_in(folder: &Path) -> Result<CacheManifest, String> {
+    let hint = "hint: name the folder that `train cache` wrote";
+    let text = std::fs::read(folder.join(MANIFEST)).map_err(|error| match error.kind() {
+        std::io::ErrorKind::NotFound => {
+            format!("expected a cache, found no {MANIFEST} in it; {hint}")
+        }
+        _ => format!("{MANIFEST}: {error}; {hint}"),
+    })?;
+    serde_json::from_slice(&text)
+        .map_err(|error| format!("{MANIFEST} is not the manifest of a cache: {error}; {hint}"))
 }
 
 fn json<T: serde::de::DeserializeOwned>(
@@ -242,9 +331,10 @@ impl<'data> CacheLoader<'data> {
         cache: &'data Cache,
         options: &StreamOptions,
     ) -> Self {
-        let latents = cache.latents.first().map_or(0, |file| file.layout().numbers());
-        let text = cache.captions.first().map_or(0, |file| {
-            file.layout().numbers() + file.layout().pooled_numbers().unwrap_or(0)
+        let latents = cache.parts.first().map_or(0, |part| part.latents.layout().numbers());
+        let text = cache.parts.first().map_or(0, |part| {
+            let layout = part.captions.layout();
+            layout.numbers() + layout.pooled_numbers().unwrap_or(0)
         });
         let bytes = 4 * (4 * latents as u64 + text as u64);
         // One chunk is used, one waits and one is being read; the fourth is headroom.
@@ -256,13 +346,15 @@ impl<'data> CacheLoader<'data> {
     /// Reads some rows of one part; `wanted` is in ascending order.
     fn part(
         &self,
-        file: usize,
+        part: Option<usize>,
         wanted: &[(Location, usize)],
         epoch: u64,
     ) -> Result<Vec<(LatentRow, [Moments; 2])>, DataError> {
-        let Some(part) = self.cache.latents.get(file) else { return Ok(Vec::new()) };
+        let part = part.and_then(|part| self.cache.parts.get(part));
+        let Some(Part { latents: part, record, .. }) = part else { return Ok(Vec::new()) };
+        let first_row = i64::try_from(record.first_row).unwrap_or(0);
         let numbers: Vec<i64> =
-            wanted.iter().map(|(location, _)| i64::from(location.row)).collect();
+            wanted.iter().map(|(location, _)| i64::from(location.row) - first_row).collect();
         let rows = part.rows_at(&numbers)?;
         let moments = |image: usize| {
             let is_flipped = |location: &Location| {
@@ -314,13 +406,14 @@ impl Loader for CacheLoader<'_> {
             .map(|(at, row)| (self.selection.rows.location(row.index), at))
             .collect();
         wanted.sort_unstable();
+        let part_of = |location: Location| self.cache.part_of(location);
         let runs: Vec<&[(Location, usize)]> = wanted
-            .chunk_by(|(before, _), (after, _)| before.file == after.file)
+            .chunk_by(|(before, _), (after, _)| part_of(*before) == part_of(*after))
             .flat_map(|run| run.chunks(READ_TOGETHER))
             .collect();
         let read = |run: &&[(Location, usize)]| -> Result<Vec<_>, DataError> {
-            let file = run.first().map_or(0, |(first, _)| first.file as usize);
-            let found = self.part(file, run, epoch)?;
+            let part = run.first().and_then(|(first, _)| part_of(*first));
+            let found = self.part(part, run, epoch)?;
             Ok(run.iter().map(|(_, at)| *at).zip(found).collect::<Vec<_>>())
         };
         let read = runs.par_iter().map(read).collect::<Result<Vec<_>, DataError>>()?;

@@ -24,9 +24,9 @@ pub enum DataError {
     /// The cache cannot be read.
     #[error(transparent)]
     Latents(#[from] LatentsError),
-    /// The labels name a file that is not among the pairs.
+    /// No row of the labels is of a file of the pairs.
     #[error(
-        "{}: row {row} is of {source_file:?}, expected one of the files given ({files}); \
+        "{}: no row is of a file given ({files}): row {row} is of {source_file:?}; \
          hint: give the pairs that were labelled, by the same folder",
         labels.display()
     )]

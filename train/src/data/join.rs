@@ -23,6 +23,8 @@ pub(super) trait Source {
     fn fingerprint(&self, file: usize) -> String;
     /// The pairs of a file.
     fn num_rows(&self, file: usize) -> u32;
+    /// Whether a pair of a file is there: a cache may hold the first pairs of a file.
+    fn has_row(&self, file: usize, row: u32) -> bool;
     /// Calls `each` for every pair of a file, in order.
     fn each_row(
         &self,
@@ -72,13 +74,13 @@ pub(super) fn join<L>(
     labels: &LabelsFile,
     label: &mut dyn FnMut(&LabelRow) -> Option<L>,
 ) -> Result<Joined<L>, DataError> {
-    let entries = read(source, labels, label)?;
+    let (entries, elsewhere) = read(source, labels, label)?;
     let mut joined = Joined {
         rows: Rows::new(),
         labelled: Rows::new(),
         positional: Vec::new(),
         labels: Vec::new(),
-        counts: Counts::default(),
+        counts: Counts { elsewhere, ..Counts::default() },
     };
     for (file, mut entries) in entries.into_iter().enumerate() {
         if !entries.is_sorted_by_key(|entry| entry.row) {
@@ -102,16 +104,18 @@ pub(super) fn join<L>(
     Ok(joined)
 }
 
-/// The rows of the labels, by file of pairs.
+/// The rows of the labels, by file of pairs, and how many others there are: of files or pairs that
+/// are not there. At least one must be of a pair that is.
 fn read<L>(
     source: &impl Source,
     labels: &LabelsFile,
     label: &mut dyn FnMut(&LabelRow) -> Option<L>,
-) -> Result<Vec<Vec<Entry<L>>>, DataError> {
+) -> Result<(Vec<Vec<Entry<L>>>, u64), DataError> {
     let numbers: HashMap<&str, usize> =
         (0..source.files()).map(|file| (source.source_file(file), file)).collect();
     let mut entries: Vec<Vec<Entry<L>>> = (0..source.files()).map(|_| Vec::new()).collect();
-    let mut number = 0_u64;
+    let (mut number, mut elsewhere) = (0_u64, 0_u64);
+    let mut unknown = None;
     for batch in labels.batches()? {
         runkit::signals::check_at("labels")?;
         let batch = batch?;
@@ -122,7 +126,9 @@ fn read<L>(
             let Some((file, entries)) =
                 number_of_file.and_then(|file| Some((file, entries.get_mut(file)?)))
             else {
-                return Err(unknown_file(source, labels, number, source_file));
+                unknown.get_or_insert_with(|| (number, source_file.to_owned()));
+                (number, elsewhere) = (number + 1, elsewhere + 1);
+                continue;
             };
             let rows = source.num_rows(file);
             let row = u32::try_from(source_row).ok().filter(|row| *row < rows);
@@ -133,6 +139,10 @@ fn read<L>(
                 source_row,
                 rows,
             })?;
+            if !source.has_row(file, row) {
+                (number, elsewhere) = (number + 1, elsewhere + 1);
+                continue;
+            }
             let text = |column: &arrow::array::StringViewArray| {
                 column.is_valid(index).then(|| column.value(index).to_owned())
             };
@@ -160,7 +170,12 @@ fn read<L>(
             number += 1;
         }
     }
-    Ok(entries)
+    match unknown {
+        Some((row, source_file)) if elsewhere == number => {
+            Err(unknown_file(source, labels, row, &source_file))
+        }
+        _ => Ok((entries, elsewhere)),
+    }
 }
 
 impl<L> Joined<L> {

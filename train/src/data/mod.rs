@@ -83,8 +83,10 @@ pub enum Content {
 /// Counts of rows by what happened to them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Counts {
-    /// Rows of the labels.
+    /// Rows of the labels for pairs of these files.
     pub rows: u64,
+    /// Rows of the labels for other pairs.
+    pub elsewhere: u64,
     /// Rows without votes: their status is not `ok`.
     pub failed: u64,
     /// Rows without a label, such as dropped ties.
@@ -255,6 +257,10 @@ impl<L> Dataset<L> {
     ) -> Result<Self, DataError> {
         let labels = LabelsFile::open(labels)?;
         let mut joined = join::join(&source, &labels, label)?;
+        let Counts { rows, elsewhere, .. } = joined.counts;
+        if elsewhere > 0 {
+            tracing::info!("{rows} of {} labelled pairs are in these files", rows + elsewhere);
+        }
         let skipped: Vec<bool> = joined.labels.iter().map(is_skipped).collect();
         joined.counts.skipped = skipped.iter().filter(|skipped| **skipped).count() as u64;
         if let Source::Pairs(files) = &source {
@@ -431,10 +437,19 @@ impl join::Source for Source {
 
     fn num_rows(&self, file: usize) -> u32 {
         let rows = match self {
-            Self::Pairs(files) => files.get(file).map_or(0, PairFile::num_rows),
+            Self::Pairs(files) => {
+                files.get(file).map_or(0, |file| u64::try_from(file.num_rows()).unwrap_or(0))
+            }
             Self::Cache(cache) => cache.num_rows(file),
         };
         u32::try_from(rows).unwrap_or(0)
+    }
+
+    fn has_row(&self, file: usize, row: u32) -> bool {
+        match self {
+            Self::Pairs(_) => row < self.num_rows(file),
+            Self::Cache(cache) => cache.has_row(file, row),
+        }
     }
 
     fn each_row(

@@ -145,8 +145,9 @@ impl Plan {
 
     /// The plan as JSON. Bytes, seconds and operations are estimates.
     pub fn json(&self, config: &Config, opened: &OpenedRun) -> Value {
-        let Counts { rows, selected, failed, dropped, held_out, skipped, uncached, .. } =
-            *opened.counts();
+        let Counts {
+            rows, selected, failed, dropped, held_out, skipped, uncached, elsewhere, ..
+        } = *opened.counts();
         let settings = &config.settings;
         let memory: Map<String, Value> = self
             .memory
@@ -162,6 +163,7 @@ impl Plan {
                 "held_out": held_out,
                 "skipped": skipped,
                 "uncached": uncached,
+                "elsewhere": elsewhere,
             },
             "preference": settings.preference,
             "ties": {"count": opened.ties.ties, "policy": settings.ties},

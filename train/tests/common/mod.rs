@@ -224,7 +224,7 @@ impl Fixture {
         command.arg(pipeline("sd")).arg("--pairs").arg(self.path("pairs")).args(["--out", &cache]);
         Run::of(&mut command).expect_code(0);
         for index in 0..2 {
-            let path = self.path("latents").join(latents_name(index, 2));
+            let path = self.path("latents").join(latents_name(index));
             let file = LatentsFile::open(&path).unwrap();
             let rows: Vec<_> = file.rows().unwrap().flat_map(Result::unwrap).collect();
             let numbers: Vec<i64> = (0..file.num_rows()).collect();
