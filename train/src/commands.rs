@@ -143,13 +143,14 @@ fn write_cache(arguments: &CacheArguments) -> Result<ExitStatus> {
     }
     let config = cache::Config::new(&settings, arguments.fresh, arguments.shard, &launch)
         .map_err(usage_unless(DeviceError::is_absent))?;
-    if config.shard.is_none() {
+    // Shards know nothing of each other, so each says what it does.
+    let meets = config.shard.is_none() && launch.store.is_some();
+    if meets {
         runkit::logging::of_rank(launch.rank, false);
     }
     let stop = runkit::signals::install().context("installing signal handlers")?;
     let end = cache::write(&config, &stop)?;
-    let is_first = launch.is_first() || config.shard.is_some();
-    if is_first && config.out.join(runkit::run_folder::MANIFEST).exists() {
+    if (launch.is_first() || !meets) && config.out.join(runkit::run_folder::MANIFEST).exists() {
         let text = settings.with_absolute_paths().to_toml()?;
         runkit::files::write_atomic(config.out.join(config::FILE), |file| {
             file.write_all(text.as_bytes())

@@ -6,7 +6,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::fs::File;
-use std::ops::{ControlFlow, Range};
+use std::ops::Range;
 use std::os::unix::fs::FileExt as _;
 use std::sync::mpsc::{Receiver, sync_channel};
 
@@ -19,7 +19,7 @@ use nn::pipeline::Encoders;
 use rayon::prelude::*;
 use runkit::prefetch::prefetch_map;
 use runkit::progress::Progress;
-use runkit::signals::Stoppable;
+use runkit::signals::StopFlag;
 use schemas::labels::Status;
 use schemas::latents::{Geometry, ImageMoments, LatentRow, LatentsLayout, LatentsWriter, Moments};
 use schemas::pairs::{EmptyCaption, PairFile, PairRow, PairRows, caption_problem};
@@ -27,7 +27,6 @@ use xxhash_rust::xxh3::xxh3_128;
 
 use super::manifest::stored;
 use super::plan::Plan;
-use super::ranks::Ranks;
 use super::{Part, networks};
 use crate::data::transform::{Pixels, Transform};
 
@@ -40,13 +39,16 @@ const BATCHES_TO_WRITE: usize = 2;
 
 type Failure = (Status, String);
 
-/// Writes the part, unless a signal stops it.
+/// Writes the part.
+///
+/// # Errors
+/// [`Stopped`](runkit::signals::Stopped) after a signal; what is wrong with an input or the disk.
 pub(super) fn write(
     part: &Part<'_>,
     encoders: &Encoders,
     progress: &Progress,
-    ranks: &Ranks<'_>,
-) -> Result<Stoppable> {
+    stop: &StopFlag,
+) -> Result<()> {
     let [height, width] = part.manifest.resolution;
     let layout = LatentsLayout {
         stored: stored(part.config.precision),
@@ -76,7 +78,7 @@ pub(super) fn write(
     let decode = |batch: Result<Vec<Ordered>>| {
         batch.map(|batch| part.pool.install(|| decoded(batch, transform)))
     };
-    prefetch_map(batches, ahead, decode, |batches| encode_all(batches, &encoder, sink, ranks))
+    prefetch_map(batches, ahead, decode, |batches| encode_all(batches, &encoder, sink, stop))
 }
 
 /// Encodes batches, and writes each while the next one is encoded.
@@ -84,41 +86,29 @@ fn encode_all(
     batches: &mut dyn Iterator<Item = Result<Vec<DecodedRow>>>,
     encoder: &Encoder<'_>,
     sink: PartSink<'_>,
-    ranks: &Ranks<'_>,
-) -> Result<Stoppable> {
+    stop: &StopFlag,
+) -> Result<()> {
     std::thread::scope(|scope| {
         let (sender, receiver) = sync_channel(BATCHES_TO_WRITE);
         let writer = scope.spawn(move || sink.take_all(&receiver));
-        let mut end = Ok(ControlFlow::Continue(()));
-        for batch in batches {
-            match batch.and_then(|batch| encoder.encode_batch(batch)) {
-                // The writer has failed and says why.
-                Ok(batch) => {
-                    if sender.send(batch).is_err() {
-                        break;
-                    }
-                }
-                Err(error) => {
-                    end = Err(error);
+        let encode_and_send = || {
+            for batch in batches {
+                // The writer is gone if it has failed; it says why.
+                if sender.send(encoder.encode_batch(batch?)?).is_err() {
                     break;
                 }
+                stop.check()?;
             }
-            if let Some(signal) = ranks.stop_requested()? {
-                end = Ok(ControlFlow::Break(signal));
-                break;
-            }
-        }
+            Ok(())
+        };
+        let end: Result<()> = encode_and_send();
         drop(sender);
         let written = match writer.join() {
             Ok(written) => written,
             Err(panic) => std::panic::resume_unwind(panic),
         };
-        let end = end?;
-        let writer = written?;
-        if end.is_continue() {
-            writer.finish()?;
-        }
-        Ok(end)
+        end?;
+        Ok(written?.finish()?)
     })
 }
 

@@ -23,6 +23,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use nn::device::Precision;
+use nn::distributed::{Deal, sharing_stops};
 use nn::pipeline::Encoders;
 use runkit::files::FileHashes;
 use runkit::launch::Launch;
@@ -43,6 +44,7 @@ use self::plan::{Plan, PlannedFile, is_there};
 use self::ranks::Ranks;
 pub use self::settings::settings;
 use crate::model::BaseModel;
+use crate::run::ranks::plain;
 
 /// A validated run.
 #[derive(Debug, Clone)]
@@ -126,30 +128,27 @@ const CACHE: FolderKind = FolderKind {
 /// One sentence about what is wrong with an input, the model, the folder, or an earlier run that
 /// this one would mix with.
 pub fn write(config: &Config, stop: &StopFlag) -> Result<Stoppable<Option<Summary>>> {
-    let ranks = Ranks::join(&config.launch, config.shard, stop)?;
+    let ranks = Ranks::join(&config.launch, config.shard)?;
     ensure!(
-        !config.fresh || ranks.is_alone() || ranks.meets(),
+        !config.fresh || !matches!(ranks.deal, Deal::Shard(_)),
         "--fresh with a shard would delete what other shards have done; hint: delete {} before \
          you start them",
         config.out.display()
     );
-    let is_first = ranks.is_first();
-    let made = stoppable(make(config, &ranks));
-    Ok(match ranks.finish(made)? {
-        ControlFlow::Break(signal) => ControlFlow::Break(signal),
-        ControlFlow::Continue(_) if !is_first => ControlFlow::Continue(None),
-        ControlFlow::Continue(count) => {
-            runkit::files::remove_stale_temporaries(&config.out)?;
-            match stoppable(summary(&config.out, count).map(ControlFlow::Continue))? {
-                ControlFlow::Break(signal) => ControlFlow::Break(signal),
-                ControlFlow::Continue(summary) => ControlFlow::Continue(Some(summary)),
-            }
+    let work = || {
+        let count = ranks.finish(make(config, &ranks, stop))?;
+        if !ranks.world.is_first() {
+            return Ok(None);
         }
-    })
+        runkit::files::remove_stale_temporaries(&config.out)?;
+        Ok(Some(summary(&config.out, count)?))
+    };
+    let end = sharing_stops(ranks.world.store().map(AsRef::as_ref), stop, work);
+    stoppable(end.map(ControlFlow::Continue).map_err(plain))
 }
 
 /// Writes parts and returns how many the cache has.
-fn make(config: &Config, ranks: &Ranks<'_>) -> Result<Stoppable<usize>> {
+fn make(config: &Config, ranks: &Ranks, stop: &StopFlag) -> Result<usize> {
     let folder = CACHE.at(&config.out);
     // A part names its run by itself, so that a folder that lost its manifest still counts as ours.
     let has_parts = |out: &Path| {
@@ -163,9 +162,9 @@ fn make(config: &Config, ranks: &Ranks<'_>) -> Result<Stoppable<usize>> {
     BaseModel::check_local(&config.model)?;
     schemas::pairs::discover(&config.pairs, &config.splits)?;
     let base = BaseModel::open(&config.model, config.resolution)?;
-    let _lock = if ranks.is_alone() { folder.lock()? } else { folder.lock_shared()? };
+    let _lock = if ranks.deal.is_shared() { folder.lock_shared()? } else { folder.lock()? };
     let mut encoders = None;
-    let planned = ranks.by_first(|| {
+    let planned = ranks.first(|| {
         let planned = plan(config, &base)?;
         if planned.is_missing {
             // The networks are loaded before anything is written: a wrong checkpoint leaves no
@@ -195,18 +194,16 @@ fn make(config: &Config, ranks: &Ranks<'_>) -> Result<Stoppable<usize>> {
     }
     let missing_rows: u64 = missing.iter().sum();
     if missing_rows == 0 {
-        return Ok(ControlFlow::Continue(count));
+        return Ok(count);
     }
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let threads = (cores / config.launch.local_world.max(1)).max(1);
     let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build()?;
     let progress = Progress::new("encoding", "pairs", manifest.input.rows);
     progress.already_done(manifest.input.rows - missing_rows);
-    let mut last = None;
     let mut passed = 0;
-    while let Some(number) = ranks.next_part(last, count as u64)? {
-        last = Some(number);
-        let number = usize::try_from(number)?;
+    for number in ranks.deal.units("cache", count as u64) {
+        let number = usize::try_from(number?)?;
         // Other processes wrote those between, or are at it: the rate is that of all.
         progress.add(missing.get(passed..number).unwrap_or_default().iter().sum());
         passed = number + 1;
@@ -232,13 +229,11 @@ fn make(config: &Config, ranks: &Ranks<'_>) -> Result<Stoppable<usize>> {
         let path = part.file.input.path.display();
         captions::write(&part, encoders)
             .with_context(|| format!("encoding the captions of {path}"))?;
-        let written = latents::write(&part, encoders, &progress, ranks);
-        if let ControlFlow::Break(signal) = written.with_context(|| format!("encoding {path}"))? {
-            return Ok(ControlFlow::Break(signal));
-        }
+        latents::write(&part, encoders, &progress, stop)
+            .with_context(|| format!("encoding {path}"))?;
     }
     progress.finish();
-    Ok(ControlFlow::Continue(count))
+    Ok(count)
 }
 
 /// What the folder will hold.

@@ -1,7 +1,7 @@
 //! The settings of `train cache`: from flags, environment and file to a [`Config`].
 
 use anyhow::{Result, ensure};
-use nn::device::{self, DeviceChoice, Precision};
+use nn::device::{DeviceChoice, Precision};
 use runkit::launch::Launch;
 use runkit::program::UsageError;
 use runkit::settings::Settings as _;
@@ -21,7 +21,7 @@ pub fn settings(arguments: &CacheArguments, launch: &Launch) -> Result<CacheOpti
     let mut options = runkit::config::merge(&options, &recipe::cache_options()?)?;
     let device = options.device.as_deref().unwrap_or_default();
     let choice: DeviceChoice = device.parse().map_err(UsageError::of)?;
-    choice.resolve()?;
+    choice.resolve_for(launch.local_rank)?;
     options.device = Some(choice.to_string());
     Ok(options)
 }
@@ -44,7 +44,7 @@ impl Config {
             ("--out <DIR>", options.out.is_some()),
         ])?;
         let settings: CacheSettings = settings::complete(options)?;
-        let device = device::parse(&settings.device)?;
+        let device = settings.device.parse::<DeviceChoice>()?.resolve_for(launch.local_rank)?;
         let precision: Precision = settings.dtype.parse()?;
         precision.check(device)?;
         ensure!(settings.batch_size > 0, "--batch-size 0 encodes nothing; hint: leave it out");
