@@ -38,7 +38,7 @@ pub enum Command {
     /// Show what a run would do: pairs, ties, steps, learning rate, memory, time.
     Plan(Box<PlanArguments>),
     /// Encode images and captions once, for many runs (see run --cache).
-    Cache(CacheArguments),
+    Cache(Box<CacheArguments>),
     /// List the recipes.
     Recipes(JsonFlag),
     /// Check this machine: libtorch, GPUs, CPU, memory, disk and hub.

@@ -1,8 +1,8 @@
 //! The latents of one part: read → decode and transform on all cores → encode → write.
 //!
 //! A thread writes a batch while the encoder works at the next one. On a CPU reading, decoding and
-//! encoding take turns, each with every core; for a GPU a thread reads ahead and others decode
-//! several batches at a time, and their order stays. A batch is a function of the part alone.
+//! encoding take turns, each with every core; for a GPU a thread reads and others decode several
+//! batches at a time, in advance and in order. A batch is a function of the part alone.
 
 use std::collections::{HashMap, HashSet};
 use std::fs::File;

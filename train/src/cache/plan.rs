@@ -38,8 +38,8 @@ pub(super) struct PlannedFile {
 }
 
 impl Plan {
-    /// Plans the parts of the pairs, of which at most `limit` are wanted, after those of an
-    /// `earlier` start in the folder `out`.
+    /// Plans the parts of the first `limit` pairs, after those of an `earlier` start in the folder
+    /// `out`.
     ///
     /// # Errors
     /// If the input cannot be read, or is not the one that the cache was begun with.
@@ -309,7 +309,7 @@ mod tests {
         assert_eq!(tile(&small, 0..450), [0..400, 400..450]);
         // What is missing begins where the last part ended.
         assert_eq!(tile(&small, 450..650), [450..600, 600..650]);
-        assert!(tile(&small, 5..5).is_empty() && tile(&small, 9..5).is_empty());
+        assert!(tile(&small, 5..5).is_empty());
         assert!(tile(&[], 0..5).is_empty());
         for limit in 1..=1905 {
             let parts = tile(&small, 0..limit);

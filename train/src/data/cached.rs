@@ -153,7 +153,7 @@ impl Cache {
         numbers.iter().filter_map(|number| self.parts.get(*number))
     }
 
-    /// The rows of a file of which the cache holds some.
+    /// The rows of a file; the cache may hold the first of them only.
     pub(super) fn num_rows(&self, file: usize) -> u64 {
         let groups = self.files.get(file).map_or(&[][..], |file| &file.row_groups);
         groups.iter().map(|(rows, _)| u64::from(*rows)).sum()

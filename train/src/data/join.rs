@@ -74,7 +74,7 @@ pub(super) fn join<L>(
     labels: &LabelsFile,
     label: &mut dyn FnMut(&LabelRow) -> Option<L>,
 ) -> Result<Joined<L>, DataError> {
-    let (entries, elsewhere) = read(source, labels, label)?;
+    let Found { by_file: entries, elsewhere } = read(source, labels, label)?;
     let mut joined = Joined {
         rows: Rows::new(),
         labelled: Rows::new(),
@@ -104,13 +104,20 @@ pub(super) fn join<L>(
     Ok(joined)
 }
 
-/// The rows of the labels, by file of pairs, and how many others there are: of files or pairs that
-/// are not there. At least one must be of a pair that is.
+/// The rows of labels.
+struct Found<L> {
+    /// Those of pairs that are there, by file of pairs.
+    by_file: Vec<Vec<Entry<L>>>,
+    /// How many others there are.
+    elsewhere: u64,
+}
+
+/// Reads the rows of the labels. At least one must be of a file that is there.
 fn read<L>(
     source: &impl Source,
     labels: &LabelsFile,
     label: &mut dyn FnMut(&LabelRow) -> Option<L>,
-) -> Result<(Vec<Vec<Entry<L>>>, u64), DataError> {
+) -> Result<Found<L>, DataError> {
     let numbers: HashMap<&str, usize> =
         (0..source.files()).map(|file| (source.source_file(file), file)).collect();
     let mut entries: Vec<Vec<Entry<L>>> = (0..source.files()).map(|_| Vec::new()).collect();
@@ -174,7 +181,7 @@ fn read<L>(
         Some((row, source_file)) if elsewhere == number => {
             Err(unknown_file(source, labels, row, &source_file))
         }
-        _ => Ok((entries, elsewhere)),
+        _ => Ok(Found { by_file: entries, elsewhere }),
     }
 }
 

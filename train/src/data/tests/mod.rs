@@ -327,11 +327,19 @@ fn what_is_wrong_is_said_at_once_and_by_name() {
     assert!(message.contains("image_1_uid of row 5") && message.contains("null"), "{message}");
     let message = changed(|row| row.pair_id = "9".to_owned());
     assert!(message.contains("the id of row 5"), "{message}");
-    let message = changed(|row| row.source_file = "c.parquet".to_owned());
+    let mut others = labels.clone();
+    others.iter_mut().for_each(|row| row.source_file = "c.parquet".to_owned());
+    let message = refused(&others);
     assert!(
-        message.contains("row 5 is of \"c.parquet\"") && message.contains("b.parquet"),
+        message.contains("row 0 is of \"c.parquet\"") && message.contains("b.parquet"),
         "{message}"
     );
+    // Labels of other files as well select the pairs that are there.
+    others.truncate(12);
+    others.extend(labels.iter().take(20).cloned());
+    let some = open(folder.path(), &write_labels(folder.path(), &others)).unwrap();
+    assert_eq!((some.counts().rows, some.counts().elsewhere), (20, 12));
+    assert_eq!(some.counts().unlabelled, 15);
     for row in [23, -1, i64::MAX] {
         let mut rows = labels.clone();
         rows[5].source_row = row;
