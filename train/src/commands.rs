@@ -162,6 +162,7 @@ fn write_cache(arguments: &CacheArguments) -> Result<ExitStatus> {
         ControlFlow::Continue(Some(summary)) => {
             let missing = match summary.missing {
                 0 => String::new(),
+                1 => ", 1 part left to other shards".to_owned(),
                 missing => format!(", {} parts left to other shards", HumanCount(missing)),
             };
             let text = || {

@@ -31,9 +31,9 @@ fn labels_of_other_pairs() {
     let other = fixture.put_labels("other.parquet", &labels).display().to_string();
     assert_refused(&fixture, &["--labels", &other], &["other.parquet", "other pairs", "caption"]);
     let mut labels = fixture.labels();
-    labels[3].source_file = "elsewhere.parquet".to_owned();
+    labels.iter_mut().for_each(|label| label.source_file = "elsewhere.parquet".to_owned());
     let unknown = fixture.put_labels("unknown.parquet", &labels).display().to_string();
-    assert_refused(&fixture, &["--labels", &unknown], &["elsewhere.parquet"]);
+    assert_refused(&fixture, &["--labels", &unknown], &["elsewhere.parquet", "no row"]);
     let mut labels = fixture.labels();
     labels[3].source_row = 99;
     let beyond = fixture.put_labels("beyond.parquet", &labels).display().to_string();

@@ -237,24 +237,25 @@ fn ranks_write_the_bytes_of_one_process_also_after_one_was_killed() {
 fn a_signal_or_an_error_at_one_rank_ends_all() {
     let folder = tempfile::tempdir().unwrap();
     let long = long_pairs(folder.path(), 1_100);
-    let out = folder.path().join("stopped");
-    let with = |fault: &'static str| {
-        let (long, out) = (&long, &out);
+    let with = |name: &str, fault: &'static str| {
+        let (long, out) = (&long, folder.path().join(name));
         move |rank: usize| {
-            let mut command = program(long, out);
+            let mut command = program(long, &out);
             if rank == 1 {
                 command.env("RUNKIT_FAULT", fault);
             }
             command
         }
     };
-    let runs = Ranks::start(2, with("captions:1:TERM")).finish_within(LIMIT);
+    let runs = Ranks::start(2, with("stopped", "captions:1:TERM")).finish_within(LIMIT);
     runs.into_iter().for_each(|run| drop(run.expect_code(143)));
-    let mut runs = Ranks::start(2, with("write:1:ENOSPC")).finish_within(LIMIT).into_iter();
+    let mut runs = Ranks::start(2, with("full", "write:1:ENOSPC")).finish_within(LIMIT).into_iter();
     runs.next().unwrap().expect_error(&["rank 1", "no space left"]);
     runs.next().unwrap().expect_error(&["no space left"]);
-    let runs = Ranks::start(2, |_| program(&long, &out)).finish_within(LIMIT);
-    runs.into_iter().for_each(|run| drop(run.expect_code(0)));
+    for out in ["stopped", "full"].map(|name| folder.path().join(name)) {
+        let runs = Ranks::start(2, |_| program(&long, &out)).finish_within(LIMIT);
+        runs.into_iter().for_each(|run| drop(run.expect_code(0)));
+    }
 }
 
 #[test]
@@ -265,7 +266,7 @@ fn without_a_store_ranks_are_shards() {
     let mut first = program(&long, &out);
     first.env("RANK", "0").env("WORLD_SIZE", "2");
     let first = testkit::Run::of(&mut first).expect_code(0);
-    assert!(first.stdout.contains("300 pairs") && first.stdout.contains("1 parts left to other"));
+    assert!(first.stdout.contains("300 pairs") && first.stdout.contains("1 part left to other"));
     let mut second = program(&long, &out);
     second.args(["--shard", "1/2"]);
     let second = testkit::Run::of(&mut second).expect_code(0);
