@@ -24,7 +24,8 @@ use train::data::{Content, Dataset, Example, Positions, Stream, StreamOptions};
 use train::model::BaseModel;
 
 use self::caches::{
-    SIDE, config, difference, files, labels, model, pairs, refused, sign_of, take, take_of_rank, write,
+    SIDE, config, difference, files, labels, model, pairs, refused, sign_of, take, take_of_rank,
+    write,
 };
 
 /// From pairs and from their cache: the same pairs in the same order with the same flipping, and
