@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, Result, ensure};
 use nn::device::{self, DeviceChoice, DeviceError, Precision};
 use runkit::exit::ExitStatus;
-use runkit::launch::Launch;
+use runkit::launch::{Launch, StoreAddress};
 use runkit::logging::counted;
 use runkit::program::{self, JsonFlag, say, usage_unless};
 use runkit::settings::Settings as _;
@@ -165,10 +165,14 @@ fn sharing(shard: Option<Shard>) -> Result<(Sharing, Launch)> {
 /// Divides the cores of a machine fairly between the processes that a launcher started there:
 /// threads that decode, and those of libtorch. What the user set for either stays.
 fn divide_cores(launch: &Launch) {
-    if launch.local_world < 2 {
+    let is_set = |name: &str| std::env::var_os(name).is_some_and(|value| !value.is_empty());
+    // Else it is the number of all processes, which may be on other machines.
+    let is_known = is_set("LOCAL_WORLD_SIZE")
+        || is_set("SLURM_STEP_TASKS_PER_NODE")
+        || launch.store.as_ref().is_some_and(StoreAddress::is_loopback);
+    if launch.local_world < 2 || !is_known {
         return;
     }
-    let is_set = |name: &str| std::env::var_os(name).is_some_and(|value| !value.is_empty());
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let threads = (cores / launch.local_world).max(1);
     if !is_set("RAYON_NUM_THREADS") {
