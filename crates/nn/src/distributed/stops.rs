@@ -30,6 +30,10 @@ pub fn sharing_stops<T>(store: Option<&Store>, stop: &StopFlag, work: impl FnOnc
                     Err(_) => break,
                 }
             }
+            // A signal may end the work between two looks.
+            if !is_shared && stop.requested().is_some() {
+                let _ = share(store, stop);
+            }
         });
         let result = work();
         drop(end);

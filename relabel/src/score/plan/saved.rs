@@ -339,12 +339,12 @@ mod tests {
             std::fs::write(&path, bytes).unwrap();
             Plan::read(&path, &inputs(), options, &stop).unwrap()
         };
-        for bit in (0..whole.len() * 8).step_by(7) {
+        for bit in (0..whole.len() * 8).step_by(61) {
             let mut bytes = whole.clone();
             bytes[bit / 8] ^= 1 << (bit % 8);
             assert!(read(&bytes).is_none(), "bit {bit}");
         }
-        for length in (0..whole.len()).step_by(5) {
+        for length in (0..whole.len()).step_by(37) {
             assert!(read(&whole[..length]).is_none(), "{length} bytes");
         }
         assert!(read(&whole).is_some());
