@@ -195,7 +195,9 @@ impl<'run> Output<'run> {
         let units = plan.units.len();
         if let Some(other) = part::of_other_units(&self.parts(), units)? {
             bail!(
-                "{}: expected parts of {units} units, found this one, as a version wrote it that scored                  whole files\nhint: finish the run with that version, or start over with --fresh",
+                "{}: expected parts of {units} units, found one of an earlier version, which scored \
+                 whole files\n\
+                 hint: finish the run with that version, or start over with --fresh",
                 other.display()
             );
         }
