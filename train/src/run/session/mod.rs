@@ -248,17 +248,20 @@ impl Session<'_> {
             return Ok(());
         }
         let is_unsaved = self.trainer.position().step > self.saved;
-        if ranks::lost_rank(error).is_some() {
-            // The moments of a lost rank's parameters are lost with it.
-            return match self.world.is_first() && is_unsaved && !self.has_sharded_states() {
-                true => self.sync_metrics().and_then(|()| self.save_with(&World::alone())),
-                false => Ok(()),
-            };
-        }
-        if let Some(DistributedError::Differ(_)) = error.downcast_ref() {
+        if !is_unsaved || matches!(error.downcast_ref(), Some(DistributedError::Differ(_))) {
             return Ok(());
         }
-        if is_unsaved { self.save() } else { Ok(()) }
+        if ranks::lost_rank(error).is_none() {
+            match self.save() {
+                Err(error) if error.chain().any(|cause| cause.is::<DistributedError>()) => {}
+                saved => return saved,
+            }
+        }
+        // The moments of a lost rank's parameters are lost with it.
+        match self.world.is_first() && !self.has_sharded_states() {
+            true => self.sync_metrics().and_then(|()| self.save_with(&World::alone())),
+            false => Ok(()),
+        }
     }
 
     fn has_sharded_states(&self) -> bool {
