@@ -375,7 +375,7 @@ fn a_plan_knows_the_ranks() {
     let gradients = 4.0 * number(&three, "/parameters");
     let sent = number(&three, "/communication/sent_bytes_per_step");
     assert!((sent - gradients * 4.0 / 3.0).abs() < 2.0, "{three:#}");
-    // Two moments, of which each rank keeps a third.
+    // Each rank keeps a third of the two moments.
     let [whole, sharded] = ["whole", "sharded"]
         .map(|kind| number(&three, &format!("/peak_memory_bytes_by_optimizer/{kind}")));
     assert!((whole - sharded - gradients * 4.0 / 3.0).abs() < 4.0, "{three:#}");

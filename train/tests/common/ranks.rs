@@ -28,7 +28,7 @@ impl Fixture {
     }
 }
 
-/// All ranks are done, and what all of them know is said once.
+/// All ranks are done, and rank 0 alone reports it.
 #[track_caller]
 pub(crate) fn assert_done(runs: &[Run]) {
     for run in runs {

@@ -252,8 +252,11 @@ impl Session<'_> {
             return Ok(());
         }
         if ranks::lost_rank(error).is_none() {
+            let of_ranks = |error: &anyhow::Error| {
+                error.chain().any(<dyn std::error::Error + 'static>::is::<DistributedError>)
+            };
             match self.save() {
-                Err(error) if error.chain().any(|cause| cause.is::<DistributedError>()) => {}
+                Err(error) if of_ranks(&error) => {}
                 saved => return saved,
             }
         }
