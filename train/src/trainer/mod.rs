@@ -186,8 +186,9 @@ impl<'run> Trainer<'run> {
             ControlFlow::Break(signal) => return Ok(ControlFlow::Break(signal)),
         };
         exchanging(world, &mut times, || self.sum_gradients(computed))?;
-        let numbers = timed(&mut times.optimizer, || self.rank_numbers(&parts, computed))?;
-        let numbers = exchanging(world, &mut times, || numbers.gather(world))?;
+        let numbers = timed(&mut times.optimizer, || self.rank_numbers(&parts, computed));
+        let numbers = exchanging(world, &mut times, || ranks::gather(world, numbers))?;
+        let numbers = numbers::in_order(&numbers)?;
         let overflow = !numbers.grad_norm.is_finite() && numbers.losses_are_finite();
         let lowered = loss_scale.shrunk(config.loss_scaling).filter(|_| overflow);
         if lowered.is_none() {

@@ -2,7 +2,6 @@
 //! position.
 
 use anyhow::{Context as _, Result, ensure};
-use nn::distributed::World;
 use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor};
 
@@ -75,11 +74,6 @@ impl RankNumbers {
         })
     }
 
-    /// The numbers of all ranks, the same at each of them.
-    pub(super) fn gather(self, world: &World) -> Result<Numbers> {
-        in_order(&world.gather(self)?)
-    }
-
     fn row(&self, row: usize) -> Option<&[u32]> {
         let pairs = self.pairs.iter().sum::<usize>();
         self.bits.get(row * pairs..(row + 1) * pairs)
@@ -87,8 +81,8 @@ impl RankNumbers {
 }
 
 /// Puts the numbers of ranks in order of position: micro-batch `i` of the step is that of rank
-/// `i % W`.
-fn in_order(ranks: &[RankNumbers]) -> Result<Numbers> {
+/// `i % W`. The result is the same at all ranks.
+pub(super) fn in_order(ranks: &[RankNumbers]) -> Result<Numbers> {
     let lost = "a rank's numbers are not complete";
     let mut numbers = Numbers::default();
     let count = ranks.first().context(lost)?.pairs.len();
