@@ -328,7 +328,7 @@ mod tests {
     fn the_largest_parameters_are_spread_evenly() {
         let parameters = parameters();
         assert_eq!(owners(&parameters, 1), [0; 6]);
-        // 40 to rank 0, 32 and 12 to rank 1, then 8, 4 and 1 to rank 0, 1 and 1 of 48, 48 and 49.
+        // 40, 8 and 1 numbers for rank 0; 32, 12 and 4 for rank 1.
         assert_eq!(owners(&parameters, 2), [1, 1, 1, 0, 0, 0]);
         assert_eq!(owners(&parameters, 3), [2, 2, 1, 2, 0, 2]);
         let sums = |owners: &[usize], world: usize| -> Vec<usize> {
