@@ -30,7 +30,7 @@ const GROUP: usize = 32;
 /// How often a process looks for features that another one is encoding.
 const POLL: Duration = Duration::from_millis(20);
 /// A process waits for another at least so long before it encodes the captions itself.
-const LEAST_WAIT: Duration = Duration::from_secs(2);
+const LEAST_WAIT: Duration = Duration::from_secs(10);
 
 /// Bytes that the features of `captions` take in the scratch folder, in the portions in which they
 /// are kept: `widths` are the numbers that each text tower gives for a caption.
