@@ -142,8 +142,6 @@ fn start(
     if world.is_first() {
         hashes.write(run)?;
     }
-    // From here on a rank may meet what others do not.
-    runkit::logging::of_rank(world.rank(), false);
     session.train(&opened, stop)
 }
 
