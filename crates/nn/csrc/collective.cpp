@@ -10,6 +10,7 @@
 
 #include <ATen/ATen.h>
 #include <c10/util/Exception.h>
+#include <c10/util/Logging.h>
 #include <torch/csrc/distributed/c10d/PrefixStore.hpp>
 #include <torch/csrc/distributed/c10d/ProcessGroupGloo.hpp>
 #include <torch/csrc/distributed/c10d/TCPStore.hpp>
@@ -62,6 +63,10 @@ void *started(Work work) { return new Work(std::move(work)); }
 extern "C" {
 
 void *nn_store_open(const char *host, uint16_t port, bool serve, int64_t limit_ms, char **error) {
+  // c10d would warn, with a stack trace, of each connection that another process closes. Our errors
+  // say which rank has gone. The variable is PyTorch's own for its level.
+  if (std::getenv("TORCH_CPP_LOG_LEVEL") == nullptr)
+    FLAGS_caffe2_log_level = c10::GLOG_ERROR;
   return guarded(error, [&]() -> void * {
     c10d::TCPStoreOptions options;
     options.port = port;
