@@ -32,7 +32,7 @@ fn output(unet: &UNet, seed: u64) -> Tensor {
     unet.forward(&latents_BCHW, &times_B, &text_BLD, added.as_ref()).unwrap()
 }
 
-/// Everything that three steps of two micro-batches compute, as bits.
+/// Everything that two steps of two micro-batches compute, as bits.
 fn steps(mut unet: UNet, checkpointing: bool, flat: bool) -> Vec<(String, Vec<u32>)> {
     unet.set_gradient_checkpointing(checkpointing);
     let mut optimizer = AdamW::new(unet.parameters(), AdamWConfig::default()).unwrap();
@@ -44,7 +44,7 @@ fn steps(mut unet: UNet, checkpointing: bool, flat: bool) -> Vec<(String, Vec<u3
         let bits = numbers.into_iter().map(|number| (number + 0.0).to_bits()).collect();
         found.push((name, bits));
     };
-    for step in 0..3 {
+    for step in 0..2 {
         let _attached = flat.then(|| FlatGradients::attach(unet.parameters()).unwrap());
         for micro in 0..2 {
             let output = output(&unet, 10 * step + micro);
@@ -68,7 +68,7 @@ fn steps(mut unet: UNet, checkpointing: bool, flat: bool) -> Vec<(String, Vec<u3
 #[test]
 fn copies_of_weights_give_the_bits_of_casts_at_every_use() {
     multiplying_bf16(|| {
-        for name in ["sd15", "sd21", "sdxl"] {
+        for name in ["sd15", "sdxl"] {
             for checkpointing in [false, true] {
                 let expected = steps(trained(name, true), checkpointing, false);
                 for flat in [false, true] {
