@@ -60,6 +60,9 @@ impl Sharing {
             return Ok(Self::of_shard(shard));
         }
         let launch = Launch::from_environment().map_err(UsageError::of)?;
+        if launch.is_alone() {
+            runkit::shard::refuse_several_processes("evaluate")?;
+        }
         if launch.is_alone() || launch.store.is_none() {
             let shard = Shard::from_environment(None).map_err(UsageError::of)?;
             return Ok(Self::of_shard(shard));

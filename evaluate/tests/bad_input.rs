@@ -178,10 +178,17 @@ fn an_output_that_cannot_be_written_is_refused() {
 }
 
 #[test]
-fn one_of_several_processes_is_refused() {
+fn one_of_several_processes_that_do_not_know_their_place_is_refused() {
     let fixture = Fixture::new(&["a fox"]);
     let mut command = fixture.generate(&[&model("sd")], &[]);
-    command.env("RANK", "1").env("WORLD_SIZE", "8");
-    Run::of(&mut command).expect_error(&["WORLD_SIZE=8", "one process on one GPU", "hint"]);
+    command.env("OMPI_COMM_WORLD_SIZE", "8");
+    Run::of(&mut command).expect_error(&["OMPI_COMM_WORLD_SIZE=8", "torchrun", "hint"]);
+    let mut command = fixture.generate(&[&model("sd")], &[]);
+    Run::of(command.env("RANK", "1")).expect_usage_error(&["WORLD_SIZE", "hint"]);
+    for (shard, says) in [("3/3", "zero-based"), ("x", "INDEX/COUNT"), ("slurm", "SLURM_ARRAY")] {
+        let mut command = fixture.generate(&[&model("sd")], &["--shard", shard]);
+        let run = Run::of(&mut command).expect_code(2);
+        assert!(run.stderr.contains(says), "{run:#?}");
+    }
     assert!(!fixture.path("out").exists());
 }
