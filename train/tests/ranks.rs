@@ -7,8 +7,8 @@ mod common;
 use std::path::Path;
 use std::process::Command;
 
-use common::ranks::{LIMIT, assert_done, assert_same, comparable};
-use common::{Fixture, Run, pipeline, wait_until};
+use common::ranks::{LIMIT, assert_done, assert_same, comparable, wait_until};
+use common::{Fixture, Run, pipeline};
 use nn::weights::Weights;
 use serde_json::{Map, Value};
 use tch::{Kind, Tensor};
@@ -237,7 +237,9 @@ fn torchrun_starts_the_ranks_again_and_the_bytes_are_the_same() {
         let flags = [&FLAGS[..], &["--steps", "5000"]].concat();
         fixture.run("long", &flags)
     }));
-    wait_until("a checkpoint", || fixture.path("long/checkpoints/step-000003/DONE").exists());
+    wait_until("there is a checkpoint", || {
+        fixture.path("long/checkpoints/step-000003/DONE").exists()
+    });
     launcher.signal("TERM");
     wait_until("the launcher has ended", || launcher.has_ended());
     let run = launcher.finish();
@@ -250,7 +252,9 @@ fn a_rank_that_hangs_is_named_within_the_time_limit() {
     let fixture = Fixture::new(PAIRS);
     let flags = ["--steps", "5000", "--rank-timeout", "4"];
     let mut ranks = start(&fixture, 2, "out", &flags, |_, _| {});
-    wait_until("a checkpoint", || fixture.path("out/checkpoints/step-000003/DONE").exists());
+    wait_until("there is a checkpoint", || {
+        fixture.path("out/checkpoints/step-000003/DONE").exists()
+    });
     ranks.rank(1).signal("STOP");
     wait_until("rank 0 has ended", || ranks.rank(0).has_ended());
     ranks.rank(1).signal("KILL");

@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use common::Fixture;
-use common::ranks::{LIMIT, assert_done, assert_same};
+use common::ranks::{LIMIT, assert_done, assert_same, wait_until};
 
 const LONGEST: Duration = Duration::from_secs(900);
 
@@ -80,7 +80,7 @@ fn five_hundred_steps_with_stops_of_every_kind_end_with_the_bytes_of_an_undistur
             ranks.rank(guilty).signal(kind);
             if kind == "STOP" {
                 let others = [(guilty + 1) % 3, (guilty + 2) % 3];
-                common::wait_until("the others have ended", || {
+                wait_until("the others have ended", || {
                     others.iter().all(|rank| ranks.rank(*rank).has_ended())
                 });
                 ranks.rank(guilty).signal("KILL");

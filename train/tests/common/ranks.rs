@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use testkit::{Ranks, Run};
 
@@ -10,6 +10,16 @@ use super::Fixture;
 
 /// Ranks that wait for each other for longer hang.
 pub(crate) const LIMIT: Duration = Duration::from_secs(90);
+
+/// Waits until `ready` returns true; torchrun alone takes half a minute to start on a busy machine.
+#[track_caller]
+pub(crate) fn wait_until(what: &str, mut ready: impl FnMut() -> bool) {
+    let begin = Instant::now();
+    while !ready() {
+        assert!(begin.elapsed() < LIMIT, "waited in vain until {what}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
 
 impl Fixture {
     /// `train run` on several ranks; `special` may give a rank what the others do not have.
