@@ -242,7 +242,7 @@ fn settings_come_from_flags_environment_and_file() {
         "size = \"16x24\"",
         "batch_size = 2",
         "device = \"auto\"",
-        "dtype = \"f32\"",
+        "dtype = \"auto\"",
     ] {
         assert!(run.stdout.lines().any(|found| found == line), "{line} is not in {run:#?}");
     }

@@ -482,7 +482,7 @@ fn the_settings_that_are_printed_are_complete() {
     let printed = expect(&mut run(&fixture, &[]), &[&scoring[..], &report].concat());
     let again = Run::of(evaluate(["run", "--print-config", "--config"]).arg(&printed));
     assert_eq!(again.stdout.as_bytes(), std::fs::read(&printed).unwrap());
-    let score_lines = ["device = \"cpu\"", "dtype = \"f32\""];
+    let score_lines = ["device = \"cpu\"", "dtype = \"auto\""];
     expect(&mut score(&fixture, SCORERS, &[]), &[&scoring[..], &score_lines].concat());
 }
 

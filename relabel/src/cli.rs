@@ -147,7 +147,8 @@ pub struct ScoreSettings {
     #[arg(long, value_name = "DEVICE", env = "RELABEL_DEVICE", help_heading = "Compute")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub device: Option<String>,
-    /// The dtype of the networks: f32, bf16 or f16.
+    /// The dtype of the networks: f32 (exact), tf32 (f32 with products of 10-bit
+    /// mantissas), bf16, f16, or auto: tf32 on a GPU since Ampere, else f32.
     #[arg(long, value_name = "DTYPE", env = "RELABEL_DTYPE", help_heading = "Compute")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub dtype: Option<String>,

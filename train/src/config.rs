@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use nn::device::{DeviceChoice, Precision};
+use nn::device::{self, DeviceChoice, Precision};
 use runkit::launch::Launch;
 use runkit::program::UsageError;
 use runkit::settings::Settings as _;
@@ -241,8 +241,7 @@ impl Config {
             settings.steps,
         )?;
         let device = settings.device.parse::<DeviceChoice>()?.resolve_for(launch.local_rank)?;
-        let precision: Precision = settings.dtype.parse()?;
-        precision.check(device)?;
+        let precision = device::choose_dtype(&settings.dtype, device)?;
         let norm = settings.max_grad_norm;
         let minutes = settings.checkpoint_minutes;
         Ok(Self {
@@ -468,7 +467,7 @@ mod tests {
             (vec!["--probe-pairs", "100000"], "at most 1024"),
             (vec!["--checkpoint-minutes=-1"], "--checkpoint-minutes -1"),
             (vec!["--recipe", "sd-15"], "did you mean sd15?"),
-            (vec!["--dtype", "fp16"], "expected f32, bf16 or f16"),
+            (vec!["--dtype", "fp16"], "expected f32, tf32, bf16 or f16"),
             (vec!["--steps", "9999999999999999999"], "more pairs than can be counted"),
         ] {
             let message = format!("{:#}", config(&flags).unwrap_err());

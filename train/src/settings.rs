@@ -237,7 +237,8 @@ settings! {
         /// Where to compute: auto, cpu, cuda or cuda:N.
         #[arg(value_name = "DEVICE", env = "TRAIN_DEVICE")]
         with_default device: String,
-        /// The dtype that the networks compute in: f32, bf16 or f16; trained weights are f32.
+        /// The dtype that the networks compute in: f32, bf16 or f16, or tf32 on a GPU since Ampere:
+        /// f32 with products of 10-bit mantissas; trained weights are f32.
         #[arg(value_name = "DTYPE", env = "TRAIN_DTYPE")]
         with_default dtype: String,
         /// Gradient checkpointing: keep fewer activations and recompute them; less memory, a third
@@ -300,7 +301,8 @@ settings! {
         /// Where to compute: auto, cpu, cuda or cuda:N.
         #[arg(value_name = "DEVICE", env = "TRAIN_DEVICE")]
         with_default device: String,
-        /// The dtype that the encoders compute in: f32, bf16 or f16.
+        /// The dtype that the encoders compute in: f32, bf16 or f16, or tf32 on a GPU since Ampere:
+        /// f32 with products of 10-bit mantissas.
         #[arg(value_name = "DTYPE", env = "TRAIN_DTYPE")]
         with_default dtype: String,
         /// Images per forward pass.

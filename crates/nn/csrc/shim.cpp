@@ -404,6 +404,35 @@ bool nn_peak_device_bytes(int device, uint64_t *allocated, uint64_t *reserved, c
   });
 }
 
+Tensor nn_from_rows(const float *const *rows, size_t count, size_t length, const int64_t *sizes,
+                    size_t dimensions, bool pinned, char **error) {
+  return guarded(error, [&]() -> Tensor {
+    auto options = at::TensorOptions().dtype(at::kFloat).pinned_memory(pinned);
+    auto filled = at::empty(at::IntArrayRef(sizes, dimensions), options);
+    TORCH_CHECK(static_cast<size_t>(filled.numel()) == count * length, "rows do not fill a tensor");
+    float *start = filled.data_ptr<float>();
+    for (size_t row = 0; row < count; ++row)
+      std::memcpy(start + row * length, rows[row], length * sizeof(float));
+    return new at::Tensor(filled);
+  });
+}
+
+bool nn_set_tf32(bool allowed, char **error) {
+  return guarded(error, [&]() -> bool {
+    at::globalContext().setAllowTF32CuBLAS(allowed);
+    at::globalContext().setAllowTF32CuDNN(allowed);
+    return true;
+  });
+}
+
+bool nn_tf32(bool *products, bool *convolutions, char **error) {
+  return guarded(error, [&]() -> bool {
+    *products = at::globalContext().allowTF32CuBLAS();
+    *convolutions = at::globalContext().allowTF32CuDNN(at::Float32Op::CONV);
+    return true;
+  });
+}
+
 bool nn_has_bf16(int device, bool *answer, char **error) {
   return guarded(error, [&]() -> bool {
     *answer = true;

@@ -86,9 +86,20 @@ Tensor nn_upload(Tensor tensor, int device, char **error);
 // nothing is on the GPU yet.
 bool nn_peak_device_bytes(int device, uint64_t *allocated, uint64_t *reserved, char **error);
 
+// A CPU tensor of these sizes, filled from `count` rows of `length` numbers each; with `pinned`, in
+// memory that a GPU reads directly.
+Tensor nn_from_rows(const float *const *rows, size_t count, size_t length, const int64_t *sizes,
+                    size_t dimensions, bool pinned, char **error);
+
 // Whether a GPU multiplies bf16 itself, as all since Ampere do (compute capability 8.0). True if
 // libtorch has no CUDA.
 bool nn_has_bf16(int device, bool *answer, char **error);
+
+// Whether f32 products on GPUs may round their inputs to TF32, which has 10 bits of mantissa: both
+// matrix products and cuDNN's convolutions, from now on in the whole process.
+bool nn_set_tf32(bool allowed, char **error);
+// The same as libtorch has it now: of matrix products and of convolutions.
+bool nn_tf32(bool *products, bool *convolutions, char **error);
 
 // Standard normal noise: torch.randn(sizes, generator=torch.Generator("cpu").manual_seed(seed)).
 Tensor nn_normal(uint64_t seed, const int64_t *sizes, size_t dimensions, char **error);

@@ -18,7 +18,7 @@ pub enum DeviceError {
     #[error("unknown device {}, expected auto, cpu, cuda or cuda:N{}", quoted(.0), Meant(device_meant(.0)))]
     UnknownDevice(String),
     /// The text is not the name of a precision.
-    #[error("unknown precision {}, expected f32, bf16 or f16{}", quoted(.0), Meant(precision_meant(.0)))]
+    #[error("unknown precision {}, expected f32, tf32, bf16 or f16{}", quoted(.0), Meant(precision_meant(.0)))]
     UnknownPrecision(String),
     /// The user asks for CUDA, and libtorch sees no GPU.
     #[error(
@@ -52,6 +52,18 @@ pub enum DeviceError {
          hint: use --dtype bf16, or f32 where scores must agree to the last digits"
     )]
     HalfOnCpu,
+    /// TF32 on a device that does not have it.
+    #[error(
+        "{device} has no TF32, which GPUs have since Ampere (compute capability 8.0)\n\
+         hint: use --dtype f32"
+    )]
+    NoTf32 {
+        /// The device.
+        device: String,
+    },
+    /// libtorch could not be set up.
+    #[error("{0}")]
+    Failed(String),
     /// bf16 on a GPU that does not multiply it.
     #[error(
         "cuda:{index} is older than Ampere (compute capability below 8.0) and computes bf16 in \
@@ -85,8 +97,8 @@ fn precision_meant(word: &str) -> Option<&'static str> {
     match word.trim().to_lowercase().replace("torch.", "").as_str() {
         "fp16" | "float16" | "half" | "16" => Some("f16"),
         "bfloat16" | "bfp16" | "brain" => Some("bf16"),
-        "fp32" | "float32" | "float" | "single" | "full" | "32" | "no" | "tf32" => Some("f32"),
-        other => runkit::config::nearest_name(other, ["f32", "bf16", "f16"]),
+        "fp32" | "float32" | "float" | "single" | "full" | "32" | "no" => Some("f32"),
+        other => runkit::config::nearest_name(other, ["f32", "tf32", "bf16", "f16"]),
     }
 }
 
@@ -341,6 +353,84 @@ impl fmt::Display for Precision {
     }
 }
 
+/// The dtype that the user names for a device: `f32`, `tf32`, `bf16` or `f16`. It holds for the whole
+/// process:
+///
+/// - `f32` multiplies exactly. libtorch's own default rounds the inputs of convolutions to TF32 on
+///   a GPU; here both convolutions and matrix products are exact.
+/// - `tf32` keeps weights and activations in f32 and rounds the inputs of products to 10 bits of
+///   mantissa, on the tensor cores of GPUs since Ampere.
+///
+/// A GPU that could multiply several times faster is warned of.
+///
+/// # Errors
+/// If there is no such dtype, or the device does not have it.
+pub fn choose_dtype(name: &str, device: Device) -> Result<Precision, DeviceError> {
+    let is_tf32 = name == "tf32";
+    let precision = if is_tf32 { Precision::F32 } else { name.parse()? };
+    precision.check(device)?;
+    let has_tf32 = has_tf32(device);
+    if is_tf32 && !has_tf32 {
+        return Err(DeviceError::NoTf32 { device: named(device) });
+    }
+    if device.is_cuda() {
+        shim::set_tf32(is_tf32).map_err(|error| DeviceError::Failed(error.to_string()))?;
+    }
+    if precision == Precision::F32 && !is_tf32 && has_tf32 {
+        tracing::warn!(
+            "--dtype f32 multiplies exactly, without the tensor cores of {}; hint: tf32 (products \
+             of 10-bit mantissas) and bf16 (8 bits, half the memory) are several times as fast",
+            named(device)
+        );
+    }
+    Ok(precision)
+}
+
+/// As [`choose_dtype`] for work that only infers, where `auto` is `tf32` on a GPU since Ampere, and
+/// `f32` on any other device.
+///
+/// # Errors
+/// As [`choose_dtype`].
+pub fn choose_dtype_or_auto(name: &str, device: Device) -> Result<Precision, DeviceError> {
+    if name != "auto" {
+        return choose_dtype(name, device);
+    }
+    if !has_tf32(device) {
+        return choose_dtype("f32", device);
+    }
+    let precision = choose_dtype("tf32", device)?;
+    tracing::info!(
+        "computing in tf32 on {}: f32 weights, products of 10-bit mantissas; --dtype bf16 (8 bits) \
+         is about twice as fast, f32 is exact and several times slower",
+        named(device)
+    );
+    Ok(precision)
+}
+
+/// The name of the dtype that a network of `precision` computes in on a device, as manifests record
+/// it: `f32`, `tf32`, `bf16` or `f16`.
+pub fn dtype_name(precision: Precision, device: Device) -> String {
+    let is_tf32 = device.is_cuda()
+        && precision == Precision::F32
+        && shim::tf32().is_ok_and(|allowed| allowed == [true, true]);
+    if is_tf32 { "tf32".to_owned() } else { precision.to_string() }
+}
+
+/// Whether a device is a GPU since Ampere.
+fn has_tf32(device: Device) -> bool {
+    match device {
+        Device::Cuda(index) => Cuda::is_available() && shim::has_bf16(index).unwrap_or(false),
+        _ => false,
+    }
+}
+
+fn named(device: Device) -> String {
+    match device {
+        Device::Cuda(index) => format!("cuda:{index}"),
+        _ => "the CPU".to_owned(),
+    }
+}
+
 /// How many CPU threads libtorch uses for one operation.
 pub fn threads() -> usize {
     usize::try_from(tch::get_num_threads()).unwrap_or(1)
@@ -372,6 +462,12 @@ pub fn upload(tensor: &Tensor, device: Device) -> Result<Tensor, TchError> {
         (Device::Cpu, Device::Cuda(index)) => shim::upload(tensor, index),
         _ => tensor.f_to_device(device),
     }
+}
+
+/// A tensor of these sizes on the device, filled from rows of equal length: one copy of the rows,
+/// into pinned memory for a GPU, and one to the GPU, which does not block.
+pub fn upload_rows(rows: &[&[f32]], sizes: &[i64], device: Device) -> Result<Tensor, TchError> {
+    upload(&shim::from_rows(rows, sizes, device.is_cuda())?, device)
 }
 
 /// The peak memory of a GPU in this process so far, in bytes.
@@ -469,6 +565,13 @@ mod tests {
             let message = word.parse::<DeviceChoice>().unwrap_err().to_string();
             assert!(message.ends_with(&format!("hint: did you mean {meant}?")), "{message}");
         }
+        assert_eq!(choose_dtype_or_auto("auto", Device::Cpu), Ok(Precision::F32));
+        assert_eq!(choose_dtype_or_auto("bf16", Device::Cpu), Ok(Precision::Bf16));
+        assert_eq!(dtype_name(Precision::F32, Device::Cpu), "f32");
+        assert_eq!(choose_dtype("f16", Device::Cpu), Err(DeviceError::HalfOnCpu));
+        let message = choose_dtype("tf32", Device::Cpu).unwrap_err().to_string();
+        assert!(message.contains("the CPU has no TF32") && message.contains("--dtype f32"));
+        assert!(choose_dtype("auto", Device::Cpu).unwrap_err().to_string().contains("tf32, bf16"));
         assert_eq!(Precision::F16.check(Device::Cpu), Err(DeviceError::HalfOnCpu));
         assert_eq!(Precision::Bf16.check(Device::Cpu), Ok(()));
         assert_eq!(Precision::F16.check(Device::Cuda(0)), Ok(()));
@@ -487,5 +590,17 @@ mod tests {
         let unwound = std::panic::catch_unwind(|| inference(|| std::panic::panic_any(1)));
         assert!(unwound.is_err());
         assert!((&leaf * 2.0).requires_grad());
+    }
+
+    #[test]
+    fn tf32_is_set_for_products_and_convolutions() {
+        let before = shim::tf32().unwrap();
+        for allowed in [true, false] {
+            shim::set_tf32(allowed).unwrap();
+            assert_eq!(shim::tf32().unwrap(), [allowed, allowed]);
+        }
+        // libtorch's own default allows it in convolutions.
+        assert_eq!(before, [false, true]);
+        shim::set_tf32(false).unwrap();
     }
 }

@@ -91,7 +91,7 @@ impl DescribedScorers {
             scorers: Vec::new(),
             manifest: ScorersManifest {
                 scorers: Vec::new(),
-                dtype: compute.precision.to_string(),
+                dtype: nn::device::dtype_name(compute.precision, compute.device),
                 device: if compute.device.is_cuda() { "cuda" } else { "cpu" }.to_owned(),
             },
         };

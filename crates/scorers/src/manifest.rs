@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 pub struct ScorersManifest {
     /// One record per scorer, in column order.
     pub scorers: Vec<ScorerRecord>,
-    /// The dtype of the networks: `f32`, `bf16` or `f16`.
+    /// The dtype of the networks: `f32`, `tf32`, `bf16` or `f16`.
     pub dtype: String,
     /// The kind of device: `cpu` or `cuda`. Their last bits differ.
     pub device: String,

@@ -4,7 +4,7 @@
 //! L context length.
 #![expect(non_snake_case, reason = "shape suffixes")]
 
-use std::cell::Cell;
+use std::cell::{Cell, OnceCell};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -13,7 +13,7 @@ use media::preprocess::{PreprocessError, Recipe};
 use media::text::Tokenizer;
 use nn::NetworkError;
 use nn::clip::{Pooling, TextTower, VisionTower};
-use nn::device::{Precision, inference};
+use nn::device::{Precision, inference, upload, upload_rows};
 use tch::{Device, Kind, TchError, Tensor};
 
 use crate::error::ScorerError;
@@ -197,10 +197,22 @@ impl ScorerSet {
     /// rounding.
     pub fn encode_images(&self, images: &[&PreprocessedImage]) -> Result<Features, ScorerError> {
         let started = Instant::now();
+        // Uploaded once per recipe, for all towers that it feeds.
+        let uploaded: Vec<OnceCell<Tensor>> =
+            self.recipes.iter().map(|_| OnceCell::new()).collect();
+        let rows: Vec<i64> = (0..).take(images.len()).collect();
         let mut towers = Vec::with_capacity(self.image_towers.len());
         for tower in &self.image_towers {
-            towers.push(in_pieces(images, &self.limits.images, &tower.name, &|part| {
-                let pixels_BCHW = self.pixels(part, tower.recipe);
+            towers.push(in_pieces(&rows, &self.limits.images, &tower.name, &|part| {
+                let pixels_BCHW = match uploaded[tower.recipe].get() {
+                    Some(pixels_BCHW) => pixels_BCHW.shallow_clone(),
+                    None => {
+                        let pixels_BCHW = self.pixels(images, tower.recipe)?;
+                        uploaded[tower.recipe].get_or_init(|| pixels_BCHW).shallow_clone()
+                    }
+                };
+                let first = part.first().copied().unwrap_or(0);
+                let pixels_BCHW = pixels_BCHW.f_narrow(0, first, part.len() as i64)?;
                 unit_length(&tower.network.try_forward(&pixels_BCHW)?)
             })?);
         }
@@ -254,30 +266,26 @@ impl ScorerSet {
         texts: &Features,
         pairs: &[(usize, usize)],
     ) -> Result<Vec<Vec<f32>>, ScorerError> {
+        if pairs.is_empty() {
+            return Ok(self.scorers.iter().map(|_| Vec::new()).collect());
+        }
         inference(|| {
+            let failed = |error: TchError| forward("scores", pairs.len())(error);
+            let [image_rows, text_rows] = [
+                pairs.iter().map(|pair| pair.0 as i64).collect::<Vec<_>>(),
+                pairs.iter().map(|pair| pair.1 as i64).collect::<Vec<_>>(),
+            ];
+            let rows = |rows: &[i64]| upload(&Tensor::f_from_slice(rows)?, self.compute.device);
+            let rows = [rows(&image_rows).map_err(failed)?, rows(&text_rows).map_err(failed)?];
             let scorers = self.scorers.iter().map(|scorer| {
-                self.score_with(scorer.as_ref(), images, texts, pairs)
+                score_with(scorer.as_ref(), images, texts, &rows)
                     .map_err(forward(scorer.name(), pairs.len()))
             });
-            scorers.collect()
+            let scores: Vec<Tensor> = scorers.collect::<Result<_, ScorerError>>()?;
+            // One copy from the device for all scorers.
+            let all = Tensor::f_stack(&scores, 0).and_then(|all| numbers(&all)).map_err(failed)?;
+            Ok(all.chunks(pairs.len()).map(<[f32]>::to_vec).collect())
         })
-    }
-
-    fn score_with(
-        &self,
-        scorer: &dyn Scorer,
-        images: &Features,
-        texts: &Features,
-        pairs: &[(usize, usize)],
-    ) -> Result<Vec<f32>, NetworkError> {
-        let rows = |features: &Tensor, row: fn(&(usize, usize)) -> usize| {
-            let rows: Vec<i64> = pairs.iter().map(|pair| row(pair) as i64).collect();
-            features
-                .f_index_select(0, &Tensor::f_from_slice(&rows)?.f_to_device(features.device())?)
-        };
-        let image_ND = rows(&images.towers[scorer.image_tower()], |pair| pair.0)?;
-        let text_ND = scorer.text_tower().map(|tower| rows(&texts.towers[tower], |pair| pair.1));
-        Ok(numbers(&scorer.score(&image_ND, text_ND.transpose()?.as_ref())?)?)
     }
 
     /// Caption features from the numbers of [`Features::to_rows`], one vector per text tower.
@@ -288,20 +296,30 @@ impl ScorerSet {
     ) -> Result<Features, ScorerError> {
         let tower = |rows: &Vec<f32>| {
             let rows = Tensor::f_from_slice(rows)?.f_view([captions as i64, -1])?;
-            rows.f_to_device(self.compute.device)
+            upload(&rows, self.compute.device)
         };
         let towers = towers.iter().map(tower).collect::<Result<_, _>>();
         Ok(Features { towers: towers.map_err(forward("features", captions))? })
     }
 
-    fn pixels(&self, images: &[&PreprocessedImage], recipe: usize) -> Tensor {
+    fn pixels(&self, images: &[&PreprocessedImage], recipe: usize) -> Result<Tensor, TchError> {
         let side = i64::from(self.recipes[recipe].size());
-        let mut flat = Vec::with_capacity(images.len() * 3 * (side * side) as usize);
-        for image in images {
-            flat.extend_from_slice(&image.blocks[recipe]);
-        }
-        Tensor::from_slice(&flat).view([images.len() as i64, 3, side, side])
+        let blocks: Vec<&[f32]> = images.iter().map(|image| &image.blocks[recipe][..]).collect();
+        upload_rows(&blocks, &[images.len() as i64, 3, side, side], self.compute.device)
     }
+}
+
+/// The scores of one scorer on the device, in f32; `rows` are those of images and of captions.
+fn score_with(
+    scorer: &dyn Scorer,
+    images: &Features,
+    texts: &Features,
+    [image_rows, text_rows]: &[Tensor; 2],
+) -> Result<Tensor, NetworkError> {
+    let image_ND = images.towers[scorer.image_tower()].f_index_select(0, image_rows)?;
+    let text_ND = scorer.text_tower().map(|tower| texts.towers[tower].f_index_select(0, text_rows));
+    let scores = scorer.score(&image_ND, text_ND.transpose()?.as_ref())?;
+    Ok(scores.f_to_kind(Kind::Float)?.f_reshape([-1])?)
 }
 
 impl std::fmt::Debug for ScorerSet {

@@ -23,6 +23,40 @@ fn scores(models: &Models, toml: &str, caption: &str) -> Vec<f32> {
     scores.into_iter().map(|(_, score)| score).collect()
 }
 
+/// Scorers of one recipe share its pixels, and all scores come back together: each number belongs
+/// to its scorer, its image and its caption.
+#[test]
+fn scores_of_a_batch_are_those_of_each_pair_alone() {
+    let models = Models::new(&[("one", "clip"), ("two", "clip"), ("hps", "hps")]);
+    models.change_in("two/config.json", "vision_config", &json!({"hidden_act": "quick_gelu"}));
+    let entries = hf_entry("one", "")
+        + &hf_entry("two", "")
+        + &open_clip_entry("hps", "preprocess = \"hps\"");
+    let set = models.describe(&entries).unwrap().load().unwrap();
+    let images = [3, 5, 11].map(|step| {
+        let pixels = (0..90 * 70 * 3).map(|index| (index * step % 251) as u8).collect();
+        Image::new(Mode::Rgb, 90, 70, pixels).unwrap()
+    });
+    let captions = ["a rat", "a house at night"];
+    let preprocessor = set.image_preprocessor();
+    let pixels = images.each_ref().map(|image| preprocessor.preprocess(image).unwrap());
+    let features = set.encode_images(&pixels.each_ref()).unwrap();
+    let texts = set.encode_texts(&set.tokenize(&captions)).unwrap();
+    let pairs = [(2, 0), (0, 1), (1, 0), (2, 1)];
+    let scores = set.score(&features, &texts, &pairs).unwrap();
+    assert_eq!(scores.iter().map(Vec::len).collect::<Vec<_>>(), [4, 4, 4]);
+    for (at, (image, caption)) in pairs.into_iter().enumerate() {
+        let alone = set.score_one(&images[image], captions[caption]).unwrap();
+        for ((name, alone), scores) in alone.into_iter().zip(&scores) {
+            assert!((alone - scores[at]).abs() < 1e-5, "{name}: {alone} {}", scores[at]);
+        }
+    }
+    let distinct: std::collections::BTreeSet<u32> =
+        scores.iter().flatten().map(|score| score.to_bits()).collect();
+    assert_eq!(distinct.len(), 12);
+    assert_eq!(set.score(&features, &texts, &[]).unwrap(), vec![Vec::<f32>::new(); 3]);
+}
+
 /// Three tokenizers of one vocabulary: in one run each entry has the scores that it has alone.
 #[test]
 fn tokenizers_of_one_vocabulary_are_not_taken_for_one_another() {

@@ -75,7 +75,7 @@ mod tests {
         assert_eq!(defaults.generate.steps, Some(50));
         let mut program = crate::cli::Cli::command();
         for (command, shown, hidden) in [
-            ("generate", &["prompt [default: 5]", "[default: f32]"][..], "[default: 0.5]"),
+            ("generate", &["prompt [default: 5]", "[default: auto]"][..], "[default: 0.5]"),
             ("score", &["[default: auto]", "(exit code 0) [default: 0]"], "[default: 5]"),
             ("run", &["[default: 50]", "[default: none]", "[default: false]"], "[default: 8]"),
         ] {

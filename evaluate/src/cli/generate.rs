@@ -136,7 +136,8 @@ pub struct GenerateSettings {
     /// Where to compute: auto, cpu, cuda or cuda:N.
     #[arg(long, value_name = "DEVICE", env = "EVALUATE_DEVICE", help_heading = "Compute")]
     pub device: Option<String>,
-    /// The dtype of the networks: f32, bf16 or f16.
+    /// The dtype of the networks: f32 (exact), tf32 (f32 with products of 10-bit
+    /// mantissas), bf16, f16, or auto: tf32 on a GPU since Ampere, else f32.
     #[arg(long, value_name = "DTYPE", env = "EVALUATE_DTYPE", help_heading = "Compute")]
     pub dtype: Option<String>,
 }

@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 
 use anyhow::{Result, ensure};
-use nn::device::{DeviceError, Precision};
+use nn::device::DeviceError;
 use runkit::exit::ExitStatus;
 use runkit::program::{self, say, usage_unless};
 use runkit::settings::Settings as _;
@@ -99,8 +99,8 @@ fn validated(settings: &GenerateSettings, fresh: bool) -> Result<Config> {
         "--batch-size must be at least 1, found 0; hint: leave it out"
     );
     let device = super::device(settings.device.as_deref())?;
-    let precision: Precision = settings.dtype.as_deref().unwrap_or_default().parse()?;
-    precision.check(device)?;
+    let dtype = settings.dtype.as_deref().unwrap_or_default();
+    let precision = nn::device::choose_dtype_or_auto(dtype, device)?;
     Ok(Config {
         models,
         prompts,

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, ensure};
-use nn::device::{self, DeviceError, Precision};
+use nn::device::{self, DeviceError};
 use runkit::exit::ExitStatus;
 use runkit::program::{self, JsonFlag, say, usage_unless};
 use runkit::settings::Settings as _;
@@ -118,8 +118,8 @@ fn config(settings: &ScoreSettings) -> Result<Config> {
         (Some(count), first) => Some(super::seeds(first.unwrap_or_default(), count)?),
     };
     let device = super::device(settings.device.as_deref())?;
-    let precision: Precision = settings.dtype.as_deref().unwrap_or_default().parse()?;
-    precision.check(device)?;
+    let dtype = settings.dtype.as_deref().unwrap_or_default();
+    let precision = nn::device::choose_dtype_or_auto(dtype, device)?;
     let (scorers, batch_size) = scorers_and_batch_size(&settings.scoring)?;
     let only_named = settings.scoring.only_named.unwrap_or_default();
     Ok(Config {

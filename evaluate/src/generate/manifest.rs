@@ -52,7 +52,7 @@ impl Manifest {
             version: VERSION.to_owned(),
             steps: config.steps,
             negative_prompt: config.negative_prompt.clone(),
-            dtype: config.precision.to_string(),
+            dtype: nn::device::dtype_name(config.precision, config.device),
             device: config.device_kind().to_owned(),
             seeds: config.seeds.clone().collect(),
             models: models.iter().map(|model| (model.name.clone(), model.record.clone())).collect(),

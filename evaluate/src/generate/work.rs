@@ -177,7 +177,7 @@ impl<'run> Work<'run> {
             }
         }
         let record = &self.model.record;
-        let dtype = config.precision.to_string();
+        let dtype = nn::device::dtype_name(config.precision, config.device);
         fresh.par_iter().try_for_each(|(job, image)| {
             let recipe = Recipe {
                 prompt: &job.prompt.text,

@@ -7,7 +7,7 @@ mod vote;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, ensure};
-use nn::device::{self, DeviceChoice, DeviceError, Precision};
+use nn::device::{self, DeviceChoice, DeviceError};
 use runkit::exit::ExitStatus;
 use runkit::launch::{Launch, StoreAddress};
 use runkit::logging::counted;
@@ -241,20 +241,9 @@ fn validated(
 fn compute(settings: &ScoreSettings, local_rank: usize) -> Result<Compute> {
     let device: DeviceChoice = settings.device.as_deref().unwrap_or_default().parse()?;
     let device = device.resolve_for(local_rank)?;
-    let precision: Precision = settings.dtype.as_deref().unwrap_or_default().parse()?;
-    precision.check(device)?;
-    if is_slow(device.is_cuda(), precision) {
-        tracing::warn!(
-            "f32 leaves most of a GPU's matrix units idle; hint: --dtype bf16 is several times as fast, \
-             and a vote flips only where the margin is small (docs/reproducibility.md)"
-        );
-    }
+    let dtype = settings.dtype.as_deref().unwrap_or_default();
+    let precision = device::choose_dtype_or_auto(dtype, device)?;
     Ok(Compute { device, precision })
-}
-
-/// Whether another dtype would be much faster on the device.
-fn is_slow(on_gpu: bool, precision: Precision) -> bool {
-    on_gpu && precision == Precision::F32
 }
 
 impl ScoreSettings {
@@ -283,20 +272,15 @@ mod tests {
         assert_eq!(settings.unit_pairs, Some(UNIT_PAIRS), "a manifest leaves it out");
         assert_eq!(
             (settings.device.as_deref(), settings.dtype.as_deref()),
-            (Some("auto"), Some("f32"))
+            (Some("auto"), Some("auto"))
         );
         let mut program = <crate::cli::Cli as clap::CommandFactory>::command();
         let score = program.find_subcommand_mut("score").unwrap();
         let help = score.render_long_help().to_string();
-        for default in ["[default: zero]", "[default: 0]", "[default: auto]", "[default: f32]"] {
-            assert_eq!(help.matches(default).count(), 1, "{default}: {help}");
+        for (default, count) in
+            [("[default: zero]", 1), ("[default: 0]", 1), ("[default: auto]", 2)]
+        {
+            assert_eq!(help.matches(default).count(), count, "{default}: {help}");
         }
-    }
-
-    #[test]
-    fn f32_on_a_gpu_is_warned_of() {
-        assert!(is_slow(true, Precision::F32));
-        assert!(!is_slow(true, Precision::Bf16));
-        assert!(!is_slow(false, Precision::F32));
     }
 }

@@ -275,7 +275,7 @@ impl Networks {
             images = run.plan.images(),
             captions = run.plan.captions.len(),
             scorers = set.names().join(","),
-            dtype = %set.compute().precision,
+            dtype = %set.manifest().dtype,
             loading_seconds = tenths(loading.elapsed()),
             "Loaded {} in {:.1} s",
             counted(set.names().len() as u64, "scorers"),

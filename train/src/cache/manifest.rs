@@ -1,7 +1,7 @@
 //! What a cache depends on, as its [`Manifest`] records it, and what a restart may change.
 
 use anyhow::Result;
-use nn::device::Precision;
+use nn::device::{Precision, dtype_name};
 use nn::vae::VaeConfig;
 use runkit::files::FileHashes;
 use schemas::latents::{Manifest, SCHEMA_VERSION, StoredFloat, encoders};
@@ -35,7 +35,7 @@ pub(super) fn describe(
         transform: TRANSFORM.to_owned(),
         resolution: [side, side],
         hflip: config.hflip,
-        dtype: config.precision.to_string(),
+        dtype: dtype_name(config.precision, config.device),
         stored: stored(config.precision).name().to_owned(),
         device: device(config).to_owned(),
         batch_size: config.batch_size,

@@ -1,7 +1,7 @@
 //! The settings of `train cache`: from flags, environment and file to a [`Config`].
 
 use anyhow::{Result, ensure};
-use nn::device::{DeviceChoice, Precision};
+use nn::device::{self, DeviceChoice};
 use runkit::launch::Launch;
 use runkit::program::UsageError;
 use runkit::settings::Settings as _;
@@ -45,8 +45,7 @@ impl Config {
         ])?;
         let settings: CacheSettings = settings::complete(options)?;
         let device = settings.device.parse::<DeviceChoice>()?.resolve_for(launch.local_rank)?;
-        let precision: Precision = settings.dtype.parse()?;
-        precision.check(device)?;
+        let precision = device::choose_dtype(&settings.dtype, device)?;
         ensure!(settings.batch_size > 0, "--batch-size 0 encodes nothing; hint: leave it out");
         ensure!(settings.limit != Some(0), "--limit 0 leaves no pair; hint: leave it out for all");
         Ok(Self {

@@ -174,7 +174,7 @@ impl Manifest {
             pairs: data.pairs,
             probe: data.probe,
             resolution,
-            dtype: config.precision.to_string(),
+            dtype: nn::device::dtype_name(config.precision, config.device),
             from: None,
             settings,
             steps: config.settings.steps,

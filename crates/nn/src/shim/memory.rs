@@ -32,6 +32,17 @@ unsafe extern "C" {
         error: ErrorText,
     ) -> bool;
     fn nn_has_bf16(device: c_int, answer: *mut bool, error: ErrorText) -> bool;
+    fn nn_from_rows(
+        rows: *const *const f32,
+        count: usize,
+        length: usize,
+        sizes: *const i64,
+        dimensions: usize,
+        pinned: bool,
+        error: ErrorText,
+    ) -> *mut C_tensor;
+    fn nn_set_tf32(allowed: bool, error: ErrorText) -> bool;
+    fn nn_tf32(products: *mut bool, convolutions: *mut bool, error: ErrorText) -> bool;
     fn nn_normal(
         seed: u64,
         sizes: *const i64,
@@ -130,6 +141,39 @@ pub(crate) fn has_bf16(index: usize) -> Result<bool, TchError> {
     // SAFETY: writes the answer.
     unsafe { done(|error| nn_has_bf16(gpu(index), &mut answer, error))? };
     Ok(answer)
+}
+
+/// A CPU tensor of `sizes` filled from rows of equal length; pinned for a GPU.
+#[expect(unsafe_code, reason = "calls the shim")]
+pub(crate) fn from_rows(rows: &[&[f32]], sizes: &[i64], pinned: bool) -> Result<Tensor, TchError> {
+    let length = rows.first().map_or(0, |row| row.len());
+    if rows.iter().any(|row| row.len() != length) {
+        return Err(TchError::Shape("rows of different lengths".to_owned()));
+    }
+    let starts: Vec<*const f32> = rows.iter().map(|row| row.as_ptr()).collect();
+    // SAFETY: rows and sizes are borrowed for the call, and each row has `length` numbers.
+    unsafe {
+        tensor(|error| {
+            let (start, count) = (starts.as_ptr(), starts.len());
+            nn_from_rows(start, count, length, sizes.as_ptr(), sizes.len(), pinned, error)
+        })
+    }
+}
+
+/// Whether f32 products and convolutions on GPUs may round their inputs to TF32.
+#[expect(unsafe_code, reason = "calls the shim")]
+pub(crate) fn set_tf32(allowed: bool) -> Result<(), TchError> {
+    // SAFETY: sets two flags of the process.
+    unsafe { done(|error| nn_set_tf32(allowed, error)) }
+}
+
+/// Whether f32 products, and f32 convolutions, on GPUs may round their inputs to TF32.
+#[expect(unsafe_code, reason = "calls the shim")]
+pub(crate) fn tf32() -> Result<[bool; 2], TchError> {
+    let (mut products, mut convolutions) = (false, false);
+    // SAFETY: writes the answers.
+    unsafe { done(|error| nn_tf32(&mut products, &mut convolutions, error))? };
+    Ok([products, convolutions])
 }
 
 /// Standard normal noise of a CPU generator with this seed.

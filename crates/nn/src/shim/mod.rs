@@ -21,7 +21,8 @@ pub(crate) use collective::{GlooGroup, GlooWork, Listen, TcpStore};
 pub(crate) use convolution::{Stride, channels_last, conv2d_pack, conv2d_packed, conv2d_upcast};
 pub(crate) use linear::{After, linear_pack, linear_packed, linear_scaled, linear_upcast};
 pub(crate) use memory::{
-    InferenceMode, has_bf16, normal, peak_device_bytes, reuse_memory, tensor_over_memory, upload,
+    InferenceMode, from_rows, has_bf16, normal, peak_device_bytes, reuse_memory, set_tf32,
+    tensor_over_memory, tf32, upload,
 };
 pub(crate) use nccl::{ID_BYTES, NcclGroup, NcclWork, unique_id as nccl_unique_id};
 pub(crate) use optimizer::{
