@@ -140,9 +140,9 @@ pub struct CacheArguments {
     /// Start over: delete what an earlier run left in the output folder.
     #[arg(long, help_heading = "Inputs and output")]
     pub fresh: bool,
-    /// Write every N-th part, from part I on, counted from 0: for processes that share
-    /// nothing but the folder [default: under torchrun or srun, parts are dealt to
-    /// the ranks; else 0/1].
+    /// Write every N-th part, from part I on, counted from 0, or those of a SLURM
+    /// array's task: slurm, or slurm/N. For processes that share nothing but the
+    /// folder [default: torchrun and srun deal the parts to the ranks; else 0/1].
     #[arg(long, value_name = "I/N", help_heading = "Compute")]
     pub shard: Option<Shard>,
     /// `--json`.

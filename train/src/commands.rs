@@ -147,6 +147,7 @@ fn write_cache(arguments: &CacheArguments) -> Result<ExitStatus> {
     let meets = config.shard.is_none() && launch.store.is_some();
     if meets {
         runkit::logging::of_rank(launch.rank, false);
+        share_cores(&launch);
     }
     let stop = runkit::signals::install().context("installing signal handlers")?;
     let end = cache::write(&config, &stop)?;
@@ -157,6 +158,7 @@ fn write_cache(arguments: &CacheArguments) -> Result<ExitStatus> {
         })?;
     }
     match end {
+        ControlFlow::Break(signal) if meets && !launch.is_first() => Ok(signal.into()),
         ControlFlow::Break(signal) => Ok(stopped_by(signal)),
         ControlFlow::Continue(None) => Ok(ExitStatus::Done),
         ControlFlow::Continue(Some(summary)) => {
