@@ -68,7 +68,8 @@ fn do_task(task: &str, launch: &Launch) -> Result<(), DistributedError> {
         }
         return Ok(());
     }
-    let world = World::join(launch, Device::Cpu, limit)?;
+    let device = if task == "mixed" && launch.rank == 1 { Device::Cuda(0) } else { Device::Cpu };
+    let world = World::join(launch, device, limit)?;
     let (rank, last) = (world.rank(), world.size() - 1);
     let one = Tensor::ones([1000], (Kind::Float, Device::Cpu));
     let is_last = rank == last;
@@ -347,6 +348,34 @@ fn a_rank_that_does_not_start_is_named() {
     let runs = runs.finish_within(LONG);
     for run in &runs[..2] {
         assert!(run.stderr.contains("error: rank 2 of 3 has not started within 2 s"), "{runs:#?}");
+    }
+}
+
+#[test]
+fn a_store_that_nobody_serves_or_that_has_no_port_is_named() {
+    let runs = Ranks::start(2, |rank| match rank {
+        0 => program("/bin/true", [""; 0]),
+        _ => command("short-slow"),
+    });
+    let runs = runs.finish_within(LONG);
+    let named = "error: rank 0, which serves the store at 127.0.0.1:";
+    assert!(runs[1].stderr.contains(named), "{runs:#?}");
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let runs = Ranks::start_at(port, 2, |rank| match rank {
+        0 => command("short-slow"),
+        _ => program("/bin/true", [""; 0]),
+    });
+    let runs = runs.finish_within(LONG);
+    let named = format!("cannot serve at 127.0.0.1:{port}");
+    assert!(runs[0].stderr.contains(&named), "{runs:#?}");
+    assert!(runs[0].stderr.contains("hint: set MASTER_ADDR"), "{runs:#?}");
+}
+
+#[test]
+fn ranks_on_different_kinds_of_devices_are_refused() {
+    for run in run(2, "mixed") {
+        assert!(run.stderr.contains("rank 0 is on the CPU and rank 1 on a GPU"), "{run:#?}");
     }
 }
 

@@ -1,7 +1,7 @@
 //! The ranks of a world and their collective operations.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use runkit::launch::Launch;
@@ -39,7 +39,7 @@ struct Ranks {
     store: Option<Arc<Store>>,
     cpu: Option<Box<dyn Group>>,
     /// NCCL, if tensors will be on this GPU.
-    gpu: Option<(Device, Box<dyn Group>)>,
+    gpu: OnceLock<(Device, Box<dyn Group>)>,
     /// Operations that have begun and did not end well, or not yet.
     unfinished: AtomicUsize,
     is_broken: AtomicBool,
@@ -81,7 +81,7 @@ impl World {
             limit: Duration::MAX,
             store: None,
             cpu: Some(Box::new(Alone)),
-            gpu: None,
+            gpu: OnceLock::new(),
             unfinished: AtomicUsize::new(0),
             is_broken: AtomicBool::new(false),
         }))
@@ -112,19 +112,29 @@ impl World {
             return Err(DistributedError::NoStore { world: launch.world });
         };
         let cpu = Gloo::open(launch, &store, limit)?;
-        let gpu: Option<(Device, Box<dyn Group>)> = match device {
-            Device::Cuda(gpu) => Some((device, Box::new(Nccl::open(launch, &store, gpu, limit)?))),
-            _ => None,
-        };
-        Ok(Self(Arc::new(Ranks {
+        let world = Self(Arc::new(Ranks {
             launch: launch.clone(),
             limit,
-            store: Some(store),
+            store: Some(Arc::clone(&store)),
             cpu: Some(Box::new(cpu)),
-            gpu,
+            gpu: OnceLock::new(),
             unfinished: AtomicUsize::new(0),
             is_broken: AtomicBool::new(false),
-        })))
+        }));
+        // First, since NCCL would wait for a rank on the CPU until the limit.
+        let are_on_gpus = world.gather(device != Device::Cpu)?;
+        if let Some(other) = are_on_gpus.iter().position(|is| *is != are_on_gpus[0]) {
+            let place = |is_on_gpu: bool| if is_on_gpu { "a GPU" } else { "the CPU" };
+            let (first, second) = (place(are_on_gpus[0]), place(are_on_gpus[other]));
+            let hint = "hint: give all ranks the same kind of --device";
+            let message = format!("rank 0 is on {first} and rank {other} on {second}\n{hint}");
+            return Err(DistributedError::Differ(message));
+        }
+        if let Device::Cuda(gpu) = device {
+            let nccl = Nccl::open(launch, &store, gpu, limit)?;
+            let _ = world.0.gpu.set((device, Box::new(nccl)));
+        }
+        Ok(world)
     }
 
     /// The launch.
@@ -354,7 +364,7 @@ impl World {
 impl Ranks {
     fn group(&self, device: Device) -> Result<&dyn Group, DistributedError> {
         self.fault()?;
-        let group = match &self.gpu {
+        let group = match self.gpu.get() {
             Some((gpu, group)) if *gpu == device => Some(&**group),
             _ if device == Device::Cpu || self.store.is_none() => self.cpu.as_deref(),
             _ => None,
@@ -366,7 +376,7 @@ impl Ranks {
     }
 
     fn fault(&self) -> Result<(), DistributedError> {
-        let fault = self.gpu.as_ref().and_then(|(_, group)| group.fault());
+        let fault = self.gpu.get().and_then(|(_, group)| group.fault());
         match fault {
             Some(fault) => {
                 self.is_broken.store(true, Ordering::SeqCst);
@@ -432,7 +442,7 @@ impl Drop for Ranks {
         let is_idle = *self.unfinished.get_mut() == 0 && !*self.is_broken.get_mut();
         if is_idle {
             // Its thread uses the store.
-            self.gpu = None;
+            drop(self.gpu.take());
         } else {
             // They would wait for the end of their operations. The process ends soon.
             let _ = std::mem::ManuallyDrop::new((self.cpu.take(), self.gpu.take()));
