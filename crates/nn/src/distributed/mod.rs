@@ -11,6 +11,7 @@ mod group;
 mod nccl;
 mod stops;
 mod store;
+mod values;
 mod world;
 
 pub use deal::{Deal, Units};

@@ -1,14 +1,18 @@
 //! The launcher's TCP store.
 
+mod client;
+mod lives;
+
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
-use std::thread::JoinHandle;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use runkit::launch::{Launch, StoreAddress};
-use serde::{Deserialize, Serialize};
 use tch::TchError;
 
+use self::client::Client;
+pub(super) use self::lives::Failure;
+use self::lives::{Life, Watch, Words, read_words};
 use super::DistributedError;
 use crate::shim::TcpStore;
 
@@ -44,75 +48,6 @@ pub struct Store {
     /// The words of another rank, in case the store ends with rank 0.
     heard: Arc<Mutex<Option<Words>>>,
     watch: Mutex<Watch>,
-}
-
-/// The sign of life of a rank.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-struct Life {
-    /// Counts signs.
-    beat: u64,
-    /// How many collective operations the rank has begun.
-    begun: u64,
-}
-
-/// Why a rank ends.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-struct Words {
-    /// Who says it.
-    rank: usize,
-    message: String,
-    /// The rank that the message is about, if it is lost; then the other ranks need not find it.
-    lost: Option<usize>,
-}
-
-/// A connection with a thread of its own: a store whose host is stopped by SIGSTOP never answers,
-/// and then the caller does not wait for it.
-#[derive(Debug)]
-struct Client {
-    tasks: Option<mpsc::Sender<Task>>,
-    thread: Option<JoinHandle<()>>,
-}
-
-type Task = Box<dyn FnOnce(&TcpStore) + Send>;
-
-impl Client {
-    fn new(store: TcpStore) -> Self {
-        let (tasks, list) = mpsc::channel::<Task>();
-        let thread = std::thread::spawn(move || {
-            for task in list {
-                task(&store);
-            }
-        });
-        Self { tasks: Some(tasks), thread: Some(thread) }
-    }
-
-    /// What the operation returns; `None` if it does not end within the limit.
-    fn ask<T: Send + 'static>(
-        &self,
-        limit: Duration,
-        operation: impl FnOnce(&TcpStore) -> Result<T, TchError> + Send + 'static,
-    ) -> Option<Result<T, TchError>> {
-        let (answer, answers) = mpsc::channel();
-        let task: Task = Box::new(move |store| {
-            // Fails if the caller no longer waits.
-            let _ = answer.send(operation(store));
-        });
-        self.tasks.as_ref()?.send(task).ok()?;
-        answers.recv_timeout(limit).ok()
-    }
-
-    /// Closes the connection, and the store if it is served here.
-    fn close(&mut self) {
-        self.tasks = None;
-        let Some(thread) = self.thread.take() else { return };
-        let begin = Instant::now();
-        while !thread.is_finished() && begin.elapsed() < Duration::from_secs(2) {
-            std::thread::sleep(Duration::from_millis(2));
-        }
-        if thread.is_finished() {
-            let _ = thread.join();
-        }
-    }
 }
 
 impl Store {
@@ -234,52 +169,6 @@ impl Store {
         }
     }
 
-    /// Tells the other ranks why this one ends. The first to say so is heard; an error that another
-    /// rank is to blame for changes nothing.
-    pub fn leave_words(&self, message: &str) {
-        if !self.has_words.swap(true, Ordering::SeqCst) {
-            let rank = self.launch.rank;
-            self.write_words(&Words { rank, message: message.to_owned(), lost: None });
-        }
-    }
-
-    fn write_words(&self, words: &Words) {
-        let Ok(words) = serde_json::to_vec(words) else { return };
-        let (count, key) = (self.key("words", "count"), self.key("words", "first"));
-        // They are lost if the store is gone, which the others notice.
-        let _ = self.ask(move |store| match store.add(&count, 1)? {
-            1 => store.set(&key, &words),
-            _ => Ok(()),
-        });
-    }
-
-    /// The error of the first rank that said why it ends.
-    pub(super) fn hear_words(&self) -> Result<(), DistributedError> {
-        let key = self.key("words", "first");
-        let words = self.ask(move |store| read_words(store, &key))?;
-        words.and_then(|words| self.error_of(words)).map_or(Ok(()), Err)
-    }
-
-    /// The error by which this rank ends if another has said this.
-    fn error_of(&self, words: Words) -> Option<DistributedError> {
-        let Words { rank, message, lost } = words;
-        let Launch { rank: own, world, .. } = self.launch;
-        if rank == own {
-            return None;
-        }
-        self.has_words.store(true, Ordering::SeqCst);
-        Some(match lost {
-            Some(lost) if lost != own => {
-                DistributedError::LostRank { rank: lost, world, what: message }
-            }
-            Some(lost) => DistributedError::OtherRank {
-                rank,
-                message: format!("this rank, {lost} of {world}, {message}"),
-            },
-            None => DistributedError::OtherRank { rank, message },
-        })
-    }
-
     fn key(&self, kind: &str, key: &str) -> String {
         format!("{}/{kind}/{key}", self.prefix)
     }
@@ -381,141 +270,18 @@ impl Store {
         Err(DistributedError::TimedOut { what, limit: self.limit })
     }
 
-    /// The newest sign of life by rank.
-    fn lives(&self) -> Result<Vec<Option<Life>>, DistributedError> {
-        let keys = self.keys_of_ranks("life");
-        self.ask(move |store| {
-            let read = |key: &String| {
-                let life = store.get(key)?;
-                Ok(life.and_then(|life| serde_json::from_slice(&life).ok()))
-            };
-            keys.iter().map(read).collect()
-        })
-    }
-
-    /// Whether each rank has said that it ends.
-    fn have_ended(&self) -> Result<Vec<bool>, DistributedError> {
-        let keys = self.keys_of_ranks("ended");
-        self.ask(move |store| keys.iter().map(|key| store.has(&[key])).collect())
-    }
-
-    fn lost(&self, rank: usize, what: String) -> DistributedError {
-        let Launch { rank: own, world, .. } = self.launch;
-        if !self.has_words.swap(true, Ordering::SeqCst) {
-            self.write_words(&Words { rank: own, message: what.clone(), lost: Some(rank) });
-        }
-        DistributedError::LostRank { rank, world, what }
-    }
-
-    /// Finds the rank that kept `what` from ending well: one that says so, has died, has
-    /// ended, or has begun fewer operations than this one.
-    pub(super) fn blame(&self, what: &str, failure: &Failure) -> DistributedError {
-        match self.try_to_blame(what, failure) {
-            Ok(error) | Err(error) => error,
-        }
-    }
-
-    fn try_to_blame(
-        &self,
-        what: &str,
-        failure: &Failure,
-    ) -> Result<DistributedError, DistributedError> {
-        let begin = Instant::now();
-        let long = match failure {
-            Failure::Error(..) => WATCH,
-            Failure::Limit(_) | Failure::Ended => SILENCE + BEAT,
-        };
-        let lives = loop {
-            self.hear_words()?;
-            let lives = self.lives_of_others()?;
-            let silent = self.watch().silent(&lives);
-            if let Some((rank, silence)) = silent.filter(|(_, age)| *age >= SILENCE) {
-                let what = format!(
-                    "has died or is stopped: it gave no sign of life for {} s\nhint: its own \
-                     output may say why; a process that the system ends for want of memory \
-                     leaves a line in dmesg",
-                    silence.as_secs()
-                );
-                return Ok(self.lost(rank, what));
-            }
-            if begin.elapsed() >= long {
-                break lives;
-            }
-            std::thread::sleep(BEAT / 2);
-        };
-        for (rank, life) in lives.iter().enumerate() {
-            if life.is_none() && rank != self.launch.rank {
-                return Ok(self.lost(rank, format!("has ended before {what}")));
-            }
-        }
-        let limit = match failure {
-            Failure::Error(operation, reason) => {
-                let reason = reason.clone();
-                return Ok(DistributedError::Failed { operation, reason });
-            }
-            Failure::Limit(limit) => *limit,
-            Failure::Ended => self.limit,
-        };
-        let own = self.begun.load(Ordering::SeqCst);
-        let begun =
-            lives.iter().enumerate().filter_map(|(rank, life)| Some((rank, (*life)?.begun)));
-        match begun.min_by_key(|(_, begun)| *begun) {
-            Some((rank, begun)) if begun < own => {
-                let seconds = limit.as_secs();
-                let what = format!("hangs: it lives and has not come to {what} in {seconds} s");
-                Ok(self.lost(rank, what))
-            }
-            _ => Ok(DistributedError::TimedOut { what: what.to_owned(), limit }),
-        }
-    }
-
-    /// The newest sign of life of the ranks that have not ended, without that of this one.
-    fn lives_of_others(&self) -> Result<Vec<Option<Life>>, DistributedError> {
-        let mut lives = self.lives()?;
-        for (life, ended) in lives.iter_mut().zip(self.have_ended()?) {
-            *life = life.filter(|_| !ended);
-        }
-        lives[self.launch.rank] = None;
-        Ok(lives)
-    }
-
-    /// Whether another rank has ended.
-    pub(super) fn has_one_ended(&self) -> Result<bool, DistributedError> {
-        let ended = self.have_ended()?;
-        Ok(ended.iter().enumerate().any(|(rank, ended)| *ended && rank != self.launch.rank))
-    }
-
-    fn watch(&self) -> MutexGuard<'_, Watch> {
-        self.watch.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// The longest that another rank has not given a new sign of life, as far as this one looked.
-    pub(super) fn longest_silence(&self) -> Result<Duration, DistributedError> {
-        let lives = self.lives_of_others()?;
-        Ok(self.watch().silent(&lives).map_or(Duration::ZERO, |(_, age)| age))
-    }
-
-    /// The ranks that have not ended, and have given no new sign of life for `silence` (at least
-    /// 4 s): they have died or are stopped. Signs are those that this process saw when it called
-    /// this before, so call it again and again.
-    ///
-    /// # Errors
-    /// If the store is gone.
-    pub fn lost_ranks(&self, silence: Duration) -> Result<Vec<usize>, DistributedError> {
-        let lives = self.lives_of_others()?;
-        let (mut watch, least) = (self.watch(), silence.max(SILENCE));
-        Ok(watch.ages(&lives).filter(|(_, age)| *age >= least).map(|(rank, _)| rank).collect())
-    }
-
     /// Says that this rank ends, and waits for the others. If this rank serves the store, they need
     /// it until they end, or until they have heard why this one does. Else the last message of an
     /// operation may be under way.
     fn say_goodbye(&self) {
         self.stop_beating.store(true, Ordering::SeqCst);
         let key = self.key("ended", &self.launch.rank.to_string());
-        if self.ask(move |store| store.set(&key, b"1")).is_err() {
+        let count = self.key("ended", "count");
+        let said = self.ask(move |store| store.set(&key, b"1").and_then(|()| store.add(&count, 1)));
+        if said.is_err() {
             return;
         }
+        let world = i64::try_from(self.launch.world).unwrap_or(i64::MAX);
         let serves = self.launch.is_first() && !self.address.is_served_by_agent;
         let longest = match (self.has_words.load(Ordering::SeqCst), serves) {
             (false, true) => Duration::MAX,
@@ -523,12 +289,19 @@ impl Store {
             (false, false) => BEAT * 2,
             (true, false) => Duration::ZERO,
         };
-        let begin = Instant::now();
+        let (begin, mut looked) = (Instant::now(), None);
         while begin.elapsed() < longest {
-            let Ok(lives) = self.lives_of_others() else { return };
-            let newest = self.watch().ages(&lives).map(|(_, age)| age).min();
-            if newest.is_none_or(|age| age > SILENCE * 4) {
+            if self.count_ended().is_ok_and(|ended| ended >= world) {
                 return;
+            }
+            // This asks for the signs of all ranks.
+            if looked.is_none_or(|looked: Instant| looked.elapsed() > BEAT) {
+                looked = Some(Instant::now());
+                let Ok(lives) = self.lives_of_others() else { return };
+                let newest = self.watch().ages(&lives).map(|(_, age)| age).min();
+                if newest.is_none_or(|age| age > SILENCE * 4) {
+                    return;
+                }
             }
             std::thread::sleep(Duration::from_millis(20));
         }
@@ -542,47 +315,7 @@ impl Drop for Store {
     }
 }
 
-fn read_words(store: &TcpStore, key: &str) -> Result<Option<Words>, TchError> {
-    Ok(store.get(key)?.and_then(|words| serde_json::from_slice(&words).ok()))
-}
-
 fn no_answer(address: &StoreAddress, what: String) -> DistributedError {
     let server = if address.is_served_by_agent { "torchrun's agent" } else { "rank 0" };
     DistributedError::NoAnswer { server, host: address.host.clone(), port: address.port, what }
-}
-
-/// Why an operation did not end well.
-#[derive(Debug)]
-pub(super) enum Failure {
-    /// An operation failed, with the library's message.
-    Error(&'static str, String),
-    /// It did not end in time.
-    Limit(Duration),
-    /// Another rank has ended.
-    Ended,
-}
-
-/// When each rank last gave a new sign of life, by the clock of this process.
-#[derive(Debug)]
-struct Watch {
-    seen: Vec<(Option<Life>, Instant)>,
-}
-
-impl Watch {
-    /// The ranks that live, and how long they have given no new sign of life.
-    fn ages(&mut self, lives: &[Option<Life>]) -> impl Iterator<Item = (usize, Duration)> {
-        let now = Instant::now();
-        let pairs = lives.iter().zip(&mut self.seen).enumerate();
-        pairs.filter_map(move |(rank, (life, seen))| {
-            if *life != seen.0 {
-                *seen = (*life, now);
-            }
-            life.is_some().then(|| (rank, now - seen.1))
-        })
-    }
-
-    /// The rank whose last new sign of life is the oldest, and its age.
-    fn silent(&mut self, lives: &[Option<Life>]) -> Option<(usize, Duration)> {
-        self.ages(lives).max_by_key(|(_, age)| *age)
-    }
 }
