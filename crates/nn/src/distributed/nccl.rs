@@ -61,10 +61,9 @@ impl Nccl {
         };
         const ID: &str = "nccl";
         // Every rank finds out at once whether it has the library.
-        let own = nccl_unique_id().map_err(|error| {
-            let error = DistributedError::Failed { operation: "NCCL", reason: error.to_string() };
-            store.leave_words(&error.to_string());
-            error
+        let own = nccl_unique_id().map_err(|error| DistributedError::Failed {
+            operation: "NCCL",
+            reason: error.to_string(),
         })?;
         let id: [u8; ID_BYTES] = if launch.is_first() {
             store.set(ID, &own)?;

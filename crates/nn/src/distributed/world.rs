@@ -104,11 +104,22 @@ impl World {
         let Some(store) = Store::open(launch, limit)? else {
             return Err(DistributedError::NoStore { world: launch.world });
         };
-        let cpu = Gloo::open(launch, &store, limit)?;
+        let world = Self::connect(launch, device, &store, limit);
+        // The others are in the middle of the same.
+        world.inspect_err(|error| store.leave_words(&error.to_string()))
+    }
+
+    fn connect(
+        launch: &Launch,
+        device: Device,
+        store: &Arc<Store>,
+        limit: Duration,
+    ) -> Result<Self, DistributedError> {
+        let cpu = Gloo::open(launch, store, limit)?;
         let world = Self(Arc::new(Ranks {
             launch: launch.clone(),
             limit,
-            store: Some(Arc::clone(&store)),
+            store: Some(Arc::clone(store)),
             cpu: Some(Box::new(cpu)),
             gpu: OnceLock::new(),
             unfinished: AtomicUsize::new(0),
@@ -124,7 +135,7 @@ impl World {
             return Err(DistributedError::Differ(message));
         }
         if let Device::Cuda(gpu) = device {
-            let nccl = Nccl::open(launch, &store, gpu, limit)?;
+            let nccl = Nccl::open(launch, store, gpu, limit)?;
             let _ = world.0.gpu.set((device, Box::new(nccl)));
         }
         Ok(world)
