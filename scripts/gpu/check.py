@@ -3,7 +3,7 @@
 kernels   the tests of the GPU kernels (crates/nn/src/shim/kernels.rs) and of NCCL (nccl.rs)
 zero      z is exactly 0 and the loss ln 2 where model and reference are equal: at the start and after
           the reference is updated, with and without gradient checkpointing, f32 and bf16
-relabel   the four published scorers at full size with random weights: images a second, memory
+relabel   the four published scorers at full size with random weights in bf16, TF32 and f32: images a second
 ranks     `train run` under torchrun with one rank, whose sums go through NCCL, beside the same run without:
           losses of the steps, and the fraction of a step that the sums take
 sdxl      SDXL training and sampling beside diffusers, eager and compiled (scripts/bench/gpu.py)
@@ -131,7 +131,9 @@ class Check:
         for command in (build, make):
             subprocess.run(list(map(str, command)), check=True, timeout=max(self.left(), 1))
         rows = []
-        for precision in ("bf16", "f32"):
+        # A CPU has no TF32.
+        tf32 = ["tf32"] if self.arguments.device.startswith("cuda") else []
+        for precision in ("bf16", *tf32, "f32"):
             labels = self.arguments.out / f"labels-{precision}.parquet"
             words = ["score", "--quiet", "--fresh", "--pairs", pairs, "--scorers", work / "scorers.toml"]
             words += ["--out", labels, "--dtype", precision, "--device", self.arguments.device]
