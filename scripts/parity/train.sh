@@ -40,13 +40,13 @@ on_ranks() {
     return $failed
 }
 
-# replay NAME MODEL flags...; RANKS=2 for two ranks
+# replay NAME MODEL flags...; RANKS=2 for two ranks, MICRO=2 for another micro-batch than 4
 replay() {
     local name=$1 model=$2
     shift 2
     on_ranks "${RANKS:-1}" "$train" run --quiet --fresh --model "$model" --pairs data/sample --labels "$labels" --out "$work/$name" \
         --device cpu --dtype f32 --steps 10 --record-steps 10 --checkpoint-every 10 --keep 1 \
-        --batch-size 8 --micro-batch 4 --reference-every 4 --warmup-steps 3 --probe-every 0 \
+        --batch-size 8 --micro-batch "${MICRO:-4}" --reference-every 4 --warmup-steps 3 --probe-every 0 \
         --sample-every 0 "$@"
     echo "== ten training steps, $name, ${RANKS:-1} rank(s): product against diffusers and torch, f32 =="
     local failed=0
@@ -60,11 +60,11 @@ replay() {
 # A pipeline like MODEL that predicts the velocity.
 with_velocity() {
     local model=$1
-    rm -rf "$work/velocity"
-    cp -r "$model" "$work/velocity"
+    rm -rf "$work/velocity-model"
+    cp -r "$model" "$work/velocity-model"
     sed -i 's/"prediction_type": "epsilon"/"prediction_type": "v_prediction"/' \
-        "$work/velocity/scheduler/scheduler_config.json"
-    grep -q v_prediction "$work/velocity/scheduler/scheduler_config.json"
+        "$work/velocity-model/scheduler/scheduler_config.json"
+    grep -q v_prediction "$work/velocity-model/scheduler/scheduler_config.json"
 }
 
 # The small pipelines of the tests have random weights: their z moves far at small learning rates. And z is
@@ -73,9 +73,9 @@ fixtures=crates/nn/tests/fixtures/diffusion
 status=0
 replay sd-adamw "$fixtures/sd" --beta 100 --lr 1e-6 || status=1
 RANKS=2 replay sd-two-ranks "$fixtures/sd" --beta 100 --lr 1e-6 || status=1
-RANKS=2 replay sd-sharded "$fixtures/sd" --beta 100 --lr 1e-6 --micro-batch 2 --shard-optimizer || status=1
+RANKS=2 MICRO=2 replay sd-sharded "$fixtures/sd" --beta 100 --lr 1e-6 --shard-optimizer || status=1
 with_velocity "$fixtures/sd"
-replay velocity "$work/velocity" --beta 100 --lr 1e-6 || status=1
+replay velocity "$work/velocity-model" --beta 100 --lr 1e-6 || status=1
 replay sdxl-adafactor "$fixtures/sdxl" --beta 100 --lr 1e-6 --optimizer adafactor \
     --preference vanilla --grad-checkpointing || status=1
 if [ -e data/mini/sd/model_index.json ]; then

@@ -68,6 +68,10 @@ void *nn_store_open(const char *host, uint16_t port, bool serve, int64_t limit_m
   if (std::getenv("TORCH_CPP_LOG_LEVEL") == nullptr)
     FLAGS_caffe2_log_level = c10::GLOG_ERROR;
   return guarded(error, [&]() -> void * {
+    // c10d logs a warning with a stack trace where a store is gone, beside the error that it
+    // throws, which names it.
+    if (!std::getenv("TORCH_CPP_LOG_LEVEL"))
+      FLAGS_caffe2_log_level = 2; // errors
     c10d::TCPStoreOptions options;
     options.port = port;
     options.isServer = serve;

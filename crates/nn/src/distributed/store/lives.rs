@@ -215,15 +215,10 @@ impl Store {
         Ok(lives)
     }
 
-    /// How many ranks have said that they end.
-    pub(super) fn count_ended(&self) -> Result<i64, DistributedError> {
-        let key = self.key("ended", "count");
-        self.ask(move |store| store.add(&key, 0))
-    }
-
     /// Whether another rank has ended, asked by one that has not.
     pub(in super::super) fn has_one_ended(&self) -> Result<bool, DistributedError> {
-        Ok(self.count_ended()? > 0)
+        let key = self.key("ended", "count");
+        Ok(self.ask(move |store| store.add(&key, 0))? > 0)
     }
 
     pub(super) fn watch(&self) -> MutexGuard<'_, Watch> {

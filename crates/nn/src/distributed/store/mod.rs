@@ -270,37 +270,49 @@ impl Store {
         Err(DistributedError::TimedOut { what, limit: self.limit })
     }
 
-    /// Says that this rank ends, and waits for the others. If this rank serves the store, they need
-    /// it until they end, or until they have heard why this one does. Else the last message of an
-    /// operation may be under way.
+    /// Says that this rank ends. First it waits a moment for the others to come here, since the last
+    /// message of an operation may be under way. Last, if it serves the store, it waits until the
+    /// others have ended, or have heard why this one does. The others ask the store nothing after
+    /// they have ended.
     fn say_goodbye(&self) {
         self.stop_beating.store(true, Ordering::SeqCst);
-        let key = self.key("ended", &self.launch.rank.to_string());
-        let count = self.key("ended", "count");
-        let said = self.ask(move |store| store.set(&key, b"1").and_then(|()| store.add(&count, 1)));
-        if said.is_err() {
+        let failed = self.has_words.load(Ordering::SeqCst);
+        if !failed && self.all_come_to("leaving", BEAT * 2).is_err() {
             return;
         }
-        let world = i64::try_from(self.launch.world).unwrap_or(i64::MAX);
+        let key = self.key("ended", &self.launch.rank.to_string());
+        if self.ask(move |store| store.set(&key, b"1")).is_err() {
+            return;
+        }
         let serves = self.launch.is_first() && !self.address.is_served_by_agent;
-        let longest = match (self.has_words.load(Ordering::SeqCst), serves) {
-            (false, true) => Duration::MAX,
+        let longest = match (serves, failed) {
+            (false, _) => Duration::ZERO,
             (true, true) => BEAT * 6,
-            (false, false) => BEAT * 2,
-            (true, false) => Duration::ZERO,
+            (true, false) => Duration::MAX,
         };
-        let (begin, mut looked) = (Instant::now(), None);
-        while begin.elapsed() < longest {
-            if self.count_ended().is_ok_and(|ended| ended >= world) {
-                return;
+        // An error is that of a store that has ended.
+        let _ = self.all_come_to("ended", longest);
+    }
+
+    /// Counts this rank at a place, and waits until all are counted or no other one lives, at most
+    /// so long.
+    fn all_come_to(&self, place: &str, longest: Duration) -> Result<(), DistributedError> {
+        let (begin, mut looked) = (Instant::now(), Instant::now());
+        let world = i64::try_from(self.launch.world).unwrap_or(i64::MAX);
+        let mut own = 1;
+        loop {
+            let (key, amount) = (self.key(place, "count"), std::mem::take(&mut own));
+            let here = self.ask(move |store| store.add(&key, amount))?;
+            if here >= world || begin.elapsed() >= longest {
+                return Ok(());
             }
             // This asks for the signs of all ranks.
-            if looked.is_none_or(|looked: Instant| looked.elapsed() > BEAT) {
-                looked = Some(Instant::now());
-                let Ok(lives) = self.lives_of_others() else { return };
+            if looked.elapsed() > BEAT {
+                looked = Instant::now();
+                let lives = self.lives_of_others()?;
                 let newest = self.watch().ages(&lives).map(|(_, age)| age).min();
                 if newest.is_none_or(|age| age > SILENCE * 4) {
-                    return;
+                    return Ok(());
                 }
             }
             std::thread::sleep(Duration::from_millis(20));
