@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::ffi::OsString;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
@@ -10,6 +11,7 @@ use hub::Network;
 use runkit::signals::StopFlag;
 
 use crate::LocationError;
+use crate::location::Known;
 use crate::store::Bucket;
 use crate::transport::Transport;
 
@@ -75,8 +77,15 @@ pub(crate) struct Shared {
     pub(crate) buckets: Mutex<HashMap<String, Arc<Bucket>>>,
     /// The commits of the hub's revisions, which stay the same during a run.
     pub(crate) commits: Mutex<HashMap<String, String>>,
+    /// Size and version of every object at its first request: it must stay so during a run.
+    pub(crate) known: Mutex<HashMap<PathBuf, Known>>,
+    /// Web addresses with their queries, by the address without.
+    pub(crate) queries: Mutex<HashMap<String, String>>,
     pub(crate) retries: AtomicU64,
 }
+
+/// That of this process, once it is used or set.
+static PROCESS: OnceLock<Access> = OnceLock::new();
 
 impl std::fmt::Debug for Access {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -87,7 +96,6 @@ impl std::fmt::Debug for Access {
 impl Access {
     /// That of this process: its environment, read once, the usual limits, its stop flag.
     pub fn of_process() -> Self {
-        static PROCESS: OnceLock<Access> = OnceLock::new();
         let new = || {
             let variables = std::env::vars_os().filter_map(|(name, value)| {
                 Some((name.into_string().ok()?, value.into_string().ok()?))
@@ -95,6 +103,11 @@ impl Access {
             Self::new(variables.collect(), Limits::default(), runkit::signals::flag_of_process())
         };
         PROCESS.get_or_init(new).clone()
+    }
+
+    /// Makes this the access of the process. Returns whether it could: only before the first use.
+    pub fn set_for_process(self) -> bool {
+        PROCESS.set(self).is_ok()
     }
 
     /// One with variables, limits and a stop flag of its own.
@@ -118,6 +131,8 @@ impl Access {
             problem,
             buckets: Mutex::default(),
             commits: Mutex::default(),
+            known: Mutex::default(),
+            queries: Mutex::default(),
             retries: AtomicU64::new(0),
         };
         Self { shared: Arc::new(shared) }
@@ -153,6 +168,26 @@ impl Access {
                 variables: "HTTPS_PROXY, HTTP_PROXY and ALL_PROXY",
             }),
         }
+    }
+
+    /// Keeps the first that was known of an object, and returns it.
+    pub(crate) fn pin(&self, shown: &Path, known: Known) -> Known {
+        let mut all = self.shared.known.lock().unwrap_or_else(PoisonError::into_inner);
+        all.entry(shown.to_owned()).or_insert(known).clone()
+    }
+
+    /// What was known of an object at its first request.
+    pub(crate) fn pinned(&self, shown: &Path) -> Option<Known> {
+        self.shared.known.lock().unwrap_or_else(PoisonError::into_inner).get(shown).cloned()
+    }
+
+    /// Remembers the query of a web address, or finds the one that was given before.
+    pub(crate) fn whole_address(&self, shown: &str, spelled: &str) -> String {
+        let mut all = self.shared.queries.lock().unwrap_or_else(PoisonError::into_inner);
+        if shown != spelled {
+            all.insert(shown.to_owned(), spelled.to_owned());
+        }
+        all.get(shown).cloned().unwrap_or_else(|| spelled.to_owned())
     }
 
     /// The client of a bucket, made once.

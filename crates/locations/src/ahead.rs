@@ -17,7 +17,7 @@ use crate::remote::Object;
 use crate::retry::{Pending, start, wait};
 
 /// The most bytes of one request.
-pub(crate) const PIECE_BYTES: u64 = 8 << 20;
+pub const PIECE_BYTES: u64 = 8 << 20;
 /// Pieces of a lane that are fetched while one is read.
 const AHEAD: usize = 3;
 /// Ranges with at most this between them are one request.

@@ -44,13 +44,11 @@ impl File {
             Location::Local(path) => {
                 let fail = |error| LocationError::local(path, &error);
                 let file = fs::File::open(path).map_err(fail)?;
-                let described = file.metadata().map_err(fail)?;
-                if !described.is_file() {
+                if !file.metadata().map_err(fail)?.is_file() {
                     let kind = io::ErrorKind::IsADirectory;
                     return Err(fail(io::Error::new(kind, "a folder or a device, not a file")));
                 }
-                let length = described.len();
-                Ok(Self { kind: Kind::Local(path.clone(), Arc::new(file)), length })
+                Self::from_local(path, file).map_err(fail)
             }
             Location::Remote(remote) => {
                 let task = remote.clone();
@@ -59,6 +57,15 @@ impl File {
                 Ok(Self { kind: Kind::Remote(Arc::new(object)), length })
             }
         }
+    }
+
+    /// A file of this machine that is open already.
+    ///
+    /// # Errors
+    /// When its length cannot be told.
+    pub fn from_local(path: &Path, file: fs::File) -> io::Result<Self> {
+        let length = file.metadata()?.len();
+        Ok(Self { kind: Kind::Local(path.to_owned(), Arc::new(file)), length })
     }
 
     /// How many bytes it has.

@@ -24,7 +24,7 @@ pub struct Found {
 pub struct Item {
     /// Its name below the base, parts separated by `/`.
     pub name: String,
-    /// Where it is; [`crate::File::open`] asks nothing more of what a listing told.
+    /// Where it is. [`crate::File::open`] asks for nothing that the listing told already.
     pub location: Location,
 }
 
@@ -48,14 +48,16 @@ pub fn find(location: &Location) -> Result<Found, LocationError> {
 async fn find_remote(remote: Remote) -> Result<Found, LocationError> {
     let key = remote.key().to_owned();
     let known = |remote: &Remote, key: &str, known: Known| {
-        let known = Some(known);
-        Location::Remote(Remote { known, ..remote.at(key) })
+        let found = remote.at(key);
+        remote.access.pin(&found.shown, known);
+        Location::Remote(found)
     };
     if matches!(remote.place, Place::Web { .. }) {
         let Some(found) = remote.head().await? else { return Err(missing(&remote)) };
         let base = Location::Remote(remote.clone()).parent();
         let name = Location::Remote(remote.clone()).name().to_owned();
-        let location = Location::Remote(Remote { known: Some(found), ..remote });
+        remote.access.pin(&remote.shown, found);
+        let location = Location::Remote(remote);
         return Ok(Found { base, is_file: true, items: vec![Item { name, location }] });
     }
     if key.contains(PATTERN_CHARACTERS) {

@@ -33,6 +33,7 @@ mod transport;
 mod upload;
 mod web;
 
+pub use ahead::PIECE_BYTES;
 pub use access::{Access, Limits, Traffic};
 pub use error::LocationError;
 pub use file::{File, Reader};

@@ -39,8 +39,6 @@ pub struct Remote {
     pub(crate) place: Place,
     /// The address for messages, names and output; a path so that it is at home where paths are.
     pub(crate) shown: PathBuf,
-    /// What a listing said of the object.
-    pub(crate) known: Option<Known>,
 }
 
 /// Size and version of an object.
@@ -127,8 +125,10 @@ impl Location {
         let shown = without_query(spelled);
         let place = match scheme.as_str() {
             "s3" | "gs" | "az" | "abfs" | "abfss" => object(&scheme, rest, &shown)?,
-            "https" => Place::Web { url: spelled.to_owned() },
-            "http" if is_loopback(rest) => Place::Web { url: spelled.to_owned() },
+            "https" => Place::Web { url: access.whole_address(&shown, spelled) },
+            "http" if is_loopback(rest) => {
+                Place::Web { url: access.whole_address(&shown, spelled) }
+            }
             "http" => {
                 let variable = "AWS_ALLOW_HTTP";
                 return Err(LocationError::PlainHttp { location: shown, variable });
@@ -143,10 +143,11 @@ impl Location {
         if let Place::Web { url } = &place {
             check_web(url, &shown)?;
         }
-        Ok(Self::Remote(Remote { access: access.clone(), place, shown: shown.into(), known: None }))
+        Ok(Self::Remote(Remote { access: access.clone(), place, shown: shown.into() }))
     }
 
-    /// The path, or the address without its query: for messages, and where a name is kept.
+    /// The path, or the address without its query: for messages, and where a name is kept. Within a
+    /// process it leads back to the same location ([`Location::parse`]), query and all.
     pub fn path(&self) -> &Path {
         match self {
             Self::Local(path) => path,
@@ -245,7 +246,7 @@ impl Remote {
             }
             Place::Web { .. } => Place::Web { url: shown.clone() },
         };
-        Self { access: self.access.clone(), place, shown: shown.into(), known: None }
+        Self { access: self.access.clone(), place, shown: shown.into() }
     }
 
     /// The address of the bucket, repository or server.

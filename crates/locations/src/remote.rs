@@ -85,12 +85,15 @@ impl Remote {
 
     /// Opens the object. A listing that came before saves the question.
     pub(crate) async fn open(self) -> Result<Object, LocationError> {
-        let known = match self.known.clone() {
+        let known = match self.access.pinned(&self.shown) {
             Some(known) => known,
-            None => self.head().await?.ok_or_else(|| LocationError::Missing {
-                location: self.shown.display().to_string(),
-                detail: String::new(),
-            })?,
+            None => {
+                let found = self.head().await?.ok_or_else(|| LocationError::Missing {
+                    location: self.shown.display().to_string(),
+                    detail: String::new(),
+                })?;
+                self.access.pin(&self.shown, found)
+            }
         };
         let mut named = self.named();
         let source = match &self.place {
