@@ -7,9 +7,8 @@ use rayon::prelude::*;
 
 use super::splits::splits_of;
 use super::{PairsError, own};
+use crate::layouts::{Layout, Listing, is_image_of_pair, is_recognised};
 
-/// The extension of the files that are taken from a folder.
-const EXTENSION: &str = "parquet";
 /// The characters that make a name a pattern.
 const PATTERN_CHARACTERS: [char; 3] = ['*', '?', '['];
 /// As a shell matches: `*` does not reach into folders, nor match a leading dot.
@@ -29,6 +28,8 @@ pub struct InputFile {
     /// Its name in the output: relative to the folder that was given, or to the pattern-free folder
     /// of a pattern; the bare file name of a single file. Parts are separated by `/`.
     pub source_file: String,
+    /// Its layout if it was named; recognised otherwise.
+    pub layout: Option<Layout>,
 }
 
 /// The input files, and the files beside them that were skipped.
@@ -83,8 +84,8 @@ struct Candidate {
     named: bool,
 }
 
-/// Finds the input files. Each input is a file, a folder (searched for `*.parquet` at any depth) or
-/// a glob pattern. The order is the order given, and inside a folder or pattern the order of the
+/// Finds the input files. Each input is a file, a folder (searched at any depth for `*.parquet`; if
+/// there is none, for the files of another layout, [`discover_as`]) or a glob pattern. The order is the order given, and inside a folder or pattern the order of the
 /// names, part by part. Names that begin with `.` or `_`, and files that this workspace wrote, are
 /// skipped and counted.
 ///
@@ -95,13 +96,27 @@ struct Candidate {
 /// When an input names nothing, two files have one `source_file`, one file is named twice, a name
 /// is not UTF-8, the files are of several splits and `splits` is empty, or a split does not exist.
 pub fn discover(inputs: &[PathBuf], splits: &[String]) -> Result<Discovered, PairsError> {
+    discover_as(inputs, splits, None)
+}
+
+/// [`discover`] for files of `layout`: a folder is searched for what can be of it. Without a layout
+/// it gives the first of these that it holds: Parquet, tars, lines of JSON, JSON in one of the
+/// layouts, folders of `NAME_w.EXT` and `NAME_l.EXT`.
+///
+/// # Errors
+/// As [`discover`].
+pub fn discover_as(
+    inputs: &[PathBuf],
+    splits: &[String],
+    layout: Option<Layout>,
+) -> Result<Discovered, PairsError> {
     if inputs.is_empty() {
         return Err(PairsError::NoInputs);
     }
     let mut found = Discovered::default();
     let mut candidates = Vec::new();
     for input in inputs {
-        candidates.extend(find(input, &mut found)?);
+        candidates.extend(find(input, layout, &mut found)?);
     }
     let kinds: Vec<Option<&'static str>> =
         candidates.par_iter().map(|candidate| own::kind(&candidate.file.path)).collect();
@@ -168,11 +183,30 @@ fn choose(
     Ok(files.map(|(candidate, _)| candidate.file).collect())
 }
 
-fn find(input: &Path, found: &mut Discovered) -> Result<Vec<Candidate>, PairsError> {
+fn find(
+    input: &Path,
+    layout: Option<Layout>,
+    found: &mut Discovered,
+) -> Result<Vec<Candidate>, PairsError> {
+    let mut files = find_any(input, layout, found)?;
+    files.iter_mut().for_each(|candidate| candidate.file.layout = layout);
+    Ok(files)
+}
+
+fn find_any(
+    input: &Path,
+    layout: Option<Layout>,
+    found: &mut Discovered,
+) -> Result<Vec<Candidate>, PairsError> {
     let input = &*runkit::path::expand_home(input);
     if input.is_dir() {
-        let mut paths = Vec::new();
-        walk(input, &mut HashSet::new(), &mut paths, found)?;
+        let mut listing = Listing::default();
+        walk(input, &mut HashSet::new(), &mut listing, found)?;
+        let mut paths = listing.choose(layout);
+        if layout.is_none() {
+            // Among the files of a data set are others, such as dataset_infos.json.
+            paths.retain(|path| is_recognised(path));
+        }
         return named(input, input, paths, found);
     }
     if input.exists() {
@@ -243,7 +277,7 @@ fn is_hidden(name: &std::ffi::OsStr) -> bool {
 fn walk(
     folder: &Path,
     seen: &mut HashSet<PathBuf>,
-    files: &mut Vec<PathBuf>,
+    files: &mut Listing<PathBuf>,
     found: &mut Discovered,
 ) -> Result<(), PairsError> {
     let search = |error: std::io::Error| PairsError::Search {
@@ -253,9 +287,10 @@ fn walk(
     if !seen.insert(folder.canonicalize().map_err(search)?) {
         return Ok(());
     }
+    let mut has_images = false;
     for entry in std::fs::read_dir(folder).map_err(search)? {
         let path = entry.map_err(search)?.path();
-        let is_parquet = path.extension().is_some_and(|extension| extension == EXTENSION);
+        let is_parquet = path.extension().is_some_and(|extension| extension == "parquet");
         let (is_dir, name) = (path.is_dir(), path.file_name().unwrap_or_default());
         if is_hidden(name) {
             // Folders with a leading dot do not count; one of Spark's may hold the files that the
@@ -267,9 +302,14 @@ fn walk(
             found.own.push(path);
         } else if is_dir {
             walk(&path, seen, files, found)?;
-        } else if is_parquet {
-            files.push(path);
+        } else {
+            let name = name.to_string_lossy();
+            has_images |= is_image_of_pair(&name);
+            files.add(&name, || path.clone());
         }
+    }
+    if has_images {
+        files.add_folder(folder.to_owned());
     }
     Ok(())
 }
@@ -315,7 +355,14 @@ fn name(path: PathBuf, base: &Path) -> Result<InputFile, PairsError> {
         .map(|part| part.as_os_str().to_str())
         .collect();
     match parts {
-        Some(parts) => Ok(InputFile { source_file: parts.join("/"), path }),
+        // A folder of images that is the location itself.
+        Some(parts) if parts.is_empty() => {
+            let whole = std::path::absolute(&path).ok();
+            let name = whole.as_deref().and_then(Path::file_name).and_then(|name| name.to_str());
+            let source_file = name.unwrap_or("pairs").to_owned();
+            Ok(InputFile { source_file, path, layout: None })
+        }
+        Some(parts) => Ok(InputFile { source_file: parts.join("/"), path, layout: None }),
         None => Err(PairsError::Name { path }),
     }
 }

@@ -83,7 +83,7 @@ pub(crate) fn put(folder: &Path, name: &str, bytes: &[u8]) -> PathBuf {
 
 /// The file as an input named `pairs.parquet`.
 pub(crate) fn input(path: PathBuf) -> InputFile {
-    InputFile { path, source_file: "pairs.parquet".to_owned() }
+    InputFile { path, source_file: "pairs.parquet".to_owned(), layout: None }
 }
 
 /// Writes a pairs file of these columns in row groups of 4 and opens it.
