@@ -258,7 +258,12 @@ impl ParquetInput {
     }
 
     /// The ranges of the columns, as [`File::reading`] takes them.
-    fn lanes(&self, groups: &[usize], small: &[usize], large: &[usize]) -> Vec<Vec<Vec<Range<u64>>>> {
+    fn lanes(
+        &self,
+        groups: &[usize],
+        small: &[usize],
+        large: &[usize],
+    ) -> Vec<Vec<Vec<Range<u64>>>> {
         let chunks = |leaves: &[usize]| -> Vec<Vec<Range<u64>>> {
             let of = |&group: &usize| {
                 let group = self.metadata.row_groups().get(group);

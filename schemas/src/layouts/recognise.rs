@@ -69,14 +69,17 @@ impl<P> Listing<P> {
     }
 
     /// The inputs: those that can be of `layout`; without one, those of the first kind that there
-    /// is, in the order Parquet, tar, lines, JSON, folders of images.
-    pub(crate) fn choose(self, layout: Option<Layout>) -> Vec<P> {
+    /// is, in the order Parquet, tar, lines, JSON, folders of images. With them, the layout if it
+    /// is known.
+    pub(crate) fn choose(self, layout: Option<Layout>) -> (Option<Layout>, Vec<P>) {
         let first = self.found.iter().map(|(kind, _)| *kind).min();
         let is_chosen = |kind: Kind| match layout {
             Some(layout) => kind.is_of(layout),
             None => Some(kind) == first,
         };
-        self.found.into_iter().filter(|(kind, _)| is_chosen(*kind)).map(|(_, path)| path).collect()
+        let folder = (first == Some(Kind::Folder)).then_some(Layout::Folder);
+        let chosen = self.found.into_iter().filter(|(kind, _)| is_chosen(*kind));
+        (layout.or(folder), chosen.map(|(_, path)| path).collect())
     }
 }
 
@@ -190,9 +193,12 @@ mod tests {
             listing.add_folder("f");
             listing
         };
-        assert_eq!(listing().choose(None), ["c.parquet"]);
-        assert_eq!(listing().choose(Some(Layout::WebDataset)), ["b.tar", "e.tar"]);
-        assert_eq!(listing().choose(Some(Layout::Hpdv3)), ["a.json", "d.jsonl"]);
-        assert_eq!(listing().choose(Some(Layout::Folder)), ["f"]);
+        assert_eq!(listing().choose(None), (None, vec!["c.parquet"]));
+        assert_eq!(listing().choose(Some(Layout::WebDataset)).1, ["b.tar", "e.tar"]);
+        assert_eq!(listing().choose(Some(Layout::Hpdv3)).1, ["a.json", "d.jsonl"]);
+        assert_eq!(listing().choose(Some(Layout::Folder)).1, ["f"]);
+        let mut listing = Listing::default();
+        listing.add_folder("f");
+        assert_eq!(listing.choose(None), (Some(Layout::Folder), vec!["f"]));
     }
 }

@@ -71,7 +71,7 @@ impl Table {
         batch_rows: usize,
     ) -> Result<(ParquetRecordBatchReader, Vec<ImageColumn>), InputError> {
         let (groups, first_row) = self.parquet.row_groups_of(rows);
-        let file = self.parquet.reopen()?;
+        let file = self.parquet.reopen_reading(&groups, leaves, image_leaves)?;
         // Between 0 and the number of rows.
         let skipped = (rows.start - first_row) as usize;
         let images = self.parquet.contained(|| {

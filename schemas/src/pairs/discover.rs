@@ -188,7 +188,7 @@ fn find(
     layout: Option<Layout>,
     found: &mut Discovered,
 ) -> Result<Vec<Candidate>, PairsError> {
-    let mut files = find_any(input, layout, found)?;
+    let (layout, mut files) = find_any(input, layout, found)?;
     files.iter_mut().for_each(|candidate| candidate.file.layout = layout);
     Ok(files)
 }
@@ -197,26 +197,28 @@ fn find_any(
     input: &Path,
     layout: Option<Layout>,
     found: &mut Discovered,
-) -> Result<Vec<Candidate>, PairsError> {
+) -> Result<(Option<Layout>, Vec<Candidate>), PairsError> {
     let input = &*runkit::path::expand_home(input);
     if input.is_dir() {
         let mut listing = Listing::default();
         walk(input, &mut HashSet::new(), &mut listing, found)?;
-        let mut paths = listing.choose(layout);
+        let (layout, mut paths) = listing.choose(layout);
         if layout.is_none() {
             // Among the files of a data set are others, such as dataset_infos.json.
             paths.retain(|path| is_recognised(path));
         }
-        return named(input, input, paths, found);
+        return Ok((layout, named(input, input, paths, found)?));
     }
     if input.exists() {
         let folder = input.parent().unwrap_or(Path::new(""));
         let mut file = named(input, folder, vec![input.to_owned()], found)?;
         file.iter_mut().for_each(|candidate| candidate.named = true);
-        return Ok(file);
+        return Ok((layout, file));
     }
     match input.to_str() {
-        Some(pattern) if pattern.contains(PATTERN_CHARACTERS) => matching(input, pattern, found),
+        Some(pattern) if pattern.contains(PATTERN_CHARACTERS) => {
+            Ok((layout, matching(input, pattern, found)?))
+        }
         _ => Err(PairsError::Missing { path: input.to_owned() }),
     }
 }
