@@ -169,7 +169,7 @@ fn open(location: &Location) -> Result<(CheckedFile, Vec<u8>, Option<File>), Inp
 }
 
 /// The error of a read, by what was behind it.
-fn unread(path: &Path, cause: io::Error) -> InputError {
+pub(crate) fn unread(path: &Path, cause: io::Error) -> InputError {
     match LocationError::behind(&cause) {
         Some(remote) => InputError::Remote(remote.clone()),
         None => InputError::Io { path: path.to_owned(), cause },

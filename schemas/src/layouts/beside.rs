@@ -2,16 +2,16 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::path::PathBuf;
+use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
-use rayon::prelude::*;
+use locations::LocationError;
 
 use super::MAX_IMAGE_BYTES;
 use super::source::Folder;
 use super::zipped::Zip;
-use crate::input::InputError;
+use crate::input::unread;
 use crate::pairs::PairsError;
 
 /// The images beside a file.
@@ -38,34 +38,30 @@ impl Beside {
         &self,
         names: &[Arc<str>],
     ) -> Result<Vec<Result<Bytes, String>>, PairsError> {
-        names
-            .par_iter()
-            .map(|name| {
-                let places = match inside(name) {
-                    Ok(name) => self.places(&name),
-                    Err(reason) => return Ok(Err(reason)),
-                };
-                for place in &places {
-                    let found = match place {
-                        Place::File(name) => self.file(name),
-                        Place::Member { zip, members } => self.member(zip, members),
-                    };
-                    match found {
-                        Ok(Some(bytes)) => return Ok(Ok(bytes)),
-                        Ok(None) => {}
-                        Err(error) if is_of_the_file(&error) => {
-                            return Ok(Err(format!("{name:?}: {error}")));
-                        }
-                        Err(cause) => {
-                            return Err(
-                                InputError::Io { path: PathBuf::from(&**name), cause }.into()
-                            );
-                        }
-                    }
+        let read = self.folder.each(names, |name| self.read_one(name));
+        read.into_iter().collect()
+    }
+
+    fn read_one(&self, name: &str) -> Result<Result<Bytes, String>, PairsError> {
+        let places = match inside(name) {
+            Ok(name) => self.places(&name),
+            Err(reason) => return Ok(Err(reason)),
+        };
+        for place in &places {
+            let found = match place {
+                Place::File(name) => self.file(name),
+                Place::Member { zip, members } => self.member(zip, members),
+            };
+            match found {
+                Ok(Some(bytes)) => return Ok(Ok(bytes)),
+                Ok(None) => {}
+                Err(error) if is_of_the_file(&error) => {
+                    return Ok(Err(format!("{name:?}: {error}")));
                 }
-                Ok(Err(format!("{name:?}: no such file beside the pairs")))
-            })
-            .collect()
+                Err(cause) => return Err(unread(Path::new(name), cause).into()),
+            }
+        }
+        Ok(Err(format!("{name:?}: no such file beside the pairs")))
     }
 
     /// Where a file may lie, in the order in which it is looked for.
@@ -158,16 +154,19 @@ fn is_nothing(error: &io::Error) -> bool {
 /// Whether an error says something about this one file, and others may be fine.
 fn is_of_the_file(error: &io::Error) -> bool {
     use io::ErrorKind as Kind;
-    matches!(
-        error.kind(),
-        Kind::PermissionDenied
-            | Kind::IsADirectory
-            | Kind::FileTooLarge
-            | Kind::InvalidData
-            | Kind::InvalidFilename
-            | Kind::InvalidInput
-            | Kind::UnexpectedEof
-    )
+    // A server that refuses one file refuses them all.
+    let remote = LocationError::behind(error).is_some();
+    !remote
+        && matches!(
+            error.kind(),
+            Kind::PermissionDenied
+                | Kind::IsADirectory
+                | Kind::FileTooLarge
+                | Kind::InvalidData
+                | Kind::InvalidFilename
+                | Kind::InvalidInput
+                | Kind::UnexpectedEof
+        )
 }
 
 #[cfg(test)]
@@ -189,7 +188,7 @@ mod tests {
 
     #[test]
     fn names_are_looked_for_in_folders_and_zips() {
-        let beside = Beside::new(Folder::at("/x".as_ref()), &["train", "test"]);
+        let beside = Beside::new(Folder::at("/x".as_ref()).unwrap(), &["train", "test"]);
         let spelled = |name: &str| -> Vec<String> {
             let spell = |place| match place {
                 Place::File(name) => name,

@@ -17,6 +17,7 @@ use super::records::{Batched, Batches, Draft, Image, Origin, Records, guessed_gr
 use super::source::Folder;
 use super::table::Table;
 use crate::exact::Target;
+use crate::input::InputError;
 use crate::pairs::{ImageColumn, InputFile, PairsError, RowGroup};
 
 /// Rows that are decoded together, without and with images.
@@ -143,7 +144,7 @@ impl ChosenRejected {
         let origin = Arc::new(Origin {
             path: input.path.clone(),
             source_file: input.source_file.clone(),
-            beside: Beside::new(Folder::around(&input.path), &[]),
+            beside: Beside::new(Folder::around(&input.path).map_err(InputError::from)?, &[]),
         });
         let images_of = columns;
         let reading =

@@ -13,7 +13,7 @@ use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use parquet::file::properties::{EnabledStatistics, WriterProperties};
 use parquet::schema::types::ColumnPath;
 
-use super::{DEALING, Layout};
+use super::DEALING;
 use crate::input::{InputError, ParquetInput};
 use crate::pairs::{InputFile, PairFile, PairRow, PairsError};
 use crate::table_writer::{Format, TableWriter, WriteError};
@@ -261,10 +261,7 @@ fn properties(pairs: &PairFile, first_row: i64) -> WriterProperties {
     .into_iter()
     .map(|(key, value)| (key.to_owned(), value))
     .collect();
-    if matches!(
-        pairs.layout(),
-        Layout::ChosenRejected | Layout::Hpdv3 | Layout::Folder | Layout::Jsonl
-    ) {
+    if pairs.layout().is_dealt() {
         metadata.insert(KEY_DEALING.to_owned(), DEALING.to_owned());
     }
     let format = Format {

@@ -11,6 +11,7 @@ use super::Layout;
 use super::beside::Beside;
 use super::records::{Batched, Batches, Draft, Image, Origin, Records, group};
 use super::source::Folder;
+use crate::input::InputError;
 use crate::pairs::{InputFile, MAX_CAPTION_BYTES, PairsError, RowGroup};
 
 /// The endings of images.
@@ -68,7 +69,7 @@ impl ImageFolder {
     /// # Errors
     /// When it cannot be listed, or holds no pair.
     pub(super) fn open(input: &InputFile, images: bool) -> Result<Self, PairsError> {
-        let folder = Folder::at(&input.path);
+        let folder = Folder::at(&input.path).map_err(InputError::from)?;
         let origin = Arc::new(Origin {
             path: input.path.clone(),
             source_file: input.source_file.clone(),

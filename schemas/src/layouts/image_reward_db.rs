@@ -17,6 +17,7 @@ use super::source::Folder;
 use super::table::Table;
 use super::{Layout, MAX_RANKED_IMAGES};
 use crate::exact::{self, Target};
+use crate::input::InputError;
 use crate::pairs::{InputFile, PairsError, RowGroup};
 
 /// The columns that are read.
@@ -66,7 +67,7 @@ impl ImageRewardDb {
         let origin = Arc::new(Origin {
             path: input.path.clone(),
             source_file: input.source_file.clone(),
-            beside: Beside::new(Folder::around(&input.path), &[]),
+            beside: Beside::new(Folder::around(&input.path).map_err(InputError::from)?, &[]),
         });
         let mut opened = Self {
             table,

@@ -9,6 +9,7 @@ use super::beside::Beside;
 use super::records::{Batched, Batches, Checkpoints, Draft, Origin, Records, guessed_groups};
 use super::source::{File, Folder, Reader};
 use super::{Layout, MAX_RECORD_BYTES, hpdv2, hpdv3, jsonl};
+use crate::input::InputError;
 use crate::pairs::{InputFile, PairsError, RowGroup};
 
 /// The mark that some programs put before UTF-8.
@@ -59,7 +60,7 @@ impl Documents {
         let origin = Arc::new(Origin {
             path: input.path.clone(),
             source_file: input.source_file.clone(),
-            beside: Beside::new(Folder::around(&input.path), below),
+            beside: Beside::new(Folder::around(&input.path).map_err(InputError::from)?, below),
         });
         let mut scanner = Scanner::open(&origin)?;
         let mut opened = Self {
@@ -359,7 +360,7 @@ pub(super) fn first_record(path: &std::path::Path) -> Result<Option<Vec<u8>>, Pa
     let origin = Arc::new(Origin {
         path: path.to_owned(),
         source_file: String::new(),
-        beside: Beside::new(Folder::around(path), &[]),
+        beside: Beside::new(Folder::around(path).map_err(InputError::from)?, &[]),
     });
     let mut scanner = Scanner::open(&origin)?;
     let found = scanner.next_record()?;
@@ -395,7 +396,7 @@ mod tests {
         let origin = Arc::new(Origin {
             path: file.path().to_owned(),
             source_file: "x.json".to_owned(),
-            beside: Beside::new(Folder::around(file.path()), &[]),
+            beside: Beside::new(Folder::around(file.path()).unwrap(), &[]),
         });
         let mut scanner = Scanner::open(&origin).map_err(|error| error.to_string())?;
         let mut records = Vec::new();

@@ -119,6 +119,13 @@ impl Layout {
         }
     }
 
+    /// Whether pairs of the layout may be dealt out ([`DEALING`]): those of `jsonl` are if their
+    /// records say `chosen`.
+    #[must_use]
+    pub const fn is_dealt(self) -> bool {
+        matches!(self, Self::ChosenRejected | Self::Hpdv3 | Self::Folder | Self::Jsonl)
+    }
+
     /// The names of all layouts, for messages.
     #[must_use]
     pub fn names() -> String {

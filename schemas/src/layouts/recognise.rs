@@ -119,6 +119,7 @@ pub(super) fn of_table(path: &Path, table: &Table) -> Result<Layout, PairsError>
 
 /// The layout of a file that is not Parquet, if its name says that it is not.
 pub(super) fn of_name(path: &Path) -> Result<Option<Layout>, PairsError> {
+    // Discovery names the layout of remote folders.
     if path.is_dir() {
         return Ok(Some(Layout::Folder));
     }

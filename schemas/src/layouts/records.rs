@@ -12,7 +12,7 @@ use super::deal::is_swapped;
 use super::recognise::{of_name, of_table};
 use super::table::Table;
 use super::{Layout, chosen_rejected, folder, image_reward_db, json, pickapic, webdataset};
-use crate::input::InputError;
+use crate::input::unread;
 use crate::pairs::{InputFile, NoVote, PairRow, PairsError, RowGroup, positional_pair_id};
 
 /// The most text in one batch of rows, in bytes. Only captions far beyond the usual reach it.
@@ -144,7 +144,7 @@ impl Origin {
     }
 
     pub(super) fn io(&self, cause: std::io::Error) -> PairsError {
-        InputError::Io { path: self.path.clone(), cause }.into()
+        unread(&self.path, cause).into()
     }
 
     /// The name of an image file, below what the user gave.

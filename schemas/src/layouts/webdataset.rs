@@ -20,6 +20,7 @@ use super::source::{File, Folder};
 use super::tar::{Member, Members};
 use super::{Layout, MAX_IMAGE_BYTES, MAX_RECORD_BYTES};
 use crate::columns::is_human_label;
+use crate::input::InputError;
 use crate::pairs::{InputFile, LABELS, MAX_CAPTION_BYTES, NoVote, PairsError, RowGroup};
 
 /// The size of a group of rows, in bytes of the archive.
@@ -47,7 +48,7 @@ impl WebDataset {
         let origin = Arc::new(Origin {
             path: input.path.clone(),
             source_file: input.source_file.clone(),
-            beside: Beside::new(Folder::around(&input.path), &[]),
+            beside: Beside::new(Folder::around(&input.path).map_err(InputError::from)?, &[]),
         });
         let mut samples = Samples::open(&origin, 0, false)?;
         let length = samples.length;
