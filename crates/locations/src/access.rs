@@ -89,7 +89,10 @@ static PROCESS: OnceLock<Access> = OnceLock::new();
 
 impl std::fmt::Debug for Access {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        formatter.debug_struct("Access").field("limits", &self.shared.limits).finish_non_exhaustive()
+        formatter
+            .debug_struct("Access")
+            .field("limits", &self.shared.limits)
+            .finish_non_exhaustive()
     }
 }
 

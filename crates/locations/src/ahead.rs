@@ -229,7 +229,6 @@ mod tests {
     }
 
     #[test]
-    #[expect(clippy::single_range_in_vec_init, reason = "one range each")]
     fn ranges_are_merged_and_divided() {
         // Close together: one request, also over groups.
         assert_eq!(of(vec![vec![0..10, 20..30], vec![40..50]], 100), [(0..50, 0)]);

@@ -115,9 +115,7 @@ pub enum LocationError {
         problem: String,
     },
     /// Data that is not on this machine, while the network may not be used.
-    #[error(
-        "{location}: HF_HUB_OFFLINE forbids the network; hint: unset it, or name a local copy"
-    )]
+    #[error("{location}: HF_HUB_OFFLINE forbids the network; hint: unset it, or name a local copy")]
     Offline {
         /// The location.
         location: String,

@@ -1,5 +1,6 @@
 //! The files that a location stands for, in a fixed order.
 
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
 use crate::hub_data::Dataset;
@@ -67,7 +68,8 @@ async fn find_remote(remote: Remote) -> Result<Found, LocationError> {
             expected: format!("a pattern ({error})"),
         })?;
         let listed = list(&remote, &folder).await?.unwrap_or_default();
-        let matching = listed.into_iter().filter(|(key, _)| pattern.matches_with(key, PATTERN_RULES));
+        let matching =
+            listed.into_iter().filter(|(key, _)| pattern.matches_with(key, PATTERN_RULES));
         let items = items(&folder, matching, |key, found| known(&remote, key, found));
         return Ok(Found { base: Location::Remote(remote.at(&folder)), is_file: false, items });
     }
@@ -106,10 +108,16 @@ fn items(
         let rest = key.strip_prefix(folder).unwrap_or(key);
         rest.trim_start_matches('/').to_owned()
     };
+    let listed: Vec<(String, Known)> = listed.into_iter().collect();
+    let parents = |key: &str| {
+        let ends = key.match_indices('/').map(|(end, _)| end).collect::<Vec<_>>();
+        ends.into_iter().filter_map(|end| key.get(..end).map(str::to_owned)).collect::<Vec<_>>()
+    };
+    let folders: HashSet<String> = listed.iter().flat_map(|(key, _)| parents(key)).collect();
     listed
         .into_iter()
         // Some tools write an empty object for a folder.
-        .filter(|(key, _)| !key.ends_with('/') && *key != folder)
+        .filter(|(key, found)| *key != folder && !(found.size == 0 && folders.contains(key)))
         .map(|(key, found)| Item { name: below(&key), location: location(&key, found) })
         .collect()
 }
@@ -141,7 +149,7 @@ fn pattern_free_folder(pattern: &str) -> String {
 
 fn local(path: &Path) -> Result<Found, LocationError> {
     if path.is_dir() {
-        let (mut items, mut seen) = (Vec::new(), std::collections::HashSet::new());
+        let (mut items, mut seen) = (Vec::new(), HashSet::new());
         walk(path, "", &mut seen, &mut items)?;
         return Ok(Found { base: Location::Local(path.to_owned()), is_file: false, items });
     }
@@ -183,7 +191,7 @@ fn local(path: &Path) -> Result<Found, LocationError> {
 fn walk(
     folder: &Path,
     prefix: &str,
-    seen: &mut std::collections::HashSet<PathBuf>,
+    seen: &mut HashSet<PathBuf>,
     items: &mut Vec<Item>,
 ) -> Result<(), LocationError> {
     let fail = |error: std::io::Error| LocationError::local(folder, &error);

@@ -8,11 +8,11 @@ use hub::{Settings, encode};
 use serde::Deserialize;
 use ureq::http::HeaderMap;
 
+use crate::LocationError;
 use crate::access::Access;
 use crate::location::Known;
 use crate::retry::{Failure, Named, attempts};
 use crate::web::{self, Token};
-use crate::LocationError;
 
 /// How long the address that the hub redirects to is used; it is signed for an hour.
 pub(crate) const ADDRESS_LIFE: Duration = Duration::from_secs(600);
@@ -97,11 +97,8 @@ impl Dataset {
             this.commit = commit;
             return Ok(this);
         }
-        let address = format!(
-            "{}/api/datasets/{id}/revision/{}",
-            this.endpoint,
-            encode(revision, false)
-        );
+        let address =
+            format!("{}/api/datasets/{id}/revision/{}", this.endpoint, encode(revision, false));
         let found: Revision = attempts(access, named, || async {
             let (body, _) = this.api(access, &address).await?;
             parse(&body)
@@ -128,7 +125,8 @@ impl Dataset {
         recursive: bool,
         named: &Named,
     ) -> Result<Option<Vec<(String, Known)>>, LocationError> {
-        let mut address = format!("{}/api/datasets/{}/tree/{}", self.endpoint, self.id, self.commit);
+        let mut address =
+            format!("{}/api/datasets/{}/tree/{}", self.endpoint, self.id, self.commit);
         let folder = folder.trim_end_matches('/');
         if !folder.is_empty() {
             address += &format!("/{}", encode(folder, true));
@@ -147,7 +145,8 @@ impl Dataset {
                 }
                 Err(error) => return Err(error),
             };
-            files.extend(entries.into_iter().filter(|entry| entry.kind == "file").map(Entry::known));
+            files
+                .extend(entries.into_iter().filter(|entry| entry.kind == "file").map(Entry::known));
             match next {
                 Some(next) => address = next,
                 None => return Ok(Some(files)),
@@ -174,7 +173,11 @@ impl Dataset {
         let transport = Arc::clone(&access.shared.transport);
         let (response, _) =
             web::get(&transport, address, &HeaderMap::new(), self.token.as_ref()).await?;
-        let next = response.headers().get_all("link").iter().find_map(|link| next_page(link.to_str().ok()?));
+        let next = response
+            .headers()
+            .get_all("link")
+            .iter()
+            .find_map(|link| next_page(link.to_str().ok()?));
         // A page of another server would be asked with the token's name in vain, and is no page.
         let base = address.parse().ok();
         let next = next.zip(base).and_then(|(next, base)| hub::join(&base, next.as_bytes()));
@@ -201,7 +204,8 @@ fn parse<T: serde::de::DeserializeOwned>(body: &[u8]) -> Result<T, Failure> {
 fn next_page(link: &str) -> Option<String> {
     link.split(',').find_map(|part| {
         let (address, rest) = part.trim().strip_prefix('<')?.split_once('>')?;
-        let is_next = rest.split(';').any(|field| matches!(field.trim(), "rel=\"next\"" | "rel=next"));
+        let is_next =
+            rest.split(';').any(|field| matches!(field.trim(), "rel=\"next\"" | "rel=next"));
         is_next.then(|| address.to_owned())
     })
 }

@@ -33,8 +33,8 @@ mod transport;
 mod upload;
 mod web;
 
-pub use ahead::PIECE_BYTES;
 pub use access::{Access, Limits, Traffic};
+pub use ahead::PIECE_BYTES;
 pub use error::LocationError;
 pub use file::{File, Reader};
 pub use find::{Found, Item, find};

@@ -136,7 +136,8 @@ impl Location {
             "hf" => hub_place(rest, &shown)?,
             _ => {
                 let meant = MEANT.iter().find(|(name, _)| *name == scheme);
-                let hint = meant.map_or(String::new(), |(_, meant)| format!("; hint: write {meant}"));
+                let hint =
+                    meant.map_or(String::new(), |(_, meant)| format!("; hint: write {meant}"));
                 return Err(LocationError::Scheme { location: shown, scheme, hint });
             }
         };
@@ -379,8 +380,7 @@ fn hub_place(rest: &str, shown: &str) -> Result<Place, LocationError> {
             && !part.starts_with(['.', '-'])
             && part.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte))
     };
-    let is_revision =
-        |byte: u8| byte.is_ascii_alphanumeric() || b"-_./+".contains(&byte);
+    let is_revision = |byte: u8| byte.is_ascii_alphanumeric() || b"-_./+".contains(&byte);
     if !is_part(owner) || !is_part(name) {
         return Err(form("another owner or name"));
     }

@@ -6,12 +6,12 @@ use std::time::Instant;
 
 use bytes::Bytes;
 
+use crate::LocationError;
 use crate::hub_data::{self, ADDRESS_LIFE, Dataset, Redirected};
 use crate::location::{Known, Place, Remote};
 use crate::retry::{Failure, Named, attempts};
 use crate::store::Bucket;
 use crate::web;
-use crate::LocationError;
 
 /// A remote file whose size and version are known.
 pub(crate) struct Object {

@@ -7,9 +7,9 @@ use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
 use std::time::{Duration, Instant};
 
+use crate::LocationError;
 use crate::access::Access;
 use crate::transport::{Observed, observed};
-use crate::LocationError;
 
 /// How often a waiting caller looks at the stop flag.
 const POLL_INTERVAL: Duration = Duration::from_millis(100);
@@ -112,10 +112,9 @@ fn explain(named: &Named, last: &Observed, otherwise: String) -> Result<String, 
             ),
         }),
         (Some(fault), _) if fault.transient => Ok(fault.problem.clone()),
-        (Some(fault), _) => Err(LocationError::Response {
-            location: location(),
-            problem: fault.problem.clone(),
-        }),
+        (Some(fault), _) => {
+            Err(LocationError::Response { location: location(), problem: fault.problem.clone() })
+        }
         (None, Some(status)) if BUSY.contains(&status) => Ok(answers(status)),
         // S3 reports some errors of its own in the body of a success.
         (None, Some(200..=299)) if matches!(code, "InternalError" | "SlowDown") => {
@@ -170,7 +169,9 @@ fn explain(named: &Named, last: &Observed, otherwise: String) -> Result<String, 
 /// Half to all of a pause, so that many readers do not come back at once.
 fn jittered(pause: Duration, count: u32) -> Duration {
     let noise = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
-    let noise = noise.map_or(0, |now| now.subsec_nanos()).wrapping_mul(2_654_435_761_u32.wrapping_add(count));
+    let noise = noise
+        .map_or(0, |now| now.subsec_nanos())
+        .wrapping_mul(2_654_435_761_u32.wrapping_add(count));
     pause / 2 + pause.mul_f64(f64::from(noise >> 8) / f64::from(1_u32 << 24) / 2.0)
 }
 
@@ -260,4 +261,3 @@ pub(crate) fn wait<T: Send + 'static>(
 ) -> Result<T, LocationError> {
     start(work).wait(access)
 }
-

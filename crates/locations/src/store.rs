@@ -12,11 +12,11 @@ use object_store::path::Path as Key;
 use object_store::{GetOptions, GetRange, ObjectStore, RetryConfig};
 use ureq::http::{HeaderName, HeaderValue};
 
+use crate::LocationError;
 use crate::access::Access;
 use crate::location::{Known, Store, is_loopback};
 use crate::retry::{Failure, Named};
 use crate::transport::Service;
-use crate::LocationError;
 
 /// Variables that lead to another endpoint, and those that allow plain http there.
 const ENDPOINTS: [&str; 7] = [
@@ -106,10 +106,11 @@ pub(crate) fn s3(
     check_endpoints(access, location)?;
     let mut builder = AmazonS3Builder::new();
     for (name, value) in &access.shared.variables {
-        if name.starts_with("AWS_") && !value.is_empty() {
-            if let Ok(key) = name.to_ascii_lowercase().parse() {
-                builder = builder.with_config(key, value);
-            }
+        if name.starts_with("AWS_")
+            && !value.is_empty()
+            && let Ok(key) = name.to_ascii_lowercase().parse()
+        {
+            builder = builder.with_config(key, value);
         }
     }
     let transport = Arc::clone(&access.shared.transport);
@@ -134,9 +135,11 @@ impl Bucket {
     ) -> Result<Self, LocationError> {
         let service = Service { transport: Arc::clone(&access.shared.transport), condition: None };
         let of = |prefix: &'static str| {
-            access.shared.variables.iter().filter(move |(name, value)| {
-                name.starts_with(prefix) && !value.is_empty()
-            })
+            access
+                .shared
+                .variables
+                .iter()
+                .filter(move |(name, value)| name.starts_with(prefix) && !value.is_empty())
         };
         let store: Box<dyn ObjectStore> = match store {
             Store::S3(bucket) => Box::new(s3(access, bucket, location, None)?),
@@ -183,9 +186,7 @@ impl Bucket {
     pub(crate) async fn head(&self, key: &str) -> Result<Option<Known>, Failure> {
         let options = GetOptions { head: true, ..GetOptions::default() };
         match self.store.get_opts(&parse_key(key)?, options).await {
-            Ok(found) => {
-                Ok(Some(Known { size: found.meta.size, version: found.meta.e_tag }))
-            }
+            Ok(found) => Ok(Some(Known { size: found.meta.size, version: found.meta.e_tag })),
             Err(object_store::Error::NotFound { .. }) => Ok(None),
             Err(_) => Err(Failure::Unknown(NOT_UNDERSTOOD.to_owned())),
         }
@@ -205,8 +206,11 @@ impl Bucket {
             ..GetOptions::default()
         };
         let unknown = |_| {
-            Failure::Unknown("expected the bytes of a range (HTTP 206), found another \
-                              response; the server must know ranges".to_owned())
+            Failure::Unknown(
+                "expected the bytes of a range (HTTP 206), found another \
+                              response; the server must know ranges"
+                    .to_owned(),
+            )
         };
         let found = self.store.get_opts(&parse_key(key)?, options).await.map_err(unknown)?;
         let known = Known { size: found.meta.size, version: found.meta.e_tag.clone() };

@@ -282,10 +282,9 @@ impl HttpService for Service {
         match self.transport.send(Request::from_parts(parts, body)).await {
             Ok(response) => Ok(response.map(Into::into)),
             // Attempts are counted elsewhere ([`crate::retry`]).
-            Err(fault) => Err(HttpError::new(
-                HttpErrorKind::Unknown,
-                std::io::Error::other(fault.problem),
-            )),
+            Err(fault) => {
+                Err(HttpError::new(HttpErrorKind::Unknown, std::io::Error::other(fault.problem)))
+            }
         }
     }
 }

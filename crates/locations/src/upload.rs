@@ -129,16 +129,16 @@ impl Upload {
         let location = named.location.clone();
         let done = wait(&self.access, async move {
             attempts(&access, &named, || async {
-                store.complete_multipart(&key, &id, parts.clone()).await.map_err(|error| {
-                    match error {
+                store.complete_multipart(&key, &id, parts.clone()).await.map_err(
+                    |error| match error {
                         object_store::Error::Precondition { .. }
                         | object_store::Error::AlreadyExists { .. } => {
                             let location = named.location.clone();
                             Failure::Final(LocationError::Exists { location })
                         }
                         _ => unknown(),
-                    }
-                })
+                    },
+                )
             })
             .await
         });

@@ -38,7 +38,8 @@ pub(crate) async fn get(
         *request.headers_mut() = headers.clone();
         if let Some(token) = token
             && hub::origin(&address).is_some_and(|origin| origin == token.origin)
-            && let Ok(mut value) = format!("Bearer {}", token.text).parse::<ureq::http::HeaderValue>()
+            && let Ok(mut value) =
+                format!("Bearer {}", token.text).parse::<ureq::http::HeaderValue>()
         {
             value.set_sensitive(true);
             request.headers_mut().insert(AUTHORIZATION, value);

@@ -1,5 +1,6 @@
 //! Helpers of the tests: a program in a clean environment ([`program`]), its result ([`Run`],
-//! [`Running`]), a temporary folder ([`Folder`]) and an HTTP server ([`server`]). Every function
+//! [`Running`]), a temporary folder ([`Folder`]), an HTTP server ([`server`]) and servers of data
+//! ([`objects`]). Every function
 //! panics if it fails, since its caller is a test.
 //!
 //! ```
@@ -14,6 +15,7 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod folder;
+pub mod objects;
 pub mod server;
 
 use std::ffi::OsStr;

@@ -23,14 +23,16 @@ pub struct Fault {
     pub certificate: bool,
 }
 
+/// A scheme, and the address of the proxy on the way.
+type Way = (String, Option<String>);
+
 /// A client that keeps its connections, with the proxies, certificates and waits of a [`Network`].
 /// It follows no redirect and retries nothing.
 #[derive(Debug)]
 pub struct Connections {
     network: Network,
     tls: OnceLock<TlsConfig>,
-    /// By scheme and proxy.
-    agents: Mutex<Vec<((String, Option<String>), Agent)>>,
+    agents: Mutex<Vec<(Way, Agent)>>,
 }
 
 impl Connections {

@@ -67,9 +67,7 @@ impl Network {
     ///
     /// # Errors
     /// When a variable does not hold the address of a proxy.
-    pub fn from_lookup(
-        lookup: &impl Fn(&str) -> Option<OsString>,
-    ) -> Result<Self, HubError> {
+    pub fn from_lookup(lookup: &impl Fn(&str) -> Option<OsString>) -> Result<Self, HubError> {
         let named = CERTIFICATES.iter().filter_map(|&name| {
             let value = lookup(name).filter(|value| !value.is_empty())?;
             Some(match name {
