@@ -3,27 +3,20 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::{Component, Path, PathBuf};
 
+use locations::{Location, PATTERN_CHARACTERS, PATTERN_RULES};
 use rayon::prelude::*;
 
 use super::splits::splits_of;
-use super::{PairsError, own};
+use super::{PairsError, own, remote};
 use crate::layouts::{Layout, Listing, is_image_of_pair, is_recognised};
 
-/// The characters that make a name a pattern.
-const PATTERN_CHARACTERS: [char; 3] = ['*', '?', '['];
-/// As a shell matches: `*` does not reach into folders, nor match a leading dot.
-const PATTERN_RULES: glob::MatchOptions = glob::MatchOptions {
-    case_sensitive: true,
-    require_literal_separator: true,
-    require_literal_leading_dot: true,
-};
 /// How many names of skipped files a message lists.
 const NAMES_SHOWN: usize = 3;
 
 /// One input file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct InputFile {
-    /// Where it is.
+    /// Where it is: a path, or the address of a file elsewhere ([`Location::path`]).
     pub path: PathBuf,
     /// Its name in the output: relative to the folder that was given, or to the pattern-free folder
     /// of a pattern; the bare file name of a single file. Parts are separated by `/`.
@@ -77,15 +70,16 @@ fn counted(count: usize, one: &str, several: &str) -> String {
 }
 
 /// A file that was found, and the location it was found in.
-struct Candidate {
-    file: InputFile,
-    location: PathBuf,
+pub(super) struct Candidate {
+    pub(super) file: InputFile,
+    pub(super) location: PathBuf,
     /// Whether the user gave this very name.
-    named: bool,
+    pub(super) named: bool,
 }
 
 /// Finds the input files. Each input is a file, a folder (searched at any depth for `*.parquet`; if
-/// there is none, for the files of another layout, [`discover_as`]) or a glob pattern. The order is the order given, and inside a folder or pattern the order of the
+/// there is none, for the files of another layout, [`discover_as`]) or a glob pattern, here or at an
+/// address ([`locations`]). The order is the order given, and inside a folder or pattern that of the
 /// names, part by part. Names that begin with `.` or `_`, and files that this workspace wrote, are
 /// skipped and counted.
 ///
@@ -115,11 +109,22 @@ pub fn discover_as(
     }
     let mut found = Discovered::default();
     let mut candidates = Vec::new();
+    let mut any_remote = false;
     for input in inputs {
-        candidates.extend(find(input, layout, &mut found)?);
+        let location = Location::parse(input)?;
+        any_remote |= location.is_remote();
+        let (layout, mut files) = match &location {
+            Location::Local(path) => find(path, layout, &mut found)?,
+            Location::Remote(_) => remote::find(&location, layout, &mut found)?,
+        };
+        files.iter_mut().for_each(|candidate| candidate.file.layout = layout);
+        candidates.extend(files);
     }
-    let kinds: Vec<Option<&'static str>> =
-        candidates.par_iter().map(|candidate| own::kind(&candidate.file.path)).collect();
+    let kinds: Vec<Option<&'static str>> = if any_remote {
+        remote::kinds(&candidates)?
+    } else {
+        candidates.par_iter().map(|candidate| own::kind(&candidate.file.path)).collect()
+    };
     let only_own = kinds.iter().all(Option::is_some);
     let mut files = Vec::new();
     for (candidate, kind) in candidates.into_iter().zip(kinds) {
@@ -183,22 +188,12 @@ fn choose(
     Ok(files.map(|(candidate, _)| candidate.file).collect())
 }
 
+/// The files of a path, and their layout if it is known.
 fn find(
     input: &Path,
     layout: Option<Layout>,
     found: &mut Discovered,
-) -> Result<Vec<Candidate>, PairsError> {
-    let (layout, mut files) = find_any(input, layout, found)?;
-    files.iter_mut().for_each(|candidate| candidate.file.layout = layout);
-    Ok(files)
-}
-
-fn find_any(
-    input: &Path,
-    layout: Option<Layout>,
-    found: &mut Discovered,
 ) -> Result<(Option<Layout>, Vec<Candidate>), PairsError> {
-    let input = &*runkit::path::expand_home(input);
     if input.is_dir() {
         let mut listing = Listing::default();
         walk(input, &mut HashSet::new(), &mut listing, found)?;
@@ -336,7 +331,7 @@ fn named(
         .collect()
 }
 
-fn nothing(input: &Path, found: &Discovered) -> PairsError {
+pub(super) fn nothing(input: &Path, found: &Discovered) -> PairsError {
     let skipped = found.skipped().map_or_else(String::new, |skipped| format!(" ({skipped})"));
     PairsError::Nothing { path: input.to_owned(), skipped }
 }

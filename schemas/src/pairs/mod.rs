@@ -12,6 +12,7 @@ mod file;
 mod images;
 mod own;
 mod record;
+mod remote;
 mod rows;
 mod splits;
 
@@ -35,6 +36,9 @@ pub enum PairsError {
     /// The file is not readable Parquet.
     #[error(transparent)]
     Input(#[from] InputError),
+    /// A location is not understood, cannot be reached or does not exist.
+    #[error(transparent)]
+    Location(#[from] locations::LocationError),
     /// Columns are missing or have the wrong type; all of them are listed.
     #[error("{}: not usable as pairs:\n  {}\n{hint}", path.display(), problems.join("\n  "))]
     Columns {
