@@ -122,7 +122,7 @@ fn large(rows: usize, image_bytes: usize, group_rows: usize) -> Vec<u8> {
 }
 
 #[test]
-fn large_row_groups_are_read_ahead_with_few_requests() {
+fn large_row_groups_take_few_requests() {
     let world = world();
     let folder = tempdir().unwrap();
     let bytes = large(600, 60_000, 250);
@@ -197,7 +197,7 @@ fn folders_elsewhere_follow_the_rules_of_folders_here() {
 }
 
 #[test]
-fn what_goes_wrong_elsewhere_is_told_by_its_name() {
+fn an_error_elsewhere_has_the_name_of_the_file() {
     let world = world();
     let of = |input: &str| discover(&[PathBuf::from(input)], &[]).unwrap_err().to_string();
     assert!(of("ftp://host/x").contains("s3://, gs://"), "{}", of("ftp://host/x"));

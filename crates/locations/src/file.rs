@@ -104,8 +104,8 @@ impl File {
         }
     }
 
-    /// The same file, of which `lanes` will be read: each a list of groups of ranges that are read
-    /// in turns, the groups one after another. The next ranges of a remote file are then fetched in
+    /// The same file for a reader of `lanes`: each a list of groups of ranges that are read in
+    /// turns, the groups one after another. The next ranges of a remote file are then fetched in
     /// the background. A group of several ranges is held whole and should have a few megabytes.
     /// Other ranges can still be read.
     #[must_use]

@@ -143,6 +143,13 @@ impl Location {
         };
         if let Place::Web { url } = &place {
             check_web(url, &shown)?;
+            let meant = runkit::path::meant_hub_name(Path::new(&shown), true);
+            if let Some(meant) = meant.filter(|_| !shown.contains("/resolve/")) {
+                return Err(LocationError::Form {
+                    location: shown,
+                    expected: format!("data, found a page of the hub; hint: write {meant}"),
+                });
+            }
         }
         Ok(Self::Remote(Remote { access: access.clone(), place, shown: shown.into() }))
     }
@@ -434,6 +441,7 @@ mod tests {
             ("http://host/x.parquet", "expected https://"),
             ("https://host/folder/", "one file"),
             ("https://host", "one file"),
+            ("https://huggingface.co/datasets/o/n/tree/main/data", "write hf://datasets/o/n@main"),
             ("hf://owner/name/x.parquet", "datasets/"),
             ("hf://datasets/owner", "no name"),
             ("hf://datasets/o/n@../x", "revision"),

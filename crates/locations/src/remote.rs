@@ -55,7 +55,7 @@ impl Remote {
         made.map(Some)
     }
 
-    /// Size and version of the object; `None` if there is none of this very name.
+    /// Size and version of the object; `None` if nothing has this very name.
     pub(crate) async fn head(&self) -> Result<Option<Known>, LocationError> {
         let named = self.named();
         match &self.place {

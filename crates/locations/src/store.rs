@@ -28,7 +28,7 @@ const ENDPOINTS: [&str; 7] = [
     "AZURE_ENDPOINT",
     "AWS_ENDPOINT_URL_STS",
 ];
-/// What a response that is none is called.
+/// What another response is called.
 const NOT_UNDERSTOOD: &str = "the response of the server is not that of object storage";
 
 /// A client of one bucket.
@@ -182,7 +182,7 @@ impl Bucket {
         Ok(Self { store })
     }
 
-    /// Size and ETag of an object; `None` if there is none.
+    /// Size and ETag of an object; `None` if nothing has the key.
     pub(crate) async fn head(&self, key: &str) -> Result<Option<Known>, Failure> {
         let options = GetOptions { head: true, ..GetOptions::default() };
         match self.store.get_opts(&parse_key(key)?, options).await {

@@ -172,7 +172,7 @@ fn trouble_without_end_ends_with_one_sentence() {
 }
 
 #[test]
-fn missing_and_refused_credentials_are_told_at_once_and_never_shown() {
+fn missing_and_refused_credentials_end_at_once_and_are_never_shown() {
     let store = ObjectStore::start();
     store.put("bucket/one.bin", b"x");
     let with = |changes: &[(&str, Option<&str>)]| {
@@ -291,7 +291,7 @@ fn a_data_set_of_the_hub_is_listed_by_pages_and_read_from_the_second_server() {
 }
 
 #[test]
-fn a_gated_data_set_and_an_offline_machine_are_told() {
+fn a_gated_data_set_and_an_offline_machine_are_errors() {
     let folder = testkit::Folder::new();
     folder.put("x.parquet", b"x");
     let hub = DatasetHub::start("owner/name", &folder.path(""), true);
