@@ -347,8 +347,8 @@ fn a_folder_with_half_a_pair_says_what_is_missing() {
     assert_eq!(captions, [Some("a.txt"), Some("b.txt"), None]);
     let reasons: Vec<_> = rows.iter().map(|row| row.absent.iter().flatten().next()).collect();
     assert_eq!(reasons[0], None);
-    assert_eq!(reasons[1].unwrap(), "there is no image b_l");
-    assert_eq!(reasons[2].unwrap(), "there is no image c_w");
+    assert_eq!(reasons[1].unwrap(), "the image b_l is missing");
+    assert_eq!(reasons[2].unwrap(), "the image c_w is missing");
     let none = tempdir().unwrap();
     put(none.path(), "a.png", b"");
     let error = read(none.path()).unwrap_err().to_string();

@@ -282,7 +282,7 @@ fn every_layout_becomes_our_parquet_with_the_same_pairs() {
 }
 
 #[test]
-fn a_stopped_conversion_goes_on_behind_its_last_file_and_gives_the_same_bytes() {
+fn a_stopped_conversion_resumes_behind_its_last_file_and_gives_the_same_bytes() {
     let folder = tempdir().unwrap();
     let source = fixtures().join("records/images/0_0.jpg");
     put(folder.path(), "a.jpg", &std::fs::read(source).unwrap());

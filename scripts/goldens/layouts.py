@@ -23,7 +23,7 @@ CAPTIONS = [f"caption {row}" for row in range(PAIRS - 2)] + ["a fox, â€œjumpingâ
 RANKED = ("four of them", [2, 1, 3, 1])
 
 
-def picture(number):
+def jpeg(number):
     """A JPEG of 8 x 8 pixels, another one for each number."""
     image = Image.new("RGB", (8, 8))
     image.putdata([((x * 31 + number * 67) % 256, (y * 29 + number * 41) % 256, (x * y + number * 13) % 256) for y in range(8) for x in range(8)])
@@ -33,8 +33,8 @@ def picture(number):
 
 
 # Image 0 and image 1 of every pair, then those that are ranked.
-IMAGES = [(picture(2 * row), picture(2 * row + 1)) for row in range(PAIRS)]
-FURTHER = [picture(100 + number) for number in range(len(RANKED[1]))]
+IMAGES = [(jpeg(2 * row), jpeg(2 * row + 1)) for row in range(PAIRS)]
+FURTHER = [jpeg(100 + number) for number in range(len(RANKED[1]))]
 
 
 def winner_first(row):

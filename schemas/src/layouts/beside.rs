@@ -20,7 +20,7 @@ pub(super) struct Beside {
     folder: Folder,
     /// Folders in which a bare name may lie.
     below: &'static [&'static str],
-    /// The zips that were looked for; `None` if there is none of that name.
+    /// The zips that were looked for; `None` if nothing has that name.
     zips: Mutex<HashMap<String, Option<Arc<Zip>>>>,
 }
 
@@ -30,7 +30,7 @@ impl Beside {
         Self { folder, below, zips: Mutex::default() }
     }
 
-    /// Reads files, several at a time; for each its bytes, or why there are none.
+    /// Reads files, several at a time; for each its bytes, or why they are missing.
     ///
     /// # Errors
     /// When reading fails in a way that says nothing about the file, such as a failing disk.
@@ -146,7 +146,7 @@ fn inside(path: &str) -> Result<String, String> {
     Ok(parts.join("/"))
 }
 
-/// Whether there is no file of that name.
+/// Whether nothing has that name.
 fn is_nothing(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory)
 }

@@ -1,7 +1,7 @@
 //! Writes pairs of any layout as our Parquet: row groups of 64 to 128 MiB, page index, bytes of
 //! images, uids and ids as they were read, winner-first sets dealt out.
 //!
-//! A file becomes several, each complete when it has its name, so that a stopped conversion goes on
+//! A file becomes several, each complete when it has its name, so that a stopped conversion resumes
 //! behind the last of them. Equal input gives equal bytes, whether it was stopped or not.
 
 use std::collections::BTreeMap;
@@ -106,7 +106,7 @@ pub struct Converted {
     pub bytes: u64,
 }
 
-/// Whom a conversion tells of its progress and asks whether to stop.
+/// Receives the progress of a conversion and may stop it.
 pub trait Conversion {
     /// Rows that are in the output, now or from before.
     fn done(&mut self, rows: u64);

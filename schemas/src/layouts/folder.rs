@@ -202,7 +202,7 @@ impl Pairs {
         let images = names.clone().map(|name| {
             let mark = marks.get(side).copied().unwrap_or_default();
             side += 1;
-            let missing = || Image::Absent(format!("there is no image {}{mark}", entry.stem));
+            let missing = || Image::Absent(format!("the image {}{mark} is missing", entry.stem));
             name.map_or_else(missing, |name| Image::Named(name.into()))
         });
         let uid = |name: String| format!("{}/{name}", self.origin.source_file);

@@ -155,7 +155,7 @@ impl Origin {
         }
     }
 
-    /// Makes rows of drafts, the first of which is row `first`, and reads the images they name.
+    /// Makes rows of drafts, beginning with row `first`, and reads the images they name.
     pub(super) fn rows(
         &self,
         first: i64,
