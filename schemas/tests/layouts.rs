@@ -5,14 +5,15 @@
 
 mod common;
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
-use common::{parquet_bytes, put};
+use common::{label_row, parquet_bytes, put};
 use parquet::file::metadata::RowGroupMetaData;
 use parquet::file::reader::{FileReader as _, SerializedFileReader};
 use runkit::signals::{Signal, Stopped};
+use schemas::labels::{LabelsSchema, LabelsWriter};
 use schemas::layouts::{Conversion, ConvertError, Layout, Sizes, convert, is_swapped, names_of};
 use schemas::pairs::{InputFile, PairFile, PairRow, PairsError, discover, discover_as};
 use tempfile::tempdir;
@@ -202,6 +203,22 @@ fn json_that_is_no_pairs_is_left_out_of_a_folder() {
     let names: Vec<_> = found.files.iter().map(|file| file.source_file.as_str()).collect();
     assert_eq!(names, ["all.json"]);
     assert_eq!(PairFile::open(&found.files[0]).unwrap().layout(), Layout::Hpdv3);
+}
+
+/// `relabel` may have written its labels beside the pairs.
+#[test]
+fn labels_beside_tars_do_not_hide_them() {
+    let folder = tempdir().unwrap();
+    let tar = std::fs::read(fixtures().join("webdataset/00000.tar")).unwrap();
+    put(folder.path(), "00000.tar", &tar);
+    let schema = LabelsSchema::new(&["clip", "hps"]).unwrap();
+    let path = folder.path().join("labels.parquet");
+    let mut writer = LabelsWriter::create(&path, &schema, &BTreeMap::new()).unwrap();
+    writer.write(&label_row(0)).unwrap();
+    writer.finish().unwrap();
+    let found = discover(&[folder.path().to_owned()], &[]).unwrap();
+    assert_eq!((found.files.len(), found.own), (1, vec![path]));
+    assert_eq!(PairFile::open(&found.files[0]).unwrap().layout(), Layout::WebDataset);
 }
 
 #[test]

@@ -102,6 +102,49 @@ fn the_sample_is_the_same_from_everywhere() {
     assert!(!world.hub.files.requests().is_empty());
 }
 
+/// Records, tars, zips and folders of images ([`schemas::layouts`]).
+#[test]
+fn every_layout_is_the_same_from_object_storage() {
+    let world = world();
+    let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/layouts");
+    world.store.put_folder("bucket/layouts", &fixtures);
+    let lost = br#"{"prompt": "a", "image_0": "images/0_0.jpg", "image_1": "images/lost.jpg"}"#;
+    world.store.put("bucket/layouts/records/lost.jsonl", lost);
+    for name in [
+        "pickapic",
+        "chosen-rejected",
+        "verl-omni",
+        "image-reward-db",
+        "hpdv2/train.json",
+        "hpdv2/test.json",
+        "records/hpdv3.json",
+        "records/chosen.jsonl",
+        "records/images.jsonl",
+        "webdataset",
+        "webdataset-json",
+        "folder",
+        "folder-rejected",
+    ] {
+        let here = found(&[fixtures.join(name).to_str().unwrap()]).files;
+        let there = found(&[&format!("s3://bucket/layouts/{name}")]).files;
+        for (here, there) in here.iter().zip(&there) {
+            let [here, there] = [here, there].map(|file| PairFile::open(file).unwrap());
+            assert_eq!(there.layout(), here.layout(), "{name}");
+            assert_eq!(there.fingerprint(), here.fingerprint(), "{name}");
+            assert_eq!(there.row_groups(), here.row_groups(), "{name}");
+            let [some, others] =
+                [&here, &there].map(|file| file.rows_with_images_in(4..8, 3).unwrap());
+            assert!(some.collect_rows().unwrap() == others.collect_rows().unwrap(), "{name}");
+        }
+        assert!(rows(&there, false) == rows(&here, false), "{name}");
+        assert!(rows(&there, true) == rows(&here, true), "{name}");
+    }
+    let lost = rows(&found(&["s3://bucket/layouts/records/lost.jsonl"]).files, true);
+    let [(_, row)] = lost.as_slice() else { panic!("{lost:?}") };
+    assert!(row.image[0].is_some() && row.image[1].is_none());
+    assert!(row.absent[1].as_deref().unwrap().contains("no such file beside the pairs"));
+}
+
 /// A file whose images are too large to be one range.
 fn large(rows: usize, image_bytes: usize, group_rows: usize) -> Vec<u8> {
     let image = |row: usize, side: usize| -> Vec<u8> {

@@ -68,6 +68,29 @@ impl<P> Listing<P> {
         self.found.push((Kind::Folder, path));
     }
 
+    /// Takes out the Parquet files that are this workspace's own, if there are files of other kinds:
+    /// labels beside the tars that they were made of must not be all that is found.
+    ///
+    /// # Errors
+    /// The first error of `is_own`.
+    pub(crate) fn set_own_aside<E>(
+        &mut self,
+        mut is_own: impl FnMut(&P) -> Result<bool, E>,
+    ) -> Result<Vec<P>, E> {
+        let mut own = Vec::new();
+        if self.found.iter().all(|(kind, _)| *kind == Kind::Parquet) {
+            return Ok(own);
+        }
+        for (kind, path) in std::mem::take(&mut self.found) {
+            if kind == Kind::Parquet && is_own(&path)? {
+                own.push(path);
+            } else {
+                self.found.push((kind, path));
+            }
+        }
+        Ok(own)
+    }
+
     /// The inputs: those that can be of `layout`; without one, those of the first kind that there
     /// is, in the order Parquet, tar, lines, JSON, folders of images. With them, the layout if it
     /// is known.

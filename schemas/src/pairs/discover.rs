@@ -197,6 +197,9 @@ fn find(
     if input.is_dir() {
         let mut listing = Listing::default();
         walk(input, &mut HashSet::new(), &mut listing, found)?;
+        let own = listing
+            .set_own_aside(|path: &PathBuf| own::kind_of(path).map(|kind| kind.is_some()))?;
+        found.own.extend(own);
         let (layout, mut paths) = listing.choose(layout);
         if layout.is_none() {
             // Among the files of a data set are others, such as dataset_infos.json.

@@ -1,7 +1,7 @@
 //! Finds input files that lie elsewhere, by the rules that [`super::discover`] has for this machine.
 
 use std::collections::HashSet;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
@@ -75,6 +75,8 @@ pub(super) fn find(
     }
     let mut known = layout;
     if !is_pattern && !is_file {
+        let is_own = |(_, path): &(String, PathBuf)| own::kind_of(path).map(|kind| kind.is_some());
+        found.own.extend(listing.set_own_aside(is_own)?.into_iter().map(|(_, path)| path));
         (known, named) = listing.choose(layout);
         if known.is_none() {
             named.retain(|(_, path)| is_recognised(path));
