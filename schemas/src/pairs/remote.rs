@@ -124,7 +124,10 @@ pub(super) fn kinds(files: &[Candidate]) -> Result<Vec<Option<&'static str>>, Pa
             if failed.load(Ordering::Relaxed) < index {
                 break;
             }
-            let kind = own::kind_of(&file.file.path);
+            let kind = match file.file.layout {
+                Some(Layout::Folder) => Ok(None),
+                _ => own::kind_of(&file.file.path),
+            };
             if kind.is_err() {
                 failed.fetch_min(index, Ordering::Relaxed);
             }
