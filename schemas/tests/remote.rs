@@ -254,12 +254,12 @@ fn an_error_elsewhere_has_the_name_of_the_file() {
     let message = PairFile::open(&broken).unwrap_err().to_string();
     assert!(message.starts_with("s3://bucket/broken/x.parquet: expected a Parquet"), "{message}");
     // The object changes between two batches.
-    world.store.put("bucket/changing/x.parquet", &large(200, 60_000, 50));
+    world.store.put("bucket/changing/x.parquet", &large(600, 60_000, 50));
     let files = found(&["s3://bucket/changing"]).files;
     let mut batches = PairFile::open(&files[0]).unwrap().rows_with_images(8).unwrap();
     assert!(batches.next().unwrap().is_ok());
     std::thread::sleep(Duration::from_millis(500));
-    world.store.put("bucket/changing/x.parquet", &large(200, 59_000, 50));
+    world.store.put("bucket/changing/x.parquet", &large(600, 59_000, 50));
     let error = batches.find_map(Result::err).unwrap();
     let PairsError::Input(InputError::Remote(cause)) = &error else { panic!("{error:?}") };
     assert!(matches!(cause, LocationError::Changed { .. }), "{error}");

@@ -168,7 +168,8 @@ impl Transport {
         promised: Option<usize>,
     ) -> Result<Bytes, Fault> {
         let mut reader = body.into_reader();
-        let mut bytes = Vec::with_capacity(promised.unwrap_or(0).min(most));
+        // One more byte, to see the end; without it the space would double there.
+        let mut bytes = Vec::with_capacity(promised.unwrap_or(0).min(most) + 1);
         let (mut since, mut before) = (Instant::now(), 0);
         loop {
             if bytes.len() > most {
@@ -179,7 +180,8 @@ impl Transport {
                 return Err(permanent(format!("the response is longer than {most} bytes")));
             }
             let start = bytes.len();
-            let room = READ_BYTES.min(most + 1 - start);
+            let left = promised.map_or(most, |promised| promised.min(most)).saturating_sub(start);
+            let room = READ_BYTES.min(left + 1);
             bytes.resize(start + room, 0);
             let count = match reader.read(&mut bytes[start..]) {
                 Ok(count) => count,

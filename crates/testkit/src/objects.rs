@@ -194,8 +194,7 @@ impl State {
         if request.header("if-match").is_some_and(|wanted| wanted != tag) {
             return error(412, "PreconditionFailed");
         }
-        Reply::new(200, bytes)
-            .ranged(request)
+        Reply::part_of(bytes, request)
             .with("ETag", &tag)
             .with("Last-Modified", "Sat, 28 Nov 2026 10:00:00 GMT")
     }

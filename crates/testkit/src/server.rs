@@ -101,6 +101,17 @@ impl Reply {
         self
     }
 
+    /// A response with the part of `bytes` that the request's range asks for, or with all of them.
+    pub fn part_of(bytes: &[u8], request: &Request) -> Self {
+        let Some(first) = request.range_from().filter(|first| *first < bytes.len()) else {
+            return Self::new(200, bytes).ranged(request);
+        };
+        let size = bytes.len();
+        let end = request.range_to().map_or(size, |last| (last + 1).clamp(first, size));
+        let range = format!("bytes {first}-{}/{size}", end - 1);
+        Self::new(206, &bytes[first..end]).with("Content-Range", &range)
+    }
+
     /// Keeps the part of the body that the request's range asks for.
     pub fn ranged(mut self, request: &Request) -> Self {
         let Some(first) = request.range_from() else { return self };
@@ -108,11 +119,10 @@ impl Reply {
         if first >= size {
             return Self::new(416, b"").with("Content-Range", &format!("bytes */{size}"));
         }
-        let end = request.range_to().map_or(size, |last| (last + 1).clamp(first, size));
-        self.status = 206;
-        self.body.truncate(end);
-        self.body.drain(..first);
-        self.with("Content-Range", &format!("bytes {first}-{}/{size}", end - 1))
+        let part = Self::part_of(&self.body, request);
+        self.headers.extend(part.headers);
+        (self.status, self.body) = (part.status, part.body);
+        self
     }
 }
 
