@@ -14,6 +14,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use http_body_util::BodyExt as _;
 use hub::{Connections, Fault, Network};
+use memmap2::MmapMut;
 use object_store::ClientOptions;
 use object_store::client::{
     HttpClient, HttpConnector, HttpError, HttpErrorKind, HttpRequest, HttpResponse, HttpService,
@@ -29,6 +30,8 @@ const LONGEST_BODY: usize = 64 << 20;
 const LONGEST_MESSAGE: usize = 64 << 10;
 /// How many bytes one read asks for.
 const READ_BYTES: usize = 256 << 10;
+/// Bodies of at least so many bytes have memory of their own.
+const MAPPED_BYTES: usize = 512 << 10;
 /// Where clouds tell a machine of theirs its credentials. Elsewhere nobody answers there.
 const METADATA_HOSTS: [&str; 4] =
     ["169.254.169.254", "169.254.170.2", "169.254.170.23", "metadata.google.internal"];
@@ -168,27 +171,20 @@ impl Transport {
         promised: Option<usize>,
     ) -> Result<Bytes, Fault> {
         let mut reader = body.into_reader();
-        // One more byte, to see the end; without it the space would double there.
-        let mut bytes = Vec::with_capacity(promised.unwrap_or(0).min(most) + 1);
+        let mut space = Space::of(promised.filter(|promised| *promised <= most));
+        let mut filled = 0;
         let (mut since, mut before) = (Instant::now(), 0);
         loop {
-            if bytes.len() > most {
+            if filled > most {
                 if may_cut {
-                    bytes.truncate(most);
+                    filled = most;
                     break;
                 }
                 return Err(permanent(format!("the response is longer than {most} bytes")));
             }
-            let start = bytes.len();
-            let left = promised.map_or(most, |promised| promised.min(most)).saturating_sub(start);
-            let room = READ_BYTES.min(left + 1);
-            bytes.resize(start + room, 0);
-            let count = match reader.read(&mut bytes[start..]) {
+            let count = match reader.read(space.room(filled)) {
                 Ok(count) => count,
-                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {
-                    bytes.truncate(start);
-                    continue;
-                }
+                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => continue,
                 Err(error) => {
                     let mut fault = Fault::of_body(error);
                     // A body that breaks off says nothing of the next one.
@@ -197,12 +193,12 @@ impl Transport {
                     return Err(fault);
                 }
             };
-            bytes.truncate(start + count);
+            filled += count;
             if count == 0 {
                 break;
             }
             if since.elapsed() >= self.limits.window {
-                let arrived = bytes.len() - before;
+                let arrived = filled - before;
                 if arrived < self.limits.least_bytes {
                     let window = self.limits.window.as_secs_f64();
                     return Err(Fault {
@@ -211,9 +207,10 @@ impl Transport {
                         certificate: false,
                     });
                 }
-                (since, before) = (Instant::now(), bytes.len());
+                (since, before) = (Instant::now(), filled);
             }
         }
+        let bytes = space.into_bytes(filled);
         match promised {
             Some(promised) if bytes.len() < promised && !may_cut => Err(Fault {
                 problem: format!(
@@ -223,7 +220,47 @@ impl Transport {
                 transient: true,
                 certificate: false,
             }),
-            _ => Ok(bytes.into()),
+            _ => Ok(bytes),
+        }
+    }
+}
+
+/// Where a body is put. A large one of a known length has memory of its own, which goes back to the
+/// system with it: allocators keep it, for each of the threads that read.
+enum Space {
+    Heap(Vec<u8>),
+    Mapped(MmapMut),
+}
+
+impl Space {
+    fn of(length: Option<usize>) -> Self {
+        let length = length.filter(|length| *length >= MAPPED_BYTES);
+        // One more byte, to see the end.
+        match length.and_then(|length| MmapMut::map_anon(length + 1).ok()) {
+            Some(mapped) => Self::Mapped(mapped),
+            None => Self::Heap(Vec::new()),
+        }
+    }
+
+    /// Room for more after the first `filled` bytes.
+    fn room(&mut self, filled: usize) -> &mut [u8] {
+        match self {
+            Self::Heap(bytes) => {
+                bytes.resize(filled + READ_BYTES, 0);
+                &mut bytes[filled..]
+            }
+            Self::Mapped(bytes) => &mut bytes[filled..],
+        }
+    }
+
+    fn into_bytes(self, filled: usize) -> Bytes {
+        match self {
+            Self::Heap(mut bytes) => {
+                bytes.truncate(filled);
+                bytes.shrink_to_fit();
+                bytes.into()
+            }
+            Self::Mapped(bytes) => Bytes::from_owner(bytes).slice(..filled),
         }
     }
 }

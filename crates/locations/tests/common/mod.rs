@@ -1,5 +1,6 @@
 //! Helpers of the tests of locations.
 
+#![allow(dead_code, reason = "each test file uses a part of it")]
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::path::Path;
