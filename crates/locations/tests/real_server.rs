@@ -8,8 +8,6 @@
 //!
 //! The bucket must exist. The test writes below a new folder and leaves it there.
 
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
-
 mod common;
 
 use std::io::{Read as _, Write as _};
