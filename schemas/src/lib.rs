@@ -61,6 +61,7 @@ mod foreign;
 pub mod input;
 pub mod labels;
 pub mod latents;
+pub mod layouts;
 mod pages;
 pub mod pairs;
 pub mod reference;

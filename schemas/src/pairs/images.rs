@@ -15,7 +15,7 @@ use crate::checksums::CheckedFile;
 use crate::pages::Pages;
 
 /// The images of a column in some row groups, in order.
-pub(super) struct ImageColumn {
+pub(crate) struct ImageColumn {
     file: Arc<CheckedFile>,
     metadata: Arc<ParquetMetaData>,
     /// The row groups that are left.
@@ -28,7 +28,7 @@ pub(super) struct ImageColumn {
 
 impl ImageColumn {
     /// The leaf column `leaf` of the row groups `groups`.
-    pub(super) fn new(
+    pub(crate) fn new(
         file: CheckedFile,
         metadata: &Arc<ParquetMetaData>,
         groups: Vec<usize>,
@@ -45,7 +45,7 @@ impl ImageColumn {
     }
 
     /// The next `count` images; null if the image or the struct around it is null.
-    pub(super) fn take(&mut self, count: usize) -> Result<Vec<Option<Bytes>>> {
+    pub(crate) fn take(&mut self, count: usize) -> Result<Vec<Option<Bytes>>> {
         // A column of type "null" holds no bytes.
         if self.descriptor.physical_type() != Type::BYTE_ARRAY {
             return Ok(vec![None; count]);
@@ -79,7 +79,7 @@ impl ImageColumn {
     }
 
     /// Skips `count` images.
-    pub(super) fn skip(&mut self, mut count: usize) -> Result<()> {
+    pub(crate) fn skip(&mut self, mut count: usize) -> Result<()> {
         if self.descriptor.physical_type() != Type::BYTE_ARRAY {
             return Ok(());
         }

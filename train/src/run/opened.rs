@@ -91,7 +91,7 @@ impl OpenedRun {
         // What is on this machine is checked before a model of the hub is downloaded.
         BaseModel::check_local(&config.model)?;
         ensure!(
-            config.labels.exists(),
+            config.labels.exists() || runkit::path::is_address(&config.labels),
             "{}: expected labels, found nothing; hint: relabel score writes them",
             config.labels.display()
         );

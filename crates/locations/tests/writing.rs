@@ -1,0 +1,98 @@
+//! Uploads: whole or not at all, and never over what is not ours.
+
+mod common;
+
+use std::io::Write as _;
+
+use common::{access, at, noise};
+use locations::{Condition, LocationError, Upload};
+use testkit::objects::{ObjectStore, etag};
+use testkit::server::{Reply, Sending};
+
+#[test]
+fn an_upload_is_there_when_it_is_whole() {
+    let store = ObjectStore::start();
+    let access = access(store.variables());
+    let out = at(&access, "s3://bucket/run/labels.parquet");
+    let bytes = noise((20 << 20) + 5);
+    let mut upload = Upload::begin(&out, &Condition::Absent).unwrap();
+    for part in bytes.chunks(777_777) {
+        upload.write_all(part).unwrap();
+        assert!(store.object("bucket/run/labels.parquet").is_none());
+    }
+    // Every kind of trouble that passes.
+    store.set_fault(|_, before, reply| match before {
+        0 => Reply::new(503, b""),
+        1 => reply.sent(Sending::Breaks(0)),
+        _ => reply,
+    });
+    upload.finish().unwrap();
+    assert!(store.object("bucket/run/labels.parquet").unwrap() == bytes);
+    assert_eq!(store.open_uploads(), 0);
+}
+
+#[test]
+fn an_empty_object_can_be_written() {
+    let store = ObjectStore::start();
+    let access = access(store.variables());
+    let out = at(&access, "s3://bucket/empty");
+    Upload::begin(&out, &Condition::Absent).unwrap().finish().unwrap();
+    assert_eq!(store.object("bucket/empty").unwrap(), b"");
+}
+
+#[test]
+fn an_upload_that_is_dropped_leaves_nothing() {
+    let store = ObjectStore::start();
+    let access = access(store.variables());
+    let out = at(&access, "s3://bucket/labels.parquet");
+    let mut upload = Upload::begin(&out, &Condition::Absent).unwrap();
+    upload.write_all(&noise(9 << 20)).unwrap();
+    assert_eq!(store.open_uploads(), 1);
+    drop(upload);
+    assert_eq!((store.open_uploads(), store.object("bucket/labels.parquet")), (0, None));
+}
+
+#[test]
+fn what_another_has_written_stays() {
+    let store = ObjectStore::start();
+    let access = access(store.variables());
+    let out = at(&access, "s3://bucket/labels.parquet");
+    let mut upload = Upload::begin(&out, &Condition::Absent).unwrap();
+    upload.write_all(b"ours").unwrap();
+    store.put("bucket/labels.parquet", b"theirs");
+    let error = upload.finish().unwrap_err();
+    assert!(matches!(error, LocationError::Exists { .. }), "{error}");
+    assert_eq!(store.object("bucket/labels.parquet").unwrap(), b"theirs");
+    assert_eq!(store.open_uploads(), 0);
+    // Before the work begins, too.
+    let error = Upload::begin(&out, &Condition::Absent).unwrap_err();
+    assert!(matches!(error, LocationError::Exists { .. }), "{error}");
+}
+
+#[test]
+fn our_own_object_is_replaced_if_it_is_still_there() {
+    let store = ObjectStore::start();
+    let access = access(store.variables());
+    let out = at(&access, "s3://bucket/labels.parquet");
+    store.put("bucket/labels.parquet", b"old");
+    let replaces = Condition::Replaces(etag(b"old"));
+    let mut upload = Upload::begin(&out, &replaces).unwrap();
+    upload.write_all(b"new").unwrap();
+    upload.finish().unwrap();
+    assert_eq!(store.object("bucket/labels.parquet").unwrap(), b"new");
+    let replaces = Condition::Replaces(etag(b"new"));
+    let mut upload = Upload::begin(&out, &replaces).unwrap();
+    upload.write_all(b"newer").unwrap();
+    store.put("bucket/labels.parquet", b"theirs");
+    assert!(matches!(upload.finish().unwrap_err(), LocationError::Exists { .. }));
+    assert_eq!(store.object("bucket/labels.parquet").unwrap(), b"theirs");
+}
+
+#[test]
+fn only_s3_is_written_to() {
+    let access = access(Vec::new());
+    for place in ["gs://bucket/x", "https://host/x", "hf://datasets/o/n/x", "s3://bucket/"] {
+        let error = Upload::begin(&at(&access, place), &Condition::Absent).unwrap_err();
+        assert!(matches!(error, LocationError::Form { .. }), "{error}");
+    }
+}
