@@ -50,7 +50,7 @@ class Row(NamedTuple):
 ROWS = [
     Row("toy", 1, 32, 16, 8, 12),
     Row("toy", 1, 32, 64, 8, 8),
-    Row("wide", 5, 128, 8, 1, 5),
+    Row("wide", 5, 128, 16, 1, 4),
 ]
 
 
