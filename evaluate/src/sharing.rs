@@ -241,11 +241,9 @@ impl Held<'_> {
         }
     }
 
-    /// Removes what only processes at work need. The last one calls it.
+    /// Removes what only processes at work need. The last one calls it; one that is alone removes
+    /// what others left.
     pub(crate) fn tidy(&self) -> Result<()> {
-        if self.sharing.is_alone() {
-            return Ok(());
-        }
         Ok(runkit::run_folder::remove_file(&self.out.join(COMMAND))?)
     }
 }

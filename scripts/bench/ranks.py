@@ -49,7 +49,8 @@ class Row(NamedTuple):
 
 ROWS = [
     Row("toy", 1, 32, 16, 8, 12),
-    Row("wide", 5, 128, 8, 1, 5),
+    Row("toy", 1, 32, 64, 8, 8),
+    Row("wide", 5, 128, 16, 1, 4),
 ]
 
 
@@ -179,7 +180,7 @@ def main() -> None:
     parser.add_argument("--train", type=Path, required=True, help="the built program `train`")
     parser.add_argument("--labels", type=Path, required=True, help="labels of data/sample")
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--rows", nargs="*", default=[row.name for row in ROWS])
+    parser.add_argument("--rows", nargs="*", default=sorted({row.name for row in ROWS}))
     parser.add_argument("--rounds", type=int, default=2, help="runs of each kind (default 2)")
     arguments = parser.parse_args()
     if (os.cpu_count() or 1) < 2:

@@ -38,7 +38,7 @@ def command(evaluate, out):
 
 def start(way, words):
     """The processes of one start, each the first of a group of its own."""
-    name, count = way.split()
+    name, _, count = way.partition(" ")
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "RAYON_NUM_THREADS": "1"}
     starts = []
     if name == "torchrun":
@@ -129,7 +129,9 @@ def main():
         way, kills = ways[number % len(ways)], []
         for _ in range(2):
             processes = start(way, words)
-            kills.append(random.uniform(0.1, 1.2 * seconds))
+            # Ranks that a dead one has not met wait for it for ten minutes.
+            least = 2.5 if way.startswith("ranks") else 0.1
+            kills.append(least + random.uniform(0, 1.2 * seconds))
             time.sleep(kills[-1])
             for victim in random.sample(processes, random.choice([1, len(processes)])):
                 kill(victim)

@@ -111,7 +111,9 @@ def one_start(how, base, world, numbers, seconds):
     try:
         killed = False
         if seconds is not None:
-            time.sleep(numbers.uniform(0, seconds))
+            # Ranks of a dead one that they never met wait for it for five minutes.
+            least = 2 if how == "ranks" else 0
+            time.sleep(least + numbers.uniform(0, seconds))
             killed = kill_one(processes, how, numbers)
         for process in processes:
             _, errors = process.communicate(timeout=LIMIT)

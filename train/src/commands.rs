@@ -5,7 +5,7 @@ use std::ops::ControlFlow;
 
 use anyhow::{Context as _, Result};
 use indicatif::{HumanBytes, HumanCount};
-use nn::device::DeviceError;
+use nn::device::{DeviceError, share_cores};
 use runkit::exit::ExitStatus;
 use runkit::launch::Launch;
 use runkit::program::{self, UsageError, say, stopped_by, usage_unless};
@@ -73,15 +73,6 @@ fn launch(program: &str) -> Result<Launch> {
     }
     runkit::logging::of_rank(launch.rank, true);
     Ok(launch)
-}
-
-/// Gives each process of this machine its part of the cores, unless `OMP_NUM_THREADS` says
-/// otherwise.
-fn share_cores(launch: &Launch) {
-    if launch.local_world > 1 && std::env::var_os("OMP_NUM_THREADS").is_none() {
-        let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-        nn::device::set_threads(cores / launch.local_world);
-    }
 }
 
 /// What a finished run prints with `--json`.

@@ -70,18 +70,15 @@ impl Times {
 
     /// The times as metrics.
     pub fn values(&self) -> Values {
-        let mut values = vec![
+        vec![
             ("time/data", json!(self.data)),
             ("time/encode", json!(self.encode)),
             ("time/forward", json!(self.forward)),
             ("time/backward", json!(self.backward)),
+            ("time/exchange", json!(self.exchange)),
             ("time/optimizer", json!(self.optimizer)),
             ("time/step", json!(self.total())),
-        ];
-        if self.exchange > 0.0 {
-            values.push(("time/exchange", json!(self.exchange)));
-        }
-        values
+        ]
     }
 }
 

@@ -121,7 +121,10 @@ fn five_hundred_steps_with_stops_of_every_kind_end_with_the_bytes_of_an_undistur
 #[ignore = "takes minutes"]
 fn ranks_killed_at_any_time_in_twenty_rounds_leave_the_same_bytes() {
     let fixture = Fixture::new(24);
+    // A rank that dies before the others have met it is awaited until the time limit.
+    let limit = ["--rank-timeout", "20"];
     let flags = ["--batch-size", "12", "--sample-every", "5", "--record-steps", "2"];
+    let flags = [&flags[..], &limit].concat();
     let mut durations = [Duration::ZERO; 4];
     for world in [2, 3] {
         let begin = Instant::now();

@@ -1,4 +1,5 @@
 #include "collective.h"
+#include "group.h"
 
 #include <chrono>
 #include <cstdlib>
@@ -26,35 +27,9 @@ using Work = c10::intrusive_ptr<c10d::Work>;
 // The caller of nn_work_wait keeps the time. Gloo counts in int, so this is 20 days.
 constexpr milliseconds NO_LIMIT{std::chrono::hours(24 * 20)};
 
-// As `guarded` of shim.cpp, with the first line of the message: c10d appends a stack trace.
-template <typename Body> auto guarded(char **error, Body body) -> decltype(body()) {
-  std::string text;
-  try {
-    return body();
-  } catch (const c10::Error &exception) {
-    text = exception.what_without_backtrace();
-  } catch (const std::exception &exception) {
-    text = exception.what();
-  } catch (...) {
-    text = "an exception that is not a std::exception";
-  }
-  *error = strdup(text.substr(0, text.find('\n')).c_str());
-  return {};
-}
-
 c10d::TCPStore &store_of(void *handle) { return **static_cast<Store *>(handle); }
 
 ProcessGroupGloo &group_of(void *handle) { return **static_cast<Group *>(handle); }
-
-at::Tensor dense(Tensor handle) {
-  const auto &tensor = *static_cast<at::Tensor *>(handle);
-  TORCH_CHECK(tensor.is_non_overlapping_and_dense(), "a tensor has holes in memory");
-  // Work writes into the memory of a leaf, which autograd need not see.
-  return tensor.detach();
-}
-
-// Gloo compares sizes; only the order in memory matters here.
-at::Tensor flat(Tensor handle) { return dense(handle).view(-1); }
 
 void *started(Work work) { return new Work(std::move(work)); }
 

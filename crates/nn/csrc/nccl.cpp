@@ -3,6 +3,7 @@
 // The library is opened by name, as libtorch's own CUDA part does: a build needs no CUDA headers.
 // Names and numbers are those of nccl.h 2.28, which have not changed since NCCL 2.10.
 #include "collective.h"
+#include "group.h"
 
 #include <array>
 #include <atomic>
@@ -30,21 +31,6 @@ struct UniqueId {
   std::array<char, 128> bytes;
 };
 constexpr int SUM = 0, SUCCESS = 0, IN_PROGRESS = 7;
-
-template <typename Body> auto guarded(char **error, Body body) -> decltype(body()) {
-  std::string text;
-  try {
-    return body();
-  } catch (const c10::Error &exception) {
-    text = exception.what_without_backtrace();
-  } catch (const std::exception &exception) {
-    text = exception.what();
-  } catch (...) {
-    text = "an exception that is not a std::exception";
-  }
-  *error = strdup(text.substr(0, text.find('\n')).c_str());
-  return {};
-}
 
 // The library: the one that libtorch has loaded, or the one beside it in a Python environment.
 Handle open_library() {
@@ -137,14 +123,6 @@ int type_of(const at::Tensor &tensor) {
     TORCH_CHECK(false, "NCCL has no ", tensor.scalar_type());
   }
 }
-
-at::Tensor dense(Tensor handle) {
-  const auto &tensor = *static_cast<at::Tensor *>(handle);
-  TORCH_CHECK(tensor.is_non_overlapping_and_dense(), "a tensor has holes in memory");
-  return tensor.detach();
-}
-
-at::Tensor flat(Tensor handle) { return dense(handle).view(-1); }
 
 // Enqueues `call(stream)` behind all that the current stream holds.
 template <typename Call>

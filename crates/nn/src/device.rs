@@ -5,6 +5,7 @@ use std::str::FromStr;
 #[cfg(target_arch = "x86_64")]
 use std::sync::LazyLock;
 
+use runkit::launch::Launch;
 use runkit::text::quoted;
 use serde::{Deserialize, Serialize};
 use tch::{Cuda, Device, Kind, TchError, Tensor};
@@ -441,6 +442,25 @@ pub fn threads() -> usize {
 /// each other spin, which costs more than another thread gains.
 pub fn set_threads(count: usize) {
     tch::set_num_threads(i32::try_from(count.max(1)).unwrap_or(i32::MAX));
+}
+
+/// Divides the cores of this machine between the processes that a launcher started on it: the
+/// threads of rayon, which decode and hash, and those of libtorch. Call it at the start of a
+/// program. `RAYON_NUM_THREADS` and `OMP_NUM_THREADS` win.
+pub fn share_cores(launch: &Launch) {
+    if launch.local_world < 2 {
+        return;
+    }
+    let is_set = |name: &str| std::env::var_os(name).is_some_and(|value| !value.is_empty());
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let threads = (cores / launch.local_world).max(1);
+    if !is_set("RAYON_NUM_THREADS") {
+        // Fails if there is a pool already, which then stays.
+        let _ = rayon::ThreadPoolBuilder::new().num_threads(threads).build_global();
+    }
+    if !is_set("OMP_NUM_THREADS") {
+        set_threads(threads);
+    }
 }
 
 /// Reuses the memory of large CPU tensors, from now on and in the whole process; call it at the

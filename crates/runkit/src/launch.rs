@@ -23,7 +23,8 @@ pub struct Launch {
     pub world: usize,
     /// The rank among the processes of this machine, which chooses the GPU.
     pub local_rank: usize,
-    /// How many processes there are on this machine.
+    /// How many processes there are on this machine; 1 if the launcher does not say so and they may
+    /// be on several.
     pub local_world: usize,
     /// Where the processes meet, if the launcher says so.
     pub store: Option<StoreAddress>,
@@ -103,7 +104,9 @@ impl Launch {
                 let node = slurm("SLURM_NODEID")?;
                 let tasks = text("SLURM_STEP_TASKS_PER_NODE");
                 let of_node = |(node, tasks): (usize, String)| tasks_of_node(&tasks, node);
-                node.zip(tasks).and_then(of_node).unwrap_or(world)
+                let is_here = store.as_ref().is_some_and(StoreAddress::is_loopback);
+                let known = node.zip(tasks).and_then(of_node);
+                known.unwrap_or(if is_here { world } else { 1 })
             }
         };
         Ok(Self { rank, world, local_rank, local_world: local_world.max(1), store })
@@ -162,6 +165,18 @@ mod tests {
     }
 
     #[test]
+    fn ranks_share_a_machine_only_if_the_launcher_or_the_address_says_so() {
+        let local_world = |host| {
+            let ranks = [("RANK", "1"), ("WORLD_SIZE", "8"), ("MASTER_PORT", "29500")];
+            launch(&[&ranks[..], &[("MASTER_ADDR", host)]].concat()).unwrap().local_world
+        };
+        // One process in each of eight pods, say.
+        assert_eq!(local_world("node7"), 1);
+        assert_eq!(local_world("127.0.0.1"), 8);
+        assert_eq!(local_world("localhost"), 8);
+    }
+
+    #[test]
     fn torchrun_says_where_a_process_stands() {
         let found = launch(&[
             ("RANK", "5"),
@@ -189,7 +204,8 @@ mod tests {
     fn bare_variables_are_enough() {
         let two = [("RANK", "1"), ("WORLD_SIZE", "2")];
         let found = launch(&two).unwrap();
-        assert_eq!((found.local_rank, found.local_world), (1, 2));
+        // Nothing says that they are on one machine.
+        assert_eq!((found.local_rank, found.local_world), (1, 1));
         assert_eq!(found.store, None);
         for (host, is_loopback) in
             [("127.0.0.1", true), ("localhost", true), ("::1", true), ("10.0.0.1", false)]

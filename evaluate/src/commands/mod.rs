@@ -12,7 +12,7 @@ use std::ops::{ControlFlow, Range};
 use std::path::Path;
 
 use anyhow::{Context as _, Result, ensure};
-use nn::device::DeviceChoice;
+use nn::device::{DeviceChoice, share_cores};
 use nn::distributed::sharing_stops;
 use runkit::exit::ExitStatus;
 use runkit::launch::Launch;
@@ -106,23 +106,6 @@ fn refuse_fresh(start: &StartFlags, out: &Path) -> Result<()> {
 /// Whether this process does a dry run: one of a launch is enough.
 fn rehearses(flag: ShardFlag) -> Result<bool> {
     Ok(flag.shard.is_some() || Launch::from_environment().map_err(UsageError::of)?.is_first())
-}
-
-/// Divides the cores of the machine between the processes of a launch, unless variables say how
-/// many threads a process has.
-fn share_cores(launch: &Launch) {
-    if launch.store.is_none() || launch.local_world < 2 {
-        return;
-    }
-    let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    let threads = (cores / launch.local_world).max(1);
-    if std::env::var_os("RAYON_NUM_THREADS").is_none() {
-        // Fails if there is a pool already, which then stays.
-        let _ = rayon::ThreadPoolBuilder::new().num_threads(threads).build_global();
-    }
-    if std::env::var_os("OMP_NUM_THREADS").is_none() {
-        tch::set_num_threads(i32::try_from(threads).unwrap_or(1));
-    }
 }
 
 fn doctor(json: JsonFlag) -> Result<ExitStatus> {

@@ -165,7 +165,7 @@ pub fn run(config: &Config, sharing: &Sharing, stop: &StopFlag) -> Result<Stoppa
 }
 
 /// What is to be generated, with everything opened that it needs. Nothing is written before
-/// [`Generation::run`].
+/// `Generation::run`.
 pub struct Generation<'run> {
     config: &'run Config,
     prompts: &'run [Prompt],
@@ -274,7 +274,7 @@ impl<'run> Generation<'run> {
         self.models.iter().map(|model| Work::find(self.config, model, &self.jobs)).collect()
     }
 
-    /// Loads the networks of every model but the one that [`Generation::run`] begins with, and
+    /// Loads the networks of every model but the one that `Generation::run` begins with, and
     /// drops them: a checkpoint that does not fit is found before hours of work with another one.
     ///
     /// # Errors

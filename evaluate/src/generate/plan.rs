@@ -12,7 +12,7 @@ use super::generator::Generator;
 use crate::output::duration;
 use crate::sources::Size;
 
-/// What [`Generation::run`] would do.
+/// What `Generation::run` would do.
 #[derive(Debug, Clone, Serialize)]
 pub struct GenerationPlan {
     /// How many prompts each set has.
@@ -51,7 +51,7 @@ pub struct ModelPlan {
 }
 
 impl Generation<'_> {
-    /// What [`Generation::run`] would do. The networks of every model are loaded and timed; nothing
+    /// What `Generation::run` would do. The networks of every model are loaded and timed; nothing
     /// is written.
     ///
     /// # Errors

@@ -143,7 +143,7 @@ pub fn dry_run(config: &Config) -> Result<ScoringPlan> {
 }
 
 /// What is to be scored, with everything opened that it needs. Nothing is written before
-/// [`Scoring::run`].
+/// `Scoring::run`.
 #[derive(Debug)]
 pub struct Scoring<'run> {
     config: &'run Config,

@@ -21,7 +21,7 @@ const USUAL_SIZE: Size = Size { height: 512, width: 512 };
 /// Batches that are timed; the first one only warms up.
 const BATCHES: usize = 2;
 
-/// What [`Scoring::run`] would do.
+/// What `Scoring::run` would do.
 #[derive(Debug, Clone, Serialize)]
 pub struct ScoringPlan {
     /// The reward models.
@@ -68,7 +68,7 @@ impl ScorerPlan {
 }
 
 impl Scoring<'_> {
-    /// What [`Scoring::run`] would do after the images of `generated` were generated in the folder,
+    /// What `Scoring::run` would do after the images of `generated` were generated in the folder,
     /// all of them anew if `fresh`. The networks are loaded and timed on grey images; nothing is
     /// written.
     ///

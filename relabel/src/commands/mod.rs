@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, Result, ensure};
 use nn::device::{self, DeviceChoice, DeviceError};
 use runkit::exit::ExitStatus;
-use runkit::launch::{Launch, StoreAddress};
+use runkit::launch::Launch;
 use runkit::logging::counted;
 use runkit::program::{self, JsonFlag, say, usage_unless};
 use runkit::settings::Settings as _;
@@ -162,28 +162,6 @@ fn sharing(shard: Option<Shard>) -> Result<(Sharing, Launch)> {
     Ok((sharing, launch))
 }
 
-/// Divides the cores of a machine fairly between the processes that a launcher started there:
-/// threads that decode, and those of libtorch. What the user set for either stays.
-fn divide_cores(launch: &Launch) {
-    let is_set = |name: &str| std::env::var_os(name).is_some_and(|value| !value.is_empty());
-    // Else it is the number of all processes, which may be on other machines.
-    let is_known = is_set("LOCAL_WORLD_SIZE")
-        || is_set("SLURM_STEP_TASKS_PER_NODE")
-        || launch.store.as_ref().is_some_and(StoreAddress::is_loopback);
-    if launch.local_world < 2 || !is_known {
-        return;
-    }
-    let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    let threads = (cores / launch.local_world).max(1);
-    if !is_set("RAYON_NUM_THREADS") {
-        // Fails where the threads run already: then they stay as they are.
-        let _ = rayon::ThreadPoolBuilder::new().num_threads(threads).build_global();
-    }
-    if !is_set("OMP_NUM_THREADS") {
-        device::set_threads(threads);
-    }
-}
-
 fn validated(
     settings: &ScoreSettings,
     arguments: &ScoreArguments,
@@ -204,7 +182,7 @@ fn validated(
     if let Sharing::Rank(launch) = &sharing {
         runkit::logging::of_rank(launch.rank, false);
     }
-    divide_cores(&launch);
+    device::share_cores(&launch);
     let compute = compute(&settings, launch.local_rank)?;
     let batch_size = settings.batch_size.unwrap_or_default();
     ensure!(batch_size > 0, "--batch-size 0 scores nothing; hint: leave it out for the default");

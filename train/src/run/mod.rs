@@ -8,7 +8,7 @@
 //!
 //! Several ranks may share a run. Rank 0 writes all that is in the folder, but for the records and
 //! the optimizer's sharded states of other ranks. All ranks go through the same code in the same
-//! order, and agree on what ends it ([`ranks`]).
+//! order, and agree on what ends it (`ranks`).
 
 mod advice;
 mod card;

@@ -154,7 +154,7 @@ impl<'a> Loader<'a> {
     /// A tensor in the network's precision and on its device, contiguous. If the file stores it
     /// that way, it uses the memory of the file.
     ///
-    /// In training it is the f32 weight, or for half precision its copy ([`WeightCopies`]).
+    /// In training it is the f32 weight, or for half precision its copy (`WeightCopies`).
     pub fn tensor(&mut self, name: &str, shape: &[i64]) -> Tensor {
         let weight = self.tensor_cast_at_use(name, shape);
         if !self.has_copies() {
