@@ -144,7 +144,9 @@ std::optional<at::Tensor> upcast_bias(const std::optional<at::Tensor> &bias) {
 struct UpcastLinear : torch::autograd::Function<UpcastLinear> {
   static at::Tensor forward(torch::autograd::AutogradContext *context, const at::Tensor &input,
                             const at::Tensor &weight, const std::optional<at::Tensor> &bias) {
-    context->save_for_backward({input, weight});
+    // A frozen weight has no gradient, so the input is not needed.
+    context->save_for_backward({weight.requires_grad() ? input : at::Tensor(), weight});
+    context->saved_data["sizes"] = input.sizes().vec();
     context->saved_data["has_bias"] = bias.has_value();
     return compute(input, weight, bias);
   }
@@ -161,7 +163,8 @@ struct UpcastLinear : torch::autograd::Function<UpcastLinear> {
     auto gradient = upcast(gradients.at(0)).reshape({-1, weight.size(0)});
     torch::autograd::variable_list results(3);
     if (context->needs_input_grad(0))
-      results[0] = narrowed(at::mm(gradient, upcast_weight(weight))).view_as(input);
+      results[0] = narrowed(at::mm(gradient, upcast_weight(weight)))
+                       .view(context->saved_data["sizes"].toIntVector());
     if (context->needs_input_grad(1))
       results[1] = at::mm(gradient.t(), upcast(input).reshape({-1, weight.size(1)}));
     if (context->saved_data["has_bias"].toBool() && context->needs_input_grad(2))

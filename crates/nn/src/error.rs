@@ -24,6 +24,9 @@ pub enum ModelError {
     /// A file of the hub could not be fetched.
     #[error(transparent)]
     Hub(#[from] hub::HubError),
+    /// Adapters cannot be used.
+    #[error(transparent)]
+    Lora(#[from] crate::lora::LoraError),
     /// A folder is not the model that was expected.
     #[error("{}: {reason}", folder.display())]
     Folder {

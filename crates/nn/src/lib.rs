@@ -36,6 +36,7 @@
 //! - [`text`]: the text encoders that the UNet reads;
 //! - [`schedule`]: noise schedules, and the samplers that denoise, which diffusers calls
 //!   schedulers;
+//! - [`lora`]: adapters of the UNet and the text encoders, trained, read and written;
 //! - [`optimizer`]: AdamW, Adafactor and the clipping of the gradient norm, as PyTorch has them;
 //! - [`clip`]: the two towers of CLIP-type models, in the layouts of `transformers` and
 //!   `open_clip`;
@@ -66,6 +67,7 @@ pub mod distributed;
 pub mod doctor;
 pub mod error;
 mod layers;
+pub mod lora;
 pub mod optimizer;
 pub mod pipeline;
 pub mod rng;

@@ -8,6 +8,7 @@ use tch::{Device, Kind, TchError, Tensor};
 
 use super::{cast, upcasts};
 use crate::device::{Precision, lacks_avx512};
+use crate::lora::Adapter;
 use crate::shim::{self, Stride};
 use crate::weights::Loader;
 
@@ -27,6 +28,7 @@ pub(crate) struct Conv2d {
     weight: Weight,
     bias: Tensor,
     stride: Stride,
+    adapter: Option<Adapter>,
 }
 
 /// The sizes of a [`Conv2d`].
@@ -82,7 +84,8 @@ impl Conv2d {
         let weight_name = format!("{name}.weight");
         let weight = loader.tensor(&weight_name, &[output, input, kernel, kernel]);
         let bias = loader.tensor_cast_at_use(&format!("{name}.bias"), &[output]);
-        let of = |weight| Self { weight, bias, stride };
+        let adapter = loader.adapter(name, &[output, input, kernel, kernel]);
+        let of = |weight| Self { weight, bias, stride, adapter };
         if !loader.may_pack() {
             return of(Weight::Plain(weight));
         }
@@ -111,6 +114,23 @@ impl Conv2d {
 
     /// `[B, I, H, W]` to `[B, O, H', W']`.
     pub(crate) fn forward(&self, x: &Tensor) -> Result<Tensor, TchError> {
+        self.adapted(self.convolved(x)?, x)
+    }
+
+    /// The output with what the adapter adds to it, if there is one.
+    fn adapted(&self, output: Tensor, x: &Tensor) -> Result<Tensor, TchError> {
+        match &self.adapter {
+            None => Ok(output),
+            Some(adapter) => adapter.add_convolved(&output, x, self.stride),
+        }
+    }
+
+    /// Whether it has an adapter.
+    pub(crate) fn has_adapter(&self) -> bool {
+        self.adapter.is_some()
+    }
+
+    fn convolved(&self, x: &Tensor) -> Result<Tensor, TchError> {
         let (stride, bias) = (self.stride, &self.bias);
         match &self.weight {
             Weight::Packed(packed) => {
@@ -125,13 +145,7 @@ impl Conv2d {
             Weight::Plain(plain) if upcasts(x) => shim::conv2d_upcast(x, plain, bias, stride),
             Weight::Plain(plain) => {
                 let kind: Kind = x.kind();
-                let (weight, bias) = (cast(plain, kind)?, cast(bias, kind)?);
-                let (stride, padding) = ([stride.stride; 2], [stride.padding; 2]);
-                if kind == Kind::Float && trains_in_nchw(x.device(), Precision::F32) {
-                    x.f_mkldnn_convolution(&weight, Some(bias), padding, stride, [1, 1], 1)
-                } else {
-                    x.f_conv2d(&weight, Some(bias), stride, padding, [1, 1], 1)
-                }
+                convolve(x, &cast(plain, kind)?, Some(&cast(bias, kind)?), stride)
             }
         }
     }
@@ -145,7 +159,7 @@ impl Conv2d {
             let weight = cast(plain, x.kind())?;
             let (stride, padding) = ([self.stride.stride; 2], [self.stride.padding; 2]);
             let result = x.f_conv2d(&weight, None::<&Tensor>, stride, padding, [1, 1], 1)?;
-            return Ok((result, Some(&self.bias)));
+            return Ok((self.adapted(result, x)?, Some(&self.bias)));
         }
         Ok((self.forward(x)?, None))
     }
@@ -153,6 +167,22 @@ impl Conv2d {
     /// `stream + forward(x)`.
     pub(crate) fn add_to(&self, stream: &Tensor, x: &Tensor) -> Result<Tensor, TchError> {
         super::add(stream, self.forward(x)?)
+    }
+}
+
+/// A convolution with a weight of the dtype of `x`, `[B, I, H, W]`. On a CPU it calls oneDNN by name
+/// where [`trains_in_nchw`] says why.
+pub(crate) fn convolve(
+    x: &Tensor,
+    weight: &Tensor,
+    bias: Option<&Tensor>,
+    stride: Stride,
+) -> Result<Tensor, TchError> {
+    let (steps, padding) = ([stride.stride; 2], [stride.padding; 2]);
+    if x.kind() == Kind::Float && trains_in_nchw(x.device(), Precision::F32) {
+        x.f_mkldnn_convolution(weight, bias, padding, steps, [1, 1], 1)
+    } else {
+        x.f_conv2d(weight, bias, steps, padding, [1, 1], 1)
     }
 }
 

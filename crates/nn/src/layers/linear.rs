@@ -12,6 +12,7 @@ use tch::{Device, Kind, TchError, Tensor};
 use super::{cast, upcasts};
 use crate::clip::Activation;
 use crate::device::Precision;
+use crate::lora::Adapter;
 use crate::shim;
 pub(crate) use crate::shim::After;
 use crate::weights::Loader;
@@ -32,6 +33,8 @@ pub(crate) struct Linear {
     /// it.
     scale: f64,
     packed: bool,
+    /// What training adds to a frozen weight (LoRA). A packed layer has none.
+    adapter: Option<Adapter>,
 }
 
 impl Linear {
@@ -48,7 +51,8 @@ impl Linear {
         output: i64,
     ) -> Self {
         let weight = loader.tensor(&format!("{name}.weight"), &[output, input]);
-        Self::new(loader, weight, None)
+        let adapter = loader.adapter(name, &[output, input]);
+        Self { adapter, ..Self::new(loader, weight, None) }
     }
 
     /// The layer `name.weight` `[out, in, 1, 1]`, `name.bias`: a 1×1 convolution.
@@ -60,7 +64,8 @@ impl Linear {
     ) -> Self {
         let weight = loader.tensor(&format!("{name}.weight"), &[output, input, 1, 1]);
         let bias = loader.tensor(&format!("{name}.bias"), &[output]);
-        Self::new(loader, weight.flatten(1, -1), Some(bias))
+        let adapter = loader.adapter(name, &[output, input, 1, 1]);
+        Self { adapter, ..Self::new(loader, weight.flatten(1, -1), Some(bias)) }
     }
 
     /// Two layers of `output` columns each, over the upper and the lower rows of `name.weight` and
@@ -73,11 +78,18 @@ impl Linear {
     ) -> [Self; 2] {
         let weight = loader.tensor(&format!("{name}.weight"), &[2 * output, input]);
         let bias = loader.tensor(&format!("{name}.bias"), &[2 * output]);
+        let adapter = loader.adapter(name, &[2 * output, input]);
         // The loader returns the shapes that it was asked for, so the rows exist.
         [0, output].map(|start| {
             let rows = |tensor: &Tensor| tensor.narrow(0, start, output);
-            Self::new(loader, rows(&weight), Some(rows(&bias)))
+            let adapter = adapter.as_ref().map(|adapter| adapter.of_rows(start, output));
+            Self { adapter, ..Self::new(loader, rows(&weight), Some(rows(&bias))) }
         })
+    }
+
+    /// Whether it has an adapter.
+    pub(crate) fn has_adapter(&self) -> bool {
+        self.adapter.is_some()
     }
 
     /// [`Linear::load`] with its product, but not its bias, times `scale`.
@@ -88,12 +100,13 @@ impl Linear {
         output: i64,
         scale: f64,
     ) -> Self {
+        let adapter = loader.adapter(name, &[output, input]);
         let (weight, bias) = (format!("{name}.weight"), format!("{name}.bias"));
         let bias = Some(loader.tensor(&bias, &[output]));
         let bf16 = (loader.device(), loader.precision()) == (Device::Cpu, Precision::Bf16);
         if scale == 1.0 || !bf16 || !loader.may_pack() {
             let weight = loader.tensor(&weight, &[output, input]);
-            return Self { scale, ..Self::new(loader, weight, bias) };
+            return Self { scale, adapter, ..Self::new(loader, weight, bias) };
         }
         // Scaling before rounding rounds only once.
         let weight = loader.tensor_in(&weight, &[output, input], Kind::Float) * scale;
@@ -105,11 +118,13 @@ impl Linear {
     pub(crate) fn new(loader: &mut Loader<'_>, weight: Tensor, bias: Option<Tensor>) -> Self {
         if can_pack(loader) {
             match shim::linear_pack(&weight, PACKED_FOR_ROWS) {
-                Ok(weight) => return Self { weight, bias, scale: 1.0, packed: true },
+                Ok(weight) => {
+                    return Self { weight, bias, scale: 1.0, packed: true, adapter: None };
+                }
                 Err(error) => loader.fail(error),
             }
         }
-        Self { weight, bias, scale: 1.0, packed: false }
+        Self { weight, bias, scale: 1.0, packed: false, adapter: None }
     }
 
     /// `[.., I]` to `[.., O]`. The input must be contiguous: for another one PyTorch computes one
@@ -135,6 +150,9 @@ impl Linear {
                 input.f_linear(&cast(&self.weight, kind)?, bias.as_ref())?
             }
         };
+        if let Some(adapter) = &self.adapter {
+            result = adapter.add_to(&result, input)?;
+        }
         match after {
             After::Nothing => Ok(result),
             After::Gelu if result.requires_grad() => result.f_gelu("none"),

@@ -21,7 +21,7 @@ mod resnet;
 mod sampling;
 
 pub(crate) use attention::attention;
-pub(crate) use convolution::{Conv2d, ConvSizes, trains_in_nchw};
+pub(crate) use convolution::{Conv2d, ConvSizes, convolve, trains_in_nchw};
 pub(crate) use linear::{Linear, Mlp};
 pub(crate) use normalization::{GroupNorm, LayerNorm};
 pub(crate) use resnet::{ResnetBlock, ResnetSizes};
@@ -32,7 +32,7 @@ use tch::{Kind, TchError, Tensor};
 use crate::device::Precision;
 
 /// True for bf16 numbers on a processor that multiplies f32 faster: layers upcast them.
-fn upcasts(x: &Tensor) -> bool {
+pub(crate) fn upcasts(x: &Tensor) -> bool {
     x.kind() == Kind::BFloat16 && Precision::Bf16.upcasts_bf16(x.device())
 }
 

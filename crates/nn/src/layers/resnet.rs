@@ -53,6 +53,14 @@ impl ResnetBlock {
         }
     }
 
+    /// Whether one of its layers has an adapter.
+    pub(crate) fn has_adapter(&self) -> bool {
+        self.conv_1.has_adapter()
+            || self.conv_2.has_adapter()
+            || self.time.as_ref().is_some_and(Linear::has_adapter)
+            || self.shortcut.as_ref().is_some_and(Linear::has_adapter)
+    }
+
     /// `x_BCHW` with `embedding_BD`, the time embedding after its activation, to `[B, C', H, W]`.
     pub(crate) fn forward(
         &self,

@@ -5,7 +5,7 @@
 use tch::{Device, Kind, Tensor};
 
 use super::files::unfit;
-use super::{Family, NetworkFiles, PipelineFiles, refused};
+use super::{Family, PipelineFiles, refused};
 use crate::device::Precision;
 use crate::error::{ModelError, NetworkError};
 use crate::text::{TextEncoder, TextEncoderConfig};
@@ -62,18 +62,30 @@ impl Encoders {
         device: Device,
         precision: Precision,
     ) -> Result<Self, ModelError> {
+        let weights = files.text_encoders.iter().map(|network| Weights::open(&network.weights));
+        let weights = weights.collect::<Result<Vec<_>, _>>()?;
+        Self::load_from(files, unet, &weights, device, precision)
+    }
+
+    /// [`Encoders::load`] with these weights of the text encoders.
+    pub(super) fn load_from(
+        files: &PipelineFiles,
+        unet: &UNetConfig,
+        text_weights: &[Weights],
+        device: Device,
+        precision: Precision,
+    ) -> Result<Self, ModelError> {
         let vae = VaeConfig::read(&files.vae.config)?;
         let texts = files.text_configs()?;
         check_fit(files, unet, &vae, &texts)?;
-        let weights = |network: &NetworkFiles| Weights::open(&network.weights);
+        let vae_weights = Weights::open(&files.vae.weights)?;
         Ok(Self {
             family: files.family,
-            vae: Vae::load(&vae, &weights(&files.vae)?, device, precision)?,
-            text_encoders: files
-                .text_encoders
+            vae: Vae::load(&vae, &vae_weights, device, precision)?,
+            text_encoders: text_weights
                 .iter()
                 .zip(&texts)
-                .map(|(text, config)| TextEncoder::load(config, &weights(text)?, device, precision))
+                .map(|(weights, config)| TextEncoder::load(config, weights, device, precision))
                 .collect::<Result<_, _>>()?,
             force_zeros_for_empty_prompt: files.force_zeros_for_empty_prompt,
             device,

@@ -22,6 +22,7 @@ pub use source::{FetchedPipeline, FoundPipeline, PipelineSource};
 
 use crate::device::{Precision, inference};
 use crate::error::{ModelError, NetworkError};
+use crate::lora::{LoraConfig, MergedPipeline, ScaledLora};
 use crate::rng;
 use crate::schedule::{Sampler, SamplerKind, ScheduleConfig};
 use crate::unet::{AddedConditions, UNet, UNetConfig};
@@ -95,10 +96,27 @@ impl Pipeline {
         device: Device,
         precision: Precision,
     ) -> Result<Self, ModelError> {
+        Self::load_with(files, &[], device, precision)
+    }
+
+    /// [`Pipeline::load`] with adapters, which are added to the weights in this order.
+    ///
+    /// # Errors
+    /// As [`Pipeline::load`], and if some of a file of adapters fits no layer.
+    #[doc(alias = "load_lora_weights")]
+    #[doc(alias = "fuse_lora")]
+    pub fn load_with(
+        files: &PipelineFiles,
+        loras: &[ScaledLora],
+        device: Device,
+        precision: Precision,
+    ) -> Result<Self, ModelError> {
         let unet_config = files.unet_config()?;
-        Self::load_around(files, &unet_config, device, precision, |weights| {
-            UNet::load(&unet_config, weights, device, precision)
-        })
+        let MergedPipeline { unet, text_encoders, .. } = MergedPipeline::open(files, loras)?;
+        let schedule = files.schedule()?;
+        let encoders = Encoders::load_from(files, &unet_config, &text_encoders, device, precision)?;
+        let unet = UNet::load(&unet_config, &unet, device, precision)?;
+        Ok(Self { encoders, unet, schedule })
     }
 
     /// Loads all networks, the UNet for training: its weights are f32 and record gradients.
@@ -109,8 +127,23 @@ impl Pipeline {
         precision: Precision,
     ) -> Result<Self, ModelError> {
         let unet_config = files.unet_config()?;
-        Self::load_around(files, &unet_config, device, precision, |weights| {
+        Self::load_around(files, &unet_config, device, precision, &|weights| {
             UNet::load_for_training(&unet_config, weights, device, precision)
+        })
+    }
+
+    /// Loads all networks, the UNet for training of adapters ([`UNet::load_with_adapters`]).
+    pub fn load_with_adapters(
+        files: &PipelineFiles,
+        lora: &LoraConfig,
+        stored: Option<&Weights>,
+        seed: &dyn Fn(u64) -> u64,
+        device: Device,
+        precision: Precision,
+    ) -> Result<Self, ModelError> {
+        let unet_config = files.unet_config()?;
+        Self::load_around(files, &unet_config, device, precision, &|weights| {
+            UNet::load_with_adapters(&unet_config, weights, lora, stored, seed, device, precision)
         })
     }
 
@@ -119,7 +152,7 @@ impl Pipeline {
         unet_config: &UNetConfig,
         device: Device,
         precision: Precision,
-        load_unet: impl FnOnce(&Weights) -> Result<UNet, ModelError>,
+        load_unet: &dyn Fn(&Weights) -> Result<UNet, ModelError>,
     ) -> Result<Self, ModelError> {
         let schedule = files.schedule()?;
         let encoders = Encoders::load_beside(files, unet_config, device, precision)?;

@@ -39,7 +39,7 @@ pub const WEIGHT_FILES: &[&str] = &[
 const NETWORK: &str = "text encoder";
 
 /// The tensor that every such network has, under either of its names.
-const ANCHORS: &[&str] =
+pub(crate) const ANCHORS: &[&str] =
     &["text_model.embeddings.token_embedding.weight", "embeddings.token_embedding.weight"];
 
 /// A text encoder.

@@ -75,6 +75,15 @@ impl Attention {
         Self { to_q, context, to_out, heads, upcast }
     }
 
+    /// Whether one of its layers has an adapter. A network for inference has none.
+    pub(super) fn has_adapter(&self) -> bool {
+        let of_context = match &self.context {
+            Context::Tokens { to_k, to_v } => to_k.has_adapter() || to_v.has_adapter(),
+            Context::Projected { .. } => false,
+        };
+        of_context || self.to_q.has_adapter() || self.to_out.has_adapter()
+    }
+
     /// Attention of `x_BLW` to the tokens `[B, M, D]`, or to the keys and values of a projected
     /// text, `[W', B, M]`. Returns `[B, L, W]`.
     pub(super) fn forward(&self, x_BLW: &Tensor, context: &Tensor) -> Result<Tensor, TchError> {

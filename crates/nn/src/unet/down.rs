@@ -115,6 +115,8 @@ impl<T: Part> Layer<T> {
 
 /// A part that transforms a feature map. It consists of configuration and weights only.
 pub(super) trait Part: RefUnwindSafe + 'static {
+    /// Whether one of its layers has an adapter.
+    fn has_adapter(&self) -> bool;
     /// The condition that it reads: the time embedding or the text.
     fn condition(conditions: &Conditions) -> &Tensor;
     /// `[B, C, H, W]` to `[B, C', H, W]`.
@@ -122,6 +124,10 @@ pub(super) trait Part: RefUnwindSafe + 'static {
 }
 
 impl Part for ResnetBlock {
+    fn has_adapter(&self) -> bool {
+        self.has_adapter()
+    }
+
     fn condition(conditions: &Conditions) -> &Tensor {
         &conditions.embedding_BD
     }
@@ -132,6 +138,10 @@ impl Part for ResnetBlock {
 }
 
 impl Part for Transformer {
+    fn has_adapter(&self) -> bool {
+        self.has_adapter()
+    }
+
     fn condition(conditions: &Conditions) -> &Tensor {
         &conditions.text
     }
@@ -141,22 +151,29 @@ impl Part for Transformer {
     }
 }
 
-/// Applies the part, with gradient checkpointing if that is on and gradients are recorded.
+/// Applies the part, with gradient checkpointing if that is on and gradients are recorded: by the
+/// input, or, where all weights before the part are frozen, by an adapter in it.
 pub(super) fn checkpointed<T: Part>(
     layer: &Layer<T>,
     x_BCHW: &Tensor,
     conditions: &Conditions,
 ) -> Result<Tensor, TchError> {
     let condition = T::condition(conditions);
-    if !conditions.checkpointing || !x_BCHW.requires_grad() {
-        return layer.apply(x_BCHW, condition);
-    }
+    let inputs = match &conditions.leaf {
+        _ if !conditions.checkpointing => None,
+        _ if x_BCHW.requires_grad() => Some(vec![x_BCHW, condition]),
+        Some(leaf) if layer.0.has_adapter() || condition.requires_grad() => {
+            Some(vec![x_BCHW, condition, leaf])
+        }
+        _ => None,
+    };
+    let Some(inputs) = inputs else { return layer.apply(x_BCHW, condition) };
     let part = layer.share();
     let segment = move |inputs: &[Tensor]| match inputs {
         // A method of `part`, so that the closure captures the whole `Layer`, for which `Sync`
         // holds.
-        [x_BCHW, condition] => part.apply(x_BCHW, condition),
+        [x_BCHW, condition, ..] => part.apply(x_BCHW, condition),
         _ => Err(TchError::Shape("a checkpointed part takes two inputs".to_owned())),
     };
-    shim::checkpoint(&[x_BCHW, condition], Box::new(segment))
+    shim::checkpoint(&inputs, Box::new(segment))
 }

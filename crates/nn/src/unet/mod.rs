@@ -5,6 +5,7 @@
 //! huggingface/diffusers `src/diffusers/models/unets/unet_2d_condition.py` at v0.42.1; outputs
 //! agree to 1e-4 of their size in f32, gradients to 1e-3 (`tests/unet_goldens.rs`).
 
+mod adapters;
 mod attention;
 mod config;
 mod cost;
@@ -19,6 +20,7 @@ use std::path::Path;
 
 use tch::{Device, Kind, Tensor};
 
+use adapters::Adapters;
 pub use config::UNetConfig;
 pub use cost::UNetCost;
 use down::DownBlock;
@@ -32,7 +34,7 @@ use crate::device::{Precision, inference};
 use crate::error::{ModelError, NetworkError};
 use crate::layers::{Conv2d, GroupNorm, trains_in_nchw};
 use crate::shim;
-use crate::weights::{Loader, Purpose, WeightCopies, Weights, Written, write_while};
+use crate::weights::{Frozen, Loader, Purpose, WeightCopies, Weights, Written, write_while};
 
 /// The file of weights that [`UNet::save`] writes beside `config.json`.
 pub const SAVED_WEIGHTS: &str = "diffusion_pytorch_model.safetensors";
@@ -49,7 +51,7 @@ pub const WEIGHT_FILES: &[&str] = &[
 ];
 
 /// A tensor that every such network has.
-const ANCHORS: &[&str] = &["conv_in.weight"];
+pub(crate) const ANCHORS: &[&str] = &["conv_in.weight"];
 
 /// SDXL's conditions beside the text (`added_cond_kwargs` in diffusers).
 #[derive(Debug)]
@@ -77,6 +79,7 @@ pub struct UNet {
     conv_out: Conv2d,
     parameters: Vec<(String, Tensor)>,
     copies: WeightCopies,
+    adapters: Option<Adapters>,
     device: Device,
     precision: Precision,
     purpose: Purpose,
@@ -97,7 +100,8 @@ impl UNet {
         precision: Precision,
     ) -> Result<Self, ModelError> {
         let weights = weights.rooted(ANCHORS);
-        Self::build(config, Loader::new(&weights, "UNet", device, precision))
+        let loader = Loader::new(&weights, "UNet", device, precision);
+        Ok(Self::build(config, loader)?.0)
     }
 
     /// Loads the network for training: weights are f32 and record gradients; products are computed
@@ -110,7 +114,8 @@ impl UNet {
         precision: Precision,
     ) -> Result<Self, ModelError> {
         let weights = weights.rooted(ANCHORS);
-        Self::build(config, Loader::for_training(&weights, "UNet", device, precision))
+        let loader = Loader::for_training(&weights, "UNet", device, precision);
+        Ok(Self::build(config, loader)?.0)
     }
 
     /// Loads the reference model of a network in training. It records no gradients and stores the
@@ -126,7 +131,8 @@ impl UNet {
         precision: Precision,
     ) -> Result<Self, ModelError> {
         let weights = weights.rooted(ANCHORS);
-        Self::build(config, Loader::for_reference(&weights, "UNet", device, precision))
+        let loader = Loader::for_reference(&weights, "UNet", device, precision);
+        Ok(Self::build(config, loader)?.0)
     }
 
     /// Casts the weights to the compute precision for the next passes: call it after every change of
@@ -168,7 +174,8 @@ impl UNet {
         })
     }
 
-    fn build(config: &UNetConfig, loader: Loader<'_>) -> Result<Self, ModelError> {
+    /// The network, and with adapters its frozen weights.
+    fn build(config: &UNetConfig, loader: Loader<'_>) -> Result<(Self, Frozen), ModelError> {
         config.validate()?;
         let mut loader = loader.refusing_non_finite();
         let (device, precision, purpose) = (loader.device(), loader.precision(), loader.purpose());
@@ -195,6 +202,7 @@ impl UNet {
             texts,
             parameters: Vec::new(),
             copies: WeightCopies::default(),
+            adapters: None,
             device,
             precision,
             purpose,
@@ -204,8 +212,9 @@ impl UNet {
         network.spread_weights = loader.spread_weights();
         network.parameters = loader.take_parameters();
         network.copies = loader.take_copies();
+        let frozen = loader.take_frozen();
         loader.finish(|_| false)?;
-        Ok(network)
+        Ok((network, frozen))
     }
 
     /// The configuration it was loaded with.
@@ -231,7 +240,8 @@ impl UNet {
     }
 
     /// The trained tensors by their names in the checkpoint: f32 leaves. For a reference, its
-    /// weights in its precision; for a network loaded for inference, nothing.
+    /// weights in its precision; for a network loaded for inference, nothing. With adapters
+    /// ([`UNet::load_with_adapters`]) they are these alone, f32 also in a reference.
     pub fn parameters(&self) -> &[(String, Tensor)] {
         &self.parameters
     }
@@ -337,7 +347,12 @@ impl UNet {
         // Every residual block begins with this activation of the time embedding.
         let embedding_BD = embedding_BD.f_silu()?;
         let text = text.shallow_clone();
-        let conditions = Conditions { embedding_BD, text, checkpointing: self.checkpointing };
+        let conditions = Conditions {
+            embedding_BD,
+            text,
+            checkpointing: self.checkpointing,
+            leaf: self.recording_leaf()?,
+        };
 
         let latents_BCHW = latents_BCHW.f_to_device(self.device)?.f_to_kind(kind)?;
         // The reference computes in the same layout as the network in training, so that both agree
@@ -395,7 +410,8 @@ impl UNet {
 
     /// Writes `config.json` and `diffusion_pytorch_model.safetensors` into `folder`, which must
     /// exist. diffusers' `from_pretrained` loads them, key for key. Weights are f32, or in the
-    /// precision of a reference. Returns a record of the weights file.
+    /// precision of a reference. Of a network with adapters it writes these alone, to
+    /// `adapters.safetensors`. Returns a record of the weights file.
     ///
     /// # Errors
     /// If a file cannot be written, or the network was loaded for inference, which keeps its
@@ -419,6 +435,9 @@ impl UNet {
                     .to_owned(),
             });
         }
+        if let Some(config) = self.lora() {
+            return self.save_adapters(folder, config, check);
+        }
         let weights = folder.join(SAVED_WEIGHTS);
         let written = write_while(&weights, &self.parameters, &[], check)?;
         runkit::files::write_json_atomic(folder.join("config.json"), self.config.source())?;
@@ -435,6 +454,8 @@ struct Conditions {
     text: Tensor,
     /// Whether the backward pass recomputes activations (gradient checkpointing).
     checkpointing: bool,
+    /// With adapters and gradient checkpointing, a leaf that records gradients.
+    leaf: Option<Tensor>,
 }
 
 fn unfit<T>(reason: String) -> Result<T, NetworkError> {

@@ -18,7 +18,7 @@ fn trained(name: &str, casts_at_use: bool) -> UNet {
     let config = UNetConfig::read(&folder.join("config.json")).unwrap();
     let loader = Loader::for_training(&weights, "UNet", Device::Cpu, Precision::Bf16);
     let loader = if casts_at_use { loader.casting_at_use() } else { loader };
-    UNet::build(&config, loader).unwrap()
+    UNet::build(&config, loader).unwrap().0
 }
 
 fn output(unet: &UNet, seed: u64) -> Tensor {

@@ -68,6 +68,12 @@ impl Transformer {
         Self { norm, proj_in, blocks, proj_out }
     }
 
+    /// Whether one of its layers has an adapter.
+    pub(super) fn has_adapter(&self) -> bool {
+        let projects = self.proj_in.has_adapter() || self.proj_out.has_adapter();
+        projects || self.blocks.iter().any(Block::has_adapter)
+    }
+
     /// `[B, C, H, W]` to the same shape.
     pub(super) fn forward(&self, x_BCHW: &Tensor, text: &Tensor) -> Result<Tensor, TchError> {
         let (batch, channels, height, width) = x_BCHW.size4()?;
@@ -131,6 +137,14 @@ impl Block {
             feed_forward: FeedForward::load(loader, &part("ff"), channels),
             only_cross_attention,
         }
+    }
+
+    fn has_adapter(&self) -> bool {
+        let FeedForward { geglu, back } = &self.feed_forward;
+        self.attention_1.has_adapter()
+            || self.attention_2.has_adapter()
+            || geglu.value.has_adapter()
+            || back.has_adapter()
     }
 
     fn forward(&self, x_BLC: &Tensor, text: &Tensor) -> Result<Tensor, TchError> {

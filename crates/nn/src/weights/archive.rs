@@ -69,7 +69,14 @@ fn locate(
             reached.max(elements)
         ));
     }
-    Ok(Stored { file: Arc::clone(file), offset: range.start + offset * size, kind, shape, strides })
+    Ok(Stored {
+        file: Arc::clone(file),
+        offset: range.start + offset * size,
+        kind,
+        shape,
+        strides,
+        deltas: Vec::new(),
+    })
 }
 
 /// The position of every entry's content. Compressed entries are rejected.

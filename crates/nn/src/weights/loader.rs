@@ -6,8 +6,10 @@ use std::fmt::Write;
 use tch::{Device, Kind, TchError, Tensor};
 
 use super::copies::WeightCopies;
+use super::frozen::{AdapterPlan, Frozen};
 use super::{Weights, WeightsError, f16_born};
 use crate::device::Precision;
+use crate::lora::Adapter;
 use crate::shim;
 
 /// How many names of each kind an error lists.
@@ -39,6 +41,10 @@ pub struct Loader<'a> {
     parameters: Vec<(String, Tensor)>,
     /// In training, the weights that have copies in half precision.
     copies: WeightCopies,
+    /// With adapters, which layers have them; all other weights are frozen.
+    adapters: Option<AdapterPlan<'a>>,
+    /// With adapters, the weights handed out so far, or those of the network that shares them.
+    frozen: Frozen,
     #[cfg(test)]
     casts_at_use: bool,
     asked: HashSet<String>,
@@ -66,6 +72,8 @@ impl<'a> Loader<'a> {
             purpose: Purpose::Inference,
             parameters: Vec::new(),
             copies: WeightCopies::default(),
+            adapters: None,
+            frozen: Frozen::default(),
             #[cfg(test)]
             casts_at_use: false,
             asked: HashSet::new(),
@@ -97,6 +105,52 @@ impl<'a> Loader<'a> {
         precision: Precision,
     ) -> Self {
         Self { purpose: Purpose::Reference, ..Self::new(weights, network, device, precision) }
+    }
+
+    /// The same loader for a network whose weights are frozen, in the compute precision, and some of
+    /// whose layers have adapters. Only the adapters are its parameters. They record gradients in
+    /// training.
+    pub(crate) fn with_adapters(self, plan: AdapterPlan<'a>, frozen: Frozen) -> Self {
+        Self { adapters: Some(plan), frozen, ..self }
+    }
+
+    /// The adapter of the layer `name`, whose weight has this shape, if it has one.
+    pub(crate) fn adapter(&mut self, name: &str, shape: &[i64]) -> Option<Adapter> {
+        let plan = self.adapters.as_ref().filter(|plan| plan.has(name))?;
+        let (scale, device) = (plan.scale(), self.device);
+        let made = plan.weights(name, shape);
+        let records = self.purpose == Purpose::Training;
+        let mut place = |part: &str, tensor: Result<Tensor, WeightsError>| {
+            let tensor = tensor.unwrap_or_else(|error| {
+                self.failure.get_or_insert(error);
+                Tensor::new()
+            });
+            let copy = tensor.f_to_device(device).and_then(|tensor| tensor.f_to_kind(Kind::Float));
+            // A copy, because the optimizer writes to it.
+            let copy = copy.and_then(|tensor| {
+                let mut copy = tensor.f_contiguous()?.f_empty_like()?;
+                copy.f_copy_(&tensor)?;
+                Ok(copy.set_requires_grad(records))
+            });
+            let copy = copy.unwrap_or_else(|source| {
+                self.fail(source);
+                Tensor::new()
+            });
+            let name = format!("{name}.{part}.weight");
+            if self.refuses_non_finite {
+                self.check_finite(&name, &copy);
+            }
+            self.parameters.push((name, copy.shallow_clone()));
+            copy
+        };
+        let [down, up] = made;
+        let (down, up) = (place("lora_A", down), place("lora_B", up));
+        Some(Adapter::new(down, up, scale))
+    }
+
+    /// The frozen weights of a network with adapters, for another network that shares them.
+    pub(crate) fn take_frozen(&mut self) -> Frozen {
+        std::mem::take(&mut self.frozen)
     }
 
     /// From now on, a weight that is NaN or infinite is an error. Reads every weight once.
@@ -177,6 +231,7 @@ impl<'a> Loader<'a> {
             return false;
         }
         self.purpose == Purpose::Training
+            && self.adapters.is_none()
             && self.precision != Precision::F32
             && !self.precision.upcasts_bf16(self.device)
     }
@@ -190,6 +245,9 @@ impl<'a> Loader<'a> {
     /// [`Loader::tensor`] that is f32 in training, whatever the precision: for small tensors that
     /// kernels read in f32, and whose gradients they round only once.
     pub(crate) fn tensor_cast_at_use(&mut self, name: &str, shape: &[i64]) -> Tensor {
+        if self.adapters.is_some() {
+            return self.frozen_tensor(name, shape);
+        }
         let kind = match self.purpose {
             Purpose::Inference => return self.tensor_in(name, shape, self.precision.kind()),
             Purpose::Training => Kind::Float,
@@ -210,12 +268,31 @@ impl<'a> Loader<'a> {
         copy
     }
 
+    /// A weight that is never written to, in the compute precision: as stored if it can be.
+    fn frozen_tensor(&mut self, name: &str, shape: &[i64]) -> Tensor {
+        let kind = self.precision.kind();
+        if let Some(shared) = self.frozen.shared(name, shape) {
+            return shared;
+        }
+        let stored = self.tensor_in(name, shape, kind);
+        let tensor = match (self.device, shape.len()) {
+            // Convolutions on a GPU are fastest in this layout.
+            (Device::Cuda(_), 4) => shim::channels_last(&stored),
+            _ => Ok(stored),
+        };
+        let tensor = self.or_stand_in(tensor, shape, kind);
+        self.frozen.keep(name, &tensor);
+        tensor
+    }
+
     /// [`Loader::tensor`] in another dtype.
     pub fn tensor_in(&mut self, name: &str, shape: &[i64], kind: Kind) -> Tensor {
         match self.stored(name, shape) {
             Some(stored) => {
-                let trains_in_bf16 =
-                    self.purpose != Purpose::Inference && self.precision == Precision::Bf16;
+                // Weights that stay as they are need not be spread.
+                let trains_in_bf16 = self.purpose != Purpose::Inference
+                    && self.adapters.is_none()
+                    && self.precision == Precision::Bf16;
                 let as_stored = stored.shallow_clone();
                 let converted = match trains_in_bf16 {
                     true => f16_born::spread(name, as_stored).map(|(spread, count)| {

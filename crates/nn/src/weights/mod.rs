@@ -12,9 +12,11 @@
 
 mod archive;
 mod copies;
+mod delta;
 mod error;
 mod f16_born;
 mod folder;
+mod frozen;
 mod loader;
 mod mapped;
 mod pickle;
@@ -29,9 +31,11 @@ use std::sync::Arc;
 use tch::{Kind, Tensor};
 
 pub(crate) use copies::WeightCopies;
+pub(crate) use delta::{Delta, StoredTensor};
 pub use error::WeightsError;
 pub use folder::find_file;
 pub(crate) use folder::other_weights;
+pub(crate) use frozen::{AdapterPlan, AdapterStart, Frozen};
 pub use loader::Loader;
 pub(crate) use loader::Purpose;
 use mapped::MappedFile;
@@ -51,6 +55,8 @@ struct Stored {
     shape: Vec<i64>,
     /// In elements, as PyTorch counts.
     strides: Vec<i64>,
+    /// Products that are added to the tensor when it is read.
+    deltas: Vec<Delta>,
 }
 
 /// The named tensors of a checkpoint. Opening reads headers only.
@@ -157,19 +163,24 @@ impl Weights {
         self.tensors.get(name).map(|stored| stored.shape.as_slice())
     }
 
-    /// The dtype of a tensor.
+    /// The dtype of a tensor; f32 if adapters are added to it.
     pub fn kind(&self, name: &str) -> Option<Kind> {
-        self.tensors.get(name).map(|stored| stored.kind)
+        let kind = |stored: &Stored| match stored.deltas.is_empty() {
+            true => stored.kind,
+            false => Kind::Float,
+        };
+        self.tensors.get(name).map(kind)
     }
 
     /// A tensor as it is stored: over the mapped file, with the file's dtype and strides. Writing
-    /// into it changes a private copy of the page, never the file.
+    /// into it changes a private copy of the page, never the file. A tensor with adapters is
+    /// computed, f32.
     pub fn tensor(&self, name: &str) -> Result<Tensor, WeightsError> {
         let stored = self.tensors.get(name).ok_or_else(|| WeightsError::NoTensor {
             file: self.describe(),
             name: name.to_owned(),
         })?;
-        stored.file.tensor(stored.offset, stored.kind, &stored.shape, &stored.strides)
+        stored.tensor()
     }
 
     /// Releases the memory of the pages of the mapped file that hold a tensor. Whatever was written

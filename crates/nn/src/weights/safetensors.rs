@@ -46,10 +46,18 @@ pub(super) fn read(file: &Arc<MappedFile>) -> Result<BTreeMap<String, Stored>, W
             kind,
             strides: row_major_strides(&shape),
             shape,
+            deltas: Vec::new(),
         };
         tensors.insert(name, stored);
     }
     Ok(tensors)
+}
+
+/// The entries of a file's metadata; none if it is no such file.
+pub(super) fn metadata(file: &MappedFile) -> BTreeMap<String, String> {
+    let read = SafeTensors::read_metadata(file.bytes()).ok();
+    let entries = read.and_then(|(_, metadata)| metadata.metadata().clone());
+    entries.into_iter().flatten().collect()
 }
 
 fn kind_of(dtype: Dtype) -> Option<Kind> {
