@@ -79,7 +79,7 @@ pub struct RunArguments {
 
 /// Flags of `train run` that change nothing in a plan: accepted, so that one command line serves
 /// both.
-const WITHOUT_MEANING_IN_A_PLAN: [&str; 18] = [
+const WITHOUT_MEANING_IN_A_PLAN: [&str; 24] = [
     "fresh",
     "seed",
     "adam_beta1",
@@ -88,6 +88,12 @@ const WITHOUT_MEANING_IN_A_PLAN: [&str; 18] = [
     "weight_decay",
     "max_grad_norm",
     "loss_scale",
+    "label_smoothing",
+    "winner_anchor",
+    "mapo_scale",
+    "auto_beta",
+    "reference_reset_optimizer",
+    "export",
     "caption_dropout",
     "data_threads",
     "checkpoint_every",

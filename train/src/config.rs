@@ -13,10 +13,11 @@ use tch::Device;
 
 use crate::cli::RunArguments;
 use crate::learning_rate::LearningRate;
+use crate::loss::LossKind;
 use crate::loss_scale::LossScaling;
 use crate::optimizer::OptimizerConfig;
 use crate::recipe;
-use crate::settings::{self, RunOptions, RunSettings};
+use crate::settings::{self, Exported, RunOptions, RunSettings};
 
 /// The default micro-batch at most: more pairs at once are hardly faster at the published sizes.
 const LARGEST_DEFAULT_MICRO_BATCH: u64 = 4;
@@ -102,7 +103,14 @@ pub fn settings(arguments: &RunArguments, launch: &Launch) -> Result<RunOptions>
         None => arguments.settings.clone(),
     };
     let below = recipe::over_defaults(options.recipe.as_deref().unwrap_or_default())?;
-    let mut settings = runkit::config::merge(&options, &below)?.with_derived_defaults(launch)?;
+    let mut settings = runkit::config::merge(&options, &below)?;
+    // The recipes' updates every N steps are not meant for a run that has no use for them.
+    if options.reference_every.is_none()
+        && (settings.reference_ema.is_some() || settings.loss == Some(LossKind::Mapo))
+    {
+        settings.reference_every = Some(0);
+    }
+    let mut settings = settings.with_derived_defaults(launch)?;
     // Whoever types a micro-batch means it; that of a recipe or a file is for some other batch.
     if arguments.settings.micro_batch.is_none() {
         settings.lower_micro_batch(launch);
@@ -124,6 +132,16 @@ impl RunOptions {
         // As the program writes it, so that equal scales are equal in the manifest.
         self.loss_scale = Some(scaling.to_string());
         self.data_threads.get_or_insert_with(|| data_threads(on_gpu, launch.local_world));
+        // A default that is typed is the default: the run is the same, and so is its manifest.
+        self.loss = self.loss.filter(|loss| *loss != LossKind::default());
+        self.label_smoothing = self.label_smoothing.filter(|least| *least != 0.0);
+        self.winner_anchor = self.winner_anchor.filter(|factor| *factor != 0.0);
+        self.reference_mix = self.reference_mix.filter(|amount| *amount != 1.0);
+        self.reference_reset_optimizer = self.reference_reset_optimizer.filter(|resets| *resets);
+        self.voter_weights = self.voter_weights.filter(|weights| !weights.are_equal());
+        self.ema_device = self.ema_device.filter(|device| device != "auto");
+        let usual = if self.ema.is_some() { Exported::Ema } else { Exported::Weights };
+        self.export = self.export.filter(|export| *export != usual);
         Ok(self)
     }
 
@@ -180,6 +198,19 @@ impl Config {
         Ok(settings)
     }
 
+    /// The device of the model's moving average.
+    pub fn ema_device(&self) -> Device {
+        match self.settings.ema_device.as_deref() {
+            Some("cpu") => Device::Cpu,
+            _ => self.device,
+        }
+    }
+
+    /// Whether the result, the sample images and the probe have the moving average.
+    pub fn exports_ema(&self) -> bool {
+        self.settings.ema.is_some() && self.settings.export != Some(Exported::Weights)
+    }
+
     /// Whether the probe is measured after a step, and the distance from the reference model with
     /// it: every so many steps and at the end.
     pub fn measures_after(&self, step: u64) -> bool {
@@ -233,6 +264,10 @@ impl Config {
         settings.check_counts()?;
         settings.check_batch(launch.world as u64)?;
         settings.check_numbers()?;
+        settings.check_loss()?;
+        settings.check_reference()?;
+        settings.check_voters()?;
+        settings.check_average()?;
         let scale = if settings.scale_lr { settings.batch_size as f64 } else { 1.0 };
         let learning_rate = LearningRate::new(
             settings.lr_schedule,
@@ -340,6 +375,90 @@ impl RunSettings {
         Ok(())
     }
 
+    /// Refuses parts of a loss that do not go together.
+    fn check_loss(&self) -> Result<()> {
+        let kind = self.loss.unwrap_or_default();
+        ensure!(
+            self.mapo_scale.is_none() || kind == LossKind::Mapo,
+            "--mapo-scale goes with --loss mapo, and the loss is {}",
+            kind.name()
+        );
+        if let Some(target) = self.auto_beta {
+            ensure!(
+                kind == LossKind::Dpo,
+                "--auto-beta goes with --loss dpo, and the loss is {}; hint: a --beta",
+                kind.name()
+            );
+            ensure!(
+                target > 0.0 && target < 0.5,
+                "--auto-beta {target} is not possible; expected a number above 0 and below 0.5, such as 0.2"
+            );
+        }
+        Ok(())
+    }
+
+    /// Refuses updates of the reference model that contradict each other or never happen.
+    fn check_reference(&self) -> Result<()> {
+        let updates = [
+            ("--reference-every", self.reference_every > 0),
+            ("--reference-mix", self.reference_mix.is_some()),
+            ("--reference-ema", self.reference_ema.is_some()),
+            ("--reference-reset-optimizer", self.reference_reset_optimizer.is_some()),
+        ];
+        if self.loss == Some(LossKind::Mapo)
+            && let Some((flag, _)) = updates.iter().find(|(_, is_given)| *is_given)
+        {
+            anyhow::bail!(
+                "--loss mapo has no reference model, so there is no {flag}; hint: leave it out"
+            );
+        }
+        if self.reference_ema.is_some() {
+            for (flag, is_given) in updates {
+                ensure!(
+                    !is_given || flag == "--reference-ema",
+                    "--reference-ema updates the reference model after every step, so there is no {flag}; \
+                     hint: leave one of them out"
+                );
+            }
+        }
+        for (flag, is_given) in updates.into_iter().skip(1) {
+            ensure!(
+                !is_given || self.reference_every > 0 || self.reference_ema.is_some(),
+                "{flag} needs updates of the reference model; hint: --reference-every N"
+            );
+        }
+        Ok(())
+    }
+
+    /// Refuses settings of a moving average that is not kept.
+    fn check_average(&self) -> Result<()> {
+        if let Some(device) = self.ema_device.as_deref().filter(|device| *device != "cpu") {
+            anyhow::bail!("--ema-device {device:?} is not possible; expected auto or cpu");
+        }
+        for (flag, is_given) in [
+            ("--ema-device cpu", self.ema_device.is_some()),
+            ("--export ema", self.export == Some(Exported::Ema)),
+        ] {
+            ensure!(
+                !is_given || self.ema.is_some(),
+                "{flag} needs a moving average; hint: --ema 0.9999"
+            );
+        }
+        Ok(())
+    }
+
+    /// Refuses weights of voters for a preference without votes of several.
+    fn check_voters(&self) -> Result<()> {
+        let is_weighted = self.voter_weights.is_some();
+        ensure!(
+            !is_weighted || self.preference.has_weights(),
+            "--voter-weights goes with the votes or scores of all voters, and --preference is {}; hint: \
+             --preference consensus",
+            self.preference
+        );
+        Ok(())
+    }
+
     /// Refuses numbers outside of their range.
     fn check_numbers(&self) -> Result<()> {
         let zero_or_more = |number: f64| (0.0..f64::INFINITY).contains(&number);
@@ -382,6 +501,37 @@ impl RunSettings {
                 zero_or_more(self.checkpoint_minutes),
                 "0 or a positive number",
             ),
+            (
+                "--label-smoothing",
+                self.label_smoothing.unwrap_or(0.0),
+                self.label_smoothing.is_none_or(|least| (0.0..0.5).contains(&least)),
+                "from 0 to below 0.5",
+            ),
+            (
+                "--winner-anchor",
+                self.winner_anchor.unwrap_or(0.0),
+                self.winner_anchor.is_none_or(zero_or_more),
+                "0 or a positive number",
+            ),
+            (
+                "--mapo-scale",
+                self.mapo_scale.unwrap_or(1.0),
+                self.mapo_scale.is_none_or(positive),
+                "a positive number",
+            ),
+            (
+                "--reference-mix",
+                self.reference_mix.unwrap_or(1.0),
+                self.reference_mix.is_none_or(|amount| amount > 0.0 && amount <= 1.0),
+                "a number above 0 and up to 1",
+            ),
+            (
+                "--reference-ema",
+                self.reference_ema.unwrap_or(0.0),
+                self.reference_ema.is_none_or(below_one),
+                "from 0 to below 1",
+            ),
+            ("--ema", self.ema.unwrap_or(0.0), self.ema.is_none_or(below_one), "from 0 to below 1"),
         ] {
             ensure!(is_possible, "{flag} {number} is not possible; expected {expected}");
         }
@@ -469,10 +619,64 @@ mod tests {
             (vec!["--recipe", "sd-15"], "did you mean sd15?"),
             (vec!["--dtype", "fp16"], "expected f32, tf32, bf16 or f16"),
             (vec!["--steps", "9999999999999999999"], "more pairs than can be counted"),
+            (vec!["--ema", "1"], "from 0 to below 1"),
+            (vec!["--ema-device", "cpu"], "--ema-device cpu needs a moving average"),
+            (vec!["--export", "ema"], "hint: --ema 0.9999"),
+            (vec!["--label-smoothing", "0.5"], "from 0 to below 0.5"),
+            (vec!["--winner-anchor=-1"], "--winner-anchor -1"),
+            (vec!["--mapo-scale", "10"], "--mapo-scale goes with --loss mapo, and the loss is dpo"),
+            (vec!["--loss", "ipo", "--auto-beta", "0.2"], "--auto-beta goes with --loss dpo"),
+            (vec!["--auto-beta", "0.7"], "below 0.5"),
+            (vec!["--loss", "mapo", "--reference-every", "5"], "there is no --reference-every"),
+            (vec!["--loss", "mapo", "--reference-mix", "0.6"], "there is no --reference-mix"),
+            (
+                vec!["--reference-ema", "0.9", "--reference-every", "5"],
+                "there is no --reference-every",
+            ),
+            (vec!["--reference-ema", "1"], "from 0 to below 1"),
+            (vec!["--reference-mix", "0"], "above 0 and up to 1"),
+            (vec!["--reference-every", "0", "--reference-mix", "0.6"], "hint: --reference-every N"),
+            (
+                vec!["--reference-every", "0", "--reference-reset-optimizer"],
+                "--reference-reset-optimizer needs updates",
+            ),
+            (vec!["--voter-weights", "clip=2", "--preference", "human"], "--preference is human"),
         ] {
             let message = format!("{:#}", config(&flags).unwrap_err());
             assert!(message.contains(words), "{flags:?}: {message}");
         }
+    }
+
+    #[test]
+    fn a_default_that_is_typed_is_not_set_and_other_updates_end_the_recipes() {
+        let typed = [
+            "--loss",
+            "dpo",
+            "--label-smoothing",
+            "0",
+            "--winner-anchor",
+            "0",
+            "--reference-mix",
+            "1",
+            "--reference-reset-optimizer=false",
+            "--voter-weights",
+            "clip=1,hps=1.0",
+            "--export",
+            "weights",
+            "--ema-device",
+            "auto",
+        ];
+        let plain = config(&[]).unwrap();
+        assert_eq!(config(&typed).unwrap().settings, plain.settings);
+        assert_eq!(config(&typed).unwrap().saved_settings, plain.saved_settings);
+        let recipe = ["--recipe", "sd15,paper/balanced"];
+        let every = |flags: &[&str]| {
+            config(&[&recipe[..], flags].concat()).unwrap().settings.reference_every
+        };
+        assert_eq!(every(&[]), 100);
+        assert_eq!(every(&["--reference-mix", "0.6"]), 100);
+        assert_eq!(every(&["--reference-ema", "0.999"]), 0);
+        assert_eq!(every(&["--loss", "mapo"]), 0);
     }
 
     #[test]

@@ -161,6 +161,14 @@ impl RankOptimizer {
         zero_grad(&self.parameters)
     }
 
+    /// Starts the moments and the counts of steps anew.
+    ///
+    /// # Errors
+    /// If libtorch fails.
+    pub fn reset(&mut self) -> Result<(), NetworkError> {
+        self.optimizer.reset()
+    }
+
     /// Which shard of the states this rank keeps, as (rank, how many there are); `None` if it keeps
     /// all of them.
     pub fn shard(&self) -> Option<(usize, usize)> {

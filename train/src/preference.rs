@@ -4,6 +4,7 @@
 //! Images stay in dataset order, so one loss serves every labelling ([`crate::loss`]), and latents,
 //! noise and timesteps never depend on the labels.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::str::FromStr;
 
@@ -37,10 +38,21 @@ pub enum Preference {
     /// The image with the higher sum of scores, after each scorer's scores are divided by their
     /// standard deviation over all scored images.
     NormalizedSum,
+    /// The vote of all scorers, where they agree; other pairs are dropped.
+    Unanimous,
+    /// The majority of the scorers, the pair weighted by the majority's fraction of the votes.
+    Margin,
 }
 
-const PREFERENCES: &str =
-    "consensus, human, scorer:NAME, random-scorer, vanilla, score-sum or normalized-sum";
+const PREFERENCES: &str = "consensus, human, scorer:NAME, random-scorer, vanilla, score-sum, \
+                           normalized-sum, unanimous or margin";
+
+impl Preference {
+    /// Whether weights of voters change it.
+    pub fn has_weights(&self) -> bool {
+        !matches!(self, Self::Human | Self::Scorer(_) | Self::RandomScorer)
+    }
+}
 
 impl FromStr for Preference {
     type Err = String;
@@ -53,6 +65,8 @@ impl FromStr for Preference {
             "vanilla" => Ok(Self::Vanilla),
             "score-sum" => Ok(Self::ScoreSum),
             "normalized-sum" => Ok(Self::NormalizedSum),
+            "unanimous" => Ok(Self::Unanimous),
+            "margin" => Ok(Self::Margin),
             _ => text
                 .strip_prefix("scorer:")
                 .filter(|name| !name.is_empty())
@@ -72,6 +86,8 @@ impl fmt::Display for Preference {
             Self::Vanilla => "vanilla",
             Self::ScoreSum => "score-sum",
             Self::NormalizedSum => "normalized-sum",
+            Self::Unanimous => "unanimous",
+            Self::Margin => "margin",
         })
     }
 }
@@ -117,6 +133,98 @@ impl fmt::Display for Ties {
             Self::Second => "second",
             Self::Half => "half",
         })
+    }
+}
+
+/// The value of `--voter-weights`: the weight of each voter by name, as `clip=1,hps=2`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct VoterWeights(BTreeMap<String, f64>);
+
+impl VoterWeights {
+    /// The weight of a voter: 1 if none is given.
+    pub fn of(&self, voter: &str) -> f64 {
+        self.0.get(voter).copied().unwrap_or(1.0)
+    }
+
+    /// Whether all weights are 1, which changes nothing.
+    pub fn are_equal(&self) -> bool {
+        self.0.values().all(|weight| *weight == 1.0)
+    }
+
+    fn names(&self) -> impl Iterator<Item = &str> {
+        self.0.keys().map(String::as_str)
+    }
+}
+
+impl FromStr for VoterWeights {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let mut weights = BTreeMap::new();
+        for part in text.split(',') {
+            let weight = part.split_once('=').and_then(|(name, number)| {
+                let number: f64 = number.trim().parse().ok()?;
+                let name = name.trim();
+                (!name.is_empty() && (0.0..f64::INFINITY).contains(&number))
+                    .then(|| (name.to_owned(), number))
+            });
+            let (name, weight) = weight.ok_or_else(|| {
+                format!("expected NAME=WEIGHT with a weight of 0 or more, found {part:?}")
+            })?;
+            if weights.insert(name.clone(), weight).is_some() {
+                return Err(format!("expected one weight for each voter, found two for {name:?}"));
+            }
+        }
+        Ok(Self(weights))
+    }
+}
+
+impl fmt::Display for VoterWeights {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let parts: Vec<String> =
+            self.0.iter().map(|(name, weight)| format!("{name}={weight}")).collect();
+        formatter.write_str(&parts.join(","))
+    }
+}
+
+impl TryFrom<String> for VoterWeights {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        text.parse()
+    }
+}
+
+impl From<VoterWeights> for String {
+    fn from(weights: VoterWeights) -> Self {
+        weights.to_string()
+    }
+}
+
+/// The votes for image 0 and for image 1, each with its voter's weight.
+#[derive(Debug, Clone, Copy, PartialEq)]
+struct Tally {
+    votes: [f64; 2],
+}
+
+impl Tally {
+    /// The difference below which votes are even, beside their sum: 0.1 + 0.2 is not 0.3.
+    const EVEN: f64 = 1e-9;
+
+    fn all(self) -> f64 {
+        self.votes[0] + self.votes[1]
+    }
+
+    /// 1 for image 0, −1 for image 1, 0 if the votes are even.
+    fn sign(self) -> f64 {
+        let difference = self.votes[0] - self.votes[1];
+        if difference.abs() <= Self::EVEN * self.all() { 0.0 } else { difference.signum() }
+    }
+
+    /// The majority's fraction of the votes, one half to one.
+    fn majority(self) -> f64 {
+        self.votes[0].max(self.votes[1]) / self.all()
     }
 }
 
@@ -201,6 +309,24 @@ pub enum PreferenceError {
         /// The scorer.
         name: String,
     },
+    /// A weight is that of a voter that the labels do not have.
+    #[error("{}: --voter-weights names {name:?}, and the labels have votes of {found}; hint: one of these names", path.display())]
+    UnknownVoter {
+        /// The labels file.
+        path: std::path::PathBuf,
+        /// The voter.
+        name: String,
+        /// The scorers of the file.
+        found: String,
+    },
+    /// No voter counts.
+    #[error("{}: --voter-weights leaves no voter of {found}; hint: a weight above 0", path.display())]
+    NoVoter {
+        /// The labels file.
+        path: std::path::PathBuf,
+        /// The scorers of the file.
+        found: String,
+    },
     /// The process was asked to stop.
     #[error("{0}")]
     Stopped(#[source] runkit::signals::Stopped),
@@ -220,6 +346,8 @@ pub struct Labeler {
     scorer: usize,
     /// The factor of each scorer's difference in a sum.
     factors: Vec<f64>,
+    /// The weight of each scorer's vote, if they are not equal.
+    weights: Option<Vec<f64>>,
 }
 
 impl Labeler {
@@ -254,7 +382,39 @@ impl Labeler {
             Preference::NormalizedSum => inverse_stds(labels)?,
             _ => vec![1.0; scorers.len()],
         };
-        Ok(Self { preference: preference.clone(), ties, drop_human_ties, scorers, scorer, factors })
+        let preference = preference.clone();
+        Ok(Self { preference, ties, drop_human_ties, scorers, scorer, factors, weights: None })
+    }
+
+    /// Weighs the votes, or in a sum the scores, of each scorer of `labels`.
+    ///
+    /// # Errors
+    /// If a weight is that of another scorer, or no scorer counts.
+    pub fn weighted(
+        mut self,
+        labels: &LabelsFile,
+        weights: &VoterWeights,
+    ) -> Result<Self, PreferenceError> {
+        let found = || runkit::text::choices(&self.scorers);
+        if let Some(name) = weights.names().find(|name| !self.scorers.iter().any(|one| one == name))
+        {
+            let path = labels.path().to_owned();
+            return Err(PreferenceError::UnknownVoter {
+                path,
+                name: name.to_owned(),
+                found: found(),
+            });
+        }
+        let list: Vec<f64> = self.scorers.iter().map(|name| weights.of(name)).collect();
+        if list.iter().all(|weight| *weight == 0.0) {
+            let path = labels.path().to_owned();
+            return Err(PreferenceError::NoVoter { path, found: found() });
+        }
+        for (factor, weight) in self.factors.iter_mut().zip(&list) {
+            *factor *= weight;
+        }
+        self.weights = Some(list);
+        Ok(self)
     }
 
     /// The scorers of the labels, in the order of [`PreferenceTarget::ByScorer`]'s bits.
@@ -272,25 +432,53 @@ impl Labeler {
     pub fn is_tie(&self, row: &LabelRow) -> bool {
         match &self.preference {
             Preference::Human => row.human_label_0 == Some(0.5),
-            Preference::Vanilla => {
-                let votes = || row.votes.iter().map(|vote| vote.map(i64::from));
-                !row.votes.is_empty() && votes().sum::<Option<i64>>() == Some(0)
-            }
+            Preference::Vanilla => self.tally(row).is_some_and(|tally| tally.sign() == 0.0),
             _ => self.sign(row) == Some(0.0),
         }
+    }
+
+    /// The weighted votes for each image; `None` if a vote that counts is missing.
+    fn tally(&self, row: &LabelRow) -> Option<Tally> {
+        let mut tally = Tally { votes: [0.0; 2] };
+        for (index, vote) in row.votes.iter().enumerate() {
+            let weight = match &self.weights {
+                None => 1.0,
+                Some(weights) => weights.get(index).copied()?,
+            };
+            if weight > 0.0 {
+                tally.votes[usize::from((*vote)? < 0)] += weight;
+            }
+        }
+        (tally.all() > 0.0).then_some(tally)
     }
 
     /// Whether [`Ties`] applies to a preference. Ties of human labels and of the fraction of votes
     /// stay one half.
     pub fn has_tie_policy(preference: &Preference) -> bool {
-        !matches!(preference, Preference::Human | Preference::Vanilla | Preference::RandomScorer)
+        !matches!(
+            preference,
+            Preference::Human
+                | Preference::Vanilla
+                | Preference::RandomScorer
+                | Preference::Unanimous
+        )
     }
 
     /// Which image the votes or scores favour: above zero image 0, zero for a tie. `None` if the
     /// preference does not use them or they are missing.
     fn sign(&self, row: &LabelRow) -> Option<f64> {
         match &self.preference {
-            Preference::Consensus => Some(f64::from(row.consensus?)),
+            Preference::Consensus => match &self.weights {
+                None => Some(f64::from(row.consensus?)),
+                Some(_) => Some(self.tally(row)?.sign()),
+            },
+            Preference::Margin => Some(self.tally(row)?.sign()),
+            // Zero stands for voters that do not agree.
+            Preference::Unanimous => Some(match self.tally(row)?.votes {
+                [_, 0.0] => 1.0,
+                [0.0, _] => -1.0,
+                _ => 0.0,
+            }),
             Preference::Scorer(_) => Some(f64::from((*row.votes.get(self.scorer)?)?)),
             Preference::ScoreSum | Preference::NormalizedSum => {
                 let mut sum = 0.0;
@@ -313,10 +501,14 @@ impl Labeler {
         if self.drop_human_ties && human == Some(0.5) {
             return None;
         }
+        let weight = match &self.preference {
+            Preference::Margin => self.tally(row)?.majority(),
+            _ => 1.0,
+        };
         let fixed = |probability: f64| PreferenceTarget::Fixed {
             // A label is 0, ½ or 1, or a fraction of few votes: f32 is enough.
             probability: probability as f32,
-            weight: 1.0,
+            weight: weight as f32,
         };
         let by_sign = |sign: f64| {
             if sign == 0.0 {
@@ -342,11 +534,15 @@ impl Labeler {
                 Some(PreferenceTarget::ByScorer { votes })
             }
             Preference::Vanilla => {
-                let votes = row.votes.iter().copied().collect::<Option<Vec<i8>>>()?;
-                let first = votes.iter().filter(|vote| **vote > 0).count();
-                (!votes.is_empty()).then(|| fixed(first as f64 / votes.len() as f64))
+                let tally = self.tally(row)?;
+                Some(fixed(tally.votes[0] / tally.all()))
             }
+            Preference::Unanimous => match self.sign(row)? {
+                0.0 => None,
+                sign => by_sign(sign),
+            },
             Preference::Consensus
+            | Preference::Margin
             | Preference::Scorer(_)
             | Preference::ScoreSum
             | Preference::NormalizedSum => by_sign(self.sign(row)?),
@@ -420,7 +616,12 @@ mod tests {
             scorers: ["clip", "hps", "pickscore", "aesthetic"].map(str::to_owned).to_vec(),
             scorer: 1,
             factors: vec![1.0; 4],
+            weights: None,
         }
+    }
+
+    fn weighted(preference: Preference, weights: [f64; 4]) -> Labeler {
+        Labeler { weights: Some(weights.to_vec()), ..labeler(preference, Ties::Drop) }
     }
 
     fn probability(labeler: &Labeler, row: &LabelRow) -> Option<f32> {
@@ -439,6 +640,8 @@ mod tests {
             "vanilla",
             "score-sum",
             "normalized-sum",
+            "unanimous",
+            "margin",
         ] {
             assert_eq!(text.parse::<Preference>().unwrap().to_string(), text);
         }
@@ -520,6 +723,83 @@ mod tests {
             !is_tie(Preference::Human, TIE, Some(1.0)) && !is_tie(Preference::Human, TIE, None)
         );
         assert!(!is_tie(Preference::RandomScorer, TIE, Some(0.5)));
+    }
+
+    #[test]
+    fn unanimous_drops_every_pair_on_which_a_voter_differs() {
+        let unanimous = labeler(Preference::Unanimous, Ties::Half);
+        assert_eq!(probability(&unanimous, &row([1; 4], None)), Some(1.0));
+        assert_eq!(probability(&unanimous, &row([-1; 4], None)), Some(0.0));
+        for votes in [TIE, [1, 1, 1, -1], [-1, 1, -1, -1]] {
+            assert_eq!(unanimous.target(&row(votes, Some(1.0))), None);
+            assert!(unanimous.is_tie(&row(votes, None)));
+        }
+        let without_hps = weighted(Preference::Unanimous, [1.0, 0.0, 1.0, 1.0]);
+        assert_eq!(probability(&without_hps, &row([1, -1, 1, 1], None)), Some(1.0));
+        assert_eq!(probability(&without_hps, &row([1, -1, 1, -1], None)), None);
+    }
+
+    #[test]
+    fn margin_weighs_a_pair_by_the_majoritys_fraction() {
+        let margin = labeler(Preference::Margin, Ties::Half);
+        let target = |votes| margin.target(&row(votes, None)).unwrap().at(0);
+        assert_eq!(target([1, 1, -1, 1]), (1.0, 0.75));
+        assert_eq!(target([-1; 4]), (0.0, 1.0));
+        assert_eq!(target(TIE), (0.5, 0.5));
+        let heavy = weighted(Preference::Margin, [1.0, 5.0, 1.0, 1.0]);
+        assert_eq!(heavy.target(&row([1, -1, 1, 1], None)).unwrap().at(0), (0.0, 0.625));
+    }
+
+    #[test]
+    fn weights_of_voters_change_majority_fraction_and_ties() {
+        let heavy = [1.0, 2.0, 1.0, 1.0];
+        let consensus = weighted(Preference::Consensus, heavy);
+        assert_eq!(probability(&consensus, &row(TIE, None)), Some(0.0));
+        // A majority of voices, a tie of weights.
+        let even = weighted(Preference::Consensus, [0.1, 0.3, 0.1, 0.1]);
+        assert!(even.is_tie(&row([1, -1, 1, 1], None)));
+        assert_eq!(probability(&even, &row([1, -1, 1, 1], None)), None);
+        let fraction = weighted(Preference::Vanilla, heavy);
+        assert_eq!(probability(&fraction, &row([-1, 1, -1, -1], None)), Some(0.4));
+        // Equal weights are no weights.
+        let equal = weighted(Preference::Consensus, [3.0; 4]);
+        for votes in [TIE, [1, 1, 1, -1], [-1, 1, -1, -1]] {
+            let plain = labeler(Preference::Consensus, Ties::Drop);
+            assert_eq!(
+                probability(&equal, &row(votes, None)),
+                probability(&plain, &row(votes, None))
+            );
+        }
+    }
+
+    #[test]
+    fn a_missing_vote_counts_unless_its_voter_does_not() {
+        let mut missing = row([1, 1, 1, 1], None);
+        missing.votes[1] = None;
+        for preference in [Preference::Unanimous, Preference::Margin, Preference::Vanilla] {
+            assert_eq!(labeler(preference.clone(), Ties::Half).target(&missing), None);
+            let without = weighted(preference, [1.0, 0.0, 1.0, 1.0]);
+            assert_eq!(probability(&without, &missing), Some(1.0));
+        }
+    }
+
+    #[test]
+    fn weights_are_read_and_written() {
+        let weights: VoterWeights = "hps=2, clip=0.5".parse().unwrap();
+        assert_eq!(weights.to_string(), "clip=0.5,hps=2");
+        assert_eq!((weights.of("hps"), weights.of("pickscore")), (2.0, 1.0));
+        assert!(!weights.are_equal() && "a=1,b=1".parse::<VoterWeights>().unwrap().are_equal());
+        for (text, says) in [
+            ("", "NAME=WEIGHT"),
+            ("hps", "\"hps\""),
+            ("hps=-1", "0 or more"),
+            ("hps=nan", "0 or more"),
+            ("=1", "\"=1\""),
+            ("hps=1,hps=2", "two for \"hps\""),
+        ] {
+            let error = text.parse::<VoterWeights>().unwrap_err();
+            assert!(error.contains(says), "{text}: {error}");
+        }
     }
 
     #[test]

@@ -1,7 +1,8 @@
 //! Records of steps: everything needed to compute a step again in another framework.
 //!
 //! `record/step-000001-micro-000.safetensors`, one file per micro-batch. Predictions are separate
-//! for images 0 and images 1; prompt embeddings, noise and timesteps are stored once per pair.
+//! for images 0 and images 1; prompt embeddings, noise and timesteps are stored once per pair. A loss
+//! of single images also has those of images 0 and images 1.
 
 use std::path::Path;
 
@@ -32,6 +33,10 @@ pub struct StepFacts {
     pub grad_norm: f64,
     /// The step whose weights the reference model has.
     pub reference_step: u64,
+    /// β, if it adapts.
+    pub beta: Option<f64>,
+    /// KTO's reference point, if the loss has one.
+    pub reference_point: Option<f64>,
 }
 
 impl Record {
@@ -46,11 +51,23 @@ impl Record {
         tensors.extend([
             ("model_pred_0", half(&predictions.model_2PCHW, 0)?),
             ("model_pred_1", half(&predictions.model_2PCHW, 1)?),
-            ("ref_pred_0", half(&predictions.reference_2PCHW, 0)?),
-            ("ref_pred_1", half(&predictions.reference_2PCHW, 1)?),
+        ]);
+        if let Some(reference_2PCHW) = &predictions.reference_2PCHW {
+            tensors.extend([
+                ("ref_pred_0", half(reference_2PCHW, 0)?),
+                ("ref_pred_1", half(reference_2PCHW, 1)?),
+            ]);
+        }
+        tensors.extend([
             ("z", predictions.logits_P.shallow_clone()),
             ("loss", predictions.losses_P.shallow_clone()),
         ]);
+        if let Some([first_P, second_P]) = &predictions.images_P {
+            tensors.extend([
+                ("loss_0", first_P.shallow_clone()),
+                ("loss_1", second_P.shallow_clone()),
+            ]);
+        }
         let copied = |(name, tensor): (&str, Tensor)| {
             let copy = tensor.f_detach()?.f_to_device(Device::Cpu)?.f_contiguous()?;
             Ok((name.to_owned(), copy))
@@ -67,12 +84,15 @@ impl Record {
         let folder = run.join(FOLDER);
         runkit::files::create_folder(&folder)?;
         let path = folder.join(format!("step-{:06}-micro-{micro:03}.safetensors", facts.step));
-        let metadata = [
+        let mut metadata = vec![
             ("pair_ids", serde_json::to_string(&self.pair_ids)?),
             ("lr", facts.learning_rate.to_string()),
             ("grad_norm", facts.grad_norm.to_string()),
             ("reference_step", facts.reference_step.to_string()),
         ];
+        for (name, number) in [("beta", facts.beta), ("reference_point", facts.reference_point)] {
+            metadata.extend(number.map(|number| (name, number.to_string())));
+        }
         write_safetensors_with_metadata(&path, &self.tensors, &metadata)?;
         Ok(())
     }

@@ -21,8 +21,8 @@ pub struct StepReport {
     pub logits: Summary,
     /// The model's mean error on the chosen and on the rejected images.
     pub model_errors: [f64; 2],
-    /// The reference model's.
-    pub reference_errors: [f64; 2],
+    /// The reference model's; `None` if the loss has no reference model.
+    pub reference_errors: Option<[f64; 2]>,
     /// The gradient norm before clipping.
     pub grad_norm: f64,
     /// The learning rate of the update.
@@ -33,6 +33,10 @@ pub struct StepReport {
     pub loss_scale: Option<f64>,
     /// Whether the gradients overflowed at that scale; then no weight has changed.
     pub overflow: bool,
+    /// β, if it adapts.
+    pub beta: Option<f64>,
+    /// KTO's reference point, if the loss has one.
+    pub reference_point: Option<f64>,
     /// Skipped pairs of the batch.
     pub skipped: u64,
     /// The distance of the updated model from the reference model ([`crate::reference::distance`]),
@@ -100,10 +104,16 @@ impl StepReport {
             ("z/q95", json!(q95)),
             ("error/model_chosen", json!(self.model_errors[0])),
             ("error/model_rejected", json!(self.model_errors[1])),
-            ("error/reference_chosen", json!(self.reference_errors[0])),
-            ("error/reference_rejected", json!(self.reference_errors[1])),
-            ("reference_step", json!(self.reference_step)),
         ];
+        if let Some([chosen, rejected]) = self.reference_errors {
+            values.extend([
+                ("error/reference_chosen", json!(chosen)),
+                ("error/reference_rejected", json!(rejected)),
+                ("reference_step", json!(self.reference_step)),
+            ]);
+        }
+        values.extend(self.beta.map(|beta| ("beta", json!(beta))));
+        values.extend(self.reference_point.map(|point| ("reference_point", json!(point))));
         if let Some(loss_scale) = self.loss_scale {
             values.push(("loss_scale", json!(loss_scale)));
         }

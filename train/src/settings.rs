@@ -10,15 +10,26 @@
 use std::path::PathBuf;
 
 use anyhow::{Result, bail};
-use clap::Args;
 use clap::builder::{PossibleValuesParser, TypedValueParser as _};
+use clap::{Args, ValueEnum};
 use nn::optimizer::OptimizerKind;
 use runkit::settings::Settings;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::learning_rate::Schedule;
-use crate::preference::{Preference, Ties};
+use crate::loss::LossKind;
+use crate::preference::{Preference, Ties, VoterWeights};
+
+/// The value of `--export`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Exported {
+    /// The moving average.
+    Ema,
+    /// The weights of the last step.
+    Weights,
+}
 
 /// The type of a complete setting.
 macro_rules! complete {
@@ -100,7 +111,8 @@ settings! {
 
     "Preference" {
         /// What decides which image is chosen: consensus, human, scorer:NAME, random-scorer,
-        /// vanilla, score-sum or normalized-sum.
+        /// vanilla, score-sum, normalized-sum, unanimous (only pairs on which all voters agree) or
+        /// margin (the majority, weighted by its fraction of the votes).
         #[arg(value_name = "WHAT")]
         with_default preference: Preference,
         /// What to do with a tie of votes or sums.
@@ -109,12 +121,27 @@ settings! {
         /// Drop pairs whose human label is a tie, whatever --preference is.
         #[arg(value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
         with_default drop_human_ties: bool,
+        /// Weights of voters, such as clip=1,hps=2; voters without one count 1, and 0 leaves a
+        /// voter out.
+        #[arg(value_name = "NAME=X,...")]
+        optional voter_weights: VoterWeights,
     }
 
     "Method" {
         /// Update the reference model every N steps; 0 keeps it frozen.
         #[arg(value_name = "N")]
         with_default reference_every: u64,
+        /// Update the reference model by this fraction of the way to the model, above 0 to 1
+        /// [default: 1, a copy].
+        #[arg(value_name = "X")]
+        optional reference_mix: f64,
+        /// Update the reference model after every step instead: it keeps this fraction of itself,
+        /// such as 0.999.
+        #[arg(value_name = "X")]
+        optional reference_ema: f64,
+        /// Start the optimizer's moments anew at every update of the reference model.
+        #[arg(value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+        optional reference_reset_optimizer: bool,
         /// β of the loss; the loss multiplies it by one half.
         #[arg(value_name = "X")]
         with_default beta: f64,
@@ -132,6 +159,26 @@ settings! {
         /// 32 bits of the hash.
         #[arg(value_name = "N")]
         with_default seed: u64,
+    }
+
+    "Loss" {
+        /// Which loss [default: dpo].
+        #[arg(value_name = "NAME", value_enum)]
+        optional loss: LossKind,
+        /// Keep labels this far from 0 and 1, below 0.5 [default: 0].
+        #[arg(value_name = "X")]
+        optional label_smoothing: f64,
+        /// Add this many times the model's error on the chosen image, against a rise of both errors
+        /// [default: 0].
+        #[arg(value_name = "X")]
+        optional winner_anchor: f64,
+        /// The scale of the logit of --loss mapo [default: 1000].
+        #[arg(value_name = "X")]
+        optional mapo_scale: f64,
+        /// Adapt β so that the gradient keeps this factor, such as 0.2, at the mean margin; --beta
+        /// is its start.
+        #[arg(value_name = "TARGET")]
+        optional auto_beta: f64,
     }
 
     "Optimizer" {
@@ -173,6 +220,18 @@ settings! {
         /// weight [default: dynamic with --dtype f16, else none].
         #[arg(value_name = "SCALE")]
         with_default loss_scale: String,
+        /// Keep a moving average of the weights in f32: it keeps this fraction of itself in a step,
+        /// such as 0.9999.
+        #[arg(value_name = "X")]
+        optional ema: f64,
+        /// Where the moving average is: that of the model, or cpu, which spares the GPU 4 bytes per
+        /// weight and costs time [default: that of the model].
+        #[arg(value_name = "DEVICE", value_parser = ["auto", "cpu"])]
+        optional ema_device: String,
+        /// Which weights the result, the sample images and the probe have: ema or weights
+        /// [default: ema with --ema, else weights].
+        #[arg(value_name = "WHICH", value_enum)]
+        optional export: Exported,
     }
 
     "Data" {

@@ -22,7 +22,7 @@ use nn::unet::{AddedConditions, UNet};
 use tch::{Device, Kind, Tensor};
 
 use crate::data::{Content, Example};
-use crate::loss::{self, PairErrors};
+use crate::loss::{self, Losses, Objective, PairErrors};
 pub use crate::micro_batch::MicroBatch;
 use crate::model::{BaseModel, Networks};
 use crate::preference::PreferenceTarget;
@@ -45,15 +45,20 @@ pub struct MicroBatchBuilder<'run> {
 pub struct Predictions {
     /// The model's, `[2P, C, H, W]`, which may record gradients.
     pub model_2PCHW: Tensor,
-    /// The reference's, `[2P, C, H, W]`.
-    pub reference_2PCHW: Tensor,
+    /// The reference's, `[2P, C, H, W]`; `None` if the loss has no reference model.
+    pub reference_2PCHW: Option<Tensor>,
     /// Their errors.
     pub errors: PairErrors,
-    /// z, `[P]`.
+    /// z, `[P]`, or MaPO's logit.
     pub logits_P: Tensor,
-    /// softplus(z) − p·z, `[P]`, not weighted.
+    /// The loss of each pair, `[P]`, not weighted: for DPO softplus(z) − p·z.
     pub losses_P: Tensor,
+    /// The losses of images 0 and of images 1, if the loss is one of single images.
+    pub images_P: Option<[Tensor; 2]>,
 }
+
+/// What the reference model predicts for a micro-batch, `[2P, C, H, W]`, and its errors, `[2P]`.
+pub type ReferencePrediction = (Tensor, Tensor);
 
 impl MicroBatchBuilder<'_> {
     /// Builds a micro-batch for an optimizer step whose random scorer is `scorer`.
@@ -261,18 +266,58 @@ pub fn predict(
     model: &UNet,
     reference: &UNet,
     schedule: &TrainingSchedule,
-    beta: f64,
+    objective: &Objective,
     batch: &MicroBatch,
 ) -> Result<Predictions, NetworkError> {
     let inputs = Inputs::of(schedule, batch)?;
     // The reference goes first: its activations are freed before the model keeps its own for the
     // backward pass.
-    let (reference_2PCHW, reference_2P) = inputs.predict(reference)?;
+    let of_reference = match objective.uses_reference() {
+        true => Some(inputs.predict(reference)?),
+        false => None,
+    };
+    predict_beside(model, of_reference, &inputs, objective, batch)
+}
+
+/// [`predict`] for a reference model that has predicted already.
+///
+/// # Errors
+/// If a shape does not fit.
+pub fn predict_beside(
+    model: &UNet,
+    reference: Option<ReferencePrediction>,
+    inputs: &Inputs,
+    objective: &Objective,
+    batch: &MicroBatch,
+) -> Result<Predictions, NetworkError> {
     let (model_2PCHW, model_2P) = inputs.predict(model)?;
+    let (reference_2PCHW, reference_2P) = match reference {
+        Some((predicted_2PCHW, errors_2P)) => (Some(predicted_2PCHW), errors_2P),
+        None => (None, model_2P.f_detach()?),
+    };
     let errors = PairErrors::of(&model_2P, &reference_2P)?;
-    let logits_P = errors.logits(beta)?;
-    let losses_P = loss::losses(&logits_P, &batch.probability_P)?;
-    Ok(Predictions { model_2PCHW, reference_2PCHW, errors, logits_P, losses_P })
+    let Losses { logits_P, losses_P, images_P } =
+        objective.losses(&errors, &batch.probability_P)?;
+    Ok(Predictions { model_2PCHW, reference_2PCHW, errors, logits_P, losses_P, images_P })
+}
+
+/// By how much the model's errors on all images of a micro-batch are below those of the reference
+/// model, `[2P]`, and what the reference model predicts. Records no gradients.
+///
+/// # Errors
+/// If a shape does not fit.
+pub fn gains(
+    model: &UNet,
+    reference: &UNet,
+    schedule: &TrainingSchedule,
+    batch: &MicroBatch,
+) -> Result<(Tensor, ReferencePrediction), NetworkError> {
+    tch::no_grad(|| {
+        let inputs = Inputs::of(schedule, batch)?;
+        let of_reference = inputs.predict(reference)?;
+        let (_, model_2P) = inputs.predict(model)?;
+        Ok((of_reference.1.f_sub(&model_2P)?, of_reference))
+    })
 }
 
 /// Gradient accumulation over the micro-batches of one optimizer step: the gradients of the
@@ -281,7 +326,7 @@ pub fn predict(
 /// ```text
 /// let mut accumulation = Accumulation::new(batch_size);
 /// for batch in micro_batches {
-///     let predictions = predict(model, reference, schedule, beta, batch)?;
+///     let predictions = predict(model, reference, schedule, objective, batch)?;
 ///     accumulation.add(batch, &predictions)?;
 /// }
 /// let norm = accumulation.finish(model.parameters(), max_grad_norm)?;

@@ -13,6 +13,7 @@ use nn::schedule::{ScheduleConfig, TrainingSchedule};
 use nn::unet::{UNet, UNetConfig, WEIGHT_FILES};
 use nn::weights::Weights;
 use tch::{Device, Kind, Tensor};
+use train::loss::Objective;
 use train::step::{Accumulation, MicroBatch, Predictions, predict};
 
 const MICRO_BATCHES: usize = 2;
@@ -83,13 +84,13 @@ fn train(golden: &Golden, precision: Precision, checkpointing: bool, look: &mut 
     let batches: Vec<MicroBatch> =
         (0..MICRO_BATCHES).map(|micro| golden.micro_batch(micro)).collect();
     let pairs = batches.iter().map(MicroBatch::len).sum::<i64>() as u64;
+    let objective = Objective::dpo(setting("beta"));
     for (step, rate) in golden.numbers("rates").into_iter().enumerate() {
         let mut accumulation = Accumulation::new(pairs);
         let all: Vec<Predictions> = batches
             .iter()
             .map(|batch| {
-                let predictions =
-                    predict(&unet, &reference, &schedule, setting("beta"), batch).unwrap();
+                let predictions = predict(&unet, &reference, &schedule, &objective, batch).unwrap();
                 accumulation.add(batch, &predictions).unwrap();
                 predictions
             })
@@ -128,9 +129,10 @@ fn ten_steps_are_those_of_diffusers_and_torch() {
             }
             let apart = (norm.double_value(&[]) / norms[step] - 1.0).abs();
             assert!(apart < 1e-4, "step {step}, norm: {apart:e}");
-            for (name, found) in
-                [("model_pred", &all[0].model_2PCHW), ("ref_pred", &all[0].reference_2PCHW)]
-            {
+            for (name, found) in [
+                ("model_pred", &all[0].model_2PCHW),
+                ("ref_pred", all[0].reference_2PCHW.as_ref().unwrap()),
+            ] {
                 let name = format!("step.{step}.{name}");
                 if golden.0.contains(&name) {
                     let apart = difference(found, &golden.get(&name), 0.0);
@@ -216,7 +218,8 @@ fn gradients_are_those_of_the_weighted_mean() {
         });
         taken.collect()
     };
-    let predictions = predict(&unet, &reference, &schedule, 5000.0, &whole).unwrap();
+    let predictions =
+        predict(&unet, &reference, &schedule, &Objective::dpo(5000.0), &whole).unwrap();
     let mean = (&predictions.losses_P * &whole.weight_P).sum(Kind::Double) / 3.75;
     mean.backward();
     let expected = gradients(&unet);
@@ -227,7 +230,8 @@ fn gradients_are_those_of_the_weighted_mean() {
         for size in &sizes {
             let batch = whole.narrow(start, *size).unwrap();
             start += size;
-            let predictions = predict(&unet, &reference, &schedule, 5000.0, &batch).unwrap();
+            let predictions =
+                predict(&unet, &reference, &schedule, &Objective::dpo(5000.0), &batch).unwrap();
             accumulation.add(&batch, &predictions).unwrap();
         }
         assert_eq!(accumulation.weight(), 3.75);

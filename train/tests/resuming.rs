@@ -467,3 +467,98 @@ fn a_run_that_ends_in_its_warm_up_gets_a_warning() {
     let plan = Run::of(&mut fixture.command("plan", "plan", &flags)).expect_code(0);
     assert!(plan.stdout.contains("reaches 2e-4 of 1e-3"), "{plan:#?}");
 }
+
+/// The bytes that a run leaves, but for its logs.
+fn results(fixture: &Fixture, out: &str) -> BTreeMap<String, Vec<u8>> {
+    let mut files = fixture.files(out);
+    files.retain(|name, _| {
+        ["pipeline/", "checkpoints/", "manifest.json"].iter().any(|ours| name.starts_with(ours))
+    });
+    files
+}
+
+/// Every loss, way of updating the reference, preference and average is resumed to the same bytes,
+/// and is another run than the plain one.
+#[test]
+fn every_option_of_losses_references_and_averages_is_resumed_to_the_same_bytes() {
+    let fixture = Fixture::new(11);
+    Run::of(&mut fixture.run("plain", &[])).expect_code(0);
+    let plain = fixture.bytes(&format!("plain/{UNET}"));
+    let cases: [(&str, &[&str]); 8] = [
+        ("ipo", &["--loss", "ipo"]),
+        ("hinge", &["--loss", "hinge", "--label-smoothing", "0.1", "--winner-anchor", "0.5"]),
+        ("mapo", &["--loss", "mapo", "--reference-every", "0"]),
+        ("kto", &["--loss", "kto", "--reference-reset-optimizer"]),
+        ("auto", &["--auto-beta", "0.2"]),
+        ("mix", &["--reference-mix", "0.6", "--dtype", "bf16"]),
+        ("follow", &["--reference-ema", "0.9", "--reference-every", "0", "--dtype", "bf16"]),
+        ("ema", &["--ema", "0.9", "--ema-device", "cpu"]),
+    ];
+    for (name, flags) in cases {
+        let (whole, out) = (format!("whole-{name}"), format!("out-{name}"));
+        Run::of(&mut fixture.run(&whole, flags)).expect_code(0);
+        for fault in ["checkpoint:1", "step:7"] {
+            let killed = Run::of(&mut faulty(fixture.run(&out, flags), fault));
+            assert!(killed.was_killed(), "{name}, {fault}: {killed:#?}");
+        }
+        Run::of(&mut fixture.run(&out, flags)).expect_code(0);
+        let (whole, out) = (results(&fixture, &whole), results(&fixture, &out));
+        assert!(whole.keys().eq(out.keys()), "{name}: {:?} and {:?}", whole.keys(), out.keys());
+        for (file, bytes) in &whole {
+            assert!(out[file] == *bytes, "{name}: {file} differs");
+        }
+        assert!(whole[UNET] != plain, "{name} changes nothing");
+        assert_eq!(whole.keys().any(|file| file.contains("/ema/")), name == "ema");
+    }
+    // Another loss is another run.
+    let refused = Run::of(&mut fixture.run("plain", &["--loss", "ipo"]));
+    refused.expect_error(&["loss"]);
+}
+
+/// A default that is typed is the default run, byte for byte.
+#[test]
+fn typed_defaults_are_the_plain_run() {
+    let fixture = Fixture::new(11);
+    Run::of(&mut fixture.run("plain", &[])).expect_code(0);
+    let flags = ["--loss", "dpo", "--reference-mix", "1", "--export", "weights"];
+    Run::of(&mut fixture.run("typed", &flags)).expect_code(0);
+    let (plain, typed) = (results(&fixture, "plain"), results(&fixture, "typed"));
+    assert!(plain == typed);
+    assert!(!String::from_utf8(plain["manifest.json"].clone()).unwrap().contains("\"loss\""));
+}
+
+/// The result has the moving average, or with `--export weights` the weights of the last step,
+/// which the average does not change.
+#[test]
+fn the_moving_average_is_exported_and_changes_no_weight() {
+    let fixture = Fixture::new(11);
+    Run::of(&mut fixture.run("plain", &[])).expect_code(0);
+    Run::of(&mut fixture.run("average", &["--ema", "0.9"])).expect_code(0);
+    let flags = ["--ema", "0.9", "--export", "weights"];
+    Run::of(&mut fixture.run("weights", &flags)).expect_code(0);
+    let result = |out: &str| fixture.bytes(&format!("{out}/{UNET}"));
+    assert!(result("weights") == result("plain"));
+    assert!(result("average") != result("plain"));
+    let part = |part: &str| {
+        let file = "diffusion_pytorch_model.safetensors";
+        fixture.bytes(&format!("average/checkpoints/step-000010/{part}/{file}"))
+    };
+    assert!(part("unet") == result("plain") && part("ema") == result("average"));
+    // It lags behind: nearer to the start than the weights are.
+    let base = pipeline("sd").join("unet/diffusion_pytorch_model.safetensors");
+    let way = |out: &str| distance(&fixture.path(out).join(UNET), &base);
+    assert!(way("average") > 0.0 && way("average") < way("plain"));
+}
+
+/// With no fraction kept, the reference model that follows is the copy after every step.
+#[test]
+fn a_reference_that_keeps_nothing_is_updated_every_step() {
+    let fixture = Fixture::new(11);
+    Run::of(&mut fixture.run("every", &["--reference-every", "1"])).expect_code(0);
+    Run::of(&mut fixture.run("follow", &["--reference-ema", "0", "--reference-every", "0"]))
+        .expect_code(0);
+    assert!(fixture.bytes(&format!("every/{UNET}")) == fixture.bytes(&format!("follow/{UNET}")));
+    for line in fixture.metrics("follow").iter().skip(2) {
+        assert_eq!(line["loss"], std::f64::consts::LN_2 as f32, "{line:?}");
+    }
+}

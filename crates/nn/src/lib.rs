@@ -40,6 +40,7 @@
 //! - [`optimizer`]: AdamW, Adafactor and the clipping of the gradient norm, as PyTorch has them;
 //! - [`clip`]: the two towers of CLIP-type models, in the layouts of `transformers` and
 //!   `open_clip`;
+//! - [`average`]: weights that follow others slowly, for a moving average;
 //! - [`aesthetic`]: the LAION aesthetic head on CLIP image features;
 //! - [`distilbert`]: a text classifier, for prompts that are safe to show;
 //! - [`weights`]: checkpoint files to tensors: memory-mapped, checked, strict, without running
@@ -59,6 +60,7 @@
 #![allow(non_snake_case, reason = "names of tensors carry their shape")]
 
 pub mod aesthetic;
+pub mod average;
 pub mod clip;
 pub mod config;
 pub mod device;

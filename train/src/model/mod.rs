@@ -1,12 +1,15 @@
 //! The base model: a pipeline in the layout of diffusers, first its files and configuration, then
 //! its networks in memory.
 
+mod averages;
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use media::text::{HuggingFaceTokenizer, TokenLimits, Tokenizer as _};
+use nn::average::WeightAverage;
 use nn::clip::TextConfig;
 use nn::device::Precision;
 use nn::pipeline::{FetchedPipeline, Pipeline, PipelineFiles, PipelineSource, PromptEmbeds};
@@ -206,6 +209,10 @@ pub struct Networks {
     /// The reference model, in the compute dtype and through the same casts as the model, so that
     /// equal weights give equal predictions to the last bit.
     pub reference: UNet,
+    /// The reference model's weights in f32, if its updates need them.
+    pub reference_f32: Option<WeightAverage>,
+    /// The moving average of the model.
+    pub ema: Option<WeightAverage>,
     /// The noise schedule, and what the networks predict.
     pub schedule: TrainingSchedule,
     /// The prompt embeddings of the empty caption, one row.
@@ -246,7 +253,7 @@ impl Networks {
         let reference = UNet::load_reference(&base.unet, &weights, device, precision)?;
         let schedule = TrainingSchedule::new(&base.schedule, device)?;
         let empty = pipeline.encode_prompt(&base.tokens(&[""])?)?;
-        Ok(Self { pipeline, reference, schedule, empty })
+        Ok(Self { pipeline, reference, reference_f32: None, ema: None, schedule, empty })
     }
 
     /// Loads the base model as a reference model, for a run that has updated its own.

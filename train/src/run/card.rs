@@ -10,7 +10,10 @@ use nn::pipeline::Family;
 use super::manifest::Manifest;
 use super::probe::ProbeReport;
 use crate::config::Config;
+use crate::loss::{LossKind, Objective};
 use crate::model::BaseModel;
+use crate::reference::ReferenceUpdates;
+use crate::settings::RunSettings;
 
 const CITATION: &str = "\
 ## Citation
@@ -43,9 +46,16 @@ pub(super) fn model_card(
     let _ = write!(
         card,
         "# {name}, aligned with preferences\n\n\
-         The UNet of `{name}` after {} steps of Diffusion-DPO on {} labels of {} pairs: β {}, \
-         batches of {} pairs at {} pixels, peak learning rate {:e} ({}), {}.\n\n",
+         The UNet of `{name}` after {} steps of {} on {} labels of {} pairs: β {}, \
+         batches of {} pairs at {} pixels, peak learning rate {:e} ({}), {}.{}\n\n",
         config.settings.steps,
+        match config.settings.loss.unwrap_or_default() {
+            LossKind::Dpo => "Diffusion-DPO",
+            LossKind::Ipo => "Diffusion-DPO with the loss of IPO",
+            LossKind::Hinge => "Diffusion-DPO with the hinge loss",
+            LossKind::Mapo => "MaPO",
+            LossKind::Kto => "Diffusion-KTO",
+        },
         config.settings.preference,
         manifest.pairs,
         config.settings.beta,
@@ -56,9 +66,10 @@ pub(super) fn model_card(
             OptimizerKind::Adamw => "AdamW",
             OptimizerKind::Adafactor => "Adafactor",
         },
-        match config.settings.reference_every {
-            0 => "the reference model is the base model".to_owned(),
-            every => format!("the reference model is updated every {every} steps"),
+        reference(&config.settings),
+        match config.exports_ema() {
+            true => " The weights are their moving average.",
+            false => "",
         },
     );
     card += "```python\nfrom diffusers import DiffusionPipeline\n\npipeline = \
@@ -103,6 +114,19 @@ pub(super) fn model_card(
              and biases, and adds those of the labels.\n\n";
     card += CITATION;
     card
+}
+
+/// What happens to the reference model.
+fn reference(settings: &RunSettings) -> String {
+    let ReferenceUpdates { every, amount } = ReferenceUpdates::of(settings);
+    match every {
+        _ if !Objective::of(settings).uses_reference() => "without a reference model".to_owned(),
+        0 => "the reference model is the base model".to_owned(),
+        _ if amount < 1.0 => {
+            format!("the reference model goes {amount} of the way to the model every {every} steps")
+        }
+        _ => format!("the reference model is updated every {every} steps"),
+    }
 }
 
 /// The metadata that the hub reads.

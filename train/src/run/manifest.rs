@@ -55,7 +55,7 @@ const WITHOUT_EFFECT: [&str; 13] = [
 ];
 
 /// Settings that change weights by rounding alone. Of the device only its kind counts.
-const NUMERICS: [&str; 3] = ["micro_batch", "grad_checkpointing", "device"];
+const NUMERICS: [&str; 4] = ["micro_batch", "grad_checkpointing", "device", "ema_device"];
 
 /// The name of the number of ranks among the numerics. A run of a version without it had one.
 const RANKS: &str = "ranks";
@@ -161,6 +161,9 @@ impl Manifest {
             ("grad_checkpointing".to_owned(), config.settings.grad_checkpointing.into()),
             (RANKS.to_owned(), config.launch.world.into()),
         ]);
+        if let Some(device) = &config.settings.ema_device {
+            numerics.insert("ema_device".to_owned(), device.as_str().into());
+        }
         if let Some(skipped) = data.skipped {
             numerics.insert("skip_pairs".to_owned(), skipped.into());
         }

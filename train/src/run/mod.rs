@@ -47,6 +47,7 @@ use self::plan::Disk;
 use self::probe::ProbeReport;
 use self::session::Session;
 use crate::config::Config;
+use crate::loss::Objective;
 
 /// What a finished run has.
 #[derive(Debug)]
@@ -320,6 +321,7 @@ fn log_summary(config: &Config, opened: &OpenedRun) -> Result<()> {
         false => String::new(),
         true => format!(" = {rate:e} · {} pairs per batch", config.settings.batch_size),
     };
+    tracing::info!("loss: {}", Objective::in_words(&config.settings));
     tracing::info!("effective learning rate {:e}{scaled}", config.learning_rate.peak());
     if let Some(warning) = config.short_of_warm_up() {
         tracing::warn!("{warning}");

@@ -19,7 +19,7 @@ use super::samples::Sampler;
 use crate::config::{Config, Source};
 use crate::data::{Counts, Dataset, Positions, StreamOptions};
 use crate::model::BaseModel;
-use crate::preference::{Labeler, PairLabel, PreferenceTarget};
+use crate::preference::{Labeler, PairLabel, Preference, PreferenceTarget};
 use crate::randomness::Choice;
 
 /// At most one in this many usable pairs is held out for the probe.
@@ -104,6 +104,10 @@ impl OpenedRun {
             config.settings.ties,
             config.settings.drop_human_ties,
         )?;
+        let labeler = match &config.settings.voter_weights {
+            Some(weights) => labeler.weighted(&labels, weights)?,
+            None => labeler,
+        };
         let mut ties = TieCount::default();
         let mut known = BTreeSet::new();
         let mut label = |row: &schemas::labels::LabelRow| {
@@ -156,6 +160,9 @@ impl OpenedRun {
 
     /// How many ties there are, and the policy for them.
     pub fn ties_in_words(&self, config: &Config) -> String {
+        if config.settings.preference == Preference::Unanimous {
+            return format!("{} on which the voters do not agree, dropped", self.ties);
+        }
         if !Labeler::has_tie_policy(&config.settings.preference) {
             return format!("{}, each a preference of one half", self.ties);
         }

@@ -20,7 +20,9 @@ use super::export;
 use super::opened::OpenedRun;
 use crate::config::{Config, Source};
 use crate::data::Counts;
+use crate::loss::Objective;
 use crate::model::BaseModel;
+use crate::reference::ReferenceUpdates;
 
 /// Memory of a process with libtorch before it does anything: code, threads, allocators.
 const RUNTIME_BYTES_CPU: f64 = 0.53e9;
@@ -253,16 +255,8 @@ impl Plan {
         if let Some(warning) = config.short_of_warm_up() {
             line("", warning);
         }
-        line(
-            "reference",
-            match settings.reference_every {
-                0 => "frozen at the base model".to_owned(),
-                every => {
-                    let times = settings.steps.saturating_sub(1) / every;
-                    format!("updated every {every} steps, {times} times")
-                }
-            },
-        );
+        line("loss", Objective::in_words(settings));
+        line("reference", ReferenceUpdates::in_words(settings));
         line("resolution", format!("{0} x {0}", opened.base.resolution));
         line("parameters", HumanCount(self.parameters as u64).to_string());
         let is_alone = config.launch.is_alone();

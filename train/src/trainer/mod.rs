@@ -21,23 +21,24 @@ use nn::distributed::World;
 use nn::optimizer::FlatGradients;
 use runkit::signals::{StopFlag, Stoppable, stoppable};
 use serde::{Deserialize, Serialize};
-use tch::{TchError, Tensor};
+use tch::{Device, TchError, Tensor};
 
 use self::numbers::{Numbers, RankNumbers};
 use crate::config::Config;
 use crate::data::{Example, Stream};
-use crate::loss;
+use crate::loss::others::reference_point;
+use crate::loss::{self, Objective, RunningMargin, mean_margin};
 use crate::loss_scale::{LossScale, LossScaling};
 use crate::model::{BaseModel, Networks};
 use crate::optimizer::RankOptimizer;
 use crate::preference::{PairLabel, PreferenceTarget, scorer_of_step};
 use crate::record::{Record, StepFacts};
-use crate::reference;
+use crate::reference::{self, ReferenceUpdates};
 pub use crate::report::{StepReport, Times};
 use crate::run::ranks;
 use crate::settings::RunSettings;
 use crate::statistics::{Summary, chosen_and_rejected, weighted_mean};
-use crate::step::{self, Accumulation, MicroBatchBuilder};
+use crate::step::{self, Accumulation, Inputs, MicroBatch, MicroBatchBuilder, ReferencePrediction};
 
 /// Where a run stands between two steps.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -50,6 +51,8 @@ pub struct Position {
     pub reference_step: u64,
     /// The factor of the next loss.
     pub loss_scale: LossScale,
+    /// The running mean of the margins, for a β that adapts.
+    pub margin: RunningMargin,
 }
 
 /// What changes in training, and what a checkpoint holds.
@@ -143,9 +146,23 @@ impl<'run> Trainer<'run> {
         &self.state.networks
     }
 
-    /// The networks, for work that changes none of their weights.
-    pub fn networks_mut(&mut self) -> &mut Networks {
-        &mut self.state.networks
+    /// Runs `body`, which changes no weight, with the model that is exported: the moving average
+    /// takes the place of the weights for that time, if it is the one.
+    ///
+    /// # Errors
+    /// That of `body`, or if the device is out of memory; then the weights may not be whole.
+    pub fn with_exported<T>(&mut self, body: impl FnOnce(&mut Networks) -> Result<T>) -> Result<T> {
+        let exports_ema = self.config.exports_ema();
+        let networks = &mut self.state.networks;
+        if !exports_ema {
+            return body(networks);
+        }
+        let was_whole = std::mem::replace(&mut self.is_whole, false);
+        networks.exchange_average()?;
+        let result = body(networks);
+        networks.exchange_average()?;
+        self.is_whole = was_whole;
+        result
     }
 
     /// The optimizer with its moments.
@@ -179,7 +196,9 @@ impl<'run> Trainer<'run> {
         let mut times = Times::default();
         let loss_scale = self.state.position.loss_scale;
         let mut parts = Vec::new();
-        let outcome = self.micro_batches(step, scorer, &mut parts, &mut times, stop);
+        let mut objective = self.objective();
+        let outcome =
+            self.micro_batches(step, scorer, &mut objective, &mut parts, &mut times, stop);
         let agreed = exchanging(world, &mut times, || ranks::gather(world, outcome));
         let computed = match stoppable(agreed.map(ControlFlow::Continue))? {
             ControlFlow::Continue(all) => Computed::of_all(&all),
@@ -195,16 +214,26 @@ impl<'run> Trainer<'run> {
             self.refuse_non_finite(step, &numbers, &parts)?;
         }
         let reference_step = self.state.position.reference_step;
-        let facts = StepFacts { step, learning_rate, grad_norm: numbers.grad_norm, reference_step };
+        let beta = config.settings.auto_beta.map(|_| objective.beta);
+        let reference_point =
+            objective.needs_reference_point().then_some(objective.reference_point);
+        let grad_norm = numbers.grad_norm;
+        let facts =
+            StepFacts { step, learning_rate, grad_norm, reference_step, beta, reference_point };
         self.write_records(run, &facts, &numbers, &parts)?;
         drop(parts);
         self.is_whole = false;
         timed(&mut times.optimizer, || match lowered {
             Some(lowered) => self.skip_update(step, lowered),
-            None => self.update(step, learning_rate),
+            None => {
+                if beta.is_some() {
+                    let mean = mean_margin(&numbers.logits, objective.beta);
+                    self.state.position.margin = self.state.position.margin.after(mean);
+                }
+                self.update(step, learning_rate)
+            }
         })?;
-        let distance = config
-            .measures_after(step)
+        let distance = (config.measures_after(step) && objective.uses_reference())
             .then(|| reference::distance(&self.state.networks))
             .transpose()?;
         timed(&mut times.optimizer, || self.update_reference())?;
@@ -219,12 +248,14 @@ impl<'run> Trainer<'run> {
             accuracy: weighted_mean(&numbers.agreement, &numbers.weight),
             logits: Summary::of(&numbers.logits),
             model_errors: sides(0),
-            reference_errors: sides(2),
+            reference_errors: objective.uses_reference().then(|| sides(2)),
             grad_norm: numbers.grad_norm,
             learning_rate,
             reference_step,
             loss_scale: (config.loss_scaling != LossScaling::None).then(|| loss_scale.factor()),
             overflow: lowered.is_some(),
+            beta,
+            reference_point,
             skipped: config.settings.batch_size - numbers.losses.len() as u64,
             distance,
             scorer,
@@ -241,30 +272,125 @@ impl<'run> Trainer<'run> {
         }
     }
 
-    /// Computes the micro-batches of this rank and accumulates their gradients.
+    /// The loss of the next step, but for KTO's reference point.
+    fn objective(&self) -> Objective {
+        let objective = Objective::of(&self.config.settings);
+        match self.config.settings.auto_beta {
+            None => objective,
+            Some(target) => {
+                let numbers = self.base.latent_size.iter().product::<i64>() as f64;
+                let margin = self.state.position.margin;
+                objective.with_beta(margin.beta(target, objective.beta, numbers))
+            }
+        }
+    }
+
+    /// Computes the micro-batches of this rank and accumulates their gradients. Sets KTO's reference
+    /// point, for which all pairs of the batch are predicted before the first backward pass.
     fn micro_batches(
         &mut self,
         step: u64,
         scorer: usize,
+        objective: &mut Objective,
         parts: &mut Vec<Option<MicroResult>>,
         times: &mut Times,
         stop: &StopFlag,
     ) -> Result<Computed> {
         let RunSettings { batch_size, micro_batch, .. } = self.config.settings;
+        let count = batch_size / micro_batch / self.world.size() as u64;
+        let mut surveyed = None;
+        if objective.needs_reference_point() {
+            let (batches, point) = self.survey(count, scorer, times, stop)?;
+            surveyed = Some(batches.into_iter());
+            *objective = objective.with_reference_point(point);
+        }
         let mut accumulation = self.accumulation();
         let mut pairs = 0;
-        for _ in 0..batch_size / micro_batch / self.world.size() as u64 {
+        for _ in 0..count {
             runkit::fault::point("micro-batch");
             stop.check()?;
-            let examples = self.examples(times)?;
-            if examples.is_empty() {
+            let prepared = match &mut surveyed {
+                Some(surveyed) => surveyed.next().flatten(),
+                None => self.prepare(scorer, times)?.map(|batch| (batch, None)),
+            };
+            let Some((batch, reference)) = prepared else {
                 parts.push(None);
                 continue;
-            }
-            pairs += examples.len() as u64;
-            parts.push(Some(self.micro_batch(examples, scorer, step, &mut accumulation, times)?));
+            };
+            pairs += batch.pair_ids.len() as u64;
+            let result =
+                self.micro_batch(batch, reference, objective, step, &mut accumulation, times)?;
+            parts.push(Some(result));
         }
         Ok(Computed { weight: accumulation.weight(), pairs })
+    }
+
+    /// Predicts all pairs of this rank without gradients. Returns its micro-batches with what the
+    /// reference model predicts for them, and KTO's reference point of all ranks.
+    fn survey(
+        &mut self,
+        count: u64,
+        scorer: usize,
+        times: &mut Times,
+        stop: &StopFlag,
+    ) -> Result<(Vec<Option<Surveyed>>, f64)> {
+        let mut batches = Vec::new();
+        let gains = self.survey_own(count, scorer, &mut batches, times, stop);
+        let ranks = exchanging(self.world, times, || ranks::gather(self.world, gains))?;
+        // In order of position, so that the sum is that of one process.
+        let micro_batches = usize::try_from(count)?;
+        let ordered = (0..micro_batches)
+            .flat_map(|micro| ranks.iter().filter_map(move |rank| rank.get(micro)))
+            .flatten();
+        let gains = ordered.map(|bits| f64::from(f32::from_bits(*bits)));
+        Ok((batches, reference_point(gains)))
+    }
+
+    /// The gains of this rank's images, of each micro-batch, as the bits of f32 numbers.
+    fn survey_own(
+        &mut self,
+        count: u64,
+        scorer: usize,
+        batches: &mut Vec<Option<Surveyed>>,
+        times: &mut Times,
+        stop: &StopFlag,
+    ) -> Result<Vec<Vec<u32>>> {
+        let mut gains = Vec::new();
+        for _ in 0..count {
+            stop.check()?;
+            let Some(batch) = self.prepare(scorer, times)? else {
+                batches.push(None);
+                gains.push(Vec::new());
+                continue;
+            };
+            let networks = &self.state.networks;
+            let (own, reference) = timed(&mut times.forward, || {
+                let (model, schedule) = (&networks.pipeline.unet, &networks.schedule);
+                step::gains(model, &networks.reference, schedule, &batch)
+            })?;
+            let own = Vec::<f32>::try_from(&own.f_to_device(Device::Cpu)?)?;
+            gains.push(own.into_iter().map(f32::to_bits).collect());
+            batches.push(Some((batch, Some(reference))));
+        }
+        Ok(gains)
+    }
+
+    /// The next micro-batch, on the device; `None` if all of its pairs are skipped.
+    fn prepare(&mut self, scorer: usize, times: &mut Times) -> Result<Option<MicroBatch>> {
+        let examples = self.examples(times)?;
+        if examples.is_empty() {
+            return Ok(None);
+        }
+        let config = self.config;
+        // Lets tests simulate that the device is out of memory.
+        runkit::fault::error_at("memory")
+            .map_err(|_| NetworkError::Torch(TchError::Torch("out of memory".to_owned())))?;
+        let builder = MicroBatchBuilder {
+            base: self.base,
+            seed: config.settings.seed,
+            caption_dropout: config.settings.caption_dropout,
+        };
+        timed(&mut times.encode, || builder.build(&self.state.networks, examples, scorer)).map(Some)
     }
 
     /// The next pairs of a micro-batch, without the skipped ones.
@@ -282,32 +408,24 @@ impl<'run> Trainer<'run> {
     /// Computes one micro-batch and accumulates its gradients.
     fn micro_batch(
         &mut self,
-        examples: Vec<Example<PreferenceTarget>>,
-        scorer: usize,
+        batch: MicroBatch,
+        reference: Option<ReferencePrediction>,
+        objective: &Objective,
         step: u64,
         accumulation: &mut Accumulation,
         times: &mut Times,
     ) -> Result<MicroResult> {
         let config = self.config;
-        // Lets tests simulate that the device is out of memory.
-        runkit::fault::error_at("memory")
-            .map_err(|_| NetworkError::Torch(TchError::Torch("out of memory".to_owned())))?;
-        let builder = MicroBatchBuilder {
-            base: self.base,
-            seed: config.settings.seed,
-            caption_dropout: config.settings.caption_dropout,
-        };
-        let batch =
-            timed(&mut times.encode, || builder.build(&self.state.networks, examples, scorer))?;
         let networks = &self.state.networks;
         let predictions = timed(&mut times.forward, || {
-            step::predict(
-                &networks.pipeline.unet,
-                &networks.reference,
-                &networks.schedule,
-                config.settings.beta,
-                &batch,
-            )
+            let (model, schedule) = (&networks.pipeline.unet, &networks.schedule);
+            match reference {
+                None => step::predict(model, &networks.reference, schedule, objective, &batch),
+                Some(predicted) => {
+                    let inputs = Inputs::of(schedule, &batch)?;
+                    step::predict_beside(model, Some(predicted), &inputs, objective, &batch)
+                }
+            }
         })?;
         if !self.world.is_alone() && self.gradients.is_none() {
             self.gradients = Some(FlatGradients::attach(networks.pipeline.unet.parameters())?);
@@ -418,7 +536,11 @@ impl<'run> Trainer<'run> {
     fn update(&mut self, step: u64, learning_rate: f64) -> Result<()> {
         self.state.optimizer.step(learning_rate, self.world)?;
         self.state.optimizer.zero_grad()?;
-        self.state.networks.pipeline.unet.cast_weights()?;
+        let networks = &mut self.state.networks;
+        networks.pipeline.unet.cast_weights()?;
+        if let (Some(ema), Some(kept)) = (&mut networks.ema, self.config.settings.ema) {
+            ema.update(networks.pipeline.unet.parameters(), 1.0 - kept)?;
+        }
         self.state.position.loss_scale =
             self.state.position.loss_scale.grown(self.config.loss_scaling);
         self.advance(step);
@@ -445,14 +567,21 @@ impl<'run> Trainer<'run> {
     /// Updates the reference model if it is due after this step (Algorithm 1).
     fn update_reference(&mut self) -> Result<()> {
         let Position { step, reference_step, .. } = self.state.position;
-        let RunSettings { reference_every, steps, .. } = self.config.settings;
-        if reference::is_updated_after(step, reference_every, steps) && reference_step != step {
-            reference::update(&mut self.state.networks)?;
+        let settings = &self.config.settings;
+        let updates = ReferenceUpdates::of(settings);
+        if updates.is_due_after(step, settings.steps) && reference_step != step {
+            updates.update(&mut self.state.networks)?;
             self.state.position.reference_step = step;
+            if settings.reference_reset_optimizer.unwrap_or_default() {
+                self.state.optimizer.reset()?;
+            }
         }
         Ok(())
     }
 }
+
+/// A micro-batch, and what the reference model predicts for it if that is known.
+type Surveyed = (MicroBatch, Option<ReferencePrediction>);
 
 /// What a rank, or all ranks, have computed of a step.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]

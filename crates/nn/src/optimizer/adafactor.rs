@@ -190,6 +190,16 @@ impl Optimizer for Adafactor {
         Ok(())
     }
 
+    fn reset(&mut self) -> Result<(), NetworkError> {
+        for (_, mut tensor) in self.state() {
+            let _ = tensor.f_zero_()?;
+        }
+        for slot in &mut self.slots {
+            slot.set_step(0)?;
+        }
+        Ok(())
+    }
+
     fn zero_grad(&mut self) -> Result<(), NetworkError> {
         let parameters: Vec<Tensor> =
             self.slots.iter().map(|slot| slot.parameter.shallow_clone()).collect();

@@ -117,6 +117,13 @@ impl Optimizer for AdamW {
         Ok(())
     }
 
+    fn reset(&mut self) -> Result<(), NetworkError> {
+        for (_, mut tensor) in self.state() {
+            let _ = tensor.f_zero_()?;
+        }
+        Ok(())
+    }
+
     fn zero_grad(&mut self) -> Result<(), NetworkError> {
         Ok(shim::drop_gradients(&self.parameters)?)
     }

@@ -84,6 +84,12 @@ pub trait Optimizer {
     /// If the file is not the state of this optimizer for these parameters.
     fn load_state(&mut self, weights: &Weights) -> Result<(), ModelError>;
 
+    /// Brings the state back to that before the first step.
+    ///
+    /// # Errors
+    /// If libtorch fails.
+    fn reset(&mut self) -> Result<(), NetworkError>;
+
     /// Drops the gradients: their memory is free until the next backward pass.
     fn zero_grad(&mut self) -> Result<(), NetworkError>;
 }

@@ -1,6 +1,7 @@
 //! Whether all ranks hold the same weights, as equal gradients and equal updates leave them.
 
 use anyhow::{Result, bail};
+use nn::average::WeightAverage;
 use nn::distributed::{DistributedError, World};
 use tch::{Device, Tensor};
 use xxhash_rust::xxh3::Xxh3;
@@ -8,8 +9,11 @@ use xxhash_rust::xxh3::Xxh3;
 use crate::model::Networks;
 use crate::run::ranks;
 
-/// Compares the weights of all ranks: those of the model, and those of the reference model. Alone
-/// it reads nothing.
+/// The networks whose weights are compared.
+const NETWORKS: [&str; 3] = ["the model", "the reference model", "the moving average"];
+
+/// Compares the weights of all ranks: those of the model, of the reference model and of the moving
+/// average. Alone it reads nothing.
 ///
 /// # Errors
 /// [`DistributedError::Differ`] at all ranks if they differ.
@@ -20,16 +24,21 @@ pub(super) fn check(step: u64, networks: &Networks, world: &World) -> Result<()>
     compare(step, &ranks::gather(world, checksums(networks))?)
 }
 
-/// The checksums of model and reference model.
-fn checksums(networks: &Networks) -> Result<[u64; 2]> {
+/// The checksums of model, reference model and moving average.
+fn checksums(networks: &Networks) -> Result<[u64; 3]> {
     let trained = checksum(networks.pipeline.unet.parameters())?;
-    Ok([trained, checksum(networks.reference.parameters())?])
+    let reference = match &networks.reference_f32 {
+        None => networks.reference.parameters(),
+        Some(whole) => whole.parameters(),
+    };
+    let average = networks.ema.as_ref().map_or(&[][..], WeightAverage::parameters);
+    Ok([trained, checksum(reference)?, checksum(average)?])
 }
 
 /// Refuses checksums, those of each rank, that are not all equal.
-fn compare(step: u64, ranks: &[[u64; 2]]) -> Result<()> {
-    for (place, network) in ["the model", "the reference model"].into_iter().enumerate() {
-        let checksum = |rank: &[u64; 2]| rank.get(place).copied();
+fn compare(step: u64, ranks: &[[u64; 3]]) -> Result<()> {
+    for (place, network) in NETWORKS.into_iter().enumerate() {
+        let checksum = |rank: &[u64; 3]| rank.get(place).copied();
         let first = ranks.first().and_then(checksum);
         if let Some(other) = ranks.iter().position(|rank| checksum(rank) != first) {
             bail!(DistributedError::Differ(format!(
@@ -73,8 +82,10 @@ mod tests {
 
     #[test]
     fn the_rank_and_the_network_that_differ_are_named() {
-        assert!(compare(7, &[[1, 2], [1, 2], [1, 2]]).is_ok());
-        let text = compare(7, &[[1, 2], [1, 2], [1, 3]]).unwrap_err().to_string();
+        assert!(compare(7, &[[1, 2, 3], [1, 2, 3], [1, 2, 3]]).is_ok());
+        let text = compare(7, &[[1, 2, 3], [1, 2, 3], [1, 2, 4]]).unwrap_err().to_string();
+        assert!(text.contains("the moving average"), "{text}");
+        let text = compare(7, &[[1, 2, 3], [1, 2, 3], [1, 3, 3]]).unwrap_err().to_string();
         assert!(text.contains("step 7") && text.contains("rank 2"), "{text}");
         assert!(text.contains("the reference model"), "{text}");
     }

@@ -1,6 +1,6 @@
 //! Checkpoints: everything a run needs to resume as if it had not stopped.
 //!
-//! `checkpoints/step-000100/` holds `unet/`, `reference/`, `optimizer.safetensors` (with
+//! `checkpoints/step-000100/` holds `unet/`, `reference/`, with `--ema` `ema/`, `optimizer.safetensors` (with
 //! `--shard-optimizer` one `optimizer-00001-of-00008.safetensors` of each rank), `state.json`, and
 //! `DONE`, which is written last and lists the other files with their lengths and BLAKE3
 //! hashes. A folder without `DONE` is not a checkpoint. A checkpoint whose files differ from `DONE`
@@ -28,6 +28,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 pub use self::write::save;
+use crate::loss::RunningMargin;
 use crate::loss_scale::LossScale;
 use crate::optimizer::RankOptimizer;
 use crate::run::manifest::{Numerics, Origin};
@@ -45,8 +46,10 @@ const OPTIMIZER: &str = "optimizer.safetensors";
 pub const UNET: &str = "unet";
 /// The folder of the reference model.
 pub const REFERENCE: &str = "reference";
+/// The folder of the model's moving average.
+pub const EMA: &str = "ema";
 /// Every file of a checkpoint, below its folder, but for the shards of the optimizer's state.
-const FILES: [&str; 7] = [
+const FILES: [&str; 9] = [
     MARKER,
     STATE,
     OPTIMIZER,
@@ -54,6 +57,8 @@ const FILES: [&str; 7] = [
     "unet/diffusion_pytorch_model.safetensors",
     "reference/config.json",
     "reference/diffusion_pytorch_model.safetensors",
+    "ema/config.json",
+    "ema/diffusion_pytorch_model.safetensors",
 ];
 /// Bytes of a file that are read and hashed at a time.
 const PIECE: usize = 8 << 20;
@@ -73,6 +78,9 @@ pub struct State {
     /// The factor of the next loss.
     #[serde(default)]
     pub loss_scale: LossScale,
+    /// The running mean of the margins, for a β that adapts.
+    #[serde(default, skip_serializing_if = "RunningMargin::is_unset")]
+    pub margin: RunningMargin,
     /// The optimizer of the moments.
     pub optimizer: OptimizerKind,
     /// The fingerprint of the run's identity.
@@ -89,13 +97,14 @@ impl State {
         run: &str,
         numerics: &Numerics,
     ) -> Self {
-        let Position { step, pairs, reference_step, loss_scale } = position;
+        let Position { step, pairs, reference_step, loss_scale, margin } = position;
         Self {
             format: FORMAT,
             step,
             position: pairs,
             reference_step,
             loss_scale,
+            margin,
             optimizer,
             run: run.to_owned(),
             numerics: numerics.clone(),
@@ -109,6 +118,7 @@ impl State {
             pairs: self.position,
             reference_step: self.reference_step,
             loss_scale: self.loss_scale,
+            margin: self.margin,
         }
     }
 }
@@ -293,7 +303,7 @@ fn remove(folder: &Path) -> Result<()> {
         for name in FILES.into_iter().chain(shards.iter().map(String::as_str)) {
             gone(std::fs::remove_file(folder.join(name)))?;
         }
-        for part in [UNET, REFERENCE, ""] {
+        for part in [UNET, REFERENCE, EMA, ""] {
             let part = folder.join(part);
             runkit::files::remove_stale_temporaries(&part).map_err(io::Error::other)?;
             match std::fs::remove_dir(&part) {

@@ -3,13 +3,14 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail, ensure};
+use nn::average::WeightAverage;
 use nn::distributed::World;
 use nn::unet::{SAVED_WEIGHTS, UNet};
 use nn::weights::write_safetensors;
 
 use super::{
-    FILES, FileRecord, MARKER, OPTIMIZER, REFERENCE, Records, STATE, State, UNET, equal, folder,
-    list, read, record, remove, shards,
+    EMA, FILES, FileRecord, MARKER, OPTIMIZER, REFERENCE, Records, STATE, State, UNET, equal,
+    folder, list, read, record, remove, shards,
 };
 use crate::model::Networks;
 use crate::optimizer::RankOptimizer;
@@ -94,8 +95,14 @@ fn finish(
     runkit::files::create_folder(folder.join(REFERENCE))?;
     records.extend(match link_reference(checkpoints, folder, state) {
         Some(linked) => linked,
-        None => write_network(folder, REFERENCE, &networks.reference)?,
+        None => match &networks.reference_f32 {
+            None => write_network(folder, REFERENCE, &networks.reference)?,
+            Some(whole) => write_average(folder, REFERENCE, networks, whole)?,
+        },
     });
+    if let Some(ema) = &networks.ema {
+        records.extend(write_average(folder, EMA, networks, ema)?);
+    }
     if shards.is_empty() {
         let written = write_safetensors(&folder.join(OPTIMIZER), &optimizer.state())?;
         records.insert(OPTIMIZER.to_owned(), written.into());
@@ -112,6 +119,25 @@ fn write_network(folder: &Path, part: &str, network: &UNet) -> Result<Records> {
     let place = folder.join(part);
     runkit::files::create_folder(&place)?;
     let written = network.save(&place)?;
+    let config = record(&place.join("config.json"), || Ok(()))?;
+    Ok(Records::from([
+        (format!("{part}/{SAVED_WEIGHTS}"), written.into()),
+        (format!("{part}/config.json"), config),
+    ]))
+}
+
+/// Writes f32 weights beside those of the model, in the layout of a network.
+fn write_average(
+    folder: &Path,
+    part: &str,
+    networks: &Networks,
+    average: &WeightAverage,
+) -> Result<Records> {
+    let place = folder.join(part);
+    runkit::files::create_folder(&place)?;
+    let written = write_safetensors(&place.join(SAVED_WEIGHTS), average.parameters())?;
+    let config = networks.pipeline.unet.config().source();
+    runkit::files::write_json_atomic(place.join("config.json"), config)?;
     let config = record(&place.join("config.json"), || Ok(()))?;
     Ok(Records::from([
         (format!("{part}/{SAVED_WEIGHTS}"), written.into()),

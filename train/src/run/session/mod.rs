@@ -134,13 +134,13 @@ impl Session<'_> {
     }
 
     /// Measures the probe, if there is one, with all ranks.
-    fn measure_probe(&self) -> Result<Option<ProbeReport>> {
-        let networks = self.trainer.networks();
-        let beta = self.config.settings.beta;
-        let measure = |probe: &Probe| {
-            probe.measure(&networks.pipeline.unet, &networks.schedule, beta, self.world)
-        };
-        self.probe.as_ref().map(measure).transpose()
+    fn measure_probe(&mut self) -> Result<Option<ProbeReport>> {
+        let Some(probe) = &self.probe else { return Ok(None) };
+        let (beta, world) = (self.config.settings.beta, self.world);
+        let measured = self.trainer.with_exported(|networks| {
+            probe.measure(&networks.pipeline.unet, &networks.schedule, beta, world)
+        });
+        measured.map(Some)
     }
 
     /// Writes the metrics of a step at rank 0, and warns if both errors have risen. All ranks
@@ -164,7 +164,8 @@ impl Session<'_> {
                 tracing::warn!(
                     "step {}: the errors on the chosen and on the rejected images have both risen, by \
                      {:.0} % and {:.0} %: the model gets worse at denoising; hint: start another run \
-                     from the checkpoint before (--from) with a lower --lr or a higher --beta",
+                     from the checkpoint before (--from) with a lower --lr, a higher --beta or \
+                     --winner-anchor 1",
                     report.step,
                     100.0 * chosen,
                     100.0 * rejected
@@ -199,8 +200,10 @@ impl Session<'_> {
     fn generate_samples(&mut self, base: &BaseModel, stop: &StopFlag) -> Result<()> {
         let Some(sampler) = &self.sampler else { return Ok(()) };
         let step = self.trainer.position().step;
-        let networks = self.trainer.networks_mut();
-        let generated = sampler.generate(base, networks, step, self.world, stop);
+        let world = self.world;
+        let generated = self
+            .trainer
+            .with_exported(|networks| sampler.generate(base, networks, step, world, stop));
         let images = generated.with_context(|| format!("sample images of step {step}"))?;
         let are_written = match &mut self.metrics {
             Some(metrics) => show(&images, self.run, step, metrics),
@@ -326,7 +329,8 @@ impl Session<'_> {
             let before = report.as_ref().map(ProbeReport::before);
             let probes = before.as_ref().zip(report.as_ref());
             let card = card::model_card(self.config, base, &manifest, probes);
-            export::write(self.run, base, self.trainer.networks(), &card)
+            let run = self.run;
+            self.trainer.with_exported(|networks| export::write(run, base, networks, &card))
         })?;
         Ok(ControlFlow::Continue(Finished { pipeline, probe: report }))
     }

@@ -124,7 +124,8 @@ fn load(
         );
     }
     let start = checkpoint.map_or(Start::Base, |found| Start::Checkpoint(&found.folder));
-    let networks = Networks::load(base, start, config.device, config.precision)?;
+    let mut networks = Networks::load(base, start, config.device, config.precision)?;
+    networks.start_averages(config, checkpoint.map(|found| found.folder.as_path()))?;
     let parameters = networks.pipeline.unet.parameters();
     let mut optimizer =
         config.optimizer.build(parameters, world, config.settings.shard_optimizer)?;

@@ -1,0 +1,61 @@
+//! Weights beside those of the networks: the moving average of the model, and the reference model
+//! in f32.
+
+use std::path::Path;
+
+use anyhow::{Context as _, Result};
+use nn::average::WeightAverage;
+use nn::unet::SAVED_WEIGHTS;
+use nn::weights::Weights;
+use tch::{Device, Tensor};
+
+use super::Networks;
+use crate::config::Config;
+use crate::reference::ReferenceUpdates;
+use crate::run::checkpoint::{EMA, REFERENCE};
+
+impl Networks {
+    /// Makes the averages that a run asks for: those of a checkpoint, or of the weights as they
+    /// are. A checkpoint of another run may be one without them.
+    ///
+    /// # Errors
+    /// If a file of the checkpoint holds something else, or the device is out of memory.
+    pub fn start_averages(&mut self, config: &Config, checkpoint: Option<&Path>) -> Result<()> {
+        let trained = self.pipeline.unet.parameters();
+        let device = config.device;
+        if ReferenceUpdates::of(&config.settings).need_f32(config.precision) {
+            self.reference_f32 = Some(average(checkpoint, REFERENCE, trained, device)?);
+        }
+        if config.settings.ema.is_some() {
+            self.ema = Some(average(checkpoint, EMA, trained, config.ema_device())?);
+        }
+        Ok(())
+    }
+
+    /// Exchanges the weights of the model and its moving average, if there is one.
+    ///
+    /// # Errors
+    /// If the device is out of memory.
+    pub(crate) fn exchange_average(&mut self) -> Result<()> {
+        if let Some(ema) = &mut self.ema {
+            ema.swap(self.pipeline.unet.parameters())?;
+            self.pipeline.unet.cast_weights()?;
+        }
+        Ok(())
+    }
+}
+
+/// The average in a part of a checkpoint; without it, that of the weights as they are.
+fn average(
+    checkpoint: Option<&Path>,
+    part: &str,
+    trained: &[(String, Tensor)],
+    device: Device,
+) -> Result<WeightAverage> {
+    let file = checkpoint.map(|folder| folder.join(part).join(SAVED_WEIGHTS));
+    match file.filter(|file| file.is_file()) {
+        None => Ok(WeightAverage::of(trained, device)?),
+        Some(file) => WeightAverage::load(&Weights::open(&file)?, trained, device)
+            .with_context(|| format!("reading {}", file.display())),
+    }
+}
