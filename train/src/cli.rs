@@ -79,7 +79,7 @@ pub struct RunArguments {
 
 /// Flags of `train run` that change nothing in a plan: accepted, so that one command line serves
 /// both.
-const WITHOUT_MEANING_IN_A_PLAN: [&str; 24] = [
+const WITHOUT_MEANING_IN_A_PLAN: [&str; 26] = [
     "fresh",
     "seed",
     "adam_beta1",
@@ -104,6 +104,8 @@ const WITHOUT_MEANING_IN_A_PLAN: [&str; 24] = [
     "sample_steps",
     "sample_guidance",
     "rank_timeout",
+    "lora_format",
+    "lora_name",
 ];
 
 /// `train plan`.

@@ -76,7 +76,7 @@ fn launch(program: &str) -> Result<Launch> {
 }
 
 /// What a finished run prints with `--json`.
-fn summary_json(Finished { pipeline, probe }: &Finished) -> Value {
+fn summary_json(Finished { pipeline, lora, probe }: &Finished) -> Value {
     let before_and_after = |before: f64, after: f64| json!({"before": before, "after": after});
     let probe = probe.as_ref().map(|probe| {
         let before = probe.before();
@@ -85,11 +85,11 @@ fn summary_json(Finished { pipeline, probe }: &Finished) -> Value {
             "accuracy": before_and_after(before.accuracy, probe.accuracy),
         })
     });
-    json!({"pipeline": pipeline, "probe": probe})
+    json!({"pipeline": pipeline, "lora": lora, "probe": probe})
 }
 
 /// What a finished run prints.
-fn summary(Finished { pipeline, probe }: &Finished) -> String {
+fn summary(Finished { pipeline, lora, probe }: &Finished) -> String {
     let mut text = String::new();
     // Writing to a String cannot fail.
     if let Some(probe) = probe {
@@ -100,7 +100,11 @@ fn summary(Finished { pipeline, probe }: &Finished) -> String {
             before.loss, probe.loss, before.accuracy, probe.accuracy
         );
     }
-    let _ = writeln!(text, "pipeline: {}", pipeline.display());
+    for (name, folder) in [("lora", lora), ("pipeline", pipeline)] {
+        if let Some(folder) = folder {
+            let _ = writeln!(text, "{name}: {}", folder.display());
+        }
+    }
     text
 }
 

@@ -1,16 +1,18 @@
 //! From settings as typed, over recipes and defaults, to a validated run.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use nn::device::{self, DeviceChoice, Precision};
+use nn::lora::{LoraConfig, Targets};
 use runkit::launch::Launch;
 use runkit::program::UsageError;
 use runkit::settings::Settings as _;
 use serde_json::Value;
 use tch::Device;
 
+use crate::adapter::{AdapterKind, DEFAULT_RANK, LoraResult};
 use crate::cli::RunArguments;
 use crate::learning_rate::LearningRate;
 use crate::loss::LossKind;
@@ -47,6 +49,10 @@ pub struct Config {
     pub learning_rate: LearningRate,
     /// The optimizer and its settings.
     pub optimizer: OptimizerConfig,
+    /// The adapters, if they are trained instead of all weights.
+    pub lora: Option<LoraConfig>,
+    /// What the run leaves of its adapters.
+    pub lora_result: Option<LoraResult>,
     /// The gradient norm is clipped to this, if anything.
     pub max_grad_norm: Option<f64>,
     /// The factor of the loss before the backward pass.
@@ -131,6 +137,16 @@ impl RunOptions {
             self.loss_scale.as_deref().unwrap_or(usual).parse().map_err(UsageError::of)?;
         // As the program writes it, so that equal scales are equal in the manifest.
         self.loss_scale = Some(scaling.to_string());
+        match self.adapter {
+            // As if it were not given, so that equal runs have equal manifests.
+            Some(AdapterKind::None) => self.adapter = None,
+            Some(AdapterKind::Lora) => {
+                let rank = *self.rank.get_or_insert(DEFAULT_RANK);
+                self.alpha.get_or_insert(rank as f64);
+                self.targets.get_or_insert(Targets::Attention);
+            }
+            None => {}
+        }
         self.data_threads.get_or_insert_with(|| data_threads(on_gpu, launch.local_world));
         // A default that is typed is the default: the run is the same, and so is its manifest.
         self.loss = self.loss.filter(|loss| *loss != LossKind::default());
@@ -291,6 +307,8 @@ impl Config {
                 epsilon: settings.adam_epsilon,
                 weight_decay: settings.weight_decay,
             },
+            lora: settings.lora()?,
+            lora_result: settings.lora_result(options.out.as_deref().unwrap_or(Path::new("")))?,
             max_grad_norm: (norm > 0.0).then_some(norm),
             loss_scaling: settings.loss_scale.parse()?,
             checkpoint_after: (minutes > 0.0)
@@ -609,6 +627,15 @@ mod tests {
             (vec!["--batch-size", "10", "--micro-batch", "4"], "--micro-batch 2"),
             (vec!["--batch-size", "0"], "--batch-size 0"),
             (vec!["--steps", "0"], "--steps 0"),
+            (vec!["--rank", "4"], "--adapter lora"),
+            (vec!["--adapter", "none", "--targets", "to_q"], "--targets goes with adapters"),
+            (vec!["--adapter", "lora", "--rank", "0"], "--rank 0"),
+            (vec!["--adapter", "lora", "--alpha", "0"], "--alpha 0"),
+            (vec!["--adapter", "lora", "--lora-name", "x"], "--lora-format kohya"),
+            (
+                vec!["--adapter", "lora", "--lora-format", "kohya", "--lora-name", "a/b"],
+                "not the name of a file",
+            ),
             (vec!["--beta", "nan"], "--beta: expected a finite number, found NaN"),
             (vec!["--lr=-1"], "--lr -1"),
             (vec!["--caption-dropout", "1.5"], "from 0 to 1"),
@@ -751,6 +778,27 @@ mod tests {
             assert!(run.contains(&format!("[default: {default}]")), "{default}: {run}");
         }
         assert!(help("cache").contains("Images per forward pass [default: 8]"));
+    }
+
+    #[test]
+    fn adapters_have_the_rank_as_alpha_and_a_file_for_each_form() {
+        let full = config(&["--adapter", "none"]).unwrap();
+        assert_eq!((full.lora, full.lora_result, full.settings.adapter), (None, None, None));
+        let lora = config(&["--adapter", "lora"]).unwrap();
+        let expected = LoraConfig { rank: 8, alpha: 8.0, targets: Targets::Attention };
+        assert_eq!(lora.lora, Some(expected));
+        let found = lora.lora_result.unwrap();
+        assert!(found.is_merged);
+        let names: Vec<&str> = found.files.iter().map(|(_, name)| name.as_str()).collect();
+        assert_eq!(names, ["pytorch_lora_weights.safetensors"]);
+        let flags = ["--adapter", "lora", "--rank", "16", "--targets", "to_v,to_q"];
+        let forms = ["--lora-format", "kohya,diffusers", "--lora-name", "x", "--no-merge"];
+        let lora = config(&[&flags[..], &forms].concat()).unwrap();
+        assert_eq!(lora.lora.unwrap().alpha, 16.0);
+        let found = lora.lora_result.unwrap();
+        assert!(!found.is_merged);
+        let names: Vec<&str> = found.files.iter().map(|(_, name)| name.as_str()).collect();
+        assert_eq!(names, ["pytorch_lora_weights.safetensors", "x.safetensors"]);
     }
 
     #[test]

@@ -17,6 +17,7 @@
 
 #![allow(non_snake_case, reason = "names of tensors carry their shape")]
 
+pub mod adapter;
 pub mod cache;
 pub mod cli;
 pub mod commands;

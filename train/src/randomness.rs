@@ -21,6 +21,8 @@ pub enum Choice {
     Scorer,
     /// The choice of the probe pairs, and their noise and timesteps.
     Probe,
+    /// The first numbers of a layer's adapter, by the layer's place in the sorted names.
+    Adapter,
 }
 
 impl Choice {
@@ -32,6 +34,7 @@ impl Choice {
             Self::CaptionDropout => b"caption-dropout",
             Self::Scorer => b"scorer",
             Self::Probe => b"probe",
+            Self::Adapter => b"adapter",
         }
     }
 
@@ -83,7 +86,9 @@ mod tests {
     fn choices_seeds_positions_and_indexes_are_all_different() {
         let mut numbers = std::collections::HashSet::new();
         let choices = [Choice::Timestep, Choice::Noise, Choice::Posterior, Choice::Scorer];
-        for choice in choices.into_iter().chain([Choice::CaptionDropout, Choice::Probe]) {
+        for choice in
+            choices.into_iter().chain([Choice::CaptionDropout, Choice::Probe, Choice::Adapter])
+        {
             for seed in 0..4 {
                 for position in 0..4 {
                     for index in 0..4 {

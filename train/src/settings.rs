@@ -12,11 +12,13 @@ use std::path::PathBuf;
 use anyhow::{Result, bail};
 use clap::builder::{PossibleValuesParser, TypedValueParser as _};
 use clap::{Args, ValueEnum};
+use nn::lora::Targets;
 use nn::optimizer::OptimizerKind;
 use runkit::settings::Settings;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use crate::adapter::{AdapterKind, LoraFormat};
 use crate::learning_rate::Schedule;
 use crate::loss::LossKind;
 use crate::preference::{Preference, Ties, VoterWeights};
@@ -179,6 +181,33 @@ settings! {
         /// is its start.
         #[arg(value_name = "TARGET")]
         optional auto_beta: f64,
+    }
+
+    "Adapters" {
+        /// What to train: none for all weights of the UNet, or lora for low-rank adapters of some
+        /// layers, whose own weights stay as they are, in --dtype [default: none].
+        #[arg(value_name = "KIND", value_enum, hide_possible_values = true)]
+        optional adapter: AdapterKind,
+        /// Rank of the adapters [default: 8].
+        #[arg(value_name = "N")]
+        optional rank: i64,
+        /// Scale of what adapters add, times the rank [default: the rank].
+        #[arg(value_name = "X")]
+        optional alpha: f64,
+        /// Layers that get an adapter: attention, attention+ff, all-linear, or ends of names
+        /// separated by commas, as to_q,to_v [default: attention].
+        #[arg(value_name = "WHICH")]
+        optional targets: Targets,
+        /// Form of the file of adapters in lora/: diffusers, kohya (A1111, ComfyUI, sd-scripts), or
+        /// both, separated by a comma [default: diffusers].
+        #[arg(value_name = "FORM", value_enum, value_delimiter = ',', hide_possible_values = true)]
+        optional lora_format: Vec<LoraFormat>,
+        /// Name of the file for kohya's form, without its ending [default: the name of --out].
+        #[arg(value_name = "NAME")]
+        optional lora_name: String,
+        /// Write no pipeline/, the model with the adapters merged into it.
+        #[arg(value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+        optional no_merge: bool,
     }
 
     "Optimizer" {

@@ -5,7 +5,6 @@ use std::path::Path;
 
 use anyhow::{Context as _, Result};
 use nn::average::WeightAverage;
-use nn::unet::SAVED_WEIGHTS;
 use nn::weights::Weights;
 use tch::{Device, Tensor};
 
@@ -23,11 +22,13 @@ impl Networks {
     pub fn start_averages(&mut self, config: &Config, checkpoint: Option<&Path>) -> Result<()> {
         let trained = self.pipeline.unet.parameters();
         let device = config.device;
-        if ReferenceUpdates::of(&config.settings).need_f32(config.precision) {
-            self.reference_f32 = Some(average(checkpoint, REFERENCE, trained, device)?);
+        let file = self.pipeline.unet.saved_file();
+        // Adapters of a reference are f32 already.
+        if config.lora.is_none() && ReferenceUpdates::of(&config.settings).need_f32(config.precision) {
+            self.reference_f32 = Some(average(checkpoint, REFERENCE, file, trained, device)?);
         }
         if config.settings.ema.is_some() {
-            self.ema = Some(average(checkpoint, EMA, trained, config.ema_device())?);
+            self.ema = Some(average(checkpoint, EMA, file, trained, config.ema_device())?);
         }
         Ok(())
     }
@@ -49,10 +50,11 @@ impl Networks {
 fn average(
     checkpoint: Option<&Path>,
     part: &str,
+    name: &str,
     trained: &[(String, Tensor)],
     device: Device,
 ) -> Result<WeightAverage> {
-    let file = checkpoint.map(|folder| folder.join(part).join(SAVED_WEIGHTS));
+    let file = checkpoint.map(|folder| folder.join(part).join(name));
     match file.filter(|file| file.is_file()) {
         None => Ok(WeightAverage::of(trained, device)?),
         Some(file) => WeightAverage::load(&Weights::open(&file)?, trained, device)

@@ -12,6 +12,7 @@ use media::text::{HuggingFaceTokenizer, TokenLimits, Tokenizer as _};
 use nn::average::WeightAverage;
 use nn::clip::TextConfig;
 use nn::device::Precision;
+use nn::lora::{LoraConfig, SAVED_ADAPTERS};
 use nn::pipeline::{FetchedPipeline, Pipeline, PipelineFiles, PipelineSource, PromptEmbeds};
 use nn::schedule::{ScheduleConfig, TrainingSchedule};
 use nn::unet::{UNet, UNetConfig};
@@ -20,6 +21,9 @@ use nn::weights::Weights;
 use runkit::files::FileHashes;
 use runkit::text::escape_for_terminal;
 use tch::{Device, Tensor};
+
+use crate::randomness::Choice;
+use crate::run::checkpoint::{REFERENCE, UNET};
 
 /// A larger resolution is a typo.
 const LARGEST_RESOLUTION: i64 = 16_384;
@@ -192,6 +196,15 @@ fn tokenizers(files: &PipelineFiles) -> Result<Vec<HuggingFaceTokenizer>> {
     Ok(tokenizers.collect::<Result<_, _>>()?)
 }
 
+/// Adapters to train, and the seed of their first numbers.
+#[derive(Debug, Clone, Copy)]
+pub struct SeededLora<'a> {
+    /// Which adapters.
+    pub config: &'a LoraConfig,
+    /// The seed of the run.
+    pub seed: u64,
+}
+
 /// Where the weights of a start come from.
 #[derive(Debug, Clone, Copy)]
 pub enum Start<'a> {
@@ -220,28 +233,61 @@ pub struct Networks {
 }
 
 impl Networks {
-    /// Loads all networks.
+    /// Loads all networks; with `lora`, adapters of the UNet and of its reference, whose first
+    /// numbers are a function of `lora.seed`.
     ///
     /// # Errors
-    /// If weights do not fit their configuration, or the device is out of memory.
+    /// If weights do not fit their configuration, the checkpoint is of another kind of training, or
+    /// the device is out of memory.
     pub fn load(
+        base: &BaseModel,
+        start: Start<'_>,
+        lora: Option<SeededLora<'_>>,
+        device: Device,
+        precision: Precision,
+    ) -> Result<Self> {
+        if let Start::Checkpoint(checkpoint) = start {
+            let has_adapters = checkpoint.join(UNET).join(SAVED_ADAPTERS).is_file();
+            ensure!(
+                has_adapters == lora.is_some(),
+                "{}: {}",
+                checkpoint.display(),
+                match has_adapters {
+                    true =>
+                        "a checkpoint of adapters; hint: --adapter lora with its --rank and --targets",
+                    false => "a checkpoint of all weights; hint: leave out --adapter lora",
+                }
+            );
+        }
+        let context = || format!("loading the model {}", base.shown);
+        let (pipeline, reference) = match lora {
+            None => Self::load_weights(base, start, device, precision).with_context(context)?,
+            Some(lora) => {
+                Self::load_adapters(base, start, lora, device, precision).with_context(context)?
+            }
+        };
+        let schedule = TrainingSchedule::new(&base.schedule, device)?;
+        let empty = pipeline.encode_prompt(&base.tokens(&[""])?)?;
+        Ok(Self { pipeline, reference, reference_f32: None, ema: None, schedule, empty })
+    }
+
+    /// The pipeline whose UNet is trained, and the reference model.
+    fn load_weights(
         base: &BaseModel,
         start: Start<'_>,
         device: Device,
         precision: Precision,
-    ) -> Result<Self> {
+    ) -> Result<(Pipeline, UNet)> {
         let folder = &base.files.folder;
         let (trained, reference) = match start {
             Start::Base => (base.files.clone(), base.files.unet.weights.clone()),
             Start::Checkpoint(checkpoint) => {
-                let trained = PipelineFiles::open(folder, Some(&checkpoint.join("unet")))?;
-                let reference = PipelineFiles::open(folder, Some(&checkpoint.join("reference")))?;
+                let trained = PipelineFiles::open(folder, Some(&checkpoint.join(UNET)))?;
+                let reference = PipelineFiles::open(folder, Some(&checkpoint.join(REFERENCE)))?;
                 (trained, reference.unet.weights)
             }
         };
-        let context = || format!("loading the model {}", base.shown);
-        let pipeline =
-            Pipeline::load_for_training(&trained, device, precision).with_context(context)?;
+        let pipeline = Pipeline::load_for_training(&trained, device, precision)?;
         let spread = pipeline.unet.spread_weights();
         if spread > 0 {
             tracing::info!(
@@ -251,20 +297,47 @@ impl Networks {
         }
         let weights = Weights::open(&reference)?;
         let reference = UNet::load_reference(&base.unet, &weights, device, precision)?;
-        let schedule = TrainingSchedule::new(&base.schedule, device)?;
-        let empty = pipeline.encode_prompt(&base.tokens(&[""])?)?;
-        Ok(Self { pipeline, reference, reference_f32: None, ema: None, schedule, empty })
+        Ok((pipeline, reference))
     }
 
-    /// Loads the base model as a reference model, for a run that has updated its own.
+    /// The pipeline whose UNet has adapters, and a reference that shares its weights.
+    fn load_adapters(
+        base: &BaseModel,
+        start: Start<'_>,
+        lora: SeededLora<'_>,
+        device: Device,
+        precision: Precision,
+    ) -> Result<(Pipeline, UNet)> {
+        let stored = |part: &str| match start {
+            Start::Base => Ok(None),
+            Start::Checkpoint(checkpoint) => {
+                Weights::open(checkpoint.join(part).join(SAVED_ADAPTERS)).map(Some)
+            }
+        };
+        let seed = |place| Choice::Adapter.number(lora.seed, place, 0);
+        let trained = stored(UNET)?;
+        let pipeline = Pipeline::load_with_adapters(
+            &base.files,
+            lora.config,
+            trained.as_ref(),
+            &seed,
+            device,
+            precision,
+        )?;
+        let reference = pipeline.unet.adapter_reference(stored(REFERENCE)?.as_ref())?;
+        Ok((pipeline, reference))
+    }
+
+    /// The base model as a reference model, for a run that has updated its own.
     ///
     /// # Errors
     /// If the device is out of memory.
-    pub fn load_base_reference(
-        base: &BaseModel,
-        device: Device,
-        precision: Precision,
-    ) -> Result<UNet> {
+    pub fn base_reference(&self, base: &BaseModel) -> Result<UNet> {
+        let unet = &self.pipeline.unet;
+        if unet.lora().is_some() {
+            return Ok(unet.adapter_reference(None)?);
+        }
+        let (device, precision) = (unet.device(), unet.precision());
         let weights = Weights::open(&base.files.unet.weights)?;
         Ok(UNet::load_reference(&base.unet, &weights, device, precision)?)
     }

@@ -4,6 +4,7 @@
 use std::fmt::Write as _;
 use std::path::Path;
 
+use nn::lora::LoraConfig;
 use nn::optimizer::OptimizerKind;
 use nn::pipeline::Family;
 
@@ -46,8 +47,13 @@ pub(super) fn model_card(
     let _ = write!(
         card,
         "# {name}, aligned with preferences\n\n\
-         The UNet of `{name}` after {} steps of {} on {} labels of {} pairs: β {}, \
+         The UNet of `{name}` {}after {} steps of {} on {} labels of {} pairs: β {}, \
          batches of {} pairs at {} pixels, peak learning rate {:e} ({}), {}.{}\n\n",
+        match &config.lora {
+            None => String::new(),
+            Some(LoraConfig { rank, alpha, targets }) =>
+                format!("with adapters (LoRA of rank {rank}, alpha {alpha}, on {targets}) "),
+        },
         config.settings.steps,
         match config.settings.loss.unwrap_or_default() {
             LossKind::Dpo => "Diffusion-DPO",
@@ -72,9 +78,21 @@ pub(super) fn model_card(
             false => "",
         },
     );
-    card += "```python\nfrom diffusers import DiffusionPipeline\n\npipeline = \
-             DiffusionPipeline.from_pretrained(\"path/to/this/folder\")\n\
-             pipeline(\"a prompt\").images[0].save(\"image.png\")\n```\n\n";
+    let load = match &config.lora_result {
+        Some(result) if !result.is_merged => {
+            let file = result.files.first().map_or("", |(_, name)| name.as_str());
+            format!(
+                "DiffusionPipeline.from_pretrained(\"path/to/the/base/model\")\n\
+                 pipeline.load_lora_weights(\"path/to/this/folder\", weight_name=\"{file}\")"
+            )
+        }
+        _ => "DiffusionPipeline.from_pretrained(\"path/to/this/folder\")".to_owned(),
+    };
+    let _ = write!(
+        card,
+        "```python\nfrom diffusers import DiffusionPipeline\n\npipeline = {load}\n\
+         pipeline(\"a prompt\").images[0].save(\"image.png\")\n```\n\n"
+    );
     if let Some((first, last)) = probes {
         let _ = write!(
             card,

@@ -1,18 +1,25 @@
 //! The result: `pipeline/`, the base model's folder with the trained UNet, which
-//! `DiffusionPipeline.from_pretrained` loads, and a model card in it.
+//! `DiffusionPipeline.from_pretrained` loads, and a model card in it. A run of adapters leaves them
+//! in `lora/`, and merged into the UNet of `pipeline/`; with `--no-merge` the card is in `lora/`.
 
 use std::io::{Read as _, Write};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
-use nn::pipeline::NetworkFiles;
+use nn::lora::{LoraConfig, MergedPipeline, Part, ScaledLora, write_diffusers, write_kohya};
+use nn::pipeline::{Family, NetworkFiles};
 use nn::unet::SAVED_WEIGHTS;
 use nn::weights::Weights;
 use runkit::run_folder::remove_file;
 use serde_json::Value;
 
+use super::manifest::Manifest;
+use crate::adapter::{LoraFormat, LoraResult};
+use crate::config::Config;
 use crate::model::{BaseModel, Networks};
 
+/// The folder of the adapters.
+pub const LORA: &str = "lora";
 /// The folder of the result.
 pub const FOLDER: &str = "pipeline";
 /// Written last: a folder that has it is complete.
@@ -26,9 +33,14 @@ const WEIGHT_EXTENSIONS: [&str; 7] = ["safetensors", "bin", "msgpack", "h5", "ck
 /// The suffix of weights in f16, which diffusers reads only if asked to.
 const HALF: &str = ".fp16";
 
-/// Whether the run's result is complete.
+/// Whether the run's result is complete: the file that is written last is there. A run whose
+/// pipeline is not merged writes the card of its adapters last, and only such a run writes it.
 pub fn is_complete(run: &Path) -> bool {
-    run.join(FOLDER).join(INDEX).is_file()
+    marks(run).iter().any(|mark| mark.is_file())
+}
+
+fn marks(run: &Path) -> [PathBuf; 2] {
+    [run.join(FOLDER).join(INDEX), run.join(LORA).join(CARD)]
 }
 
 /// A file of the base model that the result also has.
@@ -38,11 +50,57 @@ struct Copied {
     to: String,
 }
 
-/// The files of the result, by name below its folder.
-///
-/// # Errors
-/// If a file of the base model cannot be read.
-pub fn names(base: &BaseModel) -> Result<Vec<String>> {
+/// The files of the result that a run should have.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ResultFiles {
+    /// Below `pipeline/`.
+    pub pipeline: Vec<String>,
+    /// Below `lora/`.
+    pub lora: Vec<String>,
+}
+
+impl ResultFiles {
+    /// What a run of these settings leaves.
+    ///
+    /// # Errors
+    /// If a file of the base model cannot be read.
+    pub fn of(config: &Config, base: &BaseModel) -> Result<Self> {
+        let Some(LoraResult { files, is_merged }) = &config.lora_result else {
+            return Ok(Self { pipeline: names(base)?, lora: Vec::new() });
+        };
+        let mut lora: Vec<String> = files.iter().map(|(_, name)| name.clone()).collect();
+        if *is_merged {
+            return Ok(Self { pipeline: names(base)?, lora });
+        }
+        lora.push(CARD.to_owned());
+        Ok(Self { pipeline: Vec::new(), lora })
+    }
+
+    /// What a manifest lists.
+    pub(super) fn listed(manifest: &Value) -> Self {
+        let listed = |field: &str| {
+            let listed = manifest.get(field).and_then(Value::as_array).into_iter().flatten();
+            listed.filter_map(Value::as_str).map(str::to_owned).collect()
+        };
+        Self { pipeline: listed("result"), lora: listed("lora") }
+    }
+
+    /// The paths below the run's folder, those that mark a complete result first. The caller refuses
+    /// names that lead out of the folder: a manifest is a file that anyone can write.
+    fn paths(&self) -> Vec<String> {
+        let marked = |folder: &str, names: &[String], mark: &str| -> Vec<String> {
+            let mark = (!names.is_empty()).then(|| mark.to_owned());
+            let all = mark.into_iter().chain(names.iter().cloned());
+            all.map(|name| format!("{folder}/{name}")).collect()
+        };
+        let mut paths = marked(FOLDER, &self.pipeline, INDEX);
+        paths.extend(marked(LORA, &self.lora, CARD));
+        paths
+    }
+}
+
+/// The files of a pipeline, by name below its folder.
+fn names(base: &BaseModel) -> Result<Vec<String>> {
     let mut names: Vec<String> = copied(base)?.into_iter().map(|copied| copied.to).collect();
     names.extend(["unet/config.json".to_owned(), format!("unet/{SAVED_WEIGHTS}")]);
     names.extend([CARD, INDEX].map(str::to_owned));
@@ -59,43 +117,116 @@ pub fn copied_bytes(base: &BaseModel) -> Result<u64> {
     Ok(copied(base)?.iter().map(length).sum())
 }
 
-/// Deletes the mark of a complete result, so that it no longer counts as the result of the run.
+/// Deletes the marks of a complete result, so that it no longer counts as the result of the run.
 ///
 /// # Errors
-/// If it cannot be deleted.
+/// If one cannot be deleted.
 pub fn unmark(run: &Path) -> Result<()> {
-    Ok(remove_file(&run.join(FOLDER).join(INDEX))?)
+    Ok(marks(run).iter().try_for_each(|mark| remove_file(mark))?)
 }
 
-/// The files of a result below the run's folder, as a manifest lists them, the mark first. The
-/// caller refuses names that lead out of the folder: a manifest is a file that anyone can write.
+/// Deletes the files of an earlier result that the next one does not have.
+///
+/// # Errors
+/// If one cannot be deleted.
+pub(super) fn remove_others(run: &Path, earlier: &Manifest, next: &ResultFiles) -> Result<()> {
+    let earlier = ResultFiles { pipeline: earlier.result.clone(), lora: earlier.lora.clone() };
+    let next = next.paths();
+    for path in earlier.paths().into_iter().filter(|path| !next.contains(path)) {
+        let is_inside = Path::new(&path)
+            .components()
+            .all(|part| matches!(part, std::path::Component::Normal(_)));
+        if is_inside {
+            remove_file(&run.join(&path))?;
+        }
+    }
+    Ok(())
+}
+
+/// The files of a result below the run's folder, as a manifest lists them, the marks first.
 pub(super) fn outputs(manifest: &Value) -> Vec<String> {
-    let names = listed(manifest);
-    let mark = (!names.is_empty()).then(|| INDEX.to_owned());
-    mark.into_iter().chain(names).map(|name| format!("{FOLDER}/{name}")).collect()
+    ResultFiles::listed(manifest).paths()
 }
 
-/// The files of `pipeline/` that a manifest lists.
-pub(super) fn listed(manifest: &Value) -> Vec<String> {
-    let listed = manifest.get("result").and_then(Value::as_array).into_iter().flatten();
-    listed.filter_map(Value::as_str).map(str::to_owned).collect()
-}
-
-/// Writes the result. A signal stops it within a moment; another call writes what is missing.
+/// Writes the result. A signal stops it within a moment; another call writes
+/// what is missing.
 ///
 /// # Errors
 /// If a file cannot be read or written, or a signal stops it.
-pub fn write(run: &Path, base: &BaseModel, networks: &Networks, card: &str) -> Result<PathBuf> {
-    let to = run.join(FOLDER);
+pub fn write(
+    run: &Path,
+    config: &Config,
+    base: &BaseModel,
+    networks: &Networks,
+    card: &str,
+) -> Result<()> {
+    let unet = &networks.pipeline.unet;
+    let (Some(lora), Some(result)) = (&config.lora, &config.lora_result) else {
+        return write_pipeline(&run.join(FOLDER), base, card, &|folder| {
+            unet.save_while(folder, &check)?;
+            Ok(())
+        });
+    };
+    let folder = run.join(LORA);
+    runkit::files::create_folder(&folder)?;
+    for (format, name) in &result.files {
+        check()?;
+        write_adapters(&folder.join(name), *format, base, networks, lora)?;
+    }
+    let first = result.files.first().map(|(_, name)| folder.join(name)).unwrap_or_default();
+    if !result.is_merged {
+        runkit::files::write_atomic(folder.join(CARD), |file| file.write_all(card.as_bytes()))?;
+        return Ok(());
+    }
+    let merged = ScaledLora { path: first, scale: 1.0 };
+    let merged = MergedPipeline::open(&base.files, &[merged])?;
+    write_pipeline(&run.join(FOLDER), base, card, &|folder| {
+        merged.save(Part::Unet, &folder.join(SAVED_WEIGHTS), &check)?;
+        let config = base.unet.source();
+        Ok(runkit::files::write_json_atomic(folder.join("config.json"), config)?)
+    })
+}
+
+fn check() -> std::io::Result<()> {
+    Ok(runkit::signals::check_at("result")?)
+}
+
+fn write_adapters(
+    file: &Path,
+    format: LoraFormat,
+    base: &BaseModel,
+    networks: &Networks,
+    config: &LoraConfig,
+) -> Result<()> {
+    let adapters = networks.pipeline.unet.parameters();
+    match format {
+        LoraFormat::Diffusers => write_diffusers(file, adapters, config)?,
+        LoraFormat::Kohya => {
+            let weights = Weights::open(&base.files.unet.weights)?;
+            let names = weights.names().map(str::to_owned);
+            let is_sdxl = base.files.family == Family::StableDiffusionXl;
+            write_kohya(file, adapters, names, config, is_sdxl)?
+        }
+    };
+    Ok(())
+}
+
+/// Writes the base model's folder with another UNet, which `write_unet` writes to its folder.
+fn write_pipeline(
+    to: &Path,
+    base: &BaseModel,
+    card: &str,
+    write_unet: &dyn Fn(&Path) -> Result<()>,
+) -> Result<()> {
     let index = base.files.folder.join(INDEX);
     let index =
         std::fs::read(&index).with_context(|| format!("cannot read {}", index.display()))?;
     let unet = to.join("unet");
     runkit::files::create_folder(&unet)?;
-    networks.pipeline.unet.save_while(&unet, &|| Ok(runkit::signals::check_at("result")?))?;
+    write_unet(&unet)?;
     for Copied { from, to: name } in copied(base)? {
         let target = to.join(name);
-        runkit::files::create_folder(target.parent().unwrap_or(&to))?;
+        runkit::files::create_folder(target.parent().unwrap_or(to))?;
         let copy = || -> Result<()> {
             let mut source = std::fs::File::open(&from)?;
             Ok(runkit::files::write_atomic(&target, |file| copy(&mut source, file))?)
@@ -108,7 +239,7 @@ pub fn write(run: &Path, base: &BaseModel, networks: &Networks, card: &str) -> R
     };
     runkit::files::write_atomic(to.join(CARD), |file| file.write_all(card.as_bytes()))?;
     runkit::files::write_atomic(to.join(INDEX), |file| file.write_all(&index))?;
-    Ok(to)
+    Ok(())
 }
 
 /// Copies to the end, unless a signal stops it.

@@ -75,7 +75,7 @@ pub fn clear(run: &Path, spared: Option<&Path>) -> Result<()> {
 /// If one cannot be deleted.
 pub fn remove_temporaries(run: &Path) -> Result<()> {
     let mut folders = vec![run.to_owned()];
-    for name in [export::FOLDER, samples::FOLDER, record::FOLDER] {
+    for name in [export::FOLDER, export::LORA, samples::FOLDER, record::FOLDER] {
         let folder = run.join(name);
         for entry in std::fs::read_dir(&folder).into_iter().flatten() {
             folders.push(entry?.path());

@@ -37,7 +37,7 @@ const ELSEWHERE: [&str; 12] = [
 ];
 
 /// Settings that change no weight of the result.
-const WITHOUT_EFFECT: [&str; 13] = [
+const WITHOUT_EFFECT: [&str; 16] = [
     "checkpoint_every",
     "checkpoint_minutes",
     "keep",
@@ -52,6 +52,10 @@ const WITHOUT_EFFECT: [&str; 13] = [
     // The same bits on each rank as with whole states.
     "shard_optimizer",
     "rank_timeout",
+    // The form of the result.
+    "lora_format",
+    "lora_name",
+    "no_merge",
 ];
 
 /// Settings that change weights by rounding alone. Of the device only its kind counts.
@@ -61,7 +65,7 @@ const NUMERICS: [&str; 4] = ["micro_batch", "grad_checkpointing", "device", "ema
 const RANKS: &str = "ranks";
 
 /// Fields of `manifest.json` that are not part of the identity.
-pub(super) const NOTES: [&str; 4] = ["numerics", "steps", "result", "revision"];
+pub(super) const NOTES: [&str; 5] = ["numerics", "steps", "result", "lora", "revision"];
 
 /// How a run computes, by name.
 pub type Numerics = BTreeMap<String, Value>;
@@ -103,6 +107,9 @@ pub struct Manifest {
     /// The files of `pipeline/`, once it is written.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub result: Vec<String>,
+    /// The files of `lora/`, once it is written.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub lora: Vec<String>,
 }
 
 /// The checkpoint of another run that a run started from.
@@ -183,6 +190,7 @@ impl Manifest {
             steps: config.settings.steps,
             numerics,
             result: Vec::new(),
+            lora: Vec::new(),
         })
     }
 

@@ -2,7 +2,8 @@
 //!
 //! The folder of a run holds `manifest.json` (what the run is; another run is refused),
 //! `config.toml` (the resolved settings), `metrics.jsonl` and `tensorboard/`, `probe.safetensors`,
-//! `samples/`, `record/`, `checkpoints/`, and in the end `pipeline/`. A run that is killed at any
+//! `samples/`, `record/`, `checkpoints/`, and in the end `pipeline/`, and `lora/` if it trains
+//! adapters. A run that is killed at any
 //! instant resumes from its newest checkpoint and ends with the same bytes. An error that leaves
 //! the weights whole ends with a checkpoint.
 //!
@@ -40,6 +41,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use self::checkpoint::{CHECKPOINTS, Checkpoint, State};
+use self::export::ResultFiles;
 use self::folder::RUN;
 use self::manifest::{Manifest, Origin};
 use self::opened::OpenedRun;
@@ -52,10 +54,25 @@ use crate::loss::Objective;
 /// What a finished run has.
 #[derive(Debug)]
 pub struct Finished {
-    /// The folder of the result.
-    pub pipeline: PathBuf,
+    /// The folder of the pipeline, unless adapters are not merged.
+    pub pipeline: Option<PathBuf>,
+    /// The folder of the adapters, if adapters were trained.
+    pub lora: Option<PathBuf>,
     /// The last measurement of the probe, if there is a probe and this start trained.
     pub probe: Option<ProbeReport>,
+}
+
+impl Finished {
+    /// What the finished run of `config` has.
+    fn of(config: &Config, probe: Option<ProbeReport>) -> Self {
+        let result = config.lora_result.as_ref();
+        let is_merged = result.is_none_or(|result| result.is_merged);
+        Self {
+            pipeline: is_merged.then(|| config.out.join(export::FOLDER)),
+            lora: result.map(|_| config.out.join(export::LORA)),
+            probe,
+        }
+    }
 }
 
 /// Joins the ranks that share the run. Nothing is written before.
@@ -124,7 +141,7 @@ fn start(
         if world.is_first() {
             tracing::info!(run = %run.display(), "already complete");
         }
-        let finished = Finished { pipeline: run.join(export::FOLDER), probe: None };
+        let finished = Finished::of(config, None);
         return Ok(ControlFlow::Continue(finished));
     }
     let found = match found {
@@ -190,7 +207,7 @@ fn begin(
         tracing::info!("deleting what another run left before its first checkpoint");
         folder::clear(run, spared)?;
     }
-    if is_finished(config, &mut manifest)? {
+    if is_finished(config, opened, &mut manifest)? {
         return Ok(Beginning { manifest, is_finished: true, found: FoundState::Nothing });
     }
     log_summary(config, opened)?;
@@ -255,14 +272,23 @@ fn origin(config: &Config) -> Result<Option<Origin>> {
 /// Whether the result is there, with as many steps as asked for. Otherwise `manifest` gets the
 /// files of an earlier result, and its steps if it is complete: that result stays until the new one
 /// is written.
-fn is_finished(config: &Config, manifest: &mut Manifest) -> Result<bool> {
+fn is_finished(config: &Config, opened: &OpenedRun, manifest: &mut Manifest) -> Result<bool> {
     let (run, steps) = (config.out.as_path(), config.settings.steps);
     let newest = checkpoint::newest_step(&run.join(CHECKPOINTS))?;
     let earlier = RUN.at(run).manifest()?.unwrap_or_default();
     let before = earlier.get("steps").and_then(Value::as_u64);
     let is_complete = export::is_complete(run);
+    let listed = ResultFiles::listed(&earlier);
     if is_complete && before == Some(steps) {
-        return Ok(true);
+        if listed == ResultFiles::of(config, &opened.base)? {
+            return Ok(true);
+        }
+        ensure!(
+            newest.is_some(),
+            "{}: the run is finished with other files of its result, and its checkpoints are gone, so they \
+             cannot be written again; hint: the --lora-format and --no-merge of before, or train merge",
+            run.display()
+        );
     }
     if let Some(newest) = newest.filter(|newest| *newest > steps) {
         bail!(
@@ -288,7 +314,7 @@ fn is_finished(config: &Config, manifest: &mut Manifest) -> Result<bool> {
             );
         }
     }
-    manifest.result = export::listed(&earlier);
+    (manifest.result, manifest.lora) = (listed.pipeline, listed.lora);
     if is_complete {
         manifest.steps = before.unwrap_or(steps);
     }

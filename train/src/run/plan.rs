@@ -7,6 +7,7 @@ use anyhow::Result;
 use indicatif::{HumanBytes, HumanCount, HumanDuration};
 use media::text::Tokenizer;
 use nn::device::Precision;
+use nn::lora::Module;
 use nn::optimizer::OptimizerKind;
 use nn::pipeline::NetworkFiles;
 use nn::unet::UNetCost;
@@ -44,6 +45,8 @@ pub struct Plan {
     pub epochs: f64,
     /// Parameters of the UNet.
     pub parameters: f64,
+    /// Those that are trained: all of them, or the adapters'.
+    pub trained: f64,
     /// Bytes of each rank at the peak, by purpose.
     pub memory: Vec<(&'static str, f64)>,
     /// Bytes of the optimizer's states at a rank: whole, and with `--shard-optimizer`.
@@ -77,9 +80,19 @@ impl Disk {
     pub fn of(config: &Config, base: &BaseModel) -> Result<Self> {
         let files = &base.files;
         let weights = parameters(&files.unet)?.iter().sum::<f64>();
-        let numbers = 4.0 * weights + 4.0 * state(config.optimizer.kind, &files.unet)?;
-        let checkpoint = (numbers + bytes_of(config.precision) * weights) as u64;
-        let result = 4 * weights as u64 + export::copied_bytes(base)?;
+        let trained = Trained::of(config, base)?;
+        let numbers = 4.0 * trained.numbers() + 4.0 * trained.state(config.optimizer.kind);
+        // The adapters of a reference are f32.
+        let size = if config.lora.is_some() { 4.0 } else { bytes_of(config.precision) };
+        let checkpoint = (numbers + size * trained.numbers()) as u64;
+        let pipeline = 4 * weights as u64 + export::copied_bytes(base)?;
+        let result = match &config.lora_result {
+            None => pipeline,
+            Some(result) => {
+                let files = 4 * trained.numbers() as u64 * result.files.len() as u64;
+                if result.is_merged { files + pipeline } else { files }
+            }
+        };
         let all = (config.settings.keep as u64 + 1) * checkpoint + result;
         Ok(Self { checkpoint, all, free: runkit::files::free_space(&config.out)? })
     }
@@ -116,10 +129,12 @@ impl Plan {
         let cost = base.unet.cost(height, width, i64::try_from(tokens)?);
         let parameters = parameters(&base.files.unet)?;
         let ranks = config.launch.world;
-        let whole = 4.0 * state(config.optimizer.kind, &base.files.unet)?;
+        let trained = Trained::of(config, base)?;
+        let whole = 4.0 * trained.state(config.optimizer.kind);
         let states = [whole, whole / ranks.max(1) as f64];
         let is_sharded = config.settings.shard_optimizer;
-        let memory = memory(config, opened, &cost, &parameters, states[usize::from(is_sharded)])?;
+        let states_of_rank = states[usize::from(is_sharded)];
+        let memory = memory(config, opened, &cost, &parameters, &trained, states_of_rank)?;
         let pairs = config.settings.steps as f64 * config.settings.batch_size as f64;
         let operations = pairs * operations_of_pair(config, opened, &cost)?;
         Ok(Self {
@@ -127,7 +142,8 @@ impl Plan {
             parameters: parameters.iter().sum(),
             memory,
             states,
-            communication: Communication::new(parameters.iter().sum(), ranks, is_sharded),
+            trained: trained.numbers(),
+            communication: Communication::new(trained.numbers(), ranks, is_sharded),
             disk: Disk::of(config, base)?,
             operations,
             operations_per_second: product_operations_per_second(config.device, config.precision)?,
@@ -179,6 +195,7 @@ impl Plan {
             "reference_every": settings.reference_every,
             "resolution": opened.base.resolution,
             "parameters": self.parameters as u64,
+            "trained_parameters": self.trained as u64,
             "peak_memory_bytes": self.peak_bytes() as u64,
             "memory_bytes": memory,
             "peak_memory_bytes_by_optimizer": {
@@ -258,7 +275,15 @@ impl Plan {
         line("loss", Objective::in_words(settings));
         line("reference", ReferenceUpdates::in_words(settings));
         line("resolution", format!("{0} x {0}", opened.base.resolution));
-        line("parameters", HumanCount(self.parameters as u64).to_string());
+        let trained = match &config.lora {
+            None => String::new(),
+            Some(lora) => format!(
+                ", and {} of adapters of rank {}, which are trained",
+                HumanCount(self.trained as u64),
+                lora.rank
+            ),
+        };
+        line("parameters", format!("{}{trained}", HumanCount(self.parameters as u64)));
         let is_alone = config.launch.is_alone();
         let of = if is_alone { "estimate" } else { "estimate, of each rank" };
         line("peak memory", format!("{} ({of})", bytes(self.peak_bytes())));
@@ -317,21 +342,47 @@ fn parameters(files: &NetworkFiles) -> Result<Vec<f64>> {
     Ok(weights.names().map(count).collect())
 }
 
-/// The number of elements of the optimizer's state.
-fn state(kind: OptimizerKind, files: &NetworkFiles) -> Result<f64> {
-    let weights = Weights::open(&files.weights)?;
-    let numbers = |name: &str| {
-        let shape: Vec<f64> =
-            weights.shape(name).unwrap_or_default().iter().map(|size| *size as f64).collect();
-        let all: f64 = shape.iter().product();
-        match (kind, &shape[..]) {
-            (OptimizerKind::Adamw, _) => 2.0 * all,
-            // One row and one column replace the last two dimensions.
-            (OptimizerKind::Adafactor, [.., rows, columns]) => all / columns + all / rows,
-            (OptimizerKind::Adafactor, _) => all,
-        }
-    };
-    Ok(weights.names().map(numbers).sum())
+/// The shapes of the tensors that are trained: the UNet's weights, or its adapters.
+struct Trained(Vec<Vec<i64>>);
+
+impl Trained {
+    fn of(config: &Config, base: &BaseModel) -> Result<Self> {
+        let weights = Weights::open(&base.files.unet.weights)?;
+        let shapes = match &config.lora {
+            None => {
+                let shape = |name: &str| weights.shape(name).unwrap_or_default().to_vec();
+                weights.names().map(shape).collect()
+            }
+            Some(lora) => {
+                let modules = lora.targets.modules(&weights)?;
+                let shapes =
+                    |module: &Module| [module.down_shape(lora.rank), module.up_shape(lora.rank)];
+                modules.iter().flat_map(shapes).collect()
+            }
+        };
+        Ok(Self(shapes))
+    }
+
+    /// How many numbers they have.
+    fn numbers(&self) -> f64 {
+        let count = |shape: &Vec<i64>| shape.iter().map(|size| *size as f64).product::<f64>();
+        self.0.iter().map(count).sum()
+    }
+
+    /// The number of elements of the optimizer's state.
+    fn state(&self, kind: OptimizerKind) -> f64 {
+        let numbers = |shape: &Vec<i64>| {
+            let shape: Vec<f64> = shape.iter().map(|size| *size as f64).collect();
+            let all: f64 = shape.iter().product();
+            match (kind, &shape[..]) {
+                (OptimizerKind::Adamw, _) => 2.0 * all,
+                // One row and one column replace the last two dimensions.
+                (OptimizerKind::Adafactor, [.., rows, columns]) => all / columns + all / rows,
+                (OptimizerKind::Adafactor, _) => all,
+            }
+        };
+        self.0.iter().map(numbers).sum()
+    }
 }
 
 fn bytes_of(precision: Precision) -> f64 {
@@ -347,6 +398,7 @@ fn memory(
     opened: &OpenedRun,
     cost: &UNetCost,
     parameters: &[f64],
+    trained: &Trained,
     states: f64,
 ) -> Result<Vec<(&'static str, f64)>> {
     let files = &opened.base.files;
@@ -370,14 +422,22 @@ fn memory(
     };
     let runtime = if config.device.is_cuda() { RUNTIME_BYTES_CUDA } else { RUNTIME_BYTES_CPU };
     let prefetch = if config.device.is_cuda() { 0.0 } else { data_bytes(config) };
+    let trained = 4.0 * trained.numbers();
+    // Frozen weights are there once, for the model and its reference.
+    let (weights, copies, reference) = match config.lora {
+        None => (trained, copies, size * count),
+        Some(_) => (size * count, 0.0, trained),
+    };
+    let adapters = if config.lora.is_some() { trained } else { 0.0 };
     Ok(vec![
-        ("weights", 4.0 * count),
+        ("weights", weights),
+        ("adapters", adapters),
         ("cast weights", copies),
         ("optimizer", states),
         // With a single micro-batch per step, gradients appear as activations are freed; but the
         // allocator keeps about as much for the next pass.
-        ("gradients", 4.0 * count),
-        ("reference", size * count),
+        ("gradients", trained),
+        ("reference", reference),
         ("encoders", encoders),
         ("activations", rows * kept * size),
         ("boundary tensors", rows * boundary * size),
@@ -405,8 +465,10 @@ fn data_bytes(config: &Config) -> f64 {
 /// Operations of one pair: two images through both UNets, the model's gradients, the encoder.
 fn operations_of_pair(config: &Config, opened: &OpenedRun, cost: &UNetCost) -> Result<f64> {
     // One forward pass, a backward pass of twice that, and the reference; gradient checkpointing
-    // repeats the forward pass.
-    let passes = if config.settings.grad_checkpointing { 5.0 } else { 4.0 };
+    // repeats the forward pass. Frozen weights have no gradients: half of a backward pass.
+    let backward = if config.lora.is_some() { 1.0 } else { 2.0 };
+    let repeated = if config.settings.grad_checkpointing { 1.0 } else { 0.0 };
+    let passes = 2.0 + backward + repeated;
     let encoder = match config.source {
         Source::Cache(_) => 0.0,
         Source::Pairs { .. } => {

@@ -24,8 +24,8 @@ pub(crate) const KOHYA_PREFIX: &str = "lora_unet_";
 
 impl LoraConfig {
     /// The metadata of adapters that keep their scale beside them.
-    pub(crate) fn metadata_of_checkpoint(&self) -> String {
-        self.metadata(self.alpha, None)
+    pub(crate) fn metadata_of_checkpoint(&self) -> [(&'static str, String); 1] {
+        [(METADATA, self.metadata(self.alpha, None))]
     }
 
     /// The configuration as diffusers writes it, with the names of all layers if the targets are not

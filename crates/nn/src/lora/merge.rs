@@ -1,7 +1,9 @@
 //! Adapters added to the weights of a pipeline.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+
+use tch::Kind;
 
 use super::blocks::Blocks;
 use super::keys;
@@ -9,7 +11,7 @@ use super::read::{LoraFile, LoraLayer, unfit};
 use super::targets::Module;
 use crate::error::ModelError;
 use crate::pipeline::{NetworkFiles, PipelineFiles};
-use crate::weights::{Delta, Weights};
+use crate::weights::{Delta, Entry, Weights, Written, write_each};
 use crate::{text, unet};
 
 /// A file of adapters and the factor of what they add.
@@ -76,6 +78,46 @@ impl MergedPipeline {
             merged.add(&LoraFile::open(&lora.path)?, lora.scale, &layers)?;
         }
         Ok(merged)
+    }
+
+    /// Writes the weights of a part to `file`, f32 with the adapters in them, one tensor at a time.
+    /// Calls `check` before each tensor; its error ends the writing, and no file appears.
+    ///
+    /// # Errors
+    /// If a tensor cannot be read, or the file cannot be written.
+    pub fn save(
+        &self,
+        part: Part,
+        file: &Path,
+        check: &dyn Fn() -> std::io::Result<()>,
+    ) -> Result<Written, ModelError> {
+        let none = Weights::default();
+        let weights = match part {
+            Part::Unet => &self.unet,
+            Part::TextEncoder => self.text_encoders.first().unwrap_or(&none),
+            Part::TextEncoder2 => self.text_encoders.get(1).unwrap_or(&none),
+        };
+        // Whole numbers, such as the ids of positions, stay what they are.
+        let kind = |name: &str| match weights.kind(name) {
+            Some(Kind::Half | Kind::BFloat16 | Kind::Double) | None => Kind::Float,
+            Some(kind) => kind,
+        };
+        let entries: Vec<Entry<'_>> = weights
+            .names()
+            .map(|name| {
+                let shape = weights.shape(name).unwrap_or_default().to_vec();
+                Entry { name, kind: kind(name), shape }
+            })
+            .collect();
+        let written = write_each(file, &entries, &[], &mut |index| {
+            check()?;
+            let Some(Entry { name, kind, .. }) = entries.get(index) else {
+                return Err(std::io::Error::other("a tensor without an entry"));
+            };
+            let tensor = weights.tensor(name).map_err(std::io::Error::other)?;
+            tensor.f_to_kind(*kind).map_err(|error| std::io::Error::other(error.to_string()))
+        });
+        Ok(written?)
     }
 
     /// The weights of a part.

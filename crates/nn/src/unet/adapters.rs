@@ -5,11 +5,11 @@ use std::path::Path;
 
 use tch::{Device, Tensor};
 
-use super::{ANCHORS, UNet, UNetConfig};
+use super::{ANCHORS, SAVED_WEIGHTS, UNet, UNetConfig};
 use crate::device::Precision;
 use crate::error::ModelError;
-use crate::lora::{LoraConfig, Module, file::SAVED_ADAPTERS};
-use crate::weights::{AdapterPlan, AdapterStart, Frozen, Loader, Weights, Written, write_while};
+use crate::lora::{LoraConfig, Module, SAVED_ADAPTERS};
+use crate::weights::{AdapterPlan, AdapterStart, Frozen, Loader, Weights};
 
 /// The adapters of a network in training, or of its reference.
 #[derive(Debug)]
@@ -97,21 +97,15 @@ impl UNet {
         Ok(network)
     }
 
+    /// The name of the file that [`UNet::save`] writes, beside `config.json` if the network has no
+    /// adapters.
+    pub fn saved_file(&self) -> &'static str {
+        if self.adapters.is_some() { SAVED_ADAPTERS } else { SAVED_WEIGHTS }
+    }
+
     /// The configuration of its adapters, if it has any.
     pub fn lora(&self) -> Option<&LoraConfig> {
         self.adapters.as_ref().map(|adapters| &adapters.config)
-    }
-
-    /// Writes the adapters alone.
-    pub(super) fn save_adapters(
-        &self,
-        folder: &Path,
-        config: &LoraConfig,
-        check: &dyn Fn() -> std::io::Result<()>,
-    ) -> Result<Written, ModelError> {
-        let metadata = config.metadata_of_checkpoint();
-        let metadata = [(crate::lora::file::METADATA, metadata)];
-        Ok(write_while(&folder.join(SAVED_ADAPTERS), &self.parameters, &metadata, check)?)
     }
 
     /// A leaf that records gradients, for the parts of the network before which nothing does: with

@@ -435,11 +435,24 @@ impl UNet {
                     .to_owned(),
             });
         }
+        self.save_tensors(folder, &self.parameters, check)
+    }
+
+    /// [`UNet::save_while`] of other tensors of the same names: those of a moving average.
+    ///
+    /// # Errors
+    /// If a file cannot be written.
+    pub fn save_tensors(
+        &self,
+        folder: &Path,
+        tensors: &[(String, Tensor)],
+        check: &dyn Fn() -> std::io::Result<()>,
+    ) -> Result<Written, ModelError> {
+        let file = folder.join(self.saved_file());
         if let Some(config) = self.lora() {
-            return self.save_adapters(folder, config, check);
+            return Ok(write_while(&file, tensors, &config.metadata_of_checkpoint(), check)?);
         }
-        let weights = folder.join(SAVED_WEIGHTS);
-        let written = write_while(&weights, &self.parameters, &[], check)?;
+        let written = write_while(&file, tensors, &[], check)?;
         runkit::files::write_json_atomic(folder.join("config.json"), self.config.source())?;
         Ok(written)
     }

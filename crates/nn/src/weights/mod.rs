@@ -39,7 +39,7 @@ pub(crate) use frozen::{AdapterPlan, AdapterStart, Frozen};
 pub use loader::Loader;
 pub(crate) use loader::Purpose;
 use mapped::MappedFile;
-pub(crate) use safetensors::write_while;
+pub(crate) use safetensors::{Entry, write_each, write_while};
 pub use safetensors::{
     Written, write as write_safetensors, write_with_metadata as write_safetensors_with_metadata,
 };

@@ -129,6 +129,32 @@ pub(crate) fn write_while(
     metadata: &[(&str, String)],
     check: &dyn Fn() -> io::Result<()>,
 ) -> Result<Written, FileError> {
+    let entries: Vec<Entry<'_>> = tensors
+        .iter()
+        .map(|(name, tensor)| Entry { name, kind: tensor.kind(), shape: tensor.size() })
+        .collect();
+    write_each(path, &entries, metadata, &mut |index| {
+        check()?;
+        let tensor = tensors.get(index).map(|(_, tensor)| tensor.shallow_clone());
+        Ok(tensor.unwrap_or_default())
+    })
+}
+
+/// A tensor to write: what the header says of it.
+pub(crate) struct Entry<'names> {
+    pub(crate) name: &'names str,
+    pub(crate) kind: Kind,
+    pub(crate) shape: Vec<i64>,
+}
+
+/// [`write_with_metadata`] for tensors that `tensor` makes one after the other, by their number; its
+/// error ends the writing.
+pub(crate) fn write_each(
+    path: &Path,
+    entries: &[Entry<'_>],
+    metadata: &[(&str, String)],
+    tensor: &mut dyn FnMut(usize) -> io::Result<Tensor>,
+) -> Result<Written, FileError> {
     let fail = |cause: io::Error| FileError::new(path, Operation::Write, cause);
     let torch = |error: TchError| fail(io::Error::other(error.to_string()));
     let mut header = Map::new();
@@ -136,14 +162,14 @@ pub(crate) fn write_while(
     texts.extend(metadata.iter().map(|(key, text)| ((*key).to_owned(), json!(text))));
     header.insert("__metadata__".to_owned(), Value::Object(texts));
     let mut end = 0;
-    for (name, tensor) in tensors {
-        let (dtype, size) = dtype_of(tensor.kind()).ok_or_else(|| {
+    for Entry { name, kind, shape } in entries {
+        let (dtype, size) = dtype_of(*kind).ok_or_else(|| {
             fail(io::Error::other(format!("tensor {name:?} has an unsupported type")))
         })?;
         let start = end;
-        end += tensor.numel() * size;
-        let entry = json!({"dtype": dtype, "shape": tensor.size(), "data_offsets": [start, end]});
-        header.insert(name.clone(), entry);
+        end += element_count(shape).unwrap_or_default() * size;
+        let entry = json!({"dtype": dtype, "shape": shape, "data_offsets": [start, end]});
+        header.insert((*name).to_owned(), entry);
     }
     let mut header = Value::Object(header).to_string().into_bytes();
     // The data begins at a multiple of eight bytes.
@@ -152,8 +178,12 @@ pub(crate) fn write_while(
     file.write(&(header.len() as u64).to_le_bytes()).map_err(fail)?;
     file.write(&header).map_err(fail)?;
     let mut bytes = Vec::new();
-    for (_, tensor) in tensors {
-        check().map_err(fail)?;
+    for (index, entry) in entries.iter().enumerate() {
+        let tensor = tensor(index).map_err(fail)?;
+        if (tensor.kind(), tensor.size()) != (entry.kind, entry.shape.clone()) {
+            let reason = format!("tensor {:?} is not what the header says", entry.name);
+            return Err(fail(io::Error::other(reason)));
+        }
         let tensor = tensor.f_detach().and_then(|tensor| tensor.f_to_device(Device::Cpu));
         let tensor = tensor.and_then(|tensor| tensor.f_contiguous()).map_err(torch)?;
         let (_, size) = dtype_of(tensor.kind()).unwrap_or_default();

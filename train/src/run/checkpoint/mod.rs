@@ -1,6 +1,7 @@
 //! Checkpoints: everything a run needs to resume as if it had not stopped.
 //!
-//! `checkpoints/step-000100/` holds `unet/`, `reference/`, with `--ema` `ema/`, `optimizer.safetensors` (with
+//! `checkpoints/step-000100/` holds `unet/`, `reference/` and with `--ema` `ema/` (each with
+//! `adapters.safetensors` alone, if adapters are trained), `optimizer.safetensors` (with
 //! `--shard-optimizer` one `optimizer-00001-of-00008.safetensors` of each rank), `state.json`, and
 //! `DONE`, which is written last and lists the other files with their lengths and BLAKE3
 //! hashes. A folder without `DONE` is not a checkpoint. A checkpoint whose files differ from `DONE`
@@ -49,7 +50,7 @@ pub const REFERENCE: &str = "reference";
 /// The folder of the model's moving average.
 pub const EMA: &str = "ema";
 /// Every file of a checkpoint, below its folder, but for the shards of the optimizer's state.
-const FILES: [&str; 9] = [
+const FILES: [&str; 12] = [
     MARKER,
     STATE,
     OPTIMIZER,
@@ -59,6 +60,9 @@ const FILES: [&str; 9] = [
     "reference/diffusion_pytorch_model.safetensors",
     "ema/config.json",
     "ema/diffusion_pytorch_model.safetensors",
+    "unet/adapters.safetensors",
+    "reference/adapters.safetensors",
+    "ema/adapters.safetensors",
 ];
 /// Bytes of a file that are read and hashed at a time.
 const PIECE: usize = 8 << 20;

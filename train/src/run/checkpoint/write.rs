@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, Result, bail, ensure};
 use nn::average::WeightAverage;
 use nn::distributed::World;
-use nn::unet::{SAVED_WEIGHTS, UNet};
+use nn::unet::UNet;
 use nn::weights::write_safetensors;
 
 use super::{
@@ -119,11 +119,17 @@ fn write_network(folder: &Path, part: &str, network: &UNet) -> Result<Records> {
     let place = folder.join(part);
     runkit::files::create_folder(&place)?;
     let written = network.save(&place)?;
-    let config = record(&place.join("config.json"), || Ok(()))?;
-    Ok(Records::from([
-        (format!("{part}/{SAVED_WEIGHTS}"), written.into()),
-        (format!("{part}/config.json"), config),
-    ]))
+    records_of(&place, part, network, written)
+}
+
+/// The records of what a network has written to a part of a checkpoint.
+fn records_of(place: &Path, part: &str, network: &UNet, written: Written) -> Result<Records> {
+    let mut records = Records::from([(format!("{part}/{}", network.saved_file()), written.into())]);
+    if network.lora().is_none() {
+        let config = record(&place.join("config.json"), || Ok(()))?;
+        records.insert(format!("{part}/config.json"), config);
+    }
+    Ok(records)
 }
 
 /// Writes f32 weights beside those of the model, in the layout of a network.
@@ -135,14 +141,9 @@ fn write_average(
 ) -> Result<Records> {
     let place = folder.join(part);
     runkit::files::create_folder(&place)?;
-    let written = write_safetensors(&place.join(SAVED_WEIGHTS), average.parameters())?;
-    let config = networks.pipeline.unet.config().source();
-    runkit::files::write_json_atomic(place.join("config.json"), config)?;
-    let config = record(&place.join("config.json"), || Ok(()))?;
-    Ok(Records::from([
-        (format!("{part}/{SAVED_WEIGHTS}"), written.into()),
-        (format!("{part}/config.json"), config),
-    ]))
+    let network = &networks.pipeline.unet;
+    let written = network.save_tensors(&place, average.parameters(), &|| Ok(()))?;
+    records_of(&place, part, network, written)
 }
 
 /// Links the reference model's files of an earlier checkpoint of the run, if the reference model is

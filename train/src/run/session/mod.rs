@@ -19,6 +19,7 @@ use crate::preference::Preference;
 use crate::report::{StepReport, Values};
 use crate::run::Finished;
 use crate::run::checkpoint::{self, CHECKPOINTS, State};
+use crate::run::export::ResultFiles;
 use crate::run::folder::RUN;
 use crate::run::manifest::Manifest;
 use crate::run::opened::OpenedRun;
@@ -314,25 +315,29 @@ impl Session<'_> {
 
     fn finish(&mut self, base: &BaseModel) -> Result<Stoppable<Finished>> {
         let report = self.measure_probe()?;
-        let pipeline = ranks::first(self.world, || {
+        ranks::first(self.world, || {
             self.sync_metrics()?;
+            let files = ResultFiles::of(self.config, base)?;
             let manifest = Manifest {
                 steps: self.config.settings.steps,
-                result: export::names(base)?,
+                result: files.pipeline.clone(),
+                lora: files.lora.clone(),
                 ..self.manifest.clone()
             };
             if manifest != *self.manifest {
-                // An earlier result, of fewer steps, is no longer the result of this run.
+                // An earlier result, of fewer steps or in another form, is no longer the result of
+                // this run.
                 export::unmark(self.run)?;
+                export::remove_others(self.run, self.manifest, &files)?;
                 RUN.at(self.run).begin(&manifest)?;
             }
             let before = report.as_ref().map(ProbeReport::before);
             let probes = before.as_ref().zip(report.as_ref());
             let card = card::model_card(self.config, base, &manifest, probes);
-            let run = self.run;
-            self.trainer.with_exported(|networks| export::write(run, base, networks, &card))
+            let (run, config) = (self.run, self.config);
+            self.trainer.with_exported(|networks| export::write(run, config, base, networks, &card))
         })?;
-        Ok(ControlFlow::Continue(Finished { pipeline, probe: report }))
+        Ok(ControlFlow::Continue(Finished::of(self.config, report)))
     }
 }
 

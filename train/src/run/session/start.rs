@@ -13,7 +13,7 @@ use super::Session;
 use crate::config::{self, Config};
 use crate::data::{Content, Positions, Stream, StreamOptions};
 use crate::loss_scale::{LossScale, LossScaling};
-use crate::model::{BaseModel, Networks, Start};
+use crate::model::{BaseModel, Networks, SeededLora, Start};
 use crate::optimizer::RankOptimizer;
 use crate::randomness::Choice;
 use crate::run::checkpoint::{Checkpoint, State};
@@ -124,7 +124,9 @@ fn load(
         );
     }
     let start = checkpoint.map_or(Start::Base, |found| Start::Checkpoint(&found.folder));
-    let mut networks = Networks::load(base, start, config.device, config.precision)?;
+    let lora =
+        config.lora.as_ref().map(|lora| SeededLora { config: lora, seed: config.settings.seed });
+    let mut networks = Networks::load(base, start, lora, config.device, config.precision)?;
     networks.start_averages(config, checkpoint.map(|found| found.folder.as_path()))?;
     let parameters = networks.pipeline.unet.parameters();
     let mut optimizer =
@@ -218,7 +220,7 @@ fn probe(
     }
     let loaded = match reference_is_base {
         true => None,
-        false => Some(Networks::load_base_reference(base, config.device, config.precision)?),
+        false => Some(networks.base_reference(base)?),
     };
     let reference = loaded.as_ref().unwrap_or(&networks.reference);
     // No caption is dropped: the probe measures what the model makes of captions.
