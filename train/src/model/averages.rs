@@ -24,7 +24,9 @@ impl Networks {
         let device = config.device;
         let file = self.pipeline.unet.saved_file();
         // Adapters of a reference are f32 already.
-        if config.lora.is_none() && ReferenceUpdates::of(&config.settings).need_f32(config.precision) {
+        if config.lora.is_none()
+            && ReferenceUpdates::of(&config.settings).need_f32(config.precision)
+        {
             self.reference_f32 = Some(average(checkpoint, REFERENCE, file, trained, device)?);
         }
         if config.settings.ema.is_some() {

@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use nn::average::WeightAverage;
 use nn::distributed::World;
 use nn::unet::UNet;
-use nn::weights::write_safetensors;
+use nn::weights::{Written, write_safetensors};
 
 use super::{
     EMA, FILES, FileRecord, MARKER, OPTIMIZER, REFERENCE, Records, STATE, State, UNET, equal,
