@@ -32,10 +32,14 @@ macro_rules! as_text {
 }
 pub(crate) use as_text;
 
-as_text!(ModelSource, ImagesSource, Size);
+as_text!(ModelSource, LoraSource, ImagesSource, Size);
 
-/// `NAME=DIR[,unet=DIR]`: a pipeline in the layout of diffusers under a name of the user's. In
-/// place of a folder there may be `hf://owner/name[@revision]`.
+/// What may follow a pipeline's folder.
+const UNET: &str = ",unet=";
+const LORA: &str = ",lora=";
+
+/// `NAME=DIR[,unet=DIR][,lora=FILE[:SCALE]]…`: a pipeline in the layout of diffusers under a name of
+/// the user's. In place of a folder there may be `hf://owner/name[@revision]`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct ModelSource {
@@ -45,32 +49,103 @@ pub struct ModelSource {
     pub folder: PathBuf,
     /// A folder or a name on the hub. Its UNet replaces the pipeline's.
     pub unet: Option<PathBuf>,
+    /// Adapters that are added to the weights, in this order.
+    pub loras: Vec<LoraSource>,
 }
 
 impl FromStr for ModelSource {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        const FORM: &str = "NAME=DIR or NAME=DIR,unet=DIR";
+        const FORM: &str = "NAME=DIR, NAME=DIR,unet=DIR or NAME=DIR,lora=FILE:SCALE";
         let (name, rest) = name_and_folder(text, FORM)?;
-        let (folder, unet) = match rest.split_once(",unet=") {
-            Some((folder, unet)) => (folder, Some(unet)),
-            None => (rest, None),
-        };
+        let next = |text: &str| [text.find(UNET), text.find(LORA)].into_iter().flatten().min();
+        let (folder, mut options) = rest.split_at(next(rest).unwrap_or(rest.len()));
         let path = |part: &str| match part.is_empty() {
             true => Err(format!("expected {FORM}, found no folder in {text:?}")),
             // Shells leave `~` alone after an equals sign.
             false => Ok(runkit::path::expand_home(Path::new(part))),
         };
-        let unet = unet.map(path).transpose()?;
-        Ok(Self { name: name.to_owned(), folder: path(folder)?, unet })
+        let mut source =
+            Self { name: name.to_owned(), folder: path(folder)?, unet: None, loras: Vec::new() };
+        while !options.is_empty() {
+            // Both marks have the same length, and one of them is at the beginning.
+            let (mark, rest) = options.split_at(UNET.len());
+            let (value, others) = rest.split_at(next(rest).unwrap_or(rest.len()));
+            match mark {
+                LORA => source.loras.push(value.parse()?),
+                _ if source.unet.is_some() => {
+                    return Err(format!("expected one unet=, found two in {text:?}"));
+                }
+                _ => source.unet = Some(path(value)?),
+            }
+            options = others;
+        }
+        Ok(source)
     }
 }
 
 impl fmt::Display for ModelSource {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(formatter, "{}={}", self.name, self.folder.display())?;
-        self.unet.iter().try_for_each(|unet| write!(formatter, ",unet={}", unet.display()))
+        self.unet.iter().try_for_each(|unet| write!(formatter, "{UNET}{}", unet.display()))?;
+        self.loras.iter().try_for_each(|lora| write!(formatter, "{LORA}{lora}"))
+    }
+}
+
+/// `FILE[:SCALE]`: a file or folder of adapters (LoRA), and the factor of what they add.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct LoraSource {
+    /// The file or folder.
+    pub file: PathBuf,
+    /// The factor, beside the scale in the file.
+    pub scale: f64,
+}
+
+// A scale is a finite number.
+impl Eq for LoraSource {}
+
+impl LoraSource {
+    /// The path and the number after the last colon, if it is one.
+    fn split(text: &str) -> (&str, Option<f64>) {
+        let parts = text.rsplit_once(':');
+        let number = parts.and_then(|(file, scale)| Some((file, scale.parse::<f64>().ok()?)));
+        number.map_or((text, None), |(file, scale)| (file, Some(scale)))
+    }
+}
+
+impl FromStr for LoraSource {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (file, scale) = Self::split(text);
+        if file.is_empty() {
+            return Err(format!(
+                "expected lora=FILE or lora=FILE:SCALE, found no file in {text:?}"
+            ));
+        }
+        if file.starts_with("hf://") {
+            return Err(format!(
+                "adapters are read from a file or a folder on this machine, found {file:?}; download it first"
+            ));
+        }
+        let scale = scale.unwrap_or(1.0);
+        if !scale.is_finite() {
+            return Err(format!("expected lora=FILE:SCALE with a finite number, found {text:?}"));
+        }
+        Ok(Self { file: runkit::path::expand_home(Path::new(file)), scale })
+    }
+}
+
+impl fmt::Display for LoraSource {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let file = self.file.display().to_string();
+        // The name of a file may end like a scale.
+        match self.scale == 1.0 && Self::split(&file).1.is_none() {
+            true => formatter.write_str(&file),
+            false => write!(formatter, "{file}:{}", self.scale),
+        }
     }
 }
 
@@ -90,7 +165,7 @@ impl FromStr for ImagesSource {
     fn from_str(text: &str) -> Result<Self, String> {
         const FORM: &str = "NAME=DIR";
         let (name, folder) = name_and_folder(text, FORM)?;
-        if folder.is_empty() || folder.contains(",unet=") {
+        if folder.is_empty() || [UNET, LORA].iter().any(|mark| folder.contains(mark)) {
             return Err(format!("expected {FORM}, a folder of images, found {text:?}"));
         }
         let folder = runkit::path::expand_home(Path::new(folder));
@@ -177,8 +252,29 @@ mod tests {
         let dpo: ModelSource = "dpo=base=1,unet=runs/x".parse().unwrap();
         assert_eq!(dpo.folder, Path::new("base=1"));
         assert_eq!(dpo.unet.as_deref(), Some(Path::new("runs/x")));
-        for source in [plain, dpo] {
+        let both: ModelSource = "x=sd,lora=a,b.safetensors:0.5,unet=u,lora=c:d".parse().unwrap();
+        assert_eq!(
+            (both.folder.as_path(), both.unet.as_deref()),
+            (Path::new("sd"), Some(Path::new("u")))
+        );
+        let loras: Vec<(&Path, f64)> =
+            both.loras.iter().map(|lora| (lora.file.as_path(), lora.scale)).collect();
+        assert_eq!(loras, [(Path::new("a,b.safetensors"), 0.5), (Path::new("c:d"), 1.0)]);
+        let negative: LoraSource = "a:-1".parse().unwrap();
+        assert_eq!(negative.scale, -1.0);
+        let odd = LoraSource { file: "run:2".into(), scale: 1.0 };
+        assert_eq!(odd.to_string().parse::<LoraSource>().unwrap(), odd);
+        for source in [plain, dpo, both] {
             assert_eq!(source.to_string().parse::<ModelSource>().unwrap(), source);
+        }
+        for (wrong, says) in [
+            ("sd=a,lora=", "no file"),
+            ("sd=a,lora=:0.5", "no file"),
+            ("sd=a,lora=b:nan", "finite"),
+            ("sd=a,unet=b,unet=c", "found two"),
+        ] {
+            let error = wrong.parse::<ModelSource>().unwrap_err();
+            assert!(error.contains(says), "{wrong:?}: {error}");
         }
         for wrong in
             ["", "sd", "=dir", "sd=", "sd=a,unet=", "a/b=c", "../x=y", ".a=b", "a b=c", "é=c"]
@@ -193,6 +289,7 @@ mod tests {
         let source: ImagesSource = "other=a,b".parse().unwrap();
         assert_eq!(source.to_string().parse::<ImagesSource>().unwrap(), source);
         assert!("a=b,unet=c".parse::<ImagesSource>().is_err());
+        assert!("a=b,lora=c".parse::<ImagesSource>().is_err());
         assert!("a/b=c".parse::<ImagesSource>().unwrap_err().contains("expected NAME=DIR with"));
     }
 

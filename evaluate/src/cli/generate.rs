@@ -72,8 +72,14 @@ pub struct ShardFlag {
 pub struct GenerateSettings {
     /// A model: a name, and a pipeline's folder in the layout of diffusers or
     /// hf://owner/name@revision. unet= names another folder, or a name on the hub, whose UNet
-    /// replaces the pipeline's. Repeat for more models.
-    #[arg(long, value_name = "NAME=DIR[,unet=DIR]", help_heading = "Input and output")]
+    /// replaces the pipeline's. lora= names a file of adapters, whose form does not matter, and
+    /// how much of them is added, as lora=style.safetensors:0.8; several are added together.
+    /// Repeat for more models.
+    #[arg(
+        long,
+        value_name = "NAME=DIR[,unet=DIR][,lora=FILE[:SCALE]]",
+        help_heading = "Input and output"
+    )]
     pub model: Option<Vec<ModelSource>>,
     /// Files of prompts: .tsv, .csv, .json, .jsonl, .parquet (or a folder or pattern of them), or
     /// text with a prompt in each line. Each file is a set, named as the file or with name=. The
@@ -145,8 +151,10 @@ pub struct GenerateSettings {
 impl Settings for GenerateSettings {
     fn paths(&mut self) -> Vec<&mut PathBuf> {
         let models = self.model.iter_mut().flatten();
-        let of_models =
-            models.flat_map(|model| [&mut model.folder].into_iter().chain(&mut model.unet));
+        let of_models = models.flat_map(|model| {
+            let loras = model.loras.iter_mut().map(|lora| &mut lora.file);
+            [&mut model.folder].into_iter().chain(&mut model.unet).chain(loras)
+        });
         let sources = self.prompts.iter_mut().flatten();
         let others = sources.map(|source| &mut source.file).chain(&mut self.out);
         of_models.chain(others).collect()

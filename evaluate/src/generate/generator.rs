@@ -30,8 +30,9 @@ pub(super) struct Generator<'run> {
 impl<'run> Generator<'run> {
     /// Loads the networks and encodes the negative prompt.
     pub(super) fn load(model: &'run Model, config: &'run Config) -> Result<Self> {
-        let pipeline = Pipeline::load(&model.files, config.device, config.precision)
-            .with_context(|| format!("model {}", model.name))?;
+        let pipeline =
+            Pipeline::load_with(&model.files, &model.loras, config.device, config.precision)
+                .with_context(|| format!("model {}", model.name))?;
         let text = config.negative_prompt.as_deref();
         // SDXL takes zeros if there is no negative prompt, but not if it is empty.
         let tokens = tokens(model, text.unwrap_or_default())?;

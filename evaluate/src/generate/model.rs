@@ -7,6 +7,7 @@ use anyhow::{Context as _, Result, ensure};
 use hub::Downloads;
 use media::text::{HuggingFaceTokenizer, TokenLimits, Tokenizer as _};
 use nn::clip::TextConfig;
+use nn::lora::{LoraFile, MergedPipeline, ScaledLora};
 use nn::pipeline::{Family, FetchedPipeline, FoundPipeline, PipelineFiles, PipelineSource};
 use nn::schedule::{Sampler, SamplerKind};
 use nn::vae::VaeConfig;
@@ -45,6 +46,8 @@ pub struct ModelRecord {
 pub(super) struct Model {
     pub(super) name: String,
     pub(super) files: PipelineFiles,
+    /// Adapters that are added to its weights.
+    pub(super) loras: Vec<ScaledLora>,
     /// One for each text encoder.
     pub(super) tokenizers: Vec<HuggingFaceTokenizer>,
     pub(super) record: ModelRecord,
@@ -59,6 +62,9 @@ impl Model {
         let named = |source: &ModelSource| format!("model {}", source.name);
         for source in &config.models {
             pipeline(source).check_local().with_context(|| named(source))?;
+            for lora in &source.loras {
+                LoraFile::open(&lora.file).with_context(|| named(source))?;
+            }
         }
         let mut downloads = Downloads::default();
         let mut found = Vec::with_capacity(config.models.len());
@@ -79,7 +85,15 @@ impl Model {
         let size = image_size(&files, config.size)?;
         let (scheduler, calls) = scheduler(&files, config)?;
         let tokenizers = tokenizers(&files)?;
-        let parts = parts(&files, &tokenizers)?;
+        let loras: Vec<ScaledLora> = source
+            .loras
+            .iter()
+            .map(|lora| ScaledLora { path: lora.file.clone(), scale: lora.scale })
+            .collect();
+        // Reads no numbers: whether every adapter fits is known before hours of generating.
+        MergedPipeline::open(&files, &loras)?;
+        let mut parts = parts(&files, &tokenizers)?;
+        parts.extend(lora_parts(&loras)?);
         let guidance = config.guidance.unwrap_or(match files.family {
             Family::StableDiffusion => 7.5,
             Family::StableDiffusionXl => 5.0,
@@ -94,7 +108,7 @@ impl Model {
             revision,
             unet_revision,
         };
-        Ok(Self { name: source.name.clone(), files, tokenizers, record, calls })
+        Ok(Self { name: source.name.clone(), files, loras, tokenizers, record, calls })
     }
 
     /// The end of a text that the model does not read, if the text is too long. Of several text
@@ -178,6 +192,24 @@ fn parts(
     }
     if files.force_zeros_for_empty_prompt {
         parts.insert("force_zeros_for_empty_prompt".to_owned(), "true".to_owned());
+    }
+    Ok(parts)
+}
+
+/// The SHA-256 of each file of adapters, and their scale, by their number.
+fn lora_parts(loras: &[ScaledLora]) -> Result<BTreeMap<String, String>> {
+    let mut parts = BTreeMap::new();
+    for (number, lora) in loras.iter().enumerate() {
+        for file in LoraFile::open(&lora.path)?.files {
+            // In a folder for each part of the pipeline, files have equal names.
+            let below = file.strip_prefix(&lora.path).unwrap_or(&file);
+            let name = match below.as_os_str().is_empty() || below.is_absolute() {
+                true => file_name(&file).into_owned(),
+                false => below.display().to_string(),
+            };
+            parts.insert(format!("lora/{number}/{name}"), hub::sha256_file(&file)?);
+        }
+        parts.insert(format!("lora/{number}/scale"), lora.scale.to_string());
     }
     Ok(parts)
 }

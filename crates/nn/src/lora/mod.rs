@@ -3,7 +3,7 @@
 //! An adapter adds `scale · B · A · x` to what a layer makes of `x`, with `A` of `r` rows and `B` of
 //! `r` columns; `r` is the rank and `scale` is alpha divided by it
 //! ([arXiv:2106.09685](https://arxiv.org/abs/2106.09685)). [`UNet::load_with_adapters`] trains them;
-//! outputs and gradients agree with PEFT 0.18 to 1e-5 (`tests/lora_goldens.rs`).
+//! outputs and gradients agree with PEFT 0.21.2 to 1e-5 (`tests/lora_goldens.rs`).
 //!
 //! Adapters are exchanged as files of several forms. [`LoraFile`] reads all of them, for any UNet
 //! and its text encoders: what diffusers and PEFT write now and wrote before, and what sd-scripts
