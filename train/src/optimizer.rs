@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result};
 use nn::NetworkError;
 use nn::distributed::{Pending, World};
 use nn::optimizer::{
-    Adafactor, AdafactorConfig, AdamW, AdamWConfig, Optimizer, OptimizerKind, zero_grad,
+    Adafactor, AdafactorConfig, AdamW, AdamW8bit, AdamWConfig, Optimizer, OptimizerKind, zero_grad,
 };
 use nn::weights::Weights;
 use tch::{Kind, Tensor};
@@ -69,6 +69,10 @@ impl OptimizerConfig {
             OptimizerKind::Adamw => {
                 let config = AdamWConfig { betas, epsilon, weight_decay };
                 Box::new(AdamW::new(parameters, config)?)
+            }
+            OptimizerKind::Adamw8bit => {
+                let config = AdamWConfig { betas, epsilon, weight_decay };
+                Box::new(AdamW8bit::new(parameters, config)?)
             }
             OptimizerKind::Adafactor => {
                 let config = AdafactorConfig { weight_decay, ..AdafactorConfig::default() };
@@ -291,6 +295,7 @@ mod tests {
         weight_decay: 1e-2,
     };
     const ADAFACTOR: OptimizerConfig = OptimizerConfig { kind: OptimizerKind::Adafactor, ..CONFIG };
+    const ADAMW8BIT: OptimizerConfig = OptimizerConfig { kind: OptimizerKind::Adamw8bit, ..CONFIG };
 
     /// Parameters with gradients.
     fn parameters() -> Vec<(String, Tensor)> {
@@ -354,7 +359,7 @@ mod tests {
     #[test]
     fn sharded_states_and_updates_are_those_of_one_rank_bit_for_bit() {
         let folder = tempfile::tempdir().unwrap();
-        for config in [CONFIG, ADAFACTOR] {
+        for config in [CONFIG, ADAFACTOR, ADAMW8BIT] {
             let (weights, files) = step(config, 1, folder.path());
             let whole = Weights::open_files(&files).unwrap();
             for ranks in [2, 3, 8] {
@@ -372,7 +377,7 @@ mod tests {
     #[test]
     fn a_state_of_any_number_of_ranks_is_loaded_by_any_other() {
         let folder = tempfile::tempdir().unwrap();
-        for config in [CONFIG, ADAFACTOR] {
+        for config in [CONFIG, ADAFACTOR, ADAMW8BIT] {
             let (_, whole) = step(config, 1, folder.path());
             let whole = Weights::open_files(&whole).unwrap();
             for from in [1, 2, 3] {

@@ -223,7 +223,7 @@ settings! {
         /// Steps over which the learning rate rises from 0.
         #[arg(value_name = "N")]
         with_default warmup_steps: u64,
-        /// adamw or adafactor.
+        /// adamw, adamw8bit (moments of 8 bits, as bitsandbytes has them) or adafactor.
         #[arg(value_name = "NAME",
             value_parser = PossibleValuesParser::new(OptimizerKind::NAMES)
                 .try_map(|name| name.parse::<OptimizerKind>()))]

@@ -480,11 +480,13 @@ fn results(fixture: &Fixture, out: &str) -> BTreeMap<String, Vec<u8>> {
 /// Every loss, way of updating the reference, preference and average is resumed to the same bytes,
 /// and is another run than the plain one.
 #[test]
-fn every_option_of_losses_references_and_averages_is_resumed_to_the_same_bytes() {
+fn every_option_of_losses_references_averages_and_moments_is_resumed_to_the_same_bytes() {
     let fixture = Fixture::new(11);
     Run::of(&mut fixture.run("plain", &[])).expect_code(0);
     let plain = fixture.bytes(&format!("plain/{UNET}"));
-    let cases: [(&str, &[&str]); 8] = [
+    let mini = Path::new(env!("CARGO_MANIFEST_DIR")).join("../data/mini/sd");
+    let mini = mini.display().to_string();
+    let cases: [(&str, &[&str]); 9] = [
         ("ipo", &["--loss", "ipo"]),
         ("hinge", &["--loss", "hinge", "--label-smoothing", "0.1", "--winner-anchor", "0.5"]),
         ("mapo", &["--loss", "mapo", "--reference-every", "0"]),
@@ -493,6 +495,8 @@ fn every_option_of_losses_references_and_averages_is_resumed_to_the_same_bytes()
         ("mix", &["--reference-mix", "0.6", "--dtype", "bf16"]),
         ("follow", &["--reference-ema", "0.9", "--reference-every", "0", "--dtype", "bf16"]),
         ("ema", &["--ema", "0.9", "--ema-device", "cpu"]),
+        // The tiny pipeline has no tensor of 4,096 numbers.
+        ("eight", &["--optimizer", "adamw8bit", "--model", &mini, "--resolution", "32"]),
     ];
     for (name, flags) in cases {
         let (whole, out) = (format!("whole-{name}"), format!("out-{name}"));

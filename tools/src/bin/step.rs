@@ -24,13 +24,16 @@ use std::time::Instant;
 
 use anyhow::Result;
 use nn::device::{self, Precision};
-use nn::optimizer::{Adafactor, AdafactorConfig, AdamW, AdamWConfig, Optimizer, OptimizerKind};
+use nn::optimizer::{
+    Adafactor, AdafactorConfig, AdamW, AdamW8bit, AdamWConfig, Optimizer, OptimizerKind,
+};
 use nn::schedule::{ScheduleConfig, TrainingSchedule};
 use nn::unet::{UNet, UNetConfig, WEIGHT_FILES};
 use nn::weights::{Weights, write_safetensors};
 use serde_json::json;
 use tch::{Device, Kind};
 use tools::{Options, peak_resident_bytes, wait};
+use train::loss::Objective;
 use train::step::{Accumulation, MicroBatch, predict};
 
 fn main() -> Result<()> {
@@ -41,6 +44,7 @@ fn main() -> Result<()> {
     let device = device::parse(&options.parse("device", "cpu".to_owned())?)?;
     let precision = options.parse("precision", Precision::F32)?;
     let (beta, learning_rate) = (options.parse("beta", 5000.0)?, options.parse("lr", 1e-6)?);
+    let objective = Objective::dpo(beta);
     let repeats = options.parse("repeats", 0_usize)?;
     let checkpointing = options.parse("checkpointing", false)?;
     let optimizer = options.parse("optimizer", OptimizerKind::Adamw)?;
@@ -63,7 +67,7 @@ fn main() -> Result<()> {
     let mut look = |unet: &mut UNet, reference: &UNet, when: &str| -> Result<()> {
         for checkpointing in [false, true] {
             unet.set_gradient_checkpointing(checkpointing);
-            let predictions = predict(unet, reference, &schedule, beta, &batch)?;
+            let predictions = predict(unet, reference, &schedule, &objective, &batch)?;
             let z = predictions.logits_P.f_abs()?.f_max()?.f_double_value(&[])?;
             let loss = predictions.losses_P.f_mean(Kind::Double)?.f_double_value(&[])?;
             let row = json!({"when": when, "checkpointing": checkpointing, "z": z, "loss": loss});
@@ -83,6 +87,7 @@ fn main() -> Result<()> {
     let parameters = parameters.as_slice();
     let mut optimizer: Box<dyn Optimizer> = match optimizer {
         OptimizerKind::Adamw => Box::new(AdamW::new(parameters, AdamWConfig::default())?),
+        OptimizerKind::Adamw8bit => Box::new(AdamW8bit::new(parameters, AdamWConfig::default())?),
         OptimizerKind::Adafactor => {
             Box::new(Adafactor::new(parameters, AdafactorConfig::default())?)
         }
@@ -94,7 +99,7 @@ fn main() -> Result<()> {
     let mut outputs = Vec::new();
     for _ in 0..=repeats {
         let start = Instant::now();
-        let predictions = predict(&unet, &reference, &schedule, beta, &batch)?;
+        let predictions = predict(&unet, &reference, &schedule, &objective, &batch)?;
         wait(device);
         let forward = start.elapsed().as_secs_f64();
         let mut accumulation = Accumulation::new(u64::try_from(batch.len())?);

@@ -64,9 +64,11 @@ pub(crate) fn after(error: &anyhow::Error, config: &Config) -> Result<Option<Str
             ),
             (_, false, _) => "the same command with --grad-checkpointing".to_owned(),
             (_, true, OptimizerKind::Adamw) => {
-                elsewhere(config, "--optimizer adafactor or a smaller --resolution")?
+                elsewhere(config, "--optimizer adamw8bit or a smaller --resolution")?
             }
-            (_, true, OptimizerKind::Adafactor) => elsewhere(config, "a smaller --resolution")?,
+            (_, true, OptimizerKind::Adamw8bit | OptimizerKind::Adafactor) => {
+                elsewhere(config, "a smaller --resolution")?
+            }
         };
         return Ok(Some(format!(
             "not enough memory for {} pairs at once; hint: {hint}",

@@ -70,6 +70,7 @@ pub(super) fn model_card(
         config.learning_rate.peak(),
         match config.optimizer.kind {
             OptimizerKind::Adamw => "AdamW",
+            OptimizerKind::Adamw8bit => "AdamW in 8 bits",
             OptimizerKind::Adafactor => "Adafactor",
         },
         reference(&config.settings),

@@ -8,7 +8,7 @@ use indicatif::{HumanBytes, HumanCount, HumanDuration};
 use media::text::Tokenizer;
 use nn::device::Precision;
 use nn::lora::Module;
-use nn::optimizer::OptimizerKind;
+use nn::optimizer::{BLOCK, LEAST_NUMBERS, OptimizerKind};
 use nn::pipeline::NetworkFiles;
 use nn::unet::UNetCost;
 use nn::vae::VaeConfig;
@@ -81,10 +81,14 @@ impl Disk {
         let files = &base.files;
         let weights = parameters(&files.unet)?.iter().sum::<f64>();
         let trained = Trained::of(config, base)?;
-        let numbers = 4.0 * trained.numbers() + 4.0 * trained.state(config.optimizer.kind);
+        let numbers = 4.0 * trained.numbers() + trained.state(config.optimizer.kind);
         // The adapters of a reference are f32.
-        let size = if config.lora.is_some() { 4.0 } else { bytes_of(config.precision) };
-        let checkpoint = (numbers + size * trained.numbers()) as u64;
+        let reference = match config.lora.is_some() || needs_f32_reference(config) {
+            true => 4.0,
+            false => bytes_of(config.precision),
+        };
+        let average = if config.settings.ema.is_some() { 4.0 } else { 0.0 };
+        let checkpoint = (numbers + (reference + average) * trained.numbers()) as u64;
         let pipeline = 4 * weights as u64 + export::copied_bytes(base)?;
         let result = match &config.lora_result {
             None => pipeline,
@@ -130,7 +134,7 @@ impl Plan {
         let parameters = parameters(&base.files.unet)?;
         let ranks = config.launch.world;
         let trained = Trained::of(config, base)?;
-        let whole = 4.0 * trained.state(config.optimizer.kind);
+        let whole = trained.state(config.optimizer.kind);
         let states = [whole, whole / ranks.max(1) as f64];
         let is_sharded = config.settings.shard_optimizer;
         let states_of_rank = states[usize::from(is_sharded)];
@@ -369,19 +373,25 @@ impl Trained {
         self.0.iter().map(count).sum()
     }
 
-    /// The number of elements of the optimizer's state.
+    /// The bytes of the optimizer's state.
     fn state(&self, kind: OptimizerKind) -> f64 {
-        let numbers = |shape: &Vec<i64>| {
-            let shape: Vec<f64> = shape.iter().map(|size| *size as f64).collect();
-            let all: f64 = shape.iter().product();
-            match (kind, &shape[..]) {
-                (OptimizerKind::Adamw, _) => 2.0 * all,
-                // One row and one column replace the last two dimensions.
-                (OptimizerKind::Adafactor, [.., rows, columns]) => all / columns + all / rows,
-                (OptimizerKind::Adafactor, _) => all,
-            }
-        };
-        self.0.iter().map(numbers).sum()
+        self.0.iter().map(|shape| state_bytes(kind, shape)).sum()
+    }
+}
+
+/// The bytes of the optimizer's state of a tensor.
+fn state_bytes(kind: OptimizerKind, shape: &[i64]) -> f64 {
+    let shape: Vec<f64> = shape.iter().map(|size| *size as f64).collect();
+    let all: f64 = shape.iter().product();
+    match (kind, &shape[..]) {
+        // Two moments of a byte, and their largest magnitudes in each block.
+        (OptimizerKind::Adamw8bit, _) if all >= LEAST_NUMBERS as f64 => {
+            2.0 * (all + 4.0 * (all / BLOCK as f64).ceil())
+        }
+        (OptimizerKind::Adamw | OptimizerKind::Adamw8bit, _) => 8.0 * all,
+        // One row and one column replace the last two dimensions.
+        (OptimizerKind::Adafactor, [.., rows, columns]) => 4.0 * (all / columns + all / rows),
+        (OptimizerKind::Adafactor, _) => 4.0 * all,
     }
 }
 
@@ -390,6 +400,11 @@ fn bytes_of(precision: Precision) -> f64 {
         Precision::F32 => 4.0,
         Precision::Bf16 | Precision::F16 => 2.0,
     }
+}
+
+/// Whether the reference model is kept in f32 as well.
+fn needs_f32_reference(config: &Config) -> bool {
+    ReferenceUpdates::of(&config.settings).need_f32(config.precision)
 }
 
 /// Bytes at the peak, which is at the end of the last micro-batch's forward pass.
@@ -425,8 +440,13 @@ fn memory(
     let trained = 4.0 * trained.numbers();
     // Frozen weights are there once, for the model and its reference.
     let (weights, copies, reference) = match config.lora {
+        None if needs_f32_reference(config) => (trained, copies, size * count + trained),
         None => (trained, copies, size * count),
         Some(_) => (size * count, 0.0, trained),
+    };
+    let average = match config.settings.ema {
+        Some(_) if config.ema_device() == config.device => trained,
+        _ => 0.0,
     };
     let adapters = if config.lora.is_some() { trained } else { 0.0 };
     Ok(vec![
@@ -438,6 +458,7 @@ fn memory(
         // allocator keeps about as much for the next pass.
         ("gradients", trained),
         ("reference", reference),
+        ("moving average", average),
         ("encoders", encoders),
         ("activations", rows * kept * size),
         ("boundary tensors", rows * boundary * size),

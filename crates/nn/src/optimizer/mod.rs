@@ -1,12 +1,14 @@
 //! The optimizers of the reference training, [`AdamW`] of PyTorch and [`Adafactor`] of
-//! `transformers`, and the clipping of gradients between the backward pass and the step.
+//! `transformers`, [`AdamW8bit`] of bitsandbytes for small cards, and the clipping of gradients
+//! between the backward pass and the step.
 //!
-//! Weights and moments are f32 tensors that steps change in place. Every number of an optimizer's
-//! state is an f32 tensor with a name, so that a safetensors file holds all of it. A parameter
-//! without a gradient keeps its value and its state. Nothing here waits for the device.
+//! Weights are f32 tensors that steps change in place. An optimizer's state is tensors with names,
+//! f32 or bytes, so that a safetensors file holds all of it. A parameter without a gradient keeps
+//! its value and its state. Nothing here waits for the device.
 
 mod adafactor;
 mod adamw;
+mod adamw8bit;
 mod gradients;
 
 use std::fmt;
@@ -18,6 +20,7 @@ use tch::{Kind, Tensor};
 
 pub use adafactor::{Adafactor, AdafactorConfig};
 pub use adamw::{AdamW, AdamWConfig};
+pub use adamw8bit::{AdamW8bit, BLOCK, LEAST_NUMBERS, dynamic_map};
 pub use gradients::FlatGradients;
 
 use crate::device::Precision;
@@ -32,18 +35,20 @@ pub enum OptimizerKind {
     /// [`AdamW`] with weights and moments in f32: 8 bytes of state per weight.
     #[default]
     Adamw,
+    /// [`AdamW8bit`] with moments of 8 bits: 2 bytes of state per weight.
+    Adamw8bit,
     /// [`Adafactor`] with a factored second moment: next to no state.
     Adafactor,
 }
 
 impl OptimizerKind {
     /// Every name that [`FromStr`] reads.
-    pub const NAMES: [&'static str; 2] = ["adamw", "adafactor"];
+    pub const NAMES: [&'static str; 3] = ["adamw", "adamw8bit", "adafactor"];
 }
 
 /// The text is not the name of an optimizer.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("unknown optimizer {}, expected adamw or adafactor", quoted(.0))]
+#[error("unknown optimizer {}, expected adamw, adamw8bit or adafactor", quoted(.0))]
 pub struct UnknownOptimizer(String);
 
 impl FromStr for OptimizerKind {
@@ -52,6 +57,7 @@ impl FromStr for OptimizerKind {
     fn from_str(text: &str) -> Result<Self, UnknownOptimizer> {
         match text {
             "adamw" => Ok(Self::Adamw),
+            "adamw8bit" => Ok(Self::Adamw8bit),
             "adafactor" => Ok(Self::Adafactor),
             _ => Err(UnknownOptimizer(text.to_owned())),
         }
@@ -62,6 +68,7 @@ impl fmt::Display for OptimizerKind {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.write_str(match self {
             Self::Adamw => "adamw",
+            Self::Adamw8bit => "adamw8bit",
             Self::Adafactor => "adafactor",
         })
     }
@@ -72,8 +79,8 @@ pub trait Optimizer {
     /// Updates every parameter that has a gradient, in place.
     fn step(&mut self, learning_rate: f64) -> Result<(), NetworkError>;
 
-    /// The whole state by name, `PARAMETER.exp_avg` and so on: f32 tensors that share the
-    /// optimizer's memory, so that the next step changes them.
+    /// The whole state by name, `PARAMETER.exp_avg` and so on: tensors that share the optimizer's
+    /// memory, so that the next step changes them; f32, or bytes in u8.
     fn state(&self) -> Vec<(String, Tensor)>;
 
     /// Restores a state that [`Optimizer::state`] returned. Strict: every tensor must exist, have
@@ -134,8 +141,8 @@ fn check(optimizer: &'static str, parameters: &[(String, Tensor)]) -> Result<(),
     }
 }
 
-/// The tensors of a state file, in the order of `wanted`. On a CPU they use the file's memory, so
-/// that nothing changes before everything is known to fit.
+/// The tensors of a state file, in the order and in the dtypes of `wanted`. On a CPU they use the
+/// file's memory, so that nothing changes before everything is known to fit.
 fn read_state(
     optimizer: &str,
     weights: &Weights,
@@ -144,7 +151,18 @@ fn read_state(
     let device = wanted.first().map_or(tch::Device::Cpu, |(_, first)| first.device());
     let mut loader = Loader::new(weights, format!("state of {optimizer}"), device, Precision::F32)
         .refusing_non_finite();
-    let found = wanted.iter().map(|(name, own)| loader.tensor(name, &own.size())).collect();
+    let found =
+        wanted.iter().map(|(name, own)| loader.tensor_in(name, &own.size(), own.kind())).collect();
     loader.finish(|_| false)?;
+    // Bytes are indices: a number of another kind would become a wrong one without a word.
+    let is_byte = |kind: Kind| kind == Kind::Uint8;
+    for (name, own) in wanted {
+        let stored = weights.kind(name);
+        if stored.is_some_and(|stored| is_byte(stored) != is_byte(own.kind())) {
+            let file = weights.files().first().cloned().unwrap_or_default();
+            let reason = format!("tensor {name:?} is {stored:?}, expected {:?}", own.kind());
+            return Err(crate::weights::WeightsError::Invalid { file, reason }.into());
+        }
+    }
     Ok(found)
 }
