@@ -4,6 +4,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
+use nn::lora::ScaledLora;
 use serde::{Deserialize, Serialize};
 
 /// A name must serve as a folder's name on every system.
@@ -32,7 +33,7 @@ macro_rules! as_text {
 }
 pub(crate) use as_text;
 
-as_text!(ModelSource, LoraSource, ImagesSource, Size);
+as_text!(ModelSource, ImagesSource, Size);
 
 /// What may follow a pipeline's folder.
 const UNET: &str = ",unet=";
@@ -50,7 +51,7 @@ pub struct ModelSource {
     /// A folder or a name on the hub. Its UNet replaces the pipeline's.
     pub unet: Option<PathBuf>,
     /// Adapters that are added to the weights, in this order.
-    pub loras: Vec<LoraSource>,
+    pub loras: Vec<ScaledLora>,
 }
 
 impl FromStr for ModelSource {
@@ -90,62 +91,6 @@ impl fmt::Display for ModelSource {
         write!(formatter, "{}={}", self.name, self.folder.display())?;
         self.unet.iter().try_for_each(|unet| write!(formatter, "{UNET}{}", unet.display()))?;
         self.loras.iter().try_for_each(|lora| write!(formatter, "{LORA}{lora}"))
-    }
-}
-
-/// `FILE[:SCALE]`: a file or folder of adapters (LoRA), and the factor of what they add.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
-pub struct LoraSource {
-    /// The file or folder.
-    pub file: PathBuf,
-    /// The factor, beside the scale in the file.
-    pub scale: f64,
-}
-
-// A scale is a finite number.
-impl Eq for LoraSource {}
-
-impl LoraSource {
-    /// The path and the number after the last colon, if it is one.
-    fn split(text: &str) -> (&str, Option<f64>) {
-        let parts = text.rsplit_once(':');
-        let number = parts.and_then(|(file, scale)| Some((file, scale.parse::<f64>().ok()?)));
-        number.map_or((text, None), |(file, scale)| (file, Some(scale)))
-    }
-}
-
-impl FromStr for LoraSource {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let (file, scale) = Self::split(text);
-        if file.is_empty() {
-            return Err(format!(
-                "expected lora=FILE or lora=FILE:SCALE, found no file in {text:?}"
-            ));
-        }
-        if file.starts_with("hf://") {
-            return Err(format!(
-                "adapters are read from a file or a folder on this machine, found {file:?}; download it first"
-            ));
-        }
-        let scale = scale.unwrap_or(1.0);
-        if !scale.is_finite() {
-            return Err(format!("expected lora=FILE:SCALE with a finite number, found {text:?}"));
-        }
-        Ok(Self { file: runkit::path::expand_home(Path::new(file)), scale })
-    }
-}
-
-impl fmt::Display for LoraSource {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let file = self.file.display().to_string();
-        // The name of a file may end like a scale.
-        match self.scale == 1.0 && Self::split(&file).1.is_none() {
-            true => formatter.write_str(&file),
-            false => write!(formatter, "{file}:{}", self.scale),
-        }
     }
 }
 
@@ -258,12 +203,8 @@ mod tests {
             (Path::new("sd"), Some(Path::new("u")))
         );
         let loras: Vec<(&Path, f64)> =
-            both.loras.iter().map(|lora| (lora.file.as_path(), lora.scale)).collect();
+            both.loras.iter().map(|lora| (lora.path.as_path(), lora.scale)).collect();
         assert_eq!(loras, [(Path::new("a,b.safetensors"), 0.5), (Path::new("c:d"), 1.0)]);
-        let negative: LoraSource = "a:-1".parse().unwrap();
-        assert_eq!(negative.scale, -1.0);
-        let odd = LoraSource { file: "run:2".into(), scale: 1.0 };
-        assert_eq!(odd.to_string().parse::<LoraSource>().unwrap(), odd);
         for source in [plain, dpo, both] {
             assert_eq!(source.to_string().parse::<ModelSource>().unwrap(), source);
         }

@@ -2,8 +2,10 @@
 //! [`crate::settings`] lists the flags that a settings file can hold as well.
 
 use std::num::NonZeroUsize;
+use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
+use nn::lora::ScaledLora;
 use runkit::logging::LogArguments;
 use runkit::program::{JsonFlag, ProgramCommand, ResumeFlag};
 use runkit::settings::SettingsFlags;
@@ -39,6 +41,8 @@ pub enum Command {
     Plan(Box<PlanArguments>),
     /// Encode images and captions once, for many runs (see run --cache).
     Cache(Box<CacheArguments>),
+    /// Merge adapters (LoRA) into the weights of a model.
+    Merge(Box<MergeArguments>),
     /// List the recipes.
     Recipes(JsonFlag),
     /// Check this machine: libtorch, GPUs, CPU, memory, disk and hub.
@@ -153,6 +157,32 @@ pub struct CacheArguments {
     /// folder [default: torchrun and srun deal the parts to the ranks; else 0/1].
     #[arg(long, value_name = "I/N", help_heading = "Compute")]
     pub shard: Option<Shard>,
+    /// `--json`.
+    #[command(flatten)]
+    pub json: JsonFlag,
+    /// A flag of other programs.
+    #[command(flatten)]
+    pub resume: ResumeFlag,
+}
+
+/// `train merge`.
+#[derive(Debug, Clone, Args)]
+#[command(after_help = "Example:
+  train merge --model sd15 --lora style.safetensors:0.8 --out sd15-style")]
+pub struct MergeArguments {
+    /// The pipeline: a folder in the layout of diffusers, or hf://owner/name@revision.
+    #[arg(long, value_name = "DIR")]
+    pub model: PathBuf,
+    /// A file or folder of adapters, in the form of diffusers, PEFT or kohya, and how much of them
+    /// is added [default of SCALE: 1]. Repeat for more.
+    #[arg(long, value_name = "FILE[:SCALE]", required = true)]
+    pub lora: Vec<ScaledLora>,
+    /// The folder to write.
+    #[arg(long, value_name = "DIR")]
+    pub out: PathBuf,
+    /// Start over: delete what an earlier command left in the output folder.
+    #[arg(long)]
+    pub fresh: bool,
     /// `--json`.
     #[command(flatten)]
     pub json: JsonFlag,

@@ -10,11 +10,13 @@ use runkit::exit::ExitStatus;
 use runkit::launch::Launch;
 use runkit::program::{self, UsageError, say, stopped_by, usage_unless};
 use runkit::settings::Settings as _;
+use runkit::signals::stoppable;
 use serde_json::{Value, json};
 
 use crate::cache;
-use crate::cli::{CacheArguments, Cli, Command, PlanArguments, RunArguments};
+use crate::cli::{CacheArguments, Cli, Command, MergeArguments, PlanArguments, RunArguments};
 use crate::config::{self, Config};
+use crate::merge::{self, Merge};
 use crate::recipe::{self, RecipeError};
 use crate::run::opened::OpenedRun;
 use crate::run::plan::Plan;
@@ -30,6 +32,7 @@ pub fn run(command: Command, program: &str) -> Result<ExitStatus> {
         Command::Run(arguments) => train(&arguments, program),
         Command::Plan(arguments) => plan(&arguments),
         Command::Cache(arguments) => write_cache(&arguments),
+        Command::Merge(arguments) => merge(&arguments),
         Command::Recipes(json) => {
             json.say(recipe::list, &recipe::list_json()?)?;
             Ok(ExitStatus::Done)
@@ -126,6 +129,26 @@ fn plan(PlanArguments { run: arguments, ranks }: &PlanArguments) -> Result<ExitS
     let plan = Plan::new(&config, &opened)?;
     arguments.json.say(|| plan.text(&config, &opened), &plan.json(&config, &opened))?;
     Ok(ExitStatus::Done)
+}
+
+fn merge(arguments: &MergeArguments) -> Result<ExitStatus> {
+    arguments.resume.explain();
+    runkit::shard::refuse_several_processes("train merge")?;
+    runkit::signals::install().context("installing signal handlers")?;
+    let work = Merge {
+        model: arguments.model.clone(),
+        loras: arguments.lora.clone(),
+        out: arguments.out.clone(),
+        fresh: arguments.fresh,
+    };
+    match stoppable(merge::merge(&work).map(ControlFlow::Continue))? {
+        ControlFlow::Break(signal) => Ok(stopped_by(signal)),
+        ControlFlow::Continue(merged) => {
+            let text = || format!("pipeline: {}\n", merged.pipeline.display());
+            arguments.json.say(text, &merged.json())?;
+            Ok(ExitStatus::Done)
+        }
+    }
 }
 
 fn write_cache(arguments: &CacheArguments) -> Result<ExitStatus> {

@@ -26,6 +26,7 @@ pub mod data;
 pub mod learning_rate;
 pub mod loss;
 pub mod loss_scale;
+pub mod merge;
 pub mod micro_batch;
 pub mod model;
 pub mod optimizer;

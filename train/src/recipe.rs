@@ -22,6 +22,8 @@ pub const RECIPES: &[(&str, &str)] = recipes![
     "sd15",
     "sd21",
     "sdxl",
+    "sd15-lora",
+    "sdxl-lora",
     "mini",
     "paper/balanced",
     "paper/balanced-frozen",
@@ -142,6 +144,7 @@ pub fn list_json() -> Result<Value, RecipeError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::adapter::AdapterKind;
     use crate::preference::Preference;
 
     #[test]
@@ -198,6 +201,19 @@ mod tests {
             assert_eq!(settings.preference, Some(preference), "{name}");
             assert_eq!(settings.reference_every, Some(every), "{name}");
             assert_eq!(settings.resolution, Some(512), "{name}");
+        }
+    }
+
+    #[test]
+    fn recipes_of_adapters_go_with_the_rows_of_the_tables() {
+        for name in ["sd15-lora", "sdxl-lora"] {
+            let alone = over_defaults(&[name]).unwrap();
+            assert_eq!(alone.adapter, Some(AdapterKind::Lora), "{name}");
+            assert_eq!((alone.lr, alone.scale_lr), (Some(1e-5), Some(false)), "{name}");
+            assert_eq!(alone.reference_every, Some(0), "{name}");
+            let balanced = over_defaults(&[name, "paper/balanced"]).unwrap();
+            assert_eq!(balanced.reference_every, Some(100), "{name}");
+            assert_eq!(balanced.adapter, Some(AdapterKind::Lora), "{name}");
         }
     }
 

@@ -152,7 +152,7 @@ impl Settings for GenerateSettings {
     fn paths(&mut self) -> Vec<&mut PathBuf> {
         let models = self.model.iter_mut().flatten();
         let of_models = models.flat_map(|model| {
-            let loras = model.loras.iter_mut().map(|lora| &mut lora.file);
+            let loras = model.loras.iter_mut().map(|lora| &mut lora.path);
             [&mut model.folder].into_iter().chain(&mut model.unet).chain(loras)
         });
         let sources = self.prompts.iter_mut().flatten();

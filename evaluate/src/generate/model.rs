@@ -63,7 +63,7 @@ impl Model {
         for source in &config.models {
             pipeline(source).check_local().with_context(|| named(source))?;
             for lora in &source.loras {
-                LoraFile::open(&lora.file).with_context(|| named(source))?;
+                LoraFile::open(&lora.path).with_context(|| named(source))?;
             }
         }
         let mut downloads = Downloads::default();
@@ -85,11 +85,7 @@ impl Model {
         let size = image_size(&files, config.size)?;
         let (scheduler, calls) = scheduler(&files, config)?;
         let tokenizers = tokenizers(&files)?;
-        let loras: Vec<ScaledLora> = source
-            .loras
-            .iter()
-            .map(|lora| ScaledLora { path: lora.file.clone(), scale: lora.scale })
-            .collect();
+        let loras = source.loras.clone();
         // Reads no numbers: whether every adapter fits is known before hours of generating.
         MergedPipeline::open(&files, &loras)?;
         let mut parts = parts(&files, &tokenizers)?;

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
 use nn::lora::{LoraConfig, MergedPipeline, Part, ScaledLora, write_diffusers, write_kohya};
-use nn::pipeline::{Family, NetworkFiles};
+use nn::pipeline::{Family, NetworkFiles, PipelineFiles};
 use nn::unet::SAVED_WEIGHTS;
 use nn::weights::Weights;
 use runkit::run_folder::remove_file;
@@ -23,7 +23,7 @@ pub const LORA: &str = "lora";
 /// The folder of the result.
 pub const FOLDER: &str = "pipeline";
 /// Written last: a folder that has it is complete.
-const INDEX: &str = "model_index.json";
+pub(crate) const INDEX: &str = "model_index.json";
 /// The file of the model card ([`super::card`]).
 const CARD: &str = "README.md";
 /// Bytes of a file that are copied between two checks for a signal.
@@ -44,10 +44,10 @@ fn marks(run: &Path) -> [PathBuf; 2] {
 }
 
 /// A file of the base model that the result also has.
-struct Copied {
-    from: PathBuf,
+pub(crate) struct Copied {
+    pub(crate) from: PathBuf,
     /// Below the folder of the result.
-    to: String,
+    pub(crate) to: String,
 }
 
 /// The files of the result that a run should have.
@@ -101,7 +101,7 @@ impl ResultFiles {
 
 /// The files of a pipeline, by name below its folder.
 fn names(base: &BaseModel) -> Result<Vec<String>> {
-    let mut names: Vec<String> = copied(base)?.into_iter().map(|copied| copied.to).collect();
+    let mut names: Vec<String> = copied(&base.files)?.into_iter().map(|copied| copied.to).collect();
     names.extend(["unet/config.json".to_owned(), format!("unet/{SAVED_WEIGHTS}")]);
     names.extend([CARD, INDEX].map(str::to_owned));
     names.sort_unstable();
@@ -114,7 +114,7 @@ fn names(base: &BaseModel) -> Result<Vec<String>> {
 /// If a file of the base model cannot be read.
 pub fn copied_bytes(base: &BaseModel) -> Result<u64> {
     let length = |copied: &Copied| copied.from.metadata().map_or(0, |found| found.len());
-    Ok(copied(base)?.iter().map(length).sum())
+    Ok(copied(&base.files)?.iter().map(length).sum())
 }
 
 /// Deletes the marks of a complete result, so that it no longer counts as the result of the run.
@@ -224,14 +224,8 @@ fn write_pipeline(
     let unet = to.join("unet");
     runkit::files::create_folder(&unet)?;
     write_unet(&unet)?;
-    for Copied { from, to: name } in copied(base)? {
-        let target = to.join(name);
-        runkit::files::create_folder(target.parent().unwrap_or(to))?;
-        let copy = || -> Result<()> {
-            let mut source = std::fs::File::open(&from)?;
-            Ok(runkit::files::write_atomic(&target, |file| copy(&mut source, file))?)
-        };
-        copy().with_context(|| format!("copying {}", from.display()))?;
+    for Copied { from, to: name } in copied(&base.files)? {
+        copy_file(&from, &to.join(name))?;
     }
     let index = match without_absent_parts(&index, &base.files.folder)? {
         Some(changed) => changed,
@@ -240,6 +234,16 @@ fn write_pipeline(
     runkit::files::write_atomic(to.join(CARD), |file| file.write_all(card.as_bytes()))?;
     runkit::files::write_atomic(to.join(INDEX), |file| file.write_all(&index))?;
     Ok(())
+}
+
+/// Copies a file of the base model, durably.
+pub(crate) fn copy_file(from: &Path, to: &Path) -> Result<()> {
+    let copy = || -> Result<()> {
+        runkit::files::create_folder(to.parent().unwrap_or(Path::new("")))?;
+        let mut source = std::fs::File::open(from)?;
+        Ok(runkit::files::write_atomic(to, |file| copy(&mut source, file))?)
+    };
+    copy().with_context(|| format!("copying {}", from.display()))
 }
 
 /// Copies to the end, unless a signal stops it.
@@ -256,8 +260,8 @@ fn copy(source: &mut std::fs::File, target: &mut dyn Write) -> std::io::Result<(
 
 /// The files that are copied from the base model: all parts but the UNet. Of a network that this
 /// program reads, the weights that it reads; of any other part, one format of weights.
-fn copied(base: &BaseModel) -> Result<Vec<Copied>> {
-    let from = &base.files.folder;
+pub(crate) fn copied(files: &PipelineFiles) -> Result<Vec<Copied>> {
+    let from = &files.folder;
     let index = std::fs::read(from.join(INDEX))
         .with_context(|| format!("cannot read {}", from.join(INDEX).display()))?;
     let parts: Value = serde_json::from_slice(&index)
@@ -267,7 +271,7 @@ fn copied(base: &BaseModel) -> Result<Vec<Copied>> {
     for part in names.filter(|name| *name != "unet" && !name.starts_with('_')) {
         let folder = from.join(part);
         if folder.is_dir() {
-            let read = match network_of(base, part) {
+            let read = match network_of(files, part) {
                 Some(network) => Some(Weights::open(&network.weights)?.files().to_vec()),
                 None => None,
             };
@@ -280,7 +284,7 @@ fn copied(base: &BaseModel) -> Result<Vec<Copied>> {
 /// The index with two nulls for each part whose folder does not exist, which is how diffusers
 /// writes absent parts: the safety checker of a model on the hub is not downloaded. `None` if all
 /// parts exist.
-fn without_absent_parts(index: &[u8], folder: &Path) -> Result<Option<Vec<u8>>> {
+pub(crate) fn without_absent_parts(index: &[u8], folder: &Path) -> Result<Option<Vec<u8>>> {
     let mut changed: Value = serde_json::from_slice(index)
         .with_context(|| format!("{}: not JSON", folder.join(INDEX).display()))?;
     let Some(parts) = changed.as_object_mut() else { return Ok(None) };
@@ -303,11 +307,11 @@ fn without_absent_parts(index: &[u8], folder: &Path) -> Result<Option<Vec<u8>>> 
 }
 
 /// The network of a part, if this program reads its weights.
-fn network_of<'base>(base: &'base BaseModel, part: &str) -> Option<&'base NetworkFiles> {
+fn network_of<'files>(files: &'files PipelineFiles, part: &str) -> Option<&'files NetworkFiles> {
     match part {
-        "vae" => Some(&base.files.vae),
-        "text_encoder" => base.files.text_encoders.first(),
-        "text_encoder_2" => base.files.text_encoders.get(1),
+        "vae" => Some(&files.vae),
+        "text_encoder" => files.text_encoders.first(),
+        "text_encoder_2" => files.text_encoders.get(1),
         _ => None,
     }
 }
@@ -357,7 +361,7 @@ fn list_part(
 
 /// The format of a file of weights or of its index, by name: the position in [`WEIGHT_EXTENSIONS`],
 /// and whether it is a variant such as f16. `None` for another file.
-fn format_of(name: &str) -> Option<(usize, bool)> {
+pub(crate) fn format_of(name: &str) -> Option<(usize, bool)> {
     let (file, variant) = match name.split_once(".index.") {
         Some((file, rest)) => (file, rest.strip_suffix("json")?.trim_end_matches('.')),
         None => (name, ""),

@@ -1,27 +1,19 @@
 //! Adapters added to the weights of a pipeline.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use tch::Kind;
 
 use super::blocks::Blocks;
 use super::keys;
 use super::read::{LoraFile, LoraLayer, unfit};
+use super::source::ScaledLora;
 use super::targets::Module;
 use crate::error::ModelError;
 use crate::pipeline::{NetworkFiles, PipelineFiles};
 use crate::weights::{Delta, Entry, Weights, Written, write_each};
 use crate::{text, unet};
-
-/// A file of adapters and the factor of what they add.
-#[derive(Debug, Clone, PartialEq)]
-pub struct ScaledLora {
-    /// The file or folder.
-    pub path: PathBuf,
-    /// The factor, beside the scale in the file.
-    pub scale: f64,
-}
 
 /// A part of a pipeline that adapters change.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]

@@ -20,6 +20,7 @@ pub(crate) mod file;
 mod keys;
 mod merge;
 mod read;
+mod source;
 mod targets;
 
 use std::path::PathBuf;
@@ -28,8 +29,9 @@ use serde::{Deserialize, Serialize};
 
 pub(crate) use adapter::Adapter;
 pub use file::{DIFFUSERS_FILE, SAVED_ADAPTERS, write_diffusers, write_kohya};
-pub use merge::{MergedPipeline, Part, ScaledLora};
+pub use merge::{MergedPipeline, Part};
 pub use read::LoraFile;
+pub use source::ScaledLora;
 pub use targets::{Module, Targets};
 
 use crate::weights::{Weights, WeightsError};
