@@ -7,8 +7,8 @@ Run with torch 2.11.0, transformers 5.23.0, diffusers 0.42.1 and peft 0.21.2:
 `cases.json` names networks of fixtures/unet with adapters; `INDEX.adapters.safetensors` holds them, and
 `INDEX.golden.safetensors` PEFT's output and its gradients of the mean squared error. `steps.safetensors`
 holds ten steps of AdamW from new adapters. `sd` and `sdxl` hold adapters of the pipelines of
-fixtures/diffusion in the forms that are in use, each of which diffusers itself loads here, and
-`expected.safetensors` the images that diffusers draws with them.
+fixtures/diffusion in the forms that are in use, which diffusers itself loads here, and
+`expected.safetensors` the images of diffusers with them.
 """
 
 import json
@@ -131,7 +131,7 @@ def load(name):
 
 @torch.no_grad()
 def images(pipeline):
-    drawn = pipeline(
+    sampled = pipeline(
         PROMPTS,
         num_inference_steps=5,
         guidance_scale=7.5,
@@ -140,7 +140,7 @@ def images(pipeline):
         generator=[torch.Generator("cpu").manual_seed(seed) for seed in SEEDS],
         output_type="np",
     ).images
-    return torch.from_numpy((drawn * 255).round().astype("uint8")).contiguous()
+    return torch.from_numpy((sampled * 255).round().astype("uint8")).contiguous()
 
 
 def sgm_names(unet):
@@ -192,8 +192,8 @@ def files(name):
     expected = {"1": images(pipeline)}
     pipeline.set_adapters(["default"], [0.5])
     expected["0.5"] = images(pipeline)
-    for scale, drawn in expected.items():
-        assert (drawn.int() - plain.int()).abs().max() > 20, scale
+    for scale, sampled in expected.items():
+        assert (sampled.int() - plain.int()).abs().max() > 20, scale
     save_file(expected, folder / "expected.safetensors")
 
     # As diffusers writes it now, with the scale in the metadata.
@@ -252,15 +252,15 @@ def files(name):
             old[module + end] = value
         save_file({key: value.contiguous() for key, value in old.items()}, folder / "former.safetensors", {"format": "pt"})
 
-    # Diffusers itself loads these files and draws the same.
+    # Diffusers itself loads these files and samples the same.
     for file in ["diffusers", "trainer", "kohya"] + (["former"] if name == "sd" else []):
         again = load(name)
         again.load_lora_weights(folder, weight_name=f"{file}.safetensors", adapter_name="default")
-        drawn = images(again)
+        sampled = images(again)
         if file == "former":
-            save_file(expected | {"former": drawn}, folder / "expected.safetensors")
+            save_file(expected | {"former": sampled}, folder / "expected.safetensors")
             continue
-        distance = (drawn.int() - expected["1"].int()).abs().max().item()
+        distance = (sampled.int() - expected["1"].int()).abs().max().item()
         assert distance <= 1, (name, file, distance)
 
     # A folder of PEFT for each part.

@@ -2,7 +2,7 @@
 //! loads.
 //!
 //! The UNet, and each text encoder that adapters change, are written in f32, one tensor at a time;
-//! all else is copied. `manifest.json` says what was merged: the same command goes on where a
+//! all else is copied. `manifest.json` says what was merged: the same command resumes where a
 //! killed one stopped, and a folder of something else is refused.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -81,7 +81,7 @@ struct LoraRecord {
     scale: f64,
 }
 
-/// Writes the merged pipeline. A signal stops it within a moment, and the same command goes on.
+/// Writes the merged pipeline. A signal stops it within a moment, and the same command resumes.
 ///
 /// # Errors
 /// If the model or the adapters cannot be read or do not fit each other, or the folder holds

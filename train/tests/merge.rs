@@ -1,5 +1,5 @@
-//! `train merge`: the merged pipeline draws what diffusers draws with the adapters, the same command
-//! goes on after a kill, and nothing else is overwritten.
+//! `train merge`: the merged pipeline gives the images of diffusers with the adapters, the same
+//! command resumes after a kill, and nothing else is overwritten.
 #![expect(clippy::unwrap_used, reason = "a test stops where something is missing")]
 
 mod common;
@@ -16,7 +16,7 @@ use nn::weights::Weights;
 use tch::{Device, Kind, Tensor};
 use testkit::Folder;
 
-/// Adapters of the tiny pipelines, and the images that diffusers draws with them
+/// Adapters of the tiny pipelines, and the images of diffusers with them
 /// (`scripts/goldens/lora.py`).
 fn adapters(name: &str, file: &str) -> PathBuf {
     let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../crates/nn/tests/fixtures/lora");
@@ -66,7 +66,7 @@ fn distance(name: &str, folder: &Path, image: &str) -> u8 {
 }
 
 #[test]
-fn a_merged_pipeline_draws_what_diffusers_draws_with_the_adapters() {
+fn a_merged_pipeline_gives_the_images_of_diffusers_with_the_adapters() {
     let folder = Folder::new();
     for name in ["sd", "sdxl"] {
         for (out, loras, image) in [
@@ -98,7 +98,7 @@ fn a_merged_pipeline_draws_what_diffusers_draws_with_the_adapters() {
 }
 
 #[test]
-fn a_killed_merge_goes_on_and_a_finished_one_is_left_alone() {
+fn a_killed_merge_resumes_and_a_finished_one_is_left_alone() {
     let folder = Folder::new();
     let loras = [lora("sdxl", "kohya.safetensors")];
     let command = |out: &str| merge(&pipeline("sdxl"), &loras, &folder.path(out));

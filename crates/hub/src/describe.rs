@@ -279,9 +279,8 @@ fn convert(file: &str) -> String {
 
 fn merge(path: &str) -> String {
     format!(
-        "merge them into their base model with Python: pipe.load_lora_weights({path:?}), \
-         pipe.fuse_lora(), pipe.unload_lora_weights(), pipe.save_pretrained(\"FOLDER\"), then name \
-         FOLDER"
+        "evaluate takes --model NAME=BASE,lora={path}, and train merge --model BASE --lora {path} \
+         --out FOLDER merges them into their base model"
     )
 }
 

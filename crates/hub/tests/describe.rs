@@ -55,10 +55,10 @@ fn single_files_and_lora() {
         ("peft.safetensors", "unet.down_blocks.0.attn1.to_q.lora_A.weight"),
     ] {
         tensors(&at(name), tensor);
-        check(&at(name), Wanted::Pipeline, &["LoRA", "load_lora_weights", "fuse_lora", name]);
+        check(&at(name), Wanted::Pipeline, &["LoRA", ",lora=", "train merge", name]);
     }
     tensors(&at("lora/pytorch_lora_weights.safetensors"), "unet.x.lora_A.weight");
-    check(&at("lora"), Wanted::Unet, &["LoRA", "fuse_lora"]);
+    check(&at("lora"), Wanted::Unet, &["LoRA", "train merge"]);
     write(&at("peft/adapter_config.json"), "{}");
     check(&at("peft"), Wanted::Pipeline, &["LoRA"]);
 }

@@ -184,8 +184,8 @@ fn ten_steps_end_where_they_do_with_peft() {
     }
 }
 
-/// The image that a pipeline with these adapters draws, pixel by pixel.
-fn drawn(name: &str, loras: &[ScaledLora]) -> Vec<u8> {
+/// The images that a pipeline with these adapters samples, pixel by pixel.
+fn sampled(name: &str, loras: &[ScaledLora]) -> Vec<u8> {
     let folder = fixtures("diffusion").join(name);
     let files = PipelineFiles::open(&folder, None).unwrap();
     let pipeline = Pipeline::load_with(&files, loras, Device::Cpu, Precision::F32).unwrap();
@@ -212,7 +212,7 @@ fn lora(path: PathBuf, scale: f64) -> ScaledLora {
     ScaledLora { path, scale }
 }
 
-fn assert_drawn(found: &[u8], name: &str, image: &str, what: &str) {
+fn assert_sampled(found: &[u8], name: &str, image: &str, what: &str) {
     let expected = Weights::open(fixtures("lora").join(name).join("expected.safetensors")).unwrap();
     let expected = expected.tensor(image).unwrap();
     let expected = Vec::<u8>::try_from(expected.flatten(0, -1)).unwrap();
@@ -223,23 +223,23 @@ fn assert_drawn(found: &[u8], name: &str, image: &str, what: &str) {
 }
 
 #[test]
-fn files_of_every_form_draw_what_diffusers_draws_with_them() {
+fn files_of_every_form_give_the_images_of_diffusers() {
     for name in ["sd", "sdxl"] {
         let folder = fixtures("lora").join(name);
         for form in ["diffusers.safetensors", "trainer.safetensors", "kohya.safetensors", "peft"] {
-            let found = drawn(name, &[lora(folder.join(form), 1.0)]);
-            assert_drawn(&found, name, "1", form);
+            let found = sampled(name, &[lora(folder.join(form), 1.0)]);
+            assert_sampled(&found, name, "1", form);
         }
-        let found = drawn(name, &[lora(folder.join("kohya.safetensors"), 0.5)]);
-        assert_drawn(&found, name, "0.5", "half of it");
+        let found = sampled(name, &[lora(folder.join("kohya.safetensors"), 0.5)]);
+        assert_sampled(&found, name, "0.5", "half of it");
         // Adapters are added to each other.
         let part = |form: &str, scale: f64| lora(folder.join(form), scale);
-        let found = drawn(name, &[part("diffusers.safetensors", 0.75), part("peft", 0.25)]);
-        assert_drawn(&found, name, "1", "two parts");
-        assert_ne!(drawn(name, &[]), found);
+        let found = sampled(name, &[part("diffusers.safetensors", 0.75), part("peft", 0.25)]);
+        assert_sampled(&found, name, "1", "two parts");
+        assert_ne!(sampled(name, &[]), found);
     }
     let former = fixtures("lora/sd/former.safetensors");
-    assert_drawn(&drawn("sd", &[lora(former, 1.0)]), "sd", "former", "before PEFT");
+    assert_sampled(&sampled("sd", &[lora(former, 1.0)]), "sd", "former", "before PEFT");
 }
 
 #[test]
@@ -370,8 +370,8 @@ fn new_adapters_are_normal_and_zero_by_their_seeds() {
     }
     let all = Tensor::cat(&numbers, 0);
     assert!(all.numel() > 1000);
-    let deviation = all.std(true).double_value(&[]);
-    assert!((deviation * 8.0 - 1.0).abs() < 0.1, "one over the rank, found {deviation}");
+    let std = all.std(true).double_value(&[]);
+    assert!((std * 8.0 - 1.0).abs() < 0.1, "one over the rank, found {std}");
     let again = case.load(None, Precision::F32);
     for ((_, one), (_, two)) in unet.parameters().iter().zip(again.parameters()) {
         assert_eq!(one, two);
