@@ -40,12 +40,13 @@ on_ranks() {
     return $failed
 }
 
-# replay NAME MODEL flags...; RANKS=2 for two ranks, MICRO=2 for another micro-batch than 4
+# replay NAME MODEL flags...; RANKS=2 for two ranks, MICRO=2 for another micro-batch than 4, EVERY=1 for a
+# checkpoint of every step
 replay() {
     local name=$1 model=$2
     shift 2
     on_ranks "${RANKS:-1}" "$train" run --quiet --fresh --model "$model" --pairs data/sample --labels "$labels" --out "$work/$name" \
-        --device cpu --dtype f32 --steps 10 --record-steps 10 --checkpoint-every 10 --keep 1 \
+        --device cpu --dtype f32 --steps 10 --record-steps 10 --checkpoint-every "${EVERY:-10}" --keep 10 \
         --batch-size 8 --micro-batch "${MICRO:-4}" --reference-every 4 --warmup-steps 3 --probe-every 0 \
         --sample-every 0 "$@"
     echo "== ten training steps, $name, ${RANKS:-1} rank(s): product against diffusers and torch, f32 =="
@@ -78,6 +79,17 @@ with_velocity "$fixtures/sd"
 replay velocity "$work/velocity-model" --beta 100 --lr 1e-6 || status=1
 replay sdxl-adafactor "$fixtures/sdxl" --beta 100 --lr 1e-6 --optimizer adafactor \
     --preference vanilla --grad-checkpointing || status=1
+# Adapters: the steps with PEFT, and the files of the result with diffusers.
+adapters() {
+    local name=$1 model=$2
+    shift 2
+    EVERY=1 replay "$name" "$model" --beta 100 --adapter lora --lora-format diffusers,kohya --lora-name kohya "$@" || return 1
+    echo "== adapters, $name: files of the run in diffusers against its merged pipeline =="
+    "$python" scripts/parity/lora_files.py "$work/$name" --model "$model"
+}
+adapters sd-lora "$fixtures/sd" --lr 1e-3 || status=1
+adapters sd-lora-ff "$fixtures/sd" --lr 1e-3 --targets attention+ff --rank 4 --alpha 2 --grad-checkpointing || status=1
+adapters sdxl-lora "$fixtures/sdxl" --lr 1e-3 --rank 4 || status=1
 if [ -e data/mini/sd/model_index.json ]; then
     replay mini-adamw data/mini/sd --beta 200 --lr 1e-6 || status=1
 fi

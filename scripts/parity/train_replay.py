@@ -10,6 +10,9 @@ loss of each pair, the gradient norm, and after the last recorded step the weigh
 compared with those of the checkpoint of that step (RUN/checkpoints, or RUN/pipeline where the run
 ended there). The reference becomes the model where the records say so.
 
+A run of adapters is computed again with PEFT. It begins with the adapters of the checkpoint of step 1,
+whose learning rate must be 0 (--warmup-steps, --checkpoint-every 1).
+
 Figures are relative: the largest difference over the largest value of the record, but z and losses
 over one at least, since a loss is a function of z at that scale. The bound is 1e-4 in f32. `way` is the
 largest difference of a weight over the largest change of its tensor since the start; its bound is
@@ -28,6 +31,7 @@ import torch
 from diffusers import DDPMScheduler, UNet2DConditionModel
 from diffusers.utils import logging as diffusers_logging
 from safetensors import safe_open
+from safetensors.torch import load_file
 from torch.nn.functional import softplus
 
 BOUND, WAY_BOUND = 1e-4, 1e-2
@@ -76,16 +80,41 @@ def make_optimizer(settings: dict, parameters) -> torch.optim.Optimizer:
     )
 
 
+def adapted(unet: UNet2DConditionModel, settings: dict, start: Tensors) -> None:
+    """Freezes a network and adds adapters with PEFT, which begin as `start`."""
+    from peft import LoraConfig
+
+    unet.requires_grad_(False)
+    modules = sorted({name.split(".lora_")[0] for name in start})
+    unet.add_adapter(LoraConfig(r=settings["rank"], lora_alpha=settings["alpha"], target_modules=modules))
+    found = trained(unet)
+    if found.keys() != start.keys():
+        sys.exit(f"PEFT has the adapters {sorted(found)}, the run {sorted(start)}")
+    with torch.no_grad():
+        for name, value in found.items():
+            value.copy_(start[name])
+
+
+def trained(unet: UNet2DConditionModel) -> dict[str, torch.nn.Parameter]:
+    """What is trained, by its name in a checkpoint."""
+    parameters = unet.named_parameters()
+    return {name.replace(".default.weight", ".weight"): value for name, value in parameters if value.requires_grad}
+
+
 class Replay:
     """The run so far, on this side."""
 
-    def __init__(self, model: Path, settings: dict) -> None:
+    def __init__(self, model: Path, settings: dict, start: Tensors | None) -> None:
         self.settings = settings
         self.unet = UNet2DConditionModel.from_pretrained(model / "unet").train()
-        self.reference = UNet2DConditionModel.from_pretrained(model / "unet").requires_grad_(False)
-        self.start = {name: value.detach().clone() for name, value in self.unet.named_parameters()}
+        self.reference = UNet2DConditionModel.from_pretrained(model / "unet")
+        if start is not None:
+            adapted(self.unet, settings, start)
+            adapted(self.reference, settings, start)
+        self.reference.requires_grad_(False)
+        self.start = {name: value.detach().clone() for name, value in trained(self.unet).items()}
         self.schedule = DDPMScheduler.from_pretrained(model / "scheduler")
-        self.optimizer = make_optimizer(settings, self.unet.parameters())
+        self.optimizer = make_optimizer(settings, trained(self.unet).values())
         self.step, self.reference_step = 0, 0
 
     def micro_batch(self, record: Tensors, total_weight: float) -> dict[str, float]:
@@ -136,7 +165,7 @@ class Replay:
         figures = [self.micro_batch(record, total_weight) for record, _ in records]
         largest = {name: max(figure[name] for figure in figures) for name in figures[0]}
         bound = self.settings["max_grad_norm"] or float("inf")
-        norm = torch.nn.utils.clip_grad_norm_(self.unet.parameters(), bound).double()
+        norm = torch.nn.utils.clip_grad_norm_(trained(self.unet).values(), bound).double()
         expected = torch.tensor(float(facts["grad_norm"]), dtype=torch.float64)
         largest["grad_norm"] = relative(norm, expected)
         self.optimizer.param_groups[0]["lr"] = float(facts["lr"])
@@ -148,9 +177,13 @@ class Replay:
     @torch.no_grad()
     def weights(self, folder: Path) -> tuple[tuple[float, str], tuple[float, str]]:
         """How far the weights of a UNet in `folder` are, and how far the ways they went; the worst."""
-        theirs = UNet2DConditionModel.from_pretrained(folder).state_dict()
+        adapters = folder / "adapters.safetensors"
+        if adapters.exists():
+            theirs = load_file(adapters)
+        else:
+            theirs = UNet2DConditionModel.from_pretrained(folder).state_dict()
         far, way = [], []
-        for name, value in self.unet.named_parameters():
+        for name, value in trained(self.unet).items():
             far.append((relative(theirs[name], value), name))
             moved = value - self.start[name]
             way.append((relative(theirs[name] - self.start[name], moved), name))
@@ -202,7 +235,13 @@ def main() -> None:
     if settings["dtype"] != "f32":
         sys.exit(f"{arguments.run}: expected a run in f32, found {settings['dtype']}")
     model = arguments.model or Path(settings["model"])
-    replay = Replay(model, settings)
+    start = None
+    if settings.get("adapter") == "lora":
+        first = float(read(steps(arguments.run, 1)[0][0])[1]["lr"])
+        if first != 0.0:
+            sys.exit(f"{arguments.run}: expected a learning rate of 0 in step 1, found {first}")
+        start = load_file(arguments.run / "checkpoints" / "step-000001" / "unet" / "adapters.safetensors")
+    replay = Replay(model, settings, start)
     print(f"{'step':<8}" + "".join(f"{name:>12}" for name in COLUMNS))
     failed, refreshes = False, 0
     for files in steps(arguments.run, arguments.steps):
