@@ -202,7 +202,8 @@ fn write_adapters(
     match format {
         LoraFormat::Diffusers => write_diffusers(file, adapters, config)?,
         LoraFormat::Kohya => {
-            let weights = Weights::open(&base.files.unet.weights)?;
+            // Without a prefix that all names may have.
+            let weights = MergedPipeline::open(&base.files, &[])?.unet;
             let names = weights.names().map(str::to_owned);
             let is_sdxl = base.files.family == Family::StableDiffusionXl;
             write_kohya(file, adapters, names, config, is_sdxl)?

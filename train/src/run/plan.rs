@@ -347,35 +347,40 @@ fn parameters(files: &NetworkFiles) -> Result<Vec<f64>> {
 }
 
 /// The shapes of the tensors that are trained: the UNet's weights, or its adapters.
-struct Trained(Vec<Vec<i64>>);
+struct Trained {
+    shapes: Vec<Vec<i64>>,
+    /// Whether feed-forward networks are among them.
+    feed_forward: bool,
+}
 
 impl Trained {
     fn of(config: &Config, base: &BaseModel) -> Result<Self> {
         let weights = Weights::open(&base.files.unet.weights)?;
-        let shapes = match &config.lora {
+        let (shapes, feed_forward) = match &config.lora {
             None => {
                 let shape = |name: &str| weights.shape(name).unwrap_or_default().to_vec();
-                weights.names().map(shape).collect()
+                (weights.names().map(shape).collect(), true)
             }
             Some(lora) => {
                 let modules = lora.targets.modules(&weights)?;
                 let shapes =
                     |module: &Module| [module.down_shape(lora.rank), module.up_shape(lora.rank)];
-                modules.iter().flat_map(shapes).collect()
+                let feed_forward = modules.iter().any(|module| module.name.contains(".ff."));
+                (modules.iter().flat_map(shapes).collect(), feed_forward)
             }
         };
-        Ok(Self(shapes))
+        Ok(Self { shapes, feed_forward })
     }
 
     /// How many numbers they have.
     fn numbers(&self) -> f64 {
         let count = |shape: &Vec<i64>| shape.iter().map(|size| *size as f64).product::<f64>();
-        self.0.iter().map(count).sum()
+        self.shapes.iter().map(count).sum()
     }
 
     /// The bytes of the optimizer's state.
     fn state(&self, kind: OptimizerKind) -> f64 {
-        self.0.iter().map(|shape| state_bytes(kind, shape)).sum()
+        self.shapes.iter().map(|shape| state_bytes(kind, shape)).sum()
     }
 }
 
@@ -425,7 +430,9 @@ fn memory(
     }
     let rows = 2.0 * config.settings.micro_batch as f64;
     let kept = match config.settings.grad_checkpointing {
-        false => cost.kept,
+        false if trained.feed_forward => cost.kept,
+        // A frozen weight does not keep its input.
+        false => cost.kept - cost.kept_for_feed_forward,
         true => cost.kept_with_checkpointing + cost.largest_part,
     };
     let boundary = BOUNDARY_TENSORS * cost.largest_tensor;

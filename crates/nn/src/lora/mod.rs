@@ -28,6 +28,8 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 pub(crate) use adapter::Adapter;
+#[cfg(test)]
+pub(crate) use adapter::CALLS;
 pub use file::{DIFFUSERS_FILE, SAVED_ADAPTERS, write_diffusers, write_kohya};
 pub use merge::{MergedPipeline, Part};
 pub use read::LoraFile;

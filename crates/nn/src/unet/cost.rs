@@ -22,6 +22,9 @@ pub struct UNetCost {
     pub largest_part: f64,
     /// Numbers of the largest tensor.
     pub largest_tensor: f64,
+    /// Of `kept`, those that only the weights of the feed-forward networks need: their inputs, which
+    /// frozen weights do not keep.
+    pub kept_for_feed_forward: f64,
 }
 
 impl UNetCost {
@@ -67,6 +70,7 @@ impl UNetCost {
         let block = pixels * channels * (11.0 + 3.0 * EXPANSION) + 2.0 * length * channels;
         let kept = layers * block + pixels * channels * 3.0;
         self.part(2.0 * products, kept, pixels * channels);
+        self.kept_for_feed_forward += layers * pixels * channels * (1.0 + EXPANSION);
         self.largest_tensor = self.largest_tensor.max(EXPANSION * pixels * channels);
     }
 }

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use super::*;
 use crate::device::multiplying_bf16;
+use crate::lora::{CALLS, LoraConfig, Targets};
 use crate::optimizer::{AdamW, AdamWConfig, FlatGradients, Optimizer, clip_grad_norm, zero_grad};
 use crate::shim::normal;
 
@@ -83,6 +84,38 @@ fn copies_of_weights_give_the_bits_of_casts_at_every_use() {
             }
         }
     });
+}
+
+/// Nothing records gradients before the first adapters, so their transformer has no input by which it
+/// would be recomputed; without a leaf it would keep everything in it.
+#[test]
+fn every_adapter_is_recomputed_also_where_nothing_before_it_records() {
+    let calls = || CALLS.load(std::sync::atomic::Ordering::Relaxed);
+    for name in ["sd15", "sdxl"] {
+        let folder = folder(name);
+        let weights = Weights::open_folder(&folder, WEIGHT_FILES).unwrap();
+        let config = UNetConfig::read(&folder.join("config.json")).unwrap();
+        let lora = LoraConfig { rank: 2, alpha: 2.0, targets: Targets::Attention };
+        let (device, precision) = (Device::Cpu, Precision::F32);
+        let seed = |place: u64| place;
+        let mut unet =
+            UNet::load_with_adapters(&config, &weights, &lora, None, &seed, device, precision)
+                .unwrap();
+        let count = unet.parameters().len() / 2;
+        for (checkpointing, times) in [(false, 1), (true, 2)] {
+            unet.set_gradient_checkpointing(checkpointing);
+            let start = calls();
+            let recorded = output(&unet, 1);
+            assert_eq!(calls() - start, count, "{name}");
+            recorded.square().mean(Kind::Float).backward();
+            assert_eq!(calls() - start, times * count, "{name}, {checkpointing}");
+            // Without recording there is nothing to recompute.
+            let start = calls();
+            let plain = tch::no_grad(|| output(&unet, 1));
+            assert!(!plain.requires_grad());
+            assert_eq!(calls() - start, count, "{name}");
+        }
+    }
 }
 
 #[test]
