@@ -9,6 +9,10 @@ in bf16 autocast over f32 weights, and a reference whose weights are bf16. Each 
 to warm up; then every step counts, and best and median are of all steps of all rounds. Peak memory is
 of the process (VmHWM).
 
+A row of adapters (lora8) trains those of rank 8 on every attention with PEFT: the base is in the dtype
+of the row, the adapters are f32, and the reference is the same network with the adapters turned off, as
+in the DPO trainers of diffusers.
+
 The update alone stands in a table of its own, beside torch's fused AdamW and its default loop
 (foreach=False, fused=False).
 
@@ -55,6 +59,8 @@ OPTIMIZERS = {
     "adafactor": functools.partial(Adafactor, scale_parameter=False, relative_step=False),
 }
 LAYOUTS = ("rows", "channels last")
+ATTENTION = ["to_q", "to_k", "to_v", "to_out.0"]
+RANK = 8
 PARTS = ("forward_seconds", "backward_seconds", "clip_seconds", "optimizer_seconds", "seconds")
 
 
@@ -75,12 +81,18 @@ def python_step(options: dict[str, str]) -> dict:
     unet.to(device, memory_format=layout)
     if options["checkpointing"] == "true":
         unet.enable_gradient_checkpointing()
-    reference = copy.deepcopy(unet).requires_grad_(False).eval().to(dtype)
-    reference.disable_gradient_checkpointing()
-    optimizer = OPTIMIZERS[options["optimizer"]](unet.parameters(), lr=LEARNING_RATE)
+    has_adapters = "adapters" in options
+    if has_adapters:
+        unet.requires_grad_(False).to(dtype)
+        add_adapters(unet, load_file(options["adapters"]))
+        reference = unet
+    else:
+        reference = copy.deepcopy(unet).requires_grad_(False).eval().to(dtype)
+        reference.disable_gradient_checkpointing()
+    parameters = [parameter for parameter in unet.parameters() if parameter.requires_grad]
+    optimizer = OPTIMIZERS[options["optimizer"]](parameters, lr=LEARNING_RATE)
     schedule = DDPMScheduler.from_pretrained(Path(options["schedule"]).parent)
     batch = load_file(options["input"], device=str(device))
-    parameters = list(unet.parameters())
     if options.get("compile") == "true":
         unet, reference = torch.compile(unet), torch.compile(reference)
     wait()
@@ -102,9 +114,13 @@ def python_step(options: dict[str, str]) -> dict:
         noisy = schedule.add_noise(latents, noise, timesteps).to(memory_format=layout)
         with torch.no_grad():
             lowered = {name: value.to(dtype) for name, value in added.items()} if added else None
+            if has_adapters:
+                unet.disable_adapters()
             expected = reference(
                 noisy.to(dtype), timesteps, text.to(dtype), added_cond_kwargs=lowered
             ).sample.float()
+            if has_adapters:
+                unet.enable_adapters()
         with autocast:
             predicted = unet(noisy, timesteps, text, added_cond_kwargs=added).sample
         model, ref = ((out.float() - noise).square().mean((1, 2, 3)) for out in (predicted, expected))
@@ -143,6 +159,22 @@ def python_step(options: dict[str, str]) -> dict:
     return report | {"peak_device": peak_device(device)}
 
 
+def add_adapters(unet: UNet2DConditionModel, start: dict[str, torch.Tensor] | None = None) -> dict:
+    """Adds adapters of the attention with PEFT, f32, and returns them by their names in a checkpoint."""
+    from peft import LoraConfig
+
+    unet.add_adapter(LoraConfig(r=RANK, lora_alpha=RANK, init_lora_weights="gaussian", target_modules=ATTENTION))
+    found = {}
+    for name, value in unet.named_parameters():
+        if ".lora_" in name:
+            value.data = value.data.float()
+            name = name.replace(".default.weight", ".weight")
+            if start is not None:
+                value.data.copy_(start[name])
+            found[name] = value
+    return found
+
+
 def step_input(config: dict, pairs: int, side: int) -> dict[str, torch.Tensor]:
     """The tensors of a step of a UNet of this configuration, latents of `side` rows."""
     generator = torch.Generator().manual_seed(1)
@@ -168,11 +200,13 @@ class Row(NamedTuple):
     side: int  # of the latents
     pairs: int
     checkpointing: bool
+    has_adapters: bool
 
     @property
     def name(self) -> str:
         checkpointed = "-checkpointing" if self.checkpointing else ""
-        return f"{8 * self.side}px-{self.pairs}-pairs-{self.precision}{checkpointed}"
+        adapters = f"-lora{RANK}" if self.has_adapters else ""
+        return f"{8 * self.side}px-{self.pairs}-pairs-{self.precision}{adapters}{checkpointed}"
 
 
 class Bench:
@@ -201,7 +235,8 @@ class Bench:
 
     def ours(self, options: dict) -> dict:
         output = {"output": self.folder / "ours.safetensors", "beta": BETA, "lr": LEARNING_RATE}
-        return self.run([self.arguments.tool], options | output)
+        rank = {"rank": RANK} if "adapters" in options else {}
+        return self.run([self.arguments.tool], options | rank | output)
 
     def theirs(self, options: dict, layout: str, optimizer: str = "fused") -> dict:
         more = {"output": self.folder / "theirs.safetensors", "layout": layout, "optimizer": optimizer}
@@ -212,9 +247,24 @@ class Bench:
         tensors = step_input(config, row.pairs, row.side)
         save_file(tensors, self.common["input"])
 
+    def write_adapters(self, file: Path) -> None:
+        """Adapters that add something, the same for both sides."""
+        torch.manual_seed(2)
+        with torch.device("meta"):
+            unet = UNet2DConditionModel.from_config(json.loads((self.model / "unet" / "config.json").read_text()))
+            shapes = {name: value.shape for name, value in add_adapters(unet).items()}
+        numbers = {
+            name: torch.randn(shape) * (1 / RANK if ".lora_A." in name else 1e-3)
+            for name, shape in shapes.items()
+        }
+        save_file(numbers, file)
+
     def measure(self, row: Row) -> dict:
         self.write_input(row)
         options = {"precision": row.precision, "checkpointing": str(row.checkpointing).lower()}
+        if row.has_adapters:
+            options["adapters"] = self.folder / "adapters.safetensors"
+            self.write_adapters(options["adapters"])
         reports: dict[str, list[dict]] = {"ours": []} | {layout: [] for layout in LAYOUTS}
         for number in range(self.arguments.rounds):
             reports["ours"].append(self.ours(options))
@@ -318,8 +368,8 @@ def main() -> None:
     bench = Bench(arguments, build(arguments.models, model), folder)
     results = []
     for precision in DTYPES:
-        for checkpointing in (False, True):
-            row = Row(precision, arguments.latents, arguments.pairs, checkpointing)
+        for has_adapters, checkpointing in ((False, False), (False, True), (True, False), (True, True)):
+            row = Row(precision, arguments.latents, arguments.pairs, checkpointing, has_adapters)
             saved = folder / f"{row.name}.json"
             wanted = any(fnmatch.fnmatch(row.name, pattern) for pattern in arguments.rows or ["*"])
             if wanted and (arguments.fresh or not saved.exists()):

@@ -10,7 +10,8 @@
 //! with the tensors of a record (latents_0 latents_1 noise timesteps prompt_embeds label_p
 //! weight_w, for SDXL pooled_embeds and time_ids); `precision=f32|bf16|f16 device=cpu threads=N
 //! repeats=N` (steps after the first one), `checkpointing=true`, `optimizer=adamw|adafactor`,
-//! `beta=5000 lr=1e-6`; `output=` takes z, losses and the gradient norm of the last step.
+//! `beta=5000 lr=1e-6`; `rank=8` trains adapters of the attention, those of `adapters=` if it names a
+//! file, against the base model. `output=` takes z, losses and the gradient norm of the last step.
 //! `zero=true` reports z and the loss where model and reference are equal: before the steps, and
 //! after them when the reference is updated, each with and without gradient checkpointing. One line
 //! of JSON goes to standard output: the seconds of loading, of the first step, and of the others
@@ -24,6 +25,7 @@ use std::time::Instant;
 
 use anyhow::Result;
 use nn::device::{self, Precision};
+use nn::lora::{LoraConfig, Targets};
 use nn::optimizer::{
     Adafactor, AdafactorConfig, AdamW, AdamW8bit, AdamWConfig, Optimizer, OptimizerKind,
 };
@@ -51,6 +53,8 @@ fn main() -> Result<()> {
     let (model, input) = (options.path("model")?, options.path("input")?);
     let schedule = ScheduleConfig::read(&options.path("schedule")?)?;
     let zero = options.parse("zero", false)?;
+    let rank = options.parse("rank", 0_i64)?;
+    let adapters = options.take("adapters");
     let output = options.take("output");
     options.finish()?;
 
@@ -59,9 +63,24 @@ fn main() -> Result<()> {
     let schedule = TrainingSchedule::new(&schedule, device)?;
     let config = UNetConfig::read(&model.join("config.json"))?;
     let open = || Weights::open_folder(&model, WEIGHT_FILES);
-    let mut unet = UNet::load_for_training(&config, &open()?, device, precision)?;
+    let (mut unet, mut reference) = match rank {
+        0 => (
+            UNet::load_for_training(&config, &open()?, device, precision)?,
+            UNet::load_reference(&config, &open()?, device, precision)?,
+        ),
+        rank => {
+            let lora = LoraConfig { rank, alpha: rank as f64, targets: Targets::Attention };
+            let stored = adapters.map(Weights::open).transpose()?;
+            let (stored, seed) = (stored.as_ref(), |place: u64| place);
+            let weights = open()?;
+            let unet = UNet::load_with_adapters(
+                &config, &weights, &lora, stored, &seed, device, precision,
+            )?;
+            let reference = unet.adapter_reference(None)?;
+            (unet, reference)
+        }
+    };
     unet.set_gradient_checkpointing(checkpointing);
-    let mut reference = UNet::load_reference(&config, &open()?, device, precision)?;
     let mut equal = Vec::new();
     // The largest |z| and the mean loss of the batch, with and without gradient checkpointing.
     let mut look = |unet: &mut UNet, reference: &UNet, when: &str| -> Result<()> {
