@@ -12,6 +12,7 @@ use runkit::settings::SettingsFlags;
 use runkit::shard::Shard;
 
 use crate::recipe;
+use crate::run::plan::Bytes;
 use crate::settings::{CacheOptions, RunOptions, with_default_in_help};
 
 /// Train a diffusion model on preferences: Diffusion-DPO on consensus labels, with a
@@ -132,6 +133,10 @@ pub struct PlanArguments {
     /// Plan for this many ranks, one for each GPU [default: those that the launcher starts, else 1].
     #[arg(long, value_name = "N", help_heading = "Several processes")]
     pub ranks: Option<NonZeroUsize>,
+    /// Say whether the run fits a GPU of this memory, such as 12GiB, and with which flags it would;
+    /// the GPU need not be here [default: the memory of the GPU that is here].
+    #[arg(long, value_name = "SIZE", help_heading = "Compute")]
+    pub memory: Option<Bytes>,
 }
 
 /// `train cache`.

@@ -12,6 +12,7 @@ use runkit::program::{self, UsageError, say, stopped_by, usage_unless};
 use runkit::settings::Settings as _;
 use runkit::signals::stoppable;
 use serde_json::{Value, json};
+use tch::Device;
 
 use crate::cache;
 use crate::cli::{CacheArguments, Cli, Command, MergeArguments, PlanArguments, RunArguments};
@@ -19,7 +20,7 @@ use crate::config::{self, Config};
 use crate::merge::{self, Merge};
 use crate::recipe::{self, RecipeError};
 use crate::run::opened::OpenedRun;
-use crate::run::plan::Plan;
+use crate::run::plan::{Bytes, Limit, Plan};
 use crate::run::{self, Finished};
 use crate::settings::RunOptions;
 
@@ -111,7 +112,7 @@ fn summary(Finished { pipeline, lora, probe }: &Finished) -> String {
     text
 }
 
-fn plan(PlanArguments { run: arguments, ranks }: &PlanArguments) -> Result<ExitStatus> {
+fn plan(PlanArguments { run: arguments, ranks, memory }: &PlanArguments) -> Result<ExitStatus> {
     let launch = launch("train plan")?;
     if !launch.is_first() {
         return Ok(ExitStatus::Done);
@@ -120,13 +121,32 @@ fn plan(PlanArguments { run: arguments, ranks }: &PlanArguments) -> Result<ExitS
         Some(ranks) => Launch { world: ranks.get(), ..Launch::ALONE },
         None => launch,
     };
+    let mut arguments = arguments.clone();
+    // With a named memory the GPU need not be here.
+    let is_here = tch::Cuda::is_available();
+    if memory.is_some() && !is_here {
+        arguments.settings.device = Some("cpu".to_owned());
+    }
+    let arguments = &arguments;
     let Some(settings) = settings(arguments, &launch)? else { return Ok(ExitStatus::Done) };
-    let config = config(&settings, arguments, &launch)?;
+    let mut config = config(&settings, arguments, &launch)?;
+    let limit = match (memory, config.device) {
+        (Some(Bytes(bytes)), _) if is_here => Limit::Here(*bytes),
+        (Some(Bytes(bytes)), _) => {
+            config.device = Device::Cuda(0);
+            Limit::Elsewhere(*bytes)
+        }
+        (None, Device::Cuda(index)) => {
+            let gpus = nn::doctor::examine().cuda.gpus;
+            gpus.get(index).and_then(|gpu| gpu.total_bytes).map_or(Limit::None, Limit::Here)
+        }
+        (None, _) => Limit::None,
+    };
     runkit::signals::quiet_broken_pipe().context("setting up signals")?;
     runkit::signals::install().context("installing signal handlers")?;
     let opened = OpenedRun::new(&config)?;
     opened.check_cache()?;
-    let plan = Plan::new(&config, &opened)?;
+    let plan = Plan::new(&config, &opened, limit)?;
     arguments.json.say(|| plan.text(&config, &opened), &plan.json(&config, &opened))?;
     Ok(ExitStatus::Done)
 }

@@ -162,7 +162,7 @@ impl MicroBatchBuilder<'_> {
         }
         let (mean_2PCHW, std_2PCHW) = if means[0].is_empty() {
             let all: Vec<Tensor> = pixels.into_iter().flatten().collect();
-            let posterior = networks.pipeline.encoders.vae.encode(&Tensor::f_cat(&all, 0)?)?;
+            let posterior = networks.pipeline.encoders.vae()?.encode(&Tensor::f_cat(&all, 0)?)?;
             let std_2PCHW = posterior.std()?;
             (posterior.mean_BCHW, std_2PCHW)
         } else {
@@ -174,7 +174,7 @@ impl MicroBatchBuilder<'_> {
         };
         let noise = |image: u64| self.standard_normal(Choice::Posterior, positions, image, device);
         let noise_2PCHW = Tensor::f_cat(&[noise(0)?, noise(1)?], 0)?;
-        let config = networks.pipeline.encoders.vae.config();
+        let config = networks.pipeline.encoders.vae_config();
         let latents_2PCHW = mean_2PCHW
             .f_add(&std_2PCHW.f_mul(&noise_2PCHW)?)?
             .f_mul_scalar(config.scaling_factor)?;

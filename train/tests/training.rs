@@ -334,6 +334,9 @@ fn a_plan_shows_what_a_run_would_do_and_writes_nothing() {
         "peak memory",
         "0 of 12 (0.0 %), policy: drop",
         "per checkpoint",
+        "loss                  dpo, β 50 with the half of z: 25 in diffusers' script for SD",
+        "on a GPU",
+        "cards of 6 GB and more",
         "16 x 16",
         "time",
     ] {
@@ -343,7 +346,52 @@ fn a_plan_shows_what_a_run_would_do_and_writes_nothing() {
     let plan: Value = serde_json::from_str(&run.stdout).unwrap();
     assert_eq!((&plan["pairs"]["selected"], &plan["epochs"]), (&10.into(), &4.0.into()));
     assert!(plan["seconds"][1].as_f64() > plan["seconds"][0].as_f64());
+    assert_eq!(plan["gpu"]["fits_gigabytes"], serde_json::json!([6, 8, 12, 16, 24, 40, 80]));
+    assert!(plan["gpu"]["memory"].is_null());
     assert!(!fixture.path("out").exists());
+}
+
+/// For a GPU that need not be here: whether the run fits, and what it would take.
+#[test]
+fn a_plan_for_a_named_memory_says_whether_the_run_fits() {
+    let fixture = Fixture::new(12);
+    let plan = |memory: &str| -> Value {
+        let flags = ["--json", "--device", "cuda", "--memory", memory];
+        let run = Run::of(&mut fixture.command("plan", "out", &flags)).expect_code(0);
+        serde_json::from_str(&run.stdout).unwrap()
+    };
+    let small = plan("6GiB");
+    assert_eq!(small["gpu"]["memory"]["fits"], true);
+    assert_eq!(small["gpu"]["memory"]["bytes"], 6u64 << 30);
+    // The peak on a GPU holds the CUDA context alone: no flag helps.
+    let never = plan("500MiB");
+    assert_eq!(never["gpu"]["memory"]["fits"], false);
+    assert!(never["gpu"]["memory"]["flags"].is_null());
+    // A byte less than it takes: a flag helps.
+    let peak = small["gpu"]["peak_memory_bytes"].as_u64().unwrap();
+    let tight = plan(&format!("{}MiB", (peak - 1) >> 20));
+    let flags = tight["gpu"]["memory"]["flags"].as_array().unwrap();
+    assert!(!flags.is_empty(), "{tight}");
+    let flags = ["--memory", "twelve"];
+    Run::of(&mut fixture.command("plan", "out", &flags)).expect_code(2);
+}
+
+/// With a cache the encoders are off the device, and come back for sample images.
+#[test]
+fn a_cached_run_samples_the_images_of_its_pairs() {
+    let fixture = Fixture::new(12);
+    let cache = fixture.path("latents").display().to_string();
+    let mut command = common::train(["cache", "--model"]);
+    command.arg(pipeline("sd")).arg("--pairs").arg(fixture.path("pairs")).args(["--out", &cache]);
+    Run::of(&mut command).expect_code(0);
+    let samples = ["--sample-every", "5", "--sample-steps", "2"];
+    Run::of(&mut fixture.run("pairs", &samples)).expect_code(0);
+    let cached = [&samples[..], &["--cache", &cache]].concat();
+    Run::of(&mut fixture.run("cached", &cached)).expect_code(0);
+    for step in ["000000", "000005", "000010"] {
+        let name = |out: &str| format!("{out}/samples/step-{step}/00.png");
+        assert!(fixture.bytes(&name("pairs")) == fixture.bytes(&name("cached")), "{step}");
+    }
 }
 
 #[test]

@@ -37,7 +37,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         };
         files.tokenizers.iter().map(|folder| encode(folder)).collect::<Result<Vec<_>, _>>()
     };
-    let factor = pipeline.encoders.vae.config().downscale();
+    let factor = pipeline.encoders.vae_config().downscale();
     let (height, width) = pipeline.unet.config().sample_size.unwrap_or((64, 64));
     let request = SampleRequest {
         prompt: &pipeline.encode_prompt(&tokens(&prompt)?)?,

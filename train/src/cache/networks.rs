@@ -21,7 +21,7 @@ pub(super) fn latents(
     if flipped {
         pixels_BCHW = pixels_BCHW.f_flip([3])?;
     }
-    let posterior = encoders.vae.encode(&pixels_BCHW)?;
+    let posterior = encoders.vae()?.encode(&pixels_BCHW)?;
     // One copy from the device for the whole batch.
     let both = Tensor::f_stack(&[&posterior.mean_BCHW, &posterior.std()?], 1)?;
     let both = both.f_to_device(Device::Cpu)?.f_contiguous()?;

@@ -117,7 +117,12 @@ impl Sampler {
     ) -> Result<Vec<SampleImage>> {
         // Inference keeps no activations, so there is nothing to recompute.
         networks.pipeline.unet.set_gradient_checkpointing(false);
-        let own = self.generate_own(base, networks, step, world, stop);
+        let were_released = networks.pipeline.encoders.are_released();
+        let restored = networks.pipeline.encoders.restore().map_err(anyhow::Error::from);
+        let own = restored.and_then(|()| self.generate_own(base, networks, step, world, stop));
+        if were_released {
+            networks.pipeline.encoders.release();
+        }
         networks.pipeline.unet.set_gradient_checkpointing(self.grad_checkpointing);
         let (own, lengths) = match own {
             Ok(own) => {

@@ -100,7 +100,7 @@ struct Moment {
 }
 
 impl Moment {
-    /// Zeros, of which the map has one at the index `zero`.
+    /// Zeros; `zero` is the index of 0 in the map.
     fn new(size: &[i64], zero: i64, device: Device) -> Result<Self, TchError> {
         let count: i64 = size.iter().product();
         let blocks = (count + BLOCK - 1) / BLOCK;

@@ -26,15 +26,18 @@ pub struct PromptEmbeds {
     pub pooled_BD: Option<Tensor>,
 }
 
-/// The networks of a pipeline, apart from its UNet.
+/// The networks of a pipeline, apart from its UNet. Who needs them now and then only can take them
+/// off the device ([`Encoders::release`]).
 #[derive(Debug)]
 pub struct Encoders {
     /// The family of their pipeline.
     pub family: Family,
-    /// The autoencoder.
-    pub vae: Vae,
-    /// The text encoder; SDXL has two.
+    vae: Option<Vae>,
+    vae_config: VaeConfig,
+    /// The text encoder; SDXL has two. None while they are released.
     pub text_encoders: Vec<TextEncoder>,
+    files: PipelineFiles,
+    precision: Precision,
     /// Whether SDXL replaces an empty negative prompt by zeros.
     pub force_zeros_for_empty_prompt: bool,
     device: Device,
@@ -78,18 +81,70 @@ impl Encoders {
         let vae = VaeConfig::read(&files.vae.config)?;
         let texts = files.text_configs()?;
         check_fit(files, unet, &vae, &texts)?;
-        let vae_weights = Weights::open(&files.vae.weights)?;
-        Ok(Self {
+        let mut encoders = Self {
             family: files.family,
-            vae: Vae::load(&vae, &vae_weights, device, precision)?,
-            text_encoders: text_weights
-                .iter()
-                .zip(&texts)
-                .map(|(weights, config)| TextEncoder::load(config, weights, device, precision))
-                .collect::<Result<_, _>>()?,
+            vae: None,
+            vae_config: vae,
+            text_encoders: Vec::new(),
             force_zeros_for_empty_prompt: files.force_zeros_for_empty_prompt,
             device,
-        })
+            files: files.clone(),
+            precision,
+        };
+        encoders.load_networks(text_weights)?;
+        Ok(encoders)
+    }
+
+    fn load_networks(&mut self, text_weights: &[Weights]) -> Result<(), ModelError> {
+        let (device, precision) = (self.device, self.precision);
+        let vae_weights = Weights::open(&self.files.vae.weights)?;
+        let texts = self.files.text_configs()?;
+        let text_encoders = text_weights
+            .iter()
+            .zip(&texts)
+            .map(|(weights, config)| TextEncoder::load(config, weights, device, precision))
+            .collect::<Result<_, _>>()?;
+        self.vae = Some(Vae::load(&self.vae_config, &vae_weights, device, precision)?);
+        self.text_encoders = text_encoders;
+        Ok(())
+    }
+
+    /// Takes the networks off the device: their memory is free until [`Encoders::restore`].
+    pub fn release(&mut self) {
+        self.vae = None;
+        self.text_encoders.clear();
+    }
+
+    /// Whether the networks are off the device.
+    pub fn are_released(&self) -> bool {
+        self.vae.is_none()
+    }
+
+    /// Loads the networks again from their files, if they were released.
+    ///
+    /// # Errors
+    /// If a file cannot be read, or the device is out of memory.
+    pub fn restore(&mut self) -> Result<(), ModelError> {
+        if !self.are_released() {
+            return Ok(());
+        }
+        let networks = self.files.text_encoders.iter();
+        let weights = networks.map(|network| Weights::open(&network.weights));
+        let weights = weights.collect::<Result<Vec<_>, _>>()?;
+        self.load_networks(&weights)
+    }
+
+    /// The autoencoder.
+    ///
+    /// # Errors
+    /// While the networks are released.
+    pub fn vae(&self) -> Result<&Vae, NetworkError> {
+        self.vae.as_ref().ok_or_else(|| refused("the autoencoder is off the device".to_owned()))
+    }
+
+    /// The configuration of the autoencoder.
+    pub fn vae_config(&self) -> &VaeConfig {
+        &self.vae_config
     }
 
     /// Their device.

@@ -203,9 +203,9 @@ impl Pipeline {
             return Err(NetworkError::Input { network: "UNet", reason: reason.to_owned() });
         }
         inference(|| {
-            let config = self.encoders.vae.config();
+            let config = self.encoders.vae_config();
             let unscaled_BCHW = latents_BCHW.f_div_scalar(config.scaling_factor)?;
-            images(&self.encoders.vae.decode(&unscaled_BCHW)?)
+            images(&self.encoders.vae()?.decode(&unscaled_BCHW)?)
         })
         .map(Some)
     }
@@ -217,7 +217,7 @@ impl Pipeline {
         progress: &mut dyn FnMut(usize, usize) -> ControlFlow<()>,
     ) -> Result<Option<Tensor>, NetworkError> {
         let SampleRequest { seeds, steps, guidance, height, width, .. } = *request;
-        let factor = self.encoders.vae.config().downscale();
+        let factor = self.encoders.vae_config().downscale();
         if height < 1 || width < 1 || height % factor != 0 || width % factor != 0 {
             let reason = format!(
                 "expected height and width to be multiples of {factor}, found {height} and {width}"

@@ -10,7 +10,7 @@ use runkit::signals::StopFlag;
 use serde_json::{Value, json};
 
 use super::Session;
-use crate::config::{self, Config};
+use crate::config::{self, Config, Source};
 use crate::data::{Content, Positions, Stream, StreamOptions};
 use crate::loss_scale::{LossScale, LossScaling};
 use crate::model::{BaseModel, Networks, SeededLora, Start};
@@ -127,6 +127,10 @@ fn load(
     let lora =
         config.lora.as_ref().map(|lora| SeededLora { config: lora, seed: config.settings.seed });
     let mut networks = Networks::load(base, start, lora, config.device, config.precision)?;
+    // A cache has what they would make; sample images load them again.
+    if matches!(config.source, Source::Cache(_)) {
+        networks.pipeline.encoders.release();
+    }
     networks.start_averages(config, checkpoint.map(|found| found.folder.as_path()))?;
     let parameters = networks.pipeline.unet.parameters();
     let mut optimizer =

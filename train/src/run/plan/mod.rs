@@ -1,21 +1,21 @@
 //! `train plan`: what a run would do, without starting it. Loads no network and writes nothing.
 
+mod cards;
+mod memory;
+
 use std::fmt::{self, Write as _};
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use indicatif::{HumanBytes, HumanCount, HumanDuration};
-use media::text::Tokenizer;
 use nn::device::Precision;
-use nn::lora::Module;
-use nn::optimizer::{BLOCK, LEAST_NUMBERS, OptimizerKind};
-use nn::pipeline::NetworkFiles;
 use nn::unet::UNetCost;
 use nn::vae::VaeConfig;
-use nn::weights::Weights;
 use serde_json::{Map, Value, json};
 use tch::{Device, Kind, Tensor};
 
+pub use self::cards::{Bytes, Cards, Limit};
+use self::memory::{Memory, Trained, bytes_of, needs_f32_reference, parameters};
 use super::communication::Communication;
 use super::export;
 use super::opened::OpenedRun;
@@ -25,12 +25,6 @@ use crate::loss::Objective;
 use crate::model::BaseModel;
 use crate::reference::ReferenceUpdates;
 
-/// Memory of a process with libtorch before it does anything: code, threads, allocators.
-const RUNTIME_BYTES_CPU: f64 = 0.53e9;
-/// GPU memory of the CUDA context and the workspaces of its libraries.
-const RUNTIME_BYTES_CUDA: f64 = 0.9e9;
-/// Tensors of the largest size that a layer's backward pass has beside the kept activations.
-const BOUNDARY_TENSORS: f64 = 6.0;
 /// The fraction of a plain matrix product's speed that networks reach at most: large ones on a CPU.
 const MOST_OF_PEAK: f64 = 0.8;
 /// And at least: the toy pipeline, whose tensors are small, and machines that also do other work.
@@ -49,6 +43,8 @@ pub struct Plan {
     pub trained: f64,
     /// Bytes of each rank at the peak, by purpose.
     pub memory: Vec<(&'static str, f64)>,
+    /// Which GPUs the run fits, and what would make it fit others.
+    pub cards: Cards,
     /// Bytes of the optimizer's states at a rank: whole, and with `--shard-optimizer`.
     pub states: [f64; 2],
     /// What the ranks send each other.
@@ -57,8 +53,9 @@ pub struct Plan {
     pub disk: Disk,
     /// Floating point operations of the run.
     pub operations: f64,
-    /// The operations per second of a plain matrix product on the device, measured.
-    pub operations_per_second: f64,
+    /// The operations per second of a plain matrix product on the device, measured; `None` for a GPU
+    /// that is not here.
+    pub operations_per_second: Option<f64>,
 }
 
 /// Bytes on the disk of a run.
@@ -112,7 +109,7 @@ impl fmt::Display for Disk {
 impl Plan {
     /// Bytes at the peak.
     pub fn peak_bytes(&self) -> f64 {
-        self.memory.iter().map(|(_, bytes)| bytes).sum()
+        memory::sum(&self.memory)
     }
 
     /// Bytes at the peak with whole or with sharded optimizer states.
@@ -122,43 +119,41 @@ impl Plan {
         self.peak_bytes() - present + other
     }
 
-    /// Plans a run.
+    /// Plans a run; `limit` is the memory of the GPU that it should fit.
     ///
     /// # Errors
     /// If a weights file cannot be read.
-    pub fn new(config: &Config, opened: &OpenedRun) -> Result<Self> {
+    pub fn new(config: &Config, opened: &OpenedRun, limit: Limit) -> Result<Self> {
         let base = &opened.base;
-        let [_, height, width] = base.latent_size;
-        let tokens = base.tokenizers.first().map_or(77, Tokenizer::context_length);
-        let cost = base.unet.cost(height, width, i64::try_from(tokens)?);
-        let parameters = parameters(&base.files.unet)?;
+        let cost = memory::cost(base)?;
         let ranks = config.launch.world;
         let trained = Trained::of(config, base)?;
-        let whole = trained.state(config.optimizer.kind);
-        let states = [whole, whole / ranks.max(1) as f64];
+        let memory: Memory = memory::memory(config, base)?;
         let is_sharded = config.settings.shard_optimizer;
-        let states_of_rank = states[usize::from(is_sharded)];
-        let memory = memory(config, opened, &cost, &parameters, &trained, states_of_rank)?;
         let pairs = config.settings.steps as f64 * config.settings.batch_size as f64;
         let operations = pairs * operations_of_pair(config, opened, &cost)?;
         Ok(Self {
             epochs: pairs / opened.counts().selected.max(1) as f64,
-            parameters: parameters.iter().sum(),
+            parameters: parameters(&base.files.unet)?.iter().sum(),
+            cards: Cards::of(config, base, limit)?,
             memory,
-            states,
+            states: memory::states(config, &trained),
             trained: trained.numbers(),
             communication: Communication::new(trained.numbers(), ranks, is_sharded),
             disk: Disk::of(config, base)?,
             operations,
-            operations_per_second: product_operations_per_second(config.device, config.precision)?,
+            operations_per_second: match limit {
+                Limit::Elsewhere(_) => None,
+                _ => Some(product_operations_per_second(config.device, config.precision)?),
+            },
         })
     }
 
     /// The least and the most seconds that the run should take, without communication.
-    fn seconds(&self, config: &Config) -> [f64; 2] {
+    fn seconds(&self, config: &Config) -> Option<[f64; 2]> {
         let ranks = config.launch.world.max(1) as f64;
-        let at_peak = self.operations / self.operations_per_second / ranks;
-        [at_peak / MOST_OF_PEAK, at_peak / LEAST_OF_PEAK]
+        let at_peak = self.operations / self.operations_per_second? / ranks;
+        Some([at_peak / MOST_OF_PEAK, at_peak / LEAST_OF_PEAK])
     }
 
     fn operations_per_pair(&self, config: &Config) -> f64 {
@@ -202,6 +197,7 @@ impl Plan {
             "trained_parameters": self.trained as u64,
             "peak_memory_bytes": self.peak_bytes() as u64,
             "memory_bytes": memory,
+            "gpu": self.cards.json(),
             "peak_memory_bytes_by_optimizer": {
                 "whole": self.peak_bytes_with(config, false) as u64,
                 "sharded": self.peak_bytes_with(config, true) as u64,
@@ -298,25 +294,40 @@ impl Plan {
             let peak = bytes(self.peak_bytes_with(config, true));
             line("", format!("with --shard-optimizer {peak}"));
         }
+        for (name, value) in self.cards.lines() {
+            line(name, value);
+        }
         line("disk", self.disk.to_string());
+        let per_pair = operations(self.operations_per_pair(config));
         line(
             "work",
-            format!(
-                "{} per pair; a matrix product here does {}/s",
-                operations(self.operations_per_pair(config)),
-                operations(self.operations_per_second)
-            ),
+            match self.operations_per_second {
+                None => format!("{per_pair} per pair"),
+                Some(here) => {
+                    format!(
+                        "{per_pair} per pair; a matrix product here does {}/s",
+                        operations(here)
+                    )
+                }
+            },
         );
         if !is_alone {
             line("communication", self.communication.to_string());
         }
         // A thousand years are longer than any run, and do not overflow.
         let duration = |seconds: f64| Duration::try_from_secs_f64(seconds.min(3e10));
-        let [least, most] = self
-            .seconds(config)
-            .map(|seconds| HumanDuration(duration(seconds).unwrap_or_default()));
+        let time = |seconds: f64| HumanDuration(duration(seconds).unwrap_or_default());
         let without = if is_alone { "sample images" } else { "sample images and communication" };
-        line("time", format!("{least} to {most} (estimate, without {without})"));
+        line(
+            "time",
+            match self.seconds(config) {
+                None => "unknown: the GPU is not here".to_owned(),
+                Some([least, most]) => {
+                    let (least, most) = (time(least), time(most));
+                    format!("{least} to {most} (estimate, without {without})")
+                }
+            },
+        );
         text
     }
 }
@@ -335,159 +346,6 @@ fn operations(count: f64) -> String {
         _ => (1e6, "MFLOP"),
     };
     format!("{:.2} {name}", count / unit)
-}
-
-/// The number of elements of every weight of a network.
-fn parameters(files: &NetworkFiles) -> Result<Vec<f64>> {
-    let weights = Weights::open(&files.weights)?;
-    let count = |name: &str| {
-        weights.shape(name).map_or(0.0, |shape| shape.iter().map(|size| *size as f64).product())
-    };
-    Ok(weights.names().map(count).collect())
-}
-
-/// The shapes of the tensors that are trained: the UNet's weights, or its adapters.
-struct Trained {
-    shapes: Vec<Vec<i64>>,
-    /// Whether feed-forward networks are among them.
-    feed_forward: bool,
-}
-
-impl Trained {
-    fn of(config: &Config, base: &BaseModel) -> Result<Self> {
-        let weights = Weights::open(&base.files.unet.weights)?;
-        let (shapes, feed_forward) = match &config.lora {
-            None => {
-                let shape = |name: &str| weights.shape(name).unwrap_or_default().to_vec();
-                (weights.names().map(shape).collect(), true)
-            }
-            Some(lora) => {
-                let modules = lora.targets.modules(&weights)?;
-                let shapes =
-                    |module: &Module| [module.down_shape(lora.rank), module.up_shape(lora.rank)];
-                let feed_forward = modules.iter().any(|module| module.name.contains(".ff."));
-                (modules.iter().flat_map(shapes).collect(), feed_forward)
-            }
-        };
-        Ok(Self { shapes, feed_forward })
-    }
-
-    /// How many numbers they have.
-    fn numbers(&self) -> f64 {
-        let count = |shape: &Vec<i64>| shape.iter().map(|size| *size as f64).product::<f64>();
-        self.shapes.iter().map(count).sum()
-    }
-
-    /// The bytes of the optimizer's state.
-    fn state(&self, kind: OptimizerKind) -> f64 {
-        self.shapes.iter().map(|shape| state_bytes(kind, shape)).sum()
-    }
-}
-
-/// The bytes of the optimizer's state of a tensor.
-fn state_bytes(kind: OptimizerKind, shape: &[i64]) -> f64 {
-    let shape: Vec<f64> = shape.iter().map(|size| *size as f64).collect();
-    let all: f64 = shape.iter().product();
-    match (kind, &shape[..]) {
-        // Two moments of a byte, and their largest magnitudes in each block.
-        (OptimizerKind::Adamw8bit, _) if all >= LEAST_NUMBERS as f64 => {
-            2.0 * (all + 4.0 * (all / BLOCK as f64).ceil())
-        }
-        (OptimizerKind::Adamw | OptimizerKind::Adamw8bit, _) => 8.0 * all,
-        // One row and one column replace the last two dimensions.
-        (OptimizerKind::Adafactor, [.., rows, columns]) => 4.0 * (all / columns + all / rows),
-        (OptimizerKind::Adafactor, _) => 4.0 * all,
-    }
-}
-
-fn bytes_of(precision: Precision) -> f64 {
-    match precision {
-        Precision::F32 => 4.0,
-        Precision::Bf16 | Precision::F16 => 2.0,
-    }
-}
-
-/// Whether the reference model is kept in f32 as well.
-fn needs_f32_reference(config: &Config) -> bool {
-    ReferenceUpdates::of(&config.settings).need_f32(config.precision)
-}
-
-/// Bytes at the peak, which is at the end of the last micro-batch's forward pass.
-fn memory(
-    config: &Config,
-    opened: &OpenedRun,
-    cost: &UNetCost,
-    parameters: &[f64],
-    trained: &Trained,
-    states: f64,
-) -> Result<Vec<(&'static str, f64)>> {
-    let files = &opened.base.files;
-    let count: f64 = parameters.iter().sum();
-    let size = bytes_of(config.precision);
-    let mut encoders = 0.0;
-    for network in std::iter::once(&files.vae).chain(&files.text_encoders) {
-        encoders += self::parameters(network)?.iter().sum::<f64>() * size;
-    }
-    let rows = 2.0 * config.settings.micro_batch as f64;
-    let kept = match config.settings.grad_checkpointing {
-        false if trained.feed_forward => cost.kept,
-        // A frozen weight does not keep its input.
-        false => cost.kept - cost.kept_for_feed_forward,
-        true => cost.kept_with_checkpointing + cost.largest_part,
-    };
-    let boundary = BOUNDARY_TENSORS * cost.largest_tensor;
-    // Each weight is cast once a step, to a copy that all passes read.
-    let copies = match config.precision {
-        Precision::F32 => 0.0,
-        upcast if upcast.upcasts_bf16(config.device) => 0.0,
-        Precision::Bf16 | Precision::F16 => count * size,
-    };
-    let runtime = if config.device.is_cuda() { RUNTIME_BYTES_CUDA } else { RUNTIME_BYTES_CPU };
-    let prefetch = if config.device.is_cuda() { 0.0 } else { data_bytes(config) };
-    let trained = 4.0 * trained.numbers();
-    // Frozen weights are there once, for the model and its reference.
-    let (weights, copies, reference) = match config.lora {
-        None if needs_f32_reference(config) => (trained, copies, size * count + trained),
-        None => (trained, copies, size * count),
-        Some(_) => (size * count, 0.0, trained),
-    };
-    let average = match config.settings.ema {
-        Some(_) if config.ema_device() == config.device => trained,
-        _ => 0.0,
-    };
-    let adapters = if config.lora.is_some() { trained } else { 0.0 };
-    Ok(vec![
-        ("weights", weights),
-        ("adapters", adapters),
-        ("cast weights", copies),
-        ("optimizer", states),
-        // With a single micro-batch per step, gradients appear as activations are freed; but the
-        // allocator keeps about as much for the next pass.
-        ("gradients", trained),
-        ("reference", reference),
-        ("moving average", average),
-        ("encoders", encoders),
-        ("activations", rows * kept * size),
-        ("boundary tensors", rows * boundary * size),
-        ("prefetch buffer", prefetch),
-        ("libtorch runtime", runtime),
-    ])
-}
-
-/// Bytes of pairs that are prefetched, at most.
-fn data_bytes(config: &Config) -> f64 {
-    let length = |path: &std::path::Path| path.metadata().map_or(0, |found| found.len());
-    let all: u64 = match &config.source {
-        Source::Pairs { pairs, splits } => {
-            let files = schemas::pairs::discover(pairs, splits).map(|found| found.files);
-            files.unwrap_or_default().iter().map(|file| length(&file.path)).sum()
-        }
-        Source::Cache(folder) => {
-            let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
-            entries.map(|entry| length(&entry.path())).sum()
-        }
-    };
-    all.min(config.settings.data_bytes()) as f64
 }
 
 /// Operations of one pair: two images through both UNets, the model's gradients, the encoder.
