@@ -30,6 +30,7 @@
 //! `examples/generate.rs` is the whole program.
 //!
 //! - [`pipeline`]: a diffusers folder, or one on the hub, to prompt embeddings and images;
+//! - [`single_file`]: checkpoints of A1111 and ComfyUI to folders of diffusers and back;
 //! - [`unet`]: the denoising network of Stable Diffusion 1.5, 2.1 and XL, for inference and
 //!   training;
 //! - [`vae`]: the autoencoder between images and latents;
@@ -75,6 +76,7 @@ pub mod pipeline;
 pub mod rng;
 pub mod schedule;
 mod shim;
+pub mod single_file;
 pub mod text;
 pub mod unet;
 pub mod vae;

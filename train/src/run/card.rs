@@ -40,7 +40,7 @@ pub(super) fn model_card(
     // The local folder of a model of the hub has the name of its commit.
     let name = match &base.revision {
         Some(_) => base.shown.trim_start_matches("hf://").into(),
-        None => base.files.folder.file_name().unwrap_or_default().to_string_lossy(),
+        None => Path::new(&base.shown).file_name().unwrap_or_default().to_string_lossy(),
     };
     let mut card = front_matter(base);
     // Writing to a String cannot fail.

@@ -32,6 +32,7 @@ pub use self::clean::clean;
 pub use self::hugging_face::{HuggingFaceTokenizer, TokenLimits};
 pub use self::open_clip::OpenClipTokenizer;
 use self::vocabulary::Vocabulary;
+pub use self::vocabulary::clip_tokenizer_files;
 pub use self::wordpiece::WordPieceTokenizer;
 
 /// The token ids of one caption.

@@ -33,6 +33,29 @@ pub(super) struct Vocabulary {
     pub(super) merges: Vec<(String, String)>,
 }
 
+/// CLIP's own vocabulary as transformers stores it: the texts of `vocab.json` and `merges.txt`.
+///
+/// # Errors
+/// Never: a test reads it.
+pub fn clip_tokenizer_files() -> Result<[String; 2], TokenizerError> {
+    let Vocabulary { ids, merges, source, .. } = Vocabulary::standard()?;
+    let mut tokens: Vec<(String, u32)> = ids.into_iter().collect();
+    tokens.sort_by_key(|(_, id)| *id);
+    let named = tokens.into_iter().map(|(token, id)| {
+        let place = OPEN_CLIP_SPECIALS.iter().position(|special| *special == token);
+        let token = place.map_or(token, |place| TRANSFORMERS_SPECIALS[place].to_owned());
+        (token, serde_json::Value::from(id))
+    });
+    let vocabulary = serde_json::Value::Object(named.collect());
+    let vocabulary = serde_json::to_string(&vocabulary)
+        .map_err(|error| malformed(&source, "tokens and ids", error))?;
+    let mut text = "#version: 0.2\n".to_owned();
+    for (left, right) in &merges {
+        text += &format!("{left} {right}\n");
+    }
+    Ok([vocabulary, text])
+}
+
 impl Vocabulary {
     /// The vocabulary of a model folder: `tokenizer.json`, else `vocab.json` with `merges.txt`,
     /// else `merges.txt` alone, else `bpe_simple_vocab*.txt.gz`, else CLIP's own. Fails if the

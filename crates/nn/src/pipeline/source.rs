@@ -16,6 +16,8 @@ use serde_json::Value;
 use super::PipelineFiles;
 use crate::config::{invalid, read_json};
 use crate::error::ModelError;
+use crate::single_file;
+use crate::weights::Weights;
 
 /// Folders of a pipeline whose files are read, or copied next to a trained UNet.
 const PARTS: [&str; 8] = [
@@ -64,6 +66,8 @@ pub struct FetchedPipeline {
 #[derive(Debug)]
 enum Place {
     Folder(PathBuf),
+    /// A single file, which is unpacked to a folder of the cache.
+    Single(PathBuf),
     Hub {
         repository: Box<Repository>,
         /// The files that must exist before the pipeline is opened.
@@ -83,10 +87,13 @@ impl PipelineSource {
             let Some(path) = path else { continue };
             if is_hub(path) {
                 Repository::check_name(&path.to_string_lossy(), Path::new(""))?;
+            } else if wanted == Wanted::Pipeline && is_single(path) {
+                single_file::check(path)?;
             } else if !path.is_dir() {
                 return Err(no_such(path, wanted));
             }
         }
+        let model = model || is_single(&self.model);
         match (model, unet) {
             (false, Some(unet)) if is_hub(unet) => {
                 PipelineFiles::open(&self.model, None).map(|_| ())
@@ -107,6 +114,8 @@ impl PipelineSource {
         let model = if is_hub(&self.model) {
             let repository = Repository::open(&self.model.to_string_lossy(), Path::new(""))?;
             Place::pipeline_of_hub(repository, self.unet.is_none())?
+        } else if is_single(&self.model) {
+            Place::Single(self.model.clone())
         } else {
             Place::Folder(self.model.clone())
         };
@@ -150,13 +159,13 @@ impl FoundPipeline {
         let folder = self.model.fetch()?;
         let unet = self.unet.as_ref().map(Place::fetch).transpose()?;
         let revision = |place: &Place| match place {
-            Place::Folder(_) => None,
+            Place::Folder(_) | Place::Single(_) => None,
             Place::Hub { repository, .. } => repository.revision().map(str::to_owned),
         };
         Ok(FetchedPipeline {
             files: PipelineFiles::open(&folder, unet.as_deref())?,
             shown: match &self.model {
-                Place::Folder(folder) => folder.display().to_string(),
+                Place::Folder(path) | Place::Single(path) => path.display().to_string(),
                 Place::Hub { repository, .. } => repository.shown(),
             },
             revision: revision(&self.model),
@@ -246,6 +255,7 @@ impl Place {
     fn fetch(&self) -> Result<PathBuf, ModelError> {
         match self {
             Self::Folder(folder) => Ok(folder.clone()),
+            Self::Single(file) => unpacked(file),
             Self::Hub { repository, files } => {
                 for file in files {
                     repository.file(file)?;
@@ -254,6 +264,31 @@ impl Place {
             }
         }
     }
+}
+
+/// Whether a path is a single file of A1111 or ComfyUI.
+fn is_single(path: &Path) -> bool {
+    let is_safetensors = path.extension().is_some_and(|extension| extension == "safetensors");
+    let is_whole = |weights: Weights| {
+        let mut names = weights.names();
+        names.any(|name| name.starts_with(single_file::UNET))
+    };
+    is_safetensors && path.is_file() && Weights::open(path).is_ok_and(is_whole)
+}
+
+/// The folder that a single file is unpacked to, once, beside the hub's cache.
+fn unpacked(file: &Path) -> Result<PathBuf, ModelError> {
+    let settings = hub::Settings::from_environment()?;
+    let cache = settings.cache.parent().unwrap_or(&settings.cache).join("balanceddpo");
+    let folder = single_file::unpacked(file, &cache).map_err(|cause| ModelError::Folder {
+        folder: file.to_owned(),
+        reason: format!("cannot be read: {cause}"),
+    })?;
+    if !folder.join(INDEX).is_file() {
+        tracing::info!("unpacking {} to {}", file.display(), folder.display());
+        single_file::unpack(file, &folder, &|| Ok(runkit::signals::check_at("unpack")?))?;
+    }
+    Ok(folder)
 }
 
 /// Whether a path is a name on the hub.
@@ -313,8 +348,7 @@ fn no_pipeline(repository: &Repository) -> Result<String, HubError> {
     } else if let Some(single) = names.iter().find(is_single) {
         format!(
             "it holds single checkpoint files such as {single}, no pipeline in the layout of \
-             diffusers\nhint: convert it with Python: StableDiffusionPipeline.from_single_file, then \
-             save_pretrained"
+             diffusers\nhint: download that file and name it"
         )
     } else {
         "expected a pipeline in the layout of diffusers, found no model_index.json in it".to_owned()
