@@ -4,7 +4,7 @@
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 use nn::lora::ScaledLora;
 use runkit::logging::LogArguments;
 use runkit::program::{JsonFlag, ProgramCommand, ResumeFlag};
@@ -44,6 +44,8 @@ pub enum Command {
     Cache(Box<CacheArguments>),
     /// Merge adapters (LoRA) into the weights of a model.
     Merge(Box<MergeArguments>),
+    /// Write a model as a single file for A1111 and ComfyUI.
+    Export(Box<ExportArguments>),
     /// List the recipes.
     Recipes(JsonFlag),
     /// Check this machine: libtorch, GPUs, CPU, memory, disk and hub.
@@ -194,4 +196,39 @@ pub struct MergeArguments {
     /// A flag of other programs.
     #[command(flatten)]
     pub resume: ResumeFlag,
+}
+
+/// `train export`.
+#[derive(Debug, Clone, Args)]
+#[command(after_help = "Example:
+  train export --model runs/sd15/pipeline --format single-file \\
+    --dtype f16 --out sd15-dpo.safetensors")]
+pub struct ExportArguments {
+    /// The pipeline: a folder in the layout of diffusers, a single file, or
+    /// hf://owner/name@revision.
+    #[arg(long, value_name = "DIR")]
+    pub model: PathBuf,
+    /// What to write.
+    #[arg(long, value_name = "FORMAT", value_enum)]
+    pub format: ExportFormat,
+    /// The file to write. One that this command wrote is replaced, any other is
+    /// refused.
+    #[arg(long, value_name = "FILE.safetensors")]
+    pub out: PathBuf,
+    /// The dtype of the numbers [default: as the model stores them].
+    #[arg(long, value_name = "DTYPE", value_parser = ["f32", "bf16", "f16"])]
+    pub dtype: Option<String>,
+    /// `--json`.
+    #[command(flatten)]
+    pub json: JsonFlag,
+    /// A flag of other programs.
+    #[command(flatten)]
+    pub resume: ResumeFlag,
+}
+
+/// The value of `train export --format`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum ExportFormat {
+    /// One file of all networks under the original names.
+    SingleFile,
 }

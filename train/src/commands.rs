@@ -5,7 +5,7 @@ use std::ops::ControlFlow;
 
 use anyhow::{Context as _, Result};
 use indicatif::{HumanBytes, HumanCount};
-use nn::device::{DeviceError, share_cores};
+use nn::device::{DeviceError, Precision, share_cores};
 use runkit::exit::ExitStatus;
 use runkit::launch::Launch;
 use runkit::program::{self, UsageError, say, stopped_by, usage_unless};
@@ -15,7 +15,10 @@ use serde_json::{Value, json};
 use tch::Device;
 
 use crate::cache;
-use crate::cli::{CacheArguments, Cli, Command, MergeArguments, PlanArguments, RunArguments};
+use crate::cli::{
+    CacheArguments, Cli, Command, ExportArguments, ExportFormat, MergeArguments, PlanArguments,
+    RunArguments,
+};
 use crate::config::{self, Config};
 use crate::merge::{self, Merge};
 use crate::recipe::{self, RecipeError};
@@ -23,6 +26,7 @@ use crate::run::opened::OpenedRun;
 use crate::run::plan::{Bytes, Limit, Plan};
 use crate::run::{self, Finished};
 use crate::settings::RunOptions;
+use crate::single_file;
 
 /// Runs one command. `program` is the version of the program.
 ///
@@ -34,6 +38,7 @@ pub fn run(command: Command, program: &str) -> Result<ExitStatus> {
         Command::Plan(arguments) => plan(&arguments),
         Command::Cache(arguments) => write_cache(&arguments),
         Command::Merge(arguments) => merge(&arguments),
+        Command::Export(arguments) => export(&arguments),
         Command::Recipes(json) => {
             json.say(recipe::list, &recipe::list_json()?)?;
             Ok(ExitStatus::Done)
@@ -166,6 +171,23 @@ fn merge(arguments: &MergeArguments) -> Result<ExitStatus> {
         ControlFlow::Continue(merged) => {
             let text = || format!("pipeline: {}\n", merged.pipeline.display());
             arguments.json.say(text, &merged.json())?;
+            Ok(ExitStatus::Done)
+        }
+    }
+}
+
+fn export(arguments: &ExportArguments) -> Result<ExitStatus> {
+    arguments.resume.explain();
+    runkit::shard::refuse_several_processes("train export")?;
+    runkit::signals::install().context("installing signal handlers")?;
+    let ExportArguments { model, format: ExportFormat::SingleFile, out, dtype, .. } = arguments;
+    let precision = dtype.as_deref().map(str::parse::<Precision>).transpose();
+    let precision = precision.map_err(UsageError::of)?;
+    match stoppable(single_file::write(model, out, precision).map(ControlFlow::Continue))? {
+        ControlFlow::Break(signal) => Ok(stopped_by(signal)),
+        ControlFlow::Continue(bytes) => {
+            let text = || format!("{}: {}\n", out.display(), HumanBytes(bytes));
+            arguments.json.say(text, &json!({"file": out, "bytes": bytes}))?;
             Ok(ExitStatus::Done)
         }
     }

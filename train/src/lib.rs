@@ -38,6 +38,7 @@ pub mod reference;
 pub mod report;
 pub mod run;
 pub mod settings;
+pub mod single_file;
 pub mod statistics;
 pub mod step;
 pub mod trainer;

@@ -395,6 +395,32 @@ fn a_cached_run_samples_the_images_of_its_pairs() {
 }
 
 #[test]
+fn a_model_is_exported_as_a_single_file() {
+    let fixture = Fixture::new(4);
+    let out = fixture.path("model.safetensors").display().to_string();
+    let export = |out: &str, more: &[&str]| {
+        let mut command = common::train(["export", "--format", "single-file", "--model"]);
+        command.arg(pipeline("sd")).args(["--out", out]).args(more);
+        Run::of(&mut command)
+    };
+    export(&out, &[]).expect_code(0);
+    let first = fixture.bytes("model.safetensors");
+    let run = export(&out, &["--dtype", "f16", "--json"]).expect_code(0);
+    let half = fixture.bytes("model.safetensors");
+    assert!(half.len() < first.len(), "a file that it wrote is replaced");
+    let said: Value = serde_json::from_str(&run.stdout).unwrap();
+    assert_eq!(said["bytes"], half.len());
+    export(&fixture.path("model.ckpt").display().to_string(), &[])
+        .expect_error(&["expected the name of a .safetensors file"]);
+    let theirs = pipeline("sd").join("unet/diffusion_pytorch_model.safetensors");
+    std::fs::copy(theirs, fixture.path("theirs.safetensors")).unwrap();
+    let before = fixture.bytes("theirs.safetensors");
+    export(&fixture.path("theirs.safetensors").display().to_string(), &[])
+        .expect_error(&["did not write", "another name"]);
+    assert!(fixture.bytes("theirs.safetensors") == before);
+}
+
+#[test]
 fn recipes_are_listed() {
     let run = Run::of(&mut common::train(["recipes"])).expect_code(0);
     assert!(run.stdout.contains("paper/balanced") && run.stdout.contains("sdxl"), "{run:#?}");

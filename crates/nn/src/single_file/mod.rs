@@ -11,13 +11,18 @@ mod names;
 mod pack;
 mod unpack;
 
+use std::io;
 use std::path::Path;
 
-pub use pack::pack;
+use serde_json::Value;
+
+pub use pack::{is_packed, pack};
 pub use unpack::{check, unpack, unpacked};
 
 use crate::error::ModelError;
 
+/// The longest header of a safetensors file, as the format has it.
+const LARGEST_HEADER: u64 = 100_000_000;
 /// The prefix of the UNet.
 pub(crate) const UNET: &str = "model.diffusion_model.";
 /// The prefix of the autoencoder.
@@ -40,4 +45,19 @@ pub enum SingleFamily {
 
 fn refused(file: &Path, reason: impl Into<String>) -> ModelError {
     ModelError::Folder { folder: file.to_owned(), reason: reason.into() }
+}
+
+/// An entry of the header's metadata.
+fn metadata(file: &Path, key: &str) -> Option<String> {
+    let mut file = std::fs::File::open(file).ok()?;
+    let mut length = [0; 8];
+    io::Read::read_exact(&mut file, &mut length).ok()?;
+    let length = u64::from_le_bytes(length);
+    if length > LARGEST_HEADER {
+        return None;
+    }
+    let mut header = vec![0; usize::try_from(length).ok()?];
+    io::Read::read_exact(&mut file, &mut header).ok()?;
+    let header: Value = serde_json::from_slice(&header).ok()?;
+    header.get("__metadata__")?.get(key)?.as_str().map(str::to_owned)
 }

@@ -303,3 +303,65 @@ pub(super) fn open_clip_to_single(name: &str) -> Option<(String, Option<usize>)>
     let rest = replaced(OPEN_CLIP_LAYER, rest, false)?;
     Some((format!("{OPEN_CLIP_LAYERS}{layer}.{rest}"), None))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Part, name in a single file and name in diffusers, of every module
+    /// (`scripts/goldens/single_file.py`).
+    const TABLES: [(&str, usize); 2] = [
+        (include_str!("../../tests/fixtures/single_file/names-sd1.tsv"), 4),
+        (include_str!("../../tests/fixtures/single_file/names-sdxl.tsv"), 3),
+    ];
+
+    #[test]
+    fn every_name_is_that_of_diffusers_converters_both_ways() {
+        for (table, levels) in TABLES {
+            let rows: Vec<[&str; 3]> = table
+                .lines()
+                .map(|line| line.split('\t').collect::<Vec<_>>().try_into().unwrap())
+                .collect();
+            assert!(rows.len() > 300, "{}", rows.len());
+            let attends = |level: usize| {
+                let module = format!("up_blocks.{level}.attentions.0.norm");
+                rows.iter().any(|[_, _, diffusers]| *diffusers == module)
+            };
+            for [part, single, diffusers] in &rows {
+                for kind in ["weight", "bias"] {
+                    let (single, diffusers) =
+                        (format!("{single}.{kind}"), format!("{diffusers}.{kind}"));
+                    let found = match *part {
+                        "unet" => {
+                            [unet_to_diffusers(&single, 2), unet_to_single(&diffusers, 2, attends)]
+                        }
+                        // The autoencoder has four levels in every family.
+                        _ => [vae_to_diffusers(&single, 4), vae_to_single(&diffusers, 4)],
+                    };
+                    assert_eq!(found, [Some(diffusers), Some(single)], "{levels} levels");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn names_of_other_networks_are_not_known() {
+        for name in [
+            "input_blocks.0.1.weight",
+            "input_blocks.x.0.in_layers.0.weight",
+            "input_blocks.1.3.norm.weight",
+            "middle_block.3.in_layers.0.weight",
+            "double_blocks.0.img_attn.qkv.weight",
+            "conv_in",
+            "",
+        ] {
+            assert_eq!(unet_to_diffusers(name, 2), None, "{name}");
+            assert_eq!(vae_to_diffusers(name, 4), None, "{name}");
+        }
+        assert_eq!(vae_to_diffusers("decoder.up.4.block.0.norm1.weight", 4), None);
+        assert_eq!(unet_to_single("down_blocks.0.motion_modules.0.x", 2, |_| true), None);
+        // What diffusers called them before 0.18.
+        let former = vae_to_single("encoder.mid_block.attentions.0.proj_attn.weight", 4);
+        assert_eq!(former.as_deref(), Some("encoder.mid.attn_1.proj_out.weight"));
+    }
+}

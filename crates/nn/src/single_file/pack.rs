@@ -7,12 +7,15 @@ use std::path::Path;
 use tch::{Kind, Tensor};
 
 use super::names::{number, open_clip_to_single, unet_to_single, vae_to_single};
-use super::{CLIP, OPEN_CLIP, UNET, VAE, refused};
+use super::{CLIP, OPEN_CLIP, UNET, VAE, metadata, refused};
 use crate::error::ModelError;
 use crate::pipeline::{Family, PipelineFiles};
 use crate::schedule::PredictionType;
 use crate::weights::{Weights, WeightsError, Written, write_while};
 
+/// The entry of the header that says who wrote it.
+const WRITER: &str = "modelspec.implementation";
+const NAME: &str = "balanceddpo";
 /// Width of the text that Stable Diffusion 2 reads.
 const WIDTH_2: i64 = 1024;
 
@@ -38,7 +41,7 @@ pub fn pack(
     for (index, network) in files.text_encoders.iter().enumerate() {
         let weights = Weights::open(&network.weights)?;
         let weights = weights.rooted(&["embeddings.token_embedding.weight"]);
-        // The activation tells CLIP of OpenAI from open_clip.
+        // Stable Diffusion 2 has a wider text encoder than 1, that of open_clip.
         let is_open_clip = match files.text_configs()?.get(index) {
             Some(text) => index > 0 || (!is_xl && text.sizes.width == WIDTH_2),
             None => false,
@@ -47,7 +50,7 @@ pub fn pack(
         match is_open_clip {
             false => clip(&weights, CLIP[usize::from(is_xl)], &mut tensors)?,
             true => {
-                open_clip(&network.weights, &weights, OPEN_CLIP[usize::from(is_xl)], &mut tensors)?
+                open_clip(&network.weights, &weights, OPEN_CLIP[usize::from(is_xl)], &mut tensors)?;
             }
         }
     }
@@ -67,12 +70,18 @@ pub fn pack(
         (_, true, false) => "stable-diffusion-v2-512",
         _ => "stable-diffusion-v1",
     };
-    let metadata = [
+    let facts = [
+        (WRITER, NAME.to_owned()),
         ("modelspec.sai_model_spec", "1.0.0".to_owned()),
         ("modelspec.architecture", architecture.to_owned()),
         ("modelspec.prediction_type", if is_velocity { "v" } else { "epsilon" }.to_owned()),
     ];
-    Ok(write_while(to, &tensors, &metadata, check)?)
+    Ok(write_while(to, &tensors, &facts, check)?)
+}
+
+/// Whether [`pack`] wrote a file.
+pub fn is_packed(file: &Path) -> bool {
+    metadata(file, WRITER).as_deref() == Some(NAME)
 }
 
 fn unnamed(file: &Path, name: &str) -> ModelError {
@@ -104,7 +113,9 @@ fn vae(files: &PipelineFiles, tensors: &mut Vec<(String, Tensor)>) -> Result<(),
         let single = vae_to_single(name, levels).ok_or_else(|| unnamed(file, name))?;
         let mut tensor = weights.tensor(name)?;
         // Attention is a linear layer here, and a convolution of one pixel there.
-        if let (true, [rows, columns]) = (name.contains(".attentions."), tensor.size()[..]) {
+        if name.contains(".attentions.")
+            && let [rows, columns] = tensor.size()[..]
+        {
             let viewed = tensor.f_view([rows, columns, 1, 1]);
             tensor = viewed.map_err(|source| WeightsError::Torch { file: file.clone(), source })?;
         }
@@ -166,4 +177,36 @@ fn open_clip(
         tensors.push((format!("{prefix}{single}"), tensor));
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::weights::write_safetensors;
+
+    /// A text encoder as diffusers' converter leaves it, and in a single file
+    /// (`scripts/goldens/single_file.py`).
+    #[test]
+    fn the_text_encoder_of_open_clip_is_that_of_diffusers_converter_both_ways() {
+        let golden = Path::new(concat!(
+            env!("CARGO_MANIFEST_DIR"),
+            "/tests/fixtures/single_file/open_clip.safetensors"
+        ));
+        let weights = Weights::open(golden).unwrap();
+        let prefix = format!("single.{}", OPEN_CLIP[1]);
+        let under = |prefix: &str| -> Vec<(String, Tensor)> {
+            let names = weights.names().filter_map(|name| Some((name, name.strip_prefix(prefix)?)));
+            names.map(|(name, own)| (own.to_owned(), weights.tensor(name).unwrap())).collect()
+        };
+        let (single, diffusers) = (under(&prefix), under("diffusers."));
+        let found = super::super::unpack::open_clip(golden, &weights, &prefix, true).unwrap();
+        assert_eq!(found, diffusers);
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("model.safetensors");
+        write_safetensors(&file, &diffusers).unwrap();
+        let mut packed = Vec::new();
+        open_clip(&file, &Weights::open(&file).unwrap(), "", &mut packed).unwrap();
+        packed.sort_by(|(one, _), (other, _)| one.cmp(other));
+        assert_eq!(packed, single);
+    }
 }

@@ -8,7 +8,7 @@ use tch::Tensor;
 
 use super::names::{OpenClipTensor, TEXT_LAYERS, open_clip_to_diffusers};
 use super::names::{number, unet_to_diffusers, vae_to_diffusers};
-use super::{CLIP, OPEN_CLIP, SingleFamily, UNET, VAE, configs, refused};
+use super::{CLIP, OPEN_CLIP, SingleFamily, UNET, VAE, configs, metadata, refused};
 use crate::error::ModelError;
 use crate::pipeline::Family;
 use crate::unet::SAVED_WEIGHTS;
@@ -75,18 +75,6 @@ fn is_velocity(file: &Path, weights: &Weights, family: SingleFamily) -> bool {
     }
 }
 
-/// An entry of the header's metadata.
-fn metadata(file: &Path, key: &str) -> Option<String> {
-    let mut file = std::fs::File::open(file).ok()?;
-    let mut length = [0; 8];
-    io::Read::read_exact(&mut file, &mut length).ok()?;
-    // The header was read before, so its length is possible.
-    let mut header = vec![0; usize::try_from(u64::from_le_bytes(length)).ok()?];
-    io::Read::read_exact(&mut file, &mut header).ok()?;
-    let header: Value = serde_json::from_slice(&header).ok()?;
-    header.get("__metadata__")?.get(key)?.as_str().map(str::to_owned)
-}
-
 /// The folder in `cache` that a single file is unpacked to, by its content as far as the file
 /// system tells: its header, length and times.
 ///
@@ -139,7 +127,9 @@ pub fn unpack(
     let mut vae = renamed(file, &weights, VAE, |name| vae_to_diffusers(name, levels))?;
     for (name, tensor) in &mut vae {
         // Attention is a convolution of one pixel there, and a linear layer here.
-        if let (true, [rows, columns, 1, 1]) = (name.contains(".attentions."), tensor.size()[..]) {
+        if name.contains(".attentions.")
+            && let [rows, columns, 1, 1] = tensor.size()[..]
+        {
             *tensor = tensor.f_view([rows, columns]).map_err(|error| torch(file, error))?;
         }
     }
@@ -289,7 +279,7 @@ fn clip(file: &Path, weights: &Weights, prefix: &str) -> Result<Named, ModelErro
 }
 
 /// The text encoder of open_clip. Of Stable Diffusion 2 the last of 24 layers is not read.
-fn open_clip(
+pub(super) fn open_clip(
     file: &Path,
     weights: &Weights,
     prefix: &str,
