@@ -2,7 +2,9 @@
 
 kernels   the tests of the GPU kernels (crates/nn/src/shim/kernels.rs) and of NCCL (nccl.rs)
 zero      z is exactly 0 and the loss ln 2 where model and reference are equal: at the start and after
-          the reference is updated, with and without gradient checkpointing, f32 and bf16
+          the reference is updated, with and without gradient checkpointing, f32 and bf16, all weights and
+          adapters
+lora      steps of adapters of rank 8 in bf16: pairs a second and the peak of GPU memory
 relabel   the four published scorers at full size with random weights in bf16, TF32 and f32: images a second
 ranks     `train run` under torchrun with one rank, whose sums go through NCCL, beside the same run without:
           losses of the steps, and the fraction of a step that the sums take
@@ -35,6 +37,12 @@ ROWS = {
 }
 
 
+# Model, pairs of a step, gradient checkpointing.
+ADAPTERS = {
+    "full": [("sd15", 1, True), ("sd15", 4, False), ("sdxl", 1, True), ("sdxl", 4, True)],
+    "small": [("small-sd15", 1, True), ("small-sdxl", 2, False)],
+}
+RANK = 8
 # What bf16 and the order of sums on a GPU do to a loss near ln 2 in a few steps.
 LOSS_BOUND = 1e-3
 TRAIN = {
@@ -101,8 +109,9 @@ class Check:
             save_file({name: value.contiguous() for name, value in tensors.items()}, inputs)
             if self.arguments.device.startswith("cuda"):
                 torch.cuda.empty_cache()
-            for precision in ("f32", "bf16"):
+            for precision, rank in (("f32", 0), ("bf16", 0), ("f32", RANK), ("bf16", RANK)):
                 options = {
+                    "rank": rank,
                     "model": folder / "unet",
                     "schedule": folder / "scheduler" / "scheduler_config.json",
                     "input": inputs,
@@ -115,11 +124,47 @@ class Check:
                 if done.returncode != 0:
                     raise RuntimeError(f"step of {model} in {precision} failed")
                 for row in json.loads(done.stdout.splitlines()[-1])["zero"]:
-                    rows.append({"model": model, "precision": precision} | row)
+                    rows.append({"model": model, "precision": precision, "rank": rank} | row)
                     apart = abs(row["loss"] - math.log(2))
                     worst = max(worst, apart if row["z"] == 0.0 else math.inf)
         status = "done" if rows and worst <= LN2_BOUND else "failed"
         return {"status": status, "rows": rows, "reason": "" if status == "done" else f"worst {worst}"}
+
+    def lora(self) -> dict:
+        import train_step
+        from diffusion_configs import build
+        from safetensors.torch import save_file
+
+        rows = []
+        for model, pairs, checkpointing in ADAPTERS[self.arguments.size]:
+            folder = build(self.arguments.work, model, self.arguments.device, ("unet", "scheduler"))
+            config = json.loads((folder / "unet" / "config.json").read_text())
+            inputs = self.arguments.out / "input.safetensors"
+            tensors = train_step.step_input(config, pairs, SIDES[model])
+            save_file({name: value.contiguous() for name, value in tensors.items()}, inputs)
+            options = {
+                "model": folder / "unet",
+                "schedule": folder / "scheduler" / "scheduler_config.json",
+                "input": inputs,
+                "device": self.arguments.device,
+                "precision": "bf16",
+                "rank": RANK,
+                "checkpointing": str(checkpointing).lower(),
+                "repeats": 5,
+            }
+            done = self.run("step", *(f"{key}={value}" for key, value in options.items()))
+            if done.returncode != 0:
+                raise RuntimeError(f"steps of adapters of {model} failed")
+            report = json.loads(done.stdout.splitlines()[-1])
+            rate = pairs / statistics.median(report["seconds"])
+            rows.append({
+                "model": model,
+                "pairs": pairs,
+                "checkpointing": checkpointing,
+                "pairs_per_second": rate,
+                "peak_device": report["peak_device"],
+            })
+        return {"status": "done", "rows": rows, "note": "latents and texts at hand, no encoders"}
 
     def relabel(self) -> dict:
         size, work = self.arguments.size, self.arguments.work / "scorers"
@@ -221,6 +266,8 @@ def told(result: dict) -> str:
         return f"{len(result['rows'])} times z = 0 and loss = ln 2"
     if "start" in result["rows"][0]:
         return ", ".join(f"{row['start']} {row['seconds']:.3f} s/step" for row in result["rows"])
+    if "pairs_per_second" in result["rows"][0]:
+        return ", ".join(f"{row['model']} {row['pairs_per_second']:.1f} pairs/s" for row in result["rows"])
     if "images_per_second" in result["rows"][0]:
         return ", ".join(f"{row['precision']} {row['images_per_second']:.1f} images/s" for row in result["rows"])
     return f"{len(result['rows'])} rows, gpu.json"
@@ -237,7 +284,7 @@ def main() -> None:
     arguments = parser.parse_args()
     os.chdir(ROOT)
     check = Check(arguments)
-    for name in ("kernels", "zero", "relabel", "ranks", "sdxl"):
+    for name in ("kernels", "zero", "lora", "relabel", "ranks", "sdxl"):
         check.part(name, getattr(check, name))
     table = "| part | status | seconds | result |\n|---|---|---:|---|\n" + "\n".join(check.lines) + "\n"
     (arguments.out / "table.md").write_text(table)
