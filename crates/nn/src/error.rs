@@ -4,6 +4,7 @@ use tch::TchError;
 
 use crate::config::ConfigError;
 use crate::device::DeviceError;
+use crate::lora::LoraError;
 use crate::weights::WeightsError;
 
 /// A network could not be loaded.
@@ -26,7 +27,7 @@ pub enum ModelError {
     Hub(#[from] hub::HubError),
     /// Adapters cannot be used.
     #[error(transparent)]
-    Lora(#[from] crate::lora::LoraError),
+    Lora(Box<LoraError>),
     /// A folder is not the model that was expected.
     #[error("{}: {reason}", folder.display())]
     Folder {
@@ -35,6 +36,12 @@ pub enum ModelError {
         /// What was expected and what was found, with a hint.
         reason: String,
     },
+}
+
+impl From<LoraError> for ModelError {
+    fn from(error: LoraError) -> Self {
+        Self::Lora(Box::new(error))
+    }
 }
 
 /// A network could not be run.

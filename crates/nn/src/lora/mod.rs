@@ -73,7 +73,7 @@ impl LoraConfig {
                 match stored.shape(&name) {
                     Some(found) if found == shape => {}
                     Some(found) => {
-                        differences.push(format!("{name}: expected {shape:?}, found {found:?}"))
+                        differences.push(format!("{name}: expected {shape:?}, found {found:?}"));
                     }
                     None => differences.push(format!("{name}: missing")),
                 }

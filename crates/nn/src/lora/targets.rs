@@ -12,8 +12,8 @@ use crate::weights::Weights;
 const ATTENTION: [&str; 4] = ["to_q", "to_k", "to_v", "to_out.0"];
 /// The layers of the feed-forward network of a transformer.
 const FEED_FORWARD: [&str; 2] = ["ff.net.0.proj", "ff.net.2"];
-/// How many modules an error lists.
-const LISTED: usize = 12;
+/// How many ends of names an error lists.
+const LISTED: usize = 24;
 
 /// The layers that get an adapter; as text `attention`, `attention+ff`, `all-linear`, or ends of
 /// names separated by commas.
