@@ -83,6 +83,11 @@ fn a_run_leaves_its_adapters_and_a_pipeline_with_them() {
         let config: Value = serde_json::from_str(&entries["lora_adapter_metadata"]).unwrap();
         assert_eq!((&config["unet.r"], &config["unet.lora_alpha"]), (&4.into(), &4.into()));
         assert_eq!(entries["format"], "pt");
+        let entries = metadata(&fixture.path(model).join("lora/style.safetensors"));
+        assert_eq!(entries["ss_network_dim"], "4");
+        // Programs that list files by their version know this one.
+        let version = entries.get("ss_base_model_version").is_some_and(|v| v.starts_with("sdxl_"));
+        assert_eq!(version, model == "sdxl");
         // The pipeline is the base model with the adapters in it.
         let files = PipelineFiles::open(Path::new(&folder), None).unwrap();
         let base = Weights::open(&files.unet.weights).unwrap();

@@ -275,6 +275,9 @@ fn what_fits_nothing_is_listed_in_one_error() {
         nn::weights::write_safetensors(&file, &tensors).unwrap();
         file
     };
+    write(&[("x", ones(&[1]))]);
+    let message = load(place.path());
+    assert!(message.contains("it holds x.safetensors, name the file itself"), "{message}");
     let layer = "unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_q";
     let [down, up] = ["lora_A", "lora_B"].map(|part| format!("{layer}.{part}.weight"));
     let message = load(&write(&[
@@ -442,7 +445,7 @@ fn every_file_that_is_written_adds_what_the_adapters_add() {
         nn::lora::write_diffusers(&path("diffusers.safetensors"), adapters, &lora).unwrap();
         let names = || weights.names().map(str::to_owned);
         let kohya = path("kohya.safetensors");
-        nn::lora::write_kohya(&kohya, adapters, names(), &lora, name == "sdxl").unwrap();
+        nn::lora::write_kohya(&kohya, adapters, names(), &lora, &config).unwrap();
         unet.save(folder.path()).unwrap();
         for file in ["diffusers.safetensors", "kohya.safetensors", nn::lora::SAVED_ADAPTERS] {
             let pipeline = nn::lora::MergedPipeline::open(&files, &[lora_at(path(file))]).unwrap();

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
 use nn::lora::{LoraConfig, MergedPipeline, Part, ScaledLora, write_diffusers, write_kohya};
-use nn::pipeline::{Family, NetworkFiles, PipelineFiles};
+use nn::pipeline::{NetworkFiles, PipelineFiles};
 use nn::unet::SAVED_WEIGHTS;
 use nn::weights::Weights;
 use runkit::run_folder::remove_file;
@@ -205,8 +205,7 @@ fn write_adapters(
             // Without a prefix that all names may have.
             let weights = MergedPipeline::open(&base.files, &[])?.unet;
             let names = weights.names().map(str::to_owned);
-            let is_sdxl = base.files.family == Family::StableDiffusionXl;
-            write_kohya(file, adapters, names, config, is_sdxl)?
+            write_kohya(file, adapters, names, config, &base.unet)?
         }
     };
     Ok(())

@@ -9,6 +9,7 @@ use tch::{Kind, TchError, Tensor};
 use super::LoraConfig;
 use super::blocks::Blocks;
 use crate::error::ModelError;
+use crate::unet::UNetConfig;
 use crate::weights::{Written, write_safetensors_with_metadata};
 
 /// The usual name of a file of adapters in diffusers.
@@ -17,6 +18,8 @@ pub const DIFFUSERS_FILE: &str = "pytorch_lora_weights.safetensors";
 pub const SAVED_ADAPTERS: &str = "adapters.safetensors";
 /// The entry of a file's metadata with the configuration of its adapters, as diffusers writes it.
 pub(crate) const METADATA: &str = "lora_adapter_metadata";
+/// The width of the text of Stable Diffusion 2, whose files sd-scripts marks.
+const TEXT_WIDTH_OF_SD2: i64 = 1024;
 /// What the names of a UNet's adapters begin with.
 pub(crate) const UNET_PREFIX: &str = "unet.";
 /// And in the form of sd-scripts.
@@ -84,8 +87,9 @@ pub fn write_diffusers(
 
 /// Writes adapters in the form of sd-scripts, which A1111, ComfyUI and others read:
 /// `lora_unet_MODULE.lora_down.weight`, `.lora_up.weight` with the scale in it, and `.alpha`, the
-/// rank. Dots in the name of a module are underscores. With `is_sdxl`, modules have the names of
-/// Stability AI's code, as these programs expect.
+/// rank. Dots in the name of a module are underscores. `network` are the names of the UNet's tensors.
+/// Modules of SDXL have the names of Stability AI's code, as these programs expect, and the metadata
+/// name the version, by which A1111 lists the file only where it fits.
 ///
 /// # Errors
 /// As [`write_diffusers`].
@@ -95,8 +99,9 @@ pub fn write_kohya(
     adapters: &[(String, Tensor)],
     network: impl Iterator<Item = String>,
     config: &LoraConfig,
-    is_sdxl: bool,
+    unet: &UNetConfig,
 ) -> Result<Written, ModelError> {
+    let is_sdxl = unet.pooled_width().is_some();
     let names: Vec<String> = network.collect();
     let blocks = Blocks::of(names.iter().map(String::as_str));
     let torch = |source: TchError| file_error(path, &source);
@@ -117,11 +122,17 @@ pub fn write_kohya(
         tensors.push((format!("{KOHYA_PREFIX}{known}.{part}.weight"), tensor));
     }
     tensors.sort_by(|(first, _), (second, _)| first.cmp(second));
-    let metadata = [
+    let mut metadata = vec![
         ("ss_network_module", "networks.lora".to_owned()),
         ("ss_network_dim", config.rank.to_string()),
         ("ss_network_alpha", config.rank.to_string()),
     ];
+    if is_sdxl {
+        metadata.push(("ss_base_model_version", "sdxl_base_v1-0".to_owned()));
+    } else {
+        let is_second = unet.cross_attention_dim == TEXT_WIDTH_OF_SD2;
+        metadata.push(("ss_v2", if is_second { "True" } else { "False" }.to_owned()));
+    }
     Ok(write_safetensors_with_metadata(path, &tensors, &metadata)?)
 }
 

@@ -9,7 +9,7 @@ use super::file::{DIFFUSERS_FILE, METADATA, SAVED_ADAPTERS};
 use super::keys::{self, Key, Role};
 use super::merge::Part;
 use super::{LoraError, listing};
-use crate::weights::{StoredTensor, Weights, WeightsError};
+use crate::weights::{StoredTensor, Weights, WeightsError, other_weights};
 
 /// The names of files of adapters in a folder, the best first.
 const FILES: [&str; 5] = [
@@ -86,7 +86,12 @@ impl LoraFile {
             }
         }
         if lora.files.is_empty() {
-            let reason = format!("expected a file of adapters, as {}", FILES.join(" or "));
+            let others = other_weights(path);
+            let found = match others.len() {
+                0 => String::new(),
+                _ => format!("; hint: it holds {}, name the file itself", others.join(", ")),
+            };
+            let reason = format!("expected a file of adapters, as {}{found}", FILES.join(" or "));
             return Err(unfit(path, reason, &[]));
         }
         Ok(lora)
