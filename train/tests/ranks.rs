@@ -140,6 +140,34 @@ fn ranks_train_what_one_process_trains_and_resume_it() {
     assert_eq!(changed, [(&5.into(), &expected[0]), (&7.into(), &expected[1])]);
 }
 
+/// What depends on the whole batch, and what goes on beside the weights, is shared by the ranks.
+#[test]
+fn losses_of_a_batch_and_averages_are_those_of_one_process() {
+    let fixture = Fixture::new(PAIRS);
+    for (name, more) in [
+        ("kto", &["--lr", "1e-4", "--loss", "kto", "--ema", "0.9"][..]),
+        ("auto", &["--lr", "1e-4", "--auto-beta", "0.2", "--reference-mix", "0.6"]),
+    ] {
+        let [one, two, again] = ["one", "two", "again"].map(|ranks| format!("{name}-{ranks}"));
+        Run::of(&mut fixture.run(&one, &[&FLAGS[..], more].concat())).expect_code(0);
+        assert_done(&run(&fixture, 2, &two, more));
+        // Equal bytes for equal W, also after a death in the middle of a step.
+        let runs = faulty(&fixture, &again, more, 1, "micro-batch:14");
+        assert!(runs[1].was_killed(), "{runs:#?}");
+        assert_done(&run(&fixture, 2, &again, more));
+        assert_same(&fixture, &two, &again);
+        let trained = |out: &str| fixture.path(out).join("pipeline").join(UNET);
+        let [difference, norm] = apart(&trained(&one), &trained(&two));
+        let [way, _] = apart(&trained(&one), &pipeline("sd").join(UNET));
+        assert!(difference < 1e-5 * norm && difference < 1e-3 * way, "{difference} of {way}");
+        let number = if name == "kto" { "reference_point" } else { "beta" };
+        for (line, other) in fixture.metrics(&one)[1..].iter().zip(&fixture.metrics(&two)[1..]) {
+            let [here, there] = [line, other].map(|line| line[number].as_f64().unwrap());
+            assert!((here - there).abs() <= 1e-3 * here.abs().max(1e-4), "{here} and {there}");
+        }
+    }
+}
+
 #[test]
 fn equal_ranks_give_equal_bytes_whatever_ends_them_on_the_way() {
     let fixture = Fixture::new(PAIRS);
