@@ -84,6 +84,7 @@ impl ReferenceUpdates {
     #[doc(alias = "ema")]
     pub fn update(self, networks: &mut Networks) -> Result<(), NetworkError> {
         let Networks { pipeline, reference, reference_f32, .. } = networks;
+        let Some(reference) = reference else { return Ok(()) };
         let trained = pipeline.unet.parameters();
         match reference_f32 {
             Some(whole) => {
@@ -97,13 +98,15 @@ impl ReferenceUpdates {
 }
 
 /// The distance of the model from the reference model: the 2-norm of the difference of their
-/// weights, in the dtype that both compute in. It is exactly 0 right after an update.
+/// weights, in the dtype that both compute in. It is exactly 0 right after an update, and without a
+/// reference model.
 ///
 /// # Errors
 /// If the device is out of memory.
 pub fn distance(networks: &Networks) -> Result<f64, NetworkError> {
     let trained = networks.pipeline.unet.parameters();
-    let reference = networks.reference.parameters();
+    let Some(reference) = &networks.reference else { return Ok(0.0) };
+    let reference = reference.parameters();
     tch::no_grad(|| {
         let norms = trained
             .iter()

@@ -513,10 +513,28 @@ fn every_option_of_losses_references_averages_and_moments_is_resumed_to_the_same
         }
         assert!(whole[UNET] != plain, "{name} changes nothing");
         assert_eq!(whole.keys().any(|file| file.contains("/ema/")), name == "ema");
+        assert_eq!(whole.keys().any(|file| file.contains("/reference/")), name != "mapo");
     }
     // Another loss is another run.
     let refused = Run::of(&mut fixture.run("plain", &["--loss", "ipo"]));
     refused.expect_error(&["loss"]);
+}
+
+/// A run without a reference model leaves none; another run that starts from it has the base model.
+#[test]
+fn a_run_with_a_reference_starts_from_one_without() {
+    let fixture = Fixture::new(11);
+    let mapo = ["--loss", "mapo", "--reference-every", "0"];
+    Run::of(&mut fixture.run("a", &mapo)).expect_code(0);
+    let from = fixture.path("a/checkpoints/step-000010").display().to_string();
+    let flags = ["--from", &from, "--steps", "14", "--reference-every", "0", "--dtype", "bf16"];
+    Run::of(&mut fixture.run("b", &flags)).expect_code(0);
+    let lines = fixture.metrics("b");
+    // The model has left the base model, so z is not zero from its first step on.
+    let first = lines.iter().find(|line| line["step"] == 11).unwrap();
+    assert!(first["z/std"].as_f64().unwrap() > 0.0, "{first:?}");
+    assert!(fixture.path("b/checkpoints/step-000014/reference").is_dir());
+    assert!(fixture.metrics("a").iter().all(|line| !line.contains_key("error/reference_chosen")));
 }
 
 /// A default that is typed is the default run, byte for byte.

@@ -369,7 +369,7 @@ fn a_plan_for_a_named_memory_says_whether_the_run_fits() {
     assert!(never["gpu"]["memory"]["flags"].is_null());
     // A byte less than it takes: a flag helps.
     let peak = small["gpu"]["peak_memory_bytes"].as_u64().unwrap();
-    let tight = plan(&format!("{}MiB", (peak - 1) >> 20));
+    let tight = plan(&format!("{}MB", (peak - 1) as f64 / 1e6));
     let flags = tight["gpu"]["memory"]["flags"].as_array().unwrap();
     assert!(!flags.is_empty(), "{tight}");
     let flags = ["--memory", "twelve"];

@@ -27,7 +27,13 @@ impl Networks {
         if config.lora.is_none()
             && ReferenceUpdates::of(&config.settings).need_f32(config.precision)
         {
-            self.reference_f32 = Some(average(checkpoint, REFERENCE, file, trained, device)?);
+            // A checkpoint without a reference model has the base model in its place.
+            let has_none = checkpoint.is_some_and(|folder| !folder.join(REFERENCE).is_dir());
+            let start = match &self.reference {
+                Some(reference) if has_none => reference.parameters(),
+                _ => trained,
+            };
+            self.reference_f32 = Some(average(checkpoint, REFERENCE, file, start, device)?);
         }
         if config.settings.ema.is_some() {
             self.ema = Some(average(checkpoint, EMA, file, trained, config.ema_device())?);

@@ -220,8 +220,8 @@ pub struct Networks {
     /// The pipeline with the UNet that is trained, the model: f32 weights that record gradients.
     pub pipeline: Pipeline,
     /// The reference model, in the compute dtype and through the same casts as the model, so that
-    /// equal weights give equal predictions to the last bit.
-    pub reference: UNet,
+    /// equal weights give equal predictions to the last bit. `None` for a loss without one.
+    pub reference: Option<UNet>,
     /// The reference model's weights in f32, if its updates need them.
     pub reference_f32: Option<WeightAverage>,
     /// The moving average of the model.
@@ -268,6 +268,7 @@ impl Networks {
         };
         let schedule = TrainingSchedule::new(&base.schedule, device)?;
         let empty = pipeline.encode_prompt(&base.tokens(&[""])?)?;
+        let reference = Some(reference);
         Ok(Self { pipeline, reference, reference_f32: None, ema: None, schedule, empty })
     }
 
@@ -283,7 +284,9 @@ impl Networks {
             Start::Base => (base.files.clone(), base.files.unet.weights.clone()),
             Start::Checkpoint(checkpoint) => {
                 let trained = PipelineFiles::open(folder, Some(&checkpoint.join(UNET)))?;
-                let reference = PipelineFiles::open(folder, Some(&checkpoint.join(REFERENCE)))?;
+                // A loss without a reference model leaves none; the base model stands in.
+                let reference = Some(checkpoint.join(REFERENCE)).filter(|part| part.is_dir());
+                let reference = PipelineFiles::open(folder, reference.as_deref())?;
                 (trained, reference.unet.weights)
             }
         };
@@ -324,7 +327,11 @@ impl Networks {
             device,
             precision,
         )?;
-        let reference = pipeline.unet.adapter_reference(stored(REFERENCE)?.as_ref())?;
+        let reference = match start {
+            Start::Checkpoint(checkpoint) if !checkpoint.join(REFERENCE).is_dir() => None,
+            _ => stored(REFERENCE)?,
+        };
+        let reference = pipeline.unet.adapter_reference(reference.as_ref())?;
         Ok((pipeline, reference))
     }
 

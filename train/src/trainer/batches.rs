@@ -1,6 +1,6 @@
 //! The micro-batches of a step: their examples, predictions, losses and gradients.
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use nn::NetworkError;
 use nn::optimizer::FlatGradients;
 use runkit::signals::StopFlag;
@@ -131,9 +131,11 @@ impl Trainer<'_> {
                 continue;
             };
             let networks = &self.state.networks;
+            let reference = networks.reference.as_ref();
+            let reference = reference.context("the loss needs a reference model")?;
             let (own, reference) = timed(&mut times.forward, || {
                 let (model, schedule) = (&networks.pipeline.unet, &networks.schedule);
-                step::gains(model, &networks.reference, schedule, &batch)
+                step::gains(model, reference, schedule, &batch)
             })?;
             let own = Vec::<f32>::try_from(&own.f_to_device(Device::Cpu)?)?;
             gains.push(own.into_iter().map(f32::to_bits).collect());
@@ -186,11 +188,13 @@ impl Trainer<'_> {
         let networks = &self.state.networks;
         let predictions = timed(&mut times.forward, || {
             let (model, schedule) = (&networks.pipeline.unet, &networks.schedule);
-            match reference {
-                None => step::predict(model, &networks.reference, schedule, objective, &batch),
-                Some(predicted) => {
+            match (reference, &networks.reference) {
+                (None, Some(reference)) => {
+                    step::predict(model, reference, schedule, objective, &batch)
+                }
+                (predicted, _) => {
                     let inputs = Inputs::of(schedule, &batch)?;
-                    step::predict_beside(model, Some(predicted), &inputs, objective, &batch)
+                    step::predict_beside(model, predicted, &inputs, objective, &batch)
                 }
             }
         })?;

@@ -3,6 +3,7 @@
 use anyhow::{Result, bail};
 use nn::average::WeightAverage;
 use nn::distributed::{DistributedError, World};
+use nn::unet::UNet;
 use tch::{Device, Tensor};
 use xxhash_rust::xxh3::Xxh3;
 
@@ -28,7 +29,7 @@ pub(super) fn check(step: u64, networks: &Networks, world: &World) -> Result<()>
 fn checksums(networks: &Networks) -> Result<[u64; 3]> {
     let trained = checksum(networks.pipeline.unet.parameters())?;
     let reference = match &networks.reference_f32 {
-        None => networks.reference.parameters(),
+        None => networks.reference.as_ref().map_or(&[][..], UNet::parameters),
         Some(whole) => whole.parameters(),
     };
     let average = networks.ema.as_ref().map_or(&[][..], WeightAverage::parameters);

@@ -92,14 +92,16 @@ fn finish(
         );
     }
     let mut records = write_network(folder, UNET, &networks.pipeline.unet)?;
-    runkit::files::create_folder(folder.join(REFERENCE))?;
-    records.extend(match link_reference(checkpoints, folder, state) {
-        Some(linked) => linked,
-        None => match &networks.reference_f32 {
-            None => write_network(folder, REFERENCE, &networks.reference)?,
-            Some(whole) => write_average(folder, REFERENCE, networks, whole)?,
-        },
-    });
+    if let Some(reference) = &networks.reference {
+        runkit::files::create_folder(folder.join(REFERENCE))?;
+        records.extend(match link_reference(checkpoints, folder, state) {
+            Some(linked) => linked,
+            None => match &networks.reference_f32 {
+                None => write_network(folder, REFERENCE, reference)?,
+                Some(whole) => write_average(folder, REFERENCE, networks, whole)?,
+            },
+        });
+    }
     if let Some(ema) = &networks.ema {
         records.extend(write_average(folder, EMA, networks, ema)?);
     }

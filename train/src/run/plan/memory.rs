@@ -10,6 +10,7 @@ use nn::unet::UNetCost;
 use nn::weights::Weights;
 
 use crate::config::{Config, Source};
+use crate::loss::Objective;
 use crate::model::BaseModel;
 use crate::reference::ReferenceUpdates;
 
@@ -152,6 +153,7 @@ pub(super) fn memory(config: &Config, base: &BaseModel) -> Result<Memory> {
         None => (trained, copies, size * count),
         Some(_) => (size * count, 0.0, trained),
     };
+    let reference = if Objective::of(&config.settings).uses_reference() { reference } else { 0.0 };
     let average = match config.settings.ema {
         Some(_) if config.ema_device() == config.device => trained,
         _ => 0.0,

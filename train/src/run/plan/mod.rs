@@ -81,6 +81,7 @@ impl Disk {
         let numbers = 4.0 * trained.numbers() + trained.state(config.optimizer.kind);
         // The adapters of a reference are f32.
         let reference = match config.lora.is_some() || needs_f32_reference(config) {
+            _ if !Objective::of(&config.settings).uses_reference() => 0.0,
             true => 4.0,
             false => bytes_of(config.precision),
         };
@@ -354,7 +355,11 @@ fn operations_of_pair(config: &Config, opened: &OpenedRun, cost: &UNetCost) -> R
     // repeats the forward pass. Frozen weights have no gradients: half of a backward pass.
     let backward = if config.lora.is_some() { 1.0 } else { 2.0 };
     let repeated = if config.settings.grad_checkpointing { 1.0 } else { 0.0 };
-    let passes = 2.0 + backward + repeated;
+    let objective = Objective::of(&config.settings);
+    let reference = if objective.uses_reference() { 1.0 } else { 0.0 };
+    // KTO predicts the whole batch before the first backward pass.
+    let surveyed = if objective.needs_reference_point() { 1.0 } else { 0.0 };
+    let passes = 1.0 + backward + repeated + reference + surveyed;
     let encoder = match config.source {
         Source::Cache(_) => 0.0,
         Source::Pairs { .. } => {

@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 use super::Session;
 use crate::config::{self, Config, Source};
 use crate::data::{Content, Positions, Stream, StreamOptions};
+use crate::loss::Objective;
 use crate::loss_scale::{LossScale, LossScaling};
 use crate::model::{BaseModel, Networks, SeededLora, Start};
 use crate::optimizer::RankOptimizer;
@@ -131,6 +132,9 @@ fn load(
     if matches!(config.source, Source::Cache(_)) {
         networks.pipeline.encoders.release();
     }
+    if !Objective::of(&config.settings).uses_reference() {
+        networks.reference = None;
+    }
     networks.start_averages(config, checkpoint.map(|found| found.folder.as_path()))?;
     let parameters = networks.pipeline.unet.parameters();
     let mut optimizer =
@@ -222,11 +226,12 @@ fn probe(
     if examples.is_empty() {
         return Ok(None);
     }
-    let loaded = match reference_is_base {
-        true => None,
-        false => Some(networks.base_reference(base)?),
+    let own = networks.reference.as_ref().filter(|_| reference_is_base);
+    let loaded = match own {
+        Some(_) => None,
+        None => Some(networks.base_reference(base)?),
     };
-    let reference = loaded.as_ref().unwrap_or(&networks.reference);
+    let reference = own.or(loaded.as_ref()).context("the base model is not loaded")?;
     // No caption is dropped: the probe measures what the model makes of captions.
     let builder = MicroBatchBuilder { base, seed, caption_dropout: 0.0 };
     let probe = Probe::build(&builder, networks, reference, examples, rows)?;
