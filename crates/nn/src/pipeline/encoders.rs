@@ -37,6 +37,8 @@ pub struct Encoders {
     /// The text encoder; SDXL has two. None while they are released.
     pub text_encoders: Vec<TextEncoder>,
     files: PipelineFiles,
+    /// The weights of the text encoders, with what adapters add to them.
+    text_weights: Vec<Weights>,
     precision: Precision,
     /// Whether SDXL replaces an empty negative prompt by zeros.
     pub force_zeros_for_empty_prompt: bool,
@@ -67,14 +69,14 @@ impl Encoders {
     ) -> Result<Self, ModelError> {
         let weights = files.text_encoders.iter().map(|network| Weights::open(&network.weights));
         let weights = weights.collect::<Result<Vec<_>, _>>()?;
-        Self::load_from(files, unet, &weights, device, precision)
+        Self::load_from(files, unet, weights, device, precision)
     }
 
     /// [`Encoders::load`] with these weights of the text encoders.
     pub(super) fn load_from(
         files: &PipelineFiles,
         unet: &UNetConfig,
-        text_weights: &[Weights],
+        text_weights: Vec<Weights>,
         device: Device,
         precision: Precision,
     ) -> Result<Self, ModelError> {
@@ -89,17 +91,19 @@ impl Encoders {
             force_zeros_for_empty_prompt: files.force_zeros_for_empty_prompt,
             device,
             files: files.clone(),
+            text_weights,
             precision,
         };
-        encoders.load_networks(text_weights)?;
+        encoders.load_networks()?;
         Ok(encoders)
     }
 
-    fn load_networks(&mut self, text_weights: &[Weights]) -> Result<(), ModelError> {
+    fn load_networks(&mut self) -> Result<(), ModelError> {
         let (device, precision) = (self.device, self.precision);
         let vae_weights = Weights::open(&self.files.vae.weights)?;
         let texts = self.files.text_configs()?;
-        let text_encoders = text_weights
+        let text_encoders = self
+            .text_weights
             .iter()
             .zip(&texts)
             .map(|(weights, config)| TextEncoder::load(config, weights, device, precision))
@@ -128,10 +132,7 @@ impl Encoders {
         if !self.are_released() {
             return Ok(());
         }
-        let networks = self.files.text_encoders.iter();
-        let weights = networks.map(|network| Weights::open(&network.weights));
-        let weights = weights.collect::<Result<Vec<_>, _>>()?;
-        self.load_networks(&weights)
+        self.load_networks()
     }
 
     /// The autoencoder.

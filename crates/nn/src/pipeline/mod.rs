@@ -114,7 +114,7 @@ impl Pipeline {
         let unet_config = files.unet_config()?;
         let MergedPipeline { unet, text_encoders, .. } = MergedPipeline::open(files, loras)?;
         let schedule = files.schedule()?;
-        let encoders = Encoders::load_from(files, &unet_config, &text_encoders, device, precision)?;
+        let encoders = Encoders::load_from(files, &unet_config, text_encoders, device, precision)?;
         let unet = UNet::load(&unet_config, &unet, device, precision)?;
         Ok(Self { encoders, unet, schedule })
     }
