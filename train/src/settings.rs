@@ -81,7 +81,8 @@ settings! {
         /// lists them.
         #[arg(value_name = "NAME", value_delimiter = ',')]
         optional recipe: Vec<String>,
-        /// The pipeline to train: a folder in the layout of diffusers, or hf://owner/name@revision.
+        /// The pipeline to train: a folder in the layout of diffusers, a single .safetensors file of
+        /// A1111 or ComfyUI, or hf://owner/name@revision.
         #[arg(value_name = "DIR")]
         optional model: PathBuf,
         /// Pairs in Pick-a-Pic's layout: Parquet files, folders or glob patterns.
@@ -353,8 +354,8 @@ settings! {
     CacheSettings
 
     "Inputs and output" {
-        /// The pipeline whose encoders are used: a folder in the layout of diffusers, or
-        /// hf://owner/name@revision.
+        /// The pipeline whose encoders are used: a folder in the layout of diffusers, a single
+        /// .safetensors file of A1111 or ComfyUI, or hf://owner/name@revision.
         #[arg(value_name = "DIR")]
         optional model: PathBuf,
         /// Pairs in Pick-a-Pic's layout: Parquet files, folders or glob patterns.
