@@ -45,7 +45,10 @@ def hinge(model, reference) -> float:
 def mapo(model, reference) -> float:
     del reference
     chosen, rejected = model
-    odds = lambda e: 0.5 * e / (np.exp(0.5 * e) - 1.0)
+
+    def odds(e: float) -> float:
+        return 0.5 * e / (np.exp(0.5 * e) - 1.0)
+
     ratio = np.log(sigmoid(MAPO_SCALE * (odds(chosen) - odds(rejected))))
     return float(chosen - 0.1 * ratio)
 
@@ -86,7 +89,9 @@ def gradient(of, model: np.ndarray) -> np.ndarray:
 
 def main() -> None:
     # Multiples of 2^-10, so that f32 has the very same numbers and their differences.
-    grid = lambda numbers: np.array(numbers, dtype=np.float64) / 1024.0
+    def grid(numbers: list) -> np.ndarray:
+        return np.array(numbers, dtype=np.float64) / 1024.0
+
     model = grid([[100, 140], [133, 90], [200, 206], [64, 61], [310, 300], [77, 80]])
     reference = grid([[104, 138], [130, 95], [199, 203], [64, 61], [300, 304], [76, 83]])
     labels = np.array([1.0, 0.0, 0.75, 1.0, 0.5, 0.0])
@@ -115,7 +120,10 @@ def main() -> None:
     for loss in (dpo, ipo, hinge, mapo):
         add(loss.__name__, lambda e, loss=loss: of_pairs(loss, e, reference, labels))
         add(f"{loss.__name__}-smoothed", lambda e, loss=loss: of_pairs(loss, e, reference, smoothed))
-    anchor = lambda e: labels * e[:, 0] + (1.0 - labels) * e[:, 1]
+
+    def anchor(e: np.ndarray) -> np.ndarray:
+        return labels * e[:, 0] + (1.0 - labels) * e[:, 1]
+
     add("dpo-anchored", lambda e: of_pairs(dpo, e, reference, labels) + ANCHOR * anchor(e))
     add("kto", lambda e: kto(e, reference, labels, point))
     add("kto-above", lambda e: kto(e, reference, labels, above))
