@@ -87,9 +87,9 @@ adapters() {
     echo "== adapters, $name: files of the run in diffusers against its merged pipeline =="
     "$python" scripts/parity/lora_files.py "$work/$name" --model "$model"
 }
-adapters sd-lora "$fixtures/sd" --lr 1e-3 || status=1
-adapters sd-lora-ff "$fixtures/sd" --lr 1e-3 --targets attention+ff --rank 4 --alpha 2 --grad-checkpointing || status=1
-adapters sdxl-lora "$fixtures/sdxl" --lr 1e-3 --rank 4 || status=1
+adapters sd-lora "$fixtures/sd" --lr 1e-4 || status=1
+adapters sd-lora-ff "$fixtures/sd" --lr 1e-4 --targets attention+ff --rank 4 --alpha 2 --grad-checkpointing || status=1
+adapters sdxl-lora "$fixtures/sdxl" --lr 1e-4 --rank 4 || status=1
 if [ -e data/mini/sd/model_index.json ]; then
     replay mini-adamw data/mini/sd --beta 200 --lr 1e-6 || status=1
 fi
