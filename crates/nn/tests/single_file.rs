@@ -143,3 +143,45 @@ fn a_changed_file_is_unpacked_to_another_folder() {
     packed("sd", &file, Some(Kind::Half));
     assert_ne!(unpacked(&file, place.path()).unwrap(), first);
 }
+
+/// Stopped between any two tensors, nothing counts as complete, and the next start ends with the
+/// same bytes.
+#[test]
+fn a_stopped_unpacking_is_finished_by_the_next() {
+    let place = tempfile::tempdir().unwrap();
+    let file = place.path().join("a.safetensors");
+    packed("sdxl", &file, None);
+    let whole = place.path().join("whole");
+    let calls = std::cell::Cell::new(0);
+    let counted = || {
+        calls.set(calls.get() + 1);
+        Ok(())
+    };
+    unpack(&file, &whole, &counted).unwrap();
+    let all = calls.get();
+    assert!(all > 400, "{all}");
+    let folder = place.path().join("stopped");
+    for stop in [1, all / 3, all / 2, all] {
+        calls.set(0);
+        let stopping = || {
+            calls.set(calls.get() + 1);
+            if calls.get() == stop { Err(std::io::Error::other("stopped")) } else { Ok(()) }
+        };
+        assert!(unpack(&file, &folder, &stopping).is_err());
+        assert!(!folder.join("model_index.json").exists(), "{stop} of {all}");
+    }
+    unpack(&file, &folder, &|| Ok(())).unwrap();
+    for name in [
+        "model_index.json",
+        "unet/config.json",
+        "unet/diffusion_pytorch_model.safetensors",
+        "vae/diffusion_pytorch_model.safetensors",
+        "text_encoder/model.safetensors",
+        "text_encoder_2/model.safetensors",
+        "tokenizer_2/merges.txt",
+    ] {
+        let [one, other] =
+            [&whole, &folder].map(|folder| std::fs::read(folder.join(name)).unwrap());
+        assert!(one == other, "{name}");
+    }
+}
