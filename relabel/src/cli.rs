@@ -9,6 +9,7 @@ use runkit::logging::LogArguments;
 use runkit::program::{JsonFlag, ProgramCommand, ResumeFlag};
 use runkit::settings::{Settings, SettingsFlags};
 use runkit::shard::Shard;
+use schemas::layouts::Layout;
 use serde::{Deserialize, Serialize};
 
 use crate::vote::TiePolicy;
@@ -106,7 +107,8 @@ pub struct CheckArguments {
 #[command(mut_args(with_default_in_help))]
 #[serde(deny_unknown_fields, default)]
 pub struct ScoreSettings {
-    /// Pairs in Pick-a-Pic's layout: Parquet files, folders or glob patterns.
+    /// Pairs: files, folders or glob patterns, also at s3://, gs://, az://, https:// or
+    /// hf://datasets/OWNER/NAME/PATH.
     #[arg(long, value_name = "PATH", num_args = 1.., help_heading = "Input")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub pairs: Option<Vec<PathBuf>>,
@@ -118,6 +120,10 @@ pub struct ScoreSettings {
         deserialize_with = "runkit::config::one_or_more"
     )]
     pub split: Option<Vec<String>>,
+    /// The layout of the pairs, if their columns or files do not tell it.
+    #[arg(long, value_name = "NAME", value_enum, help_heading = "Input")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub layout: Option<Layout>,
     /// Take only the first N pairs.
     #[arg(long, value_name = "N", help_heading = "Input")]
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -199,6 +199,7 @@ fn validated(
     Ok(Config {
         pairs,
         splits: settings.split.clone().unwrap_or_default(),
+        layout: settings.layout,
         scorers,
         out,
         settings_file: arguments.file.config.clone(),

@@ -27,7 +27,8 @@ use anyhow::{Result, ensure};
 use runkit::logging::{counted, tenths};
 use runkit::progress::Progress;
 use runkit::signals::StopFlag;
-use schemas::pairs::{InputFile, discover};
+use schemas::layouts::Layout;
+use schemas::pairs::{InputFile, discover_as};
 use scorers::{Compute, DescribedScorers, MemoryLimits, ScorerSet, ScorersConfig, ScorersManifest};
 
 use self::batches::{Choice, Source};
@@ -56,6 +57,8 @@ pub struct Config {
     pub pairs: Vec<PathBuf>,
     /// The splits to take of them. If empty, all, which must then be one.
     pub splits: Vec<String>,
+    /// Their layout, if the user named it.
+    pub layout: Option<Layout>,
     /// The scorers' file.
     pub scorers: PathBuf,
     /// The labels file to write.
@@ -145,7 +148,7 @@ fn finish(opened: Opened<'_>, member: &Member<'_>) -> Result<End> {
 
 /// The files of pairs. Files that are not taken are logged.
 fn inputs(config: &Config) -> Result<Vec<InputFile>> {
-    let found = discover(&config.pairs, &config.splits)?;
+    let found = discover_as(&config.pairs, &config.splits, config.layout)?;
     if let Some(skipped) = found.skipped() {
         tracing::info!("{skipped}");
     }
