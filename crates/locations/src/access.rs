@@ -148,6 +148,17 @@ impl Access {
     }
 }
 
+/// Says in the log what this process has requested, if anything: how much a command read from
+/// elsewhere is then known at its end.
+pub fn log_traffic() {
+    let Some(Traffic { requests, bytes, retries }) = PROCESS.get().map(Access::traffic) else {
+        return;
+    };
+    if requests > 0 {
+        tracing::debug!(requests, bytes, retries, "read from elsewhere");
+    }
+}
+
 impl Access {
     /// A variable that is set and not empty.
     pub(crate) fn variable(&self, name: &str) -> Option<&str> {
@@ -177,6 +188,11 @@ impl Access {
     pub(crate) fn pin(&self, shown: &Path, known: Known) -> Known {
         let mut all = self.shared.known.lock().unwrap_or_else(PoisonError::into_inner);
         all.entry(shown.to_owned()).or_insert(known).clone()
+    }
+
+    /// No longer expects the object that was known: this process has written another one.
+    pub(crate) fn unpin(&self, shown: &Path) {
+        self.shared.known.lock().unwrap_or_else(PoisonError::into_inner).remove(shown);
     }
 
     /// What was known of an object at its first request.

@@ -33,7 +33,7 @@ mod transport;
 mod upload;
 mod web;
 
-pub use access::{Access, Limits, Traffic};
+pub use access::{Access, Limits, Traffic, log_traffic};
 pub use ahead::PIECE_BYTES;
 pub use error::LocationError;
 pub use file::{File, Reader};

@@ -9,7 +9,7 @@ use object_store::aws::{AmazonS3, AmazonS3Builder};
 use object_store::azure::MicrosoftAzureBuilder;
 use object_store::gcp::GoogleCloudStorageBuilder;
 use object_store::path::Path as Key;
-use object_store::{GetOptions, GetRange, ObjectStore, RetryConfig};
+use object_store::{GetOptions, GetRange, ObjectMeta, ObjectStore, RetryConfig};
 use ureq::http::{HeaderName, HeaderValue};
 
 use crate::LocationError;
@@ -19,13 +19,14 @@ use crate::retry::{Failure, Named};
 use crate::transport::Service;
 
 /// Variables that lead to another endpoint, and those that allow plain http there.
-const ENDPOINTS: [&str; 7] = [
+const ENDPOINTS: [&str; 8] = [
     "AWS_ENDPOINT_URL_S3",
     "AWS_ENDPOINT_URL",
     "AWS_ENDPOINT",
     "GOOGLE_BASE_URL",
     "AZURE_STORAGE_ENDPOINT",
     "AZURE_ENDPOINT",
+    "AZURITE_BLOB_STORAGE_URL",
     "AWS_ENDPOINT_URL_STS",
 ];
 /// What another response is called.
@@ -186,7 +187,7 @@ impl Bucket {
     pub(crate) async fn head(&self, key: &str) -> Result<Option<Known>, Failure> {
         let options = GetOptions { head: true, ..GetOptions::default() };
         match self.store.get_opts(&parse_key(key)?, options).await {
-            Ok(found) => Ok(Some(Known { size: found.meta.size, version: found.meta.e_tag })),
+            Ok(found) => Ok(Some(known(found.meta))),
             Err(object_store::Error::NotFound { .. }) => Ok(None),
             Err(_) => Err(Failure::Unknown(NOT_UNDERSTOOD.to_owned())),
         }
@@ -213,7 +214,7 @@ impl Bucket {
             )
         };
         let found = self.store.get_opts(&parse_key(key)?, options).await.map_err(unknown)?;
-        let known = Known { size: found.meta.size, version: found.meta.e_tag.clone() };
+        let known = known(found.meta.clone());
         let bytes = found.bytes().await.map_err(unknown)?;
         Ok((bytes, known))
     }
@@ -223,11 +224,21 @@ impl Bucket {
         let folder = parse_key(folder)?;
         let prefix = Some(&folder).filter(|key| !key.as_ref().is_empty());
         let listed = self.store.list(prefix).map_ok(|found| {
-            let known = Known { size: found.size, version: found.e_tag };
-            (found.location.to_string(), known)
+            let key = found.location.to_string();
+            (key, known(found))
         });
         listed.try_collect().await.map_err(|_| Failure::Unknown(NOT_UNDERSTOOD.to_owned()))
     }
+}
+
+/// Size and version. Listings of Azure give ETags without their quotation marks, which the
+/// responses to reads have.
+fn known(meta: ObjectMeta) -> Known {
+    let quoted = |tag: String| match tag.ends_with('"') {
+        true => tag,
+        false => format!("\"{tag}\""),
+    };
+    Known { size: meta.size, version: meta.e_tag.map(quoted) }
 }
 
 pub(crate) fn parse_key(key: &str) -> Result<Key, Failure> {

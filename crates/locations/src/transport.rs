@@ -115,7 +115,7 @@ impl Transport {
                     .and_then(|value| value.trim().parse().ok())
                     .map(Duration::from_secs);
                 seen.etag = text("etag").map(str::to_owned);
-                if !response.status().is_success() {
+                if !response.status().is_success() || is_error(response.body()) {
                     seen.code = text("x-error-code")
                         .or_else(|| text("x-ms-error-code"))
                         .map(str::to_owned)
@@ -278,6 +278,13 @@ fn wanted(headers: &HeaderMap) -> Option<usize> {
     }
     let (first, last) = (first.parse::<u64>().ok()?, last.parse::<u64>().ok()?);
     usize::try_from(last.checked_sub(first)?.checked_add(1)?).ok()
+}
+
+/// Whether a body is an error although its status says success, as S3 answers when it had to begin
+/// its answer before it knew.
+fn is_error(body: &[u8]) -> bool {
+    let start = String::from_utf8_lossy(body.get(..256).unwrap_or(body));
+    start.starts_with("<Error>") || (start.starts_with("<?xml") && start.contains("<Error>"))
 }
 
 /// The `<Code>` of an error of object storage. Nothing else of such a body is shown: it may hold

@@ -15,6 +15,7 @@ use object_store::path::Path as Key;
 use ureq::http::HeaderValue;
 use ureq::http::header::{IF_MATCH, IF_NONE_MATCH};
 
+use crate::ahead::PIECE_BYTES;
 use crate::location::{Location, Place, Remote, Store};
 use crate::retry::{Failure, Named, Pending, attempts, start, wait};
 use crate::store::{parse_key, s3};
@@ -40,6 +41,7 @@ pub enum Condition {
 #[derive(Debug)]
 pub struct Upload {
     access: Access,
+    remote: Remote,
     named: Named,
     store: Arc<AmazonS3>,
     key: Key,
@@ -47,6 +49,9 @@ pub struct Upload {
     buffer: Vec<u8>,
     sending: Vec<Pending<PartId>>,
     parts: Vec<PartId>,
+    /// Of all bytes so far.
+    hasher: blake3::Hasher,
+    length: u64,
     finished: bool,
 }
 
@@ -100,6 +105,7 @@ impl Upload {
         })?;
         Ok(Self {
             access,
+            remote: remote.clone(),
             named,
             store,
             key,
@@ -107,6 +113,8 @@ impl Upload {
             buffer: Vec::new(),
             sending: Vec::new(),
             parts: Vec::new(),
+            hasher: blake3::Hasher::new(),
+            length: 0,
             finished: false,
         })
     }
@@ -142,18 +150,46 @@ impl Upload {
             })
             .await
         });
-        match done {
+        let error = match done {
             Ok(_) => {
                 self.finished = true;
-                Ok(())
+                self.access.unpin(&self.remote.shown);
+                return Ok(());
             }
             // The answer to 412, in the words of an upload.
-            Err(LocationError::Changed { .. }) => Err(LocationError::Exists { location }),
+            Err(LocationError::Changed { .. }) => LocationError::Exists { location },
             Err(LocationError::Response { problem, .. }) if problem.contains("HTTP 412") => {
-                Err(LocationError::Exists { location })
+                LocationError::Exists { location }
             }
-            Err(error) => Err(error),
+            Err(error) => error,
+        };
+        // The answer to an attempt that succeeded may have been lost; then the next one finds the
+        // object, or no upload.
+        if matches!(error, LocationError::Exists { .. } | LocationError::Missing { .. })
+            && self.is_there()?
+        {
+            self.access.unpin(&self.remote.shown);
+            return Ok(());
         }
+        Err(error)
+    }
+
+    /// Whether the object under the name has the bytes of this upload.
+    fn is_there(&self) -> Result<bool, LocationError> {
+        let (task, length) = (self.remote.clone(), self.length);
+        let found = wait(&self.access, async move {
+            let found = task.head().await?.filter(|found| found.size == length);
+            let Some(found) = found else { return Ok(None) };
+            let object = task.opened(found).await?;
+            let (mut hasher, mut start) = (blake3::Hasher::new(), 0);
+            while start < length {
+                let end = length.min(start + PIECE_BYTES);
+                hasher.update(&object.read(start..end).await?);
+                start = end;
+            }
+            Ok(Some(hasher.finalize()))
+        });
+        Ok(found?.is_some_and(|found| found == self.hasher.finalize()))
     }
 
     fn part_bytes(&self) -> usize {
@@ -197,6 +233,8 @@ impl Write for Upload {
         let room = self.part_bytes().saturating_sub(self.buffer.len());
         let now = bytes.len().min(room);
         self.buffer.extend_from_slice(&bytes[..now]);
+        self.hasher.update(&bytes[..now]);
+        self.length += now as u64;
         if self.buffer.len() >= self.part_bytes() {
             self.send()?;
         }
@@ -218,10 +256,14 @@ impl Drop for Upload {
         self.sending.clear();
         let (store, key, id) = (Arc::clone(&self.store), self.key.clone(), self.id.clone());
         let aborted = start(async move {
-            store.abort_multipart(&key, &id).await.map_err(|_| LocationError::Response {
-                location: key.to_string(),
-                problem: "its unfinished parts could not be removed".to_owned(),
-            })
+            match store.abort_multipart(&key, &id).await {
+                // It was completed, and the answer lost.
+                Ok(()) | Err(object_store::Error::NotFound { .. }) => Ok(()),
+                Err(_) => Err(LocationError::Response {
+                    location: key.to_string(),
+                    problem: "its unfinished parts could not be removed".to_owned(),
+                }),
+            }
         });
         // Also after a request to stop, so not with the flag of this process.
         if let Err(error) = aborted.wait_for(self.access.shared.limits.idle) {
