@@ -25,7 +25,6 @@
 mod beside;
 mod chosen_rejected;
 mod convert;
-
 mod deal;
 mod folder;
 mod hpdv2;
@@ -40,15 +39,17 @@ mod source;
 mod table;
 mod tar;
 mod webdataset;
+mod writer;
 mod zipped;
 
 use std::fmt;
 use std::str::FromStr;
 
-pub use convert::{Conversion, ConvertError, Converted, Sizes, convert, names_of};
+pub use convert::{Conversion, ConvertError, Converted, convert, names_of};
 pub use deal::{DEALING, is_swapped};
 pub(crate) use recognise::{Listing, is_image_of_pair, is_recognised};
 pub(crate) use records::{Batches, Records, open};
+pub use writer::{KEY_DEALING, KEY_FIRST_ROW, LabelsOf, PairsWriter, Sizes};
 
 #[cfg(doc)]
 use crate::pairs::PairRow;
