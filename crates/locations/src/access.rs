@@ -141,6 +141,13 @@ impl Access {
         Self { shared: Arc::new(shared) }
     }
 
+    /// The same variables and limits with a stop flag of its own, and without what is known of
+    /// objects: for work that goes on after a signal, and that writes what it has read before.
+    #[must_use]
+    pub fn anew(&self, stop: StopFlag) -> Self {
+        Self::new(self.shared.variables.clone(), self.shared.limits, stop)
+    }
+
     /// Requests and bytes so far.
     pub fn traffic(&self) -> Traffic {
         let (requests, bytes) = self.shared.transport.counts();

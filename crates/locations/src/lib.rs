@@ -27,6 +27,7 @@ mod find;
 mod hub_data;
 mod location;
 mod remote;
+mod remove;
 mod retry;
 mod store;
 mod transport;
@@ -38,7 +39,8 @@ pub use ahead::PIECE_BYTES;
 pub use error::LocationError;
 pub use file::{File, Reader};
 pub use find::{Found, Item, find};
-pub use location::{Location, Remote};
+pub use location::{Location, Remote, shown};
+pub use remove::remove;
 pub use upload::{Condition, Upload};
 
 /// The schemes, for messages.

@@ -212,6 +212,15 @@ impl Location {
         }
     }
 
+    /// The same place, reached in another way.
+    #[must_use]
+    pub fn with_access(self, access: &Access) -> Self {
+        match self {
+            Self::Local(path) => Self::Local(path),
+            Self::Remote(remote) => Self::Remote(Remote { access: access.clone(), ..remote }),
+        }
+    }
+
     /// Whether the name holds a character of patterns.
     pub fn is_pattern(&self) -> bool {
         match self {
@@ -289,6 +298,16 @@ fn split_scheme(text: &str) -> Option<(String, &str)> {
     let is_scheme = bytes.next().is_some_and(|first| first.is_ascii_alphabetic())
         && bytes.all(|byte| byte.is_ascii_alphanumeric() || b"+-.".contains(&byte));
     is_scheme.then(|| (scheme.to_ascii_lowercase(), rest))
+}
+
+/// What the user wrote, for messages and for what is kept: an address without its query, which may be
+/// a signature.
+#[must_use]
+pub fn shown(path: &Path) -> PathBuf {
+    match path.to_str() {
+        Some(text) if split_scheme(text).is_some() => without_query(text).into(),
+        _ => path.to_owned(),
+    }
 }
 
 /// A web address without its query, fragment, user and password; other addresses as they are, since

@@ -9,7 +9,9 @@ use object_store::aws::{AmazonS3, AmazonS3Builder};
 use object_store::azure::MicrosoftAzureBuilder;
 use object_store::gcp::GoogleCloudStorageBuilder;
 use object_store::path::Path as Key;
-use object_store::{GetOptions, GetRange, ObjectMeta, ObjectStore, RetryConfig};
+use object_store::{
+    GetOptions, GetRange, ObjectMeta, ObjectStore, ObjectStoreExt as _, RetryConfig,
+};
 use ureq::http::{HeaderName, HeaderValue};
 
 use crate::LocationError;
@@ -118,6 +120,8 @@ pub(crate) fn s3(
     builder
         .with_bucket_name(bucket)
         .with_allow_http(true)
+        // One request for each object: servers other than Amazon's may not know the other way.
+        .with_disable_bulk_delete(true)
         .with_retry(no_retries())
         .with_http_connector(Service { transport, condition })
         .build()
@@ -217,6 +221,14 @@ impl Bucket {
         let known = known(found.meta.clone());
         let bytes = found.bytes().await.map_err(unknown)?;
         Ok((bytes, known))
+    }
+
+    /// Removes an object; one that is not there counts as removed.
+    pub(crate) async fn remove(&self, key: &str) -> Result<(), Failure> {
+        match self.store.delete(&parse_key(key)?).await {
+            Ok(()) | Err(object_store::Error::NotFound { .. }) => Ok(()),
+            Err(_) => Err(Failure::Unknown(NOT_UNDERSTOOD.to_owned())),
+        }
     }
 
     /// Keys below a folder, with sizes and ETags.

@@ -57,19 +57,19 @@ impl Manifest {
             ties: config.ties,
             limit: config.limit,
             unit_pairs: Some(config.unit_pairs).filter(|&pairs| pairs != UNIT_PAIRS),
-            input: InputRecord {
-                rows: plan.pairs(),
-                content: Some(plan.content.clone()),
-                files: plan
-                    .files
+            input: InputRecord::new(
+                plan.pairs(),
+                Some(plan.content.clone()),
+                plan.files
                     .iter()
                     .map(|file| FileRecord {
                         source_file: file.input.source_file.clone(),
+                        layout: None,
                         rows: file.rows,
                         fingerprint: file.fingerprint.clone(),
                     })
                     .collect(),
-            },
+            ),
         }
     }
 

@@ -1,9 +1,10 @@
 //! What a reader of a remote file will read, so that it is fetched before it is asked for.
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use locations::PIECE_BYTES;
-use parquet::file::metadata::ColumnChunkMetaData;
+use parquet::file::metadata::{ColumnChunkMetaData, ParquetMetaData};
 
 use super::{InputError, ParquetInput, start_of};
 use crate::checksums::{BLOCK_BYTES, CheckedFile, HEADER_BYTES};
@@ -21,6 +22,75 @@ impl ParquetInput {
         let Some(remote) = &self.remote else { return self.reopen() };
         let file = remote.reading(self.lanes(groups, small, large));
         Ok(CheckedFile::with(file, &self.checksums, &self.last_error))
+    }
+
+    /// The file, opened anew to read all rows of the leaf columns `leaves`, and its footer.
+    pub(crate) fn reopen_whole(
+        &self,
+        leaves: &[usize],
+    ) -> Result<(CheckedFile, Arc<ParquetMetaData>), InputError> {
+        if self.remote.is_none() {
+            let file = self.reopen()?;
+            let metadata = self.with_page_offsets(&file, leaves)?;
+            return Ok((file, metadata));
+        }
+        let groups: Vec<usize> = (0..self.metadata.num_row_groups()).collect();
+        Ok((self.reopen_reading(&groups, leaves, &[])?, Arc::clone(&self.metadata)))
+    }
+
+    /// The file, opened anew to read some rows of the leaf columns `leaves`, and its footer with the
+    /// offsets of pages. The pages of a remote file are fetched together, so `rows` are few.
+    pub(crate) fn reopen_rows(
+        &self,
+        leaves: &[usize],
+        rows: &[Range<usize>],
+    ) -> Result<(CheckedFile, Arc<ParquetMetaData>), InputError> {
+        let file = self.reopen()?;
+        let metadata = self.with_page_offsets(&file, leaves)?;
+        let Some(remote) = &self.remote else { return Ok((file, metadata)) };
+        let file = remote.reading(vec![vec![self.pages(&metadata, leaves, rows)]]);
+        Ok((CheckedFile::with(file, &self.checksums, &self.last_error), metadata))
+    }
+
+    /// The ranges of the pages with these rows; of a column without an index of its pages, the whole
+    /// chunk.
+    fn pages(
+        &self,
+        metadata: &ParquetMetaData,
+        leaves: &[usize],
+        rows: &[Range<usize>],
+    ) -> Vec<Range<u64>> {
+        let row = |number: i64| usize::try_from(number).unwrap_or(0);
+        let wants =
+            |first: usize, end: usize| rows.iter().any(|rows| rows.start < end && rows.end > first);
+        let (mut ranges, mut start) = (Vec::new(), 0);
+        for (number, group) in metadata.row_groups().iter().enumerate() {
+            let end = start + row(group.num_rows());
+            for &leaf in leaves.iter().filter(|_| wants(start, end)) {
+                let Some(chunk) = group.columns().get(leaf) else { continue };
+                let index = metadata.page_index().and_then(|all| all.offset_index(number, leaf));
+                let pages = index.map_or(&[][..], |index| index.page_locations());
+                if pages.is_empty() {
+                    ranges.push(self.read_range(chunk));
+                    continue;
+                }
+                let mut end_of_page = end;
+                for page in pages.iter().rev() {
+                    let first = start + row(page.first_row_index);
+                    if wants(first, end_of_page) {
+                        ranges.push(self.blocks(page.offset, i64::from(page.compressed_page_size)));
+                    }
+                    end_of_page = first;
+                }
+                // A dictionary comes before the first page.
+                let (begin, first) = (start_of(chunk), pages.first().map_or(0, |page| page.offset));
+                if begin < first {
+                    ranges.push(self.blocks(begin, first - begin));
+                }
+            }
+            start = end;
+        }
+        ranges
     }
 
     /// The ranges of the columns, as [`File::reading`] takes them.
@@ -62,9 +132,13 @@ impl ParquetInput {
     /// The bytes that reading a chunk touches: whole blocks if they are verified, and what is read
     /// for the header of a page.
     fn read_range(&self, chunk: &ColumnChunkMetaData) -> Range<u64> {
+        self.blocks(start_of(chunk), chunk.compressed_size())
+    }
+
+    /// So many bytes from `start` on, a header after them, and what is verified with them.
+    fn blocks(&self, start: i64, length: i64) -> Range<u64> {
         let block = if self.checksums.is_some() { BLOCK_BYTES as u64 } else { 1 };
-        let start = u64::try_from(start_of(chunk)).unwrap_or(0);
-        let length = u64::try_from(chunk.compressed_size()).unwrap_or(0);
+        let [start, length] = [start, length].map(|number| u64::try_from(number).unwrap_or(0));
         let end = start.saturating_add(length).saturating_add(HEADER_BYTES as u64);
         start / block * block..end.div_ceil(block).saturating_mul(block)
     }

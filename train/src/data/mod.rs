@@ -9,9 +9,11 @@
 //! type, or drops the row.
 
 mod augment;
+mod cache_files;
 mod cached;
 mod encoded;
 mod error;
+mod inputs;
 mod join;
 mod loader;
 mod memory_budget;
@@ -24,14 +26,16 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use nn::pipeline::PromptEmbeds;
-use schemas::labels::{LabelRow, LabelsFile};
+use schemas::labels::{KEY_MANIFEST, LabelRow, LabelsFile};
 use schemas::latents::Manifest;
-use schemas::pairs::{PairFile, discover, positional_pair_id};
+use schemas::layouts::{DEALING, Layout};
+use schemas::pairs::{InputRecord, PairFile, positional_pair_id};
 use tch::Tensor;
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 use self::cached::Cache;
 pub use self::error::DataError;
+pub use self::inputs::PairInputs;
 use self::join::{SmallRow, Source as _};
 pub use self::options::{Positions, StreamOptions};
 pub use self::order::{BLOCK_BYTES, WINDOW_BYTES};
@@ -175,10 +179,44 @@ enum Source {
     Cache(Box<Cache>),
 }
 
+impl Source {
+    /// Refuses labels of pairs whose images were dealt out in another way than those here
+    /// ([`schemas::layouts`]). Labels that say nothing of it were not made by `relabel score`; their
+    /// uids are compared with those of the pairs.
+    fn refuse_other_dealing(&self, labels: &LabelsFile) -> Result<(), DataError> {
+        #[derive(serde::Deserialize)]
+        struct Labelled {
+            input: InputRecord,
+        }
+        let is_dealt = |file: &&PairFile| Layout::is_dealt(file.layout());
+        let (pairs, dealt) = match self {
+            Self::Pairs(files) => match files.iter().find(is_dealt) {
+                Some(file) => (file.path(), DEALING),
+                None => return Ok(()),
+            },
+            Self::Cache(cache) => match &cache.manifest().input.dealing {
+                Some(dealing) => (cache.folder(), dealing.as_str()),
+                None => return Ok(()),
+            },
+        };
+        let manifest = labels.metadata().get(KEY_MANIFEST);
+        let manifest = manifest.and_then(|text| serde_json::from_str::<Labelled>(text).ok());
+        match manifest.and_then(|manifest| manifest.input.dealing) {
+            Some(labelled) if labelled != dealt => Err(DataError::Dealing {
+                labels: labels.path().to_owned(),
+                labelled,
+                pairs: pairs.to_owned(),
+                dealt: dealt.to_owned(),
+            }),
+            _ => Ok(()),
+        }
+    }
+}
+
 impl<L> Dataset<L> {
-    /// Joins labels with the `splits` of the files, folders and patterns of `pairs` ([`discover`]).
-    /// `label` gets every row of the labels whose status is `ok`, in order; a row without a result
-    /// is dropped.
+    /// Joins labels with the `splits` of the files, folders, patterns and addresses of `pairs`
+    /// ([`discover`](schemas::pairs::discover())). `label` gets every row of the labels whose status
+    /// is `ok`, in order; a row without a result is dropped.
     ///
     /// This reads the small columns of all pairs, and images only if the footer of a file says that
     /// more of them are missing than rows are dropped.
@@ -192,7 +230,8 @@ impl<L> Dataset<L> {
         labels: &Path,
         label: &mut dyn FnMut(&LabelRow) -> Option<L>,
     ) -> Result<Self, DataError> {
-        Self::open_skipping(pairs, splits, labels, label, &|_| false)
+        let inputs = PairInputs { pairs: pairs.to_vec(), splits: splits.to_vec(), layout: None };
+        Self::open_skipping(&inputs, labels, label, &|_| false)
     }
 
     /// Like [`Dataset::open`]; pairs whose label `is_skipped` keep their position in the order of
@@ -201,21 +240,14 @@ impl<L> Dataset<L> {
     /// # Errors
     /// As [`Dataset::open`]; the images of skipped pairs may be missing.
     pub fn open_skipping(
-        pairs: &[PathBuf],
-        splits: &[String],
+        inputs: &PairInputs,
         labels: &Path,
         label: &mut dyn FnMut(&LabelRow) -> Option<L>,
         is_skipped: &dyn Fn(&L) -> bool,
     ) -> Result<Self, DataError> {
-        let found = discover(pairs, splits)?;
-        if let Some(skipped) = found.skipped() {
-            tracing::info!("{skipped}");
-        }
-        let open = |input| -> Result<PairFile, DataError> {
-            runkit::signals::check()?;
-            Ok(PairFile::open(input)?)
-        };
-        let files = found.files.iter().map(open).collect::<Result<Vec<PairFile>, _>>()?;
+        let opened = inputs.open(|_, file| Ok::<_, DataError>(file))?;
+        opened.say();
+        let files = opened.files;
         let groups = files.iter().map(PairFile::row_group_sizes).collect::<Result<Vec<_>, _>>()?;
         Self::join(Source::Pairs(files), &groups, labels, label, is_skipped)
     }
@@ -256,6 +288,7 @@ impl<L> Dataset<L> {
         is_skipped: &dyn Fn(&L) -> bool,
     ) -> Result<Self, DataError> {
         let labels = LabelsFile::open(labels)?;
+        source.refuse_other_dealing(&labels)?;
         let mut joined = join::join(&source, &labels, label)?;
         let Counts { rows, elsewhere, .. } = joined.counts;
         if elsewhere > 0 {

@@ -21,14 +21,16 @@ use crate::config::Config;
 const PROGRAM: &str = "train";
 
 /// Settings that name a place; the manifest has fields that say what is there instead.
-const ELSEWHERE: [&str; 12] = [
+const ELSEWHERE: [&str; 14] = [
     "recipe",
     "model",
     "pairs",
     "split",
+    "layout",
     "cache",
     "labels",
     "out",
+    "mirror",
     "from",
     "skip_pairs",
     "resolution",

@@ -117,8 +117,8 @@ impl OpenedRun {
         };
         let is_skipped = |label: &PairLabel| label.is_skipped;
         let all = match &config.source {
-            Source::Pairs { pairs, splits } => {
-                Dataset::open_skipping(pairs, splits, &config.labels, &mut label, &is_skipped)?
+            Source::Pairs(inputs) => {
+                Dataset::open_skipping(inputs, &config.labels, &mut label, &is_skipped)?
             }
             Source::Cache(folder) => {
                 Dataset::open_cache_skipping(folder, &config.labels, &mut label, &is_skipped)?
