@@ -136,12 +136,17 @@ pub struct ScoreSettings {
     #[arg(long, value_name = "POLICY", value_enum, help_heading = "Scoring")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ties: Option<TiePolicy>,
-    /// The labels file to write.
+    /// The labels file to write, also at s3://BUCKET/NAME: it is there when it is whole.
     #[arg(long, value_name = "FILE.parquet", help_heading = "Output")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub out: Option<PathBuf>,
+    /// The folder of unfinished work, which the processes of a run share; it is removed in
+    /// the end [default: OUT.work; NAME.work in the current folder if --out is an address].
+    #[arg(long, value_name = "FOLDER", help_heading = "Output")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub work: Option<PathBuf>,
     /// The folder for captions and their features during the run
-    /// [default: the folder of --out].
+    /// [default: the folder of --out, or of --work if --out is an address].
     #[arg(long, value_name = "FOLDER", env = "RELABEL_SCRATCH", help_heading = "Output")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub scratch: Option<PathBuf>,
@@ -206,7 +211,8 @@ impl ScoreSettings {
 impl Settings for ScoreSettings {
     fn paths(&mut self) -> Vec<&mut PathBuf> {
         let pairs = self.pairs.iter_mut().flatten();
-        pairs.chain(&mut self.scorers).chain(&mut self.out).chain(&mut self.scratch).collect()
+        let files = pairs.chain(&mut self.scorers).chain(&mut self.out);
+        files.chain(&mut self.work).chain(&mut self.scratch).collect()
     }
 }
 

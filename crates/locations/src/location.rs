@@ -171,6 +171,14 @@ impl Location {
         }
     }
 
+    /// Forgets the version of an object that is written in this process, so that the next reader
+    /// takes the one that is there then.
+    pub fn forget(&self) {
+        if let Self::Remote(remote) = self {
+            remote.access.unpin(&remote.shown);
+        }
+    }
+
     /// Whether it is an address.
     pub fn is_remote(&self) -> bool {
         matches!(self, Self::Remote(_))

@@ -56,22 +56,21 @@ pub struct Upload {
 }
 
 impl Upload {
+    /// Whether an object can be written there by its name alone: asks nobody.
+    ///
+    /// # Errors
+    /// When the location is no key of S3.
+    pub fn check(location: &Location) -> Result<(), LocationError> {
+        writable(location).map(|_| ())
+    }
+
     /// Begins to write an object.
     ///
     /// # Errors
     /// When the location is no key of S3, something stands there that the condition does not allow,
     /// or the upload cannot begin.
     pub fn begin(location: &Location, condition: &Condition) -> Result<Self, LocationError> {
-        let Location::Remote(remote) = location else { return Err(not_s3(location)) };
-        let Place::Object { store: Store::S3(bucket), key } = &remote.place else {
-            return Err(not_s3(location));
-        };
-        if key.is_empty() || key.ends_with('/') || location.is_pattern() {
-            return Err(LocationError::Form {
-                location: location.to_string(),
-                expected: "the name of one object, such as s3://BUCKET/labels.parquet".to_owned(),
-            });
-        }
+        let (remote, bucket, key) = writable(location)?;
         refuse_present(remote, condition)?;
         let header = match condition {
             Condition::Absent => (IF_NONE_MATCH, HeaderValue::from_static("*")),
@@ -270,6 +269,21 @@ impl Drop for Upload {
             tracing::warn!("{error}");
         }
     }
+}
+
+/// The bucket and key of a location that can be written.
+fn writable(location: &Location) -> Result<(&Remote, &str, &str), LocationError> {
+    let Location::Remote(remote) = location else { return Err(not_s3(location)) };
+    let Place::Object { store: Store::S3(bucket), key } = &remote.place else {
+        return Err(not_s3(location));
+    };
+    if key.is_empty() || key.ends_with('/') || location.is_pattern() {
+        return Err(LocationError::Form {
+            location: location.to_string(),
+            expected: "the name of one object, such as s3://BUCKET/labels.parquet".to_owned(),
+        });
+    }
+    Ok((remote, bucket, key))
 }
 
 /// Fails early if the condition is already broken.

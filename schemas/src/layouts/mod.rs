@@ -32,6 +32,7 @@ mod hpdv3;
 mod image_reward_db;
 mod json;
 mod jsonl;
+mod kept;
 mod pickapic;
 mod recognise;
 mod records;
@@ -47,8 +48,10 @@ use std::str::FromStr;
 
 pub use convert::{Conversion, ConvertError, Converted, convert, names_of};
 pub use deal::{DEALING, is_swapped};
+pub use kept::{Kept, TextStore};
 pub(crate) use recognise::{Listing, is_image_of_pair, is_recognised};
-pub(crate) use records::{Batches, Records, open};
+pub(crate) use records::{Batches, Records, open, open_keeping, open_kept};
+pub(crate) use source::Folder;
 pub use writer::{KEY_DEALING, KEY_FIRST_ROW, LabelsOf, PairsWriter, Sizes};
 
 #[cfg(doc)]

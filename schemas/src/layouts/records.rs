@@ -6,12 +6,14 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use locations::Location;
 
 use super::beside::Beside;
 use super::deal::is_swapped;
 use super::recognise::{of_name, of_table};
 use super::table::Table;
-use super::{Layout, chosen_rejected, folder, image_reward_db, json, pickapic, webdataset};
+use super::webdataset::WebDataset;
+use super::{Kept, Layout, TextStore, chosen_rejected, folder, image_reward_db, json, pickapic};
 use crate::input::unread;
 use crate::pairs::{InputFile, NoVote, PairRow, PairsError, RowGroup, positional_pair_id};
 
@@ -79,10 +81,36 @@ fn open_stream(
     images: bool,
 ) -> Result<Arc<dyn Records>, PairsError> {
     Ok(match layout {
-        Layout::WebDataset => Arc::new(webdataset::WebDataset::open(input, images)?),
+        Layout::WebDataset => Arc::new(WebDataset::open(input, images)?),
         Layout::Folder => Arc::new(folder::ImageFolder::open(input, images)?),
         _ => Arc::new(json::Documents::open(input, layout, images)?),
     })
+}
+
+/// [`open`] with images; of a tar that lies elsewhere the texts are kept in `texts`, if its server
+/// tells versions apart.
+pub(crate) fn open_keeping(
+    input: &InputFile,
+    texts: &TextStore,
+) -> Result<(Arc<dyn Records>, Option<Kept>), PairsError> {
+    let is_tar = match input.layout {
+        Some(layout) => layout == Layout::WebDataset,
+        None => input.path.extension().is_some_and(|ending| ending.eq_ignore_ascii_case("tar")),
+    };
+    if !is_tar || !Location::parse(&input.path)?.is_remote() {
+        return Ok((open(input, true)?, None));
+    }
+    let (tar, kept) = WebDataset::open_keeping(input, texts)?;
+    Ok((Arc::new(tar), kept))
+}
+
+/// Opens a tar whose texts are kept; of the tar nothing is read.
+pub(crate) fn open_kept(
+    input: &InputFile,
+    texts: &TextStore,
+    kept: &Kept,
+) -> Result<Arc<dyn Records>, PairsError> {
+    Ok(Arc::new(WebDataset::open_kept(input, texts, kept)?))
 }
 
 fn is_parquet(input: &InputFile) -> bool {

@@ -5,20 +5,23 @@
 //! `KEY.label_0.txt`, `KEY.label_1.txt` and `KEY.original_prompt.txt`; others `KEY.0.jpg`,
 //! `KEY.1.jpg` and a `KEY.json` with `caption` or `prompt`, and `label_0`.
 //!
-//! Opening reads the headers and the texts, and keeps the offset of every pair: 8 bytes each.
+//! Opening reads the headers and the texts, and keeps the offset of every pair: 8 bytes each. Of a
+//! tar that lies elsewhere both can be kept ([`TextStore`]), so that it is fetched once for them.
 
 use std::ops::Range;
 use std::sync::Arc;
 
+use locations::{Location, LocationError};
 use serde_json::Value;
 
 use super::beside::Beside;
 use super::json;
 use super::jsonl::{identifier, label};
+use super::kept::Keeping;
 use super::records::{Batched, Batches, Draft, Image, Origin, Records, group};
 use super::source::{File, Folder};
 use super::tar::{Member, Members};
-use super::{Layout, MAX_IMAGE_BYTES, MAX_RECORD_BYTES};
+use super::{Kept, Layout, MAX_IMAGE_BYTES, MAX_RECORD_BYTES, TextStore};
 use crate::columns::is_human_label;
 use crate::input::InputError;
 use crate::pairs::{InputFile, LABELS, MAX_CAPTION_BYTES, NoVote, PairsError, RowGroup};
@@ -37,6 +40,8 @@ pub(super) struct WebDataset {
     offsets: Vec<u64>,
     length: u64,
     fingerprint: String,
+    /// The texts, if they are kept.
+    kept: Option<(TextStore, Kept)>,
 }
 
 impl WebDataset {
@@ -45,19 +50,72 @@ impl WebDataset {
     /// # Errors
     /// When it cannot be read, is damaged, or holds no pair.
     pub(super) fn open(input: &InputFile, has_images: bool) -> Result<Self, PairsError> {
-        let origin = Arc::new(Origin {
-            path: input.path.clone(),
-            source_file: input.source_file.clone(),
-            beside: Beside::new(Folder::around(&input.path).map_err(InputError::from)?, &[]),
-        });
-        let mut samples = Samples::open(&origin, 0, false)?;
+        Self::read(origin_of(input)?, has_images, None)
+    }
+
+    /// [`WebDataset::open`] with images; the texts are kept in `texts` if the server tells the
+    /// version of the archive.
+    pub(super) fn open_keeping(
+        input: &InputFile,
+        texts: &TextStore,
+    ) -> Result<(Self, Option<Kept>), PairsError> {
+        let origin = origin_of(input)?;
+        let Some(version) = version(input)? else {
+            return Ok((Self::read(origin, true, None)?, None));
+        };
+        let mut keeping = Keeping::begin(texts);
+        let mut archive = Self::read(Arc::clone(&origin), true, Some(&mut keeping))?;
+        let Self { offsets, length, fingerprint, .. } = &archive;
+        let kept = keeping.finish(offsets, *length, fingerprint, version);
+        let kept = kept.map_err(|error| unkept(&origin, &error))?;
+        archive.kept = Some((texts.clone(), kept.clone()));
+        Ok((archive, Some(kept)))
+    }
+
+    /// An archive whose texts and index are kept; nothing of it is read.
+    ///
+    /// # Errors
+    /// When it has another version now.
+    pub(super) fn open_kept(
+        input: &InputFile,
+        texts: &TextStore,
+        kept: &Kept,
+    ) -> Result<Self, PairsError> {
+        let origin = origin_of(input)?;
+        let found = version(input)?;
+        if found.as_deref() != Some(kept.version()) {
+            return Err(PairsError::Location(LocationError::Changed {
+                location: input.path.display().to_string(),
+                expected: kept.version().to_owned(),
+                found: found.unwrap_or_else(|| "none".to_owned()),
+            }));
+        }
+        Ok(Self {
+            offsets: kept.offsets(texts).map_err(|error| unkept(&origin, &error))?,
+            has_images: true,
+            length: kept.length,
+            fingerprint: kept.fingerprint.clone(),
+            kept: Some((texts.clone(), kept.clone())),
+            origin,
+        })
+    }
+
+    fn read(
+        origin: Arc<Origin>,
+        has_images: bool,
+        mut keeping: Option<&mut Keeping>,
+    ) -> Result<Self, PairsError> {
+        let mut samples = Samples::open(&origin, 0, None, false)?;
         let length = samples.length;
         let mut hasher = blake3::Hasher::new();
         hasher.update(&length.to_le_bytes());
         samples.members.hasher = Some(hasher);
         let mut offsets = Vec::new();
-        while let Some((at, _)) = samples.next_pair()? {
+        while let Some((at, draft)) = samples.next_pair()? {
             offsets.push(at);
+            if let Some(keeping) = &mut keeping {
+                keeping.add(&draft).map_err(|error| unkept(&origin, &error))?;
+            }
         }
         if let (true, Some(example)) = (offsets.is_empty(), samples.example) {
             return Err(origin.broken(
@@ -71,8 +129,27 @@ impl WebDataset {
         offsets.shrink_to_fit();
         let hasher = samples.members.hasher.take().unwrap_or_default();
         let fingerprint = hasher.finalize().to_hex().to_string();
-        Ok(Self { origin, has_images, offsets, length, fingerprint })
+        Ok(Self { origin, has_images, offsets, length, fingerprint, kept: None })
     }
+}
+
+fn origin_of(input: &InputFile) -> Result<Arc<Origin>, PairsError> {
+    Ok(Arc::new(Origin {
+        path: input.path.clone(),
+        source_file: input.source_file.clone(),
+        beside: Beside::new(Folder::around(&input.path).map_err(InputError::from)?, &[]),
+    }))
+}
+
+/// The version of an archive that lies elsewhere, if its server tells it.
+fn version(input: &InputFile) -> Result<Option<String>, PairsError> {
+    let file = locations::File::open(&Location::parse(&input.path)?)?;
+    Ok(file.version().map(str::to_owned))
+}
+
+/// The place of the kept texts failed, not the archive.
+fn unkept(origin: &Origin, error: &std::io::Error) -> PairsError {
+    origin.broken("its texts".to_owned(), format!("cannot be kept on this machine: {error}"))
 }
 
 impl Records for WebDataset {
@@ -113,9 +190,20 @@ impl Records for WebDataset {
         batch_rows: usize,
         images: bool,
     ) -> Result<Batches, PairsError> {
-        let first = usize::try_from(rows.start).unwrap_or(0);
-        let at = self.offsets.get(first).copied().unwrap_or(self.length);
-        let samples = Samples::open(&self.origin, at, images)?;
+        let origin = Arc::clone(&self.origin);
+        if let (false, Some((texts, kept))) = (images, &self.kept) {
+            let first = u64::try_from(rows.start).unwrap_or(0);
+            let of = Arc::clone(&self.origin);
+            let drafts = kept.drafts(texts, first);
+            let drafts = drafts.map(move |draft| draft.map_err(|error| unkept(&of, &error)));
+            return Ok(Box::new(Batched::new(drafts, origin, rows, batch_rows, images)));
+        }
+        let offset = |row: i64| {
+            let row = usize::try_from(row).unwrap_or(0);
+            self.offsets.get(row).copied().unwrap_or(self.length)
+        };
+        let (at, until) = (offset(rows.start), offset(rows.end));
+        let samples = Samples::open(&self.origin, at, Some(until), images)?;
         if samples.length != self.length {
             let found = format!(
                 "it had {} bytes when it was opened and has {} now",
@@ -123,7 +211,6 @@ impl Records for WebDataset {
             );
             return Err(self.origin.broken("the archive".to_owned(), found));
         }
-        let origin = Arc::clone(&self.origin);
         Ok(Box::new(Batched::new(samples, origin, rows, batch_rows, images)))
     }
 }
@@ -197,8 +284,15 @@ fn key(name: &str) -> Option<(&str, &str)> {
 }
 
 impl Samples {
-    fn open(origin: &Arc<Origin>, at: u64, images: bool) -> Result<Self, PairsError> {
-        let open = || File::open(&origin.path)?.reader(at);
+    /// Begins at the byte `at`. Of an archive that lies elsewhere nothing is fetched from `until`
+    /// on, where a sample begins.
+    fn open(
+        origin: &Arc<Origin>,
+        at: u64,
+        until: Option<u64>,
+        images: bool,
+    ) -> Result<Self, PairsError> {
+        let open = || File::open(&origin.path)?.reader_until(at, until);
         let reader = open().map_err(|error| origin.io(error))?;
         let length = reader.length();
         let members = Members::new(reader);
