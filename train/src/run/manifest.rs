@@ -185,6 +185,15 @@ impl Manifest {
         })
     }
 
+    /// In which fields of the identity an earlier manifest differs.
+    ///
+    /// # Errors
+    /// Never in practice: every field is plain data.
+    pub(super) fn differences_from(&self, earlier: &Value) -> Result<Vec<Difference>> {
+        let ours = identity(serde_json::to_value(self)?);
+        Ok(runkit::manifest::differences(&identity(earlier.clone()), &ours))
+    }
+
     /// A checksum of the identity.
     ///
     /// # Errors
