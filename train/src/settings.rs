@@ -215,7 +215,7 @@ settings! {
         /// How many checkpoints to keep; older ones are deleted.
         #[arg(value_name = "N")]
         with_default keep: usize,
-        /// Copy each checkpoint, the metrics and the result to this place while training goes on:
+        /// Copy each checkpoint, the metrics and the result to this place, in the background:
         /// s3://BUCKET/PREFIX or a folder. A start on a machine without the --out folder
         /// resumes from there.
         #[arg(value_name = "PLACE")]

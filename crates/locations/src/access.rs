@@ -142,7 +142,7 @@ impl Access {
     }
 
     /// The same variables and limits with a stop flag of its own, and without what is known of
-    /// objects: for work that goes on after a signal, and that writes what it has read before.
+    /// objects: for work that continues after a signal, and that writes what it has read before.
     #[must_use]
     pub fn anew(&self, stop: StopFlag) -> Self {
         Self::new(self.shared.variables.clone(), self.shared.limits, stop)

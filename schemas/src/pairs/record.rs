@@ -45,7 +45,7 @@ pub struct FileRecord {
 }
 
 impl PairFile {
-    /// What a manifest says of the file, of which `rows` were read.
+    /// What a manifest says of the file, if `rows` of it were read.
     pub fn record(&self, rows: u64) -> FileRecord {
         FileRecord {
             source_file: self.source_file().to_owned(),
