@@ -12,8 +12,10 @@ use std::time::Duration;
 use arrow::array::{ArrayRef, BinaryArray};
 use common::{held, label_row, pair_columns, parquet_bytes, peak_of, put, with};
 use locations::{Access, Limits, LocationError};
+use runkit::signals::Stopped;
 use schemas::input::InputError;
 use schemas::labels::{LabelsFile, LabelsSchema, LabelsWriter};
+use schemas::layouts::{Conversion, Sizes, convert};
 use schemas::pairs::{Discovered, InputFile, PairFile, PairRow, PairsError, discover};
 use tempfile::tempdir;
 use testkit::objects::{DatasetHub, ObjectStore, etag};
@@ -163,10 +165,10 @@ fn large(rows: usize, image_bytes: usize, group_rows: usize) -> Vec<u8> {
     parquet_bytes(columns, group_rows)
 }
 
-/// Requests for the large file and the bytes they asked for: other tests run at the same time.
-fn asked(world: &World) -> (usize, usize) {
+/// Requests for a file and the bytes they asked for: other tests run at the same time.
+fn asked(world: &World, name: &str) -> (usize, usize) {
     let requests = world.store.server.requests();
-    let ranges = requests.iter().filter(|request| request.path().ends_with("large/large.parquet"));
+    let ranges = requests.iter().filter(|request| request.path().ends_with(name));
     let ranges = ranges.filter_map(|request| Some(request.range_to()? + 1 - request.range_from()?));
     ranges.fold((0, 0), |(count, sum), length| (count + 1, sum + length))
 }
@@ -181,9 +183,9 @@ fn large_row_groups_take_few_requests() {
     let here = found(&[path.to_str().unwrap()]).files;
     let there = found(&["s3://bucket/large"]).files;
     let file = PairFile::open(&there[0]).unwrap();
-    let before = asked(world);
+    let before = asked(world, "large/large.parquet");
     let read = file.rows_with_images(16).unwrap().collect_rows().unwrap();
-    let after = asked(world);
+    let after = asked(world, "large/large.parquet");
     let local = PairFile::open(&here[0]).unwrap().rows_with_images(16).unwrap();
     assert!(read == local.collect_rows().unwrap());
     let (requests, fetched) = (after.0 - before.0, after.1 - before.1);
@@ -193,10 +195,55 @@ fn large_row_groups_take_few_requests() {
     assert!(requests <= size / (8 << 20) + 3 * 4, "{requests}");
     assert!(fetched <= size + size / 50, "{fetched} of {size}");
     // The middle alone does not cost the whole.
-    let before = asked(world);
+    let before = asked(world, "large/large.parquet");
     let middle = file.rows_with_images_in(260..270, 16).unwrap().collect_rows().unwrap();
     assert!(middle == read[260..270]);
-    assert!(asked(world).1 - before.1 <= size / 2);
+    assert!(asked(world, "large/large.parquet").1 - before.1 <= size / 2);
+}
+
+struct Silent;
+
+impl Conversion for Silent {
+    fn done(&mut self, _: u64) {}
+
+    fn absent(&mut self, _: &PairRow) {}
+
+    fn check(&mut self) -> Result<(), Stopped> {
+        Ok(())
+    }
+}
+
+/// What training reads: a few neighbouring rows here and there. Our files have small pages and an
+/// index of them.
+#[test]
+fn a_few_rows_of_a_large_row_group_cost_their_pages() {
+    let world = world();
+    let folder = tempdir().unwrap();
+    let path = put(folder.path(), "large.parquet", &large(600, 60_000, 250));
+    let input = &found(&[path.to_str().unwrap()]).files[0];
+    let out = folder.path().join("ours");
+    convert(input, &out, "part", Sizes::default(), &mut Silent).unwrap();
+    world.store.put_folder("bucket/ours", &out);
+    let [here, there] = [out.to_str().unwrap(), "s3://bucket/ours"].map(|from| {
+        let files = found(&[from]).files;
+        PairFile::open(&files[0]).unwrap()
+    });
+    assert!(here.row_groups()[0].num_rows > 500);
+    let mut before = asked(world, "ours/part-00000.parquet");
+    for rows in [260..270, 3..4, 100..116, 490..520, 598..600] {
+        let [one, other] =
+            [&here, &there].map(|file| file.rows_with_images_in(rows.clone(), 16).unwrap());
+        assert!(one.collect_rows().unwrap() == other.collect_rows().unwrap(), "{rows:?}");
+        let after = asked(world, "ours/part-00000.parquet");
+        let (requests, fetched) = (after.0 - before.0, after.1 - before.1);
+        println!("{rows:?}: {requests} requests, {fetched} bytes");
+        // Each column's pages of a megabyte, the first and the last of them in part; the texts.
+        let wanted = (rows.end - rows.start) as usize * 2 * 60_000;
+        assert!(fetched < wanted + (5 << 20), "{rows:?}: {fetched} bytes");
+        // The index, once; two columns of images; texts before and behind them.
+        assert!(requests <= 6, "{rows:?}: {requests} requests");
+        before = after;
+    }
 }
 
 #[test]

@@ -4,7 +4,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use locations::PIECE_BYTES;
-use parquet::file::metadata::{ColumnChunkMetaData, ParquetMetaData};
+use parquet::file::metadata::{ColumnChunkMetaData, ParquetMetaData, RowGroupMetaData};
 
 use super::{InputError, ParquetInput, start_of};
 use crate::checksums::{BLOCK_BYTES, CheckedFile, HEADER_BYTES};
@@ -20,8 +20,48 @@ impl ParquetInput {
         large: &[usize],
     ) -> Result<CheckedFile, InputError> {
         let Some(remote) = &self.remote else { return self.reopen() };
-        let file = remote.reading(self.lanes(groups, small, large));
+        let chunks = large.iter().map(|&leaf| self.chunks(groups, &[leaf])).collect();
+        let file = remote.reading(self.lanes(groups, small, chunks));
         Ok(CheckedFile::with(file, &self.checksums, &self.last_error))
+    }
+
+    /// [`ParquetInput::reopen_reading`] for the rows `rows` of these row groups. If they are a part of
+    /// them, and a remote file has an index of the pages of `large`, only the pages with these rows
+    /// are fetched, and the footer with the index is returned.
+    pub(crate) fn reopen_part(
+        &self,
+        groups: &[usize],
+        small: &[usize],
+        large: &[usize],
+        rows: &Range<i64>,
+    ) -> Result<(CheckedFile, Option<Arc<ParquetMetaData>>), InputError> {
+        let of = |&group: &usize| self.metadata.row_groups().get(group);
+        let whole = groups.iter().filter_map(of).map(RowGroupMetaData::num_rows).sum();
+        let is_indexed = groups.iter().filter_map(of).all(|group| {
+            let columns = large.iter().filter_map(|&leaf| group.columns().get(leaf));
+            columns.into_iter().all(|chunk| chunk.offset_index_range().is_some())
+        });
+        let remote = self.remote.as_ref().filter(|_| rows.end - rows.start < whole && is_indexed);
+        let (Some(remote), false) = (remote, large.is_empty()) else {
+            return Ok((self.reopen_reading(groups, small, large)?, None));
+        };
+        let index = match self.index.get() {
+            Some(index) => Arc::clone(index),
+            // Another thread may read it as well; the bytes are the same.
+            None => {
+                let read = self.with_page_offsets(&self.reopen()?, large)?;
+                Arc::clone(self.index.get_or_init(|| read))
+            }
+        };
+        let [start, end] = [rows.start, rows.end].map(|row| usize::try_from(row).unwrap_or(0));
+        let of_pages = |&leaf: &usize| {
+            let mut pages = self.pages(&index, &[leaf], std::slice::from_ref(&(start..end)));
+            pages.sort_unstable_by_key(|range| range.start);
+            pages.into_iter().map(|range| vec![range]).collect()
+        };
+        let pages = large.iter().map(of_pages).collect();
+        let file = remote.reading(self.lanes(groups, small, pages));
+        Ok((CheckedFile::with(file, &self.checksums, &self.last_error), Some(index)))
     }
 
     /// The file, opened anew to read all rows of the leaf columns `leaves`, and its footer.
@@ -93,23 +133,27 @@ impl ParquetInput {
         ranges
     }
 
-    /// The ranges of the columns, as [`File::reading`] takes them.
+    /// The chunks of some columns, row group by row group.
+    fn chunks(&self, groups: &[usize], leaves: &[usize]) -> Vec<Vec<Range<u64>>> {
+        let of = |&group: &usize| {
+            let group = self.metadata.row_groups().get(group);
+            let columns = group.map_or(&[][..], |group| group.columns());
+            let here = leaves.iter().filter_map(|&leaf| columns.get(leaf));
+            here.map(|chunk| self.read_range(chunk)).collect()
+        };
+        groups.iter().map(of).collect()
+    }
+
+    /// The ranges of the columns, as [`File::reading`] takes them; each of `large` is a column's.
     fn lanes(
         &self,
         groups: &[usize],
         small: &[usize],
-        large: &[usize],
+        large: Vec<Vec<Vec<Range<u64>>>>,
     ) -> Vec<Vec<Vec<Range<u64>>>> {
-        let chunks = |leaves: &[usize]| -> Vec<Vec<Range<u64>>> {
-            let of = |&group: &usize| {
-                let group = self.metadata.row_groups().get(group);
-                let columns = group.map_or(&[][..], |group| group.columns());
-                let here = leaves.iter().filter_map(|&leaf| columns.get(leaf));
-                here.map(|chunk| self.read_range(chunk)).collect()
-            };
-            groups.iter().map(of).collect()
-        };
-        let all: Vec<Range<u64>> = chunks(&[small, large].concat()).concat();
+        let together = self.chunks(groups, small);
+        let all: Vec<Range<u64>> =
+            together.iter().chain(large.iter().flatten()).flatten().cloned().collect();
         let first = all.iter().map(|range| range.start).min().unwrap_or(0);
         let last = all.iter().map(|range| range.end).max().unwrap_or(0);
         if last.saturating_sub(first) <= PIECE_BYTES {
@@ -119,13 +163,12 @@ impl ParquetInput {
             group.iter().map(|range| range.end.saturating_sub(range.start)).sum()
         };
         let mut lanes = Vec::new();
-        let together = chunks(small);
         if together.iter().all(|group| total(group) <= PIECE_BYTES) {
             lanes.push(together);
         } else {
-            lanes.extend(small.iter().map(|&leaf| chunks(&[leaf])));
+            lanes.extend(small.iter().map(|&leaf| self.chunks(groups, &[leaf])));
         }
-        lanes.extend(large.iter().map(|&leaf| chunks(&[leaf])));
+        lanes.extend(large);
         lanes
     }
 
