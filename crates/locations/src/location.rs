@@ -171,9 +171,9 @@ impl Location {
         }
     }
 
-    /// Forgets the version of an object that is written in this process, so that the next reader
-    /// takes the one that is there then.
-    pub fn forget(&self) {
+    /// Lets the next reader of an object take the version that is there then, and not the one that
+    /// this process knows: for objects that others may write.
+    pub fn refresh(&self) {
         if let Self::Remote(remote) = self {
             remote.access.unpin(&remote.shown);
         }

@@ -100,6 +100,11 @@ impl ObjectStore {
         self.state().objects.insert(name.to_owned(), object);
     }
 
+    /// Removes the object under `BUCKET/KEY`.
+    pub fn remove(&self, name: &str) {
+        self.state().objects.remove(name);
+    }
+
     /// Puts all files below a folder under `BUCKET/PREFIX`.
     pub fn put_folder(&self, prefix: &str, folder: &Path) {
         for entry in std::fs::read_dir(folder).unwrap() {

@@ -59,13 +59,13 @@ pub(crate) struct Batch {
 pub(crate) enum Occurrence {
     /// An image with this digest.
     Image(Digest),
-    /// None: it is null or empty.
+    /// No image: it is null or empty.
     Null,
-    /// None, and why.
+    /// No image, and why.
     Absent(String),
 }
 
-/// What a row has in a slot: the bytes, or why there are none if it says so.
+/// What a row has in a slot: the bytes, or why it has no bytes if it says so.
 type Encountered = (u64, Option<Bytes>, Option<String>);
 
 /// An image to score.

@@ -127,7 +127,7 @@ impl<'run> Elsewhere<'run> {
         let is_there = matches!(error.downcast_ref(), Some(LocationError::Exists { .. }));
         if is_there {
             // Another process of this run may have been faster.
-            self.location.forget();
+            self.location.refresh();
             let held = self.look()?;
             let found = held.as_ref().and_then(|held| held.manifest.as_ref());
             if found.is_some_and(|found| differences(found, manifest).is_empty()) {

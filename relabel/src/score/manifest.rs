@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 
 use anyhow::Result;
 use schemas::labels::{KEY_FINGERPRINT, KEY_MANIFEST, KEY_SCHEMA_VERSION, SCHEMA_VERSION};
+use schemas::layouts::Layout;
 use schemas::pairs::{FileRecord, InputRecord};
 use scorers::ScorersManifest;
 use serde::{Deserialize, Serialize};
@@ -64,7 +65,7 @@ impl Manifest {
                     .iter()
                     .map(|file| FileRecord {
                         source_file: file.input.source_file.clone(),
-                        layout: None,
+                        layout: Some(file.layout).filter(|it| *it != Layout::PickAPic),
                         rows: file.rows,
                         fingerprint: file.fingerprint.clone(),
                     })
