@@ -1,7 +1,8 @@
 """Times `relabel score` and `train run` with pairs in object storage on this machine beside the same
 pairs in local files. Writes DIR/locations.md and DIR/locations.json.
 
-Pairs are JPEGs of 512 px, about 0.4 MB a pair, as in Pick-a-Pic; the models are the toy ones, so that
+Pairs are JPEGs of 512 px, about 0.4 MB a pair, in row groups of about 64 MB with an index of their
+pages, as `relabel convert` writes them; the models are the toy ones, so that
 reading and decoding weigh as much as they can. The server (tools/src/bin/data_server.rs) holds the pairs
 in memory and takes its part of the same cores. Runs take turns, and the ratio is that of the medians of
 whole runs, start and end included.

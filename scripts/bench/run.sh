@@ -90,7 +90,7 @@ if [[ $parts == *" locations "* ]]; then
     count=${BENCH_REMOTE_PAIRS:-480}
     pairs="out/bench/locations-$count"
     [ -e "$pairs/pairs-00002-of-00003.parquet" ] || "$python" scripts/parity/make_pairs.py --pairs "$count" \
-        --pairs-per-prompt 2 --size 512 --seed 11 --files 3 --row-group 64 --out "$pairs"
+        --pairs-per-prompt 2 --size 512 --seed 11 --files 3 --row-group 160 --page-index --out "$pairs"
     "$python" scripts/bench/locations.py --relabel "$relabel" --train "${TRAIN:-$root/target/release/train}" \
         --pairs "$pairs" --count "$count" --out out/bench --rounds "${BENCH_ROUNDS:-5}"
 fi

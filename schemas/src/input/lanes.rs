@@ -9,6 +9,12 @@ use parquet::file::metadata::{ColumnChunkMetaData, ParquetMetaData, RowGroupMeta
 use super::{InputError, ParquetInput, start_of};
 use crate::checksums::{BLOCK_BYTES, CheckedFile, HEADER_BYTES};
 
+/// Whether each of these leaf columns has an index of its pages.
+fn is_indexed(group: &RowGroupMetaData, leaves: &[usize]) -> bool {
+    let mut chunks = leaves.iter().filter_map(|&leaf| group.columns().get(leaf));
+    chunks.all(|chunk| chunk.offset_index_range().is_some())
+}
+
 impl ParquetInput {
     /// The file, opened anew to read the row groups `groups` in order. The leaf columns `small` are
     /// read together, each of `large` by itself. The next ranges of a remote file are fetched in
@@ -37,10 +43,7 @@ impl ParquetInput {
     ) -> Result<(CheckedFile, Option<Arc<ParquetMetaData>>), InputError> {
         let of = |&group: &usize| self.metadata.row_groups().get(group);
         let whole = groups.iter().filter_map(of).map(RowGroupMetaData::num_rows).sum();
-        let is_indexed = groups.iter().filter_map(of).all(|group| {
-            let columns = large.iter().filter_map(|&leaf| group.columns().get(leaf));
-            columns.into_iter().all(|chunk| chunk.offset_index_range().is_some())
-        });
+        let is_indexed = groups.iter().filter_map(of).all(|group| is_indexed(group, large));
         let remote = self.remote.as_ref().filter(|_| rows.end - rows.start < whole && is_indexed);
         let (Some(remote), false) = (remote, large.is_empty()) else {
             return Ok((self.reopen_reading(groups, small, large)?, None));
@@ -90,6 +93,13 @@ impl ParquetInput {
         let Some(remote) = &self.remote else { return Ok((file, metadata)) };
         let file = remote.reading(vec![vec![self.pages(&metadata, leaves, rows)]]);
         Ok((CheckedFile::with(file, &self.checksums, &self.last_error), metadata))
+    }
+
+    /// Whether some rows of a row group cost all of the leaf columns `large` before them: in a remote
+    /// file without an index of their pages.
+    pub(crate) fn costs_whole_groups(&self, large: &[usize]) -> bool {
+        let groups = self.metadata.row_groups();
+        self.remote.is_some() && !groups.iter().all(|group| is_indexed(group, large))
     }
 
     /// The ranges of the pages with these rows; of a column without an index of its pages, the whole

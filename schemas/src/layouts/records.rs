@@ -39,6 +39,10 @@ pub(crate) trait Records: fmt::Debug + Send + Sync {
     fn row_groups(&self) -> Vec<RowGroup>;
     /// Whether it was opened with images.
     fn has_images(&self) -> bool;
+    /// Whether the images of some rows cost those of all rows before them in their row group.
+    fn costs_whole_groups(&self) -> bool {
+        false
+    }
     /// Streams rows, which lie in the file, with or without their images.
     ///
     /// # Errors

@@ -130,6 +130,14 @@ impl PairFile {
         Ok(self.row_groups().into_iter().map(size).collect())
     }
 
+    /// The bytes of the largest row group, if the images of some of its rows cost those of all rows
+    /// before them: in remote Parquet that has no index of its pages.
+    pub fn bytes_of_whole_groups(&self) -> Option<u64> {
+        let bytes = |group: RowGroup| u64::try_from(group.compressed_bytes).unwrap_or(0);
+        let costs = self.records.costs_whole_groups();
+        costs.then(|| self.row_groups().into_iter().map(bytes).max()).flatten()
+    }
+
     /// Whether the file was opened with its images.
     pub fn has_images(&self) -> bool {
         self.records.has_images()

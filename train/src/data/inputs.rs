@@ -9,6 +9,8 @@ use runkit::signals::Stopped;
 use schemas::layouts::Layout;
 use schemas::pairs::{InputFile, PairFile, PairsError, discover_as};
 
+use super::order::BLOCK_BYTES;
+
 /// Files that are opened at the same time if they lie elsewhere, where each waits for a server.
 const PARALLEL: usize = 16;
 
@@ -23,17 +25,41 @@ pub struct PairInputs {
     pub layout: Option<Layout>,
 }
 
+/// The layout of a file, and its largest row group that is read as a whole.
+type About = (Layout, Option<(u64, PathBuf)>);
+
 /// The files of [`PairInputs`], opened.
 pub(crate) struct OpenedInputs<T> {
     /// In order.
     pub(crate) files: Vec<T>,
     notes: Vec<String>,
+    /// The largest row group that is read as a whole, whatever is wanted of it, and its file.
+    whole_group: Option<(u64, PathBuf)>,
 }
+
+/// Row groups of up to so many bytes are read more than once an epoch without a warning.
+const SMALL_GROUP: u64 = 2 * BLOCK_BYTES;
 
 impl<T> OpenedInputs<T> {
     /// Logs the layouts, and which files are not read.
     pub(crate) fn say(&self) {
         self.notes.iter().for_each(|note| tracing::info!("{note}"));
+    }
+
+    /// Warns if training in a random order reads much more than the pairs.
+    pub(crate) fn warn_of_whole_groups(&self) {
+        let Some((bytes, path)) =
+            self.whole_group.as_ref().filter(|(bytes, _)| *bytes > SMALL_GROUP)
+        else {
+            return;
+        };
+        tracing::warn!(
+            "{}: has no index of its pages, so every epoch reads each of its row groups (up to {} MB) \
+             several times over the network; hint: `relabel convert` writes pairs with an index, and \
+             `train cache` reads them once",
+            path.display(),
+            bytes / 1_000_000
+        );
     }
 }
 
@@ -60,23 +86,26 @@ impl PairInputs {
     {
         let found = discover_as(&self.pairs, &self.splits, self.layout)?;
         let skipped = found.skipped();
-        let open = |input: InputFile| -> Result<(Layout, T), E> {
+        let open = |input: InputFile| -> Result<(About, T), E> {
             runkit::signals::check_at("plan")?;
             let file = PairFile::open(&input)?;
-            Ok((file.layout(), make(input, file)?))
+            let whole = file.bytes_of_whole_groups().map(|bytes| (bytes, input.path.clone()));
+            Ok(((file.layout(), whole), make(input, file)?))
         };
         let is_remote = found.files.iter().any(|file| is_address(&file.path));
         let pool = is_remote
             .then(|| rayon::ThreadPoolBuilder::new().num_threads(PARALLEL).build().ok())
             .flatten();
-        let opened: Vec<(Layout, T)> = match pool {
+        let opened: Vec<(About, T)> = match pool {
             Some(pool) => {
                 pool.install(|| found.files.into_par_iter().map(open).collect::<Result<_, E>>())?
             }
             None => found.files.into_iter().map(open).collect::<Result<_, E>>()?,
         };
-        let (layouts, files): (Vec<Layout>, Vec<T>) = opened.into_iter().unzip();
-        Ok(OpenedInputs { files, notes: skipped.into_iter().chain([in_words(&layouts)]).collect() })
+        let (about, files): (Vec<About>, Vec<T>) = opened.into_iter().unzip();
+        let (layouts, whole): (Vec<Layout>, Vec<_>) = about.into_iter().unzip();
+        let notes = skipped.into_iter().chain([in_words(&layouts)]).collect();
+        Ok(OpenedInputs { files, notes, whole_group: whole.into_iter().flatten().max() })
     }
 }
 

@@ -247,6 +247,7 @@ impl<L> Dataset<L> {
     ) -> Result<Self, DataError> {
         let opened = inputs.open(|_, file| Ok::<_, DataError>(file))?;
         opened.say();
+        opened.warn_of_whole_groups();
         let files = opened.files;
         let groups = files.iter().map(PairFile::row_group_sizes).collect::<Result<Vec<_>, _>>()?;
         Self::join(Source::Pairs(files), &groups, labels, label, is_skipped)
