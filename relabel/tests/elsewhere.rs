@@ -11,6 +11,7 @@ use common::{Fixture, Pair, Run, pairs_parquet, relabel, sample_pairs, tar_of};
 use schemas::labels::{LabelRow, LabelsFile, Status};
 use serde_json::Value;
 use testkit::objects::{DatasetHub, ObjectStore};
+use testkit::server::Request;
 
 /// The pairs of the fixture as `s3://bucket/pairs`.
 fn store_of(fixture: &Fixture) -> ObjectStore {
@@ -303,7 +304,7 @@ fn a_resumed_run_of_tars_begins_at_its_first_open_unit() {
     // The ninth sample begins with its first member.
     let at = tar.windows(17).position(|name| name == b"000008.jpg_0.jpg\0").unwrap();
     let ranges = requests.iter().filter(|request| request.path().ends_with("0.tar"));
-    let starts: Vec<Option<usize>> = ranges.map(|request| request.range_from()).collect();
+    let starts: Vec<Option<usize>> = ranges.map(Request::range_from).collect();
     assert_eq!(starts, [Some(at)], "the tar has {} bytes", tar.len());
 }
 

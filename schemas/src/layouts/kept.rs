@@ -38,8 +38,8 @@ pub struct Kept {
     /// The length of the tar.
     pub(super) length: u64,
     pub(super) fingerprint: String,
-    /// The version of the tar, such as its ETag.
-    version: String,
+    /// The version of the tar, such as its ETag, if the server tells it.
+    version: Option<String>,
 }
 
 /// The text of a pair.
@@ -107,9 +107,10 @@ impl TextStore {
 }
 
 impl Kept {
-    /// The version of the tar that was read.
-    pub fn version(&self) -> &str {
-        &self.version
+    /// The version of the tar that was read, if the server told it. Without it another process
+    /// cannot know that the tar is still the same.
+    pub fn version(&self) -> Option<&str> {
+        self.version.as_deref()
     }
 
     /// The offset of each pair in the tar.
@@ -201,7 +202,7 @@ impl Keeping {
         offsets: &[u64],
         length: u64,
         fingerprint: &str,
-        version: String,
+        version: Option<String>,
     ) -> io::Result<Kept> {
         self.store.append(&std::mem::take(&mut self.buffer))?;
         let (at, texts) = (self.at, self.store.len() - self.at);
@@ -254,7 +255,7 @@ mod tests {
         let keep = || {
             let mut keeping = Keeping::begin(&store);
             drafts.iter().for_each(|draft| keeping.add(draft).unwrap());
-            keeping.finish(&offsets, 7, "print", "tag".to_owned()).unwrap()
+            keeping.finish(&offsets, 7, "print", Some("tag".to_owned())).unwrap()
         };
         let (first, second) = (keep(), keep());
         assert!(second.at > first.at);

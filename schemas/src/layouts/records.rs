@@ -91,8 +91,7 @@ fn open_stream(
     })
 }
 
-/// [`open`] with images; of a tar that lies elsewhere the texts are kept in `texts`, if its server
-/// tells versions apart.
+/// [`open`] with images; of a tar that lies elsewhere the texts are kept in `texts`.
 pub(crate) fn open_keeping(
     input: &InputFile,
     texts: &TextStore,
@@ -105,7 +104,7 @@ pub(crate) fn open_keeping(
         return Ok((open(input, true)?, None));
     }
     let (tar, kept) = WebDataset::open_keeping(input, texts)?;
-    Ok((Arc::new(tar), kept))
+    Ok((Arc::new(tar), Some(kept)))
 }
 
 /// Opens a tar whose texts are kept; of the tar nothing is read.

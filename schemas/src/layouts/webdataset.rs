@@ -11,7 +11,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use locations::{Location, LocationError};
+use locations::LocationError;
 use serde_json::Value;
 
 use super::beside::Beside;
@@ -53,23 +53,19 @@ impl WebDataset {
         Self::read(origin_of(input)?, has_images, None)
     }
 
-    /// [`WebDataset::open`] with images; the texts are kept in `texts` if the server tells the
-    /// version of the archive.
+    /// [`WebDataset::open`] with images; the texts are kept in `texts`.
     pub(super) fn open_keeping(
         input: &InputFile,
         texts: &TextStore,
-    ) -> Result<(Self, Option<Kept>), PairsError> {
-        let origin = origin_of(input)?;
-        let Some(version) = version(input)? else {
-            return Ok((Self::read(origin, true, None)?, None));
-        };
+    ) -> Result<(Self, Kept), PairsError> {
+        let (origin, version) = (origin_of(input)?, input.version()?);
         let mut keeping = Keeping::begin(texts);
         let mut archive = Self::read(Arc::clone(&origin), true, Some(&mut keeping))?;
         let Self { offsets, length, fingerprint, .. } = &archive;
         let kept = keeping.finish(offsets, *length, fingerprint, version);
         let kept = kept.map_err(|error| unkept(&origin, &error))?;
         archive.kept = Some((texts.clone(), kept.clone()));
-        Ok((archive, Some(kept)))
+        Ok((archive, kept))
     }
 
     /// An archive whose texts and index are kept; nothing of it is read.
@@ -82,12 +78,13 @@ impl WebDataset {
         kept: &Kept,
     ) -> Result<Self, PairsError> {
         let origin = origin_of(input)?;
-        let found = version(input)?;
-        if found.as_deref() != Some(kept.version()) {
+        let found = input.version()?;
+        if found.as_deref() != kept.version() {
+            let shown = |version: Option<&str>| version.unwrap_or("none").to_owned();
             return Err(PairsError::Location(LocationError::Changed {
                 location: input.path.display().to_string(),
-                expected: kept.version().to_owned(),
-                found: found.unwrap_or_else(|| "none".to_owned()),
+                expected: shown(kept.version()),
+                found: shown(found.as_deref()),
             }));
         }
         Ok(Self {
@@ -139,12 +136,6 @@ fn origin_of(input: &InputFile) -> Result<Arc<Origin>, PairsError> {
         source_file: input.source_file.clone(),
         beside: Beside::new(Folder::around(&input.path).map_err(InputError::from)?, &[]),
     }))
-}
-
-/// The version of an archive that lies elsewhere, if its server tells it.
-fn version(input: &InputFile) -> Result<Option<String>, PairsError> {
-    let file = locations::File::open(&Location::parse(&input.path)?)?;
-    Ok(file.version().map(str::to_owned))
 }
 
 /// The place of the kept texts failed, not the archive.

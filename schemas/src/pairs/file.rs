@@ -49,7 +49,7 @@ impl PairFile {
     }
 
     /// [`PairFile::open`]; of a tar that lies elsewhere the texts are kept in `texts`, for
-    /// [`PairFile::open_kept`], if its server tells versions apart.
+    /// [`PairFile::open_kept`].
     ///
     /// # Errors
     /// As for [`PairFile::open`], and when the store cannot be written.

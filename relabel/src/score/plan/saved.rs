@@ -216,8 +216,10 @@ impl Header {
             input.source_file == planned.source_file
                 && match &planned.kept {
                     // Its texts need not be fetched to see that it is the same.
-                    Some(kept) if runkit::path::is_address(&input.path) => {
-                        input.version().is_ok_and(|found| found.as_deref() == Some(kept.version()))
+                    Some(kept)
+                        if kept.version().is_some() && runkit::path::is_address(&input.path) =>
+                    {
+                        input.version().is_ok_and(|found| found.as_deref() == kept.version())
                     }
                     _ => PairFile::open(input).is_ok_and(same),
                 }
