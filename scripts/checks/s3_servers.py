@@ -1,16 +1,18 @@
 #!/usr/bin/env python3
-"""Runs `relabel` and `train` against a server of object storage that is not ours, moto, and compares
-what they write with runs on local files.
+"""Runs `relabel` and `train` against servers of object storage that are not ours, and compares what
+they write with runs on local files.
 
-    python scripts/checks/s3_servers.py
+    python scripts/checks/s3_servers.py [moto] [s3s-fs]
 
-moto comes from PyPI into target/moto. data/sample lies in a bucket as Parquet and as tars; labels are
-written to the bucket and read from there. Prints requests, bytes and seconds of each run; ends with 1
+moto comes from PyPI into target/moto. s3s-fs, which verifies signatures, comes from crates.io into
+target/s3s-fs and is compiled for some minutes. data/sample lies in a bucket as Parquet and as tars; labels
+are written to the bucket and read from there. Prints requests, bytes and seconds of each run; ends with 1
 if anything differs.
 """
 
 import argparse
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -21,7 +23,8 @@ from pathlib import Path
 from remote_data import ROOT, SAMPLE, as_tars, environment, read_elsewhere, score, sha256, train, weights
 
 MOTO = "moto[server]==5.2.5"
-KEY, SECRET = "moto-key", "moto-secret-1f0a"
+S3S_FS = "0.14.1"
+KEY, SECRET = "the-key", "the-secret-1f0a"
 # A start that hangs is an error of its own.
 LIMIT = 240
 
@@ -42,16 +45,12 @@ def free_port():
         return found.getsockname()[1]
 
 
-class Moto:
-    """A running server with one bucket."""
+class Server:
+    """A running server with one bucket, `data`."""
 
-    def __init__(self, folder):
-        self.bin = moto_environment()
-        port = free_port()
-        self.log = (folder / "moto.log").open("w")
-        self.process = subprocess.Popen(
-            [self.bin / "moto_server", "-H", "127.0.0.1", "-p", str(port)], stdout=self.log, stderr=self.log
-        )
+    def start(self, command, port, folder):
+        self.log = (folder / "server.log").open("w")
+        self.process = subprocess.Popen(command, stdout=self.log, stderr=self.log)
         self.variables = {
             "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
             "AWS_ACCESS_KEY_ID": KEY,
@@ -66,8 +65,7 @@ class Moto:
             except OSError:
                 time.sleep(0.1)
         else:
-            sys.exit(f"moto did not start: {(folder / 'moto.log').read_text()}")
-        self.boto("s3.create_bucket(Bucket='data')")
+            sys.exit(f"{command[0]} did not start: {(folder / 'server.log').read_text()}")
 
     def __enter__(self):
         return self
@@ -77,8 +75,17 @@ class Moto:
         self.process.wait()
         self.log.close()
 
+
+class Moto(Server):
+    """moto, reached by the client of its own environment."""
+
+    def __init__(self, folder):
+        self.bin, port = moto_environment(), free_port()
+        self.start([self.bin / "moto_server", "-H", "127.0.0.1", "-p", str(port)], port, folder)
+        self.boto("s3.create_bucket(Bucket='data')")
+
     def boto(self, code):
-        """Runs a line with the client of moto's own environment."""
+        """Runs a line with `s3`, the client."""
         code = f"import boto3, sys; s3 = boto3.client('s3'); {code}"
         done = subprocess.run(
             [self.bin / "python", "-c", code], env=environment(self.variables), stdout=subprocess.PIPE, check=True
@@ -91,6 +98,29 @@ class Moto:
 
     def object(self, key):
         return self.boto(f"sys.stdout.buffer.write(s3.get_object(Bucket='data', Key={key!r})['Body'].read())")
+
+
+class S3sFs(Server):
+    """s3s-fs, whose objects are files."""
+
+    def __init__(self, folder):
+        place, port = ROOT / "target/s3s-fs", free_port()
+        if not (place / "bin/s3s-fs").exists():
+            install = ["cargo", "install", "s3s-fs", "--version", S3S_FS, "--features", "binary"]
+            subprocess.run([*install, "--root", place, "--target-dir", place / "build"], check=True)
+        self.root = folder / "s3s-fs"
+        (self.root / "data").mkdir(parents=True)
+        words = ["--access-key", KEY, "--secret-key", SECRET, "--host", "127.0.0.1", "--port", str(port)]
+        self.start([place / "bin/s3s-fs", *words, self.root], port, folder)
+
+    def put(self, prefix, folder):
+        shutil.copytree(folder, self.root / "data" / prefix)
+
+    def object(self, key):
+        return (self.root / "data" / key).read_bytes()
+
+
+SERVERS = {"moto": Moto, "s3s-fs": S3sFs}
 
 
 def run(what, command, variables=None, folder=None):
@@ -110,11 +140,8 @@ def run(what, command, variables=None, folder=None):
     return done.stderr
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--relabel", type=Path, default=ROOT / "target/release/relabel")
-    parser.add_argument("--train", type=Path, default=ROOT / "target/release/train")
-    arguments = parser.parse_args()
+def check(name, arguments):
+    """Whether everything is the same with this server."""
     relabel, trainer = arguments.relabel.resolve(), arguments.train.resolve()
     steps = ("--steps", 4, "--batch-size", 16, "--probe-pairs", 0)
     differ = []
@@ -125,30 +152,42 @@ def main():
         if not same:
             differ.append(what)
 
-    with tempfile.TemporaryDirectory() as name, Moto(Path(name)) as moto:
-        place = Path(name)
+    print(f"== {name} ==", flush=True)
+    with tempfile.TemporaryDirectory() as folder, SERVERS[name](Path(folder)) as server:
+        place = Path(folder) / "runs"
         as_tars(place / "tars")
-        moto.put("sample", SAMPLE)
-        moto.put("tars", place / "tars")
+        server.put("sample", SAMPLE)
+        server.put("tars", place / "tars")
         labels, tars = place / "labels.parquet", place / "tars.parquet"
         run("relabel, local", score(relabel, SAMPLE, labels))
         run("relabel, local tars", score(relabel, place / "tars", tars))
         run("train, local", train(trainer, SAMPLE, labels, place / "local", *steps))
-        there = ("s3://data/out/labels.parquet", "s3://data/out/tars.parquet")
-        run("relabel, s3 to s3", score(relabel, "s3://data/sample", there[0]), moto.variables, place)
-        run("relabel, tars on s3 to s3", score(relabel, "s3://data/tars", there[1]), moto.variables, place)
-        compare("labels of s3", sha256(moto.object("out/labels.parquet")), sha256(labels.read_bytes()))
-        compare("labels of tars", sha256(moto.object("out/tars.parquet")), sha256(tars.read_bytes()))
+        there = ("s3://data/out/labels.parquet", "s3://data/tars-out/labels.parquet")
+        run("relabel, s3 to s3", score(relabel, "s3://data/sample", there[0]), server.variables, place)
+        run("relabel, tars on s3 to s3", score(relabel, "s3://data/tars", there[1]), server.variables, place)
+        compare("labels of s3", sha256(server.object("out/labels.parquet")), sha256(labels.read_bytes()))
+        found = sha256(server.object("tars-out/labels.parquet"))
+        compare("labels of tars on s3", found, sha256(tars.read_bytes()))
         # What is there is complete, and is not written again.
-        run("relabel again", score(relabel, "s3://data/sample", there[0]), moto.variables, place)
+        run("relabel again", score(relabel, "s3://data/sample", there[0]), server.variables, place)
         remote = train(trainer, "s3://data/sample", there[0], place / "remote", *steps)
-        run("train, s3", remote, moto.variables, place)
+        run("train, s3", remote, server.variables, place)
         compare("weights", weights(place / "remote"), weights(place / "local"))
         left = [path.name for path in place.iterdir() if path.name.endswith(".work")]
         compare("work folders that are left", left, [])
-        if os.environ.get("MOTO_LOG"):
-            print((place / "moto.log").read_text())
-    sys.exit(bool(differ))
+        if os.environ.get("SERVER_LOG"):
+            print((Path(folder) / "server.log").read_text())
+    return not differ
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("servers", nargs="*", choices=[*SERVERS, []], help="default: all")
+    parser.add_argument("--relabel", type=Path, default=ROOT / "target/release/relabel")
+    parser.add_argument("--train", type=Path, default=ROOT / "target/release/train")
+    arguments = parser.parse_args()
+    results = [check(name, arguments) for name in arguments.servers or SERVERS]
+    sys.exit(not all(results))
 
 
 if __name__ == "__main__":
