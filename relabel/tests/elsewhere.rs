@@ -6,10 +6,12 @@ mod common;
 
 use std::path::Path;
 use std::process::Command;
+use std::time::Duration;
 
 use common::{Fixture, Pair, Run, pairs_parquet, relabel, sample_pairs, tar_of};
 use schemas::labels::{LabelRow, LabelsFile, Status};
 use serde_json::Value;
+use testkit::Ranks;
 use testkit::objects::{DatasetHub, ObjectStore};
 use testkit::server::Request;
 
@@ -197,6 +199,16 @@ fn shards_share_a_work_folder_and_upload_once() {
     assert!(case.store.object(OBJECT).unwrap() == case.labels);
     assert!(out("1/2").stderr.contains("already complete"));
     assert_eq!(case.fixture.names("shared"), [""; 0], "the work folder is removed");
+
+    // Ranks of a launcher do the same.
+    case.store.remove(OBJECT);
+    let command = |_| case.score("s3://bucket/pairs", OUT, &["--work", "shared/work"]);
+    let runs = Ranks::start(2, command).finish_within(Duration::from_secs(120));
+    let runs: Vec<Run> = runs.into_iter().map(|run| run.expect_code(0)).collect();
+    let summaries = runs.iter().filter(|run| run.stdout.starts_with("12 pairs")).count();
+    assert_eq!(summaries, 1, "{runs:#?}");
+    assert!(case.store.object(OBJECT).unwrap() == case.labels);
+    assert_eq!(case.store.open_uploads(), 0);
 }
 
 #[test]

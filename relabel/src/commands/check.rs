@@ -157,7 +157,8 @@ fn refuse_too_little_room(config: &Config, rehearsal: &Rehearsal) -> Result<()> 
         let others = needs.iter().skip(index + 1);
         let sharing: Vec<_> = others.filter(|other| same_disk(need.folder, other.folder)).collect();
         let bytes = need.bytes + sharing.iter().map(|other| other.bytes).sum::<u64>();
-        let place = if need.what == "disk" { config.out.as_path() } else { need.folder };
+        let is_output = index == 0 && config.address.is_none();
+        let place = if is_output { config.out.as_path() } else { need.folder };
         let hints: Vec<&str> =
             [need.hint].into_iter().chain(sharing.iter().map(|it| it.hint)).collect();
         ensure!(

@@ -128,6 +128,8 @@ fn inspect(arguments: &InspectArguments) -> Result<ExitStatus> {
 
 /// The settings from flags, environment and file; `None` if they were only to be printed.
 fn settings(arguments: &ScoreArguments) -> Result<Option<ScoreSettings>> {
+    let file = refuse_address("--config", arguments.file.config.as_deref());
+    file.map_err(usage_unless(DeviceError::is_absent))?;
     let mut settings = arguments.settings.over_file(arguments.file.config.as_deref())?;
     // A shard is of one process, so no file holds it.
     settings.shard = arguments.settings.shard;

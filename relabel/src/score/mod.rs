@@ -1,10 +1,10 @@
 //! `relabel score`: plan, score unit by unit into parts, merge.
 //!
-//! Until it is complete a run keeps everything in its work folder, `OUT.work/`: the manifest, which says what the
-//! run is, the plan, the features of its captions, and one part per finished unit. A part and the
-//! labels file appear under their names only when complete and synced. After a kill at any instant
-//! the same command finishes the run, with the same bytes. Several processes may share the work
-//! ([`Sharing`]).
+//! Until it is complete a run keeps everything in its work folder, `OUT.work/`: the manifest, which
+//! says what the run is, the plan, the features of its captions, and one part per finished unit. A
+//! part and the labels file appear under their names only when complete and synced; a labels file at
+//! an address is uploaded from the work folder. After a kill at any instant the same command
+//! finishes the run, with the same bytes. Several processes may share the work ([`Sharing`]).
 
 mod batches;
 mod captions;

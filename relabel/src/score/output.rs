@@ -218,9 +218,9 @@ impl<'run> Output<'run> {
     /// before anything is planned, written or removed.
     pub(super) fn refuse_foreign(&self, inputs: &[InputFile]) -> Result<()> {
         let (config, labels) = (self.config, self.labels());
-        self.work.refuse_foreign()?;
         if let Some(elsewhere) = &self.elsewhere {
-            return elsewhere.refuse_foreign(inputs.iter().map(|input| input.path.as_path()));
+            elsewhere.refuse_foreign(inputs.iter().map(|input| input.path.as_path()))?;
+            return Ok(self.work.refuse_foreign()?);
         }
         let mut read: Vec<PathBuf> = inputs.iter().map(|input| input.path.clone()).collect();
         read.push(config.scorers.clone());
@@ -229,7 +229,7 @@ impl<'run> Output<'run> {
         if labels.path.symlink_metadata().is_ok() && manifest_of_labels(labels.path).is_none() {
             return Err(runkit::output::foreign(labels.flag, labels.path, labels.expected).into());
         }
-        Ok(())
+        Ok(self.work.refuse_foreign()?)
     }
 
     /// The locks that keep two runs from one output and one work folder. The processes of one run
@@ -333,7 +333,13 @@ impl<'run> Output<'run> {
         if self.config.fresh {
             self.work.remove()?;
         }
-        let versions = versions(inputs)?;
+        // Inputs of an earlier start, which may have had the same pairs from another place, count.
+        let earlier = self.work.manifest()?.and_then(|mut found| {
+            let versions = found.get_mut("versions").map(Value::take)?;
+            serde_json::from_value::<BTreeMap<String, String>>(versions).ok()
+        });
+        let mut versions = versions(inputs)?;
+        versions.extend(earlier.unwrap_or_default());
         self.work.begin(&WorkManifest { manifest, versions })?;
         runkit::files::create_folder(self.parts())?;
         if self.config.sharing.is_alone() {
