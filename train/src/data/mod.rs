@@ -11,6 +11,7 @@
 mod augment;
 mod cache_files;
 mod cached;
+mod dealing;
 mod encoded;
 mod error;
 mod inputs;
@@ -26,10 +27,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use nn::pipeline::PromptEmbeds;
-use schemas::labels::{KEY_MANIFEST, LabelRow, LabelsFile};
+use schemas::labels::{LabelRow, LabelsFile};
 use schemas::latents::Manifest;
-use schemas::layouts::{DEALING, Layout};
-use schemas::pairs::{InputRecord, PairFile, positional_pair_id};
+use schemas::pairs::{PairFile, positional_pair_id};
 use tch::Tensor;
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
@@ -179,40 +179,6 @@ enum Source {
     Cache(Box<Cache>),
 }
 
-impl Source {
-    /// Refuses labels of pairs whose images were dealt out in another way than those here
-    /// ([`schemas::layouts`]). Labels that say nothing of it were not made by `relabel score`; their
-    /// uids are compared with those of the pairs.
-    fn refuse_other_dealing(&self, labels: &LabelsFile) -> Result<(), DataError> {
-        #[derive(serde::Deserialize)]
-        struct Labelled {
-            input: InputRecord,
-        }
-        let is_dealt = |file: &&PairFile| Layout::is_dealt(file.layout());
-        let (pairs, dealt) = match self {
-            Self::Pairs(files) => match files.iter().find(is_dealt) {
-                Some(file) => (file.path(), DEALING),
-                None => return Ok(()),
-            },
-            Self::Cache(cache) => match &cache.manifest().input.dealing {
-                Some(dealing) => (cache.folder(), dealing.as_str()),
-                None => return Ok(()),
-            },
-        };
-        let manifest = labels.metadata().get(KEY_MANIFEST);
-        let manifest = manifest.and_then(|text| serde_json::from_str::<Labelled>(text).ok());
-        match manifest.and_then(|manifest| manifest.input.dealing) {
-            Some(labelled) if labelled != dealt => Err(DataError::Dealing {
-                labels: labels.path().to_owned(),
-                labelled,
-                pairs: pairs.to_owned(),
-                dealt: dealt.to_owned(),
-            }),
-            _ => Ok(()),
-        }
-    }
-}
-
 impl<L> Dataset<L> {
     /// Joins labels with the `splits` of the files, folders, patterns and addresses of `pairs`
     /// ([`discover`](schemas::pairs::discover())). `label` gets every row of the labels whose status
@@ -289,7 +255,7 @@ impl<L> Dataset<L> {
         is_skipped: &dyn Fn(&L) -> bool,
     ) -> Result<Self, DataError> {
         let labels = LabelsFile::open(labels)?;
-        source.refuse_other_dealing(&labels)?;
+        dealing::refuse_another(&source, &labels)?;
         let mut joined = join::join(&source, &labels, label)?;
         let Counts { rows, elsewhere, .. } = joined.counts;
         if elsewhere > 0 {

@@ -49,7 +49,7 @@ pub(super) struct Copier {
 }
 
 impl Copier {
-    /// Copies what is beside the checkpoints, for a start that goes on after `step`. Removes newer
+    /// Copies what is beside the checkpoints, for a start that resumes after `step`. Removes newer
     /// checkpoints, which this start could not use: the metrics no longer reach to them.
     ///
     /// # Errors
@@ -111,7 +111,7 @@ impl Pass<'_> {
         let there = self.there.get(name);
         self.place.put(name, there, content)?;
         self.bytes += content.len();
-        // A second put of the same pass would need to know the new state: there is none.
+        // A pass puts a name once, so the new state is not needed.
         self.there.remove(name);
         Ok(())
     }

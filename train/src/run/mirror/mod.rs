@@ -6,7 +6,7 @@
 //! counts once its `DONE` is there, and nothing that is not of a run is overwritten or removed. It
 //! belongs to rank 0.
 //!
-//! A thread copies while training goes on. It holds the files of a checkpoint open, so that it comes
+//! A thread copies while the run trains. It holds the files of a checkpoint open, so that it comes
 //! to an end even if training deletes them meanwhile; if checkpoints come faster than they can be
 //! copied, it takes the newest. A copy that fails is a warning, and the next checkpoint tries again;
 //! the end of the run waits, and fails if its last state is not there.
@@ -83,9 +83,9 @@ impl Desk {
 }
 
 impl Mirror {
-    /// Begins the mirror of a run that goes on after `step`, if it has one: what is in the folder of
+    /// Begins the mirror of a run that resumes after `step`, if it has one: what is in the folder of
     /// the run but for its checkpoints is copied before anything is trained, so that a mirror that
-    /// cannot be written is told at once.
+    /// cannot be written ends the run at once.
     ///
     /// # Errors
     /// If it cannot be written.
@@ -176,7 +176,7 @@ fn copier(config: &Config) -> Result<Option<Copier>> {
 
 fn warn(copier: &Copier, error: &anyhow::Error) {
     tracing::warn!(
-        "{} lacks the newest checkpoint: {error:#}; training goes on, and the next checkpoint is \
+        "{} lacks the newest checkpoint: {error:#}; training continues, and the next checkpoint is \
          copied again",
         copier.place.path().display()
     );

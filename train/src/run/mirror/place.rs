@@ -75,7 +75,7 @@ impl Content<'_> {
 }
 
 impl Place {
-    /// Understands `--mirror`. `run` is the folder of the run, of which it is no part.
+    /// Understands `--mirror`, which must not lie in `run`, the folder of the run, nor hold it.
     ///
     /// # Errors
     /// If nothing can be written there.
