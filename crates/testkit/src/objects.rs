@@ -123,6 +123,16 @@ impl ObjectStore {
         self.state().objects.get(name).map(|object| object.bytes.to_vec())
     }
 
+    /// The objects below `BUCKET/PREFIX`, by their names there.
+    pub fn below(&self, prefix: &str) -> BTreeMap<String, Vec<u8>> {
+        let state = self.state();
+        let below = state.objects.iter().filter_map(|(name, object)| {
+            let name = name.strip_prefix(prefix)?.strip_prefix('/')?;
+            Some((name.to_owned(), object.bytes.to_vec()))
+        });
+        below.collect()
+    }
+
     /// Uploads that were begun, and neither completed nor removed.
     pub fn open_uploads(&self) -> usize {
         self.state().uploads.len()

@@ -131,31 +131,39 @@ impl Pass<'_> {
         self.put(name, &Content::File(&file, length))
     }
 
-    /// Copies a small file, unless the mirror holds the same.
-    fn refresh(&mut self, name: &str) -> Result<()> {
+    /// A small file of the run.
+    fn read(&self, name: &str) -> Result<Vec<u8>> {
         let path = self.run.join(name);
-        let bytes =
-            std::fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
-        let content = Content::Bytes(&bytes);
-        match self.there.contains_key(name) && self.place.holds(name, &content)? {
-            true => Ok(()),
-            false => self.put(name, &content),
-        }
+        std::fs::read(&path).with_context(|| format!("cannot read {}", path.display()))
+    }
+
+    /// Whether the mirror has a file with these bytes.
+    fn holds(&self, name: &str, bytes: &[u8]) -> Result<bool> {
+        Ok(self.there.contains_key(name) && self.place.holds(name, &Content::Bytes(bytes))?)
     }
 
     /// Whether the mirror has the result of the run as its manifest describes it.
     fn has_result(&self) -> Result<bool> {
-        let manifest = std::fs::read(self.run.join(MANIFEST))?;
         Ok(self.there.contains_key(&result_name(export::INDEX))
-            && self.there.contains_key(MANIFEST)
-            && self.place.holds(MANIFEST, &Content::Bytes(&manifest))?)
+            && self.holds(MANIFEST, &self.read(MANIFEST)?)?)
     }
 
     /// Copies what is beside the checkpoints, the manifest first. Images, records and the probe do not
     /// change once they are written; logs grow.
     fn copy_outputs(&mut self) -> Result<()> {
-        self.refresh(MANIFEST)?;
-        self.refresh(config::FILE)?;
+        let manifest = self.read(MANIFEST)?;
+        if !self.holds(MANIFEST, &manifest)? {
+            // An earlier result, of fewer steps, is not the result of this manifest. If it is here,
+            // the manifest is still that of the earlier end.
+            if !export::is_complete(self.run) {
+                self.remove(&result_name(export::INDEX))?;
+            }
+            self.put(MANIFEST, &Content::Bytes(&manifest))?;
+        }
+        let settings = self.read(config::FILE)?;
+        if !self.holds(config::FILE, &settings)? {
+            self.put(config::FILE, &Content::Bytes(&settings))?;
+        }
         for name in names::written_once(self.run)? {
             let path = self.run.join(&name);
             let length = path.metadata().map_or(0, |found| found.len());
