@@ -390,6 +390,13 @@ fn the_reason_of_a_missing_image_and_the_dealing_are_in_the_labels() {
     let input = &manifest("here.parquet")["input"];
     assert_eq!(input["files"][0]["layout"], "jsonl");
     assert_eq!(input["dealing"], schemas::layouts::DEALING);
+    // Pairs that were dealt in another way are another run, by the name of the field.
+    let mut killed = score(&fixture, "set", &scorers, "dealt.parquet");
+    assert!(Run::of(killed.env("RUNKIT_FAULT", "rename:3")).was_killed());
+    let begun = String::from_utf8(fixture.bytes("dealt.parquet.work/manifest.json")).unwrap();
+    fixture.put("dealt.parquet.work/manifest.json", begun.replace("1 swaps", "0 swaps").as_bytes());
+    Run::of(&mut score(&fixture, "set", &scorers, "dealt.parquet"))
+        .expect_error(&["dealt.parquet.work belongs to another run", "input.dealing: was"]);
     // Pick-a-Pic's labels say neither, so that their bytes stay what they were.
     fixture.put("pickapic/0.parquet", &pairs_parquet(&pairs));
     Run::of(&mut score(&fixture, "pickapic", &scorers, "plain.parquet")).expect_code(0);

@@ -248,7 +248,7 @@ fn validated(
 fn saved(settings: &ScoreSettings) -> Result<String> {
     let mut settings = settings.with_absolute_paths();
     for path in settings.paths().into_iter().filter(|path| is_address(path)) {
-        *path = Location::parse(path)?.path().to_owned();
+        *path = locations::shown(path);
     }
     Ok(settings.to_toml()?)
 }
@@ -256,12 +256,10 @@ fn saved(settings: &ScoreSettings) -> Result<String> {
 /// Refuses an address where only a path of this machine is read or written.
 fn refuse_address(flag: &str, path: Option<&Path>) -> Result<()> {
     let Some(path) = path.filter(|path| is_address(path)) else { return Ok(()) };
-    // A query may be a signature.
-    let shown = path.to_string_lossy();
-    let shown = shown.split(['?', '#']).next().unwrap_or_default();
     bail!(
-        "{flag} {shown}: expected a path of this machine, found an address; hint: name a path, and copy \
-           the file from or to the address"
+        "{flag} {}: expected a path of this machine, found an address; hint: name a path, and copy \
+         the file from or to the address",
+        locations::shown(path).display()
     )
 }
 
