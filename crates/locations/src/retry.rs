@@ -154,6 +154,15 @@ fn explain(named: &Named, last: &Observed, otherwise: String) -> Result<String, 
                 _ => String::new(),
             },
         }),
+        (None, Some(301 | 307 | 400)) if last.region.is_some() => {
+            let region = last.region.clone().unwrap_or_default();
+            Err(LocationError::Response {
+                location: location(),
+                problem: format!(
+                    "the bucket lies in the region {region}; hint: set AWS_REGION={region}"
+                ),
+            })
+        }
         (None, Some(status @ (301 | 302 | 307 | 308))) => Err(LocationError::Response {
             location: location(),
             problem: format!(

@@ -53,6 +53,8 @@ pub(crate) struct Observed {
     pub(crate) for_credentials: bool,
     /// The ETag of the response.
     pub(crate) etag: Option<String>,
+    /// The region of the bucket, as S3 says with an error.
+    pub(crate) region: Option<String>,
 }
 
 tokio::task_local! {
@@ -115,6 +117,9 @@ impl Transport {
                     .and_then(|value| value.trim().parse().ok())
                     .map(Duration::from_secs);
                 seen.etag = text("etag").map(str::to_owned);
+                seen.region = text("x-amz-bucket-region").map(str::to_owned).filter(|region| {
+                    region.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
+                });
                 if !response.status().is_success() || is_error(response.body()) {
                     seen.code = text("x-error-code")
                         .or_else(|| text("x-ms-error-code"))

@@ -241,6 +241,14 @@ fn the_usual_limits_end_within_five_minutes() {
 }
 
 #[test]
+fn a_bucket_of_another_region_is_named_with_its_region() {
+    let store = ObjectStore::start();
+    store.set_fault(|_, _, _| Reply::new(400, b"").with("x-amz-bucket-region", "eu-central-1"));
+    let message = failure(&access(store.variables()), "s3://bucket/one.bin").to_string();
+    assert!(message.contains("set AWS_REGION=eu-central-1"), "{message}");
+}
+
+#[test]
 fn plain_http_to_another_machine_needs_the_variable() {
     let mut variables = ObjectStore::start().variables();
     variables[0].1 = "http://storage.example:9000".to_owned();
