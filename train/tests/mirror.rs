@@ -32,7 +32,7 @@ fn faulty(store: &ObjectStore, command: Command, fault: &str) -> Command {
 
 /// The mirror has what the folder of the run has, but for what is of one machine.
 #[track_caller]
-fn assert_mirrored(fixture: &Fixture, out: &str, mut mirror: BTreeMap<String, Vec<u8>>) {
+fn assert_in_mirror(fixture: &Fixture, out: &str, mut mirror: BTreeMap<String, Vec<u8>>) {
     let mut files = fixture.files(out);
     files.retain(|name, _| name != ".hashes.json");
     // Every start leaves its own, also one that was killed before its first checkpoint.
@@ -58,7 +58,7 @@ fn a_run_whose_machine_vanishes_resumes_from_its_mirror() {
         if !run.was_killed() {
             // It came to its end without so many copies.
             run.expect_code(0);
-            assert_mirrored(&fixture, "out", store.below("bucket/runs/a"));
+            assert_in_mirror(&fixture, "out", store.below("bucket/runs/a"));
         }
         std::fs::remove_dir_all(fixture.path("out")).unwrap();
         let marks = store.below("bucket/runs/a").into_keys().filter(|name| name.ends_with("/DONE"));
@@ -66,7 +66,7 @@ fn a_run_whose_machine_vanishes_resumes_from_its_mirror() {
         let run = Run::of(&mut at(&store, fixture.run("out", &flags))).expect_code(0);
         assert_eq!(run.stderr.contains("is newer than what is in"), has_checkpoint, "{run:#?}");
         assert_same(&fixture, "whole", "out");
-        assert_mirrored(&fixture, "out", store.below("bucket/runs/a"));
+        assert_in_mirror(&fixture, "out", store.below("bucket/runs/a"));
         std::fs::remove_dir_all(fixture.path("out")).unwrap();
     }
     // While the server has trouble that passes.
@@ -79,7 +79,7 @@ fn a_run_whose_machine_vanishes_resumes_from_its_mirror() {
     std::fs::remove_dir_all(fixture.path("out")).unwrap();
     Run::of(&mut at(&store, fixture.run("out", &flags))).expect_code(0);
     assert_same(&fixture, "whole", "out");
-    assert_mirrored(&fixture, "out", store.below("bucket/runs/a"));
+    assert_in_mirror(&fixture, "out", store.below("bucket/runs/a"));
     // After its end, too.
     store.clear_fault();
     std::fs::remove_dir_all(fixture.path("out")).unwrap();
@@ -90,7 +90,7 @@ fn a_run_whose_machine_vanishes_resumes_from_its_mirror() {
     assert!(Run::of(&mut faulty(&store, fixture.run("out", &flags), "fetch:6")).was_killed());
     Run::of(&mut at(&store, fixture.run("out", &flags))).expect_code(0);
     assert_same(&fixture, "whole", "out");
-    assert_mirrored(&fixture, "out", store.below("bucket/runs/a"));
+    assert_in_mirror(&fixture, "out", store.below("bucket/runs/a"));
 }
 
 #[test]
@@ -124,7 +124,7 @@ fn a_damaged_checkpoint_of_a_mirror_is_passed_over() {
     assert!(run.stderr.contains("step 10 is damaged there"), "{run:#?}");
     assert!(run.stderr.contains("resuming from"), "{run:#?}");
     assert_same(&fixture, "whole", "out");
-    assert_mirrored(&fixture, "out", store.below("bucket/runs/a"));
+    assert_in_mirror(&fixture, "out", store.below("bucket/runs/a"));
 }
 
 #[test]
@@ -133,7 +133,7 @@ fn what_is_not_of_the_run_stays() {
     let store = ObjectStore::start();
     let short = [&MIRROR[..], &["--steps", "4", "--keep", "1"]].concat();
     Run::of(&mut at(&store, fixture.run("a", &short))).expect_code(0);
-    assert_mirrored(&fixture, "a", store.below("bucket/runs/a"));
+    assert_in_mirror(&fixture, "a", store.below("bucket/runs/a"));
     store.put("bucket/runs/a/notes.txt", b"mine");
     store.put("bucket/runs/a/checkpoints/step-000004/mine.txt", b"mine");
     let before = store.below("bucket");
@@ -156,14 +156,14 @@ fn what_is_not_of_the_run_stays() {
     assert_eq!(after.remove("notes.txt").as_deref(), Some(&b"mine"[..]));
     let mine = after.remove("checkpoints/step-000004/mine.txt");
     assert_eq!(mine.as_deref(), Some(&b"mine"[..]));
-    assert_mirrored(&fixture, "b", after);
+    assert_in_mirror(&fixture, "b", after);
     // More steps later: one checkpoint stays, and the result is the new one.
     let more = [&MIRROR[..], &["--steps", "6", "--keep", "1", "--lr", "1e-4"]].concat();
     std::fs::remove_dir_all(fixture.path("b")).unwrap();
     Run::of(&mut at(&store, fixture.run("b", &more))).expect_code(0);
     let mut after = store.below("bucket/runs/a");
     after.retain(|name, _| !name.ends_with("notes.txt") && !name.ends_with("mine.txt"));
-    assert_mirrored(&fixture, "b", after);
+    assert_in_mirror(&fixture, "b", after);
     // Fewer are refused, here and on an empty disk.
     std::fs::remove_dir_all(fixture.path("b")).unwrap();
     Run::of(&mut at(&store, fixture.run("b", &other)))
@@ -191,7 +191,7 @@ fn a_mirror_that_fails_is_a_warning_until_the_end() {
     store.clear_fault();
     let run = Run::of(&mut at(&store, fixture.run("out", &MIRROR))).expect_code(0);
     assert!(run.stderr.contains("already complete"), "{run:#?}");
-    assert_mirrored(&fixture, "out", store.below("bucket/runs/a"));
+    assert_in_mirror(&fixture, "out", store.below("bucket/runs/a"));
     // One that cannot be written at all ends the run before it trains.
     store.set_fault(|request, _, reply| match request.method.as_str() {
         "PUT" | "POST" => Reply::new(403, b"<Error><Code>AccessDenied</Code></Error>"),
@@ -219,7 +219,7 @@ fn a_folder_of_another_disk_is_a_mirror_too() {
     std::fs::remove_dir_all(fixture.path("out")).unwrap();
     Run::of(&mut fixture.run("out", &flags)).expect_code(0);
     assert_same(&fixture, "whole", "out");
-    assert_mirrored(&fixture, "out", fixture.files("mirror"));
+    assert_in_mirror(&fixture, "out", fixture.files("mirror"));
     // A mirror is the folder of a run: it can be used as one.
     Run::of(&mut fixture.run("mirror", &[])).expect_code(0);
 }
@@ -250,5 +250,5 @@ fn ranks_resume_from_the_mirror_of_rank_0() {
         run.expect_code(0);
     }
     assert_same(&fixture, "whole", "out");
-    assert_mirrored(&fixture, "out", store.below("bucket/runs/a"));
+    assert_in_mirror(&fixture, "out", store.below("bucket/runs/a"));
 }
