@@ -33,6 +33,7 @@ mod image_reward_db;
 mod json;
 mod jsonl;
 mod kept;
+mod parts;
 mod pickapic;
 mod recognise;
 mod records;
