@@ -122,7 +122,18 @@ fn a_damaged_checkpoint_of_a_mirror_is_passed_over() {
     std::fs::remove_dir_all(fixture.path("out")).unwrap();
     let run = Run::of(&mut at(&store, fixture.run("out", &MIRROR))).expect_code(0);
     assert!(run.stderr.contains("step 10 is damaged there"), "{run:#?}");
+    assert!(run.stderr.contains("it is not the file that DONE lists"), "{run:#?}");
     assert!(run.stderr.contains("resuming from"), "{run:#?}");
+    assert_same(&fixture, "whole", "out");
+    assert_in_mirror(&fixture, "out", store.below("bucket/runs/a"));
+    // A file that is missing, and one that was cut, cost no download.
+    store.remove("bucket/runs/a/checkpoints/step-000010/state.json");
+    store.put("bucket/runs/a/checkpoints/step-000009/state.json", b"{");
+    std::fs::remove_dir_all(fixture.path("out")).unwrap();
+    let run = Run::of(&mut at(&store, fixture.run("out", &MIRROR))).expect_code(0);
+    for words in ["step 10 is damaged there", "step 9 is damaged there", "starting over"] {
+        assert!(run.stderr.contains(words), "{words:?} is not in {run:#?}");
+    }
     assert_same(&fixture, "whole", "out");
     assert_in_mirror(&fixture, "out", store.below("bucket/runs/a"));
 }

@@ -46,6 +46,12 @@ pub(crate) fn open_files(checkpoint: &Path) -> Result<Vec<(String, File)>> {
     names.map(open).collect()
 }
 
+/// The files that the `DONE` of a checkpoint lists, with their lengths; `None` if it is not one.
+pub(crate) fn files_of(mark: &[u8]) -> Option<Vec<(String, u64)>> {
+    let listed = records(mark).ok()?.into_iter();
+    Some(listed.map(|(name, record)| (name, record.bytes)).collect())
+}
+
 /// Puts a copied checkpoint into the folder of a run. `mark` is its `DONE`, and `fetch` copies one of
 /// its files to a path and returns its length and BLAKE3 hash. Whether all files are those that
 /// `DONE` lists: if not, nothing is left of it.
@@ -119,5 +125,8 @@ mod tests {
         for text in ["[]", "{\"../x\": {\"bytes\": 1, \"blake3\": \"\"}}", "{\"DONE\": 1}"] {
             assert!(records(text.as_bytes()).is_err(), "{text}");
         }
+        let mark = b"{\"state.json\": {\"bytes\": 7, \"blake3\": \"\"}}";
+        assert_eq!(files_of(mark), Some(vec![("state.json".to_owned(), 7)]));
+        assert_eq!(files_of(b"{"), None);
     }
 }

@@ -28,7 +28,9 @@ use runkit::signals::Stopped;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-pub(crate) use self::copies::{complete_in, name_in_run, open_files, parse, put_together};
+pub(crate) use self::copies::{
+    complete_in, files_of, name_in_run, open_files, parse, put_together,
+};
 pub use self::write::save;
 use crate::loss_scale::LossScale;
 use crate::optimizer::RankOptimizer;

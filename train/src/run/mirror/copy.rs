@@ -160,9 +160,11 @@ impl Pass<'_> {
             }
             self.put(MANIFEST, &Content::Bytes(&manifest))?;
         }
-        let settings = self.read(config::FILE)?;
-        if !self.holds(config::FILE, &settings)? {
-            self.put(config::FILE, &Content::Bytes(&settings))?;
+        if self.run.join(config::FILE).exists() {
+            let settings = self.read(config::FILE)?;
+            if !self.holds(config::FILE, &settings)? {
+                self.put(config::FILE, &Content::Bytes(&settings))?;
+            }
         }
         for name in names::written_once(self.run)? {
             let path = self.run.join(&name);

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, ensure};
 use runkit::manifest::Difference;
 use runkit::output::OutputError;
 use runkit::run_folder::MANIFEST;
@@ -175,15 +175,18 @@ impl Held {
         Ok(())
     }
 
-    /// Whether the checkpoint is whole.
+    /// Whether the checkpoint is whole. Nothing of one that is not stays here.
     fn restore_checkpoint(&self, checkpoints: &Path, step: u64) -> Result<bool> {
         let mark = self.place.read(&checkpoint::name_in_run(step, MARKER))?;
+        let is_there = |(name, bytes): &(String, u64)| {
+            let there = self.listing.get(&checkpoint::name_in_run(step, name));
+            there.is_some_and(|there| there.bytes == *bytes)
+        };
+        if !checkpoint::files_of(&mark).is_some_and(|files| files.iter().all(is_there)) {
+            return Ok(false);
+        }
         checkpoint::put_together(checkpoints, step, &mark, |name, to| {
-            let name = checkpoint::name_in_run(step, name);
-            if !self.listing.contains_key(&name) {
-                bail!("{name} is missing");
-            }
-            self.place.fetch(&name, to)
+            self.place.fetch(&checkpoint::name_in_run(step, name), to)
         })
     }
 }
