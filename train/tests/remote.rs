@@ -154,6 +154,9 @@ fn labels_dealt_by_another_rule_are_refused() {
     };
     run("other.parquet", "by the moon").expect_error(&["other.parquet", "by the moon", "hint: "]);
     run("same.parquet", schemas::layouts::DEALING).expect_code(0);
+    let manifest: serde_json::Value =
+        serde_json::from_slice(&fixture.bytes("out/manifest.json")).unwrap();
+    assert_eq!(manifest["dealing"], schemas::layouts::DEALING);
 }
 
 #[test]

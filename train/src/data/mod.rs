@@ -397,6 +397,11 @@ impl<L> Dataset<L> {
         stream::check(&self.selection, options).map(|_| ())
     }
 
+    /// How the images of winner-first pairs are dealt out, if there may be such.
+    pub fn dealing(&self) -> Option<&str> {
+        dealing::of(&self.selection.source).map(|(_, dealing)| dealing)
+    }
+
     /// What the cache was made with, if the source is a cache.
     pub fn cache(&self) -> Option<&Manifest> {
         match &*self.selection.source {

@@ -83,6 +83,9 @@ pub struct Manifest {
     pub revision: Option<String>,
     /// A checksum of the choice of training pairs.
     pub data: String,
+    /// How the images of winner-first pairs are dealt out, if there may be such.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dealing: Option<String>,
     /// A checksum of their labels.
     pub labels: String,
     /// The number of training pairs.
@@ -131,6 +134,8 @@ pub struct DataFacts {
     pub probe: Vec<String>,
     /// The skipped pairs: how many, and a checksum of their ids.
     pub skipped: Option<String>,
+    /// How the images of winner-first pairs are dealt out, if there may be such.
+    pub dealing: Option<String>,
 }
 
 impl Manifest {
@@ -172,6 +177,7 @@ impl Manifest {
             model,
             revision: None,
             data: data.fingerprint,
+            dealing: data.dealing,
             labels: data.labels,
             pairs: data.pairs,
             probe: data.probe,

@@ -231,6 +231,7 @@ impl OpenedRun {
             pairs: self.counts().selected,
             probe: self.probe.locations().collect(),
             skipped: self.skipped.summary(),
+            dealing: self.dataset.dealing().map(str::to_owned),
         };
         let base = &self.base;
         let family = base.files.family.class_name();
