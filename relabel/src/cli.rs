@@ -136,7 +136,8 @@ pub struct ScoreSettings {
     #[arg(long, value_name = "POLICY", value_enum, help_heading = "Scoring")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ties: Option<TiePolicy>,
-    /// The labels file to write, also at s3://BUCKET/NAME: it is there when it is whole.
+    /// The labels file to write, also at s3://, gs:// or az://: it is there when it is
+    /// whole.
     #[arg(long, value_name = "FILE.parquet", help_heading = "Output")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub out: Option<PathBuf>,

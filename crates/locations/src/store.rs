@@ -10,7 +10,8 @@ use object_store::azure::MicrosoftAzureBuilder;
 use object_store::gcp::GoogleCloudStorageBuilder;
 use object_store::path::Path as Key;
 use object_store::{
-    GetOptions, GetRange, ObjectMeta, ObjectStore, ObjectStoreExt as _, RetryConfig,
+    GetOptions, GetRange, ObjectMeta, ObjectStore, ObjectStoreExt as _, PutMode, PutPayload,
+    RetryConfig, UpdateVersion,
 };
 use ureq::http::{HeaderName, HeaderValue};
 
@@ -227,6 +228,29 @@ impl Bucket {
     pub(crate) async fn remove(&self, key: &str) -> Result<(), Failure> {
         match self.store.delete(&parse_key(key)?).await {
             Ok(()) | Err(object_store::Error::NotFound { .. }) => Ok(()),
+            Err(_) => Err(Failure::Unknown(NOT_UNDERSTOOD.to_owned())),
+        }
+    }
+
+    /// Puts an object under its key in one request.
+    pub(crate) async fn put(
+        &self,
+        key: &Key,
+        payload: PutPayload,
+        mode: PutMode,
+    ) -> object_store::Result<()> {
+        self.store.put_opts(key, payload, mode.into()).await.map(|_| ())
+    }
+
+    /// All that tells the version of an object; `None` if nothing has the key.
+    pub(crate) async fn version(&self, key: &Key) -> Result<Option<UpdateVersion>, Failure> {
+        let options = GetOptions { head: true, ..GetOptions::default() };
+        match self.store.get_opts(key, options).await {
+            Ok(found) => {
+                let version = found.meta.version.clone();
+                Ok(Some(UpdateVersion { e_tag: known(found.meta).version, version }))
+            }
+            Err(object_store::Error::NotFound { .. }) => Ok(None),
             Err(_) => Err(Failure::Unknown(NOT_UNDERSTOOD.to_owned())),
         }
     }

@@ -5,8 +5,11 @@
 
 mod common;
 
+use std::io::Write as _;
+use std::sync::{Arc, Mutex};
+
 use common::{access, at, noise};
-use locations::{Access, File, LocationError, find};
+use locations::{Access, Condition, File, LocationError, Upload, find};
 use testkit::server::{Reply, Request, Server};
 
 const DATE: &str = "Sat, 28 Nov 2026 10:00:00 GMT";
@@ -142,4 +145,97 @@ fn azure_is_listed_and_read() {
 
 fn owned(variables: &[(&str, &str)]) -> Vec<(String, String)> {
     variables.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
+}
+
+/// An object that both languages write: its bytes, and how often it was written.
+type Held = Arc<Mutex<Option<(Vec<u8>, usize)>>>;
+
+/// A server that holds one object and knows the conditions of both clouds.
+fn writable(held: &Held) -> Server {
+    let held = Arc::clone(held);
+    Server::start(move |request| {
+        let mut held = held.lock().unwrap();
+        let tag = |version: usize| format!("\"tag {version}\"");
+        let described = |reply: Reply, version: usize| {
+            let reply = reply.with("ETag", &tag(version)).with("Last-Modified", DATE);
+            reply.with("x-goog-generation", &version.to_string())
+        };
+        let version = held.as_ref().map(|(_, version)| *version);
+        match (request.method.as_str(), &*held) {
+            ("PUT", _) => {
+                let generation = request.header("x-goog-if-generation-match");
+                let wrong = match (generation, request.header("if-match"), version) {
+                    (Some(generation), ..) => generation != version.unwrap_or(0).to_string(),
+                    (_, Some(wanted), version) => version.map(tag).as_deref() != Some(wanted),
+                    (None, None, version) => {
+                        assert_eq!(request.header("if-none-match"), Some("*"), "{request:?}");
+                        version.is_some()
+                    }
+                };
+                if wrong {
+                    return Reply::new(412, b"");
+                }
+                let version = version.unwrap_or(0) + 1;
+                *held = Some((request.body.clone(), version));
+                described(Reply::new(201, b""), version)
+            }
+            (_, Some((bytes, version))) => {
+                described(Reply::new(200, bytes).ranged(request), *version)
+            }
+            (_, None) => Reply::new(404, b""),
+        }
+    })
+}
+
+/// Writes, replaces, and leaves alone what another has written.
+fn writes(access: &Access, held: &Held, place: &str) {
+    let out = at(access, place);
+    Upload::check(&out).unwrap();
+    let upload = |condition: &Condition, bytes: &[u8], meanwhile: Option<&[u8]>| {
+        let mut upload = Upload::begin(&out, condition)?;
+        for part in bytes.chunks(100_000) {
+            upload.write_all(part).unwrap();
+        }
+        if let Some(bytes) = meanwhile {
+            *held.lock().unwrap() = Some((bytes.to_vec(), 7));
+        }
+        upload.finish()
+    };
+    let bytes = noise((9 << 20) + 1);
+    upload(&Condition::Absent, &bytes, None).unwrap();
+    assert!(held.lock().unwrap().as_ref().unwrap().0 == bytes);
+    let error = upload(&Condition::Absent, b"other", None).unwrap_err();
+    assert!(matches!(error, LocationError::Exists { .. }), "{error}");
+    let version = File::open(&out).unwrap().version().unwrap().to_owned();
+    upload(&Condition::Replaces(version.clone()), b"new", None).unwrap();
+    assert_eq!(held.lock().unwrap().as_ref().unwrap().0, b"new");
+    for condition in [Condition::Absent, Condition::Replaces("\"tag 2\"".to_owned())] {
+        if condition == Condition::Absent {
+            *held.lock().unwrap() = None;
+        } else {
+            *held.lock().unwrap() = Some((b"new".to_vec(), 2));
+        }
+        let error = upload(&condition, b"ours", Some(b"theirs")).unwrap_err();
+        assert!(matches!(error, LocationError::Exists { .. }), "{error}");
+        assert_eq!(held.lock().unwrap().as_ref().unwrap().0, b"theirs");
+    }
+    *held.lock().unwrap() = None;
+}
+
+#[test]
+fn both_clouds_are_written_in_one_request_under_a_condition() {
+    let held = Held::default();
+    let server = writable(&held);
+    let address = server.address();
+    let google = [("GOOGLE_BASE_URL", address.as_str()), ("GOOGLE_BEARER_TOKEN", "token")];
+    writes(&access(owned(&google)), &held, "gs://bucket/out/labels.parquet");
+    let azure = [
+        ("AZURE_STORAGE_ENDPOINT", address.as_str()),
+        ("AZURE_STORAGE_ACCOUNT_NAME", "account"),
+        ("AZURE_STORAGE_ACCOUNT_KEY", "czNjcmV0"),
+    ];
+    writes(&access(owned(&azure)), &held, "az://container/out/labels.parquet");
+    let requests = server.requests();
+    let puts = requests.iter().filter(|request| request.method == "PUT");
+    assert_eq!(puts.count(), 2 * 4, "one request for each object");
 }
