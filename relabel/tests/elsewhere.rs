@@ -12,8 +12,8 @@ use common::{Fixture, Pair, Run, pairs_parquet, relabel, sample_pairs, tar_of};
 use schemas::labels::{LabelRow, LabelsFile, Status};
 use serde_json::Value;
 use testkit::Ranks;
-use testkit::objects::{DatasetHub, ObjectStore};
-use testkit::server::Request;
+use testkit::objects::{DatasetHub, ObjectStore, etag};
+use testkit::server::{Reply, Request, Server};
 
 /// The pairs of the fixture as `s3://bucket/pairs`.
 fn store_of(fixture: &Fixture) -> ObjectStore {
@@ -89,6 +89,35 @@ fn labels_of_pairs_elsewhere_have_the_bytes_of_local_ones() {
         let run = Run::of(case.score(pairs, "here/labels.parquet", &[]).envs(hub.variables()));
         assert!(run.expect_code(0).stderr.contains("already complete"));
     }
+}
+
+#[test]
+fn signed_addresses_of_a_web_server_work_and_are_kept_nowhere() {
+    let case = Case::new();
+    let folder = case.fixture.path("pairs");
+    let server = Server::start(move |request| {
+        if request.query("Signature").as_deref() != Some("5cb8") {
+            return Reply::new(403, b"");
+        }
+        let name = request.path().rsplit('/').next().unwrap();
+        let bytes = std::fs::read(folder.join(name)).unwrap();
+        Reply::new(200, &bytes).ranged(request).with("ETag", &etag(&bytes))
+    });
+    let address = |file: usize| format!("{}/data/{file}.parquet?Signature=5cb8", server.address());
+    let mut command = relabel(["score", "--pairs"]);
+    command.args([0, 1, 2].map(address)).arg("--scorers").arg(&case.scorers);
+    command.args(["--out", "web.parquet", "-vv"]).current_dir(case.fixture.path(""));
+    // Killed and resumed: no file of the run may hold the signature either.
+    assert!(Run::of(command.env("RUNKIT_FAULT", "rename:5")).was_killed());
+    let whole = |name: &str| String::from_utf8_lossy(&case.fixture.bytes(name)).into_owned();
+    let work = case.fixture.files("web.parquet.work");
+    assert!(work.len() >= 4, "{:?}", work.keys());
+    assert!(work.values().all(|bytes| !bytes.windows(4).any(|part| part == b"5cb8")));
+    let run = Run::of(command.env_remove("RUNKIT_FAULT")).expect_code(0);
+    assert!(case.fixture.bytes("web.parquet") == case.labels);
+    assert!(!run.stderr.contains("5cb8"), "{run:#?}");
+    let settings = whole("web.config.toml");
+    assert!(settings.contains("/data/0.parquet") && !settings.contains("5cb8"), "{settings}");
 }
 
 #[test]
