@@ -29,6 +29,7 @@ mod location;
 mod remote;
 mod remove;
 mod retry;
+mod spelling;
 mod store;
 mod transport;
 mod upload;
@@ -39,8 +40,9 @@ pub use ahead::PIECE_BYTES;
 pub use error::LocationError;
 pub use file::{File, Reader};
 pub use find::{Found, Item, find};
-pub use location::{Location, Remote, shown};
+pub use location::{Location, Remote};
 pub use remove::remove;
+pub use spelling::shown;
 pub use upload::{Condition, Upload};
 
 /// The schemes, for messages.

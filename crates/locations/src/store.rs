@@ -17,8 +17,9 @@ use ureq::http::{HeaderName, HeaderValue};
 
 use crate::LocationError;
 use crate::access::Access;
-use crate::location::{Known, Store, is_loopback};
+use crate::location::{Known, Store};
 use crate::retry::{Failure, Named};
+use crate::spelling::is_loopback;
 use crate::transport::Service;
 
 /// Variables that lead to another endpoint, and those that allow plain http there.
