@@ -15,7 +15,7 @@ use locations::{Access, Limits, LocationError};
 use runkit::signals::Stopped;
 use schemas::input::InputError;
 use schemas::labels::{LabelsFile, LabelsSchema, LabelsWriter};
-use schemas::layouts::{Conversion, Sizes, convert};
+use schemas::layouts::{Conversion, Sizes, TextStore, convert};
 use schemas::pairs::{Discovered, InputFile, PairFile, PairRow, PairsError, discover};
 use tempfile::tempdir;
 use testkit::objects::{DatasetHub, ObjectStore, etag};
@@ -144,6 +144,39 @@ fn every_layout_is_the_same_from_object_storage() {
     let [(_, row)] = lost.as_slice() else { panic!("{lost:?}") };
     assert!(row.image[0].is_some() && row.image[1].is_none());
     assert!(row.absent[1].as_deref().unwrap().contains("no such file beside the pairs"));
+}
+
+#[test]
+fn kept_texts_of_a_tar_are_those_of_the_tar_which_is_not_fetched_for_them() {
+    let world = world();
+    let tar = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/layouts/webdataset/00000.tar");
+    world.store.put("bucket/kept/a.tar", &std::fs::read(tar).unwrap());
+    let [input] = <[_; 1]>::try_from(found(&["s3://bucket/kept"]).files).unwrap();
+    let scratch = tempdir().unwrap();
+    let texts = TextStore::scratch(scratch.path()).unwrap();
+    let whole = PairFile::open(&input).unwrap();
+    let (keeping, kept) = PairFile::open_keeping(&input, &texts).unwrap();
+    let kept = kept.unwrap();
+    let reads =
+        || world.store.server.requests().iter().filter(|it| it.path().ends_with("/a.tar")).count();
+    let before = reads();
+    let again = PairFile::open_kept(&input, &texts, &kept).unwrap();
+    let plan = |file: &PairFile, range| file.plan_rows_in(range).unwrap().collect_rows().unwrap();
+    let of_kept: Vec<_> = [&keeping, &again].map(|file| plan(file, 0..file.num_rows())).into();
+    assert_eq!(reads(), before, "nothing of the tar was asked for");
+    assert_eq!(of_kept[0], plan(&whole, 0..whole.num_rows()));
+    assert_eq!(of_kept[1], of_kept[0]);
+    assert_eq!(plan(&again, 3..5), of_kept[0][3..5]);
+    assert_eq!(again.fingerprint(), whole.fingerprint());
+    assert_eq!(again.row_groups(), whole.row_groups());
+    // Its images are fetched from where they begin, and no further.
+    let images =
+        |file: &PairFile| file.rows_with_images_in(2..4, 1).unwrap().collect_rows().unwrap();
+    let before = reads();
+    assert_eq!(images(&again), images(&whole));
+    assert!(reads() > before);
+    assert_eq!(input.version().unwrap().as_deref(), kept.version());
+    assert_eq!(input.bytes().unwrap(), std::fs::metadata(tar).unwrap().len());
 }
 
 /// A file whose images are too large to be one range.
