@@ -367,7 +367,7 @@ fn only_its_own_folder_is_written_and_another_run_is_refused() {
         before.keys().collect::<Vec<_>>(),
         ["labels.parquet", "manifest.json", "pairs-00000.parquet"]
     );
-    let says = ["belongs to another run", "choose: was best-worst, now all", "--fresh"];
+    let says = ["belongs to another run", "choose: was \"best-worst\", now \"all\"", "--fresh"];
     Run::of(&mut case.command(&["--choose", "all"])).expect_error(&says);
     assert_eq!(case.folder.files("pairs"), before);
     let again = case.run(&[]);
