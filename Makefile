@@ -131,6 +131,8 @@ test: build $(VENV)/.checks
 	target/release/relabel score --quiet --pairs data/sample --scorers data/mini/scorers.toml --out out/test/labels.parquet --fresh
 	$(VENV)/bin/python scripts/checks/duckdb_recheck.py out/test/labels.parquet
 	LABELS=out/test/labels.parquet $(VENV)/bin/python scripts/checks/run_notebook.py
+	target/release/relabel convert --quiet --pairs data/sample --out out/test/pairs --fresh
+	$(VENV)/bin/python scripts/checks/converted_pairs.py out/test/pairs data/sample/*.parquet
 	target/release/train run --quiet --recipe mini --steps 8 --lr 1e-5 --model data/mini/sd --pairs data/sample --labels out/test/labels.parquet --out out/test/run --device cpu --fresh
 	target/release/evaluate run --quiet --model base=data/mini/sd --model balanced=out/test/run/pipeline --prompts data/mini/validation.tsv,limit=24 --scorers data/mini/scorers.toml --seeds 2 --steps 10 --guidance 2 --scheduler dpmpp-2m --labels out/test/labels.parquet --out out/test/eval --device cpu --fresh
 	$(VENV)/bin/python scripts/checks/report_in_browser.py out/test/eval/report.html

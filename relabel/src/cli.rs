@@ -1,5 +1,7 @@
 //! The command line as typed. [`crate::commands`] decides what the words mean.
 
+mod convert;
+
 use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
 
@@ -12,6 +14,7 @@ use runkit::shard::Shard;
 use schemas::layouts::Layout;
 use serde::{Deserialize, Serialize};
 
+pub use self::convert::ConvertArguments;
 use crate::vote::TiePolicy;
 
 /// Scores image pairs with reward models and writes a Parquet file of votes and consensus labels.
@@ -45,6 +48,8 @@ pub enum Command {
     Inspect(InspectArguments),
     /// Try everything a long run needs before it starts: files, columns, checkpoints, disk, time.
     Check(CheckArguments),
+    /// Write pairs of any layout, from anywhere, as Parquet files that are fast to read.
+    Convert(ConvertArguments),
     /// Say what this machine offers: libtorch, CUDA, GPUs, CPU, disks, the hub.
     Doctor(JsonFlag),
     /// Commands that every program has.

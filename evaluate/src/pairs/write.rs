@@ -265,6 +265,7 @@ fn pair_row(
         image_uid: [Some(first.uid), Some(second.uid)],
         human_label_0: Some(label),
         no_vote: Some(NoVote::HasLabelFalse),
+        unused_label_0: None,
         image: [Some(first.bytes), Some(second.bytes)],
         absent: [None, None],
     })

@@ -1,6 +1,7 @@
 //! What each command does with its arguments.
 
 mod check;
+mod convert;
 mod failed;
 mod vote;
 
@@ -51,6 +52,7 @@ pub fn run(command: Command) -> Result<ExitStatus> {
             runkit::signals::ignore_file_size_signal().context("setting up signals")?;
             vote::run(&arguments)
         }
+        Command::Convert(arguments) => convert::run(&arguments),
         Command::Inspect(arguments) => inspect(&arguments),
         Command::Doctor(json) => {
             let report = nn::doctor::examine();

@@ -224,6 +224,11 @@ impl ParquetInput {
         &self.fingerprint
     }
 
+    /// The bytes of the file.
+    pub(crate) fn file_length(&self) -> u64 {
+        self.file_length
+    }
+
     pub(crate) fn num_rows(&self) -> i64 {
         self.metadata.file_metadata().num_rows()
     }

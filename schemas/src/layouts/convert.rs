@@ -7,6 +7,9 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use bytes::Bytes;
+use runkit::prefetch::prefetch;
+
 use super::DEALING;
 use super::writer::{KEY_DEALING, KEY_FIRST_ROW, LabelsOf, PairsWriter, Sizes};
 use crate::input::{InputError, ParquetInput};
@@ -15,10 +18,15 @@ use crate::table_writer::WriteError;
 
 /// Rows that are read together.
 const READ_ROWS: usize = 16;
+/// Batches of them that wait for the writer at most.
+const BATCHES_AHEAD: usize = 2;
 
 const KEY_SOURCE: &str = "balanceddpo.pairs.source_file";
 const KEY_FINGERPRINT: &str = "balanceddpo.pairs.source_fingerprint";
 const KEY_LAYOUT: &str = "balanceddpo.pairs.layout";
+const KEY_WITHOUT_IMAGES: &str = "balanceddpo.pairs.without_images";
+/// In the last file of an input.
+const KEY_LAST: &str = "balanceddpo.pairs.last";
 
 /// Why pairs could not be converted.
 #[derive(Debug, thiserror::Error)]
@@ -67,23 +75,29 @@ pub enum ConvertError {
     },
 }
 
-/// What a conversion did.
+/// What a conversion has written of an input, now and before.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Converted {
-    /// Pairs in the output, with those that were there before.
+    /// Pairs.
     pub rows: u64,
-    /// Pairs without one of their images, among those written now.
+    /// Pairs without one of their images.
     pub without_images: u64,
-    /// Files written now.
+    /// Files.
     pub files: u64,
-    /// Bytes of images written now.
+    /// Their bytes.
     pub bytes: u64,
+    /// Pairs that were written now.
+    pub new_rows: u64,
 }
 
 /// Receives the progress of a conversion and may stop it.
 pub trait Conversion {
-    /// Rows that are in the output, now or from before.
+    /// So many more rows were read, which are in the output soon.
     fn done(&mut self, rows: u64);
+    /// So many rows are in the output from before.
+    fn earlier(&mut self, rows: u64) {
+        self.done(rows);
+    }
     /// A row lacks an image.
     fn absent(&mut self, row: &PairRow);
     /// # Errors
@@ -128,78 +142,206 @@ pub fn convert(
     conversion: &mut dyn Conversion,
 ) -> Result<Converted, ConvertError> {
     let pairs = PairFile::open(input)?;
-    let mut converted = Converted::default();
-    let (mut row, mut number) = (0_i64, 0_u32);
-    let path_of = |number: u32| out.join(format!("{name}-{number:05}.parquet"));
-    while row < pairs.num_rows() && path_of(number).exists() {
-        let rows = written(&path_of(number), &pairs, row)?;
-        row += rows;
-        number += 1;
-        converted.rows += rows.unsigned_abs();
-        conversion.done(rows.unsigned_abs());
-    }
-    if row >= pairs.num_rows() {
-        return Ok(converted);
-    }
-    if let Some(folder) = path_of(number).parent() {
-        runkit::files::create_folder(folder)?;
-    }
-    let mut writer: Option<PairsWriter> = None;
-    for batch in pairs.rows_with_images_in(row..pairs.num_rows(), READ_ROWS)? {
-        conversion.check()?;
-        for pair in batch? {
-            let open = match &mut writer {
-                Some(open) => open,
-                None => {
-                    let metadata = metadata(&pairs, pair.row);
-                    let path = path_of(number);
-                    writer.insert(PairsWriter::create(&path, &metadata, LabelsOf::Humans, sizes)?)
-                }
-            };
-            if pair.image.iter().any(|image| image.as_ref().is_none_or(bytes::Bytes::is_empty)) {
-                converted.without_images += 1;
-                conversion.absent(&pair);
-            }
-            converted.bytes +=
-                pair.image.iter().flatten().map(|bytes| bytes.len() as u64).sum::<u64>();
-            converted.rows += 1;
-            open.write(pair)?;
-            if open.is_full() {
-                let rows = open.num_rows();
-                if let Some(full) = writer.take() {
-                    full.finish()?;
-                }
-                (number, converted.files) = (number + 1, converted.files + 1);
-                conversion.done(rows);
-            }
-        }
-    }
-    if let Some(last) = writer {
-        let rows = last.num_rows();
-        last.finish()?;
-        converted.files += 1;
-        conversion.done(rows);
-    }
-    Ok(converted)
+    convert_rows(&pairs, pairs.num_rows(), out, name, sizes, conversion)
 }
 
-/// How many rows an earlier start wrote into this file, which must begin with row `row`.
-fn written(path: &Path, pairs: &PairFile, row: i64) -> Result<i64, ConvertError> {
-    let file = ParquetInput::open(path)?;
-    let keys = file.key_values();
-    let is = |key: &str, value: &str| keys.get(key).is_some_and(|found| found == value);
-    let rows = file.num_rows();
-    let fits = is(KEY_SOURCE, pairs.source_file())
-        && is(KEY_FINGERPRINT, &pairs.fingerprint())
-        && is(KEY_FIRST_ROW, &row.to_string())
-        && is(KEY_LAYOUT, pairs.layout().name())
-        && rows > 0
-        && row + rows <= pairs.num_rows();
-    if fits {
-        return Ok(rows);
+/// [`convert`] for the first `rows` of an opened file. The next rows are read while some are
+/// written.
+///
+/// # Errors
+/// As for [`convert`].
+pub fn convert_rows(
+    pairs: &PairFile,
+    rows: i64,
+    out: &Path,
+    name: &str,
+    sizes: Sizes,
+    conversion: &mut dyn Conversion,
+) -> Result<Converted, ConvertError> {
+    let rows = rows.min(pairs.num_rows());
+    let outputs = Outputs { out, name };
+    let mut converted = Converted::default();
+    while (converted.rows as i64) < rows && outputs.path(converted.files).exists() {
+        let path = outputs.path(converted.files);
+        let written = Written::read(&path)?
+            .filter(|file| file.is_of(pairs, converted.rows, rows))
+            .ok_or_else(|| ConvertError::Foreign {
+                path,
+                source_file: pairs.source_file().to_owned(),
+                row: converted.rows as i64,
+            })?;
+        converted.add(&written);
+        conversion.earlier(written.rows);
     }
-    let (path, source_file) = (path.to_owned(), pairs.source_file().to_owned());
-    Err(ConvertError::Foreign { path, source_file, row })
+    let first = converted.rows as i64;
+    if first >= rows {
+        return Ok(converted);
+    }
+    if let Some(folder) = outputs.path(converted.files).parent() {
+        runkit::files::create_folder(folder)?;
+    }
+    let batches = pairs.rows_with_images_in(first..rows, READ_ROWS)?;
+    let mut writing = Writing { pairs, rows, outputs, sizes, open: None, converted };
+    prefetch(batches, BATCHES_AHEAD, |batches| -> Result<(), ConvertError> {
+        for batch in batches {
+            conversion.check()?;
+            let batch = batch?;
+            let count = batch.len() as u64;
+            for pair in batch {
+                if pair.image.iter().any(|image| image.as_ref().is_none_or(Bytes::is_empty)) {
+                    conversion.absent(&pair);
+                }
+                writing.write(pair)?;
+            }
+            conversion.done(count);
+        }
+        Ok(())
+    })?;
+    Ok(writing.converted)
+}
+
+/// What is written of an input, if all of it is: `None` if a file is missing.
+///
+/// # Errors
+/// When a file cannot be read.
+pub fn converted(
+    out: &Path,
+    name: &str,
+    source_file: &str,
+) -> Result<Option<Converted>, ConvertError> {
+    let outputs = Outputs { out, name };
+    let mut converted = Converted::default();
+    while outputs.path(converted.files).exists() {
+        let Some(file) = Written::read(&outputs.path(converted.files))? else { break };
+        if file.source_file != source_file || file.first_row != converted.rows {
+            break;
+        }
+        converted.add(&file);
+        if file.is_last {
+            return Ok(Some(converted));
+        }
+    }
+    Ok(None)
+}
+
+/// Whether a conversion wrote this file.
+#[must_use]
+pub fn is_converted(path: &Path) -> bool {
+    PairsWriter::metadata_of(path).is_some_and(|keys| keys.contains_key(KEY_SOURCE))
+}
+
+/// The outputs of an input.
+#[derive(Clone, Copy)]
+struct Outputs<'run> {
+    out: &'run Path,
+    name: &'run str,
+}
+
+impl Outputs<'_> {
+    fn path(&self, number: u64) -> PathBuf {
+        self.out.join(format!("{}-{number:05}.parquet", self.name))
+    }
+}
+
+/// A file that an earlier start, or this one, wrote.
+struct Written {
+    source_file: String,
+    fingerprint: String,
+    layout: String,
+    first_row: u64,
+    rows: u64,
+    without_images: u64,
+    bytes: u64,
+    is_last: bool,
+}
+
+impl Written {
+    /// `None` of a file that no conversion wrote.
+    fn read(path: &Path) -> Result<Option<Self>, ConvertError> {
+        let file = ParquetInput::open(path)?;
+        let keys = file.key_values();
+        let text = |key: &str| keys.get(key).cloned();
+        let number = |key: &str| keys.get(key)?.parse::<u64>().ok();
+        let read = || {
+            Some(Self {
+                source_file: text(KEY_SOURCE)?,
+                fingerprint: text(KEY_FINGERPRINT)?,
+                layout: text(KEY_LAYOUT)?,
+                first_row: number(KEY_FIRST_ROW)?,
+                rows: u64::try_from(file.num_rows()).ok()?,
+                without_images: number(KEY_WITHOUT_IMAGES)?,
+                bytes: file.file_length(),
+                is_last: keys.contains_key(KEY_LAST),
+            })
+        };
+        Ok(read())
+    }
+
+    /// Whether it holds rows of `pairs` from row `first` on, as far as the first `rows`.
+    fn is_of(&self, pairs: &PairFile, first: u64, rows: i64) -> bool {
+        let end = i64::try_from(first + self.rows).unwrap_or(i64::MAX);
+        self.source_file == pairs.source_file()
+            && self.fingerprint == pairs.fingerprint()
+            && self.layout == pairs.layout().name()
+            && self.first_row == first
+            && self.rows > 0
+            && end <= rows
+            && self.is_last == (end == rows)
+    }
+}
+
+impl Converted {
+    fn add(&mut self, file: &Written) {
+        self.rows += file.rows;
+        self.without_images += file.without_images;
+        self.files += 1;
+        self.bytes += file.bytes;
+    }
+}
+
+/// Writes the files of an input.
+struct Writing<'run> {
+    pairs: &'run PairFile,
+    rows: i64,
+    outputs: Outputs<'run>,
+    sizes: Sizes,
+    /// The file that is being written, and its rows without images.
+    open: Option<(PairsWriter, u64)>,
+    converted: Converted,
+}
+
+impl Writing<'_> {
+    fn write(&mut self, pair: PairRow) -> Result<(), ConvertError> {
+        let lacks = pair.image.iter().any(|image| image.as_ref().is_none_or(Bytes::is_empty));
+        let is_last = pair.row + 1 >= self.rows;
+        let (file, without_images) = match &mut self.open {
+            Some(open) => open,
+            None => {
+                let path = self.outputs.path(self.converted.files);
+                let metadata = metadata(self.pairs, pair.row);
+                let file = PairsWriter::create(&path, &metadata, LabelsOf::Humans, self.sizes)?;
+                self.open.insert((file, 0))
+            }
+        };
+        *without_images += u64::from(lacks);
+        file.write(pair)?;
+        if is_last || file.is_full() { self.finish(is_last) } else { Ok(()) }
+    }
+
+    fn finish(&mut self, is_last: bool) -> Result<(), ConvertError> {
+        let Some((mut file, without_images)) = self.open.take() else { return Ok(()) };
+        file.add_metadata(KEY_WITHOUT_IMAGES, without_images.to_string());
+        if is_last {
+            file.add_metadata(KEY_LAST, is_last.to_string());
+        }
+        self.converted.new_rows += file.num_rows();
+        file.finish()?;
+        let path = self.outputs.path(self.converted.files);
+        if let Some(written) = Written::read(&path)? {
+            self.converted.add(&written);
+        }
+        Ok(())
+    }
 }
 
 fn metadata(pairs: &PairFile, first_row: i64) -> BTreeMap<String, String> {

@@ -47,7 +47,9 @@ mod zipped;
 use std::fmt;
 use std::str::FromStr;
 
-pub use convert::{Conversion, ConvertError, Converted, convert, names_of};
+pub use convert::{
+    Conversion, ConvertError, Converted, convert, convert_rows, converted, is_converted, names_of,
+};
 pub use deal::{DEALING, is_swapped};
 pub use kept::{Kept, TextStore};
 pub(crate) use recognise::{Listing, is_image_of_pair, is_recognised};

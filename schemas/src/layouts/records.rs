@@ -141,6 +141,7 @@ pub(super) struct Draft {
     pub(super) caption: Option<Arc<str>>,
     pub(super) images: [Image; 2],
     pub(super) uids: [Option<String>; 2],
+    /// As it is stored, whether it counts or not.
     pub(super) label_0: Option<f64>,
     pub(super) no_vote: Option<NoVote>,
     /// Whether image 0 is the preferred one of a set that always puts it first.
@@ -238,13 +239,15 @@ impl Origin {
                 absent.reverse();
                 label = label.map(|label| 1.0 - label);
             }
+            let counts = draft.no_vote.is_none();
             rows.push(PairRow {
                 row,
                 pair_id,
                 caption: draft.caption.as_deref().map(str::to_owned),
                 image_uid: uids,
-                human_label_0: label,
+                human_label_0: label.filter(|_| counts),
                 no_vote: draft.no_vote,
+                unused_label_0: label.filter(|_| !counts),
                 image,
                 absent,
             });

@@ -405,7 +405,7 @@ impl Samples {
             caption: caption.map(Into::into),
             images,
             uids,
-            label_0: if no_vote.is_some() { None } else { first },
+            label_0: first,
             no_vote,
             is_winner_first: false,
         }

@@ -41,13 +41,12 @@ impl Default for Sizes {
     }
 }
 
-/// Who gave the labels of the rows, [`PairRow::human_label_0`].
+/// Who gave the labels of the rows, [`PairRow::human_label_0`]: the column `has_label`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LabelsOf {
-    /// People.
+    /// People, if a row has a label. One that does not count ([`PairRow::unused_label_0`]) is kept.
     Humans,
-    /// A program: a column `has_label` says of every row that no person did, so that readers take
-    /// the row as one without a human label.
+    /// A program: no row has a label of a person.
     Program,
 }
 
@@ -77,7 +76,7 @@ impl PairsWriter {
         labels: LabelsOf,
         sizes: Sizes,
     ) -> Result<Self, WriteError> {
-        let table = TableWriter::create(path, schema(labels), properties(metadata))?;
+        let table = TableWriter::create(path, schema(), properties(metadata))?;
         let (pending, pending_bytes, rows, bytes) = (Vec::new(), 0, 0, 0);
         Ok(Self { table, labels, sizes, pending, pending_bytes, rows, bytes })
     }
@@ -107,6 +106,11 @@ impl PairsWriter {
         if self.pending_bytes >= self.sizes.row_group { self.flush() } else { Ok(()) }
     }
 
+    /// Adds an entry to the key-value metadata.
+    pub fn add_metadata(&mut self, key: &str, value: String) {
+        self.table.add_metadata(key, value);
+    }
+
     /// How many pairs were added.
     #[must_use]
     pub fn num_rows(&self) -> u64 {
@@ -134,9 +138,12 @@ impl PairsWriter {
             Arc::new(bytes.collect::<BinaryArray>())
         };
         let label = |of: fn(f64) -> f64| -> ArrayRef {
-            Arc::new(rows.iter().map(|row| row.human_label_0.map(of)).collect::<Float64Array>())
+            let label_0 = |row: &PairRow| row.human_label_0.or(row.unused_label_0).map(of);
+            Arc::new(rows.iter().map(label_0).collect::<Float64Array>())
         };
-        let mut columns = vec![
+        let is_human = self.labels == LabelsOf::Humans;
+        let has_label = |row: &PairRow| Some(is_human && row.human_label_0.is_some());
+        let columns = vec![
             text(|row| row.caption.as_deref()),
             text(|row| row.image_uid[0].as_deref()),
             text(|row| row.image_uid[1].as_deref()),
@@ -145,10 +152,8 @@ impl PairsWriter {
             label(|label| label),
             label(|label| 1.0 - label),
             text(|row| Some(&row.pair_id)),
+            Arc::new(rows.iter().map(has_label).collect::<BooleanArray>()),
         ];
-        if self.labels == LabelsOf::Program {
-            columns.push(Arc::new(BooleanArray::from(vec![false; rows.len()])));
-        }
         self.table.write(columns)?;
         self.table.end_row_group()
     }
@@ -163,11 +168,11 @@ impl PairsWriter {
     }
 }
 
-fn schema(labels: LabelsOf) -> SchemaRef {
+fn schema() -> SchemaRef {
     let text = |name| Field::new(name, DataType::Utf8, true);
     let image = |name| Field::new(name, DataType::Binary, true);
     let number = |name| Field::new(name, DataType::Float64, true);
-    let mut fields = vec![
+    Arc::new(Schema::new(vec![
         text("caption"),
         text("image_0_uid"),
         text("image_1_uid"),
@@ -176,11 +181,8 @@ fn schema(labels: LabelsOf) -> SchemaRef {
         number("label_0"),
         number("label_1"),
         Field::new("ranking_id", DataType::Utf8, false),
-    ];
-    if labels == LabelsOf::Program {
-        fields.push(Field::new("has_label", DataType::Boolean, false));
-    }
-    Arc::new(Schema::new(fields))
+        Field::new("has_label", DataType::Boolean, false),
+    ]))
 }
 
 fn properties(metadata: &BTreeMap<String, String>) -> WriterProperties {

@@ -25,6 +25,7 @@ pub use discover::{Discovered, InputFile, discover, discover_as};
 pub use file::{PairFile, RowGroup};
 pub use record::{FileRecord, InputRecord};
 pub use rows::{NoVote, PairRow, PairRows, positional_pair_id};
+pub use splits::split_in_name;
 
 pub(crate) use columns::{ALIASES, Columns};
 pub(crate) use images::ImageColumn;
