@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use arrow::array::{ArrayRef, BinaryArray, BooleanArray, Float64Array, StringArray};
 use common::{Fixture, Run, parquet_of, relabel, sample_pairs, tar_of};
+use parquet::file::metadata::RowGroupMetaData;
 use parquet::file::reader::{FileReader as _, SerializedFileReader};
 use schemas::labels::{LabelRow, Status};
 use schemas::pairs::{NoVote, PairFile, PairRow, discover};
@@ -90,7 +91,7 @@ fn the_copy_is_small_row_groups_with_an_index_of_pages() {
         let file = std::fs::File::open(out.join(name)).unwrap();
         let reader = SerializedFileReader::new(file).unwrap();
         let groups = reader.metadata().row_groups();
-        let columns = groups.iter().flat_map(|group| group.columns());
+        let columns = groups.iter().flat_map(RowGroupMetaData::columns);
         assert!(columns.clone().all(|column| column.offset_index_offset().is_some()), "{name}");
         assert!(groups.iter().all(|group| group.total_byte_size() < 2 << 20), "{name}");
     }

@@ -8,6 +8,7 @@ use runkit::manifest::differences;
 use runkit::path::is_address;
 use runkit::run_folder::{FolderKind, RunFolder};
 use schemas::layouts::{DEALING, Layout, is_converted};
+use schemas::pairs::PairFile;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -65,8 +66,8 @@ impl Record {
             layout: source.layout(),
             bytes: source.bytes,
             version: source.version.clone(),
-            fingerprint: source.pairs.as_ref().map(|pairs| pairs.fingerprint()),
-            rows: source.pairs.as_ref().map(|pairs| pairs.num_rows()),
+            fingerprint: source.pairs.as_ref().map(PairFile::fingerprint),
+            rows: source.pairs.as_ref().map(PairFile::num_rows),
         }
     }
 

@@ -1,5 +1,6 @@
 //! The progress of a conversion, and the pairs that lack an image.
 
+use bytes::Bytes;
 use runkit::progress::{PARTS, Progress};
 use runkit::signals::{StopFlag, Stopped};
 use schemas::layouts::Conversion;
@@ -100,7 +101,7 @@ impl Conversion for Watch<'_> {
             return;
         }
         for (side, (image, reason)) in row.image.iter().zip(&row.absent).enumerate() {
-            if image.as_ref().is_none_or(|bytes| bytes.is_empty()) {
+            if image.as_ref().is_none_or(Bytes::is_empty) {
                 let reason = reason.as_deref().unwrap_or("it is null or has no bytes");
                 let (file, pair, row) = (&self.source_file, &row.pair_id, row.row);
                 tracing::warn!("{file}: row {row}, pair {pair}: no image {side}: {reason}");
