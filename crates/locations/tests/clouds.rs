@@ -34,7 +34,8 @@ fn lists_and_reads(access: &Access, root: &str, bytes: &[u8]) {
 
 /// An object, where there is one.
 fn object(request: &Request, bytes: &[u8]) -> Reply {
-    if !request.path().ends_with(".parquet") || request.path().ends_with("none.parquet") {
+    let path = request.decoded_path();
+    if !path.ends_with(".parquet") || path.ends_with("none.parquet") {
         return Reply::new(404, b"");
     }
     if request.header("if-match").is_some_and(|tag| tag != "\"0x8D1\"") {
@@ -73,8 +74,8 @@ fn google_cloud_storage_is_listed_and_read() {
     let with_token = [("GOOGLE_BASE_URL", address.as_str()), ("GOOGLE_BEARER_TOKEN", "token")];
     lists_and_reads(&access(owned(&with_token)), "gs://bucket", &bytes);
     let requests = server.requests();
-    let asked: Vec<&str> = requests.iter().map(Request::path).collect();
-    assert!(asked.contains(&"/bucket/pairs/a%20b.parquet"), "{asked:?}");
+    let asked: Vec<String> = requests.iter().map(Request::decoded_path).collect();
+    assert!(asked.contains(&"/bucket/pairs/a b.parquet".to_owned()), "{asked:?}");
     let lists: Vec<_> = requests.iter().filter(|request| request.path() == "/bucket").collect();
     assert_eq!(lists.len(), 2, "{asked:?}");
     assert!(lists.iter().all(|list| list.query("prefix").as_deref() == Some("pairs/")));
