@@ -30,13 +30,44 @@ fn faulty(store: &ObjectStore, command: Command, fault: &str) -> Command {
     command
 }
 
+/// The steps of the checkpoints with a `DONE`.
+fn complete(files: &BTreeMap<String, Vec<u8>>) -> Vec<u64> {
+    let step = |name: &String| {
+        let folder = name.strip_prefix("checkpoints/step-")?.strip_suffix("/DONE")?;
+        folder.parse().ok()
+    };
+    files.keys().filter_map(step).collect()
+}
+
 /// The mirror has what the folder of the run has, but for what is of one machine.
 #[track_caller]
 fn assert_in_mirror(fixture: &Fixture, out: &str, mut mirror: BTreeMap<String, Vec<u8>>) {
     let mut files = fixture.files(out);
-    files.retain(|name, _| name != ".hashes.json");
-    // Every start leaves its own, also one that was killed before its first checkpoint.
-    mirror.retain(|name, _| !name.starts_with("tensorboard/") || files.contains_key(name));
+    let newest = complete(&files).pop().unwrap();
+    let steps = complete(&mirror);
+    assert_eq!(steps.last(), Some(&newest));
+    assert!(steps.len() <= complete(&files).len(), "{steps:?}: older ones are removed");
+    // If checkpoints come faster than they can be copied, some are not in the mirror.
+    let is_wanted = |name: &String| {
+        !name.starts_with("checkpoints/") || name.contains(&format!("step-{newest:06}/"))
+    };
+    for step in &steps {
+        let prefix = format!("checkpoints/step-{step:06}/");
+        let of = |files: &BTreeMap<String, Vec<u8>>, prefix: &str| {
+            files.keys().filter(|name| name.starts_with(prefix)).count()
+        };
+        let whole = of(&files, &format!("checkpoints/step-{newest:06}/"));
+        assert_eq!(of(&mirror, &prefix), whole, "step {step}");
+    }
+    let checkpoints = mirror.keys().filter(|name| name.starts_with("checkpoints/"));
+    let in_parts = checkpoints.filter(|name| {
+        !steps.iter().any(|step| name.starts_with(&format!("checkpoints/step-{step:06}/")))
+    });
+    assert_eq!(in_parts.count(), 0, "what interrupted copies left is removed");
+    files.retain(|name, _| name != ".hashes.json" && is_wanted(name));
+    // Every start leaves its own events, also one that was killed before its first checkpoint.
+    let is_event = |name: &String| name.starts_with("tensorboard/");
+    mirror.retain(|name, _| is_wanted(name) && (!is_event(name) || files.contains_key(name)));
     let names = |files: &BTreeMap<String, Vec<u8>>| files.keys().cloned().collect::<Vec<_>>();
     assert_eq!(names(&files), names(&mirror));
     for (name, bytes) in &files {
@@ -61,8 +92,7 @@ fn a_run_whose_machine_vanishes_resumes_from_its_mirror() {
             assert_in_mirror(&fixture, "out", store.below("bucket/runs/a"));
         }
         std::fs::remove_dir_all(fixture.path("out")).unwrap();
-        let marks = store.below("bucket/runs/a").into_keys().filter(|name| name.ends_with("/DONE"));
-        let has_checkpoint = marks.count() > 0;
+        let has_checkpoint = !complete(&store.below("bucket/runs/a")).is_empty();
         let run = Run::of(&mut at(&store, fixture.run("out", &flags))).expect_code(0);
         assert_eq!(run.stderr.contains("is newer than what is in"), has_checkpoint, "{run:#?}");
         assert_same(&fixture, "whole", "out");
@@ -112,7 +142,16 @@ fn a_signal_copies_the_last_checkpoint_before_the_end() {
 fn a_damaged_checkpoint_of_a_mirror_is_passed_over() {
     let fixture = Fixture::new(11);
     let store = ObjectStore::start();
-    Run::of(&mut at(&store, fixture.run("out", &MIRROR))).expect_code(0);
+    // The end of a run waits for its mirror, so both ends are there.
+    let run = || {
+        let first = [&MIRROR[..], &["--steps", "6"]].concat();
+        Run::of(&mut at(&store, fixture.run("out", &first))).expect_code(0);
+        Run::of(&mut at(&store, fixture.run("out", &MIRROR))).expect_code(0);
+        let steps = complete(&store.below("bucket/runs/a"));
+        let [earlier, 10] = steps[..] else { panic!("{steps:?}") };
+        earlier
+    };
+    run();
     let weights = "checkpoints/step-000010/unet/diffusion_pytorch_model.safetensors";
     let mut bytes = store.object(&format!("bucket/runs/a/{weights}")).unwrap();
     let middle = bytes.len() / 2;
@@ -120,19 +159,24 @@ fn a_damaged_checkpoint_of_a_mirror_is_passed_over() {
     store.put(&format!("bucket/runs/a/{weights}"), &bytes);
     fixture.copy(&fixture.path("out"), "whole");
     std::fs::remove_dir_all(fixture.path("out")).unwrap();
-    let run = Run::of(&mut at(&store, fixture.run("out", &MIRROR))).expect_code(0);
-    assert!(run.stderr.contains("step 10 is damaged there"), "{run:#?}");
-    assert!(run.stderr.contains("it is not the file that DONE lists"), "{run:#?}");
-    assert!(run.stderr.contains("resuming from"), "{run:#?}");
+    let resumed = Run::of(&mut at(&store, fixture.run("out", &MIRROR))).expect_code(0);
+    for words in ["it is not the file that DONE lists", "step 10 is damaged there", "resuming from"]
+    {
+        assert!(resumed.stderr.contains(words), "{words:?} is not in {resumed:#?}");
+    }
     assert_same(&fixture, "whole", "out");
     assert_in_mirror(&fixture, "out", store.below("bucket/runs/a"));
     // A file that is missing, and one that was cut, cost no download.
+    let fresh = ["--mirror", MIRROR[1], "--fresh", "--steps", "6"];
+    Run::of(&mut at(&store, fixture.run("out", &fresh))).expect_code(0);
+    let earlier = run();
     store.remove("bucket/runs/a/checkpoints/step-000010/state.json");
-    store.put("bucket/runs/a/checkpoints/step-000009/state.json", b"{");
+    store.put(&format!("bucket/runs/a/checkpoints/step-{earlier:06}/state.json"), b"{");
     std::fs::remove_dir_all(fixture.path("out")).unwrap();
-    let run = Run::of(&mut at(&store, fixture.run("out", &MIRROR))).expect_code(0);
-    for words in ["step 10 is damaged there", "step 9 is damaged there", "starting over"] {
-        assert!(run.stderr.contains(words), "{words:?} is not in {run:#?}");
+    let resumed = Run::of(&mut at(&store, fixture.run("out", &MIRROR))).expect_code(0);
+    let earlier = format!("step {earlier} is damaged there");
+    for words in ["step 10 is damaged there", &earlier, "starting over"] {
+        assert!(resumed.stderr.contains(words), "{words:?} is not in {resumed:#?}");
     }
     assert_same(&fixture, "whole", "out");
     assert_in_mirror(&fixture, "out", store.below("bucket/runs/a"));
