@@ -220,7 +220,8 @@ impl fmt::Display for Summary {
             self.new_pairs
         )?;
         if self.without_images > 0 {
-            writeln!(formatter, "{} pairs lack an image, which is null", self.without_images)?;
+            let pairs = counted(self.without_images, "pairs");
+            writeln!(formatter, "{pairs} without an image, which is null")?;
         }
         writeln!(formatter, "pairs: {out}")
     }
