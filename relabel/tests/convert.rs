@@ -9,7 +9,7 @@ use std::process::Command;
 use std::sync::Arc;
 
 use arrow::array::{ArrayRef, BinaryArray, BooleanArray, Float64Array, StringArray};
-use common::{Fixture, Run, parquet_of, relabel, sample_pairs, tar_of};
+use common::{Fixture, Run, pairs_parquet, parquet_of, png_of_size, relabel, sample_pairs, tar_of};
 use parquet::file::metadata::RowGroupMetaData;
 use parquet::file::reader::{FileReader as _, SerializedFileReader};
 use schemas::labels::{LabelRow, Status};
@@ -243,6 +243,20 @@ fn what_is_not_ours_stays_and_another_conversion_is_refused() {
     Run::of(&mut convert(&named[1], &out, &[]))
         .expect_error(&["out/1-00000.parquet: expected rows of \"1.parquet\"", "another file"]);
     assert!(fixture.bytes("out/1-00000.parquet") == first);
+    // Under the name of one that is still to be written, too.
+    let large = Fixture::empty();
+    let mut rows = sample_pairs(2);
+    for image in rows.iter_mut().flat_map(|pair| &mut pair.image) {
+        *image = Some(png_of_size(600_000, 1));
+    }
+    large.put("pairs/0.parquet", &pairs_parquet(&rows));
+    let out = large.path("out");
+    Run::of(&mut convert(&large.path("pairs"), &out, &["--file-mib", "1"])).expect_code(0);
+    std::fs::remove_file(out.join("0-00000.parquet")).unwrap();
+    large.put("out/0-00001.parquet", &first);
+    Run::of(&mut convert(&large.path("pairs"), &out, &["--file-mib", "1"]))
+        .expect_error(&["out/0-00001.parquet: expected rows of \"0.parquet\" from row 1"]);
+    assert!(large.bytes("out/0-00001.parquet") == first);
 }
 
 #[test]

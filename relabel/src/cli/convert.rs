@@ -10,10 +10,10 @@ use schemas::layouts::Layout;
 #[derive(Debug, Clone, Args)]
 #[command(
     override_usage = "relabel convert --pairs <PATH>... --out <FOLDER> [OPTIONS]",
-    after_help = "The bytes of images, captions, uids, ids and human labels stay as they are. Sets
-that put the preferred image first are written as they are dealt out, so labels of
-the original and of the copy are equal. A pair whose image is missing is kept with
-a null image, and counted.
+    after_help = "The bytes of images, captions, uids, ids and human labels stay as they are.
+Sets that put the preferred image first are written as they are dealt out, so
+labels of the original and of the copy are equal. A pair whose image is missing
+is kept with a null image, and counted.
 
 Examples:
   relabel convert --pairs pickapic_v2_webdataset/ --out pairs/

@@ -153,8 +153,7 @@ impl<'run> Output<'run> {
             return Ok(Earlier::default());
         }
         self.folder.refuse_another(&self.manifest(sources))?;
-        let inputs: Vec<Record> =
-            serde_json::from_value(manifest["inputs"].clone()).unwrap_or_default();
+        let inputs = records_of(&manifest);
         let hint = "choose another --out, or start over with --fresh";
         let out = self.config.out.display();
         for source in &sources.all {
@@ -184,11 +183,21 @@ impl<'run> Output<'run> {
 
     /// Makes the folder, or takes it over from an earlier start.
     pub(super) fn begin(&self, sources: &Sources) -> Result<()> {
-        if self.config.fresh && self.folder.manifest()?.is_some() {
+        if self.config.fresh
+            && let Some(manifest) = self.folder.manifest()?
+        {
             let root = self.folder.path();
-            let ours = parquet_below(root)?.into_iter().filter(|path| is_converted(path));
-            let below = ours.filter_map(|path| Some(path.strip_prefix(root).ok()?.to_owned()));
-            self.folder.clear(below, None)?;
+            let earlier = records_of(&manifest);
+            let is_output = |below: &Path| {
+                let name = below.with_extension("");
+                let name = name.to_string_lossy();
+                let name = name.rsplit_once('-').map(|(name, _)| name);
+                earlier.iter().any(|record| name == Some(record.output.as_str()))
+            };
+            let found = parquet_below(root)?;
+            let below = found.iter().filter_map(|path| path.strip_prefix(root).ok());
+            let ours = below.filter(|path| is_output(path) && is_converted(&root.join(path)));
+            self.folder.clear(ours, None)?;
         }
         self.folder.begin(&self.manifest(sources))?;
         for source in &sources.all {
@@ -216,6 +225,11 @@ impl<'run> Output<'run> {
             inputs: sources.all.iter().map(Record::new).collect(),
         }
     }
+}
+
+/// The inputs that a manifest names.
+fn records_of(manifest: &Value) -> Vec<Record> {
+    serde_json::from_value(manifest["inputs"].clone()).unwrap_or_default()
 }
 
 /// The Parquet files below a folder; none if it is not there.

@@ -1,6 +1,6 @@
 //! The files that are converted.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::path::Path;
 
 use anyhow::{Result, ensure};
@@ -41,6 +41,14 @@ impl Sources {
         let mut names = names_of(&found.files)?;
         if let [split] = config.splits.as_slice() {
             names.iter_mut().for_each(|name| put_below(name, split));
+            let mut taken = HashSet::new();
+            let twice = names.iter().find(|name| !taken.insert(name.as_str()));
+            ensure!(
+                twice.is_none(),
+                "two of the inputs would become {}-00000.parquet; hint: convert them into folders \
+                 of their own",
+                twice.map_or("", String::as_str)
+            );
         }
         tracing::info!(files = found.files.len(), "opening");
         let open = |(input, name): (InputFile, String)| -> Result<Source> {

@@ -161,15 +161,11 @@ pub fn convert_rows(
     let rows = rows.min(pairs.num_rows());
     let outputs = Outputs { out, name };
     let mut converted = Converted::default();
-    while (converted.rows as i64) < rows && outputs.path(converted.files).exists() {
+    while (converted.rows as i64) < rows && is_there(&outputs.path(converted.files)) {
         let path = outputs.path(converted.files);
         let written = Written::read(&path)?
             .filter(|file| file.is_of(pairs, converted.rows, rows))
-            .ok_or_else(|| ConvertError::Foreign {
-                path,
-                source_file: pairs.source_file().to_owned(),
-                row: converted.rows as i64,
-            })?;
+            .ok_or_else(|| foreign(path, pairs, converted.rows as i64))?;
         converted.add(&written);
         conversion.earlier(written.rows);
     }
@@ -211,7 +207,7 @@ pub fn converted(
 ) -> Result<Option<Converted>, ConvertError> {
     let outputs = Outputs { out, name };
     let mut converted = Converted::default();
-    while outputs.path(converted.files).exists() {
+    while is_there(&outputs.path(converted.files)) {
         let Some(file) = Written::read(&outputs.path(converted.files))? else { break };
         if file.source_file != source_file || file.first_row != converted.rows {
             break;
@@ -228,6 +224,15 @@ pub fn converted(
 #[must_use]
 pub fn is_converted(path: &Path) -> bool {
     PairsWriter::metadata_of(path).is_some_and(|keys| keys.contains_key(KEY_SOURCE))
+}
+
+/// Whether anything has that name, a link to nothing included.
+fn is_there(path: &Path) -> bool {
+    path.symlink_metadata().is_ok()
+}
+
+fn foreign(path: PathBuf, pairs: &PairFile, row: i64) -> ConvertError {
+    ConvertError::Foreign { path, source_file: pairs.source_file().to_owned(), row }
 }
 
 /// The outputs of an input.
@@ -277,12 +282,17 @@ impl Written {
         Ok(read())
     }
 
-    /// Whether it holds rows of `pairs` from row `first` on, as far as the first `rows`.
-    fn is_of(&self, pairs: &PairFile, first: u64, rows: i64) -> bool {
-        let end = i64::try_from(first + self.rows).unwrap_or(i64::MAX);
+    /// Whether it holds rows of `pairs`.
+    fn is_from(&self, pairs: &PairFile) -> bool {
         self.source_file == pairs.source_file()
             && self.fingerprint == pairs.fingerprint()
             && self.layout == pairs.layout().name()
+    }
+
+    /// Whether it holds rows of `pairs` from row `first` on, as far as the first `rows`.
+    fn is_of(&self, pairs: &PairFile, first: u64, rows: i64) -> bool {
+        let end = i64::try_from(first + self.rows).unwrap_or(i64::MAX);
+        self.is_from(pairs)
             && self.first_row == first
             && self.rows > 0
             && end <= rows
@@ -318,6 +328,12 @@ impl Writing<'_> {
             Some(open) => open,
             None => {
                 let path = self.outputs.path(self.converted.files);
+                // Somebody may have removed the file before it.
+                if is_there(&path)
+                    && !Written::read(&path)?.is_some_and(|file| file.is_from(self.pairs))
+                {
+                    return Err(foreign(path, self.pairs, pair.row));
+                }
                 let metadata = metadata(self.pairs, pair.row);
                 let file = PairsWriter::create(&path, &metadata, LabelsOf::Humans, self.sizes)?;
                 self.open.insert((file, 0))
