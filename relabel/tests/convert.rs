@@ -147,7 +147,7 @@ fn labels_that_do_not_count_are_kept_and_do_not_count() {
     );
 }
 
-/// Records that name images, one of which is missing.
+/// Records that name images. One image is missing.
 fn with_a_missing_image(fixture: &Fixture) -> PathBuf {
     let mut lines = String::new();
     for (number, pair) in sample_pairs(3).iter().enumerate() {

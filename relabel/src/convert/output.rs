@@ -82,7 +82,7 @@ impl Record {
     }
 }
 
-/// What an earlier start knew of its inputs, in order; nothing if there was none.
+/// What an earlier start knew of its inputs, in order; empty without an earlier start.
 #[derive(Default)]
 pub(super) struct Earlier {
     inputs: Vec<Record>,
