@@ -274,8 +274,8 @@ fn a_place_that_cannot_be_is_refused_before_anything_is_written() {
     Run::of(&mut convert(&pairs, &ours, &[])).expect_code(0);
     Run::of(&mut convert(&ours.join("0-00000.parquet"), &ours, &[]))
         .expect_error(&["--out", "found the one of the input"]);
-    Run::of(&mut convert(&pairs, Path::new("s3://bucket/pairs?secret"), &[]))
-        .expect_usage_error(&["--out s3://bucket/pairs: expected a path", "copy"]);
+    Run::of(&mut convert(&pairs, Path::new("https://host/pairs?secret"), &[]))
+        .expect_usage_error(&["--out https://host/pairs: expected a path", "copy"]);
     Run::of(&mut convert(&pairs, &fixture.path("out"), &["--limit", "0"]))
         .expect_usage_error(&["--limit 0"]);
     Run::of(&mut convert(Path::new("none"), &fixture.path("out"), &[]))

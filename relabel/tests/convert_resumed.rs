@@ -58,7 +58,8 @@ impl Case {
             return;
         }
         for (name, bytes) in self.fixture.files(out) {
-            if let Some(expected) = self.files.get(&name) {
+            // A manifest knows the versions of objects.
+            if let Some(expected) = self.files.get(&name).filter(|_| name != "manifest.json") {
                 assert!(*expected == bytes, "{name}: half a file under its final name");
             }
         }
@@ -70,7 +71,6 @@ impl Case {
         let found = self.fixture.files(out);
         assert_eq!(found.keys().collect::<Vec<_>>(), self.files.keys().collect::<Vec<_>>());
         for (name, bytes) in &self.files {
-            // A manifest knows the versions of objects.
             assert!(name == "manifest.json" || found[name] == *bytes, "{name}: other bytes");
         }
     }
