@@ -17,7 +17,7 @@ is kept with a null image, and counted.
 
 Examples:
   relabel convert --pairs pickapic_v2_webdataset/ --out pairs/
-  relabel convert --pairs hf://datasets/OWNER/NAME/data --split train --out pairs/
+  relabel convert --pairs hf://datasets/OWNER/NAME/data --out pairs/
   relabel convert --pairs HPDv2/ --split train --out pairs/ --dry-run"
 )]
 pub struct ConvertArguments {
