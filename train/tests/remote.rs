@@ -42,13 +42,14 @@ fn pairs_and_labels_of_object_storage_train_the_same_weights() {
     Run::of(&mut fixture.run("whole", &[])).expect_code(0);
     let store = stored(&fixture);
     // Trouble that passes.
-    store.set_fault(|_, before, reply| match before % 13 {
+    store.set_fault(|_, before, reply| match before % 29 {
         3 => Reply::new(503, b""),
-        9 if reply.body.len() > 10 => reply.sent(Sending::Breaks(5)),
+        17 if reply.body.len() > 10 => reply.sent(Sending::Breaks(5)),
         _ => reply,
     });
     Run::of(&mut at(&store, fixture.run("there", &ELSEWHERE))).expect_code(0);
     assert_same(&fixture, "whole", "there");
+    store.clear_fault();
     // Killed, and resumed; here from what lies here.
     let mut killed = at(&store, fixture.run("killed", &ELSEWHERE));
     assert!(Run::of(killed.env("RUNKIT_FAULT", "step:6")).was_killed());
