@@ -9,6 +9,7 @@ use anyhow::{Context as _, Result};
 use indicatif::HumanBytes;
 use runkit::run_folder::MANIFEST;
 use runkit::signals::StopFlag;
+use serde_json::Value;
 
 use super::names;
 use super::place::{Content, Listing, Place};
@@ -96,6 +97,11 @@ fn result_name(name: &str) -> String {
     format!("{}/{name}", export::FOLDER)
 }
 
+/// The steps that a manifest names.
+fn steps_of(manifest: &[u8]) -> Option<u64> {
+    serde_json::from_slice::<Value>(manifest).ok()?.get("steps")?.as_u64()
+}
+
 /// One pass over a run and its mirror.
 struct Pass<'run> {
     place: Place,
@@ -152,10 +158,13 @@ impl Pass<'_> {
     /// change once they are written; logs grow.
     fn copy_outputs(&mut self) -> Result<()> {
         let manifest = self.read(MANIFEST)?;
-        if !self.holds(MANIFEST, &manifest)? {
-            // An earlier result, of fewer steps, is not the result of this manifest. If it is here,
-            // the manifest is still that of the earlier end.
-            if !export::is_complete(self.run) {
+        let there = match self.there.contains_key(MANIFEST) {
+            true => Some(self.place.read(MANIFEST)?),
+            false => None,
+        };
+        if there.as_ref() != Some(&manifest) {
+            // A result of fewer steps is not the result of this manifest.
+            if there.and_then(|there| steps_of(&there)) != steps_of(&manifest) {
                 self.remove(&result_name(export::INDEX))?;
             }
             self.put(MANIFEST, &Content::Bytes(&manifest))?;
