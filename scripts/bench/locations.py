@@ -1,9 +1,9 @@
 """Times `relabel score` and `train run` with pairs in object storage on this machine beside the same
 pairs in local files. Writes DIR/locations.md and DIR/locations.json.
 
-Pairs are JPEGs of 512 px, about 0.4 MB a pair, in row groups of about 64 MB with an index of their
-pages, as `relabel convert` writes them; the models are the toy ones, so that
-reading and decoding weigh as much as they can. The server (tools/src/bin/data_server.rs) holds the pairs
+Pairs are JPEGs of 512 px, in pages of a megabyte with an index, as `relabel convert` writes them; the
+models are the toy ones, so that reading and decoding weigh as much as they can. `train run` takes one
+epoch, and fetches a part of the next one meanwhile, which counts among the bytes. The server (tools/src/bin/data_server.rs) holds the pairs
 in memory and takes its part of the same cores. Runs take turns, and the ratio is that of the medians of
 whole runs, start and end included.
 """
@@ -120,7 +120,7 @@ def main() -> None:
                 lambda place, out: train(
                     arguments.train, places[place], given[place], out, "-v", "--steps", steps,
                     "--batch-size", batch, "--probe-pairs", 0, "--ties", "half",
-                    "--checkpoint-every", 1_000_000,
+                    "--data-memory", 64, "--checkpoint-every", 1_000_000,
                 ),
                 weights,
                 steps * batch, size, server, arguments.rounds,
