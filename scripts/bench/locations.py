@@ -3,9 +3,9 @@ pairs in local files. Writes DIR/locations.md and DIR/locations.json.
 
 Pairs are JPEGs of 512 px, in pages of a megabyte with an index, as `relabel convert` writes them; the
 models are the toy ones, so that reading and decoding weigh as much as they can. `train run` takes one
-epoch, and fetches a part of the next one meanwhile, which counts among the bytes. The server (tools/src/bin/data_server.rs) holds the pairs
-in memory and takes its part of the same cores. Runs take turns, and the ratio is that of the medians of
-whole runs, start and end included.
+epoch, and fetches a part of the next one meanwhile, which counts among the bytes. The server
+(tools/src/bin/data_server.rs) holds the pairs in memory and takes its part of the same cores. Runs take
+turns, and the ratio is that of the medians of whole runs, start and end included.
 """
 
 import argparse
