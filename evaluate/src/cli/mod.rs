@@ -47,7 +47,7 @@ pub enum Command {
     Grid(grid::GridArguments),
     /// Write the report page and its figures from existing scores.
     Report(report::ReportArguments),
-    /// Make pairs of images and their labels of existing scores, to train on.
+    /// Make pairs of scored images, with labels, to train on.
     Pairs(pairs::PairsArguments),
     /// Keep the prompts that a text classifier finds safe to show.
     FilterPrompts(filter_prompts::FilterPromptsArguments),

@@ -11,8 +11,8 @@ use crate::pairs::{By, Choose};
 #[derive(Debug, Clone, Args)]
 #[command(after_help = "Examples:\n  \
     evaluate pairs --scores eval/scores.parquet --out pairs/\n  \
-    train run --recipe sd15 --model sd15/ --pairs pairs/ --labels pairs/labels.parquet \\\n      \
-    --out runs/own")]
+    train run --recipe sd15 --model sd15/ --pairs pairs/ \\\n      \
+    --labels pairs/labels.parquet --out runs/own")]
 pub struct PairsArguments {
     /// The scores that evaluate score or evaluate run wrote. Images are relative to the folder of
     /// this file, and must be the ones that were scored.
