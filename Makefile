@@ -108,7 +108,8 @@ train: build
 evaluate: build
 	target/release/evaluate run $(addprefix --model ,$(MODELS)) --prompts $(PROMPTS) --scorers $(SCORERS) $(SAMPLER) --labels $(LABELS) --out $(EVAL) --device $(DEVICE) $(ARGS)
 
-# Killed, the same command resumes; other settings take another ITERATE. ARGS: more options of train.
+# Killed, the same command resumes; other settings take another ITERATE. ARGS: options of train that
+# ROUND does not have.
 iterate: build
 	ITERATE=$(ITERATE) ROUNDS=$(ROUNDS) MODEL=$(MODEL) SCORERS=$(SCORERS) RECIPE=$(RECIPE) DEVICE=$(DEVICE) \
 	TRAIN_PROMPTS=$(TRAIN_PROMPTS) PROMPTS=$(PROMPTS) SEEDS=$(SEEDS) CHOOSE=$(CHOOSE) \
