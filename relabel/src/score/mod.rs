@@ -142,7 +142,7 @@ fn finish(opened: Opened<'_>, member: &Member<'_>) -> Result<End> {
         if let Some(_lock) = output.merge_lock()? {
             output.tidy()?;
         }
-        return Ok(End::Done);
+        return Ok(if member.follows() { End::DoneElsewhere } else { End::Done });
     }
     let _lock = output.member_lock()?;
     if let Networks::Loaded(set) = &networks {
