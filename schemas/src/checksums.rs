@@ -16,12 +16,11 @@
 //! Numbers are little-endian. Another tool that rewrites a file drops the region; this crate then
 //! reads the file as any other.
 
-use std::fs::File;
 use std::io::{self, Read};
-use std::os::unix::fs::FileExt as _;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
+use locations::{File, LocationError};
 use parquet::errors::{ParquetError, Result};
 use parquet::file::reader::{ChunkReader, Length};
 
@@ -34,7 +33,7 @@ const MARK: &[u8; 8] = b"BDPOSUM1";
 /// What stands in the region after the blocks' checksums.
 const FIXED_BYTES: usize = 4 + 4 + 8 + 8;
 /// How many bytes one read takes from a file without checksums, for the header of a page.
-const HEADER_BYTES: usize = 8 << 10;
+pub(crate) const HEADER_BYTES: usize = 8 << 10;
 
 /// Collects the checksums of bytes that are written in order.
 #[derive(Debug, Default)]
@@ -128,17 +127,42 @@ impl Sums {
 #[derive(Clone, Debug)]
 pub(crate) struct Checksums(Option<Arc<Sums>>);
 
+impl Checksums {
+    /// Whether there are any.
+    pub(crate) fn is_some(&self) -> bool {
+        self.0.is_some()
+    }
+}
+
 fn damaged(what: impl Into<String>) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, format!("{} (checksum)", what.into()))
 }
 
-/// An open Parquet file. If this workspace wrote it, every read is verified. Clones share the open
-/// file, which has no position.
+/// Keeps the last error of a remote file, because the Arrow library passes on only its text.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct LastError(Arc<Mutex<Option<LocationError>>>);
+
+impl LastError {
+    /// Takes the error out.
+    pub(crate) fn take(&self) -> Option<LocationError> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
+    fn keep(&self, error: &io::Error) {
+        if let Some(found) = LocationError::behind(error) {
+            *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(found.clone());
+        }
+    }
+}
+
+/// An open Parquet file, here or elsewhere. If this workspace wrote it, every read is verified.
+/// Clones share the open file, which has no position.
 #[derive(Clone, Debug)]
 pub struct CheckedFile {
-    file: Arc<File>,
+    file: File,
     length: u64,
     sums: Option<Arc<Sums>>,
+    last_error: LastError,
 }
 
 impl CheckedFile {
@@ -146,9 +170,10 @@ impl CheckedFile {
     ///
     /// # Errors
     /// When the file cannot be read, or has checksums that do not fit the footer.
-    pub(crate) fn new(file: File, length: u64, footer: &[u8]) -> io::Result<Self> {
+    pub(crate) fn new(file: File, footer: &[u8]) -> io::Result<Self> {
+        let length = file.len();
         let sums = Sums::read(&file, length.saturating_sub(footer.len() as u64), footer)?;
-        Ok(Self { file: Arc::new(file), length, sums: sums.map(Arc::new) })
+        Ok(Self { file, length, sums: sums.map(Arc::new), last_error: LastError::default() })
     }
 
     /// The checksums, to open the file again with.
@@ -157,8 +182,13 @@ impl CheckedFile {
     }
 
     /// The file opened again.
-    pub(crate) fn with(file: File, length: u64, checksums: &Checksums) -> Self {
-        Self { file: Arc::new(file), length, sums: checksums.0.clone() }
+    pub(crate) fn with(file: File, checksums: &Checksums, last_error: &LastError) -> Self {
+        let (length, sums) = (file.len(), checksums.0.clone());
+        Self { file, length, sums, last_error: last_error.clone() }
+    }
+
+    fn fill(&self, into: &mut [u8], start: u64) -> io::Result<()> {
+        self.file.read_exact_at(into, start).inspect_err(|error| self.last_error.keep(error))
     }
 
     /// Whether reads are verified.
@@ -177,7 +207,7 @@ impl CheckedFile {
             None => {
                 let end = start.saturating_add(wanted as u64).min(self.length);
                 let mut space = Space::of(end.saturating_sub(start) as usize);
-                self.file.read_exact_at(space.bytes_mut(), start)?;
+                self.fill(space.bytes_mut(), start)?;
                 space.into_bytes()
             }
         }
@@ -193,7 +223,7 @@ impl CheckedFile {
         let read_start = first * block;
         let read_end = end.div_ceil(block).saturating_mul(block).min(sums.covered);
         let mut space = Space::of((read_end - read_start) as usize);
-        self.file.read_exact_at(space.bytes_mut(), read_start)?;
+        self.fill(space.bytes_mut(), read_start)?;
         let bytes = space.into_bytes()?;
         for (number, found) in (first..).zip(bytes.chunks(BLOCK_BYTES)) {
             let expected =
@@ -263,23 +293,26 @@ mod tests {
 
     use super::*;
 
-    fn file_of(data: &[u8], footer: &[u8]) -> (tempfile::NamedTempFile, u64) {
+    fn opened(file: std::fs::File) -> File {
+        File::from_local(std::path::Path::new("x.parquet"), file).unwrap()
+    }
+
+    fn file_of(data: &[u8], footer: &[u8]) -> tempfile::NamedTempFile {
         let mut sums = Summing::default();
         data.chunks(1000).for_each(|part| sums.update(part));
         let mut file = tempfile::NamedTempFile::new().unwrap();
         for part in [data, &sums.region(footer), footer] {
             file.write_all(part).unwrap();
         }
-        let length = file.as_file().metadata().unwrap().len();
-        (file, length)
+        file
     }
 
     #[test]
     fn every_range_is_verified_and_equal() {
         let data: Vec<u8> =
             (0..3 * BLOCK_BYTES + 77).map(|position| (position % 251) as u8).collect();
-        let (file, length) = file_of(&data, b"footer");
-        let checked = CheckedFile::new(file.reopen().unwrap(), length, b"footer").unwrap();
+        let file = file_of(&data, b"footer");
+        let checked = CheckedFile::new(opened(file.reopen().unwrap()), b"footer").unwrap();
         assert!(checked.has_checksums());
         for (start, count) in [(0, 1), (0, data.len()), (BLOCK_BYTES - 1, 2), (data.len() - 5, 5)] {
             let bytes = checked.get_bytes(start as u64, count).unwrap();
@@ -294,7 +327,7 @@ mod tests {
     #[test]
     fn every_flipped_bit_of_data_and_footer_is_noticed() {
         let data: Vec<u8> = (0..BLOCK_BYTES + 9).map(|position| (position % 7) as u8).collect();
-        let (file, length) = file_of(&data, b"footer");
+        let file = file_of(&data, b"footer");
         let whole = std::fs::read(file.path()).unwrap();
         for position in (0..whole.len()).step_by(101).chain(data.len()..whole.len()) {
             let mut bytes = whole.clone();
@@ -302,7 +335,7 @@ mod tests {
             let mut other = tempfile::tempfile().unwrap();
             other.write_all(&bytes).unwrap();
             let footer = bytes[bytes.len() - 6..].to_vec();
-            let read = CheckedFile::new(other, length, &footer)
+            let read = CheckedFile::new(opened(other), &footer)
                 .and_then(|checked| checked.some(0, data.len()));
             let mark = whole.len() - 6 - MARK.len()..whole.len() - 6;
             assert!(read.is_err() || mark.contains(&position), "byte {position}");

@@ -122,6 +122,14 @@ impl TableWriter {
         self.writer.write(&batch).map_err(|cause| WriteError::new(&self.path, cause))
     }
 
+    /// Ends the row group; what follows begins another.
+    ///
+    /// # Errors
+    /// When the disk fails.
+    pub fn end_row_group(&mut self) -> Result<(), WriteError> {
+        self.writer.flush().map_err(|cause| WriteError::new(&self.path, cause))
+    }
+
     /// Adds an entry to the key-value metadata.
     pub fn add_metadata(&mut self, key: &str, value: String) {
         self.writer.append_key_value_metadata(KeyValue::new(key.to_owned(), value));

@@ -146,7 +146,7 @@ fn other_files_are_called_by_what_they_are() {
     let claims = [b"PAR1".as_slice(), &[0; 40], &1000_u32.to_le_bytes(), b"PAR1"].concat();
     assert!(error("long", &claims).contains("a footer of 1000 bytes in a file of 52"));
     let folder_error = PairFile::open(&input(folder.path().to_owned())).unwrap_err();
-    assert!(folder_error.to_string().contains("a folder"), "{folder_error}");
+    assert!(folder_error.to_string().contains("expected NAME_w.EXT"), "{folder_error}");
     assert!(PairFile::open(&input(folder.path().join("none"))).is_err());
 }
 

@@ -8,11 +8,9 @@ mod common;
 use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::time::Duration;
 
 use arrow::array::{ArrayRef, BinaryArray, RecordBatch};
-use common::{input, pair_columns, with};
+use common::{held, input, pair_columns, peak_of, with};
 use parquet::arrow::ArrowWriter;
 use parquet::basic::{BrotliLevel, Compression, GzipLevel, ZstdLevel};
 use parquet::file::properties::WriterProperties;
@@ -72,29 +70,6 @@ fn write(path: &Path, codec: Compression) {
         let dictionary = chunk.data_page_offset() - chunk.dictionary_page_offset().unwrap();
         assert!(dictionary as usize > PAGE_VALUES * IMAGE_BYTES * 9 / 10, "{dictionary}");
     }
-}
-
-/// The anonymous memory of this process, in bytes: mapped files do not count.
-fn held() -> usize {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap();
-    let line = status.lines().find(|line| line.starts_with("RssAnon:")).unwrap();
-    line.split_whitespace().nth(1).unwrap().parse::<usize>().unwrap() << 10
-}
-
-/// Calls `work` and gives the most that was held meanwhile, looked at every millisecond.
-fn peak_of(work: impl FnOnce()) -> usize {
-    let (peak, done) = (AtomicUsize::new(0), AtomicBool::new(false));
-    std::thread::scope(|scope| {
-        scope.spawn(|| {
-            while !done.load(Ordering::Relaxed) {
-                peak.fetch_max(held(), Ordering::Relaxed);
-                std::thread::sleep(Duration::from_millis(1));
-            }
-        });
-        work();
-        done.store(true, Ordering::Relaxed);
-    });
-    peak.into_inner()
 }
 
 /// Not a test by itself: what the measured process does.

@@ -45,7 +45,7 @@ pub use checksum::sha256_file;
 pub use describe::{Wanted, describe};
 pub use downloads::Downloads;
 pub use error::HubError;
-pub use http::{Limits, Network, Proxies};
+pub use http::{Connections, Fault, Limits, Network, Proxies, encode, join, origin};
 pub use repository::Repository;
 pub use settings::Settings;
 

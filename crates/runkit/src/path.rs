@@ -103,33 +103,19 @@ pub fn meant_hub_name(path: &Path, is_data: bool) -> Option<String> {
     Some(format!("{HUB_SCHEME}{kind}{owner}/{name}{revision}"))
 }
 
-/// The hint of an error about data that does not exist at `path`; empty if there is no advice. Data
-/// is read from this machine, so data of the hub must be downloaded first.
+/// The hint of an error about data that does not exist at `path`; empty if there is no advice.
 ///
 /// ```
 /// use runkit::path::hint_for_data;
 /// let hint = hint_for_data("me/pickapic".as_ref());
-/// assert_eq!(hint, "; hint: download it first: hf download --repo-type dataset me/pickapic --local-dir pickapic");
+/// assert_eq!(hint, "; hint: for a data set of the hub write hf://datasets/me/pickapic");
 /// assert_eq!(hint_for_data("pairs.parquet".as_ref()), "");
 /// ```
 pub fn hint_for_data(path: &Path) -> String {
-    let text = path.to_string_lossy();
-    let meant = meant_hub_name(path, true);
-    let named = meant.as_deref().unwrap_or(&text).strip_prefix(HUB_SCHEME).map(str::to_owned);
-    if let Some(named) = named {
-        let rest = named.strip_prefix("datasets/").unwrap_or(&named);
-        let mut parts = rest.split(['/', '@']);
-        if let (Some(owner), Some(name)) = (parts.next(), parts.next()) {
-            return format!(
-                "; hint: download it first: hf download --repo-type dataset {owner}/{name} \
-                 --local-dir {name}"
-            );
-        }
+    match meant_hub_name(path, true) {
+        Some(meant) => format!("; hint: for a data set of the hub write {meant}"),
+        None => String::new(),
     }
-    if is_address(path) {
-        return "; hint: it is an address; download it first, and name the file".to_owned();
-    }
-    String::new()
 }
 
 #[cfg(test)]
@@ -162,17 +148,17 @@ mod tests {
     }
 
     #[test]
-    fn data_of_the_hub_is_downloaded_first() {
-        for path in [
-            "me/pickapic",
-            "hf://datasets/me/pickapic",
-            "hf://datasets/me/pickapic@main/data/*.parquet",
-            "https://huggingface.co/datasets/me/pickapic/tree/main/data",
+    fn data_of_the_hub_has_an_address() {
+        for (path, meant) in [
+            ("me/pickapic", "hf://datasets/me/pickapic"),
+            (
+                "https://huggingface.co/datasets/me/pickapic/tree/main/data",
+                "hf://datasets/me/pickapic@main",
+            ),
         ] {
             let hint = hint_for_data(Path::new(path));
-            assert!(hint.contains("dataset me/pickapic --local-dir pickapic"), "{path}: {hint}");
+            assert_eq!(hint, format!("; hint: for a data set of the hub write {meant}"), "{path}");
         }
-        assert!(hint_for_data(Path::new("s3://bucket/x")).contains("an address"));
         for path in ["pairs/", "/data/x/y", "a/b/c", "pairs.parquet", "~/pairs"] {
             assert_eq!(hint_for_data(Path::new(path)), "", "{path}");
         }

@@ -1,6 +1,6 @@
 //! Helpers of the tests: a program in a clean environment ([`program`]), its result ([`Run`],
-//! [`Running`]), the ranks of a world ([`Ranks`]), a temporary folder ([`Folder`]) and an HTTP
-//! server ([`server`]). Every function
+//! [`Running`]), the ranks of a world ([`Ranks`]), a temporary folder ([`Folder`]), an HTTP server
+//! ([`server`]) and servers of data ([`objects`]). Every function
 //! panics if it fails, since its caller is a test.
 //!
 //! ```
@@ -15,6 +15,7 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod folder;
+pub mod objects;
 mod ranks;
 pub mod server;
 

@@ -1,7 +1,7 @@
 //! A small HTTP server on this machine whose responses a test defines, and one that acts as a hub
 //! of models.
 
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
@@ -10,12 +10,14 @@ use std::time::Duration;
 /// A received request.
 #[derive(Debug, Clone, Default)]
 pub struct Request {
-    /// `GET`, `HEAD` or `CONNECT`.
+    /// `GET`, `HEAD`, `PUT`, `POST`, `DELETE` or `CONNECT`.
     pub method: String,
     /// The target in the first line: a path, or a whole address if the server is a proxy.
     pub target: String,
     /// Lower-case names, and values.
     pub headers: Vec<(String, String)>,
+    /// The body, if it came with its length.
+    pub body: Vec<u8>,
 }
 
 impl Request {
@@ -30,9 +32,28 @@ impl Request {
         self.target.split('?').next().unwrap_or_default()
     }
 
+    /// The path with percent signs decoded.
+    pub fn decoded_path(&self) -> String {
+        decoded(self.path())
+    }
+
     /// The first byte that `Range` requests.
     pub fn range_from(&self) -> Option<usize> {
         self.header("range")?.strip_prefix("bytes=")?.split('-').next()?.parse().ok()
+    }
+
+    /// The last byte that `Range` requests, if it names one.
+    pub fn range_to(&self) -> Option<usize> {
+        self.header("range")?.split('-').nth(1)?.parse().ok()
+    }
+
+    /// A value of the query, with percent signs decoded.
+    pub fn query(&self, name: &str) -> Option<String> {
+        let (_, query) = self.target.split_once('?')?;
+        query.split('&').find_map(|pair| {
+            let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
+            (key == name).then(|| decoded(value))
+        })
     }
 }
 
@@ -85,6 +106,17 @@ impl Reply {
         self
     }
 
+    /// A response with the part of `bytes` that the request's range asks for, or with all of them.
+    pub fn part_of(bytes: &[u8], request: &Request) -> Self {
+        let Some(first) = request.range_from().filter(|first| *first < bytes.len()) else {
+            return Self::new(200, bytes).ranged(request);
+        };
+        let size = bytes.len();
+        let end = request.range_to().map_or(size, |last| (last + 1).clamp(first, size));
+        let range = format!("bytes {first}-{}/{size}", end - 1);
+        Self::new(206, &bytes[first..end]).with("Content-Range", &range)
+    }
+
     /// Keeps the part of the body that the request's range asks for.
     pub fn ranged(mut self, request: &Request) -> Self {
         let Some(first) = request.range_from() else { return self };
@@ -92,9 +124,10 @@ impl Reply {
         if first >= size {
             return Self::new(416, b"").with("Content-Range", &format!("bytes */{size}"));
         }
-        self.status = 206;
-        self.body.drain(..first);
-        self.with("Content-Range", &format!("bytes {first}-{}/{size}", size - 1))
+        let part = Self::part_of(&self.body, request);
+        self.headers.extend(part.headers);
+        (self.status, self.body) = (part.status, part.body);
+        self
     }
 }
 
@@ -147,7 +180,7 @@ fn serve(
     let mut request = Request {
         method: words.next().unwrap_or_default(),
         target: words.next().unwrap_or_default(),
-        headers: Vec::new(),
+        ..Request::default()
     };
     loop {
         let mut header = String::new();
@@ -156,6 +189,11 @@ fn serve(
         }
         let (name, value) = header.trim().split_once(": ").unwrap_or_default();
         request.headers.push((name.to_lowercase(), value.to_owned()));
+    }
+    let length = request.header("content-length").and_then(|length| length.parse().ok());
+    if let Some(length) = length {
+        request.body.resize(length, 0);
+        reader.read_exact(&mut request.body)?;
     }
     let reply = answer(&request);
     let is_head = request.method == "HEAD";
@@ -197,6 +235,25 @@ fn serve(
         }
         Sending::Whole | Sending::UntilClosed => stream.write_all(&reply.body),
     }
+}
+
+/// Text with its percent signs decoded.
+pub(crate) fn decoded(text: &str) -> String {
+    let (bytes, mut decoded, mut at) = (text.as_bytes(), Vec::new(), 0);
+    while at < bytes.len() {
+        let digits = text.get(at + 1..at + 3).filter(|_| bytes[at] == b'%');
+        match digits.and_then(|digits| u8::from_str_radix(digits, 16).ok()) {
+            Some(byte) => {
+                decoded.push(byte);
+                at += 3;
+            }
+            None => {
+                decoded.push(bytes[at]);
+                at += 1;
+            }
+        }
+    }
+    String::from_utf8(decoded).unwrap()
 }
 
 /// The commit of every repository of [`hub`].

@@ -3,7 +3,8 @@
 
 use std::path::Path;
 
-use schemas::pairs::discover;
+use schemas::layouts::Layout;
+use schemas::pairs::discover_as;
 use schemas::text_columns::TextFile;
 
 use super::collect::{Collector, Row};
@@ -22,7 +23,8 @@ pub(super) fn read(source: &PromptSource) -> Result<Vec<PromptSet>, PromptsError
         return collector.finish("row", "rows with prompts");
     }
     let splits: Vec<String> = source.split.iter().cloned().collect();
-    let found = discover(std::slice::from_ref(&source.file), &splits)?;
+    let files = std::slice::from_ref(&source.file);
+    let found = discover_as(files, &splits, Some(Layout::PickAPic))?;
     if let Some(skipped) = found.skipped() {
         tracing::info!("{}: {skipped}", source.file.display());
     }

@@ -133,7 +133,7 @@ fn check(path: &Path) -> Result<String> {
         Err(error) => return Err(error.into()),
     };
     let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-    let input = InputFile { path: path.to_owned(), source_file: name };
+    let input = InputFile { path: path.to_owned(), source_file: name, layout: None };
     match PairFile::open_without_images(&input) {
         Ok(_) => check_pairs(&input),
         Err(PairsError::Columns { problems: pairs, .. }) => bail!(

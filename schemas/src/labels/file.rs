@@ -103,8 +103,9 @@ impl LabelsFile {
     /// # Errors
     /// When the file is missing, changed or damaged; the same for each item.
     pub fn batches(&self) -> Result<LabelBatches, LabelsError> {
-        let file = self.parquet.reopen()?;
         let leaves = self.leaves()?;
+        let groups: Vec<usize> = (0..self.parquet.metadata().num_row_groups()).collect();
+        let file = self.parquet.reopen_reading(&groups, &leaves, &[])?;
         let reader = self.parquet.contained(|| {
             let builder =
                 ParquetRecordBatchReaderBuilder::new_with_metadata(file, self.reader.clone());

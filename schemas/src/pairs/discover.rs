@@ -3,32 +3,26 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::{Component, Path, PathBuf};
 
+use locations::{Location, PATTERN_CHARACTERS, PATTERN_RULES};
 use rayon::prelude::*;
 
 use super::splits::splits_of;
-use super::{PairsError, own};
+use super::{PairsError, own, remote};
+use crate::layouts::{Layout, Listing, is_image_of_pair, is_recognised};
 
-/// The extension of the files that are taken from a folder.
-const EXTENSION: &str = "parquet";
-/// The characters that make a name a pattern.
-const PATTERN_CHARACTERS: [char; 3] = ['*', '?', '['];
-/// As a shell matches: `*` does not reach into folders, nor match a leading dot.
-const PATTERN_RULES: glob::MatchOptions = glob::MatchOptions {
-    case_sensitive: true,
-    require_literal_separator: true,
-    require_literal_leading_dot: true,
-};
 /// How many names of skipped files a message lists.
 const NAMES_SHOWN: usize = 3;
 
 /// One input file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct InputFile {
-    /// Where it is.
+    /// Where it is: a path, or the address of a file elsewhere ([`Location::path`]).
     pub path: PathBuf,
     /// Its name in the output: relative to the folder that was given, or to the pattern-free folder
     /// of a pattern; the bare file name of a single file. Parts are separated by `/`.
     pub source_file: String,
+    /// Its layout if it was named; recognised otherwise.
+    pub layout: Option<Layout>,
 }
 
 /// The input files, and the files beside them that were skipped.
@@ -76,15 +70,16 @@ fn counted(count: usize, one: &str, several: &str) -> String {
 }
 
 /// A file that was found, and the location it was found in.
-struct Candidate {
-    file: InputFile,
-    location: PathBuf,
+pub(super) struct Candidate {
+    pub(super) file: InputFile,
+    pub(super) location: PathBuf,
     /// Whether the user gave this very name.
-    named: bool,
+    pub(super) named: bool,
 }
 
-/// Finds the input files. Each input is a file, a folder (searched for `*.parquet` at any depth) or
-/// a glob pattern. The order is the order given, and inside a folder or pattern the order of the
+/// Finds the input files. Each input is a file, a folder (searched at any depth for `*.parquet`; if
+/// there is none, for the files of another layout, [`discover_as`]) or a glob pattern, here or at an
+/// address ([`locations`]). The order is the order given, and inside a folder or pattern that of the
 /// names, part by part. Names that begin with `.` or `_`, and files that this workspace wrote, are
 /// skipped and counted.
 ///
@@ -95,16 +90,41 @@ struct Candidate {
 /// When an input names nothing, two files have one `source_file`, one file is named twice, a name
 /// is not UTF-8, the files are of several splits and `splits` is empty, or a split does not exist.
 pub fn discover(inputs: &[PathBuf], splits: &[String]) -> Result<Discovered, PairsError> {
+    discover_as(inputs, splits, None)
+}
+
+/// [`discover`] for files of `layout`: a folder is searched for what can be of it. Without a layout
+/// it gives the first of these that it holds: Parquet, tars, lines of JSON, JSON in one of the
+/// layouts, folders of `NAME_w.EXT` and `NAME_l.EXT`.
+///
+/// # Errors
+/// As [`discover`].
+pub fn discover_as(
+    inputs: &[PathBuf],
+    splits: &[String],
+    layout: Option<Layout>,
+) -> Result<Discovered, PairsError> {
     if inputs.is_empty() {
         return Err(PairsError::NoInputs);
     }
     let mut found = Discovered::default();
     let mut candidates = Vec::new();
+    let mut any_remote = false;
     for input in inputs {
-        candidates.extend(find(input, &mut found)?);
+        let location = Location::parse(input)?;
+        any_remote |= location.is_remote();
+        let (layout, mut files) = match &location {
+            Location::Local(path) => find(path, layout, &mut found)?,
+            Location::Remote(_) => remote::find(&location, layout, &mut found)?,
+        };
+        files.iter_mut().for_each(|candidate| candidate.file.layout = layout);
+        candidates.extend(files);
     }
-    let kinds: Vec<Option<&'static str>> =
-        candidates.par_iter().map(|candidate| own::kind(&candidate.file.path)).collect();
+    let kinds: Vec<Option<&'static str>> = if any_remote {
+        remote::kinds(&candidates)?
+    } else {
+        candidates.par_iter().map(|candidate| own::kind(&candidate.file.path)).collect()
+    };
     let only_own = kinds.iter().all(Option::is_some);
     let mut files = Vec::new();
     for (candidate, kind) in candidates.into_iter().zip(kinds) {
@@ -168,21 +188,35 @@ fn choose(
     Ok(files.map(|(candidate, _)| candidate.file).collect())
 }
 
-fn find(input: &Path, found: &mut Discovered) -> Result<Vec<Candidate>, PairsError> {
-    let input = &*runkit::path::expand_home(input);
+/// The files of a path, and their layout if it is known.
+fn find(
+    input: &Path,
+    layout: Option<Layout>,
+    found: &mut Discovered,
+) -> Result<(Option<Layout>, Vec<Candidate>), PairsError> {
     if input.is_dir() {
-        let mut paths = Vec::new();
-        walk(input, &mut HashSet::new(), &mut paths, found)?;
-        return named(input, input, paths, found);
+        let mut listing = Listing::default();
+        walk(input, &mut HashSet::new(), &mut listing, found)?;
+        let own = listing
+            .set_own_aside(|path: &PathBuf| own::kind_of(path).map(|kind| kind.is_some()))?;
+        found.own.extend(own);
+        let (layout, mut paths) = listing.choose(layout);
+        if layout.is_none() {
+            // Among the files of a data set are others, such as dataset_infos.json.
+            paths.retain(|path| is_recognised(path));
+        }
+        return Ok((layout, named(input, input, paths, found)?));
     }
     if input.exists() {
         let folder = input.parent().unwrap_or(Path::new(""));
         let mut file = named(input, folder, vec![input.to_owned()], found)?;
         file.iter_mut().for_each(|candidate| candidate.named = true);
-        return Ok(file);
+        return Ok((layout, file));
     }
     match input.to_str() {
-        Some(pattern) if pattern.contains(PATTERN_CHARACTERS) => matching(input, pattern, found),
+        Some(pattern) if pattern.contains(PATTERN_CHARACTERS) => {
+            Ok((layout, matching(input, pattern, found)?))
+        }
         _ => Err(PairsError::Missing { path: input.to_owned() }),
     }
 }
@@ -243,7 +277,7 @@ fn is_hidden(name: &std::ffi::OsStr) -> bool {
 fn walk(
     folder: &Path,
     seen: &mut HashSet<PathBuf>,
-    files: &mut Vec<PathBuf>,
+    files: &mut Listing<PathBuf>,
     found: &mut Discovered,
 ) -> Result<(), PairsError> {
     let search = |error: std::io::Error| PairsError::Search {
@@ -253,9 +287,10 @@ fn walk(
     if !seen.insert(folder.canonicalize().map_err(search)?) {
         return Ok(());
     }
+    let mut has_images = false;
     for entry in std::fs::read_dir(folder).map_err(search)? {
         let path = entry.map_err(search)?.path();
-        let is_parquet = path.extension().is_some_and(|extension| extension == EXTENSION);
+        let is_parquet = path.extension().is_some_and(|extension| extension == "parquet");
         let (is_dir, name) = (path.is_dir(), path.file_name().unwrap_or_default());
         if is_hidden(name) {
             // Folders with a leading dot do not count; one of Spark's may hold the files that the
@@ -267,9 +302,14 @@ fn walk(
             found.own.push(path);
         } else if is_dir {
             walk(&path, seen, files, found)?;
-        } else if is_parquet {
-            files.push(path);
+        } else {
+            let name = name.to_string_lossy();
+            has_images |= is_image_of_pair(&name);
+            files.add(&name, || path.clone());
         }
+    }
+    if has_images {
+        files.add_folder(folder.to_owned());
     }
     Ok(())
 }
@@ -294,7 +334,7 @@ fn named(
         .collect()
 }
 
-fn nothing(input: &Path, found: &Discovered) -> PairsError {
+pub(super) fn nothing(input: &Path, found: &Discovered) -> PairsError {
     let skipped = found.skipped().map_or_else(String::new, |skipped| format!(" ({skipped})"));
     PairsError::Nothing { path: input.to_owned(), skipped }
 }
@@ -315,7 +355,14 @@ fn name(path: PathBuf, base: &Path) -> Result<InputFile, PairsError> {
         .map(|part| part.as_os_str().to_str())
         .collect();
     match parts {
-        Some(parts) => Ok(InputFile { source_file: parts.join("/"), path }),
+        // A folder of images that is the location itself.
+        Some(parts) if parts.is_empty() => {
+            let whole = std::path::absolute(&path).ok();
+            let name = whole.as_deref().and_then(Path::file_name).and_then(|name| name.to_str());
+            let source_file = name.unwrap_or("pairs").to_owned();
+            Ok(InputFile { source_file, path, layout: None })
+        }
+        Some(parts) => Ok(InputFile { source_file: parts.join("/"), path, layout: None }),
         None => Err(PairsError::Name { path }),
     }
 }

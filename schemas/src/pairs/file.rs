@@ -1,56 +1,76 @@
-//! One pairs file, opened and checked.
+//! One file of pairs, opened and checked, in any layout.
 
 use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 
-use parquet::arrow::ProjectionMask;
-use parquet::arrow::arrow_reader::{
-    ArrowReaderMetadata, ArrowReaderOptions, ParquetRecordBatchReaderBuilder,
-};
-use parquet::errors::ParquetError;
-
-use super::images::ImageColumn;
-use super::layout::Layout;
-use super::rows::{PairRow, PairRows};
+use super::rows::PairRows;
 use super::{InputFile, PairsError};
-use crate::input::ParquetInput;
+use crate::layouts::{self, Kept, Layout, Records, TextStore};
 
 /// The rows of a batch of [`PairFile::plan_rows`]; texts are small, so a batch is about 2 MB.
 const PLAN_BATCH_ROWS: usize = 8192;
 
-/// A row group: a reader can start at any of them.
+/// Neighbouring rows that are read together; a reader can start at any of them. A row group of a
+/// Parquet file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RowGroup {
     /// The number of its first row in the file.
     pub first_row: i64,
     /// How many rows it has.
     pub num_rows: i64,
-    /// The size of all its columns on the disk, in bytes, according to the footer.
+    /// The size of all its columns on the disk, in bytes, according to the footer; a guess where
+    /// the images lie in other files.
     pub compressed_bytes: i64,
     /// The decompressed size of the columns that are read, in bytes, according to the footer.
     pub uncompressed_bytes: i64,
-    /// How many rows lack image 0, and how many image 1, according to the footer.
+    /// How many rows lack image 0, and how many image 1, according to the footer; 0 if nothing
+    /// says so before the images are read.
     pub missing_images: [u64; 2],
 }
 
-/// A pairs file with checked columns. It holds the footer, not the rows, and no open file.
+/// A file of pairs in one of the [`Layout`]s, checked. It holds an index, not the rows, and no open
+/// file.
 #[derive(Clone, Debug)]
 pub struct PairFile {
     input: InputFile,
-    parquet: ParquetInput,
-    reader: ArrowReaderMetadata,
-    layout: Layout,
+    records: Arc<dyn Records>,
 }
 
 impl PairFile {
-    /// Opens a file that must have images.
+    /// Opens a file that must have images. Parquet is opened by its footer; a tar by its headers
+    /// and texts, and a file of records by all its records.
     ///
     /// # Errors
-    /// When it is not readable Parquet, breaks a limit of [`crate::input`], or lacks columns: then
-    /// one error lists all that are missing or of the wrong type.
+    /// When it is in no layout, not readable, breaks a limit of [`crate::input`], or lacks columns:
+    /// then one error lists all that are missing or of the wrong type.
     pub fn open(input: &InputFile) -> Result<Self, PairsError> {
-        Self::open_as(input, true)
+        Ok(Self { input: input.clone(), records: layouts::open(input, true)? })
+    }
+
+    /// [`PairFile::open`]; of a tar that lies elsewhere the texts are kept in `texts`, for
+    /// [`PairFile::open_kept`].
+    ///
+    /// # Errors
+    /// As for [`PairFile::open`], and when the store cannot be written.
+    pub fn open_keeping(
+        input: &InputFile,
+        texts: &TextStore,
+    ) -> Result<(Self, Option<Kept>), PairsError> {
+        let (records, kept) = layouts::open_keeping(input, texts)?;
+        Ok((Self { input: input.clone(), records }, kept))
+    }
+
+    /// Opens a file whose texts are kept: nothing of it is read before its images.
+    ///
+    /// # Errors
+    /// When it has another version than it had, or the store cannot be read.
+    pub fn open_kept(
+        input: &InputFile,
+        texts: &TextStore,
+        kept: &Kept,
+    ) -> Result<Self, PairsError> {
+        Ok(Self { input: input.clone(), records: layouts::open_kept(input, texts, kept)? })
     }
 
     /// Opens a file for its texts and labels alone, such as the `no_images` variants of Pick-a-Pic.
@@ -58,27 +78,7 @@ impl PairFile {
     /// # Errors
     /// As for [`PairFile::open`], except that image columns need not exist.
     pub fn open_without_images(input: &InputFile) -> Result<Self, PairsError> {
-        Self::open_as(input, false)
-    }
-
-    fn open_as(input: &InputFile, images: bool) -> Result<Self, PairsError> {
-        let parquet = ParquetInput::open(&input.path)?;
-        let metadata = Arc::clone(parquet.metadata());
-        let stored = parquet.contained(|| {
-            let plain = ArrowReaderOptions::new().with_skip_arrow_metadata(true);
-            ArrowReaderMetadata::try_new(Arc::clone(&metadata), plain)
-        })?;
-        let layout = parquet
-            .contained(|| Ok(Layout::find(stored.schema(), stored.parquet_schema(), images)))?
-            .map_err(|problems| problems.error(&input.path, stored.schema()))?;
-        parquet.check_chunks(&layout.text_leaves)?;
-        parquet.check_chunks(&layout.image_leaves)?;
-        // A column that cannot be read with this schema fails here, not after hours.
-        let reader = parquet.contained(|| {
-            let views = ArrowReaderOptions::new().with_schema(Arc::clone(&layout.schema));
-            ArrowReaderMetadata::try_new(metadata, views)
-        })?;
-        Ok(Self { input: input.clone(), parquet, reader, layout })
+        Ok(Self { input: input.clone(), records: layouts::open(input, false)? })
     }
 
     /// Where the file is.
@@ -91,46 +91,27 @@ impl PairFile {
         &self.input.source_file
     }
 
+    /// Its layout.
+    pub fn layout(&self) -> Layout {
+        self.records.layout()
+    }
+
     /// How many pairs it holds.
     pub fn num_rows(&self) -> i64 {
-        self.parquet.num_rows()
+        self.records.num_rows()
     }
 
-    /// blake3 of the file's length and footer, in hexadecimal. The footer holds the sizes, offsets
-    /// and statistics of all data: this is cheap, and enough to notice a replaced file.
+    /// blake3 of what identifies the file, in hexadecimal: of Parquet its length and footer, which
+    /// holds the sizes, offsets and statistics of all data; of a tar its headers and texts; of
+    /// records their bytes; of a folder its names and sizes. This is cheap, and enough to notice a
+    /// replaced file.
     pub fn fingerprint(&self) -> String {
-        self.parquet.fingerprint().to_owned()
+        self.records.fingerprint().to_owned()
     }
 
-    /// The row groups, in file order.
+    /// The groups of rows, in file order.
     pub fn row_groups(&self) -> Vec<RowGroup> {
-        let mut first_row = 0;
-        let groups = self.parquet.metadata().row_groups().iter();
-        groups
-            .map(|group| {
-                let compressed_bytes = group
-                    .columns()
-                    .iter()
-                    .fold(0_i64, |sum, chunk| sum.saturating_add(chunk.compressed_size().max(0)));
-                let leaves = self.layout.text_leaves.iter().chain(&self.layout.image_leaves);
-                let uncompressed_bytes = leaves
-                    .filter_map(|&leaf| group.columns().get(leaf))
-                    .fold(0_i64, |sum, chunk| sum.saturating_add(chunk.uncompressed_size().max(0)));
-                let missing = |image: usize| {
-                    let leaf = self.layout.image_leaves.get(image)?;
-                    group.columns().get(*leaf)?.statistics()?.null_count_opt()
-                };
-                let here = RowGroup {
-                    first_row,
-                    num_rows: group.num_rows(),
-                    compressed_bytes,
-                    uncompressed_bytes,
-                    missing_images: [0, 1].map(|image| missing(image).unwrap_or(0)),
-                };
-                first_row += group.num_rows();
-                here
-            })
-            .collect()
+        self.records.row_groups()
     }
 
     /// Rows and uncompressed bytes of each row group: what the order of training is made of.
@@ -149,12 +130,21 @@ impl PairFile {
         Ok(self.row_groups().into_iter().map(size).collect())
     }
 
-    /// Whether the file was opened with its images.
-    pub fn has_images(&self) -> bool {
-        !self.layout.image_leaves.is_empty()
+    /// The bytes of the largest row group, if the images of some of its rows cost those of all rows
+    /// before them: in remote Parquet that has no index of its pages.
+    pub fn bytes_of_whole_groups(&self) -> Option<u64> {
+        let bytes = |group: RowGroup| u64::try_from(group.compressed_bytes).unwrap_or(0);
+        let costs = self.records.costs_whole_groups();
+        costs.then(|| self.row_groups().into_iter().map(bytes).max()).flatten()
     }
 
-    /// Streams all rows without their images ([`PairRow::image`] is `None` twice).
+    /// Whether the file was opened with its images.
+    pub fn has_images(&self) -> bool {
+        self.records.has_images()
+    }
+
+    /// Streams all rows without their images ([`PairRow::image`](super::PairRow::image) is `None`
+    /// twice).
     ///
     /// # Errors
     /// When the file is missing, changed or damaged; the same for each item.
@@ -168,16 +158,12 @@ impl PairFile {
     }
 
     /// Streams all rows with their images, at most `batch_rows` at a time.
-    ///
-    /// Images are not copied: each keeps its page. A page of more than
-    /// [`crate::scratch::IN_MEMORY_BYTES`] lies in a scratch file, not in memory, so that a column
-    /// holds at most a dictionary page and a data page of that size.
     pub fn rows_with_images(&self, batch_rows: usize) -> Result<PairRows, PairsError> {
         self.rows_with_images_in(0..self.num_rows(), batch_rows)
     }
 
     /// [`PairFile::rows_with_images`] for some of the rows; rows beyond the file do not count. It
-    /// does not touch row groups before the range, nor decompress pages before it.
+    /// begins to read at the row group, the sample or the record of the first.
     pub fn rows_with_images_in(
         &self,
         rows: Range<i64>,
@@ -194,48 +180,7 @@ impl PairFile {
     ) -> Result<PairRows, PairsError> {
         let start = rows.start.clamp(0, self.num_rows());
         let rows = start..rows.end.clamp(start, self.num_rows());
-        let (groups, first_row) = self.parquet.row_groups_of(&rows);
-        let file = self.parquet.reopen()?;
-        // Between 0 and the number of rows.
-        let skipped = (rows.start - first_row) as usize;
-        let images = self.parquet.contained(|| {
-            let leaves = self.layout.image_leaves.iter().filter(|_| images);
-            let columns = leaves.map(|&leaf| {
-                let metadata = self.parquet.metadata();
-                let mut column = ImageColumn::new(file.clone(), metadata, groups.clone(), leaf)?;
-                column.skip(skipped)?;
-                Ok(column)
-            });
-            columns.collect::<Result<Vec<_>, ParquetError>>()
-        })?;
-        let reader = self.parquet.contained(|| {
-            let builder =
-                ParquetRecordBatchReaderBuilder::new_with_metadata(file, self.reader.clone());
-            let leaves = self.layout.text_leaves.iter().copied();
-            let mask = ProjectionMask::leaves(builder.parquet_schema(), leaves);
-            builder
-                .with_batch_size(batch_rows.max(1))
-                .with_row_groups(groups)
-                .with_projection(mask)
-                .with_offset(skipped)
-                .with_limit((rows.end - rows.start) as usize)
-                .build()
-        })?;
-        Ok(PairRows::new(reader, images, self.parquet.clone(), &self.input.source_file, rows))
-    }
-}
-
-/// The rows of a file, batch by batch.
-impl PairRows {
-    /// All rows of the remaining batches at once, for small files and tests.
-    ///
-    /// # Errors
-    /// The first error of a batch.
-    pub fn collect_rows(self) -> Result<Vec<PairRow>, PairsError> {
-        let mut rows = Vec::new();
-        for batch in self {
-            rows.extend(batch?);
-        }
-        Ok(rows)
+        let batches = self.records.rows(rows, batch_rows, images && self.has_images())?;
+        Ok(PairRows::new(batches, self.source_file()))
     }
 }

@@ -15,7 +15,7 @@ use crate::checksums::CheckedFile;
 use crate::pages::Pages;
 
 /// The images of a column in some row groups, in order.
-pub(super) struct ImageColumn {
+pub(crate) struct ImageColumn {
     file: Arc<CheckedFile>,
     metadata: Arc<ParquetMetaData>,
     /// The row groups that are left.
@@ -27,8 +27,9 @@ pub(super) struct ImageColumn {
 }
 
 impl ImageColumn {
-    /// The leaf column `leaf` of the row groups `groups`.
-    pub(super) fn new(
+    /// The leaf column `leaf` of the row groups `groups`. With an index of its pages in `metadata`,
+    /// pages that are skipped are not touched.
+    pub(crate) fn new(
         file: CheckedFile,
         metadata: &Arc<ParquetMetaData>,
         groups: Vec<usize>,
@@ -45,7 +46,7 @@ impl ImageColumn {
     }
 
     /// The next `count` images; null if the image or the struct around it is null.
-    pub(super) fn take(&mut self, count: usize) -> Result<Vec<Option<Bytes>>> {
+    pub(crate) fn take(&mut self, count: usize) -> Result<Vec<Option<Bytes>>> {
         // A column of type "null" holds no bytes.
         if self.descriptor.physical_type() != Type::BYTE_ARRAY {
             return Ok(vec![None; count]);
@@ -79,7 +80,7 @@ impl ImageColumn {
     }
 
     /// Skips `count` images.
-    pub(super) fn skip(&mut self, mut count: usize) -> Result<()> {
+    pub(crate) fn skip(&mut self, mut count: usize) -> Result<()> {
         if self.descriptor.physical_type() != Type::BYTE_ARRAY {
             return Ok(());
         }
@@ -96,9 +97,11 @@ impl ImageColumn {
     /// The reader of the current row group, or of the next one; none at the end.
     fn reader(&mut self) -> Result<Option<&mut ColumnReaderImpl<ByteArrayType>>> {
         if self.reader.is_none() {
-            let group = self.groups.next().and_then(|group| self.metadata.row_groups().get(group));
-            let Some(group) = group else { return Ok(None) };
-            let pages = Pages::open(&self.file, group, self.leaf)?;
+            let Some(number) = self.groups.next() else { return Ok(None) };
+            let Some(group) = self.metadata.row_groups().get(number) else { return Ok(None) };
+            let index = self.metadata.page_index();
+            let index = index.and_then(|index| index.page_locations(number, self.leaf));
+            let pages = Pages::open(&self.file, group, self.leaf, index.cloned())?;
             let descriptor = Arc::clone(&self.descriptor);
             self.reader = Some(ColumnReaderImpl::new(descriptor, Box::new(pages)));
         }

@@ -1,16 +1,18 @@
 //! Image pairs, the input: Parquet files in Pick-a-Pic's layout (v1 and v2 have the same columns)
-//! or one's own with the columns of [`crate::columns::PAIR_COLUMNS`].
+//! or one's own with the columns of [`crate::columns::PAIR_COLUMNS`], and the other layouts of
+//! [`crate::layouts`].
 //!
 //! [`discover()`] turns the user's files, folders and patterns into a fixed order of files,
 //! [`PairFile`] checks one of them, [`PairRows`] streams its rows, with or without the images.
 
 mod caption;
+mod columns;
 mod discover;
 mod file;
 mod images;
-mod layout;
 mod own;
 mod record;
+mod remote;
 mod rows;
 mod splits;
 
@@ -19,10 +21,15 @@ use std::path::PathBuf;
 use crate::input::InputError;
 
 pub use caption::{EmptyCaption, MAX_CAPTION_BYTES, caption_problem};
-pub use discover::{Discovered, InputFile, discover};
+pub use discover::{Discovered, InputFile, discover, discover_as};
 pub use file::{PairFile, RowGroup};
 pub use record::{FileRecord, InputRecord};
 pub use rows::{NoVote, PairRow, PairRows, positional_pair_id};
+pub use splits::split_in_name;
+
+pub(crate) use columns::{ALIASES, Columns};
+pub(crate) use images::ImageColumn;
+pub(crate) use rows::{LABELS, ParquetRows};
 
 /// Why pairs could not be found or read.
 #[derive(Debug, thiserror::Error)]
@@ -30,6 +37,9 @@ pub enum PairsError {
     /// The file is not readable Parquet.
     #[error(transparent)]
     Input(#[from] InputError),
+    /// A location is not understood, cannot be reached or does not exist.
+    #[error(transparent)]
+    Location(#[from] locations::LocationError),
     /// Columns are missing or have the wrong type; all of them are listed.
     #[error("{}: not usable as pairs:\n  {}\n{hint}", path.display(), problems.join("\n  "))]
     Columns {
@@ -53,6 +63,28 @@ pub enum PairsError {
         found: String,
         /// The values that are allowed, and a hint.
         expected: &'static str,
+    },
+    /// A record of a file is not what its layout says, or the file is damaged there.
+    #[error("{}: {place}: {detail}", path.display())]
+    Record {
+        /// The file.
+        path: PathBuf,
+        /// The record, the line or the byte.
+        place: String,
+        /// What was expected and found.
+        detail: String,
+    },
+    /// A file in none of the layouts.
+    #[error(
+        "{}: expected pairs in one of the layouts {}; found {found}; hint: docs/data.md describes \
+         the layouts; --layout NAME names one",
+        path.display(), crate::layouts::Layout::names()
+    )]
+    Layout {
+        /// The file.
+        path: PathBuf,
+        /// What it looks like.
+        found: String,
     },
     /// A file has more pairs than can be numbered.
     #[error(
@@ -112,7 +144,10 @@ pub enum PairsError {
         path: PathBuf,
     },
     /// A folder or pattern that holds no file.
-    #[error("{}: expected Parquet files, found none{skipped}; hint: a folder is searched for *.parquet at any depth", path.display())]
+    #[error(
+        "{}: expected Parquet files, found none{skipped}; hint: a folder is searched at any depth for \
+         *.parquet, *.tar, *.jsonl, *.json or images NAME_w.EXT and NAME_l.EXT", path.display()
+    )]
     Nothing {
         /// The folder or pattern.
         path: PathBuf,

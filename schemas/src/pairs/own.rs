@@ -6,8 +6,9 @@ use std::sync::Arc;
 
 use parquet::arrow::arrow_reader::{ArrowReaderMetadata, ArrowReaderOptions};
 
+use super::PairsError;
 use crate::columns::{PAIR_COLUMNS, Presence};
-use crate::input::ParquetInput;
+use crate::input::{InputError, ParquetInput};
 use crate::{evaluation, labels, latents};
 
 /// The end of the name of the folder that `relabel` keeps beside its output while it works.
@@ -18,7 +19,22 @@ const WORK_MANIFEST: &str = "manifest.json";
 /// What a file is, if this workspace wrote it and it is not a file of pairs. A file that cannot be
 /// read counts as pairs: reading it as pairs reports what is wrong.
 pub(super) fn kind(path: &Path) -> Option<&'static str> {
-    let parquet = ParquetInput::open(path).ok()?;
+    kind_of(path).ok()?
+}
+
+/// [`kind`] of a file that may lie elsewhere.
+///
+/// # Errors
+/// When it cannot be reached, which would take as long for every other one.
+pub(super) fn kind_of(path: &Path) -> Result<Option<&'static str>, PairsError> {
+    match ParquetInput::open(path) {
+        Ok(parquet) => Ok(kind_by_footer(&parquet)),
+        Err(error @ InputError::Remote(_)) => Err(error.into()),
+        Err(_) => Ok(None),
+    }
+}
+
+fn kind_by_footer(parquet: &ParquetInput) -> Option<&'static str> {
     let stored = parquet
         .contained(|| {
             let plain = ArrowReaderOptions::new().with_skip_arrow_metadata(true);
@@ -64,4 +80,15 @@ pub(super) fn is_work_folder(folder: &Path) -> bool {
     let name = folder.file_name().unwrap_or_default().as_encoded_bytes();
     name.ends_with(b".parquet.work")
         || (name.ends_with(WORK_SUFFIX.as_bytes()) && folder.join(WORK_MANIFEST).is_file())
+}
+
+/// The work folder, among those of names below a location, that holds the file `name`: one that is
+/// known by its name alone, or by this very file.
+pub(super) fn work_folder(name: &str) -> Option<&str> {
+    let (folder, file) = name.rsplit_once('/')?;
+    if folder.ends_with(WORK_SUFFIX) && file == WORK_MANIFEST {
+        return Some(folder);
+    }
+    let end = name.find(".parquet.work/")? + ".parquet.work".len();
+    name.get(..end)
 }

@@ -10,18 +10,19 @@ use parquet::arrow::arrow_reader::ParquetRecordBatchReader;
 use parquet::errors::ParquetError;
 
 use super::PairsError;
+use super::columns::{LABEL_1, target};
 use super::images::ImageColumn;
-use super::layout::{LABEL_1, target};
 use crate::columns::{PairType, is_human_label};
 use crate::exact::{self, Failure, Inexact};
 use crate::input::ParquetInput;
+use crate::layouts::Batches;
 
 /// The most text in one item of the iterator, in bytes. Only captions far beyond the usual reach
 /// it; a single larger row still comes whole.
 const MAX_TEXT_BYTES: usize = 64 << 20;
 
 /// The values of `label_0`.
-const LABELS: &str = "1 (image 0), 0 (image 1), 0.5 (a tie) or null; hint: if the values are 1, 0 \
+pub(crate) const LABELS: &str = "1 (image 0), 0 (image 1), 0.5 (a tie) or null; hint: if the values are 1, 0 \
                       and -1, write (label_0 + 1) / 2; if they are 1 and 2, write 2 - label_0; leave \
                       out a column of ratings or ranks";
 /// The values of a caption.
@@ -60,8 +61,12 @@ pub struct PairRow {
     pub human_label_0: Option<f64>,
     /// Why `human_label_0` is `None` although the input has a value.
     pub no_vote: Option<NoVote>,
+    /// `label_0` of the input if `no_vote` says why it does not count; `None` of NaN.
+    pub unused_label_0: Option<f64>,
     /// The two encoded images, if images are read and the row has them.
     pub image: [Option<Bytes>; 2],
+    /// Why the file has no such image, if it says more than null.
+    pub absent: [Option<String>; 2],
 }
 
 /// The id of a pair by its position: `source_file:row`.
@@ -71,6 +76,47 @@ pub fn positional_pair_id(source_file: &str, row: i64) -> String {
 
 /// The rows of a file in order, a batch at a time. Ends after the first error.
 pub struct PairRows {
+    batches: Batches,
+    source_file: String,
+}
+
+impl std::fmt::Debug for PairRows {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter
+            .debug_struct("PairRows")
+            .field("source_file", &self.source_file)
+            .finish_non_exhaustive()
+    }
+}
+
+impl PairRows {
+    pub(super) fn new(batches: Batches, source_file: &str) -> Self {
+        Self { batches, source_file: source_file.to_owned() }
+    }
+
+    /// All rows of the remaining batches at once, for small files and tests.
+    ///
+    /// # Errors
+    /// The first error of a batch.
+    pub fn collect_rows(self) -> Result<Vec<PairRow>, PairsError> {
+        let mut rows = Vec::new();
+        for batch in self {
+            rows.extend(batch?);
+        }
+        Ok(rows)
+    }
+}
+
+impl Iterator for PairRows {
+    type Item = Result<Vec<PairRow>, PairsError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        self.batches.next()
+    }
+}
+
+/// The rows of a Parquet file in Pick-a-Pic's columns. Ends after the first error.
+pub(crate) struct ParquetRows {
     /// `None` after the end or an error.
     reader: Option<ParquetRecordBatchReader>,
     /// The columns of image 0 and image 1, if images are read.
@@ -80,21 +126,11 @@ pub struct PairRows {
     /// The rows that are left.
     rows: Range<i64>,
     /// A decoded batch, and how many of its rows were returned.
-    pending: Option<(Columns, usize)>,
+    pending: Option<(Batch, usize)>,
 }
 
-impl std::fmt::Debug for PairRows {
-    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        formatter
-            .debug_struct("PairRows")
-            .field("source_file", &self.source_file)
-            .field("rows", &self.rows)
-            .finish_non_exhaustive()
-    }
-}
-
-impl PairRows {
-    pub(super) fn new(
+impl ParquetRows {
+    pub(crate) fn new(
         reader: ParquetRecordBatchReader,
         images: Vec<ImageColumn>,
         parquet: ParquetInput,
@@ -106,7 +142,7 @@ impl PairRows {
     }
 
     /// Decodes the next batch that has rows; `None` at the end.
-    fn decode(&mut self) -> Result<Option<Columns>, PairsError> {
+    fn decode(&mut self) -> Result<Option<Batch>, PairsError> {
         let Some(reader) = self.reader.as_mut() else { return Ok(None) };
         let batch =
             self.parquet.contained(|| reader.next().transpose().map_err(ParquetError::from))?;
@@ -115,7 +151,7 @@ impl PairRows {
             self.images.iter_mut().map(|column| column.take(count)).collect::<Result<Vec<_>, _>>()
         })?;
         let columns =
-            batch.map(|batch| Columns::new(&batch, images)).transpose().map_err(|problem| {
+            batch.map(|batch| Batch::new(&batch, images)).transpose().map_err(|problem| {
                 match problem {
                     Problem::Value { index, column, found, expected } => PairsError::Value {
                         path: self.parquet.path().to_owned(),
@@ -167,7 +203,7 @@ impl PairRows {
     }
 }
 
-impl Iterator for PairRows {
+impl Iterator for ParquetRows {
     type Item = Result<Vec<PairRow>, PairsError>;
 
     fn next(&mut self) -> Option<Self::Item> {
@@ -182,7 +218,7 @@ impl Iterator for PairRows {
 }
 
 /// The columns of one decoded batch.
-struct Columns {
+struct Batch {
     len: usize,
     caption: StringViewArray,
     image_uid: [StringViewArray; 2],
@@ -205,7 +241,7 @@ impl From<ArrowError> for Problem {
     }
 }
 
-impl Columns {
+impl Batch {
     fn new(batch: &RecordBatch, images: Vec<Vec<Option<Bytes>>>) -> Result<Self, Problem> {
         let read = |name: &'static str, kind: PairType, expected: &'static str| {
             let Some(column) = batch.column_by_name(name) else { return Ok(None) };
@@ -266,6 +302,7 @@ impl Columns {
 
     fn row(&self, index: usize, row: i64, source_file: &str) -> Result<PairRow, String> {
         let (human_label_0, no_vote) = self.human_label(index)?;
+        let unused = self.label[0].as_ref().filter(|_| no_vote.is_some());
         let ranking_id = self.ranking_id.as_ref().and_then(|ids| text_at(ids, index));
         Ok(PairRow {
             row,
@@ -276,7 +313,9 @@ impl Columns {
             image_uid: self.image_uid.each_ref().map(|uids| text_at(uids, index)),
             human_label_0,
             no_vote,
+            unused_label_0: unused.map(|label| label.value(index)).filter(|label| !label.is_nan()),
             image: [0, 1].map(|side| self.images.get(side)?.get(index)?.clone()),
+            absent: [None, None],
         })
     }
 }

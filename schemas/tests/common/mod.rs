@@ -4,6 +4,8 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
 
 use arrow::array::{ArrayRef, BinaryArray, Float64Array, Int64Array, RecordBatch, StringArray};
 use parquet::arrow::ArrowWriter;
@@ -83,7 +85,7 @@ pub(crate) fn put(folder: &Path, name: &str, bytes: &[u8]) -> PathBuf {
 
 /// The file as an input named `pairs.parquet`.
 pub(crate) fn input(path: PathBuf) -> InputFile {
-    InputFile { path, source_file: "pairs.parquet".to_owned() }
+    InputFile { path, source_file: "pairs.parquet".to_owned(), layout: None }
 }
 
 /// Writes a pairs file of these columns in row groups of 4 and opens it.
@@ -125,4 +127,27 @@ pub(crate) fn with_version(bytes: &[u8], key: &str, [from, to]: [u8; 2]) -> Vec<
     let mark = bytes.windows(8).rposition(|window| window == b"BDPOSUM1").unwrap();
     bytes[mark] = 0;
     bytes
+}
+
+/// The anonymous memory of this process, in bytes: mapped files do not count.
+pub(crate) fn held() -> usize {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find(|line| line.starts_with("RssAnon:")).unwrap();
+    line.split_whitespace().nth(1).unwrap().parse::<usize>().unwrap() << 10
+}
+
+/// Calls `work` and gives the most that was held meanwhile, looked at every millisecond.
+pub(crate) fn peak_of(work: impl FnOnce()) -> usize {
+    let (peak, done) = (AtomicUsize::new(0), AtomicBool::new(false));
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !done.load(Ordering::Relaxed) {
+                peak.fetch_max(held(), Ordering::Relaxed);
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        });
+        work();
+        done.store(true, Ordering::Relaxed);
+    });
+    peak.into_inner()
 }

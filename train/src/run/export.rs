@@ -16,7 +16,7 @@ use crate::model::{BaseModel, Networks};
 /// The folder of the result.
 pub const FOLDER: &str = "pipeline";
 /// Written last: a folder that has it is complete.
-const INDEX: &str = "model_index.json";
+pub(crate) const INDEX: &str = "model_index.json";
 /// The file of the model card ([`super::card`]).
 const CARD: &str = "README.md";
 /// Bytes of a file that are copied between two checks for a signal.

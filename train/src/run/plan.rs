@@ -12,6 +12,7 @@ use nn::pipeline::NetworkFiles;
 use nn::unet::UNetCost;
 use nn::vae::VaeConfig;
 use nn::weights::Weights;
+use runkit::path::is_address;
 use serde_json::{Map, Value, json};
 use tch::{Device, Kind, Tensor};
 
@@ -216,7 +217,7 @@ impl Plan {
                 HumanCount(counts.dropped),
                 HumanCount(counts.held_out),
                 match (counts.uncached, &config.source) {
-                    (0, Source::Pairs { .. }) => String::new(),
+                    (0, Source::Pairs(_)) => String::new(),
                     (uncached, _) => format!(", {} not in the cache", HumanCount(uncached)),
                 },
                 match counts.skipped {
@@ -396,8 +397,11 @@ fn memory(
 fn data_bytes(config: &Config) -> f64 {
     let length = |path: &std::path::Path| path.metadata().map_or(0, |found| found.len());
     let all: u64 = match &config.source {
-        Source::Pairs { pairs, splits } => {
-            let files = schemas::pairs::discover(pairs, splits).map(|found| found.files);
+        // What lies elsewhere is taken for large.
+        Source::Pairs(inputs) if inputs.pairs.iter().any(|pairs| is_address(pairs)) => u64::MAX,
+        Source::Cache(folder) if is_address(folder) => u64::MAX,
+        Source::Pairs(inputs) => {
+            let files = inputs.find();
             files.unwrap_or_default().iter().map(|file| length(&file.path)).sum()
         }
         Source::Cache(folder) => {
@@ -415,7 +419,7 @@ fn operations_of_pair(config: &Config, opened: &OpenedRun, cost: &UNetCost) -> R
     let passes = if config.settings.grad_checkpointing { 5.0 } else { 4.0 };
     let encoder = match config.source {
         Source::Cache(_) => 0.0,
-        Source::Pairs { .. } => {
+        Source::Pairs(_) => {
             encoder_operations(&VaeConfig::read(&opened.base.files.vae.config)?, opened)
         }
     };

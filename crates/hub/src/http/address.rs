@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use ureq::http::Uri;
 
 /// Scheme, host and port in one; `None` if the address has no host.
-pub(crate) fn origin(address: &Uri) -> Option<String> {
+pub fn origin(address: &Uri) -> Option<String> {
     let scheme = address.scheme_str()?.to_lowercase();
     let port = address.port_u16().unwrap_or(if scheme == "https" { 443 } else { 80 });
     Some(format!("{scheme}://{}:{port}", address.host()?.to_lowercase()))
@@ -13,7 +13,7 @@ pub(crate) fn origin(address: &Uri) -> Option<String> {
 
 /// Text as one part of an address, with slashes kept if `slashes`
 /// (Python's `urllib.parse.quote`).
-pub(crate) fn encode(text: &str, slashes: bool) -> String {
+pub fn encode(text: &str, slashes: bool) -> String {
     let mut encoded = String::with_capacity(text.len());
     for byte in text.bytes() {
         let is_plain = byte.is_ascii_alphanumeric()
@@ -31,7 +31,7 @@ pub(crate) fn encode(text: &str, slashes: bool) -> String {
 
 /// Where `Location: location` leads from `base` (RFC 3986, 5.2). What an address cannot hold, such
 /// as letters beyond ASCII, is written with percent signs.
-pub(crate) fn join(base: &Uri, location: &[u8]) -> Option<Uri> {
+pub fn join(base: &Uri, location: &[u8]) -> Option<Uri> {
     let mut text = String::with_capacity(location.len());
     for &byte in location.trim_ascii() {
         if byte.is_ascii_graphic() && !matches!(byte, b'<' | b'>' | b'"' | b'\\' | b'^' | b'`') {

@@ -7,6 +7,7 @@
 
 mod address;
 mod certificates;
+mod connections;
 mod forward;
 mod network;
 mod proxy;
@@ -25,7 +26,8 @@ use ureq::http::{HeaderMap, HeaderName, Method, Request, Uri};
 use ureq::tls::TlsConfig;
 use ureq::{Agent, Proxy};
 
-pub(crate) use self::address::{encode, join, origin};
+pub use self::address::{encode, join, origin};
+pub use self::connections::{Connections, Fault};
 pub use self::network::{Limits, Network};
 pub use self::proxy::Proxies;
 use crate::Settings;
@@ -221,7 +223,7 @@ impl Client {
             request = request.header(PROXY_AUTHORIZATION, value);
         }
         let request = request.body(()).map_err(|error| Problem::Permanent(error.to_string()))?;
-        let agent = self.agent(address, proxy);
+        let agent = agent(&self.network, &self.tls, address, proxy, 0);
         let (sender, receiver) = sync_channel(PIECES);
         let has_body = method != Method::HEAD;
         std::thread::Builder::new()
@@ -240,41 +242,46 @@ impl Client {
             }
         }
     }
+}
 
-    fn agent(&self, address: &Uri, proxy: Option<&Proxy>) -> Agent {
-        let limits = &self.network.limits;
-        let mut config = Agent::config_builder()
-            .http_status_as_error(false)
-            .max_redirects(0)
-            .max_idle_connections(0)
-            .user_agent(USER_AGENT)
-            .timeout_resolve(Some(limits.connect))
-            .timeout_connect(Some(limits.connect))
-            .timeout_recv_response(Some(limits.idle))
-            .timeout_per_read(Some(limits.idle))
-            .timeout_per_write(Some(limits.idle));
-        let forwarded = proxy.filter(|proxy| proxy::forwards(proxy, address));
-        let through_tls = address.scheme_str() == Some("https")
-            || proxy.is_some_and(|proxy| proxy.protocol() == ureq::ProxyProtocol::Https);
-        if through_tls {
-            config = config.tls_config(self.tls().clone());
-        }
-        if let Some(proxy) = forwarded {
-            return Agent::with_parts(
-                config.proxy(None).build(),
-                forward::ProxyConnector::new(proxy),
-                forward::ProxyResolver::new(proxy),
-            );
-        }
-        config.proxy(proxy.cloned()).build().new_agent()
-    }
-
-    fn tls(&self) -> &TlsConfig {
-        self.tls.get_or_init(|| {
-            let roots = certificates::roots(&self.network.certificates);
+/// A client for the addresses of one scheme behind one proxy, or behind none.
+fn agent(
+    network: &Network,
+    tls: &OnceLock<TlsConfig>,
+    address: &Uri,
+    proxy: Option<&Proxy>,
+    idle_connections: usize,
+) -> Agent {
+    let limits = &network.limits;
+    let mut config = Agent::config_builder()
+        .http_status_as_error(false)
+        .max_redirects(0)
+        .max_idle_connections(idle_connections)
+        .max_idle_connections_per_host(idle_connections)
+        .user_agent(USER_AGENT)
+        .timeout_resolve(Some(limits.connect))
+        .timeout_connect(Some(limits.connect))
+        .timeout_recv_response(Some(limits.idle))
+        .timeout_per_read(Some(limits.idle))
+        .timeout_per_write(Some(limits.idle));
+    let forwarded = proxy.filter(|proxy| proxy::forwards(proxy, address));
+    let through_tls = address.scheme_str() == Some("https")
+        || proxy.is_some_and(|proxy| proxy.protocol() == ureq::ProxyProtocol::Https);
+    if through_tls {
+        let trusted = tls.get_or_init(|| {
+            let roots = certificates::roots(&network.certificates);
             TlsConfig::builder().root_certs(roots).build()
-        })
+        });
+        config = config.tls_config(trusted.clone());
     }
+    if let Some(proxy) = forwarded {
+        return Agent::with_parts(
+            config.proxy(None).build(),
+            forward::ProxyConnector::new(proxy),
+            forward::ProxyResolver::new(proxy),
+        );
+    }
+    config.proxy(proxy.cloned()).build().new_agent()
 }
 
 impl Attempts {

@@ -63,9 +63,11 @@ impl Default for Limits {
 }
 
 impl Network {
-    pub(crate) fn from_lookup(
-        lookup: &impl Fn(&str) -> Option<OsString>,
-    ) -> Result<Self, HubError> {
+    /// Reads the variables of certificates and proxies from `lookup`.
+    ///
+    /// # Errors
+    /// When a variable does not hold the address of a proxy.
+    pub fn from_lookup(lookup: &impl Fn(&str) -> Option<OsString>) -> Result<Self, HubError> {
         let named = CERTIFICATES.iter().filter_map(|&name| {
             let value = lookup(name).filter(|value| !value.is_empty())?;
             Some(match name {

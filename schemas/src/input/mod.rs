@@ -5,14 +5,16 @@
 //! by page. The format gives the size of a page in 31 bits, so a hostile file can make a reader
 //! hold at most one page of [`MAX_PAGE_BYTES`] for each column.
 
+mod lanes;
+
 use std::collections::BTreeMap;
-use std::fs::File;
-use std::io::{self, Read, Seek, SeekFrom};
+use std::io;
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
+use locations::{File, Location, LocationError};
 use parquet::basic::Compression;
 use parquet::errors::ParquetError;
 use parquet::file::metadata::{
@@ -20,7 +22,7 @@ use parquet::file::metadata::{
 };
 use parquet::file::reader::Length as _;
 
-use crate::checksums::{CheckedFile, Checksums};
+use crate::checksums::{CheckedFile, Checksums, LastError};
 use crate::foreign::{LOOKED_AT, describe};
 
 /// The largest footer that is parsed. A Pick-a-Pic shard has about 100 kB; parsing takes up to some
@@ -41,6 +43,8 @@ const ENCRYPTED_MAGIC: &[u8; 4] = b"PARE";
 const TAIL_BYTES: u64 = 8;
 /// The mark at the start, and the tail.
 const SMALLEST_FILE: u64 = 4 + TAIL_BYTES;
+/// The end of a remote file that the first request fetches: enough for most footers.
+const REMOTE_TAIL_BYTES: u64 = 512 << 10;
 
 /// Why a file could not be read as Parquet.
 #[derive(Debug, thiserror::Error)]
@@ -54,6 +58,9 @@ pub enum InputError {
         #[source]
         cause: io::Error,
     },
+    /// A remote file cannot be reached, or changed while it was read.
+    #[error(transparent)]
+    Remote(#[from] LocationError),
     /// The file does not have the outer form of Parquet.
     #[error("{}: expected a Parquet file, found {found}", path.display())]
     NotParquet {
@@ -111,10 +118,15 @@ pub enum InputError {
 #[derive(Clone, Debug)]
 pub(crate) struct ParquetInput {
     path: PathBuf,
+    /// The file, if it is remote: a local one is opened for each reader.
+    remote: Option<File>,
     checksums: Checksums,
+    last_error: LastError,
     metadata: Arc<ParquetMetaData>,
     fingerprint: String,
     file_length: u64,
+    /// The footer with the index of the pages of images, once a remote file needed it.
+    index: Arc<OnceLock<Arc<ParquetMetaData>>>,
 }
 
 impl CheckedFile {
@@ -124,33 +136,60 @@ impl CheckedFile {
     /// # Errors
     /// When it cannot be read, is not Parquet, or its checksums do not fit its footer.
     pub fn open(path: &Path) -> Result<Self, InputError> {
-        open(path).map(|(file, _)| file)
+        open(&Location::parse(path)?).map(|(file, ..)| file)
     }
 }
 
-/// Opens a file and reads its footer: the metadata, their length and the mark.
-fn open(path: &Path) -> Result<(CheckedFile, Vec<u8>), InputError> {
+/// Opens a local file that is not a folder.
+fn open_local(path: &Path) -> Result<File, InputError> {
     let fail = |cause| InputError::Io { path: path.to_owned(), cause };
-    let mut file = File::open(path).map_err(fail)?;
-    let described = file.metadata().map_err(fail)?;
-    if !described.is_file() {
+    let file = std::fs::File::open(path).map_err(fail)?;
+    if !file.metadata().map_err(fail)?.is_file() {
         return Err(not_parquet(path, "a folder or a device"));
     }
-    let footer = read_footer(&mut file, path, described.len())?;
-    let file =
-        CheckedFile::new(file, described.len(), &footer).map_err(|cause| match cause.kind() {
-            io::ErrorKind::InvalidData => {
-                InputError::Damaged { path: path.to_owned(), detail: cause.to_string() }
-            }
-            _ => fail(cause),
-        })?;
-    Ok((file, footer))
+    File::from_local(path, file).map_err(fail)
+}
+
+/// Opens a file and reads its footer: the metadata, their length and the mark. The file, if it is
+/// remote, is returned as well.
+fn open(location: &Location) -> Result<(CheckedFile, Vec<u8>, Option<File>), InputError> {
+    let path = location.path();
+    let (file, remote) = match location {
+        Location::Local(path) => (open_local(path)?, None),
+        Location::Remote(_) => {
+            let file = File::open(location)?;
+            let tail = file.len().saturating_sub(REMOTE_TAIL_BYTES)..file.len();
+            (file.reading(vec![vec![vec![tail]]]), Some(file))
+        }
+    };
+    let footer = read_footer(&file, path)?;
+    let file = CheckedFile::new(file, &footer).map_err(|cause| match cause.kind() {
+        io::ErrorKind::InvalidData => {
+            InputError::Damaged { path: path.to_owned(), detail: cause.to_string() }
+        }
+        _ => unread(path, cause),
+    })?;
+    Ok((file, footer, remote))
+}
+
+/// The error of a read, by what was behind it.
+pub(crate) fn unread(path: &Path, cause: io::Error) -> InputError {
+    match LocationError::behind(&cause) {
+        Some(remote) => InputError::Remote(remote.clone()),
+        None => InputError::Io { path: path.to_owned(), cause },
+    }
 }
 
 impl ParquetInput {
-    /// Reads and checks the footer.
+    /// Reads and checks the footer of a local or remote file.
     pub(crate) fn open(path: &Path) -> Result<Self, InputError> {
-        let (file, footer) = open(path)?;
+        Self::open_at(&Location::parse(path)?)
+    }
+
+    /// Reads and checks the footer.
+    pub(crate) fn open_at(location: &Location) -> Result<Self, InputError> {
+        let path = location.path();
+        let (file, footer, remote) = open(location)?;
         let file_length = file.len();
         // read_footer returns the tail too.
         let footer = footer.get(..footer.len().saturating_sub(TAIL_BYTES as usize));
@@ -160,10 +199,13 @@ impl ParquetInput {
         let metadata = contained(path, || ParquetMetaDataReader::decode_metadata(footer))?;
         let input = Self {
             path: path.to_owned(),
+            remote,
             checksums: file.checksums(),
+            last_error: LastError::default(),
             metadata: Arc::new(metadata),
             fingerprint: hasher.finalize().to_hex().to_string(),
             file_length,
+            index: Arc::default(),
         };
         input.check_rows()?;
         Ok(input)
@@ -182,22 +224,33 @@ impl ParquetInput {
         &self.fingerprint
     }
 
+    /// The bytes of the file.
+    pub(crate) fn file_length(&self) -> u64 {
+        self.file_length
+    }
+
     pub(crate) fn num_rows(&self) -> i64 {
         self.metadata.file_metadata().num_rows()
     }
 
     /// The file, opened anew, so that readers do not share a position.
     pub(crate) fn reopen(&self) -> Result<CheckedFile, InputError> {
-        let fail = |cause| InputError::Io { path: self.path.clone(), cause };
-        let file = File::open(&self.path).map_err(fail)?;
-        let found = file.metadata().map_err(fail)?.len();
+        let file = match &self.remote {
+            Some(remote) => remote.clone(),
+            None => {
+                let fail = |cause| InputError::Io { path: self.path.clone(), cause };
+                let file = std::fs::File::open(&self.path).map_err(fail)?;
+                File::from_local(&self.path, file).map_err(fail)?
+            }
+        };
+        let found = file.len();
         if found != self.file_length {
             return Err(self.damaged(format!(
                 "the file had {} bytes when it was opened and has {found} now",
                 self.file_length
             )));
         }
-        Ok(CheckedFile::with(file, self.file_length, &self.checksums))
+        Ok(CheckedFile::with(file, &self.checksums, &self.last_error))
     }
 
     /// The footer together with the offsets of all pages of the leaf columns `leaves`, read again
@@ -238,7 +291,11 @@ impl ParquetInput {
         &self,
         step: impl FnOnce() -> Result<T, ParquetError>,
     ) -> Result<T, InputError> {
-        contained(&self.path, step)
+        contained(&self.path, step).map_err(|error| match self.last_error.take() {
+            // What the library reports is only a consequence.
+            Some(cause) => InputError::Remote(cause),
+            None => error,
+        })
     }
 
     /// The row groups that hold rows of `rows`, and the row at which the first of them starts.
@@ -314,10 +371,7 @@ impl ParquetInput {
     }
 
     fn lies_inside(&self, chunk: &ColumnChunkMetaData) -> bool {
-        let start = match chunk.dictionary_page_offset() {
-            Some(dictionary) if dictionary > 0 => dictionary.min(chunk.data_page_offset()),
-            _ => chunk.data_page_offset(),
-        };
+        let start = start_of(chunk);
         let end = start.checked_add(chunk.compressed_size());
         start >= 0
             && chunk.compressed_size() >= 0
@@ -333,31 +387,39 @@ impl ParquetInput {
     }
 }
 
+/// Where the first page of a chunk begins, according to the footer.
+fn start_of(chunk: &ColumnChunkMetaData) -> i64 {
+    match chunk.dictionary_page_offset() {
+        Some(dictionary) if dictionary > 0 => dictionary.min(chunk.data_page_offset()),
+        _ => chunk.data_page_offset(),
+    }
+}
+
 fn not_parquet(path: &Path, found: impl Into<String>) -> InputError {
     InputError::NotParquet { path: path.to_owned(), found: found.into() }
 }
 
 /// Checks the outer form and the length of a file and returns the bytes of its footer: metadata,
 /// their length, the mark.
-fn read_footer(file: &mut File, path: &Path, length: u64) -> Result<Vec<u8>, InputError> {
-    let fail = |cause| InputError::Io { path: path.to_owned(), cause };
+fn read_footer(file: &File, path: &Path) -> Result<Vec<u8>, InputError> {
+    let length = file.len();
+    let fail = |cause| unread(path, cause);
     if length == 0 {
         return Err(not_parquet(path, "an empty file"));
     }
-    let mut head = [0_u8; 4];
-    let mut tail = [0_u8; TAIL_BYTES as usize];
-    let mut beginning = Vec::new();
-    Read::take(&mut *file, LOOKED_AT as u64).read_to_end(&mut beginning).map_err(fail)?;
     if length < SMALLEST_FILE {
         let found = format!("{length} bytes, too few for any Parquet file");
         return Err(not_parquet(path, found));
     }
-    file.seek(SeekFrom::Start(0)).map_err(fail)?;
-    file.read_exact(&mut head).map_err(fail)?;
-    file.seek(SeekFrom::Start(length - TAIL_BYTES)).map_err(fail)?;
-    file.read_exact(&mut tail).map_err(fail)?;
+    let beginning = || file.bytes(0..length.min(LOOKED_AT as u64)).map_err(fail);
+    let mut tail = [0_u8; TAIL_BYTES as usize];
+    file.read_exact_at(&mut tail, length - TAIL_BYTES).map_err(fail)?;
+    let is_whole = tail.ends_with(MAGIC) && file.is_remote();
+    // A remote file costs a request for its beginning, which adds nothing to the mark at its end.
+    let beginning = if is_whole { MAGIC.to_vec().into() } else { beginning()? };
+    let head = beginning.get(..MAGIC.len()).unwrap_or_default();
     let [a, b, c, d, mark @ ..] = tail;
-    match (&head == MAGIC, &mark) {
+    match (head == MAGIC, &mark) {
         (true, MAGIC) => {}
         (_, ENCRYPTED_MAGIC) => return Err(not_parquet(path, "an encrypted one")),
         (true, _) => {
@@ -386,8 +448,7 @@ fn read_footer(file: &mut File, path: &Path, length: u64) -> Result<Vec<u8>, Inp
         });
     }
     let mut footer = vec![0_u8; (footer_length + TAIL_BYTES) as usize];
-    file.seek(SeekFrom::Start(length - TAIL_BYTES - footer_length)).map_err(fail)?;
-    file.read_exact(&mut footer).map_err(fail)?;
+    file.read_exact_at(&mut footer, length - TAIL_BYTES - footer_length).map_err(fail)?;
     Ok(footer)
 }
 

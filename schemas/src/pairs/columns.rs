@@ -18,7 +18,7 @@ const IMAGE_BYTES: &str = "bytes";
 /// How many columns of a file an error lists if one is missing.
 const NAMES_SAID: usize = 20;
 /// The names of our columns in other data sets.
-const ALIASES: [(&str, &[&str]); 5] = [
+pub(crate) const ALIASES: [(&str, &[&str]); 5] = [
     ("caption", &["prompt", "text", "original_prompt", "captions", "txt"]),
     ("jpg_0", &["image_0", "img_0", "jpg0", "image0"]),
     ("jpg_1", &["image_1", "img_1", "jpg1", "image1"]),
@@ -28,18 +28,18 @@ const ALIASES: [(&str, &[&str]); 5] = [
 
 /// The columns of [`PAIR_COLUMNS`] that one file has.
 #[derive(Clone, Debug)]
-pub(super) struct Layout {
+pub(crate) struct Columns {
     /// The schema to read with: text as views, everything else as stored.
-    pub(super) schema: Arc<Schema>,
+    pub(crate) schema: Arc<Schema>,
     /// The leaf columns without images.
-    pub(super) text_leaves: Vec<usize>,
+    pub(crate) text_leaves: Vec<usize>,
     /// The leaf columns of the two images; empty when the file has none.
-    pub(super) image_leaves: Vec<usize>,
+    pub(crate) image_leaves: Vec<usize>,
 }
 
 /// What is wrong with the columns of a file, and the SQL that repairs it.
 #[derive(Debug, Default)]
-pub(super) struct Problems {
+pub(crate) struct Problems {
     sentences: Vec<String>,
     missing: bool,
     renamed: Vec<(String, &'static str)>,
@@ -50,7 +50,7 @@ pub(super) struct Problems {
 
 impl Problems {
     /// The error for a file of this schema.
-    pub(super) fn error(self, path: &Path, stored: &Schema) -> PairsError {
+    pub(crate) fn error(self, path: &Path, stored: &Schema) -> PairsError {
         let mut hints = Vec::new();
         if self.missing {
             let names = stored.fields().iter().map(|field| field.name().as_str());
@@ -105,12 +105,12 @@ impl Problems {
     }
 }
 
-impl Layout {
+impl Columns {
     /// Finds the columns by name and checks their types.
     ///
     /// `stored` is the schema as Arrow derives it from Parquet alone, so each type has one form:
     /// large, view and dictionary text is all plain text here.
-    pub(super) fn find(
+    pub(crate) fn find(
         stored: &Schema,
         parquet: &SchemaDescriptor,
         images: bool,
