@@ -154,7 +154,7 @@ impl ParquetInput {
         groups.iter().map(of).collect()
     }
 
-    /// The ranges of the columns, as [`File::reading`] takes them; each of `large` is a column's.
+    /// The ranges of the columns, as [`locations::File::reading`] takes them; each of `large` is a column's.
     fn lanes(
         &self,
         groups: &[usize],

@@ -1,4 +1,5 @@
-//! Finds input files that lie elsewhere, by the rules that [`super::discover`] has for this machine.
+//! Finds input files that lie elsewhere, by the rules of [`discover()`](super::discover()) for this
+//! machine.
 
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
