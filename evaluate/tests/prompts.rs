@@ -179,7 +179,7 @@ fn files_that_hold_no_prompts_are_named_with_a_way_out() {
         ("a photo of a cat, 35 mm. Detailed", cannot, "hint: --prompts names a file"),
         (long.as_str(), cannot, "hint: --prompts names a file"),
         ("hf://nateraw/parti-prompts", cannot, "hint: prompts are read from files on the disk"),
-        (folder.as_str(), "expected Parquet files, found none", "hint: a folder is searched"),
+        (folder.as_str(), "expected files of the layout pickapic", "hint: a folder is searched"),
     ] {
         let run = Run::of(&mut fixture.generate(&[&sd], &["--prompts", prompts]));
         let run = run.expect_error(&[what, says]);

@@ -279,7 +279,7 @@ fn a_place_that_cannot_be_is_refused_before_anything_is_written() {
     Run::of(&mut convert(&pairs, &fixture.path("out"), &["--limit", "0"]))
         .expect_usage_error(&["--limit 0"]);
     Run::of(&mut convert(Path::new("none"), &fixture.path("out"), &[]))
-        .expect_error(&["none: expected a Parquet file, a folder or a pattern"]);
+        .expect_error(&["none: expected a file, a folder or a pattern"]);
     let hpdv2 = Path::new(LAYOUTS).join("hpdv2");
     Run::of(&mut convert(&hpdv2, &fixture.path("out"), &[]))
         .expect_error(&["test (1 file), train (1 file)", "--split train"]);

@@ -183,7 +183,10 @@ fn a_folder_is_searched_for_the_first_kind_that_it_holds() {
     assert_eq!(found("records", &[], None).unwrap(), "chosen.jsonl images.jsonl");
     assert_eq!(found("records", &[], Some(Layout::WebDataset)).unwrap_err().to_string(), {
         let path = fixtures().join("records");
-        PairsError::Nothing { path, skipped: String::new() }.to_string()
+        let expected = "files of the layout webdataset (tars of KEY.jpg_0.jpg, KEY.jpg_1.jpg, \
+                        KEY.original_prompt.txt)";
+        let (expected, skipped) = (expected.to_owned(), String::new());
+        PairsError::Nothing { path, expected, skipped }.to_string()
     });
     assert_eq!(found("hpdv2", &["test"], None).unwrap(), "test.json");
     let error = found("hpdv2", &[], None).unwrap_err().to_string();

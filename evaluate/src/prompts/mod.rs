@@ -230,7 +230,7 @@ mod tests {
             assert!(error.contains("cannot read") && error.contains(absent), "{error}");
         }
         let error = of_files(&[&folder.path().to_owned()], None).unwrap_err();
-        assert!(error.contains("expected Parquet files, found none"), "{error}");
+        assert!(error.contains("expected files of the layout pickapic"), "{error}");
     }
 
     #[test]

@@ -120,7 +120,7 @@ pub fn run(config: &Config, stop: &StopFlag) -> Result<Summary> {
     summary.free_bytes = runkit::files::free_space(&config.out)?;
     ensure!(
         total.rows > 0,
-        "the inputs hold no pair; hint: {} were read",
+        "the inputs hold no pair; hint: look into what was read, {}",
         counted(sources.all.len() as u64, "files")
     );
     Ok(summary)

@@ -66,7 +66,7 @@ impl Sources {
         let sources = Self { all: all.into_iter().collect::<Result<_>>()? };
         ensure!(
             sources.pairs(None) != Some(0),
-            "the inputs hold no pair; hint: {} were read",
+            "the inputs hold no pair; hint: look into what was read, {}",
             counted(sources.all.len() as u64, "files")
         );
         Ok(sources)

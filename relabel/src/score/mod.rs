@@ -163,8 +163,8 @@ fn inputs(config: &Config) -> Result<Vec<InputFile>> {
 fn refuse_nothing(plan: &Plan) -> Result<()> {
     ensure!(
         plan.pairs() > 0,
-        "the inputs hold no pair; hint: {} files were read",
-        plan.files.len()
+        "the inputs hold no pair; hint: look into what was read, {}",
+        counted(plan.files.len() as u64, "files")
     );
     Ok(())
 }

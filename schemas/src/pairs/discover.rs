@@ -37,6 +37,8 @@ pub struct Discovered {
     pub hidden: usize,
     /// Files of splits that were not chosen.
     pub other_splits: usize,
+    /// The layout that was named.
+    wanted: Option<Layout>,
 }
 
 impl Discovered {
@@ -107,7 +109,7 @@ pub fn discover_as(
     if inputs.is_empty() {
         return Err(PairsError::NoInputs);
     }
-    let mut found = Discovered::default();
+    let mut found = Discovered { wanted: layout, ..Discovered::default() };
     let mut candidates = Vec::new();
     let mut any_remote = false;
     for input in inputs {
@@ -336,7 +338,11 @@ fn named(
 
 pub(super) fn nothing(input: &Path, found: &Discovered) -> PairsError {
     let skipped = found.skipped().map_or_else(String::new, |skipped| format!(" ({skipped})"));
-    PairsError::Nothing { path: input.to_owned(), skipped }
+    let expected = found.wanted.map_or_else(
+        || "files of pairs".to_owned(),
+        |layout| format!("files of the layout {} ({})", layout.name(), layout.description()),
+    );
+    PairsError::Nothing { path: input.to_owned(), expected, skipped }
 }
 
 /// A path below `base`. A pattern such as `./*.parquet` yields paths without the leading dot.

@@ -27,6 +27,7 @@ use nn::distributed::{Deal, sharing_stops};
 use nn::pipeline::Encoders;
 use runkit::files::FileHashes;
 use runkit::launch::Launch;
+use runkit::logging::counted;
 use runkit::progress::Progress;
 use runkit::run_folder::{FolderKind, MANIFEST, names_in, remove_file};
 use runkit::shard::Shard;
@@ -254,7 +255,11 @@ fn plan(config: &Config, base: &BaseModel) -> Result<Planned> {
     let plan = Plan::make(&config.inputs, config.limit, earlier.as_ref(), &config.out, true)?;
     let input = plan.input();
     let (rows, files) = (input.rows, input.files.len());
-    ensure!(rows > 0, "the inputs hold no pair; hint: {files} files were read");
+    ensure!(
+        rows > 0,
+        "the inputs hold no pair; hint: look into what was read, {}",
+        counted(files as u64, "files")
+    );
     let mut is_missing = false;
     for (number, part) in plan.parts.iter().enumerate() {
         is_missing |= !is_done(&config.out, number, part, &fingerprint)?;
