@@ -102,7 +102,7 @@ def main() -> None:
     size = sum(path.stat().st_size for path in arguments.pairs.glob("*.parquet"))
     batch = 16
     steps = arguments.count // batch
-    labels = arguments.out / "locations-labels/labels.parquet"
+    labels = arguments.out / f"{arguments.pairs.name}-labels" / "labels.parquet"
     if not labels.exists():
         timed(score(arguments.relabel, arguments.pairs, labels, "--quiet"), {})
     with DataServer({"pairs": arguments.pairs, "labels": labels.parent}) as server:
