@@ -52,7 +52,7 @@ pub use convert::{
 };
 pub use deal::{DEALING, is_swapped};
 pub use kept::{Kept, TextStore};
-pub(crate) use recognise::{Listing, is_image_of_pair, is_recognised};
+pub(crate) use recognise::{Listing, is_image_of_pair, recognised};
 pub(crate) use records::{Batches, Records, open, open_keeping, open_kept};
 pub(crate) use source::Folder;
 pub use writer::{KEY_DEALING, KEY_FIRST_ROW, LabelsOf, PairsWriter, Sizes};

@@ -314,7 +314,8 @@ impl Samples {
             |detail: String| self.origin.broken(format!("member {:?}", member.name), detail);
         let text = || -> Result<String, PairsError> {
             match std::str::from_utf8(&bytes) {
-                Ok(text) => Ok(text.to_owned()),
+                // Without a byte order mark, which is no part of a prompt.
+                Ok(text) => Ok(text.strip_prefix('\u{feff}').unwrap_or(text).to_owned()),
                 // A caption that is too long to be one, cut inside a character.
                 Err(_) if !is_whole => Ok(String::from_utf8_lossy(&bytes).into_owned()),
                 Err(_) => Err(broken("expected text in UTF-8".to_owned())),

@@ -10,7 +10,7 @@ use locations::Location;
 
 use super::discover::{Candidate, Discovered, InputFile};
 use super::{PairsError, own};
-use crate::layouts::{Folder, Layout, Listing, is_image_of_pair, is_recognised};
+use crate::layouts::{Folder, Layout, Listing, is_image_of_pair, recognised};
 
 /// Footers that are requested at the same time.
 const PARALLEL: usize = 16;
@@ -80,7 +80,9 @@ pub(super) fn find(
         found.own.extend(listing.set_own_aside(is_own)?.into_iter().map(|(_, path)| path));
         (known, named) = listing.choose(layout);
         if known.is_none() {
-            named.retain(|(_, path)| is_recognised(path));
+            let (pairs, others) = recognised(named, |(_, path)| path.as_path())?;
+            named = pairs;
+            found.others.extend(others);
         }
     }
     if named.is_empty() {
