@@ -10,6 +10,14 @@ RUN     ?= runs/mini
 MODELS  ?= base=$(MODEL) balanced=$(RUN)/pipeline
 PROMPTS ?= data/mini/validation.tsv
 EVAL    ?= eval
+# Pairs of one's own: images of each training prompt, which of them become pairs, and how a round
+# trains the toy pipeline; other models take other values.
+ITERATE ?= out/iterate
+ROUNDS  ?= 2
+TRAIN_PROMPTS ?= data/mini/train.txt
+SEEDS   ?= 16
+CHOOSE  ?= unanimous
+ROUND   ?= --batch-size 32 --steps 80 --lr 7e-7
 # How the toy pipeline samples; other models take other values.
 SAMPLER ?= --steps 25 --guidance 2 --scheduler dpmpp-2m
 DEVICE  ?= auto
@@ -40,6 +48,7 @@ Start
   make relabel      score pairs of images, write votes and labels
   make train        align a diffusion model with the labels
   make evaluate     generate, score and compare, write tables and a report
+  make iterate      align a model with pairs of its own images, in rounds: docs/own-pairs.md
   make experiments  the paper's design in small: docs/experiments.md (an hour or two)
 
 Check
@@ -62,6 +71,8 @@ Variables, with their values
   MODELS="$(MODELS)"
   PROMPTS=$(PROMPTS)  EVAL=$(EVAL)
   SAMPLER="$(SAMPLER)"
+  ITERATE=$(ITERATE)  ROUNDS=$(ROUNDS)  TRAIN_PROMPTS=$(TRAIN_PROMPTS)
+  SEEDS=$(SEEDS)  CHOOSE=$(CHOOSE)  ROUND="$(ROUND)"
   DEVICE=$(DEVICE)  ARGS="$(ARGS)"     ARGS: more options of the program
   TORCH=$(TORCH)                    cuda or cpu, for make setup
   LIBTORCH=$(LIBTORCH)                     a libtorch $(TORCH_VERSION) of your own instead
@@ -69,7 +80,7 @@ endef
 export HELP
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build relabel train evaluate experiments test lint parity bench wheel dist docs site clean
+.PHONY: help setup build relabel train evaluate iterate experiments test lint parity bench wheel dist docs site clean
 
 help:
 	@echo "$$HELP"
@@ -97,6 +108,13 @@ train: build
 evaluate: build
 	target/release/evaluate run $(addprefix --model ,$(MODELS)) --prompts $(PROMPTS) --scorers $(SCORERS) $(SAMPLER) --labels $(LABELS) --out $(EVAL) --device $(DEVICE) $(ARGS)
 
+# Killed, the same command resumes; other settings take another ITERATE. ARGS: options of train that
+# ROUND does not have.
+iterate: build
+	ITERATE=$(ITERATE) ROUNDS=$(ROUNDS) MODEL=$(MODEL) SCORERS=$(SCORERS) RECIPE=$(RECIPE) DEVICE=$(DEVICE) \
+	TRAIN_PROMPTS=$(TRAIN_PROMPTS) PROMPTS=$(PROMPTS) SEEDS=$(SEEDS) CHOOSE=$(CHOOSE) \
+	SAMPLER="$(SAMPLER)" ROUND="$(ROUND) $(ARGS)" scripts/iterate.sh
+
 experiments: build
 	scripts/experiments/run.sh
 
@@ -107,15 +125,23 @@ $(VENV)/.checks: $(CHECKS) $(TORCH_STAMP)
 	$(VENV)/bin/python -m pip install --quiet $(addprefix --requirement ,$(CHECKS))
 	touch $@
 
-# The last lines are the three stages in small, and their output opened as a user would.
+# The last lines are the three stages in small, and their output opened as a user would, and a round of
+# pairs of one's own.
 test: build $(VENV)/.checks
 	cargo test --release --locked --workspace
 	target/release/relabel score --quiet --pairs data/sample --scorers data/mini/scorers.toml --out out/test/labels.parquet --fresh
 	$(VENV)/bin/python scripts/checks/duckdb_recheck.py out/test/labels.parquet
 	LABELS=out/test/labels.parquet $(VENV)/bin/python scripts/checks/run_notebook.py
+	target/release/relabel convert --quiet --pairs data/sample --out out/test/pairs --fresh
+	$(VENV)/bin/python scripts/checks/converted_pairs.py out/test/pairs data/sample/*.parquet
 	target/release/train run --quiet --recipe mini --steps 8 --lr 1e-5 --model data/mini/sd --pairs data/sample --labels out/test/labels.parquet --out out/test/run --device cpu --fresh
 	target/release/evaluate run --quiet --model base=data/mini/sd --model balanced=out/test/run/pipeline --prompts data/mini/validation.tsv,limit=24 --scorers data/mini/scorers.toml --seeds 2 --steps 10 --guidance 2 --scheduler dpmpp-2m --labels out/test/labels.parquet --out out/test/eval --device cpu --fresh
 	$(VENV)/bin/python scripts/checks/report_in_browser.py out/test/eval/report.html
+	rm -rf out/test/iterate
+	$(MAKE) --no-print-directory iterate ITERATE=out/test/iterate ROUNDS=1 TRAIN_PROMPTS=data/mini/train.txt,limit=12 SEEDS=4 CHOOSE=all ROUND="--steps 4" PROMPTS=data/mini/validation.tsv,limit=12 SAMPLER="--steps 10 --guidance 1 --scheduler dpmpp-2m" DEVICE=cpu ARGS=
+	target/release/relabel score --quiet --pairs out/test/iterate/round-1/pairs --scorers data/mini/scorers.toml --out out/test/own.parquet --device cpu --fresh
+	$(VENV)/bin/python scripts/checks/duckdb_recheck.py out/test/iterate/round-1/pairs/labels.parquet
+	$(VENV)/bin/python scripts/checks/own_pairs.py out/test/iterate/round-1/pairs out/test/own.parquet
 
 # What takes seconds comes first. cargo-deny is compiled for minutes and is optional here: it checks
 # licences, sources and duplicates of dependencies (deny.toml).

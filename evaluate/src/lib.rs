@@ -9,6 +9,7 @@
 //! | several processes that divide the work | [`sharing`] |
 //! | scores by prompt, model and image | [`scores_index`] |
 //! | the numbers beside a win rate | [`statistics`] |
+//! | pairs of scored images, and their labels | [`pairs`] |
 //! | win rates and means in the paper's layouts | [`tables`] |
 //! | the report, its figures, and contact sheets | [`present`] |
 //!
@@ -42,6 +43,7 @@ pub mod commands;
 pub mod generate;
 mod output;
 mod owned;
+pub mod pairs;
 pub mod present;
 pub mod prompts;
 pub mod score;

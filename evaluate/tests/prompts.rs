@@ -9,6 +9,7 @@ use arrow::array::{ArrayRef, BinaryArray, Int64Array, RecordBatch, StringArray};
 use common::{Fixture, Generated as _, Run, model, pipeline};
 use evaluate::prompts::{self, PromptSet, PromptSource};
 use parquet::arrow::ArrowWriter;
+use testkit::objects::ObjectStore;
 
 fn read(fixture: &Fixture, source: &str) -> Result<Vec<PromptSet>, String> {
     let source: PromptSource = fixture.path(source).display().to_string().parse().unwrap();
@@ -178,8 +179,14 @@ fn files_that_hold_no_prompts_are_named_with_a_way_out() {
         ("a photo of a cat", cannot, "hint: --prompts names a file"),
         ("a photo of a cat, 35 mm. Detailed", cannot, "hint: --prompts names a file"),
         (long.as_str(), cannot, "hint: --prompts names a file"),
-        ("hf://nateraw/parti-prompts", cannot, "hint: prompts are read from files on the disk"),
-        (folder.as_str(), "expected Parquet files, found none", "hint: a folder is searched"),
+        ("hf://nateraw/parti-prompts", "no datasets/ after hf://", "hint: "),
+        (
+            "https://host/a.parquet?key=5",
+            "https://host/a.parquet: expected an address",
+            "hint: fetch",
+        ),
+        ("s3://bucket/prompts.txt", cannot, "hint: only Parquet files are read from an address"),
+        (folder.as_str(), "expected files of the layout pickapic", "hint: a folder is searched"),
     ] {
         let run = Run::of(&mut fixture.generate(&[&sd], &["--prompts", prompts]));
         let run = run.expect_error(&[what, says]);
@@ -266,6 +273,31 @@ fn a_folder_of_parquet_files_is_one_set_of_one_split() {
     assert!(error.contains("\"validation\", found test_unique (1 file), train"), "{error}");
     let error = read(&fixture, "pick/train-00000-of-00002.parquet,split=test").unwrap_err();
     assert!(error.contains("found train (1 file)"), "{error}");
+}
+
+#[test]
+fn prompts_of_object_storage_are_those_of_a_folder() {
+    let fixture = Fixture::new(&[]);
+    fixture.put("pick/train-00000-of-00001.parquet", &pick_a_pic());
+    fixture.put("pick/test-00000-of-00001.parquet", &pick_a_pic());
+    let store = ObjectStore::start();
+    store.put_folder("bucket/pick", &fixture.path("pick"));
+    let sd = model("sd");
+    let manifest = |prompts: &str| {
+        let mut command = fixture.generate(&[&sd], &["--prompts", prompts, "--seeds", "1"]);
+        Run::of(command.arg("--dry-run").envs(store.variables())).expect_code(0).stdout
+    };
+    let local = manifest(&format!("{},split=train", fixture.path("pick").display()));
+    assert!(local.contains('3'), "{local}");
+    for address in [
+        "s3://bucket/pick,split=train",
+        "s3://bucket/pick/train-*.parquet",
+        "s3://bucket/pick/train-00000-of-00001.parquet,name=pick",
+    ] {
+        assert_eq!(manifest(address), local, "{address}");
+    }
+    let mut several = fixture.generate(&[&sd], &["--prompts", "s3://bucket/pick"]);
+    Run::of(several.envs(store.variables())).expect_error(&["test (1 file), train (1 file)"]);
 }
 
 #[test]

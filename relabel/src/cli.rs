@@ -1,5 +1,7 @@
 //! The command line as typed. [`crate::commands`] decides what the words mean.
 
+mod convert;
+
 use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
 
@@ -9,8 +11,10 @@ use runkit::logging::LogArguments;
 use runkit::program::{JsonFlag, ProgramCommand, ResumeFlag};
 use runkit::settings::{Settings, SettingsFlags};
 use runkit::shard::Shard;
+use schemas::layouts::Layout;
 use serde::{Deserialize, Serialize};
 
+pub use self::convert::ConvertArguments;
 use crate::vote::TiePolicy;
 
 /// Scores image pairs with reward models and writes a Parquet file of votes and consensus labels.
@@ -44,6 +48,8 @@ pub enum Command {
     Inspect(InspectArguments),
     /// Try everything a long run needs before it starts: files, columns, checkpoints, disk, time.
     Check(CheckArguments),
+    /// Write pairs of any layout, from anywhere, as Parquet files that are fast to read.
+    Convert(ConvertArguments),
     /// Say what this machine offers: libtorch, CUDA, GPUs, CPU, disks, the hub.
     Doctor(JsonFlag),
     /// Commands that every program has.
@@ -106,7 +112,8 @@ pub struct CheckArguments {
 #[command(mut_args(with_default_in_help))]
 #[serde(deny_unknown_fields, default)]
 pub struct ScoreSettings {
-    /// Pairs in Pick-a-Pic's layout: Parquet files, folders or glob patterns.
+    /// Pairs: files, folders or glob patterns, also at s3://, gs://, az://, https:// or
+    /// hf://datasets/OWNER/NAME/PATH.
     #[arg(long, value_name = "PATH", num_args = 1.., help_heading = "Input")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub pairs: Option<Vec<PathBuf>>,
@@ -118,6 +125,10 @@ pub struct ScoreSettings {
         deserialize_with = "runkit::config::one_or_more"
     )]
     pub split: Option<Vec<String>>,
+    /// The layout of the pairs, if their columns or files do not tell it.
+    #[arg(long, value_name = "NAME", value_enum, help_heading = "Input")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub layout: Option<Layout>,
     /// Take only the first N pairs.
     #[arg(long, value_name = "N", help_heading = "Input")]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -130,12 +141,18 @@ pub struct ScoreSettings {
     #[arg(long, value_name = "POLICY", value_enum, help_heading = "Scoring")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ties: Option<TiePolicy>,
-    /// The labels file to write.
+    /// The labels file to write, also at s3://, gs:// or az://: it is there when it is
+    /// whole.
     #[arg(long, value_name = "FILE.parquet", help_heading = "Output")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub out: Option<PathBuf>,
+    /// The folder of unfinished work, which the processes of a run share; it is removed in
+    /// the end [default: OUT.work; NAME.work in the current folder if --out is an address].
+    #[arg(long, value_name = "FOLDER", help_heading = "Output")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub work: Option<PathBuf>,
     /// The folder for captions and their features during the run
-    /// [default: the folder of --out].
+    /// [default: the folder of --out, or of --work if --out is an address].
     #[arg(long, value_name = "FOLDER", env = "RELABEL_SCRATCH", help_heading = "Output")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub scratch: Option<PathBuf>,
@@ -200,7 +217,8 @@ impl ScoreSettings {
 impl Settings for ScoreSettings {
     fn paths(&mut self) -> Vec<&mut PathBuf> {
         let pairs = self.pairs.iter_mut().flatten();
-        pairs.chain(&mut self.scorers).chain(&mut self.out).chain(&mut self.scratch).collect()
+        let files = pairs.chain(&mut self.scorers).chain(&mut self.out);
+        files.chain(&mut self.work).chain(&mut self.scratch).collect()
     }
 }
 

@@ -7,6 +7,7 @@
 //! |---|---|
 //! | votes, majority, ties | [`vote`] |
 //! | scoring of a whole collection | [`score`]: [`score::plan`] → parts, one per input file → merge |
+//! | pairs of any layout as our Parquet | [`convert`] |
 //! | who agrees with whom | [`inspect`] |
 //!
 //! [`cli`] is the command line as typed, [`commands`] gives it meaning.
@@ -22,6 +23,7 @@
 
 pub mod cli;
 pub mod commands;
+pub mod convert;
 pub mod inspect;
 pub mod score;
 pub mod vote;

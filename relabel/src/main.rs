@@ -10,6 +10,10 @@ fn main() -> ExitCode {
     runkit::program::main(
         runkit::build!(nn::doctor::version),
         |cli: &Cli| cli.log,
-        |cli| relabel::commands::run(cli.command),
+        |cli| {
+            let status = relabel::commands::run(cli.command);
+            locations::log_traffic();
+            status
+        },
     )
 }

@@ -657,8 +657,10 @@ fn help_fits_80_columns_and_names_every_flag() {
     let score = [
         "pairs",
         "split",
+        "layout",
         "scorers",
         "out",
+        "work",
         "limit",
         "batch-size",
         "device",

@@ -7,8 +7,8 @@
 //! file, such as a list of prompts; [`table_writer`] writes every file.
 //!
 //! All programs read and write these files through this crate, so that a file has one meaning in
-//! the whole workspace. The crate knows Arrow and Parquet; it knows nothing of images, networks or
-//! how a consensus is formed.
+//! the whole workspace. The crate knows Arrow and Parquet; it knows nothing of networks, and of
+//! images only where their bytes lie.
 //!
 //! Input files are not trusted: [`input`] checks limits in the footer before it reads a byte of
 //! data, and turns a panic of the Parquet library on hostile bytes into an error.

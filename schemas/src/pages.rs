@@ -16,6 +16,7 @@ use parquet::basic::Compression;
 use parquet::column::page::{Page, PageMetadata, PageReader};
 use parquet::errors::{ParquetError, Result};
 use parquet::file::metadata::RowGroupMetaData;
+use parquet::file::page_index::offset_index::PageLocation;
 use parquet::file::serialized_reader::SerializedPageReader;
 
 use crate::checksums::CheckedFile;
@@ -29,11 +30,12 @@ pub(crate) struct Pages {
 }
 
 impl Pages {
-    /// The pages of the leaf column `column`.
+    /// The pages of the leaf column `column`, found by `index` or else one after another.
     pub(crate) fn open(
         file: &Arc<CheckedFile>,
         group: &RowGroupMetaData,
         column: usize,
+        index: Option<Vec<PageLocation>>,
     ) -> Result<Self> {
         let chunk = group
             .columns()
@@ -41,16 +43,18 @@ impl Pages {
             .ok_or_else(|| ParquetError::General(format!("a row group without column {column}")))?;
         let rows = usize::try_from(group.num_rows())?;
         let codec = chunk.compression();
+        // An index without pages is that of a column without rows, or a slip of its writer.
+        let index = index.filter(|pages| !pages.is_empty());
         let reader = match codec {
             // A raw block does not say its length, and the old form has three variants. The library
             // handles them, in memory.
             Compression::LZ4 | Compression::LZ4_RAW => {
-                SerializedPageReader::new(Arc::clone(file), chunk, rows, None)?
+                SerializedPageReader::new(Arc::clone(file), chunk, rows, index)?
             }
             _ => {
                 let plain = chunk.clone().into_builder();
                 let plain = plain.set_compression(Compression::UNCOMPRESSED).build()?;
-                SerializedPageReader::new(Arc::clone(file), &plain, rows, None)?
+                SerializedPageReader::new(Arc::clone(file), &plain, rows, index)?
             }
         };
         Ok(Self { reader, codec })

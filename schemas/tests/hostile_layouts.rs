@@ -12,7 +12,7 @@ use common::put;
 use flate2::Compression;
 use flate2::write::DeflateEncoder;
 use schemas::layouts::MAX_IMAGE_BYTES;
-use schemas::pairs::{InputFile, NoVote, PairFile, PairRow, PairsError};
+use schemas::pairs::{InputFile, NoVote, PairFile, PairRow, PairsError, discover};
 use tempfile::tempdir;
 
 fn input(path: PathBuf) -> InputFile {
@@ -185,14 +185,56 @@ fn samples_that_lack_something_keep_their_row() {
 }
 
 #[test]
+fn a_damaged_file_among_json_is_an_error_and_json_of_another_kind_is_said() {
+    let folder = tempdir().unwrap();
+    let at = |name: &str, bytes: &[u8]| put(folder.path(), name, bytes);
+    let record = br#"[{"prompt": "a", "path1": "a.jpg", "path2": "b.jpg", "confidence": 1}]"#;
+    at("one.json", record);
+    at("dataset_infos.json", b"{\n  \"default\": {\"description\": \"\"}\n}\n");
+    at("numbers.json", b"[1, 2]");
+    at("text.json", b"\"text\"");
+    at("none.json", b"[]");
+    let inputs = [folder.path().to_owned()];
+    let found = discover(&inputs, &[]).unwrap();
+    assert_eq!(found.files.len(), 1);
+    let others =
+        "4 files of JSON without pairs (dataset_infos.json, none.json, numbers.json, 1 more)";
+    assert_eq!(found.skipped().unwrap(), format!("skipped: {others}"));
+    for (bytes, says) in [
+        (record.to_vec(), None),
+        (record[..30].to_vec(), Some("the download or copy is incomplete")),
+        (
+            br#"[{"path1": "a.jpg", "path2": "b.jpg", "confidence": NaN}]"#.to_vec(),
+            Some("write null"),
+        ),
+    ] {
+        let path = at("two.json", &bytes);
+        match says {
+            None => assert_eq!(discover(&inputs, &[]).unwrap().files.len(), 2),
+            Some(says) => {
+                let error = discover(&inputs, &[]).unwrap_err().to_string();
+                assert!(
+                    error.contains(&*path.to_string_lossy()) && error.contains(says),
+                    "{error}"
+                );
+            }
+        }
+    }
+}
+
+#[test]
 fn damaged_tars_are_errors_that_name_the_byte() {
     let folder = tempdir().unwrap();
     let all: Vec<_> = ["0", "1"].iter().flat_map(|key| sample(key)).collect();
     let whole = tar(&members(&all));
     assert_eq!(read(&put(folder.path(), "whole.tar", &whole)).unwrap().len(), 2);
-    // Without the blocks of zeros at its end it is complete all the same.
+    // One block of zeros ends an archive; without it, members may be missing.
     let end = whole.len() - 1024;
-    assert_eq!(read(&put(folder.path(), "open.tar", &whole[..end])).unwrap().len(), 2);
+    assert_eq!(read(&put(folder.path(), "one.tar", &whole[..end + 512])).unwrap().len(), 2);
+    for length in [0, end / 2, end - 100, end] {
+        let error = error(&put(folder.path(), "cut.tar", &whole[..length]));
+        assert!(error.contains("without the block of zeros that ends an archive"), "{error}");
+    }
     let with = |at: usize, bytes: &[u8]| {
         let mut changed = whole.clone();
         changed[at..at + bytes.len()].copy_from_slice(bytes);

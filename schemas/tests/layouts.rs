@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, HashSet};
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
-use common::{label_row, parquet_bytes, put};
+use common::{label_row, pair_columns, parquet_bytes, put};
 use parquet::file::metadata::RowGroupMetaData;
 use parquet::file::reader::{FileReader as _, SerializedFileReader};
 use runkit::signals::{Signal, Stopped};
@@ -183,7 +183,10 @@ fn a_folder_is_searched_for_the_first_kind_that_it_holds() {
     assert_eq!(found("records", &[], None).unwrap(), "chosen.jsonl images.jsonl");
     assert_eq!(found("records", &[], Some(Layout::WebDataset)).unwrap_err().to_string(), {
         let path = fixtures().join("records");
-        PairsError::Nothing { path, skipped: String::new() }.to_string()
+        let expected = "files of the layout webdataset (tars of KEY.jpg_0.jpg, KEY.jpg_1.jpg, \
+                        KEY.original_prompt.txt)";
+        let (expected, skipped) = (expected.to_owned(), String::new());
+        PairsError::Nothing { path, expected, skipped }.to_string()
     });
     assert_eq!(found("hpdv2", &["test"], None).unwrap(), "test.json");
     let error = found("hpdv2", &[], None).unwrap_err().to_string();
@@ -239,6 +242,19 @@ fn what_is_in_no_layout_is_refused_with_what_was_found() {
         assert!(error.contains(name) && error.contains(expected), "{error}");
         let lists = error.contains("pickapic, chosen-rejected, ranked");
         assert_eq!(lists, name != "c.jsonl", "{error}");
+    }
+    // Columns of two layouts: ours come first, and a name decides.
+    let mut columns = pair_columns(2);
+    for (name, same) in [("prompt", "caption"), ("chosen", "jpg_0"), ("rejected", "jpg_1")] {
+        let (_, values) = columns.iter().find(|(name, _)| *name == same).unwrap();
+        columns.push((name, values.clone()));
+    }
+    let path = put(folder.path(), "two.parquet", &parquet_bytes(columns, 4));
+    for (layout, expected) in
+        [(None, Layout::PickAPic), (Some(Layout::ChosenRejected), Layout::ChosenRejected)]
+    {
+        let input = InputFile { layout, ..named(path.clone()) };
+        assert_eq!(PairFile::open(&input).unwrap().layout(), expected);
     }
     let path = put(folder.path(), "named.jsonl", br#"{"prompt": "a", "path1": "b", "path2": "c"}"#);
     let input = InputFile { layout: Some(Layout::Hpdv3), ..named(path) };

@@ -2,14 +2,16 @@
 # The benchmark: the product beside the Python way people use today, on one machine, one program
 # at a time; then the single parts. Figures go to standard output and out/bench/*.md.
 #
-#   BENCH_PARTS="sides towers decode vote memory diffusion train ranks evaluation"   what to run (default: all)
+#   BENCH_PARTS="sides towers decode vote memory diffusion train ranks locations evaluation"   what to run (default: all)
 #   BENCH_SIZE=full|small    checkpoints: the published shapes, or toys to try the script (default full)
 #   BENCH_PAIRS=N            pairs (default 32); BENCH_PAIRS_PER_PROMPT=N (default 16, as in Pick-a-Pic)
 #   BENCH_BATCH=N            batch size of the batched Python way (default 8)
+#   BENCH_REMOTE_PAIRS=N     pairs of `locations`, a multiple of 16 (default 480)
 #   BENCH_SKIP="NAME ..."    runs of `sides` to leave out, e.g. "python-batched-bf16"
 #   BENCH_ROWS="PATTERN ..." rows of `diffusion` and `train` to measure, e.g. "forward-* *-f32" (default: all)
 #   BENCH_RANK_ROWS="ROW .." rows of `ranks`: toy, wide (default: both)
-#   BENCH_ROUNDS=N           processes of each side in `diffusion` (default 3), `train` and `ranks` (default 2)
+#   BENCH_ROUNDS=N           processes of each side in `diffusion` (default 3), `train` and `ranks` (default 2),
+#                            `locations` (default 5)
 #   BENCH_FRESH=1            measure rows of `diffusion` and `train` again that are there
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
@@ -17,7 +19,7 @@ cd "$root"
 python=$(scripts/parity/venv.sh)
 relabel="${RELABEL:-$root/target/release/relabel}"
 size=${BENCH_SIZE:-full}
-parts=" ${BENCH_PARTS:-sides towers decode vote memory diffusion train ranks evaluation} "
+parts=" ${BENCH_PARTS:-sides towers decode vote memory diffusion train ranks locations evaluation} "
 [ -x "$relabel" ] || { echo "bench: $relabel is missing; run make setup" >&2; exit 1; }
 mkdir -p out/bench
 
@@ -82,6 +84,15 @@ if [[ $parts == *" ranks "* ]]; then
     # shellcheck disable=SC2086  # a list of names
     "$python" scripts/bench/ranks.py --train "${TRAIN:-$root/target/release/train}" --labels "$labels" \
         --out out/bench --rounds "${BENCH_ROUNDS:-2}" ${BENCH_RANK_ROWS:+--rows $BENCH_RANK_ROWS}
+fi
+if [[ $parts == *" locations "* ]]; then
+    echo "== pairs in object storage on this machine beside local files =="
+    count=${BENCH_REMOTE_PAIRS:-480}
+    pairs="out/bench/locations-$count"
+    [ -e "$pairs/pairs-00002-of-00003.parquet" ] || "$python" scripts/parity/make_pairs.py --pairs "$count" \
+        --pairs-per-prompt 2 --size 512 --seed 11 --files 3 --row-group 160 --page-index --out "$pairs"
+    "$python" scripts/bench/locations.py --relabel "$relabel" --train "${TRAIN:-$root/target/release/train}" \
+        --pairs "$pairs" --count "$count" --out out/bench --rounds "${BENCH_ROUNDS:-5}"
 fi
 if [[ $parts == *" evaluation "* ]]; then
     echo "== a whole evaluation beside diffusers and the Python scorers, miniature =="

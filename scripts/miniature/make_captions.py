@@ -1,9 +1,10 @@
 """The captions of the experiments: data/mini/validation.tsv and data/mini/test.tsv, in the manner of
-PartiPrompts, with the category of the named thing.
+PartiPrompts, with the category of the named thing; and data/mini/train.txt, prompts to make pairs of.
 
 The captions combine the names that the pipeline knows with the templates of its training, without
 those of data/sample, which training sees. The two files share no name, so tuning on one tells nothing
-about the names of the other.
+about the names of the other. train.txt has captions of data/sample, so it shares no caption with the two, and no
+name with validation.tsv.
 """
 
 import json
@@ -45,9 +46,10 @@ def category(group: str) -> str:
 
 
 def main() -> None:
-    known: set[str] = set()
+    sample: list[str] = []
     for file in sorted((ROOT / "data" / "sample").glob("*.parquet")):
-        known |= set(pyarrow.parquet.read_table(file, columns=["caption"])["caption"].to_pylist())
+        sample += pyarrow.parquet.read_table(file, columns=["caption"])["caption"].to_pylist()
+    known = set(sample)
     catalogue = json.loads((DRAWINGS / "catalogue.json").read_text())
     categories = {entry["name"]: category(entry["category"]) for entry in catalogue}
     names = known_names()
@@ -59,6 +61,10 @@ def main() -> None:
         lines = ["Prompt\tCategory", *(f"{caption}\t{categories[name]}" for caption, name in rows)]
         (MINI / file).write_text("\n".join(lines) + "\n")
         print(f"{MINI / file}: {len(rows)} captions")
+    of_test_names = {caption for caption, _ in captions(shuffled[VALIDATION_NAMES:], set())}
+    train = [caption for caption in dict.fromkeys(sample) if caption in of_test_names]
+    (MINI / "train.txt").write_text("\n".join(train) + "\n")
+    print(f"{MINI / 'train.txt'}: {len(train)} captions")
 
 
 if __name__ == "__main__":

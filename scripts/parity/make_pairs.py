@@ -259,12 +259,25 @@ def main() -> None:
     parser.add_argument(
         "--row-group", type=int, default=256, help="rows of a row group (default 256)"
     )
+    parser.add_argument(
+        "--page-index",
+        action="store_true",
+        help="pages of a megabyte with an index, as `relabel convert` writes them",
+    )
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
 
     rows = make_rows(arguments)
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     files = max(arguments.files, 1)
+    small_pages = {}
+    if arguments.page_index:
+        small_pages = {
+            "write_page_index": True,
+            "write_batch_size": 1,
+            "data_page_size": 1 << 20,
+            "use_dictionary": False,
+        }
     for number in range(files):
         part = rows[number * len(rows) // files : (number + 1) * len(rows) // files]
         path = arguments.out
@@ -276,6 +289,7 @@ def main() -> None:
             path,
             compression="snappy",
             row_group_size=arguments.row_group,
+            **small_pages,
         )
     unique = len({row[key] for row in rows for key in ("image_0_uid", "image_1_uid")})
     captions = len({row["caption"] for row in rows})

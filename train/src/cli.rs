@@ -86,7 +86,7 @@ pub struct RunArguments {
 
 /// Flags of `train run` that change nothing in a plan: accepted, so that one command line serves
 /// both.
-const WITHOUT_MEANING_IN_A_PLAN: [&str; 26] = [
+const WITHOUT_MEANING_IN_A_PLAN: [&str; 27] = [
     "fresh",
     "seed",
     "adam_beta1",
@@ -105,6 +105,7 @@ const WITHOUT_MEANING_IN_A_PLAN: [&str; 26] = [
     "data_threads",
     "checkpoint_every",
     "checkpoint_minutes",
+    "mirror",
     "record_steps",
     "probe_every",
     "sample_every",

@@ -25,7 +25,7 @@ use crate::recipe::{self, RecipeError};
 use crate::run::opened::OpenedRun;
 use crate::run::plan::{Bytes, Limit, Plan};
 use crate::run::{self, Finished};
-use crate::settings::RunOptions;
+use crate::settings::{self, RunOptions};
 use crate::single_file;
 
 /// Runs one command. `program` is the version of the program.
@@ -212,7 +212,7 @@ fn write_cache(arguments: &CacheArguments) -> Result<ExitStatus> {
     let stop = runkit::signals::install().context("installing signal handlers")?;
     let end = cache::write(&config, &stop)?;
     if (launch.is_first() || !meets) && config.out.join(runkit::run_folder::MANIFEST).exists() {
-        let text = settings.with_absolute_paths().to_toml()?;
+        let text = settings::saved(&settings)?;
         runkit::files::write_atomic(config.out.join(config::FILE), |file| {
             file.write_all(text.as_bytes())
         })?;

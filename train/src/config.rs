@@ -14,6 +14,7 @@ use tch::Device;
 
 use crate::adapter::{AdapterKind, DEFAULT_RANK, LoraResult};
 use crate::cli::RunArguments;
+use crate::data::PairInputs;
 use crate::learning_rate::LearningRate;
 use crate::loss::LossKind;
 use crate::loss_scale::LossScaling;
@@ -45,6 +46,8 @@ pub struct Config {
     pub labels: PathBuf,
     /// The folder to write.
     pub out: PathBuf,
+    /// Where the run is copied to, if anywhere.
+    pub mirror: Option<PathBuf>,
     /// The learning rate of every step, `scale_lr` applied.
     pub learning_rate: LearningRate,
     /// The optimizer and its settings.
@@ -76,13 +79,8 @@ pub struct Config {
 /// Where images and captions come from.
 #[derive(Debug, Clone)]
 pub enum Source {
-    /// Parquet files of pairs.
-    Pairs {
-        /// Files, folders and patterns.
-        pairs: Vec<PathBuf>,
-        /// The splits to read; empty for the only one.
-        splits: Vec<String>,
-    },
+    /// Files of pairs.
+    Pairs(PairInputs),
     /// A folder of `train cache`.
     Cache(PathBuf),
 }
@@ -103,6 +101,7 @@ pub fn settings(arguments: &RunArguments, launch: &Launch) -> Result<RunOptions>
                 from_file.pairs = None;
                 from_file.cache = None;
                 from_file.split = None;
+                from_file.layout = None;
             }
             runkit::config::merge(&arguments.settings, &from_file)?
         }
@@ -183,11 +182,12 @@ impl RunOptions {
 }
 
 /// Settings that may differ from rank to rank: places on this machine, and how it computes.
-const OF_ONE_RANK: [&str; 12] = [
+const OF_ONE_RANK: [&str; 13] = [
     "recipe",
     "model",
     "pairs",
     "split",
+    "layout",
     "cache",
     "labels",
     "out",
@@ -269,13 +269,26 @@ impl Config {
                     options.split.is_none(),
                     "--split goes with --pairs; hint: a cache has one split, that of its pairs"
                 );
+                ensure!(
+                    options.layout.is_none(),
+                    "--layout goes with --pairs; hint: a cache has a layout of its own"
+                );
                 Source::Cache(cache)
             }
-            (pairs, None) => Source::Pairs {
+            (pairs, None) => Source::Pairs(PairInputs {
                 pairs: pairs.unwrap_or_default(),
                 splits: options.split.clone().unwrap_or_default(),
-            },
+                layout: options.layout,
+            }),
         };
+        for (flag, path, hint) in [
+            ("--out", &options.out, "name a folder; --mirror copies the run to an address"),
+            ("--from", &options.from, "copy the checkpoint to this machine first"),
+            ("--skip-pairs", &options.skip_pairs, "copy the file to this machine first"),
+            ("--sample-prompts", &options.sample_prompts, "copy the file to this machine first"),
+        ] {
+            settings::refuse_address(flag, path.as_deref(), hint)?;
+        }
         let settings: RunSettings = settings::complete(options)?;
         settings.check_counts()?;
         settings.check_batch(launch.world as u64)?;
@@ -300,6 +313,7 @@ impl Config {
             source,
             labels: options.labels.clone().unwrap_or_default(),
             out: options.out.clone().unwrap_or_default(),
+            mirror: options.mirror.clone(),
             learning_rate,
             optimizer: OptimizerConfig {
                 kind: settings.optimizer,
@@ -319,7 +333,7 @@ impl Config {
             // A launcher that starts the ranks again after a death means them to resume.
             fresh: fresh && launch.store.as_ref().is_none_or(|store| store.attempt == 0),
             settings,
-            saved_settings: options.with_absolute_paths().to_toml()?,
+            saved_settings: settings::saved(options)?,
         })
     }
 }

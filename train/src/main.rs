@@ -9,7 +9,11 @@ fn main() -> ExitCode {
     runkit::program::main(
         runkit::build!(nn::doctor::version),
         |cli: &Cli| cli.log,
-        |cli| train::commands::run(cli.command, &version()),
+        |cli| {
+            let status = train::commands::run(cli.command, &version());
+            locations::log_traffic();
+            status
+        },
     )
 }
 

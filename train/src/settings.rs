@@ -7,14 +7,16 @@
 //! `--help` shows them from there. So a new setting is one entry here and one line there. It
 //! belongs to the identity of a run unless [`crate::run::manifest`] says otherwise.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Result, bail};
 use clap::builder::{PossibleValuesParser, TypedValueParser as _};
 use clap::{Args, ValueEnum};
 use nn::lora::Targets;
 use nn::optimizer::OptimizerKind;
+use runkit::path::is_address;
 use runkit::settings::Settings;
+use schemas::layouts::Layout;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
@@ -85,7 +87,8 @@ settings! {
         /// A1111 or ComfyUI, or hf://owner/name@revision.
         #[arg(value_name = "DIR")]
         optional model: PathBuf,
-        /// Pairs in Pick-a-Pic's layout: Parquet files, folders or glob patterns.
+        /// Pairs: files, folders, glob patterns, or addresses such as s3://BUCKET/pairs, https://… and
+        /// hf://datasets/OWNER/NAME.
         #[arg(value_name = "PATH", num_args = 1..)]
         optional pairs: Vec<PathBuf>,
         /// The split to read if files or folders are named by splits, such as
@@ -93,10 +96,15 @@ settings! {
         #[arg(value_name = "NAME", value_delimiter = ',')]
         #[serde(deserialize_with = "runkit::config::one_or_more")]
         optional split: Vec<String>,
-        /// A folder that train cache wrote, in place of --pairs.
+        /// The layout of the pairs, if their names and columns do not tell it.
+        #[arg(value_name = "NAME",
+            value_parser = PossibleValuesParser::new(Layout::ALL.map(Layout::name))
+                .try_map(|name| name.parse::<Layout>()))]
+        optional layout: Layout,
+        /// A folder that train cache wrote, here or at an address, in place of --pairs.
         #[arg(value_name = "DIR", conflicts_with = "pairs")]
         optional cache: PathBuf,
-        /// The labels that relabel wrote for the pairs.
+        /// The labels that relabel wrote for the pairs: a file or its address.
         #[arg(value_name = "FILE.parquet")]
         optional labels: PathBuf,
         /// The folder to write.
@@ -296,6 +304,11 @@ settings! {
         /// How many checkpoints to keep; older ones are deleted.
         #[arg(value_name = "N")]
         with_default keep: usize,
+        /// Copy each checkpoint, the metrics and the result to this place, in the background:
+        /// s3://BUCKET/PREFIX or a folder. A start on a machine without the --out folder
+        /// resumes from there.
+        #[arg(value_name = "PLACE")]
+        optional mirror: PathBuf,
         /// Record everything needed to compute the first N steps again in another framework.
         #[arg(value_name = "N")]
         with_default record_steps: u64,
@@ -358,7 +371,8 @@ settings! {
         /// .safetensors file of A1111 or ComfyUI, or hf://owner/name@revision.
         #[arg(value_name = "DIR")]
         optional model: PathBuf,
-        /// Pairs in Pick-a-Pic's layout: Parquet files, folders or glob patterns.
+        /// Pairs: files, folders, glob patterns, or addresses such as s3://BUCKET/pairs, https://… and
+        /// hf://datasets/OWNER/NAME.
         #[arg(value_name = "PATH", num_args = 1..)]
         optional pairs: Vec<PathBuf>,
         /// The split to read if files or folders are named by splits, such as
@@ -366,6 +380,11 @@ settings! {
         #[arg(value_name = "NAME", value_delimiter = ',')]
         #[serde(deserialize_with = "runkit::config::one_or_more")]
         optional split: Vec<String>,
+        /// The layout of the pairs, if their names and columns do not tell it.
+        #[arg(value_name = "NAME",
+            value_parser = PossibleValuesParser::new(Layout::ALL.map(Layout::name))
+                .try_map(|name| name.parse::<Layout>()))]
+        optional layout: Layout,
         /// The folder to write.
         #[arg(value_name = "DIR")]
         optional out: PathBuf,
@@ -410,6 +429,7 @@ impl Settings for RunOptions {
             &mut self.from,
             &mut self.skip_pairs,
             &mut self.sample_prompts,
+            &mut self.mirror,
         ];
         single.into_iter().flatten().chain(self.pairs.iter_mut().flatten()).collect()
     }
@@ -428,6 +448,35 @@ impl Settings for CacheOptions {
 /// If one has none.
 pub(crate) fn complete<T: DeserializeOwned>(options: &impl Serialize) -> Result<T> {
     Ok(serde_json::from_value(serde_json::to_value(options)?)?)
+}
+
+/// The settings as they are saved beside an output: paths are absolute, and addresses have no query,
+/// which may be a signature.
+///
+/// # Errors
+/// Never: every setting is plain data.
+pub(crate) fn saved<S: Settings>(options: &S) -> Result<String> {
+    let mut options = options.with_absolute_paths();
+    options.paths().into_iter().for_each(|path| *path = locations::shown(path));
+    Ok(options.to_toml()?)
+}
+
+/// What to do where `train cache` would write to an address.
+pub(crate) const CACHE_HERE: &str =
+    "write the cache to a folder and copy it: --cache of train run reads it from an address";
+
+/// Refuses an address where a path of this machine is needed.
+///
+/// # Errors
+/// Naming the flag; `hint` says what to do instead.
+pub(crate) fn refuse_address(flag: &str, path: Option<&Path>, hint: &str) -> Result<()> {
+    match path {
+        Some(path) if is_address(path) => {
+            let shown = locations::shown(path);
+            bail!("{flag} {}: expected a path of this machine; hint: {hint}", shown.display())
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Refuses NaN and infinities by name. Layers are merged as JSON, which has neither and would take

@@ -141,10 +141,28 @@ impl Access {
         Self { shared: Arc::new(shared) }
     }
 
+    /// The same variables and limits with a stop flag of its own, and without what is known of
+    /// objects: for work that continues after a signal, and that writes what it has read before.
+    #[must_use]
+    pub fn anew(&self, stop: StopFlag) -> Self {
+        Self::new(self.shared.variables.clone(), self.shared.limits, stop)
+    }
+
     /// Requests and bytes so far.
     pub fn traffic(&self) -> Traffic {
         let (requests, bytes) = self.shared.transport.counts();
         Traffic { requests, bytes, retries: self.shared.retries.load(Ordering::Relaxed) }
+    }
+}
+
+/// Says in the log what this process has requested, if anything: how much a command read from
+/// elsewhere is then known at its end.
+pub fn log_traffic() {
+    let Some(Traffic { requests, bytes, retries }) = PROCESS.get().map(Access::traffic) else {
+        return;
+    };
+    if requests > 0 {
+        tracing::debug!(requests, bytes, retries, "read from elsewhere");
     }
 }
 
@@ -177,6 +195,11 @@ impl Access {
     pub(crate) fn pin(&self, shown: &Path, known: Known) -> Known {
         let mut all = self.shared.known.lock().unwrap_or_else(PoisonError::into_inner);
         all.entry(shown.to_owned()).or_insert(known).clone()
+    }
+
+    /// No longer expects the object that was known: this process has written another one.
+    pub(crate) fn unpin(&self, shown: &Path) {
+        self.shared.known.lock().unwrap_or_else(PoisonError::into_inner).remove(shown);
     }
 
     /// What was known of an object at its first request.

@@ -72,6 +72,14 @@ impl Lanes {
         Self { lanes: lanes.collect(), object }
     }
 
+    /// Requests the first piece of every lane, so that a reader waits for all of them at once.
+    pub(crate) fn begin(&self) {
+        for lane in self.lanes.iter().filter(|lane| !lane.pieces.is_empty()) {
+            let mut slots = lane.slots.lock().unwrap_or_else(PoisonError::into_inner);
+            lane.request(&self.object, &mut slots, 0);
+        }
+    }
+
     /// Fills `into` with the bytes from `start` on.
     pub(crate) fn read_exact_at(&self, into: &mut [u8], start: u64) -> Result<(), LocationError> {
         if into.is_empty() {
@@ -178,6 +186,15 @@ impl Lane {
         Ok(())
     }
 
+    /// Begins to fetch a piece, if there is one and it is not held.
+    fn request(&self, object: &Arc<Object>, slots: &mut Slots, index: usize) {
+        let Some(piece) = self.pieces.get(index) else { return };
+        slots.held.entry(index).or_insert_with(|| {
+            let (object, range) = (Arc::clone(object), piece.range.clone());
+            Slot::Pending(start(async move { object.read(range).await }))
+        });
+    }
+
     /// A piece, and the next ones requested.
     fn piece(
         &self,
@@ -195,11 +212,7 @@ impl Lane {
             held + 1 >= index || (shared && group + 1 >= newest)
         });
         for wanted in index..=index + AHEAD {
-            let Some(piece) = self.pieces.get(wanted) else { break };
-            slots.held.entry(wanted).or_insert_with(|| {
-                let (object, range) = (Arc::clone(object), piece.range.clone());
-                Slot::Pending(start(async move { object.read(range).await }))
-            });
+            self.request(object, slots, wanted);
         }
         let bytes = match slots.held.get(&index) {
             Some(Slot::Here(bytes)) => return Ok(bytes.clone()),

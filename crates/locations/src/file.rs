@@ -114,6 +114,7 @@ impl File {
             None => self.clone(),
             Some(object) => {
                 let ahead = Arc::new(Lanes::new(Arc::clone(object), lanes));
+                ahead.begin();
                 Self { kind: Kind::Ahead(Arc::clone(object), ahead), length: self.length }
             }
         }

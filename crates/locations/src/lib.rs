@@ -27,18 +27,22 @@ mod find;
 mod hub_data;
 mod location;
 mod remote;
+mod remove;
 mod retry;
+mod spelling;
 mod store;
 mod transport;
 mod upload;
 mod web;
 
-pub use access::{Access, Limits, Traffic};
+pub use access::{Access, Limits, Traffic, log_traffic};
 pub use ahead::PIECE_BYTES;
 pub use error::LocationError;
 pub use file::{File, Reader};
 pub use find::{Found, Item, find};
 pub use location::{Location, Remote};
+pub use remove::remove;
+pub use spelling::shown;
 pub use upload::{Condition, Upload};
 
 /// The schemes, for messages.

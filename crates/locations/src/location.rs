@@ -4,6 +4,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 
 use crate::access::Access;
+use crate::spelling::{is_loopback, split_scheme, without_query};
 use crate::{LocationError, PATTERN_CHARACTERS};
 
 /// The hub's name of the branch with its own conversion to Parquet.
@@ -171,6 +172,14 @@ impl Location {
         }
     }
 
+    /// Lets the next reader of an object take the version that is there then, and not the one that
+    /// this process knows: for objects that others may write.
+    pub fn refresh(&self) {
+        if let Self::Remote(remote) = self {
+            remote.access.unpin(&remote.shown);
+        }
+    }
+
     /// Whether it is an address.
     pub fn is_remote(&self) -> bool {
         matches!(self, Self::Remote(_))
@@ -209,6 +218,15 @@ impl Location {
                 Self::Local(path.parent().unwrap_or_else(|| Path::new("")).to_owned())
             }
             Self::Remote(remote) => Self::Remote(remote.parent()),
+        }
+    }
+
+    /// The same place, reached in another way.
+    #[must_use]
+    pub fn with_access(self, access: &Access) -> Self {
+        match self {
+            Self::Local(path) => Self::Local(path),
+            Self::Remote(remote) => Self::Remote(Remote { access: access.clone(), ..remote }),
         }
     }
 
@@ -280,43 +298,6 @@ impl Remote {
 
 fn last_part(key: &str) -> &str {
     key.trim_end_matches('/').rsplit('/').next().unwrap_or_default()
-}
-
-/// Scheme in lower case, and what follows `://`.
-fn split_scheme(text: &str) -> Option<(String, &str)> {
-    let (scheme, rest) = text.split_once("://")?;
-    let mut bytes = scheme.bytes();
-    let is_scheme = bytes.next().is_some_and(|first| first.is_ascii_alphabetic())
-        && bytes.all(|byte| byte.is_ascii_alphanumeric() || b"+-.".contains(&byte));
-    is_scheme.then(|| (scheme.to_ascii_lowercase(), rest))
-}
-
-/// A web address without its query, fragment, user and password; other addresses as they are, since
-/// a key may hold a question mark.
-fn without_query(text: &str) -> String {
-    let Some((scheme, rest)) = text.split_once("://") else { return text.to_owned() };
-    if !scheme.to_ascii_lowercase().starts_with("http") {
-        return text.to_owned();
-    }
-    let rest = rest.split(['?', '#']).next().unwrap_or_default();
-    let (authority, path) = rest.split_once('/').map_or((rest, None), |(a, p)| (a, Some(p)));
-    let host = authority.rsplit('@').next().unwrap_or_default();
-    match path {
-        Some(path) => format!("{scheme}://{host}/{path}"),
-        None => format!("{scheme}://{host}"),
-    }
-}
-
-/// Whether an address without its scheme, or a host with a port, is of this machine.
-pub(crate) fn is_loopback(rest: &str) -> bool {
-    let authority = rest.split(['/', '?', '#']).next().unwrap_or_default();
-    let authority = authority.rsplit('@').next().unwrap_or_default();
-    let host = match authority.strip_prefix('[') {
-        Some(rest) => rest.split(']').next().unwrap_or_default(),
-        None => authority.split(':').next().unwrap_or_default(),
-    };
-    host.eq_ignore_ascii_case("localhost")
-        || host.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback())
 }
 
 fn check_web(url: &str, shown: &str) -> Result<(), LocationError> {

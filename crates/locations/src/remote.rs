@@ -95,6 +95,11 @@ impl Remote {
                 self.access.pin(&self.shown, found)
             }
         };
+        self.opened(known).await
+    }
+
+    /// The object in the version that is known.
+    pub(crate) async fn opened(self, known: Known) -> Result<Object, LocationError> {
         let mut named = self.named();
         let source = match &self.place {
             Place::Object { key, .. } => match self.bucket()? {

@@ -13,10 +13,14 @@ use crate::transport::{Observed, observed};
 
 /// How often a waiting caller looks at the stop flag.
 const POLL_INTERVAL: Duration = Duration::from_millis(100);
-/// Statuses that mean "later".
-const BUSY: [u16; 7] = [408, 425, 429, 500, 502, 503, 504];
 /// Threads that wait for the network at most.
 const THREADS: usize = 128;
+
+/// Whether a status means "later": errors of the server other than "not implemented" and "another
+/// version of HTTP".
+fn is_busy(status: u16) -> bool {
+    matches!(status, 408 | 425 | 429 | 500..=599) && !matches!(status, 501 | 505)
+}
 
 /// Why an attempt failed.
 pub(crate) enum Failure {
@@ -68,10 +72,10 @@ where
             Err(Failure::Transient(problem)) => problem,
             Err(Failure::Unknown(problem)) => explain(named, &last, problem)?,
         };
-        let wait = last.pause.unwrap_or_else(|| jittered(pause, count));
+        let wait = jittered(pause, count).max(last.pause.unwrap_or_default());
         pause = (pause * 2).min(limits.longest_pause);
         let elapsed = start.elapsed();
-        if elapsed + wait > limits.total {
+        if elapsed.saturating_add(wait) > limits.total {
             return Err(LocationError::Unavailable {
                 location: named.location.clone(),
                 attempts: count,
@@ -115,7 +119,7 @@ fn explain(named: &Named, last: &Observed, otherwise: String) -> Result<String, 
         (Some(fault), _) => {
             Err(LocationError::Response { location: location(), problem: fault.problem.clone() })
         }
-        (None, Some(status)) if BUSY.contains(&status) => Ok(answers(status)),
+        (None, Some(status)) if is_busy(status) => Ok(answers(status)),
         // S3 reports some errors of its own in the body of a success.
         (None, Some(200..=299)) if matches!(code, "InternalError" | "SlowDown") => {
             Ok(format!("the server answers {code}"))
@@ -150,6 +154,15 @@ fn explain(named: &Named, last: &Observed, otherwise: String) -> Result<String, 
                 _ => String::new(),
             },
         }),
+        (None, Some(301 | 307 | 400)) if last.region.is_some() => {
+            let region = last.region.clone().unwrap_or_default();
+            Err(LocationError::Response {
+                location: location(),
+                problem: format!(
+                    "the bucket lies in the region {region}; hint: set AWS_REGION={region}"
+                ),
+            })
+        }
         (None, Some(status @ (301 | 302 | 307 | 308))) => Err(LocationError::Response {
             location: location(),
             problem: format!(

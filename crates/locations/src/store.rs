@@ -9,23 +9,28 @@ use object_store::aws::{AmazonS3, AmazonS3Builder};
 use object_store::azure::MicrosoftAzureBuilder;
 use object_store::gcp::GoogleCloudStorageBuilder;
 use object_store::path::Path as Key;
-use object_store::{GetOptions, GetRange, ObjectStore, RetryConfig};
+use object_store::{
+    GetOptions, GetRange, ObjectMeta, ObjectStore, ObjectStoreExt as _, PutMode, PutPayload,
+    RetryConfig, UpdateVersion,
+};
 use ureq::http::{HeaderName, HeaderValue};
 
 use crate::LocationError;
 use crate::access::Access;
-use crate::location::{Known, Store, is_loopback};
+use crate::location::{Known, Store};
 use crate::retry::{Failure, Named};
+use crate::spelling::is_loopback;
 use crate::transport::Service;
 
 /// Variables that lead to another endpoint, and those that allow plain http there.
-const ENDPOINTS: [&str; 7] = [
+const ENDPOINTS: [&str; 8] = [
     "AWS_ENDPOINT_URL_S3",
     "AWS_ENDPOINT_URL",
     "AWS_ENDPOINT",
     "GOOGLE_BASE_URL",
     "AZURE_STORAGE_ENDPOINT",
     "AZURE_ENDPOINT",
+    "AZURITE_BLOB_STORAGE_URL",
     "AWS_ENDPOINT_URL_STS",
 ];
 /// What another response is called.
@@ -117,6 +122,8 @@ pub(crate) fn s3(
     builder
         .with_bucket_name(bucket)
         .with_allow_http(true)
+        // One request for each object: servers other than Amazon's may not know the other way.
+        .with_disable_bulk_delete(true)
         .with_retry(no_retries())
         .with_http_connector(Service { transport, condition })
         .build()
@@ -186,7 +193,7 @@ impl Bucket {
     pub(crate) async fn head(&self, key: &str) -> Result<Option<Known>, Failure> {
         let options = GetOptions { head: true, ..GetOptions::default() };
         match self.store.get_opts(&parse_key(key)?, options).await {
-            Ok(found) => Ok(Some(Known { size: found.meta.size, version: found.meta.e_tag })),
+            Ok(found) => Ok(Some(known(found.meta))),
             Err(object_store::Error::NotFound { .. }) => Ok(None),
             Err(_) => Err(Failure::Unknown(NOT_UNDERSTOOD.to_owned())),
         }
@@ -213,9 +220,40 @@ impl Bucket {
             )
         };
         let found = self.store.get_opts(&parse_key(key)?, options).await.map_err(unknown)?;
-        let known = Known { size: found.meta.size, version: found.meta.e_tag.clone() };
+        let known = known(found.meta.clone());
         let bytes = found.bytes().await.map_err(unknown)?;
         Ok((bytes, known))
+    }
+
+    /// Removes an object; one that is not there counts as removed.
+    pub(crate) async fn remove(&self, key: &str) -> Result<(), Failure> {
+        match self.store.delete(&parse_key(key)?).await {
+            Ok(()) | Err(object_store::Error::NotFound { .. }) => Ok(()),
+            Err(_) => Err(Failure::Unknown(NOT_UNDERSTOOD.to_owned())),
+        }
+    }
+
+    /// Puts an object under its key in one request.
+    pub(crate) async fn put(
+        &self,
+        key: &Key,
+        payload: PutPayload,
+        mode: PutMode,
+    ) -> object_store::Result<()> {
+        self.store.put_opts(key, payload, mode.into()).await.map(|_| ())
+    }
+
+    /// All that tells the version of an object; `None` if nothing has the key.
+    pub(crate) async fn version(&self, key: &Key) -> Result<Option<UpdateVersion>, Failure> {
+        let options = GetOptions { head: true, ..GetOptions::default() };
+        match self.store.get_opts(key, options).await {
+            Ok(found) => {
+                let version = found.meta.version.clone();
+                Ok(Some(UpdateVersion { e_tag: known(found.meta).version, version }))
+            }
+            Err(object_store::Error::NotFound { .. }) => Ok(None),
+            Err(_) => Err(Failure::Unknown(NOT_UNDERSTOOD.to_owned())),
+        }
     }
 
     /// Keys below a folder, with sizes and ETags.
@@ -223,11 +261,21 @@ impl Bucket {
         let folder = parse_key(folder)?;
         let prefix = Some(&folder).filter(|key| !key.as_ref().is_empty());
         let listed = self.store.list(prefix).map_ok(|found| {
-            let known = Known { size: found.size, version: found.e_tag };
-            (found.location.to_string(), known)
+            let key = found.location.to_string();
+            (key, known(found))
         });
         listed.try_collect().await.map_err(|_| Failure::Unknown(NOT_UNDERSTOOD.to_owned()))
     }
+}
+
+/// Size and version. Listings of Azure give ETags without their quotation marks, which the
+/// responses to reads have.
+fn known(meta: ObjectMeta) -> Known {
+    let quoted = |tag: String| match tag.ends_with('"') {
+        true => tag,
+        false => format!("\"{tag}\""),
+    };
+    Known { size: meta.size, version: meta.e_tag.map(quoted) }
 }
 
 pub(crate) fn parse_key(key: &str) -> Result<Key, Failure> {

@@ -53,6 +53,8 @@ pub(crate) struct Observed {
     pub(crate) for_credentials: bool,
     /// The ETag of the response.
     pub(crate) etag: Option<String>,
+    /// The region of the bucket, as S3 says with an error.
+    pub(crate) region: Option<String>,
 }
 
 tokio::task_local! {
@@ -115,7 +117,10 @@ impl Transport {
                     .and_then(|value| value.trim().parse().ok())
                     .map(Duration::from_secs);
                 seen.etag = text("etag").map(str::to_owned);
-                if !response.status().is_success() {
+                seen.region = text("x-amz-bucket-region").map(str::to_owned).filter(|region| {
+                    region.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
+                });
+                if !response.status().is_success() || is_error(response.body()) {
                     seen.code = text("x-error-code")
                         .or_else(|| text("x-ms-error-code"))
                         .map(str::to_owned)
@@ -278,6 +283,13 @@ fn wanted(headers: &HeaderMap) -> Option<usize> {
     }
     let (first, last) = (first.parse::<u64>().ok()?, last.parse::<u64>().ok()?);
     usize::try_from(last.checked_sub(first)?.checked_add(1)?).ok()
+}
+
+/// Whether a body is an error although its status says success, as S3 answers when it had to begin
+/// its answer before it knew.
+fn is_error(body: &[u8]) -> bool {
+    let start = String::from_utf8_lossy(body.get(..256).unwrap_or(body));
+    start.starts_with("<Error>") || (start.starts_with("<?xml") && start.contains("<Error>"))
 }
 
 /// The `<Code>` of an error of object storage. Nothing else of such a body is shown: it may hold

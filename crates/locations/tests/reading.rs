@@ -94,7 +94,16 @@ fn what_passes_is_tried_again() {
     let store = ObjectStore::start();
     let bytes = noise(100_000);
     store.put("bucket/one.bin", &bytes);
-    let faults: [(&str, Trouble); 5] = [
+    let faults: [(&str, Trouble); 7] = [
+        ("a reset before the answer", |before, reply| {
+            if before == 0 { reply.sent(Sending::Breaks(0)) } else { reply }
+        }),
+        (
+            "a status of a proxy",
+            |before, reply| {
+                if before == 0 { Reply::new(520, b"") } else { reply }
+            },
+        ),
         ("503 twice", |before, reply| if before < 2 { Reply::new(503, b"") } else { reply }),
         ("429 that asks to wait", |before, reply| match before {
             0 => Reply::new(429, b"").with("Retry-After", "0"),
@@ -164,6 +173,14 @@ fn trouble_without_end_ends_with_one_sentence() {
     assert!(begun.elapsed() < Duration::from_secs(8));
     let message = error.to_string();
     assert!(message.contains("HTTP 503") && message.contains("attempts"), "{message}");
+    // A server that wants to be asked again when the run is long over.
+    for seconds in ["3600", "18446744073709551615"] {
+        store.set_fault(move |_, _, _| Reply::new(503, b"").with("Retry-After", seconds));
+        let begun = Instant::now();
+        let error = failure(&access(store.variables()), "s3://bucket/one.bin");
+        assert!(matches!(error, LocationError::Unavailable { attempts: 1, .. }), "{error}");
+        assert!(begun.elapsed() < Duration::from_secs(3), "{error}");
+    }
     // Nobody listens there.
     let mut variables = store.variables();
     variables[0].1 = "http://127.0.0.1:9".to_owned();
@@ -197,6 +214,38 @@ fn missing_and_refused_credentials_end_at_once_and_are_never_shown() {
     assert!(!ACCESS_KEY.is_empty());
     let unsigned = with(&[("AWS_SKIP_SIGNATURE", Some("true"))]);
     assert!(matches!(unsigned, LocationError::Refused { .. }), "{unsigned:?}");
+}
+
+/// With the limits of the programs: reported within a minute, although this machine is asked whether it
+/// belongs to a cloud that knows its credentials.
+#[test]
+fn missing_credentials_are_reported_within_a_minute() {
+    let store = ObjectStore::start();
+    let [endpoint, _, _, region] = <[_; 4]>::try_from(store.variables()).unwrap();
+    let never = runkit::signals::StopFlag::never();
+    let access = Access::new(vec![endpoint, region], locations::Limits::default(), never);
+    let begun = Instant::now();
+    let error = find(&at(&access, "s3://bucket/pairs")).unwrap_err();
+    assert!(matches!(error, LocationError::NoCredentials { .. }), "{error}");
+    assert!(begun.elapsed() < Duration::from_secs(60), "{:?}", begun.elapsed());
+    assert!(store.server.requests().is_empty());
+}
+
+#[test]
+fn the_usual_limits_end_within_five_minutes() {
+    let limits = locations::Limits::default();
+    // An attempt that begins at the last moment: a name is looked up, a connection made, a response
+    // awaited; then its bytes come so slowly that it is given up.
+    let last = limits.connect * 2 + limits.idle + limits.window + limits.idle;
+    assert!(limits.total + last < Duration::from_secs(300));
+}
+
+#[test]
+fn a_bucket_of_another_region_is_named_with_its_region() {
+    let store = ObjectStore::start();
+    store.set_fault(|_, _, _| Reply::new(400, b"").with("x-amz-bucket-region", "eu-central-1"));
+    let message = failure(&access(store.variables()), "s3://bucket/one.bin").to_string();
+    assert!(message.contains("set AWS_REGION=eu-central-1"), "{message}");
 }
 
 #[test]

@@ -3,11 +3,12 @@
 mod common;
 
 use std::io::Write as _;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use common::{access, at, noise};
-use locations::{Condition, LocationError, Upload};
+use locations::{Condition, File, LocationError, Upload};
 use testkit::objects::{ObjectStore, etag};
-use testkit::server::{Reply, Sending};
+use testkit::server::{Reply, Request, Sending};
 
 #[test]
 fn an_upload_is_there_when_it_is_whole() {
@@ -29,6 +30,65 @@ fn an_upload_is_there_when_it_is_whole() {
     upload.finish().unwrap();
     assert!(store.object("bucket/run/labels.parquet").unwrap() == bytes);
     assert_eq!(store.open_uploads(), 0);
+}
+
+/// Whether a request completes an upload.
+fn completes(request: &Request) -> bool {
+    request.method == "POST" && request.query("uploadId").is_some()
+}
+
+#[test]
+fn a_lost_answer_is_not_taken_for_another_object() {
+    // What was asked for is done, and the answer breaks off or is that of a tired server.
+    let faults: [fn(Reply) -> Reply; 3] = [
+        |reply| reply.sent(Sending::Breaks(10)),
+        |_| Reply::new(500, b""),
+        |_| Reply::new(200, b"<?xml version=\"1.0\"?>\n<Error><Code>InternalError</Code></Error>"),
+    ];
+    for fault in faults {
+        let store = ObjectStore::start();
+        let access = access(store.variables());
+        let out = at(&access, "s3://bucket/labels.parquet");
+        let lost = AtomicBool::new(false);
+        store.set_fault(move |request, _, reply| {
+            match completes(request) && !lost.swap(true, Ordering::Relaxed) {
+                true => fault(reply),
+                false => reply,
+            }
+        });
+        let bytes = noise((9 << 20) + 3);
+        let mut upload = Upload::begin(&out, &Condition::Absent).unwrap();
+        upload.write_all(&bytes).unwrap();
+        upload.finish().unwrap();
+        assert!(store.object("bucket/labels.parquet").unwrap() == bytes);
+        // And read by the same process, although it was not there at first.
+        let file = File::open(&out).unwrap();
+        assert!(file.bytes(0..file.len()).unwrap() == bytes);
+    }
+    // Another's object of the same length stays, whatever became of the answer.
+    let store = ObjectStore::start();
+    let access = access(store.variables());
+    let out = at(&access, "s3://bucket/labels.parquet");
+    let mut upload = Upload::begin(&out, &Condition::Absent).unwrap();
+    upload.write_all(b"ours").unwrap();
+    store.put("bucket/labels.parquet", b"them");
+    let error = upload.finish().unwrap_err();
+    assert!(matches!(error, LocationError::Exists { .. }), "{error}");
+    assert_eq!(store.object("bucket/labels.parquet").unwrap(), b"them");
+}
+
+#[test]
+fn an_object_that_we_replaced_is_read_anew() {
+    let store = ObjectStore::start();
+    let access = access(store.variables());
+    let out = at(&access, "s3://bucket/labels.parquet");
+    store.put("bucket/labels.parquet", b"old");
+    assert_eq!(File::open(&out).unwrap().bytes(0..3).unwrap().as_ref(), b"old");
+    let replaces = Condition::Replaces(etag(b"old"));
+    let mut upload = Upload::begin(&out, &replaces).unwrap();
+    upload.write_all(b"newer").unwrap();
+    upload.finish().unwrap();
+    assert_eq!(File::open(&out).unwrap().bytes(0..5).unwrap().as_ref(), b"newer");
 }
 
 #[test]
@@ -89,9 +149,9 @@ fn our_own_object_is_replaced_if_it_is_still_there() {
 }
 
 #[test]
-fn only_s3_is_written_to() {
+fn what_is_no_object_is_not_written_to() {
     let access = access(Vec::new());
-    for place in ["gs://bucket/x", "https://host/x", "hf://datasets/o/n/x", "s3://bucket/"] {
+    for place in ["https://host/x", "hf://datasets/o/n/x", "s3://bucket/", "gs://bucket/*"] {
         let error = Upload::begin(&at(&access, place), &Condition::Absent).unwrap_err();
         assert!(matches!(error, LocationError::Form { .. }), "{error}");
     }

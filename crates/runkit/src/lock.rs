@@ -23,10 +23,9 @@ const MAXIMUM_HOLDER_BYTES: u64 = 1 << 16;
 /// A command line is shown and kept up to this many characters.
 const MAXIMUM_COMMAND_CHARACTERS: usize = 300;
 
-/// How often, and after how long, a shared lock is asked for again if the lock file names no
-/// holder.
+/// How often, and after how long, a shared lock is asked for again if the lock file names no holder.
 const MOMENTS: u32 = 100;
-/// The same if the lock file names a holder.
+/// The same if the lock file names a holder, and for a lock of one alone.
 const MOMENTS_WITH_NAMES: u32 = 3;
 const MOMENT: Duration = Duration::from_millis(10);
 
@@ -85,7 +84,16 @@ impl OutputLock {
     pub fn exclusive(path: impl AsRef<Path>) -> Result<Self, LockError> {
         let path = path.as_ref();
         let mut file = open(path)?;
-        match try_exclusive(&file) {
+        let mut tried = try_exclusive(&file);
+        for _ in 0..MOMENTS_WITH_NAMES {
+            if !matches!(tried, Tried::Held) {
+                break;
+            }
+            // A process that was started while the lock was held has it until its program begins.
+            std::thread::sleep(MOMENT);
+            tried = try_exclusive(&file);
+        }
+        match tried {
             Tried::Taken => clear(&mut file).map_err(|cause| unusable(path, cause))?,
             Tried::Unsupported(cause) => warn_without_locks(path, &cause),
             Tried::Held => return Err(held(path, &mut file)),

@@ -98,6 +98,13 @@ impl FolderKind {
         work.push(".work");
         RunFolder { path: work.into(), lock: hidden_beside(output, "lock"), kind: self }
     }
+
+    /// The folder of unfinished work at `path`, wherever the output is: the lock is `.NAME.lock`
+    /// beside the folder, which is removed in the end.
+    #[must_use]
+    pub fn apart(self, path: &Path) -> RunFolder {
+        RunFolder { path: path.to_owned(), lock: hidden_beside(path, "lock"), kind: self }
+    }
 }
 
 /// A file beside `output` whose name begins with a dot.

@@ -23,10 +23,23 @@ pub type Fault = dyn Fn(&Request, usize, Reply) -> Reply + Send + Sync;
 
 type Parts = BTreeMap<usize, Vec<u8>>;
 
+/// An object, and its ETag.
+#[derive(Clone)]
+struct Object {
+    bytes: Arc<Vec<u8>>,
+    tag: String,
+}
+
+impl Object {
+    fn new(bytes: Vec<u8>) -> Self {
+        Self { tag: etag(&bytes), bytes: Arc::new(bytes) }
+    }
+}
+
 #[derive(Default)]
 struct State {
     /// By `BUCKET/KEY`.
-    objects: BTreeMap<String, Vec<u8>>,
+    objects: BTreeMap<String, Object>,
     /// Parts by the number of the upload.
     uploads: BTreeMap<usize, Parts>,
     begun: usize,
@@ -47,11 +60,16 @@ impl ObjectStore {
         let state = Arc::<Mutex<State>>::default();
         let kept = Arc::clone(&state);
         let server = Server::start(move |request| {
-            let (mut reply, fault, before) = {
+            let (answer, fault, before) = {
                 let mut state = kept.lock().unwrap();
                 let before = state.answered;
                 state.answered += 1;
                 (state.answer(request), state.fault.clone(), before)
+            };
+            // Copies of large ranges need no lock.
+            let mut reply = match answer {
+                Answer::Done(reply) => reply,
+                Answer::Range(object) => part_of(&object, request),
             };
             if let Some(fault) = fault {
                 reply = fault(request, before, reply);
@@ -78,7 +96,13 @@ impl ObjectStore {
 
     /// Puts an object under `BUCKET/KEY`.
     pub fn put(&self, name: &str, bytes: &[u8]) {
-        self.state().objects.insert(name.to_owned(), bytes.to_vec());
+        let object = Object::new(bytes.to_vec());
+        self.state().objects.insert(name.to_owned(), object);
+    }
+
+    /// Removes the object under `BUCKET/KEY`.
+    pub fn remove(&self, name: &str) {
+        self.state().objects.remove(name);
     }
 
     /// Puts all files below a folder under `BUCKET/PREFIX`.
@@ -96,7 +120,17 @@ impl ObjectStore {
 
     /// The object under `BUCKET/KEY`.
     pub fn object(&self, name: &str) -> Option<Vec<u8>> {
-        self.state().objects.get(name).cloned()
+        self.state().objects.get(name).map(|object| object.bytes.to_vec())
+    }
+
+    /// The objects below `BUCKET/PREFIX`, by their names there.
+    pub fn below(&self, prefix: &str) -> BTreeMap<String, Vec<u8>> {
+        let state = self.state();
+        let below = state.objects.iter().filter_map(|(name, object)| {
+            let name = name.strip_prefix(prefix)?.strip_prefix('/')?;
+            Some((name.to_owned(), object.bytes.to_vec()))
+        });
+        below.collect()
     }
 
     /// Uploads that were begun, and neither completed nor removed.
@@ -137,21 +171,34 @@ pub fn etag(bytes: &[u8]) -> String {
     format!("\"{:016x}\"", hasher.finish())
 }
 
+/// What the store answers.
+enum Answer {
+    Done(Reply),
+    /// The range of this object that the request asks for.
+    Range(Object),
+}
+
+fn part_of(object: &Object, request: &Request) -> Reply {
+    Reply::part_of(&object.bytes, request)
+        .with("ETag", &object.tag)
+        .with("Last-Modified", "Sat, 28 Nov 2026 10:00:00 GMT")
+}
+
 impl State {
-    fn answer(&mut self, request: &Request) -> Reply {
+    fn answer(&mut self, request: &Request) -> Answer {
         let signed = request.header("authorization").unwrap_or_default();
         if signed.is_empty() {
-            return error(403, "AccessDenied");
+            return Answer::Done(error(403, "AccessDenied"));
         }
         if !signed.contains(&format!("Credential={ACCESS_KEY}/")) {
-            return error(403, "InvalidAccessKeyId");
+            return Answer::Done(error(403, "InvalidAccessKeyId"));
         }
         let path = decoded(request.path());
         let name = path.trim_matches('/').to_owned();
         let upload = request.query("uploadId").and_then(|id| id.parse::<usize>().ok());
-        match (request.method.as_str(), name.contains('/')) {
+        Answer::Done(match (request.method.as_str(), name.contains('/')) {
             ("GET", false) => self.list(&name, request),
-            ("GET" | "HEAD", true) => self.get(&name, request),
+            ("GET" | "HEAD", true) => return self.get(&name, request),
             ("POST", true) if request.query("uploads").is_some() => {
                 self.begun += 1;
                 self.uploads.insert(self.begun, Parts::new());
@@ -163,17 +210,12 @@ impl State {
                 Reply::new(200, text.as_bytes())
             }
             ("PUT", true) => match upload {
-                Some(id) => {
-                    let number = request.query("partNumber").unwrap().parse().unwrap();
-                    let Some(parts) = self.uploads.get_mut(&id) else {
-                        return error(404, "NoSuchUpload");
-                    };
-                    parts.insert(number, request.body.clone());
-                    Reply::new(200, b"").with("ETag", &etag(&request.body))
-                }
+                Some(id) => self.put_part(id, request),
                 None => {
-                    self.objects.insert(name, request.body.clone());
-                    Reply::new(200, b"").with("ETag", &etag(&request.body))
+                    let object = Object::new(request.body.clone());
+                    let reply = Reply::new(200, b"").with("ETag", &object.tag);
+                    self.objects.insert(name, object);
+                    reply
                 }
             },
             ("POST", true) => self.complete(&name, upload.unwrap_or(0), request),
@@ -185,22 +227,28 @@ impl State {
                 Reply::new(204, b"")
             }
             _ => error(405, "MethodNotAllowed"),
-        }
+        })
     }
 
-    fn get(&self, name: &str, request: &Request) -> Reply {
-        let Some(bytes) = self.objects.get(name) else { return error(404, "NoSuchKey") };
-        let tag = etag(bytes);
-        if request.header("if-match").is_some_and(|wanted| wanted != tag) {
-            return error(412, "PreconditionFailed");
+    fn get(&self, name: &str, request: &Request) -> Answer {
+        let Some(object) = self.objects.get(name) else {
+            return Answer::Done(error(404, "NoSuchKey"));
+        };
+        if request.header("if-match").is_some_and(|wanted| wanted != object.tag) {
+            return Answer::Done(error(412, "PreconditionFailed"));
         }
-        Reply::part_of(bytes, request)
-            .with("ETag", &tag)
-            .with("Last-Modified", "Sat, 28 Nov 2026 10:00:00 GMT")
+        Answer::Range(object.clone())
+    }
+
+    fn put_part(&mut self, id: usize, request: &Request) -> Reply {
+        let number = request.query("partNumber").unwrap().parse().unwrap();
+        let Some(parts) = self.uploads.get_mut(&id) else { return error(404, "NoSuchUpload") };
+        parts.insert(number, request.body.clone());
+        Reply::new(200, b"").with("ETag", &etag(&request.body))
     }
 
     fn complete(&mut self, name: &str, id: usize, request: &Request) -> Reply {
-        let present = self.objects.get(name).map(|bytes| etag(bytes));
+        let present = self.objects.get(name).map(|object| object.tag.clone());
         let wanted = request.header("if-match");
         let nothing_wanted = request.header("if-none-match") == Some("*");
         if (nothing_wanted && present.is_some())
@@ -209,11 +257,11 @@ impl State {
             return error(412, "PreconditionFailed");
         }
         let Some(parts) = self.uploads.remove(&id) else { return error(404, "NoSuchUpload") };
-        let whole: Vec<u8> = parts.into_values().flatten().collect();
+        let whole = Object::new(parts.into_values().flatten().collect());
         let text = format!(
             "<CompleteMultipartUploadResult><Location>x</Location><Bucket>b</Bucket><Key>k</Key>\
              <ETag>{}</ETag></CompleteMultipartUploadResult>",
-            etag(&whole)
+            whole.tag
         );
         self.objects.insert(name.to_owned(), whole);
         Reply::new(200, text.as_bytes())
@@ -229,9 +277,9 @@ impl State {
             .peekable();
         let mut text = String::from("<?xml version=\"1.0\"?><ListBucketResult>");
         let mut last = String::new();
-        for (name, bytes) in below.by_ref().take(PAGE) {
+        for (name, object) in below.by_ref().take(PAGE) {
             let key = name.split_once('/').unwrap().1;
-            let (tag, size) = (etag(bytes).replace('"', "&quot;"), bytes.len());
+            let (tag, size) = (object.tag.replace('"', "&quot;"), object.bytes.len());
             let _ = write!(
                 text,
                 "<Contents><Key>{key}</Key><LastModified>2026-11-28T10:00:00.000Z</LastModified>\
@@ -275,7 +323,7 @@ impl DatasetHub {
                 return Reply::new(400, b"");
             }
             match held.get(decoded(request.path()).trim_start_matches('/')) {
-                Some(bytes) => Reply::new(200, bytes).ranged(request).with("ETag", &etag(bytes)),
+                Some(object) => Reply::part_of(&object.bytes, request).with("ETag", &object.tag),
                 None => Reply::new(404, b""),
             }
         });
@@ -312,23 +360,23 @@ impl DatasetHub {
     }
 }
 
-fn collect(folder: &Path, prefix: &str, into: &mut BTreeMap<String, Vec<u8>>) {
+fn collect(folder: &Path, prefix: &str, into: &mut BTreeMap<String, Object>) {
     for entry in std::fs::read_dir(folder).unwrap() {
         let path = entry.unwrap().path();
         let name = format!("{prefix}{}", path.file_name().unwrap().to_str().unwrap());
         if path.is_dir() {
             collect(&path, &format!("{name}/"), into);
         } else {
-            into.insert(name, std::fs::read(path).unwrap());
+            into.insert(name, Object::new(std::fs::read(path).unwrap()));
         }
     }
 }
 
 /// A page of the files below a folder, as the hub lists them.
-fn tree(folder: &str, request: &Request, contents: &BTreeMap<String, Vec<u8>>) -> Reply {
+fn tree(folder: &str, request: &Request, contents: &BTreeMap<String, Object>) -> Reply {
     let prefix = if folder.is_empty() { String::new() } else { format!("{folder}/") };
     let is_deep = request.query("recursive").as_deref() == Some("true");
-    let below: Vec<(&String, &Vec<u8>)> = contents
+    let below: Vec<(&String, &Object)> = contents
         .iter()
         .filter(|(name, _)| {
             name.strip_prefix(&prefix).is_some_and(|rest| is_deep || !rest.contains('/'))
@@ -338,8 +386,8 @@ fn tree(folder: &str, request: &Request, contents: &BTreeMap<String, Vec<u8>>) -
         return Reply::new(404, b"").with("X-Error-Code", "EntryNotFound");
     }
     let first: usize = request.query("cursor").map_or(0, |cursor| cursor.parse().unwrap());
-    let page = below.iter().skip(first).take(PAGE).map(|(name, bytes)| {
-        let (size, oid) = (bytes.len(), etag(bytes).replace('"', ""));
+    let page = below.iter().skip(first).take(PAGE).map(|(name, object)| {
+        let (size, oid) = (object.bytes.len(), object.tag.replace('"', ""));
         format!(
             "{{\"type\": \"file\", \"path\": \"{name}\", \"size\": {size}, \"oid\": \"{oid}\"}}"
         )

@@ -32,6 +32,11 @@ impl Request {
         self.target.split('?').next().unwrap_or_default()
     }
 
+    /// The path with percent signs decoded.
+    pub fn decoded_path(&self) -> String {
+        decoded(self.path())
+    }
+
     /// The first byte that `Range` requests.
     pub fn range_from(&self) -> Option<usize> {
         self.header("range")?.strip_prefix("bytes=")?.split('-').next()?.parse().ok()

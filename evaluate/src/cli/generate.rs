@@ -81,8 +81,8 @@ pub struct GenerateSettings {
         help_heading = "Input and output"
     )]
     pub model: Option<Vec<ModelSource>>,
-    /// Files of prompts: .tsv, .csv, .json, .jsonl, .parquet (or a folder or pattern of them), or
-    /// text with a prompt in each line. Each file is a set, named as the file or with name=. The
+    /// Files of prompts: .tsv, .csv, .json, .jsonl, .parquet (or a folder, a pattern or an address
+    /// of them, such as s3://BUCKET/DIR), or text with a prompt in each line. Each file is a set, named as the file or with name=. The
     /// prompts are in the column prompt, caption or text, or in that of column=; their categories
     /// in category or style, or in that of category=. limit= takes the first N.
     #[arg(long, value_name = "FILE[,OPTION=VALUE]", num_args = 1.., help_heading = "Input and output")]

@@ -4,6 +4,7 @@ pub(crate) mod defaults;
 pub mod filter_prompts;
 pub mod generate;
 pub mod grid;
+pub mod pairs;
 pub mod report;
 pub mod run;
 pub mod score;
@@ -46,6 +47,8 @@ pub enum Command {
     Grid(grid::GridArguments),
     /// Write the report page and its figures from existing scores.
     Report(report::ReportArguments),
+    /// Make pairs of scored images, with labels, to train on.
+    Pairs(pairs::PairsArguments),
     /// Keep the prompts that a text classifier finds safe to show.
     FilterPrompts(filter_prompts::FilterPromptsArguments),
     /// Show what the program finds on this machine: libtorch, CUDA, GPUs, CPU, disks and the hub.

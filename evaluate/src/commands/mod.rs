@@ -3,6 +3,7 @@
 mod filter_prompts;
 mod generate;
 mod grid;
+mod pairs;
 mod report;
 mod run;
 mod score;
@@ -42,6 +43,7 @@ pub fn run(command: Command) -> Result<ExitStatus> {
         Command::Score(arguments) => score::run(&arguments),
         Command::FilterPrompts(arguments) => filter_prompts::run(&arguments),
         Command::Grid(arguments) => grid::run(&arguments),
+        Command::Pairs(arguments) => pairs::run(&arguments),
         Command::Report(arguments) => report::run(&arguments),
         Command::Tables(arguments) => tables::run(&arguments),
         Command::Doctor(json) => doctor(json),
@@ -53,7 +55,11 @@ pub fn run(command: Command) -> Result<ExitStatus> {
 fn is_of_one_process(command: &Command) -> bool {
     matches!(
         command,
-        Command::FilterPrompts(_) | Command::Grid(_) | Command::Report(_) | Command::Tables(_)
+        Command::FilterPrompts(_)
+            | Command::Grid(_)
+            | Command::Pairs(_)
+            | Command::Report(_)
+            | Command::Tables(_)
     )
 }
 

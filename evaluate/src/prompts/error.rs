@@ -3,6 +3,7 @@
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
+use runkit::path::is_address;
 use runkit::text::excerpt;
 
 /// Prompts cannot be read.
@@ -48,17 +49,21 @@ pub enum PromptsError {
 /// Extensions of files of prompts.
 const LISTS: [&str; 7] = ["txt", "tsv", "csv", "json", "jsonl", "ndjson", "parquet"];
 
+/// Whether a name has one of these extensions.
+pub(super) fn is_list(path: &Path) -> bool {
+    let extension = path.extension().unwrap_or_default().to_string_lossy().to_lowercase();
+    LISTS.contains(&extension.as_str())
+}
+
 /// What to do if a user gave something else than a file.
 fn read_hint(path: &Path, cause: &std::io::Error) -> &'static str {
     let name = path.to_string_lossy();
-    let extension = path.extension().unwrap_or_default().to_string_lossy().to_lowercase();
-    let is_list = LISTS.contains(&extension.as_str());
-    let is_sentence = name.trim().contains(char::is_whitespace) && !is_list;
+    let is_sentence = name.trim().contains(char::is_whitespace) && !is_list(path);
     match cause.kind() {
         ErrorKind::IsADirectory => "; hint: this is a folder; name the file of prompts in it",
-        ErrorKind::NotFound if name.starts_with("hf://") => {
-            "; hint: prompts are read from files on the disk; hf download --repo-type dataset \
-             fetches them"
+        ErrorKind::NotFound if is_address(path) => {
+            "; hint: only Parquet files are read from an address; fetch the file, for example with \
+             aws s3 cp, curl or hf download --repo-type dataset"
         }
         ErrorKind::NotFound | ErrorKind::InvalidFilename if is_sentence => {
             "; hint: --prompts names a file: write the prompts into prompts.txt, one a line"

@@ -123,6 +123,11 @@ fn read_source(source: &PromptSource) -> Result<Vec<PromptSet>, PromptsError> {
     if source.set_name().is_empty() {
         return Err(not_prompts(&source.file, "expected the name of a file"));
     }
+    if let Some(address) = signed(&source.file) {
+        let reason = "expected an address without a query, which is a secret that config.toml and \
+                      the manifest would keep; hint: fetch the file";
+        return Err(not_prompts(address, reason));
+    }
     if source.is_location() {
         return parquet::read(source);
     }
@@ -135,6 +140,13 @@ fn read_source(source: &PromptSource) -> Result<Vec<PromptSet>, PromptsError> {
         "parquet" => parquet::read(source),
         _ => lines::read(source),
     }
+}
+
+/// A web address with a query, without it: such queries are signatures.
+fn signed(file: &Path) -> Option<&Path> {
+    let text = file.to_str().filter(|text| text.starts_with("http"))?;
+    let (address, _) = text.split_once('?').filter(|_| runkit::path::is_address(file))?;
+    Some(Path::new(address))
 }
 
 /// The content of a file without its byte order mark.
@@ -230,7 +242,7 @@ mod tests {
             assert!(error.contains("cannot read") && error.contains(absent), "{error}");
         }
         let error = of_files(&[&folder.path().to_owned()], None).unwrap_err();
-        assert!(error.contains("expected Parquet files, found none"), "{error}");
+        assert!(error.contains("expected files of the layout pickapic"), "{error}");
     }
 
     #[test]

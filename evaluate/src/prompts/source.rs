@@ -4,7 +4,10 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
+use runkit::path::is_address;
 use serde::{Deserialize, Serialize};
+
+use super::error::is_list;
 
 const OPTIONS: &str = "column=, category=, name=, split= and limit=";
 /// The characters that make a name a pattern.
@@ -14,7 +17,7 @@ const PATTERN_CHARACTERS: [char; 3] = ['*', '?', '['];
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct PromptSource {
-    /// The file; for Parquet files also a folder or a pattern.
+    /// The file; for Parquet files also a folder, a pattern or an address.
     pub file: PathBuf,
     /// The column that holds the prompts, if not one of the usual names.
     pub column: Option<String>,
@@ -47,9 +50,10 @@ impl PromptSource {
         !self.file.exists() && self.file.to_string_lossy().contains(PATTERN_CHARACTERS)
     }
 
-    /// Whether it may name several Parquet files: a folder or a pattern.
+    /// Whether it may name several Parquet files: a folder, a pattern, or such an address.
     pub(super) fn is_location(&self) -> bool {
-        self.file.is_dir() || self.is_pattern()
+        let is_elsewhere = is_address(&self.file) && !is_list(&self.file);
+        self.file.is_dir() || self.is_pattern() || is_elsewhere
     }
 
     fn is_parquet(&self) -> bool {

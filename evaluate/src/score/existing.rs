@@ -125,7 +125,7 @@ impl<'row> ExistingIndex<'row> {
 }
 
 /// The scorers of a manifest that an evaluation wrote.
-fn used_scorers(manifest: &Value) -> Vec<UsedScorer> {
+pub(super) fn used_scorers(manifest: &Value) -> Vec<UsedScorer> {
     let now: Option<ScorersManifest> = serde_json::from_value(manifest[KEY_SCORERS].clone()).ok();
     let now = now.into_iter().flat_map(|ScorersManifest { scorers, dtype, device, .. }| {
         scorers.into_iter().map(move |record| UsedScorer {

@@ -13,6 +13,7 @@ mod pass;
 mod plan;
 mod rows;
 mod scope;
+mod scored;
 mod store;
 
 use std::collections::{BTreeSet, HashMap, HashSet};
@@ -35,6 +36,7 @@ use self::pass::{Batches, Pass};
 pub use self::plan::{ScorerPlan, ScoringPlan};
 use self::rows::Table;
 use self::scope::{Scope, row};
+pub(crate) use self::scored::{ScoredBytes, scorers_of};
 use self::store::{Key, Store};
 use crate::generate::{self, Manifest};
 use crate::prompts::{self, Limits, Prompt, PromptSource};

@@ -1,7 +1,7 @@
 //! `relabel check`: everything a long run needs, tried before it.
 
 use std::fmt::Write as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
@@ -35,6 +35,9 @@ struct Summary<'run> {
     output_state: &'run str,
     output_bytes: u64,
     free_bytes: u64,
+    work: PathBuf,
+    work_bytes: u64,
+    free_work_bytes: u64,
     scratch: &'run Path,
     scratch_bytes: u64,
     free_scratch_bytes: u64,
@@ -59,8 +62,11 @@ impl<'run> Summary<'run> {
             seconds_left: rehearsal.seconds_left(),
             output: &config.out,
             output_state: &rehearsal.output,
-            output_bytes: rehearsal.room.output(),
-            free_bytes: rehearsal.free_bytes,
+            output_bytes: rehearsal.needs().first().map_or(0, |need| need.bytes),
+            free_bytes: rehearsal.needs().first().map_or(0, |need| need.free),
+            work: config.work_folder(),
+            work_bytes: rehearsal.room.work(),
+            free_work_bytes: rehearsal.free_work_bytes,
             scratch: &rehearsal.scratch,
             scratch_bytes: rehearsal.room.scratch(),
             free_scratch_bytes: rehearsal.free_scratch_bytes,
@@ -135,51 +141,35 @@ fn describe(config: &Config, rehearsal: &Rehearsal) -> Result<String> {
         let time = HumanDuration(Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX));
         let _ = writeln!(text, "time       {rate:.2} images/s, about {time} for {what}");
     }
-    let room = &rehearsal.room;
-    let _ = writeln!(
-        text,
-        "disk       about {} for labels and unfinished work in {}, {} free",
-        HumanBytes(room.output()),
-        folder_of(&config.out),
-        HumanBytes(rehearsal.free_bytes)
-    );
-    let _ = writeln!(
-        text,
-        "scratch    {} for captions and their features in {}, {} free",
-        HumanBytes(room.scratch()),
-        rehearsal.scratch.display(),
-        HumanBytes(rehearsal.free_scratch_bytes)
-    );
+    for need in rehearsal.needs() {
+        let of = need.of.replace("{}", &HumanBytes(need.bytes).to_string());
+        let (what, folder, free) = (need.what, need.folder.display(), HumanBytes(need.free));
+        let _ = writeln!(text, "{what:<10} {of} in {folder}, {free} free");
+    }
     let _ = writeln!(text, "output     {}: {}", config.out.display(), rehearsal.output);
     Ok(text)
 }
 
-/// The folder of a file, to be read.
-fn folder_of(file: &Path) -> String {
-    let folder = file.parent().filter(|folder| !folder.as_os_str().is_empty());
-    folder.unwrap_or(Path::new(".")).display().to_string()
-}
-
-/// Output and scratch may share a disk, which then needs room for both.
+/// Folders may share a disk, which then needs room for all of them.
 fn refuse_too_little_room(config: &Config, rehearsal: &Rehearsal) -> Result<()> {
-    let room = &rehearsal.room;
-    let is_one_disk = same_disk(&config.out, &rehearsal.scratch);
-    let output = room.output() + if is_one_disk { room.scratch() } else { 0 };
-    ensure!(
-        output <= rehearsal.free_bytes,
-        "{}: the run takes about {} there, only {} are free; hint: choose another --out{}",
-        config.out.display(),
-        HumanBytes(output),
-        HumanBytes(rehearsal.free_bytes),
-        if is_one_disk { ", or --scratch FOLDER on another disk" } else { "" }
-    );
-    ensure!(
-        room.scratch() <= rehearsal.free_scratch_bytes,
-        "{}: captions and their features take {}, only {} are free; hint: --scratch FOLDER on another disk",
-        rehearsal.scratch.display(),
-        HumanBytes(room.scratch()),
-        HumanBytes(rehearsal.free_scratch_bytes)
-    );
+    let needs = rehearsal.needs();
+    for (index, need) in needs.iter().enumerate() {
+        let others = needs.iter().skip(index + 1);
+        let sharing: Vec<_> = others.filter(|other| same_disk(need.folder, other.folder)).collect();
+        let bytes = need.bytes + sharing.iter().map(|other| other.bytes).sum::<u64>();
+        let is_output = index == 0 && config.address.is_none();
+        let place = if is_output { config.out.as_path() } else { need.folder };
+        let hints: Vec<&str> =
+            [need.hint].into_iter().chain(sharing.iter().map(|it| it.hint)).collect();
+        ensure!(
+            bytes <= need.free,
+            "{}: the run takes about {} there, only {} are free; hint: {}",
+            place.display(),
+            HumanBytes(bytes),
+            HumanBytes(need.free),
+            hints.join(", or ")
+        );
+    }
     Ok(())
 }
 

@@ -30,7 +30,8 @@ pub(super) fn run(labels: &Path, format: ReportFormat) -> Result<ExitStatus> {
     let mut print = |text: &str| out.write_all(text.as_bytes()).context("writing to stdout");
     let mut before = "[\n";
     for batch in file.batches()? {
-        let batch = batch.with_context(|| format!("reading {}", labels.display()))?;
+        let batch =
+            batch.with_context(|| format!("reading {}", locations::shown(labels).display()))?;
         for row in (0..batch.num_rows()).filter(|&row| has_failed(&batch, row)) {
             let failed = Failed::of(&batch, row);
             match format {

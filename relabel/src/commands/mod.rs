@@ -1,16 +1,19 @@
 //! What each command does with its arguments.
 
 mod check;
+mod convert;
 mod failed;
 mod vote;
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
+use locations::{Location, Upload};
 use nn::device::{self, DeviceChoice, DeviceError};
 use runkit::exit::ExitStatus;
 use runkit::launch::Launch;
 use runkit::logging::counted;
+use runkit::path::is_address;
 use runkit::program::{self, JsonFlag, say, usage_unless};
 use runkit::settings::Settings as _;
 use runkit::shard::Shard;
@@ -44,9 +47,12 @@ pub fn run(command: Command) -> Result<ExitStatus> {
             check::run(&config, arguments.json, &stop)
         }
         Command::Vote(arguments) => {
+            let out = refuse_address("--out", Some(&arguments.out));
+            out.map_err(usage_unless(DeviceError::is_absent))?;
             runkit::signals::ignore_file_size_signal().context("setting up signals")?;
             vote::run(&arguments)
         }
+        Command::Convert(arguments) => convert::run(&arguments),
         Command::Inspect(arguments) => inspect(&arguments),
         Command::Doctor(json) => {
             let report = nn::doctor::examine();
@@ -124,6 +130,8 @@ fn inspect(arguments: &InspectArguments) -> Result<ExitStatus> {
 
 /// The settings from flags, environment and file; `None` if they were only to be printed.
 fn settings(arguments: &ScoreArguments) -> Result<Option<ScoreSettings>> {
+    let file = refuse_address("--config", arguments.file.config.as_deref());
+    file.map_err(usage_unless(DeviceError::is_absent))?;
     let mut settings = arguments.settings.over_file(arguments.file.config.as_deref())?;
     // A shard is of one process, so no file holds it.
     settings.shard = arguments.settings.shard;
@@ -177,7 +185,24 @@ fn validated(
     let pairs = pairs.unwrap_or_default();
     let scorers = settings.scorers.clone().unwrap_or_default();
     let out = settings.out.clone().unwrap_or_else(|| PathBuf::from("labels.parquet"));
+    let mut work = settings.work.clone();
+    let (out, address) = match Location::parse(&out)? {
+        Location::Local(_) => (out, None),
+        location @ Location::Remote(_) => {
+            Upload::check(&location)?;
+            work.get_or_insert_with(|| PathBuf::from(format!("{}.work", location.name())));
+            (location.path().to_owned(), Some(location))
+        }
+    };
     ensure!(out.file_name().is_some(), "--out {} does not name a file", out.display());
+    refuse_address("--scorers", Some(&scorers))?;
+    refuse_address("--scratch", settings.scratch.as_deref())?;
+    refuse_address("--work", work.as_deref())?;
+    ensure!(
+        work.as_ref().is_none_or(|work| work.file_name().is_some()),
+        "--work {} does not name a folder of its own; hint: it is removed once the labels are there",
+        work.unwrap_or_default().display()
+    );
     let (sharing, launch) = sharing(settings.shard)?;
     if let Sharing::Rank(launch) = &sharing {
         runkit::logging::of_rank(launch.rank, false);
@@ -191,16 +216,15 @@ fn validated(
         settings.unit_pairs != Some(0),
         "--unit-pairs 0 makes no unit; hint: leave it out for the default"
     );
-    ensure!(
-        sharing.is_alone() || !arguments.fresh,
-        "--fresh with one of several processes would remove what the others did; hint: remove {} by hand",
-        score::work_folder(&out).display()
-    );
-    Ok(Config {
+    let is_alone = sharing.is_alone();
+    let config = Config {
         pairs,
         splits: settings.split.clone().unwrap_or_default(),
+        layout: settings.layout,
         scorers,
         out,
+        address,
+        work,
         settings_file: arguments.file.config.clone(),
         batch_size,
         compute,
@@ -211,8 +235,34 @@ fn validated(
         scratch: settings.scratch.clone(),
         fresh: arguments.fresh,
         max_failed: settings.max_failed.unwrap_or_default(),
-        saved_settings: settings.with_absolute_paths().to_toml()?,
-    })
+        saved_settings: saved(&settings)?,
+    };
+    ensure!(
+        is_alone || !arguments.fresh,
+        "--fresh with one of several processes would remove what the others did; hint: remove {} by hand",
+        config.work_folder().display()
+    );
+    Ok(config)
+}
+
+/// The settings as they are saved beside the output: valid from any folder, and without the queries
+/// of addresses, which may be signatures.
+fn saved(settings: &ScoreSettings) -> Result<String> {
+    let mut settings = settings.with_absolute_paths();
+    for path in settings.paths().into_iter().filter(|path| is_address(path)) {
+        *path = locations::shown(path);
+    }
+    Ok(settings.to_toml()?)
+}
+
+/// Refuses an address where only a path of this machine is read or written.
+fn refuse_address(flag: &str, path: Option<&Path>) -> Result<()> {
+    let Some(path) = path.filter(|path| is_address(path)) else { return Ok(()) };
+    bail!(
+        "{flag} {}: expected a path of this machine, found an address; hint: name a path, and copy \
+         the file from or to the address",
+        locations::shown(path).display()
+    )
 }
 
 /// `auto` is the GPU of the rank among those of its machine.

@@ -25,8 +25,9 @@ pub(super) fn run(arguments: &VoteArguments) -> Result<ExitStatus> {
     let schema = LabelsSchema::new(&voters)?;
     let decider = decider(&labels, &schema, arguments.ties)?;
     let mut metadata = labels.metadata().clone();
-    let manifest = manifest(&labels, &voters, arguments.ties)
-        .with_context(|| format!("{}: its manifest cannot be read", arguments.labels.display()))?;
+    let manifest = manifest(&labels, &voters, arguments.ties).with_context(|| {
+        format!("{}: its manifest cannot be read", locations::shown(&arguments.labels).display())
+    })?;
     let output = score::labels_output(&arguments.out, arguments.fresh);
     let inputs = std::slice::from_ref(&arguments.labels);
     if output.examine(inputs, &manifest, score::manifest_of_labels)? == State::Complete {
@@ -67,7 +68,7 @@ fn voters(labels: &LabelsFile, arguments: &VoteArguments) -> Result<Vec<String>>
                 nearest.map(|name| format!("; hint: did you mean `{name}`?")).unwrap_or_default();
             bail!(
                 "{} has no scorer `{name}`, only {}{hint}",
-                arguments.labels.display(),
+                locations::shown(&arguments.labels).display(),
                 runkit::text::choices(scorers)
             );
         }

@@ -118,7 +118,10 @@ impl Report {
         let file = LabelsFile::open(labels)?;
         let mut counting = Counting::new(file.schema().scorers());
         for batch in file.batches()? {
-            counting.add(&batch.with_context(|| format!("reading {}", labels.display()))?);
+            counting.add(
+                &batch
+                    .with_context(|| format!("reading {}", locations::shown(labels).display()))?,
+            );
         }
         Ok(counting.finish())
     }

@@ -16,7 +16,7 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 
-use anyhow::{Result, ensure};
+use anyhow::Result;
 use bytes::Bytes;
 use media::decode::{Limits, decode};
 use rayon::prelude::*;
@@ -46,13 +46,27 @@ pub(crate) enum Choice {
 /// A batch: images to score, and what was found in every slot that was read since the last batch.
 #[derive(Debug)]
 pub(crate) struct Batch {
-    /// The slots, with the digest of their bytes; `None` if the image is null or empty.
-    pub(crate) slots: Vec<(u64, Option<Digest>)>,
+    /// The slots, with what was found there.
+    pub(crate) slots: Vec<(u64, Occurrence)>,
     /// The images to score.
     pub(crate) images: Vec<Chosen>,
     /// Owners among the slots, for the progress.
     pub(crate) owners: u64,
 }
+
+/// What was found in a slot.
+#[derive(Debug)]
+pub(crate) enum Occurrence {
+    /// An image with this digest.
+    Image(Digest),
+    /// No image: it is null or empty.
+    Null,
+    /// No image, and why.
+    Absent(String),
+}
+
+/// What a row has in a slot: the bytes, or why it has no bytes if it says so.
+type Encountered = (u64, Option<Bytes>, Option<String>);
 
 /// An image to score.
 #[derive(Debug)]
@@ -95,14 +109,7 @@ impl OpenFile {
     /// The file of this number in the plan.
     fn get(&mut self, plan: &Plan, number: usize) -> Result<&PairFile> {
         if self.0.as_ref().is_none_or(|(open, _)| *open != number) {
-            let planned = &plan.files[number];
-            let pairs = PairFile::open(&planned.input)?;
-            ensure!(
-                pairs.fingerprint() == planned.fingerprint,
-                "{}: the file has changed since the run was planned; hint: run the same command again",
-                planned.input.path.display()
-            );
-            self.0 = Some((number, pairs));
+            self.0 = Some((number, plan.open(&plan.files[number])?));
         }
         let Some((_, pairs)) = &self.0 else { anyhow::bail!("no file is open") };
         Ok(pairs)
@@ -123,7 +130,7 @@ pub(crate) struct Batches<'run> {
     rows: PairRows,
     seen: Seen,
     waiting: VecDeque<Waiting>,
-    slots: Vec<(u64, Option<Digest>)>,
+    slots: Vec<(u64, Occurrence)>,
     owners: u64,
 }
 
@@ -215,8 +222,9 @@ impl<'run> Batches<'run> {
             let Some(rows) = self.rows.next() else { break };
             let mut images = Vec::new();
             for row in rows? {
-                let slots = 2 * self.row..;
-                images.extend(slots.zip(row.image));
+                let found = row.image.into_iter().zip(row.absent);
+                let slots = (2 * self.row..).zip(found);
+                images.extend(slots.map(|(slot, (image, absent))| (slot, image, absent)));
                 self.row += 1;
             }
             self.hash(images)?;
@@ -239,20 +247,20 @@ impl<'run> Batches<'run> {
     }
 
     /// Hashes images on all threads, then chooses what to score of them, in order.
-    fn hash(&mut self, images: Vec<(u64, Option<Bytes>)>) -> Result<()> {
+    fn hash(&mut self, images: Vec<Encountered>) -> Result<()> {
         let images: Vec<_> = images
             .into_par_iter()
             // A row whose caption cannot be scored needs no images.
-            .filter_map(|(slot, bytes)| Some((slot, self.plan.owner(slot)?, bytes)))
-            .map(|(slot, owner, bytes)| {
+            .filter_map(|(slot, bytes, why)| Some((slot, self.plan.owner(slot)?, bytes, why)))
+            .map(|(slot, owner, bytes, why)| {
                 let bytes = bytes.filter(|bytes| !bytes.is_empty());
                 let content = bytes.as_ref().map(|bytes| digest(bytes));
-                (slot, owner, bytes.zip(content))
+                (slot, owner, bytes.zip(content), why)
             })
             .collect();
-        for (slot, owner, found) in images {
+        for (slot, owner, found, why) in images {
             let Some((bytes, content)) = found else {
-                self.add_slot(slot, owner, None);
+                self.add_slot(slot, owner, why.map_or(Occurrence::Null, Occurrence::Absent));
                 continue;
             };
             let image_captions = match &self.choice {
@@ -260,7 +268,7 @@ impl<'run> Batches<'run> {
                 Choice::First => self.seen.choose(self.plan, &content, owner),
                 Choice::Rest(wanted) => wanted.get(&slot).cloned().unwrap_or_default(),
             };
-            self.add_slot(slot, owner, Some(content));
+            self.add_slot(slot, owner, Occurrence::Image(content));
             if !image_captions.is_empty() {
                 self.waiting.push_back(Waiting { slot, content, image_captions, bytes });
             }
@@ -268,9 +276,9 @@ impl<'run> Batches<'run> {
         Ok(())
     }
 
-    fn add_slot(&mut self, slot: u64, owner: u32, content: Option<Digest>) {
+    fn add_slot(&mut self, slot: u64, owner: u32, found: Occurrence) {
         if matches!(self.choice, Choice::First) {
-            self.slots.push((slot, content));
+            self.slots.push((slot, found));
             self.owners += u64::from(u64::from(owner) == slot);
         }
     }

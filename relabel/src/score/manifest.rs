@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 
 use anyhow::Result;
 use schemas::labels::{KEY_FINGERPRINT, KEY_MANIFEST, KEY_SCHEMA_VERSION, SCHEMA_VERSION};
+use schemas::layouts::Layout;
 use schemas::pairs::{FileRecord, InputRecord};
 use scorers::ScorersManifest;
 use serde::{Deserialize, Serialize};
@@ -57,19 +58,19 @@ impl Manifest {
             ties: config.ties,
             limit: config.limit,
             unit_pairs: Some(config.unit_pairs).filter(|&pairs| pairs != UNIT_PAIRS),
-            input: InputRecord {
-                rows: plan.pairs(),
-                content: Some(plan.content.clone()),
-                files: plan
-                    .files
+            input: InputRecord::new(
+                plan.pairs(),
+                Some(plan.content.clone()),
+                plan.files
                     .iter()
                     .map(|file| FileRecord {
                         source_file: file.input.source_file.clone(),
+                        layout: Some(file.layout).filter(|it| *it != Layout::PickAPic),
                         rows: file.rows,
                         fingerprint: file.fingerprint.clone(),
                     })
                     .collect(),
-            },
+            ),
         }
     }
 

@@ -8,7 +8,7 @@ use anyhow::{Result, ensure};
 use runkit::progress::Progress;
 use runkit::signals::StopFlag;
 use schemas::labels::{LabelRow, LabelsSchema, LabelsWriter, Status};
-use schemas::pairs::{EmptyCaption, PairFile, PairRow, caption_problem};
+use schemas::pairs::{EmptyCaption, PairRow, caption_problem};
 
 use super::plan::{Plan, PlannedFile};
 use super::scores::{Held, Scores};
@@ -76,12 +76,7 @@ impl<'run> Merge<'run> {
         let mut summary = Summary::default();
         let progress = Progress::new("merging", "pairs", self.plan.pairs());
         for file in &self.plan.files {
-            let pairs = PairFile::open_without_images(&file.input)?;
-            ensure!(
-                pairs.fingerprint() == file.fingerprint,
-                "{}: the file has changed since the run was planned; hint: run the same command again",
-                file.input.path.display()
-            );
+            let pairs = self.plan.open(file)?;
             let mut taken = 0;
             'file: for batch in pairs.plan_rows()? {
                 stop.check()?;
@@ -137,7 +132,9 @@ impl<'run> Merge<'run> {
                     }
                     continue;
                 }
-                Some(Held::Missing) => (Status::MissingImage, "image is null or empty"),
+                Some(Held::Missing(why)) => {
+                    (Status::MissingImage, why.unwrap_or("image is null or empty"))
+                }
                 Some(Held::Failure(status, error)) => (status, error),
                 // The run fills all gaps before it merges.
                 Some(Held::Gap) => (Status::DecodeError, "the image was not scored"),

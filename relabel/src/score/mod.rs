@@ -1,13 +1,14 @@
 //! `relabel score`: plan, score unit by unit into parts, merge.
 //!
-//! Until it is complete a run keeps everything in `OUT.work/`: the manifest, which says what the
-//! run is, the plan, the features of its captions, and one part per finished unit. A part and the
-//! labels file appear under their names only when complete and synced. After a kill at any instant
-//! the same command finishes the run, with the same bytes. Several processes may share the work
-//! ([`Sharing`]).
+//! Until it is complete a run keeps everything in its work folder, `OUT.work/`: the manifest, which
+//! says what the run is, the plan, the features of its captions, and one part per finished unit. A
+//! part and the labels file appear under their names only when complete and synced; a labels file at
+//! an address is uploaded from the work folder. After a kill at any instant the same command
+//! finishes the run, with the same bytes. Several processes may share the work ([`Sharing`]).
 
 mod batches;
 mod captions;
+mod elsewhere;
 mod manifest;
 mod merge;
 mod output;
@@ -24,10 +25,12 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use anyhow::{Result, ensure};
+use locations::Location;
 use runkit::logging::{counted, tenths};
 use runkit::progress::Progress;
 use runkit::signals::StopFlag;
-use schemas::pairs::{InputFile, discover};
+use schemas::layouts::Layout;
+use schemas::pairs::{InputFile, discover_as};
 use scorers::{Compute, DescribedScorers, MemoryLimits, ScorerSet, ScorersConfig, ScorersManifest};
 
 use self::batches::{Choice, Source};
@@ -36,12 +39,11 @@ use self::captions::{CaptionFeatures, SharedFeatures};
 pub use self::manifest::{KEY_MEMORY, Manifest};
 use self::merge::Merge;
 use self::output::Output;
-pub use self::output::work_folder;
 pub(crate) use self::output::{labels_output, manifest_of_labels};
 use self::part::Note;
 use self::pipeline::{Scoring, Task};
 use self::plan::{Plan, PlanOptions};
-pub use self::rehearsal::{Rehearsal, rehearse};
+pub use self::rehearsal::{Need, Rehearsal, rehearse};
 pub use self::room::Room;
 use self::scores::Scores;
 pub use self::sharing::Sharing;
@@ -56,10 +58,16 @@ pub struct Config {
     pub pairs: Vec<PathBuf>,
     /// The splits to take of them. If empty, all, which must then be one.
     pub splits: Vec<String>,
+    /// Their layout, if the user named it.
+    pub layout: Option<Layout>,
     /// The scorers' file.
     pub scorers: PathBuf,
-    /// The labels file to write.
+    /// The labels file to write: a path, or an address as it is shown.
     pub out: PathBuf,
+    /// The address, if it is one.
+    pub address: Option<Location>,
+    /// The work folder; beside the labels file if absent. An address needs it.
+    pub work: Option<PathBuf>,
     /// The settings file that was read.
     pub settings_file: Option<PathBuf>,
     /// Images per forward pass.
@@ -134,7 +142,7 @@ fn finish(opened: Opened<'_>, member: &Member<'_>) -> Result<End> {
         if let Some(_lock) = output.merge_lock()? {
             output.tidy()?;
         }
-        return Ok(End::Done);
+        return Ok(if member.follows() { End::DoneElsewhere } else { End::Done });
     }
     let _lock = output.member_lock()?;
     if let Networks::Loaded(set) = &networks {
@@ -145,7 +153,7 @@ fn finish(opened: Opened<'_>, member: &Member<'_>) -> Result<End> {
 
 /// The files of pairs. Files that are not taken are logged.
 fn inputs(config: &Config) -> Result<Vec<InputFile>> {
-    let found = discover(&config.pairs, &config.splits)?;
+    let found = discover_as(&config.pairs, &config.splits, config.layout)?;
     if let Some(skipped) = found.skipped() {
         tracing::info!("{skipped}");
     }
@@ -155,8 +163,8 @@ fn inputs(config: &Config) -> Result<Vec<InputFile>> {
 fn refuse_nothing(plan: &Plan) -> Result<()> {
     ensure!(
         plan.pairs() > 0,
-        "the inputs hold no pair; hint: {} files were read",
-        plan.files.len()
+        "the inputs hold no pair; hint: look into what was read, {}",
+        counted(plan.files.len() as u64, "files")
     );
     Ok(())
 }
@@ -164,7 +172,10 @@ fn refuse_nothing(plan: &Plan) -> Result<()> {
 impl Config {
     /// Where scratch files go.
     fn scratch(&self) -> PathBuf {
-        self.scratch.clone().unwrap_or_else(|| output::folder_of(&self.out))
+        self.scratch.clone().unwrap_or_else(|| match &self.address {
+            None => output::folder_of(&self.out),
+            Some(_) => self.folder_of_work(),
+        })
     }
 
     fn plan_options(&self) -> PlanOptions {
@@ -218,6 +229,7 @@ impl<'run> Run<'run> {
         stop: &'run StopFlag,
     ) -> Result<Opened<'run>> {
         let options = config.plan_options();
+        output.refuse_replaced(inputs)?;
         let known = output.read_plan(inputs, options, stop)?;
         let is_new = known.is_none();
         let plan = match known {
@@ -231,6 +243,7 @@ impl<'run> Run<'run> {
             }
         };
         refuse_nothing(&plan)?;
+        plan.say_layouts(config.layout);
         let mut hashes = output.read_hashes();
         let described = DescribedScorers::of_hashed(scorers, config.compute, &mut hashes)?;
         stop.check()?;
@@ -242,6 +255,7 @@ impl<'run> Run<'run> {
             return Ok(Opened { run, networks, todo, text_widths, is_complete: true });
         }
         output.refuse_another_run(&run.manifest, &run.plan)?;
+        output.try_writing()?;
         let todo = Todo::find(&run)?;
         Room::of(&run.plan, todo.units.iter().copied(), &text_widths, scorers.scorer.len())
             .refuse_full_scratch(&config.scratch())?;
@@ -250,7 +264,7 @@ impl<'run> Run<'run> {
             networks = networks.load(&run)?;
         }
         let new_plan = is_new.then_some((&run.plan, options));
-        output.begin(&run.manifest, &hashes, new_plan)?;
+        output.begin(&run.manifest, inputs, &hashes, new_plan)?;
         Ok(Opened { run, networks, todo, text_widths, is_complete: false })
     }
 }
@@ -385,7 +399,8 @@ impl Run<'_> {
             metadata.insert(KEY_MEMORY.to_owned(), runkit::manifest::canonical_json(&note.memory)?);
         }
         let merge = Merge::new(&self.plan, &scores, &self.manifest.voters, config.ties);
-        let summary = merge.write(&config.out, &metadata, self.stop)?;
+        let summary = merge.write(&output.labels_here(), &metadata, self.stop)?;
+        output.upload(&self.manifest)?;
         tracing::info!(
             rows = summary.rows,
             failed = summary.failed_rows,

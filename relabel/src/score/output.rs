@@ -1,10 +1,14 @@
 //! The output of a run: the labels file, the work folder and the locks beside it, and the settings
 //! that made it.
+//!
+//! The work folder is `OUT.work`, and the locks are beside the output. If the user chose the folder,
+//! or the output is at an address, the locks are beside the work folder.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::{Result, bail};
+use anyhow::{Result, bail, ensure};
 use runkit::files::FileHashes;
 use runkit::lock::{LockError, OutputLock};
 use runkit::output::{OutputFile, State};
@@ -12,8 +16,10 @@ use runkit::run_folder::{FolderKind, RunFolder, hidden_beside};
 use runkit::signals::StopFlag;
 use schemas::labels::{KEY_MANIFEST, LabelsError, LabelsFile};
 use schemas::pairs::InputFile;
+use serde::Serialize;
 use serde_json::{Value, json};
 
+use super::elsewhere::Elsewhere;
 use super::plan::{Plan, PlanOptions};
 use super::{Config, Manifest, Sharing, part};
 
@@ -24,26 +30,66 @@ const WORK: FolderKind = FolderKind {
     lock: "lock",
     is_ours: |manifest| manifest.get("scorers").is_some(),
     numerics: &[],
-    notes: &[],
+    // Compared on its own, before the run is planned.
+    notes: &["versions"],
     hint: None,
 };
+
+/// The flag that names the labels file.
+pub(super) const FLAG: &str = "--out";
+/// What it holds.
+pub(super) const LABELS: &str = "labels of relabel";
 
 /// How often a process looks whether another one has made the plan.
 const POLL: Duration = Duration::from_millis(100);
 
 /// The first line of saved settings. It shows that a file is ours.
-const SETTINGS_HEAD: &str = "# Written by relabel score; a valid --config.\n";
+pub(super) const SETTINGS_HEAD: &str = "# Written by relabel score; a valid --config.\n";
 
 /// The output of the run that `config` describes.
 pub(super) struct Output<'run> {
     config: &'run Config,
     work: RunFolder,
+    /// The labels file, if it is at an address.
+    elsewhere: Option<Elsewhere<'run>>,
 }
 
-/// The work folder of a labels file.
-#[must_use]
-pub fn work_folder(out: &Path) -> PathBuf {
-    WORK.beside(out).path().to_owned()
+/// What keeps other runs from an output, until it is dropped.
+pub(super) struct Locks {
+    _work: OutputLock,
+    _labels: Option<OutputLock>,
+}
+
+/// The manifest of a work folder.
+#[derive(Serialize)]
+struct WorkManifest<'run> {
+    #[serde(flatten)]
+    manifest: &'run Manifest,
+    /// The versions of the inputs that lie elsewhere, by their addresses: those that the parts were
+    /// made of. Labels do not depend on where the pairs lie.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    versions: BTreeMap<String, String>,
+}
+
+impl Config {
+    /// The work folder.
+    fn work(&self) -> RunFolder {
+        match &self.work {
+            Some(work) => FolderKind { flag: "--work", ..WORK }.apart(work),
+            None => WORK.beside(&self.out),
+        }
+    }
+
+    /// Where the work folder is.
+    #[must_use]
+    pub fn work_folder(&self) -> PathBuf {
+        self.work().path().to_owned()
+    }
+
+    /// The folder that holds the work folder.
+    pub(super) fn folder_of_work(&self) -> PathBuf {
+        folder_of(self.work().path())
+    }
 }
 
 /// The folder a file is in; the current one for a bare name.
@@ -56,22 +102,32 @@ pub(super) fn folder_of(file: &Path) -> PathBuf {
 
 /// The labels file that a command is about to write.
 pub(crate) fn labels_output(out: &Path, fresh: bool) -> OutputFile<'_> {
-    OutputFile { path: out, flag: "--out", expected: "labels of relabel", fresh }
+    OutputFile { path: out, flag: FLAG, expected: LABELS, fresh }
 }
 
 /// The manifest in a labels file of ours; `None` for any other file.
 pub(crate) fn manifest_of_labels(file: &Path) -> Option<Value> {
     match LabelsFile::open(file) {
-        Ok(labels) => serde_json::from_str(labels.metadata().get(KEY_MANIFEST)?).ok(),
-        // Another version of this program wrote it.
-        Err(LabelsError::Version { found, .. }) => Some(json!({ "schema_version": found })),
+        Ok(labels) => manifest_in(&labels),
+        Err(LabelsError::Version { found, .. }) => Some(manifest_of_version(&found)),
         Err(_) => None,
     }
 }
 
+/// The manifest in labels; `None` if this program did not write them.
+pub(super) fn manifest_in(labels: &LabelsFile) -> Option<Value> {
+    serde_json::from_str(labels.metadata().get(KEY_MANIFEST)?).ok()
+}
+
+/// What is known of labels that another version of this program wrote.
+pub(super) fn manifest_of_version(found: &str) -> Value {
+    json!({ "schema_version": found })
+}
+
 impl<'run> Output<'run> {
     pub(super) fn new(config: &'run Config) -> Self {
-        Self { config, work: WORK.beside(&config.out) }
+        let elsewhere = config.address.as_ref().map(Elsewhere::new);
+        Self { config, work: config.work(), elsewhere }
     }
 
     /// The folder of the parts.
@@ -111,10 +167,61 @@ impl<'run> Output<'run> {
         labels_output(&self.config.out, self.config.fresh)
     }
 
+    /// A file whose name begins with a dot, beside the labels file or, if that is at an address,
+    /// beside the work folder.
+    fn beside(&self, suffix: &str) -> PathBuf {
+        match &self.elsewhere {
+            None => hidden_beside(&self.config.out, suffix),
+            Some(_) => hidden_beside(self.work.path(), suffix),
+        }
+    }
+
+    /// Where the labels file is made: under its own name, or in the work folder if it is uploaded.
+    pub(super) fn labels_here(&self) -> PathBuf {
+        match &self.elsewhere {
+            None => self.config.out.clone(),
+            Some(_) => self.work.path().join("labels.parquet"),
+        }
+    }
+
+    /// Uploads the labels file, if its place is at an address.
+    pub(super) fn upload(&self, manifest: &Manifest) -> Result<()> {
+        let Some(elsewhere) = &self.elsewhere else { return Ok(()) };
+        elsewhere.upload(&self.labels_here(), &serde_json::to_value(manifest)?)
+    }
+
+    /// Tries whether the labels file can be uploaded, before hours of work.
+    pub(super) fn try_writing(&self) -> Result<()> {
+        self.elsewhere.as_ref().map_or(Ok(()), Elsewhere::try_writing)
+    }
+
+    /// Refuses to resume the work on inputs that lie elsewhere if one of them was replaced since:
+    /// the parts are of the earlier one.
+    pub(super) fn refuse_replaced(&self, inputs: &[InputFile]) -> Result<()> {
+        if self.config.fresh {
+            return Ok(());
+        }
+        let Some(manifest) = self.work.manifest()? else { return Ok(()) };
+        for (address, found) in versions(inputs)? {
+            let before = manifest["versions"][&address].as_str();
+            ensure!(
+                before.is_none_or(|before| before == found),
+                "{address}: replaced since the run began (expected the version {}, found {found}); \
+                 hint: put the earlier object back, or start over with --fresh",
+                before.unwrap_or_default()
+            );
+        }
+        Ok(())
+    }
+
     /// Refuses an output that is not ours or that is one of the inputs, with and without `--fresh`:
     /// before anything is planned, written or removed.
     pub(super) fn refuse_foreign(&self, inputs: &[InputFile]) -> Result<()> {
         let (config, labels) = (self.config, self.labels());
+        if let Some(elsewhere) = &self.elsewhere {
+            elsewhere.refuse_foreign(inputs.iter().map(|input| input.path.as_path()))?;
+            return Ok(self.work.refuse_foreign()?);
+        }
         let mut read: Vec<PathBuf> = inputs.iter().map(|input| input.path.clone()).collect();
         read.push(config.scorers.clone());
         read.extend(config.settings_file.clone());
@@ -125,12 +232,19 @@ impl<'run> Output<'run> {
         Ok(self.work.refuse_foreign()?)
     }
 
-    /// The lock that keeps two runs from one output. The processes of one run hold it together.
-    pub(super) fn lock(&self) -> Result<OutputLock> {
-        Ok(match self.config.sharing.is_alone() {
-            true => self.work.lock()?,
-            false => self.work.lock_shared()?,
-        })
+    /// The locks that keep two runs from one output and one work folder. The processes of one run
+    /// hold them together.
+    pub(super) fn lock(&self) -> Result<Locks> {
+        let is_alone = self.config.sharing.is_alone();
+        let work = if is_alone { self.work.lock()? } else { self.work.lock_shared()? };
+        // Beside the output is the lock of the usual work folder.
+        let is_apart = self.config.work.is_some() && self.elsewhere.is_none();
+        let labels = match (is_apart, is_alone) {
+            (false, _) => None,
+            (true, true) => Some(WORK.beside(&self.config.out).lock()?),
+            (true, false) => Some(WORK.beside(&self.config.out).lock_shared()?),
+        };
+        Ok(Locks { _work: work, _labels: labels })
     }
 
     /// The lock that keeps two processes from one shard or rank; `None` if this process does all of
@@ -148,7 +262,7 @@ impl<'run> Output<'run> {
         if !matches!(self.config.sharing, Sharing::Shard(_)) {
             return Ok(None);
         }
-        let file = hidden_beside(&self.config.out, "plan.lock");
+        let file = self.beside("plan.lock");
         let mut is_said = false;
         loop {
             match OutputLock::exclusive(&file) {
@@ -172,7 +286,7 @@ impl<'run> Output<'run> {
 
     /// The lock of the process that writes the labels file; `None` if another one has it.
     pub(super) fn merge_lock(&self) -> Result<Option<OutputLock>> {
-        match OutputLock::exclusive(hidden_beside(&self.config.out, "merge.lock")) {
+        match OutputLock::exclusive(self.beside("merge.lock")) {
             Ok(lock) => Ok(Some(lock)),
             Err(LockError::Held { .. }) if !self.config.sharing.is_alone() => Ok(None),
             Err(error) => Err(error.into()),
@@ -183,6 +297,9 @@ impl<'run> Output<'run> {
     /// replaces it.
     pub(super) fn is_complete(&self, manifest: &Manifest) -> Result<bool> {
         let manifest = serde_json::to_value(manifest)?;
+        if let Some(elsewhere) = &self.elsewhere {
+            return Ok(elsewhere.examine(&manifest, self.config.fresh)? == State::Complete);
+        }
         Ok(self.labels().examine(&[], &manifest, manifest_of_labels)? == State::Complete)
     }
 
@@ -209,13 +326,21 @@ impl<'run> Output<'run> {
     pub(super) fn begin(
         &self,
         manifest: &Manifest,
+        inputs: &[InputFile],
         hashes: &FileHashes,
         new_plan: Option<(&Plan, PlanOptions)>,
     ) -> Result<()> {
         if self.config.fresh {
             self.work.remove()?;
         }
-        self.work.begin(manifest)?;
+        // Inputs of an earlier start, which may have had the same pairs from another place, count.
+        let earlier = self.work.manifest()?.and_then(|mut found| {
+            let versions = found.get_mut("versions").map(Value::take)?;
+            serde_json::from_value::<BTreeMap<String, String>>(versions).ok()
+        });
+        let mut versions = versions(inputs)?;
+        versions.extend(earlier.unwrap_or_default());
+        self.work.begin(&WorkManifest { manifest, versions })?;
         runkit::files::create_folder(self.parts())?;
         if self.config.sharing.is_alone() {
             for folder in [self.parts(), self.captions()] {
@@ -235,6 +360,12 @@ impl<'run> Output<'run> {
     /// Call it with the merge lock.
     pub(super) fn tidy(&self) -> Result<()> {
         let config = self.config;
+        if let Some(elsewhere) = &self.elsewhere {
+            if self.work.path().exists() {
+                elsewhere.save_settings(&config.saved_settings)?;
+            }
+            return Ok(self.work.remove()?);
+        }
         let file = config.out.with_extension("config.toml");
         // A finished run has no work folder. Whoever repeats its command leaves its settings as
         // they are.
@@ -246,4 +377,15 @@ impl<'run> Output<'run> {
         runkit::files::remove_stale_temporaries(folder_of(&config.out))?;
         Ok(())
     }
+}
+
+/// The versions of the inputs that lie elsewhere and whose servers tell them, by address.
+fn versions(inputs: &[InputFile]) -> Result<BTreeMap<String, String>> {
+    let mut versions = BTreeMap::new();
+    for input in inputs {
+        if let Some(version) = input.version()? {
+            versions.insert(input.path.display().to_string(), version);
+        }
+    }
+    Ok(versions)
 }

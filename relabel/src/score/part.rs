@@ -50,7 +50,8 @@ pub(crate) struct PartRow {
 /// What a row of a part says about the image in its slot.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) enum Found {
-    /// That there is one. Every slot has one such row in the part of its unit.
+    /// That there is one. Every slot has one such row in the part of its unit, or the failure of an
+    /// image that is not there.
     Occurrence,
     /// Its scores with this image-caption pair, one per scorer, which may be NaN or infinite.
     Scores {

@@ -12,9 +12,12 @@ use std::time::Instant;
 use anyhow::{Context as _, Result};
 use runkit::prefetch::prefetch;
 use runkit::progress::Progress;
+use schemas::labels::Status;
 use scorers::{PreprocessedImage, ScorerSet};
 
-use super::batches::{Batch, Batches, Choice, Chosen, Decoder, Encoded, OpenFile, Source};
+use super::batches::{
+    Batch, Batches, Choice, Chosen, Decoder, Encoded, Occurrence, OpenFile, Source,
+};
 use super::captions::CaptionFeatures;
 use super::part::{Found, PartRow, PartWriter};
 use super::plan::Plan;
@@ -265,8 +268,15 @@ fn score_batch(
     let first_slot = scoring.source.plan.units[unit].slots().start;
     let decoded = DecodedBatch::of(scoring.source.plan, &batch.images);
     let mut scores = decoded.scores(scoring.set, captions)?.into_iter();
-    for (slot, content) in batch.slots {
-        part.write(PartRow { slot: slot - first_slot, content, found: Found::Occurrence })?;
+    for (slot, occurrence) in batch.slots {
+        let (content, found) = match occurrence {
+            Occurrence::Image(content) => (Some(content), Found::Occurrence),
+            Occurrence::Null => (None, Found::Occurrence),
+            Occurrence::Absent(error) => {
+                (None, Found::Failure { status: Status::MissingImage, error })
+            }
+        };
+        part.write(PartRow { slot: slot - first_slot, content, found })?;
     }
     for chosen in batch.images {
         let row = |found| PartRow {

@@ -1,10 +1,11 @@
 //! Everything a run does before its first part, for `relabel check`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use anyhow::Result;
 use runkit::signals::StopFlag;
+use schemas::pairs::InputFile;
 use scorers::{DescribedScorers, ScorersConfig};
 
 use super::batches::Source;
@@ -32,8 +33,14 @@ pub struct Rehearsal {
     pub images_left: u64,
     /// What it takes on the disk.
     pub room: Room,
-    /// Free bytes where the output goes.
-    pub free_bytes: u64,
+    /// The folder where the output goes; `None` if that is at an address.
+    pub out: Option<PathBuf>,
+    /// Free bytes there.
+    pub free_bytes: Option<u64>,
+    /// The folder that holds the work folder.
+    pub work: PathBuf,
+    /// Free bytes there.
+    pub free_work_bytes: u64,
     /// Where scratch files go.
     pub scratch: PathBuf,
     /// Free bytes there.
@@ -42,7 +49,68 @@ pub struct Rehearsal {
     pub output: String,
 }
 
+/// What a run takes in a folder.
+#[derive(Debug, Clone, Copy)]
+pub struct Need<'run> {
+    /// The word for it.
+    pub what: &'static str,
+    /// What it is.
+    pub of: &'static str,
+    /// The folder.
+    pub folder: &'run Path,
+    /// Bytes.
+    pub bytes: u64,
+    /// Free bytes there.
+    pub free: u64,
+    /// What to do if they are too few.
+    pub hint: &'static str,
+}
+
 impl Rehearsal {
+    /// What the run takes, by folders: labels and unfinished work, or each of them, then scratch.
+    #[must_use]
+    pub fn needs(&self) -> Vec<Need<'_>> {
+        let (room, work) = (&self.room, self.work.as_path());
+        let elsewhere = "--work FOLDER on another disk";
+        let mut needs = match (self.out.as_deref(), self.free_bytes) {
+            (Some(folder), Some(free)) if folder != work => vec![
+                Need {
+                    what: "disk",
+                    of: "about {} for labels",
+                    folder,
+                    bytes: room.labels,
+                    free,
+                    hint: "choose another --out",
+                },
+                Need {
+                    what: "work",
+                    of: "about {} for unfinished work",
+                    folder: work,
+                    bytes: room.work(),
+                    free: self.free_work_bytes,
+                    hint: elsewhere,
+                },
+            ],
+            (out, _) => vec![Need {
+                what: "disk",
+                of: "about {} for labels and unfinished work",
+                folder: work,
+                bytes: room.labels + room.work(),
+                free: self.free_work_bytes,
+                hint: if out.is_some() { "choose another --out" } else { elsewhere },
+            }],
+        };
+        needs.push(Need {
+            what: "scratch",
+            of: "{} for captions and their features",
+            folder: &self.scratch,
+            bytes: room.scratch(),
+            free: self.free_scratch_bytes,
+            hint: "--scratch FOLDER on another disk",
+        });
+        needs
+    }
+
     /// How long the images that are left take.
     #[must_use]
     pub fn seconds_left(&self) -> Option<f64> {
@@ -59,6 +127,7 @@ pub fn rehearse(config: &Config, stop: &StopFlag) -> Result<Rehearsal> {
     let scorers = ScorersConfig::read(&config.scorers)?;
     let output = Output::new(config);
     output.refuse_foreign(&inputs)?;
+    output.refuse_replaced(&inputs)?;
     // The folder of the output need not exist yet.
     let scratch = config.scratch.clone().unwrap_or_else(std::env::temp_dir);
     let options = config.plan_options();
@@ -70,6 +139,7 @@ pub fn rehearse(config: &Config, stop: &StopFlag) -> Result<Rehearsal> {
         }
     };
     refuse_nothing(&plan)?;
+    plan.say_layouts(config.layout);
     let loading = Instant::now();
     let described =
         DescribedScorers::of_hashed(&scorers, config.compute, &mut output.read_hashes())?;
@@ -80,6 +150,7 @@ pub fn rehearse(config: &Config, stop: &StopFlag) -> Result<Rehearsal> {
     let complete = output.is_complete(&run.manifest)?;
     if !complete {
         output.refuse_another_run(&run.manifest, &run.plan)?;
+        output.try_writing()?;
     }
     let todo = Todo::find(&run)?;
     let plan = &run.plan;
@@ -99,18 +170,25 @@ pub fn rehearse(config: &Config, stop: &StopFlag) -> Result<Rehearsal> {
     let source = Source { plan, batch_size: config.batch_size, stop };
     let images_per_second = pipeline::rate(source, &set, &mut captions)?;
     drop(captions);
+    let bytes = inputs.iter().map(InputFile::bytes);
+    let input_bytes = bytes.sum::<std::result::Result<u64, _>>()?;
+    let work = config.folder_of_work();
+    let out = match &config.address {
+        None => Some(folder_of(&config.out)),
+        Some(_) => None,
+    };
+    let free_bytes = out.as_ref().map(runkit::files::free_space).transpose()?;
     Ok(Rehearsal {
-        input_bytes: inputs
-            .iter()
-            .filter_map(|input| std::fs::metadata(&input.path).ok())
-            .map(|file| file.len())
-            .sum(),
+        input_bytes,
         images: plan.images(),
         images_left: if complete { 0 } else { todo.images - todo.images_done },
         captions: plan.captions.len(),
         loading,
         images_per_second,
-        free_bytes: runkit::files::free_space(folder_of(&config.out))?,
+        free_bytes,
+        free_work_bytes: runkit::files::free_space(&work)?,
+        out,
+        work,
         free_scratch_bytes: runkit::files::free_space(config.scratch())?,
         scratch: config.scratch(),
         room,

@@ -21,13 +21,14 @@ const PART_BYTES: u64 = 24;
 /// Bytes a run takes on the disk, by where they go.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Room {
-    /// The labels file, in the output's folder.
+    /// The labels file, in the output's folder; in the work folder if it is uploaded.
     pub labels: u64,
-    /// The parts, in the work folder beside the output, until the labels are written.
+    /// The parts, in the work folder, until the labels are written.
     pub parts: u64,
     /// The plan and the features of all captions, in the work folder until the labels are written.
     pub shared: u64,
-    /// The text of the captions, in the scratch folder of a process that makes the plan.
+    /// The text of the captions, and that of tars that lie elsewhere, in the scratch folder of a
+    /// process that makes the plan.
     pub captions: u64,
     /// Features of the captions that this process needs, in the scratch folder.
     pub features: u64,
@@ -54,19 +55,20 @@ impl Room {
         Self {
             shared: rows * PLAN_BYTES
                 + plan.captions.bytes()
+                + plan.kept_bytes()
                 + feature_bytes(all, plan.captions.len(), widths),
             labels: rows * (LABEL_BYTES + 2 * scores),
             // A row for each place of an image and one for each of its scores.
             parts: 2 * rows * (2 * PART_BYTES + scores),
-            captions: plan.captions.bytes(),
+            captions: plan.captions.bytes() + plan.kept_bytes(),
             features: feature_bytes(captions, plan.captions.len(), widths),
         }
     }
 
-    /// The most that the output's folder holds.
+    /// The most that the work folder holds, without the labels.
     #[must_use]
-    pub fn output(&self) -> u64 {
-        self.labels + self.parts + self.shared
+    pub fn work(&self) -> u64 {
+        self.parts + self.shared
     }
 
     /// The most that the scratch folder holds.

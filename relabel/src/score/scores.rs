@@ -27,6 +27,8 @@ pub(super) struct Scores {
     values: Vec<f32>,
     /// Why bytes have no score, by content.
     failures: HashMap<u32, (Status, String)>,
+    /// Why slots have no bytes, where the input says more than null.
+    absent: HashMap<u32, String>,
 }
 
 /// The scores of an image with a caption.
@@ -41,8 +43,8 @@ struct Scored {
 /// What a slot holds.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) enum Held<'scores> {
-    /// No bytes.
-    Missing,
+    /// No bytes, and why if the input says it.
+    Missing(Option<&'scores str>),
     /// Bytes that cannot be decoded.
     Failure(Status, &'scores str),
     /// One number for each scorer, which may be NaN or infinite.
@@ -67,6 +69,7 @@ impl Scores {
             scored: Vec::new(),
             values: Vec::new(),
             failures: HashMap::new(),
+            absent: HashMap::new(),
         };
         // As many as there are unless bytes differ under one uid; growth by doubling would hold
         // more.
@@ -79,6 +82,9 @@ impl Scores {
                 let content = *scores.content.get(usize::try_from(slot)?).context(FOREIGN)?;
                 match row.found {
                     Found::Occurrence => {}
+                    Found::Failure { error, .. } if row.content.is_none() => {
+                        scores.absent.insert(u32::try_from(slot)?, error);
+                    }
                     Found::Failure { status, error } => {
                         scores.failures.entry(content).or_insert((status, error));
                     }
@@ -122,7 +128,8 @@ impl Scores {
         // A slot of the plan.
         let content = self.content[slot as usize];
         if content == NO_INDEX {
-            return Some(Held::Missing);
+            let why = u32::try_from(slot).ok().and_then(|slot| self.absent.get(&slot));
+            return Some(Held::Missing(why.map(String::as_str)));
         }
         if let Some((status, error)) = self.failures.get(&content) {
             return Some(Held::Failure(*status, error));

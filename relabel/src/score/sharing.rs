@@ -135,7 +135,7 @@ impl<'run> Member<'run> {
     /// # Errors
     /// With the message of rank 0 if it failed; if it is gone; if a stop is asked for.
     pub(super) fn wait_for_first(&self) -> Result<Says> {
-        let Some(store) = self.deal.store().filter(|_| !self.is_first()) else {
+        let Some(store) = self.deal.store().filter(|_| self.follows()) else {
             return Ok(Says::Planned);
         };
         loop {
@@ -157,6 +157,11 @@ impl<'run> Member<'run> {
             Some(store) if self.is_first() => Ok(store.set(BEGIN, says.word())?),
             _ => Ok(()),
         }
+    }
+
+    /// Whether rank 0 says what came of the run.
+    pub(super) fn follows(&self) -> bool {
+        self.has_store() && !self.is_first()
     }
 
     fn is_first(&self) -> bool {

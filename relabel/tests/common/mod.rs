@@ -4,6 +4,7 @@
 #![allow(dead_code, reason = "each test file uses a part of it")]
 
 mod pairs;
+mod tars;
 
 use std::ops::Deref;
 use std::path::{Path, PathBuf};
@@ -17,6 +18,8 @@ pub(crate) use pairs::{
     Pair, pairs_in_small_pages, pairs_parquet, pairs_parquet_with_structs, pairs_with_own_captions,
     pairs_without_images, parquet_of, png_of_size, sample_pairs,
 };
+#[allow(unused_imports, reason = "each test file uses a part of it")]
+pub(crate) use tars::tar_of;
 #[allow(unused_imports, reason = "each test file uses a part of it")]
 pub(crate) use testkit::{Run, Running, wait_until};
 

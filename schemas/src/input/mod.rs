@@ -12,7 +12,7 @@ use std::io;
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use locations::{File, Location, LocationError};
 use parquet::basic::Compression;
@@ -125,6 +125,8 @@ pub(crate) struct ParquetInput {
     metadata: Arc<ParquetMetaData>,
     fingerprint: String,
     file_length: u64,
+    /// The footer with the index of the pages of images, once a remote file needed it.
+    index: Arc<OnceLock<Arc<ParquetMetaData>>>,
 }
 
 impl CheckedFile {
@@ -203,6 +205,7 @@ impl ParquetInput {
             metadata: Arc::new(metadata),
             fingerprint: hasher.finalize().to_hex().to_string(),
             file_length,
+            index: Arc::default(),
         };
         input.check_rows()?;
         Ok(input)
@@ -219,6 +222,11 @@ impl ParquetInput {
     /// blake3 of the file's length and footer, in hexadecimal.
     pub(crate) fn fingerprint(&self) -> &str {
         &self.fingerprint
+    }
+
+    /// The bytes of the file.
+    pub(crate) fn file_length(&self) -> u64 {
+        self.file_length
     }
 
     pub(crate) fn num_rows(&self) -> i64 {

@@ -2,13 +2,14 @@
 //! the votes and the consensus. It has every input row once; a row without votes says why.
 //!
 //! [`LabelsSchema`] is the set of columns for a list of scorers, [`LabelRow`] one row,
-//! [`LabelBatch`] many rows by column, [`LabelsWriter`] and [`LabelsFile`] the file. `relabel`
-//! decides how votes and a consensus are formed.
+//! [`LabelBatch`] many rows by column, [`LabelsWriter`] and [`LabelsFile`] the file. [`vote()`] and
+//! [`consensus`] say what the columns of votes hold; `relabel` decides what becomes of ties.
 
 mod batch;
 mod file;
 mod row;
 mod schema;
+mod vote;
 mod writer;
 
 use std::path::PathBuf;
@@ -22,6 +23,7 @@ pub use batch::{LabelBatch, LabelBatchBuilder};
 pub use file::{LabelBatches, LabelsFile};
 pub use row::{LabelRow, Status};
 pub use schema::{LabelsSchema, MAX_SCORERS};
+pub use vote::{consensus, vote};
 pub use writer::{LabelsWriter, ROW_GROUP_ROWS};
 
 /// The version of the columns and their meaning. It grows when a reader of the old version would

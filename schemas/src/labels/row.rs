@@ -61,7 +61,7 @@ impl Status {
     pub fn meaning(self) -> &'static str {
         match self {
             Self::Ok => "every voter has voted",
-            Self::MissingImage => "an image is null or has no bytes",
+            Self::MissingImage => "an image is null, has no bytes, or its file is not there",
             Self::DecodeError => {
                 "an image could not be decoded: damaged, truncated, or in an unsupported format"
             }

@@ -22,10 +22,12 @@ use parquet::arrow::arrow_reader::{
 };
 use parquet::basic::Encoding;
 use parquet::errors::ParquetError;
+use parquet::file::metadata::ParquetMetaData;
 use parquet::file::properties::{EnabledStatistics, WriterProperties};
 use parquet::schema::types::ColumnPath;
 
 use super::{KEY_SCHEMA_VERSION, LatentsError, SCHEMA_VERSION};
+use crate::checksums::CheckedFile;
 use crate::columns::{Column, ColumnType, StoredFloat, schema_of};
 use crate::input::ParquetInput;
 use crate::table_writer::{Format, TableWriter};
@@ -244,7 +246,9 @@ impl Table {
             return Err(self.row_error(pair[1], "rows must be asked for in ascending order"));
         }
         let ranges = consecutive(rows);
-        self.select(&ranges, rows.len(), wanted)
+        let leaves = self.leaves(wanted)?;
+        let opened = self.parquet.reopen_rows(&leaves, &ranges)?;
+        self.select(opened, leaves, &ranges, rows.len())
     }
 
     /// Reads all rows of the columns that `wanted` names, in order.
@@ -253,18 +257,18 @@ impl Table {
         wanted: impl Fn(&str) -> bool,
     ) -> Result<TableRows, LatentsError> {
         let rows = usize::try_from(self.num_rows()).unwrap_or(0);
-        self.select(std::slice::from_ref(&(0..rows)), rows, wanted)
+        let leaves = self.leaves(wanted)?;
+        let opened = self.parquet.reopen_whole(&leaves)?;
+        self.select(opened, leaves, std::slice::from_ref(&(0..rows)), rows)
     }
 
     fn select(
         &self,
+        (file, metadata): (CheckedFile, Arc<ParquetMetaData>),
+        leaves: Vec<usize>,
         ranges: &[Range<usize>],
         rows: usize,
-        wanted: impl Fn(&str) -> bool,
     ) -> Result<TableRows, LatentsError> {
-        let leaves = self.leaves(wanted)?;
-        let file = self.parquet.reopen()?;
-        let metadata = self.parquet.with_page_offsets(&file, &leaves)?;
         let total = usize::try_from(self.num_rows()).unwrap_or(0);
         let reader = self.parquet.contained(|| {
             let options = ArrowReaderOptions::new().with_skip_arrow_metadata(true);

@@ -6,45 +6,27 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
-use arrow::array::{ArrayRef, BinaryArray, Float64Array, StringArray};
-use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
-use parquet::file::properties::{EnabledStatistics, WriterProperties};
-use parquet::schema::types::ColumnPath;
+use bytes::Bytes;
+use runkit::prefetch::prefetch;
 
 use super::DEALING;
+use super::writer::{KEY_DEALING, KEY_FIRST_ROW, LabelsOf, PairsWriter, Sizes};
 use crate::input::{InputError, ParquetInput};
 use crate::pairs::{InputFile, PairFile, PairRow, PairsError};
-use crate::table_writer::{Format, TableWriter, WriteError};
+use crate::table_writer::WriteError;
 
-/// How large row groups and files are, in bytes of their images and texts.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Sizes {
-    /// A row group ends behind the row with which it has as many. It is also what is in memory.
-    pub row_group: usize,
-    /// A file ends behind the row group with which it has as many.
-    pub file: usize,
-}
-
-impl Default for Sizes {
-    /// Row groups of 64 MiB and a row, files of 1 GiB and a row group.
-    fn default() -> Self {
-        Self { row_group: 64 << 20, file: 1 << 30 }
-    }
-}
-
-/// A page of images, in bytes; every row can be read alone by the page index.
-const PAGE_BYTES: usize = 1 << 20;
 /// Rows that are read together.
 const READ_ROWS: usize = 16;
+/// Batches of them that wait for the writer at most.
+const BATCHES_AHEAD: usize = 2;
 
-const KEY_VERSION: &str = "balanceddpo.pairs.schema_version";
 const KEY_SOURCE: &str = "balanceddpo.pairs.source_file";
 const KEY_FINGERPRINT: &str = "balanceddpo.pairs.source_fingerprint";
-const KEY_FIRST_ROW: &str = "balanceddpo.pairs.first_row";
 const KEY_LAYOUT: &str = "balanceddpo.pairs.layout";
-const KEY_DEALING: &str = "balanceddpo.pairs.dealing";
+const KEY_WITHOUT_IMAGES: &str = "balanceddpo.pairs.without_images";
+/// In the last file of an input.
+const KEY_LAST: &str = "balanceddpo.pairs.last";
 
 /// Why pairs could not be converted.
 #[derive(Debug, thiserror::Error)]
@@ -93,23 +75,29 @@ pub enum ConvertError {
     },
 }
 
-/// What a conversion did.
+/// What a conversion has written of an input, now and before.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Converted {
-    /// Pairs in the output, with those that were there before.
+    /// Pairs.
     pub rows: u64,
-    /// Pairs without one of their images, among those written now.
+    /// Pairs without one of their images.
     pub without_images: u64,
-    /// Files written now.
+    /// Files.
     pub files: u64,
-    /// Bytes of images written now.
+    /// Their bytes.
     pub bytes: u64,
+    /// Pairs that were written now.
+    pub new_rows: u64,
 }
 
 /// Receives the progress of a conversion and may stop it.
 pub trait Conversion {
-    /// Rows that are in the output, now or from before.
+    /// So many more rows were read, which are in the output soon.
     fn done(&mut self, rows: u64);
+    /// So many rows are in the output from before.
+    fn earlier(&mut self, rows: u64) {
+        self.done(rows);
+    }
     /// A row lacks an image.
     fn absent(&mut self, row: &PairRow);
     /// # Errors
@@ -154,104 +142,225 @@ pub fn convert(
     conversion: &mut dyn Conversion,
 ) -> Result<Converted, ConvertError> {
     let pairs = PairFile::open(input)?;
+    convert_rows(&pairs, pairs.num_rows(), out, name, sizes, conversion)
+}
+
+/// [`convert`] for the first `rows` of an opened file. The next rows are read while some are
+/// written.
+///
+/// # Errors
+/// As for [`convert`].
+pub fn convert_rows(
+    pairs: &PairFile,
+    rows: i64,
+    out: &Path,
+    name: &str,
+    sizes: Sizes,
+    conversion: &mut dyn Conversion,
+) -> Result<Converted, ConvertError> {
+    let rows = rows.min(pairs.num_rows());
+    let outputs = Outputs { out, name };
     let mut converted = Converted::default();
-    let (mut row, mut number) = (0_i64, 0_u32);
-    let path_of = |number: u32| out.join(format!("{name}-{number:05}.parquet"));
-    while row < pairs.num_rows() && path_of(number).exists() {
-        let rows = written(&path_of(number), &pairs, row)?;
-        row += rows;
-        number += 1;
-        converted.rows += rows.unsigned_abs();
-        conversion.done(rows.unsigned_abs());
+    while (converted.rows as i64) < rows && is_there(&outputs.path(converted.files)) {
+        let path = outputs.path(converted.files);
+        let written = Written::read(&path)?
+            .filter(|file| file.is_of(pairs, converted.rows, rows))
+            .ok_or_else(|| foreign(path, pairs, converted.rows as i64))?;
+        converted.add(&written);
+        conversion.earlier(written.rows);
     }
-    if row >= pairs.num_rows() {
+    let first = converted.rows as i64;
+    if first >= rows {
         return Ok(converted);
     }
-    if let Some(folder) = path_of(number).parent() {
+    if let Some(folder) = outputs.path(converted.files).parent() {
         runkit::files::create_folder(folder)?;
     }
-    let mut writer: Option<Writer> = None;
-    for batch in pairs.rows_with_images_in(row..pairs.num_rows(), READ_ROWS)? {
-        conversion.check()?;
-        for pair in batch? {
-            let open = match &mut writer {
-                Some(open) => open,
-                None => writer.insert(Writer::create(&path_of(number), &pairs, pair.row)?),
-            };
-            if pair.image.iter().any(|image| image.as_ref().is_none_or(bytes::Bytes::is_empty)) {
-                converted.without_images += 1;
-                conversion.absent(&pair);
-            }
-            converted.bytes +=
-                pair.image.iter().flatten().map(|bytes| bytes.len() as u64).sum::<u64>();
-            converted.rows += 1;
-            open.add(pair, sizes.row_group)?;
-            if open.pending.is_empty() && open.bytes >= sizes.file {
-                let rows = open.rows;
-                if let Some(full) = writer.take() {
-                    full.finish()?;
+    let batches = pairs.rows_with_images_in(first..rows, READ_ROWS)?;
+    let mut writing = Writing { pairs, rows, outputs, sizes, open: None, converted };
+    prefetch(batches, BATCHES_AHEAD, |batches| -> Result<(), ConvertError> {
+        for batch in batches {
+            conversion.check()?;
+            let batch = batch?;
+            let count = batch.len() as u64;
+            for pair in batch {
+                if pair.image.iter().any(|image| image.as_ref().is_none_or(Bytes::is_empty)) {
+                    conversion.absent(&pair);
                 }
-                (number, converted.files) = (number + 1, converted.files + 1);
-                conversion.done(rows);
+                writing.write(pair)?;
             }
+            conversion.done(count);
+        }
+        Ok(())
+    })?;
+    Ok(writing.converted)
+}
+
+/// What is written of an input, if all of it is: `None` if a file is missing.
+///
+/// # Errors
+/// When a file cannot be read.
+pub fn converted(
+    out: &Path,
+    name: &str,
+    source_file: &str,
+) -> Result<Option<Converted>, ConvertError> {
+    let outputs = Outputs { out, name };
+    let mut converted = Converted::default();
+    while is_there(&outputs.path(converted.files)) {
+        let Some(file) = Written::read(&outputs.path(converted.files))? else { break };
+        if file.source_file != source_file || file.first_row != converted.rows {
+            break;
+        }
+        converted.add(&file);
+        if file.is_last {
+            return Ok(Some(converted));
         }
     }
-    if let Some(last) = writer {
-        let rows = last.rows;
-        last.finish()?;
-        converted.files += 1;
-        conversion.done(rows);
-    }
-    Ok(converted)
+    Ok(None)
 }
 
-/// How many rows an earlier start wrote into this file, which must begin with row `row`.
-fn written(path: &Path, pairs: &PairFile, row: i64) -> Result<i64, ConvertError> {
-    let file = ParquetInput::open(path)?;
-    let keys = file.key_values();
-    let is = |key: &str, value: &str| keys.get(key).is_some_and(|found| found == value);
-    let rows = file.num_rows();
-    let fits = is(KEY_SOURCE, pairs.source_file())
-        && is(KEY_FINGERPRINT, &pairs.fingerprint())
-        && is(KEY_FIRST_ROW, &row.to_string())
-        && is(KEY_LAYOUT, pairs.layout().name())
-        && rows > 0
-        && row + rows <= pairs.num_rows();
-    if fits {
-        return Ok(rows);
-    }
-    let (path, source_file) = (path.to_owned(), pairs.source_file().to_owned());
-    Err(ConvertError::Foreign { path, source_file, row })
+/// Whether a conversion wrote this file.
+#[must_use]
+pub fn is_converted(path: &Path) -> bool {
+    PairsWriter::metadata_of(path).is_some_and(|keys| keys.contains_key(KEY_SOURCE))
 }
 
-/// One output file.
-struct Writer {
-    table: TableWriter,
-    /// The rows of the row group that is not written yet, and their bytes.
-    pending: Vec<PairRow>,
-    pending_bytes: usize,
-    /// All rows and bytes.
+/// Whether anything has that name, a link to nothing included.
+fn is_there(path: &Path) -> bool {
+    path.symlink_metadata().is_ok()
+}
+
+fn foreign(path: PathBuf, pairs: &PairFile, row: i64) -> ConvertError {
+    ConvertError::Foreign { path, source_file: pairs.source_file().to_owned(), row }
+}
+
+/// The outputs of an input.
+#[derive(Clone, Copy)]
+struct Outputs<'run> {
+    out: &'run Path,
+    name: &'run str,
+}
+
+impl Outputs<'_> {
+    fn path(&self, number: u64) -> PathBuf {
+        self.out.join(format!("{}-{number:05}.parquet", self.name))
+    }
+}
+
+/// A file that an earlier start, or this one, wrote.
+struct Written {
+    source_file: String,
+    fingerprint: String,
+    layout: String,
+    first_row: u64,
     rows: u64,
-    bytes: usize,
+    without_images: u64,
+    bytes: u64,
+    is_last: bool,
 }
 
-fn schema() -> SchemaRef {
-    let text = |name| Field::new(name, DataType::Utf8, true);
-    let image = |name| Field::new(name, DataType::Binary, true);
-    let number = |name| Field::new(name, DataType::Float64, true);
-    Arc::new(Schema::new(vec![
-        text("caption"),
-        text("image_0_uid"),
-        text("image_1_uid"),
-        image("jpg_0"),
-        image("jpg_1"),
-        number("label_0"),
-        number("label_1"),
-        Field::new("ranking_id", DataType::Utf8, false),
-    ]))
+impl Written {
+    /// `None` of a file that no conversion wrote.
+    fn read(path: &Path) -> Result<Option<Self>, ConvertError> {
+        let file = ParquetInput::open(path)?;
+        let keys = file.key_values();
+        let text = |key: &str| keys.get(key).cloned();
+        let number = |key: &str| keys.get(key)?.parse::<u64>().ok();
+        let read = || {
+            Some(Self {
+                source_file: text(KEY_SOURCE)?,
+                fingerprint: text(KEY_FINGERPRINT)?,
+                layout: text(KEY_LAYOUT)?,
+                first_row: number(KEY_FIRST_ROW)?,
+                rows: u64::try_from(file.num_rows()).ok()?,
+                without_images: number(KEY_WITHOUT_IMAGES)?,
+                bytes: file.file_length(),
+                is_last: keys.contains_key(KEY_LAST),
+            })
+        };
+        Ok(read())
+    }
+
+    /// Whether it holds rows of `pairs`.
+    fn is_from(&self, pairs: &PairFile) -> bool {
+        self.source_file == pairs.source_file()
+            && self.fingerprint == pairs.fingerprint()
+            && self.layout == pairs.layout().name()
+    }
+
+    /// Whether it holds rows of `pairs` from row `first` on, as far as the first `rows`.
+    fn is_of(&self, pairs: &PairFile, first: u64, rows: i64) -> bool {
+        let end = i64::try_from(first + self.rows).unwrap_or(i64::MAX);
+        self.is_from(pairs)
+            && self.first_row == first
+            && self.rows > 0
+            && end <= rows
+            && self.is_last == (end == rows)
+    }
 }
 
-fn properties(pairs: &PairFile, first_row: i64) -> WriterProperties {
+impl Converted {
+    fn add(&mut self, file: &Written) {
+        self.rows += file.rows;
+        self.without_images += file.without_images;
+        self.files += 1;
+        self.bytes += file.bytes;
+    }
+}
+
+/// Writes the files of an input.
+struct Writing<'run> {
+    pairs: &'run PairFile,
+    rows: i64,
+    outputs: Outputs<'run>,
+    sizes: Sizes,
+    /// The file that is being written, and its rows without images.
+    open: Option<(PairsWriter, u64)>,
+    converted: Converted,
+}
+
+impl Writing<'_> {
+    fn write(&mut self, pair: PairRow) -> Result<(), ConvertError> {
+        let lacks = pair.image.iter().any(|image| image.as_ref().is_none_or(Bytes::is_empty));
+        let is_last = pair.row + 1 >= self.rows;
+        let (file, without_images) = match &mut self.open {
+            Some(open) => open,
+            None => {
+                let path = self.outputs.path(self.converted.files);
+                // Somebody may have removed the file before it.
+                if is_there(&path)
+                    && !Written::read(&path)?.is_some_and(|file| file.is_from(self.pairs))
+                {
+                    return Err(foreign(path, self.pairs, pair.row));
+                }
+                let metadata = metadata(self.pairs, pair.row);
+                let file = PairsWriter::create(&path, &metadata, LabelsOf::Humans, self.sizes)?;
+                self.open.insert((file, 0))
+            }
+        };
+        *without_images += u64::from(lacks);
+        file.write(pair)?;
+        if is_last || file.is_full() { self.finish(is_last) } else { Ok(()) }
+    }
+
+    fn finish(&mut self, is_last: bool) -> Result<(), ConvertError> {
+        let Some((mut file, without_images)) = self.open.take() else { return Ok(()) };
+        file.add_metadata(KEY_WITHOUT_IMAGES, without_images.to_string());
+        if is_last {
+            file.add_metadata(KEY_LAST, is_last.to_string());
+        }
+        self.converted.new_rows += file.num_rows();
+        file.finish()?;
+        let path = self.outputs.path(self.converted.files);
+        if let Some(written) = Written::read(&path)? {
+            self.converted.add(&written);
+        }
+        Ok(())
+    }
+}
+
+fn metadata(pairs: &PairFile, first_row: i64) -> BTreeMap<String, String> {
     let mut metadata: BTreeMap<String, String> = [
         (KEY_SOURCE, pairs.source_file().to_owned()),
         (KEY_FINGERPRINT, pairs.fingerprint()),
@@ -264,81 +373,5 @@ fn properties(pairs: &PairFile, first_row: i64) -> WriterProperties {
     if pairs.layout().is_dealt() {
         metadata.insert(KEY_DEALING.to_owned(), DEALING.to_owned());
     }
-    let format = Format {
-        version_key: KEY_VERSION,
-        version: 1,
-        zstd_level: 3,
-        // Row groups end by their bytes.
-        row_group_rows: usize::MAX,
-    };
-    let mut builder = format
-        .properties(&metadata)
-        .set_data_page_size_limit(PAGE_BYTES)
-        // The size of a page is looked at this often.
-        .set_write_batch_size(1)
-        .set_dictionary_enabled(false);
-    for image in ["jpg_0", "jpg_1"] {
-        let path = || ColumnPath::from(image);
-        // Images are compressed already; the footer counts those that are missing.
-        builder = builder
-            .set_column_compression(path(), parquet::basic::Compression::UNCOMPRESSED)
-            .set_column_statistics_enabled(path(), EnabledStatistics::Chunk);
-    }
-    builder.build()
-}
-
-impl Writer {
-    fn create(path: &Path, pairs: &PairFile, first_row: i64) -> Result<Self, ConvertError> {
-        let table = TableWriter::create(path, schema(), properties(pairs, first_row))?;
-        Ok(Self { table, pending: Vec::new(), pending_bytes: 0, rows: 0, bytes: 0 })
-    }
-
-    fn add(&mut self, mut pair: PairRow, group_bytes: usize) -> Result<(), ConvertError> {
-        // A slice keeps its page, or a scratch file, alive.
-        for image in pair.image.iter_mut().flatten() {
-            *image = bytes::Bytes::copy_from_slice(image);
-        }
-        let images = pair.image.iter().flatten().map(bytes::Bytes::len).sum::<usize>();
-        let bytes = images + pair.caption.as_ref().map_or(0, String::len);
-        self.pending.push(pair);
-        self.pending_bytes += bytes;
-        self.bytes += bytes;
-        self.rows += 1;
-        if self.pending_bytes >= group_bytes { self.flush() } else { Ok(()) }
-    }
-
-    /// Writes the pending rows as a row group.
-    fn flush(&mut self) -> Result<(), ConvertError> {
-        let rows = std::mem::take(&mut self.pending);
-        self.pending_bytes = 0;
-        if rows.is_empty() {
-            return Ok(());
-        }
-        let text = |value: fn(&PairRow) -> Option<&str>| -> ArrayRef {
-            Arc::new(rows.iter().map(value).collect::<StringArray>())
-        };
-        let image = |side: usize| -> ArrayRef {
-            let bytes = rows.iter().map(|row| row.image.get(side)?.as_deref());
-            Arc::new(bytes.collect::<BinaryArray>())
-        };
-        let label = |of: fn(f64) -> f64| -> ArrayRef {
-            Arc::new(rows.iter().map(|row| row.human_label_0.map(of)).collect::<Float64Array>())
-        };
-        self.table.write(vec![
-            text(|row| row.caption.as_deref()),
-            text(|row| row.image_uid[0].as_deref()),
-            text(|row| row.image_uid[1].as_deref()),
-            image(0),
-            image(1),
-            label(|label| label),
-            label(|label| 1.0 - label),
-            text(|row| Some(&row.pair_id)),
-        ])?;
-        Ok(self.table.end_row_group()?)
-    }
-
-    fn finish(mut self) -> Result<(), ConvertError> {
-        self.flush()?;
-        Ok(self.table.finish()?)
-    }
+    metadata
 }

@@ -237,8 +237,10 @@ impl Pairs {
             Err(error) if !is_whole => String::from_utf8_lossy(error.as_bytes()).into_owned(),
             Err(_) => return Err(self.origin.broken(name, "expected text in UTF-8")),
         };
-        // Editors end a file with a line break, which is no part of a prompt.
-        let text = text.strip_suffix('\n').unwrap_or(&text);
+        // Editors begin a file with a byte order mark and end it with a line break, which are no
+        // part of a prompt.
+        let text = text.strip_prefix('\u{feff}').unwrap_or(&text);
+        let text = text.strip_suffix('\n').unwrap_or(text);
         Ok(Some(text.strip_suffix('\r').unwrap_or(text).to_owned()))
     }
 }

@@ -363,6 +363,11 @@ pub(super) fn first_record(path: &std::path::Path) -> Result<Option<Vec<u8>>, Pa
         beside: Beside::new(Folder::around(path).map_err(InputError::from)?, &[]),
     });
     let mut scanner = Scanner::open(&origin)?;
+    if scanner.container == Container::Array
+        && scanner.next_byte()?.is_some_and(|byte| !b"{]".contains(&byte))
+    {
+        return Ok(None);
+    }
     let found = scanner.next_record()?;
     Ok(found.map(|_| scanner.record))
 }
@@ -376,7 +381,14 @@ pub(super) fn read<'record, T: serde::Deserialize<'record>>(
         // Its lines are those of the record, not of the file.
         let said = said.split(" at line ").next().unwrap_or_default();
         let kind = if error.is_data() { "not the record expected" } else { "not JSON" };
-        format!("{kind}: {said} at its byte {}", byte_of(record, &error))
+        let byte = byte_of(record, &error);
+        let rest = record.get(byte.saturating_sub(2)..).unwrap_or_default();
+        let is_number = [&b"NaN"[..], b"Inf"]
+            .iter()
+            .any(|word| rest.windows(word.len()).take(2).any(|found| found == *word));
+        let hint =
+            if is_number { "; hint: JSON has no NaN and no Infinity, write null" } else { "" };
+        format!("{kind}: {said} at its byte {byte}{hint}")
     })
 }
 

@@ -25,7 +25,6 @@
 mod beside;
 mod chosen_rejected;
 mod convert;
-
 mod deal;
 mod folder;
 mod hpdv2;
@@ -33,6 +32,8 @@ mod hpdv3;
 mod image_reward_db;
 mod json;
 mod jsonl;
+mod kept;
+mod parts;
 mod pickapic;
 mod recognise;
 mod records;
@@ -40,15 +41,21 @@ mod source;
 mod table;
 mod tar;
 mod webdataset;
+mod writer;
 mod zipped;
 
 use std::fmt;
 use std::str::FromStr;
 
-pub use convert::{Conversion, ConvertError, Converted, Sizes, convert, names_of};
+pub use convert::{
+    Conversion, ConvertError, Converted, convert, convert_rows, converted, is_converted, names_of,
+};
 pub use deal::{DEALING, is_swapped};
-pub(crate) use recognise::{Listing, is_image_of_pair, is_recognised};
-pub(crate) use records::{Batches, Records, open};
+pub use kept::{Kept, TextStore};
+pub(crate) use recognise::{Listing, is_image_of_pair, recognised};
+pub(crate) use records::{Batches, Records, open, open_keeping, open_kept};
+pub(crate) use source::Folder;
+pub use writer::{KEY_DEALING, KEY_FIRST_ROW, LabelsOf, PairsWriter, Sizes};
 
 #[cfg(doc)]
 use crate::pairs::PairRow;
@@ -153,6 +160,17 @@ impl FromStr for Layout {
     fn from_str(name: &str) -> Result<Self, Self::Err> {
         let known = Self::ALL.into_iter().find(|layout| layout.name() == name);
         known.ok_or_else(|| UnknownLayout { found: name.to_owned() })
+    }
+}
+
+/// The names, with what the files look like, for `--help`.
+impl clap::ValueEnum for Layout {
+    fn value_variants<'a>() -> &'a [Self] {
+        &Self::ALL
+    }
+
+    fn to_possible_value(&self) -> Option<clap::builder::PossibleValue> {
+        Some(clap::builder::PossibleValue::new(self.name()).help(self.description()))
     }
 }
 

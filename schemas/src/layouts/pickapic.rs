@@ -61,6 +61,10 @@ impl Records for PickAPic {
         !self.columns.image_leaves.is_empty()
     }
 
+    fn costs_whole_groups(&self) -> bool {
+        self.table.parquet.costs_whole_groups(&self.columns.image_leaves)
+    }
+
     /// Images are not copied: each keeps its page. A page of more than
     /// [`crate::scratch::IN_MEMORY_BYTES`] lies in a scratch file, not in memory, so that a column
     /// holds at most a dictionary page and a data page of that size. Row groups before the range

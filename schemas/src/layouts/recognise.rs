@@ -1,7 +1,7 @@
 //! Tells the layout of a file by its name, its columns or its first record, and which files of a
 //! folder are inputs.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::table::Table;
 use super::{Layout, chosen_rejected, folder, image_reward_db, json};
@@ -22,7 +22,7 @@ impl Kind {
     /// The kind of a file of this name, if it may be an input.
     pub(crate) fn of_name(name: &str) -> Option<Self> {
         let (_, ending) = name.rsplit_once('.')?;
-        match ending {
+        match &*ending.to_ascii_lowercase() {
             "parquet" => Some(Self::Parquet),
             "tar" => Some(Self::Tar),
             "jsonl" | "ndjson" => Some(Self::Lines),
@@ -161,9 +161,26 @@ pub(super) fn of_name(path: &Path) -> Result<Option<Layout>, PairsError> {
     }
 }
 
-/// Whether a file in a folder may be pairs: any but JSON of another kind.
-pub(crate) fn is_recognised(path: &Path) -> bool {
-    path.extension().is_none_or(|ending| ending != "json") || of_record(path).is_ok()
+/// The files of a folder that may be pairs, and those that are JSON of another kind, such as
+/// `dataset_infos.json`.
+///
+/// # Errors
+/// If a file cannot be read, or its first record is damaged.
+pub(crate) fn recognised<P>(
+    files: Vec<P>,
+    path: impl Fn(&P) -> &Path,
+) -> Result<(Vec<P>, Vec<PathBuf>), PairsError> {
+    let (mut pairs, mut others) = (Vec::new(), Vec::new());
+    for file in files {
+        let is_json =
+            path(&file).extension().is_some_and(|ending| ending.eq_ignore_ascii_case("json"));
+        match is_json.then(|| of_record(path(&file))) {
+            None | Some(Ok(_)) => pairs.push(file),
+            Some(Err(PairsError::Layout { .. })) => others.push(path(&file).to_owned()),
+            Some(Err(error)) => return Err(error),
+        }
+    }
+    Ok((pairs, others))
 }
 
 /// The layout of a file of records, by the first of them.
@@ -176,7 +193,14 @@ fn of_record(path: &Path) -> Result<Layout, PairsError> {
         place: "the first record".to_owned(),
         detail,
     };
-    let record: serde_json::Map<String, serde_json::Value> = json::read(&record).map_err(broken)?;
+    if serde_json::from_slice::<serde::de::IgnoredAny>(&record).is_err_and(|error| error.is_eof()) {
+        // An object over several lines is no file of records.
+        return Err(unknown(path, "a first line that is the beginning of something in JSON"));
+    }
+    let record: serde_json::Value = json::read(&record).map_err(broken)?;
+    let Some(record) = record.as_object() else {
+        return Err(unknown(path, "a first record that is no object"));
+    };
     let has = |names: &[&str]| names.iter().all(|name| record.contains_key(*name));
     if has(&["path1", "path2"]) {
         Ok(Layout::Hpdv3)

@@ -6,12 +6,14 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use locations::Location;
 
 use super::beside::Beside;
 use super::deal::is_swapped;
 use super::recognise::{of_name, of_table};
 use super::table::Table;
-use super::{Layout, chosen_rejected, folder, image_reward_db, json, pickapic, webdataset};
+use super::webdataset::WebDataset;
+use super::{Kept, Layout, TextStore, chosen_rejected, folder, image_reward_db, json, pickapic};
 use crate::input::unread;
 use crate::pairs::{InputFile, NoVote, PairRow, PairsError, RowGroup, positional_pair_id};
 
@@ -37,6 +39,10 @@ pub(crate) trait Records: fmt::Debug + Send + Sync {
     fn row_groups(&self) -> Vec<RowGroup>;
     /// Whether it was opened with images.
     fn has_images(&self) -> bool;
+    /// Whether the images of some rows cost those of all rows before them in their row group.
+    fn costs_whole_groups(&self) -> bool {
+        false
+    }
     /// Streams rows, which lie in the file, with or without their images.
     ///
     /// # Errors
@@ -79,10 +85,35 @@ fn open_stream(
     images: bool,
 ) -> Result<Arc<dyn Records>, PairsError> {
     Ok(match layout {
-        Layout::WebDataset => Arc::new(webdataset::WebDataset::open(input, images)?),
+        Layout::WebDataset => Arc::new(WebDataset::open(input, images)?),
         Layout::Folder => Arc::new(folder::ImageFolder::open(input, images)?),
         _ => Arc::new(json::Documents::open(input, layout, images)?),
     })
+}
+
+/// [`open`] with images; of a tar that lies elsewhere the texts are kept in `texts`.
+pub(crate) fn open_keeping(
+    input: &InputFile,
+    texts: &TextStore,
+) -> Result<(Arc<dyn Records>, Option<Kept>), PairsError> {
+    let is_tar = match input.layout {
+        Some(layout) => layout == Layout::WebDataset,
+        None => input.path.extension().is_some_and(|ending| ending.eq_ignore_ascii_case("tar")),
+    };
+    if !is_tar || !Location::parse(&input.path)?.is_remote() {
+        return Ok((open(input, true)?, None));
+    }
+    let (tar, kept) = WebDataset::open_keeping(input, texts)?;
+    Ok((Arc::new(tar), Some(kept)))
+}
+
+/// Opens a tar whose texts are kept; of the tar nothing is read.
+pub(crate) fn open_kept(
+    input: &InputFile,
+    texts: &TextStore,
+    kept: &Kept,
+) -> Result<Arc<dyn Records>, PairsError> {
+    Ok(Arc::new(WebDataset::open_kept(input, texts, kept)?))
 }
 
 fn is_parquet(input: &InputFile) -> bool {
@@ -110,6 +141,7 @@ pub(super) struct Draft {
     pub(super) caption: Option<Arc<str>>,
     pub(super) images: [Image; 2],
     pub(super) uids: [Option<String>; 2],
+    /// As it is stored, whether it counts or not.
     pub(super) label_0: Option<f64>,
     pub(super) no_vote: Option<NoVote>,
     /// Whether image 0 is the preferred one of a set that always puts it first.
@@ -207,13 +239,15 @@ impl Origin {
                 absent.reverse();
                 label = label.map(|label| 1.0 - label);
             }
+            let counts = draft.no_vote.is_none();
             rows.push(PairRow {
                 row,
                 pair_id,
                 caption: draft.caption.as_deref().map(str::to_owned),
                 image_uid: uids,
-                human_label_0: label,
+                human_label_0: label.filter(|_| counts),
                 no_vote: draft.no_vote,
+                unused_label_0: label.filter(|_| !counts),
                 image,
                 absent,
             });

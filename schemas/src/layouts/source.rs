@@ -153,18 +153,25 @@ impl File {
 
     /// Reads on from `offset`.
     pub(crate) fn reader(self, offset: u64) -> io::Result<Reader> {
+        self.reader_until(offset, None)
+    }
+
+    /// Reads on from `offset`; of a remote file nothing is fetched from `until` on, which is read
+    /// as its end.
+    pub(crate) fn reader_until(self, offset: u64, until: Option<u64>) -> io::Result<Reader> {
         let length = self.length();
+        let end = until.map_or(length, |until| until.min(length));
         let buffered = match self {
             Self::Local(mut file, _) => {
                 file.seek(SeekFrom::Start(offset))?;
                 Buffered::Local(BufReader::with_capacity(BUFFER_BYTES, file))
             }
             Self::Remote(file) => {
-                let reader = BufReader::new(file.reader(offset..length));
+                let reader = BufReader::new(file.reader(offset..end));
                 Buffered::Remote(Box::new(reader), file)
             }
         };
-        Ok(Reader { buffered, position: offset, length })
+        Ok(Reader { buffered, position: offset, length, end })
     }
 }
 
@@ -180,6 +187,8 @@ pub(crate) struct Reader {
     buffered: Buffered,
     position: u64,
     length: u64,
+    /// Where the reading of a remote file ends.
+    end: u64,
 }
 
 impl Reader {
@@ -254,7 +263,7 @@ impl Seek for Reader {
             }
             Buffered::Remote(..) if wanted == self.position => {}
             Buffered::Remote(reader, file) => {
-                **reader = BufReader::new(file.reader(wanted..self.length));
+                **reader = BufReader::new(file.reader(wanted.min(self.end)..self.end));
             }
         }
         self.position = wanted;

@@ -71,12 +71,12 @@ impl Table {
         batch_rows: usize,
     ) -> Result<(ParquetRecordBatchReader, Vec<ImageColumn>), InputError> {
         let (groups, first_row) = self.parquet.row_groups_of(rows);
-        let file = self.parquet.reopen_reading(&groups, leaves, image_leaves)?;
+        let (file, index) = self.parquet.reopen_part(&groups, leaves, image_leaves, rows)?;
         // Between 0 and the number of rows.
         let skipped = (rows.start - first_row) as usize;
         let images = self.parquet.contained(|| {
             let columns = image_leaves.iter().map(|&leaf| {
-                let metadata = self.parquet.metadata();
+                let metadata = index.as_ref().unwrap_or_else(|| self.parquet.metadata());
                 let mut column = ImageColumn::new(file.clone(), metadata, groups.clone(), leaf)?;
                 column.skip(skipped)?;
                 Ok(column)

@@ -127,8 +127,13 @@ impl Members {
     fn header(&mut self) -> io::Result<Option<Header>> {
         let mut block = Vec::with_capacity(BLOCK as usize);
         Read::take(&mut self.reader, BLOCK).read_to_end(&mut block)?;
-        if block.is_empty() || block.iter().all(|byte| *byte == 0) && block.len() == BLOCK as usize
-        {
+        if block.is_empty() {
+            return Err(damaged(
+                "it ends without the block of zeros that ends an archive; hint: the download or \
+                 copy is incomplete",
+            ));
+        }
+        if block.iter().all(|byte| *byte == 0) && block.len() == BLOCK as usize {
             return Ok(None);
         }
         let Some(fields) = Fields::of(&block) else {

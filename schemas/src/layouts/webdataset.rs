@@ -5,28 +5,29 @@
 //! `KEY.label_0.txt`, `KEY.label_1.txt` and `KEY.original_prompt.txt`; others `KEY.0.jpg`,
 //! `KEY.1.jpg` and a `KEY.json` with `caption` or `prompt`, and `label_0`.
 //!
-//! Opening reads the headers and the texts, and keeps the offset of every pair: 8 bytes each.
+//! Opening reads the headers and the texts, and keeps the offset of every pair: 8 bytes each. Of a
+//! tar that lies elsewhere both can be kept ([`TextStore`]), so that it is fetched once for them.
 
 use std::ops::Range;
 use std::sync::Arc;
 
+use locations::LocationError;
 use serde_json::Value;
 
 use super::beside::Beside;
 use super::json;
 use super::jsonl::{identifier, label};
+use super::kept::Keeping;
+use super::parts::{Part, key, label_of_text};
 use super::records::{Batched, Batches, Draft, Image, Origin, Records, group};
 use super::source::{File, Folder};
 use super::tar::{Member, Members};
-use super::{Layout, MAX_IMAGE_BYTES, MAX_RECORD_BYTES};
-use crate::columns::is_human_label;
+use super::{Kept, Layout, MAX_IMAGE_BYTES, MAX_RECORD_BYTES, TextStore};
 use crate::input::InputError;
-use crate::pairs::{InputFile, LABELS, MAX_CAPTION_BYTES, NoVote, PairsError, RowGroup};
+use crate::pairs::{InputFile, MAX_CAPTION_BYTES, NoVote, PairsError, RowGroup};
 
 /// The size of a group of rows, in bytes of the archive.
 const GROUP_BYTES: u64 = 64 << 20;
-/// The endings of images.
-const IMAGES: [&str; 5] = ["jpg", "jpeg", "png", "webp", "jpe"];
 
 /// A tar of pairs.
 #[derive(Debug)]
@@ -37,6 +38,8 @@ pub(super) struct WebDataset {
     offsets: Vec<u64>,
     length: u64,
     fingerprint: String,
+    /// The texts, if they are kept.
+    kept: Option<(TextStore, Kept)>,
 }
 
 impl WebDataset {
@@ -45,19 +48,69 @@ impl WebDataset {
     /// # Errors
     /// When it cannot be read, is damaged, or holds no pair.
     pub(super) fn open(input: &InputFile, has_images: bool) -> Result<Self, PairsError> {
-        let origin = Arc::new(Origin {
-            path: input.path.clone(),
-            source_file: input.source_file.clone(),
-            beside: Beside::new(Folder::around(&input.path).map_err(InputError::from)?, &[]),
-        });
-        let mut samples = Samples::open(&origin, 0, false)?;
+        Self::read(origin_of(input)?, has_images, None)
+    }
+
+    /// [`WebDataset::open`] with images; the texts are kept in `texts`.
+    pub(super) fn open_keeping(
+        input: &InputFile,
+        texts: &TextStore,
+    ) -> Result<(Self, Kept), PairsError> {
+        let (origin, version) = (origin_of(input)?, input.version()?);
+        let mut keeping = Keeping::begin(texts);
+        let mut archive = Self::read(Arc::clone(&origin), true, Some(&mut keeping))?;
+        let Self { offsets, length, fingerprint, .. } = &archive;
+        let kept = keeping.finish(offsets, *length, fingerprint, version);
+        let kept = kept.map_err(|error| unkept(&origin, &error))?;
+        archive.kept = Some((texts.clone(), kept.clone()));
+        Ok((archive, kept))
+    }
+
+    /// An archive whose texts and index are kept; nothing of it is read.
+    ///
+    /// # Errors
+    /// When it has another version now.
+    pub(super) fn open_kept(
+        input: &InputFile,
+        texts: &TextStore,
+        kept: &Kept,
+    ) -> Result<Self, PairsError> {
+        let origin = origin_of(input)?;
+        let found = input.version()?;
+        if found.as_deref() != kept.version() {
+            let shown = |version: Option<&str>| version.unwrap_or("none").to_owned();
+            return Err(PairsError::Location(LocationError::Changed {
+                location: input.path.display().to_string(),
+                expected: shown(kept.version()),
+                found: shown(found.as_deref()),
+            }));
+        }
+        Ok(Self {
+            offsets: kept.offsets(texts).map_err(|error| unkept(&origin, &error))?,
+            has_images: true,
+            length: kept.length,
+            fingerprint: kept.fingerprint.clone(),
+            kept: Some((texts.clone(), kept.clone())),
+            origin,
+        })
+    }
+
+    fn read(
+        origin: Arc<Origin>,
+        has_images: bool,
+        mut keeping: Option<&mut Keeping>,
+    ) -> Result<Self, PairsError> {
+        let mut samples = Samples::open(&origin, 0, None, false)?;
         let length = samples.length;
         let mut hasher = blake3::Hasher::new();
         hasher.update(&length.to_le_bytes());
         samples.members.hasher = Some(hasher);
         let mut offsets = Vec::new();
-        while let Some((at, _)) = samples.next_pair()? {
+        while let Some((at, draft)) = samples.next_pair()? {
             offsets.push(at);
+            if let Some(keeping) = &mut keeping {
+                keeping.add(&draft).map_err(|error| unkept(&origin, &error))?;
+            }
         }
         if let (true, Some(example)) = (offsets.is_empty(), samples.example) {
             return Err(origin.broken(
@@ -71,8 +124,21 @@ impl WebDataset {
         offsets.shrink_to_fit();
         let hasher = samples.members.hasher.take().unwrap_or_default();
         let fingerprint = hasher.finalize().to_hex().to_string();
-        Ok(Self { origin, has_images, offsets, length, fingerprint })
+        Ok(Self { origin, has_images, offsets, length, fingerprint, kept: None })
     }
+}
+
+fn origin_of(input: &InputFile) -> Result<Arc<Origin>, PairsError> {
+    Ok(Arc::new(Origin {
+        path: input.path.clone(),
+        source_file: input.source_file.clone(),
+        beside: Beside::new(Folder::around(&input.path).map_err(InputError::from)?, &[]),
+    }))
+}
+
+/// The place of the kept texts failed, not the archive.
+fn unkept(origin: &Origin, error: &std::io::Error) -> PairsError {
+    origin.broken("its texts".to_owned(), format!("cannot be kept on this machine: {error}"))
 }
 
 impl Records for WebDataset {
@@ -113,9 +179,20 @@ impl Records for WebDataset {
         batch_rows: usize,
         images: bool,
     ) -> Result<Batches, PairsError> {
-        let first = usize::try_from(rows.start).unwrap_or(0);
-        let at = self.offsets.get(first).copied().unwrap_or(self.length);
-        let samples = Samples::open(&self.origin, at, images)?;
+        let origin = Arc::clone(&self.origin);
+        if let (false, Some((texts, kept))) = (images, &self.kept) {
+            let first = u64::try_from(rows.start).unwrap_or(0);
+            let of = Arc::clone(&self.origin);
+            let drafts = kept.drafts(texts, first);
+            let drafts = drafts.map(move |draft| draft.map_err(|error| unkept(&of, &error)));
+            return Ok(Box::new(Batched::new(drafts, origin, rows, batch_rows, images)));
+        }
+        let offset = |row: i64| {
+            let row = usize::try_from(row).unwrap_or(0);
+            self.offsets.get(row).copied().unwrap_or(self.length)
+        };
+        let (at, until) = (offset(rows.start), offset(rows.end));
+        let samples = Samples::open(&self.origin, at, Some(until), images)?;
         if samples.length != self.length {
             let found = format!(
                 "it had {} bytes when it was opened and has {} now",
@@ -123,7 +200,6 @@ impl Records for WebDataset {
             );
             return Err(self.origin.broken("the archive".to_owned(), found));
         }
-        let origin = Arc::clone(&self.origin);
         Ok(Box::new(Batched::new(samples, origin, rows, batch_rows, images)))
     }
 }
@@ -153,52 +229,16 @@ struct Sample {
     is_pair: bool,
 }
 
-/// What a member of a sample is, by its name behind the key.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Part {
-    Image(usize),
-    Uid(usize),
-    Label(usize),
-    Caption,
-    PairId,
-    HasLabel,
-    Json,
-    Other,
-}
-
-impl Part {
-    fn of(extension: &str) -> Self {
-        let extension = extension.to_ascii_lowercase();
-        let (name, ending) = extension.split_once('.').unwrap_or((&extension, ""));
-        let is_image = ending.is_empty() || IMAGES.contains(&ending);
-        let is_text = ["", "txt", "text", "cls"].contains(&ending);
-        match name {
-            "jpg_0" | "image_0" | "0" if is_image => Self::Image(0),
-            "jpg_1" | "image_1" | "1" if is_image => Self::Image(1),
-            "image_0_uid" if is_text => Self::Uid(0),
-            "image_1_uid" if is_text => Self::Uid(1),
-            "label_0" if is_text => Self::Label(0),
-            "label_1" if is_text => Self::Label(1),
-            "has_label" if is_text => Self::HasLabel,
-            "ranking_id" | "pair_id" if is_text => Self::PairId,
-            "original_prompt" | "caption" | "prompt" | "txt" if is_text => Self::Caption,
-            "json" if ending.is_empty() => Self::Json,
-            _ => Self::Other,
-        }
-    }
-}
-
-/// The key of a member, and the rest of its name.
-fn key(name: &str) -> Option<(&str, &str)> {
-    let name = name.strip_prefix("./").unwrap_or(name);
-    let base = name.rfind('/').map_or(0, |slash| slash + 1);
-    let dot = base + name.get(base..)?.find('.')?;
-    (dot > base).then(|| (&name[..dot], &name[dot + 1..]))
-}
-
 impl Samples {
-    fn open(origin: &Arc<Origin>, at: u64, images: bool) -> Result<Self, PairsError> {
-        let open = || File::open(&origin.path)?.reader(at);
+    /// Begins at the byte `at`. Of an archive that lies elsewhere nothing is fetched from `until`
+    /// on, where a sample begins.
+    fn open(
+        origin: &Arc<Origin>,
+        at: u64,
+        until: Option<u64>,
+        images: bool,
+    ) -> Result<Self, PairsError> {
+        let open = || File::open(&origin.path)?.reader_until(at, until);
         let reader = open().map_err(|error| origin.io(error))?;
         let length = reader.length();
         let members = Members::new(reader);
@@ -274,7 +314,8 @@ impl Samples {
             |detail: String| self.origin.broken(format!("member {:?}", member.name), detail);
         let text = || -> Result<String, PairsError> {
             match std::str::from_utf8(&bytes) {
-                Ok(text) => Ok(text.to_owned()),
+                // Without a byte order mark, which is no part of a prompt.
+                Ok(text) => Ok(text.strip_prefix('\u{feff}').unwrap_or(text).to_owned()),
                 // A caption that is too long to be one, cut inside a character.
                 Err(_) if !is_whole => Ok(String::from_utf8_lossy(&bytes).into_owned()),
                 Err(_) => Err(broken("expected text in UTF-8".to_owned())),
@@ -365,7 +406,7 @@ impl Samples {
             caption: caption.map(Into::into),
             images,
             uids,
-            label_0: if no_vote.is_some() { None } else { first },
+            label_0: first,
             no_vote,
             is_winner_first: false,
         }
@@ -378,54 +419,10 @@ fn put<T>(places: &mut [Option<T>; 2], side: usize, value: T) {
     }
 }
 
-/// A label as text; none if it is empty or `None`.
-fn label_of_text(text: &str, no_vote: &mut Option<NoVote>) -> Result<Option<f64>, String> {
-    let text = text.trim();
-    if text.is_empty() || ["none", "null"].contains(&text.to_ascii_lowercase().as_str()) {
-        return Ok(None);
-    }
-    match text.parse::<f64>() {
-        Ok(number) if number.is_nan() => {
-            *no_vote = Some(NoVote::NotANumber);
-            Ok(None)
-        }
-        Ok(number) if is_human_label(number) => Ok(Some(number)),
-        _ => Err(format!("the label is {text:?}, expected {LABELS}")),
-    }
-}
-
 impl Iterator for Samples {
     type Item = Result<Draft, PairsError>;
 
     fn next(&mut self) -> Option<Self::Item> {
         self.next_pair().transpose().map(|found| found.map(|(_, draft)| draft))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn keys_end_at_the_first_dot_of_the_name() {
-        assert_eq!(key("a.b/000.jpg_0.jpg"), Some(("a.b/000", "jpg_0.jpg")));
-        assert_eq!(key("./000.json"), Some(("000", "json")));
-        assert_eq!((key("README"), key("a/.hidden")), (None, None));
-    }
-
-    #[test]
-    fn members_are_known_by_their_names() {
-        for (name, expected) in [
-            ("jpg_0.jpg", Part::Image(0)),
-            ("1.PNG", Part::Image(1)),
-            ("jpg_1", Part::Image(1)),
-            ("label_1.txt", Part::Label(1)),
-            ("original_prompt.txt", Part::Caption),
-            ("json", Part::Json),
-            ("0.txt", Part::Other),
-            ("jpg", Part::Other),
-        ] {
-            assert_eq!(Part::of(name), expected, "{name}");
-        }
     }
 }

@@ -8,7 +8,7 @@ use rayon::prelude::*;
 
 use super::splits::splits_of;
 use super::{PairsError, own, remote};
-use crate::layouts::{Layout, Listing, is_image_of_pair, is_recognised};
+use crate::layouts::{Layout, Listing, is_image_of_pair, recognised};
 
 /// How many names of skipped files a message lists.
 const NAMES_SHOWN: usize = 3;
@@ -37,6 +37,10 @@ pub struct Discovered {
     pub hidden: usize,
     /// Files of splits that were not chosen.
     pub other_splits: usize,
+    /// Files of JSON that hold no pairs, in folders of JSON.
+    pub others: Vec<PathBuf>,
+    /// The layout that was named.
+    wanted: Option<Layout>,
 }
 
 impl Discovered {
@@ -44,16 +48,12 @@ impl Discovered {
     pub fn skipped(&self) -> Option<String> {
         let mut parts = Vec::new();
         if !self.own.is_empty() {
-            let name = |path: &PathBuf| {
-                let name = path.file_name().unwrap_or(path.as_os_str());
-                name.to_string_lossy().into_owned()
-            };
-            let mut names: Vec<String> = self.own.iter().take(NAMES_SHOWN).map(name).collect();
-            if self.own.len() > NAMES_SHOWN {
-                names.push(format!("{} more", self.own.len() - NAMES_SHOWN));
-            }
             let count = counted(self.own.len(), "output", "outputs");
-            parts.push(format!("{count} of this program ({})", names.join(", ")));
+            parts.push(format!("{count} of this program ({})", names(&self.own)));
+        }
+        if !self.others.is_empty() {
+            let count = counted(self.others.len(), "file", "files");
+            parts.push(format!("{count} of JSON without pairs ({})", names(&self.others)));
         }
         if self.hidden > 0 {
             parts.push(format!("{} beginning with . or _", counted(self.hidden, "name", "names")));
@@ -63,6 +63,19 @@ impl Discovered {
         }
         (!parts.is_empty()).then(|| format!("skipped: {}", parts.join(", ")))
     }
+}
+
+/// The first names of a list, and how many more there are.
+fn names(paths: &[PathBuf]) -> String {
+    let name = |path: &PathBuf| {
+        let name = path.file_name().unwrap_or(path.as_os_str());
+        name.to_string_lossy().into_owned()
+    };
+    let mut names: Vec<String> = paths.iter().take(NAMES_SHOWN).map(name).collect();
+    if paths.len() > NAMES_SHOWN {
+        names.push(format!("{} more", paths.len() - NAMES_SHOWN));
+    }
+    names.join(", ")
 }
 
 fn counted(count: usize, one: &str, several: &str) -> String {
@@ -107,7 +120,7 @@ pub fn discover_as(
     if inputs.is_empty() {
         return Err(PairsError::NoInputs);
     }
-    let mut found = Discovered::default();
+    let mut found = Discovered { wanted: layout, ..Discovered::default() };
     let mut candidates = Vec::new();
     let mut any_remote = false;
     for input in inputs {
@@ -202,8 +215,9 @@ fn find(
         found.own.extend(own);
         let (layout, mut paths) = listing.choose(layout);
         if layout.is_none() {
-            // Among the files of a data set are others, such as dataset_infos.json.
-            paths.retain(|path| is_recognised(path));
+            let (pairs, others) = recognised(paths, PathBuf::as_path)?;
+            paths = pairs;
+            found.others.extend(others);
         }
         return Ok((layout, named(input, input, paths, found)?));
     }
@@ -336,7 +350,11 @@ fn named(
 
 pub(super) fn nothing(input: &Path, found: &Discovered) -> PairsError {
     let skipped = found.skipped().map_or_else(String::new, |skipped| format!(" ({skipped})"));
-    PairsError::Nothing { path: input.to_owned(), skipped }
+    let expected = found.wanted.map_or_else(
+        || "files of pairs".to_owned(),
+        |layout| format!("files of the layout {} ({})", layout.name(), layout.description()),
+    );
+    PairsError::Nothing { path: input.to_owned(), expected, skipped }
 }
 
 /// A path below `base`. A pattern such as `./*.parquet` yields paths without the leading dot.

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use super::rows::PairRows;
 use super::{InputFile, PairsError};
-use crate::layouts::{self, Layout, Records};
+use crate::layouts::{self, Kept, Layout, Records, TextStore};
 
 /// The rows of a batch of [`PairFile::plan_rows`]; texts are small, so a batch is about 2 MB.
 const PLAN_BATCH_ROWS: usize = 8192;
@@ -46,6 +46,31 @@ impl PairFile {
     /// then one error lists all that are missing or of the wrong type.
     pub fn open(input: &InputFile) -> Result<Self, PairsError> {
         Ok(Self { input: input.clone(), records: layouts::open(input, true)? })
+    }
+
+    /// [`PairFile::open`]; of a tar that lies elsewhere the texts are kept in `texts`, for
+    /// [`PairFile::open_kept`].
+    ///
+    /// # Errors
+    /// As for [`PairFile::open`], and when the store cannot be written.
+    pub fn open_keeping(
+        input: &InputFile,
+        texts: &TextStore,
+    ) -> Result<(Self, Option<Kept>), PairsError> {
+        let (records, kept) = layouts::open_keeping(input, texts)?;
+        Ok((Self { input: input.clone(), records }, kept))
+    }
+
+    /// Opens a file whose texts are kept: nothing of it is read before its images.
+    ///
+    /// # Errors
+    /// When it has another version than it had, or the store cannot be read.
+    pub fn open_kept(
+        input: &InputFile,
+        texts: &TextStore,
+        kept: &Kept,
+    ) -> Result<Self, PairsError> {
+        Ok(Self { input: input.clone(), records: layouts::open_kept(input, texts, kept)? })
     }
 
     /// Opens a file for its texts and labels alone, such as the `no_images` variants of Pick-a-Pic.
@@ -103,6 +128,14 @@ impl PairFile {
             (u32::try_from(group.num_rows).unwrap_or(0), bytes)
         };
         Ok(self.row_groups().into_iter().map(size).collect())
+    }
+
+    /// The bytes of the largest row group, if the images of some of its rows cost those of all rows
+    /// before them: in remote Parquet that has no index of its pages.
+    pub fn bytes_of_whole_groups(&self) -> Option<u64> {
+        let bytes = |group: RowGroup| u64::try_from(group.compressed_bytes).unwrap_or(0);
+        let costs = self.records.costs_whole_groups();
+        costs.then(|| self.row_groups().into_iter().map(bytes).max()).flatten()
     }
 
     /// Whether the file was opened with its images.

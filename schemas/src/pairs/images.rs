@@ -27,7 +27,8 @@ pub(crate) struct ImageColumn {
 }
 
 impl ImageColumn {
-    /// The leaf column `leaf` of the row groups `groups`.
+    /// The leaf column `leaf` of the row groups `groups`. With an index of its pages in `metadata`,
+    /// pages that are skipped are not touched.
     pub(crate) fn new(
         file: CheckedFile,
         metadata: &Arc<ParquetMetaData>,
@@ -96,9 +97,11 @@ impl ImageColumn {
     /// The reader of the current row group, or of the next one; none at the end.
     fn reader(&mut self) -> Result<Option<&mut ColumnReaderImpl<ByteArrayType>>> {
         if self.reader.is_none() {
-            let group = self.groups.next().and_then(|group| self.metadata.row_groups().get(group));
-            let Some(group) = group else { return Ok(None) };
-            let pages = Pages::open(&self.file, group, self.leaf)?;
+            let Some(number) = self.groups.next() else { return Ok(None) };
+            let Some(group) = self.metadata.row_groups().get(number) else { return Ok(None) };
+            let index = self.metadata.page_index();
+            let index = index.and_then(|index| index.page_locations(number, self.leaf));
+            let pages = Pages::open(&self.file, group, self.leaf, index.cloned())?;
             let descriptor = Arc::clone(&self.descriptor);
             self.reader = Some(ColumnReaderImpl::new(descriptor, Box::new(pages)));
         }

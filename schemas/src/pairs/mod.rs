@@ -25,6 +25,7 @@ pub use discover::{Discovered, InputFile, discover, discover_as};
 pub use file::{PairFile, RowGroup};
 pub use record::{FileRecord, InputRecord};
 pub use rows::{NoVote, PairRow, PairRows, positional_pair_id};
+pub use splits::split_in_name;
 
 pub(crate) use columns::{ALIASES, Columns};
 pub(crate) use images::ImageColumn;
@@ -134,7 +135,7 @@ pub enum PairsError {
     },
     /// Nothing has the given name.
     #[error(
-        "{}: expected a Parquet file, a folder or a pattern, found nothing of that name{}",
+        "{}: expected a file, a folder or a pattern, found nothing of that name{}",
         path.display(),
         runkit::path::hint_for_data(path)
     )]
@@ -144,12 +145,14 @@ pub enum PairsError {
     },
     /// A folder or pattern that holds no file.
     #[error(
-        "{}: expected Parquet files, found none{skipped}; hint: a folder is searched at any depth for \
+        "{}: expected {expected}, found none{skipped}; hint: a folder is searched at any depth for \
          *.parquet, *.tar, *.jsonl, *.json or images NAME_w.EXT and NAME_l.EXT", path.display()
     )]
     Nothing {
         /// The folder or pattern.
         path: PathBuf,
+        /// Files of pairs, or of a layout.
+        expected: String,
         /// What was skipped there, in brackets, or nothing.
         skipped: String,
     },

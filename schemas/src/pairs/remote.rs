@@ -1,4 +1,5 @@
-//! Finds input files that lie elsewhere, by the rules that [`super::discover`] has for this machine.
+//! Finds input files that lie elsewhere, by the rules of [`discover()`](super::discover()) for this
+//! machine.
 
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
@@ -9,7 +10,7 @@ use locations::Location;
 
 use super::discover::{Candidate, Discovered, InputFile};
 use super::{PairsError, own};
-use crate::layouts::{Layout, Listing, is_image_of_pair, is_recognised};
+use crate::layouts::{Folder, Layout, Listing, is_image_of_pair, recognised};
 
 /// Footers that are requested at the same time.
 const PARALLEL: usize = 16;
@@ -79,7 +80,9 @@ pub(super) fn find(
         found.own.extend(listing.set_own_aside(is_own)?.into_iter().map(|(_, path)| path));
         (known, named) = listing.choose(layout);
         if known.is_none() {
-            named.retain(|(_, path)| is_recognised(path));
+            let (pairs, others) = recognised(named, |(_, path)| path.as_path())?;
+            named = pairs;
+            found.others.extend(others);
         }
     }
     if named.is_empty() {
@@ -110,6 +113,41 @@ fn last(name: &str) -> &str {
     name.rsplit('/').next().unwrap_or(name)
 }
 
+impl InputFile {
+    /// What tells one state of a file elsewhere from another, such as its ETag; `None` for a file
+    /// of this machine, for a folder of images, and if the server does not say. Asks for nothing
+    /// that a listing told.
+    ///
+    /// # Errors
+    /// When the file cannot be reached.
+    pub fn version(&self) -> Result<Option<String>, PairsError> {
+        let location = Location::parse(&self.path)?;
+        if self.layout == Some(Layout::Folder) || !location.is_remote() {
+            return Ok(None);
+        }
+        Ok(locations::File::open(&location)?.version().map(str::to_owned))
+    }
+
+    /// The bytes of the file, or of the files in a folder of images; images beside a file of
+    /// records do not count.
+    ///
+    /// # Errors
+    /// When it cannot be reached.
+    pub fn bytes(&self) -> Result<u64, PairsError> {
+        let unread = |cause| crate::input::unread(&self.path, cause);
+        let location = Location::parse(&self.path)?;
+        let is_folder = match &location {
+            Location::Local(path) => path.is_dir(),
+            Location::Remote(_) => self.layout == Some(Layout::Folder),
+        };
+        if is_folder {
+            let listed = Folder::at(&self.path)?.list().map_err(unread)?;
+            return Ok(listed.into_iter().map(|(_, bytes)| bytes).sum());
+        }
+        Ok(locations::File::open(&location)?.len())
+    }
+}
+
 /// What each file is ([`own::kind`]), asked for at once rather than one after another.
 ///
 /// # Errors
@@ -126,6 +164,8 @@ pub(super) fn kinds(files: &[Candidate]) -> Result<Vec<Option<&'static str>>, Pa
             }
             let kind = match file.file.layout {
                 Some(Layout::Folder) => Ok(None),
+                // No file of ours is called so, and its end would be fetched for nothing.
+                _ if file.file.path.extension().is_some_and(|ending| ending == "tar") => Ok(None),
                 _ => own::kind_of(&file.file.path),
             };
             if kind.is_err() {

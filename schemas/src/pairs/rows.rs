@@ -61,6 +61,8 @@ pub struct PairRow {
     pub human_label_0: Option<f64>,
     /// Why `human_label_0` is `None` although the input has a value.
     pub no_vote: Option<NoVote>,
+    /// `label_0` of the input if `no_vote` says why it does not count; `None` of NaN.
+    pub unused_label_0: Option<f64>,
     /// The two encoded images, if images are read and the row has them.
     pub image: [Option<Bytes>; 2],
     /// Why the file has no such image, if it says more than null.
@@ -300,6 +302,7 @@ impl Batch {
 
     fn row(&self, index: usize, row: i64, source_file: &str) -> Result<PairRow, String> {
         let (human_label_0, no_vote) = self.human_label(index)?;
+        let unused = self.label[0].as_ref().filter(|_| no_vote.is_some());
         let ranking_id = self.ranking_id.as_ref().and_then(|ids| text_at(ids, index));
         Ok(PairRow {
             row,
@@ -310,6 +313,7 @@ impl Batch {
             image_uid: self.image_uid.each_ref().map(|uids| text_at(uids, index)),
             human_label_0,
             no_vote,
+            unused_label_0: unused.map(|label| label.value(index)).filter(|label| !label.is_nan()),
             image: [0, 1].map(|side| self.images.get(side)?.get(index)?.clone()),
             absent: [None, None],
         })

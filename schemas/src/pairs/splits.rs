@@ -39,6 +39,13 @@ pub(super) fn splits_of(files: &[(&str, &Path)]) -> Vec<Option<String>> {
     splits
 }
 
+/// The split that the name of a file, or of a folder above it, tells; `None` if neither does. Parts
+/// of the name are separated by `/`.
+#[must_use]
+pub fn split_in_name(name: &str) -> Option<String> {
+    split(name, Path::new("/"))
+}
+
 fn split(name: &str, location: &Path) -> Option<String> {
     let mut parts = name.rsplit('/');
     parts.next().and_then(|file| in_name(stem(file))).or_else(|| parts.find_map(in_name)).or_else(

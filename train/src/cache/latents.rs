@@ -176,7 +176,8 @@ struct Batches {
 enum Order {
     Decode(Bytes, Option<u128>),
     Reuse(u128),
-    Missing,
+    /// There is none, and why.
+    Missing(String),
 }
 
 impl Batches {
@@ -190,11 +191,11 @@ impl Batches {
                 }
                 continue;
             };
-            let images = std::mem::take(&mut row.image);
-            let [first, second] = images;
+            let [first, second] = std::mem::take(&mut row.image);
+            let [why_first, why_second] = std::mem::take(&mut row.absent);
             let orders = [
-                self.order(first, row.image_uid[0].as_deref()),
-                self.order(second, row.image_uid[1].as_deref()),
+                self.order(first, row.image_uid[0].as_deref(), why_first),
+                self.order(second, row.image_uid[1].as_deref(), why_second),
             ];
             new += orders.iter().filter(|order| matches!(order, Order::Decode(..))).count();
             taken.push((row, orders));
@@ -202,8 +203,10 @@ impl Batches {
         Ok(taken)
     }
 
-    fn order(&mut self, image: Option<Bytes>, uid: Option<&str>) -> Order {
-        let Some(bytes) = image.filter(|bytes| !bytes.is_empty()) else { return Order::Missing };
+    fn order(&mut self, image: Option<Bytes>, uid: Option<&str>, why: Option<String>) -> Order {
+        let Some(bytes) = image.filter(|bytes| !bytes.is_empty()) else {
+            return Order::Missing(why.unwrap_or_else(|| "image is null or empty".to_owned()));
+        };
         let again = uid.is_some_and(|uid| self.repeated.contains(&xxh3_128(uid.as_bytes())));
         if !again {
             return Order::Decode(bytes, None);
@@ -222,9 +225,8 @@ impl Order {
         let (bytes, key) = match self {
             Self::Decode(bytes, key) => (bytes, key),
             Self::Reuse(content) => return LatentImage::Known(content),
-            Self::Missing => {
-                let missing = "image is null or empty".to_owned();
-                return LatentImage::Failed((Status::MissingImage, missing), None);
+            Self::Missing(why) => {
+                return LatentImage::Failed((Status::MissingImage, why), None);
             }
         };
         match decode(&bytes, &Limits::default()) {

@@ -42,7 +42,7 @@ pub(super) fn describe(
         latent_shape: base.latent_size,
         scaling_factor: vae.scaling_factor,
         shift_factor: vae.shift_factor,
-        input: InputRecord { rows: 0, content: None, files: Vec::new() },
+        input: InputRecord::new(0, None, Vec::new()),
     })
 }
 

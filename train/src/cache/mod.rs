@@ -27,6 +27,7 @@ use nn::distributed::{Deal, sharing_stops};
 use nn::pipeline::Encoders;
 use runkit::files::FileHashes;
 use runkit::launch::Launch;
+use runkit::logging::counted;
 use runkit::progress::Progress;
 use runkit::run_folder::{FolderKind, MANIFEST, names_in, remove_file};
 use runkit::shard::Shard;
@@ -43,6 +44,7 @@ use self::manifest::{GROWING, NUMERICS};
 use self::plan::{Plan, PlannedFile, is_there};
 use self::ranks::Ranks;
 pub use self::settings::settings;
+use crate::data::PairInputs;
 use crate::model::BaseModel;
 use crate::run::ranks::plain;
 
@@ -51,10 +53,8 @@ use crate::run::ranks::plain;
 pub struct Config {
     /// The pipeline whose encoders are used.
     pub model: PathBuf,
-    /// Inputs as given.
-    pub pairs: Vec<PathBuf>,
-    /// The splits to read; empty for the only one.
-    pub splits: Vec<String>,
+    /// The pairs, as given.
+    pub inputs: PairInputs,
     /// The folder to write.
     pub out: PathBuf,
     /// Height and width in pixels; `None` for the model's own.
@@ -160,7 +160,7 @@ fn make(config: &Config, ranks: &Ranks, stop: &StopFlag) -> Result<usize> {
     folder.refuse_foreign_unless(has_parts)?;
     // What is on this machine is checked before a model of the hub is downloaded.
     BaseModel::check_local(&config.model)?;
-    schemas::pairs::discover(&config.pairs, &config.splits)?;
+    config.inputs.find()?;
     let base = BaseModel::open(&config.model, config.resolution)?;
     let _lock = if ranks.deal.is_shared() { folder.lock_shared()? } else { folder.lock()? };
     let mut encoders = None;
@@ -178,8 +178,7 @@ fn make(config: &Config, ranks: &Ranks, stop: &StopFlag) -> Result<usize> {
     let count = planned.parts.len();
     let fingerprint = manifest::fingerprint(&planned.manifest)?;
     // Rank 0 planned all parts: this numbers their captions.
-    let (pairs, splits) = (&config.pairs, &config.splits);
-    let plan = Plan::make(pairs, splits, config.limit, Some(&planned), &config.out)?;
+    let plan = Plan::make(&config.inputs, config.limit, Some(&planned), &config.out, false)?;
     ensure!(
         plan.parts == planned.parts,
         "this process finds other pairs than rank 0: {} parts, not {count}; hint: give all \
@@ -253,11 +252,14 @@ fn plan(config: &Config, base: &BaseModel) -> Result<Planned> {
         clear(&config.out)?;
     }
     let earlier = earlier(config, &manifest)?;
-    let plan =
-        Plan::make(&config.pairs, &config.splits, config.limit, earlier.as_ref(), &config.out)?;
+    let plan = Plan::make(&config.inputs, config.limit, earlier.as_ref(), &config.out, true)?;
     let input = plan.input();
     let (rows, files) = (input.rows, input.files.len());
-    ensure!(rows > 0, "the inputs hold no pair; hint: {files} files were read");
+    ensure!(
+        rows > 0,
+        "the inputs hold no pair; hint: look into what was read, {}",
+        counted(files as u64, "files")
+    );
     let mut is_missing = false;
     for (number, part) in plan.parts.iter().enumerate() {
         is_missing |= !is_done(&config.out, number, part, &fingerprint)?;

@@ -5,14 +5,14 @@
 
 use std::collections::{HashMap, HashSet};
 use std::ops::Range;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use schemas::latents::{CacheManifest, LatentsFile, PartPlan, captions_name, latents_name};
-use schemas::pairs::{
-    EmptyCaption, FileRecord, InputFile, InputRecord, PairFile, caption_problem, discover,
-};
+use schemas::pairs::{EmptyCaption, FileRecord, InputFile, InputRecord, PairFile, caption_problem};
 use xxhash_rust::xxh3::xxh3_128;
+
+use crate::data::PairInputs;
 
 /// The most pairs of a part, unless one row group has more: what a killed process loses, and what
 /// a rank takes at a time. At 512 px in half precision some 70 MB.
@@ -32,29 +32,35 @@ pub(super) struct Plan {
 /// One input file.
 pub(super) struct PlannedFile {
     pub(super) input: InputFile,
-    pub(super) fingerprint: String,
+    /// What manifests say of it, with all its rows.
+    record: FileRecord,
     pub(super) row_groups: Vec<(u32, u64)>,
-    rows: u64,
 }
 
 impl Plan {
     /// Plans the parts of the first `limit` pairs, after those of an `earlier` start in the folder
-    /// `out`.
+    /// `out`. `says` whether to log what is read.
     ///
     /// # Errors
     /// If the input cannot be read, or is not the one that the cache was begun with.
     pub(super) fn make(
-        pairs: &[PathBuf],
-        splits: &[String],
+        inputs: &PairInputs,
         limit: Option<u64>,
         earlier: Option<&CacheManifest>,
         out: &Path,
+        says: bool,
     ) -> Result<Self> {
-        let found = discover(pairs, splits)?;
-        if let Some(skipped) = found.skipped() {
-            tracing::info!("{skipped}");
+        let opened = inputs.open(|input, file| -> Result<PlannedFile> {
+            Ok(PlannedFile {
+                row_groups: file.row_group_sizes()?,
+                record: file.record(u64::try_from(file.num_rows())?),
+                input,
+            })
+        })?;
+        if says {
+            opened.say();
         }
-        let files = found.files.into_iter().map(open).collect::<Result<Vec<_>>>()?;
+        let files = opened.files;
         let parts = earlier.map_or_else(Vec::new, |earlier| earlier.parts.clone());
         let records = earlier.map_or_else(Vec::new, |earlier| earlier.manifest.input.files.clone());
         let mut plan = Self { files, records, parts, captions: HashMap::new() };
@@ -74,7 +80,7 @@ impl Plan {
             let same_name = |record: &&FileRecord| record.source_file == file.input.source_file;
             let Some(record) = self.records.iter().find(same_name) else { continue };
             ensure!(
-                record.fingerprint == file.fingerprint,
+                record.fingerprint == file.record.fingerprint,
                 "{}: the cache {} holds pairs of another {}: the file was changed or replaced; \
                  hint: choose another --out, or start over with --fresh",
                 file.input.path.display(),
@@ -93,7 +99,7 @@ impl Plan {
             let name = &file.input.source_file;
             let of_file = self.parts.iter().filter(|part| part.source_file == *name);
             let held = of_file.map(|part| part.first_row + part.rows).max().unwrap_or(0);
-            let wanted = file.rows.min(left);
+            let wanted = file.record.rows.min(left);
             left -= wanted;
             for rows in tile(&file.row_groups, held..wanted) {
                 self.parts.push(PartPlan {
@@ -107,8 +113,7 @@ impl Plan {
             let rows = held.max(wanted);
             // A file without pairs is recorded as well, so that labels may name it.
             if rows > 0 || limit == u64::MAX {
-                let fingerprint = file.fingerprint.clone();
-                given.push(FileRecord { source_file: name.clone(), rows, fingerprint });
+                given.push(FileRecord { rows, ..file.record.clone() });
             }
         }
         if self.parts.len() == known && !self.records.is_empty() {
@@ -223,7 +228,7 @@ impl Plan {
     /// All pairs of the cache.
     pub(super) fn input(&self) -> InputRecord {
         let rows = self.records.iter().map(|file| file.rows).sum();
-        InputRecord { rows, content: None, files: self.records.clone() }
+        InputRecord::new(rows, None, self.records.clone())
     }
 
     /// The number of a planned caption.
@@ -237,7 +242,7 @@ impl PlannedFile {
     pub(super) fn open(&self) -> Result<PairFile> {
         let file = PairFile::open(&self.input)?;
         ensure!(
-            file.fingerprint() == self.fingerprint,
+            file.fingerprint() == self.record.fingerprint,
             "{}: the file has changed since the run began; hint: run the same command again",
             self.input.path.display()
         );
@@ -246,29 +251,13 @@ impl PlannedFile {
 
     /// The file as a part's manifest records it.
     pub(super) fn record(&self) -> InputRecord {
-        let file = FileRecord {
-            source_file: self.input.source_file.clone(),
-            rows: self.rows,
-            fingerprint: self.fingerprint.clone(),
-        };
-        InputRecord { rows: self.rows, content: None, files: vec![file] }
+        InputRecord::new(self.record.rows, None, vec![self.record.clone()])
     }
 }
 
 /// Whether both files of a part exist.
 pub(super) fn is_there(out: &Path, part: usize) -> bool {
     [latents_name(part), captions_name(part)].iter().all(|name| out.join(name).exists())
-}
-
-fn open(input: InputFile) -> Result<PlannedFile> {
-    runkit::signals::check_at("plan")?;
-    let file = PairFile::open(&input)?;
-    Ok(PlannedFile {
-        fingerprint: file.fingerprint(),
-        row_groups: file.row_group_sizes()?,
-        rows: u64::try_from(file.num_rows())?,
-        input,
-    })
 }
 
 /// Splits the wanted rows of a file into parts. The file is split in one way, into neighbouring row

@@ -9,6 +9,7 @@ use runkit::shard::Shard;
 
 use super::Config;
 use crate::cli::CacheArguments;
+use crate::data::PairInputs;
 use crate::recipe;
 use crate::settings::{self, CacheOptions, CacheSettings};
 
@@ -44,14 +45,18 @@ impl Config {
             ("--out <DIR>", options.out.is_some()),
         ])?;
         let settings: CacheSettings = settings::complete(options)?;
+        settings::refuse_address("--out", settings.out.as_deref(), settings::CACHE_HERE)?;
         let device = settings.device.parse::<DeviceChoice>()?.resolve_for(launch.local_rank)?;
         let precision = device::choose_dtype(&settings.dtype, device)?;
         ensure!(settings.batch_size > 0, "--batch-size 0 encodes nothing; hint: leave it out");
         ensure!(settings.limit != Some(0), "--limit 0 leaves no pair; hint: leave it out for all");
         Ok(Self {
             model: settings.model.unwrap_or_default(),
-            pairs: pairs.unwrap_or_default(),
-            splits: settings.split.unwrap_or_default(),
+            inputs: PairInputs {
+                pairs: pairs.unwrap_or_default(),
+                splits: settings.split.unwrap_or_default(),
+                layout: settings.layout,
+            },
             out: settings.out.unwrap_or_default(),
             resolution: settings.resolution,
             hflip: settings.hflip,

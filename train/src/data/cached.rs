@@ -5,11 +5,10 @@ use std::path::{Path, PathBuf};
 
 use nn::pipeline::PromptEmbeds;
 use rayon::prelude::*;
-use runkit::run_folder::MANIFEST;
 use schemas::labels::Status;
 use schemas::latents::{
     CacheManifest, CaptionsFile, KEY_FINGERPRINT, KEY_MANIFEST, KEY_PART, LatentRow, LatentsFile,
-    Manifest, Moments, PartPlan, PartRecord, captions_name, latents_name,
+    Manifest, Moments, PartPlan, PartRecord,
 };
 use schemas::pairs::{FileRecord, positional_pair_id};
 use tch::Tensor;
@@ -18,7 +17,7 @@ use super::augment::Augmentation;
 use super::join::SmallRow;
 use super::loader::{DecodedExample, Item, Loader, Row, Work};
 use super::order::Location;
-use super::{Content, DataError, Selection, StreamOptions};
+use super::{Content, DataError, Selection, StreamOptions, cache_files};
 
 /// The most bytes that are loaded together: enough that neighbours share an opened file.
 const CHUNK_BYTES: u64 = 128 << 20;
@@ -58,22 +57,13 @@ impl Cache {
     /// Opens all parts.
     pub(super) fn open(folder: &Path) -> Result<Self, DataError> {
         let refuse = |reason: String| DataError::Cache { folder: folder.to_owned(), reason };
-        let CacheManifest { manifest, parts: plans } = manifest_in(folder).map_err(refuse)?;
+        let (CacheManifest { manifest, parts: plans }, opened) = cache_files::open(folder)?;
         let mut parts = Vec::with_capacity(plans.len());
         let mut files: Vec<CachedFile> =
             manifest.input.files.iter().map(|_| CachedFile::EMPTY).collect();
         let mut fingerprint: Option<String> = None;
-        for (number, plan) in plans.iter().enumerate() {
-            runkit::signals::check()?;
-            let paths = [latents_name(number), captions_name(number)].map(|name| folder.join(name));
-            if let Some(missing) = paths.iter().find(|path| !path.exists()) {
-                return Err(refuse(format!(
-                    "the cache is not complete: {} is missing; hint: repeat the `train cache` that \
-                     began it",
-                    missing.file_name().unwrap_or_default().display()
-                )));
-            }
-            let part = Part::open(paths, &mut fingerprint)?.map_err(refuse)?;
+        for (number, (plan, opened)) in plans.iter().zip(opened).enumerate() {
+            let part = Part::new(opened, &mut fingerprint).map_err(refuse)?;
             let fits = |file: &&FileRecord| file.source_file == plan.source_file;
             let file = manifest.input.files.iter().position(|file| fits(&file));
             let (Some(file), true) = (file, part.is_of(plan, &manifest)) else {
@@ -251,12 +241,11 @@ impl CachedFile {
 }
 
 impl Part {
-    /// Opens the two files of a part, which must have the `fingerprint` of the parts before.
-    fn open(
-        [latents, captions]: [PathBuf; 2],
+    /// The part of two files, which must have the `fingerprint` of the parts before.
+    fn new(
+        (latents, captions): (LatentsFile, CaptionsFile),
         fingerprint: &mut Option<String>,
-    ) -> Result<Result<Self, String>, DataError> {
-        let (latents, captions) = (LatentsFile::open(latents)?, CaptionsFile::open(captions)?);
+    ) -> Result<Self, String> {
         for (path, metadata) in
             [(latents.path(), latents.metadata()), (captions.path(), captions.metadata())]
         {
@@ -264,13 +253,11 @@ impl Part {
             let expected = fingerprint.get_or_insert_with(|| found.clone());
             if *expected != found || found.is_empty() {
                 let name = path.file_name().unwrap_or_default().display();
-                return Ok(Err(format!(
-                    "{name} is of another cache than the part before; {AGAIN}"
-                )));
+                return Err(format!("{name} is of another cache than the part before; {AGAIN}"));
             }
         }
-        let record = json::<PartRecord>(latents.metadata(), KEY_PART);
-        Ok(record.map(|record| Self { latents, captions, record }))
+        let record = json::<PartRecord>(latents.metadata(), KEY_PART)?;
+        Ok(Self { latents, captions, record })
     }
 
     fn rows(&self) -> u64 {
@@ -293,19 +280,6 @@ impl Part {
             && self.captions.num_rows() == plan.captions
             && self.latents.layout().shape == cache.latent_shape
     }
-}
-
-/// The manifest of the cache in a folder.
-fn manifest_in(folder: &Path) -> Result<CacheManifest, String> {
-    let hint = "hint: name the folder that `train cache` wrote";
-    let text = std::fs::read(folder.join(MANIFEST)).map_err(|error| match error.kind() {
-        std::io::ErrorKind::NotFound => {
-            format!("expected a cache, found no {MANIFEST} in it; {hint}")
-        }
-        _ => format!("{MANIFEST}: {error}; {hint}"),
-    })?;
-    serde_json::from_slice(&text)
-        .map_err(|error| format!("{MANIFEST} is not the manifest of a cache: {error}; {hint}"))
 }
 
 fn json<T: serde::de::DeserializeOwned>(

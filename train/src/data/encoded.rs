@@ -60,7 +60,7 @@ impl Loader for PairLoader<'_> {
                         Some(true) => positional_pair_id(file.source_file(), pair.row),
                         _ => pair.pair_id,
                     };
-                    let images = images(file.path(), row, &pair_id, pair.image)?;
+                    let images = images(file.path(), row, &pair_id, pair.image, pair.absent)?;
                     let bytes = images.iter().map(|image| image.len() as u64).sum();
                     let Some(permit) = self.budget.take(bytes, held) else { return Ok(None) };
                     held += bytes;
@@ -103,7 +103,7 @@ pub(super) fn find_missing_image(
         for pair in batch? {
             let row = u32::try_from(pair.row).unwrap_or(u32::MAX);
             if selected.binary_search(&row).is_ok() {
-                images(file.path(), row, &pair.pair_id, pair.image)?;
+                images(file.path(), row, &pair.pair_id, pair.image, pair.absent)?;
             }
         }
     }
@@ -117,14 +117,16 @@ fn images(
     row: u32,
     pair_id: &str,
     images: [Option<Bytes>; 2],
+    absent: [Option<String>; 2],
 ) -> Result<[Bytes; 2], DataError> {
-    let copy = |image: usize, bytes: Option<Bytes>| match bytes {
+    let copy = |image: usize, bytes: Option<Bytes>, why: Option<String>| match bytes {
         Some(bytes) if !bytes.is_empty() => Ok(Bytes::copy_from_slice(&bytes)),
         _ => {
+            let why = why.map_or_else(String::new, |why| format!(" ({why})"));
             let (path, pair_id) = (path.to_owned(), pair_id.to_owned());
-            Err(DataError::MissingImage { path, row, pair_id, image })
+            Err(DataError::MissingImage { path, row, pair_id, image, why })
         }
     };
-    let [first, second] = images;
-    Ok([copy(0, first)?, copy(1, second)?])
+    let ([first, second], [why_first, why_second]) = (images, absent);
+    Ok([copy(0, first, why_first)?, copy(1, second, why_second)?])
 }

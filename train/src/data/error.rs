@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use locations::LocationError;
 use media::decode::DecodeError;
 use nn::NetworkError;
 use runkit::signals::Stopped;
@@ -24,6 +25,9 @@ pub enum DataError {
     /// The cache cannot be read.
     #[error(transparent)]
     Latents(#[from] LatentsError),
+    /// The cache lies elsewhere and cannot be reached.
+    #[error(transparent)]
+    Location(#[from] LocationError),
     /// No row of the labels is of a file of the pairs.
     #[error(
         "{}: no row is of a file given ({files}): row {row} is of {source_file:?}; \
@@ -89,6 +93,23 @@ pub enum DataError {
         /// The value in the pairs.
         found: String,
     },
+    /// The images of winner-first pairs are dealt out in another way than the labels say.
+    #[error(
+        "{}: the images of its pairs were dealt out by {labelled:?}, those of {} are by {dealt:?}, so \
+         that a vote may mean the other image; hint: label the pairs again with this version",
+        labels.display(),
+        pairs.display()
+    )]
+    Dealing {
+        /// The labels.
+        labels: PathBuf,
+        /// Their rule.
+        labelled: String,
+        /// The pairs, or their cache.
+        pairs: PathBuf,
+        /// Theirs.
+        dealt: String,
+    },
     /// A row of labels is `ok` but cannot be trained on.
     #[error("{}: row {row} has status ok and no caption; hint: label the pairs again", labels.display())]
     NoCaption {
@@ -129,7 +150,7 @@ pub enum DataError {
     Options(String),
     /// A selected pair lacks an image.
     #[error(
-        "{}: pair {pair_id} (row {row}) has no image {image}, though its labels are ok; \
+        "{}: pair {pair_id} (row {row}) has no image {image}{why}, though its labels are ok; \
          hint: give the pairs that were labelled, or skip this one: --skip-pairs takes a file with \
          {pair_id} in a line",
         path.display()
@@ -143,6 +164,8 @@ pub enum DataError {
         pair_id: String,
         /// Which image.
         image: usize,
+        /// Why, in brackets, if the file says more than null.
+        why: String,
     },
     /// An image of a selected pair cannot be decoded.
     #[error(

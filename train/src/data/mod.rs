@@ -9,9 +9,12 @@
 //! type, or drops the row.
 
 mod augment;
+mod cache_files;
 mod cached;
+mod dealing;
 mod encoded;
 mod error;
+mod inputs;
 mod join;
 mod loader;
 mod memory_budget;
@@ -26,12 +29,13 @@ use std::sync::Arc;
 use nn::pipeline::PromptEmbeds;
 use schemas::labels::{LabelRow, LabelsFile};
 use schemas::latents::Manifest;
-use schemas::pairs::{PairFile, discover, positional_pair_id};
+use schemas::pairs::{PairFile, positional_pair_id};
 use tch::Tensor;
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 use self::cached::Cache;
 pub use self::error::DataError;
+pub use self::inputs::PairInputs;
 use self::join::{SmallRow, Source as _};
 pub use self::options::{Positions, StreamOptions};
 pub use self::order::{BLOCK_BYTES, WINDOW_BYTES};
@@ -176,9 +180,9 @@ enum Source {
 }
 
 impl<L> Dataset<L> {
-    /// Joins labels with the `splits` of the files, folders and patterns of `pairs` ([`discover`]).
-    /// `label` gets every row of the labels whose status is `ok`, in order; a row without a result
-    /// is dropped.
+    /// Joins labels with the `splits` of the files, folders, patterns and addresses of `pairs`
+    /// ([`discover`](schemas::pairs::discover())). `label` gets every row of the labels whose status
+    /// is `ok`, in order; a row without a result is dropped.
     ///
     /// This reads the small columns of all pairs, and images only if the footer of a file says that
     /// more of them are missing than rows are dropped.
@@ -192,7 +196,8 @@ impl<L> Dataset<L> {
         labels: &Path,
         label: &mut dyn FnMut(&LabelRow) -> Option<L>,
     ) -> Result<Self, DataError> {
-        Self::open_skipping(pairs, splits, labels, label, &|_| false)
+        let inputs = PairInputs { pairs: pairs.to_vec(), splits: splits.to_vec(), layout: None };
+        Self::open_skipping(&inputs, labels, label, &|_| false)
     }
 
     /// Like [`Dataset::open`]; pairs whose label `is_skipped` keep their position in the order of
@@ -201,21 +206,15 @@ impl<L> Dataset<L> {
     /// # Errors
     /// As [`Dataset::open`]; the images of skipped pairs may be missing.
     pub fn open_skipping(
-        pairs: &[PathBuf],
-        splits: &[String],
+        inputs: &PairInputs,
         labels: &Path,
         label: &mut dyn FnMut(&LabelRow) -> Option<L>,
         is_skipped: &dyn Fn(&L) -> bool,
     ) -> Result<Self, DataError> {
-        let found = discover(pairs, splits)?;
-        if let Some(skipped) = found.skipped() {
-            tracing::info!("{skipped}");
-        }
-        let open = |input| -> Result<PairFile, DataError> {
-            runkit::signals::check()?;
-            Ok(PairFile::open(input)?)
-        };
-        let files = found.files.iter().map(open).collect::<Result<Vec<PairFile>, _>>()?;
+        let opened = inputs.open(|_, file| Ok::<_, DataError>(file))?;
+        opened.say();
+        opened.warn_of_whole_groups();
+        let files = opened.files;
         let groups = files.iter().map(PairFile::row_group_sizes).collect::<Result<Vec<_>, _>>()?;
         Self::join(Source::Pairs(files), &groups, labels, label, is_skipped)
     }
@@ -256,6 +255,7 @@ impl<L> Dataset<L> {
         is_skipped: &dyn Fn(&L) -> bool,
     ) -> Result<Self, DataError> {
         let labels = LabelsFile::open(labels)?;
+        dealing::refuse_another(&source, &labels)?;
         let mut joined = join::join(&source, &labels, label)?;
         let Counts { rows, elsewhere, .. } = joined.counts;
         if elsewhere > 0 {
@@ -395,6 +395,11 @@ impl<L> Dataset<L> {
     /// As [`Stream::start`].
     pub fn check(&self, options: &StreamOptions) -> Result<(), DataError> {
         stream::check(&self.selection, options).map(|_| ())
+    }
+
+    /// How the images of winner-first pairs are dealt out, if there may be such.
+    pub fn dealing(&self) -> Option<&str> {
+        dealing::of(&self.selection.source).map(|(_, dealing)| dealing)
     }
 
     /// What the cache was made with, if the source is a cache.

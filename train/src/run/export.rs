@@ -40,7 +40,12 @@ pub fn is_complete(run: &Path) -> bool {
 }
 
 fn marks(run: &Path) -> [PathBuf; 2] {
-    [run.join(FOLDER).join(INDEX), run.join(LORA).join(CARD)]
+    mark_names().map(|name| run.join(name))
+}
+
+/// The files either of which marks a complete result, below the run's folder.
+pub(super) fn mark_names() -> [String; 2] {
+    [format!("{FOLDER}/{INDEX}"), format!("{LORA}/{CARD}")]
 }
 
 /// A file of the base model that the result also has.
@@ -146,6 +151,17 @@ pub(super) fn remove_others(run: &Path, earlier: &Manifest, next: &ResultFiles) 
 /// The files of a result below the run's folder, as a manifest lists them, the marks first.
 pub(super) fn outputs(manifest: &Value) -> Vec<String> {
     ResultFiles::listed(manifest).paths()
+}
+
+/// The files of a result below the run's folder, as a manifest lists them, in an order in which they
+/// can be copied: what marks a complete result comes last.
+pub(super) fn in_order_of_copying(manifest: &Value) -> Vec<String> {
+    let ResultFiles { pipeline, lora } = ResultFiles::listed(manifest);
+    let below = |folder: &'static str| move |name: String| format!("{folder}/{name}");
+    let lora = lora.into_iter().map(below(LORA));
+    let mut files: Vec<String> = lora.chain(pipeline.into_iter().map(below(FOLDER))).collect();
+    files.sort_by_key(|name| mark_names().contains(name));
+    files
 }
 
 /// Writes the result. A signal stops it within a moment; another call writes

@@ -21,14 +21,16 @@ use crate::config::Config;
 const PROGRAM: &str = "train";
 
 /// Settings that name a place; the manifest has fields that say what is there instead.
-const ELSEWHERE: [&str; 12] = [
+const ELSEWHERE: [&str; 14] = [
     "recipe",
     "model",
     "pairs",
     "split",
+    "layout",
     "cache",
     "labels",
     "out",
+    "mirror",
     "from",
     "skip_pairs",
     "resolution",
@@ -85,6 +87,9 @@ pub struct Manifest {
     pub revision: Option<String>,
     /// A checksum of the choice of training pairs.
     pub data: String,
+    /// How the images of winner-first pairs are dealt out, if there may be such.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dealing: Option<String>,
     /// A checksum of their labels.
     pub labels: String,
     /// The number of training pairs.
@@ -136,6 +141,8 @@ pub struct DataFacts {
     pub probe: Vec<String>,
     /// The skipped pairs: how many, and a checksum of their ids.
     pub skipped: Option<String>,
+    /// How the images of winner-first pairs are dealt out, if there may be such.
+    pub dealing: Option<String>,
 }
 
 impl Manifest {
@@ -180,6 +187,7 @@ impl Manifest {
             model,
             revision: None,
             data: data.fingerprint,
+            dealing: data.dealing,
             labels: data.labels,
             pairs: data.pairs,
             probe: data.probe,
@@ -192,6 +200,15 @@ impl Manifest {
             result: Vec::new(),
             lora: Vec::new(),
         })
+    }
+
+    /// In which fields of the identity an earlier manifest differs.
+    ///
+    /// # Errors
+    /// Never in practice: every field is plain data.
+    pub(super) fn differences_from(&self, earlier: &Value) -> Result<Vec<Difference>> {
+        let ours = identity(serde_json::to_value(self)?);
+        Ok(runkit::manifest::differences(&identity(earlier.clone()), &ours))
     }
 
     /// A checksum of the identity.

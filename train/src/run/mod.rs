@@ -18,6 +18,7 @@ mod communication;
 pub mod export;
 pub mod folder;
 pub mod manifest;
+mod mirror;
 pub mod opened;
 mod pair_list;
 pub mod plan;
@@ -44,6 +45,7 @@ use self::checkpoint::{CHECKPOINTS, Checkpoint, State};
 use self::export::ResultFiles;
 use self::folder::RUN;
 use self::manifest::{Manifest, Origin};
+use self::mirror::Held;
 use self::opened::OpenedRun;
 use self::plan::Disk;
 use self::probe::ProbeReport;
@@ -141,6 +143,7 @@ fn start(
         if world.is_first() {
             tracing::info!(run = %run.display(), "already complete");
         }
+        ranks::first(world, || mirror::complete(config))?;
         let finished = Finished::of(config, None);
         return Ok(ControlFlow::Continue(finished));
     }
@@ -191,8 +194,9 @@ fn begin(
 ) -> Result<Beginning> {
     let run = config.out.as_path();
     let folder = RUN.at(run);
+    let mirror = config.mirror.as_deref().map(|mirror| Held::look(mirror, run)).transpose()?;
     let mut manifest = opened.manifest(config, hashes)?;
-    manifest.from = origin(config)?;
+    manifest.from = origin(config, mirror.as_ref())?;
     *lock = Some(folder.lock()?);
     folder.refuse_foreign()?;
     let spared = config.settings.skip_pairs.as_deref();
@@ -206,6 +210,15 @@ fn begin(
         }
         tracing::info!("deleting what another run left before its first checkpoint");
         folder::clear(run, spared)?;
+    }
+    if let Some(mut mirror) = mirror {
+        match config.fresh {
+            true => mirror.clear()?,
+            false => mirror.refuse_another(&manifest)?,
+        }
+        if !has_result(config)? {
+            mirror.restore(run, config.settings.steps)?;
+        }
     }
     if is_finished(config, opened, &mut manifest)? {
         return Ok(Beginning { manifest, is_finished: true, found: FoundState::Nothing });
@@ -245,17 +258,17 @@ impl Found {
     }
 }
 
-/// Identifies the checkpoint of `--from`. If it is gone and the run has a checkpoint of its own,
-/// the run's manifest still identifies it.
-fn origin(config: &Config) -> Result<Option<Origin>> {
+/// Identifies the checkpoint of `--from`. If it is gone and the run has a checkpoint of its own, here
+/// or in its mirror, the run's manifest still identifies it.
+fn origin(config: &Config, mirror: Option<&Held>) -> Result<Option<Origin>> {
     let Some(from) = &config.settings.from else { return Ok(None) };
-    let remembered =
-        RUN.at(&config.out).manifest()?.and_then(|earlier| earlier.get("from").cloned());
+    let here = RUN.at(&config.out).manifest()?.and_then(|earlier| earlier.get("from").cloned());
+    let remembered = here.or_else(|| mirror?.field("from").cloned());
     let remembered = remembered.and_then(|earlier| serde_json::from_value::<Origin>(earlier).ok());
+    let has_own = checkpoint::exists(&config.out.join(CHECKPOINTS))?
+        || mirror.is_some_and(|mirror| mirror.newest().is_some());
     let origin = match remembered {
-        Some(earlier) if !from.exists() && checkpoint::exists(&config.out.join(CHECKPOINTS))? => {
-            earlier
-        }
+        Some(earlier) if !from.exists() && has_own => earlier,
         _ => checkpoint::origin(from)?,
     };
     ensure!(
@@ -269,7 +282,14 @@ fn origin(config: &Config) -> Result<Option<Origin>> {
     Ok(Some(origin))
 }
 
-/// Whether the result is there, with as many steps as asked for. Otherwise `manifest` gets the
+/// Whether the result is there, with as many steps as asked for.
+fn has_result(config: &Config) -> Result<bool> {
+    let earlier = RUN.at(&config.out).manifest()?.unwrap_or_default();
+    let steps = earlier.get("steps").and_then(Value::as_u64);
+    Ok(export::is_complete(&config.out) && steps == Some(config.settings.steps))
+}
+
+/// Whether the run is finished: [`has_result`]. Otherwise `manifest` gets the
 /// files of an earlier result, and its steps if it is complete: that result stays until the new one
 /// is written.
 fn is_finished(config: &Config, opened: &OpenedRun, manifest: &mut Manifest) -> Result<bool> {

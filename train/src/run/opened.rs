@@ -121,8 +121,8 @@ impl OpenedRun {
         };
         let is_skipped = |label: &PairLabel| label.is_skipped;
         let all = match &config.source {
-            Source::Pairs { pairs, splits } => {
-                Dataset::open_skipping(pairs, splits, &config.labels, &mut label, &is_skipped)?
+            Source::Pairs(inputs) => {
+                Dataset::open_skipping(inputs, &config.labels, &mut label, &is_skipped)?
             }
             Source::Cache(folder) => {
                 Dataset::open_cache_skipping(folder, &config.labels, &mut label, &is_skipped)?
@@ -238,6 +238,7 @@ impl OpenedRun {
             pairs: self.counts().selected,
             probe: self.probe.locations().collect(),
             skipped: self.skipped.summary(),
+            dealing: self.dataset.dealing().map(str::to_owned),
         };
         let base = &self.base;
         let family = base.files.family.class_name();

@@ -99,8 +99,10 @@ pub(crate) fn sign_of(row: &LabelRow) -> Option<i8> {
 pub(crate) fn config(name: &str, input: &Path, out: &Path) -> Config {
     Config {
         model: model(name),
-        pairs: vec![input.to_owned()],
-        splits: Vec::new(),
+        inputs: train::data::PairInputs {
+            pairs: vec![input.to_owned()],
+            ..train::data::PairInputs::default()
+        },
         out: out.to_owned(),
         resolution: Some(SIDE),
         hflip: false,

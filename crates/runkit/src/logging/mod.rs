@@ -186,8 +186,18 @@ pub fn init(verbosity: i8, format: LogFormat) -> Result<(), LoggingError> {
 }
 
 /// The crates of this workspace, by the names in their log lines.
-const OWN_CRATES: [&str; 9] =
-    ["evaluate", "hub", "media", "nn", "relabel", "runkit", "schemas", "scorers", "train"];
+const OWN_CRATES: [&str; 10] = [
+    "evaluate",
+    "hub",
+    "locations",
+    "media",
+    "nn",
+    "relabel",
+    "runkit",
+    "schemas",
+    "scorers",
+    "train",
+];
 
 /// `-v` raises the level of our own crates alone: libraries log thousands of lines that nobody
 /// reads.

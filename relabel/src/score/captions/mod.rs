@@ -237,10 +237,13 @@ impl<'run> CaptionFeatures<'run> {
 
 /// An unnamed file: the system removes it when the process ends, however it ends.
 fn scratch_file(folder: &Path) -> Result<File> {
-    tempfile::tempfile_in(folder).with_context(|| {
-        format!(
-            "{}: cannot make a scratch file; hint: --scratch FOLDER that exists and can be written",
-            folder.display()
-        )
-    })
+    tempfile::tempfile_in(folder).with_context(|| no_scratch(folder))
+}
+
+/// Why there is no scratch file.
+pub(super) fn no_scratch(folder: &Path) -> String {
+    format!(
+        "{}: cannot make a scratch file; hint: --scratch FOLDER that exists and can be written",
+        folder.display()
+    )
 }

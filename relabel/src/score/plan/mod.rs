@@ -15,12 +15,13 @@ mod ids;
 mod saved;
 mod units;
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use runkit::logging::counted;
 use runkit::signals::StopFlag;
+use schemas::layouts::{Kept, Layout, TextStore};
 use schemas::pairs::{
     EmptyCaption, InputFile, NoVote, PairFile, PairRow, caption_problem, positional_pair_id,
 };
@@ -28,7 +29,7 @@ use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::Xxh3;
 
 pub use self::units::{UNIT_PAIRS, Unit};
-use super::captions::CaptionText;
+use super::captions::{CaptionText, no_scratch};
 
 /// The most memory that making the plan takes for each row, in bytes, with two images and a caption
 /// of its own in every row: 148 measured. `relabel/tests/plan_memory.rs` measures it.
@@ -58,6 +59,10 @@ pub struct PlannedFile {
     pub input: InputFile,
     /// Its length and footer, hashed.
     pub fingerprint: String,
+    /// Its layout.
+    pub layout: Layout,
+    /// Where the texts of a tar that lies elsewhere are kept.
+    pub(crate) kept: Option<Kept>,
     /// The rows of it that this run labels.
     pub rows: u64,
     /// The rows before it.
@@ -95,6 +100,8 @@ pub struct Plan {
     renamed: Vec<ids::Renamed>,
     /// Distinct uids, and places without one.
     images: u64,
+    /// The texts of tars that lie elsewhere, if there are any.
+    texts: Option<TextStore>,
 }
 
 /// What the plan depends on besides its inputs.
@@ -138,6 +145,11 @@ impl Plan {
         scratch: &Path,
         stop: &StopFlag,
     ) -> Result<Self> {
+        let is_elsewhere = |input: &InputFile| runkit::path::is_address(&input.path);
+        let texts = match inputs.iter().any(is_elsewhere) {
+            true => Some(TextStore::scratch(scratch).with_context(|| no_scratch(scratch))?),
+            false => None,
+        };
         let mut planner = Planner {
             unit_pairs: options.unit_pairs,
             plan: Self {
@@ -150,6 +162,7 @@ impl Plan {
                 caption: Vec::new(),
                 renamed: Vec::new(),
                 images: 0,
+                texts,
             },
             captions: HashMap::new(),
             uids: Vec::new(),
@@ -179,6 +192,41 @@ impl Plan {
     #[must_use]
     pub fn images(&self) -> u64 {
         self.images
+    }
+
+    /// Opens a file of the plan. Of a tar whose texts are kept nothing is read before its images.
+    ///
+    /// # Errors
+    /// If the file cannot be read, or is not the one that was planned.
+    pub(crate) fn open(&self, file: &PlannedFile) -> Result<PairFile> {
+        let pairs = match (&self.texts, &file.kept) {
+            (Some(texts), Some(kept)) => PairFile::open_kept(&file.input, texts, kept)?,
+            _ => PairFile::open(&file.input)?,
+        };
+        ensure!(
+            pairs.fingerprint() == file.fingerprint,
+            "{}: the file has changed since the run was planned; hint: run the same command again",
+            file.input.path.display()
+        );
+        Ok(pairs)
+    }
+
+    /// Bytes of the texts that are kept.
+    pub(crate) fn kept_bytes(&self) -> u64 {
+        self.texts.as_ref().map_or(0, TextStore::len)
+    }
+
+    /// Logs which layouts the files have, a line for each.
+    pub(crate) fn say_layouts(&self, named: Option<Layout>) {
+        let mut counts: BTreeMap<Layout, u64> = BTreeMap::new();
+        for file in &self.files {
+            *counts.entry(file.layout).or_default() += 1;
+        }
+        let how = if named.is_some() { "named" } else { "recognised" };
+        for (layout, files) in counts {
+            let files = counted(files, "files");
+            tracing::info!(%layout, "{files} in the layout {layout} ({how})");
+        }
     }
 
     /// The distinct images whose owner is in `unit`.
@@ -246,7 +294,10 @@ fn positional(file: &PlannedFile, row: u64) -> String {
 impl Planner {
     /// Adds at most `left` rows of a file and returns how many.
     fn add_file(&mut self, input: &InputFile, left: u64, stop: &StopFlag) -> Result<u64> {
-        let file = PairFile::open(input)?;
+        let (file, kept) = match &self.plan.texts {
+            Some(texts) => PairFile::open_keeping(input, texts)?,
+            None => (PairFile::open(input)?, None),
+        };
         let rows = u64::try_from(file.num_rows()).unwrap_or(0).min(left);
         let first_row = self.plan.pairs();
         ensure!(
@@ -263,6 +314,8 @@ impl Planner {
         self.plan.files.push(PlannedFile {
             input: input.clone(),
             fingerprint: file.fingerprint(),
+            layout: file.layout(),
+            kept,
             rows,
             first_row,
         });

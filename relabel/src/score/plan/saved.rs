@@ -2,8 +2,8 @@
 //! read it.
 //!
 //! The file is one line that says what it is, the length of a header, the header as JSON
-//! ([`Header`]), the lists of the plan as little-endian numbers, the text of the captions, and the
-//! BLAKE3 of all that. A plan that is damaged, or was made of other inputs, counts as absent.
+//! ([`Header`]), the lists of the plan as little-endian numbers, the text of the captions, the texts
+//! of tars that lie elsewhere, and the BLAKE3 of all that. A plan that is damaged, or was made of other inputs, counts as absent.
 
 use std::fs::File;
 use std::io::{self, BufReader, Read, Write};
@@ -13,6 +13,7 @@ use anyhow::{Context as _, Result};
 use rayon::prelude::*;
 use runkit::files::write_atomic;
 use runkit::signals::StopFlag;
+use schemas::layouts::{Kept, Layout, TextStore};
 use schemas::pairs::{InputFile, PairFile};
 use serde::{Deserialize, Serialize};
 
@@ -21,7 +22,7 @@ use super::units::Unit;
 use super::{CaptionText, ImageCaption, MAX_ROWS, Plan, PlanOptions, PlannedFile};
 
 /// The first line. Another layout has another line.
-const HEAD: &[u8; 27] = b"plan of relabel, version 1\n";
+const HEAD: &[u8; 27] = b"plan of relabel, version 2\n";
 /// A longer header is damaged.
 const MAX_HEADER_BYTES: u64 = 1 << 30;
 /// Bytes that are read or written at a time.
@@ -41,6 +42,8 @@ struct Header {
     image_captions: u64,
     captions: u64,
     renamed: u64,
+    /// Bytes of the texts of tars.
+    texts: u64,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -48,6 +51,9 @@ struct FileHeader {
     source_file: String,
     fingerprint: String,
     rows: u64,
+    layout: Layout,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    kept: Option<Kept>,
 }
 
 impl Plan {
@@ -60,6 +66,8 @@ impl Plan {
             source_file: file.input.source_file.clone(),
             fingerprint: file.fingerprint.clone(),
             rows: file.rows,
+            layout: file.layout,
+            kept: file.kept.clone(),
         };
         let header = Header {
             crate_version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -75,6 +83,7 @@ impl Plan {
             image_captions: self.image_captions.len() as u64,
             captions: self.captions.len() as u64,
             renamed: self.renamed.len() as u64,
+            texts: self.kept_bytes(),
         };
         let header = serde_json::to_vec(&header)?;
         write_atomic(path, |file| {
@@ -92,6 +101,9 @@ impl Plan {
             write_numbers(&mut out, ends.flat_map(|&end| [end as u32, (end >> 32) as u32]))?;
             let mut text = self.captions.reader();
             io::copy(&mut text, &mut out)?;
+            if let Some(texts) = &self.texts {
+                io::copy(&mut texts.reader(), &mut out)?;
+            }
             let digest = out.hasher.finalize();
             out.inner.write_all(digest.as_bytes())
         })?;
@@ -129,7 +141,7 @@ fn read(
     options: PlanOptions,
     stop: &StopFlag,
 ) -> Result<Plan> {
-    let text_of = file.try_clone()?;
+    let (text_of, texts_of) = (file.try_clone()?, file.try_clone()?);
     let mut from = Counted {
         inner: BufReader::with_capacity(PIECE_BYTES, file),
         read: 0,
@@ -159,6 +171,9 @@ fn read(
     let (base, bytes) = (from.read, ends.last().copied().unwrap_or(0));
     let copied = io::copy(&mut (&mut from).take(bytes), &mut io::sink())?;
     anyhow::ensure!(copied == bytes, "it ends too soon");
+    let texts = TextStore::stored(texts_of, from.read, header.texts);
+    let copied = io::copy(&mut (&mut from).take(header.texts), &mut io::sink())?;
+    anyhow::ensure!(copied == header.texts, "it ends too soon");
     let expected = from.hasher.finalize();
     let mut found = [0; blake3::OUT_LEN];
     from.inner.read_exact(&mut found)?;
@@ -182,6 +197,7 @@ fn read(
             .map(|two| Renamed { row: two[0], attempt: two[1] })
             .collect(),
         images: header.images,
+        texts: Some(texts).filter(|texts| !texts.is_empty()),
         files,
     })
 }
@@ -197,7 +213,16 @@ impl Header {
         let planned: Vec<(&InputFile, &FileHeader)> = inputs.iter().zip(&self.files).collect();
         let is_same = planned.par_iter().all(|(input, planned)| {
             let same = |file: PairFile| file.fingerprint() == planned.fingerprint;
-            input.source_file == planned.source_file && PairFile::open(input).is_ok_and(same)
+            input.source_file == planned.source_file
+                && match &planned.kept {
+                    // Its texts need not be fetched to see that it is the same.
+                    Some(kept)
+                        if kept.version().is_some() && runkit::path::is_address(&input.path) =>
+                    {
+                        input.version().is_ok_and(|found| found.as_deref() == kept.version())
+                    }
+                    _ => PairFile::open(input).is_ok_and(same),
+                }
         });
         anyhow::ensure!(planned.len() == self.files.len() && is_same, "other inputs");
         let mut before = 0u64;
@@ -207,6 +232,8 @@ impl Header {
             PlannedFile {
                 input: input.clone(),
                 fingerprint: planned.fingerprint.clone(),
+                layout: planned.layout,
+                kept: planned.kept.clone().filter(|_| runkit::path::is_address(&input.path)),
                 rows: planned.rows,
                 first_row,
             }

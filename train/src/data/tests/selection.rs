@@ -56,8 +56,8 @@ fn a_skipped_pair_keeps_its_place_and_is_not_read() {
     assert!(Dataset::open(&input, &[], &labels, &mut sign_of).is_err());
     let mut named =
         |row: &LabelRow| sign_of(row).map(|sign| (sign, [0, 3].contains(&row.source_row)));
-    let dataset =
-        Dataset::open_skipping(&input, &[], &labels, &mut named, &|(_, skip)| *skip).unwrap();
+    let inputs = PairInputs { pairs: input.to_vec(), ..PairInputs::default() };
+    let dataset = Dataset::open_skipping(&inputs, &labels, &mut named, &|(_, skip)| *skip).unwrap();
     assert_eq!((dataset.counts().skipped, dataset.len()), (2, length as u64));
     let mut stream = Stream::start(Arc::new(dataset), options()).unwrap();
     let mut skipped = 0;

@@ -12,6 +12,7 @@
 //! Files are hashed while they are written. If the reference model is the same as in an earlier
 //! checkpoint, its file is a hard link to the earlier one, if the file system has hard links.
 
+mod copies;
 mod equal;
 mod shards;
 mod write;
@@ -28,6 +29,9 @@ use runkit::signals::Stopped;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+pub(crate) use self::copies::{
+    complete_in, files_of, name_in_run, open_files, parse, put_together,
+};
 pub use self::write::save;
 use crate::loss::RunningMargin;
 use crate::loss_scale::LossScale;
@@ -40,7 +44,8 @@ pub const CHECKPOINTS: &str = "checkpoints";
 
 /// The version of the format. It grows when an older program would misread a checkpoint.
 const FORMAT: u32 = 2;
-const MARKER: &str = "DONE";
+/// The mark of a complete checkpoint.
+pub(crate) const MARKER: &str = "DONE";
 const STATE: &str = "state.json";
 const OPTIMIZER: &str = "optimizer.safetensors";
 /// The folder of the trained UNet.

@@ -101,7 +101,7 @@ type Remedy = (&'static str, fn(&mut Config) -> bool);
 /// rounding only. Each says whether it changes anything.
 const REMEDIES: [Remedy; 7] = [
     ("--cache DIR", |config| {
-        let is_other = matches!(config.source, Source::Pairs { .. });
+        let is_other = matches!(config.source, Source::Pairs(_));
         config.source = Source::Cache(PathBuf::new());
         is_other
     }),

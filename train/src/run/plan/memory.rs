@@ -8,6 +8,7 @@ use nn::optimizer::{BLOCK, LEAST_NUMBERS, OptimizerKind};
 use nn::pipeline::NetworkFiles;
 use nn::unet::UNetCost;
 use nn::weights::Weights;
+use runkit::path::is_address;
 
 use crate::config::{Config, Source};
 use crate::loss::Objective;
@@ -162,7 +163,7 @@ pub(super) fn memory(config: &Config, base: &BaseModel) -> Result<Memory> {
     // With a cache the encoders come for sample images only, while there are no gradients and no
     // activations.
     let encoders = match (&config.source, config.settings.sample_every) {
-        (Source::Pairs { .. }, _) => encoders,
+        (Source::Pairs(_), _) => encoders,
         (Source::Cache(_), 0) => 0.0,
         (Source::Cache(_), _) => f64::max(encoders - trained - activations - boundary, 0.0),
     };
@@ -189,8 +190,11 @@ pub(super) fn memory(config: &Config, base: &BaseModel) -> Result<Memory> {
 fn data_bytes(config: &Config) -> f64 {
     let length = |path: &std::path::Path| path.metadata().map_or(0, |found| found.len());
     let all: u64 = match &config.source {
-        Source::Pairs { pairs, splits } => {
-            let files = schemas::pairs::discover(pairs, splits).map(|found| found.files);
+        // What lies elsewhere is taken for large.
+        Source::Pairs(inputs) if inputs.pairs.iter().any(|pairs| is_address(pairs)) => u64::MAX,
+        Source::Cache(folder) if is_address(folder) => u64::MAX,
+        Source::Pairs(inputs) => {
+            let files = inputs.find();
             files.unwrap_or_default().iter().map(|file| length(&file.path)).sum()
         }
         Source::Cache(folder) => {

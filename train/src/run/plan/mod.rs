@@ -236,7 +236,7 @@ impl Plan {
                 HumanCount(counts.dropped),
                 HumanCount(counts.held_out),
                 match (counts.uncached, &config.source) {
-                    (0, Source::Pairs { .. }) => String::new(),
+                    (0, Source::Pairs(_)) => String::new(),
                     (uncached, _) => format!(", {} not in the cache", HumanCount(uncached)),
                 },
                 match counts.skipped {
@@ -362,7 +362,7 @@ fn operations_of_pair(config: &Config, opened: &OpenedRun, cost: &UNetCost) -> R
     let passes = 1.0 + backward + repeated + reference + surveyed;
     let encoder = match config.source {
         Source::Cache(_) => 0.0,
-        Source::Pairs { .. } => {
+        Source::Pairs(_) => {
             encoder_operations(&VaeConfig::read(&opened.base.files.vae.config)?, opened)
         }
     };

@@ -22,6 +22,7 @@ use crate::run::checkpoint::{self, CHECKPOINTS, State};
 use crate::run::export::ResultFiles;
 use crate::run::folder::RUN;
 use crate::run::manifest::Manifest;
+use crate::run::mirror::Mirror;
 use crate::run::opened::OpenedRun;
 use crate::run::probe::{Probe, ProbeReport};
 use crate::run::samples::{SampleImage, Sampler};
@@ -45,6 +46,8 @@ pub(crate) struct Session<'run> {
     sampler: Option<Sampler>,
     /// At rank 0.
     metrics: Option<Metrics>,
+    /// At rank 0, if the run has one.
+    mirror: Option<Mirror>,
     /// Whether the run has no checkpoint yet.
     is_first: bool,
     /// The step of the newest checkpoint, or the step that the run started from.
@@ -72,7 +75,26 @@ impl Session<'_> {
             },
             end => end,
         };
-        end.map_err(|error| self.keep_steps(error))
+        let end = end.map_err(|error| self.keep_steps(error));
+        self.end_mirror(end, stop)
+    }
+
+    /// Waits for the mirror. A run that is finished fails if its mirror is not complete; after a
+    /// signal or an error, that is a warning.
+    fn end_mirror(
+        &mut self,
+        end: Result<Stoppable<Finished>>,
+        stop: &StopFlag,
+    ) -> Result<Stoppable<Finished>> {
+        let mirror = self.mirror.take();
+        if let Ok(ControlFlow::Continue(_)) = &end {
+            ranks::first(self.world, || mirror.map_or(Ok(()), |mirror| mirror.finish(stop)))?;
+        } else if let Some(mirror) = mirror
+            && let Err(error) = mirror.wait(stop)
+        {
+            tracing::warn!("{error:#}");
+        }
+        end
     }
 
     fn steps(&mut self, opened: &OpenedRun, stop: &StopFlag) -> Result<Stoppable<Finished>> {
@@ -240,10 +262,13 @@ impl Session<'_> {
         let state = State::new(position, self.config.optimizer.kind, &self.fingerprint, numerics);
         checkpoint::save(&checkpoints, &state, trainer.networks(), trainer.optimizer(), world)?;
         (self.saved, self.saved_at) = (position.step, Instant::now());
-        match world.is_first() {
-            true => checkpoint::prune(&checkpoints, self.config.settings.keep),
-            false => Ok(()),
+        if !world.is_first() {
+            return Ok(());
         }
+        if let Some(mirror) = &self.mirror {
+            mirror.copy(position.step);
+        }
+        checkpoint::prune(&checkpoints, self.config.settings.keep)
     }
 
     /// Saves what can be saved after an error: with all ranks, or if one is lost at rank 0 alone.

@@ -20,6 +20,7 @@ use crate::randomness::Choice;
 use crate::run::checkpoint::{Checkpoint, State};
 use crate::run::folder::{self, RUN};
 use crate::run::manifest::{self, Manifest};
+use crate::run::mirror::Mirror;
 use crate::run::opened::{OpenedRun, stream_options};
 use crate::run::probe::Probe;
 use crate::run::samples::Sampler;
@@ -69,12 +70,16 @@ impl<'run> Session<'run> {
             let probe = probe(config, opened, &networks, checkpoint.is_none())?;
             let metrics = Metrics::open(run, (!is_first).then_some(position.step))?;
             let has_probe = probe.is_some();
-            mine = Some((changed, probe, metrics));
+            let mirror = Mirror::begin(config, if is_first { 0 } else { position.step })?;
+            if let (Some(mirror), false) = (&mirror, is_first) {
+                mirror.copy(position.step);
+            }
+            mine = Some((changed, probe, metrics, mirror));
             Ok(has_probe)
         })?;
-        let (changed, probe, metrics) = match mine {
-            Some((changed, probe, metrics)) => (changed, Ok(probe), Some(metrics)),
-            None => (None, other_probe(config, has_probe), None),
+        let (changed, probe, metrics, mirror) = match mine {
+            Some((changed, probe, metrics, mirror)) => (changed, Ok(probe), Some(metrics), mirror),
+            None => (None, other_probe(config, has_probe), None, None),
         };
         let probe = ranks::agree(world, probe)?;
         let captions = probe.as_ref().map(|probe| probe.captions.clone()).unwrap_or_default();
@@ -98,6 +103,7 @@ impl<'run> Session<'run> {
             probe,
             sampler,
             metrics,
+            mirror,
             is_first,
             saved: position.step,
             saved_at: Instant::now(),
