@@ -1,6 +1,6 @@
 //! What goes to a mirror, and in which order: a mirror has the files of a run's folder under the same
-//! names, and what says that others are complete (`DONE`, `model_index.json`, the card of adapters alone) comes after them.
-
+//! names, and what says that others are complete (`DONE`, `model_index.json`, the card of adapters
+//! alone) comes after them.
 use std::collections::BTreeSet;
 use std::fs::File;
 use std::path::{Path, PathBuf};
