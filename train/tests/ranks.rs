@@ -140,7 +140,7 @@ fn ranks_train_what_one_process_trains_and_resume_it() {
     assert_eq!(changed, [(&5.into(), &expected[0]), (&7.into(), &expected[1])]);
 }
 
-/// What depends on the whole batch, and what goes on beside the weights, is shared by the ranks.
+/// What depends on the whole batch, and averages of the weights, is shared by the ranks.
 #[test]
 fn losses_of_a_batch_and_averages_are_those_of_one_process() {
     let fixture = Fixture::new(PAIRS);

@@ -194,7 +194,7 @@ fn of_record(path: &Path) -> Result<Layout, PairsError> {
         detail,
     };
     if serde_json::from_slice::<serde::de::IgnoredAny>(&record).is_err_and(|error| error.is_eof()) {
-        // An object over several lines is no file of records.
+        // An object over several lines is not a file of records.
         return Err(unknown(path, "a first line that is the beginning of something in JSON"));
     }
     let record: serde_json::Value = json::read(&record).map_err(broken)?;

@@ -43,7 +43,7 @@ fn marks(run: &Path) -> [PathBuf; 2] {
     mark_names().map(|name| run.join(name))
 }
 
-/// The files either of which marks a complete result, below the run's folder.
+/// The two files that mark a complete result, each of another kind of result, below the run's folder.
 pub(super) fn mark_names() -> [String; 2] {
     [format!("{FOLDER}/{INDEX}"), format!("{LORA}/{CARD}")]
 }
