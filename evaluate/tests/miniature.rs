@@ -46,7 +46,8 @@ fn images_show_what_was_asked_for() {
     let pairs: Vec<(usize, usize)> = (0..prepared.len())
         .flat_map(|image| (0..CAPTIONS).map(move |caption| (image, caption)))
         .collect();
-    let scores = &clip.score(&images, &texts, &pairs).unwrap()[0];
+    let scores = clip.score(&images, &texts, &pairs).unwrap().swap_remove(0);
+    let scores: Vec<f32> = scores.into_iter().map(Result::unwrap).collect();
     let found = scores.chunks(CAPTIONS).enumerate().filter(|(image, scores)| {
         let right = scores[image / 2];
         scores.iter().filter(|score| **score >= right).count() == 1

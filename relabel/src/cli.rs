@@ -15,7 +15,7 @@ use schemas::layouts::Layout;
 use serde::{Deserialize, Serialize};
 
 pub use self::convert::ConvertArguments;
-use crate::vote::TiePolicy;
+use crate::vote::{Missing, TiePolicy};
 
 /// Scores image pairs with reward models and writes a Parquet file of votes and consensus labels.
 #[derive(Debug, Parser)]
@@ -85,7 +85,7 @@ pub struct ScoreArguments {
 }
 
 /// Flags of `relabel score` that a check accepts and does not use.
-const WITHOUT_MEANING_IN_A_CHECK: [&str; 3] = ["fresh", "max_failed", "ties"];
+const WITHOUT_MEANING_IN_A_CHECK: [&str; 4] = ["fresh", "max_failed", "missing", "ties"];
 
 /// `relabel check`.
 #[derive(Debug, Clone, Args)]
@@ -141,6 +141,11 @@ pub struct ScoreSettings {
     #[arg(long, value_name = "POLICY", value_enum, help_heading = "Scoring")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ties: Option<TiePolicy>,
+    /// What becomes of a pair for which a scorer failed: drop leaves it undecided, vote takes
+    /// the votes that are there.
+    #[arg(long, value_name = "POLICY", value_enum, help_heading = "Scoring")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub missing: Option<Missing>,
     /// The labels file to write, also at s3://, gs:// or az://: it is there when it is
     /// whole.
     #[arg(long, value_name = "FILE.parquet", help_heading = "Output")]
@@ -156,7 +161,7 @@ pub struct ScoreSettings {
     #[arg(long, value_name = "FOLDER", env = "RELABEL_SCRATCH", help_heading = "Output")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub scratch: Option<PathBuf>,
-    /// End with exit code 3 if more rows than this failed.
+    /// End with exit code 3 if more rows than this are undecided because something failed.
     #[arg(long, value_name = "N", help_heading = "Output")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_failed: Option<u64>,
@@ -244,6 +249,16 @@ pub struct VoteArguments {
         help_heading = "Scoring"
     )]
     pub ties: TiePolicy,
+    /// What becomes of a pair for which a voter failed: drop leaves it undecided, vote takes
+    /// the votes that are there.
+    #[arg(
+        long,
+        value_name = "POLICY",
+        value_enum,
+        default_value = "drop",
+        help_heading = "Scoring"
+    )]
+    pub missing: Missing,
     /// The labels file to write.
     #[arg(long, value_name = "OUT.parquet", help_heading = "Output")]
     pub out: PathBuf,

@@ -1,4 +1,5 @@
-//! Votes, their sum and the consensus: Equations 6 and 7 of the paper, and what a tie becomes.
+//! Votes, their sum and the consensus: Equations 6 and 7 of the paper, what a tie becomes, and what
+//! a missing vote.
 //!
 //! Pure functions; no file and no network is touched here.
 
@@ -55,22 +56,74 @@ impl TiePolicy {
     }
 }
 
+/// What becomes of a pair for which a scorer has no vote.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Missing {
+    /// It is not decided: no sum, no consensus.
+    #[default]
+    Drop,
+    /// The voters that are there decide it.
+    Vote,
+}
+
+impl Missing {
+    /// Whether it is the policy of files that do not name one.
+    #[must_use]
+    pub fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
+
+    /// Whether these votes decide a row.
+    fn decides(self, votes: &[Option<i8>]) -> bool {
+        match self {
+            Self::Drop => votes.iter().all(Option::is_some),
+            Self::Vote => votes.iter().any(Option::is_some),
+        }
+    }
+}
+
+impl std::fmt::Display for Missing {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.write_str(match self {
+            Self::Drop => "drop",
+            Self::Vote => "vote",
+        })
+    }
+}
+
+/// The votes of a row, from the scores of the first and the second image by each scorer. `votes`
+/// holds the votes that were given without scores, which stay if the row has none of these scores;
+/// after it, every vote, `None` for a scorer that has none.
+pub fn cast(scores: &[[Option<f32>; 2]], votes: &mut [Option<i8>]) {
+    for (scores, cast) in scores.iter().zip(votes) {
+        match *scores {
+            [Some(first), Some(second)] => *cast = Some(vote(first, second)),
+            [None, None] => {}
+            _ => *cast = None,
+        }
+    }
+}
+
 /// The standard deviation of each scorer's margins, for [`TiePolicy::Margin`].
 #[derive(Debug, Clone)]
-pub struct MarginScale(Vec<Moments>);
+pub struct MarginScale {
+    missing: Missing,
+    margins: Vec<Moments>,
+}
 
 impl MarginScale {
     /// With no rows yet.
     #[must_use]
-    pub fn new(scorers: usize) -> Self {
-        Self(vec![Moments::default(); scorers])
+    pub fn new(scorers: usize, missing: Missing) -> Self {
+        Self { missing, margins: vec![Moments::default(); scorers] }
     }
 
-    /// Adds a row: for each scorer the scores of the first and the second image. A row that lacks a
-    /// score is not decided by votes, and does not count.
-    pub fn add(&mut self, scores: &[[Option<f32>; 2]]) {
-        if scores.iter().flatten().all(Option::is_some) {
-            for (moments, scores) in self.0.iter_mut().zip(scores) {
+    /// Adds a row: for each scorer the scores of both images, and its vote ([`cast`]). A row that
+    /// is not decided by votes does not count.
+    pub fn add(&mut self, scores: &[[Option<f32>; 2]], votes: &[Option<i8>]) {
+        if self.missing.decides(votes) {
+            for (moments, scores) in self.margins.iter_mut().zip(scores) {
                 if let [Some(first), Some(second)] = *scores {
                     moments.add(f64::from(first) - f64::from(second));
                 }
@@ -79,48 +132,45 @@ impl MarginScale {
     }
 }
 
-/// Decides rows from their scores: Equations 6 and 7, and one policy for ties.
+/// Decides rows from their votes: Equation 7, one policy for ties and one for missing votes.
 #[derive(Debug, Clone)]
 pub struct Decider {
     ties: TiePolicy,
+    missing: Missing,
     /// Standard deviation of each scorer's margins.
     margin_stds: Vec<f64>,
 }
 
 impl Decider {
-    /// Decides ties by `ties`. For [`TiePolicy::Margin`], `scale` has seen every row; other
-    /// policies do not use it.
+    /// Decides ties by `ties`, and missing votes by the policy of `scale`. For
+    /// [`TiePolicy::Margin`], `scale` has seen every row; other policies need none.
     #[must_use]
     pub fn new(ties: TiePolicy, scale: &MarginScale) -> Self {
-        let stds = scale.0.iter().map(Moments::std);
-        Self { ties, margin_stds: stds.map(|std| std.max(f64::MIN_POSITIVE)).collect() }
+        let stds = scale.margins.iter().map(Moments::std);
+        let margin_stds = stds.map(|std| std.max(f64::MIN_POSITIVE)).collect();
+        Self { ties, missing: scale.missing, margin_stds }
     }
 
-    /// Writes each scorer's vote, `None` if it lacks a score, and returns sum and consensus if all
-    /// scorers vote.
+    /// Sum and consensus of a row with these scores and votes ([`cast`]); `None` if it is not
+    /// decided. A vote without scores has no margin.
     #[must_use]
     pub fn decide(
         &self,
         scores: &[[Option<f32>; 2]],
+        votes: &[Option<i8>],
         human_label_0: Option<f64>,
-        votes: &mut [Option<i8>],
     ) -> Option<(i8, i8)> {
-        let (mut sum, mut margin, mut missing) = (0i8, 0.0, false);
-        for ((scores, cast), std) in scores.iter().zip(votes).zip(&self.margin_stds) {
-            *cast = match *scores {
-                [Some(first), Some(second)] => {
-                    let vote = vote(first, second);
-                    sum += vote;
-                    margin += (f64::from(first) - f64::from(second)) / std;
-                    Some(vote)
-                }
-                _ => {
-                    missing = true;
-                    None
-                }
-            };
+        if !self.missing.decides(votes) {
+            return None;
         }
-        (!missing).then(|| (sum, self.ties.decide(sum, human_label_0, margin)))
+        let sum = votes.iter().flatten().sum();
+        let mut margin = 0.0;
+        for (scores, std) in scores.iter().zip(&self.margin_stds) {
+            if let [Some(first), Some(second)] = *scores {
+                margin += (f64::from(first) - f64::from(second)) / std;
+            }
+        }
+        Some((sum, self.ties.decide(sum, human_label_0, margin)))
     }
 }
 
@@ -195,6 +245,38 @@ mod tests {
         assert_eq!(Human.decide(0, Some(0.5), 1.0), 0);
         assert_eq!(Human.decide(0, None, 1.0), 0);
         assert_eq!(Margin.decide(0, None, 0.0), 0);
+    }
+
+    #[test]
+    fn a_missing_vote_leaves_the_row_open_or_to_the_others() {
+        let scores = [[Some(0.3), Some(0.1)], [None, Some(0.2)], [None, None], [None, None]];
+        let mut votes = [None, Some(-1), Some(-1), None];
+        cast(&scores, &mut votes);
+        // The second has but one score, the third voted without scores, the fourth failed.
+        assert_eq!(votes, [Some(1), None, Some(-1), None]);
+        let decide = |missing, votes: &[Option<i8>]| {
+            let scale = MarginScale::new(votes.len(), missing);
+            Decider::new(TiePolicy::Zero, &scale).decide(&scores[..votes.len()], votes, None)
+        };
+        assert_eq!(decide(Missing::Drop, &votes), None);
+        assert_eq!(decide(Missing::Vote, &votes), Some((0, 0)));
+        assert_eq!(decide(Missing::Drop, &votes[..1]), Some((1, 1)));
+        assert_eq!(decide(Missing::Vote, &[None; 4]), None);
+    }
+
+    #[test]
+    fn margins_count_where_a_row_is_decided() {
+        let rows = [[[Some(3.0), Some(1.0)], [Some(0.0), Some(9.0)]], [[Some(4.0), Some(1.0)], [None; 2]]];
+        let count = |missing| {
+            let mut scale = MarginScale::new(2, missing);
+            for scores in rows {
+                let mut votes = [None; 2];
+                cast(&scores, &mut votes);
+                scale.add(&scores, &votes);
+            }
+            scale.margins.iter().map(Moments::count).collect::<Vec<_>>()
+        };
+        assert_eq!((count(Missing::Drop), count(Missing::Vote)), (vec![1, 1], vec![2, 1]));
     }
 
     proptest! {

@@ -356,7 +356,7 @@ fn a_network_of_nan_gives_no_vote_and_stops_nothing() {
     // The other scorer keeps its scores and its votes.
     let rows = fixture.labels("l.parquet");
     for row in &rows {
-        assert_eq!(row.status, Status::NonFinite, "{row:#?}");
+        assert_eq!(row.status, Status::Partial, "{row:#?}");
         let error = row.error.as_deref().unwrap();
         assert!(error.contains("image_0: scorer `pickscore` gave NaN"), "{error}");
         assert!(error.contains("image_1: scorer `pickscore` gave NaN"), "{error}");
@@ -377,6 +377,30 @@ fn a_network_of_nan_gives_no_vote_and_stops_nothing() {
     command.arg(fixture.path("l.parquet")).arg("--out").arg(fixture.path("again.parquet"));
     Run::of(&mut command).expect_code(0);
     assert_eq!(fixture.labels("again.parquet"), rows);
+    // With `--missing vote` the other one decides, and the rows say what is missing.
+    let mut command = relabel(["vote", "--missing", "vote", "--labels"]);
+    command.arg(fixture.path("l.parquet")).arg("--out").arg(fixture.path("voted.parquet"));
+    let run = Run::of(&mut command).expect_code(0);
+    assert!(run.stdout.starts_with("9 pairs: 9 voted on, 0 failed\n"), "{run:#?}");
+    assert!(run.stdout.contains("\n9 pairs partial, without the vote of pickscore in 9\n"), "{run:#?}");
+    for (row, alone) in fixture.labels("voted.parquet").iter().zip(fixture.labels("clip.parquet")) {
+        assert_eq!((row.vote_sum, row.consensus), (alone.vote_sum, alone.consensus));
+        assert_eq!((row.status, row.votes[1]), (Status::Partial, None), "{row:#?}");
+        assert!(row.error.as_deref().unwrap().contains("`pickscore` gave NaN"), "{row:#?}");
+    }
+    // `relabel score` does the same, and then nothing has failed.
+    let scorers = fixture.path("scorers.toml");
+    let more = ["--missing", "vote"];
+    Run::of(&mut fixture.score(&scorers, "scored.parquet", &more)).expect_code(0);
+    assert_eq!(fixture.labels("scored.parquet"), fixture.labels("voted.parquet"));
+    assert_eq!(manifest(&fixture, "scored.parquet")["missing"], "vote");
+    assert_eq!(manifest(&fixture, "voted.parquet")["missing"], "vote");
+    assert_eq!(manifest(&fixture, "l.parquet")["missing"], serde_json::Value::Null);
+}
+
+fn manifest(fixture: &Fixture, labels: &str) -> serde_json::Value {
+    let labels = schemas::labels::LabelsFile::open(fixture.path(labels)).unwrap();
+    serde_json::from_str(&labels.metadata()[schemas::labels::KEY_MANIFEST]).unwrap()
 }
 
 #[test]
@@ -399,7 +423,7 @@ fn nan_reaches_only_the_captions_that_touch_it() {
     let (mut touched, mut untouched) = (0, 0);
     for row in &rows {
         if words(row).iter().any(|word| word == "a") {
-            assert_eq!(row.status, Status::NonFinite, "{row:#?}");
+            assert_eq!(row.status, Status::Partial, "{row:#?}");
             assert!(row.votes[0].is_some() && row.votes[1].is_none(), "{row:#?}");
             touched += 1;
         // A longer word may end in this very token.

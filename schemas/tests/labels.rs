@@ -245,6 +245,7 @@ fn the_schema_is_what_it_was() {
             "caption_too_long",
             "uid_conflict",
             "non_finite",
+            "partial",
         ]
     );
 }

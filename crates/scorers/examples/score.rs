@@ -27,7 +27,10 @@ fn main() -> Result<(), Box<dyn Error>> {
 
     let image = decode(&fs_err::read(image)?, &Limits::default())?;
     for (name, score) in scorers.score_one(&image, &caption)? {
-        println!("{name:<12}{score:>10.4}");
+        match score {
+            Ok(score) => println!("{name:<12}{score:>10.4}"),
+            Err(failure) => println!("{name:<12} {failure}"),
+        }
     }
     Ok(())
 }

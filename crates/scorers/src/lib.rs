@@ -9,7 +9,7 @@
 //! let scorers = ScorerSet::open("data/mini/scorers.toml", Compute::default())?;
 //! let image = decode(&std::fs::read("fox.png")?, &Limits::default())?;
 //! for (name, score) in scorers.score_one(&image, "a red fox in the snow")? {
-//!     println!("{name}: {score}");
+//!     println!("{name}: {}", score?);
 //! }
 //! # Ok(())
 //! # }
@@ -34,6 +34,7 @@ mod load;
 mod manifest;
 mod memory;
 mod model;
+mod outcome;
 mod preprocess;
 mod score;
 mod set;
@@ -48,6 +49,7 @@ pub use manifest::{
 pub use media::decode::{Image, Limits, decode};
 pub use memory::MemoryLimits;
 pub use nn::device::{DeviceChoice, Precision};
+pub use outcome::{Score, ScoreFailure, score_of};
 pub use score::{AestheticScorer, CosineScorer, Scorer};
 pub use set::{Compute, Features, ImagePreprocessor, ScorerSet};
 pub use tch::Device;

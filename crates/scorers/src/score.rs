@@ -58,7 +58,7 @@ impl Scorer for CosineScorer {
             Some(text) => {
                 image_features_ND.f_mul(text)?.f_sum_dim_intlist(-1, false, Kind::Float)?
             }
-            // A cosine without a caption is undefined; NaN is recorded as `non_finite`.
+            // A cosine without a caption is undefined; NaN is a failed score.
             None => Tensor::f_full(
                 [image_features_ND.size()[0]],
                 f64::NAN,

@@ -20,6 +20,7 @@ use crate::error::ScorerError;
 use crate::inputs::{PreprocessedImage, TokenizedTexts};
 use crate::manifest::ScorersManifest;
 use crate::memory::{Limits, MemoryLimits, in_pieces};
+use crate::outcome::{Score, score_of};
 use crate::score::Scorer;
 
 /// Captions per forward of a text tower. Short captions of one forward share its length, so a
@@ -170,7 +171,11 @@ impl ScorerSet {
 
     /// The scores of one image with one caption, by name, in column order. For many images,
     /// preprocess on other threads ([`ScorerSet::image_preprocessor`]) and score in batches.
-    pub fn score_one(&self, image: &Image, caption: &str) -> Result<Vec<(&str, f32)>, ScorerError> {
+    pub fn score_one(
+        &self,
+        image: &Image,
+        caption: &str,
+    ) -> Result<Vec<(&str, Score)>, ScorerError> {
         let image = self.image_preprocessor().preprocess(image).map_err(ScorerError::Image)?;
         let images = self.encode_images(&[&image])?;
         let texts = self.encode_texts(&self.tokenize(&[caption]))?;
@@ -259,13 +264,14 @@ impl ScorerSet {
 
     /// Scores `pairs` of an image (row of `images`) and a caption (row of `texts`).
     ///
-    /// Returns one vector per scorer, in column order, with one number per pair.
+    /// Returns one vector per scorer, in column order, with one score per pair. An error is one of
+    /// the device; what a scorer cannot score is a failure of that score alone.
     pub fn score(
         &self,
         images: &Features,
         texts: &Features,
         pairs: &[(usize, usize)],
-    ) -> Result<Vec<Vec<f32>>, ScorerError> {
+    ) -> Result<Vec<Vec<Score>>, ScorerError> {
         if pairs.is_empty() {
             return Ok(self.scorers.iter().map(|_| Vec::new()).collect());
         }
@@ -284,7 +290,8 @@ impl ScorerSet {
             let scores: Vec<Tensor> = scorers.collect::<Result<_, ScorerError>>()?;
             // One copy from the device for all scorers.
             let all = Tensor::f_stack(&scores, 0).and_then(|all| numbers(&all)).map_err(failed)?;
-            Ok(all.chunks(pairs.len()).map(<[f32]>::to_vec).collect())
+            let scores = |numbers: &[f32]| numbers.iter().copied().map(score_of).collect();
+            Ok(all.chunks(pairs.len()).map(scores).collect())
         })
     }
 

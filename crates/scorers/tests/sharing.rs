@@ -12,15 +12,15 @@ fn scores(models: &Models, toml: &str, caption: &str) -> Vec<f32> {
     let set = models.describe(toml).unwrap().load().unwrap();
     let pixels = (0..90 * 70 * 3).map(|index| (index * 7 % 251) as u8).collect();
     let image = Image::new(Mode::Rgb, 90, 70, pixels).unwrap();
-    let alone: Vec<(&str, f32)> = set.score_one(&image, caption).unwrap();
+    let alone: Vec<(&str, scorers::Score)> = set.score_one(&image, caption).unwrap();
     let image = set.image_preprocessor().preprocess(&image).unwrap();
     let images = set.encode_images(&[&image]).unwrap();
     let texts = set.encode_texts(&set.tokenize(&[caption])).unwrap();
     let scores = set.score(&images, &texts, &[(0, 0)]).unwrap().into_iter().flatten();
-    let scores: Vec<(&str, f32)> =
+    let scores: Vec<(&str, scorers::Score)> =
         set.scorers().iter().map(|scorer| scorer.name()).zip(scores).collect();
     assert_eq!(alone, scores);
-    scores.into_iter().map(|(_, score)| score).collect()
+    scores.into_iter().map(|(_, score)| score.unwrap()).collect()
 }
 
 /// Scorers of one recipe share its pixels, and all scores come back together: each number belongs
@@ -48,13 +48,14 @@ fn scores_of_a_batch_are_those_of_each_pair_alone() {
     for (at, (image, caption)) in pairs.into_iter().enumerate() {
         let alone = set.score_one(&images[image], captions[caption]).unwrap();
         for ((name, alone), scores) in alone.into_iter().zip(&scores) {
-            assert!((alone - scores[at]).abs() < 1e-5, "{name}: {alone} {}", scores[at]);
+            let (alone, score) = (alone.unwrap(), *scores[at].as_ref().unwrap());
+            assert!((alone - score).abs() < 1e-5, "{name}: {alone} {score}");
         }
     }
     let distinct: std::collections::BTreeSet<u32> =
-        scores.iter().flatten().map(|score| score.to_bits()).collect();
+        scores.iter().flatten().map(|score| score.as_ref().unwrap().to_bits()).collect();
     assert_eq!(distinct.len(), 12);
-    assert_eq!(set.score(&features, &texts, &[]).unwrap(), vec![Vec::<f32>::new(); 3]);
+    assert_eq!(set.score(&features, &texts, &[]).unwrap(), vec![Vec::<scorers::Score>::new(); 3]);
 }
 
 /// Three tokenizers of one vocabulary: in one run each entry has the scores that it has alone.

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use anyhow::Result;
 use media::decode::{Limits, decode};
 use rayon::prelude::*;
-use scorers::{Features, ImagePreprocessor, PreprocessedImage, ScorerSet};
+use scorers::{Features, ImagePreprocessor, PreprocessedImage, Score, ScorerSet};
 
 use super::images::Subject;
 use super::pass::Batch;
@@ -81,13 +81,13 @@ impl<'run> Captions<'run> {
         Ok(self.set.text_features(&towers, texts.len())?)
     }
 
-    /// The scores of images, each with its own caption: for each scorer of the set, one number per
+    /// The scores of images, each with its own caption: for each scorer of the set, one score per
     /// image.
     pub(super) fn score(
         &mut self,
         images: &[&PreprocessedImage],
         texts: &[&str],
-    ) -> Result<Vec<Vec<f32>>> {
+    ) -> Result<Vec<Vec<Score>>> {
         if images.is_empty() {
             return Ok(vec![Vec::new(); self.set.scorers().len()]);
         }

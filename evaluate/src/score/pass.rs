@@ -9,7 +9,7 @@ use nn::distributed::DistributedError;
 use runkit::prefetch::prefetch;
 use runkit::progress::Progress;
 use runkit::signals::{StopFlag, Stoppable};
-use scorers::{DescribedScorers, ScorersConfig};
+use scorers::{DescribedScorers, ScoreFailure, ScorersConfig};
 
 use super::images::{ModelImages, Subject};
 use super::networks::{Captions, Decoded};
@@ -206,7 +206,9 @@ impl Pass<'_> {
         let by_scorer = captions.score(&images, &texts)?;
         let stores = self.stores.iter_mut().zip(wanted).filter(|(_, wanted)| **wanted);
         for ((store, _), scores) in stores.zip(by_scorer) {
-            let scores = keys.iter().copied().zip(scores.into_iter().map(Ok));
+            let failed_of = |failure: ScoreFailure| format!("the scorer {failure}");
+            let scores = scores.into_iter().map(|score| score.map_err(failed_of));
+            let scores = keys.iter().copied().zip(scores);
             let outcomes = scores.chain(failed.iter().cloned());
             store.add(outcomes.filter_map(|(key, outcome)| Some((key.clone()?, outcome))))?;
         }

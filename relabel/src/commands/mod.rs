@@ -230,6 +230,7 @@ fn validated(
         compute,
         sharing,
         ties: settings.ties.unwrap_or_default(),
+        missing: settings.missing.unwrap_or_default(),
         limit: settings.limit,
         unit_pairs: settings.unit_pairs.unwrap_or(UNIT_PAIRS),
         scratch: settings.scratch.clone(),
@@ -306,7 +307,7 @@ mod tests {
         let score = program.find_subcommand_mut("score").unwrap();
         let help = score.render_long_help().to_string();
         for (default, count) in
-            [("[default: zero]", 1), ("[default: 0]", 1), ("[default: auto]", 2)]
+            [("[default: zero]", 1), ("[default: drop]", 1), ("[default: 0]", 1), ("[default: auto]", 2)]
         {
             assert_eq!(help.matches(default).count(), count, "{default}: {help}");
         }

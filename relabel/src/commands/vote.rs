@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use crate::cli::VoteArguments;
 use crate::inspect::{Counting, Report};
 use crate::score;
-use crate::vote::{Decider, MarginScale, TiePolicy};
+use crate::vote::{Decider, MarginScale, Missing, TiePolicy, cast};
 
 /// Batches of 16,384 rows that wait for the writer at most.
 const BATCHES_AHEAD: usize = 2;
@@ -23,9 +23,9 @@ pub(super) fn run(arguments: &VoteArguments) -> Result<ExitStatus> {
     let labels = LabelsFile::open(&arguments.labels)?;
     let voters = voters(&labels, arguments)?;
     let schema = LabelsSchema::new(&voters)?;
-    let decider = decider(&labels, &schema, arguments.ties)?;
+    let decider = decider(&labels, &schema, arguments)?;
     let mut metadata = labels.metadata().clone();
-    let manifest = manifest(&labels, &voters, arguments.ties).with_context(|| {
+    let manifest = manifest(&labels, &voters, arguments).with_context(|| {
         format!("{}: its manifest cannot be read", locations::shown(&arguments.labels).display())
     })?;
     let output = score::labels_output(&arguments.out, arguments.fresh);
@@ -76,16 +76,24 @@ fn voters(labels: &LabelsFile, arguments: &VoteArguments) -> Result<Vec<String>>
     Ok(scorers.iter().filter(|name| asked.contains(name)).cloned().collect())
 }
 
-/// The manifest of the new file: that of the old one with other voters and another tie policy. If
+/// The manifest of the new file: that of the old one with other voters and other policies. If
 /// the old one has no manifest, because another tool wrote it, its checksum says what was voted on.
-fn manifest(labels: &LabelsFile, voters: &[String], ties: TiePolicy) -> Result<Value> {
+fn manifest(
+    labels: &LabelsFile,
+    voters: &[String],
+    arguments: &VoteArguments,
+) -> Result<Value> {
     let mut manifest: Value = match labels.metadata().get(KEY_MANIFEST) {
         Some(text) => serde_json::from_str(text)?,
         None => json!({ "labels": labels.fingerprint() }),
     };
     let Some(fields) = manifest.as_object_mut() else { bail!("expected a JSON object") };
     fields.insert("voters".to_owned(), json!(voters));
-    fields.insert("ties".to_owned(), json!(ties));
+    fields.insert("ties".to_owned(), json!(arguments.ties));
+    match arguments.missing {
+        Missing::Drop => fields.remove("missing"),
+        Missing::Vote => fields.insert("missing".to_owned(), json!(Missing::Vote)),
+    };
     if let Some(Value::Array(scorers)) = fields.get_mut("scorers") {
         scorers.retain(|scorer| voters.iter().any(|name| scorer["name"] == name.as_str()));
     }
@@ -105,17 +113,31 @@ fn of_voters(batch: &LabelBatch, schema: &LabelsSchema) -> Result<LabelBatch> {
     Ok(LabelBatch::try_new(schema, columns)?)
 }
 
-/// Whether the votes decide a row: it did not fail, or only because a scorer gave no number.
+/// Whether the votes decide a row: it did not fail, or only because a scorer did.
 fn is_open(batch: &LabelBatch, row: usize) -> bool {
     let status = batch.status().value(row);
-    [Status::Ok, Status::NonFinite].iter().any(|open| open.as_str() == status)
+    [Status::Ok, Status::Partial, Status::NonFinite].iter().any(|open| open.as_str() == status)
 }
 
-/// The scores of a row, in column order.
-fn scores_of(batch: &LabelBatch, row: usize, scores: &mut [[Option<f32>; 2]]) {
-    for (scorer, scores) in scores.iter_mut().enumerate() {
-        *scores = batch.scores(scorer).map(|it| it.is_valid(row).then(|| it.value(row)));
+/// The scores of a row in column order, and the votes that they and votes without scores are. A row
+/// that failed in another way gets no votes, whatever its columns hold.
+fn read_row(
+    batch: &LabelBatch,
+    row: usize,
+    scores: &mut [[Option<f32>; 2]],
+    votes: &mut [Option<i8>],
+) {
+    votes.fill(None);
+    scores.fill([None; 2]);
+    if !is_open(batch, row) {
+        return;
     }
+    for (scorer, (scores, vote)) in scores.iter_mut().zip(votes.iter_mut()).enumerate() {
+        *scores = batch.scores(scorer).map(|it| it.is_valid(row).then(|| it.value(row)));
+        let column = batch.votes(scorer);
+        *vote = column.is_valid(row).then(|| column.value(row));
+    }
+    cast(scores, votes);
 }
 
 /// The batch with votes, sums and consensus decided again. A row that failed only for a scorer that
@@ -131,20 +153,15 @@ fn decide(batch: &LabelBatch, decider: &Decider) -> Result<LabelBatch> {
     let (mut scores, mut votes) = (vec![[None; 2]; scorers], vec![None; scorers]);
     let (human, errors) = (batch.human_label_0(), batch.error());
     for row in 0..rows {
-        // A row that failed in another way gets no votes, whatever its columns hold.
-        if is_open(batch, row) {
-            scores_of(batch, row, &mut scores);
-        } else {
-            scores.fill([None; 2]);
-        }
+        read_row(batch, row, &mut scores, &mut votes);
         let human = human.is_valid(row).then(|| human.value(row));
-        let decision = decider.decide(&scores, human, &mut votes);
+        let decision = decider.decide(&scores, &votes, human);
         for (column, vote) in columns.iter_mut().zip(&votes) {
             column.append_option(*vote);
         }
         sums.append_option(decision.map(|(sum, _)| sum));
         consensus.append_option(decision.map(|(_, consensus)| consensus));
-        if decision.is_some() {
+        if decision.is_some() && votes.iter().all(Option::is_some) {
             status.append_value(Status::Ok.as_str());
             error.append_null();
         } else {
@@ -157,19 +174,23 @@ fn decide(batch: &LabelBatch, decider: &Decider) -> Result<LabelBatch> {
     Ok(decided.with_status(status.finish(), error.finish())?)
 }
 
-/// How ties are decided: by the margins of all rows if `ties` asks for it.
-fn decider(labels: &LabelsFile, schema: &LabelsSchema, ties: TiePolicy) -> Result<Decider> {
+/// How ties and missing votes are decided: ties by the margins of all rows if asked for it.
+fn decider(
+    labels: &LabelsFile,
+    schema: &LabelsSchema,
+    arguments: &VoteArguments,
+) -> Result<Decider> {
     let scorers = schema.scorers().len();
-    let mut scale = MarginScale::new(scorers);
-    if ties == TiePolicy::Margin {
-        let mut scores = vec![[None; 2]; scorers];
+    let mut scale = MarginScale::new(scorers, arguments.missing);
+    if arguments.ties == TiePolicy::Margin {
+        let (mut scores, mut votes) = (vec![[None; 2]; scorers], vec![None; scorers]);
         for batch in labels.batches()? {
             let batch = of_voters(&batch?, schema)?;
-            for row in (0..batch.num_rows()).filter(|&row| is_open(&batch, row)) {
-                scores_of(&batch, row, &mut scores);
-                scale.add(&scores);
+            for row in 0..batch.num_rows() {
+                read_row(&batch, row, &mut scores, &mut votes);
+                scale.add(&scores, &votes);
             }
         }
     }
-    Ok(Decider::new(ties, &scale))
+    Ok(Decider::new(arguments.ties, &scale))
 }

@@ -9,7 +9,7 @@ use std::path::Path;
 
 use anyhow::{Context as _, Result};
 use arrow::array::{Array as _, Int8Array};
-use schemas::labels::{LabelBatch, LabelsFile};
+use schemas::labels::{LabelBatch, LabelsFile, Status};
 use serde::Serialize;
 
 use crate::vote::Moments;
@@ -37,13 +37,16 @@ pub struct Report {
     pub voted_rows: u64,
     /// Rows without.
     pub failed_rows: u64,
+    /// Rows, voted on or not, for which some scorers failed and others did not.
+    pub partial_rows: u64,
     /// How many rows failed, by reason.
     pub failures: BTreeMap<String, u64>,
     /// The consensus over the rows with votes.
     pub consensus: ConsensusReport,
     /// One entry per scorer, in column order.
     pub scorers: Vec<ScorerReport>,
-    /// Fraction of the voted pairs on which two scorers vote alike; row and column in scorer order.
+    /// Fraction of the voted pairs on which two scorers vote alike, of those on which both vote; row
+    /// and column in scorer order.
     pub agreement: Vec<Vec<f64>>,
     /// Cohen's kappa of the same.
     pub kappa: Vec<Vec<f64>>,
@@ -68,7 +71,7 @@ pub struct ConsensusReport {
     pub ties: u64,
     /// Rows whose votes summed to zero, however the tie was decided.
     pub vote_ties: u64,
-    /// Rows on which all scorers agree.
+    /// Rows on which all scorers agree that vote.
     pub unanimous: u64,
     /// Fraction of the decided rows with a human preference that agree with it.
     pub human_agreement: Option<f64>,
@@ -81,6 +84,10 @@ pub struct ConsensusReport {
 pub struct ScorerReport {
     /// Its name.
     pub name: String,
+    /// The voted rows in which it votes.
+    pub votes: u64,
+    /// The partial rows in which it has no vote.
+    pub failures: u64,
     /// Fraction of its votes for image 0.
     pub votes_image_0: f64,
     /// Mean of its scores.
@@ -91,7 +98,8 @@ pub struct ScorerReport {
     pub margin_quantiles: [f64; 5],
     /// Pairs with exactly equal scores (votes for image 0 by Equation 6).
     pub exact_ties: u64,
-    /// Fraction of the pairs with a human preference on which it votes alike.
+    /// Fraction of the pairs with a human preference, of those on which it votes, on which it votes
+    /// alike.
     pub human_agreement: Option<f64>,
 }
 
@@ -102,8 +110,14 @@ pub(crate) struct Counting {
     scores: Vec<Moments>,
     margins: Vec<Vec<f32>>,
     image_0: Vec<u64>,
+    failed: Vec<u64>,
     ties: Vec<u64>,
+    /// For each two scorers the rows on which both vote, on which the first of them then votes for
+    /// image 0, and on which they vote alike.
+    both: Vec<Vec<u64>>,
+    image_0_of_both: Vec<Vec<u64>>,
     alike: Vec<Vec<u64>>,
+    human_pairs: Vec<u64>,
     human_alike: Vec<u64>,
     consensus_alike: u64,
     consensus_decided: u64,
@@ -136,6 +150,7 @@ impl Counting {
                 rows: 0,
                 voted_rows: 0,
                 failed_rows: 0,
+                partial_rows: 0,
                 failures: BTreeMap::new(),
                 consensus: ConsensusReport::default(),
                 scorers: Vec::new(),
@@ -149,8 +164,12 @@ impl Counting {
             scores: vec![Moments::default(); count],
             margins: vec![Vec::new(); count],
             image_0: vec![0; count],
+            failed: vec![0; count],
             ties: vec![0; count],
+            both: vec![vec![0; count]; count],
+            image_0_of_both: vec![vec![0; count]; count],
             alike: vec![vec![0; count]; count],
+            human_pairs: vec![0; count],
             human_alike: vec![0; count],
             consensus_alike: 0,
             consensus_decided: 0,
@@ -158,20 +177,37 @@ impl Counting {
     }
 
     pub(crate) fn add(&mut self, batch: &LabelBatch) {
-        let mut votes = vec![0i8; self.names.len()];
+        let mut votes = vec![None; self.names.len()];
         for row in 0..batch.num_rows() {
             self.report.rows += 1;
             let value = |column: &Int8Array| column.is_valid(row).then(|| column.value(row));
+            for (scorer, vote) in votes.iter_mut().enumerate() {
+                *vote = value(batch.votes(scorer));
+            }
+            let status = batch.status().value(row);
+            if status == Status::Partial.as_str() {
+                self.report.partial_rows += 1;
+                for (failed, vote) in self.failed.iter_mut().zip(&votes) {
+                    *failed += u64::from(vote.is_none());
+                }
+            }
             let (Some(sum), Some(consensus)) = (value(batch.vote_sum()), value(batch.consensus()))
             else {
                 self.report.failed_rows += 1;
-                *self.report.failures.entry(batch.status().value(row).to_owned()).or_default() += 1;
+                *self.report.failures.entry(status.to_owned()).or_default() += 1;
                 continue;
             };
             self.report.voted_rows += 1;
-            for (scorer, vote) in votes.iter_mut().enumerate() {
+            for (scorer, vote) in votes.iter().enumerate() {
+                let Some(vote) = *vote else { continue };
+                self.image_0[scorer] += u64::from(vote > 0);
+                for (other, voted) in votes.iter().enumerate() {
+                    let Some(other_vote) = *voted else { continue };
+                    self.both[scorer][other] += 1;
+                    self.image_0_of_both[scorer][other] += u64::from(vote > 0);
+                    self.alike[scorer][other] += u64::from(vote == other_vote);
+                }
                 let [first, second] = batch.scores(scorer);
-                *vote = value(batch.votes(scorer)).unwrap_or(0);
                 if first.is_null(row) || second.is_null(row) {
                     continue;
                 }
@@ -179,13 +215,7 @@ impl Counting {
                 self.scores[scorer].add(f64::from(first));
                 self.scores[scorer].add(f64::from(second));
                 self.margins[scorer].push((first - second).abs());
-                self.image_0[scorer] += u64::from(*vote > 0);
                 self.ties[scorer] += u64::from(first == second);
-            }
-            for (alike, one) in self.alike.iter_mut().zip(&votes) {
-                for (alike, other) in alike.iter_mut().zip(&votes) {
-                    *alike += u64::from(one == other);
-                }
             }
             let human = batch.human_label_0();
             let human = human.is_valid(row).then(|| human.value(row));
@@ -193,13 +223,14 @@ impl Counting {
         }
     }
 
-    fn add_consensus(&mut self, sum: i8, consensus: i8, votes: &[i8], human: Option<f64>) {
+    fn add_consensus(&mut self, sum: i8, consensus: i8, votes: &[Option<i8>], human: Option<f64>) {
         let report = &mut self.report.consensus;
         report.image_0 += u64::from(consensus > 0);
         report.image_1 += u64::from(consensus < 0);
         report.ties += u64::from(consensus == 0);
         report.vote_ties += u64::from(sum == 0);
-        report.unanimous += u64::from(usize::from(sum.unsigned_abs()) == votes.len());
+        let voters = votes.iter().flatten().count();
+        report.unanimous += u64::from(usize::from(sum.unsigned_abs()) == voters);
         let human = match human {
             Some(label) if label > 0.5 => 1,
             Some(label) if label < 0.5 => -1,
@@ -213,35 +244,41 @@ impl Counting {
             }
         };
         self.report.human_pairs += 1;
-        for (alike, vote) in self.human_alike.iter_mut().zip(votes) {
-            *alike += u64::from(*vote == human);
+        let counts = self.human_pairs.iter_mut().zip(&mut self.human_alike);
+        for ((pairs, alike), vote) in counts.zip(votes) {
+            *pairs += u64::from(vote.is_some());
+            *alike += u64::from(*vote == Some(human));
         }
         self.consensus_decided += u64::from(consensus != 0);
         self.consensus_alike += u64::from(consensus == human);
     }
 
     pub(crate) fn finish(mut self) -> Report {
-        let voted = self.report.voted_rows;
         let fraction = |part: u64, whole: u64| (whole > 0).then(|| part as f64 / whole as f64);
         for scorer in 0..self.names.len() {
             for other in 0..self.names.len() {
-                let agreement = fraction(self.alike[scorer][other], voted).unwrap_or(0.0);
-                let (one, two) =
-                    (fraction(self.image_0[scorer], voted), fraction(self.image_0[other], voted));
+                let both = self.both[scorer][other];
+                let agreement = fraction(self.alike[scorer][other], both).unwrap_or(0.0);
+                let one = fraction(self.image_0_of_both[scorer][other], both);
+                let two = fraction(self.image_0_of_both[other][scorer], both);
                 self.report.agreement[scorer][other] = agreement;
                 self.report.kappa[scorer][other] =
                     kappa(agreement, one.unwrap_or(0.0), two.unwrap_or(0.0));
             }
+            let votes = self.both[scorer][scorer];
+            let scored = self.margins[scorer].len() as u64;
             let scorer = ScorerReport {
                 name: self.names[scorer].clone(),
-                votes_image_0: fraction(self.image_0[scorer], voted).unwrap_or(0.0),
+                votes,
+                failures: self.failed[scorer],
+                votes_image_0: fraction(self.image_0[scorer], votes).unwrap_or(0.0),
                 score_mean: self.scores[scorer].mean(),
                 score_std: self.scores[scorer].std(),
                 margin_quantiles: quantiles(&mut self.margins[scorer]),
                 exact_ties: self.ties[scorer],
-                human_agreement: fraction(self.human_alike[scorer], self.report.human_pairs),
+                human_agreement: fraction(self.human_alike[scorer], self.human_pairs[scorer]),
             };
-            self.report.warnings.extend(warning(&scorer, voted));
+            self.report.warnings.extend(warning(&scorer, scored));
             self.report.scorers.push(scorer);
         }
         let undecided = self.report.human_pairs - self.consensus_decided;
@@ -269,7 +306,7 @@ fn quantiles(values: &mut [f32]) -> [f64; 5] {
     })
 }
 
-/// What looks wrong with a scorer, if something does.
+/// What looks wrong with a scorer, if something does: `voted` are the pairs that it scored.
 fn warning(scorer: &ScorerReport, voted: u64) -> Option<String> {
     if voted < ENOUGH_PAIRS {
         return None;
@@ -325,6 +362,8 @@ mod tests {
     fn scorer() -> ScorerReport {
         ScorerReport {
             name: "clip".to_owned(),
+            votes: 1000,
+            failures: 0,
             votes_image_0: 0.5,
             score_mean: 0.25,
             score_std: 0.05,

@@ -29,6 +29,17 @@ impl Report {
         for (reason, count) in &self.failures {
             let _ = writeln!(text, "  {count} {reason}");
         }
+        if self.partial_rows > 0 {
+            let failed = self.scorers.iter().filter(|scorer| scorer.failures > 0);
+            let failed: Vec<String> =
+                failed.map(|scorer| format!("{} in {}", scorer.name, scorer.failures)).collect();
+            let _ = writeln!(
+                text,
+                "{} partial, without the vote of {}",
+                counted(self.partial_rows, "pairs"),
+                failed.join(", ")
+            );
+        }
         let consensus = &self.consensus;
         let of_voted = |count: u64| percent(Some(count as f64 / self.voted_rows.max(1) as f64));
         let _ = writeln!(

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Config;
 use super::plan::{Plan, UNIT_PAIRS};
-use crate::vote::TiePolicy;
+use crate::vote::{Missing, TiePolicy};
 
 /// The metadata key of how many rows a forward pass had after the device ran out of memory; absent
 /// if it did not.
@@ -34,6 +34,9 @@ pub struct Manifest {
     pub voters: Vec<String>,
     /// What a tie becomes.
     pub ties: TiePolicy,
+    /// What becomes of a pair for which a scorer failed; absent if it is dropped.
+    #[serde(default, skip_serializing_if = "Missing::is_default")]
+    pub missing: Missing,
     /// At most this many rows were taken.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub limit: Option<u64>,
@@ -56,6 +59,7 @@ impl Manifest {
             scorers: scorers.clone(),
             batch_size: config.batch_size,
             ties: config.ties,
+            missing: config.missing,
             limit: config.limit,
             unit_pairs: Some(config.unit_pairs).filter(|&pairs| pairs != UNIT_PAIRS),
             input: InputRecord::new(

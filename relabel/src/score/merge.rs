@@ -12,7 +12,9 @@ use schemas::pairs::{EmptyCaption, PairRow, caption_problem};
 
 use super::plan::{Plan, PlannedFile};
 use super::scores::{Held, Scores};
-use crate::vote::{Decider, MarginScale, TiePolicy};
+use crate::vote::{Decider, MarginScale, TiePolicy, cast};
+
+use super::Manifest;
 
 /// What the merge counted.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -21,28 +23,33 @@ pub(crate) struct Summary {
     pub rows: u64,
     /// Rows without a consensus.
     pub failed_rows: u64,
+    /// Rows for which some scorers have no vote.
+    pub partial_rows: u64,
     /// Rows with votes whose consensus is a tie.
     pub ties: u64,
 }
 
-/// How ties are decided: by the margins of all rows if `ties` asks for it.
-fn decider(plan: &Plan, scores: &Scores, scorers: &[String], ties: TiePolicy) -> Decider {
-    let mut scale = MarginScale::new(scorers.len());
-    if ties == TiePolicy::Margin {
-        let mut row = vec![[None; 2]; scorers.len()];
+/// How rows are decided: ties by the margins of all rows if the manifest asks for it.
+fn decider(plan: &Plan, scores: &Scores, manifest: &Manifest) -> Decider {
+    let scorers = manifest.voters.len();
+    let mut scale = MarginScale::new(scorers, manifest.missing);
+    if manifest.ties == TiePolicy::Margin {
+        let (mut row, mut votes) = (vec![[None; 2]; scorers], vec![None; scorers]);
         for number in 0..plan.pairs() {
             row.fill([None; 2]);
+            votes.fill(None);
             for position in [0, 1] {
-                if let Some(Held::Scores(values)) = scores.at(plan, 2 * number + position as u64) {
-                    for (row, &value) in row.iter_mut().zip(values) {
-                        row[position] = value.is_finite().then_some(value);
+                if let Some(Held::Scores(found)) = scores.at(plan, 2 * number + position as u64) {
+                    for (scorer, row) in row.iter_mut().enumerate() {
+                        row[position] = found.of(scorer).ok();
                     }
                 }
             }
-            scale.add(&row);
+            cast(&row, &mut votes);
+            scale.add(&row, &votes);
         }
     }
-    Decider::new(ties, &scale)
+    Decider::new(manifest.ties, &scale)
 }
 
 /// What a row of labels is made of.
@@ -58,10 +65,10 @@ impl<'run> Merge<'run> {
     pub(super) fn new(
         plan: &'run Plan,
         scores: &'run Scores,
-        scorers: &'run [String],
-        ties: TiePolicy,
+        manifest: &'run Manifest,
     ) -> Self {
-        Self { plan, scores, scorers, decider: decider(plan, scores, scorers, ties) }
+        let decider = decider(plan, scores, manifest);
+        Self { plan, scores, scorers: &manifest.voters, decider }
     }
 
     /// Writes the labels file at `out`.
@@ -86,7 +93,8 @@ impl<'run> Merge<'run> {
                     }
                     let label = self.label(file, taken, row);
                     summary.rows += 1;
-                    summary.failed_rows += u64::from(label.status != Status::Ok);
+                    summary.failed_rows += u64::from(label.consensus.is_none());
+                    summary.partial_rows += u64::from(label.status == Status::Partial);
                     summary.ties += u64::from(label.consensus == Some(0));
                     writer.write(&label)?;
                     taken += 1;
@@ -121,14 +129,12 @@ impl<'run> Merge<'run> {
         };
         let slot = 2 * (file.first_row + row);
         let mut problem = caption_problem(label.caption.as_deref(), EmptyCaption::Refused);
-        let mut all_numbers = true;
         for position in [0, 1] {
             let found = match self.scores.at(self.plan, slot + position as u64) {
                 None => continue,
-                Some(Held::Scores(values)) => {
-                    for (scores, &value) in label.scores.iter_mut().zip(values) {
-                        scores[position] = value.is_finite().then_some(value);
-                        all_numbers &= value.is_finite();
+                Some(Held::Scores(found)) => {
+                    for (scorer, scores) in label.scores.iter_mut().enumerate() {
+                        scores[position] = found.of(scorer).ok();
                     }
                     continue;
                 }
@@ -141,10 +147,11 @@ impl<'run> Merge<'run> {
             };
             problem.get_or_insert((found.0, format!("image_{position}: {}", found.1)));
         }
-        if !all_numbers && problem.is_none() {
-            problem = Some((Status::NonFinite, self.non_finite(slot)));
+        if problem.is_none() {
+            problem = self.failures(slot, &mut label.scores).map(|error| (Status::Partial, error));
         }
-        let decision = self.decider.decide(&label.scores, label.human_label_0, &mut label.votes);
+        cast(&label.scores, &mut label.votes);
+        let decision = self.decider.decide(&label.scores, &label.votes, label.human_label_0);
         if let Some((sum, consensus)) = decision {
             (label.vote_sum, label.consensus) = (Some(sum), Some(consensus));
         }
@@ -154,19 +161,21 @@ impl<'run> Merge<'run> {
         label
     }
 
-    /// The scores that are not finite numbers, in a sentence.
-    fn non_finite(&self, slot: u64) -> String {
+    /// Which scorers failed at which image and why, in a sentence; `None` if none did. A scorer that
+    /// failed at one of the images loses its score of the other, which decides nothing.
+    fn failures(&self, slot: u64, scores: &mut [[Option<f32>; 2]]) -> Option<String> {
         let mut sentences = Vec::new();
         for position in [0, 1] {
-            let Some(Held::Scores(values)) = self.scores.at(self.plan, slot + position) else {
+            let Some(Held::Scores(found)) = self.scores.at(self.plan, slot + position) else {
                 continue;
             };
-            for (name, value) in self.scorers.iter().zip(values) {
-                if !value.is_finite() {
-                    sentences.push(format!("image_{position}: scorer `{name}` gave {value}"));
+            for (scorer, (name, scores)) in self.scorers.iter().zip(&mut *scores).enumerate() {
+                if let Err(reason) = found.of(scorer) {
+                    *scores = [None; 2];
+                    sentences.push(format!("image_{position}: scorer `{name}` {reason}"));
                 }
             }
         }
-        sentences.join("; ")
+        (!sentences.is_empty()).then(|| sentences.join("; "))
     }
 }

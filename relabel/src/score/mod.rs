@@ -49,7 +49,7 @@ use self::scores::Scores;
 pub use self::sharing::Sharing;
 use self::sharing::{Member, Says};
 use self::todo::Todo;
-use crate::vote::TiePolicy;
+use crate::vote::{Missing, TiePolicy};
 
 /// A validated run.
 #[derive(Debug, Clone)]
@@ -78,6 +78,8 @@ pub struct Config {
     pub sharing: Sharing,
     /// What a tie becomes.
     pub ties: TiePolicy,
+    /// What becomes of a pair for which a scorer failed.
+    pub missing: Missing,
     /// At most this many pairs.
     pub limit: Option<u64>,
     /// Pairs of a unit, at least.
@@ -398,12 +400,13 @@ impl Run<'_> {
         if note.memory != MemoryLimits::default() {
             metadata.insert(KEY_MEMORY.to_owned(), runkit::manifest::canonical_json(&note.memory)?);
         }
-        let merge = Merge::new(&self.plan, &scores, &self.manifest.voters, config.ties);
+        let merge = Merge::new(&self.plan, &scores, &self.manifest);
         let summary = merge.write(&output.labels_here(), &metadata, self.stop)?;
         output.upload(&self.manifest)?;
         tracing::info!(
             rows = summary.rows,
             failed = summary.failed_rows,
+            partial = summary.partial_rows,
             ties = summary.ties,
             "labels written"
         );

@@ -9,8 +9,8 @@ use std::sync::Arc;
 
 use anyhow::{Context as _, Result, ensure};
 use arrow::array::{
-    Array, ArrayRef, AsArray, FixedSizeBinaryBuilder, Float32Builder, StringBuilder, UInt32Builder,
-    UInt64Builder,
+    Array, ArrayRef, AsArray, FixedSizeBinaryBuilder, Float32Array, Float32Builder, StringArray,
+    StringBuilder, UInt32Builder, UInt64Builder,
 };
 use arrow::datatypes::{DataType, Field, Float32Type, Schema, UInt32Type, UInt64Type};
 use parquet::arrow::arrow_reader::{
@@ -22,7 +22,7 @@ use parquet::file::properties::WriterProperties;
 use schemas::checksums::CheckedFile;
 use schemas::labels::Status;
 use schemas::table_writer::TableWriter;
-use scorers::MemoryLimits;
+use scorers::{MemoryLimits, Score, ScoreFailure};
 use serde::{Deserialize, Serialize};
 
 use super::plan::Digest;
@@ -53,12 +53,12 @@ pub(crate) enum Found {
     /// That there is one. Every slot has one such row in the part of its unit, or the failure of an
     /// image that is not there.
     Occurrence,
-    /// Its scores with this image-caption pair, one per scorer, which may be NaN or infinite.
+    /// Its scores with this image-caption pair, one per scorer.
     Scores {
         /// Index of the pair.
         image_caption: u32,
         /// In scorer order.
-        scores: Vec<f32>,
+        scores: Vec<Score>,
     },
     /// Why it has no scores.
     Failure {
@@ -125,6 +125,11 @@ pub(crate) fn of_other_units(folder: &Path, count: usize) -> Result<Option<PathB
     Ok(found.first().map(|name| folder.join(name)))
 }
 
+/// The column of why a scorer failed. No scorer has such a name.
+fn failure_column(scorer: &str) -> String {
+    format!("{scorer} failure")
+}
+
 fn schema(scorers: &[String]) -> Schema {
     let mut fields = vec![
         Field::new("slot", DataType::UInt64, false),
@@ -133,7 +138,10 @@ fn schema(scorers: &[String]) -> Schema {
         Field::new("status", DataType::Utf8, true),
         Field::new("error", DataType::Utf8, true),
     ];
-    fields.extend(scorers.iter().map(|name| Field::new(name, DataType::Float32, true)));
+    for name in scorers {
+        fields.push(Field::new(name, DataType::Float32, true));
+        fields.push(Field::new(failure_column(name), DataType::Utf8, true));
+    }
     Schema::new(fields)
 }
 
@@ -180,8 +188,8 @@ impl PartWriter {
         let (mut slot, mut image_caption) = (UInt64Builder::new(), UInt32Builder::new());
         let mut content = FixedSizeBinaryBuilder::new(size_of::<Digest>() as i32);
         let (mut status, mut error) = (StringBuilder::new(), StringBuilder::new());
-        let mut scores: Vec<Float32Builder> =
-            (0..self.scorers).map(|_| Float32Builder::new()).collect();
+        let mut scores: Vec<(Float32Builder, StringBuilder)> =
+            (0..self.scorers).map(|_| Default::default()).collect();
         for row in self.rows.drain(..) {
             slot.append_value(row.slot);
             match row.content {
@@ -196,8 +204,11 @@ impl PartWriter {
             image_caption.append_option(index);
             status.append_option(problem.as_ref().map(|(status, _)| status.as_str()));
             error.append_option(problem.as_ref().map(|(_, error)| error));
-            for (index, builder) in scores.iter_mut().enumerate() {
-                builder.append_option(values.get(index).copied());
+            for (index, (numbers, failures)) in scores.iter_mut().enumerate() {
+                let score = values.get(index);
+                numbers.append_option(score.and_then(|score| score.as_ref().ok()).copied());
+                let failure = score.and_then(|score| score.as_ref().err());
+                failures.append_option(failure.map(ScoreFailure::reason));
             }
         }
         let mut columns: Vec<ArrayRef> = vec![
@@ -207,7 +218,10 @@ impl PartWriter {
             Arc::new(status.finish()),
             Arc::new(error.finish()),
         ];
-        columns.extend(scores.iter_mut().map(|builder| Arc::new(builder.finish()) as ArrayRef));
+        for (numbers, failures) in &mut scores {
+            columns.push(Arc::new(numbers.finish()));
+            columns.push(Arc::new(failures.finish()));
+        }
         Ok(self.table.write(columns)?)
     }
 }
@@ -265,13 +279,22 @@ pub(crate) fn read(
         let status = batch.column(3).as_string::<i32>();
         let error = batch.column(4).as_string::<i32>();
         let scores: Vec<_> = (5..batch.num_columns())
-            .map(|index| batch.column(index).as_primitive::<Float32Type>())
+            .step_by(2)
+            .map(|index| {
+                let numbers = batch.column(index).as_primitive::<Float32Type>();
+                (numbers, batch.column(index + 1).as_string::<i32>())
+            })
             .collect();
         for row in 0..batch.num_rows() {
             let found = if image_caption.is_valid(row) {
-                let scores = scores.iter().filter(|column| column.is_valid(row));
-                let scores: Vec<f32> = scores.map(|column| column.value(row)).collect();
-                ensure!(scores.len() == scorers.len(), damaged(path));
+                let score = |(numbers, failures): &(&Float32Array, &StringArray)| {
+                    match (numbers.is_valid(row), failures.is_valid(row)) {
+                        (true, false) => Ok(Ok(numbers.value(row))),
+                        (false, true) => Ok(Err(ScoreFailure::new(failures.value(row)))),
+                        _ => Err(anyhow::anyhow!(damaged(path))),
+                    }
+                };
+                let scores = scores.iter().map(score).collect::<Result<Vec<Score>>>()?;
                 Found::Scores { image_caption: image_caption.value(row), scores }
             } else if status.is_valid(row) {
                 let status = status.value(row).parse();
@@ -319,7 +342,7 @@ mod tests {
             PartRow {
                 slot: 0,
                 content: Some([7; 16]),
-                found: Found::Scores { image_caption: 7, scores: vec![0.25, f32::INFINITY] },
+                found: Found::Scores { image_caption: 7, scores: vec![Ok(0.25), Err(ScoreFailure::new("gave inf"))] },
             },
             PartRow { slot: 1, content: None, found: Found::Occurrence },
             PartRow {
@@ -367,7 +390,7 @@ mod tests {
         let mut writer = PartWriter::create(&path, &scorers, "a").unwrap();
         for slot in 0..300 {
             let found =
-                Found::Scores { image_caption: slot as u32, scores: vec![slot as f32 / 7.0] };
+                Found::Scores { image_caption: slot as u32, scores: vec![Ok(slot as f32 / 7.0)] };
             let content = Some([((slot * 0x9E37_79B9) >> 8) as u8; 16]);
             let row = PartRow { slot, content, found };
             writer.write(row).unwrap();

@@ -13,7 +13,7 @@ use anyhow::{Context as _, Result};
 use runkit::prefetch::prefetch;
 use runkit::progress::Progress;
 use schemas::labels::Status;
-use scorers::{PreprocessedImage, ScorerSet};
+use scorers::{PreprocessedImage, Score, ScorerSet};
 
 use super::batches::{
     Batch, Batches, Choice, Chosen, Decoder, Encoded, Occurrence, OpenFile, Source,
@@ -237,8 +237,12 @@ impl<'batch> DecodedBatch<'batch> {
         decoded
     }
 
-    /// For each wanted image-caption pair one score per scorer, which may be no number.
-    fn scores(&self, set: &ScorerSet, captions: &mut CaptionFeatures<'_>) -> Result<Vec<Vec<f32>>> {
+    /// For each wanted image-caption pair one score or failure per scorer.
+    fn scores(
+        &self,
+        set: &ScorerSet,
+        captions: &mut CaptionFeatures<'_>,
+    ) -> Result<Vec<Vec<Score>>> {
         if self.images.is_empty() {
             return Ok(Vec::new());
         }
@@ -253,7 +257,7 @@ impl<'batch> DecodedBatch<'batch> {
             .collect();
         let by_scorer = set.score(&image_features, &text_features, &rows)?;
         Ok((0..rows.len())
-            .map(|row| by_scorer.iter().map(|scores| scores[row]).collect())
+            .map(|row| by_scorer.iter().map(|scores| scores[row].clone()).collect())
             .collect())
     }
 }
@@ -294,7 +298,7 @@ fn score_batch(
                 part.note.on_white += u64::from(image.on_white());
                 for image_caption in chosen.image_captions {
                     let scores = scores.next().unwrap_or_default();
-                    failed |= scores.iter().any(|score| !score.is_finite());
+                    failed |= scores.iter().any(Result::is_err);
                     part.write(row(Found::Scores { image_caption, scores }))?;
                 }
             }

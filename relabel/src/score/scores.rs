@@ -12,7 +12,7 @@ use anyhow::{Context as _, Result};
 use runkit::signals::StopFlag;
 use schemas::labels::Status;
 
-use super::part::{self, Found};
+use super::part::{self, Found as PartFound};
 use super::plan::{Digest, NO_INDEX, Plan, Unit};
 
 /// What is known of every image and caption of a run.
@@ -23,8 +23,10 @@ pub(super) struct Scores {
     content: Vec<u32>,
     /// What was scored, sorted by content and caption, each once.
     scored: Vec<Scored>,
-    /// `scorers` numbers for each score that was read; NaN and infinities as they came.
+    /// `scorers` numbers for each score that was read; NaN where a scorer failed.
     values: Vec<f32>,
+    /// Why a scorer failed, by the position of its NaN.
+    reasons: HashMap<usize, String>,
     /// Why bytes have no score, by content.
     failures: HashMap<u32, (Status, String)>,
     /// Why slots have no bytes, where the input says more than null.
@@ -40,15 +42,34 @@ struct Scored {
     number: u32,
 }
 
+/// The scores of an image with a caption, by all scorers.
+#[derive(Clone, Copy)]
+pub(super) struct Found<'scores> {
+    scores: &'scores Scores,
+    /// Where they begin.
+    start: usize,
+}
+
+impl<'scores> Found<'scores> {
+    /// The score of a scorer, or why it failed.
+    pub(super) fn of(self, scorer: usize) -> std::result::Result<f32, &'scores str> {
+        let place = self.start + scorer;
+        match self.scores.values.get(place) {
+            Some(value) if value.is_finite() => Ok(*value),
+            _ => Err(self.scores.reasons.get(&place).map_or("gave no score", String::as_str)),
+        }
+    }
+}
+
 /// What a slot holds.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Clone, Copy)]
 pub(super) enum Held<'scores> {
     /// No bytes, and why if the input says it.
     Missing(Option<&'scores str>),
     /// Bytes that cannot be decoded.
     Failure(Status, &'scores str),
-    /// One number for each scorer, which may be NaN or infinite.
-    Scores(&'scores [f32]),
+    /// A score or a failure of each scorer.
+    Scores(Found<'scores>),
     /// Bytes that were not scored with this caption.
     Gap,
 }
@@ -68,6 +89,7 @@ impl Scores {
             content: contents(plan, scorers, folder, stop)?,
             scored: Vec::new(),
             values: Vec::new(),
+            reasons: HashMap::new(),
             failures: HashMap::new(),
             absent: HashMap::new(),
         };
@@ -81,18 +103,24 @@ impl Scores {
                 let slot = unit.slots().start + row.slot;
                 let content = *scores.content.get(usize::try_from(slot)?).context(FOREIGN)?;
                 match row.found {
-                    Found::Occurrence => {}
-                    Found::Failure { error, .. } if row.content.is_none() => {
+                    PartFound::Occurrence => {}
+                    PartFound::Failure { error, .. } if row.content.is_none() => {
                         scores.absent.insert(u32::try_from(slot)?, error);
                     }
-                    Found::Failure { status, error } => {
+                    PartFound::Failure { status, error } => {
                         scores.failures.entry(content).or_insert((status, error));
                     }
-                    Found::Scores { image_caption, scores: values } => {
+                    PartFound::Scores { image_caption, scores: values } => {
                         let caption = plan.image_caption(image_caption).context(FOREIGN)?.caption;
                         let number = u32::try_from(scores.scored.len())?;
                         scores.scored.push(Scored { content, caption, number });
-                        scores.values.extend_from_slice(&values);
+                        for score in values {
+                            let place = scores.values.len();
+                            scores.values.push(*score.as_ref().unwrap_or(&f32::NAN));
+                            if let Err(failure) = score {
+                                scores.reasons.insert(place, failure.reason().to_owned());
+                            }
+                        }
                     }
                 }
                 Ok(())
@@ -113,10 +141,14 @@ impl Scores {
             let Some(first) = numbers.clone().min() else { continue };
             for (scorer, reads) in reads_captions.iter().enumerate() {
                 if !reads {
-                    let value = self.values[first * scorers + scorer];
-                    numbers.clone().for_each(|number| {
-                        self.values[number * scorers + scorer] = value;
-                    });
+                    let from = first * scorers + scorer;
+                    for number in numbers.clone().filter(|&number| number != first) {
+                        let to = number * scorers + scorer;
+                        self.values[to] = self.values[from];
+                        if let Some(reason) = self.reasons.get(&from) {
+                            self.reasons.insert(to, reason.clone());
+                        }
+                    }
                 }
             }
         }
@@ -138,7 +170,7 @@ impl Scores {
         let found = self.scored.binary_search_by_key(&key, |it| (it.content, it.caption));
         Some(found.map_or(Held::Gap, |found| {
             let start = self.scored[found].number as usize * self.scorers;
-            Held::Scores(&self.values[start..start + self.scorers])
+            Held::Scores(Found { scores: self, start })
         }))
     }
 
@@ -148,7 +180,7 @@ impl Scores {
         let mut first_slots: HashMap<u32, (usize, u64, Vec<u32>)> = HashMap::new();
         for (index, unit) in plan.units.iter().enumerate() {
             for slot in unit.slots() {
-                if self.at(plan, slot) != Some(Held::Gap) {
+                if !matches!(self.at(plan, slot), Some(Held::Gap)) {
                     continue;
                 }
                 let Some(image_caption) = plan.image_caption_at(slot) else { continue };
@@ -195,7 +227,7 @@ fn contents(plan: &Plan, scorers: &[String], folder: &Path, stop: &StopFlag) -> 
     for_each_part(plan, folder, |unit, path| {
         part::read(path, scorers, |row| {
             stop.check()?;
-            if let (Found::Occurrence, Some(digest)) = (&row.found, row.content) {
+            if let (PartFound::Occurrence, Some(digest)) = (&row.found, row.content) {
                 found.push((digest, u32::try_from(unit.slots().start + row.slot)?));
             }
             Ok(())

@@ -43,7 +43,7 @@ pub fn labels_columns<S: AsRef<str>>(scorers: &[S]) -> Vec<Column> {
                 true,
                 format!(
                     "raw score of image {image} by `{scorer}`: a cosine for a clip-type scorer, \
-                     the head's output for an aesthetic one"
+                     the head's output for an aesthetic one; null if the scorer failed there"
                 ),
             ));
         }
@@ -53,20 +53,27 @@ pub fn labels_columns<S: AsRef<str>>(scorers: &[S]) -> Vec<Column> {
             true,
             format!(
                 "vote of `{scorer}`: +1 if `{scorer}_score_0` ≥ `{scorer}_score_1` (Eq. 6), \
-                 else -1; null if the scorer does not vote"
+                 else -1; null if the scorer does not vote; a scorer that compares the two images \
+                 votes without scores"
             ),
         ));
     }
     columns.extend([
-        Column::new("vote_sum", Int8, true, "sum of the votes; null if `status` is not `ok`"),
+        Column::new(
+            "vote_sum",
+            Int8,
+            true,
+            "sum of the votes; null if `status` is not `ok`, except that with `--missing vote` a \
+             `partial` row has the sum of the votes that are there",
+        ),
         Column::new(
             "consensus",
             Int8,
             true,
             "sign of `vote_sum` (Eq. 7): +1 for image 0, -1 for image 1, 0 for a tie; null if \
-             `status` is not `ok`",
+             `vote_sum` is",
         ),
-        Column::new("status", Text, false, "`ok`, or why the row has no consensus (see below)"),
+        Column::new("status", Text, false, "`ok`, or why a vote or all votes are missing (see below)"),
         Column::new("error", Text, true, "detail of the failure, as a message; null if `ok`"),
     ]);
     columns

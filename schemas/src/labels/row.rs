@@ -24,13 +24,17 @@ pub enum Status {
     /// One uid names images with different bytes in the input. Earlier versions wrote this; now
     /// each of the images is scored.
     UidConflict,
-    /// A scorer returned NaN or an infinity. The others have their scores and votes.
+    /// A scorer returned NaN or an infinity. Earlier versions wrote this in labels; now such a row is
+    /// [`Status::Partial`]. A cache of latents has it if the autoencoder did.
     NonFinite,
+    /// A scorer has no score or no vote here. The others have their scores and votes, and `error`
+    /// names the scorer and the reason. Whether they decide the row is a setting (`--missing`).
+    Partial,
 }
 
 impl Status {
     /// All reasons, in the order of the reference page.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::Ok,
         Self::MissingImage,
         Self::DecodeError,
@@ -40,6 +44,7 @@ impl Status {
         Self::CaptionTooLong,
         Self::UidConflict,
         Self::NonFinite,
+        Self::Partial,
     ];
 
     /// The value in the column `status`.
@@ -54,6 +59,7 @@ impl Status {
             Self::CaptionTooLong => "caption_too_long",
             Self::UidConflict => "uid_conflict",
             Self::NonFinite => "non_finite",
+            Self::Partial => "partial",
         }
     }
 
@@ -61,6 +67,11 @@ impl Status {
     pub fn meaning(self) -> &'static str {
         match self {
             Self::Ok => "every voter has voted",
+            Self::Partial => {
+                "a scorer failed here: its scores and its vote are null, those of the others are \
+                 there, and `error` names scorer and reason; `vote_sum` and `consensus` are null, or \
+                 with `--missing vote` those of the voters that are there"
+            }
             Self::MissingImage => "an image is null, has no bytes, or its file is not there",
             Self::DecodeError => {
                 "an image could not be decoded: damaged, truncated, or in an unsupported format"
@@ -76,7 +87,8 @@ impl Status {
                  versions; now each image is scored)"
             }
             Self::NonFinite => {
-                "a scorer returned NaN or an infinity; the other scorers have their scores and votes"
+                "a network returned NaN or an infinity (in labels only in files of earlier versions, \
+                 which now say `partial`)"
             }
         }
     }
@@ -121,9 +133,10 @@ pub struct LabelRow {
     pub human_label_0: Option<f64>,
     /// The scores of image 0 and image 1 by each scorer.
     pub scores: Vec<[Option<f32>; 2]>,
-    /// The vote of each scorer: +1, -1 or none.
+    /// The vote of each scorer: +1, -1 or none. A scorer that compares the images themselves votes
+    /// without scores.
     pub votes: Vec<Option<i8>>,
-    /// The sum of the votes.
+    /// The sum of the votes; none if the row is not decided.
     pub vote_sum: Option<i8>,
     /// Its sign.
     pub consensus: Option<i8>,

@@ -41,8 +41,9 @@ ORDER BY scorer_a, scorer_b;
 
 -- Every vote (Eq. 6), vote_sum and consensus (Eq. 7) computed again from the scores, with a row for
 -- each difference: no row means that the file is right. A scorer without any vote in the file is not
--- a voter (relabel vote --voters). A row with the status "non_finite" has the votes of the scorers
--- that gave numbers, but no sum. The difference "tie" is a consensus although the votes cancel out,
+-- a voter (relabel vote --voters). A vote without scores, of a scorer that compares the images, is
+-- taken as it is. A row with the status "partial" ("non_finite" in files of earlier versions) has the
+-- votes of the scorers that did not fail, and their sum if they decide it (--missing vote). The difference "tie" is a consensus although the votes cancel out,
 -- which only relabel vote with a rule --ties other than "zero" writes.
 CREATE OR REPLACE VIEW recheck AS
 WITH voters AS (
@@ -52,12 +53,12 @@ WITH voters AS (
 ),
 again AS (
     SELECT labels.*,
-        CASE WHEN status IN ('ok', 'non_finite') AND {scorer}_is_voter THEN CASE WHEN {scorer}_score_0 >= {scorer}_score_1 THEN 1 WHEN {scorer}_score_0 < {scorer}_score_1 THEN -1 END END AS {scorer}_again --each ,
+        CASE WHEN status IN ('ok', 'partial', 'non_finite') AND {scorer}_is_voter THEN CASE WHEN {scorer}_score_0 >= {scorer}_score_1 THEN 1 WHEN {scorer}_score_0 < {scorer}_score_1 THEN -1 WHEN {scorer}_score_0 IS NULL AND {scorer}_score_1 IS NULL THEN {scorer}_vote END END AS {scorer}_again --each ,
     FROM labels, voters
 ),
 summed AS (
     SELECT *,
-        CASE WHEN status = 'ok' THEN
+        CASE WHEN status = 'ok' OR (status = 'partial' AND vote_sum IS NOT NULL) THEN
             coalesce({scorer}_again, 0) --each +
         END AS sum_again
     FROM again

@@ -47,7 +47,8 @@ pub(super) struct SmallRow<'a> {
 pub(super) struct Joined<L> {
     /// The rows to train on.
     pub(super) rows: Rows,
-    /// The rows whose labels are ok: the selected ones, and those whose label was dropped.
+    /// The rows whose labels are ok or partial: the selected ones, and those whose label was dropped
+    /// or lacks a vote that the preference needs.
     pub(super) labelled: Rows,
     pub(super) positional: Vec<bool>,
     pub(super) labels: Vec<L>,
@@ -64,6 +65,8 @@ struct Entry<L> {
 
 enum Outcome<L> {
     Failed,
+    /// A partial row that lacks what the preference needs.
+    Partial,
     Dropped,
     Selected(L),
 }
@@ -156,10 +159,12 @@ fn read<L>(
             let (caption, image_uid) = (text(batch.caption()), batch.image_uid().map(text));
             let uids = image_uid.each_ref().map(Option::as_deref);
             // A status that this version does not know is a failure without votes.
-            let fine = batch.status().value(index).parse() == Ok(Status::Ok);
+            let status = batch.status().value(index).parse();
+            let fine = matches!(status, Ok(Status::Ok | Status::Partial));
             let outcome = match fine.then(|| batch.row(index)).transpose()? {
                 None => Outcome::Failed,
                 Some(row) => match label(&row) {
+                    None if row.status == Status::Partial => Outcome::Partial,
                     None => Outcome::Dropped,
                     Some(_) if caption.is_none() => {
                         let labels = labels.path().to_owned();
@@ -219,7 +224,7 @@ impl<L> Joined<L> {
                     self.labelled.push(pair.row);
                 }
                 match entry.outcome {
-                    Outcome::Failed => counts.failed += 1,
+                    Outcome::Failed | Outcome::Partial => counts.failed += 1,
                     Outcome::Dropped => counts.dropped += 1,
                     Outcome::Selected(_) if !pair.usable => counts.uncached += 1,
                     Outcome::Selected(label) => {

@@ -91,7 +91,8 @@ pub struct Counts {
     pub rows: u64,
     /// Rows of the labels for other pairs.
     pub elsewhere: u64,
-    /// Rows without votes: their status is not `ok`.
+    /// Rows that relabelling failed for: without votes, or partial and without what the preference
+    /// needs.
     pub failed: u64,
     /// Rows without a label, such as dropped ties.
     pub dropped: u64,

@@ -405,9 +405,11 @@ impl Labeler {
         }
     }
 
-    /// The target of a row; `None` if the row is dropped.
+    /// The target of a row; `None` if the row is dropped. A partial row, for which a scorer failed, has
+    /// a target if the preference needs nothing that is missing: a consensus if the labels decided it
+    /// (`relabel --missing vote`), the vote of the scorer that decides, or the human label.
     pub fn target(&self, row: &LabelRow) -> Option<PreferenceTarget> {
-        if row.status != Status::Ok {
+        if !matches!(row.status, Status::Ok | Status::Partial) {
             return None;
         }
         let human = row.human_label_0.filter(|label| (0.0..=1.0).contains(label));

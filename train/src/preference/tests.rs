@@ -91,6 +91,53 @@ fn failed_rows_are_dropped_under_every_preference() {
 }
 
 #[test]
+fn a_partial_row_serves_where_nothing_is_missing() {
+    let (votes, human) = ([1, 1, 1, -1], Some(0.0));
+    let partial = |consensus: Option<i8>| LabelRow {
+        scores: vec![[Some(1.0), Some(0.0)], [None; 2], [Some(1.0), Some(0.0)], [Some(0.0); 2]],
+        votes: vec![Some(1), None, Some(1), Some(-1)],
+        vote_sum: consensus,
+        consensus,
+        status: Status::Partial,
+        ..row(votes, human)
+    };
+    let target = |preference, consensus| {
+        probability(&labeler(preference, Ties::Half), &partial(consensus))
+    };
+    // `--missing drop` leaves it undecided, `--missing vote` does not.
+    assert_eq!(target(Preference::Consensus, None), None);
+    assert_eq!(target(Preference::Consensus, Some(1)), Some(1.0));
+    assert_eq!(target(Preference::Human, None), Some(0.0));
+    // The labeler's one scorer is the one that failed.
+    for preference in [
+        Preference::Scorer("hps".to_owned()),
+        Preference::RandomScorer,
+        Preference::Vanilla,
+        Preference::ScoreSum,
+        Preference::NormalizedSum,
+        Preference::Unanimous,
+        Preference::Margin,
+    ] {
+        assert_eq!(target(preference.clone(), Some(1)), None, "{preference}");
+    }
+    let clip = Labeler { scorer: 0, ..labeler(Preference::Scorer("clip".to_owned()), Ties::Drop) };
+    assert_eq!(probability(&clip, &partial(None)), Some(1.0));
+    // A voter of weight 0 is not missed.
+    let without = weighted(Preference::Margin, [1.0, 0.0, 1.0, 1.0]);
+    assert_eq!(probability(&without, &partial(None)), Some(1.0));
+}
+
+#[test]
+fn a_vote_without_scores_is_a_vote() {
+    let mut given = row([1, 1, 1, -1], None);
+    given.scores[3] = [None; 2];
+    for preference in [Preference::Consensus, Preference::Vanilla, Preference::RandomScorer] {
+        assert!(labeler(preference, Ties::Drop).target(&given).is_some());
+    }
+    assert_eq!(labeler(Preference::ScoreSum, Ties::Half).target(&given), None);
+}
+
+#[test]
 fn human_ties_stay_one_half_unless_they_are_dropped() {
     let mut human = labeler(Preference::Human, Ties::Drop);
     assert_eq!(probability(&human, &row(TIE, Some(0.5))), Some(0.5));

@@ -10,7 +10,7 @@ use indicatif::HumanCount;
 use nn::distributed::World;
 use nn::weights::Weights;
 use runkit::files::FileHashes;
-use schemas::labels::LabelsFile;
+use schemas::labels::{LabelsFile, Status};
 use serde_json::{Value, json};
 
 use super::manifest::{DataFacts, Manifest};
@@ -111,13 +111,17 @@ impl OpenedRun {
         let mut ties = TieCount::default();
         let mut known = BTreeSet::new();
         let mut label = |row: &schemas::labels::LabelRow| {
+            let target = labeler.target(row);
+            if row.status == Status::Partial && target.is_none() {
+                return None;
+            }
             ties.pairs += 1;
             ties.ties += u64::from(labeler.is_tie(row));
             let is_skipped = skipped.contains(&row.pair_id);
             if is_skipped {
                 known.insert(row.pair_id.clone());
             }
-            Some(PairLabel { target: labeler.target(row)?, is_skipped })
+            Some(PairLabel { target: target?, is_skipped })
         };
         let is_skipped = |label: &PairLabel| label.is_skipped;
         let all = match &config.source {

@@ -205,6 +205,27 @@ fn labels_are_joined_and_counted() {
 }
 
 #[test]
+fn partial_rows_that_lack_their_label_are_counted_as_failed() {
+    let (folder, _, mut labels) = two_files();
+    let is_ok = |row: &&mut LabelRow| row.status == Status::Ok && row.consensus != Some(0);
+    for (number, row) in labels.iter_mut().filter(is_ok).enumerate().take(4) {
+        row.status = Status::Partial;
+        row.error = Some("image_0: scorer `clip` gave NaN".to_owned());
+        if number % 2 == 0 {
+            (row.vote_sum, row.consensus) = (None, None);
+        }
+    }
+    let decided = labels.iter().filter(|row| row.consensus.is_some_and(|it| it != 0)).count();
+    let undecided = labels.iter().filter(|row| row.consensus.is_none()).count();
+    let path = write_labels(folder.path(), &labels);
+    let mut label = |row: &LabelRow| row.consensus.filter(|sign| *sign != 0);
+    let inputs = [folder.path().to_owned()];
+    let dataset = Dataset::open(&inputs, &[], &path, &mut label).unwrap();
+    let counts = dataset.counts();
+    assert_eq!((counts.selected, counts.failed), (decided as u64, undecided as u64));
+}
+
+#[test]
 fn every_example_is_its_pair() {
     let (folder, path, labels) = two_files();
     let dataset = Arc::new(open(folder.path(), &path).unwrap());
