@@ -9,6 +9,7 @@ use nn::clip::ClipLayout;
 use serde::{Deserialize, Serialize};
 
 use crate::error::ScorerError;
+use crate::kind::Kind;
 
 /// The whole file.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -34,9 +35,11 @@ pub struct ScorerConfig {
     /// What turns features into a score.
     pub kind: Kind,
     /// A folder (relative to the file) or `hf://owner/name[@revision]`.
-    pub model: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub model: Option<String>,
     /// How the checkpoint names its tensors.
-    pub layout: ClipLayout,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub layout: Option<ClipLayout>,
     /// The weights file inside `model`; if absent, found by the layout's usual names.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub weights: Option<String>,
@@ -51,7 +54,8 @@ pub struct ScorerConfig {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub head_sha256: Option<String>,
     /// How pixels become the network's input.
-    pub preprocess: PreprocessName,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub preprocess: Option<PreprocessName>,
     /// Which bicubic the `hps` recipe uses; `legacy` if absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hps_resize: Option<HpsResizeName>,
@@ -61,16 +65,6 @@ pub struct ScorerConfig {
     /// How captions become tokens; if absent, as the layout's Python library does it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tokenizer: Option<TokenizerKind>,
-}
-
-/// What turns features into a score.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Kind {
-    /// Cosine of image and caption features (CLIP, HPS v2, PickScore).
-    Clip,
-    /// LAION's linear head on normalised image features; the caption is ignored.
-    Aesthetic,
 }
 
 /// Named preprocessing, as in `scorers.toml`.
@@ -176,17 +170,6 @@ impl ScorerConfig {
                 self.name
             ));
         }
-        match (self.kind, &self.head) {
-            (Kind::Aesthetic, None) => {
-                return Some(
-                    "kind = \"aesthetic\" needs `head`, the file of the linear layers".to_owned(),
-                );
-            }
-            (Kind::Clip, Some(_)) => {
-                return Some("`head` belongs to kind = \"aesthetic\" only".to_owned());
-            }
-            _ => {}
-        }
         if let Some(sum) = &self.head_sha256 {
             if self.head.is_none() {
                 return Some("`head_sha256` belongs to `head`, which is missing".to_owned());
@@ -195,34 +178,53 @@ impl ScorerConfig {
                 return Some("`head_sha256` is not 64 hexadecimal digits".to_owned());
             }
         }
-        if self.hps_resize.is_some() && self.preprocess != PreprocessName::Hps {
+        if let Some(problem) = self.kind.problem(&self.keys()) {
+            return Some(problem);
+        }
+        if self.hps_resize.is_some() && self.preprocess != Some(PreprocessName::Hps) {
             return Some("`hps_resize` belongs to preprocess = \"hps\" only".to_owned());
         }
-        if self.alpha.is_some() && self.preprocess != PreprocessName::Hf {
+        if self.alpha.is_some() && self.preprocess != Some(PreprocessName::Hf) {
             return Some(
                 "`alpha` belongs to preprocess = \"hf\" only; the other recipes always drop it"
                     .to_owned(),
             );
         }
-        if self.architecture.is_some() && self.layout != ClipLayout::OpenClip {
+        if self.architecture.is_some() && self.layout != Some(ClipLayout::OpenClip) {
             return Some("`architecture` belongs to layout = \"open_clip\" only; transformers models have a config.json".to_owned());
         }
-        if self.kind == Kind::Aesthetic && self.tokenizer.is_some() {
-            return Some(
-                "`tokenizer` has no meaning for kind = \"aesthetic\", which ignores the caption"
-                    .to_owned(),
-            );
-        }
-        if self.model.is_empty() {
+        if self.model.as_deref() == Some("") {
             return Some("`model` is empty; name a folder or hf://owner/name".to_owned());
         }
         None
     }
 
-    /// The tokenizer this entry uses: its own, or the one its layout's Python library uses.
+    /// The keys that the entry sets, besides `name` and `kind`.
+    fn keys(&self) -> Vec<String> {
+        let Ok(serde_json::Value::Object(set)) = serde_json::to_value(self) else {
+            return Vec::new();
+        };
+        set.into_iter().map(|(key, _)| key).filter(|key| key != "name" && key != "kind").collect()
+    }
+
+    /// The model, empty for a kind that has none.
+    #[must_use]
+    pub fn model(&self) -> &str {
+        self.model.as_deref().unwrap_or_default()
+    }
+
+    /// The layout of a CLIP-type checkpoint.
+    #[must_use]
+    pub fn clip_layout(&self) -> ClipLayout {
+        // Kinds with such a checkpoint have this key.
+        self.layout.unwrap_or(ClipLayout::Transformers)
+    }
+
+    /// The tokenizer of a CLIP-type text tower: the entry's own, or the one its layout's Python
+    /// library uses.
     #[must_use]
     pub fn tokenizer_kind(&self) -> TokenizerKind {
-        self.tokenizer.unwrap_or(match self.layout {
+        self.tokenizer.unwrap_or(match self.clip_layout() {
             ClipLayout::Transformers => TokenizerKind::HuggingFace,
             ClipLayout::OpenClip => TokenizerKind::OpenClip,
         })
@@ -268,7 +270,13 @@ mod tests {
             (read(&format!("{CLIP}{CLIP}")).unwrap_err().to_string(), "same name"),
             (changed("name = \"clip\"", "name = \"Clip 2\""), "column prefix"),
             (changed("kind = \"clip\"", "kind = \"aesthetic\""), "needs `head`"),
-            (changed("preprocess", "head = \"x\"\npreprocess"), "belongs to kind"),
+            (
+                changed("preprocess", "head = \"x\"\npreprocess"),
+                "`head` has no meaning for kind = \"clip\"; it belongs to kind = \"aesthetic\"",
+            ),
+            (changed("layout = \"open_clip\"\n", ""), "kind = \"clip\" needs `layout`"),
+            (changed("preprocess = \"hps\"\n", ""), "needs `preprocess`"),
+            (changed("model = \"m\"\n", ""), "needs `model`"),
             (changed("preprocess", "head_sha256 = \"x\"\npreprocess"), "belongs to `head`"),
             (changed("\"hps\"", "\"hf\"\nhps_resize = \"legacy\""), "belongs to preprocess"),
             (

@@ -5,8 +5,9 @@ use std::path::{Path, PathBuf};
 
 use hub::{Downloads, Repository};
 
-use crate::config::{Kind, ScorerConfig, ScorersConfig};
+use crate::config::{ScorerConfig, ScorersConfig};
 use crate::error::ScorerError;
+use crate::kind::Kind;
 use crate::model::{self, Model, TOKENIZER_FILES};
 
 /// Configuration files that are read beside the weights, if a repository has them.
@@ -19,8 +20,8 @@ pub(crate) fn check(config: &ScorersConfig) -> Result<(), ScorerError> {
     let mut found: Vec<Model> = Vec::new();
     for entry in &config.scorer {
         let hub = ScorerError::hub(&entry.name);
-        Repository::check_name(&entry.model, &config.folder).map_err(hub)?;
-        if !is_on_hub(&entry.model) {
+        Repository::check_name(entry.model(), &config.folder).map_err(hub)?;
+        if !is_on_hub(entry.model()) {
             model::find_model(config, entry, &mut found)?;
         }
         if entry.kind == Kind::Aesthetic {
@@ -30,8 +31,8 @@ pub(crate) fn check(config: &ScorersConfig) -> Result<(), ScorerError> {
     let mut downloads = Downloads::default();
     for entry in &config.scorer {
         let hub = ScorerError::hub(&entry.name);
-        if is_on_hub(&entry.model) {
-            let repository = Repository::open(&entry.model, &config.folder).map_err(hub)?;
+        if is_on_hub(entry.model()) {
+            let repository = Repository::open(entry.model(), &config.folder).map_err(hub)?;
             count(entry, &repository, &mut downloads)?;
         }
         if let Some((repository, file)) = entry.head.as_deref().and_then(hub::split_file) {

@@ -30,6 +30,7 @@ mod config;
 mod error;
 mod files;
 mod inputs;
+mod kind;
 mod load;
 mod manifest;
 mod memory;
@@ -38,10 +39,12 @@ mod outcome;
 mod preprocess;
 mod score;
 mod set;
+mod towers;
 
-pub use config::{AlphaName, HpsResizeName, Kind, PreprocessName, ScorerConfig, ScorersConfig};
+pub use config::{AlphaName, HpsResizeName, PreprocessName, ScorerConfig, ScorersConfig};
 pub use error::ScorerError;
 pub use inputs::{PreprocessedImage, TokenizedTexts};
+pub use kind::Kind;
 pub use load::DescribedScorers;
 pub use manifest::{
     ImageTowerRecord, ScorerRecord, ScorersManifest, TextTowerRecord, WeightsRecord,

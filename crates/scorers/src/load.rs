@@ -9,21 +9,23 @@ use std::time::Duration;
 use media::preprocess::Recipe;
 use media::text::Tokenizer;
 use nn::aesthetic::AestheticHead;
-use nn::clip::{ClipModel, ClipSource, TextTower, VisionTower};
+use nn::clip::{ClipModel, ClipSource};
 use nn::weights::Weights;
 use runkit::files::FileHashes;
 
-use crate::config::{Kind, ScorerConfig, ScorersConfig};
+use crate::config::{ScorerConfig, ScorersConfig};
 use crate::error::ScorerError;
 use crate::files;
+use crate::kind::Kind;
 use crate::manifest::{
     ImageTowerRecord, ScorerRecord, ScorersManifest, TextTowerRecord, WeightsRecord,
 };
 use crate::memory::Limits;
-use crate::model::{Model, find_model, invalid};
+use crate::model::{Model, Network, find_model, invalid};
 use crate::preprocess;
 use crate::score::{AestheticScorer, CosineScorer, Scorer};
 use crate::set::{CaptionTower, Compute, ImagePreprocessor, ImageTower, ScorerSet};
+use crate::towers::{ClipText, ImageNetwork, TextNetwork};
 
 /// The scorers of a configuration with every file found and checked, before any weights are read.
 pub struct DescribedScorers {
@@ -45,6 +47,12 @@ struct Parts {
     image_tower: usize,
     text_tower: Option<usize>,
     head: Option<PathBuf>,
+}
+
+/// The networks of a model, loaded.
+struct Networks {
+    image: Option<Arc<dyn ImageNetwork>>,
+    text: Option<Arc<dyn TextNetwork>>,
 }
 
 impl std::fmt::Debug for DescribedScorers {
@@ -106,8 +114,8 @@ impl DescribedScorers {
     fn add(&mut self, entry: &ScorerConfig) -> Result<(), ScorerError> {
         let model = find_model(&self.config, entry, &mut self.models)?;
         self.models[model].parts.vision = true;
-        let Model { config: clip, preprocessing, .. } = &self.models[model];
-        let recipe = preprocess::recipe(entry, preprocessing, clip.vision.image_size)?;
+        let Model { network, preprocessing, .. } = &self.models[model];
+        let recipe = preprocess::recipe(entry, preprocessing, network.vision().image_size)?;
         let recipe = index_of(&mut self.recipes, recipe);
         let image_tower = index_of(&mut self.image_towers, (model, recipe));
         let (text_tower, head) = match entry.kind {
@@ -137,9 +145,8 @@ impl DescribedScorers {
     /// The length of each text tower's features, in the order of the set's text towers.
     #[must_use]
     pub fn text_widths(&self) -> Vec<usize> {
-        let width = |model: usize| self.models[model].config.embed_dim;
         let towers = self.text_towers.iter();
-        towers.map(|&(model, _)| usize::try_from(width(model)).unwrap_or(0)).collect()
+        towers.map(|&(model, _)| self.models[model].network.text_width()).collect()
     }
 
     /// The preprocessing, which needs no weights.
@@ -150,26 +157,20 @@ impl DescribedScorers {
 
     /// Reads the weights into networks.
     pub fn load(self) -> Result<ScorerSet, ScorerError> {
-        let mut visions: Vec<Option<Arc<VisionTower>>> = Vec::new();
-        let mut texts: Vec<Option<Arc<TextTower>>> = Vec::new();
-        for model in &self.models {
-            let clip = self.network(model)?;
-            visions.push(clip.vision.map(Arc::new));
-            texts.push(clip.text.map(Arc::new));
-        }
+        let networks: Vec<Networks> =
+            self.models.iter().map(|model| self.networks(model)).collect::<Result<_, _>>()?;
         let mut image_towers = Vec::new();
         for &(model, recipe) in &self.image_towers {
-            if let Some(network) = &visions[model] {
+            if let Some(network) = &networks[model].image {
                 let name = format!("image tower of {}", self.models[model].scorer);
                 image_towers.push(ImageTower { name, network: Arc::clone(network), recipe });
             }
         }
         let mut text_towers = Vec::new();
         for &(model, tokenizer) in &self.text_towers {
-            if let Some(network) = &texts[model] {
+            if let Some(network) = &networks[model].text {
                 let name = format!("text tower of {}", self.models[model].scorer);
-                let (network, pooling) = (Arc::clone(network), self.models[model].config.pooling);
-                text_towers.push(CaptionTower { name, network, tokenizer, pooling });
+                text_towers.push(CaptionTower { name, network: Arc::clone(network), tokenizer });
             }
         }
         let scorers = self.config.scorer.iter().zip(&self.scorers);
@@ -188,19 +189,24 @@ impl DescribedScorers {
         })
     }
 
-    fn network(&self, model: &Model) -> Result<ClipModel, ScorerError> {
+    /// Reads the towers of a model that scorers need.
+    fn networks(&self, model: &Model) -> Result<Networks, ScorerError> {
         tracing::debug!(scorer = model.scorer, weights = %show(&model.files), "loading");
-        let failed = ScorerError::network(&model.scorer);
         let weights =
             Weights::open_files(&model.files).map_err(ScorerError::network(&model.scorer))?;
         let Compute { device, precision } = self.compute;
-        ClipModel::load(
-            ClipSource { config: &model.config, layout: model.layout, weights: &weights },
-            model.parts,
-            device,
-            precision,
-        )
-        .map_err(failed)
+        match &model.network {
+            Network::Clip { layout, config } => {
+                let source = ClipSource { config, layout: *layout, weights: &weights };
+                let clip = ClipModel::load(source, model.parts, device, precision)
+                    .map_err(ScorerError::network(&model.scorer))?;
+                let text = clip.text.map(|tower| ClipText { tower, pooling: config.pooling });
+                Ok(Networks {
+                    image: clip.vision.map(|tower| Arc::new(tower) as _),
+                    text: text.map(|text| Arc::new(text) as _),
+                })
+            }
+        }
     }
 
     fn scorer(&self, entry: &ScorerConfig, parts: &Parts) -> Result<Box<dyn Scorer>, ScorerError> {
@@ -218,7 +224,7 @@ impl DescribedScorers {
         let weights = Weights::open(file).map_err(ScorerError::network(&entry.name))?;
         let head = AestheticHead::load(&weights, self.compute.device)
             .map_err(ScorerError::network(&entry.name))?;
-        let embedding = self.models[self.image_towers[image_tower].0].config.embed_dim;
+        let embedding = self.models[self.image_towers[image_tower].0].network.embed_dim();
         if head.input_width() != embedding {
             return Err(ScorerError::File {
                 scorer: name,
@@ -227,7 +233,7 @@ impl DescribedScorers {
                     "the head needs features of {} numbers, but model `{}` has {embedding}; hint: LAION's \
                      published head belongs to openai/clip-vit-large-patch14",
                     head.input_width(),
-                    entry.model
+                    entry.model()
                 ),
             });
         }
@@ -260,18 +266,14 @@ fn records(
         let model = &described.models[model];
         ScorerRecord {
             name: entry.name.clone(),
-            kind: match entry.kind {
-                Kind::Clip => "clip",
-                Kind::Aesthetic => "aesthetic",
-            }
-            .to_owned(),
+            kind: entry.kind.name().to_owned(),
             image: ImageTowerRecord {
                 weights: of(&model.files),
                 revision: model.revision.clone(),
-                layout: model.layout.to_string(),
+                layout: model.network.layout(),
                 preprocess: described.recipes[recipe].name(),
-                embed_dim: Some(model.config.embed_dim),
-                network: Some(model.config.vision.clone()),
+                embed_dim: Some(model.network.embed_dim()),
+                network: Some(model.network.vision().clone()),
             },
             text: parts.text_tower.map(|tower| {
                 let (model, tokenizer) = described.text_towers[tower];
@@ -280,8 +282,8 @@ fn records(
                 TextTowerRecord {
                     tokenizer: tokenizer.fingerprint(),
                     context_length: tokenizer.context_length(),
-                    network: Some(model.config.text.clone()),
-                    pooling: Some(model.config.pooling),
+                    network: Some(model.network.text().clone()),
+                    pooling: model.network.pooling(),
                 }
             }),
             head: parts.head.as_ref().and_then(record),
@@ -299,11 +301,11 @@ fn index_of<T: PartialEq>(items: &mut Vec<T>, item: T) -> usize {
 }
 
 fn tokenizer_of(entry: &ScorerConfig, model: &Model) -> Result<Box<dyn Tokenizer>, ScorerError> {
-    let context_length = usize::try_from(model.config.text.context_length).unwrap_or(0);
+    let context_length = usize::try_from(model.network.text().context_length).unwrap_or(0);
     let tokenizer =
         media::text::load(entry.tokenizer_kind(), model.folder.as_deref(), context_length)
             .map_err(|source| ScorerError::Tokenizer { scorer: entry.name.clone(), source })?;
-    let (has, takes) = (tokenizer.vocabulary_size(), model.config.text.vocabulary_size);
+    let (has, takes) = (tokenizer.vocabulary_size(), model.network.text().vocabulary_size);
     if has as i64 > takes {
         return Err(ScorerError::File {
             scorer: entry.name.clone(),

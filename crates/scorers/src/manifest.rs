@@ -20,7 +20,7 @@ pub struct ScorersManifest {
 pub struct ScorerRecord {
     /// The column prefix.
     pub name: String,
-    /// `clip` or `aesthetic`.
+    /// The kind, as in `scorers.toml`.
     pub kind: String,
     /// The tower that reads the image.
     pub image: ImageTowerRecord,

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use hub::Repository;
-use nn::clip::{ClipConfig, ClipLayout, ClipParts};
+use nn::clip::{ClipConfig, ClipLayout, ClipParts, Pooling, TextConfig, VisionConfig};
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
@@ -39,15 +39,66 @@ pub(crate) const TOKENIZER_FILES: [&str; 7] = [
 
 /// A checkpoint that one or more scorers use.
 pub(crate) struct Model {
-    pub(crate) layout: ClipLayout,
     /// The scorer that named it first, for errors.
     pub(crate) scorer: String,
-    pub(crate) config: ClipConfig,
+    pub(crate) network: Network,
     pub(crate) files: Vec<PathBuf>,
     pub(crate) revision: Option<String>,
     pub(crate) folder: Option<PathBuf>,
     pub(crate) preprocessing: Preprocessing,
+    /// The towers that scorers read.
     pub(crate) parts: ClipParts,
+}
+
+/// What the files of a model hold, as it was resolved.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum Network {
+    /// A CLIP-type model.
+    Clip { layout: ClipLayout, config: ClipConfig },
+}
+
+impl Network {
+    /// The vision tower.
+    pub(crate) fn vision(&self) -> &VisionConfig {
+        match self {
+            Self::Clip { config, .. } => &config.vision,
+        }
+    }
+
+    /// The network that reads captions.
+    pub(crate) fn text(&self) -> &TextConfig {
+        match self {
+            Self::Clip { config, .. } => &config.text,
+        }
+    }
+
+    /// The token whose hidden state becomes the caption's feature, if one does.
+    pub(crate) fn pooling(&self) -> Option<Pooling> {
+        match self {
+            Self::Clip { config, .. } => Some(config.pooling),
+        }
+    }
+
+    /// Numbers of an image's feature.
+    pub(crate) fn embed_dim(&self) -> i64 {
+        match self {
+            Self::Clip { config, .. } => config.embed_dim,
+        }
+    }
+
+    /// Numbers of a caption's feature.
+    pub(crate) fn text_width(&self) -> usize {
+        match self {
+            Self::Clip { config, .. } => usize::try_from(config.embed_dim).unwrap_or(0),
+        }
+    }
+
+    /// The layout, for the manifest.
+    pub(crate) fn layout(&self) -> String {
+        match self {
+            Self::Clip { layout, .. } => layout.to_string(),
+        }
+    }
 }
 
 pub(crate) fn find_model(
@@ -56,22 +107,20 @@ pub(crate) fn find_model(
     models: &mut Vec<Model>,
 ) -> Result<usize, ScorerError> {
     let hub = ScorerError::hub(&entry.name);
-    let repository = Repository::open(&entry.model, &config.folder).map_err(hub)?;
+    let repository = Repository::open(entry.model(), &config.folder).map_err(hub)?;
     let files = weight_files(config, entry, &repository)?;
-    let (clip, preprocessing) = match entry.layout {
+    let layout = entry.clip_layout();
+    let (clip, preprocessing) = match layout {
         ClipLayout::Transformers => {
             let clip = read_config(entry, &repository.file("config.json").map_err(hub)?)?;
             (clip, hf_preprocessing(entry, &repository)?)
         }
         ClipLayout::OpenClip => open_clip_config(config, entry, &repository)?,
     };
+    let network = Network::Clip { layout, config: clip };
     let folder = repository.folder().map(Path::to_path_buf);
-    let same = |model: &Model| {
-        model.files == files
-            && model.layout == entry.layout
-            && model.config == clip
-            && model.folder == folder
-    };
+    let same =
+        |model: &Model| model.files == files && model.network == network && model.folder == folder;
     if let Some(known) = models.iter().position(same) {
         return Ok(known);
     }
@@ -84,9 +133,8 @@ pub(crate) fn find_model(
         repository.optional_file(name).map_err(hub)?;
     }
     models.push(Model {
-        layout: entry.layout,
         scorer: entry.name.clone(),
-        config: clip,
+        network,
         revision: repository.revision().map(str::to_owned),
         folder,
         files,
@@ -142,7 +190,7 @@ fn open_clip_config(
             let problem = format!(
                 "model `{}` has no open_clip_config.json; hint: name its architecture, for example \
                  architecture = \"ViT-H-14\"",
-                entry.model
+                entry.model()
             );
             return Err(invalid(config, entry, problem));
         };
@@ -166,7 +214,7 @@ fn open_clip_config(
 }
 
 fn read_config(entry: &ScorerConfig, file: &Path) -> Result<ClipConfig, ScorerError> {
-    ClipConfig::read(file, entry.layout).map_err(ScorerError::network(&entry.name))
+    ClipConfig::read(file, entry.clip_layout()).map_err(ScorerError::network(&entry.name))
 }
 
 fn weight_files(
@@ -196,7 +244,7 @@ fn weight_files(
     let Some(file) = found else {
         let problem = format!(
             "model `{}` holds none of {}; hint: name the file with `weights`",
-            entry.model,
+            entry.model(),
             names.join(", ")
         );
         return Err(invalid(config, entry, problem));
@@ -210,7 +258,7 @@ fn weight_files(
 
 /// Names of weights to look for, most wanted first.
 pub(crate) fn weight_names(entry: &ScorerConfig) -> Vec<&str> {
-    match (&entry.weights, entry.layout) {
+    match (&entry.weights, entry.clip_layout()) {
         (Some(name), _) => vec![name.as_str()],
         (None, ClipLayout::Transformers) => TRANSFORMERS_WEIGHTS.to_vec(),
         (None, ClipLayout::OpenClip) => OPEN_CLIP_WEIGHTS.to_vec(),

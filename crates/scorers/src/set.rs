@@ -10,9 +10,8 @@ use std::time::{Duration, Instant};
 
 use media::decode::Image;
 use media::preprocess::{PreprocessError, Recipe};
-use media::text::Tokenizer;
+use media::text::{Tokenizer, Tokens};
 use nn::NetworkError;
-use nn::clip::{Pooling, TextTower, VisionTower};
 use nn::device::{Precision, inference, upload, upload_rows};
 use tch::{Device, Kind, TchError, Tensor};
 
@@ -22,6 +21,7 @@ use crate::manifest::ScorersManifest;
 use crate::memory::{Limits, MemoryLimits, in_pieces};
 use crate::outcome::{Score, score_of};
 use crate::score::Scorer;
+use crate::towers::{ImageNetwork, TextNetwork};
 
 /// Captions per forward of a text tower. Short captions of one forward share its length, so a
 /// larger batch pads more; 16 keeps the processor busy.
@@ -43,19 +43,18 @@ impl Default for Compute {
     }
 }
 
-/// A vision tower with the recipe that feeds it. Two entries may share the network.
+/// An image tower with the recipe that feeds it. Two entries may share the network.
 pub(crate) struct ImageTower {
     pub(crate) name: String,
-    pub(crate) network: Arc<VisionTower>,
+    pub(crate) network: Arc<dyn ImageNetwork>,
     pub(crate) recipe: usize,
 }
 
 /// A text tower with the tokenizer that feeds it. Two entries may share the network.
 pub(crate) struct CaptionTower {
     pub(crate) name: String,
-    pub(crate) network: Arc<TextTower>,
+    pub(crate) network: Arc<dyn TextNetwork>,
     pub(crate) tokenizer: usize,
-    pub(crate) pooling: Pooling,
 }
 
 /// The scorers of a run, loaded.
@@ -81,7 +80,8 @@ pub struct ImagePreprocessor {
     recipes: Arc<[Recipe]>,
 }
 
-/// Unit-length f32 features: one `[rows, D]` tensor per tower of the set.
+/// What scorers read of images or captions, in f32: one `[rows, D]` tensor per tower of the set. Of
+/// unit length if the tower is CLIP's.
 #[derive(Debug)]
 pub struct Features {
     pub(crate) towers: Vec<Tensor>,
@@ -218,7 +218,7 @@ impl ScorerSet {
                 };
                 let first = part.first().copied().unwrap_or(0);
                 let pixels_BCHW = pixels_BCHW.f_narrow(0, first, part.len() as i64)?;
-                unit_length(&tower.network.try_forward(&pixels_BCHW)?)
+                tower.network.features(&pixels_BCHW)
             })?);
         }
         self.network_time.set(self.network_time.get() + started.elapsed());
@@ -233,18 +233,14 @@ impl ScorerSet {
             let tokens = &texts.tokens[tower.tokenizer];
             // Captions of similar length go together, since a forward is as long as its longest.
             let mut order: Vec<usize> = (0..tokens.len()).collect();
-            let ends: Vec<usize> =
-                tokens.iter().map(|tokens| tower.pooling.place(&tokens.ids)).collect();
-            order.sort_by_key(|&index| (ends[index], index));
+            let lengths: Vec<usize> =
+                tokens.iter().map(|tokens| tower.network.length(tokens)).collect();
+            order.sort_by_key(|&index| (lengths[index], index));
             let mut parts = Vec::new();
             for group in order.chunks(CAPTIONS_PER_FORWARD) {
                 parts.push(in_pieces(group, &self.limits.captions, &tower.name, &|part| {
-                    let ids: Vec<i64> =
-                        part.iter().flat_map(|&index| tokens[index].ids.iter().copied()).collect();
-                    let ends: Vec<i64> = part.iter().map(|&index| ends[index] as i64).collect();
-                    let tokens_BL = Tensor::from_slice(&ids).view([part.len() as i64, -1]);
-                    let end_index_B = Tensor::from_slice(&ends);
-                    unit_length(&tower.network.try_forward(&tokens_BL, &end_index_B)?)
+                    let captions: Vec<&Tokens> = part.iter().map(|&index| &tokens[index]).collect();
+                    tower.network.features(&captions)
                 })?);
             }
             let mut back = vec![0i64; order.len()];
@@ -337,12 +333,6 @@ impl std::fmt::Debug for ScorerSet {
             .field("compute", &self.compute)
             .finish_non_exhaustive()
     }
-}
-
-fn unit_length(features_BD: &Tensor) -> Result<Tensor, NetworkError> {
-    let features_BD = features_BD.f_to_kind(Kind::Float)?;
-    let length_B1 = features_BD.f_norm_scalaropt_dim(2.0, [-1], true)?.f_clamp_min(1e-12)?;
-    Ok(features_BD.f_div(&length_B1)?)
 }
 
 /// The numbers of a tensor in f32, row by row.

@@ -60,7 +60,9 @@ fn kind(
     preprocessing: &Preprocessing,
     size: u32,
 ) -> Result<(Kind, Statistics), Problem> {
-    let published = match entry.preprocess {
+    // The kinds that have a choice of recipes must name one.
+    let name = entry.preprocess.unwrap_or(PreprocessName::Hf);
+    let published = match name {
         PreprocessName::Hf => {
             let mut steps = media::preprocess::HfSteps::published(size);
             steps.alpha = entry.alpha.unwrap_or_default().into();
@@ -77,8 +79,7 @@ fn kind(
                 steps.alpha = named.alpha;
                 return Ok((Kind::Hf(steps), statistics));
             }
-            hf::check_published(&steps, size)
-                .map_err(|key| not_followed(entry.preprocess, key, "hf"))?;
+            hf::check_published(&steps, size).map_err(|key| not_followed(name, key, "hf"))?;
             Ok((published, statistics))
         }
         Preprocessing::OpenClip(section) => {
@@ -87,7 +88,7 @@ fn kind(
                 return Ok((Kind::OpenClip(steps), statistics));
             }
             open_clip::check(&steps, matches!(published, Kind::Hps { .. }))
-                .map_err(|key| not_followed(entry.preprocess, key, "open_clip"))?;
+                .map_err(|key| not_followed(name, key, "open_clip"))?;
             Ok((published, statistics))
         }
     }
