@@ -4,10 +4,11 @@
 //!
 //! `B` batch, `D` length of the features.
 
-use tch::{Device, Kind, Tensor};
+use tch::{Device, Tensor};
 
 use crate::device::{Precision, inference};
 use crate::error::NetworkError;
+use crate::layers::LinearChain;
 use crate::weights::{Loader, Weights, WeightsError};
 
 /// Indices of the layers in the published `nn.Sequential`; the others are dropout.
@@ -16,7 +17,7 @@ const LAYERS: [usize; 5] = [0, 2, 4, 6, 7];
 /// The head. It always computes in f32, which costs next to nothing.
 #[derive(Debug)]
 pub struct AestheticHead {
-    layers: Vec<(Tensor, Tensor)>,
+    layers: LinearChain,
     device: Device,
     input_width: i64,
 }
@@ -36,28 +37,13 @@ impl AestheticHead {
                 ),
             });
         }
-        let name = |layer: usize, part: &str| format!("layers.{layer}.{part}");
         let mut loader = Loader::new(weights, "aesthetic head", device, Precision::F32);
-        // The file decides the widths: the bias of each layer has the length of its output, which
-        // is the input of the next.
-        let first = weights.shape(&name(LAYERS[0], "weight"));
+        let first = weights.shape(&format!("layers.{}.weight", LAYERS[0]));
         let input_width = match first {
             Some([_, input]) if *input > 0 => *input,
             _ => 768,
         };
-        let mut width = input_width;
-        let mut layers = Vec::with_capacity(LAYERS.len());
-        for (index, layer) in LAYERS.into_iter().enumerate() {
-            let output = match weights.shape(&name(layer, "bias")) {
-                _ if index + 1 == LAYERS.len() => 1,
-                Some([output]) if *output > 0 => *output,
-                _ => 1,
-            };
-            let weight = loader.tensor(&name(layer, "weight"), &[output, width]);
-            let bias = loader.tensor(&name(layer, "bias"), &[output]);
-            layers.push((weight, bias));
-            width = output;
-        }
+        let layers = LinearChain::load(&mut loader, "layers", &LAYERS, input_width);
         loader.finish(|_| false)?;
         Ok(Self { layers, device, input_width })
     }
@@ -87,11 +73,8 @@ impl AestheticHead {
             });
         }
         inference(|| {
-            let mut hidden = features_BD.f_to_device(self.device)?.f_to_kind(Kind::Float)?;
-            for (weight, bias) in &self.layers {
-                hidden = hidden.f_linear(weight, Some(bias))?;
-            }
-            Ok(hidden.f_squeeze_dim(1)?)
+            let features_BD = features_BD.f_to_device(self.device)?;
+            Ok(self.layers.forward(&features_BD)?.f_squeeze_dim(1)?)
         })
     }
 }

@@ -43,6 +43,7 @@
 //!   `open_clip`;
 //! - [`average`]: weights that follow others slowly, for a moving average;
 //! - [`aesthetic`]: the LAION aesthetic head on CLIP image features;
+//! - [`image_reward`]: BLIP with a head, which reads image and caption together;
 //! - [`distilbert`]: a text classifier, for prompts that are safe to show;
 //! - [`weights`]: checkpoint files to tensors: memory-mapped, checked, strict, without running
 //!   code;
@@ -69,6 +70,7 @@ pub mod distilbert;
 pub mod distributed;
 pub mod doctor;
 pub mod error;
+pub mod image_reward;
 mod layers;
 pub mod lora;
 pub mod optimizer;

@@ -2,7 +2,7 @@
 //! ([`OpenClipTokenizer`]) and transformers' ([`HuggingFaceTokenizer`]). They share the vocabulary
 //! and the byte-pair merges and differ in how they clean the text, so a caption with curly quotes
 //! or HTML entities has other tokens in one than in the other. [`WordPieceTokenizer`] is BERT's,
-//! for networks that classify captions.
+//! for networks that classify captions, and padded for ImageReward ([`PaddedWordPiece`]).
 //!
 //! open_clip's cleaning includes ftfy; `ftfy` is a port of it in full rather than the `plsfix`
 //! crate, which leaves terminal escapes, unescapes entities in HTML and panics on some long
@@ -33,14 +33,15 @@ pub use self::hugging_face::{HuggingFaceTokenizer, TokenLimits};
 pub use self::open_clip::OpenClipTokenizer;
 use self::vocabulary::Vocabulary;
 pub use self::vocabulary::clip_tokenizer_files;
-pub use self::wordpiece::WordPieceTokenizer;
+pub use self::wordpiece::{PaddedWordPiece, WordPieceTokenizer};
 
 /// The token ids of one caption.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Tokens {
     /// Start, caption, end, padding: as many ids as the context holds.
     pub ids: Vec<i64>,
-    /// Index into `ids` of the first end-of-text token, where CLIP's text towers pool.
+    /// Index into `ids` of the first end-of-text token, where CLIP's text towers pool; of BERT's
+    /// tokens the last one before the padding.
     pub end_index: usize,
 }
 

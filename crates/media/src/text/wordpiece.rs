@@ -19,7 +19,7 @@ use tokenizers::{
 };
 
 use super::vocabulary::{malformed, read_limited, read_text};
-use super::{TokenizerError, check_context_length};
+use super::{Tokenizer, TokenizerError, Tokens, check_context_length};
 
 /// A WordPiece tokenizer.
 pub struct WordPieceTokenizer {
@@ -81,6 +81,16 @@ impl WordPieceTokenizer {
     /// of `tokenizer_config.json`. Texts are truncated to `context_length` tokens, start and end
     /// included. Fails also if the file lacks the special tokens.
     pub fn open(folder: &Path, context_length: usize) -> Result<Self, TokenizerError> {
+        Self::open_with(folder, context_length, &[])
+    }
+
+    /// As [`WordPieceTokenizer::open`], with special tokens that are added after those of the file,
+    /// as `add_special_tokens` does it: those that it has keep their ids, and others get the next.
+    pub fn open_with(
+        folder: &Path,
+        context_length: usize,
+        added: &[&str],
+    ) -> Result<Self, TokenizerError> {
         check_context_length(context_length)?;
         let [whole, list] = ["tokenizer.json", "vocab.txt"].map(|name| folder.join(name));
         let source = if whole.is_file() { whole } else { list };
@@ -98,6 +108,8 @@ impl WordPieceTokenizer {
             let expected = format!("the token {}", model.unk_token);
             return Err(malformed(&source, expected, "none by that name"));
         }
+        let special = added.iter().map(|name| AddedToken::from((*name).to_owned(), true));
+        pipeline.add_special_tokens(special).map_err(wrong)?;
         let frame = pipeline.get_post_processor().map_or(0, |frame| frame.added_tokens(false));
         if frame > context_length {
             let expected = format!("a start and an end, of {context_length} tokens in all");
@@ -141,6 +153,42 @@ impl WordPieceTokenizer {
     /// A name for what this tokenizer computes, the same on every machine, for manifests.
     pub fn fingerprint(&self) -> &str {
         &self.fingerprint
+    }
+}
+
+/// BERT's tokens as captions of a scorer: [`WordPieceTokenizer`], padded to the context.
+pub struct PaddedWordPiece(WordPieceTokenizer);
+
+impl PaddedWordPiece {
+    /// Reads the tokenizer of ImageReward from the folder of a BERT: with the special tokens `[DEC]`
+    /// and `[ENC]` that BLIP adds (`init_tokenizer` of THUDM/ImageReward
+    /// `ImageReward/models/BLIP/blip.py` at v1.5).
+    ///
+    /// # Errors
+    /// As [`WordPieceTokenizer::open`].
+    pub fn image_reward(folder: &Path, context_length: usize) -> Result<Self, TokenizerError> {
+        WordPieceTokenizer::open_with(folder, context_length, &["[DEC]", "[ENC]"]).map(Self)
+    }
+}
+
+impl Tokenizer for PaddedWordPiece {
+    fn encode(&self, caption: &str) -> Tokens {
+        let mut ids = self.0.encode(caption);
+        let end_index = ids.len().saturating_sub(1);
+        ids.resize(self.0.context_length, 0);
+        Tokens { ids, end_index }
+    }
+
+    fn context_length(&self) -> usize {
+        self.0.context_length
+    }
+
+    fn vocabulary_size(&self) -> usize {
+        self.0.vocabulary_size
+    }
+
+    fn fingerprint(&self) -> String {
+        self.0.fingerprint.clone()
     }
 }
 

@@ -27,21 +27,36 @@ impl Attention {
         width: i64,
         heads: i64,
     ) -> Self {
-        let [query, key, value] = match layout {
-            ClipLayout::Transformers => ["q_proj", "k_proj", "v_proj"]
-                .map(|part| Linear::load(loader, &format!("{name}.{part}"), width, width)),
-            ClipLayout::OpenClip => {
-                let weight = loader.tensor(&format!("{name}.in_proj_weight"), &[3 * width, width]);
-                let bias = loader.tensor(&format!("{name}.in_proj_bias"), &[3 * width]);
-                // The loader returns the shapes that it was asked for, so the rows exist.
-                [0, 1, 2].map(|part| {
-                    let rows = |tensor: &Tensor| tensor.narrow(0, part * width, width);
-                    Linear::new(loader, rows(&weight), Some(rows(&bias)))
-                })
+        let out = format!("{name}.out_proj");
+        match layout {
+            ClipLayout::Transformers => {
+                let [query, key, value] = ["q_proj", "k_proj", "v_proj"]
+                    .map(|part| Linear::load(loader, &format!("{name}.{part}"), width, width));
+                Self { query, key, value, out: Linear::load(loader, &out, width, width), heads }
             }
-        };
-        let out = Linear::load(loader, &format!("{name}.out_proj"), width, width);
-        Self { query, key, value, out, heads }
+            ClipLayout::OpenClip => {
+                let together = ["weight", "bias"].map(|part| format!("{name}.in_proj_{part}"));
+                Self::load_together(loader, &together, &out, width, heads)
+            }
+        }
+    }
+
+    /// With query, key and value stored as one weight and one bias, in this order.
+    pub(super) fn load_together(
+        loader: &mut Loader<'_>,
+        [weight, bias]: &[String; 2],
+        out: &str,
+        width: i64,
+        heads: i64,
+    ) -> Self {
+        let weight = loader.tensor(weight, &[3 * width, width]);
+        let bias = loader.tensor(bias, &[3 * width]);
+        // The loader returns the shapes that it was asked for, so the rows exist.
+        let [query, key, value] = [0, 1, 2].map(|part| {
+            let rows = |tensor: &Tensor| tensor.narrow(0, part * width, width);
+            Linear::new(loader, rows(&weight), Some(rows(&bias)))
+        });
+        Self { query, key, value, out: Linear::load(loader, out, width, width), heads }
     }
 
     /// `stream_BLW + attention(x_BLW)`. Every token attends to all, or with `causal` to itself and

@@ -50,6 +50,21 @@ impl Block {
         }
     }
 
+    /// A block with timm's names: `norm1`, `attn.qkv`, `attn.proj`, `norm2`, `mlp.fc1`, `mlp.fc2`.
+    pub(crate) fn load_timm(loader: &mut Loader<'_>, name: &str, sizes: BlockSizes) -> Self {
+        let BlockSizes { width, heads, mlp_width, activation, layer_norm_epsilon } = sizes;
+        let [norm_1, norm_2, together, out, fc1, fc2] =
+            ["norm1", "norm2", "attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2"]
+                .map(|part| format!("{name}.{part}"));
+        let together = [format!("{together}.weight"), format!("{together}.bias")];
+        Self {
+            norm_1: LayerNorm::load(loader, &norm_1, width, layer_norm_epsilon),
+            attention: Attention::load_together(loader, &together, &out, width, heads),
+            norm_2: LayerNorm::load(loader, &norm_2, width, layer_norm_epsilon),
+            mlp: Mlp::load(loader, [&fc1, &fc2], width, mlp_width, activation),
+        }
+    }
+
     /// All tokens of the stream `[B, L, W]`.
     pub(crate) fn forward(&self, mut x_BLW: Tensor, causal: bool) -> Result<Tensor, TchError> {
         let normed_BLW = self.norm_1.forward(&x_BLW)?;

@@ -14,6 +14,7 @@
 //! is not a saved input of any operation.
 
 mod attention;
+mod chain;
 mod convolution;
 mod linear;
 mod normalization;
@@ -21,6 +22,7 @@ mod resnet;
 mod sampling;
 
 pub(crate) use attention::attention;
+pub(crate) use chain::LinearChain;
 pub(crate) use convolution::{Conv2d, ConvSizes, convolve, trains_in_nchw};
 pub(crate) use linear::{Linear, Mlp};
 pub(crate) use normalization::{GroupNorm, LayerNorm};
