@@ -65,6 +65,11 @@ pub struct ScorerConfig {
     /// How captions become tokens; if absent, as the layout's Python library does it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tokenizer: Option<TokenizerKind>,
+    /// Where the vocabulary of a BERT comes from: a folder (relative to the file) or
+    /// `hf://owner/name[@revision]` with `vocab.txt` or `tokenizer.json`. If absent, the folder of
+    /// the model, or else `hf://google-bert/bert-base-uncased`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vocabulary: Option<String>,
 }
 
 /// Named preprocessing, as in `scorers.toml`.
@@ -193,8 +198,10 @@ impl ScorerConfig {
         if self.architecture.is_some() && self.layout != Some(ClipLayout::OpenClip) {
             return Some("`architecture` belongs to layout = \"open_clip\" only; transformers models have a config.json".to_owned());
         }
-        if self.model.as_deref() == Some("") {
-            return Some("`model` is empty; name a folder or hf://owner/name".to_owned());
+        for (key, value) in [("model", &self.model), ("vocabulary", &self.vocabulary)] {
+            if value.as_deref() == Some("") {
+                return Some(format!("`{key}` is empty; name a folder or hf://owner/name"));
+            }
         }
         None
     }
@@ -244,6 +251,16 @@ mod tests {
 
     const CLIP: &str = "[[scorer]]\nname = \"clip\"\nkind = \"clip\"\nmodel = \"m\"\nlayout = \"open_clip\"\npreprocess = \"hps\"\n";
 
+    const REWARD: &str =
+        "[[scorer]]\nname = \"r\"\nkind = \"image-reward\"\nmodel = \"m\"\npreprocess = \"hf\"\n";
+
+    #[test]
+    fn each_kind_needs_its_own_keys() {
+        let config = read(&REWARD.replace("preprocess = \"hf\"", "vocabulary = \"v\"")).unwrap();
+        assert_eq!(config.scorer[0].vocabulary.as_deref(), Some("v"));
+        assert_eq!(config.scorer[0].preprocess, None);
+    }
+
     #[test]
     fn defaults_follow_the_layout() {
         let config = read(CLIP).unwrap();
@@ -286,6 +303,14 @@ mod tests {
             (changed("model = \"m\"", "model = \"\""), "`model` is empty"),
             (changed("\"hps\"", "\"open_clip\"\nalpha = \"drop\""), "`alpha` belongs to"),
             (changed("\"hps\"", "\"hf\"\nalpha = \"black\""), "expected `white` or `drop`"),
+            (
+                read(REWARD).unwrap_err().to_string(),
+                "`preprocess` has no meaning for kind = \"image-reward\"",
+            ),
+            (
+                changed("preprocess", "vocabulary = \"x\"\npreprocess"),
+                "it belongs to kind = \"image-reward\"",
+            ),
             (changed("preprocess", "preproces"), "did you mean `preprocess`"),
             (changed("\"hps\"", "\"hpss\""), "did you mean `hps`"),
         ] {

@@ -7,12 +7,9 @@ use hub::{Downloads, Repository};
 
 use crate::config::{ScorerConfig, ScorersConfig};
 use crate::error::ScorerError;
+use crate::image_reward;
 use crate::kind::Kind;
-use crate::model::{self, Model, TOKENIZER_FILES};
-
-/// Configuration files that are read beside the weights, if a repository has them.
-const CONFIGURATIONS: [&str; 4] =
-    ["config.json", "preprocessor_config.json", "processor_config.json", "open_clip_config.json"];
+use crate::model::{self, Model};
 
 /// Checks everything that is on this machine, logs what will be downloaded, and checks that there
 /// is room for it.
@@ -27,6 +24,9 @@ pub(crate) fn check(config: &ScorersConfig) -> Result<(), ScorerError> {
         if entry.kind == Kind::Aesthetic {
             check_head(config, entry)?;
         }
+        if let Some(vocabulary) = &entry.vocabulary {
+            Repository::check_name(vocabulary, &config.folder).map_err(hub)?;
+        }
     }
     let mut downloads = Downloads::default();
     for entry in &config.scorer {
@@ -34,6 +34,14 @@ pub(crate) fn check(config: &ScorersConfig) -> Result<(), ScorerError> {
         if is_on_hub(entry.model()) {
             let repository = Repository::open(entry.model(), &config.folder).map_err(hub)?;
             count(entry, &repository, &mut downloads)?;
+        }
+        if let Some(vocabulary) = image_reward::vocabulary_on_hub(entry) {
+            let repository = Repository::open(vocabulary, &config.folder).map_err(hub)?;
+            for name in image_reward::VOCABULARY_FILES {
+                if repository.has(name).map_err(hub)? {
+                    downloads.add(&repository, name).map_err(hub)?;
+                }
+            }
         }
         if let Some((repository, file)) = entry.head.as_deref().and_then(hub::split_file) {
             let repository = Repository::open(&repository, &config.folder).map_err(hub)?;
@@ -63,7 +71,7 @@ fn count(
         }
         break;
     }
-    for name in CONFIGURATIONS.into_iter().chain(TOKENIZER_FILES) {
+    for name in model::companions(entry.kind) {
         if repository.has(name).map_err(hub)? {
             downloads.add(repository, name).map_err(hub)?;
         }

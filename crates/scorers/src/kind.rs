@@ -11,6 +11,9 @@ pub enum Kind {
     /// LAION's linear head on normalised image features; the caption is ignored.
     #[serde(rename = "aesthetic")]
     Aesthetic,
+    /// ImageReward: BLIP and a head, which read image and caption together.
+    #[serde(rename = "image-reward")]
+    ImageReward,
 }
 
 /// The keys of a kind, besides `name` and `kind`.
@@ -29,7 +32,7 @@ const PREPROCESS: (&str, &str) = ("preprocess", "\"hf\", \"hps\" or \"open_clip\
 
 impl Kind {
     /// All kinds.
-    pub const ALL: &'static [Self] = &[Self::Clip, Self::Aesthetic];
+    pub const ALL: &'static [Self] = &[Self::Clip, Self::Aesthetic, Self::ImageReward];
 
     /// The name in `scorers.toml` and in manifests.
     #[must_use]
@@ -37,6 +40,7 @@ impl Kind {
         match self {
             Self::Clip => "clip",
             Self::Aesthetic => "aesthetic",
+            Self::ImageReward => "image-reward",
         }
     }
 
@@ -51,6 +55,11 @@ impl Kind {
                 needed: &[MODEL, LAYOUT, PREPROCESS, ("head", "the file of the linear layers")],
                 optional: &["weights", "architecture", "hps_resize", "alpha", "head_sha256"],
                 note: ", which ignores the caption",
+            },
+            Self::ImageReward => Keys {
+                needed: &[MODEL],
+                optional: &["weights", "vocabulary"],
+                note: ", whose layout, preprocessing and tokenizer are fixed",
             },
         }
     }

@@ -1,5 +1,5 @@
-//! Reward models of text-to-image generation behind one interface: CLIP, HPS v2, PickScore and the
-//! LAION aesthetic predictor, in the layouts of their published checkpoints. `scorers.toml` names
+//! Reward models of text-to-image generation behind one interface: CLIP, HPS v2, PickScore, the
+//! LAION aesthetic predictor and ImageReward, in the layouts of their published checkpoints. `scorers.toml` names
 //! them; another model of these kinds is one more entry and no code.
 //!
 //! ```no_run
@@ -22,13 +22,15 @@
 //! Scorers share what they have in common. Those with one preprocessing recipe preprocess an image
 //! once, those with one tokenizer tokenize a caption once, and those with one image tower (the
 //! aesthetic head on the CLIP that also votes) run it once. [`ScorerSet`] owns that sharing; a
-//! [`Scorer`] only maps normalised features to a score.
+//! [`Scorer`] maps features to a score: CLIP's are vectors of unit length, ImageReward's all tokens of
+//! an image and of a caption.
 //!
 //! Knows nothing of Parquet, pairs or votes.
 
 mod config;
 mod error;
 mod files;
+mod image_reward;
 mod inputs;
 mod kind;
 mod load;
@@ -43,6 +45,7 @@ mod towers;
 
 pub use config::{AlphaName, HpsResizeName, PreprocessName, ScorerConfig, ScorersConfig};
 pub use error::ScorerError;
+pub use image_reward::ImageRewardScorer;
 pub use inputs::{PreprocessedImage, TokenizedTexts};
 pub use kind::Kind;
 pub use load::DescribedScorers;

@@ -10,12 +10,14 @@ use media::preprocess::Recipe;
 use media::text::Tokenizer;
 use nn::aesthetic::AestheticHead;
 use nn::clip::{ClipModel, ClipSource};
+use nn::image_reward::{CaptionReader, ImageReward};
 use nn::weights::Weights;
 use runkit::files::FileHashes;
 
 use crate::config::{ScorerConfig, ScorersConfig};
 use crate::error::ScorerError;
 use crate::files;
+use crate::image_reward::{self, CaptionIds, ImageRewardScorer};
 use crate::kind::Kind;
 use crate::manifest::{
     ImageTowerRecord, ScorerRecord, ScorersManifest, TextTowerRecord, WeightsRecord,
@@ -53,6 +55,8 @@ struct Parts {
 struct Networks {
     image: Option<Arc<dyn ImageNetwork>>,
     text: Option<Arc<dyn TextNetwork>>,
+    /// What reads both sides together.
+    reader: Option<Arc<CaptionReader>>,
 }
 
 impl std::fmt::Debug for DescribedScorers {
@@ -119,9 +123,9 @@ impl DescribedScorers {
         let recipe = index_of(&mut self.recipes, recipe);
         let image_tower = index_of(&mut self.image_towers, (model, recipe));
         let (text_tower, head) = match entry.kind {
-            Kind::Clip => {
+            Kind::Clip | Kind::ImageReward => {
                 self.models[model].parts.text = true;
-                let tokenizer = tokenizer_of(entry, &self.models[model])?;
+                let tokenizer = tokenizer_of(&self.config, entry, &self.models[model])?;
                 let mut known = self.tokenizers.iter().map(|known| known.fingerprint());
                 let known = known.position(|known| known == tokenizer.fingerprint());
                 let tokenizer = known.unwrap_or_else(|| {
@@ -176,7 +180,7 @@ impl DescribedScorers {
         let scorers = self.config.scorer.iter().zip(&self.scorers);
         Ok(ScorerSet {
             scorers: scorers
-                .map(|(entry, parts)| self.scorer(entry, parts))
+                .map(|(entry, parts)| self.scorer(entry, parts, &networks))
                 .collect::<Result<_, _>>()?,
             image_towers,
             text_towers,
@@ -204,13 +208,34 @@ impl DescribedScorers {
                 Ok(Networks {
                     image: clip.vision.map(|tower| Arc::new(tower) as _),
                     text: text.map(|text| Arc::new(text) as _),
+                    reader: None,
+                })
+            }
+            Network::ImageReward(config) => {
+                let ImageReward { vision, reader } =
+                    ImageReward::load(config, &weights, device, precision)
+                        .map_err(ScorerError::network(&model.scorer))?;
+                Ok(Networks {
+                    image: Some(Arc::new(vision)),
+                    text: Some(Arc::new(CaptionIds { device })),
+                    reader: Some(Arc::new(reader)),
                 })
             }
         }
     }
 
-    fn scorer(&self, entry: &ScorerConfig, parts: &Parts) -> Result<Box<dyn Scorer>, ScorerError> {
+    fn scorer(
+        &self,
+        entry: &ScorerConfig,
+        parts: &Parts,
+        networks: &[Networks],
+    ) -> Result<Box<dyn Scorer>, ScorerError> {
         let (name, image_tower) = (entry.name.clone(), parts.image_tower);
+        let reader = &networks[self.image_towers[image_tower].0].reader;
+        if let (Some(text_tower), Some(reader)) = (parts.text_tower, reader) {
+            let reader = Arc::clone(reader);
+            return Ok(Box::new(ImageRewardScorer { name, image_tower, text_tower, reader }));
+        }
         let file = match (parts.text_tower, &parts.head) {
             (Some(text_tower), _) => {
                 return Ok(Box::new(CosineScorer { name, image_tower, text_tower }));
@@ -300,11 +325,19 @@ fn index_of<T: PartialEq>(items: &mut Vec<T>, item: T) -> usize {
     })
 }
 
-fn tokenizer_of(entry: &ScorerConfig, model: &Model) -> Result<Box<dyn Tokenizer>, ScorerError> {
-    let context_length = usize::try_from(model.network.text().context_length).unwrap_or(0);
-    let tokenizer =
-        media::text::load(entry.tokenizer_kind(), model.folder.as_deref(), context_length)
-            .map_err(|source| ScorerError::Tokenizer { scorer: entry.name.clone(), source })?;
+fn tokenizer_of(
+    config: &ScorersConfig,
+    entry: &ScorerConfig,
+    model: &Model,
+) -> Result<Box<dyn Tokenizer>, ScorerError> {
+    let tokenizer = match &model.network {
+        Network::Clip { config: clip, .. } => {
+            let context_length = usize::try_from(clip.text.context_length).unwrap_or(0);
+            media::text::load(entry.tokenizer_kind(), model.folder.as_deref(), context_length)
+                .map_err(|source| ScorerError::Tokenizer { scorer: entry.name.clone(), source })?
+        }
+        Network::ImageReward(_) => image_reward::tokenizer(config, entry, model.folder.as_deref())?,
+    };
     let (has, takes) = (tokenizer.vocabulary_size(), model.network.text().vocabulary_size);
     if has as i64 > takes {
         return Err(ScorerError::File {
@@ -312,7 +345,11 @@ fn tokenizer_of(entry: &ScorerConfig, model: &Model) -> Result<Box<dyn Tokenizer
             file: model.folder.clone().unwrap_or_default(),
             problem: format!(
                 "the vocabulary has {has} entries but the text tower embeds {takes}; hint: put the model's own \
-                 vocab.json and merges.txt beside its weights"
+                 {} beside its weights",
+                match model.network {
+                    Network::Clip { .. } => "vocab.json and merges.txt",
+                    Network::ImageReward(_) => "vocab.txt",
+                }
             ),
         });
     }

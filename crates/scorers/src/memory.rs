@@ -15,7 +15,7 @@ pub struct MemoryLimits {
     /// Images per forward.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub images: Option<usize>,
-    /// Captions per forward.
+    /// Captions per forward; image-caption pairs of a network that reads both together.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub captions: Option<usize>,
 }

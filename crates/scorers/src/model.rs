@@ -5,11 +5,14 @@ use std::path::{Path, PathBuf};
 
 use hub::Repository;
 use nn::clip::{ClipConfig, ClipLayout, ClipParts, Pooling, TextConfig, VisionConfig};
+use nn::image_reward::ImageRewardConfig;
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
 use crate::config::{ScorerConfig, ScorersConfig};
 use crate::error::ScorerError;
+use crate::image_reward;
+use crate::kind::Kind;
 use crate::preprocess::{Preprocessing, Section};
 
 /// Names under which the Python libraries save weights, most wanted first.
@@ -27,7 +30,7 @@ const OPEN_CLIP_WEIGHTS: [&str; 4] = [
 ];
 /// Files that a tokenizer may read. All are fetched, so that a hub model has the same tokens as a
 /// folder of the same files.
-pub(crate) const TOKENIZER_FILES: [&str; 7] = [
+const TOKENIZER_FILES: [&str; 7] = [
     "tokenizer.json",
     "vocab.json",
     "merges.txt",
@@ -36,6 +39,27 @@ pub(crate) const TOKENIZER_FILES: [&str; 7] = [
     "added_tokens.json",
     "bpe_simple_vocab_16e6.txt.gz",
 ];
+
+/// Configuration files that are read beside the weights, if a repository has them.
+const CONFIGURATIONS: [&str; 4] =
+    ["config.json", "preprocessor_config.json", "processor_config.json", "open_clip_config.json"];
+
+/// The files beside the weights from which a kind's tokenizer is made.
+fn tokenizer_files(kind: Kind) -> &'static [&'static str] {
+    match kind {
+        Kind::Clip | Kind::Aesthetic => &TOKENIZER_FILES,
+        Kind::ImageReward => &image_reward::VOCABULARY_FILES,
+    }
+}
+
+/// The files beside the weights that are read, if a repository has them.
+pub(crate) fn companions(kind: Kind) -> impl Iterator<Item = &'static str> {
+    let configurations: &[&str] = match kind {
+        Kind::Clip | Kind::Aesthetic => &CONFIGURATIONS,
+        Kind::ImageReward => &[nn::image_reward::CONFIG_FILE],
+    };
+    configurations.iter().chain(tokenizer_files(kind)).copied()
+}
 
 /// A checkpoint that one or more scorers use.
 pub(crate) struct Model {
@@ -55,6 +79,8 @@ pub(crate) struct Model {
 pub(crate) enum Network {
     /// A CLIP-type model.
     Clip { layout: ClipLayout, config: ClipConfig },
+    /// An ImageReward model.
+    ImageReward(ImageRewardConfig),
 }
 
 impl Network {
@@ -62,6 +88,7 @@ impl Network {
     pub(crate) fn vision(&self) -> &VisionConfig {
         match self {
             Self::Clip { config, .. } => &config.vision,
+            Self::ImageReward(config) => &config.vision,
         }
     }
 
@@ -69,6 +96,7 @@ impl Network {
     pub(crate) fn text(&self) -> &TextConfig {
         match self {
             Self::Clip { config, .. } => &config.text,
+            Self::ImageReward(config) => &config.text,
         }
     }
 
@@ -76,6 +104,7 @@ impl Network {
     pub(crate) fn pooling(&self) -> Option<Pooling> {
         match self {
             Self::Clip { config, .. } => Some(config.pooling),
+            Self::ImageReward(_) => None,
         }
     }
 
@@ -83,6 +112,7 @@ impl Network {
     pub(crate) fn embed_dim(&self) -> i64 {
         match self {
             Self::Clip { config, .. } => config.embed_dim,
+            Self::ImageReward(config) => config.vision.tokens() * config.vision.width,
         }
     }
 
@@ -90,6 +120,7 @@ impl Network {
     pub(crate) fn text_width(&self) -> usize {
         match self {
             Self::Clip { config, .. } => usize::try_from(config.embed_dim).unwrap_or(0),
+            Self::ImageReward(_) => image_reward::TEXT_WIDTH,
         }
     }
 
@@ -97,6 +128,7 @@ impl Network {
     pub(crate) fn layout(&self) -> String {
         match self {
             Self::Clip { layout, .. } => layout.to_string(),
+            Self::ImageReward(_) => "blip".to_owned(),
         }
     }
 }
@@ -109,15 +141,13 @@ pub(crate) fn find_model(
     let hub = ScorerError::hub(&entry.name);
     let repository = Repository::open(entry.model(), &config.folder).map_err(hub)?;
     let files = weight_files(config, entry, &repository)?;
-    let layout = entry.clip_layout();
-    let (clip, preprocessing) = match layout {
-        ClipLayout::Transformers => {
-            let clip = read_config(entry, &repository.file("config.json").map_err(hub)?)?;
-            (clip, hf_preprocessing(entry, &repository)?)
+    let (network, preprocessing) = match entry.kind {
+        Kind::Clip | Kind::Aesthetic => clip(config, entry, &repository)?,
+        Kind::ImageReward => {
+            let sizes = image_reward::config(entry, &repository, &files)?;
+            (Network::ImageReward(sizes), Preprocessing::Absent)
         }
-        ClipLayout::OpenClip => open_clip_config(config, entry, &repository)?,
     };
-    let network = Network::Clip { layout, config: clip };
     let folder = repository.folder().map(Path::to_path_buf);
     let same =
         |model: &Model| model.files == files && model.network == network && model.folder == folder;
@@ -129,7 +159,7 @@ pub(crate) fn find_model(
         Preprocessing::Hf(section) => section.warn_unread_hf(),
         Preprocessing::OpenClip(section) => section.warn_unread_open_clip(),
     }
-    for name in TOKENIZER_FILES {
+    for name in tokenizer_files(entry.kind) {
         repository.optional_file(name).map_err(hub)?;
     }
     models.push(Model {
@@ -142,6 +172,23 @@ pub(crate) fn find_model(
         parts: ClipParts { vision: false, text: false },
     });
     Ok(models.len() - 1)
+}
+
+/// A CLIP-type model, and the preprocessing that its folder describes.
+fn clip(
+    config: &ScorersConfig,
+    entry: &ScorerConfig,
+    repository: &Repository,
+) -> Result<(Network, Preprocessing), ScorerError> {
+    let layout = entry.clip_layout();
+    let (clip, preprocessing) = match layout {
+        ClipLayout::Transformers => {
+            let file = repository.file("config.json").map_err(ScorerError::hub(&entry.name))?;
+            (read_config(entry, &file)?, hf_preprocessing(entry, repository)?)
+        }
+        ClipLayout::OpenClip => open_clip_config(config, entry, repository)?,
+    };
+    Ok((Network::Clip { layout, config: clip }, preprocessing))
 }
 
 /// The image processor's values: `image_processor` in `processor_config.json`, as transformers 5
@@ -258,10 +305,13 @@ fn weight_files(
 
 /// Names of weights to look for, most wanted first.
 pub(crate) fn weight_names(entry: &ScorerConfig) -> Vec<&str> {
-    match (&entry.weights, entry.clip_layout()) {
-        (Some(name), _) => vec![name.as_str()],
-        (None, ClipLayout::Transformers) => TRANSFORMERS_WEIGHTS.to_vec(),
-        (None, ClipLayout::OpenClip) => OPEN_CLIP_WEIGHTS.to_vec(),
+    if let Some(name) = &entry.weights {
+        return vec![name.as_str()];
+    }
+    match (entry.kind, entry.clip_layout()) {
+        (Kind::ImageReward, _) => nn::image_reward::WEIGHT_FILES.to_vec(),
+        (_, ClipLayout::Transformers) => TRANSFORMERS_WEIGHTS.to_vec(),
+        (_, ClipLayout::OpenClip) => OPEN_CLIP_WEIGHTS.to_vec(),
     }
 }
 

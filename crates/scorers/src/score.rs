@@ -1,4 +1,4 @@
-//! From normalised features to a score: the part of a reward model that is not shared.
+//! From features to a score: the part of a reward model that is not shared.
 
 use nn::NetworkError;
 use nn::aesthetic::AestheticHead;
@@ -6,17 +6,22 @@ use tch::{Kind, Tensor};
 
 /// A reward model on top of shared towers.
 #[doc(alias = "reward_model")]
-pub trait Scorer: Send {
+pub trait Scorer {
     /// The column prefix.
     fn name(&self) -> &str;
     /// Which image tower's features it reads, as an index into the set's image towers.
     fn image_tower(&self) -> usize;
     /// Which text tower's features it reads; `None` if it ignores the caption.
     fn text_tower(&self) -> Option<usize>;
+    /// How many image-caption pairs to score at once, if more would take much memory; `None` for
+    /// any number.
+    fn pairs_per_forward(&self) -> Option<usize> {
+        None
+    }
     /// Scores N images with their captions.
     ///
-    /// `image_features_ND` and, if [`Scorer::text_tower`] names a tower, `text_features_ND` are f32
-    /// and of unit length; the result is f32 of shape `[N]` on the same device. Larger is better.
+    /// `image_features_ND` and, if [`Scorer::text_tower`] names a tower, `text_features_ND` are f32,
+    /// and of unit length if the towers are CLIP's; the result is f32 of shape `[N]` on the same device. Larger is better.
     #[expect(non_snake_case, reason = "shape suffixes: N images, D embedding")]
     fn score(
         &self,

@@ -279,10 +279,10 @@ impl ScorerSet {
             ];
             let rows = |rows: &[i64]| upload(&Tensor::f_from_slice(rows)?, self.compute.device);
             let rows = [rows(&image_rows).map_err(failed)?, rows(&text_rows).map_err(failed)?];
-            let scorers = self.scorers.iter().map(|scorer| {
-                score_with(scorer.as_ref(), images, texts, &rows)
-                    .map_err(forward(scorer.name(), pairs.len()))
-            });
+            let scorers = self
+                .scorers
+                .iter()
+                .map(|scorer| self.score_with(scorer.as_ref(), images, texts, &rows));
             let scores: Vec<Tensor> = scorers.collect::<Result<_, ScorerError>>()?;
             // One copy from the device for all scorers.
             let all = Tensor::f_stack(&scores, 0).and_then(|all| numbers(&all)).map_err(failed)?;
@@ -305,24 +305,42 @@ impl ScorerSet {
         Ok(Features { towers: towers.map_err(forward("features", captions))? })
     }
 
+    /// The scores of one scorer on the device, in f32; `rows` are those of images and of captions.
+    fn score_with(
+        &self,
+        scorer: &dyn Scorer,
+        images: &Features,
+        texts: &Features,
+        [image_rows, text_rows]: &[Tensor; 2],
+    ) -> Result<Tensor, ScorerError> {
+        let score = |first: i64, pairs: i64| -> Result<Tensor, NetworkError> {
+            let rows = |features: &Tensor, rows: &Tensor| {
+                features.f_index_select(0, &rows.f_narrow(0, first, pairs)?)
+            };
+            let image_ND = rows(&images.towers[scorer.image_tower()], image_rows)?;
+            let text_ND = scorer.text_tower().map(|tower| rows(&texts.towers[tower], text_rows));
+            let scores = scorer.score(&image_ND, text_ND.transpose()?.as_ref())?;
+            Ok(scores.f_to_kind(Kind::Float)?.f_reshape([-1])?)
+        };
+        let pairs = image_rows.numel();
+        let Some(most) = scorer.pairs_per_forward() else {
+            return score(0, pairs as i64).map_err(forward(scorer.name(), pairs));
+        };
+        let places: Vec<i64> = (0..).take(pairs).collect();
+        let mut parts = Vec::new();
+        for group in places.chunks(most.max(1)) {
+            parts.push(in_pieces(group, &self.limits.captions, scorer.name(), &|part| {
+                score(part.first().copied().unwrap_or(0), part.len() as i64)
+            })?);
+        }
+        Tensor::f_cat(&parts, 0).map_err(forward(scorer.name(), pairs))
+    }
+
     fn pixels(&self, images: &[&PreprocessedImage], recipe: usize) -> Result<Tensor, TchError> {
         let side = i64::from(self.recipes[recipe].size());
         let blocks: Vec<&[f32]> = images.iter().map(|image| &image.blocks[recipe][..]).collect();
         upload_rows(&blocks, &[images.len() as i64, 3, side, side], self.compute.device)
     }
-}
-
-/// The scores of one scorer on the device, in f32; `rows` are those of images and of captions.
-fn score_with(
-    scorer: &dyn Scorer,
-    images: &Features,
-    texts: &Features,
-    [image_rows, text_rows]: &[Tensor; 2],
-) -> Result<Tensor, NetworkError> {
-    let image_ND = images.towers[scorer.image_tower()].f_index_select(0, image_rows)?;
-    let text_ND = scorer.text_tower().map(|tower| texts.towers[tower].f_index_select(0, text_rows));
-    let scores = scorer.score(&image_ND, text_ND.transpose()?.as_ref())?;
-    Ok(scores.f_to_kind(Kind::Float)?.f_reshape([-1])?)
 }
 
 impl std::fmt::Debug for ScorerSet {
@@ -336,7 +354,7 @@ impl std::fmt::Debug for ScorerSet {
 }
 
 /// The numbers of a tensor in f32, row by row.
-fn numbers(tensor: &Tensor) -> Result<Vec<f32>, TchError> {
+pub(crate) fn numbers(tensor: &Tensor) -> Result<Vec<f32>, TchError> {
     let tensor = tensor.f_to_device(Device::Cpu)?.f_to_kind(Kind::Float)?.f_contiguous()?;
     let mut numbers = vec![0f32; tensor.numel()];
     tensor.f_copy_data(&mut numbers, tensor.numel())?;

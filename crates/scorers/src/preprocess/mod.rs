@@ -13,6 +13,7 @@ use serde_json::{Map, Value};
 
 use crate::config::{PreprocessName, ScorerConfig};
 use crate::error::ScorerError;
+use crate::kind::Kind as EntryKind;
 
 /// The preprocessing that a model's folder describes.
 pub(crate) enum Preprocessing {
@@ -60,8 +61,12 @@ fn kind(
     preprocessing: &Preprocessing,
     size: u32,
 ) -> Result<(Kind, Statistics), Problem> {
-    // The kinds that have a choice of recipes must name one.
-    let name = entry.preprocess.unwrap_or(PreprocessName::Hf);
+    let name = match (entry.kind, entry.preprocess) {
+        // ImageReward's transform is open_clip's.
+        (EntryKind::ImageReward, _) => PreprocessName::OpenClip,
+        // The other kinds name one.
+        (EntryKind::Clip | EntryKind::Aesthetic, name) => name.unwrap_or(PreprocessName::Hf),
+    };
     let published = match name {
         PreprocessName::Hf => {
             let mut steps = media::preprocess::HfSteps::published(size);
