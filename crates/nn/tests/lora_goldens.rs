@@ -134,9 +134,12 @@ fn outputs_and_gradients_are_those_of_peft_with_and_without_checkpointing() {
                 let distance = (gradient - expected).abs().max().double_value(&[]);
                 assert!(distance <= TOLERANCE * largest, "{what}: {name}: {distance} of {largest}");
             }
-            // Recomputing changes no bit.
+            // Recomputing adds gradients of branches in another order, which is rounding alone.
             let first = first.get_or_insert_with(|| found.clone_all());
-            assert_eq!(*first, found, "{what}");
+            for (name, gradient) in &found {
+                let distance = (gradient - &first[name]).abs().max().double_value(&[]);
+                assert!(distance <= 1e-6 * largest, "{what}: {name}: {distance} of {largest}");
+            }
         }
     }
 }
