@@ -385,12 +385,12 @@ fn a_cached_run_samples_the_images_of_its_pairs() {
     command.arg(pipeline("sd")).arg("--pairs").arg(fixture.path("pairs")).args(["--out", &cache]);
     Run::of(&mut command).expect_code(0);
     let samples = ["--sample-every", "5", "--sample-steps", "2"];
-    Run::of(&mut fixture.run("pairs", &samples)).expect_code(0);
+    Run::of(&mut fixture.run("streamed", &samples)).expect_code(0);
     let cached = [&samples[..], &["--cache", &cache]].concat();
     Run::of(&mut fixture.run("cached", &cached)).expect_code(0);
     let image = |out: &str, step: &str| fixture.bytes(&format!("{out}/samples/{step}/00.png"));
     // Of the base model's weights; those of later steps differ by the rounding of the cache.
-    assert!(image("pairs", "step-000000") == image("cached", "step-000000"));
+    assert!(image("streamed", "step-000000") == image("cached", "step-000000"));
     for step in ["step-000005", "step-000010"] {
         assert!(image("cached", step) != image("cached", "step-000000"), "{step}");
     }
