@@ -118,7 +118,7 @@ class Bench:
 
     def plan(self, row: Row, out: Path) -> dict:
         command = [*self.command(row, "plan", out), "--json"]
-        return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+        return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
 
     def run(self, row: Row, out: Path) -> dict:
         """Runs two steps. The peak is read until the process has ended, 20 times a second."""

@@ -79,7 +79,7 @@ if [[ $parts == *" train "* ]]; then
 fi
 sample_labels() {
     local labels=out/bench/sample-labels.parquet
-    [ -e "$labels" ] || "$relabel" score --quiet --pairs data/sample --scorers data/mini/scorers.toml --out "$labels"
+    [ -e "$labels" ] || "$relabel" score --quiet --pairs data/sample --scorers data/mini/scorers.toml --out "$labels" >&2
     echo "$labels"
 }
 
