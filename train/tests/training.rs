@@ -102,10 +102,13 @@ fn the_micro_batch_changes_the_result_by_rounding_only() {
     }
     assert!(moved > 1e-4, "trained by {moved}");
     for (other_lines, other_weights) in &runs[1..] {
-        for (line, other) in lines.iter().zip(other_lines).skip(1) {
+        for (step, (line, other)) in lines.iter().zip(other_lines).enumerate().skip(1) {
+            // The first updates of AdamW are nearly the sign of a gradient: where one is all
+            // rounding, weights of later steps are apart by twice the learning rate.
+            let bound = if step == 1 { 1e-4 } else { 1e-2 };
             for name in ["loss", "grad_norm", "error/model_chosen", "error/reference_rejected"] {
                 let (here, there) = (number(line, name), number(other, name));
-                assert!((here / there - 1.0).abs() < 1e-4, "{name}: {here} and {there}");
+                assert!((here / there - 1.0).abs() < bound, "{step}, {name}: {here} and {there}");
             }
         }
         for ((name, weight), (_, other)) in weights.iter().zip(other_weights) {

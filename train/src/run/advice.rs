@@ -69,9 +69,7 @@ pub(crate) fn after(error: &anyhow::Error, config: &Config) -> Result<Option<Str
             (_, true, OptimizerKind::Adamw8bit) => {
                 elsewhere(config, "--optimizer adafactor or a smaller --resolution")?
             }
-            (_, true, OptimizerKind::Adafactor) => {
-                elsewhere(config, "a smaller --resolution")?
-            }
+            (_, true, OptimizerKind::Adafactor) => elsewhere(config, "a smaller --resolution")?,
         };
         return Ok(Some(format!(
             "not enough memory for {} pairs at once; hint: {hint}",
