@@ -2,24 +2,24 @@
 # The benchmark: the product beside the Python way people use today, on one machine, one program
 # at a time; then the single parts. Figures go to standard output and out/bench/*.md.
 #
-#   BENCH_PARTS="sides towers decode vote memory diffusion train ranks locations evaluation"   what to run (default: all)
+#   BENCH_PARTS="sides towers decode vote memory diffusion train plan ranks locations evaluation"   what to run (default: all)
 #   BENCH_SIZE=full|small    checkpoints: the published shapes, or toys to try the script (default full)
 #   BENCH_PAIRS=N            pairs (default 32); BENCH_PAIRS_PER_PROMPT=N (default 16, as in Pick-a-Pic)
 #   BENCH_BATCH=N            batch size of the batched Python way (default 8)
 #   BENCH_REMOTE_PAIRS=N     pairs of `locations`, a multiple of 16 (default 480)
 #   BENCH_SKIP="NAME ..."    runs of `sides` to leave out, e.g. "python-batched-bf16"
-#   BENCH_ROWS="PATTERN ..." rows of `diffusion` and `train` to measure, e.g. "forward-* *-f32" (default: all)
+#   BENCH_ROWS="PATTERN ..." rows of `diffusion`, `train` and `plan` to measure, e.g. "forward-* *-f32" (default: all)
 #   BENCH_RANK_ROWS="ROW .." rows of `ranks`: toy, wide (default: both)
 #   BENCH_ROUNDS=N           processes of each side in `diffusion` (default 3), `train` and `ranks` (default 2),
 #                            `locations` (default 5)
-#   BENCH_FRESH=1            measure rows of `diffusion` and `train` again that are there
+#   BENCH_FRESH=1            measure rows of `diffusion`, `train` and `plan` again that are there
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 cd "$root"
 python=$(scripts/parity/venv.sh)
 relabel="${RELABEL:-$root/target/release/relabel}"
 size=${BENCH_SIZE:-full}
-parts=" ${BENCH_PARTS:-sides towers decode vote memory diffusion train ranks locations evaluation} "
+parts=" ${BENCH_PARTS:-sides towers decode vote memory diffusion train plan ranks locations evaluation} "
 [ -x "$relabel" ] || { echo "bench: $relabel is missing; run make setup" >&2; exit 1; }
 mkdir -p out/bench
 
@@ -77,10 +77,21 @@ if [[ $parts == *" train "* ]]; then
         --models out/parity/diffusion --out out/bench --size "$size" --rounds "${BENCH_ROUNDS:-2}" \
         ${BENCH_FRESH:+--fresh} --rows ${BENCH_ROWS:-}
 fi
+sample_labels() {
+    local labels=out/bench/sample-labels.parquet
+    [ -e "$labels" ] || "$relabel" score --quiet --pairs data/sample --scorers data/mini/scorers.toml --out "$labels" >&2
+    echo "$labels"
+}
+
+if [[ $parts == *" plan "* ]]; then
+    echo "== peak memory by train plan beside that of train run =="
+    # shellcheck disable=SC2086  # a list of patterns
+    "$python" scripts/bench/plan_memory.py --train "${TRAIN:-$root/target/release/train}" --labels "$(sample_labels)" \
+        --models out/parity/diffusion --out out/bench ${BENCH_FRESH:+--fresh} --rows ${BENCH_ROWS:-}
+fi
 if [[ $parts == *" ranks "* ]]; then
     echo "== training on two ranks of one thread beside one =="
-    labels=out/bench/sample-labels.parquet
-    [ -e "$labels" ] || "$relabel" score --quiet --pairs data/sample --scorers data/mini/scorers.toml --out "$labels"
+    labels=$(sample_labels)
     # shellcheck disable=SC2086  # a list of names
     "$python" scripts/bench/ranks.py --train "${TRAIN:-$root/target/release/train}" --labels "$labels" \
         --out out/bench --rounds "${BENCH_ROUNDS:-2}" ${BENCH_RANK_ROWS:+--rows $BENCH_RANK_ROWS}

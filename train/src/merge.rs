@@ -128,8 +128,9 @@ pub fn merge(merge: &Merge) -> Result<Merged> {
     if *fresh {
         let earlier = folder.manifest()?.unwrap_or_default();
         folder.clear(outputs(&earlier), None)?;
+    } else {
+        folder.refuse_another(&manifest)?;
     }
-    folder.refuse_another(&manifest)?;
     if out.join(INDEX).is_file() {
         tracing::info!(out = %out.display(), "already complete");
         return Ok(result);

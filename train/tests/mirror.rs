@@ -306,6 +306,26 @@ fn a_folder_of_another_disk_is_a_mirror_too() {
 }
 
 #[test]
+fn the_result_of_a_run_of_adapters_is_in_its_mirror() {
+    let fixture = Fixture::new(11);
+    let adapter = ["--adapter", "lora", "--rank", "2", "--ema", "0.9"];
+    for (out, more) in [("merged", &[][..]), ("alone", &["--no-merge"])] {
+        let mirror = format!("{out}-mirror");
+        let place = fixture.path(&mirror).display().to_string();
+        let flags = [&adapter[..], more, &["--mirror", &place]].concat();
+        Run::of(&mut fixture.run(out, &flags)).expect_code(0);
+        assert_in_mirror(&fixture, out, fixture.files(&mirror));
+        // The machine vanishes after its end.
+        let expected = fixture.files(out);
+        std::fs::remove_dir_all(fixture.path(out)).unwrap();
+        Run::of(&mut fixture.run(out, &flags)).expect_code(0);
+        for (name, bytes) in expected.iter().filter(|(name, _)| name.starts_with("lora/")) {
+            assert!(fixture.files(out).get(name) == Some(bytes), "{name} differs");
+        }
+    }
+}
+
+#[test]
 fn ranks_resume_from_the_mirror_of_rank_0() {
     let fixture = Fixture::new(8);
     let store = ObjectStore::start();

@@ -294,9 +294,9 @@ fn where_there_is_not_enough_memory_the_hints_work() {
     let flags = [&flags[..], &["--micro-batch", &micro]].concat();
     fail(&flags, 6, &["the 3 steps done are kept", "--grad-checkpointing"]);
     let flags = [&flags[..], &["--grad-checkpointing"]].concat();
-    let run = fail(&flags, 6, &["the 4 steps done are kept", "--optimizer adafactor"]);
+    let run = fail(&flags, 6, &["the 4 steps done are kept", "--optimizer adamw8bit"]);
     let from = value_after(&run.stderr, "--from");
-    let more = [&flags[..], &["--from", &from, "--optimizer", "adafactor"]].concat();
+    let more = [&flags[..], &["--from", &from, "--optimizer", "adamw8bit"]].concat();
     Run::of(&mut fixture.run("other", &more)).expect_code(0);
     Run::of(&mut fixture.run("out", &flags)).expect_code(0);
     assert_eq!(fixture.metrics("out").len(), 7);

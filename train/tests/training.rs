@@ -102,10 +102,13 @@ fn the_micro_batch_changes_the_result_by_rounding_only() {
     }
     assert!(moved > 1e-4, "trained by {moved}");
     for (other_lines, other_weights) in &runs[1..] {
-        for (line, other) in lines.iter().zip(other_lines).skip(1) {
+        for (step, (line, other)) in lines.iter().zip(other_lines).enumerate().skip(1) {
+            // The first updates of AdamW are nearly the sign of a gradient: where one is all
+            // rounding, weights of later steps are apart by twice the learning rate.
+            let bound = if step == 1 { 1e-4 } else { 1e-2 };
             for name in ["loss", "grad_norm", "error/model_chosen", "error/reference_rejected"] {
                 let (here, there) = (number(line, name), number(other, name));
-                assert!((here / there - 1.0).abs() < 1e-4, "{name}: {here} and {there}");
+                assert!((here / there - 1.0).abs() < bound, "{step}, {name}: {here} and {there}");
             }
         }
         for ((name, weight), (_, other)) in weights.iter().zip(other_weights) {
@@ -385,12 +388,12 @@ fn a_cached_run_samples_the_images_of_its_pairs() {
     command.arg(pipeline("sd")).arg("--pairs").arg(fixture.path("pairs")).args(["--out", &cache]);
     Run::of(&mut command).expect_code(0);
     let samples = ["--sample-every", "5", "--sample-steps", "2"];
-    Run::of(&mut fixture.run("pairs", &samples)).expect_code(0);
+    Run::of(&mut fixture.run("streamed", &samples)).expect_code(0);
     let cached = [&samples[..], &["--cache", &cache]].concat();
     Run::of(&mut fixture.run("cached", &cached)).expect_code(0);
     let image = |out: &str, step: &str| fixture.bytes(&format!("{out}/samples/{step}/00.png"));
     // Of the base model's weights; those of later steps differ by the rounding of the cache.
-    assert!(image("pairs", "step-000000") == image("cached", "step-000000"));
+    assert!(image("streamed", "step-000000") == image("cached", "step-000000"));
     for step in ["step-000005", "step-000010"] {
         assert!(image("cached", step) != image("cached", "step-000000"), "{step}");
     }

@@ -89,7 +89,10 @@ fn numbers_round_as_bitsandbytes_rounds_them() {
     assert!(equal.count() >= 970, "of 1000");
     let largest = Vec::<f32>::try_from(state(&optimizer, "w.exp_avg_absmax")).unwrap();
     for (found, expected) in largest.iter().zip(list(&golden, "largest")) {
-        assert_eq!(f64::from(*found), 0.5 * expected);
+        assert!(
+            (f64::from(*found) - 0.5 * expected).abs() < 1e-7,
+            "{found} for half of {expected}"
+        );
     }
 }
 

@@ -22,7 +22,11 @@ fn packed(name: &str, to: &Path, kind: Option<Kind>) {
 
 /// The tensors of a part. transformers 5 leaves out the first part of a text encoder's names.
 fn tensors(folder: &Path, part: &str) -> Vec<(String, Tensor)> {
-    let weights = Weights::open(folder.join(part)).unwrap();
+    let file = match part.starts_with("text_encoder") {
+        true => "model.safetensors",
+        false => "diffusion_pytorch_model.safetensors",
+    };
+    let weights = Weights::open(folder.join(part).join(file)).unwrap();
     let whole = |name: &str| match part.starts_with("text_encoder") {
         true if !name.starts_with("text_") => format!("text_model.{name}"),
         _ => name.to_owned(),

@@ -164,7 +164,7 @@ fn every_loss_and_its_gradient_are_those_of_numpy() {
         for (image, leaf) in leaves.iter().enumerate() {
             for (pair, found) in numbers(&leaf.grad()).into_iter().enumerate() {
                 let expected = gradients[pair][image].as_f64().unwrap();
-                let apart = (f64::from(found) - expected).abs() / expected.abs().max(1e-2);
+                let apart = (f64::from(found) - expected).abs() / expected.abs().max(0.1);
                 assert!(
                     apart < 10.0 * allowed,
                     "{name}, pair {pair}, image {image}: {found} for {expected}"

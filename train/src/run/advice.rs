@@ -66,9 +66,10 @@ pub(crate) fn after(error: &anyhow::Error, config: &Config) -> Result<Option<Str
             (_, true, OptimizerKind::Adamw) => {
                 elsewhere(config, "--optimizer adamw8bit or a smaller --resolution")?
             }
-            (_, true, OptimizerKind::Adamw8bit | OptimizerKind::Adafactor) => {
-                elsewhere(config, "a smaller --resolution")?
+            (_, true, OptimizerKind::Adamw8bit) => {
+                elsewhere(config, "--optimizer adafactor or a smaller --resolution")?
             }
+            (_, true, OptimizerKind::Adafactor) => elsewhere(config, "a smaller --resolution")?,
         };
         return Ok(Some(format!(
             "not enough memory for {} pairs at once; hint: {hint}",

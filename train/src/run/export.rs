@@ -43,7 +43,7 @@ fn marks(run: &Path) -> [PathBuf; 2] {
     mark_names().map(|name| run.join(name))
 }
 
-/// The two files that mark a complete result, each of another kind of result, below the run's folder.
+/// The files that mark a complete result, below the run's folder: of a pipeline, and of adapters alone.
 pub(super) fn mark_names() -> [String; 2] {
     [format!("{FOLDER}/{INDEX}"), format!("{LORA}/{CARD}")]
 }

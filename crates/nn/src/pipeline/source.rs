@@ -338,8 +338,8 @@ fn no_pipeline(repository: &Repository) -> Result<String, HubError> {
     };
     Ok(if has("pytorch_lora_weights.safetensors") || has("adapter_config.json") {
         "it holds LoRA weights, no whole model; expected a pipeline in the layout of diffusers\n\
-         hint: merge them into their base model with Python: pipe.load_lora_weights, \
-         pipe.fuse_lora, pipe.save_pretrained"
+         hint: download the file and name it beside its base model: NAME=BASE,lora=FILE in evaluate, \
+         or train merge --model BASE --lora FILE --out FOLDER"
             .to_owned()
     } else if names.iter().any(|name| name == "unet/config.json" || name == "config.json") {
         "it holds one network, no whole pipeline; expected model_index.json\n\
