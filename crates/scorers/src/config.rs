@@ -276,7 +276,21 @@ mod tests {
             Path::new(env!("CARGO_MANIFEST_DIR")).join("../../relabel/scorers/published.toml");
         let config = ScorersConfig::read(&file).unwrap();
         let names: Vec<&str> = config.scorer.iter().map(|scorer| scorer.name.as_str()).collect();
+        assert_eq!(names, ["clip", "hps", "pickscore", "aesthetic", "image_reward"]);
+    }
+
+    #[test]
+    fn the_scorers_of_the_paper_are_four_in_its_order() {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../relabel/scorers");
+        let read = |name: &str| ScorersConfig::read(&folder.join(name)).unwrap().scorer;
+        let (paper, published) = (read("paper.toml"), read("published.toml"));
+        let names: Vec<&str> = paper.iter().map(|scorer| scorer.name.as_str()).collect();
         assert_eq!(names, ["clip", "hps", "pickscore", "aesthetic"]);
+        assert_eq!(paper[1].weights.as_deref(), Some("HPS_v2_compressed.pt"));
+        assert_eq!(published[1].weights.as_deref(), Some("HPS_v2.1_compressed.pt"));
+        for (paper, published) in paper.iter().zip(&published) {
+            assert!(paper.name == "hps" || paper == published, "{}", paper.name);
+        }
     }
 
     #[test]
