@@ -13,6 +13,7 @@
 //! * a resumed run has the metrics of an uninterrupted one ([`metrics`]);
 //! * input that a message quotes is short and safe ([`text`]);
 //! * every program has the same command-line manners and exit codes ([`program`], [`settings`]);
+//! * a rate is reported with the same interval everywhere ([`statistics`]);
 //! * what differs between two runs is named field by field ([`manifest`]).
 
 pub mod config;
@@ -34,4 +35,5 @@ pub mod run_folder;
 pub mod settings;
 pub mod shard;
 pub mod signals;
+pub mod statistics;
 pub mod text;
