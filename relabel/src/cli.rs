@@ -275,6 +275,7 @@ pub struct VoteArguments {
 #[command(after_help = "Examples:
   relabel inspect labels.parquet
   relabel inspect labels.parquet --json | jq .kappa
+  relabel inspect labels.parquet --voting
   relabel inspect labels.parquet --failed | cut -f 3 | sort | uniq -c")]
 pub struct InspectArguments {
     /// The labels file.
@@ -283,6 +284,10 @@ pub struct InspectArguments {
     /// List the rows that failed: id, position, status and reason.
     #[arg(long)]
     pub failed: bool,
+    /// Compare rules that decide the votes (majority, weighted, Borda over margins, Dawid
+    /// and Skene, unanimity): human agreement, ties, and whose vote decides.
+    #[arg(long, conflicts_with = "failed")]
+    pub voting: bool,
     /// How to print.
     #[arg(long, value_name = "FORMAT", value_enum, default_value = "text", hide = true)]
     pub format: ReportFormat,

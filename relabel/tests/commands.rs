@@ -682,7 +682,7 @@ fn help_fits_80_columns_and_names_every_flag() {
         (Some("score"), &score),
         (Some("check"), &check),
         (Some("vote"), &["labels", "out", "voters", "ties", "fresh", "json"]),
-        (Some("inspect"), &["failed", "json"]),
+        (Some("inspect"), &["failed", "voting", "json"]),
     ] {
         for flag in ["-h", "--help"] {
             let run = Run::of(&mut relabel(command.into_iter().chain([flag]))).expect_code(0);

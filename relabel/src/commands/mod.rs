@@ -21,7 +21,7 @@ use scorers::Compute;
 use serde::Serialize;
 
 use crate::cli::{Cli, Command, InspectArguments, ReportFormat, ScoreArguments, ScoreSettings};
-use crate::inspect::Report;
+use crate::inspect::{Report, Voting};
 use crate::score::plan::UNIT_PAIRS;
 use crate::score::{self, Config, Sharing};
 
@@ -122,8 +122,13 @@ fn inspect(arguments: &InspectArguments) -> Result<ExitStatus> {
     if arguments.failed {
         return failed::run(&arguments.labels, arguments.format());
     }
-    let report = Report::of(&arguments.labels)?;
     let json = JsonFlag { json: arguments.format() == ReportFormat::Json };
+    if arguments.voting {
+        let study = Voting::of(&arguments.labels)?;
+        json.say(|| study.to_text(), &study)?;
+        return Ok(ExitStatus::Done);
+    }
+    let report = Report::of(&arguments.labels)?;
     json.say(|| report.to_text(), &report)?;
     Ok(ExitStatus::Done)
 }

@@ -1,8 +1,9 @@
 //! What a labels file says about its scorers: how each votes, how much they agree with each other
 //! and with human labels, how clear the margins are, what failed, and whether a scorer looks
-//! broken.
+//! broken. [`Voting`] compares rules that decide the same votes.
 
 mod text;
+mod voting;
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -12,6 +13,7 @@ use arrow::array::{Array as _, Int8Array};
 use schemas::labels::{LabelBatch, LabelsFile, Status};
 use serde::Serialize;
 
+pub use self::voting::{DawidSkeneReport, Rate, RuleReport, VoterReport, Voting};
 use crate::vote::Moments;
 
 /// If the standard deviation of a scorer's scores is below this fraction of their mean magnitude,

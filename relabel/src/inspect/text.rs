@@ -10,7 +10,7 @@ use runkit::program;
 use super::Report;
 
 /// Columns if stdout is not a terminal.
-const COLUMNS_OF_A_FILE: usize = 100;
+pub(super) const COLUMNS_OF_A_FILE: usize = 100;
 
 impl Report {
     /// The report as text that fits the terminal.
@@ -128,19 +128,19 @@ impl Report {
 }
 
 /// A table with names in the first column and numbers in the others.
-struct Grid {
+pub(super) struct Grid {
     /// The header, then the rows.
-    rows: Vec<Vec<String>>,
+    pub(super) rows: Vec<Vec<String>>,
 }
 
 impl Grid {
-    fn new(header: &[&str]) -> Self {
+    pub(super) fn new(header: &[&str]) -> Self {
         Self { rows: vec![header.iter().map(|&name| name.to_owned()).collect()] }
     }
 
     /// The table as text. If it is wider than `most` columns of a terminal it becomes several
     /// tables, one below the other, each with the names.
-    fn to_text(&self, most: usize) -> String {
+    pub(super) fn to_text(&self, most: usize) -> String {
         let width = |column: usize| {
             let cells = self.rows.iter().filter_map(|row| row.get(column));
             let lines = cells.flat_map(|cell| cell.lines().map(|line| line.chars().count()));
@@ -188,7 +188,7 @@ fn two_digits(number: f64) -> String {
     if text == "-0.00" { "0.00".to_owned() } else { text }
 }
 
-fn percent(rate: Option<f64>) -> String {
+pub(super) fn percent(rate: Option<f64>) -> String {
     rate.map_or_else(|| "–".to_owned(), |rate| format!("{:.1} %", 100.0 * rate))
 }
 
