@@ -18,6 +18,7 @@ fn page(fixture: &ScoredFixture, dropped: &[DroppedPrompt]) -> String {
         index: &ScoresIndex::new(&fixture.rows, Selection::default()).unwrap(),
         win_rates: &tables.win_rates,
         means: &tables.means,
+        agreement: &tables.agreement,
         notes: &tables.notes,
         labels: None,
         manifest: &manifest,

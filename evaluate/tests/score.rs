@@ -178,7 +178,7 @@ fn images_made_elsewhere_have_the_scores_of_their_pixels() {
     }
     let empty = format!("x={}", fixture.put("empty/readme.md", b"").parent().unwrap().display());
     Run::of(&mut score(&fixture, SCORERS, &["--images", &empty]))
-        .expect_error(&["expected metadata.jsonl or metadata.csv", "found neither"]);
+        .expect_error(&["expected metadata.jsonl or metadata.csv", "found none of these"]);
     Run::of(&mut score(&fixture, SCORERS, &["--models", "dpo"]))
         .expect_error(&["no images of a model \"dpo\"", "hint"]);
     Run::of(&mut score(&fixture, fixture.path("absent.toml"), &[])).expect_error(&["absent.toml"]);

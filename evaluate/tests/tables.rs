@@ -110,6 +110,56 @@ fn win_rates_equal_those_of_pandas() {
 }
 
 #[test]
+fn agreement_of_metrics_equals_that_of_pandas() {
+    let tables = compute(&golden_scores());
+    let expected =
+        concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/tables/agreement.csv").to_owned();
+    let mut found: HashMap<_, _> = tables
+        .agreement
+        .iter()
+        .map(|row| ((&*row.prompt_set, &*row.metric_a, &*row.metric_b), row))
+        .collect();
+    let mut csv = csv::Reader::from_path(expected).unwrap();
+    for cell in csv.deserialize::<HashMap<String, String>>() {
+        let cell = cell.unwrap();
+        let key = (&*cell["prompt_set"], &*cell["metric_a"], &*cell["metric_b"]);
+        let row = found.remove(&key).unwrap_or_else(|| panic!("no {key:?}"));
+        for (name, number) in [
+            ("prompts", row.prompts as f64),
+            ("pairs", row.pairs as f64),
+            ("agreement", row.agreement),
+            ("agreement_low", row.agreement_low),
+            ("agreement_high", row.agreement_high),
+            ("kappa", row.kappa),
+        ] {
+            let expected = cell[name].parse::<f64>().unwrap();
+            assert!((number - expected).abs() < 1e-12, "{name} of {key:?}: {number} {expected}");
+        }
+    }
+    assert!(found.is_empty(), "too many: {:?}", found.keys());
+}
+
+#[test]
+fn metrics_that_are_one_are_named() {
+    let images = || (0..30).flat_map(|prompt| (0..3).map(move |seed| (prompt, seed)));
+    let scores: Vec<ScoreRow> = images()
+        .flat_map(|(prompt, seed)| {
+            let value = ((prompt * 7 + seed * 5) % 11) as f32;
+            // Any rising function of a metric orders alike; a falling one never does.
+            [("hps", value), ("copy", value.exp()), ("opposite", -value)]
+                .map(|(metric, value)| score("a", prompt, seed as i64, metric, value))
+        })
+        .collect();
+    let tables = compute(&scores);
+    let kappas: Vec<f64> = tables.agreement.iter().map(|row| row.kappa).collect();
+    assert_eq!(kappas, [1.0, -1.0, -1.0], "{:?}", tables.agreement);
+    let named: Vec<&String> =
+        tables.notes.iter().filter(|note| note.contains("read their columns as one")).collect();
+    assert_eq!(named.len(), 1, "{:?}", tables.notes);
+    assert!(named[0].contains("hps and copy order 100.0 %"), "{named:?}");
+}
+
+#[test]
 fn notes_name_what_is_excluded() {
     let notes = compute(&golden_scores()).notes;
     for part in [
@@ -422,11 +472,20 @@ fn the_program_writes_every_form() {
     assert_eq!(summary["models"][2], "balanced");
     assert_eq!(summary["prompt_sets"][2]["name"], "all");
 
+    assert_eq!(summary["metric_agreement"].as_array().unwrap().len(), 9, "3 twos, 3 sets");
+    assert!(markdown.contains("## Agreement of the metrics, hpd"), "{markdown}");
+    assert_eq!(summary["hps_v2"], serde_json::json!([]));
+
     // The same again, byte for byte, and by default beside the scores.
     let before = std::fs::read(out.join("winrates.parquet")).unwrap();
     run(&["--baselines", "base,diffusion_dpo"]).expect_code(0);
     assert_eq!(std::fs::read(folder.path().join("winrates.parquet")).unwrap(), before);
 
+    run(&["--preset", "hps-v2"]).expect_error(&[
+        "sets anime",
+        "found those of",
+        "hint: score them",
+    ]);
     run(&["--models", "base,nobody"]).expect_error(&["no scores of the model \"nobody\"", "hint"]);
     let twice = scores.to_str().unwrap();
     run(&[twice]).expect_error(&["more than once", "hint: name each scores.parquet once"]);
@@ -434,6 +493,43 @@ fn the_program_writes_every_form() {
         Path::new(env!("CARGO_MANIFEST_DIR")).join("../data/sample/pairs-00000-of-00003.parquet");
     let run = Run::of(&mut evaluate(["tables", "--scores", labels.to_str().unwrap()]));
     run.expect_error(&["pairs-00000-of-00003.parquet: not scores", "hint"]);
+}
+
+#[test]
+fn the_benchmark_of_hps_v2_has_a_table_of_its_own() {
+    let folder = tempdir().unwrap();
+    let scores = folder.path().join("scores.parquet");
+    let sets = ["anime", "concept-art", "photo"];
+    let rows: Vec<ScoreRow> = ["base", "dpo"]
+        .iter()
+        .zip([0.25, 0.5])
+        .flat_map(|(model, value)| {
+            // Two groups of 80 prompts: 0.125 apart.
+            let prompts = (0..160).map(move |prompt| (prompt, value + (prompt / 80) as f32 / 8.0));
+            prompts.flat_map(move |(prompt, value)| {
+                sets.map(|set| ScoreRow {
+                    prompt_set: set.to_owned(),
+                    ..score(model, prompt, 0, "hps21", value)
+                })
+            })
+        })
+        .collect();
+    write_scores(&scores, &rows);
+    let arguments = ["tables", "--preset", "hps-v2", "--bootstrap", "10", "--scores"];
+    let run = Run::of(evaluate(arguments).arg(&scores)).expect_code(0);
+    assert!(run.stdout.contains("The benchmark of HPS v2, hps21"), "{run:#?}");
+    let read = |name: &str| std::fs::read_to_string(folder.path().join(name)).unwrap();
+    let expected = "| base | 31.25 <sub>6.2500</sub> | 31.25 <sub>6.2500</sub> | – | \
+                    31.25 <sub>6.2500</sub> | 31.25 |";
+    assert!(read("tables.md").contains(expected), "{}", read("tables.md"));
+    let summary: serde_json::Value = serde_json::from_str(&read("summary.json")).unwrap();
+    let dpo = &summary["hps_v2"][1];
+    assert_eq!((&dpo["model"], &dpo["average"]), (&"dpo".into(), &56.25.into()));
+    assert_eq!(
+        dpo["styles"]["photo"],
+        serde_json::json!({ "prompts": 160, "mean": 56.25, "std": 6.25 })
+    );
+    assert_eq!(dpo["styles"]["paintings"], serde_json::Value::Null);
 }
 
 /// Five models, 2,000 prompts, five seeds, four metrics: 200,000 scores, by default resampled

@@ -1,4 +1,4 @@
-"""Goldens of the tables: evaluate/tests/fixtures/tables/{scores.parquet,expected.csv}.
+"""Goldens of the tables: evaluate/tests/fixtures/tables/{scores.parquet,expected.csv,agreement.csv}.
 
 Random scores with many ties and every kind of gap, and the tables by pandas, scipy and statsmodels.
 It has no code in common with the program: it merges models pair by pair, groups prompts and counts cells.
@@ -143,6 +143,49 @@ def cell(frame: pandas.DataFrame, known: int) -> dict:
     }
 
 
+def cohen_kappa(table: numpy.ndarray) -> float:
+    """Of a 2 x 2 table of counts."""
+    fractions = table / table.sum()
+    alike, chance = numpy.trace(fractions), float(fractions.sum(axis=0) @ fractions.sum(axis=1))
+    return (alike - chance) / (1 - chance)
+
+
+def agreement(scores: pandas.DataFrame) -> pandas.DataFrame:
+    """Every two metrics: which of two images of a prompt scores higher, of all ordered pairs of images."""
+    wide = scores.pivot(index=["prompt_set", "prompt_id", "prompt", "model", "seed"], columns="metric", values="score")
+    metrics = list(dict.fromkeys(scores.metric))
+    rows = []
+    for place, later in enumerate(metrics):
+        for earlier in metrics[:place]:
+            tables = []
+            for (prompt_set, *_), images in wide.groupby(level=["prompt_set", "prompt_id", "prompt"]):
+                one, other = images[earlier].to_numpy(float), images[later].to_numpy(float)
+                first, second = (numpy.sign(values[:, None] - values[None, :]) for values in (one, other))
+                orders = ~numpy.isnan(first) & ~numpy.isnan(second) & (first != 0) & (second != 0)
+                table = numpy.array([
+                    [(orders & (first == a) & (second == b)).sum() for b in (1, -1)] for a in (1, -1)
+                ], float)
+                if table.sum():
+                    tables.append((prompt_set, table))
+            for name in [*SETS, "all"]:
+                found = [table for prompt_set, table in tables if name in (prompt_set, "all")]
+                # A prompt is the unit: each counts alike, however many images it has.
+                mean = sum(table / table.sum() for table in found) / len(found)
+                low, high = proportion_confint(numpy.trace(mean) * len(found), len(found), alpha=0.05, method="wilson")
+                rows.append({
+                    "prompt_set": name,
+                    "metric_a": earlier,
+                    "metric_b": later,
+                    "prompts": len(found),
+                    "pairs": int(sum(table.sum() for table in found) / 2),
+                    "agreement": numpy.trace(mean),
+                    "agreement_low": low,
+                    "agreement_high": high,
+                    "kappa": cohen_kappa(mean),
+                })
+    return pandas.DataFrame(rows)
+
+
 def main() -> None:
     for package, version in VERSIONS.items():
         assert importlib.metadata.version(package) == version, package
@@ -188,6 +231,7 @@ def main() -> None:
         corrected = multipletests(expected.p_value[of_family], alpha=0.05, method="holm")[1]
         expected.loc[of_family, "p_holm"] = corrected
     expected.to_csv(OUT / "expected.csv", index=False)
+    agreement(scores).to_csv(OUT / "agreement.csv", index=False)
     print(f"{len(scores)} scores, {len(expected)} cells, {int((expected.ties > 0).sum())} of them with ties")
 
 

@@ -11,6 +11,7 @@ use serde_json::Value;
 use super::generate::GenerateSettings;
 use super::run::RunSettings;
 use super::score::ScoreSettings;
+use crate::prompts::Preset;
 
 /// The settings of `defaults.toml`.
 pub(crate) static DEFAULTS: LazyLock<RunSettings> = LazyLock::new(|| {
@@ -19,9 +20,14 @@ pub(crate) static DEFAULTS: LazyLock<RunSettings> = LazyLock::new(|| {
 });
 
 impl GenerateSettings {
-    /// These settings over the defaults.
+    /// These settings over those of their preset and the defaults.
     pub(crate) fn with_defaults(&self) -> Result<Self, ConfigError> {
-        merge(self, &DEFAULTS.generate)
+        merge(&self.with_preset(), &DEFAULTS.generate)
+    }
+
+    fn with_preset(&self) -> Self {
+        let of_preset = self.preset.and_then(Preset::seeds);
+        Self { seeds: self.seeds.or(of_preset), ..self.clone() }
     }
 }
 
@@ -38,7 +44,7 @@ impl ScoreSettings {
 impl RunSettings {
     /// These settings over the defaults.
     pub(crate) fn with_defaults(&self) -> Result<Self, ConfigError> {
-        merge(self, &DEFAULTS)
+        merge(&Self { generate: self.generate.with_preset(), ..self.clone() }, &DEFAULTS)
     }
 }
 
@@ -86,5 +92,20 @@ mod tests {
             }
             assert!(!words.contains(hidden), "{hidden} is in {help}");
         }
+    }
+
+    #[test]
+    fn a_preset_says_how_many_seeds_unless_a_flag_does() {
+        let seeds = |preset: &str, seeds: Option<u64>| {
+            let preset = Some(preset.parse().unwrap());
+            let generate = GenerateSettings { preset, seeds, ..GenerateSettings::default() };
+            let run = RunSettings { generate: generate.clone(), ..RunSettings::default() };
+            let of_run = run.with_defaults().unwrap().generate.seeds;
+            assert_eq!(generate.with_defaults().unwrap().seeds, of_run);
+            of_run
+        };
+        assert_eq!(seeds("hps-v2", None), Some(1));
+        assert_eq!(seeds("hps-v2", Some(4)), Some(4));
+        assert_eq!(seeds("paper-sd15", None), Some(5));
     }
 }

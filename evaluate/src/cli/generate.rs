@@ -102,7 +102,9 @@ pub struct GenerateSettings {
     /// Take the first prompts of each set, as many as in the paper's tables: paper-sd15 (297 of
     /// Pick-a-Pic, 1129 of PartiPrompts, 150 of HPD), paper-sdxl (100 of each) or paper-sd21 (300
     /// of Pick-a-Pic). The beginning of its name tells which set it is: pickapic, parti, hpd. The
-    /// numbers count safe prompts: use the output of filter-prompts.
+    /// numbers count safe prompts: use the output of filter-prompts. hps-v2 takes 800 of each style
+    /// of HPS v2's benchmark (sets anime, concept-art, paintings, photo), one image each unless
+    /// --seeds says otherwise, and run adds its table.
     #[arg(long, value_name = "NAME", conflicts_with = "limit", help_heading = "Input and output")]
     pub preset: Option<Preset>,
     /// The folder to write.

@@ -60,7 +60,8 @@ pub struct ScoreSettings {
     #[arg(long, value_name = "NAME,…", value_delimiter = ',', help_heading = "Input and output")]
     pub models: Option<Vec<String>>,
     /// Images made elsewhere, by a name for their model: a folder with metadata.jsonl (file_name,
-    /// prompt, seed) or PROMPT_ID/SEED.png. Repeat for more.
+    /// prompt, seed), PROMPT_ID/SEED.png, or SET/00000.jpg as HPS v2's benchmark numbers the
+    /// prompts of each style. Repeat for more.
     #[arg(long, value_name = "NAME=DIR", help_heading = "Input and output")]
     pub images: Option<Vec<ImagesSource>>,
     /// Images of each prompt [default: all that were generated].
@@ -87,7 +88,7 @@ pub struct ScoreSettings {
         help_heading = "Input and output"
     )]
     pub limit: Option<usize>,
-    /// Take as many prompts of each set as the paper did; as for generate.
+    /// Take as many prompts of each set as the paper or HPS v2's benchmark did; as for generate.
     #[arg(long, value_name = "NAME", conflicts_with = "limit", help_heading = "Input and output")]
     pub preset: Option<Preset>,
     /// How images are scored.

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use clap::Args;
+use clap::{Args, ValueEnum};
 use runkit::program::JsonFlag;
 
 use crate::tables::TablesConfig;
@@ -28,6 +28,9 @@ pub struct TablesArguments {
     /// Take these metrics, in this order [default: all].
     #[arg(long, value_name = "NAME,…", value_delimiter = ',')]
     pub metrics: Option<Vec<String>>,
+    /// Add the table of a published benchmark.
+    #[arg(long, value_name = "NAME")]
+    pub preset: Option<TablesPreset>,
     /// Resamples of the bootstrap.
     #[arg(long, value_name = "N", default_value_t = TablesConfig::default().bootstrap)]
     pub bootstrap: usize,
@@ -37,4 +40,11 @@ pub struct TablesArguments {
     /// The form of the summary.
     #[command(flatten)]
     pub json: JsonFlag,
+}
+
+/// A benchmark with a table of its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum TablesPreset {
+    /// HPS v2: means of groups of 80 prompts of the sets anime, concept-art, paintings and photo.
+    HpsV2,
 }

@@ -39,6 +39,7 @@ pub(super) fn run(arguments: &ReportArguments) -> Result<ExitStatus> {
         index: &index,
         win_rates: &tables.win_rates,
         means: &tables.means,
+        agreement: &tables.agreement,
         notes: &tables.notes,
         labels: arguments.labels.as_deref(),
         manifest: &manifest.unwrap_or_default(),

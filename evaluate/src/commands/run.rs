@@ -21,7 +21,7 @@ use crate::cli::run::{ReportSettings, RunArguments, RunSettings};
 use crate::generate::{self, Config as GenerateConfig, GenerationPlan};
 use crate::owned;
 use crate::present::report::{self, DroppedPrompt, ReportInputs};
-use crate::prompts::{self, Prompt, SafetyClassifier, UNSAFE_LABEL};
+use crate::prompts::{self, Preset, Prompt, SafetyClassifier, UNSAFE_LABEL};
 use crate::score::{self, ScoringPlan};
 use crate::scores_index::{ScoresIndex, Selection};
 use crate::sharing::Sharing;
@@ -164,6 +164,7 @@ impl<'run> Opened<'run> {
         let generation = generate::Generation::open(generate_config, prompts)?;
         let config = TablesConfig {
             baselines: settings.baselines.clone().unwrap_or_default(),
+            hps_v2: generate_config.limits.preset == Some(Preset::HpsV2),
             ..TablesConfig::default()
         };
         config.check(&scoring.models(Some(generation.manifest())), &scoring.sets())?;
@@ -291,6 +292,7 @@ fn report(
     let first = scores.first().map(|row| row.model.clone());
     let config = TablesConfig {
         baselines: settings.baselines.clone().unwrap_or_else(|| first.into_iter().collect()),
+        hps_v2: generate_config.limits.preset == Some(Preset::HpsV2),
         ..TablesConfig::default()
     };
     let tables = Tables::compute(&scores, &config)?;
@@ -300,6 +302,7 @@ fn report(
         index: &ScoresIndex::new(&scores, Selection::default())?,
         win_rates: &tables.win_rates,
         means: &tables.means,
+        agreement: &tables.agreement,
         notes: &tables.notes,
         labels: settings.labels.as_deref(),
         manifest: &manifest,

@@ -10,7 +10,7 @@ use schemas::evaluation::{KEY_FINGERPRINT, KEY_MANIFEST};
 use schemas::scores::ScoresFile;
 use serde_json::json;
 
-use crate::cli::tables::TablesArguments;
+use crate::cli::tables::{TablesArguments, TablesPreset};
 use crate::owned;
 use crate::tables::{Tables, TablesConfig};
 
@@ -36,6 +36,7 @@ pub(super) fn run(arguments: &TablesArguments) -> Result<ExitStatus> {
         baselines: arguments.baselines.clone(),
         bootstrap: arguments.bootstrap,
         seed: arguments.seed,
+        hps_v2: arguments.preset == Some(TablesPreset::HpsV2),
     };
     let tables = Tables::compute(&scores, &config)?;
     let files = tables.write(&folder, &metadata(&fingerprints, &tables))?;

@@ -5,9 +5,11 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-/// The sample sizes behind the percentages in a table of the paper. The paper does not print them:
-/// each is the smallest number of prompts for which every printed percentage is a whole number of
-/// wins.
+/// How many prompts a published evaluation takes of each set.
+///
+/// The sample sizes behind the percentages in a table of the BalancedDPO paper are not printed
+/// there: each is the smallest number of prompts for which every printed percentage is a whole
+/// number of wins.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub enum Preset {
@@ -17,6 +19,44 @@ pub enum Preset {
     PaperSdxl,
     /// Table 5: 300 of Pick-a-Pic.
     PaperSd21,
+    /// The benchmark of HPS v2: 800 of each of four styles, one image each.
+    HpsV2,
+}
+
+/// The styles of HPS v2's benchmark. Each is a set of prompts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Style {
+    /// `anime.json`.
+    Anime,
+    /// `concept-art.json`.
+    ConceptArt,
+    /// `paintings.json`.
+    Paintings,
+    /// `photo.json`.
+    Photo,
+}
+
+impl Style {
+    /// All, in the order of the benchmark's tables.
+    pub const ALL: [Self; 4] = [Self::Anime, Self::ConceptArt, Self::Paintings, Self::Photo];
+    /// Prompts of each.
+    const PROMPTS: usize = 800;
+
+    /// Its name in the benchmark.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Anime => "anime",
+            Self::ConceptArt => "concept-art",
+            Self::Paintings => "paintings",
+            Self::Photo => "photo",
+        }
+    }
+
+    /// The style of a set: by the letters of its name, which is that of the style.
+    pub fn of(set: &str) -> Option<Self> {
+        let plain = plain(set);
+        Self::ALL.into_iter().find(|style| plain == self::plain(style.name()))
+    }
 }
 
 /// The paper's collections of prompts.
@@ -32,7 +72,7 @@ enum Collection {
 pub struct Limits {
     /// At most this many.
     pub limit: Option<usize>,
-    /// As many as in the paper.
+    /// As many as a published evaluation takes.
     pub preset: Option<Preset>,
 }
 
@@ -43,6 +83,15 @@ impl Limits {
     /// If the preset has no number for the set: what to do instead.
     pub fn of(self, set: &str) -> Result<Option<usize>, String> {
         let Some(preset) = self.preset else { return Ok(self.limit) };
+        if preset == Preset::HpsV2 {
+            let unknown = || {
+                format!(
+                    "--preset {preset} does not know the set {set:?}; hint: after the file, add \
+                     ,name=anime or ,name=concept-art or ,name=paintings or ,name=photo"
+                )
+            };
+            return Style::of(set).map(|_| Some(Style::PROMPTS)).ok_or_else(unknown);
+        }
         match Collection::of(set) {
             None => Err(format!(
                 "--preset {preset} does not know the set {set:?}; hint: after the file, add \
@@ -60,11 +109,17 @@ impl Limits {
 }
 
 impl Preset {
-    const NAMES: [(Self, &'static str); 3] = [
+    const NAMES: [(Self, &'static str); 4] = [
         (Self::PaperSd15, "paper-sd15"),
         (Self::PaperSdxl, "paper-sdxl"),
         (Self::PaperSd21, "paper-sd21"),
+        (Self::HpsV2, "hps-v2"),
     ];
+
+    /// Images of each prompt, if the evaluation says how many.
+    pub fn seeds(self) -> Option<u64> {
+        (self == Self::HpsV2).then_some(1)
+    }
 
     fn size(self, collection: Collection) -> Option<usize> {
         match (self, collection) {
@@ -73,7 +128,7 @@ impl Preset {
             (Self::PaperSd15, Collection::Hpd) => Some(150),
             (Self::PaperSdxl, _) => Some(100),
             (Self::PaperSd21, Collection::PickAPic) => Some(300),
-            (Self::PaperSd21, _) => None,
+            (Self::PaperSd21 | Self::HpsV2, _) => None,
         }
     }
 }
@@ -81,12 +136,16 @@ impl Preset {
 impl Collection {
     /// By the beginning of a set's name, its letters and digits alone.
     fn of(set: &str) -> Option<Self> {
-        let plain: String =
-            set.chars().filter(|c| c.is_alphanumeric()).flat_map(char::to_lowercase).collect();
+        let plain = plain(set);
         [("pickapic", Self::PickAPic), ("parti", Self::PartiPrompts), ("hpd", Self::Hpd)]
             .into_iter()
             .find_map(|(name, collection)| plain.starts_with(name).then_some(collection))
     }
+}
+
+/// The letters and digits of a name, in lower case.
+fn plain(name: &str) -> String {
+    name.chars().filter(|c| c.is_alphanumeric()).flat_map(char::to_lowercase).collect()
 }
 
 impl FromStr for Preset {
@@ -94,9 +153,9 @@ impl FromStr for Preset {
 
     fn from_str(text: &str) -> Result<Self, String> {
         let known = Self::NAMES.iter().find(|(_, name)| *name == text);
-        known
-            .map(|(preset, _)| *preset)
-            .ok_or_else(|| format!("expected paper-sd15, paper-sdxl or paper-sd21, found {text:?}"))
+        known.map(|(preset, _)| *preset).ok_or_else(|| {
+            format!("expected paper-sd15, paper-sdxl, paper-sd21 or hps-v2, found {text:?}")
+        })
     }
 }
 
@@ -139,5 +198,18 @@ mod tests {
         assert_eq!(Limits::default().of("my prompts"), Ok(None));
         assert_eq!(Limits { limit: Some(3), preset: None }.of("x"), Ok(Some(3)));
         assert!("paper".parse::<Preset>().is_err());
+    }
+
+    #[test]
+    fn the_benchmark_of_hps_v2_takes_800_of_each_style() {
+        let limits = Limits { limit: None, preset: Some("hps-v2".parse().unwrap()) };
+        for set in ["anime", "concept-art", "Concept Art", "paintings", "photo"] {
+            assert_eq!(limits.of(set), Ok(Some(800)), "{set}");
+        }
+        assert_eq!(Style::of("concept_art"), Some(Style::ConceptArt));
+        let error = limits.of("drawbench").unwrap_err();
+        assert!(error.contains("\"drawbench\"; hint: after the file, add ,name=anime"), "{error}");
+        let seeds = |preset: &str| preset.parse::<Preset>().unwrap().seeds();
+        assert_eq!((seeds("hps-v2"), seeds("paper-sd15")), (Some(1), None));
     }
 }

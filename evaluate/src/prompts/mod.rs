@@ -35,7 +35,7 @@ pub use self::filter::{
     ClassifiedPrompt, ClassifierRecord, FilterError, FilteredSet, SAFETY_CLASSIFIER,
     SafetyClassifier, UNSAFE_LABEL, filter, write_classified,
 };
-pub use self::limits::{Limits, Preset};
+pub use self::limits::{Limits, Preset, Style};
 pub use self::source::{PromptSource, with_split};
 
 /// Far above every collection of prompts. A model, given by mistake, is larger.

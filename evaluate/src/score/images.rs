@@ -54,6 +54,9 @@ pub(super) struct Collection {
 enum Layout {
     /// `PROMPT_ID/SEED.png`.
     Folders(PathBuf),
+    /// `SET/00000.jpg`, numbered by the place of the prompt in its file, as HPS v2's benchmark has
+    /// them.
+    Numbered(PathBuf),
     /// A list says which image belongs to which prompt; by text and seed.
     Listed(HashMap<String, BTreeMap<u64, PathBuf>>),
     /// Only the scores say where they are.
@@ -125,15 +128,21 @@ impl Collection {
             }
             None => {
                 let found = seeds_in_folders(folder, prompts)?;
-                ensure!(
-                    !found.is_empty(),
-                    "{}: expected {} with file_name and prompt, or images PROMPT_ID/SEED.png as \
-                     {}/0.png; found neither",
-                    folder.display(),
-                    LISTS.join(" or "),
-                    prompts.first().map_or("00001-8f14e45f", |prompt| &prompt.id)
-                );
-                (Layout::Folders(folder.clone()), found)
+                if found.is_empty() {
+                    let first = prompts.first();
+                    ensure!(
+                        prompts.iter().any(|prompt| numbered(folder, prompt).is_some()),
+                        "{}: expected {} with file_name and prompt, images PROMPT_ID/SEED.png as \
+                         {}/0.png, or SET/NUMBER.jpg as {}/00000.jpg; found none of these",
+                        folder.display(),
+                        LISTS.join(" or "),
+                        first.map_or("00001-8f14e45f", |prompt| &prompt.id),
+                        first.map_or("anime", |prompt| &prompt.set)
+                    );
+                    (Layout::Numbered(folder.clone()), BTreeSet::from([0]))
+                } else {
+                    (Layout::Folders(folder.clone()), found)
+                }
             }
         };
         let seeds = seeds.unwrap_or(found);
@@ -147,10 +156,22 @@ impl Collection {
                 .iter()
                 .map(|extension| folder.join(&prompt.id).join(format!("{seed}.{extension}")))
                 .find(|path| path.is_file()),
+            Layout::Numbered(folder) => numbered(folder, prompt).filter(|_| seed == 0),
             Layout::Listed(listed) => listed.get(&prompt.text)?.get(&seed).cloned(),
             Layout::Existing => None,
         }
     }
+}
+
+/// The image of a prompt that is numbered by the place of the prompt in its file, from 0. Ids
+/// begin with that place, from 1.
+fn numbered(folder: &Path, prompt: &Prompt) -> Option<PathBuf> {
+    let (place, _) = prompt.id.split_once('-')?;
+    let number = place.parse::<u64>().ok()?.checked_sub(1)?;
+    let folder = folder.join(&prompt.set);
+    let mut paths =
+        EXTENSIONS.iter().map(|extension| folder.join(format!("{number:05}.{extension}")));
+    paths.find(|path| path.is_file())
 }
 
 /// The seeds that images in the folders of prompts are named by.
@@ -386,7 +407,7 @@ mod tests {
         let prompts = [prompt(1, "a fox"), prompt(2, "a cat")];
         let source: ImagesSource = format!("sd={}", folder.path().display()).parse().unwrap();
         let error = Collection::made_elsewhere(&source, &prompts, None).unwrap_err().to_string();
-        assert!(error.contains("00001-x/0.png; found neither"), "{error}");
+        assert!(error.contains("00001-x/0.png, or SET/NUMBER.jpg as s/00000.jpg"), "{error}");
         std::fs::create_dir(folder.path().join("00002-x")).unwrap();
         for name in ["3.jpg", "notes.png", "4.txt"] {
             std::fs::write(folder.path().join("00002-x").join(name), "").unwrap();
@@ -397,5 +418,25 @@ mod tests {
             prompts.each_ref().map(|prompt| collection.find(prompt, 3).is_some()),
             [false, true]
         );
+    }
+
+    #[test]
+    fn numbered_images_are_those_of_the_benchmark_of_hps_v2() {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::create_dir(folder.path().join("s")).unwrap();
+        for name in ["00000.jpg", "00002.png"] {
+            std::fs::write(folder.path().join("s").join(name), "").unwrap();
+        }
+        let source: ImagesSource = format!("sd={}", folder.path().display()).parse().unwrap();
+        // The second prompt was a repetition of the first, so it is not in the list.
+        let prompts = [prompt(1, "a fox"), prompt(3, "a cat"), prompt(4, "a dog")];
+        let collection = Collection::made_elsewhere(&source, &prompts, None).unwrap();
+        assert_eq!(collection.seeds, BTreeSet::from([0]));
+        let found = prompts.each_ref().map(|prompt| {
+            let path = collection.find(prompt, 0)?;
+            Some(path.file_name()?.to_string_lossy().into_owned())
+        });
+        assert_eq!(found, [Some("00000.jpg".to_owned()), Some("00002.png".to_owned()), None]);
+        assert_eq!(collection.find(&prompts[0], 1), None);
     }
 }

@@ -9,8 +9,10 @@ use schemas::winrates::{Statistic, WinRateRow, WinRatesWriter};
 use serde_json::{Value, json};
 
 use super::grid::Grid;
+use super::hps_v2;
 use super::render::{escape_latex, escape_markdown, latex, markdown, terminal};
-use super::{Tables, TablesError};
+use super::{BenchmarkRow, StyleMean, Tables, TablesError};
+use crate::prompts::Style;
 
 /// The name of the table of all cells for programs.
 pub const WIN_RATES_FILE: &str = "winrates.parquet";
@@ -53,6 +55,7 @@ impl Tables {
                 "[95 % Wilson interval]  * significant at 5 % (sign test, Holm)\n".to_owned(),
             );
         }
+        parts.extend(hps_v2::grids(&self.hps_v2).iter().map(terminal));
         if !self.notes.is_empty() {
             let notes = self.notes.iter();
             let notes = notes.map(|note| runkit::text::escape_for_terminal(note).into_owned());
@@ -146,6 +149,18 @@ impl Tables {
                 "max": row.max,
                 "std": row.std,
             })).collect::<Vec<_>>(),
+            "metric_agreement": self.agreement.iter().map(|row| json!({
+                "prompt_set": row.prompt_set,
+                "metric_a": row.metric_a,
+                "metric_b": row.metric_b,
+                "prompts": row.prompts,
+                "pairs": row.pairs,
+                "agreement": row.agreement,
+                "agreement_low": row.agreement_low,
+                "agreement_high": row.agreement_high,
+                "kappa": row.kappa,
+            })).collect::<Vec<_>>(),
+            "hps_v2": self.hps_v2.iter().map(benchmark).collect::<Vec<_>>(),
             "notes": self.notes,
         })
     }
@@ -165,6 +180,19 @@ fn numbers(row: &WinRateRow) -> [f64; 10] {
         row.mean_difference_high,
         row.minimum_detectable_effect,
     ]
+}
+
+fn benchmark(row: &BenchmarkRow) -> Value {
+    let styles = Style::ALL.iter().zip(&row.styles).filter_map(|(style, mean)| {
+        let StyleMean { prompts, mean, std } = (*mean)?;
+        Some((style.name().to_owned(), json!({ "prompts": prompts, "mean": mean, "std": std })))
+    });
+    json!({
+        "metric": row.metric,
+        "model": row.model,
+        "styles": styles.collect::<serde_json::Map<_, _>>(),
+        "average": row.average,
+    })
 }
 
 fn cell(row: &WinRateRow) -> Value {

@@ -7,17 +7,21 @@
 //! | two models compared prompt by prompt | `comparison` |
 //! | comparisons counted and tested | `cells` |
 //! | mean scores | `means` |
+//! | how far metrics agree | `agreement` |
+//! | the benchmark of HPS v2 | `hps_v2` |
 //! | what is missing, in sentences | `notes` |
 //! | a table as cells | `grid` |
 //! | the layouts of the paper, and more | `layout` |
 //! | Markdown, LaTeX and the terminal | `render` |
 //! | the files | `files` |
 
+mod agreement;
 mod cells;
 mod comparison;
 mod files;
 mod frames;
 mod grid;
+mod hps_v2;
 mod layout;
 mod means;
 mod notes;
@@ -31,9 +35,12 @@ use schemas::evaluation::EvaluationError;
 use schemas::scores::ScoreRow;
 use schemas::winrates::WinRateRow;
 
+pub use agreement::MetricAgreement;
 pub use files::WIN_RATES_FILE;
+pub use hps_v2::{BenchmarkRow, StyleMean};
 pub use means::MeanRow;
 
+use crate::prompts::Style;
 use crate::scores_index::{IndexError, ScoresIndex, Selection};
 use frames::Frames;
 
@@ -56,11 +63,20 @@ pub struct TablesConfig {
     pub bootstrap: usize,
     /// Its seed.
     pub seed: u64,
+    /// Whether there is a table as HPS v2's benchmark prints it.
+    pub hps_v2: bool,
 }
 
 impl Default for TablesConfig {
     fn default() -> Self {
-        Self { models: None, metrics: None, baselines: Vec::new(), bootstrap: 10_000, seed: 0 }
+        Self {
+            models: None,
+            metrics: None,
+            baselines: Vec::new(),
+            bootstrap: 10_000,
+            seed: 0,
+            hps_v2: false,
+        }
     }
 }
 
@@ -69,7 +85,7 @@ impl TablesConfig {
     ///
     /// # Errors
     /// When a baseline is not a model or is named twice, a set has the name of all sets together,
-    /// or the bootstrap has no resamples.
+    /// the bootstrap has no resamples, or the table of HPS v2 has no set.
     pub fn check(&self, models: &[String], sets: &[String]) -> Result<(), TablesError> {
         if self.bootstrap == 0 {
             return Err(TablesError::NoResamples);
@@ -85,6 +101,9 @@ impl TablesConfig {
         }
         if sets.len() > 1 && sets.iter().any(|set| set == ALL_SETS) {
             return Err(TablesError::SetNamedAll);
+        }
+        if self.hps_v2 && sets.iter().all(|set| Style::of(set).is_none()) {
+            return Err(TablesError::NoStyle { found: sets.to_vec() });
         }
         Ok(())
     }
@@ -105,6 +124,16 @@ pub enum TablesError {
     /// A bootstrap without a resample.
     #[error("the bootstrap needs at least one resample; hint: 10000 is usual")]
     NoResamples,
+    /// No set is a style of HPS v2's benchmark.
+    #[error(
+        "--preset hps-v2 needs scores of the sets anime, concept-art, paintings or photo, found \
+         those of {}; hint: score them with --prompts FILE,name=anime",
+        runkit::text::choices(found)
+    )]
+    NoStyle {
+        /// The sets.
+        found: Vec<String>,
+    },
     /// Polars fails.
     #[error("joining scores: {0}")]
     Polars(#[from] PolarsError),
@@ -133,6 +162,10 @@ pub struct Tables {
     pub win_rates: Vec<WinRateRow>,
     /// Mean scores of each model.
     pub means: Vec<MeanRow>,
+    /// How far every two metrics agree.
+    pub agreement: Vec<MetricAgreement>,
+    /// The table of HPS v2's benchmark, if it was asked for.
+    pub hps_v2: Vec<BenchmarkRow>,
     /// The models, in the order of the tables.
     pub models: Vec<String>,
     /// The metrics.
@@ -161,8 +194,21 @@ impl Tables {
         config.check(&models, &sets)?;
         let (win_rates, empty) = cells::win_rates(&index, &Frames::new(&index)?, config)?;
         let means = means::means(&index);
-        let notes = notes::notes(&index, &empty);
-        Ok(Self { win_rates, means, models, metrics, sets, notes, config: config.clone() })
+        let agreement = agreement::agreement(&index);
+        let hps_v2 = if config.hps_v2 { hps_v2::rows(&index) } else { Vec::new() };
+        let mut notes = notes::notes(&index, &empty);
+        notes.extend(agreement::notes(&agreement));
+        Ok(Self {
+            win_rates,
+            means,
+            agreement,
+            hps_v2,
+            models,
+            metrics,
+            sets,
+            notes,
+            config: config.clone(),
+        })
     }
 
     /// The sets of the cells: each set, and [`ALL_SETS`] if there are several.

@@ -1,14 +1,72 @@
-//! How often the scorers of a labels file agree with each other and with human labels.
+//! How often the scorers of a labels file agree with each other and with human labels, and how often
+//! metrics order the images of a prompt alike.
 
 use std::path::Path;
 
 use arrow::array::{Array as _, Int8Array};
 use schemas::labels::{LabelBatch, LabelsError, LabelsFile};
 
-use super::heatmap::Matrix;
+use super::heatmap::{self, Matrix, Scale};
+use super::{Figure, FigureError, Heading, Plots, figure, set_name};
+use crate::tables::{ALL_SETS, MetricAgreement};
 
 /// The name of the last row, if there are human labels.
 const HUMAN: &str = "human";
+
+impl Plots<'_> {
+    /// How often the scorers agree on the pairs of the training data.
+    pub(super) fn agreement(&self, labels: &Path) -> Result<Figure, FigureError> {
+        let agreement = Agreement::read(labels)?;
+        let title = "Agreement of the scorers on the training pairs".to_owned();
+        let caption = agreement.caption();
+        let matrix = agreement.matrix();
+        let heading = Heading { title: &title, caption: &caption };
+        let svg = heatmap::render(self.renderer, heading, ["", ""], &[matrix], Scale::Fraction)?;
+        let name = "label-agreement".to_owned();
+        Ok(figure(name, None, heading, svg))
+    }
+
+    /// How often every two metrics order two images of a prompt alike, over all prompts.
+    pub(super) fn metric_agreement(
+        &self,
+        rows: &[MetricAgreement],
+    ) -> Result<Option<Figure>, FigureError> {
+        let has_all = rows.iter().any(|row| row.prompt_set == ALL_SETS);
+        let Some(set) =
+            rows.iter().map(|row| &*row.prompt_set).find(|set| !has_all || *set == ALL_SETS)
+        else {
+            return Ok(None);
+        };
+        let metrics = &self.index.metrics;
+        let rate = |one: &str, other: &str| {
+            let of_both = |row: &&MetricAgreement| {
+                row.prompt_set == set
+                    && [[&*row.metric_a, &*row.metric_b], [&*row.metric_b, &*row.metric_a]]
+                        .contains(&[one, other])
+            };
+            rows.iter().find(of_both).map(|row| row.agreement)
+        };
+        let names: Vec<String> = metrics.iter().map(|metric| (*metric).to_owned()).collect();
+        let matrix = Matrix {
+            title: "alike, %".to_owned(),
+            rows: names.clone(),
+            columns: names,
+            values: metrics
+                .iter()
+                .map(|one| metrics.iter().map(|other| rate(one, other)).collect())
+                .collect(),
+        };
+        let title = format!("Agreement of the metrics, on {}", set_name(set));
+        let caption = "Pairs of images of a prompt for which two metrics prefer the same one, in %, \
+                       whichever models made them. 50 is chance; Cohen's kappa is 2 · % / 100 − 1. \
+                       Above 90 (kappa 0.8) two columns say nearly the same: a model that wins both \
+                       has won once."
+            .to_owned();
+        let heading = Heading { title: &title, caption: &caption };
+        let svg = heatmap::render(self.renderer, heading, ["", ""], &[matrix], Scale::Outcome)?;
+        Ok(Some(figure("metric-agreement".to_owned(), None, heading, svg)))
+    }
+}
 
 /// Counts over the pairs of a file.
 pub(super) struct Agreement {

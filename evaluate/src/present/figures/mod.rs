@@ -1,6 +1,6 @@
 //! Figures of an evaluation, as SVG: win rates with intervals, win rates by category, selecting
-//! against scoring metric, distributions of scores, and how far the scorers of the training data
-//! agree.
+//! against scoring metric, how far metrics agree, distributions of scores, and how far the scorers
+//! of the training data agree.
 //!
 //! A colour has one meaning on the whole page: a model has its own (Okabe and Ito's), better is
 //! green, worse is purple (ColorBrewer's PRGn); colour-blind people tell them apart. Metrics have
@@ -20,7 +20,7 @@ use serde::Serialize;
 use crate::present::render::text::{Ruler, Weight, clean};
 use crate::present::render::{RenderError, Renderer};
 use crate::scores_index::ScoresIndex;
-use crate::tables::{ALL_SETS, SIGNIFICANCE};
+use crate::tables::{ALL_SETS, MetricAgreement, SIGNIFICANCE};
 
 use forest::{Cell, Group};
 use heatmap::{Matrix, Scale};
@@ -90,6 +90,8 @@ pub struct Figures {
     pub win_rates: Vec<Figure>,
     /// Selected by one metric, scored by another.
     pub cross_selection: Option<Figure>,
+    /// How far the metrics order images alike.
+    pub metric_agreement: Option<Figure>,
     /// Win rates by category, for each set with categories and the first pairs.
     pub categories: Vec<Figure>,
     /// Distributions of scores.
@@ -107,18 +109,20 @@ impl Figures {
         renderer: &Renderer,
         index: &ScoresIndex<'_>,
         win_rates: &[WinRateRow],
+        agreement: &[MetricAgreement],
         labels: Option<&Path>,
     ) -> Result<Self, FigureError> {
         let plots = Plots { renderer, index, win_rates };
         let sets = sets(win_rates);
-        let agreement = match labels {
+        let label_agreement = match labels {
             Some(path) => Some(plots.agreement(path)?),
             None => None,
         };
         let mut figures = Self {
             scores: plots.scores()?,
             cross_selection: plots.cross_selection(sets.first().copied())?,
-            agreement,
+            metric_agreement: plots.metric_agreement(agreement)?,
+            agreement: label_agreement,
             ..Self::default()
         };
         for set in &sets {
@@ -132,7 +136,8 @@ impl Figures {
 
     /// The figures in the order of the report.
     pub fn iter(&self) -> impl Iterator<Item = &Figure> {
-        let shown = self.win_rates.iter().chain(&self.cross_selection).chain(&self.categories);
+        let shown = self.win_rates.iter().chain(&self.cross_selection);
+        let shown = shown.chain(&self.metric_agreement).chain(&self.categories);
         shown.chain(&self.scores).chain(&self.agreement)
     }
 }
@@ -362,18 +367,6 @@ impl<'a> Plots<'a> {
         let svg = ridges::render(self.renderer, heading, self.index)?;
         let name = "scores".to_owned();
         Ok(svg.map(|svg| figure(name, None, heading, svg)))
-    }
-
-    /// How often the scorers agree on the pairs of the training data.
-    fn agreement(&self, labels: &Path) -> Result<Figure, FigureError> {
-        let agreement = agreement::Agreement::read(labels)?;
-        let title = "Agreement of the scorers on the training pairs".to_owned();
-        let caption = agreement.caption();
-        let matrix = agreement.matrix();
-        let heading = Heading { title: &title, caption: &caption };
-        let svg = heatmap::render(self.renderer, heading, ["", ""], &[matrix], Scale::Fraction)?;
-        let name = "label-agreement".to_owned();
-        Ok(figure(name, None, heading, svg))
     }
 }
 

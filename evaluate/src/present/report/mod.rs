@@ -22,7 +22,7 @@ use crate::present::captions::Captions;
 use crate::present::figures::{FigureError, Figures};
 use crate::present::render::{RenderError, Renderer};
 use crate::scores_index::ScoresIndex;
-use crate::tables::MeanRow;
+use crate::tables::{MeanRow, MetricAgreement};
 
 use gallery::{Gallery, PlainPrompt};
 use links::Links;
@@ -47,6 +47,8 @@ pub struct ReportInputs<'a> {
     pub win_rates: &'a [WinRateRow],
     /// Mean scores.
     pub means: &'a [MeanRow],
+    /// How far the metrics agree.
+    pub agreement: &'a [MetricAgreement],
     /// Notes for the reader, a sentence each.
     pub notes: &'a [String],
     /// The `labels.parquet` of the training.
@@ -124,7 +126,8 @@ struct Page<'a> {
 pub fn write(inputs: &ReportInputs<'_>, out: &Path) -> Result<PathBuf, ReportError> {
     let renderer = Renderer::new()?;
     let index = inputs.index;
-    let figures = Figures::render(&renderer, index, inputs.win_rates, inputs.labels)?;
+    let figures =
+        Figures::render(&renderer, index, inputs.win_rates, inputs.agreement, inputs.labels)?;
     let folder = out.join("figures");
     runkit::files::create_folder(&folder)?;
     for figure in figures.iter() {

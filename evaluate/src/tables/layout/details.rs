@@ -5,8 +5,9 @@ use std::collections::HashMap;
 use schemas::winrates::{Statistic, WinRateRow};
 
 use super::{Cells, READING};
-use crate::tables::Tables;
+use crate::tables::agreement::ALMOST_PERFECT;
 use crate::tables::grid::{Grid, GridCell, GridRow, number, p_value, versus};
+use crate::tables::{MetricAgreement, Tables};
 
 impl Tables {
     /// Every number of the main table.
@@ -112,6 +113,41 @@ impl Tables {
             stubs: vec!["Model".to_owned(), "Selected by".to_owned()],
             groups: vec![("scored by".to_owned(), self.metrics.clone())],
             rows: rows.collect(),
+        }
+    }
+
+    /// How far every two metrics order images alike.
+    pub(super) fn metric_agreement(&self, set: &str) -> Grid {
+        let cell = |one: &String, other: &String| {
+            let of_both = |row: &&MetricAgreement| {
+                row.prompt_set == set
+                    && [[&row.metric_a, &row.metric_b], [&row.metric_b, &row.metric_a]]
+                        .contains(&[one, other])
+            };
+            let cell = |row: &MetricAgreement| GridCell {
+                text: format!("{:.2}", row.kappa),
+                small: format!("{:.1} %", 100.0 * row.agreement),
+                bold: row.kappa > ALMOST_PERFECT,
+            };
+            self.agreement.iter().find(of_both).map_or_else(GridCell::none, cell)
+        };
+        let rows = self.metrics.iter().map(|one| GridRow {
+            stubs: vec![one.clone()],
+            cells: self.metrics.iter().map(|other| cell(one, other)).collect(),
+        });
+        let is_compared = self.agreement.iter().any(|row| row.prompt_set == set);
+        Grid {
+            label: format!("metric-agreement-{set}"),
+            title: format!("Agreement of the metrics, {set}"),
+            caption: format!(
+                "Cohen's kappa of two metrics on {set}: which of two images of a prompt scores \
+                 higher, over all pairs of images whoever made them. 0: by chance, 1: always alike. \
+                 Small type: pairs that both order alike. Bold: above {ALMOST_PERFECT}, two columns \
+                 that say nearly the same."
+            ),
+            stubs: vec!["Metric".to_owned()],
+            groups: vec![(String::new(), self.metrics.clone())],
+            rows: rows.filter(|_| is_compared).collect(),
         }
     }
 

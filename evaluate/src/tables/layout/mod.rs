@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use schemas::winrates::{Statistic, WinRateRow};
 
 use super::grid::{Grid, GridCell, list, versus};
-use super::{ALL_SETS, Tables};
+use super::{ALL_SETS, Tables, hps_v2};
 
 /// A caption names up to this many pairs of models.
 const NAMED_PAIRS: usize = 6;
@@ -89,12 +89,14 @@ impl Tables {
         if !self.config.baselines.is_empty() {
             grids.extend(self.scopes().into_iter().map(|set| self.against(&cells, set)));
         }
+        grids.extend(hps_v2::grids(&self.hps_v2));
         grids.extend(self.scopes().into_iter().map(|set| self.mean_scores(set)));
         grids.extend(self.scopes().into_iter().map(|set| self.score_statistics(set)));
         grids.extend(self.scopes().into_iter().map(|set| self.details(set)));
         grids.extend(self.scopes().into_iter().map(|set| self.statistics(&cells, set)));
         if self.metrics.len() > 1 {
             grids.extend(self.scopes().into_iter().map(|set| self.cross_selection(&cells, set)));
+            grids.extend(self.scopes().into_iter().map(|set| self.metric_agreement(set)));
         }
         grids.extend(self.sets.iter().map(|set| self.categories(set)));
         grids.retain(|grid| !grid.rows.is_empty());
