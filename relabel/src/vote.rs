@@ -266,7 +266,8 @@ mod tests {
 
     #[test]
     fn margins_count_where_a_row_is_decided() {
-        let rows = [[[Some(3.0), Some(1.0)], [Some(0.0), Some(9.0)]], [[Some(4.0), Some(1.0)], [None; 2]]];
+        let rows =
+            [[[Some(3.0), Some(1.0)], [Some(0.0), Some(9.0)]], [[Some(4.0), Some(1.0)], [None; 2]]];
         let count = |missing| {
             let mut scale = MarginScale::new(2, missing);
             for scores in rows {

@@ -382,7 +382,10 @@ fn a_network_of_nan_gives_no_vote_and_stops_nothing() {
     command.arg(fixture.path("l.parquet")).arg("--out").arg(fixture.path("voted.parquet"));
     let run = Run::of(&mut command).expect_code(0);
     assert!(run.stdout.starts_with("9 pairs: 9 voted on, 0 failed\n"), "{run:#?}");
-    assert!(run.stdout.contains("\n9 pairs partial, without the vote of pickscore in 9\n"), "{run:#?}");
+    assert!(
+        run.stdout.contains("\n9 pairs partial, without the vote of pickscore in 9\n"),
+        "{run:#?}"
+    );
     for (row, alone) in fixture.labels("voted.parquet").iter().zip(fixture.labels("clip.parquet")) {
         assert_eq!((row.vote_sum, row.consensus), (alone.vote_sum, alone.consensus));
         assert_eq!((row.status, row.votes[1]), (Status::Partial, None), "{row:#?}");

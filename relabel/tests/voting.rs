@@ -46,7 +46,7 @@ fn labels_file(fixture: &Fixture, golden: &Value, voters: usize, has_human_label
             votes,
             vote_sum,
             consensus: vote_sum.map(consensus),
-            status: if is_whole { Status::Ok } else { Status::NonFinite },
+            status: if is_whole { Status::Ok } else { Status::Partial },
             error: (!is_whole).then(|| "a scorer returned NaN".to_owned()),
         };
         writer.write(&row).unwrap();

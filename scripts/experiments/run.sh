@@ -92,10 +92,10 @@ tables() {
     "$evaluate" tables --scores "$scores" --out "$work/tables-$1" "${@:2}" >/dev/null
 }
 list() { # base, then each NAME with seed N: list N NAME...
-    local seed=$1 models=base name
+    local seed=$1 names=base name
     shift
-    for name in "$@"; do models+=",$name-s$seed"; done
-    echo "$models"
+    for name in "$@"; do names+=",$name-s$seed"; done
+    echo "$names"
 }
 first=base,diffusion-dpo-s0,balanced-s0
 tables first --models "$first"

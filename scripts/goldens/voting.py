@@ -107,7 +107,7 @@ def decide_dawid_skene(prior, errors, votes):
 
 
 def study(voters, scores, human_label_0, captions) -> dict:
-    """Scores are rows × voters × 2, with NaN where there are none."""
+    """Scores are rows × voters × 2, with NaN where a voter has no score."""
     margins = (scores[:, :, 0] - scores[:, :, 1]).astype(numpy.float64)
     votes = numpy.where(numpy.isnan(margins), 0, numpy.where(margins >= 0, 1, -1))
     kept = (votes != 0).any(axis=1)

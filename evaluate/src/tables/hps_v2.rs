@@ -1,5 +1,5 @@
-//! Mean scores as the benchmark of HPS v2 prints them: for each style the mean and the standard
-//! deviation of the means of groups of 80 prompts, and the mean of all prompts, all times 100
+//! Mean scores as the benchmark of HPS v2 prints them: for each style the mean and the std of
+//! the means of groups of 80 prompts, and the mean of all prompts, all times 100
 //! (`evaluate_benchmark` in `hpsv2/evaluation.py` of tgxs002/HPSv2 at 866735e).
 
 use super::grid::{Grid, GridCell, GridRow};

@@ -311,9 +311,12 @@ mod tests {
         let mut program = <crate::cli::Cli as clap::CommandFactory>::command();
         let score = program.find_subcommand_mut("score").unwrap();
         let help = score.render_long_help().to_string();
-        for (default, count) in
-            [("[default: zero]", 1), ("[default: drop]", 1), ("[default: 0]", 1), ("[default: auto]", 2)]
-        {
+        for (default, count) in [
+            ("[default: zero]", 1),
+            ("[default: drop]", 1),
+            ("[default: 0]", 1),
+            ("[default: auto]", 2),
+        ] {
             assert_eq!(help.matches(default).count(), count, "{default}: {help}");
         }
     }

@@ -78,11 +78,7 @@ fn voters(labels: &LabelsFile, arguments: &VoteArguments) -> Result<Vec<String>>
 
 /// The manifest of the new file: that of the old one with other voters and other policies. If
 /// the old one has no manifest, because another tool wrote it, its checksum says what was voted on.
-fn manifest(
-    labels: &LabelsFile,
-    voters: &[String],
-    arguments: &VoteArguments,
-) -> Result<Value> {
+fn manifest(labels: &LabelsFile, voters: &[String], arguments: &VoteArguments) -> Result<Value> {
     let mut manifest: Value = match labels.metadata().get(KEY_MANIFEST) {
         Some(text) => serde_json::from_str(text)?,
         None => json!({ "labels": labels.fingerprint() }),

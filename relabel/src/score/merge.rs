@@ -62,11 +62,7 @@ pub(super) struct Merge<'run> {
 
 impl<'run> Merge<'run> {
     /// A merge of `scores`, which have no gaps.
-    pub(super) fn new(
-        plan: &'run Plan,
-        scores: &'run Scores,
-        manifest: &'run Manifest,
-    ) -> Self {
+    pub(super) fn new(plan: &'run Plan, scores: &'run Scores, manifest: &'run Manifest) -> Self {
         let decider = decider(plan, scores, manifest);
         Self { plan, scores, scorers: &manifest.voters, decider }
     }

@@ -287,12 +287,13 @@ pub(crate) fn read(
             .collect();
         for row in 0..batch.num_rows() {
             let found = if image_caption.is_valid(row) {
-                let score = |(numbers, failures): &(&Float32Array, &StringArray)| {
-                    match (numbers.is_valid(row), failures.is_valid(row)) {
-                        (true, false) => Ok(Ok(numbers.value(row))),
-                        (false, true) => Ok(Err(ScoreFailure::new(failures.value(row)))),
-                        _ => Err(anyhow::anyhow!(damaged(path))),
-                    }
+                let score = |(numbers, failures): &(&Float32Array, &StringArray)| match (
+                    numbers.is_valid(row),
+                    failures.is_valid(row),
+                ) {
+                    (true, false) => Ok(Ok(numbers.value(row))),
+                    (false, true) => Ok(Err(ScoreFailure::new(failures.value(row)))),
+                    _ => Err(anyhow::anyhow!(damaged(path))),
                 };
                 let scores = scores.iter().map(score).collect::<Result<Vec<Score>>>()?;
                 Found::Scores { image_caption: image_caption.value(row), scores }
@@ -342,7 +343,10 @@ mod tests {
             PartRow {
                 slot: 0,
                 content: Some([7; 16]),
-                found: Found::Scores { image_caption: 7, scores: vec![Ok(0.25), Err(ScoreFailure::new("gave inf"))] },
+                found: Found::Scores {
+                    image_caption: 7,
+                    scores: vec![Ok(0.25), Err(ScoreFailure::new("gave inf"))],
+                },
             },
             PartRow { slot: 1, content: None, found: Found::Occurrence },
             PartRow {

@@ -73,7 +73,12 @@ pub fn labels_columns<S: AsRef<str>>(scorers: &[S]) -> Vec<Column> {
             "sign of `vote_sum` (Eq. 7): +1 for image 0, -1 for image 1, 0 for a tie; null if \
              `vote_sum` is",
         ),
-        Column::new("status", Text, false, "`ok`, or why a vote or all votes are missing (see below)"),
+        Column::new(
+            "status",
+            Text,
+            false,
+            "`ok`, or why a vote or all votes are missing (see below)",
+        ),
         Column::new("error", Text, true, "detail of the failure, as a message; null if `ok`"),
     ]);
     columns

@@ -101,9 +101,8 @@ fn a_partial_row_serves_where_nothing_is_missing() {
         status: Status::Partial,
         ..row(votes, human)
     };
-    let target = |preference, consensus| {
-        probability(&labeler(preference, Ties::Half), &partial(consensus))
-    };
+    let target =
+        |preference, consensus| probability(&labeler(preference, Ties::Half), &partial(consensus));
     // `--missing drop` leaves it undecided, `--missing vote` does not.
     assert_eq!(target(Preference::Consensus, None), None);
     assert_eq!(target(Preference::Consensus, Some(1)), Some(1.0));

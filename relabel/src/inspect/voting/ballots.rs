@@ -8,7 +8,7 @@ use arrow::array::Array as _;
 use schemas::labels::{LabelBatch, LabelsFile};
 use sha2::{Digest as _, Sha256};
 
-/// Rows are dealt into this many folds. What a rule learns of people's labels it learns of the
+/// Rows are dealt into this many folds. What a rule learns of human labels it learns of the
 /// other folds.
 pub(super) const FOLDS: u64 = 5;
 

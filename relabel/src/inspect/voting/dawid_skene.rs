@@ -132,7 +132,7 @@ fn is_right(vote: i8, class: usize) -> bool {
     (vote > 0) == (class == 0)
 }
 
-/// The logarithm of the sum of two numbers of which logarithms are given.
+/// The logarithm of the sum of two numbers, from their logarithms.
 fn log_sum([first, second]: [f64; 2]) -> f64 {
     let most = first.max(second);
     if most == f64::NEG_INFINITY {

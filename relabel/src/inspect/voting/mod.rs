@@ -50,7 +50,7 @@ pub struct Voting {
 pub struct RuleReport {
     /// `majority`, `weighted`, `borda`, `dawid_skene` or `unanimous`.
     pub name: &'static str,
-    /// What people's labels the rule has not seen.
+    /// Which human labels the rule has not seen.
     pub held_out: &'static str,
     /// Rows that it decides.
     pub decided: u64,
@@ -62,9 +62,9 @@ pub struct RuleReport {
     pub human_agreement: Option<Rate>,
     /// Of all rows with a human preference; an undecided one counts one half.
     pub human_agreement_ties_half: Option<Rate>,
-    /// Agreement with people on rows that the majority leaves undecided and this rule decides.
+    /// Human agreement on rows that the majority leaves undecided and this rule decides.
     pub on_ties_of_the_majority: Option<Rate>,
-    /// Agreement with people on rows that this rule and the majority decide in opposite ways. Above
+    /// Human agreement on rows that this rule and the majority decide in opposite ways. Above
     /// one half, people side with this rule.
     pub against_the_majority: Option<Rate>,
     /// For each voter the fraction of the rows with votes in which the opposite vote of this voter

@@ -143,7 +143,7 @@ mod tests {
     }
 
     #[test]
-    fn weights_are_log_odds_of_agreement_with_people() {
+    fn weights_are_log_odds_of_human_agreement() {
         let rows: Vec<(&[i8], Human)> = vec![
             (&[1, 1, -1], Human::Prefers(1)),
             (&[-1, 1, 1], Human::Prefers(-1)),
