@@ -16,7 +16,7 @@ use schemas::scores::{ScoreRow, ScoresWriter};
 use testkit::Folder;
 
 const METRICS: [&str; 3] = ["clip", "hps", "pickscore"];
-const SCORERS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../data/mini/scorers.toml");
+const SCORERS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../data/mini/paper.toml");
 
 /// An image of a model with its scores by [`METRICS`]; NaN stands for none.
 type Scored<'a> = (&'a str, i64, [f32; 3]);

@@ -14,7 +14,7 @@ use common::{Fixture, Run, Running, evaluate, model, wait_until};
 use serde_json::{Value, json};
 use testkit::Ranks;
 
-const SCORERS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../data/mini/scorers.toml");
+const SCORERS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../data/mini/paper.toml");
 const PROMPTS: [&str; 4] = ["a fox", "a mill", "a hill", "a lake"];
 /// A set of its own. One text is in both, so the bytes of its images are equal.
 const MORE_PROMPTS: &[u8] = b"a cat\na fox\n";

@@ -57,7 +57,7 @@ def text_features(
 ) -> dict[tuple, torch.Tensor]:
     """Features [M,D] of all captions for every distinct (tower, tokenizer)."""
     towers = {
-        (scorer.tower, scorer.entry["tokenizer"]): scorer for scorer in scorers if scorer.needs_text
+        (scorer.tower, scorer.entry.get("tokenizer")): scorer for scorer in scorers if scorer.needs_text
     }
     # Captions of similar length together: Hugging Face pads to the longest of a batch.
     order = sorted(range(len(captions)), key=lambda index: len(captions[index]))
@@ -94,7 +94,7 @@ def main() -> None:
         image = features[(scorer.tower, scorer.recipe)]
         text = None
         if scorer.needs_text:
-            text = texts[(scorer.tower, scorer.entry["tokenizer"])][
+            text = texts[(scorer.tower, scorer.entry.get("tokenizer"))][
                 [text_of[pair.caption] for pair in pairs]
             ]
         sides = [

@@ -2,7 +2,7 @@
 # The benchmark: the product beside the Python way people use today, on one machine, one program
 # at a time; then the single parts. Figures go to standard output and out/bench/*.md.
 #
-#   BENCH_PARTS="sides towers decode vote memory diffusion train plan ranks locations evaluation"   what to run (default: all)
+#   BENCH_PARTS="sides reward towers decode vote memory diffusion train plan ranks locations evaluation"   what to run (default: all)
 #   BENCH_SIZE=full|small    checkpoints: the published shapes, or toys to try the script (default full)
 #   BENCH_PAIRS=N            pairs (default 32); BENCH_PAIRS_PER_PROMPT=N (default 16, as in Pick-a-Pic)
 #   BENCH_BATCH=N            batch size of the batched Python way (default 8)
@@ -19,7 +19,7 @@ cd "$root"
 python=$(scripts/parity/venv.sh)
 relabel="${RELABEL:-$root/target/release/relabel}"
 size=${BENCH_SIZE:-full}
-parts=" ${BENCH_PARTS:-sides towers decode vote memory diffusion train plan ranks locations evaluation} "
+parts=" ${BENCH_PARTS:-sides reward towers decode vote memory diffusion train plan ranks locations evaluation} "
 [ -x "$relabel" ] || { echo "bench: $relabel is missing; run make setup" >&2; exit 1; }
 mkdir -p out/bench
 
@@ -33,15 +33,22 @@ cargo_bench() {
     cargo bench --quiet "$@"
 }
 
-if [[ $parts == *" sides "* ]]; then
+# The scorers of these checkpoints, in Python and here.
+sides() {
+    local size=$1
     echo "== side by side, $size size =="
-    models="out/parity/$size"
-    "$python" scripts/parity/build_checkpoints.py --size "$size" --out "$models"
+    "$python" scripts/parity/build_checkpoints.py --size "$size" --out "out/parity/$size"
     "$python" scripts/parity/make_pairs.py --pairs "${BENCH_PAIRS:-32}" --pairs-per-prompt "${BENCH_PAIRS_PER_PROMPT:-16}" \
         --size 512 --seed 7 --out "out/bench/pairs-$size.parquet"
     # shellcheck disable=SC2086  # a list of names
     "$python" scripts/bench/side_by_side.py --relabel "$relabel" --pairs "out/bench/pairs-$size.parquet" \
-        --scorers-dir "$models" --out "out/bench/$size" --batch-size "${BENCH_BATCH:-8}" --skip ${BENCH_SKIP:-}
+        --scorers-dir "out/parity/$size" --out "out/bench/$size" --batch-size "${BENCH_BATCH:-8}" --skip ${BENCH_SKIP:-}
+}
+if [[ $parts == *" sides "* ]]; then
+    sides "$size"
+fi
+if [[ $parts == *" reward "* ]]; then
+    sides image-reward
 fi
 if [[ $parts == *" towers "* ]]; then
     echo "== towers: fraction of the machine's matrix-product rate =="

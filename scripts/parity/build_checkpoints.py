@@ -7,7 +7,9 @@
     aesthetic  transformers CLIPModel ViT-L/14, `model.safetensors`, f32, and LAION's head as `.pth`
 --size vit-l  ViT-L/14 with both towers in both layouts (3.4 GB):
     scored by the cosine, which `full` has of ViT-H/14 alone
---size small  seven models of odd shapes that between them use every layout, activation,
+--size image-reward  ImageReward-v1.0's shapes and file, `ImageReward.pt`: a plain state dict, f32
+    (1.8 GB)
+--size small  nine models of odd shapes that between them use every layout, activation,
     preprocessing and tokenizer.
 
 Every file is written by the library whose layout it is. The weights are random but behave: the
@@ -24,9 +26,12 @@ from collections import OrderedDict
 from pathlib import Path
 from typing import NamedTuple
 
+import distilbert_parity
+import image_reward
 import open_clip
 import torch
-from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
+from safetensors.torch import save_file
+from transformers import BertTokenizer, CLIPConfig, CLIPModel, CLIPTokenizer
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.utils import logging as transformers_logging
 
@@ -296,14 +301,57 @@ def small(out: Path) -> None:
         "pickscore": lambda to: save_transformers(to, gelu, 13, "sharded"),
         "aesthetic": lambda to: save_transformers(to, quick, 14, "single"),
         "pickled": lambda to: save_transformers(to, wide, 15, "pickle"),
+        "reward": lambda to: save_image_reward(to, 18, SMALL_REWARD, "ImageReward.pt"),
+        "rewarded": lambda to: save_image_reward(to, 19, SMALL_REWARD, "model.safetensors", to.parent / "bert"),
     }
     build(out, steps)
     save_head(out / "aesthetic" / "sac+logos+ava1-l14-linearMSE.pth", 44, 16)
     save_head(out / "pickscore" / "head.pth", 28, 17)
     antialiased = HPS.replace("legacy", "antialias")
     write_scorers(
-        out, [CLIP, antialiased, PICKSCORE, AESTHETIC, CLIP_STOCK, AESTHETIC_SHARED, PICKLED]
+        out,
+        [CLIP, antialiased, PICKSCORE, AESTHETIC, CLIP_STOCK, AESTHETIC_SHARED, PICKLED, IMAGE_REWARD, REWARDED],
     )
+
+
+def published_reward(out: Path) -> None:
+    sizes = (image_reward.PUBLISHED_VISION, image_reward.PUBLISHED_TEXT, image_reward.PUBLISHED_HEAD)
+    build(out, {"reward": lambda to: save_image_reward(to, 31, sizes, "ImageReward.pt")})
+    write_scorers(out, [IMAGE_REWARD])
+
+
+SMALL_REWARD = (
+    {"img_size": 56, "patch_size": 7, "embed_dim": 128, "depth": 3, "mlp_ratio": 1.5},
+    image_reward.PUBLISHED_TEXT
+    | {
+        "hidden_size": 60,
+        "num_attention_heads": 5,
+        "num_hidden_layers": 3,
+        "intermediate_size": 100,
+        "max_position_embeddings": 48,
+        "vocab_size": 3_002,
+    },
+    (40, 20, 10, 5),
+)
+
+
+def save_image_reward(folder: Path, seed: int, sizes: tuple, name: str, vocabulary: Path | None = None) -> None:
+    """ImageReward's folder, with a vocabulary of BERT's in it or elsewhere."""
+    vision, text, head = sizes
+    for path in (folder, vocabulary or folder):
+        path.mkdir(parents=True, exist_ok=True)
+    tokens = distilbert_parity.vocabulary(text["vocab_size"] - 2)
+    ((vocabulary or folder) / "vocab.txt").write_text("".join(f"{token}\n" for token in tokens))
+    if vocabulary is not None:
+        # As `tokenizer.json`, which then is what is read.
+        BertTokenizer.from_pretrained(vocabulary).save_pretrained(vocabulary)
+    (folder / "med_config.json").write_text(json.dumps(text, indent=4) + "\n")
+    model = image_reward.randomize(image_reward.ImageReward(vision, text, head), seed)
+    state = image_reward.add_unused(model.published(), seed + 1)
+    if name.endswith(".safetensors"):
+        save_file({key: value.clone() for key, value in state.items()}, folder / name)
+    else:
+        torch.save(state, folder / name)
 
 
 CLIP = """
@@ -378,6 +426,21 @@ tokenizer = "hf"
 """
 
 
+IMAGE_REWARD = """
+name = "image_reward"
+kind = "image-reward"
+model = "reward"
+"""
+
+# As safetensors, with a vocabulary elsewhere.
+REWARDED = """
+name = "rewarded"
+kind = "image-reward"
+model = "rewarded"
+vocabulary = "bert"
+"""
+
+
 def write_scorers(out: Path, entries: list[str]) -> None:
     text = "# Random weights in the published layouts; written by build_checkpoints.py.\n"
     (out / "scorers.toml").write_text(text + "".join(f"\n[[scorer]]{entry}" for entry in entries))
@@ -409,7 +472,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--size", choices=("small", "full", "vit-l"), required=True)
+    parser.add_argument("--size", choices=("small", "full", "vit-l", "image-reward"), required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument(
         "--head", type=Path, help="with full: LAION's aesthetic head instead of a random one"
@@ -423,6 +486,8 @@ def main() -> None:
             full(arguments.out, arguments.head)
         elif arguments.size == "vit-l":
             vit_l(arguments.out)
+        elif arguments.size == "image-reward":
+            published_reward(arguments.out)
         else:
             small(arguments.out)
     print(arguments.out / "scorers.toml")

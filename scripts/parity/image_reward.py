@@ -6,11 +6,13 @@ which need transformers of 2023, so nothing of them is imported.
 """
 
 import functools
+import json
 import math
 import re
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file
 from timm.models.vision_transformer import VisionTransformer
 from transformers import BertConfig, BertModel, BertTokenizer
 
@@ -67,7 +69,8 @@ class Blip(torch.nn.Module):
                 own = torch.nn.Linear(width, config.hidden_size)
                 setattr(layer.crossattention.self, name, own)
         # BLIP's BERT adds no types of tokens.
-        torch.nn.init.zeros_(self.text_encoder.embeddings.token_type_embeddings.weight)
+        types = self.text_encoder.embeddings.token_type_embeddings.weight
+        torch.nn.init.zeros_(types).requires_grad_(False)
 
 
 class Head(torch.nn.Module):
@@ -118,10 +121,32 @@ class ImageReward(torch.nn.Module):
 
     def load_published(self, state: dict[str, torch.Tensor]) -> None:
         """Reads such a state dict, strictly."""
-        missing, unexpected = self.load_state_dict(state, strict=False)
-        missing = [name for name in missing if "token_type" not in name]
+        missing, unexpected = self.load_state_dict(state, strict=False, assign=True)
+        missing = [name for name in missing if "token_type" not in name and not name.endswith("position_ids")]
         if missing or unexpected:
             raise SystemExit(f"missing {missing}, unexpected {unexpected}")
+
+
+def open_folder(folder: Path) -> ImageReward:
+    """The network of a model folder, f32: sizes from the shapes, as nothing names them."""
+    file = next(path for name in ("ImageReward.pt", "model.safetensors") if (path := folder / name).exists())
+    state = load_file(file) if file.suffix == ".safetensors" else torch.load(file, weights_only=True, mmap=True)
+    state = {name.removeprefix("module."): value for name, value in state.items()}
+    visual = {name.removeprefix("blip.visual_encoder."): value.shape for name, value in state.items()}
+    _, tokens, width = visual["pos_embed"]
+    patch = visual["patch_embed.proj.weight"][-1]
+    vision = {
+        "img_size": patch * math.isqrt(tokens - 1),
+        "patch_size": patch,
+        "embed_dim": width,
+        "depth": sum(re.fullmatch(r"blocks\.\d+\.norm1\.weight", name) is not None for name in visual),
+        "mlp_ratio": visual["blocks.0.mlp.fc1.bias"][0] / width,
+    }
+    head = tuple(state[f"mlp.layers.{layer}.bias"].shape[0] for layer in HEAD_LAYERS[:-1])
+    model = ImageReward(vision, json.loads((folder / "med_config.json").read_text()), head)
+    unused = re.compile(r"blip\.(vision_proj|text_proj)\.|.*position_ids$")
+    model.load_published({name: value.float() for name, value in state.items() if not unused.match(name)})
+    return model.eval()
 
 
 def randomize(model: torch.nn.Module, seed: int) -> torch.nn.Module:

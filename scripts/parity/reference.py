@@ -17,6 +17,7 @@ import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import image_reward
 import numpy as np
 import open_clip
 import pyarrow.parquet as pq
@@ -237,6 +238,57 @@ class Scorer:
         return self.head is None
 
 
+class ImageRewardScorer(Scorer):
+    """ImageReward: an image's features are all tokens of the vision tower, a caption's its ids and mask."""
+
+    # Pairs that BERT reads at once.
+    TOGETHER = 16
+
+    def load(self, shared: "Scorer | None" = None) -> "Scorer":
+        folder = self.model_folder
+        self.tokenizer = image_reward.tokenizer(self.folder / self.entry.get("vocabulary", self.entry["model"]))
+        if shared is not None:
+            self.network = shared.network
+        else:
+            self.network = image_reward.open_folder(folder).to(self.dtype).eval()
+        self.image_size = self.network.blip.visual_encoder.patch_embed.img_size[0]
+        # ImageReward's `_transform` is open_clip's.
+        self.processor = open_clip.image_transform(
+            self.image_size,
+            is_train=False,
+            mean=open_clip.OPENAI_DATASET_MEAN,
+            std=open_clip.OPENAI_DATASET_STD,
+        )
+        return self
+
+    @property
+    def recipe(self) -> tuple:
+        return ("open_clip", None, self.image_size)
+
+    def pixels(self, image: Image.Image) -> torch.Tensor:
+        return self.processor(image)
+
+    def image_features(self, pixels: torch.Tensor) -> torch.Tensor:
+        return self.network.image_tokens(pixels.to(self.dtype))
+
+    def text_features(self, captions: list[str]) -> torch.Tensor:
+        return torch.cat(image_reward.tokenize(self.tokenizer, captions), dim=1)
+
+    def scores(
+        self, image_features: torch.Tensor, text_features: torch.Tensor | None
+    ) -> torch.Tensor:
+        ids, mask = text_features.split(image_reward.CONTEXT_LENGTH, dim=1)
+        parts = [
+            self.network.read(*part).float()
+            for part in zip(*(side.split(self.TOGETHER) for side in (image_features, ids, mask)), strict=True)
+        ]
+        return torch.cat(parts)
+
+    @property
+    def needs_text(self) -> bool:
+        return True
+
+
 def load_open_clip(folder: Path, entry: dict) -> nn.Module:
     """open_clip's own class with the checkpoint's tensors, strictly, in f32."""
     if "architecture" in entry:
@@ -259,7 +311,8 @@ def load_open_clip(folder: Path, entry: dict) -> nn.Module:
 def read_scorers(folder: Path, dtype: torch.dtype = torch.float32) -> list[Scorer]:
     """The scorers of `folder`/scorers.toml, not loaded yet."""
     entries = tomllib.loads((folder / "scorers.toml").read_text(encoding="utf-8"))["scorer"]
-    return [Scorer(entry["name"], entry, folder, dtype) for entry in entries]
+    kinds = {"image-reward": ImageRewardScorer}
+    return [kinds.get(entry["kind"], Scorer)(entry["name"], entry, folder, dtype) for entry in entries]
 
 
 def load_all(scorers: list[Scorer]) -> None:

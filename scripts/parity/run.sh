@@ -6,7 +6,7 @@
 # beyond the bounds (compare.py, diffusion_parity.py, distilbert_parity.py, train_replay.py).
 #
 #   PARITY_PARTS="scorers diffusion distilbert train"   what to compare (default: all)
-#   PARITY_SIZE=small|vit-l|full|all   which checkpoints (default all; 40 GB on disk, minutes)
+#   PARITY_SIZE=small|vit-l|full|image-reward|all   which checkpoints (default all; 40 GB on disk, minutes)
 #   PARITY_OUT=DIR               work folder, kept for the next run (default out/parity)
 #   PARITY_PAIRS=N               pairs at full size (default 16)
 #   PARITY_HEAD=FILE             an aesthetic head of LAION's instead of a random one, at full size
@@ -22,7 +22,7 @@ parts=" ${PARITY_PARTS:-scorers diffusion distilbert train} "
 for program in "$relabel" "$evaluate"; do
     [ -x "$program" ] || { echo "parity: $program is missing; run make setup" >&2; exit 1; }
 done
-[ "$sizes" != all ] || sizes="small vit-l full"
+[ "$sizes" != all ] || sizes="small vit-l full image-reward"
 
 status=0
 compare_scorers() {
@@ -43,7 +43,7 @@ compare_scorers() {
     "$relabel" score --pairs "$folder/pairs.parquet" --scorers "$folder/scorers.toml" \
         --out "$folder/labels.parquet" --device cpu --dtype f32 --fresh
     echo
-    echo "== parity, $size size: product against transformers and open_clip, f32 =="
+    echo "== parity, $size size: product against transformers, open_clip and timm, f32 =="
     "$python" scripts/parity/compare.py --labels "$folder/labels.parquet" --reference "$folder/reference.parquet" \
         --scorers-dir "$folder" || status=1
     echo
@@ -73,13 +73,13 @@ fi
 if [[ $parts == *" diffusion "* ]]; then
     tool=$(scripts/parity/tool.sh diffusion)
     for size in $sizes; do
-        [ "$size" = vit-l ] || compare_diffusion "$size"
+        [[ $size == vit-l || $size == image-reward ]] || compare_diffusion "$size"
     done
 fi
 if [[ $parts == *" distilbert "* ]]; then
     tool=$(scripts/parity/tool.sh distilbert)
     for size in $sizes; do
-        [ "$size" = vit-l ] || compare_distilbert "$size"
+        [[ $size == vit-l || $size == image-reward ]] || compare_distilbert "$size"
     done
 fi
 if [[ $parts == *" train "* ]]; then

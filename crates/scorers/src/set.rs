@@ -271,7 +271,8 @@ impl ScorerSet {
         if pairs.is_empty() {
             return Ok(self.scorers.iter().map(|_| Vec::new()).collect());
         }
-        inference(|| {
+        let started = Instant::now();
+        let scores = inference(|| {
             let failed = |error: TchError| forward("scores", pairs.len())(error);
             let [image_rows, text_rows] = [
                 pairs.iter().map(|pair| pair.0 as i64).collect::<Vec<_>>(),
@@ -288,7 +289,9 @@ impl ScorerSet {
             let all = Tensor::f_stack(&scores, 0).and_then(|all| numbers(&all)).map_err(failed)?;
             let scores = |numbers: &[f32]| numbers.iter().copied().map(score_of).collect();
             Ok(all.chunks(pairs.len()).map(scores).collect())
-        })
+        });
+        self.network_time.set(self.network_time.get() + started.elapsed());
+        scores
     }
 
     /// Caption features from the numbers of [`Features::to_rows`], one vector per text tower.

@@ -122,7 +122,12 @@ pub(crate) fn scorer_entry(name: &str) -> String {
     format!("[[scorer]]\n{}\n", entry.lines().map(absolute).collect::<String>())
 }
 
-/// The miniature configuration as committed.
+/// The four miniature scorers of the paper's kinds, [`ALL_SCORERS`], as committed.
 pub(crate) fn four_scorers() -> PathBuf {
+    Path::new(MINI).join("paper.toml")
+}
+
+/// The five miniature scorers, as committed.
+pub(crate) fn five_scorers() -> PathBuf {
     Path::new(MINI).join("scorers.toml")
 }

@@ -1,5 +1,7 @@
 //! Copies of the miniature reward models, with changed configurations.
 
+#![allow(dead_code, reason = "each test file uses a part of it")]
+
 use std::path::{Path, PathBuf};
 
 use nn::device::Precision;
