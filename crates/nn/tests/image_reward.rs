@@ -165,6 +165,14 @@ fn tensors_are_strict() {
             "[23, 24]",
         ),
         (
+            error(&|all| {
+                let (_, tensor) =
+                    all.iter_mut().find(|(name, _)| name.ends_with("pos_embed")).unwrap();
+                *tensor = Tensor::zeros([1, 0, 64], (Kind::Float, Device::Cpu));
+            }),
+            "a square of patches and one token, found [1, 0, 64]",
+        ),
+        (
             error(&|all| all.retain(|(name, _)| !name.ends_with("pos_embed"))),
             "found no blip.visual_encoder.pos_embed",
         ),

@@ -132,7 +132,7 @@ fn vision(weights: &Weights) -> Result<VisionConfig, WeightsError> {
     let [_, 3, patch_size, _] = patch[..] else {
         return Err(misshapen("patch_embed.proj.weight", "[width, 3, side, side]", &patch));
     };
-    let grid = tokens.saturating_sub(1).isqrt();
+    let grid = tokens.saturating_sub(1).max(0).isqrt();
     if grid < 1 || grid * grid != tokens - 1 || patch_size < 1 || width < 1 {
         return Err(misshapen("pos_embed", "a square of patches and one token", &position));
     }
