@@ -45,7 +45,7 @@ declare -A flags=(
     [margin]="--preference margin --reference-every 40"
     [reference-mix]="--preference consensus --reference-every 40 --reference-mix 0.6"
     [winner-anchor]="--preference consensus --reference-every 40 --winner-anchor 100"
-    [lora]="--preference consensus --reference-every 40 --adapter lora --lr 3.5e-6"
+    [lora]="--preference consensus --reference-every 40 --adapter lora --lr 1e-5"
     [five-voters]="--preference consensus --reference-every 40"
 )
 # Rows of one seed, and rows of three: the run of row NAME with seed N is NAME-sN.
