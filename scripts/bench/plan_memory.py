@@ -124,7 +124,7 @@ class Bench:
         """Runs two steps. The peak is read until the process has ended, 20 times a second."""
         start = time.perf_counter()
         process = subprocess.Popen([*self.command(row, "run", out), "--quiet"])
-        peak: dict[str, int] = {}
+        peak: dict[str, float] = {}
         while process.poll() is None:
             now = status(process)
             if now.get("VmHWM", 0) > peak.get("VmHWM", 0):
