@@ -235,7 +235,8 @@ mod tests {
             [("sd15-lora", 512, 10_000, 2 * 16), ("sdxl-lora", 1024, 2_000, 2 * 8)]
         {
             let (_, text) = RECIPES.iter().find(|(known, _)| *known == name).unwrap();
-            let source = "examples/research_projects/diffusion_dpo/README.md of huggingface/diffusers";
+            let source =
+                "examples/research_projects/diffusion_dpo/README.md of huggingface/diffusers";
             assert!(text.contains(source), "{text}");
             let found = serde_json::to_value(over_defaults(&[name]).unwrap()).unwrap();
             let expected = json!({

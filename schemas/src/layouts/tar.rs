@@ -133,6 +133,10 @@ impl Members {
     fn header(&mut self) -> io::Result<Option<Header>> {
         let mut block = Vec::with_capacity(BLOCK as usize);
         Read::take(&mut self.reader, BLOCK).read_to_end(&mut block)?;
+        // Of a remote archive only a part may be read.
+        if block.is_empty() && self.next < self.reader.length() {
+            return Ok(None);
+        }
         if block.is_empty() {
             return Err(damaged(
                 "it ends without the block of zeros that ends an archive; hint: the download or \

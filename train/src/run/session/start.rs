@@ -133,9 +133,7 @@ fn load(
     let start = checkpoint.map_or(Start::Base, |found| Start::Checkpoint(&found.folder));
     let training = match &config.lora {
         None => Training::Weights { checkpointing: config.settings.grad_checkpointing },
-        Some(lora) => {
-            Training::Adapters(SeededLora { config: lora, seed: config.settings.seed })
-        }
+        Some(lora) => Training::Adapters(SeededLora { config: lora, seed: config.settings.seed }),
     };
     let mut networks = Networks::load(base, start, training, config.device, config.precision)?;
     // A cache has what they would make; sample images load them again.
