@@ -190,12 +190,12 @@ pub(super) fn memory(config: &Config, base: &BaseModel) -> Result<Memory> {
     ];
     let (resident, passing) = of_encoders(config, base)?;
     memory.push(("encoders", resident));
-    // Images are encoded while there are no activations, and drawn while there are no gradients either.
-    let (encoding, drawing) = passing;
+    // Images are encoded while there are no activations, and sampled while there are no gradients either.
+    let (encoding, sampling) = passing;
     let step = gradients + activations + boundary;
     let accumulated = if is_single { 0.0 } else { gradients };
-    let beyond = f64::max(accumulated + encoding, drawing) - step;
-    memory.push(("encoding and drawing", beyond.max(0.0)));
+    let beyond = f64::max(accumulated + encoding, sampling) - step;
+    memory.push(("encoding and sampling", beyond.max(0.0)));
     if !on_gpu {
         memory.push(("prefetch buffer", data_bytes(config, base)));
         // Frozen f32 weights are pages of their file.
@@ -209,7 +209,7 @@ pub(super) fn memory(config: &Config, base: &BaseModel) -> Result<Memory> {
 }
 
 /// Bytes of the encoders that stay, and those that pass: while images are encoded, and while sample
-/// images are drawn, for which a run with a cache loads the encoders again.
+/// images are sampled, for which a run with a cache loads the encoders again.
 fn of_encoders(config: &Config, base: &BaseModel) -> Result<(f64, (f64, f64))> {
     let files = &base.files;
     let size = bytes_of(config.precision);
@@ -221,13 +221,13 @@ fn of_encoders(config: &Config, base: &BaseModel) -> Result<(f64, (f64, f64))> {
     let images = 2 * i64::try_from(config.settings.micro_batch)?;
     let side = base.resolution;
     let encoding = vae.encoding_numbers(images, side, side) * size;
-    let drawing = match config.settings.sample_every {
+    let sampling = match config.settings.sample_every {
         0 => 0.0,
         _ => vae.decoding_numbers(1, side, side) * size,
     };
     Ok(match config.source {
-        Source::Pairs(_) => (weights, (encoding, drawing)),
-        Source::Cache(_) if drawing > 0.0 => (0.0, (weights, weights + drawing)),
+        Source::Pairs(_) => (weights, (encoding, sampling)),
+        Source::Cache(_) if sampling > 0.0 => (0.0, (weights, weights + sampling)),
         // For the empty caption, at the start.
         Source::Cache(_) => (0.0, (weights, 0.0)),
     })
