@@ -9,6 +9,9 @@ process's own, and how much pages of mapped files. A row that needs more memory 
 and is no success.
 
 A row that was measured is not measured again, so an interrupted run resumes.
+
+With --gpu it prints the table of docs/train.md instead: what `train plan --device cuda` says of each row
+of GPU_ROWS, for a card of --memory that need not be here.
 """
 
 import argparse
@@ -66,6 +69,21 @@ ROWS = [
     Row("sdxl-adamw8bit", "sdxl", 256, "bf16", 1, full("adamw8bit")),
 ]
 
+# For the table of cards: the model, and the flags.
+ONE = ["--micro-batch", "1", *CHECKPOINTING]
+GPU_ROWS = [
+    ("sd15", ["--recipe", "sd15-lora"]),
+    ("sd15", ["--recipe", "sd15", *ONE, "--optimizer", "adamw8bit"]),
+    ("sd15", ["--recipe", "sd15", *ONE, "--optimizer", "adamw8bit", "--loss", "mapo"]),
+    ("sd15", ["--recipe", "sd15", *ONE, "--optimizer", "adamw8bit", "--ema", "0.9999"]),
+    ("sd15", ["--recipe", "sd15", *ONE, "--optimizer", "adafactor"]),
+    ("sd15", ["--recipe", "sd15", *ONE]),
+    ("sdxl", ["--recipe", "sdxl-lora"]),
+    ("sdxl", ["--recipe", "sdxl"]),
+    ("sdxl", ["--recipe", "sdxl", "--optimizer", "adamw8bit"]),
+    ("sdxl", ["--recipe", "sdxl", "--optimizer", "adamw"]),
+]
+
 
 def build_model(models: Path, name: str) -> None:
     """A whole pipeline. What SDXL has in common with Stable Diffusion 1.5 is a link to its folder."""
@@ -102,6 +120,27 @@ def free_memory() -> int:
     return int(line.split()[1]) * 1024
 
 
+def in_words(flags: list[str] | None) -> str:
+    return "none" if flags is None else " ".join(f"`{flag}`" for flag in flags)
+
+
+def table_of_cards(arguments: argparse.Namespace) -> str:
+    """What the plan says of each row, with the flags for the cards that are too small."""
+    lines = ["| | peak GiB | fits | smaller cards |", "|---|---:|---:|---|"]
+    for model, flags in GPU_ROWS:
+        command = [arguments.train, "plan", "--model", arguments.models / model, *flags]
+        command += ["--pairs", ROOT / "data/sample", "--labels", arguments.labels]
+        command += ["--out", arguments.out / "none", "--device", "cuda", "--memory", arguments.memory]
+        output = subprocess.run([*map(str, command), "--json"], check=True, stdout=subprocess.PIPE).stdout
+        plan = json.loads(output)["gpu"]
+        fits = plan["fits_gigabytes"]
+        smaller = [f"{card['gigabytes']} GB: {in_words(card['flags'])}" for card in plan["with_flags"]]
+        cells = [f"`{' '.join(flags)}`", f"{plan['peak_memory_bytes'] / GIB:.1f}"]
+        cells += [f"{fits[0]} GB" if fits else "none", "; ".join(smaller)]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 class Bench:
     def __init__(self, arguments: argparse.Namespace) -> None:
         self.arguments = arguments
@@ -124,7 +163,7 @@ class Bench:
         """Runs two steps. The peak is read until the process has ended, 20 times a second."""
         start = time.perf_counter()
         process = subprocess.Popen([*self.command(row, "run", out), "--quiet"])
-        peak: dict[str, int] = {}
+        peak: dict[str, float] = {}
         while process.poll() is None:
             now = status(process)
             if now.get("VmHWM", 0) > peak.get("VmHWM", 0):
@@ -197,10 +236,15 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     parser.add_argument("--rows", nargs="*", default=[], help="patterns, such as 'sd15-*'")
     parser.add_argument("--fresh", action="store_true", help="measure rows again")
+    parser.add_argument("--gpu", action="store_true", help="print the table of cards")
+    parser.add_argument("--memory", default="12GiB", help="for --gpu (default 12GiB)")
     parser.add_argument("--build", help="build this model, and do nothing else")
     arguments = parser.parse_args()
     if arguments.build:
         build_model(arguments.models, arguments.build)
+        return
+    if arguments.gpu:
+        print(table_of_cards(arguments))
         return
     folder = arguments.out / "plan-memory"
     folder.mkdir(parents=True, exist_ok=True)

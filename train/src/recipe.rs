@@ -214,6 +214,40 @@ mod tests {
             let balanced = over_defaults(&[name, "paper/balanced"]).unwrap();
             assert_eq!(balanced.reference_every, Some(100), "{name}");
             assert_eq!(balanced.adapter, Some(AdapterKind::Lora), "{name}");
+            // A row changes nothing but what it names, and the recipe none of that.
+            for (row, text) in RECIPES.iter().filter(|(row, _)| row.starts_with("paper/")) {
+                let json = |options: &RunOptions| serde_json::to_value(options).unwrap();
+                let together = json(&over_defaults(&[name, row]).unwrap());
+                let (alone, of_row) = (json(&alone), json(&one(row).unwrap()));
+                for (key, value) in together.as_object().unwrap() {
+                    let expected = if of_row[key].is_null() { &alone[key] } else { &of_row[key] };
+                    assert_eq!(value, expected, "{name},{row}: {key}");
+                }
+                assert!(text.contains("reference_every"), "{row}");
+            }
+        }
+    }
+
+    /// examples/research_projects/diffusion_dpo/README.md of huggingface/diffusers.
+    #[test]
+    fn recipes_of_adapters_have_the_published_numbers_and_name_their_source() {
+        for (name, resolution, steps, batch_size) in
+            [("sd15-lora", 512, 10_000, 2 * 16), ("sdxl-lora", 1024, 2_000, 2 * 8)]
+        {
+            let (_, text) = RECIPES.iter().find(|(known, _)| *known == name).unwrap();
+            let source =
+                "examples/research_projects/diffusion_dpo/README.md of huggingface/diffusers";
+            assert!(text.contains(source), "{text}");
+            let found = serde_json::to_value(over_defaults(&[name]).unwrap()).unwrap();
+            let expected = json!({
+                "resolution": resolution, "steps": steps, "batch_size": batch_size, "rank": 8,
+                "lr": 1e-5, "scale_lr": false, "lr_schedule": "constant", "warmup_steps": 0,
+                "optimizer": "adamw8bit", "weight_decay": 0.01, "max_grad_norm": 1.0,
+                "grad_checkpointing": true, "beta": 5000.0,
+            });
+            for (key, value) in expected.as_object().unwrap() {
+                assert_eq!(&found[key], value, "{name}: {key}");
+            }
         }
     }
 

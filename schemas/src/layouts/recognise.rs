@@ -162,7 +162,7 @@ pub(super) fn of_name(path: &Path) -> Result<Option<Layout>, PairsError> {
 }
 
 /// The files of a folder that may be pairs, and those that are JSON of another kind, such as
-/// `dataset_infos.json`.
+/// `dataset_infos.json`, by name.
 ///
 /// # Errors
 /// If a file cannot be read, or its first record is damaged.
@@ -180,6 +180,7 @@ pub(crate) fn recognised<P>(
             Some(Err(error)) => return Err(error),
         }
     }
+    others.sort_unstable();
     Ok((pairs, others))
 }
 

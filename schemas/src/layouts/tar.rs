@@ -26,6 +26,8 @@ pub(super) struct Members {
     reader: Reader,
     /// Where the next header begins.
     next: u64,
+    /// Whether the end of the archive was read.
+    has_ended: bool,
     /// Takes every header, if the archive is to be identified.
     pub(super) hasher: Option<blake3::Hasher>,
 }
@@ -40,7 +42,7 @@ struct Header {
 impl Members {
     /// Reads on from the position of `reader`, which is that of a header.
     pub(super) fn new(reader: Reader) -> Self {
-        Self { next: reader.position(), reader, hasher: None }
+        Self { next: reader.position(), reader, has_ended: false, hasher: None }
     }
 
     /// Where the next header is looked for, for messages.
@@ -50,6 +52,9 @@ impl Members {
 
     /// The next plain file; whatever was not read of the one before is skipped.
     pub(super) fn next_member(&mut self) -> io::Result<Option<Member>> {
+        if self.has_ended {
+            return Ok(None);
+        }
         let mut at = self.next;
         let mut first = None;
         let (mut long_name, mut long_size) = (None, None);
@@ -57,6 +62,7 @@ impl Members {
             let skipped = self.next.saturating_sub(self.reader.position());
             self.reader.skip(skipped)?;
             let Some(header) = self.header()? else {
+                self.has_ended = true;
                 return match first {
                     None => Ok(None),
                     Some(()) => Err(damaged("it ends behind the name of a member")),
@@ -127,6 +133,10 @@ impl Members {
     fn header(&mut self) -> io::Result<Option<Header>> {
         let mut block = Vec::with_capacity(BLOCK as usize);
         Read::take(&mut self.reader, BLOCK).read_to_end(&mut block)?;
+        // Of a remote archive only a part may be read.
+        if block.is_empty() && self.next < self.reader.length() {
+            return Ok(None);
+        }
         if block.is_empty() {
             return Err(damaged(
                 "it ends without the block of zeros that ends an archive; hint: the download or \

@@ -65,7 +65,10 @@ fn main() -> Result<()> {
     let open = || Weights::open_folder(&model, WEIGHT_FILES);
     let (mut unet, mut reference) = match rank {
         0 => (
-            UNet::load_for_training(&config, &open()?, device, precision)?,
+            match checkpointing {
+                true => UNet::load_for_checkpointing(&config, &open()?, device, precision)?,
+                false => UNet::load_for_training(&config, &open()?, device, precision)?,
+            },
             UNet::load_reference(&config, &open()?, device, precision)?,
         ),
         rank => {

@@ -41,6 +41,7 @@ pub use self::options::{Positions, StreamOptions};
 pub use self::order::{BLOCK_BYTES, WINDOW_BYTES};
 use self::order::{Geometry, Rows};
 pub use self::stream::Stream;
+pub(crate) use self::stream::decoded_ahead;
 
 /// One pair, ready for the device.
 #[derive(Debug)]

@@ -25,6 +25,12 @@ const MOST_PREFETCHED: u64 = 256;
 /// The largest side of an image: a larger one is a typo.
 const LARGEST_SIDE: i64 = 16_384;
 
+/// How many decoded examples of so many bytes are prefetched: those that fit a quarter of the memory,
+/// but one for each thread in any case.
+pub(crate) fn decoded_ahead(memory: u64, threads: usize, bytes: u64) -> u64 {
+    (memory / 4 / bytes.max(1)).min(MOST_PREFETCHED).max(threads as u64 + 1)
+}
+
 /// A request to a decoding thread.
 struct Job {
     encoded: Encoded,
@@ -75,8 +81,7 @@ impl<L: Clone> Stream<L> {
         let transform = check(&dataset.selection, &options)?;
         let threads = options.threads.max(1);
         let pixels = 2 * 4 * transform.numbers() as u64;
-        let ahead =
-            (options.memory / 4 / pixels.max(1)).min(MOST_PREFETCHED).max(threads as u64 + 1);
+        let ahead = decoded_ahead(options.memory, threads, pixels);
         let budget = MemoryBudget::new(options.memory.saturating_sub(ahead.saturating_mul(pixels)));
         let mut stream = Self {
             dataset,

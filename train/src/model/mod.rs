@@ -214,6 +214,18 @@ pub enum Start<'a> {
     Checkpoint(&'a Path),
 }
 
+/// Which weights are trained, and with which memory.
+#[derive(Debug, Clone, Copy)]
+pub enum Training<'a> {
+    /// All of them; `checkpointing` spares the copies that half precision has without it.
+    Weights {
+        /// Whether gradient checkpointing is on.
+        checkpointing: bool,
+    },
+    /// Adapters.
+    Adapters(SeededLora<'a>),
+}
+
 /// The networks in memory.
 #[derive(Debug)]
 pub struct Networks {
@@ -233,8 +245,7 @@ pub struct Networks {
 }
 
 impl Networks {
-    /// Loads all networks; with `lora`, adapters of the UNet and of its reference, whose first
-    /// numbers are a function of `lora.seed`.
+    /// Loads all networks. The first numbers of adapters are a function of their seed.
     ///
     /// # Errors
     /// If weights do not fit their configuration, the checkpoint is of another kind of training, or
@@ -242,14 +253,14 @@ impl Networks {
     pub fn load(
         base: &BaseModel,
         start: Start<'_>,
-        lora: Option<SeededLora<'_>>,
+        training: Training<'_>,
         device: Device,
         precision: Precision,
     ) -> Result<Self> {
         if let Start::Checkpoint(checkpoint) = start {
             let has_adapters = checkpoint.join(UNET).join(SAVED_ADAPTERS).is_file();
             ensure!(
-                has_adapters == lora.is_some(),
+                has_adapters == matches!(training, Training::Adapters(_)),
                 "{}: {}",
                 checkpoint.display(),
                 match has_adapters {
@@ -260,12 +271,13 @@ impl Networks {
             );
         }
         let context = || format!("loading the model {}", base.shown);
-        let (pipeline, reference) = match lora {
-            None => Self::load_weights(base, start, device, precision).with_context(context)?,
-            Some(lora) => {
-                Self::load_adapters(base, start, lora, device, precision).with_context(context)?
+        let (pipeline, reference) = match training {
+            Training::Weights { checkpointing } => {
+                Self::load_weights(base, start, checkpointing, device, precision)
             }
-        };
+            Training::Adapters(lora) => Self::load_adapters(base, start, lora, device, precision),
+        }
+        .with_context(context)?;
         let schedule = TrainingSchedule::new(&base.schedule, device)?;
         let empty = pipeline.encode_prompt(&base.tokens(&[""])?)?;
         let reference = Some(reference);
@@ -276,6 +288,7 @@ impl Networks {
     fn load_weights(
         base: &BaseModel,
         start: Start<'_>,
+        checkpointing: bool,
         device: Device,
         precision: Precision,
     ) -> Result<(Pipeline, UNet)> {
@@ -290,7 +303,7 @@ impl Networks {
                 (trained, reference.unet.weights)
             }
         };
-        let pipeline = Pipeline::load_for_training(&trained, device, precision)?;
+        let pipeline = Pipeline::load_for_training(&trained, checkpointing, device, precision)?;
         let spread = pipeline.unet.spread_weights();
         if spread > 0 {
             tracing::info!(

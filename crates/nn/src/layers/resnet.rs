@@ -79,7 +79,7 @@ impl ResnetBlock {
                 hidden_BCHW.f_add_(&shift_BC11)?
             };
         }
-        let hidden_BCHW = self.norm_2.forward_silu(&hidden_BCHW)?;
+        hidden_BCHW = self.norm_2.forward_silu(&hidden_BCHW)?;
         match &self.shortcut {
             None => self.conv_2.add_to(x_BCHW, &hidden_BCHW),
             Some(shortcut) => {
@@ -93,13 +93,17 @@ impl ResnetBlock {
     fn fused(&self, x_BCHW: &Tensor, embedding_BD: Option<&Tensor>) -> Result<Tensor, TchError> {
         let normed_BCHW = self.norm_1.forward_silu(x_BCHW)?;
         let (hidden_BCHW, bias_C) = self.conv_1.forward_leaving_bias(&normed_BCHW)?;
+        // Each tensor goes as soon as the next one exists: those of an autoencoder are large.
+        drop(normed_BCHW);
         let shift_BC = match (&self.time, embedding_BD) {
             (Some(time), Some(embedding_BD)) => Some(time.forward(embedding_BD)?),
             _ => None,
         };
         let around = Around { shift_BC: shift_BC.as_ref(), bias_C, silu: true };
-        let hidden_BCHW = self.norm_2.fused(&hidden_BCHW, around)?;
-        let (update_BCHW, bias_C) = self.conv_2.forward_leaving_bias(&hidden_BCHW)?;
+        let normed_BCHW = self.norm_2.fused(&hidden_BCHW, around)?;
+        drop(hidden_BCHW);
+        let (update_BCHW, bias_C) = self.conv_2.forward_leaving_bias(&normed_BCHW)?;
+        drop(normed_BCHW);
         let stream_BCHW = match &self.shortcut {
             None => x_BCHW.shallow_clone(),
             Some(shortcut) => convolve_1x1(shortcut, x_BCHW)?,

@@ -103,6 +103,10 @@ impl MergedPipeline {
             .collect();
         let written = write_each(file, &entries, &[], &mut |index| {
             check()?;
+            // The tensor before is written: the file need not stay in memory.
+            if let Some(before) = index.checked_sub(1).and_then(|before| entries.get(before)) {
+                weights.release_pages(before.name);
+            }
             let Some(Entry { name, kind, .. }) = entries.get(index) else {
                 return Err(std::io::Error::other("a tensor without an entry"));
             };

@@ -119,16 +119,22 @@ impl Pipeline {
         Ok(Self { encoders, unet, schedule })
     }
 
-    /// Loads all networks, the UNet for training: its weights are f32 and record gradients.
+    /// Loads all networks, the UNet for training: its weights are f32 and record gradients; with
+    /// `checkpointing`, it takes less memory ([`UNet::load_for_checkpointing`]).
     /// [`Pipeline::sample`] uses the current weights.
     pub fn load_for_training(
         files: &PipelineFiles,
+        checkpointing: bool,
         device: Device,
         precision: Precision,
     ) -> Result<Self, ModelError> {
         let unet_config = files.unet_config()?;
+        let load = match checkpointing {
+            true => UNet::load_for_checkpointing,
+            false => UNet::load_for_training,
+        };
         Self::load_around(files, &unet_config, device, precision, &|weights| {
-            UNet::load_for_training(&unet_config, weights, device, precision)
+            load(&unet_config, weights, device, precision)
         })
     }
 

@@ -25,13 +25,18 @@ pub struct UNetCost {
     /// Of `kept`, those that only the weights of the feed-forward networks need: their inputs, which
     /// frozen weights do not keep.
     pub kept_for_feed_forward: f64,
+    /// Of `kept`, those that only the projections around the blocks of transformers need.
+    pub kept_for_projections: f64,
+    /// Weights of the part that has the most of those that gradient checkpointing recomputes.
+    pub largest_part_weights: f64,
 }
 
 impl UNetCost {
     /// A part that gradient checkpointing may recompute: it keeps `kept` numbers, and the last
     /// `output` of them are its result.
-    fn part(&mut self, operations: f64, kept: f64, output: f64) {
+    fn part(&mut self, operations: f64, weights: f64, kept: f64, output: f64) {
         self.forward_operations += operations;
+        self.largest_part_weights = self.largest_part_weights.max(weights);
         self.kept += kept;
         self.kept_with_checkpointing += output;
         self.largest_part = self.largest_part.max(kept);
@@ -48,11 +53,12 @@ impl UNetCost {
 
     fn resnet(&mut self, pixels: f64, input: f64, output: f64, embedding: f64) {
         let shortcut = if input == output { 0.0 } else { input * output };
-        let products =
-            pixels * (KERNEL * (input + output) * output + shortcut) + embedding * output;
+        let (convolved, from_embedding) =
+            (KERNEL * (input + output) * output + shortcut, embedding * output);
+        let products = pixels * convolved + from_embedding;
         // Each activation, the sum with the time embedding, the result.
         let kept = pixels * (input + 3.0 * output);
-        self.part(2.0 * products, kept, pixels * output);
+        self.part(2.0 * products, convolved + from_embedding, kept, pixels * output);
     }
 
     fn transformer(&mut self, pixels: f64, channels: f64, layers: f64, text: (f64, f64)) {
@@ -64,13 +70,16 @@ impl UNetCost {
             + 2.0 * pixels * length * channels;
         let feed_forward = pixels * 3.0 * EXPANSION * square;
         let products = pixels * 2.0 * square + layers * (to_itself + to_text + feed_forward);
-        // In a block: three normalisations and sums, five queries, keys and values, two results of
-        // attention and three tensors of the feed-forward network. Around them: the normalisation
-        // and both projections.
-        let block = pixels * channels * (11.0 + 3.0 * EXPANSION) + 2.0 * length * channels;
+        let weights =
+            2.0 * square + layers * ((6.0 + 3.0 * EXPANSION) * square + 2.0 * width * channels);
+        // In a block: three normalisations and sums; queries, keys and values, and again queries;
+        // two results of attention and three tensors of the feed-forward network. Around them: the
+        // normalisation and both projections.
+        let block = pixels * channels * (12.0 + 3.0 * EXPANSION) + 2.0 * length * channels;
         let kept = layers * block + pixels * channels * 3.0;
-        self.part(2.0 * products, kept, pixels * channels);
+        self.part(2.0 * products, weights, kept, pixels * channels);
         self.kept_for_feed_forward += layers * pixels * channels * (1.0 + EXPANSION);
+        self.kept_for_projections += 2.0 * pixels * channels;
         self.largest_tensor = self.largest_tensor.max(EXPANSION * pixels * channels);
     }
 }
@@ -169,5 +178,9 @@ mod tests {
         let billions = cost.forward_operations / 2e9;
         assert!((billions / 401.6 - 1.0).abs() < 0.01, "{billions}");
         assert!(cost.kept > 5.0 * cost.kept_with_checkpointing);
+        // The first residual block of the way up, from 2560 to 1280 channels.
+        let (input, output) = (2560.0, 1280.0);
+        let weights = 9.0 * (input + output) * output + input * output + output * output;
+        assert_eq!(cost.largest_part_weights, weights);
     }
 }

@@ -118,6 +118,25 @@ impl UNet {
         Ok(Self::build(config, loader)?.0)
     }
 
+    /// [`UNet::load_for_training`] with gradient checkpointing. In half precision there are no copies of
+    /// the weights: each layer casts its own whenever it computes, also when it is recomputed, and
+    /// drops them with the rest of its part. Gradients and outputs have the same bits.
+    ///
+    /// # Errors
+    /// As [`UNet::load_for_training`].
+    pub fn load_for_checkpointing(
+        config: &UNetConfig,
+        weights: &Weights,
+        device: Device,
+        precision: Precision,
+    ) -> Result<Self, ModelError> {
+        let weights = weights.rooted(ANCHORS);
+        let loader = Loader::for_training(&weights, "UNet", device, precision).casting_at_use();
+        let mut network = Self::build(config, loader)?.0;
+        network.set_gradient_checkpointing(true);
+        Ok(network)
+    }
+
     /// Loads the reference model of a network in training. It records no gradients and stores the
     /// weights in `precision`, so that bf16 takes half the memory.
     ///

@@ -17,9 +17,10 @@ fn trained(name: &str, casts_at_use: bool) -> UNet {
     let folder = folder(name);
     let weights = Weights::open_folder(&folder, WEIGHT_FILES).unwrap();
     let config = UNetConfig::read(&folder.join("config.json")).unwrap();
-    let loader = Loader::for_training(&weights, "UNet", Device::Cpu, Precision::Bf16);
-    let loader = if casts_at_use { loader.casting_at_use() } else { loader };
-    UNet::build(&config, loader).unwrap().0
+    let load = if casts_at_use { UNet::load_for_checkpointing } else { UNet::load_for_training };
+    let unet = load(&config, &weights, Device::Cpu, Precision::Bf16).unwrap();
+    assert_eq!(unet.checkpointing, casts_at_use);
+    unet
 }
 
 fn output(unet: &UNet, seed: u64) -> Tensor {
@@ -71,7 +72,9 @@ fn copies_of_weights_give_the_bits_of_casts_at_every_use() {
     multiplying_bf16(|| {
         for name in ["sd15", "sdxl"] {
             for checkpointing in [false, true] {
-                let expected = steps(trained(name, true), checkpointing, false);
+                let unet = trained(name, true);
+                assert_eq!(unet.copies.len(), 0);
+                let expected = steps(unet, checkpointing, false);
                 for flat in [false, true] {
                     let unet = trained(name, false);
                     assert!(unet.copies.len() > unet.parameters().len() / 2, "{name}");

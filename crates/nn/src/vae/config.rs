@@ -58,7 +58,26 @@ impl Default for VaeConfig {
     }
 }
 
+/// The pixels of `images` of this size that are computed at once.
+fn pixels_at_once(images: i64, height: i64, width: i64) -> f64 {
+    let pixels = height.saturating_mul(width);
+    pixels.saturating_mul(images.min(super::at_once(pixels))) as f64
+}
+
 impl VaeConfig {
+    /// How many numbers encoding `images` of this size takes at once, beside the weights: in the
+    /// residual blocks of the first level the stream, what a layer reads and what it writes.
+    pub fn encoding_numbers(&self, images: i64, height: i64, width: i64) -> f64 {
+        3.0 * self.first() as f64 * pixels_at_once(images, height, width)
+    }
+
+    /// How many numbers decoding `images` of this size takes at once, beside the weights: in the first
+    /// residual block of the last level, which has the channels of the level before.
+    pub fn decoding_numbers(&self, images: i64, height: i64, width: i64) -> f64 {
+        let before = self.block_out_channels.get(1).copied().unwrap_or(self.first());
+        (2 * before + self.first()) as f64 * pixels_at_once(images, height, width)
+    }
+
     /// Reads `config.json`.
     pub fn read(file: &Path) -> Result<Self, ConfigError> {
         Self::parse(&without_unset(read_json(file)?), file).map_err(|error| error.in_file(file))

@@ -24,6 +24,11 @@ use crate::weights::{Loader, Weights};
 /// not faster, and take some kilobytes of memory each.
 const PIXELS_AT_ONCE: i64 = 4 * 512 * 512;
 
+/// How many images of so many pixels are computed at once, at most.
+pub(super) fn at_once(pixels: i64) -> i64 {
+    (PIXELS_AT_ONCE / pixels.max(1)).max(1)
+}
+
 /// The name in error messages.
 const NETWORK: &str = "VAE";
 
@@ -165,7 +170,7 @@ impl Vae {
     ) -> Result<Tensor, NetworkError> {
         let (_, _, height, width) = x_BCHW.size4()?;
         let pixels = height.saturating_mul(width).saturating_mul(scale * scale);
-        let rows = (PIXELS_AT_ONCE / pixels).max(1);
+        let rows = at_once(pixels);
         inference(|| {
             let parts = x_BCHW
                 .f_split(rows, 0)?

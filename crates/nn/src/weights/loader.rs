@@ -45,7 +45,7 @@ pub struct Loader<'a> {
     adapters: Option<AdapterPlan<'a>>,
     /// With adapters, the weights handed out so far, or those of the network that shares them.
     frozen: Frozen,
-    #[cfg(test)]
+    /// In training in half precision, whether layers cast weights themselves.
     casts_at_use: bool,
     asked: HashSet<String>,
     missing: Vec<String>,
@@ -74,7 +74,6 @@ impl<'a> Loader<'a> {
             copies: WeightCopies::default(),
             adapters: None,
             frozen: Frozen::default(),
-            #[cfg(test)]
             casts_at_use: false,
             asked: HashSet::new(),
             missing: Vec::new(),
@@ -226,18 +225,15 @@ impl<'a> Loader<'a> {
     /// True in training in half precision; where bf16 is upcast, layers read the f32 weight, whose
     /// gradient is then not rounded.
     fn has_copies(&self) -> bool {
-        #[cfg(test)]
-        if self.casts_at_use {
-            return false;
-        }
         self.purpose == Purpose::Training
+            && !self.casts_at_use
             && self.adapters.is_none()
             && self.precision != Precision::F32
             && !self.precision.upcasts_bf16(self.device)
     }
 
-    /// A network in training without copies of its weights, to compare with.
-    #[cfg(test)]
+    /// [`Loader::for_training`] without copies of weights in half precision: each layer casts its
+    /// weights whenever it computes.
     pub(crate) fn casting_at_use(self) -> Self {
         Self { casts_at_use: true, ..self }
     }

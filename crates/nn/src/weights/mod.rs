@@ -185,7 +185,7 @@ impl Weights {
 
     /// Releases the memory of the pages of the mapped file that hold a tensor. Whatever was written
     /// into the tensor is lost.
-    fn release_pages(&self, name: &str) {
+    pub(crate) fn release_pages(&self, name: &str) {
         if let Some(stored) = self.tensors.get(name) {
             let elements = mapped::span(&stored.shape, &stored.strides).unwrap_or(0);
             stored.file.release(stored.offset, elements * stored.kind.elt_size_in_bytes());

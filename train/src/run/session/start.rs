@@ -14,7 +14,7 @@ use crate::config::{self, Config, Source};
 use crate::data::{Content, Positions, Stream, StreamOptions};
 use crate::loss::Objective;
 use crate::loss_scale::{LossScale, LossScaling};
-use crate::model::{BaseModel, Networks, SeededLora, Start};
+use crate::model::{BaseModel, Networks, SeededLora, Start, Training};
 use crate::optimizer::RankOptimizer;
 use crate::randomness::Choice;
 use crate::run::checkpoint::{Checkpoint, State};
@@ -131,9 +131,11 @@ fn load(
         );
     }
     let start = checkpoint.map_or(Start::Base, |found| Start::Checkpoint(&found.folder));
-    let lora =
-        config.lora.as_ref().map(|lora| SeededLora { config: lora, seed: config.settings.seed });
-    let mut networks = Networks::load(base, start, lora, config.device, config.precision)?;
+    let training = match &config.lora {
+        None => Training::Weights { checkpointing: config.settings.grad_checkpointing },
+        Some(lora) => Training::Adapters(SeededLora { config: lora, seed: config.settings.seed }),
+    };
+    let mut networks = Networks::load(base, start, training, config.device, config.precision)?;
     // A cache has what they would make; sample images load them again.
     if matches!(config.source, Source::Cache(_)) {
         networks.pipeline.encoders.release();
