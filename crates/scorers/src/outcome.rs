@@ -1,4 +1,4 @@
-//! What a scorer gives for an image and its caption: a number, or why there is none.
+//! What a scorer gives for an image and its caption: a number, or why it has none.
 
 /// The score of one scorer for an image and its caption: a finite number, larger is better, or why
 /// this scorer has none. It says nothing about the other scorers of the set.
@@ -6,7 +6,7 @@ pub type Score = Result<f32, ScoreFailure>;
 
 /// Why a scorer has no score for an image and its caption.
 ///
-/// Its text goes on after the scorer's name: "gave NaN", "gave no answer within 60 s".
+/// Its text follows the scorer's name: "gave NaN", "gave no answer within 60 s".
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct ScoreFailure(String);
