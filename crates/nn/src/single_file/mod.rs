@@ -1,7 +1,7 @@
 //! Single files: the `.safetensors` of A1111, ComfyUI and their relatives, a whole pipeline under the
 //! names of the original code of Stable Diffusion 1.5, 2.1 and SDXL.
 //!
-//! [`unpack`] writes such a file as a folder in the layout of diffusers, and [`pack`] a folder as such
+//! [`unpack()`] writes such a file as a folder in the layout of diffusers, and [`pack()`] a folder as such
 //! a file. Sizes follow from the shapes of the tensors; what the shapes do not say (heads, noise
 //! schedules) is that of the family, as in huggingface/diffusers
 //! `src/diffusers/loaders/single_file_utils.py` at v0.42.1, whose names these are (`names`).
