@@ -14,7 +14,7 @@ const SCORERS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../data/mini/scorers
 /// A tiny DistilBERT with random weights.
 const CLASSIFIER: &str =
     concat!(env!("CARGO_MANIFEST_DIR"), "/../crates/nn/tests/fixtures/distilbert");
-const METRICS: [&str; 4] = ["clip", "hps", "pickscore", "aesthetic"];
+const METRICS: [&str; 5] = ["clip", "hps", "pickscore", "aesthetic", "image_reward"];
 
 /// A folder with six images, three each of two prompts.
 fn generated() -> Fixture {
@@ -63,15 +63,19 @@ fn every_image_has_every_score_in_order() {
     let rows = rows(&fixture);
     assert_eq!(rows.len(), 6 * METRICS.len());
     for (place, row) in rows.iter().enumerate() {
-        assert_eq!(row.metric, METRICS[place % 4]);
-        assert_eq!(row.seed, (place / 4 % 3) as i64);
-        assert_eq!(row.prompt, ["a fox", "a mill"][place / 12]);
+        assert_eq!(row.metric, METRICS[place % 5]);
+        assert_eq!(row.seed, (place / 5 % 3) as i64);
+        assert_eq!(row.prompt, ["a fox", "a mill"][place / 15]);
         assert_eq!((row.model.as_str(), row.prompt_set.as_str()), ("sd", "prompts"));
         assert!(row.score.is_some_and(f32::is_finite) && row.error.is_none(), "{row:?}");
         assert!(fixture.path("out").join(&row.image).is_file(), "{row:?}");
     }
-    // Cosines, and a head whose scores are of another size.
-    assert!(rows.iter().all(|row| (row.metric == "aesthetic") == (row.score.unwrap() > 1.0)));
+    // Cosines, a head whose scores are of another size, and scores around 0.
+    let cosines = rows.iter().filter(|row| METRICS[..3].contains(&row.metric.as_str()));
+    assert!(cosines.clone().count() == 18 && cosines.clone().all(|row| row.score.unwrap() < 1.0));
+    assert!(
+        rows.iter().filter(|row| row.metric == "aesthetic").all(|row| row.score.unwrap() > 1.0)
+    );
 }
 
 #[test]
@@ -140,11 +144,11 @@ fn images_that_cannot_be_scored_are_rows_with_a_reason() {
     fixture.put(&format!("out/images/{}", images[1]), b"not an image");
     expect_scored(Run::of(&mut score(&fixture, SCORERS, &[])), 6, 6, 3);
     let found = rows(&fixture);
-    assert_eq!(found.len(), 24, "no row is lost");
+    assert_eq!(found.len(), 6 * METRICS.len(), "no row is lost");
     let failed: Vec<&ScoreRow> = found.iter().filter(|row| row.score.is_none()).collect();
-    assert_eq!(failed.len(), 8);
+    assert_eq!(failed.len(), 2 * METRICS.len());
     assert_eq!(failed[0].error.as_deref(), Some("no image"));
-    assert!(failed[4].error.as_ref().unwrap().contains("found text"), "{:?}", failed[4]);
+    assert!(failed[5].error.as_ref().unwrap().contains("found text"), "{:?}", failed[5]);
     let tolerant = ["--max-failed", "2"];
     expect_scored(Run::of(&mut score(&fixture, SCORERS, &tolerant)), 6, 0, 0);
 }

@@ -70,7 +70,7 @@ def python_side(prompts: list[str], out: Path) -> None:
     for scorer in scorers:
         text = None
         if scorer.needs_text:
-            text = texts[(scorer.tower, scorer.entry["tokenizer"])].repeat_interleave(SEEDS, 0)
+            text = texts[(scorer.tower, scorer.entry.get("tokenizer"))].repeat_interleave(SEEDS, 0)
         with torch.inference_mode():
             scores[scorer.name] = scorer.scores(images[(scorer.tower, scorer.recipe)], text).tolist()
     (out / "scores.json").write_text(json.dumps(scores))
@@ -125,7 +125,7 @@ def main() -> None:
     }
     images = arguments.prompts * SEEDS
     text = (
-        f"{images} images of 32 px, {STEPS} steps, guidance {GUIDANCE}, scored by four reward models; "
+        f"{images} images of 32 px, {STEPS} steps, guidance {GUIDANCE}, scored by five reward models; "
         f"{os.cpu_count()} threads; {datetime.now(timezone.utc):%Y-%m-%d}.\n\n"
         "| side | best s | all s | images/s |\n|---|---:|---|---:|\n"
     )

@@ -3,7 +3,7 @@
     schemas sql LABELS.parquet > views.sql
     python scripts/checks/duckdb_recheck.py LABELS.parquet views.sql [--allow-broken-ties]
 
-Without a second file the views are schemas/duckdb/labels.sql, which name the four default scorers.
+Without a second file the views are schemas/duckdb/labels.sql, which name the five default scorers.
 Computes every vote, vote_sum and consensus again from the scores, and checks what types cannot
 express: unique ids, no NaN. Exits with 1 if anything differs. `--allow-broken-ties` accepts a
 consensus other than 0 although the votes cancel out (`relabel vote --ties ...`).

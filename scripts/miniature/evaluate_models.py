@@ -1,12 +1,13 @@
 """Measure data/mini on held-out images and on data/sample; write report.json and golden_scores.json.
 
 Held out are drawings (a name in one style) of the splits "sample" and "held_out" of composition.py: none of
-them is part of a training image, but the models know the name from its other styles. transformers and
-open_clip compute the scores in f32 from the saved folders. Exits with 1 if a bound does not hold.
+them is part of a training image, but the models know the name from its other styles. transformers,
+open_clip and timm compute the scores in f32 from the saved folders. Exits with 1 if a bound does not hold.
 """
 
 import itertools
 import json
+import pathlib
 import sys
 
 import composition
@@ -23,8 +24,11 @@ from torch.nn import functional
 from transformers import AutoTokenizer, CLIPModel
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "parity"))
+import image_reward  # noqa: E402
+
 SEED = 23
-SCORERS = ("clip", "hps", "pickscore", "aesthetic")
+SCORERS = ("clip", "hps", "pickscore", "aesthetic", "image_reward")
 CANDIDATES = 20
 PAIRS = 1_000
 GOLDEN_PAIRS = 16
@@ -86,12 +90,29 @@ class OpenClipModel:
         return normalised(self.model.encode_text(self.tokenizer(caption)) for caption in captions)
 
 
+class ImageRewardModel:
+    """The folder in ImageReward's layout."""
+
+    def __init__(self) -> None:
+        folder = MINI / "image-reward"
+        self.model = image_reward.open_folder(folder)
+        self.tokenizer = image_reward.tokenizer(folder)
+        mean, std = open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD
+        # ImageReward's `_transform` is open_clip's.
+        self.transform = open_clip.image_transform(networks.IMAGE_SIZE, is_train=False, mean=mean, std=std)
+
+    def scores(self, images: list[Image.Image], captions: list[str]) -> torch.Tensor:
+        pixels = torch.stack([self.transform(image) for image in images])
+        ids, mask = image_reward.tokenize(self.tokenizer, captions)
+        return torch.cat([self.model(*part) for part in zip(pixels.split(64), ids.split(64), mask.split(64))])
+
+
 def normalised(parts) -> torch.Tensor:
     return functional.normalize(torch.cat(list(parts)), dim=-1)
 
 
 class World:
-    """The four scorers."""
+    """The five scorers."""
 
     def __init__(self) -> None:
         self.clip = TransformersModel("clip")
@@ -100,6 +121,7 @@ class World:
         self.head = networks.AestheticHead().eval()
         state = torch.load(MINI / "aesthetic" / "linear-mse.pth", weights_only=True)
         self.head.load_state_dict(state, strict=True)
+        self.image_reward = ImageRewardModel()
 
     def scores(self, images: list[Image.Image], captions: list[str]) -> dict[str, numpy.ndarray]:
         """One score per scorer for every image with its caption."""
@@ -112,6 +134,7 @@ class World:
             result[name] = (features * model.text(distinct)[place]).sum(-1).numpy()
             if name == "clip":
                 result["aesthetic"] = self.head(features).flatten().numpy()
+        result["image_reward"] = self.image_reward.scores(images, captions).numpy()
         return result
 
 
@@ -283,6 +306,7 @@ def main() -> int:
         "hps_quality": preferences(world, "hps", numpy.random.default_rng((SEED, 2))),
         "pickscore_annotator": preferences(world, "pickscore", numpy.random.default_rng((SEED, 3))),
         "aesthetic_value": aesthetics(world, numpy.random.default_rng((SEED, 4))),
+        "image_reward_annotator": preferences(world, "image_reward", numpy.random.default_rng((SEED, 5))),
     }
     report["sample"], golden = on_sample(world)
     bounds = {
@@ -290,13 +314,20 @@ def main() -> int:
         "hps, held out": report["hps_quality"]["agreement"] >= LEAST_AGREEMENT,
         "pickscore, held out": report["pickscore_annotator"]["agreement"] >= LEAST_AGREEMENT,
         "aesthetic, held out": report["aesthetic_value"]["agreement"] >= LEAST_AGREEMENT,
+        "image_reward, held out": report["image_reward_annotator"]["agreement"] >= LEAST_AGREEMENT,
         "no two scorers alike": max(report["sample"]["pairwise_agreement"].values())
         <= MOST_PAIRWISE_AGREEMENT,
     }
     report["bounds_hold"] = bounds
+    file = MINI / "report.json"
+    if file.exists():
+        # What evaluate_diffusion.py measured stays until it measures again.
+        before = json.loads(file.read_text())
+        report |= {name: before[name] for name in ("diffusion",) if name in before}
+        report["bounds_hold"] = before.get("bounds_hold", {}) | bounds
     text = json.dumps(report, indent=2)
     print(text)
-    (MINI / "report.json").write_text(text + "\n")
+    file.write_text(text + "\n")
     (MINI / "golden_scores.json").write_text(json.dumps(golden, indent=1, ensure_ascii=False) + "\n")
     return 0 if all(bounds.values()) else 1
 

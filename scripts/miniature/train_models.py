@@ -1,4 +1,4 @@
-"""Train the four miniature reward models and write data/mini.
+"""Train four of the miniature reward models and write data/mini (train_image_reward.py trains the fifth).
 
 1. clip: contrastive on (image, caption), degraded images among them.
 2. hps: clip tuned on preferences for quality given the caption, on HPS's input recipe.
@@ -432,8 +432,9 @@ def train_head(clip: networks.CLIPModel, schedule: Schedule, log) -> networks.Ae
     return head.eval()
 
 
-SCORERS = """\
-# The four miniature reward models, in the published layouts.
+# The scorers of the paper, in its order.
+PAPER = """\
+# The four miniature reward models of the kinds of the paper, in its order.
 
 [[scorer]]
 name = "clip"
@@ -469,6 +470,18 @@ layout = "transformers"
 head = "aesthetic/linear-mse.pth"
 preprocess = "hf"
 """
+SCORERS = (
+    PAPER.replace(
+        "# The four miniature reward models of the kinds of the paper, in its order.",
+        "# The five miniature reward models, in the published layouts.",
+    )
+    + """
+[[scorer]]
+name = "image_reward"
+kind = "image-reward"
+model = "image-reward"
+"""
+)
 
 
 def main() -> None:
@@ -493,6 +506,7 @@ def main() -> None:
     for folder in ("aesthetic", "hps"):
         (MINI / folder).mkdir(parents=True, exist_ok=True)
     (MINI / "scorers.toml").write_text(SCORERS)
+    (MINI / "paper.toml").write_text(PAPER)
     for number, stage in enumerate(STAGES):
         if stage not in arguments.stages:
             continue

@@ -293,6 +293,18 @@ mod tests {
         }
     }
 
+    /// The toy setup has the same names in the same order.
+    #[test]
+    fn the_miniature_scorers_are_those_of_the_published_files() {
+        let names = |file: &str| -> Vec<String> {
+            let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").join(file);
+            let config = ScorersConfig::read(&file).unwrap();
+            config.scorer.into_iter().map(|scorer| scorer.name).collect()
+        };
+        assert_eq!(names("data/mini/paper.toml"), names("relabel/scorers/paper.toml"));
+        assert_eq!(names("data/mini/scorers.toml"), names("relabel/scorers/published.toml"));
+    }
+
     #[test]
     fn what_makes_no_sense_is_named() {
         let changed = |from: &str, to: &str| read(&CLIP.replace(from, to)).unwrap_err().to_string();

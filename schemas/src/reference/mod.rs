@@ -20,7 +20,7 @@ use crate::latents;
 pub use evaluation::{evaluation_page, evaluation_views};
 
 /// The scorers of the committed views.
-pub const DEFAULT_SCORERS: [&str; 4] = ["clip", "hps", "pickscore", "aesthetic"];
+pub const DEFAULT_SCORERS: [&str; 5] = ["clip", "hps", "pickscore", "aesthetic", "image_reward"];
 /// The labels file of the committed views.
 pub const DEFAULT_LABELS: &str = "data/labels.parquet";
 
