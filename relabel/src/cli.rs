@@ -44,6 +44,10 @@ pub enum Command {
     Score(ScoreArguments),
     /// Decide the votes of a labels file again from its scores: no model, no image.
     Vote(VoteArguments),
+    /// Put the scorers of two labels files of the same pairs side by side and vote again.
+    Join(JoinArguments),
+    /// Add scores that another program made to a labels file and vote again.
+    Import(ImportArguments),
     /// Describe a labels file: agreement, ties, margins, failures.
     Inspect(InspectArguments),
     /// Try everything a long run needs before it starts: files, columns, checkpoints, disk, time.
@@ -137,6 +141,11 @@ pub struct ScoreSettings {
     #[arg(long, value_name = "FILE.toml", env = "RELABEL_SCORERS", help_heading = "Scoring")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub scorers: Option<PathBuf>,
+    /// Labels of an earlier run over these pairs or the first of them: scores are taken over from
+    /// scorers that are the same there, and the others are computed.
+    #[arg(long, value_name = "OLD.parquet", help_heading = "Scoring")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reuse: Option<PathBuf>,
     /// What a tie of votes becomes.
     #[arg(long, value_name = "POLICY", value_enum, help_heading = "Scoring")]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -223,7 +232,7 @@ impl Settings for ScoreSettings {
     fn paths(&mut self) -> Vec<&mut PathBuf> {
         let pairs = self.pairs.iter_mut().flatten();
         let files = pairs.chain(&mut self.scorers).chain(&mut self.out);
-        files.chain(&mut self.work).chain(&mut self.scratch).collect()
+        files.chain(&mut self.work).chain(&mut self.scratch).chain(&mut self.reuse).collect()
     }
 }
 
@@ -240,6 +249,14 @@ pub struct VoteArguments {
     /// [default: all].
     #[arg(long, value_name = "NAME", value_delimiter = ',', help_heading = "Scoring")]
     pub voters: Option<Vec<String>>,
+    /// How votes decide, and where they go.
+    #[command(flatten)]
+    pub voting: VotingArguments,
+}
+
+/// What commands have in common that write votes of scores that are there.
+#[derive(Debug, Clone, Args)]
+pub struct VotingArguments {
     /// What a tie of votes becomes.
     #[arg(
         long,
@@ -268,6 +285,42 @@ pub struct VoteArguments {
     /// How the summary is printed.
     #[command(flatten)]
     pub json: JsonFlag,
+}
+
+/// `relabel join`.
+#[derive(Debug, Clone, Args)]
+#[command(after_help = "Examples:
+  relabel join four.parquet fifth.parquet --out five.parquet")]
+pub struct JoinArguments {
+    /// The labels file whose scorers come first.
+    #[arg(value_name = "A.parquet")]
+    pub first: PathBuf,
+    /// The labels file of other scorers over the same pairs.
+    #[arg(value_name = "B.parquet")]
+    pub second: PathBuf,
+    /// How votes decide, and where they go.
+    #[command(flatten)]
+    pub voting: VotingArguments,
+}
+
+/// `relabel import`.
+#[derive(Debug, Clone, Args)]
+#[command(after_help = "Examples:
+  relabel import --scores lpo.csv --name lpo --labels four.parquet --out five.parquet")]
+pub struct ImportArguments {
+    /// The table of scores, CSV or Parquet, with the columns pair_id, score_0, score_1
+    /// or image_uid, caption, score.
+    #[arg(long, value_name = "TABLE", help_heading = "Input")]
+    pub scores: PathBuf,
+    /// The name of the scorer: a-z, 0-9 and _.
+    #[arg(long, value_name = "NAME", help_heading = "Input")]
+    pub name: String,
+    /// The labels file whose pairs they are.
+    #[arg(long, value_name = "IN.parquet", help_heading = "Input")]
+    pub labels: PathBuf,
+    /// How votes decide, and where they go.
+    #[command(flatten)]
+    pub voting: VotingArguments,
 }
 
 /// `relabel inspect`.

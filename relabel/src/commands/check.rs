@@ -1,5 +1,6 @@
 //! `relabel check`: everything a long run needs, tried before it.
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -13,7 +14,7 @@ use runkit::signals::StopFlag;
 use scorers::{ScorerRecord, ScorersConfig};
 use serde::Serialize;
 
-use crate::score::{self, Config, Rehearsal, Sharing};
+use crate::score::{self, Config, Rehearsal, Reused, Sharing};
 
 /// What `relabel check --json` prints.
 #[derive(Serialize)]
@@ -41,6 +42,35 @@ struct Summary<'run> {
     scratch: &'run Path,
     scratch_bytes: u64,
     free_scratch_bytes: u64,
+    /// The scores that are taken over from an earlier run.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reuse: Option<Reuse<'run>>,
+}
+
+/// What is taken over.
+#[derive(Serialize)]
+struct Reuse<'run> {
+    labels: &'run Path,
+    units: usize,
+    of_units: usize,
+    /// The scorers whose scores are taken over.
+    taken: Vec<&'run str>,
+    /// The others, and why they score anew.
+    anew: BTreeMap<&'run str, &'run str>,
+}
+
+impl<'run> Reuse<'run> {
+    fn new(reused: &'run Reused, units: usize) -> Self {
+        let scorers = || reused.anew.iter();
+        let why = |(name, why): &'run (String, Option<String>)| Some((name.as_str(), why.as_deref()?));
+        Self {
+            labels: &reused.labels,
+            units: reused.units,
+            of_units: units,
+            taken: scorers().filter(|it| it.1.is_none()).map(|it| it.0.as_str()).collect(),
+            anew: scorers().filter_map(why).collect(),
+        }
+    }
 }
 
 impl<'run> Summary<'run> {
@@ -70,6 +100,7 @@ impl<'run> Summary<'run> {
             scratch: &rehearsal.scratch,
             scratch_bytes: rehearsal.room.scratch(),
             free_scratch_bytes: rehearsal.free_scratch_bytes,
+            reuse: rehearsal.reused.as_ref().map(|reused| Reuse::new(reused, rehearsal.units)),
         }
     }
 }
@@ -140,6 +171,19 @@ fn describe(config: &Config, rehearsal: &Rehearsal) -> Result<String> {
         };
         let time = HumanDuration(Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX));
         let _ = writeln!(text, "time       {rate:.2} images/s, about {time} for {what}");
+    }
+    if let Some(reused) = &rehearsal.reused {
+        for (name, anew) in &reused.anew {
+            let labels = reused.labels.display();
+            let what = match anew {
+                None => format!(
+                    "{name}: the scores of {} of {} units are taken over from {labels}",
+                    reused.units, rehearsal.units
+                ),
+                Some(why) => format!("{name}: scored anew, {labels} has others: {why}"),
+            };
+            let _ = writeln!(text, "reuse      {what}");
+        }
     }
     for need in rehearsal.needs() {
         let of = need.of.replace("{}", &HumanBytes(need.bytes).to_string());

@@ -3,6 +3,9 @@
 mod check;
 mod convert;
 mod failed;
+mod import;
+mod join;
+mod table;
 mod vote;
 
 use std::path::{Path, PathBuf};
@@ -20,7 +23,9 @@ use runkit::shard::Shard;
 use scorers::Compute;
 use serde::Serialize;
 
-use crate::cli::{Cli, Command, InspectArguments, ReportFormat, ScoreArguments, ScoreSettings};
+use crate::cli::{
+    Cli, Command, InspectArguments, ReportFormat, ScoreArguments, ScoreSettings, VotingArguments,
+};
 use crate::inspect::{Report, Voting};
 use crate::score::plan::UNIT_PAIRS;
 use crate::score::{self, Config, Sharing};
@@ -47,10 +52,18 @@ pub fn run(command: Command) -> Result<ExitStatus> {
             check::run(&config, arguments.json, &stop)
         }
         Command::Vote(arguments) => {
-            let out = refuse_address("--out", Some(&arguments.out));
-            out.map_err(usage_unless(DeviceError::is_absent))?;
-            runkit::signals::ignore_file_size_signal().context("setting up signals")?;
+            prepare_voting(&arguments.voting)?;
             vote::run(&arguments)
+        }
+        Command::Join(arguments) => {
+            prepare_voting(&arguments.voting)?;
+            join::run(&arguments)
+        }
+        Command::Import(arguments) => {
+            prepare_voting(&arguments.voting)?;
+            let table = refuse_address("--scores", Some(&arguments.scores));
+            table.map_err(usage_unless(DeviceError::is_absent))?;
+            import::run(&arguments)
         }
         Command::Convert(arguments) => convert::run(&arguments),
         Command::Inspect(arguments) => inspect(&arguments),
@@ -63,7 +76,14 @@ pub fn run(command: Command) -> Result<ExitStatus> {
     }
 }
 
-/// The JSON summary of `relabel score` and `relabel vote`.
+/// What commands do first that write votes of scores that are there.
+fn prepare_voting(arguments: &VotingArguments) -> Result<()> {
+    let out = refuse_address("--out", Some(&arguments.out));
+    out.map_err(usage_unless(DeviceError::is_absent))?;
+    runkit::signals::ignore_file_size_signal().context("setting up signals")
+}
+
+/// The JSON summary of `relabel score` and of the commands that vote again.
 #[derive(Serialize)]
 struct Summary<'run> {
     /// "complete", or "shard_complete" while units of other processes are missing or another one
@@ -236,6 +256,7 @@ fn validated(
         sharing,
         ties: settings.ties.unwrap_or_default(),
         missing: settings.missing.unwrap_or_default(),
+        reuse: settings.reuse.clone(),
         limit: settings.limit,
         unit_pairs: settings.unit_pairs.unwrap_or(UNIT_PAIRS),
         scratch: settings.scratch.clone(),

@@ -1,4 +1,8 @@
-//! `relabel vote`: decides again from the scores of a labels file, column by column.
+//! `relabel vote`: decides again from the scores of a labels file, column by column. Other commands
+//! that vote again ([`Voting`]) do it here too.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
 
 use anyhow::{Context as _, Result, bail};
 use arrow::array::{Array as _, Int8Builder, StringViewBuilder};
@@ -8,9 +12,9 @@ use runkit::prefetch::prefetch;
 use schemas::labels::{
     KEY_FINGERPRINT, KEY_MANIFEST, LabelBatch, LabelsFile, LabelsSchema, LabelsWriter, Status,
 };
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
-use crate::cli::VoteArguments;
+use crate::cli::{VoteArguments, VotingArguments};
 use crate::inspect::{Counting, Report};
 use crate::score;
 use crate::vote::{Decider, MarginScale, Missing, TiePolicy, cast};
@@ -23,38 +27,91 @@ pub(super) fn run(arguments: &VoteArguments) -> Result<ExitStatus> {
     let labels = LabelsFile::open(&arguments.labels)?;
     let voters = voters(&labels, arguments)?;
     let schema = LabelsSchema::new(&voters)?;
-    let decider = decider(&labels, &schema, arguments)?;
-    let mut metadata = labels.metadata().clone();
-    let manifest = manifest(&labels, &voters, arguments).with_context(|| {
+    let manifest = manifest(&labels, &voters, &arguments.voting).with_context(|| {
         format!("{}: its manifest cannot be read", locations::shown(&arguments.labels).display())
     })?;
-    let output = score::labels_output(&arguments.out, arguments.fresh);
-    let inputs = std::slice::from_ref(&arguments.labels);
-    if output.examine(inputs, &manifest, score::manifest_of_labels)? == State::Complete {
-        tracing::info!(labels = %arguments.out.display(), "already complete");
-        super::say_report(arguments.json, &arguments.out, &Report::of(&arguments.out)?)?;
-        return Ok(ExitStatus::Done);
-    }
-    metadata.insert(KEY_FINGERPRINT.to_owned(), runkit::manifest::fingerprint(&manifest)?);
-    metadata.insert(KEY_MANIFEST.to_owned(), runkit::manifest::canonical_json(&manifest)?);
+    let voting = Voting {
+        arguments: &arguments.voting,
+        inputs: std::slice::from_ref(&arguments.labels),
+        schema: &schema,
+        manifest,
+        metadata: labels.metadata().clone(),
+    };
+    voting.run(|| Ok(labels.batches()?.map(|batch| of_voters(&batch?, &schema))))
+}
 
-    let mut writer = LabelsWriter::create(&arguments.out, &schema, &metadata)?;
-    let mut counting = Counting::new(schema.scorers());
-    let decided = labels.batches()?.map(|batch| -> Result<LabelBatch> {
-        let batch = decide(&of_voters(&batch?, &schema)?, &decider)?;
-        counting.add(&batch);
-        Ok(batch)
-    });
-    // Writing takes as long as reading, deciding and counting together, so they run side by side.
-    prefetch(decided, BATCHES_AHEAD, |batches| -> Result<()> {
-        for batch in batches {
-            writer.write_batch(&batch?)?;
+/// A labels file of scores that are there, with votes decided again.
+pub(super) struct Voting<'run> {
+    pub(super) arguments: &'run VotingArguments,
+    /// What is read, and so must not be overwritten.
+    pub(super) inputs: &'run [PathBuf],
+    pub(super) schema: &'run LabelsSchema,
+    /// What the new labels depend on.
+    pub(super) manifest: Value,
+    /// Other metadata to keep.
+    pub(super) metadata: BTreeMap<String, String>,
+}
+
+impl Voting<'_> {
+    /// Writes the labels, unless they are there. `batches` reads the rows, once or twice.
+    pub(super) fn run<B>(mut self, batches: impl Fn() -> Result<B>) -> Result<ExitStatus>
+    where
+        B: Iterator<Item = Result<LabelBatch>> + Send,
+    {
+        let VotingArguments { out, fresh, json, .. } = self.arguments;
+        let output = score::labels_output(out, *fresh);
+        if output.examine(self.inputs, &self.manifest, score::manifest_of_labels)?
+            == State::Complete
+        {
+            tracing::info!(labels = %out.display(), "already complete");
+            super::say_report(*json, out, &Report::of(out)?)?;
+            return Ok(ExitStatus::Done);
         }
-        Ok(())
-    })?;
-    writer.finish()?;
-    super::say_report(arguments.json, &arguments.out, &counting.finish())?;
-    Ok(ExitStatus::Done)
+        let decider = self.decider(&batches)?;
+        let fingerprint = runkit::manifest::fingerprint(&self.manifest)?;
+        let manifest = runkit::manifest::canonical_json(&self.manifest)?;
+        self.metadata.insert(KEY_FINGERPRINT.to_owned(), fingerprint);
+        self.metadata.insert(KEY_MANIFEST.to_owned(), manifest);
+
+        let mut writer = LabelsWriter::create(out, self.schema, &self.metadata)?;
+        let mut counting = Counting::new(self.schema.scorers());
+        let decided = batches()?.map(|batch| -> Result<LabelBatch> {
+            let batch = decide(&batch?, &decider)?;
+            counting.add(&batch);
+            Ok(batch)
+        });
+        // Writing takes as long as reading, deciding and counting together, so they run side by side.
+        prefetch(decided, BATCHES_AHEAD, |batches| -> Result<()> {
+            for batch in batches {
+                writer.write_batch(&batch?)?;
+            }
+            Ok(())
+        })?;
+        writer.finish()?;
+        super::say_report(*json, out, &counting.finish())?;
+        Ok(ExitStatus::Done)
+    }
+
+    /// How ties and missing votes are decided: ties by the margins of all rows if asked for it.
+    fn decider<B>(&self, batches: &impl Fn() -> Result<B>) -> Result<Decider>
+    where
+        B: Iterator<Item = Result<LabelBatch>>,
+    {
+        let VotingArguments { ties, missing, .. } = *self.arguments;
+        let scorers = self.schema.scorers().len();
+        let mut scale = MarginScale::new(scorers, missing);
+        if ties == TiePolicy::Margin {
+            let (mut scores, mut votes) = (vec![[None; 2]; scorers], vec![None; scorers]);
+            for batch in batches()? {
+                let batch = batch?;
+                for row in 0..batch.num_rows() {
+                    read_row(&batch, row, &mut scores, &mut votes);
+                    scale.add(&scores, &votes);
+                }
+            }
+        }
+        Ok(Decider::new(ties, &scale))
+    }
 }
 
 /// The scorers that vote, in column order.
@@ -78,18 +135,15 @@ fn voters(labels: &LabelsFile, arguments: &VoteArguments) -> Result<Vec<String>>
 
 /// The manifest of the new file: that of the old one with other voters and other policies. If
 /// the old one has no manifest, because another tool wrote it, its checksum says what was voted on.
-fn manifest(labels: &LabelsFile, voters: &[String], arguments: &VoteArguments) -> Result<Value> {
-    let mut manifest: Value = match labels.metadata().get(KEY_MANIFEST) {
-        Some(text) => serde_json::from_str(text)?,
-        None => json!({ "labels": labels.fingerprint() }),
-    };
+fn manifest(
+    labels: &LabelsFile,
+    voters: &[String],
+    arguments: &VotingArguments,
+) -> Result<Value> {
+    let mut manifest = manifest_of(labels)?;
     let Some(fields) = manifest.as_object_mut() else { bail!("expected a JSON object") };
     fields.insert("voters".to_owned(), json!(voters));
-    fields.insert("ties".to_owned(), json!(arguments.ties));
-    match arguments.missing {
-        Missing::Drop => fields.remove("missing"),
-        Missing::Vote => fields.insert("missing".to_owned(), json!(Missing::Vote)),
-    };
+    set_policies(fields, arguments);
     if let Some(Value::Array(scorers)) = fields.get_mut("scorers") {
         scorers.retain(|scorer| voters.iter().any(|name| scorer["name"] == name.as_str()));
     }
@@ -109,8 +163,25 @@ fn of_voters(batch: &LabelBatch, schema: &LabelsSchema) -> Result<LabelBatch> {
     Ok(LabelBatch::try_new(schema, columns)?)
 }
 
+/// The manifest of labels; their checksum if another tool wrote them.
+pub(super) fn manifest_of(labels: &LabelsFile) -> Result<Value> {
+    Ok(match labels.metadata().get(KEY_MANIFEST) {
+        Some(text) => serde_json::from_str(text)?,
+        None => json!({ "labels": labels.fingerprint() }),
+    })
+}
+
+/// Writes into a manifest how votes decide.
+pub(super) fn set_policies(fields: &mut Map<String, Value>, arguments: &VotingArguments) {
+    fields.insert("ties".to_owned(), json!(arguments.ties));
+    match arguments.missing {
+        Missing::Drop => fields.remove("missing"),
+        Missing::Vote => fields.insert("missing".to_owned(), json!(Missing::Vote)),
+    };
+}
+
 /// Whether the votes decide a row: it did not fail, or only because a scorer did.
-fn is_open(batch: &LabelBatch, row: usize) -> bool {
+pub(super) fn is_open(batch: &LabelBatch, row: usize) -> bool {
     let status = batch.status().value(row);
     [Status::Ok, Status::Partial, Status::NonFinite].iter().any(|open| open.as_str() == status)
 }
@@ -168,25 +239,4 @@ fn decide(batch: &LabelBatch, decider: &Decider) -> Result<LabelBatch> {
     let votes = columns.iter_mut().map(Int8Builder::finish).collect();
     let decided = batch.with_decisions(votes, sums.finish(), consensus.finish())?;
     Ok(decided.with_status(status.finish(), error.finish())?)
-}
-
-/// How ties and missing votes are decided: ties by the margins of all rows if asked for it.
-fn decider(
-    labels: &LabelsFile,
-    schema: &LabelsSchema,
-    arguments: &VoteArguments,
-) -> Result<Decider> {
-    let scorers = schema.scorers().len();
-    let mut scale = MarginScale::new(scorers, arguments.missing);
-    if arguments.ties == TiePolicy::Margin {
-        let (mut scores, mut votes) = (vec![[None; 2]; scorers], vec![None; scorers]);
-        for batch in labels.batches()? {
-            let batch = of_voters(&batch?, schema)?;
-            for row in 0..batch.num_rows() {
-                read_row(&batch, row, &mut scores, &mut votes);
-                scale.add(&scores, &votes);
-            }
-        }
-    }
-    Ok(Decider::new(arguments.ties, &scale))
 }

@@ -87,9 +87,9 @@ pub(crate) type Encoded = (Batch, Vec<Waiting>);
 /// A chosen image before it is decoded.
 #[derive(Debug)]
 pub(crate) struct Waiting {
-    slot: u64,
-    content: Digest,
-    image_captions: Vec<u32>,
+    pub(crate) slot: u64,
+    pub(crate) content: Digest,
+    pub(crate) image_captions: Vec<u32>,
     bytes: Bytes,
 }
 

@@ -10,12 +10,13 @@ use anyhow::{Context as _, Result};
 use locations::{Condition, Location, LocationError, Upload};
 use runkit::fault;
 use runkit::manifest::differences;
-use runkit::output::{OutputError, State, refuse_another_run};
+use runkit::output::{OutputError, refuse_another_run};
 use schemas::input::InputError;
 use schemas::labels::{LabelsError, LabelsFile};
 use serde_json::Value;
 
-use super::output::{FLAG, LABELS, SETTINGS_HEAD, manifest_in, manifest_of_version};
+use super::output::{FLAG, Found, LABELS, SETTINGS_HEAD, manifest_in, manifest_of_version};
+use super::reuse;
 
 /// Settings are no longer than this.
 const MAX_SETTINGS_BYTES: u64 = 1 << 20;
@@ -25,6 +26,8 @@ pub(super) struct Elsewhere<'run> {
     location: &'run Location,
     /// What may be under the name at the end: what was found there at the beginning.
     condition: OnceLock<Condition>,
+    /// The rows of the labels that were there at the beginning.
+    rows: OnceLock<u64>,
 }
 
 /// An object that is there.
@@ -37,7 +40,7 @@ struct Held {
 
 impl<'run> Elsewhere<'run> {
     pub(super) fn new(location: &'run Location) -> Self {
-        Self { location, condition: OnceLock::new() }
+        Self { location, condition: OnceLock::new(), rows: OnceLock::new() }
     }
 
     fn path(&self) -> &Path {
@@ -57,6 +60,7 @@ impl<'run> Elsewhere<'run> {
             Err(LabelsError::Input(InputError::Remote(error))) => return Err(error.into()),
             Err(_) => None,
         };
+        self.rows.get_or_init(|| manifest.as_ref().map_or(0, reuse::rows_of));
         let version = file.version().map(str::to_owned);
         Ok(Some(Held { version, bytes: file.len(), manifest }))
     }
@@ -85,16 +89,28 @@ impl<'run> Elsewhere<'run> {
         }
     }
 
-    /// What is under the name. Another run's labels are refused, unless `fresh` replaces them.
-    pub(super) fn examine(&self, manifest: &Value, fresh: bool) -> Result<State> {
+    /// The rows of the labels that were there at the beginning; 0 if there were none.
+    pub(super) fn rows(&self) -> u64 {
+        self.rows.get().copied().unwrap_or(0)
+    }
+
+    /// What is under the name. Another run's labels are refused, unless `fresh` replaces them or this
+    /// run only has more pairs.
+    pub(super) fn examine(
+        &self,
+        manifest: &Value,
+        fresh: bool,
+        has_grown: impl Fn(&Value) -> bool,
+    ) -> Result<Found> {
         let Some(held) = self.look()? else {
             self.condition.get_or_init(|| Condition::Absent);
-            return Ok(State::New);
+            return Ok(Found::New);
         };
         let Some(found) = &held.manifest else { return Err(self.foreign(&held).into()) };
-        if !fresh {
+        let has_grown = !fresh && has_grown(found);
+        if !fresh && !has_grown {
             refuse_another_run(FLAG, self.path(), found, manifest)?;
-            return Ok(State::Complete);
+            return Ok(Found::Complete);
         }
         let version = held.version.with_context(|| {
             format!(
@@ -104,7 +120,7 @@ impl<'run> Elsewhere<'run> {
             )
         })?;
         self.condition.get_or_init(|| Condition::Replaces(version));
-        Ok(State::Replace)
+        Ok(if has_grown { Found::Grown } else { Found::New })
     }
 
     fn condition(&self) -> &Condition {

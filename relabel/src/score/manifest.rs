@@ -7,10 +7,11 @@ use anyhow::Result;
 use schemas::labels::{KEY_FINGERPRINT, KEY_MANIFEST, KEY_SCHEMA_VERSION, SCHEMA_VERSION};
 use schemas::layouts::Layout;
 use schemas::pairs::{FileRecord, InputRecord};
-use scorers::ScorersManifest;
+use scorers::{ScorerRecord, ScorersManifest};
 use serde::{Deserialize, Serialize};
 
 use super::Config;
+use super::part::ScorerKey;
 use super::plan::{Plan, UNIT_PAIRS};
 use crate::vote::{Missing, TiePolicy};
 
@@ -76,6 +77,16 @@ impl Manifest {
                     .collect(),
             ),
         }
+    }
+
+    /// Of each scorer a checksum of all that its scores depend on: its full record, dtype, device.
+    pub(super) fn scorer_keys(&self) -> Result<Vec<ScorerKey>> {
+        let ScorersManifest { scorers, dtype, device } = &self.scorers;
+        let key = |record: &ScorerRecord| {
+            let key = runkit::manifest::fingerprint(&(record, dtype, device))?;
+            Ok(ScorerKey { name: record.name.clone(), key })
+        };
+        scorers.iter().map(key).collect()
     }
 
     /// A checksum of the whole.

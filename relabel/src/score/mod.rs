@@ -16,12 +16,13 @@ mod part;
 mod pipeline;
 pub mod plan;
 mod rehearsal;
+mod reuse;
 mod room;
 mod scores;
 mod sharing;
 mod todo;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use anyhow::{Result, ensure};
@@ -31,6 +32,7 @@ use runkit::progress::Progress;
 use runkit::signals::StopFlag;
 use schemas::layouts::Layout;
 use schemas::pairs::{InputFile, discover_as};
+use runkit::files::FileHashes;
 use scorers::{Compute, DescribedScorers, MemoryLimits, ScorerSet, ScorersConfig, ScorersManifest};
 
 use self::batches::{Choice, Source};
@@ -38,17 +40,19 @@ pub use self::captions::CaptionText;
 use self::captions::{CaptionFeatures, SharedFeatures};
 pub use self::manifest::{KEY_MEMORY, Manifest};
 use self::merge::Merge;
-use self::output::Output;
+use self::output::{Found, Output};
 pub(crate) use self::output::{labels_output, manifest_of_labels};
-use self::part::Note;
+use self::part::{Note, PartKey, ScorerKey};
 use self::pipeline::{Scoring, Task};
 use self::plan::{Plan, PlanOptions};
 pub use self::rehearsal::{Need, Rehearsal, rehearse};
+use self::reuse::Reuse;
+pub use self::reuse::Reused;
 pub use self::room::Room;
-use self::scores::Scores;
+use self::scores::{Parts, Scores, Slots};
 pub use self::sharing::Sharing;
 use self::sharing::{Member, Says};
-use self::todo::Todo;
+use self::todo::{Group, Todo, dealt};
 use crate::vote::{Missing, TiePolicy};
 
 /// A validated run.
@@ -80,6 +84,8 @@ pub struct Config {
     pub ties: TiePolicy,
     /// What becomes of a pair for which a scorer failed.
     pub missing: Missing,
+    /// Labels of an earlier run whose scores are taken over.
+    pub reuse: Option<PathBuf>,
     /// At most this many pairs.
     pub limit: Option<u64>,
     /// Pairs of a unit, at least.
@@ -137,7 +143,7 @@ pub fn run(config: &Config, stop: &StopFlag) -> Result<End> {
 
 /// Does what an opened run has to do.
 fn finish(opened: Opened<'_>, member: &Member<'_>) -> Result<End> {
-    let Opened { run, networks, todo, text_widths, is_complete } = opened;
+    let Opened { run, mut networks, todo, is_complete } = opened;
     let output = run.output;
     if is_complete {
         tracing::info!(labels = %run.config.out.display(), "already complete");
@@ -147,10 +153,10 @@ fn finish(opened: Opened<'_>, member: &Member<'_>) -> Result<End> {
         return Ok(if member.follows() { End::DoneElsewhere } else { End::Done });
     }
     let _lock = output.member_lock()?;
-    if let Networks::Loaded(set) = &networks {
-        run.score(set, &text_widths, &todo, member)?;
+    for number in 0..run.groups.len() {
+        run.score_group(number, &todo, member, &mut networks)?;
     }
-    run.merge_if_ready(networks, &text_widths)
+    run.merge_if_ready(networks)
 }
 
 /// The files of pairs. Files that are not taken are logged.
@@ -181,7 +187,7 @@ impl Config {
     }
 
     fn plan_options(&self) -> PlanOptions {
-        PlanOptions { limit: self.limit, unit_pairs: self.unit_pairs }
+        PlanOptions { limit: self.limit, unit_pairs: self.unit_pairs, marks: [0; 2] }
     }
 }
 
@@ -189,9 +195,18 @@ impl Config {
 struct Run<'run> {
     config: &'run Config,
     output: &'run Output<'run>,
+    scorers: &'run ScorersConfig,
     plan: Plan,
     manifest: Manifest,
     fingerprint: String,
+    /// What the scores of each unit depend on, and of each scorer.
+    unit_keys: Vec<String>,
+    scorer_keys: Vec<ScorerKey>,
+    /// The earlier run whose scores are taken over.
+    reuse: Option<Reuse>,
+    groups: Vec<Group>,
+    /// The checksums of the weights.
+    hashes: FileHashes,
     /// The folder of the parts.
     parts: PathBuf,
     stop: &'run StopFlag,
@@ -202,8 +217,6 @@ struct Opened<'run> {
     run: Run<'run>,
     networks: Networks,
     todo: Todo,
-    /// Numbers per caption of each text tower.
-    text_widths: Vec<usize>,
     /// Whether the labels file is there.
     is_complete: bool,
 }
@@ -212,13 +225,51 @@ impl<'run> Run<'run> {
     fn new(
         config: &'run Config,
         output: &'run Output<'run>,
-        plan: Plan,
-        scorers: &ScorersManifest,
+        scorers: &'run ScorersConfig,
+        (plan, hashes): (Plan, FileHashes),
+        described: &ScorersManifest,
         stop: &'run StopFlag,
     ) -> Result<Self> {
-        let manifest = Manifest::new(config, scorers, &plan);
+        let manifest = Manifest::new(config, described, &plan);
         let fingerprint = manifest.fingerprint()?;
-        Ok(Self { config, output, plan, fingerprint, manifest, parts: output.parts(), stop })
+        let unit_keys = plan.unit_keys(config.batch_size)?;
+        let scorer_keys = manifest.scorer_keys()?;
+        let groups = todo::groups(plan.units.len(), scorer_keys.len(), None);
+        let parts = output.parts();
+        Ok(Self {
+            config,
+            output,
+            scorers,
+            plan,
+            manifest,
+            fingerprint,
+            unit_keys,
+            scorer_keys,
+            reuse: None,
+            groups,
+            hashes,
+            parts,
+            stop,
+        })
+    }
+
+    /// Looks what is there: under the output's name, and at `--reuse`. Returns whether this very run
+    /// is complete.
+    fn look(&mut self) -> Result<bool> {
+        let found = self.output.examine(&self.manifest, &self.plan)?;
+        let earlier = match found {
+            Found::Complete => return Ok(true),
+            Found::Grown => Some(&self.config.out),
+            Found::New => self.config.reuse.as_ref(),
+        };
+        if let Some(earlier) = earlier {
+            let unit_pairs = self.config.unit_pairs;
+            let reuse = Reuse::of(earlier, &self.manifest, &self.plan, unit_pairs)?;
+            let (units, scorers) = (self.plan.units.len(), self.scorer_keys.len());
+            self.groups = todo::groups(units, scorers, Some(&reuse));
+            self.reuse = Some(reuse);
+        }
+        Ok(false)
     }
 
     /// Plans a run, or reads the plan that another process or an earlier start has made, checks
@@ -227,10 +278,10 @@ impl<'run> Run<'run> {
         config: &'run Config,
         output: &'run Output<'run>,
         inputs: &[InputFile],
-        scorers: &ScorersConfig,
+        scorers: &'run ScorersConfig,
         stop: &'run StopFlag,
     ) -> Result<Opened<'run>> {
-        let options = config.plan_options();
+        let options = PlanOptions { marks: output.marks()?, ..config.plan_options() };
         output.refuse_replaced(inputs)?;
         let known = output.read_plan(inputs, options, stop)?;
         let is_new = known.is_none();
@@ -250,46 +301,71 @@ impl<'run> Run<'run> {
         let described = DescribedScorers::of_hashed(scorers, config.compute, &mut hashes)?;
         stop.check()?;
         let text_widths = described.text_widths();
-        let run = Self::new(config, output, plan, described.manifest(), stop)?;
-        let mut networks = Networks::Described(Box::new(described));
-        if output.is_complete(&run.manifest)? {
-            let todo = Todo::default();
-            return Ok(Opened { run, networks, todo, text_widths, is_complete: true });
+        let planned = (plan, hashes);
+        let mut run = Self::new(config, output, scorers, planned, described.manifest(), stop)?;
+        let mut networks = Networks::default();
+        if run.look()? {
+            return Ok(Opened { run, networks, todo: Todo::default(), is_complete: true });
+        }
+        if let Some(reuse) = &run.reuse {
+            reuse.summary(&run.manifest.voters).log(run.plan.units.len());
         }
         output.refuse_another_run(&run.manifest, &run.plan)?;
         output.try_writing()?;
         let todo = Todo::find(&run)?;
         Room::of(&run.plan, todo.units.iter().copied(), &text_widths, scorers.scorer.len())
             .refuse_full_scratch(&config.scratch())?;
-        // The networks are loaded before anything is written: a wrong checkpoint leaves no trace.
-        if !todo.units.is_empty() {
-            networks = networks.load(&run)?;
+        // The first networks are loaded before anything is written: a wrong checkpoint leaves no
+        // trace.
+        let mut to_score = todo.units.iter().map(|&unit| run.group_of(unit));
+        if let Some(group) = to_score.find(|group| !group.is_read_alone()) {
+            networks.load(&run, &group.scorers.clone())?;
         }
         let new_plan = is_new.then_some((&run.plan, options));
-        output.begin(&run.manifest, inputs, &hashes, new_plan)?;
-        Ok(Opened { run, networks, todo, text_widths, is_complete: false })
+        output.begin(&run.manifest, inputs, &run.hashes, new_plan)?;
+        Ok(Opened { run, networks, todo, is_complete: false })
     }
 }
 
-/// The scorers, loaded when they are needed.
-enum Networks {
-    Described(Box<DescribedScorers>),
-    Loaded(Box<ScorerSet>),
+/// The scorers that are loaded, if some are.
+#[derive(Default)]
+struct Networks(Option<Loaded>);
+
+/// Some scorers of a run.
+struct Loaded {
+    set: ScorerSet,
+    /// Of each scorer of the run whether it is one of them.
+    scorers: Vec<bool>,
+    /// Numbers per caption of each text tower.
+    text_widths: Vec<usize>,
 }
 
 impl Networks {
-    fn load(self, run: &Run<'_>) -> Result<Self> {
-        let described = match self {
-            Self::Described(described) => *described,
-            Self::Loaded(set) => return Ok(Self::Loaded(set)),
+    /// These scorers, in the place of others.
+    fn load(&mut self, run: &Run<'_>, scorers: &[bool]) -> Result<&Loaded> {
+        let loaded = match self.0.take().filter(|loaded| loaded.scorers == scorers) {
+            Some(loaded) => loaded,
+            None => run.load(scorers)?,
         };
+        Ok(self.0.insert(loaded))
+    }
+}
+
+impl Run<'_> {
+    fn load(&self, scorers: &[bool]) -> Result<Loaded> {
         let loading = Instant::now();
+        let mut wanted = self.scorers.clone();
+        let mut kept = scorers.iter();
+        wanted.scorer.retain(|_| kept.next().copied().unwrap_or(true));
+        let mut hashes = self.hashes.clone();
+        let described = DescribedScorers::of_hashed(&wanted, self.config.compute, &mut hashes)?;
+        let text_widths = described.text_widths();
         let set = described.load()?;
-        run.stop.check()?;
+        self.stop.check()?;
         tracing::info!(
-            pairs = run.plan.pairs(),
-            images = run.plan.images(),
-            captions = run.plan.captions.len(),
+            pairs = self.plan.pairs(),
+            images = self.plan.images(),
+            captions = self.plan.captions.len(),
             scorers = set.names().join(","),
             dtype = %set.manifest().dtype,
             loading_seconds = tenths(loading.elapsed()),
@@ -297,46 +373,57 @@ impl Networks {
             counted(set.names().len() as u64, "scorers"),
             loading.elapsed().as_secs_f64()
         );
-        Ok(Self::Loaded(Box::new(set)))
+        Ok(Loaded { set, scorers: scorers.to_vec(), text_widths })
     }
-}
 
-impl Run<'_> {
-    /// Scores the units that this process gets and that have no part yet.
-    fn score(
+    /// Does the units of a group that this process gets and that have no part yet.
+    fn score_group(
         &self,
-        set: &ScorerSet,
-        text_widths: &[usize],
+        number: usize,
         todo: &Todo,
         member: &Member<'_>,
+        networks: &mut Networks,
     ) -> Result<()> {
+        let group = &self.groups[number];
+        if !todo.units.iter().any(|&unit| self.group_of(unit) == group) {
+            return Ok(());
+        }
+        if group.is_read_alone() {
+            let progress = Progress::new("reading", "units", todo.units.len() as u64);
+            pipeline::read_alone(self.source(), self.tasks(number, todo, member, &progress))?;
+            return Ok(());
+        }
+        let loaded = networks.load(self, &group.scorers)?;
         let progress = Progress::new("scoring", "images", todo.images);
         progress.already_done(todo.images_done);
-        let mut captions = self.captions(set, text_widths)?;
+        let mut captions = self.captions(loaded)?;
         if !self.config.sharing.is_alone() {
-            let chunks = captions::chunks_of(self.plan.captions.len());
-            captions.encode_dealt(member.deal("captions", chunks), member.has_store())?;
+            let chunks = captions::Groups::of(&self.plan).chunks();
+            let dealt = member.deal(&dealt("captions", number), chunks);
+            captions.encode_dealt(dealt, member.has_store())?;
         }
-        let tasks = self.tasks(todo, member, &progress);
-        self.score_tasks(set, captions, tasks, &progress)?;
+        let tasks = self.tasks(number, todo, member, &progress);
+        self.score_tasks(&loaded.set, captions, tasks, &progress)?;
         progress.finish();
         Ok(())
     }
 
-    fn captions<'set>(
-        &'set self,
-        set: &'set ScorerSet,
-        text_widths: &[usize],
-    ) -> Result<CaptionFeatures<'set>> {
-        let captions = &self.plan.captions;
+    fn source(&self) -> Source<'_> {
+        Source { plan: &self.plan, batch_size: self.config.batch_size, stop: self.stop }
+    }
+
+    fn captions<'set>(&'set self, loaded: &'set Loaded) -> Result<CaptionFeatures<'set>> {
+        // The features of other towers are others.
+        let of_all = !loaded.scorers.contains(&false);
+        let of = if of_all { String::new() } else { format!(" {:?}", loaded.set.names()) };
         let shared = SharedFeatures::new(
             self.output.captions(),
-            &self.fingerprint,
-            captions.len(),
-            text_widths.to_vec(),
+            &format!("{}{of}", self.fingerprint),
+            captions::Groups::of(&self.plan),
+            loaded.text_widths.clone(),
         );
         let scratch = self.config.scratch();
-        CaptionFeatures::new(captions, set, &scratch, Some(shared), self.stop)
+        CaptionFeatures::new(&self.plan, &loaded.set, &scratch, Some(shared), self.stop)
     }
 
     fn score_tasks(
@@ -347,10 +434,7 @@ impl Run<'_> {
         progress: &Progress,
     ) -> Result<()> {
         let started = Instant::now();
-        let batch_size = self.config.batch_size;
-        let source = Source { plan: &self.plan, batch_size, stop: self.stop };
-        let fingerprint = &self.fingerprint;
-        let mut scoring = Scoring { source, set, fingerprint, progress, failed_images: 0 };
+        let mut scoring = Scoring { source: self.source(), set, progress, failed_images: 0 };
         pipeline::score(&mut scoring, &mut captions, tasks)?;
         tracing::debug!(captions = captions.encoded(), "captions were encoded here");
         // On a GPU the networks run beside the host, whose time says nothing about them.
@@ -364,16 +448,17 @@ impl Run<'_> {
     }
 
     /// Puts the output in its place when all parts are there.
-    fn merge_if_ready(&self, networks: Networks, text_widths: &[usize]) -> Result<End> {
+    fn merge_if_ready(&self, networks: Networks) -> Result<End> {
         let (config, output, count) = (self.config, self.output, self.plan.units.len());
         let mut missing = 0;
         for unit in 0..count {
             let path = part::path(&self.parts, unit, count);
-            missing += usize::from(!part::is_done(&path, &self.fingerprint)?);
+            missing += usize::from(!part::is_done(&path, &self.part_key(unit))?);
         }
         let merged_by_another = || {
             Ok::<_, anyhow::Error>(
-                !config.sharing.is_alone() && output.is_complete(&self.manifest)?,
+                !config.sharing.is_alone()
+                    && output.examine(&self.manifest, &self.plan)? == Found::Complete,
             )
         };
         // If several processes finish together, one of them merges and then removes the parts.
@@ -394,7 +479,7 @@ impl Run<'_> {
             return Ok(End::DoneElsewhere);
         }
         tracing::info!(parts = count, "merging");
-        let scores = self.scores(networks, text_widths)?;
+        let scores = self.scores(networks)?;
         let note = self.note()?;
         let mut metadata = self.manifest.metadata()?;
         if note.memory != MemoryLimits::default() {
@@ -432,28 +517,34 @@ impl Run<'_> {
     /// The notes of all parts together.
     fn note(&self) -> Result<Note> {
         let count = self.plan.units.len();
-        let mut note = Note::default();
+        let memory = self.reuse.as_ref().map(|reuse| reuse.memory).unwrap_or_default();
+        let mut note = Note { memory, ..Note::default() };
         for index in 0..count {
-            note = note.with(Note::read(&part::path(&self.parts, index, count))?);
-            let rest = part::rest_path(&self.parts, index, count);
-            if rest.exists() {
-                note = note.with(Note::read(&rest)?);
+            for path in [part::path, part::rest_path, part::more_path] {
+                let path = path(&self.parts, index, count);
+                if path.exists() {
+                    note = note.with(Note::read(&path)?);
+                }
             }
         }
         Ok(note)
     }
 
-    /// The scores of all parts. Only all parts together show which images were scored nowhere;
-    /// those are scored first.
-    fn scores(&self, networks: Networks, text_widths: &[usize]) -> Result<Scores> {
+    /// The scores of all parts, and those that are taken over. Only all of them together show which
+    /// images were scored nowhere, and which scores the earlier run lacks; those are scored first.
+    fn scores(&self, mut networks: Networks) -> Result<Scores> {
         let scorers = &self.manifest.scorers.scorers;
         let reads_captions: Vec<bool> =
             scorers.iter().map(|scorer| scorer.text.is_some()).collect();
-        let read = || {
-            let names = &self.manifest.voters;
-            Scores::read(&self.plan, &reads_captions, names, &self.parts, self.stop)
+        let parts = Parts {
+            plan: &self.plan,
+            units: &self.unit_keys,
+            scorers: &self.scorer_keys,
+            reads_captions: &reads_captions,
+            folder: &self.parts,
+            reuse: self.reuse.as_ref(),
         };
-        let scores = read()?;
+        let mut scores = Scores::read(&parts, self.stop)?;
         let several = scores.uids_with_other_bytes(&self.plan);
         if several > 0 {
             tracing::warn!(
@@ -462,28 +553,51 @@ impl Run<'_> {
             );
         }
         let gaps = scores.gaps(&self.plan);
-        if gaps.is_empty() {
-            return Ok(scores);
+        if !gaps.is_empty() {
+            drop(scores);
+            tracing::info!(images = images_in(&gaps), "scoring images whose uid names other bytes elsewhere");
+            let all = vec![true; self.scorer_keys.len()];
+            self.score_rest(gaps, &all, part::rest_path, &mut networks)?;
+            scores = Scores::read(&parts, self.stop)?;
         }
-        drop(scores);
-        let images: usize = gaps.values().map(std::collections::BTreeMap::len).sum();
-        tracing::info!(images, "scoring images whose uid names other bytes elsewhere");
-        let networks = networks.load(self)?;
-        if let Networks::Loaded(set) = &networks {
-            let count = self.plan.units.len();
-            let tasks = gaps.into_iter().map(|(unit, slots)| {
-                let path = part::rest_path(&self.parts, unit, count);
-                Ok(Task { unit, choice: Choice::Rest(slots), path })
-            });
-            let progress = Progress::new("scoring the rest", "images", images as u64);
-            self.score_tasks(set, self.captions(set, text_widths)?, tasks, &progress)?;
-            progress.finish();
+        let (lacking, missing) = scores.missing(&self.plan);
+        if !missing.is_empty() {
+            drop(scores);
+            tracing::info!(images = images_in(&missing), "scoring what the earlier labels lack");
+            self.score_rest(missing, &lacking, part::more_path, &mut networks)?;
+            scores = Scores::read(&parts, self.stop)?;
         }
-        let scores = read()?;
         ensure!(
-            scores.gaps(&self.plan).is_empty(),
+            scores.gaps(&self.plan).is_empty() && scores.missing(&self.plan).1.is_empty(),
             "the images have changed during the run; hint: start over with --fresh"
         );
         Ok(scores)
     }
+
+    /// Scores these slots with these scorers, into parts of their own.
+    fn score_rest(
+        &self,
+        slots: Slots,
+        scorers: &[bool],
+        path: fn(&Path, usize, usize) -> PathBuf,
+        networks: &mut Networks,
+    ) -> Result<()> {
+        let progress = Progress::new("scoring the rest", "images", images_in(&slots));
+        let loaded = networks.load(self, scorers)?;
+        let wanted: Vec<ScorerKey> =
+            self.scorer_keys.iter().zip(scorers).filter(|(_, it)| **it).map(|(it, _)| it.clone()).collect();
+        let count = self.plan.units.len();
+        let tasks = slots.into_iter().map(|(unit, slots)| {
+            let key = PartKey { unit: self.unit_keys[unit].clone(), scorers: wanted.clone() };
+            Ok(Task { unit, choice: Choice::Rest(slots), path: path(&self.parts, unit, count), key })
+        });
+        self.score_tasks(&loaded.set, self.captions(loaded)?, tasks, &progress)?;
+        progress.finish();
+        Ok(())
+    }
+}
+
+/// How many images such slots have.
+fn images_in(slots: &Slots) -> u64 {
+    slots.values().map(|slots| slots.len() as u64).sum()
 }

@@ -21,7 +21,7 @@ use serde_json::{Value, json};
 
 use super::elsewhere::Elsewhere;
 use super::plan::{Plan, PlanOptions};
-use super::{Config, Manifest, Sharing, part};
+use super::{Config, Manifest, Sharing, part, reuse};
 
 /// The work folder, which holds what a run has until the labels file is complete.
 const WORK: FolderKind = FolderKind {
@@ -52,6 +52,17 @@ pub(super) struct Output<'run> {
     work: RunFolder,
     /// The labels file, if it is at an address.
     elsewhere: Option<Elsewhere<'run>>,
+}
+
+/// What is under the name of the labels file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Found {
+    /// Nothing, or what `--fresh` replaces.
+    New,
+    /// The labels of this very run.
+    Complete,
+    /// Those of this run over fewer pairs.
+    Grown,
 }
 
 /// What keeps other runs from an output, until it is dropped.
@@ -225,6 +236,7 @@ impl<'run> Output<'run> {
         let mut read: Vec<PathBuf> = inputs.iter().map(|input| input.path.clone()).collect();
         read.push(config.scorers.clone());
         read.extend(config.settings_file.clone());
+        read.extend(config.reuse.clone());
         runkit::output::refuse_input(labels.flag, labels.path, &read)?;
         if labels.path.symlink_metadata().is_ok() && manifest_of_labels(labels.path).is_none() {
             return Err(runkit::output::foreign(labels.flag, labels.path, labels.expected).into());
@@ -293,19 +305,53 @@ impl<'run> Output<'run> {
         }
     }
 
-    /// Whether the labels file of this very run exists. Another run's is refused, unless `--fresh`
-    /// replaces it.
-    pub(super) fn is_complete(&self, manifest: &Manifest) -> Result<bool> {
-        let manifest = serde_json::to_value(manifest)?;
-        if let Some(elsewhere) = &self.elsewhere {
-            return Ok(elsewhere.examine(&manifest, self.config.fresh)? == State::Complete);
-        }
-        Ok(self.labels().examine(&[], &manifest, manifest_of_labels)? == State::Complete)
+    /// The numbers of first rows that an earlier run may be of: that of the labels which are there,
+    /// and that of those whose scores are taken over.
+    pub(super) fn marks(&self) -> Result<[u64; 2]> {
+        let there = match (&self.elsewhere, self.config.fresh) {
+            (_, true) => 0,
+            (Some(elsewhere), _) => elsewhere.rows(),
+            (None, _) => manifest_of_labels(&self.config.out).map_or(0, |it| reuse::rows_of(&it)),
+        };
+        let reused = self.config.reuse.as_ref().map(|path| reuse::open(path)).transpose()?;
+        Ok([there, reused.map_or(0, |(_, manifest)| reuse::rows_of(&manifest))])
     }
 
-    /// Refuses to resume the work of another run, or parts of other units.
+    /// What is under the name of the labels file. Another run's labels are refused, unless `--fresh`
+    /// replaces them or this run only has more pairs.
+    pub(super) fn examine(&self, manifest: &Manifest, plan: &Plan) -> Result<Found> {
+        let value = serde_json::to_value(manifest)?;
+        let has_grown = |found: &Value| {
+            *found != value && reuse::has_grown(found, manifest, plan).unwrap_or(false)
+        };
+        let fresh = self.config.fresh;
+        if let Some(elsewhere) = &self.elsewhere {
+            return elsewhere.examine(&value, fresh, has_grown);
+        }
+        let out = &self.config.out;
+        if !fresh && manifest_of_labels(out).is_some_and(|found| has_grown(&found)) {
+            return Ok(Found::Grown);
+        }
+        Ok(match self.labels().examine(&[], &value, manifest_of_labels)? {
+            State::Complete => Found::Complete,
+            State::New | State::Replace => Found::New,
+        })
+    }
+
+    /// Whether the work folder is of this run, over as many pairs or fewer.
+    fn is_of_fewer(&self, manifest: &Manifest) -> Result<bool> {
+        let Some(found) = self.work.manifest()? else { return Ok(false) };
+        Ok(reuse::is_same_but_for_pairs(&found, manifest)?
+            && reuse::same_first_files(&found, manifest).is_ok())
+    }
+
+    /// Refuses to resume the work of another run, or parts of other units. More pairs are no other
+    /// run.
     pub(super) fn refuse_another_run(&self, manifest: &Manifest, plan: &Plan) -> Result<()> {
         if self.config.fresh {
+            return Ok(());
+        }
+        if self.is_of_fewer(manifest)? && self.has_other_input(manifest)? {
             return Ok(());
         }
         self.work.refuse_another(manifest)?;
@@ -321,6 +367,12 @@ impl<'run> Output<'run> {
         Ok(())
     }
 
+    /// Whether the work folder is there, and its manifest has other pairs.
+    fn has_other_input(&self, manifest: &Manifest) -> Result<bool> {
+        let input = serde_json::to_value(&manifest.input)?;
+        Ok(self.work.manifest()?.is_some_and(|found| found["input"] != input))
+    }
+
     /// Makes the work folder with the checksums and the plan, or resumes that of an earlier start.
     /// `new_plan` is the plan if it is not there.
     pub(super) fn begin(
@@ -332,6 +384,11 @@ impl<'run> Output<'run> {
     ) -> Result<()> {
         if self.config.fresh {
             self.work.remove()?;
+        }
+        if let Some((plan, _)) = new_plan
+            && self.has_other_input(manifest)?
+        {
+            part::adopt(&self.parts(), plan.units.len())?;
         }
         // Inputs of an earlier start, which may have had the same pairs from another place, count.
         let earlier = self.work.manifest()?.and_then(|mut found| {

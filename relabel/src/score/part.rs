@@ -1,7 +1,9 @@
 //! Parts: what has been scored of one unit, complete or not there at all.
 //!
 //! A part holds a row for every slot of the unit, with the digest of the bytes found there, and a
-//! row for every score. If a uid names other bytes elsewhere, the merge therefore notices it, and
+//! row for every score. It names what its scores depend on: the key of its unit
+//! ([`Plan::unit_keys`]), and of each scorer whose scores it holds the checksum of the full record.
+//! A part serves whoever wants scores with these keys; any other counts as absent. If a uid names other bytes elsewhere, the merge therefore notices it, and
 //! does not give them foreign scores.
 
 use std::path::{Path, PathBuf};
@@ -25,10 +27,33 @@ use schemas::table_writer::TableWriter;
 use scorers::{MemoryLimits, Score, ScoreFailure};
 use serde::{Deserialize, Serialize};
 
+#[cfg(doc)]
+use super::plan::Plan;
 use super::plan::Digest;
 
-/// The metadata key that ties a part to its run.
-const FINGERPRINT: &str = "relabel.fingerprint";
+/// The metadata key of the key of a part's unit.
+const UNIT: &str = "relabel.unit";
+
+/// The metadata key of a part's scorers, with their keys.
+const SCORERS: &str = "relabel.scorers";
+
+/// A scorer, and what its scores depend on.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct ScorerKey {
+    /// Its name.
+    pub(crate) name: String,
+    /// A checksum of its full record, dtype and kind of device.
+    pub(crate) key: String,
+}
+
+/// What the scores of a part depend on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct PartKey {
+    /// The key of the unit.
+    pub(crate) unit: String,
+    /// The scorers, in the order of their columns.
+    pub(crate) scorers: Vec<ScorerKey>,
+}
 
 /// The metadata key of a part's [`Note`].
 const NOTE: &str = "relabel.note";
@@ -53,10 +78,10 @@ pub(crate) enum Found {
     /// That there is one. Every slot has one such row in the part of its unit, or the failure of an
     /// image that is not there.
     Occurrence,
-    /// Its scores with this image-caption pair, one per scorer.
+    /// Its scores with this caption, one per scorer.
     Scores {
-        /// Index of the pair.
-        image_caption: u32,
+        /// Index of the caption.
+        caption: u32,
         /// In scorer order.
         scores: Vec<Score>,
     },
@@ -93,10 +118,7 @@ impl Note {
 
     /// The note of a complete part.
     pub(crate) fn read(path: &Path) -> Result<Self> {
-        let reader = open(path)?;
-        let entries = reader.metadata().file_metadata().key_value_metadata();
-        let note = entries.into_iter().flatten().find(|entry| entry.key == NOTE);
-        match note.and_then(|entry| entry.value.as_deref()) {
+        match entry(&open(path)?, NOTE) {
             Some(text) => serde_json::from_str(text).with_context(|| damaged(path)),
             None => Ok(Self::default()),
         }
@@ -108,18 +130,48 @@ pub(crate) fn path(folder: &Path, index: usize, count: usize) -> PathBuf {
     folder.join(format!("part-{index:05}-of-{count:05}.parquet"))
 }
 
+/// The file of what an earlier run's scores lack in unit `index` of `count`: scores that failed in it.
+pub(crate) fn more_path(folder: &Path, index: usize, count: usize) -> PathBuf {
+    folder.join(format!("more-{index:05}-of-{count:05}.parquet"))
+}
+
 /// The file of what part `index` of `count` left to the end: images that only all parts together
 /// show to be scored nowhere.
 pub(crate) fn rest_path(folder: &Path, index: usize, count: usize) -> PathBuf {
     folder.join(format!("rest-{index:05}-of-{count:05}.parquet"))
 }
 
+/// Whether a file of this name is a part.
+fn is_part(name: &str) -> bool {
+    let begins = ["part-", "rest-", "more-"].iter().any(|head| name.starts_with(head));
+    begins && name.ends_with(".parquet")
+}
+
+/// Makes the parts of a run over fewer pairs those of a run of `count` units. What was left to its
+/// end is removed, since more pairs may bring the images that it lacked.
+pub(crate) fn adopt(folder: &Path, count: usize) -> Result<()> {
+    let ours = format!("-of-{count:05}.parquet");
+    for name in runkit::run_folder::names_in(folder, is_part)? {
+        let old = folder.join(&name);
+        let index = name.strip_prefix("part-").and_then(|name| name.get(..5)?.parse().ok());
+        let new = index.filter(|&index| index < count).map(|index| path(folder, index, count));
+        if index.is_some() && name.ends_with(&ours) {
+            continue;
+        }
+        if let Some(new) = new.filter(|new| !new.exists()) {
+            let bytes = std::fs::read(&old).with_context(|| damaged(&old))?;
+            runkit::files::write_atomic(&new, |file| file.write_all(&bytes))?;
+        }
+        runkit::run_folder::remove_file(&old)?;
+    }
+    Ok(())
+}
+
 /// A part in `folder` that is of another number of units than `count`, if there is one.
 pub(crate) fn of_other_units(folder: &Path, count: usize) -> Result<Option<PathBuf>> {
     let ours = format!("-of-{count:05}.parquet");
     let is_other = |name: &str| {
-        let is_part = name.starts_with("part-") || name.starts_with("rest-");
-        is_part && name.ends_with(".parquet") && !name.ends_with(&ours)
+        is_part(name) && !name.ends_with(&ours)
     };
     let found = runkit::run_folder::names_in(folder, is_other)?;
     Ok(found.first().map(|name| folder.join(name)))
@@ -130,15 +182,15 @@ fn failure_column(scorer: &str) -> String {
     format!("{scorer} failure")
 }
 
-fn schema(scorers: &[String]) -> Schema {
+fn schema(scorers: &[ScorerKey]) -> Schema {
     let mut fields = vec![
         Field::new("slot", DataType::UInt64, false),
         Field::new("content", DataType::FixedSizeBinary(size_of::<Digest>() as i32), true),
-        Field::new("image_caption", DataType::UInt32, true),
+        Field::new("caption", DataType::UInt32, true),
         Field::new("status", DataType::Utf8, true),
         Field::new("error", DataType::Utf8, true),
     ];
-    for name in scorers {
+    for ScorerKey { name, .. } in scorers {
         fields.push(Field::new(name, DataType::Float32, true));
         fields.push(Field::new(failure_column(name), DataType::Utf8, true));
     }
@@ -155,19 +207,19 @@ pub(crate) struct PartWriter {
 }
 
 impl PartWriter {
-    pub(crate) fn create(path: &Path, scorers: &[String], fingerprint: &str) -> Result<Self> {
+    pub(crate) fn create(path: &Path, key: &PartKey) -> Result<Self> {
         let properties = WriterProperties::builder()
             .set_compression(Compression::ZSTD(ZstdLevel::default()))
             .set_created_by("relabel".to_owned())
-            .set_key_value_metadata(Some(vec![KeyValue::new(
-                FINGERPRINT.to_owned(),
-                fingerprint.to_owned(),
-            )]))
+            .set_key_value_metadata(Some(vec![
+                KeyValue::new(UNIT.to_owned(), key.unit.clone()),
+                KeyValue::new(SCORERS.to_owned(), serde_json::to_string(&key.scorers)?),
+            ]))
             .build();
         Ok(Self {
-            table: TableWriter::create(path, Arc::new(schema(scorers)), properties)?,
+            table: TableWriter::create(path, Arc::new(schema(&key.scorers)), properties)?,
             rows: Vec::new(),
-            scorers: scorers.len(),
+            scorers: key.scorers.len(),
             note: Note::default(),
         })
     }
@@ -185,7 +237,7 @@ impl PartWriter {
     }
 
     fn flush(&mut self) -> Result<()> {
-        let (mut slot, mut image_caption) = (UInt64Builder::new(), UInt32Builder::new());
+        let (mut slot, mut caption) = (UInt64Builder::new(), UInt32Builder::new());
         let mut content = FixedSizeBinaryBuilder::new(size_of::<Digest>() as i32);
         let (mut status, mut error) = (StringBuilder::new(), StringBuilder::new());
         let mut scores: Vec<(Float32Builder, StringBuilder)> =
@@ -198,10 +250,10 @@ impl PartWriter {
             }
             let (index, problem, values) = match row.found {
                 Found::Occurrence => (None, None, Vec::new()),
-                Found::Scores { image_caption, scores } => (Some(image_caption), None, scores),
+                Found::Scores { caption, scores } => (Some(caption), None, scores),
                 Found::Failure { status, error } => (None, Some((status, error)), Vec::new()),
             };
-            image_caption.append_option(index);
+            caption.append_option(index);
             status.append_option(problem.as_ref().map(|(status, _)| status.as_str()));
             error.append_option(problem.as_ref().map(|(_, error)| error));
             for (index, (numbers, failures)) in scores.iter_mut().enumerate() {
@@ -214,7 +266,7 @@ impl PartWriter {
         let mut columns: Vec<ArrayRef> = vec![
             Arc::new(slot.finish()),
             Arc::new(content.finish()),
-            Arc::new(image_caption.finish()),
+            Arc::new(caption.finish()),
             Arc::new(status.finish()),
             Arc::new(error.finish()),
         ];
@@ -226,39 +278,51 @@ impl PartWriter {
     }
 }
 
-/// Whether `path` is a complete part of this very run.
+/// Whether `path` is a complete part with these scores, and maybe others.
 ///
 /// # Errors
-/// A part of another run, or one that is damaged: neither can come from an interrupted run, so the
-/// user decides what happens to it.
-pub(crate) fn is_done(path: &Path, fingerprint: &str) -> Result<bool> {
+/// A part that is damaged: it cannot come from an interrupted run, so the user decides what happens
+/// to it.
+pub(crate) fn is_done(path: &Path, wanted: &PartKey) -> Result<bool> {
+    Ok(key(path)?.is_some_and(|found| {
+        let has = |scorer| found.scorers.contains(scorer);
+        found.unit == wanted.unit && wanted.scorers.iter().all(has)
+    }))
+}
+
+/// What the scores of a part depend on; `None` if there is no such part.
+///
+/// # Errors
+/// As for [`is_done`].
+pub(crate) fn key(path: &Path) -> Result<Option<PartKey>> {
     if !path.exists() {
-        return Ok(false);
+        return Ok(None);
     }
     let reader = match open(path) {
         // Another shard has merged and removed it just now.
-        Err(_) if !path.exists() => return Ok(false),
+        Err(_) if !path.exists() => return Ok(None),
         reader => reader?,
     };
-    let of_this_run = reader
-        .metadata()
-        .file_metadata()
-        .key_value_metadata()
-        .into_iter()
-        .flatten()
-        .any(|entry| entry.key == FINGERPRINT && entry.value.as_deref() == Some(fingerprint));
-    ensure!(
-        of_this_run,
-        "{}: this part belongs to another run; hint: remove it, or start over with --fresh",
-        path.display()
-    );
-    Ok(true)
+    let (Some(unit), Some(scorers)) = (entry(&reader, UNIT), entry(&reader, SCORERS)) else {
+        return Ok(None);
+    };
+    let scorers = serde_json::from_str(scorers).with_context(|| damaged(path))?;
+    Ok(Some(PartKey { unit: unit.to_owned(), scorers }))
 }
 
-/// Calls `each` for every row of a part, in order.
+/// A value of the metadata.
+fn entry<'reader>(
+    reader: &'reader ParquetRecordBatchReaderBuilder<CheckedFile>,
+    key: &str,
+) -> Option<&'reader str> {
+    let entries = reader.metadata().file_metadata().key_value_metadata();
+    entries.into_iter().flatten().find(|entry| entry.key == key)?.value.as_deref()
+}
+
+/// Calls `each` for every row of a part with these scorers, in order.
 pub(crate) fn read(
     path: &Path,
-    scorers: &[String],
+    scorers: &[ScorerKey],
     mut each: impl FnMut(PartRow) -> Result<()>,
 ) -> Result<()> {
     let reader = open(path)?;
@@ -275,7 +339,7 @@ pub(crate) fn read(
         let batch = batch.with_context(|| damaged(path))?;
         let slot = batch.column(0).as_primitive::<UInt64Type>();
         let content = batch.column(1).as_fixed_size_binary();
-        let image_caption = batch.column(2).as_primitive::<UInt32Type>();
+        let caption = batch.column(2).as_primitive::<UInt32Type>();
         let status = batch.column(3).as_string::<i32>();
         let error = batch.column(4).as_string::<i32>();
         let scores: Vec<_> = (5..batch.num_columns())
@@ -286,17 +350,16 @@ pub(crate) fn read(
             })
             .collect();
         for row in 0..batch.num_rows() {
-            let found = if image_caption.is_valid(row) {
-                let score = |(numbers, failures): &(&Float32Array, &StringArray)| match (
-                    numbers.is_valid(row),
-                    failures.is_valid(row),
-                ) {
-                    (true, false) => Ok(Ok(numbers.value(row))),
-                    (false, true) => Ok(Err(ScoreFailure::new(failures.value(row)))),
-                    _ => Err(anyhow::anyhow!(damaged(path))),
+            let found = if caption.is_valid(row) {
+                let score = |(numbers, failures): &(&Float32Array, &StringArray)| {
+                    match (numbers.is_valid(row), failures.is_valid(row)) {
+                        (true, false) => Ok(Ok(numbers.value(row))),
+                        (false, true) => Ok(Err(ScoreFailure::new(failures.value(row)))),
+                        _ => Err(anyhow::anyhow!(damaged(path))),
+                    }
                 };
                 let scores = scores.iter().map(score).collect::<Result<Vec<Score>>>()?;
-                Found::Scores { image_caption: image_caption.value(row), scores }
+                Found::Scores { caption: caption.value(row), scores }
             } else if status.is_valid(row) {
                 let status = status.value(row).parse();
                 let status = status.map_err(|_| anyhow::anyhow!(damaged(path)))?;
@@ -332,21 +395,42 @@ fn damaged(path: &Path) -> String {
 mod tests {
     use super::*;
 
+    fn key_of(unit: &str, scorers: &[&str]) -> PartKey {
+        let scorer =
+            |name: &&str| ScorerKey { name: (*name).to_owned(), key: format!("key of {name}") };
+        PartKey { unit: unit.to_owned(), scorers: scorers.iter().map(scorer).collect() }
+    }
+
     #[test]
-    fn a_part_reads_back_as_written_and_belongs_to_one_run() {
+    fn parts_of_fewer_units_become_those_of_more() {
+        let folder = tempfile::tempdir().unwrap();
+        for (path, name) in [
+            (path(folder.path(), 0, 2), "first"),
+            (path(folder.path(), 1, 2), "second"),
+            (path(folder.path(), 1, 3), "second of three"),
+            (rest_path(folder.path(), 0, 2), "rest"),
+        ] {
+            PartWriter::create(&path, &key_of(name, &[])).unwrap().finish().unwrap();
+        }
+        adopt(folder.path(), 3).unwrap();
+        let names = runkit::run_folder::names_in(folder.path(), |_| true).unwrap();
+        assert_eq!(names, ["part-00000-of-00003.parquet", "part-00001-of-00003.parquet"]);
+        let unit = |index| key(&path(folder.path(), index, 3)).unwrap().unwrap().unit;
+        assert_eq!((unit(0).as_str(), unit(1).as_str()), ("first", "second of three"));
+    }
+
+    #[test]
+    fn a_part_reads_back_as_written_and_serves_those_with_its_keys() {
         let folder = tempfile::tempdir().unwrap();
         let path = path(folder.path(), 3, 12);
         assert!(path.ends_with("part-00003-of-00012.parquet"));
-        let scorers = vec!["clip".to_owned(), "hps".to_owned()];
+        let key = key_of("a", &["clip", "hps"]);
         let rows = vec![
             PartRow { slot: 0, content: Some([7; 16]), found: Found::Occurrence },
             PartRow {
                 slot: 0,
                 content: Some([7; 16]),
-                found: Found::Scores {
-                    image_caption: 7,
-                    scores: vec![Ok(0.25), Err(ScoreFailure::new("gave inf"))],
-                },
+                found: Found::Scores { caption: 7, scores: vec![Ok(0.25), Err(ScoreFailure::new("gave inf"))] },
             },
             PartRow { slot: 1, content: None, found: Found::Occurrence },
             PartRow {
@@ -358,8 +442,8 @@ mod tests {
                 },
             },
         ];
-        assert!(!is_done(&path, "a").unwrap());
-        let mut writer = PartWriter::create(&path, &scorers, "a").unwrap();
+        assert!(!is_done(&path, &key).unwrap());
+        let mut writer = PartWriter::create(&path, &key).unwrap();
         rows.iter().for_each(|row| writer.write(row.clone()).unwrap());
         assert!(!path.exists(), "nothing under the final name before the end");
         let note = |on_white, images, captions| Note {
@@ -373,15 +457,20 @@ mod tests {
         assert_eq!(read_note.with(Note::default()), read_note);
         assert_eq!(read_note.with(note(2, Some(8), Some(4))), note(5, Some(8), Some(4)));
         let mut found = Vec::new();
-        read(&path, &scorers, |row| {
+        read(&path, &key.scorers, |row| {
             found.push(row);
             Ok(())
         })
         .unwrap();
         assert_eq!(found, rows);
-        assert!(is_done(&path, "a").unwrap());
-        assert!(is_done(&path, "b").unwrap_err().to_string().contains("another run"));
-        let message = read(&path, &scorers[..1], |_| Ok(())).unwrap_err().to_string();
+        assert_eq!(super::key(&path).unwrap(), Some(key.clone()));
+        assert!(is_done(&path, &key).unwrap() && is_done(&path, &key_of("a", &["hps"])).unwrap());
+        let mut other = key.clone();
+        other.scorers[1].key.push('x');
+        for other in [key_of("b", &["clip"]), key_of("a", &["clip", "aesthetic"]), other] {
+            assert!(!is_done(&path, &other).unwrap(), "{other:?}");
+        }
+        let message = read(&path, &key.scorers[..1], |_| Ok(())).unwrap_err().to_string();
         assert!(message.contains("expected the columns"), "{message}");
     }
 
@@ -390,11 +479,11 @@ mod tests {
     fn a_flipped_bit_never_changes_a_score() {
         let folder = tempfile::tempdir().unwrap();
         let path = path(folder.path(), 0, 1);
-        let scorers = vec!["clip".to_owned()];
-        let mut writer = PartWriter::create(&path, &scorers, "a").unwrap();
+        let key = key_of("a", &["clip"]);
+        let mut writer = PartWriter::create(&path, &key).unwrap();
         for slot in 0..300 {
             let found =
-                Found::Scores { image_caption: slot as u32, scores: vec![Ok(slot as f32 / 7.0)] };
+                Found::Scores { caption: slot as u32, scores: vec![Ok(slot as f32 / 7.0)] };
             let content = Some([((slot * 0x9E37_79B9) >> 8) as u8; 16]);
             let row = PartRow { slot, content, found };
             writer.write(row).unwrap();
@@ -402,8 +491,8 @@ mod tests {
         writer.finish().unwrap();
         let rows = |path: &Path| {
             let mut found = Vec::new();
-            is_done(path, "a")?;
-            let read = read(path, &scorers, |row| {
+            is_done(path, &key)?;
+            let read = read(path, &key.scorers, |row| {
                 found.push(row);
                 Ok(())
             });

@@ -19,7 +19,7 @@ use super::batches::{
     Batch, Batches, Choice, Chosen, Decoder, Encoded, Occurrence, OpenFile, Source,
 };
 use super::captions::CaptionFeatures;
-use super::part::{Found, PartRow, PartWriter};
+use super::part::{Found, PartKey, PartRow, PartWriter};
 use super::plan::Plan;
 
 /// Batches that are read for a GPU before they are decoded.
@@ -33,6 +33,7 @@ pub(crate) struct Task {
     pub(crate) unit: usize,
     pub(crate) choice: Choice,
     pub(crate) path: PathBuf,
+    pub(crate) key: PartKey,
 }
 
 /// What the stages hand on.
@@ -41,6 +42,7 @@ enum Step<B> {
     Begin {
         unit: usize,
         path: PathBuf,
+        key: PartKey,
     },
     Batch(B),
     /// All batches of the unit came before.
@@ -80,9 +82,9 @@ impl<T: Iterator<Item = Result<Task>>> Reader<'_, T> {
         }
         self.source.stop.check()?;
         let Some(task) = self.tasks.next() else { return Ok(None) };
-        let Task { unit, choice, path } = task?;
+        let Task { unit, choice, path, key } = task?;
         self.opening = Some((unit, choice));
-        Ok(Some(Step::Begin { unit, path }))
+        Ok(Some(Step::Begin { unit, path, key }))
     }
 }
 
@@ -103,7 +105,6 @@ impl<T: Iterator<Item = Result<Task>>> Iterator for Reader<'_, T> {
 pub(crate) struct Scoring<'run> {
     pub(crate) source: Source<'run>,
     pub(crate) set: &'run ScorerSet,
-    pub(crate) fingerprint: &'run str,
     pub(crate) progress: &'run Progress,
     /// Images that could not be scored by every scorer, so far.
     pub(crate) failed_images: u64,
@@ -131,7 +132,7 @@ pub(crate) fn score(
     };
     let decode = |step: Result<Step<Encoded>>| {
         step.map(|step| match step {
-            Step::Begin { unit, path } => Step::Begin { unit, path },
+            Step::Begin { unit, path, key } => Step::Begin { unit, path, key },
             Step::Batch(batch) => Step::Batch(decoder.decode(batch)),
             Step::End => Step::End,
         })
@@ -157,10 +158,8 @@ pub(crate) fn score(
                 let mut open: Option<(usize, PartWriter)> = None;
                 for step in steps {
                     match (step?, &mut open) {
-                        (Step::Begin { unit, path }, _) => {
-                            let names = scoring.set.names();
-                            let part = PartWriter::create(&path, &names, scoring.fingerprint)?;
-                            open = Some((unit, part));
+                        (Step::Begin { unit, path, key }, _) => {
+                            open = Some((unit, PartWriter::create(&path, &key)?));
                         }
                         (Step::Batch(batch), Some((unit, part))) => {
                             score_batch(scoring, captions, batch, *unit, part)?;
@@ -181,6 +180,58 @@ pub(crate) fn score(
         })?;
         finishing.into_iter().try_for_each(joined)
     })
+}
+
+/// Reads and hashes the images of units whose scores are all taken over, and writes their parts:
+/// what is in every slot, and which scores belong there.
+pub(crate) fn read_alone(source: Source<'_>, tasks: impl Iterator<Item = Result<Task>>) -> Result<()> {
+    let mut file = OpenFile::default();
+    for task in tasks {
+        let Task { unit, choice, path, key } = task?;
+        let about = || format!("reading {}", source.plan.files[source.plan.units[unit].file].input.path.display());
+        let first_slot = source.plan.units[unit].slots().start;
+        let mut part = PartWriter::create(&path, &key)?;
+        let batches = Batches::open(source, unit, choice, &mut file).with_context(about)?;
+        for batch in batches {
+            let (batch, waiting) = batch.with_context(about)?;
+            write_slots(batch.slots, first_slot, &mut part)?;
+            for waiting in waiting {
+                for caption in captions_of(source.plan, &waiting.image_captions) {
+                    let found = Found::Scores { caption, scores: Vec::new() };
+                    let content = Some(waiting.content);
+                    part.write(PartRow { slot: waiting.slot - first_slot, content, found })?;
+                }
+            }
+        }
+        source.stop.check()?;
+        part.finish()?;
+        tracing::debug!(unit, "unit read");
+    }
+    Ok(())
+}
+
+/// The captions of image-caption pairs.
+fn captions_of(plan: &Plan, image_captions: &[u32]) -> impl Iterator<Item = u32> {
+    image_captions.iter().filter_map(|&index| Some(plan.image_caption(index)?.caption))
+}
+
+/// Writes what is in the slots of a batch.
+fn write_slots(
+    slots: Vec<(u64, Occurrence)>,
+    first_slot: u64,
+    part: &mut PartWriter,
+) -> Result<()> {
+    for (slot, occurrence) in slots {
+        let (content, found) = match occurrence {
+            Occurrence::Image(content) => (Some(content), Found::Occurrence),
+            Occurrence::Null => (None, Found::Occurrence),
+            Occurrence::Absent(error) => {
+                (None, Found::Failure { status: Status::MissingImage, error })
+            }
+        };
+        part.write(PartRow { slot: slot - first_slot, content, found })?;
+    }
+    Ok(())
 }
 
 /// The result of a thread; its panic is a panic here.
@@ -224,10 +275,9 @@ impl<'batch> DecodedBatch<'batch> {
         let mut decoded = Self { images: Vec::new(), wanted: Vec::new(), captions: Vec::new() };
         for chosen in chosen {
             if let Ok(pixels) = &chosen.pixels {
-                let image_captions = chosen.image_captions.iter();
-                for caption in image_captions.filter_map(|&index| plan.image_caption(index)) {
-                    decoded.wanted.push((decoded.images.len(), caption.caption));
-                    decoded.captions.push(caption.caption);
+                for caption in captions_of(plan, &chosen.image_captions) {
+                    decoded.wanted.push((decoded.images.len(), caption));
+                    decoded.captions.push(caption);
                 }
                 decoded.images.push(pixels);
             }
@@ -272,16 +322,7 @@ fn score_batch(
     let first_slot = scoring.source.plan.units[unit].slots().start;
     let decoded = DecodedBatch::of(scoring.source.plan, &batch.images);
     let mut scores = decoded.scores(scoring.set, captions)?.into_iter();
-    for (slot, occurrence) in batch.slots {
-        let (content, found) = match occurrence {
-            Occurrence::Image(content) => (Some(content), Found::Occurrence),
-            Occurrence::Null => (None, Found::Occurrence),
-            Occurrence::Absent(error) => {
-                (None, Found::Failure { status: Status::MissingImage, error })
-            }
-        };
-        part.write(PartRow { slot: slot - first_slot, content, found })?;
-    }
+    write_slots(batch.slots, first_slot, part)?;
     for chosen in batch.images {
         let row = |found| PartRow {
             slot: chosen.slot - first_slot,
@@ -296,10 +337,10 @@ fn score_batch(
             }
             Ok(image) => {
                 part.note.on_white += u64::from(image.on_white());
-                for image_caption in chosen.image_captions {
+                for caption in captions_of(scoring.source.plan, &chosen.image_captions) {
                     let scores = scores.next().unwrap_or_default();
                     failed |= scores.iter().any(Result::is_err);
-                    part.write(row(Found::Scores { image_caption, scores }))?;
+                    part.write(row(Found::Scores { caption, scores }))?;
                 }
             }
         }

@@ -11,8 +11,10 @@ use scorers::{DescribedScorers, ScorersConfig};
 use super::batches::Source;
 use super::captions::CaptionFeatures;
 use super::output::{Output, folder_of};
-use super::plan::Plan;
-use super::{Config, Manifest, Room, Run, Todo, inputs, part, pipeline, refuse_nothing};
+use super::plan::{Plan, PlanOptions};
+use super::{
+    Config, Loaded, Manifest, Reused, Room, Run, Todo, inputs, part, pipeline, refuse_nothing,
+};
 
 /// What [`rehearse`] found.
 #[derive(Debug)]
@@ -45,8 +47,12 @@ pub struct Rehearsal {
     pub scratch: PathBuf,
     /// Free bytes there.
     pub free_scratch_bytes: u64,
-    /// Whether the run is new, resumes, or is complete.
+    /// Whether the run is new, resumes, grows, or is complete.
     pub output: String,
+    /// The scores that are taken over from an earlier run.
+    pub reused: Option<Reused>,
+    /// The units of the run.
+    pub units: usize,
 }
 
 /// What a run takes in a folder.
@@ -130,7 +136,7 @@ pub fn rehearse(config: &Config, stop: &StopFlag) -> Result<Rehearsal> {
     output.refuse_replaced(&inputs)?;
     // The folder of the output need not exist yet.
     let scratch = config.scratch.clone().unwrap_or_else(std::env::temp_dir);
-    let options = config.plan_options();
+    let options = PlanOptions { marks: output.marks()?, ..config.plan_options() };
     let plan = match output.read_plan(&inputs, options, stop)? {
         Some(plan) => plan,
         None => {
@@ -140,33 +146,38 @@ pub fn rehearse(config: &Config, stop: &StopFlag) -> Result<Rehearsal> {
     };
     refuse_nothing(&plan)?;
     plan.say_layouts(config.layout);
-    let loading = Instant::now();
-    let described =
-        DescribedScorers::of_hashed(&scorers, config.compute, &mut output.read_hashes())?;
+    let mut hashes = output.read_hashes();
+    let described = DescribedScorers::of_hashed(&scorers, config.compute, &mut hashes)?;
     let widths = described.text_widths();
-    let set = described.load()?;
-    let loading = loading.elapsed();
-    let run = Run::new(config, &output, plan, set.manifest(), stop)?;
-    let complete = output.is_complete(&run.manifest)?;
+    let planned = (plan, hashes);
+    let mut run = Run::new(config, &output, &scorers, planned, described.manifest(), stop)?;
+    let complete = run.look()?;
     if !complete {
         output.refuse_another_run(&run.manifest, &run.plan)?;
         output.try_writing()?;
     }
     let todo = Todo::find(&run)?;
+    let loading = Instant::now();
+    // Of a run that scores nothing all scorers are tried.
+    let loads = run.groups.iter().find(|group| !group.is_read_alone());
+    let all = vec![true; run.manifest.voters.len()];
+    let Loaded { set, .. } = run.load(loads.map_or(&all, |group| &group.scorers))?;
+    let loading = loading.elapsed();
     let plan = &run.plan;
     let count = plan.units.len();
     let mut done = 0;
     for index in 0..count {
         let path = part::path(&run.parts, index, count);
-        done += usize::from(!config.fresh && part::is_done(&path, &run.fingerprint)?);
+        done += usize::from(!config.fresh && part::is_done(&path, &run.part_key(index))?);
     }
     let state = match done {
         _ if complete => "complete; nothing to do".to_owned(),
+        0 if run.reuse.is_some() && config.reuse.is_none() => "grows".to_owned(),
         0 => "new".to_owned(),
         done => format!("resumes, {done} of {count} units are done"),
     };
     let room = Room::of(plan, todo.units.iter().copied(), &widths, scorers.scorer.len());
-    let mut captions = CaptionFeatures::new(&plan.captions, &set, &scratch, None, stop)?;
+    let mut captions = CaptionFeatures::new(plan, &set, &scratch, None, stop)?;
     let source = Source { plan, batch_size: config.batch_size, stop };
     let images_per_second = pipeline::rate(source, &set, &mut captions)?;
     drop(captions);
@@ -193,6 +204,8 @@ pub fn rehearse(config: &Config, stop: &StopFlag) -> Result<Rehearsal> {
         scratch: config.scratch(),
         room,
         output: state,
+        reused: run.reuse.as_ref().map(|reuse| reuse.summary(&run.manifest.voters)),
+        units: count,
         manifest: run.manifest,
     })
 }

@@ -5,7 +5,7 @@ use std::path::Path;
 use anyhow::{Result, ensure};
 use indicatif::HumanBytes;
 
-use super::captions::feature_bytes;
+use super::captions::{Groups, feature_bytes};
 use super::plan::Plan;
 
 /// Bytes of a row of labels besides its scores, generously: measured files have 100 to 200 in all.
@@ -50,18 +50,19 @@ impl Room {
             .filter_map(|slot| plan.owner(slot))
             .flat_map(|owner| plan.image_captions_of(owner))
             .filter_map(|index| Some(plan.image_caption(index)?.caption));
+        let groups = Groups::of(plan);
         let (rows, scores) = (plan.pairs(), scorers as u64 * SCORE_BYTES);
         let all = 0..u32::try_from(plan.captions.len()).unwrap_or(u32::MAX);
         Self {
             shared: rows * PLAN_BYTES
                 + plan.captions.bytes()
                 + plan.kept_bytes()
-                + feature_bytes(all, plan.captions.len(), widths),
+                + feature_bytes(all, &groups, widths),
             labels: rows * (LABEL_BYTES + 2 * scores),
             // A row for each place of an image and one for each of its scores.
             parts: 2 * rows * (2 * PART_BYTES + scores),
             captions: plan.captions.bytes() + plan.kept_bytes(),
-            features: feature_bytes(captions, plan.captions.len(), widths),
+            features: feature_bytes(captions, &groups, widths),
         }
     }
 

@@ -6,14 +6,15 @@
 //! the same bytes.
 
 use std::collections::{BTreeMap, HashMap};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
 use runkit::signals::StopFlag;
 use schemas::labels::Status;
 
-use super::part::{self, Found as PartFound};
+use super::part::{self, Found as PartFound, ScorerKey};
 use super::plan::{Digest, NO_INDEX, Plan, Unit};
+use super::reuse::Reuse;
 
 /// What is known of every image and caption of a run.
 pub(super) struct Scores {
@@ -23,9 +24,9 @@ pub(super) struct Scores {
     content: Vec<u32>,
     /// What was scored, sorted by content and caption, each once.
     scored: Vec<Scored>,
-    /// `scorers` numbers for each score that was read; NaN where a scorer failed.
+    /// `scorers` numbers for each score that was read; NaN where a scorer failed, or has not scored.
     values: Vec<f32>,
-    /// Why a scorer failed, by the position of its NaN.
+    /// Why a scorer failed, by the position of its NaN. A NaN without a reason is a missing score.
     reasons: HashMap<usize, String>,
     /// Why bytes have no score, by content.
     failures: HashMap<u32, (Status, String)>,
@@ -75,18 +76,12 @@ pub(super) enum Held<'scores> {
 }
 
 impl Scores {
-    /// Reads the parts in `folder`. `reads_captions` says of each scorer whether its score depends
-    /// on the caption.
-    pub(super) fn read(
-        plan: &Plan,
-        reads_captions: &[bool],
-        scorers: &[String],
-        folder: &Path,
-        stop: &StopFlag,
-    ) -> Result<Self> {
+    /// Reads the parts of a run, and the scores of an earlier run that it takes over.
+    pub(super) fn read(parts: &Parts<'_>, stop: &StopFlag) -> Result<Self> {
+        let plan = parts.plan;
         let mut scores = Self {
-            scorers: scorers.len(),
-            content: contents(plan, scorers, folder, stop)?,
+            scorers: parts.scorers.len(),
+            content: contents(parts, stop)?,
             scored: Vec::new(),
             values: Vec::new(),
             reasons: HashMap::new(),
@@ -96,62 +91,161 @@ impl Scores {
         // As many as there are unless bytes differ under one uid; growth by doubling would hold
         // more.
         scores.scored.reserve_exact(plan.image_caption_count());
-        scores.values.reserve_exact(plan.image_caption_count() * scorers.len());
-        for_each_part(plan, folder, |unit, path| {
-            part::read(path, scorers, |row| {
-                stop.check()?;
-                let slot = unit.slots().start + row.slot;
-                let content = *scores.content.get(usize::try_from(slot)?).context(FOREIGN)?;
-                match row.found {
-                    PartFound::Occurrence => {}
-                    PartFound::Failure { error, .. } if row.content.is_none() => {
-                        scores.absent.insert(u32::try_from(slot)?, error);
-                    }
-                    PartFound::Failure { status, error } => {
-                        scores.failures.entry(content).or_insert((status, error));
-                    }
-                    PartFound::Scores { image_caption, scores: values } => {
-                        let caption = plan.image_caption(image_caption).context(FOREIGN)?.caption;
-                        let number = u32::try_from(scores.scored.len())?;
-                        scores.scored.push(Scored { content, caption, number });
-                        for score in values {
-                            let place = scores.values.len();
-                            scores.values.push(*score.as_ref().unwrap_or(&f32::NAN));
-                            if let Err(failure) = score {
-                                scores.reasons.insert(place, failure.reason().to_owned());
+        scores.values.reserve_exact(plan.image_caption_count() * parts.scorers.len());
+        parts.for_each(&[part::path], |unit, path, scorers, columns| {
+            scores.add_part(unit, path, scorers, columns, stop)
+        })?;
+        scores.join_same();
+        if let Some(reuse) = parts.reuse {
+            scores.take_over(plan, reuse, stop)?;
+        }
+        parts.for_each(&[part::rest_path, part::more_path], |unit, path, scorers, columns| {
+            scores.add_part(unit, path, scorers, columns, stop)
+        })?;
+        scores.join_same();
+        scores.settle(parts.reads_captions);
+        Ok(scores)
+    }
+
+    /// Adds the rows of a part. `columns` says of each of its scorers which scorer of the run it is.
+    fn add_part(
+        &mut self,
+        unit: &Unit,
+        path: &Path,
+        scorers: &[ScorerKey],
+        columns: &[Option<usize>],
+        stop: &StopFlag,
+    ) -> Result<()> {
+        part::read(path, scorers, |row| {
+            stop.check()?;
+            let slot = unit.slots().start + row.slot;
+            let content = *self.content.get(usize::try_from(slot)?).context(FOREIGN)?;
+            match row.found {
+                PartFound::Occurrence => {}
+                PartFound::Failure { error, .. } if row.content.is_none() => {
+                    self.absent.insert(u32::try_from(slot)?, error);
+                }
+                PartFound::Failure { status, error } => {
+                    self.failures.entry(content).or_insert((status, error));
+                }
+                PartFound::Scores { caption, scores } => {
+                    let start = self.values.len();
+                    let number = u32::try_from(start / self.scorers)?;
+                    self.scored.push(Scored { content, caption, number });
+                    self.values.resize(start + self.scorers, f32::NAN);
+                    for (score, column) in scores.into_iter().zip(columns) {
+                        let Some(column) = column else { continue };
+                        match score {
+                            Ok(score) => self.values[start + column] = score,
+                            Err(failure) => {
+                                let reason = failure.reason().to_owned();
+                                self.reasons.insert(start + column, reason);
                             }
                         }
                     }
                 }
-                Ok(())
-            })
-        })?;
-        scores.settle(reads_captions);
-        Ok(scores)
+            }
+            Ok(())
+        })
     }
 
-    /// Leaves one score for the same bytes and caption, and one for the same bytes by a scorer that
-    /// does not read captions.
-    fn settle(&mut self, reads_captions: &[bool]) {
+    /// Whether the scorer of a value has neither a score nor a failure there.
+    fn is_missing(&self, place: usize) -> bool {
+        self.values[place].is_nan() && !self.reasons.contains_key(&place)
+    }
+
+    /// Gives a value to another place.
+    fn copy(&mut self, from: usize, to: usize) {
+        self.values[to] = self.values[from];
+        if let Some(reason) = self.reasons.get(&from) {
+            self.reasons.insert(to, reason.clone());
+        }
+    }
+
+    /// Leaves one score for the same bytes and caption: of each scorer the first that is there.
+    fn join_same(&mut self) {
         self.scored.sort_unstable();
-        self.scored.dedup_by_key(|scored| (scored.content, scored.caption));
-        let scorers = self.scorers;
-        for same in self.scored.chunk_by(|one, other| one.content == other.content) {
-            let numbers = same.iter().map(|scored| scored.number as usize);
-            let Some(first) = numbers.clone().min() else { continue };
-            for (scorer, reads) in reads_captions.iter().enumerate() {
-                if !reads {
-                    let from = first * scorers + scorer;
-                    for number in numbers.clone().filter(|&number| number != first) {
-                        let to = number * scorers + scorer;
-                        self.values[to] = self.values[from];
-                        if let Some(reason) = self.reasons.get(&from) {
-                            self.reasons.insert(to, reason.clone());
-                        }
+        let scored = std::mem::take(&mut self.scored);
+        for same in scored.chunk_by(|one, two| (one.content, one.caption) == (two.content, two.caption))
+        {
+            let first = same[0].number as usize * self.scorers;
+            for other in &same[1..] {
+                let other = other.number as usize * self.scorers;
+                for scorer in 0..self.scorers {
+                    if self.is_missing(first + scorer) && !self.is_missing(other + scorer) {
+                        self.copy(other + scorer, first + scorer);
                     }
                 }
             }
         }
+        self.scored = scored;
+        self.scored.dedup_by_key(|scored| (scored.content, scored.caption));
+    }
+
+    /// Fills in the scores that an earlier run has for the same bytes and caption.
+    fn take_over(&mut self, plan: &Plan, reuse: &Reuse, stop: &StopFlag) -> Result<()> {
+        reuse.for_each_row(|row, score_of| {
+            stop.check()?;
+            for position in [0, 1] {
+                let slot = 2 * row + position as u64;
+                let Some(caption) = plan.caption_at(slot) else { continue };
+                let content = *self.content.get(usize::try_from(slot)?).context(FOREIGN)?;
+                let key = (content, caption);
+                let found = self.scored.binary_search_by_key(&key, |it| (it.content, it.caption));
+                let Ok(found) = found else { continue };
+                let start = self.scored[found].number as usize * self.scorers;
+                for scorer in 0..self.scorers {
+                    if self.is_missing(start + scorer)
+                        && let Some(score) = score_of(scorer, position)
+                    {
+                        self.values[start + scorer] = score;
+                    }
+                }
+            }
+            Ok(())
+        })
+    }
+
+    /// Leaves one score for the same bytes by a scorer that does not read captions: the first.
+    fn settle(&mut self, reads_captions: &[bool]) {
+        let scored = std::mem::take(&mut self.scored);
+        for same in scored.chunk_by(|one, other| one.content == other.content) {
+            let mut numbers: Vec<usize> = same.iter().map(|it| it.number as usize).collect();
+            numbers.sort_unstable();
+            for (scorer, _) in reads_captions.iter().enumerate().filter(|(_, reads)| !**reads) {
+                let scorers = self.scorers;
+                let mut places = numbers.iter().map(|number| number * scorers + scorer);
+                let Some(first) = places.find(|&place| !self.is_missing(place)) else { continue };
+                for to in numbers.iter().map(|number| number * scorers + scorer) {
+                    if to != first {
+                        self.copy(first, to);
+                    }
+                }
+            }
+        }
+        self.scored = scored;
+    }
+
+    /// The scorers that have neither a score nor a failure somewhere, and for each unit the slots and
+    /// the pairs where it is so.
+    pub(super) fn missing(&self, plan: &Plan) -> (Vec<bool>, Slots) {
+        let mut scorers = vec![false; self.scorers];
+        let mut missing = Slots::new();
+        let mut seen = std::collections::HashSet::new();
+        for (index, unit) in plan.units.iter().enumerate() {
+            for slot in unit.slots() {
+                let Some(Held::Scores(found)) = self.at(plan, slot) else { continue };
+                let places = found.start..found.start + self.scorers;
+                let here: Vec<bool> = places.map(|place| self.is_missing(place)).collect();
+                if !here.contains(&true) || !seen.insert(found.start) {
+                    continue;
+                }
+                scorers.iter_mut().zip(here).for_each(|(scorer, here)| *scorer |= here);
+                let Some(image_caption) = plan.image_caption_at(slot) else { continue };
+                missing.entry(index).or_default().insert(slot, vec![image_caption]);
+            }
+        }
+        (scorers, missing)
     }
 
     /// What is in `slot`; `None` if its row cannot be scored whatever its images are.
@@ -176,7 +270,7 @@ impl Scores {
 
     /// What is still to be scored: for each unit the slots and their pairs. Bytes that occur in
     /// several such slots are scored in the first.
-    pub(super) fn gaps(&self, plan: &Plan) -> BTreeMap<usize, BTreeMap<u64, Vec<u32>>> {
+    pub(super) fn gaps(&self, plan: &Plan) -> Slots {
         let mut first_slots: HashMap<u32, (usize, u64, Vec<u32>)> = HashMap::new();
         for (index, unit) in plan.units.iter().enumerate() {
             for slot in unit.slots() {
@@ -193,7 +287,7 @@ impl Scores {
                 }
             }
         }
-        let mut gaps: BTreeMap<usize, BTreeMap<u64, Vec<u32>>> = BTreeMap::new();
+        let mut gaps = Slots::new();
         for (unit, slot, wanted) in first_slots.into_values() {
             gaps.entry(unit).or_default().insert(slot, wanted);
         }
@@ -221,10 +315,10 @@ impl Scores {
 }
 
 /// For each slot the first slot with the same bytes, from the slots in all parts.
-fn contents(plan: &Plan, scorers: &[String], folder: &Path, stop: &StopFlag) -> Result<Vec<u32>> {
-    let slots = usize::try_from(2 * plan.pairs())?;
+fn contents(parts: &Parts<'_>, stop: &StopFlag) -> Result<Vec<u32>> {
+    let slots = usize::try_from(2 * parts.plan.pairs())?;
     let mut found: Vec<(Digest, u32)> = Vec::with_capacity(slots);
-    for_each_part(plan, folder, |unit, path| {
+    parts.for_each(&[part::path], |unit, path, scorers, _| {
         part::read(path, scorers, |row| {
             stop.check()?;
             if let (PartFound::Occurrence, Some(digest)) = (&row.found, row.content) {
@@ -243,22 +337,50 @@ fn contents(plan: &Plan, scorers: &[String], folder: &Path, stop: &StopFlag) -> 
     Ok(contents)
 }
 
-/// Calls `each` with every part, in input order, and then with what was scored in the end.
-fn for_each_part(
-    plan: &Plan,
-    folder: &Path,
-    mut each: impl FnMut(&Unit, &Path) -> Result<()>,
-) -> Result<()> {
-    let count = plan.units.len();
-    for path in [part::path, part::rest_path] {
-        for (index, unit) in plan.units.iter().enumerate() {
-            let path = path(folder, index, count);
-            if path.exists() {
-                each(unit, &path).with_context(|| format!("merging {}", path.display()))?;
+/// For units the slots, and for these the image-caption pairs.
+pub(super) type Slots = BTreeMap<usize, BTreeMap<u64, Vec<u32>>>;
+
+/// Where a kind of parts lies, by folder, unit and number of units.
+type PathOf = fn(&Path, usize, usize) -> PathBuf;
+
+/// The parts of a run, and what belongs to them.
+#[derive(Clone, Copy)]
+pub(super) struct Parts<'run> {
+    pub(super) plan: &'run Plan,
+    /// The key of each unit.
+    pub(super) units: &'run [String],
+    /// The scorers, in column order.
+    pub(super) scorers: &'run [ScorerKey],
+    /// Of each scorer whether its score depends on the caption.
+    pub(super) reads_captions: &'run [bool],
+    pub(super) folder: &'run Path,
+    /// The earlier run whose scores are taken over.
+    pub(super) reuse: Option<&'run Reuse>,
+}
+
+impl Parts<'_> {
+    /// Calls `each` with every part of these kinds, in input order: its unit, its file, its scorers,
+    /// and which of the run's scorers each of them is.
+    fn for_each(
+        &self,
+        kinds: &[PathOf],
+        mut each: impl FnMut(&Unit, &Path, &[ScorerKey], &[Option<usize>]) -> Result<()>,
+    ) -> Result<()> {
+        let count = self.plan.units.len();
+        for kind in kinds {
+            for (index, unit) in self.plan.units.iter().enumerate() {
+                let path = kind(self.folder, index, count);
+                let Some(key) = part::key(&path)?.filter(|key| key.unit == self.units[index]) else {
+                    continue;
+                };
+                let of_run = |found: &ScorerKey| self.scorers.iter().position(|it| it == found);
+                let columns: Vec<Option<usize>> = key.scorers.iter().map(of_run).collect();
+                each(unit, &path, &key.scorers, &columns)
+                    .with_context(|| format!("merging {}", path.display()))?;
             }
         }
+        Ok(())
     }
-    Ok(())
 }
 
 const FOREIGN: &str =

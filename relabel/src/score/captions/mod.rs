@@ -1,11 +1,11 @@
 //! Captions and their features, on disk so that memory does not grow with the data set.
 //!
-//! Captions are encoded in fixed groups, in order of first appearance over the whole input: a
-//! feature's last bits depend on the group it was computed in, and this way the group is the same
-//! whichever process needs it. Each caption is encoded once per run: the features are in the work
+//! Captions are encoded in fixed groups ([`Groups`]): a feature's last bits depend on the group it was
+//! computed in, and this way the group is the same whichever process needs it. Each caption is encoded once per run: the features are in the work
 //! folder ([`SharedFeatures`]), some groups to a file. A process copies what it needs into scratch
 //! files of its own.
 
+mod groups;
 mod shared;
 mod text;
 
@@ -20,12 +20,12 @@ use runkit::files::{FileError, Operation};
 use runkit::signals::StopFlag;
 use scorers::{Features, ScorerSet};
 
-use self::shared::CHUNK;
+use super::plan::Plan;
+
+pub(crate) use self::groups::Groups;
+use self::groups::CHUNK;
 pub(crate) use self::shared::SharedFeatures;
 pub use self::text::CaptionText;
-
-/// Captions encoded together.
-const GROUP: usize = 32;
 
 /// How often a process looks for features that another one is encoding.
 const POLL: Duration = Duration::from_millis(20);
@@ -36,29 +36,25 @@ const LEAST_WAIT: Duration = Duration::from_secs(10);
 /// are kept: `widths` are the numbers that each text tower gives for a caption.
 pub(super) fn feature_bytes(
     captions: impl Iterator<Item = u32>,
-    total: usize,
+    groups: &Groups,
     widths: &[usize],
 ) -> u64 {
-    let mut needed = vec![false; total.div_ceil(CHUNK)];
+    let mut needed = vec![false; groups.chunks()];
     for caption in captions {
-        if let Some(chunk) = needed.get_mut(caption as usize / CHUNK) {
+        if let Some(chunk) = needed.get_mut(groups.chunk_of(groups.group_of(caption))) {
             *chunk = true;
         }
     }
-    let encoded = |(chunk, _): (usize, &bool)| total.min((chunk + 1) * CHUNK) - chunk * CHUNK;
+    let encoded = |(chunk, _): (usize, &bool)| groups.captions_in(&groups.groups_in(chunk)).len();
     let captions: usize =
         needed.iter().enumerate().filter(|(_, needed)| **needed).map(encoded).sum();
     (captions * widths.iter().sum::<usize>() * size_of::<f32>()) as u64
 }
 
-/// How many files of shared features so many captions take.
-pub(super) fn chunks_of(captions: usize) -> usize {
-    captions.div_ceil(CHUNK)
-}
-
 /// Features of captions, one scratch file per text tower, filled as they are needed.
 pub(crate) struct CaptionFeatures<'run> {
     text: &'run CaptionText,
+    groups: Groups,
     set: &'run ScorerSet,
     stop: &'run StopFlag,
     /// What the processes of the run share; nothing in a check.
@@ -83,7 +79,7 @@ struct TowerFile {
 
 impl<'run> CaptionFeatures<'run> {
     pub(crate) fn new(
-        text: &'run CaptionText,
+        plan: &'run Plan,
         set: &'run ScorerSet,
         scratch: &Path,
         shared: Option<SharedFeatures>,
@@ -92,15 +88,17 @@ impl<'run> CaptionFeatures<'run> {
         let towers = (0..set.text_tower_count())
             .map(|_| Ok(TowerFile { file: scratch_file(scratch)?, width: 0 }))
             .collect::<Result<Vec<_>>>()?;
+        let groups = Groups::of(plan);
         Ok(Self {
-            text,
+            text: &plan.captions,
             set,
             stop,
             shared: shared.filter(|_| !towers.is_empty()),
             scratch: scratch.to_path_buf(),
             towers,
-            known: vec![false; text.len().div_ceil(GROUP)],
-            elsewhere: vec![false; text.len().div_ceil(CHUNK)],
+            known: vec![false; groups.len()],
+            elsewhere: vec![false; groups.chunks()],
+            groups,
             encoded: 0,
             encoding: Duration::ZERO,
         })
@@ -130,7 +128,7 @@ impl<'run> CaptionFeatures<'run> {
             next = chunk + 1;
             let is_missing = self.shared.as_ref().is_some_and(|shared| !shared.has(chunk));
             if chunk < count && is_missing {
-                self.obtain(chunk * CHUNK / GROUP)?;
+                self.obtain(self.groups.groups_in(chunk).start)?;
             }
         }
         self.elsewhere[next.min(count)..].fill(others_work);
@@ -140,7 +138,7 @@ impl<'run> CaptionFeatures<'run> {
     /// The features of `captions`, in that order.
     pub(crate) fn get(&mut self, captions: &[u32]) -> Result<Features> {
         for &caption in captions {
-            let group = caption as usize / GROUP;
+            let group = self.groups.group_of(caption);
             if !self.known[group] {
                 self.obtain(group)?;
             }
@@ -168,8 +166,8 @@ impl<'run> CaptionFeatures<'run> {
             let features = self.encode(group)?;
             return self.keep(group..group + 1, &features);
         };
-        let chunk = group * GROUP / CHUNK;
-        let groups = chunk * CHUNK / GROUP..self.known.len().min((chunk + 1) * CHUNK / GROUP);
+        let chunk = self.groups.chunk_of(group);
+        let groups = self.groups.groups_in(chunk);
         if let Some(features) = self.wait_for(&shared, chunk)? {
             return self.keep(groups, &features);
         }
@@ -203,9 +201,8 @@ impl<'run> CaptionFeatures<'run> {
     /// Encodes a group: the bytes of each tower's features.
     fn encode(&mut self, group: usize) -> Result<Vec<Vec<u8>>> {
         let started = Instant::now();
-        let indices = group * GROUP..self.text.len().min((group + 1) * GROUP);
         let captions: Vec<String> =
-            indices.map(|index| self.text.get(index)).collect::<Result<_>>()?;
+            self.groups.captions(group).map(|index| self.text.get(index)).collect::<Result<_>>()?;
         let captions: Vec<&str> = captions.iter().map(String::as_str).collect();
         let features = self.set.encode_texts(&self.set.tokenize(&captions))?;
         let bytes = |tower| {
@@ -220,8 +217,8 @@ impl<'run> CaptionFeatures<'run> {
 
     /// Writes the features of groups to the scratch files.
     fn keep(&mut self, groups: Range<usize>, features: &[Vec<u8>]) -> Result<()> {
-        let first = groups.start * GROUP;
-        let captions = self.text.len().min(groups.end * GROUP) - first;
+        let kept = self.groups.captions_in(&groups);
+        let (first, captions) = (kept.start, kept.len());
         for (tower, bytes) in self.towers.iter_mut().zip(features) {
             tower.width = bytes.len() / captions / size_of::<f32>();
             let start = (first * tower.width * size_of::<f32>()) as u64;

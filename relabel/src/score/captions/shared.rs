@@ -1,7 +1,7 @@
 //! Caption features in the work folder, so that a run encodes each caption once, whichever process
 //! does it and however often the run is started.
 //!
-//! One file for [`CHUNK`] captions: a line that says what they belong to, the features of each text
+//! One file for a chunk of captions: a line that says what they belong to, the features of each text
 //! tower row by row in little-endian f32, and the BLAKE3 of all that. A file that is damaged counts
 //! as absent, and one of another run too: its captions are encoded again, into the same bytes.
 
@@ -10,17 +10,15 @@ use std::path::PathBuf;
 use anyhow::Result;
 use runkit::files::{FileError, create_folder, write_atomic};
 
-/// Captions of a file: some groups, so that syncing them is little beside encoding them.
-pub(super) const CHUNK: usize = 4 * super::GROUP;
+use super::Groups;
 
 /// The features that the processes of a run share.
 #[derive(Debug, Clone)]
 pub(crate) struct SharedFeatures {
     folder: PathBuf,
-    /// The fingerprint of the run.
+    /// What the features depend on.
     fingerprint: String,
-    /// Captions of the run.
-    captions: usize,
+    groups: Groups,
     /// Numbers per caption, for each text tower.
     widths: Vec<usize>,
 }
@@ -30,14 +28,14 @@ impl SharedFeatures {
     pub(crate) fn new(
         folder: PathBuf,
         fingerprint: &str,
-        captions: usize,
+        groups: Groups,
         widths: Vec<usize>,
     ) -> Self {
-        Self { folder, fingerprint: fingerprint.to_owned(), captions, widths }
+        Self { folder, fingerprint: fingerprint.to_owned(), groups, widths }
     }
 
     fn path(&self, chunk: usize) -> PathBuf {
-        let count = self.captions.div_ceil(CHUNK);
+        let count = self.groups.chunks();
         self.folder.join(format!("captions-{chunk:05}-of-{count:05}.features"))
     }
 
@@ -63,7 +61,7 @@ impl SharedFeatures {
             );
             return None;
         }
-        let captions = self.captions.min((chunk + 1) * CHUNK) - chunk * CHUNK;
+        let captions = self.groups.captions_in(&self.groups.groups_in(chunk)).len();
         let mut towers = Vec::with_capacity(self.widths.len());
         for width in &self.widths {
             let (tower, others) = rest.split_at_checked(captions * width * size_of::<f32>())?;

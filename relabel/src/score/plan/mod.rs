@@ -12,6 +12,7 @@
 //! themselves go to a scratch file.
 
 mod ids;
+mod keys;
 mod saved;
 mod units;
 
@@ -89,6 +90,8 @@ pub struct Plan {
     pub captions: CaptionText,
     /// A checksum of every planned value, for the manifest.
     pub content: String,
+    /// The same of the first so many rows, where [`PlanOptions::marks`] asks for it.
+    pub(crate) marked: Vec<(u64, String)>,
     /// Every distinct image-caption pair, sorted.
     image_captions: Vec<ImageCaption>,
     /// For every slot, the slot where the same uid occurs first; [`NO_INDEX`] if the row cannot be
@@ -111,12 +114,16 @@ pub struct PlanOptions {
     pub limit: Option<u64>,
     /// Pairs of a unit: at least so many, and fewer than twice as many, where a file has them.
     pub unit_pairs: u64,
+    /// Numbers of first rows of which a checksum is wanted, to compare with an earlier run over those
+    /// rows; 0 for none.
+    #[serde(default)]
+    pub marks: [u64; 2],
 }
 
 /// Every row of every input, in units of the usual size.
 impl Default for PlanOptions {
     fn default() -> Self {
-        Self { limit: None, unit_pairs: UNIT_PAIRS }
+        Self { limit: None, unit_pairs: UNIT_PAIRS, marks: [0; 2] }
     }
 }
 
@@ -124,6 +131,7 @@ impl Default for PlanOptions {
 struct Planner {
     plan: Plan,
     unit_pairs: u64,
+    marks: [u64; 2],
     captions: HashMap<Digest, u32>,
     /// Every uid in a row that can be scored, with its slot.
     uids: Vec<(Digest, u32)>,
@@ -152,11 +160,13 @@ impl Plan {
         };
         let mut planner = Planner {
             unit_pairs: options.unit_pairs,
+            marks: options.marks,
             plan: Self {
                 files: Vec::new(),
                 units: Vec::new(),
                 captions: CaptionText::new(scratch)?,
                 content: String::new(),
+                marked: Vec::new(),
                 image_captions: Vec::new(),
                 owner: Vec::new(),
                 caption: Vec::new(),
@@ -298,7 +308,8 @@ impl Planner {
             Some(texts) => PairFile::open_keeping(input, texts)?,
             None => (PairFile::open(input)?, None),
         };
-        let rows = u64::try_from(file.num_rows()).unwrap_or(0).min(left);
+        let all = u64::try_from(file.num_rows()).unwrap_or(0);
+        let rows = all.min(left);
         let first_row = self.plan.pairs();
         ensure!(
             first_row + rows <= MAX_ROWS,
@@ -306,7 +317,7 @@ impl Planner {
             input.path.display()
         );
         let index = self.plan.files.len();
-        let cut = units::cut(&file.row_groups(), rows, self.unit_pairs).into_iter();
+        let cut = units::cut(&file.row_groups(), all, rows, self.unit_pairs).into_iter();
         self.plan.units.extend(cut.map(|rows| {
             let first_row = first_row + rows.start;
             Unit { file: index, rows, first_row }
@@ -335,6 +346,10 @@ impl Planner {
                 }
                 self.add(&row)?;
                 taken += 1;
+                if self.marks.contains(&(first_row + taken)) {
+                    let content = format!("{:032x}", self.content.digest128());
+                    self.plan.marked.push((first_row + taken, content));
+                }
             }
         }
         ensure!(
@@ -411,7 +426,7 @@ impl Planner {
 
     /// Gives every list its final form, the largest ones one after the other.
     fn finish(self) -> Result<Plan> {
-        let Self { mut plan, captions, mut uids, ids, content, no_votes: _, unit_pairs: _ } = self;
+        let Self { mut plan, captions, mut uids, ids, content, .. } = self;
         drop(captions);
         plan.content = format!("{:032x}", content.digest128());
         plan.captions.finish()?;

@@ -22,7 +22,7 @@ use super::units::Unit;
 use super::{CaptionText, ImageCaption, MAX_ROWS, Plan, PlanOptions, PlannedFile};
 
 /// The first line. Another layout has another line.
-const HEAD: &[u8; 27] = b"plan of relabel, version 2\n";
+const HEAD: &[u8; 27] = b"plan of relabel, version 3\n";
 /// A longer header is damaged.
 const MAX_HEADER_BYTES: u64 = 1 << 30;
 /// Bytes that are read or written at a time.
@@ -35,6 +35,8 @@ struct Header {
     crate_version: String,
     options: PlanOptions,
     content: String,
+    #[serde(default)]
+    marked: Vec<(u64, String)>,
     images: u64,
     files: Vec<FileHeader>,
     /// File, first row and end of each unit.
@@ -73,6 +75,7 @@ impl Plan {
             crate_version: env!("CARGO_PKG_VERSION").to_owned(),
             options,
             content: self.content.clone(),
+            marked: self.marked.clone(),
             images: self.images,
             files: self.files.iter().map(file).collect(),
             units: self
@@ -186,6 +189,7 @@ fn read(
         units: units.collect::<Result<_>>()?,
         captions: CaptionText::stored(text_of, path, base, ends),
         content: header.content,
+        marked: header.marked,
         image_captions: image_captions
             .chunks_exact(2)
             .map(|two| ImageCaption { owner: two[0], caption: two[1] })
@@ -334,7 +338,7 @@ mod tests {
     fn a_plan_reads_back_for_the_same_inputs_and_options_alone() {
         let folder = tempfile::tempdir().unwrap();
         let (path, stop) = (folder.path().join("plan"), StopFlag::never());
-        let options = PlanOptions { limit: Some(333), unit_pairs: 50 };
+        let options = PlanOptions { limit: Some(333), unit_pairs: 50, ..PlanOptions::default() };
         let plan = Plan::make(&inputs(), options, folder.path(), &stop).unwrap();
         assert_eq!((plan.pairs(), plan.files.len(), plan.units.len()), (333, 3, 7));
         let read =
@@ -358,7 +362,7 @@ mod tests {
     fn a_flipped_bit_or_a_shorter_file_makes_it_absent() {
         let folder = tempfile::tempdir().unwrap();
         let (path, stop) = (folder.path().join("plan"), StopFlag::never());
-        let options = PlanOptions { limit: Some(9), unit_pairs: 3 };
+        let options = PlanOptions { limit: Some(9), unit_pairs: 3, ..PlanOptions::default() };
         let plan = Plan::make(&inputs(), options, folder.path(), &stop).unwrap();
         plan.save(options, &path).unwrap();
         let whole = std::fs::read(&path).unwrap();

@@ -1,7 +1,7 @@
 //! Units of work: a range of rows of one file, which one process scores and writes as one part.
 //!
-//! Where units begin and end follows from the file alone (its row groups, and how many of its rows
-//! the run takes). The batches of a unit follow from the unit and the plan, so it changes no score
+//! Where units begin and end follows from the file alone (its row groups, and where the run ends in
+//! it). The batches of a unit follow from the unit and the plan, so it changes no score
 //! which process computes which unit.
 
 use std::ops::Range;
@@ -29,11 +29,31 @@ impl Unit {
     }
 }
 
-/// Cuts the first `rows` rows of a file into units of `target` to twice as many rows: at the
-/// nearest row group before the even cut, or inside a row group that is larger than a unit.
+/// Cuts a file into units of `target` to twice as many rows: at the nearest row group before the
+/// even cut, or inside a row group that is larger than a unit. Only its first `rows` rows are taken;
+/// how many those are moves no border, so that more of them leave the units before as they are.
 ///
 /// A file of fewer than twice `target` rows, an empty one too, is one unit.
-pub(super) fn cut(groups: &[RowGroup], rows: u64, target: u64) -> Vec<Range<u64>> {
+pub(super) fn cut(groups: &[RowGroup], all: u64, rows: u64, target: u64) -> Vec<Range<u64>> {
+    let mut units = cut_all(groups, all, target);
+    units.retain(|unit| unit.start < rows || unit.start == 0);
+    if let Some(last) = units.last_mut() {
+        last.end = rows;
+    }
+    // A short rest joins the unit before it.
+    match units.as_slice() {
+        [.., before, last] if 2 * (last.end - last.start) <= target => {
+            let joined = before.start..last.end;
+            units.truncate(units.len() - 2);
+            units.push(joined);
+        }
+        _ => {}
+    }
+    units
+}
+
+/// The units of a whole file.
+fn cut_all(groups: &[RowGroup], rows: u64, target: u64) -> Vec<Range<u64>> {
     let target = target.max(1);
     let count = (rows / target).max(1);
     let mut starts: Vec<u64> =
@@ -75,9 +95,10 @@ mod tests {
         sizes.iter().map(group).collect()
     }
 
-    /// Where the units of so many rows in such groups begin.
+    /// Where the units of the first so many rows in such groups begin.
     fn starts(sizes: &[i64], rows: u64) -> Vec<u64> {
-        cut(&groups(sizes), rows, 1024).into_iter().map(|unit| unit.start).collect()
+        let all = sizes.iter().sum::<i64>() as u64;
+        cut(&groups(sizes), all, rows, 1024).into_iter().map(|unit| unit.start).collect()
     }
 
     #[test]
@@ -86,9 +107,12 @@ mod tests {
         assert_eq!(starts(&[], 0), [0]);
         assert_eq!(starts(&[2047], 2047), [0]);
         assert_eq!(starts(&[100; 33], 3300), [0, 1100, 2200]);
-        // One giant row group is cut by rows; `--limit` is not taken for the end of a group.
+        // One giant row group is cut by rows.
         assert_eq!(starts(&[3300], 3300), [0, 1100, 2200]);
-        assert_eq!(starts(&[100; 33], 2100), [0, 1000]);
+        // `--limit` moves no border, but a short rest has no unit of its own.
+        assert_eq!(starts(&[100; 33], 2100), [0, 1100]);
+        assert_eq!(starts(&[100; 33], 1500), [0]);
+        assert_eq!(starts(&[100; 33], 0), [0]);
     }
 
     proptest! {
@@ -98,7 +122,7 @@ mod tests {
         ) {
             let total: i64 = sizes.iter().sum();
             let rows = total as u64 * part / 100;
-            let units = cut(&groups(&sizes), rows, target);
+            let units = cut(&groups(&sizes), total as u64, rows, target);
             prop_assert_eq!(units[0].start, 0);
             prop_assert_eq!(units[units.len() - 1].end, rows);
             prop_assert!(units.windows(2).all(|two| two[0].end == two[1].start));
