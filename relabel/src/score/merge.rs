@@ -10,11 +10,10 @@ use runkit::signals::StopFlag;
 use schemas::labels::{LabelRow, LabelsSchema, LabelsWriter, Status};
 use schemas::pairs::{EmptyCaption, PairRow, caption_problem};
 
+use super::Manifest;
 use super::plan::{Plan, PlannedFile};
 use super::scores::{Held, Scores};
 use crate::vote::{Decider, MarginScale, TiePolicy, cast};
-
-use super::Manifest;
 
 /// What the merge counted.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]

@@ -9,8 +9,10 @@
 mod batches;
 mod captions;
 mod elsewhere;
+mod finish;
 mod manifest;
 mod merge;
+mod networks;
 mod output;
 mod part;
 mod pipeline;
@@ -22,37 +24,31 @@ mod scores;
 mod sharing;
 mod todo;
 
-use std::path::{Path, PathBuf};
-use std::time::Instant;
+use std::path::PathBuf;
 
 use anyhow::{Result, ensure};
 use locations::Location;
-use runkit::logging::{counted, tenths};
-use runkit::progress::Progress;
+use runkit::files::FileHashes;
+use runkit::logging::counted;
 use runkit::signals::StopFlag;
 use schemas::layouts::Layout;
 use schemas::pairs::{InputFile, discover_as};
-use runkit::files::FileHashes;
-use scorers::{Compute, DescribedScorers, MemoryLimits, ScorerSet, ScorersConfig, ScorersManifest};
+use scorers::{Compute, DescribedScorers, ScorersConfig, ScorersManifest};
 
-use self::batches::{Choice, Source};
 pub use self::captions::CaptionText;
-use self::captions::{CaptionFeatures, SharedFeatures};
 pub use self::manifest::{KEY_MEMORY, Manifest};
-use self::merge::Merge;
+use self::networks::Networks;
 use self::output::{Found, Output};
 pub(crate) use self::output::{labels_output, manifest_of_labels};
-use self::part::{Note, PartKey, ScorerKey};
-use self::pipeline::{Scoring, Task};
+use self::part::ScorerKey;
 use self::plan::{Plan, PlanOptions};
 pub use self::rehearsal::{Need, Rehearsal, rehearse};
 use self::reuse::Reuse;
 pub use self::reuse::Reused;
 pub use self::room::Room;
-use self::scores::{Parts, Scores, Slots};
 pub use self::sharing::Sharing;
 use self::sharing::{Member, Says};
-use self::todo::{Group, Todo, dealt};
+use self::todo::{Group, Todo};
 use crate::vote::{Missing, TiePolicy};
 
 /// A validated run.
@@ -325,279 +321,4 @@ impl<'run> Run<'run> {
         output.begin(&run.manifest, inputs, &run.hashes, new_plan)?;
         Ok(Opened { run, networks, todo, is_complete: false })
     }
-}
-
-/// The scorers that are loaded, if some are.
-#[derive(Default)]
-struct Networks(Option<Loaded>);
-
-/// Some scorers of a run.
-struct Loaded {
-    set: ScorerSet,
-    /// Of each scorer of the run whether it is one of them.
-    scorers: Vec<bool>,
-    /// Numbers per caption of each text tower.
-    text_widths: Vec<usize>,
-}
-
-impl Networks {
-    /// These scorers, in the place of others.
-    fn load(&mut self, run: &Run<'_>, scorers: &[bool]) -> Result<&Loaded> {
-        let loaded = match self.0.take().filter(|loaded| loaded.scorers == scorers) {
-            Some(loaded) => loaded,
-            None => run.load(scorers)?,
-        };
-        Ok(self.0.insert(loaded))
-    }
-}
-
-impl Run<'_> {
-    fn load(&self, scorers: &[bool]) -> Result<Loaded> {
-        let loading = Instant::now();
-        let mut wanted = self.scorers.clone();
-        let mut kept = scorers.iter();
-        wanted.scorer.retain(|_| kept.next().copied().unwrap_or(true));
-        let mut hashes = self.hashes.clone();
-        let described = DescribedScorers::of_hashed(&wanted, self.config.compute, &mut hashes)?;
-        let text_widths = described.text_widths();
-        let set = described.load()?;
-        self.stop.check()?;
-        tracing::info!(
-            pairs = self.plan.pairs(),
-            images = self.plan.images(),
-            captions = self.plan.captions.len(),
-            scorers = set.names().join(","),
-            dtype = %set.manifest().dtype,
-            loading_seconds = tenths(loading.elapsed()),
-            "Loaded {} in {:.1} s",
-            counted(set.names().len() as u64, "scorers"),
-            loading.elapsed().as_secs_f64()
-        );
-        Ok(Loaded { set, scorers: scorers.to_vec(), text_widths })
-    }
-
-    /// Does the units of a group that this process gets and that have no part yet.
-    fn score_group(
-        &self,
-        number: usize,
-        todo: &Todo,
-        member: &Member<'_>,
-        networks: &mut Networks,
-    ) -> Result<()> {
-        let group = &self.groups[number];
-        if !todo.units.iter().any(|&unit| self.group_of(unit) == group) {
-            return Ok(());
-        }
-        if group.is_read_alone() {
-            let progress = Progress::new("reading", "units", todo.units.len() as u64);
-            pipeline::read_alone(self.source(), self.tasks(number, todo, member, &progress))?;
-            return Ok(());
-        }
-        let loaded = networks.load(self, &group.scorers)?;
-        let progress = Progress::new("scoring", "images", todo.images);
-        progress.already_done(todo.images_done);
-        let mut captions = self.captions(loaded)?;
-        if !self.config.sharing.is_alone() {
-            let chunks = captions::Groups::of(&self.plan).chunks();
-            let dealt = member.deal(&dealt("captions", number), chunks);
-            captions.encode_dealt(dealt, member.has_store())?;
-        }
-        let tasks = self.tasks(number, todo, member, &progress);
-        self.score_tasks(&loaded.set, captions, tasks, &progress)?;
-        progress.finish();
-        Ok(())
-    }
-
-    fn source(&self) -> Source<'_> {
-        Source { plan: &self.plan, batch_size: self.config.batch_size, stop: self.stop }
-    }
-
-    fn captions<'set>(&'set self, loaded: &'set Loaded) -> Result<CaptionFeatures<'set>> {
-        // The features of other towers are others.
-        let of_all = !loaded.scorers.contains(&false);
-        let of = if of_all { String::new() } else { format!(" {:?}", loaded.set.names()) };
-        let shared = SharedFeatures::new(
-            self.output.captions(),
-            &format!("{}{of}", self.fingerprint),
-            captions::Groups::of(&self.plan),
-            loaded.text_widths.clone(),
-        );
-        let scratch = self.config.scratch();
-        CaptionFeatures::new(&self.plan, &loaded.set, &scratch, Some(shared), self.stop)
-    }
-
-    fn score_tasks(
-        &self,
-        set: &ScorerSet,
-        mut captions: CaptionFeatures<'_>,
-        tasks: impl Iterator<Item = Result<Task>> + Send,
-        progress: &Progress,
-    ) -> Result<()> {
-        let started = Instant::now();
-        let mut scoring = Scoring { source: self.source(), set, progress, failed_images: 0 };
-        pipeline::score(&mut scoring, &mut captions, tasks)?;
-        tracing::debug!(captions = captions.encoded(), "captions were encoded here");
-        // On a GPU the networks run beside the host, whose time says nothing about them.
-        if !set.compute().device.is_cuda() {
-            let (networks, wall) =
-                (set.network_time().as_secs_f64(), started.elapsed().as_secs_f64());
-            let percent = 100.0 * networks / wall;
-            tracing::info!("networks: {networks:.2} s of {wall:.2} s ({percent:.0} %)");
-        }
-        Ok(())
-    }
-
-    /// Puts the output in its place when all parts are there.
-    fn merge_if_ready(&self, networks: Networks) -> Result<End> {
-        let (config, output, count) = (self.config, self.output, self.plan.units.len());
-        let mut missing = 0;
-        for unit in 0..count {
-            let path = part::path(&self.parts, unit, count);
-            missing += usize::from(!part::is_done(&path, &self.part_key(unit))?);
-        }
-        let merged_by_another = || {
-            Ok::<_, anyhow::Error>(
-                !config.sharing.is_alone()
-                    && output.examine(&self.manifest, &self.plan)? == Found::Complete,
-            )
-        };
-        // If several processes finish together, one of them merges and then removes the parts.
-        if missing > 0 {
-            if !merged_by_another()? {
-                return Ok(End::ShareDone { missing });
-            }
-            // This one may have made the work folder again in that moment.
-            if let Some(_lock) = output.merge_lock()? {
-                output.tidy()?;
-            }
-            return Ok(End::DoneElsewhere);
-        }
-        let Some(_lock) = output.merge_lock()? else {
-            return Ok(End::ShareDone { missing });
-        };
-        if merged_by_another()? {
-            return Ok(End::DoneElsewhere);
-        }
-        tracing::info!(parts = count, "merging");
-        let scores = self.scores(networks)?;
-        let note = self.note()?;
-        let mut metadata = self.manifest.metadata()?;
-        if note.memory != MemoryLimits::default() {
-            metadata.insert(KEY_MEMORY.to_owned(), runkit::manifest::canonical_json(&note.memory)?);
-        }
-        let merge = Merge::new(&self.plan, &scores, &self.manifest);
-        let summary = merge.write(&output.labels_here(), &metadata, self.stop)?;
-        output.upload(&self.manifest)?;
-        tracing::info!(
-            rows = summary.rows,
-            failed = summary.failed_rows,
-            partial = summary.partial_rows,
-            ties = summary.ties,
-            "labels written"
-        );
-        if note.on_white > 0 {
-            tracing::info!(
-                images = note.on_white,
-                "images with transparency were laid on white, as transformers does; with alpha = \"drop\" \
-                 in scorers.toml transparency is ignored"
-            );
-        }
-        if note.memory != MemoryLimits::default() {
-            tracing::warn!(
-                images_per_forward = note.memory.images,
-                captions_per_forward = note.memory.captions,
-                "the device ran out of memory at the batch size asked for; last bits may differ from a \
-                 run that had enough"
-            );
-        }
-        output.tidy()?;
-        Ok(End::Done)
-    }
-
-    /// The notes of all parts together.
-    fn note(&self) -> Result<Note> {
-        let count = self.plan.units.len();
-        let memory = self.reuse.as_ref().map(|reuse| reuse.memory).unwrap_or_default();
-        let mut note = Note { memory, ..Note::default() };
-        for index in 0..count {
-            for path in [part::path, part::rest_path, part::more_path] {
-                let path = path(&self.parts, index, count);
-                if path.exists() {
-                    note = note.with(Note::read(&path)?);
-                }
-            }
-        }
-        Ok(note)
-    }
-
-    /// The scores of all parts, and those that are taken over. Only all of them together show which
-    /// images were scored nowhere, and which scores the earlier run lacks; those are scored first.
-    fn scores(&self, mut networks: Networks) -> Result<Scores> {
-        let scorers = &self.manifest.scorers.scorers;
-        let reads_captions: Vec<bool> =
-            scorers.iter().map(|scorer| scorer.text.is_some()).collect();
-        let parts = Parts {
-            plan: &self.plan,
-            units: &self.unit_keys,
-            scorers: &self.scorer_keys,
-            reads_captions: &reads_captions,
-            folder: &self.parts,
-            reuse: self.reuse.as_ref(),
-        };
-        let mut scores = Scores::read(&parts, self.stop)?;
-        let several = scores.uids_with_other_bytes(&self.plan);
-        if several > 0 {
-            tracing::warn!(
-                uids = several,
-                "some uids name images with different bytes; each is scored as an image of its own"
-            );
-        }
-        let gaps = scores.gaps(&self.plan);
-        if !gaps.is_empty() {
-            drop(scores);
-            tracing::info!(images = images_in(&gaps), "scoring images whose uid names other bytes elsewhere");
-            let all = vec![true; self.scorer_keys.len()];
-            self.score_rest(gaps, &all, part::rest_path, &mut networks)?;
-            scores = Scores::read(&parts, self.stop)?;
-        }
-        let (lacking, missing) = scores.missing(&self.plan);
-        if !missing.is_empty() {
-            drop(scores);
-            tracing::info!(images = images_in(&missing), "scoring what the earlier labels lack");
-            self.score_rest(missing, &lacking, part::more_path, &mut networks)?;
-            scores = Scores::read(&parts, self.stop)?;
-        }
-        ensure!(
-            scores.gaps(&self.plan).is_empty() && scores.missing(&self.plan).1.is_empty(),
-            "the images have changed during the run; hint: start over with --fresh"
-        );
-        Ok(scores)
-    }
-
-    /// Scores these slots with these scorers, into parts of their own.
-    fn score_rest(
-        &self,
-        slots: Slots,
-        scorers: &[bool],
-        path: fn(&Path, usize, usize) -> PathBuf,
-        networks: &mut Networks,
-    ) -> Result<()> {
-        let progress = Progress::new("scoring the rest", "images", images_in(&slots));
-        let loaded = networks.load(self, scorers)?;
-        let wanted: Vec<ScorerKey> =
-            self.scorer_keys.iter().zip(scorers).filter(|(_, it)| **it).map(|(it, _)| it.clone()).collect();
-        let count = self.plan.units.len();
-        let tasks = slots.into_iter().map(|(unit, slots)| {
-            let key = PartKey { unit: self.unit_keys[unit].clone(), scorers: wanted.clone() };
-            Ok(Task { unit, choice: Choice::Rest(slots), path: path(&self.parts, unit, count), key })
-        });
-        self.score_tasks(&loaded.set, self.captions(loaded)?, tasks, &progress)?;
-        progress.finish();
-        Ok(())
-    }
-}
-
-/// How many images such slots have.
-fn images_in(slots: &Slots) -> u64 {
-    slots.values().map(|slots| slots.len() as u64).sum()
 }

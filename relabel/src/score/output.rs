@@ -351,10 +351,11 @@ impl<'run> Output<'run> {
         if self.config.fresh {
             return Ok(());
         }
-        if self.is_of_fewer(manifest)? && self.has_other_input(manifest)? {
-            return Ok(());
+        match (self.is_of_fewer(manifest)?, self.has_other_input(manifest)?) {
+            (true, true) => return Ok(()),
+            (true, false) => {}
+            (false, _) => drop(self.work.refuse_another(manifest)?),
         }
-        self.work.refuse_another(manifest)?;
         let units = plan.units.len();
         if let Some(other) = part::of_other_units(&self.parts(), units)? {
             bail!(

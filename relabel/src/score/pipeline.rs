@@ -184,11 +184,16 @@ pub(crate) fn score(
 
 /// Reads and hashes the images of units whose scores are all taken over, and writes their parts:
 /// what is in every slot, and which scores belong there.
-pub(crate) fn read_alone(source: Source<'_>, tasks: impl Iterator<Item = Result<Task>>) -> Result<()> {
+pub(crate) fn read_alone(
+    source: Source<'_>,
+    tasks: impl Iterator<Item = Result<Task>>,
+    progress: &Progress,
+) -> Result<()> {
     let mut file = OpenFile::default();
     for task in tasks {
         let Task { unit, choice, path, key } = task?;
-        let about = || format!("reading {}", source.plan.files[source.plan.units[unit].file].input.path.display());
+        let input = &source.plan.files[source.plan.units[unit].file].input;
+        let about = || format!("reading {}", input.path.display());
         let first_slot = source.plan.units[unit].slots().start;
         let mut part = PartWriter::create(&path, &key)?;
         let batches = Batches::open(source, unit, choice, &mut file).with_context(about)?;
@@ -205,6 +210,7 @@ pub(crate) fn read_alone(source: Source<'_>, tasks: impl Iterator<Item = Result<
         }
         source.stop.check()?;
         part.finish()?;
+        progress.add(1);
         tracing::debug!(unit, "unit read");
     }
     Ok(())

@@ -12,9 +12,8 @@ use super::batches::Source;
 use super::captions::CaptionFeatures;
 use super::output::{Output, folder_of};
 use super::plan::{Plan, PlanOptions};
-use super::{
-    Config, Loaded, Manifest, Reused, Room, Run, Todo, inputs, part, pipeline, refuse_nothing,
-};
+use super::networks::Loaded;
+use super::{Config, Manifest, Reused, Room, Run, Todo, inputs, part, pipeline, refuse_nothing};
 
 /// What [`rehearse`] found.
 #[derive(Debug)]
