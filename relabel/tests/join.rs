@@ -154,8 +154,8 @@ fn what_a_table_lacks_is_a_failed_score_and_what_it_has_too_much_is_counted() {
     let run = Run::of(&mut import(&fixture, "table.csv", "imported.parquet")).expect_code(0);
     assert!(run.stdout.starts_with("12 pairs: 10 voted on, 2 failed\n"), "{run:#?}");
     for words in [
-        "1 row of no pair are left out, such as \"nobody\"",
-        "1 row repeat an earlier one, 1 with another score",
+        "left out 1 row of no pair, such as \"nobody\"",
+        "left out 1 row whose pair or image stood before, 1 with another score",
         "lacks a score of 2 pairs",
     ] {
         assert!(run.stderr.contains(words), "{words}: {run:#?}");

@@ -127,14 +127,14 @@ impl Import<'_> {
         tracing::info!(scored, "{} have both scores", counted(scored, "pairs"));
         if let Some(first) = first {
             let rows = counted(unknown, "rows");
-            tracing::warn!(unknown, "{table}: {rows} of no pair are left out, such as {first}");
+            tracing::warn!(unknown, "{table}: left out {rows} of no pair, such as {first}");
         }
         if self.table.duplicates > 0 {
             let rows = counted(self.table.duplicates, "rows");
             tracing::warn!(
                 duplicates = self.table.duplicates,
                 contradictions = self.table.contradictions,
-                "{table}: {rows} repeat an earlier one, {} with another score; the first counts",
+                "{table}: left out {rows} whose pair or image stood before, {} with another score",
                 self.table.contradictions
             );
         }

@@ -210,8 +210,12 @@ impl Header {
     /// The files of the plan, if they are the first of `inputs` as these are now.
     fn files_of(&self, inputs: &[InputFile], options: PlanOptions) -> Result<Vec<PlannedFile>> {
         anyhow::ensure!(self.crate_version == env!("CARGO_PKG_VERSION"), "another version");
-        anyhow::ensure!(self.options == options, "other options");
         let rows = self.files.iter().fold(0, |rows: u64, file| rows.saturating_add(file.rows));
+        let is_known = |mark: &u64| {
+            *mark == 0 || *mark >= rows || self.marked.iter().any(|(rows, _)| rows == mark)
+        };
+        let alike = PlanOptions { marks: self.options.marks, ..options } == self.options;
+        anyhow::ensure!(alike && options.marks.iter().all(is_known), "other options");
         let is_all = self.files.len() == inputs.len();
         anyhow::ensure!(is_all || Some(rows) == options.limit, "other inputs");
         let planned: Vec<(&InputFile, &FileHeader)> = inputs.iter().zip(&self.files).collect();
