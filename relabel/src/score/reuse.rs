@@ -139,7 +139,9 @@ pub(super) fn has_grown(earlier: &Value, manifest: &Manifest, plan: &Plan) -> Re
 pub(super) fn is_same_but_for_pairs(earlier: &Value, manifest: &Manifest) -> Result<bool> {
     let without_pairs = |mut manifest: Value| {
         if let Some(fields) = manifest.as_object_mut() {
-            ["input", "limit", "versions"].map(|name| fields.remove(name));
+            for name in ["input", "limit", "versions"] {
+                fields.remove(name);
+            }
         }
         manifest
     };
