@@ -89,7 +89,10 @@ fn what_does_not_belong_together_is_refused_with_the_first_difference() {
     fixture.put("pairs/0.parquet", &pairs_parquet(&pairs));
     let scorers = fixture.scorers("scorers.toml", &[scorer_entry("hps")]);
     Run::of(&mut fixture.score(&scorers, "changed.parquet", &[])).expect_code(0);
-    refused(["clip.parquet", "changed.parquet"], &["another caption in row 2", "\"another caption\""]);
+    refused(
+        ["clip.parquet", "changed.parquet"],
+        &["another caption in row 2", "\"another caption\""],
+    );
     Run::of(&mut fixture.score(&scorers, "fewer.parquet", &["--limit", "2"])).expect_code(0);
     refused(["clip.parquet", "fewer.parquet"], &["has 12 rows", "has 2", "row 2"]);
     let run = Run::of(&mut join(&fixture, ["clip.parquet", "hps.parquet"], "clip.parquet"));
@@ -123,9 +126,10 @@ fn a_table_becomes_a_scorer() {
     for row in &both {
         for position in [0, 1] {
             let uid = row.image_uid[position].clone().unwrap();
-            let known = uids.iter().zip(&captions).any(|(other, caption)| {
-                (other, caption) == (&uid, row.caption.as_ref().unwrap())
-            });
+            let known = uids
+                .iter()
+                .zip(&captions)
+                .any(|(other, caption)| (other, caption) == (&uid, row.caption.as_ref().unwrap()));
             if !known {
                 uids.push(uid);
                 captions.push(row.caption.clone().unwrap());

@@ -4,7 +4,7 @@
 
 mod common;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
@@ -42,7 +42,7 @@ impl Later {
         Self { nothing, ..later }
     }
 
-    fn score(&self, scorers: &PathBuf, out: &str) -> Command {
+    fn score(&self, scorers: &Path, out: &str) -> Command {
         let more = ["-v", "--unit-pairs", "4", "--batch-size", "3", "--max-failed", "9"];
         self.fixture.score(scorers, out, &more)
     }

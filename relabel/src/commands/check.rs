@@ -62,7 +62,8 @@ struct Reuse<'run> {
 impl<'run> Reuse<'run> {
     fn new(reused: &'run Reused, units: usize) -> Self {
         let scorers = || reused.anew.iter();
-        let why = |(name, why): &'run (String, Option<String>)| Some((name.as_str(), why.as_deref()?));
+        let why =
+            |(name, why): &'run (String, Option<String>)| Some((name.as_str(), why.as_deref()?));
         Self {
             labels: &reused.labels,
             units: reused.units,

@@ -4,7 +4,9 @@ use std::collections::HashSet;
 use std::sync::Arc;
 
 use anyhow::{Context as _, Result, bail, ensure};
-use arrow::array::{Array as _, ArrayRef, Float32Builder, Int8Builder, StringViewArray, StringViewBuilder};
+use arrow::array::{
+    Array as _, ArrayRef, Float32Builder, Int8Builder, StringViewArray, StringViewBuilder,
+};
 use runkit::exit::ExitStatus;
 use runkit::files::FileHashes;
 use runkit::logging::counted;
@@ -112,7 +114,8 @@ impl Import<'_> {
             }
             Scores::ByImage(scores) => {
                 let unknown = scores.keys().filter(|key| !images.contains(key)).min();
-                let shown = unknown.map(|(uid, caption)| format!("{} {}", quoted(uid), quoted(caption)));
+                let shown =
+                    unknown.map(|(uid, caption)| format!("{} {}", quoted(uid), quoted(caption)));
                 (images.len(), shown)
             }
         };
@@ -200,8 +203,7 @@ impl Import<'_> {
 
 /// The uid of an image of a row and its caption, if both are there.
 fn key_of(batch: &LabelBatch, row: usize, position: usize) -> Option<(String, String)> {
-    let text = |column: &StringViewArray| {
-        column.is_valid(row).then(|| column.value(row).to_owned())
-    };
+    let text =
+        |column: &StringViewArray| column.is_valid(row).then(|| column.value(row).to_owned());
     Some((text(batch.image_uid()[position])?, text(batch.caption())?))
 }

@@ -86,8 +86,12 @@ impl Table {
         let file = File::open(path).with_context(|| format!("opening {}", path.display()))?;
         let mut reader = csv::Reader::from_reader(file);
         let about = || format!("reading {}", path.display());
-        let names: Vec<String> =
-            reader.headers().with_context(about)?.iter().map(|name| name.trim().to_owned()).collect();
+        let names: Vec<String> = reader
+            .headers()
+            .with_context(about)?
+            .iter()
+            .map(|name| name.trim().to_owned())
+            .collect();
         let (mut table, columns) = Self::with_columns(path, &names)?;
         let mut record = csv::StringRecord::new();
         while reader.read_record(&mut record).with_context(about)? {
@@ -135,7 +139,9 @@ impl Table {
             let field = schema.field(column);
             let is_fit = place >= texts || !field.data_type().is_floating();
             let values = match is_fit {
-                true => cast(values, &wanted).ok().filter(|it| it.null_count() == values.null_count()),
+                true => {
+                    cast(values, &wanted).ok().filter(|it| it.null_count() == values.null_count())
+                }
                 false => None,
             };
             cast_columns.push(values.with_context(|| {

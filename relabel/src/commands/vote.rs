@@ -135,11 +135,7 @@ fn voters(labels: &LabelsFile, arguments: &VoteArguments) -> Result<Vec<String>>
 
 /// The manifest of the new file: that of the old one with other voters and other policies. If
 /// the old one has no manifest, because another tool wrote it, its checksum says what was voted on.
-fn manifest(
-    labels: &LabelsFile,
-    voters: &[String],
-    arguments: &VotingArguments,
-) -> Result<Value> {
+fn manifest(labels: &LabelsFile, voters: &[String], arguments: &VotingArguments) -> Result<Value> {
     let mut manifest = manifest_of(labels)?;
     let Some(fields) = manifest.as_object_mut() else { bail!("expected a JSON object") };
     fields.insert("voters".to_owned(), json!(voters));

@@ -125,7 +125,10 @@ impl Run<'_> {
         let gaps = scores.gaps(&self.plan);
         if !gaps.is_empty() {
             drop(scores);
-            tracing::info!(images = images_in(&gaps), "scoring images whose uid names other bytes elsewhere");
+            tracing::info!(
+                images = images_in(&gaps),
+                "scoring images whose uid names other bytes elsewhere"
+            );
             let all = vec![true; self.scorer_keys.len()];
             self.score_rest(gaps, &all, part::rest_path, &mut networks)?;
             scores = Scores::read(&parts, self.stop)?;
@@ -154,12 +157,22 @@ impl Run<'_> {
     ) -> Result<()> {
         let progress = Progress::new("scoring the rest", "images", images_in(&slots));
         let loaded = networks.load(self, scorers)?;
-        let wanted: Vec<ScorerKey> =
-            self.scorer_keys.iter().zip(scorers).filter(|(_, it)| **it).map(|(it, _)| it.clone()).collect();
+        let wanted: Vec<ScorerKey> = self
+            .scorer_keys
+            .iter()
+            .zip(scorers)
+            .filter(|(_, it)| **it)
+            .map(|(it, _)| it.clone())
+            .collect();
         let count = self.plan.units.len();
         let tasks = slots.into_iter().map(|(unit, slots)| {
             let key = PartKey { unit: self.unit_keys[unit].clone(), scorers: wanted.clone() };
-            Ok(Task { unit, choice: Choice::Rest(slots), path: path(&self.parts, unit, count), key })
+            Ok(Task {
+                unit,
+                choice: Choice::Rest(slots),
+                path: path(&self.parts, unit, count),
+                key,
+            })
         });
         self.score_tasks(&loaded.set, self.captions(loaded)?, tasks, &progress)?;
         progress.finish();

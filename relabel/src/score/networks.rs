@@ -102,7 +102,10 @@ impl Run<'_> {
         Source { plan: &self.plan, batch_size: self.config.batch_size, stop: self.stop }
     }
 
-    pub(super) fn captions<'set>(&'set self, loaded: &'set Loaded) -> Result<CaptionFeatures<'set>> {
+    pub(super) fn captions<'set>(
+        &'set self,
+        loaded: &'set Loaded,
+    ) -> Result<CaptionFeatures<'set>> {
         // The features of other towers are others.
         let of_all = !loaded.scorers.contains(&false);
         let of = if of_all { String::new() } else { format!(" {:?}", loaded.set.names()) };

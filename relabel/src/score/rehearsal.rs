@@ -10,9 +10,9 @@ use scorers::{DescribedScorers, ScorersConfig};
 
 use super::batches::Source;
 use super::captions::CaptionFeatures;
+use super::networks::Loaded;
 use super::output::{Output, folder_of};
 use super::plan::{Plan, PlanOptions};
-use super::networks::Loaded;
 use super::{Config, Manifest, Reused, Room, Run, Todo, inputs, part, pipeline, refuse_nothing};
 
 /// What [`rehearse`] found.

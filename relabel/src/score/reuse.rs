@@ -89,7 +89,7 @@ pub(super) fn same_first_rows(
     };
     match before.content.is_some() && before.content.as_ref() == content {
         true => Ok(before.rows),
-        false => Err(differing("input.content", json!(before.content), json!(content))),
+        false => Err(differing("input.content", &json!(before.content), &json!(content))),
     }
 }
 
@@ -105,7 +105,7 @@ pub(super) fn same_first_files(
         .map_err(|_| "its manifest does not say which pairs it is of".to_owned())?;
     let now = &manifest.input;
     if before.rows > now.rows {
-        return Err(differing("input.rows", json!(before.rows), json!(now.rows)));
+        return Err(differing("input.rows", &json!(before.rows), &json!(now.rows)));
     }
     for (index, old) in before.files.iter().enumerate() {
         let is_last = index + 1 == before.files.len();
@@ -115,16 +115,16 @@ pub(super) fn same_first_files(
             ..new
         });
         if new.as_ref() != Some(old) {
-            return Err(differing("input.files", json!(old), json!(new)));
+            return Err(differing("input.files", &json!(old), &json!(new)));
         }
     }
     if before.dealing.is_some() && before.dealing != now.dealing {
-        return Err(differing("input.dealing", json!(before.dealing), json!(now.dealing)));
+        return Err(differing("input.dealing", &json!(before.dealing), &json!(now.dealing)));
     }
     Ok(before)
 }
 
-fn differing(field: &str, old: Value, new: Value) -> String {
+fn differing(field: &str, old: &Value, new: &Value) -> String {
     let found = differences(&json!({ field: old }), &json!({ field: new }));
     named(found.iter().map(ToString::to_string))
 }
@@ -154,7 +154,12 @@ impl Reuse {
     ///
     /// # Errors
     /// If the labels cannot be read.
-    pub(super) fn of(path: &Path, manifest: &Manifest, plan: &Plan, unit_pairs: u64) -> Result<Self> {
+    pub(super) fn of(
+        path: &Path,
+        manifest: &Manifest,
+        plan: &Plan,
+        unit_pairs: u64,
+    ) -> Result<Self> {
         let (labels, earlier) = open(path)?;
         let now = serde_json::to_value(manifest)?;
         let mut rows = None;
@@ -192,7 +197,8 @@ impl Reuse {
 
     /// What is taken over.
     pub(super) fn summary(&self, names: &[String]) -> Reused {
-        let anew = names.iter().cloned().zip(self.scorers.iter().map(|it| it.as_ref().err().cloned()));
+        let anew =
+            names.iter().cloned().zip(self.scorers.iter().map(|it| it.as_ref().err().cloned()));
         Reused {
             labels: locations::shown(self.labels.path()),
             units: self.units.iter().filter(|taken| **taken).count(),
@@ -236,7 +242,10 @@ impl Reused {
                     self.units
                 ),
                 Some(why) => {
-                    tracing::info!(scorer = name, "{name}: scored anew, {labels} has others: {why}");
+                    tracing::info!(
+                        scorer = name,
+                        "{name}: scored anew, {labels} has others: {why}"
+                    );
                 }
             }
         }

@@ -166,7 +166,8 @@ impl Scores {
     fn join_same(&mut self) {
         self.scored.sort_unstable();
         let scored = std::mem::take(&mut self.scored);
-        for same in scored.chunk_by(|one, two| (one.content, one.caption) == (two.content, two.caption))
+        for same in
+            scored.chunk_by(|one, two| (one.content, one.caption) == (two.content, two.caption))
         {
             let first = same[0].number as usize * self.scorers;
             for other in &same[1..] {
@@ -370,7 +371,8 @@ impl Parts<'_> {
         for kind in kinds {
             for (index, unit) in self.plan.units.iter().enumerate() {
                 let path = kind(self.folder, index, count);
-                let Some(key) = part::key(&path)?.filter(|key| key.unit == self.units[index]) else {
+                let Some(key) = part::key(&path)?.filter(|key| key.unit == self.units[index])
+                else {
                     continue;
                 };
                 let of_run = |found: &ScorerKey| self.scorers.iter().position(|it| it == found);

@@ -121,7 +121,8 @@ impl Run<'_> {
         let mut next = 0;
         // Units that are dealt to others move the progress of all.
         let pass = move |from: usize, to: usize| {
-            let others = |&unit: &usize| member.has_store() && !todo.done[unit] && group.units[unit];
+            let others =
+                |&unit: &usize| member.has_store() && !todo.done[unit] && group.units[unit];
             for unit in (from..to).filter(others) {
                 progress.add(self.images_to_score(unit));
             }

@@ -22,8 +22,8 @@ use scorers::{Features, ScorerSet};
 
 use super::plan::Plan;
 
-pub(crate) use self::groups::Groups;
 use self::groups::CHUNK;
+pub(crate) use self::groups::Groups;
 pub(crate) use self::shared::SharedFeatures;
 pub use self::text::CaptionText;
 

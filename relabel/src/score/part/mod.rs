@@ -174,9 +174,7 @@ pub(crate) fn adopt(folder: &Path, count: usize) -> Result<()> {
 /// A part in `folder` that is of another number of units than `count`, if there is one.
 pub(crate) fn of_other_units(folder: &Path, count: usize) -> Result<Option<PathBuf>> {
     let ours = format!("-of-{count:05}.parquet");
-    let is_other = |name: &str| {
-        is_part(name) && !name.ends_with(&ours)
-    };
+    let is_other = |name: &str| is_part(name) && !name.ends_with(&ours);
     let found = runkit::run_folder::names_in(folder, is_other)?;
     Ok(found.first().map(|name| folder.join(name)))
 }
@@ -355,12 +353,13 @@ pub(crate) fn read(
             .collect();
         for row in 0..batch.num_rows() {
             let found = if caption.is_valid(row) {
-                let score = |(numbers, failures): &(&Float32Array, &StringArray)| {
-                    match (numbers.is_valid(row), failures.is_valid(row)) {
-                        (true, false) => Ok(Ok(numbers.value(row))),
-                        (false, true) => Ok(Err(ScoreFailure::new(failures.value(row)))),
-                        _ => Err(anyhow::anyhow!(damaged(path))),
-                    }
+                let score = |(numbers, failures): &(&Float32Array, &StringArray)| match (
+                    numbers.is_valid(row),
+                    failures.is_valid(row),
+                ) {
+                    (true, false) => Ok(Ok(numbers.value(row))),
+                    (false, true) => Ok(Err(ScoreFailure::new(failures.value(row)))),
+                    _ => Err(anyhow::anyhow!(damaged(path))),
                 };
                 let scores = scores.iter().map(score).collect::<Result<Vec<Score>>>()?;
                 Found::Scores { caption: caption.value(row), scores }

@@ -35,26 +35,24 @@ fn a_part_reads_back_as_written_and_serves_those_with_its_keys() {
         PartRow {
             slot: 0,
             content: Some([7; 16]),
-            found: Found::Scores { caption: 7, scores: vec![Ok(0.25), Err(ScoreFailure::new("gave inf"))] },
+            found: Found::Scores {
+                caption: 7,
+                scores: vec![Ok(0.25), Err(ScoreFailure::new("gave inf"))],
+            },
         },
         PartRow { slot: 1, content: None, found: Found::Occurrence },
         PartRow {
             slot: 2,
             content: Some([1; 16]),
-            found: Found::Failure {
-                status: Status::DecodeError,
-                error: "cut short".to_owned(),
-            },
+            found: Found::Failure { status: Status::DecodeError, error: "cut short".to_owned() },
         },
     ];
     assert!(!is_done(&path, &key).unwrap());
     let mut writer = PartWriter::create(&path, &key).unwrap();
     rows.iter().for_each(|row| writer.write(row.clone()).unwrap());
     assert!(!path.exists(), "nothing under the final name before the end");
-    let note = |on_white, images, captions| Note {
-        on_white,
-        memory: MemoryLimits { images, captions },
-    };
+    let note =
+        |on_white, images, captions| Note { on_white, memory: MemoryLimits { images, captions } };
     writer.note = note(3, Some(16), None);
     writer.finish().unwrap();
     let read_note = Note::read(&path).unwrap();
@@ -87,8 +85,7 @@ fn a_flipped_bit_never_changes_a_score() {
     let key = key_of("a", &["clip"]);
     let mut writer = PartWriter::create(&path, &key).unwrap();
     for slot in 0..300 {
-        let found =
-            Found::Scores { caption: slot as u32, scores: vec![Ok(slot as f32 / 7.0)] };
+        let found = Found::Scores { caption: slot as u32, scores: vec![Ok(slot as f32 / 7.0)] };
         let content = Some([((slot * 0x9E37_79B9) >> 8) as u8; 16]);
         let row = PartRow { slot, content, found };
         writer.write(row).unwrap();
@@ -108,8 +105,7 @@ fn a_flipped_bit_never_changes_a_score() {
     for bit in (0..whole.len() * 8).step_by(13) {
         let mut bytes = whole.clone();
         bytes[bit / 8] ^= 1 << (bit % 8);
-        runkit::files::write_atomic(&path, |file| std::io::Write::write_all(file, &bytes))
-            .unwrap();
+        runkit::files::write_atomic(&path, |file| std::io::Write::write_all(file, &bytes)).unwrap();
         match rows(&path) {
             Ok(found) => assert_eq!(found, expected, "bit {bit}"),
             Err(_) => noticed += 1,

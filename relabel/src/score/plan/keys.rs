@@ -103,9 +103,8 @@ impl Plan {
             let is_same_file = next.is_some_and(|next| next.file == self.units[index].file);
             is_same_file && end(index + 1) > rows && rest > 0 && 2 * rest <= unit_pairs
         };
-        let complete: Vec<bool> = (0..self.units.len())
-            .map(|index| end(index) <= rows && !took_rest(index))
-            .collect();
+        let complete: Vec<bool> =
+            (0..self.units.len()).map(|index| end(index) <= rows && !took_rest(index)).collect();
         // Where each caption and each image-caption pair occurs first.
         let mut unit_of_caption = Vec::with_capacity(self.captions.len());
         let mut known = vec![false; self.image_caption_count()];
