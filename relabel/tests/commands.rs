@@ -416,6 +416,7 @@ fn inspect_counts_what_the_file_holds() {
         "rows",
         "voted_rows",
         "failed_rows",
+        "partial_rows",
         "failures",
         "consensus",
         "scorers",
@@ -667,6 +668,8 @@ fn help_fits_80_columns_and_names_every_flag() {
         "dtype",
         "unit-pairs",
         "ties",
+        "missing",
+        "reuse",
         "max-failed",
         "scratch",
         "shard",
@@ -675,13 +678,16 @@ fn help_fits_80_columns_and_names_every_flag() {
         "fresh",
         "json",
     ];
+    let without_meaning = ["max-failed", "missing", "ties", "fresh"];
     let check: Vec<&str> =
-        score.into_iter().filter(|flag| !["max-failed", "ties", "fresh"].contains(flag)).collect();
+        score.into_iter().filter(|flag| !without_meaning.contains(flag)).collect();
     for (command, own) in [
         (None, &[][..]),
         (Some("score"), &score),
         (Some("check"), &check),
-        (Some("vote"), &["labels", "out", "voters", "ties", "fresh", "json"]),
+        (Some("vote"), &["labels", "out", "voters", "ties", "missing", "fresh", "json"]),
+        (Some("join"), &["out", "ties", "missing", "fresh", "json"]),
+        (Some("import"), &["scores", "name", "labels", "out", "ties", "missing", "fresh", "json"]),
         (Some("inspect"), &["failed", "voting", "json"]),
     ] {
         for flag in ["-h", "--help"] {

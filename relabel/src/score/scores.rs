@@ -95,8 +95,9 @@ impl Scores {
         parts.for_each(&[part::path], |unit, path, scorers, columns| {
             scores.add_part(unit, path, scorers, columns, stop)
         })?;
-        scores.join_same();
+        // Before later units may give a score that the first one takes over.
         if let Some(reuse) = parts.reuse {
+            scores.scored.sort_unstable();
             scores.take_over(plan, reuse, stop)?;
         }
         parts.for_each(&[part::rest_path, part::more_path], |unit, path, scorers, columns| {
@@ -192,9 +193,12 @@ impl Scores {
                 let Some(caption) = plan.caption_at(slot) else { continue };
                 let content = *self.content.get(usize::try_from(slot)?).context(FOREIGN)?;
                 let key = (content, caption);
-                let found = self.scored.binary_search_by_key(&key, |it| (it.content, it.caption));
-                let Ok(found) = found else { continue };
-                let start = self.scored[found].number as usize * self.scorers;
+                let first = self.scored.partition_point(|it| (it.content, it.caption) < key);
+                let found = self.scored.get(first);
+                let Some(found) = found.filter(|it| (it.content, it.caption) == key) else {
+                    continue;
+                };
+                let start = found.number as usize * self.scorers;
                 for scorer in 0..self.scorers {
                     if self.is_missing(start + scorer)
                         && let Some(score) = score_of(scorer, position)
