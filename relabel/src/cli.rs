@@ -305,8 +305,11 @@ pub struct JoinArguments {
 
 /// `relabel import`.
 #[derive(Debug, Clone, Args)]
-#[command(after_help = "Examples:
-  relabel import --scores lpo.csv --name lpo --labels four.parquet --out five.parquet")]
+#[command(
+    override_usage = "relabel import --scores <TABLE> --name <NAME> --labels <FILE> --out <OUT>",
+    after_help = "Examples:
+  relabel import --scores lpo.csv --name lpo --labels a.parquet --out b.parquet"
+)]
 pub struct ImportArguments {
     /// The table of scores, CSV or Parquet, with the columns pair_id, score_0, score_1
     /// or image_uid, caption, score.
