@@ -292,9 +292,14 @@ Tensor nn_linear_packed(Tensor input, Tensor weight, Tensor bias, const char *ac
     static const auto linear = operator_named("mkldnn::_linear_pointwise", "");
     // Parameters of some activations, and the variant of the activation: "none" is the exact GELU.
     c10::List<std::optional<at::Scalar>> parameters;
+    std::string name = activation, variant = "none";
+    if (name == "gelu_tanh") {
+      name = "gelu";
+      variant = "tanh";
+    }
     auto addend = bias ? c10::IValue(borrowed(bias)) : c10::IValue();
-    return call(linear, {borrowed(input), borrowed(weight), addend,
-                         std::string(activation), std::move(parameters), std::string("none")});
+    return call(linear, {borrowed(input), borrowed(weight), addend, name, std::move(parameters),
+                         variant});
   });
 }
 

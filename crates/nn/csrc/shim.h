@@ -41,7 +41,7 @@ Tensor nn_linear_scaled(Tensor input, Tensor weight, Tensor bias, double scale, 
 Tensor nn_linear_pack(Tensor weight, int64_t rows, char **error);
 
 // activation(input [.., in] times a packed weight, plus bias), where the activation is one of
-// "none", "gelu" (the exact one) and "swish". The bias may be null.
+// "none", "gelu" (the exact one), "gelu_tanh" and "swish". The bias may be null.
 Tensor nn_linear_packed(Tensor input, Tensor weight, Tensor bias, const char *activation,
                         char **error);
 

@@ -41,8 +41,9 @@
 //! - [`optimizer`]: AdamW, Adafactor and the clipping of the gradient norm, as PyTorch has them;
 //! - [`clip`]: the two towers of CLIP-type models, in the layouts of `transformers` and
 //!   `open_clip`;
+//! - [`siglip`]: the two towers of SigLIP and SigLIP 2;
 //! - [`average`]: weights that follow others slowly, for a moving average;
-//! - [`aesthetic`]: the LAION aesthetic head on CLIP image features;
+//! - [`aesthetic`]: the aesthetic heads on image features of CLIP (LAION's) and of SigLIP;
 //! - [`image_reward`]: BLIP with a head, which reads image and caption together;
 //! - [`distilbert`]: a text classifier, for prompts that are safe to show;
 //! - [`weights`]: checkpoint files to tensors: memory-mapped, checked, strict, without running
@@ -78,6 +79,7 @@ pub mod pipeline;
 pub mod rng;
 pub mod schedule;
 mod shim;
+pub mod siglip;
 pub mod single_file;
 pub mod text;
 pub mod unet;

@@ -8,10 +8,19 @@ use super::layout::ClipLayout;
 use crate::layers::{Linear, attention};
 use crate::weights::Loader;
 
+/// The tokens that every token attends to.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Sight<'a> {
+    /// Those for which this is true; `None` for all.
+    pub(crate) mask_B11L: Option<&'a Tensor>,
+    /// Itself and those before it.
+    pub(crate) causal: bool,
+}
+
 /// Self-attention. Query, key and value are three products, not one: so both layouts use the memory
 /// of the file, and at these widths one product is not faster.
 #[derive(Debug)]
-pub(super) struct Attention {
+pub(crate) struct Attention {
     query: Linear,
     key: Linear,
     value: Linear,
@@ -20,7 +29,7 @@ pub(super) struct Attention {
 }
 
 impl Attention {
-    pub(super) fn load(
+    pub(crate) fn load(
         loader: &mut Loader<'_>,
         layout: ClipLayout,
         name: &str,
@@ -59,15 +68,14 @@ impl Attention {
         Self { query, key, value, out: Linear::load(loader, out, width, width), heads }
     }
 
-    /// `stream_BLW + attention(x_BLW)`. Every token attends to all, or with `causal` to itself and
-    /// the tokens before it.
+    /// `stream_BLW + attention(x_BLW)`.
     pub(super) fn add_to(
         &self,
         stream_BLW: Tensor,
         x_BLW: &Tensor,
-        causal: bool,
+        sight: Sight<'_>,
     ) -> Result<Tensor, TchError> {
-        let mixed_BLW = self.mix(x_BLW, x_BLW, None, causal)?;
+        let mixed_BLW = self.mix(x_BLW, x_BLW, sight.mask_B11L, sight.causal)?;
         self.out.add_to(stream_BLW, &mixed_BLW)
     }
 
@@ -82,6 +90,11 @@ impl Attention {
     ) -> Result<Tensor, TchError> {
         let mixed_B1W = self.mix(chosen_B1W, x_BLW, mask_B11L, false)?;
         self.out.add_to(stream_B1W, &mixed_B1W)
+    }
+
+    /// What the tokens `from_BMW` read of all tokens of `to_BLW`: `[B, M, W]`.
+    pub(crate) fn read(&self, from_BMW: &Tensor, to_BLW: &Tensor) -> Result<Tensor, TchError> {
+        self.out.forward(&self.mix(from_BMW, to_BLW, None, false)?)
     }
 
     fn mix(

@@ -2,7 +2,7 @@
 
 use tch::{TchError, Tensor};
 
-use super::attention::Attention;
+use super::attention::{Attention, Sight};
 use super::config::Activation;
 use super::layout::ClipLayout;
 use crate::layers::{LayerNorm, Mlp};
@@ -66,16 +66,25 @@ impl Block {
     }
 
     /// All tokens of the stream `[B, L, W]`.
-    pub(crate) fn forward(&self, mut x_BLW: Tensor, causal: bool) -> Result<Tensor, TchError> {
+    pub(crate) fn forward(&self, x_BLW: Tensor, causal: bool) -> Result<Tensor, TchError> {
+        self.forward_seeing(x_BLW, Sight { mask_B11L: None, causal })
+    }
+
+    /// [`Block::forward`], if tokens see others than all.
+    pub(crate) fn forward_seeing(
+        &self,
+        mut x_BLW: Tensor,
+        sight: Sight<'_>,
+    ) -> Result<Tensor, TchError> {
         let normed_BLW = self.norm_1.forward(&x_BLW)?;
-        x_BLW = self.attention.add_to(x_BLW, &normed_BLW, causal)?;
+        x_BLW = self.attention.add_to(x_BLW, &normed_BLW, sight)?;
         let normed_BLW = self.norm_2.forward(&x_BLW)?;
         self.mlp.add_to(x_BLW, &normed_BLW)
     }
 
     /// One token of each sequence, for the last block of a tower, whose other tokens nobody reads:
     /// `[B, L, W]` to `[B, 1, W]`.
-    pub(super) fn forward_one(&self, x_BLW: &Tensor, choice: &Choice) -> Result<Tensor, TchError> {
+    pub(crate) fn forward_one(&self, x_BLW: &Tensor, choice: &Choice) -> Result<Tensor, TchError> {
         let normed_BLW = self.norm_1.forward(x_BLW)?;
         let normed_B1W = choice.pick(&normed_BLW)?;
         let mask_B11L = choice.mask_B11L.as_ref();
@@ -88,17 +97,30 @@ impl Block {
 
 /// The token of each sequence that a tower reads at its end.
 #[derive(Debug)]
-pub(super) struct Choice {
-    /// Index of the token; `None` for the first one of every sequence.
-    index_B11: Option<Tensor>,
+pub(crate) struct Choice {
+    place: Place,
     /// The tokens that it attends to; `None` for all.
     mask_B11L: Option<Tensor>,
+}
+
+/// Where the token is.
+#[derive(Debug)]
+enum Place {
+    /// The same index in every sequence.
+    Fixed(i64),
+    /// An index for each sequence.
+    Each(Tensor),
 }
 
 impl Choice {
     /// The first token, which attends to all.
     pub(super) fn first() -> Self {
-        Self { index_B11: None, mask_B11L: None }
+        Self { place: Place::Fixed(0), mask_B11L: None }
+    }
+
+    /// The last of `length` tokens, which attends to those for which the mask is true, or to all.
+    pub(crate) fn last(length: i64, mask_B11L: Option<Tensor>) -> Self {
+        Self { place: Place::Fixed(length - 1), mask_B11L }
     }
 
     /// The token at `index_B` of `length`, which attends to itself and the tokens before it.
@@ -106,15 +128,15 @@ impl Choice {
         let index_B11 = index_B.f_view([-1, 1, 1])?;
         let places_L = Tensor::f_arange(length, (tch::Kind::Int64, index_B.device()))?;
         let mask_B11L = places_L.f_le_tensor(&index_B.f_view([-1, 1, 1, 1])?)?;
-        Ok(Self { index_B11: Some(index_B11), mask_B11L: Some(mask_B11L) })
+        Ok(Self { place: Place::Each(index_B11), mask_B11L: Some(mask_B11L) })
     }
 
     /// `[B, L, W]` to `[B, 1, W]`.
     fn pick(&self, x_BLW: &Tensor) -> Result<Tensor, TchError> {
-        match &self.index_B11 {
+        match &self.place {
             // Contiguous, because the block adds to the stream in place.
-            None => x_BLW.f_narrow(1, 0, 1)?.f_contiguous(),
-            Some(index_B11) => {
+            Place::Fixed(index) => x_BLW.f_narrow(1, *index, 1)?.f_contiguous(),
+            Place::Each(index_B11) => {
                 x_BLW.f_gather(1, &index_B11.f_expand([-1, -1, x_BLW.size3()?.2], false)?, false)
             }
         }

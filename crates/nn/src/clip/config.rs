@@ -19,6 +19,8 @@ pub enum Activation {
     Gelu,
     /// OpenAI's approximation, `x · σ(1.702 x)`.
     QuickGelu,
+    /// The approximation with the hyperbolic tangent, `gelu_pytorch_tanh` of transformers (SigLIP).
+    GeluTanh,
 }
 
 /// A CLIP-type model.
@@ -113,23 +115,34 @@ impl VisionConfig {
     }
 }
 
+impl VisionConfig {
+    /// Checks that all sizes are possible. Loading does it as well.
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        sizes([
+            ("the image size", self.image_size, 1 << 14),
+            ("the patch size", self.patch_size, self.image_size),
+            ("the vision width", self.width, LARGEST),
+            ("the number of vision layers", self.layers, MOST_LAYERS),
+            ("the vision MLP width", self.mlp_width, LARGEST),
+            ("the number of vision heads", self.heads, self.width),
+        ])?;
+        heads("the vision width", self.width, self.heads)?;
+        epsilon("the vision layer_norm_eps", self.layer_norm_epsilon)
+    }
+}
+
 impl ClipConfig {
     /// Checks that all sizes are possible. [`super::ClipModel::load`] does it as well.
     pub fn validate(&self) -> Result<(), ConfigError> {
-        let vision = &self.vision;
-        sizes([
-            ("embed_dim", self.embed_dim, LARGEST),
-            ("the image size", vision.image_size, 1 << 14),
-            ("the patch size", vision.patch_size, vision.image_size),
-            ("the vision width", vision.width, LARGEST),
-            ("the number of vision layers", vision.layers, MOST_LAYERS),
-            ("the vision MLP width", vision.mlp_width, LARGEST),
-            ("the number of vision heads", vision.heads, vision.width),
-        ])?;
-        heads("the vision width", vision.width, vision.heads)?;
-        epsilon("the vision layer_norm_eps", vision.layer_norm_epsilon)?;
+        features("embed_dim", self.embed_dim)?;
+        self.vision.validate()?;
         self.text.validate()
     }
+}
+
+/// The length of a tower's features is possible.
+pub(crate) fn features(what: &'static str, length: i64) -> Result<(), ConfigError> {
+    sizes([(what, length, LARGEST)])
 }
 
 impl TextConfig {
@@ -194,7 +207,7 @@ impl From<ConfigError> for Problem {
 }
 
 /// A side length: a number, or two equal ones.
-pub(super) fn square(option: &str, value: &Value) -> Result<i64, ConfigError> {
+pub(crate) fn square(option: &str, value: &Value) -> Result<i64, ConfigError> {
     let side = match value {
         Value::Array(sides) => match sides.as_slice() {
             [height, width] if height == width => height.as_i64(),

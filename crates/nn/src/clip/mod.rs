@@ -8,16 +8,16 @@
 //! v5.23.0 and mlfoundations/open_clip `src/open_clip/transformer.py` at v3.3.0; features agree to
 //! 1e-5 in f32 (`tests/clip_goldens.rs`).
 
-mod attention;
+pub(crate) mod attention;
 pub(crate) mod block;
-mod config;
+pub(crate) mod config;
 mod layout;
 mod open_clip_config;
 mod published;
 mod read;
 mod text;
 pub(crate) mod transformers_config;
-mod vision;
+pub(crate) mod vision;
 
 use tch::Device;
 

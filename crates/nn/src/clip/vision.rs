@@ -154,15 +154,8 @@ impl VisionTower {
     }
 
     fn compute(&self, pixels_BCHW: &Tensor, batch: i64) -> Result<Tensor, NetworkError> {
-        let kind = self.precision.kind();
-        let (grid, patch) = (self.image_size / self.patch_size, self.patch_size);
-        let patches = upload(pixels_BCHW, self.device)?
-            .f_to_kind(kind)?
-            .f_narrow(2, 0, grid * patch)?
-            .f_narrow(3, 0, grid * patch)?
-            .f_reshape([batch, CHANNELS, grid, patch, grid, patch])?
-            .f_permute([0, 2, 4, 1, 3, 5])?
-            .f_reshape([batch, grid * grid, CHANNELS * patch * patch])?
+        let pixels_BCHW = upload(pixels_BCHW, self.device)?.f_to_kind(self.precision.kind())?;
+        let patches = patches(&pixels_BCHW, self.patch_size)?
             .f_linear(&self.patch_weight, None::<&Tensor>)?;
         let class = self.class_embedding_W.f_expand([batch, 1, -1], false)?;
         let mut x_BLW = Tensor::f_cat(&[class, patches], 1)?;
@@ -179,6 +172,19 @@ impl VisionTower {
             reason: format!("expected pixels of shape [B, 3, {side}, {side}], found {size:?}"),
         }
     }
+}
+
+/// The pixels of each patch side by side, `[B, 3, S, S]` to `[B, patches, 3·P·P]`; what does not
+/// fill a patch is dropped.
+pub(crate) fn patches(pixels_BCHW: &Tensor, patch: i64) -> Result<Tensor, tch::TchError> {
+    let (batch, channels, height, width) = pixels_BCHW.size4()?;
+    let (rows, columns) = (height / patch, width / patch);
+    pixels_BCHW
+        .f_narrow(2, 0, rows * patch)?
+        .f_narrow(3, 0, columns * patch)?
+        .f_reshape([batch, channels, rows, patch, columns, patch])?
+        .f_permute([0, 2, 4, 1, 3, 5])?
+        .f_reshape([batch, rows * columns, channels * patch * patch])
 }
 
 /// `[W, D]` in f32. transformers stores it as the weight of a layer, `[D, W]`.

@@ -157,6 +157,8 @@ impl Linear {
             After::Nothing => Ok(result),
             After::Gelu if result.requires_grad() => result.f_gelu("none"),
             After::Gelu => result.f_gelu_("none"),
+            After::GeluTanh if result.requires_grad() => result.f_gelu("tanh"),
+            After::GeluTanh => result.f_gelu_("tanh"),
             After::Swish => super::silu(result),
         }
     }
@@ -190,7 +192,7 @@ impl Mlp {
         activation: Activation,
     ) -> Self {
         let factor = match activation {
-            Activation::Gelu => 1.0,
+            Activation::Gelu | Activation::GeluTanh => 1.0,
             Activation::QuickGelu => QUICK_GELU,
         };
         let mut up = Linear::load_scaled(loader, names[0], width, hidden, factor);
@@ -205,6 +207,7 @@ impl Mlp {
     pub(crate) fn add_to(&self, stream: Tensor, input: &Tensor) -> Result<Tensor, TchError> {
         let after = match self.activation {
             Activation::Gelu => After::Gelu,
+            Activation::GeluTanh => After::GeluTanh,
             Activation::QuickGelu => After::Swish,
         };
         let hidden = self.up.forward_then(input, after)?;

@@ -51,6 +51,8 @@ pub(crate) enum After {
     Nothing,
     /// The exact GELU.
     Gelu,
+    /// The GELU with the hyperbolic tangent.
+    GeluTanh,
     /// `x · σ(x)`, also called SiLU.
     Swish,
 }
@@ -74,6 +76,7 @@ pub(crate) fn linear_packed(
     let activation = match after {
         After::Nothing => c"none",
         After::Gelu => c"gelu",
+        After::GeluTanh => c"gelu_tanh",
         After::Swish => c"swish",
     };
     let (input, weight, bias) = (input.as_ptr(), weight.as_ptr(), pointer(bias));
