@@ -71,6 +71,16 @@ impl HfSteps {
         }
     }
 
+    /// The defaults of SigLIP's processor, for a side of `size` pixels: resized without a crop,
+    /// whatever the shape of the image.
+    #[must_use]
+    pub const fn siglip(size: u32) -> Self {
+        Self {
+            resize: Some((HfSize::Exact { height: size, width: size }, Filter::Bicubic)),
+            ..Self::published(size)
+        }
+    }
+
     pub(super) fn rgb<'a>(&self, image: &'a Image) -> Result<Cow<'a, Image>, PreprocessError> {
         match (self.convert_rgb, self.alpha) {
             (true, Alpha::White) => Ok(image.to_rgb_on_white()),

@@ -28,6 +28,10 @@ pub use open_clip::{OpenClipSteps, ResizeMode};
 pub const CLIP_MEAN: [f32; 3] = [0.481_454_66, 0.457_827_5, 0.408_210_73];
 /// Standard deviation of OpenAI's CLIP, per channel.
 pub const CLIP_STD: [f32; 3] = [0.268_629_54, 0.261_302_6, 0.275_777_1];
+/// Mean of SigLIP, per channel.
+pub const SIGLIP_MEAN: [f32; 3] = [0.5; 3];
+/// Standard deviation of SigLIP, per channel.
+pub const SIGLIP_STD: [f32; 3] = [0.5; 3];
 /// Side of the published scorers' input, in pixels.
 pub const CLIP_SIZE: u32 = 224;
 /// The largest input side a recipe may have: an array of it still fits memory.

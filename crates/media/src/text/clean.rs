@@ -24,6 +24,6 @@ pub fn clean(caption: &str) -> String {
 }
 
 /// `str.isspace` of Python, which counts the four separators of ASCII as white space.
-fn is_python_space(character: char) -> bool {
+pub(super) fn is_python_space(character: char) -> bool {
     character.is_whitespace() || matches!(character, '\u{1c}'..='\u{1f}')
 }

@@ -3,6 +3,7 @@
 //! and the byte-pair merges and differ in how they clean the text, so a caption with curly quotes
 //! or HTML entities has other tokens in one than in the other. [`WordPieceTokenizer`] is BERT's,
 //! for networks that classify captions, and padded for ImageReward ([`PaddedWordPiece`]).
+//! [`SiglipTokenizer`] has those of SigLIP and SigLIP 2.
 //!
 //! open_clip's cleaning includes ftfy; `ftfy` is a port of it in full rather than the `plsfix`
 //! crate, which leaves terminal escapes, unescapes entities in HTML and panics on some long
@@ -20,6 +21,7 @@ mod ftfy;
 mod html;
 mod hugging_face;
 mod open_clip;
+mod siglip;
 mod special_tokens;
 mod vocabulary;
 mod wordpiece;
@@ -31,6 +33,7 @@ use serde::{Deserialize, Serialize};
 pub use self::clean::clean;
 pub use self::hugging_face::{HuggingFaceTokenizer, TokenLimits};
 pub use self::open_clip::OpenClipTokenizer;
+pub use self::siglip::{LOWER_CASED, SiglipTokenizer};
 use self::vocabulary::Vocabulary;
 pub use self::vocabulary::clip_tokenizer_files;
 pub use self::wordpiece::{PaddedWordPiece, WordPieceTokenizer};
@@ -41,7 +44,8 @@ pub struct Tokens {
     /// Start, caption, end, padding: as many ids as the context holds.
     pub ids: Vec<i64>,
     /// Index into `ids` of the first end-of-text token, where CLIP's text towers pool; of BERT's
-    /// tokens the last one before the padding.
+    /// tokens the last one before the padding; of SigLIP's the last one that others attend to, which
+    /// is the last padding unless the tokenizer has an `attention_mask`.
     pub end_index: usize,
 }
 

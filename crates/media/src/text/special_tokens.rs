@@ -17,10 +17,29 @@ use super::vocabulary::{TRANSFORMERS_SPECIALS, malformed, read_limited};
 /// `SPECIAL_TOKENS_ATTRIBUTES`, in the order in which tokens are added.
 const NAMED: [&str; 7] =
     ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
-/// The classes that are CLIP's tokenizer, by their names of all versions.
-const CLIP_CLASSES: [&str; 2] = ["CLIPTokenizer", "CLIPTokenizerFast"];
+/// What a tokenizer's class has if a folder says nothing.
+pub(super) struct Family {
+    /// Its names of all versions.
+    pub(super) classes: &'static [&'static str],
+    /// Roles and their tokens.
+    pub(super) defaults: &'static [(&'static str, &'static str)],
+    /// The side on which it pads.
+    pub(super) padding_side: &'static str,
+}
+
+/// CLIP's tokenizer. The defaults are those of `CLIPTokenizer.__init__`.
+const CLIP: Family = Family {
+    classes: &["CLIPTokenizer", "CLIPTokenizerFast"],
+    defaults: &[
+        ("bos_token", TRANSFORMERS_SPECIALS[0]),
+        ("eos_token", TRANSFORMERS_SPECIALS[1]),
+        ("unk_token", TRANSFORMERS_SPECIALS[1]),
+        ("pad_token", TRANSFORMERS_SPECIALS[1]),
+    ],
+    padding_side: "right",
+};
 /// The classes that use a `tokenizer.json` as it is.
-const FILE_CLASSES: [&str; 2] = ["PreTrainedTokenizerFast", "TokenizersBackend"];
+pub(super) const FILE_CLASSES: [&str; 2] = ["PreTrainedTokenizerFast", "TokenizersBackend"];
 
 /// The context of every CLIP text encoder, for folders that name none.
 const CLIP_CONTEXT: usize = 77;
@@ -40,6 +59,8 @@ pub(super) struct SpecialTokens {
     context_length: Option<(PathBuf, f64)>,
     /// `tokenizer_config.json` and its class, if that uses `tokenizer.json` as it is.
     pub(super) used_as_it_is: Option<(PathBuf, String)>,
+    /// `tokenizer_config.json`; empty without that file.
+    pub(super) config: File,
 }
 
 /// A token as a file gives it: a name, or a name with rules for finding it.
@@ -110,9 +131,10 @@ impl Token {
 }
 
 /// A JSON object, with the file it comes from.
-struct File {
-    path: PathBuf,
-    keys: Map<String, Value>,
+#[derive(Default)]
+pub(super) struct File {
+    pub(super) path: PathBuf,
+    pub(super) keys: Map<String, Value>,
 }
 
 impl File {
@@ -129,7 +151,7 @@ impl File {
     }
 }
 
-fn wrong(path: &Path, key: &str, expected: &str, found: &Value) -> TokenizerError {
+pub(super) fn wrong(path: &Path, key: &str, expected: &str, found: &Value) -> TokenizerError {
     let found: String = found.to_string().chars().take(60).collect();
     malformed(path, format!("{expected} as `{key}`"), found)
 }
@@ -138,15 +160,20 @@ impl SpecialTokens {
     /// What `CLIPTokenizer` is without any file.
     pub(super) fn defaults() -> Self {
         let mut roles = Roles::default();
-        roles.complete();
+        roles.complete(&CLIP);
         roles.finish(BTreeMap::new(), &[])
     }
 
-    /// Reads the files of a folder.
+    /// Reads the files of a folder with CLIP's tokenizer.
     pub(super) fn read(folder: &Path) -> Result<Self, TokenizerError> {
+        Self::of_family(folder, &CLIP)
+    }
+
+    /// Reads the files of a folder.
+    pub(super) fn of_family(folder: &Path, family: &Family) -> Result<Self, TokenizerError> {
         let specials = "the names of special tokens";
         let config = File::read(folder, "tokenizer_config.json", specials)?;
-        check(&config)?;
+        check(&config, family)?;
         check_sides(&folder.join("tokenizer.json"), &config)?;
         let mut roles = Roles::default();
         roles.read(&config)?;
@@ -161,7 +188,7 @@ impl SpecialTokens {
             table.read_tokenizer(&folder.join("tokenizer.json"))?;
         }
         roles.describe(&table);
-        roles.complete();
+        roles.complete(family);
         let class = config.keys.get("tokenizer_class").and_then(Value::as_str);
         let used_as_it_is = class
             .filter(|class| FILE_CLASSES.contains(class))
@@ -177,7 +204,8 @@ impl SpecialTokens {
             .transpose()?
             .map(|length| (config.path.clone(), length));
         let extra = std::mem::take(&mut roles.extra);
-        Ok(Self { context_length, used_as_it_is, ..roles.finish(table.by_id, &extra) })
+        let finished = roles.finish(table.by_id, &extra);
+        Ok(Self { context_length, used_as_it_is, config, ..finished })
     }
 
     /// The longest text of a tokenizer of a diffusion pipeline, in tokens.
@@ -193,13 +221,16 @@ impl SpecialTokens {
 }
 
 /// Rejects keys that would give other tokens and are not built here.
-fn check(config: &File) -> Result<(), TokenizerError> {
-    let known = |class: &str| CLIP_CLASSES.contains(&class) || FILE_CLASSES.contains(&class);
+fn check(config: &File, family: &Family) -> Result<(), TokenizerError> {
+    let known = |class: &str| family.classes.contains(&class) || FILE_CLASSES.contains(&class);
+    let class = family.classes.first().copied().unwrap_or_default();
+    if family.padding_side != "right" && !config.keys.contains_key("padding_side") {
+        let found = format!("none, which means {:?} for {class}", family.padding_side);
+        return Err(malformed(&config.path, "\"right\" as `padding_side`", found));
+    }
     for (key, value) in &config.keys {
         let (fits, expected) = match key.as_str() {
-            "tokenizer_class" => {
-                (value.is_null() || value.as_str().is_some_and(known), "CLIPTokenizer")
-            }
+            "tokenizer_class" => (value.is_null() || value.as_str().is_some_and(known), class),
             "padding_side" | "truncation_side" => (value == "right", "\"right\""),
             "split_special_tokens" => (value == false, "false"),
             "auto_map" => (value.is_null(), "no code of the model's own"),
@@ -209,7 +240,13 @@ fn check(config: &File) -> Result<(), TokenizerError> {
             "vocab" | "merges" | "tokenizer_object" | "model_specific_special_tokens" => {
                 (false, "no such key: it belongs into a file of its own, but was found")
             }
-            "bos_token" | "eos_token" | "unk_token" | "pad_token" => (!value.is_null(), "a token"),
+            key if family
+                .defaults
+                .iter()
+                .any(|(role, _)| *role == key && *role != "mask_token") =>
+            {
+                (!value.is_null(), "a token")
+            }
             _ => (true, ""),
         };
         if !fits {
@@ -346,12 +383,9 @@ impl Roles {
         }
     }
 
-    /// The defaults of `CLIPTokenizer.__init__`.
-    fn complete(&mut self) {
-        let [start, end] = TRANSFORMERS_SPECIALS;
-        for (role, token) in
-            [("bos_token", start), ("eos_token", end), ("unk_token", end), ("pad_token", end)]
-        {
+    /// The tokens that the class has if no file names others.
+    fn complete(&mut self, family: &Family) {
+        for (role, token) in family.defaults {
             self.named.entry(role).or_insert_with(|| Token::plain(token));
         }
     }
@@ -389,6 +423,7 @@ impl Roles {
             added,
             context_length: None,
             used_as_it_is: None,
+            config: File::default(),
         }
     }
 }
