@@ -6,7 +6,7 @@
 //! ```
 //!
 //! The scorers are the miniature ones of this repository unless a third argument names others. The
-//! models of `relabel/scorers/published.toml` are downloaded first (13 GB).
+//! models of `relabel/scorers/published.toml` are downloaded first (15 GB).
 #![expect(clippy::print_stdout, reason = "an example prints its result")]
 
 use std::error::Error;

@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
 use media::preprocess::{Alpha, HpsResize};
-use media::text::TokenizerKind;
+use media::text::{LOWER_CASED, TokenizerKind};
 use nn::clip::ClipLayout;
 use serde::{Deserialize, Serialize};
 
@@ -64,12 +64,24 @@ pub struct ScorerConfig {
     pub alpha: Option<AlphaName>,
     /// How captions become tokens; if absent, as the layout's Python library does it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub tokenizer: Option<TokenizerKind>,
+    pub tokenizer: Option<TokenizerName>,
     /// Where the vocabulary of a BERT comes from: a folder (relative to the file) or
     /// `hf://owner/name[@revision]` with `vocab.txt` or `tokenizer.json`. If absent, the folder of
     /// the model, or else `hf://google-bert/bert-base-uncased`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub vocabulary: Option<String>,
+}
+
+/// How captions become tokens, as in `scorers.toml`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum TokenizerName {
+    /// As transformers does it; for SigLIP as `AutoTokenizer` opens the folder.
+    Hf,
+    /// As open_clip does it.
+    OpenClip,
+    /// As transformers' `Siglip2Tokenizer` does it: Gemma's tokens of the caption in lower case.
+    Siglip2,
 }
 
 /// Named preprocessing, as in `scorers.toml`.
@@ -189,7 +201,9 @@ impl ScorerConfig {
         if self.hps_resize.is_some() && self.preprocess != Some(PreprocessName::Hps) {
             return Some("`hps_resize` belongs to preprocess = \"hps\" only".to_owned());
         }
-        if self.alpha.is_some() && self.preprocess != Some(PreprocessName::Hf) {
+        if self.alpha.is_some()
+            && self.preprocess.is_some_and(|preprocess| preprocess != PreprocessName::Hf)
+        {
             return Some(
                 "`alpha` belongs to preprocess = \"hf\" only; the other recipes always drop it"
                     .to_owned(),
@@ -197,6 +211,22 @@ impl ScorerConfig {
         }
         if self.architecture.is_some() && self.layout != Some(ClipLayout::OpenClip) {
             return Some("`architecture` belongs to layout = \"open_clip\" only; transformers models have a config.json".to_owned());
+        }
+        let siglip = self.kind == Kind::Siglip;
+        match self.tokenizer {
+            Some(TokenizerName::Siglip2) if !siglip => {
+                return Some(
+                    "tokenizer = \"siglip2\" belongs to kind = \"siglip\" only".to_owned(),
+                );
+            }
+            Some(TokenizerName::OpenClip) if siglip => {
+                return Some(
+                    "kind = \"siglip\" has the tokenizers of transformers: \"hf\", as the model's folder \
+                     says, or \"siglip2\""
+                        .to_owned(),
+                );
+            }
+            _ => {}
         }
         for (key, value) in [("model", &self.model), ("vocabulary", &self.vocabulary)] {
             if value.as_deref() == Some("") {
@@ -231,10 +261,18 @@ impl ScorerConfig {
     /// library uses.
     #[must_use]
     pub fn tokenizer_kind(&self) -> TokenizerKind {
-        self.tokenizer.unwrap_or(match self.clip_layout() {
-            ClipLayout::Transformers => TokenizerKind::HuggingFace,
-            ClipLayout::OpenClip => TokenizerKind::OpenClip,
-        })
+        match (self.tokenizer, self.clip_layout()) {
+            (Some(TokenizerName::OpenClip), _) | (None, ClipLayout::OpenClip) => {
+                TokenizerKind::OpenClip
+            }
+            _ => TokenizerKind::HuggingFace,
+        }
+    }
+
+    /// The class of SigLIP's tokenizer, if the entry names another one than its folder does.
+    #[must_use]
+    pub fn siglip_tokenizer(&self) -> Option<&'static str> {
+        (self.tokenizer == Some(TokenizerName::Siglip2)).then_some(LOWER_CASED)
     }
 }
 
@@ -291,6 +329,39 @@ mod tests {
         for (paper, published) in paper.iter().zip(&published) {
             assert!(paper.name == "hps" || paper == published, "{}", paper.name);
         }
+        assert_eq!(read("siglip.toml").len(), 3);
+    }
+
+    const SIGLIP: &str = "[[scorer]]\nname = \"s\"\nkind = \"siglip\"\nmodel = \"m\"\n";
+
+    #[test]
+    fn siglip_has_keys_of_its_own() {
+        let entry = |more: &str| read(&format!("{SIGLIP}{more}"));
+        assert_eq!(entry("").unwrap().scorer[0].siglip_tokenizer(), None);
+        assert_eq!(entry("tokenizer = \"hf\"").unwrap().scorer[0].siglip_tokenizer(), None);
+        let second = entry("tokenizer = \"siglip2\"\nalpha = \"drop\"").unwrap();
+        assert_eq!(second.scorer[0].siglip_tokenizer(), Some("Siglip2Tokenizer"));
+        for (more, expected) in [
+            ("layout = \"transformers\"", "`layout` has no meaning for kind = \"siglip\""),
+            ("preprocess = \"hf\"", "`preprocess` has no meaning"),
+            ("head = \"h\"", "it belongs to kind = \"aesthetic\", kind = \"aesthetic-siglip\""),
+            ("tokenizer = \"open_clip\"", "tokenizers of transformers"),
+            ("tokenizer = \"gemma\"", "expected one of `hf`, `open_clip`, `siglip2`"),
+        ] {
+            let error = entry(more).unwrap_err().to_string();
+            assert!(error.contains(expected), "{error:?} should contain {expected:?}");
+        }
+        let aesthetic = |more: &str| {
+            read(&format!("{}{more}", SIGLIP.replace("\"siglip\"", "\"aesthetic-siglip\"")))
+        };
+        aesthetic("head = \"h\"").unwrap();
+        let missing = aesthetic("").unwrap_err().to_string();
+        assert!(missing.contains("kind = \"aesthetic-siglip\" needs `head`"), "{missing}");
+        let text = aesthetic("head = \"h\"\ntokenizer = \"hf\"").unwrap_err().to_string();
+        assert!(text.contains("`tokenizer` has no meaning"), "{text}");
+        let clip = CLIP.replace("preprocess", "tokenizer = \"siglip2\"\npreprocess");
+        let clip = read(&clip).unwrap_err().to_string();
+        assert!(clip.contains("belongs to kind = \"siglip\" only"), "{clip}");
     }
 
     /// The toy setup has the same names in the same order.

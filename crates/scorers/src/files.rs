@@ -8,7 +8,6 @@ use hub::{Downloads, Repository};
 use crate::config::{ScorerConfig, ScorersConfig};
 use crate::error::ScorerError;
 use crate::image_reward;
-use crate::kind::Kind;
 use crate::model::{self, Model};
 
 /// Checks everything that is on this machine, logs what will be downloaded, and checks that there
@@ -21,7 +20,7 @@ pub(crate) fn check(config: &ScorersConfig) -> Result<(), ScorerError> {
         if !is_on_hub(entry.model()) {
             model::find_model(config, entry, &mut found)?;
         }
-        if entry.kind == Kind::Aesthetic {
+        if entry.kind.has_head() {
             check_head(config, entry)?;
         }
         if let Some(vocabulary) = &entry.vocabulary {

@@ -14,6 +14,12 @@ pub enum Kind {
     /// ImageReward: BLIP and a head, which read image and caption together.
     #[serde(rename = "image-reward")]
     ImageReward,
+    /// SigLIP and SigLIP 2: the probability that image and caption belong together.
+    #[serde(rename = "siglip")]
+    Siglip,
+    /// The head of aesthetic-predictor-v2-5 on SigLIP's image features; the caption is ignored.
+    #[serde(rename = "aesthetic-siglip")]
+    AestheticSiglip,
 }
 
 /// The keys of a kind, besides `name` and `kind`.
@@ -28,11 +34,13 @@ struct Keys {
 
 const MODEL: (&str, &str) = ("model", "a folder or hf://owner/name");
 const LAYOUT: (&str, &str) = ("layout", "\"transformers\" or \"open_clip\"");
+const HEAD: (&str, &str) = ("head", "the file of the linear layers");
 const PREPROCESS: (&str, &str) = ("preprocess", "\"hf\", \"hps\" or \"open_clip\"");
 
 impl Kind {
     /// All kinds.
-    pub const ALL: &'static [Self] = &[Self::Clip, Self::Aesthetic, Self::ImageReward];
+    pub const ALL: &'static [Self] =
+        &[Self::Clip, Self::Aesthetic, Self::ImageReward, Self::Siglip, Self::AestheticSiglip];
 
     /// The name in `scorers.toml` and in manifests.
     #[must_use]
@@ -41,6 +49,8 @@ impl Kind {
             Self::Clip => "clip",
             Self::Aesthetic => "aesthetic",
             Self::ImageReward => "image-reward",
+            Self::Siglip => "siglip",
+            Self::AestheticSiglip => "aesthetic-siglip",
         }
     }
 
@@ -52,7 +62,7 @@ impl Kind {
                 note: "",
             },
             Self::Aesthetic => Keys {
-                needed: &[MODEL, LAYOUT, PREPROCESS, ("head", "the file of the linear layers")],
+                needed: &[MODEL, LAYOUT, PREPROCESS, HEAD],
                 optional: &["weights", "architecture", "hps_resize", "alpha", "head_sha256"],
                 note: ", which ignores the caption",
             },
@@ -61,7 +71,22 @@ impl Kind {
                 optional: &["weights", "vocabulary"],
                 note: ", whose layout, preprocessing and tokenizer are fixed",
             },
+            Self::Siglip => Keys {
+                needed: &[MODEL],
+                optional: &["weights", "alpha", "tokenizer"],
+                note: ", whose layout and preprocessing are those of its folder",
+            },
+            Self::AestheticSiglip => Keys {
+                needed: &[MODEL, HEAD],
+                optional: &["weights", "alpha", "head_sha256"],
+                note: ", whose layout and preprocessing are those of its folder",
+            },
         }
+    }
+
+    /// Whether an entry of this kind has a head.
+    pub(crate) fn has_head(self) -> bool {
+        self.has("head")
     }
 
     fn has(self, key: &str) -> bool {

@@ -43,7 +43,9 @@ mod score;
 mod set;
 mod towers;
 
-pub use config::{AlphaName, HpsResizeName, PreprocessName, ScorerConfig, ScorersConfig};
+pub use config::{
+    AlphaName, HpsResizeName, PreprocessName, ScorerConfig, ScorersConfig, TokenizerName,
+};
 pub use error::ScorerError;
 pub use image_reward::ImageRewardScorer;
 pub use inputs::{PreprocessedImage, TokenizedTexts};
@@ -56,6 +58,6 @@ pub use media::decode::{Image, Limits, decode};
 pub use memory::MemoryLimits;
 pub use nn::device::{DeviceChoice, Precision};
 pub use outcome::{Score, ScoreFailure, score_of};
-pub use score::{AestheticScorer, CosineScorer, Scorer};
+pub use score::{AestheticScorer, CosineScorer, Scorer, SiglipScorer};
 pub use set::{Compute, Features, ImagePreprocessor, ScorerSet};
 pub use tch::Device;

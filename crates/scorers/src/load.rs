@@ -7,10 +7,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use media::preprocess::Recipe;
-use media::text::Tokenizer;
-use nn::aesthetic::AestheticHead;
+use media::text::{SiglipTokenizer, Tokenizer};
+use nn::aesthetic::{AestheticHead, HeadNames};
 use nn::clip::{ClipModel, ClipSource};
 use nn::image_reward::{CaptionReader, ImageReward};
+use nn::siglip::{SiglipLogits, SiglipModel};
 use nn::weights::Weights;
 use runkit::files::FileHashes;
 
@@ -25,9 +26,9 @@ use crate::manifest::{
 use crate::memory::Limits;
 use crate::model::{Model, Network, find_model, invalid};
 use crate::preprocess;
-use crate::score::{AestheticScorer, CosineScorer, Scorer};
+use crate::score::{AestheticScorer, CosineScorer, Scorer, SiglipScorer};
 use crate::set::{CaptionTower, Compute, ImagePreprocessor, ImageTower, ScorerSet};
-use crate::towers::{ClipText, ImageNetwork, TextNetwork};
+use crate::towers::{ClipText, ImageNetwork, SiglipCaptions, TextNetwork};
 
 /// The scorers of a configuration with every file found and checked, before any weights are read.
 pub struct DescribedScorers {
@@ -57,6 +58,8 @@ struct Networks {
     text: Option<Arc<dyn TextNetwork>>,
     /// What reads both sides together.
     reader: Option<Arc<CaptionReader>>,
+    /// What makes a probability of a cosine.
+    logits: Option<SiglipLogits>,
 }
 
 impl std::fmt::Debug for DescribedScorers {
@@ -123,7 +126,7 @@ impl DescribedScorers {
         let recipe = index_of(&mut self.recipes, recipe);
         let image_tower = index_of(&mut self.image_towers, (model, recipe));
         let (text_tower, head) = match entry.kind {
-            Kind::Clip | Kind::ImageReward => {
+            Kind::Clip | Kind::ImageReward | Kind::Siglip => {
                 self.models[model].parts.text = true;
                 let tokenizer = tokenizer_of(&self.config, entry, &self.models[model])?;
                 let mut known = self.tokenizers.iter().map(|known| known.fingerprint());
@@ -134,7 +137,9 @@ impl DescribedScorers {
                 });
                 (Some(index_of(&mut self.text_towers, (model, tokenizer))), None)
             }
-            Kind::Aesthetic => (None, Some(files::head(&self.config, entry)?)),
+            Kind::Aesthetic | Kind::AestheticSiglip => {
+                (None, Some(files::head(&self.config, entry)?))
+            }
         };
         self.scorers.push(Parts { image_tower, text_tower, head });
         Ok(())
@@ -209,6 +214,7 @@ impl DescribedScorers {
                     image: clip.vision.map(|tower| Arc::new(tower) as _),
                     text: text.map(|text| Arc::new(text) as _),
                     reader: None,
+                    logits: None,
                 })
             }
             Network::ImageReward(config) => {
@@ -219,6 +225,19 @@ impl DescribedScorers {
                     image: Some(Arc::new(vision)),
                     text: Some(Arc::new(CaptionIds { device })),
                     reader: Some(Arc::new(reader)),
+                    logits: None,
+                })
+            }
+            Network::Siglip(config) => {
+                let failed = ScorerError::network(&model.scorer);
+                let towers = SiglipModel::load(config, &weights, model.parts, device, precision)
+                    .map_err(failed)?;
+                let logits = model.parts.text.then(|| SiglipLogits::load(&weights));
+                Ok(Networks {
+                    image: towers.vision.map(|tower| Arc::new(tower) as _),
+                    text: towers.text.map(|tower| Arc::new(SiglipCaptions(tower)) as _),
+                    reader: None,
+                    logits: logits.transpose().map_err(ScorerError::network(&model.scorer))?,
                 })
             }
         }
@@ -231,10 +250,14 @@ impl DescribedScorers {
         networks: &[Networks],
     ) -> Result<Box<dyn Scorer>, ScorerError> {
         let (name, image_tower) = (entry.name.clone(), parts.image_tower);
-        let reader = &networks[self.image_towers[image_tower].0].reader;
+        let Networks { reader, logits, .. } = &networks[self.image_towers[image_tower].0];
         if let (Some(text_tower), Some(reader)) = (parts.text_tower, reader) {
             let reader = Arc::clone(reader);
             return Ok(Box::new(ImageRewardScorer { name, image_tower, text_tower, reader }));
+        }
+        if let (Some(text_tower), Some(logits)) = (parts.text_tower, *logits) {
+            let cosine = CosineScorer { name, image_tower, text_tower };
+            return Ok(Box::new(SiglipScorer { cosine, logits }));
         }
         let file = match (parts.text_tower, &parts.head) {
             (Some(text_tower), _) => {
@@ -247,7 +270,17 @@ impl DescribedScorers {
             }
         };
         let weights = Weights::open(file).map_err(ScorerError::network(&entry.name))?;
-        let head = AestheticHead::load(&weights, self.compute.device)
+        let (names, owner) = match entry.kind {
+            Kind::AestheticSiglip => (
+                HeadNames::V2_5,
+                "that of aesthetic-predictor-v2-5 belongs to google/siglip-so400m-patch14-384",
+            ),
+            _ => (
+                HeadNames::LAION,
+                "LAION's published head belongs to openai/clip-vit-large-patch14",
+            ),
+        };
+        let head = AestheticHead::load_named(&weights, names, self.compute.device)
             .map_err(ScorerError::network(&entry.name))?;
         let embedding = self.models[self.image_towers[image_tower].0].network.embed_dim();
         if head.input_width() != embedding {
@@ -255,8 +288,7 @@ impl DescribedScorers {
                 scorer: name,
                 file: file.clone(),
                 problem: format!(
-                    "the head needs features of {} numbers, but model `{}` has {embedding}; hint: LAION's \
-                     published head belongs to openai/clip-vit-large-patch14",
+                    "the head needs features of {} numbers, but model `{}` has {embedding}; hint: {owner}",
                     head.input_width(),
                     entry.model()
                 ),
@@ -337,6 +369,14 @@ fn tokenizer_of(
                 .map_err(|source| ScorerError::Tokenizer { scorer: entry.name.clone(), source })?
         }
         Network::ImageReward(_) => image_reward::tokenizer(config, entry, model.folder.as_deref())?,
+        Network::Siglip(siglip) => {
+            let context_length = usize::try_from(siglip.text.context_length).unwrap_or(0);
+            let folder = model.folder.as_deref().unwrap_or_else(|| Path::new(""));
+            let class = entry.siglip_tokenizer();
+            let tokenizer = SiglipTokenizer::load(folder, class, context_length)
+                .map_err(|source| ScorerError::Tokenizer { scorer: entry.name.clone(), source })?;
+            Box::new(tokenizer)
+        }
     };
     let (has, takes) = (tokenizer.vocabulary_size(), model.network.text().vocabulary_size);
     if has as i64 > takes {
@@ -349,6 +389,7 @@ fn tokenizer_of(
                 match model.network {
                     Network::Clip { .. } => "vocab.json and merges.txt",
                     Network::ImageReward(_) => "vocab.txt",
+                    Network::Siglip(_) => "spiece.model or tokenizer.json",
                 }
             ),
         });

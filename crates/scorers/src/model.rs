@@ -5,7 +5,9 @@ use std::path::{Path, PathBuf};
 
 use hub::Repository;
 use nn::clip::{ClipConfig, ClipLayout, ClipParts, Pooling, TextConfig, VisionConfig};
+use nn::config::ConfigError;
 use nn::image_reward::ImageRewardConfig;
+use nn::siglip::SiglipConfig;
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
@@ -13,7 +15,7 @@ use crate::config::{ScorerConfig, ScorersConfig};
 use crate::error::ScorerError;
 use crate::image_reward;
 use crate::kind::Kind;
-use crate::preprocess::{Preprocessing, Section};
+use crate::preprocess::{Preprocessing, Processor, Section};
 
 /// Names under which the Python libraries save weights, most wanted first.
 const TRANSFORMERS_WEIGHTS: [&str; 4] = [
@@ -40,6 +42,15 @@ const TOKENIZER_FILES: [&str; 7] = [
     "bpe_simple_vocab_16e6.txt.gz",
 ];
 
+/// As [`TOKENIZER_FILES`], for SigLIP.
+const SIGLIP_TOKENIZER_FILES: [&str; 5] = [
+    "spiece.model",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+];
+
 /// Configuration files that are read beside the weights, if a repository has them.
 const CONFIGURATIONS: [&str; 4] =
     ["config.json", "preprocessor_config.json", "processor_config.json", "open_clip_config.json"];
@@ -49,6 +60,7 @@ fn tokenizer_files(kind: Kind) -> &'static [&'static str] {
     match kind {
         Kind::Clip | Kind::Aesthetic => &TOKENIZER_FILES,
         Kind::ImageReward => &image_reward::VOCABULARY_FILES,
+        Kind::Siglip | Kind::AestheticSiglip => &SIGLIP_TOKENIZER_FILES,
     }
 }
 
@@ -56,6 +68,7 @@ fn tokenizer_files(kind: Kind) -> &'static [&'static str] {
 pub(crate) fn companions(kind: Kind) -> impl Iterator<Item = &'static str> {
     let configurations: &[&str] = match kind {
         Kind::Clip | Kind::Aesthetic => &CONFIGURATIONS,
+        Kind::Siglip | Kind::AestheticSiglip => &CONFIGURATIONS[..3],
         Kind::ImageReward => &[nn::image_reward::CONFIG_FILE],
     };
     configurations.iter().chain(tokenizer_files(kind)).copied()
@@ -81,6 +94,8 @@ pub(crate) enum Network {
     Clip { layout: ClipLayout, config: ClipConfig },
     /// An ImageReward model.
     ImageReward(ImageRewardConfig),
+    /// A SigLIP model.
+    Siglip(SiglipConfig),
 }
 
 impl Network {
@@ -89,6 +104,7 @@ impl Network {
         match self {
             Self::Clip { config, .. } => &config.vision,
             Self::ImageReward(config) => &config.vision,
+            Self::Siglip(config) => &config.vision,
         }
     }
 
@@ -97,6 +113,7 @@ impl Network {
         match self {
             Self::Clip { config, .. } => &config.text,
             Self::ImageReward(config) => &config.text,
+            Self::Siglip(config) => &config.text,
         }
     }
 
@@ -104,7 +121,7 @@ impl Network {
     pub(crate) fn pooling(&self) -> Option<Pooling> {
         match self {
             Self::Clip { config, .. } => Some(config.pooling),
-            Self::ImageReward(_) => None,
+            Self::ImageReward(_) | Self::Siglip(_) => None,
         }
     }
 
@@ -113,6 +130,7 @@ impl Network {
         match self {
             Self::Clip { config, .. } => config.embed_dim,
             Self::ImageReward(config) => config.vision.tokens() * config.vision.width,
+            Self::Siglip(config) => config.vision.width,
         }
     }
 
@@ -121,6 +139,7 @@ impl Network {
         match self {
             Self::Clip { config, .. } => usize::try_from(config.embed_dim).unwrap_or(0),
             Self::ImageReward(_) => image_reward::TEXT_WIDTH,
+            Self::Siglip(config) => usize::try_from(config.projection).unwrap_or(0),
         }
     }
 
@@ -129,6 +148,7 @@ impl Network {
         match self {
             Self::Clip { layout, .. } => layout.to_string(),
             Self::ImageReward(_) => "blip".to_owned(),
+            Self::Siglip(_) => ClipLayout::Transformers.to_string(),
         }
     }
 }
@@ -147,6 +167,7 @@ pub(crate) fn find_model(
             let sizes = image_reward::config(entry, &repository, &files)?;
             (Network::ImageReward(sizes), Preprocessing::Absent)
         }
+        Kind::Siglip | Kind::AestheticSiglip => siglip(entry, &repository)?,
     };
     let folder = repository.folder().map(Path::to_path_buf);
     let same =
@@ -156,7 +177,7 @@ pub(crate) fn find_model(
     }
     match &preprocessing {
         Preprocessing::Absent => {}
-        Preprocessing::Hf(section) => section.warn_unread_hf(),
+        Preprocessing::Hf(section) => section.warn_unread_hf(Processor::of(entry.kind)),
         Preprocessing::OpenClip(section) => section.warn_unread_open_clip(),
     }
     for name in tokenizer_files(entry.kind) {
@@ -191,6 +212,25 @@ fn clip(
     Ok((Network::Clip { layout, config: clip }, preprocessing))
 }
 
+/// A SigLIP model, and the preprocessing that its folder describes.
+fn siglip(
+    entry: &ScorerConfig,
+    repository: &Repository,
+) -> Result<(Network, Preprocessing), ScorerError> {
+    let failed = ScorerError::network(&entry.name);
+    let file = repository.file("config.json").map_err(ScorerError::hub(&entry.name))?;
+    let config = SiglipConfig::read(&file).map_err(ScorerError::network(&entry.name))?;
+    if entry.kind == Kind::Siglip && config.projection != config.vision.width {
+        let (text, image) = (config.projection, config.vision.width);
+        return Err(failed(ConfigError::Size {
+            what: "projection_size",
+            found: text,
+            expected: format!("{image}, the length of an image's features"),
+        }));
+    }
+    Ok((Network::Siglip(config), hf_preprocessing(entry, repository)?))
+}
+
 /// The image processor's values: `image_processor` in `processor_config.json`, as transformers 5
 /// saves them, else `preprocessor_config.json`.
 fn hf_preprocessing(
@@ -198,12 +238,12 @@ fn hf_preprocessing(
     repository: &Repository,
 ) -> Result<Preprocessing, ScorerError> {
     #[derive(Deserialize)]
-    struct Processor {
+    struct Combined {
         image_processor: Option<Map<String, Value>>,
     }
     let hub = ScorerError::hub(&entry.name);
     if let Some(file) = repository.optional_file("processor_config.json").map_err(hub)?
-        && let Some(keys) = read_json::<Processor>(entry, &file)?.image_processor
+        && let Some(keys) = read_json::<Combined>(entry, &file)?.image_processor
     {
         return Ok(Preprocessing::Hf(Section { file, keys }));
     }

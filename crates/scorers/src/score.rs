@@ -2,6 +2,7 @@
 
 use nn::NetworkError;
 use nn::aesthetic::AestheticHead;
+use nn::siglip::SiglipLogits;
 use tch::{Kind, Tensor};
 
 /// A reward model on top of shared towers.
@@ -21,7 +22,8 @@ pub trait Scorer {
     /// Scores N images with their captions.
     ///
     /// `image_features_ND` and, if [`Scorer::text_tower`] names a tower, `text_features_ND` are f32,
-    /// and of unit length if the towers are CLIP's; the result is f32 of shape `[N]` on the same device. Larger is better.
+    /// and of unit length if the towers are those of CLIP or SigLIP; the result is f32 of shape `[N]`
+    /// on the same device. Larger is better.
     #[expect(non_snake_case, reason = "shape suffixes: N images, D embedding")]
     fn score(
         &self,
@@ -73,10 +75,41 @@ impl Scorer for CosineScorer {
     }
 }
 
-/// LAION's aesthetic predictor: five linear layers on the unit image feature.
+/// SigLIP's probability that image and caption belong together: the sigmoid of the scaled and shifted
+/// cosine, `torch.sigmoid(logits_per_image)` of transformers.
+#[derive(Debug)]
+pub struct SiglipScorer {
+    pub(crate) cosine: CosineScorer,
+    pub(crate) logits: SiglipLogits,
+}
+
+impl Scorer for SiglipScorer {
+    fn name(&self) -> &str {
+        self.cosine.name()
+    }
+
+    fn image_tower(&self) -> usize {
+        self.cosine.image_tower()
+    }
+
+    fn text_tower(&self) -> Option<usize> {
+        self.cosine.text_tower()
+    }
+
+    #[expect(non_snake_case, reason = "shape suffixes: N images, D embedding")]
+    fn score(
+        &self,
+        image_features_ND: &Tensor,
+        text_features_ND: Option<&Tensor>,
+    ) -> Result<Tensor, NetworkError> {
+        self.logits.scores(&self.cosine.score(image_features_ND, text_features_ND)?)
+    }
+}
+
+/// An aesthetic predictor: five linear layers on the unit image feature.
 ///
-/// christophschuhmann/improved-aesthetic-predictor at 6934dd81, and DiffusionDPO
-/// `utils/aes_utils.py` at 5233e759.
+/// LAION's: christophschuhmann/improved-aesthetic-predictor at 6934dd81, and DiffusionDPO
+/// `utils/aes_utils.py` at 5233e759. On SigLIP: discus0434/aesthetic-predictor-v2-5.
 #[derive(Debug)]
 pub struct AestheticScorer {
     pub(crate) name: String,

@@ -7,6 +7,7 @@
 use media::text::Tokens;
 use nn::NetworkError;
 use nn::clip::{Pooling, TextTower, VisionTower};
+use nn::siglip::{SiglipText, SiglipVision};
 use tch::{Kind, Tensor};
 
 /// From pixels to what scorers read of an image.
@@ -48,6 +49,33 @@ impl TextNetwork for ClipText {
         let ends: Vec<i64> = captions.iter().map(|tokens| self.length(tokens) as i64).collect();
         let tokens_BL = Tensor::f_from_slice(&ids)?.f_view([captions.len() as i64, -1])?;
         unit_length(&self.tower.try_forward(&tokens_BL, &Tensor::f_from_slice(&ends)?)?)
+    }
+}
+
+/// Features of unit length.
+impl ImageNetwork for SiglipVision {
+    fn features(&self, pixels_BCHW: &Tensor) -> Result<Tensor, NetworkError> {
+        unit_length(&self.try_forward(pixels_BCHW)?)
+    }
+}
+
+/// SigLIP's text tower: features of unit length.
+pub(crate) struct SiglipCaptions(pub(crate) SiglipText);
+
+impl TextNetwork for SiglipCaptions {
+    /// All captions are padded to the context.
+    fn length(&self, tokens: &Tokens) -> usize {
+        tokens.ids.len()
+    }
+
+    fn features(&self, captions: &[&Tokens]) -> Result<Tensor, NetworkError> {
+        let ids: Vec<i64> = captions.iter().flat_map(|tokens| tokens.ids.iter().copied()).collect();
+        let tokens_BL = Tensor::f_from_slice(&ids)?.f_view([captions.len() as i64, -1])?;
+        let lengths: Vec<i64> = captions.iter().map(|tokens| tokens.end_index as i64 + 1).collect();
+        // Without a mask, a faster kernel works.
+        let masked = captions.iter().any(|tokens| tokens.end_index + 1 < tokens.ids.len());
+        let length_B = masked.then(|| Tensor::f_from_slice(&lengths)).transpose()?;
+        unit_length(&self.0.try_forward(&tokens_BL, length_B.as_ref())?)
     }
 }
 

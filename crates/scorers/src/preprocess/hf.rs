@@ -3,11 +3,12 @@
 //! Source: huggingface/transformers (5.23.0) `image_processing_utils.py` (`_set_attributes`,
 //! `get_size_dict`), `image_utils.py` (`validate_preprocess_arguments`).
 
-use media::preprocess::{CLIP_MEAN, CLIP_STD, HfSize, HfSteps};
+use media::preprocess::{CLIP_MEAN, CLIP_STD, HfSize, HfSteps, SIGLIP_MEAN, SIGLIP_STD};
 use media::resize::Filter;
 use serde_json::{Map, Value};
 
 use super::{Problem, Statistics, channels, expected, get, shown};
+use crate::kind::Kind;
 
 /// Every key that is read here, or that is known to change no pixel.
 pub(super) const KNOWN: &[&str] = &[
@@ -40,21 +41,79 @@ pub(super) const KNOWN: &[&str] = &[
     "_valid_processor_keys",
 ];
 
-/// The names of CLIP's image processor in all versions.
-const CLASSES: [&str; 4] = [
-    "CLIPImageProcessor",
-    "CLIPImageProcessorFast",
-    "CLIPImageProcessorPil",
-    "CLIPFeatureExtractor",
-];
+/// The image processors of transformers that a folder may describe.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Processor {
+    Clip,
+    Siglip,
+}
+
+impl Processor {
+    /// The processor of the models of a kind.
+    pub(crate) fn of(kind: Kind) -> Self {
+        match kind {
+            Kind::Siglip | Kind::AestheticSiglip => Self::Siglip,
+            Kind::Clip | Kind::Aesthetic | Kind::ImageReward => Self::Clip,
+        }
+    }
+
+    /// Its names in all versions.
+    fn classes(self) -> &'static [&'static str] {
+        match self {
+            Self::Clip => &[
+                "CLIPImageProcessor",
+                "CLIPImageProcessorFast",
+                "CLIPImageProcessorPil",
+                "CLIPFeatureExtractor",
+            ],
+            Self::Siglip => {
+                &["SiglipImageProcessor", "SiglipImageProcessorFast", "SiglipImageProcessorPil"]
+            }
+        }
+    }
+
+    /// The steps of the published models, for a network of `side` pixels.
+    pub(super) fn steps(self, side: u32) -> HfSteps {
+        match self {
+            Self::Clip => HfSteps::published(side),
+            Self::Siglip => HfSteps::siglip(side),
+        }
+    }
+
+    /// Mean and standard deviation of the class.
+    pub(super) fn statistics(self) -> Statistics {
+        match self {
+            Self::Clip => (CLIP_MEAN, CLIP_STD),
+            Self::Siglip => (SIGLIP_MEAN, SIGLIP_STD),
+        }
+    }
+
+    /// Whether the class crops.
+    fn crops(self) -> bool {
+        self == Self::Clip
+    }
+
+    /// The size that the class resizes to.
+    fn size(self) -> HfSize {
+        match self {
+            Self::Clip => HfSize::Shortest(224),
+            Self::Siglip => HfSize::Exact { height: 224, width: 224 },
+        }
+    }
+}
 
 /// The steps for a network of `side` pixels, with mean and standard deviation.
-pub(super) fn read(keys: &Map<String, Value>, side: u32) -> Result<(HfSteps, Statistics), Problem> {
+pub(super) fn read(
+    keys: &Map<String, Value>,
+    side: u32,
+    processor: Processor,
+) -> Result<(HfSteps, Statistics), Problem> {
     for key in ["image_processor_type", "feature_extractor_type"] {
+        let classes = processor.classes();
         if let Some(class) = get(keys, key)
-            && !class.as_str().is_some_and(|class| CLASSES.contains(&class))
+            && !class.as_str().is_some_and(|class| classes.contains(&class))
         {
-            let what = format!("one of {}", CLASSES.join(", "));
+            let what = format!("one of {}", classes.join(", "));
             return Err(expected(key, &what, class));
         }
     }
@@ -79,10 +138,13 @@ pub(super) fn read(keys: &Map<String, Value>, side: u32) -> Result<(HfSteps, Sta
         true if flag("use_square_size", false)? => {
             Some((HfSize::Exact { height: 224, width: 224 }, filter(keys)?))
         }
-        true => Some((size(keys, flag("default_to_square", false)?)?, filter(keys)?)),
+        true => {
+            let square = flag("default_to_square", false)?;
+            Some((size(keys, square, processor.size())?, filter(keys)?))
+        }
         false => None,
     };
-    fits(keys, flag("do_center_crop", true)?, resize, side)?;
+    fits(keys, flag("do_center_crop", processor.crops())?, resize, side)?;
     let rescale = match (flag("do_rescale", true)?, keys.get("rescale_factor")) {
         (false, _) => None,
         (true, None) => Some(1.0 / 255.0),
@@ -96,7 +158,8 @@ pub(super) fn read(keys: &Map<String, Value>, side: u32) -> Result<(HfSteps, Sta
         Some(value) => channels(key, value, false),
         None => Ok(default),
     };
-    let statistics = (statistic("image_mean", CLIP_MEAN)?, statistic("image_std", CLIP_STD)?);
+    let (mean, std) = processor.statistics();
+    let statistics = (statistic("image_mean", mean)?, statistic("image_std", std)?);
     let steps = HfSteps {
         convert_rgb: flag("do_convert_rgb", true)?,
         resize,
@@ -159,9 +222,9 @@ fn crop_size(keys: &Map<String, Value>) -> Result<[u32; 2], Problem> {
 }
 
 /// `get_size_dict`, restricted to the forms that `PilBackend.resize` accepts.
-fn size(keys: &Map<String, Value>, square: bool) -> Result<HfSize, Problem> {
+fn size(keys: &Map<String, Value>, square: bool, default: HfSize) -> Result<HfSize, Problem> {
     let key = "size";
-    let Some(value) = keys.get(key) else { return Ok(HfSize::Shortest(224)) };
+    let Some(value) = keys.get(key) else { return Ok(default) };
     match value {
         Value::Number(_) if square => {
             Ok(HfSize::Exact { height: length(key, value)?, width: length(key, value)? })

@@ -8,9 +8,10 @@ mod open_clip;
 
 use std::path::PathBuf;
 
-use media::preprocess::{CLIP_MEAN, CLIP_STD, Kind, Recipe};
+use media::preprocess::{Kind, Recipe};
 use serde_json::{Map, Value};
 
+pub(crate) use self::hf::Processor;
 use crate::config::{PreprocessName, ScorerConfig};
 use crate::error::ScorerError;
 use crate::kind::Kind as EntryKind;
@@ -64,12 +65,14 @@ fn kind(
     let name = match (entry.kind, entry.preprocess) {
         // ImageReward's transform is open_clip's.
         (EntryKind::ImageReward, _) => PreprocessName::OpenClip,
+        (EntryKind::Siglip | EntryKind::AestheticSiglip, _) => PreprocessName::Hf,
         // The other kinds name one.
         (EntryKind::Clip | EntryKind::Aesthetic, name) => name.unwrap_or(PreprocessName::Hf),
     };
+    let processor = Processor::of(entry.kind);
     let published = match name {
         PreprocessName::Hf => {
-            let mut steps = media::preprocess::HfSteps::published(size);
+            let mut steps = processor.steps(size);
             steps.alpha = entry.alpha.unwrap_or_default().into();
             Kind::Hf(steps)
         }
@@ -77,9 +80,9 @@ fn kind(
         PreprocessName::OpenClip => Kind::open_clip(),
     };
     match preprocessing {
-        Preprocessing::Absent => Ok((published, (CLIP_MEAN, CLIP_STD))),
+        Preprocessing::Absent => Ok((published, processor.statistics())),
         Preprocessing::Hf(section) => {
-            let (mut steps, statistics) = hf::read(&section.keys, size)?;
+            let (mut steps, statistics) = hf::read(&section.keys, size, processor)?;
             if let Kind::Hf(named) = published {
                 steps.alpha = named.alpha;
                 return Ok((Kind::Hf(steps), statistics));
@@ -157,8 +160,12 @@ fn warn_unread(section: &Section, library: &str, known: &[&str]) {
 
 impl Section {
     /// Warns of keys that transformers does not read.
-    pub(crate) fn warn_unread_hf(&self) {
-        warn_unread(self, "transformers' CLIP image processor", hf::KNOWN);
+    pub(crate) fn warn_unread_hf(&self, processor: Processor) {
+        let name = match processor {
+            Processor::Clip => "transformers' CLIP image processor",
+            Processor::Siglip => "transformers' SigLIP image processor",
+        };
+        warn_unread(self, name, hf::KNOWN);
     }
 
     /// Warns of keys that open_clip does not read.
