@@ -2,7 +2,7 @@
 # The benchmark: the product beside the Python way people use today, on one machine, one program
 # at a time; then the single parts. Figures go to standard output and out/bench/*.md.
 #
-#   BENCH_PARTS="sides reward towers decode vote memory diffusion train plan ranks locations evaluation"   what to run (default: all)
+#   BENCH_PARTS="sides reward siglip five towers decode vote memory diffusion train plan ranks locations evaluation"   what to run (default: all but five)
 #   BENCH_SIZE=full|small    checkpoints: the published shapes, or toys to try the script (default full)
 #   BENCH_PAIRS=N            pairs (default 32); BENCH_PAIRS_PER_PROMPT=N (default 16, as in Pick-a-Pic)
 #   BENCH_BATCH=N            batch size of the batched Python way (default 8)
@@ -19,7 +19,7 @@ cd "$root"
 python=$(scripts/parity/venv.sh)
 relabel="${RELABEL:-$root/target/release/relabel}"
 size=${BENCH_SIZE:-full}
-parts=" ${BENCH_PARTS:-sides reward towers decode vote memory diffusion train plan ranks locations evaluation} "
+parts=" ${BENCH_PARTS:-sides reward siglip towers decode vote memory diffusion train plan ranks locations evaluation} "
 [ -x "$relabel" ] || { echo "bench: $relabel is missing; run make setup" >&2; exit 1; }
 mkdir -p out/bench
 
@@ -49,6 +49,12 @@ if [[ $parts == *" sides "* ]]; then
 fi
 if [[ $parts == *" reward "* ]]; then
     sides image-reward
+fi
+if [[ $parts == *" siglip "* ]]; then
+    sides siglip
+fi
+if [[ $parts == *" five "* ]]; then
+    sides five
 fi
 if [[ $parts == *" towers "* ]]; then
     echo "== towers: fraction of the machine's matrix-product rate =="

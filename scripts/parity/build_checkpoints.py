@@ -7,9 +7,12 @@
     aesthetic  transformers CLIPModel ViT-L/14, `model.safetensors`, f32, and LAION's head as `.pth`
 --size vit-l  ViT-L/14 with both towers in both layouts (3.4 GB):
     scored by the cosine, which `full` has of ViT-H/14 alone
+--size siglip  SigLIP so400m-patch14-384 and SigLIP 2 of the same shape, with their tokenizers' classes
+    and small vocabularies, and the head of aesthetic-predictor-v2-5 (8.1 GB)
+--size five  the five voters of published.toml: `full` and `image-reward` in one folder (13.4 GB)
 --size image-reward  ImageReward-v1.0's shapes and file, `ImageReward.pt`: a plain state dict, f32
     (1.8 GB)
---size small  nine models of odd shapes that between them use every layout, activation,
+--size small  eleven models of odd shapes that between them use every layout, activation,
     preprocessing and tokenizer.
 
 Every file is written by the library whose layout it is. The weights are random but behave: the
@@ -31,8 +34,9 @@ import image_reward
 import open_clip
 import torch
 from safetensors.torch import save_file
-from transformers import BertTokenizer, CLIPConfig, CLIPModel, CLIPTokenizer
+from transformers import BertTokenizer, CLIPConfig, CLIPModel, CLIPTokenizer, SiglipConfig, SiglipModel
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 from transformers.utils import logging as transformers_logging
 
 # How much of one residual branch enters the stream, divided by sqrt(2 x layers): 1 would keep the
@@ -134,22 +138,28 @@ def clip_config(projection: int, activation: str, vision: "Tower", text: "Tower"
     )
 
 
-def aesthetic_head(width: int, seed: int) -> OrderedDict:
-    """LAION's head: five linear layers without activations, with the real one's offset and norm."""
+LAION = ("layers", (0, 2, 4, 6, 7))
+V2_5 = ("scoring_head", (0, 2, 4, 6, 8))
+
+
+def aesthetic_head(width: int, seed: int, names: tuple) -> OrderedDict:
+    """Five linear layers without activations, with the offset and the norm of LAION's real head."""
     generator = torch.Generator().manual_seed(seed)
     state: OrderedDict = OrderedDict()
     widths = [width, 1024, 128, 64, 16, 1]
-    for layer, (inputs, outputs) in zip((0, 2, 4, 6, 7), zip(widths, widths[1:])):
-        state[f"layers.{layer}.weight"] = torch.randn(
-            outputs, inputs, generator=generator
-        ) / math.sqrt(inputs)
-        state[f"layers.{layer}.bias"] = torch.randn(outputs, generator=generator) * 0.01
+    prefix, indices = names
+    layers = [f"{prefix}.{index}" for index in indices]
+    for layer, (inputs, outputs) in zip(layers, zip(widths, widths[1:])):
+        state[f"{layer}.weight"] = torch.randn(outputs, inputs, generator=generator) / math.sqrt(
+            inputs
+        )
+        state[f"{layer}.bias"] = torch.randn(outputs, generator=generator) * 0.01
     # The head as a whole is affine: 5.24 + w.x, where the norm of w is 18.
-    direction = state["layers.0.weight"]
-    for layer in (2, 4, 6, 7):
-        direction = state[f"layers.{layer}.weight"] @ direction
-    state["layers.0.weight"] *= 18.0 / direction.norm()
-    state["layers.7.bias"] += 5.24
+    direction = state[f"{layers[0]}.weight"]
+    for layer in layers[1:]:
+        direction = state[f"{layer}.weight"] @ direction
+    state[f"{layers[0]}.weight"] *= 18.0 / direction.norm()
+    state[f"{layers[-1]}.bias"] += 5.24
     return state
 
 
@@ -213,6 +223,37 @@ def save_transformers(folder: Path, config: CLIPConfig, seed: int, form: str) ->
     save_tokenizer(folder, config.vision_config.image_size)
 
 
+def save_siglip(folder: Path, vision: "Tower", text: "Tower", seed: int, second: bool) -> None:
+    """transformers' own class, with the tokenizer of SigLIP, or with `second` that of SigLIP 2."""
+    folder.mkdir(parents=True, exist_ok=True)
+    words = {"vocab_size": 256000 if second and text.layers > 9 else 32000 if text.layers > 9 else 900}
+    config = SiglipConfig(
+        text_config=text.transformers() | words | {"bos_token_id": 2 if second else 49406, "pad_token_id": 0 if second else 1},
+        vision_config=vision.transformers(),
+    )
+    with torch.device("meta"):
+        model = SiglipModel(config)
+    fill(model, vision.layers, text.layers, seed)
+    # Those of trained models would put all of the scores of random ones at 0.
+    model.logit_scale.data.fill_(math.log(10.0))
+    model.logit_bias.data.fill_(-1.0)
+    for tower, count in (
+        (model.vision_model, (vision.image // vision.patch) ** 2),
+        (model.text_model, config.text_config.max_position_embeddings),
+    ):
+        ids = torch.arange(count).expand((1, -1)).clone()
+        tower.embeddings.register_buffer("position_ids", ids, persistent=False)
+    model.save_pretrained(folder, max_shard_size="50GB")
+    SiglipImageProcessorPil(
+        size={"height": vision.image, "width": vision.image}, resample=2 if second else 3
+    ).save_pretrained(folder)
+    fixtures = Path(__file__).resolve().parents[2] / "crates/media/tests/fixtures/siglip"
+    goldens = json.loads(gzip.decompress((fixtures / "tokens.json.gz").read_bytes()))
+    case = goldens["tokenizers"]["gemma" if second else "siglip"]
+    (folder / case["file"]).write_bytes(gzip.decompress((fixtures / f"{case['file']}.gz").read_bytes()))
+    (folder / "tokenizer_config.json").write_text(json.dumps(case["config"]))
+
+
 class Tower(NamedTuple):
     """The shape of a transformer; patch and image are 0 for text."""
 
@@ -246,7 +287,7 @@ class Tower(NamedTuple):
         return shape | {"heads": self.heads, "context_length": 77, "vocab_size": 49408}
 
 
-def full(out: Path, head: Path | None) -> None:
+def full(out: Path, head: Path | None, more: list[str] | None = None) -> None:
     vit_h = open_clip.get_model_config("ViT-H-14")
     huge = clip_config(1024, "gelu", Tower(1280, 16, 32, 5120, 14, 224), Tower(1024, 16, 24, 4096))
     large = clip_config(
@@ -264,7 +305,7 @@ def full(out: Path, head: Path | None) -> None:
     build(out, steps)
     save_head(out / "aesthetic" / "sac+logos+ava1-l14-linearMSE.pth", 768, 5, head)
     hps = HPS.replace('model = "hps"', 'model = "hps"\narchitecture = "ViT-H-14"')
-    write_scorers(out, [CLIP, hps, PICKSCORE, AESTHETIC])
+    write_scorers(out, [CLIP, hps, PICKSCORE, AESTHETIC, *(more or [])])
 
 
 def vit_l(out: Path) -> None:
@@ -278,6 +319,17 @@ def vit_l(out: Path) -> None:
     }
     build(out, steps)
     write_scorers(out, [CLIP, CLIP_STOCK, PICKSCORE])
+
+
+def siglip(out: Path) -> None:
+    vision, text = Tower(1152, 16, 27, 4304, 14, 384), Tower(1152, 16, 27, 4304)
+    steps = {
+        "siglip": lambda to: save_siglip(to, vision, text, 31, second=False),
+        "siglip2": lambda to: save_siglip(to, vision, text, 32, second=True),
+    }
+    build(out, steps)
+    save_head(out / "siglip" / "aesthetic_predictor_v2_5.pth", 1152, 33, names=V2_5)
+    write_scorers(out, [SIGLIP, AESTHETIC_SIGLIP, SIGLIP2])
 
 
 def small(out: Path) -> None:
@@ -303,14 +355,22 @@ def small(out: Path) -> None:
         "pickled": lambda to: save_transformers(to, wide, 15, "pickle"),
         "reward": lambda to: save_image_reward(to, 18, SMALL_REWARD, "ImageReward.pt"),
         "rewarded": lambda to: save_image_reward(to, 19, SMALL_REWARD, "model.safetensors", to.parent / "bert"),
+        "siglip": lambda to: save_siglip(
+            to, Tower(100, 5, 3, 130, 7, 60), Tower(100, 5, 2, 130), 18, second=False
+        ),
+        "siglip2": lambda to: save_siglip(
+            to, Tower(60, 3, 2, 90, 16, 50), Tower(60, 3, 3, 90), 19, second=True
+        ),
     }
     build(out, steps)
+    save_head(out / "siglip" / "aesthetic_predictor_v2_5.pth", 100, 20, names=V2_5)
     save_head(out / "aesthetic" / "sac+logos+ava1-l14-linearMSE.pth", 44, 16)
     save_head(out / "pickscore" / "head.pth", 28, 17)
     antialiased = HPS.replace("legacy", "antialias")
     write_scorers(
         out,
-        [CLIP, antialiased, PICKSCORE, AESTHETIC, CLIP_STOCK, AESTHETIC_SHARED, PICKLED, IMAGE_REWARD, REWARDED],
+        [CLIP, antialiased, PICKSCORE, AESTHETIC, CLIP_STOCK, AESTHETIC_SHARED, PICKLED, IMAGE_REWARD, REWARDED]
+        + [SIGLIP, AESTHETIC_SIGLIP, SIGLIP2],
     )
 
 
@@ -441,6 +501,27 @@ vocabulary = "bert"
 """
 
 
+SIGLIP = """
+name = "siglip"
+kind = "siglip"
+model = "siglip"
+"""
+
+AESTHETIC_SIGLIP = """
+name = "aesthetic_siglip"
+kind = "aesthetic-siglip"
+model = "siglip"
+head = "siglip/aesthetic_predictor_v2_5.pth"
+"""
+
+SIGLIP2 = """
+name = "siglip2"
+kind = "siglip"
+model = "siglip2"
+tokenizer = "siglip2"
+"""
+
+
 def write_scorers(out: Path, entries: list[str]) -> None:
     text = "# Random weights in the published layouts; written by build_checkpoints.py.\n"
     (out / "scorers.toml").write_text(text + "".join(f"\n[[scorer]]{entry}" for entry in entries))
@@ -459,12 +540,14 @@ def build(out: Path, steps: dict) -> None:
         print(f"{out / name}: {size / 1e6:.1f} MB", flush=True)
 
 
-def save_head(path: Path, width: int, seed: int, given: Path | None = None) -> None:
+def save_head(
+    path: Path, width: int, seed: int, given: Path | None = None, names: tuple = LAION
+) -> None:
     """A random head, or a copy of the given file."""
     if given is not None:
         path.write_bytes(given.read_bytes())
     elif not path.exists():
-        torch.save(aesthetic_head(width, seed), path)
+        torch.save(aesthetic_head(width, seed, names), path)
 
 
 def main() -> None:
@@ -472,13 +555,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--size", choices=("small", "full", "vit-l", "image-reward"), required=True)
+    parser.add_argument("--size", choices=("small", "full", "vit-l", "siglip", "image-reward", "five"), required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument(
         "--head", type=Path, help="with full: LAION's aesthetic head instead of a random one"
     )
     arguments = parser.parse_args()
-    if arguments.head and arguments.size != "full":
+    if arguments.head and arguments.size not in ("full", "five"):
         parser.error("--head has the width of the full size")
     arguments.out.mkdir(parents=True, exist_ok=True)
     with torch.no_grad():
@@ -488,6 +571,11 @@ def main() -> None:
             vit_l(arguments.out)
         elif arguments.size == "image-reward":
             published_reward(arguments.out)
+        elif arguments.size == "siglip":
+            siglip(arguments.out)
+        elif arguments.size == "five":
+            published_reward(arguments.out)
+            full(arguments.out, arguments.head, [IMAGE_REWARD])
         else:
             small(arguments.out)
     print(arguments.out / "scorers.toml")

@@ -1,6 +1,6 @@
 """Holds labels.parquet against the reference scores; exits 1 where they differ too much.
 
-Bounds on |difference|: 1e-5 for cosines; 1e-4 for aesthetic scores, whose head stretches a unit
+Bounds on |difference|: 1e-5 for cosines and probabilities; 1e-4 for aesthetic scores, whose head stretches a unit
 vector to about 5 +- 0.65 (a norm of 18), so that 1e-4 there is 5.5e-6 of a feature; 1e-5 for
 ImageReward, whose scores have a standard deviation of about 1. Votes, their
 sum and the consensus are recomputed from the scores by DuckDB and must be the ones in the file.
@@ -14,7 +14,7 @@ import duckdb
 import pandas as pd
 import tomllib
 
-BOUNDS = {"clip": 1e-5, "aesthetic": 1e-4, "image-reward": 1e-5}
+BOUNDS = {"clip": 1e-5, "aesthetic": 1e-4, "image-reward": 1e-5, "siglip": 1e-5, "aesthetic-siglip": 1e-4}
 
 
 def recheck(labels: Path, scorers: list[str]) -> int:

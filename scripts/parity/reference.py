@@ -9,7 +9,8 @@ Differences from those helpers, which change no score: weights are memory-mapped
 assigned instead of initialised twice; `.pooler_output` is taken from transformers 5's
 `get_*_features`; the PIL image processor is named (transformers 5 would take torchvision's, whose
 pixels differ); `antialias` of the resize is explicit (torchvision changed its default in 0.17);
-images are converted to RGB first, as the training script's collate function does.
+images are converted to RGB first, as the training script's collate function does, for transformers by
+its own processor, which puts transparent ones on white.
 """
 
 import io
@@ -27,8 +28,9 @@ import torch.nn.functional as functional
 import torchvision.transforms.functional as vision_functional
 from PIL import Image
 from torch import nn
-from transformers import AutoTokenizer, CLIPModel
+from transformers import AutoTokenizer, CLIPModel, Siglip2Tokenizer, SiglipModel
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 from transformers.utils import logging as transformers_logging
 
 transformers_logging.disable_progress_bar()
@@ -195,7 +197,8 @@ class Scorer:
     def pixels(self, image: Image.Image) -> torch.Tensor:
         """The network's input [3,S,S] for one image."""
         if self.entry["preprocess"] == "hf":
-            return self.processor(images=image.convert("RGB"), return_tensors="pt")["pixel_values"][0]
+            # It converts to RGB itself, with transparent images on white.
+            return self.processor(images=image, return_tensors="pt")["pixel_values"][0]
         if self.entry["preprocess"] == "hps":
             return hps_transform(
                 image.convert("RGB"), self.image_size, self.entry.get("hps_resize", "legacy") == "antialias"
@@ -289,6 +292,61 @@ class ImageRewardScorer(Scorer):
         return True
 
 
+class SiglipScorer(Scorer):
+    """SigLIP's probability, or the head of aesthetic-predictor-v2-5 on its image features."""
+
+    def load(self, shared: "Scorer | None" = None) -> "Scorer":
+        if shared is not None:
+            self.network = shared.network
+        else:
+            self.network = SiglipModel.from_pretrained(
+                self.model_folder, dtype=torch.float32, attn_implementation="sdpa"
+            )
+            self.network = self.network.to(self.dtype).eval()
+        if self.entry["kind"] == "aesthetic-siglip":
+            self.head = torch.load(
+                self.folder / self.entry["head"], map_location="cpu", weights_only=True
+            )
+        self.image_size = self.network.config.vision_config.image_size
+        self.processor = SiglipImageProcessorPil.from_pretrained(self.model_folder)
+        named = self.entry.get("tokenizer") == "siglip2"
+        if self.needs_text:
+            kind = Siglip2Tokenizer if named else AutoTokenizer
+            self.tokenizer = kind.from_pretrained(self.model_folder)
+        return self
+
+    @property
+    def recipe(self) -> tuple:
+        return ("siglip", self.entry["model"])
+
+    def pixels(self, image: Image.Image) -> torch.Tensor:
+        return self.processor(images=image, return_tensors="pt")["pixel_values"][0]
+
+    def image_features(self, pixels: torch.Tensor) -> torch.Tensor:
+        features = self.network.get_image_features(pixel_values=pixels.to(self.dtype))
+        return functional.normalize(features.pooler_output.float(), dim=-1)
+
+    def text_features(self, captions: list[str]) -> torch.Tensor:
+        length = self.network.config.text_config.max_position_embeddings
+        tokens = self.tokenizer(
+            captions, padding="max_length", truncation=True, max_length=length, return_tensors="pt"
+        )
+        features = self.network.get_text_features(**tokens)
+        return functional.normalize(features.pooler_output.float(), dim=-1)
+
+    def scores(
+        self, image_features: torch.Tensor, text_features: torch.Tensor | None
+    ) -> torch.Tensor:
+        if self.head is None:
+            cosines = (image_features * text_features).sum(-1)
+            scale, bias = self.network.logit_scale.float(), self.network.logit_bias.float()
+            return torch.sigmoid(cosines * scale.exp() + bias)
+        for layer in (0, 2, 4, 6, 8):
+            weight, bias = (self.head[f"scoring_head.{layer}.{part}"] for part in ("weight", "bias"))
+            image_features = functional.linear(image_features, weight, bias)
+        return image_features.flatten()
+
+
 def load_open_clip(folder: Path, entry: dict) -> nn.Module:
     """open_clip's own class with the checkpoint's tensors, strictly, in f32."""
     if "architecture" in entry:
@@ -311,7 +369,11 @@ def load_open_clip(folder: Path, entry: dict) -> nn.Module:
 def read_scorers(folder: Path, dtype: torch.dtype = torch.float32) -> list[Scorer]:
     """The scorers of `folder`/scorers.toml, not loaded yet."""
     entries = tomllib.loads((folder / "scorers.toml").read_text(encoding="utf-8"))["scorer"]
-    kinds = {"image-reward": ImageRewardScorer}
+    kinds = {
+        "image-reward": ImageRewardScorer,
+        "siglip": SiglipScorer,
+        "aesthetic-siglip": SiglipScorer,
+    }
     return [kinds.get(entry["kind"], Scorer)(entry["name"], entry, folder, dtype) for entry in entries]
 
 

@@ -6,7 +6,7 @@
 # beyond the bounds (compare.py, diffusion_parity.py, distilbert_parity.py, train_replay.py).
 #
 #   PARITY_PARTS="scorers diffusion distilbert train"   what to compare (default: all)
-#   PARITY_SIZE=small|vit-l|full|image-reward|all   which checkpoints (default all; 40 GB on disk, minutes)
+#   PARITY_SIZE=small|vit-l|full|image-reward|siglip|all   which checkpoints (default all; 48 GB on disk, minutes)
 #   PARITY_OUT=DIR               work folder, kept for the next run (default out/parity)
 #   PARITY_PAIRS=N               pairs at full size (default 16)
 #   PARITY_HEAD=FILE             an aesthetic head of LAION's instead of a random one, at full size
@@ -22,7 +22,7 @@ parts=" ${PARITY_PARTS:-scorers diffusion distilbert train} "
 for program in "$relabel" "$evaluate"; do
     [ -x "$program" ] || { echo "parity: $program is missing; run make setup" >&2; exit 1; }
 done
-[ "$sizes" != all ] || sizes="small vit-l full image-reward"
+[ "$sizes" != all ] || sizes="small vit-l full image-reward siglip"
 
 status=0
 compare_scorers() {
@@ -73,13 +73,13 @@ fi
 if [[ $parts == *" diffusion "* ]]; then
     tool=$(scripts/parity/tool.sh diffusion)
     for size in $sizes; do
-        [[ $size == vit-l || $size == image-reward ]] || compare_diffusion "$size"
+        [[ $size != small && $size != full ]] || compare_diffusion "$size"
     done
 fi
 if [[ $parts == *" distilbert "* ]]; then
     tool=$(scripts/parity/tool.sh distilbert)
     for size in $sizes; do
-        [[ $size == vit-l || $size == image-reward ]] || compare_distilbert "$size"
+        [[ $size != small && $size != full ]] || compare_distilbert "$size"
     done
 fi
 if [[ $parts == *" train "* ]]; then

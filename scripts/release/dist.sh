@@ -37,7 +37,7 @@ done
 cp scripts/release/dist.md "$top/README.md"
 cp LICENSE "$top"
 cp -r data/sample data/mini data/NOTICE "$top/data"
-cp relabel/scorers/{published,paper}.toml "$top/data"
+cp relabel/scorers/*.toml "$top/data"
 scripts/release/pages.sh "$top/share"
 packages=$torch/../..
 for licence in "$packages"/{torch,nvidia_cuda_runtime,nvidia_cuda_cupti}-*.dist-info; do
