@@ -29,7 +29,7 @@ RUN python3 -m venv /opt/balanceddpo \
     && /opt/balanceddpo/bin/pip install --no-cache-dir /tmp/*.whl \
     && rm /tmp/*.whl
 ENV PATH=/opt/balanceddpo/bin:$PATH
-COPY --from=build /src/relabel/scorers/published.toml /src/relabel/scorers/paper.toml /usr/share/balanceddpo/
+COPY --from=build /src/relabel/scorers/*.toml /usr/share/balanceddpo/
 # The hub's cache lies in the folder that the user mounts, so that models stay when the container goes.
 ENV HF_HOME=/data/.huggingface
 WORKDIR /data
