@@ -5,6 +5,7 @@ them is part of a training image, but the models know the name from its other st
 open_clip and timm compute the scores in f32 from the saved folders. Exits with 1 if a bound does not hold.
 """
 
+import io
 import itertools
 import json
 import pathlib
@@ -244,7 +245,8 @@ def sample_rows() -> list[dict]:
 def on_sample(world: World) -> tuple[dict, dict]:
     """Votes and agreements on data/sample, and the golden scores of some of its pairs."""
     rows = sample_rows()
-    images = [networks.decode(row[column]) for row in rows for column in ("jpg_0", "jpg_1")]
+    # In their own modes, as ImageReward resizes them; the others make them RGB first.
+    images = [Image.open(io.BytesIO(row[column])) for row in rows for column in ("jpg_0", "jpg_1")]
     captions = [row["caption"] for row in rows for _ in range(2)]
     scores = {name: value.reshape(-1, 2) for name, value in world.scores(images, captions).items()}
     votes = {name: numpy.where(scores[name][:, 0] >= scores[name][:, 1], 1, -1) for name in SCORERS}
