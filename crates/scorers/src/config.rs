@@ -9,6 +9,7 @@ use nn::clip::ClipLayout;
 use serde::{Deserialize, Serialize};
 
 use crate::error::ScorerError;
+use crate::external::{CommandConfig, VlmConfig, VlmRead};
 use crate::kind::Kind;
 
 /// The whole file.
@@ -70,6 +71,42 @@ pub struct ScorerConfig {
     /// the model, or else `hf://google-bert/bert-base-uncased`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub vocabulary: Option<String>,
+    /// The server of a `vlm` ([`VlmConfig::endpoint`]); this and what follows as there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub endpoint: Option<String>,
+    /// What a `vlm` is asked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub prompt: Option<String>,
+    /// How an answer of a `vlm` becomes a score.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub read: Option<VlmRead>,
+    /// What is looked for in an answer of a `vlm`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pattern: Option<String>,
+    /// Tokens of an answer of a `vlm` at most.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_tokens: Option<u32>,
+    /// Further keys of a request to a `vlm`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub extra_body: Option<serde_json::Map<String, serde_json::Value>>,
+    /// Requests to a `vlm` at a time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub concurrency: Option<usize>,
+    /// Seconds that an answer of a `vlm`, or a line of a `command`, may take.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub timeout_s: Option<f64>,
+    /// Further attempts of a request to a `vlm`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retries: Option<u32>,
+    /// Requests to a `vlm` in a run at most.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_requests: Option<u64>,
+    /// The environment variable with the API key of a `vlm`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub api_key_env: Option<String>,
+    /// The program of a `command` and its arguments ([`CommandConfig::command`]).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub command: Option<Vec<String>>,
 }
 
 /// How captions become tokens, as in `scorers.toml`.
@@ -233,7 +270,51 @@ impl ScorerConfig {
                 return Some(format!("`{key}` is empty; name a folder or hf://owner/name"));
             }
         }
-        None
+        if let Some(vlm) = self.vlm() {
+            return vlm.problem();
+        }
+        self.program().and_then(|program| program.problem())
+    }
+
+    /// The settings of a `vlm`; `None` for other kinds.
+    #[must_use]
+    pub fn vlm(&self) -> Option<VlmConfig> {
+        if self.kind != Kind::Vlm {
+            return None;
+        }
+        let entry = self.clone();
+        Some(VlmConfig {
+            endpoint: entry.endpoint?,
+            model: entry.model?,
+            prompt: entry.prompt?,
+            read: entry.read?,
+            pattern: entry.pattern,
+            max_tokens: entry.max_tokens,
+            extra_body: entry.extra_body,
+            concurrency: entry.concurrency,
+            timeout_s: entry.timeout_s,
+            retries: entry.retries,
+            max_requests: entry.max_requests,
+            api_key_env: entry.api_key_env,
+        })
+    }
+
+    /// The settings of a `command`; `None` for other kinds.
+    #[must_use]
+    pub fn program(&self) -> Option<CommandConfig> {
+        match self.kind {
+            Kind::Command => {
+                let command = self.command.clone()?;
+                Some(CommandConfig { command, timeout_s: self.timeout_s })
+            }
+            _ => None,
+        }
+    }
+
+    /// Whether the scorer votes on pairs and has no score for one image.
+    #[must_use]
+    pub fn compares(&self) -> bool {
+        self.kind == Kind::Vlm && self.read == Some(VlmRead::Pair)
     }
 
     /// The keys that the entry sets, besides `name` and `kind`.
@@ -297,6 +378,23 @@ mod tests {
         let config = read(&REWARD.replace("preprocess = \"hf\"", "vocabulary = \"v\"")).unwrap();
         assert_eq!(config.scorer[0].vocabulary.as_deref(), Some("v"));
         assert_eq!(config.scorer[0].preprocess, None);
+    }
+
+    const VLM: &str = "[[scorer]]\nname = \"vqa\"\nkind = \"vlm\"\nendpoint = \"http://x/v1\"\nmodel = \"m\"\nprompt = \"Is it {caption}?\"\nread = \"yes-no\"\n";
+
+    #[test]
+    fn scorers_outside_have_settings_of_their_own() {
+        let text = format!(
+            "{VLM}max_requests = 9\nextra_body = {{ seed = 1 }}\n[[scorer]]\nname = \"mine\"\n\
+             kind = \"command\"\ncommand = [\"python3\", \"score.py\"]\ntimeout_s = 5\n"
+        );
+        let config = read(&text).unwrap();
+        let vlm = config.scorer[0].vlm().unwrap();
+        assert_eq!((vlm.read, vlm.max_requests), (VlmRead::YesNo, Some(9)));
+        assert_eq!(vlm.extra_body.unwrap()["seed"], 1);
+        assert!(config.scorer[0].program().is_none() && !config.scorer[0].compares());
+        assert_eq!(config.scorer[1].program().unwrap().timeout_s, Some(5.0));
+        assert!(read(&VLM.replace("yes-no", "pair")).unwrap().scorer[0].compares());
     }
 
     #[test]
@@ -410,6 +508,27 @@ mod tests {
             ),
             (changed("preprocess", "preproces"), "did you mean `preprocess`"),
             (changed("\"hps\"", "\"hpss\""), "did you mean `hps`"),
+            (changed("preprocess", "prompt = \"x\"\npreprocess"), "belongs to kind = \"vlm\""),
+            (
+                changed("preprocess", "timeout_s = 1\npreprocess"),
+                "it belongs to kind = \"vlm\", kind = \"command\"",
+            ),
+            (read(&VLM.replace("yes-no", "yes")).unwrap_err().to_string(), "`yes-no`"),
+            (read(&VLM.replace("read", "retries = 1 #")).unwrap_err().to_string(), "needs `read`"),
+            (
+                read(&VLM.replace("model", "preprocess = \"hf\"\nmodel")).unwrap_err().to_string(),
+                "`preprocess` has no meaning for kind = \"vlm\"",
+            ),
+            (
+                read(&VLM.replace("http", "ftp")).unwrap_err().to_string(),
+                "not an http or https address",
+            ),
+            (
+                read("[[scorer]]\nname = \"a\"\nkind = \"command\"\ncommand = []\n")
+                    .unwrap_err()
+                    .to_string(),
+                "names no program",
+            ),
         ] {
             assert!(text.contains(expected), "{text:?} should contain {expected:?}");
         }

@@ -70,6 +70,28 @@ pub enum ScorerError {
         /// The cause.
         source: media::text::TokenizerError,
     },
+    /// An external scorer cannot be asked at all: no program, no server, a wrong key.
+    #[error("scorer `{scorer}`: {problem}")]
+    External {
+        /// The entry.
+        scorer: String,
+        /// What is wrong, with a hint.
+        problem: String,
+    },
+    /// The budget of an external scorer is spent. What it has answered is kept.
+    #[error(
+        "scorer `{scorer}`: max_requests = {limit} requests are sent; hint: raise max_requests in \
+         scorers.toml and run the same command again, which asks nothing twice"
+    )]
+    OutOfRequests {
+        /// The entry.
+        scorer: String,
+        /// Its `max_requests`.
+        limit: u64,
+    },
+    /// A request to stop arrived.
+    #[error(transparent)]
+    Stopped(#[from] runkit::signals::Stopped),
     /// A network or a scorer failed on a batch.
     #[error("{tower}: a batch of {batch} failed: {source}")]
     Forward {

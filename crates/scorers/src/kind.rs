@@ -20,6 +20,12 @@ pub enum Kind {
     /// The head of aesthetic-predictor-v2-5 on SigLIP's image features; the caption is ignored.
     #[serde(rename = "aesthetic-siglip")]
     AestheticSiglip,
+    /// A vision-language model behind an OpenAI-compatible endpoint.
+    #[serde(rename = "vlm")]
+    Vlm,
+    /// A program of the user's.
+    #[serde(rename = "command")]
+    Command,
 }
 
 /// The keys of a kind, besides `name` and `kind`.
@@ -39,8 +45,15 @@ const PREPROCESS: (&str, &str) = ("preprocess", "\"hf\", \"hps\" or \"open_clip\
 
 impl Kind {
     /// All kinds.
-    pub const ALL: &'static [Self] =
-        &[Self::Clip, Self::Aesthetic, Self::ImageReward, Self::Siglip, Self::AestheticSiglip];
+    pub const ALL: &'static [Self] = &[
+        Self::Clip,
+        Self::Aesthetic,
+        Self::ImageReward,
+        Self::Siglip,
+        Self::AestheticSiglip,
+        Self::Vlm,
+        Self::Command,
+    ];
 
     /// The name in `scorers.toml` and in manifests.
     #[must_use]
@@ -51,6 +64,8 @@ impl Kind {
             Self::ImageReward => "image-reward",
             Self::Siglip => "siglip",
             Self::AestheticSiglip => "aesthetic-siglip",
+            Self::Vlm => "vlm",
+            Self::Command => "command",
         }
     }
 
@@ -81,12 +96,42 @@ impl Kind {
                 optional: &["weights", "alpha", "head_sha256"],
                 note: ", whose layout and preprocessing are those of its folder",
             },
+            Self::Vlm => Keys {
+                needed: &[
+                    ("endpoint", "such as \"http://localhost:8000/v1\""),
+                    ("model", "as the server calls it"),
+                    ("prompt", "with {caption} where the caption goes"),
+                    ("read", "\"yes-no\", \"number\" or \"pair\""),
+                ],
+                optional: &[
+                    "pattern",
+                    "max_tokens",
+                    "extra_body",
+                    "concurrency",
+                    "timeout_s",
+                    "retries",
+                    "max_requests",
+                    "api_key_env",
+                ],
+                note: "",
+            },
+            Self::Command => Keys {
+                needed: &[("command", "such as [\"python3\", \"score.py\"]")],
+                optional: &["timeout_s"],
+                note: "",
+            },
         }
     }
 
     /// Whether an entry of this kind has a head.
     pub(crate) fn has_head(self) -> bool {
         self.has("head")
+    }
+
+    /// Whether it scores outside of this process.
+    #[must_use]
+    pub fn is_external(self) -> bool {
+        matches!(self, Self::Vlm | Self::Command)
     }
 
     fn has(self, key: &str) -> bool {

@@ -29,6 +29,7 @@
 
 mod config;
 mod error;
+mod external;
 mod files;
 mod image_reward;
 mod inputs;
@@ -47,12 +48,17 @@ pub use config::{
     AlphaName, HpsResizeName, PreprocessName, ScorerConfig, ScorersConfig, TokenizerName,
 };
 pub use error::ScorerError;
+pub use external::{
+    CommandConfig, Comparison, EncodedImage, ExternalScorer, Question, Sending, VlmConfig, VlmRead,
+    Vote, Workplace,
+};
 pub use image_reward::ImageRewardScorer;
 pub use inputs::{PreprocessedImage, TokenizedTexts};
 pub use kind::Kind;
 pub use load::DescribedScorers;
 pub use manifest::{
-    ImageTowerRecord, ScorerRecord, ScorersManifest, TextTowerRecord, WeightsRecord,
+    CommandRecord, ImageTowerRecord, ScorerRecord, ScorersManifest, TextTowerRecord, VlmRecord,
+    WeightsRecord,
 };
 pub use media::decode::{Image, Limits, decode};
 pub use memory::MemoryLimits;

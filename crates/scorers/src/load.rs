@@ -17,11 +17,13 @@ use runkit::files::FileHashes;
 
 use crate::config::{ScorerConfig, ScorersConfig};
 use crate::error::ScorerError;
+use crate::external::script_files;
 use crate::files;
 use crate::image_reward::{self, CaptionIds, ImageRewardScorer};
 use crate::kind::Kind;
 use crate::manifest::{
-    ImageTowerRecord, ScorerRecord, ScorersManifest, TextTowerRecord, WeightsRecord,
+    CommandRecord, ImageTowerRecord, ScorerRecord, ScorersManifest, TextTowerRecord, VlmRecord,
+    WeightsRecord,
 };
 use crate::memory::Limits;
 use crate::model::{Model, Network, find_model, invalid};
@@ -94,9 +96,11 @@ impl DescribedScorers {
         hashes: &mut FileHashes,
     ) -> Result<Self, ScorerError> {
         config.validate()?;
-        files::check(config)?;
+        let mut local = config.clone();
+        local.scorer.retain(|entry| !entry.kind.is_external());
+        files::check(&local)?;
         let mut described = Self {
-            config: config.clone(),
+            config: local,
             compute,
             models: Vec::new(),
             recipes: Vec::new(),
@@ -110,10 +114,17 @@ impl DescribedScorers {
                 device: if compute.device.is_cuda() { "cuda" } else { "cpu" }.to_owned(),
             },
         };
-        for entry in &config.scorer {
+        for entry in &described.config.scorer.clone() {
             described.add(entry)?;
         }
-        described.manifest.scorers = records(&described, hashes)?;
+        let mut local = records(&described, hashes)?.into_iter();
+        for entry in &config.scorer {
+            let record = match entry.kind.is_external() {
+                true => Some(external_record(config, entry, hashes)?),
+                false => local.next(),
+            };
+            described.manifest.scorers.extend(record);
+        }
         Ok(described)
     }
 
@@ -140,6 +151,8 @@ impl DescribedScorers {
             Kind::Aesthetic | Kind::AestheticSiglip => {
                 (None, Some(files::head(&self.config, entry)?))
             }
+            // They have no networks here, and are not in this configuration.
+            Kind::Vlm | Kind::Command => (None, None),
         };
         self.scorers.push(Parts { image_tower, text_tower, head });
         Ok(())
@@ -324,14 +337,14 @@ fn records(
         ScorerRecord {
             name: entry.name.clone(),
             kind: entry.kind.name().to_owned(),
-            image: ImageTowerRecord {
+            image: Some(ImageTowerRecord {
                 weights: of(&model.files),
                 revision: model.revision.clone(),
                 layout: model.network.layout(),
                 preprocess: described.recipes[recipe].name(),
                 embed_dim: Some(model.network.embed_dim()),
                 network: Some(model.network.vision().clone()),
-            },
+            }),
             text: parts.text_tower.map(|tower| {
                 let (model, tokenizer) = described.text_towers[tower];
                 let (model, tokenizer) =
@@ -344,9 +357,39 @@ fn records(
                 }
             }),
             head: parts.head.as_ref().and_then(record),
+            vlm: None,
+            command: None,
         }
     });
     Ok(scorers.collect())
+}
+
+/// The record of a scorer outside of this process, with the checksums of the files that its program
+/// is called with.
+fn external_record(
+    config: &ScorersConfig,
+    entry: &ScorerConfig,
+    hashes: &mut FileHashes,
+) -> Result<ScorerRecord, ScorerError> {
+    let mut command = None;
+    if let Some(program) = entry.program() {
+        let found = script_files(&program, &config.folder);
+        hashes.learn(found.iter().map(|(_, path)| path.as_path()))?;
+        let file = |(name, path): &(String, PathBuf)| {
+            Some(WeightsRecord { file: name.clone(), sha256: hashes.of(path)?.to_owned() })
+        };
+        let files = found.iter().filter_map(file).collect();
+        command = Some(CommandRecord { command: program.command, files });
+    }
+    Ok(ScorerRecord {
+        name: entry.name.clone(),
+        kind: entry.kind.name().to_owned(),
+        image: None,
+        text: None,
+        head: None,
+        vlm: entry.vlm().as_ref().map(VlmRecord::from),
+        command,
+    })
 }
 
 /// The index of `item`, added if it is new.

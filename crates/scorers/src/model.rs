@@ -61,6 +61,7 @@ fn tokenizer_files(kind: Kind) -> &'static [&'static str] {
         Kind::Clip | Kind::Aesthetic => &TOKENIZER_FILES,
         Kind::ImageReward => &image_reward::VOCABULARY_FILES,
         Kind::Siglip | Kind::AestheticSiglip => &SIGLIP_TOKENIZER_FILES,
+        Kind::Vlm | Kind::Command => &[],
     }
 }
 
@@ -70,6 +71,7 @@ pub(crate) fn companions(kind: Kind) -> impl Iterator<Item = &'static str> {
         Kind::Clip | Kind::Aesthetic => &CONFIGURATIONS,
         Kind::Siglip | Kind::AestheticSiglip => &CONFIGURATIONS[..3],
         Kind::ImageReward => &[nn::image_reward::CONFIG_FILE],
+        Kind::Vlm | Kind::Command => &[],
     };
     configurations.iter().chain(tokenizer_files(kind)).copied()
 }
@@ -168,6 +170,10 @@ pub(crate) fn find_model(
             (Network::ImageReward(sizes), Preprocessing::Absent)
         }
         Kind::Siglip | Kind::AestheticSiglip => siglip(entry, &repository)?,
+        Kind::Vlm | Kind::Command => {
+            let problem = format!("kind = \"{}\" has no files", entry.kind.name());
+            return Err(invalid(config, entry, problem));
+        }
     };
     let folder = repository.folder().map(Path::to_path_buf);
     let same =

@@ -268,7 +268,7 @@ impl ScorerSet {
         texts: &Features,
         pairs: &[(usize, usize)],
     ) -> Result<Vec<Vec<Score>>, ScorerError> {
-        if pairs.is_empty() {
+        if pairs.is_empty() || self.scorers.is_empty() {
             return Ok(self.scorers.iter().map(|_| Vec::new()).collect());
         }
         let started = Instant::now();

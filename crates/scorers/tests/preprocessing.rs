@@ -127,7 +127,7 @@ fn the_image_processor_of_processor_config_wins() {
             models.write("clip/processor_config.json", &json!({"image_processor": own}));
         }
         let described = models.describe(&hf_entry("clip", "")).unwrap();
-        described.manifest().scorers[0].image.preprocess.clone()
+        described.manifest().scorers[0].image.as_ref().unwrap().preprocess.clone()
     };
     assert_eq!(
         preprocess(json!({"image_processor": "own"})),
@@ -148,7 +148,7 @@ fn alpha_is_on_white_or_dropped_and_recorded() {
     let (white, drop) = (describe("alpha = \"white\""), describe("alpha = \"drop\""));
     assert_eq!(white.manifest(), describe("").manifest());
     let name = |described: &scorers::DescribedScorers| {
-        described.manifest().scorers[0].image.preprocess.clone()
+        described.manifest().scorers[0].image.as_ref().unwrap().preprocess.clone()
     };
     assert_eq!(name(&white), "hf-bicubic-64-alpha(white)");
     assert_eq!(name(&drop), "hf-bicubic-64-alpha(drop)");

@@ -66,8 +66,8 @@ fn kind(
         // ImageReward's transform is open_clip's.
         (EntryKind::ImageReward, _) => PreprocessName::OpenClip,
         (EntryKind::Siglip | EntryKind::AestheticSiglip, _) => PreprocessName::Hf,
-        // The other kinds name one.
-        (EntryKind::Clip | EntryKind::Aesthetic, name) => name.unwrap_or(PreprocessName::Hf),
+        // The other kinds with a network name one.
+        (_, name) => name.unwrap_or(PreprocessName::Hf),
     };
     let processor = Processor::of(entry.kind);
     let published = match name {
