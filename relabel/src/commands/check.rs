@@ -1,7 +1,7 @@
 //! `relabel check`: everything a long run needs, tried before it.
 
 use std::collections::BTreeMap;
-use std::fmt::Write as _;
+use std::fmt::{self, Write as _};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -11,10 +11,10 @@ use runkit::exit::ExitStatus;
 use runkit::logging::{counted, tenths};
 use runkit::program::JsonFlag;
 use runkit::signals::StopFlag;
-use scorers::{ScorerRecord, ScorersConfig};
+use scorers::ScorerRecord;
 use serde::Serialize;
 
-use crate::score::{self, Config, Rehearsal, Reused, Sharing};
+use crate::score::{self, Config, Rehearsal, Requests, Reused, Sharing};
 
 /// What `relabel check --json` prints.
 #[derive(Serialize)]
@@ -32,6 +32,8 @@ struct Summary<'run> {
     images_per_second: Option<f64>,
     images_left: u64,
     seconds_left: Option<f64>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    requests: Vec<SentTo<'run>>,
     output: &'run Path,
     output_state: &'run str,
     output_bytes: u64,
@@ -74,6 +76,60 @@ impl<'run> Reuse<'run> {
     }
 }
 
+/// What a run would send to a scorer outside of this process.
+#[derive(Serialize)]
+struct SentTo<'run> {
+    scorer: &'run str,
+    /// Requests at most; lines of a program.
+    requests: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    host: Option<&'run str>,
+    images_leave_this_machine: bool,
+    answered: usize,
+    sent: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    max_requests: Option<u64>,
+}
+
+impl<'run> SentTo<'run> {
+    fn new(requests: &'run Requests) -> Self {
+        let sending = &requests.sending;
+        Self {
+            scorer: &requests.scorer,
+            requests: requests.most,
+            host: sending.host.as_deref(),
+            images_leave_this_machine: sending.leaves,
+            answered: sending.answered,
+            sent: sending.sent,
+            max_requests: sending.max_requests,
+        }
+    }
+}
+
+/// "up to 1236 requests to api.example.com, with images that leave this machine".
+impl fmt::Display for SentTo<'_> {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let count = self.requests;
+        match self.host {
+            None => write!(formatter, "{}: up to {count} lines to a program", self.scorer)?,
+            Some(host) => {
+                write!(formatter, "{}: up to {count} requests to {host}", self.scorer)?;
+                formatter.write_str(match self.images_leave_this_machine {
+                    true => ", with images and captions that leave this machine",
+                    false => " on this machine",
+                })?;
+            }
+        }
+        if self.answered > 0 {
+            write!(formatter, "; {} are answered", self.answered)?;
+        }
+        match self.max_requests {
+            Some(most) => write!(formatter, "; max_requests {most}, {} of them sent", self.sent),
+            None => Ok(()),
+        }
+    }
+}
+
 impl<'run> Summary<'run> {
     fn new(config: &'run Config, rehearsal: &'run Rehearsal) -> Self {
         let manifest = &rehearsal.manifest;
@@ -91,6 +147,7 @@ impl<'run> Summary<'run> {
             images_per_second: rehearsal.images_per_second,
             images_left: rehearsal.images_left,
             seconds_left: rehearsal.seconds_left(),
+            requests: rehearsal.requests.iter().map(SentTo::new).collect(),
             output: &config.out,
             output_state: &rehearsal.output,
             output_bytes: rehearsal.needs().first().map_or(0, |need| need.bytes),
@@ -134,27 +191,12 @@ fn describe(config: &Config, rehearsal: &Rehearsal) -> Result<String> {
         positions / rehearsal.images.max(1) as f64
     );
     let _ = writeln!(text, "captions   {} distinct", rehearsal.captions);
-    for (entry, record) in
-        ScorersConfig::read(&config.scorers)?.scorer.iter().zip(&manifest.scorers.scorers)
-    {
-        let weights: Vec<String> = record
-            .image
-            .weights
-            .iter()
-            .chain(&record.head)
-            .map(|weights| {
-                format!("{} {}", weights.file, weights.sha256.get(..12).unwrap_or_default())
-            })
-            .collect();
-        let _ = writeln!(
-            text,
-            "scorer     {}: {} {}, {}, {}",
-            entry.name,
-            record.kind,
-            record.image.layout,
-            record.image.preprocess,
-            weights.join(", ")
-        );
+    for record in &manifest.scorers.scorers {
+        let files = record
+            .files()
+            .map(|file| format!(", {} {}", file.file, file.sha256.get(..12).unwrap_or_default()));
+        let files: String = files.collect();
+        let _ = writeln!(text, "scorer     {}: {}{files}", record.name, record.description());
     }
     let _ = writeln!(
         text,
@@ -185,6 +227,9 @@ fn describe(config: &Config, rehearsal: &Rehearsal) -> Result<String> {
             };
             let _ = writeln!(text, "reuse      {what}");
         }
+    }
+    for requests in &rehearsal.requests {
+        let _ = writeln!(text, "sends      {}", SentTo::new(requests));
     }
     for need in rehearsal.needs() {
         let of = need.of.replace("{}", &HumanBytes(need.bytes).to_string());

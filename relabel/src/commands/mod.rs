@@ -87,7 +87,7 @@ fn prepare_voting(arguments: &VotingArguments) -> Result<()> {
 #[derive(Serialize)]
 struct Summary<'run> {
     /// "complete", or "shard_complete" while units of other processes are missing or another one
-    /// writes the labels file.
+    /// writes the labels file, or "out_of_requests" if the budget of a scorer is spent.
     state: &'static str,
     labels: &'run Path,
     /// Units of other processes that are missing.
@@ -123,6 +123,19 @@ fn score(arguments: &ScoreArguments) -> Result<ExitStatus> {
             let (state, missing_units) = ("shard_complete", Some(missing));
             arguments.json.say(text, &Summary { state, labels, missing_units, report: None })?;
             Ok(ExitStatus::Done)
+        }
+        score::End::OutOfRequests(spent) => {
+            tracing::warn!("{spent}");
+            let (state, labels) = ("out_of_requests", config.out.as_path());
+            let text = || {
+                format!(
+                    "stopped before the labels: the requests of max_requests are sent\nwork: {}\n",
+                    config.work_folder().display()
+                )
+            };
+            let summary = Summary { state, labels, missing_units: None, report: None };
+            arguments.json.say(text, &summary)?;
+            Ok(ExitStatus::TooManyFailedRows)
         }
         // The rank that completed the labels prints their summary.
         score::End::DoneElsewhere if matches!(config.sharing, Sharing::Rank(_)) => {

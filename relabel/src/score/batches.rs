@@ -25,6 +25,7 @@ use schemas::labels::Status;
 use schemas::pairs::{PairFile, PairRows};
 use scorers::{ImagePreprocessor, PreprocessedImage};
 
+use super::external::{PairImages, Wants};
 use super::plan::{Digest, NO_INDEX, Plan, Unit, digest};
 
 /// Rows read from Parquet at a time: with 2 images of some 150 kB each, about 10 MB.
@@ -50,6 +51,8 @@ pub(crate) struct Batch {
     pub(crate) slots: Vec<(u64, Occurrence)>,
     /// The images to score.
     pub(crate) images: Vec<Chosen>,
+    /// The images of the rows that were read since the last batch, if scorers compare them.
+    pub(crate) pairs: Vec<PairImages>,
     /// Owners among the slots, for the progress.
     pub(crate) owners: u64,
 }
@@ -77,6 +80,8 @@ pub(crate) struct Chosen {
     pub(crate) content: Digest,
     /// What is scored of it: indices of pairs.
     pub(crate) image_captions: Vec<u32>,
+    /// Its bytes, if external scorers want them.
+    pub(crate) bytes: Option<Bytes>,
     /// Its pixels, or why it has no pixels.
     pub(crate) pixels: std::result::Result<PreprocessedImage, (Status, String)>,
 }
@@ -98,6 +103,7 @@ pub(crate) struct Waiting {
 pub(crate) struct Source<'run> {
     pub(crate) plan: &'run Plan,
     pub(crate) batch_size: usize,
+    pub(crate) wants: Wants,
     pub(crate) stop: &'run StopFlag,
 }
 
@@ -131,6 +137,9 @@ pub(crate) struct Batches<'run> {
     seen: Seen,
     waiting: VecDeque<Waiting>,
     slots: Vec<(u64, Occurrence)>,
+    /// The images of rows that are not handed on yet, if scorers compare them.
+    pairs: Vec<PairImages>,
+    wants_pairs: bool,
     owners: u64,
 }
 
@@ -138,6 +147,7 @@ pub(crate) struct Batches<'run> {
 pub(crate) struct Decoder {
     preprocessor: ImagePreprocessor,
     limits: Limits,
+    keeps_bytes: bool,
 }
 
 /// The bytes that were chosen in a unit.
@@ -185,7 +195,7 @@ impl<'run> Batches<'run> {
         choice: Choice,
         file: &mut OpenFile,
     ) -> Result<Self> {
-        let Source { plan, batch_size, stop } = source;
+        let Source { plan, batch_size, wants, stop } = source;
         let unit = &plan.units[unit];
         let (row, end) = match &choice {
             Choice::First => (unit.slots().start / 2, unit.slots().end / 2),
@@ -197,6 +207,7 @@ impl<'run> Batches<'run> {
         };
         let before = plan.files[unit.file].first_row;
         let rows = i64::try_from(row - before)?..i64::try_from(end - before)?;
+        let wants_pairs = wants.pairs && matches!(choice, Choice::First);
         Ok(Self {
             plan,
             unit,
@@ -209,13 +220,20 @@ impl<'run> Batches<'run> {
             seen: Seen::default(),
             waiting: VecDeque::new(),
             slots: Vec::new(),
+            pairs: Vec::new(),
+            wants_pairs,
             owners: 0,
         })
     }
 
+    /// Whether what was read is handed on although there is no batch of images.
+    fn is_full(&self) -> bool {
+        self.slots.len() >= SLOTS_TOGETHER || self.pairs.len() >= ROWS_PER_READ
+    }
+
     /// Reads on until there is enough for a batch, or slots enough to hand on. `None` at the end.
     fn take(&mut self) -> Result<Option<Encoded>> {
-        while self.waiting.len() < self.batch_size && self.slots.len() < SLOTS_TOGETHER {
+        while self.waiting.len() < self.batch_size && !self.is_full() {
             if self.row >= self.end || self.stop.requested().is_some() {
                 break;
             }
@@ -234,7 +252,7 @@ impl<'run> Batches<'run> {
         }
         let ready = match self.waiting.len() {
             enough if enough >= self.batch_size => self.batch_size,
-            _ if self.slots.len() >= SLOTS_TOGETHER => 0,
+            _ if self.is_full() => 0,
             rest => rest,
         };
         let waiting: Vec<Waiting> = self.waiting.drain(..ready).collect();
@@ -242,8 +260,8 @@ impl<'run> Batches<'run> {
             return Ok(None);
         }
         let slots = std::mem::take(&mut self.slots);
-        let owners = std::mem::take(&mut self.owners);
-        Ok(Some((Batch { slots, images: Vec::new(), owners }, waiting)))
+        let (owners, pairs) = (std::mem::take(&mut self.owners), std::mem::take(&mut self.pairs));
+        Ok(Some((Batch { slots, images: Vec::new(), pairs, owners }, waiting)))
     }
 
     /// Hashes images on all threads, then chooses what to score of them, in order.
@@ -258,7 +276,22 @@ impl<'run> Batches<'run> {
                 (slot, owner, bytes.zip(content), why)
             })
             .collect();
+        // The first image of a row, until the second one comes.
+        let mut first: Option<(u64, Bytes)> = None;
         for (slot, owner, found, why) in images {
+            if self.wants_pairs
+                && let Some((bytes, _)) = &found
+            {
+                match first.take() {
+                    Some((other, image)) if other + 1 == slot && slot % 2 == 1 => {
+                        if let Some(caption) = self.plan.caption_at(slot) {
+                            let images = [image, bytes.clone()];
+                            self.pairs.push(PairImages { row: slot / 2, images, caption });
+                        }
+                    }
+                    _ => first = Some((slot, bytes.clone())),
+                }
+            }
             let Some((bytes, content)) = found else {
                 self.add_slot(slot, owner, why.map_or(Occurrence::Null, Occurrence::Absent));
                 continue;
@@ -285,8 +318,8 @@ impl<'run> Batches<'run> {
 }
 
 impl Decoder {
-    pub(crate) fn new(preprocessor: ImagePreprocessor) -> Self {
-        Self { preprocessor, limits: Limits::default() }
+    pub(crate) fn new(preprocessor: ImagePreprocessor, wants: Wants) -> Self {
+        Self { preprocessor, limits: Limits::default(), keeps_bytes: wants.images }
     }
 
     /// Decodes what a batch waits for, on all threads.
@@ -297,7 +330,9 @@ impl Decoder {
 
     fn decode_one(&self, waiting: Waiting) -> Chosen {
         let Waiting { slot, content, image_captions, bytes } = waiting;
-        Chosen { slot, content, image_captions, pixels: self.pixels(&bytes) }
+        let pixels = self.pixels(&bytes);
+        let bytes = Some(bytes).filter(|_| self.keeps_bytes);
+        Chosen { slot, content, image_captions, bytes, pixels }
     }
 
     fn pixels(&self, bytes: &[u8]) -> std::result::Result<PreprocessedImage, (Status, String)> {

@@ -103,14 +103,11 @@ impl Run<'_> {
     /// The scores of all parts, and those that are taken over. Only all of them together show which
     /// images were scored nowhere, and which scores the earlier run lacks; those are scored first.
     fn scores(&self, mut networks: Networks) -> Result<Scores> {
-        let scorers = &self.manifest.scorers.scorers;
-        let reads_captions: Vec<bool> =
-            scorers.iter().map(|scorer| scorer.text.is_some()).collect();
         let parts = Parts {
             plan: &self.plan,
             units: &self.unit_keys,
             scorers: &self.scorer_keys,
-            reads_captions: &reads_captions,
+            records: &self.manifest.scorers.scorers,
             folder: &self.parts,
             reuse: self.reuse.as_ref(),
         };
@@ -156,7 +153,7 @@ impl Run<'_> {
         networks: &mut Networks,
     ) -> Result<()> {
         let progress = Progress::new("scoring the rest", "images", images_in(&slots));
-        let loaded = networks.load(self, scorers)?;
+        let (loaded, externals) = networks.ready(self, scorers)?;
         let wanted: Vec<ScorerKey> = self
             .scorer_keys
             .iter()
@@ -174,7 +171,7 @@ impl Run<'_> {
                 key,
             })
         });
-        self.score_tasks(&loaded.set, self.captions(loaded)?, tasks, &progress)?;
+        self.score_tasks(loaded, externals, self.captions(loaded)?, tasks, &progress)?;
         progress.finish();
         Ok(())
     }

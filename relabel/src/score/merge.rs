@@ -37,11 +37,20 @@ fn decider(plan: &Plan, scores: &Scores, manifest: &Manifest) -> Decider {
         for number in 0..plan.pairs() {
             row.fill([None; 2]);
             votes.fill(None);
+            let mut has_scores = true;
             for position in [0, 1] {
-                if let Some(Held::Scores(found)) = scores.at(plan, 2 * number + position as u64) {
-                    for (scorer, row) in row.iter_mut().enumerate() {
-                        row[position] = found.of(scorer).ok();
-                    }
+                let found = scores.at(plan, 2 * number + position as u64);
+                let Some(Held::Scores(found)) = found else {
+                    has_scores = false;
+                    continue;
+                };
+                for (scorer, row) in row.iter_mut().enumerate() {
+                    row[position] = found.of(scorer).ok().filter(|_| !scores.compares(scorer));
+                }
+            }
+            for (scorer, vote) in votes.iter_mut().enumerate() {
+                if has_scores && scores.compares(scorer) {
+                    *vote = scores.vote(number, scorer).ok();
                 }
             }
             cast(&row, &mut votes);
@@ -129,7 +138,8 @@ impl<'run> Merge<'run> {
                 None => continue,
                 Some(Held::Scores(found)) => {
                     for (scorer, scores) in label.scores.iter_mut().enumerate() {
-                        scores[position] = found.of(scorer).ok();
+                        let score = found.of(scorer).ok();
+                        scores[position] = score.filter(|_| !self.scores.compares(scorer));
                     }
                     continue;
                 }
@@ -143,7 +153,9 @@ impl<'run> Merge<'run> {
             problem.get_or_insert((found.0, format!("image_{position}: {}", found.1)));
         }
         if problem.is_none() {
-            problem = self.failures(slot, &mut label.scores).map(|error| (Status::Partial, error));
+            problem = self
+                .failures(slot, &mut label.scores, &mut label.votes)
+                .map(|error| (Status::Partial, error));
         }
         cast(&label.scores, &mut label.votes);
         let decision = self.decider.decide(&label.scores, &label.votes, label.human_label_0);
@@ -157,17 +169,33 @@ impl<'run> Merge<'run> {
     }
 
     /// Which scorers failed at which image and why, in a sentence; `None` if none did. A scorer that
-    /// failed at one of the images loses its score of the other, which decides nothing.
-    fn failures(&self, slot: u64, scores: &mut [[Option<f32>; 2]]) -> Option<String> {
+    /// failed at one of the images loses its score of the other, which decides nothing. Takes the
+    /// votes of scorers that compare the images.
+    fn failures(
+        &self,
+        slot: u64,
+        scores: &mut [[Option<f32>; 2]],
+        votes: &mut [Option<i8>],
+    ) -> Option<String> {
         let mut sentences = Vec::new();
         for position in [0, 1] {
             let Some(Held::Scores(found)) = self.scores.at(self.plan, slot + position) else {
                 continue;
             };
             for (scorer, (name, scores)) in self.scorers.iter().zip(&mut *scores).enumerate() {
-                if let Err(reason) = found.of(scorer) {
+                if !self.scores.compares(scorer)
+                    && let Err(reason) = found.of(scorer)
+                {
                     *scores = [None; 2];
                     sentences.push(format!("image_{position}: scorer `{name}` {reason}"));
+                }
+            }
+        }
+        for (scorer, (name, vote)) in self.scorers.iter().zip(votes).enumerate() {
+            if self.scores.compares(scorer) {
+                match self.scores.vote(slot / 2, scorer) {
+                    Ok(found) => *vote = Some(found),
+                    Err(reason) => sentences.push(format!("scorer `{name}` {reason}")),
                 }
             }
         }

@@ -9,6 +9,7 @@
 mod batches;
 mod captions;
 mod elsewhere;
+mod external;
 mod finish;
 mod manifest;
 mod merge;
@@ -33,7 +34,7 @@ use runkit::logging::counted;
 use runkit::signals::StopFlag;
 use schemas::layouts::Layout;
 use schemas::pairs::{InputFile, discover_as};
-use scorers::{Compute, DescribedScorers, ScorersConfig, ScorersManifest};
+use scorers::{Compute, DescribedScorers, ScorerError, ScorersConfig, ScorersManifest};
 
 pub use self::captions::CaptionText;
 pub use self::manifest::{KEY_MEMORY, Manifest};
@@ -42,7 +43,7 @@ use self::output::{Found, Output};
 pub(crate) use self::output::{labels_output, manifest_of_labels};
 use self::part::ScorerKey;
 use self::plan::{Plan, PlanOptions};
-pub use self::rehearsal::{Need, Rehearsal, rehearse};
+pub use self::rehearsal::{Need, Rehearsal, Requests, rehearse};
 use self::reuse::Reuse;
 pub use self::reuse::Reused;
 pub use self::room::Room;
@@ -103,6 +104,9 @@ pub enum End {
     DoneElsewhere,
     /// The labels file is complete.
     Done,
+    /// The budget of a scorer outside of the process is spent; what there is stays in the work
+    /// folder.
+    OutOfRequests(ScorerError),
     /// What this process does is complete; the labels file is not.
     ShareDone {
         /// Units of other processes that are missing.
@@ -123,7 +127,7 @@ pub fn run(config: &Config, stop: &StopFlag) -> Result<End> {
     output.refuse_foreign(&inputs)?;
     let _lock = output.lock()?;
     let member = Member::join(&config.sharing, stop)?;
-    member.work(|| {
+    let end = member.work(|| {
         if member.wait_for_first()? == Says::Complete {
             return Ok(End::DoneElsewhere);
         }
@@ -134,6 +138,11 @@ pub fn run(config: &Config, stop: &StopFlag) -> Result<End> {
         member.tell_others(says)?;
         drop(turn);
         finish(opened, &member)
+    });
+    end.or_else(|error| match error.downcast::<ScorerError>() {
+        Ok(spent @ ScorerError::OutOfRequests { .. }) => Ok(End::OutOfRequests(spent)),
+        Ok(error) => Err(error.into()),
+        Err(error) => Err(error),
     })
 }
 
@@ -315,6 +324,7 @@ impl<'run> Run<'run> {
         // trace.
         let mut to_score = todo.units.iter().map(|&unit| run.group_of(unit));
         if let Some(group) = to_score.find(|group| !group.is_read_alone()) {
+            external::rehearse(&run)?;
             networks.load(&run, &group.scorers.clone())?;
         }
         let new_plan = is_new.then_some((&run.plan, options));

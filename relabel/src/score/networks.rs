@@ -10,19 +10,23 @@ use scorers::{DescribedScorers, ScorerSet};
 use super::Run;
 use super::batches::Source;
 use super::captions::{CaptionFeatures, Groups, SharedFeatures};
+use super::external::{Externals, Wants};
 use super::pipeline::{self, Scoring, Task};
 use super::sharing::Member;
 use super::todo::{Todo, dealt};
 
-/// The scorers that are loaded, if some are.
+/// The scorers that are loaded, if some are, and those outside of the process, once one is asked.
 #[derive(Default)]
-pub(super) struct Networks(Option<Loaded>);
+pub(super) struct Networks {
+    loaded: Option<Loaded>,
+    externals: Option<Externals>,
+}
 
 /// Some scorers of a run.
 pub(super) struct Loaded {
     pub(super) set: ScorerSet,
-    /// Of each scorer of the run whether it is one of them.
-    scorers: Vec<bool>,
+    /// Of each scorer of the run whether it is one of them, or one outside that is asked with them.
+    pub(super) scorers: Vec<bool>,
     /// Numbers per caption of each text tower.
     text_widths: Vec<usize>,
 }
@@ -30,11 +34,30 @@ pub(super) struct Loaded {
 impl Networks {
     /// These scorers, in the place of others.
     pub(super) fn load(&mut self, run: &Run<'_>, scorers: &[bool]) -> Result<&Loaded> {
-        let loaded = match self.0.take().filter(|loaded| loaded.scorers == scorers) {
+        let loaded = match self.loaded.take().filter(|loaded| loaded.scorers == scorers) {
             Some(loaded) => loaded,
             None => run.load(scorers)?,
         };
-        Ok(self.0.insert(loaded))
+        Ok(self.loaded.insert(loaded))
+    }
+
+    /// These scorers, and those outside of the process, which are opened once. The work folder must
+    /// be there.
+    pub(super) fn ready(
+        &mut self,
+        run: &Run<'_>,
+        scorers: &[bool],
+    ) -> Result<(&Loaded, &mut Externals)> {
+        let externals = match self.externals.take() {
+            Some(externals) => externals,
+            None => Externals::open(run)?,
+        };
+        let externals = self.externals.insert(externals);
+        let loaded = match self.loaded.take().filter(|loaded| loaded.scorers == scorers) {
+            Some(loaded) => loaded,
+            None => run.load(scorers)?,
+        };
+        Ok((self.loaded.insert(loaded), externals))
     }
 }
 
@@ -49,15 +72,16 @@ impl Run<'_> {
         let text_widths = described.text_widths();
         let set = described.load()?;
         self.stop.check()?;
+        let names: Vec<&str> = wanted.scorer.iter().map(|entry| entry.name.as_str()).collect();
         tracing::info!(
             pairs = self.plan.pairs(),
             images = self.plan.images(),
             captions = self.plan.captions.len(),
-            scorers = set.names().join(","),
+            scorers = %names.join(","),
             dtype = %set.manifest().dtype,
             loading_seconds = tenths(loading.elapsed()),
             "Loaded {} in {:.1} s",
-            counted(set.names().len() as u64, "scorers"),
+            counted(names.len() as u64, "scorers"),
             loading.elapsed().as_secs_f64()
         );
         Ok(Loaded { set, scorers: scorers.to_vec(), text_widths })
@@ -79,11 +103,11 @@ impl Run<'_> {
             let units = todo.units.iter().filter(|&&unit| self.group_of(unit) == group).count();
             let progress = Progress::new("reading", "units", units as u64);
             let tasks = self.tasks(number, todo, member, &progress);
-            pipeline::read_alone(self.source(), tasks, &progress)?;
+            pipeline::read_alone(self.source(Wants::default()), tasks, &progress)?;
             progress.finish();
             return Ok(());
         }
-        let loaded = networks.load(self, &group.scorers)?;
+        let (loaded, externals) = networks.ready(self, &group.scorers)?;
         let progress = Progress::new("scoring", "images", todo.images);
         progress.already_done(todo.images_done);
         let mut captions = self.captions(loaded)?;
@@ -93,13 +117,14 @@ impl Run<'_> {
             captions.encode_dealt(dealt, member.has_store())?;
         }
         let tasks = self.tasks(number, todo, member, &progress);
-        self.score_tasks(&loaded.set, captions, tasks, &progress)?;
+        self.score_tasks(loaded, externals, captions, tasks, &progress)?;
         progress.finish();
         Ok(())
     }
 
-    fn source(&self) -> Source<'_> {
-        Source { plan: &self.plan, batch_size: self.config.batch_size, stop: self.stop }
+    fn source(&self, wants: Wants) -> Source<'_> {
+        let batch_size = self.config.batch_size;
+        Source { plan: &self.plan, batch_size, wants, stop: self.stop }
     }
 
     pub(super) fn captions<'set>(
@@ -121,13 +146,17 @@ impl Run<'_> {
 
     pub(super) fn score_tasks(
         &self,
-        set: &ScorerSet,
+        loaded: &Loaded,
+        externals: &mut Externals,
         mut captions: CaptionFeatures<'_>,
         tasks: impl Iterator<Item = Result<Task>> + Send,
         progress: &Progress,
     ) -> Result<()> {
         let started = Instant::now();
-        let mut scoring = Scoring { source: self.source(), set, progress, failed_images: 0 };
+        let Loaded { set, scorers, .. } = loaded;
+        let source = self.source(externals.wants(scorers));
+        let mut scoring =
+            Scoring { source, set, externals, wanted: scorers, progress, failed_images: 0 };
         pipeline::score(&mut scoring, &mut captions, tasks)?;
         tracing::debug!(captions = captions.encoded(), "captions were encoded here");
         // On a GPU the networks run beside the host, whose time says nothing about them.

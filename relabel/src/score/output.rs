@@ -151,6 +151,16 @@ impl<'run> Output<'run> {
         self.work.path().join("captions")
     }
 
+    /// The folder of the answers of external scorers.
+    pub(super) fn answers(&self) -> PathBuf {
+        self.work.path().join("answers")
+    }
+
+    /// The folder of images for programs that read files.
+    pub(super) fn images(&self) -> PathBuf {
+        self.work.path().join("images")
+    }
+
     /// The plan.
     fn plan(&self) -> PathBuf {
         self.work.path().join("plan")
@@ -403,6 +413,11 @@ impl<'run> Output<'run> {
         if self.config.sharing.is_alone() {
             for folder in [self.parts(), self.captions()] {
                 runkit::files::remove_stale_temporaries(folder)?;
+            }
+            // Images that a killed process left for its program.
+            let images = self.images();
+            for name in runkit::run_folder::names_in(&images, |name| name.starts_with("image-"))? {
+                runkit::run_folder::remove_file(&images.join(name))?;
             }
         }
         if self.read_hashes() != *hashes {

@@ -13,14 +13,15 @@ use anyhow::{Context as _, Result};
 use runkit::prefetch::prefetch;
 use runkit::progress::Progress;
 use schemas::labels::Status;
-use scorers::{PreprocessedImage, Score, ScorerSet};
+use scorers::{EncodedImage, PreprocessedImage, Score, ScorerSet};
 
 use super::batches::{
     Batch, Batches, Choice, Chosen, Decoder, Encoded, Occurrence, OpenFile, Source,
 };
 use super::captions::CaptionFeatures;
+use super::external::{Externals, PairImages, Wants};
 use super::part::{Found, PartKey, PartRow, PartWriter};
-use super::plan::Plan;
+use super::plan::{Digest, Plan};
 
 /// Batches that are read for a GPU before they are decoded.
 const BATCHES_READ: usize = 2;
@@ -105,6 +106,9 @@ impl<T: Iterator<Item = Result<Task>>> Iterator for Reader<'_, T> {
 pub(crate) struct Scoring<'run> {
     pub(crate) source: Source<'run>,
     pub(crate) set: &'run ScorerSet,
+    pub(crate) externals: &'run mut Externals,
+    /// Of each scorer of the run whether it is wanted.
+    pub(crate) wanted: &'run [bool],
     pub(crate) progress: &'run Progress,
     /// Images that could not be scored by every scorer, so far.
     pub(crate) failed_images: u64,
@@ -121,7 +125,7 @@ pub(crate) fn score(
         true => (BATCHES_READ, BATCHES_DECODED),
         false => (0, 0),
     };
-    let decoder = Decoder::new(scoring.set.image_preprocessor());
+    let decoder = Decoder::new(scoring.set.image_preprocessor(), source.wants);
     let reader = Reader {
         source,
         tasks,
@@ -156,17 +160,26 @@ pub(crate) fn score(
         prefetch(reader, read, |steps| {
             prefetch(steps.map(decode), decoded, |steps| {
                 let mut open: Option<(usize, PartWriter)> = None;
+                // Batches that wait until there are questions enough for external scorers.
+                let mut waiting: Vec<LocalBatch> = Vec::new();
+                let together = scoring.externals.together(scoring.wanted);
                 for step in steps {
                     match (step?, &mut open) {
                         (Step::Begin { unit, path, key }, _) => {
                             open = Some((unit, PartWriter::create(&path, &key)?));
                         }
                         (Step::Batch(batch), Some((unit, part))) => {
-                            score_batch(scoring, captions, batch, *unit, part)?;
+                            waiting.push(score_locally(scoring, captions, batch)?);
+                            let questions: usize = waiting.iter().map(LocalBatch::questions).sum();
+                            if questions >= together {
+                                score_outside(scoring, std::mem::take(&mut waiting), *unit, part)?;
+                            }
                             source.stop.check()?;
                         }
                         (Step::End, part) => {
-                            if let Some((unit, part)) = part.take() {
+                            if let Some((unit, mut part)) = part.take() {
+                                let waiting = std::mem::take(&mut waiting);
+                                score_outside(scoring, waiting, unit, &mut part)?;
                                 finish(part)?;
                                 tracing::debug!(unit, "unit scored");
                             }
@@ -251,7 +264,10 @@ pub(crate) fn rate(
     set: &ScorerSet,
     captions: &mut CaptionFeatures<'_>,
 ) -> Result<Option<f64>> {
-    let decoder = Decoder::new(set.image_preprocessor());
+    if set.scorers().is_empty() {
+        return Ok(None);
+    }
+    let decoder = Decoder::new(set.image_preprocessor(), Wants::default());
     let mut rate = None;
     for _ in 0..2 {
         let started = Instant::now();
@@ -318,33 +334,114 @@ impl<'batch> DecodedBatch<'batch> {
     }
 }
 
-fn score_batch(
-    scoring: &mut Scoring<'_>,
+/// A batch with the scores of the networks, without its pixels.
+struct LocalBatch {
+    slots: Vec<(u64, Occurrence)>,
+    images: Vec<LocalImage>,
+    pairs: Vec<PairImages>,
+    owners: u64,
+}
+
+/// An image with the scores of the networks.
+struct LocalImage {
+    slot: u64,
+    content: Digest,
+    /// For external scorers.
+    encoded: Option<EncodedImage>,
+    on_white: bool,
+    /// The captions with their scores, or why the image has no scores.
+    scored: std::result::Result<Vec<(u32, Vec<Score>)>, (Status, String)>,
+}
+
+impl LocalBatch {
+    /// How many questions it has for an external scorer.
+    fn questions(&self) -> usize {
+        let of = |image: &LocalImage| image.scored.as_ref().map_or(0, Vec::len);
+        self.images.iter().map(of).sum::<usize>().max(self.pairs.len())
+    }
+}
+
+/// Scores a batch with the networks of this process.
+fn score_locally(
+    scoring: &Scoring<'_>,
     captions: &mut CaptionFeatures<'_>,
     batch: Batch,
+) -> Result<LocalBatch> {
+    let plan = scoring.source.plan;
+    let decoded = DecodedBatch::of(plan, &batch.images);
+    let mut scores = decoded.scores(scoring.set, captions)?.into_iter();
+    let images = batch.images.into_iter().map(|chosen| LocalImage {
+        slot: chosen.slot,
+        content: chosen.content,
+        encoded: chosen.bytes.map(EncodedImage::new),
+        on_white: chosen.pixels.as_ref().is_ok_and(PreprocessedImage::on_white),
+        scored: chosen.pixels.map(|_| {
+            let captions = captions_of(plan, &chosen.image_captions);
+            captions.map(|caption| (caption, scores.next().unwrap_or_default())).collect()
+        }),
+    });
+    let images = images.collect();
+    Ok(LocalBatch { slots: batch.slots, images, pairs: batch.pairs, owners: batch.owners })
+}
+
+/// Asks external scorers what batches want of them, and writes the batches.
+fn score_outside(
+    scoring: &mut Scoring<'_>,
+    mut batches: Vec<LocalBatch>,
+    unit: usize,
+    part: &mut PartWriter,
+) -> Result<()> {
+    let (plan, wanted) = (scoring.source.plan, scoring.wanted);
+    let (mut questions, mut local) = (Vec::new(), Vec::new());
+    for image in batches.iter_mut().flat_map(|batch| &mut batch.images) {
+        if let (Some(encoded), Ok(scored)) = (&image.encoded, &mut image.scored) {
+            for (caption, scores) in scored {
+                questions.push((encoded, *caption));
+                local.push(std::mem::take(scores));
+            }
+        }
+    }
+    let mut scores = scoring.externals.score(plan, wanted, &questions, local)?.into_iter();
+    let mut votes = Vec::new();
+    for batch in &batches {
+        votes.push(scoring.externals.compare(plan, wanted, &batch.pairs)?);
+    }
+    for (batch, votes) in batches.into_iter().zip(votes) {
+        write_batch(scoring, batch, votes, &mut scores, unit, part)?;
+    }
+    Ok(())
+}
+
+/// Writes a batch. `all` are the scores of all columns, if external scorers have some of them.
+fn write_batch(
+    scoring: &mut Scoring<'_>,
+    batch: LocalBatch,
+    votes: Vec<Vec<Score>>,
+    all: &mut impl Iterator<Item = Vec<Score>>,
     unit: usize,
     part: &mut PartWriter,
 ) -> Result<()> {
     let first_slot = scoring.source.plan.units[unit].slots().start;
-    let decoded = DecodedBatch::of(scoring.source.plan, &batch.images);
-    let mut scores = decoded.scores(scoring.set, captions)?.into_iter();
     write_slots(batch.slots, first_slot, part)?;
-    for chosen in batch.images {
-        let row = |found| PartRow {
-            slot: chosen.slot - first_slot,
-            content: Some(chosen.content),
-            found,
-        };
+    for (pair, votes) in batch.pairs.into_iter().zip(votes) {
+        let slot = 2 * pair.row - first_slot;
+        part.write(PartRow { slot, content: None, found: Found::Votes(votes) })?;
+    }
+    for image in batch.images {
+        let row =
+            |found| PartRow { slot: image.slot - first_slot, content: Some(image.content), found };
         let mut failed = false;
-        match chosen.pixels {
+        match image.scored {
             Err((status, error)) => {
                 failed = true;
                 part.write(row(Found::Failure { status, error }))?;
             }
-            Ok(image) => {
-                part.note.on_white += u64::from(image.on_white());
-                for caption in captions_of(scoring.source.plan, &chosen.image_captions) {
-                    let scores = scores.next().unwrap_or_default();
+            Ok(scored) => {
+                part.note.on_white += u64::from(image.on_white);
+                for (caption, mut scores) in scored {
+                    if image.encoded.is_some() {
+                        scores = all.next().unwrap_or_default();
+                    }
                     failed |= scores.iter().any(Result::is_err);
                     part.write(row(Found::Scores { caption, scores }))?;
                 }

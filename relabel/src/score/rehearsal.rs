@@ -6,10 +6,11 @@ use std::time::Instant;
 use anyhow::Result;
 use runkit::signals::StopFlag;
 use schemas::pairs::InputFile;
-use scorers::{DescribedScorers, ScorersConfig};
+use scorers::{DescribedScorers, ScorersConfig, Sending};
 
 use super::batches::Source;
 use super::captions::CaptionFeatures;
+use super::external::{self, Wants};
 use super::networks::Loaded;
 use super::output::{Output, folder_of};
 use super::plan::{Plan, PlanOptions};
@@ -32,6 +33,8 @@ pub struct Rehearsal {
     pub images_per_second: Option<f64>,
     /// Distinct images that this process has still to score.
     pub images_left: u64,
+    /// What it would send to scorers outside of this process.
+    pub requests: Vec<Requests>,
     /// What it takes on the disk.
     pub room: Room,
     /// The folder where the output goes; `None` if that is at an address.
@@ -52,6 +55,17 @@ pub struct Rehearsal {
     pub reused: Option<Reused>,
     /// The units of the run.
     pub units: usize,
+}
+
+/// What a run would send to an external scorer.
+#[derive(Debug)]
+pub struct Requests {
+    /// The scorer.
+    pub scorer: String,
+    /// Requests or lines at most, without further attempts and without those that have answers.
+    pub most: u64,
+    /// Where they go, and what is there already.
+    pub sending: Sending,
 }
 
 /// What a run takes in a folder.
@@ -177,9 +191,11 @@ pub fn rehearse(config: &Config, stop: &StopFlag) -> Result<Rehearsal> {
     };
     let room = Room::of(plan, todo.units.iter().copied(), &widths, scorers.scorer.len());
     let mut captions = CaptionFeatures::new(plan, &set, &scratch, None, stop)?;
-    let source = Source { plan, batch_size: config.batch_size, stop };
+    let (batch_size, wants) = (config.batch_size, Wants::default());
+    let source = Source { plan, batch_size, wants, stop };
     let images_per_second = pipeline::rate(source, &set, &mut captions)?;
     drop(captions);
+    let requests = if complete { Vec::new() } else { external::rehearse(&run)? };
     let bytes = inputs.iter().map(InputFile::bytes);
     let input_bytes = bytes.sum::<std::result::Result<u64, _>>()?;
     let work = config.folder_of_work();
@@ -195,6 +211,7 @@ pub fn rehearse(config: &Config, stop: &StopFlag) -> Result<Rehearsal> {
         captions: plan.captions.len(),
         loading,
         images_per_second,
+        requests,
         free_bytes,
         free_work_bytes: runkit::files::free_space(&work)?,
         out,

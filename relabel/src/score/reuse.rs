@@ -206,6 +206,44 @@ impl Reuse {
         }
     }
 
+    /// Calls `each` with every row and each of `scorers` (with their names) whose votes are taken
+    /// over, and its vote there, or why it has none.
+    pub(super) fn for_each_vote(
+        &self,
+        scorers: &[(usize, &str)],
+        mut each: impl FnMut(u64, usize, std::result::Result<i8, String>) -> Result<()>,
+    ) -> Result<()> {
+        let path = locations::shown(self.labels.path());
+        let taken: Vec<(usize, &str, usize)> = scorers
+            .iter()
+            .filter_map(|&(scorer, name)| {
+                let column = *self.scorers.get(scorer)?.as_ref().ok()?;
+                Some((scorer, name, column))
+            })
+            .collect();
+        let mut number = 0;
+        for batch in self.labels.batches()? {
+            let batch = batch.with_context(|| format!("reading {}", path.display()))?;
+            for row in 0..batch.num_rows() {
+                for &(scorer, name, column) in &taken {
+                    let votes = batch.votes(column);
+                    let errors = batch.error();
+                    let vote = match votes.is_valid(row) {
+                        true => Ok(votes.value(row)),
+                        false => {
+                            let error = errors.is_valid(row).then(|| errors.value(row));
+                            let reason = error.and_then(|error| reason_in(error, name));
+                            Err(reason.unwrap_or_else(|| "gave no vote".to_owned()))
+                        }
+                    };
+                    each(number, scorer, vote)?;
+                }
+                number += 1;
+            }
+        }
+        Ok(())
+    }
+
     /// Calls `each` with the number of every row and with its scores by scorer and position. Rows in
     /// which a scorer has no score of an image have `None`.
     pub(super) fn for_each_row(
@@ -229,6 +267,17 @@ impl Reuse {
     }
 }
 
+/// Why a scorer failed, from the error of a row, which ends with the scorers that compare.
+fn reason_in(error: &str, scorer: &str) -> Option<String> {
+    let head = format!("scorer `{scorer}` ");
+    let from = error.match_indices(&head).map(|(at, _)| at).find(|&at| {
+        let before = &error[..at];
+        before.is_empty() || before.ends_with("; ")
+    })?;
+    let rest = &error[from + head.len()..];
+    Some(rest.split("; scorer `").next().unwrap_or(rest).to_owned())
+}
+
 impl Reused {
     /// Logs it, a line for each scorer.
     pub(super) fn log(&self, units: usize) {
@@ -249,6 +298,21 @@ impl Reused {
                 }
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::reason_in;
+
+    #[test]
+    fn the_reason_of_a_missing_vote_is_found_in_the_error_of_its_row() {
+        let error = "image_0: scorer `clip` gave NaN; scorer `one` gave no vote: a; b; scorer `two` \
+                     gave no vote: c";
+        assert_eq!(reason_in(error, "one").unwrap(), "gave no vote: a; b");
+        assert_eq!(reason_in(error, "two").unwrap(), "gave no vote: c");
+        assert_eq!(reason_in(error, "clip"), None, "a score that failed is not a vote");
+        assert_eq!(reason_in("scorer `one` gave no vote", "one").unwrap(), "gave no vote");
     }
 }
 

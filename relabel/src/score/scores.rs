@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, Result};
 use runkit::signals::StopFlag;
 use schemas::labels::Status;
+use scorers::ScorerRecord;
 
 use super::part::{self, Found as PartFound, ScorerKey};
 use super::plan::{Digest, NO_INDEX, Plan, Unit};
@@ -28,6 +29,14 @@ pub(super) struct Scores {
     values: Vec<f32>,
     /// Why a scorer failed, by the position of its NaN. A NaN without a reason is a missing score.
     reasons: HashMap<usize, String>,
+    /// Of scorers that compare the images of a row: the place of each among them.
+    comparing: Vec<Option<usize>>,
+    /// How many those are.
+    compared: usize,
+    /// Their votes, row by row: 1, -1, or 0 for none.
+    votes: Vec<i8>,
+    /// Why there is no vote, by the position of its 0.
+    vote_reasons: HashMap<usize, String>,
     /// Why bytes have no score, by content.
     failures: HashMap<u32, (Status, String)>,
     /// Why slots have no bytes, where the input says more than null.
@@ -79,12 +88,21 @@ impl Scores {
     /// Reads the parts of a run, and the scores of an earlier run that it takes over.
     pub(super) fn read(parts: &Parts<'_>, stop: &StopFlag) -> Result<Self> {
         let plan = parts.plan;
+        let (mut comparing, mut compared) = (Vec::new(), 0);
+        for record in parts.records {
+            comparing.push(record.compares().then_some(compared));
+            compared += usize::from(record.compares());
+        }
         let mut scores = Self {
             scorers: parts.scorers.len(),
             content: contents(parts, stop)?,
             scored: Vec::new(),
             values: Vec::new(),
             reasons: HashMap::new(),
+            comparing,
+            compared,
+            votes: vec![0; usize::try_from(plan.pairs())? * compared],
+            vote_reasons: HashMap::new(),
             failures: HashMap::new(),
             absent: HashMap::new(),
         };
@@ -99,12 +117,13 @@ impl Scores {
         if let Some(reuse) = parts.reuse {
             scores.scored.sort_unstable();
             scores.take_over(plan, reuse, stop)?;
+            scores.take_over_votes(parts.records, reuse, stop)?;
         }
         parts.for_each(&[part::rest_path, part::more_path], |unit, path, scorers, columns| {
             scores.add_part(unit, path, scorers, columns, stop)
         })?;
         scores.join_same();
-        scores.settle(parts.reads_captions);
+        scores.settle(parts.records);
         Ok(scores)
     }
 
@@ -129,6 +148,13 @@ impl Scores {
                 PartFound::Failure { status, error } => {
                     self.failures.entry(content).or_insert((status, error));
                 }
+                PartFound::Votes(votes) => {
+                    for (vote, column) in votes.into_iter().zip(columns) {
+                        if let Some(column) = column {
+                            self.set_vote(slot / 2, *column, vote.map_err(|it| it.to_string()))?;
+                        }
+                    }
+                }
                 PartFound::Scores { caption, scores } => {
                     let start = self.values.len();
                     let number = u32::try_from(start / self.scorers)?;
@@ -150,9 +176,80 @@ impl Scores {
         })
     }
 
-    /// Whether the scorer of a value has neither a score nor a failure there.
+    /// Whether the scorer of a value has neither a score nor a failure there. A scorer that compares
+    /// has no scores.
     fn is_missing(&self, place: usize) -> bool {
-        self.values[place].is_nan() && !self.reasons.contains_key(&place)
+        self.values[place].is_nan()
+            && !self.reasons.contains_key(&place)
+            && !self.compares(place % self.scorers)
+    }
+
+    /// Whether a scorer compares the images of a row. It then has a vote and no scores.
+    pub(super) fn compares(&self, scorer: usize) -> bool {
+        self.comparing.get(scorer).is_some_and(Option::is_some)
+    }
+
+    /// Where the vote of a scorer that compares is; `None` for others.
+    fn place_of_vote(&self, row: u64, scorer: usize) -> Option<usize> {
+        let place = self.comparing.get(scorer).copied().flatten()?;
+        Some(usize::try_from(row).ok()? * self.compared + place)
+    }
+
+    /// Sets the vote of a scorer that compares, or why it has none.
+    fn set_vote(
+        &mut self,
+        row: u64,
+        scorer: usize,
+        vote: std::result::Result<f32, String>,
+    ) -> Result<()> {
+        let Some(place) = self.place_of_vote(row, scorer) else { return Ok(()) };
+        let held = self.votes.get_mut(place).context(FOREIGN)?;
+        match vote {
+            Ok(vote) => *held = if vote > 0.0 { 1 } else { -1 },
+            Err(reason) => {
+                self.vote_reasons.insert(place, reason);
+            }
+        }
+        Ok(())
+    }
+
+    /// The vote of a scorer that compares the images of a row, or why it has none.
+    pub(super) fn vote(&self, row: u64, scorer: usize) -> std::result::Result<i8, &str> {
+        let place = self.place_of_vote(row, scorer).unwrap_or(usize::MAX);
+        match self.votes.get(place) {
+            Some(0) | None => {
+                Err(self.vote_reasons.get(&place).map_or("gave no vote", String::as_str))
+            }
+            Some(vote) => Ok(*vote),
+        }
+    }
+
+    /// Fills in the votes that an earlier run has, also those that failed: the same question would
+    /// have the same answer.
+    fn take_over_votes(
+        &mut self,
+        records: &[ScorerRecord],
+        reuse: &Reuse,
+        stop: &StopFlag,
+    ) -> Result<()> {
+        let comparing: Vec<(usize, &str)> = records
+            .iter()
+            .enumerate()
+            .filter(|(_, record)| record.compares())
+            .map(|(scorer, record)| (scorer, record.name.as_str()))
+            .collect();
+        if comparing.is_empty() {
+            return Ok(());
+        }
+        reuse.for_each_vote(&comparing, |row, scorer, vote| {
+            stop.check()?;
+            let Some(place) = self.place_of_vote(row, scorer) else { return Ok(()) };
+            let is_open = self.votes.get(place) == Some(&0);
+            match is_open && !self.vote_reasons.contains_key(&place) {
+                true => self.set_vote(row, scorer, vote.map(f32::from)),
+                false => Ok(()),
+            }
+        })
     }
 
     /// Gives a value to another place.
@@ -212,12 +309,13 @@ impl Scores {
     }
 
     /// Leaves one score for the same bytes by a scorer that does not read captions: the first.
-    fn settle(&mut self, reads_captions: &[bool]) {
+    fn settle(&mut self, records: &[ScorerRecord]) {
         let scored = std::mem::take(&mut self.scored);
         for same in scored.chunk_by(|one, other| one.content == other.content) {
             let mut numbers: Vec<usize> = same.iter().map(|it| it.number as usize).collect();
             numbers.sort_unstable();
-            for (scorer, _) in reads_captions.iter().enumerate().filter(|(_, reads)| !**reads) {
+            let without = records.iter().enumerate().filter(|(_, it)| !it.reads_captions());
+            for (scorer, _) in without {
                 let scorers = self.scorers;
                 let mut places = numbers.iter().map(|number| number * scorers + scorer);
                 let Some(first) = places.find(|&place| !self.is_missing(place)) else { continue };
@@ -356,8 +454,8 @@ pub(super) struct Parts<'run> {
     pub(super) units: &'run [String],
     /// The scorers, in column order.
     pub(super) scorers: &'run [ScorerKey],
-    /// Of each scorer whether its score depends on the caption.
-    pub(super) reads_captions: &'run [bool],
+    /// What they are.
+    pub(super) records: &'run [ScorerRecord],
     pub(super) folder: &'run Path,
     /// The earlier run whose scores are taken over.
     pub(super) reuse: Option<&'run Reuse>,

@@ -89,6 +89,9 @@ pub(crate) enum Found {
         /// In scorer order.
         scores: Vec<Score>,
     },
+    /// The votes of scorers that compare the images of the row that the slot begins, one for each
+    /// scorer: +1 or -1, or why it has no vote. It means nothing for other scorers.
+    Votes(Vec<Score>),
     /// Why it has no scores.
     Failure {
         /// In a word.
@@ -179,6 +182,9 @@ pub(crate) fn of_other_units(folder: &Path, count: usize) -> Result<Option<PathB
     Ok(found.first().map(|name| folder.join(name)))
 }
 
+/// The status of a row of votes. It is not a [`Status`].
+const VOTES: &str = "votes";
+
 /// The column of why a scorer failed. No scorer has such a name.
 fn failure_column(scorer: &str) -> String {
     format!("{scorer} failure")
@@ -250,14 +256,17 @@ impl PartWriter {
                 Some(digest) => content.append_value(digest)?,
                 None => content.append_null(),
             }
-            let (index, problem, values) = match row.found {
-                Found::Occurrence => (None, None, Vec::new()),
-                Found::Scores { caption, scores } => (Some(caption), None, scores),
-                Found::Failure { status, error } => (None, Some((status, error)), Vec::new()),
+            let (index, says, why, values) = match row.found {
+                Found::Occurrence => (None, None, None, Vec::new()),
+                Found::Scores { caption, scores } => (Some(caption), None, None, scores),
+                Found::Votes(votes) => (None, Some(VOTES), None, votes),
+                Found::Failure { status, error } => {
+                    (None, Some(status.as_str()), Some(error), Vec::new())
+                }
             };
             caption.append_option(index);
-            status.append_option(problem.as_ref().map(|(status, _)| status.as_str()));
-            error.append_option(problem.as_ref().map(|(_, error)| error));
+            status.append_option(says);
+            error.append_option(why);
             for (index, (numbers, failures)) in scores.iter_mut().enumerate() {
                 let score = values.get(index);
                 numbers.append_option(score.and_then(|score| score.as_ref().ok()).copied());
@@ -352,17 +361,19 @@ pub(crate) fn read(
             })
             .collect();
         for row in 0..batch.num_rows() {
+            let score = |(numbers, failures): &(&Float32Array, &StringArray)| match (
+                numbers.is_valid(row),
+                failures.is_valid(row),
+            ) {
+                (true, false) => Ok(Ok(numbers.value(row))),
+                (false, true) => Ok(Err(ScoreFailure::new(failures.value(row)))),
+                _ => Err(anyhow::anyhow!(damaged(path))),
+            };
+            let of_row = || scores.iter().map(score).collect::<Result<Vec<Score>>>();
             let found = if caption.is_valid(row) {
-                let score = |(numbers, failures): &(&Float32Array, &StringArray)| match (
-                    numbers.is_valid(row),
-                    failures.is_valid(row),
-                ) {
-                    (true, false) => Ok(Ok(numbers.value(row))),
-                    (false, true) => Ok(Err(ScoreFailure::new(failures.value(row)))),
-                    _ => Err(anyhow::anyhow!(damaged(path))),
-                };
-                let scores = scores.iter().map(score).collect::<Result<Vec<Score>>>()?;
-                Found::Scores { caption: caption.value(row), scores }
+                Found::Scores { caption: caption.value(row), scores: of_row()? }
+            } else if status.is_valid(row) && status.value(row) == VOTES {
+                Found::Votes(of_row()?)
             } else if status.is_valid(row) {
                 let status = status.value(row).parse();
                 let status = status.map_err(|_| anyhow::anyhow!(damaged(path)))?;

@@ -42,6 +42,11 @@ fn a_part_reads_back_as_written_and_serves_those_with_its_keys() {
         },
         PartRow { slot: 1, content: None, found: Found::Occurrence },
         PartRow {
+            slot: 0,
+            content: None,
+            found: Found::Votes(vec![Ok(0.0), Err(ScoreFailure::new("gave no vote: x"))]),
+        },
+        PartRow {
             slot: 2,
             content: Some([1; 16]),
             found: Found::Failure { status: Status::DecodeError, error: "cut short".to_owned() },
