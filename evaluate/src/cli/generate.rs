@@ -105,6 +105,7 @@ pub struct GenerateSettings {
     /// numbers count safe prompts: use the output of filter-prompts. hps-v2 takes 800 of each style
     /// of HPS v2's benchmark (sets anime, concept-art, paintings, photo), one image each unless
     /// --seeds says otherwise, and run adds its table.
+    /// geneval-prompts takes GenEval's 553 (geneval, evaluation_metadata), four images each.
     #[arg(long, value_name = "NAME", conflicts_with = "limit", help_heading = "Input and output")]
     pub preset: Option<Preset>,
     /// The folder to write.

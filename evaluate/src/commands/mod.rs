@@ -19,6 +19,7 @@ use runkit::exit::ExitStatus;
 use runkit::launch::Launch;
 use runkit::program::{JsonFlag, UsageError};
 use runkit::signals::{self, StopFlag, Stoppable, Stopped};
+use scorers::ScorerError;
 use tch::Device;
 
 use crate::cli::generate::{ShardFlag, StartFlags};
@@ -37,7 +38,7 @@ pub fn run(command: Command) -> Result<ExitStatus> {
         return Ok(ExitStatus::Done);
     }
     share_cores(&launch);
-    match command {
+    let end = match command {
         Command::Run(arguments) => run::run(&arguments),
         Command::Generate(arguments) => generate::run(&arguments),
         Command::Score(arguments) => score::run(&arguments),
@@ -48,7 +49,15 @@ pub fn run(command: Command) -> Result<ExitStatus> {
         Command::Tables(arguments) => tables::run(&arguments),
         Command::Doctor(json) => doctor(json),
         Command::Program(command) => command.run::<Cli>(),
-    }
+    };
+    end.or_else(|error| match error.downcast_ref::<ScorerError>() {
+        // Not a failure: what there is stays, and a higher budget resumes.
+        Some(spent @ ScorerError::OutOfRequests { .. }) => {
+            tracing::warn!("{spent}");
+            Ok(ExitStatus::TooManyFailedRows)
+        }
+        _ => Err(error),
+    })
 }
 
 /// Whether several processes would do the same work. Rank 0 does it then.

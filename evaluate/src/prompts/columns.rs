@@ -5,7 +5,7 @@ use super::error::{PromptsError, not_prompts};
 
 /// The usual names, the best first; case does not count.
 const PROMPT_NAMES: [&str; 3] = ["prompt", "caption", "text"];
-const CATEGORY_NAMES: [&str; 2] = ["category", "style"];
+const CATEGORY_NAMES: [&str; 3] = ["category", "style", "tag"];
 
 /// The positions of two columns in a table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

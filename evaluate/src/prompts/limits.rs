@@ -21,6 +21,9 @@ pub enum Preset {
     PaperSd21,
     /// The benchmark of HPS v2: 800 of each of four styles, one image each.
     HpsV2,
+    /// All 553 prompts of GenEval (djghosh13/geneval `prompts/evaluation_metadata.jsonl`), whose
+    /// tags are the categories.
+    GenevalPrompts,
 }
 
 /// The styles of HPS v2's benchmark. Each is a set of prompts.
@@ -65,6 +68,7 @@ enum Collection {
     PickAPic,
     PartiPrompts,
     Hpd,
+    GenEval,
 }
 
 /// How many prompts of a set are taken, unless its source has a limit.
@@ -94,13 +98,15 @@ impl Limits {
         }
         match Collection::of(set) {
             None => Err(format!(
-                "--preset {preset} does not know the set {set:?}; hint: after the file, add \
-                 ,name=pickapic or ,name=partiprompts or ,name=hpd, or ,limit=N"
+                "--preset {preset} does not know the set {set:?}; hint: after the file, add {}, or \
+                 ,limit=N",
+                preset.names_hint()
             )),
             Some(collection) => match preset.size(collection) {
                 None => Err(format!(
-                    "--preset {preset} has no number for the set {set:?}: the paper's table has \
-                     Pick-a-Pic alone; hint: after the file, add ,limit=N"
+                    "--preset {preset} has no number for the set {set:?}: {}; hint: after the \
+                     file, add ,limit=N",
+                    preset.has()
                 )),
                 size => Ok(size),
             },
@@ -109,16 +115,39 @@ impl Limits {
 }
 
 impl Preset {
-    const NAMES: [(Self, &'static str); 4] = [
+    const NAMES: [(Self, &'static str); 5] = [
         (Self::PaperSd15, "paper-sd15"),
         (Self::PaperSdxl, "paper-sdxl"),
         (Self::PaperSd21, "paper-sd21"),
         (Self::HpsV2, "hps-v2"),
+        (Self::GenevalPrompts, "geneval-prompts"),
     ];
 
     /// Images of each prompt, if the evaluation says how many.
     pub fn seeds(self) -> Option<u64> {
-        (self == Self::HpsV2).then_some(1)
+        match self {
+            Self::HpsV2 => Some(1),
+            Self::GenevalPrompts => Some(4),
+            Self::PaperSd15 | Self::PaperSdxl | Self::PaperSd21 => None,
+        }
+    }
+
+    /// How a set gets a name that the preset knows.
+    fn names_hint(self) -> &'static str {
+        match self {
+            Self::GenevalPrompts => ",name=geneval",
+            _ => ",name=pickapic or ,name=partiprompts or ,name=hpd",
+        }
+    }
+
+    /// Which sets it has.
+    fn has(self) -> &'static str {
+        match self {
+            Self::PaperSd15 | Self::PaperSdxl => "the paper's table has its three sets alone",
+            Self::PaperSd21 => "the paper's table has Pick-a-Pic alone",
+            Self::HpsV2 => "it has four styles",
+            Self::GenevalPrompts => "it is GenEval's",
+        }
     }
 
     fn size(self, collection: Collection) -> Option<usize> {
@@ -126,6 +155,8 @@ impl Preset {
             (Self::PaperSd15, Collection::PickAPic) => Some(297),
             (Self::PaperSd15, Collection::PartiPrompts) => Some(1129),
             (Self::PaperSd15, Collection::Hpd) => Some(150),
+            (Self::GenevalPrompts, Collection::GenEval) => Some(553),
+            (Self::GenevalPrompts, _) | (_, Collection::GenEval) => None,
             (Self::PaperSdxl, _) => Some(100),
             (Self::PaperSd21, Collection::PickAPic) => Some(300),
             (Self::PaperSd21 | Self::HpsV2, _) => None,
@@ -137,9 +168,16 @@ impl Collection {
     /// By the beginning of a set's name, its letters and digits alone.
     fn of(set: &str) -> Option<Self> {
         let plain = plain(set);
-        [("pickapic", Self::PickAPic), ("parti", Self::PartiPrompts), ("hpd", Self::Hpd)]
-            .into_iter()
-            .find_map(|(name, collection)| plain.starts_with(name).then_some(collection))
+        [
+            ("pickapic", Self::PickAPic),
+            ("parti", Self::PartiPrompts),
+            ("hpd", Self::Hpd),
+            ("geneval", Self::GenEval),
+            // The published file.
+            ("evaluationmetadata", Self::GenEval),
+        ]
+        .into_iter()
+        .find_map(|(name, collection)| plain.starts_with(name).then_some(collection))
     }
 }
 
@@ -154,7 +192,10 @@ impl FromStr for Preset {
     fn from_str(text: &str) -> Result<Self, String> {
         let known = Self::NAMES.iter().find(|(_, name)| *name == text);
         known.map(|(preset, _)| *preset).ok_or_else(|| {
-            format!("expected paper-sd15, paper-sdxl, paper-sd21 or hps-v2, found {text:?}")
+            format!(
+                "expected paper-sd15, paper-sdxl, paper-sd21, hps-v2 or geneval-prompts, found \
+                 {text:?}"
+            )
         })
     }
 }
@@ -196,6 +237,10 @@ mod tests {
         let error = of("paper-sd15", "my prompts").unwrap_err();
         assert!(error.contains("hint: after the file, add ,name=pickapic"), "{error}");
         assert_eq!(Limits::default().of("my prompts"), Ok(None));
+        assert_eq!(of("geneval-prompts", "evaluation_metadata"), Ok(Some(553)));
+        assert!(of("geneval-prompts", "hpd").unwrap_err().contains("it is GenEval's"));
+        assert!(of("geneval-prompts", "x").unwrap_err().contains(",name=geneval,"));
+        assert!(of("paper-sdxl", "geneval").unwrap_err().contains("three sets alone"));
         assert_eq!(Limits { limit: Some(3), preset: None }.of("x"), Ok(Some(3)));
         assert!("paper".parse::<Preset>().is_err());
     }

@@ -7,6 +7,7 @@
 //! ([`crate::sharing`]).
 
 mod existing;
+mod external;
 mod images;
 mod networks;
 mod pass;
@@ -31,6 +32,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use self::existing::{Existing, ordered};
+pub use self::external::RequestsPlan;
 use self::images::{Collection, ModelImages, Subject};
 use self::pass::{Batches, Pass};
 pub use self::plan::{ScorerPlan, ScoringPlan};
@@ -170,6 +172,7 @@ impl<'run> Scoring<'run> {
     ) -> Result<Self> {
         crate::output::check_writable(&config.out)?;
         let scorers = ScorersConfig::read(&config.scorers)?;
+        external::refuse_comparing(&scorers)?;
         let mut inputs: Vec<&Path> =
             config.prompts.iter().map(|source| source.file.as_path()).collect();
         inputs.push(&config.scorers);
@@ -185,6 +188,7 @@ impl<'run> Scoring<'run> {
     /// If a scorer is unusable.
     pub fn describe(&mut self) -> Result<()> {
         let described = DescribedScorers::of(&self.scorers, self.config.compute)?;
+        external::rehearse(&self.scorers, &self.config.out, 0)?;
         // A damaged file of computed scores is found now, not after the images are there.
         store::read_all(&self.config.out.join(STORE), described.manifest())?;
         self.described = Some(described);

@@ -3,9 +3,10 @@
 use std::collections::BTreeMap;
 
 use anyhow::Result;
+use bytes::Bytes;
 use media::decode::{Limits, decode};
 use rayon::prelude::*;
-use scorers::{Features, ImagePreprocessor, PreprocessedImage, Score, ScorerSet};
+use scorers::{EncodedImage, Features, ImagePreprocessor, PreprocessedImage, Score, ScorerSet};
 
 use super::images::Subject;
 use super::pass::Batch;
@@ -16,14 +17,26 @@ const CAPTIONS_TOGETHER: usize = 64;
 /// A batch with what decoding made of each image.
 pub(super) struct Decoded<'run> {
     pub(super) batch: &'run Batch<'run>,
-    pub(super) images: Vec<Result<PreprocessedImage, String>>,
+    pub(super) images: Vec<Result<DecodedImage, String>>,
+}
+
+/// An image for the networks, and as it is if scorers outside of this process want it.
+pub(super) struct DecodedImage {
+    pub(super) pixels: PreprocessedImage,
+    pub(super) encoded: Option<EncodedImage>,
 }
 
 impl<'run> Decoded<'run> {
     /// Reads, decodes and preprocesses the images of a batch on every core.
-    pub(super) fn new(batch: &'run Batch<'run>, preprocessor: &ImagePreprocessor) -> Self {
+    /// `keeps_encoded` says whether scorers outside of this process want them.
+    pub(super) fn new(
+        batch: &'run Batch<'run>,
+        preprocessor: &ImagePreprocessor,
+        keeps_encoded: bool,
+    ) -> Self {
         let subjects = batch.subjects.par_iter();
-        Self { batch, images: subjects.map(|subject| decoded(subject, preprocessor)).collect() }
+        let images = subjects.map(|subject| decoded(subject, preprocessor, keeps_encoded));
+        Self { batch, images: images.collect() }
     }
 }
 
@@ -31,11 +44,14 @@ impl<'run> Decoded<'run> {
 fn decoded(
     subject: &Subject<'_>,
     preprocessor: &ImagePreprocessor,
-) -> Result<PreprocessedImage, String> {
+    keeps_encoded: bool,
+) -> Result<DecodedImage, String> {
     let path = subject.path.as_ref().ok_or_else(|| "no image".to_owned())?;
     let bytes = std::fs::read(path).map_err(|error| format!("cannot be read: {error}"))?;
     let image = decode(&bytes, &Limits::default()).map_err(|error| error.to_string())?;
-    preprocessor.preprocess(&image).map_err(|error| error.to_string())
+    let pixels = preprocessor.preprocess(&image).map_err(|error| error.to_string())?;
+    let encoded = keeps_encoded.then(|| EncodedImage::new(Bytes::from(bytes)).at(path.clone()));
+    Ok(DecodedImage { pixels, encoded })
 }
 
 /// The features of captions, each encoded once, in fixed groups.

@@ -11,6 +11,7 @@ use runkit::progress::Progress;
 use runkit::signals::{StopFlag, Stoppable};
 use scorers::{DescribedScorers, ScoreFailure, ScorersConfig};
 
+use super::external::Externals;
 use super::images::{ModelImages, Subject};
 use super::networks::{Captions, Decoded};
 use super::store::{Key, Store};
@@ -145,6 +146,9 @@ impl Pass<'_> {
         let mut kept = wanted.iter();
         scorers.scorer.retain(|_| kept.next().copied().unwrap_or(false));
         let set = DescribedScorers::of(&scorers, self.config.compute)?.load()?;
+        let place = sharing.place();
+        let mut externals = Externals::open(&scorers, &self.config.out, place, stop)?;
+        let keeps_encoded = externals.are_there();
         let mut captions = Captions::new(&set, self.texts.iter().copied());
         let progress = Progress::new("scoring", "images", total);
         let preprocessor = set.image_preprocessor();
@@ -155,16 +159,15 @@ impl Pass<'_> {
             }
             Err(error) => vec![Err(error)],
         };
-        let decoded = sharing
-            .units("score", units.len())
-            .flat_map(of_unit)
-            .map(|index| index.map(|index| (index, Decoded::new(&all[index], &preprocessor))));
+        let decoded = sharing.units("score", units.len()).flat_map(of_unit).map(|index| {
+            index.map(|index| (index, Decoded::new(&all[index], &preprocessor, keeps_encoded)))
+        });
         let ahead = if self.config.compute.device.is_cuda() { BATCHES_AHEAD } else { 0 };
         let mut scored = 0;
         let stopped = prefetch(decoded, ahead, |decoded| {
             for decoded in decoded {
                 let (index, decoded) = decoded?;
-                self.score(&mut captions, &decoded, &wanted)?;
+                self.score(&mut captions, &mut externals, &decoded, &wanted)?;
                 let images = decoded.batch.subjects.len();
                 scored += images;
                 // Other ranks do what is before it.
@@ -185,10 +188,12 @@ impl Pass<'_> {
     fn score(
         &mut self,
         captions: &mut Captions<'_>,
+        externals: &mut Externals,
         decoded: &Decoded<'_>,
         wanted: &[bool],
     ) -> Result<()> {
         let (mut images, mut texts, mut keys) = (Vec::new(), Vec::new(), Vec::new());
+        let mut encoded = Vec::new();
         let mut failed = Vec::new();
         let Batch { subjects, checksums, keys: of_batch, .. } = decoded.batch;
         let readable = checksums.iter().map(Result::is_ok);
@@ -196,14 +201,16 @@ impl Pass<'_> {
         for (((subject, image), key), _) in of_images.filter(|(_, readable)| *readable) {
             match image {
                 Ok(image) => {
-                    images.push(image);
+                    images.push(&image.pixels);
+                    encoded.extend(&image.encoded);
                     texts.push(subject.prompt.text.as_str());
                     keys.push(key);
                 }
                 Err(reason) => failed.push((key, Err(reason.clone()))),
             }
         }
-        let by_scorer = captions.score(&images, &texts)?;
+        let local = captions.score(&images, &texts)?;
+        let by_scorer = externals.score(&encoded, &texts, local)?;
         let stores = self.stores.iter_mut().zip(wanted).filter(|(_, wanted)| **wanted);
         for ((store, _), scores) in stores.zip(by_scorer) {
             let failed_of = |failure: ScoreFailure| format!("the scorer {failure}");

@@ -8,6 +8,7 @@ use media::decode::{Image, Mode};
 use scorers::{DescribedScorers, ScorerRecord, ScorerSet, ScorersManifest};
 use serde::Serialize;
 
+use super::external::{self, RequestsPlan};
 use super::images::Subject;
 use super::networks::Captions;
 use super::scope::Scope;
@@ -26,6 +27,9 @@ const BATCHES: usize = 2;
 pub struct ScoringPlan {
     /// The reward models.
     pub scorers: Vec<ScorerPlan>,
+    /// What those outside of this process get.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub requests: Vec<RequestsPlan>,
     /// How long they take to load.
     pub loading_seconds: f64,
     /// Their dtype.
@@ -57,13 +61,12 @@ pub struct ScorerPlan {
 
 impl ScorerPlan {
     fn new(record: &ScorerRecord) -> Self {
-        let weights = record.image.weights.iter().chain(&record.head).map(|weights| {
+        let weights = record.files().map(|weights| {
             let sum = weights.sha256.get(..12).unwrap_or_default();
             format!("{} {sum}", weights.file)
         });
-        let ScorerRecord { name, kind, image, .. } = record;
-        let description = format!("{kind} {}, {}", image.layout, image.preprocess);
-        Self { name: name.clone(), description, weights: weights.collect() }
+        let (name, description) = (record.name.clone(), record.description());
+        Self { name, description, weights: weights.collect() }
     }
 }
 
@@ -89,10 +92,12 @@ impl Scoring<'_> {
         let size = sizes.map(|model| model.size).next().unwrap_or(USUAL_SIZE);
         let rate = match missing {
             0 => None,
+            _ if set.scorers().is_empty() => None,
             missing => self.rate(&set, size, missing.min(batch_size))?,
         };
         Ok(ScoringPlan {
             scorers: manifest.scorers.iter().map(ScorerPlan::new).collect(),
+            requests: external::rehearse(&self.scorers, &self.config.out, missing)?,
             loading_seconds,
             dtype: manifest.dtype,
             device: manifest.device,
@@ -157,8 +162,11 @@ impl Scoring<'_> {
 impl fmt::Display for ScoringPlan {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         for ScorerPlan { name, description, weights } in &self.scorers {
-            writeln!(formatter, "scorer {name}: {description}, {}", weights.join(", "))?;
+            write!(formatter, "scorer {name}: {description}")?;
+            weights.iter().try_for_each(|weights| write!(formatter, ", {weights}"))?;
+            writeln!(formatter)?;
         }
+        self.requests.iter().try_for_each(|sent| writeln!(formatter, "sends to {sent}"))?;
         writeln!(
             formatter,
             "scorers: loaded in {:.1} s, {} on {}, batches of {}",
