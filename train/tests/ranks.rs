@@ -412,10 +412,11 @@ fn a_plan_knows_the_ranks() {
     let gradients = 4.0 * number(&three, "/parameters");
     let sent = number(&three, "/communication/sent_bytes_per_step");
     assert!((sent - gradients * 4.0 / 3.0).abs() < 2.0, "{three:#}");
-    // Each rank keeps a third of the two moments.
+    // Each rank keeps a third of the two moments, and on a CPU a sixteenth on top for reuse.
     let [whole, sharded] = ["whole", "sharded"]
         .map(|kind| number(&three, &format!("/peak_memory_bytes_by_optimizer/{kind}")));
-    assert!((whole - sharded - gradients * 4.0 / 3.0).abs() < 4.0, "{three:#}");
+    let spared = gradients * 4.0 / 3.0 * (1.0 + 1.0 / 16.0);
+    assert!((whole - sharded - spared).abs() < 4.0, "{three:#}");
     assert_eq!(plan(&["--ranks", "3", "--shard-optimizer"])["peak_memory_bytes"], sharded as u64);
     // Under a launcher rank 0 plans for all.
     let flags = [&FLAGS[..], &["--json"]].concat();

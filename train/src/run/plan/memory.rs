@@ -42,10 +42,20 @@ pub(super) fn cost(base: &BaseModel) -> Result<UNetCost> {
     Ok(base.unet.cost(height, width, i64::try_from(tokens)?))
 }
 
+/// The bytes at the peak, with whole or with sharded optimizer states.
+pub(super) fn peak(config: &Config, base: &BaseModel, is_sharded: bool) -> Result<f64> {
+    let mut config = config.clone();
+    config.settings.shard_optimizer = is_sharded;
+    Ok(sum(&memory(&config, base)?))
+}
+
 /// The optimizer's states at a rank.
-pub(super) fn states(config: &Config, trained: &Trained) -> [f64; 2] {
+fn states(config: &Config, trained: &Trained) -> f64 {
     let whole = trained.state(config.optimizer.kind);
-    [whole, whole / config.launch.world.max(1) as f64]
+    match config.settings.shard_optimizer {
+        true => whole / config.launch.world.max(1) as f64,
+        false => whole,
+    }
 }
 
 /// The number of elements of every weight of a network.
@@ -132,7 +142,7 @@ pub(super) fn memory(config: &Config, base: &BaseModel) -> Result<Memory> {
     let settings = &config.settings;
     let cost = cost(base)?;
     let trained = Trained::of(config, base)?;
-    let states = states(config, &trained)[usize::from(settings.shard_optimizer)];
+    let states = states(config, &trained);
     let count: f64 = parameters(&base.files.unet)?.iter().sum();
     let size = bytes_of(config.precision);
     let on_gpu = config.device.is_cuda();

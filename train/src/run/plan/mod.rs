@@ -45,8 +45,8 @@ pub struct Plan {
     pub memory: Vec<(&'static str, f64)>,
     /// Which GPUs the run fits, and what would make it fit others.
     pub cards: Cards,
-    /// Bytes of the optimizer's states at a rank: whole, and with `--shard-optimizer`.
-    pub states: [f64; 2],
+    /// Bytes of each rank at the peak: with whole optimizer states, and with `--shard-optimizer`.
+    pub peaks: [f64; 2],
     /// What the ranks send each other.
     pub communication: Communication,
     /// What is written, and the free space.
@@ -113,13 +113,6 @@ impl Plan {
         memory::sum(&self.memory)
     }
 
-    /// Bytes at the peak with whole or with sharded optimizer states.
-    fn peak_bytes_with(&self, config: &Config, is_sharded: bool) -> f64 {
-        let [present, other] = [config.settings.shard_optimizer, is_sharded]
-            .map(|sharded| self.states[usize::from(sharded)]);
-        self.peak_bytes() - present + other
-    }
-
     /// Plans a run; `limit` is the memory of the GPU that it should fit.
     ///
     /// # Errors
@@ -138,7 +131,7 @@ impl Plan {
             parameters: parameters(&base.files.unet)?.iter().sum(),
             cards: Cards::of(config, base, limit)?,
             memory,
-            states: memory::states(config, &trained),
+            peaks: [memory::peak(config, base, false)?, memory::peak(config, base, true)?],
             trained: trained.numbers(),
             communication: Communication::new(trained.numbers(), ranks, is_sharded),
             disk: Disk::of(config, base)?,
@@ -200,8 +193,8 @@ impl Plan {
             "memory_bytes": memory,
             "gpu": self.cards.json(),
             "peak_memory_bytes_by_optimizer": {
-                "whole": self.peak_bytes_with(config, false) as u64,
-                "sharded": self.peak_bytes_with(config, true) as u64,
+                "whole": self.peaks[0] as u64,
+                "sharded": self.peaks[1] as u64,
             },
             "communication": self.communication.json(),
             "disk_bytes": {
@@ -292,7 +285,7 @@ impl Plan {
             line(&format!("  {name}"), bytes(*amount).to_string());
         }
         if !is_alone && !settings.shard_optimizer {
-            let peak = bytes(self.peak_bytes_with(config, true));
+            let peak = bytes(self.peaks[1]);
             line("", format!("with --shard-optimizer {peak}"));
         }
         for (name, value) in self.cards.lines() {
