@@ -53,11 +53,9 @@ impl Processor {
     pub(crate) fn of(kind: Kind) -> Self {
         match kind {
             Kind::Siglip | Kind::AestheticSiglip => Self::Siglip,
-            Kind::Clip
-            | Kind::Aesthetic
-            | Kind::ImageReward
-            | Kind::Vlm
-            | Kind::Command => Self::Clip,
+            Kind::Clip | Kind::Aesthetic | Kind::ImageReward | Kind::Vlm | Kind::Command => {
+                Self::Clip
+            }
         }
     }
 
