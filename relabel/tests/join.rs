@@ -178,7 +178,7 @@ fn what_a_table_lacks_is_a_failed_score_and_what_it_has_too_much_is_counted() {
     Run::of(voted.args(["--missing", "vote"])).expect_code(0);
     assert_eq!(fixture.labels("voted.parquet")[0].consensus, both[0].votes[0]);
 
-    // A table of nobody, a name that is there, a table that is none.
+    // A table of nobody, a name that is there, something else than a table.
     fixture.put("nobody.csv", b"pair_id,score_0,score_1\nnobody,1,2\n");
     let run = Run::of(&mut import(&fixture, "nobody.csv", "none.parquet"));
     run.expect_error(&["none of its 1 row is of a pair of", "hint"]);

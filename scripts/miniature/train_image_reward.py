@@ -406,8 +406,8 @@ def train_preferences(
         scores = reader.model.read(tokens, torch.cat([ids, ids]), torch.cat([mask, mask])).view(2, -1)
         difference = scores[0] - scores[1]
         loss = functional.binary_cross_entropy_with_logits(difference, labels)
-        # The scores as a whole stay near 0, which the differences do not fix. What belongs together is not
-        # forgotten.
+        # The scores as a whole stay near 0, which the differences do not fix. What belongs together is still
+        # trained.
         loss = loss + 0.01 * scores.mean().square()
         loss = loss + 0.5 * matching_loss(reader, captions, *matching.batch(MATCHING_BATCH // 2))[0]
         rate = train_models.learning_rate(step, schedule.preference_steps, PEAK / 3)

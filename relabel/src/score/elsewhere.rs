@@ -89,7 +89,7 @@ impl<'run> Elsewhere<'run> {
         }
     }
 
-    /// The rows of the labels that were there at the beginning; 0 if there were none.
+    /// The rows of the labels that were there at the beginning; 0 without any.
     pub(super) fn rows(&self) -> u64 {
         self.rows.get().copied().unwrap_or(0)
     }

@@ -114,8 +114,8 @@ pub struct PlanOptions {
     pub limit: Option<u64>,
     /// Pairs of a unit: at least so many, and fewer than twice as many, where a file has them.
     pub unit_pairs: u64,
-    /// Numbers of first rows of which a checksum is wanted, to compare with an earlier run over those
-    /// rows; 0 for none.
+    /// Numbers of first rows whose checksum is wanted, to compare with an earlier run over those rows;
+    /// 0 for none.
     #[serde(default)]
     pub marks: [u64; 2],
 }
